@@ -1,0 +1,167 @@
+"""Scenes of coloured shapes on a 3×3 grid: what there is to see, and how it is drawn.
+
+A scene is a pure function of its seed, and so is its picture: equal seeds give equal pixels. The picture adds jitter
+of position, size, colour and angle that the scene does not record, so reading a picture is not a table look-up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 30, 35),
+    "orange": (250, 140, 20),
+    "yellow": (245, 225, 40),
+    "green": (40, 160, 60),
+    "cyan": (50, 215, 225),
+    "blue": (35, 70, 215),
+    "purple": (125, 40, 165),
+    "pink": (250, 130, 190),
+}
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
+SIZES: dict[str, float] = {"large": 0.42, "small": 0.24}  # radius as a share of a cell's side
+PLACES = (
+    "top left",
+    "top centre",
+    "top right",
+    "middle left",
+    "centre",
+    "middle right",
+    "bottom left",
+    "bottom centre",
+    "bottom right",
+)
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (248, 248, 248),
+    "black": (14, 14, 14),
+    "gray": (128, 128, 128),
+    "brown": (92, 58, 32),
+    "beige": (226, 208, 170),
+}
+MAX_THINGS = 4
+
+# Disjoint ranges of seeds: nothing is ever tested on a scene that it was trained on.
+SPLITS: dict[str, range] = {
+    "captioner_train": range(1_000_000),
+    "captioner_test": range(1_000_000, 1_100_000),
+    "tower_train": range(2_000_000, 3_000_000),
+    "images": range(3_000_000, 4_000_000),  # what the demo's server offers, so what LoTLIP is trained on
+    "evaluation": range(4_000_000, 4_100_000),
+}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One coloured shape; `place` is the grid cell's name, one of `PLACES`."""
+
+    colour: str
+    shape: str
+    size: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """1 to 4 things in different cells, in reading order, on a plain background."""
+
+    seed: int
+    background: str
+    things: tuple[Thing, ...]
+
+
+def sample_scene(seed: int) -> Scene:
+    """The scene of this seed: background, number of things, cells and attributes are all uniform."""
+    rng = np.random.default_rng(seed)
+    background = _pick(rng, BACKGROUNDS)
+    count = int(rng.integers(1, MAX_THINGS + 1))
+    cells = sorted(rng.choice(len(PLACES), size=count, replace=False).tolist())
+    things = tuple(
+        Thing(colour=_pick(rng, COLOURS), shape=_pick(rng, SHAPES), size=_pick(rng, SIZES), place=PLACES[cell])
+        for cell in cells
+    )
+    return Scene(seed, background, things)
+
+
+def single_thing_scene(seed: int, colour: str, shape: str) -> Scene:
+    """A scene of one thing whose colour and shape are given: its class in zero-shot classification."""
+    if colour not in COLOURS or shape not in SHAPES:
+        raise ValueError(f"no class {colour!r} {shape!r}: colours are {list(COLOURS)}, shapes are {list(SHAPES)}")
+    scene = sample_scene(seed)
+    return replace(scene, things=(replace(scene.things[0], colour=colour, shape=shape),))
+
+
+def class_names() -> list[str]:
+    """The 64 classes "<colour> <shape>" of single-thing scenes, colour by colour."""
+    return [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+
+
+def render(scene: Scene, pixels: int = 96) -> Image.Image:
+    """Draw the scene as an RGB image of `pixels` × `pixels`; the jitter follows from the scene's seed alone."""
+    rng = np.random.default_rng([scene.seed, 1])  # a stream of its own: drawing never changes what is drawn
+    side = 3 * pixels  # drawn three times as large and averaged down, which smooths the edges
+    canvas = Image.new("RGB", (side, side), _shade(rng, BACKGROUNDS[scene.background]))
+    draw = ImageDraw.Draw(canvas)
+    ground = canvas.getpixel((0, 0))
+    cell = side / 3
+    for thing in scene.things:
+        row, column = divmod(PLACES.index(thing.place), 3)
+        radius = cell * SIZES[thing.size] * rng.uniform(0.92, 1.08)
+        slack = max(0.0, min(0.06 * cell, cell / 2 - radius))
+        centre_x = (column + 0.5) * cell + rng.uniform(-slack, slack)
+        centre_y = (row + 0.5) * cell + rng.uniform(-slack, slack)
+        angle = math.radians(rng.uniform(-6, 6))
+        _draw_shape(draw, thing.shape, (centre_x, centre_y), radius, angle, _shade(rng, COLOURS[thing.colour]), ground)
+    return canvas.resize((pixels, pixels), Image.Resampling.BOX)
+
+
+def _pick(rng: np.random.Generator, names: dict[str, tuple[int, int, int]] | dict[str, float] | tuple[str, ...]) -> str:
+    return list(names)[int(rng.integers(len(names)))]
+
+
+def _shade(rng: np.random.Generator, rgb: tuple[int, int, int]) -> tuple[int, int, int]:
+    red, green, blue = (int(np.clip(channel + rng.integers(-7, 8), 0, 255)) for channel in rgb)
+    return red, green, blue
+
+
+# Corners of each shape's outline in the unit disc, y downwards.
+_OUTLINES: dict[str, list[tuple[float, float]]] = {
+    "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
+    "triangle": [(0.0, -0.95), (0.95, 0.8), (-0.95, 0.8)],
+    "diamond": [(0.0, -1.0), (0.75, 0.0), (0.0, 1.0), (-0.75, 0.0)],
+    "star": [
+        (r * math.sin(k * math.pi / 5), -r * math.cos(k * math.pi / 5)) for k in range(10) for r in [(1.0, 0.42)[k % 2]]
+    ],
+    "cross": [
+        *[(-0.32, -0.95), (0.32, -0.95), (0.32, -0.32), (0.95, -0.32), (0.95, 0.32), (0.32, 0.32)],
+        *[(0.32, 0.95), (-0.32, 0.95), (-0.32, 0.32), (-0.95, 0.32), (-0.95, -0.32), (-0.32, -0.32)],
+    ],
+    "heart": [
+        (math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16)
+        for t in np.linspace(0, 2 * math.pi, 40, endpoint=False).tolist()
+    ],
+}
+
+
+def _draw_shape(
+    draw: ImageDraw.ImageDraw,
+    shape: str,
+    centre: tuple[float, float],
+    radius: float,
+    angle: float,
+    colour: tuple[int, int, int],
+    ground: object,
+) -> None:
+    x, y = centre
+    if shape in _OUTLINES:
+        cos, sin = math.cos(angle) * radius, math.sin(angle) * radius
+        draw.polygon([(x + u * cos - v * sin, y + u * sin + v * cos) for u, v in _OUTLINES[shape]], fill=colour)
+        return
+    outer = 0.92 * radius
+    draw.ellipse((x - outer, y - outer, x + outer, y + outer), fill=colour)
+    if shape == "ring":
+        inner = 0.5 * radius
+        draw.ellipse((x - inner, y - inner, x + inner, y + inner), fill=ground)  # type: ignore[arg-type]
