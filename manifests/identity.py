@@ -1,0 +1,32 @@
+"""What a sample is called: by its URL, never by its position in a list.
+
+`uid` stays the same however a list was cut, filtered or joined with others; `key` (shard and row) does not.
+"""
+
+import hashlib
+from urllib.parse import urlsplit, urlunsplit
+
+UID_LENGTH = 32
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def normalise_url(url: str) -> str:
+    """`url` without surrounding blanks and fragment, its scheme and host in lower case, without a default port.
+
+    The path and the query stay as they are: servers may tell `%7E` from `~`, or `A` from `a`.
+    Raises ValueError where it is no http or https URL with a host.
+    """
+    parts = urlsplit(url.strip())
+    scheme = parts.scheme.lower()
+    if scheme not in _DEFAULT_PORTS:
+        raise ValueError("not an http or https URL")
+    userinfo, at, host = parts.netloc.rpartition("@")
+    host = host.lower().removesuffix(":" + _DEFAULT_PORTS[scheme]).removesuffix(":")
+    if not host or host.startswith(":"):
+        raise ValueError("the URL names no host")
+    return urlunsplit((scheme, userinfo + at + host, parts.path or "/", parts.query, ""))
+
+
+def uid_of(url: str) -> str:
+    """The first 32 hexadecimal digits of the sha256 of the normalised URL. Raises ValueError as `normalise_url`."""
+    return hashlib.sha256(normalise_url(url).encode("utf-8", "surrogatepass")).hexdigest()[:UID_LENGTH]

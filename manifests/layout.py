@@ -1,0 +1,97 @@
+"""Where everything lies in a run's folder (any fsspec URL). Nothing else spells these names.
+
+RUN/
+  manifest.yaml                                the resolved manifest, frozen
+  lists/00000.parquet  plan.json               the rows to fetch, in seeded random order, cut into shards
+  images/00000-ATTEMPT.tar .parquet            img2dataset's output; 00000_stats.json names the attempt that counts
+  captions/CAPTIONER/00000.parquet             captions of image shard 0; captioner.json; .parts/ while under way
+  shards/train-00000.tar .parquet dataset.json the dataset
+  quarantine/                                  what could not be processed, with its reason
+  train/NAME/                                  configuration, metrics, checkpoints
+  eval/NAME.json                               results
+  logs/                                        one folder an invocation
+"""
+
+from dataclasses import dataclass
+
+from lotlip_data.manifests import storage
+
+SHARD_DIGITS = 5
+
+
+def shard_name(shard: int) -> str:
+    return f"{shard:0{SHARD_DIGITS}d}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The names in one run's folder. `url` is a local path or a fsspec URL."""
+
+    url: str
+
+    @classmethod
+    def at(cls, url: str) -> "Run":
+        return cls(storage.normalise(url))
+
+    def _in(self, *names: str) -> str:
+        return storage.join(self.url, *names)
+
+    @property
+    def manifest(self) -> str:
+        return self._in("manifest.yaml")
+
+    @property
+    def lists(self) -> str:
+        return self._in("lists")
+
+    def list_shard(self, shard: int) -> str:
+        return self._in("lists", f"{shard_name(shard)}.parquet")
+
+    @property
+    def plan(self) -> str:
+        return self._in("lists", "plan.json")
+
+    @property
+    def images(self) -> str:
+        return self._in("images")
+
+    def image_stats(self, shard: int) -> str:
+        """The marker of a fetched shard: its counts, and the names of its tar and its Parquet in `images`."""
+        return self._in("images", f"{shard_name(shard)}_stats.json")
+
+    @property
+    def captions(self) -> str:
+        return self._in("captions")
+
+    def captioner(self, name: str) -> str:
+        return self._in("captions", name)
+
+    def captioner_settings(self, name: str) -> str:
+        return self._in("captions", name, "captioner.json")
+
+    def caption_shard(self, name: str, shard: int) -> str:
+        return self._in("captions", name, f"{shard_name(shard)}.parquet")
+
+    def caption_parts(self, name: str, shard: int) -> str:
+        return self._in("captions", name, ".parts", shard_name(shard))
+
+    @property
+    def shards(self) -> str:
+        return self._in("shards")
+
+    @property
+    def dataset(self) -> str:
+        return self._in("shards", "dataset.json")
+
+    def quarantine(self, *names: str) -> str:
+        return self._in("quarantine", *names)
+
+    def train(self, name: str) -> str:
+        return self._in("train", name)
+
+    def evaluation(self, name: str) -> str:
+        return self._in("eval", f"{name}.json")
+
+    @property
+    def logs(self) -> str:
+        return self._in("logs")

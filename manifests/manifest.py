@@ -1,0 +1,216 @@
+"""The manifest: a YAML file that names the lists of image URLs and the settings of every stage.
+
+A user's own list needs six lines:
+
+    name: my-images
+    sources:
+      - name: mine
+        files: [my-images.csv]
+        url: image_url
+        text: alt
+"""
+
+import pathlib
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run
+from lotlip_data.manifests.subcaptions import SplitMode
+
+ListFormat = Literal["csv", "tsv", "jsonl", "parquet"]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+
+_FORMATS: dict[str, ListFormat] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+}
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; the message names the file, the field and the fix."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Settings):
+    """A published list of URLs and raw texts."""
+
+    name: Name
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Paths or fsspec URLs, `*` allowed; relative ones start at the manifest's folder."""
+    format: ListFormat | None = None
+    """By the files' ending where it is not given."""
+    columns: tuple[str, ...] | None = None
+    """The columns' names, for a CSV or TSV without a header."""
+    url: str = "url"
+    text: str = "caption"
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known_format(self) -> "Source":
+        for file in self.files:
+            self.format_of(file)
+        if self.columns is not None and not {self.url, self.text} <= set(self.columns):
+            raise ValueError(f"`columns` lacks {self.url!r} or {self.text!r}, which `url` and `text` name")
+        return self
+
+    def format_of(self, file: str) -> ListFormat:
+        """The format of one of the source's files. Raises ValueError where its ending does not tell."""
+        stem = file.lower().removesuffix(".gz").removesuffix(".zst")
+        found = self.format or _FORMATS.get("." + stem.rsplit(".", 1)[-1])
+        if found is None:
+            XX
+        return found
+
+
+class DownloadSettings(_Settings):
+    """How images are fetched and stored."""
+
+    image_size: Annotated[int, Field(ge=16)] = 512
+    """The shorter side at most, in pixels; the aspect is kept and nothing is enlarged."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    threads: Annotated[int, Field(ge=1)] = 64
+    """Fetches under way in one shard."""
+    timeout: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds that one socket operation may take."""
+    total_timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds that one fetch may take, redirects and body included."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    max_bytes: Annotated[int, Field(ge=1)] = 50_000_000
+    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts that may be fetched from although their address is private or loopback: tests and intranets."""
+    user_agent: str | None = "lotlip-data"
+    respect_robots_tag: bool = True
+
+
+class ShardSettings(_Settings):
+    """What a sample of the dataset looks like."""
+
+    sub_captions: SplitMode = "punkt"
+    min_long_texts: Annotated[int, Field(ge=0)] = 1
+    """Samples with fewer long texts than this are left out, and counted."""
+
+
+class Manifest(_Settings):
+    """What to fetch and what to make of it. Everything has a default but `name` and `sources`."""
+
+    name: Name
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    seed: int = 0
+    """Of the random order in which rows are cut into shards."""
+    sample: Annotated[int, Field(ge=1)] | None = None
+    """Take only this many rows, drawn by the seed."""
+    samples_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    download: DownloadSettings = DownloadSettings()
+    captioners: tuple[str | dict[str, Any], ...] = ("instructblip", "llava", "sharegpt4v")
+    """Names that the registry knows, or the settings of a captioner."""
+    shard: ShardSettings = ShardSettings()
+    train: tuple[dict[str, Any], ...] = ({"method": "lotlip"},)
+    """Settings of each training, `name` and `method` among them."""
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Manifest":
+        names = [source.name for source in self.sources]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"`sources` names {', '.join(sorted(twice))} twice")
+        return self
+
+
+def load(path: str) -> Manifest:
+    """The manifest in the YAML file `path` (a path or fsspec URL), its relative files made absolute.
+
+    Raises ManifestError with the file, the field and the fix.
+    """
+    try:
+        text = storage.read_bytes(storage.normalise(path)).decode("utf-8")
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: there is no such file") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: not a YAML file in UTF-8: {error}") from None
+    manifest = parse(text, path)
+    base = storage.normalise(path).rpartition("/")[0]
+    sources = [
+        source.model_copy(update={"files": tuple(_absolute(file, base) for file in source.files)})
+        for source in manifest.sources
+    ]
+    return manifest.model_copy(update={"sources": tuple(sources)})
+
+
+def parse(text: str, where: str) -> Manifest:
+    """The manifest in the YAML `text`; `where` is named in errors. Raises ManifestError."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ManifestError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ManifestError(f"{where}: a manifest is a mapping with at least `name` and `sources`")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise ManifestError(f"{where}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _explain(problem: Any) -> str:
+    field = ".".join(str(step) for step in problem["loc"]) or "manifest"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "there is no such setting; see `lotlip-data manifest --help` for those that there are"
+    elif problem["type"] == "missing":
+        message = "is missing"
+    elif problem["type"] == "string_pattern_mismatch":
+        message = f"{problem['input']!r} may have only small letters, digits, - and _"
+    return f"`{field}`: {message}"
+
+
+def _absolute(file: str, base: str) -> str:
+    if "://" in file or pathlib.PurePath(file).is_absolute() or file.startswith("~"):
+        return storage.normalise(file)
+    return storage.join(base, file)
+
+
+def dump(manifest: Manifest) -> str:
+    """The manifest as YAML, every setting spelled out."""
+    return yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def freeze(manifest: Manifest, run: Run) -> Manifest:
+    """Put the manifest into the run's folder, once, and return it.
+
+    Raises ManifestError where the folder holds another one: what a run fetched and captioned belongs to its manifest.
+    """
+    if storage.create(run.manifest, dump(manifest).encode()):
+        return manifest
+    frozen = parse(storage.read_bytes(run.manifest).decode(), run.manifest)
+    if frozen != manifest:
+        changed = [name for name in type(manifest).model_fields if getattr(manifest, name) != getattr(frozen, name)]
+        raise ManifestError(
+            f"{run.manifest}: this run was started with another manifest (they differ in {', '.join(changed)}). "
+            "Use another run folder, or the manifest that the run was started with."
+        )
+    return frozen
+
+
+def frozen(run: Run) -> Manifest:
+    """The manifest that the run was started with. Raises ManifestError where the run has none."""
+    try:
+        text = storage.read_bytes(run.manifest).decode()
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{run.url}: no run here (no manifest.yaml). Start one with `lotlip-data download MANIFEST {run.url}`."
+        ) from None
+    return parse(text, run.manifest)

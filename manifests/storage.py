@@ -1,0 +1,178 @@
+"""Objects in a run's folder, on any fsspec URL, and the one way to commit them: exclusive creation.
+
+A rename is not a commit on an object store, and two drivers may work on one run. So whatever is final is created
+exclusively: `If-None-Match` on S3, a hard link on a local disk. The first writer wins, everybody sees either the whole
+object or none of it, and nothing that is committed is ever overwritten.
+"""
+
+import errno
+import os
+import pathlib
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+class StorageError(RuntimeError):
+    """The storage refused something; the message says where and what to do."""
+
+
+def join(base: str, *names: str) -> str:
+    """`base/name/…` for a path or URL."""
+    return "/".join([base.rstrip("/"), *names])
+
+
+def normalise(url: str) -> str:
+    """An absolute local path, or the URL without a trailing slash."""
+    if "://" not in url or url.startswith("file://"):
+        return str(pathlib.Path(url.removeprefix("file://")).expanduser().absolute())
+    return url.rstrip("/")
+
+
+def _open_fs(url: str) -> tuple[Any, str]:
+    fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return fs, path
+
+
+def is_local(url: str) -> bool:
+    return isinstance(_open_fs(url)[0], LocalFileSystem)
+
+
+def exists(url: str) -> bool:
+    fs, path = _open_fs(url)
+    return bool(fs.exists(path))
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole object. Raises FileNotFoundError where there is none."""
+    fs, path = _open_fs(url)
+    data: bytes = fs.cat_file(path)
+    return data
+
+
+def open_read(url: str) -> IO[bytes]:
+    """A seekable binary stream over one object."""
+    fs, path = _open_fs(url)
+    stream: IO[bytes] = fs.open(path, "rb")
+    return stream
+
+
+def list_names(folder: str) -> list[str]:
+    """Sorted names of what lies directly in `folder`; empty where the folder does not exist. One listing."""
+    fs, path = _open_fs(folder)
+    try:
+        found = fs.ls(path, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    names = (name.rstrip("/").rsplit("/", 1)[-1] for name in found)
+    return sorted(name for name in names if not name.startswith(".tmp-"))
+
+
+def remove(url: str) -> None:
+    """Remove an object or a folder with all that is in it; nothing happens where it is not there."""
+    fs, path = _open_fs(url)
+    try:
+        fs.rm(path, recursive=True)
+    except FileNotFoundError:
+        return
+
+
+def create(url: str, data: bytes) -> bool:
+    """Create the object `url` with `data`, unless it exists.
+
+    True where this call created it, False where it was there before: then it is left as it is.
+    Raises StorageError where the storage cannot create exclusively, OSError (a full disk, say) as it comes.
+    """
+    fs, path = _open_fs(url)
+    if isinstance(fs, LocalFileSystem):
+        with _scratch_beside(path) as scratch:
+            _write_durably(scratch, data)
+            return _link(scratch, path)
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except (FileExistsError, OSError) as error:
+        if _lost_the_race(error) and fs.exists(path):
+            return False
+        raise
+    return True
+
+
+def create_from_file(url: str, local: str) -> bool:
+    """As `create`, with the content of the local file `local`, which may be larger than memory. The file stays."""
+    fs, path = _open_fs(url)
+    if isinstance(fs, LocalFileSystem):
+        with _scratch_beside(path) as scratch, open(local, "rb") as source:
+            _copy_durably(source, scratch)
+            return _link(scratch, path)
+    try:
+        fs.put_file(local, path, mode="create")
+    except (FileExistsError, OSError) as error:
+        if _lost_the_race(error) and fs.exists(path):
+            return False
+        raise
+    return True
+
+
+def replace(url: str, data: bytes) -> None:
+    """Write an object that may be overwritten: a view that can be made again, never a result."""
+    fs, path = _open_fs(url)
+    if isinstance(fs, LocalFileSystem):
+        with _scratch_beside(path) as scratch:
+            _write_durably(scratch, data)
+            pathlib.Path(scratch).replace(path)
+    else:
+        fs.pipe_file(path, data)
+
+
+def _lost_the_race(error: OSError) -> bool:
+    """Whether a storage's error says that the object exists (S3 answers 412, or 409 while two writers race)."""
+    if isinstance(error, FileExistsError) or error.errno == errno.EEXIST:
+        return True
+    text = str(error)
+    return any(sign in text for sign in ("PreconditionFailed", "At least one of the pre-conditions", "412", "409"))
+
+
+@contextmanager
+def _scratch_beside(path: str) -> Iterator[str]:
+    """A name for a scratch file in the folder of `path`, removed at the end where it still exists."""
+    folder = pathlib.Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / f".tmp-{uuid.uuid4().hex}"
+    try:
+        yield str(scratch)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _write_durably(path: str, data: bytes) -> None:
+    with open(path, "xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _copy_durably(source: IO[bytes], path: str) -> None:
+    with open(path, "xb") as stream:
+        while chunk := source.read(1 << 22):
+            stream.write(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _link(scratch: str, path: str) -> bool:
+    try:
+        os.link(scratch, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise StorageError(
+                f"{path}: this file system has no hard links, so a result cannot be committed exclusively. "
+                "Put the run on another disk, or on S3."
+            ) from error
+        raise
+    return True

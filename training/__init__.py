@@ -1,0 +1,1 @@
+"""LoTLIP and what it is compared with: tokens, towers, losses, data, evaluation."""
