@@ -72,7 +72,7 @@ class Source(_Settings):
         stem = file.lower().removesuffix(".gz").removesuffix(".zst")
         found = self.format or _FORMATS.get("." + stem.rsplit(".", 1)[-1])
         if found is None:
-            XX
+            raise ValueError(f"the ending of {file!r} does not tell it: set `format` to csv, tsv, jsonl or parquet")
         return found
 
 
