@@ -1,0 +1,39 @@
+# make demo       sets everything up and runs the whole job offline, on a CPU, in a few minutes
+# make test       sets up and passes the fast tests;  make test-slow: the long ones
+# make lint       ruff and mypy
+#
+# Needs Python 3.11 and nothing else. Everything is installed into .venv, from constraints/cpu.txt.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+RUN    ?= runs/demo
+BIN    := $(VENV)/bin
+
+.PHONY: setup demo test test-slow lint clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints/cpu.txt tools/setup.sh tools/repair_torchvision.py
+	PYTHON="$(PYTHON)" VENV="$(VENV)" bash tools/setup.sh
+	touch $@
+
+demo: setup
+	$(BIN)/lotlip-data demo "$(RUN)"
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+ROOMS := captioners manifests pipeline training world
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p build/types/lotlip_data
+	for room in $(ROOMS); do ln -sfn ../../../$$room build/types/lotlip_data/$$room; done
+	$(BIN)/mypy -p lotlip_data
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,61 @@
+"""Reading a fetched image shard as a stream: the tar that its marker names, one image in memory at a time."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run
+
+
+class ShardUnreadable(RuntimeError):
+    """A fetched shard cannot be read; the message names the object and says what to do."""
+
+
+@dataclass(frozen=True)
+class FetchedImage:
+    """One image of a shard: `image` holds the stored bytes, `meta` the whole json member of the tar."""
+
+    key: str
+    uid: str
+    sha256: str
+    image: bytes
+    meta: dict[str, object]
+
+
+def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
+    """The images of one shard in the order of its tar.
+
+    Raises ShardUnreadable where the marker, the tar or one of its members is missing or damaged.
+    """
+    marker = json.loads(storage.read_bytes(run.image_stats(shard)))
+    tar_url = storage.join(run.images, marker["tar"])
+    try:
+        with storage.open_read(tar_url) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            yield from _pairs(tar, tar_url)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ShardUnreadable(
+            f"{tar_url}: cannot be read ({error}). Remove {run.image_stats(shard)} and run `lotlip-data download` again."
+        ) from error
+
+
+def _pairs(tar: tarfile.TarFile, tar_url: str) -> Iterator[FetchedImage]:
+    """Joins the tar's neighbouring members `{key}.jpg` and `{key}.json`, in either order."""
+    image: dict[str, bytes] = {}
+    meta: dict[str, dict[str, object]] = {}
+    for member in tar:
+        key, _, ending = member.name.partition(".")
+        content = tar.extractfile(member)
+        if content is None:
+            continue
+        if ending == "json":
+            meta[key] = json.loads(content.read())
+        elif ending == "jpg":
+            image[key] = content.read()
+        if key in image and key in meta:
+            fields = meta.pop(key)
+            yield FetchedImage(key, str(fields["uid"]), str(fields["sha256"]), image.pop(key), fields)
+    if image or meta:
+        alone = sorted({*image, *meta})
+        raise tarfile.ReadError(f"{len(alone)} members of {tar_url} lack their other half, {alone[0]} among them")

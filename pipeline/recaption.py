@@ -1,0 +1,112 @@
+"""The recaption stage: every fetched image gets one caption, or one reason, from every chosen captioner."""
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline.captioning import PART_SIZE, UnitResult
+from lotlip_data.pipeline.cluster import cluster
+from lotlip_data.pipeline.ledger import fetched_shards, work_of
+
+
+class RecaptionError(ValueError):
+    """The stage cannot start; the message says where, why and what to do."""
+
+
+@dataclass
+class RecaptionSummary:
+    """What one call did, by captioner: shards that were `skipped` as committed, and `units` done now."""
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    units: Counter[str] = field(default_factory=Counter)
+    captions: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    failed: list[str] = field(default_factory=list)
+    """Units that were given up, each with its reason."""
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return not self.units and not self.failed
+
+
+def recaption(
+    run: Run,
+    captioners: Sequence[CaptionerConfig],
+    pool_settings: dict[str, dict[str, object]],
+    say: Callable[[str], None] = print,
+    part_size: int = PART_SIZE,
+) -> RecaptionSummary:
+    """Run each captioner over the fetched shards that lack its captions.
+
+    `pool_settings` holds the fields of `PoolSettings` by captioner name. Raises RecaptionError where nothing is
+    fetched, or where a captioner's folder holds captions made with other settings.
+    """
+    if not fetched_shards(run):
+        raise RecaptionError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
+    for captioner in captioners:
+        _claim(run, captioner)
+    summary = RecaptionSummary()
+    left: dict[str, deque[int]] = {}
+    for captioner in captioners:
+        work = work_of(run, captioner.name)
+        summary.skipped[captioner.name] = len(work.done)
+        left[captioner.name] = deque(work.left)
+    if not any(left.values()):
+        return summary
+    with cluster():
+        _work_off(run, [captioner for captioner in captioners if left[captioner.name]], left, pool_settings, part_size, say, summary)
+    return summary
+
+
+def _work_off(
+    run: Run,
+    captioners: list[CaptionerConfig],
+    left: dict[str, deque[int]],
+    pool_settings: dict[str, dict[str, object]],
+    part_size: int,
+    say: Callable[[str], None],
+    summary: RecaptionSummary,
+) -> None:
+    from lotlip_data.pipeline.pools import FailedUnit, Pool, PoolSettings, work_off
+
+    total = {name: len(units) for name, units in left.items()}
+
+    def done(name: str, result: UnitResult) -> None:
+        summary.units[name] += 1
+        summary.captions[name] += result.captioned
+        summary.rejected[name] += result.rejected
+        lost = "" if result.won else ", another driver had committed it"
+        say(f"{name}: shard {result.shard} of {result.rows} images ({summary.units[name]} of {total[name]}){lost}")
+
+    def failed(unit: FailedUnit) -> None:
+        summary.failed.append(f"{unit.captioner}, shard {unit.shard}: {unit.reason}")
+        say(f"{unit.captioner}: shard {unit.shard} given up: {unit.reason}")
+
+    work_off(
+        [
+            Pool(run, captioner, PoolSettings(**pool_settings.get(captioner.name, {})), left[captioner.name], part_size)  # type: ignore[arg-type]
+            for captioner in captioners
+        ],
+        done,
+        failed,
+    )
+
+
+def _claim(run: Run, captioner: CaptionerConfig) -> None:
+    """Settle what the captioner's folder holds, once: captions of different settings never mix."""
+    path = run.captioner_settings(captioner.name)
+    settings = captioner.to_dict()
+    if storage.create(path, json.dumps({"id": captioner.id, **settings}, indent=1).encode()):
+        return
+    held = json.loads(storage.read_bytes(path))
+    if held["id"] != captioner.id:
+        changed = sorted(name for name, value in settings.items() if held.get(name) != value)
+        raise RecaptionError(
+            f"{run.captioner(captioner.name)} holds captions of {held['id']}, but the settings now make "
+            f"{captioner.id} (changed: {', '.join(changed)}). Give the captioner another name, or use the settings "
+            f"in {path}."
+        )
