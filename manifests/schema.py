@@ -8,21 +8,24 @@ image has the same keys. `key` joins a tar's members, `sha256` is of the fetched
 captions/CAPTIONER/NNNNN.parquet (CAPTIONS): one row for each fetched image of shard NNNNN, sorted by `key`. Without a
 caption, `text`, `finish_reason` and `tokens` are null and `error` says why. `tokens` counts what the model generated.
 
-shards/train-NNNNN.parquet (`dataset`): one row for each sample, sorted by `key`; the json member has the same keys.
+shards/train-NNNNN.parquet (`dataset`): one row for each sample, in the order of the tar; the json member of a sample
+has the same keys and values. Samples with the fewest long texts missing come first, then they go by `key`: Hugging
+Face `datasets` infers the types of a tar from its first five samples, and takes a key that is null or an empty list in
+all five for one that never holds anything. For the same reason the flags are one string.
 
-| column               | type         | means                                                                  |
-|----------------------|--------------|------------------------------------------------------------------------|
-| `key`                | string       | joins the members of a tar; no identity: it depends on how lists were cut |
-| `uid`                | string       | first 32 hexadecimal digits of the sha256 of the normalised URL: the sample's identity |
-| `url`                | string       | where the image was fetched from                                       |
-| `sha256`             | string       | of the fetched bytes, before resizing                                  |
-| `width`, `height`    | int32        | of the stored image, in pixels                                         |
-| `original_width`, `original_height` | int32 | of the fetched image, in pixels                                |
-| `source`, `raw`      | string       | the first source that lists the URL, and its raw text                  |
-| `sources`, `raws`    | list<string> | all of them, in the same order                                         |
-| `<captioner>`        | string       | its long text; null where it has none                                  |
-| `<captioner>_sub`    | list<string> | the sub-captions of that long text                                     |
-| `<captioner>_flags`  | list<string> | what is suspicious about it (cut off, repeats itself, …)               |
+| column                | type         | means                                                                     |
+|-----------------------|--------------|---------------------------------------------------------------------------|
+| `key`                 | string       | joins a tar's members; no identity, it depends on how the lists were cut  |
+| `uid`                 | string       | the sample's identity: 32 hexadecimal digits of the normalised URL's sha256 |
+| `url`                 | string       | where the image was fetched from                                          |
+| `sha256`              | string       | of the fetched bytes, before resizing                                     |
+| `width`, `height`     | int32        | of the stored image, in pixels                                            |
+| `original_width`, `original_height` | int32 | of the fetched image, in pixels                                    |
+| `source`, `raw`       | string       | the first source that lists the URL, and its raw text                     |
+| `sources`, `raws`     | list<string> | all of them, in the same order                                            |
+| `<captioner>`         | string       | its long text; null where it has none                                     |
+| `<captioner>_sub`     | list<string> | the sub-captions of that long text                                        |
+| `<captioner>_flags`   | string       | what is suspicious about it: names with blanks between them, mostly none  |
 """
 
 from collections.abc import Iterable
@@ -98,10 +101,8 @@ def dataset(captioners: Iterable[str]) -> pa.Schema:
     """
     schema = _SAMPLE
     for name in captioners:
-        for column, kind in ((name, pa.string()), (name + SUB_SUFFIX, _TEXTS), (name + FLAGS_SUFFIX, _TEXTS)):
+        for column, kind in ((name, pa.string()), (name + SUB_SUFFIX, _TEXTS), (name + FLAGS_SUFFIX, pa.string())):
             if column in schema.names or column in EXTENSIONS:
-                raise ValueError(
-                    f"captioner {name!r}: the dataset has a column {column!r} already; rename the captioner"
-                )
+                raise ValueError(f"captioner {name!r}: the dataset has a column {column!r} already; rename it")
             schema = schema.append(pa.field(column, kind))
     return schema
