@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.subcaptions import SplitMode
 
@@ -33,7 +34,7 @@ _FORMATS: dict[str, ListFormat] = {
 }
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError):
     """A manifest that cannot be used; the message names the file, the field and the fix."""
 
 
@@ -169,7 +170,7 @@ def _explain(problem: Any) -> str:
     field = ".".join(str(step) for step in problem["loc"]) or "manifest"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        message = "there is no such setting; see `lotlip-data manifest --help` for those that there are"
+        message = "there is no such setting; the README lists those that there are"
     elif problem["type"] == "missing":
         message = "is missing"
     elif problem["type"] == "string_pattern_mismatch":
@@ -188,21 +189,32 @@ def dump(manifest: Manifest) -> str:
     return yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def freeze(manifest: Manifest, run: Run) -> Manifest:
-    """Put the manifest into the run's folder, once, and return it.
+def freeze(manifest: Manifest, run: Run) -> None:
+    """Put the manifest into the run's folder, or check that it goes on with what the folder holds.
 
-    Raises ManifestError where the folder holds another one: what a run fetched and captioned belongs to its manifest.
+    What was fetched belongs to its lists, their order and the stored size: those cannot change in a run. Everything
+    else may, and the folder then holds the new settings. Raises ManifestError naming what differs.
     """
-    if storage.create(run.manifest, dump(manifest).encode()):
-        return manifest
-    frozen = parse(storage.read_bytes(run.manifest).decode(), run.manifest)
-    if frozen != manifest:
-        changed = [name for name in type(manifest).model_fields if getattr(manifest, name) != getattr(frozen, name)]
+    text = dump(manifest).encode()
+    if storage.create(run.manifest, text):
+        return
+    held = frozen(run)
+    if held == manifest:
+        return
+    ours, theirs = _of_the_images(manifest), _of_the_images(held)
+    if changed := sorted(name for name in ours if ours[name] != theirs[name]):
         raise ManifestError(
             f"{run.manifest}: this run was started with another manifest (they differ in {', '.join(changed)}). "
             "Use another run folder, or the manifest that the run was started with."
         )
-    return frozen
+    storage.replace(run.manifest, text)
+
+
+def _of_the_images(manifest: Manifest) -> dict[str, Any]:
+    """The settings that decide which images a run holds, under which keys, and how they are stored."""
+    fixed = {name: getattr(manifest, name) for name in ("name", "sources", "seed", "sample", "samples_per_shard")}
+    stored = {f"download.{name}": getattr(manifest.download, name) for name in ("image_size", "quality")}
+    return fixed | stored
 
 
 def frozen(run: Run) -> Manifest:

@@ -16,8 +16,10 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from lotlip_data.manifests.errors import UserError
 
-class StorageError(RuntimeError):
+
+class StorageError(UserError):
     """The storage refused something; the message says where and what to do."""
 
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What a unit did: `rows` of the shard, `captioned` of them by this call, `rejected` with a reason, `won` the commit."""
+    """A unit's `rows`, of them `captioned` by this call, `rejected` with a reason; `won`: its commit was the first."""
 
     shard: int
     rows: int
@@ -50,6 +50,8 @@ class Captioning:
     run: Run
     config: CaptionerConfig
     engine: Engine
+    engine_name: str = ""
+    """Recorded with each caption."""
     part_size: int = PART_SIZE
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "decode"))
 
@@ -101,7 +103,7 @@ class Captioning:
 
     async def _caption(self, fetched: FetchedImage) -> Row:
         """The caption of one image, or its reason for having none; the window was entered by the caller."""
-        row: Row = {"key": fetched.key, "uid": fetched.uid, "sha256": fetched.sha256, "engine": self.engine.name}
+        row: Row = {"key": fetched.key, "uid": fetched.uid, "sha256": fetched.sha256, "engine": self.engine_name}
         try:
             loop = asyncio.get_running_loop()
             image = await loop.run_in_executor(self.threads, _decode, fetched.image)
@@ -185,9 +187,7 @@ class Parts:
         return full
 
     def write(self, rows: list[Row]) -> None:
-        storage.create(
-            storage.join(self.folder, f"{self._written:05d}-{self._attempt}.parquet"), _parquet(rows, None)
-        )
+        storage.create(storage.join(self.folder, f"{self._written:05d}-{self._attempt}.parquet"), _parquet(rows, None))
         self._written += 1
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 
 
-class ShardUnreadable(RuntimeError):
+class ShardUnreadable(UserError):
     """A fetched shard cannot be read; the message names the object and says what to do."""
 
 
@@ -36,7 +37,8 @@ def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
             yield from _pairs(tar, tar_url)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ShardUnreadable(
-            f"{tar_url}: cannot be read ({error}). Remove {run.image_stats(shard)} and run `lotlip-data download` again."
+            f"{tar_url}: cannot be read ({error}). "
+            f"Remove {run.image_stats(shard)} and run `lotlip-data download` again."
         ) from error
 
 

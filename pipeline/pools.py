@@ -43,7 +43,7 @@ class CaptionActor:
         from lotlip_data.captioners.base import load_engine
 
         engine = load_engine(config, settings.engine, **settings.engine_options)
-        self._captioning = Captioning(Run(run_url), config, engine, part_size)
+        self._captioning = Captioning(Run(run_url), config, engine, settings.engine, part_size)
 
     async def caption(self, shard: int) -> UnitResult:
         try:
@@ -142,9 +142,7 @@ def work_off(
             pool.stop()
 
 
-def _collect(
-    pools: list[Pool], done: Callable[[str, UnitResult], None], failed: Callable[[FailedUnit], None]
-) -> None:
+def _collect(pools: list[Pool], done: Callable[[str, UnitResult], None], failed: Callable[[FailedUnit], None]) -> None:
     owner = {reference: pool for pool in pools for reference in pool.running}
     if not owner:
         return

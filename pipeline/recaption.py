@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.captioning import PART_SIZE, UnitResult
 from lotlip_data.pipeline.cluster import cluster
 from lotlip_data.pipeline.ledger import fetched_shards, work_of
 
 
-class RecaptionError(ValueError):
+class RecaptionError(UserError):
     """The stage cannot start; the message says where, why and what to do."""
 
 
@@ -58,7 +59,8 @@ def recaption(
     if not any(left.values()):
         return summary
     with cluster():
-        _work_off(run, [captioner for captioner in captioners if left[captioner.name]], left, pool_settings, part_size, say, summary)
+        busy = [captioner for captioner in captioners if left[captioner.name]]
+        _work_off(run, busy, left, pool_settings, part_size, say, summary)
     return summary
 
 

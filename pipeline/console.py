@@ -1,0 +1,36 @@
+"""What a command tells its user, on the screen and in a file of the run's `logs/`."""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run
+
+
+class Console:
+    """Prints lines and keeps them; `save` puts them into one folder of the run's logs.
+
+    With `json_output`, the lines go to standard error and the result alone to standard output.
+    """
+
+    def __init__(self, command: str, json_output: bool = False) -> None:
+        self._name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{command}-{os.getpid()}"
+        self._lines: list[str] = []
+        self._json = json_output
+
+    def say(self, line: str = "") -> None:
+        self._lines.append(f"{time.strftime('%H:%M:%S')} {line}")
+        print(line, file=sys.stderr if self._json else sys.stdout, flush=True)
+
+    def result(self, value: dict[str, Any]) -> None:
+        """The command's figures, printed only where a script asked for them."""
+        if self._json:
+            print(json.dumps(value, indent=1, default=str), flush=True)
+
+    def save(self, run: Run) -> None:
+        if self._lines:
+            text = "\n".join(self._lines) + "\n"
+            storage.replace(storage.join(run.logs, self._name, "log.txt"), text.encode())

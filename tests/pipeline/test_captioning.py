@@ -1,0 +1,149 @@
+"""One unit of recaptioning, without Ray and without a model: what is asked of the engine and what is committed."""
+
+import asyncio
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, EngineDead
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline.captioning import Captioning
+from lotlip_data.pipeline.fetched import ShardUnreadable
+
+CONFIG = CaptionerConfig(name="seer", kind="llava", model="seer")
+
+
+class Seer:
+    """An engine that says the grey value of an image: so a caption tells which image it belongs to."""
+
+    window = 4
+
+    def __init__(self, poison: tuple[int, ...] = (), die_at: int | None = None) -> None:
+        self.seen: list[int] = []
+        self.under_way = 0
+        self.most = 0
+        self.poison, self.die_at = poison, die_at
+
+    async def caption(self, image: Image.Image) -> Caption:
+        value = image.getpixel((4, 4))[0]  # type: ignore[index]
+        self.seen.append(value)
+        if self.die_at is not None and len(self.seen) > self.die_at:
+            raise EngineDead("gone")
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await asyncio.sleep(0.001 * (value % 3))
+        self.under_way -= 1
+        if value in self.poison:
+            raise CaptionError("poison")
+        return Caption(f"It is {value}.", "stop", 5)
+
+    def close(self) -> None:
+        pass
+
+
+def fetched(run: Run, shard: int, values: list[int], broken: tuple[int, ...] = ()) -> None:
+    """An image shard with one plain picture a value, its tar in reverse order of the keys."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for value in reversed(values):
+            picture = io.BytesIO()
+            Image.new("RGB", (8, 8), (value,) * 3).save(picture, "PNG")
+            image = b"junk" if value in broken else picture.getvalue()
+            meta = json.dumps({"uid": f"u{value}", "sha256": f"s{value}"}).encode()
+            for ending, data in (("jpg", image), ("json", meta)):
+                member = tarfile.TarInfo(f"{shard:05d}{value:04d}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    storage.create(storage.join(run.images, f"{shard}-a.tar"), content.getvalue())
+    storage.create(run.image_stats(shard), json.dumps({"tar": f"{shard}-a.tar"}).encode())
+
+
+def rows(run: Run, shard: int) -> list[dict[str, Any]]:
+    table: list[dict[str, Any]] = pq.read_table(run.caption_shard("seer", shard)).to_pylist()
+    return table
+
+
+def caption(run: Run, seer: Seer, *shards: int, part_size: int = 512) -> list[Any]:
+    async def all_of_them() -> list[Any]:
+        captioning = Captioning(run, CONFIG, seer, "seer", part_size)
+        return await asyncio.gather(*(captioning.unit(shard) for shard in shards))
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.at(str(tmp_path / "a run"))
+
+
+def test_every_image_gets_its_own_caption_once_in_order_of_keys(run: Run) -> None:
+    values = list(range(50))
+    fetched(run, 0, values)
+    (result,) = caption(run, Seer(), 0)
+    assert [(row["uid"], row["sha256"], row["text"]) for row in rows(run, 0)] == [
+        (f"u{value}", f"s{value}", f"It is {value}.") for value in values
+    ]
+    assert (result.rows, result.captioned, result.rejected, result.won) == (50, 50, 0, True)
+
+
+def test_two_units_share_one_window(run: Run) -> None:
+    fetched(run, 0, list(range(40)))
+    fetched(run, 1, list(range(100, 140)))
+    seer = Seer()
+    caption(run, seer, 0, 1)
+    assert seer.most == Seer.window
+    assert len(rows(run, 0)) == len(rows(run, 1)) == 40
+
+
+def test_an_image_that_cannot_be_captioned_costs_only_itself(run: Run) -> None:
+    fetched(run, 0, list(range(10)), broken=(3,))
+    caption(run, Seer(poison=(7,)), 0)
+    found = {row["uid"]: row for row in rows(run, 0)}
+    assert [uid for uid, row in found.items() if row["text"] is None] == ["u3", "u7"]
+    assert "cannot be decoded" in found["u3"]["error"]
+    assert found["u7"]["error"] == "poison"
+
+
+def test_what_parts_hold_is_not_captioned_again_and_at_most_one_part_is_lost(run: Run) -> None:
+    fetched(run, 0, list(range(100)))
+    with pytest.raises(EngineDead):
+        caption(run, Seer(die_at=63), 0, part_size=10)
+    assert not storage.exists(run.caption_shard("seer", 0))
+    second = Seer()
+    (result,) = caption(run, second, 0, part_size=10)
+    kept = 100 - len(second.seen)
+    assert kept >= 63 - 10 - Seer.window
+    assert result.captioned == len(second.seen)
+    assert [row["text"] for row in rows(run, 0)] == [f"It is {value}." for value in range(100)]
+    assert storage.list_names(run.caption_parts("seer", 0)) == []
+
+
+def test_what_is_committed_is_never_overwritten(run: Run) -> None:
+    fetched(run, 0, [1, 2])
+    storage.create(run.caption_shard("seer", 0), b"the first writer's")
+    (result,) = caption(run, Seer(), 0)
+    assert not result.won
+    assert storage.read_bytes(run.caption_shard("seer", 0)) == b"the first writer's"
+
+
+def test_a_truncated_tar_commits_nothing_and_names_itself(run: Run) -> None:
+    fetched(run, 0, list(range(20)))
+    tar = Path(run.images) / "0-a.tar"
+    tar.write_bytes(tar.read_bytes()[:20_000])
+    with pytest.raises(ShardUnreadable, match=r"0-a\.tar: cannot be read"):
+        caption(run, Seer(), 0)
+    assert not storage.exists(run.caption_shard("seer", 0))
+
+
+def test_a_shard_without_images_is_committed_empty(run: Run) -> None:
+    fetched(run, 0, [])
+    (result,) = caption(run, Seer(), 0)
+    assert result.rows == 0
+    assert rows(run, 0) == []
