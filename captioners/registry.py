@@ -1,0 +1,63 @@
+"""Which captioners there are: kinds of architecture, published checkpoints, and the tiny ones of the offline world."""
+
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.captioner import Captioner
+from lotlip_data.captioners.instructblip import InstructBlip
+from lotlip_data.captioners.llava import Llava
+from lotlip_data.captioners.sharegpt4v import ShareGPT4V
+
+ENTRY_POINTS = "lotlip_data.captioners"
+
+_KINDS: dict[str, type[Captioner]] = {"instructblip": InstructBlip, "llava": Llava, "sharegpt4v": ShareGPT4V}
+
+_MODELS = {
+    "instructblip": "Salesforce/instructblip-vicuna-7b",
+    "llava": "llava-hf/llava-1.5-7b-hf",
+    "sharegpt4v": "Lin-Chen/ShareGPT4V-7B",
+}
+
+DEFAULTS: dict[str, CaptionerConfig] = {
+    **{kind: CaptionerConfig(name=kind, kind=kind, model=model) for kind, model in _MODELS.items()},
+    **{f"tiny-{kind}": CaptionerConfig(name=f"tiny-{kind}", kind=kind, model=f"tiny-{kind}") for kind in _MODELS},
+}
+"""Short name → configuration: the three published models, and the tiny ones that know only the offline world."""
+
+
+@cache
+def get_kind(kind: str) -> Captioner:
+    """The captioner of that kind: one of ours, or what an installed package calls so in its entry points."""
+    if kind in _KINDS:
+        return _KINDS[kind]()
+    others = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if kind not in others:
+        known = ", ".join(sorted({*_KINDS, *others}))
+        raise ValueError(
+            f"captioner kind {kind!r} is unknown; known are {known}. Another package adds one through an entry point "
+            f"in the group {ENTRY_POINTS!r}"
+        )
+    return others[kind].load()()
+
+
+def get_default(name: str) -> CaptionerConfig:
+    """The configuration of a short name. Raises ValueError, listing them, for another."""
+    if name not in DEFAULTS:
+        raise ValueError(f"captioner {name!r} is unknown; known are {', '.join(sorted(DEFAULTS))}")
+    return DEFAULTS[name]
+
+
+def resolve_model(model: str) -> str:
+    """Where a configuration's `model` lies: a `tiny-*` name becomes the folder that comes with the project.
+
+    The name rather than the folder stands in the configuration, so a captioner has one id on every machine.
+    """
+    if not model.startswith("tiny-") or Path(model).is_dir():
+        return str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
+    folder = Path(str(files("lotlip_data.world"))) / "checkpoints" / model
+    if not folder.is_dir():
+        raise ValueError(f"model={model!r}: this installation has no such checkpoint ({folder} is missing)")
+    return str(folder)

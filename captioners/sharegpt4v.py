@@ -1,0 +1,25 @@
+"""ShareGPT4V: LLaVA-1.5's architecture with a tuned vision tower, converted to the Hugging Face LLaVA layout."""
+
+from typing import Any
+
+from lotlip_data.captioners.captioner import Captioner
+
+
+class ShareGPT4V(Captioner):
+    """`Lin-Chen/ShareGPT4V-7B`, converted; the template is the one that it was trained with."""
+
+    template = (
+        "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the human's questions. USER: <image>\n{prompt} ASSISTANT:"
+    )
+    model_class = "LlavaForConditionalGeneration"
+
+    def check(self, source: str, options: dict[str, Any]) -> None:
+        from transformers import PretrainedConfig
+
+        layout, _ = PretrainedConfig.get_config_dict(source, **options)
+        if layout.get("model_type") == "share4v":
+            raise ValueError(
+                f"{source} has ShareGPT4V's published layout, which neither transformers nor vLLM reads; run "
+                f"`lotlip-data convert sharegpt4v {source} FOLDER` once and set model to FOLDER"
+            )

@@ -1,0 +1,188 @@
+"""Randomly initialised LLaVA and InstructBLIP checkpoints of a few thousand parameters, in the hub's file layout.
+
+Weights are drawn wide, so that the next token is never a near tie and a caption depends on its image.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BlipImageProcessorPil,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+WORDS = [
+    "USER",
+    ":",
+    "ASSISTANT",
+    "Describe",
+    "the",
+    "image",
+    "in",
+    "detail",
+    ".",
+    "A",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "star",
+    "is",
+    "left",
+    "right",
+    "top",
+]
+SIZE = 32
+PATCH = 8
+
+
+def write_llava(folder: Path, *, seed: int = 0, end_bias: float = 0.0) -> Path:
+    """A LLaVA of hidden size 32 with 16 image tokens."""
+    tokenizer = _write_tokenizer(folder, image_token="<image>")
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=SIZE,
+            patch_size=PATCH,
+            projection_dim=32,
+        ),
+        text_config=_llama(len(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(SIZE // PATCH) ** 2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(config)
+    _widen(model, end_bias)
+    model.save_pretrained(folder)
+    _use_hub_names(folder / "model.safetensors")
+    CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}).save_pretrained(
+        folder
+    )
+    _as_on_the_hub(folder, "CLIPImageProcessor")
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": PATCH,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+    }
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def write_instructblip(folder: Path, *, seed: int = 0, end_bias: float = 0.0) -> Path:
+    """An InstructBLIP of hidden size 32 with 4 query tokens."""
+    tokenizer = _write_tokenizer(folder)
+    _write_tokenizer(folder / "qformer_tokenizer")
+    vision = InstructBlipVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIZE,
+        patch_size=PATCH,
+        initializer_range=0.02,
+    )
+    qformer = InstructBlipQFormerConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        encoder_hidden_size=32,
+        max_position_embeddings=64,
+    )
+    config = InstructBlipConfig(
+        vision_config=vision,
+        qformer_config=qformer,
+        text_config=_llama(len(tokenizer)),
+        num_query_tokens=4,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    torch.manual_seed(seed)
+    model = InstructBlipForConditionalGeneration(config)
+    torch.nn.init.normal_(model.query_tokens)
+    _widen(model, end_bias)
+    model.save_pretrained(folder)
+    BlipImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    _as_on_the_hub(folder, "BlipImageProcessor")
+    processor = {"processor_class": "InstructBlipProcessor", "num_query_tokens": 4}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def _llama(vocabulary: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+
+
+def _write_tokenizer(folder: Path, **named: str) -> PreTrainedTokenizerFast:
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(special + WORDS))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        padding_side="left",
+        extra_special_tokens=named or ["<image>"],
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _widen(model: torch.nn.Module, end_bias: float) -> None:
+    """Scales every matrix up, and moves the end token's row of the output matrix by `end_bias` times another row's."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6.0)
+            if name.endswith("lm_head.weight"):
+                parameter[2] = end_bias * parameter[5]
+
+
+def _use_hub_names(file: Path) -> None:
+    """transformers writes `vision_tower.embeddings…`; the hub's LLaVA (and vLLM) says `vision_tower.vision_model.…`."""
+    weights = load_file(file)
+    if not any(name.startswith("vision_tower.vision_model.") for name in weights):
+        weights = {name.replace("vision_tower.", "vision_tower.vision_model.", 1): w for name, w in weights.items()}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def _as_on_the_hub(folder: Path, image_processor: str) -> None:
+    """Names the image processor as the published checkpoints do, so that either backend may be chosen on loading."""
+    file = folder / "preprocessor_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"image_processor_type": image_processor}))
