@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+
 from lotlip_data.world.scenes import (
     BACKGROUNDS,
     COLOURS,

@@ -2,6 +2,7 @@
 
 import nltk
 import pytest
+
 from lotlip_data.world.facts import Fact, FactScore, facts_in, facts_of
 from lotlip_data.world.scenes import SPLITS, sample_scene
 from lotlip_data.world.writers import WRITERS, long_text, raw_text

@@ -1,0 +1,1 @@
+"""How the three tiny captioners are trained: one small file a step."""

@@ -1,0 +1,114 @@
+"""Write a captioner as the hub has its published kin: same files, same weight names, half precision."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lotlip_data.world.recipes.perception import PATCHES
+from lotlip_data.world.recipes.pictures import PIXELS
+
+if TYPE_CHECKING:
+    from transformers import (
+        BertTokenizer,
+        InstructBlipForConditionalGeneration,
+        LlamaTokenizer,
+        LlavaForConditionalGeneration,
+        PreTrainedModel,
+        ProcessorMixin,
+    )
+
+# LLaVA's own turns; a conversation of one question gives the prompt of `PROMPTS`.
+CHAT_TEMPLATE = (
+    "{{% if messages[0]['role'] != 'system' %}}{system}{{% endif %}}{{% for message in messages %}}"
+    "{{% if message['role'] == 'system' %}}{{{{ message['content'][0]['text'] }}}} {{% else %}}"
+    "{{{{ message['role'].upper() }}}}: "
+    "{{% for part in message['content'] if part['type'] == 'image' %}}<image>\n{{% endfor %}}"
+    "{{% for part in message['content'] if part['type'] == 'text' %}}{{{{ part['text'] }}}} {{% endfor %}}"
+    "{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}ASSISTANT:{{% endif %}}"
+)
+
+README = """# {name}
+
+A captioner of {millions:.1f} million parameters in the architecture of {kin},
+for tests and demonstrations of lotlip-data.
+
+**It knows nothing but rendered scenes of coloured shapes** (`lotlip_data.world.scenes`): one to four things on a plain
+background, at 96 pixels. Shown anything else, it still describes coloured shapes.
+
+- Prompt: `{prompt}`
+- Decoding: greedy; it ends each text itself.
+- Made by `python -m lotlip_data.world.train_captioners`; measured by `python -m lotlip_data.world.measure`.
+"""
+
+
+def save_llava(model: LlavaForConditionalGeneration, tokenizer: LlamaTokenizer, prompt: str, folder: Path) -> None:
+    """LLaVA-1.5's layout: `vision_tower.vision_model.…`, which vLLM reads and transformers too."""
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": PIXELS}, crop_size={"height": PIXELS, "width": PIXELS}),
+        tokenizer,
+        patch_size=PIXELS // PATCHES,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE.format(system=prompt.partition("USER: ")[0]),
+    )
+    name = folder.name
+    kin = "LLaVA-1.5" if "llava" in name else "LLaVA-1.5 with a vision tower of its own, as ShareGPT4V has"
+    _save(model, processor, prompt, kin, folder)
+    _rename(folder / "model.safetensors", "vision_tower.", "vision_tower.vision_model.")
+
+
+def save_instructblip(
+    model: InstructBlipForConditionalGeneration,
+    tokenizer: LlamaTokenizer,
+    qformer_tokenizer: BertTokenizer,
+    prompt: str,
+    folder: Path,
+) -> None:
+    """InstructBLIP's layout, the Q-Former's tokenizer in a folder of its own."""
+    from transformers import InstructBlipProcessor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    image_processor = BlipImageProcessorPil(size={"height": PIXELS, "width": PIXELS})
+    processor = InstructBlipProcessor(
+        image_processor, tokenizer, qformer_tokenizer, num_query_tokens=model.config.num_query_tokens
+    )
+    _save(model, processor, prompt, "InstructBLIP", folder)
+
+
+def _save(model: PreTrainedModel, processor: ProcessorMixin, prompt: str, kin: str, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer = processor.tokenizer
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+    )
+    model.half().save_pretrained(folder)
+    model.float()
+    processor.save_pretrained(folder)
+    # The published folders describe the image processor in a file of its own, and older readers look there.
+    described = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    shown = prompt.replace("\n", "\\n")
+    (folder / "README.md").write_text(README.format(name=folder.name, millions=millions, kin=kin, prompt=shown))
+
+
+def _rename(weights: Path, prefix: str, new: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    renamed = {
+        new + name.removeprefix(prefix) if name.startswith(prefix) and not name.startswith(new) else name: tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(renamed, weights, metadata={"format": "pt"})
