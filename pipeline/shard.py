@@ -1,0 +1,202 @@
+"""The shard stage: images and their captions become the dataset, shard by shard, each with one marker created last."""
+
+import dataclasses
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from lotlip_data.manifests import schema, storage
+from lotlip_data.manifests.layout import Run, shard_name
+from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.pipeline import dataset
+from lotlip_data.pipeline.dataset import DatasetError, Recipe, ShardRecord
+from lotlip_data.pipeline.join import Captions, Joined, Rules, join
+from lotlip_data.pipeline.ledger import captioned_shards, fetched_shards
+from lotlip_data.pipeline.shard_files import DamagedShard, FileRecord, ImageTar, SampleWriter, commit_file, open_local
+
+
+@dataclass
+class ShardSummary:
+    """What one call did: shards that were `skipped` as committed, and those `built` now with their counts."""
+
+    skipped: int = 0
+    built: int = 0
+    samples: int = 0
+    """In the shards built now."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """By reason, in the shards built now."""
+    missing: list[str] = field(default_factory=list)
+    """What has to be there first, and the command that brings it."""
+    failed: list[str] = field(default_factory=list)
+    """Shards that could not be built, each with its reason."""
+    published: bool = False
+    """Whether dataset.json was written or changed."""
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return not (self.built or self.failed or self.missing or self.published)
+
+    @property
+    def ok(self) -> bool:
+        return not (self.failed or self.missing)
+
+
+def shard(manifest: Manifest, run: Run, captioners: Sequence[str], say: Callable[[str], None] = print) -> ShardSummary:
+    """Build every shard whose images and whose captions by all of `captioners` are committed, on Ray.
+
+    dataset.json is written when nothing is missing and nothing failed. Raises DatasetError where nothing is fetched,
+    where a captioner has captioned nothing, or where the folder holds a dataset that is made otherwise.
+    """
+    fetched = fetched_shards(run)
+    if not fetched:
+        raise DatasetError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
+    recipe = Recipe(
+        {name: _captioner_id(run, name) for name in captioners},
+        Rules(manifest.shard.sub_captions, manifest.shard.min_long_texts),
+    )
+    dataset.claim(run, recipe)
+    ready, missing = _ready(run, fetched, captioners)
+    done = set(dataset.done_shards(run))
+    summary = ShardSummary(skipped=len(done), missing=missing)
+    if work := [shard for shard in ready if shard not in done]:
+        _build_all(run, recipe, work, summary, say)
+    if summary.ok:
+        records = [dataset.read_record(run, shard) for shard in fetched]
+        summary.published = dataset.publish(run, dataset.describe(run, manifest, recipe, records))
+    return summary
+
+
+def _captioner_id(run: Run, name: str) -> str:
+    try:
+        return str(json.loads(storage.read_bytes(run.captioner_settings(name)))["id"])
+    except FileNotFoundError:
+        raise DatasetError(f"{run.url}: no captions by {name} yet. Run `lotlip-data recaption {run.url}`.") from None
+
+
+def _ready(run: Run, fetched: Iterable[int], captioners: Sequence[str]) -> tuple[list[int], list[str]]:
+    """The shards that can be built, and what the others lack."""
+    fetched = set(fetched)
+    listed = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists) if name.endswith(".parquet")}
+    ready, missing = set(fetched), []
+    if absent := listed - fetched:
+        missing.append(f"images of {_some(absent)}: run `lotlip-data download` again")
+    for name in captioners:
+        if absent := fetched - set(captioned_shards(run, name)):
+            missing.append(f"captions by {name} of {_some(absent)}: run `lotlip-data recaption {run.url}`")
+            ready -= absent
+    return sorted(ready), missing
+
+
+def _some(shards: set[int]) -> str:
+    names = [shard_name(shard) for shard in sorted(shards)[:5]]
+    return f"{len(shards)} shards ({', '.join(names)}{', …' if len(shards) > 5 else ''})"
+
+
+def _build_all(run: Run, recipe: Recipe, work: list[int], summary: ShardSummary, say: Callable[[str], None]) -> None:
+    for number, result in _on_ray(run, recipe, work):
+        name = shard_name(number)
+        if isinstance(result, ShardRecord):
+            summary.built += 1
+            summary.samples += result.samples
+            summary.dropped.update(result.dropped)
+            drops = "".join(f", {count} left out ({reason})" for reason, count in result.dropped.items())
+            say(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {len(work)})")
+        else:
+            summary.failed.append(f"shard {name}: {result}")
+            say(f"shard {name} could not be built: {result}")
+
+
+def _on_ray(run: Run, recipe: Recipe, work: Sequence[int]) -> Iterator[tuple[int, ShardRecord | str]]:
+    """Each shard with its record, or the reason for having none, as Ray tasks finish; few are under way at once."""
+    import ray
+
+    from lotlip_data.pipeline.cluster import cluster
+
+    with cluster():
+        task = ray.remote(num_cpus=1)(build_shard)
+        bound = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        left, running = iter(work), dict[Any, int]()
+        while True:
+            while len(running) < bound and (number := next(left, None)) is not None:
+                running[task.remote(run, recipe, number)] = number
+            if not running:
+                return
+            (finished,), _ = ray.wait(list(running), num_returns=1)
+            yield running.pop(finished), _outcome(finished)
+
+
+def _outcome(reference: Any) -> ShardRecord | str:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        record: ShardRecord = ray.get(reference)
+    except RayTaskError as error:
+        return str(error.cause)
+    except RayError as error:
+        return str(error)
+    return record
+
+
+def build_shard(run: Run, recipe: Recipe, number: int) -> ShardRecord:
+    """Join, write and commit one shard, its marker last; returns what the marker says. Needs no Ray.
+
+    Raises JoinError where images and captions do not belong together, DamagedShard where an input cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="lotlip-shard-") as folder:
+        scratch = Path(folder)
+        fetched = json.loads(storage.read_bytes(run.image_stats(number)))
+        if not fetched["successes"]:
+            return _commit(run, recipe, number, Joined(), [])
+        url = storage.join(run.images, fetched["tar"])
+        captions = {name: read_captions(run.caption_shard(name, number)) for name in recipe.captioners}
+        with open_local(url, scratch) as stream:
+            images = ImageTar(stream, url)
+            if len(images.metas) != fetched["successes"]:
+                raise DamagedShard(
+                    f"{url}: holds {len(images.metas)} images, its marker says {fetched['successes']}. Remove "
+                    f"{run.image_stats(number)} and the shard's captions, and run `lotlip-data download` again."
+                )
+            joined = join(images.metas.values(), captions, recipe.rules)
+            files = _write(run, recipe, number, joined, images, scratch)
+        return _commit(run, recipe, number, joined, files)
+
+
+def read_captions(url: str) -> Captions:
+    """The captions of one shard. Raises DamagedShard where the Parquet cannot be read."""
+    try:
+        with storage.open_read(url) as stream:
+            table = pq.read_table(stream, columns=["uid", "sha256", "text", "flags"])
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise DamagedShard(f"{url}: cannot be read: {error}") from error
+    return Captions(table, url)
+
+
+def _write(run: Run, recipe: Recipe, number: int, joined: Joined, images: ImageTar, scratch: Path) -> list[FileRecord]:
+    """Write and commit the tar and the Parquet; nothing where no sample is left."""
+    if not joined.rows:
+        return []
+    names = [dataset.file_name(number, ending) for ending in ("tar", "parquet")]
+    tar, parquet = (scratch / name for name in names)
+    with SampleWriter(tar, parquet, schema.dataset(recipe.captioners)) as writer:
+        for row in joined.rows:
+            writer.write(row, images.image(row["key"]))
+    return [commit_file(run.shards, name, scratch / name) for name in names]
+
+
+def _commit(run: Run, recipe: Recipe, number: int, joined: Joined, files: Sequence[FileRecord]) -> ShardRecord:
+    """The quarantine list first, then the marker: what it counts as left out can be read."""
+    if joined.dropped:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in joined.dropped)
+        storage.replace(run.quarantine("shard", f"{shard_name(number)}.jsonl"), lines.encode())
+    else:
+        storage.remove(run.quarantine("shard", f"{shard_name(number)}.jsonl"))
+    record = dataset.record_of(number, recipe, joined, files)
+    storage.create(dataset.marker(run, number), json.dumps(dataclasses.asdict(record)).encode())
+    return record

@@ -1,0 +1,169 @@
+"""The two files of a shard, read and written without ever holding its images in memory.
+
+The bytes that are written follow from the samples alone: fixed owner, mode and time, members in the order of the rows.
+So a shard that is built again, by another driver or after a crash, is the same shard.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.schema import IMAGE_EXTENSION
+
+ROW_GROUP = 1000
+_CHUNK = 1 << 22
+
+Row = dict[str, Any]
+
+
+class DamagedShard(UserError):
+    """A tar or a Parquet that cannot be read or does not hold what it should; the message names it."""
+
+
+class ImageTar:
+    """A tar of `{key}.jpg` and `{key}.json` in any order: `metas` in memory, the images where they lie.
+
+    Raises DamagedShard where a member lacks its other half, stands twice, or the tar cannot be read.
+    """
+
+    def __init__(self, stream: IO[bytes], where: str) -> None:
+        self._stream = stream
+        self._images: dict[str, tuple[int, int]] = {}
+        self.metas: dict[str, Row] = {}
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for member in tar:
+                    self._index(tar, member, where)
+        except (tarfile.TarError, EOFError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DamagedShard(f"{where}: cannot be read: {error}") from error
+        if alone := sorted(self._images.keys() ^ self.metas.keys()):
+            raise DamagedShard(f"{where}: {len(alone)} images or json members lack their other half: {alone[0]}")
+
+    def _index(self, tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> None:
+        key, _, ending = member.name.partition(".")
+        known = self.metas if ending == "json" else self._images
+        if key in known and ending in ("json", IMAGE_EXTENSION):
+            raise DamagedShard(f"{where}: {member.name} stands in it twice")
+        if ending == "json":
+            content = tar.extractfile(member)
+            assert content is not None, "a json member is a file"
+            self.metas[key] = json.loads(content.read()) | {"key": key}
+        elif ending == IMAGE_EXTENSION:
+            self._images[key] = (member.offset_data, member.size)
+
+    def image(self, key: str) -> bytes:
+        """The stored bytes of one image."""
+        offset, size = self._images[key]
+        self._stream.seek(offset)
+        return self._stream.read(size)
+
+
+@contextmanager
+def open_local(url: str, scratch: Path) -> Iterator[IO[bytes]]:
+    """A stream over the object that is cheap to seek in: of a remote one, a copy in the folder `scratch`.
+
+    Raises DamagedShard where the object is missing.
+    """
+    try:
+        source = storage.open_read(url)
+    except FileNotFoundError:
+        raise DamagedShard(f"{url}: is missing, though a marker names it") from None
+    with source:
+        if storage.is_local(url):
+            yield source
+            return
+        with (scratch / url.rsplit("/", 1)[-1]).open("w+b") as copy:
+            shutil.copyfileobj(source, copy, _CHUNK)
+            copy.seek(0)
+            yield copy
+
+
+class SampleWriter:
+    """Writes samples to a WebDataset tar and its Parquet twin, both local files; used as a context."""
+
+    def __init__(self, tar: Path, parquet: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._tar = tarfile.TarFile(tar, "w", format=tarfile.USTAR_FORMAT)
+        self._parquet = pq.ParquetWriter(parquet, schema, compression="zstd")
+        self._rows: list[Row] = []
+
+    def write(self, row: Row, image: bytes) -> None:
+        """One sample: `row` has the columns of the schema, `image` the bytes of a JPEG."""
+        for ending, content in (
+            (IMAGE_EXTENSION, image),
+            ("json", json.dumps({name: row[name] for name in self._schema.names}, ensure_ascii=False).encode()),
+            ("txt", row["raw"].encode()),
+        ):
+            member = tarfile.TarInfo(f"{row['key']}.{ending}")  # owner 0, mode 0644, time 0 are TarInfo's own
+            member.size = len(content)
+            self._tar.addfile(member, io.BytesIO(content))
+        self._rows.append(row)
+        if len(self._rows) == ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._parquet.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def __enter__(self) -> "SampleWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._flush()
+        self._tar.close()
+        self._parquet.close()
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of the dataset as it was committed."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def digest(stream: Iterable[bytes]) -> tuple[int, str]:
+    """Bytes and sha256 of what comes in pieces."""
+    size, found = 0, hashlib.sha256()
+    for piece in stream:
+        size += len(piece)
+        found.update(piece)
+    return size, found.hexdigest()
+
+
+def digest_of(url: str) -> tuple[int, str]:
+    """Bytes and sha256 of an object, read in pieces. Raises FileNotFoundError where there is none."""
+    with storage.open_read(url) as stream:
+        return digest(iter(lambda: stream.read(_CHUNK), b""))
+
+
+def commit_file(folder: str, name: str, local: Path) -> FileRecord:
+    """Commit a file of a shard that has no marker yet, and say what is now there.
+
+    What an interrupted attempt left under this name is the same bytes, because a shard's bytes follow from its samples;
+    where it is not (it was damaged since, or another release wrote it), no marker names it and it makes room.
+    """
+    url = storage.join(folder, name)
+    with local.open("rb") as stream:
+        record = FileRecord(name, *digest(iter(lambda: stream.read(_CHUNK), b"")))
+    if not storage.create_from_file(url, str(local)) and digest_of(url) != (record.bytes, record.sha256):
+        storage.remove(url)
+        storage.create_from_file(url, str(local))
+    return record
