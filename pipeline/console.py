@@ -31,6 +31,6 @@ class Console:
             print(json.dumps(value, indent=1, default=str), flush=True)
 
     def save(self, run: Run) -> None:
-        if self._lines:
+        if self._lines and storage.exists(run.manifest):
             text = "\n".join(self._lines) + "\n"
             storage.replace(storage.join(run.logs, self._name, "log.txt"), text.encode())

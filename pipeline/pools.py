@@ -18,22 +18,11 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from lotlip_data.captioners.base import CaptionerConfig, EngineDead
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.captioning import PART_SIZE, Captioning, UnitResult
+from lotlip_data.pipeline.choice import PoolSettings
 
 MAX_ATTEMPTS = 3
 UNITS_AN_ACTOR = 2
 MAX_RESTARTS = 10
-
-
-@dataclass(frozen=True)
-class PoolSettings:
-    """How many actors a captioner gets at most, and what Ray reserves for each of them."""
-
-    actors: int = 1
-    num_gpus: float = 0.0
-    num_cpus: float = 1.0
-    engine: str = "auto"
-    engine_options: dict[str, Any] = field(default_factory=dict)
-    """Passed to the engine: what makes it faster and cannot change a caption."""
 
 
 class CaptionActor:
@@ -77,13 +66,17 @@ class Pool:
     """From a result's reference to the actor that works on it and the unit's shard."""
 
     def start(self) -> None:
-        kind = ray.remote(
+        gpus_there = ray.cluster_resources().get("GPU", 0)
+        num_gpus = self.settings.num_gpus if self.settings.num_gpus is not None else float(gpus_there > 0)
+        actors = self.settings.actors or max(1, int(gpus_there / num_gpus) if num_gpus else 1)
+        kind: Any = ray.remote(CaptionActor)
+        kind = kind.options(
             num_cpus=self.settings.num_cpus,
-            num_gpus=self.settings.num_gpus,
+            num_gpus=num_gpus,
             max_concurrency=2 * UNITS_AN_ACTOR,
             max_restarts=MAX_RESTARTS,
-        )(CaptionActor)
-        for _ in range(min(self.settings.actors, len(self.units))):
+        )
+        for _ in range(min(actors, len(self.units))):
             self.actors.append(kind.remote(self.run.url, self.config, self.settings, self.part_size))
 
     def feed(self) -> None:

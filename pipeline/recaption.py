@@ -4,12 +4,14 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.captioning import PART_SIZE, UnitResult
+from lotlip_data.pipeline.choice import Chosen
 from lotlip_data.pipeline.cluster import cluster
 from lotlip_data.pipeline.ledger import fetched_shards, work_of
 
@@ -33,47 +35,52 @@ class RecaptionSummary:
     def nothing_to_do(self) -> bool:
         return not self.units and not self.failed
 
+    def figures(self) -> dict[str, Any]:
+        """By captioner, for scripts."""
+        return {
+            name: {
+                "shards_skipped": self.skipped[name],
+                "shards_done": self.units[name],
+                "captioned": self.captions[name],
+                "rejected": self.rejected[name],
+            }
+            for name in self.skipped
+        }
+
 
 def recaption(
-    run: Run,
-    captioners: Sequence[CaptionerConfig],
-    pool_settings: dict[str, dict[str, object]],
-    say: Callable[[str], None] = print,
-    part_size: int = PART_SIZE,
+    run: Run, chosen: Sequence[Chosen], say: Callable[[str], None] = print, part_size: int = PART_SIZE
 ) -> RecaptionSummary:
     """Run each captioner over the fetched shards that lack its captions.
 
-    `pool_settings` holds the fields of `PoolSettings` by captioner name. Raises RecaptionError where nothing is
-    fetched, or where a captioner's folder holds captions made with other settings.
+    Raises RecaptionError where nothing is fetched, or where a captioner's folder holds captions made with other
+    settings.
     """
     if not fetched_shards(run):
         raise RecaptionError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
-    for captioner in captioners:
-        _claim(run, captioner)
     summary = RecaptionSummary()
     left: dict[str, deque[int]] = {}
-    for captioner in captioners:
-        work = work_of(run, captioner.name)
-        summary.skipped[captioner.name] = len(work.done)
-        left[captioner.name] = deque(work.left)
-    if not any(left.values()):
-        return summary
-    with cluster():
-        busy = [captioner for captioner in captioners if left[captioner.name]]
-        _work_off(run, busy, left, pool_settings, part_size, say, summary)
+    for name, captioner in ((one.config.name, one.config) for one in chosen):
+        _claim(run, captioner)
+        work = work_of(run, name)
+        summary.skipped[name] = len(work.done)
+        left[name] = deque(work.left)
+    busy = [one for one in chosen if left[one.config.name]]
+    if busy:
+        with cluster():
+            _work_off(run, busy, left, part_size, say, summary)
     return summary
 
 
 def _work_off(
     run: Run,
-    captioners: list[CaptionerConfig],
+    busy: Sequence[Chosen],
     left: dict[str, deque[int]],
-    pool_settings: dict[str, dict[str, object]],
     part_size: int,
     say: Callable[[str], None],
     summary: RecaptionSummary,
 ) -> None:
-    from lotlip_data.pipeline.pools import FailedUnit, Pool, PoolSettings, work_off
+    from lotlip_data.pipeline.pools import FailedUnit, Pool, work_off
 
     total = {name: len(units) for name, units in left.items()}
 
@@ -88,14 +95,7 @@ def _work_off(
         summary.failed.append(f"{unit.captioner}, shard {unit.shard}: {unit.reason}")
         say(f"{unit.captioner}: shard {unit.shard} given up: {unit.reason}")
 
-    work_off(
-        [
-            Pool(run, captioner, PoolSettings(**pool_settings.get(captioner.name, {})), left[captioner.name], part_size)  # type: ignore[arg-type]
-            for captioner in captioners
-        ],
-        done,
-        failed,
-    )
+    work_off([Pool(run, one.config, one.pool, left[one.config.name], part_size) for one in busy], done, failed)
 
 
 def _claim(run: Run, captioner: CaptionerConfig) -> None:

@@ -1,0 +1,213 @@
+"""The command line. It imports nothing heavy: each command loads what it needs when it is called."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.console import Console
+
+FAILED, ASKED_WRONGLY, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="lotlip-data",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Relabel images with long captions at scale, and train LoTLIP on them.",
+    epilog="The stages in their order: download, recaption, shard, train, eval; `run` does all of them.",
+)
+world = typer.Typer(
+    no_args_is_help=True, help="The offline world that the demo and the tests live in.", rich_markup_mode=None
+)
+app.add_typer(world, name="world")
+
+
+def _folder(text: str) -> Any:
+    return typer.Argument(metavar="RUN", help=text, show_default=False)
+
+
+ManifestFile = Annotated[str, typer.Argument(help="A YAML file that names the lists: a path or a fsspec URL.")]
+RunFolder = Annotated[str, _folder("The run's folder: a path or a fsspec URL.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON; all else goes to standard error.")]
+Captioners = Annotated[
+    list[str] | None,
+    typer.Option("--captioner", "-c", help="A captioner's name; again for another. Default: the manifest's."),
+]
+Engine = Annotated[str | None, typer.Option(help="vllm, transformers, or auto: vLLM where there is a GPU.")]
+Actors = Annotated[int | None, typer.Option(min=1, help="Actors a captioner, at most.")]
+Gpus = Annotated[float | None, typer.Option(min=0, help="GPUs an actor.")]
+
+
+@contextlib.contextmanager
+def _command(name: str, as_json: bool, run_url: str | None = None) -> Iterator[Console]:
+    """Tells errors plainly, keeps the log, and sets the exit code: 0, 1 (something failed) or 2 (asked wrongly)."""
+    from lotlip_data.manifests.layout import Run
+
+    console = Console(name, as_json)
+    code = 0
+    try:
+        yield console
+    except UserError as error:
+        console.say(f"error: {error}")
+        code = ASKED_WRONGLY
+    except KeyboardInterrupt:
+        console.say("stopped; the same command goes on from here")
+        code = INTERRUPTED
+    finally:
+        if run_url is not None:
+            console.save(Run.at(run_url))
+    if code:
+        raise typer.Exit(code)
+
+
+def _finish(console: Console, outcome: Any, what: str) -> None:
+    """The last lines of a stage: what failed, or that there was nothing to do."""
+    console.result(outcome.figures)
+    if outcome.failed:
+        console.say(f"{what}: {len(outcome.failed)} failed")
+        for line in outcome.failed:
+            console.say(f"  {line}")
+        raise typer.Exit(FAILED)
+    if not outcome.did_something:
+        console.say(f"{what}: nothing to do, all of it is done")
+
+
+@app.command()
+def download(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None:
+    """Fetch the manifest's images with img2dataset on Ray.
+
+    Example: lotlip-data download my-images.yaml runs/mine
+    """
+    with _command("download", json, run) as console:
+        from lotlip_data.manifests.layout import Run
+        from lotlip_data.manifests.manifest import load
+        from lotlip_data.pipeline import line
+
+        _finish(console, line.download(load(manifest), Run.at(run), console.say), "download")
+
+
+@app.command()
+def recaption(
+    run: RunFolder,
+    captioner: Captioners = None,
+    engine: Engine = None,
+    actors: Actors = None,
+    gpus: Gpus = None,
+    json: Json = False,
+) -> None:
+    """Run captioners over the images that lack their captions.
+
+    Example: lotlip-data recaption runs/mine --captioner llava --engine vllm --actors 8 --gpus 1
+    """
+    with _command("recaption", json, run) as console:
+        from lotlip_data.manifests.layout import Run
+        from lotlip_data.manifests.manifest import frozen
+        from lotlip_data.pipeline import line
+
+        given = {"engine": engine, "actors": actors, "num_gpus": gpus}
+        pool = {name: value for name, value in given.items() if value is not None}
+        at = Run.at(run)
+        _finish(console, line.recaption(frozen(at), at, console.say, captioner or (), pool), "recaption")
+
+
+@app.command()
+def shard(run: RunFolder, json: Json = False) -> None:
+    """Join images and captions, split into sub-captions, and write the dataset.
+
+    Example: lotlip-data shard runs/mine
+    """
+    with _command("shard", json, run) as console:
+        from lotlip_data.manifests.layout import Run
+        from lotlip_data.manifests.manifest import frozen
+        from lotlip_data.pipeline import line
+
+        at = Run.at(run)
+        _finish(console, line.shard(frozen(at), at, console.say), "shard")
+
+
+@app.command(name="run")
+def run_line(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None:
+    """Every stage in turn, from the list to the trained and evaluated model.
+
+    Example: lotlip-data run my-images.yaml runs/mine
+    """
+    with _command("run", json, run) as console:
+        from lotlip_data.manifests.layout import Run
+        from lotlip_data.manifests.manifest import load
+        from lotlip_data.pipeline import line
+
+        _finish(console, line.run_all(load(manifest), Run.at(run), console.say), "run")
+
+
+@app.command()
+def status(run: RunFolder, json: Json = False) -> None:
+    """How far a run is.
+
+    Example: lotlip-data status runs/mine
+    """
+    with _command("status", json) as console:
+        from lotlip_data.manifests.layout import Run
+        from lotlip_data.manifests.manifest import frozen
+        from lotlip_data.pipeline.status import as_lines
+        from lotlip_data.pipeline.status import status as look
+
+        frozen(Run.at(run))
+        found = look(Run.at(run))
+        console.result(found)
+        for row in as_lines(found):
+            console.say(row)
+
+
+@app.command()
+def demo(
+    run: Annotated[str, typer.Argument(metavar="[RUN]", help="Where to put it.")] = "runs/demo",
+    images: Annotated[int, typer.Option(min=50, help="Scenes to offer.")] = 1200,
+    json: Json = False,
+) -> None:
+    """The whole line, small, offline, on a CPU: a rendered world, tiny captioners, three trained models.
+
+    Example: lotlip-data demo runs/demo
+    """
+    with _command("demo", json, run) as console:
+        from lotlip_data.manifests.layout import Run
+        from lotlip_data.pipeline.demo import demo as play
+
+        _finish(console, play(Run.at(run), images, console.say), "demo")
+
+
+@world.command()
+def accuracy(
+    captioner: Annotated[list[str], typer.Argument(help="Captioners, such as tiny-llava.")],
+    scenes: Annotated[int, typer.Option(min=1, help="Unseen scenes to caption.")] = 500,
+    engine: Annotated[str, typer.Option(help="vllm, transformers or auto.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Precision and recall of what captioners say of unseen scenes: colour, shape, size and place.
+
+    Example: lotlip-data world accuracy tiny-llava tiny-sharegpt4v tiny-instructblip
+    """
+    with _command("accuracy", json) as console:
+        from lotlip_data.pipeline.accuracy import accuracy as measure
+        from lotlip_data.pipeline.choice import choose
+
+        figures = {}
+        for one in choose(captioner):
+            found = measure(one.config, scenes, engine)
+            figures[one.config.name] = {"facts_precision": found.precision, "facts_recall": found.recall}
+            console.say(
+                f"{one.config.name}: precision {found.precision:.4f}, recall {found.recall:.4f}, {scenes} scenes"
+            )
+        console.result(figures)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
