@@ -72,6 +72,8 @@ class Batcher(Generic[Item, Result]):
     def _give(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:
             results = self._run([item for item, _ in batch])
+            if len(results) != len(batch):
+                raise EngineDead(f"{len(results)} results for {len(batch)} images: which is whose cannot be told")
         except EngineDead:
             raise
         except Exception as error:  # noqa: BLE001 - whatever one image does to a model must not cost its neighbours

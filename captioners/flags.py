@@ -12,59 +12,11 @@ MIN_ENGLISH_WORDS = 10
 MIN_FUNCTION_WORDS = 0.1
 MAX_FOREIGN_LETTERS = 0.1
 
-FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "and",
-        "or",
-        "but",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "from",
-        "with",
-        "by",
-        "for",
-        "as",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "has",
-        "have",
-        "it",
-        "its",
-        "this",
-        "that",
-        "these",
-        "those",
-        "there",
-        "which",
-        "who",
-        "while",
-        "where",
-        "no",
-        "not",
-        "near",
-        "into",
-        "over",
-        "under",
-        "up",
-        "down",
-        "his",
-        "her",
-        "their",
-        "he",
-        "she",
-        "they",
-    ]
+_COMMON = (
+    "a an the and or but of in on at to from with by for as is are was were be been has have it its this that these "
+    "those there which who while where no not near into over under up down his her their he she they"
 )
+FUNCTION_WORDS = frozenset(_COMMON.split())
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _ROLE = re.compile(r"\b(?:USER|ASSISTANT|Human|Assistant)\s*:")
 _SECOND_ITEM = re.compile(r"(?:^|[\s.:;])1[.)]\s+\S.*?(?:\s|[.;])2[.)]\s+\S", re.DOTALL)

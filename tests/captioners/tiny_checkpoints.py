@@ -23,28 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = [
-    "USER",
-    ":",
-    "ASSISTANT",
-    "Describe",
-    "the",
-    "image",
-    "in",
-    "detail",
-    ".",
-    "A",
-    "red",
-    "green",
-    "blue",
-    "circle",
-    "square",
-    "star",
-    "is",
-    "left",
-    "right",
-    "top",
-]
+WORDS = "USER : ASSISTANT Describe the image in detail . A red green blue circle square star is left right top"
 SIZE = 32
 PATCH = 8
 
@@ -146,7 +125,7 @@ def _llama(vocabulary: int) -> LlamaConfig:
 
 def _write_tokenizer(folder: Path, **named: str) -> PreTrainedTokenizerFast:
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(special + WORDS))}
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(special + WORDS.split()))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])

@@ -1,0 +1,45 @@
+import asyncio
+import io
+
+import pytest
+from lotlip_data.world.scenes import SPLITS, render, sample_scene
+from PIL import Image
+from tests.captioners import tiny_checkpoints
+
+
+@pytest.fixture(scope="session")
+def random_llava(tmp_path_factory):
+    return str(tiny_checkpoints.write_llava(tmp_path_factory.mktemp("llava")))
+
+
+@pytest.fixture(scope="session")
+def random_instructblip(tmp_path_factory):
+    return str(tiny_checkpoints.write_instructblip(tmp_path_factory.mktemp("instructblip")))
+
+
+@pytest.fixture(scope="session")
+def scenes():
+    """`scenes(n)`: pictures of n unseen scenes of the offline world, as they come out of a JPEG of quality 95."""
+
+    def jpeg(seed):
+        buffer = io.BytesIO()
+        render(sample_scene(seed)).save(buffer, "JPEG", quality=95)
+        return Image.open(buffer).convert("RGB")
+
+    return lambda count: [jpeg(seed) for seed in SPLITS["captioner_test"][:count]]
+
+
+@pytest.fixture(scope="session")
+def caption_all():
+    """`caption_all(engine, images)`: a Caption or the exception for each, in order; at most `window` at a time."""
+
+    async def run(engine, images):
+        window = asyncio.Semaphore(engine.window)
+
+        async def one(image):
+            async with window:
+                return await engine.caption(image)
+
+        return await asyncio.gather(*map(one, images), return_exceptions=True)
+
+    return lambda engine, images: asyncio.run(run(engine, images))
