@@ -1,0 +1,274 @@
+"""Which image is fetched in which shard: decided once, before anything is fetched, out of core.
+
+    rows of all sources → uid → spilled into buckets of the seeded order → each bucket sorted, equal uids merged
+    → cut into shards → lists/00000.parquet …, then lists/plan.json
+
+The order is that of a hash of the uid, keyed by the manifest's seed: it mixes the sources and spreads the hosts, a
+sample is its first rows, and neither depends on how many buckets there are. A list shard has one row an image (columns
+in `schema.LISTS`): its URL as the first source spells it, and the texts of all sources in the manifest's order, ""
+where a source has none.
+"""
+
+import hashlib
+import io
+import json
+import math
+import pathlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.layout import SHARD_DIGITS, Run
+from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.schema import LISTS
+from lotlip_data.pipeline import lists
+from lotlip_data.pipeline.scratch import scratch_folder
+from lotlip_data.pipeline.spill import Buckets
+
+BUCKET_BYTES = 32 << 20
+"""Text that one bucket is meant to hold; memory is a small multiple of it."""
+
+_ROW_SCHEMA = pa.schema(
+    [
+        ("order", pa.uint64()),
+        ("uid", pa.string()),
+        ("ordinal", pa.int64()),
+        ("source", pa.int32()),
+        ("url", pa.string()),
+        ("text", pa.string()),
+    ]
+)
+_BAD_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("reason", pa.string()),
+        ("content", pa.string()),
+    ]
+)
+_EXPANSION = 4  # bytes of text in a byte of Parquet, gzip or zstd
+_UNKNOWN_SIZE = 1 << 30
+
+
+class PartitionError(UserError):
+    """The lists cannot be partitioned; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be fetched. `images` = rows − Σ invalid − duplicates, or the manifest's `sample` if that is less."""
+
+    images: int
+    shards: int
+    samples_per_shard: int
+    rows: int
+    """Rows read, unusable ones included."""
+    duplicates: int
+    """Rows whose image an earlier row has; their texts are kept."""
+    invalid: dict[str, int]
+    """Unusable rows by reason; each of them is in quarantine/lists/00000.parquet."""
+    sources: dict[str, int]
+    """Usable rows by source."""
+    version: int = 1
+
+
+def load_plan(run: Run) -> Plan | None:
+    """The run's plan, None where it has not been partitioned yet."""
+    try:
+        content = json.loads(storage.read_bytes(run.plan))
+    except FileNotFoundError:
+        return None
+    return Plan(**{field.name: content[field.name] for field in fields(Plan)})
+
+
+def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lambda line: None) -> Plan:
+    """Cut the manifest's lists into shards, unless the run has its plan already, and return the plan.
+
+    Started again after a kill, it starts over and gives the same shards. `report` gets lines on the progress.
+    Raises `lists.ListError` for a list that cannot be read, PartitionError where no usable row is left.
+    """
+    if (plan := load_plan(run)) is not None:
+        return plan
+    with scratch_folder("partition") as folder:
+        tally = _Tally(folder / "bad.parquet")
+        buckets = Buckets(folder, _bucket_count(manifest), _ROW_SCHEMA, BUCKET_BYTES)
+        for index, source in enumerate(manifest.sources):
+            report(f"reading the list {source.name}")
+            for batch in lists.read(source, tally.reject):
+                buckets.add(tally.ordered(batch, source.name, index, manifest.seed))
+        buckets.flush()
+        tally.close()
+        _store_bad_rows(run, tally)
+        plan = _write_shards(manifest, run, buckets, tally)
+    storage.create(run.plan, json.dumps(asdict(plan), indent=2).encode())
+    committed = load_plan(run)  # another driver's, where that was first
+    assert committed is not None
+    report(f"{committed.rows} rows: {committed.images} images in {committed.shards} shards")
+    return committed
+
+
+def _bucket_count(manifest: Manifest) -> int:
+    total = 0
+    for source in manifest.sources:
+        for file in lists.files_of(source):
+            size = lists.size_of(file)
+            packed = file.lower().endswith((".gz", ".zst")) or source.format_of(file) == "parquet"
+            total += _UNKNOWN_SIZE if size is None else size * (_EXPANSION if packed else 1)
+    return min(max(math.ceil(total / BUCKET_BYTES), 1), 4096)
+
+
+class _Tally:
+    """Counts rows, gives the usable ones their order, and writes the others down."""
+
+    def __init__(self, bad_rows: pathlib.Path) -> None:
+        self.rows = 0
+        self.invalid: Counter[str] = Counter()
+        self.sources: Counter[str] = Counter()
+        self.bad_rows = bad_rows
+        self._writer = pq.ParquetWriter(bad_rows, _BAD_SCHEMA)
+        self._bad: list[dict[str, str | int]] = []
+
+    def reject(self, bad: lists.BadRow) -> None:
+        self.rows += 1
+        self.invalid[bad.reason] += 1
+        self._bad.append(asdict(bad))
+        if len(self._bad) == lists.BATCH_ROWS:
+            self._write()
+
+    def ordered(self, batch: pa.RecordBatch, name: str, index: int, seed: int) -> pa.Table:
+        """The rows of a batch of `lists.SCHEMA`, as a table of `_ROW_SCHEMA`."""
+        count, key = batch.num_rows, str(seed).encode()
+        orders = b"".join(
+            hashlib.blake2b(uid.encode(), key=key, digest_size=8).digest() for uid in batch["uid"].to_pylist()
+        )
+        columns = {
+            "order": np.frombuffer(orders, ">u8").astype(np.uint64),
+            "uid": batch["uid"],
+            "ordinal": np.arange(self.rows, self.rows + count),
+            "source": np.full(count, index, np.int32),
+            "url": batch["url"],
+            "text": batch["text"],
+        }
+        self.rows += count
+        self.sources[name] += count
+        return pa.table(columns, schema=_ROW_SCHEMA)
+
+    def close(self) -> None:
+        self._write()
+        self._writer.close()
+
+    def _write(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._bad, schema=_BAD_SCHEMA))
+        self._bad = []
+
+
+def _store_bad_rows(run: Run, tally: _Tally) -> None:
+    target = run.quarantine("lists", "00000.parquet")
+    storage.remove(target)  # of an attempt that was killed
+    if tally.invalid:
+        storage.create_from_file(target, str(tally.bad_rows))
+
+
+def _write_shards(manifest: Manifest, run: Run, buckets: Buckets, tally: _Tally) -> Plan:
+    wanted = manifest.sample if manifest.sample is not None else tally.rows
+    unique = images = shards = 0
+    waiting = LISTS.empty_table()
+    names = [source.name for source in manifest.sources]
+    for rows in buckets:
+        merged = _merge(rows, names)
+        unique += merged.num_rows
+        waiting = pa.concat_tables([waiting, merged.slice(0, max(0, wanted - images))])
+        images += min(merged.num_rows, wanted - images)
+        full = waiting.num_rows // manifest.samples_per_shard
+        for table in _slices(waiting, manifest.samples_per_shard, full):
+            _store_shard(run, shards, table)
+            shards += 1
+        waiting = waiting.slice(full * manifest.samples_per_shard)
+    if waiting.num_rows:
+        _store_shard(run, shards, waiting)
+        shards += 1
+    if not images:
+        raise PartitionError(_nothing(manifest, tally))
+    return Plan(
+        images=images,
+        shards=shards,
+        samples_per_shard=manifest.samples_per_shard,
+        rows=tally.rows,
+        duplicates=sum(tally.sources.values()) - unique,
+        invalid=dict(sorted(tally.invalid.items())),
+        sources={name: tally.sources[name] for name in names},
+    )
+
+
+def _slices(table: pa.Table, length: int, count: int) -> Iterator[pa.Table]:
+    return (table.slice(index * length, length) for index in range(count))
+
+
+def _nothing(manifest: Manifest, tally: _Tally) -> str:
+    files = ", ".join(file for source in manifest.sources for file in source.files)
+    if not tally.rows:
+        return f"no rows: {files} holds none"
+    reasons = ", ".join(f"{count} × {reason}" for reason, count in tally.invalid.most_common())
+    return f"no rows that can be used among the {tally.rows} of {files}: {reasons}. See quarantine/lists/00000.parquet"
+
+
+def _merge(rows: pa.Table, names: list[str]) -> pa.Table:
+    """Rows of `_ROW_SCHEMA` in the seeded order, equal uids merged, as a table of `schema.LISTS`."""
+    rows = rows.sort_by([("order", "ascending"), ("uid", "ascending"), ("ordinal", "ascending")]).combine_chunks()
+    rows = rows.filter(pa.array(_distinct(rows)))
+    starts = _starts(rows)
+    offsets = pa.array(np.append(starts, rows.num_rows), pa.int32())
+    sources = pa.DictionaryArray.from_arrays(_one(rows["source"]), pa.array(names)).dictionary_decode()
+    first = rows.take(pa.array(starts))
+    return pa.table(
+        [
+            _one(first["uid"]),
+            _one(first["url"]),
+            pa.ListArray.from_arrays(offsets, _one(rows["text"])),
+            pa.ListArray.from_arrays(offsets, sources),
+        ],
+        schema=LISTS,
+    )
+
+
+def _starts(rows: pa.Table) -> np.ndarray:
+    """Where each uid begins in rows sorted by it; int64."""
+    uids = rows["uid"].to_numpy()
+    return np.flatnonzero(np.append(True, uids[1:] != uids[:-1])) if len(uids) else np.empty(0, np.int64)
+
+
+def _distinct(rows: pa.Table) -> np.ndarray:
+    """False for a row whose source and text an earlier row of the same uid has; bool, one a row."""
+    keep = np.ones(rows.num_rows, bool)
+    starts = np.append(_starts(rows), rows.num_rows)
+    for index in np.flatnonzero(np.diff(starts) > 1):
+        begin, end = int(starts[index]), int(starts[index + 1])
+        group = rows.slice(begin, end - begin)
+        seen: set[tuple[int, str]] = set()
+        for offset, pair in enumerate(zip(group["source"].to_pylist(), group["text"].to_pylist(), strict=True)):
+            keep[begin + offset] = pair not in seen
+            seen.add(pair)
+    return keep
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+
+
+def _store_shard(run: Run, shard: int, table: pa.Table) -> None:
+    """Write one list shard. One that a killed attempt left is replaced where it differs: there is no plan yet."""
+    if shard >= 10**SHARD_DIGITS:
+        raise PartitionError(f"more than {10**SHARD_DIGITS} shards: set `samples_per_shard` higher in the manifest")
+    stream = io.BytesIO()
+    pq.write_table(table.combine_chunks(), stream, compression="zstd")
+    data, url = stream.getvalue(), run.list_shard(shard)
+    if not storage.create(url, data) and storage.read_bytes(url) != data and load_plan(run) is None:
+        storage.replace(url, data)

@@ -1,0 +1,55 @@
+"""Rows spilled to disk into buckets of a uint64 `order`, to be read back bucket by bucket in that order."""
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+
+class Buckets:
+    """`count` files in `folder`; bucket k holds the rows whose order is in the k-th of `count` equal ranges.
+
+    Memory is about three times `buffer_bytes` while rows are added, and one bucket while they are read.
+    Within a bucket rows come in the order in which they were added.
+    """
+
+    def __init__(self, folder: pathlib.Path, count: int, schema: pa.Schema, buffer_bytes: int) -> None:
+        self._folder, self._count, self._schema, self._limit = folder, count, schema, buffer_bytes
+        self._waiting: list[pa.Table] = []
+        self._bytes = 0
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        self._bytes += table.nbytes
+        if self._bytes >= self._limit:
+            self.flush()
+
+    def flush(self) -> None:
+        """Append what waits to the files. Each append is a whole Arrow stream: no file stays open."""
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting).combine_chunks()
+        self._waiting, self._bytes = [], 0
+        # The upper half of the order, times the count, shifted: the same range for a row whatever else is there.
+        bucket = ((table["order"].to_numpy() >> np.uint64(32)) * np.uint64(self._count)) >> np.uint64(32)
+        by_bucket = np.argsort(bucket, kind="stable")
+        table = table.take(pa.array(by_bucket))
+        found, starts = np.unique(bucket[by_bucket], return_index=True)
+        for number, begin, end in zip(found, starts, [*starts[1:], table.num_rows], strict=True):
+            with open(self._file(int(number)), "ab") as file, pa.ipc.new_stream(file, self._schema) as stream:
+                stream.write_table(table.slice(begin, end - begin))
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        """The buckets that hold rows, in order."""
+        return (self._read(number) for number in range(self._count) if self._file(number).exists())
+
+    def _file(self, number: int) -> pathlib.Path:
+        return self._folder / f"bucket-{number:05d}.arrow"
+
+    def _read(self, number: int) -> pa.Table:
+        parts = []
+        with pa.OSFile(str(self._file(number))) as file:
+            while file.tell() < file.size():
+                parts.append(pa.ipc.open_stream(file).read_all())
+        return pa.concat_tables(parts)
