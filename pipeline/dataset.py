@@ -45,10 +45,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         schema.dataset(self.captioners)  # a name that cannot be a column is refused here
+        if not self.captioners and self.rules.min_long_texts:
+            raise DatasetError("there are no captions yet. Run `lotlip-data recaption` first.")
         if self.rules.min_long_texts > len(self.captioners):
             raise DatasetError(
                 f"`shard.min_long_texts` is {self.rules.min_long_texts}, but {len(self.captioners)} captioners are "
-                "chosen, so every sample would be left out: lower it, or choose more captioners"
+                "there, so every sample would be left out: lower it, or run more captioners"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Captions:
             raise JoinError(f"{where}: {len(table)} captions of {len(self._rows)} images; each has exactly one")
 
     def take(self, image: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-        """The text (None where there is none) and the flags of this image; a second call for it fails.
+        """The text (None where there is none) and the flags of this image.
 
         Raises JoinError where there is no caption of its uid, or one of other bytes.
         """
@@ -48,9 +48,7 @@ class Captions:
         row = self._rows.get(uid)
         if row is None:
             raise JoinError(f"{self.where} has no row for {name}")
-        if uid not in self.unused:
-            raise JoinError(f"{name}: its uid stands twice among the images, and once in {self.where}")
-        self.unused.remove(uid)
+        self.unused.discard(uid)
         if (captioned := self._columns["sha256"][row].as_py()) != image["sha256"]:
             raise JoinError(
                 f"{name} has sha256 {image['sha256']}, but its caption in {self.where} is of {captioned}: "

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from lotlip_data.pipeline import dataset
 from lotlip_data.pipeline.dataset import DatasetError, Recipe, ShardRecord
 from lotlip_data.pipeline.join import Captions, Joined, Rules, join
 from lotlip_data.pipeline.ledger import captioned_shards, fetched_shards
+from lotlip_data.pipeline.ledger import captioners as found_captioners
+from lotlip_data.pipeline.scratch import scratch_folder
 from lotlip_data.pipeline.shard_files import DamagedShard, FileRecord, ImageTar, SampleWriter, commit_file, open_local
 
 
@@ -31,42 +32,42 @@ class ShardSummary:
     """In the shards built now."""
     dropped: Counter[str] = field(default_factory=Counter)
     """By reason, in the shards built now."""
-    missing: list[str] = field(default_factory=list)
-    """What has to be there first, and the command that brings it."""
     failed: list[str] = field(default_factory=list)
-    """Shards that could not be built, each with its reason."""
+    """What could not be built: each with its reason, or with what is missing and the command that brings it."""
     published: bool = False
     """Whether dataset.json was written or changed."""
 
     @property
     def nothing_to_do(self) -> bool:
-        return not (self.built or self.failed or self.missing or self.published)
+        return not (self.built or self.failed or self.published)
 
-    @property
-    def ok(self) -> bool:
-        return not (self.failed or self.missing)
+    def figures(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
 
 
-def shard(manifest: Manifest, run: Run, captioners: Sequence[str], say: Callable[[str], None] = print) -> ShardSummary:
+def shard(
+    manifest: Manifest, run: Run, say: Callable[[str], None] = print, captioners: Sequence[str] = ()
+) -> ShardSummary:
     """Build every shard whose images and whose captions by all of `captioners` are committed, on Ray.
 
-    dataset.json is written when nothing is missing and nothing failed. Raises DatasetError where nothing is fetched,
-    where a captioner has captioned nothing, or where the folder holds a dataset that is made otherwise.
+    Without `captioners`, all that the run has captions by. dataset.json is written when nothing failed and nothing is
+    missing. Raises DatasetError where nothing is fetched or captioned, or where the folder holds a dataset that is
+    made otherwise.
     """
     fetched = fetched_shards(run)
     if not fetched:
         raise DatasetError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
-    recipe = Recipe(
-        {name: _captioner_id(run, name) for name in captioners},
-        Rules(manifest.shard.sub_captions, manifest.shard.min_long_texts),
-    )
+    rules = Rules(manifest.shard.sub_captions, manifest.shard.min_long_texts)
+    recipe = Recipe({name: _captioner_id(run, name) for name in captioners or found_captioners(run)}, rules)
     dataset.claim(run, recipe)
-    ready, missing = _ready(run, fetched, captioners)
+    ready, missing = _ready(run, fetched, list(recipe.captioners))
     done = set(dataset.done_shards(run))
-    summary = ShardSummary(skipped=len(done), missing=missing)
+    summary = ShardSummary(skipped=len(done), failed=missing)
+    for line in missing:
+        say(line)
     if work := [shard for shard in ready if shard not in done]:
         _build_all(run, recipe, work, summary, say)
-    if summary.ok:
+    if not summary.failed:
         records = [dataset.read_record(run, shard) for shard in fetched]
         summary.published = dataset.publish(run, dataset.describe(run, manifest, recipe, records))
     return summary
@@ -85,10 +86,10 @@ def _ready(run: Run, fetched: Iterable[int], captioners: Sequence[str]) -> tuple
     listed = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists) if name.endswith(".parquet")}
     ready, missing = set(fetched), []
     if absent := listed - fetched:
-        missing.append(f"images of {_some(absent)}: run `lotlip-data download` again")
+        missing.append(f"missing: images of {_some(absent)}: run `lotlip-data download` again")
     for name in captioners:
         if absent := fetched - set(captioned_shards(run, name)):
-            missing.append(f"captions by {name} of {_some(absent)}: run `lotlip-data recaption {run.url}`")
+            missing.append(f"missing: captions by {name} of {_some(absent)}: run `lotlip-data recaption {run.url}`")
             ready -= absent
     return sorted(ready), missing
 
@@ -149,8 +150,7 @@ def build_shard(run: Run, recipe: Recipe, number: int) -> ShardRecord:
 
     Raises JoinError where images and captions do not belong together, DamagedShard where an input cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="lotlip-shard-") as folder:
-        scratch = Path(folder)
+    with scratch_folder("shard") as scratch:
         fetched = json.loads(storage.read_bytes(run.image_stats(number)))
         if not fetched["successes"]:
             return _commit(run, recipe, number, Joined(), [])
