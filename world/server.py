@@ -124,15 +124,15 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class WorldServer:
-    """The server in a process of its own, on a free port of 127.0.0.1, for as long as the `with` block lasts.
+    """The server in a process of its own on 127.0.0.1, for as long as the `with` block lasts.
 
-    `delay`: seconds before a slow answer. `pixels`: width and height of the pictures.
+    `delay`: seconds before a slow answer. `pixels`: width and height of the pictures. `port`: 0 takes a free one.
     """
 
-    def __init__(self, delay: float = 5.0, pixels: int = 96) -> None:
+    def __init__(self, delay: float = 5.0, pixels: int = 96, port: int = 0) -> None:
         self.url = ""
         """Such as http://127.0.0.1:40001, without a slash at the end; known once the block is entered."""
-        self._options = ["--delay", str(delay), "--pixels", str(pixels), "--port", "0", "--with-parent"]
+        self._options = ["--delay", str(delay), "--pixels", str(pixels), "--port", str(port), "--with-parent"]
 
     def __enter__(self) -> "WorldServer":
         command = [sys.executable, "-m", "lotlip_data.world.server", *self._options]

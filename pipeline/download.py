@@ -1,0 +1,214 @@
+"""Images of a manifest, fetched shard by shard: one Ray task a shard, a bounded number of them at a time.
+
+    lists/00017.parquet → img2dataset under the guard → images/00017-ATTEMPT.tar .parquet, then 00017_stats.json
+
+A shard with its marker is done and never fetched again. See `fetch_commit` for a task, `fetch_guard` for what may be
+fetched.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.layout import Run, shard_name
+from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.schema import SUCCESS
+from lotlip_data.pipeline import fetch_commit
+from lotlip_data.pipeline.fetch_commit import Work
+from lotlip_data.pipeline.ledger import fetched_shards
+from lotlip_data.pipeline.partition import Plan, load_plan, partition
+
+ATTEMPTS = 3
+"""How often a shard is tried whose task dies."""
+
+Marker = dict[str, Any]
+Task = Callable[[Work], Marker]
+
+
+@dataclass
+class DownloadSummary:
+    """What is fetched, of everything that was asked for. `asked` − `fetched` − `failed` is in shards not done."""
+
+    plan: Plan
+    skipped: int
+    """Shards that were done before this call."""
+    markers: dict[int, Marker] = field(default_factory=dict)
+    """Of all shards done."""
+    not_done: dict[int, str] = field(default_factory=dict)
+    """Shards tried and not done, with the reason."""
+
+    @property
+    def asked(self) -> int:
+        return self.plan.images
+
+    @property
+    def fetched(self) -> int:
+        return sum(marker["successes"] for marker in self.markers.values())
+
+    @property
+    def failed(self) -> int:
+        return sum(self.reasons.values())
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Failures by reason, the most frequent first."""
+        total: Counter[str] = Counter()
+        for marker in self.markers.values():
+            total.update(marker["status_dict"])
+        total.pop(SUCCESS, None)
+        return dict(total.most_common())
+
+    @property
+    def done(self) -> int:
+        """Shards that this call fetched."""
+        return len(self.markers) - self.skipped
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return self.skipped == self.plan.shards
+
+    @property
+    def failed_shards(self) -> list[str]:
+        """A line for each shard that is not done; one more where everything is done and no image came."""
+        lines = [f"shard {shard_name(shard)}: {reason}" for shard, reason in sorted(self.not_done.items())]
+        if not lines and not self.fetched:
+            lines.append(f"none of the {self.asked} images could be fetched: {_counts(self.reasons)}")
+        return lines
+
+    def figures(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "asked": self.asked,
+            "fetched": self.fetched,
+            "failed": self.failed,
+            "reasons": self.reasons,
+            "shards": self.plan.shards,
+            "shards_done": self.done,
+            "shards_skipped": self.skipped,
+            "shards_not_done": len(self.not_done),
+            "list": {name: getattr(self.plan, name) for name in ("rows", "duplicates", "invalid", "sources")},
+        }
+
+
+def download(
+    manifest: Manifest,
+    run: Run,
+    report: Callable[[str], None] = lambda line: None,
+    task: Task = fetch_commit.fetch_and_commit,
+) -> DownloadSummary:
+    """Fetch every shard that is not done; Ray must be running. `report` gets a line a shard.
+
+    A shard of which nothing came, for reasons that can pass, stays undone, and so does one whose task dies `ATTEMPTS`
+    times: both are in the summary, and the next call tries them again. Raises what `partition` raises.
+    """
+    plan = partition(manifest, run, report)
+    markers = _markers(run)
+    _complete_quarantine(run, markers)
+    summary = DownloadSummary(plan, len(markers), markers)
+    left = [shard for shard in range(plan.shards) if shard not in markers]
+    if not left:
+        report(f"all {plan.shards} shards are fetched already: nothing to do")
+    elif markers:
+        report(f"{len(markers)} of {plan.shards} shards are fetched already")
+    works = (Work(run, shard, plan.samples_per_shard, manifest.download) for shard in left)
+    for shard, outcome in _outcomes(works, task):
+        _take(summary, shard, outcome, report)
+    fetch_commit.remove_orphans(run, summary.markers)
+    return summary
+
+
+def _complete_quarantine(run: Run, markers: Mapping[int, Marker]) -> None:
+    """Write the quarantine of shards whose task was killed right after its commit."""
+    written = set(storage.list_names(run.quarantine("images")))
+    for shard, marker in markers.items():
+        if f"{shard_name(shard)}.parquet" not in written:
+            fetch_commit.quarantine(run, shard, marker)
+
+
+def read_summary(run: Run) -> DownloadSummary:
+    """What is fetched in `run` so far; fetches nothing. Raises UserError where the run has no plan yet."""
+    if (plan := load_plan(run)) is None:
+        raise UserError(f"{run.url}: nothing is planned here yet. Run `lotlip-data download MANIFEST {run.url}` first.")
+    markers = _markers(run)
+    return DownloadSummary(plan, len(markers), markers)
+
+
+def _take(summary: DownloadSummary, shard: int, outcome: Marker | str, report: Callable[[str], None]) -> None:
+    where = f"shard {shard_name(shard)}"
+    if isinstance(outcome, str):
+        summary.not_done[shard] = outcome
+        report(f"{where}: {outcome}")
+        return
+    summary.markers[shard] = outcome
+    failures = {reason: count for reason, count in outcome["status_dict"].items() if reason != SUCCESS}
+    text = f"{where}: {outcome['successes']} of {outcome['count']} images in {outcome['seconds']:.1f} s"
+    report(
+        f"{text}; {len(summary.markers)} of {summary.plan.shards} shards" + (f" ({_counts(failures)})" * bool(failures))
+    )
+
+
+def _counts(failures: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} × {reason}" for reason, count in failures.items())
+
+
+def _markers(run: Run) -> dict[int, Marker]:
+    """The markers of all shards done, by shard."""
+    shards = fetched_shards(run)
+    with ThreadPoolExecutor(16) as pool:
+        return dict(zip(shards, pool.map(lambda shard: fetch_commit.read_marker(run, shard), shards), strict=True))
+
+
+def _outcomes(works: Iterator[Work], task: Task) -> Iterator[tuple[int, Marker | str]]:
+    """Each shard with its marker, or with what kept it from being done, as they end.
+
+    At most twice as many tasks as the cluster has CPUs are submitted at a time: enough to keep it busy and to let it
+    grow. Retries are counted here, since Ray's own do not tell a shard that kills its worker from bad luck.
+    """
+    import ray
+
+    remote = ray.remote(num_cpus=1, max_retries=0)(task)
+    running: dict[Any, tuple[Work, int]] = {}
+    try:
+        while True:
+            while len(running) < _window() and (work := next(works, None)) is not None:
+                running[remote.remote(work)] = work, 1
+            if not running:
+                return
+            (ended,), _ = ray.wait(list(running), num_returns=1)
+            work, attempt = running.pop(ended)
+            try:
+                yield work.shard, _judge(ray.get(ended))
+            except ray.exceptions.RayError as error:
+                if attempt < ATTEMPTS:
+                    running[remote.remote(work)] = work, attempt + 1
+                else:
+                    yield work.shard, f"its task failed {ATTEMPTS} times: {_short(error)}"
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _judge(answer: Marker) -> Marker | str:
+    """A task's answer as an outcome: a marker, or a sentence where the task left the shard undone."""
+    if "tar" in answer:
+        return answer
+    return (
+        f"nothing could be fetched ({_counts(answer)}), which may pass: it stays undone. "
+        "Start the download again once the servers can be reached."
+    )
+
+
+def _window() -> int:
+    import ray
+
+    return 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _short(error: Exception) -> str:
+    """The last line of what a task died of."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,108 @@
+"""One shard from its list to its commit, as one Ray task runs it.
+
+An attempt uploads its tar and its Parquet under names of its own, and creates the marker that names them last,
+exclusively: of two attempts at one shard the first one counts, and the other removes what it has uploaded.
+"""
+
+import io
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run, shard_name
+from lotlip_data.manifests.manifest import DownloadSettings
+from lotlip_data.manifests.schema import SUCCESS
+from lotlip_data.pipeline import fetch_reasons as reasons
+from lotlip_data.pipeline.fetch_shard import FetchedShard, fetch
+from lotlip_data.pipeline.scratch import scratch_folder
+
+QUARANTINE = pa.schema([(name, pa.string()) for name in ("key", "uid", "url", "reason", "detail")])
+"""Columns of quarantine/images/NNNNN.parquet: the rows of a committed shard that have no image."""
+
+_ATTEMPT_FILE = re.compile(r"(\d{5,})-[0-9a-f]+\.(?:tar|parquet)")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task needs to know. It is pickled into the task."""
+
+    run: Run
+    shard: int
+    samples_per_shard: int
+    settings: DownloadSettings = field(repr=False)
+
+
+def fetch_and_commit(work: Work) -> dict[str, Any] | dict[str, int]:
+    """Fetch one shard and commit it, and return its marker.
+
+    Where nothing came, for reasons that can pass (the server or the network is down), nothing is committed and the
+    answer is the failures by reason alone, so that the next start tries again.
+    """
+    run, shard = work.run, work.shard
+    rows = pq.read_table(io.BytesIO(storage.read_bytes(run.list_shard(shard))))
+    with scratch_folder("download") as folder:
+        fetched = fetch(rows, shard, work.samples_per_shard, work.settings, folder)
+        if fetched.can_pass:
+            return {reason: count for reason, count in fetched.stats["status_dict"].items() if reason != SUCCESS}
+        commit(run, shard, fetched)
+    marker = read_marker(run, shard)
+    quarantine(run, shard, marker)
+    return marker
+
+
+def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
+    """Make `fetched` the shard's result, unless it has one already. Whether it did."""
+    attempt = f"{shard_name(shard)}-{uuid.uuid4().hex[:12]}"
+    marker = fetched.stats | {"tar": f"{attempt}.tar", "parquet": f"{attempt}.parquet"}
+    ours = [storage.join(run.images, marker["tar"]), storage.join(run.images, marker["parquet"])]
+    for url, local in zip(ours, (fetched.tar, fetched.parquet), strict=True):
+        storage.create_from_file(url, str(local))
+    if storage.create(run.image_stats(shard), json.dumps(marker, indent=2).encode()):
+        return True
+    for url in ours:
+        storage.remove(url)
+    return False
+
+
+def read_marker(run: Run, shard: int) -> dict[str, Any]:
+    """What is committed of a shard. Raises FileNotFoundError where nothing is."""
+    marker: dict[str, Any] = json.loads(storage.read_bytes(run.image_stats(shard)))
+    return marker
+
+
+def quarantine(run: Run, shard: int, marker: Mapping[str, Any]) -> None:
+    """Write the rows without an image beside the run's other failures; again gives the same file."""
+    target = run.quarantine("images", f"{shard_name(shard)}.parquet")
+    if marker["successes"] == marker["count"]:
+        return
+    with storage.open_read(storage.join(run.images, marker["parquet"])) as stream:
+        table = pq.read_table(stream)
+    failed = table.filter(pc.not_equal(table["status"], SUCCESS))
+    split = [reasons.split(message) for message in failed["error_message"].to_pylist()]
+    columns = [
+        failed["key"],
+        failed["uid"],
+        failed["url"],
+        [reason for reason, _ in split],
+        [text for _, text in split],
+    ]
+    data = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=QUARANTINE), data)
+    storage.create(target, data.getvalue())
+
+
+def remove_orphans(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> None:
+    """Remove what attempts at committed shards left that were killed or came second; `markers` by shard."""
+    for name in storage.list_names(run.images):
+        found = _ATTEMPT_FILE.fullmatch(name)
+        marker = markers.get(int(found[1])) if found else None
+        if marker is not None and name not in (marker["tar"], marker["parquet"]):
+            storage.remove(storage.join(run.images, name))

@@ -1,0 +1,288 @@
+"""What may be fetched at all: http and https from public addresses, within limits of bytes, redirects and time.
+
+img2dataset fetches through `urllib.request.urlopen`, which asks the installed opener: `installed` puts a guarded one
+in its place. It reads the whole body itself, so that a server that drips bytes cannot hold a thread, and it connects
+to the very address that it has checked, so that a name cannot change its address in between. Proxies are not used.
+"""
+
+import base64
+import http.client
+import io
+import ipaddress
+import random
+import socket
+import ssl
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from email.message import Message
+from types import TracebackType
+from typing import Any
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+
+from lotlip_data.manifests.manifest import DownloadSettings
+from lotlip_data.pipeline import fetch_reasons as reasons
+from lotlip_data.pipeline.fetch_reasons import Refusal
+
+MAX_REDIRECTS = 10
+BACKOFF = 0.5
+"""Seconds before the first further attempt, twice as long before each other one, ± half of it at random."""
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_CHUNK = 1 << 16
+_SAFE = "/%:=&?~#+!$,;'@()*[]|"
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+@contextmanager
+def installed(settings: DownloadSettings) -> Iterator[None]:
+    """Every `urllib.request.urlopen` of this process goes through the guard, as long as the block lasts."""
+    before = urllib.request._opener  # type: ignore[attr-defined]  # there is no public way to read it
+    urllib.request.install_opener(GuardedOpener(settings))  # type: ignore[arg-type]  # it has all that urlopen uses
+    try:
+        yield
+    finally:
+        urllib.request.install_opener(before)
+
+
+@dataclass
+class Fetched:
+    """A body and its headers, as much of a response as img2dataset uses."""
+
+    headers: Message
+    body: bytes
+
+    def read(self) -> bytes:
+        return self.body
+
+    def __enter__(self) -> "Fetched":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing is open any more."""
+
+
+class GuardedOpener:
+    """An opener for `urllib.request.install_opener`. It holds no state of a fetch, so threads share it."""
+
+    def __init__(self, settings: DownloadSettings) -> None:
+        self._settings = settings
+        self._allowed = frozenset(host.lower() for host in settings.allow_hosts)
+        self._tls = ssl.create_default_context()
+
+    def open(self, request: urllib.request.Request, data: None = None, timeout: float | None = None) -> Fetched:
+        """Fetch `request`, again where that may help. Raises Refusal; `timeout` is the settings' own."""
+        for attempt in range(self._settings.retries + 1):
+            if attempt:
+                time.sleep(BACKOFF * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+            try:
+                return self._follow(request)
+            except Refusal as refusal:
+                if attempt == self._settings.retries or not _worth_another(refusal.reason):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _follow(self, request: urllib.request.Request) -> Fetched:
+        """One attempt: the request and the redirects after it, all within one deadline."""
+        deadline = time.monotonic() + self._settings.total_timeout
+        url, headers = request.full_url, dict(request.header_items())
+        for hop in range(MAX_REDIRECTS + 1):
+            parts = _split(url)
+            if hop == 0 and parts.username is not None:
+                headers["Authorization"] = _basic(parts)
+            elif hop == 1:
+                headers.pop("Authorization", None)  # is for the host that the list names, and for no other
+            answer = self._exchange(parts, headers, deadline)
+            if isinstance(answer, Fetched):
+                return answer
+            url = urljoin(url, answer)
+        raise Refusal(reasons.TOO_MANY_REDIRECTS, f"more than {MAX_REDIRECTS}")
+
+    def _exchange(self, parts: SplitResult, headers: dict[str, str], deadline: float) -> Fetched | str:
+        """One request and its answer: a body, or where it is said to be."""
+        try:
+            with closing(self._connect(parts, deadline)) as sock:
+                timed = _TimedSocket(sock, self._settings.timeout, deadline)
+                connection = http.client.HTTPConnection(_host(parts), _port(parts))
+                connection.sock = timed  # offers what http.client uses of a socket
+                connection.request("GET", _target(parts), headers=headers | _own_headers(parts))
+                return self._answer(connection.getresponse())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _refusal(error) from error
+
+    def _answer(self, response: http.client.HTTPResponse) -> Fetched | str:
+        if response.status in _REDIRECTS:
+            if not (location := response.headers.get("Location")):
+                raise Refusal(reasons.BAD_REDIRECT, f"status {response.status}")
+            return quote(location.strip(), safe=_SAFE, encoding="iso-8859-1")  # as bytes, whatever they encode
+        if not 200 <= response.status < 300:
+            raise Refusal(reasons.http(response.status))
+        body = self._body(response)
+        if not body:
+            raise Refusal(reasons.EMPTY)
+        return Fetched(response.headers, body)
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        limit, promised = self._settings.max_bytes, response.length
+        if promised is not None and promised > limit:
+            raise Refusal(reasons.TOO_LARGE, f"{promised} bytes, more than {limit}")
+        body = bytearray()
+        while piece := response.read(_CHUNK):
+            body += piece
+            if len(body) > limit:
+                raise Refusal(reasons.TOO_LARGE, f"more than {limit} bytes")
+        if promised is not None and len(body) < promised:
+            raise Refusal(reasons.TRUNCATED, f"{len(body)} of {promised} bytes came")
+        return bytes(body)
+
+    def _connect(self, parts: SplitResult, deadline: float) -> socket.socket:
+        """A connection to the first address of the host that is allowed and answers."""
+        host = _host(parts)
+        refusal: OSError | None = None
+        for family, address in self._addresses(host, _port(parts)):
+            seconds = _left(self._settings.timeout, deadline)
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock.settimeout(seconds)
+                sock.connect(address)
+                if parts.scheme == "https":
+                    return self._tls.wrap_socket(sock, server_hostname=host)
+                return sock
+            except OSError as error:
+                sock.close()
+                refusal = error
+        assert refusal is not None
+        raise refusal
+
+    def _addresses(self, host: str, port: int) -> list[tuple[int, Any]]:
+        """The socket addresses of `host` that may be connected to, at least one."""
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise Refusal(reasons.NOT_RESOLVED, error.strerror or "") from error
+        except UnicodeError:  # a label of more than 63 characters, say
+            raise Refusal(reasons.BAD_URL, "host name") from None
+        allowed: list[tuple[int, Any]] = [
+            (family, address)
+            for family, _, _, _, address in found
+            if host.lower() in self._allowed or is_public(str(address[0]))
+        ]
+        if not allowed:
+            raise Refusal(reasons.NOT_ALLOWED, "not a public one; `allow_hosts` opens hosts of an intranet")
+        return allowed
+
+
+def is_public(text: str) -> bool:
+    """Whether an IP address is one of the public internet, the IPv4 address within an IPv6 one looked at as well."""
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv6Address):
+        within = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            within = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if within is not None:
+            address = within
+    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+class _TimedSocket:
+    """A socket each of whose receives ends by the deadline of the whole fetch. The owner of `sock` closes it."""
+
+    def __init__(self, sock: socket.socket, timeout: float, deadline: float) -> None:
+        self._sock, self._timeout, self._deadline = sock, timeout, deadline
+
+    def sendall(self, data: bytes) -> None:
+        self._sock.settimeout(_left(self._timeout, self._deadline))
+        self._sock.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_TimedReader(self._sock, self._timeout, self._deadline), _CHUNK)
+
+    def close(self) -> None:
+        """http.client calls this while the body is still to be read."""
+
+
+class _TimedReader(io.RawIOBase):
+    def __init__(self, sock: socket.socket, timeout: float, deadline: float) -> None:
+        self._sock, self._timeout, self._deadline = sock, timeout, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
+        self._sock.settimeout(_left(self._timeout, self._deadline))
+        return self._sock.recv_into(buffer)
+
+
+def _left(timeout: float, deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise Refusal(reasons.TIMEOUT, "of the whole fetch")
+    return min(timeout, left)
+
+
+def _worth_another(reason: str) -> bool:
+    """A name that does not resolve is left: it costs a look-up of seconds, and hardly ever comes back at once."""
+    return reason == reasons.TRUNCATED or (reasons.can_pass(reason) and reason != reasons.NOT_RESOLVED)
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise Refusal(reasons.BAD_URL) from None
+    if parts.scheme not in ("http", "https"):
+        raise Refusal(reasons.BAD_SCHEME, parts.scheme[:20])
+    if not parts.hostname:
+        raise Refusal(reasons.BAD_URL, "no host")
+    return parts
+
+
+def _host(parts: SplitResult) -> str:
+    """The host's name as the network knows it: without brackets, in ASCII."""
+    host = parts.hostname or ""
+    try:
+        return host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise Refusal(reasons.BAD_URL, "host name") from None
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _own_headers(parts: SplitResult) -> dict[str, str]:
+    host = _host(parts)
+    name = (f"[{host}]" if ":" in host else host) + (f":{parts.port}" if parts.port else "")
+    return {"Host": name, "Connection": "close"}
+
+
+def _target(parts: SplitResult) -> str:
+    """Path and query, with everything percent-encoded that a request line may not hold."""
+    return quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
+
+
+def _basic(parts: SplitResult) -> str:
+    pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def _refusal(error: Exception) -> Refusal:
+    """The reason for an error of the network. Its detail never quotes the URL, which may hold secrets."""
+    if isinstance(error, TimeoutError):
+        return Refusal(reasons.TIMEOUT)
+    if isinstance(error, ssl.SSLError):
+        return Refusal(reasons.TLS, error.reason or "")
+    if isinstance(error, ConnectionRefusedError):
+        return Refusal(reasons.REFUSED)
+    if isinstance(error, http.client.IncompleteRead):
+        return Refusal(reasons.TRUNCATED, "the body ended early")
+    if isinstance(error, ConnectionError):
+        return Refusal(reasons.LOST)
+    if isinstance(error, OSError):
+        return Refusal(reasons.UNREACHABLE, error.strerror or type(error).__name__)
+    return Refusal(reasons.BAD_RESPONSE, type(error).__name__)

@@ -1,0 +1,72 @@
+"""Why an image could not be had: a closed vocabulary, with free text beside it."""
+
+import re
+
+HTTP = "http"
+"""Stands before the status: `http 404`."""
+
+TIMEOUT = "timeout"
+REFUSED = "connection refused"
+LOST = "connection lost"
+UNREACHABLE = "host unreachable"
+NOT_RESOLVED = "name not resolved"
+TLS = "tls error"
+NOT_ALLOWED = "address not allowed"
+BAD_SCHEME = "scheme not allowed"
+BAD_URL = "malformed url"
+BAD_RESPONSE = "malformed response"
+BAD_REDIRECT = "redirect without a target"
+TOO_MANY_REDIRECTS = "too many redirects"
+TOO_LARGE = "too large"
+EMPTY = "empty body"
+ROBOTS = "refused by x-robots-tag"
+TRUNCATED = "truncated"
+NOT_AN_IMAGE = "not an image"
+TOO_MANY_PIXELS = "too many pixels"
+UNDECODABLE = "cannot be decoded"
+OTHER = "other"
+
+VOCABULARY = frozenset(
+    {
+        *(TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, TLS, NOT_ALLOWED, BAD_SCHEME, BAD_URL, BAD_RESPONSE),
+        *(BAD_REDIRECT, TOO_MANY_REDIRECTS, TOO_LARGE, EMPTY, ROBOTS, TRUNCATED, NOT_AN_IMAGE, TOO_MANY_PIXELS),
+        *(UNDECODABLE, OTHER),
+    }
+)
+"""All reasons but `http NNN`."""
+
+_CAN_PASS = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED})
+_PASSING_STATUS = frozenset({408, 425, 429})
+_STATUS = re.compile(r"http (\d{3})")
+_ROBOTS_MESSAGE = "Use of image disallowed by X-Robots-Tag directive"  # img2dataset's
+
+
+class Refusal(Exception):
+    """An image that cannot be had; its text is `reason: detail`, the form that `split` reads."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+def http(status: int) -> str:
+    return f"{HTTP} {status}"
+
+
+def can_pass(reason: str) -> bool:
+    """Whether another attempt at another time may well succeed."""
+    if status := _STATUS.fullmatch(reason):
+        return int(status[1]) >= 500 or int(status[1]) in _PASSING_STATUS
+    return reason in _CAN_PASS
+
+
+def split(message: str) -> tuple[str, str]:
+    """An error message of a fetched shard as (reason of the vocabulary, detail)."""
+    if message == _ROBOTS_MESSAGE:
+        return ROBOTS, ""
+    reason, _, detail = message.partition(": ")
+    if reason in VOCABULARY or _STATUS.fullmatch(reason):
+        return reason, detail
+    if "decod" in message.lower():
+        return UNDECODABLE, message
+    return OTHER, message

@@ -1,0 +1,123 @@
+"""One shard through img2dataset's `Downloader`, under the guard. The only file that imports img2dataset."""
+
+import json
+import os
+import pathlib
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lotlip_data.manifests.layout import SHARD_DIGITS, shard_name
+from lotlip_data.manifests.manifest import DownloadSettings
+from lotlip_data.manifests.schema import IMAGE_EXTENSION, IMAGES, LISTS, SUCCESS
+from lotlip_data.pipeline import fetch_reasons as reasons
+from lotlip_data.pipeline.fetch_guard import installed
+from lotlip_data.pipeline.fetch_images import GuardedResizer
+
+ROBOTS_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
+_KEY_ROWS = 10_000  # keys have four digits of row at least, however few rows a shard has
+
+
+class FetchError(RuntimeError):
+    """The shard could not be fetched whole, through no fault of its URLs; it may be tried again."""
+
+
+@dataclass(frozen=True)
+class FetchedShard:
+    """A shard in a local folder. `table` is what the Parquet holds: columns `schema.IMAGES`, sorted by key."""
+
+    tar: pathlib.Path
+    parquet: pathlib.Path
+    table: pa.Table
+    stats: dict[str, Any]
+    """img2dataset's own, `status_dict` by the reasons of `fetch_reasons`."""
+
+    @property
+    def can_pass(self) -> bool:
+        """Whether nothing was fetched, and every failure is of a kind that another time may not bring."""
+        failures = [reason for reason in self.stats["status_dict"] if reason != SUCCESS]
+        return not self.stats["successes"] and all(reasons.can_pass(reason) for reason in failures)
+
+
+def fetch(
+    rows: pa.Table, shard: int, samples_per_shard: int, settings: DownloadSettings, folder: pathlib.Path
+) -> FetchedShard:
+    """Fetch the images of `rows` (columns `schema.LISTS`) into the empty local `folder`.
+
+    Raises FetchError where rows got lost on the way, because a disk was full, say.
+    """
+    started = time.time()
+    source = folder / "rows.arrow"
+    with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
+        writer.write_table(rows.select(LISTS.names).cast(LISTS))
+    with installed(settings):
+        _downloader(settings, samples_per_shard, str(folder)).download_shard((shard, str(source)))
+    parquet = folder / f"{shard_name(shard)}.parquet"
+    table = pq.read_table(parquet)
+    if table.num_rows != rows.num_rows:
+        raise FetchError(
+            f"shard {shard}: only {table.num_rows} of {rows.num_rows} rows were written; is the disk full?"
+        )
+    table = _tidy(table)
+    pq.write_table(table, parquet, compression="zstd")
+    stats = json.loads((folder / f"{shard_name(shard)}_stats.json").read_text())
+    stats |= {"status_dict": _by_reason(table), "seconds": round(time.time() - started, 3)}
+    return FetchedShard(folder / f"{shard_name(shard)}.tar", parquet, table, stats)
+
+
+def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str) -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network for its newest version
+    from img2dataset.downloader import Downloader
+    from img2dataset.resizer import Resizer
+    from img2dataset.writer import WebDatasetSampleWriter
+
+    resizer = Resizer(
+        image_size=settings.image_size,
+        resize_mode="keep_ratio",
+        resize_only_if_bigger=True,
+        encode_quality=settings.quality,
+        encode_format=IMAGE_EXTENSION,
+    )
+    return Downloader(
+        sample_writer_class=WebDatasetSampleWriter,
+        resizer=GuardedResizer(resizer, settings.max_pixels),
+        thread_count=settings.threads,
+        save_caption=False,
+        extract_exif=False,
+        output_folder=folder,
+        column_list=LISTS.names,
+        timeout=settings.timeout,
+        number_sample_per_shard=max(samples_per_shard, _KEY_ROWS),
+        oom_shard_count=SHARD_DIGITS,
+        compute_hash="sha256",
+        verify_hash_type=None,
+        encode_format=IMAGE_EXTENSION,
+        retries=0,  # the guard's: it knows which failures another attempt may mend
+        user_agent_token=settings.user_agent,
+        disallowed_header_directives=ROBOTS_DIRECTIVES if settings.respect_robots_tag else None,
+    )
+
+
+def _tidy(table: pa.Table) -> pa.Table:
+    """Columns `schema.IMAGES`, sorted by key, each error message as `reason` or `reason: detail`."""
+    messages = [message and _message(message) for message in table["error_message"].to_pylist()]
+    column = table.schema.get_field_index("error_message")
+    table = table.set_column(column, "error_message", pa.array(messages, pa.string()))
+    return table.select(IMAGES.names).cast(IMAGES).sort_by("key")
+
+
+def _message(text: str) -> str:
+    reason, detail = reasons.split(text)
+    return f"{reason}: {detail}" if detail else reason
+
+
+def _by_reason(table: pa.Table) -> dict[str, int]:
+    """Rows by reason, `success` among them, the most frequent first."""
+    messages = table["error_message"].filter(pc.not_equal(table["status"], SUCCESS)).to_pylist()
+    failures = Counter(reasons.split(message)[0] for message in messages)
+    return {SUCCESS: table.num_rows - len(messages)} | dict(failures.most_common())
