@@ -1,0 +1,47 @@
+"""Long texts are cut into sentences, nothing lost but blanks, in both modes."""
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lotlip_data.manifests.subcaptions import split
+
+SAMPLE = "Dr. Smith stands at 3.5 m today.  He waves.\nA dog barks!\n\n1. A cat"
+
+
+def test_trained_punkt_keeps_abbreviations_numbers_and_full_stops() -> None:
+    assert split(SAMPLE)[:3] == ["Dr. Smith stands at 3.5 m today.", "He waves.", "A dog barks!"]
+
+
+def test_the_authors_rule_cuts_at_every_full_stop_line_break_and_end_token() -> None:
+    """Table 1's rule: `\\n|</s>|[.]`, blank pieces dropped."""
+    assert split(SAMPLE + "</s>B", "authors") == [
+        *("Dr", "Smith stands at 3", "5 m today", "He waves", "A dog barks!", "1", "A cat", "B"),
+    ]
+
+
+@pytest.mark.parametrize("mode", ["punkt", "authors"])
+def test_a_blank_text_has_none(mode: Any) -> None:
+    assert split("", mode) == split(" \n\t\n", mode) == []
+
+
+def test_an_unknown_mode_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown mode 'nltk'; one of punkt, authors"):
+        split("A. B.", "nltk")  # type: ignore[arg-type]
+
+
+@given(st.text(alphabet=st.sampled_from("aB .!?\n1\"'()\u2028é"), max_size=80))
+def test_punkt_loses_nothing_but_blanks(text: str) -> None:
+    pieces = split(text)
+    assert re.sub(r"\s", "", "".join(pieces)) == re.sub(r"\s", "", text)
+    assert all(piece == piece.strip() != "" for piece in pieces)
+
+
+@given(st.text(alphabet=st.sampled_from("aB .</s>\n1"), max_size=80))
+def test_the_authors_rule_loses_nothing_but_blanks_full_stops_and_end_tokens(text: str) -> None:
+    pieces = split(text, "authors")
+    assert re.sub(r"\s", "", "".join(pieces)) == re.sub(r"\s", "", re.sub(r"</s>|\.", " ", text))
+    assert all(piece == piece.strip() != "" for piece in pieces)

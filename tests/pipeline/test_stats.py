@@ -1,0 +1,82 @@
+"""Statistics are the paper's: the same figures on the same texts, and plain counts on a known dataset."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from lotlip_data.manifests import subcaptions
+from lotlip_data.pipeline import dataset
+from lotlip_data.pipeline.dataset import DatasetError
+from lotlip_data.pipeline.join import Rules
+from lotlip_data.pipeline.shard import build_shard
+from lotlip_data.pipeline.stats import bert_tokens, dataset_stats, table, tally
+from lotlip_data.world.writers import WRITERS, long_text, raw_text
+from tests.pipeline import fake_run
+
+IIW = Path(__file__).parents[1] / "goldens" / "iiw.jsonl.gz"
+
+
+def test_the_papers_figures_on_its_612_long_texts() -> None:
+    """Table 1, IIW: 10.16 sub-captions and 239.73 tokens a text, by the authors' rule."""
+    with gzip.open(IIW, "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["IIW"] for line in lines]
+    figures = tally(texts, "authors", bert_tokens()).figures()
+    assert figures["texts"] == 612
+    assert f"{figures['sub_captions_per_text']:.2f}" == "10.16"
+    assert f"{figures['tokens_per_text']:.2f}" == "239.73"
+
+
+def test_tokens_are_wordpieces_without_special_tokens() -> None:
+    assert bert_tokens()(["Unaffable, naïve.", "", "[CLS]"]) == [6, 0, 1]  # una ##ffa ##ble , naive .
+
+
+def test_a_blank_text_is_none() -> None:
+    assert tally(["", " \n", "One. Two."], "punkt", bert_tokens()).figures() == {
+        "texts": 1,
+        "sub_captions_per_text": 2.0,
+        "tokens_per_text": 4.0,
+    }
+
+
+def test_a_dataset_is_counted_by_captioner_and_in_all(tmp_path: Path) -> None:
+    """Two shards and an empty one; one text is missing, three are flagged."""
+    fake = fake_run.make(tmp_path, shards=2)
+    fake_run.commit_images(fake.run, 2, [], [])
+    rows = fake_run.captions_of(fake.run, "llava", 0)
+    lost = rows[0]["uid"]
+    rows[0] |= {"text": None, "flags": []}
+    rows[1] |= {"flags": ["cut_off", "repetition"]}
+    rows[2] |= {"flags": ["cut_off"]}
+    fake_run.write_captions(fake.run, "llava", 0, rows)
+    recipe = dataset.Recipe({name: f"{name}@1" for name in WRITERS}, Rules())
+    records = [build_shard(fake.run, recipe, number) for number in range(3)]
+    dataset.publish(fake.run, dataset.describe(fake.run, fake.manifest, recipe, records))
+
+    figures = dataset_stats(fake.run)
+    count, everything = bert_tokens(), []
+    for name in WRITERS:
+        texts = [long_text(scene, name) for uid, scene in fake.scenes.items() if (name, uid) != ("llava", lost)]
+        everything += texts
+        found = figures["captioners"][name]
+        assert found["texts"] == len(texts)
+        assert found["sub_captions_per_text"] == pytest.approx(
+            sum(len(subcaptions.split(text)) for text in texts) / len(texts), rel=1e-12
+        )
+        assert found["tokens_per_text"] == pytest.approx(sum(count(texts)) / len(texts), rel=1e-12)
+        assert found["flags"] == ({"cut_off": 2, "repetition": 1} if name == "llava" else {})
+    raws = [raw_text(scene) for scene in fake.scenes.values()]
+    assert figures["raw"] == {"texts": 16, "tokens_per_text": sum(count(raws)) / 16}
+    assert (figures["images"], figures["texts"]) == (16, 47)
+    assert figures["tokens_per_text"] == pytest.approx(sum(count(everything)) / 47, rel=1e-12)
+    assert figures["sub_captions_per_text"] == pytest.approx(
+        sum(len(subcaptions.split(text)) for text in everything) / 47, rel=1e-12
+    )
+    assert "flags of llava: cut_off 2, repetition 1" in table(figures)
+
+
+def test_without_a_dataset_it_says_what_to_run(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path)
+    with pytest.raises(DatasetError, match="there is no dataset yet"):
+        dataset_stats(fake.run)
