@@ -37,6 +37,7 @@ class Inputs:
         self.prompt = dict(self.processor(images=blank, text=self.text, return_tensors="pt"))
         self.image_size = tuple(self.prompt.pop("pixel_values").shape[-2:])
         self.stop_ids = self._stop_ids()
+        self._check_length(config)
 
     @property
     def prompt_length(self) -> int:
@@ -67,6 +68,17 @@ class Inputs:
             return self.processor.image_processor(image.convert("RGB"), return_tensors="pt", **options)["pixel_values"]
         except Exception as error:  # PIL raises almost anything on a broken file that it decodes lazily
             raise CaptionError(f"image cannot be read: {type(error).__name__}: {error}") from error
+
+    def _check_length(self, config: CaptionerConfig) -> None:
+        from transformers import AutoConfig
+
+        text = AutoConfig.from_pretrained(self.source, **self.options).get_text_config()
+        room = getattr(text, "max_position_embeddings", None)
+        if room and self.prompt_length + config.max_new_tokens > room:
+            raise ValueError(
+                f"captioner {config.name!r}: max_new_tokens={config.max_new_tokens}: image and prompt take "
+                f"{self.prompt_length} of the model's {room} tokens; use at most {room - self.prompt_length}"
+            )
 
     def _stop_ids(self) -> frozenset[int]:
         """The end tokens of the checkpoint's generation config, or of its tokenizer."""

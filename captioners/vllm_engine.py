@@ -7,7 +7,7 @@ import asyncio
 import os
 import threading
 import uuid
-from multiprocessing import parent_process
+from multiprocessing import active_children, parent_process
 from typing import Any
 
 import torch
@@ -40,7 +40,9 @@ class VllmEngine:
         self._inputs = inputs
         self._prompt_ids = inputs.tokenizer(inputs.text)["input_ids"]
         self._sampling = sampling_params(config, inputs)
+        others = active_children()
         self._llm: AsyncLLM | None = AsyncLLM.from_engine_args(arguments)
+        self._processes = [child for child in active_children() if child not in others]
         seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
         self.window = seqs + max(8, seqs // 4)  # the surplus is being prepared while vLLM writes the rest
 
@@ -50,7 +52,9 @@ class VllmEngine:
     def close(self) -> None:
         llm, self._llm = self._llm, None
         if llm:
-            llm.shutdown(timeout=0)
+            llm.shutdown(timeout=0)  # nothing is worth waiting for: what is not committed will be asked again
+            for process in self._processes:
+                process.join(5)
 
     async def _request(self, image: Image.Image) -> Any:
         """What vLLM is asked. The uuid saves it from hashing pixels for a cache that is off."""

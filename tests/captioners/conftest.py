@@ -2,9 +2,13 @@ import asyncio
 import io
 
 import pytest
-from lotlip_data.world.scenes import SPLITS, render, sample_scene
+import torch
 from PIL import Image
+
+from lotlip_data.world.scenes import SPLITS, render, sample_scene
 from tests.captioners import tiny_checkpoints
+
+torch.set_num_threads(1)  # several threads on models this small only wait for each other
 
 
 @pytest.fixture(scope="session")
@@ -42,4 +46,5 @@ def caption_all():
 
         return await asyncio.gather(*map(one, images), return_exceptions=True)
 
-    return lambda engine, images: asyncio.run(run(engine, images))
+    with asyncio.Runner() as runner:  # one event loop for all, as vLLM's engine is bound to that of its first call
+        yield lambda engine, images: runner.run(run(engine, images))

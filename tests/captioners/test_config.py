@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from lotlip_data.captioners.base import CaptionerConfig, Resources, load_engine
 
 CONFIG = CaptionerConfig(name="llava", kind="llava", model="llava-hf/llava-1.5-7b-hf")

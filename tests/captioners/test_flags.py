@@ -1,6 +1,7 @@
 """Each flag's definition, at its edges."""
 
 import pytest
+
 from lotlip_data.captioners.base import Caption, CaptionerConfig
 from lotlip_data.captioners.flags import flags_of
 from lotlip_data.world.scenes import sample_scene

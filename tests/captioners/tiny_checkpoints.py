@@ -149,7 +149,8 @@ def _widen(model: torch.nn.Module, end_bias: float) -> None:
             if parameter.dim() > 1:
                 parameter.mul_(6.0)
             if name.endswith("lm_head.weight"):
-                parameter[2] = end_bias * parameter[5]
+                parameter[:5] = 0  # special tokens are not chosen …
+                parameter[2] = end_bias * parameter[5]  # … but for the end token
 
 
 def _use_hub_names(file: Path) -> None:

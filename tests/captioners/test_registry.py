@@ -1,0 +1,66 @@
+"""What is known by a short name, and how another package adds a captioner."""
+
+import pytest
+
+from lotlip_data.captioners import registry
+from lotlip_data.captioners.base import Caption, CaptionerConfig, load_engine
+
+
+@pytest.mark.parametrize("name", registry.DEFAULTS)
+def test_every_short_name_has_a_kind_and_the_folder_name_of_its_own(name):
+    config = registry.get_default(name)
+    assert config.name == name
+    assert registry.get_kind(config.kind).template.count("{prompt}") == 1
+
+
+def test_published_models_are_the_papers():
+    models = [registry.get_default(name).model for name in ("instructblip", "llava", "sharegpt4v")]
+    assert models == ["Salesforce/instructblip-vicuna-7b", "llava-hf/llava-1.5-7b-hf", "Lin-Chen/ShareGPT4V-7B"]
+
+
+@pytest.mark.parametrize("kind", ["instructblip", "llava", "sharegpt4v"])
+def test_templates_are_those_that_the_tiny_models_were_trained_with(kind):
+    from lotlip_data.world.recipes.prompts import PROMPTS
+
+    config = registry.get_default(f"tiny-{kind}")
+    assert registry.get_kind(kind).template.replace("{prompt}", config.prompt) == PROMPTS[kind]
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(
+        ValueError, match="captioner 'blip' is unknown; known are instructblip, llava, sharegpt4v, tiny-"
+    ):
+        registry.get_default("blip")
+    with pytest.raises(ValueError, match="captioner kind 'blip' is unknown; known are instructblip, llava, sharegpt4v"):
+        registry.get_kind("blip")
+    with pytest.raises(ValueError, match="model='tiny-blip': this installation has no such checkpoint"):
+        registry.resolve_model("tiny-blip")
+
+
+def test_an_installed_package_adds_a_captioner_through_an_entry_point(tmp_path, monkeypatch, caption_all, scenes):
+    (tmp_path / "fourth.py").write_text(
+        """
+from lotlip_data.captioners.base import Caption
+from lotlip_data.captioners.captioner import Captioner
+
+class Counter(Captioner):
+    def load(self, config, engine, resources):
+        return CountingEngine(config)
+
+class CountingEngine:
+    window = 4
+    def __init__(self, config):
+        self.config = config
+    async def caption(self, image):
+        return Caption(f"{self.config.prompt} {image.width}", "stop", 2)
+    def close(self):
+        pass
+"""
+    )
+    metadata = tmp_path / "fourth-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fourth\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[lotlip_data.captioners]\ncounter = fourth:Counter\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    engine = load_engine(CaptionerConfig(name="mine", kind="counter", model="none", prompt="Width:"))
+    assert caption_all(engine, scenes(1)) == [Caption("Width: 96", "stop", 2)]
