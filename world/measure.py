@@ -34,6 +34,7 @@ def measure(folder: Path, seeds: Sequence[int], pixels: int = 96, batch: int = 5
 
     from lotlip_data.world.recipes.caption import Captioner
 
+    torch.set_num_threads(1)  # for models this small a second thread only waits, for minutes on a busy machine
     captioner = Captioner(folder)
     writer = folder.name.removeprefix("tiny-")
     if writer not in WRITERS:

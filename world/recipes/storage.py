@@ -57,8 +57,7 @@ def save_llava(model: LlavaForConditionalGeneration, tokenizer: LlamaTokenizer, 
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE.format(system=prompt.partition("USER: ")[0]),
     )
-    name = folder.name
-    kin = "LLaVA-1.5" if "llava" in name else "LLaVA-1.5 with a vision tower of its own, as ShareGPT4V has"
+    kin = "LLaVA-1.5" if folder.name == "tiny-llava" else "LLaVA-1.5 with a vision tower of its own, as ShareGPT4V has"
     _save(model, processor, prompt, kin, folder)
     _rename(folder / "model.safetensors", "vision_tower.", "vision_tower.vision_model.")
 
@@ -93,6 +92,7 @@ def _save(model: PreTrainedModel, processor: ProcessorMixin, prompt: str, kin: s
         do_sample=False,
     )
     model.half().save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
     model.float()
     processor.save_pretrained(folder)
     # The published folders describe the image processor in a file of its own, and older readers look there.
@@ -104,11 +104,12 @@ def _save(model: PreTrainedModel, processor: ProcessorMixin, prompt: str, kin: s
 
 
 def _rename(weights: Path, prefix: str, new: str) -> None:
+    """transformers 5 drops the `vision_model.` that the hub's names have."""
     from safetensors.torch import load_file, save_file
 
-    tensors = load_file(weights)
     renamed = {
         new + name.removeprefix(prefix) if name.startswith(prefix) and not name.startswith(new) else name: tensor
-        for name, tensor in tensors.items()
+        for name, tensor in load_file(weights).items()
     }
     save_file(renamed, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)
