@@ -74,8 +74,9 @@ class GuardedOpener:
         self._allowed = frozenset(host.lower() for host in settings.allow_hosts)
         self._tls = ssl.create_default_context()
 
-    def open(self, request: urllib.request.Request, data: None = None, timeout: float | None = None) -> Fetched:
-        """Fetch `request`, again where that may help. Raises Refusal; `timeout` is the settings' own."""
+    def open(self, url: urllib.request.Request | str, data: None = None, timeout: float | None = None) -> Fetched:
+        """Fetch `url`, again where that may help. Raises Refusal; the settings' own `timeout` counts, not this one."""
+        request = urllib.request.Request(url) if isinstance(url, str) else url
         for attempt in range(self._settings.retries + 1):
             if attempt:
                 time.sleep(BACKOFF * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))

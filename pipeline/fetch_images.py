@@ -17,7 +17,7 @@ from lotlip_data.pipeline import fetch_reasons as reasons
 from lotlip_data.pipeline.fetch_reasons import Refusal
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000")
-_OPENCV_IS_RIGHT = frozenset({"JPEG", "MPO", "PNG", "WEBP", "BMP"})  # MPO: a JPEG with further ones behind it
+_OPENCV_IS_RIGHT = frozenset({"JPEG", "MPO", "PNG", "WEBP"})  # MPO: a JPEG with further ones behind it
 _ORIENTATION = 0x0112
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
@@ -45,14 +45,14 @@ def prepare(data: bytes, max_pixels: int) -> bytes:
 
     Raises Refusal for what is no image, is truncated, has more than `max_pixels` pixels or cannot be decoded.
     """
+    if not _ends(data):
+        raise Refusal(reasons.TRUNCATED)
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours takes its place, before anything is decoded
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Refusal(reasons.TOO_MANY_PIXELS, f"{width} × {height}")
-            if not _ends(data):
-                _load_strictly(image)
             return data if _opencv_is_right(image, data) else _as_ppm(image)
     except Refusal:
         raise
@@ -61,19 +61,11 @@ def prepare(data: bytes, max_pixels: int) -> bytes:
 
 
 def _refusal(data: bytes, error: Exception) -> Refusal:
-    if not isinstance(error, Image.UnidentifiedImageError):
-        return Refusal(reasons.UNDECODABLE, type(error).__name__)
-    if data.startswith((_JPEG, _PNG)) or _is_webp(data):
-        return Refusal(reasons.UNDECODABLE, "damaged header") if _ends(data) else Refusal(reasons.TRUNCATED)
-    return Refusal(reasons.NOT_AN_IMAGE, kind_of(data))
-
-
-def _load_strictly(image: Image.Image) -> None:
-    """Decode an image whose end mark is missing: some are whole but for that mark."""
-    try:
-        image.load()
-    except (OSError, SyntaxError) as error:
-        raise Refusal(reasons.TRUNCATED) from error
+    if "truncated" in str(error):
+        return Refusal(reasons.TRUNCATED)
+    if isinstance(error, Image.UnidentifiedImageError) and not data.startswith((_JPEG, _PNG)) and not _is_webp(data):
+        return Refusal(reasons.NOT_AN_IMAGE, kind_of(data))
+    return Refusal(reasons.UNDECODABLE, type(error).__name__)
 
 
 def _ends(data: bytes) -> bool:

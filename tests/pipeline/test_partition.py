@@ -1,0 +1,152 @@
+"""Every usable URL is in exactly one shard, in an order that only the seed and the URLs decide."""
+
+import json
+import pathlib
+import random
+import tempfile
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.identity import uid_of
+from lotlip_data.manifests.layout import Run
+from lotlip_data.manifests.manifest import Manifest, Source
+from lotlip_data.manifests.schema import LISTS
+from lotlip_data.pipeline import partition as partition_module
+from lotlip_data.pipeline.partition import PartitionError, Plan, load_plan, partition
+
+Rows = list[tuple[str, str]]
+
+
+def manifest_of(folder: pathlib.Path, *sources: Rows, **settings: Any) -> Manifest:
+    listed = []
+    for index, rows in enumerate(sources):
+        file = folder / f"list {index}.jsonl"
+        file.write_text("".join(json.dumps({"url": url, "caption": text}) + "\n" for url, text in rows))
+        listed.append(Source(name=f"s{index}", files=(str(file),)))
+    return Manifest(name="test", sources=tuple(listed), **({"samples_per_shard": 100} | settings))
+
+
+def some_rows(count: int, host: str = "a.example") -> Rows:
+    return [(f"http://{host}/{index}.jpg", f"text {index}") for index in range(count)]
+
+
+def shards_of(run: Run, plan: Plan) -> list[pa.Table]:
+    return [pq.read_table(run.list_shard(shard)) for shard in range(plan.shards)]
+
+
+def rows_of(run: Run, plan: Plan) -> list[dict[str, Any]]:
+    return [row for table in shards_of(run, plan) for row in table.to_pylist()]
+
+
+def test_every_row_is_in_exactly_one_shard_and_all_shards_but_the_last_are_full(tmp_path: pathlib.Path) -> None:
+    manifest, run = manifest_of(tmp_path, some_rows(1050)), Run.at(str(tmp_path / "run"))
+    plan = partition(manifest, run)
+    tables = shards_of(run, plan)
+    assert [table.num_rows for table in tables] == [100] * 10 + [50]
+    assert all(table.schema == LISTS for table in tables)
+    rows = rows_of(run, plan)
+    assert sorted((row["url"], row["texts"][0]) for row in rows) == sorted(some_rows(1050))
+    assert all(row["uid"] == uid_of(row["url"]) and row["sources"] == ["s0"] for row in rows)
+    assert (plan.images, plan.shards, plan.rows, plan.duplicates, plan.invalid) == (1050, 11, 1050, 0, {})
+    assert load_plan(run) == plan
+
+
+def test_the_order_is_the_seeds_and_neither_the_lists_order_nor_the_number_of_buckets_changes_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = some_rows(1000)
+    urls = []
+    for number, (order, bucket_bytes, seed) in enumerate(
+        [(0, 1 << 25, 0), (1, 1000, 0), (2, 5000, 0), (0, 1 << 25, 1)]
+    ):
+        monkeypatch.setattr(partition_module, "BUCKET_BYTES", bucket_bytes)
+        shuffled = random.Random(order).sample(rows, len(rows))
+        run = Run.at(str(tmp_path / f"run{number}"))
+        plan = partition(manifest_of(tmp_path, shuffled, seed=seed), run)
+        urls.append([row["url"] for row in rows_of(run, plan)])
+    assert urls[0] == urls[1] == urls[2]
+    assert sorted(urls[0]) == sorted(urls[3])
+    assert urls[0] != urls[3]
+    # In random order about half of any 400 come from the list's first half: 200 ± 6 standard deviations of 7.7.
+    first_half = sum(int(url.split("/")[-1].split(".")[0]) < 500 for url in urls[0][:400])
+    assert 154 < first_half < 246
+
+
+def test_sources_mix_and_each_host_is_spread_over_all_shards(tmp_path: pathlib.Path) -> None:
+    run = Run.at(str(tmp_path / "run"))
+    plan = partition(manifest_of(tmp_path, some_rows(1000), some_rows(1000, "b.example")), run)
+    for table in shards_of(run, plan):
+        assert 20 < sum(source == ["s0"] for source in table["sources"].to_pylist()) < 80
+
+
+def test_a_sample_is_the_beginning_of_the_whole(tmp_path: pathlib.Path) -> None:
+    whole, part = Run.at(str(tmp_path / "whole")), Run.at(str(tmp_path / "part"))
+    everything = rows_of(whole, partition(manifest_of(tmp_path, some_rows(1000)), whole))
+    plan = partition(manifest_of(tmp_path, some_rows(1000), sample=250), part)
+    assert (plan.images, plan.shards, plan.rows) == (250, 3, 1000)
+    assert rows_of(part, plan) == everything[:250]
+
+
+def test_equal_urls_are_one_image_with_the_texts_of_all_sources_in_the_manifests_order(tmp_path: pathlib.Path) -> None:
+    first = [("http://a.example/1", "one"), ("HTTP://A.example:80/1#top", "again"), ("http://a.example/1", "one")]
+    second = [("http://b.example/2", "two"), (" http://a.example/1 ", "one"), ("http://a.example/1", "")]
+    run = Run.at(str(tmp_path / "run"))
+    plan = partition(manifest_of(tmp_path, first, second), run)
+    merged, alone = sorted(rows_of(run, plan), key=lambda row: row["url"])
+    assert merged["url"] == "http://a.example/1"
+    assert merged["texts"] == ["one", "again", "one", ""]
+    assert merged["sources"] == ["s0", "s0", "s1", "s1"]
+    assert (alone["texts"], alone["sources"]) == (["two"], ["s1"])
+    assert (plan.images, plan.rows, plan.duplicates, plan.sources) == (2, 6, 4, {"s0": 3, "s1": 3})
+
+
+def test_unusable_rows_are_counted_by_reason_and_kept_with_their_place(tmp_path: pathlib.Path) -> None:
+    rows = [("http://a.example/1", "x"), ("ftp://a.example/1", "x"), ("", "x"), ("not a url", "x")]
+    run = Run.at(str(tmp_path / "run"))
+    plan = partition(manifest_of(tmp_path, rows), run)
+    assert (plan.images, plan.rows, plan.invalid) == (1, 4, {"no URL": 1, "not an http or https URL": 2})
+    kept = pq.read_table(run.quarantine("lists", "00000.parquet")).to_pylist()
+    assert [(row["row"], row["reason"], row["content"]) for row in kept] == [
+        (2, "not an http or https URL", "ftp://a.example/1"),
+        (3, "no URL", "x"),
+        (4, "not an http or https URL", "not a url"),
+    ]
+
+
+def test_lists_without_a_usable_row_are_an_error_that_says_why_and_leaves_no_plan(tmp_path: pathlib.Path) -> None:
+    run = Run.at(str(tmp_path / "run"))
+    with pytest.raises(PartitionError, match=r"no rows: .*list 0\.jsonl holds none"):
+        partition(manifest_of(tmp_path, []), run)
+    with pytest.raises(PartitionError, match=r"no rows that can be used among the 2 of .*: 2 × not an http or"):
+        partition(manifest_of(tmp_path, [("x", ""), ("y", "")]), run)
+    assert load_plan(run) is None
+
+
+def test_a_second_call_reads_nothing_and_returns_the_same_plan(tmp_path: pathlib.Path) -> None:
+    manifest, run = manifest_of(tmp_path, some_rows(150)), Run.at(str(tmp_path / "run"))
+    plan = partition(manifest, run)
+    (tmp_path / "list 0.jsonl").unlink()
+    assert partition(manifest, run) == plan
+
+
+def test_what_a_killed_attempt_left_is_replaced_where_the_list_has_changed_since(tmp_path: pathlib.Path) -> None:
+    run = Run.at(str(tmp_path / "run"))
+    partition(manifest_of(tmp_path, some_rows(300)), run)
+    storage.remove(run.plan)  # as if killed right before the last step
+    plan = partition(manifest_of(tmp_path, some_rows(250, "b.example")), run)
+    assert sorted(row["url"] for row in rows_of(run, plan)) == sorted(url for url, _ in some_rows(250, "b.example"))
+
+
+def test_nothing_stays_in_the_temporary_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    abandoned = scratch / "lotlip-data-partition-killed"
+    abandoned.mkdir()
+    (abandoned / ".lock").touch()
+    partition(manifest_of(tmp_path, some_rows(10)), Run.at(str(tmp_path / "run")))
+    assert list(scratch.iterdir()) == []
