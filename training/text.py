@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+
 from lotlip_data.manifests import subcaptions
 from lotlip_data.manifests.subcaptions import SplitMode
-from torch import Tensor
 
 TextForm = Literal["authors", "punkt"]
 
@@ -30,7 +31,7 @@ def clean(text: str) -> str:
 
 
 def join_sub_captions(pieces: Sequence[str], mode: SplitMode) -> str:
-    """The text whose sub-captions, split in `mode`, are `pieces`: the authors' rule drops full stops, Punkt does not."""
+    """The text whose sub-captions, split in `mode`, are `pieces`: the authors' rule drops full stops."""
     if mode == "punkt" or not pieces:
         return " ".join(pieces)
     return ". ".join(pieces) + "."

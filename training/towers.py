@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from lotlip_data.training.attention import attention_mask
 from torch import Tensor, nn
+
+from lotlip_data.training.attention import attention_mask
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class TextTower(nn.Module):
     The corner tokens are `corner_tokens` extra rows of the encoder's word embeddings, each drawn from N(0, 0.02).
     """
 
-    def __init__(self, encoder: nn.Module, dim: int, settings: TextSettings = TextSettings()) -> None:
+    def __init__(self, encoder: Any, dim: int, settings: TextSettings = TextSettings()) -> None:
         super().__init__()
-        config: Any = encoder.config
+        config = encoder.config
         if getattr(encoder, "pooler", None) is None:
             raise ValueError(f"text tower: {type(encoder).__name__} has no pooler; use a BERT-like encoder with one")
         self.settings = settings
-        self.encoder: Any = encoder
+        self.encoder = encoder
         self.pad_id = int(config.pad_token_id)
         self.vocab_size = int(config.vocab_size)
         self.max_length = int(config.max_position_embeddings)
@@ -70,10 +71,10 @@ class TextTower(nn.Module):
 class ImageTower(nn.Module):
     """A ViT whose feature is its class token after the final norm, without a projection (as the authors' code)."""
 
-    def __init__(self, vit: nn.Module) -> None:
+    def __init__(self, vit: Any) -> None:
         super().__init__()
-        self.vit: Any = vit
-        self.dim = int(self.vit.config.hidden_size)
+        self.vit = vit
+        self.dim: int = self.vit.config.hidden_size
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features [N, D], not normalised, of pixels [N, 3, H, W]."""

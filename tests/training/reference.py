@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lotlip_data.training.text import TextTokenizer
-from lotlip_data.training.towers import TextSettings, TextTower
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from lotlip_data.training.text import TextTokenizer
+from lotlip_data.training.towers import TextSettings, TextTower
 
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 FOLDER = GOLDENS / "lotlip_text"
@@ -19,7 +20,9 @@ EXPECTED = dict(np.load(FOLDER / "expected.npz"))
 
 def tokenizer(corner_tokens: int, **options: Any) -> TextTokenizer:
     settings = {"vocab_size": META["vocab_size"], "context_length": META["context_length"], **options}
-    return TextTokenizer(BertTokenizerFast(str(GOLDENS / "bert-base-uncased-vocab.txt")), corner_tokens=corner_tokens, **settings)
+    return TextTokenizer(
+        BertTokenizerFast(str(GOLDENS / "bert-base-uncased-vocab.txt")), corner_tokens=corner_tokens, **settings
+    )
 
 
 def text_tower(corner_tokens: int, attention: str) -> TextTower:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from lotlip_data.training.attention import attention_mask, corner_mask
 from tests.training import reference
 from tests.training.reference import META, expected

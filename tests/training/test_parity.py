@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from lotlip_data.training.loss import lotlip_loss
 from tests.training import reference
 from tests.training.reference import META, expected

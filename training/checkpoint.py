@@ -1,0 +1,146 @@
+"""The trained model as a folder, and the three lines that use it:
+
+    from lotlip_data.training.checkpoint import LoTLIP
+    model = LoTLIP.load("RUN/train/lotlip/model")
+    similarity = model.embed_images([picture]) @ model.embed_texts(["A long text. Of several sentences."]).T
+
+The folder holds config.json (both towers' configurations of transformers, the corner tokens, the text form, the
+preprocessing), model.safetensors and the tokenizer's files; nothing else is needed to load it.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.training import towers
+from lotlip_data.training.images import ImageTransform
+from lotlip_data.training.text import Encoded, TextTokenizer, load_tokenizer
+from lotlip_data.training.towers import TextSettings, TwoTowers
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class CheckpointError(UserError):
+    """A folder that holds no model of ours, or a damaged one."""
+
+
+@dataclass
+class LoTLIP:
+    """Two towers with what turns images and texts into their inputs."""
+
+    towers: TwoTowers
+    tokenizer: TextTokenizer
+    transform: ImageTransform
+
+    @torch.no_grad()
+    def embed_images(self, images: Iterable[Image.Image], batch: int = 64) -> Tensor:
+        """Unit float32 features [N, D]; the images are taken `batch` at a time, so they may come from a generator."""
+        self.towers.eval()
+        features = [self.towers.image(self.transform(some)) for some in _batched(images, batch)]
+        return F.normalize(torch.cat(features), dim=-1) if features else torch.zeros(0, self.towers.image.dim)
+
+    def embed_texts(self, texts: Sequence[str], batch: int = 64) -> Tensor:
+        """Unit float32 [CLS] features [N, D]. Text beyond the context length is cut; `tokenizer.encode` tells where."""
+        return self.embed_tokens(self.tokenizer.encode(texts), batch)
+
+    @torch.no_grad()
+    def embed_tokens(self, encoded: Encoded, batch: int = 64) -> Tensor:
+        """As `embed_texts`, of what `tokenizer.encode` gave."""
+        self.towers.eval()
+        features = torch.zeros(len(encoded.ids), self.towers.image.dim)
+        by_length = sorted(range(len(encoded.ids)), key=lambda index: len(encoded.ids[index]))
+        for some in _batched(by_length, batch):  # texts of like length together: little padding is computed
+            features[some] = self.towers.text(self.tokenizer.pad([encoded.ids[index] for index in some]))[:, 0]
+        return F.normalize(features, dim=-1)
+
+    def save(self, url: str) -> None:
+        """Write the folder (a local path or fsspec URL); config.json comes last."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = pathlib.Path(scratch)
+            self.tokenizer.tokenizer.save_pretrained(folder)
+            weights = {name: value.detach().contiguous() for name, value in self.towers.state_dict().items()}
+            save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+            for path in sorted(folder.iterdir()):
+                storage.replace(storage.join(url, path.name), path.read_bytes())
+        storage.replace(storage.join(url, CONFIG), json.dumps(self._config(), indent=1).encode())
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "context_length": self.tokenizer.context_length,
+            "text_form": self.tokenizer.form,
+            "towers": towers.describe(self.towers),
+            "transform": dataclasses.asdict(self.transform),
+        }
+
+    @classmethod
+    def load(cls, url: str) -> "LoTLIP":
+        """The model of the folder `url` (a local path or fsspec URL), ready to embed. Raises CheckpointError."""
+        try:
+            config = json.loads(storage.read_bytes(storage.join(url, CONFIG)))
+        except (FileNotFoundError, NotADirectoryError):
+            raise CheckpointError(
+                f"{url}: there is no {CONFIG}, so no trained model; name its `model` folder"
+            ) from None
+        except ValueError as error:
+            raise CheckpointError(f"{url}/{CONFIG}: is not JSON ({error})") from error
+        if config.get("format") != FORMAT:
+            raise CheckpointError(f"{url}: not a model of this tool, or of another release (format {FORMAT} is read)")
+        described = config["towers"]
+        settings = TextSettings(described["corner_tokens"], described["mask"])
+        model = towers.build(described["image"], described["text"], settings)
+        with _local(url) as folder:
+            tokenizer = load_tokenizer(folder)
+            try:
+                model.load_state_dict(load_file(pathlib.Path(folder, WEIGHTS)))
+            except (OSError, RuntimeError, SafetensorError) as error:
+                raise CheckpointError(f"{url}/{WEIGHTS}: cannot be read, or is of other towers ({error})") from error
+        return cls(
+            model.eval(),
+            TextTokenizer(
+                tokenizer,
+                vocab_size=model.text.vocab_size,
+                context_length=config["context_length"],
+                corner_tokens=settings.corner_tokens,
+                form=config["text_form"],
+            ),
+            ImageTransform(**config["transform"]),
+        )
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def _local(url: str) -> Iterator[str]:
+    """The folder itself where it is local, else a copy for as long as it is needed."""
+    if storage.is_local(url):
+        yield storage.normalise(url)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in storage.list_names(url):
+            pathlib.Path(scratch, name).write_bytes(storage.read_bytes(storage.join(url, name)))
+        yield scratch

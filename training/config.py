@@ -1,0 +1,160 @@
+"""Settings of a training: the paper's where it gives them, ours where nobody published any."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from lotlip_data.manifests.errors import UserError
+
+Method = Literal["lit", "lit_long", "lotlip"]
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lit": {"long_texts": 0, "corner_tokens": 0},
+    "lit_long": {"corner_tokens": 0},
+    "lotlip": {},
+}
+"""What sets the methods apart (paper, Table 2); everything else is the same for all."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Epochs and batch are the paper's for CC3M and for all five sources; it does not publish those between.
+    "3m": {"epochs": 10, "batch": 2560, "weight_decay": 0.5},
+    "100m": {"epochs": 10, "batch": 16_384, "warm_up": 10_000},
+    # About 1,500 rendered scenes, tiny towers, one core a method: see docs/log.md for what was tried.
+    "demo": {
+        "epochs": 12,
+        "batch": 64,
+        "long_texts": 1,
+        "lr": 1e-3,
+        "weight_decay": 0.05,
+        "warm_up": 30,
+        "checkpoint_every": 50,
+    },
+}
+
+
+class ConfigError(UserError):
+    """A setting that cannot be; the message names it and the fix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training. Towers are local folders or hub ids; the image tower is locked."""
+
+    image_tower: str
+    text_tower: str = "google-bert/bert-base-uncased"
+    method: Method = "lotlip"
+
+    corner_tokens: int = 2
+    """m; 0 for none (paper: 2)."""
+    corner_mask: bool = True
+    """Off: register tokens, with no rule in the attention and no loss of their own (paper, Table 7)."""
+    context_length: int = 128
+    """Tokens of a text, special ones included (paper: 128)."""
+    text_form: Literal["authors", "punkt"] = "authors"
+    sub_captions: int = 3
+    """S: so many consecutive sub-captions are taken at random from a long text (paper: 3)."""
+    long_texts: int = 3
+    """T: long texts a sample shows per step, of different captioners where there are as many (ours)."""
+    captioners: tuple[str, ...] = ()
+    """Whose long texts are used; all of the dataset's where empty (paper, Table 9)."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Of the loss over texts: the paper's sum, or the authors' code's mean."""
+
+    epochs: float = 10
+    batch: int = 2560
+    lr: float = 5e-4
+    """Peak of AdamW's, reached after `warm_up` steps, then a cosine to 0. Ours, as the next five: open_clip's."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    """On matrices only, as in open_clip."""
+    warm_up: int = 2000
+    clip_gradient: float = 1.0
+    """Largest norm of the gradient."""
+
+    seed: int = 0
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise ConfigError(f"method: no {self.method!r}; one of {', '.join(get_args(Method))}")
+        for name, least in _LEAST.items():
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"{name}: {value} is too small; at least {least}")
+        for name in ("text_form", "reduction"):
+            if (value := getattr(self, name)) not in (allowed := _CHOICES[name]):
+                raise ConfigError(f"{name}: no {value!r}; one of {', '.join(allowed)}")
+        for name in ("epochs", "lr", "eps", "clip_gradient"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not above 0")
+        if isinstance(self.captioners, str) or isinstance(self.betas, float):
+            raise ConfigError("captioners and betas: give a list")
+        object.__setattr__(self, "captioners", tuple(self.captioners))
+        object.__setattr__(self, "betas", tuple(self.betas))
+        self._check_method()
+
+    def _check_method(self) -> None:
+        if self.method == "lit" and (self.long_texts or self.corner_tokens):
+            raise ConfigError("method: lit knows no long texts; set long_texts and corner_tokens to 0, or use lit_long")
+        if self.method != "lit" and not self.long_texts:
+            raise ConfigError(f"long_texts: {self.method} needs at least 1; without long texts it is method lit")
+        if self.method == "lit_long" and self.corner_tokens:
+            raise ConfigError("method: lit_long has no corner tokens; set corner_tokens to 0, or use lotlip")
+
+    def steps(self, samples: int) -> int:
+        """Steps of `epochs` over so many samples: global batches are always full, the rest goes into the next epoch.
+
+        Raises ConfigError where that is none, or no more than the warm-up.
+        """
+        steps = int(self.epochs * samples) // self.batch
+        if steps == 0:
+            raise ConfigError(
+                f"batch: {self.batch} is more than {self.epochs} epochs of {samples} samples give; lower it"
+            )
+        if steps <= self.warm_up:
+            raise ConfigError(f"warm_up: {self.warm_up} is not fewer than the training's {steps} steps; lower it")
+        return steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+
+_LEAST = {
+    "corner_tokens": 0,
+    "context_length": 8,
+    "sub_captions": 1,
+    "long_texts": 0,
+    "batch": 2,
+    "weight_decay": 0,
+    "warm_up": 0,
+    "seed": 0,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+}
+_CHOICES = {"text_form": ("authors", "punkt"), "reduction": ("sum", "mean")}
+
+
+def make_config(method: str = "lotlip", preset: str | None = None, **settings: Any) -> TrainConfig:
+    """The configuration of a method, at a preset if named; `settings` go before both. Raises ConfigError."""
+    if method not in METHODS:
+        raise ConfigError(f"method: no {method!r}; one of {', '.join(METHODS)}")
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"preset: no {preset!r}; one of {', '.join(PRESETS)}")
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(
+                f"{name}: no such setting; " + (f"{close[0]}?" if close else f"one of {', '.join(known)}")
+            )
+    merged = {**PRESETS.get(preset or "", {}), **METHODS[method], "method": method, **settings}
+    if "image_tower" not in merged:
+        raise ConfigError("image_tower: none is named; give a folder or hub id of a ViT")
+    try:
+        return TrainConfig(**merged)
+    except TypeError as error:
+        raise ConfigError(f"a setting is of the wrong type: {error}") from error

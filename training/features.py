@@ -1,0 +1,111 @@
+"""Features of the locked image tower, computed once for each image and kept beside the dataset.
+
+RUN/features/TOWER/SHARD.npz, where TOWER names the weights and the preprocessing, and SHARD the tar's sha256: so every
+training of a run with the same tower shares them, and none takes another's for its own. Written shard by shard.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.schema import IMAGE_EXTENSION
+from lotlip_data.training.data import DataError, Dataset, Shard
+from lotlip_data.training.images import ImageTransform
+from lotlip_data.training.towers import ImageTower
+
+BATCH = 64
+
+
+def tower_id(tower: ImageTower, transform: ImageTransform) -> str:
+    """16 hexadecimal digits that stand for the weights and the preprocessing."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(transform)).encode())
+    for name, value in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class FeatureCache:
+    """The locked tower's features of a dataset, float16 on the storage, not normalised."""
+
+    def __init__(self, dataset: Dataset, tower: ImageTower, transform: ImageTransform) -> None:
+        self._dataset = dataset
+        self._tower = tower
+        self._transform = transform
+        self._folder = storage.join(dataset.url, "features", tower_id(tower, transform))
+
+    def fill(self, say: Callable[[str], None]) -> None:
+        """Compute the features of every shard that has none yet."""
+        there = set(storage.list_names(self._folder))
+        missing = [shard for shard in self._dataset.shards if self._name(shard) not in there]
+        if missing:
+            say(f"image features: {len(missing)} of {len(self._dataset.shards)} shards to compute, in {self._folder}")
+        for shard in missing:
+            storage.create(storage.join(self._folder, self._name(shard)), self._compute(shard))
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a cache lives as long as its training
+    def shard(self, index: int) -> np.ndarray:
+        """float16 [samples, D], in the order of the shard. Raises DataError where the file is damaged."""
+        shard = self._dataset.shards[index]
+        where = storage.join(self._folder, self._name(shard))
+        try:
+            with np.load(io.BytesIO(storage.read_bytes(where))) as content:
+                features: np.ndarray = content["features"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{where}: cannot be read ({error}). Remove it: it will be computed again.") from error
+        if features.shape != (shard.samples, self._tower.dim):
+            raise DataError(f"{where}: of shape {features.shape}, not {(shard.samples, self._tower.dim)}. Remove it.")
+        return features
+
+    def rows(self, places: list[tuple[int, int, int]]) -> Tensor:
+        """float32 [N, D] of these (epoch, shard, row)."""
+        return torch.from_numpy(np.stack([self.shard(shard)[row] for _, shard, row in places]).astype(np.float32))
+
+    def _name(self, shard: Shard) -> str:
+        return f"{shard.sha256[:32]}.npz"
+
+    @torch.no_grad()
+    def _compute(self, shard: Shard) -> bytes:
+        images, features = [], []
+        for image in _images(shard):
+            images.append(image)
+            if len(images) == BATCH:
+                features.append(self._tower(self._transform(images)))
+                images = []
+        if images:
+            features.append(self._tower(self._transform(images)))
+        table = torch.cat(features).to(torch.float16).numpy() if features else np.zeros((0, self._tower.dim))
+        if len(table) != shard.samples:
+            raise DataError(f"{shard.tar}: {len(table)} images, dataset.json says {shard.samples}")
+        buffer = io.BytesIO()
+        np.savez(buffer, features=table)
+        return buffer.getvalue()
+
+
+def _images(shard: Shard) -> Iterator[Image.Image]:
+    """The images of a tar in its order, which is the Parquet twin's. Raises DataError where one cannot be decoded."""
+    try:
+        with storage.open_read(shard.tar) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                if not member.name.endswith(f".{IMAGE_EXTENSION}"):
+                    continue
+                source = tar.extractfile(member)
+                if source is None:
+                    raise DataError(f"{shard.tar}: {member.name} is no file")
+                try:
+                    yield Image.open(io.BytesIO(source.read())).convert("RGB")
+                except (OSError, ValueError) as error:
+                    raise DataError(f"{shard.tar}: {member.name} is no image that can be read ({error})") from error
+    except tarfile.TarError as error:
+        raise DataError(f"{shard.tar}: cannot be read ({error}). Run `lotlip-data verify` on the run.") from error

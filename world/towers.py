@@ -1,0 +1,233 @@
+"""Pre-train the trainer's two tiny towers on this world, without captions, and save them in the hub's layout.
+
+    python -m lotlip_data.world.towers [image|text] [--out FOLDER]
+
+tiny-vit names what is in each cell, from its class token too, so that this token carries the whole scene as that of a
+classifier does. tiny-bert is a masked language model of the writers' texts. Both see only seeds of `tower_train`:
+about eight minutes on one core. Every method that is compared starts from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lotlip_data.world.recipes.optimise import Schedule, minimise, shuffled
+from lotlip_data.world.recipes.pictures import CLASSES, IGNORE, PIXELS, Pictures, draw_pictures
+from lotlip_data.world.scenes import BACKGROUNDS, PLACES, SPLITS, sample_scene
+from lotlip_data.world.writers import WRITERS, long_text, raw_text
+
+CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
+TINY_VIT = CHECKPOINTS / "tiny-vit"
+TINY_BERT = CHECKPOINTS / "tiny-bert"
+
+HIDDEN = 128
+HELD_OUT = 512
+IMAGE_SCHEDULE = Schedule(steps=5000, batch=32, rate=1e-3, warm_up=200)
+TEXT_SCHEDULE = Schedule(steps=1500, batch=32, rate=1e-3, warm_up=200)
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+_CARD = """---
+library_name: transformers
+license: apache-2.0
+tags: [synthetic, test]
+---
+# {name}
+
+{what} It knows nothing but a small rendered world of coloured shapes on a 3×3 grid, and serves the demo and the tests
+of lotlip-data: for real work name `{real}` in its place.
+
+{figures}
+
+Made by `python -m lotlip_data.world.towers`, on scenes that no training or evaluation uses.
+"""
+
+
+class SceneHeads(nn.Module):
+    """Linear probes, thrown away after training: the class token names all nine cells, a patch its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        per_cell = sum(CLASSES.values())
+        self.scene = nn.Linear(HIDDEN, len(PLACES) * per_cell + len(BACKGROUNDS))
+        self.patch = nn.Linear(HIDDEN, per_cell)
+        row, column = torch.arange(36) // 6, torch.arange(36) % 6  # 2 × 2 patches of 16 pixels a cell
+        self.cell_of_patch = row // 2 * 3 + column // 2
+
+    def loss(self, hidden: Tensor, pictures: Pictures, index: Tensor) -> Tensor:
+        """`hidden` [B, 1 + 36, HIDDEN], the class token first."""
+        cells, background = self._scene(hidden)
+        loss = functional.cross_entropy(background, pictures.backgrounds[index])
+        patches = self.patch(hidden[:, 1:]).split(list(CLASSES.values()), dim=-1)
+        for name, scene, patch in zip(CLASSES, cells, patches, strict=True):
+            target = pictures.cells[name][index]
+            loss = loss + functional.cross_entropy(scene.flatten(0, 1), target.flatten(), ignore_index=IGNORE)
+            target = target[:, self.cell_of_patch]
+            loss = loss + functional.cross_entropy(patch.flatten(0, 1), target.flatten(), ignore_index=IGNORE)
+        return loss
+
+    def accuracies(self, hidden: Tensor, pictures: Pictures, index: Tensor) -> dict[str, float]:
+        """Share of what the class token names rightly."""
+        cells, background = self._scene(hidden)
+        right = {"background": (background.argmax(-1) == pictures.backgrounds[index]).float().mean().item()}
+        for name, logits in zip(CLASSES, cells, strict=True):
+            target = pictures.cells[name][index]
+            right[name] = (logits.argmax(-1) == target)[target != IGNORE].float().mean().item()
+        return right
+
+    def _scene(self, hidden: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        cells, background = self.scene(hidden[:, 0]).split(
+            [len(PLACES) * sum(CLASSES.values()), len(BACKGROUNDS)], dim=-1
+        )
+        return cells.unflatten(-1, (len(PLACES), -1)).split(list(CLASSES.values()), dim=-1), background
+
+
+def train_image_tower(folder: pathlib.Path, schedule: Schedule = IMAGE_SCHEDULE, images: int = 16_000) -> None:
+    """A ViT of 4 layers, 128 wide, for 96 pixels in patches of 16; pixels scaled with mean = std = 0.5."""
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=HIDDEN,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=4 * HIDDEN,
+        image_size=PIXELS,
+        patch_size=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    tower, heads = ViTModel(config, add_pooling_layer=False), SceneHeads()
+    pictures = draw_pictures(SPLITS["tower_train"][:images])
+
+    def hidden_of(index: Tensor) -> Tensor:
+        pixels = torch.from_numpy(pictures.pixels[index.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        hidden: Tensor = tower(pixel_values=pixels).last_hidden_state
+        return hidden
+
+    batches = shuffled(images - HELD_OUT, schedule.batch, seed=0)
+    parameters = [*tower.parameters(), *heads.parameters()]
+    minimise("tiny-vit", lambda index: heads.loss(hidden_of(index), pictures, index), batches, parameters, schedule)
+    held_out = torch.arange(images - HELD_OUT, images)
+    with torch.no_grad():
+        right = heads.accuracies(hidden_of(held_out), pictures, held_out)
+    figures = f"Read linearly from the class token of {HELD_OUT} unseen scenes: "
+    figures += ", ".join(f"{name} {share:.1%}" for name, share in right.items()) + "."
+    tower.save_pretrained(folder)
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": PIXELS, "width": PIXELS},
+        "resample": 3,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
+    what = "A ViT that learnt to name the cells of a picture, from patches and from its class token."
+    _write_card(folder, what, "google/vit-base-patch16-224-in21k", figures)
+
+
+def train_text_tower(folder: pathlib.Path, schedule: Schedule = TEXT_SCHEDULE, scenes: int = 8_000) -> None:
+    """A BERT of 3 layers, 128 wide, 512 positions, with a WordPiece vocabulary of this world."""
+    from transformers import BertConfig, BertForMaskedLM, BertModel
+
+    torch.manual_seed(0)
+    texts = list(_sentences(SPLITS["tower_train"][:scenes]))
+    tokenizer = _train_tokenizer([" ".join(sentences) for sentences in texts], folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=4 * HIDDEN,
+        max_position_embeddings=512,
+    )
+    model = BertForMaskedLM(config)
+    rng = np.random.default_rng(0)
+
+    def loss_of(index: Tensor) -> Tensor:
+        chosen = [tokenizer.sep_token.join(_window(texts[i], rng)) for i in index.tolist()]
+        batch = tokenizer(chosen, padding=True, truncation=True, max_length=160, return_tensors="pt")
+        ids, labels = _hide(batch.input_ids, tokenizer.all_special_ids, tokenizer.mask_token_id, len(tokenizer))
+        loss: Tensor = model(input_ids=ids, attention_mask=batch.attention_mask, labels=labels).loss
+        return loss
+
+    batches = shuffled(len(texts) - HELD_OUT, schedule.batch, seed=0)
+    minimise("tiny-bert", loss_of, batches, model.parameters(), schedule)
+    model.eval()
+    with torch.no_grad():
+        held_out = torch.arange(len(texts) - HELD_OUT, len(texts))
+        loss = torch.stack([loss_of(index) for index in held_out.split(64)]).mean().item()
+    tower = BertModel(config)  # as BERT's own, with a pooler; nothing here trains it, so it starts as it was drawn
+    tower.load_state_dict(model.bert.state_dict(), strict=False)
+    tower.save_pretrained(folder)
+    what = "A BERT that learnt to fill in the words hidden in texts about such pictures."
+    _write_card(folder, what, "bert-base-uncased", f"Masked language modelling loss on unseen texts: {loss:.3f}.")
+
+
+def _sentences(seeds: Sequence[int]) -> Iterator[list[str]]:
+    """Each scene as each writer tells it, sentence by sentence, and its raw text."""
+    for scene in map(sample_scene, seeds):
+        for writer in WRITERS:
+            yield long_text(scene, writer).split(". ")
+        yield [raw_text(scene)]
+
+
+def _window(sentences: list[str], rng: np.random.Generator) -> list[str]:
+    """Some consecutive sentences, as the trainer will show them."""
+    count = int(rng.integers(1, len(sentences) + 1))
+    first = int(rng.integers(len(sentences) - count + 1))
+    return sentences[first : first + count]
+
+
+def _hide(ids: Tensor, special: list[int], mask_id: int, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """BERT's recipe: of 15% of the words, 80% become [MASK], 10% another word, 10% stay; labels elsewhere are -100."""
+    chosen = (torch.rand(ids.shape) < 0.15) & ~torch.isin(ids, torch.tensor(special))
+    labels = ids.masked_fill(~chosen, IGNORE)
+    dice = torch.rand(ids.shape)
+    ids = ids.masked_fill(chosen & (dice < 0.8), mask_id)
+    random = torch.randint(len(special), vocabulary, ids.shape)
+    return torch.where(chosen & (dice >= 0.9), random, ids), labels
+
+
+def _train_tokenizer(texts: list[str], folder: pathlib.Path):  # type: ignore[no-untyped-def]
+    """WordPiece as BERT's: lower case, special tokens first; saved in `folder` as tokenizer.json."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertTokenizerFast
+
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(
+        texts, vocab_size=800, min_frequency=50, show_progress=False, special_tokens=list(SPECIAL)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer.save_model(str(folder))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _write_card(folder: pathlib.Path, what: str, real: str, figures: str) -> None:
+    print(f"{folder.name}: {figures}", flush=True)
+    (folder / "README.md").write_text(_CARD.format(name=folder.name, what=what, real=real, figures=figures))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tower", nargs="?", choices=["image", "text"], help="only this one (default: both)")
+    parser.add_argument("--out", type=pathlib.Path, default=CHECKPOINTS, help="default: the package's own checkpoints")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.tower != "text":
+        train_image_tower(arguments.out / TINY_VIT.name)
+    if arguments.tower != "image":
+        train_text_tower(arguments.out / TINY_BERT.name)
+
+
+if __name__ == "__main__":
+    main()
