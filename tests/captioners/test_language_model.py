@@ -1,0 +1,87 @@
+"""The language model taken out of an InstructBLIP checkpoint is complete, exact, made once and never half there."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, InstructBlipForConditionalGeneration
+
+from lotlip_data.captioners import language_model
+from lotlip_data.captioners.language_model import export_language_model
+
+LOCAL = {"revision": None, "local_files_only": True}
+
+
+@pytest.fixture
+def checkpoint(random_instructblip, tmp_path):
+    """In two weight files, as the published one is in several, with the language model in both."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(random_instructblip, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = {}
+    for position, name in enumerate(sorted(weights)):
+        files.setdefault(f"model-0000{position % 2 + 1}-of-00002.safetensors", {})[name] = weights[name]
+    for file, part in files.items():
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, part in files.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_it_is_a_stock_checkpoint_with_every_weight_unchanged(checkpoint, tmp_path):
+    folder = export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    stock, loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    whole = InstructBlipForConditionalGeneration.from_pretrained(checkpoint).language_model
+    assert not loaded["missing_keys"] and not loaded["unexpected_keys"]
+    assert type(stock) is type(whole)
+    expected = whole.state_dict()
+    assert stock.state_dict().keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in stock.state_dict().items())
+
+
+def test_it_is_made_once_and_anew_when_the_checkpoint_changes(checkpoint, tmp_path, monkeypatch):
+    cache = str(tmp_path / "cache")
+    folder = export_language_model(str(checkpoint), LOCAL, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(language_model, "save_file", lambda *args, **kwargs: pytest.fail("made again"))
+        assert export_language_model(str(checkpoint), LOCAL, cache) == folder
+    file = next(checkpoint.glob("*00001*.safetensors"))
+    save_file({name: weight * 2 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    assert export_language_model(str(checkpoint), LOCAL, cache) != folder
+
+
+def test_actors_that_ask_at_once_get_one_whole_folder(checkpoint, tmp_path):
+    with ThreadPoolExecutor(8) as threads:
+        cache = str(tmp_path / "cache")
+        folders = set(threads.map(lambda _: export_language_model(str(checkpoint), LOCAL, cache), range(8)))
+    assert len(folders) == 1
+    assert [path.name for path in Path(cache, "language_models").iterdir()] == [folders.pop().name]
+
+
+def test_a_failure_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(language_model, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache" / "language_models").iterdir())
+
+
+def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path):
+    file = checkpoint / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(
+        json.dumps(config | {"text_config": {"model_type": "t5"}, "use_decoder_only_language_model": False})
+    )
+    with pytest.raises(ValueError, match="its language model, t5, is not decoder-only"):
+        export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    for weights in checkpoint.glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ValueError, match=r"no \.safetensors files"):
+        export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
