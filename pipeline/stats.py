@@ -4,12 +4,13 @@ Tokens are those of bert-base-uncased's WordPiece, without special tokens. Read 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage, subcaptions
@@ -17,6 +18,7 @@ from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.manifests.subcaptions import SplitMode
 from lotlip_data.pipeline import dataset
+from lotlip_data.pipeline.dataset import DatasetError, ShardRecord
 
 BATCH = 1000
 
@@ -78,24 +80,21 @@ def dataset_stats(run: Run, count_tokens: CountTokens | None = None) -> dict[str
 
     `images` and, of all long texts, `texts`, `sub_captions_per_text` and `tokens_per_text` (the paper's row); the same
     of each captioner under `captioners`, with how often it was given each flag; of the raw texts under `raw`, without
-    sub-captions. Raises DatasetError where there is no dataset.
+    sub-captions. Raises DatasetError where there is no dataset or a file of it cannot be read.
     """
     count_tokens = count_tokens or bert_tokens()
     description = dataset.read(run)
     captioners = {name: TextTally() for name in description["captioners"]}
     raw, images = TextTally(), 0
+    columns = ["raw", *(name + suffix for name in captioners for suffix in ("", SUB_SUFFIX, FLAGS_SUFFIX))]
     for record in dataset.records(description):
-        if record.parquet is None:
-            continue
-        columns = ["raw", *(name + suffix for name in captioners for suffix in ("", SUB_SUFFIX, FLAGS_SUFFIX))]
-        with storage.open_read(storage.join(run.shards, record.parquet.name)) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(BATCH, columns=columns):
-                images += batch.num_rows
-                raw += _tally_column(batch["raw"].to_pylist(), count_tokens)
-                for name, total in captioners.items():
-                    total += _tally_column(batch[name].to_pylist(), count_tokens)
-                    total.sub_captions += sum(map(len, batch[name + SUB_SUFFIX].to_pylist()))
-                    total.flags.update(" ".join(batch[name + FLAGS_SUFFIX].to_pylist()).split())
+        for batch in _batches(run, record, columns):
+            images += batch.num_rows
+            raw += _tally_column(batch["raw"].to_pylist(), count_tokens)
+            for name, total in captioners.items():
+                total += _tally_column(batch[name].to_pylist(), count_tokens)
+                total.sub_captions += sum(map(len, batch[name + SUB_SUFFIX].to_pylist()))
+                total.flags.update(" ".join(batch[name + FLAGS_SUFFIX].to_pylist()).split())
     every = TextTally()
     for total in captioners.values():
         every += total
@@ -107,6 +106,19 @@ def dataset_stats(run: Run, count_tokens: CountTokens | None = None) -> dict[str
         },
         "raw": {name: value for name, value in raw.figures().items() if name != "sub_captions_per_text"},
     }
+
+
+def _batches(run: Run, record: ShardRecord, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    if record.parquet is None:
+        return
+    url = storage.join(run.shards, record.parquet.name)
+    try:
+        with storage.open_read(url) as stream:
+            yield from pq.ParquetFile(stream).iter_batches(BATCH, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(
+            f"{url}: cannot be read ({error}). `lotlip-data verify {run.url}` says what to do."
+        ) from error
 
 
 def _tally_column(values: Iterable[str | None], count_tokens: CountTokens) -> TextTally:

@@ -75,6 +75,10 @@ def test_a_dataset_is_counted_by_captioner_and_in_all(tmp_path: Path) -> None:
     )
     assert "flags of llava: cut_off 2, repetition 1" in table(figures)
 
+    Path(fake.run.shards, "train-00001.parquet").write_bytes(b"torn")
+    with pytest.raises(DatasetError, match=r"train-00001\.parquet: cannot be read .* `lotlip-data verify"):
+        dataset_stats(fake.run)
+
 
 def test_without_a_dataset_it_says_what_to_run(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path)
