@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Something was asked wrongly, or is not there. The message says what, where and what to do; no traceback is shown."""
+    """Something was asked wrongly, or is missing. Its message says what, where and what to do, without a traceback."""

@@ -122,7 +122,8 @@ class Manifest(_Settings):
     shard: ShardSettings = ShardSettings()
     train: tuple[dict[str, Any], ...] = ({"method": "lotlip"},)
     """Settings of each training, `name` and `method` among them."""
-    evaluate: dict[str, Any] = Field(default_factory=dict)
+    evaluate: tuple[Literal["world"], ...] = ()
+    """What trained models are evaluated on: `world`, unseen scenes of the offline world."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Manifest":

@@ -129,6 +129,94 @@ def shard(run: RunFolder, json: Json = False) -> None:
         _finish(console, line.shard(frozen(at), at, console.say), "shard")
 
 
+@app.command()
+def train(
+    run: RunFolder,
+    method: Annotated[
+        str | None, typer.Option(help="lit, lit_long or lotlip. Default: the manifest's trainings.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the folder in RUN/train. Default: the method.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the training, such as lr=1e-3."),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = True,
+    json: Json = False,
+) -> None:
+    """Train LoTLIP, or a method that it is compared with, on the run's dataset.
+
+    Example: lotlip-data train runs/mine --method lotlip --set image_tower=/models/vit --set batch=1024
+    """
+    with _command("train", json, run) as console:
+        import yaml
+
+        from lotlip_data.manifests.layout import Run
+        from lotlip_data.manifests.manifest import frozen
+        from lotlip_data.pipeline import line
+
+        entry: dict[str, Any] = {} if method is None else {"method": method, "name": name or method}
+        for setting in settings or []:
+            key, equals, value = setting.partition("=")
+            if not equals or method is None:
+                raise UserError(f"--set {setting}: give NAME=VALUE, and --method too")
+            entry[key] = yaml.safe_load(value)
+        at = Run.at(run)
+        outcome = line.train(frozen(at), at, console.say, [entry] if entry else [], resume)
+        _finish(console, outcome, "train")
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="The folder of a trained model, such as RUN/train/lotlip/model.")],
+    out: Annotated[str | None, typer.Option(help="Where the results go. Default: eval.json beside the folder.")] = None,
+    json: Json = False,
+) -> None:
+    """Zero-shot retrieval and classification of a trained model, on unseen scenes of the offline world.
+
+    Example: lotlip-data eval runs/demo/train/lotlip/model
+    """
+    with _command("eval", json) as console:
+        from lotlip_data.manifests import storage
+        from lotlip_data.pipeline import line
+
+        model = storage.normalise(checkpoint)
+        console.result(line.evaluate_model(model, out or storage.join(model, "..", "eval.json"), console.say))
+
+
+@app.command()
+def stats(run: RunFolder, json: Json = False) -> None:
+    """The paper's Table 6 for the run's dataset: images, texts, sub-captions and tokens a text, flags.
+
+    Example: lotlip-data stats runs/mine
+    """
+    with _command("stats", json) as console:
+        from lotlip_data.manifests.layout import Run
+        from lotlip_data.pipeline.stats import dataset_stats, table
+
+        found = dataset_stats(Run.at(run))
+        console.result(found)
+        for row in table(found):
+            console.say(row)
+
+
+@app.command()
+def verify(run: RunFolder) -> None:
+    """Read the dataset back and name what is damaged, missing or foreign.
+
+    Example: lotlip-data verify runs/mine
+    """
+    with _command("verify", False) as console:
+        from lotlip_data.manifests.layout import Run
+        from lotlip_data.pipeline.verify import verify as check
+
+        problems = check(Run.at(run))
+        for problem in problems:
+            console.say(str(problem))
+        console.say(f"verify: {len(problems)} problems" if problems else "verify: everything is there and intact")
+        if problems:
+            raise typer.Exit(FAILED)
+
+
 @app.command(name="run")
 def run_line(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None:
     """Every stage in turn, from the list to the trained and evaluated model.

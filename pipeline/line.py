@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.manifest import Manifest
 
@@ -32,14 +33,10 @@ class Outcome:
 def download(manifest: Manifest, run: Run, say: Say) -> Outcome:
     """Cut the manifest's lists into shards, once, and fetch every shard that is not fetched yet."""
     from lotlip_data.manifests.manifest import freeze
-    from lotlip_data.pipeline.cluster import cluster
     from lotlip_data.pipeline.download import download as fetch
-    from lotlip_data.pipeline.partition import partition
 
     freeze(manifest, run)
-    partition(manifest, run, say)
-    with cluster():
-        summary = fetch(manifest, run, say)
+    summary = fetch(manifest, run, say)
     return Outcome(not summary.nothing_to_do, summary.failed_shards, summary.figures())
 
 
@@ -66,14 +63,55 @@ def shard(manifest: Manifest, run: Run, say: Say) -> Outcome:
     return Outcome(not summary.nothing_to_do, summary.failed, summary.figures())
 
 
-def train(manifest: Manifest, run: Run, say: Say, only: Sequence[str] = ()) -> Outcome:
-    """Train each model of the manifest's `train` section, in order."""
-    raise NotImplementedError
+def train(
+    manifest: Manifest, run: Run, say: Say, entries: Sequence[Mapping[str, Any]] = (), resume: bool = True
+) -> Outcome:
+    """Train each model of the manifest's `train` section in turn; `entries` go before it.
+
+    An entry holds settings of `TrainConfig`, and a `name`, which is its method's where none is given.
+    """
+    from lotlip_data.training.config import make_config
+    from lotlip_data.training.train import train as fit
+
+    total = Outcome(did_something=False)
+    for entry in entries or manifest.train:
+        settings = {key: value for key, value in entry.items() if key != "name"}
+        name = _name_of(entry)
+        result = fit(make_config(**settings), run.url, run.train(name), resume=resume, say=_under(name, say))
+        total.did_something |= result.did_something
+        total.figures[name] = {"steps": result.steps, "loss": result.loss, "seconds": result.seconds}
+    return total
 
 
-def evaluate(manifest: Manifest, run: Run, say: Say, only: Sequence[str] = ()) -> Outcome:
-    """Evaluate each trained model of the run."""
-    raise NotImplementedError
+def evaluate(manifest: Manifest, run: Run, say: Say) -> Outcome:
+    """Evaluate each model of the manifest's `train` section on the tasks of its `evaluate` section."""
+    total = Outcome(did_something=False)
+    if not manifest.evaluate:
+        say("the manifest's `evaluate` names no task")
+        return total
+    for name in map(_name_of, manifest.train):
+        out = run.evaluation(name)
+        total.did_something |= not storage.exists(out)
+        total.figures[name] = evaluate_model(storage.join(run.train(name), "model"), out, _under(name, say))
+    return total
+
+
+def evaluate_model(model: str, out: str, say: Say) -> dict[str, Any]:
+    """Evaluate one model's folder on unseen scenes of the offline world; results go to the JSON object `out`."""
+    from lotlip_data.training.evaluate import evaluate as measure
+    from lotlip_data.world import tasks
+
+    return measure(
+        model, out, retrieval_sets=tasks.retrieval_sets(), classification_sets=tasks.classification_sets(), say=say
+    )
+
+
+def _name_of(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("name", entry.get("method", "lotlip")))
+
+
+def _under(name: str, say: Say) -> Say:
+    return lambda line: say(f"{name}: {line}")
 
 
 STAGES: dict[str, Callable[[Manifest, Run, Say], Outcome]] = {
