@@ -56,7 +56,7 @@ def prepare(data: bytes, max_pixels: int) -> bytes:
             return data if _opencv_is_right(image, data) else _as_ppm(image)
     except Refusal:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a hostile file does to a decoder, it costs that file only
         raise _refusal(data, error) from error
 
 

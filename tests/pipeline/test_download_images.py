@@ -205,6 +205,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.monotoni
     assert seconds < 2
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of much that it meets there
 def test_random_damage_never_raises_anything_but_a_refusal() -> None:
     rng = np.random.default_rng(0)
     exif = Image.Exif()

@@ -1,0 +1,81 @@
+"""A manifest of six lines works; one that does not names the file, the field and the fix."""
+
+import pathlib
+
+import pytest
+
+from lotlip_data.manifests.layout import Run
+from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, freeze, frozen, load, parse
+
+SIX_LINES = """
+name: my-images
+sources:
+  - name: mine
+    files: [my-images.csv]
+    url: image_url
+    text: alt
+"""
+
+
+def test_six_lines_are_a_manifest_and_relative_files_start_at_its_folder(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "m.yaml").write_text(SIX_LINES)
+    manifest = load(str(tmp_path / "m.yaml"))
+    (source,) = manifest.sources
+    assert source.files == (f"{tmp_path}/my-images.csv",)
+    assert (source.url, source.text, source.format_of(source.files[0])) == ("image_url", "alt", "csv")
+
+
+def test_a_dumped_manifest_reads_back_equal() -> None:
+    manifest = parse(SIX_LINES, "x")
+    assert parse(dump(manifest), "x") == manifest
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("name: x", "m.yaml: `sources`: is missing"),
+        ("- a list", "m.yaml: a manifest is a mapping with at least `name` and `sources`"),
+        ("name: [", "m.yaml: not YAML: "),
+        ("", "m.yaml: a manifest is a mapping"),
+        (SIX_LINES + "sede: 1", "m.yaml: `sede`: there is no such setting"),
+        (SIX_LINES.replace("my-images\n", "My Images\n"), "m.yaml: `name`: 'My Images' may have only small letters"),
+        (SIX_LINES.replace("[my-images.csv]", "[]"), "m.yaml: `sources.0.files`: "),
+        (SIX_LINES.replace(".csv", ".xls"), "set `format` to csv, tsv, jsonl or parquet"),
+        (SIX_LINES + "    columns: [a, b]", "`columns` lacks 'image_url' or 'alt'"),
+        (SIX_LINES + "  - name: mine\n    files: x.csv", "`sources` names mine twice"),
+        (SIX_LINES + "sample: 0", "m.yaml: `sample`: "),
+        (SIX_LINES + "download: {timeout: -1}", "m.yaml: `download.timeout`: "),
+        (SIX_LINES + "download: {image_size: many}", "m.yaml: `download.image_size`: "),
+    ],
+)
+def test_errors_name_the_file_the_field_and_the_fix(tmp_path: pathlib.Path, text: str, message: str) -> None:
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(ManifestError) as error:
+        load(str(tmp_path / "m.yaml"))
+    assert message in str(error.value)
+    assert str(error.value).startswith(str(tmp_path))
+
+
+def test_a_manifest_that_is_not_there_or_not_text_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name, message in (("none.yaml", "there is no such file"), ("binary.yaml", "not a YAML file in UTF-8")):
+        with pytest.raises(ManifestError, match=message):
+            load(str(tmp_path / name))
+
+
+def test_a_run_keeps_to_the_lists_and_the_stored_size_that_it_was_started_with(tmp_path: pathlib.Path) -> None:
+    run, manifest = Run.at(str(tmp_path / "a run")), parse(SIX_LINES, "x")
+    with pytest.raises(ManifestError, match=r"no run here \(no manifest\.yaml\)"):
+        frozen(run)
+    for _ in range(2):
+        freeze(manifest, run)
+        assert frozen(run) == manifest
+    for change in ({"seed": 1}, {"samples_per_shard": 7}, {"sample": 5}):
+        with pytest.raises(ManifestError, match=rf"they differ in {next(iter(change))}\)"):
+            freeze(manifest.model_copy(update=change), run)
+    smaller = Manifest.model_validate(manifest.model_dump() | {"download": {"image_size": 64}})
+    with pytest.raises(ManifestError, match=r"they differ in download\.image_size\)"):
+        freeze(smaller, run)
+    patient = Manifest.model_validate(manifest.model_dump() | {"download": {"timeout": 99}})
+    freeze(patient, run)
+    assert frozen(run) == patient

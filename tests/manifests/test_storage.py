@@ -1,0 +1,105 @@
+"""An object is created by exactly one writer, is whole or not there, and is never overwritten."""
+
+import pathlib
+import subprocess
+import sys
+import time
+import uuid
+
+import pytest
+
+from lotlip_data.manifests import storage
+
+KINDS = ["local", "memory"]
+
+
+def place(kind: str, tmp_path: pathlib.Path) -> str:
+    return str(tmp_path / "a folder") if kind == "local" else f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_created_stays_as_it_is(kind: str, tmp_path: pathlib.Path) -> None:
+    url = storage.join(place(kind, tmp_path), "deep", "x")
+    assert storage.create(url, b"first")
+    assert not storage.create(url, b"second")
+    (tmp_path / "local").write_bytes(b"third")
+    assert not storage.create_from_file(url, str(tmp_path / "local"))
+    assert storage.read_bytes(url) == b"first"
+    assert storage.create_from_file(url + "2", str(tmp_path / "local"))
+    assert storage.read_bytes(url + "2") == b"third"
+    assert (tmp_path / "local").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_objects_are_listed_read_replaced_and_removed(kind: str, tmp_path: pathlib.Path) -> None:
+    base = place(kind, tmp_path)
+    assert storage.list_names(base) == []
+    for name in ("b", "a", "folder/c"):
+        assert storage.create(storage.join(base, name), name.encode())
+    assert storage.list_names(base) == ["a", "b", "folder"]
+    assert storage.exists(storage.join(base, "a"))
+    with storage.open_read(storage.join(base, "b")) as stream:
+        assert stream.read() == b"b"
+    storage.replace(storage.join(base, "a"), b"new")
+    storage.replace(storage.join(base, "d"), b"new")
+    assert storage.read_bytes(storage.join(base, "a")) == storage.read_bytes(storage.join(base, "d")) == b"new"
+    storage.remove(storage.join(base, "folder"))
+    storage.remove(storage.join(base, "nothing"))
+    assert storage.list_names(base) == ["a", "b", "d"]
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(base, "nothing"))
+
+
+def test_of_many_processes_exactly_one_creates_each_object(tmp_path: pathlib.Path) -> None:
+    code = """
+import sys, time
+from lotlip_data.manifests import storage
+folder, me, start = sys.argv[1], sys.argv[2], float(sys.argv[3])
+time.sleep(max(0, start - time.time()))
+for index in range(100):
+    if storage.create(f"{folder}/{index}", me.encode() * 1000):
+        print(index)
+"""
+    start = str(time.time() + 2)
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(me), start], stdout=subprocess.PIPE, text=True)
+        for me in range(3)
+    ]
+    won = {index: me for me, writer in enumerate(writers) for index in writer.communicate()[0].split()}
+    assert sorted(won, key=int) == [str(index) for index in range(100)]
+    assert sum(writer.returncode for writer in writers) == 0
+    for index, me in won.items():
+        assert storage.read_bytes(f"{tmp_path}/{index}") == str(me).encode() * 1000
+    assert len(list(tmp_path.iterdir())) == 100  # and no scratch file
+
+
+def test_a_writer_that_is_killed_leaves_whole_objects_only(tmp_path: pathlib.Path) -> None:
+    code = """
+import sys
+from lotlip_data.manifests import storage
+for index in range(10**6):
+    storage.create(f"{sys.argv[1]}/{index}", bytes([index % 251]) * 3_000_000)
+"""
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        writer = subprocess.Popen([sys.executable, "-c", code, str(folder)])
+        while not storage.list_names(str(folder)):
+            time.sleep(0.001)
+        time.sleep(0.013 * attempt)
+        writer.kill()
+        writer.wait()
+        for name in storage.list_names(str(folder)):
+            assert storage.read_bytes(f"{folder}/{name}") == bytes([int(name) % 251]) * 3_000_000
+
+
+def test_paths_are_made_absolute_and_urls_lose_their_last_slash(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.normalise("a b/c") == f"{tmp_path}/a b/c"
+    assert storage.normalise(f"file://{tmp_path}/x") == f"{tmp_path}/x"
+    assert storage.normalise("~/x") == str(pathlib.Path.home() / "x")
+    assert storage.normalise("s3://bucket/run/") == "s3://bucket/run"
+    assert storage.join("s3://bucket/run/", "a", "b") == "s3://bucket/run/a/b"
+    assert storage.is_local(str(tmp_path))
+    assert not storage.is_local("memory://x")
