@@ -132,8 +132,10 @@ class TextPicker:
 
     def pick(self, sample: dict[str, Any], rng: np.random.Generator) -> Texts:
         raw = sample["raw"] or ""
+        if not self.long_texts:
+            return Texts(raw, [])
         there = [pieces for name in self.captioners if (pieces := sample[name + SUB_SUFFIX])]
-        if not there or not self.long_texts:
+        if not there:
             return Texts(raw, [raw] * self.long_texts)
         rounds = -(-self.long_texts // len(there))
         chosen = np.concatenate([rng.permutation(len(there)) for _ in range(rounds)])[: self.long_texts]

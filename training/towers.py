@@ -140,6 +140,9 @@ def describe(towers: TwoTowers) -> dict[str, Any]:
 
 
 def _pretrained(auto: Any, folder: str, which: str, **options: Any) -> Any:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for reading one small file; the training tells its own progress
     try:
         return auto.from_pretrained(folder, dtype=torch.float32, **options)
     except (OSError, ValueError, TypeError) as error:

@@ -99,11 +99,12 @@ class Trainer:
             values = self.step(step)
             values["samples_per_second"] = self.config.batch / (time.monotonic() - started)
             metrics.add(step=step + 1, **values)
-            if (step + 1) % self.config.checkpoint_every == 0 and step + 1 < self.steps:
-                self.checkpoints.save(step + 1, self._state())
-            if time.monotonic() - flushed > FLUSH_SECONDS:
-                metrics.flush()
+            due = (step + 1) % self.config.checkpoint_every == 0 and step + 1 < self.steps
+            if due or time.monotonic() - flushed > FLUSH_SECONDS:
+                metrics.flush()  # before the checkpoint: resuming from it finds the lines of all its steps
                 flushed = time.monotonic()
+            if due:
+                self.checkpoints.save(step + 1, self._state())
             self._report(step, values)
         metrics.flush()
         model = storage.join(self.out, "model")

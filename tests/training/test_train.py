@@ -47,7 +47,7 @@ def world(tmp_path_factory):
 
 def _start(run, out, settings, script=SCRIPT):
     arguments = [sys.executable, "-c", script, run, str(out), json.dumps(settings)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
 def _steps_done(lines):
