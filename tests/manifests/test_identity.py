@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lotlip_data.manifests.identity import normalise_url, uid_of
 
 HOST = st.from_regex(r"[a-z0-9]{1,8}(\.[a-z0-9]{1,8}){0,3}", fullmatch=True)
-REST = st.text(alphabet=string.ascii_letters + string.digits + "/%~._-=é ü", max_size=20)
+REST = st.text(alphabet=string.ascii_letters + string.digits + "/%~._-=é ü", max_size=20).map(str.strip)
 SCHEME = st.sampled_from(["http", "https"])
 
 

@@ -45,6 +45,8 @@ class RawServer:
         return self.url + path
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # or the thread that waits in accept keeps it open
         self._socket.close()
 
     def _serve(self) -> None:
