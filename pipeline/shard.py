@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from lotlip_data.pipeline.dataset import DatasetError, Recipe, ShardRecord
 from lotlip_data.pipeline.join import Captions, Joined, Rules, join
 from lotlip_data.pipeline.ledger import captioned_shards, fetched_shards
 from lotlip_data.pipeline.ledger import captioners as found_captioners
-from lotlip_data.pipeline.scratch import scratch_folder
 from lotlip_data.pipeline.shard_files import DamagedShard, FileRecord, ImageTar, SampleWriter, commit_file, open_local
 
 
@@ -150,13 +150,13 @@ def build_shard(run: Run, recipe: Recipe, number: int) -> ShardRecord:
 
     Raises JoinError where images and captions do not belong together, DamagedShard where an input cannot be read.
     """
-    with scratch_folder("shard") as scratch:
+    with tempfile.TemporaryDirectory(prefix="lotlip-data-shard-") as scratch:
         fetched = json.loads(storage.read_bytes(run.image_stats(number)))
         if not fetched["successes"]:
             return _commit(run, recipe, number, Joined(), [])
         url = storage.join(run.images, fetched["tar"])
         captions = {name: read_captions(run.caption_shard(name, number)) for name in recipe.captioners}
-        with open_local(url, scratch) as stream:
+        with open_local(url, Path(scratch)) as stream:
             images = ImageTar(stream, url)
             if len(images.metas) != fetched["successes"]:
                 raise DamagedShard(
@@ -164,7 +164,7 @@ def build_shard(run: Run, recipe: Recipe, number: int) -> ShardRecord:
                     f"{run.image_stats(number)} and the shard's captions, and run `lotlip-data download` again."
                 )
             joined = join(images.metas.values(), captions, recipe.rules)
-            files = _write(run, recipe, number, joined, images, scratch)
+            files = _write(run, recipe, number, joined, images, Path(scratch))
         return _commit(run, recipe, number, joined, files)
 
 

@@ -1,7 +1,9 @@
 """Whether a dataset is what its dataset.json says: all of it is read back; damaged, missing and foreign are named."""
 
 import json
+import pathlib
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +17,6 @@ from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import dataset
 from lotlip_data.pipeline.dataset import ShardRecord
-from lotlip_data.pipeline.scratch import scratch_folder
 from lotlip_data.pipeline.shard_files import FileRecord, digest_of
 from lotlip_data.pipeline.spill import Buckets
 
@@ -51,8 +52,8 @@ def verify(run: Run) -> list[Problem]:
         problems.append(Problem(run.dataset, f"says {description['samples']} samples, its shards hold {samples}"))
     columns = schema.dataset(description["captioners"])
     owners = {file.sha256: file.name for record in records for file in record.files}
-    with scratch_folder("verify") as scratch:
-        uids = Buckets(scratch, 1 + samples // _UIDS_A_BUCKET, _UIDS, _BUFFER_BYTES)
+    with tempfile.TemporaryDirectory(prefix="lotlip-data-verify-") as scratch:
+        uids = Buckets(pathlib.Path(scratch), 1 + samples // _UIDS_A_BUCKET, _UIDS, _BUFFER_BYTES)
         for record in records:
             damaged = [problem for file in record.files for problem in _file(run, record, file, owners)]
             problems += damaged
