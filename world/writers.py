@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
 from lotlip_data.world.scenes import PLACES, Scene, Thing
 
 WRITERS = ("instructblip", "llava", "sharegpt4v")
