@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError
+from lotlip_data.manifests.checkpoints import resolve
 
 if TYPE_CHECKING:
     from lotlip_data.captioners.captioner import Captioner
@@ -24,9 +25,7 @@ class Inputs:
     def __init__(self, captioner: "Captioner", config: CaptionerConfig):
         from transformers import AutoProcessor
 
-        from lotlip_data.captioners.registry import resolve_model
-
-        self.source = resolve_model(config.model)
+        self.source = resolve(config.model)
         self.options: dict[str, Any] = {"revision": config.revision, "local_files_only": Path(self.source).is_dir()}
         captioner.check(self.source, self.options)
         # The PIL processors: torchvision need not be installed, and texts do not depend on whether it is.

@@ -2,8 +2,6 @@
 
 from functools import cache
 from importlib.metadata import entry_points
-from importlib.resources import files
-from pathlib import Path
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.captioner import Captioner
@@ -48,16 +46,3 @@ def get_default(name: str) -> CaptionerConfig:
     if name not in DEFAULTS:
         raise ValueError(f"captioner {name!r} is unknown; known are {', '.join(sorted(DEFAULTS))}")
     return DEFAULTS[name]
-
-
-def resolve_model(model: str) -> str:
-    """Where a configuration's `model` lies: a `tiny-*` name becomes the folder that comes with the project.
-
-    The name rather than the folder stands in the configuration, so a captioner has one id on every machine.
-    """
-    if not model.startswith("tiny-") or Path(model).is_dir():
-        return str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
-    folder = Path(str(files("lotlip_data.world"))) / "checkpoints" / model
-    if not folder.is_dir():
-        raise ValueError(f"model={model!r}: this installation has no such checkpoint ({folder} is missing)")
-    return str(folder)

@@ -7,7 +7,7 @@ fetched.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +21,7 @@ from lotlip_data.pipeline import fetch_commit
 from lotlip_data.pipeline.fetch_commit import Work
 from lotlip_data.pipeline.ledger import fetched_shards
 from lotlip_data.pipeline.partition import Plan, load_plan, partition
-
-ATTEMPTS = 3
-"""How often a shard is tried whose task dies."""
+from lotlip_data.pipeline.tasks import ATTEMPTS, brief, run_tasks
 
 Marker = dict[str, Any]
 Task = Callable[[Work], Marker]
@@ -100,10 +98,10 @@ def download(
     report: Callable[[str], None] = lambda line: None,
     task: Task = fetch_commit.fetch_and_commit,
 ) -> DownloadSummary:
-    """Fetch every shard that is not done; Ray must be running. `report` gets a line a shard.
+    """Fetch every shard that is not done. `report` gets a line a shard.
 
-    A shard of which nothing came, for reasons that can pass, stays undone, and so does one whose task dies `ATTEMPTS`
-    times: both are in the summary, and the next call tries them again. Raises what `partition` raises.
+    A shard of which nothing came, for reasons that can pass, stays undone, and so does one whose task dies again
+    and again: both are in the summary, and the next call tries them again. Raises what `partition` raises.
     """
     plan = partition(manifest, run, report)
     markers = _markers(run)
@@ -115,8 +113,8 @@ def download(
     elif markers:
         report(f"{len(markers)} of {plan.shards} shards are fetched already")
     works = (Work(run, shard, plan.samples_per_shard, manifest.download) for shard in left)
-    for shard, outcome in _outcomes(works, task):
-        _take(summary, shard, outcome, report)
+    for work, answer in run_tasks(task, works):
+        _take(summary, work.shard, _judge(answer), report)
     fetch_commit.remove_orphans(run, summary.markers)
     return summary
 
@@ -162,53 +160,13 @@ def _markers(run: Run) -> dict[int, Marker]:
         return dict(zip(shards, pool.map(lambda shard: fetch_commit.read_marker(run, shard), shards), strict=True))
 
 
-def _outcomes(works: Iterator[Work], task: Task) -> Iterator[tuple[int, Marker | str]]:
-    """Each shard with its marker, or with what kept it from being done, as they end.
-
-    At most twice as many tasks as the cluster has CPUs are submitted at a time: enough to keep it busy and to let it
-    grow. Retries are counted here, since Ray's own do not tell a shard that kills its worker from bad luck.
-    """
-    import ray
-
-    remote = ray.remote(num_cpus=1, max_retries=0)(task)
-    running: dict[Any, tuple[Work, int]] = {}
-    try:
-        while True:
-            while len(running) < _window() and (work := next(works, None)) is not None:
-                running[remote.remote(work)] = work, 1
-            if not running:
-                return
-            (ended,), _ = ray.wait(list(running), num_returns=1)
-            work, attempt = running.pop(ended)
-            try:
-                yield work.shard, _judge(ray.get(ended))
-            except ray.exceptions.RayError as error:
-                if attempt < ATTEMPTS:
-                    running[remote.remote(work)] = work, attempt + 1
-                else:
-                    yield work.shard, f"its task failed {ATTEMPTS} times: {_short(error)}"
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
-
-
-def _judge(answer: Marker) -> Marker | str:
-    """A task's answer as an outcome: a marker, or a sentence where the task left the shard undone."""
+def _judge(answer: Marker | Exception) -> Marker | str:
+    """What a task ended in as an outcome: a marker, or a sentence where the shard stays undone."""
+    if isinstance(answer, Exception):
+        return f"its task failed {ATTEMPTS} times: {brief(answer)}"
     if "tar" in answer:
         return answer
     return (
         f"nothing could be fetched ({_counts(answer)}), which may pass: it stays undone. "
         "Start the download again once the servers can be reached."
     )
-
-
-def _window() -> int:
-    import ray
-
-    return 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def _short(error: Exception) -> str:
-    """The last line of what a task died of."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

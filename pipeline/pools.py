@@ -19,6 +19,7 @@ from lotlip_data.captioners.base import CaptionerConfig, EngineDead
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.captioning import PART_SIZE, Captioning, UnitResult
 from lotlip_data.pipeline.choice import PoolSettings
+from lotlip_data.pipeline.tasks import brief
 
 MAX_ATTEMPTS = 3
 UNITS_AN_ACTOR = 2
@@ -153,6 +154,4 @@ def _collect(pools: list[Pool], done: Callable[[str, UnitResult], None], failed:
 
 
 def _reason(error: Exception) -> str:
-    cause = error.cause if isinstance(error, RayTaskError) and error.cause else error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(cause).__name__
+    return brief(error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error)

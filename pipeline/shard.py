@@ -4,8 +4,9 @@ import dataclasses
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lotlip_data.pipeline.join import Captions, Joined, Rules, join
 from lotlip_data.pipeline.ledger import captioned_shards, fetched_shards
 from lotlip_data.pipeline.ledger import captioners as found_captioners
 from lotlip_data.pipeline.shard_files import DamagedShard, FileRecord, ImageTar, SampleWriter, commit_file, open_local
+from lotlip_data.pipeline.tasks import brief, run_tasks
 
 
 @dataclass
@@ -100,7 +102,7 @@ def _some(shards: set[int]) -> str:
 
 
 def _build_all(run: Run, recipe: Recipe, work: list[int], summary: ShardSummary, say: Callable[[str], None]) -> None:
-    for number, result in _on_ray(run, recipe, work):
+    for number, result in run_tasks(partial(build_shard, run, recipe), work):
         name = shard_name(number)
         if isinstance(result, ShardRecord):
             summary.built += 1
@@ -109,40 +111,9 @@ def _build_all(run: Run, recipe: Recipe, work: list[int], summary: ShardSummary,
             drops = "".join(f", {count} left out ({reason})" for reason, count in result.dropped.items())
             say(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {len(work)})")
         else:
-            summary.failed.append(f"shard {name}: {result}")
-            say(f"shard {name} could not be built: {result}")
-
-
-def _on_ray(run: Run, recipe: Recipe, work: Sequence[int]) -> Iterator[tuple[int, ShardRecord | str]]:
-    """Each shard with its record, or the reason for having none, as Ray tasks finish; few are under way at once."""
-    import ray
-
-    from lotlip_data.pipeline.cluster import cluster
-
-    with cluster():
-        task = ray.remote(num_cpus=1)(build_shard)
-        bound = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        left, running = iter(work), dict[Any, int]()
-        while True:
-            while len(running) < bound and (number := next(left, None)) is not None:
-                running[task.remote(run, recipe, number)] = number
-            if not running:
-                return
-            (finished,), _ = ray.wait(list(running), num_returns=1)
-            yield running.pop(finished), _outcome(finished)
-
-
-def _outcome(reference: Any) -> ShardRecord | str:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
-    try:
-        record: ShardRecord = ray.get(reference)
-    except RayTaskError as error:
-        return str(error.cause)
-    except RayError as error:
-        return str(error)
-    return record
+            reason = brief(result)
+            summary.failed.append(f"shard {name}: {reason}")
+            say(f"shard {name} could not be built: {reason}")
 
 
 def build_shard(run: Run, recipe: Recipe, number: int) -> ShardRecord:

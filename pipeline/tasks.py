@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.cluster import cluster
 
 ATTEMPTS = 3
-"""How often an item is tried whose task dies; an error that the task raises is an answer, and final."""
+"""How often an item is tried whose task dies or raises; a UserError is final, since only a person can mend it."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -31,7 +32,10 @@ def _run(
 ) -> Iterator[tuple[Item, Answer | Exception]]:
     import ray
 
-    remote: Any = ray.remote(num_cpus=1, max_retries=0)(task)
+    def call(item: Item) -> Answer:  # Ray takes functions, and `task` may be any callable
+        return task(item)
+
+    remote: Any = ray.remote(num_cpus=1, max_retries=0)(call)
     running: dict[Any, tuple[Item, int]] = {remote.remote(first): (first, 1)}
     try:
         while running:
@@ -41,20 +45,22 @@ def _run(
             (ended,), _ = ray.wait(list(running), num_returns=1)
             item, attempt = running.pop(ended)
             try:
-                yield item, ray.get(ended)
-            except ray.exceptions.RayTaskError as error:
-                yield item, error.cause if isinstance(error.cause, Exception) else error
+                answer = ray.get(ended)
             except ray.exceptions.RayError as error:
-                if attempt < ATTEMPTS:
+                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+                if attempt < ATTEMPTS and not isinstance(cause, UserError):
                     running[remote.remote(item)] = item, attempt + 1
-                else:
-                    yield item, error
+                    continue
+                answer = cause if isinstance(cause, Exception) else error
+            yield item, answer
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
 
 
 def brief(error: Exception) -> str:
-    """The last line of what a task ended in: Ray puts whole tracebacks before it."""
+    """One line of what a task ended in: a message for people as it is, the last line of anything else with its type."""
+    if isinstance(error, UserError):
+        return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

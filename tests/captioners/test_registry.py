@@ -33,8 +33,6 @@ def test_unknown_names_list_the_known():
         registry.get_default("blip")
     with pytest.raises(ValueError, match="captioner kind 'blip' is unknown; known are instructblip, llava, sharegpt4v"):
         registry.get_kind("blip")
-    with pytest.raises(ValueError, match="model='tiny-blip': this installation has no such checkpoint"):
-        registry.resolve_model("tiny-blip")
 
 
 def test_an_installed_package_adds_a_captioner_through_an_entry_point(tmp_path, monkeypatch, caption_all, scenes):

@@ -25,9 +25,8 @@ from PIL import Image
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.identity import uid_of
 from lotlip_data.manifests.layout import Run
-from lotlip_data.manifests.manifest import DownloadSettings, Manifest, load
+from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.manifests.schema import IMAGES
-from lotlip_data.pipeline import download as download_module
 from lotlip_data.pipeline.download import DownloadSummary, download, read_summary
 from lotlip_data.pipeline.fetch_commit import Work, commit, fetch_and_commit, quarantine, read_marker
 from lotlip_data.pipeline.fetch_shard import FetchedShard
@@ -195,27 +194,6 @@ def test_a_task_that_dies_is_tried_again_and_given_up_without_its_neighbours(
     assert re.match("shard 00001: its task failed 3 times: .*died", dead)
     assert full == "shard 00003: its task failed 3 times: OSError: the disk is full"
     assert download(manifest, run).done == 2
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_no_more_tasks_are_submitted_than_twice_the_cpus() -> None:
-    drawn = 0
-
-    def works() -> Iterator[Work]:
-        nonlocal drawn
-        for shard in range(30):
-            drawn += 1
-            yield Work(Run("x"), shard, 10, DownloadSettings())
-
-    def quick(work: Work) -> dict[str, Any]:
-        return {"tar": "", "shard": work.shard}
-
-    ended = []
-    for shard, marker in download_module._outcomes(works(), quick):
-        ended.append(shard)
-        assert marker == {"tar": "", "shard": shard}
-        assert drawn - len(ended) < 2 * 2
-    assert sorted(ended) == list(range(30))
 
 
 def fake_shard(folder: pathlib.Path, body: bytes) -> FetchedShard:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.choice import choose
 from lotlip_data.pipeline.ledger import captioned_shards
 from lotlip_data.pipeline.recaption import RecaptionError, recaption
-
 from tests.pipeline import fake_run
 
 CAPTIONER = "tiny-instructblip"
