@@ -86,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
         blip = pool.submit(train_instructblip, out)
         tower = pool.submit(train_tower).result()
+        sharegpt4v = pool.submit(train_sharegpt4v, out, tower)  # the longest first, so both processes end together
         llava = pool.submit(train_llava, out, tower)
-        sharegpt4v = pool.submit(train_sharegpt4v, out, tower)
         for task in (blip, llava, sharegpt4v):
             print(task.result(), flush=True)
     print(f"all three in {(time.monotonic() - began) / 60:.1f} minutes, in {out}")
