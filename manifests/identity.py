@@ -16,7 +16,7 @@ def normalise_url(url: str) -> str:
     The path and the query stay as they are: servers may tell `%7E` from `~`, or `A` from `a`.
     Raises ValueError where it is no http or https URL with a host.
     """
-    parts = urlsplit(url.strip())
+    parts = urlsplit(url.partition("#")[0].strip())
     scheme = parts.scheme.lower()
     if scheme not in _DEFAULT_PORTS:
         raise ValueError("not an http or https URL")

@@ -20,7 +20,7 @@ from PIL import Image
 from lotlip_data.captioners.base import CaptionerConfig, CaptionError, Engine
 from lotlip_data.captioners.flags import flags_of
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.layout import Run
+from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.schema import CAPTIONS
 from lotlip_data.pipeline.fetched import FetchedImage, fetched_images
 
@@ -73,12 +73,16 @@ class Captioning:
         rows = sorted(rows + fresh, key=lambda row: row["key"])
         target = self.run.caption_shard(self.config.name, shard)
         won = await loop.run_in_executor(None, storage.create, target, _parquet(rows, self.config))
+        rejected = [row for row in rows if row["error"] is not None]
+        if won and rejected:
+            listing = self.run.quarantine("captions", self.config.name, f"{shard_name(shard)}.parquet")
+            await loop.run_in_executor(None, storage.replace, listing, _parquet(rejected, self.config))
         await loop.run_in_executor(None, storage.remove, parts.folder)
         return UnitResult(
             shard=shard,
             rows=len(rows),
             captioned=len(fresh),
-            rejected=sum(row["error"] is not None for row in rows),
+            rejected=len(rejected),
             tokens=sum(row["tokens"] or 0 for row in fresh),
             won=won,
         )

@@ -19,8 +19,10 @@ def scratch_folder(purpose: str) -> Iterator[pathlib.Path]:
     """An empty folder under the system's temporary folder (`TMPDIR`), removed at the end."""
     _remove_abandoned(purpose)
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-"))
-    with open(folder / _LOCK, "w") as lock:
+    fresh = folder / f"{_LOCK}.new"
+    with open(fresh, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        fresh.rename(folder / _LOCK)  # a neighbour sees the lock only when it is held
         try:
             yield folder
         finally:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.checkpoints import resolve
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training import data
 from lotlip_data.training.checkpoint import LoTLIP
@@ -199,19 +200,20 @@ class Trainer:
 
 def load_model(config: TrainConfig) -> LoTLIP:
     """The model of a configuration before its first step: both towers pre-trained, corners and projection fresh."""
-    image = load_image_tower(config.image_tower)
+    image_tower, text_tower = resolve(config.image_tower), resolve(config.text_tower)
+    image = load_image_tower(image_tower)
     settings = TextSettings(config.corner_tokens, config.corner_mask)
-    text = TextTower(load_text_encoder(config.text_tower), image.dim, settings)
+    text = TextTower(load_text_encoder(text_tower), image.dim, settings)
     if config.context_length > text.max_length:
         raise ConfigError(f"context_length: {config.text_tower} has {text.max_length} positions; use at most those")
     tokenizer = TextTokenizer(
-        load_tokenizer(config.text_tower),
+        load_tokenizer(text_tower),
         vocab_size=text.vocab_size,
         context_length=config.context_length,
         corner_tokens=config.corner_tokens,
         form=config.text_form,
     )
-    return LoTLIP(TwoTowers(image, text), tokenizer, transform_of(config.image_tower, image.vit.config.image_size))
+    return LoTLIP(TwoTowers(image, text), tokenizer, transform_of(image_tower, image.vit.config.image_size))
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:

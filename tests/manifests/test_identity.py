@@ -32,8 +32,9 @@ def test_case_of_scheme_and_host_default_port_fragment_and_blanks_do_not_matter(
 @settings(max_examples=50, deadline=None)
 @given(SCHEME, HOST, REST)
 def test_normalising_twice_is_normalising_once(scheme: str, host: str, path: str) -> None:
-    once = normalise_url(f"{scheme}://{host}/{path}")
-    assert normalise_url(once) == once
+    for url in (f"{scheme}://{host}/{path}", f" {scheme}://{host}/{path} # top "):
+        once = normalise_url(url)
+        assert normalise_url(once) == once
 
 
 @settings(max_examples=50, deadline=None)

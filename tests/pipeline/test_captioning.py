@@ -109,6 +109,8 @@ def test_an_image_that_cannot_be_captioned_costs_only_itself(run: Run) -> None:
     assert [uid for uid, row in found.items() if row["text"] is None] == ["u3", "u7"]
     assert "cannot be decoded" in found["u3"]["error"]
     assert found["u7"]["error"] == "poison"
+    listed = pq.read_table(run.quarantine("captions", "seer", "00000.parquet")).to_pylist()
+    assert listed == [found["u3"], found["u7"]]
 
 
 def test_what_parts_hold_is_not_captioned_again_and_at_most_one_part_is_lost(run: Run) -> None:
