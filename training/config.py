@@ -22,6 +22,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "100m": {"epochs": 10, "batch": 16_384, "warm_up": 10_000},
     # About 1,500 rendered scenes, tiny towers, one core a method: see docs/log.md for what was tried.
     "demo": {
+        "image_tower": "tiny-vit",
+        "text_tower": "tiny-bert",
         "epochs": 12,
         "batch": 64,
         "long_texts": 1,
@@ -39,7 +41,7 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training. Towers are local folders or hub ids; the image tower is locked."""
+    """One training. Towers are local folders, hub ids, or come with the project; the image tower is locked."""
 
     image_tower: str
     text_tower: str = "google-bert/bert-base-uncased"

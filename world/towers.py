@@ -30,7 +30,7 @@ TINY_BERT = CHECKPOINTS / "tiny-bert"
 
 HIDDEN = 128
 HELD_OUT = 512
-IMAGE_SCHEDULE = Schedule(steps=5000, batch=32, rate=1e-3, warm_up=200)
+IMAGE_SCHEDULE = Schedule(steps=4000, batch=32, rate=1e-3, warm_up=200)
 TEXT_SCHEDULE = Schedule(steps=1500, batch=32, rate=1e-3, warm_up=200)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -51,13 +51,17 @@ Made by `python -m lotlip_data.world.towers`, on scenes that no training or eval
 
 
 class SceneHeads(nn.Module):
-    """Linear probes, thrown away after training: the class token names all nine cells, a patch its own."""
+    """Linear probes, thrown away after training: the class token names all nine cells, a patch its own.
+
+    A patch also names which cell it is in. Without this the class token learns what there is, but hardly where.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         per_cell = sum(CLASSES.values())
         self.scene = nn.Linear(HIDDEN, len(PLACES) * per_cell + len(BACKGROUNDS))
         self.patch = nn.Linear(HIDDEN, per_cell)
+        self.where = nn.Linear(HIDDEN, len(PLACES))
         row, column = torch.arange(36) // 6, torch.arange(36) % 6  # 2 × 2 patches of 16 pixels a cell
         self.cell_of_patch = row // 2 * 3 + column // 2
 
@@ -65,6 +69,8 @@ class SceneHeads(nn.Module):
         """`hidden` [B, 1 + 36, HIDDEN], the class token first."""
         cells, background = self._scene(hidden)
         loss = functional.cross_entropy(background, pictures.backgrounds[index])
+        where = self.where(hidden[:, 1:]).flatten(0, 1)
+        loss = loss + functional.cross_entropy(where, self.cell_of_patch.repeat(len(index)))
         patches = self.patch(hidden[:, 1:]).split(list(CLASSES.values()), dim=-1)
         for name, scene, patch in zip(CLASSES, cells, patches, strict=True):
             target = pictures.cells[name][index]
@@ -89,7 +95,7 @@ class SceneHeads(nn.Module):
         return cells.unflatten(-1, (len(PLACES), -1)).split(list(CLASSES.values()), dim=-1), background
 
 
-def train_image_tower(folder: pathlib.Path, schedule: Schedule = IMAGE_SCHEDULE, images: int = 16_000) -> None:
+def train_image_tower(folder: pathlib.Path, schedule: Schedule = IMAGE_SCHEDULE, images: int = 12_000) -> None:
     """A ViT of 4 layers, 128 wide, for 96 pixels in patches of 16; pixels scaled with mean = std = 0.5."""
     from transformers import ViTConfig, ViTModel
 
