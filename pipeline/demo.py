@@ -93,10 +93,7 @@ def _write_input(folder: Path, base_url: str, images: int) -> Manifest:
             "retries": 0,
         },
         captioners=list(CAPTIONERS),
-        train=[
-            {"method": method, "preset": "demo", "image_tower": "tiny-vit", "text_tower": "tiny-bert"}
-            for method in METHODS
-        ],
+        train=[{"method": method, "preset": "demo"} for method in METHODS],
         evaluate=["world"],
     )
     return load(str(folder / "manifest.yaml"))

@@ -12,11 +12,16 @@ Each stage reads what the one before it committed, skips what it has committed i
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.manifest import Manifest
+
+if TYPE_CHECKING:
+    from lotlip_data.training.train import TrainResult
 
 Say = Callable[[str], None]
 
@@ -70,17 +75,39 @@ def train(
 
     An entry holds settings of `TrainConfig`, and a `name`, which is its method's where none is given.
     """
-    from lotlip_data.training.config import make_config
-    from lotlip_data.training.train import train as fit
+    import torch
 
+    from lotlip_data.pipeline.tasks import brief, run_tasks
+
+    fit = partial(_fit, run, resume)
     total = Outcome(did_something=False)
-    for entry in entries or manifest.train:
-        settings = {key: value for key, value in entry.items() if key != "name"}
+    trainings = list(entries or manifest.train)
+    finished = [entry for entry in trainings if storage.exists(storage.join(run.train(_name_of(entry)), "done.json"))]
+    left = [entry for entry in trainings if entry not in finished]
+    here = finished if len(left) > 1 and not torch.cuda.is_available() else trainings
+    results: Any = ((entry, fit(entry, _under(_name_of(entry), say))) for entry in here)
+    if here is finished:  # without a GPU, a training is one core's work, so they go side by side
+        say(f"{len(left)} trainings, a CPU each; their steps are in {run.train('NAME')}/metrics.jsonl")
+        results = chain(results, run_tasks(fit, left))
+    for entry, result in results:
         name = _name_of(entry)
-        result = fit(make_config(**settings), run.url, run.train(name), resume=resume, say=_under(name, say))
+        if isinstance(result, Exception):
+            total.failed.append(f"{name}: {brief(result)}")
+            say(total.failed[-1])
+            continue
+        if result.did_something:
+            say(f"{name}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
         total.did_something |= result.did_something
         total.figures[name] = {"steps": result.steps, "loss": result.loss, "seconds": result.seconds}
     return total
+
+
+def _fit(run: Run, resume: bool, entry: Mapping[str, Any], say: Say = lambda line: None) -> "TrainResult":
+    from lotlip_data.training.config import make_config
+    from lotlip_data.training.train import train as fit
+
+    settings = {key: value for key, value in entry.items() if key != "name"}
+    return fit(make_config(**settings), run.url, run.train(_name_of(entry)), resume=resume, say=say)
 
 
 def evaluate(manifest: Manifest, run: Run, say: Say) -> Outcome:
@@ -91,6 +118,9 @@ def evaluate(manifest: Manifest, run: Run, say: Say) -> Outcome:
         return total
     for name in map(_name_of, manifest.train):
         out = run.evaluation(name)
+        if not storage.exists(storage.join(run.train(name), "done.json")):
+            total.failed.append(f"{name}: not trained yet; run `lotlip-data train {run.url}`")
+            continue
         total.did_something |= not storage.exists(out)
         total.figures[name] = evaluate_model(storage.join(run.train(name), "model"), out, _under(name, say))
     return total
