@@ -25,12 +25,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_tower": "tiny-vit",
         "text_tower": "tiny-bert",
         "epochs": 12,
-        "batch": 64,
+        "batch": 32,
         "long_texts": 1,
         "lr": 1e-3,
         "weight_decay": 0.05,
-        "warm_up": 30,
-        "checkpoint_every": 50,
+        "warm_up": 50,
+        "checkpoint_every": 100,
     },
 }
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
-from lotlip_data.manifests.schema import SUB_SUFFIX
+from lotlip_data.manifests.schema import SCHEMA_VERSION, SUB_SUFFIX
 from lotlip_data.manifests.subcaptions import SplitMode
 from lotlip_data.training.text import join_sub_captions
 
@@ -57,6 +57,13 @@ def open_dataset(run: str) -> Dataset:
         content = json.loads(storage.read_bytes(where.dataset))
     except FileNotFoundError:
         raise DataError(f"{where.dataset}: there is no dataset. Run `lotlip-data shard {run}` first.") from None
+    except ValueError as error:
+        raise DataError(f"{where.dataset}: not JSON ({error}). Run `lotlip-data shard {run}`.") from None
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"{where.dataset}: of schema version {content.get('schema_version')}, this release reads {SCHEMA_VERSION}. "
+            f"Remove {where.shards} and run `lotlip-data shard {run}`."
+        )
     shards = tuple(
         Shard(
             tar=storage.join(where.shards, record["tar"]["name"]),

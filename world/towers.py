@@ -153,6 +153,8 @@ def train_text_tower(folder: pathlib.Path, schedule: Schedule = TEXT_SCHEDULE, s
         num_attention_heads=4,
         intermediate_size=4 * HIDDEN,
         max_position_embeddings=512,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     model = BertForMaskedLM(config)
     rng = np.random.default_rng(0)

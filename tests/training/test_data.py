@@ -72,3 +72,8 @@ def test_only_the_chosen_captioners_are_read(tmp_path):
 def test_a_run_without_dataset_says_what_to_do(tmp_path):
     with pytest.raises(data.DataError, match="lotlip-data shard"):
         data.open_dataset(str(tmp_path))
+    (tmp_path / "shards").mkdir()
+    for content, message in (("{", "not JSON"), ('{"schema_version": 0}', "of schema version 0")):
+        (tmp_path / "shards" / "dataset.json").write_text(content)
+        with pytest.raises(data.DataError, match=message):
+            data.open_dataset(str(tmp_path))
