@@ -108,9 +108,7 @@ def download(
     _complete_quarantine(run, markers)
     summary = DownloadSummary(plan, len(markers), markers)
     left = [shard for shard in range(plan.shards) if shard not in markers]
-    if not left:
-        report(f"all {plan.shards} shards are fetched already: nothing to do")
-    elif markers:
+    if markers:
         report(f"{len(markers)} of {plan.shards} shards are fetched already")
     works = (Work(run, shard, plan.samples_per_shard, manifest.download) for shard in left)
     for work, answer in run_tasks(task, works):

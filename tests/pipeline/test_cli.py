@@ -68,3 +68,14 @@ def test_a_wrong_manifest_names_file_field_and_fix(tmp_path: Path) -> None:
         and "`name`" in answer.stdout
         and "`shards`: there is no such setting" in answer.stdout
     )
+
+
+def test_a_run_of_which_nothing_can_be_fetched_ends_in_1_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "dead.jsonl").write_text('{"url": "http://127.0.0.1:9/1.jpg", "caption": "x"}\n')
+    (tmp_path / "dead.yaml").write_text(
+        "name: dead\nsources: [{name: web, files: [dead.jsonl]}]\ncaptioners: [tiny-llava]\n"
+        "download: {allow_hosts: [127.0.0.1], timeout: 2, retries: 0}\n"
+    )
+    answer = call("run", str(tmp_path / "dead.yaml"), str(tmp_path / "a run"))
+    assert answer.returncode == 1
+    assert "nothing could be fetched (1 × connection refused)" in answer.stdout

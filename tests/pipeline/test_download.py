@@ -136,7 +136,7 @@ def assert_a_second_call_mends_and_repeats_nothing(manifest: Manifest, run: Run,
     again = download(manifest, run, lines.append)
     assert again.nothing_to_do
     assert again.done == 0
-    assert lines == ["all 5 shards are fetched already: nothing to do"]
+    assert lines == ["5 of 5 shards are fetched already"]
     assert again.figures() == before.figures() | {"shards_done": 0, "shards_skipped": 5}
     assert read_summary(run).figures() == again.figures()
     left = {name: storage.read_bytes(storage.join(run.images, name)) for name in storage.list_names(run.images)}

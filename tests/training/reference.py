@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,14 @@ from lotlip_data.training.towers import TextSettings, TextTower
 
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 FOLDER = GOLDENS / "lotlip_text"
+VOCABULARY = resources.files("lotlip_data.manifests") / "bert-base-uncased-vocab.txt"
 META = json.loads((FOLDER / "meta.json").read_text())
 EXPECTED = dict(np.load(FOLDER / "expected.npz"))
 
 
 def tokenizer(corner_tokens: int, **options: Any) -> TextTokenizer:
     settings = {"vocab_size": META["vocab_size"], "context_length": META["context_length"], **options}
-    return TextTokenizer(
-        BertTokenizerFast(str(GOLDENS / "bert-base-uncased-vocab.txt")), corner_tokens=corner_tokens, **settings
-    )
+    return TextTokenizer(BertTokenizerFast(str(VOCABULARY)), corner_tokens=corner_tokens, **settings)
 
 
 def text_tower(corner_tokens: int, attention: str) -> TextTower:
