@@ -104,3 +104,18 @@ def test_captions_of_different_settings_never_mix(tmp_path: Path, ray_cluster: N
 def test_without_images_it_says_what_to_run_first(tmp_path: Path) -> None:
     with pytest.raises(RecaptionError, match="Run `lotlip-data download` first"):
         recaption(Run.at(str(tmp_path)), choose([CAPTIONER]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("captioner", ["tiny-llava", "tiny-instructblip"])
+def test_the_command_commits_the_same_captions_with_either_engine(tmp_path: Path, captioner: str) -> None:
+    """The real vLLM in a Ray actor, against transformers: text, tokens and end of every image (float32, greedy)."""
+    found = {}
+    for engine in ("transformers", "vllm"):
+        run = fake_run.make(tmp_path / engine, shards=2, images=16, writers=(), pixels=96).run
+        done = subprocess.run([*COMMAND, run.url, "-c", captioner, "--engine", engine], env=ENVIRONMENT)
+        assert done.returncode == 0
+        rows = [pq.read_table(run.caption_shard(captioner, shard)).to_pylist() for shard in (0, 1)]
+        found[engine] = [{key: row[key] for key in row if key != "engine"} for row in rows[0] + rows[1]]
+    assert len(found["vllm"]) == 32
+    assert found["vllm"] == found["transformers"]
