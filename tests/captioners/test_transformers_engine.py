@@ -137,9 +137,9 @@ def test_quantization_is_left_to_vllm(random_llava):
         load_engine(CaptionerConfig("x", "llava", random_llava, quantization="awq"), "transformers")
 
 
-def test_sharegpt4vs_published_layout_is_refused_with_what_to_run(tmp_path):
+def test_sharegpt4vs_published_layout_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "share4v"}))
-    with pytest.raises(ValueError, match=f"lotlip-data convert sharegpt4v {tmp_path} FOLDER"):
+    with pytest.raises(ValueError, match=f"{tmp_path} has ShareGPT4V's published layout.*bring it into the Hugging Face LLaVA layout"):
         load_engine(CaptionerConfig("x", "sharegpt4v", str(tmp_path)), "transformers")
 
 
