@@ -9,7 +9,7 @@ import errno
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -94,13 +94,7 @@ def create(url: str, data: bytes) -> bool:
         with _scratch_beside(path) as scratch:
             _write_durably(scratch, data)
             return _link(scratch, path)
-    try:
-        fs.pipe_file(path, data, mode="create")
-    except (FileExistsError, OSError) as error:
-        if _lost_the_race(error) and fs.exists(path):
-            return False
-        raise
-    return True
+    return _create_remotely(fs, path, lambda: fs.pipe_file(path, data, mode="create"))
 
 
 def create_from_file(url: str, local: str) -> bool:
@@ -110,13 +104,7 @@ def create_from_file(url: str, local: str) -> bool:
         with _scratch_beside(path) as scratch, open(local, "rb") as source:
             _copy_durably(source, scratch)
             return _link(scratch, path)
-    try:
-        fs.put_file(local, path, mode="create")
-    except (FileExistsError, OSError) as error:
-        if _lost_the_race(error) and fs.exists(path):
-            return False
-        raise
-    return True
+    return _create_remotely(fs, path, lambda: fs.put_file(local, path, mode="create"))
 
 
 def replace(url: str, data: bytes) -> None:
@@ -128,6 +116,17 @@ def replace(url: str, data: bytes) -> None:
             pathlib.Path(scratch).replace(path)
     else:
         fs.pipe_file(path, data)
+
+
+def _create_remotely(fs: Any, path: str, write: Callable[[], object]) -> bool:
+    """Whether `write`, which creates the object exclusively, was the first to do so."""
+    try:
+        write()
+    except OSError as error:
+        if _lost_the_race(error) and fs.exists(path):
+            return False
+        raise
+    return True
 
 
 def _lost_the_race(error: OSError) -> bool:
