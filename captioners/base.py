@@ -22,6 +22,10 @@ class EngineDead(RuntimeError):
     """The engine itself has failed and every later call will fail too: replace it."""
 
 
+class EngineUnreachable(EngineDead):
+    """The engine is another machine's and does not answer; no image is to blame for it."""
+
+
 @dataclass(frozen=True)
 class Caption:
     """One long text. `tokens` counts what the model generated, the end token included."""
@@ -44,6 +48,8 @@ class CaptionerConfig:
     quantization: as vLLM names it (`awq`, `gptq`, `fp8`, …); the checkpoint must fit.
     tensor_parallel_size: GPUs that one copy of the model is spread over.
     max_model_len: tokens of image, prompt and caption together; None takes exactly what they need.
+    request: of kind `openai` only: further fields of each request, such as `{"repetition_penalty": 1.1}`; a field that
+        is null is left out.
     """
 
     name: str
@@ -60,6 +66,7 @@ class CaptionerConfig:
     quantization: str | None = None
     tensor_parallel_size: int = 1
     max_model_len: int | None = None
+    request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         def require(holds: bool, field: str, fix: str) -> None:
@@ -89,7 +96,8 @@ class CaptionerConfig:
         How many GPUs share the work is left out, and so are the sampling settings that greedy decoding ignores.
         """
         settings = self.to_dict()
-        for field in ("name", "tensor_parallel_size", *(("top_p", "seed") if self.temperature == 0 else ())):
+        ignored = ["name", "tensor_parallel_size", *(("top_p", "seed") if self.temperature == 0 else ())]
+        for field in ignored if self.request else [*ignored, "request"]:
             del settings[field]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{self.name}@{digest[:12]}"
@@ -117,6 +125,12 @@ class Resources:
     kv_cache_gib: memory of the attention cache; None is what is left of that share, 0.25 GiB without a GPU.
     cache_dir: where a language model that must be taken out of its checkpoint is kept.
     engine_args: further arguments of vLLM's AsyncEngineArgs, which win over ours.
+
+    The others are of kind `openai`, where `max_num_seqs` is how many requests are under way (64 if None):
+    endpoint: base URL, such as `http://host:8000/v1`.
+    api_key_env: name of the environment variable that holds the key, where the engine runs; None sends no key.
+    request_seconds: that one request may take.
+    outage_seconds: that the endpoint may be out of reach or refuse for being busy, before the engine gives up.
     """
 
     batch_size: int = 16
@@ -125,14 +139,25 @@ class Resources:
     kv_cache_gib: float | None = None
     cache_dir: str = "~/.cache/lotlip-data"
     engine_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    endpoint: str | None = None
+    api_key_env: str | None = None
+    request_seconds: float = 300.0
+    outage_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        for field, low in (("batch_size", 1), ("max_num_seqs", 1), ("gpu_memory_utilization", 0), ("kv_cache_gib", 0)):
+        lows = {"batch_size": 1, "max_num_seqs": 1} | dict.fromkeys(
+            ("gpu_memory_utilization", "kv_cache_gib", "request_seconds", "outage_seconds"), 0
+        )
+        for field, low in lows.items():
             value = getattr(self, field)
             if value is not None and (value < low or value == 0):
                 raise ValueError(f"{field}={value!r}: must be {'at least 1' if low else 'above 0'}")
         if self.gpu_memory_utilization > 1:
             raise ValueError(f"gpu_memory_utilization={self.gpu_memory_utilization!r}: a share, so at most 1")
+        if self.endpoint is not None and not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", self.endpoint):
+            raise ValueError("endpoint: give a URL such as http://host:8000/v1, without a user or password in it")
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
+            raise ValueError("api_key_env: give the name of an environment variable, such as MY_API_KEY, not the key")
 
 
 class Engine(Protocol):

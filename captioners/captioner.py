@@ -23,6 +23,8 @@ class Captioner:
 
     def load(self, config: CaptionerConfig, engine: str, resources: Resources) -> Engine:
         """The engine called `engine`, holding the model. Raises ValueError for one that this captioner lacks."""
+        if config.request:
+            raise ValueError(f"captioner {config.name!r}: request: only kind 'openai' sends requests; leave it out")
         if engine == "auto":
             engine = default_engine()
         if engine == "transformers":

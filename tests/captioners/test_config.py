@@ -20,6 +20,7 @@ CHANGES = {
     "temperature": 0.7,
     "quantization": "awq",
     "max_model_len": 1024,
+    "request": {"repetition_penalty": 1.1},
 }
 
 
