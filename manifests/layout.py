@@ -5,6 +5,7 @@ RUN/
   lists/00000.parquet  plan.json               the rows to fetch, in seeded random order, cut into shards
   images/00000-ATTEMPT.tar .parquet            img2dataset's output; 00000_stats.json names the attempt that counts
   captions/CAPTIONER/00000.parquet             captions of image shard 0; captioner.json; .parts/ while under way
+  images/.ledger/ captions/CAPTIONER/.ledger/  names that say what each shard took
   shards/train-00000.tar .parquet dataset.json the dataset
   quarantine/                                  what could not be processed, with its reason
   train/NAME/                                  configuration, metrics, checkpoints
@@ -72,8 +73,21 @@ class Run:
     def caption_shard(self, name: str, shard: int) -> str:
         return self._in("captions", name, f"{shard_name(shard)}.parquet")
 
+    def parts(self, name: str) -> str:
+        """What is under way of a captioner, a folder a shard."""
+        return self._in("captions", name, ".parts")
+
     def caption_parts(self, name: str, shard: int) -> str:
-        return self._in("captions", name, ".parts", shard_name(shard))
+        return storage.join(self.parts(name), shard_name(shard))
+
+    def caption_ledger(self, name: str) -> str:
+        """An empty object for each committed caption shard, named by what it took."""
+        return self._in("captions", name, ".ledger")
+
+    @property
+    def image_ledger(self) -> str:
+        """The same for fetched shards."""
+        return self._in("images", ".ledger")
 
     @property
     def shards(self) -> str:

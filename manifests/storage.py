@@ -74,6 +74,14 @@ def list_names(folder: str) -> list[str]:
     return sorted(name for name in names if not name.startswith(".tmp-"))
 
 
+def list_below(folder: str) -> list[str]:
+    """Sorted paths, relative to `folder`, of every object in it and in its folders; empty where there is none."""
+    fs, path = _open_fs(folder)
+    root = path.rstrip("/") + "/"
+    names = (found[len(root) :] for found in fs.find(path) if found.startswith(root))
+    return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
+
+
 def remove(url: str) -> None:
     """Remove an object or a folder with all that is in it; nothing happens where it is not there."""
     fs, path = _open_fs(url)

@@ -3,7 +3,7 @@
 captioners:
   - llava                                   # the published LLaVA-1.5
   - {preset: llava, name: llava-fp8, quantization: fp8}
-  - {name: mine, kind: llava, model: /models/mine, pool: {actors: 8, num_gpus: 1}}
+  - {name: mine, kind: llava, model: /models/mine, pool: {max_actors: 8, num_gpus: 1}}
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,25 +19,43 @@ from lotlip_data.manifests.errors import UserError
 class PoolSettings:
     """How a captioner runs, which never changes what it writes.
 
-    actors: at most so many; None is one for each `num_gpus` that the cluster has, and one without GPUs.
+    min_actors: asked for before any pool gets more. max_actors: None is one for each `num_gpus` that the cluster has,
+    and one without GPUs; a larger number makes Ray's autoscaler add nodes.
     num_gpus, num_cpus: what Ray reserves for an actor; num_gpus None is 1 where the cluster has GPUs, 0 elsewhere.
+    accelerator_type: as Ray names it (`A100`, `H100`, …). resources: custom Ray resources of an actor.
+    labels: of the nodes that may hold an actor, such as {ray.io/market-type: spot}.
+    concurrency: images in flight in an engine; None is what the engine takes for best.
+    stall_seconds: an engine that gives no caption for so long, with images waiting, is taken for hung and replaced.
     engine: `vllm`, `transformers`, or `auto`: vLLM where there is a GPU.
     engine_options: the fields of `captioners.base.Resources`.
     """
 
-    actors: int | None = None
+    min_actors: int = 1
+    max_actors: int | None = None
     num_gpus: float | None = None
     num_cpus: float = 1.0
+    accelerator_type: str | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    concurrency: int | None = None
+    stall_seconds: float = 600.0
     engine: str = "auto"
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.actors is not None and self.actors < 1:
-            raise ValueError(f"pool: actors={self.actors}: must be at least 1")
-        for name in ("num_gpus", "num_cpus"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"pool: {name}={value}: must not be negative")
+        def require(holds: bool, name: str, fix: str) -> None:
+            if not holds:
+                raise ValueError(f"pool: {name}={getattr(self, name)!r}: {fix}")
+
+        require(self.min_actors >= 1, "min_actors", "must be at least 1")
+        require(self.max_actors is None or self.max_actors >= 1, "max_actors", "must be at least 1")
+        if self.max_actors is not None:
+            require(self.min_actors <= self.max_actors, "min_actors", f"must not exceed max_actors={self.max_actors}")
+        require(self.num_gpus is None or self.num_gpus >= 0, "num_gpus", "must not be negative")
+        require(self.num_cpus >= 0, "num_cpus", "must not be negative")
+        require(all(amount > 0 for amount in self.resources.values()), "resources", "amounts must be above 0")
+        require(self.concurrency is None or self.concurrency >= 1, "concurrency", "must be at least 1")
+        require(self.stall_seconds > 0, "stall_seconds", "must be above 0")
         Resources(**self.engine_options)
 
 

@@ -24,6 +24,10 @@ world = typer.Typer(
     no_args_is_help=True, help="The offline world that the demo and the tests live in.", rich_markup_mode=None
 )
 app.add_typer(world, name="world")
+convert = typer.Typer(
+    no_args_is_help=True, help="Bring a checkpoint into the layout that engines read.", rich_markup_mode=None
+)
+app.add_typer(convert, name="convert")
 
 
 def _folder(text: str) -> Any:
@@ -108,7 +112,7 @@ def recaption(
         from lotlip_data.manifests.manifest import frozen
         from lotlip_data.pipeline import line
 
-        given = {"engine": engine, "actors": actors, "num_gpus": gpus}
+        given = {"engine": engine, "max_actors": actors, "num_gpus": gpus}
         pool = {name: value for name, value in given.items() if value is not None}
         at = Run.at(run)
         _finish(console, line.recaption(frozen(at), at, console.say, captioner or (), pool), "recaption")
@@ -290,6 +294,32 @@ def accuracy(
                 f"{one.config.name}: precision {found.precision:.4f}, recall {found.recall:.4f}, {scenes} scenes"
             )
         console.result(figures)
+
+
+@convert.callback()
+def _converters() -> None:
+    """So that the model's name is a command of its own, also while there is only one."""
+
+
+@convert.command()
+def sharegpt4v(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="ShareGPT4V as published: a folder or a hub id.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A new folder on this machine.")],
+    revision: Annotated[str | None, typer.Option(help="Of SRC, where it is a hub id.")] = None,
+    vision_tower: Annotated[
+        str | None, typer.Option(help="A folder or hub id, instead of what SRC's mm_vision_tower names.")
+    ] = None,
+    vision_tower_revision: Annotated[str | None, typer.Option(help="Of the vision tower's hub id.")] = None,
+) -> None:
+    """ShareGPT4V's published checkpoint into the Hugging Face LLaVA layout; goes on where it was stopped.
+
+    Example: lotlip-data convert sharegpt4v Lin-Chen/ShareGPT4V-7B models/sharegpt4v
+    """
+    with _command("convert", False) as console:
+        from lotlip_data.captioners.convert_sharegpt4v import convert as bring
+
+        tower = {"vision_tower": vision_tower, "vision_tower_revision": vision_tower_revision}
+        bring(source, target, revision=revision, **tower, say=console.say)
 
 
 def main() -> None:

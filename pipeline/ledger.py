@@ -1,28 +1,83 @@
-"""What is committed and what is left, read from the names of the markers: one listing a folder, no request a shard."""
+"""What is committed and what is left, read from names alone: one listing a folder, no request a shard.
+
+A marker says that a shard is done. Beside the markers lies an empty object a shard whose name says what it took
+(a `Tally`), and a part under way has its tally in its own name, so that counts and rates cost no request either.
+"""
 
 import re
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.layout import Run
+from lotlip_data.manifests.layout import Run, shard_name
 
 _IMAGE_MARKER = re.compile(r"(\d{5,})_stats\.json")
 _CAPTION_SHARD = re.compile(r"(\d{5,})\.parquet")
+_TALLY = re.compile(r"rows(\d+)-failed(\d+)-tokens(\d+)-from(\d+)-to(\d+)")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What was done in a stretch of time: `rows`, of them `failed` with a reason. Times are Unix times."""
+
+    rows: int
+    failed: int
+    tokens: int
+    started: int
+    ended: int
+
+    @classmethod
+    def since(cls, started: float, rows: int, failed: int, tokens: int) -> "Tally":
+        """From `started` until now."""
+        return cls(rows, failed, tokens, int(started), max(int(started), round(time.time())))
+
+    @property
+    def name(self) -> str:
+        """As a part of an object's name."""
+        return f"rows{self.rows}-failed{self.failed}-tokens{self.tokens}-from{self.started}-to{self.ended}"
+
+    @classmethod
+    def named(cls, name: str) -> "Tally | None":
+        """The tally in an object's name, where it has one."""
+        found = _TALLY.search(name)
+        return cls(*map(int, found.groups())) if found else None
 
 
 def fetched_shards(run: Run) -> list[int]:
     """The image shards whose download is committed, in order."""
-    return _matching(run.images, _IMAGE_MARKER)
+    return _matching(storage.list_names(run.images), _IMAGE_MARKER)
 
 
 def captioned_shards(run: Run, captioner: str) -> list[int]:
     """The shards of which `captioner` has committed all captions, in order."""
-    return _matching(run.captioner(captioner), _CAPTION_SHARD)
+    return _matching(storage.list_names(run.captioner(captioner)), _CAPTION_SHARD)
 
 
 def captioners(run: Run) -> list[str]:
     """The captioners that have a folder in the run, by name."""
     return [name for name in storage.list_names(run.captions) if not name.startswith(".")]
+
+
+def record(ledger: str, shard: int, tally: Tally) -> None:
+    """Note what a committed shard took, in the ledger folder of its stage."""
+    storage.create(storage.join(ledger, f"{shard_name(shard)}-{tally.name}"), b"")
+
+
+def recorded(ledger: str) -> dict[int, Tally]:
+    """By shard, what the ledger folder says that it took. A shard whose writer was killed in between is missing."""
+    entries = ((name.partition("-")[0], Tally.named(name)) for name in storage.list_names(ledger))
+    return {int(shard): tally for shard, tally in entries if tally and shard.isdigit()}
+
+
+def parts_under_way(run: Run, captioner: str) -> dict[int, list[Tally]]:
+    """By shard, the tallies of the parts that a captioner has saved of shards that are not committed."""
+    found: dict[int, list[Tally]] = {}
+    for path in storage.list_below(run.parts(captioner)):
+        shard, _, name = path.partition("/")
+        if shard.isdigit() and (tally := Tally.named(name)):
+            found.setdefault(int(shard), []).append(tally)
+    return found
 
 
 @dataclass(frozen=True)
@@ -42,6 +97,6 @@ def work_of(run: Run, captioner: str) -> Work:
     )
 
 
-def _matching(folder: str, pattern: re.Pattern[str]) -> list[int]:
-    found = (pattern.fullmatch(name) for name in storage.list_names(folder))
+def _matching(names: Iterable[str], pattern: re.Pattern[str]) -> list[int]:
+    found = (pattern.fullmatch(name) for name in names)
     return sorted(int(match[1]) for match in found if match)

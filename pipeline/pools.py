@@ -1,58 +1,65 @@
 """Pools of Ray actors that work off (captioner, shard) units. The only file that uses Ray for recaptioning.
 
-Ray places the actors, restarts them and finds the nodes. What is ours is a queue of units: a unit whose actor died
-goes back to it, at most MAX_ATTEMPTS times. An actor holds two units at once, so that its engine does not drain
-where one shard ends and the next begins. A pool without work left gives its actors' resources back, so with fewer
-GPUs than pools need, the pools run in turn.
+Ray places the actors, restarts them where there is room, and asks its autoscaler for more. What is ours is a queue of
+units: only an actor whose engine is ready gets one, a unit whose actor died goes back, and an actor that the queue has
+nothing for gives its GPU back at once. The pools ask for their actors in turns, so they share what the cluster has, and
+with fewer GPUs than pools they run one after another.
 """
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from lotlip_data.captioners.base import CaptionerConfig, EngineDead
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline.captioning import PART_SIZE, Captioning, UnitResult
+from lotlip_data.pipeline.attempt import UnitResult
+from lotlip_data.pipeline.caption_actor import CaptionActor
+from lotlip_data.pipeline.captioning import PART_SIZE
 from lotlip_data.pipeline.choice import PoolSettings
 from lotlip_data.pipeline.tasks import brief
 
 MAX_ATTEMPTS = 3
+"""How often a unit may fail in a row without having come any further."""
+
 UNITS_AN_ACTOR = 2
-MAX_RESTARTS = 10
+"""Units that an actor holds, so that its engine does not drain where one ends and the next begins."""
 
+MAX_FAILURES = 10
+"""Units that a pool gives up in a row before it gives up altogether."""
 
-class CaptionActor:
-    """One process with one engine."""
+MAX_STARTS = 10
+"""How often in a row an actor may fail to become ready."""
 
-    def __init__(self, run_url: str, config: CaptionerConfig, settings: PoolSettings, part_size: int) -> None:
-        from lotlip_data.captioners.base import load_engine
-
-        engine = load_engine(config, settings.engine, **settings.engine_options)
-        self._captioning = Captioning(Run(run_url), config, engine, settings.engine, part_size)
-
-    async def caption(self, shard: int) -> UnitResult:
-        try:
-            return await self._captioning.unit(shard)
-        except EngineDead:
-            os._exit(1)  # Ray restarts the actor, and with it the engine
-
-    def ready(self) -> bool:
-        return True
+LEAVE_SECONDS = 20.0
+WAITING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class FailedUnit:
+    """A shard that is given up, or, with None, all that a pool has left."""
+
     captioner: str
-    shard: int
+    shard: int | None
     reason: str
 
 
-@dataclass
+@dataclass(eq=False)
+class Member:
+    """An actor of a pool. `ask_at`: when to ask whether it is ready; None while an answer is awaited, or is there."""
+
+    handle: Any
+    ready: bool = False
+    ask_at: float | None = 0.0
+    failed_starts: int = 0
+
+
+@dataclass(eq=False)
 class Pool:
     """The actors of one captioner and the units that they have not finished."""
 
@@ -61,96 +68,208 @@ class Pool:
     settings: PoolSettings
     units: deque[int]
     part_size: int = PART_SIZE
-    attempts: dict[int, int] = field(default_factory=dict)
-    actors: list[Any] = field(default_factory=list)
-    running: dict[Any, tuple[Any, int]] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda line: None
+    members: list[Member] = field(default_factory=list)
+    starting: dict[Any, Member] = field(default_factory=dict)
+    """From the reference to an answer to `ready`, to the actor that was asked."""
+    running: dict[Any, tuple[Member, int]] = field(default_factory=dict)
     """From a result's reference to the actor that works on it and the unit's shard."""
+    fruitless: dict[int, tuple[int, list[str]]] = field(default_factory=dict)
+    """By shard: failures in a row that left its parts as they were, and the names of those parts."""
+    failures: int = 0
+    """Units given up in a row."""
+    broken: str = ""
+    """Why no further actor is worth starting."""
 
-    def start(self) -> None:
-        gpus_there = ray.cluster_resources().get("GPU", 0)
-        num_gpus = self.settings.num_gpus if self.settings.num_gpus is not None else float(gpus_there > 0)
-        actors = self.settings.actors or max(1, int(gpus_there / num_gpus) if num_gpus else 1)
+    @property
+    def busy(self) -> bool:
+        return bool(self.units or self.running)
+
+    @property
+    def num_gpus(self) -> float:
+        if self.settings.num_gpus is not None:
+            return self.settings.num_gpus
+        return float(ray.cluster_resources().get("GPU", 0) > 0)
+
+    def size(self) -> int:
+        """Actors that the pool asks for: never more than it has units."""
+        gpus = ray.cluster_resources().get("GPU", 0)
+        most = self.settings.max_actors or (int(gpus / self.num_gpus) if self.num_gpus else 1)
+        return min(max(self.settings.min_actors, most), len(self.units))
+
+    def add_member(self) -> None:
         kind: Any = ray.remote(CaptionActor)
         kind = kind.options(
             num_cpus=self.settings.num_cpus,
-            num_gpus=num_gpus,
-            max_concurrency=2 * UNITS_AN_ACTOR,
-            max_restarts=MAX_RESTARTS,
+            num_gpus=self.num_gpus,
+            accelerator_type=self.settings.accelerator_type,
+            resources=dict(self.settings.resources),
+            label_selector=dict(self.settings.labels),
+            max_concurrency=2 * UNITS_AN_ACTOR + 2,
+            max_restarts=-1,  # a pool that works for weeks loses actors; what may not go on for ever is counted below
         )
-        for _ in range(min(actors, len(self.units))):
-            self.actors.append(kind.remote(self.run.url, self.config, self.settings, self.part_size))
+        self.members.append(Member(kind.remote(self.run.url, self.config, self.settings, self.part_size)))
 
     def feed(self) -> None:
-        """Hand out units, evenly, until every actor holds UNITS_AN_ACTOR of them."""
+        """Hand out units, evenly, until every ready actor holds UNITS_AN_ACTOR; let go of actors with nothing to do."""
+        if self.units and not self.members and not self.broken:
+            self.add_member()  # the last one was let go before a unit came back
+        self._ask()
+        held = Counter(member for member, _ in self.running.values())
         for load in range(UNITS_AN_ACTOR):
-            for actor in self.actors:
-                held = sum(holder is actor for holder, _ in self.running.values())
-                if self.units and held <= load:
+            for member in self.members:
+                if self.units and member.ready and held[member] <= load:
                     shard = self.units.popleft()
-                    self.running[actor.caption.remote(shard)] = (actor, shard)
+                    self.running[member.handle.caption.remote(shard)] = (member, shard)
+                    held[member] += 1
+        if not self.units:
+            for member in [member for member in self.members if not held[member]]:
+                self._let_go(member)
 
-    def take_back(self, reference: Any, error: Exception) -> FailedUnit | None:
-        """Put the unit of a failed call back into the queue, or give it up after MAX_ATTEMPTS."""
-        actor, shard = self.running.pop(reference)
-        if isinstance(error, ActorDiedError) and actor in self.actors:
-            self.actors.remove(actor)  # it has used up its restarts, or could not load its engine
-        self.attempts[shard] = self.attempts.get(shard, 0) + 1
-        if self.attempts[shard] < MAX_ATTEMPTS and self.actors:
-            self.units.append(shard)
+    def take(self, reference: Any) -> UnitResult | FailedUnit | None:
+        """What has come of one of our references: a finished unit, one that is given up, or neither."""
+        if reference in self.starting:
+            self._started(self.starting.pop(reference), reference)
             return None
-        return FailedUnit(self.config.name, shard, _reason(error))
+        member, shard = self.running.pop(reference)
+        try:
+            result: UnitResult = ray.get(reference)
+        except RayTaskError as error:
+            return self._put_back(shard, _reason(error))
+        except RayActorError as error:
+            if member.ready:
+                self.say(f"{self.config.name}: an actor died at work on shard {shard}; it is started again")
+                member.ready, member.ask_at = False, time.monotonic()
+            return self._put_back(shard, brief(error))
+        self.fruitless.pop(shard, None)
+        self.failures = 0
+        return result
 
-    def give_up(self) -> list[FailedUnit]:
-        """The units that nobody is left to work on."""
-        if self.actors or self.running:
-            return []
-        failed = [FailedUnit(self.config.name, shard, "no actor of its pool is left") for shard in self.units]
-        self.units.clear()
-        return failed
+    def give_up(self) -> FailedUnit | None:
+        """All the units that are left, where no actor is, nor is worth starting."""
+        if not (self.broken and self.units) or self.members or self.running:
+            return None
+        left, self.units = len(self.units), deque()
+        return FailedUnit(self.config.name, None, f"{left} shards are left undone: {self.broken}")
+
+    def leave(self) -> list[Any]:
+        """Ask the actors at work to save what they have; gives the references to their answers."""
+        return [
+            member.handle.leave.remote() for member in {member for member, _ in self.running.values()} if member.ready
+        ]
 
     def stop(self) -> None:
-        for actor in self.actors:
-            ray.kill(actor)
-        self.actors.clear()
+        for member in list(self.members):
+            self._let_go(member)
+
+    def _ask(self) -> None:
+        for member in self.members:
+            if not member.ready and member.ask_at is not None and member.ask_at <= time.monotonic():
+                self.starting[member.handle.ready.remote()] = member
+                member.ask_at = None
+
+    def _started(self, member: Member, reference: Any) -> None:
+        if member not in self.members:
+            return
+        try:
+            start, first = ray.get(reference)
+        except (RayTaskError, ActorDiedError) as error:  # the engine cannot be loaded, or not be used
+            self._lose(member, _reason(error))
+        except RayActorError as error:
+            member.failed_starts += 1
+            member.ask_at = time.monotonic() + 1  # a call to an actor between two lives fails at once
+            if member.failed_starts == MAX_STARTS:
+                self._lose(member, f"its actor died while it started, again and again ({brief(error)})")
+        else:
+            member.ready, member.failed_starts = True, 0
+            self.say(f"{self.config.name}: an engine is ready: {start:.1f} s to start, {first:.1f} s for a first image")
+
+    def _lose(self, member: Member, reason: str) -> None:
+        self._let_go(member)
+        self.say(f"{self.config.name}: an actor is lost: {reason}")
+        if not self.members:
+            self.broken = reason
+
+    def _let_go(self, member: Member) -> None:
+        self.members.remove(member)
+        ray.kill(member.handle)
+
+    def _put_back(self, shard: int, reason: str) -> FailedUnit | None:
+        """Back into the queue, unless it has failed MAX_ATTEMPTS times without having come any further."""
+        parts = storage.list_names(self.run.caption_parts(self.config.name, shard))
+        before, parts_before = self.fruitless.get(shard, (0, parts))
+        times = before + 1 if parts == parts_before else 1
+        self.fruitless[shard] = times, parts
+        if times < MAX_ATTEMPTS:
+            self.units.appendleft(shard)
+            return None
+        self.failures += 1
+        if self.failures == MAX_FAILURES:
+            self.broken = f"{MAX_FAILURES} shards in a row were given up, the last one since {reason}"
+            self.stop()
+        return FailedUnit(self.config.name, shard, reason)
 
 
 def work_off(
-    pools: Iterable[Pool], done: Callable[[str, UnitResult], None], failed: Callable[[FailedUnit], None]
+    pools: Sequence[Pool],
+    done: Callable[[str, UnitResult], None],
+    failed: Callable[[FailedUnit], None],
+    say: Callable[[str], None],
 ) -> None:
     """Run the pools until no unit is left; `done` and `failed` hear of each unit once."""
-    pools = list(pools)
     try:
-        for pool in pools:
-            pool.start()
-        while any(pool.units or pool.running for pool in pools):
+        _ask_for_actors(pools)
+        waiting_since: float | None = time.monotonic()
+        while any(pool.busy for pool in pools):
             for pool in pools:
                 pool.feed()
-            _collect(pools, done, failed)
-            for pool in pools:
-                for unit in pool.give_up():
-                    failed(unit)
-                if not pool.units and not pool.running:
-                    pool.stop()
+            for pool, result in _collect(pools):
+                if isinstance(result, FailedUnit):
+                    failed(result)
+                else:
+                    done(pool.config.name, result)
+            if any(member.ready for pool in pools for member in pool.members):
+                waiting_since = None
+            elif waiting_since and time.monotonic() - waiting_since > WAITING_SECONDS:
+                waiting_since = None
+                say(f"still waiting for a first engine; the cluster has {_offer()}")
     finally:
+        if leaving := [reference for pool in pools for reference in pool.leave()]:
+            ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)
         for pool in pools:
             pool.stop()
 
 
-def _collect(pools: list[Pool], done: Callable[[str, UnitResult], None], failed: Callable[[FailedUnit], None]) -> None:
-    owner = {reference: pool for pool in pools for reference in pool.running}
-    if not owner:
-        return
-    finished, _ = ray.wait(list(owner), num_returns=1, timeout=10.0)
-    for reference in finished:
-        pool = owner[reference]
-        try:
-            result = ray.get(reference)
-        except (RayActorError, RayTaskError) as error:
-            if unit := pool.take_back(reference, error):
-                failed(unit)
-        else:
-            pool.running.pop(reference)
-            done(pool.config.name, result)
+def _ask_for_actors(pools: Sequence[Pool]) -> None:
+    """Each pool's least number first, then in turns: Ray places actors in the order in which they are asked for."""
+    wanted = [
+        (turn >= pool.settings.min_actors, turn, number)
+        for number, pool in enumerate(pools)
+        for turn in range(pool.size())
+    ]
+    for _, _, number in sorted(wanted):
+        pools[number].add_member()
+
+
+def _collect(pools: Sequence[Pool]) -> Iterator[tuple[Pool, UnitResult | FailedUnit]]:
+    """What has come since, after at most a second or so."""
+    owner = {reference: pool for pool in pools for reference in (*pool.starting, *pool.running)}
+    if owner:
+        ended, _ = ray.wait(list(owner), num_returns=1, timeout=1.0)
+    else:
+        ended = []
+        time.sleep(0.2)
+    for reference in ended:
+        if result := owner[reference].take(reference):
+            yield owner[reference], result
+    for pool in pools:
+        if left := pool.give_up():
+            yield pool, left
+
+
+def _offer() -> str:
+    offer = {name: amount for name, amount in ray.cluster_resources().items() if not name.startswith("node:")}
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(offer.items()) if "memory" not in name)
 
 
 def _reason(error: Exception) -> str:

@@ -10,7 +10,8 @@ from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline.captioning import PART_SIZE, UnitResult
+from lotlip_data.pipeline.attempt import UnitResult
+from lotlip_data.pipeline.captioning import PART_SIZE
 from lotlip_data.pipeline.choice import Chosen
 from lotlip_data.pipeline.cluster import cluster
 from lotlip_data.pipeline.ledger import fetched_shards, work_of
@@ -92,10 +93,12 @@ def _work_off(
         say(f"{name}: shard {result.shard} of {result.rows} images ({summary.units[name]} of {total[name]}){lost}")
 
     def failed(unit: FailedUnit) -> None:
-        summary.failed.append(f"{unit.captioner}, shard {unit.shard}: {unit.reason}")
-        say(f"{unit.captioner}: shard {unit.shard} given up: {unit.reason}")
+        what = unit.captioner if unit.shard is None else f"{unit.captioner}: shard {unit.shard} given up"
+        summary.failed.append(f"{what}: {unit.reason}")
+        say(summary.failed[-1])
 
-    work_off([Pool(run, one.config, one.pool, left[one.config.name], part_size) for one in busy], done, failed)
+    pools = [Pool(run, one.config, one.pool, left[one.config.name], part_size, say) for one in busy]
+    work_off(pools, done, failed, say)
 
 
 def _claim(run: Run, captioner: CaptionerConfig) -> None:

@@ -1,0 +1,171 @@
+"""One attempt at a unit: what its parts lack goes to the engine, suspects of earlier deaths first, then the commit."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.layout import shard_name
+from lotlip_data.pipeline import ledger
+from lotlip_data.pipeline.ahead import batched, read_ahead
+from lotlip_data.pipeline.fetched import FetchedImage, fetched_images
+from lotlip_data.pipeline.parts import Parts, Row, parquet, read_parts, tally
+from lotlip_data.pipeline.suspects import FEW, MAX_GUILTY, Suspicion, Trail, suspicion
+
+if TYPE_CHECKING:
+    from lotlip_data.pipeline.captioning import Captioning
+
+BATCH = 32
+"""Images read at a time, and as many read ahead."""
+
+
+class TooManyDeaths(UserError):
+    """More images of a unit killed the engine than bad images would."""
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """A unit's `rows`, of them `captioned` by this call, `rejected` with a reason; `won`: its commit was the first."""
+
+    shard: int
+    rows: int
+    captioned: int
+    rejected: int
+    tokens: int
+    won: bool
+
+
+class Attempt:
+    """One attempt at a unit."""
+
+    def __init__(self, captioning: "Captioning", shard: int) -> None:
+        self._all, self.shard = captioning, shard
+        self._run, self._name = captioning.run, captioning.config.name
+        self._folder = self._run.caption_parts(self._name, shard)
+        attempt = uuid.uuid4().hex[:8]
+        self._trail = Trail(self._folder, attempt)
+        self._started = time.time()
+        # What finishes while a part is being written counts too: together they stay within part_size.
+        slack = min(captioning.window, captioning.part_size // 2)
+        self._parts = Parts(self._folder, attempt, captioning.part_size - slack, slack, self._trail.settle)
+        self._running: set[asyncio.Task[None]] = set()
+        self.task = asyncio.create_task(self.caption())
+
+    async def caption(self) -> UnitResult:
+        saved = await asyncio.to_thread(read_parts, self._folder)
+        settled = {row["uid"] for row in saved}
+        suspected = await asyncio.to_thread(suspicion, self._folder, settled)
+        try:
+            async with self._all.turn:
+                if suspected:
+                    await self._try_suspects(suspected)
+                    settled |= {row["uid"] for row in self._parts.rows}
+                await self._submit_all(settled)
+            while self._running:
+                await self._settle_some()
+        finally:
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+        await self._parts.close()
+        return await self._commit(saved)
+
+    async def save(self, cause: str) -> None:
+        with contextlib.suppress(OSError):
+            await self._parts.save()
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._trail.blame, cause)
+
+    async def leave(self) -> None:
+        with contextlib.suppress(OSError):
+            await self._parts.save()
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._trail.withdraw)
+
+    async def _submit_all(self, settled: set[str]) -> None:
+        def batches() -> Iterator[list[FetchedImage]]:
+            for batch in batched(self._images(lambda uid: uid not in settled), BATCH):
+                self._trail.expect(image.uid for image in batch)
+                yield batch
+
+        async with contextlib.aclosing(read_ahead(batches())) as ahead:
+            async for batch in ahead:
+                for image in batch:
+                    await self._all.permits.acquire()
+                    self._running.add(asyncio.create_task(self._caption_one(image, self._all.permits.release)))
+                    if any(task.done() for task in self._running):
+                        await self._settle_some()
+
+    async def _settle_some(self) -> None:
+        """Waits for captions that are under way, and raises what one of them raised."""
+        done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        errors = [task.exception() for task in done]  # all are looked at: asyncio complains of those that are not
+        if error := next(filter(None, errors), None):
+            raise error
+
+    async def _caption_one(self, image: FetchedImage, release: Callable[[], None] = lambda: None) -> None:
+        try:
+            row = await self._all.row_of(image)
+        finally:
+            release()
+        await self._take(row)
+
+    async def _take(self, row: Row) -> None:
+        self._all.heard(row)
+        await self._parts.add(row)
+
+    async def _try_suspects(self, suspected: Suspicion) -> None:
+        """Suspects go to the engine a few at a time with nothing beside them, and are saved before the next few."""
+        if len(suspected.guilty) > MAX_GUILTY:
+            raise TooManyDeaths(
+                f"{len(suspected.guilty)} images of shard {shard_name(self.shard)} have ended the engine's process, "
+                "each alone; that looks like the engine's fault. Check its memory and its log, then start again; to "
+                f"have all of its images tried again, remove {self._folder}."
+            )
+        async with self._whole_window():
+            for size, uids in ((1, suspected.alone), (FEW, suspected.few)):
+                images = self._images(uids.__contains__) if uids else iter(())
+                async for few in read_ahead(batched(images, size)):
+                    await asyncio.to_thread(self._trail.expect, [image.uid for image in few])
+                    await asyncio.gather(*map(self._caption_one, few))
+                    await self._parts.save()
+            async for few in read_ahead(batched(self._images(suspected.guilty.__contains__), FEW)):
+                for image in few:
+                    await self._take(self._all.refusal(image, suspected.guilty[image.uid]))
+
+    @contextlib.asynccontextmanager
+    async def _whole_window(self) -> AsyncIterator[None]:
+        for _ in range(self._all.window):
+            await self._all.permits.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(self._all.window):
+                self._all.permits.release()
+
+    def _images(self, wanted: Callable[[str], bool]) -> Iterator[FetchedImage]:
+        return (image for image in fetched_images(self._run, self.shard) if wanted(image.uid))
+
+    async def _commit(self, saved: list[Row]) -> UnitResult:
+        fresh = self._parts.rows
+        rows = sorted(saved + fresh, key=lambda row: row["key"])
+        won = await asyncio.to_thread(self._commit_rows, rows)
+        counted = tally(fresh, self._started)
+        rejected = sum(row["error"] is not None for row in rows)
+        return UnitResult(self.shard, len(rows), len(fresh), rejected, counted.tokens, won)
+
+    def _commit_rows(self, rows: list[Row]) -> bool:
+        target = self._run.caption_shard(self._name, self.shard)
+        won = storage.create(target, parquet(rows, self._all.config.id))
+        if won:
+            ledger.record(self._run.caption_ledger(self._name), self.shard, tally(rows, self._started))
+            if rejected := [row for row in rows if row["error"] is not None]:
+                listing = self._run.quarantine("captions", self._name, f"{shard_name(self.shard)}.parquet")
+                storage.replace(listing, parquet(rejected))
+        storage.remove(self._folder)
+        return won

@@ -1,0 +1,81 @@
+"""The process of a pool's actor: one engine, its watchdog, its metrics. `pools.py` makes it an actor of Ray's."""
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from lotlip_data.captioners.base import CaptionerConfig, EngineDead
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline.attempt import UnitResult
+from lotlip_data.pipeline.captioning import Captioning
+from lotlip_data.pipeline.choice import PoolSettings
+from lotlip_data.pipeline.parts import Row
+
+SAVE_SECONDS = 20.0
+
+
+class CaptionActor:
+    """One process with one engine."""
+
+    def __init__(self, run_url: str, config: CaptionerConfig, settings: PoolSettings, part_size: int) -> None:
+        from lotlip_data.captioners.base import load_engine
+
+        started = time.monotonic()
+        engine = load_engine(config, settings.engine, **settings.engine_options)
+        self._start_seconds = time.monotonic() - started
+        self._count = _counters(config.name)
+        self._captioning = Captioning(
+            Run(run_url), config, engine, settings.engine, part_size, settings.concurrency, self._count
+        )
+        self._stall_seconds = settings.stall_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def ready(self) -> tuple[float, float]:
+        """Seconds that the engine took to start and to caption a first, plain image."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        started = time.monotonic()
+        await self._captioning.warm_up()
+        return self._start_seconds, time.monotonic() - started
+
+    async def caption(self, shard: int) -> UnitResult:
+        try:
+            return await self._captioning.unit(shard)
+        except EngineDead:
+            os._exit(1)  # Ray restarts the actor, and with it the engine
+
+    async def leave(self) -> None:
+        """Before a stop in good order."""
+        await self._captioning.leave()
+
+    def _watch(self) -> None:
+        """Ends the process when the engine is silent for too long: a hung one never says so itself."""
+        while (silent := self._captioning.silent_for()) < self._stall_seconds:
+            time.sleep(min(5.0, self._stall_seconds / 10))
+        assert self._loop
+        saving = asyncio.run_coroutine_threadsafe(
+            self._captioning.save(f"the engine hung: no answer for {silent:.0f} s"), self._loop
+        )
+        with contextlib.suppress(TimeoutError, OSError):
+            saving.result(SAVE_SECONDS)
+        os._exit(1)
+
+
+def _counters(captioner: str) -> Callable[[Row], None]:
+    """Ray's metrics, by captioner; the ledger has the same figures of what is committed."""
+    from ray.util import metrics
+
+    kinds = ("lotlip_captions", "lotlip_rejections", "lotlip_caption_tokens")
+    captions, rejections, tokens = (metrics.Counter(name, tag_keys=("captioner",)) for name in kinds)
+
+    def count(row: Row) -> None:
+        tags = {"captioner": captioner}
+        (captions if row["error"] is None else rejections).inc(1, tags)
+        if row["tokens"]:
+            tokens.inc(row["tokens"], tags)
+
+    return count

@@ -1,0 +1,111 @@
+"""Finding the image that kills its captioner, when nothing in memory is left to remember it.
+
+Before an attempt at a unit hands images to the engine, it names them in an object beside the unit's parts. An object
+that an ended attempt left behind therefore names its suspects: images that were under way, or finished and not saved,
+when its process died. The next attempt tries these by themselves, a few at a time and each few saved before the next,
+and those that a few died with one by one. What has died alone, and once before, is guilty.
+"""
+
+import json
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lotlip_data.manifests import storage
+
+FEW = 16
+"""Suspects tried at a time at first: nearly as fast as one, and most kills are nobody's fault."""
+
+MAX_GUILTY = 16
+"""More guilty images than this in one unit are taken for an engine that is at fault."""
+
+_PREFIX = "suspects-"
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What earlier attempts tell of the images that they left unfinished, by uid."""
+
+    few: frozenset[str] = frozenset()
+    """To be tried a few at a time."""
+    alone: frozenset[str] = frozenset()
+    """To be tried one by one."""
+    guilty: dict[str, str] = field(default_factory=dict)
+    """Why these are not tried again."""
+
+    @property
+    def suspects(self) -> frozenset[str]:
+        return self.few | self.alone
+
+    def __bool__(self) -> bool:
+        return bool(self.few or self.alone or self.guilty)
+
+
+def suspicion(folder: str, settled: set[str]) -> Suspicion:
+    """Reads what ended attempts left in a unit's parts folder; `settled` are the uids that parts hold."""
+    attempts, causes = [], []
+    for name in storage.list_names(folder):
+        if name.startswith(_PREFIX) and (left := _read(storage.join(folder, name))):
+            uids, cause = left
+            attempts.append(uids - settled)
+            causes.append(cause)
+    few, alone, guilty = set(), set(), {}
+    for uid in set().union(*attempts):
+        died_in = [attempt for attempt in attempts if uid in attempt]
+        smallest = min(map(len, died_in))
+        if smallest == 1 and len(died_in) > 1:
+            cause = next(cause for attempt, cause in zip(attempts, causes, strict=True) if attempt == {uid})
+            guilty[uid] = (
+                f"the engine's process ended {len(died_in)} times with this image, also with it alone: {cause}"
+            )
+        elif smallest <= FEW:
+            alone.add(uid)
+        else:
+            few.add(uid)
+    return Suspicion(frozenset(few), frozenset(alone), guilty)
+
+
+def _read(url: str) -> tuple[set[str], str] | None:
+    try:
+        told = json.loads(storage.read_bytes(url))
+        return set(told["uids"]), str(told["cause"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # removed by another driver, or torn by a power cut
+        return None
+
+
+class Trail:
+    """What one attempt has under way. Called from the reading thread and from the event loop."""
+
+    def __init__(self, folder: str, attempt: str) -> None:
+        self._url = storage.join(folder, f"{_PREFIX}{attempt}.json")
+        self._uids: set[str] = set()
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def expect(self, uids: Iterable[str]) -> None:
+        """These are about to be handed to the engine. Returns when the storage knows it."""
+        with self._lock:
+            self._uids.update(uids)
+            if not self._ended:
+                self._tell("killed, or crashed without a word")
+
+    def settle(self, uids: Iterable[str]) -> None:
+        """These are saved; the storage is told with the next `expect`."""
+        with self._lock:
+            self._uids.difference_update(uids)
+
+    def blame(self, cause: str) -> None:
+        """The engine has died; what is still under way is suspect."""
+        with self._lock:
+            self._ended = True
+            if self._uids:
+                self._tell(cause)
+
+    def withdraw(self) -> None:
+        """The attempt ends by no fault of an image."""
+        with self._lock:
+            self._ended = True
+            storage.remove(self._url)
+
+    def _tell(self, cause: str) -> None:
+        storage.replace(self._url, json.dumps({"uids": sorted(self._uids), "cause": cause}).encode())
