@@ -1,0 +1,194 @@
+"""ShareGPT4V as published → the Hugging Face LLaVA layout, which transformers and vLLM read.
+
+checked before anything is written: name and shape of every tensor, against the model that they must fill
+conversion.json      first: what is being converted, so that a second start goes on with the same
+model-*.safetensors  one for each weight file of the source, each whole or not there
+verified             every tensor read back and compared with the source
+config.json          last: the mark that all of it is done; nothing loads a folder without it
+"""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lotlip_data.captioners import convert_folders, convert_names, convert_processor
+from lotlip_data.captioners.checkpoint_files import read_weights, weight_files, write_index, write_weights
+from lotlip_data.captioners.convert_folders import MARK, RECORD
+from lotlip_data.manifests.errors import UserError
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file: what is taken from one weight file, as new name → name there."""
+
+    file: str
+    source: Path
+    names: dict[str, str]
+
+
+def convert(
+    source: str,
+    target: str,
+    *,
+    revision: str | None = None,
+    vision_tower: str | None = None,
+    vision_tower_revision: str | None = None,
+    say: Say = print,
+) -> bool:
+    """Converts `source`, a folder or hub id, into the local folder `target`; False if that had been done already.
+
+    vision_tower: folder or hub id to read the tower from, instead of what the checkpoint's mm_vision_tower names.
+    Killed at any moment, the same call goes on: finished files are kept. Weights are mapped from disk, so memory is
+    bounded by one weight file. Raises UserError for everything that a person can mend.
+    """
+    folder = convert_folders.fetch(source, revision, "the checkpoint")
+    published = convert_processor.read_published(folder)
+    tower = convert_folders.vision_tower(folder, published, vision_tower, vision_tower_revision)
+    out = convert_folders.make_target(target, {"the checkpoint": folder, "its vision tower": tower})
+    with convert_folders.alone(out):
+        record = {name: convert_folders.identity(at) for name, at in (("source", folder), ("vision_tower", tower))}
+        if _begin(out, record):
+            say(f"{out}: converted already, nothing to do")
+            return False
+        with _disk_full_explained(out):
+            _convert(folder, tower, published, out, say)
+    return True
+
+
+def plan(files: list[Path], tower_files: list[Path]) -> tuple[list[Shard], int]:
+    """What goes where, and the number of stray vision tower tensors that are left out.
+
+    Raises UserError for a tensor that no rule knows, and for one that is there twice.
+    """
+    rules = [(file, convert_names.language_name) for file in files]
+    rules += [(file, convert_names.tower_name) for file in tower_files]
+    named: list[tuple[Path, dict[str, str]]] = []
+    stray = 0
+    for file, rule in rules:
+        old_names = list(read_weights(file))
+        stray += sum(name.startswith(convert_names.STRAY_TOWER) for name in old_names)
+        names = _renamed(file, old_names, rule)
+        if twice := [new for new in names if any(new in before for _, before in named)]:
+            raise UserError(f"{file}: {names[twice[0]]} is in another file, too; fetch the checkpoint again")
+        if names:
+            named.append((file, names))
+    return [Shard(f"model-{n:05d}-of-{len(named):05d}.safetensors", *each) for n, each in enumerate(named, 1)], stray
+
+
+def shapes(shards: list[Shard], vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """New name → shape of every tensor of the result, its vocabulary padded to so many tokens."""
+    return {name: tuple(weight.shape) for shard in shards for name, weight in _take(shard, vocabulary).items()}
+
+
+def _renamed(file: Path, old_names: list[str], rule: Callable[[str], str | None]) -> dict[str, str]:
+    names = {}
+    for old in old_names:
+        try:
+            new = rule(old)
+        except KeyError:
+            raise UserError(
+                f"{file}: {old} belongs to neither ShareGPT4V nor a CLIP tower; is it another model, or an adapter?"
+            ) from None
+        if new is not None:
+            names[new] = old
+    return names
+
+
+def _begin(out: Path, record: dict[str, Any]) -> bool:
+    """Records what is converted; True if that is done already. Raises UserError if the folder is about another."""
+    if not (out / RECORD).exists():
+        convert_folders.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
+    elif convert_processor.read_json(out / RECORD) != record:
+        raise UserError(f"{out}: holds a conversion of other or changed files; delete it, or give another folder")
+    return (out / MARK).exists()
+
+
+def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, say: Say) -> None:
+    tokenizer = convert_processor.read_tokenizer(folder)
+    image_token = tokenizer.convert_tokens_to_ids(convert_processor.IMAGE_TOKEN)
+    config = convert_processor.llava_config(published, tower, image_token)
+    vocabulary = config.text_config.vocab_size
+    shards, stray = plan(weight_files(folder), weight_files(tower))
+    if stray:
+        say(f"ignored {stray} {convert_names.STRAY_TOWER}* tensors of the checkpoint: its vision tower is {tower}")
+    found = shapes(shards, vocabulary)
+    if problems := convert_names.differences(convert_names.llava_shapes(config), found):
+        raise UserError(f"{folder} with the vision tower {tower}: {'; '.join(problems)}; fetch what belongs together")
+    _require_space(shards, out)
+    for shard in shards:
+        if (out / shard.file).exists():
+            say(f"{shard.file}: kept")
+        else:
+            write_weights(out / shard.file, _take(shard, vocabulary))
+            say(f"{shard.file}: {len(shard.names)} tensors of {shard.source.name}")
+    convert_processor.write_processor(out, tokenizer, published, tower, config)
+    size = sum(_verify(shard, vocabulary, out) for shard in shards)
+    write_index(out, {name: shard.file for shard in shards for name in shard.names}, size)
+    convert_folders.write_whole(out / MARK, config.to_json_string())
+    say(f"{out}: done, {len(found)} tensors, {size / 2**30:.2f} GiB, each compared with its source")
+
+
+def _take(shard: Shard, vocabulary: int) -> dict[str, torch.Tensor]:
+    weights = read_weights(shard.source)
+    return {new: _padded(new, weights[old], vocabulary) for new, old in shard.names.items()}
+
+
+def _padded(name: str, weight: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """The two matrices with a row a token, with the mean of their rows for each token that is new.
+
+    Such a token's logit is the mean of the others', so it is never the highest.
+    """
+    if name not in convert_names.TOKEN_ROWS or weight.shape[0] >= vocabulary:
+        return weight
+    mean = weight.mean(dim=0, keepdim=True, dtype=torch.float32).to(weight.dtype)
+    return torch.cat([weight, mean.expand(vocabulary - weight.shape[0], -1)])
+
+
+def _require_space(shards: list[Shard], out: Path) -> None:
+    """Raises UserError if what is still to be written does not fit on the disk."""
+    needed = sum(shard.source.stat().st_size for shard in shards if not (out / shard.file).exists())
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise UserError(f"{out}: needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; make room first")
+
+
+@contextmanager
+def _disk_full_explained(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC and "os error 28" not in str(error):
+            raise
+        raise UserError(f"{out}: the disk is full; make room and run it again, finished files are kept") from error
+
+
+def _verify(shard: Shard, vocabulary: int, out: Path) -> int:
+    """Reads one file back and compares each tensor, bit for bit, with its source. Returns the bytes of its tensors."""
+    written, source = read_weights(out / shard.file), read_weights(shard.source)
+    if written.keys() != shard.names.keys() or not all(
+        _same(written[new], source[old], vocabulary if new in convert_names.TOKEN_ROWS else 0)
+        for new, old in shard.names.items()
+    ):
+        raise UserError(f"{out / shard.file}: differs from {shard.source}; delete it and run the command again")
+    return sum(weight.nbytes for weight in written.values())
+
+
+def _same(written: torch.Tensor, source: torch.Tensor, rows: int) -> bool:
+    """Whether `written` is `source`, bit for bit, but for further rows up to `rows` of them."""
+    if written.shape != source.shape and written.shape != (max(rows, len(source)), *source.shape[1:]):
+        return False
+    kept = written if written.shape == source.shape else written[: len(source)]
+    return written.dtype == source.dtype and torch.equal(_bits(kept), _bits(source))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
