@@ -129,8 +129,8 @@ class Resources:
     The others are of kind `openai`, where `max_num_seqs` is how many requests are under way (64 if None):
     endpoint: base URL, such as `http://host:8000/v1`.
     api_key_env: name of the environment variable that holds the key, where the engine runs; None sends no key.
-    request_seconds: that one request may take.
-    outage_seconds: that the endpoint may be out of reach or refuse for being busy, before the engine gives up.
+    request_seconds: that one request may take; it is sent three times at most before anything is made of it.
+    outage_seconds: that the endpoint may go without any answer, or be too busy for one, before the engine gives up.
     """
 
     batch_size: int = 16
@@ -141,8 +141,8 @@ class Resources:
     engine_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     endpoint: str | None = None
     api_key_env: str | None = None
-    request_seconds: float = 300.0
-    outage_seconds: float = 600.0
+    request_seconds: float = 120.0
+    outage_seconds: float = 300.0
 
     def __post_init__(self) -> None:
         lows = {"batch_size": 1, "max_num_seqs": 1} | dict.fromkeys(

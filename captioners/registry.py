@@ -7,11 +7,17 @@ from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.captioner import Captioner
 from lotlip_data.captioners.instructblip import InstructBlip
 from lotlip_data.captioners.llava import Llava
+from lotlip_data.captioners.openai_endpoint import OpenAIEndpoint
 from lotlip_data.captioners.sharegpt4v import ShareGPT4V
 
 ENTRY_POINTS = "lotlip_data.captioners"
 
-_KINDS: dict[str, type[Captioner]] = {"instructblip": InstructBlip, "llava": Llava, "sharegpt4v": ShareGPT4V}
+_KINDS: dict[str, type[Captioner]] = {
+    "instructblip": InstructBlip,
+    "llava": Llava,
+    "openai": OpenAIEndpoint,
+    "sharegpt4v": ShareGPT4V,
+}
 
 _MODELS = {
     "instructblip": "Salesforce/instructblip-vicuna-7b",
