@@ -2,7 +2,8 @@
 
 A rename is not a commit on an object store, and two drivers may work on one run. So whatever is final is created
 exclusively: `If-None-Match` on S3, a hard link on a local disk. The first writer wins, everybody sees either the whole
-object or none of it, and nothing that is committed is ever overwritten.
+object or none of it, and nothing that is committed is ever overwritten. What a storage refuses once in a while is
+asked again; what is final (not there, not allowed, no space) is raised at once.
 """
 
 import errno
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 import fsspec
+import tenacity
 from fsspec.implementations.local import LocalFileSystem
 
 from lotlip_data.manifests.errors import UserError
@@ -21,6 +23,22 @@ from lotlip_data.manifests.errors import UserError
 
 class StorageError(UserError):
     """The storage refused something; the message says where and what to do."""
+
+
+_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FINAL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, _FINAL) and error.errno not in _FINAL_CODES
+
+
+_patiently = tenacity.retry(
+    retry=tenacity.retry_if_exception(_may_pass),
+    stop=tenacity.stop_after_attempt(4),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=5),
+    reraise=True,
+)
 
 
 def join(base: str, *names: str) -> str:
@@ -44,11 +62,13 @@ def is_local(url: str) -> bool:
     return isinstance(_open_fs(url)[0], LocalFileSystem)
 
 
+@_patiently
 def exists(url: str) -> bool:
     fs, path = _open_fs(url)
     return bool(fs.exists(path))
 
 
+@_patiently
 def read_bytes(url: str) -> bytes:
     """The whole object. Raises FileNotFoundError where there is none."""
     fs, path = _open_fs(url)
@@ -56,6 +76,7 @@ def read_bytes(url: str) -> bytes:
     return data
 
 
+@_patiently
 def open_read(url: str) -> IO[bytes]:
     """A seekable binary stream over one object."""
     fs, path = _open_fs(url)
@@ -63,6 +84,7 @@ def open_read(url: str) -> IO[bytes]:
     return stream
 
 
+@_patiently
 def list_names(folder: str) -> list[str]:
     """Sorted names of what lies directly in `folder`; empty where the folder does not exist. One listing."""
     fs, path = _open_fs(folder)
@@ -74,6 +96,7 @@ def list_names(folder: str) -> list[str]:
     return sorted(name for name in names if not name.startswith(".tmp-"))
 
 
+@_patiently
 def list_below(folder: str) -> list[str]:
     """Sorted paths, relative to `folder`, of every object in it and in its folders; empty where there is none."""
     fs, path = _open_fs(folder)
@@ -82,6 +105,7 @@ def list_below(folder: str) -> list[str]:
     return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
 
 
+@_patiently
 def remove(url: str) -> None:
     """Remove an object or a folder with all that is in it; nothing happens where it is not there."""
     fs, path = _open_fs(url)
@@ -91,6 +115,7 @@ def remove(url: str) -> None:
         return
 
 
+@_patiently
 def create(url: str, data: bytes) -> bool:
     """Create the object `url` with `data`, unless it exists.
 
@@ -102,9 +127,11 @@ def create(url: str, data: bytes) -> bool:
         with _scratch_beside(path) as scratch:
             _write_durably(scratch, data)
             return _link(scratch, path)
-    return _create_remotely(fs, path, lambda: fs.pipe_file(path, data, mode="create"))
+    first = _create_remotely(fs, path, lambda: fs.pipe_file(path, data, mode="create"))
+    return first or bool(fs.cat_file(path) == data)  # ours, where the answer to an earlier try was lost
 
 
+@_patiently
 def create_from_file(url: str, local: str) -> bool:
     """As `create`, with the content of the local file `local`, which may be larger than memory. The file stays."""
     fs, path = _open_fs(url)
@@ -115,6 +142,7 @@ def create_from_file(url: str, local: str) -> bool:
     return _create_remotely(fs, path, lambda: fs.put_file(local, path, mode="create"))
 
 
+@_patiently
 def replace(url: str, data: bytes) -> None:
     """Write an object that may be overwritten: a view that can be made again, never a result."""
     fs, path = _open_fs(url)

@@ -5,16 +5,15 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import shard_name
-from lotlip_data.pipeline import ledger
 from lotlip_data.pipeline.ahead import batched, read_ahead
+from lotlip_data.pipeline.caption_commit import UnitResult, finish
 from lotlip_data.pipeline.fetched import FetchedImage, fetched_images
-from lotlip_data.pipeline.parts import Parts, Row, parquet, read_parts, tally
+from lotlip_data.pipeline.parts import Parts, Row, parquet, read_parts
 from lotlip_data.pipeline.suspects import FEW, MAX_GUILTY, Suspicion, Trail, suspicion
 
 if TYPE_CHECKING:
@@ -28,18 +27,6 @@ class TooManyDeaths(UserError):
     """More images of a unit killed the engine than bad images would."""
 
 
-@dataclass(frozen=True)
-class UnitResult:
-    """A unit's `rows`, of them `captioned` by this call, `rejected` with a reason; `won`: its commit was the first."""
-
-    shard: int
-    rows: int
-    captioned: int
-    rejected: int
-    tokens: int
-    won: bool
-
-
 class Attempt:
     """One attempt at a unit."""
 
@@ -47,6 +34,7 @@ class Attempt:
         self._all, self.shard = captioning, shard
         self._run, self._name = captioning.run, captioning.config.name
         self._folder = self._run.caption_parts(self._name, shard)
+        self._target = self._run.caption_shard(self._name, shard)
         attempt = uuid.uuid4().hex[:8]
         self._trail = Trail(self._folder, attempt)
         self._started = time.time()
@@ -57,7 +45,10 @@ class Attempt:
         self.task = asyncio.create_task(self.caption())
 
     async def caption(self) -> UnitResult:
-        saved = await asyncio.to_thread(read_parts, self._folder)
+        if await asyncio.to_thread(storage.exists, self._target):  # by another driver, or before an answer was lost
+            return await self._finish(won=False)
+        saved, begun = await asyncio.to_thread(read_parts, self._folder)
+        self._started = min(self._started, begun)
         settled = {row["uid"] for row in saved}
         suspected = await asyncio.to_thread(suspicion, self._folder, settled)
         try:
@@ -152,20 +143,10 @@ class Attempt:
         return (image for image in fetched_images(self._run, self.shard) if wanted(image.uid))
 
     async def _commit(self, saved: list[Row]) -> UnitResult:
-        fresh = self._parts.rows
-        rows = sorted(saved + fresh, key=lambda row: row["key"])
-        won = await asyncio.to_thread(self._commit_rows, rows)
-        counted = tally(fresh, self._started)
-        rejected = sum(row["error"] is not None for row in rows)
-        return UnitResult(self.shard, len(rows), len(fresh), rejected, counted.tokens, won)
+        rows = sorted(saved + self._parts.rows, key=lambda row: row["key"])
+        data = parquet(rows, self._all.config.id)
+        return await self._finish(await asyncio.to_thread(storage.create, self._target, data))
 
-    def _commit_rows(self, rows: list[Row]) -> bool:
-        target = self._run.caption_shard(self._name, self.shard)
-        won = storage.create(target, parquet(rows, self._all.config.id))
-        if won:
-            ledger.record(self._run.caption_ledger(self._name), self.shard, tally(rows, self._started))
-            if rejected := [row for row in rows if row["error"] is not None]:
-                listing = self._run.quarantine("captions", self._name, f"{shard_name(self.shard)}.parquet")
-                storage.replace(listing, parquet(rejected))
-        storage.remove(self._folder)
-        return won
+    async def _finish(self, won: bool) -> UnitResult:
+        committed = await asyncio.to_thread(finish, self._run, self._name, self.shard, int(self._started))
+        return UnitResult(self.shard, committed.rows, len(self._parts.rows), committed.failed, won)

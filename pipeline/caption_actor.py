@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineDead
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline.attempt import UnitResult
+from lotlip_data.pipeline.caption_commit import UnitResult
 from lotlip_data.pipeline.captioning import Captioning
 from lotlip_data.pipeline.choice import PoolSettings
 from lotlip_data.pipeline.parts import Row
@@ -20,7 +20,7 @@ SAVE_SECONDS = 20.0
 class CaptionActor:
     """One process with one engine."""
 
-    def __init__(self, run_url: str, config: CaptionerConfig, settings: PoolSettings, part_size: int) -> None:
+    def __init__(self, run_url: str, config: CaptionerConfig, settings: PoolSettings) -> None:
         from lotlip_data.captioners.base import load_engine
 
         started = time.monotonic()
@@ -28,7 +28,7 @@ class CaptionActor:
         self._start_seconds = time.monotonic() - started
         self._count = _counters(config.name)
         self._captioning = Captioning(
-            Run(run_url), config, engine, settings.engine, part_size, settings.concurrency, self._count
+            Run(run_url), config, engine, settings.engine, settings.part_size, settings.concurrency, self._count
         )
         self._stall_seconds = settings.stall_seconds
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -19,11 +19,10 @@ from PIL import Image
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, Engine, EngineDead
 from lotlip_data.captioners.flags import flags_of
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline.attempt import Attempt, UnitResult
+from lotlip_data.pipeline.attempt import Attempt
+from lotlip_data.pipeline.caption_commit import UnitResult
 from lotlip_data.pipeline.fetched import FetchedImage
 from lotlip_data.pipeline.parts import Row
-
-PART_SIZE = 512
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Captioning:
     engine: Engine
     engine_name: str = ""
     """Recorded with each caption."""
-    part_size: int = PART_SIZE
+    part_size: int = 512
     concurrency: int | None = None
     heard: Callable[[Row], None] = lambda row: None
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "decode"))

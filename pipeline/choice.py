@@ -25,6 +25,7 @@ class PoolSettings:
     accelerator_type: as Ray names it (`A100`, `H100`, …). resources: custom Ray resources of an actor.
     labels: of the nodes that may hold an actor, such as {ray.io/market-type: spot}.
     concurrency: images in flight in an engine; None is what the engine takes for best.
+    part_size: captions that a killed actor may cost.
     stall_seconds: an engine that gives no caption for so long, with images waiting, is taken for hung and replaced.
     engine: `vllm`, `transformers`, or `auto`: vLLM where there is a GPU.
     engine_options: the fields of `captioners.base.Resources`.
@@ -38,6 +39,7 @@ class PoolSettings:
     resources: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     concurrency: int | None = None
+    part_size: int = 512
     stall_seconds: float = 600.0
     engine: str = "auto"
     engine_options: Mapping[str, Any] = field(default_factory=dict)
@@ -55,6 +57,7 @@ class PoolSettings:
         require(self.num_cpus >= 0, "num_cpus", "must not be negative")
         require(all(amount > 0 for amount in self.resources.values()), "resources", "amounts must be above 0")
         require(self.concurrency is None or self.concurrency >= 1, "concurrency", "must be at least 1")
+        require(self.part_size >= 2, "part_size", "must be at least 2")
         require(self.stall_seconds > 0, "stall_seconds", "must be above 0")
         Resources(**self.engine_options)
 

@@ -236,22 +236,36 @@ def run_line(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None
 
 
 @app.command()
-def status(run: RunFolder, json: Json = False) -> None:
-    """How far a run is.
+def status(
+    run: RunFolder,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 10.0,
+    json: Json = False,
+) -> None:
+    """How far a run is, and how fast it goes: from its folder alone, so on any machine.
 
-    Example: lotlip-data status runs/mine
+    Example: lotlip-data status s3://bucket/run --watch
     """
     with _command("status", json) as console:
+        import sys
+        import time
+
         from lotlip_data.manifests.layout import Run
         from lotlip_data.manifests.manifest import frozen
         from lotlip_data.pipeline.status import as_lines
         from lotlip_data.pipeline.status import status as look
 
         frozen(Run.at(run))
-        found = look(Run.at(run))
-        console.result(found)
-        for row in as_lines(found):
-            console.say(row)
+        while True:
+            found = look(Run.at(run))
+            if watch and sys.stdout.isatty():
+                typer.clear()
+            console.result(found)
+            for row in as_lines(found):
+                console.say(row)
+            if not watch:
+                break
+            time.sleep(every)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.schema import SUCCESS
-from lotlip_data.pipeline import fetch_commit
+from lotlip_data.pipeline import fetch_commit, ledger
 from lotlip_data.pipeline.fetch_commit import Work
 from lotlip_data.pipeline.ledger import fetched_shards
 from lotlip_data.pipeline.partition import Plan, load_plan, partition
@@ -105,7 +105,7 @@ def download(
     """
     plan = partition(manifest, run, report)
     markers = _markers(run)
-    _complete_quarantine(run, markers)
+    _complete(run, markers)
     summary = DownloadSummary(plan, len(markers), markers)
     left = [shard for shard in range(plan.shards) if shard not in markers]
     if markers:
@@ -117,12 +117,14 @@ def download(
     return summary
 
 
-def _complete_quarantine(run: Run, markers: Mapping[int, Marker]) -> None:
-    """Write the quarantine of shards whose task was killed right after its commit."""
-    written = set(storage.list_names(run.quarantine("images")))
+def _complete(run: Run, markers: Mapping[int, Marker]) -> None:
+    """Do what follows a commit for shards whose task was killed right after it."""
+    recorded = ledger.recorded(run.image_ledger)
+    listed = set(storage.list_names(run.quarantine("images")))
     for shard, marker in markers.items():
-        if f"{shard_name(shard)}.parquet" not in written:
-            fetch_commit.quarantine(run, shard, marker)
+        tally = recorded.get(shard)
+        if tally is None or (tally.failed and f"{shard_name(shard)}.parquet" not in listed):
+            fetch_commit.complete(run, shard, marker)
 
 
 def read_summary(run: Run) -> DownloadSummary:

@@ -21,6 +21,7 @@ from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import DownloadSettings
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline import fetch_reasons as reasons
+from lotlip_data.pipeline import ledger
 from lotlip_data.pipeline.fetch_shard import FetchedShard, fetch
 from lotlip_data.pipeline.scratch import scratch_folder
 
@@ -54,8 +55,17 @@ def fetch_and_commit(work: Work) -> dict[str, Any] | dict[str, int]:
             return {reason: count for reason, count in fetched.stats["status_dict"].items() if reason != SUCCESS}
         commit(run, shard, fetched)
     marker = read_marker(run, shard)
-    quarantine(run, shard, marker)
+    complete(run, shard, marker)
     return marker
+
+
+def complete(run: Run, shard: int, marker: Mapping[str, Any]) -> None:
+    """What follows a commit: its quarantine, and its line in the ledger. Again gives the same."""
+    quarantine(run, shard, marker)
+    failed = marker["count"] - marker["successes"]
+    ended = int(marker.get("end_time", 0))
+    started = int(marker.get("start_time", ended))
+    ledger.record(run.image_ledger, shard, ledger.Tally(marker["count"], failed, 0, started, ended))
 
 
 def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:

@@ -5,7 +5,6 @@ A marker says that a shard is done. Beside the markers lies an empty object a sh
 """
 
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -26,11 +25,6 @@ class Tally:
     tokens: int
     started: int
     ended: int
-
-    @classmethod
-    def since(cls, started: float, rows: int, failed: int, tokens: int) -> "Tally":
-        """From `started` until now."""
-        return cls(rows, failed, tokens, int(started), max(int(started), round(time.time())))
 
     @property
     def name(self) -> str:

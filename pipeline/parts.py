@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import io
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -26,22 +26,22 @@ def parquet(rows: list[Row], captioner_id: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def tally(rows: Iterable[Row], started: float) -> Tally:
-    rows = list(rows)
-    failed = sum(row["error"] is not None for row in rows)
-    return Tally.since(started, len(rows), failed, sum(row["tokens"] or 0 for row in rows))
+def read_parts(folder: str) -> tuple[list[Row], float]:
+    """One row for each image, and when the first was begun (infinity without parts), in Unix time.
 
-
-def read_parts(folder: str) -> list[Row]:
-    """One row for each image; of two attempts' rows for one image, the one in the part that sorts first counts."""
+    Of two attempts' rows for one image, the one in the part that sorts first counts.
+    """
     rows: dict[str, Row] = {}
+    begun = float("inf")
     for name in storage.list_names(folder):
         if not name.endswith(".parquet"):
             continue
+        if counted := Tally.named(name):
+            begun = min(begun, counted.started)
         with contextlib.suppress(FileNotFoundError), storage.open_read(storage.join(folder, name)) as stream:
             for row in pq.read_table(stream).to_pylist():
                 rows.setdefault(row["uid"], row)
-    return list(rows.values())
+    return list(rows.values()), begun
 
 
 class Parts:
@@ -93,7 +93,9 @@ class Parts:
     async def _write(self) -> None:
         fresh = self.rows[self._begun :]
         self._begun = len(self.rows)
-        counted = tally(fresh, self._started)
+        failed = sum(row["error"] is not None for row in fresh)
+        tokens = sum(row["tokens"] or 0 for row in fresh)
+        counted = Tally(len(fresh), failed, tokens, int(self._started), round(time.time()))
         self._started = time.time()
         name = f"{self._number:05d}-{self._attempt}-{counted.name}.parquet"
         self._number += 1

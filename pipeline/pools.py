@@ -18,9 +18,8 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline.attempt import UnitResult
 from lotlip_data.pipeline.caption_actor import CaptionActor
-from lotlip_data.pipeline.captioning import PART_SIZE
+from lotlip_data.pipeline.caption_commit import UnitResult
 from lotlip_data.pipeline.choice import PoolSettings
 from lotlip_data.pipeline.tasks import brief
 
@@ -67,7 +66,6 @@ class Pool:
     config: CaptionerConfig
     settings: PoolSettings
     units: deque[int]
-    part_size: int = PART_SIZE
     say: Callable[[str], None] = lambda line: None
     members: list[Member] = field(default_factory=list)
     starting: dict[Any, Member] = field(default_factory=dict)
@@ -108,7 +106,7 @@ class Pool:
             max_concurrency=2 * UNITS_AN_ACTOR + 2,
             max_restarts=-1,  # a pool that works for weeks loses actors; what may not go on for ever is counted below
         )
-        self.members.append(Member(kind.remote(self.run.url, self.config, self.settings, self.part_size)))
+        self.members.append(Member(kind.remote(self.run.url, self.config, self.settings)))
 
     def feed(self) -> None:
         """Hand out units, evenly, until every ready actor holds UNITS_AN_ACTOR; let go of actors with nothing to do."""

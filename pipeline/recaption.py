@@ -10,8 +10,7 @@ from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline.attempt import UnitResult
-from lotlip_data.pipeline.captioning import PART_SIZE
+from lotlip_data.pipeline.caption_commit import UnitResult, complete
 from lotlip_data.pipeline.choice import Chosen
 from lotlip_data.pipeline.cluster import cluster
 from lotlip_data.pipeline.ledger import fetched_shards, work_of
@@ -49,9 +48,7 @@ class RecaptionSummary:
         }
 
 
-def recaption(
-    run: Run, chosen: Sequence[Chosen], say: Callable[[str], None] = print, part_size: int = PART_SIZE
-) -> RecaptionSummary:
+def recaption(run: Run, chosen: Sequence[Chosen], say: Callable[[str], None] = print) -> RecaptionSummary:
     """Run each captioner over the fetched shards that lack its captions.
 
     Raises RecaptionError where nothing is fetched, or where a captioner's folder holds captions made with other
@@ -64,12 +61,13 @@ def recaption(
     for name, captioner in ((one.config.name, one.config) for one in chosen):
         _claim(run, captioner)
         work = work_of(run, name)
+        complete(run, name, work.done)
         summary.skipped[name] = len(work.done)
         left[name] = deque(work.left)
     busy = [one for one in chosen if left[one.config.name]]
     if busy:
         with cluster():
-            _work_off(run, busy, left, part_size, say, summary)
+            _work_off(run, busy, left, say, summary)
     return summary
 
 
@@ -77,7 +75,6 @@ def _work_off(
     run: Run,
     busy: Sequence[Chosen],
     left: dict[str, deque[int]],
-    part_size: int,
     say: Callable[[str], None],
     summary: RecaptionSummary,
 ) -> None:
@@ -97,7 +94,7 @@ def _work_off(
         summary.failed.append(f"{what}: {unit.reason}")
         say(summary.failed[-1])
 
-    pools = [Pool(run, one.config, one.pool, left[one.config.name], part_size, say) for one in busy]
+    pools = [Pool(run, one.config, one.pool, left[one.config.name], say) for one in busy]
     work_off(pools, done, failed, say)
 
 

@@ -1,25 +1,79 @@
-"""How far a run is, from the names of its markers alone: one listing a folder, also while another machine runs it."""
+"""How far a run is, from the names of its objects alone: a few listings, also while another machine runs it."""
 
 import json
+import time
+from collections.abc import Iterable
 from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import ledger
+from lotlip_data.pipeline.ledger import Tally
+
+WINDOW = 600
+"""Seconds that the rates are taken over."""
 
 
-def status(run: Run) -> dict[str, Any]:
-    """Shards planned, fetched, captioned by each captioner, and in the dataset; trained and evaluated models."""
+def status(run: Run, now: float | None = None) -> dict[str, Any]:
+    """Shards planned, fetched, captioned by each captioner, and in the dataset; trained and evaluated models.
+
+    `captioners` has, for each, images done, left and failed, images and tokens per second over the last WINDOW seconds,
+    and from these the seconds left (None where nothing moves). now: Unix time, for tests.
+    """
     planned = json.loads(storage.read_bytes(run.plan))["shards"] if storage.exists(run.plan) else None
     fetched = ledger.fetched_shards(run)
+    counted = ledger.recorded(run.image_ledger)
+    images = sum(tally.rows - tally.failed for tally in counted.values())
+    for shard in set(fetched) - set(counted):  # killed between the marker and its line, which the next download adds
+        images += json.loads(storage.read_bytes(run.image_stats(shard)))["successes"]
+    names = ledger.captioners(run)
     return {
         "shards": planned,
         "fetched": len(fetched),
-        "captioned": {name: len(ledger.captioned_shards(run, name)) for name in ledger.captioners(run)},
+        "images": images,
+        "captioned": {name: len(ledger.captioned_shards(run, name)) for name in names},
+        "captioners": {name: _captioner(run, name, images, now or time.time()) for name in names},
         "dataset": storage.exists(run.dataset),
         "trained": storage.list_names(storage.join(run.url, "train")),
         "evaluated": [name.removesuffix(".json") for name in storage.list_names(storage.join(run.url, "eval"))],
     }
+
+
+def _captioner(run: Run, name: str, images: int, now: float) -> dict[str, Any]:
+    committed = ledger.recorded(run.caption_ledger(name))
+    parts = ledger.parts_under_way(run, name)
+    tallies = [*committed.values(), *(part for shard, few in parts.items() if shard not in committed for part in few)]
+    done = sum(tally.rows for tally in tallies)
+    images_per_s, tokens_per_s = rates(tallies, now)
+    left = max(0, images - done)
+    return {
+        "done": done,
+        "left": left,
+        "failed": sum(tally.failed for tally in tallies),
+        "tokens": sum(tally.tokens for tally in tallies),
+        "images_per_s": round(images_per_s, 3),
+        "tokens_per_s": round(tokens_per_s, 1),
+        "seconds_left": round(left / images_per_s) if images_per_s else None,
+    }
+
+
+def rates(tallies: Iterable[Tally], now: float, window: float = WINDOW) -> tuple[float, float]:
+    """Images and tokens per second over the `window` seconds before `now`, or since the first work in it.
+
+    The work of each tally is spread evenly over its time.
+    """
+    images = tokens = 0.0
+    first = now
+    for tally in tallies:
+        begun = max(tally.started, now - window)
+        if tally.ended <= now - window:
+            continue
+        share = (min(tally.ended, now) - begun) / max(1, tally.ended - tally.started) if tally.ended > begun else 1.0
+        images += share * tally.rows
+        tokens += share * tally.tokens
+        first = min(first, begun)
+    seconds = max(1.0, now - first)
+    return images / seconds, tokens / seconds
 
 
 def as_lines(found: dict[str, Any]) -> list[str]:
@@ -27,8 +81,24 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     planned = found["shards"]
     total = "?" if planned is None else planned
     lines = ["lists        not cut into shards yet" if planned is None else f"lists        cut into {planned} shards"]
-    lines.append(f"download     {found['fetched']} of {total} shards")
-    lines += [f"recaption    {name}: {done} of {found['fetched']} shards" for name, done in found["captioned"].items()]
+    lines.append(f"download     {found['fetched']} of {total} shards, {found['images']} images")
+    for name, one in found["captioners"].items():
+        shards = f"{found['captioned'][name]} of {found['fetched']} shards"
+        failed = f", {one['failed']} failed" if one["failed"] else ""
+        lines.append(
+            f"recaption    {name}: {shards}, {one['done']} images done{failed}, {one['left']} left{_pace(one)}"
+        )
     lines.append(f"dataset      {'complete' if found['dataset'] else 'not complete'}")
     lines += [f"train        {name}{', evaluated' if name in found['evaluated'] else ''}" for name in found["trained"]]
     return lines
+
+
+def _pace(one: dict[str, Any]) -> str:
+    if not one["left"] or one["seconds_left"] is None:
+        return ""
+    hours, seconds = divmod(one["seconds_left"], 3600)
+    minutes, seconds = divmod(seconds, 60)
+    return (
+        f"; {one['images_per_s']:.1f} images/s, {one['tokens_per_s']:.0f} tokens/s, "
+        f"{hours}:{minutes:02d}:{seconds:02d} to go"
+    )

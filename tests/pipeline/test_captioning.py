@@ -129,10 +129,13 @@ def test_what_parts_hold_is_not_captioned_again_and_at_most_one_part_is_lost(run
 
 def test_what_is_committed_is_never_overwritten(run: Run) -> None:
     fetched(run, 0, [1, 2])
-    storage.create(run.caption_shard("seer", 0), b"the first writer's")
-    (result,) = caption(run, Seer(), 0)
-    assert not result.won
-    assert storage.read_bytes(run.caption_shard("seer", 0)) == b"the first writer's"
+    first = Seer()
+    caption(run, first, 0)
+    before = storage.read_bytes(run.caption_shard("seer", 0))
+    second = Seer()
+    (result,) = caption(run, second, 0)
+    assert not result.won and second.seen == []
+    assert storage.read_bytes(run.caption_shard("seer", 0)) == before
 
 
 def test_a_truncated_tar_commits_nothing_and_names_itself(run: Run) -> None:
