@@ -74,6 +74,7 @@ def write_weights(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
     part = file.with_name(f"{file.name}.part")
     try:
         save_file(_separate(weights), part, metadata={"format": "pt"})
+        part.chmod(0o644)  # safetensors keeps what it writes from everybody else
         with part.open("rb") as written:
             os.fsync(written.fileno())
         part.rename(file)

@@ -42,7 +42,7 @@ def vision_tower(folder: Path, published: dict[str, Any], given: str | None, rev
     if not isinstance(named, str) or not named:
         raise UserError(f"{folder / 'config.json'}: mm_vision_tower names none; give one with --vision-tower")
     if (folder / named).is_dir():
-        return folder / named
+        return (folder / named).resolve()
     try:
         return fetch(named, revision, "the vision tower that mm_vision_tower names")
     except UserError as error:

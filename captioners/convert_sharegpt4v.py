@@ -134,7 +134,7 @@ def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, sa
     size = sum(_verify(shard, vocabulary, out) for shard in shards)
     write_index(out, {name: shard.file for shard in shards for name in shard.names}, size)
     convert_folders.write_whole(out / MARK, config.to_json_string())
-    say(f"{out}: done, {len(found)} tensors, {size / 2**30:.2f} GiB, each compared with its source")
+    say(f"{out}: done, {len(found)} tensors, {size:,} bytes, each compared with its source")
 
 
 def _take(shard: Shard, vocabulary: int) -> dict[str, torch.Tensor]:

@@ -20,7 +20,6 @@ class ShareGPT4V(Captioner):
         layout, _ = PretrainedConfig.get_config_dict(source, **options)
         if layout.get("model_type") == "share4v":
             raise ValueError(
-                f"{source} has ShareGPT4V's published layout, which neither transformers nor vLLM reads; bring it into "
-                "the Hugging Face LLaVA layout, with the vision tower that its mm_vision_tower names, and set model to "
-                "that folder"
+                f"{source} has ShareGPT4V's published layout, which neither transformers nor vLLM reads; run "
+                f"`lotlip-data convert sharegpt4v {source} DST` once and set model to DST"
             )

@@ -139,7 +139,8 @@ def test_quantization_is_left_to_vllm(random_llava):
 
 def test_sharegpt4vs_published_layout_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "share4v"}))
-    with pytest.raises(ValueError, match=f"{tmp_path} has ShareGPT4V's published layout.*Hugging Face LLaVA layout"):
+    command = f"lotlip-data convert sharegpt4v {tmp_path} DST"
+    with pytest.raises(ValueError, match=f"{tmp_path} has ShareGPT4V's published layout.*run `{command}` once"):
         load_engine(CaptionerConfig("x", "sharegpt4v", str(tmp_path)), "transformers")
 
 
