@@ -38,9 +38,11 @@ class Attempt:
         attempt = uuid.uuid4().hex[:8]
         self._trail = Trail(self._folder, attempt)
         self._started = time.time()
-        # What finishes while a part is being written counts too: together they stay within part_size.
-        slack = min(captioning.window, captioning.part_size // 2)
-        self._parts = Parts(self._folder, attempt, captioning.part_size - slack, slack, self._trail.settle)
+        # A kill costs the part that is being written, the slack that comes in meanwhile, and a window that waits then:
+        # part_size together, unless the window alone is more.
+        size = max(1, captioning.part_size // 4)
+        slack = max(1, captioning.part_size - size - captioning.window)
+        self._parts = Parts(self._folder, attempt, size, slack, self._trail.settle)
         self._running: set[asyncio.Task[None]] = set()
         self.task = asyncio.create_task(self.caption())
 
@@ -101,10 +103,9 @@ class Attempt:
 
     async def _caption_one(self, image: FetchedImage, release: Callable[[], None] = lambda: None) -> None:
         try:
-            row = await self._all.row_of(image)
+            await self._take(await self._all.row_of(image))
         finally:
             release()
-        await self._take(row)
 
     async def _take(self, row: Row) -> None:
         self._all.heard(row)

@@ -259,7 +259,7 @@ def status(
         while True:
             found = look(Run.at(run))
             if watch and sys.stdout.isatty():
-                typer.clear()
+                print("\033[H\033[2J", end="")
             console.result(found)
             for row in as_lines(found):
                 console.say(row)

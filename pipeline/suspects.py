@@ -56,7 +56,7 @@ def suspicion(folder: str, settled: set[str]) -> Suspicion:
         if smallest == 1 and len(died_in) > 1:
             cause = next(cause for attempt, cause in zip(attempts, causes, strict=True) if attempt == {uid})
             guilty[uid] = (
-                f"the engine's process ended {len(died_in)} times with this image, also with it alone: {cause}"
+                f"the engine's process ended {len(died_in)} times with this image, once with it alone: {cause}"
             )
         elif smallest <= FEW:
             alone.add(uid)

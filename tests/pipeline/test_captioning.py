@@ -1,81 +1,15 @@
 """One unit of recaptioning, without Ray and without a model: what is asked of the engine and what is committed."""
 
-import asyncio
-import io
-import json
-import tarfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, EngineDead
+from lotlip_data.captioners.base import EngineDead
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline.captioning import Captioning
 from lotlip_data.pipeline.fetched import ShardUnreadable
-
-CONFIG = CaptionerConfig(name="seer", kind="llava", model="seer")
-
-
-class Seer:
-    """An engine that says the grey value of an image: so a caption tells which image it belongs to."""
-
-    window = 4
-
-    def __init__(self, poison: tuple[int, ...] = (), die_at: int | None = None) -> None:
-        self.seen: list[int] = []
-        self.under_way = 0
-        self.most = 0
-        self.poison, self.die_at = poison, die_at
-
-    async def caption(self, image: Image.Image) -> Caption:
-        value = image.getpixel((4, 4))[0]  # type: ignore[index]
-        self.seen.append(value)
-        if self.die_at is not None and len(self.seen) > self.die_at:
-            raise EngineDead("gone")
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
-        await asyncio.sleep(0.001 * (value % 3))
-        self.under_way -= 1
-        if value in self.poison:
-            raise CaptionError("poison")
-        return Caption(f"It is {value}.", "stop", 5)
-
-    def close(self) -> None:
-        pass
-
-
-def fetched(run: Run, shard: int, values: list[int], broken: tuple[int, ...] = ()) -> None:
-    """An image shard with one plain picture a value, its tar in reverse order of the keys."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
-        for value in reversed(values):
-            picture = io.BytesIO()
-            Image.new("RGB", (8, 8), (value,) * 3).save(picture, "PNG")
-            image = b"junk" if value in broken else picture.getvalue()
-            meta = json.dumps({"uid": f"u{value}", "sha256": f"s{value}"}).encode()
-            for ending, data in (("jpg", image), ("json", meta)):
-                member = tarfile.TarInfo(f"{shard:05d}{value:04d}.{ending}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    storage.create(storage.join(run.images, f"{shard}-a.tar"), content.getvalue())
-    storage.create(run.image_stats(shard), json.dumps({"tar": f"{shard}-a.tar"}).encode())
-
-
-def rows(run: Run, shard: int) -> list[dict[str, Any]]:
-    table: list[dict[str, Any]] = pq.read_table(run.caption_shard("seer", shard)).to_pylist()
-    return table
-
-
-def caption(run: Run, seer: Seer, *shards: int, part_size: int = 512) -> list[Any]:
-    async def all_of_them() -> list[Any]:
-        captioning = Captioning(run, CONFIG, seer, "seer", part_size)
-        return await asyncio.gather(*(captioning.unit(shard) for shard in shards))
-
-    return asyncio.run(all_of_them())
+from tests.pipeline.seer import Seer, caption, fetched, rows
 
 
 @pytest.fixture
