@@ -119,12 +119,13 @@ def read_tokenizer(source: Path) -> Any:
     """
     from transformers import AddedToken, LlamaTokenizer
 
+    if not any((source / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        raise UserError(f"{source}: has neither tokenizer.model nor tokenizer.json; fetch one too")
     try:
         tokenizer: Any = LlamaTokenizer.from_pretrained(source, local_files_only=True, legacy=True)
     except (OSError, ValueError, TypeError, ImportError) as error:
-        raise UserError(
-            f"{source}: its tokenizer cannot be read ({error}); tokenizer.model and tokenizer_config.json are needed"
-        ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{source}: its tokenizer cannot be read ({reason}); fetch it again") from error
     tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)], special_tokens=True)
     return tokenizer
 

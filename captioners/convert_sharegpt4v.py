@@ -56,11 +56,13 @@ def convert(
     out = convert_folders.make_target(target, {"the checkpoint": folder, "its vision tower": tower})
     with convert_folders.alone(out):
         record = {name: convert_folders.identity(at) for name, at in (("source", folder), ("vision_tower", tower))}
-        if _begin(out, record):
+        if (out / RECORD).exists() and convert_processor.read_json(out / RECORD) != record:
+            raise UserError(f"{out}: holds a conversion of other or changed files; delete it, or give another folder")
+        if (out / MARK).exists():
             say(f"{out}: converted already, nothing to do")
             return False
         with _disk_full_explained(out):
-            _convert(folder, tower, published, out, say)
+            _convert(folder, tower, published, out, record, say)
     return True
 
 
@@ -103,16 +105,7 @@ def _renamed(file: Path, old_names: list[str], rule: Callable[[str], str | None]
     return names
 
 
-def _begin(out: Path, record: dict[str, Any]) -> bool:
-    """Records what is converted; True if that is done already. Raises UserError if the folder is about another."""
-    if not (out / RECORD).exists():
-        convert_folders.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
-    elif convert_processor.read_json(out / RECORD) != record:
-        raise UserError(f"{out}: holds a conversion of other or changed files; delete it, or give another folder")
-    return (out / MARK).exists()
-
-
-def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, say: Say) -> None:
+def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, record: dict[str, Any], say: Say) -> None:
     tokenizer = convert_processor.read_tokenizer(folder)
     image_token = tokenizer.convert_tokens_to_ids(convert_processor.IMAGE_TOKEN)
     config = convert_processor.llava_config(published, tower, image_token)
@@ -124,6 +117,7 @@ def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, sa
     if problems := convert_names.differences(convert_names.llava_shapes(config), found):
         raise UserError(f"{folder} with the vision tower {tower}: {'; '.join(problems)}; fetch what belongs together")
     _require_space(shards, out)
+    convert_folders.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
     for shard in shards:
         if (out / shard.file).exists():
             say(f"{shard.file}: kept")
