@@ -392,7 +392,7 @@ def growth_of(convert, source, out):
 
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
 def test_memory_does_not_grow_with_the_checkpoint(file_format, tmp_path, monkeypatch):
-    """Below one of four weight files of 24 MiB: weights are written from where they are mapped."""
+    """Below a quarter of one of four weight files: weights are written from where they are mapped."""
     monkeypatch.setattr(tiny_sharegpt4v, "INNER", 2**15)
     monkeypatch.setattr(tiny_sharegpt4v, "LAYERS", 4)
     options = {"file_format": file_format, "shards": 4}
@@ -400,4 +400,4 @@ def test_memory_does_not_grow_with_the_checkpoint(file_format, tmp_path, monkeyp
     sizes = [file.stat().st_size / 2**20 for file in (tmp_path / "x" / "model").glob("*model-*")]
     assert sum(sizes) > 90 and len(sizes) == 4
     exitcode, grown = forked(growth_of, quietly, tmp_path / "x" / "model", tmp_path / "out")
-    assert exitcode == 0 and grown < max(sizes)
+    assert exitcode == 0 and grown < max(sizes) / 4
