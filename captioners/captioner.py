@@ -11,12 +11,14 @@ class Captioner:
 
     template: the prompt around `{prompt}`, with `<image>` where the image stands if the tokenizer knows that token.
     model_class: the transformers class that loads the checkpoint and generates.
+    processor_class: the one that makes its inputs; AutoProcessor takes what the checkpoint names.
 
     As it stands, `load` serves a model that transformers runs and vLLM knows too; override it for anything else.
     """
 
     template: ClassVar[str]
     model_class: ClassVar[str]
+    processor_class: ClassVar[str] = "AutoProcessor"
 
     def check(self, source: str, options: dict[str, Any]) -> None:
         """Raises ValueError, saying what to do, for a checkpoint that is not laid out as this captioner expects."""

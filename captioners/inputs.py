@@ -23,13 +23,14 @@ class Inputs:
     """
 
     def __init__(self, captioner: "Captioner", config: CaptionerConfig):
-        from transformers import AutoProcessor
+        import transformers
 
         self.source = resolve(config.model)
         self.options: dict[str, Any] = {"revision": config.revision, "local_files_only": Path(self.source).is_dir()}
         captioner.check(self.source, self.options)
         # The PIL processors: torchvision need not be installed, and texts do not depend on whether it is.
-        self.processor: Any = AutoProcessor.from_pretrained(self.source, backend="pil", **self.options)
+        processor = getattr(transformers, captioner.processor_class)
+        self.processor: Any = processor.from_pretrained(self.source, backend="pil", **self.options)
         self.tokenizer = self.processor.tokenizer
         self.text = (config.template or captioner.template).replace("{prompt}", config.prompt)
         blank = Image.new("RGB", (64, 64))
@@ -80,12 +81,16 @@ class Inputs:
             )
 
     def _stop_ids(self) -> frozenset[int]:
-        """The end tokens of the checkpoint's generation config, or of its tokenizer."""
+        """The end tokens of the checkpoint's generation config and of its tokenizer.
+
+        Both, because Vicuna v1.1, which InstructBLIP is built on, gives another end token in its configuration than the
+        one it writes. InstructBLIP's and converted checkpoints may come without a generation config.
+        """
         from transformers import GenerationConfig
 
         try:
             stop = GenerationConfig.from_pretrained(self.source, **self.options).eos_token_id
-        except OSError:  # InstructBLIP's and converted checkpoints may come without that file
+        except OSError:
             stop = None
-        ids = [self.tokenizer.eos_token_id] if stop is None else [stop] if isinstance(stop, int) else stop
-        return frozenset(ids)
+        named = [] if stop is None else [stop] if isinstance(stop, int) else stop
+        return frozenset([self.tokenizer.eos_token_id, *named])

@@ -11,6 +11,7 @@ class InstructBlip(Captioner):
 
     template = "{prompt}"
     model_class = "InstructBlipForConditionalGeneration"
+    processor_class = "InstructBlipProcessor"  # the published checkpoint names the one for videos
 
     def load_vllm(self, config: CaptionerConfig, resources: Resources) -> Engine:
         """The image half in transformers, the language model in vLLM, prompt embeddings from one to the other."""
