@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+from lotlip_data.captioners.checkpoint_files import read_weights, weight_files, write_index, write_weights
+from lotlip_data.captioners.convert_names import differences, model_shapes
 
 PREFIX = "language_model."
 
@@ -16,14 +16,13 @@ PREFIX = "language_model."
 def export_language_model(source: str, options: dict[str, Any], cache_dir: str) -> Path:
     """The folder in `cache_dir` with the language model of `source` (hub id or local folder), made if missing.
 
-    The same checkpoint gives the same folder, a changed one another. One weight file at a time is in memory. The folder
-    appears whole or not at all, so several actors of a machine may ask at once. Raises ValueError if the checkpoint has
-    no safetensors or no decoder-only language model.
+    The same checkpoint gives the same folder, a changed one another. Weights are copied from where they are mapped, so
+    memory does not grow with them. The folder appears whole or not at all, so several actors of a machine may ask at
+    once. Raises ValueError if the checkpoint has no weights, not those of its language model, or if that is not
+    decoder-only or quantised.
     """
     checkpoint = _local_folder(source, options)
-    files = sorted(checkpoint.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{source}: no .safetensors files; save the checkpoint as safetensors first")
+    files = weight_files(checkpoint)
     identity = [
         str(checkpoint.resolve()),
         *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files),
@@ -35,8 +34,10 @@ def export_language_model(source: str, options: dict[str, Any], cache_dir: str) 
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key}-"))
     try:
-        _write_config(checkpoint, unfinished)
-        _write_weights(files, unfinished)
+        config = _text_config(checkpoint)
+        _write_weights(files, unfinished, config)
+        config.save_pretrained(unfinished)
+        unfinished.chmod(0o755)
         unfinished.rename(target)
     except OSError:
         if not target.is_dir():  # else another actor was faster
@@ -46,36 +47,62 @@ def export_language_model(source: str, options: dict[str, Any], cache_dir: str) 
     return target
 
 
+def stock_name(name: str) -> str | None:
+    """What a tensor of InstructBLIP is called in its language model alone; None if it is of the image half.
+
+    None, too, for the rotary frequencies that old versions of transformers saved with each layer.
+    """
+    if not name.startswith(PREFIX) or name.endswith(".rotary_emb.inv_freq"):
+        return None
+    return name.removeprefix(PREFIX)
+
+
 def _local_folder(source: str, options: dict[str, Any]) -> Path:
+    """Where the checkpoint lies. Of a repository with both formats, safetensors alone are fetched."""
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors"]
-    return Path(snapshot_download(source, revision=options["revision"], allow_patterns=patterns))
+    def fetch(ending: str) -> Path:
+        patterns = ["*.json", f"*.{ending}"]
+        return Path(snapshot_download(source, revision=options["revision"], allow_patterns=patterns))
+
+    folder = fetch("safetensors")
+    return folder if any(folder.glob("*.safetensors")) else fetch("bin")
 
 
-def _write_config(checkpoint: Path, folder: Path) -> None:
+def _text_config(checkpoint: Path) -> Any:
+    """The language model's configuration, as of a checkpoint of its own."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    text = AutoConfig.from_pretrained(checkpoint, local_files_only=True).text_config
+    whole: Any = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    text = whole.text_config
     if text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(f"{checkpoint}: its language model, {text.model_type}, is not decoder-only; use transformers")
+    if getattr(whole, "quantization_config", None) or getattr(text, "quantization_config", None):
+        raise ValueError(
+            f"{checkpoint}: is quantised, and its language model cannot be taken out; use the checkpoint as published, "
+            "with quantization: fp8 if vLLM shall quantise it"
+        )
     text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]]
-    text.save_pretrained(folder)
+    text.dtype = text.dtype or whole.dtype
+    return text
 
 
-def _write_weights(files: list[Path], folder: Path) -> None:
+def _write_weights(files: list[Path], folder: Path, config: Any) -> None:
     weight_map: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     size = 0
     for file in files:
-        with safe_open(file, framework="pt") as weights:
-            names = [name for name in weights.keys() if name.startswith(PREFIX)]  # noqa: SIM118 - not a dict
-            ours = {name.removeprefix(PREFIX): weights.get_tensor(name) for name in names}
+        weights = read_weights(file)
+        ours = {new: weights[old] for old in weights if (new := stock_name(old)) is not None}
         if ours:
-            save_file(ours, folder / file.name, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(ours, file.name)
+            name = f"{file.stem}.safetensors"
+            write_weights(folder / name, ours)
+            weight_map |= dict.fromkeys(ours, name)
+            shapes |= {new: tuple(tensor.shape) for new, tensor in ours.items()}
             size += sum(tensor.nbytes for tensor in ours.values())
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    if problems := differences(model_shapes(config.architectures[0], config), shapes):
+        raise ValueError(f"{files[0].parent}: its language model is not whole: {'; '.join(problems)}; fetch it again")
+    write_index(folder, weight_map, size)

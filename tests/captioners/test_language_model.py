@@ -48,7 +48,7 @@ def test_it_is_made_once_and_anew_when_the_checkpoint_changes(checkpoint, tmp_pa
     cache = str(tmp_path / "cache")
     folder = export_language_model(str(checkpoint), LOCAL, cache)
     with monkeypatch.context() as patch:
-        patch.setattr(language_model, "save_file", lambda *args, **kwargs: pytest.fail("made again"))
+        patch.setattr(language_model, "write_weights", lambda *args, **kwargs: pytest.fail("made again"))
         assert export_language_model(str(checkpoint), LOCAL, cache) == folder
     file = next(checkpoint.glob("*00001*.safetensors"))
     save_file({name: weight * 2 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
@@ -67,10 +67,63 @@ def test_a_failure_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(language_model, "save_file", full)
+    monkeypatch.setattr(language_model, "write_weights", full)
     with pytest.raises(OSError, match="No space left"):
         export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
     assert not list((tmp_path / "cache" / "language_models").iterdir())
+
+
+def test_bin_files_serve_as_well(checkpoint, tmp_path):
+    expected = export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    only_bin = tmp_path / "bin"
+    only_bin.mkdir()
+    (only_bin / "config.json").write_text((checkpoint / "config.json").read_text())
+    weight_map = {}
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        name = f"pytorch_{file.stem}.bin"
+        old = {"language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}
+        weights = load_file(file) | (old if "00001" in name else {})
+        torch.save(weights, only_bin / name)
+        weight_map |= dict.fromkeys(weights, name)
+    (only_bin / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    folder = export_language_model(str(only_bin), LOCAL, str(tmp_path / "cache"))
+    for file in expected.glob("*.safetensors"):
+        written = load_file(folder / f"pytorch_{file.name}")
+        assert written.keys() == load_file(file).keys()
+        assert all(torch.equal(weight, written[name]) for name, weight in load_file(file).items())
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(checkpoint, tmp_path):
+    for file in checkpoint.glob("*.safetensors"):
+        weights = load_file(file)
+        if weights.pop("language_model.model.norm.weight", None) is not None:
+            save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"is not whole: 1 weights are missing, such as model.norm.weight; fetch it"):
+        export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache" / "language_models").iterdir())
+
+
+def test_a_quantised_checkpoint_is_refused_with_what_works(checkpoint, tmp_path):
+    file = checkpoint / "config.json"
+    config = json.loads(file.read_text()) | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"is quantised, and its language model cannot be taken out; use .* fp8"):
+        export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+
+
+def test_the_hub_is_asked_for_the_revision_and_for_one_format(checkpoint, tmp_path, monkeypatch):
+    asked = []
+
+    def download(model, *, revision, allow_patterns):
+        asked.append((model, revision, allow_patterns))
+        return str(checkpoint if both_formats or "*.bin" in allow_patterns else tmp_path / "nothing")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    options = {"revision": "a1b2c3", "local_files_only": False}
+    for both_formats in (True, False):  # noqa: B007 - `download` reads it
+        export_language_model("Salesforce/instructblip-vicuna-7b", options, str(tmp_path / "cache"))
+    safetensors, weights = ["*.json", "*.safetensors"], ["*.json", "*.bin"]
+    assert asked == [("Salesforce/instructblip-vicuna-7b", "a1b2c3", p) for p in (safetensors, safetensors, weights)]
 
 
 def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path):
@@ -83,5 +136,5 @@ def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path):
         export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
     for weights in checkpoint.glob("*.safetensors"):
         weights.unlink()
-    with pytest.raises(ValueError, match=r"no \.safetensors files"):
+    with pytest.raises(ValueError, match=r"is one of several|model\.safetensors\.index\.json names .* is missing"):
         export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
