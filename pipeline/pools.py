@@ -72,8 +72,10 @@ class Pool:
     """From the reference to an answer to `ready`, to the actor that was asked."""
     running: dict[Any, tuple[Member, int]] = field(default_factory=dict)
     """From a result's reference to the actor that works on it and the unit's shard."""
-    fruitless: dict[int, tuple[int, list[str]]] = field(default_factory=dict)
-    """By shard: failures in a row that left its parts as they were, and the names of those parts."""
+    fruitless: Counter[int] = field(default_factory=Counter)
+    """By shard: failures in a row that brought nothing forward."""
+    seen: dict[int, list[str]] = field(default_factory=dict)
+    """By shard: the names in its parts folder at its last failure."""
     failures: int = 0
     """Units given up in a row."""
     broken: str = ""
@@ -133,13 +135,16 @@ class Pool:
         try:
             result: UnitResult = ray.get(reference)
         except RayTaskError as error:
+            self._judge([shard])
             return self._put_back(shard, _reason(error))
         except RayActorError as error:
             if member.ready:
+                self._judge([shard, *(other for holder, other in self.running.values() if holder is member)])
                 self.say(f"{self.config.name}: an actor died at work on shard {shard}; it is started again")
                 member.ready, member.ask_at = False, time.monotonic()
             return self._put_back(shard, brief(error))
         self.fruitless.pop(shard, None)
+        self.seen.pop(shard, None)
         self.failures = 0
         return result
 
@@ -192,13 +197,17 @@ class Pool:
         self.members.remove(member)
         ray.kill(member.handle)
 
+    def _judge(self, shards: Sequence[int]) -> None:
+        """Count a failure of units that one actor held at once, unless one of them has come further since its last."""
+        parts = {shard: storage.list_names(self.run.caption_parts(self.config.name, shard)) for shard in shards}
+        further = any(self.seen.get(shard) != names for shard, names in parts.items())
+        self.seen.update(parts)
+        for shard in shards:
+            self.fruitless[shard] = 1 if further else self.fruitless[shard] + 1
+
     def _put_back(self, shard: int, reason: str) -> FailedUnit | None:
-        """Back into the queue, unless it has failed MAX_ATTEMPTS times without having come any further."""
-        parts = storage.list_names(self.run.caption_parts(self.config.name, shard))
-        before, parts_before = self.fruitless.get(shard, (0, parts))
-        times = before + 1 if parts == parts_before else 1
-        self.fruitless[shard] = times, parts
-        if times < MAX_ATTEMPTS:
+        """Back into the queue, unless it has failed MAX_ATTEMPTS times in a row to no avail."""
+        if self.fruitless[shard] < MAX_ATTEMPTS:
             self.units.appendleft(shard)
             return None
         self.failures += 1

@@ -1,0 +1,74 @@
+"""The captioner kind `faulty`: a real tiny captioner, whose engine fails at the images that a folder of notes names.
+
+The pool's `engine_options: {engine_args: {faults: FOLDER}}` names the folder. In it,
+  kill-HASH    the process ends at that image, without a word (a decoder that crashes)
+  hang-HASH    the engine never answers again, from that image on
+  oom-HASH     the device runs out of memory at that image
+  fail-HASH    the request of that image fails
+  once-…       the same, the first time only
+  say          a word to put before every text: an engine that would give others
+  log          every caption that is finished leaves its image's hash there
+HASH is `hash_of` the decoded image.
+"""
+
+import asyncio
+import hashlib
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, Engine, EngineDead, Resources
+from lotlip_data.captioners.captioner import Captioner
+from lotlip_data.captioners.registry import get_default, get_kind
+
+
+def hash_of(image: Image.Image) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
+
+
+class Faulty(Captioner):
+    template = "{prompt}"
+
+    def load(self, config: CaptionerConfig, engine: str, resources: Resources) -> Engine:
+        options = dict(resources.engine_args)
+        faults = Path(options.pop("faults"))
+        kind = get_default(config.model).kind
+        real = get_kind(kind).load(replace(config, kind=kind), engine, replace(resources, engine_args=options))
+        return FaultyEngine(real, faults)
+
+
+class FaultyEngine:
+    def __init__(self, real: Engine, faults: Path) -> None:
+        self._real, self._faults, self.window = real, faults, real.window
+        self._hung = False
+
+    async def caption(self, image: Image.Image) -> Caption:
+        name = hash_of(image)
+        if self._told("hang", name) or self._hung:
+            self._hung = True
+            await asyncio.sleep(10_000)
+        if self._told("kill", name):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._told("oom", name):
+            raise EngineDead("not even one image fits in memory: CUDA out of memory")
+        if self._told("fail", name):
+            raise CaptionError("the request failed")
+        caption = await self._real.caption(image)
+        with open(self._faults / "log", "a") as log:
+            log.write(f"{name}\n")
+        say = self._faults / "say"
+        return replace(caption, text=say.read_text() + caption.text) if say.exists() else caption
+
+    def close(self) -> None:
+        self._real.close()
+
+    def _told(self, fault: str, name: str) -> bool:
+        once = self._faults / f"once-{fault}-{name}"
+        try:
+            once.unlink()
+        except FileNotFoundError:
+            return (self._faults / f"{fault}-{name}").exists()
+        return True

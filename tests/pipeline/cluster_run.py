@@ -1,0 +1,203 @@
+"""A Ray cluster of several nodes on this machine, drivers that recaption on it, and ways to kill what runs there.
+
+As a program it is such a driver: `python -m tests.pipeline.cluster_run RUN CAPTIONERS`, the captioners in JSON as a
+manifest has them. It prints its summary as JSON and ends with 1 where something failed.
+"""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+from PIL import Image
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline.fetched import fetched_images
+from lotlip_data.pipeline.ledger import captioned_shards, fetched_shards
+
+ROOT = Path(__file__).parents[2]
+FAULTS = ROOT / "tests" / "faults"
+DEADLINE = 400.0
+
+sys.path.insert(0, str(FAULTS))
+
+Entry = Mapping[str, Any]
+
+
+def decoded(run: Run) -> dict[str, Image.Image]:
+    """By uid, the images of a run as a captioner gets them."""
+    images = (image for shard in fetched_shards(run) for image in fetched_images(run, shard))
+    return {image.uid: Image.open(io.BytesIO(image.image)).convert("RGB") for image in images}
+
+
+def undisturbed(images: Mapping[str, Image.Image], name: str) -> dict[str, str]:
+    """By uid, what the captioner says of the images, without Ray and without faults."""
+    from lotlip_data.captioners.base import load_engine
+    from lotlip_data.captioners.registry import get_default
+
+    engine = load_engine(get_default(name), "transformers")
+
+    async def all_of_them() -> list[Any]:
+        return await asyncio.gather(*map(engine.caption, images.values()))
+
+    captions = asyncio.run(all_of_them())
+    engine.close()
+    return {uid: caption.text for uid, caption in zip(images, captions, strict=True)}
+
+
+def rows(run: Run, name: str) -> list[dict[str, Any]]:
+    return [
+        row
+        for shard in captioned_shards(run, name)
+        for row in pq.read_table(storage.open_read(run.caption_shard(name, shard))).to_pylist()
+    ]
+
+
+def assert_exactly_once(run: Run, name: str, texts: Mapping[str, str], failed: Sequence[str] = ()) -> None:
+    """Each image has exactly one row: the text of an undisturbed run, or, for those of `failed`, a reason.
+
+    The quarantine lists exactly the latter, and nothing is left under way.
+    """
+    found = rows(run, name)
+    assert sorted(row["uid"] for row in found) == sorted(texts)
+    assert {row["uid"] for row in found if row["text"] is None} == set(failed)
+    assert all(row["text"] == texts[row["uid"]] for row in found if row["uid"] not in failed)
+    assert all(row["error"] for row in found if row["uid"] in failed)
+    folder = run.quarantine("captions", name)
+    listed = [
+        row
+        for shard in storage.list_names(folder)
+        for row in pq.read_table(storage.open_read(storage.join(folder, shard))).to_pylist()
+    ]
+    assert sorted(row["uid"] for row in listed) == sorted(failed)
+    assert storage.list_below(run.parts(name)) == []
+
+
+def committed(run: Run, names: Sequence[str]) -> dict[str, tuple[int, bytes]]:
+    """The committed caption shards: when each was written, and its bytes."""
+    paths = [Path(run.caption_shard(name, shard)) for name in names for shard in captioned_shards(run, name)]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
+    until = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < until, f"in {seconds:.0f} s there was no {what}"
+        time.sleep(0.02)
+    return answer
+
+
+class Nodes:
+    """The cluster. Its head has no CPU, so that every actor is on a node that may be killed."""
+
+    def __init__(self, faults: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        paths = [str(FAULTS), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "PYTHONPATH": os.pathsep.join(paths),
+            "LOTLIP_FAULTS": str(faults),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.faults = faults
+        self._before = {name: os.environ.get(name) for name in ("PYTHONPATH", "LOTLIP_FAULTS", "OMP_NUM_THREADS")}
+        os.environ.update({name: self.env[name] for name in self._before})  # what the nodes' workers will see
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.workers: list[Any] = []
+
+    def add(self, **resources: Any) -> None:
+        self.workers.append(self._cluster.add_node(object_store_memory=80 << 20, **{"num_cpus": 1, **resources}))
+
+    def kill_node(self, node: Any) -> None:
+        """SIGKILL to its raylet; the node's workers die of it."""
+        self.workers.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def driver(self, run: Run, entries: Sequence[Entry]) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "tests.pipeline.cluster_run", run.url, json.dumps(list(entries))]
+        env = {**self.env, "RAY_ADDRESS": self._cluster.address}
+        return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    def actors(self) -> list[psutil.Process]:
+        """The processes of caption actors, on any node."""
+        return [process for process in self._processes() if _title(process).startswith("ray::CaptionActor")]
+
+    def engines(self) -> list[psutil.Process]:
+        """vLLM's engine processes inside caption actors."""
+        below = [child for actor in self.actors() for child in _children(actor)]
+        return [process for process in below if _title(process).startswith("VLLM::")]
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+        for name, value in self._before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+    def _processes(self) -> list[psutil.Process]:
+        raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in self.workers]
+        return [child for raylet in raylets for child in _children(raylet)]
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        found: list[psutil.Process] = process.children(recursive=True)
+        return found
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
+def kill(process: psutil.Process) -> None:
+    try:
+        process.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return
+
+
+def end(driver: "subprocess.Popen[str]") -> dict[str, Any]:
+    """Waits for a driver; its summary, with its exit code."""
+    out, _ = driver.communicate(timeout=DEADLINE)
+    print(out)
+    summary: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return summary | {"code": driver.returncode}
+
+
+@contextmanager
+def nodes(faults: Path, count: int = 2) -> Iterator[Nodes]:
+    made = Nodes(faults)
+    try:
+        for _ in range(count):
+            made.add()
+        yield made
+    finally:
+        made.close()
+
+
+def main() -> int:
+    from lotlip_data.pipeline.choice import choose
+    from lotlip_data.pipeline.recaption import recaption
+
+    summary = recaption(Run.at(sys.argv[1]), choose(json.loads(sys.argv[2])), lambda line: print(line, flush=True))
+    print(json.dumps({"failed": summary.failed, **summary.figures()}), flush=True)
+    return 1 if summary.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""The faults that other tests are made of do what they say."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from tests.faults.captioner import hash_of
+from tests.faults.filesystem import FaultyFileSystem
+
+
+def test_one_image_has_one_hash() -> None:
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    assert hash_of(red) == hash_of(red.copy()) != hash_of(blue)
+
+
+def test_the_file_system_fails_as_often_as_it_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("LOTLIP_FAULTS", str(tmp_path))
+    disk = FaultyFileSystem()
+    disk.pipe_file(f"faulty://{tmp_path}/a", b"a")
+    (tmp_path / "storage").write_text(json.dumps({"full": True}))
+    with pytest.raises(OSError, match="No space left"):
+        disk.pipe_file(f"faulty://{tmp_path}/b", b"b")
+    assert disk.cat_file(f"{tmp_path}/a") == b"a"
+    (tmp_path / "storage").write_text(json.dumps({"rate": 1.0}))
+    with pytest.raises(OSError, match="reset"):
+        disk.ls(str(tmp_path))

@@ -1,0 +1,193 @@
+"""Whatever dies: every image has one caption or one reason, nothing committed is made again, texts are a calm run's.
+
+A real Ray of several nodes (`ray.cluster_utils.Cluster`), real engines with the tiny models in float32.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline.ledger import captioned_shards
+from tests.faults.captioner import hash_of
+from tests.pipeline import fake_run
+from tests.pipeline.cluster_run import (
+    Nodes,
+    assert_exactly_once,
+    committed,
+    decoded,
+    end,
+    kill,
+    nodes,
+    rows,
+    undisturbed,
+    wait_for,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+MODEL = "tiny-instructblip"
+NAME = "one"
+SHARDS, IMAGES = 6, 24
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with nodes(tmp_path_factory.mktemp("faults")) as made:
+        yield made
+
+
+@pytest.fixture
+def faults(cluster: Nodes) -> Iterator[Path]:
+    """The folder that the faults of one test are written to."""
+    yield cluster.faults
+    for note in cluster.faults.iterdir():
+        note.unlink()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image.Image]:
+    return decoded(fake_run.make(tmp_path_factory.mktemp("images"), SHARDS, IMAGES, writers=(), pixels=96).run)
+
+
+@pytest.fixture(scope="module")
+def texts(images: dict[str, Image.Image]) -> dict[str, str]:
+    return undisturbed(images, MODEL)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return fake_run.make(tmp_path / "a run", SHARDS, IMAGES, writers=(), pixels=96).run
+
+
+def entry(faults: Path, name: str = NAME, **pool: Any) -> dict[str, Any]:
+    settings = {"max_actors": 2, "engine": "transformers", "part_size": 16}
+    options = {"engine_args": {"faults": str(faults)}}
+    return {"name": name, "kind": "faulty", "model": MODEL, "pool": {**settings, "engine_options": options, **pool}}
+
+
+def under_way(run: Run) -> list[str]:
+    return storage.list_below(run.parts(NAME))
+
+
+def finished(faults: Path) -> int:
+    log = faults / "log"
+    return len(log.read_text().split()) if log.exists() else 0
+
+
+def test_killed_actors(cluster: Nodes, faults: Path, run: Run, texts: dict[str, str]) -> None:
+    """SIGKILL to each of the two actors at work."""
+    driver = cluster.driver(run, [entry(faults)])
+    wait_for(lambda: under_way(run), "part")
+    victims = cluster.actors()
+    before = committed(run, [NAME])
+    for victim in victims:
+        kill(victim)
+    assert end(driver)["code"] == 0 and victims
+    assert_exactly_once(run, NAME, texts)
+    assert before.items() <= committed(run, [NAME]).items()
+    assert finished(faults) <= len(texts) + len(victims) * 16  # at most a part each was lost
+
+
+def test_a_killed_node(cluster: Nodes, faults: Path, run: Run, texts: dict[str, str]) -> None:
+    """SIGKILL to a node's raylet: its actor goes on elsewhere, or not at all, and the other one does its work."""
+    cluster.add()
+    driver = cluster.driver(run, [entry(faults, max_actors=3)])
+    wait_for(lambda: under_way(run), "part")
+    before = committed(run, [NAME])
+    cluster.kill_node(cluster.workers[-1])
+    assert end(driver)["code"] == 0
+    assert_exactly_once(run, NAME, texts)
+    assert before.items() <= committed(run, [NAME]).items()
+
+
+def test_an_engine_that_runs_out_of_memory_or_hangs(
+    cluster: Nodes, faults: Path, run: Run, texts: dict[str, str], images: dict[str, Image.Image]
+) -> None:
+    """Once each: the engine is replaced, and the image that it happened at gets its caption."""
+    names = [hash_of(image) for image in images.values()]
+    (faults / f"once-oom-{names[5]}").touch()
+    (faults / f"once-hang-{names[60]}").touch()
+    assert end(cluster.driver(run, [entry(faults, stall_seconds=8)]))["code"] == 0
+    assert not list(faults.glob("once-*"))
+    assert_exactly_once(run, NAME, texts)
+
+
+def test_poison_images_are_isolated(
+    cluster: Nodes, faults: Path, run: Run, texts: dict[str, str], images: dict[str, Image.Image]
+) -> None:
+    """One kills its process, one hangs the engine, one fails its request: each has its reason, all else is there."""
+    uids = list(texts)
+    deadly, hanging, failing = uids[3], uids[40], uids[41]
+    (faults / f"kill-{hash_of(images[deadly])}").touch()
+    (faults / f"hang-{hash_of(images[hanging])}").touch()
+    (faults / f"fail-{hash_of(images[failing])}").touch()
+    assert end(cluster.driver(run, [entry(faults, stall_seconds=8)]))["code"] == 0
+    assert_exactly_once(run, NAME, texts, failed=[deadly, hanging, failing])
+    reasons = {row["uid"]: row["error"] for row in rows(run, NAME)}
+    assert "ended" in reasons[deadly] and "once with it alone: killed, or crashed" in reasons[deadly]
+    assert "the engine hung: no answer for" in reasons[hanging]
+    assert reasons[failing] == "the request failed"
+
+
+def test_storage_that_fails_once_in_a_while(cluster: Nodes, faults: Path, run: Run, texts: dict[str, str]) -> None:
+    """One operation in eight fails, some after they were done."""
+    (faults / "storage").write_text(json.dumps({"rate": 0.12}))
+    driver = cluster.driver(Run(f"faulty://{run.url}"), [entry(faults)])
+    assert end(driver)["code"] == 0
+    assert_exactly_once(run, NAME, texts)
+
+
+def test_a_full_disk(cluster: Nodes, faults: Path, run: Run, texts: dict[str, str]) -> None:
+    """It is said; with space again, the next start goes on from what was saved, and nothing is made again."""
+    remote = Run(f"faulty://{run.url}")
+    driver = cluster.driver(remote, [entry(faults)])
+    wait_for(lambda: captioned_shards(run, NAME), "committed shard")
+    (faults / "storage").write_text(json.dumps({"full": True}))
+    summary = end(driver)
+    assert summary["code"] == 1
+    assert all("No space left on device" in line for line in summary["failed"]) and summary["failed"]
+    before = committed(run, [NAME])
+    assert len(before) < SHARDS
+    (faults / "storage").unlink()
+    assert end(cluster.driver(remote, [entry(faults)]))["code"] == 0
+    assert_exactly_once(run, NAME, texts)
+    assert before.items() <= committed(run, [NAME]).items()
+
+
+def test_two_drivers_whose_engines_say_different_things_leave_one_text_each(
+    cluster: Nodes, tmp_path: Path, faults: Path, run: Run, texts: dict[str, str]
+) -> None:
+    """Every shard is one driver's alone, and what one of them has committed is what stays."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "say").write_text("Hello. ")
+    drivers = [cluster.driver(run, [entry(folder, max_actors=1)]) for folder in (faults, other)]
+    seen: dict[str, Any] = {}
+    while any(driver.poll() is None for driver in drivers):
+        for path, content in committed(run, [NAME]).items():
+            assert seen.setdefault(path, content) == content
+    assert [end(driver)["code"] for driver in drivers] == [0, 0]
+    assert finished(faults) and finished(other)
+    found = rows(run, NAME)
+    assert sorted(row["uid"] for row in found) == sorted(texts)
+    assert all(row["text"] in (texts[row["uid"]], "Hello. " + texts[row["uid"]]) for row in found)
+    assert storage.list_below(run.parts(NAME)) == []
+
+
+def test_a_killed_engine_process_inside_an_actor(cluster: Nodes, faults: Path, run: Run, texts: dict[str, str]) -> None:
+    """SIGKILL to vLLM's own process while it writes: the actor saves what it has, and is started again."""
+    entries = [{"preset": MODEL, "name": NAME, "pool": {"max_actors": 1, "engine": "vllm", "part_size": 16}}]
+    driver = cluster.driver(run, entries)
+    wait_for(lambda: under_way(run), "part")
+    (victim,) = cluster.engines()
+    before = committed(run, [NAME])
+    kill(victim)
+    assert end(driver)["code"] == 0
+    assert_exactly_once(run, NAME, texts)
+    assert before.items() <= committed(run, [NAME]).items()
