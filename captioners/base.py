@@ -93,11 +93,13 @@ class CaptionerConfig:
     def id(self) -> str:
         """`name@` and 12 hex digits of the sha256 over every setting that can change the text.
 
-        How many GPUs share the work is left out, and so are the sampling settings that greedy decoding ignores.
+        Several GPUs to one model count, since they add numbers up in another order. Left out are the sampling settings
+        that greedy decoding ignores, and, so that ids last, settings that came later while they are at their default.
         """
         settings = self.to_dict()
-        ignored = ["name", "tensor_parallel_size", *(("top_p", "seed") if self.temperature == 0 else ())]
-        for field in ignored if self.request else [*ignored, "request"]:
+        greedy = ("top_p", "seed") if self.temperature == 0 else ()
+        later = {"tensor_parallel_size": 1, "request": {}}
+        for field in ("name", *greedy, *(field for field, default in later.items() if settings[field] == default)):
             del settings[field]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{self.name}@{digest[:12]}"
