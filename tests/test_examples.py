@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,6 +202,7 @@ def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, 
     else:
         assert "the same command goes on from here" in told
     assert left == []
+    shutil.rmtree(f"/tmp/ray-{count}", ignore_errors=True)
 
 
 def _processes_of(folder: str) -> list[str]:

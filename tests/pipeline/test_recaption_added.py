@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from lotlip_data.manifests import manifest
 from lotlip_data.manifests.layout import Run
@@ -15,6 +16,7 @@ from tests.pipeline import fake_run
 
 COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli", "recaption"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+PIPES: dict[str, Any] = {"capture_output": True, "text": True}
 KEY = "sk-very-secret-0123456789"
 
 PACKAGE = {
@@ -109,3 +111,30 @@ def test_an_endpoint_captions_a_run_and_its_key_stays_in_the_environment(tmp_pat
     assert files and [path for path in files if KEY.encode() in path.read_bytes()] == []
     assert KEY not in done.stdout + done.stderr
     assert all(headers["authorization"] == f"Bearer {KEY}" for _, headers, *_ in endpoint.requests)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="Captioning.unit suspects the images under way of an EngineUnreachable, too")
+def test_outages_of_an_endpoint_cost_no_image_however_often_they_come(tmp_path: Path) -> None:
+    """Three runs that end in an outage, each with images under way; the fourth captions all that is left."""
+    endpoint = Endpoint()
+    settings = {"endpoint": endpoint.url, "max_num_seqs": 4, "outage_seconds": 1.0}
+    pool = {"num_gpus": 0, "engine_options": settings}
+    run = make(tmp_path, {"name": "newer", "kind": "openai", "model": "served", "pool": pool})
+
+    def last() -> Any:
+        endpoint.everything = failure(503, "out of order")
+        return endpoint.everything
+
+    try:
+        for _ in range(3):
+            endpoint.everything, endpoint.answers[32] = None, [completion(), last]
+            done = subprocess.run([*COMMAND, run.url], env=ENVIRONMENT | {"no_proxy": "127.0.0.1"}, **PIPES)
+            assert done.returncode == 1 and "out of order" in done.stdout, done.stdout + done.stderr
+        endpoint.everything, endpoint.answers[32] = None, completion()
+        subprocess.run([*COMMAND, run.url], env=ENVIRONMENT | {"no_proxy": "127.0.0.1"}, check=True)
+    finally:
+        endpoint.close()
+    rows = rows_of(run, "newer")
+    assert len({row["uid"] for row in rows}) == len(rows) == 16
+    assert [row["error"] for row in rows if row["error"]] == []
