@@ -33,8 +33,8 @@ class Inputs:
         self.processor: Any = processor.from_pretrained(self.source, backend="pil", **self.options)
         self.tokenizer = self.processor.tokenizer
         self.text = (config.template or captioner.template).replace("{prompt}", config.prompt)
-        blank = Image.new("RGB", (64, 64))
-        self.prompt = dict(self.processor(images=blank, text=self.text, return_tensors="pt"))
+        self.blank = Image.new("RGB", (64, 64))
+        self.prompt = dict(self.processor(images=self.blank, text=self.text, return_tensors="pt"))
         self.image_size = tuple(self.prompt.pop("pixel_values").shape[-2:])
         self.stop_ids = self._stop_ids()
         self._check_length(config)
@@ -47,11 +47,6 @@ class Inputs:
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """(1, 3, H, W) float32, resized, cropped and normalised."""
         return self._process(image)
-
-    def resized(self, image: Image.Image) -> Image.Image:
-        """The image in the very geometry that the model sees, so that vLLM's own resizing has nothing left to do."""
-        array = self._process(image, do_rescale=False, do_normalize=False)[0]
-        return Image.fromarray(array.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
     def caption(self, generated: list[int]) -> Caption:
         """The caption of the generated ids, of which those after the first end token are padding."""

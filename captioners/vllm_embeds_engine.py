@@ -14,7 +14,7 @@ from lotlip_data.captioners.inputs import Inputs
 from lotlip_data.captioners.instructblip import prompt_embeddings
 from lotlip_data.captioners.language_model import export_language_model
 from lotlip_data.captioners.transformers_engine import load_model
-from lotlip_data.captioners.vllm_engine import VllmEngine, engine_args
+from lotlip_data.captioners.vllm_engine import VllmEngine, embeds_request, engine_args
 
 
 class VllmEmbedsEngine(VllmEngine):
@@ -45,8 +45,11 @@ class VllmEmbedsEngine(VllmEngine):
         self._embed.close()
         self._vision = None
 
+    def _render(self, config: CaptionerConfig) -> None:
+        """Nothing: embeddings are the whole of what vLLM is asked."""
+
     async def _request(self, image: Image.Image) -> Any:
-        return {"prompt_embeds": await self._embed(await asyncio.to_thread(self._inputs.pixels, image))}
+        return embeds_request(await self._embed(await asyncio.to_thread(self._inputs.pixels, image)))
 
     @torch.inference_mode()
     def _embeddings(self, pixels: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,0 +1,208 @@
+"""Images per second of recaptioning, ours beside what a user would have without it, with the tiny models.
+
+    python benchmarks/recaption.py --ray-data-llm-env build/ray-data-llm
+
+Every side is a process of its own that keeps its engine loaded; they take turns on the same images, round after round,
+so that whatever else the machine does falls on all of them. A ratio is the median over the rounds of ours divided by
+the other's time in the same round. The last line of standard output is one JSON object; README.md beside this file says
+what each side does and what the keys mean.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+Job = dict[str, Any]
+
+RATIOS = {
+    "ours_vs_bare_vllm": ("ours", ["bare_vllm"]),
+    "ours_vs_ray_data_llm": ("ours", ["ray_data_llm", "ray_data_llm_engine_only"]),
+    "ours_vs_generate": ("ours", ["generate"]),
+    "instructblip_vs_generate": ("instructblip_ours", ["instructblip_generate"]),
+}
+"""Name → ours, and the others; the fastest of several others counts."""
+
+
+class Side:
+    """A process that captions all images when asked."""
+
+    def __init__(self, name: str, script: str, job: Job, work: Path, python: str = sys.executable) -> None:
+        self.name, self.seconds, self.captions = name, [], {}
+        self.log = work / f"{name}.log"
+        file = work / f"{name}.json"
+        file.write_text(json.dumps(job | {"scratch": str(work / name)}))
+        environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE / 'sides'}", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [python, str(HERE / "sides" / f"{script}.py"), str(file)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("w"),
+            text=True,
+            bufsize=1,
+        )
+        self.start_seconds = self._answer()["seconds"]
+
+    def run(self, number: int) -> float:
+        """Seconds of one round."""
+        print(number, file=self.process.stdin)
+        answer = self._answer()
+        self.captions = answer["captions"]
+        return answer["seconds"]
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def _answer(self) -> Any:
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        raise SystemExit(f"{self.name} has ended; the end of {self.log}:\n{self.log.read_text()[-2000:]}")
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1024, help="images of a round (%(default)s)")
+    parser.add_argument("--shards", type=int, default=4, help="tars that they lie in (%(default)s)")
+    parser.add_argument("--pixels", type=int, default=96, help="side of a stored image (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens at most (%(default)s)")
+    parser.add_argument("--seqs", type=int, default=64, help="vLLM's max_num_seqs, on all sides (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up (%(default)s)")
+    parser.add_argument("--ray-data-llm-env", type=Path, help="made by ray_data_llm_env.sh; without it, no such ratio")
+    parser.add_argument("--sides", nargs="+", help="only these of the sides")
+    return parser.parse_args(given)
+
+
+def jobs(options: argparse.Namespace, run: Path, tars: list[str]) -> dict[str, tuple[str, Job, str]]:
+    """Name → script, job and Python of each side."""
+    from lotlip_data.captioners.registry import get_default, get_kind
+    from lotlip_data.manifests.checkpoints import resolve
+
+    def job(name: str, **extra: Any) -> Job:
+        config = get_default(name).to_dict() | {"max_new_tokens": options.tokens, "dtype": "float32"}
+        kind = get_kind(config["kind"])
+        return {
+            "run": str(run),
+            "tars": tars,
+            "images": options.images,
+            "captioner": config,
+            "checkpoint": resolve(config["model"]),
+            "model_class": kind.model_class,
+            "text": kind.template.replace("{prompt}", config["prompt"]),
+            "max_num_seqs": options.seqs,
+            "kv_cache_gib": 0.25,
+            "sampling": {"temperature": 0.0, "max_tokens": options.tokens},
+        } | extra
+
+    llava = job("tiny-llava")
+    llava["captioner"]["max_model_len"] = 64 + options.tokens
+    llava["vllm"] = {
+        "dtype": "float32",
+        "max_model_len": 64 + options.tokens,
+        "max_num_seqs": options.seqs,
+        "kv_cache_memory_bytes": 2**28,
+        "enforce_eager": True,
+        "limit_mm_per_prompt": {"image": 1},
+        "mm_processor_cache_gb": 0,
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        "generation_config": "vllm",
+        "seed": 0,
+    }
+    here, there = sys.executable, str(options.ray_data_llm_env / "bin/python") if options.ray_data_llm_env else ""
+    sides = {
+        "ours": ("ours", llava, here),
+        "bare_vllm": ("bare_vllm", llava, here),
+        "ray_data_llm": ("ray_data_llm", llava | {"stages": "multimodal"}, there),
+        "ray_data_llm_engine_only": ("ray_data_llm", llava | {"stages": "engine"}, there),
+        "generate": ("generate", llava | {"batch_size": options.seqs}, here),
+        "instructblip_ours": ("ours", job("tiny-instructblip"), here),
+        "instructblip_generate": ("generate", job("tiny-instructblip", batch_size=options.seqs), here),
+    }
+    wanted = options.sides or list(sides)
+    return {name: side for name, side in sides.items() if name in wanted and side[2]}
+
+
+def measure(sides: dict[str, Side], rounds: int) -> None:
+    """One round to warm up, then `rounds` that count; every round, each side in turn."""
+    for number in range(rounds + 1):
+        for side in sides.values():
+            side.seconds.append(side.run(number))
+        spent = ", ".join(f"{side.name} {side.seconds[-1]:.2f} s" for side in sides.values())
+        print(f"{'warm-up' if number == 0 else f'round {number}'}: {spent}", flush=True)
+
+
+def report(sides: dict[str, Side], options: argparse.Namespace) -> dict[str, Any]:
+    """The JSON object; a ratio one of whose sides did not run is None."""
+    rate = {name: options.images / statistics.median(side.seconds[1:]) for name, side in sides.items()}
+    ratios: dict[str, float | None] = {}
+    for key, (ours, others) in RATIOS.items():
+        if ours in sides and (there := [name for name in others if name in sides]):
+            other = max(there, key=rate.__getitem__)
+            pairs = zip(sides[ours].seconds[1:], sides[other].seconds[1:], strict=True)
+            ratios[key] = round(statistics.median(theirs / own for own, theirs in pairs), 3)
+        else:
+            ratios[key] = None
+    return ratios | {
+        "images_per_second": {name: round(value, 1) for name, value in rate.items()},
+        "all_images_per_second": {
+            name: [round(options.images / seconds, 1) for seconds in side.seconds[1:]] for name, side in sides.items()
+        },
+        "start_seconds": {name: round(side.start_seconds, 1) for name, side in sides.items()},
+        "warm_up_seconds": {name: round(side.seconds[0], 1) for name, side in sides.items()},
+        "captions_as_ours": {name: agreement(sides, name) for name in sides},
+        "images": options.images,
+        "pixels": options.pixels,
+        "max_new_tokens": options.tokens,
+        "max_num_seqs": options.seqs,
+        "rounds": options.rounds,
+    }
+
+
+def agreement(sides: dict[str, Side], name: str) -> float | None:
+    """The share of the images whose caption is ours, word for word."""
+    ours = sides.get("instructblip_ours" if name.startswith("instructblip") else "ours")
+    if ours is None:
+        return None
+    assert ours.captions.keys() == sides[name].captions.keys(), f"{name} has not captioned the same images"
+    same = sum(sides[name].captions[key][0] == text for key, (text, _) in ours.captions.items())
+    return round(same / len(ours.captions), 4)
+
+
+def main() -> None:
+    options = arguments()
+    from images import write_run
+
+    work = Path(tempfile.mkdtemp(prefix="recaption-benchmark-"))
+    tars = write_run(str(work / "run"), options.shards, options.images // options.shards, options.pixels)
+    if not options.ray_data_llm_env:
+        print("ray.data.llm is left out: name its environment with --ray-data-llm-env, see README.md", flush=True)
+    sides: dict[str, Side] = {}
+    try:
+        for name, (script, job, python) in jobs(options, work / "run", tars).items():
+            sides[name] = Side(name, script, job, work, python)
+            print(f"{name}: started in {sides[name].start_seconds:.1f} s", flush=True)
+        time.sleep(5)
+        measure(sides, options.rounds)
+        print(json.dumps(report(sides, options)))
+    finally:
+        for side in sides.values():
+            side.close()
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Ours: the pool's actor in Ray, from the tar to the committed Parquet of captions, two units at a time."""
+
+import pyarrow.parquet as pq
+from serve import Job, Results, serve
+
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline.caption_actor import CaptionActor
+from lotlip_data.pipeline.choice import PoolSettings
+from lotlip_data.pipeline.cluster import LOCAL_OBJECT_STORE_BYTES
+from lotlip_data.pipeline.pools import UNITS_AN_ACTOR
+
+
+def start(job: Job):  # type: ignore[no-untyped-def]
+    import ray
+
+    config, run = CaptionerConfig.from_dict(job["captioner"]), Run.at(job["run"])
+    ray.init("local", include_dashboard=False, log_to_driver=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES)
+    options = {name: job[name] for name in ("max_num_seqs", "kv_cache_gib")}
+    settings = PoolSettings(engine="vllm", engine_options=options | {"cache_dir": job["scratch"]})
+    actor = ray.remote(CaptionActor).options(num_cpus=1, max_concurrency=2 * UNITS_AN_ACTOR)
+    actor = actor.remote(run.url, config, settings)
+    ray.get(actor.ready.remote())
+
+    def results() -> Results:
+        captions: Results = {}
+        for shard in range(len(job["tars"])):
+            for row in pq.read_table(run.caption_shard(config.name, shard)).to_pylist():
+                assert row["error"] is None, row
+                captions[row["key"]] = (row["text"], row["tokens"])
+        storage.remove(run.captioner(config.name))
+        return captions
+
+    def caption(number: int):  # type: ignore[no-untyped-def]
+        units = list(range(len(job["tars"])))
+        running = [actor.caption.remote(units.pop(0)) for _ in range(min(UNITS_AN_ACTOR, len(units)))]
+        while running:
+            finished, running = ray.wait(running)
+            ray.get(finished)
+            if units:
+                running.append(actor.caption.remote(units.pop(0)))
+        return results
+
+    return caption
+
+
+if __name__ == "__main__":
+    serve(start)
