@@ -19,7 +19,7 @@ def export_language_model(source: str, options: dict[str, Any], cache_dir: str) 
     The same checkpoint gives the same folder, a changed one another. Weights are copied from where they are mapped, so
     memory does not grow with them. The folder appears whole or not at all, so several actors of a machine may ask at
     once. Raises ValueError if the checkpoint has no weights, not those of its language model, or if that is not
-    decoder-only or quantised.
+    decoder-only.
     """
     checkpoint = _local_folder(source, options)
     files = weight_files(checkpoint)
@@ -80,11 +80,6 @@ def _text_config(checkpoint: Path) -> Any:
     text = whole.text_config
     if text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(f"{checkpoint}: its language model, {text.model_type}, is not decoder-only; use transformers")
-    if getattr(whole, "quantization_config", None) or getattr(text, "quantization_config", None):
-        raise ValueError(
-            f"{checkpoint}: is quantised, and its language model cannot be taken out; use the checkpoint as published, "
-            "with quantization: fp8 if vLLM shall quantise it"
-        )
     text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]]
     text.dtype = text.dtype or whole.dtype
     return text

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, InstructBlipForConditionalGeneration
 
 from lotlip_data.captioners import language_model
+from lotlip_data.captioners.base import CaptionerConfig, load_engine
 from lotlip_data.captioners.language_model import export_language_model
 
 LOCAL = {"revision": None, "local_files_only": True}
@@ -103,12 +104,20 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(checkpoint, tmp_path):
     assert not list((tmp_path / "cache" / "language_models").iterdir())
 
 
-def test_a_quantised_checkpoint_is_refused_with_what_works(checkpoint, tmp_path):
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+def test_a_quantised_checkpoint_is_refused_with_what_works(engine, checkpoint):
     file = checkpoint / "config.json"
     config = json.loads(file.read_text()) | {"quantization_config": {"quant_method": "awq", "bits": 4}}
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"is quantised, and its language model cannot be taken out; use .* fp8"):
-        export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"is quantised, and its language model cannot be taken out for vLLM; use"):
+        load_engine(CaptionerConfig("x", "instructblip", str(checkpoint)), engine)
+
+
+def test_a_quantization_that_the_checkpoint_lacks_is_refused(checkpoint):
+    config = CaptionerConfig("x", "instructblip", str(checkpoint), quantization="awq_marlin")
+    message = "captioner 'x': quantization='awq_marlin': InstructBLIP's checkpoint is not quantised; use one that"
+    with pytest.raises(ValueError, match=message):
+        load_engine(config, "vllm")
 
 
 def test_the_hub_is_asked_for_the_revision_and_for_one_format(checkpoint, tmp_path, monkeypatch):
