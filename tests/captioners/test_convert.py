@@ -155,3 +155,20 @@ def test_both_engines_write_the_same_captions(pair, scenes, caption_all):
         engine.close()
     assert captions["vllm"] == captions["transformers"]
     assert len({caption.text for caption in captions["vllm"]}) > 10
+
+
+def test_tensors_of_a_bin_file_that_share_memory_are_written_apart(pair, tmp_path):
+    """As parts of one larger tensor, of which torch.save keeps the whole."""
+    source, converted = pair
+    shutil.copytree(source.parent, tmp_path / "published")
+    model = tmp_path / "published" / "model"
+    for file in model.glob("*.bin"):
+        weights = torch.load(file, weights_only=True)
+        together = torch.cat([weight.flatten() for weight in weights.values()])
+        parts = together.split([weight.numel() for weight in weights.values()])
+        torch.save({n: part.view(weights[n].shape) for n, part in zip(weights, parts, strict=True)}, file)
+    convert(str(model), str(tmp_path / "out"), say=lambda line: None)
+    for file in weight_files(converted):
+        written, expected = read_weights(tmp_path / "out" / file.name), read_weights(file)
+        assert written.keys() == expected.keys()
+        assert all(torch.equal(written[name], expected[name]) for name in expected)
