@@ -11,6 +11,7 @@ class Captioner:
 
     template: the prompt around `{prompt}`, with `<image>` where the image stands if the tokenizer knows that token.
     model_class: the transformers class that loads the checkpoint and generates.
+    needs_gpu: whether an engine takes a GPU where there are some.
     processor_class: the one that makes its inputs; AutoProcessor takes what the checkpoint names.
 
     As it stands, `load` serves a model that transformers runs and vLLM knows too; override it for anything else.
@@ -18,6 +19,7 @@ class Captioner:
 
     template: ClassVar[str]
     model_class: ClassVar[str]
+    needs_gpu: ClassVar[bool] = True
     processor_class: ClassVar[str] = "AutoProcessor"
 
     def check(self, source: str, options: dict[str, Any]) -> None:

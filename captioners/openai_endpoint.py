@@ -37,6 +37,7 @@ class OpenAIEndpoint(Captioner):
     """
 
     template = "<image>{prompt}"
+    needs_gpu = False
 
     def load(self, config: CaptionerConfig, engine: str, resources: Resources) -> Engine:
         where = f"captioner {config.name!r}"

@@ -21,26 +21,23 @@ class CaptionActor:
     """One process with one engine."""
 
     def __init__(self, run_url: str, config: CaptionerConfig, settings: PoolSettings) -> None:
+        self._run, self._config, self._settings = Run(run_url), config, settings
+
+    async def start(self) -> tuple[float, float]:
+        """Start the engine; seconds that this took, and a first, plain image. Raises what the engine raises."""
         from lotlip_data.captioners.base import load_engine
 
-        started = time.monotonic()
-        engine = load_engine(config, settings.engine, **settings.engine_options)
-        self._start_seconds = time.monotonic() - started
-        self._count = _counters(config.name)
+        begun = time.monotonic()
+        settings, name = self._settings, self._config.name
+        engine = load_engine(self._config, settings.engine, **settings.engine_options)
+        loaded = time.monotonic()
         self._captioning = Captioning(
-            Run(run_url), config, engine, settings.engine, settings.part_size, settings.concurrency, self._count
+            self._run, self._config, engine, settings.engine, settings.part_size, settings.concurrency, _counters(name)
         )
-        self._stall_seconds = settings.stall_seconds
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def ready(self) -> tuple[float, float]:
-        """Seconds that the engine took to start and to caption a first, plain image."""
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-        started = time.monotonic()
+        watch = (asyncio.get_running_loop(), settings.stall_seconds)
+        threading.Thread(target=self._watch, args=watch, name="watchdog", daemon=True).start()
         await self._captioning.warm_up()
-        return self._start_seconds, time.monotonic() - started
+        return loaded - begun, time.monotonic() - loaded
 
     async def caption(self, shard: int) -> UnitResult:
         try:
@@ -52,13 +49,12 @@ class CaptionActor:
         """Before a stop in good order."""
         await self._captioning.leave()
 
-    def _watch(self) -> None:
+    def _watch(self, loop: asyncio.AbstractEventLoop, stall_seconds: float) -> None:
         """Ends the process when the engine is silent for too long: a hung one never says so itself."""
-        while (silent := self._captioning.silent_for()) < self._stall_seconds:
-            time.sleep(min(5.0, self._stall_seconds / 10))
-        assert self._loop
+        while (silent := self._captioning.silent_for()) < stall_seconds:
+            time.sleep(min(5.0, stall_seconds / 10))
         saving = asyncio.run_coroutine_threadsafe(
-            self._captioning.save(f"the engine hung: no answer for {silent:.0f} s"), self._loop
+            self._captioning.save(f"the engine hung: no answer for {silent:.0f} s"), loop
         )
         with contextlib.suppress(TimeoutError, OSError):
             saving.result(SAVE_SECONDS)

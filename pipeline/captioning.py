@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, Engine, EngineDead
+from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, Engine, EngineDead, EngineUnreachable
 from lotlip_data.captioners.flags import flags_of
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.attempt import Attempt
@@ -62,6 +62,9 @@ class Captioning:
         self._attempts.add(attempt)
         try:
             return await attempt.task
+        except EngineUnreachable:  # no image's doing: nobody is suspected
+            await self.leave()
+            raise
         except EngineDead as error:
             await self.save(str(error))
             raise
@@ -83,10 +86,12 @@ class Captioning:
 
     async def leave(self) -> None:
         """Stop the units under way in good order: what is finished is saved, and nobody is to blame for the rest."""
-        stopping = [attempt.task for attempt in self._attempts]
-        for task in stopping:
-            task.cancel()
-        await asyncio.gather(*stopping, return_exceptions=True)
+        stopping = list(self._attempts)
+        for attempt in stopping:
+            attempt.task.cancel()
+        await asyncio.gather(*(attempt.task for attempt in stopping), return_exceptions=True)
+        for attempt in stopping:
+            await attempt.leave()
 
     def silent_for(self) -> float:
         """Seconds in which images were with the engine and none came back."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Resources
-from lotlip_data.captioners.registry import get_default
+from lotlip_data.captioners.registry import get_default, get_kind
 from lotlip_data.manifests.errors import UserError
 
 
@@ -92,6 +92,8 @@ def _one(entry: str | Mapping[str, Any], pool: Mapping[str, Any]) -> Chosen:
             settings = get_default(preset).to_dict() | settings
         if unknown := sorted(set(pool) - {item.name for item in fields(PoolSettings)}):
             raise ValueError(f"pool: there is no setting {', '.join(unknown)}")
-        return Chosen(CaptionerConfig.from_dict(settings), PoolSettings(**pool))
+        chosen = Chosen(CaptionerConfig.from_dict(settings), PoolSettings(**pool))
+        get_kind(chosen.config.kind)
+        return chosen
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None

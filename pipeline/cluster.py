@@ -25,6 +25,7 @@ def cluster() -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(
+            address="local",  # else a Ray that somebody else runs on this machine is taken
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -16,7 +16,9 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.registry import get_kind
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.caption_actor import CaptionActor
 from lotlip_data.pipeline.caption_commit import UnitResult
@@ -32,8 +34,14 @@ UNITS_AN_ACTOR = 2
 MAX_FAILURES = 10
 """Units that a pool gives up in a row before it gives up altogether."""
 
-MAX_STARTS = 10
-"""How often in a row an actor may fail to become ready."""
+MAX_STARTS = 3
+"""How often in a row an engine may fail to start."""
+
+MAX_SILENT = 10
+"""How often in a row an actor may be gone when it is asked to start its engine."""
+
+FINAL = (ValueError, TypeError, ImportError, UserError)
+"""What an engine raises that only a person can mend."""
 
 LEAVE_SECONDS = 20.0
 WAITING_SECONDS = 30.0
@@ -50,12 +58,13 @@ class FailedUnit:
 
 @dataclass(eq=False)
 class Member:
-    """An actor of a pool. `ask_at`: when to ask whether it is ready; None while an answer is awaited, or is there."""
+    """An actor of a pool. `ask_at`: when to ask it to start its engine; None once it is asked, or has."""
 
     handle: Any
     ready: bool = False
     ask_at: float | None = 0.0
     failed_starts: int = 0
+    silent: int = 0
 
 
 @dataclass(eq=False)
@@ -69,7 +78,7 @@ class Pool:
     say: Callable[[str], None] = lambda line: None
     members: list[Member] = field(default_factory=list)
     starting: dict[Any, Member] = field(default_factory=dict)
-    """From the reference to an answer to `ready`, to the actor that was asked."""
+    """From the reference to an answer to `start`, to the actor that was asked."""
     running: dict[Any, tuple[Member, int]] = field(default_factory=dict)
     """From a result's reference to the actor that works on it and the unit's shard."""
     fruitless: Counter[int] = field(default_factory=Counter)
@@ -89,7 +98,8 @@ class Pool:
     def num_gpus(self) -> float:
         if self.settings.num_gpus is not None:
             return self.settings.num_gpus
-        return float(ray.cluster_resources().get("GPU", 0) > 0)
+        wanted = get_kind(self.config.kind).needs_gpu and ray.cluster_resources().get("GPU", 0)
+        return 1.0 if wanted else 0.0
 
     def size(self) -> int:
         """Actors that the pool asks for: never more than it has units."""
@@ -168,23 +178,29 @@ class Pool:
     def _ask(self) -> None:
         for member in self.members:
             if not member.ready and member.ask_at is not None and member.ask_at <= time.monotonic():
-                self.starting[member.handle.ready.remote()] = member
+                self.starting[member.handle.start.remote()] = member
                 member.ask_at = None
 
     def _started(self, member: Member, reference: Any) -> None:
         if member not in self.members:
             return
+        member.ask_at = time.monotonic() + 1  # a call to an actor that is between two lives fails at once
         try:
             start, first = ray.get(reference)
-        except (RayTaskError, ActorDiedError) as error:  # the engine cannot be loaded, or not be used
-            self._lose(member, _reason(error))
-        except RayActorError as error:
+        except RayTaskError as error:
             member.failed_starts += 1
-            member.ask_at = time.monotonic() + 1  # a call to an actor between two lives fails at once
-            if member.failed_starts == MAX_STARTS:
-                self._lose(member, f"its actor died while it started, again and again ({brief(error)})")
+            final = isinstance(error.cause, FINAL) or member.failed_starts == MAX_STARTS
+            if final:
+                self._lose(member, _reason(error))
+            else:
+                self.say(f"{self.config.name}: an engine did not start, and is tried again: {_reason(error)}")
+                ray.kill(member.handle, no_restart=False)  # a new process, since this one may hold broken remains
+        except RayActorError as error:
+            member.silent += 1
+            if member.silent == MAX_SILENT or isinstance(error, ActorDiedError):
+                self._lose(member, f"its actor died while its engine started, again and again ({brief(error)})")
         else:
-            member.ready, member.failed_starts = True, 0
+            member.ready, member.ask_at, member.failed_starts, member.silent = True, None, 0, 0
             self.say(f"{self.config.name}: an engine is ready: {start:.1f} s to start, {first:.1f} s for a first image")
 
     def _lose(self, member: Member, reason: str) -> None:

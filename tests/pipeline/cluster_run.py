@@ -11,9 +11,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,28 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE)
     return answer
 
 
+@dataclass
+class Driver:
+    """A process that recaptions on the cluster, and the file with what it says."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> dict[str, Any]:
+        """Waits for it to end; its summary, with its exit `code`."""
+        self.process.wait(DEADLINE)
+        print(self.log.read_text())
+        summary: dict[str, Any] = json.loads(self.log.read_text().splitlines()[-1])
+        return summary | {"code": self.process.returncode}
+
+
 class Nodes:
     """The cluster. Its head has no CPU, so that every actor is on a node that may be killed."""
 
@@ -125,10 +149,12 @@ class Nodes:
         self.workers.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
-    def driver(self, run: Run, entries: Sequence[Entry]) -> "subprocess.Popen[str]":
+    def driver(self, run: Run, entries: Sequence[Entry]) -> "Driver":
         command = [sys.executable, "-m", "tests.pipeline.cluster_run", run.url, json.dumps(list(entries))]
         env = {**self.env, "RAY_ADDRESS": self._cluster.address}
-        return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        log = Path(tempfile.mkstemp(prefix="driver-", suffix=".log", dir=self.faults.parent)[1])
+        with log.open("w") as out:
+            return Driver(subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT), log)
 
     def actors(self) -> list[psutil.Process]:
         """The processes of caption actors, on any node."""
@@ -169,14 +195,6 @@ def kill(process: psutil.Process) -> None:
         process.send_signal(signal.SIGKILL)
     except psutil.NoSuchProcess:
         return
-
-
-def end(driver: "subprocess.Popen[str]") -> dict[str, Any]:
-    """Waits for a driver; its summary, with its exit code."""
-    out, _ = driver.communicate(timeout=DEADLINE)
-    print(out)
-    summary: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return summary | {"code": driver.returncode}
 
 
 @contextmanager

@@ -114,7 +114,6 @@ def test_an_endpoint_captions_a_run_and_its_key_stays_in_the_environment(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="Captioning.unit suspects the images under way of an EngineUnreachable, too")
 def test_outages_of_an_endpoint_cost_no_image_however_often_they_come(tmp_path: Path) -> None:
     """Three runs that end in an outage, each with images under way; the fourth captions all that is left."""
     endpoint = Endpoint()

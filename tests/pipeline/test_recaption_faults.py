@@ -21,7 +21,6 @@ from tests.pipeline.cluster_run import (
     assert_exactly_once,
     committed,
     decoded,
-    end,
     kill,
     nodes,
     rows,
@@ -88,7 +87,7 @@ def test_killed_actors(cluster: Nodes, faults: Path, run: Run, texts: dict[str, 
     before = committed(run, [NAME])
     for victim in victims:
         kill(victim)
-    assert end(driver)["code"] == 0 and victims
+    assert driver.end()["code"] == 0 and victims
     assert_exactly_once(run, NAME, texts)
     assert before.items() <= committed(run, [NAME]).items()
     assert finished(faults) <= len(texts) + len(victims) * 16  # at most a part each was lost
@@ -101,7 +100,7 @@ def test_a_killed_node(cluster: Nodes, faults: Path, run: Run, texts: dict[str, 
     wait_for(lambda: under_way(run), "part")
     before = committed(run, [NAME])
     cluster.kill_node(cluster.workers[-1])
-    assert end(driver)["code"] == 0
+    assert driver.end()["code"] == 0
     assert_exactly_once(run, NAME, texts)
     assert before.items() <= committed(run, [NAME]).items()
 
@@ -113,7 +112,7 @@ def test_an_engine_that_runs_out_of_memory_or_hangs(
     names = [hash_of(image) for image in images.values()]
     (faults / f"once-oom-{names[5]}").touch()
     (faults / f"once-hang-{names[60]}").touch()
-    assert end(cluster.driver(run, [entry(faults, stall_seconds=8)]))["code"] == 0
+    assert cluster.driver(run, [entry(faults, stall_seconds=8)]).end()["code"] == 0
     assert not list(faults.glob("once-*"))
     assert_exactly_once(run, NAME, texts)
 
@@ -127,7 +126,7 @@ def test_poison_images_are_isolated(
     (faults / f"kill-{hash_of(images[deadly])}").touch()
     (faults / f"hang-{hash_of(images[hanging])}").touch()
     (faults / f"fail-{hash_of(images[failing])}").touch()
-    assert end(cluster.driver(run, [entry(faults, stall_seconds=8)]))["code"] == 0
+    assert cluster.driver(run, [entry(faults, stall_seconds=8)]).end()["code"] == 0
     assert_exactly_once(run, NAME, texts, failed=[deadly, hanging, failing])
     reasons = {row["uid"]: row["error"] for row in rows(run, NAME)}
     assert "ended" in reasons[deadly] and "once with it alone: killed, or crashed" in reasons[deadly]
@@ -139,7 +138,7 @@ def test_storage_that_fails_once_in_a_while(cluster: Nodes, faults: Path, run: R
     """One operation in eight fails, some after they were done."""
     (faults / "storage").write_text(json.dumps({"rate": 0.12}))
     driver = cluster.driver(Run(f"faulty://{run.url}"), [entry(faults)])
-    assert end(driver)["code"] == 0
+    assert driver.end()["code"] == 0
     assert_exactly_once(run, NAME, texts)
 
 
@@ -149,13 +148,13 @@ def test_a_full_disk(cluster: Nodes, faults: Path, run: Run, texts: dict[str, st
     driver = cluster.driver(remote, [entry(faults)])
     wait_for(lambda: captioned_shards(run, NAME), "committed shard")
     (faults / "storage").write_text(json.dumps({"full": True}))
-    summary = end(driver)
+    summary = driver.end()
     assert summary["code"] == 1
     assert all("No space left on device" in line for line in summary["failed"]) and summary["failed"]
     before = committed(run, [NAME])
     assert len(before) < SHARDS
     (faults / "storage").unlink()
-    assert end(cluster.driver(remote, [entry(faults)]))["code"] == 0
+    assert cluster.driver(remote, [entry(faults)]).end()["code"] == 0
     assert_exactly_once(run, NAME, texts)
     assert before.items() <= committed(run, [NAME]).items()
 
@@ -169,10 +168,10 @@ def test_two_drivers_whose_engines_say_different_things_leave_one_text_each(
     (other / "say").write_text("Hello. ")
     drivers = [cluster.driver(run, [entry(folder, max_actors=1)]) for folder in (faults, other)]
     seen: dict[str, Any] = {}
-    while any(driver.poll() is None for driver in drivers):
+    while any(driver.running() for driver in drivers):
         for path, content in committed(run, [NAME]).items():
             assert seen.setdefault(path, content) == content
-    assert [end(driver)["code"] for driver in drivers] == [0, 0]
+    assert [driver.end()["code"] for driver in drivers] == [0, 0]
     assert finished(faults) and finished(other)
     found = rows(run, NAME)
     assert sorted(row["uid"] for row in found) == sorted(texts)
@@ -188,6 +187,6 @@ def test_a_killed_engine_process_inside_an_actor(cluster: Nodes, faults: Path, r
     (victim,) = cluster.engines()
     before = committed(run, [NAME])
     kill(victim)
-    assert end(driver)["code"] == 0
+    assert driver.end()["code"] == 0
     assert_exactly_once(run, NAME, texts)
     assert before.items() <= committed(run, [NAME]).items()

@@ -1,0 +1,84 @@
+"""How far a run is comes from the names in its folder alone: counts, rates, what is left."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline import ledger
+from lotlip_data.pipeline.ledger import Tally
+from lotlip_data.pipeline.status import as_lines, rates, status
+from tests.pipeline import fake_run
+from tests.pipeline.seer import Seer, caption, fetched
+
+NUMBER = st.integers(min_value=0, max_value=10**12)
+
+
+@given(st.builds(Tally, NUMBER, NUMBER, NUMBER, NUMBER, NUMBER))
+def test_a_tally_survives_its_name(tally: Tally) -> None:
+    assert Tally.named(f"00017-{tally.name}.parquet") == tally
+
+
+def test_rates_are_over_the_last_minutes_and_spread_over_the_time_of_each_piece_of_work() -> None:
+    half_in = Tally(rows=100, failed=0, tokens=1000, started=0, ended=100)
+    within = Tally(rows=50, failed=0, tokens=300, started=100, ended=150)
+    long_ago = Tally(rows=10**6, failed=0, tokens=10**6, started=0, ended=49)
+    assert rates([half_in, within, long_ago], now=150, window=100) == (100 / 100, 800 / 100)
+    assert rates([within], now=150, window=1000) == (50 / 50, 300 / 50)  # since the first work, not since ever
+    assert rates([within], now=1151, window=1000) == (0, 0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Two fetched shards of 30 and 20 images; the captioner `seer` has done the first, and 12 of the second."""
+    run = Run.at(str(tmp_path / "a run"))
+    for shard, values in ((0, range(30)), (1, range(30, 50))):
+        fetched(run, shard, list(values))
+        ledger.record(run.image_ledger, shard, Tally(len(values) + 1, 1, 0, 0, 10))
+    caption(run, Seer(poison=(3,)), 0)
+    now = int(time.time())
+    folder = run.caption_parts("seer", 1)
+    storage.create(storage.join(folder, f"00000-x-{Tally(12, 1, 60, now - 4, now).name}.parquet"), b"")
+    return run
+
+
+def test_parts_under_way_count(run: Run) -> None:
+    found = status(run)
+    assert found["images"] == 50
+    assert found["captioned"] == {"seer": 1}
+    seer = found["captioners"]["seer"]
+    assert (seer["done"], seer["left"], seer["failed"], seer["tokens"]) == (42, 8, 2, 29 * 5 + 60)
+    assert seer["images_per_s"] > 0 and seer["seconds_left"] == pytest.approx(8 / seer["images_per_s"], abs=1)
+    (line,) = [line for line in as_lines(found) if "seer" in line]
+    assert "1 of 2 shards, 42 images done, 2 failed, 8 left; " in line and "tokens/s" in line and "to go" in line
+
+
+def test_a_run_that_rests_says_no_rate(run: Run) -> None:
+    seer = status(run, now=time.time() + 3600)["captioners"]["seer"]
+    assert (seer["images_per_s"], seer["seconds_left"]) == (0, None)
+
+
+def test_shards_without_a_line_in_the_ledger_are_counted_too(tmp_path: Path) -> None:
+    run = fake_run.make(tmp_path / "run", 2, 4, writers=()).run
+    assert status(run)["images"] == 8
+
+
+def test_watching_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
+    run = fake_run.make(tmp_path / "run", 1, 4, writers=()).run
+    command = [sys.executable, "-m", "lotlip_data.pipeline.cli", "status", run.url, "--watch", "--every", "0.1"]
+    watching = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watching.stdout and watching.stderr
+    looks = [line for _ in range(4) if (line := watching.stderr.readline())]
+    watching.send_signal(signal.SIGINT)
+    out, _ = watching.communicate(timeout=30)
+    assert watching.returncode == 130
+    assert len(looks) == 4 and out.count('"images": 4') > 1
+    assert json.JSONDecoder().raw_decode(out)[0]["fetched"] == 1
