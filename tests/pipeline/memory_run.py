@@ -1,0 +1,73 @@
+"""A captioner's process at work, its peak memory after each unit, one JSON list on standard output.
+
+python -m tests.pipeline.memory_run RUN ENGINE SIZE SIZE …: `ENGINE` is `transformers`, or `stub`, which needs no model;
+each `SIZE` makes a shard of so many images, 400 kB each as stored and 3 MB decoded.
+"""
+
+import asyncio
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lotlip_data.captioners.base import Caption, Engine, load_engine
+from lotlip_data.captioners.registry import get_default
+from lotlip_data.manifests.layout import Run, shard_name
+from lotlip_data.manifests.schema import SUCCESS
+from lotlip_data.pipeline.captioning import Captioning
+from tests.pipeline import fake_run
+
+PIXELS = 1024
+
+
+class Stub:
+    window = 80
+
+    async def caption(self, image: Image.Image) -> Caption:
+        await asyncio.sleep(0.001)
+        return Caption(f"A picture of {image.width} pixels. " * 10, "stop", 64)
+
+    def close(self) -> None:
+        pass
+
+
+def write(run: Run, shard: int, size: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (PIXELS // 8, PIXELS // 8, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(noise).resize((PIXELS, PIXELS)).save(content, "JPEG", quality=95)
+    members = []
+    for number in range(size):
+        url = f"http://images.test/{shard}/{number}.jpg"
+        row = fake_run.asked(f"{shard_name(shard)}{number:04d}", url, ["noise"], ["web"])
+        members.append((row | {"status": SUCCESS, "sha256": "0" * 64}, content.getvalue()))
+    fake_run.commit_images(run, shard, [row for row, _ in members], members)
+
+
+def peak() -> int:
+    """The most memory that this process has had, in bytes. `getrusage` would count that of the one that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (high_water,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+    return int(high_water) * 1024
+
+
+async def work(captioning: Captioning, sizes: list[int]) -> list[int]:
+    peaks = []
+    for shard, size in enumerate(sizes):
+        result = await captioning.unit(shard)
+        assert (result.captioned, result.rejected) == (size, 0)
+        peaks.append(peak())
+    return peaks
+
+
+def main(url: str, engine_name: str, *given: str) -> None:
+    run, sizes = Run.at(url), [int(size) for size in given]
+    config = get_default("tiny-instructblip")
+    engine: Engine = Stub() if engine_name == "stub" else load_engine(config, engine_name)
+    print(json.dumps(asyncio.run(work(Captioning(run, config, engine, engine_name), sizes))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
