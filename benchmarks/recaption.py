@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,7 @@ RATIOS = {
     "ours_vs_bare_vllm": ("ours", ["bare_vllm"]),
     "ours_vs_ray_data_llm": ("ours", ["ray_data_llm", "ray_data_llm_engine_only"]),
     "ours_vs_generate": ("ours", ["generate"]),
-    "instructblip_vs_generate": ("instructblip_ours", ["instructblip_generate"]),
+    "instructblip_vs_generate": ("instructblip_ours", ["instructblip_generate", "instructblip_generate_16"]),
 }
 """Name → ours, and the others; the fastest of several others counts."""
 
@@ -41,7 +42,11 @@ class Side:
         self.log = work / f"{name}.log"
         file = work / f"{name}.json"
         file.write_text(json.dumps(job | {"scratch": str(work / name)}))
-        environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE / 'sides'}", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": f"{HERE}:{HERE / 'sides'}",
+            "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",  # else Ray's sides alone would yield to whatever else the machine does
+        }
         self.process = subprocess.Popen(
             [python, str(HERE / "sides" / f"{script}.py"), str(file)],
             env=environment,
@@ -78,7 +83,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1024, help="images of a round (%(default)s)")
     parser.add_argument("--shards", type=int, default=4, help="tars that they lie in (%(default)s)")
     parser.add_argument("--pixels", type=int, default=96, help="side of a stored image (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens at most (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="LLaVA's new tokens at most (%(default)s)")
     parser.add_argument("--seqs", type=int, default=64, help="vLLM's max_num_seqs, on all sides (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up (%(default)s)")
     parser.add_argument("--ray-data-llm-env", type=Path, help="made by ray_data_llm_env.sh; without it, no such ratio")
@@ -91,8 +96,8 @@ def jobs(options: argparse.Namespace, run: Path, tars: list[str]) -> dict[str, t
     from lotlip_data.captioners.registry import get_default, get_kind
     from lotlip_data.manifests.checkpoints import resolve
 
-    def job(name: str, **extra: Any) -> Job:
-        config = get_default(name).to_dict() | {"max_new_tokens": options.tokens, "dtype": "float32"}
+    def job(name: str, tokens: int) -> Job:
+        config = get_default(name).to_dict() | {"max_new_tokens": tokens, "dtype": "float32"}
         kind = get_kind(config["kind"])
         return {
             "run": str(run),
@@ -104,10 +109,12 @@ def jobs(options: argparse.Namespace, run: Path, tars: list[str]) -> dict[str, t
             "text": kind.template.replace("{prompt}", config["prompt"]),
             "max_num_seqs": options.seqs,
             "kv_cache_gib": 0.25,
-            "sampling": {"temperature": 0.0, "max_tokens": options.tokens},
-        } | extra
+            "sampling": {"temperature": 0.0, "max_tokens": tokens},
+            "batch_size": options.seqs,
+        }
 
-    llava = job("tiny-llava")
+    blip = job("tiny-instructblip", 256)  # to the end of each caption, as by default
+    llava = job("tiny-llava", options.tokens)
     llava["captioner"]["max_model_len"] = 64 + options.tokens
     llava["vllm"] = {
         "dtype": "float32",
@@ -128,9 +135,10 @@ def jobs(options: argparse.Namespace, run: Path, tars: list[str]) -> dict[str, t
         "bare_vllm": ("bare_vllm", llava, here),
         "ray_data_llm": ("ray_data_llm", llava | {"stages": "multimodal"}, there),
         "ray_data_llm_engine_only": ("ray_data_llm", llava | {"stages": "engine"}, there),
-        "generate": ("generate", llava | {"batch_size": options.seqs}, here),
-        "instructblip_ours": ("ours", job("tiny-instructblip"), here),
-        "instructblip_generate": ("generate", job("tiny-instructblip", batch_size=options.seqs), here),
+        "generate": ("generate", llava, here),
+        "instructblip_ours": ("ours", blip, here),
+        "instructblip_generate": ("generate", blip, here),
+        "instructblip_generate_16": ("generate", blip | {"batch_size": 16}, here),
     }
     wanted = options.sides or list(sides)
     return {name: side for name, side in sides.items() if name in wanted and side[2]}
@@ -184,6 +192,7 @@ def agreement(sides: dict[str, Side], name: str) -> float | None:
 
 def main() -> None:
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the sides are ended then, too
     from images import write_run
 
     work = Path(tempfile.mkdtemp(prefix="recaption-benchmark-"))

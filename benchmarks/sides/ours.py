@@ -21,7 +21,7 @@ def start(job: Job):  # type: ignore[no-untyped-def]
     settings = PoolSettings(engine="vllm", engine_options=options | {"cache_dir": job["scratch"]})
     actor = ray.remote(CaptionActor).options(num_cpus=1, max_concurrency=2 * UNITS_AN_ACTOR)
     actor = actor.remote(run.url, config, settings)
-    ray.get(actor.ready.remote())
+    ray.get(actor.start.remote())
 
     def results() -> Results:
         captions: Results = {}

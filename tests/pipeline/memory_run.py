@@ -1,7 +1,7 @@
 """A captioner's process at work, its peak memory after each unit, one JSON list on standard output.
 
 python -m tests.pipeline.memory_run RUN ENGINE SIZE SIZE …: `ENGINE` is `transformers`, or `stub`, which needs no model;
-each `SIZE` makes a shard of so many images, 400 kB each as stored and 3 MB decoded.
+each `SIZE` makes a shard of so many images, 120 kB each as stored and 0.8 MB decoded.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.captioning import Captioning
 from tests.pipeline import fake_run
 
-PIXELS = 1024
+PIXELS = 512
 
 
 class Stub:
