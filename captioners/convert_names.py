@@ -1,10 +1,7 @@
 """What ShareGPT4V's published weights are called in the Hugging Face LLaVA layout, and whether they are all there."""
 
 import re
-from collections.abc import Iterable, Mapping
 from typing import Any
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 STRAY_TOWER = "model.vision_tower."
 """Weights of a vision tower beside the language model's. ShareGPT4V's own loader ignores them too."""
@@ -73,20 +70,3 @@ def model_shapes(model_class: str, config: Any) -> dict[str, tuple[int, ...]]:
 def llava_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Name on the hub → shape of every weight of a LLaVA with this LlavaConfig."""
     return {hub_name(name): shape for name, shape in model_shapes("LlavaForConditionalGeneration", config).items()}
-
-
-def differences(expected: Shapes, found: Shapes) -> list[str]:
-    """What keeps `found` from being the weights of the model that `expected` describes, a line each."""
-    missing = sorted(expected.keys() - found.keys())
-    unknown = sorted(found.keys() - expected.keys())
-    wrong = [name for name in sorted(expected.keys() & found.keys()) if expected[name] != found[name]]
-    return [
-        *_summary("weights are missing", missing),
-        *_summary("weights have no place in the model", unknown),
-        *_summary("weights have the wrong shape", [f"{n} {found[n]} instead of {expected[n]}" for n in wrong]),
-    ]
-
-
-def _summary(what: str, names: Iterable[str]) -> list[str]:
-    names = list(names)
-    return [f"{len(names)} {what}, such as {names[0]}"] if names else []

@@ -7,23 +7,24 @@ verified             every tensor read back and compared with the source
 config.json          last: the mark that all of it is done; nothing loads a folder without it
 """
 
-import errno
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lotlip_data.captioners import convert_folders, convert_names, convert_processor
-from lotlip_data.captioners.checkpoint_files import read_weights, weight_files, write_index, write_weights
-from lotlip_data.captioners.convert_folders import MARK, RECORD
+from lotlip_data.captioners import convert_names, convert_processor
+from lotlip_data.manifests import convert_folders
+from lotlip_data.manifests.checkpoint_files import differences, read_weights, weight_files, write_index, write_weights
+from lotlip_data.manifests.convert_folders import MARK, RECORD
 from lotlip_data.manifests.errors import UserError
 
 Say = Callable[[str], None]
+
+_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model"]
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,18 @@ def convert(
     Killed at any moment, the same call goes on: finished files are kept. Weights are mapped from disk, so memory is
     bounded by one weight file. Raises UserError for everything that a person can mend.
     """
-    folder = convert_folders.fetch(source, revision, "the checkpoint")
+    folder = convert_folders.fetch(source, revision, "the checkpoint", _PATTERNS)
     published = convert_processor.read_published(folder)
-    tower = convert_folders.vision_tower(folder, published, vision_tower, vision_tower_revision)
+    tower = _vision_tower(folder, published, vision_tower, vision_tower_revision)
     out = convert_folders.make_target(target, {"the checkpoint": folder, "its vision tower": tower})
     with convert_folders.alone(out):
-        record = {name: convert_folders.identity(at) for name, at in (("source", folder), ("vision_tower", tower))}
+        record = {name: _identity(at) for name, at in (("source", folder), ("vision_tower", tower))}
         if (out / RECORD).exists() and convert_processor.read_json(out / RECORD) != record:
             raise UserError(f"{out}: holds a conversion of other or changed files; delete it, or give another folder")
         if (out / MARK).exists():
             say(f"{out}: converted already, nothing to do")
             return False
-        with _disk_full_explained(out):
+        with convert_folders.disk_full_explained(out):
             _convert(folder, tower, published, out, record, say)
     return True
 
@@ -91,6 +92,25 @@ def shapes(shards: list[Shard], vocabulary: int) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for shard in shards for name, weight in _take(shard, vocabulary).items()}
 
 
+def _vision_tower(folder: Path, published: dict[str, Any], given: str | None, revision: str | None) -> Path:
+    """The vision tower's folder: the given one, or what mm_vision_tower names, also relative to the checkpoint."""
+    if given:
+        return convert_folders.fetch(given, revision, "the vision tower", _PATTERNS)
+    named = published.get("mm_vision_tower")
+    if not isinstance(named, str) or not named:
+        raise UserError(f"{folder / 'config.json'}: mm_vision_tower names none; give one with --vision-tower")
+    if (folder / named).is_dir():
+        return (folder / named).resolve()
+    try:
+        return convert_folders.fetch(named, revision, "the vision tower that mm_vision_tower names", _PATTERNS)
+    except UserError as error:
+        raise UserError(f"{error}; fetch it, and give its folder with --vision-tower") from error
+
+
+def _identity(folder: Path) -> dict[str, Any]:
+    return convert_folders.identity(folder, [folder / "config.json", *weight_files(folder)])
+
+
 def _renamed(file: Path, old_names: list[str], rule: Callable[[str], str | None]) -> dict[str, str]:
     names = {}
     for old in old_names:
@@ -114,7 +134,7 @@ def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, re
     if stray:
         say(f"ignored {stray} {convert_names.STRAY_TOWER}* tensors of the checkpoint: its vision tower is {tower}")
     found = shapes(shards, vocabulary)
-    if problems := convert_names.differences(convert_names.llava_shapes(config), found):
+    if problems := differences(convert_names.llava_shapes(config), found):
         raise UserError(f"{folder} with the vision tower {tower}: {'; '.join(problems)}; fetch what belongs together")
     _require_space(shards, out)
     convert_folders.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
@@ -153,16 +173,6 @@ def _require_space(shards: list[Shard], out: Path) -> None:
     free = shutil.disk_usage(out).free
     if needed > free:
         raise UserError(f"{out}: needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; make room first")
-
-
-@contextmanager
-def _disk_full_explained(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC and "os error 28" not in str(error):
-            raise
-        raise UserError(f"{out}: the disk is full; make room and run it again, finished files are kept") from error
 
 
 def _verify(shard: Shard, vocabulary: int, out: Path) -> int:

@@ -7,8 +7,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lotlip_data.captioners.checkpoint_files import read_weights, weight_files, write_index, write_weights
-from lotlip_data.captioners.convert_names import differences, model_shapes
+from lotlip_data.captioners.convert_names import model_shapes
+from lotlip_data.manifests.checkpoint_files import (
+    differences,
+    read_weights,
+    weight_files,
+    write_index,
+    write_weights,
+)
 
 PREFIX = "language_model."
 

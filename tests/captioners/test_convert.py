@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from lotlip_data.captioners.base import CaptionerConfig, load_engine
-from lotlip_data.captioners.checkpoint_files import read_weights, weight_files
 from lotlip_data.captioners.convert_sharegpt4v import convert
+from lotlip_data.manifests.checkpoint_files import read_weights, weight_files
 from tests.captioners import sharegpt4v_reference as reference
 from tests.captioners import tiny_sharegpt4v
 

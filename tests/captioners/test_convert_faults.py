@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lotlip_data.captioners import checkpoint_files, convert_sharegpt4v
+from lotlip_data.captioners import convert_sharegpt4v
 from lotlip_data.captioners.convert_sharegpt4v import convert
+from lotlip_data.manifests import checkpoint_files
 from lotlip_data.manifests.errors import UserError
 from tests.captioners import tiny_sharegpt4v
 

@@ -16,8 +16,9 @@ from transformers import AutoConfig
 
 from lotlip_data.captioners import convert_sharegpt4v, language_model
 from lotlip_data.captioners.base import CaptionerConfig, load_engine
-from lotlip_data.captioners.convert_names import differences, hub_name, llava_shapes, model_shapes
+from lotlip_data.captioners.convert_names import hub_name, llava_shapes, model_shapes
 from lotlip_data.captioners.convert_processor import llava_config, read_published
+from lotlip_data.manifests.checkpoint_files import differences
 from tests.captioners import tiny_checkpoints
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "published"

@@ -3,14 +3,17 @@
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lotlip_data.manifests.errors import UserError
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 INDEX = "model.safetensors.index.json"
 _LAYOUTS = ((INDEX, "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
@@ -37,25 +40,33 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
 
     Raises UserError for a file that is cut short, is no weight file, or holds anything but tensors.
     """
-    damaged = f"{file}: is damaged or was not fetched whole ({file.stat().st_size:,} bytes); fetch it again"
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, framework="pt") as weights:
                 return {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a dict
         except SafetensorError as error:
-            raise UserError(f"{damaged} ({error})") from error
+            raise UserError(f"{_damaged(file)} ({error})") from error
+    found = read_pickle(file)
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise UserError(f"{file}: is not a table of named tensors, as a model's weights are")
+    return dict(found)
+
+
+def read_pickle(file: Path) -> Any:
+    """What torch.save wrote, tensors mapped from disk. Nothing in the file is executed; raises UserError as above."""
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{file}: holds code or objects besides tensors, which could do anything when it is loaded; it was not. "
             "Fetch the checkpoint from somebody you trust, as safetensors if there is a choice"
         ) from error
     except RuntimeError as error:
-        raise UserError(f"{damaged} ({str(error).splitlines()[0]})") from error
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise UserError(f"{file}: is not a table of named tensors, as a model's weights are")
-    return dict(found)
+        raise UserError(f"{_damaged(file)} ({str(error).splitlines()[0]})") from error
+
+
+def _damaged(file: Path) -> str:
+    return f"{file}: is damaged or was not fetched whole ({file.stat().st_size:,} bytes); fetch it again"
 
 
 def read_index(folder: Path, index: str) -> dict[str, str]:
@@ -88,6 +99,23 @@ def write_index(folder: Path, weight_map: Mapping[str, str], size: int) -> None:
     """The index of several safetensors files. size: bytes of all tensors."""
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def differences(expected: Shapes, found: Shapes) -> list[str]:
+    """What keeps `found` from being the weights of the model that `expected` describes, a line each."""
+    missing = sorted(expected.keys() - found.keys())
+    unknown = sorted(found.keys() - expected.keys())
+    wrong = [name for name in sorted(expected.keys() & found.keys()) if expected[name] != found[name]]
+    return [
+        *_summary("weights are missing", missing),
+        *_summary("weights have no place in the model", unknown),
+        *_summary("weights have the wrong shape", [f"{n} {found[n]} instead of {expected[n]}" for n in wrong]),
+    ]
+
+
+def _summary(what: str, names: Iterable[str]) -> list[str]:
+    names = list(names)
+    return [f"{len(names)} {what}, such as {names[0]}"] if names else []
 
 
 def _separate(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

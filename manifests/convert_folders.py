@@ -1,22 +1,24 @@
 """Where a conversion reads from and writes to, and that nobody else is writing there."""
 
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lotlip_data.captioners.checkpoint_files import weight_files
 from lotlip_data.manifests.errors import UserError
 
 RECORD = "conversion.json"
 MARK = "config.json"
-_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model"]
 
 
-def fetch(model: str, revision: str | None, what: str) -> Path:
-    """The local folder of `what`, given as a folder or a hub id. Raises UserError if it cannot be had."""
+def fetch(model: str, revision: str | None, what: str, patterns: Sequence[str]) -> Path:
+    """The local folder of `what`, given as a folder or a hub id. Raises UserError if it cannot be had.
+
+    patterns: of the names of the files that are fetched from the hub, such as `*.json`.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         return path
@@ -26,27 +28,12 @@ def fetch(model: str, revision: str | None, what: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UserError(
             f"{model}: is no folder here and could not be fetched from the hub, for {what} "
             f"({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
-
-
-def vision_tower(folder: Path, published: dict[str, Any], given: str | None, revision: str | None) -> Path:
-    """The vision tower's folder: the given one, or what mm_vision_tower names, also relative to the checkpoint."""
-    if given:
-        return fetch(given, revision, "the vision tower")
-    named = published.get("mm_vision_tower")
-    if not isinstance(named, str) or not named:
-        raise UserError(f"{folder / 'config.json'}: mm_vision_tower names none; give one with --vision-tower")
-    if (folder / named).is_dir():
-        return (folder / named).resolve()
-    try:
-        return fetch(named, revision, "the vision tower that mm_vision_tower names")
-    except UserError as error:
-        raise UserError(f"{error}; fetch it, and give its folder with --vision-tower") from error
 
 
 def make_target(target: str, sources: dict[str, Path]) -> Path:
@@ -82,9 +69,8 @@ def alone(out: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def identity(folder: Path) -> dict[str, Any]:
-    """What tells a checkpoint from others: its folder, and name, size and time of its config and weight files."""
-    files = [folder / "config.json", *weight_files(folder)]
+def identity(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
+    """What tells a checkpoint from others: its folder, and name, size and time of the files that are read."""
     return {"folder": str(folder.resolve()), "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
 
 
@@ -93,3 +79,14 @@ def write_whole(file: Path, text: str) -> None:
     part = file.with_name(f"{file.name}.part")
     part.write_text(text)
     part.rename(file)
+
+
+@contextmanager
+def disk_full_explained(out: Path) -> Iterator[None]:
+    """Turns a full disk into a UserError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC and "os error 28" not in str(error):
+            raise
+        raise UserError(f"{out}: the disk is full; make room and run it again, finished files are kept") from error
