@@ -1,5 +1,6 @@
 """The two towers: any ViT and any BERT-like encoder of transformers."""
 
+import inspect
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,7 +38,7 @@ class TextTower(nn.Module):
         self.encoder = encoder
         self.pad_id = int(config.pad_token_id)
         self.vocab_size = int(config.vocab_size)
-        self.max_length = int(config.max_position_embeddings)
+        self.max_length = _positions(encoder)
         self.proj = nn.Linear(config.hidden_size, dim, bias=False)
         nn.init.normal_(self.proj.weight, std=1 / math.sqrt(config.hidden_size))
         if settings.corner_tokens:
@@ -63,9 +64,14 @@ class TextTower(nn.Module):
         )
         hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[:, : corners + 1]
         # A pooler reads its input's first token: give it one token at a time.
-        pooled = self.encoder.pooler(hidden.reshape(-1, 1, hidden.shape[-1]))
+        pooled = self._pool(hidden.reshape(-1, 1, hidden.shape[-1]))
         features: Tensor = self.proj(pooled).view(len(ids), corners + 1, -1)
         return features
+
+    def _pool(self, hidden: Tensor) -> Tensor:
+        pooled: Tensor = self.encoder.pooler(hidden)
+        activation = getattr(self.encoder, "pooler_activation", None)  # ALBERT's pooler is the dense layer alone
+        return pooled if activation is None else activation(pooled)
 
 
 class ImageTower(nn.Module):
@@ -92,11 +98,25 @@ class TwoTowers(nn.Module):
         self.image = image
         self.text = text
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self._locked: list[nn.Module] = []
 
     @property
     def scale(self) -> Tensor:
         """The factor 1/τ on cosine similarities."""
         return self.log_scale.exp()
+
+    def lock(self, *, image: bool, text: bool) -> None:
+        """Keep a tower as it is: no gradients, no dropout. Of a locked text tower the projection still learns."""
+        self.image.requires_grad_(not image)
+        self.text.encoder.requires_grad_(not text)
+        self._locked = [tower for tower, locked in ((self.image, image), (self.text.encoder, text)) if locked]
+
+    def train(self, mode: bool = True) -> "TwoTowers":
+        """As of any module, but locked towers stay in evaluation mode."""
+        super().train(mode)
+        for tower in self._locked:
+            tower.eval()
+        return self
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
@@ -104,29 +124,41 @@ class TwoTowers(nn.Module):
         self.log_scale.clamp_(0.0, math.log(self.MAX_SCALE))
 
 
-def load_image_tower(folder: str) -> ImageTower:
-    """The pre-trained ViT of a local folder or hub id. Raises ValueError where there is none."""
+def make_vit(config: Any) -> Any:
+    """The ViT of this configuration of transformers, with fresh weights and no pooler."""
     from transformers import AutoModel
 
-    return ImageTower(_pretrained(AutoModel, folder, "image", add_pooling_layer=False))
+    return AutoModel.from_config(config, **without_pooler(config))
 
 
-def load_text_encoder(folder: str) -> Any:
-    """The pre-trained BERT-like encoder of a local folder or hub id. Raises ValueError where there is none."""
+def make_encoder(config: Any) -> Any:
+    """The BERT-like encoder of this configuration of transformers, with fresh weights."""
     from transformers import AutoModel
 
-    return _pretrained(AutoModel, folder, "text", attn_implementation="sdpa")
+    return AutoModel.from_config(config, attn_implementation="sdpa")
+
+
+def without_pooler(config: Any) -> dict[str, bool]:
+    """What tells a ViT to have no pooler, where it could have one."""
+    from transformers import MODEL_MAPPING
+
+    known = type(config) in MODEL_MAPPING
+    takes = known and "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)]).parameters
+    return {"add_pooling_layer": False} if takes else {}
+
+
+def _positions(encoder: Any) -> int:
+    """How long a text may be: RoBERTa's table keeps rows for padding, up to and with the padding token's id."""
+    table = encoder.embeddings.position_embeddings
+    return int(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
 
 
 def build(image_config: dict[str, Any], text_config: dict[str, Any], settings: TextSettings) -> TwoTowers:
     """Towers of these configurations of transformers (`config.to_dict()`), with fresh weights."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
-    def make(config: dict[str, Any], **options: Any) -> nn.Module:
-        return AutoModel.from_config(AutoConfig.for_model(**config), **options)
-
-    image = ImageTower(make(image_config, add_pooling_layer=False))
-    text = TextTower(make(text_config, attn_implementation="sdpa"), image.dim, settings)
+    image = ImageTower(make_vit(AutoConfig.for_model(**image_config)))
+    text = TextTower(make_encoder(AutoConfig.for_model(**text_config)), image.dim, settings)
     return TwoTowers(image, text)
 
 
@@ -137,13 +169,3 @@ def describe(towers: TwoTowers) -> dict[str, Any]:
         "text": towers.text.encoder.config.to_dict(),
         **asdict(towers.text.settings),
     }
-
-
-def _pretrained(auto: Any, folder: str, which: str, **options: Any) -> Any:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a bar for reading one small file; the training tells its own progress
-    try:
-        return auto.from_pretrained(folder, dtype=torch.float32, **options)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{which} tower {folder!r}: no model can be read there ({error})") from error

@@ -25,7 +25,8 @@ from lotlip_data.training.images import transform_of
 from lotlip_data.training.loss import Loss, lotlip_loss
 from lotlip_data.training.resume import Checkpoints, Metrics
 from lotlip_data.training.text import TextTokenizer, load_tokenizer
-from lotlip_data.training.towers import TextSettings, TextTower, TwoTowers, load_image_tower, load_text_encoder
+from lotlip_data.training.tower_files import load_image_tower, load_text_encoder
+from lotlip_data.training.towers import TextSettings, TextTower, TwoTowers
 
 Say = Callable[[str], None]
 FLUSH_SECONDS = 10.0
