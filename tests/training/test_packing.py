@@ -1,0 +1,118 @@
+"""Texts in buckets have the features and gradients of texts padded to 128, and next to no padding is computed."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lotlip_data.training.packing import buckets, embed
+from tests.training import reference
+from tests.training.peak_memory import peak_memory
+from tests.training.reference import META, expected
+
+TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
+TOWERS = {(m, path): reference.text_tower(m, path) for m in META["corner_tokens"] for path in ("sdpa", "eager")}
+CASES = pytest.mark.parametrize(("corners", "attention"), TOWERS)
+
+
+def texts(corners, lengths, seed=0):
+    """Token ids as the tokenizer lays them out, of these lengths, of words that the goldens use."""
+    words = np.setdiff1d(np.unique(expected("m0.input_ids")), [0])
+    rng = np.random.default_rng(seed)
+    corner_ids = range(META["vocab_size"], META["vocab_size"] + corners)
+    return [[101, *corner_ids, *rng.choice(words, max(0, n - corners - 2)).tolist(), 102] for n in lengths]
+
+
+def padded(tower, ids, length=128):
+    rows = torch.tensor([[*row, *[0] * (length - len(row))] for row in ids])
+    return tower(rows)
+
+
+def gradients(tower, features):
+    """Of a function of the features that no two of them enter alike."""
+    tower.zero_grad()
+    weights = torch.cos(torch.arange(features.numel(), dtype=features.dtype)).view(features.shape) / len(features)
+    (features * weights).sum().backward()
+    return {name: value.grad.clone() for name, value in tower.named_parameters() if value.grad is not None}
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys() and wanted
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@CASES
+def test_features_of_the_goldens_texts_are_the_authors(corners, attention):
+    ids = reference.tokenizer(corners).encode(META["texts"]).ids
+    with torch.no_grad():
+        embedded = embed(TOWERS[corners, attention], ids)
+    torch.testing.assert_close(embedded.features, expected(f"m{corners}.features"), **TOLERANCE)
+    assert embedded.real == sum(map(len, ids)) <= embedded.computed < 128 * len(ids)
+
+
+@CASES
+@settings(max_examples=6, deadline=None)
+@given(lengths=st.lists(st.integers(6, 128), min_size=1, max_size=9), pieces=st.integers(1, 4))
+def test_features_and_gradients_are_the_padded_ones_for_any_lengths(corners, attention, lengths, pieces):
+    tower, ids = TOWERS[corners, attention], texts(corners, lengths)
+    whole, found = padded(tower, ids), embed(tower, ids, pieces).features
+    torch.testing.assert_close(found, whole, **TOLERANCE)
+    assert_same(gradients(tower, found), gradients(tower, whole))
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=7),
+    call_cost=st.integers(0, 30),
+    most=st.none() | st.integers(1, 40),
+)
+def test_every_text_is_in_one_bucket_and_no_way_to_cut_costs_less(lengths, call_cost, most):
+    found = buckets(lengths, call_cost, most)
+    assert sorted(index for bucket in found for index in bucket) == list(range(len(lengths)))
+    if most is not None:
+        assert all(len(bucket) * lengths[bucket[-1]] <= most or len(bucket) == 1 for bucket in found)
+        return
+    ordered = sorted(lengths)
+
+    def cost(cuts):
+        ends = [*cuts, len(ordered)]
+        return sum((end - start) * ordered[end - 1] + call_cost for start, end in zip([0, *cuts], ends, strict=True))
+
+    ways = (cuts for n in range(len(ordered)) for cuts in itertools.combinations(range(1, len(ordered)), n))
+    assert sum(len(bucket) * lengths[bucket[-1]] + call_cost for bucket in found) == min(map(cost, ways))
+
+
+def test_lengths_like_the_papers_cost_little_padding():
+    """32 samples of a raw text and 3 long ones: a tenth on top of the real tokens, not the whole of it again."""
+    rng = np.random.default_rng(0)
+    lengths = [*rng.poisson(18, 32) + 4, *rng.poisson(22, (96, 3)).sum(1) + 6]
+    computed = sum(len(bucket) * lengths[bucket[-1]] for bucket in buckets(lengths, 128))
+    assert computed < 1.08 * sum(lengths) < 0.55 * 128 * len(lengths)
+
+
+def test_dropout_is_the_same_when_a_piece_is_computed_again():
+    """A tower whose output is linear in its last weights gives this gradient only from the features it gave."""
+    tower = reference.text_tower(2, "sdpa").train()
+    embedded = embed(tower, texts(2, [9, 30, 31, 80]), pieces=3)
+    first = embedded.features.detach()
+    torch.manual_seed(99)  # whatever happens between the two passes
+    embedded.features.square().sum().backward()
+    pooled_by_gradient = (tower.proj.weight.grad * tower.proj.weight).sum()
+    torch.testing.assert_close(pooled_by_gradient, 2 * first.square().sum(), rtol=1e-5, atol=0)
+
+
+def test_pieces_bound_the_memory_of_both_passes():
+    tower = reference.text_tower(2, "sdpa")
+    tower.encoder.embeddings.requires_grad_(False)  # a gradient as large as the vocabulary would hide the rest
+    ids = texts(2, [64] * 32)
+
+    def peak(pieces):
+        with peak_memory() as memory:
+            embed(tower, ids, pieces).features.square().sum().backward()
+        return memory.peak
+
+    assert peak(8) < peak(1) / 3
