@@ -7,14 +7,21 @@ from typing import Any, Literal, get_args
 
 from lotlip_data.manifests.errors import UserError
 
-Method = Literal["lit", "lit_long", "lotlip"]
+Method = Literal["lit", "lit_long", "lit_longclip", "register", "lotlip"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "lit": {"long_texts": 0, "corner_tokens": 0},
     "lit_long": {"corner_tokens": 0},
+    "lit_longclip": {"corner_tokens": 0},
+    "register": {"corner_mask": False, "corner_loss": False},
     "lotlip": {},
 }
-"""What sets the methods apart (paper, Table 2); everything else is the same for all."""
+"""What sets the methods apart (paper, Tables 2 and 7); everything else is the same for all. `lit_longclip` matches raw
+texts to the image features' primary components, as Long-CLIP does. Variants of LoTLIP are settings of it:
+`corner_tokens` 0…4, `corner_mask` off, `sub_captions` 0…8, `context_length` 32…512, `captioners`."""
+
+FREE = ("accumulate", "activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints")
+"""Settings that a training may change when it is resumed: they have no part in what is computed."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Epochs and batch are the paper's for CC3M and for all five sources; it does not publish those between.
@@ -50,14 +57,16 @@ class TrainConfig:
     corner_tokens: int = 2
     """m; 0 for none (paper: 2)."""
     corner_mask: bool = True
-    """Off: register tokens, with no rule in the attention and no loss of their own (paper, Table 7)."""
+    """The paper's rule in the attention (Sec. 4.3); off: everything sees the corner tokens."""
+    corner_loss: bool = True
+    """Corner tokens of long texts are matched to the image too (Eq. 5). Off, with the mask off: register tokens."""
     context_length: int = 128
     """Tokens of a text, special ones included (paper: 128)."""
     text_form: Literal["authors", "punkt"] = "authors"
     sub_captions: int = 3
-    """S: so many consecutive sub-captions are taken at random from a long text (paper: 3)."""
-    long_texts: int = 3
-    """T: long texts a sample shows per step, of different captioners where there are as many (ours)."""
+    """S: so many consecutive sub-captions are taken at random from a long text (paper: 3; 0: no long texts, Fig. 2)."""
+    long_texts: int | Literal["all"] = 3
+    """T: long texts a sample shows per step, of different captioners where there are as many (ours); or one of each."""
     captioners: tuple[str, ...] = ()
     """Whose long texts are used; all of the dataset's where empty (paper, Table 9)."""
     reduction: Literal["sum", "mean"] = "sum"
@@ -75,6 +84,16 @@ class TrainConfig:
     clip_gradient: float = 1.0
     """Largest norm of the gradient."""
 
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the text tower's passes, as autocast has it; weights, features, loss and optimiser stay in float32."""
+    accumulate: int = 1
+    """Pieces in which a step's texts pass through the text tower: the memory of one, the gradient of the whole batch,
+    and a third more work."""
+    activation_checkpointing: bool = False
+    """Keep only what enters a layer, and compute the layer again in the backward pass."""
+    compile: bool = False
+    """The text tower through torch.compile: a minute or more at the start, for faster steps on a GPU."""
+
     seed: int = 0
     checkpoint_every: int = 500
     """Steps between checkpoints."""
@@ -84,9 +103,9 @@ class TrainConfig:
         if self.method not in get_args(Method):
             raise ConfigError(f"method: no {self.method!r}; one of {', '.join(get_args(Method))}")
         for name, least in _LEAST.items():
-            if (value := getattr(self, name)) < least:
+            if (value := getattr(self, name)) != "all" and value < least:
                 raise ConfigError(f"{name}: {value} is too small; at least {least}")
-        for name in ("text_form", "reduction"):
+        for name in _CHOICES:
             if (value := getattr(self, name)) not in (allowed := _CHOICES[name]):
                 raise ConfigError(f"{name}: no {value!r}; one of {', '.join(allowed)}")
         for name in ("epochs", "lr", "eps", "clip_gradient"):
@@ -103,8 +122,20 @@ class TrainConfig:
             raise ConfigError("method: lit knows no long texts; set long_texts and corner_tokens to 0, or use lit_long")
         if self.method != "lit" and not self.long_texts:
             raise ConfigError(f"long_texts: {self.method} needs at least 1; without long texts it is method lit")
-        if self.method == "lit_long" and self.corner_tokens:
-            raise ConfigError("method: lit_long has no corner tokens; set corner_tokens to 0, or use lotlip")
+        if self.method in ("lit_long", "lit_longclip") and self.corner_tokens:
+            raise ConfigError(f"method: {self.method} has no corner tokens; set corner_tokens to 0, or use lotlip")
+        if self.method == "register" and (self.corner_mask or self.corner_loss):
+            raise ConfigError("method: register tokens have neither mask nor loss; switch both off, or use lotlip")
+        if self.corner_mask and not self.corner_loss:
+            raise ConfigError(
+                "corner_loss: off with corner_mask on, corners do nothing; switch both off, or neither"
+            )
+
+    def long_texts_of(self, captioners: int) -> int:
+        """T where so many captioners are used; 0 where S is."""
+        if not self.sub_captions:
+            return 0
+        return captioners if self.long_texts == "all" else self.long_texts
 
     def steps(self, samples: int) -> int:
         """Steps of `epochs` over so many samples: global batches are always full, the rest goes into the next epoch.
@@ -128,7 +159,7 @@ class TrainConfig:
 _LEAST = {
     "corner_tokens": 0,
     "context_length": 8,
-    "sub_captions": 1,
+    "sub_captions": 0,
     "long_texts": 0,
     "batch": 2,
     "weight_decay": 0,
@@ -136,8 +167,9 @@ _LEAST = {
     "seed": 0,
     "checkpoint_every": 1,
     "keep_checkpoints": 1,
+    "accumulate": 1,
 }
-_CHOICES = {"text_form": ("authors", "punkt"), "reduction": ("sum", "mean")}
+_CHOICES = {"text_form": ("authors", "punkt"), "reduction": ("sum", "mean"), "precision": ("float32", "bf16")}
 
 
 def make_config(method: str = "lotlip", preset: str | None = None, **settings: Any) -> TrainConfig:

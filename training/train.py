@@ -19,10 +19,11 @@ from lotlip_data.manifests.checkpoints import resolve
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training import data
 from lotlip_data.training.checkpoint import LoTLIP
-from lotlip_data.training.config import ConfigError, TrainConfig
+from lotlip_data.training.config import FREE, ConfigError, TrainConfig
 from lotlip_data.training.features import FeatureCache
 from lotlip_data.training.images import transform_of
-from lotlip_data.training.loss import Loss, lotlip_loss
+from lotlip_data.training.loss import Loss, lotlip_loss, primary_components
+from lotlip_data.training.packing import Embedded, embed
 from lotlip_data.training.resume import Checkpoints, Metrics
 from lotlip_data.training.text import TextTokenizer, load_tokenizer
 from lotlip_data.training.tower_files import load_image_tower, load_text_encoder
@@ -82,9 +83,13 @@ class Trainer:
         self.model = load_model(config)
         self.model.towers.image.requires_grad_(False).eval()
         self.features = FeatureCache(dataset, self.model.towers.image, self.model.transform)
-        picker = data.TextPicker(
-            data.captioners_of(dataset, config.captioners), config.long_texts, config.sub_captions, dataset.sub_captions
-        )
+        if config.activation_checkpointing:
+            self.model.towers.text.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.compile:
+            self.model.towers.text.compile(dynamic=True)
+        captioners = data.captioners_of(dataset, config.captioners)
+        self.long_texts = config.long_texts_of(len(captioners))
+        picker = data.TextPicker(captioners, self.long_texts, config.sub_captions, dataset.sub_captions)
         self.batches = data.Batches(dataset, picker, config.batch, config.seed)
         self.optimiser = _optimiser(config, self.model.towers)
         self.checkpoints = Checkpoints(out, config.keep_checkpoints)
@@ -123,7 +128,7 @@ class Trainer:
         towers.text.train()
         image = F.normalize(self.features.rows(self.batches.places(step)), dim=-1)
         texts = self.batches.texts(step)
-        loss, tokens = self._loss(image, texts)
+        loss, embedded = self._loss(image, texts)
         norm = self._update(loss.total, step)
         return {
             "loss": loss.total.item(),
@@ -132,26 +137,24 @@ class Trainer:
             "scale": towers.scale.item(),
             "gradient": norm,
             "lr": rate,
-            "tokens": tokens,
+            "tokens": embedded.real,
+            "padding": 1 - embedded.real / embedded.computed,
         }
 
-    def _loss(self, image: Tensor, texts: list[data.Texts]) -> tuple[Loss, int]:
+    def _loss(self, image: Tensor, texts: list[data.Texts]) -> tuple[Loss, Embedded]:
+        """The loss of unit image features [B, D] and their texts."""
         towers, config = self.model.towers, self.config
-        short, tokens = self._embed([text.raw for text in texts])
-        long = short.new_zeros(len(texts), 0, 1, short.shape[-1])
-        if config.long_texts:
-            long, more = self._embed([one for text in texts for one in text.long])
-            long, tokens = long.unflatten(0, (len(texts), config.long_texts)), tokens + more
-            if not config.corner_mask:
-                long = long[:, :, :1]  # register tokens have no loss of their own
-        return lotlip_loss(image, short[:, 0], long, towers.scale, config.reduction), tokens
-
-    def _embed(self, texts: list[str]) -> tuple[Tensor, int]:
-        """Unit features [N, m + 1, D] and the number of tokens. Raw and long texts are padded apart, each to its own
-        longest."""
-        encoded = self.model.tokenizer.encode(texts)
-        features = self.model.towers.text(self.model.tokenizer.pad(encoded.ids))
-        return F.normalize(features, dim=-1), sum(map(len, encoded.ids))
+        encoded = self.model.tokenizer.encode(
+            [text.raw for text in texts] + [one for text in texts for one in text.long]
+        )
+        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+            embedded = embed(towers.text, encoded.ids, config.accumulate)
+        features = F.normalize(embedded.features.float(), dim=-1)
+        short, long = features[: len(texts), 0], features[len(texts) :].unflatten(0, (len(texts), self.long_texts))
+        if not config.corner_loss:
+            long = long[:, :, :1]
+        matched = primary_components(image) if config.method == "lit_longclip" else None
+        return lotlip_loss(image, short, long, towers.scale, config.reduction, short_image=matched), embedded
 
     def _update(self, loss: Tensor, step: int) -> float:
         self.optimiser.zero_grad(set_to_none=True)
@@ -236,6 +239,7 @@ def _optimiser(config: TrainConfig, towers: TwoTowers) -> torch.optim.AdamW:
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
+        fused=True,
     )
 
 
@@ -246,7 +250,7 @@ def _claim(out: str, config: TrainConfig, dataset: data.Dataset) -> None:
     if storage.create(url, json.dumps(ours, indent=1).encode()):
         return
     held = json.loads(storage.read_bytes(url))
-    if different := [name for name in {**held, **ours} if held.get(name) != ours.get(name)]:
+    if different := [name for name in {**held, **ours} if name not in FREE and held.get(name) != ours.get(name)]:
         said = "; ".join(
             f"{name} {held.get(name)} there, {ours.get(name)} now" for name in different if name != "dataset"
         )
