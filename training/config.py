@@ -127,9 +127,7 @@ class TrainConfig:
         if self.method == "register" and (self.corner_mask or self.corner_loss):
             raise ConfigError("method: register tokens have neither mask nor loss; switch both off, or use lotlip")
         if self.corner_mask and not self.corner_loss:
-            raise ConfigError(
-                "corner_loss: off with corner_mask on, corners do nothing; switch both off, or neither"
-            )
+            raise ConfigError("corner_loss: off with corner_mask on, corners do nothing; switch both off, or neither")
 
     def long_texts_of(self, captioners: int) -> int:
         """T where so many captioners are used; 0 where S is."""
