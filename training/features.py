@@ -77,14 +77,15 @@ class FeatureCache:
 
     @torch.no_grad()
     def _compute(self, shard: Shard) -> bytes:
+        device = next(self._tower.parameters()).device
         images, features = [], []
         for image in _images(shard):
             images.append(image)
             if len(images) == BATCH:
-                features.append(self._tower(self._transform(images)))
+                features.append(self._tower(self._transform(images).to(device)).cpu())
                 images = []
         if images:
-            features.append(self._tower(self._transform(images)))
+            features.append(self._tower(self._transform(images).to(device)).cpu())
         table = torch.cat(features).to(torch.float16).numpy() if features else np.zeros((0, self._tower.dim))
         if len(table) != shard.samples:
             raise DataError(f"{shard.tar}: {len(table)} images, dataset.json says {shard.samples}")

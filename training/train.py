@@ -81,6 +81,8 @@ class Trainer:
         self.steps = config.steps(dataset.samples)
         torch.manual_seed(config.seed)
         self.model = load_model(config)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.towers.to(self.device)
         self.model.towers.image.requires_grad_(False).eval()
         self.features = FeatureCache(dataset, self.model.towers.image, self.model.transform)
         if config.activation_checkpointing:
@@ -126,7 +128,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         towers.text.train()
-        image = F.normalize(self.features.rows(self.batches.places(step)), dim=-1)
+        image = F.normalize(self.features.rows(self.batches.places(step)).to(self.device), dim=-1)
         texts = self.batches.texts(step)
         loss, embedded = self._loss(image, texts)
         norm = self._update(loss.total, step)
