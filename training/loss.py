@@ -70,7 +70,8 @@ def one_way(query: Tensor, keys: Tensor, scale: Tensor, first: int = 0) -> Tenso
     `query` [b, D], `keys` [B, D]; the query i belongs to the key `first` + i. A process that holds b of the global
     batch's B rows gets its share of the batch mean: the shares add up to it. Memory is linear in B.
     """
-    loss: Tensor = _OneWay.apply(query, keys, scale, first, max(1, LOGITS // len(keys)))
+    with torch.autocast(query.device.type, enabled=False):  # logits of up to 100 need all the digits they have
+        loss: Tensor = _OneWay.apply(query, keys, scale, first, max(1, LOGITS // len(keys)))
     return loss
 
 

@@ -57,6 +57,14 @@ def test_the_shares_of_processes_add_up_to_the_batch():
         torch.testing.assert_close(gradient, exact, **EXACT)
 
 
+def test_the_loss_is_in_float32_under_autocast_too():
+    given = inputs(8, 16, 2, 3, dtype=torch.float32)
+    wanted = torch.autograd.grad(lotlip_loss(*given).total, given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(lotlip_loss(*given).total, given)
+    assert all(map(torch.equal, found, wanted))
+
+
 def test_features_that_are_locked_get_no_gradient():
     image, short, long, scale = inputs(8, 16, 1, 1)
     image = image.detach()

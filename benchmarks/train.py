@@ -1,0 +1,219 @@
+"""Samples per second of LoTLIP's training, ours beside the plain form, at the shapes of ViT-B/16 and BERT-base.
+
+    python benchmarks/train.py
+
+Plain is the shape of the authors' code: every text padded to 128 tokens, the image tower at every step, the loss by
+autograd. Ours takes texts in buckets of like length and the chunked loss; `pixels` runs the image tower at every step
+too, `cached` takes its features as they were kept. Towers, weights, images, texts, dtype, SDPA, threads and optimiser
+are the same; forward and backward are timed, and the optimiser's step by itself. The forms take turns, round after
+round, so that whatever else the machine does falls on all; a ratio is the median over the rounds of plain's time
+divided by ours. The last line of standard output is one JSON object.
+
+Text lengths are drawn about the paper's means: 18 tokens a raw text, 22 a sub-caption, 3 sub-captions a long text.
+Dropout is off by default: with it, SDPA on a CPU falls back to a slower attention, which the plain form needs more of.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lotlip_data.training.loss import lotlip_loss
+from lotlip_data.training.packing import embed
+from lotlip_data.training.towers import TextSettings, TwoTowers, build
+
+CONTEXT, CORNERS, PIXELS, PATCH = 128, 2, 224, 16
+PAPER_A100_DAYS = 133  # 100M samples, 10 epochs (paper, Sec. 5)
+A100_BF16 = 312e12  # NVIDIA's figure, FLOP/s
+FORMS = ("plain", "pixels", "cached")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images as pixels and as features; token ids of the raw texts, then of `long_texts` long ones a sample."""
+
+    pixels: Tensor
+    features: Tensor
+    ids: list[list[int]]
+    long_texts: int
+
+
+def draw_ids(rng: np.random.Generator, batch: int, long_texts: int, vocabulary: int) -> list[list[int]]:
+    """Raw texts of 18 ± 7 tokens; long ones of 3 sub-captions of 22 ± 7, with [SEP] between."""
+
+    def text(parts: int, mean: int) -> list[int]:
+        ids = [101, *range(vocabulary, vocabulary + CORNERS)]
+        for _ in range(parts):
+            ids += [*rng.integers(1000, vocabulary, max(4, round(rng.normal(mean, 7)))).tolist(), 102]
+        return ids if len(ids) <= CONTEXT else [*ids[: CONTEXT - 1], 102]
+
+    return [text(1, 18) for _ in range(batch)] + [text(3, 22) for _ in range(batch * long_texts)]
+
+
+def make_towers(layers: int, dropout: float) -> TwoTowers:
+    torch.manual_seed(0)
+    bert = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "num_hidden_layers": layers}
+    vit = {"image_size": PIXELS, "patch_size": PATCH, "num_hidden_layers": layers}
+    towers = build({"model_type": "vit", **vit}, {"model_type": "bert", **bert}, TextSettings(CORNERS))
+    towers.image.requires_grad_(False).eval()
+    towers.text.train()
+    return towers
+
+
+def plain_loss(image: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """The sum over text sets [B, K, D] of the two-way softmax loss, left to autograd."""
+    target = torch.arange(len(image))
+    total = torch.zeros(())
+    for text in texts.unbind(1):
+        logits = scale * image @ text.T
+        total = total + (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return total
+
+
+def loss_of(form: str, towers: TwoTowers, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, int]:
+    """The loss of one form, and how many text tokens it computed."""
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        with torch.no_grad():
+            image = batch.features if form == "cached" else towers.image(batch.pixels)
+        if form == "plain":
+            padded = torch.tensor([[*row, *[towers.text.pad_id] * (CONTEXT - len(row))] for row in batch.ids])
+            features, computed = towers.text(padded), padded.numel()
+        else:
+            embedded = embed(towers.text, batch.ids)
+            features, computed = embedded.features, embedded.computed
+    image = F.normalize(image.float(), dim=-1)
+    features = F.normalize(features.float(), dim=-1)
+    short = features[: len(image), 0]
+    long = features[len(image) :].unflatten(0, (len(image), batch.long_texts))
+    if form == "plain":
+        return plain_loss(image, torch.cat([short[:, None], long.flatten(1, 2)], dim=1), towers.scale), computed
+    return lotlip_loss(image, short, long, towers.scale).total, computed
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+def measure(towers: TwoTowers, batch: Batch, pairs: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    """Of each form: seconds forward and backward of every round, of the optimiser, tokens computed, and the loss."""
+    trained = [parameter for parameter in towers.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=0.0, fused=True)  # every form sees the same weights in every round
+    found: dict[str, dict[str, Any]] = {form: {"seconds": [], "optimiser": []} for form in FORMS}
+
+    def work(form: str) -> tuple[float, int]:
+        loss, computed = loss_of(form, towers, batch, dtype)
+        loss.backward()
+        return loss.item(), computed
+
+    for turn in range(pairs + 1):  # the first warms up
+        for form in FORMS if turn % 2 else FORMS[::-1]:
+            optimiser.zero_grad(set_to_none=True)
+            seconds, (found[form]["loss"], found[form]["computed"]) = timed(lambda form=form: work(form))
+            stepped, _ = timed(optimiser.step)
+            if turn:
+                found[form]["seconds"].append(seconds)
+                found[form]["optimiser"].append(stepped)
+    return found
+
+
+def layer_flops(layers: int, lengths: Sequence[int], wide: int = 768) -> float:
+    """Of a forward pass over sequences of these lengths: 24 d² a token for the matrices, 4 L d for the attention."""
+    return layers * sum(length * (24 * wide**2 + 4 * length * wide) for length in lengths)
+
+
+def flops_per_sample(form: str, layers: int, batch: Batch) -> float:
+    """Of real tokens (all of CONTEXT in the plain form); a backward pass counts twice its forward pass."""
+    samples = len(batch.pixels)
+    lengths = [CONTEXT] * len(batch.ids) if form == "plain" else [len(row) for row in batch.ids]
+    patches = (PIXELS // PATCH) ** 2
+    image = layer_flops(layers, [patches + 1]) + 2 * patches * 3 * PATCH**2 * 768
+    return 3 * layer_flops(layers, lengths) / samples + (0.0 if form == "cached" else image)
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of this machine at the tower's largest matrix product, the best of 5."""
+    product = nn.Linear(768, 3072, bias=False).to(dtype)
+    rows = torch.randn(4096, 768, dtype=dtype)
+    with torch.no_grad():
+        product(rows)
+        return 2 * 4096 * 768 * 3072 / min(timed(lambda: product(rows))[0] for _ in range(5))
+
+
+def report(name: str, found: dict[str, dict[str, Any]], batch: Batch, layers: int, rate: float) -> dict[str, Any]:
+    """Print one line a form, and return the ratios."""
+    samples, real = len(batch.pixels), sum(map(len, batch.ids))
+    plain, ratios = found["plain"], {}
+    for form in FORMS:
+        one, flops = found[form], flops_per_sample(form, layers, batch)
+        seconds = statistics.median(one["seconds"])
+        line = f"{form}_{name}: {samples / seconds:.2f} samples/s, tokens computed {one['computed']} of {real} real "
+        line += f"({one['computed'] / real:.3f}), {flops / 1e9:.0f} GFLOP a sample, "
+        line += f"{flops * samples / seconds / rate:.0%} of the matrix products' rate, loss {one['loss']:.4f}"
+        if form != "plain":
+            ratio = statistics.median(a / b for a, b in zip(plain["seconds"], one["seconds"], strict=True))
+            counted = flops_per_sample("plain", layers, batch) / flops
+            whole = [
+                (a + b) / (c + d)
+                for a, b, c, d in zip(
+                    plain["seconds"], plain["optimiser"], one["seconds"], one["optimiser"], strict=True
+                )
+            ]
+            line += f"; {ratio:.2f} times plain (FLOPs allow {counted:.2f}; {ratio / counted:.0%})"
+            line += f", {statistics.median(whole):.2f} with the optimiser's step"
+            ratios[f"{form}_{name}"] = round(ratio, 3)
+        print(line, flush=True)
+    return ratios
+
+
+def extrapolate(ratios: dict[str, float], flops: float) -> None:
+    used = 1e9 * flops / (PAPER_A100_DAYS * 86400 * A100_BF16)
+    print(f"EXTRAPOLATION to 100M samples × 10 epochs, from the paper's {PAPER_A100_DAYS} A100-days:")
+    print(
+        f"  plain: 1e9 samples × {flops / 1e9:.0f} GFLOP / (133 × 86400 s × 312 TFLOP/s) = {used:.1%} of an A100's peak"
+    )
+    for name, ratio in ratios.items():
+        if name.endswith("_3"):
+            print(f"  {name}: {PAPER_A100_DAYS} / {ratio:.2f} = {PAPER_A100_DAYS / ratio:.0f} A100-days, at that share")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=5, help="rounds that count (default 5)")
+    parser.add_argument("--layers", type=int, default=12, help="of both towers; fewer only to try the script")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of autocast")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    dtype = getattr(torch, options.dtype)
+    towers, rng = make_towers(options.layers, options.dropout), np.random.default_rng(0)
+    pixels = torch.randn(options.batch, 3, PIXELS, PIXELS)
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        features = towers.image(pixels).float()
+    rate = matrix_rate(dtype)
+    print(f"{options}; matrix products: {rate / 1e9:.0f} GFLOP/s", flush=True)
+    ratios: dict[str, float] = {}
+    for long_texts in (3, 1):
+        ids = draw_ids(rng, options.batch, long_texts, towers.text.vocab_size)
+        batch = Batch(pixels, features, ids, long_texts)
+        found = measure(towers, batch, options.pairs, dtype)
+        ratios |= report(str(long_texts), found, batch, options.layers, rate)
+        if long_texts == 3:
+            plain_flops = flops_per_sample("plain", options.layers, batch)
+    extrapolate(ratios, plain_flops)
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    main()
