@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lotlip_data.training.towers import TextTower
 
-CALL_COST = {"cpu": 128, "cuda": 2048}
+CALL_COST = {"cpu": 256, "cuda": 2048}
 """What one more call of the tower costs, in tokens. Measured on a CPU; of a GPU an estimate, from the launches of 12
 layers' kernels forward and backward."""
 
@@ -68,19 +69,24 @@ def embed(tower: TextTower, ids: Sequence[Sequence[int]], pieces: int = 1) -> Em
     if pieces > 1:
         total = sum(len(group) * lengths[group[-1]] for group in groups)
         groups = buckets(lengths, call_cost, -(-total // pieces))
+    padded = [_pad([ids[index] for index in group], tower.pad_id) for group in groups]
+    # One look-up for all: its gradient is as large as the vocabulary, and would be that of every bucket again.
+    known, place_of_word = np.unique(np.concatenate([rows.ravel() for rows in padded]), return_inverse=True)
+    words = tower.encoder.get_input_embeddings()(torch.from_numpy(known).to(device))
     features, computed = [], 0
-    for group in groups:
-        padded = _pad([ids[index] for index in group], tower.pad_id).to(device, non_blocking=True)
-        features.append(checkpoint(tower, padded, use_reentrant=False) if pieces > 1 else tower(padded))
-        computed += padded.numel()
+    for rows in padded:
+        here = torch.from_numpy(place_of_word[computed : computed + rows.size].reshape(rows.shape)).to(device)
+        given = torch.from_numpy(rows).to(device), F.embedding(here, words)
+        features.append(checkpoint(tower, *given, use_reentrant=False) if pieces > 1 else tower(*given))
+        computed += rows.size
     place = torch.empty(len(ids), dtype=torch.int64)
     place[[index for group in groups for index in group]] = torch.arange(len(ids))
     return Embedded(torch.cat(features)[place.to(device)], sum(lengths), computed)
 
 
-def _pad(ids: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+def _pad(ids: Sequence[Sequence[int]], pad_id: int) -> np.ndarray:
     """int64 [N, longest]."""
     padded = np.full((len(ids), max(map(len, ids))), pad_id, dtype=np.int64)
     for row, text in zip(padded, ids, strict=True):
         row[: len(text)] = text
-    return torch.from_numpy(padded)
+    return padded

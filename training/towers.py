@@ -53,8 +53,11 @@ class TextTower(nn.Module):
             nn.init.normal_(new.weight[old.num_embeddings :], std=0.02)
         self.encoder.set_input_embeddings(new)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Features [N, m + 1, D], not normalised, row 0 the [CLS] feature, of token ids [N, L]."""
+    def forward(self, ids: Tensor, words: Tensor | None = None) -> Tensor:
+        """Features [N, m + 1, D], not normalised, row 0 the [CLS] feature, of token ids [N, L].
+
+        `words` [N, L, H] are the ids' word embeddings, where they have been looked up already.
+        """
         corners = self.settings.corner_tokens
         mask = attention_mask(
             ids != self.pad_id,
@@ -62,7 +65,8 @@ class TextTower(nn.Module):
             eager=self.encoder.config._attn_implementation == "eager",
             dtype=self.proj.weight.dtype,
         )
-        hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[:, : corners + 1]
+        given = {"input_ids": ids} if words is None else {"inputs_embeds": words}
+        hidden = self.encoder(**given, attention_mask=mask).last_hidden_state[:, : corners + 1]
         # A pooler reads its input's first token: give it one token at a time.
         pooled = self._pool(hidden.reshape(-1, 1, hidden.shape[-1]))
         features: Tensor = self.proj(pooled).view(len(ids), corners + 1, -1)
