@@ -1,9 +1,10 @@
 """The weights of a checkpoint folder, `.bin` or safetensors, in one file or in many with an index."""
 
+import errno
 import json
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def read_pickle(file: Path) -> Any:
             f"{file}: holds code or objects besides tensors, which could do anything when it is loaded; it was not. "
             "Fetch the checkpoint from somebody you trust, as safetensors if there is a choice"
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a zip's end before its beginning gives
+            raise
         raise UserError(f"{_damaged(file)} ({str(error).splitlines()[0]})") from error
 
 
@@ -82,15 +85,29 @@ def read_index(folder: Path, index: str) -> dict[str, str]:
 
 def write_weights(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """A safetensors file that is there whole, on disk, or not at all. Raises OSError as writing does."""
+
+    def write(part: Path) -> None:
+        try:
+            save_file(_separate(weights), part, metadata={"format": "pt"})
+        except SafetensorError as error:  # its way of saying OSError
+            raise OSError(f"{part}: {error}") from error
+
+    _write_whole(file, write)
+
+
+def write_pickle(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """The same as torch.save writes it, which other tools' `.pt` and `.bin` are."""
+    _write_whole(file, lambda part: torch.save(_separate(weights), part))
+
+
+def _write_whole(file: Path, write: Callable[[Path], None]) -> None:
     part = file.with_name(f"{file.name}.part")
     try:
-        save_file(_separate(weights), part, metadata={"format": "pt"})
+        write(part)
         part.chmod(0o644)  # safetensors keeps what it writes from everybody else
         with part.open("rb") as written:
             os.fsync(written.fileno())
         part.rename(file)
-    except SafetensorError as error:  # its way of saying OSError
-        raise OSError(f"{part}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -310,11 +310,6 @@ def accuracy(
         console.result(figures)
 
 
-@convert.callback()
-def _converters() -> None:
-    """So that the model's name is a command of its own, also while there is only one."""
-
-
 @convert.command()
 def sharegpt4v(
     source: Annotated[str, typer.Argument(metavar="SRC", help="ShareGPT4V as published: a folder or a hub id.")],
@@ -334,6 +329,30 @@ def sharegpt4v(
 
         tower = {"vision_tower": vision_tower, "vision_tower_revision": vision_tower_revision}
         bring(source, target, revision=revision, **tower, say=console.say)
+
+
+@convert.command()
+def lotlip(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="The authors' checkpoint (file, folder, hub id), or a model's folder.")
+    ],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A new folder; for a model's folder, a new .pt file.")],
+    revision: Annotated[str | None, typer.Option(help="Of SRC, where it is a hub id.")] = None,
+    image_tower: Annotated[
+        str | None, typer.Option(help="Whose configuration SRC has. Default: ViT-B, timm's.")
+    ] = None,
+    text_tower: Annotated[
+        str | None, typer.Option(help="Whose configuration and tokenizer SRC has. Default: bert-base-uncased.")
+    ] = None,
+) -> None:
+    """The authors' released LoTLIP into a model's folder that `eval` reads, or such a folder into their layout.
+
+    Example: lotlip-data convert lotlip weiwu-ww/LoTLIP-ViT-B-16-100M models/lotlip-b16
+    """
+    with _command("convert", False) as console:
+        from lotlip_data.training.convert_lotlip import convert as bring
+
+        bring(source, target, revision=revision, image_tower=image_tower, text_tower=text_tower, say=console.say)
 
 
 def main() -> None:

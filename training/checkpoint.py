@@ -77,9 +77,10 @@ class LoTLIP:
             save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
             for path in sorted(folder.iterdir()):
                 storage.replace(storage.join(url, path.name), path.read_bytes())
-        storage.replace(storage.join(url, CONFIG), json.dumps(self._config(), indent=1).encode())
+        storage.replace(storage.join(url, CONFIG), json.dumps(self.config(), indent=1).encode())
 
-    def _config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
+        """What config.json holds."""
         return {
             "format": FORMAT,
             "context_length": self.tokenizer.context_length,

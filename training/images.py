@@ -1,4 +1,7 @@
-"""Pictures into pixels, as the image tower's pre-training had them; Pillow and numpy alone."""
+"""Pictures into pixels, as the image tower's pre-training had them; Pillow and numpy alone.
+
+timm's crop_pct (0.9 for the paper's towers) is not followed: the authors' code evaluates with the whole shorter side.
+"""
 
 import json
 import pathlib
@@ -11,16 +14,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+_INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Shorter side to `size` (bicubic), centre crop, and (x − mean) / std of values in [0, 1]."""
+    """Shorter side to `size`, centre crop, and (x − mean) / std of values in [0, 1]; pixel for pixel as timm."""
 
     size: int = 224
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ValueError(f"interpolation: no {self.interpolation!r}; one of {', '.join(_INTERPOLATIONS)}")
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
 
@@ -35,23 +43,31 @@ class ImageTransform:
         width, height = image.size
         if (width, height) == (self.size, self.size):
             return image
-        scale = self.size / min(width, height)
-        width, height = max(self.size, round(width * scale)), max(self.size, round(height * scale))
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        shorter = min(width, height)
+        width, height = self.size * width // shorter, self.size * height // shorter
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        image = image.resize((width, height), _INTERPOLATIONS[self.interpolation])
         return image.crop((left, top, left + self.size, top + self.size))
 
 
 def transform_of(tower: str, size: int) -> ImageTransform:
-    """The transform of an image tower (folder or hub id): mean and std from its preprocessor_config.json, else 0.5."""
-    settings = _processor(tower)
-    return ImageTransform(size, *(tuple(settings.get(name, (0.5,) * 3)) for name in ("image_mean", "image_std")))
+    """The transform of an image tower (folder or hub id): mean, std and interpolation as it was pre-trained.
+
+    From transformers' preprocessor_config.json or the pretrained_cfg in timm's config.json; without, 0.5 and bicubic.
+    """
+    if found := _json(tower, "config.json").get("pretrained_cfg"):
+        settings = {name: found[name] for name in ("mean", "std", "interpolation") if name in found}
+    else:
+        found = _json(tower, "preprocessor_config.json")
+        settings = {name: found[f"image_{name}"] for name in ("mean", "std") if f"image_{name}" in found}
+        settings |= {"interpolation": "bilinear"} if found.get("resample") == Image.Resampling.BILINEAR else {}
+    return ImageTransform(size, **settings)
 
 
-def _processor(tower: str) -> dict[str, Any]:
+def _json(tower: str, name: str) -> dict[str, Any]:
+    """A JSON file of a folder or hub id; empty where there is none."""
     from transformers.utils.hub import cached_file
 
-    name = "preprocessor_config.json"
     try:
         path = cached_file(tower, name, _raise_exceptions_for_missing_entries=False)
     except OSError:

@@ -146,8 +146,8 @@ def without_pooler(config: Any) -> dict[str, bool]:
     """What tells a ViT to have no pooler, where it could have one."""
     from transformers import MODEL_MAPPING
 
-    known = type(config) in MODEL_MAPPING
-    takes = known and "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)]).parameters
+    model: Any = MODEL_MAPPING.get(type(config), None)
+    takes = model is not None and "add_pooling_layer" in inspect.signature(model).parameters
     return {"add_pooling_layer": False} if takes else {}
 
 
