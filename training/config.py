@@ -23,10 +23,13 @@ texts to the image features' primary components, as Long-CLIP does. Variants of 
 FREE = ("accumulate", "activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints")
 """Settings that a training may change when it is resumed: they have no part in what is computed."""
 
+PAPER_TOWER = "timm/vit_base_patch16_224.augreg_in21k"
+"""ViT-B/16 at 224 pixels, pre-trained on ImageNet-21k (paper); the timm weights are the authors' code's."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Epochs and batch are the paper's for CC3M and for all five sources; it does not publish those between.
-    "3m": {"epochs": 10, "batch": 2560, "weight_decay": 0.5},
-    "100m": {"epochs": 10, "batch": 16_384, "warm_up": 10_000},
+    "3m": {"image_tower": PAPER_TOWER, "epochs": 10, "batch": 2560, "weight_decay": 0.5},
+    "100m": {"image_tower": PAPER_TOWER, "epochs": 10, "batch": 16_384, "warm_up": 10_000},
     # About 1,500 rendered scenes, tiny towers, one core a method: see docs/log.md for what was tried.
     "demo": {
         "image_tower": "tiny-vit",

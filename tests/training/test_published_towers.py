@@ -1,0 +1,51 @@
+"""The published towers and LoTLIP checkpoints by name and shape: each tensor has its place, each place its tensor."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lotlip_data.manifests.checkpoint_files import differences
+from lotlip_data.training import timm_vit
+from lotlip_data.training.convert_lotlip import model_of
+from lotlip_data.training.convert_lotlip_names import POSITION_IDS, position_ids, to_authors, to_ours
+from lotlip_data.training.towers import make_vit
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "published"
+
+
+def published(name):
+    golden = json.loads((GOLDENS / f"{name}.json").read_text())
+    shapes = {}
+    for pattern, shape, *layers in golden["tensors"]:
+        shapes |= {pattern.format(number): tuple(shape) for number in (range(layers[0]) if layers else [None])}
+    return golden, shapes
+
+
+def on_meta(shapes):
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("patch", [16, 32])
+def test_timms_published_vit_fills_the_vit_of_transformers(patch):
+    golden, shapes = published(f"timm-vit-b-{patch}")
+    with torch.device("meta"):
+        vit = make_vit(timm_vit.vit_config(golden["config"], "golden"))
+    expected = {name: tuple(value.shape) for name, value in vit.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in timm_vit.from_timm(on_meta(shapes)).items()}
+    assert differences(expected, found) == []
+    assert round(sum(torch.Size(shape).numel() for shape in shapes.values()) * 4 / 1e6) == golden["megabytes"]
+
+
+@pytest.mark.parametrize("patch", [16, 32])
+def test_the_released_lotlip_fills_our_model_and_goes_back_to_its_names(patch):
+    golden, shapes = published(f"lotlip-vit-b-{patch}")
+    weights = {**on_meta(shapes), POSITION_IDS: position_ids(512)}
+    model = model_of(weights, "golden")
+    assert (model.towers.text.settings.corner_tokens, model.tokenizer.context_length) == (2, 128)
+    assert (model.towers.image.vit.config.patch_size, model.transform.size) == (patch, 224)
+    back = to_authors(to_ours(weights, "golden"), "golden", 512)
+    assert {name: tuple(value.shape) for name, value in back.items()} == shapes
+    size = sum(value.numel() * value.element_size() for value in weights.values())
+    assert round((size + 152_574) / 1e6) == golden["megabytes"]  # beside its tensors, B/32's file has so many bytes
