@@ -2,10 +2,10 @@
 
     python benchmarks/recaption.py --ray-data-llm-env build/ray-data-llm
 
-Every side is a process of its own that keeps its engine loaded; they take turns on the same images, round after round,
-so that whatever else the machine does falls on all of them. A ratio is the median over the rounds of ours divided by
-the other's time in the same round. The last line of standard output is one JSON object; README.md beside this file says
-what each side does and what the keys mean.
+Every side is a process of its own that keeps its engine loaded; the two of a pair take turns on the same images, round
+after round, so that whatever else the machine does falls on both. A ratio is the median over the rounds of the other's
+time divided by ours in the same round. The last line of standard output is one JSON object; README.md beside this file
+says what each side does and what the keys mean.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 HERE = Path(__file__).resolve().parent
 Job = dict[str, Any]
 
@@ -31,7 +33,8 @@ RATIOS = {
     "ours_vs_generate": ("ours", ["generate"]),
     "instructblip_vs_generate": ("instructblip_ours", ["instructblip_generate", "instructblip_generate_16"]),
 }
-"""Name → ours, and the others; the fastest of several others counts."""
+"""Name → ours, and the others; against the fastest of several others. Each two are measured by themselves, since idle
+engines take processor time and memory from the rest."""
 
 
 class Side:
@@ -55,17 +58,28 @@ class Side:
             stderr=self.log.open("w"),
             text=True,
             bufsize=1,
+            start_new_session=True,
         )
         self.start_seconds = self._answer()["seconds"]
+        self._signal(signal.SIGSTOP)
 
     def run(self, number: int) -> float:
-        """Seconds of one round."""
+        """Seconds of one round. Outside its rounds a side stands still: an idle engine of vLLM's may spin."""
+        self._signal(signal.SIGCONT)
         print(number, file=self.process.stdin)
         answer = self._answer()
+        self._signal(signal.SIGSTOP)
         self.captions = answer["captions"]
         return answer["seconds"]
 
+    def _signal(self, number: signal.Signals) -> None:
+        """To all processes of the side, Ray's and the engine's too."""
+        side = psutil.Process(self.process.pid)
+        for process in [*side.children(recursive=True), side]:
+            process.send_signal(number)
+
     def close(self) -> None:
+        self._signal(signal.SIGCONT)
         self.process.stdin.close()
         try:
             self.process.wait(30)
@@ -87,7 +101,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seqs", type=int, default=64, help="vLLM's max_num_seqs, on all sides (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up (%(default)s)")
     parser.add_argument("--ray-data-llm-env", type=Path, help="made by ray_data_llm_env.sh; without it, no such ratio")
-    parser.add_argument("--sides", nargs="+", help="only these of the sides")
+    parser.add_argument("--against", nargs="+", help="only these of the other sides")
     return parser.parse_args(given)
 
 
@@ -140,54 +154,33 @@ def jobs(options: argparse.Namespace, run: Path, tars: list[str]) -> dict[str, t
         "instructblip_generate": ("generate", blip, here),
         "instructblip_generate_16": ("generate", blip | {"batch_size": 16}, here),
     }
-    wanted = options.sides or list(sides)
-    return {name: side for name, side in sides.items() if name in wanted and side[2]}
+    return {name: side for name, side in sides.items() if side[2]}
 
 
-def measure(sides: dict[str, Side], rounds: int) -> None:
-    """One round to warm up, then `rounds` that count; every round, each side in turn."""
+def measure(pair: Sequence[Side], rounds: int) -> float:
+    """One round to warm up, then `rounds` that count, ours and the other in turn; the ratio."""
     for number in range(rounds + 1):
-        for side in sides.values():
+        for side in pair:
             side.seconds.append(side.run(number))
-        spent = ", ".join(f"{side.name} {side.seconds[-1]:.2f} s" for side in sides.values())
+        spent = ", ".join(f"{side.name} {side.seconds[-1]:.2f} s" for side in pair)
         print(f"{'warm-up' if number == 0 else f'round {number}'}: {spent}", flush=True)
+    ours, other = pair
+    assert ours.captions.keys() == other.captions.keys(), f"{other.name} has not captioned the same images"
+    return statistics.median(theirs / own for own, theirs in zip(ours.seconds[1:], other.seconds[1:], strict=True))
 
 
-def report(sides: dict[str, Side], options: argparse.Namespace) -> dict[str, Any]:
-    """The JSON object; a ratio one of whose sides did not run is None."""
-    rate = {name: options.images / statistics.median(side.seconds[1:]) for name, side in sides.items()}
-    ratios: dict[str, float | None] = {}
-    for key, (ours, others) in RATIOS.items():
-        if ours in sides and (there := [name for name in others if name in sides]):
-            other = max(there, key=rate.__getitem__)
-            pairs = zip(sides[ours].seconds[1:], sides[other].seconds[1:], strict=True)
-            ratios[key] = round(statistics.median(theirs / own for own, theirs in pairs), 3)
-        else:
-            ratios[key] = None
-    return ratios | {
-        "images_per_second": {name: round(value, 1) for name, value in rate.items()},
-        "all_images_per_second": {
-            name: [round(options.images / seconds, 1) for seconds in side.seconds[1:]] for name, side in sides.items()
-        },
-        "start_seconds": {name: round(side.start_seconds, 1) for name, side in sides.items()},
-        "warm_up_seconds": {name: round(side.seconds[0], 1) for name, side in sides.items()},
-        "captions_as_ours": {name: agreement(sides, name) for name in sides},
-        "images": options.images,
-        "pixels": options.pixels,
-        "max_new_tokens": options.tokens,
-        "max_num_seqs": options.seqs,
-        "rounds": options.rounds,
+def figures(pair: Sequence[Side], ratio: float, images: int) -> dict[str, Any]:
+    """Of one pair: images per second, every round and the median, starts and warm-ups, and captions that are equal."""
+    ours, other = pair
+    same = sum(other.captions[key][0] == text for key, (text, _) in ours.captions.items())
+    return {
+        "ratio": round(ratio, 3),
+        "images_per_second": {side.name: round(images / statistics.median(side.seconds[1:]), 1) for side in pair},
+        "all_images_per_second": {side.name: [round(images / spent, 1) for spent in side.seconds[1:]] for side in pair},
+        "start_seconds": {side.name: round(side.start_seconds, 1) for side in pair},
+        "warm_up_seconds": {side.name: round(side.seconds[0], 1) for side in pair},
+        "captions_as_ours": round(same / len(ours.captions), 4),
     }
-
-
-def agreement(sides: dict[str, Side], name: str) -> float | None:
-    """The share of the images whose caption is ours, word for word."""
-    ours = sides.get("instructblip_ours" if name.startswith("instructblip") else "ours")
-    if ours is None:
-        return None
-    assert ours.captions.keys() == sides[name].captions.keys(), f"{name} has not captioned the same images"
-    same = sum(sides[name].captions[key][0] == text for key, (text, _) in ours.captions.items())
-    return round(same / len(ours.captions), 4)
 
 
 def main() -> None:
@@ -199,18 +192,33 @@ def main() -> None:
     tars = write_run(str(work / "run"), options.shards, options.images // options.shards, options.pixels)
     if not options.ray_data_llm_env:
         print("ray.data.llm is left out: name its environment with --ray-data-llm-env, see README.md", flush=True)
-    sides: dict[str, Side] = {}
-    try:
-        for name, (script, job, python) in jobs(options, work / "run", tars).items():
-            sides[name] = Side(name, script, job, work, python)
-            print(f"{name}: started in {sides[name].start_seconds:.1f} s", flush=True)
-        time.sleep(5)
-        measure(sides, options.rounds)
-        print(json.dumps(report(sides, options)))
-    finally:
-        for side in sides.values():
-            side.close()
+    there = jobs(options, work / "run", tars)
+    found: dict[str, dict[str, Any]] = {}
+    for our_name, others in RATIOS.values():
+        for other in others:
+            if other in there and other in (options.against or others):
+                found[other] = run_pair({name: there[name] for name in (our_name, other)}, work / other, options)
+    ratios = {
+        key: min((found[other]["ratio"] for other in others if other in found), default=None)
+        for key, (_, others) in RATIOS.items()
+    }
+    settings = {name: getattr(options, name) for name in ("images", "pixels", "tokens", "seqs", "rounds")}
+    print(json.dumps(ratios | {"pairs": found} | settings))
     shutil.rmtree(work)
+
+
+def run_pair(pair: dict[str, tuple[str, Job, str]], work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    work.mkdir()
+    sides: list[Side] = []
+    try:
+        for name, (script, job, python) in pair.items():
+            sides.append(Side(name, script, job, work, python))
+            print(f"{name}: started in {sides[-1].start_seconds:.1f} s", flush=True)
+        time.sleep(5)
+        return figures(sides, measure(sides, options.rounds), options.images)
+    finally:
+        for side in sides:
+            side.close()
 
 
 if __name__ == "__main__":
