@@ -55,6 +55,10 @@ class TrainConfig:
 
     image_tower: str
     text_tower: str = "google-bert/bert-base-uncased"
+    pretrained_text: bool = True
+    """Off: the text tower starts from fresh weights of the same configuration."""
+    image_size: int | None = None
+    """Pixels of a side; the image tower's own by default (the paper's: 224), else its positions are resized."""
     method: Method = "lotlip"
 
     corner_tokens: int = 2

@@ -83,7 +83,8 @@ class Trainer:
         self.model = load_model(config)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.towers.to(self.device)
-        self.model.towers.image.requires_grad_(False).eval()
+        self.model.towers.lock(image=True, text=False)
+        self.model.towers.eval()
         self.features = FeatureCache(dataset, self.model.towers.image, self.model.transform)
         if config.activation_checkpointing:
             self.model.towers.text.encoder.gradient_checkpointing_enable({"use_reentrant": False})
@@ -207,9 +208,9 @@ class Trainer:
 def load_model(config: TrainConfig) -> LoTLIP:
     """The model of a configuration before its first step: both towers pre-trained, corners and projection fresh."""
     image_tower, text_tower = resolve(config.image_tower), resolve(config.text_tower)
-    image = load_image_tower(image_tower)
+    image = load_image_tower(image_tower, image_size=config.image_size)
     settings = TextSettings(config.corner_tokens, config.corner_mask)
-    text = TextTower(load_text_encoder(text_tower), image.dim, settings)
+    text = TextTower(load_text_encoder(text_tower, pretrained=config.pretrained_text), image.dim, settings)
     if config.context_length > text.max_length:
         raise ConfigError(f"context_length: {config.text_tower} has {text.max_length} positions; use at most those")
     tokenizer = TextTokenizer(
