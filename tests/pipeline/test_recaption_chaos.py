@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,12 @@ def strike(cluster: Nodes, driver: Driver, kind: str, dice: random.Random) -> bo
     return bool(victims)
 
 
+def wait_for_progress(driver: Driver, safe: Callable[[], list[str]]) -> None:
+    """Until something more is safe in storage, or the driver has ended."""
+    before = safe()
+    wait_for(lambda: safe() != before or not driver.running(), "progress")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_twenty_random_kills(tmp_path: Path) -> None:
@@ -66,8 +73,7 @@ def test_twenty_random_kills(tmp_path: Path) -> None:
         seen: dict[str, tuple[int, bytes]] = {}
         struck = []
         while kinds:
-            before = safe()
-            wait_for(lambda before=before: safe() != before or not driver.running(), "progress")
+            wait_for_progress(driver, safe)
             time.sleep(dice.uniform(0, 2))
             assert driver.running(), f"the run ended after {struck}: {driver.end()}"
             seen |= {path: content for path, content in committed(run, NAMES).items() if path not in seen}
