@@ -25,10 +25,11 @@ from tests.pipeline.cluster_run import (
 KILLS = 20
 SHARDS, IMAGES = 8, 160
 POOL = {"max_actors": 1, "part_size": 16}
+SLOWLY = {**POOL, "engine": "transformers", "concurrency": 2}  # so that there is work left to kill for a while
 CAPTIONERS = [
     {"preset": "tiny-llava", "pool": {**POOL, "engine": "vllm"}},
-    {"preset": "tiny-sharegpt4v", "pool": {**POOL, "engine": "transformers"}},
-    {"preset": "tiny-instructblip", "pool": {**POOL, "engine": "transformers"}},
+    {"preset": "tiny-sharegpt4v", "pool": SLOWLY},
+    {"preset": "tiny-instructblip", "pool": SLOWLY},
 ]
 NAMES = [str(captioner["preset"]) for captioner in CAPTIONERS]
 
