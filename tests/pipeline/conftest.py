@@ -10,6 +10,6 @@ def ray_cluster() -> Iterator[None]:
     """A local cluster of two CPUs."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
