@@ -34,7 +34,7 @@ UNITS_AN_ACTOR = 2
 MAX_FAILURES = 10
 """Units that a pool gives up in a row before it gives up altogether."""
 
-MAX_STARTS = 3
+MAX_STARTS = 5
 """How often in a row an engine may fail to start."""
 
 MAX_SILENT = 10
