@@ -3,7 +3,7 @@
 Before an attempt at a unit hands images to the engine, it names them in an object beside the unit's parts. An object
 that an ended attempt left behind therefore names its suspects: images that were under way, or finished and not saved,
 when its process died. The next attempt tries these by themselves, a few at a time and each few saved before the next,
-and those that a few died with one by one. What has died alone, and once before, is guilty.
+and those that a few died with one by one. What has died alone twice is guilty: once may be a kill from outside.
 """
 
 import json
@@ -15,6 +15,9 @@ from lotlip_data.manifests import storage
 
 FEW = 16
 """Suspects tried at a time at first: nearly as fast as one, and most kills are nobody's fault."""
+
+KILLS = 2
+"""Deaths with an image alone that make it guilty."""
 
 MAX_GUILTY = 16
 """More guilty images than this in one unit are taken for an engine that is at fault."""
@@ -53,11 +56,10 @@ def suspicion(folder: str, settled: set[str]) -> Suspicion:
     for uid in set().union(*attempts):
         died_in = [attempt for attempt in attempts if uid in attempt]
         smallest = min(map(len, died_in))
-        if smallest == 1 and len(died_in) > 1:
-            cause = next(cause for attempt, cause in zip(attempts, causes, strict=True) if attempt == {uid})
-            guilty[uid] = (
-                f"the engine's process ended {len(died_in)} times with this image, once with it alone: {cause}"
-            )
+        alone_in = [cause for attempt, cause in zip(attempts, causes, strict=True) if attempt == {uid}]
+        if len(alone_in) >= KILLS:
+            times = f"{len(died_in)} times with this image, {len(alone_in)} of them with it alone"
+            guilty[uid] = f"the engine's process ended {times}: {alone_in[-1]}"
         elif smallest <= FEW:
             alone.add(uid)
         else:

@@ -23,7 +23,7 @@ from tests.pipeline.cluster_run import (
 )
 
 KILLS = 20
-SHARDS, IMAGES = 8, 160
+SHARDS, IMAGES = 16, 80
 POOL = {"max_actors": 1, "part_size": 16}
 SLOWLY = {**POOL, "engine": "transformers", "concurrency": 2}  # so that there is work left to kill for a while
 CAPTIONERS = [

@@ -129,7 +129,7 @@ def test_poison_images_are_isolated(
     assert cluster.driver(run, [entry(faults, stall_seconds=8)]).end()["code"] == 0
     assert_exactly_once(run, NAME, texts, failed=[deadly, hanging, failing])
     reasons = {row["uid"]: row["error"] for row in rows(run, NAME)}
-    assert "ended" in reasons[deadly] and "once with it alone: killed, or crashed" in reasons[deadly]
+    assert "2 of them with it alone: killed, or crashed" in reasons[deadly]
     assert "the engine hung: no answer for" in reasons[hanging]
     assert reasons[failing] == "the request failed"
 
