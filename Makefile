@@ -1,5 +1,5 @@
 # make demo       sets everything up and runs the whole job offline, on a CPU, in a few minutes
-# make test       sets up and passes the fast tests;  make test-slow: the long ones
+# make test       sets up and passes the fast tests;  make test-slow: the long ones;  make test-chaos: twenty random kills
 # make lint       ruff and mypy
 #
 # Needs Python 3.11 and nothing else. Everything is installed into .venv, from constraints/cpu.txt.
@@ -9,7 +9,7 @@ VENV   ?= .venv
 RUN    ?= runs/demo
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow test-chaos lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready
@@ -26,6 +26,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-chaos: setup
+	$(BIN)/python -m pytest -s -m chaos
 
 ROOMS := captioners manifests pipeline training world
 lint: setup

@@ -55,7 +55,7 @@ def wait_for_progress(driver: Driver, safe: Callable[[], list[str]]) -> None:
     wait_for(lambda: safe() != before or not driver.running(), "progress")
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_twenty_random_kills(tmp_path: Path) -> None:
     run = fake_run.make(tmp_path / "a run", SHARDS, IMAGES, writers=(), pixels=96).run
