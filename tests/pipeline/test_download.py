@@ -126,7 +126,7 @@ def test_every_row_is_an_image_or_a_failure_with_its_reason(tmp_path: pathlib.Pa
 
 def assert_a_second_call_mends_and_repeats_nothing(manifest: Manifest, run: Run, before: DownloadSummary) -> None:
     """With the same end state as a kill after a commit: an orphan of another attempt, and a missing quarantine."""
-    committed = {name: storage.read_bytes(storage.join(run.images, name)) for name in storage.list_names(run.images)}
+    committed = {name: storage.read_bytes(storage.join(run.images, name)) for name in storage.list_below(run.images)}
     lost = storage.list_names(run.quarantine("images"))[0]
     failures = storage.read_bytes(run.quarantine("images", lost))
     storage.remove(run.quarantine("images", lost))
@@ -139,7 +139,7 @@ def assert_a_second_call_mends_and_repeats_nothing(manifest: Manifest, run: Run,
     assert lines == ["5 of 5 shards are fetched already"]
     assert again.figures() == before.figures() | {"shards_done": 0, "shards_skipped": 5}
     assert read_summary(run).figures() == again.figures()
-    left = {name: storage.read_bytes(storage.join(run.images, name)) for name in storage.list_names(run.images)}
+    left = {name: storage.read_bytes(storage.join(run.images, name)) for name in storage.list_below(run.images)}
     assert left == committed
     assert storage.read_bytes(run.quarantine("images", lost)) == failures
 
