@@ -31,6 +31,7 @@ from lotlip_data.pipeline.ledger import captioned_shards, fetched_shards
 ROOT = Path(__file__).parents[2]
 FAULTS = ROOT / "tests" / "faults"
 DEADLINE = 400.0
+AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 sys.path.insert(0, str(FAULTS))
 
@@ -130,7 +131,8 @@ class Nodes:
 
         paths = [str(FAULTS), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            # how nodes authenticate is set by the first Ray of this process, and a driver has to do as they do
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name in AUTH},
             "PYTHONPATH": os.pathsep.join(paths),
             "LOTLIP_FAULTS": str(faults),
             "OMP_NUM_THREADS": "1",
