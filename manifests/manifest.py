@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
-from lotlip_data.manifests.subcaptions import SplitMode
+from lotlip_data.manifests.shard_settings import CleanSettings, ShardSettings
 
 ListFormat = Literal["csv", "tsv", "jsonl", "parquet"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
@@ -98,14 +98,6 @@ class DownloadSettings(_Settings):
     respect_robots_tag: bool = True
 
 
-class ShardSettings(_Settings):
-    """What a sample of the dataset looks like."""
-
-    sub_captions: SplitMode = "punkt"
-    min_long_texts: Annotated[int, Field(ge=0)] = 1
-    """Samples with fewer long texts than this are left out, and counted."""
-
-
 class Manifest(_Settings):
     """What to fetch and what to make of it. Everything has a default but `name` and `sources`."""
 
@@ -120,6 +112,7 @@ class Manifest(_Settings):
     captioners: tuple[str | dict[str, Any], ...] = ("instructblip", "llava", "sharegpt4v")
     """Names that the registry knows, or the settings of a captioner."""
     shard: ShardSettings = ShardSettings()
+    clean: CleanSettings = CleanSettings()
     train: tuple[dict[str, Any], ...] = ({"method": "lotlip"},)
     """Settings of each training, `name` and `method` among them."""
     evaluate: tuple[Literal["world"], ...] = ()
@@ -150,7 +143,9 @@ def load(path: str) -> Manifest:
         source.model_copy(update={"files": tuple(_absolute(file, base) for file in source.files)})
         for source in manifest.sources
     ]
-    return manifest.model_copy(update={"sources": tuple(sources)})
+    sets = tuple(_absolute(path, base) for path in manifest.clean.evaluation_sets)
+    clean = manifest.clean.model_copy(update={"evaluation_sets": sets})
+    return manifest.model_copy(update={"sources": tuple(sources), "clean": clean})
 
 
 def parse(text: str, where: str) -> Manifest:
