@@ -8,76 +8,33 @@ A user's own list needs six lines:
         files: [my-images.csv]
         url: image_url
         text: alt
+
+and the paper's scales the lists of their sources (`lotlip-data sources` says where these can be had):
+
+    name: my-3m
+    scale: 3M
+    files:
+      cc3m: [Train_GCC-training.tsv]
 """
 
 import pathlib
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import catalogue, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.shard_settings import CleanSettings, ShardSettings
-
-ListFormat = Literal["csv", "tsv", "jsonl", "parquet"]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
-
-_FORMATS: dict[str, ListFormat] = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-}
+from lotlip_data.manifests.source import Name, Settings, Source
 
 
 class ManifestError(UserError):
     """A manifest that cannot be used; the message names the file, the field and the fix."""
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(_Settings):
-    """A published list of URLs and raw texts."""
-
-    name: Name
-    files: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Paths or fsspec URLs, `*` allowed; relative ones start at the manifest's folder."""
-    format: ListFormat | None = None
-    """By the files' ending where it is not given."""
-    columns: tuple[str, ...] | None = None
-    """The columns' names, for a CSV or TSV without a header."""
-    url: str = "url"
-    text: str = "caption"
-
-    @field_validator("files", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _known_format(self) -> "Source":
-        for file in self.files:
-            self.format_of(file)
-        if self.columns is not None and not {self.url, self.text} <= set(self.columns):
-            raise ValueError(f"`columns` lacks {self.url!r} or {self.text!r}, which `url` and `text` name")
-        return self
-
-    def format_of(self, file: str) -> ListFormat:
-        """The format of one of the source's files. Raises ValueError where its ending does not tell."""
-        stem = file.lower().removesuffix(".gz").removesuffix(".zst")
-        found = self.format or _FORMATS.get("." + stem.rsplit(".", 1)[-1])
-        if found is None:
-            raise ValueError(f"the ending of {file!r} does not tell it: set `format` to csv, tsv, jsonl or parquet")
-        return found
-
-
-class DownloadSettings(_Settings):
+class DownloadSettings(Settings):
     """How images are fetched and stored."""
 
     image_size: Annotated[int, Field(ge=16)] = 512
@@ -98,8 +55,11 @@ class DownloadSettings(_Settings):
     respect_robots_tag: bool = True
 
 
-class Manifest(_Settings):
-    """What to fetch and what to make of it. Everything has a default but `name` and `sources`."""
+class Manifest(Settings):
+    """What to fetch and what to make of it. Everything has a default but `name` and `sources`.
+
+    In place of `sources` there may be a `scale` of the paper, and `files` by source.
+    """
 
     name: Name
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
@@ -117,6 +77,16 @@ class Manifest(_Settings):
     """Settings of each training, `name` and `method` among them."""
     evaluate: tuple[Literal["world"], ...] = ()
     """What trained models are evaluated on: `world`, unseen scenes of the offline world."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_scale(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "scale" not in content:
+            return content
+        if "sources" in content:
+            raise ValueError("`scale`: it brings its sources; give `files` by source, or no `scale`")
+        others = {name: value for name, value in content.items() if name not in ("scale", "files")}
+        return others | {"sources": catalogue.sources_of(content["scale"], content.get("files"))}
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Manifest":
@@ -159,12 +129,25 @@ def parse(text: str, where: str) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        raise ManifestError(f"{where}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+        raise ManifestError(f"{where}: " + "; ".join(map(_explain, _causes(error)))) from None
+
+
+def _causes(error: ValidationError) -> list[Any]:
+    """The problems without those that only follow: a list is too short for its entries that are wrong."""
+    problems = error.errors()
+    inner = [problem["loc"] for problem in problems if problem["type"] != "too_short"]
+    return [
+        problem
+        for problem in problems
+        if problem["type"] != "too_short" or not any(loc[: len(problem["loc"])] == problem["loc"] for loc in inner)
+    ]
 
 
 def _explain(problem: Any) -> str:
-    field = ".".join(str(step) for step in problem["loc"]) or "manifest"
+    field = ".".join(str(step) for step in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
+    if not field:
+        return str(message)  # it names the field itself
     if problem["type"] == "extra_forbidden":
         message = "there is no such setting; the README lists those that there are"
     elif problem["type"] == "missing":

@@ -41,7 +41,7 @@ def test_a_dumped_manifest_reads_back_equal() -> None:
         (SIX_LINES.replace("my-images\n", "My Images\n"), "m.yaml: `name`: 'My Images' may have only small letters"),
         (SIX_LINES.replace("[my-images.csv]", "[]"), "m.yaml: `sources.0.files`: "),
         (SIX_LINES.replace(".csv", ".xls"), "set `format` to csv, tsv, jsonl or parquet"),
-        (SIX_LINES + "    columns: [a, b]", "`columns` lacks 'image_url' or 'alt'"),
+        (SIX_LINES + "    columns: [a, b]", "`columns` lacks 'image_url' and 'alt'"),
         (SIX_LINES + "  - name: mine\n    files: x.csv", "`sources` names mine twice"),
         (SIX_LINES + "sample: 0", "m.yaml: `sample`: "),
         (SIX_LINES + "download: {timeout: -1}", "m.yaml: `download.timeout`: "),
