@@ -1,6 +1,7 @@
 """The columns of every table in a run's folder, shared by all rooms. Needs pyarrow and nothing else.
 
-lists/NNNNN.parquet (LISTS): one row for each URL to fetch; `texts[i]` comes from `sources[i]`.
+lists/NNNNN.parquet (LISTS): one row for each URL to fetch; `texts[i]` comes from `sources[i]`. `expected_sha256` and
+`expected_md5` are what the fetched bytes should have, in small hexadecimal letters, null where no list says.
 
 images/*.parquet (IMAGES): one row for each URL asked for, as img2dataset writes it; the json member of a fetched
 image has the same keys. `key` joins a tar's members, `sha256` is of the fetched bytes, before resizing.
@@ -43,7 +44,16 @@ FLAGS_SUFFIX = "_flags"
 
 _TEXTS = pa.list_(pa.string())
 
-LISTS = pa.schema([("uid", pa.string()), ("url", pa.string()), ("texts", _TEXTS), ("sources", _TEXTS)])
+LISTS = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("url", pa.string()),
+        ("texts", _TEXTS),
+        ("sources", _TEXTS),
+        ("expected_sha256", pa.string()),
+        ("expected_md5", pa.string()),
+    ]
+)
 
 IMAGES = pa.schema(
     [

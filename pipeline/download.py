@@ -88,7 +88,7 @@ class DownloadSummary:
             "shards_done": self.done,
             "shards_skipped": self.skipped,
             "shards_not_done": len(self.not_done),
-            "list": {name: getattr(self.plan, name) for name in ("rows", "duplicates", "invalid", "sources")},
+            "list": {name: getattr(self.plan, name) for name in ("rows", "duplicates", "invalid", "filtered", "not_drawn", "sources")},
         }
 
 

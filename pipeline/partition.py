@@ -1,22 +1,21 @@
 """Which image is fetched in which shard: decided once, before anything is fetched, out of core.
 
-    rows of all sources → uid → spilled into buckets of the seeded order → each bucket sorted, equal uids merged
-    → cut into shards → lists/00000.parquet …, then lists/plan.json
+    rows of all sources → filtered → uid → spilled into buckets of the seeded order → each bucket sorted, a source's
+    sample drawn, equal uids merged → cut into shards → lists/00000.parquet …, then lists/plan.json
 
 The order is that of a hash of the uid, keyed by the manifest's seed: it mixes the sources and spreads the hosts, a
 sample is its first rows, and neither depends on how many buckets there are. A list shard has one row an image (columns
-in `schema.LISTS`): its URL as the first source spells it, and the texts of all sources in the manifest's order, ""
-where a source has none.
+in `schema.LISTS`): its URL as the first source spells it, the texts of all sources in the manifest's order, ""
+where a source has none, and the first hash of each kind that a list expects.
 """
 
-import hashlib
 import io
 import json
 import math
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +26,9 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import SHARD_DIGITS, Run
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.schema import LISTS
-from lotlip_data.pipeline import lists
+from lotlip_data.pipeline import list_files, lists
+from lotlip_data.pipeline.draw import Draw, hashes
+from lotlip_data.pipeline.merge import merge
 from lotlip_data.pipeline.scratch import scratch_folder
 from lotlip_data.pipeline.spill import Buckets
 
@@ -42,6 +43,8 @@ _ROW_SCHEMA = pa.schema(
         ("source", pa.int32()),
         ("url", pa.string()),
         ("text", pa.string()),
+        ("expected_sha256", pa.string()),
+        ("expected_md5", pa.string()),
     ]
 )
 _BAD_SCHEMA = pa.schema(
@@ -63,7 +66,10 @@ class PartitionError(UserError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be fetched. `images` = rows − Σ invalid − duplicates, or the manifest's `sample` if that is less."""
+    """What is to be fetched.
+
+    `images` = rows − Σ invalid − Σ filtered − Σ not_drawn − duplicates, or the manifest's `sample` if that is less.
+    """
 
     images: int
     shards: int
@@ -75,7 +81,11 @@ class Plan:
     invalid: dict[str, int]
     """Unusable rows by reason; each of them is in quarantine/lists/00000.parquet."""
     sources: dict[str, int]
-    """Usable rows by source."""
+    """Usable rows by source, those that are not drawn included."""
+    filtered: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Rows that a source's filter leaves out: by source, then by the first rule that they fail."""
+    not_drawn: dict[str, int] = field(default_factory=dict)
+    """Usable rows beyond a source's `sample`, by source."""
     version: int = 1
 
 
@@ -85,7 +95,7 @@ def load_plan(run: Run) -> Plan | None:
         content = json.loads(storage.read_bytes(run.plan))
     except FileNotFoundError:
         return None
-    return Plan(**{field.name: content[field.name] for field in fields(Plan)})
+    return Plan(**{one.name: content[one.name] for one in fields(Plan) if one.name in content})
 
 
 def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lambda line: None) -> Plan:
@@ -99,14 +109,17 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
     with scratch_folder("partition") as folder:
         tally = _Tally(folder / "bad.parquet")
         buckets = Buckets(folder, _bucket_count(manifest), _ROW_SCHEMA, BUCKET_BYTES)
+        draws = {source.name: Draw(folder, source) for source in manifest.sources if source.sample is not None}
         for index, source in enumerate(manifest.sources):
             report(f"reading the list {source.name}")
-            for batch in lists.read(source, tally.reject):
+            for batch in lists.read(source, tally.reject, tally.of(source.name)):
                 buckets.add(tally.ordered(batch, source.name, index, manifest.seed))
+                if draw := draws.get(source.name):
+                    draw.add(batch["uid"])
         buckets.flush()
         tally.close()
         _store_bad_rows(run, tally)
-        plan = _write_shards(manifest, run, buckets, tally)
+        plan = _write_shards(manifest, run, buckets, draws, tally)
     storage.create(run.plan, json.dumps(asdict(plan), indent=2).encode())
     committed = load_plan(run)  # another driver's, where that was first
     assert committed is not None
@@ -117,8 +130,8 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
 def _bucket_count(manifest: Manifest) -> int:
     total = 0
     for source in manifest.sources:
-        for file in lists.files_of(source):
-            size = lists.size_of(file)
+        for file in list_files.files_of(source):
+            size = list_files.size_of(file)
             packed = file.lower().endswith((".gz", ".zst")) or source.format_of(file) == "parquet"
             total += _UNKNOWN_SIZE if size is None else size * (_EXPANSION if packed else 1)
     return min(max(math.ceil(total / BUCKET_BYTES), 1), 4096)
@@ -131,30 +144,35 @@ class _Tally:
         self.rows = 0
         self.invalid: Counter[str] = Counter()
         self.sources: Counter[str] = Counter()
+        self.filtered: dict[str, Counter[str]] = {}
         self.bad_rows = bad_rows
         self._writer = pq.ParquetWriter(bad_rows, _BAD_SCHEMA)
         self._bad: list[dict[str, str | int]] = []
 
-    def reject(self, bad: lists.BadRow) -> None:
+    def reject(self, bad: list_files.BadRow) -> None:
         self.rows += 1
         self.invalid[bad.reason] += 1
         self._bad.append(asdict(bad))
-        if len(self._bad) == lists.BATCH_ROWS:
+        if len(self._bad) == list_files.BATCH_ROWS:
             self._write()
+
+    def of(self, source: str) -> lists.Filtered:
+        """Counts the rows that the filter of this source leaves out."""
+        reasons = self.filtered.setdefault(source, Counter())
+
+        def count(reason: str, rows: int) -> None:
+            self.rows += rows
+            reasons[reason] += rows
+
+        return count
 
     def ordered(self, batch: pa.RecordBatch, name: str, index: int, seed: int) -> pa.Table:
         """The rows of a batch of `lists.SCHEMA`, as a table of `_ROW_SCHEMA`."""
-        count, key = batch.num_rows, str(seed).encode()
-        orders = b"".join(
-            hashlib.blake2b(uid.encode(), key=key, digest_size=8).digest() for uid in batch["uid"].to_pylist()
-        )
-        columns = {
-            "order": np.frombuffer(orders, ">u8").astype(np.uint64),
-            "uid": batch["uid"],
+        count = batch.num_rows
+        columns = {name: batch[name] for name in batch.schema.names} | {
+            "order": hashes(batch["uid"], str(seed)),
             "ordinal": np.arange(self.rows, self.rows + count),
             "source": np.full(count, index, np.int32),
-            "url": batch["url"],
-            "text": batch["text"],
         }
         self.rows += count
         self.sources[name] += count
@@ -176,13 +194,18 @@ def _store_bad_rows(run: Run, tally: _Tally) -> None:
         storage.create_from_file(target, str(tally.bad_rows))
 
 
-def _write_shards(manifest: Manifest, run: Run, buckets: Buckets, tally: _Tally) -> Plan:
+def _write_shards(manifest: Manifest, run: Run, buckets: Buckets, draws: Mapping[str, Draw], tally: _Tally) -> Plan:
     wanted = manifest.sample if manifest.sample is not None else tally.rows
     unique = images = shards = 0
     waiting = LISTS.empty_table()
     names = [source.name for source in manifest.sources]
+    not_drawn: Counter[str] = Counter()
     for rows in buckets:
-        merged = _merge(rows, names)
+        for name, draw in draws.items():
+            drawn = rows.filter(draw.taken(rows, names.index(name)))
+            not_drawn[name] += rows.num_rows - drawn.num_rows
+            rows = drawn
+        merged = merge(rows, names)
         unique += merged.num_rows
         waiting = pa.concat_tables([waiting, merged.slice(0, max(0, wanted - images))])
         images += min(merged.num_rows, wanted - images)
@@ -201,9 +224,11 @@ def _write_shards(manifest: Manifest, run: Run, buckets: Buckets, tally: _Tally)
         shards=shards,
         samples_per_shard=manifest.samples_per_shard,
         rows=tally.rows,
-        duplicates=sum(tally.sources.values()) - unique,
+        duplicates=sum(tally.sources.values()) - not_drawn.total() - unique,
         invalid=dict(sorted(tally.invalid.items())),
         sources={name: tally.sources[name] for name in names},
+        filtered={name: dict(reasons.most_common()) for name, reasons in tally.filtered.items() if reasons},
+        not_drawn={name: not_drawn[name] for name in draws},
     )
 
 
@@ -215,52 +240,10 @@ def _nothing(manifest: Manifest, tally: _Tally) -> str:
     files = ", ".join(file for source in manifest.sources for file in source.files)
     if not tally.rows:
         return f"no rows: {files} holds none"
-    reasons = ", ".join(f"{count} × {reason}" for reason, count in tally.invalid.most_common())
-    return f"no rows that can be used among the {tally.rows} of {files}: {reasons}. See quarantine/lists/00000.parquet"
-
-
-def _merge(rows: pa.Table, names: list[str]) -> pa.Table:
-    """Rows of `_ROW_SCHEMA` in the seeded order, equal uids merged, as a table of `schema.LISTS`."""
-    rows = rows.sort_by([("order", "ascending"), ("uid", "ascending"), ("ordinal", "ascending")]).combine_chunks()
-    rows = rows.filter(pa.array(_distinct(rows)))
-    starts = _starts(rows)
-    offsets = pa.array(np.append(starts, rows.num_rows), pa.int32())
-    sources = pa.DictionaryArray.from_arrays(_one(rows["source"]), pa.array(names)).dictionary_decode()
-    first = rows.take(pa.array(starts))
-    return pa.table(
-        [
-            _one(first["uid"]),
-            _one(first["url"]),
-            pa.ListArray.from_arrays(offsets, _one(rows["text"])),
-            pa.ListArray.from_arrays(offsets, sources),
-        ],
-        schema=LISTS,
-    )
-
-
-def _starts(rows: pa.Table) -> np.ndarray:
-    """Where each uid begins in rows sorted by it; int64."""
-    uids = rows["uid"].to_numpy()
-    return np.flatnonzero(np.append(True, uids[1:] != uids[:-1])) if len(uids) else np.empty(0, np.int64)
-
-
-def _distinct(rows: pa.Table) -> np.ndarray:
-    """False for a row whose source and text an earlier row of the same uid has; bool, one a row."""
-    keep = np.ones(rows.num_rows, bool)
-    starts = np.append(_starts(rows), rows.num_rows)
-    for index in np.flatnonzero(np.diff(starts) > 1):
-        begin, end = int(starts[index]), int(starts[index + 1])
-        group = rows.slice(begin, end - begin)
-        seen: set[tuple[int, str]] = set()
-        for offset, pair in enumerate(zip(group["source"].to_pylist(), group["text"].to_pylist(), strict=True)):
-            keep[begin + offset] = pair not in seen
-            seen.add(pair)
-    return keep
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+    why = tally.invalid + sum(tally.filtered.values(), Counter())
+    reasons = ", ".join(f"{count} × {reason}" for reason, count in why.most_common())
+    where = ". See quarantine/lists/00000.parquet" if tally.invalid else ""
+    return f"no rows that can be used among the {tally.rows} of {files}: {reasons}{where}"
 
 
 def _store_shard(run: Run, shard: int, table: pa.Table) -> None:

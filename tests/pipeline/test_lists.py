@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lotlip_data.manifests.identity import uid_of
-from lotlip_data.manifests.manifest import Source
-from lotlip_data.pipeline.lists import BadRow, ListError, read
+from lotlip_data.manifests.source import Source
+from lotlip_data.pipeline.list_files import BadRow, ListError
+from lotlip_data.pipeline.lists import read
 
 ROWS = [
     ("http://a.example/1.jpg", "a dog, on the beach"),
@@ -87,6 +88,7 @@ def test_malformed_rows_are_counted_with_place_and_reason_and_cost_no_neighbour(
     rows, bad = read_all(str(file))
     assert [row[0] for row in rows] == good
     assert rows[1][1] == "bad utf8 \ufffd"
+    bad.sort(key=lambda row: row.row)
     assert [row.reason for row in bad] == [
         "wrong number of columns",
         "not an http or https URL",
@@ -178,3 +180,56 @@ def test_files_that_cannot_be_read_are_named_with_the_reason(tmp_path: pathlib.P
         with pytest.raises(ListError) as error:
             read_all(str(tmp_path / name))
         assert f"{tmp_path / name}: {message}" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.tsv.gz", "l.jsonl", "l.parquet"])
+def test_a_filter_takes_the_rows_of_which_it_is_true_and_counts_the_others_by_rule(
+    tmp_path: pathlib.Path, name: str
+) -> None:
+    columns = {
+        "url": [f"http://a.example/{index}" for index in range(6)],
+        "caption": ["a dog", "a cat", "Stock photo of a dog", "a dog", "a dog", "a dog"],
+        "sim": [0.3, 0.31, 0.9, None, 0.1, 0.5],
+        "size": [300, 256, 400, 500, 600, 100],
+    }
+    table, file = pa.table(columns), tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(table, file)
+    elif "jsonl" in name:
+        file.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    else:
+        mark = "," if "csv" in name else "\t"
+        cells = [list(columns), *zip(*columns.values(), strict=True)]
+        text = "".join(mark.join("" if cell is None else str(cell) for cell in row) + "\n" for row in cells).encode()
+        file.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    rule = 'sim >= 0.3 and size >= 256 and not matches(caption, "(?i)stock")'
+    source, counts = Source(name="mine", files=(str(file),), filter=rule), dict[str, int]()
+    rows = [row["url"][-1] for batch in read(source, pytest.fail, counts.__setitem__) for row in batch.to_pylist()]
+    assert rows == ["0", "1"]
+    assert counts == {
+        "fails sim >= 0.3": 1,
+        "unknown whether sim >= 0.3": 1,
+        "fails size >= 256": 1,
+        "fails not matches(caption, '(?i)stock')": 1,
+    }
+
+
+def test_a_filter_that_does_not_fit_its_list_names_the_file_the_field_and_the_column(tmp_path: pathlib.Path) -> None:
+    pq.write_table(pa.table({"url": ["http://a.example/1"], "caption": ["x"], "tags": [["a"]]}), tmp_path / "l.parquet")
+    for rule, message in (
+        ("similarity > 0.3", "has no column 'similarity'; its columns are 'url', 'caption', 'tags'"),
+        ("tags > 3", r"the `filter` of source mine: `tags > 3` does not fit the columns \(tags is list<.*>\)"),
+        ("len(caption)", r"the `filter` of source mine: `len\(caption\)` gives int32, not true or false"),
+    ):
+        with pytest.raises(ListError, match=rf"l\.parquet: {message}"):
+            read_all(str(tmp_path / "l.parquet"), filter=rule)
+
+
+def test_expected_hashes_are_read_in_small_letters_and_a_malformed_one_costs_its_row(tmp_path: pathlib.Path) -> None:
+    lines = [f"http://a.example/1,x,{'AB' * 32},{'c' * 32}", "http://a.example/2,x,,", "http://a.example/3,x,abc,"]
+    (tmp_path / "l.csv").write_text("\n".join(["url,caption,sha,md", *lines]))
+    bad: list[BadRow] = []
+    source = Source(name="mine", files=(str(tmp_path / "l.csv"),), hash={"sha": "sha256", "md": "md5"})
+    rows = [row for batch in read(source, bad.append) for row in batch.to_pylist()]
+    assert [(row["expected_sha256"], row["expected_md5"]) for row in rows] == [("ab" * 32, "c" * 32), (None, None)]
+    assert [(row.row, row.reason) for row in bad] == [(3, "malformed sha256")]

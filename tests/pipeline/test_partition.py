@@ -150,3 +150,67 @@ def test_nothing_stays_in_the_temporary_folder(tmp_path: pathlib.Path, monkeypat
     (abandoned / ".lock").touch()
     partition(manifest_of(tmp_path, some_rows(10)), Run.at(str(tmp_path / "run")))
     assert list(scratch.iterdir()) == []
+
+
+def with_first_source(manifest: Manifest, **settings: Any) -> Manifest:
+    first = Source.model_validate(manifest.sources[0].model_dump() | settings)
+    return manifest.model_copy(update={"sources": (first, *manifest.sources[1:])})
+
+
+def test_a_sources_sample_is_exact_mixed_over_all_shards_and_drawn_by_its_own_seed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = some_rows(1000) + some_rows(300)  # some URLs twice: the sample is of images, not of rows
+    manifest = manifest_of(tmp_path, first, some_rows(500, "b.example"))
+    drawn = []
+    for number, (bucket_bytes, settings, seed) in enumerate(
+        [(1 << 25, {"sample": 200}, 0), (1000, {"sample": 200}, 5), (1 << 25, {"sample": 200, "seed": 1}, 0)]
+    ):
+        monkeypatch.setattr(partition_module, "BUCKET_BYTES", bucket_bytes)
+        run = Run.at(str(tmp_path / f"run{number}"))
+        plan = partition(with_first_source(manifest, **settings).model_copy(update={"seed": seed}), run)
+        tables = shards_of(run, plan)
+        ours = [[row["url"] for row in table.to_pylist() if row["sources"] == ["s0"]] for table in tables]
+        drawn.append(sorted(url for urls in ours for url in urls))
+        assert (plan.images, len(drawn[-1]), plan.sources) == (700, 200, {"s0": 1300, "s1": 500})
+        assert plan.images == plan.rows - plan.not_drawn["s0"] - plan.duplicates
+        assert all(9 < len(urls) < 52 for urls in ours)  # 28.6 of 100 each, 5 standard deviations of 4.5 either way
+    assert drawn[0] == drawn[1]  # neither the buckets nor the manifest's seed changes what is drawn
+    assert drawn[0] != drawn[2]
+
+
+def test_a_sample_larger_than_its_source_takes_all_of_it(tmp_path: pathlib.Path) -> None:
+    run = Run.at(str(tmp_path / "run"))
+    plan = partition(with_first_source(manifest_of(tmp_path, some_rows(30)), sample=31), run)
+    assert (plan.images, plan.not_drawn) == (30, {"s0": 0})
+
+
+def test_an_image_that_one_source_does_not_draw_keeps_the_texts_of_the_others(tmp_path: pathlib.Path) -> None:
+    both = [("http://a.example/1", "one"), ("http://a.example/2", "two")]
+    run = Run.at(str(tmp_path / "run"))
+    plan = partition(with_first_source(manifest_of(tmp_path, both, both), sample=1), run)
+    assert sorted(len(row["sources"]) for row in rows_of(run, plan)) == [1, 2]
+    assert (plan.images, plan.duplicates, plan.not_drawn) == (2, 1, {"s0": 1})
+
+
+def test_filtered_rows_are_counted_by_source_and_rule_and_are_in_no_shard(tmp_path: pathlib.Path) -> None:
+    run = Run.at(str(tmp_path / "run"))
+    manifest = with_first_source(manifest_of(tmp_path, some_rows(50), some_rows(5)), filter="len(caption) == 6")
+    plan = partition(manifest, run)
+    assert plan.filtered == {"s0": {"fails len(caption) == 6": 40}}
+    assert (plan.images, plan.rows, plan.duplicates) == (10, 55, 5)
+    assert load_plan(run) == plan
+    with pytest.raises(PartitionError, match=r"among the 5 of .*: 5 × fails len\(caption\) == 99$"):
+        nothing = with_first_source(manifest_of(tmp_path, some_rows(5)), filter="len(caption) == 99")
+        partition(nothing, Run.at(str(tmp_path / "other")))
+
+
+def test_the_first_expected_hash_that_a_list_has_goes_into_the_list_shard(tmp_path: pathlib.Path) -> None:
+    run = Run.at(str(tmp_path / "run"))
+    manifest = manifest_of(tmp_path, some_rows(1), some_rows(2))
+    hashed = [{"url": url, "caption": text, "sha": "a" * 64} for url, text in some_rows(1)]
+    (tmp_path / "list 1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hashed))
+    second = manifest.sources[1].model_copy(update={"hash": {"sha": "sha256"}})
+    plan = partition(manifest.model_copy(update={"sources": (manifest.sources[0], second)}), run)
+    (row,) = rows_of(run, plan)
+    assert (row["sources"], row["expected_sha256"], row["expected_md5"]) == (["s0", "s1"], "a" * 64, None)
