@@ -51,7 +51,7 @@ class LoTLIP:
     def embed_images(self, images: Iterable[Image.Image], batch: int = 64) -> Tensor:
         """Unit float32 features [N, D]; the images are taken `batch` at a time, so they may come from a generator."""
         self.towers.eval()
-        features = [self.towers.image(self.transform(some)) for some in _batched(images, batch)]
+        features = [self.towers.image(self.transform(some)) for some in batched(images, batch)]
         return F.normalize(torch.cat(features), dim=-1) if features else torch.zeros(0, self.towers.image.dim)
 
     def embed_texts(self, texts: Sequence[str], batch: int = 64) -> Tensor:
@@ -64,7 +64,7 @@ class LoTLIP:
         self.towers.eval()
         features = torch.zeros(len(encoded.ids), self.towers.image.dim)
         by_length = sorted(range(len(encoded.ids)), key=lambda index: len(encoded.ids[index]))
-        for some in _batched(by_length, batch):  # texts of like length together: little padding is computed
+        for some in batched(by_length, batch):  # texts of like length together: little padding is computed
             features[some] = self.towers.text(self.tokenizer.pad([encoded.ids[index] for index in some]))[:, 0]
         return F.normalize(features, dim=-1)
 
@@ -124,7 +124,8 @@ class LoTLIP:
         )
 
 
-def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """The items in lists of `size`, the last of which may be shorter."""
     batch: list[Any] = []
     for item in items:
         batch.append(item)

@@ -7,7 +7,9 @@ from typing import Any, Literal, get_args
 
 from lotlip_data.manifests.errors import UserError
 
-Method = Literal["lit", "lit_long", "lit_longclip", "register", "lotlip"]
+Method = Literal["lit", "lit_long", "lit_longclip", "register", "lotlip", "clip", "lotlip_scratch"]
+
+_SCRATCH = {"lock_image": False, "pretrained_image": False, "pretrained_text": False, "images": "pixels"}
 
 METHODS: dict[str, dict[str, Any]] = {
     "lit": {"long_texts": 0, "corner_tokens": 0},
@@ -15,20 +17,27 @@ METHODS: dict[str, dict[str, Any]] = {
     "lit_longclip": {"corner_tokens": 0},
     "register": {"corner_mask": False, "corner_loss": False},
     "lotlip": {},
+    "clip": {"long_texts": 0, "corner_tokens": 0, **_SCRATCH},
+    "lotlip_scratch": _SCRATCH,
 }
-"""What sets the methods apart (paper, Tables 2 and 7); everything else is the same for all. `lit_longclip` matches raw
-texts to the image features' primary components, as Long-CLIP does. Variants of LoTLIP are settings of it:
+"""What sets the methods apart (paper, Tables 2, 7, 8); all else is the same for all. `lit_longclip` matches raw texts
+to the image features' primary components, as Long-CLIP does; `clip` and `lotlip_scratch` train both towers from fresh
+weights. Variants of LoTLIP are settings of it:
 `corner_tokens` 0…4, `corner_mask` off, `sub_captions` 0…8, `context_length` 32…512, `captioners`."""
 
-FREE = ("accumulate", "activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints")
-"""Settings that a training may change when it is resumed: they have no part in what is computed."""
+FREE = ("accumulate", "activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "decoders")
+"""Settings that a training may change when it is resumed: what is computed does not depend on them, but for its last
+digits and, with `accumulate`, for what dropout draws."""
 
 PAPER_TOWER = "timm/vit_base_patch16_224.augreg_in21k"
 """ViT-B/16 at 224 pixels, pre-trained on ImageNet-21k (paper); the timm weights are the authors' code's."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Epochs and batch are the paper's for CC3M and for all five sources; it does not publish those between.
+    # Epochs and batch are the paper's for CC3M and for all five sources. It does not publish those between: they are
+    # ours, the same 10 epochs, and batches that grow with the data as the paper's do.
     "3m": {"image_tower": PAPER_TOWER, "epochs": 10, "batch": 2560, "weight_decay": 0.5},
+    "12m": {"image_tower": PAPER_TOWER, "epochs": 10, "batch": 8192},
+    "30m": {"image_tower": PAPER_TOWER, "epochs": 10, "batch": 16_384},
     "100m": {"image_tower": PAPER_TOWER, "epochs": 10, "batch": 16_384, "warm_up": 10_000},
     # About 1,500 rendered scenes, tiny towers, one core a method: see docs/log.md for what was tried.
     "demo": {
@@ -51,7 +60,7 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training. Towers are local folders, hub ids, or come with the project; the image tower is locked."""
+    """One training. Towers are local folders, hub ids, or come with the project."""
 
     image_tower: str
     text_tower: str = "google-bert/bert-base-uncased"
@@ -59,6 +68,14 @@ class TrainConfig:
     """Off: the text tower starts from fresh weights of the same configuration."""
     image_size: int | None = None
     """Pixels of a side; the image tower's own by default (the paper's: 224), else its positions are resized."""
+    lock_image: bool = True
+    """The image tower stays as it is (paper, after LiT); off: it learns too."""
+    pretrained_image: bool = True
+    """Off: the image tower starts from fresh weights of the same configuration."""
+    images: Literal["features", "pixels"] = "features"
+    """What an image is to a step: its features, computed once for all steps, or its pixels, cropped anew each time."""
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Of pixels: the share of the image that a random crop keeps, without a flip (the authors' code)."""
     method: Method = "lotlip"
 
     corner_tokens: int = 2
@@ -92,15 +109,17 @@ class TrainConfig:
     """Largest norm of the gradient."""
 
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the text tower's passes, as autocast has it; weights, features, loss and optimiser stay in float32."""
+    """Of the towers' passes, as autocast has it; weights, features, loss and optimiser stay in float32."""
     accumulate: int = 1
-    """Pieces in which a step's texts pass through the text tower: the memory of one, the gradient of the whole batch,
-    and a third more work."""
+    """Pieces in which a process's texts, and images, pass through the towers: the memory of one, the gradient of the
+    whole batch, and a third more work."""
     activation_checkpointing: bool = False
     """Keep only what enters a layer, and compute the layer again in the backward pass."""
     compile: bool = False
     """The text tower through torch.compile: a minute or more at the start, for faster steps on a GPU."""
 
+    decoders: int = 4
+    """Threads of a process that decode images; of pixels alone."""
     seed: int = 0
     checkpoint_every: int = 500
     """Steps between checkpoints."""
@@ -118,16 +137,30 @@ class TrainConfig:
         for name in ("epochs", "lr", "eps", "clip_gradient"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not above 0")
-        if isinstance(self.captioners, str) or isinstance(self.betas, float):
-            raise ConfigError("captioners and betas: give a list")
-        object.__setattr__(self, "captioners", tuple(self.captioners))
-        object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("captioners", "betas", "crop_scale"):
+            if isinstance(getattr(self, name), str | float | int):
+                raise ConfigError(f"{name}: give a list")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_images()
         self._check_method()
 
+    def _check_images(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"crop_scale: {low}, {high} are not two shares of an image; such as 0.9, 1.0")
+        if not self.lock_image and self.images == "features":
+            raise ConfigError("images: an image tower that learns needs pixels; set images to pixels, or lock_image")
+        if self.lock_image and not self.pretrained_image:
+            raise ConfigError(
+                "lock_image: a tower of fresh weights has to learn; switch it off, or pretrained_image on"
+            )
+
     def _check_method(self) -> None:
-        if self.method == "lit" and (self.long_texts or self.corner_tokens):
-            raise ConfigError("method: lit knows no long texts; set long_texts and corner_tokens to 0, or use lit_long")
-        if self.method != "lit" and not self.long_texts:
+        if self.method in ("lit", "clip") and (self.long_texts or self.corner_tokens):
+            raise ConfigError(
+                f"method: {self.method} knows no long texts; set long_texts and corner_tokens to 0, or use lit_long"
+            )
+        if self.method not in ("lit", "clip") and not self.long_texts:
             raise ConfigError(f"long_texts: {self.method} needs at least 1; without long texts it is method lit")
         if self.method in ("lit_long", "lit_longclip") and self.corner_tokens:
             raise ConfigError(f"method: {self.method} has no corner tokens; set corner_tokens to 0, or use lotlip")
@@ -173,8 +206,14 @@ _LEAST = {
     "checkpoint_every": 1,
     "keep_checkpoints": 1,
     "accumulate": 1,
+    "decoders": 1,
 }
-_CHOICES = {"text_form": ("authors", "punkt"), "reduction": ("sum", "mean"), "precision": ("float32", "bf16")}
+_CHOICES = {
+    "images": ("features", "pixels"),
+    "text_form": ("authors", "punkt"),
+    "reduction": ("sum", "mean"),
+    "precision": ("float32", "bf16"),
+}
 
 
 def make_config(method: str = "lotlip", preset: str | None = None, **settings: Any) -> TrainConfig:

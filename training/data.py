@@ -21,6 +21,9 @@ from lotlip_data.manifests.schema import SCHEMA_VERSION, SUB_SUFFIX
 from lotlip_data.manifests.subcaptions import SplitMode
 from lotlip_data.training.text import join_sub_captions
 
+Place = tuple[int, int, int]
+"""Epoch, shard and row of a sample."""
+
 
 class DataError(UserError):
     """The dataset is missing, damaged, or lacks what is asked of it."""
@@ -83,35 +86,39 @@ class Order:
     """The samples' endless order. In each epoch every sample stands once: shards in random order, and rows in each.
 
     Which samples share a shard is random from the start (rows are mixed before they are downloaded), so nothing needs
-    a shuffle buffer, and one or two shards are open at a time.
+    a shuffle buffer, and one or two shards are open at a time. An epoch's order is cut into `lanes` of like length, and
+    each goes on by itself: processes that have lanes of their own read shards of their own.
     """
 
-    def __init__(self, counts: Sequence[int], seed: int) -> None:
+    def __init__(self, counts: Sequence[int], seed: int, lanes: int = 1) -> None:
         self._counts = np.asarray(counts)
         self._seed = seed
         self.samples = int(self._counts.sum())
+        self._bounds = [self.samples * lane // lanes for lane in range(lanes + 1)]
 
-    def take(self, start: int, count: int) -> list[tuple[int, int, int]]:
-        """(epoch, shard, row) of the positions start … start + count − 1."""
-        found: list[tuple[int, int, int]] = []
+    def take(self, start: int, count: int, lane: int = 0) -> list[Place]:
+        """The lane's positions start … start + count − 1."""
+        found: list[Place] = []
+        least, most = self._bounds[lane : lane + 2]
         while count:
-            epoch, offset = divmod(start, self.samples)
+            epoch, offset = divmod(start, most - least)
+            offset += least
             shards, ends = self._epoch(epoch)
             at = int(np.searchsorted(ends, offset, side="right"))
             shard = int(shards[at])
             rows = self._rows(epoch, shard)
             first = offset - (int(ends[at]) - len(rows))
-            chosen = rows[first : first + count].tolist()
+            chosen = rows[first : first + min(count, most - offset)].tolist()
             found += [(epoch, shard, row) for row in chosen]
             start, count = start + len(chosen), count - len(chosen)
         return found
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - an Order lives as long as its training
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - an Order lives as long as its training
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         shards = np.random.default_rng([self._seed, 0, epoch]).permutation(len(self._counts))
         return shards, np.cumsum(self._counts[shards])
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019
+    @functools.lru_cache(maxsize=16)  # noqa: B019
     def _rows(self, epoch: int, shard: int) -> np.ndarray:
         return np.random.default_rng([self._seed, 1, epoch, shard]).permutation(self._counts[shard])
 
@@ -157,12 +164,13 @@ class TextPicker:
 class TextReader:
     """The texts of a shard's samples, from its Parquet twin; the last few shards stay in memory."""
 
-    def __init__(self, dataset: Dataset, captioners: Sequence[str]) -> None:
+    def __init__(self, dataset: Dataset, captioners: Sequence[str], open_shards: int = 3) -> None:
         self._dataset = dataset
         self._columns = ["key", "raw", *(name + SUB_SUFFIX for name in captioners)]
+        self.shard = functools.lru_cache(open_shards)(self._read)
+        """The texts of a shard by its index."""
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - a reader lives as long as its training
-    def shard(self, index: int) -> list[dict[str, Any]]:
+    def _read(self, index: int) -> list[dict[str, Any]]:
         shard = self._dataset.shards[index]
         try:
             table = pq.read_table(io.BytesIO(storage.read_bytes(shard.parquet)), columns=self._columns)
@@ -184,21 +192,41 @@ def captioners_of(dataset: Dataset, chosen: Sequence[str]) -> tuple[str, ...]:
 
 
 class Batches:
-    """Batch k as a pure function of k: which samples, and which texts of each."""
+    """Batch k as a pure function of k: which samples, and which texts of each.
 
-    def __init__(self, dataset: Dataset, picker: TextPicker, batch: int, seed: int) -> None:
-        self._order = Order([shard.samples for shard in dataset.shards], seed)
-        self._reader = TextReader(dataset, picker.captioners if picker.long_texts else ())
+    A global batch takes the next samples of every lane; `lanes` are those of `of` that this process has.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        picker: TextPicker,
+        batch: int,
+        seed: int,
+        *,
+        lanes: Sequence[int] = (0,),
+        of: int = 1,
+    ) -> None:
+        self._order = Order([shard.samples for shard in dataset.shards], seed, of)
+        self._reader = TextReader(dataset, picker.captioners if picker.long_texts else (), open_shards_of(lanes))
         self._picker = picker
-        self._batch = batch
+        self._lanes = lanes
+        self._lane_batch = batch // of
         self._seed = seed
 
-    def places(self, step: int) -> list[tuple[int, int, int]]:
-        """(epoch, shard, row) of each sample of this step's global batch."""
-        return self._order.take(step * self._batch, self._batch)
+    def places(self, step: int) -> list[Place]:
+        """The samples of this step's global batch that are this process's."""
+        start, count = step * self._lane_batch, self._lane_batch
+        return [place for lane in self._lanes for place in self._order.take(start, count, lane)]
 
-    def texts(self, step: int) -> list[Texts]:
+    def texts(self, places: Sequence[Place]) -> list[Texts]:
+        """What each of them shows."""
         return [
             self._picker.pick(self._reader.shard(shard)[row], np.random.default_rng([self._seed, 2, epoch, shard, row]))
-            for epoch, shard, row in self.places(step)
+            for epoch, shard, row in places
         ]
+
+
+def open_shards_of(lanes: Sequence[int]) -> int:
+    """How many shards a process keeps open: of each of its lanes the present one, and two that begin and end."""
+    return len(lanes) + 2

@@ -10,8 +10,9 @@ import hashlib
 import io
 import json
 import tarfile
+import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,11 +21,13 @@ from torch import Tensor
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
-from lotlip_data.training.data import DataError, Dataset, Shard
+from lotlip_data.training.data import DataError, Dataset, Place, Shard
+from lotlip_data.training.distributed import ALONE, World
 from lotlip_data.training.images import ImageTransform
 from lotlip_data.training.towers import ImageTower
 
 BATCH = 64
+WAIT_SECONDS = 1.0
 
 
 def tower_id(tower: ImageTower, transform: ImageTransform) -> str:
@@ -39,24 +42,35 @@ def tower_id(tower: ImageTower, transform: ImageTransform) -> str:
 class FeatureCache:
     """The locked tower's features of a dataset, float16 on the storage, not normalised."""
 
-    def __init__(self, dataset: Dataset, tower: ImageTower, transform: ImageTransform) -> None:
+    def __init__(self, dataset: Dataset, tower: ImageTower, transform: ImageTransform, open_shards: int = 3) -> None:
         self._dataset = dataset
         self._tower = tower
         self._transform = transform
+        self.shard = functools.lru_cache(open_shards)(self._read)
+        """float16 [samples, D] of a shard by its index, in its order. Raises DataError where the file is damaged."""
         self._folder = storage.join(dataset.url, "features", tower_id(tower, transform))
 
-    def fill(self, say: Callable[[str], None]) -> None:
-        """Compute the features of every shard that has none yet."""
+    def missing(self) -> list[int]:
+        """The shards, by index, that have no features yet."""
         there = set(storage.list_names(self._folder))
-        missing = [shard for shard in self._dataset.shards if self._name(shard) not in there]
+        return [index for index, shard in enumerate(self._dataset.shards) if self._name(shard) not in there]
+
+    def fill(self, say: Callable[[str], None], of: World = ALONE) -> None:
+        """Compute the features of every shard that has none yet; several processes share the work."""
+        missing = self.missing()
         if missing:
             say(f"image features: {len(missing)} of {len(self._dataset.shards)} shards to compute, in {self._folder}")
-        for shard in missing:
-            storage.create(storage.join(self._folder, self._name(shard)), self._compute(shard))
+        for index in missing[of.rank :: of.size]:
+            self.compute(index)
+        while of.size > 1 and self.missing():  # not a barrier of torch.distributed: those give up after a while
+            time.sleep(WAIT_SECONDS)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - a cache lives as long as its training
-    def shard(self, index: int) -> np.ndarray:
-        """float16 [samples, D], in the order of the shard. Raises DataError where the file is damaged."""
+    def compute(self, index: int) -> None:
+        """Compute and commit the features of one shard."""
+        shard = self._dataset.shards[index]
+        storage.create(storage.join(self._folder, self._name(shard)), self._compute(shard))
+
+    def _read(self, index: int) -> np.ndarray:
         shard = self._dataset.shards[index]
         where = storage.join(self._folder, self._name(shard))
         try:
@@ -68,7 +82,7 @@ class FeatureCache:
             raise DataError(f"{where}: of shape {features.shape}, not {(shard.samples, self._tower.dim)}. Remove it.")
         return features
 
-    def rows(self, places: list[tuple[int, int, int]]) -> Tensor:
+    def rows(self, places: Sequence[Place]) -> Tensor:
         """float32 [N, D] of these (epoch, shard, row)."""
         return torch.from_numpy(np.stack([self.shard(shard)[row] for _, shard, row in places]).astype(np.float32))
 

@@ -4,6 +4,7 @@ timm's crop_pct (0.9 for the paper's towers) is not followed: the authors' code 
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 _INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_LOG_RATIO = math.log(4 / 3)  # sides of a random crop are 3:4 to 4:3
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,20 @@ class ImageTransform:
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """float32 [N, 3, size, size]."""
-        pixels = np.stack([np.asarray(self._crop(image)) for image in images]).astype(np.float32) / 255
+        return self.normalise([self.centre_crop(image) for image in images])
+
+    def normalise(self, images: Sequence[Image.Image]) -> Tensor:
+        """float32 [N, 3, size, size] of RGB images that have that size."""
+        pixels = np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
         normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(normalised).permute(0, 3, 1, 2).contiguous()
 
-    def _crop(self, image: Image.Image) -> Image.Image:
+    def resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """The image at that size, with this transform's interpolation."""
+        return image.resize((width, height), _INTERPOLATIONS[self.interpolation])
+
+    def centre_crop(self, image: Image.Image) -> Image.Image:
+        """RGB, size × size: the middle of the image whose shorter side is `size`."""
         image = image.convert("RGB")
         width, height = image.size
         if (width, height) == (self.size, self.size):
@@ -46,8 +57,28 @@ class ImageTransform:
         shorter = min(width, height)
         width, height = self.size * width // shorter, self.size * height // shorter
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        image = image.resize((width, height), _INTERPOLATIONS[self.interpolation])
-        return image.crop((left, top, left + self.size, top + self.size))
+        return self.resize(image, width, height).crop((left, top, left + self.size, top + self.size))
+
+
+def random_crop(
+    image: Image.Image, transform: ImageTransform, scale: tuple[float, float], rng: np.random.Generator
+) -> Image.Image:
+    """A crop of random area (a share of the image's within `scale`) and side ratio, at random, resized to the square.
+
+    As torchvision's RandomResizedCrop draws it, which the authors' code uses with a scale of 0.9–1.0, and no flip.
+    """
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(-_LOG_RATIO, _LOG_RATIO))
+        wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < wide <= width and 0 < high <= height:
+            left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
+            break
+    else:  # an image too long for such a crop: the largest in its middle whose sides' ratio is allowed
+        wide, high = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        left, top = (width - wide) // 2, (height - high) // 2
+    return transform.resize(image.crop((left, top, left + wide, top + high)), transform.size, transform.size)
 
 
 def transform_of(tower: str, size: int) -> ImageTransform:

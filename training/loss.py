@@ -75,12 +75,18 @@ def one_way(query: Tensor, keys: Tensor, scale: Tensor, first: int = 0) -> Tenso
     return loss
 
 
-def contrastive(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+EVERY = slice(0, None)
+"""All rows of a batch."""
+
+
+def contrastive(image: Tensor, text: Tensor, scale: Tensor, here: slice = EVERY) -> Tensor:
     """L(v, t) of Eq. 1–3: the two-way softmax loss over the batch, ½(image→text + text→image), batch mean.
 
-    `image` and `text` are [B, D] with unit rows, `scale` the factor 1/τ.
+    `image` and `text` are [B, D] with unit rows, `scale` the factor 1/τ; `here` are the rows that a process answers
+    for: the losses of all processes add up to the batch's.
     """
-    return (one_way(image, text, scale) + one_way(text, image, scale)) / 2
+    first = here.start
+    return (one_way(image[here], text, scale, first) + one_way(text[here], image, scale, first)) / 2
 
 
 def lotlip_loss(
@@ -91,16 +97,18 @@ def lotlip_loss(
     reduction: Reduction = "sum",
     *,
     short_image: Tensor | None = None,
+    here: slice = EVERY,
 ) -> Loss:
     """Short plus long loss: the raw text's [CLS], and every long text's [CLS] and corner tokens (Eq. 4–6).
 
     `image` [B, D], `short` [B, D], `long` [B, T, m + 1, D], all with unit rows; T = 0 leaves the short loss alone.
     `sum` adds all 1 + T(m + 1) terms (paper), `mean` averages them (the authors' code). `short_image` is what short
-    texts are matched to where that is not `image`.
+    texts are matched to where that is not `image`. `here` are the rows of a process, as in `contrastive`.
     """
-    short_term = contrastive(image if short_image is None else short_image, short, scale)
+    short_term = contrastive(image if short_image is None else short_image, short, scale, here)
     features = long.flatten(1, 2).unbind(1)
-    long_term = sum((contrastive(image, feature, scale) for feature in features), start=torch.zeros_like(short_term))
+    terms = (contrastive(image, feature, scale, here) for feature in features)
+    long_term = sum(terms, start=torch.zeros_like(short_term))
     if reduction == "mean":
         count = 1 + len(features)
         short_term, long_term = short_term / count, long_term / count

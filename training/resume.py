@@ -1,13 +1,12 @@
-"""What a training needs to go on: checkpoints that are whole or absent, and the log of its steps.
+"""What a training needs to go on: checkpoints that are whole or absent.
 
 A checkpoint is one object, `checkpoints/step-00000500.ckpt`: the sha256 of what follows, then torch's own format. It
-holds the trained weights, the optimiser's state and the step. Everything else (order of the data, choice of texts,
-dropout, learning rate) follows from the seed and the step, so there is no other state to save.
+holds the trained weights, the optimiser's state, the step and how many lanes the data goes in. Everything else (order
+of the data, choice of texts, crops, dropout, learning rate) follows from those and the seed.
 """
 
 import hashlib
 import io
-import json
 import pickle
 import re
 from collections.abc import Callable
@@ -46,7 +45,7 @@ class Checkpoints:
         """Step and state of the newest whole checkpoint; a damaged one is skipped, and said so."""
         for step in reversed(self.steps()):
             try:
-                return step, self._load(step)
+                return step, self.load(step)
             except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 say(f"skipping a damaged checkpoint: {self._url(step)} ({error})")
         return None
@@ -57,28 +56,11 @@ class Checkpoints:
     def _url(self, step: int) -> str:
         return storage.join(self._folder, f"step-{step:08d}.ckpt")
 
-    def _load(self, step: int) -> dict[str, Any]:
+    def load(self, step: int) -> dict[str, Any]:
+        """The state of a step. Raises OSError, ValueError, … where it is not whole."""
         data = memoryview(storage.read_bytes(self._url(step)))
         digest, content = data[:_DIGEST], data[_DIGEST:]
         if hashlib.sha256(content).hexdigest().encode() != bytes(digest):
             raise ValueError("its sha256 is not what it says")
         state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
         return state
-
-
-class Metrics:
-    """metrics.jsonl: one line a step. Resuming drops the lines of steps that will be done again."""
-
-    def __init__(self, folder: str, steps_done: int) -> None:
-        self._url = storage.join(folder, "metrics.jsonl")
-        self.lines: list[dict[str, float]] = []
-        if steps_done and storage.exists(self._url):
-            there = map(json.loads, storage.read_bytes(self._url).decode().splitlines())
-            self.lines = [line for line in there if line["step"] <= steps_done]
-
-    def add(self, **values: float) -> None:
-        self.lines.append(values)
-
-    def flush(self) -> None:
-        """Write all lines. An object storage cannot append, so the whole is replaced; a line has about 150 bytes."""
-        storage.replace(self._url, "".join(json.dumps(line) + "\n" for line in self.lines).encode())

@@ -1,6 +1,6 @@
 """Training: LoTLIP and what it is compared with, from a run's dataset. Read `Trainer.step` first.
 
-The image tower is locked, so its features are computed once for each image; a step runs the text tower alone.
+A locked image tower's features are computed once for each image, and a step then runs the text tower alone.
 """
 
 import json
@@ -8,33 +8,33 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import resolve
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.training import data
+from lotlip_data.training import data, distributed
 from lotlip_data.training.checkpoint import LoTLIP
 from lotlip_data.training.config import FREE, ConfigError, TrainConfig
+from lotlip_data.training.distributed import ALONE, World, first_decides
 from lotlip_data.training.features import FeatureCache
 from lotlip_data.training.images import transform_of
-from lotlip_data.training.loss import Loss, lotlip_loss, primary_components
-from lotlip_data.training.packing import Embedded, embed
-from lotlip_data.training.resume import Checkpoints, Metrics
+from lotlip_data.training.loader import Batch, ahead
+from lotlip_data.training.monitor import Health, Metrics, TrainingDiverged, memory_gib
+from lotlip_data.training.objective import Objective
+from lotlip_data.training.pixels import PixelReader
+from lotlip_data.training.resume import Checkpoints
 from lotlip_data.training.text import TextTokenizer, load_tokenizer
 from lotlip_data.training.tower_files import load_image_tower, load_text_encoder
 from lotlip_data.training.towers import TextSettings, TextTower, TwoTowers
 
 Say = Callable[[str], None]
 FLUSH_SECONDS = 10.0
-
-
-class TrainingDiverged(UserError):
-    """The loss is no number any more; the message says at which step, and what to try."""
 
 
 @dataclass(frozen=True)
@@ -51,164 +51,228 @@ class TrainResult:
 def train(config: TrainConfig, run: str, out: str, *, resume: bool = True, say: Say = print) -> TrainResult:
     """Train on the dataset of the run `run` (path or URL) and leave the model in `out`/model.
 
-    A training that was interrupted goes on from its last checkpoint, and ends bit for bit as if it had not been (on a
-    CPU, with the same number of threads); one that is finished is left alone. With `resume` off, `out` must be new.
+    A training that was interrupted goes on from its last checkpoint, and ends bit for bit as if it had not been (on
+    CPUs, with as many processes and threads); one that is finished is left alone. With `resume` off, `out` must be
+    new. Under torchrun or Ray Train every process calls this, with the same arguments.
 
     Raises UserError where the dataset, a tower or a setting is not usable, or `out` holds a training of other settings.
     """
-    out = storage.normalise(out)
+    with distributed.world() as of:
+        say = say if of.is_first else lambda line: None
+        out = storage.normalise(out)
+        dataset, finished = first_decides(lambda: _open(config, run, out, resume), of)
+        if finished:
+            say(f"{out}: trained already ({finished.steps} steps); nothing to do")
+            return finished
+        result = Trainer(config, dataset, out, say, of).run()
+        first_decides(lambda: _finish(config, out, result), of)
+        return result
+
+
+def _open(config: TrainConfig, run: str, out: str, resume: bool) -> tuple[data.Dataset, TrainResult | None]:
+    """The dataset, and the result where the training is finished."""
     if not resume and storage.list_names(out):
         raise UserError(f"{out}: there is a training already; resume it, or choose another name")
     dataset = data.open_dataset(run)
     _claim(out, config, dataset)
-    done = storage.join(out, "done.json")
-    if storage.exists(done):
-        result = TrainResult(**json.loads(storage.read_bytes(done)) | {"did_something": False})
-        say(f"{out}: trained already ({result.steps} steps); nothing to do")
-        return result
-    result = Trainer(config, dataset, out, say).run()
+    done = _done(out)
+    if not storage.exists(done):
+        return dataset, None
+    return dataset, TrainResult(**json.loads(storage.read_bytes(done)) | {"did_something": False})
+
+
+def _finish(config: TrainConfig, out: str, result: TrainResult) -> None:
     content = {name: value for name, value in asdict(result).items() if name != "did_something"}
-    storage.create(done, json.dumps(content, indent=1).encode())
+    storage.create(_done(out), json.dumps(content, indent=1).encode())
     Checkpoints(out, config.keep_checkpoints).remove_all()
-    return result
+
+
+def _done(out: str) -> str:
+    return storage.join(out, "done.json")
 
 
 class Trainer:
-    """One training under way: the towers, the optimiser, and where in the data it stands."""
+    """One process of a training under way: the towers, the optimiser, and where in the data it stands."""
 
-    def __init__(self, config: TrainConfig, dataset: data.Dataset, out: str, say: Say) -> None:
-        self.config, self.out, self.say = config, out, say
+    def __init__(self, config: TrainConfig, dataset: data.Dataset, out: str, say: Say, of: World = ALONE) -> None:
+        self.config, self.dataset, self.out, self.say, self.of = config, dataset, out, say, of
         self.steps = config.steps(dataset.samples)
         torch.manual_seed(config.seed)
         self.model = load_model(config)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.towers.to(self.device)
-        self.model.towers.lock(image=True, text=False)
-        self.model.towers.eval()
-        self.features = FeatureCache(dataset, self.model.towers.image, self.model.transform)
-        if config.activation_checkpointing:
-            self.model.towers.text.encoder.gradient_checkpointing_enable({"use_reentrant": False})
-        if config.compile:
-            self.model.towers.text.compile(dynamic=True)
-        captioners = data.captioners_of(dataset, config.captioners)
-        self.long_texts = config.long_texts_of(len(captioners))
-        picker = data.TextPicker(captioners, self.long_texts, config.sub_captions, dataset.sub_captions)
-        self.batches = data.Batches(dataset, picker, config.batch, config.seed)
-        self.optimiser = _optimiser(config, self.model.towers)
+        self.towers = self.model.towers.to(distributed.device())
+        self.towers.lock(image=config.lock_image, text=False)
+        self.towers.eval()
+        distributed.same_everywhere(list(self.towers.state_dict().values()), of)
+        self._save_memory_and_time()
+        self.captioners = data.captioners_of(dataset, config.captioners)
+        self.long_texts = config.long_texts_of(len(self.captioners))
+        self.objective = Objective(config, self.towers, self.long_texts, of)
+        self.optimiser = _optimiser(config, self.towers)
         self.checkpoints = Checkpoints(out, config.keep_checkpoints)
+        terms = 1 + self.long_texts * (1 + (config.corner_tokens if config.corner_loss else 0))
+        self.health = Health(config.batch, terms if config.reduction == "sum" else 1)
+        self.read_in_lanes(of.size)
+
+    def _save_memory_and_time(self) -> None:
+        if self.config.activation_checkpointing:
+            self.towers.text.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            if not self.config.lock_image:
+                self.towers.image.vit.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.config.compile:
+            self.towers.text.compile(dynamic=True)
+            self.towers.image.compile()
+
+    def read_in_lanes(self, lanes: int) -> None:
+        """Take the data in so many lanes, a multiple of the processes: what a step shows follows from their number."""
+        config, dataset = self.config, self.dataset
+        if config.batch % lanes or lanes > dataset.samples:
+            raise ConfigError(f"batch: {config.batch} cannot be shared by {lanes} processes; make it a multiple")
+        self.lanes = lanes
+        each = lanes // self.of.size
+        mine = range(self.of.rank * each, (self.of.rank + 1) * each)
+        picker = data.TextPicker(self.captioners, self.long_texts, config.sub_captions, dataset.sub_captions)
+        self.batches = data.Batches(dataset, picker, config.batch, config.seed, lanes=mine, of=lanes)
+        open_shards = data.open_shards_of(mine)
+        self.images: FeatureCache | PixelReader
+        if config.images == "features":
+            self.images = FeatureCache(dataset, self.towers.image, self.model.transform, open_shards)
+        else:
+            self.images = PixelReader(
+                dataset,
+                self.model.transform,
+                seed=config.seed,
+                crop=config.crop_scale,
+                open_shards=open_shards,
+                threads=config.decoders,
+            )
 
     def run(self) -> TrainResult:
         """Every step that is left, then the model's folder."""
         began = time.monotonic()
-        self.features.fill(self.say)
         first = self._resume()
-        metrics = Metrics(self.out, first)
-        flushed = time.monotonic()
-        for step in range(first, self.steps):
-            started = time.monotonic()
-            values = self.step(step)
-            values["samples_per_second"] = self.config.batch / (time.monotonic() - started)
-            metrics.add(step=step + 1, **values)
-            due = (step + 1) % self.config.checkpoint_every == 0 and step + 1 < self.steps
-            if due or time.monotonic() - flushed > FLUSH_SECONDS:
-                metrics.flush()  # before the checkpoint: resuming from it finds the lines of all its steps
-                flushed = time.monotonic()
-            if due:
-                self.checkpoints.save(step + 1, self._state())
-            self._report(step, values)
-        metrics.flush()
+        if isinstance(self.images, FeatureCache):
+            self.images.fill(self.say, self.of)
+        metrics = Metrics(self.out, first) if self.of.is_first else None
+        flushed = resumed = time.monotonic()
+        values: dict[str, float] = {}
+        started = time.monotonic()
+        try:
+            for step, batch in enumerate(ahead(self.batch, first, self.steps), first):
+                values = self.step(step, batch)
+                seconds, started = time.monotonic() - started, time.monotonic()
+                values["samples_per_second"] = self.config.batch / seconds
+                values["tokens_per_second"] = values["tokens"] / seconds
+                due = (step + 1) % self.config.checkpoint_every == 0 and step + 1 < self.steps and self.health.is_sound
+                if metrics:
+                    metrics.add(step + 1, **values)
+                    if due or time.monotonic() - flushed > FLUSH_SECONDS:
+                        metrics.flush()  # before the checkpoint: resuming from it finds the lines of all its steps
+                        flushed = time.monotonic()
+                    if due:
+                        self.checkpoints.save(step + 1, self._state())
+                self._report(step, values, (time.monotonic() - resumed) / (step + 1 - first))
+        finally:
+            if metrics:
+                metrics.close()
         model = storage.join(self.out, "model")
-        self.model.save(model)
-        return TrainResult(model, self.steps, metrics.lines[-1]["loss"], time.monotonic() - began)
+        if self.of.is_first:
+            self.model.save(model)
+        return TrainResult(model, self.steps, values["loss"], time.monotonic() - began)
 
-    def step(self, step: int) -> dict[str, float]:
-        """One step of the optimiser on global batch number `step`. Returns what the log keeps of it."""
-        towers, config = self.model.towers, self.config
-        torch.manual_seed((config.seed << 32) + step)  # dropout follows from the step, so resuming needs no saved state
-        rate = learning_rate(step, self.steps, config)
+    def batch(self, step: int) -> Batch:
+        """This process's part of global batch number `step`."""
+        places = self.batches.places(step)
+        texts = self.batches.texts(places)
+        every = [text.raw for text in texts] + [one for text in texts for one in text.long]
+        images = self.images.rows(places)
+        images = images.pin_memory() if torch.cuda.is_available() else images
+        return Batch(images, self.model.tokenizer.encode(every).ids)
+
+    def step(self, step: int, batch: Batch) -> dict[str, float]:
+        """One step of the optimiser. Returns what the log keeps of it."""
+        _seed(self.config.seed, step, self.of.rank)  # dropout follows from the step: no state of it to save
+        rate = learning_rate(step, self.steps, self.config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        towers.text.train()
-        image = F.normalize(self.features.rows(self.batches.places(step)).to(self.device), dim=-1)
-        texts = self.batches.texts(step)
-        loss, embedded = self._loss(image, texts)
-        norm = self._update(loss.total, step)
+        self.towers.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss, embedded = self.objective(batch)
+        loss.total.backward()
+        told = torch.tensor(
+            [loss.total.item(), loss.short.item(), loss.long.item(), embedded.real, embedded.computed],
+            device=self.towers.log_scale.device,
+            dtype=torch.float64,
+        )
+        total, short, long, real, computed = distributed.sum_over(told, self.of).tolist()
+        norm = self._update(step, total)
         return {
-            "loss": loss.total.item(),
-            "short": loss.short.item(),
-            "long": loss.long.item(),
-            "scale": towers.scale.item(),
+            "loss": total,
+            "short": short,
+            "long": long,
+            "scale": self.towers.scale.item(),
             "gradient": norm,
             "lr": rate,
-            "tokens": embedded.real,
-            "padding": 1 - embedded.real / embedded.computed,
+            "tokens": real,
+            "padding": 1 - real / computed,
+            "memory_gib": memory_gib(),
         }
 
-    def _loss(self, image: Tensor, texts: list[data.Texts]) -> tuple[Loss, Embedded]:
-        """The loss of unit image features [B, D] and their texts."""
-        towers, config = self.model.towers, self.config
-        encoded = self.model.tokenizer.encode(
-            [text.raw for text in texts] + [one for text in texts for one in text.long]
-        )
-        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            embedded = embed(towers.text, encoded.ids, config.accumulate)
-        features = F.normalize(embedded.features.float(), dim=-1)
-        short, long = features[: len(texts), 0], features[len(texts) :].unflatten(0, (len(texts), self.long_texts))
-        if not config.corner_loss:
-            long = long[:, :, :1]
-        matched = primary_components(image) if config.method == "lit_longclip" else None
-        return lotlip_loss(image, short, long, towers.scale, config.reduction, short_image=matched), embedded
-
-    def _update(self, loss: Tensor, step: int) -> float:
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+    def _update(self, step: int, loss: float) -> float:
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        distributed.sum_gradients(parameters, self.of)
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_gradient).item()
-        if not math.isfinite(loss.item()) or not math.isfinite(norm):
+        try:
+            self.health.check(loss, norm, ((name, one.grad) for name, one in self.towers.named_parameters()))
+        except TrainingDiverged as seen:
             kept = self.checkpoints.steps()
             raise TrainingDiverged(
-                f"step {step + 1}: the loss is {loss.item()} and the gradient's norm {norm}. The last checkpoint is "
-                f"{f'of step {kept[-1]}' if kept else 'none'}. Lower lr ({self.config.lr}) or raise warm_up "
-                f"({self.config.warm_up}), and train under another name."
-            )
+                f"step {step + 1}: {seen}. The last checkpoint is {f'of step {kept[-1]}' if kept else 'none'}. Lower "
+                f"lr ({self.config.lr}) or raise warm_up ({self.config.warm_up}), and train under another name."
+            ) from None
         self.optimiser.step()
-        self.model.towers.clamp_scale()
+        self.towers.clamp_scale()
         return norm
 
     def _state(self) -> dict[str, Any]:
-        towers = self.model.towers
-        return {
-            "text": towers.text.state_dict(),
-            "log_scale": towers.log_scale.detach(),
-            "optimiser": self.optimiser.state_dict(),
-        }
+        weights = self.towers.state_dict()
+        if self.config.lock_image:
+            weights = {name: value for name, value in weights.items() if not name.startswith("image.")}
+        return {"weights": weights, "optimiser": self.optimiser.state_dict(), "lanes": self.lanes}
 
     def _resume(self) -> int:
         """Load the last whole checkpoint, and return how many steps are done."""
-        found = self.checkpoints.load_last(self.say)
-        if found is None:
+        found = self.checkpoints.load_last(self.say) if self.of.is_first else None
+        step = first_decides(lambda: found[0] if found else 0, self.of)
+        if not step:
             return 0
-        step, state = found
-        self.model.towers.text.load_state_dict(state["text"])
-        with torch.no_grad():
-            self.model.towers.log_scale.copy_(state["log_scale"])
+        state = found[1] if found else self.checkpoints.load(step)
+        self.towers.load_state_dict(state["weights"], strict=not self.config.lock_image)
         self.optimiser.load_state_dict(state["optimiser"])
+        if state["lanes"] % self.of.size:
+            self.say(f"{self.of.size} processes in place of {state['lanes']}: from here on in another order of samples")
+        elif state["lanes"] != self.lanes:
+            self.read_in_lanes(state["lanes"])
         self.say(f"going on after step {step} of {self.steps}")
         return step
 
-    def _report(self, step: int, values: dict[str, float]) -> None:
+    def _report(self, step: int, values: dict[str, float], seconds: float) -> None:
         if (step + 1) % max(1, self.steps // 20) == 0 or step + 1 == self.steps:
+            left = str(timedelta(seconds=round(seconds * (self.steps - step - 1))))
             self.say(
                 f"{self.config.method} step {step + 1}/{self.steps}: loss {values['loss']:.3f} "
                 f"(short {values['short']:.3f}, long {values['long']:.3f}), "
-                f"{values['samples_per_second']:.0f} samples/s"
+                f"{self.config.batch / seconds:.0f} samples/s, {left} to go"
             )
 
 
+def _seed(*numbers: int) -> None:
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
 def load_model(config: TrainConfig) -> LoTLIP:
-    """The model of a configuration before its first step: both towers pre-trained, corners and projection fresh."""
+    """The model of a configuration before its first step: corners and projection fresh, towers as it says."""
     image_tower, text_tower = resolve(config.image_tower), resolve(config.text_tower)
-    image = load_image_tower(image_tower, image_size=config.image_size)
+    image = load_image_tower(image_tower, pretrained=config.pretrained_image, image_size=config.image_size)
     settings = TextSettings(config.corner_tokens, config.corner_mask)
     text = TextTower(load_text_encoder(text_tower, pretrained=config.pretrained_text), image.dim, settings)
     if config.context_length > text.max_length:

@@ -57,7 +57,7 @@ def test_a_missing_long_text_is_made_up_for_by_the_others_and_then_by_the_raw_te
 def test_without_long_texts_nothing_but_the_raw_text_is_read(tmp_path):
     dataset = data.open_dataset(write_run(tmp_path, (6,)))
     batches = data.Batches(dataset, data.TextPicker(dataset.captioners, 0, 3, "punkt"), batch=4, seed=0)
-    assert all(texts.raw and texts.long == [] for texts in batches.texts(0))
+    assert all(texts.raw and texts.long == [] for texts in batches.texts(batches.places(0)))
 
 
 def test_only_the_chosen_captioners_are_read(tmp_path):

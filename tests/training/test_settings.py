@@ -26,7 +26,8 @@ def trainer(world, tmp_path):
 
     def make(**settings):
         made = Trainer(make_config(**{**SETTINGS, **towers, **settings}), dataset, str(tmp_path), lambda line: None)
-        made.features.fill(lambda line: None)
+        if made.config.images == "features":
+            made.images.fill(lambda line: None)
         return made
 
     return make
@@ -34,13 +35,12 @@ def trainer(world, tmp_path):
 
 def first_loss(trainer, *, dropout=False):
     """The loss of step 0 and its gradient by every parameter that learns."""
-    trainer.model.towers.text.train(dropout or trainer.config.activation_checkpointing)
+    trainer.model.towers.train(dropout or trainer.config.activation_checkpointing)
     if not dropout:
         for module in trainer.model.towers.text.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-    image = F.normalize(trainer.features.rows(trainer.batches.places(0)), dim=-1)
-    found, embedded = trainer._loss(image, trainer.batches.texts(0))
+    found, embedded = trainer.objective(trainer.batch(0))
     found.total.backward()
     parameters = trainer.model.towers.named_parameters()
     return found, {name: value.grad for name, value in parameters if value.grad is not None}, embedded
@@ -61,23 +61,25 @@ def test_pieces_and_checkpointing_change_no_gradient(trainer, method, settings):
         torch.testing.assert_close(gradients[name], value, rtol=0, atol=1e-6 * max(1, value.abs().max().item()))
 
 
-TERMS = {"lit": 1, "lit_long": 3, "lit_longclip": 3, "register": 3, "lotlip": 1 + 2 * 3}
+TERMS = {"lit": 1, "clip": 1, "lit_long": 3, "lit_longclip": 3, "register": 3, "lotlip": 1 + 2 * 3}
+TERMS["lotlip_scratch"] = TERMS["lotlip"]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_has_its_terms(trainer, monkeypatch, method):
     """Two long texts, two corner tokens: how many pairs of features meet in the loss, and which images they meet."""
-    settings = {} if method == "lit" else {"long_texts": 2}
+    settings = {} if method in ("lit", "clip") else {"long_texts": 2}
     made, pairs, contrastive = trainer(method=method, **settings), [], loss.contrastive
 
-    def seen(image, text, scale):
+    def seen(image, text, scale, here):
         pairs.append((image, text))
-        return contrastive(image, text, scale)
+        return contrastive(image, text, scale, here)
 
     monkeypatch.setattr(loss, "contrastive", seen)
     first_loss(made)
     assert len(pairs) == TERMS[method]
-    image = F.normalize(made.features.rows(made.batches.places(0)), dim=-1)
+    images = made.images.rows(made.batches.places(0))
+    image = F.normalize(images if images.ndim == 2 else made.towers.image(images), dim=-1)
     short = primary_components(image, COMPONENTS) if method == "lit_longclip" else image
     assert torch.equal(pairs[0][0], short) and all(torch.equal(other, image) for other, _ in pairs[1:])
 
@@ -97,8 +99,12 @@ def test_no_sub_captions_is_no_long_text(trainer):
 
 def test_all_shows_a_long_text_of_every_captioner_chosen(trainer):
     made = trainer(long_texts="all")
-    assert {len(text.long) for text in made.batches.texts(0)} == {len(made.batches._picker.captioners)} == {3}
-    assert {len(text.long) for text in trainer(long_texts="all", captioners=["llava"]).batches.texts(0)} == {1}
+    assert {len(text.long) for text in _texts(made)} == {len(made.batches._picker.captioners)} == {3}
+    assert {len(text.long) for text in _texts(trainer(long_texts="all", captioners=["llava"]))} == {1}
+
+
+def _texts(made):
+    return made.batches.texts(made.batches.places(0))
 
 
 @pytest.mark.parametrize("corners", range(5))
@@ -136,10 +142,10 @@ def test_a_training_goes_on_in_smaller_pieces_after_it_ran_out_of_memory(world, 
     settings = {**SETTINGS, **towers, "epochs": 3, "checkpoint_every": 2}
     step = Trainer.step
 
-    def dies(self, number):
+    def dies(self, number, batch):
         if number == 4:
             raise TrainingDiverged("out of memory")
-        return step(self, number)
+        return step(self, number, batch)
 
     monkeypatch.setattr(Trainer, "step", dies)
     with pytest.raises(TrainingDiverged):

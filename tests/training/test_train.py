@@ -28,8 +28,8 @@ from lotlip_data.training.config import make_config
 from lotlip_data.training.train import Trainer, train
 run, out, settings = sys.argv[1:]
 step = Trainer.step
-def told(self, number):
-    values = step(self, number)
+def told(self, number, batch):
+    values = step(self, number, batch)
     print("done", number, flush=True)
     return values
 Trainer.step = told
@@ -81,7 +81,7 @@ def test_a_training_killed_and_resumed_ends_bit_for_bit_like_an_undisturbed_one(
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    timed = {"samples_per_second"}
+    timed = {"samples_per_second", "tokens_per_second", "memory_gib"}
     curves = [[{k: v for k, v in line.items() if k not in timed} for line in _metrics(tmp_path / n)] for n in "ab"]
     assert curves[0] == curves[1] and len(curves[0]) == STEPS
 
@@ -109,10 +109,10 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(world, tmp_path, mon
 
     whole = Trainer.step
 
-    def dies(self, step):
+    def dies(self, step, batch):
         if step == 9:
             raise KeyboardInterrupt
-        return whole(self, step)
+        return whole(self, step, batch)
 
     monkeypatch.setattr(Trainer, "step", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -131,17 +131,18 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(world, tmp_path, mon
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_checkpoint(world, tmp_path, monkeypatch):
     run, settings = world
-    from lotlip_data.training.train import Trainer
+    from lotlip_data.training.objective import Objective
 
-    loss = Trainer._loss
+    loss, steps = Objective.__call__, iter(range(100))
 
-    def breaks(self, image, texts):
-        found, tokens = loss(self, image, texts)
-        bad = float("nan") if len(self.checkpoints.steps()) == 2 else 1.0
+    def breaks(self, batch):
+        found, tokens = loss(self, batch)
+        bad = float("nan") if next(steps) == 8 else 1.0
         return type(found)(found.total * bad, found.short, found.long), tokens
 
-    monkeypatch.setattr(Trainer, "_loss", breaks)
-    with pytest.raises(TrainingDiverged, match=r"step 9: the loss is nan .* is of step 8\. Lower lr"):
+    monkeypatch.setattr(Objective, "__call__", breaks)
+    seen = r"step 9: the loss is nan .*not finite: \d+ gradients, the first that of .* is of step 8\. Lower lr"
+    with pytest.raises(TrainingDiverged, match=seen):
         train(make_config(**settings), run, str(tmp_path / "t"), say=lambda line: None)
 
 

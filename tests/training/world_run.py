@@ -66,7 +66,7 @@ def _tar(rows: list[tuple[dict, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def write_towers(folder: pathlib.Path) -> dict[str, str]:
+def write_towers(folder: pathlib.Path, dropout: float = 0.1) -> dict[str, str]:
     """Two untrained towers, 32 wide; returned as settings of a training."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
@@ -77,7 +77,9 @@ def write_towers(folder: pathlib.Path) -> dict[str, str]:
     (bert / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", *words]))
     tokenizer = BertTokenizerFast(str(bert / "vocab.txt"))
     tokenizer.save_pretrained(bert)
-    BertModel(BertConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=128)).save_pretrained(bert)
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = BertConfig(**sizes, **dropouts, vocab_size=len(tokenizer), max_position_embeddings=128)
+    BertModel(config).save_pretrained(bert)
     return {"image_tower": str(vit), "text_tower": str(bert)}
 
 

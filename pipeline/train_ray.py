@@ -1,0 +1,63 @@
+"""A training on several workers of a Ray cluster: placement and restarts are Ray Train's, the rest is `training/`."""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline.cluster import cluster
+
+if TYPE_CHECKING:
+    from lotlip_data.training.train import TrainResult
+
+MAX_FAILURES = 100
+"""How often lost workers are replaced: each time all of them go on from the last checkpoint."""
+
+
+def train_on_ray(
+    settings: Mapping[str, Any], run: Run, out: str, *, workers: int, gpus: float, cpus: float
+) -> "TrainResult":
+    """Train with so many workers, each with that many GPUs and CPUs. Raises UserError as `training.train` does."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from lotlip_data.training.train import TrainResult
+
+    resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    with cluster():
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"settings": dict(settings), "run": run.url, "out": out},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
+            run_config=RunConfig(name="ray", storage_path=out, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
+        )
+        told = trainer.fit().metrics or {}
+    if "error" in told:
+        raise UserError(told["error"])
+    return TrainResult(**told)
+
+
+def _work(given: dict[str, Any]) -> None:
+    """One worker. What only a person can mend is handed to the driver: another start would not help."""
+    import dataclasses
+
+    import ray.train
+    import torch
+
+    from lotlip_data.training.config import make_config
+    from lotlip_data.training.train import train
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ray.train.torch.get_device())
+    try:
+        result = train(make_config(**given["settings"]), given["run"], given["out"], say=_say)
+        told: dict[str, Any] = dataclasses.asdict(result)
+    except UserError as error:
+        told = {"error": str(error)}
+    ray.train.report(told)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,188 @@
+"""Several processes are one: the loss, the gradients and the samples of the global batch, whatever their number."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lotlip_data.training import data
+from lotlip_data.training.config import METHODS, make_config
+from lotlip_data.training.train import train
+from tests.training.world_run import write_run, write_towers
+
+SETTINGS = {"batch": 24, "epochs": 4, "warm_up": 2, "lr": 1e-3, "context_length": 96, "checkpoint_every": 2}
+
+# Each process writes the global batch's loss and gradients, at the first step, without dropout: of every method.
+FIRST_STEP = """
+import json, pathlib, sys, torch
+from lotlip_data.training import data, distributed
+from lotlip_data.training.config import make_config
+from lotlip_data.training.train import Trainer
+torch.set_num_threads(1)
+run, out, all_settings = sys.argv[1:]
+with distributed.world() as of:
+    for name, settings in json.loads(all_settings).items():
+        trainer = Trainer(make_config(**settings), data.open_dataset(run), out, lambda line: None, of)
+        trainer.read_in_lanes(4)
+        if trainer.config.images == "features":
+            trainer.images.fill(lambda line: None, of)
+        loss, _ = trainer.objective(trainer.batch(0))
+        loss.total.backward()
+        parts = distributed.sum_over(torch.stack([loss.total, loss.short, loss.long]).detach(), of)
+        learning = {n: p for n, p in trainer.towers.named_parameters() if p.requires_grad}
+        distributed.sum_gradients(list(learning.values()), of)
+        found = {"loss": parts, **{n: p.grad for n, p in learning.items() if p.grad is not None}}
+        torch.save(found, pathlib.Path(out, f"{name}-{of.size}-{of.rank}.pt"))
+"""
+
+TRAIN = """
+import json, sys, torch
+from lotlip_data.training.config import make_config
+from lotlip_data.training.train import Trainer, train
+run, out, settings = sys.argv[1:]
+step = Trainer.step
+def told(self, number, batch):
+    values = step(self, number, batch)
+    print("done", number, flush=True)
+    return values
+Trainer.step = told
+torch.set_num_threads(1)
+train(make_config(**json.loads(settings)), run, out)
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    return write_run(folder / "run", (30, 20, 13)), write_towers(folder / "towers", dropout=0.0)
+
+
+def start(size, script, *arguments):
+    """So many processes, as torchrun starts them: in its environment's variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            env={**os.environ, **given, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def finish(processes):
+    """What the first one said."""
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes)
+    return said[0]
+
+
+def test_loss_and_gradients_of_2_and_4_processes_are_those_of_one_for_every_method(world, tmp_path):
+    run, towers = world
+    settings = {method: {**SETTINGS, **towers, "method": method} for method in METHODS}
+    settings["pieces"] = {**SETTINGS, **towers, "accumulate": 2}
+    settings["mean"] = {**SETTINGS, **towers, "reduction": "mean"}
+    settings["both towers in pieces"] = {**settings["lotlip_scratch"], "accumulate": 3}
+    for size in (1, 2, 4):
+        finish(start(size, FIRST_STEP, run, tmp_path, json.dumps(settings)))
+    for name in settings:
+        alone = torch.load(tmp_path / f"{name}-1-0.pt")
+        assert any(value.abs().max() > 0 for key, value in alone.items() if key != "loss")
+        for size in (2, 4):
+            for rank in range(size):
+                found = torch.load(tmp_path / f"{name}-{size}-{rank}.pt")
+                assert found.keys() == alone.keys()
+                for key, value in alone.items():
+                    torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5 * max(1, value.abs().max()))
+
+
+def test_lanes_share_the_samples_without_overlap_and_show_each_once_an_epoch():
+    counts, samples = (30, 20, 13), 63
+    for lanes in (1, 2, 4, 7):
+        order = data.Order(counts, seed=1, lanes=lanes)
+        epochs = [[], []]
+        for lane in range(lanes):
+            length = samples * (lane + 1) // lanes - samples * lane // lanes
+            stream = [place for start in range(0, 2 * length, 5) for place in order.take(start, 5, lane)][: 2 * length]
+            for epoch, shard, row in stream:
+                epochs[epoch].append((shard, row))
+        for epoch in epochs:
+            assert sorted(epoch) == [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
+
+
+def test_a_lane_reads_shards_of_its_own():
+    """Of 40 shards in 4 lanes, none is read by two lanes but those at the three borders."""
+    order = data.Order([10] * 40, seed=0, lanes=4)
+    read = [{shard for _, shard, _ in order.take(0, 100, lane)} for lane in range(4)]
+    assert sum(map(len, read)) <= 40 + 3
+
+
+def _killed_at(step, processes):
+    for line in processes[0].stdout:
+        if line == f"done {step}\n":
+            break
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+    for process in processes:
+        process.wait()
+
+
+def _curve(out):
+    timed = {"samples_per_second", "tokens_per_second", "memory_gib"}
+    lines = map(json.loads, (pathlib.Path(out) / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed_end_bit_for_bit_like_undisturbed_ones(world, tmp_path):
+    run, towers = world
+    settings = json.dumps({**SETTINGS, **towers})
+    finish(start(2, TRAIN, run, tmp_path / "a", settings))
+    _killed_at(5, start(2, TRAIN, run, tmp_path / "b", settings))
+    assert "going on after step" in finish(start(2, TRAIN, run, tmp_path / "b", settings))
+    assert _curve(tmp_path / "a") == _curve(tmp_path / "b") and len(_curve(tmp_path / "a")) == 10
+    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_goes_on_in_one_with_the_same_samples(world, tmp_path):
+    """And so with the same losses, but for the order of a sum."""
+    run, towers = world
+    settings = {**SETTINGS, **towers}
+    finish(start(2, TRAIN, run, tmp_path / "a", json.dumps(settings)))
+    _killed_at(5, start(2, TRAIN, run, tmp_path / "b", json.dumps(settings)))
+    said = []
+    train(make_config(**settings), run, str(tmp_path / "b"), say=said.append)
+    assert any("going on after step" in line for line in said) and not any("order of samples" in line for line in said)
+    for alone, two in zip(_curve(tmp_path / "b"), _curve(tmp_path / "a"), strict=True):
+        assert alone["loss"] == pytest.approx(two["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_number_of_processes_that_does_not_fit_goes_on_in_another_order_and_says_so(world, tmp_path):
+    run, towers = world
+    settings = json.dumps({**SETTINGS, **towers})
+    _killed_at(5, start(2, TRAIN, run, tmp_path / "a", settings))
+    said = finish(start(3, TRAIN, run, tmp_path / "a", settings))
+    assert "3 processes in place of 2: from here on in another order of samples" in said
+    assert [line["step"] for line in _curve(tmp_path / "a")] == list(range(1, 11))
+
+
+def test_a_wrong_setting_ends_every_process_with_the_same_message(world, tmp_path):
+    run, towers = world
+    processes = start(2, TRAIN + "\n", run, tmp_path / "a", json.dumps({**SETTINGS, **towers, "batch": 25}))
+    for process in processes:
+        process.communicate(timeout=120)
+    assert [process.returncode for process in processes] == [1, 1]

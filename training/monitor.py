@@ -1,0 +1,94 @@
+"""What a training tells of itself, as JSON lines and to TensorBoard, and whether it still learns."""
+
+import json
+import math
+import resource
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
+
+
+class TrainingDiverged(UserError):
+    """The loss is no number any more, or has exploded; the message says at which step, and what to try."""
+
+
+class Metrics:
+    """metrics.jsonl, one line a step, and the same in tensorboard/. Resuming drops the steps that will be done again.
+
+    Both are written where `flush` is called: an object storage cannot append, so what is there is replaced.
+    """
+
+    def __init__(self, folder: str, steps_done: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._url = storage.join(folder, "metrics.jsonl")
+        self._board = storage.join(folder, "tensorboard")
+        self._scratch = tempfile.TemporaryDirectory()
+        self._writer = SummaryWriter(self._scratch.name, purge_step=steps_done or None, flush_secs=3600)
+        self.lines: list[dict[str, float]] = []
+        if steps_done and storage.exists(self._url):
+            there = map(json.loads, storage.read_bytes(self._url).decode().splitlines())
+            self.lines = [line for line in there if line["step"] <= steps_done]
+
+    def add(self, step: int, **values: float) -> None:
+        self.lines.append({"step": step, **values})
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        storage.replace(self._url, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        self._writer.flush()
+        for path in Path(self._scratch.name).iterdir():
+            storage.replace(storage.join(self._board, path.name), path.read_bytes())
+
+    def close(self) -> None:
+        self.flush()
+        self._writer.close()
+        self._scratch.cleanup()
+
+
+class Health:
+    """Stops a training that is lost: a loss or a gradient that is no number, or a loss far above mere chance.
+
+    By chance, every one of a loss's terms is the logarithm of the batch. A training that is above twice that for
+    `PATIENCE` steps in a row has come from better weights, so no checkpoint is kept of those steps.
+    """
+
+    PATIENCE = 10
+
+    def __init__(self, batch: int, terms: int) -> None:
+        self._limit = 2 * terms * math.log(batch)
+        self._above = 0
+
+    @property
+    def is_sound(self) -> bool:
+        """Off while the loss is too high: what is learned now may be worth nothing."""
+        return self._above == 0
+
+    def check(self, loss: float, norm: float, gradients: Iterable[tuple[str, Tensor | None]]) -> None:
+        """Raises TrainingDiverged, saying what is seen, after a step's backward pass and before its update."""
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            bad = [name for name, slope in gradients if slope is not None and not slope.isfinite().all()]
+            which = f"; not finite: {len(bad)} gradients, the first that of {bad[0]}" if bad else ""
+            raise TrainingDiverged(f"the loss is {loss} and the gradient's norm {norm}{which}")
+        self._above = self._above + 1 if loss > self._limit else 0
+        if self._above == self.PATIENCE:
+            raise TrainingDiverged(
+                f"the loss is {loss:.3g}, and has been above {self._limit:.3g}, twice that of guessing, for "
+                f"{self._above} steps; the gradient's norm is {norm:.3g}"
+            )
+
+
+def memory_gib() -> float:
+    """The most memory that this process has held: on a GPU the GPU's, else its own."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
