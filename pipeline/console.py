@@ -13,21 +13,30 @@ from lotlip_data.manifests.layout import Run
 class Console:
     """Prints lines and keeps them; `save` puts them into one folder of the run's logs.
 
-    With `json_output`, the lines go to standard error and the result alone to standard output.
+    With `json_output`, the lines go to standard error and the result alone to standard output. Of the processes that
+    torchrun starts, only the first one speaks.
     """
 
     def __init__(self, command: str, json_output: bool = False) -> None:
+        self._silent = os.environ.get("RANK", "0") != "0"
         self._name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{command}-{os.getpid()}"
         self._lines: list[str] = []
         self._json = json_output
 
     def say(self, line: str = "") -> None:
+        if self._silent:
+            return
         self._lines.append(f"{time.strftime('%H:%M:%S')} {line}")
         print(line, file=sys.stderr if self._json else sys.stdout, flush=True)
 
+    def error(self, line: str) -> None:
+        """Says what went wrong, whichever process it went wrong in."""
+        self._silent = False
+        self.say(f"error: {line}")
+
     def result(self, value: dict[str, Any]) -> None:
         """The command's figures, printed only where a script asked for them."""
-        if self._json:
+        if self._json and not self._silent:
             print(json.dumps(value, indent=1, default=str), flush=True)
 
     def save(self, run: Run) -> None:

@@ -70,22 +70,31 @@ def shard(manifest: Manifest, run: Run, say: Say) -> Outcome:
 
 
 def train(
-    manifest: Manifest, run: Run, say: Say, entries: Sequence[Mapping[str, Any]] = (), resume: bool = True
+    manifest: Manifest,
+    run: Run,
+    say: Say,
+    entries: Sequence[Mapping[str, Any]] = (),
+    resume: bool = True,
+    on_ray: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Train each model of the manifest's `train` section in turn; `entries` go before it.
 
-    An entry holds settings of `TrainConfig`, and a `name`, which is its method's where none is given.
+    An entry holds settings of `TrainConfig`, and a `name`, which is its method's where none is given. `on_ray` has the
+    workers of a training on Ray, and the GPUs and CPUs of each.
     """
+    import os
+
     import torch
 
     from lotlip_data.pipeline.tasks import brief, run_tasks
 
-    fit = partial(_fit, run, resume)
+    fit = partial(_fit, run, resume, on_ray)
     total = Outcome(did_something=False)
     trainings = list(entries or manifest.train)
     finished = [entry for entry in trainings if storage.exists(storage.join(run.train(_name_of(entry)), "done.json"))]
     left = [entry for entry in trainings if entry not in finished]
-    here = finished if len(left) > 1 and not torch.cuda.is_available() else trainings
+    many = torch.cuda.is_available() or on_ray or os.environ.get("WORLD_SIZE", "1") != "1"
+    here = finished if len(left) > 1 and not many else trainings
     results: Any = ((entry, fit(entry, _under(_name_of(entry), say))) for entry in here)
     if here is finished:  # without a GPU, a training is one core's work, so they go side by side
         say(f"{len(left)} trainings, a CPU each; their steps are in {run.train('NAME')}/metrics.jsonl")
@@ -103,12 +112,43 @@ def train(
     return total
 
 
-def _fit(run: Run, resume: bool, entry: Mapping[str, Any], say: Say = lambda line: None) -> "TrainResult":
+def _fit(
+    run: Run,
+    resume: bool,
+    on_ray: Mapping[str, Any] | None,
+    entry: Mapping[str, Any],
+    say: Say = lambda line: None,
+) -> "TrainResult":
     from lotlip_data.training.config import make_config
     from lotlip_data.training.train import train as fit
 
     settings = {key: value for key, value in entry.items() if key != "name"}
-    return fit(make_config(**settings), run.url, run.train(_name_of(entry)), resume=resume, say=say)
+    config, out = make_config(**settings), run.train(_name_of(entry))
+    if on_ray is None:
+        return fit(config, run.url, out, resume=resume, say=say)
+    from lotlip_data.pipeline.train_ray import train_on_ray
+
+    if not resume and storage.list_names(out):
+        raise UserError(f"{out}: there is a training already; resume it, or choose another name")
+    return train_on_ray(settings, run, out, **on_ray)
+
+
+def features(
+    manifest: Manifest, run: Run, say: Say, tower: str | None = None, image_size: int | None = None, gpus: float = 0
+) -> Outcome:
+    """Compute the features of the dataset's images by an image tower, or by those of the manifest's trainings."""
+    from lotlip_data.pipeline.features import compute_features
+    from lotlip_data.training.config import PAPER_TOWER, make_config
+
+    configs = [make_config(**{k: v for k, v in entry.items() if k != "name"}) for entry in manifest.train]
+    of_manifest = {(one.image_tower, one.image_size) for one in configs if one.images == "features"}
+    total = Outcome(did_something=False)
+    for name, size in [(tower, image_size)] if tower else sorted(of_manifest, key=str) or [(PAPER_TOWER, image_size)]:
+        summary = compute_features(run, name, size, gpus, say)
+        total.did_something |= summary.computed > 0
+        total.failed += summary.failed
+        total.figures[name] = {"there": summary.there, "computed": summary.computed, "failed": len(summary.failed)}
+    return total
 
 
 def evaluate(manifest: Manifest, run: Run, say: Say) -> Outcome:

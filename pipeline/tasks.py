@@ -1,5 +1,6 @@
 """One Ray task an item, for as many items as there are: a bounded number under way, results as they come."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -13,10 +14,12 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-def run_tasks(task: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[tuple[Item, Answer | Exception]]:
+def run_tasks(
+    task: Callable[[Item], Answer], items: Iterable[Item], num_gpus: float = 0
+) -> Iterator[tuple[Item, Answer | Exception]]:
     """`task(item)` on the cluster for every item; yields each with its answer, or with the error it ended in.
 
-    Twice as many tasks as the cluster has CPUs are submitted at a time: enough to keep it busy and to let it grow.
+    Twice as many tasks as the cluster can run are submitted at a time: enough to keep it busy and to let it grow.
     Retries are counted here, since Ray's own do not tell an item that kills its worker from bad luck. Ray is started
     only where there is an item.
     """
@@ -24,22 +27,24 @@ def run_tasks(task: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator
     if (first := next(left, None)) is None:
         return
     with cluster():
-        yield from _run(task, first, left)
+        yield from _run(task, first, left, num_gpus)
 
 
 def _run(
-    task: Callable[[Item], Answer], first: Item, left: Iterator[Item]
+    task: Callable[[Item], Answer], first: Item, left: Iterator[Item], num_gpus: float
 ) -> Iterator[tuple[Item, Answer | Exception]]:
     import ray
 
     def call(item: Item) -> Answer:  # Ray takes functions, and `task` may be any callable
         return task(item)
 
-    remote: Any = ray.remote(num_cpus=1, max_retries=0)(call)
+    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(call)
     running: dict[Any, tuple[Item, int]] = {remote.remote(first): (first, 1)}
     try:
         while running:
-            bound = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            there = ray.cluster_resources()
+            places = min(there.get("CPU", 1), there.get("GPU", 0) / num_gpus if num_gpus else math.inf)
+            bound = 2 * max(1, int(places))
             while len(running) < bound and (item := next(left, None)) is not None:
                 running[remote.remote(item)] = item, 1
             (ended,), _ = ray.wait(list(running), num_returns=1)

@@ -48,18 +48,23 @@ class FeatureCache:
         self._transform = transform
         self.shard = functools.lru_cache(open_shards)(self._read)
         """float16 [samples, D] of a shard by its index, in its order. Raises DataError where the file is damaged."""
-        self._folder = storage.join(dataset.url, "features", tower_id(tower, transform))
+        self.folder = storage.join(dataset.url, "features", tower_id(tower, transform))
+
+    @property
+    def shards(self) -> int:
+        """How many the dataset has."""
+        return len(self._dataset.shards)
 
     def missing(self) -> list[int]:
         """The shards, by index, that have no features yet."""
-        there = set(storage.list_names(self._folder))
+        there = set(storage.list_names(self.folder))
         return [index for index, shard in enumerate(self._dataset.shards) if self._name(shard) not in there]
 
     def fill(self, say: Callable[[str], None], of: World = ALONE) -> None:
         """Compute the features of every shard that has none yet; several processes share the work."""
         missing = self.missing()
         if missing:
-            say(f"image features: {len(missing)} of {len(self._dataset.shards)} shards to compute, in {self._folder}")
+            say(f"image features: {len(missing)} of {len(self._dataset.shards)} shards to compute, in {self.folder}")
         for index in missing[of.rank :: of.size]:
             self.compute(index)
         while of.size > 1 and self.missing():  # not a barrier of torch.distributed: those give up after a while
@@ -68,11 +73,11 @@ class FeatureCache:
     def compute(self, index: int) -> None:
         """Compute and commit the features of one shard."""
         shard = self._dataset.shards[index]
-        storage.create(storage.join(self._folder, self._name(shard)), self._compute(shard))
+        storage.create(storage.join(self.folder, self._name(shard)), self._compute(shard))
 
     def _read(self, index: int) -> np.ndarray:
         shard = self._dataset.shards[index]
-        where = storage.join(self._folder, self._name(shard))
+        where = storage.join(self.folder, self._name(shard))
         try:
             with np.load(io.BytesIO(storage.read_bytes(where))) as content:
                 features: np.ndarray = content["features"]
