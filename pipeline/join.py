@@ -4,7 +4,7 @@ Plain functions over iterables; nothing here knows of Ray or of a run's folder.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,13 @@ import pyarrow as pa
 from lotlip_data.manifests import subcaptions
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.schema import FLAGS_SUFFIX, SUB_SUFFIX
-from lotlip_data.manifests.subcaptions import SplitMode
+from lotlip_data.pipeline.rules import TOO_FEW_LONG_TEXTS, RawTexts, Row, Rules, image_reason, raw_texts
 
-Row = dict[str, Any]
+SAMPLE, RAW = "sample", "raw"
+"""`what` was left out, beside the captioners' names; see `schema.DROPPED`."""
 
-TOO_FEW_LONG_TEXTS = "too_few_long_texts"
-"""Reason of a drop: fewer long texts than `min_long_texts`."""
+Drops = Mapping[str, tuple[str, str]]
+"""By key, the reason why an image is left out for another one's sake, and that one's key or name."""
 
 
 class JoinError(UserError):
@@ -57,77 +58,95 @@ class Captions:
         return self._columns["text"][row].as_py(), self._columns["flags"][row].as_py() or []
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What a sample is made of."""
-
-    sub_captions: SplitMode = "punkt"
-    min_long_texts: int = 1
-
-
 @dataclass
 class Joined:
     """The samples of a shard in the order in which they are written, and what was left out."""
 
+    fetched: int = 0
     rows: list[Row] = field(default_factory=list)
     dropped: list[Row] = field(default_factory=list)
-    """key, uid, url, sha256 and `reason`, by key."""
-    long_texts: Counter[str] = field(default_factory=Counter)
-    """By captioner, over `rows`."""
+    """Rows of `schema.DROPPED`, by key: whole samples, and single texts of samples that stay."""
 
     @property
     def drops(self) -> Counter[str]:
-        """How many were left out, by reason."""
-        return Counter(row["reason"] for row in self.dropped)
+        """How many samples were left out, by reason."""
+        return Counter(row["reason"] for row in self.dropped if row["what"] == SAMPLE)
+
+    @property
+    def text_drops(self) -> dict[str, Counter[str]]:
+        """How many texts of samples that stay were left out: by `raw` or captioner, and by reason."""
+        found: dict[str, Counter[str]] = {}
+        for row in self.dropped:
+            if row["what"] != SAMPLE:
+                found.setdefault(row["what"], Counter())[row["reason"]] += 1
+        return found
+
+    def drop(self, image: Row, what: str, reason: str, detail: str = "") -> None:
+        identity = {name: image[name] for name in ("key", "uid", "url", "sha256")}
+        self.dropped.append(identity | {"what": what, "reason": reason, "detail": detail})
 
 
-def join(images: Iterable[Row], captions: Mapping[str, Captions], rules: Rules) -> Joined:
+def join(images: Iterable[Row], captions: Mapping[str, Captions], rules: Rules, drops: Drops | None = None) -> Joined:
     """Join one shard: `images` (the json members of its tar) with each captioner's captions, by uid and sha256.
 
     Raises JoinError unless every image has exactly one caption row of each captioner, and every row its image.
     """
     joined = Joined()
-    for row in samples(images, captions, rules):
-        if len(texts := [name for name in captions if row[name] is not None]) < rules.min_long_texts:
-            identity = {name: row[name] for name in ("key", "uid", "url", "sha256")}
-            joined.dropped.append(identity | {"reason": TOO_FEW_LONG_TEXTS, "long_texts": len(texts)})
-        else:
-            joined.rows.append(row)
-            joined.long_texts.update(texts)
-    joined.dropped.sort(key=lambda row: row["key"])
-    # Readers infer types from the first samples (see `schema`), so those that have every text come first.
-    joined.rows.sort(key=lambda row: (sum(row[name] is None for name in captions), row["key"]))
-    return joined
-
-
-def samples(images: Iterable[Row], captions: Mapping[str, Captions], rules: Rules) -> Iterator[Row]:
-    """One row of `schema.dataset(captions)` for each image, in the same order. Raises JoinError as `join`."""
     seen: set[str] = set()
     for image in images:
         if image["uid"] in seen:
             raise JoinError(f"image {image['key']} ({image['url']}): uid {image['uid']} stands twice in this shard")
         seen.add(image["uid"])
-        row = _of_the_image(image)
-        for name, index in captions.items():
-            text, flags = index.take(image)
-            pieces = subcaptions.split(text or "", rules.sub_captions)
-            # A text without a single sub-caption (blank, or nothing but full stops) says nothing: it is none.
-            row |= {name: text if pieces else None, name + SUB_SUFFIX: pieces, name + FLAGS_SUFFIX: " ".join(flags)}
-        yield row
+        joined.fetched += 1
+        if not image["texts"] or len(image["texts"]) != len(image["sources"]):
+            raise JoinError(
+                f"image {image['key']}: {len(image['texts'])} raw texts from {len(image['sources'])} sources"
+            )
+        _judge(joined, image, {name: index.take(image) for name, index in captions.items()}, rules, drops or {})
     for index in captions.values():
         if index.unused:
             uid = min(index.unused)
             raise JoinError(f"{index.where}: {len(index.unused)} captions have no image, that of uid {uid} among them")
+    joined.dropped.sort(key=lambda row: (row["key"], row["what"], row["reason"], row["detail"]))
+    # Readers infer types from the first samples (see `schema`), so those that have every text come first.
+    joined.rows.sort(key=lambda row: (sum(row[name] is None for name in captions), row["key"]))
+    return joined
 
 
-def _of_the_image(image: Row) -> Row:
-    raws = [text or "" for text in image["texts"]]
-    if not raws or len(raws) != len(image["sources"]):
-        raise JoinError(f"image {image['key']}: {len(raws)} raw texts from {len(image['sources'])} sources")
+def _judge(
+    joined: Joined, image: Row, taken: Mapping[str, tuple[str | None, list[str]]], rules: Rules, drops: Drops
+) -> None:
+    """One image with its captions becomes a sample, or is left out for the first reason that holds."""
+    raws = raw_texts(image["texts"], image["sources"], rules)
+    row = _of_the_image(image, raws)
+    unwanted: list[tuple[str, str, str]] = [(RAW, reason, text) for text, reason in raws.left_out]
+    for name, (text, flags) in taken.items():
+        if text is not None and (flag := next((flag for flag in flags if flag in rules.drop_flags), None)):
+            unwanted.append((name, flag, text))
+            text = None
+        pieces = subcaptions.split(text or "", rules.sub_captions)
+        # A text without a single sub-caption (blank, or nothing but full stops) says nothing: it is none.
+        row |= {name: text if pieces else None, name + SUB_SUFFIX: pieces, name + FLAGS_SUFFIX: " ".join(flags)}
+    long_texts = sum(row[name] is not None for name in taken)
+    reason, detail = image_reason(image, rules) or raws.reason, ""
+    if reason is None and image["key"] in drops:
+        reason, detail = drops[image["key"]]
+    if reason is None and long_texts < rules.min_long_texts:
+        reason, detail = TOO_FEW_LONG_TEXTS, str(long_texts)
+    if reason is not None:
+        joined.drop(image, SAMPLE, reason, detail)
+        return
+    joined.rows.append(row)
+    for what, why, text in unwanted:
+        joined.drop(image, what, why, text)
+
+
+def _of_the_image(image: Row, raws: RawTexts) -> Row:
     copied = ("key", "uid", "url", "sha256", "width", "height", "original_width", "original_height")
+    first, source = raws.kept[0] if raws.kept else ("", "")
     return {name: image[name] for name in copied} | {
-        "source": image["sources"][0],
-        "raw": raws[0],
-        "sources": image["sources"],
-        "raws": raws,
+        "source": source,
+        "raw": first,
+        "sources": [source for _, source in raws.kept],
+        "raws": [text for text, _ in raws.kept],
     }

@@ -1,27 +1,37 @@
 """The shard stage: images and their captions become the dataset, shard by shard, each with one marker created last."""
 
 import dataclasses
+import io
 import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
-from lotlip_data.pipeline import dataset
-from lotlip_data.pipeline.dataset import DatasetError, Recipe, ShardRecord
-from lotlip_data.pipeline.join import Captions, Joined, Rules, join
+from lotlip_data.pipeline import dataset, outputs
+from lotlip_data.pipeline.dataset import DatasetError, Output, Recipe, ShardRecord
+from lotlip_data.pipeline.inputs import Unit, units
+from lotlip_data.pipeline.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.ledger import captioned_shards, fetched_shards
 from lotlip_data.pipeline.ledger import captioners as found_captioners
-from lotlip_data.pipeline.shard_files import DamagedShard, FileRecord, ImageTar, SampleWriter, commit_file, open_local
+from lotlip_data.pipeline.left_out import left_out, read_list
+from lotlip_data.pipeline.publish import publish, published
+from lotlip_data.pipeline.rules import Rules
+from lotlip_data.pipeline.shard_files import DamagedShard, ImageTar, open_local
 from lotlip_data.pipeline.tasks import brief, run_tasks
+
+_READERS = 16
+"""Markers that are read at a time: small objects, so it is waiting that takes the time."""
 
 
 @dataclass
@@ -52,26 +62,34 @@ def shard(
 ) -> ShardSummary:
     """Build every shard whose images and whose captions by all of `captioners` are committed, on Ray.
 
-    Without `captioners`, all that the run has captions by. dataset.json is written when nothing failed and nothing is
-    missing. Raises DatasetError where nothing is fetched or captioned, or where the folder holds a dataset that is
-    made otherwise.
+    Without `captioners`, all that the run has captions by. A shard that was built from the same before is left as it
+    is; any other is built beside what it replaces. dataset.json is written when nothing failed and nothing is missing:
+    until then it names the dataset as it was. Raises DatasetError where nothing is fetched or captioned.
     """
     fetched = fetched_shards(run)
     if not fetched:
         raise DatasetError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
-    rules = Rules(manifest.shard.sub_captions, manifest.shard.min_long_texts)
+    rules = Rules.of(manifest)
     recipe = Recipe({name: _captioner_id(run, name) for name in captioners or found_captioners(run)}, rules)
-    dataset.claim(run, recipe)
+    before = published(run)
+    if before is not None and (changes := dataset.differences(before, recipe)):
+        say(f"the dataset is made otherwise from now on: {'; '.join(changes)}")
+    drops, unseen = left_out(run, manifest.clean, rules, say)
     ready, missing = _ready(run, fetched, list(recipe.captioners))
-    done = set(dataset.done_shards(run))
-    summary = ShardSummary(skipped=len(done), failed=missing)
     for line in missing:
         say(line)
-    if work := [shard for shard in ready if shard not in done]:
-        _build_all(run, recipe, work, summary, say)
+    done = set(dataset.done_shards(run))
+    every = units(run, recipe, fetched, drops)
+    work = (
+        [] if unseen else [unit for unit in every if unit.shard in ready and (unit.shard, unit.fingerprint) not in done]
+    )
+    summary = ShardSummary(skipped=len([unit for unit in every if (unit.shard, unit.fingerprint) in done]))
+    summary.failed = unseen + missing
+    _build_all(run, recipe, work, summary, say)
     if not summary.failed:
-        records = [dataset.read_record(run, shard) for shard in fetched]
-        summary.published = dataset.publish(run, dataset.describe(run, manifest, recipe, records))
+        with ThreadPoolExecutor(_READERS) as pool:
+            records = list(pool.map(lambda unit: dataset.read_record(run, unit.shard, unit.fingerprint), every))
+        summary.published = publish(run, dataset.describe(run, manifest, recipe, records))
     return summary
 
 
@@ -101,9 +119,9 @@ def _some(shards: set[int]) -> str:
     return f"{len(shards)} shards ({', '.join(names)}{', …' if len(shards) > 5 else ''})"
 
 
-def _build_all(run: Run, recipe: Recipe, work: list[int], summary: ShardSummary, say: Callable[[str], None]) -> None:
-    for number, result in run_tasks(partial(build_shard, run, recipe), work):
-        name = shard_name(number)
+def _build_all(run: Run, recipe: Recipe, work: list[Unit], summary: ShardSummary, say: Callable[[str], None]) -> None:
+    for unit, result in run_tasks(partial(build_shard, run, recipe), work):
+        name = shard_name(unit.shard)
         if isinstance(result, ShardRecord):
             summary.built += 1
             summary.samples += result.samples
@@ -116,15 +134,16 @@ def _build_all(run: Run, recipe: Recipe, work: list[int], summary: ShardSummary,
             say(f"shard {name} could not be built: {reason}")
 
 
-def build_shard(run: Run, recipe: Recipe, number: int) -> ShardRecord:
+def build_shard(run: Run, recipe: Recipe, unit: Unit) -> ShardRecord:
     """Join, write and commit one shard, its marker last; returns what the marker says. Needs no Ray.
 
     Raises JoinError where images and captions do not belong together, DamagedShard where an input cannot be read.
     """
+    number = unit.shard
     with tempfile.TemporaryDirectory(prefix="lotlip-data-shard-") as scratch:
         fetched = json.loads(storage.read_bytes(run.image_stats(number)))
         if not fetched["successes"]:
-            return _commit(run, recipe, number, Joined(), [])
+            return _commit(run, recipe, unit, Joined(), [])
         url = storage.join(run.images, fetched["tar"])
         captions = {name: read_captions(run.caption_shard(name, number)) for name in recipe.captioners}
         with open_local(url, Path(scratch)) as stream:
@@ -134,9 +153,10 @@ def build_shard(run: Run, recipe: Recipe, number: int) -> ShardRecord:
                     f"{url}: holds {len(images.metas)} images, its marker says {fetched['successes']}. Remove "
                     f"{run.image_stats(number)} and the shard's captions, and run `lotlip-data download` again."
                 )
-            joined = join(images.metas.values(), captions, recipe.rules)
-            files = _write(run, recipe, number, joined, images, Path(scratch))
-        return _commit(run, recipe, number, joined, files)
+            joined = join(images.metas.values(), captions, recipe.rules, _drops(run, unit, images.metas))
+            columns = schema.dataset(recipe.captioners)
+            files = outputs.write(run.shards, number, recipe, joined.rows, images.image, columns, Path(scratch))
+        return _commit(run, recipe, unit, joined, files)
 
 
 def read_captions(url: str) -> Captions:
@@ -149,25 +169,24 @@ def read_captions(url: str) -> Captions:
     return Captions(table, url)
 
 
-def _write(run: Run, recipe: Recipe, number: int, joined: Joined, images: ImageTar, scratch: Path) -> list[FileRecord]:
-    """Write and commit the tar and the Parquet; nothing where no sample is left."""
-    if not joined.rows:
-        return []
-    names = [dataset.file_name(number, ending) for ending in ("tar", "parquet")]
-    tar, parquet = (scratch / name for name in names)
-    with SampleWriter(tar, parquet, schema.dataset(recipe.captioners)) as writer:
-        for row in joined.rows:
-            writer.write(row, images.image(row["key"]))
-    return [commit_file(run.shards, name, scratch / name) for name in names]
+def _drops(run: Run, unit: Unit, keys: Iterable[str]) -> Drops:
+    """By key, what is left out of this shard for the sake of other images."""
+    if unit.drops is None:
+        return {}
+    by_row, digits = read_list(run, unit.drops), len(shard_name(unit.shard))
+    return {key: by_row[row] for key in keys if (row := int(key[digits:])) in by_row}
 
 
-def _commit(run: Run, recipe: Recipe, number: int, joined: Joined, files: Sequence[FileRecord]) -> ShardRecord:
-    """The quarantine list first, then the marker: what it counts as left out can be read."""
+def _commit(run: Run, recipe: Recipe, unit: Unit, joined: Joined, files: Sequence[Output]) -> ShardRecord:
+    """The list of what was left out first, then the marker: what it counts can be read."""
+    name = None
     if joined.dropped:
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in joined.dropped)
-        storage.replace(run.quarantine("shard", f"{shard_name(number)}.jsonl"), lines.encode())
-    else:
-        storage.remove(run.quarantine("shard", f"{shard_name(number)}.jsonl"))
-    record = dataset.record_of(number, recipe, joined, files)
-    storage.create(dataset.marker(run, number), json.dumps(dataclasses.asdict(record)).encode())
-    return record
+        name = f"shard/{shard_name(unit.shard)}-{unit.fingerprint}.parquet"
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(joined.dropped, schema=schema.DROPPED), buffer, compression="zstd")
+        storage.create(run.quarantine(name), buffer.getvalue())
+    record = dataset.record_of(unit.shard, unit.fingerprint, recipe, joined, files, name)
+    marker = dataset.marker(run, unit.shard, unit.fingerprint)
+    if storage.create(marker, json.dumps(record.to_dict()).encode()):
+        return record
+    return dataset.read_record(run, unit.shard, unit.fingerprint)  # another driver's, which counts

@@ -9,9 +9,9 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -91,6 +91,20 @@ def open_local(url: str, scratch: Path) -> Iterator[IO[bytes]]:
             yield copy
 
 
+def members(row: Row, image: bytes, columns: Iterable[str]) -> list[tuple[str, bytes]]:
+    """The members of one sample, by their endings: `row` has the `columns`, `image` is a JPEG."""
+    return [
+        (IMAGE_EXTENSION, image),
+        ("json", json.dumps({name: row[name] for name in columns}, ensure_ascii=False).encode()),
+        ("txt", row["raw"].encode()),
+    ]
+
+
+def padded(size: int, block: int = tarfile.BLOCKSIZE) -> int:
+    """`size` bytes, rounded up to whole blocks."""
+    return -(-size // block) * block
+
+
 class SampleWriter:
     """Writes samples to a WebDataset tar and its Parquet twin, both local files; used as a context."""
 
@@ -99,17 +113,20 @@ class SampleWriter:
         self._tar = tarfile.TarFile(tar, "w", format=tarfile.USTAR_FORMAT)
         self._parquet = pq.ParquetWriter(parquet, schema, compression="zstd")
         self._rows: list[Row] = []
+        self.samples = 0
 
-    def write(self, row: Row, image: bytes) -> None:
-        """One sample: `row` has the columns of the schema, `image` the bytes of a JPEG."""
-        for ending, content in (
-            (IMAGE_EXTENSION, image),
-            ("json", json.dumps({name: row[name] for name in self._schema.names}, ensure_ascii=False).encode()),
-            ("txt", row["raw"].encode()),
-        ):
+    def bytes_with(self, sample: Iterable[tuple[str, bytes]]) -> int:
+        """The size of the finished tar, were this sample its last one."""
+        size = sum(tarfile.BLOCKSIZE + padded(len(content)) for _, content in sample)
+        return padded(self._tar.offset + size + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
+
+    def write(self, row: Row, sample: Iterable[tuple[str, bytes]]) -> None:
+        """One sample: `row` has the columns of the schema, `sample` is what `members` made of it."""
+        for ending, content in sample:
             member = tarfile.TarInfo(f"{row['key']}.{ending}")  # owner 0, mode 0644, time 0 are TarInfo's own
             member.size = len(content)
             self._tar.addfile(member, io.BytesIO(content))
+        self.samples += 1
         self._rows.append(row)
         if len(self._rows) == ROW_GROUP:
             self._flush()
@@ -154,16 +171,40 @@ def digest_of(url: str) -> tuple[int, str]:
         return digest(iter(lambda: stream.read(_CHUNK), b""))
 
 
-def commit_file(folder: str, name: str, local: Path) -> FileRecord:
-    """Commit a file of a shard that has no marker yet, and say what is now there.
-
-    What an interrupted attempt left under this name is the same bytes, because a shard's bytes follow from its samples;
-    where it is not (it was damaged since, or another release wrote it), no marker names it and it makes room.
-    """
-    url = storage.join(folder, name)
+def record_of(local: Path, name: str) -> FileRecord:
+    """What the local file will be once it is committed as `name`."""
     with local.open("rb") as stream:
-        record = FileRecord(name, *digest(iter(lambda: stream.read(_CHUNK), b"")))
-    if not storage.create_from_file(url, str(local)) and digest_of(url) != (record.bytes, record.sha256):
-        storage.remove(url)
-        storage.create_from_file(url, str(local))
-    return record
+        return FileRecord(name, *digest(iter(lambda: stream.read(_CHUNK), b"")))
+
+
+def is_there(folder: str, file: FileRecord) -> bool | None:
+    """Whether the object of this name holds these bytes; None where there is none. Read only where the size fits."""
+    url = storage.join(folder, file.name)
+    size = storage.size(url)
+    if size is None:
+        return None
+    return size == file.bytes and digest_of(url) == (file.bytes, file.sha256)
+
+
+def commit_files(folder: str, stems: Sequence[str], locals_: Sequence[Path]) -> list[FileRecord]:
+    """Commit the files of one output under the first of `stems` that is free, or holds these very bytes already.
+
+    What an interrupted attempt left under a name is the same bytes, because a shard's bytes follow from its samples.
+    Anything else under that name may be what a reader is reading, and stays. Where no stem is left, the first one gets
+    the content's digest: what is there under that name and differs is damaged, and makes room.
+    """
+    contents = [record_of(path, path.suffix) for path in locals_]
+    last = f"{stems[0]}-{hashlib.sha256(''.join(file.sha256 for file in contents).encode()).hexdigest()[:12]}"
+    for stem in (*stems, last):
+        files = [replace(file, name=stem + file.name) for file in contents]
+        there = [is_there(folder, file) for file in files]
+        if stem != last and False in there:
+            continue
+        for file, same in zip(files, there, strict=True):
+            if same is False:
+                storage.remove(storage.join(folder, file.name))
+        urls = [storage.join(folder, file.name) for file in files]
+        made = [storage.create_from_file(url, str(path)) for url, path in zip(urls, locals_, strict=True)]
+        if all(new or is_there(folder, file) for new, file in zip(made, files, strict=True)):
+            return files
+    raise DamagedShard(f"{folder}/{last}: cannot be written, something else is written there all the while")

@@ -1,9 +1,10 @@
 """The figures of the paper's Table 6 for a dataset: images, texts, sub-captions a text, BERT tokens a text.
 
-Tokens are those of bert-base-uncased's WordPiece, without special tokens. Read from the Parquet files, in batches.
+Tokens are those of bert-base-uncased's WordPiece, without special tokens. Read from the Parquet files, in batches. An
+image that several sources list counts for each of them, and once in all.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -18,9 +19,11 @@ from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.manifests.subcaptions import SplitMode
 from lotlip_data.pipeline import dataset
-from lotlip_data.pipeline.dataset import DatasetError, ShardRecord
+from lotlip_data.pipeline.dataset import DatasetError, Output
 
 BATCH = 1000
+BIN = 16
+"""BERT tokens in a range of the histograms."""
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 """From texts to the number of tokens of each."""
@@ -47,13 +50,23 @@ class TextTally:
     sub_captions: int = 0
     tokens: int = 0
     flags: Counter[str] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Texts by length: key k is `BIN`·k to `BIN`·(k + 1) − 1 tokens."""
 
     def __iadd__(self, other: "TextTally") -> "TextTally":
         self.texts += other.texts
         self.sub_captions += other.sub_captions
         self.tokens += other.tokens
         self.flags.update(other.flags)
+        self.lengths.update(other.lengths)
         return self
+
+    def add(self, tokens: int, sub_captions: int = 0) -> None:
+        """One text."""
+        self.texts += 1
+        self.tokens += tokens
+        self.sub_captions += sub_captions
+        self.lengths[tokens // BIN] += 1
 
     def figures(self) -> dict[str, Any]:
         """texts, sub_captions_per_text and tokens_per_text; the means are 0 where there is no text."""
@@ -63,55 +76,102 @@ class TextTally:
             "tokens_per_text": self.tokens / max(1, self.texts),
         }
 
+    def histogram(self) -> dict[str, int]:
+        """Texts by the range of their tokens, `48-63` say, in order, without the empty ranges."""
+        return {f"{BIN * key}-{BIN * (key + 1) - 1}": self.lengths[key] for key in sorted(self.lengths)}
+
 
 def tally(texts: Iterable[str], mode: SplitMode, count_tokens: CountTokens) -> TextTally:
     """The sums over plain texts, split as `mode` says."""
     total = TextTally()
     given = (text for text in texts if text.strip())
     while batch := list(islice(given, BATCH)):
-        total.texts += len(batch)
-        total.sub_captions += sum(len(subcaptions.split(text, mode)) for text in batch)
-        total.tokens += sum(count_tokens(batch))
+        for text, tokens in zip(batch, count_tokens(batch), strict=True):
+            total.add(tokens, len(subcaptions.split(text, mode)))
     return total
 
 
-def dataset_stats(run: Run, count_tokens: CountTokens | None = None) -> dict[str, Any]:
-    """The run's dataset in figures.
+@dataclass
+class SourceTally:
+    """Of one source, or of all: its images, their raw texts by it, and their long texts by captioner."""
 
-    `images` and, of all long texts, `texts`, `sub_captions_per_text` and `tokens_per_text` (the paper's row); the same
-    of each captioner under `captioners`, with how often it was given each flag; of the raw texts under `raw`, without
-    sub-captions. Raises DatasetError where there is no dataset or a file of it cannot be read.
+    images: int = 0
+    raw: TextTally = field(default_factory=TextTally)
+    captioners: defaultdict[str, TextTally] = field(default_factory=lambda: defaultdict(TextTally))
+
+    def figures(self, captioners: Iterable[str]) -> dict[str, Any]:
+        every = TextTally()
+        for name in captioners:
+            every += self.captioners[name]
+        raw = {name: value for name, value in self.raw.figures().items() if name != "sub_captions_per_text"}
+        return {
+            "images": self.images,
+            **every.figures(),
+            "lengths": every.histogram(),
+            "captioners": {
+                name: total.figures() | {"flags": dict(total.flags.most_common()), "lengths": total.histogram()}
+                for name, total in self.captioners.items()
+            },
+            "raw": raw | {"lengths": self.raw.histogram()},
+        }
+
+
+def dataset_stats(run: Run, count_tokens: CountTokens | None = None) -> dict[str, Any]:
+    """The run's dataset in figures, all splits together.
+
+    `images` and, of all long texts, `texts`, `sub_captions_per_text`, `tokens_per_text` (the paper's row), `lengths`;
+    the same of each captioner under `captioners`, with how often it was given each flag; of the samples' first raw
+    texts under `raw`, without sub-captions; all that again by source under `sources`; what was left out, with its
+    reason, under `dropped` and `dropped_texts`. Raises DatasetError where there is no dataset or a file cannot be read.
     """
     count_tokens = count_tokens or bert_tokens()
     description = dataset.read(run)
-    captioners = {name: TextTally() for name in description["captioners"]}
-    raw, images = TextTally(), 0
-    columns = ["raw", *(name + suffix for name in captioners for suffix in ("", SUB_SUFFIX, FLAGS_SUFFIX))]
+    captioners = list(description["captioners"])
+    total, sources = SourceTally(), defaultdict[str, SourceTally](SourceTally)
+    columns = ["sources", "raws", *(name + suffix for name in captioners for suffix in ("", SUB_SUFFIX, FLAGS_SUFFIX))]
     for record in dataset.records(description):
-        for batch in _batches(run, record, columns):
-            images += batch.num_rows
-            raw += _tally_column(batch["raw"].to_pylist(), count_tokens)
-            for name, total in captioners.items():
-                total += _tally_column(batch[name].to_pylist(), count_tokens)
-                total.sub_captions += sum(map(len, batch[name + SUB_SUFFIX].to_pylist()))
-                total.flags.update(" ".join(batch[name + FLAGS_SUFFIX].to_pylist()).split())
-    every = TextTally()
-    for total in captioners.values():
-        every += total
-    return {
-        "images": images,
-        **every.figures(),
-        "captioners": {
-            name: total.figures() | {"flags": dict(total.flags.most_common())} for name, total in captioners.items()
-        },
-        "raw": {name: value for name, value in raw.figures().items() if name != "sub_captions_per_text"},
-    }
+        for output in record.outputs:
+            for batch in _batches(run, output, columns):
+                _count(batch, captioners, total, sources, count_tokens)
+    by_source = {name: sources[name].figures(captioners) for name in sorted(sources)}
+    left_out = {name: description[name] for name in ("fetched", "dropped", "dropped_texts")}
+    return {**total.figures(captioners), "sources": by_source, **left_out}
 
 
-def _batches(run: Run, record: ShardRecord, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    if record.parquet is None:
-        return
-    url = storage.join(run.shards, record.parquet.name)
+def _count(
+    batch: pa.RecordBatch,
+    captioners: Sequence[str],
+    total: SourceTally,
+    sources: defaultdict[str, SourceTally],
+    count_tokens: CountTokens,
+) -> None:
+    """Add the samples of one batch to the sums, to those of all and to those of each one's sources."""
+    of_rows = batch["sources"].to_pylist()
+    tallies = [[total, *(sources[name] for name in dict.fromkeys(names))] for names in of_rows]
+    for few in tallies:
+        for one in few:
+            one.images += 1
+    raws = batch["raws"].to_pylist()
+    lengths = iter(count_tokens([text for texts in raws for text in texts]))
+    for names, texts in zip(of_rows, raws, strict=True):
+        for number, (name, text) in enumerate(zip(names, texts, strict=True)):
+            tokens = next(lengths)
+            if text.strip():  # of a sample's raw texts, the first counts in all, and each for its own source
+                sources[name].raw.add(tokens)
+                if number == 0:
+                    total.raw.add(tokens)
+    for name in captioners:
+        texts = [text or "" for text in batch[name].to_pylist()]
+        columns = (batch[name + SUB_SUFFIX].to_pylist(), batch[name + FLAGS_SUFFIX].to_pylist())
+        for few, text, tokens, pieces, flags in zip(tallies, texts, count_tokens(texts), *columns, strict=True):
+            for one in few:
+                one.captioners[name].flags.update(flags.split())
+                if text.strip():
+                    one.captioners[name].add(tokens, len(pieces))
+
+
+def _batches(run: Run, output: Output, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    url = storage.join(run.shards, output.parquet.name)
     try:
         with storage.open_read(url) as stream:
             yield from pq.ParquetFile(stream).iter_batches(BATCH, columns=columns)
@@ -121,20 +181,42 @@ def _batches(run: Run, record: ShardRecord, columns: list[str]) -> Iterator[pa.R
         ) from error
 
 
-def _tally_column(values: Iterable[str | None], count_tokens: CountTokens) -> TextTally:
-    texts = [text for text in values if text and text.strip()]
-    return TextTally(texts=len(texts), tokens=sum(count_tokens(texts)))
-
-
 def table(figures: dict[str, Any]) -> list[str]:
     """The lines of a table of what `dataset_stats` returns, for people."""
-    lines = [f"{'':24}{'images':>12}{'texts':>12}{'sub-captions':>14}{'BERT tokens':>13}"]
-    lines += [f"{'':24}{'':>12}{'':>12}{'a text':>14}{'a text':>13}"]
-    rows = {"raw texts": figures["raw"], **figures["captioners"], "all long texts": figures}
-    for name, row in rows.items():
-        sub = f"{row['sub_captions_per_text']:.2f}" if "sub_captions_per_text" in row else "–"
-        lines.append(f"{name:24}{figures['images']:>12,}{row['texts']:>12,}{sub:>14}{row['tokens_per_text']:>13.2f}")
+    lines = [f"{'':32}{'images':>12}{'texts':>12}{'sub-captions':>14}{'BERT tokens':>13}"]
+    lines += [f"{'':32}{'':>12}{'':>12}{'a text':>14}{'a text':>13}", *_rows("", figures)]
+    if len(figures["sources"]) > 1:
+        for source, few in figures["sources"].items():
+            lines += _rows(f"{source}: ", few)
+    lines += ["", *_histogram({"raw texts": figures["raw"], **figures["captioners"]}), ""]
     for name, row in figures["captioners"].items():
-        flags = ", ".join(f"{flag} {count:,}" for flag, count in row["flags"].items())
-        lines.append(f"flags of {name}: {flags or 'none'}")
+        lines.append(f"flags of {name}: {_listed(row['flags'])}")
+    lines.append(f"left out of {figures['fetched']:,} images: {_listed(figures['dropped'])}")
+    for what, counts in figures["dropped_texts"].items():
+        lines.append(f"texts left out ({what}): {_listed(counts)}")
     return lines
+
+
+def _rows(prefix: str, figures: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, row in {"raw texts": figures["raw"], **figures["captioners"], "all long texts": figures}.items():
+        sub = f"{row['sub_captions_per_text']:.2f}" if "sub_captions_per_text" in row else "–"
+        counts = f"{figures['images']:>12,}{row['texts']:>12,}{sub:>14}{row['tokens_per_text']:>13.2f}"
+        lines.append(f"{prefix + name:32}{counts}")
+    return lines
+
+
+def _histogram(rows: dict[str, Any]) -> list[str]:
+    """Shares of texts by length: one row a range of tokens, one column a kind of text."""
+    ranges = sorted(
+        {text for row in rows.values() for text in row["lengths"]}, key=lambda text: int(text.split("-")[0])
+    )
+    lines = [f"{'BERT tokens of a text':24}" + "".join(f"{name:>18}" for name in rows)]
+    for text in ranges:
+        shares = (row["lengths"].get(text, 0) / max(1, row["texts"]) for row in rows.values())
+        lines.append(f"{text:24}" + "".join(f"{share:>18.1%}" for share in shares))
+    return lines
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"

@@ -1,9 +1,11 @@
 """Whether a dataset is what its dataset.json says: all of it is read back; damaged, missing and foreign are named."""
 
+import contextlib
 import json
 import pathlib
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +18,14 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import dataset
-from lotlip_data.pipeline.dataset import ShardRecord
+from lotlip_data.pipeline.dataset import Output, ShardRecord
+from lotlip_data.pipeline.join import SAMPLE
+from lotlip_data.pipeline.publish import VIEWS, existing, names
+from lotlip_data.pipeline.rules import split_of
 from lotlip_data.pipeline.shard_files import FileRecord, digest_of
 from lotlip_data.pipeline.spill import Buckets
 
-KNOWN = frozenset({dataset.DATASET_JSON, dataset.MARKERS})
+KNOWN = frozenset({dataset.DATASET_JSON, dataset.MARKERS, *VIEWS})
 """What lies in `shards/` beside the shards themselves."""
 
 _UIDS = pa.schema([("order", pa.uint64()), ("uid", pa.string()), ("shard", pa.int32())])
@@ -47,56 +52,108 @@ def verify(run: Run) -> list[Problem]:
     """
     description = dataset.read(run)
     records = dataset.records(description)
-    problems = _listing(run, records) + _markers(run, records)
-    if (samples := sum(record.samples for record in records)) != description["samples"]:
+    problems = _listing(run, description, records) + _markers(run, records) + _views(run, description)
+    if (samples := sum(output.samples for record in records for output in record.outputs)) != description["samples"]:
         problems.append(Problem(run.dataset, f"says {description['samples']} samples, its shards hold {samples}"))
     columns = schema.dataset(description["captioners"])
     owners = {file.sha256: file.name for record in records for file in record.files}
     with tempfile.TemporaryDirectory(prefix="lotlip-data-verify-") as scratch:
         uids = Buckets(pathlib.Path(scratch), 1 + samples // _UIDS_A_BUCKET, _UIDS, _BUFFER_BYTES)
         for record in records:
-            damaged = [problem for file in record.files for problem in _file(run, record, file, owners)]
-            problems += damaged
-            if record.files and not damaged:
-                problems += _contents(run, record, columns, uids)
-        problems += _repeated(run, uids)
+            problems += _dropped(run, record)
+            for output in record.outputs:
+                damaged = [problem for file in output.files for problem in _file(run, record, file, owners)]
+                problems += damaged or _contents(run, output, record.shard, columns, uids, description)
+        problems += _repeated(run, uids, records)
     return problems
 
 
 def _rebuild(run: Run, record: ShardRecord) -> str:
-    return f"To build it again, remove {dataset.marker(run, record.shard)} and run `lotlip-data shard {run.url}`"
+    marker = dataset.marker(run, record.shard, record.fingerprint)
+    return f"To build it again, remove {marker} and run `lotlip-data shard {run.url}`"
 
 
-def _listing(run: Run, records: Sequence[ShardRecord]) -> list[Problem]:
+def _listing(run: Run, description: dict[str, Any], records: Sequence[ShardRecord]) -> list[Problem]:
     """Foreign names; what is missing is found when it is read."""
-    named = {file.name for record in records for file in record.files}
-    foreign = sorted(set(storage.list_names(run.shards)) - named - KNOWN)
-    return [Problem(storage.join(run.shards, name), f"foreign: {run.dataset} does not name it") for name in foreign]
+    again = f"run `lotlip-data shard {run.url}`"
+    named, replaced = set(names(records)), set(description["replaced"])
+    waiting = set(names(_waiting(run, records)))
+    problems = []
+    for name in sorted(existing(run) - named - {f"shards/{known}" for known in KNOWN}):
+        where = storage.join(run.url, name)
+        if name in replaced:
+            problems.append(Problem(where, f"was replaced, and is to be removed: {again}"))
+        elif name not in waiting:
+            problems.append(Problem(where, f"foreign: {run.dataset} does not name it"))
+        elif name.endswith(".json"):
+            problems.append(Problem(where, f"built, but {run.dataset} does not know it yet: {again}"))
+    return problems
+
+
+def _waiting(run: Run, records: Sequence[ShardRecord]) -> list[ShardRecord]:
+    """Shards that were built since dataset.json was written; a marker that cannot be read is foreign."""
+    known = {(record.shard, record.fingerprint) for record in records}
+    found = []
+    for shard, fingerprint in dataset.done_shards(run):
+        if (shard, fingerprint) not in known:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                found.append(dataset.read_record(run, shard, fingerprint))
+    return found
+
+
+def _views(run: Run, description: dict[str, Any]) -> list[Problem]:
+    """The card may be written on by people; the metadata that machines read must be what dataset.json says."""
+    again, there = f"run `lotlip-data shard {run.url}`", set(storage.list_names(run.shards))
+    lost = [name for name in VIEWS if name not in there]
+    problems = [Problem(storage.join(run.shards, name), f"missing: {again}") for name in lost]
+    where = storage.join(run.shards, dataset.CROISSANT)
+    if dataset.CROISSANT not in lost and storage.read_bytes(where) != VIEWS[dataset.CROISSANT](description):
+        problems.append(Problem(where, f"damaged: not what {run.dataset} says. Remove it and {again}"))
+    return problems
 
 
 def _markers(run: Run, records: Sequence[ShardRecord]) -> list[Problem]:
-    described, done = {record.shard: record for record in records}, set(dataset.done_shards(run))
-    problems = []
-    for shard in sorted(described.keys() | done):
-        where, record = dataset.marker(run, shard), described.get(shard)
-        again = f"run `lotlip-data shard {run.url}`"
-        if record is None:
-            problems.append(Problem(where, f"{run.dataset} does not know this shard: {again}"))
-        elif shard not in done:
-            problems.append(Problem(where, f"is missing, though {run.dataset} names the shard: {again}"))
-        else:
+    done, problems = set(dataset.done_shards(run)), []
+    for record in records:
+        where, again = dataset.marker(run, record.shard, record.fingerprint), f"run `lotlip-data shard {run.url}`"
+        if (record.shard, record.fingerprint) in done:
             problems += _marker(run, where, record, again)
+        else:
+            problems.append(Problem(where, f"is missing, though {run.dataset} names the shard: {again}"))
     return problems
 
 
 def _marker(run: Run, where: str, record: ShardRecord, again: str) -> list[Problem]:
     try:
-        held = dataset.read_record(run, record.shard)
+        held = dataset.read_record(run, record.shard, record.fingerprint)
     except (ValueError, TypeError, KeyError) as error:
         return [Problem(where, f"damaged ({error}): remove it and {again}")]
     if held != record:
-        return [Problem(where, f"says other things of the shard than {run.dataset}: {again}")]
+        return [Problem(where, f"says other things of the shard than {run.dataset}: remove it and {again}")]
     return []
+
+
+def _dropped(run: Run, record: ShardRecord) -> list[Problem]:
+    """The list of what was left out of a shard: is it there, and does it count what the marker counts?"""
+    if record.dropped_list is None:
+        return []
+    where = run.quarantine(record.dropped_list)
+    try:
+        with storage.open_read(where) as stream:
+            found = Counter(
+                (row["what"], row["reason"]) for row in pq.read_table(stream, columns=["what", "reason"]).to_pylist()
+            )
+    except FileNotFoundError:
+        return [Problem(where, f"missing. {_rebuild(run, record)}")]
+    except (OSError, ValueError) as error:
+        return [Problem(where, f"damaged ({error}): remove it. {_rebuild(run, record)}")]
+    by_what = {SAMPLE: record.dropped} | record.dropped_texts
+    counted = Counter({(what, reason): count for what, few in by_what.items() for reason, count in few.items()})
+    return (
+        []
+        if found == counted
+        else [Problem(where, f"lists other things than the marker counts. {_rebuild(run, record)}")]
+    )
 
 
 def _file(run: Run, record: ShardRecord, file: FileRecord, owners: dict[str, str]) -> list[Problem]:
@@ -116,15 +173,17 @@ def _file(run: Run, record: ShardRecord, file: FileRecord, owners: dict[str, str
     return [Problem(where, f"{what}. {_rebuild(run, record)}")]
 
 
-def _contents(run: Run, record: ShardRecord, columns: pa.Schema, uids: Buckets) -> list[Problem]:
+def _contents(
+    run: Run, output: Output, shard: int, columns: pa.Schema, uids: Buckets, description: dict[str, Any]
+) -> list[Problem]:
     """A tar and a Parquet that are as they were written: do they hold the same samples, complete and as counted?"""
-    tar_url, parquet_url = (storage.join(run.shards, file.name) for file in record.files)
+    tar_url, parquet_url = (storage.join(run.shards, file.name) for file in output.files)
     with storage.open_read(parquet_url) as stream:
         table = pq.read_table(stream)
     if not table.schema.equals(columns):
         return [Problem(parquet_url, f"has other columns than {run.dataset} says: {', '.join(table.schema.names)}")]
     rows = list(zip(table["key"].to_pylist(), table["uid"].to_pylist(), strict=True))
-    _note(uids, table["uid"], record.shard)
+    _note(uids, table["uid"], shard)
     problems, found = [], []
     for sample in _samples(tar_url):
         found.append((sample.key, sample.uid))
@@ -134,8 +193,12 @@ def _contents(run: Run, record: ShardRecord, columns: pa.Schema, uids: Buckets) 
         odd = sorted(set(found) ^ set(rows))
         what = f"sample {odd[0][0]} (uid {odd[0][1]}) among them" if odd else "or in another order"
         problems.append(Problem(tar_url, f"holds other samples than {parquet_url}, {what}"))
-    if len(rows) != record.samples:
-        problems.append(Problem(parquet_url, f"has {len(rows)} rows, {run.dataset} says {record.samples}"))
+    if len(rows) != output.samples:
+        problems.append(Problem(parquet_url, f"has {len(rows)} rows, {run.dataset} says {output.samples}"))
+    if strayed := [uid for _, uid in rows if split_of(uid, description["rules"]["validation"]) != output.split]:
+        problems.append(
+            Problem(tar_url, f"{len(strayed)} samples of the other split, that of uid {strayed[0]} among them")
+        )
     return problems
 
 
@@ -169,14 +232,15 @@ def _note(uids: Buckets, column: Any, shard: int) -> None:
     uids.add(pa.Table.from_arrays([pa.array(order), column, shards], schema=_UIDS))
 
 
-def _repeated(run: Run, uids: Buckets) -> list[Problem]:
+def _repeated(run: Run, uids: Buckets, records: Sequence[ShardRecord]) -> list[Problem]:
     """Uids that stand in the dataset more than once."""
+    tars = {record.shard: ", ".join(output.tar.name for output in record.outputs) for record in records}
     uids.flush()
     problems = []
     for bucket in uids:
         counts = bucket.group_by("uid").aggregate([("shard", "count"), ("shard", "min"), ("shard", "max")])
         for row in counts.filter(pc.field("shard_count") > 1).to_pylist():
-            first, last = (dataset.file_name(row[f"shard_{which}"], "tar") for which in ("min", "max"))
+            first, last = (tars[row[f"shard_{which}"]] for which in ("min", "max"))
             problems.append(
                 Problem(run.shards, f"uid {row['uid']} stands {row['shard_count']} times, in {first} and {last}")
             )

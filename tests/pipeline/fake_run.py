@@ -23,6 +23,9 @@ from lotlip_data.manifests.identity import uid_of
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.schema import CAPTIONS, IMAGES, LISTS, SUCCESS
+from lotlip_data.pipeline.dataset import Recipe, ShardRecord
+from lotlip_data.pipeline.inputs import units
+from lotlip_data.pipeline.shard import build_shard
 from lotlip_data.world.scenes import SPLITS, Scene, render, sample_scene
 from lotlip_data.world.writers import WRITERS, long_text, raw_text
 
@@ -45,12 +48,10 @@ def make(
 ) -> FakeRun:
     """A run of `shards` × `images` fetched images and one failure a shard, captioned by `writers`.
 
-    `settings` are fields of the manifest's `shard`.
+    `settings` are fields of the manifest's `shard`; `clean` among them is that section.
     """
     run = Run.at(str(folder))
-    frozen = Manifest.model_validate(
-        {"name": "fake", "sources": [{"name": "web", "files": ["web.csv"]}], "shard": SHARD_SECTION | settings}
-    )
+    frozen = asking(**settings)
     manifest.freeze(frozen, run)
     scenes: dict[str, Scene] = {}
     for shard in range(shards):
@@ -60,6 +61,18 @@ def make(
         for shard in range(shards):
             write_captions(run, name, shard, captions_of(run, name, shard))
     return FakeRun(run, frozen, scenes)
+
+
+def asking(clean: Mapping[str, Any] | None = None, **settings: Any) -> Manifest:
+    """A manifest with these settings of its `shard` and `clean` sections."""
+    shard = SHARD_SECTION | settings
+    sources = [{"name": "web", "files": ["web.csv"]}]
+    return Manifest.model_validate({"name": "fake", "sources": sources, "shard": shard, "clean": clean or {}})
+
+
+def build(run: Run, recipe: Recipe, shard: int) -> ShardRecord:
+    """Build one shard of what the run holds, without Ray."""
+    return build_shard(run, recipe, units(run, recipe, [shard])[0])
 
 
 def write_images(run: Run, shard: int, seeds: list[int], pixels: int = 32) -> dict[str, Scene]:

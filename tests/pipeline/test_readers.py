@@ -13,9 +13,9 @@ from PIL import Image
 
 from lotlip_data.manifests import schema
 from lotlip_data.manifests.subcaptions import split
-from lotlip_data.pipeline.dataset import Recipe, claim
-from lotlip_data.pipeline.join import Rules
-from lotlip_data.pipeline.shard import build_shard
+from lotlip_data.pipeline.dataset import Recipe, describe
+from lotlip_data.pipeline.publish import publish
+from lotlip_data.pipeline.rules import Rules
 from lotlip_data.world.scenes import SPLITS, Scene, render, sample_scene
 from lotlip_data.world.writers import WRITERS, long_text, raw_text
 from tests.pipeline import fake_run
@@ -35,9 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows[-1] |= {"flags": ["cut_off", "repetition"]}
     fake_run.write_captions(fake.run, "llava", 0, rows)
     recipe = Recipe({name: f"{name}@1" for name in WRITERS}, Rules())
-    claim(fake.run, recipe)
-    for shard in range(SHARDS):
-        build_shard(fake.run, recipe, shard)
+    records = [fake_run.build(fake.run, recipe, shard) for shard in range(SHARDS)]
+    publish(fake.run, describe(fake.run, fake.manifest, recipe, records))
     return Path(fake.run.shards)
 
 

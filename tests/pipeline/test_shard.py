@@ -1,5 +1,6 @@
 """The shard stage without Ray, and with it: what is joined, what is written, what a second run and a wrong one do."""
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -11,14 +12,15 @@ import pytest
 
 from lotlip_data.manifests import schema, storage, subcaptions
 from lotlip_data.manifests.manifest import Manifest
-from lotlip_data.pipeline import dataset
+from lotlip_data.pipeline import dataset, shard_files
 from lotlip_data.pipeline.dataset import DatasetError, Recipe
-from lotlip_data.pipeline.join import TOO_FEW_LONG_TEXTS, JoinError, Rules
-from lotlip_data.pipeline.shard import build_shard, shard
+from lotlip_data.pipeline.join import JoinError
+from lotlip_data.pipeline.rules import TOO_FEW_LONG_TEXTS, Rules
+from lotlip_data.pipeline.shard import shard
 from lotlip_data.pipeline.shard_files import DamagedShard
 from lotlip_data.world.writers import WRITERS, long_text, raw_text
 from tests.pipeline import fake_run
-from tests.pipeline.fake_run import FakeRun
+from tests.pipeline.fake_run import FakeRun, build
 
 IDS = {name: f"{name}@1" for name in WRITERS}
 
@@ -44,14 +46,14 @@ def tree(folder: str) -> dict[str, bytes]:
 
 
 def quarantined(fake: FakeRun, number: int) -> list[dict[str, Any]]:
-    path = fake.run.quarantine("shard", f"{number:05d}.jsonl")
-    return [json.loads(line) for line in storage.read_bytes(path).splitlines()]
+    (path,) = Path(fake.run.quarantine("shard")).glob(f"{number:05d}-*.parquet")
+    return list(pq.read_table(path).to_pylist())
 
 
 @pytest.mark.parametrize("mode", ["punkt", "authors"])
 def test_each_image_gets_the_texts_of_its_own_scene(tmp_path: Path, mode: Any) -> None:
     fake = fake_run.make(tmp_path, shards=1)
-    record = build_shard(fake.run, recipe(sub_captions=mode), 0)
+    record = build(fake.run, recipe(sub_captions=mode), 0)
     table = pq.read_table(f"{fake.run.shards}/train-00000.parquet")
     members = read_tar(f"{fake.run.shards}/train-00000.tar")
     assert table.schema.equals(schema.dataset(WRITERS))
@@ -68,14 +70,16 @@ def test_each_image_gets_the_texts_of_its_own_scene(tmp_path: Path, mode: Any) -
             assert row[name] == long_text(scene, name)
             assert row[f"{name}_sub"] == subcaptions.split(long_text(scene, name), mode)
     assert (record.fetched, record.samples, record.dropped) == (8, 8, {})
-    assert record.long_texts == dict.fromkeys(WRITERS, 8)
+    (output,) = record.outputs
+    assert (output.split, output.samples, output.long_texts) == ("train", 8, dict.fromkeys(WRITERS, 8))
 
 
 def test_a_shard_is_the_same_bytes_whenever_it_is_built(tmp_path: Path) -> None:
     first, second = fake_run.make(tmp_path / "a", shards=1), fake_run.make(tmp_path / "b b", shards=1)
-    build_shard(first.run, recipe(), 0)
-    build_shard(second.run, recipe(), 0)
-    assert list(tree(first.run.shards).values()) == list(tree(second.run.shards).values())
+    assert build(first.run, recipe(), 0).outputs == build(second.run, recipe(), 0).outputs
+    for ending in ("tar", "parquet"):
+        contents = {Path(run.shards, f"train-00000.{ending}").read_bytes() for run in (first.run, second.run)}
+        assert len(contents) == 1
     with tarfile.open(f"{first.run.shards}/train-00000.tar") as tar:
         for member in tar:
             assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
@@ -85,8 +89,8 @@ def test_the_marker_tells_the_files_that_are_there(tmp_path: Path) -> None:
     import hashlib
 
     fake = fake_run.make(tmp_path, shards=1)
-    record = build_shard(fake.run, recipe(), 0)
-    assert dataset.read_record(fake.run, 0) == record
+    record = build(fake.run, recipe(), 0)
+    assert dataset.read_record(fake.run, 0, record.fingerprint) == record
     assert len(record.files) == 2
     for file in record.files:
         content = storage.read_bytes(f"{fake.run.shards}/{file.name}")
@@ -101,7 +105,7 @@ def test_every_text_of_a_url_that_several_sources_list_is_kept(tmp_path: Path) -
     fake_run.commit_images(fake.run, 0, [row], [(row, b"image")])
     for name in WRITERS:
         fake_run.write_captions(fake.run, name, 0, fake_run.captions_of(fake.run, name, 0))
-    build_shard(fake.run, recipe(), 0)
+    build(fake.run, recipe(), 0)
     (sample,) = pq.read_table(f"{fake.run.shards}/train-00000.parquet").to_pylist()
     assert (sample["source"], sample["raw"]) == ("cc3m", "first")
     assert (sample["sources"], sample["raws"]) == (["cc3m", "coyo"], ["first", "second\nline"])
@@ -116,14 +120,14 @@ def test_images_with_too_few_long_texts_are_left_out_counted_and_listed(tmp_path
         for row in rows[lost : len(WRITERS)]:
             row |= {"text": None if lost else " \n", "error": "poison"}
         fake_run.write_captions(fake.run, name, 0, rows)
-    record = build_shard(fake.run, recipe(min_long_texts=least), 0)
+    record = build(fake.run, recipe(min_long_texts=least), 0)
     assert (record.fetched, record.samples) == (8, kept)
     assert record.dropped == ({TOO_FEW_LONG_TEXTS: 8 - kept} if kept < 8 else {})
     rows = pq.read_table(f"{fake.run.shards}/train-00000.parquet").to_pylist()
     for row in rows:
         for name in WRITERS:
             assert (row[name] is None) == (row[f"{name}_sub"] == [])
-    assert record.long_texts == {name: sum(row[name] is not None for row in rows) for name in WRITERS}
+    assert record.outputs[0].long_texts == {name: sum(row[name] is not None for row in rows) for name in WRITERS}
     if kept < 8:
         dropped = quarantined(fake, 0)
         assert {row["reason"] for row in dropped} == {TOO_FEW_LONG_TEXTS}
@@ -136,9 +140,9 @@ def test_a_shard_of_which_no_sample_is_left_has_a_marker_and_no_files(tmp_path: 
     for name in WRITERS:
         rows = [row | {"text": None, "error": "poison"} for row in fake_run.captions_of(fake.run, name, 0)]
         fake_run.write_captions(fake.run, name, 0, rows)
-    record = build_shard(fake.run, recipe(), 0)
+    record = build(fake.run, recipe(), 0)
     assert (record.fetched, record.samples, record.files) == (8, 0, [])
-    assert dataset.done_shards(fake.run) == [0]
+    assert dataset.done_shards(fake.run) == [(0, record.fingerprint)]
     assert storage.list_names(fake.run.shards) == [dataset.MARKERS]
     assert len(quarantined(fake, 0)) == 8
 
@@ -146,7 +150,7 @@ def test_a_shard_of_which_no_sample_is_left_has_a_marker_and_no_files(tmp_path: 
 def test_a_shard_of_which_nothing_was_fetched_has_a_marker_and_needs_no_captions(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=0)
     fake_run.commit_images(fake.run, 0, [], [])
-    record = build_shard(fake.run, recipe(), 0)
+    record = build(fake.run, recipe(), 0)
     assert (record.fetched, record.samples, record.files, record.dropped) == (0, 0, [], {})
 
 
@@ -157,7 +161,7 @@ def test_captions_of_other_bytes_are_never_paired(tmp_path: Path) -> None:
     fake_run.write_captions(fake.run, "llava", 0, rows)
     image = fake_run.fetched_rows(fake.run, 0)[3]
     with pytest.raises(JoinError) as error:
-        build_shard(fake.run, recipe(), 0)
+        build(fake.run, recipe(), 0)
     assert all(part in str(error.value) for part in (image["uid"], image["sha256"], "f" * 64, "captions/llava/00000"))
     assert dataset.done_shards(fake.run) == []
 
@@ -172,7 +176,7 @@ def test_every_image_has_exactly_one_caption_and_every_caption_its_image(
     changed = {"lost": rows[1:], "twice": [*rows, rows[0]], "foreign": [*rows, rows[0] | {"uid": "0" * 32}]}
     fake_run.write_captions(fake.run, "llava", 0, changed[change])
     with pytest.raises(JoinError, match=says):
-        build_shard(fake.run, recipe(), 0)
+        build(fake.run, recipe(), 0)
 
 
 def test_a_uid_that_stands_twice_in_a_shard_is_refused(tmp_path: Path) -> None:
@@ -182,7 +186,7 @@ def test_a_uid_that_stands_twice_in_a_shard_is_refused(tmp_path: Path) -> None:
     for name in WRITERS:
         fake_run.write_captions(fake.run, name, 0, [fake_run.caption(rows[0], "A text.")])
     with pytest.raises(JoinError, match=f"uid {rows[0]['uid']} stands twice"):
-        build_shard(fake.run, recipe(), 0)
+        build(fake.run, recipe(), 0)
 
 
 def test_an_image_tar_that_was_cut_off_where_a_member_ends_is_found(tmp_path: Path) -> None:
@@ -192,10 +196,10 @@ def test_an_image_tar_that_was_cut_off_where_a_member_ends_is_found(tmp_path: Pa
         end = tar.getmembers()[-2].offset
     path.write_bytes(path.read_bytes()[:end])
     with pytest.raises(DamagedShard, match="holds 7 images, its marker says 8"):
-        build_shard(fake.run, recipe(), 0)
+        build(fake.run, recipe(), 0)
     path.write_bytes(path.read_bytes()[: end - 700])
     with pytest.raises(DamagedShard, match=r"00000-attempt\.tar"):
-        build_shard(fake.run, recipe(), 0)
+        build(fake.run, recipe(), 0)
 
 
 def test_a_captioner_cannot_be_named_like_a_column() -> None:
@@ -205,14 +209,20 @@ def test_a_captioner_cannot_be_named_like_a_column() -> None:
         Recipe({"llava": "llava@1", "llava_sub": "x@1"}, Rules())
 
 
-def test_what_an_interrupted_attempt_left_damaged_is_written_anew(tmp_path: Path) -> None:
+def test_what_lies_under_a_shards_name_and_is_not_it_is_left_alone(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=1)
-    record = build_shard(fake.run, recipe(), 0)
-    whole = tree(fake.run.shards)
-    storage.remove(dataset.marker(fake.run, 0))
-    Path(fake.run.shards, "train-00000.tar").write_bytes(b"torn")
-    assert build_shard(fake.run, recipe(), 0) == record
-    assert tree(fake.run.shards) == whole
+    (first,) = build(fake.run, recipe(), 0).outputs
+    storage.remove(dataset.marker(fake.run, *dataset.done_shards(fake.run)[0]))
+    for name in ("train-00000", f"train-00000-{recipe().id[:6]}"):
+        Path(fake.run.shards, f"{name}.tar").write_bytes(b"torn")
+    (again,) = build(fake.run, recipe(), 0).outputs
+    assert again.tar.name not in (first.tar.name, f"train-00000-{recipe().id[:6]}.tar")
+    assert dataclasses.replace(again.tar, name="") == dataclasses.replace(first.tar, name="")
+    assert Path(fake.run.shards, first.tar.name).read_bytes() == b"torn"
+    Path(fake.run.shards, again.tar.name).write_bytes(b"torn, too")  # named by its content, so this is damage
+    storage.remove(dataset.marker(fake.run, *dataset.done_shards(fake.run)[0]))
+    assert build(fake.run, recipe(), 0).outputs == (again,)
+    assert shard_files.digest_of(f"{fake.run.shards}/{again.tar.name}") == (again.tar.bytes, again.tar.sha256)
 
 
 def test_a_run_is_sharded_once_and_a_second_call_does_nothing(tmp_path: Path, ray_cluster: None) -> None:
@@ -252,8 +262,9 @@ def test_new_shards_are_added_and_the_others_stay(tmp_path: Path, ray_cluster: N
         fake_run.write_captions(fake.run, name, 2, fake_run.captions_of(fake.run, name, 2))
     assert (shard(fake.manifest, fake.run).built, dataset.read(fake.run)["samples"]) == (1, 17)
     after = tree(fake.run.shards)
-    assert {name: after[name] for name in before if name != fake.run.dataset} == {
-        name: content for name, content in before.items() if name != fake.run.dataset
+    views = {str(Path(fake.run.shards, name)) for name in (dataset.DATASET_JSON, dataset.CARD, dataset.CROISSANT)}
+    assert {name: after[name] for name in before.keys() - views} == {
+        name: before[name] for name in before.keys() - views
     }
 
 
@@ -265,20 +276,6 @@ def test_a_shard_that_cannot_be_built_costs_no_other(tmp_path: Path, ray_cluster
     (reason,) = summary.failed
     assert reason.startswith("shard 00001: ") and "has no row for image" in reason and "Traceback" not in reason
     assert not storage.exists(fake.run.dataset)
-
-
-def test_other_settings_are_refused_and_named(tmp_path: Path, ray_cluster: None) -> None:
-    fake = fake_run.make(tmp_path, shards=1)
-    shard(fake.manifest, fake.run)
-    changed = fake.manifest.model_copy(
-        update={"shard": fake.manifest.shard.model_copy(update={"sub_captions": "authors"})}
-    )
-    with pytest.raises(DatasetError, match="sub_captions punkt there, authors now"):
-        shard(changed, fake.run)
-    with pytest.raises(DatasetError, match="captioners instructblip@1, llava@1, sharegpt4v@1 there, llava@1 now"):
-        shard(fake.manifest, fake.run, captioners=["llava"])
-    storage.remove(fake.run.shards)
-    assert shard(changed, fake.run).built == 1
 
 
 def test_what_has_to_come_first_is_named(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import dataset
 from lotlip_data.pipeline.dataset import Recipe, ShardRecord
-from lotlip_data.pipeline.join import Rules
-from lotlip_data.pipeline.shard import build_shard
+from lotlip_data.pipeline.publish import publish
+from lotlip_data.pipeline.rules import Rules
 from lotlip_data.pipeline.verify import verify
 from lotlip_data.world.writers import WRITERS
 from tests.pipeline import fake_run
@@ -31,13 +31,13 @@ def test_a_shards_images_are_never_in_memory_together(tmp_path: Path) -> None:
     fake_run.commit_images(fake.run, 0, rows, [(row, bytes([number]) * MIB) for number, row in enumerate(rows)])
     for name in WRITERS:
         fake_run.write_captions(fake.run, name, 0, fake_run.captions_of(fake.run, name, 0))
-    build_shard(Run.at(str(tmp_path)), RECIPE, 0)  # imports and caches are not the shard's
+    fake_run.build(Run.at(str(tmp_path)), RECIPE, 0)  # imports and caches are not the shard's
     storage.remove(fake.run.shards)
     tracemalloc.start()
-    record = build_shard(fake.run, RECIPE, 0)
+    record = fake_run.build(fake.run, RECIPE, 0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert record.tar is not None and record.tar.bytes > 96 * MIB
+    assert record.outputs[0].tar.bytes > 96 * MIB
     assert peak < 16 * MIB
 
 
@@ -47,25 +47,23 @@ def test_a_run_on_a_remote_storage_gives_the_same_shards(tmp_path: Path) -> None
     fsspec.filesystem("memory").put(fake.run.url, f"{bucket}/run", recursive=True)
     remote = Run.at(f"memory:/{bucket}/run")
     for run in (fake.run, remote):
-        dataset.claim(run, RECIPE)
-        records = [build_shard(run, RECIPE, shard) for shard in range(2)]
-        dataset.publish(run, dataset.describe(run, fake.manifest, RECIPE, records))
+        records = [fake_run.build(run, RECIPE, shard) for shard in range(2)]
+        publish(run, dataset.describe(run, fake.manifest, RECIPE, records))
         assert verify(run) == []
     names = storage.list_names(fake.run.shards)
-    assert storage.list_names(remote.shards) == names and len(names) == 6
+    assert storage.list_names(remote.shards) == names and len(names) == 8
     for name in names:
-        if name != dataset.MARKERS:
+        if name not in (dataset.MARKERS, dataset.DATASET_JSON):  # both name what the shards were made from
             assert storage.read_bytes(f"{remote.shards}/{name}") == storage.read_bytes(f"{fake.run.shards}/{name}")
 
 
 def test_two_drivers_that_build_one_shard_at_once_do_no_harm(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=1, images=64)
-    dataset.claim(fake.run, RECIPE)
     start, built = threading.Barrier(4), list[ShardRecord]()
 
     def drive() -> None:
         start.wait()
-        built.append(build_shard(fake.run, RECIPE, 0))
+        built.append(fake_run.build(fake.run, RECIPE, 0))
 
     threads = [threading.Thread(target=drive) for _ in range(4)]
     for thread in threads:
@@ -73,5 +71,5 @@ def test_two_drivers_that_build_one_shard_at_once_do_no_harm(tmp_path: Path) -> 
     for thread in threads:
         thread.join()
     assert len(built) == 4 and all(record == built[0] for record in built)
-    dataset.publish(fake.run, dataset.describe(fake.run, fake.manifest, RECIPE, built[:1]))
+    publish(fake.run, dataset.describe(fake.run, fake.manifest, RECIPE, built[:1]))
     assert verify(fake.run) == []

@@ -37,18 +37,18 @@ def test_a_killed_driver_leaves_whole_shards_and_the_next_one_builds_the_rest(
     done = dataset.done_shards(killed.run)
     assert 0 < len(done) < SHARDS
     assert not storage.exists(killed.run.dataset)
-    kept = {number: _modified(killed.run.shards, number) for number in done}
+    kept = {number: _modified(killed.run.shards, number) for number, _ in done}
 
     summary = shard(killed.manifest, killed.run)
     assert (summary.built, summary.skipped, summary.failed) == (SHARDS - len(done), len(done), [])
-    assert {number: _modified(killed.run.shards, number) for number in done} == kept
+    assert {number: _modified(killed.run.shards, number) for number, _ in done} == kept
     names = storage.list_names(calm.run.shards)
-    assert storage.list_names(killed.run.shards) == names and len(names) == 2 * SHARDS + 2
+    assert storage.list_names(killed.run.shards) == names and len(names) == 2 * SHARDS + 4
     for name in names:
-        if name != dataset.MARKERS:
+        if name not in (dataset.MARKERS, dataset.DATASET_JSON):  # both name what the shards were made from
             assert Path(killed.run.shards, name).read_bytes() == Path(calm.run.shards, name).read_bytes(), name
     assert verify.verify(killed.run) == []
 
 
 def _modified(folder: str, number: int) -> list[int]:
-    return [Path(folder, dataset.file_name(number, ending)).stat().st_mtime_ns for ending in ("tar", "parquet")]
+    return [Path(folder, f"train-{number:05d}.{ending}").stat().st_mtime_ns for ending in ("tar", "parquet")]

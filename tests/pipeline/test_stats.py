@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from lotlip_data.manifests import subcaptions
 from lotlip_data.pipeline import dataset
 from lotlip_data.pipeline.dataset import DatasetError
-from lotlip_data.pipeline.join import Rules
-from lotlip_data.pipeline.shard import build_shard
+from lotlip_data.pipeline.publish import publish
+from lotlip_data.pipeline.rules import Rules
 from lotlip_data.pipeline.stats import bert_tokens, dataset_stats, table, tally
 from lotlip_data.world.writers import WRITERS, long_text, raw_text
 from tests.pipeline import fake_run
@@ -51,8 +52,8 @@ def test_a_dataset_is_counted_by_captioner_and_in_all(tmp_path: Path) -> None:
     rows[2] |= {"flags": ["cut_off"]}
     fake_run.write_captions(fake.run, "llava", 0, rows)
     recipe = dataset.Recipe({name: f"{name}@1" for name in WRITERS}, Rules())
-    records = [build_shard(fake.run, recipe, number) for number in range(3)]
-    dataset.publish(fake.run, dataset.describe(fake.run, fake.manifest, recipe, records))
+    records = [fake_run.build(fake.run, recipe, number) for number in range(3)]
+    publish(fake.run, dataset.describe(fake.run, fake.manifest, recipe, records))
 
     figures = dataset_stats(fake.run)
     count, everything = bert_tokens(), []
@@ -67,7 +68,11 @@ def test_a_dataset_is_counted_by_captioner_and_in_all(tmp_path: Path) -> None:
         assert found["tokens_per_text"] == pytest.approx(sum(count(texts)) / len(texts), rel=1e-12)
         assert found["flags"] == ({"cut_off": 2, "repetition": 1} if name == "llava" else {})
     raws = [raw_text(scene) for scene in fake.scenes.values()]
-    assert figures["raw"] == {"texts": 16, "tokens_per_text": sum(count(raws)) / 16}
+    assert (figures["raw"]["texts"], figures["raw"]["tokens_per_text"]) == (16, sum(count(raws)) / 16)
+    assert sum(figures["lengths"].values()) == 47
+    by_range = Counter(f"{16 * (n // 16)}-{16 * (n // 16) + 15}" for n in count(raws))
+    assert figures["raw"]["lengths"] == by_range
+    assert figures["sources"]["web"] == {name: figures[name] for name in figures["sources"]["web"]}
     assert (figures["images"], figures["texts"]) == (16, 47)
     assert figures["tokens_per_text"] == pytest.approx(sum(count(everything)) / 47, rel=1e-12)
     assert figures["sub_captions_per_text"] == pytest.approx(

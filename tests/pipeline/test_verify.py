@@ -14,8 +14,9 @@ import pytest
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import dataset
 from lotlip_data.pipeline.dataset import DatasetError
-from lotlip_data.pipeline.join import Rules
-from lotlip_data.pipeline.shard import build_shard, shard
+from lotlip_data.pipeline.publish import publish as publish_dataset
+from lotlip_data.pipeline.rules import Rules
+from lotlip_data.pipeline.shard import shard
 from lotlip_data.pipeline.shard_files import digest_of
 from lotlip_data.pipeline.verify import verify
 from tests.pipeline import fake_run
@@ -36,9 +37,8 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
 def publish(fake: FakeRun) -> None:
     """Shard the run without Ray."""
     recipe = dataset.Recipe({name: f"{name}@1" for name in ("instructblip", "llava", "sharegpt4v")}, Rules())
-    dataset.claim(fake.run, recipe)
-    records = [build_shard(fake.run, recipe, number) for number in range(3)]
-    dataset.publish(fake.run, dataset.describe(fake.run, fake.manifest, recipe, records))
+    records = [fake_run.build(fake.run, recipe, number) for number in range(3)]
+    publish_dataset(fake.run, dataset.describe(fake.run, fake.manifest, recipe, records))
 
 
 @pytest.fixture
@@ -53,6 +53,11 @@ def problems(run: Run) -> dict[str, str]:
     by_name = {problem.where.rsplit("/", 1)[-1]: problem.what for problem in found}
     assert len(by_name) == len(found)
     return by_name
+
+
+def marker(run: Run, shard: int) -> Path:
+    (path,) = Path(run.shards, dataset.MARKERS).glob(f"{shard:05d}-*.json")
+    return path
 
 
 def flip(path: Path, offset: int) -> None:
@@ -116,9 +121,10 @@ def test_foreign_files_are_found(run: Run) -> None:
     ],
 )
 def test_a_marker_that_does_not_fit_is_found(run: Run, damage: Callable[[Path], None], says: str) -> None:
-    damage(Path(dataset.marker(run, 1)))
-    assert problems(run).keys() == {"00001.json"}
-    assert says in problems(run)["00001.json"]
+    path = marker(run, 1)
+    damage(path)
+    assert problems(run).keys() == {path.name}
+    assert says in problems(run)[path.name]
 
 
 def test_a_dataset_json_that_is_not_there_or_not_readable_says_what_to_do(run: Run) -> None:
@@ -133,15 +139,15 @@ def test_a_dataset_json_that_is_not_there_or_not_readable_says_what_to_do(run: R
 def rewrite(run: Run, number: int, name: str, content: bytes) -> None:
     """Put other content into a file of the dataset, with all sums made to fit: only reading it can tell."""
     Path(run.shards, name).write_bytes(content)
-    record = dataset.read_record(run, number)
+    described = dataset.read(run)
+    records = dataset.records(described)
+    (output,) = records[number].outputs
     size, sha256 = digest_of(f"{run.shards}/{name}")
     field = name.rsplit(".", 1)[-1]
-    file = dataclasses.replace(getattr(record, field), bytes=size, sha256=sha256)
-    record = dataclasses.replace(record, **{field: file})
-    Path(dataset.marker(run, number)).write_text(json.dumps(record.to_dict()))
-    described = json.loads(Path(run.dataset).read_text())
-    described["shards"][number] = record.to_dict()
-    Path(run.dataset).write_text(json.dumps(described))
+    file = dataclasses.replace(getattr(output, field), bytes=size, sha256=sha256)
+    records[number] = dataclasses.replace(records[number], outputs=(dataclasses.replace(output, **{field: file}),))
+    marker(run, number).write_text(json.dumps(records[number].to_dict()))
+    Path(run.dataset).write_text(json.dumps(described | dataset.listing(records)))
 
 
 def without(path: Path, lost: str) -> bytes:
@@ -190,8 +196,11 @@ def test_a_damaged_shard_is_built_again_as_the_problem_says(run: Run, pristine: 
     path = Path(run.shards, "train-00000.tar")
     flip(path, 700)
     (problem,) = verify(run)
-    assert f"remove {dataset.marker(run, 0)} and run `lotlip-data shard {run.url}`" in problem.what
-    Path(dataset.marker(run, 0)).unlink()
+    assert f"remove {marker(run, 0)} and run `lotlip-data shard {run.url}`" in problem.what
+    marker(run, 0).unlink()
     assert shard(pristine.manifest, run).built == 1
     assert verify(run) == []
-    assert path.read_bytes() == Path(pristine.run.shards, path.name).read_bytes()
+    assert not path.exists()  # what is damaged stays for its readers until dataset.json names another
+    (mended,) = (output for output in dataset.read(run)["shards"] if output["input"] == 0)
+    whole = Path(pristine.run.shards, path.name).read_bytes()
+    assert Path(run.shards, mended["tar"]["name"]).read_bytes() == whole

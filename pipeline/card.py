@@ -1,0 +1,104 @@
+"""The dataset card: README.md with the YAML front matter that the Hugging Face hub and `datasets` read."""
+
+import re
+from itertools import groupby
+from typing import Any
+
+import yaml
+
+from lotlip_data.pipeline.dataset import SPLITS
+
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
+_NUMBER = re.compile(r"\d+")
+
+
+def card(description: dict[str, Any]) -> str:
+    """The content of README.md for the dataset that dataset.json describes."""
+    front = yaml.safe_dump(front_matter(description), sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{_body(description)}"
+
+
+def front_matter(description: dict[str, Any]) -> dict[str, Any]:
+    """Two configurations: `images`, the tars, and `texts`, the Parquet files without images; their splits by name."""
+    splits = {split: description[where] for split, where in SPLITS.items() if description[where]}
+    return {
+        "pretty_name": description["name"],
+        "language": ["en"],
+        "task_categories": ["image-to-text", "zero-shot-image-classification"],
+        "tags": ["image-text", "long-captions", "webdataset"],
+        "size_categories": [_SIZES[min(len(_SIZES) - 1, max(0, len(str(description["samples"])) - 3))]],
+        "configs": [
+            {
+                "config_name": name,
+                **({"default": True} if name == "images" else {}),
+                "data_files": [
+                    {"split": split, "path": [output[ending]["name"] for output in outputs]}
+                    for split, outputs in splits.items()
+                ],
+            }
+            for name, ending in (("images", "tar"), ("texts", "parquet"))
+        ],
+    }
+
+
+def _body(description: dict[str, Any]) -> str:
+    rules = {name: value for name, value in description["rules"].items() if value not in (None, 0, [])}
+    lines = [
+        f"# {description['name']}",
+        "",
+        f"{description['samples']:,} images, each with the raw texts that its sources give it and long texts by "
+        f"{len(description['captioners'])} captioners. Written by lotlip-data; dataset.json has the sha256, bytes and "
+        "counts of every file, and where everything comes from.",
+        "",
+        "| split | images | shards | for webdataset and open_clip |",
+        "|---|---|---|---|",
+    ]
+    for split, where in SPLITS.items():
+        if description[where]:
+            figures = description["splits"][split]
+            tars = braces([output["tar"]["name"] for output in description[where]])
+            lines.append(f"| {split} | {figures['samples']:,} | {figures['shards']:,} | `{tars}` |")
+    lines += ["", "| captioner | id | long texts |", "|---|---|---|"]
+    counts = description["long_texts"]
+    lines += [f"| {name} | `{id}` | {counts[name]:,} |" for name, id in description["captioners"].items()]
+    lines += ["", "Sources: " + ", ".join(source["name"] for source in description["manifest"]["sources"]) + ".", ""]
+    lines += ["Made with: " + ", ".join(f"{name} {value}" for name, value in rules.items()) + ".", ""]
+    lines += [
+        "## Left out",
+        "",
+        f"Of {description['fetched']:,} images:",
+        "",
+        "| what | reason | count |",
+        "|---|---|---|",
+    ]
+    left_out = {"sample": description["dropped"]} | description["dropped_texts"]
+    lines += [f"| {what} | {reason} | {count:,} |" for what, few in left_out.items() for reason, count in few.items()]
+    lines += [
+        "",
+        "## Licence",
+        "",
+        "The images and the raw texts belong to those who published them; see the sources.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def braces(names: list[str]) -> str:
+    """The names as one pattern of webdataset's: `train-{00000..00041}.tar`, several joined with `::`."""
+    patterns = []
+    for (head, tail, width), group in groupby(
+        sorted(map(_parts, names), key=lambda part: part[1:]), key=lambda part: part[1:]
+    ):
+        numbers = sorted(number for number, *_ in group)
+        for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+            few = [number for _, number in run]
+            first, last = (f"{number:0{width}d}" for number in (few[0], few[-1]))
+            patterns.append(f"{head}{first if first == last else f'{{{first}..{last}}}'}{tail}")
+    return "::".join(patterns)
+
+
+def _parts(name: str) -> tuple[int, str, str, int]:
+    """The first number in the name, what is before and after it, and its width."""
+    found = _NUMBER.search(name)
+    assert found is not None, "names of the dataset are numbered"
+    return int(found[0]), name[: found.start()], name[found.end() :], len(found[0])

@@ -1,0 +1,226 @@
+"""Images that are left out for the sake of others: duplicates within the run, and what evaluation sets hold.
+
+Every shard is surveyed by itself, on Ray: its images are hashed (once; the hashes are committed), held against the
+evaluation sets, and handed on as a few numbers each. Here those are spilled to disk, merged a bucket at a time, and
+become one list a shard of what is to be left out. Only images that the rules on size and raw texts let pass take part,
+so an image is never left out for the sake of one that is left out by those.
+
+Everything in RUN/clean follows from the images and the settings, and can be removed at any time.
+"""
+
+import io
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run, shard_name
+from lotlip_data.manifests.schema import SUCCESS
+from lotlip_data.manifests.shard_settings import CleanSettings
+from lotlip_data.pipeline import evaluation_sets, neighbours
+from lotlip_data.pipeline.hashes import shard_hashes, within
+from lotlip_data.pipeline.inputs import digest, image_stamps
+from lotlip_data.pipeline.neighbours import Found, Rows
+from lotlip_data.pipeline.rules import Rules, image_reason, raw_texts
+from lotlip_data.pipeline.scratch import scratch_folder
+from lotlip_data.pipeline.shard_files import DamagedShard
+from lotlip_data.pipeline.tasks import brief, run_tasks
+
+DUPLICATE, NEAR_DUPLICATE, EVALUATION_IMAGE = "duplicate", "near_duplicate", "evaluation_image"
+_REASONS = (DUPLICATE, NEAR_DUPLICATE)
+_LIST = pa.schema([("row", pa.uint32()), ("reason", pa.string()), ("of", pa.string())])
+_COLUMNS = ["key", "uid", "sha256", "status", "texts", "sources", "original_width", "original_height"]
+_ROW_BITS = 32
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one shard contributes, n images: all arrays are uint64 of n, but for those of hashes, which are of h ≤ n."""
+
+    positions: np.ndarray
+    """shard · 2³² + row: the order in which images are earlier or later."""
+    upper: np.ndarray
+    lower: np.ndarray
+    """The first 128 bits of the sha256."""
+    hashed: np.ndarray
+    """Positions of those that have a perceptual hash."""
+    hashes: np.ndarray
+    evaluation: list[tuple[int, str]]
+    """Row and name: images that an evaluation set holds."""
+    digits: int
+    """Of the row in a key."""
+
+
+def left_out(
+    run: Run, clean: CleanSettings, rules: Rules, say: Callable[[str], None] = print
+) -> tuple[dict[int, str], list[str]]:
+    """By shard, the list in `clean/` of the images to leave out, and what could not be surveyed, each with its reason.
+
+    Made once for each state of images and settings; empty where `clean` compares no images.
+    """
+    if not clean.compares_images:
+        return {}, []
+    sets = clean.evaluation_sets
+    known = evaluation_sets.evaluation_images(run, sets, say).id if sets else None
+    stamps = image_stamps(run)
+    settings = clean.model_dump(mode="json", exclude={"drop_flags", "evaluation_sets"})
+    index = run.clean(f"left-out-{digest(settings, known, sorted(stamps.items()))}.json")
+    if not storage.exists(index):
+        with scratch_folder("clean") as folder:
+            lists, failed = _merge(run, clean, rules, known, stamps, folder, say)
+        if failed:
+            return lists, failed
+        storage.create(index, json.dumps(lists).encode())
+    return {int(shard): name for shard, name in json.loads(storage.read_bytes(index)).items()}, []
+
+
+def read_list(run: Run, name: str) -> dict[int, tuple[str, str]]:
+    """By row of the shard, the reason to leave an image out, and the key or name of the one that it is like."""
+    with storage.open_read(run.clean("left_out", name)) as stream:
+        table = pq.read_table(stream)
+    rows, reasons, of = (table[column].to_pylist() for column in _LIST.names)
+    return {row: (reason, other) for row, reason, other in zip(rows, reasons, of, strict=True)}
+
+
+def survey(run: Run, clean: CleanSettings, rules: Rules, known: str | None, unit: tuple[int, str]) -> Survey:
+    """Look at one shard, given with the stamp of its images; `known` are the evaluation sets. Needs no Ray."""
+    shard, stamp = unit
+    images = [image for image in _fetched(run, shard) if _passes(image, rules)]
+    rows = [int(image["key"][len(shard_name(shard)) :]) for image in images]
+    positions = (np.uint64(shard) << np.uint64(_ROW_BITS)) | np.array(rows, np.uint64)
+    by_uid = shard_hashes(run, shard, stamp) if images and clean.looks_at_pixels else {}
+    found = [by_uid.get(image["uid"]) for image in images]
+    has_hash = np.array([value is not None for value in found], bool)
+    hashes = np.array([value for value in found if value is not None], np.uint64)
+    evaluation: dict[int, str] = {}
+    if known is not None:
+        evaluated = evaluation_sets.read(run, known)
+        hashed_rows = [row for row, value in zip(rows, found, strict=True) if value is not None]
+        near = within(hashes, evaluated.hashes, clean.evaluation_distance)
+        evaluation = {hashed_rows[mine]: evaluated.hashed_names[other] for mine, other in near}
+        of_bytes = ((row, evaluated.of_bytes(image["sha256"])) for row, image in zip(rows, images, strict=True))
+        evaluation |= {row: name for row, name in of_bytes if name is not None}
+    upper, lower = (np.array([int(image["sha256"][at : at + 16], 16) for image in images], np.uint64) for at in (0, 16))
+    digits = len(images[0]["key"]) - len(shard_name(shard)) if images else 0
+    return Survey(positions, upper, lower, positions[has_hash], hashes, sorted(evaluation.items()), digits)
+
+
+def _fetched(run: Run, shard: int) -> list[dict[str, Any]]:
+    marker = json.loads(storage.read_bytes(run.image_stats(shard)))
+    if not marker["successes"]:
+        return []
+    url = storage.join(run.images, marker["parquet"])
+    try:
+        with storage.open_read(url) as stream:
+            rows = pq.read_table(stream, columns=_COLUMNS).to_pylist()
+    except (OSError, ValueError) as error:
+        raise DamagedShard(f"{url}: cannot be read: {error}") from error
+    return [row for row in rows if row["status"] == SUCCESS]
+
+
+def _passes(image: dict[str, Any], rules: Rules) -> bool:
+    return not (image_reason(image, rules) or raw_texts(image["texts"], image["sources"], rules).reason)
+
+
+def _merge(
+    run: Run, clean: CleanSettings, rules: Rules, known: str | None, stamps: dict[int, str], folder: pathlib.Path,
+    say: Callable[[str], None],
+) -> tuple[dict[int, str], list[str]]:  # fmt: skip
+    # How many rows there will be decides on the number of buckets, so it is an upper bound.
+    rows = sum(json.loads(storage.read_bytes(run.image_stats(shard)))["successes"] for shard in stamps)
+    sums, hashes = Rows(folder / "sums", rows, "lower", "position"), Rows(folder / "hashes", rows, "hash", "position")
+    lists = _Lists(run, folder / "lists", max(stamps, default=0), rows)
+    failed, counts = [], {EVALUATION_IMAGE: 0}
+    units = sorted((shard, digest(stamp)) for shard, stamp in stamps.items())
+    for (shard, _), seen in run_tasks(partial(survey, run, clean, rules, known), units):
+        if isinstance(seen, Exception):
+            failed.append(f"shard {shard_name(shard)} could not be surveyed: {brief(seen)}")
+            say(failed[-1])
+            continue
+        sums.add(seen.upper, seen.lower, seen.positions)
+        hashes.add(neighbours.mixed(seen.hashes), seen.hashes, seen.hashed)
+        lists.evaluation(shard, seen)
+        counts[EVALUATION_IMAGE] += len(seen.evaluation)
+    found: list[tuple[str, Iterator[Found]]] = []
+    if clean.duplicates:
+        found.append((DUPLICATE, neighbours.equal(sums)))
+    if clean.near_duplicates is not None:
+        found.append((NEAR_DUPLICATE, neighbours.near(hashes, clean.near_duplicates, folder)))
+    for reason, parts in found:
+        counts[reason] = 0
+        for late, earlier in parts:
+            counts[reason] += len(late)
+            lists.duplicates(reason, late, earlier)
+    say("compared the images: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()))
+    return lists.commit(), failed
+
+
+class _Lists:
+    """What is to be left out, spilled by shard, and committed as one list a shard, named by its content."""
+
+    def __init__(self, run: Run, folder: pathlib.Path, last: int, rows: int) -> None:
+        self._run, self._digits = run, 0
+        self._scale = np.uint64((1 << _ROW_BITS) // (last + 1))
+        """Spreads the shards' numbers over 32 bits, which is what buckets are cut by."""
+        self._rows = Rows(folder, rows, "position", "reason", "of")
+        self._named = folder / "evaluation"
+        self._named.mkdir()
+
+    def evaluation(self, shard: int, seen: Survey) -> None:
+        self._digits = max(self._digits, seen.digits)
+        if seen.evaluation:
+            (self._named / shard_name(shard)).write_text(json.dumps(seen.evaluation))
+            rows = np.array([row for row, _ in seen.evaluation], np.uint64)
+            positions = (np.uint64(shard) << np.uint64(_ROW_BITS)) | rows
+            self._add(positions, len(_REASONS), positions)
+
+    def duplicates(self, reason: str, late: np.ndarray, earlier: np.ndarray) -> None:
+        self._add(late, _REASONS.index(reason), earlier)
+
+    def _add(self, positions: np.ndarray, reason: int, of: np.ndarray) -> None:
+        shards = positions >> np.uint64(_ROW_BITS)
+        order = (shards * self._scale) << np.uint64(_ROW_BITS)
+        self._rows.add(order, positions, np.full(len(positions), reason, np.uint64), of)
+
+    def commit(self) -> dict[int, str]:
+        """By shard, the name of its list."""
+        lists = {}
+        for _, positions, reasons, of in self._rows:
+            order = np.lexsort((reasons, positions))
+            shards = (positions[order] >> np.uint64(_ROW_BITS)).astype(np.int64)
+            found, starts = np.unique(shards, return_index=True)
+            for shard, part in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
+                lists[shard] = self._commit(shard, positions[part], reasons[part], of[part])
+        return lists
+
+    def _commit(self, shard: int, positions: np.ndarray, reasons: np.ndarray, of: np.ndarray) -> str:
+        path = self._named / shard_name(shard)
+        named = dict(json.loads(path.read_text())) if path.exists() else {}
+        rows: dict[int, tuple[str, str]] = {}
+        for position, reason, other in zip(positions.tolist(), reasons.tolist(), of.tolist(), strict=True):
+            row = position & 0xFFFFFFFF
+            if reason == len(_REASONS):
+                rows[row] = EVALUATION_IMAGE, named[row]
+            else:  # in the order of the reasons: equal bytes say more than like looks
+                rows.setdefault(row, (_REASONS[reason], self._key(other)))
+        content = _table(rows)
+        name = f"{shard_name(shard)}-{digest(sorted(rows.items()))}.parquet"
+        storage.create(self._run.clean("left_out", name), content)
+        return name
+
+    def _key(self, position: int) -> str:
+        return f"{shard_name(position >> _ROW_BITS)}{position & 0xFFFFFFFF:0{self._digits}d}"
+
+
+def _table(rows: dict[int, tuple[str, str]]) -> bytes:
+    found = [{"row": row, "reason": reason, "of": of} for row, (reason, of) in sorted(rows.items())]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(found, schema=_LIST), buffer)
+    return buffer.getvalue()
