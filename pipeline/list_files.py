@@ -28,6 +28,8 @@ MAX_LINE = 1 << 20
 """Characters of one line; what is longer is no row of a list."""
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_EXPANSION = 4  # bytes of text in a byte of Parquet, gzip or zstd
+_UNKNOWN_SIZE = 1 << 30
 _ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -72,6 +74,20 @@ def size_of(file: str) -> int | None:
     fs, path = fsspec.core.url_to_fs(file)
     size: int | None = fs.size(path)
     return size
+
+
+def plain_bytes(source: Source) -> int:
+    """About how many bytes of text the source's files hold. Raises ListError as `files_of`."""
+    total = 0
+    for file in files_of(source):
+        size = size_of(file)
+        packed = is_compressed(file) or source.format_of(file) == "parquet"
+        total += _UNKNOWN_SIZE if size is None else size * (_EXPANSION if packed else 1)
+    return total
+
+
+def is_compressed(file: str) -> bool:
+    return file.lower().endswith(tuple(_COMPRESSIONS))
 
 
 def chunks(source: Source, file: str, columns: Sequence[str], reject: Reject) -> Iterator[Chunk]:

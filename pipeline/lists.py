@@ -96,7 +96,7 @@ def _batch(chunk: Chunk, source: Source, file: str, reject: Reject) -> pa.Record
             ready.append((uid, url, text, *expected))
         except ValueError as error:
             reject(BadRow(source.name, file, number, str(error), clip(url or text)))
-    columns = list(zip(*ready, strict=True)) or [[] for _ in SCHEMA]
+    columns: list[Any] = list(zip(*ready, strict=True)) or [[] for _ in SCHEMA]
     return pa.record_batch([pa.array(column, pa.string()) for column in columns], schema=SCHEMA)
 
 

@@ -11,7 +11,6 @@ where a source has none, and the first hash of each kind that a list expects.
 
 import io
 import json
-import math
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -26,14 +25,11 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import SHARD_DIGITS, Run
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.schema import LISTS
-from lotlip_data.pipeline import list_files, lists
+from lotlip_data.pipeline import list_files, lists, spill
 from lotlip_data.pipeline.draw import Draw, hashes
 from lotlip_data.pipeline.merge import merge
 from lotlip_data.pipeline.scratch import scratch_folder
-from lotlip_data.pipeline.spill import Buckets
-
-BUCKET_BYTES = 32 << 20
-"""Text that one bucket is meant to hold; memory is a small multiple of it."""
+from lotlip_data.pipeline.spill import Buckets, bucket_count
 
 _ROW_SCHEMA = pa.schema(
     [
@@ -56,8 +52,6 @@ _BAD_SCHEMA = pa.schema(
         ("content", pa.string()),
     ]
 )
-_EXPANSION = 4  # bytes of text in a byte of Parquet, gzip or zstd
-_UNKNOWN_SIZE = 1 << 30
 
 
 class PartitionError(UserError):
@@ -108,7 +102,8 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
         return plan
     with scratch_folder("partition") as folder:
         tally = _Tally(folder / "bad.parquet")
-        buckets = Buckets(folder, _bucket_count(manifest), _ROW_SCHEMA, BUCKET_BYTES)
+        total = sum(list_files.plain_bytes(source) for source in manifest.sources)
+        buckets = Buckets(folder, bucket_count(total), _ROW_SCHEMA, spill.BUCKET_BYTES)
         draws = {source.name: Draw(folder, source) for source in manifest.sources if source.sample is not None}
         for index, source in enumerate(manifest.sources):
             report(f"reading the list {source.name}")
@@ -125,16 +120,6 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
     assert committed is not None
     report(f"{committed.rows} rows: {committed.images} images in {committed.shards} shards")
     return committed
-
-
-def _bucket_count(manifest: Manifest) -> int:
-    total = 0
-    for source in manifest.sources:
-        for file in list_files.files_of(source):
-            size = list_files.size_of(file)
-            packed = file.lower().endswith((".gz", ".zst")) or source.format_of(file) == "parquet"
-            total += _UNKNOWN_SIZE if size is None else size * (_EXPANSION if packed else 1)
-    return min(max(math.ceil(total / BUCKET_BYTES), 1), 4096)
 
 
 class _Tally:

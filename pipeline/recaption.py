@@ -59,7 +59,7 @@ def recaption(run: Run, chosen: Sequence[Chosen], say: Callable[[str], None] = p
     summary = RecaptionSummary()
     left: dict[str, deque[int]] = {}
     for name, captioner in ((one.config.name, one.config) for one in chosen):
-        _claim(run, captioner)
+        claim(run, captioner)
         work = work_of(run, name)
         complete(run, name, work.done)
         summary.skipped[name] = len(work.done)
@@ -98,8 +98,11 @@ def _work_off(
     work_off(pools, done, failed, say)
 
 
-def _claim(run: Run, captioner: CaptionerConfig) -> None:
-    """Settle what the captioner's folder holds, once: captions of different settings never mix."""
+def claim(run: Run, captioner: CaptionerConfig) -> None:
+    """Settle what the captioner's folder holds, once: captions of different settings never mix.
+
+    Raises RecaptionError, naming the settings that differ, where it was settled otherwise.
+    """
     path = run.captioner_settings(captioner.name)
     settings = captioner.to_dict()
     if storage.create(path, json.dumps({"id": captioner.id, **settings}, indent=1).encode()):

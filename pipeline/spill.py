@@ -1,10 +1,19 @@
 """Rows spilled to disk into buckets of a uint64 `order`, to be read back bucket by bucket in that order."""
 
+import math
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+
+BUCKET_BYTES = 32 << 20
+"""Text that one bucket is meant to hold; memory is a small multiple of it."""
+
+
+def bucket_count(total_bytes: float) -> int:
+    """Buckets for so many bytes of text; 4096 at most, since each takes a file."""
+    return min(max(math.ceil(total_bytes / BUCKET_BYTES), 1), 4096)
 
 
 class Buckets:
@@ -15,7 +24,7 @@ class Buckets:
     """
 
     def __init__(self, folder: pathlib.Path, count: int, schema: pa.Schema, buffer_bytes: int) -> None:
-        self._folder, self._count, self._schema, self._limit = folder, count, schema, buffer_bytes
+        self._folder, self.count, self.schema, self._limit = folder, count, schema, buffer_bytes
         self._waiting: list[pa.Table] = []
         self._bytes = 0
 
@@ -27,22 +36,26 @@ class Buckets:
 
     def flush(self) -> None:
         """Append what waits to the files. Each append is a whole Arrow stream: no file stays open."""
-        if not self._waiting:
+        if not any(table.num_rows for table in self._waiting):
             return
         table = pa.concat_tables(self._waiting).combine_chunks()
         self._waiting, self._bytes = [], 0
         # The upper half of the order, times the count, shifted: the same range for a row whatever else is there.
-        bucket = ((table["order"].to_numpy() >> np.uint64(32)) * np.uint64(self._count)) >> np.uint64(32)
+        bucket = ((table["order"].to_numpy() >> np.uint64(32)) * np.uint64(self.count)) >> np.uint64(32)
         by_bucket = np.argsort(bucket, kind="stable")
         table = table.take(pa.array(by_bucket))
         found, starts = np.unique(bucket[by_bucket], return_index=True)
         for number, begin, end in zip(found, starts, [*starts[1:], table.num_rows], strict=True):
-            with open(self._file(int(number)), "ab") as file, pa.ipc.new_stream(file, self._schema) as stream:
+            with open(self._file(int(number)), "ab") as file, pa.ipc.new_stream(file, self.schema) as stream:
                 stream.write_table(table.slice(begin, end - begin))
 
     def __iter__(self) -> Iterator[pa.Table]:
         """The buckets that hold rows, in order."""
-        return (self._read(number) for number in range(self._count) if self._file(number).exists())
+        return (self.bucket(number) for number in range(self.count) if self._file(number).exists())
+
+    def bucket(self, number: int) -> pa.Table:
+        """One bucket by its number, from 0; without rows where it has none."""
+        return self._read(number) if self._file(number).exists() else self.schema.empty_table()
 
     def _file(self, number: int) -> pathlib.Path:
         return self._folder / f"bucket-{number:05d}.arrow"

@@ -15,7 +15,7 @@ from lotlip_data.manifests.identity import uid_of
 from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.manifest import Manifest, Source
 from lotlip_data.manifests.schema import LISTS
-from lotlip_data.pipeline import partition as partition_module
+from lotlip_data.pipeline import spill
 from lotlip_data.pipeline.partition import PartitionError, Plan, load_plan, partition
 
 Rows = list[tuple[str, str]]
@@ -63,7 +63,7 @@ def test_the_order_is_the_seeds_and_neither_the_lists_order_nor_the_number_of_bu
     for number, (order, bucket_bytes, seed) in enumerate(
         [(0, 1 << 25, 0), (1, 1000, 0), (2, 5000, 0), (0, 1 << 25, 1)]
     ):
-        monkeypatch.setattr(partition_module, "BUCKET_BYTES", bucket_bytes)
+        monkeypatch.setattr(spill, "BUCKET_BYTES", bucket_bytes)
         shuffled = random.Random(order).sample(rows, len(rows))
         run = Run.at(str(tmp_path / f"run{number}"))
         plan = partition(manifest_of(tmp_path, shuffled, seed=seed), run)
@@ -166,7 +166,7 @@ def test_a_sources_sample_is_exact_mixed_over_all_shards_and_drawn_by_its_own_se
     for number, (bucket_bytes, settings, seed) in enumerate(
         [(1 << 25, {"sample": 200}, 0), (1000, {"sample": 200}, 5), (1 << 25, {"sample": 200, "seed": 1}, 0)]
     ):
-        monkeypatch.setattr(partition_module, "BUCKET_BYTES", bucket_bytes)
+        monkeypatch.setattr(spill, "BUCKET_BYTES", bucket_bytes)
         run = Run.at(str(tmp_path / f"run{number}"))
         plan = partition(with_first_source(manifest, **settings).model_copy(update={"seed": seed}), run)
         tables = shards_of(run, plan)
