@@ -1,15 +1,14 @@
 """The command line. It imports nothing heavy: each command loads what it needs when it is called."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.console import Console
-
-FAILED, ASKED_WRONGLY, INTERRUPTED = 1, 2, 130
+from lotlip_data.pipeline import cli_lists
+from lotlip_data.pipeline.cli_command import FAILED, Json, ManifestFile, RunFolder
+from lotlip_data.pipeline.cli_command import command as _command
+from lotlip_data.pipeline.cli_command import finish as _finish
 
 app = typer.Typer(
     name="lotlip-data",
@@ -30,13 +29,8 @@ convert = typer.Typer(
 app.add_typer(convert, name="convert")
 
 
-def _folder(text: str) -> Any:
-    return typer.Argument(metavar="RUN", help=text, show_default=False)
+cli_lists.register(app)
 
-
-ManifestFile = Annotated[str, typer.Argument(help="A YAML file that names the lists: a path or a fsspec URL.")]
-RunFolder = Annotated[str, _folder("The run's folder: a path or a fsspec URL.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON; all else goes to standard error.")]
 Captioners = Annotated[
     list[str] | None,
     typer.Option("--captioner", "-c", help="A captioner's name; again for another. Default: the manifest's."),
@@ -44,40 +38,6 @@ Captioners = Annotated[
 Engine = Annotated[str | None, typer.Option(help="vllm, transformers, or auto: vLLM where there is a GPU.")]
 Actors = Annotated[int | None, typer.Option(min=1, help="Actors a captioner, at most.")]
 Gpus = Annotated[float | None, typer.Option(min=0, help="GPUs an actor.")]
-
-
-@contextlib.contextmanager
-def _command(name: str, as_json: bool, run_url: str | None = None) -> Iterator[Console]:
-    """Tells errors plainly, keeps the log, and sets the exit code: 0, 1 (something failed) or 2 (asked wrongly)."""
-    from lotlip_data.manifests.layout import Run
-
-    console = Console(name, as_json)
-    code = 0
-    try:
-        yield console
-    except UserError as error:
-        console.error(str(error))
-        code = ASKED_WRONGLY
-    except KeyboardInterrupt:
-        console.say("stopped; the same command goes on from here")
-        code = INTERRUPTED
-    finally:
-        if run_url is not None:
-            console.save(Run.at(run_url))
-    if code:
-        raise typer.Exit(code)
-
-
-def _finish(console: Console, outcome: Any, what: str) -> None:
-    """The last lines of a stage: what failed, or that there was nothing to do."""
-    console.result(outcome.figures)
-    if outcome.failed:
-        console.say(f"{what}: {len(outcome.failed)} failed")
-        for line in outcome.failed:
-            console.say(f"  {line}")
-        raise typer.Exit(FAILED)
-    if not outcome.did_something:
-        console.say(f"{what}: nothing to do, all of it is done")
 
 
 @app.command()

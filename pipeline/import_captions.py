@@ -261,3 +261,17 @@ def _caption(config: CaptionerConfig, image: Mapping[str, Any], text: str | None
         return identity | nothing | {"error": NOT_IN_TABLE if text is None else EMPTY}
     flags = flags_of(Caption(text, "stop", 0), config)
     return identity | nothing | {"text": text, "finish_reason": "stop", "flags": flags, "error": None}
+
+
+def as_lines(summary: ImportSummary) -> list[str]:
+    """The summary for people."""
+    if not summary.shards:
+        return [f"import: nothing to do, all {summary.skipped} shards have these captions"]
+    lines = [f"{summary.matched:,} of {summary.rows:,} rows have an image"]
+    lines += [f"  {count:,} × {reason}" for reason, count in summary.unmatched.most_common()]
+    if summary.report is not None:
+        lines.append(f"  each of these is in {summary.report}")
+    for name, count in summary.captions.items():
+        where = f", listed in quarantine/captions/{name}/" if summary.without[name] else ""
+        lines.append(f"{name}: {count:,} captions, {summary.without[name]:,} images without one{where}")
+    return lines

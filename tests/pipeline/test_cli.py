@@ -8,7 +8,22 @@ from pathlib import Path
 import pytest
 
 COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli"]
-COMMANDS = ("download", "recaption", "shard", "train", "eval", "run", "demo", "status", "stats", "verify", "world")
+COMMANDS = (
+    "download",
+    "recaption",
+    "shard",
+    "train",
+    "eval",
+    "run",
+    "demo",
+    "status",
+    "stats",
+    "verify",
+    "sources",
+    "plan",
+    "import",
+    "world",
+)
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:

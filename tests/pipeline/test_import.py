@@ -141,7 +141,7 @@ def test_another_table_under_the_same_name_is_refused_before_anything_is_written
 
 def test_a_table_of_other_images_is_refused_and_leaves_no_captioner(fake: FakeRun, tmp_path: pathlib.Path) -> None:
     file = write_dreamlip(tmp_path / "d.csv", ["http://elsewhere.test/1.jpg"])
-    with pytest.raises(ImportProblem, match=r"none of its 1 rows has the URL .* 1 × no fetched shard has this URL"):
+    with pytest.raises(ImportProblem, match=r"none of its 1 rows has the URL .*1 × no fetched shard has this URL"):
         import_captions(fake.run, caption_table(file, form="dreamlip"), quiet)
     assert storage.list_names(fake.run.captions) == []
 

@@ -1,0 +1,55 @@
+"""What every command has: its usual arguments, its errors told plainly, its exit code."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.console import Console
+
+FAILED, ASKED_WRONGLY, INTERRUPTED = 1, 2, 130
+
+
+def _folder(text: str) -> Any:
+    return typer.Argument(metavar="RUN", help=text, show_default=False)
+
+
+ManifestFile = Annotated[str, typer.Argument(help="A YAML file that names the lists: a path or a fsspec URL.")]
+RunFolder = Annotated[str, _folder("The run's folder: a path or a fsspec URL.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON; all else goes to standard error.")]
+
+
+@contextlib.contextmanager
+def command(name: str, as_json: bool, run_url: str | None = None) -> Iterator[Console]:
+    """Tells errors plainly, keeps the log, and sets the exit code: 0, 1 (something failed) or 2 (asked wrongly)."""
+    from lotlip_data.manifests.layout import Run
+
+    console = Console(name, as_json)
+    code = 0
+    try:
+        yield console
+    except UserError as error:
+        console.error(str(error))
+        code = ASKED_WRONGLY
+    except KeyboardInterrupt:
+        console.say("stopped; the same command goes on from here")
+        code = INTERRUPTED
+    finally:
+        if run_url is not None:
+            console.save(Run.at(run_url))
+    if code:
+        raise typer.Exit(code)
+
+
+def finish(console: Console, outcome: Any, what: str) -> None:
+    """The last lines of a stage: what failed, or that there was nothing to do."""
+    console.result(outcome.figures)
+    if outcome.failed:
+        console.say(f"{what}: {len(outcome.failed)} failed")
+        for line in outcome.failed:
+            console.say(f"  {line}")
+        raise typer.Exit(FAILED)
+    if not outcome.did_something:
+        console.say(f"{what}: nothing to do, all of it is done")

@@ -1,0 +1,274 @@
+"""What a manifest would do, from a bounded sample of each of its lists; nothing is written.
+
+A sample is the beginning of a few files of a source, evenly chosen. What follows from it is marked as an estimate;
+totals of Parquet files come from their own footers, and those of lists that were read to their end are exact.
+"""
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow.parquet as pq
+
+from lotlip_data.manifests.catalogue import published
+from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.source import Source
+from lotlip_data.pipeline import list_files, lists
+from lotlip_data.pipeline.list_files import BadRow, ListError
+
+FILES = 8
+"""Of a source that are looked into, at most."""
+HOSTS = 5
+"""That are shown."""
+MEASURED_BYTES = 4 << 20
+"""Of each file, read to learn how long its rows are."""
+BYTES_A_PIXEL = 0.3
+ASPECT = 4 / 3
+TEXT_BYTES = 4_000
+
+
+@dataclass
+class SourcePlan:
+    """What a sample of one source says. Shares are of the `seen` rows."""
+
+    name: str
+    use: str | None
+    files: int = 0
+    columns: list[str] = field(default_factory=list)
+    seen: int = 0
+    invalid: dict[str, int] = field(default_factory=dict)
+    filtered: dict[str, int] = field(default_factory=dict)
+    taken: int = 0
+    """Rows with a usable URL that the filter keeps, of those seen."""
+    duplicates: int = 0
+    """Of the taken ones, those whose URL an earlier one has, in this source or one before it."""
+    hosts: int = 0
+    top_hosts: dict[str, float] = field(default_factory=dict)
+    """Share of the taken rows."""
+    rows: int | None = None
+    """Of the whole source."""
+    rows_exact: bool = False
+    images: int | None = None
+    """Estimate of what the source gives, its `sample` applied, duplicates not counted out."""
+
+
+@dataclass
+class ListsPlan:
+    """The sources, and what they come to together."""
+
+    sources: list[SourcePlan]
+    images: int | None
+    """Estimate; None where a list cannot be read."""
+    samples_per_shard: int
+    shards: int | None
+    storage: dict[str, Any]
+    problems: list[str]
+    """What keeps the manifest from being run."""
+    notes: list[str]
+    """What a person should know before running it."""
+
+    def figures(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan_lists(manifest: Manifest, rows: int = 20_000) -> ListsPlan:
+    """Look at about `rows` rows of each source. What cannot be read is a problem of the answer, and no error."""
+    seen: set[str] = set()
+    problems: list[str] = []
+    notes: list[str] = []
+    sources = []
+    for source in manifest.sources:
+        one = SourcePlan(source.name, source.use)
+        try:
+            _look(source, one, rows, seen)
+        except ListError as error:
+            problems.append(str(error))
+        else:
+            notes += _notes(source, one)
+            if one.seen and not one.taken:
+                problems.append(f"{source.name}: none of the {one.seen} rows seen can be used: {_reasons(one)}")
+        sources.append(one)
+    found = [one.images for one in sources]
+    images = None if None in found else sum(number for number in found if number is not None)
+    if images is not None and manifest.sample is not None:
+        if manifest.sample > images:
+            notes.append(f"`sample` is {manifest.sample:,}, but the lists give about {images:,} images")
+        images = min(images, manifest.sample)
+    return ListsPlan(
+        sources=sources,
+        images=images,
+        samples_per_shard=manifest.samples_per_shard,
+        shards=None if images is None else math.ceil(images / manifest.samples_per_shard),
+        storage=_storage(manifest, images),
+        problems=problems,
+        notes=notes,
+    )
+
+
+def _look(source: Source, one: SourcePlan, rows: int, seen: set[str]) -> None:
+    files = list_files.files_of(source)
+    one.files = len(files)
+    looked = [files[index * len(files) // min(FILES, len(files))] for index in range(min(FILES, len(files)))]
+    one.columns = source.needed
+    hosts: Counter[str] = Counter()
+    invalid: Counter[str] = Counter()
+    filtered: Counter[str] = Counter()
+
+    def reject(bad: BadRow) -> None:
+        invalid[bad.reason] += 1
+
+    def leave_out(reason: str, count: int) -> None:
+        filtered[reason] += count
+
+    ended = 0
+    for file in looked:
+        target = one.seen + math.ceil(rows / len(looked))
+        for batch in lists.read_file(source, file, reject, leave_out):
+            one.taken += batch.num_rows
+            uids = batch["uid"].to_pylist()
+            one.duplicates += len(uids) - len(set(uids) - seen)
+            seen.update(uids)
+            hosts.update(urlsplit(url).hostname or "" for url in batch["url"].to_pylist())
+            one.seen = one.taken + invalid.total() + filtered.total()
+            if one.seen >= target:
+                break
+        else:
+            ended += 1
+    one.seen = one.taken + invalid.total() + filtered.total()
+    one.invalid, one.filtered = dict(invalid.most_common()), dict(filtered.most_common())
+    one.hosts = len(hosts)
+    one.top_hosts = {host: round(count / one.taken, 4) for host, count in hosts.most_common(HOSTS)}
+    one.rows, one.rows_exact = (one.seen, True) if ended == len(files) else _rows_of(source, files, looked)
+    if one.rows is not None and one.seen:
+        one.images = round(one.rows * one.taken / one.seen)
+    elif one.rows == 0:
+        one.images = 0
+    if one.images is not None and source.sample is not None:
+        one.images = min(one.images, source.sample)
+
+
+def _rows_of(source: Source, files: list[str], looked: list[str]) -> tuple[int | None, bool]:
+    """Rows of all files, from those looked at and the sizes of the others; and whether that is exact."""
+    sizes = [list_files.size_of(file) for file in looked]
+    known = [size for size in sizes if size]
+    if len(known) < len(looked):
+        return None, False
+    exact = all(source.format_of(file) == "parquet" for file in looked)
+    counted = sum(_rows_in(source, file, size) for file, size in zip(looked, known, strict=True))
+    if len(looked) == len(files):
+        return round(counted), exact
+    total = sum(list_files.size_of(file) or 0 for file in files)
+    return round(counted * total / sum(known)), False
+
+
+def _rows_in(source: Source, file: str, size: int) -> float:
+    """Rows of one file: by its footer, or by the length of its first rows."""
+    fs, path = fsspec.core.url_to_fs(file)
+    with fs.open(path, "rb") as stream:
+        form = source.format_of(file)
+        if form == "parquet":
+            return float(pq.ParquetFile(stream).metadata.num_rows)
+        text = b""
+        plain = list_files.plain(stream, file)
+        while len(text) < MEASURED_BYTES and (some := plain.read(1 << 20)):
+            text += some
+        read = stream.tell()
+    lines = sum(1 for _ in _records(text)) if form == "csv" else text.count(b"\n")
+    return lines * size / min(read, size) if text else 0.0
+
+
+def _records(text: bytes) -> Iterator[object]:
+    try:
+        yield from csv.reader(io.StringIO(text.decode("utf-8", "replace"), newline=""))
+    except csv.Error:  # a quote that is cut off, or never closes
+        return
+
+
+def _notes(source: Source, one: SourcePlan) -> list[str]:
+    notes = []
+    if source.use is not None and one.rows is not None:
+        expected = published(source.use)
+        if not 0.9 < one.rows / expected.rows < 1.1:
+            notes.append(
+                f"{one.name}: the list has {'' if one.rows_exact else 'about '}{one.rows:,} rows, the published one "
+                f"{expected.rows:,}; is it another edition, or a part?"
+            )
+        if expected.ours and source.filter == expected.source.get("filter"):
+            notes.append(f"{one.name}: {expected.ours}")
+    if source.sample is not None and one.images is not None and one.images < source.sample:
+        notes.append(f"{one.name}: `sample` is {source.sample:,}, but the list gives about {one.images:,} images")
+    if one.seen and sum(one.invalid.values()) > 0.1 * one.seen:
+        notes.append(f"{one.name}: many rows cannot be used: {_reasons(one)}")
+    host, share = next(iter(one.top_hosts.items()), ("", 0.0))
+    if share > 0.2 and one.taken >= 100:
+        notes.append(f"{one.name}: {share:.0%} of the URLs are on {host}, which will set the pace")
+    return notes
+
+
+def _reasons(one: SourcePlan) -> str:
+    return ", ".join(f"{count} × {reason}" for reason, count in (one.invalid | one.filtered).items())
+
+
+def _storage(manifest: Manifest, images: int | None) -> dict[str, Any]:
+    """Bytes of the images and of the dataset, with what they assume."""
+    side = manifest.download.image_size
+    each = round(side * side * ASPECT * BYTES_A_PIXEL)
+    return {
+        "images": None if images is None else images * each,
+        "dataset": None if images is None else images * (each + TEXT_BYTES),
+        "assumes": (
+            f"every link is alive and every image has {side} × {round(side * ASPECT)} pixels at {BYTES_A_PIXEL} bytes "
+            f"a pixel (JPEG quality 95) = {each:,} bytes, and {TEXT_BYTES:,} bytes of texts: assumed, not measured, "
+            "and probably too much, since links die and many images are smaller; the dataset holds the images once more"
+        ),
+    }
+
+
+def as_lines(plan: ListsPlan) -> list[str]:
+    """The plan for people."""
+    lines: list[str] = []
+    for one in plan.sources:
+        lines += _source_lines(one)
+    if plan.images is not None:
+        lines.append(
+            f"together     about {plan.images:,} images (estimate; URLs that sources share count more than once), "
+            f"{plan.shards:,} shards of {plan.samples_per_shard:,}"
+        )
+        stored = plan.storage
+        lines.append(f"storage      images {_bytes(stored['images'])}, dataset {_bytes(stored['dataset'])} (estimate)")
+        lines.append(f"             if {stored['assumes']}")
+    lines += [f"note         {note}" for note in plan.notes]
+    lines += [f"problem      {problem}" for problem in plan.problems]
+    return lines
+
+
+def _source_lines(one: SourcePlan) -> list[str]:
+    rows = "?" if one.rows is None else f"{'' if one.rows_exact else 'about '}{one.rows:,}"
+    lines = [f"{one.name:12} {one.files:,} files, {rows} rows, of which {one.seen:,} were looked at"]
+    if not one.seen:
+        return lines
+    lines.append(f"             columns {', '.join(one.columns)}")
+    kept = f"{one.taken / one.seen:.1%} taken"
+    lines.append(
+        f"             {kept}, {sum(one.invalid.values())} unusable, {sum(one.filtered.values())} filtered out"
+    )
+    lines += [f"             {count:,} × {reason}" for reason, count in (one.invalid | one.filtered).items()]
+    shown = ", ".join(f"{host} {share:.1%}" for host, share in one.top_hosts.items())
+    lines.append(f"             {one.duplicates:,} duplicates among these, {one.hosts:,} hosts: {shown}")
+    if one.images is not None:
+        lines.append(f"             gives about {one.images:,} images")
+    return lines
+
+
+def _bytes(count: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count = count / 1000  # type: ignore[assignment]
+    return f"{count:,.1f} TB"
