@@ -30,17 +30,18 @@ def read(source: Source, reject: Reject, filtered: Filtered = lambda reason, cou
     Raises ListError for a file that is missing, damaged or lacks a column.
     """
     for file in files_of(source):
-        yield from read_file(source, file, reject, filtered)
+        for batch in read_file(source, file, reject, filtered):
+            if batch.num_rows:
+                yield batch
 
 
 def read_file(source: Source, file: str, reject: Reject, filtered: Filtered) -> Iterator[pa.RecordBatch]:
-    """As `read`, of one of the files."""
+    """As `read`, of one of the files; a batch of which nothing is left comes too, without rows."""
     keep = None if source.filter is None else RowFilter(source.filter)
     for chunk in chunks(source, file, source.needed, reject):
         if keep is not None:
             chunk = _filter(chunk, keep, file, source, filtered)
-        if (batch := _batch(chunk, source, file, reject)).num_rows:
-            yield batch
+        yield _batch(chunk, source, file, reject)
 
 
 def _filter(chunk: Chunk, keep: RowFilter, file: str, source: Source, filtered: Filtered) -> Chunk:

@@ -33,6 +33,10 @@ ASPECT = 4 / 3
 TEXT_BYTES = 4_000
 
 
+class _Enough(Exception):
+    """So many rows could not be used that more of the file need not be read."""
+
+
 @dataclass
 class SourcePlan:
     """What a sample of one source says. Shares are of the `seen` rows."""
@@ -122,24 +126,29 @@ def _look(source: Source, one: SourcePlan, rows: int, seen: set[str]) -> None:
 
     def reject(bad: BadRow) -> None:
         invalid[bad.reason] += 1
+        if invalid.total() > rows:
+            raise _Enough
 
     def leave_out(reason: str, count: int) -> None:
         filtered[reason] += count
 
-    ended = 0
-    for file in looked:
-        target = one.seen + math.ceil(rows / len(looked))
-        for batch in lists.read_file(source, file, reject, leave_out):
-            one.taken += batch.num_rows
-            uids = batch["uid"].to_pylist()
-            one.duplicates += len(uids) - len(set(uids) - seen)
-            seen.update(uids)
-            hosts.update(urlsplit(url).hostname or "" for url in batch["url"].to_pylist())
-            one.seen = one.taken + invalid.total() + filtered.total()
-            if one.seen >= target:
-                break
-        else:
-            ended += 1
+    def look(file: str, target: int) -> bool:
+        """Whether the file ended before `target` rows were seen."""
+        try:
+            for batch in lists.read_file(source, file, reject, leave_out):
+                one.taken += batch.num_rows
+                uids = batch["uid"].to_pylist()
+                one.duplicates += len(uids) - len(set(uids) - seen)
+                seen.update(uids)
+                hosts.update(urlsplit(url).hostname or "" for url in batch["url"].to_pylist())
+                if one.taken + invalid.total() + filtered.total() >= target:
+                    return False
+        except _Enough:
+            return False
+        return True
+
+    share = math.ceil(rows / len(looked))
+    ended = sum(look(file, (number + 1) * share) for number, file in enumerate(looked))
     one.seen = one.taken + invalid.total() + filtered.total()
     one.invalid, one.filtered = dict(invalid.most_common()), dict(filtered.most_common())
     one.hosts = len(hosts)

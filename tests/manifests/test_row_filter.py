@@ -1,0 +1,96 @@
+"""A filter is parsed and never executed; it means the same on typed columns and on text."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from lotlip_data.manifests.row_filter import FilterError, RowFilter
+
+COLUMNS: dict[str, list[Any]] = {
+    "n": [1, 2, None, 4],
+    "x": [0.1, 0.2, 0.3, None],
+    "s": ["a", "Bee", "stock photo", None],
+    "odd name": [1, 1, 0, 0],
+}
+
+
+def judge(text: str, as_text: bool = False) -> list[bool | None]:
+    """Whether the whole filter holds, by row."""
+    row_filter = RowFilter(text)
+    columns = {
+        name: pa.array([None if value is None else str(value) for value in COLUMNS[name]])
+        if as_text
+        else pa.array(COLUMNS[name])
+        for name in row_filter.columns
+    }
+    answers = [holds.to_pylist() for _, holds in row_filter.judge(columns)]
+    return [None if None in row else all(row) for row in zip(*answers, strict=True)]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("n >= 2", [False, True, None, True]),
+        ("1 < n < 4", [False, True, None, False]),
+        ("n in [1, 4]", [True, False, None, True]),
+        ("n not in (1, 4)", [False, True, None, False]),
+        ("n is None or x is None", [False, False, True, True]),
+        ("n is not None", [True, True, False, True]),
+        ("n * 2 + 1 == 5", [False, True, None, False]),
+        ("n / 0 > 1", [True, True, None, True]),
+        ("-x < -0.15", [False, True, True, None]),
+        ("not (n > 1)", [True, False, None, False]),
+        ("n > 1 or x < 0.15", [True, True, None, True]),
+        ("len(s) == 3", [False, True, False, None]),
+        ('lower(s) == "bee"', [False, True, False, None]),
+        ('matches(s, "^stock")', [False, False, True, None]),
+        ('s in ["a", "b"]', [True, False, False, None]),
+        ('col("odd name") == 1 and n < 2', [True, False, None, False]),
+        ("n >= 1\n and x >= 0", [True, True, None, None]),
+    ],
+)
+def test_expressions_mean_what_python_means_with_unknown_for_missing_values(
+    text: str, expected: list[bool | None], as_text: bool
+) -> None:
+    assert judge(text, as_text) == expected
+
+
+def test_text_that_is_no_number_makes_a_comparison_unknown() -> None:
+    values = pa.array(["1", " 2.5e0 ", "+3", "x", "", "nan", "0x10", "1_000"])
+    ((_, holds),) = RowFilter("v >= 1").judge({"v": values})
+    assert holds.to_pylist() == [True, True, True, None, None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("__import__('os').system('true')", r"`__import__\('os'\).system\('true'\)` is not possible .* functions are"),
+        ("n.real > 1", "`n.real` is not possible"),
+        ("[x for x in n]", "is not possible"),
+        ("(lambda: 1)() > n", "the functions are"),
+        ("n ** 99999999 > 1", "is not possible"),
+        ("f'{n}' == s", "is not possible"),
+        ("n => 3", "is no expression at column 3"),
+        ("", "is no expression"),
+        ("1 < 2", "it names no column"),
+        ("n == None", "write `is None`"),
+        ("n is 3", "after `is` comes None"),
+        ("n in s", "after `in` comes a list of constants"),
+        ("n in [1, 'a']", "a list of texts or a list of numbers"),
+        ("len(s, n) > 1", "len takes 1 argument"),
+        ("matches(s, '(')", r"'\(' is no RE2 pattern"),
+        ("len > 3", r'it is a function; a column of that name is col\("len"\)'),
+        ("(" * 3000, "longer than 2000 characters"),
+        ("(" * 900 + "n" + ")" * 900, "is no expression"),
+    ],
+)
+def test_what_is_no_filter_is_refused_with_its_place_and_the_fix(text: str, message: str) -> None:
+    with pytest.raises(FilterError, match=message):
+        RowFilter(text)
+
+
+def test_columns_of_the_wrong_type_are_named_with_their_types() -> None:
+    with pytest.raises(FilterError, match=r"`s > 3` does not fit the columns \(s is list<item: int64>\)"):
+        RowFilter("s > 3").judge({"s": pa.array([[1]])})

@@ -1,0 +1,114 @@
+"""`plan` reads a bounded part of each list, counts it exactly, and marks what it infers."""
+
+import gzip
+import json
+import pathlib
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lotlip_data.manifests.layout import Run
+from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.pipeline import list_files
+from lotlip_data.pipeline.partition import partition
+from lotlip_data.pipeline.plan_lists import as_lines, plan_lists
+
+
+def manifest_of(*sources: dict[str, Any], **settings: Any) -> Manifest:
+    return Manifest.model_validate({"name": "test", "sources": list(sources)} | settings)
+
+
+def write_jsonl(path: pathlib.Path, count: int, host: str = "a.example") -> str:
+    rows = ({"url": f"http://{host}/{index}.jpg", "caption": f"text {index:07d}"} for index in range(count))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_of_small_lists_everything_is_counted_exactly_as_the_partition_counts_it(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.csv").write_text("url,caption\nhttp://a.example/1,x\nhttp://a.example/2,yy\nftp://x/3,x\n")
+    (tmp_path / "b.csv").write_text("url,caption\nhttp://a.example/1,x\nhttp://b.example/2,y\n")
+    manifest = manifest_of(
+        {"name": "a", "files": str(tmp_path / "a.csv"), "filter": "len(caption) < 2"},
+        {"name": "b", "files": str(tmp_path / "b.csv")},
+        samples_per_shard=1,
+    )
+    plan = plan_lists(manifest)
+    first, second = plan.sources
+    assert (first.rows, first.rows_exact, first.seen, first.taken) == (3, True, 3, 1)
+    assert (first.invalid, first.filtered) == ({"not an http or https URL": 1}, {"fails len(caption) < 2": 1})
+    assert (second.duplicates, second.hosts, second.top_hosts) == (1, 2, {"a.example": 0.5, "b.example": 0.5})
+    done = partition(manifest, Run.at(str(tmp_path / "run")))
+    assert (plan.images, plan.shards) == (3, 3)
+    assert done.images == plan.images - sum(one.duplicates for one in plan.sources)
+    assert done.filtered == {"a": first.filtered}
+    assert plan.problems == []
+
+
+@pytest.mark.parametrize("name", ["l.jsonl", "l.jsonl.gz", "l.parquet"])
+def test_a_long_list_is_read_in_part_and_its_rows_are_estimated_within_a_tenth(
+    tmp_path: pathlib.Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 150_000
+    file = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(
+            pa.table({"url": [f"http://a.example/{i}" for i in range(count)], "caption": ["x"] * count}), file
+        )
+    else:
+        write_jsonl(tmp_path / "l.jsonl", count)
+        if name.endswith("gz"):
+            file.write_bytes(gzip.compress((tmp_path / "l.jsonl").read_bytes(), 1))
+    read = list[int]()
+    real = list_files.Chunk
+    monkeypatch.setattr(list_files, "Chunk", lambda rows, columns: (read.append(len(rows)), real(rows, columns))[1])
+    (one,) = plan_lists(manifest_of({"name": "a", "files": str(file)}), rows=1000).sources
+    assert sum(read) == list_files.BATCH_ROWS
+    assert one.rows is not None
+    assert abs(one.rows - count) <= (0 if one.rows_exact else 0.1 * count)
+    assert one.rows_exact == name.endswith("parquet")
+
+
+def test_a_filter_that_keeps_nothing_and_a_file_of_rubbish_are_problems_found_without_reading_all(
+    tmp_path: pathlib.Path,
+) -> None:
+    (tmp_path / "rubbish.jsonl").write_text("rubbish\n" * 100_000)
+    plan = plan_lists(
+        manifest_of(
+            {"name": "a", "files": write_jsonl(tmp_path / "a.jsonl", 50_000), "filter": "len(caption) > 99"},
+            {"name": "b", "files": str(tmp_path / "rubbish.jsonl")},
+        ),
+        rows=1000,
+    )
+    assert plan.sources[0].seen == list_files.BATCH_ROWS
+    assert plan.sources[1].seen == 1001
+    assert plan.problems[0] == "a: none of the 8192 rows seen can be used: 8192 × fails len(caption) > 99"
+    assert plan.problems[1].startswith("b: none of the 1001 rows seen can be used: 1001 × not a JSON object")
+
+
+def test_a_list_that_cannot_be_read_is_a_problem_and_the_others_are_still_looked_at(tmp_path: pathlib.Path) -> None:
+    plan = plan_lists(
+        manifest_of(
+            {"name": "gone", "files": str(tmp_path / "gone.csv")},
+            {"name": "here", "files": write_jsonl(tmp_path / "here.jsonl", 10), "text": "caption"},
+        )
+    )
+    assert plan.problems == [f"{tmp_path}/gone.csv: there is no such file"]
+    assert (plan.sources[1].taken, plan.images, plan.shards) == (10, None, None)
+    assert any(line.startswith("problem") for line in as_lines(plan))
+
+
+def test_a_sample_bounds_the_images_and_one_that_is_too_large_is_noted(tmp_path: pathlib.Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", 200)
+    few = plan_lists(manifest_of({"name": "a", "files": file, "sample": 50}, sample=30, samples_per_shard=20))
+    assert (few.sources[0].images, few.images, few.shards) == (50, 30, 2)
+    many = plan_lists(manifest_of({"name": "a", "files": file, "sample": 500}))
+    assert "a: `sample` is 500, but the list gives about 200 images" in many.notes
+    assert "a: 100% of the URLs are on a.example, which will set the pace" in many.notes
+
+
+def test_a_published_source_with_another_number_of_rows_is_noted(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "part.tsv").write_text("text\thttp://a.example/1\n")
+    plan = plan_lists(manifest_of({"use": "cc3m", "files": str(tmp_path / "part.tsv")}))
+    assert plan.notes == ["cc3m: the list has 1 rows, the published one 3,318,333; is it another edition, or a part?"]
