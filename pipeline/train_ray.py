@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.cluster import cluster
@@ -22,8 +23,10 @@ def train_on_ray(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from lotlip_data.training.train import TrainResult
+    from lotlip_data.training.train import result_of
 
+    error = storage.join(out, "error.txt")
+    storage.remove(error)
     resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     with cluster():
         trainer = TorchTrainer(
@@ -33,16 +36,14 @@ def train_on_ray(
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
             run_config=RunConfig(name="ray", storage_path=out, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
         )
-        told = trainer.fit().metrics or {}
-    if "error" in told:
-        raise UserError(told["error"])
-    return TrainResult(**told)
+        trainer.fit()
+    if storage.exists(error):
+        raise UserError(storage.read_bytes(error).decode())
+    return result_of(out)
 
 
 def _work(given: dict[str, Any]) -> None:
-    """One worker. What only a person can mend is handed to the driver: another start would not help."""
-    import dataclasses
-
+    """One worker. What only a person can mend is left for the driver and ends it: another start would not help."""
     import ray.train
     import torch
 
@@ -52,11 +53,9 @@ def _work(given: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(ray.train.torch.get_device())
     try:
-        result = train(make_config(**given["settings"]), given["run"], given["out"], say=_say)
-        told: dict[str, Any] = dataclasses.asdict(result)
+        train(make_config(**given["settings"]), given["run"], given["out"], say=_say)
     except UserError as error:
-        told = {"error": str(error)}
-    ray.train.report(told)
+        storage.replace(storage.join(given["out"], "error.txt"), str(error).encode())
 
 
 def _say(line: str) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -75,10 +75,14 @@ def _open(config: TrainConfig, run: str, out: str, resume: bool) -> tuple[data.D
         raise UserError(f"{out}: there is a training already; resume it, or choose another name")
     dataset = data.open_dataset(run)
     _claim(out, config, dataset)
-    done = _done(out)
-    if not storage.exists(done):
+    if not storage.exists(_done(out)):
         return dataset, None
-    return dataset, TrainResult(**json.loads(storage.read_bytes(done)) | {"did_something": False})
+    return dataset, replace(result_of(out), did_something=False)
+
+
+def result_of(out: str) -> TrainResult:
+    """The result of the finished training in `out`."""
+    return TrainResult(**json.loads(storage.read_bytes(_done(out))))
 
 
 def _finish(config: TrainConfig, out: str, result: TrainResult) -> None:
