@@ -135,7 +135,7 @@ def _join(
         for number in range(rows.count):
             matched = report.matched(rows.bucket(number), images.bucket(number))
             matched = matched.filter(pc.is_in(matched["shard"], pa.array(sorted(wanted), pa.int32())))
-            place = matched["shard"].to_numpy().astype(np.uint64) * np.uint64(2**64 // (max(wanted) + 1))
+            place = matched["shard"].to_numpy().astype(np.uint64) * np.uint64((2**64 - 1) // (max(wanted) + 1))
             joined.add(matched.set_column(0, "order", pa.array(place)).select(schema.names))
         joined.flush()
         if not summary.matched:

@@ -178,3 +178,10 @@ def test_what_is_asked_wrongly_says_what_to_do(fake: FakeRun, tmp_path: pathlib.
         import_captions(fake.run, caption_table(file, ["a=nope"], "Image Path"), quiet)
     with pytest.raises(ImportProblem, match=r"none\.csv: there is no such file"):
         caption_table(str(tmp_path / "none.csv"), form="dreamlip")
+
+
+def test_a_run_of_a_single_shard_is_imported_too(tmp_path: pathlib.Path) -> None:
+    fake = make(tmp_path / "run", shards=1, images=4, writers=())
+    urls = [image["url"] for image in images_of(fake.run, 1)]
+    summary = import_captions(fake.run, caption_table(write_dreamlip(tmp_path / "d.csv", urls), form="dreamlip"), quiet)
+    assert (summary.matched, summary.shards, summary.report) == (4, 1, None)
