@@ -1,12 +1,14 @@
 """The dataset card: README.md with the YAML front matter that the Hugging Face hub and `datasets` read."""
 
+import hashlib
+import json
 import re
 from itertools import groupby
 from typing import Any
 
 import yaml
 
-from lotlip_data.pipeline.dataset import SPLITS
+from lotlip_data.pipeline.dataset import DATASET_JSON, SPLITS
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
 _NUMBER = re.compile(r"\d+")
@@ -15,11 +17,18 @@ _NUMBER = re.compile(r"\d+")
 def card(description: dict[str, Any]) -> str:
     """The content of README.md for the dataset that dataset.json describes."""
     front = yaml.safe_dump(front_matter(description), sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n{_body(description)}"
+    return f"---\n{front}---\n\n{_body(description)}\n{stamp(description)}\n"
+
+
+def stamp(description: dict[str, Any]) -> str:
+    """A comment in the card that tells which dataset it is of. While it fits, what people wrote around it stays."""
+    names = [output["tar"]["name"] for where in SPLITS.values() for output in description[where]]
+    parts = (description["recipe"], description["samples"], names)
+    return f"<!-- of {DATASET_JSON} {hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]} -->"
 
 
 def front_matter(description: dict[str, Any]) -> dict[str, Any]:
-    """Two configurations: `images`, the tars, and `texts`, the Parquet files without images; their splits by name."""
+    """With the tars as the data files of both splits: a card can have files of one kind only."""
     splits = {split: description[where] for split, where in SPLITS.items() if description[where]}
     return {
         "pretty_name": description["name"],
@@ -29,14 +38,12 @@ def front_matter(description: dict[str, Any]) -> dict[str, Any]:
         "size_categories": [_SIZES[min(len(_SIZES) - 1, max(0, len(str(description["samples"])) - 3))]],
         "configs": [
             {
-                "config_name": name,
-                **({"default": True} if name == "images" else {}),
+                "config_name": "default",
                 "data_files": [
-                    {"split": split, "path": [output[ending]["name"] for output in outputs]}
+                    {"split": split, "path": [output["tar"]["name"] for output in outputs]}
                     for split, outputs in splits.items()
                 ],
             }
-            for name, ending in (("images", "tar"), ("texts", "parquet"))
         ],
     }
 
@@ -80,7 +87,7 @@ def _body(description: dict[str, Any]) -> str:
         "The images and the raw texts belong to those who published them; see the sources.",
         "",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def braces(names: list[str]) -> str:

@@ -11,6 +11,7 @@ Everything in RUN/clean follows from the images and the settings, and can be rem
 import io
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -133,33 +134,49 @@ def _merge(
     run: Run, clean: CleanSettings, rules: Rules, known: str | None, stamps: dict[int, str], folder: pathlib.Path,
     say: Callable[[str], None],
 ) -> tuple[dict[int, str], list[str]]:  # fmt: skip
-    # How many rows there will be decides on the number of buckets, so it is an upper bound.
     rows = sum(json.loads(storage.read_bytes(run.image_stats(shard)))["successes"] for shard in stamps)
-    sums, hashes = Rows(folder / "sums", rows, "lower", "position"), Rows(folder / "hashes", rows, "hash", "position")
-    lists = _Lists(run, folder / "lists", max(stamps, default=0), rows)
-    failed, counts = [], {EVALUATION_IMAGE: 0}
+    spilled = _Spilled(
+        Rows(folder / "sums", rows, "lower", "position"),
+        Rows(folder / "hashes", rows, "hash", "position"),
+        _Lists(run, folder / "lists", max(stamps, default=0), rows),
+    )
     units = sorted((shard, digest(stamp)) for shard, stamp in stamps.items())
+    failed = []
     for (shard, _), seen in run_tasks(partial(survey, run, clean, rules, known), units):
-        if isinstance(seen, Exception):
+        if isinstance(seen, Survey):
+            spilled.add(shard, seen)
+        else:
             failed.append(f"shard {shard_name(shard)} could not be surveyed: {brief(seen)}")
             say(failed[-1])
-            continue
-        sums.add(seen.upper, seen.lower, seen.positions)
-        hashes.add(neighbours.mixed(seen.hashes), seen.hashes, seen.hashed)
-        lists.evaluation(shard, seen)
-        counts[EVALUATION_IMAGE] += len(seen.evaluation)
+    if failed:  # what they hold might be earlier than anything
+        return {}, failed
     found: list[tuple[str, Iterator[Found]]] = []
     if clean.duplicates:
-        found.append((DUPLICATE, neighbours.equal(sums)))
+        found.append((DUPLICATE, neighbours.equal(spilled.sums)))
     if clean.near_duplicates is not None:
-        found.append((NEAR_DUPLICATE, neighbours.near(hashes, clean.near_duplicates, folder)))
+        (folder / "near").mkdir()
+        found.append((NEAR_DUPLICATE, neighbours.near(spilled.hashes, clean.near_duplicates, folder / "near")))
     for reason, parts in found:
-        counts[reason] = 0
         for late, earlier in parts:
-            counts[reason] += len(late)
-            lists.duplicates(reason, late, earlier)
-    say("compared the images: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()))
-    return lists.commit(), failed
+            spilled.lists.duplicates(reason, late, earlier)
+    lists = spilled.lists.commit()
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in spilled.lists.counts.items())
+    say(f"compared {rows:,} images; to be left out: {counts or 'none'}")
+    return lists, []
+
+
+@dataclass
+class _Spilled:
+    """What the surveys found, on disk."""
+
+    sums: Rows
+    hashes: Rows
+    lists: "_Lists"
+
+    def add(self, shard: int, seen: Survey) -> None:
+        self.sums.add(seen.upper, seen.lower, seen.positions)
+        self.hashes.add(neighbours.mixed(seen.hashes), seen.hashes, seen.hashed)
+        self.lists.evaluation(shard, seen)
 
 
 class _Lists:
@@ -167,6 +184,8 @@ class _Lists:
 
     def __init__(self, run: Run, folder: pathlib.Path, last: int, rows: int) -> None:
         self._run, self._digits = run, 0
+        self.counts: Counter[str] = Counter()
+        """Images by the reason that counts."""
         self._scale = np.uint64((1 << _ROW_BITS) // (last + 1))
         """Spreads the shards' numbers over 32 bits, which is what buckets are cut by."""
         self._rows = Rows(folder, rows, "position", "reason", "of")
@@ -210,9 +229,9 @@ class _Lists:
                 rows[row] = EVALUATION_IMAGE, named[row]
             else:  # in the order of the reasons: equal bytes say more than like looks
                 rows.setdefault(row, (_REASONS[reason], self._key(other)))
-        content = _table(rows)
+        self.counts.update(reason for reason, _ in rows.values())
         name = f"{shard_name(shard)}-{digest(sorted(rows.items()))}.parquet"
-        storage.create(self._run.clean("left_out", name), content)
+        storage.create(self._run.clean("left_out", name), _table(rows))
         return name
 
     def _key(self, position: int) -> str:

@@ -38,7 +38,9 @@ class Rows:
         self._buckets = Buckets(folder, 1 + rows // ROWS_A_BUCKET, self._schema, BUFFER_BYTES)
 
     def add(self, *columns: np.ndarray) -> None:
-        self._buckets.add(pa.Table.from_arrays([pa.array(column, U64) for column in columns], schema=self._schema))
+        if len(columns[0]):
+            arrays = [pa.array(column, U64) for column in columns]
+            self._buckets.add(pa.Table.from_arrays(arrays, schema=self._schema))
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         self._buckets.flush()

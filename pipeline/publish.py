@@ -27,11 +27,26 @@ def publish(run: Run, description: dict[str, Any]) -> bool:
         held = description | {"replaced": sorted({name for name in before if name in there} - kept)}
         storage.replace(run.dataset, _json(held))
     assert held is not None
-    missing = set(VIEWS) - set(storage.list_names(run.shards))
-    for name in VIEWS if changed else sorted(missing):
+    stale = stale_views(run, held)
+    for name in stale:
         storage.replace(storage.join(run.shards, name), VIEWS[name](held))
     _remove(run, held["replaced"])
-    return changed or bool(missing)
+    return changed or bool(stale)
+
+
+def stale_views(run: Run, description: dict[str, Any]) -> list[str]:
+    """The files that are missing, or of another dataset. What machines read must be equal; people may add to a card."""
+    found = []
+    for name, make in VIEWS.items():
+        try:
+            held = storage.read_bytes(storage.join(run.shards, name))
+        except FileNotFoundError:
+            found.append(name)
+            continue
+        fits = card.stamp(description).encode() in held if name == dataset.CARD else held == make(description)
+        if not fits:
+            found.append(name)
+    return found
 
 
 def published(run: Run) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import dataset
 from lotlip_data.pipeline.dataset import Output, ShardRecord
 from lotlip_data.pipeline.join import SAMPLE
-from lotlip_data.pipeline.publish import VIEWS, existing, names
+from lotlip_data.pipeline.publish import VIEWS, existing, names, stale_views
 from lotlip_data.pipeline.rules import split_of
 from lotlip_data.pipeline.shard_files import FileRecord, digest_of
 from lotlip_data.pipeline.spill import Buckets
@@ -102,14 +102,8 @@ def _waiting(run: Run, records: Sequence[ShardRecord]) -> list[ShardRecord]:
 
 
 def _views(run: Run, description: dict[str, Any]) -> list[Problem]:
-    """The card may be written on by people; the metadata that machines read must be what dataset.json says."""
-    again, there = f"run `lotlip-data shard {run.url}`", set(storage.list_names(run.shards))
-    lost = [name for name in VIEWS if name not in there]
-    problems = [Problem(storage.join(run.shards, name), f"missing: {again}") for name in lost]
-    where = storage.join(run.shards, dataset.CROISSANT)
-    if dataset.CROISSANT not in lost and storage.read_bytes(where) != VIEWS[dataset.CROISSANT](description):
-        problems.append(Problem(where, f"damaged: not what {run.dataset} says. Remove it and {again}"))
-    return problems
+    what = f"missing, or not of the dataset that {run.dataset} names: run `lotlip-data shard {run.url}`"
+    return [Problem(storage.join(run.shards, name), what) for name in stale_views(run, description)]
 
 
 def _markers(run: Run, records: Sequence[ShardRecord]) -> list[Problem]:

@@ -1,0 +1,122 @@
+"""The dataset tells of itself in the forms that other tools read: card, Croissant, and the schema's description."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lotlip_data.manifests import schema
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline import card, dataset
+from lotlip_data.pipeline.publish import publish
+from lotlip_data.pipeline.rules import Rules
+from lotlip_data.pipeline.verify import verify
+from lotlip_data.world.scenes import sample_scene
+from lotlip_data.world.writers import WRITERS, long_text
+from tests.pipeline import fake_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("a run")
+    fake = fake_run.make(folder, images=20, validation=0.3, clean={"max_words": 6})
+    recipe = dataset.Recipe({name: f"{name}@1" for name in WRITERS}, Rules.of(fake.manifest))
+    records = [fake_run.build(fake.run, recipe, number) for number in range(2)]
+    publish(fake.run, dataset.describe(fake.run, fake.manifest, recipe, records))
+    return fake.run
+
+
+def test_mlcroissant_validates_the_metadata_and_reads_every_record(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    import mlcroissant
+
+    found = mlcroissant.Dataset(jsonld=f"{run.shards}/croissant.json")
+    assert found.metadata.ctx.issues.errors == set()
+    described = dataset.read(run)
+    assert [records.name for records in found.metadata.record_sets] == ["train", "validation"]
+    for split in dataset.SPLITS:
+        rows = list(found.records(split))
+        assert len(rows) == described["splits"][split]["samples"] > 0
+        for row in rows:
+            seed = int(re.findall(r"(\d+)\.jpg", row[f"{split}/url"].decode())[0])
+            assert row[f"{split}/llava"].decode() == long_text(sample_scene(seed), "llava")
+
+
+def test_datasets_reads_the_folder_by_its_card(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    found = datasets.load_dataset(run.shards, cache_dir=str(tmp_path))
+    splits = dataset.read(run)["splits"]
+    assert {split: len(found[split]) for split in found} == {split: splits[split]["samples"] for split in splits}
+    urls = {row["json"]["url"] for split in found for row in found[split]}
+    assert len(urls) == dataset.read(run)["samples"]
+
+
+def test_the_hub_accepts_the_cards_front_matter(run: Run) -> None:
+    from huggingface_hub import DatasetCard
+
+    text = Path(run.shards, "README.md").read_text()
+    found = DatasetCard(text)
+    assert found.data.pretty_name == "fake" and found.data.size_categories == ["n<1K"]
+    front = yaml.safe_load(text.split("---")[1])
+    (config,) = front["configs"]
+    assert [files["split"] for files in config["data_files"]] == ["train", "validation"]
+    assert "`train-{00000..00001}.tar`" in text and "too_many_words" in text
+
+
+def test_what_people_add_to_a_card_stays_and_damaged_metadata_is_mended(run: Run) -> None:
+    described = dataset.read(run)
+    readme, metadata = (Path(run.shards, name) for name in ("README.md", "croissant.json"))
+    mine = readme.read_text() + "\nLicence: ours.\n"
+    readme.write_text(mine)
+    assert verify(run) == [] and not publish(run, described)
+    assert readme.read_text() == mine
+    whole = metadata.read_text()
+    metadata.write_text(whole.replace("train-00000", "train-00007"))
+    (problem,) = verify(run)
+    assert problem.where == str(metadata) and "not of the dataset" in problem.what
+    assert publish(run, described) and metadata.read_text() == whole and verify(run) == []
+
+
+@pytest.mark.parametrize(
+    "names, pattern",
+    [
+        (["train-00000.tar"], "train-00000.tar"),
+        ([f"train-{n:05d}.tar" for n in (0, 1, 2, 4)], "train-{00000..00002}.tar::train-00004.tar"),
+        ([f"train-{n:05d}-ab12cd.tar" for n in range(11)], "train-{00000..00010}-ab12cd.tar"),
+        (
+            [f"train-0000{n}-{piece:02d}.tar" for n in (0, 1) for piece in (0, 1)],
+            "train-{00000..00001}-00.tar::train-{00000..00001}-01.tar",
+        ),
+    ],
+)
+def test_the_pattern_for_webdataset_names_exactly_the_tars(names: list[str], pattern: str) -> None:
+    from braceexpand import braceexpand
+
+    assert card.braces(names) == pattern
+    assert sorted(name for part in pattern.split("::") for name in braceexpand(part)) == sorted(names)
+
+
+def test_the_schemas_description_is_the_schema() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "schema.md").read_text()
+    assert f"Schema version {schema.SCHEMA_VERSION}" in text
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+?) \| ?([^|]*?) ?\|$", text, re.MULTILINE)
+    columns = schema.dataset(["<captioner>"])
+    types = [str(column.type).replace("element: ", "").replace("item: ", "") for column in columns]
+    meanings = [schema.meaning(name) for name in columns.names]
+    assert rows[: len(columns)] == list(zip(columns.names, types, meanings, strict=True))
+    assert [row[0] for row in rows[len(columns) :]] == schema.DROPPED.names
+    described = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
+    assert described.keys() >= {"schema_version", "shards", "validation", "inputs", "replaced"}
+
+
+def test_the_described_keys_of_dataset_json_are_those_that_it_has(run: Run) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "schema.md").read_text()
+    example = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
+    described = dataset.read(run)
+    assert list(example) == list(described)
+    for name in ("shards", "validation", "inputs"):
+        assert example[name][0].keys() == described[name][0].keys()

@@ -1,0 +1,159 @@
+"""A dataset whose inputs change: only what changed is written, readers see the old or the new, killed or not."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline import dataset, ledger, shard_files
+from lotlip_data.pipeline import shard as stage
+from lotlip_data.pipeline.shard import ShardSummary, shard
+from lotlip_data.pipeline.verify import verify
+from lotlip_data.world.writers import WRITERS
+from tests.pipeline import fake_run
+from tests.pipeline.fake_run import FakeRun
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are built in this process, so that it can be killed at any of its steps."""
+
+    def run_tasks(task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        return ((item, task(item)) for item in items)
+
+    monkeypatch.setattr(stage, "run_tasks", run_tasks)
+
+
+def caption(fake: FakeRun, name: str, shards: Iterable[int]) -> None:
+    fake_run.claim_captioner(fake.run, name)
+    for number in shards:
+        fake_run.write_captions(fake.run, name, number, fake_run.captions_of(fake.run, name, number))
+
+
+def build(fake: FakeRun, run: Run | None = None) -> ShardSummary:
+    return shard(fake.manifest, run or fake.run, lambda line: None)
+
+
+def check_whole(run: Run) -> list[str]:
+    """The captioners of the dataset, each file of which is there as dataset.json says, with their columns."""
+    described = dataset.read(run)
+    for record in dataset.records(described):
+        for output in record.outputs:
+            for file in output.files:
+                assert shard_files.is_there(run.shards, file), file.name
+            assert pq.read_schema(f"{run.shards}/{output.parquet.name}").names == described["columns"]
+    return list(described["captioners"])
+
+
+def test_a_captioner_that_is_added_replaces_the_dataset_when_all_of_it_is_there(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=3, writers=["instructblip", "llava"])
+    build(fake)
+    before = storage.read_bytes(fake.run.dataset)
+    caption(fake, "sharegpt4v", [0, 1])
+    waiting = build(fake)
+    assert waiting.built == 2 and "captions by sharegpt4v of 1 shards (00002)" in waiting.failed[0]
+    assert storage.read_bytes(fake.run.dataset) == before and len(check_whole(fake.run)) == 2
+    assert [problem.what.partition(",")[0] for problem in verify(fake.run)] == ["built"] * 2
+    caption(fake, "sharegpt4v", [2])
+    summary = build(fake)
+    assert (summary.built, summary.skipped, summary.failed) == (1, 2, [])
+    assert check_whole(fake.run) == list(WRITERS)
+    assert verify(fake.run) == []
+    (suffix,) = {output["tar"]["name"].partition("-")[2][5:] for output in dataset.read(fake.run)["shards"]}
+    names = [name for name in storage.list_names(fake.run.shards) if name.startswith("train-")]
+    assert len(names) == 6 and suffix.startswith("-") and f"train-{{00000..00002}}{suffix}" in card(fake.run)
+    assert len(dataset.done_shards(fake.run)) == 3
+    assert build(fake).nothing_to_do
+
+
+def card(run: Run) -> str:
+    return storage.read_bytes(f"{run.shards}/README.md").decode()
+
+
+def test_only_the_shard_whose_captions_changed_is_written_anew(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=3)
+    build(fake)
+    kept = dataset.read(fake.run)["shards"]
+    rows = fake_run.captions_of(fake.run, "llava", 1)
+    rows[0] |= {"text": "Something else. Entirely."}
+    fake_run.write_captions(fake.run, "llava", 1, rows)
+    summary = build(fake)
+    assert (summary.built, summary.skipped) == (1, 2)
+    new = dataset.read(fake.run)["shards"]
+    assert [new[0], new[2]] == [kept[0], kept[2]] and new[1]["tar"]["name"] != kept[1]["tar"]["name"]
+    assert not Path(fake.run.shards, kept[1]["tar"]["name"]).exists()
+    assert verify(fake.run) == []
+
+
+def test_settings_may_change_there_and_back(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=2)
+    build(fake)
+    before = dataset.read(fake.run)["shards"]
+    said: list[str] = []
+    other = fake_run.asking(sub_captions="authors", clean={"max_words": 4})
+    assert shard(other, fake.run, said.append).built == 2
+    assert said[0] == (
+        "the dataset is made otherwise from now on: sub_captions was punkt, is authors; max_words was None, is 4"
+    )
+    assert dataset.read(fake.run)["sub_captions"] == "authors" and verify(fake.run) == []
+    assert build(fake).built == 2
+    assert dataset.read(fake.run)["shards"] == before and verify(fake.run) == []
+
+
+class Killed(BaseException):
+    """Nothing in the stage catches it, as nothing catches a kill."""
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the process is killed just before its `step`-th change of the storage."""
+    steps = count()
+
+    def killing(do: Callable[..., Any]) -> Callable[..., Any]:
+        def one(*given: Any) -> Any:
+            if next(steps) >= step:
+                raise Killed
+            return do(*given)
+
+        return one
+
+    for name in ("create", "create_from_file", "replace", "remove"):
+        monkeypatch.setattr(storage, name, killing(getattr(storage, name)))
+
+
+def test_killed_at_any_step_the_dataset_is_the_old_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every change of the storage while a captioner and a shard are added: killed before it, checked, gone on."""
+    fake = fake_run.make(tmp_path / "run", shards=2, images=3, writers=["instructblip", "llava"], min_long_texts=2)
+    lost = fake_run.captions_of(fake.run, "llava", 0)
+    lost[0] |= {"text": None, "error": "poison"}
+    fake_run.write_captions(fake.run, "llava", 0, lost)
+    build(fake)
+    fake_run.write_images(fake.run, 2, [3_900_000])
+    for name in ("instructblip", "llava", "sharegpt4v"):
+        caption(fake, name, ledger.fetched_shards(fake.run) if name == "sharegpt4v" else [2])
+    steps, seen = 0, set()
+    while True:
+        run = Run.at(str(shutil.copytree(fake.run.url, tmp_path / f"killed-{steps}")))
+        with monkeypatch.context() as patch:
+            kill_at(steps, patch)
+            try:
+                build(fake, run)
+            except Killed:
+                ended = False
+            else:
+                ended = True
+        seen.add(len(check_whole(run)))
+        assert build(fake, run).failed == []
+        assert (len(check_whole(run)), dataset.read(run)["samples"], verify(run)) == (3, 7, [])
+        shutil.rmtree(run.url)
+        steps += 1
+        if ended:
+            break
+    assert seen == {2, 3} and steps >= 20
