@@ -31,7 +31,9 @@ class Metrics:
         self._url = storage.join(folder, "metrics.jsonl")
         self._board = storage.join(folder, "tensorboard")
         self._scratch = tempfile.TemporaryDirectory()
-        self._writer = SummaryWriter(self._scratch.name, purge_step=steps_done or None, flush_secs=3600)
+        self._writer = SummaryWriter(
+            self._scratch.name, purge_step=steps_done or None, filename_suffix=f".{steps_done:08d}"
+        )
         self.lines: list[dict[str, float]] = []
         if steps_done and storage.exists(self._url):
             there = map(json.loads, storage.read_bytes(self._url).decode().splitlines())

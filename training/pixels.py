@@ -72,7 +72,10 @@ class Tar:
         except (OSError, ValueError, tarfile.TarError) as error:
             raise DataError(f"{shard.tar}: cannot be read ({error}). Run `lotlip-data verify` on the run.") from error
         if len(self._where) != shard.samples:
-            raise DataError(f"{shard.tar}: {len(self._where)} images, dataset.json says {shard.samples}")
+            raise DataError(
+                f"{shard.tar}: {len(self._where)} images, dataset.json says {shard.samples}. "
+                "Run `lotlip-data verify` on the run."
+            )
 
     def member(self, row: int) -> bytes:
         """The encoded image of a row."""

@@ -48,7 +48,8 @@ def image_config(name: str) -> Any:
 def load_text_encoder(name: str, *, pretrained: bool = True) -> Any:
     """The BERT-like encoder of a local folder or hub id; with `pretrained` off, a fresh one of its config.json.
 
-    Raises UserError where there is none.
+    A pooler that the files lack (RoBERTa's do) starts fresh. Raises UserError where there is no such encoder, or the
+    files lack anything else of it.
     """
     if not pretrained:
         return make_encoder(text_config(name))
@@ -158,9 +159,15 @@ def _pretrained(name: str, which: str, **options: Any) -> Any:
 
     logging.disable_progress_bar()  # a bar for reading one small file; the training tells its own progress
     try:
-        return AutoModel.from_pretrained(name, dtype=torch.float32, **options)
-    except (OSError, ValueError, TypeError) as error:
+        model, found = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise _unreadable(name, which, error) from error
+    if missing := sorted(key for key in found["missing_keys"] if not key.startswith("pooler.")):
+        raise UserError(
+            f"{which} tower {name!r}: {len(missing)} weights are not in its files, such as {missing[0]}; fetch "
+            "config.json and weights that belong together"
+        )
+    return model
 
 
 def _unreadable(name: str, which: str, error: Exception) -> UserError:

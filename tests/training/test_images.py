@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import functional
 
-from lotlip_data.training.images import ImageTransform, transform_of
+from lotlip_data.training.images import ImageTransform, random_crop, transform_of
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -33,3 +34,23 @@ def test_the_facts_of_a_tower_are_read_from_either_kind_of_folder(tmp_path):
 def test_an_interpolation_that_does_not_exist_is_told():
     with pytest.raises(ValueError, match="interpolation: no 'lanczos'; one of bicubic, bilinear"):
         ImageTransform(224, interpolation="lanczos")
+
+
+@pytest.mark.parametrize("size", [(640, 480), (97, 333), (224, 224), (1000, 20)])
+def test_a_random_crop_is_torchvisions_for_the_same_rectangle_and_keeps_to_its_scale(size, monkeypatch):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    transform, crop, boxes = ImageTransform(64), Image.Image.crop, []
+    monkeypatch.setattr(Image.Image, "crop", lambda image, box: boxes.append(box) or crop(image, box))
+    for seed in range(50):
+        found = random_crop(picture, transform, (0.9, 1.0), np.random.default_rng(seed))
+        left, top, right, bottom = boxes[-1]
+        wide, high = right - left, bottom - top
+        assert left >= 0 <= top and right <= size[0] and bottom <= size[1]
+        assert 3 / 4 - 0.02 <= wide / high <= 4 / 3 + 0.02
+        if max(size) / min(size) < 4 / 3:
+            assert 0.89 <= wide * high / (size[0] * size[1]) <= 1
+        expected = functional.resized_crop(
+            picture, top, left, high, wide, [64, 64], functional.InterpolationMode.BICUBIC
+        )
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
+    assert len(set(boxes)) > (10 if max(size) / min(size) < 4 / 3 else 0)

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lotlip_data.manifests.checkpoint_files import differences
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.training import timm_vit
 from lotlip_data.training.convert_lotlip import model_of
 from lotlip_data.training.convert_lotlip_names import POSITION_IDS, position_ids, to_authors, to_ours
+from lotlip_data.training.tower_files import load_text_encoder
 from lotlip_data.training.towers import make_vit
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "published"
@@ -36,6 +39,32 @@ def test_timms_published_vit_fills_the_vit_of_transformers(patch):
     found = {name: tuple(value.shape) for name, value in timm_vit.from_timm(on_meta(shapes)).items()}
     assert differences(expected, found) == []
     assert round(sum(torch.Size(shape).numel() for shape in shapes.values()) * 4 / 1e6) == golden["megabytes"]
+
+
+def test_the_published_bert_fills_the_text_tower(tmp_path):
+    """Its names, at a toy's size: every tensor of the file is in the tower, or is of a head of its pre-training."""
+    golden, shapes = published("bert-base-uncased")
+    assert round(sum(torch.Size(shape).numel() for shape in shapes.values()) * 4 / 1e6) == golden["megabytes"]
+    small = {768: 24, 3072: 48, 30522: 50, 512: 32}
+    weights = {name: torch.randn([small.get(size, size) for size in shape]) for name, shape in shapes.items()}
+    sizes = {name: small.get(size, size) if isinstance(size, int) else size for name, size in golden["config"].items()}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    tower = load_text_encoder(str(tmp_path)).state_dict()
+    used = set()
+    for name, value in weights.items():
+        ours = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        ours = ours.replace("LayerNorm.beta", "LayerNorm.bias")
+        if not name.startswith("cls."):
+            assert torch.equal(tower[ours], value), name
+            used.add(ours)
+    assert set(tower) - used <= {"embeddings.position_ids", "embeddings.token_type_ids"}
+    del weights["bert.encoder.layer.3.output.dense.bias"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"1 weights are not in its files, such as encoder\.layer\.3\.output\.dense\.bias"
+    ):
+        load_text_encoder(str(tmp_path))
 
 
 @pytest.mark.parametrize("patch", [16, 32])

@@ -107,6 +107,30 @@ def _texts(made):
     return made.batches.texts(made.batches.places(0))
 
 
+@pytest.mark.parametrize("context", [256, 512])
+def test_texts_may_be_as_long_as_berts_positions(world, tmp_path, context):
+    dataset, _ = world
+    towers = write_towers(tmp_path / "towers", positions=512)
+    made = Trainer(
+        make_config(**{**SETTINGS, **towers, "context_length": context, "sub_captions": 8}),
+        dataset,
+        str(tmp_path),
+        lambda line: None,
+    )
+    ids = made.model.tokenizer.encode(["a text " * 600]).ids
+    assert len(ids[0]) == context
+    assert made.towers.text(torch.tensor(ids)).isfinite().all()
+    made.images.fill(lambda line: None)
+    assert first_loss(made)[0].total.isfinite()
+
+
+def test_eight_sub_captions_are_taken_where_a_text_has_as_many(trainer):
+    three, eight = (
+        [text.count(". ") for texts in _texts(trainer(sub_captions=count)) for text in texts.long] for count in (3, 8)
+    )
+    assert max(three) == 2 < max(eight) <= 7
+
+
 @pytest.mark.parametrize("corners", range(5))
 @pytest.mark.parametrize("context", [32, 128])
 def test_corner_tokens_and_context_length_are_free(trainer, corners, context):

@@ -66,7 +66,7 @@ def _tar(rows: list[tuple[dict, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def write_towers(folder: pathlib.Path, dropout: float = 0.1) -> dict[str, str]:
+def write_towers(folder: pathlib.Path, dropout: float = 0.1, positions: int = 128) -> dict[str, str]:
     """Two untrained towers, 32 wide; returned as settings of a training."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
@@ -78,7 +78,7 @@ def write_towers(folder: pathlib.Path, dropout: float = 0.1) -> dict[str, str]:
     tokenizer = BertTokenizerFast(str(bert / "vocab.txt"))
     tokenizer.save_pretrained(bert)
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    config = BertConfig(**sizes, **dropouts, vocab_size=len(tokenizer), max_position_embeddings=128)
+    config = BertConfig(**sizes, **dropouts, vocab_size=len(tokenizer), max_position_embeddings=positions)
     BertModel(config).save_pretrained(bert)
     return {"image_tower": str(vit), "text_tower": str(bert)}
 
