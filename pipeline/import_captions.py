@@ -12,7 +12,7 @@ import pathlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,8 @@ class ImportSummary:
     report: str | None = None
 
     def figures(self) -> dict[str, Any]:
-        return asdict(self)
+        values = {one.name: getattr(self, one.name) for one in fields(self)}  # `asdict` miscounts a Counter
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
 
 
 def import_captions(run: Run, table: CaptionTable, say: Callable[[str], None] = print) -> ImportSummary:
@@ -138,12 +139,12 @@ def _join(
             place = matched["shard"].to_numpy().astype(np.uint64) * np.uint64((2**64 - 1) // (max(wanted) + 1))
             joined.add(matched.set_column(0, "order", pa.array(place)).select(schema.names))
         joined.flush()
-        if not summary.matched:
-            raise ImportProblem(
-                f"{table.source.files[0]}: none of its {summary.rows} rows has the URL of an image of {run.url} "
-                f"({', '.join(f'{count} × {reason}' for reason, count in summary.unmatched.most_common())}). "
-                f"Does the column {table.source.url!r} hold the URLs that were downloaded?"
-            )
+    if not summary.matched:
+        raise ImportProblem(
+            f"{table.source.files[0]}: none of its {summary.rows} rows has the URL of an image of {run.url} "
+            f"({', '.join(f'{count} × {reason}' for reason, count in summary.unmatched.most_common())}). "
+            f"Does the column {table.source.url!r} hold the URLs that were downloaded?"
+        )
     return joined
 
 
@@ -181,6 +182,8 @@ class _Report:
     def __exit__(self, *error: object) -> None:
         self._flush()
         self._writer.close()
+        if error[0] is not None:
+            return
         storage.remove(self._target)
         if self._summary.unmatched:
             storage.create_from_file(self._target, str(self._local))

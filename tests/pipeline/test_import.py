@@ -85,6 +85,7 @@ def test_each_image_gets_the_text_of_its_url_whatever_the_tables_order(
         "no fetched shard has this URL": 2,
         "its image could not be fetched": 1,
     }
+    assert json.loads(json.dumps(summary.figures()))["unmatched"] == dict(summary.unmatched)
     assert summary.report is not None
     report = pq.read_table(summary.report).to_pylist()
     assert sorted((row["row"], row["url"]) for row in report)[:4] == [
