@@ -7,8 +7,8 @@ images/*.parquet (IMAGES): one row for each URL asked for, as img2dataset writes
 image has the same keys. `key` joins a tar's members, `sha256` is of the fetched bytes, before resizing.
 
 captions/CAPTIONER/NNNNN.parquet (CAPTIONS): one row for each fetched image of shard NNNNN, sorted by `key`. Without a
-caption, `text`, `finish_reason` and `tokens` are null and `error` says why. `tokens` counts what the model generated. Of an
-imported caption it is null, its engine is `imported`.
+caption, `text`, `finish_reason` and `tokens` are null and `error` says why. `tokens` counts what the model generated;
+of an imported caption, whose `engine` is `imported`, it is null.
 
 shards/train-NNNNN.parquet (`dataset`): one row for each sample, in the order of the tar; the json member of a sample
 has the same keys and values. Samples with the fewest long texts missing come first, then they go by `key`: Hugging

@@ -133,9 +133,10 @@ def _join(
         schema = table.schema.append(pa.field("shard", pa.int32()))
         count = min(bucket_count(size), max(wanted) + 1)
         joined = Buckets(folder / "joined", count, schema, spill.BUCKET_BYTES)
+        left = pa.array(sorted(wanted), pa.int32())
         for number in range(rows.count):
             matched = report.matched(rows.bucket(number), images.bucket(number))
-            matched = matched.filter(pc.is_in(matched["shard"], pa.array(sorted(wanted), pa.int32())))
+            matched = matched.filter(pc.is_in(matched["shard"], left))
             place = matched["shard"].to_numpy().astype(np.uint64) * np.uint64((2**64 - 1) // (max(wanted) + 1))
             joined.add(matched.set_column(0, "order", pa.array(place)).select(schema.names))
         joined.flush()
