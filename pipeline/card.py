@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"\d+")
 def card(description: dict[str, Any]) -> str:
     """The content of README.md for the dataset that dataset.json describes."""
     front = yaml.safe_dump(front_matter(description), sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n{_body(description)}\n{stamp(description)}\n"
+    return f"---\n{front}---\n\n{_body(description)}{stamp(description)}\n"
 
 
 def stamp(description: dict[str, Any]) -> str:
@@ -49,7 +49,8 @@ def front_matter(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _body(description: dict[str, Any]) -> str:
-    rules = {name: value for name, value in description["rules"].items() if value not in (None, 0, [])}
+    asked = description["manifest"]["shard"] | description["manifest"]["clean"]
+    settings = ", ".join(f"{name} {value}" for name, value in asked.items() if value not in (None, False, 0, []))
     lines = [
         f"# {description['name']}",
         "",
@@ -69,7 +70,7 @@ def _body(description: dict[str, Any]) -> str:
     counts = description["long_texts"]
     lines += [f"| {name} | `{id}` | {counts[name]:,} |" for name, id in description["captioners"].items()]
     lines += ["", "Sources: " + ", ".join(source["name"] for source in description["manifest"]["sources"]) + ".", ""]
-    lines += ["Made with: " + ", ".join(f"{name} {value}" for name, value in rules.items()) + ".", ""]
+    lines += [f"Made with: {settings}.", ""]
     lines += [
         "## Left out",
         "",
@@ -87,7 +88,7 @@ def _body(description: dict[str, Any]) -> str:
         "The images and the raw texts belong to those who published them; see the sources.",
         "",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, ""])
 
 
 def braces(names: list[str]) -> str:
