@@ -7,9 +7,10 @@ step. Global batches are always full: one that reaches past the end of an epoch 
 import functools
 import io
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,6 +21,8 @@ from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.schema import SCHEMA_VERSION, SUB_SUFFIX
 from lotlip_data.manifests.subcaptions import SplitMode
 from lotlip_data.training.text import join_sub_captions
+
+Content = TypeVar("Content")
 
 Place = tuple[int, int, int]
 """Epoch, shard and row of a sample."""
@@ -167,7 +170,7 @@ class TextReader:
     def __init__(self, dataset: Dataset, captioners: Sequence[str], open_shards: int = 3) -> None:
         self._dataset = dataset
         self._columns = ["key", "raw", *(name + SUB_SUFFIX for name in captioners)]
-        self.shard = functools.lru_cache(open_shards)(self._read)
+        self.shard = kept(self._read, open_shards)
         """The texts of a shard by its index."""
 
     def _read(self, index: int) -> list[dict[str, Any]]:
@@ -182,6 +185,17 @@ class TextReader:
             raise DataError(f"{shard.parquet}: {len(table)} samples, dataset.json says {shard.samples}")
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
+
+
+def kept(read: Callable[[int], Content], most: int) -> Callable[[int], Content]:
+    """`read`, which remembers the last few shards it was called for; several threads never read one twice."""
+    cached, turn = functools.lru_cache(most)(read), threading.Lock()
+
+    def get(index: int) -> Content:
+        with turn:
+            return cached(index)
+
+    return get
 
 
 def captioners_of(dataset: Dataset, chosen: Sequence[str]) -> tuple[str, ...]:

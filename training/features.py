@@ -5,7 +5,6 @@ training of a run with the same tower shares them, and none takes another's for 
 """
 
 import dataclasses
-import functools
 import hashlib
 import io
 import json
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
-from lotlip_data.training.data import DataError, Dataset, Place, Shard
+from lotlip_data.training.data import DataError, Dataset, Place, Shard, kept
 from lotlip_data.training.distributed import ALONE, World
 from lotlip_data.training.images import ImageTransform
 from lotlip_data.training.towers import ImageTower
@@ -46,7 +45,7 @@ class FeatureCache:
         self._dataset = dataset
         self._tower = tower
         self._transform = transform
-        self.shard = functools.lru_cache(open_shards)(self._read)
+        self.shard = kept(self._read, open_shards)
         """float16 [samples, D] of a shard by its index, in its order. Raises DataError where the file is damaged."""
         self.folder = storage.join(dataset.url, "features", tower_id(tower, transform))
 

@@ -36,13 +36,13 @@ class ImageTransform:
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """float32 [N, 3, size, size]."""
-        return self.normalise([self.centre_crop(image) for image in images])
+        return torch.stack([self.normalise(self.centre_crop(image)) for image in images])
 
-    def normalise(self, images: Sequence[Image.Image]) -> Tensor:
-        """float32 [N, 3, size, size] of RGB images that have that size."""
-        pixels = np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
+    def normalise(self, image: Image.Image) -> Tensor:
+        """float32 [3, size, size] of an RGB image that has that size."""
+        pixels = np.asarray(image).astype(np.float32) / 255
         normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(normalised).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(normalised).permute(2, 0, 1).contiguous()
 
     def resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
         """The image at that size, with this transform's interpolation."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 AHEAD = 2
-"""Batches ready or in the making."""
+"""Batches ready or in the making: while the images of one are decoded, the texts of the next are tokenised."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Batch:
 
 def ahead(make: Callable[[int], Batch], first: int, end: int) -> Iterator[Batch]:
     """The batches of the steps `first` … `end` - 1, in order. What goes wrong in the making is raised at its step."""
-    with ThreadPoolExecutor(1, "loader") as maker:
+    with ThreadPoolExecutor(AHEAD, "loader") as maker:
         waiting: collections.deque[Future[Batch]] = collections.deque()
         following = iter(range(first, end))
         try:

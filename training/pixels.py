@@ -1,6 +1,5 @@
 """Images of the dataset's tars at random access, cropped at random: for towers that learn, or see each image anew."""
 
-import functools
 import io
 import mmap
 import tarfile
@@ -11,12 +10,13 @@ from pathlib import Path
 from typing import IO, cast
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
-from lotlip_data.training.data import DataError, Dataset, Place, Shard
+from lotlip_data.training.data import DataError, Dataset, Place, Shard, kept
 from lotlip_data.training.images import ImageTransform, random_crop
 
 COPY = 1 << 22  # bytes of a tar that are copied at once
@@ -36,18 +36,18 @@ class PixelReader:
         threads: int,
     ) -> None:
         self._dataset, self._transform, self._seed, self._crop = dataset, transform, seed, crop
-        self._tar = functools.lru_cache(open_shards)(self._open)
+        self._tar = kept(self._open, open_shards)
         self._pool = ThreadPoolExecutor(threads, "decoder")
 
     def rows(self, places: Sequence[Place]) -> Tensor:
         """float32 [N, 3, size, size] of these (epoch, shard, row). Raises DataError where one cannot be decoded."""
         members = [self._tar(shard).member(row) for _, shard, row in places]
-        return self._transform.normalise(list(self._pool.map(self._one, places, members)))
+        return torch.stack(list(self._pool.map(self._one, places, members)))
 
     def _open(self, index: int) -> "Tar":
         return Tar(self._dataset.shards[index])
 
-    def _one(self, place: Place, member: bytes) -> Image.Image:
+    def _one(self, place: Place, member: bytes) -> Tensor:
         epoch, shard, row = place
         rng = np.random.default_rng([self._seed, 3, epoch, shard, row])
         try:
@@ -57,7 +57,7 @@ class PixelReader:
                 f"{self._dataset.shards[shard].tar}: image {row} cannot be decoded ({error}). "
                 "Run `lotlip-data verify` on the run."
             ) from error
-        return random_crop(image, self._transform, self._crop, rng)
+        return self._transform.normalise(random_crop(image, self._transform, self._crop, rng))
 
 
 class Tar:
