@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from braceexpand import braceexpand
 from PIL import Image
 
 from lotlip_data.manifests import schema
 from lotlip_data.manifests.subcaptions import split
-from lotlip_data.pipeline.dataset import Recipe, describe
+from lotlip_data.pipeline.card import braces
+from lotlip_data.pipeline.dataset import SPLITS as SPLITS_JSON
+from lotlip_data.pipeline.dataset import Recipe, describe, read
 from lotlip_data.pipeline.publish import publish
 from lotlip_data.pipeline.rules import Rules
 from lotlip_data.world.scenes import SPLITS, Scene, render, sample_scene
@@ -121,13 +124,23 @@ def test_hugging_face_datasets_reads_the_parquets(folder: Path, tmp_path: Path, 
 @pytest.mark.parametrize("train", [True, False])
 def test_open_clips_own_loader(folder: Path, train: bool) -> None:
     """Through open_clip's argument parser and `get_data`, as `python -m open_clip_train.main` would; in both roles."""
+    seen = through_open_clip("train" if train else "val", f"{folder}/train-{{00000..00001}}.tar", 18, 3)
+    assert sorted(seen) == sorted(map(stored_with_text, seeds()))
+
+
+def stored_with_text(seed: int) -> tuple[bytes, str]:
+    scene = sample_scene(seed)
+    return Image.open(io.BytesIO(picture(scene))).convert("RGB").tobytes(), raw_text(scene)
+
+
+def through_open_clip(role: str, pattern: str, samples: int, batch: int) -> list[tuple[bytes, str]]:
+    """The pixels and text of every sample, as `python -m open_clip_train.main` would read them."""
     import torch
     from open_clip_train.data import get_data
     from open_clip_train.params import parse_args
 
-    role = "train" if train else "val"
-    arguments = [f"--{role}-data", f"{folder}/train-{{00000..00001}}.tar", f"--{role}-num-samples", "18"]
-    args = parse_args([*arguments, "--dataset-type", "webdataset", "--batch-size", "3", "--workers", "0"])
+    arguments = [f"--{role}-data", pattern, f"--{role}-num-samples", str(samples), "--batch-size", str(batch)]
+    args = parse_args([*arguments, "--dataset-type", "webdataset", "--workers", "0"])
     args.world_size, args.rank, args.distributed = 1, 0, False
 
     def transform(image: Image.Image) -> torch.Tensor:
@@ -137,7 +150,21 @@ def test_open_clips_own_loader(folder: Path, train: bool) -> None:
         return [text]
 
     loader = get_data(args, (transform, transform), tokenizer=tokenizer)[role].dataloader
-    seen = [(bytes(image.numpy()), text) for images, texts in loader for image, text in zip(images, texts, strict=True)]
-    scenes = [sample_scene(seed) for seed in seeds()]
-    stored = [Image.open(io.BytesIO(picture(scene))).convert("RGB").tobytes() for scene in scenes]
-    assert sorted(seen) == sorted(zip(stored, map(raw_text, scenes), strict=True))
+    return [(bytes(image.numpy()), text) for images, texts in loader for image, text in zip(images, texts, strict=True)]
+
+
+def test_open_clip_reads_both_splits_by_the_patterns_that_the_card_gives(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path / "run", images=20, pixels=PIXELS, validation=0.3, max_samples=6)
+    recipe = Recipe({name: f"{name}@1" for name in WRITERS}, Rules.of(fake.manifest))
+    publish(fake.run, describe(fake.run, fake.manifest, recipe, [fake_run.build(fake.run, recipe, n) for n in (0, 1)]))
+    described = read(fake.run)
+    everything = []
+    for side, role in (("train", "train"), ("validation", "val")):
+        names = [f"{fake.run.shards}/{output['tar']['name']}" for output in described[SPLITS_JSON[side]]]
+        seen = through_open_clip(role, "::".join(names), described["splits"][side]["samples"], 1)
+        assert len(seen) == described["splits"][side]["samples"] > 0
+        everything += seen
+        from_card = braces([name.rpartition("/")[2] for name in names]).split("::")
+        assert f"`{'::'.join(from_card)}`" in Path(fake.run.shards, "README.md").read_text()
+        assert sorted(name for part in from_card for name in braceexpand(f"{fake.run.shards}/{part}")) == sorted(names)
+    assert sorted(everything) == sorted(map(stored_with_text, list(SPLITS["images"])[:40]))
