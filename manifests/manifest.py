@@ -86,6 +86,7 @@ class Manifest(Settings):
         if "sources" in content:
             raise ValueError("`scale`: it brings its sources; give `files` by source, or no `scale`")
         others = {name: value for name, value in content.items() if name not in ("scale", "files")}
+        others.setdefault("train", [{"method": "lotlip", "preset": str(content["scale"]).lower()}])
         return others | {"sources": catalogue.sources_of(content["scale"], content.get("files"))}
 
     @model_validator(mode="after")
