@@ -11,7 +11,7 @@ from typing import Any
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import card, croissant, dataset
-from lotlip_data.pipeline.dataset import MARKERS, DatasetError, ShardRecord
+from lotlip_data.pipeline.dataset import MARKERS, ShardRecord
 
 _SHARDS, _QUARANTINE = "shards", "quarantine"
 
@@ -50,15 +50,8 @@ def stale_views(run: Run, description: dict[str, Any]) -> list[str]:
 
 
 def published(run: Run) -> dict[str, Any] | None:
-    """What dataset.json says, or None where there is none that this release can read."""
-    if not storage.exists(run.dataset):
-        return None
-    try:
-        return dataset.read(run)
-    except DatasetError:
-        if storage.list_names(run.shards) == [dataset.DATASET_JSON]:
-            return None
-        raise
+    """What dataset.json says, or None where there is none. Raises DatasetError where this release cannot read it."""
+    return dataset.read(run) if storage.exists(run.dataset) else None
 
 
 def names(records: Iterable[ShardRecord]) -> list[str]:
