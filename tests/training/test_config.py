@@ -14,7 +14,7 @@ def test_every_method_is_valid_at_every_preset(method, preset):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "clip"}, "method: no 'clip'; one of lit"),
+        ({"method": "siglip"}, "method: no 'siglip'; one of lit"),
         ({"preset": "big"}, "preset: no 'big'; one of 3m"),
         ({"sub_caption": 3}, "sub_caption: no such setting; sub_captions?"),
         ({"batch": 1}, "batch: 1 is too small; at least 2"),
