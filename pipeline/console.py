@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from tqdm import tqdm
+
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 
@@ -27,7 +29,9 @@ class Console:
         if self._silent:
             return
         self._lines.append(f"{time.strftime('%H:%M:%S')} {line}")
-        print(line, file=sys.stderr if self._json else sys.stdout, flush=True)
+        out = sys.stderr if self._json else sys.stdout
+        tqdm.write(line, file=out)  # above a progress bar, where there is one
+        out.flush()
 
     def error(self, line: str) -> None:
         """Says what went wrong, whichever process it went wrong in."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import resolve
@@ -157,6 +158,8 @@ class Trainer:
         if isinstance(self.images, FeatureCache):
             self.images.fill(self.say, self.of)
         metrics = Metrics(self.out, first) if self.of.is_first else None
+        hidden = None if self.of.is_first else True  # None: shown on a terminal alone
+        bar = tqdm(total=self.steps, initial=first, unit=" steps", disable=hidden, leave=False, dynamic_ncols=True)
         flushed = resumed = time.monotonic()
         values: dict[str, float] = {}
         started = time.monotonic()
@@ -174,8 +177,11 @@ class Trainer:
                         flushed = time.monotonic()
                     if due:
                         self.checkpoints.save(step + 1, self._state())
+                bar.update()
+                bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
                 self._report(step, values, (time.monotonic() - resumed) / (step + 1 - first))
         finally:
+            bar.close()
             if metrics:
                 metrics.close()
         model = storage.join(self.out, "model")
