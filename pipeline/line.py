@@ -79,8 +79,8 @@ def train(
 ) -> Outcome:
     """Train each model of the manifest's `train` section in turn; `entries` go before it.
 
-    An entry holds settings of `TrainConfig`, and a `name`, which is its method's where none is given. `on_ray` has the
-    workers of a training on Ray, and the GPUs and CPUs of each.
+    An entry holds settings of `TrainConfig`, a `name`, which is its method's where none is given, and, for a training
+    on Ray, `ray`: its `workers`, and the `gpus` and `cpus` of each. `on_ray` has these for all entries.
     """
     import os
 
@@ -93,7 +93,8 @@ def train(
     trainings = list(entries or manifest.train)
     finished = [entry for entry in trainings if storage.exists(storage.join(run.train(_name_of(entry)), "done.json"))]
     left = [entry for entry in trainings if entry not in finished]
-    many = torch.cuda.is_available() or on_ray or os.environ.get("WORLD_SIZE", "1") != "1"
+    several = on_ray or any("ray" in entry for entry in trainings) or os.environ.get("WORLD_SIZE", "1") != "1"
+    many = torch.cuda.is_available() or several
     here = finished if len(left) > 1 and not many else trainings
     results: Any = ((entry, fit(entry, _under(_name_of(entry), say))) for entry in here)
     if here is finished:  # without a GPU, a training is one core's work, so they go side by side
@@ -122,15 +123,16 @@ def _fit(
     from lotlip_data.training.config import make_config
     from lotlip_data.training.train import train as fit
 
-    settings = {key: value for key, value in entry.items() if key != "name"}
+    settings = _settings_of(entry)
     config, out = make_config(**settings), run.train(_name_of(entry))
-    if on_ray is None:
+    workers = on_ray or entry.get("ray")
+    if workers is None:
         return fit(config, run.url, out, resume=resume, say=say)
-    from lotlip_data.pipeline.train_ray import train_on_ray
+    from lotlip_data.pipeline.train_ray import Workers, train_on_ray
 
     if not resume and storage.list_names(out):
         raise UserError(f"{out}: there is a training already; resume it, or choose another name")
-    return train_on_ray(settings, run, out, **on_ray)
+    return train_on_ray(settings, run, out, Workers.of(workers))
 
 
 def features(
@@ -140,7 +142,7 @@ def features(
     from lotlip_data.pipeline.features import compute_features
     from lotlip_data.training.config import PAPER_TOWER, make_config
 
-    configs = [make_config(**{k: v for k, v in entry.items() if k != "name"}) for entry in manifest.train]
+    configs = [make_config(**_settings_of(entry)) for entry in manifest.train]
     of_manifest = {(one.image_tower, one.image_size) for one in configs if one.images == "features"}
     total = Outcome(did_something=False)
     for name, size in [(tower, image_size)] if tower else sorted(of_manifest, key=str) or [(PAPER_TOWER, image_size)]:
@@ -179,6 +181,10 @@ def evaluate_model(model: str, out: str, say: Say) -> dict[str, Any]:
 
 def _name_of(entry: Mapping[str, Any]) -> str:
     return str(entry.get("name", entry.get("method", "lotlip")))
+
+
+def _settings_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in ("name", "ray")}
 
 
 def _under(name: str, say: Say) -> Say:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lotlip_data.manifests import storage
@@ -16,10 +17,30 @@ MAX_FAILURES = 100
 """How often lost workers are replaced: each time all of them go on from the last checkpoint."""
 
 
-def train_on_ray(
-    settings: Mapping[str, Any], run: Run, out: str, *, workers: int, gpus: float, cpus: float
-) -> "TrainResult":
-    """Train with so many workers, each with that many GPUs and CPUs. Raises UserError as `training.train` does."""
+@dataclass(frozen=True)
+class Workers:
+    """How many processes train, and what each of them needs."""
+
+    workers: int = 1
+    gpus: float = 1
+    cpus: float = 4
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Workers":
+        """Raises UserError where a name or a value is wrong."""
+        names = [field.name for field in fields(cls)]
+        if not isinstance(given, Mapping) or (unknown := [name for name in given if name not in names]):
+            raise UserError(f"ray: {given if not isinstance(given, Mapping) else unknown[0]}; give {', '.join(names)}")
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise UserError(f"ray: {name}: {value!r} is no number")
+        if given.get("workers", 1) < 1 or given.get("workers", 1) % 1:
+            raise UserError(f"ray: workers: {given['workers']} is not a whole number of at least 1")
+        return cls(**given)
+
+
+def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Workers) -> "TrainResult":
+    """Train on such workers. Raises UserError as `training.train` does."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -27,13 +48,16 @@ def train_on_ray(
 
     error = storage.join(out, "error.txt")
     storage.remove(error)
-    resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    use_gpu = workers.gpus > 0
+    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if use_gpu else {})
     with cluster():
         trainer = TorchTrainer(
             _work,
             train_loop_config={"settings": dict(settings), "run": run.url, "out": out},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
+            scaling_config=ScalingConfig(
+                num_workers=int(workers.workers), use_gpu=use_gpu, resources_per_worker=resources
+            ),
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=1800),
             run_config=RunConfig(name="ray", storage_path=out, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
         )
         trainer.fit()

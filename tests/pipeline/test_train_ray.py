@@ -11,6 +11,8 @@ import time
 import psutil
 import pytest
 
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.train_ray import Workers
 from tests.training.world_run import write_run, write_towers
 
 SETTINGS = {"batch": 24, "epochs": 40, "warm_up": 2, "lr": 1e-3, "context_length": 96, "checkpoint_every": 2}
@@ -39,6 +41,25 @@ def environment():
 def steps(run, name):
     path = run / "train" / name / "metrics.jsonl"
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("8", "ray: 8; give workers, gpus, cpus"),
+        ({"worker": 8}, "ray: worker; give workers, gpus, cpus"),
+        ({"workers": 0}, "workers: 0 is not a whole number of at least 1"),
+        ({"workers": 1.5}, "workers: 1.5 is not a whole number"),
+        ({"gpus": "all"}, "gpus: 'all' is no number"),
+    ],
+)
+def test_workers_that_cannot_be_are_told(given, message):
+    with pytest.raises(UserError, match=message):
+        Workers.of(given)
+
+
+def test_workers_are_as_given():
+    assert Workers.of({"workers": 8, "gpus": 0.5}) == Workers(workers=8, gpus=0.5, cpus=4)
 
 
 @pytest.mark.slow
