@@ -51,10 +51,13 @@ def test_its_sequences_in_flight_are_what_the_memory_leaves(big: tuple[Manifest,
 
 
 def test_its_trainings_are_ones_that_there_are(big: tuple[Manifest, list[Chosen]]) -> None:
+    from lotlip_data.pipeline.train_ray import Workers
     from lotlip_data.training.config import make_config
 
     for training in big[0].train:
-        make_config(**training)
+        settings = dict(training)
+        workers = Workers.of(settings.pop("ray"))
+        assert make_config(**settings).batch % workers.workers == 0
 
 
 @pytest.mark.parametrize(("gib", "utilization"), [(79.1, 0.9), (39.4, 0.9), (79.1, 0.5), (15.8, 0.9)])
