@@ -173,3 +173,19 @@ def test_a_saved_model_embeds_as_the_one_in_memory_and_a_damaged_folder_is_refus
         LoTLIP.load(str(tmp_path / "model"))
     with pytest.raises(CheckpointError, match=r"there is no config\.json"):
         LoTLIP.load(str(tmp_path))
+
+
+def test_a_flipped_bit_in_kept_features_is_found(world, tmp_path):
+    run, settings = world
+    config = make_config(**{**settings, "epochs": 1, "warm_up": 0, "seed": 7})
+    train(config, run, str(tmp_path / "a"), say=lambda line: None)
+    file = next(pathlib.Path(run, "features").rglob("*.npz"))
+    whole = file.read_bytes()
+    broken = bytearray(whole)
+    broken[len(whole) // 2] ^= 1
+    file.write_bytes(broken)
+    try:
+        with pytest.raises(UserError, match=r"\.npz: cannot be read .* Remove it"):
+            train(config, run, str(tmp_path / "b"), say=lambda line: None)
+    finally:
+        file.write_bytes(whole)
