@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from lotlip_data.manifests import subcaptions
+from lotlip_data.manifests.text_tally import bert_tokens, tally
 from lotlip_data.pipeline import dataset
 from lotlip_data.pipeline.dataset import DatasetError
 from lotlip_data.pipeline.publish import publish
 from lotlip_data.pipeline.rules import Rules
-from lotlip_data.pipeline.stats import bert_tokens, dataset_stats, table, tally
+from lotlip_data.pipeline.stats import dataset_stats, table
 from lotlip_data.world.writers import WRITERS, long_text, raw_text
 from tests.pipeline import fake_run
 
