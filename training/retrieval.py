@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-BLOCK = 1024
+SCORES = 2**21
+"""Scores that are held at once: 8 MiB of float32."""
+GALLERY = 1024
+"""Rows of the gallery that are multiplied at once, in float64."""
 
 
 def recall(
@@ -14,31 +17,45 @@ def recall(
     """R@k both ways: `t2i` and `i2t`, each {"R@1": share in [0, 1], …}.
 
     `image` [N, D] and `text` [M, D] have unit rows; text j belongs to image `image_of_text[j]`, and an image may have
-    several texts: it is found if any of them is among the first k. Memory is that of one block of BLOCK queries.
-    Raises ValueError where an image has no text.
+    several texts: it is found if any of them is among the first k. Memory beside the features does not grow with
+    N × M: SCORES scores and GALLERY rows. Raises ValueError where an image has no text.
     """
     owner = torch.as_tensor(image_of_text)
     if len(owner) != len(text):
         raise ValueError(f"{len(text)} texts, but {len(owner)} of them are assigned to images")
-    if len(bare := set(range(len(image))) - set(owner.tolist())):
-        raise ValueError(f"image {min(bare)} has no text; leave out images without")
-    own = owner[None, :] == torch.arange(len(image))[:, None]  # [N, M]
-    ranks = {"t2i": _ranks(text, image, own.T), "i2t": _ranks(image, text, own)}
+    each = torch.arange(len(image))
+    if len(bare := each[~torch.isin(each, owner)]):
+        raise ValueError(f"image {bare[0].item()} has no text; leave out images without")
+    ranks = {"t2i": _ranks(text, image, owner, each), "i2t": _ranks(image, text, each, owner)}
     return {way: {f"R@{k}": (rank < k).double().mean().item() for k in ks} for way, rank in ranks.items()}
 
 
 def accuracy(image: Tensor, classes: Tensor, labels: Sequence[int]) -> float:
     """Top-1 accuracy of images [N, D] against class features [C, D]."""
-    own = torch.as_tensor(labels)[:, None] == torch.arange(len(classes))[None, :]
-    return (_ranks(image, classes, own) == 0).double().mean().item()
+    ranks = _ranks(image, classes, torch.as_tensor(labels), torch.arange(len(classes)))
+    return (ranks == 0).double().mean().item()
 
 
-def _ranks(query: Tensor, gallery: Tensor, own: Tensor) -> Tensor:
-    """How many wrong items of the gallery score at least as high as the best right one, for each query."""
-    ranks = []
-    for some, right in zip(query.split(BLOCK), own.split(BLOCK), strict=True):
-        # Equal rows must tie, but a product's last bit depends on where it stands: compute in float64, compare in 32.
-        scores = (some.double() @ gallery.double().T).float()
+def _ranks(query: Tensor, gallery: Tensor, of_query: Tensor, of_gallery: Tensor) -> Tensor:
+    """How many wrong items of the gallery score at least as high as the best right one, for each query.
+
+    An item is right for a query that has the same label.
+    """
+    ranks = torch.empty(len(query), dtype=torch.int64)
+    size = max(1, SCORES // max(1, len(gallery)))
+    for start in range(0, len(query), size):
+        some, labels = query[start : start + size], of_query[start : start + size]
+        scores = _scores(some, gallery)
+        right = labels[:, None] == of_gallery[None, :]
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append(((scores >= best) & ~right).sum(dim=1))
-    return torch.cat(ranks)
+        ranks[start : start + size] = ((scores >= best) & ~right).sum(dim=1)
+    return ranks
+
+
+def _scores(query: Tensor, gallery: Tensor) -> Tensor:
+    """float32 [Q, G]. Equal rows must tie, but a product's last bit depends on where it stands: so float64 first."""
+    exact = query.double()
+    scores = torch.empty(len(query), len(gallery))
+    for start in range(0, len(gallery), GALLERY):
+        scores[:, start : start + GALLERY] = exact @ gallery[start : start + GALLERY].double().T
+    return scores
