@@ -1,6 +1,5 @@
 """The shard stage: images and their captions become the dataset, shard by shard, each with one marker created last."""
 
-import dataclasses
 import io
 import json
 import tempfile
@@ -54,7 +53,7 @@ class ShardSummary:
         return not (self.built or self.failed or self.published)
 
     def figures(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return vars(self) | {"dropped": dict(self.dropped)}  # asdict would spoil a Counter
 
 
 def shard(

@@ -114,6 +114,7 @@ def test_duplicates_are_left_out_and_the_earliest_stays(tmp_path: Path, ray_clus
     run, manifest = run_of(tmp_path, shards, duplicates=True, near_duplicates=4)
     summary = shard(manifest, run)
     assert summary.dropped == {"duplicate": 2, "near_duplicate": 1} and not summary.failed
+    assert json.loads(json.dumps(summary.figures()))["dropped"] == summary.dropped
     assert keys(run) == ["000000000", "000000001", "000010000", "000020002"]
     assert listed(run) == {
         "000010001": ("sample", "duplicate", "000000000"),
