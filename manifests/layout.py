@@ -3,9 +3,11 @@
 RUN/
   manifest.yaml                                the resolved manifest, frozen
   lists/00000.parquet  plan.json               the rows to fetch, in seeded random order, cut into shards
+  lists/retry-0001.json                        further shards behind them, of rows that are fetched again
   images/00000-ATTEMPT.tar .parquet            img2dataset's output; 00000_stats.json names the attempt that counts
   captions/CAPTIONER/00000.parquet             captions of image shard 0; captioner.json; .parts/ while under way
   images/.ledger/ captions/CAPTIONER/.ledger/  names that say what each shard took
+  images/.tries/                               names that say in which downloads nothing came of a shard
   shards/train-00000.tar .parquet dataset.json the dataset
   clean/                                       hashes of the images, and which ones are left out: can be made again
   quarantine/                                  what could not be processed, with its reason
@@ -53,6 +55,10 @@ class Run:
     def plan(self) -> str:
         return self._in("lists", "plan.json")
 
+    def retry(self, number: int) -> str:
+        """A round of rows that are fetched again, counted from 1."""
+        return self._in("lists", f"retry-{number:04d}.json")
+
     @property
     def images(self) -> str:
         return self._in("images")
@@ -89,6 +95,11 @@ class Run:
     def image_ledger(self) -> str:
         """The same for fetched shards."""
         return self._in("images", ".ledger")
+
+    @property
+    def image_tries(self) -> str:
+        """An empty object for each download in which nothing came of a shard."""
+        return self._in("images", ".tries")
 
     @property
     def shards(self) -> str:

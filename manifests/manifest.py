@@ -47,6 +47,13 @@ class DownloadSettings(Settings):
     total_timeout: Annotated[float, Field(gt=0)] = 60.0
     """Seconds that one fetch may take, redirects and body included."""
     retries: Annotated[int, Field(ge=0)] = 1
+    """Further attempts at what may pass, after a pause that grows, or the one that the server asks for."""
+    per_host: Annotated[int, Field(ge=1)] = 8
+    """Fetches under way from one host in one shard."""
+    host_failures: Annotated[int, Field(ge=1)] = 16
+    """So many failures of one host in a row, and the rest of its images in a shard is not tried any more."""
+    shard_tries: Annotated[int, Field(ge=1)] = 3
+    """In so many downloads a shard of which nothing comes is tried before it is done without an image."""
     max_bytes: Annotated[int, Field(ge=1)] = 50_000_000
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     allow_hosts: tuple[str, ...] = ()

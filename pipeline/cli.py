@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline import cli_lists
+from lotlip_data.pipeline import cli_lists, cli_pages
 from lotlip_data.pipeline.cli_command import FAILED, Json, ManifestFile, RunFolder
 from lotlip_data.pipeline.cli_command import command as _command
 from lotlip_data.pipeline.cli_command import finish as _finish
@@ -30,6 +30,7 @@ app.add_typer(convert, name="convert")
 
 
 cli_lists.register(app)
+cli_pages.register(app)
 
 Captioners = Annotated[
     list[str] | None,
@@ -41,17 +42,28 @@ Gpus = Annotated[float | None, typer.Option(min=0, help="GPUs an actor.")]
 
 
 @app.command()
-def download(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None:
+def download(
+    manifest: ManifestFile,
+    run: RunFolder,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Fetch again what failed for reasons that can pass.")
+    ] = False,
+    accept_failures: Annotated[
+        bool, typer.Option("--accept-failures", help="Shards of which nothing comes are done all the same.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Fetch the manifest's images with img2dataset on Ray.
 
-    Example: lotlip-data download my-images.yaml runs/mine
+    Example: lotlip-data download my-images.yaml runs/mine --retry-failed
     """
     with _command("download", json, run) as console:
         from lotlip_data.manifests.layout import Run
         from lotlip_data.manifests.manifest import load
         from lotlip_data.pipeline import line
 
-        _finish(console, line.download(load(manifest), Run.at(run), console.say), "download")
+        outcome = line.download(load(manifest), Run.at(run), console.say, retry_failed, accept_failures)
+        _finish(console, outcome, "download")
 
 
 @app.command()
@@ -276,6 +288,10 @@ def status(
     run: RunFolder,
     watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 10.0,
+    failures: Annotated[
+        bool,
+        typer.Option("--failures", help="What could not be fetched, by reason and host; reads every shard's counts."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """How far a run is, and how fast it goes: from its folder alone, so on any machine.
@@ -293,7 +309,7 @@ def status(
 
         frozen(Run.at(run))
         while True:
-            found = look(Run.at(run))
+            found = look(Run.at(run), failures=failures)
             if watch and sys.stdout.isatty():
                 print("\033[H\033[2J", end="")
             console.result(found)

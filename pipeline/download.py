@@ -2,11 +2,11 @@
 
     lists/00017.parquet → img2dataset under the guard → images/00017-ATTEMPT.tar .parquet, then 00017_stats.json
 
-A shard with its marker is done and never fetched again. See `fetch_commit` for a task, `fetch_guard` for what may be
-fetched.
+A shard with its marker is done and never fetched again; what failed in it can be, as part of another shard (`retry`).
+See `fetch_commit` for a task, `fetch_guard` for what may be fetched.
 """
 
-from collections import Counter
+import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +17,8 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.schema import SUCCESS
-from lotlip_data.pipeline import fetch_commit, ledger
+from lotlip_data.pipeline import fetch_commit, ledger, retry
+from lotlip_data.pipeline.failures import Failures
 from lotlip_data.pipeline.fetch_commit import Work
 from lotlip_data.pipeline.ledger import fetched_shards
 from lotlip_data.pipeline.partition import Plan, load_plan, partition
@@ -32,9 +33,11 @@ class DownloadSummary:
     """What is fetched, of everything that was asked for. `asked` − `fetched` − `failed` is in shards not done."""
 
     plan: Plan
+    rounds: list[retry.Round]
+    """Of images that are fetched again."""
     skipped: int
     """Shards that were done before this call."""
-    markers: dict[int, Marker] = field(default_factory=dict)
+    markers: dict[int, Marker]
     """Of all shards done."""
     not_done: dict[int, str] = field(default_factory=dict)
     """Shards tried and not done, with the reason."""
@@ -42,6 +45,11 @@ class DownloadSummary:
     @property
     def asked(self) -> int:
         return self.plan.images
+
+    @property
+    def shards(self) -> int:
+        """Those of the plan, and those of images that are fetched again."""
+        return self.plan.shards + sum(one.shards for one in self.rounds)
 
     @property
     def fetched(self) -> int:
@@ -52,13 +60,17 @@ class DownloadSummary:
         return sum(self.reasons.values())
 
     @property
+    def failures(self) -> Failures:
+        """Of all shards done. What is fetched again has not failed until it fails again."""
+        total, retried = Failures(), retry.retried(self.rounds)
+        for shard, marker in self.markers.items():
+            total.add(marker, retried.get(shard, ()))
+        return total
+
+    @property
     def reasons(self) -> dict[str, int]:
         """Failures by reason, the most frequent first."""
-        total: Counter[str] = Counter()
-        for marker in self.markers.values():
-            total.update(marker["status_dict"])
-        total.pop(SUCCESS, None)
-        return dict(total.most_common())
+        return dict(self.failures.reasons.most_common())
 
     @property
     def done(self) -> int:
@@ -67,7 +79,7 @@ class DownloadSummary:
 
     @property
     def nothing_to_do(self) -> bool:
-        return self.skipped == self.plan.shards
+        return self.skipped == self.shards
 
     @property
     def failed_shards(self) -> list[str]:
@@ -83,12 +95,16 @@ class DownloadSummary:
             "asked": self.asked,
             "fetched": self.fetched,
             "failed": self.failed,
-            "reasons": self.reasons,
-            "shards": self.plan.shards,
+            **self.failures.figures(),
+            "retried": sum(one.rows for one in self.rounds),
+            "shards": self.shards,
             "shards_done": self.done,
             "shards_skipped": self.skipped,
             "shards_not_done": len(self.not_done),
-            "list": {name: getattr(self.plan, name) for name in ("rows", "duplicates", "invalid", "filtered", "not_drawn", "sources")},
+            "list": {
+                name: getattr(self.plan, name)
+                for name in ("rows", "duplicates", "invalid", "filtered", "not_drawn", "sources")
+            },
         }
 
 
@@ -97,42 +113,89 @@ def download(
     run: Run,
     report: Callable[[str], None] = lambda line: None,
     task: Task = fetch_commit.fetch_and_commit,
+    retry_failed: bool = False,
+    accept_failures: bool = False,
 ) -> DownloadSummary:
     """Fetch every shard that is not done. `report` gets a line a shard.
 
     A shard of which nothing came, for reasons that can pass, stays undone, and so does one whose task dies again
-    and again: both are in the summary, and the next call tries them again. Raises what `partition` raises.
+    and again: both are in the summary, and the next call tries them again. The former is done without an image all the
+    same where `accept_failures` says so, or where it is the last of the settings' `shard_tries`.
+
+    `retry_failed`: fetch again, in further shards, what failed in the committed ones for reasons that can pass, or go
+    on with that. Raises what `partition` raises.
     """
     plan = partition(manifest, run, report)
-    markers = _markers(run)
-    _complete(run, markers)
-    summary = DownloadSummary(plan, len(markers), markers)
-    left = [shard for shard in range(plan.shards) if shard not in markers]
-    if markers:
-        report(f"{len(markers)} of {plan.shards} shards are fetched already")
-    works = (Work(run, shard, plan.samples_per_shard, manifest.download) for shard in left)
+    summary = _look(run, plan)
+    _complete(run, summary)
+    if retry_failed:
+        _begin_round(run, summary, report)
+    for one in summary.rounds:
+        retry.prepare(run, one, summary.markers)
+    if summary.markers:
+        report(f"{len(summary.markers)} of {summary.shards} shards are fetched already")
+    tries = ledger.tries(run)
+    works = (
+        Work(
+            run,
+            shard,
+            plan.samples_per_shard,
+            manifest.download,
+            # A row of a retry has had its other chance, and can be retried as often as one likes.
+            accept=accept_failures or shard >= plan.shards or tries[shard] + 1 >= manifest.download.shard_tries,
+        )
+        for shard in range(summary.shards)
+        if shard not in summary.markers
+    )
+    empty = []
     for work, answer in run_tasks(task, works):
-        _take(summary, work.shard, _judge(answer), report)
+        outcome = _judge(answer)
+        if isinstance(answer, dict) and isinstance(outcome, str):
+            empty.append(work.shard)
+        _take(summary, work.shard, outcome, report)
+    if summary.fetched:  # a run that never got an image has no network, or no right settings, so far
+        token = uuid.uuid4().hex[:12]
+        for shard in empty:
+            ledger.note_try(run, shard, token)
     fetch_commit.remove_orphans(run, summary.markers)
     return summary
 
 
-def _complete(run: Run, markers: Mapping[int, Marker]) -> None:
+def _look(run: Run, plan: Plan) -> DownloadSummary:
+    rounds = retry.rounds(run)
+    markers = _markers(run)
+    return DownloadSummary(plan, rounds, len(markers), markers)
+
+
+def _begin_round(run: Run, summary: DownloadSummary, report: Callable[[str], None]) -> None:
+    """Another round of retries, unless the last one is not done yet."""
+    first = summary.shards
+    if any(shard not in summary.markers for shard in range(summary.plan.shards, first)):
+        report("going on with what is fetched again already")
+        return
+    if not retry.open_round(run, summary.rounds, first, summary.plan.samples_per_shard, summary.markers):
+        report("nothing has failed for a reason that can pass")
+        return
+    summary.rounds = retry.rounds(run)
+    report(f"{summary.rounds[-1].rows} images are fetched again, in {summary.shards - first} further shards")
+
+
+def _complete(run: Run, summary: DownloadSummary) -> None:
     """Do what follows a commit for shards whose task was killed right after it."""
     recorded = ledger.recorded(run.image_ledger)
     listed = set(storage.list_names(run.quarantine("images")))
-    for shard, marker in markers.items():
+    retried = retry.retried(summary.rounds)
+    for shard, marker in summary.markers.items():
         tally = recorded.get(shard)
         if tally is None or (tally.failed and f"{shard_name(shard)}.parquet" not in listed):
-            fetch_commit.complete(run, shard, marker)
+            fetch_commit.complete(run, shard, marker, retried.get(shard, ()))
 
 
 def read_summary(run: Run) -> DownloadSummary:
     """What is fetched in `run` so far; fetches nothing. Raises UserError where the run has no plan yet."""
     if (plan := load_plan(run)) is None:
         raise UserError(f"{run.url}: nothing is planned here yet. Run `lotlip-data download MANIFEST {run.url}` first.")
-    markers = _markers(run)
-    return DownloadSummary(plan, len(markers), markers)
+    return _look(run, plan)
 
 
 def _take(summary: DownloadSummary, shard: int, outcome: Marker | str, report: Callable[[str], None]) -> None:
@@ -144,9 +207,7 @@ def _take(summary: DownloadSummary, shard: int, outcome: Marker | str, report: C
     summary.markers[shard] = outcome
     failures = {reason: count for reason, count in outcome["status_dict"].items() if reason != SUCCESS}
     text = f"{where}: {outcome['successes']} of {outcome['count']} images in {outcome['seconds']:.1f} s"
-    report(
-        f"{text}; {len(summary.markers)} of {summary.plan.shards} shards" + (f" ({_counts(failures)})" * bool(failures))
-    )
+    report(f"{text}; {len(summary.markers)} of {summary.shards} shards" + (f" ({_counts(failures)})" * bool(failures)))
 
 
 def _counts(failures: Mapping[str, int]) -> str:
@@ -168,5 +229,5 @@ def _judge(answer: Marker | Exception) -> Marker | str:
         return answer
     return (
         f"nothing could be fetched ({_counts(answer)}), which may pass: it stays undone. "
-        "Start the download again once the servers can be reached."
+        "Start the download again once the servers can be reached, or accept that with --accept-failures."
     )

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,19 +39,21 @@ class Work:
     shard: int
     samples_per_shard: int
     settings: DownloadSettings = field(repr=False)
+    accept: bool = False
+    """Whether the shard is done even where nothing comes."""
 
 
 def fetch_and_commit(work: Work) -> dict[str, Any] | dict[str, int]:
     """Fetch one shard and commit it, and return its marker.
 
-    Where nothing came, for reasons that can pass (the server or the network is down), nothing is committed and the
-    answer is the failures by reason alone, so that the next start tries again.
+    Where nothing came, for reasons that can pass (the server or the network is down), and that is not accepted, nothing
+    is committed and the answer is the failures by reason alone, so that the next start tries again.
     """
     run, shard = work.run, work.shard
     rows = pq.read_table(io.BytesIO(storage.read_bytes(run.list_shard(shard))))
     with scratch_folder("download") as folder:
         fetched = fetch(rows, shard, work.samples_per_shard, work.settings, folder)
-        if fetched.can_pass:
+        if fetched.can_pass and not work.accept:
             return {reason: count for reason, count in fetched.stats["status_dict"].items() if reason != SUCCESS}
         commit(run, shard, fetched)
     marker = read_marker(run, shard)
@@ -59,9 +61,9 @@ def fetch_and_commit(work: Work) -> dict[str, Any] | dict[str, int]:
     return marker
 
 
-def complete(run: Run, shard: int, marker: Mapping[str, Any]) -> None:
+def complete(run: Run, shard: int, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:
     """What follows a commit: its quarantine, and its line in the ledger. Again gives the same."""
-    quarantine(run, shard, marker)
+    quarantine(run, shard, marker, retried)
     failed = marker["count"] - marker["successes"]
     ended = int(marker.get("end_time", 0))
     started = int(marker.get("start_time", ended))
@@ -88,25 +90,35 @@ def read_marker(run: Run, shard: int) -> dict[str, Any]:
     return marker
 
 
-def quarantine(run: Run, shard: int, marker: Mapping[str, Any]) -> None:
-    """Write the rows without an image beside the run's other failures; again gives the same file."""
-    target = run.quarantine("images", f"{shard_name(shard)}.parquet")
-    if marker["successes"] == marker["count"]:
-        return
+def quarantine(run: Run, shard: int, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:
+    """Write the rows without an image beside the run's other failures, unless they are there.
+
+    Rows that failed for one of the reasons `retried` belong to another shard by now.
+    """
+    if marker["successes"] < marker["count"]:
+        failed = failed_rows(run, marker, ["key", "uid", "url"])
+        storage.create(run.quarantine("images", f"{shard_name(shard)}.parquet"), quarantined(failed, retried))
+
+
+def quarantined(failed: pa.Table, retried: Collection[str]) -> bytes:
+    """The quarantine's Parquet of some `failed_rows`, without those of the reasons `retried`."""
+    if retried:
+        failed = failed.filter(pc.invert(pc.is_in(failed["reason"], pa.array(sorted(retried), pa.string()))))
+    stream = io.BytesIO()
+    pq.write_table(failed.select(QUARANTINE.names).cast(QUARANTINE), stream)
+    return stream.getvalue()
+
+
+def failed_rows(run: Run, marker: Mapping[str, Any], columns: list[str]) -> pa.Table:
+    """The rows of a committed shard that have no image: `columns` of `schema.IMAGES`, then `reason` and `detail`."""
     with storage.open_read(storage.join(run.images, marker["parquet"])) as stream:
-        table = pq.read_table(stream)
+        table = pq.read_table(stream, columns=[*columns, "status", "error_message"])
     failed = table.filter(pc.not_equal(table["status"], SUCCESS))
     split = [reasons.split(message) for message in failed["error_message"].to_pylist()]
-    columns = [
-        failed["key"],
-        failed["uid"],
-        failed["url"],
-        [reason for reason, _ in split],
-        [text for _, text in split],
-    ]
-    data = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=QUARANTINE), data)
-    storage.create(target, data.getvalue())
+    failed = failed.select(columns)
+    for name, values in (("reason", [reason for reason, _ in split]), ("detail", [text for _, text in split])):
+        failed = failed.append_column(name, pa.array(values, pa.string()))
+    return failed
 
 
 def remove_orphans(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> None:

@@ -5,7 +5,8 @@ in its place. It reads the whole body itself, so that a server that drips bytes 
 to the very address that it has checked, so that a name cannot change its address in between. Proxies are not used.
 """
 
-import base64
+import email.utils
+import hashlib
 import http.client
 import io
 import ipaddress
@@ -14,16 +15,18 @@ import socket
 import ssl
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from email.message import Message
 from types import TracebackType
 from typing import Any
-from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin
 
 from lotlip_data.manifests.manifest import DownloadSettings
 from lotlip_data.pipeline import fetch_reasons as reasons
+from lotlip_data.pipeline import fetch_url
+from lotlip_data.pipeline.fetch_hosts import Hosts
 from lotlip_data.pipeline.fetch_reasons import Refusal
 
 MAX_REDIRECTS = 10
@@ -32,15 +35,21 @@ BACKOFF = 0.5
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 1 << 16
-_SAFE = "/%:=&?~#+!$,;'@()*[]|"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
+Hashes = Mapping[str, str]
+"""By name of the algorithm, hexadecimal digits in small letters."""
+
+
 @contextmanager
-def installed(settings: DownloadSettings) -> Iterator[None]:
-    """Every `urllib.request.urlopen` of this process goes through the guard, as long as the block lasts."""
+def installed(settings: DownloadSettings, expected: Mapping[str, Hashes] | None = None) -> Iterator[None]:
+    """Every `urllib.request.urlopen` of this process goes through the guard, as long as the block lasts.
+
+    `expected`: by URL, the hashes that its body must have.
+    """
     before = urllib.request._opener  # type: ignore[attr-defined]  # there is no public way to read it
-    urllib.request.install_opener(GuardedOpener(settings))  # type: ignore[arg-type]  # it has all that urlopen uses
+    urllib.request.install_opener(GuardedOpener(settings, expected))  # type: ignore[arg-type]  # it has all that urlopen uses
     try:
         yield
     finally:
@@ -67,50 +76,81 @@ class Fetched:
 
 
 class GuardedOpener:
-    """An opener for `urllib.request.install_opener`. It holds no state of a fetch, so threads share it."""
+    """An opener for `urllib.request.install_opener`. Threads share it; it knows of hosts, of no fetch."""
 
-    def __init__(self, settings: DownloadSettings) -> None:
+    def __init__(self, settings: DownloadSettings, expected: Mapping[str, Hashes] | None = None) -> None:
         self._settings = settings
+        self._expected = expected or {}
         self._allowed = frozenset(host.lower() for host in settings.allow_hosts)
         self._tls = ssl.create_default_context()
+        self._hosts = Hosts(settings.per_host, settings.host_failures)
 
     def open(self, url: urllib.request.Request | str, data: None = None, timeout: float | None = None) -> Fetched:
         """Fetch `url`, again where that may help. Raises Refusal; the settings' own `timeout` counts, not this one."""
         request = urllib.request.Request(url) if isinstance(url, str) else url
         for attempt in range(self._settings.retries + 1):
-            if attempt:
-                time.sleep(BACKOFF * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             try:
-                return self._follow(request)
+                fetched = self._follow(request)
+                self._check(request.full_url, fetched.body)
+                return fetched
             except Refusal as refusal:
                 if attempt == self._settings.retries or not _worth_another(refusal.reason):
                     raise
+                if refusal.wait is None:
+                    time.sleep(BACKOFF * 2**attempt * random.uniform(0.5, 1.5))
+                elif refusal.wait > self._settings.total_timeout:  # a shorter one is the host's pause by now
+                    raise
         raise AssertionError("unreachable")
 
+    def _check(self, url: str, body: bytes) -> None:
+        """Raises Refusal where the body is not the one that the list expects."""
+        for name, digits in self._expected.get(url, {}).items():
+            if hashlib.new(name, body, usedforsecurity=False).hexdigest() != digits:
+                raise Refusal(reasons.WRONG_HASH, name)
+
     def _follow(self, request: urllib.request.Request) -> Fetched:
-        """One attempt: the request and the redirects after it, all within one deadline."""
-        deadline = time.monotonic() + self._settings.total_timeout
+        """One attempt: the request and the redirects after it, within the whole time of one fetch.
+
+        Waiting for places is not part of that time, and takes at most as long again.
+        """
+        left = patience = self._settings.total_timeout
         url, headers = request.full_url, dict(request.header_items())
         for hop in range(MAX_REDIRECTS + 1):
-            parts = _split(url)
+            parts = fetch_url.split(url)
             if hop == 0 and parts.username is not None:
-                headers["Authorization"] = _basic(parts)
+                headers["Authorization"] = fetch_url.basic(parts)
             elif hop == 1:
                 headers.pop("Authorization", None)  # is for the host that the list names, and for no other
-            answer = self._exchange(parts, headers, deadline)
+            asked = time.monotonic()
+            with self._hosts.place(fetch_url.server(parts), patience):
+                begun = time.monotonic()
+                answer = self._noted(parts, headers, begun + left)
+            patience -= begun - asked
+            left -= time.monotonic() - begun
             if isinstance(answer, Fetched):
                 return answer
             url = urljoin(url, answer)
         raise Refusal(reasons.TOO_MANY_REDIRECTS, f"more than {MAX_REDIRECTS}")
+
+    def _noted(self, parts: SplitResult, headers: dict[str, str], deadline: float) -> Fetched | str:
+        """As `_exchange`; what it says of the host is noted."""
+        server = fetch_url.server(parts)
+        try:
+            answer = self._exchange(parts, headers, deadline)
+        except Refusal as refusal:
+            self._hosts.failed(server, refusal, self._settings.total_timeout)
+            raise
+        self._hosts.answered(server)
+        return answer
 
     def _exchange(self, parts: SplitResult, headers: dict[str, str], deadline: float) -> Fetched | str:
         """One request and its answer: a body, or where it is said to be."""
         try:
             with closing(self._connect(parts, deadline)) as sock:
                 timed = _TimedSocket(sock, self._settings.timeout, deadline)
-                connection = http.client.HTTPConnection(_host(parts), _port(parts))
+                connection = http.client.HTTPConnection(fetch_url.host(parts), fetch_url.port(parts))
                 connection.sock = timed  # offers what http.client uses of a socket
-                connection.request("GET", _target(parts), headers=headers | _own_headers(parts))
+                connection.request("GET", fetch_url.target(parts), headers=headers | fetch_url.own_headers(parts))
                 return self._answer(connection.getresponse())
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _refusal(error) from error
@@ -119,9 +159,9 @@ class GuardedOpener:
         if response.status in _REDIRECTS:
             if not (location := response.headers.get("Location")):
                 raise Refusal(reasons.BAD_REDIRECT, f"status {response.status}")
-            return quote(location.strip(), safe=_SAFE, encoding="iso-8859-1")  # as bytes, whatever they encode
+            return quote(location.strip(), safe=fetch_url.SAFE, encoding="iso-8859-1")  # as bytes, whatever they encode
         if not 200 <= response.status < 300:
-            raise Refusal(reasons.http(response.status))
+            raise Refusal(reasons.http(response.status), wait=_retry_after(response))
         body = self._body(response)
         if not body:
             raise Refusal(reasons.EMPTY)
@@ -142,9 +182,9 @@ class GuardedOpener:
 
     def _connect(self, parts: SplitResult, deadline: float) -> socket.socket:
         """A connection to the first address of the host that is allowed and answers."""
-        host = _host(parts)
+        host = fetch_url.host(parts)
         refusal: OSError | None = None
-        for family, address in self._addresses(host, _port(parts)):
+        for family, address in self._addresses(host, fetch_url.port(parts)):
             seconds = _left(self._settings.timeout, deadline)
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
@@ -227,49 +267,21 @@ def _left(timeout: float, deadline: float) -> float:
 
 def _worth_another(reason: str) -> bool:
     """A name that does not resolve is left: it costs a look-up of seconds, and hardly ever comes back at once."""
-    return reason == reasons.TRUNCATED or (reasons.can_pass(reason) and reason != reasons.NOT_RESOLVED)
+    left = (reasons.NOT_RESOLVED, reasons.HOST_DOWN, reasons.HOST_BUSY)
+    return reason == reasons.TRUNCATED or (reasons.can_pass(reason) and reason not in left)
 
 
-def _split(url: str) -> SplitResult:
+def _retry_after(response: http.client.HTTPResponse) -> float | None:
+    """The seconds after which a server that has too much to do may be asked again; None where it does not say."""
+    text = (response.headers.get("Retry-After") or "").strip()
+    if response.status not in (429, 503) or not text:
+        return None
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
     try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise Refusal(reasons.BAD_URL) from None
-    if parts.scheme not in ("http", "https"):
-        raise Refusal(reasons.BAD_SCHEME, parts.scheme[:20])
-    if not parts.hostname:
-        raise Refusal(reasons.BAD_URL, "no host")
-    return parts
-
-
-def _host(parts: SplitResult) -> str:
-    """The host's name as the network knows it: without brackets, in ASCII."""
-    host = parts.hostname or ""
-    try:
-        return host if host.isascii() else host.encode("idna").decode("ascii")
-    except UnicodeError:
-        raise Refusal(reasons.BAD_URL, "host name") from None
-
-
-def _port(parts: SplitResult) -> int:
-    return parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def _own_headers(parts: SplitResult) -> dict[str, str]:
-    host = _host(parts)
-    name = (f"[{host}]" if ":" in host else host) + (f":{parts.port}" if parts.port else "")
-    return {"Host": name, "Connection": "close"}
-
-
-def _target(parts: SplitResult) -> str:
-    """Path and query, with everything percent-encoded that a request line may not hold."""
-    return quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
-
-
-def _basic(parts: SplitResult) -> str:
-    pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-    return "Basic " + base64.b64encode(pair.encode()).decode()
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _refusal(error: Exception) -> Refusal:

@@ -24,29 +24,36 @@ TRUNCATED = "truncated"
 NOT_AN_IMAGE = "not an image"
 TOO_MANY_PIXELS = "too many pixels"
 UNDECODABLE = "cannot be decoded"
+WRONG_HASH = "hash mismatch"
+HOST_DOWN = "host is down"
+HOST_BUSY = "host is busy"
 OTHER = "other"
 
 VOCABULARY = frozenset(
     {
         *(TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, TLS, NOT_ALLOWED, BAD_SCHEME, BAD_URL, BAD_RESPONSE),
         *(BAD_REDIRECT, TOO_MANY_REDIRECTS, TOO_LARGE, EMPTY, ROBOTS, TRUNCATED, NOT_AN_IMAGE, TOO_MANY_PIXELS),
-        *(UNDECODABLE, OTHER),
+        *(UNDECODABLE, WRONG_HASH, HOST_DOWN, HOST_BUSY, OTHER),
     }
 )
 """All reasons but `http NNN`."""
 
-_CAN_PASS = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED})
+_OF_THE_HOST = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, "http 429", "http 503"})
+_CAN_PASS = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, HOST_DOWN, HOST_BUSY})
 _PASSING_STATUS = frozenset({408, 425, 429})
 _STATUS = re.compile(r"http (\d{3})")
 _ROBOTS_MESSAGE = "Use of image disallowed by X-Robots-Tag directive"  # img2dataset's
 
 
 class Refusal(Exception):
-    """An image that cannot be had; its text is `reason: detail`, the form that `split` reads."""
+    """An image that cannot be had; its text is `reason: detail`, the form that `split` reads.
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    `wait`: the seconds after which the server says that it may be asked again.
+    """
+
+    def __init__(self, reason: str, detail: str = "", wait: float | None = None) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason, self.wait = reason, wait
 
 
 def http(status: int) -> str:
@@ -58,6 +65,11 @@ def can_pass(reason: str) -> bool:
     if status := _STATUS.fullmatch(reason):
         return int(status[1]) >= 500 or int(status[1]) in _PASSING_STATUS
     return reason in _CAN_PASS
+
+
+def of_the_host(reason: str) -> bool:
+    """Whether a failure says more of the host than of the image: others there will most likely fail, too."""
+    return reason in _OF_THE_HOST
 
 
 def split(message: str) -> tuple[str, str]:

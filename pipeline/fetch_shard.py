@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import time
-from collections import Counter
+import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests.layout import SHARD_DIGITS, shard_name
 from lotlip_data.manifests.manifest import DownloadSettings
-from lotlip_data.manifests.schema import IMAGE_EXTENSION, IMAGES, LISTS, SUCCESS
+from lotlip_data.manifests.schema import IMAGE_EXTENSION, IMAGES, LISTS
+from lotlip_data.pipeline import failures
 from lotlip_data.pipeline import fetch_reasons as reasons
 from lotlip_data.pipeline.fetch_guard import installed
 from lotlip_data.pipeline.fetch_images import GuardedResizer
@@ -35,13 +36,15 @@ class FetchedShard:
     parquet: pathlib.Path
     table: pa.Table
     stats: dict[str, Any]
-    """img2dataset's own, `status_dict` by the reasons of `fetch_reasons`."""
+    """img2dataset's own, with what `failures.of_shard` counts: `status_dict` by the reasons of `fetch_reasons`."""
 
     @property
     def can_pass(self) -> bool:
-        """Whether nothing was fetched, and every failure is of a kind that another time may not bring."""
-        failures = [reason for reason in self.stats["status_dict"] if reason != SUCCESS]
-        return not self.stats["successes"] and all(reasons.can_pass(reason) for reason in failures)
+        """Whether nothing was fetched, and a failure among them is of a kind that another time may not bring.
+
+        A failure that is final, such as a name that is no host's, comes without any network too.
+        """
+        return not self.stats["successes"] and any(map(reasons.can_pass, self.stats["status_dict"]))
 
 
 def fetch(
@@ -55,7 +58,7 @@ def fetch(
     source = folder / "rows.arrow"
     with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
         writer.write_table(rows.select(LISTS.names).cast(LISTS))
-    with installed(settings):
+    with installed(settings, _expected(rows)):
         _downloader(settings, samples_per_shard, str(folder)).download_shard((shard, str(source)))
     parquet = folder / f"{shard_name(shard)}.parquet"
     table = pq.read_table(parquet)
@@ -66,8 +69,18 @@ def fetch(
     table = _tidy(table)
     pq.write_table(table, parquet, compression="zstd")
     stats = json.loads((folder / f"{shard_name(shard)}_stats.json").read_text())
-    stats |= {"status_dict": _by_reason(table), "seconds": round(time.time() - started, 3)}
+    stats |= failures.of_shard(table) | {"seconds": round(time.time() - started, 3)}
     return FetchedShard(folder / f"{shard_name(shard)}.tar", parquet, table, stats)
+
+
+def _expected(rows: pa.Table) -> dict[str, dict[str, str]]:
+    """By URL, as `urllib` spells it, the hashes that the lists expect of its body."""
+    found: dict[str, dict[str, str]] = {}
+    for column, algorithm in (("expected_sha256", "sha256"), ("expected_md5", "md5")):
+        known = rows.filter(pc.is_valid(rows[column]))
+        for url, digits in zip(known["url"].to_pylist(), known[column].to_pylist(), strict=True):
+            found.setdefault(urllib.request.Request(url).full_url, {})[algorithm] = digits
+    return found
 
 
 def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str) -> Any:
@@ -114,10 +127,3 @@ def _tidy(table: pa.Table) -> pa.Table:
 def _message(text: str) -> str:
     reason, detail = reasons.split(text)
     return f"{reason}: {detail}" if detail else reason
-
-
-def _by_reason(table: pa.Table) -> dict[str, int]:
-    """Rows by reason, `success` among them, the most frequent first."""
-    messages = table["error_message"].filter(pc.not_equal(table["status"], SUCCESS)).to_pylist()
-    failures = Counter(reasons.split(message)[0] for message in messages)
-    return {SUCCESS: table.num_rows - len(messages)} | dict(failures.most_common())

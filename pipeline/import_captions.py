@@ -204,6 +204,7 @@ class _Report:
         first = pa.array(np.append(True, uids[1:] != uids[:-1])[: len(uids)])
         self._write(rows.filter(pc.invert(first)), REPEATED)
         rows = rows.filter(first)
+        images = images.sort_by([("fetched", "descending")])  # an image that was fetched again has failed elsewhere
         place = pc.index_in(rows["uid"], value_set=images["uid"].combine_chunks())
         self._write(rows.filter(pc.is_null(place)), NO_IMAGE)
         rows, place = rows.filter(pc.is_valid(place)), place.drop_null()

@@ -5,6 +5,7 @@ A marker says that a shard is done. Beside the markers lies an empty object a sh
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -62,6 +63,17 @@ def recorded(ledger: str) -> dict[int, Tally]:
     """By shard, what the ledger folder says that it took. A shard whose writer was killed in between is missing."""
     entries = ((name.partition("-")[0], Tally.named(name)) for name in storage.list_names(ledger))
     return {int(shard): tally for shard, tally in entries if tally and shard.isdigit()}
+
+
+def note_try(run: Run, shard: int, token: str) -> None:
+    """Note that nothing came of an image shard in the download that `token` names."""
+    storage.create(storage.join(run.image_tries, f"{shard_name(shard)}-{token}"), b"")
+
+
+def tries(run: Run) -> Counter[int]:
+    """By image shard, in how many downloads nothing came of it."""
+    names = (name.partition("-")[0] for name in storage.list_names(run.image_tries))
+    return Counter(int(shard) for shard in names if shard.isdigit())
 
 
 def parts_under_way(run: Run, captioner: str) -> dict[int, list[Tally]]:

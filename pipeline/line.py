@@ -36,13 +36,21 @@ class Outcome:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-def download(manifest: Manifest, run: Run, say: Say) -> Outcome:
-    """Cut the manifest's lists into shards, once, and fetch every shard that is not fetched yet."""
+def download(
+    manifest: Manifest, run: Run, say: Say, retry_failed: bool = False, accept_failures: bool = False
+) -> Outcome:
+    """Cut the manifest's lists into shards, once, and fetch every shard that is not fetched yet.
+
+    `retry_failed` and `accept_failures` are those of `pipeline.download`.
+    """
     from lotlip_data.manifests.manifest import freeze
     from lotlip_data.pipeline.download import download as fetch
+    from lotlip_data.pipeline.failures import as_lines
 
     freeze(manifest, run)
-    summary = fetch(manifest, run, say)
+    summary = fetch(manifest, run, say, retry_failed=retry_failed, accept_failures=accept_failures)
+    for row in as_lines(summary.failures.figures()):
+        say(row)
     return Outcome(not summary.nothing_to_do, summary.failed_shards, summary.figures())
 
 

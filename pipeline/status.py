@@ -7,27 +7,31 @@ from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline import ledger
+from lotlip_data.pipeline import ledger, retry
+from lotlip_data.pipeline.download import read_summary
+from lotlip_data.pipeline.failures import as_lines as failures_as_lines
 from lotlip_data.pipeline.ledger import Tally
+from lotlip_data.pipeline.partition import load_plan
 
 WINDOW = 600
 """Seconds that the rates are taken over."""
 
 
-def status(run: Run, now: float | None = None) -> dict[str, Any]:
+def status(run: Run, now: float | None = None, failures: bool = False) -> dict[str, Any]:
     """Shards planned, fetched, captioned by each captioner, and in the dataset; trained and evaluated models.
 
     `captioners` has, for each, images done, left and failed, images and tokens per second over the last WINDOW seconds,
-    and from these the seconds left (None where nothing moves). now: Unix time, for tests.
+    and from these the seconds left (None where nothing moves). now: Unix time, for tests. `failures`: what could not be
+    fetched by reason and by host as well, for which every shard's counts are read.
     """
-    planned = json.loads(storage.read_bytes(run.plan))["shards"] if storage.exists(run.plan) else None
+    planned = _planned(run)
     fetched = ledger.fetched_shards(run)
     counted = ledger.recorded(run.image_ledger)
     images = sum(tally.rows - tally.failed for tally in counted.values())
     for shard in set(fetched) - set(counted):  # killed between the marker and its line, which the next download adds
         images += json.loads(storage.read_bytes(run.image_stats(shard)))["successes"]
     names = ledger.captioners(run)
-    return {
+    found = {
         "shards": planned,
         "fetched": len(fetched),
         "images": images,
@@ -37,6 +41,15 @@ def status(run: Run, now: float | None = None) -> dict[str, Any]:
         "trained": storage.list_names(storage.join(run.url, "train")),
         "evaluated": [name.removesuffix(".json") for name in storage.list_names(storage.join(run.url, "eval"))],
     }
+    if failures and planned is not None:
+        found["failures"] = read_summary(run).failures.figures()
+    return found
+
+
+def _planned(run: Run) -> int | None:
+    """Shards of the plan and of retries; None where nothing is planned yet."""
+    plan = load_plan(run)
+    return None if plan is None else plan.shards + sum(one.shards for one in retry.rounds(run))
 
 
 def _captioner(run: Run, name: str, images: int, now: float) -> dict[str, Any]:
@@ -82,6 +95,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     total = "?" if planned is None else planned
     lines = ["lists        not cut into shards yet" if planned is None else f"lists        cut into {planned} shards"]
     lines.append(f"download     {found['fetched']} of {total} shards, {found['images']} images")
+    lines += failures_as_lines(found["failures"]) if "failures" in found else []
     for name, one in found["captioners"].items():
         shards = f"{found['captioned'][name]} of {found['fetched']} shards"
         failed = f", {one['failed']} failed" if one["failed"] else ""

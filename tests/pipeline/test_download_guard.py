@@ -272,7 +272,8 @@ def test_every_reason_is_of_the_vocabulary_and_some_can_pass() -> None:
     assert split("Image decoding error") == ("cannot be decoded", "Image decoding error")
     assert split("something new: x") == ("other", "something new: x")
     passing = {reason for reason in VOCABULARY if can_pass(reason)}
-    assert passing == {"timeout", "connection refused", "connection lost", "host unreachable", "name not resolved"}
+    of_the_host = {"timeout", "connection refused", "connection lost", "host unreachable", "name not resolved"}
+    assert passing == of_the_host | {"host is down", "host is busy"}
     assert [status for status in (404, 403, 410, 408, 429, 500, 503) if can_pass(f"http {status}")] == [
         408,
         429,
