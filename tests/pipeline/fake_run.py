@@ -24,6 +24,7 @@ from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.schema import CAPTIONS, IMAGES, LISTS, SUCCESS
 from lotlip_data.pipeline.dataset import Recipe, ShardRecord
+from lotlip_data.pipeline.failures import of_shard
 from lotlip_data.pipeline.inputs import units
 from lotlip_data.pipeline.shard import build_shard
 from lotlip_data.world.scenes import SPLITS, Scene, render, sample_scene
@@ -117,7 +118,8 @@ def commit_images(run: Run, shard: int, rows: list[Row], members: list[tuple[Row
                 tar.addfile(member, io.BytesIO(data))
     storage.create(storage.join(run.images, names["tar"]), content.getvalue())
     storage.create(storage.join(run.images, names["parquet"]), parquet(rows, IMAGES))
-    stats = {**names, "count": len(rows), "successes": len(members)}
+    counted = of_shard(pa.Table.from_pylist(rows, schema=IMAGES))
+    stats = {**names, "count": len(rows), "successes": len(members), **counted}
     storage.create(run.image_stats(shard), json.dumps(stats).encode())
 
 
