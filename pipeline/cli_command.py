@@ -25,20 +25,27 @@ Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON; a
 def command(name: str, as_json: bool, run_url: str | None = None) -> Iterator[Console]:
     """Tells errors plainly, keeps the log, and sets the exit code: 0, 1 (something failed) or 2 (asked wrongly)."""
     from lotlip_data.manifests.layout import Run
+    from lotlip_data.manifests.sweep import sweep
 
     console = Console(name, as_json)
     code = 0
     try:
+        if run_url is not None:
+            sweep(Run.at(run_url).url)
         yield console
     except UserError as error:
         console.error(str(error))
         code = ASKED_WRONGLY
+    except (ConnectionError, PermissionError, TimeoutError) as error:
+        console.error(f"{error}. What is committed stays, and the same command goes on from there.")
+        code = FAILED
     except KeyboardInterrupt:
         console.say("stopped; the same command goes on from here")
         code = INTERRUPTED
     finally:
         if run_url is not None:
-            console.save(Run.at(run_url))
+            with contextlib.suppress(OSError, UserError):  # what matters has been said on the screen
+                console.save(Run.at(run_url))
     if code:
         raise typer.Exit(code)
 

@@ -1,12 +1,15 @@
 """Two spellings of one URL are one image; two URLs are two; a URL that nobody can fetch has no identity."""
 
 import hashlib
+import re
 import string
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lotlip_data.manifests import identity
 from lotlip_data.manifests.identity import normalise_url, uid_of
 
 HOST = st.from_regex(r"[a-z0-9]{1,8}(\.[a-z0-9]{1,8}){0,3}", fullmatch=True)
@@ -56,6 +59,30 @@ def test_paths_that_differ_are_different_images(scheme: str, host: str, paths: l
 )
 def test_what_a_server_may_tell_apart_stays_apart(one: str, other: str) -> None:
     assert uid_of(one) != uid_of(other)
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [*"/?#&=:@%;,'\"!$~._-[]\\^|<>{} \t\r\n\x00\x1f\x7f\x85\xa0\u2003\u2100éAz9", "//", ":80", "?#", "a.b"]
+    ),
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.sampled_from(["http://", "https://", "HTTP://", "http:/", " http://"]), HOST | PIECES, PIECES)
+def test_the_short_way_gives_what_the_long_way_gives(before: str, host: str, rest: str) -> None:
+    """A URL that is taken for normal is; the long way is what uids were always made by."""
+
+    def outcome() -> str:
+        try:
+            return normalise_url(before + host + rest)
+        except ValueError as error:
+            return f"refused: {error}"
+
+    short = outcome()
+    with mock.patch.object(identity, "_NORMAL", re.compile(r"(?!)")):
+        assert short == outcome()
 
 
 def test_a_uid_is_the_sha256_of_the_normalised_url_and_stays_so() -> None:
