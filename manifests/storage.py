@@ -9,36 +9,17 @@ asked again; what is final (not there, not allowed, no space) is raised at once.
 import errno
 import os
 import pathlib
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import IO, Any
 
 import fsspec
-import tenacity
 from fsspec.implementations.local import LocalFileSystem
 
-from lotlip_data.manifests.errors import UserError
-
-
-class StorageError(UserError):
-    """The storage refused something; the message says where and what to do."""
-
-
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
-_FINAL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
-
-
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, _FINAL) and error.errno not in _FINAL_CODES
-
-
-_patiently = tenacity.retry(
-    retry=tenacity.retry_if_exception(_may_pass),
-    stop=tenacity.stop_after_attempt(4),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=5),
-    reraise=True,
-)
+from lotlip_data.manifests.patience import StorageError, patiently
 
 
 def join(base: str, *names: str) -> str:
@@ -62,13 +43,13 @@ def is_local(url: str) -> bool:
     return isinstance(_open_fs(url)[0], LocalFileSystem)
 
 
-@_patiently
+@patiently
 def exists(url: str) -> bool:
     fs, path = _open_fs(url)
     return bool(fs.exists(path))
 
 
-@_patiently
+@patiently
 def read_bytes(url: str) -> bytes:
     """The whole object. Raises FileNotFoundError where there is none."""
     fs, path = _open_fs(url)
@@ -76,7 +57,7 @@ def read_bytes(url: str) -> bytes:
     return data
 
 
-@_patiently
+@patiently
 def open_read(url: str) -> IO[bytes]:
     """A seekable binary stream over one object."""
     fs, path = _open_fs(url)
@@ -84,7 +65,7 @@ def open_read(url: str) -> IO[bytes]:
     return stream
 
 
-@_patiently
+@patiently
 def list_names(folder: str) -> list[str]:
     """Sorted names of what lies directly in `folder`; empty where the folder does not exist. One listing."""
     fs, path = _open_fs(folder)
@@ -92,34 +73,63 @@ def list_names(folder: str) -> list[str]:
         found = fs.ls(path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    names = (name.rstrip("/").rsplit("/", 1)[-1] for name in found)
-    return sorted(name for name in names if not name.startswith(".tmp-"))
+    return sorted(name for name in map(_name_in(path), found) if name)
 
 
-@_patiently
+@patiently
 def list_stamps(folder: str) -> dict[str, str]:
     """As `list_names`, each name with a stamp that changes whenever the object does. One listing.
 
     The stamp is the ETag where the storage has one, otherwise size and time.
     """
     fs, path = _open_fs(folder)
+    return {name: _stamp(entry) for name, entry in _entries(fs, path).items()}
+
+
+@patiently
+def last_change(folder: str, names: Collection[str]) -> float | None:
+    """When the last of these objects of a folder was changed, in Unix time; None where none is there. One listing."""
+    fs, path = _open_fs(folder)
+    return max((_time(entry) for name, entry in _entries(fs, path).items() if name in names), default=None)
+
+
+def _entries(fs: Any, path: str) -> dict[str, dict[str, Any]]:
+    """What lies directly in a folder, by name, in order."""
     try:
-        found = fs.ls(path, detail=True)
+        found = {_name_in(path)(entry["name"]): entry for entry in fs.ls(path, detail=True)}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    named = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in found}
-    return {name: _stamp(entry) for name, entry in sorted(named.items()) if not name.startswith(".tmp-")}
+    return {name: found[name] for name in sorted(found) if name}
+
+
+def _name_in(folder: str) -> Callable[[str], str]:
+    """From a listed path to its name; empty for scratch files, and for the folder, which is an object on some S3s."""
+
+    def name(path: str) -> str:
+        last = path.rstrip("/").rsplit("/", 1)[-1]
+        return "" if last.startswith(".tmp-") or path.rstrip("/") == folder.rstrip("/") else last
+
+    return name
 
 
 def _stamp(entry: dict[str, Any]) -> str:
     etag = entry.get("ETag") or entry.get("etag")
-    time = next((entry[name] for name in ("mtime", "LastModified", "updated", "created") if entry.get(name)), "")
-    return str(etag) if etag else f"{entry['size']} {time}"
+    return str(etag) if etag else f"{entry['size']} {_changed(entry)}"
 
 
-@_patiently
+def _changed(entry: dict[str, Any]) -> Any:
+    return next((entry[name] for name in ("mtime", "LastModified", "updated", "created") if entry.get(name)), "")
+
+
+def _time(entry: dict[str, Any]) -> float:
+    """Unix time; that of now where the storage does not tell."""
+    changed = _changed(entry) or time.time()
+    return changed.timestamp() if isinstance(changed, datetime) else float(changed)
+
+
+@patiently
 def stamps_below(path: str) -> dict[str, str]:
-    """Every object in a folder and its folders, or the one object `path`, each with its stamp; empty where there is none.
+    """Every object in a folder and its folders, or the one object `path`, each with its stamp; empty where is none.
 
     Names are relative to the folder, and the empty string for the object itself.
     """
@@ -128,7 +138,7 @@ def stamps_below(path: str) -> dict[str, str]:
     return {name.removeprefix(root.rstrip("/")).lstrip("/"): _stamp(found[name]) for name in sorted(found)}
 
 
-@_patiently
+@patiently
 def size(url: str) -> int | None:
     """Bytes of an object; None where there is none."""
     fs, path = _open_fs(url)
@@ -138,7 +148,7 @@ def size(url: str) -> int | None:
         return None
 
 
-@_patiently
+@patiently
 def list_below(folder: str) -> list[str]:
     """Sorted paths, relative to `folder`, of every object in it and in its folders; empty where there is none."""
     fs, path = _open_fs(folder)
@@ -147,7 +157,7 @@ def list_below(folder: str) -> list[str]:
     return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
 
 
-@_patiently
+@patiently
 def remove(url: str) -> None:
     """Remove an object or a folder with all that is in it; nothing happens where it is not there."""
     fs, path = _open_fs(url)
@@ -157,11 +167,12 @@ def remove(url: str) -> None:
         return
 
 
-@_patiently
+@patiently
 def create(url: str, data: bytes) -> bool:
     """Create the object `url` with `data`, unless it exists.
 
-    True where this call created it, False where it was there before: then it is left as it is.
+    True where this call created it, False where it was there before: then it is left as it is. Not on a local disk,
+    True also where it was there and holds `data`, since the answer to this very call may have been lost.
     Raises StorageError where the storage cannot create exclusively, OSError (a full disk, say) as it comes.
     """
     fs, path = _open_fs(url)
@@ -170,10 +181,10 @@ def create(url: str, data: bytes) -> bool:
             _write_durably(scratch, data)
             return _link(scratch, path)
     first = _create_remotely(fs, path, lambda: fs.pipe_file(path, data, mode="create"))
-    return first or bool(fs.cat_file(path) == data)  # ours, where the answer to an earlier try was lost
+    return first or bool(fs.cat_file(path) == data)
 
 
-@_patiently
+@patiently
 def create_from_file(url: str, local: str) -> bool:
     """As `create`, with the content of the local file `local`, which may be larger than memory. The file stays."""
     fs, path = _open_fs(url)
@@ -181,10 +192,10 @@ def create_from_file(url: str, local: str) -> bool:
         with _scratch_beside(path) as scratch, open(local, "rb") as source:
             _copy_durably(source, scratch)
             return _link(scratch, path)
-    return _create_remotely(fs, path, lambda: fs.put_file(local, path, mode="create"))
+    return _create_remotely(fs, path, lambda: fs.put_file(local, path, mode="create")) or _is_equal(fs, path, local)
 
 
-@_patiently
+@patiently
 def replace(url: str, data: bytes) -> None:
     """Write an object that may be overwritten: a view that can be made again, never a result."""
     fs, path = _open_fs(url)
@@ -201,9 +212,23 @@ def _create_remotely(fs: Any, path: str, write: Callable[[], object]) -> bool:
     try:
         write()
     except OSError as error:
-        if _lost_the_race(error) and fs.exists(path):
+        # S3 does not know the upload in parts any more that a lost answer completed.
+        if (_lost_the_race(error) or isinstance(error, FileNotFoundError)) and fs.exists(path):
             return False
+        if isinstance(error, FileNotFoundError):
+            raise StorageError(f"{path}: cannot be created ({error}). Make the bucket, or correct its name.") from error
         raise
+    return True
+
+
+def _is_equal(fs: Any, path: str, local: str) -> bool:
+    """Whether the object holds what the local file holds."""
+    if fs.info(path)["size"] != pathlib.Path(local).stat().st_size:
+        return False
+    with fs.open(path, "rb") as theirs, open(local, "rb") as ours:
+        while chunk := ours.read(1 << 22):
+            if theirs.read(len(chunk)) != chunk:
+                return False
     return True
 
 

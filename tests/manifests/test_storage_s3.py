@@ -1,0 +1,154 @@
+"""What `storage` promises holds on an S3 server (moto's, on loopback), in its good days and its bad ones."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from lotlip_data.manifests import storage
+from tests.faults.s3 import BUCKET, SECRET, dealt, s3_server
+
+RUN = f"s3://{BUCKET}/a run"
+BAD_DAYS = {"refuse": 0.05, "lose": 0.05, "drop": 0.05, "delay": 0.02}
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    with s3_server(tmp_path) as environment:
+        use(environment, monkeypatch)
+        yield environment
+
+
+def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # which keeps the endpoint of an earlier test
+
+
+def test_what_is_created_stays_as_it_is(s3: dict[str, str], tmp_path: Path) -> None:
+    url, local = f"{RUN}/deep/x", tmp_path / "local"
+    local.write_bytes(b"third")
+    assert storage.create(url, b"first")
+    assert not storage.create(url, b"second")
+    assert not storage.create_from_file(url, str(local))
+    assert storage.read_bytes(url) == b"first" and storage.size(url) == 5
+    assert storage.create_from_file(url + "2", str(local))
+    assert storage.read_bytes(url + "2") == b"third"
+    assert storage.create(url + "3", b"") and storage.read_bytes(url + "3") == b""
+
+
+def test_objects_are_listed_stamped_replaced_and_removed(s3: dict[str, str]) -> None:
+    assert storage.list_names(RUN) == [] and storage.list_below(RUN) == [] and storage.stamps_below(RUN) == {}
+    assert storage.size(f"{RUN}/a") is None and storage.last_change(RUN, ["a"]) is None
+    fs = fsspec.filesystem("s3")
+    fs.pipe_file(f"{BUCKET}/a run/", b"")  # a folder, as the console of S3 makes one
+    for name in ("a", "b", "folder/c", "folder/deep/d", "folder-2"):
+        assert storage.create(f"{RUN}/{name}", name.encode())
+    assert storage.list_names(RUN) == ["a", "b", "folder", "folder-2"]
+    assert storage.list_below(f"{RUN}/folder") == ["c", "deep/d"]
+    before = storage.list_stamps(RUN)
+    assert list(before) == storage.list_names(RUN)
+    assert storage.stamps_below(f"{RUN}/a") == {"": before["a"]}
+    assert list(storage.stamps_below(f"{RUN}/folder")) == ["c", "deep/d"]
+    storage.replace(f"{RUN}/a", b"new")
+    assert storage.read_bytes(f"{RUN}/a") == b"new"
+    after = storage.list_stamps(RUN)
+    assert [name for name in after if after[name] != before[name]] == ["a"]
+    assert abs((storage.last_change(RUN, ["a", "b"]) or 0) - time.time()) < 60
+    storage.remove(f"{RUN}/folder")
+    storage.remove(f"{RUN}/nothing")
+    assert storage.list_names(RUN) == ["a", "b", "folder-2"]
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{RUN}/folder/c")
+
+
+def test_a_large_file_goes_up_in_parts_and_is_created_once(s3: dict[str, str], tmp_path: Path) -> None:
+    """Twice the size of a part, so that S3 sees an upload in parts whose completion is conditional."""
+    large, other = tmp_path / "large", tmp_path / "other"
+    large.write_bytes(os.urandom(1 << 20) * 101)
+    other.write_bytes(os.urandom(1 << 20) * 101)
+    assert storage.create_from_file(f"{RUN}/large", str(large))
+    assert not storage.create_from_file(f"{RUN}/large", str(other))
+    assert storage.create_from_file(f"{RUN}/large", str(large)), "the same bytes: an answer may have been lost"
+    fs = fsspec.filesystem("s3")
+    assert "-" in fs.info(f"{BUCKET}/a run/large")["ETag"], "the ETag of an upload in parts"
+    with storage.open_read(f"{RUN}/large") as found, large.open("rb") as wanted:
+        while chunk := wanted.read(1 << 23):
+            assert found.read(1 << 23) == chunk
+        assert found.read(1) == b""
+
+
+def test_of_many_processes_exactly_one_creates_each_object(s3: dict[str, str], tmp_path: Path) -> None:
+    code = """
+import sys, time
+from lotlip_data.manifests import storage
+folder, me, start, local = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4]
+open(local, "wb").write(me.encode() * 1000)
+time.sleep(max(0, start - time.time()))
+for index in range(40):
+    url = f"{folder}/{index}"
+    won = storage.create(url, me.encode() * 1000) if index % 2 else storage.create_from_file(url, local)
+    if won:
+        print(index)
+"""
+    start = str(time.time() + 4)
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, RUN, str(me), start, str(tmp_path / str(me))],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for me in range(2)
+    ]
+    won = [(index, me) for me, writer in enumerate(writers) for index in writer.communicate()[0].split()]
+    assert sum(writer.returncode for writer in writers) == 0
+    assert sorted(int(index) for index, _ in won) == list(range(40)), "one winner each, and never two"
+    for index, me in won:
+        assert storage.read_bytes(f"{RUN}/{index}") == str(me).encode() * 1000
+
+
+@pytest.mark.slow
+def test_on_bad_days_everything_is_created_once_and_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals, answers lost after the deed, ended connections: who created an object always hears that it did."""
+    local = tmp_path / "local"
+    with s3_server(tmp_path, **BAD_DAYS) as environment:
+        use(environment, monkeypatch)
+        answers: dict[tuple[int, int], bool] = {}
+
+        def work(me: int) -> None:
+            for index in range(30):
+                answers[index, me] = storage.create(f"{RUN}/{index}", b"%d" % me)
+
+        threads = [threading.Thread(target=work, args=(me,)) for me in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for index in range(30):
+            (winner,) = [me for me in range(2) if answers[index, me]]
+            assert storage.read_bytes(f"{RUN}/{index}") == b"%d" % winner
+        for index in range(15):
+            local.write_bytes(b"%d" % index)
+            assert storage.create_from_file(f"{RUN}/file-{index}", str(local))
+        local.write_bytes(os.urandom(1 << 20) * 101)
+        assert storage.create_from_file(f"{RUN}/large", str(local))
+        assert len(storage.list_below(RUN)) == 46
+    assert all(dealt(tmp_path)[fault] >= 2 for fault in ("refuse", "lose", "drop"))
+
+
+def test_what_only_a_person_can_mend_is_said(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(storage.StorageError, match=r"no-such-bucket/x.*Make the bucket"):
+        storage.create("s3://no-such-bucket/x", b"1")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(storage.StorageError, match=r"s3://lotlip/x: no credentials .*AWS_ACCESS_KEY_ID") as told:
+        storage.create(f"s3://{BUCKET}/x", b"1")
+    assert SECRET not in str(told.value)
