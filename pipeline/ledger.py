@@ -4,6 +4,7 @@ A marker says that a shard is done. Beside the markers lies an empty object a sh
 (a `Tally`), and a part under way has its tally in its own name, so that counts and rates cost no request either.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -42,6 +43,18 @@ class Tally:
 def fetched_shards(run: Run) -> list[int]:
     """The image shards whose download is committed, in order."""
     return _matching(storage.list_names(run.images), _IMAGE_MARKER)
+
+
+def fetched_images(run: Run, shards: Iterable[int]) -> int:
+    """How many images these fetched shards hold. One listing; a marker is read only where its line is missing yet."""
+    counted = recorded(run.image_ledger)
+    total = 0
+    for shard in shards:
+        if tally := counted.get(shard):
+            total += tally.rows - tally.failed
+        else:  # killed between the marker and its line, which the next download adds
+            total += json.loads(storage.read_bytes(run.image_stats(shard)))["successes"]
+    return total
 
 
 def captioned_shards(run: Run, captioner: str) -> list[int]:

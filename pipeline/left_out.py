@@ -28,6 +28,7 @@ from lotlip_data.manifests.shard_settings import CleanSettings
 from lotlip_data.pipeline import evaluation_sets, neighbours
 from lotlip_data.pipeline.hashes import shard_hashes, within
 from lotlip_data.pipeline.inputs import digest, image_stamps
+from lotlip_data.pipeline.ledger import fetched_images
 from lotlip_data.pipeline.neighbours import Found, Rows
 from lotlip_data.pipeline.rules import Rules, image_reason, raw_texts
 from lotlip_data.pipeline.scratch import scratch_folder
@@ -134,7 +135,7 @@ def _merge(
     run: Run, clean: CleanSettings, rules: Rules, known: str | None, stamps: dict[int, str], folder: pathlib.Path,
     say: Callable[[str], None],
 ) -> tuple[dict[int, str], list[str]]:  # fmt: skip
-    rows = sum(json.loads(storage.read_bytes(run.image_stats(shard)))["successes"] for shard in stamps)
+    rows = fetched_images(run, stamps)
     spilled = _Spilled(
         Rows(folder / "sums", rows, "lower", "position"),
         Rows(folder / "hashes", rows, "hash", "position"),

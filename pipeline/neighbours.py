@@ -11,6 +11,7 @@ would be compared with some 50 others each for each of the 15 pairs.
 
 import itertools
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,9 +19,10 @@ import pyarrow as pa
 
 from lotlip_data.pipeline.spill import Buckets
 
-ROWS_A_BUCKET = 1_000_000
-BUFFER_BYTES = 64 << 20
+ROWS_A_BUCKET = 250_000
+BUFFER_BYTES = 16 << 20
 _BITS = 64
+_LATEST = np.iinfo(np.uint64).max
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 """An odd number, so multiplying by it loses nothing; it spreads hashes, which are bunched, over the buckets."""
 
@@ -34,18 +36,29 @@ class Rows:
 
     def __init__(self, folder: pathlib.Path, rows: int, *columns: str) -> None:
         folder.mkdir()
+        self.rows = rows
+        self.count = 1 + rows // ROWS_A_BUCKET
         self._schema = pa.schema([(name, U64) for name in ("order", *columns)])
-        self._buckets = Buckets(folder, 1 + rows // ROWS_A_BUCKET, self._schema, BUFFER_BYTES)
+        self._buckets = Buckets(folder, self.count, self._schema, BUFFER_BYTES)
 
     def add(self, *columns: np.ndarray) -> None:
         if len(columns[0]):
             arrays = [pa.array(column, U64) for column in columns]
             self._buckets.add(pa.Table.from_arrays(arrays, schema=self._schema))
 
-    def __iter__(self) -> Iterator[list[np.ndarray]]:
+    def flush(self) -> None:
+        """Before the first bucket is read, and after the last row is added."""
         self._buckets.flush()
-        for table in self._buckets:
-            yield [table[name].to_numpy() for name in self._schema.names]
+
+    def bucket(self, number: int) -> list[np.ndarray]:
+        """The columns of one bucket. Two of the same `rows` have a row of the same `order` in the same bucket."""
+        table = self._buckets.bucket(number)
+        return [table[name].to_numpy() for name in self._schema.names]
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        """The buckets that hold rows, in order."""
+        self.flush()
+        return (bucket for number in range(self.count) if len((bucket := self.bucket(number))[0]))
 
 
 def equal(rows: Rows) -> Iterator[Found]:
@@ -70,16 +83,22 @@ def near(rows: Rows, distance: int, folder: pathlib.Path) -> Iterator[Found]:
 
     `folder` is for work under way. Images of equal hash are one here, so a million blank ones cost no more than one.
     """
-    distinct = _Distinct(rows, folder)
+    count = _spill_distinct(rows, folder / "distinct")
+    better = Rows(folder / "better", rows.rows, "hash", "position")  # the earliest image near a hash; buckets as `rows`
     for number, bands in enumerate(itertools.combinations(_bands(distance), 2)):
-        _compare(distinct, np.bitwise_or(*bands), distance, folder / f"bands-{number}")
-    start = 0
-    for _, hashes, position in rows:
-        _, of = np.unique(hashes, return_inverse=True)
-        earliest = distinct.nearest[start + of]
-        start += int(of.max()) + 1
+        scratch = folder / f"bands-{number}"
+        _compare(_distinct(folder / "distinct"), count, np.bitwise_or(*bands), distance, scratch, better)
+        shutil.rmtree(scratch)
+    better.flush()
+    for number in range(rows.count):
+        _, hashes, position = rows.bucket(number)
+        _, candidates, candidate_position = better.bucket(number)
+        found, of = np.unique(np.concatenate([hashes, candidates]), return_inverse=True)
+        earliest = np.full(len(found), _LATEST)
+        np.minimum.at(earliest, of, np.concatenate([position, candidate_position]))
+        earliest = earliest[of[: len(hashes)]]
         late = earliest < position
-        yield position[late], np.asarray(earliest[late])
+        yield position[late], earliest[late]
 
 
 def _bands(distance: int) -> list[np.uint64]:
@@ -88,40 +107,41 @@ def _bands(distance: int) -> list[np.uint64]:
     return [np.uint64(((1 << stop) - 1) ^ ((1 << start) - 1)) for start, stop in itertools.pairwise(edges)]
 
 
-class _Distinct:
-    """Every hash once, on disk: `hashes`, the `first` position that has it, and the `nearest` found so far."""
-
-    def __init__(self, rows: Rows, folder: pathlib.Path) -> None:
-        names = ("hashes", "first")
-        with open(folder / names[0], "wb") as hashes, open(folder / names[1], "wb") as first:
-            for _, values, position in rows:
-                order = np.lexsort((position, values))
-                found, index = np.unique(values[order], return_index=True)
-                found.tofile(hashes)
-                position[order][index].tofile(first)
-        self.hashes, self.first = (_mapped(folder / name) for name in names)
-        self.nearest = np.lib.format.open_memmap(folder / "nearest.npy", "w+", np.uint64, (max(1, len(self.first)),))
-        for part in self.parts():
-            self.nearest[part] = self.first[part]
-
-    def parts(self) -> Iterator[slice]:
-        return (slice(at, at + ROWS_A_BUCKET) for at in range(0, len(self.first), ROWS_A_BUCKET))
+def _spill_distinct(rows: Rows, path: pathlib.Path) -> int:
+    """Write every hash once, as pairs with the first position that has it, into one file; how many there are."""
+    count = 0
+    with open(path, "wb") as file:
+        for _, hashes, position in rows:
+            order = np.lexsort((position, hashes))
+            found, index = np.unique(hashes[order], return_index=True)
+            np.stack([found, position[order][index]], axis=1).tofile(file)
+            count += len(found)
+    return count
 
 
-def _mapped(path: pathlib.Path) -> np.ndarray:
-    size = path.stat().st_size // 8
-    return np.memmap(path, np.uint64, "r", shape=(size,)) if size else np.empty(0, np.uint64)
+def _distinct(path: pathlib.Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The hashes and their first positions, so many rows at a time. Read, not mapped: mapped pages count as memory."""
+    with open(path, "rb") as file:
+        while len(pairs := np.fromfile(file, np.uint64, 2 * ROWS_A_BUCKET)):
+            yield pairs[0::2], pairs[1::2]
 
 
-def _compare(distinct: _Distinct, mask: np.uint64, distance: int, folder: pathlib.Path) -> None:
-    """Compare all hashes that agree on the bits of `mask`, and note the earliest image that each is near to."""
-    table = Rows(folder, len(distinct.first), "index")
-    for part in distinct.parts():
-        table.add(mixed(distinct.hashes[part] & mask), np.arange(len(distinct.first), dtype=np.uint64)[part])
-    for key, index in table:
+def _compare(
+    distinct: Iterator[tuple[np.ndarray, np.ndarray]],
+    count: int,
+    mask: np.uint64,
+    distance: int,
+    folder: pathlib.Path,
+    better: Rows,
+) -> None:
+    """Compare all hashes that agree on the bits of `mask`; to `better` go those that an earlier image is near to."""
+    table = Rows(folder, count, "hash", "first")
+    for hashes, first in distinct:
+        table.add(mixed(hashes & mask), hashes, first)
+    for key, hashes, first in table:
         order = np.argsort(key, kind="stable")
-        key, index = key[order], index[order]
-        hashes, first, nearest = distinct.hashes[index], distinct.first[index], distinct.nearest[index]
+        key, hashes, first = key[order], hashes[order], first[order]
+        nearest = first.copy()
         pairs = np.arange(len(key))
         for step in itertools.count(1):  # each with the one `step` after it, as long as they share the key
             pairs = pairs[pairs + step < len(key)]
@@ -132,4 +152,5 @@ def _compare(distinct: _Distinct, mask: np.uint64, distance: int, folder: pathli
             right = left + step
             nearest[left] = np.minimum(nearest[left], first[right])
             nearest[right] = np.minimum(nearest[right], first[left])
-        distinct.nearest[index] = nearest
+        late = nearest < first
+        better.add(mixed(hashes[late]), hashes[late], nearest[late])

@@ -1,6 +1,5 @@
 """How far a run is, from the names of its objects alone: a few listings, also while another machine runs it."""
 
-import json
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -26,10 +25,7 @@ def status(run: Run, now: float | None = None, failures: bool = False) -> dict[s
     """
     planned = _planned(run)
     fetched = ledger.fetched_shards(run)
-    counted = ledger.recorded(run.image_ledger)
-    images = sum(tally.rows - tally.failed for tally in counted.values())
-    for shard in set(fetched) - set(counted):  # killed between the marker and its line, which the next download adds
-        images += json.loads(storage.read_bytes(run.image_stats(shard)))["successes"]
+    images = ledger.fetched_images(run, fetched)
     names = ledger.captioners(run)
     found = {
         "shards": planned,

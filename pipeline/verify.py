@@ -29,8 +29,8 @@ KNOWN = frozenset({dataset.DATASET_JSON, dataset.MARKERS, *VIEWS})
 """What lies in `shards/` beside the shards themselves."""
 
 _UIDS = pa.schema([("order", pa.uint64()), ("uid", pa.string()), ("shard", pa.int32())])
-_UIDS_A_BUCKET = 1_000_000
-_BUFFER_BYTES = 64 << 20
+_UIDS_A_BUCKET = 250_000
+_BUFFER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
