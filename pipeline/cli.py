@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline import cli_lists, cli_pages
+from lotlip_data.pipeline import cli_eval, cli_lists, cli_pages
 from lotlip_data.pipeline.cli_command import FAILED, Json, ManifestFile, RunFolder
 from lotlip_data.pipeline.cli_command import command as _command
 from lotlip_data.pipeline.cli_command import finish as _finish
@@ -30,6 +30,7 @@ app.add_typer(convert, name="convert")
 
 
 cli_lists.register(app)
+cli_eval.register(app)
 cli_pages.register(app)
 
 Captioners = Annotated[
@@ -215,24 +216,6 @@ def embed(
             for reason in found.failed[:20]:
                 console.say(f"  {reason}")
             raise typer.Exit(FAILED)
-
-
-@app.command(name="eval")
-def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="The folder of a trained model, such as RUN/train/lotlip/model.")],
-    out: Annotated[str | None, typer.Option(help="Where the results go. Default: eval.json beside the folder.")] = None,
-    json: Json = False,
-) -> None:
-    """Zero-shot retrieval and classification of a trained model, on unseen scenes of the offline world.
-
-    Example: lotlip-data eval runs/demo/train/lotlip/model
-    """
-    with _command("eval", json) as console:
-        from lotlip_data.manifests import storage
-        from lotlip_data.pipeline import line
-
-        model = storage.normalise(checkpoint)
-        console.result(line.evaluate_model(model, out or storage.join(model, "..", "eval.json"), console.say))
 
 
 @app.command()

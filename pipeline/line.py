@@ -179,11 +179,16 @@ def evaluate(manifest: Manifest, run: Run, say: Say) -> Outcome:
 
 def evaluate_model(model: str, out: str, say: Say) -> dict[str, Any]:
     """Evaluate one model's folder on unseen scenes of the offline world; results go to the JSON object `out`."""
+    from lotlip_data.training.embedders import load_embedder
     from lotlip_data.training.evaluate import evaluate as measure
     from lotlip_data.world import tasks
 
     return measure(
-        model, out, retrieval_sets=tasks.retrieval_sets(), classification_sets=tasks.classification_sets(), say=say
+        load_embedder(model),
+        out,
+        retrieval_sets=tasks.retrieval_sets(),
+        classification_sets=tasks.classification_sets(),
+        say=say,
     )
 
 

@@ -41,7 +41,10 @@ class CheckpointError(UserError):
 
 @dataclass
 class LoTLIP:
-    """Two towers with what turns images and texts into their inputs."""
+    """Two towers with what turns images and texts into their inputs.
+
+    It computes where its towers are (`model.towers.to("cuda")`); features are given on the CPU.
+    """
 
     towers: TwoTowers
     tokenizer: TextTokenizer
@@ -51,7 +54,7 @@ class LoTLIP:
     def embed_images(self, images: Iterable[Image.Image], batch: int = 64) -> Tensor:
         """Unit float32 features [N, D]; the images are taken `batch` at a time, so they may come from a generator."""
         self.towers.eval()
-        features = [self.towers.image(self.transform(some)) for some in batched(images, batch)]
+        features = [self.towers.image(self.transform(some).to(self._device)).cpu() for some in batched(images, batch)]
         return F.normalize(torch.cat(features), dim=-1) if features else torch.zeros(0, self.towers.image.dim)
 
     def embed_texts(self, texts: Sequence[str], batch: int = 64) -> Tensor:
@@ -65,8 +68,13 @@ class LoTLIP:
         features = torch.zeros(len(encoded.ids), self.towers.image.dim)
         by_length = sorted(range(len(encoded.ids)), key=lambda index: len(encoded.ids[index]))
         for some in batched(by_length, batch):  # texts of like length together: little padding is computed
-            features[some] = self.towers.text(self.tokenizer.pad([encoded.ids[index] for index in some]))[:, 0]
+            ids = self.tokenizer.pad([encoded.ids[index] for index in some]).to(self._device)
+            features[some] = self.towers.text(ids)[:, 0].cpu()
         return F.normalize(features, dim=-1)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.towers.parameters()).device
 
     def save(self, url: str) -> None:
         """Write the folder (a local path or fsspec URL); config.json comes last."""

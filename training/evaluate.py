@@ -1,12 +1,13 @@
-"""Zero-shot evaluation of a trained model: retrieval both ways, and classification by class names.
+"""Zero-shot evaluation of a model: retrieval both ways, and classification by class names.
 
 What is evaluated on comes from outside: any object with the attributes of `RetrievalSet` or `ClassificationSet`.
 """
 
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,8 +16,8 @@ from PIL import Image
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.training import checkpoint, retrieval
-from lotlip_data.training.checkpoint import LoTLIP
+from lotlip_data.training import retrieval
+from lotlip_data.training.embedders import Embedder
 
 Say = Callable[[str], None]
 
@@ -30,8 +31,8 @@ class RetrievalSet(Protocol):
     def texts(self) -> Sequence[str]: ...
     @property
     def image_of_text(self) -> Sequence[int]: ...
-    def images(self) -> Iterable[Image.Image]:
-        """All images in order, made one at a time."""
+    def images(self) -> Iterable[Image.Image | None]:
+        """All images in order, made one at a time; None for one that cannot be read."""
 
 
 class ClassificationSet(Protocol):
@@ -45,29 +46,36 @@ class ClassificationSet(Protocol):
     def class_names(self) -> Sequence[str]: ...
     @property
     def templates(self) -> Sequence[str]: ...
-    def images(self) -> Iterable[Image.Image]:
-        """All images in order, made one at a time."""
+    def images(self) -> Iterable[Image.Image | None]:
+        """All images in order, made one at a time; None for one that cannot be read."""
 
 
 def evaluate(
-    model: str,
+    model: Embedder,
     out: str,
     *,
     retrieval_sets: Sequence[RetrievalSet] = (),
     classification_sets: Sequence[ClassificationSet] = (),
+    about: Mapping[str, Any] | None = None,
+    allow_partial: bool = False,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Evaluate the model folder `model` and commit the results as the JSON object `out`; returns them.
+    """Evaluate the model and commit the results as the JSON object `out`; returns them.
 
-        {"retrieval": {SET: {"t2i": {"R@1": …, "R@5": …, "R@10": …}, "i2t": {…}, "images": N, "texts": M, "cut": …}},
-         "classification": {SET: {"top1": …, "images": N, "classes": C, "cut": …}}, "settings": {…}, "seconds": …}
+        {"retrieval": {SET: {"t2i": {"R@1": …, "R@5": …, "R@10": …}, "i2t": {…}, "images": N, "texts": M, "cut": …,
+         "damaged": …}}, "classification": {SET: {"top1": …, "images": N, "classes": C, "cut": …, "damaged": …}},
+         "settings": {…}, "seconds": …}
 
-    Shares are in [0, 1]; "cut" is the share of texts that are longer than the model's context length. Where `out` is
-    there for the same model and sets, nothing is computed. Raises UserError where it is of another model or other sets.
+    Shares are in [0, 1]; "cut" is the share of texts that are longer than the model's context length. `about` goes into
+    "settings". An image that cannot be read raises UserError, or is left out with its texts and counted in "damaged"
+    with `allow_partial`. Each set's result is kept beside `out` until all are there, so a killed evaluation goes on.
+    Where `out` is there with the same settings, nothing is computed; with others, UserError is raised.
     """
     settings = {
-        "model": _identity(model),
+        "model": model.identity,
+        "context_length": model.context_length,
         "sets": [_describe(one) for one in retrieval_sets] + [_describe(one) for one in classification_sets],
+        **(about or {}),
     }
     if storage.exists(out):
         held: dict[str, Any] = json.loads(storage.read_bytes(out))
@@ -75,56 +83,101 @@ def evaluate(
             raise UserError(f"{out} holds the evaluation of another model or of other sets: remove it, or name another")
         say(f"{out}: evaluated already; nothing to do")
         return held
-    began = time.monotonic()
-    loaded = LoTLIP.load(model)
-    results: dict[str, Any] = {"retrieval": {}, "classification": {}, "settings": settings}
+    parts = _Parts(f"{out}.parts", [model.identity, model.context_length, allow_partial])
+    results: dict[str, Any] = {"retrieval": {}, "classification": {}, "settings": settings, "seconds": 0.0}
     for pairs in retrieval_sets:
-        results["retrieval"][pairs.name] = found = _retrieve(loaded, pairs)
+        compute = functools.partial(_retrieve, model, pairs, allow_partial)
+        results["retrieval"][pairs.name] = found = parts.result(_describe(pairs), compute)
         say(f"{pairs.name}: text to image R@1 {found['t2i']['R@1']:.1%}, image to text R@1 {found['i2t']['R@1']:.1%}")
     for classes in classification_sets:
-        results["classification"][classes.name] = found = _classify(loaded, classes)
+        compute = functools.partial(_classify, model, classes, allow_partial)
+        results["classification"][classes.name] = found = parts.result(_describe(classes), compute)
         say(f"{classes.name}: top-1 {found['top1']:.1%} of {found['classes']} classes")
-    results["seconds"] = round(time.monotonic() - began, 2)
+    for found in (*results["retrieval"].values(), *results["classification"].values()):
+        results["seconds"] = round(results["seconds"] + found.pop("seconds"), 2)
     storage.create(out, (json.dumps(results, indent=1) + "\n").encode())
+    storage.remove(parts.folder)
     return results
 
 
-def _retrieve(model: LoTLIP, pairs: RetrievalSet) -> dict[str, Any]:
-    image = model.embed_images(pairs.images())
-    text, cut = _embed_texts(model, pairs.texts)
-    found: dict[str, Any] = retrieval.recall(image, text, pairs.image_of_text)
-    return found | {"images": len(image), "texts": len(text), "cut": cut}
+class _Parts:
+    """Results of single sets, kept until the evaluation is whole."""
+
+    def __init__(self, folder: str, key: list[Any]) -> None:
+        self.folder = folder
+        self._key = key
+
+    def result(self, described: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What is kept for that set, else what `compute` gives, with the seconds it took."""
+        digest = hashlib.sha256(json.dumps([self._key, described]).encode()).hexdigest()[:16]
+        url = storage.join(self.folder, f"{described['name']}-{digest}.json")
+        if not storage.exists(url):
+            began = time.monotonic()
+            found = compute()
+            storage.create(url, json.dumps(found | {"seconds": time.monotonic() - began}).encode())
+        kept: dict[str, Any] = json.loads(storage.read_bytes(url))
+        return kept
 
 
-def _classify(model: LoTLIP, classes: ClassificationSet) -> dict[str, Any]:
+def _retrieve(model: Embedder, pairs: RetrievalSet, allow_partial: bool) -> dict[str, Any]:
+    image, kept = _embed_images(model, pairs, allow_partial)
+    place = {index: row for row, index in enumerate(kept)}
+    texts = [
+        (text, place[owner]) for text, owner in zip(pairs.texts, pairs.image_of_text, strict=True) if owner in place
+    ]
+    text, cut = _embed_texts(model, [one for one, _ in texts])
+    found: dict[str, Any] = retrieval.recall(image, text, [owner for _, owner in texts])
+    damaged = len(set(pairs.image_of_text)) - len(image)
+    return found | {"images": len(image), "texts": len(text), "cut": cut, "damaged": damaged}
+
+
+def _classify(model: Embedder, classes: ClassificationSet, allow_partial: bool) -> dict[str, Any]:
+    image, kept = _embed_images(model, classes, allow_partial)
     prompts = [template.replace("{}", name) for name in classes.class_names for template in classes.templates]
     text, cut = _embed_texts(model, prompts)
     centres = F.normalize(text.unflatten(0, (len(classes.class_names), -1)).mean(dim=1), dim=-1)
-    image = model.embed_images(classes.images())
-    top1 = retrieval.accuracy(image, centres, classes.labels)
-    return {"top1": top1, "images": len(image), "classes": len(centres), "cut": cut}
+    # Two of ImageNet's names stand for two classes each. Published results take the first of equal scores, so an image
+    # of the second one is never right; counting their ties against the model would take away the first one's too.
+    first = {name: index for index, name in reversed(list(enumerate(classes.class_names)))}
+    rows = sorted(first.values())
+    row_of = {label: row for row, label in enumerate(rows)}
+    labels = [row_of.get(classes.labels[index], -1) for index in kept]
+    damaged = len(classes.labels) - len(image)
+    top1 = retrieval.accuracy(image, centres[rows], labels)
+    return {"top1": top1, "images": len(image), "classes": len(centres), "cut": cut, "damaged": damaged}
 
 
-def _embed_texts(model: LoTLIP, texts: Sequence[str]) -> tuple[torch.Tensor, float]:
+def _embed_images(
+    model: Embedder, one: RetrievalSet | ClassificationSet, allow_partial: bool
+) -> tuple[torch.Tensor, list[int]]:
+    """Features of the images that can be read, and their indices. Raises UserError of one that cannot, or of all."""
+    kept: list[int] = []
+    damaged: list[int] = []
+
+    def readable() -> Iterator[Image.Image]:
+        for index, image in enumerate(one.images()):
+            (kept if image is not None else damaged).append(index)
+            if image is not None:
+                yield image
+
+    features = model.embed_images(readable())
+    if damaged and (not allow_partial or not kept):
+        paths = getattr(one, "paths", None)
+        which = paths[damaged[0]] if paths else f"image {damaged[0]}"
+        raise UserError(
+            f"{one.name}: {len(damaged):,} images cannot be read, {which} for one; fetch them again, or leave them out "
+            "with --allow-partial"
+        )
+    return features, kept
+
+
+def _embed_texts(model: Embedder, texts: Sequence[str]) -> tuple[torch.Tensor, float]:
     """Features, and the share of texts cut. Equal texts are embedded once, so that they tie to the last bit."""
     distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-    encoded = model.tokenizer.encode(list(distinct))
+    embedded = model.embed_texts(list(distinct))
     rows = [distinct[text] for text in texts]
-    cut = sum(encoded.cut[row] for row in rows) / max(1, len(rows))
-    return model.embed_tokens(encoded)[rows], cut
-
-
-def _identity(model: str) -> str:
-    """The sha256 of the model folder's configuration and weights. Raises CheckpointError where there is no model."""
-    digest = hashlib.sha256()
-    for name in (checkpoint.CONFIG, checkpoint.WEIGHTS):
-        try:
-            digest.update(storage.read_bytes(storage.join(storage.normalise(model), name)))
-        except (FileNotFoundError, NotADirectoryError):
-            raise checkpoint.CheckpointError(
-                f"{model}: there is no {name}, so no trained model; name the folder `model` of a training"
-            ) from None
-    return digest.hexdigest()
+    cut = sum(embedded.cut[row] for row in rows) / max(1, len(rows))
+    return embedded.features[rows], cut
 
 
 def _describe(one: RetrievalSet | ClassificationSet) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.config import make_config
+from lotlip_data.training.embedders import load_embedder
 from lotlip_data.training.evaluate import evaluate
 from lotlip_data.training.train import load_model
 from lotlip_data.world.scenes import SPLITS
@@ -18,7 +19,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     towers = write_towers(folder / "towers")
     load_model(make_config(**towers, context_length=64)).save(str(folder / "model"))
-    return str(folder / "model")
+    return load_embedder(str(folder / "model"))
 
 
 def test_results_are_committed_and_not_computed_again(model, tmp_path):
@@ -40,7 +41,7 @@ def test_results_are_committed_and_not_computed_again(model, tmp_path):
 
 def test_a_folder_without_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="no trained model"):
-        evaluate(str(tmp_path), str(tmp_path / "x.json"))
+        load_embedder(str(tmp_path))
 
 
 def test_the_sets_hold_unseen_scenes_and_texts_that_differ():

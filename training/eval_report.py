@@ -1,0 +1,179 @@
+"""Evaluations as tables in the paper's layout, the paper's rows above ours, in Markdown or LaTeX.
+
+Table 4: R@1 on long texts; Table 5: short texts and ImageNet; then all that was measured, and what was read, beside
+Table 1. A number of a part of a task, or of images some of which were damaged, is marked with *.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lotlip_data.training.paper_results import TABLE_4, TABLE_4_TASKS, TABLE_5, TABLE_5_TASKS, Printed
+
+Form = Literal["markdown", "latex"]
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, the names of the columns, and rows of text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(evaluations: Sequence[Mapping[str, Any]], form: Form = "markdown") -> str:
+    """The tables of evaluations (what `evaluate` gives); those of one model fill one row."""
+    models = _by_model(evaluations)
+    found = [_table_4(models), _table_5(models), _all_figures(models), _what_was_read(models)]
+    write = _markdown if form == "markdown" else _latex
+    text = "\n".join(write(table) for table in found if table.rows)
+    note = "\\* measured on a part of the published set" if form == "markdown" else "% * measured on a part of the set"
+    return f"{text}\n{note}\n" if "*" in text.replace("**", "") else text
+
+
+def _by_model(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Results and settings of each task by the model's name; the last of several of a task counts."""
+    models: dict[str, dict[str, Any]] = {}
+    digests: dict[str, str] = {}
+    for one in evaluations:
+        settings = one["settings"]
+        name = str(settings.get("name", settings["model"][:12]))
+        if digests.setdefault(name, settings["model"]) != settings["model"]:
+            name = f"{name} ({settings['model'][:8]})"
+        held = models.setdefault(name, {})
+        for task, found in {**one["retrieval"], **one["classification"]}.items():
+            held[task] = {"found": found, **settings.get("tasks", {}).get(task, {})}
+    return models
+
+
+def _table_4(models: dict[str, dict[str, Any]]) -> Table:
+    ways = [(task, way, "R@1") for task in TABLE_4_TASKS for way in ("t2i", "i2t")]
+
+    def ours(held: dict[str, Any]) -> list[str]:
+        values = [_percent(held, *which) for which in ways]
+        if NONE in values:
+            return [*values, NONE]
+        mean = sum(held[task]["found"][way][metric] for task, way, metric in ways) / len(ways)
+        return [*values, f"{100 * mean:.2f}" + "*" * any("*" in value for value in values)]
+
+    columns = ("DCI T2I", "I2T", "IIW T2I", "I2T", "SV-1k T2I", "I2T", "SV-10k T2I", "I2T", "Avg.")
+    return _beside("Table 4: long texts, R@1", columns, TABLE_4, models, ours)
+
+
+def _table_5(models: dict[str, dict[str, Any]]) -> Table:
+    def ours(held: dict[str, Any]) -> list[str]:
+        ways = [(task, way, metric) for task in TABLE_5_TASKS for way in ("i2t", "t2i") for metric in ("R@1", "R@5")]
+        return [_percent(held, "imagenet", "top1"), *(_percent(held, *which) for which in ways)]
+
+    ways = [f"{way} {metric}" for way in ("I2T", "T2I") for metric in ("R@1", "R@5")]
+    columns = ("IN Acc.", *(f"{title} {way}" for title in ("COCO", "Flickr") for way in ways))
+    return _beside("Table 5: short texts and ImageNet", columns, TABLE_5, models, ours)
+
+
+def _beside(
+    title: str,
+    columns: tuple[str, ...],
+    printed: Sequence[Printed],
+    models: dict[str, dict[str, Any]],
+    ours: Callable[[dict[str, Any]], list[str]],
+) -> Table:
+    """The paper's rows, and ours below; no row where nothing was measured for the table."""
+    rows = [(name, values) for name, held in models.items() if set(values := ours(held)) != {NONE}]
+    if not rows:
+        return Table(title, (), ())
+    paper = [(one.short, one.long, one.model, *(f"{value:.2f}" for value in one.values)) for one in printed]
+    measured = [("ours", "", f"**{name}**", *values) for name, values in rows]
+    return Table(title, ("Short", "Long", "Model", *columns), (*paper, *measured))
+
+
+def _all_figures(models: dict[str, dict[str, Any]]) -> Table:
+    metrics = [(way, metric) for way in ("t2i", "i2t") for metric in ("R@1", "R@5", "R@10")]
+    rows = []
+    for name, held in models.items():
+        for task, entry in held.items():
+            if "t2i" in entry["found"]:
+                values = [_percent(held, task, *which) for which in metrics]
+            else:
+                values = [_percent(held, task, "top1"), *[NONE] * (len(metrics) - 1)]
+            found = entry["found"]
+            cut = f"{100 * found['cut']:.1f}%"
+            rows.append((name, str(entry.get("title", task)), *values, cut, f"{found.get('damaged', 0):,}"))
+    columns = [f"{way.upper()} {metric}" for way, metric in metrics]
+    columns[0] += " / Acc."
+    return Table("All figures", ("Model", "Task", *columns, "Texts cut", "Damaged"), tuple(rows))
+
+
+def _what_was_read(models: dict[str, dict[str, Any]]) -> Table:
+    rows: dict[tuple[str, ...], None] = {}
+    for held in models.values():
+        for entry in held.values():
+            statistics = entry.get("statistics", {})
+            if "sub_captions_per_text" in statistics:
+                printed = entry["published"]
+                row = printed.get("row") or (None, None)
+                rows[
+                    (
+                        entry["title"],
+                        f"{statistics['images']:,} / {printed['images']:,}",
+                        f"{statistics['texts']:,} / {printed['texts']:,}",
+                        f"{statistics['sub_captions_per_text']:.2f} / {_or_none(row[0])}",
+                        f"{statistics['tokens_per_text']:.2f} / {_or_none(row[1])}",
+                    )
+                ] = None
+    columns = ("Task", "Images", "Texts", "Sub-captions a text", "Tokens a text")
+    return Table("What was read / Table 1", columns, tuple(rows))
+
+
+def _or_none(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"
+
+
+def _percent(held: dict[str, Any], task: str, *path: str) -> str:
+    """A share in percent with two decimals; `*` where it is of a part of the task, – where it was not measured."""
+    if task not in held:
+        return NONE
+    value: Any = held[task]["found"]
+    for name in path:
+        value = value[name]
+    partial = held[task].get("partial", False) or held[task]["found"].get("damaged", 0) > 0
+    return f"{100 * value:.2f}" + "*" * partial
+
+
+def _markdown(table: Table) -> str:
+    lines = [f"### {table.title}", "", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    return "\n".join([*lines, *("| " + " | ".join(_escape(cell) for cell in row) + " |" for row in table.rows), ""])
+
+
+def _escape(cell: str) -> str:
+    return f"{cell[:-1]}\\*" if cell.endswith("*") and not cell.endswith("**") else cell
+
+
+def _latex(table: Table) -> str:
+    """With booktabs; a line apart from the paper's rows stand ours."""
+    lines = [f"% {table.title}", r"\begin{tabular}{" + "l" * len(table.columns) + "}", r"\toprule"]
+    lines.append(" & ".join(map(_tex, table.columns)) + r" \\")
+    lines.append(r"\midrule")
+    apart = False
+    for row in table.rows:
+        if row[0] == "ours" and not apart:
+            lines.append(r"\midrule")
+            apart = True
+        lines.append(" & ".join(map(_tex, row)) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _tex(cell: str) -> str:
+    bold = cell.startswith("**") and cell.endswith("**") and len(cell) > 4
+    text = cell[2:-2] if bold else cell
+    for one, other in (
+        ("\\", r"\textbackslash{}"),
+        ("_", r"\_"),
+        ("%", r"\%"),
+        ("#", r"\#"),
+        ("&", r"\&"),
+        ("–", "--"),
+    ):
+        text = text.replace(one, other)
+    return rf"\textbf{{{text}}}" if bold else text

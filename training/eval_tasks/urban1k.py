@@ -1,0 +1,29 @@
+"""Urban-1k: 1,000 busy street scenes of Visual Genome with long texts by GPT-4V (Long-CLIP). Not in the paper.
+
+One file a text; Long-CLIP's code and the authors' take its first line.
+"""
+
+from collections.abc import Iterator
+
+from lotlip_data.training.eval_tasks.base import Record, Task
+from lotlip_data.training.eval_tasks.files import Folder
+
+WHERE = (
+    "Get https://huggingface.co/datasets/BeichenZhang/Urban1k/resolve/main/Urban1k.zip and unpack it: "
+    "FOLDER/Urban1k/caption/*.txt and FOLDER/Urban1k/image/*.jpg"
+)
+
+
+def read(folder: Folder) -> Iterator[Record]:
+    root = "Urban1k/" if folder.has("Urban1k") else ""
+    folder.first(f"{root}caption")
+    for name in sorted(folder.names(f"{root}caption")):
+        if name.endswith(".txt"):
+            path = f"{root}caption/{name}"
+            lines = folder.text(path).splitlines()
+            if not lines:
+                raise folder.broken(path, "is empty; fetch it again")
+            yield Record((f"{root}image/{name.removesuffix('.txt')}.jpg",), (lines[0],))
+
+
+URBAN_1K = Task("urban-1k", "Urban-1k", "long", 1_000, 1, WHERE, read)
