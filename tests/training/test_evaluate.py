@@ -1,15 +1,18 @@
 """Evaluation: what it reports, and that it is done once."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
+import torch
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.config import make_config
-from lotlip_data.training.embedders import load_embedder
+from lotlip_data.training.embedders import TextFeatures, load_embedder
 from lotlip_data.training.evaluate import evaluate
 from lotlip_data.training.train import load_model
-from lotlip_data.world.scenes import SPLITS
+from lotlip_data.world.scenes import SPLITS, render, sample_scene
 from lotlip_data.world.tasks import classification_sets, retrieval_sets
 from tests.training.world_run import write_towers
 
@@ -37,6 +40,71 @@ def test_results_are_committed_and_not_computed_again(model, tmp_path):
     assert evaluate(model, str(out), **sets, say=said.append) == results and "nothing to do" in said[-1]
     with pytest.raises(UserError, match="other sets"):
         evaluate(model, str(out), retrieval_sets=retrieval_sets(41))
+
+
+@dataclass
+class _Pairs:
+    """Images of which some cannot be read, each with two texts; it counts how often it is asked for its images."""
+
+    name: str
+    bad: frozenset[int] = frozenset()
+    asked: int = 0
+    texts: Sequence[str] = tuple(f"text {text} of image {index}" for index in range(6) for text in "ab")
+    image_of_text: Sequence[int] = tuple(index for index in range(6) for _ in "ab")
+
+    def images(self):
+        self.asked += 1
+        return (None if i in self.bad else render(sample_scene(SPLITS["evaluation"][i])) for i in range(6))
+
+
+def test_an_image_that_cannot_be_read_ends_it_or_is_left_out_with_its_texts_and_counted(model, tmp_path):
+    bad = _Pairs("some", frozenset({1, 4}))
+    with pytest.raises(UserError, match=r"some: 2 images cannot be read, image 1 for one; .*--allow-partial"):
+        evaluate(model, str(tmp_path / "bad.json"), retrieval_sets=[bad])
+    found = evaluate(model, str(tmp_path / "bad.json"), retrieval_sets=[bad], allow_partial=True)["retrieval"]["some"]
+    assert (found["images"], found["texts"], found["damaged"]) == (4, 8, 2)
+    left = [index for index in range(6) if index not in bad.bad]
+    rest = _Pairs("rest", texts=[t for t, i in zip(bad.texts, bad.image_of_text, strict=True) if i in left])
+    rest.image_of_text, rest.images = [0, 0, 1, 1, 2, 2, 3, 3], lambda: [i for i in bad.images() if i is not None]
+    alone = evaluate(model, str(tmp_path / "rest.json"), retrieval_sets=[rest])["retrieval"]["rest"]
+    assert {way: found[way] for way in ("t2i", "i2t")} == {way: alone[way] for way in ("t2i", "i2t")}
+
+
+def test_an_evaluation_that_was_killed_goes_on_with_the_set_that_it_was_at(model, tmp_path):
+    first, second = _Pairs("first"), _Pairs("second", frozenset({0}))
+    with pytest.raises(UserError):
+        evaluate(model, str(tmp_path / "x.json"), retrieval_sets=[first, second])
+    second.bad = frozenset()
+    whole = evaluate(model, str(tmp_path / "x.json"), retrieval_sets=[first, second])
+    assert first.asked == 1 and second.asked == 2 and set(whole["retrieval"]) == {"first", "second"}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+class _Classes:
+    """Four images, each of its own class; two classes have the same name, as two pairs of ImageNet's have."""
+
+    name, labels, class_names, templates = "c", (0, 1, 2, 3), ("red", "crane", "blue", "crane"), ("{}",)
+
+    def images(self):
+        return map(render, map(sample_scene, SPLITS["evaluation"][:4]))
+
+
+def test_of_classes_of_one_name_the_first_is_taken_as_in_published_results(model, tmp_path):
+    """A model that knows all images: the image of the second crane is found as a crane, and so counted wrong."""
+
+    class Knows:
+        identity, context_length, text_form = "k", 8, "authors"
+
+        def embed_images(self, images):
+            return torch.eye(3)[[0, 1, 2, 1]][: len(list(images))]
+
+        def embed_texts(self, texts):
+            return TextFeatures(
+                torch.eye(3)[[("red", "crane", "blue").index(text) for text in texts]], [False] * len(texts)
+            )
+
+    found = evaluate(Knows(), str(tmp_path / "c.json"), classification_sets=[_Classes()])["classification"]["c"]
+    assert found["top1"] == 0.75 and found["classes"] == 4
 
 
 def test_a_folder_without_model_is_refused(tmp_path):
