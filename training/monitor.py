@@ -5,6 +5,7 @@ import math
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +26,10 @@ class Metrics:
     Both are written where `flush` is called: an object storage cannot append, so what is there is replaced.
     """
 
+    FLUSH_SECONDS = 10.0
+    SHARE = 0.02
+    """Of the time that may go into flushing: the files grow, and storage may be slow."""
+
     def __init__(self, folder: str, steps_done: int) -> None:
         from tensorboardX import SummaryWriter
 
@@ -34,6 +39,7 @@ class Metrics:
         self._writer = SummaryWriter(
             self._scratch.name, purge_step=steps_done or None, filename_suffix=f".{steps_done:08d}"
         )
+        self._next = time.monotonic() + self.FLUSH_SECONDS
         self.lines: list[dict[str, float]] = []
         if steps_done and storage.exists(self._url):
             there = map(json.loads, storage.read_bytes(self._url).decode().splitlines())
@@ -44,11 +50,18 @@ class Metrics:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def is_due(self) -> bool:
+        """Whether it is time to flush again."""
+        return time.monotonic() > self._next
+
     def flush(self) -> None:
+        began = time.monotonic()
         storage.replace(self._url, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
         self._writer.flush()
         for path in Path(self._scratch.name).iterdir():
             storage.replace(storage.join(self._board, path.name), path.read_bytes())
+        ended = time.monotonic()
+        self._next = ended + max(self.FLUSH_SECONDS, (ended - began) / self.SHARE)
 
     def close(self) -> None:
         self.flush()

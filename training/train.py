@@ -35,7 +35,6 @@ from lotlip_data.training.tower_files import load_image_tower, load_text_encoder
 from lotlip_data.training.towers import TextSettings, TextTower, TwoTowers
 
 Say = Callable[[str], None]
-FLUSH_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class Trainer:
         metrics = Metrics(self.out, first) if self.of.is_first else None
         hidden = None if self.of.is_first else True  # None: shown on a terminal alone
         bar = tqdm(total=self.steps, initial=first, unit=" steps", disable=hidden, leave=False, dynamic_ncols=True)
-        flushed = resumed = time.monotonic()
+        resumed = time.monotonic()
         values: dict[str, float] = {}
         started = time.monotonic()
         try:
@@ -172,9 +171,8 @@ class Trainer:
                 due = (step + 1) % self.config.checkpoint_every == 0 and step + 1 < self.steps and self.health.is_sound
                 if metrics:
                     metrics.add(step + 1, **values)
-                    if due or time.monotonic() - flushed > FLUSH_SECONDS:
+                    if due or metrics.is_due():
                         metrics.flush()  # before the checkpoint: resuming from it finds the lines of all its steps
-                        flushed = time.monotonic()
                     if due:
                         self.checkpoints.save(step + 1, self._state())
                 bar.update()
