@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,59 +15,7 @@ from lotlip_data.manifests.manifest import DownloadSettings
 from lotlip_data.pipeline import fetch_guard
 from lotlip_data.pipeline.fetch_guard import GuardedOpener, installed, is_public
 from lotlip_data.pipeline.fetch_reasons import VOCABULARY, Refusal, can_pass, split
-
-Answer = Callable[[socket.socket], None]
-
-
-class RawServer:
-    """Answers each path with whatever bytes a function sends; keeps the requests that it got."""
-
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        self.answers: dict[str, Answer] = {}
-        self.requests: list[str] = []
-        self._socket = socket.create_server((host, 0))
-        self.port = self._socket.getsockname()[1]
-        self.url = f"http://{host}:{self.port}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def says(self, path: str, data: bytes) -> str:
-        self.answers[path] = lambda client: client.sendall(data)
-        return self.url + path
-
-    def drips(self, path: str, before: bytes, drop: bytes, seconds: float) -> str:
-        def answer(client: socket.socket) -> None:
-            client.sendall(before)
-            while True:
-                client.sendall(drop)
-                time.sleep(seconds)
-
-        self.answers[path] = answer
-        return self.url + path
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # or the thread that waits in accept keeps it open
-        self._socket.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self._socket.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._answer, args=(client,), daemon=True).start()
-
-    def _answer(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):
-            request = b""
-            while b"\r\n\r\n" not in request:
-                request += client.recv(65536)
-                if request[:1] == b"\x16":  # a client that speaks TLS
-                    client.sendall(b"I do not")
-                    return
-            text = request.decode("latin-1")
-            self.requests.append(text)
-            self.answers[text.split(" ")[1]](client)
+from tests.pipeline.raw_server import RawServer, ok, redirect
 
 
 @pytest.fixture
@@ -75,14 +23,6 @@ def server() -> Iterator[RawServer]:
     server = RawServer()
     yield server
     server.close()
-
-
-def ok(body: bytes, headers: str = "") -> bytes:
-    return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
-
-
-def redirect(location: str) -> bytes:
-    return f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
 def fetch(url: str, **settings: object) -> bytes:
@@ -204,6 +144,24 @@ def test_a_server_that_drips_is_left_after_the_whole_time(server: RawServer, bef
     started = time.monotonic()
     assert reason_of(url, timeout=0.5, total_timeout=1.0) == "timeout"
     assert time.monotonic() - started < 2.0
+
+
+def test_a_server_that_drips_its_handshake_is_left_too() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        client, _ = listener.accept()
+        with client, contextlib.suppress(OSError):
+            client.sendall(b"\x16\x03\x03\x40\x00\x02")  # a record of 16 kB, of which a byte comes now and then
+            while True:
+                client.sendall(b"\0")
+                time.sleep(0.05)
+
+    threading.Thread(target=serve, daemon=True).start()
+    started = time.monotonic()
+    assert reason_of(f"https://127.0.0.1:{listener.getsockname()[1]}/x", timeout=0.5, total_timeout=1.0) == "timeout"
+    assert time.monotonic() - started < 2.0
+    listener.close()
 
 
 def test_a_server_that_says_nothing_is_left_after_the_time_of_one_operation(server: RawServer) -> None:
