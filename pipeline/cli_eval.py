@@ -61,7 +61,8 @@ def evaluate(
             )
         else:
             model = storage.normalise(checkpoint)
-            console.result(line.evaluate_model(model, out or storage.join(model, "..", "eval.json"), console.say))
+            default = storage.join(model, "..", "eval.json")
+            console.result(line.evaluate_model(model, out or default, console.say, device))
 
 
 def eval_tables(

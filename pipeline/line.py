@@ -177,14 +177,14 @@ def evaluate(manifest: Manifest, run: Run, say: Say) -> Outcome:
     return total
 
 
-def evaluate_model(model: str, out: str, say: Say) -> dict[str, Any]:
+def evaluate_model(model: str, out: str, say: Say, device: str | None = None) -> dict[str, Any]:
     """Evaluate one model's folder on unseen scenes of the offline world; results go to the JSON object `out`."""
     from lotlip_data.training.embedders import load_embedder
     from lotlip_data.training.evaluate import evaluate as measure
     from lotlip_data.world import tasks
 
     return measure(
-        load_embedder(model),
+        load_embedder(model, device),
         out,
         retrieval_sets=tasks.retrieval_sets(),
         classification_sets=tasks.classification_sets(),

@@ -200,6 +200,13 @@ def test_a_file_that_is_not_as_published_is_named_with_what_is_wrong(tmp_path):
         read("mscoco", tmp_path / "coco", 3)
 
 
+def test_line_breaks_inside_texts_end_no_record(tmp_path):
+    """U+2028 and U+0085 are line breaks to Python's splitlines, and stand in JSON strings as they are."""
+    (tmp_path / "x.jsonl").write_text('{"a": "one\u2028two\x85three"}\n\n{"a": "four"}\n', encoding="utf-8")
+    rows = list(Folder(str(tmp_path), "x", "y").json_lines("x.jsonl"))
+    assert rows == [{"a": "one\u2028two\x85three"}, {"a": "four"}]
+
+
 def test_an_image_that_cannot_be_read_is_none_and_its_neighbours_are_there(tmp_path):
     eval_files.dci(tmp_path, 5)
     (tmp_path / "densely_captioned_images/photos/sa_3.jpg").write_bytes(b"no image")

@@ -20,10 +20,9 @@ def read(folder: Folder) -> Iterator[Record]:
     for name in sorted(folder.names(f"{root}caption")):
         if name.endswith(".txt"):
             path = f"{root}caption/{name}"
-            lines = folder.text(path).splitlines()
-            if not lines:
-                raise folder.broken(path, "is empty; fetch it again")
-            yield Record((f"{root}image/{name.removesuffix('.txt')}.jpg",), (lines[0],))
+            if not (line := folder.text(path).split("\n")[0].strip()):
+                raise folder.broken(path, "has no text in its first line; fetch it again")
+            yield Record((f"{root}image/{name.removesuffix('.txt')}.jpg",), (line,))
 
 
 URBAN_1K = Task("urban-1k", "Urban-1k", "long", 1_000, 1, WHERE, read)
