@@ -9,7 +9,8 @@ from lotlip_data.training.eval_tasks.base import Record, Task
 from lotlip_data.training.eval_tasks.files import Folder
 
 WHERE = (
-    "Get https://huggingface.co/datasets/BeichenZhang/Urban1k/resolve/main/Urban1k.zip and unpack it: "
+    "Get https://huggingface.co/datasets/BeichenZhang/Urban1k/resolve/main/Urban1k.zip (sha256 08e42b3fada77abf7f890a08"
+    "7ed6e9f9fbba1dc143f9f09801ed83187ae617b8) and unpack it: "
     "FOLDER/Urban1k/caption/*.txt and FOLDER/Urban1k/image/*.jpg"
 )
 
