@@ -22,6 +22,8 @@ from lotlip_data.pipeline.download import DownloadSummary, download, read_summar
 from lotlip_data.pipeline.failures import Failures
 from lotlip_data.pipeline.fetch_commit import commit, complete, read_marker
 from lotlip_data.pipeline.fetch_shard import FetchedShard
+from lotlip_data.pipeline.import_captions import import_captions
+from lotlip_data.pipeline.import_table import caption_table
 from lotlip_data.pipeline.status import status
 from lotlip_data.world.lists import write_manifest
 from lotlip_data.world.server import scene_bytes
@@ -130,6 +132,10 @@ def test_what_failed_for_a_while_comes_in_further_shards_and_nothing_else_change
     assert "nothing has failed for a reason that can pass" in lines
     now = objects(run.images)
     assert {name: now[name] for name in committed} == committed
+
+    (tmp_path / "captions.csv").write_text("url,caption\n" + "".join(f"{url},A shape.\n" for url in often))
+    table = caption_table(str(tmp_path / "captions.csv"), ["mine=caption"], "url", None)
+    assert import_captions(run, table, lines.append).matched == 7  # by URL, in whichever shard they have come
 
 
 OUTCOMES = (None, "http 404", "timeout", "http 503: x", "host is down: y")
