@@ -7,6 +7,7 @@ clip:openai/clip-vit-base-patch16     transformers' CLIPModel: a hub id or a fol
 """
 
 import hashlib
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -99,7 +100,7 @@ class OpenClip:
         try:
             built = open_clip.create_model_and_transforms(model, pretrained=weights, device=device)
             self._tokenize = open_clip.get_tokenizer(model)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
             raise UserError(f"open_clip:{name}: cannot be loaded ({_first_line(error)})") from error
         self._model, self._transform, self._device = built[0].eval(), built[2], device
         self.context_length = int(self._tokenize.context_length)

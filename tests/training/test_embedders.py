@@ -89,6 +89,12 @@ def test_the_identity_changes_with_the_weights(open_clip_name, clip_folder, tmp_
     assert load_embedder(f"open_clip:{open_clip_name}").identity != load_embedder(f"clip:{clip_folder}").identity
 
 
+def test_weights_that_are_none_are_told(open_clip_name, tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_embedder(f"open_clip:{open_clip_name.split('/')[0]}/{tmp_path / 'x.pt'}", "cpu")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
