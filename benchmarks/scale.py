@@ -176,10 +176,11 @@ def stage_near_duplicates(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline import neighbours
 
     table = neighbours.Rows(folder / "hashes", rows, "hash", "position")
-    for found, position in hashes(rows):
-        table.add(neighbours.mixed(found), found, position)
+    for values, position in hashes(rows):
+        table.add(neighbours.mixed(values), values, position)
     (folder / "near").mkdir()
-    assert sum(len(late) for late, _ in neighbours.near(table, 4, folder / "near")) == rows // 10
+    found = sum(len(late) for late, _ in neighbours.near(table, 4, folder / "near"))
+    assert 0 <= found - rows // 10 <= rows // 10_000, "those that were made near, and a few of 64 random bits by chance"
 
 
 def stage_ledger(folder: Path, rows: int) -> Any:

@@ -121,18 +121,18 @@ def _join(
     with _Report(run, table, folder / "report.parquet", summary) as report:
         say(f"reading {table.source.files[0]}")
         size = plain_bytes(table.source)
-        rows = Buckets(folder / "rows", bucket_count(size), table.schema, spill.BUCKET_BYTES)
+        rows = Buckets(folder / "rows", bucket_count(size), table.schema, spill.BUFFER_BYTES)
         for batch in table.batches(report.reject):
             summary.rows += batch.num_rows
             rows.add(batch)
         rows.flush()
-        images = Buckets(folder / "images", rows.count, _IMAGE_SCHEMA, spill.BUCKET_BYTES)
+        images = Buckets(folder / "images", rows.count, _IMAGE_SCHEMA, spill.BUFFER_BYTES)
         for shard in fetched:
             images.add(_uids(run, shard))
         images.flush()
         schema = table.schema.append(pa.field("shard", pa.int32()))
         count = min(bucket_count(size), max(wanted) + 1)
-        joined = Buckets(folder / "joined", count, schema, spill.BUCKET_BYTES)
+        joined = Buckets(folder / "joined", count, schema, spill.BUFFER_BYTES)
         left = pa.array(sorted(wanted), pa.int32())
         for number in range(rows.count):
             matched = report.matched(rows.bucket(number), images.bucket(number))

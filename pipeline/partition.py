@@ -103,7 +103,7 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
     with scratch_folder("partition") as folder:
         tally = _Tally(folder / "bad.parquet")
         total = sum(list_files.plain_bytes(source) for source in manifest.sources)
-        buckets = Buckets(folder, bucket_count(total), _ROW_SCHEMA, spill.BUCKET_BYTES)
+        buckets = Buckets(folder, bucket_count(total), _ROW_SCHEMA, spill.BUFFER_BYTES)
         draws = {source.name: Draw(folder, source) for source in manifest.sources if source.sample is not None}
         for index, source in enumerate(manifest.sources):
             report(f"reading the list {source.name}")

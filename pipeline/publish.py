@@ -4,6 +4,8 @@ Which objects have been replaced is written in dataset.json itself, so whoever c
 them, and nothing that another driver is just building is ever touched.
 """
 
+import codecs
+import io
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +21,7 @@ _SHARDS, _QUARANTINE = "shards", "quarantine"
 def publish(run: Run, description: dict[str, Any]) -> bool:
     """Write dataset.json and its views; False where they say the same already. Removes what was replaced before."""
     held = published(run)
-    changed = held is None or {**held, "replaced": []} != json.loads(json.dumps({**description, "replaced": []}))
+    changed = held is None or _but_replaced(held) != _but_replaced(description)
     if changed:
         kept = set(names(dataset.records(description)))
         before = [*names(dataset.records(held)), *held["replaced"]] if held else []
@@ -32,6 +34,16 @@ def publish(run: Run, description: dict[str, Any]) -> bool:
         storage.replace(storage.join(run.shards, name), VIEWS[name](held))
     _remove(run, held["replaced"])
     return changed or bool(stale)
+
+
+def _but_replaced(description: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has it. What has an entry for each shard is plain already, and not copied: it is most of the memory."""
+    plain = {"inputs", *dataset.SPLITS.values()}
+    return {
+        name: value if name in plain else json.loads(json.dumps(value))
+        for name, value in description.items()
+        if name != "replaced"
+    }
 
 
 def stale_views(run: Run, description: dict[str, Any]) -> list[str]:
@@ -82,7 +94,11 @@ def _remove(run: Run, replaced: list[str]) -> None:
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    buffer = io.BytesIO()
+    text = codecs.getwriter("utf-8")(buffer)
+    json.dump(content, text, indent=1, ensure_ascii=False)  # piece by piece: `dumps` would hold all its pieces at once
+    text.write("\n")
+    return buffer.getvalue()
 
 
 VIEWS = {

@@ -70,8 +70,7 @@ def shard(
         raise DatasetError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
     rules = Rules.of(manifest)
     recipe = Recipe({name: _captioner_id(run, name) for name in captioners or found_captioners(run)}, rules)
-    before = published(run)
-    if before is not None and (changes := dataset.differences(before, recipe)):
+    if changes := _changes(run, recipe):
         say(f"the dataset is made otherwise from now on: {'; '.join(changes)}")
     drops, unseen = left_out(run, manifest.clean, rules, say)
     ready, missing = _ready(run, fetched, list(recipe.captioners))
@@ -86,10 +85,19 @@ def shard(
     summary.failed = unseen + missing
     _build_all(run, recipe, work, summary, say)
     if not summary.failed:
-        with ThreadPoolExecutor(_READERS) as pool:
-            records = list(pool.map(lambda unit: dataset.read_record(run, unit.shard, unit.fingerprint), every))
-        summary.published = publish(run, dataset.describe(run, manifest, recipe, records))
+        summary.published = publish(run, dataset.describe(run, manifest, recipe, _records(run, every)))
     return summary
+
+
+def _changes(run: Run, recipe: Recipe) -> list[str]:
+    """In which settings the dataset that is there differs."""
+    before = published(run)
+    return dataset.differences(before, recipe) if before is not None else []
+
+
+def _records(run: Run, every: Sequence[Unit]) -> list[ShardRecord]:
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda unit: dataset.read_record(run, unit.shard, unit.fingerprint), every))
 
 
 def _captioner_id(run: Run, name: str) -> str:

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-BUCKET_BYTES = 32 << 20
-"""Text that one bucket is meant to hold; memory is a small multiple of it."""
+BUCKET_BYTES = 8 << 20
+"""Text that one bucket is meant to hold; what works on a bucket takes a small multiple of it."""
+
+BUFFER_BYTES = 32 << 20
+"""What is gathered before it is appended to the buckets."""
 
 
 def bucket_count(total_bytes: float) -> int:
