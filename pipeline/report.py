@@ -15,15 +15,13 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import ledger
-from lotlip_data.pipeline.failures import Failures
+from lotlip_data.pipeline.download import read_summary
 from lotlip_data.pipeline.status import status
 
 EXAMPLES = 2
 """Texts shown of a captioner with a flag."""
 LOOKED_AT = 20
 """Caption shards that flags, their examples and lengths are taken from, evenly chosen among all."""
-FAILURES = 50
-"""Image markers that reasons of failure are taken from, evenly chosen."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +118,11 @@ def evenly(items: list[int], most: int) -> list[int]:
 
 
 def _failures(run: Run) -> dict[str, Any]:
-    """Failed downloads by reason and by host, from at most FAILURES markers, and how many of all markers those are."""
-    shards = ledger.fetched_shards(run)
-    looked = evenly(shards, FAILURES)
-    failures = Failures()
-    asked = fetched = 0
-    for shard in looked:
-        marker = json.loads(storage.read_bytes(run.image_stats(shard)))
-        asked += marker["count"]
-        fetched += marker["successes"]
-        failures.add(marker)
-    counts = {"shards": len(looked), "of": len(shards), "asked": asked, "fetched": fetched}
-    return counts | failures.figures()
+    """How many images were asked for and fetched, and the failures by reason and by host."""
+    if not storage.exists(run.plan):
+        return {"asked": 0, "fetched": 0, "reasons": {}, "hosts": {}}
+    summary = read_summary(run)
+    return {"asked": summary.asked, "fetched": summary.fetched, **summary.failures.figures()}
 
 
 def _dataset(run: Run) -> dict[str, Any] | None:

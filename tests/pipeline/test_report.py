@@ -3,15 +3,18 @@
 import html.parser
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import report
 from lotlip_data.pipeline.cli import app
+from lotlip_data.pipeline.partition import Plan
 from lotlip_data.pipeline.report_page import render
 from lotlip_data.pipeline.stats import dataset_stats
 from tests.pipeline import fake_run
@@ -33,6 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         made.run, "sharegpt4v", 1, [fake_run.caption(image, "Short.") for image in fake_run.fetched_rows(made.run, 1)]
     )
     fake_run._shard(made.run.url)
+    plan = Plan(images=18, shards=2, samples_per_shard=9, rows=20, duplicates=2, invalid={}, sources={"web": 20})
+    storage.create(made.run.plan, json.dumps(asdict(plan)).encode())
     return made.run
 
 
