@@ -18,6 +18,7 @@ from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline import dataset, outputs
+from lotlip_data.pipeline.abandoned import remove_abandoned
 from lotlip_data.pipeline.dataset import DatasetError, Output, Recipe, ShardRecord
 from lotlip_data.pipeline.inputs import Unit, units
 from lotlip_data.pipeline.join import Captions, Drops, Joined, join
@@ -86,6 +87,8 @@ def shard(
     _build_all(run, recipe, work, summary, say)
     if not summary.failed:
         summary.published = publish(run, dataset.describe(run, manifest, recipe, _records(run, every)))
+        if removed := remove_abandoned(run):
+            say(f"removed {removed} files of a rewrite that was given up")
     return summary
 
 

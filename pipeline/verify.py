@@ -84,7 +84,8 @@ def _listing(run: Run, description: dict[str, Any], records: Sequence[ShardRecor
         if name in replaced:
             problems.append(Problem(where, f"was replaced, and is to be removed: {again}"))
         elif name not in waiting:
-            problems.append(Problem(where, f"foreign: {run.dataset} does not name it"))
+            given_up = f"left by a rewrite that was given up, it goes a day later: {again}"
+            problems.append(Problem(where, f"foreign: {run.dataset} does not name it; {given_up}"))
         elif name.endswith(".json"):
             problems.append(Problem(where, f"built, but {run.dataset} does not know it yet: {again}"))
     return problems

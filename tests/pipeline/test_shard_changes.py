@@ -1,6 +1,7 @@
 """A dataset whose inputs change: only what changed is written, readers see the old or the new, killed or not."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline import dataset, ledger, shard_files
+from lotlip_data.pipeline import dataset, ledger, publish, shard_files
 from lotlip_data.pipeline import shard as stage
+from lotlip_data.pipeline.abandoned import STILL_SECONDS, remove_abandoned
 from lotlip_data.pipeline.shard import ShardSummary, shard
 from lotlip_data.pipeline.verify import verify
 from lotlip_data.world.writers import WRITERS
@@ -104,6 +106,31 @@ def test_settings_may_change_there_and_back(tmp_path: Path) -> None:
     assert dataset.read(fake.run)["sub_captions"] == "authors" and verify(fake.run) == []
     assert build(fake).built == 2
     assert dataset.read(fake.run)["shards"] == before and verify(fake.run) == []
+
+
+def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(tmp_path: Path) -> None:
+    """Not before a day has gone by, since another driver may be at work; and nothing that is not ours, nor is named."""
+    fake = fake_run.make(tmp_path, shards=2)
+    build(fake)
+    before = {name: storage.read_bytes(f"{fake.run.url}/{name}") for name in storage.list_below(fake.run.url)}
+    rows = fake_run.captions_of(fake.run, "llava", 1)
+    storage.remove(fake.run.caption_shard("llava", 1))  # so the rewrite cannot be finished
+    other = fake_run.asking(sub_captions="authors", min_long_texts=3)
+    assert len(shard(other, fake.run, lambda line: None).failed) == 1
+    fake_run.write_captions(fake.run, "llava", 1, rows)
+    for name in ("mine.tar", "notes.txt"):
+        storage.create(f"{fake.run.shards}/{name}", b"of the user's")
+    assert build(fake).built <= 1
+    left = storage.list_below(fake.run.url)
+    assert len(set(left) - set(before)) >= 3 + 2, "a marker, a tar, a Parquet; and the user's"
+    assert remove_abandoned(fake.run, now=time.time() + STILL_SECONDS - 60) == 0
+    assert storage.list_below(fake.run.url) == left
+    assert remove_abandoned(fake.run, now=time.time() + STILL_SECONDS + 60) >= 3
+    described = dataset.read(fake.run)
+    kept = {*publish.names(dataset.records(described)), "shards/mine.tar", "shards/notes.txt"}
+    now_there = {name for name in storage.list_below(fake.run.url) if name.startswith(("shards/", "quarantine/shard/"))}
+    assert now_there == kept | {f"shards/{name}" for name in ("dataset.json", "README.md", "croissant.json")}
+    assert check_whole(fake.run) and [problem.where[-9:] for problem in verify(fake.run)] == ["/mine.tar", "notes.txt"]
 
 
 class Killed(BaseException):

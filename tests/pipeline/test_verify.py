@@ -109,7 +109,10 @@ def test_a_swapped_pair_is_found_and_each_told_where_it_belongs(run: Run, ending
 
 def test_foreign_files_are_found(run: Run) -> None:
     Path(run.shards, "train-00007.tar").write_bytes(b"")
-    assert problems(run) == {"train-00007.tar": f"foreign: {run.dataset} does not name it"}
+    assert problems(run) == {
+        "train-00007.tar": f"foreign: {run.dataset} does not name it; left by a rewrite that was given up, it goes a "
+        f"day later: run `lotlip-data shard {run.url}`"
+    }
 
 
 @pytest.mark.parametrize(
