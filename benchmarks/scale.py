@@ -31,7 +31,7 @@ CAPTIONERS = ("llava", "instructblip", "sharegpt4v")
 OF_LISTS = ("plan", "partition", "duplicates", "near_duplicates")
 OF_RUNS = ("resume_download", "resume_recaption", "resume_shard", "ledger", "status")
 PEAK_BOUND_MIB, GROWTH_BOUND = 1536, 1.10
-BLOCK = 500_000
+BLOCK = 100_000
 
 
 # What the stages read

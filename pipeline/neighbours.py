@@ -20,7 +20,7 @@ import pyarrow as pa
 from lotlip_data.pipeline.spill import Buckets
 
 ROWS_A_BUCKET = 250_000
-BUFFER_BYTES = 16 << 20
+BUFFER_BYTES = 8 << 20
 _BITS = 64
 _LATEST = np.iinfo(np.uint64).max
 _MIX = np.uint64(0x9E3779B97F4A7C15)

@@ -51,6 +51,7 @@ class Buckets:
         for number, begin, end in zip(found, starts, [*starts[1:], table.num_rows], strict=True):
             with open(self._file(int(number)), "ab") as file, pa.ipc.new_stream(file, self.schema) as stream:
                 stream.write_table(table.slice(begin, end - begin))
+        pa.default_memory_pool().release_unused()  # Arrow's pool keeps what is free, and more of it with every bucket
 
     def __iter__(self) -> Iterator[pa.Table]:
         """The buckets that hold rows, in order."""
@@ -65,6 +66,7 @@ class Buckets:
 
     def _read(self, number: int) -> pa.Table:
         parts = []
+        pa.default_memory_pool().release_unused()
         with pa.OSFile(str(self._file(number))) as file:
             while file.tell() < file.size():
                 parts.append(pa.ipc.open_stream(file).read_all())
