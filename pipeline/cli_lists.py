@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.cli_command import FAILED, Json, ManifestFile, RunFolder, command
 
 
@@ -29,23 +30,66 @@ def sources(json: Json = False) -> None:
 
 def plan(
     manifest: ManifestFile,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run of it: what is done counts, and its speeds are taken.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of each source to look at, about.")] = 20_000,
+    gpus: Annotated[int, typer.Option(min=1, help="Of the cluster.")] = 8,
+    gpu_gib: Annotated[float, typer.Option(min=1, help="Memory of a GPU, as torch reports it.")] = 79.1,
+    tflops: Annotated[
+        float, typer.Option(min=0.001, help="Peak of a GPU in 16 bit; for speeds that are reckoned.")
+    ] = 312,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU for an hour.")] = None,
+    speed: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=IMAGES", help="Images a second of an actor; again for another.")
+    ] = None,
+    time: Annotated[
+        int, typer.Option(min=0, help="Caption so many images here with each captioner, to measure it.")
+    ] = 0,
     json: Json = False,
 ) -> None:
-    """What a manifest would do, from a sample of each of its lists. Nothing is fetched or written.
+    """What a manifest would do and cost, from a sample of each of its lists. Nothing is fetched or written.
 
-    Example: lotlip-data plan my-images.yaml
+    Example: lotlip-data plan my-images.yaml --gpus 32 --price 2.5
     """
     with command("plan", json) as console:
+        from lotlip_data.manifests.layout import Run
         from lotlip_data.manifests.manifest import load
-        from lotlip_data.pipeline.plan_lists import as_lines, plan_lists
+        from lotlip_data.pipeline import plan_cost, plan_lists
+        from lotlip_data.pipeline.choice import choose
 
-        found = plan_lists(load(manifest), rows)
-        console.result(found.figures())
-        for line in as_lines(found):
+        asked = load(manifest)
+        found = plan_lists.plan_lists(asked, rows)
+        for line in plan_lists.as_lines(found):
             console.say(line)
+        chosen = choose(asked.captioners)
+        speeds = {
+            name: (value, "as given") for name, value in _speeds(speed or [], [one.config.name for one in chosen])
+        }
+        for one in chosen if time else []:
+            measured = plan_cost.timed(one, time)
+            speeds.setdefault(one.config.name, (measured, f"measured here, with {time} images"))
+        hardware = plan_cost.Hardware(gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, price=price)
+        cost = plan_cost.plan_cost(found.images or 0, chosen, hardware, speeds, Run.at(run) if run else None)
+        for line in plan_cost.as_lines(cost):
+            console.say(line)
+        console.result(found.figures() | {"captioning": cost.figures()})
         if found.problems:
             raise typer.Exit(FAILED)
+
+
+def _speeds(given: list[str], names: list[str]) -> list[tuple[str, float]]:
+    found = []
+    for one in given:
+        name, _, value = one.partition("=")
+        try:
+            speed = float(value)
+        except ValueError:
+            speed = 0.0
+        if name not in names or not speed > 0:
+            raise UserError(f"--speed {one}: give NAME=IMAGES, images a second of one of {', '.join(names)}")
+        found.append((name, speed))
+    return found
 
 
 def import_table(

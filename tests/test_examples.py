@@ -8,25 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from lotlip_data.captioners import sizing
 from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.pipeline.choice import Chosen, choose
 from tests.pipeline import fake_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DOCS = EXAMPLES.parent / "docs" / "running.md"
+SIZING = [sys.executable, "-m", "lotlip_data.captioners.sizing"]
 SLURM = EXAMPLES / "recaption.slurm"
-spec = spec_from_file_location("sizing", EXAMPLES / "sizing.py")
-assert spec and spec.loader
-sizing = module_from_spec(spec)
-sys.modules["sizing"] = sizing  # where its dataclass looks for itself
-spec.loader.exec_module(sizing)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +95,7 @@ def test_the_sizes_are_those_of_the_architectures() -> None:
 
 
 def test_the_guide_shows_what_the_script_prints() -> None:
-    printed = subprocess.run([sys.executable, EXAMPLES / "sizing.py"], capture_output=True, text=True, check=True)
+    printed = subprocess.run(SIZING, capture_output=True, text=True, check=True)
     guide = DOCS.read_text()
     assert printed.stdout in guide
     llava, room = sizing.LLAVA, sizing.cache_tokens(sizing.LLAVA, 79.1, 0.9)

@@ -1,14 +1,17 @@
 """How many captions a GPU writes at a time: what its memory leaves for the attention cache, divided by what one takes.
 
-    python examples/sizing.py                  # a GPU of 80 GB, as in 8x80gb.yaml
-    python examples/sizing.py --gpu-gib 39.4   # one of 40 GB
+    python -m lotlip_data.captioners.sizing                  # a GPU of 80 GB, as in examples/8x80gb.yaml
+    python -m lotlip_data.captioners.sizing --gpu-gib 39.4   # one of 40 GB
 
-The sizes are the architectures' own. WORKING_GIB is an assumption: vLLM measures it when it starts, and says in its log
-how large the cache became ("GPU KV cache size: … tokens"). Where that differs much, set `max_num_seqs` by it.
+The sizes are the architectures' own, or read from a model's config.json. WORKING_GIB is an assumption: vLLM measures it
+when it starts, and says in its log how large the cache became ("GPU KV cache size: … tokens"). Where that differs much,
+set `max_num_seqs` by it.
 """
 
 import argparse
 from dataclasses import dataclass
+
+from lotlip_data.captioners.base import CaptionerConfig
 
 GIB = 2**30
 WORKING_GIB = 6.0
@@ -51,6 +54,41 @@ LLAVA = Sizes(parameters=7_063_427_072)
 INSTRUCTBLIP = Sizes(parameters=7_913_209_856, image_tokens=32, prompt_tokens=40)
 """ViT-g and Q-Former (2.3 GB of it, in the actor's process, beside the engine's), Vicuna-7B; 32 queries an image."""
 MODELS = {"llava": LLAVA, "sharegpt4v": LLAVA, "instructblip": INSTRUCTBLIP}
+
+
+def sizes_of(config: CaptionerConfig) -> Sizes | None:
+    """The sizes of a captioner's model: those in MODELS of a published one, else by its own config.json.
+
+    None where that is out of reach, or there is none, as behind an endpoint.
+    """
+    import torch
+    import transformers
+    from transformers import AutoConfig
+
+    from lotlip_data.captioners.registry import get_default, get_kind
+    from lotlip_data.manifests.checkpoints import resolve
+
+    kind = get_kind(config.kind)
+    if not getattr(kind, "model_class", None):
+        return None
+    if config.kind in MODELS and config.model == get_default(config.kind).model:
+        return MODELS[config.kind]
+    try:
+        found = AutoConfig.from_pretrained(resolve(config.model), revision=config.revision)
+    except (OSError, ValueError):
+        return None
+    with torch.device("meta"):
+        model = getattr(transformers, kind.model_class)(found)
+    language, vision = found.get_text_config(), found.vision_config
+    heads = language.num_attention_heads
+    queries = getattr(found, "num_query_tokens", None)
+    return Sizes(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=language.num_hidden_layers,
+        kv_heads=getattr(language, "num_key_value_heads", None) or heads,
+        head_size=getattr(language, "head_dim", None) or language.hidden_size // heads,
+        image_tokens=queries or (vision.image_size // vision.patch_size) ** 2,
+    )
 
 
 def cache_tokens(model: Sizes, gpu_gib: float, utilization: float) -> int:
