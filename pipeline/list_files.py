@@ -236,12 +236,13 @@ def _json_object(line: str) -> dict[str, Any] | None:
 
 
 def _parquet_chunks(stream: IO[bytes], columns: Sequence[str], file: str) -> Iterator[Chunk]:
-    content = pq.ParquetFile(stream)
+    content = pq.ParquetFile(stream, pre_buffer=False)  # which would keep all that is read until the file's end
     _positions(columns, content.schema_arrow.names, file)
     number = 1
-    for batch in content.iter_batches(BATCH_ROWS, columns=list(columns)):
-        yield Chunk(range(number, number + batch.num_rows), {column: batch.column(column) for column in columns})
-        number += batch.num_rows
+    for group in range(content.num_row_groups):  # one by one: what was read of a group goes with it
+        for batch in content.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns)):
+            yield Chunk(range(number, number + batch.num_rows), {column: batch.column(column) for column in columns})
+            number += batch.num_rows
 
 
 def _positions(columns: Sequence[str], names: Sequence[str], file: str, hint: str = "") -> list[int]:

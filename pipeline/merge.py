@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lotlip_data.manifests.schema import LISTS
 
@@ -32,8 +33,11 @@ def merge(rows: pa.Table, names: list[str]) -> pa.Table:
 
 def _starts(rows: pa.Table) -> np.ndarray:
     """Where each uid begins in rows sorted by it; int64."""
-    uids = rows["uid"].to_numpy()
-    return np.flatnonzero(np.append(True, uids[1:] != uids[:-1])) if len(uids) else np.empty(0, np.int64)
+    if not (count := rows.num_rows):
+        return np.empty(0, np.int64)
+    uids = _one(rows["uid"])  # compared as Arrow has them: a Python object for each would scatter the heap
+    others = pc.not_equal(uids.slice(1), uids.slice(0, count - 1)).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(np.append(True, others))
 
 
 def _distinct(rows: pa.Table) -> np.ndarray:

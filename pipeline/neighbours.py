@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from lotlip_data.pipeline.spill import Buckets
 
-ROWS_A_BUCKET = 250_000
-BUFFER_BYTES = 8 << 20
+ROWS_A_BUCKET = 100_000
+BUFFER_BYTES = 4 << 20
 _BITS = 64
 _LATEST = np.iinfo(np.uint64).max
 _MIX = np.uint64(0x9E3779B97F4A7C15)

@@ -105,7 +105,7 @@ def _batches(run: Run, output: Output, columns: list[str]) -> Iterator[pa.Record
     url = storage.join(run.shards, output.parquet.name)
     try:
         with storage.open_read(url) as stream:
-            yield from pq.ParquetFile(stream).iter_batches(BATCH, columns=columns)
+            yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(BATCH, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(
             f"{url}: cannot be read ({error}). `lotlip-data verify {run.url}` says what to do."
