@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from lotlip_data.manifests import storage
@@ -31,14 +34,15 @@ class Metrics:
     """Of the time that may go into flushing: the files grow, and storage may be slow."""
 
     def __init__(self, folder: str, steps_done: int) -> None:
-        from tensorboardX import SummaryWriter
-
         self._url = storage.join(folder, "metrics.jsonl")
         self._board = storage.join(folder, "tensorboard")
         self._scratch = tempfile.TemporaryDirectory()
-        self._writer = SummaryWriter(
-            self._scratch.name, purge_step=steps_done or None, filename_suffix=f".{steps_done:08d}"
-        )
+        # Not the SummaryWriter: its queue may still hold what was added when `flush` returns.
+        suffix = f".{steps_done:08d}"  # apart from the files of the start that this one resumes
+        self._curves = EventsWriter(str(Path(self._scratch.name, "events")), suffix)
+        if steps_done:
+            begun = SessionLog(status=SessionLog.START)  # TensorBoard forgets the steps from here on
+            self._curves.write_event(Event(wall_time=time.time(), step=steps_done + 1, session_log=begun))
         self._next = time.monotonic() + self.FLUSH_SECONDS
         self.lines: list[dict[str, float]] = []
         if steps_done and storage.exists(self._url):
@@ -47,8 +51,8 @@ class Metrics:
 
     def add(self, step: int, **values: float) -> None:
         self.lines.append({"step": step, **values})
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._curves.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def is_due(self) -> bool:
         """Whether it is time to flush again."""
@@ -57,7 +61,7 @@ class Metrics:
     def flush(self) -> None:
         began = time.monotonic()
         storage.replace(self._url, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
-        self._writer.flush()
+        self._curves.flush()
         for path in Path(self._scratch.name).iterdir():
             storage.replace(storage.join(self._board, path.name), path.read_bytes())
         ended = time.monotonic()
@@ -65,7 +69,7 @@ class Metrics:
 
     def close(self) -> None:
         self.flush()
-        self._writer.close()
+        self._curves.close()
         self._scratch.cleanup()
 
 
