@@ -104,7 +104,7 @@ def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
     for shard in evenly(ledger.captioned_shards(run, name), LOOKED_AT):
         try:
             with storage.open_read(run.caption_shard(name, shard)) as stream:
-                for batch in pq.ParquetFile(stream).iter_batches(1000, columns=columns):
+                for batch in pq.ParquetFile(stream, pre_buffer=False).iter_batches(1000, columns=columns):
                     yield from batch.to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise UserError(

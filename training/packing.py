@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lotlip_data.training.towers import TextTower
 
-CALL_COST = {"cpu": 256, "cuda": 2048}
+CALL_COST = {"cpu": 64, "cuda": 2048}
 """What one more call of the tower costs, in tokens. Measured on a CPU; of a GPU an estimate, from the launches of 12
 layers' kernels forward and backward."""
 
