@@ -58,7 +58,7 @@ def _metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("method", ["lit", "lotlip"])
+@pytest.mark.parametrize("method", ["lit", "lotlip", "lotlip_scratch"])
 def test_a_training_killed_and_resumed_ends_bit_for_bit_like_an_undisturbed_one(world, tmp_path, method):
     run, settings = world
     settings = {**settings, "method": method}
