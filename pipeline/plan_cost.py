@@ -200,4 +200,4 @@ def as_lines(plan: CostPlan) -> list[str]:
 
 
 def _money(amount: float | None) -> str:
-    return "" if amount is None else f", {amount:,.2f} in money"
+    return "" if amount is None else f", costing {amount:,.2f}"
