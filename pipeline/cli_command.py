@@ -22,12 +22,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON; a
 
 
 @contextlib.contextmanager
-def command(name: str, as_json: bool, run_url: str | None = None) -> Iterator[Console]:
+def command(name: str, as_json: bool, run_url: str | None = None, silent: bool = False) -> Iterator[Console]:
     """Tells errors plainly, keeps the log, and sets the exit code: 0, 1 (something failed) or 2 (asked wrongly)."""
     from lotlip_data.manifests.layout import Run
     from lotlip_data.manifests.sweep import sweep
 
-    console = Console(name, as_json)
+    console = Console(name, as_json, silent)
     code = 0
     try:
         if run_url is not None:

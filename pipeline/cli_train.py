@@ -1,5 +1,6 @@
 """The commands about trained models: training them, what they read, and what they embed."""
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -44,7 +45,8 @@ def train(
 
     Example: lotlip-data train runs/mine --method lotlip --preset 3m
     """
-    with command("train", json, run) as console:
+    of_several = os.environ.get("WORLD_SIZE", "1") != "1"  # torchrun's
+    with command("train", json, run, silent=of_several and os.environ.get("RANK") != "0") as console:
         import yaml
 
         from lotlip_data.manifests.layout import Run

@@ -15,12 +15,12 @@ from lotlip_data.manifests.layout import Run
 class Console:
     """Prints lines and keeps them; `save` puts them into one folder of the run's logs.
 
-    With `json_output`, the lines go to standard error and the result alone to standard output. Of the processes that
-    torchrun starts, only the first one speaks.
+    With `json_output`, the lines go to standard error and the result alone to standard output. A `silent` one, of a
+    process beside the first, tells errors alone.
     """
 
-    def __init__(self, command: str, json_output: bool = False) -> None:
-        self._silent = os.environ.get("RANK", "0") != "0"
+    def __init__(self, command: str, json_output: bool = False, silent: bool = False) -> None:
+        self._silent = silent
         self._name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{command}-{os.getpid()}"
         self._lines: list[str] = []
         self._json = json_output
