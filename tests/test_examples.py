@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,11 @@ def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, 
     log = tmp_path / "log"
     command = ["bash", str(SLURM), where, "--captioner", "tiny-instructblip"]
     with log.open("w") as output:
-        job = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        # A shell's job in the background ignores SIGINT, and so do its children unless they are told otherwise.
+        heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        job = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True, preexec_fn=heeds
+        )
     try:
         if ends == "out of time":
             deadline = time.monotonic() + 120
