@@ -29,6 +29,11 @@ class Tally:
     ended: int
 
     @property
+    def seconds(self) -> int:
+        """That it took: at least one, since times are whole seconds."""
+        return max(1, self.ended - self.started)
+
+    @property
     def name(self) -> str:
         """As a part of an object's name."""
         return f"rows{self.rows}-failed{self.failed}-tokens{self.tokens}-from{self.started}-to{self.ended}"

@@ -129,6 +129,7 @@ def _fit(
     say: Say = lambda line: None,
 ) -> "TrainResult":
     from lotlip_data.training.config import make_config
+    from lotlip_data.training.train import require_new
     from lotlip_data.training.train import train as fit
 
     settings = _settings_of(entry)
@@ -138,8 +139,8 @@ def _fit(
         return fit(config, run.url, out, resume=resume, say=say)
     from lotlip_data.pipeline.train_ray import Workers, train_on_ray
 
-    if not resume and storage.list_names(out):
-        raise UserError(f"{out}: there is a training already; resume it, or choose another name")
+    if not resume:
+        require_new(out)
     return train_on_ray(settings, run, out, Workers.of(workers))
 
 

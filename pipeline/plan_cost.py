@@ -144,7 +144,7 @@ def _speed(
     """Images a second of an actor: the ledger's, else reckoned from the model's size."""
     tallies = list(ledger.recorded(run.caption_ledger(name)).values()) if run else []
     if tallies:
-        seconds = sum(max(1, tally.ended - tally.started) for tally in tallies)
+        seconds = sum(tally.seconds for tally in tallies)
         return sum(tally.rows for tally in tallies) / seconds, f"the run's {len(tallies)} committed shards"
     if sizes is None:
         return None, "unknown: nothing is known of the model; give --speed"

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
@@ -31,6 +31,9 @@ MEASURED_BYTES = 4 << 20
 BYTES_A_PIXEL = 0.3
 ASPECT = 4 / 3
 TEXT_BYTES = 4_000
+
+
+Item = TypeVar("Item")
 
 
 class _Enough(Exception):
@@ -81,6 +84,11 @@ class ListsPlan:
         return asdict(self)
 
 
+def evenly(items: list[Item], most: int) -> list[Item]:
+    """At most so many of the items, evenly chosen."""
+    return items if len(items) <= most else [items[index * len(items) // most] for index in range(most)]
+
+
 def plan_lists(manifest: Manifest, rows: int = 20_000) -> ListsPlan:
     """Look at about `rows` rows of each source. What cannot be read is a problem of the answer, and no error."""
     seen: set[str] = set()
@@ -118,7 +126,7 @@ def plan_lists(manifest: Manifest, rows: int = 20_000) -> ListsPlan:
 def _look(source: Source, one: SourcePlan, rows: int, seen: set[str]) -> None:
     files = list_files.files_of(source)
     one.files = len(files)
-    looked = [files[index * len(files) // min(FILES, len(files))] for index in range(min(FILES, len(files)))]
+    looked = evenly(files, FILES)
     one.columns = source.needed
     hosts: Counter[str] = Counter()
     invalid: Counter[str] = Counter()
@@ -275,9 +283,9 @@ def _source_lines(one: SourcePlan) -> list[str]:
     return lines
 
 
-def _bytes(count: int) -> str:
+def _bytes(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}"
-        count = count / 1000  # type: ignore[assignment]
+        count /= 1000
     return f"{count:,.1f} TB"

@@ -16,6 +16,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import ledger
 from lotlip_data.pipeline.download import read_summary
+from lotlip_data.pipeline.plan_lists import evenly
 from lotlip_data.pipeline.status import status
 
 EXAMPLES = 2
@@ -65,7 +66,7 @@ def _text(url: str) -> str | None:
 
 
 def _captioner(run: Run, name: str, counts: dict[str, Any], price: float | None) -> dict[str, Any]:
-    seconds = sum(max(1, tally.ended - tally.started) for tally in ledger.recorded(run.caption_ledger(name)).values())
+    seconds = sum(tally.seconds for tally in ledger.recorded(run.caption_ledger(name)).values())
     hours = seconds / 3600
     written = written_by(run, name)
     return {
@@ -110,11 +111,6 @@ def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
             raise UserError(
                 f"{run.caption_shard(name, shard)}: cannot be read ({error}). Remove it and recaption."
             ) from error
-
-
-def evenly(items: list[int], most: int) -> list[int]:
-    """At most so many of the items, evenly chosen."""
-    return items if len(items) <= most else [items[index * len(items) // most] for index in range(most)]
 
 
 def _failures(run: Run) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def rates(tallies: Iterable[Tally], now: float, window: float = WINDOW) -> tuple
         begun = max(tally.started, now - window)
         if tally.ended <= now - window:
             continue
-        share = (min(tally.ended, now) - begun) / max(1, tally.ended - tally.started) if tally.ended > begun else 1.0
+        share = (min(tally.ended, now) - begun) / tally.seconds if tally.ended > begun else 1.0
         images += share * tally.rows
         tokens += share * tally.tokens
         first = min(first, begun)

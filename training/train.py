@@ -71,8 +71,8 @@ def train(config: TrainConfig, run: str, out: str, *, resume: bool = True, say: 
 
 def _open(config: TrainConfig, run: str, out: str, resume: bool) -> tuple[data.Dataset, TrainResult | None]:
     """The dataset, and the result where the training is finished."""
-    if not resume and storage.list_names(out):
-        raise UserError(f"{out}: there is a training already; resume it, or choose another name")
+    if not resume:
+        require_new(out)
     dataset = data.open_dataset(run)
     _claim(out, config, dataset)
     if not storage.exists(_done(out)):
@@ -83,6 +83,12 @@ def _open(config: TrainConfig, run: str, out: str, resume: bool) -> tuple[data.D
 def result_of(out: str) -> TrainResult:
     """The result of the finished training in `out`."""
     return TrainResult(**json.loads(storage.read_bytes(_done(out))))
+
+
+def require_new(out: str) -> None:
+    """Raises UserError where there is anything in `out`."""
+    if storage.list_names(out):
+        raise UserError(f"{out}: there is a training already; resume it, or choose another name")
 
 
 def _finish(config: TrainConfig, out: str, result: TrainResult) -> None:

@@ -15,6 +15,7 @@ from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import report
 from lotlip_data.pipeline.cli import app
 from lotlip_data.pipeline.partition import Plan
+from lotlip_data.pipeline.plan_lists import evenly
 from lotlip_data.pipeline.report_page import render
 from lotlip_data.pipeline.stats import dataset_stats
 from tests.pipeline import fake_run
@@ -99,5 +100,5 @@ def test_the_command_writes_the_page_and_says_where(run: Run) -> None:
 
 
 def test_of_many_shards_some_are_looked_at_evenly() -> None:
-    assert report.evenly(list(range(1000)), 4) == [0, 250, 500, 750]
-    assert report.evenly([3, 5], 4) == [3, 5]
+    assert evenly(list(range(1000)), 4) == [0, 250, 500, 750]
+    assert evenly([3, 5], 4) == [3, 5]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from lotlip_data.training import data
 from lotlip_data.training.config import METHODS, make_config
 from lotlip_data.training.train import train
-from tests.training.world_run import write_run, write_towers
+from tests.training.world_run import TOLD_TRAINING, write_run, write_towers
 
 SETTINGS = {"batch": 24, "epochs": 4, "warm_up": 2, "lr": 1e-3, "context_length": 96, "checkpoint_every": 2}
 
@@ -40,21 +40,6 @@ with distributed.world() as of:
         distributed.sum_gradients(list(learning.values()), of)
         found = {"loss": parts, **{n: p.grad for n, p in learning.items() if p.grad is not None}}
         torch.save(found, pathlib.Path(out, f"{name}-{of.size}-{of.rank}.pt"))
-"""
-
-TRAIN = """
-import json, sys, torch
-from lotlip_data.training.config import make_config
-from lotlip_data.training.train import Trainer, train
-run, out, settings = sys.argv[1:]
-step = Trainer.step
-def told(self, number, batch):
-    values = step(self, number, batch)
-    print("done", number, flush=True)
-    return values
-Trainer.step = told
-torch.set_num_threads(1)
-train(make_config(**json.loads(settings)), run, out)
 """
 
 
@@ -148,9 +133,9 @@ def _curve(out):
 def test_two_processes_killed_and_resumed_end_bit_for_bit_like_undisturbed_ones(world, tmp_path):
     run, towers = world
     settings = json.dumps({**SETTINGS, **towers})
-    finish(start(2, TRAIN, run, tmp_path / "a", settings))
-    _killed_at(5, start(2, TRAIN, run, tmp_path / "b", settings))
-    assert "going on after step" in finish(start(2, TRAIN, run, tmp_path / "b", settings))
+    finish(start(2, TOLD_TRAINING, run, tmp_path / "a", settings))
+    _killed_at(5, start(2, TOLD_TRAINING, run, tmp_path / "b", settings))
+    assert "going on after step" in finish(start(2, TOLD_TRAINING, run, tmp_path / "b", settings))
     assert _curve(tmp_path / "a") == _curve(tmp_path / "b") and len(_curve(tmp_path / "a")) == 10
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -161,8 +146,8 @@ def test_a_training_of_two_processes_goes_on_in_one_with_the_same_samples(world,
     """And so with the same losses, but for the order of a sum."""
     run, towers = world
     settings = {**SETTINGS, **towers}
-    finish(start(2, TRAIN, run, tmp_path / "a", json.dumps(settings)))
-    _killed_at(5, start(2, TRAIN, run, tmp_path / "b", json.dumps(settings)))
+    finish(start(2, TOLD_TRAINING, run, tmp_path / "a", json.dumps(settings)))
+    _killed_at(5, start(2, TOLD_TRAINING, run, tmp_path / "b", json.dumps(settings)))
     said = []
     train(make_config(**settings), run, str(tmp_path / "b"), say=said.append)
     assert any("going on after step" in line for line in said) and not any("order of samples" in line for line in said)
@@ -174,15 +159,15 @@ def test_a_training_of_two_processes_goes_on_in_one_with_the_same_samples(world,
 def test_a_number_of_processes_that_does_not_fit_goes_on_in_another_order_and_says_so(world, tmp_path):
     run, towers = world
     settings = json.dumps({**SETTINGS, **towers})
-    _killed_at(5, start(2, TRAIN, run, tmp_path / "a", settings))
-    said = finish(start(3, TRAIN, run, tmp_path / "a", settings))
+    _killed_at(5, start(2, TOLD_TRAINING, run, tmp_path / "a", settings))
+    said = finish(start(3, TOLD_TRAINING, run, tmp_path / "a", settings))
     assert "3 processes in place of 2: from here on in another order of samples" in said
     assert [line["step"] for line in _curve(tmp_path / "a")] == list(range(1, 11))
 
 
 def test_a_wrong_setting_ends_every_process_with_the_same_message(world, tmp_path):
     run, towers = world
-    processes = start(2, TRAIN + "\n", run, tmp_path / "a", json.dumps({**SETTINGS, **towers, "batch": 25}))
+    processes = start(2, TOLD_TRAINING, run, tmp_path / "a", json.dumps({**SETTINGS, **towers, "batch": 25}))
     for process in processes:
         process.communicate(timeout=120)
     assert [process.returncode for process in processes] == [1, 1]

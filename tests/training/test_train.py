@@ -16,26 +16,10 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.checkpoint import CheckpointError, LoTLIP
 from lotlip_data.training.config import ConfigError, make_config
 from lotlip_data.training.train import TrainingDiverged, train
-from tests.training.world_run import write_run, write_towers
+from tests.training.world_run import TOLD_TRAINING, write_run, write_towers
 
 SETTINGS = {"batch": 16, "epochs": 10, "warm_up": 2, "lr": 1e-3, "checkpoint_every": 4, "context_length": 96}
 STEPS = 31  # 10 epochs of 50 samples in batches of 16: full ones only
-
-# Prints every step, so that the test knows where to kill, and which steps were done.
-SCRIPT = """
-import json, sys, torch
-from lotlip_data.training.config import make_config
-from lotlip_data.training.train import Trainer, train
-run, out, settings = sys.argv[1:]
-step = Trainer.step
-def told(self, number, batch):
-    values = step(self, number, batch)
-    print("done", number, flush=True)
-    return values
-Trainer.step = told
-torch.set_num_threads(1)
-train(make_config(**json.loads(settings)), run, out)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +29,7 @@ def world(tmp_path_factory):
     return write_run(folder / "run"), {**SETTINGS, **write_towers(folder / "towers")}
 
 
-def _start(run, out, settings, script=SCRIPT):
+def _start(run, out, settings, script=TOLD_TRAINING):
     arguments = [sys.executable, "-c", script, run, str(out), json.dumps(settings)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 

@@ -17,6 +17,23 @@ from lotlip_data.manifests.layout import Run
 from lotlip_data.world.scenes import SPLITS, render, sample_scene
 from lotlip_data.world.writers import WRITERS, long_text, raw_text
 
+# A training of RUN into OUT with SETTINGS in JSON, in a process of its own: it prints every step, so that a test knows
+# where to kill it, and which steps were done.
+TOLD_TRAINING = """
+import json, sys, torch
+from lotlip_data.training.config import make_config
+from lotlip_data.training.train import Trainer, train
+run, out, settings = sys.argv[1:]
+step = Trainer.step
+def told(self, number, batch):
+    values = step(self, number, batch)
+    print("done", number, flush=True)
+    return values
+Trainer.step = told
+torch.set_num_threads(1)
+train(make_config(**json.loads(settings)), run, out)
+"""
+
 
 def write_run(folder: pathlib.Path, counts: Sequence[int] = (30, 20), mode: subcaptions.SplitMode = "punkt") -> str:
     """A dataset in `folder`/shards of so many samples a shard, described by the writers themselves."""
