@@ -27,6 +27,8 @@ import numpy as np
 MILLION = 1_000_000
 SHARD = 10_000
 PARTS = 8
+FAILED = 100
+"""Images of a shard that could not be fetched, each from a host of its own."""
 CAPTIONERS = ("llava", "instructblip", "sharegpt4v")
 OF_LISTS = ("plan", "partition", "duplicates", "near_duplicates")
 OF_RUNS = ("resume_download", "resume_recaption", "resume_shard", "ledger", "status")
@@ -74,22 +76,27 @@ def make_run(folder: Path, images: int) -> None:
 
     manifest, run, shards = manifest_of(folder), Run.at(str(folder / "run")), images // SHARD
     freeze(manifest, run)
-    for at in ("lists", "images/.ledger", *(f"captions/{name}/.ledger" for name in CAPTIONERS)):
+    for at in ("lists", "images/.ledger", "quarantine/images", *(f"captions/{name}/.ledger" for name in CAPTIONERS)):
         Path(run.url, at).mkdir(parents=True)
     for one in choose(manifest.captioners, None):
         claim(run, one.config)
-    plan = {"images": images, "shards": shards, "samples_per_shard": SHARD, "rows": images, "duplicates": 0}
-    Path(run.plan).write_text(json.dumps(plan | {"invalid": {}, "sources": {"first": images}}))
+    rows = shards * (SHARD + FAILED)
+    plan = {"images": rows, "shards": shards, "samples_per_shard": SHARD + FAILED, "rows": rows, "duplicates": 0}
+    Path(run.plan).write_text(json.dumps(plan | {"invalid": {}, "sources": {"first": rows}}))
     now = int(time.time())
     for shard in range(shards):
         name = shard_name(shard)
         tally = Tally(SHARD, 0, 0, now - 60, now - 1)
-        stats = {"count": SHARD, "successes": SHARD, "status_dict": {"success": SHARD}, "seconds": 60.0}
+        hosts = {f"images-{shard}-{host}.example.org": {"http 404": 1} for host in range(FAILED)}
+        stats = {"count": SHARD + FAILED, "successes": SHARD, "seconds": 60.0, "failed_hosts": hosts}
+        stats |= {"status_dict": {"success": SHARD, "http 404": FAILED}}
         stats |= {"tar": f"{name}-0a1b2c.tar", "parquet": f"{name}-0a1b2c.parquet", "start_time": 0, "end_time": 60}
         Path(run.image_stats(shard)).write_text(json.dumps(stats, indent=2))
-        for path in (run.list_shard(shard), *(f"{run.images}/{stats[kind]}" for kind in ("tar", "parquet"))):
+        files = [f"{run.images}/{stats[kind]}" for kind in ("tar", "parquet")]
+        for path in (run.list_shard(shard), run.quarantine("images", f"{name}.parquet"), *files):
             Path(path).touch()
-        Path(run.image_ledger, f"{name}-{tally.name}").touch()
+        fetched = Tally(SHARD + FAILED, FAILED, 0, now - 60, now - 1)
+        Path(run.image_ledger, f"{name}-{fetched.name}").touch()
         for captioner in CAPTIONERS:
             Path(run.caption_shard(captioner, shard)).touch()
             Path(run.caption_ledger(captioner), f"{name}-{tally.name}").touch()

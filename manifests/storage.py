@@ -11,7 +11,7 @@ import os
 import pathlib
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import IO, Any
@@ -66,24 +66,37 @@ def open_read(url: str) -> IO[bytes]:
 
 
 @patiently
-def list_names(folder: str) -> list[str]:
-    """Sorted names of what lies directly in `folder`; empty where the folder does not exist. One listing."""
+def list_names(folder: str, ending: str = "") -> list[str]:
+    """Sorted names, of those with that `ending`, of what lies directly in `folder`; empty where it does not exist.
+
+    One listing, of which only these names are kept: a run of many shards has many other objects beside them.
+    """
     fs, path = _open_fs(folder)
     try:
-        found = fs.ls(path, detail=False)
+        return sorted(name for name in map(_name_in(path), _paths(fs, path)) if name and name.endswith(ending))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(name for name in map(_name_in(path), found) if name)
+
+
+def _paths(fs: Any, path: str) -> Iterator[str]:
+    """The paths of what lies in a folder, of a local one only the names."""
+    if isinstance(fs, LocalFileSystem):
+        with os.scandir(path) as entries:
+            yield from (entry.name for entry in entries)
+    else:
+        yield from fs.ls(path, detail=False)
 
 
 @patiently
-def list_stamps(folder: str) -> dict[str, str]:
-    """As `list_names`, each name with a stamp that changes whenever the object does. One listing.
+def list_stamps(folder: str, ending: str = "") -> dict[str, str]:
+    """As `list_names`, each name with a stamp that changes whenever the object does.
 
     The stamp is the ETag where the storage has one, otherwise size and time.
     """
     fs, path = _open_fs(folder)
-    return {name: _stamp(entry) for name, entry in _entries(fs, path).items()}
+    if isinstance(fs, LocalFileSystem):  # one after the other: its listing would hold all that it knows of every object
+        return {name: _stamp(fs.info(f"{path}/{name}")) for name in list_names(folder, ending)}
+    return {name: _stamp(entry) for name, entry in _entries(fs, path).items() if name.endswith(ending)}
 
 
 @patiently
@@ -153,7 +166,11 @@ def list_below(folder: str) -> list[str]:
     """Sorted paths, relative to `folder`, of every object in it and in its folders; empty where there is none."""
     fs, path = _open_fs(folder)
     root = path.rstrip("/") + "/"
-    names = (found[len(root) :] for found in fs.find(path) if found.startswith(root))
+    if isinstance(fs, LocalFileSystem):  # names only, as above
+        paths: Iterable[str] = (f"{where}/{name}" for where, _, names in os.walk(path) for name in names)
+    else:
+        paths = fs.find(path)
+    names = (found[len(root) :] for found in paths if found.startswith(root))
     return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
 
 

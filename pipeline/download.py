@@ -7,9 +7,9 @@ See `fetch_commit` for a task, `fetch_guard` for what may be fetched.
 """
 
 import uuid
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lotlip_data.manifests import storage
@@ -18,6 +18,7 @@ from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline import fetch_commit, ledger, retry
+from lotlip_data.pipeline.ahead import in_order
 from lotlip_data.pipeline.failures import Failures
 from lotlip_data.pipeline.fetch_commit import Work
 from lotlip_data.pipeline.ledger import fetched_shards
@@ -35,10 +36,13 @@ class DownloadSummary:
     plan: Plan
     rounds: list[retry.Round]
     """Of images that are fetched again."""
-    skipped: int
+    skipped: int = 0
     """Shards that were done before this call."""
-    markers: dict[int, Marker]
-    """Of all shards done."""
+    committed: set[int] = field(default_factory=set)
+    """All shards done. Of their markers only sums are kept: there are 10,000 of 100 million images."""
+    fetched: int = 0
+    failures: Failures = field(default_factory=Failures)
+    """Of all shards done. What is fetched again has not failed until it fails again."""
     not_done: dict[int, str] = field(default_factory=dict)
     """Shards tried and not done, with the reason."""
 
@@ -52,20 +56,8 @@ class DownloadSummary:
         return self.plan.shards + sum(one.shards for one in self.rounds)
 
     @property
-    def fetched(self) -> int:
-        return sum(marker["successes"] for marker in self.markers.values())
-
-    @property
     def failed(self) -> int:
         return sum(self.reasons.values())
-
-    @property
-    def failures(self) -> Failures:
-        """Of all shards done. What is fetched again has not failed until it fails again."""
-        total, retried = Failures(), retry.retried(self.rounds)
-        for shard, marker in self.markers.items():
-            total.add(marker, retried.get(shard, ()))
-        return total
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -75,7 +67,7 @@ class DownloadSummary:
     @property
     def done(self) -> int:
         """Shards that this call fetched."""
-        return len(self.markers) - self.skipped
+        return len(self.committed) - self.skipped
 
     @property
     def nothing_to_do(self) -> bool:
@@ -88,6 +80,12 @@ class DownloadSummary:
         if not lines and not self.fetched:
             lines.append(f"none of the {self.asked} images could be fetched: {_counts(self.reasons)}")
         return lines
+
+    def add(self, shard: int, marker: Marker, retried: Collection[str] = ()) -> None:
+        """Count a shard that is done. What failed in it for one of the reasons `retried` is in another one by now."""
+        self.committed.add(shard)
+        self.fetched += marker["successes"]
+        self.failures.add(marker, retried)
 
     def figures(self) -> dict[str, Any]:
         """For scripts."""
@@ -128,12 +126,13 @@ def download(
     plan = partition(manifest, run, report)
     summary = _look(run, plan)
     _complete(run, summary)
-    if retry_failed:
-        _begin_round(run, summary, report)
+    if retry_failed and _begin_round(run, summary, report):
+        summary = _look(run, plan)
+        report(f"{summary.rounds[-1].rows} images are fetched again, in {summary.rounds[-1].shards} further shards")
     for one in summary.rounds:
-        retry.prepare(run, one, summary.markers)
-    if summary.markers:
-        report(f"{len(summary.markers)} of {summary.shards} shards are fetched already")
+        retry.prepare(run, one)
+    if summary.committed:
+        report(f"{len(summary.committed)} of {summary.shards} shards are fetched already")
     tries = ledger.tries(run)
     works = (
         Work(
@@ -145,7 +144,7 @@ def download(
             accept=accept_failures or shard >= plan.shards or tries[shard] + 1 >= manifest.download.shard_tries,
         )
         for shard in range(summary.shards)
-        if shard not in summary.markers
+        if shard not in summary.committed
     )
     empty = []
     for work, answer in run_tasks(task, works):
@@ -157,38 +156,40 @@ def download(
         token = uuid.uuid4().hex[:12]
         for shard in empty:
             ledger.note_try(run, shard, token)
-    fetch_commit.remove_orphans(run, summary.markers)
+    fetch_commit.remove_orphans(run, summary.committed)
     return summary
 
 
 def _look(run: Run, plan: Plan) -> DownloadSummary:
-    rounds = retry.rounds(run)
-    markers = _markers(run)
-    return DownloadSummary(plan, rounds, len(markers), markers)
+    summary = DownloadSummary(plan, retry.rounds(run))
+    retried, shards = retry.retried(summary.rounds), fetched_shards(run)
+    for shard, marker in zip(shards, in_order(partial(fetch_commit.read_marker, run), shards), strict=True):
+        summary.add(shard, marker, retried.get(shard, ()))
+    summary.skipped = len(shards)
+    return summary
 
 
-def _begin_round(run: Run, summary: DownloadSummary, report: Callable[[str], None]) -> None:
-    """Another round of retries, unless the last one is not done yet."""
+def _begin_round(run: Run, summary: DownloadSummary, report: Callable[[str], None]) -> bool:
+    """Another round of retries, unless the last one is not done yet. Whether there is one."""
     first = summary.shards
-    if any(shard not in summary.markers for shard in range(summary.plan.shards, first)):
+    if any(shard not in summary.committed for shard in range(summary.plan.shards, first)):
         report("going on with what is fetched again already")
-        return
-    if not retry.open_round(run, summary.rounds, first, summary.plan.samples_per_shard, summary.markers):
+        return False
+    if not retry.open_round(run, summary.rounds, first, summary.plan.samples_per_shard, summary.committed):
         report("nothing has failed for a reason that can pass")
-        return
-    summary.rounds = retry.rounds(run)
-    report(f"{summary.rounds[-1].rows} images are fetched again, in {summary.shards - first} further shards")
+        return False
+    return True
 
 
 def _complete(run: Run, summary: DownloadSummary) -> None:
     """Do what follows a commit for shards whose task was killed right after it."""
     recorded = ledger.recorded(run.image_ledger)
-    listed = set(storage.list_names(run.quarantine("images")))
+    listed = set(storage.list_names(run.quarantine("images"), ".parquet"))
     retried = retry.retried(summary.rounds)
-    for shard, marker in summary.markers.items():
+    for shard in sorted(summary.committed):
         tally = recorded.get(shard)
         if tally is None or (tally.failed and f"{shard_name(shard)}.parquet" not in listed):
-            fetch_commit.complete(run, shard, marker, retried.get(shard, ()))
+            fetch_commit.complete(run, shard, fetch_commit.read_marker(run, shard), retried.get(shard, ()))
 
 
 def read_summary(run: Run) -> DownloadSummary:
@@ -204,21 +205,15 @@ def _take(summary: DownloadSummary, shard: int, outcome: Marker | str, report: C
         summary.not_done[shard] = outcome
         report(f"{where}: {outcome}")
         return
-    summary.markers[shard] = outcome
+    summary.add(shard, outcome)
     failures = {reason: count for reason, count in outcome["status_dict"].items() if reason != SUCCESS}
     text = f"{where}: {outcome['successes']} of {outcome['count']} images in {outcome['seconds']:.1f} s"
-    report(f"{text}; {len(summary.markers)} of {summary.shards} shards" + (f" ({_counts(failures)})" * bool(failures)))
+    why = f" ({_counts(failures)})" if failures else ""
+    report(f"{text}; {len(summary.committed)} of {summary.shards} shards{why}")
 
 
 def _counts(failures: Mapping[str, int]) -> str:
     return ", ".join(f"{count} × {reason}" for reason, count in failures.items())
-
-
-def _markers(run: Run) -> dict[int, Marker]:
-    """The markers of all shards done, by shard."""
-    shards = fetched_shards(run)
-    with ThreadPoolExecutor(16) as pool:
-        return dict(zip(shards, pool.map(lambda shard: fetch_commit.read_marker(run, shard), shards), strict=True))
 
 
 def _judge(answer: Marker | Exception) -> Marker | str:

@@ -17,7 +17,7 @@ from lotlip_data.pipeline.fetch_url import listed_host
 
 HOSTS_OF_A_SHARD = 100
 HOSTS_SHOWN = 20
-_HOSTS_KEPT = 10_000
+_HOSTS_KEPT = 1_000
 
 
 def of_shard(table: pa.Table) -> dict[str, Any]:

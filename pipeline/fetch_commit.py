@@ -10,6 +10,7 @@ import re
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from lotlip_data.pipeline.scratch import scratch_folder
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("key", "uid", "url", "reason", "detail")])
 """Columns of quarantine/images/NNNNN.parquet: the rows of a committed shard that have no image."""
 
+_FILES_OF_AN_ATTEMPT = 2
 _ATTEMPT_FILE = re.compile(r"(\d{5,})-[0-9a-f]+\.(?:tar|parquet)")
 
 
@@ -121,10 +123,13 @@ def failed_rows(run: Run, marker: Mapping[str, Any], columns: list[str]) -> pa.T
     return failed
 
 
-def remove_orphans(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> None:
-    """Remove what attempts at committed shards left that were killed or came second; `markers` by shard."""
-    for name in storage.list_names(run.images):
-        found = _ATTEMPT_FILE.fullmatch(name)
-        marker = markers.get(int(found[1])) if found else None
-        if marker is not None and name not in (marker["tar"], marker["parquet"]):
-            storage.remove(storage.join(run.images, name))
+def remove_orphans(run: Run, committed: Collection[int]) -> None:
+    """Remove what attempts at `committed` shards left that were killed or came second."""
+    found = filter(None, map(_ATTEMPT_FILE.fullmatch, storage.list_names(run.images)))
+    for shard, matches in groupby(found, key=lambda match: int(match[1])):  # names come in order
+        names = [match[0] for match in matches]
+        if shard in committed and len(names) > _FILES_OF_AN_ATTEMPT:
+            marker = read_marker(run, shard)
+            for name in names:
+                if name not in (marker["tar"], marker["parquet"]):
+                    storage.remove(storage.join(run.images, name))

@@ -10,7 +10,7 @@ from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.pipeline.dataset import Recipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """One shard to build. `drops` names its list in `clean/`: the images left out for the sake of others."""
 
@@ -26,15 +26,15 @@ def digest(*parts: object) -> str:
 
 def image_stamps(run: Run) -> dict[int, str]:
     """By shard, what changes when its images are fetched anew. One listing."""
-    found = storage.list_stamps(run.images)
-    numbers = (name.removesuffix("_stats.json") for name in found if name.endswith("_stats.json"))
-    return {int(number): found[f"{number}_stats.json"] for number in numbers if number.isdigit()}
+    found = storage.list_stamps(run.images, "_stats.json")
+    numbers = ((name.removesuffix("_stats.json"), stamp) for name, stamp in found.items())
+    return {int(number): stamp for number, stamp in numbers if number.isdigit()}
 
 
 def units(run: Run, recipe: Recipe, shards: Iterable[int], drops: Mapping[int, str] | None = None) -> list[Unit]:
     """The shards with their fingerprints: recipe, images, captions and what is dropped. One listing a folder."""
     images = image_stamps(run)
-    captions = {name: storage.list_stamps(run.captioner(name)) for name in recipe.captioners}
+    captions = {name: storage.list_stamps(run.captioner(name), ".parquet") for name in recipe.captioners}
     found = []
     for shard in shards:
         texts = [stamps.get(f"{shard_name(shard)}.parquet") for stamps in captions.values()]

@@ -18,7 +18,7 @@ _CAPTION_SHARD = re.compile(r"(\d{5,})\.parquet")
 _TALLY = re.compile(r"rows(\d+)-failed(\d+)-tokens(\d+)-from(\d+)-to(\d+)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tally:
     """What was done in a stretch of time: `rows`, of them `failed` with a reason. Times are Unix times."""
 
@@ -47,7 +47,7 @@ class Tally:
 
 def fetched_shards(run: Run) -> list[int]:
     """The image shards whose download is committed, in order."""
-    return _matching(storage.list_names(run.images), _IMAGE_MARKER)
+    return _matching(storage.list_names(run.images, "_stats.json"), _IMAGE_MARKER)
 
 
 def fetched_images(run: Run, shards: Iterable[int]) -> int:
@@ -64,7 +64,7 @@ def fetched_images(run: Run, shards: Iterable[int]) -> int:
 
 def captioned_shards(run: Run, captioner: str) -> list[int]:
     """The shards of which `captioner` has committed all captions, in order."""
-    return _matching(storage.list_names(run.captioner(captioner)), _CAPTION_SHARD)
+    return _matching(storage.list_names(run.captioner(captioner), ".parquet"), _CAPTION_SHARD)
 
 
 def captioners(run: Run) -> list[str]:

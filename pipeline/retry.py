@@ -11,10 +11,10 @@ the quarantine before it can be fetched.
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,13 +23,10 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import SHARD_DIGITS, Run, shard_name
-from lotlip_data.manifests.schema import LISTS, SUCCESS
+from lotlip_data.manifests.schema import LISTS
 from lotlip_data.pipeline import fetch_reasons
+from lotlip_data.pipeline.ahead import in_order
 from lotlip_data.pipeline.fetch_commit import failed_rows, quarantined, read_marker
-
-_READERS = 16
-
-Marker = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,47 +53,51 @@ def rounds(run: Run) -> list[Round]:
 
 def retried(every: Iterable[Round]) -> dict[int, frozenset[str]]:
     """By shard, the reasons of those of its failures that belong to a round."""
-    return {shard: frozenset(one.reasons) for one in every for shard in one.sources}
+    return {shard: reasons for one in every for reasons in [frozenset(one.reasons)] for shard in one.sources}
 
 
-def open_round(
-    run: Run, before: list[Round], first: int, samples_per_shard: int, markers: Mapping[int, Marker]
-) -> bool:
-    """Begin a round of all failures of `markers` that can pass and are in no round yet. Whether there are any.
+def open_round(run: Run, before: list[Round], first: int, samples_per_shard: int, committed: Iterable[int]) -> bool:
+    """Begin a round of all failures of `committed` shards that can pass and are in no round yet. Whether there are any.
 
     `first`: the number of its first shard. Of two drivers, the first one's round counts. Raises UserError where there
     is no number left.
     """
     done = retried(before)
-    counts = {
-        shard: {reason: count for reason, count in marker["status_dict"].items() if fetch_reasons.can_pass(reason)}
-        for shard, marker in sorted(markers.items())
-        if shard not in done
-    }
-    sources = tuple(shard for shard, found in counts.items() if found)
+    counts: Counter[str] = Counter()
+    sources = []
+    shards_left = [shard for shard in sorted(committed) if shard not in done]
+    for shard, found in zip(shards_left, in_order(partial(_passing, run), shards_left), strict=True):
+        if found:
+            sources.append(shard)
+            counts.update(found)
     if not sources:
         return False
-    rows = sum(sum(found.values()) for found in counts.values())
+    rows = counts.total()
     shards = -(-rows // samples_per_shard)
     if first + shards > 10**SHARD_DIGITS:
         raise UserError(f"{run.url}: no more than {10**SHARD_DIGITS} shards fit into a run, those of retries included")
-    reasons = tuple(sorted({reason for found in counts.values() for reason in found} - {SUCCESS}))
-    content = asdict(Round(first, shards, rows, samples_per_shard, reasons, sources))
+    content = asdict(Round(first, shards, rows, samples_per_shard, tuple(sorted(counts)), tuple(sources)))
     storage.create(run.retry(len(before) + 1), json.dumps(content).encode())
     return True
 
 
-def prepare(run: Run, one: Round, markers: Mapping[int, Marker]) -> None:
+def _passing(run: Run, shard: int) -> dict[str, int]:
+    """How many of a shard's rows failed for each reason that can pass."""
+    statuses = read_marker(run, shard)["status_dict"]
+    return {reason: count for reason, count in statuses.items() if fetch_reasons.can_pass(reason)}
+
+
+def prepare(run: Run, one: Round) -> None:
     """Take the round's rows out of quarantine and write its list shards, unless these are all there."""
-    there = set(storage.list_names(run.lists))
+    there = set(storage.list_names(run.lists, ".parquet"))
     shards = range(one.first, one.first + one.shards)
     if all(f"{shard_name(shard)}.parquet" in there for shard in shards):
         return
-    for shard, failed in _failed(run, one, markers):
+    for shard, failed in _failed(run, one):
         storage.replace(run.quarantine("images", f"{shard_name(shard)}.parquet"), quarantined(failed, one.reasons))
     # Only now may its shards be fetched: an image is never in quarantine as well.
     waiting, shard = LISTS.empty_table(), one.first
-    for _, failed in _failed(run, one, markers):
+    for _, failed in _failed(run, one):
         again = failed.filter(pc.is_in(failed["reason"], pa.array(one.reasons, pa.string())))
         waiting = pa.concat_tables([waiting, again.select(LISTS.names)])
         while waiting.num_rows >= one.samples_per_shard:
@@ -106,17 +107,13 @@ def prepare(run: Run, one: Round, markers: Mapping[int, Marker]) -> None:
         _store(run, shard, waiting)
 
 
-def _failed(run: Run, one: Round, markers: Mapping[int, Marker]) -> Iterator[tuple[int, pa.Table]]:
+def _failed(run: Run, one: Round) -> Iterator[tuple[int, pa.Table]]:
     """The failures of each shard that the round takes rows from, in order, a few shards read ahead."""
 
     def read(shard: int) -> pa.Table:
-        marker = markers.get(shard) or read_marker(run, shard)  # committed and retried by another driver
-        return failed_rows(run, marker, [*LISTS.names, "key"])
+        return failed_rows(run, read_marker(run, shard), [*LISTS.names, "key"])
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        for begin in range(0, len(one.sources), 2 * _READERS):
-            some = one.sources[begin : begin + 2 * _READERS]
-            yield from zip(some, pool.map(read, some), strict=True)
+    return zip(one.sources, in_order(read, one.sources), strict=True)
 
 
 def _store(run: Run, shard: int, rows: pa.Table) -> None:

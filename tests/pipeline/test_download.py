@@ -65,10 +65,10 @@ def world(folder: pathlib.Path, url: str, scenes: int, faults: dict[str, int] | 
     return load(str(folder / "manifest.yaml"))
 
 
-def images_of(run: Run, summary: DownloadSummary) -> dict[str, tuple[dict[str, Any], bytes]]:
+def images_of(run: Run) -> dict[str, tuple[dict[str, Any], bytes]]:
     """uid → (json member, stored bytes), of all shards done; asserts that no uid comes twice."""
     found: dict[str, tuple[dict[str, Any], bytes]] = {}
-    for marker in summary.markers.values():
+    for marker in committed(run).values():
         with tarfile.open(storage.join(run.images, marker["tar"])) as tar:
             members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
         for name in members:
@@ -79,8 +79,8 @@ def images_of(run: Run, summary: DownloadSummary) -> dict[str, tuple[dict[str, A
     return found
 
 
-def rows_of(run: Run, summary: DownloadSummary) -> list[dict[str, Any]]:
-    tables = [pq.read_table(storage.join(run.images, marker["parquet"])) for marker in summary.markers.values()]
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    tables = [pq.read_table(storage.join(run.images, marker["parquet"])) for marker in committed(run).values()]
     assert all(table.schema == IMAGES for table in tables)
     return [row for table in tables for row in table.to_pylist()]
 
@@ -98,13 +98,13 @@ def test_every_row_is_an_image_or_a_failure_with_its_reason(tmp_path: pathlib.Pa
     assert summary.reasons == {"truncated": 4} | {reason: 2 for reason in REASONS.values() if reason != "truncated"}
     assert len(lines) == 2 + summary.plan.shards
 
-    rows = rows_of(run, summary)
+    rows = rows_of(run)
     assert sorted(row["key"] for row in rows) == sorted(
         f"{shard:05d}{row:04d}" for shard in range(5) for row in range(10 if shard < 4 else 7)
     )
     by_uid = {row["uid"]: row for row in rows}
     assert len(by_uid) == 47
-    images = images_of(run, summary)
+    images = images_of(run)
     assert set(images) == {uid for uid, row in by_uid.items() if row["status"] == "success"}
     for uid, (meta, body) in images.items():
         assert meta == by_uid[uid]
@@ -150,7 +150,7 @@ def test_shards_are_not_done_while_the_server_is_down_and_are_fetched_when_it_is
         port = free.getsockname()[1]
     manifest, run = world(tmp_path, f"http://127.0.0.1:{port}", 15), Run.at(str(tmp_path / "run"))
     down = download(manifest, run)
-    assert (down.fetched, down.failed, down.markers) == (0, 0, {})
+    assert (down.fetched, down.failed, down.committed) == (0, 0, set())
     assert [line.split(" (")[0] for line in down.failed_shards] == [
         "shard 00000: nothing could be fetched",
         "shard 00001: nothing could be fetched",
@@ -188,7 +188,7 @@ def test_a_task_that_dies_is_tried_again_and_given_up_without_its_neighbours(
         return fetch_and_commit(work)
 
     summary = download(manifest, run, task=dying)
-    assert sorted(summary.markers) == [0, 2]
+    assert summary.committed == {0, 2}
     assert [len(pathlib.Path(f"{run.url}-tries-{shard}").read_text()) for shard in range(4)] == [1, 3, 2, 3]
     dead, full = summary.failed_shards
     assert re.match("shard 00001: its task failed 3 times: .*died", dead)
@@ -259,7 +259,8 @@ def test_after_a_kill_of_the_driver_the_same_command_gives_the_images_of_an_undi
     with WorldServer(delay=0.3) as server:
         manifest = world(tmp_path, server.url, shards * 10 - 32, {"slow": 32})  # a few slow ones in each shard
         undisturbed, run = Run.at(str(tmp_path / "undisturbed")), Run.at(str(tmp_path / "killed"))
-        expected = images_of(undisturbed, download(manifest, undisturbed))
+        download(manifest, undisturbed)
+        expected = images_of(undisturbed)
         assert len(expected) == shards * 10
 
         command = [sys.executable, "-c", DRIVER, str(tmp_path / "manifest.yaml"), run.url]
@@ -276,12 +277,13 @@ def test_after_a_kill_of_the_driver_the_same_command_gives_the_images_of_an_undi
     assert 0 < figures["shards_done"] < shards
     assert figures["shards_skipped"] >= len(at_the_kill)
     summary = read_summary(run)
-    assert {shard: summary.markers[shard] for shard in at_the_kill} == at_the_kill
-    found = images_of(run, summary)
+    markers = committed(run)
+    assert summary.committed == set(markers) and markers | at_the_kill == markers
+    found = images_of(run)
     assert {uid: (meta["sha256"], body) for uid, (meta, body) in found.items()} == {
         uid: (meta["sha256"], body) for uid, (meta, body) in expected.items()
     }
-    named = {name for marker in summary.markers.values() for name in (marker["tar"], marker["parquet"])}
+    named = {name for marker in markers.values() for name in (marker["tar"], marker["parquet"])}
     found_names = {name for name in storage.list_names(run.images) if not name.endswith("_stats.json")}
     assert found_names - {".ledger"} == named
 

@@ -2,11 +2,14 @@
 
 import http.server
 import io
+import json
 import pathlib
 import shutil
 import threading
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +27,7 @@ from lotlip_data.pipeline.fetch_commit import commit, complete, read_marker
 from lotlip_data.pipeline.fetch_shard import FetchedShard
 from lotlip_data.pipeline.import_captions import import_captions
 from lotlip_data.pipeline.import_table import caption_table
+from lotlip_data.pipeline.partition import Plan
 from lotlip_data.pipeline.status import status
 from lotlip_data.world.lists import write_manifest
 from lotlip_data.world.server import scene_bytes
@@ -168,11 +172,10 @@ def committed_run(folder: pathlib.Path) -> Run:
 
 def begin(run: Run) -> None:
     """What a download does of a retry before it fetches anything."""
-    markers = {shard: read_marker(run, shard) for shard in ledger.fetched_shards(run)}
     if not retry.rounds(run):
-        retry.open_round(run, [], 3, 4, markers)
+        retry.open_round(run, [], 3, 4, ledger.fetched_shards(run))
     for one in retry.rounds(run):
-        retry.prepare(run, one, markers)
+        retry.prepare(run, one)
 
 
 def test_a_round_has_every_row_that_can_pass_once_with_all_that_its_list_said(tmp_path: pathlib.Path) -> None:
@@ -188,7 +191,7 @@ def test_a_round_has_every_row_that_can_pass_once_with_all_that_its_list_said(tm
     assert [row["uid"] for row in rows] == [f"{shard}-{row}" for shard in range(3) for row in (2, 3, 4)]
     assert all((row["texts"], row["expected_md5"]) == (["a", ""], "0" * 32) for row in rows)
     assert accounts(run)[1] == [(f"http://h1.example/{shard}", "http 404") for shard in range(3)]
-    assert not retry.open_round(run, [one], 6, 4, {shard: read_marker(run, shard) for shard in range(3)})
+    assert not retry.open_round(run, [one], 6, 4, range(3))
 
 
 def test_killed_before_any_change_of_the_storage_a_round_is_prepared_the_same_and_never_twice(
@@ -245,8 +248,7 @@ def test_a_killed_retry_goes_on_with_its_own_shards(tmp_path: pathlib.Path, flak
     manifest, run = manifest_of(tmp_path, [*good, *often], samples_per_shard=4), Run.at(str(tmp_path / "run"))
     accepted = download(manifest, run, accept_failures=True)
     flaky.down = False
-    markers = {shard: read_marker(run, shard) for shard in range(4)}
-    retry.open_round(run, [], 4, 4, markers)  # and here it is killed
+    retry.open_round(run, [], 4, 4, range(4))  # and here it is killed
     lines: list[str] = []
     again = download(manifest, run, lines.append, retry_failed=True)
     assert "going on with what is fetched again already" in lines
@@ -262,7 +264,7 @@ def test_a_shard_of_which_nothing_comes_is_done_after_some_downloads_or_on_reque
     urls = [f"{flaky.url}/{name}.jpg" for name in ("flaky/1", "flaky/2")] + ["http://127.0.0.1:1/x.jpg"]
     manifest, run = manifest_of(tmp_path, urls, samples_per_shard=1), Run.at(str(tmp_path / "run"))
     for _ in range(3):
-        assert download(manifest, run).markers == {}
+        assert download(manifest, run).committed == set()
     assert ledger.tries(run) == {}
     shutil.copytree(run.url, tmp_path / "other")
     flaky.down = False
@@ -288,12 +290,31 @@ def test_the_table_of_failures_is_bounded_and_the_worst_host_stays_in_it() -> No
             "worst.example": {"http 404": 2, "timeout": 1}
         }
         found.add({"status_dict": {"success": 5, "timeout": 100, "http 404": 2}, "failed_hosts": hosts})
-    assert len(found.hosts) <= 20_000
+    assert len(found.hosts) <= 2_000
     figures = found.figures()
     assert figures["reasons"] == {"timeout": 50_000, "http 404": 1000}
     assert len(figures["hosts"]) == 20
     assert next(iter(figures["hosts"].items())) == ("worst.example", {"http 404": 1000, "timeout": 500})
     assert any("worst.example (1,000 × http 404, 500 × timeout)" in line for line in failures.as_lines(figures))
+
+
+def test_a_runs_summary_keeps_sums_of_its_markers_and_not_the_markers(tmp_path: pathlib.Path) -> None:
+    """Less than 1 kB a shard, whose markers of 100 failed hosts are some 4 kB each, and more as objects."""
+    peaks = []
+    for shards in (100, 400):
+        run = Run.at(str(tmp_path / f"of-{shards}"))
+        plan = Plan(100 * shards, shards, 110, 110 * shards, 0, {}, {})
+        storage.create(run.plan, json.dumps(asdict(plan)).encode())
+        for shard in range(shards):
+            hosts = {f"images-{shard}-{host}.example.org": {"http 404": 1} for host in range(100)}
+            counts = {"count": 110, "successes": 10, "status_dict": {"success": 10, "http 404": 100}}
+            storage.create(run.image_stats(shard), json.dumps(counts | {"failed_hosts": hosts}).encode())
+        tracemalloc.start()
+        summary = read_summary(run)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (summary.fetched, summary.failed, len(summary.committed)) == (10 * shards, 100 * shards, shards)
+    assert (peaks[1] - peaks[0]) / 300 < 1000
 
 
 def test_failures_that_are_retried_are_not_counted_where_they_came_from() -> None:
