@@ -1,5 +1,6 @@
 # make demo       sets everything up and runs the whole job offline, on a CPU, in a few minutes
 # make test       sets up and passes the fast tests;  make test-slow: the long ones;  make test-chaos: twenty random kills
+# make study      the paper's tables and figures, small: four hours on two cores, in any number of goes; writes docs/study.md
 # make lint       ruff and mypy
 #
 # Needs Python 3.11 and nothing else. Everything is installed into .venv, from constraints/cpu.txt.
@@ -9,7 +10,7 @@ VENV   ?= .venv
 RUN    ?= runs/demo
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test test-slow test-chaos lint clean
+.PHONY: setup demo study test test-slow test-chaos lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready
@@ -20,6 +21,9 @@ $(VENV)/ready: pyproject.toml constraints/cpu.txt tools/setup.sh tools/repair_to
 
 demo: setup
 	$(BIN)/lotlip-data demo "$(RUN)"
+
+study: setup
+	$(BIN)/lotlip-data study runs/study --out docs
 
 test: setup
 	$(BIN)/python -m pytest

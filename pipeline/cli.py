@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lotlip_data.pipeline import cli_eval, cli_lists, cli_pages, cli_train
+from lotlip_data.pipeline import cli_eval, cli_lists, cli_pages, cli_study, cli_train
 from lotlip_data.pipeline.cli_command import FAILED, Json, ManifestFile, RunFolder
 from lotlip_data.pipeline.cli_command import command as _command
 from lotlip_data.pipeline.cli_command import finish as _finish
@@ -273,10 +273,11 @@ def lotlip(
         bring(source, target, revision=revision, image_tower=image_tower, text_tower=text_tower, say=console.say)
 
 
-for others in (cli_lists, cli_train, cli_eval, cli_pages):
+for others in (cli_lists, cli_train, cli_eval, cli_pages, cli_study):
     others.register(app)
 ORDER = ["sources", "plan", "download", "recaption", "import", "shard", "features", "train", "eval", "eval-tables"]
 ORDER += ["embed", "run", "status", "stats", "verify", "report", "demo"]
+ORDER += ["study", "study-page"]
 app.registered_commands.sort(key=lambda one: ORDER.index(str(one.name or getattr(one.callback, "__name__", ""))))
 
 

@@ -51,6 +51,7 @@ SPLITS: dict[str, range] = {
     "tower_train": range(2_000_000, 3_000_000),
     "images": range(3_000_000, 4_000_000),  # what the demo's server offers, so what LoTLIP is trained on
     "evaluation": range(4_000_000, 4_100_000),
+    "study": range(10_000_000, 20_000_000),  # crowded scenes; see pipeline/study/data.py
 }
 
 

@@ -1,10 +1,11 @@
 """Pre-train the trainer's two tiny towers on this world, without captions, and save them in the hub's layout.
 
-    python -m lotlip_data.world.towers [image|text] [--out FOLDER]
+    python -m lotlip_data.world.towers [image|text] [--world crowded] [--out FOLDER]
 
 tiny-vit names what is in each cell, from its class token too, so that this token carries the whole scene as that of a
 classifier does. tiny-bert is a masked language model of the writers' texts. Both see only seeds of `tower_train`:
-about eight minutes on one core. Every method that is compared starts from them.
+about eight minutes on one core. Every method that is compared starts from them. The crowded world's towers, of the
+reproduction study, learn the same of scenes of more things: tiny-vit-crowded goes on from tiny-vit.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lotlip_data.world.crowded import EYESIGHT, crowded_scene, crowded_text
 from lotlip_data.world.recipes.optimise import Schedule, minimise, shuffled
 from lotlip_data.world.recipes.pictures import CLASSES, IGNORE, PIXELS, Pictures, draw_pictures
-from lotlip_data.world.scenes import BACKGROUNDS, PLACES, SPLITS, sample_scene
+from lotlip_data.world.scenes import BACKGROUNDS, PLACES, SPLITS, Scene, sample_scene
 from lotlip_data.world.writers import WRITERS, long_text, raw_text
 
 CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
@@ -33,6 +36,47 @@ HELD_OUT = 512
 IMAGE_SCHEDULE = Schedule(steps=4000, batch=32, rate=1e-3, warm_up=200)
 TEXT_SCHEDULE = Schedule(steps=1500, batch=32, rate=1e-3, warm_up=200)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What both towers learn of: the scene of a seed and its long texts. `start`: whose weights the ViT goes on from."""
+
+    vit: str
+    bert: str
+    scene: Callable[[int], Scene]
+    texts: Callable[[Scene], list[str]]
+    seeds: Sequence[int]
+    pictures: int
+    image: Schedule
+    longest: int
+    """Tokens of a text."""
+    start: pathlib.Path | None = None
+
+
+LESSONS = {
+    "plain": Lessons(
+        vit=TINY_VIT.name,
+        bert=TINY_BERT.name,
+        scene=sample_scene,
+        texts=lambda scene: [long_text(scene, writer) for writer in WRITERS],
+        seeds=SPLITS["tower_train"],
+        pictures=12_000,
+        image=IMAGE_SCHEDULE,
+        longest=160,
+    ),
+    "crowded": Lessons(
+        vit="tiny-vit-crowded",
+        bert="tiny-bert-crowded",
+        scene=crowded_scene,
+        texts=lambda scene: [crowded_text(scene, writer) for writer in (*EYESIGHT, "person", "detailed")],
+        seeds=SPLITS["tower_train"][500_000:],
+        pictures=24_000,
+        image=Schedule(steps=6000, batch=32, rate=1e-3, warm_up=200),
+        longest=256,
+        start=TINY_VIT,
+    ),
+}
 
 _CARD = """---
 library_name: transformers
@@ -46,7 +90,7 @@ of lotlip-data: for real work name `{real}` in its place.
 
 {figures}
 
-Made by `python -m lotlip_data.world.towers`, on scenes that no training or evaluation uses.
+Made by `python -m lotlip_data.world.towers{command}`, on scenes that no training or evaluation uses.
 """
 
 
@@ -95,7 +139,7 @@ class SceneHeads(nn.Module):
         return cells.unflatten(-1, (len(PLACES), -1)).split(list(CLASSES.values()), dim=-1), background
 
 
-def train_image_tower(folder: pathlib.Path, schedule: Schedule = IMAGE_SCHEDULE, images: int = 12_000) -> None:
+def train_image_tower(folder: pathlib.Path, lessons: Lessons) -> None:
     """A ViT of 4 layers, 128 wide, for 96 pixels in patches of 16; pixels scaled with mean = std = 0.5."""
     from transformers import ViTConfig, ViTModel
 
@@ -111,7 +155,10 @@ def train_image_tower(folder: pathlib.Path, schedule: Schedule = IMAGE_SCHEDULE,
         attention_probs_dropout_prob=0.0,
     )
     tower, heads = ViTModel(config, add_pooling_layer=False), SceneHeads()
-    pictures = draw_pictures(SPLITS["tower_train"][:images])
+    if lessons.start:
+        tower = ViTModel.from_pretrained(lessons.start, add_pooling_layer=False)
+    schedule, images = lessons.image, lessons.pictures
+    pictures = draw_pictures(lessons.seeds[:images], lessons.scene)
 
     def hidden_of(index: Tensor) -> Tensor:
         pixels = torch.from_numpy(pictures.pixels[index.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -120,7 +167,7 @@ def train_image_tower(folder: pathlib.Path, schedule: Schedule = IMAGE_SCHEDULE,
 
     batches = shuffled(images - HELD_OUT, schedule.batch, seed=0)
     parameters = [*tower.parameters(), *heads.parameters()]
-    minimise("tiny-vit", lambda index: heads.loss(hidden_of(index), pictures, index), batches, parameters, schedule)
+    minimise(lessons.vit, lambda index: heads.loss(hidden_of(index), pictures, index), batches, parameters, schedule)
     held_out = torch.arange(images - HELD_OUT, images)
     with torch.no_grad():
         right = heads.accuracies(hidden_of(held_out), pictures, held_out)
@@ -139,12 +186,13 @@ def train_image_tower(folder: pathlib.Path, schedule: Schedule = IMAGE_SCHEDULE,
     _write_card(folder, what, "google/vit-base-patch16-224-in21k", figures)
 
 
-def train_text_tower(folder: pathlib.Path, schedule: Schedule = TEXT_SCHEDULE, scenes: int = 8_000) -> None:
+def train_text_tower(folder: pathlib.Path, lessons: Lessons, scenes: int = 8_000) -> None:
     """A BERT of 3 layers, 128 wide, 512 positions, with a WordPiece vocabulary of this world."""
     from transformers import BertConfig, BertForMaskedLM, BertModel
 
     torch.manual_seed(0)
-    texts = list(_sentences(SPLITS["tower_train"][:scenes]))
+    schedule = TEXT_SCHEDULE
+    texts = list(_sentences(lessons, lessons.seeds[:scenes]))
     tokenizer = _train_tokenizer([" ".join(sentences) for sentences in texts], folder)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -161,13 +209,13 @@ def train_text_tower(folder: pathlib.Path, schedule: Schedule = TEXT_SCHEDULE, s
 
     def loss_of(index: Tensor) -> Tensor:
         chosen = [tokenizer.sep_token.join(_window(texts[i], rng)) for i in index.tolist()]
-        batch = tokenizer(chosen, padding=True, truncation=True, max_length=160, return_tensors="pt")
+        batch = tokenizer(chosen, padding=True, truncation=True, max_length=lessons.longest, return_tensors="pt")
         ids, labels = _hide(batch.input_ids, tokenizer.all_special_ids, tokenizer.mask_token_id, len(tokenizer))
         loss: Tensor = model(input_ids=ids, attention_mask=batch.attention_mask, labels=labels).loss
         return loss
 
     batches = shuffled(len(texts) - HELD_OUT, schedule.batch, seed=0)
-    minimise("tiny-bert", loss_of, batches, model.parameters(), schedule)
+    minimise(lessons.bert, loss_of, batches, model.parameters(), schedule)
     model.eval()
     with torch.no_grad():
         held_out = torch.arange(len(texts) - HELD_OUT, len(texts))
@@ -179,11 +227,11 @@ def train_text_tower(folder: pathlib.Path, schedule: Schedule = TEXT_SCHEDULE, s
     _write_card(folder, what, "bert-base-uncased", f"Masked language modelling loss on unseen texts: {loss:.3f}.")
 
 
-def _sentences(seeds: Sequence[int]) -> Iterator[list[str]]:
+def _sentences(lessons: Lessons, seeds: Sequence[int]) -> Iterator[list[str]]:
     """Each scene as each writer tells it, sentence by sentence, and its raw text."""
-    for scene in map(sample_scene, seeds):
-        for writer in WRITERS:
-            yield long_text(scene, writer).split(". ")
+    for scene in map(lessons.scene, seeds):
+        for text in lessons.texts(scene):
+            yield text.split(". ")
         yield [raw_text(scene)]
 
 
@@ -222,19 +270,24 @@ def _train_tokenizer(texts: list[str], folder: pathlib.Path):  # type: ignore[no
 
 def _write_card(folder: pathlib.Path, what: str, real: str, figures: str) -> None:
     print(f"{folder.name}: {figures}", flush=True)
-    (folder / "README.md").write_text(_CARD.format(name=folder.name, what=what, real=real, figures=figures))
+    command = " --world crowded" if folder.name.endswith("-crowded") else ""
+    (folder / "README.md").write_text(
+        _CARD.format(name=folder.name, what=what, real=real, figures=figures, command=command)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tower", nargs="?", choices=["image", "text"], help="only this one (default: both)")
+    parser.add_argument("--world", choices=list(LESSONS), default="plain", help="whose towers (default: plain)")
     parser.add_argument("--out", type=pathlib.Path, default=CHECKPOINTS, help="default: the package's own checkpoints")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    lessons = LESSONS[arguments.world]
     if arguments.tower != "text":
-        train_image_tower(arguments.out / TINY_VIT.name)
+        train_image_tower(arguments.out / lessons.vit, lessons)
     if arguments.tower != "image":
-        train_text_tower(arguments.out / TINY_BERT.name)
+        train_text_tower(arguments.out / lessons.bert, lessons)
 
 
 if __name__ == "__main__":

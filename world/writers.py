@@ -16,7 +16,7 @@ from lotlip_data.world.scenes import PLACES, Scene, Thing
 
 WRITERS = ("instructblip", "llava", "sharegpt4v")
 
-NUMBERS = ("zero", "one", "two", "three", "four")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 WARM = frozenset({"red", "orange", "yellow", "pink"})
 
 # ShareGPT4V's own names of the nine cells, in the order of `PLACES`.
@@ -89,7 +89,7 @@ def _llava(scene: Scene) -> list[str]:
     if count == 1:
         sentences.append(_empty(scene, "column", "Nothing stands in the {}", "Each column holds something"))
     if count <= 3:
-        warmth = _palette(scene)
+        warmth = palette_of(scene)
         mixed = "Warm and cool colours are in balance"
         sentences.append(mixed if warmth == "mixed" else f"Mostly {warmth} colours are used")
     return sentences
@@ -112,8 +112,8 @@ def _sharegpt4v(scene: Scene) -> list[str]:
     if count == 1:
         sentences.append(_empty(scene, "column", "The {} {} vacant", "All three columns are occupied"))
     else:
-        sentences.append(_sizes(scene))
-    sentences.append(f"The overall palette feels {_palette(scene)}")
+        sentences.append(sizes_of(scene))
+    sentences.append(f"The overall palette feels {palette_of(scene)}")
     return sentences
 
 
@@ -143,7 +143,8 @@ def _empty(scene: Scene, line: str, some: str, none: str) -> str:
     return some.format(f"{' and '.join(empty)} {_plural(line, len(empty))}", _be(len(empty)))
 
 
-def _sizes(scene: Scene) -> str:
+def sizes_of(scene: Scene) -> str:
+    """How many things are large, and how many small."""
     large = sum(thing.size == "large" for thing in scene.things)
     small = len(scene.things) - large
     if not (large and small):
@@ -151,7 +152,8 @@ def _sizes(scene: Scene) -> str:
     return f"{NUMBERS[large]} of them {_be(large)} large while {NUMBERS[small]} {_be(small)} small".capitalize()
 
 
-def _palette(scene: Scene) -> str:
+def palette_of(scene: Scene) -> str:
+    """`warm`, `cool` or `mixed`: which colours are more."""
     warm = sum(_is_warm(thing) for thing in scene.things)
     cool = len(scene.things) - warm
     return "mixed" if warm == cool else "warm" if warm > cool else "cool"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,9 +42,9 @@ class Pictures:
         return batch.permute(0, 3, 1, 2).contiguous()
 
 
-def draw_pictures(seeds: Sequence[int]) -> Pictures:
+def draw_pictures(seeds: Sequence[int], sample: Callable[[int], Scene] = sample_scene) -> Pictures:
     """Render the scenes of these seeds and send each through a JPEG of quality 95."""
-    scenes = tuple(sample_scene(seed) for seed in seeds)
+    scenes = tuple(map(sample, seeds))
     pixels = np.stack([np.asarray(_through_the_web(scene)) for scene in scenes])
     cells = {name: torch.full((len(scenes), len(PLACES)), IGNORE) for name in CLASSES}
     cells["occupied"][:] = 0

@@ -1,0 +1,148 @@
+"""docs/study.md: every table and figure with what has run of it, beside the paper, and whether its directions hold."""
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib.resources import files
+from statistics import fmean, stdev
+
+from lotlip_data.manifests import storage
+from lotlip_data.pipeline.study.plots import plot
+from lotlip_data.pipeline.study.results import Results, as_lines
+from lotlip_data.pipeline.study.rows import ROWS, Design, distinct
+from lotlip_data.pipeline.study.statistics import Verdict
+from lotlip_data.pipeline.study.tables import TABLES, Claim, Line, Table
+from lotlip_data.world.crowded import EYESIGHT
+
+NAMES = {"long": "long texts", "short": "short texts", "class": "classes", "detailed": "texts of 12–20 sentences"}
+COLUMNS = {
+    "long": {
+        "person.t2i.R@1": "person T2I",
+        "person.i2t.R@1": "I2T",
+        "sharegpt4v.t2i.R@1": "captioner T2I",
+        "sharegpt4v.i2t.R@1": "I2T",
+    },
+    "detailed": {"detailed.t2i.R@1": "12–20 sentences T2I", "detailed.i2t.R@1": "I2T"},
+    "short": {"short.t2i.R@1": "short T2I", "short.i2t.R@1": "I2T"},
+    "class": {"class.top1": "class"},
+}
+EXTRA = {
+    "table-11": {"short.t2i.R@5": "short T2I R@5", "short.i2t.R@5": "I2T R@5"},
+    "figure-4": {"detailed.cut": "texts cut", "flops.limit": "MFLOP at the limit", "flops.text": "MFLOP a text"},
+}
+NOT_RUN = "–"
+
+
+def write_page(results: Results, design: Design, seeds: int, out: str) -> str:
+    """Write `out`/study.md, and in `out`/study the plots and results.jsonl; returns where the page is."""
+    for table in TABLES:
+        storage.replace(storage.join(out, "study", f"{table.name}.svg"), plot(table, results).encode())
+    storage.replace(storage.join(out, "study", "results.jsonl"), as_lines(results).encode())
+    page = storage.join(out, "study.md")
+    storage.replace(page, render(results, design, seeds).encode())
+    return page
+
+
+def render(results: Results, design: Design, seeds: int) -> str:
+    """The page in Markdown; its words are in `pages/study.md`."""
+    import jinja2
+
+    rows = distinct(ROWS)
+    there = sum(min(len(results.seeds(row)), seeds) for row in rows)
+    claims = dict.fromkeys(claim for table in TABLES for claim in table.claims)
+    verdicts = Counter(_verdict(claim, results) for claim in claims)
+    words = files("lotlip_data.pipeline").joinpath("pages/study.md").read_text(encoding="utf-8")
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(words)
+    return template.render(
+        design=design,
+        settings=design.settings,
+        gallery=design.gallery,
+        eyesight=EYESIGHT,
+        rows=len(rows),
+        seeds=seeds,
+        there=there,
+        hours=sum(one["seconds"] for one in results.contents) / 3600,
+        claims=len(claims),
+        verdicts={verdict: verdicts[verdict] for verdict in Verdict if verdicts[verdict]},
+        sections="\n\n".join(_section(table, results) for table in TABLES),
+    )
+
+
+def _section(table: Table, results: Results) -> str:
+    parts = [
+        f"## {table.title}",
+        f"The paper: {table.says}",
+        _rows(table, results),
+        f"![{table.title}](study/{table.name}.svg)",
+    ]
+    return "\n\n".join([*parts, _claims(table, results), _sentence(table, results)])
+
+
+def _rows(table: Table, results: Results) -> str:
+    columns = {key: name for metric in table.metrics for key, name in COLUMNS[metric].items()}
+    columns |= EXTRA.get(table.name, {})
+    printed = any(line.paper for line in table.lines)
+    head = ["", "seeds", *columns.values(), *(f"*paper: {NAMES[metric]}*" for metric in table.metrics if printed)]
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    for line in table.lines:
+        cells = [line.label, str(len(results.seeds(line.row)) or NOT_RUN)]
+        cells += [_spread(list(results.values(line.row, column).values())) for column in columns]
+        lines.append(cells + [_printed(line, metric) for metric in table.metrics if printed])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return NOT_RUN
+    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _printed(line: Line, metric: str) -> str:
+    return f"*{line.paper[metric]:.1f}*" if line.paper and metric in line.paper else ""
+
+
+def _claims(table: Table, results: Results) -> str:
+    lines = [["comparison", "on", "paper", "here, 95% interval", "the paper's direction"], ["---"] * 5]
+    for claim in table.claims:
+        found = results.contrast(dict(claim.weights), claim.metric)
+        paper = "higher" if claim.sign > 0 else "lower"
+        printed = paper if claim.printed is None else f"{claim.printed:+.1f}"
+        here = NOT_RUN if found is None else f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+        lines.append([claim.text, NAMES[claim.metric], printed, here, str(_verdict(claim, results))])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _verdict(claim: Claim, results: Results) -> Verdict:
+    found = results.contrast({row: claim.sign * weight for row, weight in claim.weights}, claim.metric)
+    return Verdict.UNKNOWN if found is None else found.verdict
+
+
+def _sentence(table: Table, results: Results) -> str:
+    """Which of the paper's directions hold here, and which do not, in one sentence."""
+    verdicts = {claim: _verdict(claim, results) for claim in table.claims}
+    said = []
+    for verdict in Verdict:
+        which = [claim for claim, found in verdicts.items() if found is verdict]
+        if which:
+            said.append(f"{_how_many(len(which), len(verdicts))} {_PHRASES[verdict]} ({'; '.join(_named(which))})")
+    return f"**Does it hold here?** Of the paper's {len(verdicts)} directions {', '.join(said)}."
+
+
+_PHRASES = {
+    Verdict.HOLDS: "hold outside the noise",
+    Verdict.LEANS: "show, but within the noise",
+    Verdict.LEANS_AWAY: "do not show, within the noise",
+    Verdict.OPPOSITE: "are reversed outside the noise",
+    Verdict.UNKNOWN: "have not run yet",
+}
+
+
+def _how_many(count: int, of: int) -> str:
+    return "all" if count == of else str(count)
+
+
+def _named(claims: Sequence[Claim]) -> list[str]:
+    """Each comparison once, with what it is about."""
+    about: dict[str, list[str]] = {}
+    for claim in claims:
+        about.setdefault(claim.text, []).append(NAMES[claim.metric])
+    return [f"{text}: {', '.join(metrics)}" for text, metrics in about.items()]

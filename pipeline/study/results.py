@@ -1,0 +1,69 @@
+"""The figures of what has run, by row and seed."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.study.data import DEVELOPMENT
+from lotlip_data.pipeline.study.rows import Design, Row
+from lotlip_data.pipeline.study.statistics import Difference, difference
+
+METRICS = {
+    "long": ("person.t2i.R@1", "person.i2t.R@1", "sharegpt4v.t2i.R@1", "sharegpt4v.i2t.R@1"),
+    "short": ("short.t2i.R@1", "short.i2t.R@1"),
+    "class": ("class.top1",),
+    "detailed": ("detailed.t2i.R@1", "detailed.i2t.R@1"),
+}
+"""The means that comparisons are made of."""
+
+
+class Results:
+    """Results of one design; those of development seeds and of other designs are left out."""
+
+    def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design) -> None:
+        self._design = design
+        self.contents = sorted(
+            (content for content in contents if content["seed"] < DEVELOPMENT),
+            key=lambda content: (content["key"], content["seed"]),
+        )
+        self._figures = {(one["key"], one["seed"]): one["figures"] for one in self.contents}
+
+    def seeds(self, row: Row) -> list[int]:
+        """The seeds for which the row has run."""
+        key = row.key(self._design)
+        return sorted(seed for known, seed in self._figures if known == key)
+
+    def values(self, row: Row, metric: str) -> dict[int, float]:
+        """A figure, or a mean of METRICS, in percent by seed."""
+        names, key = METRICS.get(metric, (metric,)), row.key(self._design)
+        return {seed: sum(self._figures[key, seed][name] for name in names) / len(names) for seed in self.seeds(row)}
+
+    def contrast(self, weights: Mapping[Row, float], metric: str) -> Difference | None:
+        """The weighted sum of the rows' values, paired by seed; None with fewer than two common seeds."""
+        values = {row: self.values(row, metric) for row in weights}
+        seeds = sorted(set.intersection(*(set(of) for of in values.values())))
+        return difference([sum(weight * values[row][seed] for row, weight in weights.items()) for seed in seeds])
+
+
+def read_folder(study: str) -> list[dict[str, Any]]:
+    """The results in a study's folder."""
+    folder = storage.join(study, "results")
+    return [json.loads(storage.read_bytes(storage.join(folder, name))) for name in storage.list_names(folder, ".json")]
+
+
+def read_lines(file: str) -> list[dict[str, Any]]:
+    """The results of a .jsonl file. Raises UserError where there is none, or not of this form."""
+    try:
+        contents = [json.loads(line) for line in storage.read_bytes(file).decode().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: no results of a study can be read ({error})") from error
+    if not all(isinstance(one, dict) and {"key", "seed", "figures"} <= one.keys() for one in contents):
+        raise UserError(f"{file}: not the results of a study; name a results.jsonl that `lotlip-data study` wrote")
+    return contents
+
+
+def as_lines(results: Results) -> str:
+    """The results as a .jsonl file, one a line, in an order of their own."""
+    return "".join(json.dumps(one, sort_keys=True) + "\n" for one in results.contents)

@@ -1,0 +1,134 @@
+"""Every training of the study, as data: what sets a row apart, and which rows each table and figure of the paper needs.
+
+A row that several tables share is trained once for each seed: rows are known by what they compute, not by their name.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lotlip_data.training.config import METHODS, TrainConfig, make_config
+
+Texts = Literal["captioners", "detailed"]
+
+SETTINGS: dict[str, Any] = {
+    "image_tower": "tiny-vit-crowded",
+    "text_tower": "tiny-bert-crowded",
+    "epochs": 10,
+    "batch": 64,
+    "long_texts": 1,
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "warm_up": 30,
+    "decoders": 1,
+    "checkpoint_every": 50,
+    "keep_checkpoints": 1,
+}
+"""Of every row. Chosen on development scenes alone; see docs/log.md."""
+
+EDITION = 1
+"""Of the data's and the evaluation's code: results of another one are not mixed with these."""
+SCALES = (1, 3, 10)
+SUB_CAPTIONS = range(7)
+LIMITS = (32, 64, 77, 128, 192, 256, 512)
+LONGEST = 256
+"""No text of `detailed` has more tokens, so with more room a training is the same training."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """How many scenes are evaluated on: groups of near twins, short texts, pictures to classify."""
+
+    groups: int = 250
+    twins: int = 3
+    short: int = 400
+    classified: int = 500
+
+
+@dataclass(frozen=True)
+class Design:
+    """What all rows have in common. `scenes` are those of the scale 1×."""
+
+    settings: dict[str, Any] = field(default_factory=lambda: dict(SETTINGS))
+    scenes: int = 1500
+    gallery: Gallery = Gallery()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training of each seed: a method, the settings that are not those of all rows, and the data."""
+
+    method: str
+    settings: tuple[tuple[str, Any], ...] = ()
+    scale: int = 1
+    texts: Texts = "captioners"
+
+    def config(self, design: Design, seed: int) -> TrainConfig:
+        """The training of this seed."""
+        return make_config(self.method, seed=seed, **design.settings | METHODS[self.method] | dict(self.settings))
+
+    def key(self, design: Design) -> str:
+        """12 hexadecimal digits that stand for everything that the row computes, but for the seed."""
+        computed = [EDITION, design.scenes, asdict(design.gallery), self.scale, self.texts]
+        computed.append(self.config(design, 0).to_dict())
+        return hashlib.sha256(json.dumps(computed).encode()).hexdigest()[:12]
+
+
+def row(method: str, scale: int = 1, texts: Texts = "captioners", **settings: Any) -> Row:
+    """A row; what the method's settings are anyhow makes no other row of it."""
+    plain = Row(method).config(Design(), 0)
+    apart = {name: value for name, value in settings.items() if getattr(plain, name) != value}
+    return Row(method, tuple(sorted(apart.items())), scale, texts)
+
+
+LIT, LIT_LONG, LONGCLIP, LOTLIP = (row(method) for method in ("lit", "lit_long", "lit_longclip", "lotlip"))
+REGISTER = row("register")
+UNMASKED = row("lotlip", corner_mask=False)
+CLIP, CLIP_LONG, SCRATCH = row("clip"), row("lotlip_scratch", corner_tokens=0), row("lotlip_scratch")
+
+
+def corners(count: int) -> Row:
+    """LoTLIP with that many corner tokens; without any it is LiT with long texts."""
+    return row("lotlip", corner_tokens=count) if count else LIT_LONG
+
+
+def captioner(name: str) -> Row:
+    """LoTLIP on the long texts of one captioner."""
+    return row("lotlip", captioners=(name,))
+
+
+def scaled(method: str, scale: int) -> Row:
+    return row(method, scale=scale)
+
+
+def sub_captions(method: str, count: int) -> Row:
+    """`lit_long` or `lotlip` on so many sub-captions; LiT on none is LiT."""
+    return LIT if (method, count) == ("lit_long", 0) else row(method, sub_captions=count)
+
+
+def limited(limit: int) -> Row:
+    """LoTLIP on whole texts of 12 to 20 sentences, cut at so many tokens."""
+    return row("lotlip", texts="detailed", sub_captions=20, context_length=min(limit, LONGEST))
+
+
+ROWS: dict[str, Sequence[Row]] = {
+    "table-2": (LIT, LIT_LONG, LONGCLIP, LOTLIP),
+    "table-3": (*(corners(count) for count in range(5)), UNMASKED),
+    "table-7": (LIT_LONG, REGISTER, LOTLIP),
+    "table-9": (*(captioner(name) for name in ("instructblip", "llava", "sharegpt4v")), LOTLIP),
+    "figure-2": tuple(sub_captions("lit_long", count) for count in SUB_CAPTIONS),
+    "figure-5": tuple(sub_captions(method, count) for method in ("lit_long", "lotlip") for count in SUB_CAPTIONS),
+    "table-10": tuple(scaled(method, scale) for scale in SCALES for method in ("lit", "lotlip")),
+    "table-11": tuple(scaled(method, scale) for scale in SCALES for method in ("lit", "lotlip")),
+    "figure-4": tuple(limited(limit) for limit in LIMITS),
+    "table-8": (CLIP, CLIP_LONG, SCRATCH),
+}
+"""The rows of each table and figure, in the order in which they are trained."""
+
+
+def distinct(names: Iterable[str]) -> list[Row]:
+    """The rows of these tables and figures, each once, in the order of ROWS."""
+    wanted = set(names)
+    return list(dict.fromkeys(one for name, rows in ROWS.items() if name in wanted for one in rows))

@@ -1,0 +1,248 @@
+"""Which table or figure shows which rows, and what the paper says of them that can be held against ours."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from lotlip_data.pipeline.study import paper, rows
+from lotlip_data.pipeline.study.rows import LIT, LIT_LONG, LONGCLIP, LOTLIP, ROWS, Row
+
+Paper = Mapping[str, float]
+EVERY = ("long", "short", "class")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row with its name in a table, and what the paper prints of it, if anything."""
+
+    label: str
+    row: Row
+    paper: Paper | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A direction of the paper: the weighted sum of the rows' `metric` is above or below nought (`sign`).
+
+    `printed` is its size in the paper, where that is printed.
+    """
+
+    text: str
+    metric: str
+    weights: tuple[tuple[Row, float], ...]
+    sign: int
+    printed: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure. `x` are the positions of a figure's lines, one series after another."""
+
+    name: str
+    title: str
+    says: str
+    """The paper's own finding, in short."""
+    lines: Sequence[Line]
+    claims: Sequence[Claim]
+    metrics: Sequence[str] = EVERY
+    x: Sequence[float] = ()
+    x_label: str = ""
+    series: Sequence[str] = field(default=("",))
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        return ROWS[self.name]
+
+
+def _against(left: Line, right: Line, metrics: Sequence[str] = EVERY) -> list[Claim]:
+    """What the paper prints of `left` less what it prints of `right`; a difference of nought claims nothing."""
+    assert left.paper and right.paper, "both are printed"
+    printed = {metric: left.paper[metric] - right.paper[metric] for metric in metrics}
+    weights = ((left.row, 1.0), (right.row, -1.0))
+    return [
+        Claim(f"{left.label} against {right.label}", metric, weights, 1 if size > 0 else -1, size)
+        for metric, size in printed.items()
+        if round(size, 2)
+    ]
+
+
+def _said(text: str, sign: int, metrics: Sequence[str], *weights: tuple[Row, float]) -> list[Claim]:
+    """A direction that the paper says or draws without numbers."""
+    return [Claim(text, metric, weights, sign) for metric in metrics]
+
+
+def _table_2() -> Table:
+    lit, long, longclip, lotlip = lines = (
+        Line("LiT", LIT, paper.LIT),
+        Line("LiT + long texts", LIT_LONG, paper.LIT_LONG),
+        Line("LiT + Long-CLIP", LONGCLIP, paper.LONGCLIP),
+        Line("LoTLIP", LOTLIP, paper.LOTLIP),
+    )
+    claims = [*_against(long, lit), *_against(longclip, long), *_against(lotlip, long), *_against(lotlip, longclip)]
+    return Table(
+        "table-2",
+        "Table 2: methods",
+        "Long texts help everywhere; Long-CLIP's matching helps long texts and costs short ones; LoTLIP is best.",
+        lines,
+        claims,
+    )
+
+
+def _table_3() -> Table:
+    lines = [Line(f"m = {count}", rows.corners(count), paper.CORNERS[count]) for count in range(5)]
+    lines.append(Line("m = 2, no mask", rows.UNMASKED, paper.UNMASKED))
+    pairs = ((1, 0), (2, 0), (2, 1), (4, 2), (2, 5))
+    claims = [claim for left, right in pairs for claim in _against(lines[left], lines[right])]
+    return Table(
+        "table-3",
+        "Table 3: corner tokens and their mask",
+        "Corner tokens help, little more above two; without their mask most tasks lose.",
+        lines,
+        claims,
+    )
+
+
+def _table_7() -> Table:
+    none, register, corner = lines = (
+        Line("neither", LIT_LONG, paper.LIT_LONG),
+        Line("register tokens", rows.REGISTER, paper.REGISTER),
+        Line("corner tokens", LOTLIP, paper.LOTLIP),
+    )
+    claims = [*_against(corner, register), *_against(corner, none), *_against(register, none, ("long",))]
+    return Table(
+        "table-7",
+        "Table 7: register tokens",
+        "Register tokens, which have neither mask nor loss, do not help; corner tokens do.",
+        lines,
+        claims,
+    )
+
+
+def _table_8() -> Table:
+    clip, long, lotlip = lines = (
+        Line("CLIP", rows.CLIP, paper.CLIP),
+        Line("CLIP + long texts", rows.CLIP_LONG, paper.CLIP_LONG),
+        Line("LoTLIP, both towers", rows.SCRATCH, paper.SCRATCH),
+    )
+    return Table(
+        "table-8",
+        "Table 8: from scratch",
+        "With both towers trained from fresh weights, long texts help everywhere, and LoTLIP helps further.",
+        lines,
+        [*_against(long, clip), *_against(lotlip, long)],
+    )
+
+
+def _table_9() -> Table:
+    names = {"instructblip": "InstructBLIP", "llava": "LLaVA", "sharegpt4v": "ShareGPT4V"}
+    lines = [Line(label, rows.captioner(name), paper.CAPTIONERS[name]) for name, label in names.items()]
+    lines.append(Line("all three", LOTLIP, paper.LOTLIP))
+    claims = [claim for one in lines[:3] for claim in _against(lines[3], one)]
+    claims += [*_against(lines[2], lines[0], ("long",)), *_against(lines[2], lines[1], ("long",))]
+    return Table(
+        "table-9",
+        "Table 9: captioners",
+        "The texts of all three are best on average; alone, ShareGPT4V's are best for long texts.",
+        lines,
+        claims,
+    )
+
+
+def _scales(number: int, metrics: Sequence[str], what: str) -> Table:
+    names = {"lit": "LiT", "lotlip": "LoTLIP"}
+    lines = {
+        (method, scale): Line(f"{name}, {scale}×", rows.scaled(method, scale), paper.SCALES[method, scale])
+        for scale in rows.SCALES
+        for method, name in names.items()
+    }
+    claims = [one for scale in rows.SCALES for one in _against(lines["lotlip", scale], lines["lit", scale], metrics)]
+    claims += [one for method in names for one in _against(lines[method, 10], lines[method, 1], metrics)]
+    return Table(
+        f"table-{number}",
+        f"Table {number}: the data's scale, {what}",
+        "LoTLIP is above LiT at every scale, and both gain from more data (the paper's 3M, 12M and 30M).",
+        list(lines.values()),
+        claims,
+        metrics,
+    )
+
+
+def _curve(method: str, label: str) -> list[Line]:
+    return [Line(f"{label}, S = {count}", rows.sub_captions(method, count)) for count in rows.SUB_CAPTIONS]
+
+
+def _rise_and_fall(method: str, label: str) -> list[Claim]:
+    at = partial(rows.sub_captions, method)
+    return [
+        *_said(f"{label}: S = 1 against S = 0", 1, EVERY, (at(1), 1.0), (at(0), -1.0)),
+        *_said(f"{label}: S = 3 against S = 1", 1, ("long",), (at(3), 1.0), (at(1), -1.0)),
+        *_said(f"{label}: S = 6 against S = 1", -1, ("short", "class"), (at(6), 1.0), (at(1), -1.0)),
+    ]
+
+
+def _figure_2() -> Table:
+    return Table(
+        "figure-2",
+        "Figure 2: sub-captions, LiT",
+        "One sub-caption helps everywhere; more help long texts, up to about three, and cost short texts and classes.",
+        _curve("lit_long", "LiT"),
+        _rise_and_fall("lit_long", "LiT"),
+        x=tuple(rows.SUB_CAPTIONS),
+        x_label="sub-captions S",
+        series=("LiT + long texts",),
+    )
+
+
+def _figure_5() -> Table:
+    lot, lit = partial(rows.sub_captions, "lotlip"), partial(rows.sub_captions, "lit_long")
+    slope = ((lot(6), 1.0), (lot(1), -1.0), (lit(6), -1.0), (lit(1), 1.0))
+    return Table(
+        "figure-5",
+        "Figure 5: sub-captions, LiT and LoTLIP",
+        "Both gain on long texts and lose on short ones with more sub-captions, LoTLIP more slowly.",
+        [*_curve("lit_long", "LiT"), *_curve("lotlip", "LoTLIP")],
+        [
+            *_rise_and_fall("lotlip", "LoTLIP"),
+            *_said("from S = 1 to 6 LoTLIP loses less than LiT", 1, ("short", "class"), *slope),
+        ],
+        x=tuple(rows.SUB_CAPTIONS),
+        x_label="sub-captions S",
+        series=("LiT + long texts", "LoTLIP"),
+    )
+
+
+def _figure_4() -> Table:
+    pairs = zip(rows.LIMITS[:5], rows.LIMITS[1:5], strict=False)
+    claims = [
+        one
+        for low, high in pairs
+        for one in _said(
+            f"{high} tokens against {low}", 1, ("detailed",), (rows.limited(high), 1.0), (rows.limited(low), -1.0)
+        )
+    ]
+    return Table(
+        "figure-4",
+        "Figure 4: token limit and text FLOPs",
+        "Up to 192 tokens more room is better for long texts, and 77 are too few; FLOPs grow with the limit.",
+        [Line(f"{limit} tokens", rows.limited(limit)) for limit in rows.LIMITS],
+        claims,
+        ("detailed", "short", "class"),
+        x=rows.LIMITS,
+        x_label="token limit",
+        series=("LoTLIP, whole texts",),
+    )
+
+
+TABLES = (
+    _table_2(),
+    _table_3(),
+    _table_7(),
+    _table_8(),
+    _table_9(),
+    _scales(10, ("long",), "long texts"),
+    _scales(11, ("short", "class"), "short texts and classes"),
+    _figure_2(),
+    _figure_5(),
+    _figure_4(),
+)
+"""All of them, in the order of the page."""

@@ -1,0 +1,128 @@
+"""What one process of the study does: write the data of a seed, or train and evaluate a row for a seed.
+
+STUDY/results/KEY-SEED.json     figures of a row and seed, created once, last of all
+STUDY/work/KEY-SEED/            the training under way: killed, it goes on from its last checkpoint
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from lotlip_data.manifests import storage
+from lotlip_data.pipeline.study import data
+from lotlip_data.pipeline.study.rows import Design, Row, Texts
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a seed."""
+
+    texts: Texts
+    seed: int
+
+    def is_done(self, study: str, design: Design) -> bool:
+        return data.is_written(study, self.texts, self.seed)
+
+    def do(self, study: str, design: Design, say: Say) -> None:
+        data.write(study, design, self.texts, self.seed, say)
+
+    def __str__(self) -> str:
+        return f"the data of seed {self.seed}, {self.texts}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A row and a seed."""
+
+    row: Row
+    seed: int
+
+    def name(self, design: Design) -> str:
+        return f"{self.row.key(design)}-{self.seed}"
+
+    def is_done(self, study: str, design: Design) -> bool:
+        return storage.exists(result_of(study, self.name(design)))
+
+    def do(self, study: str, design: Design, say: Say) -> None:
+        """Train and evaluate as any user would, keep the figures, and remove the model."""
+        from lotlip_data.training.train import train
+
+        out = storage.join(study, "work", self.name(design))
+        trained = train(self.row.config(design, self.seed), data.dataset_of(study, self.row, self.seed), out, say=say)
+        figures = _evaluate(trained.model, self, design, say)
+        content = {
+            "key": self.row.key(design),
+            "seed": self.seed,
+            "method": self.row.method,
+            "settings": dict(self.row.settings),
+            "scale": self.row.scale,
+            "texts": self.row.texts,
+            "steps": trained.steps,
+            "loss": trained.loss,
+            "seconds": _seconds(out),
+            "figures": figures,
+        }
+        storage.create(result_of(study, self.name(design)), (json.dumps(content, indent=1) + "\n").encode())
+        storage.remove(out)
+
+    def __str__(self) -> str:
+        settings = "".join(f", {name} {value}" for name, value in self.row.settings)
+        data = f", {self.row.scale}×" if self.row.scale > 1 else ""
+        return f"{self.row.method}{settings}{data}, {self.row.texts}, seed {self.seed}"
+
+
+def result_of(study: str, name: str) -> str:
+    return storage.join(study, "results", f"{name}.json")
+
+
+def all_of(rows: Iterable[Row], seeds: Iterable[int]) -> list[Data | Training]:
+    """Everything that these rows take: row by row, each with all its seeds, so that early tables are whole early; the
+    data of a seed before its first training."""
+    found: dict[Data | Training, None] = {}
+    for one in rows:
+        for seed in seeds:
+            found.setdefault(Data(one.texts, seed))
+            found.setdefault(Training(one, seed))
+    return list(found)
+
+
+def needs(task: Data | Training) -> Data | None:
+    """What has to be there first."""
+    return Data(task.row.texts, task.seed) if isinstance(task, Training) else None
+
+
+def _evaluate(model: str, task: Training, design: Design, say: Say) -> dict[str, float]:
+    """R@1 and R@5 both ways and top-1, in percent; of each set the share of texts that is cut; text FLOPs."""
+    from lotlip_data.pipeline.study.flops import text_flops
+    from lotlip_data.training.embedders import load_embedder
+    from lotlip_data.training.evaluate import evaluate
+
+    pairs, classes = data.evaluation(task.seed, task.row.texts, design.gallery)
+    found = evaluate(
+        load_embedder(model, "cpu"),
+        storage.join(model, "..", "eval.json"),
+        retrieval_sets=pairs,
+        classification_sets=[classes],
+        say=say,
+    )
+    figures = {
+        f"{name}.{way}.{recall}": 100 * of[way][recall]
+        for name, of in found["retrieval"].items()
+        for way in ("t2i", "i2t")
+        for recall in ("R@1", "R@5")
+    }
+    figures |= {f"{name}.cut": 100 * of["cut"] for name, of in found["retrieval"].items()}
+    figures["class.top1"] = 100 * found["classification"][classes.name]["top1"]
+    return figures | text_flops(model, pairs[0].texts)
+
+
+def _seconds(out: str) -> float:
+    """Seconds of the training, from its usual step: it may have been stopped, or paused, in between."""
+    lines = storage.read_bytes(storage.join(out, "metrics.jsonl")).decode().splitlines()
+    steps: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    batch = json.loads(storage.read_bytes(storage.join(out, "config.json")))["batch"]
+    return round(len(steps) * statistics.median(batch / step["samples_per_second"] for step in steps), 1)
