@@ -29,6 +29,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-slow: setup
+	bash tools/browser.sh
 	$(BIN)/python -m pytest -m slow
 
 test-chaos: setup

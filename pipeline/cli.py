@@ -276,7 +276,7 @@ def lotlip(
 for others in (cli_lists, cli_train, cli_eval, cli_pages, cli_study):
     others.register(app)
 ORDER = ["sources", "plan", "download", "recaption", "import", "shard", "features", "train", "eval", "eval-tables"]
-ORDER += ["embed", "run", "status", "stats", "verify", "report", "demo"]
+ORDER += ["embed", "run", "status", "stats", "verify", "report", "view", "demo"]
 ORDER += ["study", "study-page"]
 app.registered_commands.sort(key=lambda one: ORDER.index(str(one.name or getattr(one.callback, "__name__", ""))))
 

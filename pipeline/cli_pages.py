@@ -10,6 +10,7 @@ from lotlip_data.pipeline.cli_command import Json, RunFolder, command
 def register(app: typer.Typer) -> None:
     """Put the commands into the command line."""
     app.command()(report)
+    app.command()(view)
 
 
 def report(
@@ -39,3 +40,41 @@ def report(
         storage.replace(page, render(found, counted).encode())
         console.say(f"report: {page}")
         console.result(found)
+
+
+def view(
+    run: RunFolder,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--checkpoint",
+            help="A trained model's folder, such as RUN/train/lotlip/model, to search and to draw maps with; again for "
+            "another beside it.",
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="On this machine's loopback; 0: any that is free.")
+    ] = 8765,
+) -> None:
+    """A local web page over a run: its dataset, what is in quarantine, and what trained models make of it.
+
+    It can be reached from this machine alone; from another one: ssh -L 8765:localhost:8765 THIS_MACHINE.
+
+    Example: lotlip-data view runs/demo --checkpoint runs/demo/train/lit/model --checkpoint runs/demo/train/lotlip/model
+    """
+    with command("view", False) as console:
+        from lotlip_data.manifests import storage
+        from lotlip_data.manifests.errors import UserError
+        from lotlip_data.manifests.layout import Run
+        from lotlip_data.pipeline.view.app import View, create_app
+        from lotlip_data.pipeline.view.server import serve
+
+        at = Run.at(run)
+        if not any(map(storage.exists, (at.manifest, at.plan, at.dataset))):
+            raise UserError(f"{at.url}: there is no run; name the folder that `lotlip-data download` filled")
+        models = None
+        if checkpoint:
+            from lotlip_data.pipeline.view.models import Models
+
+            models = Models(checkpoint)
+        serve(create_app(View(at, models)), port, console.say)

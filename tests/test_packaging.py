@@ -31,7 +31,7 @@ def test_a_wheel_has_every_file_that_the_rooms_need(tmp_path: Path) -> None:
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {".py", ".yaml", ".txt", ".json", ".safetensors", ".typed", ".jinja"}
+    wanted = {".py", ".yaml", ".txt", ".json", ".safetensors", ".typed", ".j2", ".css"}
     here = {
         f"lotlip_data/{path.relative_to(ROOT)}"
         for room in ROOMS

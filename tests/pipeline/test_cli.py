@@ -22,6 +22,7 @@ COMMANDS = (
     "sources",
     "plan",
     "import",
+    "view",
     "world",
 )
 

@@ -1,0 +1,231 @@
+"""The page's addresses, and what each shows. Pages are rendered here; none of them needs a script.
+
+/                            samples, a page at a time, by words and filters
+/sample/FILE/ROW             one sample, and where models see a text in its image
+/image/FILE/ROW  /map/MODEL/FILE/ROW
+/search                      the images that suit a text best, by each model;  POST /features: compute what it needs
+/quarantine                  what could not be used, with the reasons
+/report                      the page that `lotlip-data report` wrote
+"""
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline.dataset import DatasetError
+from lotlip_data.pipeline.view import guard, quarantine
+from lotlip_data.pipeline.view.cards import Card, card_of, text_of
+from lotlip_data.pipeline.view.query import Query
+from lotlip_data.pipeline.view.samples import File, Samples, open_samples
+from lotlip_data.pipeline.view.scan import START, Filter, Page, Place, page_at
+from lotlip_data.pipeline.view.tars import NoImage, Tars
+from lotlip_data.pipeline.view.texts import visible
+
+if TYPE_CHECKING:
+    from lotlip_data.pipeline.view.models import Models
+
+PAGES = Path(__file__).parents[1] / "pages"
+SIZE = 24
+"""Samples of a page."""
+ROWS = 100
+"""Rows of a page of the quarantine."""
+SECONDS = 4.0
+"""A page looks for so long."""
+
+
+class View:
+    """The pages over one run. `models` are those that search and maps are made with."""
+
+    def __init__(self, run: Run, models: "Models | None" = None, seconds: float = SECONDS) -> None:
+        self._run, self._models, self._seconds = run, models, seconds
+        self._tars = Tars()
+        self._pages = Environment(
+            loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, finalize=_visible
+        )
+        self._pages.filters |= {"number": "{:,}".format, "query": urlencode}
+        self._pages.globals |= {"run": run.url, "searches": models is not None}
+
+    @functools.cached_property
+    def _samples(self) -> Samples:
+        """Read once it is there. Raises DatasetError before."""
+        return open_samples(self._run)
+
+    def grid(self, request: Request) -> Response:
+        """Samples that a query wants."""
+        samples = self._samples
+        query = Query.of(request.query_params, samples)
+        page = _page(samples.parquets, query.filter(samples), request, SIZE, self._seconds)
+        cards = [card_of(place, row, samples.captioners) for place, row in page.rows]
+        images = request.query_params.get("show") == "images"
+        show = {"show": "images"} if images else {}
+        return self._html(
+            "grid", samples=samples, query=query, cards=cards, page=page, images=images, kept=query.asked | show
+        )
+
+    def sample(self, request: Request) -> Response:
+        """One sample."""
+        samples = self._samples
+        file, place, row = self._row(request)
+        card, asked = card_of(place, row, samples.captioners), dict(request.query_params)
+        text = text_of(row, samples.captioners, asked)
+        maps: list[Any] = []
+        if text and self._models is not None:
+            maps = [(model.name, self._map(model, file, place, text)) for model in self._models.all]
+        asked = {name: asked[name] for name in ("of", "sub", "text") if asked.get(name)}
+        return self._html("sample", samples=samples, card=card, file=file, text=text, maps=maps, asked=asked)
+
+    def image(self, request: Request) -> Response:
+        """The image of a sample as it is stored; always a JPEG."""
+        file, place = self._place(request)
+        return Response(self._tars.image(file.tar, place.row), media_type="image/jpeg")
+
+    def map(self, request: Request) -> Response:
+        """The map of a text over an image, by one model."""
+        models = [] if self._models is None else self._models.all
+        number = request.path_params["model"]
+        file, place, row = self._row(request)
+        text = text_of(row, self._samples.captioners, request.query_params)
+        if number >= len(models) or not text:
+            raise HTTPException(404)
+        return Response(self._map(models[number], file, place, text).picture, media_type="image/png")
+
+    def search(self, request: Request) -> Response:
+        """The images that suit a text best, by each model."""
+        samples, models = self._samples, self._models
+        if models is None:
+            raise UserError("Searching needs a model: start `lotlip-data view RUN --checkpoint RUN/train/NAME/model`.")
+        text = request.query_params.get("text", "").strip()
+        features = models.features(self._run, samples)
+        found = []
+        for model, one in zip(models.all, features, strict=True):
+            ranking = model.rank(text, one, self._seconds / len(models.all)) if text else None
+            hits = [(score, self._card(place)) for score, place in ranking.best] if ranking else []
+            found.append((model, ranking, hits))
+        return self._html("search", text=text, found=found, features=_distinct(features))
+
+    def compute(self, request: Request) -> Response:
+        """Begin to compute the features that are missing."""
+        if self._models is None:
+            raise HTTPException(404)
+        for one in _distinct(self._models.features(self._run, self._samples)):
+            one.compute()
+        return RedirectResponse("/search?" + urlencode(dict(request.query_params)), 303)
+
+    def quarantine(self, request: Request) -> Response:
+        """What could not be used: the stages, and a page of one of them."""
+        kinds = quarantine.kinds(self._run)
+        asked, words = request.query_params.get("kind", ""), request.query_params.get("reason", "").strip()
+        kind = next((kind for kind in kinds if kind.name == asked), kinds[0] if kinds and not asked else None)
+        if asked and kind is None:
+            raise HTTPException(404)
+        page = _page(kind.files if kind else (), quarantine.reason_filter(words), request, ROWS, self._seconds)
+        rows = [quarantine.cells(row) for _, row in page.rows]
+        columns = [name for name in quarantine.SHOWN if any(name in row for row in rows)]
+        kept = {"kind": kind.name if kind else "", "reason": words}
+        return self._html(
+            "quarantine", kinds=kinds, kind=kind, page=page, rows=rows, columns=columns, words=words, kept=kept
+        )
+
+    def report(self, request: Request) -> Response:
+        """The report, where there is one."""
+        try:
+            page = storage.read_bytes(storage.join(self._run.url, "report.html"))
+        except FileNotFoundError:
+            raise UserError(f"There is no report yet. Run `lotlip-data report {self._run.url}`.") from None
+        return HTMLResponse(page, headers={"content-security-policy": guard.REPORT_POLICY})
+
+    def style(self, request: Request) -> Response:
+        """The styles of all pages."""
+        return Response((PAGES / "page.css").read_text() + (PAGES / "view/view.css").read_text(), media_type="text/css")
+
+    def problem(self, request: Request, error: Exception) -> Response:
+        """An error that a person can mend, or a page that is not there."""
+        if isinstance(error, HTTPException):
+            return self._html("problem", error.status_code, message=error.detail)
+        return self._html("problem", 404 if isinstance(error, DatasetError | NoImage) else 400, message=str(error))
+
+    def _html(self, name: str, status: int = 200, **content: Any) -> Response:
+        return HTMLResponse(self._pages.get_template(f"view/{name}.html.j2").render(**content), status)
+
+    def _place(self, request: Request) -> tuple[File, Place]:
+        place = Place(request.path_params["file"], request.path_params["row"])
+        files = self._samples.files
+        if place.file >= len(files) or place.row >= files[place.file].samples:
+            raise HTTPException(404)
+        return files[place.file], place
+
+    def _row(self, request: Request) -> tuple[File, Place, dict[str, Any]]:
+        file, place = self._place(request)
+        return file, place, self._row_at(place)
+
+    def _row_at(self, place: Place) -> dict[str, Any]:
+        page = page_at(self._samples.parquets[: place.file + 1], Filter(), place, 1, self._seconds)
+        if page.damaged or not page.rows:
+            raise UserError(page.damaged[0] if page.damaged else "There is no such row.")
+        return page.rows[0][1]
+
+    def _card(self, place: Place) -> Card:
+        return card_of(place, self._row_at(place), self._samples.captioners)
+
+    def _map(self, model: Any, file: File, place: Place, text: str) -> Any:
+        from PIL.Image import DecompressionBombError
+
+        try:
+            return model.map(self._tars.image(file.tar, place.row), text)
+        except (OSError, DecompressionBombError) as error:
+            raise NoImage(f"{file.tar}: image {place.row} cannot be decoded ({error})") from error
+
+
+def _page(files: Any, wanted: Filter, request: Request, size: int, seconds: float) -> Page:
+    """The page that a URL asks for: `at` a place, or the one `before` it."""
+    at, before = (Place.parse(request.query_params.get(name, "")) for name in ("at", "before"))
+    if before is not None:
+        return page_at(files, wanted, before, size, seconds, backwards=True)
+    return page_at(files, wanted, at or START, size, seconds)
+
+
+def _visible(value: Any) -> Any:
+    """What a template shows: every text with its control characters in words."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def create_app(view: View) -> Starlette:
+    """The web application."""
+    routes = [
+        Route("/", view.grid),
+        Route("/sample/{file:int}/{row:int}", view.sample),
+        Route("/image/{file:int}/{row:int}", view.image),
+        Route("/map/{model:int}/{file:int}/{row:int}", view.map),
+        Route("/search", view.search),
+        Route("/features", view.compute, methods=["POST"]),
+        Route("/quarantine", view.quarantine),
+        Route("/report", view.report),
+        Route("/style.css", view.style),
+        Route("/favicon.ico", lambda request: Response(status_code=204)),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(guard.Guard),
+            Middleware(TrustedHostMiddleware, allowed_hosts=guard.HOSTS, www_redirect=False),
+        ],
+        exception_handlers={UserError: view.problem, HTTPException: view.problem},
+    )

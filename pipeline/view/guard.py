@@ -1,0 +1,49 @@
+"""What keeps other sites and the texts of the web out of the page.
+
+The server listens on loopback alone. A page of another site can still make a browser ask it, so it answers only to
+loopback's names (which DNS rebinding cannot have), takes what changes something only from its own pages, and tells the
+browser to load and run nothing but what comes from here. No page has a script.
+"""
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HOSTS = ["localhost", "127.0.0.1"]
+POLICY = (
+    "default-src 'none'; img-src 'self'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
+"""The report has its styles inside."""
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+class Guard:
+    """Puts HEADERS on every answer that has none of its own, and refuses what another site's page sends."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        app = self._app
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and not _is_own(Headers(scope=scope)):
+            app = PlainTextResponse("This can be asked for only by a page of this server.", 403)
+        await app(scope, receive, guarded)
+
+
+def _is_own(headers: Headers) -> bool:
+    return headers.get("origin") == f"http://{headers.get('host')}"

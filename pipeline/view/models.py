@@ -1,0 +1,160 @@
+"""What trained models make of the dataset: the images that suit a text best, and where in an image a text is seen."""
+
+import collections
+import functools
+import io
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline.view.features import Features
+from lotlip_data.pipeline.view.overlay import overlay
+from lotlip_data.pipeline.view.samples import Samples
+from lotlip_data.pipeline.view.scan import Place
+from lotlip_data.training.checkpoint import LoTLIP
+from lotlip_data.training.data import DataError
+from lotlip_data.training.relevance import relevance
+
+BEST = 24
+"""Images that a search gives."""
+SEARCHES = 32
+"""Searches that go on where they were."""
+MAPS = 64
+"""Maps that are kept."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The images that suit a text best, among those looked at so far."""
+
+    best: list[tuple[float, Place]]
+    """Cosine similarity and place, the most alike first."""
+    searched: int
+    """Shards looked at."""
+    ready: int
+    """Shards that have features; beyond, they have to be computed first."""
+    shards: int
+    cut: bool
+    """Whether the text is longer than the context length."""
+    damaged: list[str]
+
+
+@dataclass(frozen=True)
+class Map:
+    """Where a text is seen in an image: a picture (PNG), and the similarity of the two."""
+
+    picture: bytes
+    similarity: float
+    cut: bool
+
+
+@dataclass
+class _Search:
+    """One text on its way through the shards."""
+
+    feature: np.ndarray
+    cut: bool
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    places: list[Place] = field(default_factory=list)
+    done: set[int] = field(default_factory=set)
+    damaged: list[str] = field(default_factory=list)
+
+    def look_at(self, shard: int, features: np.ndarray) -> None:
+        """float16 [samples, D], not normalised."""
+        table = features.astype(np.float32)
+        scores = table @ self.feature / np.maximum(np.linalg.norm(table, axis=1), 1e-12)
+        first = np.argsort(-scores, kind="stable")[:BEST]
+        scores = np.concatenate([self.scores, scores[first]])
+        places = self.places + [Place(shard, int(row)) for row in first]
+        order = sorted(range(len(places)), key=lambda index: (-scores[index], places[index]))[:BEST]
+        self.scores, self.places = scores[order], [places[index] for index in order]
+
+
+class Model:
+    """A trained model beside a dataset. One request at a time computes with it."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url, self.name = url, name
+        self._model = LoTLIP.load(url)
+        self._model.towers.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._turn = threading.Lock()
+        self._searches: collections.OrderedDict[str, _Search] = collections.OrderedDict()
+        self._map = functools.lru_cache(MAPS)(self._drawn)
+
+    def features(self, run: Run, samples: Samples) -> Features:
+        """This model's image features of the dataset."""
+        return Features(run, samples, self._model.towers.image, self._model.transform)
+
+    def rank(self, text: str, features: Features, seconds: float) -> Ranking:
+        """Go on with the search for a text, for so long."""
+        until = time.monotonic() + seconds
+        missing = set(features.missing())
+        ready = [shard for shard in range(features.shards) if shard not in missing]
+        with self._turn:
+            search = self._search(text)
+            for shard in ready:
+                if shard in search.done:
+                    continue
+                try:
+                    search.look_at(shard, features.shard(shard))
+                except DataError as error:
+                    search.damaged.append(str(error))
+                search.done.add(shard)
+                if time.monotonic() >= until:
+                    break
+            best = list(zip(search.scores.tolist(), search.places, strict=True))
+            done = len(search.done)
+        return Ranking(best, done, len(ready), features.shards, search.cut, list(search.damaged))
+
+    def map(self, image: bytes, text: str) -> Map:
+        """Where the text is seen in the image (its bytes). Raises OSError or ValueError where it is no image."""
+        with self._turn:
+            return self._map(image, text)
+
+    def _search(self, text: str) -> _Search:
+        if text in self._searches:
+            self._searches.move_to_end(text)
+        else:
+            encoded = self._model.tokenizer.encode([text])
+            self._searches[text] = _Search(self._model.embed_tokens(encoded)[0].numpy(), encoded.cut[0])
+            if len(self._searches) > SEARCHES:
+                self._searches.popitem(last=False)
+        return self._searches[text]
+
+    def _drawn(self, image: bytes, text: str) -> Map:
+        picture = Image.open(io.BytesIO(image)).convert("RGB")
+        found = relevance(self._model, picture, text)
+        seen = self._model.transform.centre_crop(picture)
+        return Map(overlay(seen, found.patches.numpy()), found.similarity, found.cut)
+
+
+class Models:
+    """The models that the page was given, and their features; those with the same image tower share them."""
+
+    def __init__(self, urls: list[str]) -> None:
+        urls = [storage.normalise(url) for url in urls]
+        self.all = [Model(url, name) for url, name in zip(urls, names_of(urls), strict=True)]
+        self._features: dict[int, Features] = {}
+        self._turn = threading.Lock()
+
+    def features(self, run: Run, samples: Samples) -> list[Features]:
+        """Of each model in order."""
+        with self._turn:
+            if not self._features:
+                by_folder: dict[str, Features] = {}
+                for index, model in enumerate(self.all):
+                    found = model.features(run, samples)
+                    self._features[index] = by_folder.setdefault(found.folder, found)
+            return list(self._features.values())
+
+
+def names_of(urls: list[str]) -> list[str]:
+    """Short names: the folder's, or the one above where it is called `model`; the whole URL where these are equal."""
+    short = [url.removesuffix("/model").rsplit("/", 1)[-1] for url in urls]
+    return [name if short.count(name) == 1 else url for name, url in zip(short, urls, strict=True)]

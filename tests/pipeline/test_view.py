@@ -1,0 +1,291 @@
+"""The page shows what is in a run, a bounded part at a time, and finds exactly what is asked for."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from lotlip_data.manifests import schema, storage
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline.cli import app
+from lotlip_data.pipeline.fetch_commit import QUARANTINE
+from lotlip_data.pipeline.view import server
+from lotlip_data.pipeline.view.app import SIZE, View, create_app
+from lotlip_data.pipeline.view.query import Query
+from lotlip_data.pipeline.view.samples import open_samples
+from lotlip_data.pipeline.view.scan import START, Filter, page_at
+from lotlip_data.pipeline.view.tars import OPEN
+from lotlip_data.pipeline.view.texts import alone, marked
+from tests.pipeline import fake_run, view_run
+
+HOST = "http://localhost"
+
+
+def client(run: Run, **settings: Any) -> TestClient:
+    return TestClient(create_app(View(run, **settings)), base_url=HOST)
+
+
+def varied(number: int, row: view_run.Row) -> None:
+    """Flags, sources, missing texts and lengths in many combinations."""
+    if number % 4 == 0:
+        row["llava_flags"] = "truncated repetition"
+    if number % 7 == 0:
+        row |= {"sharegpt4v": None, "sharegpt4v_sub": None, "sharegpt4v_flags": "empty" if number % 2 else ""}
+    if number % 3 == 0:
+        row |= {"sources": ["web", "books"], "raws": [row["raw"], "from a book"]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three shards of 10, in row groups of 4."""
+    return view_run.make(tmp_path_factory.mktemp("view") / "a run", change=varied)
+
+
+ROWS = [view_run.row_of(number) for number in range(30)]
+for index, one in enumerate(ROWS):
+    varied(index, one)
+
+
+def wanted(row: view_run.Row, query: Query) -> bool:
+    """The plain meaning of a query."""
+
+    def meets(name: str) -> bool:
+        text = row[name]
+        flags = (row.get(f"{name}_flags") or "").split()
+        long = name in view_run.CAPTIONERS
+        of_flag = {
+            "": True,
+            "missing": long and text is None,
+            "none": long and text is not None and not flags,
+            "some": long and bool(flags),
+        }.get(query.flag, long and query.flag in flags)
+        if not of_flag:
+            return False
+        if any(word.casefold() not in (text or "").casefold() for word in query.q.split()):
+            return False
+        if query.least is None and query.most is None:
+            return True
+        return text is not None and (query.least or 0) <= len(text.split()) <= (
+            10**9 if query.most is None else query.most
+        )
+
+    texts = [query.text] if query.text else ["raw", *view_run.CAPTIONERS]
+    return (not query.source or query.source in row["sources"]) and any(map(meets, texts))
+
+
+def every_page(run: Run, filter_: Filter, size: int, seconds: float = 60.0) -> list[list[int]]:
+    """The numbers of the rows on each page, in order."""
+    files, pages, at = open_samples(run).parquets, [], START
+    while at is not None:
+        page = page_at(files, filter_, at, size, seconds)
+        pages.append([int(row["uid"], 16) for _, row in page.rows])
+        at = page.after
+    return pages
+
+
+def test_a_query_finds_exactly_what_a_plain_loop_over_the_rows_finds(run: Run) -> None:
+    samples = open_samples(run)
+    words = ("", "circle", "RED", "number 2", "book", ".*")
+    texts = ("", "raw", "llava", "sharegpt4v")
+    flags = ("", "none", "some", "missing", "truncated", "repetition", "empty")
+    lengths = ((None, None), (11, None), (None, 12), (12, 13))
+    sizes = set()
+    for q, text, flag, source, (least, most) in itertools.product(words, texts, flags, ("", "web", "books"), lengths):
+        query = Query(q, text, flag, source, least, most)
+        found = every_page(run, query.filter(samples), 30)[0]
+        assert found == [number for number, row in enumerate(ROWS) if wanted(row, query)], query
+        sizes.add(len(found))
+    assert {0, 30} < sizes and len(sizes) > 10
+
+
+def test_a_phrase_in_quotes_is_one_word_and_uids_and_urls_are_found(run: Run) -> None:
+    samples = open_samples(run)
+
+    def found(**asked: str) -> list[int]:
+        return every_page(run, Query.of(asked, samples).filter(samples), 30)[0]
+
+    assert found(q='"number 2."') == [2] and 20 in found(q="number 2")
+    assert found(q=f"{17:032x}", text="uid") == [17] and found(q="/17.jpg", text="url") == [17]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10, 30, 31])
+def test_pages_show_every_row_once_and_lead_back_the_same_way(run: Run, size: int) -> None:
+    files, query = open_samples(run).parquets, Query(text="llava", flag="none").filter(open_samples(run))
+    for filter_, numbers in ((Filter(), list(range(30))), (query, [n for n in range(30) if n % 4])):
+        pages = every_page(run, filter_, size)
+        assert [number for page in pages for number in page] == numbers
+        assert [len(page) for page in pages[:-1]] == [size] * (len(pages) - 1) and pages[-1]
+        at, back = page_at(files, filter_, START, 10**6, 60.0).rows[-1][0], []
+        while at is not None:
+            page = page_at(files, filter_, at, size, 60.0, backwards=True)
+            back.append([int(row["uid"], 16) for _, row in page.rows])
+            assert page.after == at
+            at = page.before
+        assert [number for page in reversed(back) for number in page] == numbers[:-1]
+        assert {len(page) for page in back[:-1]} <= {size} and back[-1]
+
+
+def test_without_time_a_page_ends_after_a_row_group_and_the_next_goes_on(run: Run) -> None:
+    query = Query(q="number 29.").filter(open_samples(run))
+    pages = every_page(run, query, 5, seconds=0)
+    assert len(pages) == 9 and [number for page in pages for number in page] == [29]
+    page = page_at(open_samples(run).parquets, query, START, 5, 0)
+    assert not page.in_time and page.looked_at == 4 and page.after == (0, 4)
+    assert "the time for one page was up" in client(run, seconds=0).get("/?q=%2229.%22").text
+
+
+def test_a_page_opens_the_shards_that_it_shows_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = view_run.make(tmp_path / "run", shards=60, samples=10)
+    opened: list[str] = []
+    real = storage.open_read
+    monkeypatch.setattr(storage, "open_read", lambda url: opened.append(Path(url).name) or real(url))
+    web = client(made)
+    page = web.get("/")
+    assert page.text.count("<article") == SIZE
+    assert opened == [f"train-0000{shard}.parquet" for shard in range(3)]
+    opened.clear()
+    assert web.get("/?at=41.3").text.count("<article") == SIZE
+    assert opened == [f"train-000{shard}.parquet" for shard in (41, 42, 43)]
+    opened.clear()
+    for shard in [*range(2 * OPEN), *range(OPEN, 2 * OPEN)]:
+        assert web.get(f"/image/{shard}/9").status_code == 200
+    assert opened == [f"train-{shard:05d}.tar" for shard in range(2 * OPEN)]
+
+
+def test_memory_of_a_search_does_not_grow_with_the_shards(tmp_path: Path) -> None:
+    """A row group is 400 kB of texts, a shard four of them."""
+    most = {}
+    for shards in (2, 20):
+        made = view_run.make(
+            tmp_path / str(shards), shards, 40, lambda number, row: row.update(raw=f"{number}" * 20_000), row_group=10
+        )
+        held: list[int] = []
+
+        def match(table: pa.Table, held: list[int] = held) -> np.ndarray:
+            held.append(pa.total_allocated_bytes())
+            return np.zeros(len(table), bool)
+
+        before = pa.total_allocated_bytes()
+        page = page_at(open_samples(made).parquets, Filter(("raw", "llava"), match), START, 5, 60.0)
+        assert page.looked_at == 40 * shards and len(held) == 4 * shards
+        most[shards] = max(held) - before
+    assert most[2] > 200_000 and most[20] <= 1.5 * most[2]
+
+
+def test_images_are_those_of_their_rows_in_any_order(tmp_path: Path) -> None:
+    contents = {number: view_run.jpeg(view_run.plain(number)) for number in range(6)}
+    web = client(view_run.make(tmp_path / "run", shards=2, samples=3))
+    for number in (5, 0, 2, 4, 1, 3, 5):
+        answer = web.get(f"/image/{number // 3}/{number % 3}")
+        assert answer.content == contents[number] and answer.headers["content-type"] == "image/jpeg"
+    assert [web.get(path).status_code for path in ("/image/2/0", "/image/0/3", "/sample/9/9")] == [404] * 3
+
+
+def test_a_card_marks_sub_captions_and_words_that_one_captioner_uses(run: Run) -> None:
+    page = client(run).get("/sample/0/1").text
+    section = page[page.index('data-captioner="sharegpt4v"') :]
+    assert re.findall(r"<mark>(.*?)</mark>", section) == ["disc", "can", "be", "seen"]
+    assert re.findall(r'class="number">(\d+)<', section) == ["1", "2"]
+    assert "from a book" in client(run).get("/sample/0/3").text  # every raw text, with its source
+    assert '<span class="flag">truncated</span> <span class="flag">repetition</span>' in client(run).get("/").text
+
+
+@given(st.text(), st.lists(st.text(min_size=1)), st.sets(st.text()))
+def test_spans_are_the_text_whatever_it_is(text: str, others: list[str], words: set[str]) -> None:
+    pieces = [*text.split(), *others]
+    spans = marked(text, pieces, words | {piece.casefold() for piece in pieces})
+    assert "".join(word.text for span in spans for word in span.words) == text
+
+
+def test_words_of_one_captioner_alone() -> None:
+    texts = {"a": "A Red ring's edge", "b": "a red RING", "c": "the ring"}
+    assert alone(texts) == {"a": {"ring's", "edge"}, "b": set(), "c": {"the"}}
+    assert alone({"a": "a red ring"}) == {"a": set()}
+
+
+def test_a_damaged_shard_is_told_and_passed_over(tmp_path: Path) -> None:
+    made = view_run.make(tmp_path / "run")
+    Path(made.shards, "train-00001.parquet").write_bytes(b"no parquet")
+    page = client(made).get("/").text
+    assert page.count("<article") == 20
+    assert "train-00001.parquet: cannot be read" in page and "lotlip-data verify" in page
+    Path(made.shards, "train-00000.tar").write_bytes(b"no tar")
+    answer = client(made).get("/image/0/0")
+    assert answer.status_code == 404 and "lotlip-data verify" in answer.text
+
+
+def test_a_run_that_is_not_sharded_yet_says_what_to_do_and_has_its_quarantine(tmp_path: Path) -> None:
+    made = fake_run.make(tmp_path / "run").run
+    web = client(made)
+    assert web.get("/").status_code == 404 and f"Run `lotlip-data shard {made.url}`" in web.get("/").text
+    assert "Nothing is in quarantine" in web.get("/quarantine").text
+    view_run.make(tmp_path / "run")
+    assert web.get("/").text.count("<article") == SIZE  # without a new start
+
+
+def test_the_quarantine_has_every_stage_with_its_reasons(tmp_path: Path) -> None:
+    made = view_run.make(tmp_path / "run", shards=1)
+    for shard in range(3):
+        rows = [
+            {"key": f"{shard}{row}", "uid": "u", "url": "http://x/", "reason": reason, "detail": "Not Found"}
+            for row, reason in enumerate(["http 404", "timeout"] * 40)
+        ]
+        storage.create(made.quarantine("images", f"0000{shard}.parquet"), fake_run.parquet(rows, QUARANTINE))
+    dropped = {"key": "1", "uid": "u", "what": "llava", "reason": "repetition", "detail": "the the the", "url": "x"}
+    storage.create(made.quarantine("shard", "00000-a.parquet"), fake_run.parquet([dropped], schema.DROPPED))
+    captions = [{"key": "2", "uid": "u", "error": "cannot be decoded"}]
+    storage.create(made.quarantine("captions", "llava", "00000.parquet"), fake_run.parquet(captions, schema.CAPTIONS))
+    web = client(made)
+    page = web.get("/quarantine").text
+    assert re.findall(r"kind=([\w%]+)", page.split("</nav>")[1]) == ["images", "captions%2Fllava", "shard"]
+    assert page.count("<tr>") == 101 and page.count("http 404") == 50
+    assert web.get("/quarantine?kind=images&reason=TIMEOUT&at=1.0").text.count("<td><bdi>timeout") == 80
+    assert "the the the" in web.get("/quarantine?kind=shard").text
+    assert "cannot be decoded" in web.get("/quarantine?kind=captions/llava&reason=decoded").text
+
+
+def test_the_report_is_served_with_a_policy_of_its_own(tmp_path: Path) -> None:
+    made = view_run.make(tmp_path / "run", shards=1)
+    missing = client(made).get("/report")
+    assert missing.status_code == 400 and f"lotlip-data report {made.url}" in missing.text
+    storage.replace(storage.join(made.url, "report.html"), b"<p>figures")
+    found = client(made).get("/report")
+    assert found.text == "<p>figures" and "sandbox" in found.headers["content-security-policy"]
+    assert "script" not in found.headers["content-security-policy"]
+
+
+def test_what_is_asked_wrongly_is_told(run: Run, tmp_path: Path) -> None:
+    web = client(run)
+    for asked, told in (("flag=green", "truncated"), ("text=gpt", "sharegpt4v"), ("least=many", "number of words")):
+        answer = web.get(f"/?{asked}")
+        assert answer.status_code == 400 and told in answer.text
+    assert "--checkpoint" in web.get("/search?text=x").text
+    assert web.get("/?at=77.7").status_code == web.get("/?at=x&before=y").status_code == 200
+    ended = CliRunner().invoke(app, ["view", str(tmp_path / "nothing")])
+    assert ended.exit_code == 2 and "there is no run" in ended.output
+
+
+def test_it_listens_on_loopback_and_says_when_a_port_is_taken() -> None:
+    with server.listen(0) as listening:
+        host, port = listening.getsockname()
+        assert host == "127.0.0.1"
+        listening.listen()
+        with pytest.raises(UserError, match="--port 0"):
+            server.listen(port)
+
+
+def test_a_dataset_of_another_kind_is_refused(tmp_path: Path) -> None:
+    made = view_run.make(tmp_path / "run", shards=1)
+    content = json.loads(Path(made.dataset).read_text())
+    Path(made.dataset).write_text(json.dumps({name: content[name] for name in content if name != "manifest"}))
+    assert "lacks what it should say" in client(made).get("/").text
