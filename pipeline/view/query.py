@@ -50,8 +50,8 @@ class Query:
         for name, values in allowed.items():
             if given[name] not in values:
                 raise UserError(f"{name}: there is no {given[name]!r}; there are {', '.join(filter(None, values))}")
-        numbers = {name: _number(name, given.pop(name)) for name in ("least", "most")}
-        return cls(**given, **numbers)
+        least, most = (_number(name, given[name]) for name in ("least", "most"))
+        return cls(given["q"], given["text"], given["flag"], given["source"], least, most)
 
     @property
     def asked(self) -> dict[str, str]:

@@ -73,7 +73,7 @@ class _Tar:
                 raise NoImage(f"{self._url}: has no image {row}")
             if member.isfile() and member.name.endswith(f".{IMAGE_EXTENSION}"):
                 self._where.extend((member.offset_data, member.size))
-            self._tar.members = []  # it keeps every header otherwise
+            self._tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
         offset, size = self._where[2 * row : 2 * row + 2]
         if size > MOST_BYTES:
             raise NoImage(f"{self._url}: image {row} claims {size:,} bytes")
