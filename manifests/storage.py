@@ -9,6 +9,7 @@ asked again; what is final (not there, not allowed, no space) is raised at once.
 import errno
 import os
 import pathlib
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -224,6 +225,18 @@ def replace(url: str, data: bytes) -> None:
         fs.pipe_file(path, data)
 
 
+@patiently
+def replace_from_file(url: str, local: str) -> None:
+    """As `replace`, with the content of the local file `local`, which stays."""
+    fs, path = _open_fs(url)
+    if isinstance(fs, LocalFileSystem):
+        with _scratch_beside(path) as scratch, open(local, "rb") as source:
+            _copy_durably(source, scratch)
+            pathlib.Path(scratch).replace(path)
+    else:
+        fs.put_file(local, path)
+
+
 def _create_remotely(fs: Any, path: str, write: Callable[[], object]) -> bool:
     """Whether `write`, which creates the object exclusively, was the first to do so."""
     try:
@@ -278,8 +291,7 @@ def _write_durably(path: str, data: bytes) -> None:
 
 def _copy_durably(source: IO[bytes], path: str) -> None:
     with open(path, "xb") as stream:
-        while chunk := source.read(1 << 22):
-            stream.write(chunk)
+        shutil.copyfileobj(source, stream, 1 << 20)
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -2,11 +2,11 @@
 
 import re
 import time
+from collections.abc import Iterable, Iterator
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import dataset
-from lotlip_data.pipeline.publish import existing, names
 
 STILL_SECONDS = 86_400
 """A rewrite commits a shard every few minutes: where none has come for a day, there is no rewrite."""
@@ -18,15 +18,21 @@ _OURS = re.compile(
 )
 
 
-def remove_abandoned(run: Run, now: float | None = None) -> int:
-    """Remove objects of a dataset's names that dataset.json does not name; how many.
+def existing(run: Run) -> Iterator[str]:
+    """All that is in the folders of the dataset, relative to the run. Three listings."""
+    for folder in ("shards", f"shards/{dataset.MARKERS}", "quarantine/shard"):
+        yield from (f"{folder}/{name}" for name in storage.list_names(storage.join(run.url, folder)))
 
-    To be called when dataset.json is up to date. None is removed before the last of them has lain still for
-    STILL_SECONDS, since another driver, with other settings, may be writing them. now: Unix time, for tests.
+
+def remove_abandoned(run: Run, named: Iterable[str], now: float | None = None) -> int:
+    """Remove objects that look like those of a dataset and are not among the `named` ones of this one; how many.
+
+    To be called when dataset.json is up to date and what it replaced is gone. None is removed before the last of them
+    has lain still for STILL_SECONDS, since another driver, with other settings, may be writing them. now: Unix time,
+    for tests.
     """
-    description = dataset.read(run)
-    named = {*names(dataset.records(description)), *description["replaced"]}
-    left = [name for name in existing(run) - named if _OURS.fullmatch(name)]
+    left = set(filter(_OURS.fullmatch, existing(run)))
+    left.difference_update(named)
     by_folder: dict[str, set[str]] = {}
     for name in left:
         folder, _, own = name.rpartition("/")

@@ -8,47 +8,45 @@ from typing import Any
 
 import yaml
 
-from lotlip_data.pipeline.dataset import DATASET_JSON, SPLITS
+from lotlip_data.pipeline.dataset import DATASET_JSON
+from lotlip_data.pipeline.description import Description
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
 _NUMBER = re.compile(r"\d+")
 
 
-def card(description: dict[str, Any]) -> str:
-    """The content of README.md for the dataset that dataset.json describes."""
-    front = yaml.safe_dump(front_matter(description), sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n{_body(description)}{stamp(description)}\n"
+def card(described: Description) -> str:
+    """The content of README.md for the dataset that is described."""
+    front = yaml.safe_dump(front_matter(described), sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{_body(described)}{stamp(described)}\n"
 
 
-def stamp(description: dict[str, Any]) -> str:
+def stamp(described: Description) -> str:
     """A comment in the card that tells which dataset it is of. While it fits, what people wrote around it stays."""
-    names = [output["tar"]["name"] for where in SPLITS.values() for output in description[where]]
-    parts = (description["recipe"], description["samples"], names)
+    names = [name for few in described.tars.values() for name in few]
+    parts = (described.head["recipe"], described.head["samples"], names)
     return f"<!-- of {DATASET_JSON} {hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]} -->"
 
 
-def front_matter(description: dict[str, Any]) -> dict[str, Any]:
+def front_matter(described: Description) -> dict[str, Any]:
     """With the tars as the data files of both splits: a card can have files of one kind only."""
-    splits = {split: description[where] for split, where in SPLITS.items() if description[where]}
     return {
-        "pretty_name": description["name"],
+        "pretty_name": described.head["name"],
         "language": ["en"],
         "task_categories": ["image-to-text", "zero-shot-image-classification"],
         "tags": ["image-text", "long-captions", "webdataset"],
-        "size_categories": [_SIZES[min(len(_SIZES) - 1, max(0, len(str(description["samples"])) - 3))]],
+        "size_categories": [_SIZES[min(len(_SIZES) - 1, max(0, len(str(described.head["samples"])) - 3))]],
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [
-                    {"split": split, "path": [output["tar"]["name"] for output in outputs]}
-                    for split, outputs in splits.items()
-                ],
+                "data_files": [{"split": split, "path": names} for split, names in described.tars.items() if names],
             }
         ],
     }
 
 
-def _body(description: dict[str, Any]) -> str:
+def _body(described: Description) -> str:
+    description = described.head
     asked = description["manifest"]["shard"] | description["manifest"]["clean"]
     settings = ", ".join(f"{name} {value}" for name, value in asked.items() if value not in (None, False, 0, []))
     lines = [
@@ -61,11 +59,10 @@ def _body(description: dict[str, Any]) -> str:
         "| split | images | shards | for webdataset and open_clip |",
         "|---|---|---|---|",
     ]
-    for split, where in SPLITS.items():
-        if description[where]:
+    for split, names in described.tars.items():
+        if names:
             figures = description["splits"][split]
-            tars = braces([output["tar"]["name"] for output in description[where]])
-            lines.append(f"| {split} | {figures['samples']:,} | {figures['shards']:,} | `{tars}` |")
+            lines.append(f"| {split} | {figures['samples']:,} | {figures['shards']:,} | `{braces(names)}` |")
     lines += ["", "| captioner | id | long texts |", "|---|---|---|"]
     counts = description["long_texts"]
     lines += [f"| {name} | `{id}` | {counts[name]:,} |" for name, id in description["captioners"].items()]

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from lotlip_data.manifests import schema
-from lotlip_data.pipeline.dataset import SPLITS
+from lotlip_data.pipeline.description import Description
 
 _CONTEXT = {
     "@language": "en",
@@ -46,9 +46,10 @@ _CONTEXT = {
 _TYPES = {pa.string(): "sc:Text", pa.int32(): "sc:Integer"}
 
 
-def croissant(description: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of the dataset that dataset.json describes: a record set a split, read from its Parquet files."""
-    splits = [split for split, where in SPLITS.items() if description[where]]
+def croissant(described: Description) -> dict[str, Any]:
+    """The metadata of the dataset that is described: a record set a split, read from its Parquet files."""
+    description = described.head
+    splits = {split: names for split, names in described.tars.items() if names}
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
@@ -57,19 +58,19 @@ def croissant(description: dict[str, Any]) -> dict[str, Any]:
         "description": f"{description['samples']} images with raw texts and long texts by "
         f"{', '.join(description['captioners']) or 'no captioner'}. Bytes and sha256 of every file: dataset.json.",
         "version": f"{description['schema_version']}.0.0",
-        "distribution": [_files(split, description[SPLITS[split]]) for split in splits],
+        "distribution": [_files(split, names) for split, names in splits.items()],
         "recordSet": [_records(split, schema.dataset(description["captioners"])) for split in splits],
     }
 
 
-def _files(split: str, outputs: list[dict[str, Any]]) -> dict[str, Any]:
+def _files(split: str, tars: list[str]) -> dict[str, Any]:
     return {
         "@type": "cr:FileSet",
         "@id": f"{split}-parquet",
         "name": f"{split}-parquet",
         "description": "One row a sample, in the order of the tar of the same name, which holds the images.",
         "encodingFormat": "application/x-parquet",
-        "includes": [output["parquet"]["name"] for output in outputs],
+        "includes": [f"{name.removesuffix('.tar')}.parquet" for name in tars],
     }
 
 

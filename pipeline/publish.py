@@ -4,49 +4,72 @@ Which objects have been replaced is written in dataset.json itself, so whoever c
 them, and nothing that another driver is just building is ever touched.
 """
 
-import codecs
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline import card, croissant, dataset
-from lotlip_data.pipeline.dataset import MARKERS, ShardRecord
+from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.pipeline import card, croissant, dataset, description
+from lotlip_data.pipeline.abandoned import existing, remove_abandoned
+from lotlip_data.pipeline.dataset import MARKERS, Recipe, ShardRecord
+from lotlip_data.pipeline.description import Description
+from lotlip_data.pipeline.scratch import scratch_folder
 
 _SHARDS, _QUARANTINE = "shards", "quarantine"
 
 
-def publish(run: Run, description: dict[str, Any]) -> bool:
+def publish(
+    run: Run,
+    manifest: Manifest,
+    recipe: Recipe,
+    records: Iterable[ShardRecord],
+    say: Callable[[str], None] = lambda line: None,
+) -> bool:
     """Write dataset.json and its views; False where they say the same already. Removes what was replaced before."""
-    held = published(run)
-    changed = held is None or _but_replaced(held) != _but_replaced(description)
-    if changed:
-        kept = set(names(dataset.records(description)))
-        before = [*names(dataset.records(held)), *held["replaced"]] if held else []
-        there = existing(run)
-        held = description | {"replaced": sorted({name for name in before if name in there} - kept)}
-        storage.replace(run.dataset, _json(held))
-    assert held is not None
-    stale = stale_views(run, held)
-    for name in stale:
-        storage.replace(storage.join(run.shards, name), VIEWS[name](held))
-    _remove(run, held["replaced"])
+    with scratch_folder("publish") as folder:
+        described, body = description.write(folder, manifest, recipe, records)
+        replaced = description.replaced_beside(run, body)
+        if changed := replaced is None:
+            replaced = _replaced(run, body)
+            description.finish(body, replaced)
+            storage.replace_from_file(run.dataset, str(body))
+        stale = stale_views(run, described)
+        for name in stale:
+            storage.replace(storage.join(run.shards, name), VIEWS[name](described))
+        _remove(run, replaced)
+        if removed := remove_abandoned(run, _named(body)):
+            say(f"removed {removed} files of a rewrite that was given up")
     return changed or bool(stale)
 
 
-def _but_replaced(description: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has it. What has an entry for each shard is plain already, and not copied: it is most of the memory."""
-    plain = {"inputs", *dataset.SPLITS.values()}
-    return {
-        name: value if name in plain else json.loads(json.dumps(value))
-        for name, value in description.items()
-        if name != "replaced"
-    }
+def _replaced(run: Run, body: Path) -> list[str]:
+    """What the dataset.json that is there names, and the new one does not: of that, what is still there."""
+    if not storage.exists(run.dataset):
+        return []
+    held = dataset.read(run)
+    before = {*names(dataset.records(held)), *held["replaced"]}
+    before.difference_update(_named(body))
+    return sorted(before.intersection(existing(run)))
 
 
-def stale_views(run: Run, description: dict[str, Any]) -> list[str]:
+def _named(body: Path) -> Iterator[str]:
+    """Every object that a dataset.json in the making names, relative to the run."""
+    for entry in description.entries(body):
+        if isinstance(entry, str):  # of `replaced`
+            yield entry
+        elif "fingerprint" in entry:
+            yield f"{_SHARDS}/{MARKERS}/{dataset.marker_name(entry['shard'], entry['fingerprint'])}"
+            if entry["dropped_list"]:
+                yield f"{_QUARANTINE}/{entry['dropped_list']}"
+        else:
+            yield from (f"{_SHARDS}/{entry[kind]['name']}" for kind in ("tar", "parquet"))
+
+
+def stale_views(run: Run, described: Description) -> list[str]:
     """The files that are missing, or of another dataset. What machines read must be equal; people may add to a card."""
     found = []
     for name, make in VIEWS.items():
@@ -55,15 +78,15 @@ def stale_views(run: Run, description: dict[str, Any]) -> list[str]:
         except FileNotFoundError:
             found.append(name)
             continue
-        fits = card.stamp(description).encode() in held if name == dataset.CARD else held == make(description)
+        fits = card.stamp(described).encode() in held if name == dataset.CARD else held == make(described)
         if not fits:
             found.append(name)
     return found
 
 
 def published(run: Run) -> dict[str, Any] | None:
-    """What dataset.json says, or None where there is none. Raises DatasetError where this release cannot read it."""
-    return dataset.read(run) if storage.exists(run.dataset) else None
+    """What dataset.json says of the whole; None where there is none. Raises DatasetError as `dataset.read` does."""
+    return description.head(run) if storage.exists(run.dataset) else None
 
 
 def names(records: Iterable[ShardRecord]) -> list[str]:
@@ -77,16 +100,10 @@ def names(records: Iterable[ShardRecord]) -> list[str]:
     ]
 
 
-def existing(run: Run) -> set[str]:
-    """All that is in the folders of the dataset, relative to the run. Three listings."""
-    folders = (_SHARDS, f"{_SHARDS}/{MARKERS}", f"{_QUARANTINE}/shard")
-    return {f"{folder}/{name}" for folder in folders for name in storage.list_names(storage.join(run.url, folder))}
-
-
 def _remove(run: Run, replaced: list[str]) -> None:
     if not replaced:
         return
-    there = existing(run)
+    there = set(existing(run))
     left = [name for name in replaced if name in there]
     # A marker that outlived its files would vouch for nothing, so markers go first.
     for name in sorted(left, key=lambda name: f"/{MARKERS}/" not in name):
@@ -94,15 +111,13 @@ def _remove(run: Run, replaced: list[str]) -> None:
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    text = codecs.getwriter("utf-8")(buffer)
+    text = io.StringIO()
     json.dump(content, text, indent=1, ensure_ascii=False)  # piece by piece: `dumps` would hold all its pieces at once
-    text.write("\n")
-    return buffer.getvalue()
+    return f"{text.getvalue()}\n".encode()
 
 
-VIEWS = {
-    dataset.CARD: lambda description: card.card(description).encode(),
-    dataset.CROISSANT: lambda description: _json(croissant.croissant(description)),
+VIEWS: dict[str, Callable[[Description], bytes]] = {
+    dataset.CARD: lambda described: card.card(described).encode(),
+    dataset.CROISSANT: lambda described: _json(croissant.croissant(described)),
 }
 """Files that follow from dataset.json."""

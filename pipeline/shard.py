@@ -4,8 +4,7 @@ import io
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline import dataset, outputs
-from lotlip_data.pipeline.abandoned import remove_abandoned
+from lotlip_data.pipeline.ahead import in_order
 from lotlip_data.pipeline.dataset import DatasetError, Output, Recipe, ShardRecord
 from lotlip_data.pipeline.inputs import Unit, units
 from lotlip_data.pipeline.join import Captions, Drops, Joined, join
@@ -29,9 +28,6 @@ from lotlip_data.pipeline.publish import publish, published
 from lotlip_data.pipeline.rules import Rules
 from lotlip_data.pipeline.shard_files import DamagedShard, ImageTar, open_local
 from lotlip_data.pipeline.tasks import brief, run_tasks
-
-_READERS = 16
-"""Markers that are read at a time: small objects, so it is waiting that takes the time."""
 
 
 @dataclass
@@ -77,18 +73,16 @@ def shard(
     ready, missing = _ready(run, fetched, list(recipe.captioners))
     for line in missing:
         say(line)
-    done = set(dataset.done_shards(run))
     every = units(run, recipe, fetched, drops)
-    work = (
-        [] if unseen else [unit for unit in every if unit.shard in ready and (unit.shard, unit.fingerprint) not in done]
-    )
-    summary = ShardSummary(skipped=len([unit for unit in every if (unit.shard, unit.fingerprint) in done]))
+    done = set(dataset.done_shards(run))
+    left = [unit for unit in every if (unit.shard, unit.fingerprint) not in done]
+    summary = ShardSummary(skipped=len(every) - len(left))
+    work = [] if unseen else [unit for unit in left if unit.shard in ready]
+    del done  # the larger part of what is known of a shard that there is no work on
     summary.failed = unseen + missing
     _build_all(run, recipe, work, summary, say)
     if not summary.failed:
-        summary.published = publish(run, dataset.describe(run, manifest, recipe, _records(run, every)))
-        if removed := remove_abandoned(run):
-            say(f"removed {removed} files of a rewrite that was given up")
+        summary.published = publish(run, manifest, recipe, _records(run, every), say)
     return summary
 
 
@@ -98,9 +92,8 @@ def _changes(run: Run, recipe: Recipe) -> list[str]:
     return dataset.differences(before, recipe) if before is not None else []
 
 
-def _records(run: Run, every: Sequence[Unit]) -> list[ShardRecord]:
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda unit: dataset.read_record(run, unit.shard, unit.fingerprint), every))
+def _records(run: Run, every: Sequence[Unit]) -> Iterator[ShardRecord]:
+    return in_order(lambda unit: dataset.read_record(run, unit.shard, unit.fingerprint), every)
 
 
 def _captioner_id(run: Run, name: str) -> str:
@@ -110,10 +103,10 @@ def _captioner_id(run: Run, name: str) -> str:
         raise DatasetError(f"{run.url}: no captions by {name} yet. Run `lotlip-data recaption {run.url}`.") from None
 
 
-def _ready(run: Run, fetched: Iterable[int], captioners: Sequence[str]) -> tuple[list[int], list[str]]:
+def _ready(run: Run, fetched: Iterable[int], captioners: Sequence[str]) -> tuple[set[int], list[str]]:
     """The shards that can be built, and what the others lack."""
     fetched = set(fetched)
-    listed = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists) if name.endswith(".parquet")}
+    listed = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists, ".parquet")}
     ready, missing = set(fetched), []
     if absent := listed - fetched:
         missing.append(f"missing: images of {_some(absent)}: run `lotlip-data download` again")
@@ -121,7 +114,7 @@ def _ready(run: Run, fetched: Iterable[int], captioners: Sequence[str]) -> tuple
         if absent := fetched - set(captioned_shards(run, name)):
             missing.append(f"missing: captions by {name} of {_some(absent)}: run `lotlip-data recaption {run.url}`")
             ready -= absent
-    return sorted(ready), missing
+    return ready, missing
 
 
 def _some(shards: set[int]) -> str:

@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import dataset
+from lotlip_data.pipeline.abandoned import existing
 from lotlip_data.pipeline.dataset import Output, ShardRecord
+from lotlip_data.pipeline.description import Description
 from lotlip_data.pipeline.join import SAMPLE
-from lotlip_data.pipeline.publish import VIEWS, existing, names, stale_views
+from lotlip_data.pipeline.publish import VIEWS, names, stale_views
 from lotlip_data.pipeline.rules import split_of
 from lotlip_data.pipeline.shard_files import FileRecord, digest_of
 from lotlip_data.pipeline.spill import Buckets
@@ -79,7 +81,7 @@ def _listing(run: Run, description: dict[str, Any], records: Sequence[ShardRecor
     named, replaced = set(names(records)), set(description["replaced"])
     waiting = set(names(_waiting(run, records)))
     problems = []
-    for name in sorted(existing(run) - named - {f"shards/{known}" for known in KNOWN}):
+    for name in sorted(set(existing(run)) - named - {f"shards/{known}" for known in KNOWN}):
         where = storage.join(run.url, name)
         if name in replaced:
             problems.append(Problem(where, f"was replaced, and is to be removed: {again}"))
@@ -104,7 +106,7 @@ def _waiting(run: Run, records: Sequence[ShardRecord]) -> list[ShardRecord]:
 
 def _views(run: Run, description: dict[str, Any]) -> list[Problem]:
     what = f"missing, or not of the dataset that {run.dataset} names: run `lotlip-data shard {run.url}`"
-    return [Problem(storage.join(run.shards, name), what) for name in stale_views(run, description)]
+    return [Problem(storage.join(run.shards, name), what) for name in stale_views(run, Description.of(description))]
 
 
 def _markers(run: Run, records: Sequence[ShardRecord]) -> list[Problem]:

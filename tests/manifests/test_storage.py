@@ -36,12 +36,14 @@ def test_objects_are_listed_read_replaced_and_removed(kind: str, tmp_path: pathl
     assert storage.list_names(base) == []
     for name in ("b", "a", "folder/c"):
         assert storage.create(storage.join(base, name), name.encode())
-    assert storage.list_names(base) == ["a", "b", "folder"]
+    assert storage.list_names(base) == ["a", "b", "folder"] and storage.list_names(base, "r") == ["folder"]
+    assert storage.list_below(base) == ["a", "b", "folder/c"] and list(storage.list_stamps(base, "b")) == ["b"]
     assert storage.exists(storage.join(base, "a"))
     with storage.open_read(storage.join(base, "b")) as stream:
         assert stream.read() == b"b"
     storage.replace(storage.join(base, "a"), b"new")
-    storage.replace(storage.join(base, "d"), b"new")
+    (tmp_path / "new").write_bytes(b"new")
+    storage.replace_from_file(storage.join(base, "d"), str(tmp_path / "new"))
     assert storage.read_bytes(storage.join(base, "a")) == storage.read_bytes(storage.join(base, "d")) == b"new"
     storage.remove(storage.join(base, "folder"))
     storage.remove(storage.join(base, "nothing"))

@@ -43,7 +43,7 @@ def test_what_is_created_stays_as_it_is(s3: dict[str, str], tmp_path: Path) -> N
     assert storage.create(url + "3", b"") and storage.read_bytes(url + "3") == b""
 
 
-def test_objects_are_listed_stamped_replaced_and_removed(s3: dict[str, str]) -> None:
+def test_objects_are_listed_stamped_replaced_and_removed(s3: dict[str, str], tmp_path: pathlib.Path) -> None:
     assert storage.list_names(RUN) == [] and storage.list_below(RUN) == [] and storage.stamps_below(RUN) == {}
     assert storage.size(f"{RUN}/a") is None and storage.last_change(RUN, ["a"]) is None
     fs = fsspec.filesystem("s3")
@@ -56,7 +56,8 @@ def test_objects_are_listed_stamped_replaced_and_removed(s3: dict[str, str]) -> 
     assert list(before) == storage.list_names(RUN)
     assert storage.stamps_below(f"{RUN}/a") == {"": before["a"]}
     assert list(storage.stamps_below(f"{RUN}/folder")) == ["c", "deep/d"]
-    storage.replace(f"{RUN}/a", b"new")
+    (tmp_path / "new").write_bytes(b"new")
+    storage.replace_from_file(f"{RUN}/a", str(tmp_path / "new"))
     assert storage.read_bytes(f"{RUN}/a") == b"new"
     after = storage.list_stamps(RUN)
     assert [name for name in after if after[name] != before[name]] == ["a"]

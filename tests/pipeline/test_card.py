@@ -9,6 +9,7 @@ import yaml
 
 from lotlip_data.manifests import schema
 from lotlip_data.manifests.layout import Run
+from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline import card, dataset
 from lotlip_data.pipeline.publish import publish
 from lotlip_data.pipeline.rules import Rules
@@ -19,13 +20,19 @@ from tests.pipeline import fake_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Manifest, dataset.Recipe, list[dataset.ShardRecord]]:
+    """What a dataset is published from."""
     folder = tmp_path_factory.mktemp("a run")
     fake = fake_run.make(folder, images=20, validation=0.3, clean={"max_words": 6})
     recipe = dataset.Recipe({name: f"{name}@1" for name in WRITERS}, Rules.of(fake.manifest))
     records = [fake_run.build(fake.run, recipe, number) for number in range(2)]
-    publish(fake.run, dataset.describe(fake.run, fake.manifest, recipe, records))
-    return fake.run
+    publish(fake.run, fake.manifest, recipe, records)
+    return fake.run, fake.manifest, recipe, records
+
+
+@pytest.fixture
+def run(whole: tuple[Run, Manifest, dataset.Recipe, list[dataset.ShardRecord]]) -> Run:
+    return whole[0]
 
 
 def test_mlcroissant_validates_the_metadata_and_reads_every_record(run: Run, caplog: pytest.LogCaptureFixture) -> None:
@@ -67,18 +74,20 @@ def test_the_hub_accepts_the_cards_front_matter(run: Run) -> None:
     assert "`train-{00000..00001}.tar`" in text and "too_many_words" in text
 
 
-def test_what_people_add_to_a_card_stays_and_damaged_metadata_is_mended(run: Run) -> None:
-    described = dataset.read(run)
+def test_what_people_add_to_a_card_stays_and_damaged_metadata_is_mended(
+    whole: tuple[Run, Manifest, dataset.Recipe, list[dataset.ShardRecord]],
+) -> None:
+    run = whole[0]
     readme, metadata = (Path(run.shards, name) for name in ("README.md", "croissant.json"))
     mine = readme.read_text() + "\nLicence: ours.\n"
     readme.write_text(mine)
-    assert verify(run) == [] and not publish(run, described)
+    assert verify(run) == [] and not publish(*whole)
     assert readme.read_text() == mine
-    whole = metadata.read_text()
-    metadata.write_text(whole.replace("train-00000", "train-00007"))
+    text = metadata.read_text()
+    metadata.write_text(text.replace("train-00000", "train-00007"))
     (problem,) = verify(run)
     assert problem.where == str(metadata) and "not of the dataset" in problem.what
-    assert publish(run, described) and metadata.read_text() == whole and verify(run) == []
+    assert publish(*whole) and metadata.read_text() == text and verify(run) == []
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def make(folder: Path, images: int = 40, shards: int = 1, **settings: Any) -> tu
     fake = fake_run.make(folder, shards=shards, images=images, **settings)
     recipe = Recipe({name: f"{name}@1" for name in WRITERS}, Rules.of(fake.manifest))
     records = [fake_run.build(fake.run, recipe, number) for number in range(shards)]
-    publish(fake.run, dataset.describe(fake.run, fake.manifest, recipe, records))
+    publish(fake.run, fake.manifest, recipe, records)
     assert verify(fake.run) == []
     return fake.run, [output for record in records for output in record.outputs]
 

@@ -16,7 +16,7 @@ from lotlip_data.manifests import schema
 from lotlip_data.manifests.subcaptions import split
 from lotlip_data.pipeline.card import braces
 from lotlip_data.pipeline.dataset import SPLITS as SPLITS_JSON
-from lotlip_data.pipeline.dataset import Recipe, describe, read
+from lotlip_data.pipeline.dataset import Recipe, read
 from lotlip_data.pipeline.publish import publish
 from lotlip_data.pipeline.rules import Rules
 from lotlip_data.world.scenes import SPLITS, Scene, render, sample_scene
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_run.write_captions(fake.run, "llava", 0, rows)
     recipe = Recipe({name: f"{name}@1" for name in WRITERS}, Rules())
     records = [fake_run.build(fake.run, recipe, shard) for shard in range(SHARDS)]
-    publish(fake.run, describe(fake.run, fake.manifest, recipe, records))
+    publish(fake.run, fake.manifest, recipe, records)
     return Path(fake.run.shards)
 
 
@@ -156,7 +156,7 @@ def through_open_clip(role: str, pattern: str, samples: int, batch: int) -> list
 def test_open_clip_reads_both_splits_by_the_patterns_that_the_card_gives(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path / "run", images=20, pixels=PIXELS, validation=0.3, max_samples=6)
     recipe = Recipe({name: f"{name}@1" for name in WRITERS}, Rules.of(fake.manifest))
-    publish(fake.run, describe(fake.run, fake.manifest, recipe, [fake_run.build(fake.run, recipe, n) for n in (0, 1)]))
+    publish(fake.run, fake.manifest, recipe, [fake_run.build(fake.run, recipe, n) for n in (0, 1)])
     described = read(fake.run)
     everything = []
     for side, role in (("train", "train"), ("validation", "val")):

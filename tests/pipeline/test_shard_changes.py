@@ -123,11 +123,11 @@ def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(tmp_p
     assert build(fake).built <= 1
     left = storage.list_below(fake.run.url)
     assert len(set(left) - set(before)) >= 3 + 2, "a marker, a tar, a Parquet; and the user's"
-    assert remove_abandoned(fake.run, now=time.time() + STILL_SECONDS - 60) == 0
+    named = publish.names(dataset.records(dataset.read(fake.run)))
+    assert remove_abandoned(fake.run, named, now=time.time() + STILL_SECONDS - 60) == 0
     assert storage.list_below(fake.run.url) == left
-    assert remove_abandoned(fake.run, now=time.time() + STILL_SECONDS + 60) >= 3
-    described = dataset.read(fake.run)
-    kept = {*publish.names(dataset.records(described)), "shards/mine.tar", "shards/notes.txt"}
+    assert remove_abandoned(fake.run, named, now=time.time() + STILL_SECONDS + 60) >= 3
+    kept = {*named, "shards/mine.tar", "shards/notes.txt"}
     now_there = {name for name in storage.list_below(fake.run.url) if name.startswith(("shards/", "quarantine/shard/"))}
     assert now_there == kept | {f"shards/{name}" for name in ("dataset.json", "README.md", "croissant.json")}
     assert check_whole(fake.run) and [problem.where[-9:] for problem in verify(fake.run)] == ["/mine.tar", "notes.txt"]
@@ -149,7 +149,7 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return one
 
-    for name in ("create", "create_from_file", "replace", "remove"):
+    for name in ("create", "create_from_file", "replace", "replace_from_file", "remove"):
         monkeypatch.setattr(storage, name, killing(getattr(storage, name)))
 
 

@@ -48,7 +48,7 @@ def test_a_run_on_a_remote_storage_gives_the_same_shards(tmp_path: Path) -> None
     remote = Run.at(f"memory:/{bucket}/run")
     for run in (fake.run, remote):
         records = [fake_run.build(run, RECIPE, shard) for shard in range(2)]
-        publish(run, dataset.describe(run, fake.manifest, RECIPE, records))
+        publish(run, fake.manifest, RECIPE, records)
         assert verify(run) == []
     names = storage.list_names(fake.run.shards)
     assert storage.list_names(remote.shards) == names and len(names) == 8
@@ -71,5 +71,5 @@ def test_two_drivers_that_build_one_shard_at_once_do_no_harm(tmp_path: Path) -> 
     for thread in threads:
         thread.join()
     assert len(built) == 4 and all(record == built[0] for record in built)
-    publish(fake.run, dataset.describe(fake.run, fake.manifest, RECIPE, built[:1]))
+    publish(fake.run, fake.manifest, RECIPE, built[:1])
     assert verify(fake.run) == []

@@ -54,7 +54,7 @@ def test_a_dataset_is_counted_by_captioner_and_in_all(tmp_path: Path) -> None:
     fake_run.write_captions(fake.run, "llava", 0, rows)
     recipe = dataset.Recipe({name: f"{name}@1" for name in WRITERS}, Rules())
     records = [fake_run.build(fake.run, recipe, number) for number in range(3)]
-    publish(fake.run, dataset.describe(fake.run, fake.manifest, recipe, records))
+    publish(fake.run, fake.manifest, recipe, records)
 
     figures = dataset_stats(fake.run)
     count, everything = bert_tokens(), []
