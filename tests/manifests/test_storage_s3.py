@@ -43,7 +43,7 @@ def test_what_is_created_stays_as_it_is(s3: dict[str, str], tmp_path: Path) -> N
     assert storage.create(url + "3", b"") and storage.read_bytes(url + "3") == b""
 
 
-def test_objects_are_listed_stamped_replaced_and_removed(s3: dict[str, str], tmp_path: pathlib.Path) -> None:
+def test_objects_are_listed_stamped_replaced_and_removed(s3: dict[str, str], tmp_path: Path) -> None:
     assert storage.list_names(RUN) == [] and storage.list_below(RUN) == [] and storage.stamps_below(RUN) == {}
     assert storage.size(f"{RUN}/a") is None and storage.last_change(RUN, ["a"]) is None
     fs = fsspec.filesystem("s3")
