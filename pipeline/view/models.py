@@ -52,6 +52,8 @@ class Map:
     picture: bytes
     similarity: float
     cut: bool
+    blank: bool
+    """Whether nothing in the image speaks for the text."""
 
 
 @dataclass
@@ -131,7 +133,8 @@ class Model:
         picture = Image.open(io.BytesIO(image)).convert("RGB")
         found = relevance(self._model, picture, text)
         seen = self._model.transform.centre_crop(picture)
-        return Map(overlay(seen, found.patches.numpy()), found.similarity, found.cut)
+        drawn = overlay(seen, found.patches.numpy())
+        return Map(drawn, found.similarity, found.cut, blank=not found.patches.any())
 
 
 class Models:

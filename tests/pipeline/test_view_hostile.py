@@ -128,7 +128,7 @@ def test_every_answer_forbids_scripts_and_guessing(web: TestClient, path: str) -
     headers = web.get(path).headers
     policy = headers["content-security-policy"]
     assert policy.startswith("default-src 'none';") and "script-src" not in policy and "unsafe" not in policy
-    assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+    assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin"
     assert headers["cross-origin-resource-policy"] == "same-origin" and "server" not in headers
 
 
