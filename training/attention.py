@@ -4,30 +4,36 @@
               1  otherwise
 
 so [CLS] and each corner see themselves and the text, the text sees the text and [CLS], and nobody but a corner itself
-sees a corner. [CLS] stands at position 0 and the m corners at 1…m. Keys that are padding are masked for everyone.
+sees a corner. [CLS] stands at place 0 of its text and the m corners at 1…m. Several texts may share a row: they do not
+see each other, and nobody sees padding.
 """
 
 import torch
 from torch import Tensor
 
+PADDING = -1
+"""The text of a token that belongs to none."""
 
-def corner_mask(length: int, corner_tokens: int, device: torch.device | None = None) -> Tensor:
-    """A(q, k) as bool [length, length], True where the query q may see the key k."""
-    position = torch.arange(length, device=device)
-    query, key = position[:, None], position[None, :]
+
+def corner_mask(query: Tensor, key: Tensor, corner_tokens: int) -> Tensor:
+    """A(q, k) as bool, True where q may see k, of the places of both in their text; their shapes are broadcast."""
     key_is_corner = (key >= 1) & (key <= corner_tokens)
     both_summarise = (query <= corner_tokens) & (key <= corner_tokens)
     return (query == key) | ~(key_is_corner | both_summarise)
 
 
-def attention_mask(real: Tensor, corner_tokens: int, *, eager: bool, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The 4-D mask [N, 1, length, length] for an encoder of transformers.
+def attention_mask(
+    text: Tensor, place: Tensor, corner_tokens: int, *, eager: bool, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The 4-D mask [R, 1, L, L] for an encoder of transformers.
 
-    `real` is bool [N, length], False at padding. SDPA takes bool. Eager attention *adds* its mask, so a bool or integer
-    one gives silently wrong features there: it gets `dtype`, 0 where seen and the lowest number where not.
+    `text` [R, L] says which text a token belongs to, or PADDING, and `place` [R, L] where in it. SDPA takes bool. Eager
+    attention *adds* its mask, so a bool or integer one gives silently wrong features there: it gets `dtype`, 0 where
+    seen and the lowest number where not.
     """
-    length = real.shape[1]
-    seen = corner_mask(length, corner_tokens, real.device)[None, None] & real[:, None, None, :]
+    together = (text[:, :, None] == text[:, None, :]) | (text[:, :, None] == PADDING)  # padding has to see something
+    seen = corner_mask(place[:, :, None], place[:, None, :], corner_tokens) & together & (text != PADDING)[:, None, :]
+    seen = seen[:, None]
     if not eager:
         return seen
-    return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(~seen, torch.finfo(dtype).min)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)

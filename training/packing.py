@@ -1,10 +1,12 @@
 """Texts through the text tower without computing their padding.
 
-A raw text of 18 tokens and a long one of 70 cost their own tokens, not 128 each: texts are sorted by length and cut
-into buckets, each padded to its own longest. Every text stands alone in its row, so the attention mask is the paper's
-as it is, on any encoder and either attention path. The buckets are the cheapest there are, padding against calls.
+A raw text of 18 tokens and a long one of 70 cost their own tokens, not 128 each: texts share rows, each with
+positions of its own and a mask that keeps them apart. So all of them are one call of the tower, whose weights and their
+gradients are read and written once. Of several widths of the rows the cheapest is taken: wide ones leave less room
+unused, and cost more attention.
 """
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lotlip_data.training.attention import PADDING
 from lotlip_data.training.towers import TextTower
-
-CALL_COST = {"cpu": 64, "cuda": 2048}
-"""What one more call of the tower costs, in tokens. Measured on a CPU; of a GPU an estimate, from the launches of 12
-layers' kernels forward and backward."""
 
 
 @dataclass(frozen=True)
@@ -30,29 +29,35 @@ class Embedded:
     computed: int
 
 
-def buckets(lengths: Sequence[int], call_cost: int, most: int | None = None) -> list[list[int]]:
-    """The texts, by index, in buckets that cost least: the tokens of each padded to its longest, and `call_cost`.
+WIDTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)
+"""Of rows, that are tried: times the longest text."""
 
-    Exact, by dynamic programming over the lengths that occur. `most` bounds the tokens of a bucket, where a single text
-    is not more already. Short texts come first.
+
+def cheapest_rows(lengths: Sequence[int], hidden: int) -> tuple[list[list[int]], int]:
+    """The texts in rows, and the rows' width, for an encoder whose tokens have `hidden` numbers.
+
+    A layer takes 24 hidden² operations a token for its matrices, and 4 width × hidden for its attention.
     """
-    order = np.argsort(np.asarray(lengths), kind="stable")
-    length, count = np.unique(np.asarray(lengths), return_counts=True)
-    before = np.concatenate([[0], np.cumsum(count)])
-    cost = np.zeros(len(length) + 1)
-    start = np.zeros(len(length) + 1, dtype=int)
-    for end in range(1, len(length) + 1):  # the cheapest way to cut the texts of the `end` smallest lengths
-        costs = cost[:end] + (before[end] - before[:end]) * length[end - 1] + call_cost
-        start[end] = int(costs.argmin())
-        cost[end] = costs[start[end]]
-    found: list[list[int]] = []
-    end = len(length)
-    while end:
-        texts = order[before[start[end]] : before[end]].tolist()
-        size = len(texts) if most is None else max(1, most // int(length[end - 1]))
-        found[:0] = [texts[first : first + size] for first in range(0, len(texts), size)]
-        end = int(start[end])
-    return found
+    longest = max(lengths)
+    tried = {round(longest * times): shared_rows(lengths, round(longest * times)) for times in WIDTHS}
+    width = min(tried, key=lambda width: len(tried[width]) * width * (6 * hidden + width))
+    return tried[width], width
+
+
+def shared_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """The texts, by index, in rows of `width` tokens: each where it leaves the least room, the longest ones first."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # sorted: the room that is left, and the row
+    for text in np.argsort(np.asarray(lengths), kind="stable")[::-1].tolist():
+        at = bisect.bisect_left(room, (lengths[text], 0))
+        if at == len(room):
+            rows.append([text])
+            left, row = width, len(rows) - 1
+        else:
+            left, row = room.pop(at)
+            rows[row].append(text)
+        bisect.insort(room, (left - lengths[text], row))
+    return rows
 
 
 def embed(tower: TextTower, ids: Sequence[Sequence[int]], pieces: int = 1) -> Embedded:
@@ -65,28 +70,45 @@ def embed(tower: TextTower, ids: Sequence[Sequence[int]], pieces: int = 1) -> Em
     """
     device = tower.proj.weight.device
     lengths = [len(row) for row in ids]
-    groups = buckets(lengths, call_cost := CALL_COST.get(device.type, CALL_COST["cuda"]))
-    if pieces > 1:
-        total = sum(len(group) * lengths[group[-1]] for group in groups)
-        groups = buckets(lengths, call_cost, -(-total // pieces))
-    padded = [_pad([ids[index] for index in group], tower.pad_id) for group in groups]
-    # One look-up for all: its gradient is as large as the vocabulary, and would be that of every bucket again.
-    known, place_of_word = np.unique(np.concatenate([rows.ravel() for rows in padded]), return_inverse=True)
+    rows, width = cheapest_rows(lengths, tower.proj.in_features)
+    tokens, text, place, heads = _layout(ids, rows, width, tower.pad_id)
+    # One look-up for all: its gradient is as large as the vocabulary, and would be that of every piece again.
+    known, word = np.unique(tokens, return_inverse=True)
     words = tower.encoder.get_input_embeddings()(torch.from_numpy(known).to(device))
-    features, computed = [], 0
-    for rows in padded:
-        here = torch.from_numpy(place_of_word[computed : computed + rows.size].reshape(rows.shape)).to(device)
-        given = torch.from_numpy(rows).to(device), F.embedding(here, words)
+    each = -(-len(rows) // pieces)
+    features = []
+    for first in range(0, len(rows), each):
+        some = slice(first, first + each)
+        begin, end = (sum(map(len, rows[:count])) for count in (first, first + each))
+        arrays = (tokens[some], text[some], place[some], heads[begin:end] - first * width)
+        here, *layout = (torch.from_numpy(array).to(device) for array in arrays)
+        looked_up = F.embedding(torch.from_numpy(word.reshape(tokens.shape)[some]).to(device), words)
+        given = (here, looked_up, *layout)
         features.append(checkpoint(tower, *given, use_reentrant=False) if pieces > 1 else tower(*given))
-        computed += rows.size
-    place = torch.empty(len(ids), dtype=torch.int64)
-    place[[index for group in groups for index in group]] = torch.arange(len(ids))
-    return Embedded(torch.cat(features)[place.to(device)], sum(lengths), computed)
+    order = np.empty(len(ids), dtype=np.int64)
+    order[[index for row in rows for index in row]] = np.arange(len(ids))
+    return Embedded(torch.cat(features)[torch.from_numpy(order).to(device)], sum(lengths), tokens.size)
 
 
-def _pad(ids: Sequence[Sequence[int]], pad_id: int) -> np.ndarray:
-    """int64 [N, longest]."""
-    padded = np.full((len(ids), max(map(len, ids))), pad_id, dtype=np.int64)
-    for row, text in zip(padded, ids, strict=True):
-        row[: len(text)] = text
-    return padded
+def _layout(
+    ids: Sequence[Sequence[int]], rows: list[list[int]], width: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of rows of texts: token ids, text and place [R, width], and where in all tokens each text begins, in that order.
+
+    Padding begins at place 0 again, so that none is beyond an encoder's positions.
+    """
+    tokens = np.full((len(rows), width), pad_id, dtype=np.int64)
+    text = np.full((len(rows), width), PADDING, dtype=np.int64)
+    place = np.zeros((len(rows), width), dtype=np.int64)
+    heads = []
+    for number, row in enumerate(rows):
+        at = 0
+        for index in row:
+            some = slice(at, at + len(ids[index]))
+            tokens[number, some] = ids[index]
+            text[number, some] = index
+            place[number, some] = np.arange(len(ids[index]))
+            heads.append(number * width + at)
+            at += len(ids[index])
+        place[number, at:] = np.arange(width - at)
+    return tokens, text, place, np.array(heads, dtype=np.int64)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lotlip_data.training.attention import attention_mask
+from lotlip_data.training.attention import PADDING, attention_mask
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class TextTower(nn.Module):
         self.pad_id = int(config.pad_token_id)
         self.vocab_size = int(config.vocab_size)
         self.max_length = _positions(encoder)
+        padding = encoder.embeddings.position_embeddings.padding_idx
+        self._first_position = 0 if padding is None else padding + 1  # RoBERTa's table keeps rows for padding
         self.proj = nn.Linear(config.hidden_size, dim, bias=False)
         nn.init.normal_(self.proj.weight, std=1 / math.sqrt(config.hidden_size))
         if settings.corner_tokens:
@@ -53,23 +55,40 @@ class TextTower(nn.Module):
             nn.init.normal_(new.weight[old.num_embeddings :], std=0.02)
         self.encoder.set_input_embeddings(new)
 
-    def forward(self, ids: Tensor, words: Tensor | None = None) -> Tensor:
-        """Features [N, m + 1, D], not normalised, row 0 the [CLS] feature, of token ids [N, L].
+    def forward(
+        self,
+        ids: Tensor,
+        words: Tensor | None = None,
+        text: Tensor | None = None,
+        place: Tensor | None = None,
+        heads: Tensor | None = None,
+    ) -> Tensor:
+        """Features [N, m + 1, D], not normalised, row 0 the [CLS] feature, of token ids [R, L].
 
-        `words` [N, L, H] are the ids' word embeddings, where they have been looked up already.
+        `words` [R, L, H] are the ids' word embeddings, where they have been looked up already. Without the other three
+        each row is one text. With them a row may hold several: `text` and `place` [R, L] as `attention_mask` takes
+        them, `heads` [N] where in all R × L tokens each text begins, in the order of the features.
         """
         corners = self.settings.corner_tokens
+        given = {"input_ids": ids} if words is None else {"inputs_embeds": words}
+        if text is None or place is None or heads is None:
+            text = torch.where(ids == self.pad_id, PADDING, 0)
+            place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            heads = torch.arange(len(ids), device=ids.device) * ids.shape[1]
+        else:
+            given["position_ids"] = place + self._first_position
         mask = attention_mask(
-            ids != self.pad_id,
+            text,
+            place,
             corners if self.settings.mask else 0,
             eager=self.encoder.config._attn_implementation == "eager",
             dtype=self.proj.weight.dtype,
         )
-        given = {"input_ids": ids} if words is None else {"inputs_embeds": words}
-        hidden = self.encoder(**given, attention_mask=mask).last_hidden_state[:, : corners + 1]
+        hidden = self.encoder(**given, attention_mask=mask).last_hidden_state
+        kept = hidden.flatten(0, 1)[heads[:, None] + torch.arange(corners + 1, device=ids.device)]
         # A pooler reads its input's first token: give it one token at a time.
-        pooled = self._pool(hidden.reshape(-1, 1, hidden.shape[-1]))
-        features: Tensor = self.proj(pooled).view(len(ids), corners + 1, -1)
+        pooled = self._pool(kept.flatten(0, 1)[:, None])
+        features: Tensor = self.proj(pooled).view(len(heads), corners + 1, -1)
         return features
 
     def _pool(self, hidden: Tensor) -> Tensor:

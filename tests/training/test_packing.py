@@ -1,6 +1,4 @@
-"""Texts in buckets have the features and gradients of texts padded to 128, and next to no padding is computed."""
-
-import itertools
+"""Texts that share rows have the features and gradients of texts padded to 128, and next to no padding is computed."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lotlip_data.training.packing import buckets, embed
+from lotlip_data.training.packing import cheapest_rows, embed, shared_rows
 from tests.training import reference
 from tests.training.peak_memory import peak_memory
 from tests.training.reference import META, expected
@@ -65,32 +63,21 @@ def test_features_and_gradients_are_the_padded_ones_for_any_lengths(corners, att
 
 
 @settings(deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=7),
-    call_cost=st.integers(0, 30),
-    most=st.none() | st.integers(1, 40),
-)
-def test_every_text_is_in_one_bucket_and_no_way_to_cut_costs_less(lengths, call_cost, most):
-    found = buckets(lengths, call_cost, most)
-    assert sorted(index for bucket in found for index in bucket) == list(range(len(lengths)))
-    if most is not None:
-        assert all(len(bucket) * lengths[bucket[-1]] <= most or len(bucket) == 1 for bucket in found)
-        return
-    ordered = sorted(lengths)
-
-    def cost(cuts):
-        ends = [*cuts, len(ordered)]
-        return sum((end - start) * ordered[end - 1] + call_cost for start, end in zip([0, *cuts], ends, strict=True))
-
-    ways = (cuts for n in range(len(ordered)) for cuts in itertools.combinations(range(1, len(ordered)), n))
-    assert sum(len(bucket) * lengths[bucket[-1]] + call_cost for bucket in found) == min(map(cost, ways))
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), more=st.integers(0, 20))
+def test_every_text_is_in_one_row_and_no_two_rows_would_fit_into_one(lengths, more):
+    width = max(lengths) + more
+    found = shared_rows(lengths, width)
+    assert sorted(index for row in found for index in row) == list(range(len(lengths)))
+    filled = sorted(sum(lengths[index] for index in row) for row in found)
+    assert filled[-1] <= width and (len(filled) < 2 or filled[0] + filled[1] > width)
 
 
 def test_lengths_like_the_papers_cost_little_padding():
     """32 samples of a raw text and 3 long ones: a tenth on top of the real tokens, not the whole of it again."""
     rng = np.random.default_rng(0)
     lengths = [*rng.poisson(18, 32) + 4, *rng.poisson(22, (96, 3)).sum(1) + 6]
-    computed = sum(len(bucket) * lengths[bucket[-1]] for bucket in buckets(lengths, 128))
+    rows, width = cheapest_rows(lengths, 768)
+    computed = width * len(rows)
     assert computed < 1.08 * sum(lengths) < 0.55 * 128 * len(lengths)
 
 

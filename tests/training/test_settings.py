@@ -58,7 +58,7 @@ def test_pieces_and_checkpointing_change_no_gradient(trainer, method, settings):
     torch.testing.assert_close(found.total, whole.total, rtol=1e-6, atol=0)
     assert gradients.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(gradients[name], value, rtol=0, atol=1e-6 * max(1, value.abs().max().item()))
+        torch.testing.assert_close(gradients[name], value, rtol=0, atol=1e-5 * max(1, value.abs().max().item()))
 
 
 TERMS = {"lit": 1, "clip": 1, "lit_long": 3, "lit_longclip": 3, "register": 3, "lotlip": 1 + 2 * 3}
