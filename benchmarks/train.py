@@ -3,7 +3,7 @@
     python benchmarks/train.py
 
 Plain is the shape of the authors' code: every text padded to 128 tokens, the image tower at every step, the loss by
-autograd. Ours takes texts in buckets of like length and the chunked loss; `pixels` runs the image tower at every step
+autograd. Ours lets texts share rows and takes the chunked loss; `pixels` runs the image tower at every step
 too, `cached` takes its features as they were kept. Towers, weights, images, texts, dtype, SDPA, threads and optimiser
 are the same; forward and backward are timed, and the optimiser's step by itself. The forms take turns, round after
 round, so that whatever else the machine does falls on all; a ratio is the median over the rounds of plain's time
