@@ -199,7 +199,8 @@ def freeze(manifest: Manifest, run: Run) -> None:
 
 def _of_the_images(manifest: Manifest) -> dict[str, Any]:
     """The settings that decide which images a run holds, under which keys, and how they are stored."""
-    fixed = {name: getattr(manifest, name) for name in ("name", "sources", "seed", "sample", "samples_per_shard")}
+    fixed = {name: getattr(manifest, name) for name in ("name", "seed", "sample", "samples_per_shard")}
+    fixed["sources"] = [source.model_dump(exclude={"licence", "homepage"}) for source in manifest.sources]
     stored = {f"download.{name}": getattr(manifest.download, name) for name in ("image_size", "quality")}
     return fixed | stored
 

@@ -49,13 +49,17 @@ class Source(Settings):
     """Of the source's sample. It does not change the order of what is drawn."""
     hash: dict[str, HashName] = Field(default_factory=dict)
     """Columns with the hash that the fetched bytes should have: column to `sha256` or `md5`."""
+    licence: str | None = None
+    """Under which its list and images may be used; for the dataset's card and metadata, like the homepage."""
+    homepage: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _as_published(cls, given: Any) -> Any:
         if not isinstance(given, dict) or given.get("use") is None:
             return given
-        known = {"name": given["use"]} | published(given["use"]).source
+        source = published(given["use"])
+        known = {"name": given["use"], "licence": source.licence, "homepage": source.homepage} | source.source
         if _told_format(given) not in (None, known.get("format")):  # another edition of the list: with a header, say
             known = {name: value for name, value in known.items() if name not in ("format", "columns")}
         if given.get("columns") is not None:

@@ -24,7 +24,8 @@ def card(described: Description) -> str:
 def stamp(described: Description) -> str:
     """A comment in the card that tells which dataset it is of. While it fits, what people wrote around it stays."""
     names = [name for few in described.tars.values() for name in few]
-    parts = (described.head["recipe"], described.head["samples"], names)
+    told = [source for source in described.sources if source["licence"] or source["homepage"]]
+    parts = (described.head["recipe"], described.head["samples"], names, *map(list, map(dict.values, told)))
     return f"<!-- of {DATASET_JSON} {hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]} -->"
 
 
@@ -32,6 +33,7 @@ def front_matter(described: Description) -> dict[str, Any]:
     """With the tars as the data files of both splits: a card can have files of one kind only."""
     return {
         "pretty_name": described.head["name"],
+        **_licence(described),
         "language": ["en"],
         "task_categories": ["image-to-text", "zero-shot-image-classification"],
         "tags": ["image-text", "long-captions", "webdataset"],
@@ -43,6 +45,13 @@ def front_matter(described: Description) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _licence(described: Description) -> dict[str, str]:
+    """Each source has its own, in words; the hub knows `other`, with a name for it, and `unknown`."""
+    if all(source["licence"] for source in described.sources):
+        return {"license": "other", "license_name": "by-source"}
+    return {"license": "unknown"}
 
 
 def _body(described: Description) -> str:
@@ -66,8 +75,7 @@ def _body(described: Description) -> str:
     lines += ["", "| captioner | id | long texts |", "|---|---|---|"]
     counts = description["long_texts"]
     lines += [f"| {name} | `{id}` | {counts[name]:,} |" for name, id in description["captioners"].items()]
-    lines += ["", "Sources: " + ", ".join(source["name"] for source in description["manifest"]["sources"]) + ".", ""]
-    lines += [f"Made with: {settings}.", ""]
+    lines += ["", f"Made with: {settings}.", ""]
     lines += [
         "## Left out",
         "",
@@ -80,12 +88,21 @@ def _body(described: Description) -> str:
     lines += [f"| {what} | {reason} | {count:,} |" for what, few in left_out.items() for reason, count in few.items()]
     lines += [
         "",
-        "## Licence",
+        "## Sources and licences",
         "",
-        "The images and the raw texts belong to those who published them; see the sources.",
+        "The images and the raw texts belong to those who published them.",
         "",
+        "| source | licence | homepage |",
+        "|---|---|---|",
     ]
+    lines += [f"| {' | '.join(map(_cell, source.values()))} |" for source in described.sources]
+    lines.append("")
     return "\n".join([*lines, ""])
+
+
+def _cell(value: str | None) -> str:
+    """A value in a row of a table, in which it may not end."""
+    return " ".join((value or "not told").split()).replace("|", "\\|")
 
 
 def braces(names: list[str]) -> str:

@@ -14,6 +14,7 @@ _CONTEXT = {
     "column": "cr:column",
     "conformsTo": "dct:conformsTo",
     "cr": "http://mlcommons.org/croissant/",
+    "equivalentProperty": "cr:equivalentProperty",
     "rai": "http://mlcommons.org/croissant/RAI/",
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
@@ -37,6 +38,7 @@ _CONTEXT = {
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",
@@ -57,10 +59,18 @@ def croissant(described: Description) -> dict[str, Any]:
         "name": description["name"],
         "description": f"{description['samples']} images with raw texts and long texts by "
         f"{', '.join(description['captioners']) or 'no captioner'}. Bytes and sha256 of every file: dataset.json.",
+        **_origin(described),
         "version": f"{description['schema_version']}.0.0",
         "distribution": [_files(split, names) for split, names in splits.items()],
         "recordSet": [_records(split, schema.dataset(description["captioners"])) for split in splits],
     }
+
+
+def _origin(described: Description) -> dict[str, list[str]]:
+    """The licences and the homepages of the sources, as far as the manifest tells them."""
+    licences = [f"{source['name']}: {source['licence']}" for source in described.sources if source["licence"]]
+    homepages = [source["homepage"] for source in described.sources if source["homepage"]]
+    return {name: values for name, values in (("license", licences), ("isBasedOn", homepages)) if values}
 
 
 def _files(split: str, tars: list[str]) -> dict[str, Any]:

@@ -39,6 +39,12 @@ class Description:
         """Of the content of a dataset.json."""
         return cls(content, {split: [one["tar"]["name"] for one in content[where]] for split, where in SPLITS.items()})
 
+    @property
+    def sources(self) -> list[dict[str, str | None]]:
+        """Name, licence and homepage of each source, None where the manifest does not say."""
+        names = ("name", "licence", "homepage")
+        return [{name: source.get(name) for name in names} for source in self.head["manifest"]["sources"]]
+
 
 @dataclass
 class _Sums:

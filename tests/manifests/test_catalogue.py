@@ -24,6 +24,8 @@ def test_every_scale_becomes_its_sources_and_reads_back_from_the_frozen_manifest
     files = ", ".join(f"{name}: [{name}.{published(name).source.get('format', 'csv')}]" for name in scales()[scale])
     manifest = parse(f"name: x\nscale: {scale}\nfiles: {{{files}}}", "m.yaml")
     assert tuple(source.use for source in manifest.sources) == scales()[scale]
+    told = [(published(name).licence, published(name).homepage) for name in scales()[scale]]
+    assert [(source.licence, source.homepage) for source in manifest.sources] == told and all(map(all, told))
     assert parse(dump(manifest), "frozen") == manifest
 
 

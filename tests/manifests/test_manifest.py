@@ -79,3 +79,8 @@ def test_a_run_keeps_to_the_lists_and_the_stored_size_that_it_was_started_with(t
     patient = Manifest.model_validate(manifest.model_dump() | {"download": {"timeout": 99}})
     freeze(patient, run)
     assert frozen(run) == patient
+    licensed = patient.model_copy(update={"sources": (patient.sources[0].model_copy(update={"licence": "CC0"}),)})
+    freeze(licensed, run)
+    assert frozen(run) == licensed
+    with pytest.raises(ManifestError, match=r"they differ in sources\)"):
+        freeze(patient.model_copy(update={"sources": (patient.sources[0].model_copy(update={"url": "u"}),)}), run)

@@ -26,8 +26,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Manifest, data
     fake = fake_run.make(folder, images=20, validation=0.3, clean={"max_words": 6})
     recipe = dataset.Recipe({name: f"{name}@1" for name in WRITERS}, Rules.of(fake.manifest))
     records = [fake_run.build(fake.run, recipe, number) for number in range(2)]
-    publish(fake.run, fake.manifest, recipe, records)
-    return fake.run, fake.manifest, recipe, records
+    manifest = told(fake.manifest, "CC0,\nthe texts | too", "https://web.example/lists")
+    publish(fake.run, manifest, recipe, records)
+    return fake.run, manifest, recipe, records
+
+
+def told(manifest: Manifest, licence: str | None, homepage: str | None) -> Manifest:
+    """The manifest with a licence and a homepage of its source."""
+    (source,) = manifest.sources
+    return manifest.model_copy(
+        update={"sources": (source.model_copy(update={"licence": licence, "homepage": homepage}),)}
+    )
 
 
 @pytest.fixture
@@ -40,6 +49,9 @@ def test_mlcroissant_validates_the_metadata_and_reads_every_record(run: Run, cap
 
     found = mlcroissant.Dataset(jsonld=f"{run.shards}/croissant.json")
     assert found.metadata.ctx.issues.errors == set()
+    assert found.metadata.license == ["web: CC0,\nthe texts | too"]
+    metadata = json.loads(Path(run.shards, "croissant.json").read_text())
+    assert metadata["isBasedOn"] == ["https://web.example/lists"]
     described = dataset.read(run)
     assert [records.name for records in found.metadata.record_sets] == ["train", "validation"]
     for split in dataset.SPLITS:
@@ -68,6 +80,8 @@ def test_the_hub_accepts_the_cards_front_matter(run: Run) -> None:
     text = Path(run.shards, "README.md").read_text()
     found = DatasetCard(text)
     assert found.data.pretty_name == "fake" and found.data.size_categories == ["n<1K"]
+    assert (found.data.license, found.data["license_name"]) == ("other", "by-source")
+    assert "| web | CC0, the texts \\| too | https://web.example/lists |" in text
     front = yaml.safe_load(text.split("---")[1])
     (config,) = front["configs"]
     assert [files["split"] for files in config["data_files"]] == ["train", "validation"]
@@ -88,6 +102,23 @@ def test_what_people_add_to_a_card_stays_and_damaged_metadata_is_mended(
     (problem,) = verify(run)
     assert problem.where == str(metadata) and "not of the dataset" in problem.what
     assert publish(*whole) and metadata.read_text() == text and verify(run) == []
+
+
+def test_a_licence_that_is_told_later_changes_the_card_and_the_metadata(
+    whole: tuple[Run, Manifest, dataset.Recipe, list[dataset.ShardRecord]],
+) -> None:
+    import mlcroissant
+
+    run, manifest, recipe, records = whole
+    try:
+        assert publish(run, told(manifest, None, None), recipe, records)
+        text = Path(run.shards, "README.md").read_text()
+        assert "license: unknown" in text and "| web | not told | not told |" in text and verify(run) == []
+        found = mlcroissant.Dataset(jsonld=f"{run.shards}/croissant.json")
+        assert found.metadata.ctx.issues.errors == set() and not found.metadata.license
+    finally:
+        assert publish(run, manifest, recipe, records)
+    assert "license: other" in Path(run.shards, "README.md").read_text() and verify(run) == []
 
 
 @pytest.mark.parametrize(
