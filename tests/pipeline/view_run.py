@@ -1,7 +1,11 @@
-"""A dataset for the tests of the page: shards written as the shard stage writes them, with whatever content."""
+"""A dataset for the tests of the page: shards written as the shard stage writes them, with whatever content.
+
+As a program, it writes one to look at: `python -m tests.pipeline.view_run FOLDER SHARDS SAMPLES`, of so many a shard.
+"""
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,3 +96,7 @@ def _shard(run: Run, shard: int, samples: int, change: Any, picture: Any, row_gr
         shard_files.ROW_GROUP = kept
     files = {path.suffix[1:]: vars(record_of(path, path.name)) for path in (tar, parquet)}
     return {"input": shard, "samples": samples, **files}
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), row_group=shard_files.ROW_GROUP)
