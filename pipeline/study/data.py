@@ -83,7 +83,7 @@ class Classes:
         return iter(self.pictures)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=3)
 def evaluation(seed: int, texts: Texts, gallery: Gallery) -> tuple[list[Pairs], Classes]:
     """The retrieval sets and the classification of a seed.
 

@@ -60,7 +60,7 @@ def render(results: Results, design: Design, seeds: int) -> str:
         rows=len(rows),
         seeds=seeds,
         there=there,
-        hours=sum(one["seconds"] for one in results.contents) / 3600,
+        hours=sum(one["seconds"] or 0.0 for one in results.contents) / 3600,
         claims=len(claims),
         verdicts={verdict: verdicts[verdict] for verdict in Verdict if verdicts[verdict]},
         sections="\n\n".join(_section(table, results) for table in TABLES),

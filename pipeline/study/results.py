@@ -7,7 +7,7 @@ from typing import Any
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study.data import DEVELOPMENT
-from lotlip_data.pipeline.study.rows import Design, Row
+from lotlip_data.pipeline.study.rows import ROWS, Design, Row, distinct
 from lotlip_data.pipeline.study.statistics import Difference, difference
 
 METRICS = {
@@ -23,22 +23,24 @@ class Results:
     """Results of one design; those of development seeds and of other designs are left out."""
 
     def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design) -> None:
-        self._design = design
+        self._keys = {row: row.key(design) for row in distinct(ROWS)}
+        known = set(self._keys.values())
         self.contents = sorted(
-            (content for content in contents if content["seed"] < DEVELOPMENT),
+            (content for content in contents if content["key"] in known and content["seed"] < DEVELOPMENT),
             key=lambda content: (content["key"], content["seed"]),
         )
-        self._figures = {(one["key"], one["seed"]): one["figures"] for one in self.contents}
+        self._figures: dict[str, dict[int, dict[str, float]]] = {}
+        for one in self.contents:
+            self._figures.setdefault(one["key"], {})[one["seed"]] = one["figures"]
 
     def seeds(self, row: Row) -> list[int]:
         """The seeds for which the row has run."""
-        key = row.key(self._design)
-        return sorted(seed for known, seed in self._figures if known == key)
+        return sorted(self._figures.get(self._keys[row], ()))
 
     def values(self, row: Row, metric: str) -> dict[int, float]:
         """A figure, or a mean of METRICS, in percent by seed."""
-        names, key = METRICS.get(metric, (metric,)), row.key(self._design)
-        return {seed: sum(self._figures[key, seed][name] for name in names) / len(names) for seed in self.seeds(row)}
+        names, of = METRICS.get(metric, (metric,)), self._figures.get(self._keys[row], {})
+        return {seed: sum(of[seed][name] for name in names) / len(names) for seed in sorted(of)}
 
     def contrast(self, weights: Mapping[Row, float], metric: str) -> Difference | None:
         """The weighted sum of the rows' values, paired by seed; None with fewer than two common seeds."""

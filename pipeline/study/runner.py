@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,8 +38,8 @@ def run(study: str, design: Design, tasks: Sequence[Task], processes: int, secon
     """Do the tasks that are not done yet. Raises UserError where another process is at this study already."""
     Path(study).mkdir(parents=True, exist_ok=True)
     waiting = [task for task in tasks if not task.is_done(study, design)]
-    if not waiting:
-        return Ran(0, 0, ())
+    if not waiting or seconds == 0:
+        return Ran(0, len(waiting), ())
     deadline = None if seconds is None else time.monotonic() + seconds
     with _alone(study):
         return _Runner(study, design, waiting, deadline, say).run(min(processes, len(waiting)))
@@ -116,6 +117,7 @@ def _work(connection: Connection, study: str, design: Design) -> None:
     """A worker: does what comes, and says None, or why it could not be done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # through every `finally`
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
@@ -132,6 +134,14 @@ def _work(connection: Connection, study: str, design: Design) -> None:
             connection.send(None)
 
 
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers, and the next one would start at the same trainings."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is started by the study"
+    parent.join()
+    os._exit(1)
+
+
 def _silent(line: str) -> None:
     """Lines of a single training are not the study's."""
 
@@ -139,12 +149,9 @@ def _silent(line: str) -> None:
 @contextmanager
 def _alone(study: str) -> Iterator[None]:
     """While held, no other process runs this study: two would write the same trainings."""
-    lock = os.open(os.path.join(study, ".lock"), os.O_CREAT | os.O_RDWR, 0o644)  # noqa: PTH118
-    try:
+    with Path(study, ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{study}: another process runs this study; wait for it, or name another folder") from None
         yield
-    finally:
-        os.close(lock)

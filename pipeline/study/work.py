@@ -5,10 +5,9 @@ STUDY/work/KEY-SEED/            the training under way: killed, it goes on from 
 """
 
 import json
-import statistics
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline.study import data
@@ -52,7 +51,9 @@ class Training:
         from lotlip_data.training.train import train
 
         out = storage.join(study, "work", self.name(design))
-        trained = train(self.row.config(design, self.seed), data.dataset_of(study, self.row, self.seed), out, say=say)
+        config, before, began = self.row.config(design, self.seed), _steps_done(out), time.process_time()
+        trained = train(config, data.dataset_of(study, self.row, self.seed), out, say=say)
+        seconds = time.process_time() - began
         figures = _evaluate(trained.model, self, design, say)
         content = {
             "key": self.row.key(design),
@@ -63,7 +64,7 @@ class Training:
             "texts": self.row.texts,
             "steps": trained.steps,
             "loss": trained.loss,
-            "seconds": _seconds(out),
+            "seconds": round(seconds * trained.steps / (trained.steps - before), 1) if before < trained.steps else None,
             "figures": figures,
         }
         storage.create(result_of(study, self.name(design)), (json.dumps(content, indent=1) + "\n").encode())
@@ -120,9 +121,11 @@ def _evaluate(model: str, task: Training, design: Design, say: Say) -> dict[str,
     return figures | text_flops(model, pairs[0].texts)
 
 
-def _seconds(out: str) -> float:
-    """Seconds of the training, from its usual step: it may have been stopped, or paused, in between."""
-    lines = storage.read_bytes(storage.join(out, "metrics.jsonl")).decode().splitlines()
-    steps: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    batch = json.loads(storage.read_bytes(storage.join(out, "config.json")))["batch"]
-    return round(len(steps) * statistics.median(batch / step["samples_per_second"] for step in steps), 1)
+def _steps_done(out: str) -> int:
+    """From which step the training in that folder will go on."""
+    from lotlip_data.training.resume import Checkpoints
+    from lotlip_data.training.train import result_of as trained
+
+    if storage.exists(storage.join(out, "done.json")):
+        return trained(out).steps
+    return max(Checkpoints(out, 1).steps(), default=0)

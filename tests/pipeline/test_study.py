@@ -1,0 +1,254 @@
+"""The reproduction study: rows cover the paper's tables and are shared, seeds are paired, the page is true."""
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats  # imagehash's
+
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.study import data, rows
+from lotlip_data.pipeline.study.page import render, write_page
+from lotlip_data.pipeline.study.plots import plot
+from lotlip_data.pipeline.study.results import METRICS, Results, as_lines, read_lines
+from lotlip_data.pipeline.study.rows import LIT, LIT_LONG, LOTLIP, ROWS, SETTINGS, Design, Gallery, distinct
+from lotlip_data.pipeline.study.statistics import T_95, Difference, Verdict, difference
+from lotlip_data.pipeline.study.study import study
+from lotlip_data.pipeline.study.tables import TABLES
+from lotlip_data.pipeline.study.work import Data, Training, all_of, result_of
+from lotlip_data.training.data import open_dataset
+from lotlip_data.world.crowded import crowded_scene
+
+DESIGN = Design()
+SMALL = Design(
+    settings=SETTINGS | {"epochs": 1, "batch": 16, "warm_up": 1, "checkpoint_every": 1},
+    scenes=48,
+    gallery=Gallery(groups=4, twins=3, short=8, classified=8),
+)
+
+
+def test_every_table_and_figure_has_its_rows() -> None:
+    """What the paper varies, value by value."""
+    assert set(ROWS) == {f"table-{n}" for n in (2, 3, 7, 8, 9, 10, 11)} | {f"figure-{n}" for n in (2, 4, 5)}
+    configs = {name: [row.config(DESIGN, 0) for row in of] for name, of in ROWS.items()}
+    assert [one.method for one in configs["table-2"]] == ["lit", "lit_long", "lit_longclip", "lotlip"]
+    assert [(one.corner_tokens, one.corner_mask) for one in configs["table-3"][1:]] == [
+        *((count, True) for count in (1, 2, 3, 4)),
+        (2, False),
+    ]
+    assert [one.method for one in configs["table-7"]] == ["lit_long", "register", "lotlip"]
+    assert all(not (one.lock_image or one.pretrained_image or one.pretrained_text) for one in configs["table-8"])
+    assert [(one.long_texts, one.corner_tokens) for one in configs["table-8"]] == [(0, 0), (1, 0), (1, 2)]
+    alone = [(name,) for name in ("instructblip", "llava", "sharegpt4v")]
+    assert [one.captioners for one in configs["table-9"]] == [*alone, ()]
+    scales = [(row.method, row.scale) for row in ROWS["table-10"]]
+    assert scales == [(method, scale) for scale in (1, 3, 10) for method in ("lit", "lotlip")]
+    assert ROWS["table-10"] == ROWS["table-11"]
+    shown = [0 if one.method == "lit" else one.sub_captions for one in configs["figure-5"]]
+    assert shown == [*range(7), *range(7)] and ROWS["figure-2"] == ROWS["figure-5"][:7]
+    assert [one.context_length for one in configs["figure-4"]] == [32, 64, 77, 128, 192, 256, 256]
+    assert {row.texts for row in ROWS["figure-4"]} == {"detailed"}
+
+
+def test_a_row_of_several_tables_is_one_training() -> None:
+    assert all(LOTLIP in ROWS[name] for name in ("table-2", "table-3", "table-7", "table-9", "table-10", "figure-5"))
+    assert all(LIT_LONG in ROWS[name] for name in ("table-2", "table-3", "table-7", "figure-2"))
+    assert ROWS["figure-2"][0] == ROWS["table-10"][0] == LIT
+    assert rows.limited(512) == rows.limited(256)
+    keys = [row.key(DESIGN) for row in distinct(ROWS)]
+    assert len(keys) == len(set(keys)) == 36
+
+
+def test_a_row_is_known_by_everything_that_it_computes_but_the_seed() -> None:
+    others = [
+        Design(settings=SETTINGS | {"lr": 5e-4}),
+        Design(scenes=DESIGN.scenes + 3),
+        Design(gallery=dataclasses.replace(DESIGN.gallery, groups=7)),
+    ]
+    assert len({LOTLIP.key(design) for design in (DESIGN, *others)}) == 4
+    assert LOTLIP.config(DESIGN, 2).seed == 2
+
+
+def test_tables_show_their_rows_and_claim_nothing_of_others() -> None:
+    assert {table.name for table in TABLES} == set(ROWS)
+    for table in TABLES:
+        assert [line.row for line in table.lines] == list(table.rows)
+        assert {row for claim in table.claims for row, _ in claim.weights} <= set(table.rows)
+        assert all(sum(weight for _, weight in claim.weights) == 0 and claim.sign in (1, -1) for claim in table.claims)
+        assert {claim.metric for claim in table.claims} <= set(table.metrics) <= set(METRICS)
+
+
+def test_every_row_has_the_same_seeds_and_its_data_first() -> None:
+    tasks = all_of(distinct(ROWS), range(3))
+    trainings = [task for task in tasks if isinstance(task, Training)]
+    assert len(trainings) == len(set(trainings)) == 3 * 36
+    for place, task in enumerate(tasks):
+        if isinstance(task, Training):
+            assert Data(task.row.texts, task.seed) in tasks[:place]
+
+
+def test_seeds_never_share_scenes_nor_are_trained_on_what_is_evaluated_on() -> None:
+    blocks = [data.block(seed) for seed in (0, 1, 2, data.DEVELOPMENT)]
+    assert all(len(block) == data.BLOCK for block in blocks)
+    assert len({number for block in blocks for number in (block.start, block.stop - 1)}) == 8
+    assert DESIGN.scenes * max(rows.SCALES) <= data.EVALUATED and DESIGN.scenes % data.SHARDS == 0
+
+
+@pytest.mark.parametrize(
+    "pairs, mean, half, verdict",
+    [
+        ([1.0, 2.0, 3.0], 2.0, 4.303 * 1.0 / 3**0.5, Verdict.LEANS),  # 2 ± 2.48
+        ([2.0, 3.0, 4.0], 3.0, 4.303 / 3**0.5, Verdict.HOLDS),  # 3 ± 2.48
+        ([-2.0, -3.0, -4.0], -3.0, 4.303 / 3**0.5, Verdict.OPPOSITE),
+        ([-1.0, 1.0, -1.5], -0.5, 4.303 * 1.75**0.5 / 3**0.5, Verdict.LEANS_AWAY),
+        ([0.0, 0.0], 0.0, 0.0, Verdict.LEANS_AWAY),
+        ([1.0, 1.0], 1.0, 0.0, Verdict.HOLDS),
+    ],
+)
+def test_the_rule_on_worked_examples(pairs: list[float], mean: float, half: float, verdict: Verdict) -> None:
+    found = difference(pairs)
+    assert found is not None and found.verdict is verdict
+    assert dataclasses.astuple(found) == pytest.approx((mean, mean - half, mean + half, len(pairs)))
+
+
+def test_the_table_of_t_is_students() -> None:
+    assert pytest.approx(list(T_95), abs=5e-4) == [stats.t.ppf(0.975, degrees) for degrees in range(1, len(T_95) + 1)]
+
+
+def test_one_seed_says_nothing_and_too_many_are_refused() -> None:
+    assert difference([]) is None and difference([3.0]) is None
+    with pytest.raises(ValueError, match="11 seeds"):
+        difference([1.0] * 11)
+
+
+def content(row: rows.Row, seed: int, value: float, design: Design = DESIGN) -> dict[str, Any]:
+    names = {name for metric in METRICS.values() for name in metric}
+    names |= {"short.t2i.R@5", "short.i2t.R@5", "detailed.cut", "flops.limit", "flops.text"}
+    return {"key": row.key(design), "seed": seed, "seconds": 9.0, "figures": dict.fromkeys(sorted(names), value)}
+
+
+def test_differences_are_taken_seed_by_seed_where_both_have_run() -> None:
+    """LoTLIP is ahead by 2 in each common seed; the seeds of one alone, which differ much, do not count."""
+    values = {(LOTLIP, 0): 52.0, (LOTLIP, 1): 12.0, (LOTLIP, 3): 99.0, (LIT, 0): 50.0, (LIT, 1): 10.0, (LIT, 2): 1.0}
+    results = Results([content(row, seed, value) for (row, seed), value in values.items()], DESIGN)
+    assert results.contrast({LOTLIP: 1.0, LIT: -1.0}, "long") == Difference(2.0, 2.0, 2.0, 2)
+    assert results.contrast({LOTLIP: 1.0, LIT_LONG: -1.0}, "long") is None
+
+
+def test_results_of_development_seeds_and_of_other_designs_are_not_shown() -> None:
+    there = [content(LIT, data.DEVELOPMENT, 1.0), content(LIT, 1, 1.0, Design(scenes=3)), content(LIT, 0, 2.0)]
+    assert Results(there, DESIGN).values(LIT, "class") == {0: 2.0}
+
+
+def fabricated(shown: list[rows.Row]) -> Results:
+    numbers = random.Random(0)
+    return Results([content(row, seed, 10 + 80 * numbers.random()) for row in shown for seed in range(3)], DESIGN)
+
+
+def test_the_page_of_the_same_results_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    results = fabricated(distinct(ROWS))
+    write_page(results, DESIGN, 3, str(tmp_path / "a"))
+    again = Results(read_lines(str(tmp_path / "a/study/results.jsonl")), DESIGN)
+    write_page(again, DESIGN, 3, str(tmp_path / "b"))
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert len(files) == 2 + len(TABLES) and as_lines(again) == as_lines(results)
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    page = (tmp_path / "a/study.md").read_text()
+    assert "All of it has run: 108 of 108 trainings" in page and "not run yet" not in page
+    for table in TABLES:
+        assert page.count(f"## {table.title}\n") == 1 and f"(study/{table.name}.svg)" in page
+    assert page.count("**Does it hold here?**") == len(TABLES)
+
+
+def test_the_page_says_what_has_not_run() -> None:
+    page = render(fabricated(list(ROWS["table-2"])), DESIGN, 3)
+    assert "**Not all of it has run**: 12 of 108 trainings" in page
+    two, three = (page.split("## Table ")[number] for number in (1, 2))
+    assert "not run yet" not in two and "not run yet" in three and "| m = 4 | – | – |" in three
+    empty = Results([], DESIGN)
+    assert "0 of 108" in render(empty, DESIGN, 3) and all(plot(table, empty).startswith("<?xml") for table in TABLES)
+
+
+def test_a_file_that_holds_no_results_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(UserError, match="not the results of a study"):
+        read_lines(str(tmp_path / "other.jsonl"))
+    with pytest.raises(UserError, match="no results of a study can be read"):
+        read_lines(str(tmp_path / "missing.jsonl"))
+
+
+def test_a_table_that_is_none_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no table-4 in the study; one of table-2, table-3"):
+        study(str(tmp_path), str(tmp_path), 0, ["table-4"], 3, 1, lambda line: None)
+
+
+def test_a_gallery_is_of_near_twins_with_a_text_each() -> None:
+    pairs, classes = data.evaluation(1, "captioners", SMALL.gallery)
+    assert [one.name for one in pairs] == ["person", "sharegpt4v", "short"]
+    assert [len(one.pictures) for one in pairs] == [len(set(one.texts)) for one in pairs] == [16, 16, 8]
+    assert pairs[0].pictures is pairs[1].pictures and len(classes.pictures) == len(classes.labels) == 8
+    detailed, _ = data.evaluation(1, "detailed", SMALL.gallery)
+    assert [one.name for one in detailed] == ["detailed", "short"]
+
+
+def test_the_data_of_a_seed_are_nested_and_written_once(tmp_path: Path) -> None:
+    """The smaller scales are the first samples of the larger ones, with features; a second call changes nothing."""
+    small = dataclasses.replace(SMALL, scenes=6)
+    data.write(str(tmp_path), small, "captioners", 1, lambda line: None)
+    at = {scale: open_dataset(data.dataset_of(str(tmp_path), rows.scaled("lit", scale), 1)) for scale in rows.SCALES}
+    assert {scale: one.samples for scale, one in at.items()} == {1: 6, 3: 18, 10: 60}
+    for one in at.values():
+        assert [shard.sha256 for shard in one.shards] == [shard.sha256 for shard in at[10].shards[: len(one.shards)]]
+        assert len(list(Path(one.url, "features").rglob("*.npz"))) >= len(one.shards)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".tar", ".npz")}
+    data.write(str(tmp_path), small, "captioners", 1, lambda line: None)
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+def test_training_scenes_are_those_of_the_seeds_block(tmp_path: Path) -> None:
+    row, _ = data._sample(data.block(2)[5], "000000005", ("detailed",))
+    assert row["url"].endswith(f"/{data.block(2)[5]}.jpg")
+    assert len(row["detailed_sub"]) == 7 + 2 * len(crowded_scene(data.block(2)[5]).things)
+
+
+def test_text_flops_are_those_of_the_formula(tmp_path: Path) -> None:
+    """24 d² a token and 4 L d a token and layer, pooler and projection for [CLS] and the corners."""
+    from lotlip_data.pipeline.study.flops import text_flops
+    from lotlip_data.training.train import load_model
+
+    model = load_model(rows.limited(64).config(DESIGN, 0))
+    model.save(str(tmp_path / "model"))
+    texts = ["A red ring.", "A small blue heart is at the top left. A star."]
+    lengths = [len(ids) for ids in model.tokenizer.encode(texts).ids]
+
+    def formula(length: int, d: int = 128, layers: int = 3, heads: int = 3) -> float:
+        return (layers * (24 * d**2 * length + 4 * length**2 * d) + heads * 4 * d**2) / 1e6
+
+    found = text_flops(str(tmp_path / "model"), texts)
+    assert found["flops.limit"] == pytest.approx(formula(64), rel=1e-9)
+    assert found["flops.text"] == pytest.approx(sum(map(formula, lengths)) / 2, rel=1e-9)
+
+
+@pytest.mark.slow
+def test_a_small_study_runs_stops_and_goes_on(tmp_path: Path) -> None:
+    """Stopped again and again, every training ends with one result, and another start leaves all as it is."""
+    folder, out = str(tmp_path / "study"), str(tmp_path / "docs")
+    wanted = distinct(["table-2", "table-8", "figure-4"])
+    for _ in range(60):
+        ran = study(folder, out, 0.4, ["table-2", "table-8", "figure-4"], 2, 2, lambda line: None, SMALL)
+        assert not ran.failed
+        if not ran.left:
+            break
+    results = {path.name: path.read_bytes() for path in (tmp_path / "study/results").iterdir()}
+    assert set(results) == {
+        Path(result_of("", Training(row, seed).name(SMALL))).name for row in wanted for seed in (0, 1)
+    }
+    assert not list((tmp_path / "study/work").iterdir())
+    assert study(folder, out, None, ["table-2", "table-8", "figure-4"], 2, 2, lambda line: None, SMALL).done == 0
+    assert results == {path.name: path.read_bytes() for path in (tmp_path / "study/results").iterdir()}
+    page = (tmp_path / "docs/study.md").read_text()
+    two = page.split("## Table 2")[1].split("## Table 3")[0]
+    assert "not run yet" not in two and "| LoTLIP | 2 |" in two

@@ -1,0 +1,82 @@
+"""The study's runner: nothing is done twice, what is stopped is done next time, failures cost nobody else."""
+
+import fcntl
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.study.rows import Design
+from lotlip_data.pipeline.study.runner import Ran, run
+from tests.pipeline.study_tasks import Told
+
+DESIGN = Design()
+
+
+def play(folder: Path, tasks: list[Told], seconds: float | None = None) -> Ran:
+    return run(str(folder), DESIGN, tasks, 2, seconds, lambda line: None)
+
+
+def begun(folder: Path) -> list[str]:
+    return sorted(line.split()[0] for line in (folder / "begun").read_text().splitlines())
+
+
+def is_running(process: int) -> bool:
+    try:
+        return b"spawn_main" in Path("/proc", str(process), "cmdline").read_bytes()  # a zombie's is empty
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_every_task_is_done_once_however_often_it_is_run(tmp_path: Path) -> None:
+    tasks = [Told(str(number)) for number in range(7)]
+    assert play(tmp_path, tasks[:3]) == Ran(3, 0, ())
+    assert play(tmp_path, tasks) == Ran(4, 0, ())
+    assert play(tmp_path, tasks) == Ran(0, 0, ())
+    assert begun(tmp_path) == [str(number) for number in range(7)]
+
+
+def test_a_task_that_fails_or_ends_its_process_is_told_and_costs_no_other(tmp_path: Path) -> None:
+    tasks = [Told("a", "fails"), Told("b", "dies"), Told("c"), Told("d")]
+    ran = play(tmp_path, tasks)
+    assert (ran.done, ran.left) == (2, 2)
+    assert sorted(ran.failed) == ["a: UserError: no good", "b: its process died"]
+
+
+def test_what_time_ran_out_on_is_done_next_time(tmp_path: Path) -> None:
+    """The task waits for a file that only comes after its first process has been ended."""
+    tasks, seconds = [Told("a"), Told("b", "waits")], 4.0
+    while not (tmp_path / "begun").exists() or "b" not in begun(tmp_path):
+        ran = play(tmp_path, tasks, seconds)
+        assert not ran.failed
+        seconds *= 2  # on a slow machine the processes' start alone takes long
+    (tmp_path / "go").touch()
+    assert play(tmp_path, tasks).left == 0
+    assert begun(tmp_path).count("a") == 1 and begun(tmp_path).count("b") >= 2
+
+
+def test_a_study_that_another_process_runs_is_left_alone(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process runs this study"):
+            play(tmp_path, [Told("a")])
+    assert not (tmp_path / "begun").exists()
+
+
+def test_a_killed_study_leaves_no_worker_that_goes_on(tmp_path: Path) -> None:
+    """A worker of a killed parent would write the training that the next start takes up."""
+    parent = subprocess.Popen([sys.executable, "-m", "tests.pipeline.study_tasks", str(tmp_path)])
+    while not (tmp_path / "begun").exists() or not (tmp_path / "begun").read_text().endswith("\n"):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    worker = int((tmp_path / "begun").read_text().split()[1])
+    parent.kill()
+    parent.wait()
+    while is_running(worker):
+        time.sleep(0.05)  # the limit is the test's own
+    (tmp_path / "go").touch()
+    assert not (tmp_path / "a.done").exists()
+    assert play(tmp_path, [Told("a", "waits")]) == Ran(1, 0, ())
