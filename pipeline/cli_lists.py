@@ -71,7 +71,7 @@ def plan(
             speeds.setdefault(one.config.name, (measured, f"measured here, with {time} images"))
         hardware = plan_cost.Hardware(gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, price=price)
         cost = plan_cost.plan_cost(found.images or 0, chosen, hardware, speeds, Run.at(run) if run else None)
-        for line in plan_cost.as_lines(cost):
+        for line in plan_cost.as_lines(cost) if found.images or run else []:
             console.say(line)
         console.result(found.figures() | {"captioning": cost.figures()})
         if found.problems:

@@ -106,6 +106,10 @@ def plan_lists(manifest: Manifest, rows: int = 20_000) -> ListsPlan:
             if one.seen and not one.taken:
                 problems.append(f"{source.name}: none of the {one.seen} rows seen can be used: {_reasons(one)}")
         sources.append(one)
+    if all(one.rows == 0 for one in sources):
+        problems.append(
+            f"no rows: {', '.join(file for source in manifest.sources for file in source.files)} holds none"
+        )
     found = [one.images for one in sources]
     images = None if None in found else sum(number for number in found if number is not None)
     if images is not None and manifest.sample is not None:
@@ -208,7 +212,7 @@ def _records(text: bytes) -> Iterator[object]:
 
 
 def _notes(source: Source, one: SourcePlan) -> list[str]:
-    notes = []
+    notes = [f"{one.name}: its list has no rows"] if one.rows == 0 else []
     if source.use is not None and one.rows is not None:
         expected = published(source.use)
         if not 0.9 < one.rows / expected.rows < 1.1:

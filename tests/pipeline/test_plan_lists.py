@@ -99,6 +99,18 @@ def test_a_list_that_cannot_be_read_is_a_problem_and_the_others_are_still_looked
     assert any(line.startswith("problem") for line in as_lines(plan))
 
 
+@pytest.mark.parametrize("name, content", [("a.csv", ""), ("a.tsv", "url\tcaption\n"), ("a.jsonl", "")])
+def test_lists_without_rows_are_a_problem_and_one_of_several_is_noted(
+    tmp_path: pathlib.Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    empty = {"name": "empty", "files": str(tmp_path / name)}
+    plan = plan_lists(manifest_of(empty))
+    assert (plan.problems, plan.images) == ([f"no rows: {tmp_path}/{name} holds none"], 0)
+    other = plan_lists(manifest_of(empty, {"name": "here", "files": write_jsonl(tmp_path / "here.jsonl", 10)}))
+    assert (other.problems, other.images) == ([], 10) and "empty: its list has no rows" in other.notes
+
+
 def test_a_sample_bounds_the_images_and_one_that_is_too_large_is_noted(tmp_path: pathlib.Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", 200)
     few = plan_lists(manifest_of({"name": "a", "files": file, "sample": 50}, sample=30, samples_per_shard=20))
