@@ -142,10 +142,11 @@ def _histogram(rows: dict[str, Any]) -> list[str]:
     ranges = sorted(
         {text for row in rows.values() for text in row["lengths"]}, key=lambda text: int(text.split("-")[0])
     )
-    lines = [f"{'BERT tokens of a text':24}" + "".join(f"{name:>18}" for name in rows)]
+    widths = {name: max(18, len(name) + 2) for name in rows}
+    lines = [f"{'BERT tokens of a text':24}" + "".join(f"{name:>{width}}" for name, width in widths.items())]
     for text in ranges:
-        shares = (row["lengths"].get(text, 0) / max(1, row["texts"]) for row in rows.values())
-        lines.append(f"{text:24}" + "".join(f"{share:>18.1%}" for share in shares))
+        shares = {name: row["lengths"].get(text, 0) / max(1, row["texts"]) for name, row in rows.items()}
+        lines.append(f"{text:24}" + "".join(f"{share:>{widths[name]}.1%}" for name, share in shares.items()))
     return lines
 
 

@@ -80,6 +80,9 @@ def test_a_dataset_is_counted_by_captioner_and_in_all(tmp_path: Path) -> None:
         sum(len(subcaptions.split(text)) for text in everything) / 47, rel=1e-12
     )
     assert "flags of llava: cut_off 2, repetition 1" in table(figures)
+    renamed = {name * 3: one for name, one in figures["captioners"].items()}
+    (heading,) = (line for line in table(figures | {"captioners": renamed}) if line.startswith("BERT tokens of"))
+    assert heading.split()[-3:] == list(renamed)
 
     Path(fake.run.shards, "train-00001.parquet").write_bytes(b"torn")
     with pytest.raises(DatasetError, match=r"train-00001\.parquet: cannot be read .* `lotlip-data verify"):
