@@ -122,7 +122,7 @@ class Resources:
     """What an engine may use. None of it is meant to change a text, so none of it is in a captioner's id.
 
     batch_size: images that transformers takes at a time (the vision half of InstructBLIP, too, in vLLM).
-    max_num_seqs: captions that vLLM writes at a time; None takes vLLM's choice on a GPU and 64 without one.
+    max_num_seqs: captions that vLLM writes at a time; None takes 128 on a GPU and 64 without one.
     gpu_memory_utilization: vLLM's share of the GPU's memory.
     kv_cache_gib: memory of the attention cache; None is what is left of that share, 0.25 GiB without a GPU.
     cache_dir: where a language model that must be taken out of its checkpoint is kept.
