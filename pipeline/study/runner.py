@@ -10,12 +10,12 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from time import monotonic
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study.rows import Design
@@ -40,7 +40,7 @@ def run(study: str, design: Design, tasks: Sequence[Task], processes: int, secon
     waiting = [task for task in tasks if not task.is_done(study, design)]
     if not waiting or seconds == 0:
         return Ran(0, len(waiting), ())
-    deadline = None if seconds is None else time.monotonic() + seconds
+    deadline = None if seconds is None else monotonic() + seconds
     with _alone(study):
         return _Runner(study, design, waiting, deadline, say).run(min(processes, len(waiting)))
 
@@ -88,12 +88,12 @@ class _Runner:
 
     def _listen(self) -> bool:
         """Take what the next one says that has finished; False where time is up."""
-        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        left = None if self._deadline is None else max(0.0, self._deadline - monotonic())
         heard = wait(list(self._at), left)
         for connection in heard:
             assert isinstance(connection, Connection)
             self._take(connection)
-        return bool(heard)
+        return bool(heard) or self._deadline is None or monotonic() < self._deadline
 
     def _take(self, connection: Connection) -> None:
         task = self._at[connection]
