@@ -53,16 +53,17 @@ class View:
     def __init__(self, run: Run, models: "Models | None" = None, seconds: float = SECONDS) -> None:
         self._run, self._models, self._seconds = run, models, seconds
         self._tars = Tars()
+        self._opened = functools.lru_cache(1)(lambda stamp: open_samples(run))
         self._pages = Environment(
             loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, finalize=_visible
         )
         self._pages.filters |= {"number": "{:,}".format, "query": urlencode}
         self._pages.globals |= {"run": run.url, "searches": models is not None}
 
-    @functools.cached_property
+    @property
     def _samples(self) -> Samples:
-        """Read once it is there. Raises DatasetError before."""
-        return open_samples(self._run)
+        """Read again when it is written anew. Raises DatasetError where there is none."""
+        return self._opened(storage.stamps_below(self._run.dataset).get(""))
 
     def grid(self, request: Request) -> Response:
         """Samples that a query wants."""
@@ -115,7 +116,10 @@ class View:
             ranking = model.rank(text, one, self._seconds / len(models.all)) if text else None
             hits = [(score, self._card(place)) for score, place in ranking.best] if ranking else []
             found.append((model, ranking, hits))
-        return self._html("search", text=text, found=found, features=_distinct(features))
+        distinct = _distinct(features)
+        unfinished = any(one.computing for one in distinct)
+        unfinished |= any(ranking is not None and ranking.searched < ranking.ready for _, ranking, _ in found)
+        return self._html("search", text=text, found=found, features=distinct, unfinished=unfinished)
 
     def compute(self, request: Request) -> Response:
         """Begin to compute the features that are missing."""

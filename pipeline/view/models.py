@@ -87,6 +87,7 @@ class Model:
         self._model.towers.to("cuda" if torch.cuda.is_available() else "cpu")
         self._turn = threading.Lock()
         self._searches: collections.OrderedDict[str, _Search] = collections.OrderedDict()
+        self._searched: Features | None = None
         self._map = functools.lru_cache(MAPS)(self._drawn)
 
     def features(self, run: Run, samples: Samples) -> Features:
@@ -99,6 +100,9 @@ class Model:
         missing = set(features.missing())
         ready = [shard for shard in range(features.shards) if shard not in missing]
         with self._turn:
+            if features is not self._searched:  # another dataset's places mean nothing here
+                self._searches.clear()
+                self._searched = features
             search = self._search(text)
             for shard in ready:
                 if shard in search.done:
@@ -143,18 +147,19 @@ class Models:
     def __init__(self, urls: list[str]) -> None:
         urls = [storage.normalise(url) for url in urls]
         self.all = [Model(url, name) for url, name in zip(urls, names_of(urls), strict=True)]
-        self._features: dict[int, Features] = {}
+        self._features: list[Features] = []
+        self._samples: Samples | None = None
         self._turn = threading.Lock()
 
     def features(self, run: Run, samples: Samples) -> list[Features]:
         """Of each model in order."""
         with self._turn:
-            if not self._features:
+            if samples != self._samples:
                 by_folder: dict[str, Features] = {}
-                for index, model in enumerate(self.all):
-                    found = model.features(run, samples)
-                    self._features[index] = by_folder.setdefault(found.folder, found)
-            return list(self._features.values())
+                found = [model.features(run, samples) for model in self.all]
+                self._features = [by_folder.setdefault(one.folder, one) for one in found]
+                self._samples = samples
+            return self._features
 
 
 def names_of(urls: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 A page ends when it is full or when its time is up; either way it says where one can go on.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import storage
 
 Row = dict[str, Any]
+_PLACE = re.compile(r"([0-9]{1,12})\.([0-9]{1,12})")
 
 
 class Place(NamedTuple):
@@ -29,8 +31,8 @@ class Place(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Place | None":
         """The place that `str` wrote; None for anything else."""
-        file, _, row = text.partition(".")
-        return cls(int(file), int(row)) if text.isascii() and file.isdigit() and row.isdigit() else None
+        found = _PLACE.fullmatch(text)
+        return cls(int(found[1]), int(found[2])) if found else None
 
 
 START = Place(0, 0)
@@ -61,17 +63,6 @@ class Page:
     """Files that cannot be read, each with its reason; they are passed over."""
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A row group, or what of it is on this side of a place."""
-
-    rows: int
-    wanted: list[tuple[Place, Row]]
-    """Nearest first."""
-    beyond: Place | None
-    """Where one goes on behind it; None at the end."""
-
-
 def page_at(
     files: Sequence[str], wanted: Filter, place: Place, size: int, seconds: float, *, backwards: bool = False
 ) -> Page:
@@ -79,9 +70,9 @@ def page_at(
     page = Page(before=place if place > START else None)
     until = time.monotonic() + seconds
     on: Place | None = None
-    order = range(min(place.file, len(files) - 1), -1, -1) if backwards else range(place.file, len(files))
-    for part in _parts(files, order, wanted, place, size + 1, backwards, page.damaged):
+    for part in _Walk(files, wanted, place, size + 1, backwards).parts():
         page.looked_at += part.rows
+        page.damaged += part.damaged
         room = size - len(page.rows)
         page.rows += part.wanted[:room]
         if len(part.wanted) > room:
@@ -98,33 +89,56 @@ def page_at(
     return page
 
 
-def _parts(
-    files: Sequence[str],
-    order: range,
-    wanted: Filter,
-    place: Place,
-    most: int,
-    backwards: bool,
-    damaged: list[str],
-) -> Iterator[_Part]:
-    for file in order:
-        least = place.row if file == place.file and not backwards else 0
-        end = place.row if file == place.file and backwards else None
-        try:
-            with storage.open_read(files[file]) as stream:
-                content = pq.ParquetFile(stream, pre_buffer=False)
-                groups = _groups(content, least, end)
-                for group, first, low, high in reversed(groups) if backwards else groups:
-                    rows = _wanted(content, group, wanted, low - first, high - first, most, backwards)
-                    found = [(Place(file, first + index), row) for index, row in rows]
-                    if backwards:
-                        beyond = Place(file, low) if low or file else None
-                    else:
-                        at_end = high == content.metadata.num_rows
-                        beyond = Place(file + at_end, 0 if at_end else high) if file + at_end < len(files) else None
-                    yield _Part(high - low, found, beyond)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            damaged.append(f"{files[file]}: cannot be read ({error}). Run `lotlip-data verify` on the run.")
+@dataclass(frozen=True)
+class _Part:
+    """A row group, or what of it is on this side of the place; or a file that cannot be read."""
+
+    beyond: Place | None
+    """Where one goes on behind it; None at the end."""
+    rows: int = 0
+    wanted: list[tuple[Place, Row]] = field(default_factory=list)
+    """Nearest first."""
+    damaged: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """From a place through the files, in one direction; at most `most` rows are read of a row group."""
+
+    files: Sequence[str]
+    wanted: Filter
+    place: Place
+    most: int
+    backwards: bool
+
+    def parts(self) -> Iterator[_Part]:
+        first = min(self.place.file, len(self.files) - 1)
+        for file in range(first, -1, -1) if self.backwards else range(self.place.file, len(self.files)):
+            try:
+                yield from self._of(file)
+            except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+                told = f"{self.files[file]}: cannot be read ({error}). Run `lotlip-data verify` on the run."
+                yield _Part(self._beyond(file), damaged=[told])
+
+    def _of(self, file: int) -> Iterator[_Part]:
+        here = file == self.place.file
+        least, end = (0, self.place.row if here else None) if self.backwards else (self.place.row if here else 0, None)
+        with storage.open_read(self.files[file]) as stream:
+            content = pq.ParquetFile(stream, pre_buffer=False)
+            groups = _groups(content, least, end)
+            for group, first, low, high in reversed(groups) if self.backwards else groups:
+                found = _wanted(content, group, self.wanted, low - first, high - first, self.most, self.backwards)
+                if self.backwards:
+                    beyond = Place(file, low) if low else self._beyond(file)
+                else:
+                    beyond = Place(file, high) if high < content.metadata.num_rows else self._beyond(file)
+                yield _Part(beyond, high - low, [(Place(file, first + index), row) for index, row in found])
+
+    def _beyond(self, file: int) -> Place | None:
+        """Where one goes on when a file is done with."""
+        if self.backwards:
+            return Place(file, 0) if file else None
+        return Place(file + 1, 0) if file + 1 < len(self.files) else None
 
 
 def _groups(content: pq.ParquetFile, least: int, end: int | None) -> list[tuple[int, int, int, int]]:

@@ -66,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def web(run: Run) -> TestClient:
-    return TestClient(create_app(View(run)), base_url="http://localhost")
+    return TestClient(create_app(View(run, seconds=60.0)), base_url="http://localhost")
 
 
 PATHS = [
@@ -113,7 +113,7 @@ def test_only_links_to_the_web_can_be_followed(tmp_path: Path) -> None:
         "file:///etc/passwd",
     ]
     made = view_run.make(tmp_path / "run", shards=1, samples=len(urls), change=lambda n, row: row.update(url=urls[n]))
-    web = TestClient(create_app(View(made)), base_url="http://localhost")
+    web = TestClient(create_app(View(made, seconds=60.0)), base_url="http://localhost")
     linked = [("href", url) in Page(web.get(f"/sample/0/{row}").text).attributes for row, url in enumerate(urls)]
     assert linked == [True, True, False, False, False, False, False]
 
@@ -180,5 +180,5 @@ def test_a_dataset_that_names_files_outside_its_folder_is_refused(tmp_path: Path
     content = json.loads(Path(made.dataset).read_text())
     content["shards"][0][which]["name"] = name
     Path(made.dataset).write_text(json.dumps(content))
-    answer = TestClient(create_app(View(made)), base_url="http://localhost").get("/")
+    answer = TestClient(create_app(View(made, seconds=60.0)), base_url="http://localhost").get("/")
     assert answer.status_code == 404 and "not in its folder" in answer.text

@@ -91,9 +91,16 @@ def test_a_search_without_time_goes_on_where_it_was(run: Run, samples: Samples, 
     assert {place.file for _, place in parts[0].best} == {0}
 
 
+def test_a_page_that_has_not_looked_everywhere_goes_on_by_itself(run: Run, checkpoints: list[str]) -> None:
+    web = TestClient(create_app(View(run, computed(run, checkpoints), seconds=0)), base_url="http://localhost")
+    pages = [web.get("/search", params={"text": TEXT}).text for _ in range(3)]
+    assert ["2 are left, and this page goes on" in page for page in pages] == [True, False, False]
+    assert ['http-equiv="refresh"' in page for page in pages] == [True, True, False]
+
+
 def test_without_features_the_page_offers_to_compute_them(run: Run, checkpoints: list[str]) -> None:
     models = Models(checkpoints)
-    web = TestClient(create_app(View(run, models)), base_url="http://localhost")
+    web = TestClient(create_app(View(run, models, seconds=60.0)), base_url="http://localhost")
     page = web.get("/search", params={"text": TEXT}).text
     assert "3 of 3 shards have no image features yet" in page and "<figure>" not in page
     answer = web.post(
@@ -125,7 +132,7 @@ def test_a_shard_that_cannot_be_computed_or_read_is_told(run: Run, samples: Samp
 
 def test_a_sample_has_a_map_of_the_chosen_text_for_each_model(run: Run, checkpoints: list[str]) -> None:
     models = Models(checkpoints)
-    web = TestClient(create_app(View(run, models)), base_url="http://localhost")
+    web = TestClient(create_app(View(run, models, seconds=60.0)), base_url="http://localhost")
     differ = []
     for asked in ("of=raw", "of=llava", "of=sharegpt4v&sub=2", "text=a+red+ring", "of=llava&text=a+red+ring"):
         page = web.get(f"/sample/1/3?{asked}").text
