@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from lotlip_data.manifests.errors import UserError
 
@@ -126,21 +128,12 @@ class TrainConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise ConfigError(f"method: no {self.method!r}; one of {', '.join(get_args(Method))}")
         for name, least in _LEAST.items():
             if (value := getattr(self, name)) != "all" and value < least:
                 raise ConfigError(f"{name}: {value} is too small; at least {least}")
-        for name in _CHOICES:
-            if (value := getattr(self, name)) not in (allowed := _CHOICES[name]):
-                raise ConfigError(f"{name}: no {value!r}; one of {', '.join(allowed)}")
         for name in ("epochs", "lr", "eps", "clip_gradient"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not above 0")
-        for name in ("captioners", "betas", "crop_scale"):
-            if isinstance(getattr(self, name), str | float | int):
-                raise ConfigError(f"{name}: give a list")
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+                raise ConfigError(f"{name}: {getattr(self, name):g} is not above 0")
         self._check_images()
         self._check_method()
 
@@ -208,12 +201,6 @@ _LEAST = {
     "accumulate": 1,
     "decoders": 1,
 }
-_CHOICES = {
-    "images": ("features", "pixels"),
-    "text_form": ("authors", "punkt"),
-    "reduction": ("sum", "mean"),
-    "precision": ("float32", "bf16"),
-}
 
 
 def make_config(method: str = "lotlip", preset: str | None = None, **settings: Any) -> TrainConfig:
@@ -231,6 +218,13 @@ def make_config(method: str = "lotlip", preset: str | None = None, **settings: A
             )
     merged = {**PRESETS.get(preset or "", {}), **METHODS[method], "method": method, **settings}
     try:
-        return TrainConfig(**merged)
-    except TypeError as error:
-        raise ConfigError(f"a setting is of the wrong type: {error}") from error
+        return TypeAdapter(TrainConfig).validate_python(merged)
+    except ValidationError as error:
+        raise ConfigError("; ".join(map(_explain, error.errors()))) from None
+
+
+def _explain(problem: Any) -> str:
+    if not problem["loc"]:  # one of ours, which names the setting
+        return str(problem["ctx"]["error"])
+    message: str = problem["msg"].removeprefix("Input ").replace("tuple", "list")
+    return f"{problem['loc'][0]}: {problem['input']!r} {message}"

@@ -64,7 +64,9 @@ def train(config: TrainConfig, run: str, out: str, *, resume: bool = True, say: 
         if finished:
             say(f"{out}: trained already ({finished.steps} steps); nothing to do")
             return finished
-        result = Trainer(config, dataset, out, say, of).run()
+        trainer = Trainer(config, dataset, out, say, of)
+        first_decides(lambda: _claim(out, config, dataset), of)  # not before the settings have proved usable
+        result = trainer.run()
         first_decides(lambda: _finish(config, out, result), of)
         return result
 
@@ -74,7 +76,8 @@ def _open(config: TrainConfig, run: str, out: str, resume: bool) -> tuple[data.D
     if not resume:
         require_new(out)
     dataset = data.open_dataset(run)
-    _claim(out, config, dataset)
+    if storage.exists(_config(out)):
+        _claim(out, config, dataset)
     if not storage.exists(_done(out)):
         return dataset, None
     return dataset, replace(result_of(out), did_something=False)
@@ -95,6 +98,10 @@ def _finish(config: TrainConfig, out: str, result: TrainResult) -> None:
     content = {name: value for name, value in asdict(result).items() if name != "did_something"}
     storage.create(_done(out), json.dumps(content, indent=1).encode())
     Checkpoints(out, config.keep_checkpoints).remove_all()
+
+
+def _config(out: str) -> str:
+    return storage.join(out, "config.json")
 
 
 def _done(out: str) -> str:
@@ -326,7 +333,7 @@ def _optimiser(config: TrainConfig, towers: TwoTowers) -> torch.optim.AdamW:
 
 def _claim(out: str, config: TrainConfig, dataset: data.Dataset) -> None:
     """Settle, once, what is trained in `out`. Raises ConfigError where that was something else."""
-    url = storage.join(out, "config.json")
+    url = _config(out)
     ours = {**config.to_dict(), "dataset": [shard.sha256 for shard in dataset.shards]}
     if storage.create(url, json.dumps(ours, indent=1).encode()):
         return

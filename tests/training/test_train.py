@@ -86,6 +86,15 @@ def test_a_finished_training_is_left_alone_and_says_so(world, tmp_path):
         train(config, run, str(tmp_path / "t"), resume=False)
 
 
+def test_settings_that_cannot_be_used_do_not_take_the_name(world, tmp_path):
+    run, settings = world
+    with pytest.raises(UserError, match=r"context_length: .* positions"):
+        train(make_config(**{**settings, "context_length": 4096}), run, str(tmp_path / "t"))
+    with pytest.raises(UserError, match="nobody"):
+        train(make_config(**{**settings, "captioners": ["nobody"]}), run, str(tmp_path / "t"))
+    assert not (tmp_path / "t").exists()
+
+
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(world, tmp_path, monkeypatch):
     run, settings = world
     config, out = make_config(**{**settings, "epochs": 5}), tmp_path / "t"
