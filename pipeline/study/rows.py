@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
     "epochs": 10,
     "batch": 64,
     "long_texts": 1,
-    "lr": 1e-3,
+    "lr": 2e-3,
     "weight_decay": 0.05,
     "warm_up": 30,
     "decoders": 1,
@@ -52,7 +52,7 @@ class Design:
     """What all rows have in common. `scenes` are those of the scale 1×."""
 
     settings: dict[str, Any] = field(default_factory=lambda: dict(SETTINGS))
-    scenes: int = 1500
+    scenes: int = 2400
     gallery: Gallery = Gallery()
 
 
