@@ -1,7 +1,7 @@
 """Time and memory of everything that looks at the whole of a run, at 1, 10 and 100 million images.
 
     python benchmarks/scale.py                        # lists of 1 and 10 million rows, runs of 1, 10 and 100 million
-    python benchmarks/scale.py --rows 1 10 100        # lists of 100 million too: half an hour more, 60 GB of disk
+    python benchmarks/scale.py --rows 1 10 100        # lists of 100 million too: an hour more, 30 GB of disk
 
 Each stage runs in a process of its own, on lists and ledgers that another one has made; its peak is the kernel's VmHWM.
 `plan`, `partition` (which merges equal URLs), `duplicates` and `near_duplicates` take lists or hashes of `--rows`
