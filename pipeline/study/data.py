@@ -4,8 +4,8 @@ that of the scenes, too.
     STUDY/data/SEED-TEXTS/10/shards …     a dataset as `lotlip-data shard` writes it, with the locked tower's features
     STUDY/data/SEED-TEXTS/1/shards …      its first shards again, as hard links
 
-The long texts are the writers', of scenes misread at each captioner's rate: captioning 45,000 pictures with the tiny
-captioners would take longer than all trainings. Raw texts name the salient thing, as everywhere in this world.
+The long texts are the writers', of scenes misread at each captioner's rate: the tiny captioners know scenes of up to
+four things only. Raw texts name the salient thing, as everywhere in this world.
 """
 
 import functools
