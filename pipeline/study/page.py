@@ -123,21 +123,18 @@ def _sentence(table: Table, results: Results) -> str:
     for verdict in Verdict:
         which = [claim for claim, found in verdicts.items() if found is verdict]
         if which:
-            said.append(f"{_how_many(len(which), len(verdicts))} {_PHRASES[verdict]} ({'; '.join(_named(which))})")
+            said.append(f"{len(which)} {_PHRASES[verdict][len(which) > 1]} ({'; '.join(_named(which))})")
     return f"**Does it hold here?** Of the paper's {len(verdicts)} directions {', '.join(said)}."
 
 
 _PHRASES = {
-    Verdict.HOLDS: "hold outside the noise",
-    Verdict.LEANS: "show, but within the noise",
-    Verdict.LEANS_AWAY: "do not show, within the noise",
-    Verdict.OPPOSITE: "are reversed outside the noise",
-    Verdict.UNKNOWN: "have not run yet",
+    Verdict.HOLDS: ("holds outside the noise", "hold outside the noise"),
+    Verdict.LEANS: ("shows, but within the noise", "show, but within the noise"),
+    Verdict.LEANS_AWAY: ("does not show, within the noise", "do not show, within the noise"),
+    Verdict.OPPOSITE: ("is reversed outside the noise", "are reversed outside the noise"),
+    Verdict.UNKNOWN: ("has not run yet", "have not run yet"),
 }
-
-
-def _how_many(count: int, of: int) -> str:
-    return "all" if count == of else str(count)
+"""Of one direction, and of several."""
 
 
 def _named(claims: Sequence[Claim]) -> list[str]:
