@@ -3,7 +3,7 @@
 A raw text of 18 tokens and a long one of 70 cost their own tokens, not 128 each: texts share rows, each with
 positions of its own and a mask that keeps them apart. So all of them are one call of the tower, whose weights and their
 gradients are read and written once. Of several widths of the rows the cheapest is taken: wide ones leave less room
-unused, and cost more attention.
+unused, and cost more attention. With an encoder that would mix them each text has a row of its own.
 """
 
 import bisect
@@ -71,7 +71,10 @@ def embed(tower: TextTower, ids: Sequence[Sequence[int]], pieces: int = 1) -> Em
     """
     device = tower.proj.weight.device
     lengths = [len(row) for row in ids]
-    rows, width = cheapest_rows(lengths, tower.proj.in_features)
+    if tower.shares_rows:
+        rows, width = cheapest_rows(lengths, tower.proj.in_features)
+    else:
+        rows, width = [[text] for text in range(len(ids))], max(lengths)
     tokens, text, place, heads = _layout(ids, rows, width, tower.pad_id)
     # One look-up for all: its gradient is as large as the vocabulary, and would be that of every piece again.
     known, word = np.unique(tokens, return_inverse=True)

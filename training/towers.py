@@ -3,12 +3,16 @@
 import inspect
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lotlip_data.training.attention import PADDING, attention_mask
+
+ROUNDING = 1e-4
+"""Of features in float32, relative to the largest: what sums in another order may differ by, and more."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,27 @@ class TextTower(nn.Module):
         pooled = self._pool(kept.flatten(0, 1)[:, None])
         features: Tensor = self.proj(pooled).view(len(heads), corners + 1, -1)
         return features
+
+    @cached_property
+    def shares_rows(self) -> bool:
+        """Whether texts keep their features beside others in a row: tried once, on two short texts.
+
+        An encoder that looks at neighbouring tokens other than by attention, as MobileBERT does, would mix them.
+        """
+        lengths = tuple(min(self.settings.corner_tokens + some, self.max_length) for some in (6, 4))
+        usable = [token for token in range(min(self.vocab_size, 64)) if token != self.pad_id]
+        ids = torch.tensor([usable[n % len(usable)] for n in range(sum(lengths))], device=self.proj.weight.device)
+        text = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)]).to(ids.device)
+        place = torch.cat([torch.arange(length) for length in lengths]).to(ids.device)
+        heads = torch.tensor([0, lengths[0]], device=ids.device)
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
+            alone = torch.cat([self.forward(one[None]) for one in ids.split(lengths)])
+            together = self.forward(ids[None], None, text[None], place[None], heads)
+        for module, training in modes:
+            module.training = training
+        return bool((alone - together).abs().max() <= ROUNDING * alone.abs().max())
 
     def _pool(self, hidden: Tensor) -> Tensor:
         pooled: Tensor = self.encoder.pooler(hidden)

@@ -1,12 +1,16 @@
 """Texts that share rows have the features and gradients of texts padded to 128, and next to no padding is computed."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lotlip_data.training.packing import cheapest_rows, embed, shared_rows
+from lotlip_data.training.towers import TextSettings, TextTower
 from tests.training import reference
 from tests.training.peak_memory import peak_memory
 from tests.training.reference import META, expected
@@ -79,6 +83,33 @@ def test_lengths_like_the_papers_cost_little_padding():
     rows, width = cheapest_rows(lengths, 768)
     computed = width * len(rows)
     assert computed < 1.08 * sum(lengths) < 0.55 * 128 * len(lengths)
+
+
+@pytest.mark.parametrize("corners", [0, 2])
+@pytest.mark.parametrize(
+    ("model", "sharing"), [("Roberta", True), ("Albert", True), ("MPNet", True), ("MobileBert", False)]
+)
+def test_any_encoder_gives_the_features_of_texts_that_stand_alone(model, sharing, corners):
+    """Positions that begin at 2, shared layers, relative positions; MobileBERT's look at neighbours."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = getattr(transformers, f"{model}Config")(**sizes, vocab_size=200, max_position_embeddings=80)
+    torch.manual_seed(0)
+    tower = TextTower(getattr(transformers, f"{model}Model")(config), 16, TextSettings(corners)).eval()
+    ids = [[3, *range(200, 200 + corners), *range(5, 5 + length), 4] for length in (5, 30, 9, 44, 12, 7)]
+    with torch.no_grad():
+        embedded = embed(tower, ids)
+        torch.testing.assert_close(
+            embedded.features, torch.cat([tower(torch.tensor([row])) for row in ids]), **TOLERANCE
+        )
+    assert tower.shares_rows == sharing == (embedded.computed < len(ids) * max(map(len, ids)))
+
+
+def test_trying_whether_texts_may_share_rows_leaves_a_tower_as_it_was():
+    tower = copy.deepcopy(TOWERS[2, "sdpa"]).train()
+    tower.encoder.eval()  # as of a locked one
+    state = torch.get_rng_state()
+    assert tower.shares_rows
+    assert tower.training and not tower.encoder.training and torch.equal(torch.get_rng_state(), state)
 
 
 def test_dropout_is_the_same_when_a_piece_is_computed_again():
