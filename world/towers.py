@@ -40,7 +40,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 @dataclass(frozen=True)
 class Lessons:
-    """What both towers learn of: the scene of a seed and its long texts. `start`: whose weights the ViT goes on from."""
+    """What both towers learn of: a seed's scene and its long texts. `start`: whose weights the ViT goes on from."""
 
     vit: str
     bert: str
