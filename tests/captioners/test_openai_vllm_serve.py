@@ -1,6 +1,8 @@
 """A real vLLM server on loopback, asked as any endpoint is."""
 
+import contextlib
 import dataclasses
+import os
 import signal
 import socket
 import subprocess
@@ -36,7 +38,10 @@ def server(tmp_path_factory):
     template = ["--chat-template", str(folder / "chat_template.jinja")]
     log = tmp_path_factory.mktemp("serve") / "log"
     command = [*SERVER, "--model", str(folder), "--port", str(port), *template, *OPTIONS]
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True) as process,
+    ):
         try:
             deadline = time.monotonic() + 300
             while not answers(f"http://127.0.0.1:{port}/health"):
@@ -44,8 +49,8 @@ def server(tmp_path_factory):
                 time.sleep(1)
             yield process, f"http://127.0.0.1:{port}/v1"
         finally:
-            process.terminate()
-            process.wait(60)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its engine outlives a server that was killed
 
 
 def answers(url):
