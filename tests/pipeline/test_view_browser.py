@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.expected_conditions import staleness_of
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from lotlip_data.manifests import storage
@@ -115,6 +116,14 @@ def look(browser: Any, size: tuple[int, int], dark: bool = False) -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
 
+def follow(browser: Any, element: Any) -> None:
+    """Click a link or a button, and wait for the page that comes of it: a click returns before."""
+    before = browser.find_element(By.TAG_NAME, "html")
+    element.click()
+    WebDriverWait(browser, 60).until(staleness_of(before))
+    WebDriverWait(browser, 60).until(lambda _: browser.execute_script("return document.readyState") == "complete")
+
+
 def loaded(browser: Any) -> None:
     """Wait until every image is there or has failed; those further down are loaded only when they are looked at."""
     browser.execute_script("document.querySelectorAll('img').forEach(one => one.loading = 'eager')")
@@ -157,20 +166,20 @@ def test_a_person_can_look_filter_page_and_map(browser: Any, address: str) -> No
     assert len(cards) == 24 and HOSTILE[0] in cards[0].text  # as text
     tops = {one.location["y"] for one in cards[1].find_elements(By.CSS_SELECTOR, ".long")}
     assert len(tops) == 1  # the long texts stand side by side
-    browser.find_element(By.CSS_SELECTOR, "a[rel=next]").click()
+    follow(browser, browser.find_element(By.CSS_SELECTOR, "a[rel=next]"))
     assert browser.find_element(By.CSS_SELECTOR, "article.card").get_attribute("id") == "s1-4"
-    browser.find_element(By.CSS_SELECTOR, "a[rel=prev]").click()
+    follow(browser, browser.find_element(By.CSS_SELECTOR, "a[rel=prev]"))
     assert browser.find_element(By.CSS_SELECTOR, "article.card").get_attribute("id") == "s0-0"
 
     Select(browser.find_element(By.NAME, "flag")).select_by_value("repetition")
     browser.find_element(By.NAME, "q").send_keys("script")
-    browser.find_element(By.CSS_SELECTOR, "form.ask button").click()
+    follow(browser, browser.find_element(By.CSS_SELECTOR, "form.ask button"))
     found = browser.find_elements(By.CSS_SELECTOR, "article.card")
     assert [one.get_attribute("id") for one in found] == ["s0-0", "s0-10", "s1-0", "s1-10", "s2-0", "s2-10"]
     assert browser.find_element(By.NAME, "q").get_attribute("value") == "script"
 
     browser.get(f"{address}/sample/0/3")
-    browser.find_element(By.CSS_SELECTOR, "[data-captioner=sharegpt4v] a.number").click()
+    follow(browser, browser.find_element(By.CSS_SELECTOR, "[data-captioner=sharegpt4v] a.number"))
     loaded(browser)
     maps = browser.find_elements(By.CSS_SELECTOR, ".maps img")
     assert len(maps) == 3 and len({one.location["y"] for one in maps}) == 1
@@ -181,8 +190,8 @@ def test_a_person_can_have_features_computed_and_search(browser: Any, address: s
     look(browser, DESKTOP)
     browser.get(f"{address}/search")
     browser.find_element(By.NAME, "text").send_keys("a red ring")
-    browser.find_element(By.CSS_SELECTOR, "form.ask button").click()
-    browser.find_element(By.CSS_SELECTOR, "form.note button").click()
+    follow(browser, browser.find_element(By.CSS_SELECTOR, "form.ask button"))
+    follow(browser, browser.find_element(By.CSS_SELECTOR, "form.note button"))
 
     def all_found(_: Any) -> bool:  # the page looks again by itself
         return len(browser.find_elements(By.CSS_SELECTOR, ".wall figure")) == 48
