@@ -89,7 +89,7 @@ def _jpeg_ends(data: bytes) -> bool:
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xDA:
-            return data.find(b"\xff\xd9", at) > 0
+            return data.rfind(b"\xff\xd9") > at  # from behind, where it is
         if marker == 0xFF:  # a fill byte
             at += 1
         elif 0xD0 <= marker <= 0xD8 or marker == 0x01:  # stands alone
