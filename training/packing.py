@@ -99,7 +99,7 @@ def _layout(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of rows of texts: token ids, text and place [R, width], and where in all tokens each text begins, in that order.
 
-    Padding begins at place 0 again, so that none is beyond an encoder's positions.
+    Padding is all at place 0: a row may have more of it than an encoder has positions.
     """
     tokens = np.full((len(rows), width), pad_id, dtype=np.int64)
     text = np.full((len(rows), width), PADDING, dtype=np.int64)
@@ -114,5 +114,4 @@ def _layout(
             place[number, some] = np.arange(len(ids[index]))
             heads.append(number * width + at)
             at += len(ids[index])
-        place[number, at:] = np.arange(width - at)
     return tokens, text, place, np.array(heads, dtype=np.int64)

@@ -9,6 +9,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lotlip_data.training import packing
 from lotlip_data.training.packing import cheapest_rows, embed, shared_rows
 from lotlip_data.training.towers import TextSettings, TextTower
 from tests.training import reference
@@ -102,6 +103,17 @@ def test_any_encoder_gives_the_features_of_texts_that_stand_alone(model, sharing
             embedded.features, torch.cat([tower(torch.tensor([row])) for row in ids]), **TOLERANCE
         )
     assert tower.shares_rows == sharing == (embedded.computed < len(ids) * max(map(len, ids)))
+
+
+def test_a_row_may_be_emptier_than_the_encoder_has_positions(monkeypatch):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(**sizes, vocab_size=200, max_position_embeddings=16)
+    tower = TextTower(transformers.BertModel(config), 16, TextSettings(2)).eval()
+    ids = [[3, 200, 201, *range(5, 5 + length), 4] for length in (12, 12, 3)]
+    monkeypatch.setattr(packing, "cheapest_rows", lambda lengths, hidden: ([[0, 1], [2]], 64))
+    with torch.no_grad():
+        alone = torch.cat([tower(torch.tensor([row])) for row in ids])
+        torch.testing.assert_close(embed(tower, ids).features, alone, **TOLERANCE)
 
 
 def test_trying_whether_texts_may_share_rows_leaves_a_tower_as_it_was():
