@@ -204,11 +204,14 @@ def create(url: str, data: bytes) -> bool:
 
 @patiently
 def create_from_file(url: str, local: str) -> bool:
-    """As `create`, with the content of the local file `local`, which may be larger than memory. The file stays."""
+    """As `create`, with the content of the local file `local`, which may be larger than memory.
+
+    The file stays, and must not be written to any more: on one disk it and the object are the same file.
+    """
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
-        with _scratch_beside(path) as scratch, open(local, "rb") as source:
-            _copy_durably(source, scratch)
+        with _scratch_beside(path) as scratch:
+            _place_durably(local, scratch)
             return _link(scratch, path)
     return _create_remotely(fs, path, lambda: fs.put_file(local, path, mode="create")) or _is_equal(fs, path, local)
 
@@ -227,11 +230,11 @@ def replace(url: str, data: bytes) -> None:
 
 @patiently
 def replace_from_file(url: str, local: str) -> None:
-    """As `replace`, with the content of the local file `local`, which stays."""
+    """As `replace`, with the content of the local file `local`; of the file, what `create_from_file` says."""
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
-        with _scratch_beside(path) as scratch, open(local, "rb") as source:
-            _copy_durably(source, scratch)
+        with _scratch_beside(path) as scratch:
+            _place_durably(local, scratch)
             pathlib.Path(scratch).replace(path)
     else:
         fs.put_file(local, path)
@@ -289,11 +292,15 @@ def _write_durably(path: str, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _copy_durably(source: IO[bytes], path: str) -> None:
-    with open(path, "xb") as stream:
-        shutil.copyfileobj(source, stream, 1 << 20)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _place_durably(local: str, path: str) -> None:
+    """Give the file `local` the name `path` as well, or copy it there where that is another disk."""
+    try:
+        os.link(local, path)
+    except OSError:
+        with open(local, "rb") as source, open(path, "xb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+    with open(path, "rb") as placed:
+        os.fsync(placed.fileno())
 
 
 def _link(scratch: str, path: str) -> bool:

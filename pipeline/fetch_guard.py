@@ -19,9 +19,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from email.message import Message
+from functools import cache
 from types import TracebackType
 from typing import Any
-from urllib.parse import SplitResult, quote, urljoin
+from urllib.parse import quote, urljoin
 
 from lotlip_data.manifests.manifest import DownloadSettings
 from lotlip_data.pipeline import fetch_reasons as reasons
@@ -82,7 +83,6 @@ class GuardedOpener:
         self._settings = settings
         self._expected = expected or {}
         self._allowed = frozenset(host.lower() for host in settings.allow_hosts)
-        self._tls = ssl.create_default_context()
         self._hosts = Hosts(settings.per_host, settings.host_failures)
 
     def open(self, url: urllib.request.Request | str, data: None = None, timeout: float | None = None) -> Fetched:
@@ -116,15 +116,15 @@ class GuardedOpener:
         left = patience = self._settings.total_timeout
         url, headers = request.full_url, dict(request.header_items())
         for hop in range(MAX_REDIRECTS + 1):
-            parts = fetch_url.split(url)
-            if hop == 0 and parts.username is not None:
-                headers["Authorization"] = fetch_url.basic(parts)
+            asking = fetch_url.parse(url)
+            if hop == 0 and asking.credentials is not None:
+                headers["Authorization"] = asking.credentials
             elif hop == 1:
                 headers.pop("Authorization", None)  # is for the host that the list names, and for no other
             asked = time.monotonic()
-            with self._hosts.place(fetch_url.server(parts), patience):
+            with self._hosts.place(asking.server, patience):
                 begun = time.monotonic()
-                answer = self._noted(parts, headers, begun + left)
+                answer = self._noted(asking, headers, begun + left)
             patience -= begun - asked
             left -= time.monotonic() - begun
             if isinstance(answer, Fetched):
@@ -132,25 +132,24 @@ class GuardedOpener:
             url = urljoin(url, answer)
         raise Refusal(reasons.TOO_MANY_REDIRECTS, f"more than {MAX_REDIRECTS}")
 
-    def _noted(self, parts: SplitResult, headers: dict[str, str], deadline: float) -> Fetched | str:
+    def _noted(self, asking: fetch_url.Request, headers: dict[str, str], deadline: float) -> Fetched | str:
         """As `_exchange`; what it says of the host is noted."""
-        server = fetch_url.server(parts)
         try:
-            answer = self._exchange(parts, headers, deadline)
+            answer = self._exchange(asking, headers, deadline)
         except Refusal as refusal:
-            self._hosts.failed(server, refusal, self._settings.total_timeout)
+            self._hosts.failed(asking.server, refusal, self._settings.total_timeout)
             raise
-        self._hosts.answered(server)
+        self._hosts.answered(asking.server)
         return answer
 
-    def _exchange(self, parts: SplitResult, headers: dict[str, str], deadline: float) -> Fetched | str:
+    def _exchange(self, asking: fetch_url.Request, headers: dict[str, str], deadline: float) -> Fetched | str:
         """One request and its answer: a body, or where it is said to be."""
         try:
-            with closing(self._connect(parts, deadline)) as sock:
+            with closing(self._connect(asking, deadline)) as sock:
                 timed = _TimedSocket(sock, self._settings.timeout, deadline)
-                connection = http.client.HTTPConnection(fetch_url.host(parts), fetch_url.port(parts))
+                connection = http.client.HTTPConnection(asking.host, asking.port)
                 connection.sock = timed  # offers what http.client uses of a socket
-                connection.request("GET", fetch_url.target(parts), headers=headers | fetch_url.own_headers(parts))
+                connection.request("GET", asking.target, headers=headers | asking.headers)
                 return self._answer(connection.getresponse())
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _refusal(error) from error
@@ -171,27 +170,27 @@ class GuardedOpener:
         limit, promised = self._settings.max_bytes, response.length
         if promised is not None and promised > limit:
             raise Refusal(reasons.TOO_LARGE, f"{promised} bytes, more than {limit}")
-        body = bytearray()
-        while piece := response.read(_CHUNK):
-            body += piece
-            if len(body) > limit:
+        pieces, size = list[bytes](), 0
+        while piece := response.read(promised or _CHUNK):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
                 raise Refusal(reasons.TOO_LARGE, f"more than {limit} bytes")
-        if promised is not None and len(body) < promised:
-            raise Refusal(reasons.TRUNCATED, f"{len(body)} of {promised} bytes came")
-        return bytes(body)
+        if promised is not None and size < promised:
+            raise Refusal(reasons.TRUNCATED, f"{size} of {promised} bytes came")
+        return b"".join(pieces)
 
-    def _connect(self, parts: SplitResult, deadline: float) -> socket.socket:
+    def _connect(self, asking: fetch_url.Request, deadline: float) -> socket.socket:
         """A connection to the first address of the host that is allowed and answers."""
-        host = fetch_url.host(parts)
         refusal: OSError | None = None
-        for family, address in self._addresses(host, fetch_url.port(parts)):
+        for family, address in self._addresses(asking.host, asking.port):
             seconds = _left(self._settings.timeout, deadline)
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 sock.settimeout(seconds)
                 sock.connect(address)
-                if parts.scheme == "https":
-                    return self._tls.wrap_socket(sock, server_hostname=host)
+                if asking.tls:
+                    return _tls().wrap_socket(sock, server_hostname=asking.host)
                 return sock
             except OSError as error:
                 sock.close()
@@ -217,6 +216,12 @@ class GuardedOpener:
         return allowed
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """Of the process: to read the certificates takes as long as to fetch and store four images."""
+    return ssl.create_default_context()
+
+
 def is_public(text: str) -> bool:
     """Whether an IP address is one of the public internet, the IPv4 address within an IPv6 one looked at as well."""
     address = ipaddress.ip_address(text)
@@ -236,25 +241,33 @@ class _TimedSocket:
         self._sock, self._timeout, self._deadline = sock, timeout, deadline
 
     def sendall(self, data: bytes) -> None:
-        self._sock.settimeout(_left(self._timeout, self._deadline))
-        self._sock.sendall(data)
+        self._armed().sendall(data)
+
+    def recv_into(self, buffer) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
+        return self._armed().recv_into(buffer)
+
+    def _armed(self) -> socket.socket:
+        """The socket with the time that is left. To set it is a system call, so it is set where it changes."""
+        left = _left(self._timeout, self._deadline)
+        if left != self._sock.gettimeout():
+            self._sock.settimeout(left)
+        return self._sock
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_TimedReader(self._sock, self._timeout, self._deadline), _CHUNK)
+        return io.BufferedReader(_Reader(self))
 
     def close(self) -> None:
         """http.client calls this while the body is still to be read."""
 
 
-class _TimedReader(io.RawIOBase):
-    def __init__(self, sock: socket.socket, timeout: float, deadline: float) -> None:
-        self._sock, self._timeout, self._deadline = sock, timeout, deadline
+class _Reader(io.RawIOBase):
+    def __init__(self, sock: _TimedSocket) -> None:
+        self._sock = sock
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
-        self._sock.settimeout(_left(self._timeout, self._deadline))
         return self._sock.recv_into(buffer)
 
 

@@ -1,5 +1,7 @@
 """An object is created by exactly one writer, is whole or not there, and is never overwritten."""
 
+import errno
+import os
 import pathlib
 import subprocess
 import sys
@@ -28,6 +30,29 @@ def test_what_is_created_stays_as_it_is(kind: str, tmp_path: pathlib.Path) -> No
     assert storage.create_from_file(url + "2", str(tmp_path / "local"))
     assert storage.read_bytes(url + "2") == b"third"
     assert (tmp_path / "local").exists()
+
+
+@pytest.mark.parametrize("same_disk", [True, False])
+def test_a_file_that_was_created_outlives_its_source(
+    same_disk: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def only_beside(source: str, target: str) -> None:
+        if not same_disk and pathlib.Path(source).parent != pathlib.Path(target).parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", only_beside)
+    local = tmp_path / "local"
+    for name in ("created", "replaced"):
+        local.write_bytes(name.encode())
+        call = storage.create_from_file if name == "created" else storage.replace_from_file
+        call(str(tmp_path / "run" / name), str(local))
+        assert (tmp_path / "run" / name).samefile(local) == same_disk
+        local.unlink()
+        assert storage.read_bytes(str(tmp_path / "run" / name)) == name.encode()
+    assert storage.list_names(str(tmp_path / "run")) == ["created", "replaced"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,8 @@ Answer = Callable[[socket.socket], None]
 class RawServer:
     """Answers each path with whatever bytes a function sends; keeps the requests that it got."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.answers: dict[str, Answer] = {}
         self.requests: list[str] = []
         self._socket = socket.create_server((host, 0))
@@ -48,6 +50,11 @@ class RawServer:
             threading.Thread(target=self._answer, args=(client,), daemon=True).start()
 
     def _answer(self, client: socket.socket) -> None:
+        if self._tls is not None:
+            try:
+                client = self._tls.wrap_socket(client, server_side=True)
+            except OSError:
+                return
         with client, contextlib.suppress(OSError):
             request = b""
             while b"\r\n\r\n" not in request:

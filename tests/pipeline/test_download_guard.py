@@ -3,13 +3,16 @@
 import contextlib
 import gzip
 import http.client
+import pathlib
 import socket
+import ssl
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
+import trustme
 
 from lotlip_data.manifests.manifest import DownloadSettings
 from lotlip_data.pipeline import fetch_guard
@@ -162,6 +165,27 @@ def test_a_server_that_drips_its_handshake_is_left_too() -> None:
     assert reason_of(f"https://127.0.0.1:{listener.getsockname()[1]}/x", timeout=0.5, total_timeout=1.0) == "timeout"
     assert time.monotonic() - started < 2.0
     listener.close()
+
+
+def test_https_is_spoken_with_servers_whose_certificate_is_trusted_and_names_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    server = RawServer(tls=context)
+    path = server.says("/x", ok(b"body")).removeprefix(server.url)
+    named, unnamed = f"https://localhost:{server.port}{path}", f"https://127.0.0.1:{server.port}{path}"
+    settings = {"allow_hosts": ("localhost", "127.0.0.1")}
+    try:
+        assert reason_of(named, **settings) == "tls error", "nobody trusts it yet"
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        fetch_guard._tls.cache_clear()
+        assert fetch(named, **settings) == b"body"
+        assert reason_of(unnamed, **settings) == "tls error"
+    finally:
+        fetch_guard._tls.cache_clear()
+        server.close()
 
 
 def test_a_server_that_says_nothing_is_left_after_the_time_of_one_operation(server: RawServer) -> None:
