@@ -167,8 +167,14 @@ class Engine(Protocol):
 
     window: int
 
-    async def caption(self, image: Image.Image) -> Caption:
-        """The long text of one decoded image of any size and mode.
+    def prepare(self, image: Image.Image) -> Any:
+        """What `caption` takes of one decoded image of any size and mode: all work on pixels. Any thread may call it.
+
+        Raises CaptionError if this image cannot be captioned.
+        """
+
+    async def caption(self, prepared: Any) -> Caption:
+        """The long text of one prepared image.
 
         Raises CaptionError if this image cannot be captioned and EngineDead if no image can any more.
         """

@@ -90,14 +90,16 @@ class EndpointEngine:
         self._client: openai.AsyncOpenAI | None = openai.AsyncOpenAI(**settings, max_retries=2)
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def caption(self, image: Image.Image) -> Caption:
+    def prepare(self, image: Image.Image) -> str:
+        return _data_url(image)
+
+    async def caption(self, prepared: str) -> Caption:
         self._loop = asyncio.get_running_loop()
-        url = await asyncio.to_thread(_data_url, image)
         began, tries, pause = time.monotonic(), 0, 1.0
         while True:
             sent = time.monotonic()
             try:
-                return await self._ask(url)
+                return await self._ask(prepared)
             except self._errors as error:
                 status = _status(error)
                 if status == 429:

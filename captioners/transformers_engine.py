@@ -1,6 +1,5 @@
 """Captions with transformers: micro-batches of `generate` on a worker thread. Runs anywhere that torch runs."""
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,8 +31,11 @@ class TransformersEngine:
         self._batcher = Batcher(self._generate, resources.batch_size)
         self.window = 2 * resources.batch_size  # so that the next batch is ready when one ends
 
-    async def caption(self, image: Image.Image) -> Caption:
-        return await self._batcher(await asyncio.to_thread(self._inputs.pixels, image))
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        return self._inputs.pixels(image)
+
+    async def caption(self, prepared: torch.Tensor) -> Caption:
+        return await self._batcher(prepared)
 
     def close(self) -> None:
         self._batcher.close()

@@ -1,6 +1,5 @@
 """A captioner whose language model alone is in vLLM: transformers makes the prompt's embeddings, in batches."""
 
-import asyncio
 from typing import Any
 
 import torch
@@ -48,8 +47,8 @@ class VllmEmbedsEngine(VllmEngine):
     def _render(self, config: CaptionerConfig) -> None:
         """Nothing: embeddings are the whole of what vLLM is asked."""
 
-    async def _request(self, image: Image.Image) -> Any:
-        return embeds_request(await self._embed(await asyncio.to_thread(self._inputs.pixels, image)))
+    async def _request(self, pixels: torch.Tensor) -> Any:
+        return embeds_request(await self._embed(pixels))
 
     @torch.inference_mode()
     def _embeddings(self, pixels: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -3,7 +3,6 @@
 This file alone imports vllm, and is itself imported only when a vLLM engine is asked for.
 """
 
-import asyncio
 import dataclasses
 import os
 import threading
@@ -53,8 +52,11 @@ class VllmEngine:
         seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
         self.window = seqs + max(8, seqs // 4)  # the surplus is being prepared while vLLM writes the rest
 
-    async def caption(self, image: Image.Image) -> Caption:
-        return await self._generate(await self._request(image))
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        return self._inputs.pixels(image)
+
+    async def caption(self, prepared: torch.Tensor) -> Caption:
+        return await self._generate(await self._request(prepared))
 
     def close(self) -> None:
         llm, self._llm = self._llm, None
@@ -80,9 +82,8 @@ class VllmEngine:
         del rendered["arrival_time"]
         return rendered
 
-    async def _request(self, image: Image.Image) -> Any:
+    async def _request(self, pixels: torch.Tensor) -> Any:
         """What vLLM is asked, with pixels of our making: both engines see the very same."""
-        pixels = await asyncio.to_thread(self._inputs.pixels, image)
         ((name, blank),) = self._rendered["mm_kwargs"]["image"][0].items()
         element = dataclasses.replace(blank, data=pixels[0].to(blank.data.dtype))
         return self._rendered | {

@@ -37,7 +37,7 @@ async def _caption_all(engine: Engine, scenes: Iterable[Scene]) -> list[Caption]
 
     async def one(scene: Scene) -> Caption:
         async with window:
-            return await engine.caption(_as_fetched(render(scene)))
+            return await engine.caption(engine.prepare(_as_fetched(render(scene))))
 
     try:
         return await asyncio.gather(*(one(scene) for scene in scenes))

@@ -17,7 +17,7 @@ from lotlip_data.pipeline.parts import Parts, Row, parquet, read_parts
 from lotlip_data.pipeline.suspects import FEW, MAX_GUILTY, Suspicion, Trail, suspicion
 
 if TYPE_CHECKING:
-    from lotlip_data.pipeline.captioning import Captioning
+    from lotlip_data.pipeline.captioning import Captioning, Prepared
 
 BATCH = 32
 """Images read at a time, and as many read ahead."""
@@ -81,10 +81,10 @@ class Attempt:
             await asyncio.to_thread(self._trail.withdraw)
 
     async def _submit_all(self, settled: set[str]) -> None:
-        def batches() -> Iterator[list[FetchedImage]]:
+        def batches() -> Iterator[list["Prepared"]]:
             for batch in batched(self._images(lambda uid: uid not in settled), BATCH):
-                self._trail.expect(image.uid for image in batch)
-                yield batch
+                self._trail.expect(image.uid for image in batch)  # before a decoder that may crash sees them
+                yield self._all.prepared(batch)
 
         async with contextlib.aclosing(read_ahead(batches())) as ahead:
             async for batch in ahead:
@@ -101,7 +101,7 @@ class Attempt:
         if error := next(filter(None, errors), None):
             raise error
 
-    async def _caption_one(self, image: FetchedImage, release: Callable[[], None] = lambda: None) -> None:
+    async def _caption_one(self, image: "Prepared", release: Callable[[], None] = lambda: None) -> None:
         try:
             await self._take(await self._all.row_of(image))
         finally:
@@ -124,7 +124,7 @@ class Attempt:
                 images = self._images(uids.__contains__) if uids else iter(())
                 async for few in read_ahead(batched(images, size)):
                     await asyncio.to_thread(self._trail.expect, [image.uid for image in few])
-                    await asyncio.gather(*map(self._caption_one, few))
+                    await asyncio.gather(*map(self._caption_one, await asyncio.to_thread(self._all.prepared, few)))
                     await self._parts.save()
             async for few in read_ahead(batched(self._images(suspected.guilty.__contains__), FEW)):
                 for image in few:

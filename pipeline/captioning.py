@@ -9,10 +9,13 @@ window, and the engine never drains.
 import asyncio
 import contextlib
 import io
+import itertools
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
@@ -23,6 +26,17 @@ from lotlip_data.pipeline.attempt import Attempt
 from lotlip_data.pipeline.caption_commit import UnitResult
 from lotlip_data.pipeline.fetched import FetchedImage
 from lotlip_data.pipeline.parts import Row
+
+THREADS = min(4, os.cpu_count() or 1)
+"""That decode and resize."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image of a shard and what the engine takes of it, or the CaptionError that says why there is none."""
+
+    fetched: FetchedImage
+    input: Any
 
 
 @dataclass
@@ -42,13 +56,14 @@ class Captioning:
     part_size: int = 512
     concurrency: int | None = None
     heard: Callable[[Row], None] = lambda row: None
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "decode"))
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "decode"))
 
     def __post_init__(self) -> None:
         self.window = self.concurrency or self.engine.window
         self.permits = asyncio.Semaphore(self.window)
         self.turn = asyncio.Lock()
         self._attempts: set[Attempt] = set()
+        self._numbers = itertools.count()
         self._asked: dict[int, float] = {}
         self._answered = 0.0
 
@@ -77,7 +92,7 @@ class Captioning:
     async def warm_up(self) -> None:
         """Caption a plain image: after it, a dying engine is some image's doing. Raises EngineDead."""
         with contextlib.suppress(CaptionError):
-            await self._watched(Image.new("RGB", (64, 64), "grey"))
+            await self._watched(self.engine.prepare(Image.new("RGB", (64, 64), "grey")))
 
     async def save(self, cause: str) -> None:
         """The engine is dead: save what is finished, and tell why the rest was left."""
@@ -98,14 +113,31 @@ class Captioning:
         waiting = list(self._asked.values())
         return time.monotonic() - max(self._answered, min(waiting)) if waiting else 0.0
 
-    async def decode(self, content: bytes) -> Image.Image:
-        return await asyncio.get_running_loop().run_in_executor(self.threads, _decode, content)
+    def prepared(self, images: Sequence[FetchedImage]) -> list[Prepared]:
+        """The images decoded and made ready for the engine, on all threads. Blocks; not for the event loop.
 
-    async def row_of(self, fetched: FetchedImage) -> Row:
-        """The caption of one image, or its reason for having none."""
-        row = self._blank(fetched)
+        Some at a time: to hand work to a thread takes longer than to decode a small image.
+        """
+        share = -(-len(images) // THREADS)
+        shares = [images[at : at + share] for at in range(0, len(images), share)]
+        return [one for some in self.threads.map(self._prepare_some, shares) for one in some]
+
+    def _prepare_some(self, images: Sequence[FetchedImage]) -> list[Prepared]:
+        return [Prepared(image, self._prepare(image.image)) for image in images]
+
+    def _prepare(self, content: bytes) -> Any:
         try:
-            caption = await self._watched(await self.decode(fetched.image))
+            return self.engine.prepare(_decode(content))
+        except CaptionError as error:
+            return error
+
+    async def row_of(self, image: Prepared) -> Row:
+        """The caption of one image, or its reason for having none."""
+        row = self._blank(image.fetched)
+        try:
+            if isinstance(image.input, CaptionError):
+                raise image.input
+            caption = await self._watched(image.input)
         except CaptionError as error:
             return row | {"error": str(error)}
         return row | {
@@ -122,11 +154,11 @@ class Captioning:
         nothing: Row = {"text": None, "finish_reason": None, "tokens": None, "flags": [], "error": None}
         return {"key": fetched.key, "uid": fetched.uid, "sha256": fetched.sha256, "engine": self.engine_name} | nothing
 
-    async def _watched(self, image: Image.Image) -> Caption:
-        number = id(image)
+    async def _watched(self, prepared: Any) -> Caption:
+        number = next(self._numbers)
         self._asked[number] = time.monotonic()
         try:
-            return await self.engine.caption(image)
+            return await self.engine.caption(prepared)
         finally:
             del self._asked[number]
             self._answered = time.monotonic()

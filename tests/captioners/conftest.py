@@ -42,7 +42,7 @@ def caption_all():
 
         async def one(image):
             async with window:
-                return await engine.caption(image)
+                return await engine.caption(await asyncio.to_thread(engine.prepare, image))
 
         return await asyncio.gather(*map(one, images), return_exceptions=True)
 

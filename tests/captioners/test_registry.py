@@ -51,8 +51,10 @@ class CountingEngine:
     window = 4
     def __init__(self, config):
         self.config = config
-    async def caption(self, image):
-        return Caption(f"{self.config.prompt} {image.width}", "stop", 2)
+    def prepare(self, image):
+        return image.width
+    async def caption(self, width):
+        return Caption(f"{self.config.prompt} {width}", "stop", 2)
     def close(self):
         pass
 """

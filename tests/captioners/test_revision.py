@@ -29,7 +29,7 @@ def main():
         engine = load_engine(config, engine_name, cache_dir=cache)
 
         async def all_of():
-            return [(await engine.caption(image)).text for image in images]
+            return [(await engine.caption(engine.prepare(image))).text for image in images]
 
         found.append(asyncio.run(all_of()))
         engine.close()

@@ -17,6 +17,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -45,8 +46,11 @@ class FaultyEngine:
         self._real, self._faults, self.window = real, faults, real.window
         self._hung = False
 
-    async def caption(self, image: Image.Image) -> Caption:
-        name = hash_of(image)
+    def prepare(self, image: Image.Image) -> tuple[str, Any]:
+        return hash_of(image), self._real.prepare(image)
+
+    async def caption(self, prepared: tuple[str, Any]) -> Caption:
+        name, ready = prepared
         if self._told("hang", name) or self._hung:
             self._hung = True
             await asyncio.sleep(10_000)
@@ -56,7 +60,7 @@ class FaultyEngine:
             raise EngineDead("not even one image fits in memory: CUDA out of memory")
         if self._told("fail", name):
             raise CaptionError("the request failed")
-        caption = await self._real.caption(image)
+        caption = await self._real.caption(ready)
         with open(self._faults / "log", "a") as log:
             log.write(f"{name}\n")
         say = self._faults / "say"

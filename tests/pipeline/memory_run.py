@@ -26,6 +26,9 @@ PIXELS = 512
 class Stub:
     window = 80
 
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
     async def caption(self, image: Image.Image) -> Caption:
         await asyncio.sleep(0.001)
         return Caption(f"A picture of {image.width} pixels. " * 10, "stop", 64)

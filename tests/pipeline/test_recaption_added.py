@@ -53,8 +53,11 @@ class ColourEngine:
     def __init__(self, prompt):
         self.prompt = prompt
 
-    async def caption(self, image):
-        return Caption(f"{self.prompt} {image.resize((1, 1)).getpixel((0, 0))}.", "stop", 4)
+    def prepare(self, image):
+        return image.resize((1, 1)).getpixel((0, 0))
+
+    async def caption(self, colour):
+        return Caption(f"{self.prompt} {colour}.", "stop", 4)
 
     def close(self):
         pass
