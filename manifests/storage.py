@@ -203,16 +203,19 @@ def create(url: str, data: bytes) -> bool:
 
 
 @patiently
-def create_from_file(url: str, local: str) -> bool:
+def create_from_file(url: str, local: str, move: bool = False) -> bool:
     """As `create`, with the content of the local file `local`, which may be larger than memory.
 
-    The file stays, and must not be written to any more: on one disk it and the object are the same file.
+    The file stays. With `move` it is given away: where the object is to be on the same disk, it is moved, not copied.
     """
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
         with _scratch_beside(path) as scratch:
-            _place_durably(local, scratch)
-            return _link(scratch, path)
+            _place_durably(local, scratch, move)
+            first = _link(scratch, path)
+        if move:
+            pathlib.Path(local).unlink()  # or whoever writes to it would write into the object
+        return first
     return _create_remotely(fs, path, lambda: fs.put_file(local, path, mode="create")) or _is_equal(fs, path, local)
 
 
@@ -230,7 +233,7 @@ def replace(url: str, data: bytes) -> None:
 
 @patiently
 def replace_from_file(url: str, local: str) -> None:
-    """As `replace`, with the content of the local file `local`; of the file, what `create_from_file` says."""
+    """As `replace`, with the content of the local file `local`, which stays."""
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
         with _scratch_beside(path) as scratch:
@@ -292,15 +295,21 @@ def _write_durably(path: str, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _place_durably(local: str, path: str) -> None:
-    """Give the file `local` the name `path` as well, or copy it there where that is another disk."""
-    try:
-        os.link(local, path)
-    except OSError:
+def _place_durably(local: str, path: str, move: bool = False) -> None:
+    """Copy the file `local` to `path`; to `move`, give it that name as well where it is on the same disk."""
+    if not (move and _is_linked(local, path)):
         with open(local, "rb") as source, open(path, "xb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
     with open(path, "rb") as placed:
         os.fsync(placed.fileno())
+
+
+def _is_linked(local: str, path: str) -> bool:
+    try:
+        os.link(local, path)
+    except OSError:  # another disk, or one without links
+        return False
+    return True
 
 
 def _link(scratch: str, path: str) -> bool:

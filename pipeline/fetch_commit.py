@@ -73,12 +73,12 @@ def complete(run: Run, shard: int, marker: Mapping[str, Any], retried: Collectio
 
 
 def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
-    """Make `fetched` the shard's result, unless it has one already. Whether it did."""
+    """Make `fetched` the shard's result, unless it has one already. Whether it did. Its files are given away."""
     attempt = f"{shard_name(shard)}-{uuid.uuid4().hex[:12]}"
     marker = fetched.stats | {"tar": f"{attempt}.tar", "parquet": f"{attempt}.parquet"}
     ours = [storage.join(run.images, marker["tar"]), storage.join(run.images, marker["parquet"])]
     for url, local in zip(ours, (fetched.tar, fetched.parquet), strict=True):
-        storage.create_from_file(url, str(local))
+        storage.create_from_file(url, str(local), move=True)
     if storage.create(run.image_stats(shard), json.dumps(marker, indent=2).encode()):
         return True
     for url in ours:

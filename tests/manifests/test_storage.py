@@ -33,7 +33,7 @@ def test_what_is_created_stays_as_it_is(kind: str, tmp_path: pathlib.Path) -> No
 
 
 @pytest.mark.parametrize("same_disk", [True, False])
-def test_a_file_that_was_created_outlives_its_source(
+def test_whoever_writes_to_a_file_again_does_not_write_into_the_object_made_of_it(
     same_disk: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = os.link
@@ -44,15 +44,21 @@ def test_a_file_that_was_created_outlives_its_source(
         link(source, target)
 
     monkeypatch.setattr(os, "link", only_beside)
-    local = tmp_path / "local"
-    for name in ("created", "replaced"):
+    local, folder = tmp_path / "local", tmp_path / "run"
+    for name in ("created", "moved", "replaced"):
         local.write_bytes(name.encode())
-        call = storage.create_from_file if name == "created" else storage.replace_from_file
-        call(str(tmp_path / "run" / name), str(local))
-        assert (tmp_path / "run" / name).samefile(local) == same_disk
-        local.unlink()
-        assert storage.read_bytes(str(tmp_path / "run" / name)) == name.encode()
-    assert storage.list_names(str(tmp_path / "run")) == ["created", "replaced"]
+        number = local.stat().st_ino
+        if name == "replaced":
+            storage.replace_from_file(str(folder / name), str(local))
+        else:
+            assert storage.create_from_file(str(folder / name), str(local), move=name == "moved")
+        assert local.exists() == (name != "moved")
+        assert ((folder / name).stat().st_ino == number) == (name == "moved" and same_disk)
+    local.write_bytes(b"something else")
+    assert not storage.create_from_file(str(folder / "moved"), str(local), move=True), "there is one already"
+    assert {name: storage.read_bytes(str(folder / name)) for name in storage.list_names(str(folder))} == {
+        name: name.encode() for name in ("created", "moved", "replaced")
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
