@@ -4,12 +4,13 @@
 
 Both fetch, resize and write the same list into a WebDataset shard: the same size, quality, threads, columns and hash,
 in turns in one process, and that in several processes one after the other: how fast a process happens to be differs by
-2 to 3 percent. Ours is what a Ray task of the download stage does: img2dataset's own downloader under the
-guard (addresses, bytes, whole time, places of a host), every file looked at before it is decoded, the Parquet written
-anew with reasons, then the commit to the run's folder. img2dataset's is its `Downloader` as its own command sets it up.
+2 to 3 percent. Ours is what a Ray task of the download stage does: img2dataset's own downloader under the guard
+(addresses, bytes, whole time, places of a host), every file looked at before it is decoded, the Parquet written anew
+with reasons, then the commit to the run's folder. img2dataset's is its `Downloader` as its own command sets it up.
+
 The server is one process that does nothing but send pictures from memory. It is one host in place of the thousands of
-a real list, so as many fetches may be under way there as there are threads, on both sides. With `--tls` all of
-it comes over https, as most of a real list does. The last line is one JSON object.
+a real list, so as many fetches may be under way there as there are threads, on both sides. With `--tls` all of it comes
+over https, as most of a real list does. The last line is one JSON object.
 """
 
 import argparse

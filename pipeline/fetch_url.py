@@ -1,7 +1,7 @@
 """A URL of a list as a request: its parts, checked once, and what of it goes over the wire."""
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from lotlip_data.pipeline import fetch_reasons as reasons
@@ -23,7 +23,7 @@ class Request:
     """Path and query, with everything percent-encoded that a request line may not hold."""
     headers: dict[str, str]
     """Those that follow from the URL."""
-    credentials: str | None
+    credentials: str | None = field(repr=False)
     """Those in the URL, as an `Authorization` header."""
 
     @property
