@@ -52,7 +52,7 @@ def undisturbed(images: Mapping[str, Image.Image], name: str) -> dict[str, str]:
     engine = load_engine(get_default(name), "transformers")
 
     async def all_of_them() -> list[Any]:
-        return await asyncio.gather(*map(engine.caption, images.values()))
+        return await asyncio.gather(*(engine.caption(engine.prepare(image)) for image in images.values()))
 
     captions = asyncio.run(all_of_them())
     engine.close()
