@@ -42,12 +42,19 @@ def test_failures_cost_what_they_must_and_no_more(checkpoint, scenes, caption_al
 
     # An image that cannot be prepared, and a request that vLLM refuses: each alone fails.
     refused = scenes(16)[7]
-    prepare = engine._request
+    prepare, ask, pixels_of_refused = engine.prepare, engine._request, [None]
 
-    async def request(image):
-        asked = await prepare(image)
-        return asked | {"prompt_token_ids": [10**6]} if image is refused else asked
+    def remember(image):
+        pixels = prepare(image)
+        if image is refused:
+            pixels_of_refused[0] = pixels
+        return pixels
 
+    async def request(pixels):
+        asked = await ask(pixels)
+        return asked | {"prompt_token_ids": [10**6]} if pixels is pixels_of_refused[0] else asked
+
+    monkeypatch.setattr(engine, "prepare", remember)
     monkeypatch.setattr(engine, "_request", request)
     images = [*scenes(16)[:7], refused, Image.new("RGB", (2, 2000)), *scenes(16)[8:]]
     results = caption_all(engine, images)
