@@ -163,9 +163,14 @@ class Resources:
 
 
 class Engine(Protocol):
-    """A loaded captioner. One event loop uses it; `window` calls in flight keep it busy."""
+    """A loaded captioner. One event loop uses it.
+
+    window: calls in flight that keep it busy.
+    burst: how many of them are best made together, when so many have come back; 1 where it makes no difference.
+    """
 
     window: int
+    burst: int
 
     def prepare(self, image: Image.Image) -> Any:
         """What `caption` takes of one decoded image of any size and mode: all work on pixels. Any thread may call it.

@@ -69,7 +69,7 @@ class EndpointEngine:
     def __init__(self, config: CaptionerConfig, resources: Resources, template: str, key: str | None):
         import openai
 
-        self.window = resources.max_num_seqs or REQUESTS
+        self.window, self.burst = resources.max_num_seqs or REQUESTS, 1
         self._errors = (openai.APIError, _NoCaption, ValueError)  # ValueError: JSON that is none
         self._where = f"captioner {config.name!r}: {resources.endpoint}"
         self._key, self._key_name = key, resources.api_key_env

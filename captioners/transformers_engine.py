@@ -30,6 +30,7 @@ class TransformersEngine:
         torch.manual_seed(config.seed)
         self._batcher = Batcher(self._generate, resources.batch_size)
         self.window = 2 * resources.batch_size  # so that the next batch is ready when one ends
+        self.burst = 1
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
         return self._inputs.pixels(image)

@@ -33,6 +33,8 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor  # noqa: E402
 from vllm.v1.executor.uniproc_executor import UniProcExecutor  # noqa: E402
 
 SEQS = 128 if GPU else 64
+# So many images at most, and at least half as many, wait in vLLM, so that one is there whenever a caption ends.
+SPARE = 64
 # By it vLLM chooses how many tokens a step may take: for a class of its own for work offline four to eight times the
 # 2,048 of other users, which are three images of a LLaVA. On a CPU more than those are slower.
 USAGE = UsageContext.LLM_CLASS if GPU else UsageContext.ENGINE_CONTEXT
@@ -50,7 +52,8 @@ class VllmEngine:
         self._processes = [child for child in active_children() if child not in others]
         self._rendered: Any = self._render(config)
         seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
-        self.window = seqs + max(8, seqs // 4)  # the surplus is being prepared while vLLM writes the rest
+        spare = max(8, min(seqs // 2, SPARE))
+        self.window, self.burst = seqs + spare, spare // 2
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
         return self._inputs.pixels(image)

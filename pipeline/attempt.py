@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from lotlip_data.manifests import storage
@@ -41,7 +41,7 @@ class Attempt:
         # A kill costs the part that is being written, the slack that comes in meanwhile, and a window that waits then:
         # part_size together, unless the window alone is more.
         size = max(1, captioning.part_size // 4)
-        slack = max(1, captioning.part_size - size - captioning.window)
+        slack = max(1, captioning.part_size - size - captioning.window.size)
         self._parts = Parts(self._folder, attempt, size, slack, self._trail.settle)
         self._running: set[asyncio.Task[None]] = set()
         self.task = asyncio.create_task(self.caption())
@@ -89,8 +89,8 @@ class Attempt:
         async with contextlib.aclosing(read_ahead(batches())) as ahead:
             async for batch in ahead:
                 for image in batch:
-                    await self._all.permits.acquire()
-                    self._running.add(asyncio.create_task(self._caption_one(image, self._all.permits.release)))
+                    await self._all.window.enter()
+                    self._running.add(asyncio.create_task(self._caption_one(image, self._all.window.leave)))
                     if any(task.done() for task in self._running):
                         await self._settle_some()
 
@@ -119,26 +119,16 @@ class Attempt:
                 "each alone; that looks like the engine's fault. Check its memory and its log, then start again; to "
                 f"have all of its images tried again, remove {self._folder}."
             )
-        async with self._whole_window():
-            for size, uids in ((1, suspected.alone), (FEW, suspected.few)):
-                images = self._images(uids.__contains__) if uids else iter(())
-                async for few in read_ahead(batched(images, size)):
-                    await asyncio.to_thread(self._trail.expect, [image.uid for image in few])
-                    await asyncio.gather(*map(self._caption_one, await asyncio.to_thread(self._all.prepared, few)))
-                    await self._parts.save()
-            async for few in read_ahead(batched(self._images(suspected.guilty.__contains__), FEW)):
-                for image in few:
-                    await self._take(self._all.refusal(image, suspected.guilty[image.uid]))
-
-    @contextlib.asynccontextmanager
-    async def _whole_window(self) -> AsyncIterator[None]:
-        for _ in range(self._all.window):
-            await self._all.permits.acquire()
-        try:
-            yield
-        finally:
-            for _ in range(self._all.window):
-                self._all.permits.release()
+        await self._all.window.empty()
+        for size, uids in ((1, suspected.alone), (FEW, suspected.few)):
+            images = self._images(uids.__contains__) if uids else iter(())
+            async for few in read_ahead(batched(images, size)):
+                await asyncio.to_thread(self._trail.expect, [image.uid for image in few])
+                await asyncio.gather(*map(self._caption_one, await asyncio.to_thread(self._all.prepared, few)))
+                await self._parts.save()
+        async for few in read_ahead(batched(self._images(suspected.guilty.__contains__), FEW)):
+            for image in few:
+                await self._take(self._all.refusal(image, suspected.guilty[image.uid]))
 
     def _images(self, wanted: Callable[[str], bool]) -> Iterator[FetchedImage]:
         return (image for image in fetched_images(self._run, self.shard) if wanted(image.uid))

@@ -26,6 +26,7 @@ from lotlip_data.pipeline.attempt import Attempt
 from lotlip_data.pipeline.caption_commit import UnitResult
 from lotlip_data.pipeline.fetched import FetchedImage
 from lotlip_data.pipeline.parts import Row
+from lotlip_data.pipeline.window import Window
 
 THREADS = min(4, os.cpu_count() or 1)
 """That decode and resize."""
@@ -59,8 +60,7 @@ class Captioning:
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "decode"))
 
     def __post_init__(self) -> None:
-        self.window = self.concurrency or self.engine.window
-        self.permits = asyncio.Semaphore(self.window)
+        self.window = Window(self.concurrency or self.engine.window, self.engine.burst)
         self.turn = asyncio.Lock()
         self._attempts: set[Attempt] = set()
         self._numbers = itertools.count()

@@ -196,7 +196,8 @@ class _Narrow:
     """An engine with another window."""
 
     def __init__(self, engine, window):
-        self.prepare, self.caption, self.window = engine.prepare, engine.caption, window
+        self.prepare, self.caption = engine.prepare, engine.caption
+        self.window, self.burst = window, 1
 
 
 def test_a_request_that_hangs_is_given_up_and_only_its_image_with_it(endpoint, load, caption_all):

@@ -48,7 +48,7 @@ class Counter(Captioner):
         return CountingEngine(config)
 
 class CountingEngine:
-    window = 4
+    window, burst = 4, 1
     def __init__(self, config):
         self.config = config
     def prepare(self, image):

@@ -43,7 +43,8 @@ class Faulty(Captioner):
 
 class FaultyEngine:
     def __init__(self, real: Engine, faults: Path) -> None:
-        self._real, self._faults, self.window = real, faults, real.window
+        self._real, self._faults = real, faults
+        self.window, self.burst = real.window, real.burst
         self._hung = False
 
     def prepare(self, image: Image.Image) -> tuple[str, Any]:

@@ -24,7 +24,7 @@ PIXELS = 512
 
 
 class Stub:
-    window = 80
+    window, burst = 80, 8
 
     def prepare(self, image: Image.Image) -> Image.Image:
         return image

@@ -26,7 +26,7 @@ CONFIG = CaptionerConfig(name="seer", kind="llava", model="seer")
 class Seer:
     """An engine that says the grey value of an image: so a caption tells which image it belongs to."""
 
-    window = 4
+    window, burst = 4, 1
 
     def __init__(self, poison: tuple[int, ...] = (), die_at: int | None = None) -> None:
         self.seen: list[int] = []

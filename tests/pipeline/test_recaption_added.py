@@ -48,7 +48,7 @@ class Colour(Captioner):
 
 
 class ColourEngine:
-    window = 4
+    window, burst = 4, 1
 
     def __init__(self, prompt):
         self.prompt = prompt
