@@ -29,7 +29,8 @@ Job = dict[str, Any]
 
 RATIOS = {
     "ours_vs_bare_vllm": ("ours", ["bare_vllm"]),
-    "ours_vs_ray_data_llm": ("ours", ["ray_data_llm", "ray_data_llm_engine_only"]),
+    "ours_vs_ray_data_llm": ("ours", ["ray_data_llm"]),
+    "ours_vs_ray_data_llm_tuned": ("ours", ["ray_data_llm_tuned", "ray_data_llm_engine_only"]),
     "ours_vs_generate": ("ours", ["generate"]),
     "instructblip_vs_generate": ("instructblip_ours", ["instructblip_generate", "instructblip_generate_16"]),
 }
@@ -99,7 +100,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pixels", type=int, default=96, help="side of a stored image (%(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="LLaVA's new tokens at most (%(default)s)")
     parser.add_argument("--seqs", type=int, default=64, help="vLLM's max_num_seqs, on all sides (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds that count; one more warms up (%(default)s)")
     parser.add_argument("--ray-data-llm-env", type=Path, help="made by ray_data_llm_env.sh; without it, no such ratio")
     parser.add_argument("--against", nargs="+", help="only these of the other sides")
     return parser.parse_args(given)
@@ -147,7 +148,8 @@ def jobs(options: argparse.Namespace, run: Path, tars: list[str]) -> dict[str, t
     sides = {
         "ours": ("ours", llava, here),
         "bare_vllm": ("bare_vllm", llava, here),
-        "ray_data_llm": ("ray_data_llm", llava | {"stages": "multimodal"}, there),
+        "ray_data_llm": ("ray_data_llm", llava | {"stages": "default"}, there),
+        "ray_data_llm_tuned": ("ray_data_llm", llava | {"stages": "multimodal"}, there),
         "ray_data_llm_engine_only": ("ray_data_llm", llava | {"stages": "engine"}, there),
         "generate": ("generate", llava, here),
         "instructblip_ours": ("ours", blip, here),

@@ -3,10 +3,10 @@
 One execution of Ray Data lasts as long as this process, so that its engine, too, is started once: the task that reads a
 tar waits until its round is called. A round is over when Parquet files with all of its captions are written.
 
-job["stages"] is `multimodal`, the way its documentation shows: messages with the image, a stage that decodes it and one
-for the chat template. Or `engine`: the prompt and the decoded image go to the engine's stage, and no other is there.
-In both, vLLM itself does the tokens, so the stages that would are off. `batch_size` is 64, as many as vLLM writes at a
-time; its default number of batches in flight, 8, stays.
+job["stages"] is `default`, the way its guide to captioning images has it: messages with the image; stages that decode
+it, apply the chat template, tokenize and detokenize; 16 rows a batch. Or `multimodal`: vLLM itself does the tokens, and
+a batch is 64 rows, as many as vLLM writes at a time. Or `engine`: the prompt and the decoded image go to the engine's
+stage, in such batches, and no other stage is there. Its default number of batches in flight, 8, stays.
 """
 
 import base64
@@ -64,20 +64,20 @@ def start(job: Job):  # type: ignore[no-untyped-def]
 def processor(job: Job) -> Any:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    multimodal = job["stages"] == "multimodal"
+    messages, tokens = job["stages"] != "engine", job["stages"] == "default"
     config = vLLMEngineProcessorConfig(
         model_source=job["checkpoint"],
         engine_kwargs=job["vllm"],
-        batch_size=job["max_num_seqs"],
+        batch_size=16 if job["stages"] == "default" else job["max_num_seqs"],
         concurrency=1,
         log_engine_metrics=False,
         placement_group_config={"bundle_per_worker": {"CPU": 1}},
-        prepare_multimodal_stage={"enabled": multimodal, "chat_template_content_format": "openai"},
-        chat_template_stage=multimodal,
-        tokenize_stage=False,
-        detokenize_stage=False,
+        prepare_multimodal_stage={"enabled": messages, "chat_template_content_format": "openai"},
+        chat_template_stage=messages,
+        tokenize_stage=tokens,
+        detokenize_stage=tokens,
     )
-    ask = asked_by_messages if multimodal else asked_by_prompt
+    ask = asked_by_messages if messages else asked_by_prompt
     return build_processor(config, preprocess=functools.partial(ask, job), postprocess=answered)
 
 
