@@ -14,7 +14,7 @@ from lotlip_data.pipeline.ahead import batched, read_ahead
 from lotlip_data.pipeline.caption_commit import UnitResult, finish
 from lotlip_data.pipeline.fetched import FetchedImage, fetched_images
 from lotlip_data.pipeline.parts import Parts, Row, parquet, read_parts
-from lotlip_data.pipeline.suspects import FEW, MAX_GUILTY, Suspicion, Trail, suspicion
+from lotlip_data.pipeline.suspects import FEW, MAX_GUILTY, Trail, suspicion
 
 if TYPE_CHECKING:
     from lotlip_data.pipeline.captioning import Captioning, Prepared
@@ -55,10 +55,12 @@ class Attempt:
         suspected = await asyncio.to_thread(suspicion, self._folder, settled)
         try:
             async with self._all.turn:
-                if suspected:
-                    await self._try_suspects(suspected)
-                    settled |= {row["uid"] for row in self._parts.rows}
-                await self._submit_all(settled)
+                await self._refuse(suspected.guilty)
+                await self._try(suspected.alone, 1)
+                await self._try(suspected.few, FEW)
+                settled |= suspected.few | suspected.alone | suspected.guilty.keys()
+                await self._submit_all(settled | suspected.last)
+                await self._try(suspected.last, 1)
             while self._running:
                 await self._settle_some()
         finally:
@@ -111,24 +113,31 @@ class Attempt:
         self._all.heard(row)
         await self._parts.add(row)
 
-    async def _try_suspects(self, suspected: Suspicion) -> None:
-        """Suspects go to the engine a few at a time with nothing beside them, and are saved before the next few."""
-        if len(suspected.guilty) > MAX_GUILTY:
+    async def _refuse(self, guilty: dict[str, str]) -> None:
+        """These are not tried again, each for its reason."""
+        if len(guilty) > MAX_GUILTY:
             raise TooManyDeaths(
-                f"{len(suspected.guilty)} images of shard {shard_name(self.shard)} have ended the engine's process, "
+                f"{len(guilty)} images of shard {shard_name(self.shard)} have ended the engine's process, "
                 "each alone; that looks like the engine's fault. Check its memory and its log, then start again; to "
                 f"have all of its images tried again, remove {self._folder}."
             )
+        if guilty:
+            async for few in read_ahead(batched(self._images(guilty.__contains__), FEW)):
+                for image in few:
+                    await self._take(self._all.refusal(image, guilty[image.uid]))
+
+    async def _try(self, suspects: frozenset[str], size: int) -> None:
+        """These go to the engine `size` at a time with nothing beside them, and are saved before the next."""
+        if not suspects:
+            return
+        while self._running:
+            await self._settle_some()
         await self._all.window.empty()
-        for size, uids in ((1, suspected.alone), (FEW, suspected.few)):
-            images = self._images(uids.__contains__) if uids else iter(())
-            async for few in read_ahead(batched(images, size)):
-                await asyncio.to_thread(self._trail.expect, [image.uid for image in few])
-                await asyncio.gather(*map(self._caption_one, await asyncio.to_thread(self._all.prepared, few)))
-                await self._parts.save()
-        async for few in read_ahead(batched(self._images(suspected.guilty.__contains__), FEW)):
-            for image in few:
-                await self._take(self._all.refusal(image, suspected.guilty[image.uid]))
+        await self._parts.save()  # so that only these are named
+        async for few in read_ahead(batched(self._images(suspects.__contains__), size)):
+            await asyncio.to_thread(self._trail.expect, [image.uid for image in few])
+            await asyncio.gather(*map(self._caption_one, await asyncio.to_thread(self._all.prepared, few)))
+            await self._parts.save()
 
     def _images(self, wanted: Callable[[str], bool]) -> Iterator[FetchedImage]:
         return (image for image in fetched_images(self._run, self.shard) if wanted(image.uid))

@@ -3,7 +3,8 @@
 Before an attempt at a unit hands images to the engine, it names them in an object beside the unit's parts. An object
 that an ended attempt left behind therefore names its suspects: images that were under way, or finished and not saved,
 when its process died. The next attempt tries these by themselves, a few at a time and each few saved before the next,
-and those that a few died with one by one. What has died alone twice is guilty: once may be a kill from outside.
+and those that a few died with one by one. What has died alone once is tried again when all else of the unit is done: a
+kill from outside may have met it, and what kills again soon after a start would meet it again. Twice makes it guilty.
 """
 
 import json
@@ -33,15 +34,17 @@ class Suspicion:
     """To be tried a few at a time."""
     alone: frozenset[str] = frozenset()
     """To be tried one by one."""
+    last: frozenset[str] = frozenset()
+    """To be tried one by one after all else of the unit."""
     guilty: dict[str, str] = field(default_factory=dict)
     """Why these are not tried again."""
 
     @property
     def suspects(self) -> frozenset[str]:
-        return self.few | self.alone
+        return self.few | self.alone | self.last
 
     def __bool__(self) -> bool:
-        return bool(self.few or self.alone or self.guilty)
+        return bool(self.suspects or self.guilty)
 
 
 def suspicion(folder: str, settled: set[str]) -> Suspicion:
@@ -50,21 +53,23 @@ def suspicion(folder: str, settled: set[str]) -> Suspicion:
     for name in storage.list_names(folder):
         if name.startswith(_PREFIX) and (left := _read(storage.join(folder, name))):
             uids, cause = left
-            attempts.append(uids - settled)
+            attempts.append(uids)
             causes.append(cause)
-    few, alone, guilty = set(), set(), {}
-    for uid in set().union(*attempts):
+    few, alone, last, guilty = set(), set(), set(), {}
+    for uid in set().union(*attempts) - settled:
         died_in = [attempt for attempt in attempts if uid in attempt]
         smallest = min(map(len, died_in))
         alone_in = [cause for attempt, cause in zip(attempts, causes, strict=True) if attempt == {uid}]
         if len(alone_in) >= KILLS:
             times = f"{len(died_in)} times with this image, {len(alone_in)} of them with it alone"
             guilty[uid] = f"the engine's process ended {times}: {alone_in[-1]}"
+        elif alone_in:
+            last.add(uid)
         elif smallest <= FEW:
             alone.add(uid)
         else:
             few.add(uid)
-    return Suspicion(frozenset(few), frozenset(alone), guilty)
+    return Suspicion(frozenset(few), frozenset(alone), frozenset(last), guilty)
 
 
 def _read(url: str) -> tuple[set[str], str] | None:

@@ -75,6 +75,27 @@ def test_an_innocent_kill_leaves_nobody_guilty(run: Run, tmp_path: Path) -> None
     assert [row["text"] for row in rows(run, 0)] == [f"It is {value}." for value in range(50)]
 
 
+def test_what_died_alone_is_tried_again_when_all_else_is_done(run: Run, tmp_path: Path) -> None:
+    """Whatever kills from outside soon after each start meets another image the second time; and of those that are
+    tried alone, each death names one image only."""
+    fetched(run, 0, list(range(50)))
+    Trail(run.caption_parts("seer", 0), "one").expect(["u5"])
+    Trail(run.caption_parts("seer", 0), "two").expect(["u30"])
+    assert deaths_until_done(run, tmp_path / "log", 5) == 1
+    log = (tmp_path / "log").read_text().split()
+    assert {*log[:48]} == {str(value) for value in range(50)} - {"5", "30"} and log[48:] == ["30"]
+    found = {row["uid"]: row["error"] for row in rows(run, 0) if row["text"] is None}
+    assert list(found) == ["u5"] and "2 times with this image, 2 of them with it alone" in found["u5"]
+
+
+def test_a_death_among_others_is_none_alone_whatever_became_of_them(run: Run) -> None:
+    folder = run.caption_parts("seer", 0)
+    for attempt in ("one", "two"):
+        Trail(folder, attempt).expect(["u1", "u2", "u3"])
+    Trail(folder, "three").expect(["u3"])
+    assert suspicion(folder, {"u1", "u2"}).last == {"u3"}
+
+
 def test_suspects_are_tried_in_fewer_and_fewer(run: Run) -> None:
     folder = run.caption_parts("seer", 0)
     many = [f"u{value}" for value in range(40)]
@@ -84,8 +105,8 @@ def test_suspects_are_tried_in_fewer_and_fewer(run: Run) -> None:
     told = suspicion(folder, {"u1"})
     assert told.alone == set(many[:FEW]) - {"u1"}
     assert told.few == set(many[FEW:])
-    for attempt in ("three", "four"):
-        assert "u2" in suspicion(folder, {"u1"}).alone
+    for attempt, where in (("three", "alone"), ("four", "last")):
+        assert "u2" in getattr(suspicion(folder, {"u1"}), where)
         trail = Trail(folder, attempt)
         trail.expect(["u2"])
         trail.blame("it hung")
