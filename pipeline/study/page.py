@@ -113,7 +113,9 @@ def _claims(table: Table, results: Results) -> str:
 
 def _verdict(claim: Claim, results: Results) -> Verdict:
     found = results.contrast({row: claim.sign * weight for row, weight in claim.weights}, claim.metric)
-    return Verdict.UNKNOWN if found is None else found.verdict
+    if found is None:
+        return Verdict.UNKNOWN
+    return Verdict.CHANCE if results.at_chance(dict(claim.weights), claim.metric) else found.verdict
 
 
 def _sentence(table: Table, results: Results) -> str:
@@ -132,6 +134,7 @@ _PHRASES = {
     Verdict.LEANS: ("shows, but within the noise", "show, but within the noise"),
     Verdict.LEANS_AWAY: ("does not show, within the noise", "do not show, within the noise"),
     Verdict.OPPOSITE: ("is reversed outside the noise", "are reversed outside the noise"),
+    Verdict.CHANCE: ("cannot be told, since all are at chance", "cannot be told, since all are at chance"),
     Verdict.UNKNOWN: ("has not run yet", "have not run yet"),
 }
 """Of one direction, and of several."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
 from lotlip_data.manifests import storage
@@ -9,6 +10,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study.data import DEVELOPMENT
 from lotlip_data.pipeline.study.rows import ROWS, Design, Row, distinct
 from lotlip_data.pipeline.study.statistics import Difference, difference
+from lotlip_data.world.scenes import class_names
 
 METRICS = {
     "long": ("person.t2i.R@1", "person.i2t.R@1", "sharegpt4v.t2i.R@1", "sharegpt4v.i2t.R@1"),
@@ -18,12 +20,19 @@ METRICS = {
 }
 """The means that comparisons are made of."""
 
+ABOVE_CHANCE = 1.0
+"""Percentage points that one row at least has to be above chance, for a comparison to tell anything."""
+
 
 class Results:
     """Results of one design; those of development seeds and of other designs are left out."""
 
     def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design) -> None:
         self._keys = {row: row.key(design) for row in distinct(ROWS)}
+        gallery = design.gallery
+        scenes, classes = gallery.groups * (1 + gallery.twins), len(class_names())
+        sizes = {"long": scenes, "detailed": scenes, "short": gallery.short, "class": classes}
+        self._chance = {metric: 100 / size for metric, size in sizes.items()}
         known = set(self._keys.values())
         self.contents = sorted(
             (content for content in contents if content["key"] in known and content["seed"] < DEVELOPMENT),
@@ -47,6 +56,10 @@ class Results:
         values = {row: self.values(row, metric) for row in weights}
         seeds = sorted(set.intersection(*(set(of) for of in values.values())))
         return difference([sum(weight * values[row][seed] for row, weight in weights.items()) for seed in seeds])
+
+    def at_chance(self, rows: Iterable[Row], metric: str) -> bool:
+        """Whether no row's mean over the seeds is ABOVE_CHANCE; all of them have run."""
+        return all(fmean(self.values(row, metric).values()) < self._chance[metric] + ABOVE_CHANCE for row in rows)
 
 
 def read_folder(study: str) -> list[dict[str, Any]]:

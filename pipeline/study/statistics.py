@@ -7,6 +7,7 @@ difference is taken seed by seed. Its mean has a 95% interval by Student's t ove
     holds, within the noise          the mean is on the paper's side, the interval is not
     does not hold, within the noise  the mean is on the other side (or nought), the interval is not
     the opposite holds               the whole interval is on the other side
+    cannot be told                   no row is as much as a point above chance, whatever their difference
 """
 
 import math
@@ -25,6 +26,7 @@ class Verdict(StrEnum):
     LEANS = "holds, within the noise"
     LEANS_AWAY = "does not hold, within the noise"
     OPPOSITE = "the opposite holds outside the noise"
+    CHANCE = "cannot be told, all at chance"
     UNKNOWN = "not run yet"
 
 

@@ -172,6 +172,20 @@ def test_the_page_says_what_has_not_run() -> None:
     assert "0 of 108" in render(empty, DESIGN, 3) and all(plot(table, empty).startswith("<?xml") for table in TABLES)
 
 
+def test_rows_that_are_all_at_chance_tell_nothing_however_regular_their_difference() -> None:
+    """1,000 scenes and 64 classes: 1.0 is chance of neither within a point, 3.0 is above both."""
+    table = next(table for table in TABLES if table.name == "table-8")
+    low = {row: 0.3 + 0.2 * place for place, row in enumerate(ROWS["table-8"])}
+    at_chance = Results([content(row, seed, value) for row, value in low.items() for seed in range(3)], DESIGN)
+    assert all(at_chance.at_chance(dict(claim.weights), claim.metric) for claim in table.claims)
+    page = render(at_chance, DESIGN, 3).split("## Table 8")[1].split("\n## ")[0]
+    assert page.count("cannot be told, all at chance") == len(table.claims) and "holds outside" not in page
+    one_above = low | {ROWS["table-8"][0]: 3.0}
+    above = Results([content(row, seed, value) for row, value in one_above.items() for seed in range(3)], DESIGN)
+    told = [not above.at_chance(dict(claim.weights), claim.metric) for claim in table.claims]
+    assert told == [ROWS["table-8"][0] in dict(claim.weights) for claim in table.claims]
+
+
 def test_a_file_that_holds_no_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(UserError, match="not the results of a study"):
