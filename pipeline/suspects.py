@@ -39,13 +39,6 @@ class Suspicion:
     guilty: dict[str, str] = field(default_factory=dict)
     """Why these are not tried again."""
 
-    @property
-    def suspects(self) -> frozenset[str]:
-        return self.few | self.alone | self.last
-
-    def __bool__(self) -> bool:
-        return bool(self.suspects or self.guilty)
-
 
 def suspicion(folder: str, settled: set[str]) -> Suspicion:
     """Reads what ended attempts left in a unit's parts folder; `settled` are the uids that parts hold."""

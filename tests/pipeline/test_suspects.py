@@ -10,7 +10,7 @@ import pytest
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.attempt import TooManyDeaths
-from lotlip_data.pipeline.suspects import FEW, Trail, suspicion
+from lotlip_data.pipeline.suspects import FEW, Suspicion, Trail, suspicion
 from tests.pipeline.seer import Fragile, caption, fetched, rows
 
 KILLED = 9
@@ -119,12 +119,12 @@ def test_an_attempt_that_ends_in_good_order_leaves_no_suspects(run: Run) -> None
     trail.expect(["u1"])
     trail.withdraw()
     trail.expect(["u2"])
-    assert not suspicion(run.caption_parts("seer", 0), set())
+    assert suspicion(run.caption_parts("seer", 0), set()) == Suspicion()
 
 
 def test_a_torn_note_is_no_suspicion(run: Run) -> None:
     storage.replace(storage.join(run.caption_parts("seer", 0), "suspects-torn.json"), b'{"uids": [')
-    assert not suspicion(run.caption_parts("seer", 0), set())
+    assert suspicion(run.caption_parts("seer", 0), set()) == Suspicion()
 
 
 def test_an_engine_that_dies_with_every_image_is_not_the_images_fault(run: Run, tmp_path: Path) -> None:
