@@ -55,6 +55,7 @@ def render(results: Results, design: Design, seeds: int) -> str:
     return template.render(
         design=design,
         settings=design.settings,
+        fresh=design.settings | design.fresh,
         gallery=design.gallery,
         eyesight=EYESIGHT,
         rows=len(rows),

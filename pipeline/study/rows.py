@@ -27,6 +27,8 @@ SETTINGS: dict[str, Any] = {
     "keep_checkpoints": 1,
 }
 """Of every row. Chosen on development scenes alone; see docs/log.md."""
+FRESH: dict[str, Any] = {"epochs": 5, "batch": 32, "lr": 1e-3, "warm_up": 200}
+"""Of rows that start from fresh weights, in place of SETTINGS, with which they hardly leave chance."""
 
 EDITION = 1
 """Of the data's and the evaluation's code: results of another one are not mixed with these."""
@@ -52,6 +54,7 @@ class Design:
     """What all rows have in common. `scenes` are those of the scale 1×."""
 
     settings: dict[str, Any] = field(default_factory=lambda: dict(SETTINGS))
+    fresh: dict[str, Any] = field(default_factory=lambda: dict(FRESH))
     scenes: int = 2400
     gallery: Gallery = Gallery()
 
@@ -67,7 +70,9 @@ class Row:
 
     def config(self, design: Design, seed: int) -> TrainConfig:
         """The training of this seed."""
-        return make_config(self.method, seed=seed, **design.settings | METHODS[self.method] | dict(self.settings))
+        method = METHODS[self.method]
+        fresh = {} if method.get("pretrained_text", True) else design.fresh
+        return make_config(self.method, seed=seed, **design.settings | fresh | method | dict(self.settings))
 
     def key(self, design: Design) -> str:
         """12 hexadecimal digits that stand for everything that the row computes, but for the seed."""
@@ -86,7 +91,8 @@ def row(method: str, scale: int = 1, texts: Texts = "captioners", **settings: An
 LIT, LIT_LONG, LONGCLIP, LOTLIP = (row(method) for method in ("lit", "lit_long", "lit_longclip", "lotlip"))
 REGISTER = row("register")
 UNMASKED = row("lotlip", corner_mask=False)
-CLIP, CLIP_LONG, SCRATCH = row("clip"), row("lotlip_scratch", corner_tokens=0), row("lotlip_scratch")
+CLIP, CLIP_LONG = row("clip", scale=10), row("lotlip_scratch", scale=10, corner_tokens=0)
+SCRATCH = row("lotlip_scratch", scale=10)
 
 
 def corners(count: int) -> Row:

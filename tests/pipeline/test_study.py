@@ -24,6 +24,7 @@ from lotlip_data.world.crowded import crowded_scene
 DESIGN = Design()
 SMALL = Design(
     settings=SETTINGS | {"epochs": 1, "batch": 16, "warm_up": 1, "checkpoint_every": 1},
+    fresh={"epochs": 0.2, "warm_up": 1},
     scenes=48,
     gallery=Gallery(groups=4, twins=3, short=8, classified=8),
 )
@@ -41,6 +42,7 @@ def test_every_table_and_figure_has_its_rows() -> None:
     assert [one.method for one in configs["table-7"]] == ["lit_long", "register", "lotlip"]
     assert all(not (one.lock_image or one.pretrained_image or one.pretrained_text) for one in configs["table-8"])
     assert [(one.long_texts, one.corner_tokens) for one in configs["table-8"]] == [(0, 0), (1, 0), (1, 2)]
+    assert {row.scale for row in ROWS["table-8"]} == {10}
     alone = [(name,) for name in ("instructblip", "llava", "sharegpt4v")]
     assert [one.captioners for one in configs["table-9"]] == [*alone, ()]
     scales = [(row.method, row.scale) for row in ROWS["table-10"]]
@@ -69,6 +71,15 @@ def test_a_row_is_known_by_everything_that_it_computes_but_the_seed() -> None:
     ]
     assert len({LOTLIP.key(design) for design in (DESIGN, *others)}) == 4
     assert LOTLIP.config(DESIGN, 2).seed == 2
+
+
+def test_rows_from_fresh_weights_have_settings_of_their_own() -> None:
+    """All three the same ones, and no other row has them."""
+    other = Design(fresh=rows.FRESH | {"lr": 5e-4})
+    moved = [row for row in distinct(ROWS) if row.key(other) != row.key(DESIGN)]
+    assert moved == list(ROWS["table-8"])
+    for one in (row.config(DESIGN, 0) for row in moved):
+        assert {name: getattr(one, name) for name in rows.FRESH} == rows.FRESH
 
 
 def test_tables_show_their_rows_and_claim_nothing_of_others() -> None:
@@ -169,6 +180,7 @@ def test_the_page_says_what_has_not_run() -> None:
     two, three = (page.split("## Table ")[number] for number in (1, 2))
     assert "not run yet" not in two and "not run yet" in three and "| m = 4 | – | – |" in three
     empty = Results([], DESIGN)
+    assert "0.2 epochs, batch 16," in render(empty, SMALL, 3), "what `fresh` does not name is as in all rows"
     assert "0 of 108" in render(empty, DESIGN, 3) and all(plot(table, empty).startswith("<?xml") for table in TABLES)
 
 
