@@ -47,7 +47,6 @@ def evaluate(
     Example: lotlip-data eval models/lotlip-b16 --task iiw=data/iiw --task mscoco=data/coco
     """
     with command("eval", json) as console:
-        from lotlip_data.manifests import storage
         from lotlip_data.manifests.errors import UserError
         from lotlip_data.pipeline import evaluation, line
 
@@ -60,9 +59,8 @@ def evaluate(
                 )
             )
         else:
-            model = storage.normalise(checkpoint)
-            default = storage.join(model, "..", "eval.json")
-            console.result(line.evaluate_model(model, out or default, console.say, device))
+            model = evaluation.name_of(checkpoint)
+            console.result(line.evaluate_model(model, out or evaluation.default_out(model, []), console.say, device))
 
 
 def eval_tables(
@@ -74,7 +72,7 @@ def eval_tables(
     Example: lotlip-data eval-tables models/eval-iiw.json eval-open-clip-ViT-B-16-openai-iiw.json
     """
     with command("eval-tables", False):
-        from lotlip_data.pipeline.evaluation import read_evaluations
         from lotlip_data.training.eval_report import tables
+        from lotlip_data.training.evaluate import read_results
 
-        typer.echo(tables(read_evaluations(results), "latex" if latex else "markdown"))
+        typer.echo(tables(list(map(read_results, results)), "latex" if latex else "markdown"))

@@ -1,13 +1,13 @@
 """`eval`: tasks by name and folder, read, described, evaluated, and written as JSON, Markdown and LaTeX."""
 
-import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.training.embedders import Embedder, load_embedder
+from lotlip_data.training.embedders import NAMED, Embedder, load_embedder
 from lotlip_data.training.eval_report import tables
 from lotlip_data.training.eval_tasks.base import ImageClasses, ImageTexts, Task, is_partial, read_task
 from lotlip_data.training.eval_tasks.tasks import TASKS
@@ -32,15 +32,17 @@ def evaluate_tasks(
     The results go to the JSON object `out`, their tables beside it as .md and .tex. Raises UserError for a task that is
     not known or not there, and for a model that cannot be loaded; all tasks are read before any is computed.
     """
+    model = name_of(model)
     asked = [_task_and_folder(one, data) for one in tasks]
     if len({task.name for task, _ in asked}) < len(asked):
         raise UserError("a task is named twice; name each once")
-    read = []
+    read, tasks_read = [], {}
     for task, folder in asked:
-        read.append(read_task(task, folder, allow_partial=allow_partial))
-        _tell(read[-1], say)
+        read.append(one := read_task(task, folder, allow_partial=allow_partial))
+        tasks_read[one.name] = _about(one)
+        _tell(one, tasks_read[one.name]["statistics"], say)
     embedder = load_embedder(model, device)
-    about = {"name": model, "text_form": embedder.text_form, "tasks": {one.name: _about(one) for one in read}}
+    about = {"name": model, "text_form": embedder.text_form, "tasks": tasks_read}
     url = out or default_out(model, [task.name for task, _ in asked])
     results = evaluate(
         embedder,
@@ -52,41 +54,37 @@ def evaluate_tasks(
         say=say,
     )
     _write_tables(url, results, embedder, say)
+    _write_left_out(url, read, results, say)
     return results
 
 
 def default_out(model: str, tasks: Sequence[str]) -> str:
     """`eval-TASK-TASK.json` beside a model's folder; of other models in the working folder, by their names."""
-    names = "-".join(tasks)
-    if model.startswith(("open_clip:", "clip:")):
-        return storage.normalise(f"eval-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')}-{names}.json")
-    return storage.join(storage.normalise(model), "..", f"eval-{names}.json")
+    model, end = name_of(model), "".join(f"-{task}" for task in tasks) + ".json"
+    if model.startswith(NAMED):
+        return storage.normalise(f"eval-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')}{end}")
+    return storage.join(model.rpartition("/")[0], f"eval{end}")
 
 
-def read_evaluations(urls: Sequence[str]) -> list[dict[str, Any]]:
-    """Results that `eval` wrote. Raises UserError for a file that is none."""
-    found = []
-    for url in urls:
-        try:
-            one = json.loads(storage.read_bytes(url))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{url}: no results of an evaluation can be read ({error})") from error
-        if not isinstance(one, dict) or not {"retrieval", "classification", "settings"} <= set(one):
-            raise UserError(f"{url}: not the results of an evaluation; name what `lotlip-data eval` wrote")
-        found.append(one)
-    return found
+def name_of(model: str) -> str:
+    """The model's one name: a folder's without what depends on where the command is given."""
+    if model.startswith(NAMED):
+        return model
+    url = storage.normalise(model)
+    return url if "://" in url else os.path.normpath(url)
 
 
 def _task_and_folder(asked: str, data: str) -> tuple[Task, str]:
     name, _, folder = asked.partition("=")
+    if name == WORLD:
+        raise UserError(f"the task {WORLD} is drawn, so it has no folder; write --task {WORLD}, and nothing else")
     if name not in TASKS:
         raise UserError(f"there is no task {name!r}; one of {', '.join([WORLD, *TASKS])}")
     return TASKS[name], storage.normalise(folder or storage.join(data, name))
 
 
-def _tell(read: ImageTexts | ImageClasses, say: Say) -> None:
-    """One line of what was read, and what is wrong with it."""
-    found = read.statistics()
+def _tell(read: ImageTexts | ImageClasses, found: dict[str, Any], say: Say) -> None:
+    """One line of what was read, whose statistics were `found`, and what is wrong with it."""
     line = f"{read.task.title}: {found['images']:,} images"
     if isinstance(read, ImageTexts):
         line += (
@@ -96,9 +94,17 @@ def _tell(read: ImageTexts | ImageClasses, say: Say) -> None:
         line += " (the paper: {:.2f} and {:.2f})".format(*read.task.row) if read.task.row else ""
     say(line)
     if is_partial(read):
-        say(f"{read.task.title}: a part; of {read.task.images:,} published images {len(read.missing):,} are missing")
+        missing = f", and of those that its files name {len(read.missing):,} are missing" if read.missing else ""
+        say(f"{read.task.title}: a part; {read.task.images:,} images are published{missing}")
+    if repeated := found.get("repeated_images"):
+        say(f"{read.task.title}: {repeated:,} records are of an image that an earlier one has too")
+    if read.substituted:
+        say(
+            f"{read.task.title}: {len(read.substituted):,} images are taken under another name than their records', "
+            f"{read.substituted[0]} for one; they may be other pictures"
+        )
     if read.changed:
-        say(f"{read.task.title}: other checksums than the texts of the paper's statistics: {', '.join(read.changed)}")
+        say(f"{read.task.title}: other checksums than the published ones: {', '.join(read.changed)}")
 
 
 def _about(read: ImageTexts | ImageClasses) -> dict[str, Any]:
@@ -109,6 +115,7 @@ def _about(read: ImageTexts | ImageClasses) -> dict[str, Any]:
         "kind": task.kind,
         "partial": is_partial(read),
         "missing": len(read.missing),
+        "substituted": len(read.substituted),
         "changed_files": list(read.changed),
         "statistics": read.statistics(),
         "published": published,
@@ -119,6 +126,24 @@ def _write_tables(url: str, results: dict[str, Any], embedder: Embedder, say: Sa
     base = url.removesuffix(".json")
     storage.replace(f"{base}.md", tables([results]).encode())
     storage.replace(f"{base}.tex", tables([results], "latex").encode())
-    for name, found in results["retrieval"].items():
-        say(f"{name}: {found['cut']:.1%} of the texts are longer than {embedder.context_length} tokens")
+    for name, found in (*results["retrieval"].items(), *results["classification"].items()):
+        say(
+            f"{name}: {found['cut']:.1%} of the texts are longer than {embedder.context_length} tokens; "
+            f"{found['cut_tokens']:.1%} of all their tokens are cut"
+        )
     say(f"{url}, and tables beside the paper's in {base}.md and .tex")
+
+
+def _write_left_out(url: str, read: Sequence[ImageTexts | ImageClasses], results: dict[str, Any], say: Say) -> None:
+    """The images that were not there or could not be read, one a line; no file where all were."""
+    found = results["retrieval"] | results["classification"]
+    lines = [
+        f"{one.name}\t{why}\t{path}\n"
+        for one in read
+        for why, paths in (("missing", one.missing), ("damaged", found[one.name]["damaged"]))
+        for path in paths
+    ]
+    if lines:
+        left_out = f"{url.removesuffix('.json')}.left_out.tsv"
+        storage.replace(left_out, "".join(lines).encode())
+        say(f"{left_out}: {len(lines):,} images that were left out, with the reason")

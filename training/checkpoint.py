@@ -114,7 +114,10 @@ class LoTLIP:
         settings = TextSettings(described["corner_tokens"], described["mask"])
         model = towers.build(described["image"], described["text"], settings)
         with _local(url) as folder:
-            tokenizer = load_tokenizer(folder)
+            try:
+                tokenizer = load_tokenizer(folder)
+            except ValueError as error:  # many lines of transformers' own, about its hub
+                raise CheckpointError(f"{url}: has no tokenizer that can be read; its files belong there") from error
             try:
                 model.load_state_dict(load_file(pathlib.Path(folder, WEIGHTS)))
             except (OSError, RuntimeError, SafetensorError) as error:

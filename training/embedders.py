@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lotlip_data.manifests import storage
@@ -24,14 +25,16 @@ from lotlip_data.training.checkpoint import LoTLIP, batched
 from lotlip_data.training.text import TextForm
 
 BATCH = 64
+SPECIAL = 8
+"""More tokens than any tokenizer puts around a text."""
 
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Unit float32 features [N, D] on the CPU, and which of the texts were cut at the context length."""
+    """Unit float32 features [N, D] on the CPU, and how many tokens, special ones included, each text has when whole."""
 
     features: Tensor
-    cut: Sequence[bool]
+    lengths: Sequence[int]
 
 
 class Embedder(Protocol):
@@ -55,9 +58,17 @@ class Embedder(Protocol):
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures: ...
 
 
+NAMED = ("open_clip:", "clip:")
+"""How names begin that are no folders or URLs of ours."""
+
+
 def load_embedder(name: str, device: str | None = None) -> Embedder:
     """The model of that name (see above) on `device`: by default a GPU where there is one. Raises UserError."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # the first where torch is built without CUDA
+        raise UserError(f"device {device!r}: cannot be used ({_first_line(error)}); cpu always can") from error
     kind, colon, rest = name.partition(":")
     if colon and kind == "open_clip":
         return OpenClip(rest, device)
@@ -81,7 +92,7 @@ class Ours:
 
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
         encoded = self.model.tokenizer.encode(texts)
-        return TextFeatures(self.model.embed_tokens(encoded, BATCH), encoded.cut)
+        return TextFeatures(self.model.embed_tokens(encoded, BATCH), encoded.lengths)
 
 
 class OpenClip:
@@ -104,6 +115,8 @@ class OpenClip:
             raise UserError(f"open_clip:{name}: cannot be loaded ({_first_line(error)})") from error
         self._model, self._transform, self._device = built[0].eval(), built[2], device
         self.context_length = int(self._tokenize.context_length)
+        self._padding = int(self._tokenize([""], context_length=SPECIAL)[0, -1])
+        self._end = int(self._tokenize(["a " * SPECIAL], context_length=SPECIAL)[0, -1])
         self.identity = _digest_of_weights(self._model, repr(self._transform), type(self._tokenize).__name__)
 
     @torch.no_grad()
@@ -116,18 +129,17 @@ class OpenClip:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
         features = _in_batches(texts, lambda some: self._model.encode_text(self._tokenize(some).to(self._device)))
-        return TextFeatures(features, [cut for some in batched(texts, BATCH) for cut in self._cut(some)])
+        return TextFeatures(features, list(map(self._length, texts)))
 
-    def _cut(self, texts: list[str]) -> list[bool]:
-        """Which texts are longer than the context length.
+    def _length(self, text: str) -> int:
+        """Tokens of the text when it is whole.
 
-        open_clip's tokenizers do not tell. With room for one token more, a text that was not cut keeps all of its
-        tokens and gets one more of padding.
+        open_clip's tokenizers do not tell. With room for all, a byte being at least a token, what is not padding is
+        the text; where the padding is the token that ends a text, its own last one looks like padding.
         """
-        room = self.context_length
-        held, more = self._tokenize(texts), self._tokenize(texts, context_length=room + 1)
-        padding = self._tokenize([""], context_length=room + 1)[0, -1]
-        return ((held != more[:, :room]).any(dim=1) | (more[:, room] != padding)).tolist()
+        whole = self._tokenize([text], context_length=2 * len(text.encode()) + SPECIAL)[0]
+        held = (whole != self._padding).nonzero()
+        return (int(held.max()) + 1 if len(held) else 0) + int(self._end == self._padding)
 
 
 class TransformersClip:
@@ -139,12 +151,20 @@ class TransformersClip:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         try:
-            self._model = CLIPModel.from_pretrained(name).eval().to(device)
+            loaded: Any = CLIPModel.from_pretrained(name, output_loading_info=True)
             self._tokenizer = AutoTokenizer.from_pretrained(name)
             self._processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(f"clip:{name}: cannot be loaded ({_first_line(error)})") from error
-        self._device = device
+        model, loading = loaded
+        if missing := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
+            raise UserError(
+                f"clip:{name}: {len(missing)} weights of a CLIPModel are not there or of other shapes, such as "
+                f"{missing[0]}, and would be random; name a folder or hub id of a whole CLIPModel"
+            )
+        if self._tokenizer("a")["input_ids"] == self._tokenizer("b")["input_ids"]:
+            raise UserError(f"clip:{name}: its tokenizer knows no words; add the tokenizer's files of that model")
+        self._model, self._device = model.eval().to(device), device
         self.context_length = int(self._model.config.text_config.max_position_embeddings)
         self.identity = _digest_of_weights(
             self._model, str(self._processor), self._tokenizer.backend_tokenizer.to_str()
@@ -161,8 +181,8 @@ class TransformersClip:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
         features = _in_batches(texts, self._texts)
-        lengths = (len(ids) for some in batched(texts, BATCH) for ids in self._tokenizer(some)["input_ids"])
-        return TextFeatures(features, [length > self.context_length for length in lengths])
+        lengths = [len(ids) for some in batched(texts, BATCH) for ids in self._tokenizer(some)["input_ids"]]
+        return TextFeatures(features, lengths)
 
     def _texts(self, texts: list[str]) -> Tensor:
         encoded = self._tokenizer(
@@ -191,16 +211,17 @@ def _model_and_weights(name: str) -> tuple[str, str]:
 
 
 def _digest_of_folder(url: str) -> str:
-    """The sha256 of the model folder's configuration and weights. Raises CheckpointError where there is no model."""
-    digest = hashlib.sha256()
+    """The sha256 of the model's files: configuration, weights, tokenizer. Raises CheckpointError where it is none."""
+    url, digest = storage.normalise(url), hashlib.sha256()
+    names = [name for name in storage.list_names(url) if name.endswith((".json", ".safetensors", ".txt"))]
     for name in (checkpoint.CONFIG, checkpoint.WEIGHTS):
-        try:
-            digest.update(storage.read_bytes(storage.join(storage.normalise(url), name)))
-        except (FileNotFoundError, NotADirectoryError):
+        if name not in names:
             raise checkpoint.CheckpointError(
                 f"{url}: there is no {name}, so no trained model; name the folder `model` of a training, "
                 "open_clip:MODEL/WEIGHTS, or clip:FOLDER_OR_HUB_ID"
-            ) from None
+            )
+    for name in names:
+        digest.update(name.encode() + storage.read_bytes(storage.join(url, name)))
     return digest.hexdigest()
 
 

@@ -1,16 +1,29 @@
 """Evaluations as tables in the paper's layout, the paper's rows above ours, in Markdown or LaTeX.
 
-Table 4: R@1 on long texts; Table 5: short texts and ImageNet; then all that was measured, and what was read, beside
-Table 1. A number of a part of a task, or of images some of which were damaged, is marked with *.
+Table 4: R@1 on long texts; Table 5: short texts and ImageNet; Tables 10 and 11: the same for each scale of the paper's
+data; then all that was measured, and what was read, beside Table 1. A number of a part of a task, or of images some of
+which were damaged, is marked with *.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lotlip_data.training.paper_results import TABLE_4, TABLE_4_TASKS, TABLE_5, TABLE_5_TASKS, Printed
+from lotlip_data.training.paper_results import (
+    RELEASED,
+    TABLE_4,
+    TABLE_4_TASKS,
+    TABLE_5,
+    TABLE_5_TASKS,
+    TABLE_10,
+    TABLE_11,
+    Printed,
+)
 
 Form = Literal["markdown", "latex"]
+Head = tuple[str, str, str]
+TEXTS: Head = ("Short", "Long", "Model")
+SCALE: Head = ("Data", "Image tower", "Model")
 NONE = "–"
 
 
@@ -26,7 +39,14 @@ class Table:
 def tables(evaluations: Sequence[Mapping[str, Any]], form: Form = "markdown") -> str:
     """The tables of evaluations (what `evaluate` gives); those of one model fill one row."""
     models = _by_model(evaluations)
-    found = [_table_4(models), _table_5(models), _all_figures(models), _what_was_read(models)]
+    found = [
+        _long("Table 4: long texts, R@1", TEXTS, (*TABLE_4, RELEASED), models),
+        _short("Table 5: short texts and ImageNet", TEXTS, TABLE_5, models),
+        _long("Table 10: long texts by the data's scale, R@1", SCALE, TABLE_10, models),
+        _short("Table 11: short texts and ImageNet by the data's scale", SCALE, TABLE_11, models),
+        _all_figures(models),
+        _what_was_read(models),
+    ]
     write = _markdown if form == "markdown" else _latex
     text = "\n".join(write(table) for table in found if table.rows)
     note = "\\* measured on a part of the published set" if form == "markdown" else "% * measured on a part of the set"
@@ -34,21 +54,25 @@ def tables(evaluations: Sequence[Mapping[str, Any]], form: Form = "markdown") ->
 
 
 def _by_model(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Results and settings of each task by the model's name; the last of several of a task counts."""
+    """Results and settings of each task by the model's name; the last of several of a task counts.
+
+    A model is its weights: it has the name of its first evaluation, and others of that name tell their digest.
+    """
     models: dict[str, dict[str, Any]] = {}
-    digests: dict[str, str] = {}
+    names: dict[str, str] = {}
     for one in evaluations:
         settings = one["settings"]
-        name = str(settings.get("name", settings["model"][:12]))
-        if digests.setdefault(name, settings["model"]) != settings["model"]:
-            name = f"{name} ({settings['model'][:8]})"
+        digest = settings["model"]
+        name = str(settings.get("name", digest[:12]))
+        name = names.setdefault(digest, name if name not in names.values() else f"{name} ({digest[:8]})")
         held = models.setdefault(name, {})
         for task, found in {**one["retrieval"], **one["classification"]}.items():
             held[task] = {"found": found, **settings.get("tasks", {}).get(task, {})}
     return models
 
 
-def _table_4(models: dict[str, dict[str, Any]]) -> Table:
+def _long(title: str, head: Head, printed: Sequence[Printed], models: dict[str, dict[str, Any]]) -> Table:
+    """Table 4's columns."""
     ways = [(task, way, "R@1") for task in TABLE_4_TASKS for way in ("t2i", "i2t")]
 
     def ours(held: dict[str, Any]) -> list[str]:
@@ -59,17 +83,19 @@ def _table_4(models: dict[str, dict[str, Any]]) -> Table:
         return [*values, f"{100 * mean:.2f}" + "*" * any("*" in value for value in values)]
 
     columns = ("DCI T2I", "I2T", "IIW T2I", "I2T", "SV-1k T2I", "I2T", "SV-10k T2I", "I2T", "Avg.")
-    return _beside("Table 4: long texts, R@1", columns, TABLE_4, models, ours)
+    return _beside(title, (*head, *columns), printed, models, ours)
 
 
-def _table_5(models: dict[str, dict[str, Any]]) -> Table:
+def _short(title: str, head: Head, printed: Sequence[Printed], models: dict[str, dict[str, Any]]) -> Table:
+    """Table 5's columns."""
+
     def ours(held: dict[str, Any]) -> list[str]:
         ways = [(task, way, metric) for task in TABLE_5_TASKS for way in ("i2t", "t2i") for metric in ("R@1", "R@5")]
         return [_percent(held, "imagenet", "top1"), *(_percent(held, *which) for which in ways)]
 
     ways = [f"{way} {metric}" for way in ("I2T", "T2I") for metric in ("R@1", "R@5")]
     columns = ("IN Acc.", *(f"{title} {way}" for title in ("COCO", "Flickr") for way in ways))
-    return _beside("Table 5: short texts and ImageNet", columns, TABLE_5, models, ours)
+    return _beside(title, (*head, *columns), printed, models, ours)
 
 
 def _beside(
@@ -83,9 +109,9 @@ def _beside(
     rows = [(name, values) for name, held in models.items() if set(values := ours(held)) != {NONE}]
     if not rows:
         return Table(title, (), ())
-    paper = [(one.short, one.long, one.model, *(f"{value:.2f}" for value in one.values)) for one in printed]
+    paper = [(one.short, one.long, one.model, *map(_or_none, one.values)) for one in printed]
     measured = [("ours", "", f"**{name}**", *values) for name, values in rows]
-    return Table(title, ("Short", "Long", "Model", *columns), (*paper, *measured))
+    return Table(title, columns, (*paper, *measured))
 
 
 def _all_figures(models: dict[str, dict[str, Any]]) -> Table:
@@ -99,7 +125,7 @@ def _all_figures(models: dict[str, dict[str, Any]]) -> Table:
                 values = [_percent(held, task, "top1"), *[NONE] * (len(metrics) - 1)]
             found = entry["found"]
             cut = f"{100 * found['cut']:.1f}%"
-            rows.append((name, str(entry.get("title", task)), *values, cut, f"{found.get('damaged', 0):,}"))
+            rows.append((name, str(entry.get("title", task)), *values, cut, f"{len(found['damaged']):,}"))
     columns = [f"{way.upper()} {metric}" for way, metric in metrics]
     columns[0] += " / Acc."
     return Table("All figures", ("Model", "Task", *columns, "Texts cut", "Damaged"), tuple(rows))
@@ -137,8 +163,8 @@ def _percent(held: dict[str, Any], task: str, *path: str) -> str:
     value: Any = held[task]["found"]
     for name in path:
         value = value[name]
-    partial = held[task].get("partial", False) or held[task]["found"].get("damaged", 0) > 0
-    return f"{100 * value:.2f}" + "*" * partial
+    partial = held[task].get("partial", False) or held[task]["found"]["damaged"]
+    return f"{100 * value:.2f}" + "*" * bool(partial)
 
 
 def _markdown(table: Table) -> str:
@@ -168,7 +194,13 @@ def _tex(cell: str) -> str:
     bold = cell.startswith("**") and cell.endswith("**") and len(cell) > 4
     text = cell[2:-2] if bold else cell
     for one, other in (
-        ("\\", r"\textbackslash{}"),
+        ("\\", "\0"),
+        ("{", r"\{"),
+        ("}", r"\}"),
+        ("\0", r"\textbackslash{}"),
+        ("~", r"\textasciitilde{}"),
+        ("^", r"\textasciicircum{}"),
+        ("$", r"\$"),
         ("_", r"\_"),
         ("%", r"\%"),
         ("#", r"\#"),

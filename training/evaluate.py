@@ -5,6 +5,7 @@ What is evaluated on comes from outside: any object with the attributes of `Retr
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -63,28 +64,34 @@ def evaluate(
     """Evaluate the model and commit the results as the JSON object `out`; returns them.
 
         {"retrieval": {SET: {"t2i": {"R@1": …, "R@5": …, "R@10": …}, "i2t": {…}, "images": N, "texts": M, "cut": …,
-         "damaged": …}}, "classification": {SET: {"top1": …, "images": N, "classes": C, "cut": …, "damaged": …}},
-         "settings": {…}, "seconds": …}
+         "cut_tokens": …, "damaged": […]}}, "classification": {SET: {"top1": …, "images": N, "classes": C, "cut": …,
+         "cut_tokens": …, "damaged": […]}}, "settings": {…}, "made_with": {…}, "seconds": …}
 
-    Shares are in [0, 1]; "cut" is the share of texts that are longer than the model's context length. `about` goes into
-    "settings". An image that cannot be read raises UserError, or is left out with its texts and counted in "damaged"
-    with `allow_partial`. Each set's result is kept beside `out` until all are there, so a killed evaluation goes on.
-    Where `out` is there with the same settings, nothing is computed; with others, UserError is raised.
+    Shares are in [0, 1]; "cut" is the share of texts that are longer than the model's context length, "cut_tokens" the
+    share of all texts' tokens that lie beyond it. `about` goes into "settings". An image that cannot be read raises
+    UserError, or is left out with its texts and listed in "damaged" with `allow_partial`. Each set's result is kept
+    beside `out` until all are there, so a killed evaluation goes on. Where `out` is there with the same settings,
+    nothing is computed; with others, UserError is raised, as of features that are not finite.
     """
     settings = {
         "model": model.identity,
         "context_length": model.context_length,
+        "allow_partial": allow_partial,
         "sets": [_describe(one) for one in retrieval_sets] + [_describe(one) for one in classification_sets],
         **(about or {}),
     }
     if storage.exists(out):
-        held: dict[str, Any] = json.loads(storage.read_bytes(out))
+        held = read_results(out)
         if held["settings"] != settings:
-            raise UserError(f"{out} holds the evaluation of another model or of other sets: remove it, or name another")
+            raise UserError(
+                f"{out} holds the evaluation of another model, of other sets or of other images: remove it, or name "
+                "another file"
+            )
         say(f"{out}: evaluated already; nothing to do")
         return held
     parts = _Parts(f"{out}.parts", [model.identity, model.context_length, allow_partial])
-    results: dict[str, Any] = {"retrieval": {}, "classification": {}, "settings": settings, "seconds": 0.0}
+    results: dict[str, Any] = {"retrieval": {}, "classification": {}, "settings": settings}
+    results |= {"made_with": _versions(), "seconds": 0.0}
     for pairs in retrieval_sets:
         compute = functools.partial(_retrieve, model, pairs, allow_partial)
         results["retrieval"][pairs.name] = found = parts.result(_describe(pairs), compute)
@@ -98,6 +105,21 @@ def evaluate(
     storage.create(out, (json.dumps(results, indent=1) + "\n").encode())
     storage.remove(parts.folder)
     return results
+
+
+def read_results(url: str) -> dict[str, Any]:
+    """Results that `evaluate` wrote. Raises UserError for a file that is none."""
+    try:
+        found = json.loads(storage.read_bytes(url))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{url}: no results of an evaluation can be read ({error})") from error
+    if not isinstance(found, dict) or not {"retrieval", "classification", "settings"} <= set(found):
+        raise UserError(f"{url}: not the results of an evaluation; name what `lotlip-data eval` wrote")
+    return found
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("lotlip-data", "torch", "transformers")}
 
 
 class _Parts:
@@ -120,21 +142,20 @@ class _Parts:
 
 
 def _retrieve(model: Embedder, pairs: RetrievalSet, allow_partial: bool) -> dict[str, Any]:
-    image, kept = _embed_images(model, pairs, allow_partial)
+    image, kept, damaged = _embed_images(model, pairs, allow_partial)
     place = {index: row for row, index in enumerate(kept)}
     texts = [
         (text, place[owner]) for text, owner in zip(pairs.texts, pairs.image_of_text, strict=True) if owner in place
     ]
-    text, cut = _embed_texts(model, [one for one, _ in texts])
+    text, cut = _embed_texts(model, pairs, [one for one, _ in texts])
     found: dict[str, Any] = retrieval.recall(image, text, [owner for _, owner in texts])
-    damaged = len(set(pairs.image_of_text)) - len(image)
-    return found | {"images": len(image), "texts": len(text), "cut": cut, "damaged": damaged}
+    return found | {"images": len(image), "texts": len(text), **cut, "damaged": damaged}
 
 
 def _classify(model: Embedder, classes: ClassificationSet, allow_partial: bool) -> dict[str, Any]:
-    image, kept = _embed_images(model, classes, allow_partial)
+    image, kept, damaged = _embed_images(model, classes, allow_partial)
     prompts = [template.replace("{}", name) for name in classes.class_names for template in classes.templates]
-    text, cut = _embed_texts(model, prompts)
+    text, cut = _embed_texts(model, classes, prompts)
     centres = F.normalize(text.unflatten(0, (len(classes.class_names), -1)).mean(dim=1), dim=-1)
     # Two of ImageNet's names stand for two classes each. Published results take the first of equal scores, so an image
     # of the second one is never right; counting their ties against the model would take away the first one's too.
@@ -142,15 +163,17 @@ def _classify(model: Embedder, classes: ClassificationSet, allow_partial: bool) 
     rows = sorted(first.values())
     row_of = {label: row for row, label in enumerate(rows)}
     labels = [row_of.get(classes.labels[index], -1) for index in kept]
-    damaged = len(classes.labels) - len(image)
     top1 = retrieval.accuracy(image, centres[rows], labels)
-    return {"top1": top1, "images": len(image), "classes": len(centres), "cut": cut, "damaged": damaged}
+    return {"top1": top1, "images": len(image), "classes": len(centres), **cut, "damaged": damaged}
 
 
 def _embed_images(
     model: Embedder, one: RetrievalSet | ClassificationSet, allow_partial: bool
-) -> tuple[torch.Tensor, list[int]]:
-    """Features of the images that can be read, and their indices. Raises UserError of one that cannot, or of all."""
+) -> tuple[torch.Tensor, list[int], list[str]]:
+    """Features of the images that can be read, their indices, and the names of the others.
+
+    Raises UserError of an image that cannot be read, or of all.
+    """
     kept: list[int] = []
     damaged: list[int] = []
 
@@ -161,27 +184,45 @@ def _embed_images(
                 yield image
 
     features = model.embed_images(readable())
+    paths = getattr(one, "paths", None)
+    names = [paths[index] if paths else f"image {index}" for index in damaged]
     if damaged and (not allow_partial or not kept):
-        paths = getattr(one, "paths", None)
-        which = paths[damaged[0]] if paths else f"image {damaged[0]}"
         raise UserError(
-            f"{one.name}: {len(damaged):,} images cannot be read, {which} for one; fetch them again, or leave them out "
-            "with --allow-partial"
+            f"{one.name}: {len(damaged):,} images cannot be read, {names[0]} for one; fetch them again"
+            + (", or leave them out with --allow-partial" if kept else "")
         )
-    return features, kept
+    return _finite(features, f"{one.name}: images"), kept, names
 
 
-def _embed_texts(model: Embedder, texts: Sequence[str]) -> tuple[torch.Tensor, float]:
-    """Features, and the share of texts cut. Equal texts are embedded once, so that they tie to the last bit."""
+def _embed_texts(
+    model: Embedder, one: RetrievalSet | ClassificationSet, texts: Sequence[str]
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Features, and what was cut. Equal texts are embedded once, so that they tie to the last bit."""
     distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
     embedded = model.embed_texts(list(distinct))
     rows = [distinct[text] for text in texts]
-    cut = sum(embedded.cut[row] for row in rows) / max(1, len(rows))
-    return embedded.features[rows], cut
+    lengths = [embedded.lengths[row] for row in rows]
+    beyond = [max(0, length - model.context_length) for length in lengths]
+    cut = {
+        "cut": sum(map(bool, beyond)) / max(1, len(rows)),
+        "cut_tokens": sum(beyond) / max(1, sum(lengths)),
+    }
+    return _finite(embedded.features, f"{one.name}: texts")[rows], cut
+
+
+def _finite(features: torch.Tensor, what: str) -> torch.Tensor:
+    """The features. Raises UserError where one is no number: it would be as near to all as to one."""
+    if broken := int((~features.isfinite()).any(dim=1).sum()):
+        raise UserError(
+            f"{what}: for {broken:,} of {len(features):,} the model gives features that are no numbers, so nothing can "
+            "be measured; its training has diverged, or its weights are damaged: take an earlier checkpoint"
+        )
+    return features
 
 
 def _describe(one: RetrievalSet | ClassificationSet) -> dict[str, Any]:
-    """A set's name, and a digest of its texts and of what belongs to what."""
+    """A set's name, and a digest of its texts, of what belongs to what, and of its images' `stamp` where it has one."""
     fields = ("texts", "image_of_text", "labels", "class_names", "templates")
     content = {name: list(getattr(one, name)) for name in fields if hasattr(one, name)}
+    content["stamp"] = [getattr(one, "stamp", None)]
     return {"name": one.name, "digest": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}

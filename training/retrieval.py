@@ -48,7 +48,7 @@ def _ranks(query: Tensor, gallery: Tensor, of_query: Tensor, of_gallery: Tensor)
         scores = _scores(some, gallery)
         right = labels[:, None] == of_gallery[None, :]
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        ranks[start : start + size] = ((scores >= best) & ~right).sum(dim=1)
+        ranks[start : start + size] = (~(scores < best) & ~right).sum(dim=1)  # what is no number is never below
     return ranks
 
 

@@ -39,10 +39,15 @@ def join_sub_captions(pieces: Sequence[str], mode: SplitMode) -> str:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of N texts, without padding, and which of them were cut at the context length."""
+    """Token ids of N texts, without padding, and how many tokens, special ones included, each has when it is whole."""
 
     ids: list[list[int]]
-    cut: list[bool]
+    lengths: list[int]
+
+    @property
+    def cut(self) -> list[bool]:
+        """Which of them were cut at the context length."""
+        return [len(ids) < length for ids, length in zip(self.ids, self.lengths, strict=True)]
 
 
 class TextTokenizer:
@@ -80,7 +85,7 @@ class TextTokenizer:
         room = self.context_length - len(self._head) - 1
         return Encoded(
             ids=[[*self._head, *body[:room], self._sep] for body in bodies],
-            cut=[len(body) > room for body in bodies],
+            lengths=[len(self._head) + len(body) + 1 for body in bodies],
         )
 
     def pad(self, ids: Sequence[Sequence[int]], length: int | None = None) -> Tensor:

@@ -62,7 +62,7 @@ def test_an_image_that_cannot_be_read_ends_it_or_is_left_out_with_its_texts_and_
     with pytest.raises(UserError, match=r"some: 2 images cannot be read, image 1 for one; .*--allow-partial"):
         evaluate(model, str(tmp_path / "bad.json"), retrieval_sets=[bad])
     found = evaluate(model, str(tmp_path / "bad.json"), retrieval_sets=[bad], allow_partial=True)["retrieval"]["some"]
-    assert (found["images"], found["texts"], found["damaged"]) == (4, 8, 2)
+    assert (found["images"], found["texts"], found["damaged"]) == (4, 8, ["image 1", "image 4"])
     left = [index for index in range(6) if index not in bad.bad]
     rest = _Pairs("rest", texts=[t for t, i in zip(bad.texts, bad.image_of_text, strict=True) if i in left])
     rest.image_of_text, rest.images = [0, 0, 1, 1, 2, 2, 3, 3], lambda: [i for i in bad.images() if i is not None]
@@ -100,11 +100,67 @@ def test_of_classes_of_one_name_the_first_is_taken_as_in_published_results(model
 
         def embed_texts(self, texts):
             return TextFeatures(
-                torch.eye(3)[[("red", "crane", "blue").index(text) for text in texts]], [False] * len(texts)
+                torch.eye(3)[[("red", "crane", "blue").index(text) for text in texts]], [1] * len(texts)
             )
 
     found = evaluate(Knows(), str(tmp_path / "c.json"), classification_sets=[_Classes()])["classification"]["c"]
     assert found["top1"] == 0.75 and found["classes"] == 4
+
+
+def test_only_the_same_images_are_evaluated_already(model, tmp_path):
+    """Of sets that tell their images by a stamp; and what was evaluated of a part is not the whole."""
+    pairs, out = _Pairs("some"), str(tmp_path / "x.json")
+    pairs.stamp = "a"
+    found = evaluate(model, out, retrieval_sets=[pairs])
+    assert evaluate(model, out, retrieval_sets=[pairs]) == found and pairs.asked == 1
+    with pytest.raises(UserError, match="other images"):
+        evaluate(model, out, retrieval_sets=[pairs], allow_partial=True)
+    pairs.stamp = "b"
+    with pytest.raises(UserError, match="other images"):
+        evaluate(model, out, retrieval_sets=[pairs])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no json", b"{}", b"[]"])
+def test_an_out_that_holds_something_else_is_told(model, tmp_path, content):
+    out = tmp_path / "x.json"
+    out.mkdir() if content is None else out.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.json: no"):
+        evaluate(model, str(out), retrieval_sets=[_Pairs("some")])
+
+
+@pytest.mark.parametrize("which", ["images", "texts"])
+def test_a_model_that_gives_no_numbers_is_not_measured(tmp_path, which):
+    """A training that has diverged: whatever is nearest to nothing would be found everywhere, or nowhere."""
+
+    class Diverged:
+        identity, context_length, text_form = "d", 8, "authors"
+
+        def _features(self, count, what):
+            return torch.full((count, 3), torch.nan if what == which else 3**-0.5)
+
+        def embed_images(self, images):
+            return self._features(len(list(images)), "images")
+
+        def embed_texts(self, texts):
+            return TextFeatures(self._features(len(texts), "texts"), [1] * len(texts))
+
+    for sets in ({"retrieval_sets": [_Pairs("some")]}, {"classification_sets": [_Classes()]}):
+        with pytest.raises(UserError, match=f"{which}: for .* no numbers"):
+            evaluate(Diverged(), str(tmp_path / "x.json"), **sets)
+
+
+def test_what_is_cut_is_counted_in_texts_and_in_tokens(tmp_path):
+    class Short:
+        identity, context_length, text_form = "s", 8, "authors"
+
+        def embed_images(self, images):
+            return torch.eye(6)[: len(list(images))]
+
+        def embed_texts(self, texts):
+            return TextFeatures(torch.eye(6).repeat_interleave(2, 0), [4] * 6 + [8, 8, 8, 8, 12, 16])
+
+    found = evaluate(Short(), str(tmp_path / "x.json"), retrieval_sets=[_Pairs("some")])["retrieval"]["some"]
+    assert (found["cut"], found["cut_tokens"]) == (2 / 12, 12 / 84)
 
 
 def test_a_folder_without_model_is_refused(tmp_path):

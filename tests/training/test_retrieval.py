@@ -90,3 +90,10 @@ def test_accuracy_is_the_share_whose_own_class_scores_highest():
 def test_an_image_without_text_is_refused():
     with pytest.raises(ValueError, match="image 1 has no text"):
         retrieval.recall(torch.eye(2), torch.eye(2), [0, 0])
+
+
+def test_what_is_no_number_is_found_nowhere():
+    """Pessimistic to the end: no score is below what is no number, so all wrong items come before the right one."""
+    nothing = torch.full((20, 4), torch.nan)
+    assert set(retrieval.recall(nothing, nothing, range(20))["t2i"].values()) == {0.0}
+    assert retrieval.accuracy(nothing, nothing, range(20)) == 0.0

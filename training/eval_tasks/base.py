@@ -1,62 +1,38 @@
-"""What an evaluation task is, and how a folder of published files becomes images with their texts or classes."""
+"""The images of a task with their texts or classes, as they are read from a folder of published files."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
-from lotlip_data.manifests import storage, subcaptions
+from lotlip_data.manifests import subcaptions
 from lotlip_data.manifests.text_tally import bert_tokens, tally
 from lotlip_data.training.eval_tasks.files import Folder, TaskDataError
+from lotlip_data.training.eval_tasks.found import Found, find, stamp
+from lotlip_data.training.eval_tasks.images import ahead, read_image
+from lotlip_data.training.eval_tasks.task import Task
 from lotlip_data.training.text import TextForm
 
-Kind = Literal["long", "short", "classification"]
-THREADS = min(8, os.cpu_count() or 1)
 
-
-@dataclass(frozen=True)
-class Record:
-    """One image of a task: where it may lie (the first that exists is taken), and its texts or its class."""
-
-    places: tuple[str, ...]
-    texts: tuple[str, ...] = ()
-    label: int = -1
-
-
-@dataclass(frozen=True)
-class Task:
-    """A published evaluation set. `row` is its row of the paper's Table 1: sub-captions and tokens a text."""
-
-    name: str
-    title: str
-    kind: Kind
-    images: int
-    texts_an_image: int
-    where: str
-    read: Callable[[Folder], Iterator[Record]]
-    row: tuple[float, float] | None = None
-    classes: Callable[[Folder], tuple[Sequence[str], Sequence[str]]] | None = None
-    """Names of the classes in the order of their labels, and templates with "{}"."""
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    """Of those of its files that are known."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskImages:
-    """The images of a task that are there, the paths of those that are not, and files that have other checksums."""
+    """The images of a task that are there, and what is to be told of them; all paths are whole."""
 
     task: Task
     paths: tuple[str, ...]
-    missing: tuple[str, ...]
-    changed: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    """Where images (or, of DCI, annotations) should be that are not there."""
+    substituted: tuple[str, ...] = ()
+    """Those of `paths` that have another name than the record asks for."""
+    changed: tuple[str, ...] = ()
+    """Files and archives whose checksums are not the published ones, as `Task.checksums` names them."""
+    stamp: str = ""
+    """Changes with the images' paths in the folder, their sizes and times (or ETags)."""
 
     @property
     def name(self) -> str:
@@ -67,7 +43,7 @@ class TaskImages:
         return ahead(self.paths, read_image)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageTexts(TaskImages):
     """Text j belongs to image `image_of_text[j]`."""
 
@@ -87,11 +63,16 @@ class ImageTexts(TaskImages):
         )
 
     def statistics(self) -> dict[str, Any]:
-        """The row of Table 1: images, texts, sub-captions (by the authors' rule) and BERT tokens a text."""
-        return {"images": len(self.paths), **tally(self.texts, "authors", bert_tokens()).figures()}
+        """The row of Table 1: images, texts, sub-captions (by the authors' rule) and BERT tokens a text.
+
+        "repeated_images" are those that an earlier record has too.
+        """
+        repeated = len(self.paths) - len(set(self.paths))
+        figures = tally(self.texts, "authors", bert_tokens()).figures()
+        return {"images": len(self.paths), "repeated_images": repeated, **figures}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageClasses(TaskImages):
     """Image i is of class `labels[i]`; a prompt is a template with the class's name in place of "{}"."""
 
@@ -106,70 +87,71 @@ class ImageClasses(TaskImages):
 def read_task(task: Task, folder: str, *, allow_partial: bool = False) -> ImageTexts | ImageClasses:
     """The task's images and texts in `folder` (a path or fsspec URL).
 
-    Raises TaskDataError where a file is missing or not of the published form, and where images or texts are fewer or
-    more than published, unless `allow_partial`.
+    Raises TaskDataError where a file is missing or not of the published form, and where images or texts (of a class,
+    too) are fewer or more than published, unless `allow_partial`.
     """
     files = Folder(folder, task.title, task.where)
-    found: list[tuple[str, Record]] = []
-    missing: list[str] = []
-    for record in task.read(files):
-        if task.classes is None and not record.texts:
-            continue  # an image that nothing can be asked about; the counts tell
-        path = next((place for place in record.places if files.has(place)), None)
-        if path is None:
-            missing.append(files.at(record.places[0]))
-        else:
-            found.append((files.at(path), record))
-    count = sum(len(record.texts) for _, record in found)
-    if not found or (_differs(task, len(found), count) and not allow_partial):
-        raise TaskDataError(_complaint(task, folder, len(found), count, missing))
-    paths = tuple(path for path, _ in found)
-    changed = tuple(name for name, known in task.sha256.items() if files.sha256(name) != known)
-    if task.classes is not None:
-        names, templates = task.classes(files)
-        labels = tuple(record.label for _, record in found)
-        return ImageClasses(task, paths, tuple(missing), changed, labels, tuple(names), tuple(templates))
-    pairs = [(text, index) for index, (_, record) in enumerate(found) for text in record.texts]
-    texts, owners = tuple(text for text, _ in pairs), tuple(index for _, index in pairs)
-    return ImageTexts(task, paths, tuple(missing), changed, texts, owners)
+    found = find(task, files)
+    read = _assembled(task, files, found)
+    if not read.paths or (is_partial(read) and not allow_partial):
+        raise TaskDataError(_complaint(read, folder))
+    return dataclasses.replace(read, changed=files.changed(task.checksums), stamp=stamp(files, found.places))
+
+
+def _assembled(task: Task, files: Folder, found: Found) -> ImageTexts | ImageClasses:
+    paths, missing, substituted = (
+        tuple(map(files.at, places)) for places in (found.places, found.missing, found.substituted)
+    )
+    if task.classes is None:
+        pairs = [(text, index) for index, record in enumerate(found.records) for text in record.texts]
+        return ImageTexts(
+            task=task,
+            paths=paths,
+            missing=missing,
+            substituted=substituted,
+            texts=tuple(text for text, _ in pairs),
+            image_of_text=tuple(index for _, index in pairs),
+        )
+    names, templates = task.classes(files)
+    return ImageClasses(
+        task=task,
+        paths=paths,
+        missing=missing,
+        substituted=substituted,
+        labels=tuple(record.label for record in found.records),
+        class_names=tuple(names),
+        templates=tuple(templates),
+    )
 
 
 def is_partial(read: ImageTexts | ImageClasses) -> bool:
-    return _differs(read.task, len(read.paths), len(read.texts) if isinstance(read, ImageTexts) else 0)
+    """Whether it is not the whole published set: other counts of images, of texts, or of images of a class."""
+    if isinstance(read, ImageTexts) and len(read.texts) != read.task.images * read.task.texts_an_image:
+        return True
+    return len(read.paths) != read.task.images or bool(_overfull(read))
 
 
-def _differs(task: Task, images: int, texts: int) -> bool:
-    return images != task.images or texts != task.images * task.texts_an_image
+def _overfull(read: ImageTexts | ImageClasses) -> dict[str, int]:
+    """Classes with more images than each has as published, and how many they have."""
+    if isinstance(read, ImageTexts):
+        return {}
+    most = -(-read.task.images // len(read.class_names))
+    counts = Counter(read.labels)
+    return {f"{label} ({read.class_names[label]})": count for label, count in counts.items() if count > most}
 
 
-def _complaint(task: Task, folder: str, images: int, texts: int, missing: Sequence[str]) -> str:
-    with_texts = task.kind != "classification"
-    expected = f"{task.images:,} images" + f" with {task.texts_an_image * task.images:,} texts" * with_texts
-    have = f"{images:,}" + f" with {texts:,}" * with_texts
-    lines = [f"{task.title}: {expected} are published, and {folder} holds {have}"]
-    if missing:
-        lines.append(f"{len(missing):,} images are missing, {missing[0]} for one")
+def _complaint(read: ImageTexts | ImageClasses, folder: str) -> str:
+    task, texts, have = read.task, "", f"{len(read.paths):,}"
+    if isinstance(read, ImageTexts):
+        texts = f" with {task.texts_an_image * task.images:,} texts"
+        have += f" with {len(read.texts):,}"
+    lines = [f"{task.title}: {task.images:,} images{texts} are published, and {folder} holds {have}"]
+    if overfull := _overfull(read):
+        name, count = next(iter(overfull.items()))
+        lines.append(f"{len(overfull):,} classes have more images than the others; class {name} has {count:,}, for one")
+    if read.missing:
+        lines.append(f"{len(read.missing):,} images are missing: there is no {read.missing[0]}, for one")
     lines.append(task.where)
-    if images:
+    if read.paths:
         lines.append("To evaluate what there is, and have it named a part, add --allow-partial")
     return "\n".join(lines)
-
-
-def read_image(path: str) -> Image.Image | None:
-    """The image as RGB; None where it cannot be read. Orientation tags are not followed, as in published results."""
-    try:
-        return Image.open(io.BytesIO(storage.read_bytes(path))).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # SyntaxError: Pillow's, of broken PNGs
-        return None
-
-
-def ahead(items: Iterable[Any], make: Callable[[Any], Any], threads: int = THREADS) -> Iterator[Any]:
-    """`map(make, items)` in order, by threads that are at most two rounds ahead of what is taken."""
-    with ThreadPoolExecutor(threads) as pool:
-        under_way: deque[Future[Any]] = deque()
-        for item in items:
-            under_way.append(pool.submit(make, item))
-            if len(under_way) > 2 * threads:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from lotlip_data.training.eval_tasks.base import Record, Task
 from lotlip_data.training.eval_tasks.files import Folder
+from lotlip_data.training.eval_tasks.task import Record, Task
 
 FILE = "docci_descriptions.jsonlines"
 WHERE = (
@@ -14,10 +14,10 @@ WHERE = (
 
 def read(folder: Folder) -> Iterator[Record]:
     for entry in folder.json_lines(FILE):
-        name = folder.field(entry, FILE, "example_id")
-        if folder.field(entry, FILE, "split") == "test" and name.startswith("test"):
-            image = folder.field(entry, FILE, "image_file")
-            yield Record((f"images/{image}", image), (folder.field(entry, FILE, "description"),))
+        name = entry.field("example_id").text()
+        if entry.field("split").text() == "test" and name.startswith("test"):
+            image = entry.field("image_file").text()
+            yield Record((f"images/{image}", image), entry.place, (entry.field("description").text(),))
 
 
 DOCCI = Task("docci", "DOCCI", "long", 5_000, 1, WHERE, read)

@@ -1,40 +1,53 @@
 """ImageNet-1k's validation images, with open_clip's class names and CLIP's 80 templates.
 
 Class c is the c-th WordNet id in alphabetical order. Two layouts: folders named by WordNet id (what torchvision and
-valprep.sh make of the archive), or Kaggle's, a flat folder with LOC_val_solution.csv and LOC_synset_mapping.txt.
+valprep.sh make of the archive), wherever they lie; or Kaggle's, a flat folder with LOC_val_solution.csv and
+LOC_synset_mapping.txt.
 """
 
 import csv
 import re
 from collections.abc import Iterator, Sequence
 
-from lotlip_data.training.eval_tasks.base import Record, Task
-from lotlip_data.training.eval_tasks.files import Folder, TaskDataError
+from lotlip_data.training.eval_tasks.files import Entry, Folder, TaskDataError
+from lotlip_data.training.eval_tasks.task import Record, Task
 
 CLASSES = 1000
 KAGGLE = "ILSVRC/Data/CLS-LOC/val"
 SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
+ARCHIVE, DEVKIT = "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+CHECKSUMS = {ARCHIVE: "md5:29b22e2961454d5413ddabcf34fc5622", DEVKIT: "md5:fa75699e90414af021442c21a62c3abf"}
 WHERE = (
-    "Get ILSVRC2012_img_val.tar (md5 29b22e2961454d5413ddabcf34fc5622) from https://image-net.org/download-images, "
-    "sorted into FOLDER/val/n01440764/*.JPEG and so on, as torchvision.datasets.ImageNet does; or Kaggle's "
+    f"Get {ARCHIVE} ({CHECKSUMS[ARCHIVE]}) and {DEVKIT} ({CHECKSUMS[DEVKIT]}) to FOLDER from "
+    "https://image-net.org/download-images: torchvision.datasets.ImageNet('FOLDER', 'val') sorts them into "
+    "FOLDER/val/n01440764/*.JPEG and so on. Images that lie flat in FOLDER/val are sorted, without the devkit, by "
+    "https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh, run in that folder. Or get "
+    "Kaggle's "
     f"imagenet-object-localization-challenge: FOLDER/{KAGGLE}/*.JPEG, FOLDER/{SOLUTION} and FOLDER/{MAPPING}"
 )
+ROOTS = ("val/", f"{KAGGLE}/", "")
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def read(folder: Folder) -> Iterator[Record]:
-    return _kaggle(folder) if folder.has(SOLUTION) else _folders(folder)
+    if not folder.names():
+        raise folder.broken("", "does not exist, or nothing is in it")
+    ids = {root: sorted(filter(_WORDNET_ID.fullmatch, folder.names(root.rstrip("/")))) for root in ROOTS}
+    sorted_into = next((root for root in ROOTS if ids[root]), None)
+    if sorted_into is None and folder.has(SOLUTION):
+        return _kaggle(folder)
+    root = sorted_into or ""
+    return _folders(folder, root, ids[root])
 
 
-def _folders(folder: Folder) -> Iterator[Record]:
-    root = "val/" if folder.has("val") else ""
-    ids = sorted(name for name in folder.names(root.rstrip("/")) if _WORDNET_ID.fullmatch(name))
+def _folders(folder: Folder, root: str, ids: list[str]) -> Iterator[Record]:
     if len(ids) != CLASSES:
         raise folder.broken(root, f"holds {len(ids)} folders named by WordNet ids, and {CLASSES} are needed")
     for label, wordnet_id in enumerate(ids):
         for name in sorted(folder.names(f"{root}{wordnet_id}")):
             if name.lower().endswith((".jpeg", ".jpg")):
-                yield Record((f"{root}{wordnet_id}/{name}",), label=label)
+                path = f"{root}{wordnet_id}/{name}"
+                yield Record((path,), path, label=label)
 
 
 def _kaggle(folder: Folder) -> Iterator[Record]:
@@ -42,12 +55,13 @@ def _kaggle(folder: Folder) -> Iterator[Record]:
     if len(ids) != CLASSES or len(set(ids)) != CLASSES:
         raise folder.broken(MAPPING, f"names {len(set(ids))} classes, not {CLASSES}")
     labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
-    for row in csv.DictReader(folder.text(SOLUTION).splitlines()):
-        image, boxes = (folder.field(row, SOLUTION, name) for name in ("ImageId", "PredictionString"))
+    for number, row in enumerate(csv.DictReader(folder.text(SOLUTION).splitlines()), 2):
+        entry = Entry(row, f"{SOLUTION}, line {number}", folder)
+        image, boxes = (entry.field(name).text() for name in ("ImageId", "PredictionString"))
         wordnet_id = boxes.split(" ")[0]
         if wordnet_id not in labels:
             raise folder.broken(SOLUTION, f"has {image} of the class {wordnet_id!r}, which {MAPPING} does not name")
-        yield Record((f"{KAGGLE}/{image}.JPEG", f"val/{image}.JPEG"), label=labels[wordnet_id])
+        yield Record((f"{KAGGLE}/{image}.JPEG", f"val/{image}.JPEG"), entry.place, label=labels[wordnet_id])
 
 
 def classes(folder: Folder) -> tuple[Sequence[str], Sequence[str]]:
@@ -61,9 +75,10 @@ def classes(folder: Folder) -> tuple[Sequence[str], Sequence[str]]:
     names: Sequence[str] = IMAGENET_CLASSNAMES
     if folder.has("classnames.txt"):
         names = folder.text("classnames.txt").splitlines()
-        if len(names) != CLASSES:
-            raise folder.broken("classnames.txt", f"has {len(names)} lines, not {CLASSES}")
+        if len(names) != CLASSES or not all(map(str.strip, names)):
+            blank = sum(not name.strip() for name in names)
+            raise folder.broken("classnames.txt", f"has {len(names)} lines, {blank} of them blank, not {CLASSES} names")
     return names, [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
 
 
-IMAGENET = Task("imagenet", "ImageNet", "classification", 50_000, 0, WHERE, read, classes=classes)
+IMAGENET = Task("imagenet", "ImageNet", "classification", 50_000, 0, WHERE, read, classes=classes, checksums=CHECKSUMS)

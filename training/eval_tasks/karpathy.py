@@ -3,8 +3,8 @@
 import functools
 from collections.abc import Iterator
 
-from lotlip_data.training.eval_tasks.base import Record, Task
 from lotlip_data.training.eval_tasks.files import Folder
+from lotlip_data.training.eval_tasks.task import Record, Task
 
 CAPTIONS = 5
 SPLITS = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
@@ -14,14 +14,11 @@ FLICKR = ("dataset_flickr30k.json", ("flickr30k-images", "flickr30k_images", "im
 
 def read(folder: Folder, file: str, images: tuple[str, ...]) -> Iterator[Record]:
     path = folder.first(file, f"caption_datasets/{file}", f"karpathy/{file}")
-    entries = folder.json(path)
-    if not isinstance(entries, dict) or not isinstance(entries.get("images"), list):
-        raise folder.broken(path, "has no list `images`; it is not one of Karpathy's splits")
-    for entry in entries["images"]:
-        if folder.field(entry, path, "split") == "test":
-            name = folder.field(entry, path, "filename")
-            texts = tuple(folder.field(one, path, "raw") for one in entry.get("sentences", ())[:CAPTIONS])
-            yield Record((*(f"{place}/{name}" for place in images), name), texts)
+    for entry in folder.json(path).field("images").items():
+        if entry.field("split").text() == "test":
+            name = entry.field("filename").text()
+            texts = tuple(one.field("raw").text() for one in entry.field("sentences").items()[:CAPTIONS])
+            yield Record((*(f"{place}/{name}" for place in images), name), entry.place, texts)
 
 
 MSCOCO = Task(

@@ -7,13 +7,14 @@ import functools
 import re
 from collections.abc import Iterator
 
-from lotlip_data.training.eval_tasks.base import Record, Task
-from lotlip_data.training.eval_tasks.files import Folder
+from lotlip_data.training.eval_tasks.files import Entry, Folder
+from lotlip_data.training.eval_tasks.task import Record, Task
 
 FILES = ("share-captioner_coco_lcs_sam_1246k_1107.json", "share4v_sam_10k.json")
 WHERE = (
     f"Get https://huggingface.co/datasets/Lin-Chen/ShareGPT4V/resolve/main/{FILES[0]} to FOLDER/{FILES[0]}, and the "
-    "images it names from SA-1B (https://ai.meta.com/datasets/segment-anything-downloads), in "
+    "images it names from SA-1B (https://ai.meta.com/datasets/segment-anything-downloads), of its archives "
+    "sa_000000.tar to sa_000050.tar (https://github.com/ShareGPT4Omni/ShareGPT4V/blob/master/docs/Data.md), in "
     "FOLDER/sam/images/sa_*.jpg or as its archives unpack: FOLDER/sa_000000/images/ or FOLDER/sa_000000/"
 )
 _OF_SA_1B = re.compile(r"(?:.*/)?(sa_\d+\.jpg)")
@@ -23,21 +24,21 @@ def read(folder: Folder, records: int) -> Iterator[Record]:
     path = folder.first(*FILES)
     entries = []
     for entry in folder.json_array(path):
-        if match := _OF_SA_1B.fullmatch(image := folder.field(entry, path, "image")):
+        if match := _OF_SA_1B.fullmatch(image := entry.field("image").text()):
             name = match[1]
-            entries.append((name, (image, f"sam/images/{name}", f"images/{name}", name), _caption(folder, entry, path)))
+            entries.append((name, (image, f"sam/images/{name}", f"images/{name}", name), entry.place, _caption(entry)))
             if len(entries) == records:
                 break
-    unpacked = _unpacked(folder, {name for name, _, _ in entries})
-    for name, places, caption in entries:
-        yield Record((*places, *unpacked.get(name, ())), (caption,))
+    unpacked = _unpacked(folder, {name for name, *_ in entries})
+    for name, places, source, caption in entries:
+        yield Record((*places, *unpacked.get(name, ())), source, (caption,))
 
 
-def _caption(folder: Folder, entry: dict, path: str) -> str:
-    turns = entry.get("conversations")
-    if not isinstance(turns, list) or len(turns) < 2 or not isinstance(turns[1], dict):
-        raise folder.broken(path, "a record has no `conversations` of a question and an answer")
-    return folder.field(turns[1], path, "value")
+def _caption(entry: Entry) -> str:
+    turns = (conversations := entry.field("conversations")).items()
+    if len(turns) < 2:
+        raise entry.folder.broken(conversations.place, "has no question and answer; fetch it again")
+    return turns[1].field("value").text()
 
 
 def _unpacked(folder: Folder, wanted: set[str]) -> dict[str, tuple[str, ...]]:
@@ -50,7 +51,8 @@ def _unpacked(folder: Folder, wanted: set[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _task(name: str, title: str, records: int, row: tuple[float, float]) -> Task:
-    return Task(name, title, "long", records, 1, WHERE, functools.partial(read, records=records), row=row)
+    first = functools.partial(read, records=records)  # as they come: if two have the same image, it is only counted
+    return Task(name, title, "long", records, 1, WHERE, first, row=row, distinct=False)
 
 
 SHAREGPT4V_1K = _task("sharegpt4v-1k", "ShareGPT4V-1k", 1_000, (8.15, 173.24))

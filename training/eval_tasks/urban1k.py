@@ -5,12 +5,13 @@ One file a text; Long-CLIP's code and the authors' take its first line.
 
 from collections.abc import Iterator
 
-from lotlip_data.training.eval_tasks.base import Record, Task
 from lotlip_data.training.eval_tasks.files import Folder
+from lotlip_data.training.eval_tasks.task import Record, Task
 
+CHECKSUMS = {"Urban1k.zip": "sha256:08e42b3fada77abf7f890a087ed6e9f9fbba1dc143f9f09801ed83187ae617b8"}
 WHERE = (
-    "Get https://huggingface.co/datasets/BeichenZhang/Urban1k/resolve/main/Urban1k.zip (sha256 08e42b3fada77abf7f890a08"
-    "7ed6e9f9fbba1dc143f9f09801ed83187ae617b8) and unpack it: "
+    "Get https://huggingface.co/datasets/BeichenZhang/Urban1k/resolve/main/Urban1k.zip "
+    f"({CHECKSUMS['Urban1k.zip']}) and unpack it: "
     "FOLDER/Urban1k/caption/*.txt and FOLDER/Urban1k/image/*.jpg"
 )
 
@@ -21,9 +22,8 @@ def read(folder: Folder) -> Iterator[Record]:
     for name in sorted(folder.names(f"{root}caption")):
         if name.endswith(".txt"):
             path = f"{root}caption/{name}"
-            if not (line := folder.text(path).split("\n")[0].strip()):
-                raise folder.broken(path, "has no text in its first line; fetch it again")
-            yield Record((f"{root}image/{name.removesuffix('.txt')}.jpg",), (line,))
+            line = folder.text(path).split("\n")[0].strip()
+            yield Record((f"{root}image/{name.removesuffix('.txt')}.jpg",), path, (line,))
 
 
-URBAN_1K = Task("urban-1k", "Urban-1k", "long", 1_000, 1, WHERE, read)
+URBAN_1K = Task("urban-1k", "Urban-1k", "long", 1_000, 1, WHERE, read, checksums=CHECKSUMS)
