@@ -37,19 +37,20 @@ class Attempt:
         self._target = self._run.caption_shard(self._name, shard)
         attempt = uuid.uuid4().hex[:8]
         self._trail = Trail(self._folder, attempt)
-        self._started = time.time()
+        self._started, self._spent_before = time.time(), 0.0
         # A kill costs the part that is being written, the slack that comes in meanwhile, and a window that waits then:
         # part_size together, unless the window alone is more.
         size = max(1, captioning.part_size // 4)
         slack = max(1, captioning.part_size - size - captioning.window.size)
-        self._parts = Parts(self._folder, attempt, size, slack, self._trail.settle)
+        self.share = captioning.meter.join()
+        self._parts = Parts(self._folder, attempt, size, slack, self._trail.settle, self._spent)
         self._running: set[asyncio.Task[None]] = set()
         self.task = asyncio.create_task(self.caption())
 
     async def caption(self) -> UnitResult:
         if await asyncio.to_thread(storage.exists, self._target):  # by another driver, or before an answer was lost
             return await self._finish(won=False)
-        saved, begun = await asyncio.to_thread(read_parts, self._folder)
+        saved, begun, self._spent_before = await asyncio.to_thread(read_parts, self._folder)
         self._started = min(self._started, begun)
         settled = {row["uid"] for row in saved}
         suspected = await asyncio.to_thread(suspicion, self._folder, settled)
@@ -148,5 +149,10 @@ class Attempt:
         return await self._finish(await asyncio.to_thread(storage.create, self._target, data))
 
     async def _finish(self, won: bool) -> UnitResult:
-        committed = await asyncio.to_thread(finish, self._run, self._name, self.shard, int(self._started))
+        spent = self._spent_before + self._spent()
+        committed = await asyncio.to_thread(finish, self._run, self._name, self.shard, int(self._started), spent)
         return UnitResult(self.shard, committed.rows, len(self._parts.rows), committed.failed, won)
+
+    def _spent(self) -> float:
+        """Seconds of the actor so far."""
+        return self._all.meter.spent(self.share)

@@ -23,10 +23,11 @@ class UnitResult:
     won: bool
 
 
-def finish(run: Run, captioner: str, shard: int, started: int | None = None) -> ledger.Tally:
+def finish(run: Run, captioner: str, shard: int, started: int | None = None, spent: float = 0.0) -> ledger.Tally:
     """After the commit of a shard's captions, whoever made it. Doing it again is harmless.
 
-    started: of the work, in Unix time; None where it is not known. Returns what the shard holds.
+    started: of the work, in Unix time; None where it is not known. spent: seconds of an actor, 0 where none worked or
+    nobody knows. Returns what the shard holds.
     """
     with storage.open_read(run.caption_shard(captioner, shard)) as stream:
         table = pq.read_table(stream)
@@ -37,7 +38,8 @@ def finish(run: Run, captioner: str, shard: int, started: int | None = None) -> 
         name = f"{shard_name(shard)}.parquet"
         storage.replace(run.quarantine("captions", captioner, name), listing.getvalue().to_pybytes())
     times = (0, 0) if started is None else (started, round(time.time()))
-    counted = ledger.Tally(table.num_rows, rejected.num_rows, pc.sum(table["tokens"]).as_py() or 0, *times)
+    tokens = pc.sum(table["tokens"]).as_py() or 0
+    counted = ledger.Tally(table.num_rows, rejected.num_rows, tokens, *times, round(1000 * spent))
     ledger.record(run.caption_ledger(captioner), shard, counted)
     storage.remove(run.caption_parts(captioner, shard))
     return counted

@@ -25,6 +25,7 @@ from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.attempt import Attempt
 from lotlip_data.pipeline.caption_commit import UnitResult
 from lotlip_data.pipeline.fetched import FetchedImage
+from lotlip_data.pipeline.meter import Meter
 from lotlip_data.pipeline.parts import Row
 from lotlip_data.pipeline.window import Window
 
@@ -62,6 +63,7 @@ class Captioning:
     def __post_init__(self) -> None:
         self.window = Window(self.concurrency or self.engine.window, self.engine.burst)
         self.turn = asyncio.Lock()
+        self.meter = Meter()
         self._attempts: set[Attempt] = set()
         self._numbers = itertools.count()
         self._asked: dict[int, float] = {}
@@ -88,6 +90,7 @@ class Captioning:
             raise
         finally:
             self._attempts.discard(attempt)
+            self.meter.leave(attempt.share)
 
     async def warm_up(self) -> None:
         """Caption a plain image: after it, a dying engine is some image's doing. Raises EngineDead."""

@@ -21,7 +21,8 @@ class PoolSettings:
 
     min_actors: asked for before any pool gets more. max_actors: None is one for each `num_gpus` that the cluster has,
     and one without GPUs; a larger number makes Ray's autoscaler add nodes.
-    num_gpus, num_cpus: what Ray reserves for an actor; num_gpus None is 1 where the cluster has GPUs, 0 elsewhere.
+    num_gpus, num_cpus: what Ray reserves for an actor; num_gpus None is those that one copy of the model is spread over
+    where the cluster has GPUs, and 0 elsewhere.
     accelerator_type: as Ray names it (`A100`, `H100`, …). resources: custom Ray resources of an actor.
     labels: of the nodes that may hold an actor, such as {ray.io/market-type: spot}.
     concurrency: images in flight in an engine; None is what the engine takes for best.
@@ -97,3 +98,10 @@ def _one(entry: str | Mapping[str, Any], pool: Mapping[str, Any]) -> Chosen:
         return chosen
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
+
+
+def gpus_of_an_actor(config: CaptionerConfig, pool: PoolSettings, there: float) -> float:
+    """That Ray reserves, where the cluster has so many."""
+    if pool.num_gpus is not None:
+        return pool.num_gpus
+    return float(config.tensor_parallel_size) if there and get_kind(config.kind).needs_gpu else 0.0

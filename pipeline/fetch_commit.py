@@ -87,9 +87,8 @@ def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
 
 
 def read_marker(run: Run, shard: int) -> dict[str, Any]:
-    """What is committed of a shard. Raises FileNotFoundError where nothing is."""
-    marker: dict[str, Any] = json.loads(storage.read_bytes(run.image_stats(shard)))
-    return marker
+    """What is committed of a shard. Raises FileNotFoundError where nothing is, UserError where it is damaged."""
+    return ledger.read_image_stats(run, shard)
 
 
 def quarantine(run: Run, shard: int, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:

@@ -9,7 +9,6 @@ none. Rows of the table that no image has are counted by reason and written to q
 """
 
 import pathlib
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -240,7 +239,6 @@ def _by_shard(joined: Buckets, wanted: set[int]) -> Iterator[tuple[int, pa.Table
 
 def _commit(run: Run, configs: list[CaptionerConfig], shard: int, texts: pa.Table, summary: ImportSummary) -> None:
     """One row of `schema.CAPTIONS` for each fetched image of the shard, by each captioner."""
-    started = int(time.time())
     asked = _images(run, shard, ["key", "uid", "sha256", "status"])
     images = asked.filter(pc.equal(asked["status"], SUCCESS)).sort_by("key").to_pylist()
     places = {uid: place for place, uid in enumerate(texts["uid"].to_pylist())}
@@ -251,7 +249,7 @@ def _commit(run: Run, configs: list[CaptionerConfig], shard: int, texts: pa.Tabl
             place = places.get(image["uid"])
             rows.append(_caption(config, image, None if place is None else listed[place] or ""))
         storage.create(run.caption_shard(config.name, shard), parquet(rows, config.id))
-        finish(run, config.name, shard, started)
+        finish(run, config.name, shard)
         found = sum(row["text"] is not None for row in rows)
         summary.captions[config.name] += found
         summary.without[config.name] += len(rows) - found

@@ -4,29 +4,34 @@ A marker says that a shard is done. Beside the markers lies an empty object a sh
 (a `Tally`), and a part under way has its tally in its own name, so that counts and rates cost no request either.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run, shard_name
+from lotlip_data.pipeline import json_object
 
 _IMAGE_MARKER = re.compile(r"(\d{5,})_stats\.json")
 _CAPTION_SHARD = re.compile(r"(\d{5,})\.parquet")
-_TALLY = re.compile(r"rows(\d+)-failed(\d+)-tokens(\d+)-from(\d+)-to(\d+)")
+_TALLY = re.compile(r"rows(\d+)-failed(\d+)-tokens(\d+)-from(\d+)-to(\d+)(?:-spent(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What was done in a stretch of time: `rows`, of them `failed` with a reason. Times are Unix times."""
+    """What was done in a stretch of time: `rows`, of them `failed` with a reason. Times are Unix times.
+
+    spent: milliseconds of one actor, which may have more at hand in that time; 0 where nobody measured it.
+    """
 
     rows: int
     failed: int
     tokens: int
     started: int
     ended: int
+    spent: int = 0
 
     @property
     def seconds(self) -> int:
@@ -36,13 +41,32 @@ class Tally:
     @property
     def name(self) -> str:
         """As a part of an object's name."""
-        return f"rows{self.rows}-failed{self.failed}-tokens{self.tokens}-from{self.started}-to{self.ended}"
+        counts = f"rows{self.rows}-failed{self.failed}-tokens{self.tokens}"
+        return f"{counts}-from{self.started}-to{self.ended}" + (f"-spent{self.spent}" if self.spent else "")
 
     @classmethod
     def named(cls, name: str) -> "Tally | None":
         """The tally in an object's name, where it has one."""
         found = _TALLY.search(name)
-        return cls(*map(int, found.groups())) if found else None
+        return cls(*map(int, found.groups(default="0"))) if found else None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What actors did of which the time is known: images, and seconds of one actor."""
+
+    images: int
+    seconds: float
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Of one actor; None where no time is known."""
+        return self.images / self.seconds if self.seconds else None
+
+
+def effort(tallies: Iterable[Tally]) -> Effort:
+    timed = [tally for tally in tallies if tally.spent]
+    return Effort(sum(tally.rows for tally in timed), sum(tally.spent for tally in timed) / 1000)
 
 
 def fetched_shards(run: Run) -> list[int]:
@@ -58,8 +82,14 @@ def fetched_images(run: Run, shards: Iterable[int]) -> int:
         if tally := counted.get(shard):
             total += tally.rows - tally.failed
         else:  # killed between the marker and its line, which the next download adds
-            total += json.loads(storage.read_bytes(run.image_stats(shard)))["successes"]
+            total += read_image_stats(run, shard)["successes"]
     return total
+
+
+def read_image_stats(run: Run, shard: int) -> dict[str, Any]:
+    """The marker of a fetched shard. Raises FileNotFoundError where there is none, UserError where it is damaged."""
+    remedy = "Remove it; the shard is then fetched again by `lotlip-data download`."
+    return json_object.read(run.image_stats(shard), remedy)
 
 
 def captioned_shards(run: Run, captioner: str) -> list[int]:
@@ -78,9 +108,16 @@ def record(ledger: str, shard: int, tally: Tally) -> None:
 
 
 def recorded(ledger: str) -> dict[int, Tally]:
-    """By shard, what the ledger folder says that it took. A shard whose writer was killed in between is missing."""
-    entries = ((name.partition("-")[0], Tally.named(name)) for name in storage.list_names(ledger))
-    return {int(shard): tally for shard, tally in entries if tally and shard.isdigit()}
+    """By shard, what the ledger folder says that it took. A shard whose writer was killed in between is missing.
+
+    Of several lines of one shard, as two drivers leave them, the one of most work counts.
+    """
+    found: dict[int, Tally] = {}
+    for name in storage.list_names(ledger):
+        shard, tally = name.partition("-")[0], Tally.named(name)
+        if tally and shard.isdigit() and (int(shard) not in found or tally.spent > found[int(shard)].spent):
+            found[int(shard)] = tally
+    return found
 
 
 def note_try(run: Run, shard: int, token: str) -> None:
@@ -102,6 +139,13 @@ def parts_under_way(run: Run, captioner: str) -> dict[int, list[Tally]]:
         if shard.isdigit() and (tally := Tally.named(name)):
             found.setdefault(int(shard), []).append(tally)
     return found
+
+
+def captioned(run: Run, captioner: str) -> list[Tally]:
+    """The tallies of all that is captioned: of committed shards, and of the parts of those under way."""
+    committed = recorded(run.caption_ledger(captioner))
+    parts = parts_under_way(run, captioner)
+    return [*committed.values(), *(part for shard, few in parts.items() if shard not in committed for part in few)]
 
 
 @dataclass(frozen=True)

@@ -26,39 +26,48 @@ def parquet(rows: list[Row], captioner_id: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def read_parts(folder: str) -> tuple[list[Row], float]:
-    """One row for each image, and when the first was begun (infinity without parts), in Unix time.
+def read_parts(folder: str) -> tuple[list[Row], float, float]:
+    """One row for each image, when the first was begun (infinity without parts), in Unix time, and the seconds spent.
 
     Of two attempts' rows for one image, the one in the part that sorts first counts.
     """
     rows: dict[str, Row] = {}
-    begun = float("inf")
+    begun, spent = float("inf"), 0.0
     for name in storage.list_names(folder):
         if not name.endswith(".parquet"):
             continue
         if counted := Tally.named(name):
             begun = min(begun, counted.started)
+            spent += counted.spent / 1000
         with contextlib.suppress(FileNotFoundError), storage.open_read(storage.join(folder, name)) as stream:
             for row in pq.read_table(stream).to_pylist():
                 rows.setdefault(row["uid"], row)
-    return list(rows.values()), begun
+    return list(rows.values()), begun, spent
 
 
 class Parts:
     """One attempt's parts. Rows are written in the background, one part at a time, while captioning goes on.
 
     size: rows of a part. slack: rows that may come in while a part is being written; more have to wait.
-    saved: hears of the uids of each part once it is safe.
+    saved: hears of the uids of each part once it is safe. spent: seconds of the actor so far, of this attempt.
     """
 
-    def __init__(self, folder: str, attempt: str, size: int, slack: int, saved: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self,
+        folder: str,
+        attempt: str,
+        size: int,
+        slack: int,
+        saved: Callable[[list[str]], None],
+        spent: Callable[[], float],
+    ) -> None:
         self.rows: list[Row] = []
         """All of this attempt's rows, saved or not."""
-        self._folder, self._attempt, self._saved = folder, attempt, saved
+        self._folder, self._attempt, self._saved, self._spent = folder, attempt, saved, spent
         self._size, self._slack = size, slack
         self._begun = 0
         self._number = 0
-        self._started = time.time()
+        self._started, self._told = time.time(), 0.0
         self._writing: asyncio.Task[None] | None = None
 
     @property
@@ -95,8 +104,10 @@ class Parts:
         self._begun = len(self.rows)
         failed = sum(row["error"] is not None for row in fresh)
         tokens = sum(row["tokens"] or 0 for row in fresh)
-        counted = Tally(len(fresh), failed, tokens, int(self._started), round(time.time()))
-        self._started = time.time()
+        spent = self._spent()
+        took = round(1000 * (spent - self._told))
+        counted = Tally(len(fresh), failed, tokens, int(self._started), round(time.time()), took)
+        self._started, self._told = time.time(), spent
         name = f"{self._number:05d}-{self._attempt}-{counted.name}.parquet"
         self._number += 1
         await asyncio.to_thread(lambda: storage.create(storage.join(self._folder, name), parquet(fresh)))

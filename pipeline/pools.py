@@ -16,13 +16,12 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from lotlip_data.captioners.base import CaptionerConfig
-from lotlip_data.captioners.registry import get_kind
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.caption_actor import CaptionActor
 from lotlip_data.pipeline.caption_commit import UnitResult
-from lotlip_data.pipeline.choice import PoolSettings
+from lotlip_data.pipeline.choice import PoolSettings, gpus_of_an_actor
 from lotlip_data.pipeline.tasks import brief
 
 MAX_ATTEMPTS = 3
@@ -96,10 +95,7 @@ class Pool:
 
     @property
     def num_gpus(self) -> float:
-        if self.settings.num_gpus is not None:
-            return self.settings.num_gpus
-        wanted = get_kind(self.config.kind).needs_gpu and ray.cluster_resources().get("GPU", 0)
-        return 1.0 if wanted else 0.0
+        return gpus_of_an_actor(self.config, self.settings, ray.cluster_resources().get("GPU", 0))
 
     def size(self) -> int:
         """Actors that the pool asks for: never more than it has units."""

@@ -1,5 +1,7 @@
 """One unit of recaptioning, without Ray and without a model: what is asked of the engine and what is committed."""
 
+import re
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,6 +10,7 @@ import pytest
 from lotlip_data.captioners.base import EngineDead
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline import ledger
 from lotlip_data.pipeline.fetched import ShardUnreadable
 from tests.pipeline.seer import Seer, caption, fetched, rows
 
@@ -86,3 +89,36 @@ def test_a_shard_without_images_is_committed_empty(run: Run) -> None:
     (result,) = caption(run, Seer(), 0)
     assert result.rows == 0
     assert rows(run, 0) == []
+
+
+def _spent(run: Run) -> dict[int, float]:
+    tallies = ledger.recorded(run.caption_ledger("seer"))
+    return {shard: tally.spent / 1000 for shard, tally in tallies.items()}
+
+
+def test_units_at_hand_at_once_share_the_actors_time(run: Run) -> None:
+    """What the ledger says that they took adds up to the actor's time, not to twice that."""
+    for shard in (0, 1):
+        fetched(run, shard, list(range(100 * shard, 100 * shard + 60)))
+    began = time.monotonic()
+    caption(run, Seer(), 0, 1)
+    took = time.monotonic() - began
+    spent = _spent(run)
+    assert all(0 < one < took for one in spent.values()) and sum(spent.values()) <= took
+
+
+def test_the_time_of_a_unit_that_was_killed_is_not_that_of_the_night_between(run: Run) -> None:
+    fetched(run, 0, list(range(100)))
+    with pytest.raises(EngineDead):
+        caption(run, Seer(die_at=63), 0, part_size=10)
+    before = ledger.effort(ledger.captioned(run, "seer"))
+    assert before.images >= 43 and before.seconds > 0
+    for name in storage.list_names(run.caption_parts("seer", 0), ".parquet"):  # as if begun a day ago
+        part = Path(run.caption_parts("seer", 0), name)
+        part.rename(part.with_name(re.sub(r"from\d+", f"from{int(time.time()) - 86_400}", name)))
+    began = time.monotonic()
+    caption(run, Seer(), 0, part_size=10)
+    took = time.monotonic() - began
+    (tally,) = ledger.recorded(run.caption_ledger("seer")).values()
+    assert tally.ended - tally.started >= 86_400
+    assert before.seconds - 0.01 <= _spent(run)[0] <= before.seconds + took + 0.01

@@ -1,0 +1,24 @@
+"""What a captioner's pool asks for."""
+
+import pytest
+
+from lotlip_data.pipeline.choice import choose, gpus_of_an_actor
+
+
+@pytest.mark.parametrize(
+    ("entry", "there", "gpus"),
+    [
+        ({"preset": "llava"}, 8, 1.0),
+        ({"preset": "llava"}, 0, 0.0),
+        ({"preset": "llava", "tensor_parallel_size": 2}, 8, 2.0),
+        ({"preset": "llava", "tensor_parallel_size": 2, "pool": {"num_gpus": 4}}, 8, 4.0),
+        ({"preset": "llava", "pool": {"num_gpus": 0.5}}, 8, 0.5),
+        ({"name": "e", "kind": "openai", "model": "m"}, 8, 0.0),
+    ],
+)
+def test_an_actor_reserves_the_gpus_that_a_copy_of_its_model_is_spread_over(
+    entry: dict, there: float, gpus: float
+) -> None:
+    """One GPU for an engine on two would leave the second one to another actor."""
+    (one,) = choose([entry])
+    assert gpus_of_an_actor(one.config, one.pool, there) == gpus
