@@ -10,14 +10,27 @@ set `max_num_seqs` by it.
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from lotlip_data.captioners.base import CaptionerConfig
+from huggingface_hub.errors import StrictDataclassError
+
+from lotlip_data.captioners.base import CaptionerConfig, Resources
+from lotlip_data.captioners.registry import get_default, get_kind
+from lotlip_data.manifests.errors import UserError
 
 GIB = 2**30
 WORKING_GIB = 6.0
 """Activations, CUDA graphs, two CUDA contexts (the actor's and the engine's), slack of the allocator."""
 CAPTION_TOKENS = 140
 """Of a typical caption: the paper's long texts average 136."""
+
+
+UNUSABLE = (
+    *(StrictDataclassError, ValueError, TypeError, AttributeError),
+    *(LookupError, ArithmeticError, AssertionError, RuntimeError),
+)
+"""What transformers raises of a config.json that it can make no model of."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,7 @@ class Sizes:
         """A key and a value for each layer and head; Vicuna-7B shares none of them between heads."""
         return 2 * 2 * self.layers * self.kv_heads * self.head_size
 
-    def tokens(self, caption: int = CAPTION_TOKENS) -> int:
+    def tokens(self, caption: float = CAPTION_TOKENS) -> float:
         """In the cache at the end of a caption of so many tokens."""
         return self.image_tokens + self.prompt_tokens + caption
 
@@ -59,47 +72,96 @@ MODELS = {"llava": LLAVA, "sharegpt4v": LLAVA, "instructblip": INSTRUCTBLIP}
 def sizes_of(config: CaptionerConfig) -> Sizes | None:
     """The sizes of a captioner's model: those in MODELS of a published one, else by its own config.json.
 
-    None where that is out of reach, or there is none, as behind an endpoint.
+    None where that is out of reach, and for kinds of which nothing is known, such as an endpoint. Raises UserError,
+    naming the field, for a config.json of another kind or one that no model can be made of.
     """
-    import torch
-    import transformers
-    from transformers import AutoConfig
+    if config.kind not in MODELS:
+        return None
+    if config.model == get_default(config.kind).model:
+        return MODELS[config.kind]
+    layout = _layout(config)
+    if layout is None:
+        return None
+    try:
+        return _sizes(get_kind(config.kind).model_class, layout)
+    except UNUSABLE as error:
+        found = " ".join(str(error).split()) if isinstance(error, UserError | StrictDataclassError) else repr(error)
+        raise UserError(f"captioner {config.name!r}: config.json of {config.model}: {found}") from None
 
-    from lotlip_data.captioners.registry import get_default, get_kind
+
+def _layout(config: CaptionerConfig) -> dict[str, Any] | None:
+    """What config.json holds; None where the hub is out of reach."""
+    from transformers import PretrainedConfig
+
     from lotlip_data.manifests.checkpoints import resolve
 
-    kind = get_kind(config.kind)
-    if not getattr(kind, "model_class", None):
-        return None
-    if config.kind in MODELS and config.model == get_default(config.kind).model:
-        return MODELS[config.kind]
+    options = {"revision": config.revision}
     try:
-        found = AutoConfig.from_pretrained(resolve(config.model), revision=config.revision)
-    except (OSError, ValueError):
-        return None
+        source = resolve(config.model)
+        get_kind(config.kind).check(source, options)
+        return PretrainedConfig.get_config_dict(source, **options)[0]
+    except OSError as error:
+        if not Path(source).is_dir():
+            return None
+        raise UserError(f"captioner {config.name!r}: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"captioner {config.name!r}: {error}") from None
+
+
+def _sizes(model_class: str, layout: dict[str, Any]) -> Sizes:
+    """Of what config.json says. Raises UserError naming a field, or whatever transformers raises of it."""
+    import torch
+    import transformers
+
+    build = getattr(transformers, model_class)
+    if (kind := layout.get("model_type")) != (wanted := build.config_class.model_type):
+        raise UserError(f"model_type={kind!r}: captioners of this kind need {wanted!r}")
+    for part in ("text_config", "vision_config"):
+        if not isinstance(layout.get(part), dict):
+            raise UserError(f"{part}={layout.get(part)!r}: must hold the settings of that half of the model")
+    found = build.config_class.from_dict(layout)
+
+    def number(part: str, name: str) -> int:
+        value = getattr(getattr(found, part), name, None)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{part}.{name}={value!r}: must be a whole number above 0")
+        return value
+
+    heads, layers = number("text_config", "num_attention_heads"), number("text_config", "num_hidden_layers")
+    width, pixels = number("text_config", "hidden_size"), number("vision_config", "image_size")
+    patches = (pixels // number("vision_config", "patch_size")) ** 2
     with torch.device("meta"):
-        model = getattr(transformers, kind.model_class)(found)
-    language, vision = found.get_text_config(), found.vision_config
-    heads = language.num_attention_heads
-    queries = getattr(found, "num_query_tokens", None)
+        model = build(found)
     return Sizes(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layers=language.num_hidden_layers,
-        kv_heads=getattr(language, "num_key_value_heads", None) or heads,
-        head_size=getattr(language, "head_dim", None) or language.hidden_size // heads,
-        image_tokens=queries or (vision.image_size // vision.patch_size) ** 2,
+        layers=layers,
+        kv_heads=getattr(found.text_config, "num_key_value_heads", None) or heads,
+        head_size=getattr(found.text_config, "head_dim", None) or width // heads,
+        image_tokens=getattr(found, "num_query_tokens", None) or patches,
     )
 
 
-def cache_tokens(model: Sizes, gpu_gib: float, utilization: float) -> int:
-    """Tokens that fit into what is left of the GPU's used share after the weights and the working memory."""
-    left = utilization * gpu_gib - model.weights_gib - WORKING_GIB
+def cache_tokens(
+    model: Sizes, gpu_gib: float, utilization: float, gpus: int = 1, cache_gib: float | None = None
+) -> int:
+    """Tokens that fit into what is left of the used share of the GPUs after the weights and each one's working memory.
+
+    gpus: that one copy of the model is spread over. cache_gib: of each GPU, where the cache's size is given.
+    """
+    left = gpus * (utilization * gpu_gib - WORKING_GIB) - model.weights_gib if cache_gib is None else gpus * cache_gib
     return max(0, int(left * GIB / model.kv_bytes_a_token))
 
 
-def sequences(model: Sizes, gpu_gib: float, utilization: float) -> int:
+def sequences(
+    model: Sizes,
+    gpu_gib: float,
+    utilization: float,
+    gpus: int = 1,
+    cache_gib: float | None = None,
+    caption: float = CAPTION_TOKENS,
+) -> int:
     """Captions at a time: all of them fit even if all are at their end. A multiple of 16."""
-    return cache_tokens(model, gpu_gib, utilization) // model.tokens() // 16 * 16
+    return int(cache_tokens(model, gpu_gib, utilization, gpus, cache_gib) / model.tokens(caption)) // 16 * 16
 
 
 def table(gpu_gib: float, utilization: float) -> str:
@@ -116,6 +178,8 @@ def table(gpu_gib: float, utilization: float) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Captions at a time, by a GPU's memory.")
     parser.add_argument("--gpu-gib", type=float, default=79.1, help="memory of one GPU, as torch reports it")
-    parser.add_argument("--utilization", type=float, default=0.9, help="gpu_memory_utilization")
+    parser.add_argument(
+        "--utilization", type=float, default=Resources().gpu_memory_utilization, help="gpu_memory_utilization"
+    )
     given = parser.parse_args()
     print(table(given.gpu_gib, given.utilization))

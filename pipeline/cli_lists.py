@@ -6,6 +6,7 @@ import typer
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.cli_command import FAILED, Json, ManifestFile, RunFolder, command
+from lotlip_data.pipeline.hardware import Hardware
 
 
 def register(app: typer.Typer) -> None:
@@ -34,17 +35,20 @@ def plan(
         str | None, typer.Argument(metavar="[RUN]", help="A run of it: what is done counts, and its speeds are taken.")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of each source to look at, about.")] = 20_000,
-    gpus: Annotated[int, typer.Option(min=1, help="Of the cluster.")] = 8,
-    gpu_gib: Annotated[float, typer.Option(min=1, help="Memory of a GPU, as torch reports it.")] = 79.1,
+    gpus: Annotated[int, typer.Option(help="Of the cluster.")] = Hardware.gpus,
+    gpu_gib: Annotated[float, typer.Option(help="Memory of a GPU, as torch reports it.")] = Hardware.gpu_gib,
     tflops: Annotated[
-        float, typer.Option(min=0.001, help="Peak of a GPU in 16 bit; for speeds that are reckoned.")
-    ] = 312,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU for an hour.")] = None,
+        float, typer.Option(help="Peak of a GPU in 16 bit; for speeds that are reckoned.")
+    ] = Hardware.tflops,
+    mfu: Annotated[
+        float, typer.Option(help="Share of that peak that is reached (model FLOPs utilisation).")
+    ] = Hardware.mfu,
+    price: Annotated[float | None, typer.Option(help="Of a GPU for an hour.")] = Hardware.price,
     speed: Annotated[
         list[str] | None, typer.Option(metavar="NAME=IMAGES", help="Images a second of an actor; again for another.")
     ] = None,
     time: Annotated[
-        int, typer.Option(min=0, help="Caption so many images here with each captioner, to measure it.")
+        int, typer.Option(min=0, help="Caption so many images here with each captioner that has no --speed.")
     ] = 0,
     json: Json = False,
 ) -> None:
@@ -54,41 +58,44 @@ def plan(
     """
     with command("plan", json) as console:
         from lotlip_data.manifests.layout import Run
-        from lotlip_data.manifests.manifest import load
+        from lotlip_data.manifests.manifest import held_for, load
         from lotlip_data.pipeline import plan_cost, plan_lists
         from lotlip_data.pipeline.choice import choose
+        from lotlip_data.pipeline.plan_time import Speed, timed
 
-        asked = load(manifest)
+        hardware = Hardware(gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, mfu=mfu, price=price)
+        asked, at = load(manifest), Run.at(run) if run else None
+        if at:
+            held_for(asked, at)
+        chosen = choose(asked.captioners)
+        given = _speeds(speed or [], [one.config.name for one in chosen])
         found = plan_lists.plan_lists(asked, rows)
         for line in plan_lists.as_lines(found):
             console.say(line)
-        chosen = choose(asked.captioners)
-        speeds = {
-            name: (value, "as given") for name, value in _speeds(speed or [], [one.config.name for one in chosen])
-        }
+        speeds = {name: Speed(value, "as given") for name, value in given.items()}
         for one in chosen if time else []:
-            measured = plan_cost.timed(one, time)
-            speeds.setdefault(one.config.name, (measured, f"measured here, with {time} images"))
-        hardware = plan_cost.Hardware(gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, price=price)
-        cost = plan_cost.plan_cost(found.images or 0, chosen, hardware, speeds, Run.at(run) if run else None)
-        for line in plan_cost.as_lines(cost) if found.images or run else []:
+            if one.config.name not in speeds:
+                speeds[one.config.name] = timed(one, time)
+        cost = plan_cost.plan_cost(found.images or 0, chosen, hardware, speeds, at) if found.images or at else None
+        for line in plan_cost.as_lines(cost) if cost else []:
             console.say(line)
-        console.result(found.figures() | {"captioning": cost.figures()})
+        console.result(found.figures() | {"captioning": cost.figures() if cost else None})
         if found.problems:
             raise typer.Exit(FAILED)
 
 
-def _speeds(given: list[str], names: list[str]) -> list[tuple[str, float]]:
-    found = []
+def _speeds(given: list[str], names: list[str]) -> dict[str, float]:
+    found = {}
     for one in given:
         name, _, value = one.partition("=")
         try:
             speed = float(value)
         except ValueError:
             speed = 0.0
-        if name not in names or not speed > 0:
-            raise UserError(f"--speed {one}: give NAME=IMAGES, images a second of one of {', '.join(names)}")
-        found.append((name, speed))
+        if name not in names or not 1e-6 <= speed <= 1e6:
+            known = ", ".join(names)
+            raise UserError(f"--speed {one}: give NAME=IMAGES, 0.000001 to 1,000,000 images a second of one of {known}")
+        found[name] = speed
     return found
 
 

@@ -25,7 +25,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import SHARD_DIGITS, Run
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.schema import LISTS
-from lotlip_data.pipeline import list_files, lists, spill
+from lotlip_data.pipeline import json_object, list_files, lists, spill
 from lotlip_data.pipeline.draw import Draw, hashes
 from lotlip_data.pipeline.merge import merge
 from lotlip_data.pipeline.scratch import scratch_folder
@@ -84,12 +84,17 @@ class Plan:
 
 
 def load_plan(run: Run) -> Plan | None:
-    """The run's plan, None where it has not been partitioned yet."""
+    """The run's plan, None where it has not been partitioned yet. Raises UserError where it is damaged."""
+    remedy = f"Remove it; `lotlip-data download MANIFEST {run.url}` makes it again from the same lists."
     try:
-        content = json.loads(storage.read_bytes(run.plan))
+        content = json_object.read(run.plan, remedy)
     except FileNotFoundError:
         return None
-    return Plan(**{one.name: content[one.name] for one in fields(Plan) if one.name in content})
+    known = {one.name: content[one.name] for one in fields(Plan) if one.name in content}
+    try:
+        return Plan(**known)
+    except TypeError as error:  # a field is missing
+        raise UserError(f"{run.plan}: not a plan ({error}). {remedy}") from None
 
 
 def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lambda line: None) -> Plan:

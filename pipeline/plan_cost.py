@@ -1,39 +1,29 @@
 """What captioning will take: tokens, GPU-hours, money and days; every number with what it follows from.
 
-GPU-hours = images / (images a second of an actor) / 3600 × GPUs of an actor
-days      = GPU-hours of all captioners / GPUs of the cluster / 24
-reckoned images a second = GPUs × TFLOP/s × share / (2 × parameters × (image + prompt + caption tokens))
+hours of actors = images left / (images a second of an actor) / 3600
+GPU-hours       = hours of actors × GPUs of an actor
+days            = the longer of: GPU-hours of all captioners / GPUs of the cluster, and hours of a captioner's actors /
+                  as many actors as it may have at a time; / 24
+reckoned images a second = GPUs × TFLOP/s × MFU / (2 × parameters × (image + prompt + caption tokens))
 """
 
-import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from PIL import Image
-
-from lotlip_data.captioners.sizing import CAPTION_TOKENS, Sizes, sequences, sizes_of
+from lotlip_data.captioners.sizing import CAPTION_TOKENS, Sizes, sizes_of
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import ledger
-from lotlip_data.pipeline.choice import Chosen
+from lotlip_data.pipeline.choice import Chosen, gpus_of_an_actor
+from lotlip_data.pipeline.hardware import Hardware
+from lotlip_data.pipeline.plan_images import images_of
+from lotlip_data.pipeline.plan_memory import captions_at_a_time
+from lotlip_data.pipeline.plan_time import Speed
 from lotlip_data.pipeline.status import status
 
 CAPTION_BYTES = 500
 """Of a caption in its Parquet shard, about: 136 tokens are some 650 letters, which compress."""
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What is assumed of the cluster. `tflops` and `share` serve where no speed was measured or given."""
-
-    gpus: int = 8
-    gpu_gib: float = 79.1
-    tflops: float = 312.0
-    share: float = 0.3
-    """Of the GPU's peak that an engine reaches: an assumption, of the order of what is reported for 7B models."""
-    price: float | None = None
-    """Of one GPU for an hour."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +41,16 @@ class CaptionerCost:
     """What that follows from."""
     gpus: float
     """Of an actor."""
+    actors: int
+    """That work at a time, at most."""
+    actor_hours: float | None
     gpu_hours: float | None
     money: float | None
+    """Of its GPUs; None where it has none."""
     sequences: int | None
-    """Captions that fit in a GPU's memory at a time."""
+    """Captions that fit at a time in the GPU memory of an actor; None where no vLLM of ours has any."""
     caption_bytes: int
+    assumes: list[str]
 
 
 @dataclass(frozen=True)
@@ -65,8 +60,10 @@ class CostPlan:
     captioners: list[CaptionerCost]
     gpu_hours: float | None
     money: float | None
+    """Of the GPUs; None where there are none."""
     days: float | None
     assumes: list[str]
+    """Each captioner's own, and what holds of all."""
 
     def figures(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,132 +73,146 @@ def plan_cost(
     images: int,
     chosen: Sequence[Chosen],
     hardware: Hardware,
-    speeds: Mapping[str, tuple[float, str]],
+    speeds: Mapping[str, Speed],
     run: Run | None = None,
 ) -> CostPlan:
     """What is left for `images` images, or for those of `run`, whose ledger tells what is done, how long, how fast.
 
-    speeds: images a second of an actor by captioner, and where they are from; they go before the ledger's.
+    speeds: by captioner; they go before the ledger's. Raises UserError for an actor larger than the cluster.
     """
     found = status(run) if run else None
-    images = found["images"] if found and found["images"] else images
+    images, unfetched = (images_of(run) if run else None) or (images, "")
     costs = [_cost(one, images, hardware, speeds.get(one.config.name), run, found) for one in chosen]
-    hours = [cost.gpu_hours for cost in costs]
-    total = None if None in hours else sum(hour for hour in hours if hour is not None)
-    assumes = [f"captions of {CAPTION_TOKENS} tokens where none are counted yet, of {CAPTION_BYTES} bytes as stored"]
-    if any(cost.speed.startswith("reckoned") for cost in costs):
-        assumes.append(
-            f"reckoned speeds: GPUs of {hardware.tflops:g} TFLOP/s used to {hardware.share:.0%}, 2 FLOP a parameter "
-            "and token; measure yours with --time, or give --speed"
-        )
-    assumes.append("starts of engines and work that is lost to kills are not in the hours")
-    if hardware.price is not None:
-        assumes.append(f"{hardware.price:g} for an hour of a GPU")
-    assumes.append(f"all {hardware.gpus} GPUs busy from the first to the last caption")
+    known = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
+    hours = sum(known) if len(known) == len(costs) else None
+    money = [cost.money for cost in costs if cost.money is not None]
+    assumes = [f"{cost.name}: {line}" for cost in costs for line in cost.assumes]
     return CostPlan(
-        costs,
-        total,
-        None if total is None or hardware.price is None else total * hardware.price,
-        None if total is None else total / hardware.gpus / 24,
-        assumes,
+        captioners=costs,
+        gpu_hours=hours,
+        money=sum(money) if hours is not None and money else None,
+        days=None if hours is None else _days(costs, hours, hardware.gpus),
+        assumes=[*filter(None, [unfetched]), *assumes, *_of_all(costs, hardware)],
     )
 
 
 def _cost(
-    one: Chosen,
-    images: int,
-    hardware: Hardware,
-    given: tuple[float, str] | None,
-    run: Run | None,
-    found: dict[str, Any] | None,
+    one: Chosen, images: int, hardware: Hardware, given: Speed | None, run: Run | None, found: dict[str, Any] | None
 ) -> CaptionerCost:
-    name = one.config.name
+    name, sizes = one.config.name, sizes_of(one.config)
     counts = found["captioners"].get(name) if found else None
     done = counts["done"] if counts else 0
-    per_caption = counts["tokens"] / done if counts and done and counts["tokens"] else CAPTION_TOKENS
-    sizes = sizes_of(one.config)
-    gpus = one.pool.num_gpus if one.pool.num_gpus is not None else float(one.config.tensor_parallel_size)
-    speed, source = given or _speed(name, sizes, hardware, gpus, per_caption, run)
+    counted = counts["tokens"] / done if counts and done else 0
+    caption = counted or CAPTION_TOKENS
+    gpus = 0.0 if given and given.on_cpu else gpus_of_an_actor(one.config, one.pool, hardware.gpus)
+    actors = _actors_of(one, hardware, gpus)
+    speed, source = (given.images_per_s, given.source) if given else _speed(name, sizes, hardware, gpus, caption, run)
     left = max(0, images - done)
-    hours = None if speed is None else left / speed / 3600 * gpus
-    memory = hardware.gpu_gib * one.config.tensor_parallel_size
+    hours = None if speed is None else left / speed / 3600
+    gpu_hours = None if hours is None else hours * gpus
+    memory = captions_at_a_time(one, sizes, gpus, hardware.gpu_gib, caption) if sizes else None
+    before = f", behind {sizes.image_tokens} of the image and {sizes.prompt_tokens} of the prompt" if sizes else ""
+    assumes = [
+        f"captions of {caption:,.4g} tokens ({'as those that are done' if counted else 'assumed'}){before}",
+        f"{actors} {'actor' if actors == 1 else 'actors'} at a time, with {f'{gpus:g}' if gpus else 'no'} GPU each",
+    ]
     return CaptionerCost(
         name=name,
         images=left,
         done=done,
-        tokens=round(left * per_caption),
+        tokens=round(left * caption),
         images_per_s=speed,
         speed=source,
         gpus=gpus,
-        gpu_hours=hours,
-        money=None if hours is None or hardware.price is None else hours * hardware.price,
-        sequences=None if sizes is None else sequences(sizes, memory, 0.9),
+        actors=actors,
+        actor_hours=hours,
+        gpu_hours=gpu_hours,
+        money=gpu_hours * hardware.price if gpu_hours is not None and gpus and hardware.price is not None else None,
+        sequences=memory[0] if memory else None,
         caption_bytes=left * CAPTION_BYTES,
+        assumes=assumes + ([memory[1]] if memory else []),
     )
+
+
+def _actors_of(one: Chosen, hardware: Hardware, gpus: float) -> int:
+    """That work at a time: as many as the pool asks for, and the GPUs are there for."""
+    room = int(hardware.gpus / gpus) if gpus else None
+    if room == 0:
+        raise UserError(f"--gpus {hardware.gpus}: an actor of {one.config.name} takes {gpus:g}; give as many at least")
+    wanted = max(one.pool.min_actors, one.pool.max_actors or room or 1)
+    return min(wanted, room or wanted)
+
+
+def _days(costs: Sequence[CaptionerCost], gpu_hours: float, gpus: int) -> float:
+    """Of which none is shorter: all GPUs at all the work, or one captioner's actors at theirs."""
+    alone = [cost.actor_hours / cost.actors for cost in costs if cost.actor_hours is not None]
+    return max([gpu_hours / gpus if gpus else 0.0, *alone]) / 24
+
+
+def _of_all(costs: Sequence[CaptionerCost], hardware: Hardware) -> list[str]:
+    """What is assumed of all captioners."""
+    lines = [
+        "hours, money and days are of captioning alone: not of download, dataset and training, nor of starts of "
+        "engines and work that is lost to kills",
+        f"{hardware.gpus} GPUs, busy as long as there are actors for them; captioners without a GPU work beside them",
+        f"{CAPTION_BYTES} bytes of a caption as stored",
+    ]
+    if any(cost.speed.startswith("reckoned") for cost in costs):
+        lines.append(
+            f"reckoned speeds: GPUs of {hardware.tflops:g} TFLOP/s used to {hardware.mfu:.3g} of it, 2 FLOP a "
+            "parameter and token; measure yours with --time, or give --speed"
+        )
+    if any(cost.speed.startswith("the run's") for cost in costs):
+        lines.append("the run's speeds: its actors are to be what they were")
+    if hardware.price is not None:
+        lines.append(f"{hardware.price:g} for an hour of a GPU; other machines, and what an endpoint asks, not priced")
+    return lines
 
 
 def _speed(
     name: str, sizes: Sizes | None, hardware: Hardware, gpus: float, caption: float, run: Run | None
 ) -> tuple[float | None, str]:
     """Images a second of an actor: the ledger's, else reckoned from the model's size."""
-    tallies = list(ledger.recorded(run.caption_ledger(name)).values()) if run else []
-    if tallies:
-        seconds = sum(tally.seconds for tally in tallies)
-        return sum(tally.rows for tally in tallies) / seconds, f"the run's {len(tallies)} committed shards"
-    if sizes is None:
-        return None, "unknown: nothing is known of the model; give --speed"
-    return reckoned(sizes, gpus or 1, hardware, caption), "reckoned from the model's size"
+    done = ledger.effort(ledger.recorded(run.caption_ledger(name)).values()) if run else None
+    if done and done.images_per_s:
+        return done.images_per_s, f"the run's, of {done.images:,} images"
+    if sizes is None or not gpus:
+        return None, f"unknown: nothing is known of {'the model' if gpus else 'actors without a GPU'}; give --speed"
+    return reckoned(sizes, gpus, hardware, caption), "reckoned from the model's size"
 
 
 def reckoned(sizes: Sizes, gpus: float, hardware: Hardware, caption: float = CAPTION_TOKENS) -> float:
     """Images a second of an actor by arithmetic alone: two operations a parameter and token."""
-    flops = 2 * sizes.parameters * (sizes.image_tokens + sizes.prompt_tokens + caption)
-    return gpus * hardware.tflops * 1e12 * hardware.share / flops
-
-
-def timed(one: Chosen, count: int) -> float:
-    """Images a second that the captioner writes in this process: `count` scenes of 512 pixels, after a warm-up."""
-    from lotlip_data.captioners.base import load_engine
-    from lotlip_data.world.scenes import render, sample_scene
-
-    images = [render(sample_scene(seed), 512) for seed in range(count)]
-    engine = load_engine(one.config, one.pool.engine)
-
-    async def caption(image: Image.Image) -> None:
-        await engine.caption(await asyncio.to_thread(engine.prepare, image))
-
-    async def captions() -> float:
-        await asyncio.gather(*map(caption, images[:8]))
-        began = time.perf_counter()
-        await asyncio.gather(*map(caption, images))
-        return count / (time.perf_counter() - began)
-
-    try:
-        return asyncio.run(captions())
-    finally:
-        engine.close()
+    return gpus * hardware.tflops * 1e12 * hardware.mfu / (2 * sizes.parameters * sizes.tokens(caption))
 
 
 def as_lines(plan: CostPlan) -> list[str]:
     """The plan for people."""
     lines = []
     for one in plan.captioners:
-        lines.append(
-            f"{one.name:12} {one.images:,} images{f' ({one.done:,} are done)' if one.done else ''}, "
-            f"{one.tokens:,} tokens, {one.caption_bytes / 1e9:,.1f} GB of captions"
-        )
-        if one.images_per_s is not None and one.gpu_hours is not None:
-            hours = f"{one.gpu_hours:,.1f} GPU-hours" if one.gpus else "no GPU"
-            lines.append(
-                f"             {one.images_per_s:,.2f} images/s an actor ({one.speed}): {hours}{_money(one.money)}"
-            )
-        else:
+        done = f" ({one.done:,} are done)" if one.done else ""
+        stored = f"{one.caption_bytes / 1e9:,.1f} GB of captions"
+        lines.append(f"{one.name:12} {one.images:,} images{done}, {one.tokens:,} tokens, {stored}")
+        if one.images_per_s is None or one.actor_hours is None or one.gpu_hours is None:
             lines.append(f"             speed {one.speed}")
+        else:
+            hours = (
+                f"{_amount(one.gpu_hours)} GPU-hours" if one.gpus else f"{_amount(one.actor_hours)} hours without a GPU"
+            )
+            rate = f"{one.images_per_s:,.0f}" if one.images_per_s >= 100 else f"{one.images_per_s:.3g}"
+            pace = f"{rate} images/s an actor ({one.speed})"
+            lines.append(f"             {pace}: {hours}{_money(one.money)}")
         if one.sequences is not None:
-            lines.append(f"             {one.sequences:,} captions at a time fit in a GPU's memory")
-    if plan.gpu_hours is not None and plan.days is not None:
-        lines.append(f"captioning   {plan.gpu_hours:,.1f} GPU-hours{_money(plan.money)}, {plan.days:,.2f} days")
+            lines.append(f"             {one.sequences:,} captions at a time fit in the GPU memory of an actor")
+    if plan.gpu_hours is None or plan.days is None:
+        lines.append("captioning   hours and days unknown, as a speed is")
+    else:
+        lines.append(f"captioning   {_amount(plan.gpu_hours)} GPU-hours{_money(plan.money)}, {_amount(plan.days)} days")
     return lines + [f"if           {assumption}" for assumption in plan.assumes]
+
+
+def _amount(number: float) -> str:
+    return "less than 0.01" if 0 < number < 0.01 else f"{number:,.2f}"
 
 
 def _money(amount: float | None) -> str:

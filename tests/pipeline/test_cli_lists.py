@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.pipeline import fake_run
+
 COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli"]
 
 
@@ -34,6 +36,15 @@ def test_a_plan_ends_with_0_or_with_1_where_the_manifest_cannot_be_run(tmp_path:
     answer = call("plan", str(tmp_path / "m.yaml"))
     assert answer.returncode == 1
     assert "problem      " in answer.stdout and "has no column 'alt'; its columns are 'url', 'caption'" in answer.stdout
+
+
+def test_a_plan_of_a_run_is_of_one_that_is_there_and_goes_on_with_the_manifest(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://a.example/1,x\n")
+    (tmp_path / "m.yaml").write_text("name: m\nsources: [{name: a, files: list.csv}]\ncaptioners: [tiny-llava]\n")
+    other = fake_run.make(tmp_path / "other", shards=1, images=2, writers=[]).run
+    for run, told in ((str(tmp_path / "nothing"), "no run here"), (other.url, "with another manifest (they differ in")):
+        answer = call("plan", str(tmp_path / "m.yaml"), run)
+        assert answer.returncode == 2 and told in answer.stdout, answer.stdout
 
 
 def test_an_import_into_no_run_is_asked_wrongly(tmp_path: Path) -> None:
