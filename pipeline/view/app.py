@@ -3,7 +3,7 @@
 /                            samples, a page at a time, by words and filters
 /sample/FILE/ROW             one sample, and where models see a text in its image
 /image/FILE/ROW  /map/MODEL/FILE/ROW
-/search                      the images that suit a text best, by each model;  POST /features: compute what it needs
+/search  /search/progress    the images that suit a text best, by each model;  POST /features: compute what it needs
 /quarantine                  what could not be used, with the reasons
 /report                      the page that `lotlip-data report` wrote
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -33,10 +33,10 @@ from lotlip_data.pipeline.view.query import Query
 from lotlip_data.pipeline.view.samples import File, Samples, open_samples
 from lotlip_data.pipeline.view.scan import START, Filter, Page, Place, page_at
 from lotlip_data.pipeline.view.tars import NoImage, Tars
-from lotlip_data.pipeline.view.texts import visible
+from lotlip_data.pipeline.visible import finalize
 
 if TYPE_CHECKING:
-    from lotlip_data.pipeline.view.models import Models
+    from lotlip_data.pipeline.view.models import Looked, Models, Ranking
 
 PAGES = Path(__file__).parents[1] / "pages"
 SIZE = 24
@@ -55,10 +55,14 @@ class View:
         self._tars = Tars()
         self._opened = functools.lru_cache(1)(lambda stamp: open_samples(run))
         self._pages = Environment(
-            loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, finalize=_visible
+            loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, finalize=finalize
         )
         self._pages.filters |= {"number": "{:,}".format, "query": urlencode}
         self._pages.globals |= {"run": run.url, "searches": models is not None}
+
+    @property
+    def _sharded(self) -> bool:
+        return storage.exists(self._run.dataset)
 
     @property
     def _samples(self) -> Samples:
@@ -66,10 +70,12 @@ class View:
         return self._opened(storage.stamps_below(self._run.dataset).get(""))
 
     def grid(self, request: Request) -> Response:
-        """Samples that a query wants."""
+        """Samples that a query wants; the quarantine, where there is no dataset yet."""
+        if not self._sharded:
+            return RedirectResponse("/quarantine")
         samples = self._samples
         query = Query.of(request.query_params, samples)
-        page = _page(samples.parquets, query.filter(samples), request, SIZE, self._seconds)
+        page = _page(samples.parquets, query.filter(samples), request, SIZE, self._seconds, samples.columns)
         cards = [card_of(place, row, samples.captioners) for place, row in page.rows]
         images = request.query_params.get("show") == "images"
         show = {"show": "images"} if images else {}
@@ -106,26 +112,21 @@ class View:
 
     def search(self, request: Request) -> Response:
         """The images that suit a text best, by each model."""
-        samples, models = self._samples, self._models
-        if models is None:
-            raise UserError("Searching needs a model: start `lotlip-data view RUN --checkpoint RUN/train/NAME/model`.")
-        text = request.query_params.get("text", "").strip()
-        features = models.features(self._run, samples)
-        found = []
-        for model, one in zip(models.all, features, strict=True):
-            ranking = model.rank(text, one, self._seconds / len(models.all)) if text else None
-            hits = [(score, self._card(place)) for score, place in ranking.best] if ranking else []
-            found.append((model, ranking, hits))
-        distinct = _distinct(features)
-        unfinished = any(one.computing for one in distinct)
-        unfinished |= any(ranking is not None and ranking.searched < ranking.ready for _, ranking, _ in found)
-        return self._html("search", text=text, found=found, features=distinct, unfinished=unfinished)
+        samples, looked = self._samples, self._looked(request)
+        hits = [self._hits(samples, ranking) if ranking else ([], []) for _, ranking in looked.rankings]
+        return self._html("search", looked=looked, hits=hits)
+
+    def progress(self, request: Request) -> Response:
+        """How far the search has come: a frame in its page, which alone asks again, so that nothing typed is lost."""
+        answer = self._html("progress", looked=self._looked(request))
+        answer.headers["content-security-policy"] = guard.FRAMED_POLICY
+        return answer
 
     def compute(self, request: Request) -> Response:
         """Begin to compute the features that are missing."""
         if self._models is None:
             raise HTTPException(404)
-        for one in _distinct(self._models.features(self._run, self._samples)):
+        for one in dict.fromkeys(self._models.features(self._run, self._samples)):  # models may share them
             one.compute()
         return RedirectResponse("/search?" + urlencode(dict(request.query_params)), 303)
 
@@ -141,7 +142,14 @@ class View:
         columns = [name for name in quarantine.SHOWN if any(name in row for row in rows)]
         kept = {"kind": kind.name if kind else "", "reason": words}
         return self._html(
-            "quarantine", kinds=kinds, kind=kind, page=page, rows=rows, columns=columns, words=words, kept=kept
+            "quarantine",
+            kinds=kinds,
+            kind=kind,
+            page=page,
+            rows=rows,
+            columns=columns,
+            kept=kept,
+            sharded=self._sharded,
         )
 
     def report(self, request: Request) -> Response:
@@ -174,16 +182,30 @@ class View:
 
     def _row(self, request: Request) -> tuple[File, Place, dict[str, Any]]:
         file, place = self._place(request)
-        return file, place, self._row_at(place)
+        return file, place, self._row_at(self._samples, place)
 
-    def _row_at(self, place: Place) -> dict[str, Any]:
-        page = page_at(self._samples.parquets[: place.file + 1], Filter(), place, 1, self._seconds)
+    def _row_at(self, samples: Samples, place: Place) -> dict[str, Any]:
+        files = samples.parquets[: place.file + 1]
+        page = page_at(files, Filter(), place, 1, self._seconds, columns=samples.columns)
         if page.damaged or not page.rows:
-            raise UserError(page.damaged[0] if page.damaged else "There is no such row.")
+            raise DatasetError(page.damaged[0] if page.damaged else f"{files[-1]}: has no row {place.row}")
         return page.rows[0][1]
 
-    def _card(self, place: Place) -> Card:
-        return card_of(place, self._row_at(place), self._samples.captioners)
+    def _hits(self, samples: Samples, ranking: "Ranking") -> tuple[list[tuple[float, Card]], list[str]]:
+        """Those of the best whose rows can be read, with their scores, and what is damaged, each line once."""
+        hits, damaged = [], dict.fromkeys(ranking.damaged)
+        for score, place in ranking.best:
+            try:
+                hits.append((score, card_of(place, self._row_at(samples, place), samples.captioners)))
+            except DatasetError as error:
+                damaged[str(error)] = None
+        return hits, list(damaged)
+
+    def _looked(self, request: Request) -> "Looked":
+        """Go on with the search that a URL asks for, for the time of a page."""
+        if self._models is None:
+            raise UserError("Searching needs a model: start `lotlip-data view RUN --checkpoint RUN/train/NAME/model`.")
+        return self._models.look(self._run, self._samples, request.query_params.get("text", "").strip(), self._seconds)
 
     def _map(self, model: Any, file: File, place: Place, text: str) -> Any:
         from PIL.Image import DecompressionBombError
@@ -194,21 +216,14 @@ class View:
             raise NoImage(f"{file.tar}: image {place.row} cannot be decoded ({error})") from error
 
 
-def _page(files: Any, wanted: Filter, request: Request, size: int, seconds: float) -> Page:
+def _page(
+    files: Any, wanted: Filter, request: Request, size: int, seconds: float, columns: pa.Schema | None = None
+) -> Page:
     """The page that a URL asks for: `at` a place, or the one `before` it."""
     at, before = (Place.parse(request.query_params.get(name, "")) for name in ("at", "before"))
     if before is not None:
-        return page_at(files, wanted, before, size, seconds, backwards=True)
-    return page_at(files, wanted, at or START, size, seconds)
-
-
-def _visible(value: Any) -> Any:
-    """What a template shows: every text with its control characters in words."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _distinct(values: list[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
+        return page_at(files, wanted, before, size, seconds, backwards=True, columns=columns)
+    return page_at(files, wanted, at or START, size, seconds, columns=columns)
 
 
 def create_app(view: View) -> Starlette:
@@ -219,6 +234,7 @@ def create_app(view: View) -> Starlette:
         Route("/image/{file:int}/{row:int}", view.image),
         Route("/map/{model:int}/{file:int}/{row:int}", view.map),
         Route("/search", view.search),
+        Route("/search/progress", view.progress),
         Route("/features", view.compute, methods=["POST"]),
         Route("/quarantine", view.quarantine),
         Route("/report", view.report),

@@ -2,6 +2,8 @@
 
 import threading
 
+from PIL.Image import DecompressionBombError
+
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.view.samples import Samples
 from lotlip_data.training.data import DataError, Dataset, Shard
@@ -19,6 +21,7 @@ class Features:
             run.url, shards, samples.captioners, "punkt" if samples.sub_captions == "punkt" else "authors"
         )
         self._cache = FeatureCache(dataset, tower, transform)
+        self._tars = [file.tar for file in samples.files]
         self._turn = threading.Lock()
         self._thread: threading.Thread | None = None
         self.shard = self._cache.shard
@@ -26,7 +29,7 @@ class Features:
         self.folder = self._cache.folder
         self.shards = self._cache.shards
         self.failed: list[str] = []
-        """Shards that could not be computed, with the reason."""
+        """Shards that could not be computed, with the reason; and why the computing ended before its end."""
 
     def missing(self) -> list[int]:
         """The shards without features. One listing."""
@@ -46,8 +49,14 @@ class Features:
                 self._thread.start()
 
     def _compute(self) -> None:
-        for index in self.missing():
-            try:
-                self._cache.compute(index)
-            except (DataError, OSError) as error:
-                self.failed.append(str(error))
+        try:
+            for index in self.missing():
+                try:
+                    self._cache.compute(index)
+                except DataError as error:  # which names the file
+                    self.failed.append(str(error))
+                except (OSError, DecompressionBombError) as error:
+                    self.failed.append(f"{self._tars[index]}: {error}")
+        except Exception as error:  # a GPU without memory, say: nobody else would learn of it
+            self.failed.append(f"the computing of image features ended: {type(error).__name__}: {error}")
+            raise

@@ -1,8 +1,9 @@
 """What keeps other sites and the texts of the web out of the page.
 
 The server listens on loopback alone. A page of another site can still make a browser ask it, so it answers only to
-loopback's names (which DNS rebinding cannot have), takes what changes something only from its own pages, and tells the
-browser to load and run nothing but what comes from here. No page has a script.
+loopback's names (which DNS rebinding cannot have), takes what changes something only from its own pages, computes
+nothing that another site's page asks for, and tells the browser to load and run nothing but what comes from here. No
+page has a script.
 """
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -10,9 +11,12 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOSTS = ["localhost", "127.0.0.1"]
-POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+_POLICY = (
+    "default-src 'none'; img-src 'self'; style-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; "
 )
+POLICY = _POLICY + "frame-ancestors 'none'"
+FRAMED_POLICY = _POLICY + "frame-ancestors 'self'"
+"""Of what stands in a frame of our own pages."""
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
 """The report has its styles inside."""
 HEADERS = {
@@ -40,10 +44,15 @@ class Guard:
             await send(message)
 
         app = self._app
-        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and not _is_own(Headers(scope=scope)):
-            app = PlainTextResponse("This can be asked for only by a page of this server.", 403)
+        if scope["type"] == "http" and not _is_wanted(scope, Headers(scope=scope)):
+            app = PlainTextResponse("This can be asked for only by a page of this server. Open its address anew.", 403)
         await app(scope, receive, guarded)
 
 
-def _is_own(headers: Headers) -> bool:
-    return headers.get("origin") == f"http://{headers.get('host')}"
+def _is_wanted(scope: Scope, headers: Headers) -> bool:
+    if scope["method"] not in ("GET", "HEAD"):
+        return headers.get("origin") == f"http://{headers.get('host')}"
+    if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):  # typed, or from here; no browser without it
+        return True
+    # A link from elsewhere may be followed to a page, but brings no question: those take seconds to answer.
+    return headers.get("sec-fetch-dest") == "document" and not scope["query_string"]

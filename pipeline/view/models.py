@@ -46,6 +46,24 @@ class Ranking:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """A search for a text by every model, as far as it has come."""
+
+    text: str
+    rankings: "list[tuple[Model, Ranking | None]]"
+    """Of each model; None where no text is asked for."""
+    features: list[Features]
+    """Those that the models need, each once."""
+    computing: bool
+    """Whether some of these were being computed when the look began."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether looking again may find more."""
+        return self.computing or any(one.searched < one.ready for _, one in self.rankings if one)
+
+
+@dataclass(frozen=True)
 class Map:
     """Where a text is seen in an image: a picture (PNG), and the similarity of the two."""
 
@@ -160,6 +178,16 @@ class Models:
                 self._features = [by_folder.setdefault(one.folder, one) for one in found]
                 self._samples = samples
             return self._features
+
+    def look(self, run: Run, samples: Samples, text: str, seconds: float) -> Looked:
+        """Go on with the search for a text by every model, for so long in all; without a text, with none."""
+        features, each = self.features(run, samples), seconds / len(self.all)
+        computing = any(one.computing for one in features)
+        rankings = [
+            (model, model.rank(text, one, each) if text else None)
+            for model, one in zip(self.all, features, strict=True)
+        ]
+        return Looked(text, rankings, list(dict.fromkeys(features)), computing)
 
 
 def names_of(urls: list[str]) -> list[str]:

@@ -4,8 +4,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from lotlip_data.captioners.flags import RULES
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.subcaptions import SplitMode
 from lotlip_data.pipeline import dataset
@@ -41,6 +43,11 @@ class Samples:
     @property
     def parquets(self) -> list[str]:
         return [file.parquet for file in self.files]
+
+    @property
+    def columns(self) -> pa.Schema:
+        """Those of every Parquet file."""
+        return schema.dataset(self.captioners)
 
     @property
     def total(self) -> int:

@@ -64,13 +64,23 @@ class Page:
 
 
 def page_at(
-    files: Sequence[str], wanted: Filter, place: Place, size: int, seconds: float, *, backwards: bool = False
+    files: Sequence[str],
+    wanted: Filter,
+    place: Place,
+    size: int,
+    seconds: float,
+    *,
+    backwards: bool = False,
+    columns: pa.Schema | None = None,
 ) -> Page:
-    """The first `size` wanted rows at or after `place`; backwards, the last ones before it."""
+    """The first `size` wanted rows at or after `place`; backwards, the last ones before it.
+
+    A file with other columns than `columns`, where these are given, counts as damaged.
+    """
     page = Page(before=place if place > START else None)
     until = time.monotonic() + seconds
     on: Place | None = None
-    for part in _Walk(files, wanted, place, size + 1, backwards).parts():
+    for part in _Walk(files, wanted, place, size + 1, backwards, columns).parts():
         page.looked_at += part.rows
         page.damaged += part.damaged
         room = size - len(page.rows)
@@ -110,6 +120,7 @@ class _Walk:
     place: Place
     most: int
     backwards: bool
+    columns: pa.Schema | None
 
     def parts(self) -> Iterator[_Part]:
         first = min(self.place.file, len(self.files) - 1)
@@ -125,6 +136,8 @@ class _Walk:
         least, end = (0, self.place.row if here else None) if self.backwards else (self.place.row if here else 0, None)
         with storage.open_read(self.files[file]) as stream:
             content = pq.ParquetFile(stream, pre_buffer=False)
+            if self.columns is not None and not content.schema_arrow.equals(self.columns):
+                raise ValueError(f"it has other columns than the dataset: {', '.join(content.schema_arrow.names)}")
             groups = _groups(content, least, end)
             for group, first, low, high in reversed(groups) if self.backwards else groups:
                 found = _wanted(content, group, self.wanted, low - first, high - first, self.most, self.backwards)

@@ -78,4 +78,7 @@ class _Tar:
         if size > MOST_BYTES:
             raise NoImage(f"{self._url}: image {row} claims {size:,} bytes")
         self._stream.seek(offset)
-        return self._stream.read(size)
+        content = self._stream.read(size)
+        if len(content) < size:
+            raise NoImage(f"{self._url}: ends within image {row}. Run `lotlip-data verify` on the run.")
+        return content

@@ -1,4 +1,4 @@
-"""Texts as the page shows them: sub-captions marked, words that only one captioner uses, nothing invisible."""
+"""Texts as the page shows them: sub-captions marked, words that only one captioner uses."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,6 @@ LONGEST = 20_000
 """Characters of a text that are shown."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,6 @@ class Span:
 
     number: int | None
     words: list[Word]
-
-
-def visible(text: str) -> str:
-    """`text` with its control characters, also those that turn the direction of writing, in words: ‹U+202E›."""
-    return _INVISIBLE.sub(lambda found: f"‹U+{ord(found[0]):04X}›", text)
 
 
 def alone(texts: Mapping[str, str]) -> dict[str, set[str]]:

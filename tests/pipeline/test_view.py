@@ -3,10 +3,13 @@
 import itertools
 import json
 import re
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,6 +188,17 @@ def test_images_are_those_of_their_rows_in_any_order(tmp_path: Path) -> None:
     assert [web.get(path).status_code for path in ("/image/2/0", "/image/0/3", "/sample/9/9")] == [404] * 3
 
 
+def test_a_tar_that_ends_within_an_image_is_told(tmp_path: Path) -> None:
+    web = client(made := view_run.make(tmp_path / "run", shards=1, samples=3))
+    path = Path(made.shards, "train-00000.tar")
+    with tarfile.open(path) as tar:
+        last = [member for member in tar if member.name.endswith(".jpg")][-1]
+    path.write_bytes(path.read_bytes()[: last.offset_data + last.size - 1])
+    assert [web.get(f"/image/0/{row}").status_code for row in range(3)] == [200, 200, 404]
+    told = web.get("/image/0/2").text
+    assert "train-00000.tar: ends within image 2" in told and "lotlip-data verify" in told
+
+
 def test_a_card_marks_sub_captions_and_words_that_one_captioner_uses(run: Run) -> None:
     page = client(run).get("/sample/0/1").text
     section = page[page.index('data-captioner="sharegpt4v"') :]
@@ -218,13 +232,41 @@ def test_a_damaged_shard_is_told_and_passed_over(tmp_path: Path) -> None:
     assert answer.status_code == 404 and "lotlip-data verify" in answer.text
 
 
-def test_a_run_that_is_not_sharded_yet_says_what_to_do_and_has_its_quarantine(tmp_path: Path) -> None:
+def without_a_column(table: pa.Table) -> pa.Table:
+    return table.drop_columns(["llava"])
+
+
+def with_keys_of_numbers(table: pa.Table) -> pa.Table:
+    return table.set_column(table.column_names.index("key"), "key", pa.array(range(len(table))))
+
+
+@pytest.mark.parametrize("change", [without_a_column, with_keys_of_numbers])
+def test_a_shard_of_other_columns_is_told_and_passed_over(
+    tmp_path: Path, change: Callable[[pa.Table], pa.Table]
+) -> None:
+    made = view_run.make(tmp_path / "run")
+    path = Path(made.shards, "train-00001.parquet")
+    pq.write_table(change(pq.read_table(path)), path)
+    web = client(made)
+    for asked, cards in (("/", 20), ("/?q=number", 20), ("/?before=2.0", 10)):
+        answer = web.get(asked)
+        assert answer.status_code == 200 and answer.text.count("<article") == cards
+        assert "train-00001.parquet: cannot be read (it has other columns than the dataset: key" in answer.text
+    answer = web.get("/sample/1/0")
+    assert answer.status_code == 404 and "other columns" in answer.text and "lotlip-data verify" in answer.text
+
+
+def test_a_run_that_is_not_sharded_yet_opens_on_its_quarantine_and_says_what_to_do(tmp_path: Path) -> None:
     made = fake_run.make(tmp_path / "run").run
     web = client(made)
-    assert web.get("/").status_code == 404 and f"Run `lotlip-data shard {made.url}`" in web.get("/").text
-    assert "Nothing is in quarantine" in web.get("/quarantine").text
+    page = web.get("/")
+    assert (page.status_code, page.url.path) == (200, "/quarantine") and "Nothing is in quarantine" in page.text
+    assert f"<code>lotlip-data shard {made.url}</code>" in page.text
+    answer = web.get("/sample/0/0")
+    assert answer.status_code == 404 and f"Run `lotlip-data shard {made.url}`" in answer.text
     view_run.make(tmp_path / "run")
     assert web.get("/").text.count("<article") == SIZE  # without a new start
+    assert "lotlip-data shard" not in web.get("/quarantine").text
 
 
 def test_a_dataset_that_is_written_anew_is_shown_anew(tmp_path: Path) -> None:
@@ -265,7 +307,7 @@ def test_the_quarantine_has_every_stage_with_its_reasons(tmp_path: Path) -> None
     page = web.get("/quarantine").text
     assert re.findall(r"kind=([\w%]+)", page.split("</nav>")[1]) == ["images", "captions%2Fllava", "shard"]
     assert page.count("<tr>") == 101 and page.count("http 404") == 50
-    assert web.get("/quarantine?kind=images&reason=TIMEOUT&at=1.0").text.count("<td><bdi>timeout") == 80
+    assert web.get("/quarantine?kind=images&reason=TIMEOUT&at=1.0").text.count("<bdi>timeout") == 80
     assert "the the the" in web.get("/quarantine?kind=shard").text
     assert "cannot be decoded" in web.get("/quarantine?kind=captions/llava&reason=decoded").text
 
@@ -297,9 +339,15 @@ def test_it_listens_on_loopback_and_says_when_a_port_is_taken() -> None:
     with server.listen(0) as listening:
         host, port = listening.getsockname()
         assert host == "127.0.0.1"
-        listening.listen()
         with pytest.raises(UserError, match="--port 0"):
             server.listen(port)
+
+
+def test_a_taken_port_is_told_before_models_are_loaded(run: Run) -> None:
+    with server.listen(0) as listening:
+        port = str(listening.getsockname()[1])
+        ended = CliRunner().invoke(app, ["view", run.url, "--port", port, "--checkpoint", "/nowhere"])
+    assert ended.exit_code == 2 and f"port {port}: cannot be had" in ended.output and "nowhere" not in ended.output
 
 
 def test_a_dataset_of_another_kind_is_refused(tmp_path: Path) -> None:

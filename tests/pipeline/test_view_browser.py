@@ -187,6 +187,30 @@ def test_a_person_can_look_filter_page_and_map(browser: Any, address: str) -> No
     keep(browser, "maps")
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_on_a_phone_the_maps_of_two_models_stand_side_by_side(browser: Any, address: str, dark: bool) -> None:
+    look(browser, PHONE, dark)
+    browser.get(f"{address}/sample/0/3?of=llava")
+    loaded(browser)
+    image, left, right = (one.rect for one in browser.find_elements(By.CSS_SELECTOR, ".maps img"))
+    assert left["y"] == right["y"] >= image["y"] + image["height"]
+    assert left["width"] == right["width"] == image["width"] >= 150
+    assert left["x"] + left["width"] < right["x"] and right["x"] + right["width"] <= PHONE[0]
+    browser.execute_script("document.querySelector('#maps').scrollIntoView()")
+    keep(browser, f"phone-{'dark' if dark else 'light'}-maps")
+
+
+def test_on_a_phone_everything_of_the_quarantine_is_seen_without_scrolling_sideways(browser: Any, address: str) -> None:
+    look(browser, PHONE)
+    browser.get(f"{address}/quarantine")
+    cells = browser.find_elements(By.CSS_SELECTOR, "tbody tr:first-child td")
+    names = [one.get_attribute("data-name") for one in cells]
+    assert {"reason", "detail", "url", "uid"} <= set(names)
+    assert all(one.rect["x"] >= 0 and one.rect["x"] + one.rect["width"] <= PHONE[0] for one in cells)
+    named = "return getComputedStyle(arguments[0], '::before').content"
+    assert ["".join(re.findall(r"\w", browser.execute_script(named, one))) for one in cells] == names
+
+
 def test_a_person_can_have_features_computed_and_search(browser: Any, address: str) -> None:
     look(browser, DESKTOP)
     browser.get(f"{address}/search")
@@ -194,10 +218,25 @@ def test_a_person_can_have_features_computed_and_search(browser: Any, address: s
     follow(browser, browser.find_element(By.CSS_SELECTOR, "form.ask button"))
     follow(browser, browser.find_element(By.CSS_SELECTOR, "form.note button"))
 
-    def all_found(_: Any) -> bool:  # the page looks again by itself
-        return len(browser.find_elements(By.CSS_SELECTOR, ".wall figure")) == 48
+    def done(_: Any) -> bool:  # the frame looks again by itself
+        browser.switch_to.default_content()
+        frames = browser.find_elements(By.CSS_SELECTOR, "iframe")
+        if not frames:
+            return True  # the features were there before the page was
+        browser.switch_to.frame(frames[0])
+        text = browser.find_element(By.TAG_NAME, "body").text
+        browser.switch_to.default_content()
+        return "look again" in text
 
-    WebDriverWait(browser, 120).until(all_found)
+    box = browser.find_element(By.NAME, "text")
+    box.send_keys(", large")
+    for size, dark in ((PHONE, True), (PHONE, False), (DESKTOP, False)):
+        look(browser, size, dark)
+        keep(browser, f"progress-{size[0]}-{'dark' if dark else 'light'}")
+    WebDriverWait(browser, 120, ignored_exceptions=[WebDriverException]).until(done)
+    assert box.get_attribute("value") == "a red ring, large"  # what is typed meanwhile stays
+    browser.get(f"{address}/search?text=a+red+ring")
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".wall figure")) == 48
     loaded(browser)
     assert browser.find_elements(By.CSS_SELECTOR, "form.note button") == []
     assert browser.find_element(By.NAME, "text").get_attribute("value") == "a red ring"

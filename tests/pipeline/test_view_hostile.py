@@ -21,7 +21,7 @@ HOSTILE = (
     "javascript:alert(1)",
     "&lt;b&gt; &#60;i&#62;",
     "nul\x00bell\x07escape\x1b",
-    "right to left \u202etxt.exe\u202c \u2066isolate",
+    "right to left \u202etxt.exe\u202c \u2066isolate soft\u00adhyphen tag\U000e0041",
     "'; DROP TABLE samples; --",
     "]]><!--",
 )
@@ -91,7 +91,7 @@ def test_what_comes_from_the_web_stays_text(web: TestClient, path: str) -> None:
     for name, value in page.attributes:
         assert not name.startswith("on") and name not in ("style", "srcdoc")
         assert name not in ("href", "src", "action") or value.startswith(("/", "?", "#")), value
-    assert not set(answer.text) & set("\x00\x07\x1b\u202e\u202c\u2066")
+    assert not set(answer.text) & set("\x00\x07\x1b\u202e\u202c\u2066\u00ad\U000e0041")
 
 
 def test_every_text_is_shown_as_it_is_and_what_is_invisible_by_its_name(web: TestClient) -> None:
@@ -99,7 +99,7 @@ def test_every_text_is_shown_as_it_is_and_what_is_invisible_by_its_name(web: Tes
     for text in HOSTILE[:6]:
         assert words.count(text) >= 3
     assert "nul‹U+0000›bell‹U+0007›escape‹U+001B›" in words
-    assert "right to left ‹U+202E›txt.exe‹U+202C› ‹U+2066›isolate" in words
+    assert "right to left ‹U+202E›txt.exe‹U+202C› ‹U+2066›isolate soft‹U+00AD›hyphen tag‹U+E0041›" in words
 
 
 def test_only_links_to_the_web_can_be_followed(tmp_path: Path) -> None:
@@ -150,6 +150,22 @@ def test_another_sites_page_cannot_start_work(web: TestClient, origin: str | Non
     headers = {} if origin is None else {"origin": origin}
     assert web.post("/features", headers=headers).status_code == 403
     assert web.get("/features").status_code == 405
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])  # same-site: another port of localhost
+@pytest.mark.parametrize("path", ["/map/0/0/0?of=raw", "/search?text=x", "/sample/0/0?of=raw", "/?q=x", "/image/0/0"])
+def test_another_sites_page_makes_nothing_be_computed(web: TestClient, path: str, site: str) -> None:
+    refused = [
+        web.get(path, headers={"sec-fetch-site": site, "sec-fetch-mode": mode, "sec-fetch-dest": dest}).status_code
+        for mode, dest in (("no-cors", "image"), ("navigate", "iframe"), ("no-cors", "script"), ("cors", "empty"))
+    ]
+    assert refused == [403] * 4
+    followed = web.get(
+        path, headers={"sec-fetch-site": site, "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    )
+    assert followed.status_code == (403 if "?" in path else 200)  # a link leads to a page, and asks it nothing
+    for own in ("none", "same-origin"):
+        assert web.get(path, headers={"sec-fetch-site": own}).status_code == web.get(path).status_code != 403
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 """Searching by a text ranks as the models themselves do, as far as it has come; maps are drawn for every model."""
 
+import html
 import io
+import re
+import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -8,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.Image import DecompressionBombError
 from starlette.testclient import TestClient
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.view import models as view_models
 from lotlip_data.pipeline.view.app import View, create_app
@@ -19,6 +25,7 @@ from lotlip_data.pipeline.view.overlay import SIDE, overlay
 from lotlip_data.pipeline.view.samples import Samples, open_samples
 from lotlip_data.training.checkpoint import LoTLIP
 from lotlip_data.training.config import make_config
+from lotlip_data.training.features import FeatureCache
 from lotlip_data.training.train import load_model
 from lotlip_data.world.scenes import render, sample_scene
 from tests.pipeline import view_run
@@ -91,11 +98,21 @@ def test_a_search_without_time_goes_on_where_it_was(run: Run, samples: Samples, 
     assert {place.file for _, place in parts[0].best} == {0}
 
 
-def test_a_page_that_has_not_looked_everywhere_goes_on_by_itself(run: Run, checkpoints: list[str]) -> None:
+def asks_again(page: str) -> bool:
+    return 'http-equiv="refresh"' in page
+
+
+def test_what_has_not_looked_everywhere_goes_on_in_a_frame(run: Run, checkpoints: list[str]) -> None:
     web = TestClient(create_app(View(run, computed(run, checkpoints), seconds=0)), base_url="http://localhost")
-    pages = [web.get("/search", params={"text": TEXT}).text for _ in range(3)]
-    assert ["2 are left, and this page goes on" in page for page in pages] == [True, False, False]
-    assert ['http-equiv="refresh"' in page for page in pages] == [True, True, False]
+    page = web.get("/search", params={"text": TEXT}).text
+    (frame,) = re.findall(r'<iframe src="([^"]+)"', page)
+    assert page.count("2 are left") == 2 and not asks_again(page)  # or what one types would be lost
+    frames = [web.get(html.unescape(frame)) for _ in range(3)]
+    assert [asks_again(one.text) for one in frames] == [True, False, False]
+    assert "lotlip has searched 2 of 3 shards" in frames[0].text and "look again" in frames[1].text
+    assert "<iframe" not in web.get("/search", params={"text": TEXT}).text
+    policies = [one.headers["content-security-policy"] for one in (web.get("/search"), frames[0])]
+    assert [policy.partition("frame-ancestors ")[2] for policy in policies] == ["'none'", "'self'"]
 
 
 def test_without_features_the_page_offers_to_compute_them(run: Run, checkpoints: list[str]) -> None:
@@ -111,7 +128,7 @@ def test_without_features_the_page_offers_to_compute_them(run: Run, checkpoints:
         time.sleep(0.01)
     page = web.get("/search", params={"text": TEXT}).text
     assert page.count("<figure>") == 2 * view_models.BEST and "no image features" not in page
-    assert 'http-equiv="refresh"' not in page
+    assert "<iframe" not in page
     number, score = expected(checkpoints[0])[0]
     assert f"<b>{score:.3f}</b>"[:8] in page and f'href="/sample/{number // 20}/{number % 20}"' in page
 
@@ -128,6 +145,43 @@ def test_a_shard_that_cannot_be_computed_or_read_is_told(run: Run, samples: Samp
     storage.replace(storage.join(features.folder, name), b"no features")
     found = models.all[0].rank(TEXT, features, 60.0)
     assert len(found.damaged) == 1 and name in found.damaged[0] and len({at.file for _, at in found.best}) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "calls"),
+    [(DecompressionBombError("too large"), "train-00002.tar: too large", 3), (RuntimeError("no memory"), "ended", 1)],
+)
+def test_why_features_are_missing_is_told_whatever_happened(
+    run: Run, checkpoints: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception, told: str, calls: int
+) -> None:
+    called: list[int] = []
+
+    def fail(cache: FeatureCache, index: int) -> None:
+        called.append(index)
+        raise error
+
+    monkeypatch.setattr(FeatureCache, "compute", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    models = Models(checkpoints)
+    web = TestClient(create_app(View(run, models, seconds=60.0)), base_url="http://localhost")
+    assert web.post("/features", headers={"origin": "http://localhost"}).status_code == 200
+    while models.features(run, open_samples(run))[0].computing:
+        time.sleep(0.01)
+    page = web.get("/search").text
+    assert told in page and str(error) in page and "Compute them here" in page and len(called) == calls
+
+
+def test_a_shard_that_is_lost_costs_a_search_its_own_images_and_no_others(run: Run, checkpoints: list[str]) -> None:
+    web = TestClient(create_app(View(run, computed(run, checkpoints), seconds=60.0)), base_url="http://localhost")
+    best = [[number // 20 for number, _ in expected(url)[: view_models.BEST]] for url in checkpoints]
+    lost = best[0][0]
+    Path(run.shards, f"train-{lost:05d}.parquet").unlink()
+    answer = web.get("/search", params={"text": TEXT})
+    assert answer.status_code == 200
+    shown = [part.count("<figure>") for part in answer.text.split("<h2>")[1:]]
+    assert shown == pytest.approx([sum(shard != lost for shard in one) for one in best], abs=1)  # float16 features
+    assert 0 < sum(shown) < 2 * view_models.BEST
+    assert answer.text.count(f"train-{lost:05d}.parquet: cannot be read") == 2  # once for each model
 
 
 def test_a_sample_has_a_map_of_the_chosen_text_for_each_model(run: Run, checkpoints: list[str]) -> None:
@@ -161,6 +215,13 @@ def test_the_brightest_place_of_an_overlay_is_that_of_the_map() -> None:
     assert np.unravel_index(cells.argmax(), cells.shape) == (1, 4)
     nothing = np.asarray(Image.open(io.BytesIO(overlay(Image.new("RGB", (96, 96), "gray"), patches * 0))))
     assert len(np.unique(nothing)) == 1
+
+
+def test_a_model_without_its_tokenizer_is_told_in_one_line(checkpoints: list[str], tmp_path: Path) -> None:
+    shutil.copytree(checkpoints[0], tmp_path / "model", ignore=shutil.ignore_patterns("*token*", "vocab*"))
+    with pytest.raises(UserError, match="has no tokenizer that can be read") as told:
+        Models([str(tmp_path / "model")])
+    assert str(tmp_path / "model") in str(told.value) and "\n" not in str(told.value)
 
 
 def test_names_of_models_are_short_and_different() -> None:
