@@ -185,16 +185,23 @@ def freeze(manifest: Manifest, run: Run) -> None:
     text = dump(manifest).encode()
     if storage.create(run.manifest, text):
         return
+    if held_for(manifest, run) != manifest:
+        storage.replace(run.manifest, text)
+
+
+def held_for(manifest: Manifest, run: Run) -> Manifest:
+    """The manifest that the run was started with, if `manifest` goes on with it.
+
+    Raises ManifestError where the run has none, or naming what differs of what may not.
+    """
     held = frozen(run)
-    if held == manifest:
-        return
     ours, theirs = _of_the_images(manifest), _of_the_images(held)
     if changed := sorted(name for name in ours if ours[name] != theirs[name]):
         raise ManifestError(
             f"{run.manifest}: this run was started with another manifest (they differ in {', '.join(changed)}). "
             "Use another run folder, or the manifest that the run was started with."
         )
-    storage.replace(run.manifest, text)
+    return held
 
 
 def _of_the_images(manifest: Manifest) -> dict[str, Any]:

@@ -28,15 +28,18 @@ def report(
     """
     with command("report", json) as console:
         from lotlip_data.manifests import storage
+        from lotlip_data.manifests.errors import UserError
         from lotlip_data.manifests.layout import Run
         from lotlip_data.pipeline.report import figures
         from lotlip_data.pipeline.report_page import render
         from lotlip_data.pipeline.stats import dataset_stats
 
         at = Run.at(run)
+        page = out or storage.join(at.url, "report.html")
+        if storage.is_folder(page):
+            raise UserError(f"{page}: is a folder; name the file that is to be written")
         found = figures(at, price)
         counted = dataset_stats(at) if stats and found["dataset"] else None
-        page = out or storage.join(at.url, "report.html")
         storage.replace(page, render(found, counted).encode())
         console.say(f"report: {page}")
         console.result(found)
@@ -67,14 +70,15 @@ def view(
         from lotlip_data.manifests.errors import UserError
         from lotlip_data.manifests.layout import Run
         from lotlip_data.pipeline.view.app import View, create_app
-        from lotlip_data.pipeline.view.server import serve
+        from lotlip_data.pipeline.view.server import listen, serve
 
         at = Run.at(run)
         if not any(map(storage.exists, (at.manifest, at.plan, at.dataset))):
             raise UserError(f"{at.url}: there is no run; name the folder that `lotlip-data download` filled")
-        models = None
-        if checkpoint:
-            from lotlip_data.pipeline.view.models import Models
+        with listen(port) as listening:  # a taken port is told before models are loaded
+            models = None
+            if checkpoint:
+                from lotlip_data.pipeline.view.models import Models
 
-            models = Models(checkpoint)
-        serve(create_app(View(at, models)), port, console.say)
+                models = Models(checkpoint)
+            serve(create_app(View(at, models)), listening, console.say)

@@ -183,9 +183,10 @@ def parsed(run: Run, text: str | bytes) -> dict[str, Any]:
         raise DatasetError(
             f"{run.dataset}: not JSON ({error}). Remove it, and write it anew: `lotlip-data shard {run.url}`."
         ) from None
-    if content.get("schema_version") != schema.SCHEMA_VERSION:
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != schema.SCHEMA_VERSION:
         raise DatasetError(
-            f"{run.dataset}: has schema version {content.get('schema_version')}, this release reads "
+            f"{run.dataset}: has schema version {version}, this release reads "
             f"{schema.SCHEMA_VERSION}. Remove {run.shards} and run `lotlip-data shard {run.url}`."
         )
     return dict(content)

@@ -151,7 +151,8 @@ def entries(body: Path) -> Iterator[Any]:
 def head(run: Run) -> dict[str, Any]:
     """dataset.json without the entries of its lists. Raises DatasetError as `dataset.read` does."""
     with storage.open_read(run.dataset) as stream:
-        text = "".join(line for within, line in _lines(io.TextIOWrapper(stream, "utf-8")) if not within)
+        lines = _lines(io.TextIOWrapper(stream, "utf-8", errors="surrogateescape"))
+        text = "".join(line for within, line in lines if not within)
     return dataset.parsed(run, text)
 
 

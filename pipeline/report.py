@@ -1,10 +1,9 @@
 """One page about a run: what was asked, fetched and failed, what the captioners wrote, and what it took so far."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
@@ -14,8 +13,12 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline import ledger
+from lotlip_data.manifests.text_tally import TextTally
+from lotlip_data.pipeline import json_object, ledger
+from lotlip_data.pipeline.description import head
 from lotlip_data.pipeline.download import read_summary
+from lotlip_data.pipeline.left_out import DUPLICATE, EVALUATION_IMAGE, NEAR_DUPLICATE
+from lotlip_data.pipeline.partition import Plan, load_plan
 from lotlip_data.pipeline.plan_lists import evenly
 from lotlip_data.pipeline.status import status
 
@@ -27,13 +30,12 @@ LOOKED_AT = 20
 
 @dataclass(frozen=True)
 class Written:
-    """What a sample of a captioner's shards says: counts of flags, examples of each, words of each text."""
+    """What a sample of a captioner's shards says: its texts and their lengths, counts of flags, examples of each."""
 
-    texts: int
+    texts: TextTally
+    """Tokens of a text, as the model counted them; words, where it did not."""
     flags: Counter[str]
     examples: dict[str, list[dict[str, str]]]
-    lengths: list[int]
-    """Tokens of a text, as the model counted them; words, where it did not."""
     rejected: Counter[str]
 
 
@@ -45,17 +47,19 @@ def figures(run: Run, price: float | None = None) -> dict[str, Any]:
     if not storage.exists(run.manifest) and not storage.exists(run.plan):
         raise UserError(f"{run.url}: there is no run; name the folder that `lotlip-data download` filled")
     found = status(run)
+    plan, described = load_plan(run), _dataset(run)
     captioners = {name: _captioner(run, name, one, price) for name, one in found["captioners"].items()}
     return {
         "run": run.url,
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "version": metadata.version("lotlip-data"),
         "manifest": _text(run.manifest),
-        "plan": json.loads(_text(run.plan) or "null"),
+        "plan": plan and asdict(plan),
         "status": found,
         "failures": _failures(run),
         "captioners": captioners,
-        "dataset": _dataset(run),
+        "duplicates": _duplicates(plan, described),
+        "dataset": described,
         "trained": _evaluations(run, found["evaluated"]),
         "price": price,
     }
@@ -66,18 +70,19 @@ def _text(url: str) -> str | None:
 
 
 def _captioner(run: Run, name: str, counts: dict[str, Any], price: float | None) -> dict[str, Any]:
-    seconds = sum(tally.seconds for tally in ledger.recorded(run.caption_ledger(name)).values())
-    hours = seconds / 3600
+    done = ledger.effort(ledger.captioned(run, name))
+    hours = done.seconds / 3600
     written = written_by(run, name)
     return {
         **counts,
         "hours": hours,
         "cost": None if price is None else hours * price,
-        "images_per_hour": counts["done"] / hours if hours else None,
-        "texts": written.texts,
+        "images_per_hour": done.images / hours if hours else None,
+        "texts": written.texts.texts,
+        "tokens_per_text": written.texts.figures()["tokens_per_text"],
+        "lengths": written.texts.histogram(),
         "flags": dict(written.flags.most_common()),
         "examples": written.examples,
-        "lengths": written.lengths,
         "rejected": dict(written.rejected.most_common(10)),
     }
 
@@ -87,17 +92,17 @@ def written_by(run: Run, name: str) -> Written:
     flags: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     examples: dict[str, list[dict[str, str]]] = {}
-    lengths: list[int] = []
+    texts = TextTally()
     for row in _rows(run, name):
         if row["text"] is None:
             rejected[str(row["error"])[:120]] += 1
             continue
-        lengths.append(row["tokens"] if row["tokens"] is not None else len(row["text"].split()))
+        texts.add(row["tokens"] if row["tokens"] is not None else len(row["text"].split()))
         flags.update(row["flags"])
         for flag in row["flags"]:
             if len(few := examples.setdefault(flag, [])) < EXAMPLES:
                 few.append({"uid": row["uid"], "text": row["text"][:1000]})
-    return Written(len(lengths), flags, examples, lengths, rejected)
+    return Written(texts, flags, examples, rejected)
 
 
 def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
@@ -122,17 +127,29 @@ def _failures(run: Run) -> dict[str, Any]:
 
 
 def _dataset(run: Run) -> dict[str, Any] | None:
-    """What dataset.json says, without its lists of files."""
-    content = json.loads(_text(run.dataset) or "null")
-    if content is None:
+    """What dataset.json says, without its lists of files; of its manifest, what was asked of `clean`."""
+    if not storage.exists(run.dataset):
         return None
-    kept: dict[str, Any] = {
-        name: value
-        for name, value in content.items()
-        if name not in ("shards", "validation", "inputs", "replaced", "manifest")
+    content = head(run)
+    unseen = ("shards", "validation", "inputs", "replaced", "manifest")
+    kept = {name: value for name, value in content.items() if name not in unseen}
+    return kept | {"clean": content["manifest"]["clean"]}
+
+
+def _duplicates(plan: Plan | None, described: dict[str, Any] | None) -> dict[str, int | None]:
+    """Rows of a URL that was there before, and images left out for the sake of others.
+
+    None: not known yet, or not looked for.
+    """
+    clean, dropped = (described["clean"], described["dropped"]) if described else ({}, {})
+    looked_for = {
+        DUPLICATE: clean.get("duplicates"),
+        NEAR_DUPLICATE: clean.get("near_duplicates") is not None,
+        EVALUATION_IMAGE: clean.get("evaluation_sets"),
     }
-    return kept
+    images = {reason: dropped.get(reason, 0) if asked else None for reason, asked in looked_for.items()}
+    return {"url": plan.duplicates if plan else None, **images}
 
 
 def _evaluations(run: Run, names: list[str]) -> dict[str, Any]:
-    return {name: json.loads(storage.read_bytes(run.evaluation(name))) for name in names}
+    return {name: json_object.read(run.evaluation(name), "Remove it and evaluate again.") for name in names}

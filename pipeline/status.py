@@ -35,11 +35,16 @@ def status(run: Run, now: float | None = None, failures: bool = False) -> dict[s
         "captioners": {name: _captioner(run, name, images, now or time.time()) for name in names},
         "dataset": storage.exists(run.dataset),
         "trained": storage.list_names(storage.join(run.url, "train")),
-        "evaluated": [name.removesuffix(".json") for name in storage.list_names(storage.join(run.url, "eval"))],
+        "evaluated": [name.removesuffix(".json") for name in _evaluations(run)],
     }
     if failures and planned is not None:
         found["failures"] = read_summary(run).failures.figures()
     return found
+
+
+def _evaluations(run: Run) -> list[str]:
+    """Names of the results, without those of their tables, which lie beside them."""
+    return storage.list_names(storage.join(run.url, "eval"), ".json")
 
 
 def _planned(run: Run) -> int | None:
@@ -49,9 +54,7 @@ def _planned(run: Run) -> int | None:
 
 
 def _captioner(run: Run, name: str, images: int, now: float) -> dict[str, Any]:
-    committed = ledger.recorded(run.caption_ledger(name))
-    parts = ledger.parts_under_way(run, name)
-    tallies = [*committed.values(), *(part for shard, few in parts.items() if shard not in committed for part in few)]
+    tallies = ledger.captioned(run, name)
     done = sum(tally.rows for tally in tallies)
     images_per_s, tokens_per_s = rates(tallies, now)
     left = max(0, images - done)

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from lotlip_data.manifests.layout import Run
-from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, freeze, frozen, load, parse
+from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, freeze, frozen, held_for, load, parse
 
 SIX_LINES = """
 name: my-images
@@ -77,6 +77,7 @@ def test_a_run_keeps_to_the_lists_and_the_stored_size_that_it_was_started_with(t
     with pytest.raises(ManifestError, match=r"they differ in download\.image_size\)"):
         freeze(smaller, run)
     patient = Manifest.model_validate(manifest.model_dump() | {"download": {"timeout": 99}})
+    assert held_for(patient, run) == manifest == frozen(run)  # which changes nothing
     freeze(patient, run)
     assert frozen(run) == patient
     licensed = patient.model_copy(update={"sources": (patient.sources[0].model_copy(update={"licence": "CC0"}),)})

@@ -3,6 +3,8 @@
 import html.parser
 import json
 import re
+import shutil
+import unicodedata
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from typer.testing import CliRunner
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline import report
+from lotlip_data.pipeline import charts, report, report_page
 from lotlip_data.pipeline.cli import app
 from lotlip_data.pipeline.partition import Plan
 from lotlip_data.pipeline.plan_lists import evenly
@@ -21,6 +23,18 @@ from lotlip_data.pipeline.stats import dataset_stats
 from tests.pipeline import fake_run
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+
+PLAN = Plan(
+    images=18,
+    shards=2,
+    samples_per_shard=9,
+    rows=5_000,
+    duplicates=2,
+    invalid={"no usable url": 4_321},
+    sources={"web": 620},
+    filtered={"web": {"width >= 256": 57}},
+    not_drawn={"web": 599},
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         made.run, "sharegpt4v", 1, [fake_run.caption(image, "Short.") for image in fake_run.fetched_rows(made.run, 1)]
     )
     fake_run._shard(made.run.url)
-    plan = Plan(images=18, shards=2, samples_per_shard=9, rows=20, duplicates=2, invalid={}, sources={"web": 20})
-    storage.create(made.run.plan, json.dumps(asdict(plan)).encode())
+    storage.create(made.run.plan, json.dumps(asdict(PLAN)).encode())
     return made.run
 
 
@@ -54,6 +67,7 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.words += " "
         self.loads += [
             f"{name}={value}" for name, value in attrs if name in ("src", "href", "srcset") or name[:2] == "on"
         ]
@@ -62,11 +76,28 @@ class Page(html.parser.HTMLParser):
         self.words += data
 
 
+def words_of(page: str) -> str:
+    return re.sub(r"\s+", " ", Page(page).words)
+
+
 def test_the_page_loads_and_runs_nothing_whatever_the_captions_hold(run: Run) -> None:
     page = Page(render(report.figures(run), dataset_stats(run)))
     assert not {"script", "iframe", "object", "img", "link", "form"} & set(page.tags)
     assert [one for one in page.loads if not one.startswith(("href=#", "xlink:href=#"))] == []
     assert page.words.count(HOSTILE) == 2  # as text: an example of its flag, and a reason
+
+
+def test_nothing_invisible_is_on_the_page_and_no_text_turns_the_direction_of_another(run: Run) -> None:
+    found = report.figures(run)
+    hostile = "a\x00b\x07c\x1b[31md\u202ee\u2066f\U000e0041g\u00adh"
+    shown = "a‹U+0000›b‹U+0007›c‹U+001B›[31md‹U+202E›e‹U+2066›f‹U+E0041›g‹U+00AD›h"
+    found["captioners"]["sharegpt4v"]["examples"]["repetition"][0]["text"] = hostile
+    found["captioners"]["sharegpt4v"]["rejected"] = {hostile: 1}
+    found["failures"]["reasons"] = {hostile: 2}
+    found["plan"]["sources"] = {hostile: 20}
+    page = render(found, dataset_stats(run))
+    assert not [one for one in page if unicodedata.category(one) in ("Cc", "Cf") and one not in "\n\t"]
+    assert page.count(f"<bdi>{shown}</bdi>") == 3
 
 
 def test_it_says_what_was_fetched_failed_captioned_and_flagged(run: Run) -> None:
@@ -77,10 +108,76 @@ def test_it_says_what_was_fetched_failed_captioned_and_flagged(run: Run) -> None
     shown = found["captioners"]["sharegpt4v"]
     assert shown["texts"] == 15 and shown["flags"] == {"repetition": 1}
     assert shown["rejected"] == {f"no caption: {HOSTILE}": 1}
-    assert len(shown["lengths"]) == 15 and shown["cost"] == pytest.approx(3 * shown["hours"])
-    words = re.sub(r"\s+", " ", Page(render(found, dataset_stats(run))).words)
+    assert sum(shown["lengths"].values()) == 15 and shown["cost"] == pytest.approx(3 * shown["hours"])
+    words = words_of(render(found, dataset_stats(run)))
     assert "Of 18 URLs, 16 gave an image (88.9%)" in words
     assert "all long texts" in words and "repetition" in words
+
+
+def test_the_rows_of_the_lists_add_up_to_the_images_with_every_reason(run: Run) -> None:
+    words = words_of(render(report.figures(run)))
+    for line in (
+        "rows of the lists 5,000",
+        "not usable: no usable url −4,321",
+        "filtered of web: width >= 256 −57",
+        "of web, beyond its sample −599",
+        "with the URL of an earlier row −2",
+        "beyond the manifest's sample −3",
+        "images to fetch 18",
+    ):
+        assert line in words
+    assert 5_000 - 4_321 - 57 - 599 - 2 - 3 == 18
+
+
+def test_texts_left_out_of_samples_that_stay_are_shown_by_captioner_and_reason(run: Run) -> None:
+    found = report.figures(run)
+    assert found["dataset"]["dropped_texts"] == {}
+    found["dataset"]["dropped_texts"] = {"raw": {"too long": 31}, "llava": {"repetition": 777}}
+    words = words_of(render(found))
+    for name in ("llava: repetition", "777", "raw: too long", "31", "texts of images that stay"):
+        assert name in words
+
+
+def test_table_6_has_a_chart_of_the_lengths_of_raw_texts_and_captions_and_one_of_sub_captions(run: Run) -> None:
+    stats = dataset_stats(run)
+    words, without = (words_of(render(report.figures(run), one)) for one in (stats, None))
+    for name in ("raw", "llava"):
+        row = stats["raw"] if name == "raw" else stats["captioners"]["llava"]
+        assert f"({row['tokens_per_text']:,.0f} on average)" in words
+    for chart in ("raw texts (", "BERT tokens of a text", "sub-captions a text"):
+        assert chart in words and chart not in without
+
+
+def test_the_longest_half_percent_of_the_texts_squeeze_no_chart() -> None:
+    """999 texts of at most 15 tokens, and one of 16,000."""
+    one = {"texts": 1000, "tokens_per_text": 25.0, "lengths": {"0-15": 999, "16000-16015": 1}}
+    drawn = charts.lengths({"raw texts": one}, "tokens")
+    assert "raw texts (25 on average)" in drawn and "16000" not in drawn
+
+
+def test_duplicates_have_a_place_of_their_own_and_what_was_not_looked_for_is_not_nought(
+    tmp_path: Path, run: Run
+) -> None:
+    """The second shard has the first one's pictures again, under other URLs."""
+    made = fake_run.make(tmp_path / "run", shards=1, clean={"duplicates": True}, writers=["llava"])
+    again = fake_run.fetched_rows(made.run, 0)
+    seeds = [int(row["url"].rsplit("/", 1)[-1].removesuffix(".jpg")) for row in again[:3]]
+    fake_run.write_images(made.run, 1, seeds)
+    fake_run.write_captions(made.run, "llava", 1, fake_run.captions_of(made.run, "llava", 1))
+    fake_run._shard(made.run.url)
+    storage.create(made.run.plan, json.dumps(asdict(PLAN)).encode())
+    found = report.figures(made.run)["duplicates"]
+    assert found == {"url": 2, "duplicate": 3, "near_duplicate": None, "evaluation_image": None}
+    words = words_of(render(report.figures(made.run)))
+    assert "images with the bytes of an earlier one 3 images that look like an earlier one –" in words
+    assert report.figures(run)["duplicates"] == {"url": 2} | dict.fromkeys(
+        ("duplicate", "near_duplicate", "evaluation_image")
+    )
+
+
+def test_the_manifest_is_in_the_open_so_that_a_print_has_it(run: Run) -> None:
+    page = Page(render(report.figures(run)))
+    assert "details" not in page.tags and "min_long_texts: 1" in page.words
 
 
 def test_a_run_that_has_only_begun_has_a_page_too(tmp_path: Path) -> None:
@@ -99,6 +196,50 @@ def test_the_command_writes_the_page_and_says_where(run: Run) -> None:
     assert Path(run.url, "report.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.parametrize("content", [b'{"images": 1', b"\xff\x00", b"[1]"])
+@pytest.mark.parametrize("name", ["plan", "dataset", "image_stats", "evaluation"])
+def test_a_damaged_file_is_named_with_what_to_do(run: Run, tmp_path: Path, name: str, content: bytes) -> None:
+    copy = Run.at(str(shutil.copytree(run.url, tmp_path / "run")))
+    damaged = {
+        "plan": copy.plan,
+        "dataset": copy.dataset,
+        "image_stats": copy.image_stats(0),
+        "evaluation": copy.evaluation("lotlip"),
+    }[name]
+    storage.replace(damaged, content)
+    ended = CliRunner().invoke(app, ["report", copy.url])
+    assert ended.exit_code == 2
+    assert f"{damaged}: " in ended.output and "emove" in ended.output
+
+
+def test_a_folder_to_write_to_is_refused_before_anything_is_counted(run: Run, tmp_path: Path) -> None:
+    ended = CliRunner().invoke(app, ["report", run.url, "--out", str(tmp_path)])
+    assert ended.exit_code == 2 and f"{tmp_path}: is a folder" in ended.output
+
+
+def test_tables_beside_an_evaluation_are_not_taken_for_one(tmp_path: Path) -> None:
+    run = fake_run.make(tmp_path / "run", shards=1, writers=[]).run
+    storage.create(run.plan, json.dumps(asdict(PLAN)).encode())
+    for ending in ("json", "md", "tex"):
+        storage.create(storage.join(run.url, "eval", f"lotlip.{ending}"), b'{"top1": 0.5}')
+    assert report.figures(run)["trained"] == {"lotlip": {"top1": 0.5}}
+
+
 def test_of_many_shards_some_are_looked_at_evenly() -> None:
     assert evenly(list(range(1000)), 4) == [0, 250, 500, 750]
     assert evenly([3, 5], 4) == [3, 5]
+
+
+def test_models_stand_side_by_side() -> None:
+    """Shares in percent, counts as they are, and a dash where a model was not evaluated on a set."""
+    found = {"t2i": {"R@1": 0.5}, "images": 1200, "cut": 0.125, "damaged": ["a.jpg"]}
+    both = {
+        "lit": {"retrieval": {"long": found}, "classification": {}, "seconds": 3.0},
+        "lotlip": {"retrieval": {}, "classification": {"colour": {"top1": 1.0}}},
+    }
+    assert list(report_page._model_rows(both)) == [
+        ("long, text to image, R@1", ["50.0%", "–"]),
+        ("long, images", ["1,200", "–"]),
+        ("long, texts cut", ["12.5%", "–"]),
+        ("colour, top-1", ["–", "100.0%"]),
+    ]
