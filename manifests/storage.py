@@ -10,6 +10,7 @@ import errno
 import os
 import pathlib
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -46,8 +47,26 @@ def is_local(url: str) -> bool:
 
 @patiently
 def exists(url: str) -> bool:
-    fs, path = _open_fs(url)
-    return bool(fs.exists(path))
+    return _kind(*_open_fs(url)) is not None
+
+
+@patiently
+def is_folder(url: str) -> bool:
+    return _kind(*_open_fs(url)) == "directory"
+
+
+def _kind(fs: Any, path: str) -> str | None:
+    """`file`, `directory` or `other`; None for what the storage says is not there.
+
+    A question without an answer raises: fsspec's own `exists` and `isdir` take it for a no.
+    """
+    try:
+        if isinstance(fs, LocalFileSystem):
+            mode = pathlib.Path(path).stat().st_mode
+            return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+        return str(fs.info(path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 @patiently
@@ -249,7 +268,7 @@ def _create_remotely(fs: Any, path: str, write: Callable[[], object]) -> bool:
         write()
     except OSError as error:
         # S3 does not know the upload in parts any more that a lost answer completed.
-        if (_lost_the_race(error) or isinstance(error, FileNotFoundError)) and fs.exists(path):
+        if (_lost_the_race(error) or isinstance(error, FileNotFoundError)) and _kind(fs, path) is not None:
             return False
         if isinstance(error, FileNotFoundError):
             raise StorageError(f"{path}: cannot be created ({error}). Make the bucket, or correct its name.") from error

@@ -20,6 +20,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.source import Source
 
@@ -125,9 +126,9 @@ def _chunked(rows: Iterator[_Row], columns: Sequence[str]) -> Iterator[Chunk]:
 def _matches(file: str) -> list[str]:
     fs, path = fsspec.core.url_to_fs(file)
     if "*" not in path:
-        if not fs.exists(path):
+        if not storage.exists(file):
             raise ListError(f"{file}: there is no such file")
-        if fs.isdir(path):
+        if storage.is_folder(file):
             raise ListError(f"{file}: is a folder; name the files in it, with `*` for many")
         return [file]
     literal = re.sub(r"([\[?])", r"[\1]", path)  # only `*` is a pattern: folders may have brackets in their names

@@ -9,6 +9,7 @@ import time
 import uuid
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lotlip_data.manifests import storage
 
@@ -81,6 +82,40 @@ def test_objects_are_listed_read_replaced_and_removed(kind: str, tmp_path: pathl
     assert storage.list_names(base) == ["a", "b", "d"]
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(storage.join(base, "nothing"))
+
+
+def test_a_question_that_is_not_answered_is_asked_again_and_never_taken_for_a_no(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether an object exists, whether it is a folder, and whether an exclusive creation came second."""
+    base = place("memory", pathlib.Path())
+    url = storage.join(base, "x")
+    assert storage.create(url, b"first")
+    info, left = MemoryFileSystem.info, [0]
+
+    def fails_at_times(self: MemoryFileSystem, path: str, **options: object) -> object:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EIO, "the connection was reset")
+        return info(self, path, **options)
+
+    def refuses(self: MemoryFileSystem, path: str, value: bytes, **options: object) -> None:
+        raise FileExistsError(path)  # an object store does not ask itself through `info`
+
+    monkeypatch.setattr(MemoryFileSystem, "info", fails_at_times)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuses)
+    for failures in range(3):
+        left[0] = failures
+        assert storage.exists(url)
+        left[0] = failures
+        assert storage.is_folder(base)
+        left[0] = failures
+        assert not storage.create(url, b"second")
+    left[0] = 100
+    with pytest.raises(OSError, match="reset"):
+        storage.exists(url)
+    left[0] = 0
+    assert storage.read_bytes(url) == b"first" and not storage.exists(url + "2") and not storage.is_folder(url)
 
 
 def test_of_many_processes_exactly_one_creates_each_object(tmp_path: pathlib.Path) -> None:
