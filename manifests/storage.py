@@ -187,11 +187,18 @@ def list_below(folder: str) -> list[str]:
     fs, path = _open_fs(folder)
     root = path.rstrip("/") + "/"
     if isinstance(fs, LocalFileSystem):  # names only, as above
-        paths: Iterable[str] = (f"{where}/{name}" for where, _, names in os.walk(path) for name in names)
+        folders = os.walk(path, onerror=_raise)
+        paths: Iterable[str] = (f"{where}/{name}" for where, _, names in folders for name in names)
     else:
         paths = fs.find(path)
     names = (found[len(root) :] for found in paths if found.startswith(root))
     return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be read is not an empty one."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 @patiently

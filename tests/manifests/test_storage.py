@@ -118,6 +118,25 @@ def test_a_question_that_is_not_answered_is_asked_again_and_never_taken_for_a_no
     assert storage.read_bytes(url) == b"first" and not storage.exists(url + "2") and not storage.is_folder(url)
 
 
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").touch()
+    assert storage.list_below(str(tmp_path)) == ["a/b/c"]
+    scandir = os.scandir
+
+    def refused(path: str) -> object:
+        if str(path).endswith("b"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError):
+        storage.list_below(str(tmp_path))
+    assert storage.list_below(str(tmp_path / "nothing")) == []
+
+
 def test_of_many_processes_exactly_one_creates_each_object(tmp_path: pathlib.Path) -> None:
     code = """
 import sys, time
