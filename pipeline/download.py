@@ -163,7 +163,7 @@ def download(
 def _look(run: Run, plan: Plan) -> DownloadSummary:
     summary = DownloadSummary(plan, retry.rounds(run))
     retried, shards = retry.retried(summary.rounds), fetched_shards(run)
-    for shard, marker in zip(shards, in_order(partial(fetch_commit.read_marker, run), shards), strict=True):
+    for shard, marker in zip(shards, in_order(partial(ledger.read_image_stats, run), shards), strict=True):
         summary.add(shard, marker, retried.get(shard, ()))
     summary.skipped = len(shards)
     return summary
@@ -189,7 +189,7 @@ def _complete(run: Run, summary: DownloadSummary) -> None:
     for shard in sorted(summary.committed):
         tally = recorded.get(shard)
         if tally is None or (tally.failed and f"{shard_name(shard)}.parquet" not in listed):
-            fetch_commit.complete(run, shard, fetch_commit.read_marker(run, shard), retried.get(shard, ()))
+            fetch_commit.complete(run, shard, ledger.read_image_stats(run, shard), retried.get(shard, ()))
 
 
 def read_summary(run: Run) -> DownloadSummary:

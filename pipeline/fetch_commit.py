@@ -58,7 +58,7 @@ def fetch_and_commit(work: Work) -> dict[str, Any] | dict[str, int]:
         if fetched.can_pass and not work.accept:
             return {reason: count for reason, count in fetched.stats["status_dict"].items() if reason != SUCCESS}
         commit(run, shard, fetched)
-    marker = read_marker(run, shard)
+    marker = ledger.read_image_stats(run, shard)
     complete(run, shard, marker)
     return marker
 
@@ -84,11 +84,6 @@ def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
     for url in ours:
         storage.remove(url)
     return False
-
-
-def read_marker(run: Run, shard: int) -> dict[str, Any]:
-    """What is committed of a shard. Raises FileNotFoundError where nothing is, UserError where it is damaged."""
-    return ledger.read_image_stats(run, shard)
 
 
 def quarantine(run: Run, shard: int, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:
@@ -128,7 +123,7 @@ def remove_orphans(run: Run, committed: Collection[int]) -> None:
     for shard, matches in groupby(found, key=lambda match: int(match[1])):  # names come in order
         names = [match[0] for match in matches]
         if shard in committed and len(names) > _FILES_OF_AN_ATTEMPT:
-            marker = read_marker(run, shard)
+            marker = ledger.read_image_stats(run, shard)
             for name in names:
                 if name not in (marker["tar"], marker["parquet"]):
                     storage.remove(storage.join(run.images, name))

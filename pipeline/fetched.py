@@ -1,6 +1,5 @@
 """Reading a fetched image shard as a stream: the tar that its marker names, one image in memory at a time."""
 
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline import json_object, ledger
 
 
 class ShardUnreadable(UserError):
@@ -28,9 +28,10 @@ class FetchedImage:
 def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
     """The images of one shard in the order of its tar.
 
-    Raises ShardUnreadable where the marker, the tar or one of its members is missing or damaged.
+    Raises ShardUnreadable where the tar or one of its members is missing or damaged, and as
+    `ledger.read_image_stats` does for the marker.
     """
-    marker = json.loads(storage.read_bytes(run.image_stats(shard)))
+    marker = ledger.read_image_stats(run, shard)
     tar_url = storage.join(run.images, marker["tar"])
     try:
         with storage.open_read(tar_url) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
@@ -52,7 +53,7 @@ def _pairs(tar: tarfile.TarFile, tar_url: str) -> Iterator[FetchedImage]:
         if content is None:
             continue
         if ending == "json":
-            meta[key] = json.loads(content.read())
+            meta[key] = _fields(content.read(), member.name)
         elif ending == "jpg":
             image[key] = content.read()
         if key in image and key in meta:
@@ -61,3 +62,10 @@ def _pairs(tar: tarfile.TarFile, tar_url: str) -> Iterator[FetchedImage]:
     if image or meta:
         alone = sorted({*image, *meta})
         raise tarfile.ReadError(f"{len(alone)} members of {tar_url} lack their other half, {alone[0]} among them")
+
+
+def _fields(text: bytes, member: str) -> dict[str, object]:
+    try:
+        return json_object.parse(text, member, "", {"uid": str, "sha256": str})
+    except UserError as error:
+        raise tarfile.ReadError(str(error).strip()) from None

@@ -24,9 +24,8 @@ from lotlip_data.captioners.flags import flags_of
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
-from lotlip_data.pipeline import spill
+from lotlip_data.pipeline import ledger, spill
 from lotlip_data.pipeline.caption_commit import complete, finish
-from lotlip_data.pipeline.fetch_commit import read_marker
 from lotlip_data.pipeline.import_table import CaptionTable, ImportProblem, order_of
 from lotlip_data.pipeline.ledger import fetched_shards, work_of
 from lotlip_data.pipeline.list_files import BadRow, plain_bytes
@@ -162,7 +161,7 @@ def _uids(run: Run, shard: int) -> pa.Table:
 
 
 def _images(run: Run, shard: int, columns: list[str]) -> pa.Table:
-    with storage.open_read(storage.join(run.images, read_marker(run, shard)["parquet"])) as stream:
+    with storage.open_read(storage.join(run.images, ledger.read_image_stats(run, shard)["parquet"])) as stream:
         return pq.read_table(stream, columns=columns)
 
 

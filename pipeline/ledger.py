@@ -16,6 +16,7 @@ from lotlip_data.pipeline import json_object
 
 _IMAGE_MARKER = re.compile(r"(\d{5,})_stats\.json")
 _CAPTION_SHARD = re.compile(r"(\d{5,})\.parquet")
+_IMAGE_STATS = {"count": int, "successes": int, "tar": str, "parquet": str, "status_dict": dict}
 _TALLY = re.compile(r"rows(\d+)-failed(\d+)-tokens(\d+)-from(\d+)-to(\d+)(?:-spent(\d+))?")
 
 
@@ -89,7 +90,13 @@ def fetched_images(run: Run, shards: Iterable[int]) -> int:
 def read_image_stats(run: Run, shard: int) -> dict[str, Any]:
     """The marker of a fetched shard. Raises FileNotFoundError where there is none, UserError where it is damaged."""
     remedy = "Remove it; the shard is then fetched again by `lotlip-data download`."
-    return json_object.read(run.image_stats(shard), remedy)
+    return json_object.read(run.image_stats(shard), remedy, _IMAGE_STATS)
+
+
+def captioner_settings(run: Run, name: str) -> dict[str, Any]:
+    """What a captioner's folder holds captions of. Raises FileNotFoundError where there is none, UserError as above."""
+    remedy = f"Remove it, and recaption with the settings that the captions beside it were made with as {name!r}."
+    return json_object.read(run.captioner_settings(name), remedy, {"id": str})
 
 
 def captioned_shards(run: Run, captioner: str) -> list[int]:

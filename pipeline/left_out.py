@@ -25,7 +25,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.manifests.shard_settings import CleanSettings
-from lotlip_data.pipeline import evaluation_sets, neighbours
+from lotlip_data.pipeline import evaluation_sets, json_object, ledger, neighbours
 from lotlip_data.pipeline.hashes import shard_hashes, within
 from lotlip_data.pipeline.inputs import digest, image_stamps
 from lotlip_data.pipeline.ledger import fetched_images
@@ -80,7 +80,8 @@ def left_out(
         if failed:
             return lists, failed
         storage.create(index, json.dumps(lists).encode())
-    return {int(shard): name for shard, name in json.loads(storage.read_bytes(index)).items()}, []
+    listed = json_object.read(index, "Remove it, and `lotlip-data shard` looks again.")
+    return {int(shard): name for shard, name in listed.items()}, []
 
 
 def read_list(run: Run, name: str) -> dict[int, tuple[str, str]]:
@@ -115,7 +116,7 @@ def survey(run: Run, clean: CleanSettings, rules: Rules, known: str | None, unit
 
 
 def _fetched(run: Run, shard: int) -> list[dict[str, Any]]:
-    marker = json.loads(storage.read_bytes(run.image_stats(shard)))
+    marker = ledger.read_image_stats(run, shard)
     if not marker["successes"]:
         return []
     url = storage.join(run.images, marker["parquet"])

@@ -10,6 +10,7 @@ from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline import ledger
 from lotlip_data.pipeline.caption_commit import UnitResult, complete
 from lotlip_data.pipeline.choice import Chosen
 from lotlip_data.pipeline.cluster import cluster
@@ -107,7 +108,7 @@ def claim(run: Run, captioner: CaptionerConfig) -> None:
     settings = captioner.to_dict()
     if storage.create(path, json.dumps({"id": captioner.id, **settings}, indent=1).encode()):
         return
-    held = json.loads(storage.read_bytes(path))
+    held = ledger.captioner_settings(run, captioner.name)
     if held["id"] != captioner.id:
         changed = sorted(name for name, value in settings.items() if held.get(name) != value)
         raise RecaptionError(

@@ -24,9 +24,9 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import SHARD_DIGITS, Run, shard_name
 from lotlip_data.manifests.schema import LISTS
-from lotlip_data.pipeline import fetch_reasons
+from lotlip_data.pipeline import fetch_reasons, ledger
 from lotlip_data.pipeline.ahead import in_order
-from lotlip_data.pipeline.fetch_commit import failed_rows, quarantined, read_marker
+from lotlip_data.pipeline.fetch_commit import failed_rows, quarantined
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def open_round(run: Run, before: list[Round], first: int, samples_per_shard: int
 
 def _passing(run: Run, shard: int) -> dict[str, int]:
     """How many of a shard's rows failed for each reason that can pass."""
-    statuses = read_marker(run, shard)["status_dict"]
+    statuses = ledger.read_image_stats(run, shard)["status_dict"]
     return {reason: count for reason, count in statuses.items() if fetch_reasons.can_pass(reason)}
 
 
@@ -111,7 +111,7 @@ def _failed(run: Run, one: Round) -> Iterator[tuple[int, pa.Table]]:
     """The failures of each shard that the round takes rows from, in order, a few shards read ahead."""
 
     def read(shard: int) -> pa.Table:
-        return failed_rows(run, read_marker(run, shard), [*LISTS.names, "key"])
+        return failed_rows(run, ledger.read_image_stats(run, shard), [*LISTS.names, "key"])
 
     return zip(one.sources, in_order(read, one.sources), strict=True)
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
-from lotlip_data.pipeline import dataset, outputs
+from lotlip_data.pipeline import dataset, ledger, outputs
 from lotlip_data.pipeline.ahead import in_order
 from lotlip_data.pipeline.dataset import DatasetError, Output, Recipe, ShardRecord
 from lotlip_data.pipeline.inputs import Unit, units
@@ -98,7 +98,7 @@ def _records(run: Run, every: Sequence[Unit]) -> Iterator[ShardRecord]:
 
 def _captioner_id(run: Run, name: str) -> str:
     try:
-        return str(json.loads(storage.read_bytes(run.captioner_settings(name)))["id"])
+        return str(ledger.captioner_settings(run, name)["id"])
     except FileNotFoundError:
         raise DatasetError(f"{run.url}: no captions by {name} yet. Run `lotlip-data recaption {run.url}`.") from None
 
@@ -144,7 +144,7 @@ def build_shard(run: Run, recipe: Recipe, unit: Unit) -> ShardRecord:
     """
     number = unit.shard
     with tempfile.TemporaryDirectory(prefix="lotlip-data-shard-") as scratch:
-        fetched = json.loads(storage.read_bytes(run.image_stats(number)))
+        fetched = ledger.read_image_stats(run, number)
         if not fetched["successes"]:
             return _commit(run, recipe, unit, Joined(), [])
         url = storage.join(run.images, fetched["tar"])

@@ -19,7 +19,7 @@ from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import dataset
 from lotlip_data.pipeline.abandoned import existing
-from lotlip_data.pipeline.dataset import Output, ShardRecord
+from lotlip_data.pipeline.dataset import DatasetError, Output, ShardRecord
 from lotlip_data.pipeline.description import Description
 from lotlip_data.pipeline.join import SAMPLE
 from lotlip_data.pipeline.publish import VIEWS, names, stale_views
@@ -99,7 +99,7 @@ def _waiting(run: Run, records: Sequence[ShardRecord]) -> list[ShardRecord]:
     found = []
     for shard, fingerprint in dataset.done_shards(run):
         if (shard, fingerprint) not in known:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
+            with contextlib.suppress(DatasetError):
                 found.append(dataset.read_record(run, shard, fingerprint))
     return found
 
@@ -123,8 +123,8 @@ def _markers(run: Run, records: Sequence[ShardRecord]) -> list[Problem]:
 def _marker(run: Run, where: str, record: ShardRecord, again: str) -> list[Problem]:
     try:
         held = dataset.read_record(run, record.shard, record.fingerprint)
-    except (ValueError, TypeError, KeyError) as error:
-        return [Problem(where, f"damaged ({error}): remove it and {again}")]
+    except DatasetError:
+        return [Problem(where, f"damaged: remove it and {again}")]
     if held != record:
         return [Problem(where, f"says other things of the shard than {run.dataset}: remove it and {again}")]
     return []

@@ -3,7 +3,7 @@
 import unicodedata
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode's categories of controls, format characters, halves of surrogates, and separators of lines."""
@@ -35,6 +35,11 @@ def visible(text: str) -> str:
 def finalize(value: Any) -> Any:
     """What a template shows of a value, for jinja2's `finalize`: texts are made visible, markup is left as it is."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def typed(value: Any) -> Markup:
+    """What a form's field holds: as it was typed, since the form sends it again."""
+    return escape(value)
 
 
 def _invisible(one: str) -> bool:

@@ -33,7 +33,7 @@ from lotlip_data.pipeline.view.query import Query
 from lotlip_data.pipeline.view.samples import File, Samples, open_samples
 from lotlip_data.pipeline.view.scan import START, Filter, Page, Place, page_at
 from lotlip_data.pipeline.view.tars import NoImage, Tars
-from lotlip_data.pipeline.visible import finalize
+from lotlip_data.pipeline.visible import finalize, typed
 
 if TYPE_CHECKING:
     from lotlip_data.pipeline.view.models import Looked, Models, Ranking
@@ -57,7 +57,7 @@ class View:
         self._pages = Environment(
             loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, finalize=finalize
         )
-        self._pages.filters |= {"number": "{:,}".format, "query": urlencode}
+        self._pages.filters |= {"number": "{:,}".format, "query": urlencode, "typed": typed}
         self._pages.globals |= {"run": run.url, "searches": models is not None}
 
     @property

@@ -5,6 +5,8 @@ import functools
 import io
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.view.features import Features
 from lotlip_data.pipeline.view.overlay import overlay
@@ -117,7 +120,7 @@ class Model:
         until = time.monotonic() + seconds
         missing = set(features.missing())
         ready = [shard for shard in range(features.shards) if shard not in missing]
-        with self._turn:
+        with self._computing():
             if features is not self._searched:  # another dataset's places mean nothing here
                 self._searches.clear()
                 self._searched = features
@@ -138,8 +141,20 @@ class Model:
 
     def map(self, image: bytes, text: str) -> Map:
         """Where the text is seen in the image (its bytes). Raises OSError or ValueError where it is no image."""
-        with self._turn:
+        with self._computing():
             return self._map(image, text)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """This request's turn. Raises UserError where the GPU has no memory left for it."""
+        with self._turn:
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"{self.url}: {str(error).splitlines()[0]} Stop what else runs on this GPU and ask again, or start "
+                    "`lotlip-data view` with CUDA_VISIBLE_DEVICES= to compute on the CPU."
+                ) from error
 
     def _search(self, text: str) -> _Search:
         if text in self._searches:

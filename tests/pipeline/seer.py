@@ -67,7 +67,10 @@ def fetched(run: Run, shard: int, values: list[int], broken: tuple[int, ...] = (
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     storage.create(storage.join(run.images, f"{shard}-a.tar"), content.getvalue())
-    storage.create(run.image_stats(shard), json.dumps({"tar": f"{shard}-a.tar"}).encode())
+    marker = {"tar": f"{shard}-a.tar", "parquet": f"{shard}-a.parquet", "status_dict": {"success": len(values)}}
+    storage.create(
+        run.image_stats(shard), json.dumps(marker | {"count": len(values), "successes": len(values)}).encode()
+    )
 
 
 def rows(run: Run, shard: int) -> list[dict[str, Any]]:

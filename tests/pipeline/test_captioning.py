@@ -1,6 +1,8 @@
 """One unit of recaptioning, without Ray and without a model: what is asked of the engine and what is committed."""
 
+import io
 import re
+import tarfile
 import time
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from lotlip_data.captioners.base import EngineDead
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import ledger
 from lotlip_data.pipeline.fetched import ShardUnreadable
@@ -82,6 +85,27 @@ def test_a_truncated_tar_commits_nothing_and_names_itself(run: Run) -> None:
     with pytest.raises(ShardUnreadable, match=r"0-a\.tar: cannot be read"):
         caption(run, Seer(), 0)
     assert not storage.exists(run.caption_shard("seer", 0))
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"tar": "0-a.tar"}'])
+def test_a_damaged_marker_commits_nothing_and_names_itself(run: Run, damage: str) -> None:
+    fetched(run, 0, list(range(2)))
+    Path(run.image_stats(0)).write_text(damage)
+    with pytest.raises(UserError, match=r"00000_stats\.json: .* Remove it; the shard is then fetched again"):
+        caption(run, Seer(), 0)
+    assert not storage.exists(run.caption_shard("seer", 0))
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"uid": 1, "sha256": "a"}'])
+def test_a_damaged_member_names_itself_and_its_tar(run: Run, damage: str) -> None:
+    fetched(run, 0, list(range(2)))
+    with tarfile.open(Path(run.images) / "0-a.tar", "a") as tar:
+        for name, content in (("9.jpg", b""), ("9.json", damage.encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(ShardUnreadable, match=r"0-a\.tar: cannot be read \(9\.json: .*Remove "):
+        caption(run, Seer(), 0)
 
 
 def test_a_shard_without_images_is_committed_empty(run: Run) -> None:

@@ -27,8 +27,9 @@ from lotlip_data.manifests.identity import uid_of
 from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.manifests.schema import IMAGES
+from lotlip_data.pipeline import ledger
 from lotlip_data.pipeline.download import DownloadSummary, download, read_summary
-from lotlip_data.pipeline.fetch_commit import Work, commit, fetch_and_commit, quarantine, read_marker
+from lotlip_data.pipeline.fetch_commit import Work, commit, fetch_and_commit, quarantine
 from lotlip_data.pipeline.fetch_shard import FetchedShard
 from lotlip_data.pipeline.partition import partition
 from lotlip_data.world.lists import FAULTS, write_list, write_manifest
@@ -211,9 +212,9 @@ def fake_shard(folder: pathlib.Path, body: bytes) -> FetchedShard:
 def test_of_two_attempts_at_a_shard_the_first_counts_and_the_second_leaves_nothing(tmp_path: pathlib.Path) -> None:
     run = Run.at(str(tmp_path / "run"))
     assert commit(run, 0, fake_shard(tmp_path / "first", b"first"))
-    marker, names = read_marker(run, 0), storage.list_names(run.images)
+    marker, names = ledger.read_image_stats(run, 0), storage.list_names(run.images)
     assert not commit(run, 0, fake_shard(tmp_path / "second", b"second"))
-    assert read_marker(run, 0) == marker
+    assert ledger.read_image_stats(run, 0) == marker
     assert storage.list_names(run.images) == names
     assert sorted(names) == sorted([marker["tar"], marker["parquet"], "00000_stats.json"])
     assert storage.read_bytes(storage.join(run.images, marker["tar"])) == b"first"
@@ -223,7 +224,7 @@ def test_the_quarantine_of_a_shard_is_the_same_however_often_it_is_written(tmp_p
     run = Run.at("memory://quarantine-run")
     commit(run, 0, fake_shard(tmp_path / "first", b"first"))
     for _ in range(2):
-        quarantine(run, 0, read_marker(run, 0))
+        quarantine(run, 0, ledger.read_image_stats(run, 0))
         (row,) = pq.read_table(io.BytesIO(storage.read_bytes(run.quarantine("images", "00000.parquet")))).to_pylist()
         assert (row["key"], row["uid"], row["reason"], row["detail"]) == ("000000001", "b", "http 404", "")
 
@@ -290,7 +291,7 @@ def test_after_a_kill_of_the_driver_the_same_command_gives_the_images_of_an_undi
 
 def committed(run: Run) -> dict[int, dict[str, Any]]:
     names = [name for name in storage.list_names(run.images) if name.endswith("_stats.json")]
-    return {int(name[:5]): read_marker(run, int(name[:5])) for name in names}
+    return {int(name[:5]): ledger.read_image_stats(run, int(name[:5])) for name in names}
 
 
 def test_a_killed_partition_starts_over_with_the_same_shards(tmp_path: pathlib.Path) -> None:

@@ -23,7 +23,7 @@ from lotlip_data.manifests.schema import IMAGES, LISTS
 from lotlip_data.pipeline import failures, ledger, retry
 from lotlip_data.pipeline.download import DownloadSummary, download, read_summary
 from lotlip_data.pipeline.failures import Failures
-from lotlip_data.pipeline.fetch_commit import commit, complete, read_marker
+from lotlip_data.pipeline.fetch_commit import commit, complete
 from lotlip_data.pipeline.fetch_shard import FetchedShard
 from lotlip_data.pipeline.import_captions import import_captions
 from lotlip_data.pipeline.import_table import caption_table
@@ -81,7 +81,7 @@ def accounts(run: Run) -> tuple[list[str], list[tuple[str, str]]]:
     """URLs fetched, and (URL, reason) in quarantine: from all that is committed."""
     got = []
     for shard in ledger.fetched_shards(run):
-        table = pq.read_table(storage.join(run.images, read_marker(run, shard)["parquet"])).to_pylist()
+        table = pq.read_table(storage.join(run.images, ledger.read_image_stats(run, shard)["parquet"])).to_pylist()
         got += [row["url"] for row in table if row["status"] == "success"]
     failed = [row for name in storage.list_names(run.quarantine("images")) for row in quarantine_of(run, name)]
     return sorted(got), sorted((row["url"], row["reason"]) for row in failed)
@@ -166,7 +166,7 @@ def committed_run(folder: pathlib.Path) -> Run:
         (scratch / "x.tar").write_bytes(b"")
         stats = {"count": 5, "successes": 1} | failures.of_shard(table)
         commit(run, shard, FetchedShard(scratch / "x.tar", scratch / "x.parquet", table, stats))
-        complete(run, shard, read_marker(run, shard))
+        complete(run, shard, ledger.read_image_stats(run, shard))
     return run
 
 
@@ -308,7 +308,8 @@ def test_a_runs_summary_keeps_sums_of_its_markers_and_not_the_markers(tmp_path: 
         for shard in range(shards):
             hosts = {f"images-{shard}-{host}.example.org": {"http 404": 1} for host in range(100)}
             counts = {"count": 110, "successes": 10, "status_dict": {"success": 10, "http 404": 100}}
-            storage.create(run.image_stats(shard), json.dumps(counts | {"failed_hosts": hosts}).encode())
+            marker = counts | {"failed_hosts": hosts, "tar": "a.tar", "parquet": "a.parquet"}
+            storage.create(run.image_stats(shard), json.dumps(marker).encode())
         tracemalloc.start()
         summary = read_summary(run)
         peaks.append(tracemalloc.get_traced_memory()[1])

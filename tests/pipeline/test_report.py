@@ -212,6 +212,33 @@ def test_a_damaged_file_is_named_with_what_to_do(run: Run, tmp_path: Path, name:
     assert f"{damaged}: " in ended.output and "emove" in ended.output
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value", "says"),
+    [
+        ("dataset", "manifest", None, "'manifest' is missing or no object"),
+        ("dataset", "samples", "8", "'samples' is missing or no whole number"),
+        ("dataset", "shards", {}, "'shards' is missing or no list"),
+        ("image_stats", "successes", None, "'successes' is missing or no whole number"),
+    ],
+)
+def test_a_field_that_is_missing_or_of_another_kind_is_named_with_its_file(
+    run: Run, tmp_path: Path, name: str, field: str, value: object, says: str
+) -> None:
+    copy = Run.at(str(shutil.copytree(run.url, tmp_path / "run")))
+    damaged = {"dataset": copy.dataset, "image_stats": copy.image_stats(0)}[name]
+    content = json.loads(storage.read_bytes(damaged))
+    storage.replace(damaged, json.dumps(content | {field: value}).encode())
+    ended = CliRunner().invoke(app, ["report", copy.url])
+    assert ended.exit_code == 2
+    assert f"{damaged}: its {says}" in ended.output and "emove" in ended.output
+
+
+def test_a_page_that_cannot_be_written_costs_no_traceback(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = CliRunner().invoke(app, ["report", run.url, "--out", str(tmp_path / "file" / "x.html")])
+    assert ended.exit_code == 1 and isinstance(ended.exception, SystemExit) and "file" in ended.output
+
+
 def test_a_folder_to_write_to_is_refused_before_anything_is_counted(run: Run, tmp_path: Path) -> None:
     ended = CliRunner().invoke(app, ["report", run.url, "--out", str(tmp_path)])
     assert ended.exit_code == 2 and f"{tmp_path}: is a folder" in ended.output

@@ -350,8 +350,9 @@ def test_a_taken_port_is_told_before_models_are_loaded(run: Run) -> None:
     assert ended.exit_code == 2 and f"port {port}: cannot be had" in ended.output and "nowhere" not in ended.output
 
 
-def test_a_dataset_of_another_kind_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lacks", "says"), [("manifest", "no object"), ("sub_captions", "lacks what it should say")])
+def test_a_dataset_of_another_kind_is_refused(tmp_path: Path, lacks: str, says: str) -> None:
     made = view_run.make(tmp_path / "run", shards=1)
     content = json.loads(Path(made.dataset).read_text())
-    Path(made.dataset).write_text(json.dumps({name: content[name] for name in content if name != "manifest"}))
-    assert "lacks what it should say" in client(made).get("/").text
+    Path(made.dataset).write_text(json.dumps({name: content[name] for name in content if name != lacks}))
+    assert says in client(made).get("/").text

@@ -3,6 +3,7 @@
 import html.parser
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
@@ -100,6 +101,13 @@ def test_every_text_is_shown_as_it_is_and_what_is_invisible_by_its_name(web: Tes
         assert words.count(text) >= 3
     assert "nul‹U+0000›bell‹U+0007›escape‹U+001B›" in words
     assert "right to left ‹U+202E›txt.exe‹U+202C› ‹U+2066›isolate soft‹U+00AD›hyphen tag‹U+E0041›" in words
+
+
+@pytest.mark.parametrize("form", ["/?q=", "/quarantine?reason="])
+def test_a_forms_field_keeps_what_was_typed_so_that_it_is_asked_again(web: TestClient, form: str) -> None:
+    typed = 'soft\u00adhyphen <b>"x"'
+    page = Page(web.get(form + quote(typed)).text)
+    assert ("value", typed) in page.attributes
 
 
 def test_only_links_to_the_web_can_be_followed(tmp_path: Path) -> None:

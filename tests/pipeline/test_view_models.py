@@ -207,6 +207,27 @@ def test_a_sample_has_a_map_of_the_chosen_text_for_each_model(run: Run, checkpoi
     assert web.get("/map/2/1/3?of=raw").status_code == 404
 
 
+def test_a_gpu_without_memory_costs_one_map_or_search_and_says_what_to_do(
+    run: Run, checkpoints: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no GPU here: what torch raises then is raised in its place."""
+
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has no more.")
+
+    models = computed(run, checkpoints)
+    web = TestClient(create_app(View(run, models, seconds=60.0)), base_url="http://localhost")
+    with monkeypatch.context() as patch:
+        patch.setattr(view_models, "relevance", full)
+        answer = web.get("/map/0/0/0", params={"text": TEXT})
+        assert answer.status_code == 400 and "CUDA out of memory" in answer.text and "on the CPU" in answer.text
+        patch.setattr(LoTLIP, "embed_tokens", full)
+        answer = web.get("/search", params={"text": "A ring."})
+        assert answer.status_code == 400 and "CUDA out of memory" in answer.text
+    assert web.get("/map/0/0/0", params={"text": TEXT}).status_code == 200
+    assert web.get("/search", params={"text": "A ring."}).status_code == 200
+
+
 def test_the_brightest_place_of_an_overlay_is_that_of_the_map() -> None:
     patches = np.zeros((6, 6), np.float32)
     patches[1, 4] = 0.003

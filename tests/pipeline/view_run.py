@@ -42,6 +42,9 @@ def make(
 def describe(run: Run, records: list[Row]) -> None:
     """dataset.json, in the place of another; the last shard is for validation, where there are several."""
     content = {
+        **{name: {} for name in ("rules", "splits", "long_texts", "dropped", "dropped_texts")},
+        **{name: [] for name in ("columns", "inputs")},
+        **dict.fromkeys(("fetched", "samples", "bytes"), 0),
         "schema_version": schema.SCHEMA_VERSION,
         "name": "fake",
         "captioners": {name: f"{name}@1" for name in CAPTIONERS},
