@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
     app.command(name="study-page")(study_page)
 
 
-Seeds = Annotated[int, typer.Option(min=2, max=10, help="Seeds of a row.")]
+Seeds = Annotated[int, typer.Option(min=3, max=10, help="Seeds of a row.")]
 SEEDS = 4
 """As many as fit into four hours: the interval of three is half as wide again."""
 
@@ -23,7 +23,9 @@ def study(
         "runs/study"
     ),
     out: Annotated[str | None, typer.Option(help="Where study.md and study/ go. Default: DIR.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so long; the next start goes on.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, max=1e6, help="Stop after so long; the next start goes on.")
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="A table or figure, such as table-3 or figure-4; again for another.")
     ] = None,
@@ -56,9 +58,6 @@ def study_page(
     Example: lotlip-data study-page docs/study/results.jsonl docs
     """
     with command("study-page", False) as console:
-        from lotlip_data.pipeline.study.page import write_page
-        from lotlip_data.pipeline.study.results import Results, read_lines
-        from lotlip_data.pipeline.study.rows import Design
+        from lotlip_data.pipeline.study.study import write_again
 
-        design = Design()
-        console.say(f"study: {write_page(Results(read_lines(results), design), design, seeds, out)}")
+        write_again(results, out, seeds, console.say)

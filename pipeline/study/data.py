@@ -1,8 +1,8 @@
 """What the study trains on and evaluates on: crowded scenes, of each seed its own, so that the spread over seeds is
 that of the scenes, too.
 
-    STUDY/data/SEED-TEXTS/10/shards …     a dataset as `lotlip-data shard` writes it, with the locked tower's features
-    STUDY/data/SEED-TEXTS/1/shards …      its first shards again, as hard links
+    STUDY/data/SEED-TEXTS-ID/10/shards …  a dataset as `lotlip-data shard` writes it, with the locked tower's features
+    STUDY/data/SEED-TEXTS-ID/1/shards …   its first shards again, as hard links; ID stands for what the data are made by
 
 The long texts are the writers', of scenes misread at each captioner's rate: the tiny captioners know scenes of up to
 four things only. Raw texts name the salient thing, as everywhere in this world.
@@ -24,7 +24,7 @@ from lotlip_data.manifests import schema, subcaptions
 from lotlip_data.manifests.identity import uid_of
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.shard_files import SampleWriter, members, record_of
-from lotlip_data.pipeline.study.rows import LIT, SCALES, Design, Gallery, Row, Texts
+from lotlip_data.pipeline.study.rows import EDITION, LIT, SCALES, Design, Gallery, Row, Texts
 from lotlip_data.world.crowded import (
     EYESIGHT,
     crowded_scene,
@@ -111,22 +111,24 @@ def _group(seed: int, seeds: Iterator[int], twins: int) -> list[Scene]:
     return [scene, *near_twins(scene, [next(seeds) for _ in range(twins)])]
 
 
-def dataset_of(study: str, row: Row, seed: int) -> str:
+def dataset_of(study: str, design: Design, row: Row, seed: int) -> str:
     """Where the dataset of a row and seed is."""
-    return str(_folder(study, row.texts, seed) / str(row.scale))
+    return str(_folder(study, design, row.texts, seed) / str(row.scale))
 
 
-def is_written(study: str, texts: Texts, seed: int) -> bool:
-    return (_folder(study, texts, seed) / "done").exists()
+def is_written(study: str, design: Design, texts: Texts, seed: int) -> bool:
+    return (_folder(study, design, texts, seed) / "done").exists()
 
 
-def _folder(study: str, texts: Texts, seed: int) -> Path:
-    return Path(study, "data", f"{seed}-{texts}")
+def _folder(study: str, design: Design, texts: Texts, seed: int) -> Path:
+    made_by = [EDITION, design.scenes, design.settings["image_tower"]]
+    id = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
+    return Path(study, "data", f"{seed}-{texts}-{id}")
 
 
 def write(study: str, design: Design, texts: Texts, seed: int, say: Callable[[str], None]) -> None:
     """Write the datasets of a seed, one of each scale; what is there stays. The last thing written is `done`."""
-    folder, scales = _folder(study, texts, seed), SCALES if texts == "captioners" else SCALES[:1]
+    folder, scales = _folder(study, design, texts, seed), SCALES if texts == "captioners" else SCALES[:1]
     at = Run.at(str(folder / str(scales[-1])))
     Path(at.shards).mkdir(parents=True, exist_ok=True)
     seeds = block(seed)[: design.scenes * scales[-1]]

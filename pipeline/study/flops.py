@@ -1,41 +1,41 @@
-"""Floating-point operations of a text tower, counted as they are done (paper, Fig. 4)."""
+"""Floating-point operations of a forward pass of a text tower, counted as they are done (paper, Fig. 4)."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lotlip_data.manifests import storage
+from lotlip_data.training import towers
 from lotlip_data.training.checkpoint import LoTLIP
+from lotlip_data.training.config import TrainConfig
 from lotlip_data.training.towers import TextSettings, TextTower
+from lotlip_data.training.train import load_model
 
 
-def text_flops(model: str, texts: Sequence[str]) -> dict[str, float]:
-    """Millions of operations of a forward pass of the model's text tower, a text.
-
-    `flops.limit`: of a text padded to the token limit, as the paper counts; `flops.text`: the mean of these texts
-    without padding, as this trainer computes them.
-    """
-    tokenizer = LoTLIP.load(model).tokenizer
-    tower = _on_paper(json.loads(storage.read_bytes(storage.join(model, "config.json")))["towers"])
-    lengths = [len(ids) for ids in tokenizer.encode(texts).ids]
-    at = {length: _count(tower, length) for length in {tokenizer.context_length, *lengths}}
-    return {
-        "flops.limit": at[tokenizer.context_length] / 1e6,
-        "flops.text": sum(at[length] for length in lengths) / len(lengths) / 1e6,
-    }
+def padded_flops(config: TrainConfig, limits: Iterable[int]) -> dict[int, float]:
+    """Millions of operations on a text that is padded to each of these token limits, as the paper counts."""
+    tower = _on_paper(load_model(config))
+    return {limit: _count(tower, limit) / 1e6 for limit in limits}
 
 
-def _on_paper(towers: dict[str, Any]) -> TextTower:
+def text_flops(model: str, texts: Sequence[str]) -> float:
+    """Millions of operations on one of these texts, on average, without padding: as this trainer computes them."""
+    loaded = LoTLIP.load(model)
+    tower, lengths = _on_paper(loaded), [len(ids) for ids in loaded.tokenizer.encode(texts).ids]
+    at = {length: _count(tower, length) for length in set(lengths)}
+    return sum(at[length] for length in lengths) / len(lengths) / 1e6
+
+
+def _on_paper(model: LoTLIP) -> TextTower:
     """The text tower on the meta device, with attention as plain products, all of which are counted."""
     from transformers import AutoConfig, AutoModel
 
+    described: dict[str, Any] = towers.describe(model.towers)
     with torch.device("meta"):
-        encoder = AutoModel.from_config(AutoConfig.for_model(**towers["text"]), attn_implementation="eager")
-        settings = TextSettings(towers["corner_tokens"], towers["mask"])
-        return TextTower(encoder, int(towers["image"]["hidden_size"]), settings)
+        encoder = AutoModel.from_config(AutoConfig.for_model(**described["text"]), attn_implementation="eager")
+        settings = TextSettings(described["corner_tokens"], described["mask"])
+        return TextTower(encoder, int(described["image"]["hidden_size"]), settings)
 
 
 def _count(tower: TextTower, length: int) -> int:

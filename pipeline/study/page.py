@@ -1,16 +1,16 @@
 """docs/study.md: every table and figure with what has run of it, beside the paper, and whether its directions hold."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from statistics import fmean, stdev
 
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline.study.plots import plot
-from lotlip_data.pipeline.study.results import Results, as_lines
-from lotlip_data.pipeline.study.rows import ROWS, Design, distinct
-from lotlip_data.pipeline.study.statistics import Verdict
-from lotlip_data.pipeline.study.tables import TABLES, Claim, Line, Table
+from lotlip_data.pipeline.study.results import APART_POINTS, APART_TIMES, Results, as_lines
+from lotlip_data.pipeline.study.rows import ROWS, Design, Row, distinct
+from lotlip_data.pipeline.study.statistics import LEAST_SEEDS, Verdict
+from lotlip_data.pipeline.study.tables import LEVEL, TABLES, Claim, Line, Table
 from lotlip_data.world.crowded import EYESIGHT
 
 NAMES = {"long": "long texts", "short": "short texts", "class": "classes", "detailed": "texts of 12–20 sentences"}
@@ -29,26 +29,26 @@ EXTRA = {
     "table-11": {"short.t2i.R@5": "short T2I R@5", "short.i2t.R@5": "I2T R@5"},
     "figure-4": {"detailed.cut": "texts cut", "flops.limit": "MFLOP at the limit", "flops.text": "MFLOP a text"},
 }
-NOT_RUN = "–"
+NOT_RUN, APART = "–", "†"
 
 
 def write_page(results: Results, design: Design, seeds: int, out: str) -> str:
     """Write `out`/study.md, and in `out`/study the plots and results.jsonl; returns where the page is."""
     for table in TABLES:
         storage.replace(storage.join(out, "study", f"{table.name}.svg"), plot(table, results).encode())
-    storage.replace(storage.join(out, "study", "results.jsonl"), as_lines(results).encode())
+    storage.replace(storage.join(out, "study", "results.jsonl"), as_lines(results.contents).encode())
     page = storage.join(out, "study.md")
     storage.replace(page, render(results, design, seeds).encode())
     return page
 
 
 def render(results: Results, design: Design, seeds: int) -> str:
-    """The page in Markdown; its words are in `pages/study.md`."""
+    """The page in Markdown, of results of so many seeds; its words are in `pages/study.md`."""
     import jinja2
 
     rows = distinct(ROWS)
-    there = sum(min(len(results.seeds(row)), seeds) for row in rows)
-    claims = dict.fromkeys(claim for table in TABLES for claim in table.claims)
+    there = sum(len(results.seeds(row)) for row in rows)
+    claims = list({claim.comparison: claim for table in TABLES for claim in table.claims}.values())
     verdicts = Counter(_verdict(claim, results) for claim in claims)
     words = files("lotlip_data.pipeline").joinpath("pages/study.md").read_text(encoding="utf-8")
     template = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(words)
@@ -61,8 +61,13 @@ def render(results: Results, design: Design, seeds: int) -> str:
         rows=len(rows),
         seeds=seeds,
         there=there,
-        hours=sum(one["seconds"] or 0.0 for one in results.contents) / 3600,
+        hours=results.hours,
         claims=len(claims),
+        apart=sum(any(_apart(claim, results)) for claim in claims),
+        least=LEAST_SEEDS,
+        level=LEVEL,
+        apart_times=APART_TIMES,
+        apart_points=APART_POINTS,
         verdicts={verdict: verdicts[verdict] for verdict in Verdict if verdicts[verdict]},
         sections="\n\n".join(_section(table, results) for table in TABLES),
     )
@@ -72,10 +77,12 @@ def _section(table: Table, results: Results) -> str:
     parts = [
         f"## {table.title}",
         f"The paper: {table.says}",
+        *([table.note] if table.note else []),
         _rows(table, results),
         f"![{table.title}](study/{table.name}.svg)",
     ]
-    return "\n\n".join([*parts, _claims(table, results), _sentence(table, results)])
+    apart = _far_apart(table, results)
+    return "\n\n".join([*parts, _claims(table, results), *([apart] if apart else []), _sentence(table, results)])
 
 
 def _rows(table: Table, results: Results) -> str:
@@ -86,12 +93,15 @@ def _rows(table: Table, results: Results) -> str:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for line in table.lines:
         cells = [line.label, str(len(results.seeds(line.row)) or NOT_RUN)]
-        cells += [_spread(list(results.values(line.row, column).values())) for column in columns]
+        cells += [_cell(line, column, results) for column in columns]
         lines.append(cells + [_printed(line, metric) for metric in table.metrics if printed])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _spread(values: Sequence[float]) -> str:
+def _cell(line: Line, column: str, results: Results) -> str:
+    if line.limit and column == "flops.limit":
+        return f"{results.padded_flops[line.limit]:.1f}"
+    values = list(results.values(line.row, column).values())
     if not values:
         return NOT_RUN
     return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
@@ -102,43 +112,70 @@ def _printed(line: Line, metric: str) -> str:
 
 
 def _claims(table: Table, results: Results) -> str:
-    lines = [["comparison", "on", "paper", "here, 95% interval", "the paper's direction"], ["---"] * 5]
+    lines = [["comparison", "on", "paper", "here, 95% interval", "verdict"], ["---"] * 5]
     for claim in table.claims:
         found = results.contrast(dict(claim.weights), claim.metric)
-        paper = "higher" if claim.sign > 0 else "lower"
-        printed = paper if claim.printed is None else f"{claim.printed:+.1f}"
+        printed = _SIDES[claim.sign] if claim.printed is None else f"{claim.printed:+.1f}"
         here = NOT_RUN if found is None else f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
-        lines.append([claim.text, NAMES[claim.metric], printed, here, str(_verdict(claim, results))])
+        verdict = _verdict(claim, results) + (APART if any(_apart(claim, results)) else "")
+        lines.append([claim.text, NAMES[claim.metric], printed, here, verdict])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+_SIDES = {1: "higher", -1: "lower", 0: "level"}
+
+
 def _verdict(claim: Claim, results: Results) -> Verdict:
-    found = results.contrast({row: claim.sign * weight for row, weight in claim.weights}, claim.metric)
+    found = results.contrast(dict(claim.weights), claim.metric)
     if found is None:
         return Verdict.UNKNOWN
-    return Verdict.CHANCE if results.at_chance(dict(claim.weights), claim.metric) else found.verdict
+    if results.at_chance(dict(claim.weights), claim.metric):
+        return Verdict.CHANCE
+    if claim.given and _verdict(claim.given, results) not in (Verdict.HOLDS, Verdict.LEANS):
+        return Verdict.MOOT
+    return found.verdict(claim.sign)
+
+
+def _apart(claim: Claim, results: Results) -> Iterator[Row]:
+    """The rows of the comparison whose seeds are far apart; of one that says nothing, none."""
+    if _verdict(claim, results) not in (Verdict.UNKNOWN, Verdict.CHANCE, Verdict.MOOT):
+        yield from (row for row, _ in claim.weights if results.far_apart(row, claim.metric))
+
+
+def _far_apart(table: Table, results: Results) -> str:
+    """The seeds of the rows that are marked, one by one."""
+    labels = {line.row: line.label for line in reversed(table.lines)}
+    marked = dict.fromkeys((row, claim.metric) for claim in table.claims for row in _apart(claim, results))
+    each = (
+        f"{labels[row]}, {NAMES[metric]}: {', '.join(f'{one:.1f}' for one in results.values(row, metric).values())}"
+        for row, metric in marked
+    )
+    return f"{APART} Seeds far apart. {'; '.join(each)}." if marked else ""
 
 
 def _sentence(table: Table, results: Results) -> str:
-    """Which of the paper's directions hold here, and which do not, in one sentence."""
+    """Which of the paper's findings hold here, and which do not, in one sentence."""
     verdicts = {claim: _verdict(claim, results) for claim in table.claims}
     said = []
     for verdict in Verdict:
         which = [claim for claim, found in verdicts.items() if found is verdict]
         if which:
             said.append(f"{len(which)} {_PHRASES[verdict][len(which) > 1]} ({'; '.join(_named(which))})")
-    return f"**Does it hold here?** Of the paper's {len(verdicts)} directions {', '.join(said)}."
+    return f"**Does it hold here?** Of {len(verdicts)} comparisons {', '.join(said)}."
 
 
 _PHRASES = {
     Verdict.HOLDS: ("holds outside the noise", "hold outside the noise"),
-    Verdict.LEANS: ("shows, but within the noise", "show, but within the noise"),
-    Verdict.LEANS_AWAY: ("does not show, within the noise", "do not show, within the noise"),
+    Verdict.LEANS: ("leans the paper's way within the noise", "lean the paper's way within the noise"),
+    Verdict.LEANS_AWAY: ("leans the other way within the noise", "lean the other way within the noise"),
     Verdict.OPPOSITE: ("is reversed outside the noise", "are reversed outside the noise"),
+    Verdict.LEVEL: ("is level there and not told apart here", "are level there and not told apart here"),
+    Verdict.UNEVEN: ("is level there and differs here outside the noise", "are level there and differ here outside it"),
+    Verdict.MOOT: ("does not arise, since nothing is lost", "do not arise, since nothing is lost"),
     Verdict.CHANCE: ("cannot be told, since all are at chance", "cannot be told, since all are at chance"),
     Verdict.UNKNOWN: ("has not run yet", "have not run yet"),
 }
-"""Of one direction, and of several."""
+"""Of one comparison, and of several."""
 
 
 def _named(claims: Sequence[Claim]) -> list[str]:

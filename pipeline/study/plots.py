@@ -9,7 +9,7 @@ from lotlip_data.pipeline.study.results import Results
 from lotlip_data.pipeline.study.tables import Line, Table
 
 COLOURS = ("#3b7dd8", "#d8743b")
-INK = "#333333"
+INK, RED = "#333333", "#c03030"
 NAMES = {
     "long": "long texts, mean R@1, %",
     "short": "short texts, mean R@1, %",
@@ -47,9 +47,14 @@ def _dots(panel: Any, lines: Sequence[Line], results: Results, metric: str) -> N
 
 def _curves(panel: Any, table: Table, results: Results, metric: str) -> None:
     if metric == "flops":
-        for name, style in (("flops.limit", "*-"), ("flops.text", "o--")):
-            label = "padded to the limit" if name == "flops.limit" else "as long as they are"
-            _curve(panel, table.x, table.lines, results, name, style, "#c03030", label)
+        panel.plot(
+            table.x,
+            [results.padded_flops[int(limit)] for limit in table.x],
+            "*-",
+            color=RED,
+            label="padded to the limit",
+        )
+        _curve(panel, table.x, table.lines, results, "flops.text", "o--", RED, "as long as they are")
         panel.legend(frameon=False, fontsize=8)
     else:
         for index, (label, colour) in enumerate(zip(table.series, COLOURS, strict=False)):

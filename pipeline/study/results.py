@@ -1,15 +1,17 @@
 """The figures of what has run, by row and seed."""
 
+import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline import json_object
 from lotlip_data.pipeline.study.data import DEVELOPMENT
-from lotlip_data.pipeline.study.rows import ROWS, Design, Row, distinct
-from lotlip_data.pipeline.study.statistics import Difference, difference
+from lotlip_data.pipeline.study.rows import LIMITS, ROWS, Design, Row, distinct, limited
+from lotlip_data.pipeline.study.statistics import MOST_SEEDS, Difference, difference
 from lotlip_data.world.scenes import class_names
 
 METRICS = {
@@ -22,24 +24,41 @@ METRICS = {
 
 ABOVE_CHANCE = 1.0
 """Percentage points that one row at least has to be above chance, for a comparison to tell anything."""
+APART_TIMES, APART_POINTS = 2.0, 10.0
+"""Seeds of a row are far apart where the highest is above so many times the lowest, and above it by so many points."""
+
+_FIELDS = {"key": str, "seed": int, "texts": str, "figures": dict}
+_ALWAYS = (*METRICS["short"], *METRICS["class"], "short.t2i.R@5", "short.i2t.R@5", "flops.text")
+_FIGURES = {
+    "captioners": (*METRICS["long"], *_ALWAYS),
+    "detailed": (*METRICS["detailed"], "detailed.cut", *_ALWAYS),
+}
+"""Those that a result has, by the texts that its row is trained on."""
 
 
 class Results:
-    """Results of one design; those of development seeds and of other designs are left out."""
+    """Results of one design; those of development seeds and of other designs are left out.
 
-    def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design) -> None:
-        self._keys = {row: row.key(design) for row in distinct(ROWS)}
+    contents: all of this design. `left_out` of them were of another. All else is of the first `seeds` seeds.
+    """
+
+    def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design, seeds: int = MOST_SEEDS) -> None:
+        self._design, self._keys = design, {row: row.key(design) for row in distinct(ROWS)}
         gallery = design.gallery
         scenes, classes = gallery.groups * (1 + gallery.twins), len(class_names())
         sizes = {"long": scenes, "detailed": scenes, "short": gallery.short, "class": classes}
         self._chance = {metric: 100 / size for metric, size in sizes.items()}
         known = set(self._keys.values())
+        given = [content for content in contents if content["seed"] < DEVELOPMENT]
         self.contents = sorted(
-            (content for content in contents if content["key"] in known and content["seed"] < DEVELOPMENT),
+            (content for content in given if content["key"] in known),
             key=lambda content: (content["key"], content["seed"]),
         )
+        self.left_out = len(given) - len(self.contents)
+        shown = [one for one in self.contents if one["seed"] < seeds]
+        self.hours = sum(one["seconds"] or 0.0 for one in shown) / 3600
         self._figures: dict[str, dict[int, dict[str, float]]] = {}
-        for one in self.contents:
+        for one in shown:
             self._figures.setdefault(one["key"], {})[one["seed"]] = one["figures"]
 
     def seeds(self, row: Row) -> list[int]:
@@ -52,7 +71,7 @@ class Results:
         return {seed: sum(of[seed][name] for name in names) / len(names) for seed in sorted(of)}
 
     def contrast(self, weights: Mapping[Row, float], metric: str) -> Difference | None:
-        """The weighted sum of the rows' values, paired by seed; None with fewer than two common seeds."""
+        """The weighted sum of the rows' values, paired by seed; None where too few seeds have run of all of them."""
         values = {row: self.values(row, metric) for row in weights}
         seeds = sorted(set.intersection(*(set(of) for of in values.values())))
         return difference([sum(weight * values[row][seed] for row, weight in weights.items()) for seed in seeds])
@@ -61,24 +80,49 @@ class Results:
         """Whether no row's mean over the seeds is ABOVE_CHANCE; all of them have run."""
         return all(fmean(self.values(row, metric).values()) < self._chance[metric] + ABOVE_CHANCE for row in rows)
 
+    def far_apart(self, row: Row, metric: str) -> bool:
+        """Whether the row's seeds ended in different places, as where some of them had not begun to learn."""
+        values = self.values(row, metric).values()
+        return bool(values) and max(values) > max(APART_TIMES * min(values), min(values) + APART_POINTS)
+
+    @functools.cached_property
+    def padded_flops(self) -> dict[int, float]:
+        """By token limit, millions of operations of the text tower on a text that is padded to it."""
+        from lotlip_data.pipeline.study.flops import padded_flops
+
+        return padded_flops(limited(max(LIMITS)).config(self._design, 0), LIMITS)
+
 
 def read_folder(study: str) -> list[dict[str, Any]]:
-    """The results in a study's folder."""
-    folder = storage.join(study, "results")
-    return [json.loads(storage.read_bytes(storage.join(folder, name))) for name in storage.list_names(folder, ".json")]
+    """The results in a study's folder. Raises UserError naming a file that is none."""
+    urls = [storage.join(study, "results", name) for name in storage.list_names(f"{study}/results", ".json")]
+    return [_result(storage.read_bytes(url), url) for url in urls]
 
 
 def read_lines(file: str) -> list[dict[str, Any]]:
-    """The results of a .jsonl file. Raises UserError where there is none, or not of this form."""
+    """The results of a .jsonl file. Raises UserError where there is none, or naming a line that is no result."""
     try:
-        contents = [json.loads(line) for line in storage.read_bytes(file).decode().splitlines()]
-    except (OSError, ValueError) as error:
+        lines = storage.read_bytes(file).splitlines()
+    except OSError as error:
         raise UserError(f"{file}: no results of a study can be read ({error})") from error
-    if not all(isinstance(one, dict) and {"key", "seed", "figures"} <= one.keys() for one in contents):
-        raise UserError(f"{file}: not the results of a study; name a results.jsonl that `lotlip-data study` wrote")
-    return contents
+    return [_result(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
 
 
-def as_lines(results: Results) -> str:
-    """The results as a .jsonl file, one a line, in an order of their own."""
-    return "".join(json.dumps(one, sort_keys=True) + "\n" for one in results.contents)
+def _result(text: bytes, where: str) -> dict[str, Any]:
+    """A result of a row and a seed. Raises UserError where it is none."""
+    content = json_object.parse(text, where, _REMEDY, _FIELDS)
+    figures = content["figures"]
+    for name in _FIGURES.get(content["texts"], ()):
+        if not isinstance(figures.get(name), int | float):
+            raise UserError(f"{where}: its figure {name!r} is missing or no number. {_REMEDY}")
+    if content["texts"] not in _FIGURES or not isinstance(content.get("seconds", ""), int | float | None):
+        raise UserError(f"{where}: not the result of a training of the study. {_REMEDY}")
+    return content
+
+
+_REMEDY = "Remove it, and `lotlip-data study` does this training again."
+
+
+def as_lines(contents: Sequence[Mapping[str, Any]]) -> str:
+    """The results as a .jsonl file, one a line, in their order."""
+    return "".join(json.dumps(one, sort_keys=True) + "\n" for one in contents)

@@ -31,7 +31,7 @@ FRESH: dict[str, Any] = {"epochs": 5, "batch": 32, "lr": 1e-3, "warm_up": 200}
 """Of rows that start from fresh weights, in place of SETTINGS, with which they hardly leave chance."""
 
 EDITION = 1
-"""Of the data's and the evaluation's code: results of another one are not mixed with these."""
+"""Of the data's and the evaluation's code, and of the towers' weights: results of another one are not mixed."""
 SCALES = (1, 3, 10)
 SUB_CAPTIONS = range(7)
 LIMITS = (32, 64, 77, 128, 192, 256, 512)

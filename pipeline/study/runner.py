@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
 
@@ -23,6 +24,8 @@ from lotlip_data.pipeline.study.work import Data, Training, needs
 
 Task = Data | Training
 Say = Callable[[str], None]
+LONGEST_WAIT = 3600.0
+"""Seconds; the operating system refuses waits of months."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +55,29 @@ class _Runner:
         self._study, self._design, self._waiting, self._deadline, self._say = study, design, waiting, deadline, say
         self._all, self._done, self._failed = len(waiting), 0, dict[Task, str]()
         self._at: dict[Connection, Task | None] = {}
+        self._workers: list[BaseProcess] = []
 
     def run(self, processes: int) -> Ran:
-        context = multiprocessing.get_context("spawn")
-        workers = []
         try:
             for _ in range(processes):
-                ours, theirs = context.Pipe()
-                worker = context.Process(target=_work, args=(theirs, self._study, self._design))
-                worker.start()
-                theirs.close()  # so that a worker's death is an end of file here
-                workers.append(worker)
-                self._at[ours] = None
+                self._start()
             while self._hand_out() and self._listen():
                 pass
         finally:
-            for worker in workers:
+            for worker in self._workers:
                 worker.terminate()
-            for worker in workers:
+            for worker in self._workers:
                 worker.join()
         return Ran(self._done, self._all - self._done, tuple(f"{task}: {why}" for task, why in self._failed.items()))
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        worker = context.Process(target=_work, args=(theirs, self._study, self._design))
+        worker.start()
+        theirs.close()  # so that a worker's death is an end of file here
+        self._workers.append(worker)
+        self._at[ours] = None
 
     def _hand_out(self) -> bool:
         """Give the idle something to do; False where nobody has anything."""
@@ -88,7 +94,7 @@ class _Runner:
 
     def _listen(self) -> bool:
         """Take what the next one says that has finished; False where time is up."""
-        left = None if self._deadline is None else max(0.0, self._deadline - monotonic())
+        left = None if self._deadline is None else min(LONGEST_WAIT, max(0.0, self._deadline - monotonic()))
         heard = wait(list(self._at), left)
         for connection in heard:
             assert isinstance(connection, Connection)
@@ -102,6 +108,8 @@ class _Runner:
         except EOFError:
             error = "its process died"
             del self._at[connection]
+            if task is not None:  # each task is tried once, so this ends; a worker that dies by itself is not replaced
+                self._start()
         else:
             self._at[connection] = None
         if task is None:
@@ -128,7 +136,7 @@ def _work(connection: Connection, study: str, design: Design) -> None:
             return
         try:
             task.do(study, design, _silent)
-        except (UserError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this task's, and told
             connection.send(f"{type(error).__name__}: {error}")
         else:
             connection.send(None)

@@ -1,11 +1,12 @@
 """The study from end to end: what is left of it, run; what there is, as a page. Read `rows.ROWS` first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study.page import write_page
-from lotlip_data.pipeline.study.results import Results, read_folder
+from lotlip_data.pipeline.study.results import Results, read_folder, read_lines
 from lotlip_data.pipeline.study.rows import ROWS, Design, distinct
 from lotlip_data.pipeline.study.runner import Ran, run
 from lotlip_data.pipeline.study.work import all_of
@@ -25,17 +26,37 @@ def study(
 ) -> Ran:
     """Run what is left of these tables and figures (all, where `only` is empty), and write the page of what there is.
 
-    Raises UserError for a table that is none, and for a folder that is not on this machine or in use.
+    Raises UserError for a table that is none, and for a folder that is not on this machine, in use, or holds what is
+    no result of a training.
     """
     if unknown := sorted(set(only) - set(ROWS)):
         raise UserError(f"there is no {', '.join(unknown)} in the study; one of {', '.join(ROWS)}")
     if not storage.is_local(folder):
         raise UserError(f"{folder}: the study runs on this machine; give it a local folder")
     design, folder = design or Design(), storage.normalise(folder)
+    read_folder(folder)  # what is damaged is told before hours are spent
     tasks = all_of(distinct(only or ROWS), range(seeds))
     try:
         ran = run(folder, design, tasks, processes, None if minutes is None else 60 * minutes, say)
     finally:
-        say(f"study: {write_page(Results(read_folder(folder), design), design, seeds, out)}")
+        _write(read_folder(folder), design, seeds, out, say)
     say(f"study: {ran.done} tasks done, {ran.left} left" if ran.done or ran.left else "study: nothing to do")
     return ran
+
+
+def write_again(file: str, out: str, seeds: int, say: Say) -> None:
+    """The page of a results.jsonl. Raises UserError where that is none, or none of its results is of this study."""
+    contents = read_lines(file)
+    if contents and not Results(contents, Design()).contents:
+        raise UserError(
+            f"{file}: all of its {len(contents)} results are of another study: its settings, its data or its "
+            "evaluation were other ones. Take the release that wrote it."
+        )
+    _write(contents, Design(), seeds, out, say)
+
+
+def _write(contents: Sequence[Mapping[str, Any]], design: Design, seeds: int, out: str, say: Say) -> None:
+    results = Results(contents, design, seeds)
+    if results.left_out:
+        say(f"study: {results.left_out} results of other settings, data or evaluations are left out")
+    say(f"study: {write_page(results, design, seeds, out)}")

@@ -24,7 +24,7 @@ class Data:
     seed: int
 
     def is_done(self, study: str, design: Design) -> bool:
-        return data.is_written(study, self.texts, self.seed)
+        return data.is_written(study, design, self.texts, self.seed)
 
     def do(self, study: str, design: Design, say: Say) -> None:
         data.write(study, design, self.texts, self.seed, say)
@@ -52,7 +52,7 @@ class Training:
 
         out = storage.join(study, "work", self.name(design))
         config, before, began = self.row.config(design, self.seed), _steps_done(out), time.process_time()
-        trained = train(config, data.dataset_of(study, self.row, self.seed), out, say=say)
+        trained = train(config, data.dataset_of(study, design, self.row, self.seed), out, say=say)
         seconds = time.process_time() - began
         figures = _evaluate(trained.model, self, design, say)
         content = {
@@ -118,7 +118,7 @@ def _evaluate(model: str, task: Training, design: Design, say: Say) -> dict[str,
     }
     figures |= {f"{name}.cut": 100 * of["cut"] for name, of in found["retrieval"].items()}
     figures["class.top1"] = 100 * found["classification"][classes.name]["top1"]
-    return figures | text_flops(model, pairs[0].texts)
+    return figures | {"flops.text": text_flops(model, pairs[0].texts)}
 
 
 def _steps_done(out: str) -> int:

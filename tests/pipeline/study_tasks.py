@@ -13,7 +13,7 @@ from lotlip_data.manifests.errors import UserError
 
 @dataclass(frozen=True)
 class Told:
-    """Appends its name and process to `begun`; then fails, dies, or makes its marker, at once or when `go` is there."""
+    """Appends its name and process to `begun`; then fails, breaks, dies, or makes its marker, now or when `go` is."""
 
     name: str
     fate: str = "done"
@@ -26,6 +26,8 @@ class Told:
             file.write(f"{self.name} {os.getpid()}\n")
         if self.fate == "fails":
             raise UserError("no good")
+        if self.fate == "breaks":
+            1 / 0  # noqa: B018 - an error that nobody foresaw
         if self.fate == "dies":
             os._exit(7)
         while self.fate == "waits" and not Path(study, "go").exists():

@@ -41,10 +41,16 @@ def test_every_task_is_done_once_however_often_it_is_run(tmp_path: Path) -> None
 
 
 def test_a_task_that_fails_or_ends_its_process_is_told_and_costs_no_other(tmp_path: Path) -> None:
-    tasks = [Told("a", "fails"), Told("b", "dies"), Told("c"), Told("d")]
-    ran = play(tmp_path, tasks)
-    assert (ran.done, ran.left) == (2, 2)
-    assert sorted(ran.failed) == ["a: UserError: no good", "b: its process died"]
+    """As many die as there are processes, and more."""
+    fates = {"a": "fails", "b": "dies", "c": "dies", "d": "dies", "e": "breaks"}
+    ran = play(tmp_path, [*(Told(*one) for one in fates.items()), Told("f"), Told("g")])
+    assert (ran.done, ran.left) == (2, 5) and (tmp_path / "f.done").exists() and (tmp_path / "g.done").exists()
+    died = [f"{name}: its process died" for name in "bcd"]
+    assert sorted(ran.failed) == ["a: UserError: no good", *died, "e: ZeroDivisionError: division by zero"]
+
+
+def test_time_may_be_longer_than_a_computer_can_wait(tmp_path: Path) -> None:
+    assert play(tmp_path, [Told("a")], seconds=1e9).done == 1
 
 
 def test_what_time_ran_out_on_is_done_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
