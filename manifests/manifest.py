@@ -216,6 +216,8 @@ def frozen(run: Run) -> Manifest:
     """The manifest that the run was started with. Raises ManifestError where the run has none."""
     try:
         text = storage.read_bytes(run.manifest).decode()
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{run.manifest}: not UTF-8 ({error}); save it as UTF-8") from None
     except FileNotFoundError:
         raise ManifestError(
             f"{run.url}: no run here (no manifest.yaml). Start one with `lotlip-data download MANIFEST {run.url}`."

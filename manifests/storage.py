@@ -9,6 +9,7 @@ asked again; what is final (not there, not allowed, no space) is raised at once.
 import errno
 import os
 import pathlib
+import re
 import shutil
 import stat
 import time
@@ -37,7 +38,13 @@ def normalise(url: str) -> str:
 
 
 def _open_fs(url: str) -> tuple[Any, str]:
-    fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    try:
+        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise StorageError(
+            f"{url}: this kind of storage cannot be used here ({error}). Correct the URL, or install what fsspec "
+            "needs for it: s3fs for s3://, gcsfs for gs://, adlfs for abfs://."
+        ) from error
     return fs, path
 
 
@@ -96,6 +103,15 @@ def list_names(folder: str, ending: str = "") -> list[str]:
         return sorted(name for name in map(_name_in(path), _paths(fs, path)) if name and name.endswith(ending))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+@patiently
+def list_matching(pattern: str) -> list[str]:
+    """Sorted paths or URLs of the objects that match; `*`, for any part of a name, is all that is not plain in it."""
+    fs, path = _open_fs(pattern)
+    literal = re.sub(r"([\[?])", r"[\1]", path)  # folders may have brackets in their names
+    found = sorted(name for name in fs.glob(literal) if _kind(fs, name) != "directory")
+    return [fs.unstrip_protocol(name) if "://" in pattern else name for name in found]
 
 
 def _paths(fs: Any, path: str) -> Iterator[str]:
@@ -173,12 +189,13 @@ def stamps_below(path: str) -> dict[str, str]:
 
 @patiently
 def size(url: str) -> int | None:
-    """Bytes of an object; None where there is none."""
+    """Bytes of an object; None where there is none, or its storage does not tell."""
     fs, path = _open_fs(url)
     try:
-        return int(fs.info(path)["size"])
+        size: int | None = fs.info(path)["size"]
     except FileNotFoundError:
         return None
+    return size
 
 
 @patiently

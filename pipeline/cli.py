@@ -189,7 +189,7 @@ def status(
 @app.command()
 def demo(
     run: Annotated[str, typer.Argument(metavar="[RUN]", help="Where to put it.")] = "runs/demo",
-    images: Annotated[int, typer.Option(min=50, help="Scenes to offer.")] = 1200,
+    images: Annotated[int, typer.Option(min=150, help="Scenes to offer.")] = 1200,
     json: Json = False,
 ) -> None:
     """The whole line, small, offline, on a CPU: a rendered world, tiny captioners, three trained models.

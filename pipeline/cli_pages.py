@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lotlip_data.pipeline.cli_command import Json, RunFolder, command
+from lotlip_data.pipeline.cli_command import FAILED, Json, RunFolder, command
 
 
 def register(app: typer.Typer) -> None:
@@ -39,10 +39,18 @@ def report(
         if storage.is_folder(page):
             raise UserError(f"{page}: is a folder; name the file that is to be written")
         found = figures(at, price)
-        counted = dataset_stats(at) if stats and found["dataset"] else None
+        counted = None
+        try:
+            counted = dataset_stats(at) if stats and found["dataset"] else None
+        except UserError as error:
+            found["problems"].append(str(error))
         storage.replace(page, render(found, counted).encode())
+        for problem in found["problems"]:
+            console.error(problem)
         console.say(f"report: {page}")
         console.result(found)
+        if found["problems"]:
+            raise typer.Exit(FAILED)
 
 
 def view(

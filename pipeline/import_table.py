@@ -13,7 +13,7 @@ from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.source import Source
-from lotlip_data.pipeline.list_files import BadRow, Chunk, Reject, chunks, clean, clip, files_of, size_of
+from lotlip_data.pipeline.list_files import BadRow, Chunk, Reject, chunks, clean, clip, files_of
 from lotlip_data.pipeline.lists import uid_of_listed
 
 KIND = "imported"
@@ -48,7 +48,7 @@ class CaptionTable:
     @cached_property
     def configs(self) -> list[CaptionerConfig]:
         """What the captioners are called: an id covers the column, and the names and sizes of the table's files."""
-        seen = sorted((file.rsplit("/", 1)[-1], size_of(file)) for file in self.files)
+        seen = sorted((file.rsplit("/", 1)[-1], storage.size(file)) for file in self.files)
         digest = hashlib.sha256(json.dumps([self.source.url, seen]).encode()).hexdigest()[:12]
         return [
             CaptionerConfig(

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import IO, Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -70,18 +69,11 @@ def files_of(source: Source) -> list[str]:
     return list(chain.from_iterable(_matches(file) for file in source.files))
 
 
-def size_of(file: str) -> int | None:
-    """Bytes of the file, or None where its storage does not tell."""
-    fs, path = fsspec.core.url_to_fs(file)
-    size: int | None = fs.size(path)
-    return size
-
-
 def plain_bytes(source: Source) -> int:
     """About how many bytes of text the source's files hold. Raises ListError as `files_of`."""
     total = 0
     for file in files_of(source):
-        size = size_of(file)
+        size = storage.size(file)
         packed = is_compressed(file) or source.format_of(file) == "parquet"
         total += _UNKNOWN_SIZE if size is None else size * (_EXPANSION if packed else 1)
     return total
@@ -97,18 +89,16 @@ def chunks(source: Source, file: str, columns: Sequence[str], reject: Reject) ->
     Rows that cannot be parsed go to `reject`. Raises ListError for a file that is missing, damaged or lacks a column.
     """
     form = source.format_of(file)
-    with _explaining(file):
-        fs, path = fsspec.core.url_to_fs(file)
-        with fs.open(path, "rb") as stream:
-            if form == "parquet":
-                yield from _parquet_chunks(stream, columns, file)
-                return
-            lines = _lines(_text(stream, file), source, file, reject)
-            if form == "jsonl":
-                yield from _chunked(_json_rows(lines, source, columns, file, reject), columns)
-            else:
-                cells = _csv_cells(lines) if form == "csv" else (line.rstrip("\r\n").split("\t") for line in lines)
-                yield from _chunked(_delimited_rows(cells, source, columns, file, reject), columns)
+    with _explaining(file), storage.open_read(file) as stream:
+        if form == "parquet":
+            yield from _parquet_chunks(stream, columns, file)
+            return
+        lines = _lines(_text(stream, file), source, file, reject)
+        if form == "jsonl":
+            yield from _chunked(_json_rows(lines, source, columns, file, reject), columns)
+        else:
+            cells = _csv_cells(lines) if form == "csv" else (line.rstrip("\r\n").split("\t") for line in lines)
+            yield from _chunked(_delimited_rows(cells, source, columns, file, reject), columns)
 
 
 def plain(stream: IO[bytes], file: str) -> Any:
@@ -124,18 +114,16 @@ def _chunked(rows: Iterator[_Row], columns: Sequence[str]) -> Iterator[Chunk]:
 
 
 def _matches(file: str) -> list[str]:
-    fs, path = fsspec.core.url_to_fs(file)
-    if "*" not in path:
+    if "*" not in file:
         if not storage.exists(file):
             raise ListError(f"{file}: there is no such file")
         if storage.is_folder(file):
             raise ListError(f"{file}: is a folder; name the files in it, with `*` for many")
         return [file]
-    literal = re.sub(r"([\[?])", r"[\1]", path)  # only `*` is a pattern: folders may have brackets in their names
-    found = sorted(name for name in fs.glob(literal) if not fs.isdir(name))
+    found = storage.list_matching(file)
     if not found:
         raise ListError(f"{file}: no file matches")
-    return [fs.unstrip_protocol(name) if "://" in file else name for name in found]
+    return found
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,9 @@ from lotlip_data.pipeline.partition import Plan, load_plan
 from lotlip_data.pipeline.plan_lists import evenly
 from lotlip_data.pipeline.status import status
 
+NO_FAILURES: dict[str, Any] = {"asked": 0, "fetched": 0, "reasons": {}, "hosts": {}}
+LONGEST_EXAMPLE, LONGEST_REASON = 3000, 120
+"""Characters shown: of a text of the longest captions there are, all."""
 EXAMPLES = 2
 """Texts shown of a captioner with a flag."""
 LOOKED_AT = 20
@@ -32,23 +36,29 @@ LOOKED_AT = 20
 class Written:
     """What a sample of a captioner's shards says: its texts and their lengths, counts of flags, examples of each."""
 
+    counted: bool
+    """Whether the model's tokens are known, as they are not of captions that were imported."""
     texts: TextTally
-    """Tokens of a text, as the model counted them; words, where it did not."""
+    """Tokens of a text where these are counted, else words."""
     flags: Counter[str]
     examples: dict[str, list[dict[str, str]]]
     rejected: Counter[str]
+    damaged: list[str]
+    """Shards that cannot be read, and what to do."""
 
 
 def figures(run: Run, price: float | None = None) -> dict[str, Any]:
     """Everything that the page shows, as JSON keeps it. price: of an hour of one actor, in whatever money.
 
-    Raises UserError where the folder holds no run.
+    `problems` names what is damaged; all else is there. Raises UserError where the folder holds no run, or its plan is
+    damaged.
     """
     if not storage.exists(run.manifest) and not storage.exists(run.plan):
         raise UserError(f"{run.url}: there is no run; name the folder that `lotlip-data download` filled")
-    found = status(run)
-    plan, described = load_plan(run), _dataset(run)
-    captioners = {name: _captioner(run, name, one, price) for name, one in found["captioners"].items()}
+    found, problems = status(run), list[str]()
+    plan = load_plan(run)
+    described = _told(problems, None, lambda: _dataset(run))
+    captioners = {name: _captioner(run, name, one, price, problems) for name, one in found["captioners"].items()}
     return {
         "run": run.url,
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -56,31 +66,47 @@ def figures(run: Run, price: float | None = None) -> dict[str, Any]:
         "manifest": _text(run.manifest),
         "plan": plan and asdict(plan),
         "status": found,
-        "failures": _failures(run),
+        "failures": _told(problems, NO_FAILURES, lambda: _failures(run)),
         "captioners": captioners,
         "duplicates": _duplicates(plan, described),
         "dataset": described,
-        "trained": _evaluations(run, found["evaluated"]),
+        "trained": _evaluations(found["evaluated"], problems),
         "price": price,
+        "problems": problems,
     }
 
 
+Answer = TypeVar("Answer")
+
+
+def _told(problems: list[str], otherwise: Answer, ask: Callable[[], Answer]) -> Answer:
+    """The answer, or a problem more and what stands for it: what is damaged does not cost the rest of the page."""
+    try:
+        return ask()
+    except UserError as error:
+        problems.append(str(error))
+        return otherwise
+
+
 def _text(url: str) -> str | None:
-    return storage.read_bytes(url).decode() if storage.exists(url) else None
+    return storage.read_bytes(url).decode(errors="replace") if storage.exists(url) else None
 
 
-def _captioner(run: Run, name: str, counts: dict[str, Any], price: float | None) -> dict[str, Any]:
+def _captioner(run: Run, name: str, counts: dict[str, Any], price: float | None, problems: list[str]) -> dict[str, Any]:
     done = ledger.effort(ledger.captioned(run, name))
     hours = done.seconds / 3600
     written = written_by(run, name)
+    problems += written.damaged
     return {
         **counts,
+        "tokens": counts["tokens"] if written.counted else None,
         "hours": hours,
         "cost": None if price is None else hours * price,
         "images_per_hour": done.images / hours if hours else None,
         "texts": written.texts.texts,
         "tokens_per_text": written.texts.figures()["tokens_per_text"],
         "lengths": written.texts.histogram(),
+        "unit": "tokens" if written.counted else "words",
         "flags": dict(written.flags.most_common()),
         "examples": written.examples,
         "rejected": dict(written.rejected.most_common(10)),
@@ -92,20 +118,27 @@ def written_by(run: Run, name: str) -> Written:
     flags: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     examples: dict[str, list[dict[str, str]]] = {}
-    texts = TextTally()
-    for row in _rows(run, name):
+    tokens, words, damaged = TextTally(), TextTally(), list[str]()
+    for row in _rows(run, name, damaged):
         if row["text"] is None:
-            rejected[str(row["error"])[:120]] += 1
+            rejected[_cut(str(row["error"]), LONGEST_REASON)] += 1
             continue
-        texts.add(row["tokens"] if row["tokens"] is not None else len(row["text"].split()))
+        words.add(len(row["text"].split()))
+        if row["tokens"] is not None:
+            tokens.add(row["tokens"])
         flags.update(row["flags"])
         for flag in row["flags"]:
             if len(few := examples.setdefault(flag, [])) < EXAMPLES:
-                few.append({"uid": row["uid"], "text": row["text"][:1000]})
-    return Written(texts, flags, examples, rejected)
+                few.append({"uid": row["uid"], "text": _cut(row["text"], LONGEST_EXAMPLE)})
+    counted = tokens.texts == words.texts
+    return Written(counted, tokens if counted else words, flags, examples, rejected, damaged)
 
 
-def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
+
+
+def _rows(run: Run, name: str, damaged: list[str]) -> Iterator[dict[str, Any]]:
     columns = ["uid", "text", "tokens", "flags", "error"]
     for shard in evenly(ledger.captioned_shards(run, name), LOOKED_AT):
         try:
@@ -113,15 +146,13 @@ def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
                 for batch in pq.ParquetFile(stream, pre_buffer=False).iter_batches(1000, columns=columns):
                     yield from batch.to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"{run.caption_shard(name, shard)}: cannot be read ({error}). Remove it and recaption."
-            ) from error
+            damaged.append(f"{run.caption_shard(name, shard)}: cannot be read ({error}). Remove it and recaption.")
 
 
 def _failures(run: Run) -> dict[str, Any]:
     """How many images were asked for and fetched, and the failures by reason and by host."""
     if not storage.exists(run.plan):
-        return {"asked": 0, "fetched": 0, "reasons": {}, "hosts": {}}
+        return NO_FAILURES
     summary = read_summary(run)
     return {"asked": summary.asked, "fetched": summary.fetched, **summary.failures.figures()}
 
@@ -151,5 +182,15 @@ def _duplicates(plan: Plan | None, described: dict[str, Any] | None) -> dict[str
     return {"url": plan.duplicates if plan else None, **images}
 
 
-def _evaluations(run: Run, names: list[str]) -> dict[str, Any]:
-    return {name: json_object.read(run.evaluation(name), "Remove it and evaluate again.") for name in names}
+def _evaluations(evaluated: dict[str, list[str]], problems: list[str]) -> dict[str, Any]:
+    """By model, the figures of all its results; of a task that two of them have, those of the first."""
+    found: dict[str, Any] = {}
+    for name, urls in evaluated.items():
+        for url in urls:
+            one: dict[str, Any] = _told(problems, {}, partial(json_object.read, url, "Remove it and evaluate again."))
+            for kind in ("retrieval", "classification"):
+                of_kind = one.get(kind)
+                if isinstance(of_kind, dict):
+                    kept = found.setdefault(name, {}).setdefault(kind, {})
+                    found[name][kind] = of_kind | kept
+    return found

@@ -35,8 +35,9 @@ def render(figures: dict[str, Any], stats: dict[str, Any] | None = None) -> str:
     Captions, reasons and names may hold anything: all that comes from the run is escaped and made visible.
     """
     pages = Environment(loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, finalize=finalize)
-    pages.filters |= {"number": _number, "share": lambda value: f"{value:.1%}"}
+    pages.filters |= {"number": _number, "amount": _amount, "share": lambda value: f"{value:.1%}"}
     written = {name: one for name, one in figures["captioners"].items() if one["texts"]}
+    units = {unit: {name: one for name, one in written.items() if one["unit"] == unit} for unit in ("tokens", "words")}
     reasons = figures["failures"]["reasons"]
     dropped, dropped_texts = (dict((figures["dataset"] or {}).get(name, {})) for name in ("dropped", "dropped_texts"))
     of_texts = {f"{what}: {reason}": count for what, few in dropped_texts.items() for reason, count in few.items()}
@@ -45,7 +46,8 @@ def render(figures: dict[str, Any], stats: dict[str, Any] | None = None) -> str:
         name=figures["run"].rstrip("/").rsplit("/", 1)[-1],
         looked_at=LOOKED_AT,
         failure_chart=charts.bars(reasons, "URLs") if reasons else "",
-        length_chart=charts.lengths(written, "tokens of a text") if written else "",
+        length_charts=[charts.lengths(some, f"{unit} of a text") for unit, some in units.items() if some],
+        lengths_shown=charts.SHOWN,
         dropped_chart=charts.bars(dropped, "images") if dropped else "",
         dropped_texts_chart=charts.bars(of_texts, "texts of images that stay") if of_texts else "",
         asked=list(_asked(figures["plan"])) if figures["plan"] else [],
@@ -59,6 +61,11 @@ def render(figures: dict[str, Any], stats: dict[str, Any] | None = None) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,}"
+
+
+def _amount(value: float) -> str:
+    """Two digits of what is small, one behind the point of what is large: 0.083, 2.5, 1,204.3."""
+    return f"{value:,.1f}" if value >= 10 else f"{value:.2g}"
 
 
 def _asked(plan: dict[str, Any]) -> Iterator[tuple[str, int]]:

@@ -19,9 +19,9 @@ WINDOW = 600
 def status(run: Run, now: float | None = None, failures: bool = False) -> dict[str, Any]:
     """Shards planned, fetched, captioned by each captioner, and in the dataset; trained and evaluated models.
 
-    `captioners` has, for each, images done, left and failed, images and tokens per second over the last WINDOW seconds,
-    and from these the seconds left (None where nothing moves). now: Unix time, for tests. `failures`: what could not be
-    fetched by reason and by host as well, for which every shard's counts are read.
+    `captioners` has, for each, images done (captioned or failed) and left, images and tokens per second over the last
+    WINDOW seconds, and from these the seconds left (None where nothing moves). now: Unix time, for tests. `failures`:
+    what could not be fetched by reason and by host as well, for which every shard's counts are read.
     """
     planned = _planned(run)
     fetched = ledger.fetched_shards(run)
@@ -34,17 +34,31 @@ def status(run: Run, now: float | None = None, failures: bool = False) -> dict[s
         "captioned": {name: len(ledger.captioned_shards(run, name)) for name in names},
         "captioners": {name: _captioner(run, name, images, now or time.time()) for name in names},
         "dataset": storage.exists(run.dataset),
-        "trained": storage.list_names(storage.join(run.url, "train")),
-        "evaluated": [name.removesuffix(".json") for name in _evaluations(run)],
+        **_trained(run),
     }
     if failures and planned is not None:
         found["failures"] = read_summary(run).failures.figures()
     return found
 
 
-def _evaluations(run: Run) -> list[str]:
-    """Names of the results, without those of their tables, which lie beside them."""
-    return storage.list_names(storage.join(run.url, "eval"), ".json")
+def _trained(run: Run) -> dict[str, Any]:
+    """Names of the finished trainings, of those under way or given up, and of what is evaluated, with its results.
+
+    Results are those of the run's own evaluation, and what `eval` wrote beside the model; not their tables.
+    """
+    names = storage.list_names(storage.join(run.url, "train"))
+    inside = {name: storage.list_names(run.train(name), ".json") for name in names}
+    own = [name.removesuffix(".json") for name in storage.list_names(storage.join(run.url, "eval"), ".json")]
+    found = {name: [run.evaluation(name)] for name in own}
+    for name, files in inside.items():
+        beside = [storage.join(run.train(name), file) for file in files if file.startswith("eval")]
+        if beside:
+            found[name] = found.get(name, []) + beside
+    return {
+        "trained": [name for name in names if "done.json" in inside[name]],
+        "training": [name for name in names if "done.json" not in inside[name]],
+        "evaluated": {name: found[name] for name in sorted(found)},
+    }
 
 
 def _planned(run: Run) -> int | None:
@@ -57,11 +71,13 @@ def _captioner(run: Run, name: str, images: int, now: float) -> dict[str, Any]:
     tallies = ledger.captioned(run, name)
     done = sum(tally.rows for tally in tallies)
     images_per_s, tokens_per_s = rates(tallies, now)
+    failed = sum(tally.failed for tally in tallies)
     left = max(0, images - done)
     return {
         "done": done,
+        "captioned": done - failed,
+        "failed": failed,
         "left": left,
-        "failed": sum(tally.failed for tally in tallies),
         "tokens": sum(tally.tokens for tally in tallies),
         "images_per_s": round(images_per_s, 3),
         "tokens_per_s": round(tokens_per_s, 1),
@@ -98,11 +114,11 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     for name, one in found["captioners"].items():
         shards = f"{found['captioned'][name]} of {found['fetched']} shards"
         failed = f", {one['failed']} failed" if one["failed"] else ""
-        lines.append(
-            f"recaption    {name}: {shards}, {one['done']} images done{failed}, {one['left']} left{_pace(one)}"
-        )
+        images = f"{one['captioned']} images captioned{failed}, {one['left']} left"
+        lines.append(f"recaption    {name}: {shards}, {images}{_pace(one)}")
     lines.append(f"dataset      {'complete' if found['dataset'] else 'not complete'}")
     lines += [f"train        {name}{', evaluated' if name in found['evaluated'] else ''}" for name in found["trained"]]
+    lines += [f"train        {name}: not finished" for name in found["training"]]
     return lines
 
 

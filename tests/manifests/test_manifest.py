@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, freeze, frozen, held_for, load, parse
 
@@ -70,6 +71,10 @@ def test_a_run_keeps_to_the_lists_and_the_stored_size_that_it_was_started_with(t
     for _ in range(2):
         freeze(manifest, run)
         assert frozen(run) == manifest
+    storage.replace(run.manifest, b"name: caf\xe9\n")
+    with pytest.raises(ManifestError, match="not UTF-8.*save it as UTF-8"):
+        frozen(run)
+    storage.replace(run.manifest, dump(manifest).encode())
     for change in ({"seed": 1}, {"samples_per_shard": 7}, {"sample": 5}):
         with pytest.raises(ManifestError, match=rf"they differ in {next(iter(change))}\)"):
             freeze(manifest.model_copy(update=change), run)

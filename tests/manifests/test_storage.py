@@ -118,6 +118,23 @@ def test_a_question_that_is_not_answered_is_asked_again_and_never_taken_for_a_no
     assert storage.read_bytes(url) == b"first" and not storage.exists(url + "2") and not storage.is_folder(url)
 
 
+@pytest.mark.parametrize("url", ["foo://bucket/run", "gs://bucket/run"])
+def test_a_storage_that_cannot_be_used_here_is_told_in_one_line(url: str) -> None:
+    with pytest.raises(storage.StorageError, match=rf"^{url}: this kind of storage cannot be used here"):
+        storage.exists(url)
+
+
+def test_files_match_a_pattern_whatever_else_their_folders_names_hold(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a [1]").mkdir()
+    (tmp_path / "a [1]" / "folder.csv").mkdir()
+    for name in ("b.csv", "a.csv", "c.txt"):
+        (tmp_path / "a [1]" / name).touch()
+    assert storage.list_matching(f"{tmp_path}/a [1]/*.csv") == [f"{tmp_path}/a [1]/{name}.csv" for name in "ab"]
+    base = place("memory", tmp_path)
+    storage.create(f"{base}/x-1.csv", b"")
+    assert storage.list_matching(f"{base}/x-*") == [f"{base}/x-1.csv".replace("memory://", "memory:///")]
+
+
 def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline import charts, report, report_page
+from lotlip_data.pipeline import charts, ledger, report, report_page
 from lotlip_data.pipeline.cli import app
 from lotlip_data.pipeline.partition import Plan
 from lotlip_data.pipeline.plan_lists import evenly
 from lotlip_data.pipeline.report_page import render
 from lotlip_data.pipeline.stats import dataset_stats
+from lotlip_data.pipeline.status import as_lines, status
 from tests.pipeline import fake_run
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -196,20 +197,38 @@ def test_the_command_writes_the_page_and_says_where(run: Run) -> None:
     assert Path(run.url, "report.html").read_text().startswith("<!doctype html>")
 
 
+def damaged_copy(run: Run, folder: Path) -> Run:
+    """A copy whose ledger counts its images, so that no marker is read for that."""
+    copy = Run.at(str(shutil.copytree(run.url, folder / "run")))
+    for shard in (0, 1):
+        ledger.record(copy.image_ledger, shard, ledger.Tally(9, 1, tokens=0, started=0, ended=1))
+    return copy
+
+
 @pytest.mark.parametrize("content", [b'{"images": 1', b"\xff\x00", b"[1]"])
-@pytest.mark.parametrize("name", ["plan", "dataset", "image_stats", "evaluation"])
-def test_a_damaged_file_is_named_with_what_to_do(run: Run, tmp_path: Path, name: str, content: bytes) -> None:
-    copy = Run.at(str(shutil.copytree(run.url, tmp_path / "run")))
+@pytest.mark.parametrize("name", ["plan", "dataset", "image_stats", "evaluation", "captions", "parquet"])
+def test_a_damaged_file_is_named_with_what_to_do_and_costs_its_own_part_of_the_page(
+    run: Run, tmp_path: Path, name: str, content: bytes
+) -> None:
+    """But for the plan, without which nothing can be said."""
+    copy = damaged_copy(run, tmp_path)
     damaged = {
         "plan": copy.plan,
         "dataset": copy.dataset,
         "image_stats": copy.image_stats(0),
         "evaluation": copy.evaluation("lotlip"),
+        "captions": copy.caption_shard("llava", 0),
+        "parquet": storage.join(copy.shards, "train-00000.parquet"),
     }[name]
     storage.replace(damaged, content)
     ended = CliRunner().invoke(app, ["report", copy.url])
-    assert ended.exit_code == 2
-    assert f"{damaged}: " in ended.output and "emove" in ended.output
+    assert ended.exit_code == (2 if name == "plan" else 1) and isinstance(ended.exception, SystemExit)
+    assert f"{damaged}: " in ended.output and re.search("emove|verify|shard", ended.output)
+    if name != "plan":
+        words = words_of(Path(copy.url, "report.html").read_text())
+        told = "Cannot be read What stands in these is missing from this page, and from what is counted on it."
+        assert f"{told} {damaged}: " in words
+        assert "16images fetched" in words and "Flags of sharegpt4v repetition 1" in words
 
 
 @pytest.mark.parametrize(
@@ -224,13 +243,70 @@ def test_a_damaged_file_is_named_with_what_to_do(run: Run, tmp_path: Path, name:
 def test_a_field_that_is_missing_or_of_another_kind_is_named_with_its_file(
     run: Run, tmp_path: Path, name: str, field: str, value: object, says: str
 ) -> None:
-    copy = Run.at(str(shutil.copytree(run.url, tmp_path / "run")))
+    copy = damaged_copy(run, tmp_path)
     damaged = {"dataset": copy.dataset, "image_stats": copy.image_stats(0)}[name]
     content = json.loads(storage.read_bytes(damaged))
     storage.replace(damaged, json.dumps(content | {field: value}).encode())
     ended = CliRunner().invoke(app, ["report", copy.url])
-    assert ended.exit_code == 2
+    assert ended.exit_code == 1
     assert f"{damaged}: its {says}" in ended.output and "emove" in ended.output
+
+
+def test_a_manifest_that_is_not_utf_8_is_shown_as_far_as_it_can_be(run: Run, tmp_path: Path) -> None:
+    copy = damaged_copy(run, tmp_path)
+    storage.replace(copy.manifest, b"name: caf\xe9\n")
+    ended = CliRunner().invoke(app, ["report", copy.url])
+    assert ended.exit_code == 0 and "name: caf\ufffd" in Path(copy.url, "report.html").read_text()
+
+
+def test_an_image_without_a_caption_is_not_captioned_and_its_reason_is_told(tmp_path: Path) -> None:
+    """Even where none has one: that is when the reasons matter most."""
+    made = fake_run.make(tmp_path / "run", shards=1, images=8, writers=[]).run
+    for name, captioned in (("none", 0), ("half", 4)):
+        fake_run.claim_captioner(made, name)
+        images = fake_run.fetched_rows(made, 0)
+        rows = [fake_run.caption(image, "A text." if index < captioned else None) for index, image in enumerate(images)]
+        fake_run.write_captions(made, name, 0, rows)
+        ledger.record(made.caption_ledger(name), 0, ledger.Tally(8, 8 - captioned, tokens=9, started=0, ended=1))
+    words = words_of(render(report.figures(made)))
+    assert "0.0%captioned by none" in words and "50.0%captioned by half" in words
+    assert "Images without a caption by none: poison 8" in words and "by half: poison 4" in words
+    lines = as_lines(status(made))
+    assert "recaption    none: 1 of 1 shards, 0 images captioned, 8 failed, 0 left" in lines
+    assert "recaption    half: 1 of 1 shards, 4 images captioned, 4 failed, 0 left" in lines
+
+
+def test_captions_whose_tokens_nobody_counted_are_measured_in_words_and_say_so(run: Run, tmp_path: Path) -> None:
+    made = fake_run.make(tmp_path / "run", shards=1, images=8, writers=["llava"]).run
+    fake_run.claim_captioner(made, "mine")
+    rows = [
+        fake_run.caption(image, "Five words are in this.") | {"tokens": None}
+        for image in fake_run.fetched_rows(made, 0)
+    ]
+    fake_run.write_captions(made, "mine", 0, rows)
+    found = report.figures(made)
+    assert [found["captioners"][name]["unit"] for name in ("llava", "mine")] == ["tokens", "words"]
+    assert found["captioners"]["mine"]["tokens"] is None
+    page = render(found)
+    assert "tokens of a text" in page and "words of a text" in page and "mine (5 on average)" in page
+
+
+def test_a_long_example_shows_that_it_is_cut(tmp_path: Path) -> None:
+    made = fake_run.make(tmp_path / "run", shards=1, images=8, writers=[]).run
+    fake_run.claim_captioner(made, "llava")
+    long = "word " * 1000
+    rows = [fake_run.caption(image, long, ["repetition"]) for image in fake_run.fetched_rows(made, 0)]
+    fake_run.write_captions(made, "llava", 0, rows)
+    text = report.figures(made)["captioners"]["llava"]["examples"]["repetition"][0]["text"]
+    assert len(text) == report.LONGEST_EXAMPLE and text == long[: len(text) - 1] + "…"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0"), (0.0833, "0.083"), (2.5, "2.5"), (9.96, "10"), (12.34, "12.3"), (1204.26, "1,204.3")],
+)
+def test_amounts_that_are_small_do_not_become_nought(value: float, shown: str) -> None:
+    assert report_page._amount(value) == shown
 
 
 def test_a_page_that_cannot_be_written_costs_no_traceback(run: Run, tmp_path: Path) -> None:
@@ -248,8 +324,24 @@ def test_tables_beside_an_evaluation_are_not_taken_for_one(tmp_path: Path) -> No
     run = fake_run.make(tmp_path / "run", shards=1, writers=[]).run
     storage.create(run.plan, json.dumps(asdict(PLAN)).encode())
     for ending in ("json", "md", "tex"):
-        storage.create(storage.join(run.url, "eval", f"lotlip.{ending}"), b'{"top1": 0.5}')
-    assert report.figures(run)["trained"] == {"lotlip": {"top1": 0.5}}
+        storage.create(storage.join(run.url, "eval", f"lotlip.{ending}"), b'{"retrieval": {"world": {"cut": 0.5}}}')
+    assert report.figures(run)["trained"] == {"lotlip": {"retrieval": {"world": {"cut": 0.5}}}}
+
+
+def test_results_beside_a_model_are_on_the_page_and_a_training_without_a_model_is_not_finished(tmp_path: Path) -> None:
+    """What the run evaluated itself comes first; of a task that both have, it counts."""
+    run = fake_run.make(tmp_path / "run", shards=1, writers=[]).run
+    storage.create(storage.join(run.train("lotlip"), "done.json"), b"{}")
+    storage.create(storage.join(run.train("lit"), "config.json"), b"{}")
+    for url, tasks in (
+        (run.evaluation("lotlip"), {"world": {"cut": 0.25}}),
+        (storage.join(run.train("lotlip"), "eval-iiw.json"), {"world": {"cut": 1.0}, "iiw": {"cut": 0.5}}),
+    ):
+        storage.create(url, json.dumps({"retrieval": tasks, "classification": {}}).encode())
+    trained = report.figures(run)["trained"]
+    assert trained == {"lotlip": {"retrieval": {"world": {"cut": 0.25}, "iiw": {"cut": 0.5}}, "classification": {}}}
+    lines = as_lines(status(run))
+    assert "train        lotlip, evaluated" in lines and "train        lit: not finished" in lines
 
 
 def test_of_many_shards_some_are_looked_at_evenly() -> None:

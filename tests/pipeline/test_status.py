@@ -58,7 +58,7 @@ def test_parts_under_way_count(run: Run) -> None:
     assert (seer["done"], seer["left"], seer["failed"], seer["tokens"]) == (42, 8, 2, 29 * 5 + 60)
     assert seer["images_per_s"] > 0 and seer["seconds_left"] == pytest.approx(8 / seer["images_per_s"], abs=1)
     (line,) = [line for line in as_lines(found) if "seer" in line]
-    assert "1 of 2 shards, 42 images done, 2 failed, 8 left; " in line and "tokens/s" in line and "to go" in line
+    assert "1 of 2 shards, 40 images captioned, 2 failed, 8 left; " in line and "tokens/s" in line and "to go" in line
 
 
 def test_a_run_that_rests_says_no_rate(run: Run) -> None:
