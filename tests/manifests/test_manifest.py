@@ -72,7 +72,7 @@ def test_a_run_keeps_to_the_lists_and_the_stored_size_that_it_was_started_with(t
         freeze(manifest, run)
         assert frozen(run) == manifest
     storage.replace(run.manifest, b"name: caf\xe9\n")
-    with pytest.raises(ManifestError, match="not UTF-8.*save it as UTF-8"):
+    with pytest.raises(ManifestError, match=r"not UTF-8.*save it as UTF-8"):
         frozen(run)
     storage.replace(run.manifest, dump(manifest).encode())
     for change in ({"seed": 1}, {"samples_per_shard": 7}, {"sample": 5}):
