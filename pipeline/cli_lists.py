@@ -61,6 +61,7 @@ def plan(
         from lotlip_data.manifests.manifest import held_for, load
         from lotlip_data.pipeline import plan_cost, plan_lists
         from lotlip_data.pipeline.choice import choose
+        from lotlip_data.pipeline.plan_images import stored_by
         from lotlip_data.pipeline.plan_time import Speed, timed
 
         hardware = Hardware(gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, mfu=mfu, price=price)
@@ -69,16 +70,18 @@ def plan(
             held_for(asked, at)
         chosen = choose(asked.captioners)
         given = _speeds(speed or [], [one.config.name for one in chosen])
-        found = plan_lists.plan_lists(asked, rows)
+        found = plan_lists.plan_lists(asked, rows, stored_by(at) if at else None)
         for line in plan_lists.as_lines(found):
             console.say(line)
         speeds = {name: Speed(value, "as given") for name, value in given.items()}
         for one in chosen if time else []:
             if one.config.name not in speeds:
                 speeds[one.config.name] = timed(one, time)
-        cost = plan_cost.plan_cost(found.images or 0, chosen, hardware, speeds, at) if found.images or at else None
-        for line in plan_cost.as_lines(cost) if cost else []:
-            console.say(line)
+        cost = None
+        if found.images or at:
+            cost = plan_cost.plan_cost(found.images or 0, chosen, hardware, speeds, at, found.shards)
+            for line in plan_cost.as_lines(cost):
+                console.say(line)
         console.result(found.figures() | {"captioning": cost.figures() if cost else None})
         if found.problems:
             raise typer.Exit(FAILED)

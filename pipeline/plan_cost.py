@@ -3,8 +3,7 @@
 hours of actors = images left / (images a second of an actor) / 3600
 GPU-hours       = hours of actors × GPUs of an actor
 days            = the longer of: GPU-hours of all captioners / GPUs of the cluster, and hours of a captioner's actors /
-                  as many actors as it may have at a time; / 24
-reckoned images a second = GPUs × TFLOP/s × MFU / (2 × parameters × (image + prompt + caption tokens))
+                  as many actors as it may have at a time, never more than shards; / 24
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,12 @@ from typing import Any
 from lotlip_data.captioners.sizing import CAPTION_TOKENS, Sizes, sizes_of
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline import ledger
+from lotlip_data.pipeline import plan_speed
 from lotlip_data.pipeline.choice import Chosen, gpus_of_an_actor
 from lotlip_data.pipeline.hardware import Hardware
 from lotlip_data.pipeline.plan_images import images_of
 from lotlip_data.pipeline.plan_memory import captions_at_a_time
+from lotlip_data.pipeline.plan_storage import in_bytes
 from lotlip_data.pipeline.plan_time import Speed
 from lotlip_data.pipeline.status import status
 
@@ -45,6 +45,7 @@ class CaptionerCost:
     """That work at a time, at most."""
     actor_hours: float | None
     gpu_hours: float | None
+    """None, too, where nobody knows whether the speed is that of a GPU."""
     money: float | None
     """Of its GPUs; None where it has none."""
     sequences: int | None
@@ -75,14 +76,16 @@ def plan_cost(
     hardware: Hardware,
     speeds: Mapping[str, Speed],
     run: Run | None = None,
+    shards: int | None = None,
 ) -> CostPlan:
     """What is left for `images` images, or for those of `run`, whose ledger tells what is done, how long, how fast.
 
-    speeds: by captioner; they go before the ledger's. Raises UserError for an actor larger than the cluster.
+    speeds: by captioner; they go before the ledger's. shards: that the images are cut into, where no run says it; None
+    bounds no actors. Raises UserError for an actor larger than the cluster.
     """
     found = status(run) if run else None
     images, unfetched = (images_of(run) if run else None) or (images, "")
-    costs = [_cost(one, images, hardware, speeds.get(one.config.name), run, found) for one in chosen]
+    costs = [_cost(one, images, shards, hardware, speeds.get(one.config.name), run, found) for one in chosen]
     known = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
     hours = sum(known) if len(known) == len(costs) else None
     money = [cost.money for cost in costs if cost.money is not None]
@@ -91,38 +94,47 @@ def plan_cost(
         captioners=costs,
         gpu_hours=hours,
         money=sum(money) if hours is not None and money else None,
-        days=None if hours is None else _days(costs, hours, hardware.gpus),
+        days=_days(costs, hardware.gpus),
         assumes=[*filter(None, [unfetched]), *assumes, *_of_all(costs, hardware)],
     )
 
 
 def _cost(
-    one: Chosen, images: int, hardware: Hardware, given: Speed | None, run: Run | None, found: dict[str, Any] | None
+    one: Chosen,
+    images: int,
+    shards: int | None,
+    hardware: Hardware,
+    given: Speed | None,
+    run: Run | None,
+    found: dict[str, Any] | None,
 ) -> CaptionerCost:
     name, sizes = one.config.name, sizes_of(one.config)
-    counts = found["captioners"].get(name) if found else None
-    done = counts["done"] if counts else 0
-    counted = counts["tokens"] / done if counts and done else 0
+    done, tokens = _done(name, found)
+    counted = tokens / done if done else 0
     caption = counted or CAPTION_TOKENS
-    gpus = 0.0 if given and given.on_cpu else gpus_of_an_actor(one.config, one.pool, hardware.gpus)
-    actors = _actors_of(one, hardware, gpus)
-    speed, source = (given.images_per_s, given.source) if given else _speed(name, sizes, hardware, gpus, caption, run)
+    gpus = gpus_of_an_actor(one.config, one.pool, hardware.gpus)
+    speed = given or (plan_speed.of_run(one, run) if run else None)
+    speed = speed or plan_speed.of_size(one, sizes, hardware, gpus, caption)
+    gpus = 0.0 if speed.on_cpu else gpus
+    actors, why = _actors_of(one, hardware, gpus, _shards_left(name, shards, found))
     left = max(0, images - done)
-    hours = None if speed is None else left / speed / 3600
-    gpu_hours = None if hours is None else hours * gpus
+    hours = None if speed.images_per_s is None else left / speed.images_per_s / 3600
+    unsure = bool(hours and gpus and speed.on_cpu is None)
+    gpu_hours = None if hours is None or unsure else hours * gpus
     memory = captions_at_a_time(one, sizes, gpus, hardware.gpu_gib, caption) if sizes else None
-    before = f", behind {sizes.image_tokens} of the image and {sizes.prompt_tokens} of the prompt" if sizes else ""
     assumes = [
-        f"captions of {caption:,.4g} tokens ({'as those that are done' if counted else 'assumed'}){before}",
-        f"{actors} {'actor' if actors == 1 else 'actors'} at a time, with {f'{gpus:g}' if gpus else 'no'} GPU each",
+        _of_tokens(caption, bool(counted), sizes),
+        f"{actors} actor{'' if actors == 1 else 's'} at a time, with {f'{gpus:g}' if gpus else 'no'} GPU each{why}",
+        *_of_gpus(one, gpus, unsure),
+        *([memory[1]] if memory else []),
     ]
     return CaptionerCost(
         name=name,
         images=left,
         done=done,
         tokens=round(left * caption),
-        images_per_s=speed,
-        speed=source,
+        images_per_s=speed.images_per_s,
+        speed=speed.source,
         gpus=gpus,
         actors=actors,
         actor_hours=hours,
@@ -130,23 +142,64 @@ def _cost(
         money=gpu_hours * hardware.price if gpu_hours is not None and gpus and hardware.price is not None else None,
         sequences=memory[0] if memory else None,
         caption_bytes=left * CAPTION_BYTES,
-        assumes=assumes + ([memory[1]] if memory else []),
+        assumes=assumes,
     )
 
 
-def _actors_of(one: Chosen, hardware: Hardware, gpus: float) -> int:
-    """That work at a time: as many as the pool asks for, and the GPUs are there for."""
+def _done(name: str, found: dict[str, Any] | None) -> tuple[int, int]:
+    """Images that the run has captions of, and their tokens."""
+    counts = found["captioners"].get(name) if found else None
+    return (counts["done"], counts["tokens"]) if counts else (0, 0)
+
+
+def _shards_left(name: str, shards: int | None, found: dict[str, Any] | None) -> int | None:
+    """Those that the captioner has yet to do: the run's, once its lists are cut, else all `shards`."""
+    if found is None or found["shards"] is None:
+        return shards
+    return max(0, found["shards"] - found["captioned"].get(name, 0))
+
+
+def _actors_of(one: Chosen, hardware: Hardware, gpus: float, shards: int | None) -> tuple[int, str]:
+    """That work at a time: as many as the pool asks for, the GPUs are there for, and shards; and what is to be said."""
     room = int(hardware.gpus / gpus) if gpus else None
     if room == 0:
         raise UserError(f"--gpus {hardware.gpus}: an actor of {one.config.name} takes {gpus:g}; give as many at least")
     wanted = max(one.pool.min_actors, one.pool.max_actors or room or 1)
-    return min(wanted, room or wanted)
+    most = min(wanted, room or wanted)
+    if not shards or shards >= most:
+        return most, ""
+    left = "1 is left" if shards == 1 else f"{shards:,} are left"
+    smaller = f"smaller ones (`samples_per_shard`) would occupy up to {most:,}"
+    return shards, f": an actor needs a shard of its own, of which {left}; {smaller}"
 
 
-def _days(costs: Sequence[CaptionerCost], gpu_hours: float, gpus: int) -> float:
-    """Of which none is shorter: all GPUs at all the work, or one captioner's actors at theirs."""
-    alone = [cost.actor_hours / cost.actors for cost in costs if cost.actor_hours is not None]
-    return max([gpu_hours / gpus if gpus else 0.0, *alone]) / 24
+def _of_tokens(caption: float, counted: bool, sizes: Sizes | None) -> str:
+    before = f", behind {sizes.image_tokens} of the image and {sizes.prompt_tokens} of the prompt" if sizes else ""
+    return f"captions of {caption:,.4g} tokens ({'as those that are done' if counted else 'assumed'}){before}"
+
+
+def _of_gpus(one: Chosen, gpus: float, unsure: bool) -> list[str]:
+    """What is to be said of those of an actor."""
+    lines = []
+    if unsure:
+        lines.append(
+            "the run does not say whether its actors had a GPU; say it with `num_gpus` in the captioner's pool"
+        )
+    if idle := plan_speed.idle_gpus(one, gpus):
+        lines.append(
+            f"{idle:g} of the {gpus:g} GPUs of an actor (`num_gpus`) {'idles' if idle == 1 else 'idle'}, reserved and "
+            f"paid for: the model is on {one.config.tensor_parallel_size} (`tensor_parallel_size`)"
+        )
+    return lines
+
+
+def _days(costs: Sequence[CaptionerCost], gpus: int) -> float | None:
+    """Of which none is shorter: all GPUs at all the work, or one captioner's actors at theirs. None: not known."""
+    known = [(cost.actor_hours, cost) for cost in costs if cost.actor_hours is not None]
+    if len(known) < len(costs):
+        return None
+    taken = sum(hours * cost.gpus for hours, cost in known)
+    return max([taken / gpus if gpus else 0.0, *(hours / cost.actors for hours, cost in known)]) / 24
 
 
 def _of_all(costs: Sequence[CaptionerCost], hardware: Hardware) -> list[str]:
@@ -154,7 +207,8 @@ def _of_all(costs: Sequence[CaptionerCost], hardware: Hardware) -> list[str]:
     lines = [
         "hours, money and days are of captioning alone: not of download, dataset and training, nor of starts of "
         "engines and work that is lost to kills",
-        f"{hardware.gpus} GPUs, busy as long as there are actors for them; captioners without a GPU work beside them",
+        f"{hardware.gpus} GPUs, busy as long as there are actors for them, which share the images evenly; captioners "
+        "without a GPU work beside them",
         f"{CAPTION_BYTES} bytes of a caption as stored",
     ]
     if any(cost.speed.startswith("reckoned") for cost in costs):
@@ -163,27 +217,10 @@ def _of_all(costs: Sequence[CaptionerCost], hardware: Hardware) -> list[str]:
             "parameter and token; measure yours with --time, or give --speed"
         )
     if any(cost.speed.startswith("the run's") for cost in costs):
-        lines.append("the run's speeds: its actors are to be what they were")
+        lines.append("the run's speeds: its actors are to be what they were, with the GPUs that their pools ask for")
     if hardware.price is not None:
         lines.append(f"{hardware.price:g} for an hour of a GPU; other machines, and what an endpoint asks, not priced")
     return lines
-
-
-def _speed(
-    name: str, sizes: Sizes | None, hardware: Hardware, gpus: float, caption: float, run: Run | None
-) -> tuple[float | None, str]:
-    """Images a second of an actor: the ledger's, else reckoned from the model's size."""
-    done = ledger.effort(ledger.recorded(run.caption_ledger(name)).values()) if run else None
-    if done and done.images_per_s:
-        return done.images_per_s, f"the run's, of {done.images:,} images"
-    if sizes is None or not gpus:
-        return None, f"unknown: nothing is known of {'the model' if gpus else 'actors without a GPU'}; give --speed"
-    return reckoned(sizes, gpus, hardware, caption), "reckoned from the model's size"
-
-
-def reckoned(sizes: Sizes, gpus: float, hardware: Hardware, caption: float = CAPTION_TOKENS) -> float:
-    """Images a second of an actor by arithmetic alone: two operations a parameter and token."""
-    return gpus * hardware.tflops * 1e12 * hardware.mfu / (2 * sizes.parameters * sizes.tokens(caption))
 
 
 def as_lines(plan: CostPlan) -> list[str]:
@@ -191,24 +228,30 @@ def as_lines(plan: CostPlan) -> list[str]:
     lines = []
     for one in plan.captioners:
         done = f" ({one.done:,} are done)" if one.done else ""
-        stored = f"{one.caption_bytes / 1e9:,.1f} GB of captions"
+        stored = f"{in_bytes(one.caption_bytes)} of captions"
         lines.append(f"{one.name:12} {one.images:,} images{done}, {one.tokens:,} tokens, {stored}")
-        if one.images_per_s is None or one.actor_hours is None or one.gpu_hours is None:
+        if one.images_per_s is None or one.actor_hours is None:
             lines.append(f"             speed {one.speed}")
         else:
-            hours = (
-                f"{_amount(one.gpu_hours)} GPU-hours" if one.gpus else f"{_amount(one.actor_hours)} hours without a GPU"
-            )
             rate = f"{one.images_per_s:,.0f}" if one.images_per_s >= 100 else f"{one.images_per_s:.3g}"
             pace = f"{rate} images/s an actor ({one.speed})"
-            lines.append(f"             {pace}: {hours}{_money(one.money)}")
+            lines.append(f"             {pace}: {_hours(one, one.actor_hours)}{_money(one.money)}")
         if one.sequences is not None:
             lines.append(f"             {one.sequences:,} captions at a time fit in the GPU memory of an actor")
-    if plan.gpu_hours is None or plan.days is None:
+    hours = "GPU-hours unknown" if plan.gpu_hours is None else f"{_amount(plan.gpu_hours)} GPU-hours"
+    if plan.days is None:
         lines.append("captioning   hours and days unknown, as a speed is")
     else:
-        lines.append(f"captioning   {_amount(plan.gpu_hours)} GPU-hours{_money(plan.money)}, {_amount(plan.days)} days")
+        lines.append(f"captioning   {hours}{_money(plan.money)}, {_amount(plan.days)} days")
     return lines + [f"if           {assumption}" for assumption in plan.assumes]
+
+
+def _hours(one: CaptionerCost, hours: float) -> str:
+    """Of all actors, as what they are known to be."""
+    if one.gpu_hours is None:
+        of_gpus = f"{_amount(hours * one.gpus)} GPU-hours if the run's had {one.gpus:g} GPU"
+        return f"{_amount(hours)} hours of an actor, which are {of_gpus}"
+    return f"{_amount(one.gpu_hours)} GPU-hours" if one.gpus else f"{_amount(hours)} hours without a GPU"
 
 
 def _amount(number: float) -> str:

@@ -13,14 +13,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import fsspec
 import pyarrow.parquet as pq
 
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.catalogue import published
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.source import Source
 from lotlip_data.pipeline import list_files, lists
 from lotlip_data.pipeline.list_files import BadRow, ListError
+from lotlip_data.pipeline.plan_storage import Stored, in_bytes, storage_of
 
 FILES = 8
 """Of a source that are looked into, at most."""
@@ -28,9 +29,6 @@ HOSTS = 5
 """That are shown."""
 MEASURED_BYTES = 4 << 20
 """Of each file, read to learn how long its rows are."""
-BYTES_A_PIXEL = 0.3
-ASPECT = 4 / 3
-TEXT_BYTES = 4_000
 
 
 Item = TypeVar("Item")
@@ -55,14 +53,18 @@ class SourcePlan:
     """Rows with a usable URL that the filter keeps, of those seen."""
     duplicates: int = 0
     """Of the taken ones, those whose URL an earlier one has, in this source or one before it."""
+    repeats: int = 0
+    """Of these, those whose URL an earlier one of this source has."""
     hosts: int = 0
     top_hosts: dict[str, float] = field(default_factory=dict)
     """Share of the taken rows."""
     rows: int | None = None
     """Of the whole source."""
     rows_exact: bool = False
+    read_whole: bool = False
+    """All its files, to their ends."""
     images: int | None = None
-    """Estimate of what the source gives, its `sample` applied, duplicates not counted out."""
+    """Estimate of what the source gives, its `sample` applied; of one that is read whole, without `repeats`."""
 
 
 @dataclass
@@ -89,8 +91,11 @@ def evenly(items: list[Item], most: int) -> list[Item]:
     return items if len(items) <= most else [items[index * len(items) // most] for index in range(most)]
 
 
-def plan_lists(manifest: Manifest, rows: int = 20_000) -> ListsPlan:
-    """Look at about `rows` rows of each source. What cannot be read is a problem of the answer, and no error."""
+def plan_lists(manifest: Manifest, rows: int = 20_000, stored: Stored | None = None) -> ListsPlan:
+    """Look at about `rows` rows of each source. What cannot be read is a problem of the answer, and no error.
+
+    stored: by a run of it.
+    """
     seen: set[str] = set()
     problems: list[str] = []
     notes: list[str] = []
@@ -121,7 +126,7 @@ def plan_lists(manifest: Manifest, rows: int = 20_000) -> ListsPlan:
         images=images,
         samples_per_shard=manifest.samples_per_shard,
         shards=None if images is None else math.ceil(images / manifest.samples_per_shard),
-        storage=_storage(manifest, images),
+        storage=storage_of(manifest, images, stored),
         problems=problems,
         notes=notes,
     )
@@ -135,6 +140,7 @@ def _look(source: Source, one: SourcePlan, rows: int, seen: set[str]) -> None:
     hosts: Counter[str] = Counter()
     invalid: Counter[str] = Counter()
     filtered: Counter[str] = Counter()
+    own: set[str] = set()
 
     def reject(bad: BadRow) -> None:
         invalid[bad.reason] += 1
@@ -151,6 +157,7 @@ def _look(source: Source, one: SourcePlan, rows: int, seen: set[str]) -> None:
                 one.taken += batch.num_rows
                 uids = batch["uid"].to_pylist()
                 one.duplicates += len(uids) - len(set(uids) - seen)
+                own.update(uids)
                 seen.update(uids)
                 hosts.update(urlsplit(url).hostname or "" for url in batch["url"].to_pylist())
                 if one.taken + invalid.total() + filtered.total() >= target:
@@ -165,9 +172,10 @@ def _look(source: Source, one: SourcePlan, rows: int, seen: set[str]) -> None:
     one.invalid, one.filtered = dict(invalid.most_common()), dict(filtered.most_common())
     one.hosts = len(hosts)
     one.top_hosts = {host: round(count / one.taken, 4) for host, count in hosts.most_common(HOSTS)}
-    one.rows, one.rows_exact = (one.seen, True) if ended == len(files) else _rows_of(source, files, looked)
+    one.repeats, one.read_whole = one.taken - len(own), ended == len(files)
+    one.rows, one.rows_exact = (one.seen, True) if one.read_whole else _rows_of(source, files, looked)
     if one.rows is not None and one.seen:
-        one.images = round(one.rows * one.taken / one.seen)
+        one.images = len(own) if one.read_whole else round(one.rows * one.taken / one.seen)
     elif one.rows == 0:
         one.images = 0
     if one.images is not None and source.sample is not None:
@@ -176,7 +184,7 @@ def _look(source: Source, one: SourcePlan, rows: int, seen: set[str]) -> None:
 
 def _rows_of(source: Source, files: list[str], looked: list[str]) -> tuple[int | None, bool]:
     """Rows of all files, from those looked at and the sizes of the others; and whether that is exact."""
-    sizes = [list_files.size_of(file) for file in looked]
+    sizes = [storage.size(file) for file in looked]
     known = [size for size in sizes if size]
     if len(known) < len(looked):
         return None, False
@@ -184,14 +192,13 @@ def _rows_of(source: Source, files: list[str], looked: list[str]) -> tuple[int |
     counted = sum(_rows_in(source, file, size) for file, size in zip(looked, known, strict=True))
     if len(looked) == len(files):
         return round(counted), exact
-    total = sum(list_files.size_of(file) or 0 for file in files)
+    total = sum(storage.size(file) or 0 for file in files)
     return round(counted * total / sum(known)), False
 
 
 def _rows_in(source: Source, file: str, size: int) -> float:
     """Rows of one file: by its footer, or by the length of its first rows."""
-    fs, path = fsspec.core.url_to_fs(file)
-    with fs.open(path, "rb") as stream:
+    with storage.open_read(file) as stream:
         form = source.format_of(file)
         if form == "parquet":
             return float(pq.ParquetFile(stream).metadata.num_rows)
@@ -236,33 +243,21 @@ def _reasons(one: SourcePlan) -> str:
     return ", ".join(f"{count} × {reason}" for reason, count in (one.invalid | one.filtered).items())
 
 
-def _storage(manifest: Manifest, images: int | None) -> dict[str, Any]:
-    """Bytes of the images and of the dataset, with what they assume."""
-    side = manifest.download.image_size
-    each = round(side * side * ASPECT * BYTES_A_PIXEL)
-    return {
-        "images": None if images is None else images * each,
-        "dataset": None if images is None else images * (each + TEXT_BYTES),
-        "assumes": (
-            f"every link is alive and every image has {side} × {round(side * ASPECT)} pixels at {BYTES_A_PIXEL} bytes "
-            f"a pixel (JPEG quality 95) = {each:,} bytes, and {TEXT_BYTES:,} bytes of texts: assumed, not measured, "
-            "and probably too much, since links die and many images are smaller; the dataset holds the images once more"
-        ),
-    }
-
-
 def as_lines(plan: ListsPlan) -> list[str]:
     """The plan for people."""
     lines: list[str] = []
     for one in plan.sources:
         lines += _source_lines(one)
     if plan.images is not None:
+        within = "" if all(one.read_whole for one in plan.sources) else ", as do repeats in one that is read in part"
         lines.append(
-            f"together     about {plan.images:,} images (estimate; URLs that sources share count more than once), "
-            f"{plan.shards:,} shards of {plan.samples_per_shard:,}"
+            f"together     about {plan.images:,} images (estimate; URLs that sources share count more than once"
+            f"{within}), {plan.shards:,} shards of {plan.samples_per_shard:,}"
         )
-        stored = plan.storage
-        lines.append(f"storage      images {_bytes(stored['images'])}, dataset {_bytes(stored['dataset'])} (estimate)")
+    stored = plan.storage
+    if stored["images"] is not None:
+        images, dataset = in_bytes(stored["images"]), in_bytes(stored["dataset"])
+        lines.append(f"storage      images {images}, dataset {dataset} (estimate)")
         lines.append(f"             if {stored['assumes']}")
     lines += [f"note         {note}" for note in plan.notes]
     lines += [f"problem      {problem}" for problem in plan.problems]
@@ -285,11 +280,3 @@ def _source_lines(one: SourcePlan) -> list[str]:
     if one.images is not None:
         lines.append(f"             gives about {one.images:,} images")
     return lines
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"

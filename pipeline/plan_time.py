@@ -24,11 +24,15 @@ FAILURES = (CaptionError, ValueError, TypeError, ImportError, OSError, RuntimeEr
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one actor. source: where it is from, for people. on_cpu: it was measured without a GPU."""
+    """Of one actor. source: where it is from, for people.
 
-    images_per_s: float
+    images_per_s: None where nothing is known that it could follow from. on_cpu: it was measured without a GPU; None
+    where nobody recorded whether it was.
+    """
+
+    images_per_s: float | None
     source: str
-    on_cpu: bool = False
+    on_cpu: bool | None = False
 
 
 def timed(one: Chosen, count: int) -> Speed:

@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from lotlip_data.captioners.sizing import Sizes
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import manifest, storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline import ledger, plan_cost
+from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline import ledger, plan_cost, plan_speed
 from lotlip_data.pipeline.choice import choose
 from lotlip_data.pipeline.cli import app
 from lotlip_data.pipeline.hardware import Hardware
@@ -47,7 +48,8 @@ def test_a_worked_example_and_all_that_it_assumes() -> None:
         "in 16 bit; 0.5 MiB of cache a token in 16 bit, 776 tokens each",
         "hours, money and days are of captioning alone: not of download, dataset and training, nor of starts of "
         "engines and work that is lost to kills",
-        "8 GPUs, busy as long as there are actors for them; captioners without a GPU work beside them",
+        "8 GPUs, busy as long as there are actors for them, which share the images evenly; captioners without a GPU "
+        "work beside them",
         "500 bytes of a caption as stored",
         "2 for an hour of a GPU; other machines, and what an endpoint asks, not priced",
     ]
@@ -125,6 +127,55 @@ def test_a_captioner_without_a_gpu_takes_days_but_no_gpu_hours_or_money_and_noth
     assert "unknown" in unknown.captioners[0].speed
 
 
+def test_no_more_actors_work_at_a_time_than_there_are_shards() -> None:
+    """10,000 images at one a second are 2.78 hours of one actor, whatever 64 GPUs could do; of four, 0.69."""
+
+    def cut(shards: int | None, **pool: Any) -> CostPlan:
+        speeds = {"llava": Speed(1.0, "as given")}
+        chosen = choose([{"preset": "llava", "pool": pool}])
+        return plan_cost.plan_cost(10_000, chosen, Hardware(gpus=64), speeds, shards=shards)
+
+    one = cut(1)
+    assert (one.captioners[0].actors, one.days) == (1, pytest.approx(10_000 / 3600 / 24))
+    assert one.assumes[1] == (
+        "llava: 1 actor at a time, with 1 GPU each: an actor needs a shard of its own, of which 1 is left; "
+        "smaller ones (`samples_per_shard`) would occupy up to 64"
+    )
+    assert one.gpu_hours == pytest.approx(10_000 / 3600)
+    assert cut(4).days == pytest.approx(10_000 / 3600 / 4 / 24) and "of which 4 are left;" in cut(4).assumes[1]
+    assert cut(2, num_gpus=0, max_actors=8).days == pytest.approx(10_000 / 3600 / 2 / 24)
+    for shards in (64, 1000, None):  # the GPUs bound it
+        assert cut(shards).days == pytest.approx(10_000 / 3600 / 64 / 24)
+        assert cut(shards).assumes[1] == "llava: 64 actors at a time, with 1 GPU each"
+
+
+def test_gpus_that_the_model_is_not_spread_over_speed_nothing_up_and_are_paid_for() -> None:
+    """A model spread over one or two GPUs, as `tensor_parallel_size` says, is as fast on those with others beside."""
+
+    def speed(**settings: Any) -> float:
+        return of(1000, None, **settings).captioners[0].images_per_s or 0
+
+    alone = speed()
+    assert speed(pool={"num_gpus": 2}) == alone and speed(pool={"num_gpus": 0.5}) == pytest.approx(alone / 2)
+    assert speed(tensor_parallel_size=2) == pytest.approx(2 * alone)
+    assert speed(tensor_parallel_size=2, pool={"num_gpus": 4}) == pytest.approx(2 * alone)
+    cost = of(36_000, 10.0, pool={"num_gpus": 2})
+    assert cost.gpu_hours == 2.0 and cost.assumes[2] == (
+        "llava: 1 of the 2 GPUs of an actor (`num_gpus`) idles, reserved and paid for: the model is on 1 "
+        "(`tensor_parallel_size`)"
+    )
+    four = of(36_000, 10.0, tensor_parallel_size=2, pool={"num_gpus": 4})
+    assert "2 of the 4 GPUs of an actor (`num_gpus`) idle, reserved" in four.assumes[2]
+    for fits in ({}, {"tensor_parallel_size": 2}, {"pool": {"num_gpus": 0.5}}):
+        assert not any("idle" in line for line in of(1000, 10.0, **fits).assumes)
+
+
+def test_captions_are_told_in_bytes_as_all_storage_is() -> None:
+    """Of 500 bytes each."""
+    assert plan_cost.as_lines(of(10_000, 1.0))[0].endswith("1,400,000 tokens, 5 MB of captions")
+    assert plan_cost.as_lines(of(60_000_000, 1.0))[0].endswith("30 GB of captions")
+
+
 def test_speeds_and_hours_are_told_in_plain_numbers() -> None:
     """Without exponents, and what is more than nothing is never 0.00."""
     assert "115,518 images/s an actor (as given): less than 0.01 GPU-hours" in plan_cost.as_lines(of(9, 115_517.8))[1]
@@ -150,8 +201,8 @@ def test_the_days_of_several_are_those_of_all_their_gpu_hours_or_of_the_slowest_
 def test_a_reckoned_speed_is_arithmetic() -> None:
     """2 × 1e9 parameters × 500 tokens = 1e12; a fifth of 100 TFLOP/s is 2e13: 20 images a second."""
     sizes = Sizes(parameters=10**9, image_tokens=300, prompt_tokens=60)
-    assert plan_cost.reckoned(sizes, 1, Hardware(tflops=100, mfu=0.2), caption=140) == pytest.approx(20.0)
-    assert plan_cost.reckoned(sizes, 4, Hardware(tflops=100, mfu=0.2), caption=140) == pytest.approx(80.0)
+    assert plan_speed.reckoned(sizes, 1, Hardware(tflops=100, mfu=0.2), caption=140) == pytest.approx(20.0)
+    assert plan_speed.reckoned(sizes, 4, Hardware(tflops=100, mfu=0.2), caption=140) == pytest.approx(80.0)
 
 
 def test_a_published_model_out_of_reach_is_reckoned_and_of_any_other_a_speed_is_asked(
@@ -164,21 +215,74 @@ def test_a_published_model_out_of_reach_is_reckoned_and_of_any_other_a_speed_is_
     assert cost.captioners[0].speed.startswith("reckoned")
 
 
-def test_of_a_run_only_what_is_left_counts_at_the_speed_that_it_had(tmp_path: Path) -> None:
-    """Two shards of 8 images and a failure; of a third, of 9 rows, 8 more are to come. 8 are captioned."""
-    made = fake_run.make(tmp_path / "run", writers=[])
-    storage.create(made.run.plan, json.dumps(asdict(Plan(27, 3, 9, 27, 0, {}, {}))).encode())
+def run_under_way(folder: Path, **pool: Any) -> Run:
+    """Two shards of 8 images and a failure; of a third, of 9 rows, 8 more are to come. 8 are captioned, in 4 seconds.
+
+    pool: of the captioner in the run's own manifest.
+    """
+    run = fake_run.make(folder, writers=[]).run
+    captioners = [{"preset": "tiny-llava", "pool": pool}]
+    held = manifest.frozen(run).model_copy(update={"captioners": tuple(captioners)})
+    storage.replace(run.manifest, manifest.dump(held).encode())
+    storage.create(run.plan, json.dumps(asdict(Plan(27, 3, 9, 27, 0, {}, {}))).encode())
     name = "tiny-llava"
-    fake_run.claim_captioner(made.run, name)
-    images = fake_run.fetched_rows(made.run, 0)
-    fake_run.write_captions(made.run, name, 0, [fake_run.caption(image, "A text.") for image in images])
+    fake_run.claim_captioner(run, name)
+    images = fake_run.fetched_rows(run, 0)
+    fake_run.write_captions(run, name, 0, [fake_run.caption(image, "A text.") for image in images])
     tally = ledger.Tally(rows=8, failed=0, tokens=800, started=1000, ended=1009, spent=4000)
-    ledger.record(made.run.caption_ledger(name), 0, tally)
-    cost = plan_cost.plan_cost(10**9, choose([name]), Hardware(), {}, made.run)
+    ledger.record(run.caption_ledger(name), 0, tally)
+    return run
+
+
+def test_of_a_run_only_what_is_left_counts_at_the_speed_that_it_had(tmp_path: Path) -> None:
+    run = run_under_way(tmp_path / "run")
+    cost = plan_cost.plan_cost(10**9, choose(["tiny-llava"]), Hardware(), {}, run, shards=10**6)
     (one,) = cost.captioners
     assert (one.images, one.done, one.images_per_s) == (16, 8, 2.0)
     assert one.tokens == 1600 and any(line.startswith("9 rows are not fetched yet; 88.9%") for line in cost.assumes)
     assert one.speed == "the run's, of 8 images"
+    assert one.actors == 2  # of three shards one is done
+
+
+def test_a_run_without_gpus_gives_no_gpu_hours_or_money(tmp_path: Path) -> None:
+    """16 images at 2 a second are 8 seconds of an actor, of which there is one without GPUs."""
+    run = run_under_way(tmp_path / "run", num_gpus=0)
+    cost = plan_cost.plan_cost(0, choose(["tiny-llava"]), Hardware(price=2.0), {}, run)
+    (one,) = cost.captioners
+    assert (cost.gpu_hours, cost.money, one.gpus, one.sequences) == (0, None, 0, None)
+    assert cost.days == pytest.approx(8 / 3600 / 24) and one.actors == 1
+    assert plan_cost.as_lines(cost)[1].endswith("(the run's, of 8 images): less than 0.01 hours without a GPU")
+
+
+def test_a_run_whose_pool_asks_for_gpus_gives_gpu_hours(tmp_path: Path) -> None:
+    run = run_under_way(tmp_path / "run", num_gpus=1)
+    cost = plan_cost.plan_cost(0, choose(["tiny-llava"]), Hardware(price=3600), {}, run)
+    assert cost.gpu_hours == pytest.approx(8 / 3600) and cost.money == pytest.approx(8)
+
+
+def test_of_a_run_that_does_not_say_whether_it_had_gpus_no_gpu_hours_are_claimed(tmp_path: Path) -> None:
+    """Its pool leaves them to the cluster. The manifest that is planned may say it; where both do, the run's counts."""
+    run = run_under_way(tmp_path / "run")
+    cost = plan_cost.plan_cost(0, choose(["tiny-llava"]), Hardware(price=3600), {}, run)
+    assert (cost.gpu_hours, cost.money, cost.captioners[0].money) == (None, None, None)
+    assert cost.captioners[0].actor_hours == pytest.approx(8 / 3600)
+    assert cost.days == pytest.approx(8 / 3600 / 2 / 24)  # two shards are left
+    lines = plan_cost.as_lines(cost)
+    assert lines[1].endswith(
+        "less than 0.01 hours of an actor, which are less than 0.01 GPU-hours if the run's had 1 GPU"
+    )
+    assert "captioning   GPU-hours unknown, less than 0.01 days" in lines
+    told = (
+        "tiny-llava: the run does not say whether its actors had a GPU; say it with `num_gpus` in the captioner's pool"
+    )
+    assert told in cost.assumes
+
+    def hours(run: Run, num_gpus: float) -> float | None:
+        chosen = choose([{"preset": "tiny-llava", "pool": {"num_gpus": num_gpus}}])
+        return plan_cost.plan_cost(0, chosen, Hardware(), {}, run).gpu_hours
+
+    assert hours(run, 1) == pytest.approx(8 / 3600) and hours(run, 0) == 0
+    assert hours(run_under_way(tmp_path / "cpu", num_gpus=0), 1) == 0
 
 
 def test_the_command_prints_it_and_refuses_a_speed_of_nobody(tmp_path: Path) -> None:
@@ -189,6 +293,8 @@ def test_the_command_prints_it_and_refuses_a_speed_of_nobody(tmp_path: Path) -> 
     ended = CliRunner().invoke(app, [*asked, "--speed", "tiny-llava=36"])
     found = json.loads(ended.stdout)["captioning"]
     assert ended.exit_code == 0 and found["captioners"][0]["images_per_s"] == 36
+    alone = CliRunner().invoke(app, [*asked, "--speed", "tiny-llava=36", "--gpus", "64"])
+    assert json.loads(alone.stdout)["captioning"]["days"] == pytest.approx(1 / 3600 / 24)  # all in one shard
     wrong = CliRunner().invoke(app, [*asked, "--speed", "llava=36"])
     assert wrong.exit_code == 2 and "--speed llava=36: give NAME=IMAGES" in wrong.output
     for value in ("inf", "nan", "0", "1e-320", "x"):

@@ -87,6 +87,37 @@ def test_a_filter_that_keeps_nothing_and_a_file_of_rubbish_are_problems_found_wi
     assert plan.problems[1].startswith("b: none of the 1001 rows seen can be used: 1001 × not a JSON object")
 
 
+def test_urls_that_a_source_repeats_count_once_as_in_the_partition(tmp_path: pathlib.Path) -> None:
+    """One list of 100 rows, each URL four times, in two files; of 25 images, one is the other list's too."""
+    for half in range(2):
+        rows = "".join(f"http://a.example/{(50 * half + row) % 25}.jpg,x{row}\n" for row in range(50))
+        (tmp_path / f"a{half}.csv").write_text("url,caption\n" + rows)
+    (tmp_path / "b.csv").write_text("url,caption\nhttp://a.example/3.jpg,y\nhttp://b.example/1.jpg,y\n")
+    a, b = {"name": "a", "files": str(tmp_path / "a*.csv")}, {"name": "b", "files": str(tmp_path / "b.csv")}
+    alone = plan_lists(manifest_of(a, samples_per_shard=10))
+    (one,) = alone.sources
+    assert (one.taken, one.repeats, one.duplicates, one.images) == (100, 75, 75, 25)
+    done = partition(manifest_of(a, samples_per_shard=10), Run.at(str(tmp_path / "alone")))
+    assert (alone.images, alone.shards) == (done.images, done.shards) == (25, 3)
+    assert "(estimate; URLs that sources share count more than once), 3 shards" in "\n".join(as_lines(alone))
+    both = plan_lists(manifest_of(a, b))
+    assert (both.sources[1].repeats, both.sources[1].duplicates, both.images) == (0, 1, 27)
+    assert partition(manifest_of(a, b), Run.at(str(tmp_path / "both"))).images == 26
+    for sample, images in ((40, 25), (20, 20)):
+        few = manifest_of(a | {"sample": sample})
+        assert plan_lists(few).images == partition(few, Run.at(str(tmp_path / f"few{sample}"))).images == images
+
+
+def test_of_a_list_that_is_read_in_part_repeats_count_and_it_is_told(tmp_path: pathlib.Path) -> None:
+    rows = ["http://a.example/1.jpg"] * 30_000
+    pq.write_table(pa.table({"url": rows, "caption": ["x"] * 30_000}), tmp_path / "a.parquet")
+    plan = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "a.parquet")}), rows=1000)
+    (one,) = plan.sources
+    assert (one.read_whole, one.repeats, plan.images) == (False, one.taken - 1, 30_000)
+    told = "URLs that sources share count more than once, as do repeats in one that is read in part), 3 shards of"
+    assert told in "\n".join(as_lines(plan))
+
+
 def test_a_list_that_cannot_be_read_is_a_problem_and_the_others_are_still_looked_at(tmp_path: pathlib.Path) -> None:
     plan = plan_lists(
         manifest_of(
