@@ -59,7 +59,7 @@ def evaluate(
                 )
             )
         else:
-            model = evaluation.name_of(checkpoint)
+            model = evaluation.model_named(checkpoint)
             console.result(line.evaluate_model(model, out or evaluation.default_out(model, []), console.say, device))
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.training.embedders import NAMED, Embedder, load_embedder
+from lotlip_data.training.checkpoint import refuse_training
+from lotlip_data.training.embedders import NAMED, load_embedder
 from lotlip_data.training.eval_report import tables
 from lotlip_data.training.eval_tasks.base import ImageClasses, ImageTexts, Task, is_partial, read_task
 from lotlip_data.training.eval_tasks.tasks import TASKS
@@ -32,7 +33,7 @@ def evaluate_tasks(
     The results go to the JSON object `out`, their tables beside it as .md and .tex. Raises UserError for a task that is
     not known or not there, and for a model that cannot be loaded; all tasks are read before any is computed.
     """
-    model = name_of(model)
+    model = model_named(model)
     asked = [_task_and_folder(one, data) for one in tasks]
     if len({task.name for task, _ in asked}) < len(asked):
         raise UserError("a task is named twice; name each once")
@@ -53,7 +54,7 @@ def evaluate_tasks(
         allow_partial=allow_partial,
         say=say,
     )
-    _write_tables(url, results, embedder, say)
+    _write_tables(url, results, say)
     _write_left_out(url, read, results, say)
     return results
 
@@ -72,6 +73,14 @@ def name_of(model: str) -> str:
         return model
     url = storage.normalise(model)
     return url if "://" in url else os.path.normpath(url)
+
+
+def model_named(model: str) -> str:
+    """As `name_of`, of a model that is to be loaded. Raises UserError for a training's folder."""
+    name = name_of(model)
+    if not name.startswith(NAMED):
+        refuse_training(name)
+    return name
 
 
 def _task_and_folder(asked: str, data: str) -> tuple[Task, str]:
@@ -122,15 +131,10 @@ def _about(read: ImageTexts | ImageClasses) -> dict[str, Any]:
     }
 
 
-def _write_tables(url: str, results: dict[str, Any], embedder: Embedder, say: Say) -> None:
+def _write_tables(url: str, results: dict[str, Any], say: Say) -> None:
     base = url.removesuffix(".json")
     storage.replace(f"{base}.md", tables([results]).encode())
     storage.replace(f"{base}.tex", tables([results], "latex").encode())
-    for name, found in (*results["retrieval"].items(), *results["classification"].items()):
-        say(
-            f"{name}: {found['cut']:.1%} of the texts are longer than {embedder.context_length} tokens; "
-            f"{found['cut_tokens']:.1%} of all their tokens are cut"
-        )
     say(f"{url}, and tables beside the paper's in {base}.md and .tex")
 
 

@@ -33,6 +33,8 @@ from lotlip_data.training.towers import TextSettings, TwoTowers
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_OF_A_TRAINING = ("done.json", "metrics.jsonl")
+"""What lies in a training's folder, and in no model's."""
 
 
 class CheckpointError(UserError):
@@ -103,12 +105,14 @@ class LoTLIP:
         try:
             config = json.loads(storage.read_bytes(storage.join(url, CONFIG)))
         except (FileNotFoundError, NotADirectoryError):
+            refuse_training(url)
             raise CheckpointError(
                 f"{url}: there is no {CONFIG}, so no trained model; name its `model` folder"
             ) from None
         except ValueError as error:
             raise CheckpointError(f"{url}/{CONFIG}: is not JSON ({error})") from error
-        if config.get("format") != FORMAT:
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            refuse_training(url)
             raise CheckpointError(f"{url}: not a model of this tool, or of another release (format {FORMAT} is read)")
         described = config["towers"]
         settings = TextSettings(described["corner_tokens"], described["mask"])
@@ -132,6 +136,20 @@ class LoTLIP:
                 form=config["text_form"],
             ),
             ImageTransform(**config["transform"]),
+        )
+
+
+def refuse_training(url: str) -> None:
+    """Raises CheckpointError for the folder of a training, which is easily named in place of the model's in it."""
+    names, model = storage.list_names(url), storage.join(url, "model")
+    if WEIGHTS in names:
+        return
+    if storage.exists(storage.join(model, CONFIG)):
+        raise CheckpointError(f"{url}: there is no {CONFIG} of a model, but in its folder `model` is one; name {model}")
+    if set(_OF_A_TRAINING) & set(names):
+        raise CheckpointError(
+            f"{url}: there is no {CONFIG} of a model; it is the folder of a training, whose model comes at its end: "
+            f"name {model} then"
         )
 
 

@@ -1,8 +1,8 @@
 """Evaluations as tables in the paper's layout, the paper's rows above ours, in Markdown or LaTeX.
 
 Table 4: R@1 on long texts; Table 5: short texts and ImageNet; Tables 10 and 11: the same for each scale of the paper's
-data; then all that was measured, and what was read, beside Table 1. A number of a part of a task, or of images some of
-which were damaged, is marked with *.
+data; then all that was measured, and what was read, beside Table 1. Below each, or in it, stand the shares of texts and
+of tokens that were cut. A number of a part of a task, or of images some of which were damaged, is marked with *.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +29,12 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the names of the columns, and rows of text."""
+    """A title, the names of the columns, rows of text, and a line below."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    note: str = ""
 
 
 def tables(evaluations: Sequence[Mapping[str, Any]], form: Form = "markdown") -> str:
@@ -83,7 +84,7 @@ def _long(title: str, head: Head, printed: Sequence[Printed], models: dict[str, 
         return [*values, f"{100 * mean:.2f}" + "*" * any("*" in value for value in values)]
 
     columns = ("DCI T2I", "I2T", "IIW T2I", "I2T", "SV-1k T2I", "I2T", "SV-10k T2I", "I2T", "Avg.")
-    return _beside(title, (*head, *columns), printed, models, ours)
+    return _beside(title, (*head, *columns), printed, models, TABLE_4_TASKS, ours)
 
 
 def _short(title: str, head: Head, printed: Sequence[Printed], models: dict[str, dict[str, Any]]) -> Table:
@@ -95,7 +96,7 @@ def _short(title: str, head: Head, printed: Sequence[Printed], models: dict[str,
 
     ways = [f"{way} {metric}" for way in ("I2T", "T2I") for metric in ("R@1", "R@5")]
     columns = ("IN Acc.", *(f"{title} {way}" for title in ("COCO", "Flickr") for way in ways))
-    return _beside(title, (*head, *columns), printed, models, ours)
+    return _beside(title, (*head, *columns), printed, models, ("imagenet", *TABLE_5_TASKS), ours)
 
 
 def _beside(
@@ -103,6 +104,7 @@ def _beside(
     columns: tuple[str, ...],
     printed: Sequence[Printed],
     models: dict[str, dict[str, Any]],
+    tasks: Sequence[str],
     ours: Callable[[dict[str, Any]], list[str]],
 ) -> Table:
     """The paper's rows, and ours below; no row where nothing was measured for the table."""
@@ -111,7 +113,26 @@ def _beside(
         return Table(title, (), ())
     paper = [(one.short, one.long, one.model, *map(_or_none, one.values)) for one in printed]
     measured = [("ours", "", f"**{name}**", *values) for name, values in rows]
-    return Table(title, columns, (*paper, *measured))
+    return Table(title, columns, (*paper, *measured), _what_was_cut({name: models[name] for name, _ in rows}, tasks))
+
+
+def _what_was_cut(models: dict[str, dict[str, Any]], tasks: Sequence[str]) -> str:
+    """Of each model, the shares of each task's texts and of all their tokens."""
+    lines = []
+    for name, held in models.items():
+        cuts = [" / ".join((_title(held, task), *_cut(held[task]["found"]))) for task in tasks if task in held]
+        lines.append(f"{name}: {', '.join(cuts)}")
+    return f"Cut at the context length (task / texts / tokens): {'; '.join(lines)}"
+
+
+def _title(held: dict[str, Any], task: str) -> str:
+    return str(held[task].get("title", task))
+
+
+def _cut(found: Mapping[str, Any]) -> tuple[str, str]:
+    """The shares of texts and of tokens that were cut; – for the second in results of before it was counted."""
+    tokens = found.get("cut_tokens")
+    return f"{100 * found['cut']:.1f}%", NONE if tokens is None else f"{100 * tokens:.1f}%"
 
 
 def _all_figures(models: dict[str, dict[str, Any]]) -> Table:
@@ -124,11 +145,10 @@ def _all_figures(models: dict[str, dict[str, Any]]) -> Table:
             else:
                 values = [_percent(held, task, "top1"), *[NONE] * (len(metrics) - 1)]
             found = entry["found"]
-            cut = f"{100 * found['cut']:.1f}%"
-            rows.append((name, str(entry.get("title", task)), *values, cut, f"{len(found['damaged']):,}"))
+            rows.append((name, _title(held, task), *values, *_cut(found), f"{len(found['damaged']):,}"))
     columns = [f"{way.upper()} {metric}" for way, metric in metrics]
     columns[0] += " / Acc."
-    return Table("All figures", ("Model", "Task", *columns, "Texts cut", "Damaged"), tuple(rows))
+    return Table("All figures", ("Model", "Task", *columns, "Texts cut", "Tokens cut", "Damaged"), tuple(rows))
 
 
 def _what_was_read(models: dict[str, dict[str, Any]]) -> Table:
@@ -169,7 +189,8 @@ def _percent(held: dict[str, Any], task: str, *path: str) -> str:
 
 def _markdown(table: Table) -> str:
     lines = [f"### {table.title}", "", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    return "\n".join([*lines, *("| " + " | ".join(_escape(cell) for cell in row) + " |" for row in table.rows), ""])
+    lines += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in table.rows]
+    return "\n".join([*lines, *(["", table.note] if table.note else []), ""])
 
 
 def _escape(cell: str) -> str:
@@ -187,7 +208,8 @@ def _latex(table: Table) -> str:
             lines.append(r"\midrule")
             apart = True
         lines.append(" & ".join(map(_tex, row)) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, *(["", _tex(table.note)] if table.note else []), ""])
 
 
 def _tex(cell: str) -> str:

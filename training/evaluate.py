@@ -71,7 +71,8 @@ def evaluate(
     share of all texts' tokens that lie beyond it. `about` goes into "settings". An image that cannot be read raises
     UserError, or is left out with its texts and listed in "damaged" with `allow_partial`. Each set's result is kept
     beside `out` until all are there, so a killed evaluation goes on. Where `out` is there with the same settings,
-    nothing is computed; with others, UserError is raised, as of features that are not finite.
+    nothing is computed, and the same is said of it; with others, UserError is raised, as of features that are not
+    finite.
     """
     settings = {
         "model": model.identity,
@@ -88,6 +89,8 @@ def evaluate(
                 "another file"
             )
         say(f"{out}: evaluated already; nothing to do")
+        for name, found in _sets(held):
+            _tell(name, found, model, say)
         return held
     parts = _Parts(f"{out}.parts", [model.identity, model.context_length, allow_partial])
     results: dict[str, Any] = {"retrieval": {}, "classification": {}, "settings": settings}
@@ -95,12 +98,12 @@ def evaluate(
     for pairs in retrieval_sets:
         compute = functools.partial(_retrieve, model, pairs, allow_partial)
         results["retrieval"][pairs.name] = found = parts.result(_describe(pairs), compute)
-        say(f"{pairs.name}: text to image R@1 {found['t2i']['R@1']:.1%}, image to text R@1 {found['i2t']['R@1']:.1%}")
+        _tell(pairs.name, found, model, say)
     for classes in classification_sets:
         compute = functools.partial(_classify, model, classes, allow_partial)
         results["classification"][classes.name] = found = parts.result(_describe(classes), compute)
-        say(f"{classes.name}: top-1 {found['top1']:.1%} of {found['classes']} classes")
-    for found in (*results["retrieval"].values(), *results["classification"].values()):
+        _tell(classes.name, found, model, say)
+    for _, found in _sets(results):
         results["seconds"] = round(results["seconds"] + found.pop("seconds"), 2)
     storage.create(out, (json.dumps(results, indent=1) + "\n").encode())
     storage.remove(parts.folder)
@@ -116,6 +119,23 @@ def read_results(url: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not {"retrieval", "classification", "settings"} <= set(found):
         raise UserError(f"{url}: not the results of an evaluation; name what `lotlip-data eval` wrote")
     return found
+
+
+def _sets(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What was found of each set, by its name."""
+    return [*results["retrieval"].items(), *results["classification"].items()]
+
+
+def _tell(name: str, found: Mapping[str, Any], model: Embedder, say: Say) -> None:
+    """A set's figures, and what was cut for them."""
+    if "t2i" in found:
+        say(f"{name}: text to image R@1 {found['t2i']['R@1']:.1%}, image to text R@1 {found['i2t']['R@1']:.1%}")
+    else:
+        say(f"{name}: top-1 {found['top1']:.1%} of {found['classes']} classes")
+    say(
+        f"{name}: {found['cut']:.1%} of the texts are longer than {model.context_length} tokens; "
+        f"{found['cut_tokens']:.1%} of all their tokens are cut"
+    )
 
 
 def _versions() -> dict[str, str]:

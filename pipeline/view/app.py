@@ -9,6 +9,7 @@
 """
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -32,11 +33,11 @@ from lotlip_data.pipeline.view.cards import Card, card_of, text_of
 from lotlip_data.pipeline.view.query import Query
 from lotlip_data.pipeline.view.samples import File, Samples, open_samples
 from lotlip_data.pipeline.view.scan import START, Filter, Page, Place, page_at
-from lotlip_data.pipeline.view.tars import NoImage, Tars
+from lotlip_data.pipeline.view.tars import NoImage, Tars, damage
 from lotlip_data.pipeline.visible import finalize, typed
 
 if TYPE_CHECKING:
-    from lotlip_data.pipeline.view.models import Looked, Models, Ranking
+    from lotlip_data.pipeline.view.models import Looked, Map, Model, Models, Ranking
 
 PAGES = Path(__file__).parents[1] / "pages"
 SIZE = 24
@@ -80,7 +81,14 @@ class View:
         images = request.query_params.get("show") == "images"
         show = {"show": "images"} if images else {}
         return self._html(
-            "grid", samples=samples, query=query, cards=cards, page=page, images=images, kept=query.asked | show
+            "grid",
+            samples=samples,
+            query=query,
+            cards=cards,
+            page=page,
+            tars=_damaged_tars(samples, cards),
+            images=images,
+            kept=query.asked | show,
         )
 
     def sample(self, request: Request) -> Response:
@@ -89,11 +97,17 @@ class View:
         file, place, row = self._row(request)
         card, asked = card_of(place, row, samples.captioners), dict(request.query_params)
         text = text_of(row, samples.captioners, asked)
-        maps: list[Any] = []
-        if text and self._models is not None:
-            maps = [(model.name, self._map(model, file, place, text)) for model in self._models.all]
-        asked = {name: asked[name] for name in ("of", "sub", "text") if asked.get(name)}
-        return self._html("sample", samples=samples, card=card, file=file, text=text, maps=maps, asked=asked)
+        maps, problems = self._maps(file, place, text) if text else ([], [])
+        return self._html(
+            "sample",
+            card=card,
+            file=file,
+            tars=_damaged_tars(samples, [card]),
+            text=text,
+            maps=maps,
+            problems=problems,
+            asked={name: asked[name] for name in ("of", "sub", "text") if asked.get(name)},
+        )
 
     def image(self, request: Request) -> Response:
         """The image of a sample as it is stored; always a JPEG."""
@@ -114,7 +128,8 @@ class View:
         """The images that suit a text best, by each model."""
         samples, looked = self._samples, self._looked(request)
         hits = [self._hits(samples, ranking) if ranking else ([], []) for _, ranking in looked.rankings]
-        return self._html("search", looked=looked, hits=hits)
+        tars = _damaged_tars(samples, [card for found, _ in hits for _, card in found])
+        return self._html("search", looked=looked, hits=hits, tars=tars)
 
     def progress(self, request: Request) -> Response:
         """How far the search has come: a frame in its page, which alone asks again, so that nothing typed is lost."""
@@ -207,13 +222,29 @@ class View:
             raise UserError("Searching needs a model: start `lotlip-data view RUN --checkpoint RUN/train/NAME/model`.")
         return self._models.look(self._run, self._samples, request.query_params.get("text", "").strip(), self._seconds)
 
-    def _map(self, model: Any, file: File, place: Place, text: str) -> Any:
+    def _maps(self, file: File, place: Place, text: str) -> tuple[list[tuple[int, str, "Map"]], list[str]]:
+        """By each model that can draw one: its number, its name, and the map; and why others cannot, each line once."""
+        maps, problems = [], dict[str, None]()
+        for number, model in enumerate(self._models.all if self._models is not None else []):
+            try:
+                maps.append((number, model.name, self._map(model, file, place, text)))
+            except UserError as error:
+                problems[str(error)] = None
+        return maps, list(problems)
+
+    def _map(self, model: "Model", file: File, place: Place, text: str) -> "Map":
         from PIL.Image import DecompressionBombError
 
         try:
             return model.map(self._tars.image(file.tar, place.row), text)
         except (OSError, DecompressionBombError) as error:
             raise NoImage(f"{file.tar}: image {place.row} cannot be decoded ({error})") from error
+
+
+def _damaged_tars(samples: Samples, cards: Iterable[Card]) -> list[str]:
+    """What is wrong with the tars that have the images of these cards, a line each; one question a tar."""
+    files = [samples.files[number] for number in sorted({card.place.file for card in cards})]
+    return [line for file in files if (line := damage(file.tar, file.bytes))]
 
 
 def _page(

@@ -25,7 +25,8 @@ class File:
     tar: str
     parquet: str
     sha256: str
-    """Of the tar."""
+    bytes: int
+    """Both of the tar."""
     samples: int
 
 
@@ -81,4 +82,4 @@ def _file(run: Run, split: str, record: dict[str, Any]) -> File:
     if not all(_PLAIN.fullmatch(name) for name in names) or not _SHA256.fullmatch(sha256):
         raise DatasetError(f"{run.dataset}: names a file that is not in its folder: {names}")
     tar, parquet = (storage.join(run.shards, name) for name in names)
-    return File(split, tar, parquet, sha256, int(record["samples"]))
+    return File(split, tar, parquet, sha256, int(record["tar"]["bytes"]), int(record["samples"]))

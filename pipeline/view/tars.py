@@ -25,6 +25,20 @@ class NoImage(UserError):
     """A row without an image that can be shown; the message says why."""
 
 
+def damage(url: str, expected: int) -> str | None:
+    """What is wrong with a tar of `expected` bytes, as far as one question to the storage tells; None for nothing."""
+    try:
+        found = storage.size(url)
+    except (OSError, UserError) as error:
+        return f"{url}: cannot be read ({error}). Run `lotlip-data verify` on the run."
+    if found is None:
+        return f"{url}: is missing, so none of its images can be shown. Run `lotlip-data verify` on the run."
+    if found != expected:
+        told = f"has {found:,} bytes in place of {expected:,}, so images of it may be lost"
+        return f"{url}: {told}. Run `lotlip-data verify` on the run."
+    return None
+
+
 class Tars:
     """The images of any tars, by their URL and row."""
 

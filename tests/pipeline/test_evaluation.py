@@ -113,6 +113,28 @@ def test_the_worlds_scenes_are_for_any_model_too(tmp_path, monkeypatch):
     assert json.loads(found.stdout)["retrieval"] == json.loads(written.read_text())["retrieval"]
 
 
+@pytest.mark.parametrize("arguments", [[], ["--task", "iiw"]])
+def test_a_trainings_folder_in_place_of_its_models_is_told(data, model, arguments):
+    found = run(model.parent, "--data", data, *arguments)
+    assert found.exit_code == 2
+    assert (
+        f"{model.parent}: there is no config.json of a model, but in its folder `model` is one; name {model}\n"
+        in found.output
+    )
+
+
+def test_the_same_command_again_says_the_same_figures(data, published, model, tmp_path):
+    asked = (model, "--task", f"docci={data / 'docci'}", "--task", f"dci={data / 'dci'}", "--out", tmp_path / "x.json")
+    first, second = ((found.stdout + found.stderr).splitlines() for found in (run(*asked), run(*asked)))
+    assert [line for line in second if "nothing to do" not in line] == first and len(second) == len(first) + 1
+    for told in (
+        "docci: text to image R@1 ",
+        "dci: text to image R@1 ",
+        "dci: 100.0% of the texts are longer than 32 ",
+    ):
+        assert sum(line.startswith(told) for line in first) == 1
+
+
 def test_one_model_by_two_paths_is_evaluated_once(data, published, model, tmp_path, monkeypatch):
     monkeypatch.chdir(model.parent)
     out = tmp_path / "x.json"
@@ -181,7 +203,26 @@ def test_evaluations_of_one_model_fill_one_row_with_the_mean_of_the_eight_number
     row = both[:1]
     assert row == ["| ours |  | **m** |" + " 50.00 |" * 4 + " 25.00 |" * 4 + " 37.50 |"]
     missing = tables(apart[:1]).split("### ")[1]
-    assert missing.splitlines()[-2].endswith("| – | – | – | – | – |")
+    [ours] = [line for line in missing.splitlines() if line.startswith("| ours |")]
+    assert ours.endswith("| – | – | – | – | – |")
+
+
+@pytest.mark.parametrize(("form", "percent"), [("markdown", "%"), ("latex", r"\%")])
+def test_with_every_figure_stands_what_was_cut_for_it(form, percent):
+    """25% of the texts, 10% of the tokens; of results of before, the second was not counted."""
+    one, other = _evaluation(0.5, ["dci", "mscoco"], name="m"), _evaluation(0.5, ["iiw", "dci"], name="n")
+    other["settings"] |= {"model": "e", "tasks": {"iiw": {"title": "IIW"}}}
+    other["retrieval"]["dci"] = {name: value for name, value in one["retrieval"]["dci"].items() if name != "cut_tokens"}
+    text = tables([one, other], form)
+    cut = f"25.0{percent} / 10.0{percent}"
+    unknown = f"25.0{percent} / " + ("–" if form == "markdown" else "--")
+    below = "\nCut at the context length (task / texts / tokens): "
+    long, short = f"{below}m: dci / {cut}; n: dci / {unknown}, IIW / {cut}\n", f"{below}m: mscoco / {cut}\n"
+    assert (text.count(long), text.count(short), text.count(below)) == (2, 2, 4)  # Tables 4 and 10, and 5 and 11
+    head, row = "Texts cut | Tokens cut | Damaged", "| 25.0% | 10.0% | 0 |"
+    if form == "latex":
+        head, row = (one.replace("| ", "& ").replace(" |", "").replace("%", percent) for one in (head, row))
+    assert text.count(head) == 1 and text.count(row) == 3
 
 
 def test_the_papers_averages_are_the_means_of_its_numbers():

@@ -232,6 +232,60 @@ def test_a_damaged_shard_is_told_and_passed_over(tmp_path: Path) -> None:
     assert answer.status_code == 404 and "lotlip-data verify" in answer.text
 
 
+def problems(page: str) -> list[str]:
+    return re.findall(r'<p class="problem">(.*?)</p>', page)
+
+
+@pytest.mark.parametrize("show", ["", "&show=images"])
+def test_a_tar_that_is_lost_or_cut_is_told_once_by_the_pages_of_its_images(tmp_path: Path, show: str) -> None:
+    made = view_run.make(tmp_path / "run")
+    lost, cut = (Path(made.shards, f"train-0000{shard}.tar") for shard in (1, 2))
+    whole = cut.stat().st_size
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:-10])
+    told = [f"{lost}: is missing", f"{cut}: has {whole - 10:,} bytes in place of {whole:,}"]
+    web = client(made)
+    for asked, wanted in (
+        ("/?at=0.0", told),
+        ("/?before=1.0", []),
+        ("/?at=2.0", told[1:]),
+        ("/?at=1.0&q=12", told[:1]),
+    ):
+        found = problems(web.get(asked + show).text)
+        assert [one.partition(", so ")[0] for one in found] == wanted, asked
+        assert all("lotlip-data verify" in one for one in found)
+    answer = web.get("/sample/1/0")
+    assert answer.status_code == 200 and problems(answer.text)[0].startswith(told[0])
+    assert problems(web.get("/sample/0/0").text) == []
+
+
+def test_every_image_has_words_in_its_place(run: Run) -> None:
+    web = client(run)
+    for path, keys in (("/?at=1.3", 17), ("/?at=1.3&show=images", 17), ("/sample/1/3", 1)):
+        words = re.findall(r'<img [^>]*alt="([^"]*)"', web.get(path).text)
+        assert len(set(words)) == keys and words[0] == "image 000010003"
+    assert 'img::after { content: " cannot be shown" }' in web.get("/style.css").text
+
+
+def test_a_page_asks_once_for_each_tar_that_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    web = client(view_run.make(tmp_path / "run", shards=60))
+    asked: list[str] = []
+    real = storage.size
+    monkeypatch.setattr(storage, "size", lambda url: asked.append(Path(url).name) or real(url))
+    assert web.get("/?at=41.3").text.count("<article") == SIZE
+    assert asked == [f"train-000{shard}.tar" for shard in (41, 42, 43)]
+
+
+def test_a_storage_that_does_not_answer_for_a_tar_costs_no_text(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str) -> int:
+        raise PermissionError(13, "Access Denied")
+
+    monkeypatch.setattr(storage, "size", refuse)
+    answer = client(run).get("/?at=1.3")
+    assert answer.status_code == 200 and answer.text.count("<article") == 17
+    assert [one.count("cannot be read ([Errno 13] Access Denied)") for one in problems(answer.text)] == [1, 1]
+
+
 def without_a_column(table: pa.Table) -> pa.Table:
     return table.drop_columns(["llava"])
 

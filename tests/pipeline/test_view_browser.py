@@ -5,6 +5,7 @@ are left in the folder that LOTLIP_DATA_SCREENSHOTS names, where it is set.
 """
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -15,7 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
@@ -185,6 +188,27 @@ def test_a_person_can_look_filter_page_and_map(browser: Any, address: str) -> No
     maps = browser.find_elements(By.CSS_SELECTOR, ".maps img")
     assert len(maps) == 3 and len({one.location["y"] for one in maps}) == 1
     keep(browser, "maps")
+
+
+def test_in_place_of_an_image_that_cannot_be_had_there_are_words(browser: Any, address: str) -> None:
+    look(browser, DESKTOP)
+    browser.get(f"{address}/?show=images")
+    loaded(browser)
+    image = browser.find_element(By.CSS_SELECTOR, ".picture img")
+
+    def ink() -> int:
+        """Pixels of other colours than the ground's."""
+        picture = np.asarray(Image.open(io.BytesIO(image.screenshot_as_png)).convert("RGB"))
+        return int((picture != picture[-9, picture.shape[1] // 2]).any(axis=2).sum())
+
+    browser.execute_script("arguments[0].src = '/image/0/999'", image)
+    loaded(browser)
+    whole = ink()
+    keep(browser, "lost")
+    browser.execute_script("document.styleSheets[0].insertRule('img::after { content: none !important }')")
+    name = ink()
+    browser.execute_script("arguments[0].alt = ''", image)
+    assert whole > name > ink()  # the image's name, and that it cannot be shown
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

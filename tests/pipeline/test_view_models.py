@@ -207,6 +207,37 @@ def test_a_sample_has_a_map_of_the_chosen_text_for_each_model(run: Run, checkpoi
     assert web.get("/map/2/1/3?of=raw").status_code == 404
 
 
+def test_a_map_that_cannot_be_drawn_is_told_in_its_place_beside_all_else(run: Run, checkpoints: list[str]) -> None:
+    models = computed(run, checkpoints)
+    Path(run.shards, "train-00001.tar").unlink()
+    web = TestClient(create_app(View(run, models, seconds=60.0)), base_url="http://localhost")
+    plain, answer = web.get("/sample/1/3"), web.get("/sample/1/3?of=sharegpt4v&sub=2")
+    assert (plain.status_code, answer.status_code) == (200, 200)
+    texts, maps = answer.text.split('<h2 id="maps">')
+    assert "It is number 23." in texts and "train-00001.tar: is missing" in texts and "<th>sha256</th>" in maps
+    assert maps.count("train-00001.tar: cannot be read") == 1 and "<figure>" not in maps  # once for both models
+    assert 'value="It is number 23."' in maps and "Choose a text" not in maps
+    assert web.get("/map/0/1/3?of=sharegpt4v&sub=2").status_code == 404
+    found = web.get("/search", params={"text": TEXT})
+    assert found.status_code == 200 and found.text.count("train-00001.tar: is missing") == 1
+
+
+def test_a_model_that_draws_no_map_leaves_those_of_others(
+    run: Run, checkpoints: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(image: bytes, text: str) -> None:
+        raise UserError("no memory left")
+
+    models = Models(checkpoints)
+    monkeypatch.setattr(models.all[0], "map", full)
+    web = TestClient(create_app(View(run, models, seconds=60.0)), base_url="http://localhost")
+    answer = web.get("/sample/1/3?of=raw")
+    assert answer.status_code == 200 and answer.text.count("no memory left") == 1
+    [number] = re.findall(r'<img src="/map/(\d)/[^"]*" alt="map of the text by lotlip"', answer.text)
+    assert number == "1" and "map of the text by lit" not in answer.text.replace("by lotlip", "")
+    assert web.get(f"/map/{number}/1/3?of=raw").status_code == 200
+
+
 def test_a_gpu_without_memory_costs_one_map_or_search_and_says_what_to_do(
     run: Run, checkpoints: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +274,12 @@ def test_a_model_without_its_tokenizer_is_told_in_one_line(checkpoints: list[str
     with pytest.raises(UserError, match="has no tokenizer that can be read") as told:
         Models([str(tmp_path / "model")])
     assert str(tmp_path / "model") in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_trainings_folder_in_place_of_its_models_is_told(checkpoints: list[str]) -> None:
+    training = checkpoints[0].removesuffix("/model")
+    with pytest.raises(UserError, match=f"{training}: there is no .* of a model, .*; name {training}/model$"):
+        Models([training])
 
 
 def test_names_of_models_are_short_and_different() -> None:

@@ -28,7 +28,8 @@ def model(tmp_path_factory):
 def test_results_are_committed_and_not_computed_again(model, tmp_path):
     out = tmp_path / "eval" / "lotlip.json"
     sets = {"retrieval_sets": retrieval_sets(40), "classification_sets": classification_sets(1)}
-    results = evaluate(model, str(out), **sets, say=lambda line: None)
+    first, second = [], []
+    results = evaluate(model, str(out), **sets, say=first.append)
     assert json.loads(out.read_text()) == results
     for name in ("long", "short"):
         found = results["retrieval"][name]
@@ -36,8 +37,14 @@ def test_results_are_committed_and_not_computed_again(model, tmp_path):
     assert results["retrieval"]["long"]["images"] == results["retrieval"]["long"]["texts"] == 40
     assert 0 < results["retrieval"]["long"]["cut"] < 1 and results["retrieval"]["short"]["cut"] == 0
     assert results["classification"]["colour-shape"]["classes"] == 64
-    said = []
-    assert evaluate(model, str(out), **sets, say=said.append) == results and "nothing to do" in said[-1]
+    assert evaluate(model, str(out), **sets, say=second.append) == results
+    assert second == [f"{out}: evaluated already; nothing to do", *first]
+    figures, cut = (results["retrieval"]["long"][name] for name in ("t2i", "cut_tokens"))
+    assert first[0].startswith(f"long: text to image R@1 {figures['R@1']:.1%}, image to text R@1 ")
+    assert first[1].startswith("long: ") and first[1].endswith(f"; {cut:.1%} of all their tokens are cut")
+    assert [line.partition(":")[0] for line in first] == [
+        name for name in ("long", "short", "colour-shape") for _ in "ab"
+    ]
     with pytest.raises(UserError, match="other sets"):
         evaluate(model, str(out), retrieval_sets=retrieval_sets(41))
 
