@@ -8,6 +8,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,9 +164,8 @@ class Nodes:
         return [process for process in self._processes() if _title(process).startswith("ray::CaptionActor")]
 
     def engines(self) -> list[psutil.Process]:
-        """vLLM's engine processes inside caption actors."""
-        below = [child for actor in self.actors() for child in _children(actor)]
-        return [process for process in below if _title(process).startswith("VLLM::")]
+        """vLLM's engine processes, below caption actors: what multiprocessing starts, or the title that they take."""
+        return [process for process in self._processes() if re.search(r"^VLLM::|spawn_main", _title(process))]
 
     def close(self) -> None:
         self._cluster.shutdown()
