@@ -1,7 +1,6 @@
 """The study from end to end: what is left of it, run; what there is, as a page. Read `rows.ROWS` first."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
@@ -39,7 +38,7 @@ def study(
     try:
         ran = run(folder, design, tasks, processes, None if minutes is None else 60 * minutes, say)
     finally:
-        _write(read_folder(folder), design, seeds, out, say)
+        _write(Results(read_folder(folder), design, seeds), design, seeds, out, say)
     say(f"study: {ran.done} tasks done, {ran.left} left" if ran.done or ran.left else "study: nothing to do")
     return ran
 
@@ -47,16 +46,16 @@ def study(
 def write_again(file: str, out: str, seeds: int, say: Say) -> None:
     """The page of a results.jsonl. Raises UserError where that is none, or none of its results is of this study."""
     contents = read_lines(file)
-    if contents and not Results(contents, Design()).contents:
+    results = Results(contents, Design(), seeds)
+    if contents and not results.contents:
         raise UserError(
             f"{file}: all of its {len(contents)} results are of another study: its settings, its data or its "
             "evaluation were other ones. Take the release that wrote it."
         )
-    _write(contents, Design(), seeds, out, say)
+    _write(results, Design(), seeds, out, say)
 
 
-def _write(contents: Sequence[Mapping[str, Any]], design: Design, seeds: int, out: str, say: Say) -> None:
-    results = Results(contents, design, seeds)
+def _write(results: Results, design: Design, seeds: int, out: str, say: Say) -> None:
     if results.left_out:
         say(f"study: {results.left_out} results of other settings, data or evaluations are left out")
     say(f"study: {write_page(results, design, seeds, out)}")
