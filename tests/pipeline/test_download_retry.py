@@ -299,9 +299,12 @@ def test_the_table_of_failures_is_bounded_and_the_worst_host_stays_in_it() -> No
 
 
 def test_a_runs_summary_keeps_sums_of_its_markers_and_not_the_markers(tmp_path: pathlib.Path) -> None:
-    """Less than 1 kB a shard, whose markers of 100 failed hosts are some 4 kB each, and more as objects."""
+    """Less than 1 kB a shard, whose markers of 100 failed hosts are some 4 kB each, and more as objects.
+
+    A thousand shards more: a peak is some 200 kB higher or lower by how many markers the readers are ahead.
+    """
     peaks = []
-    for shards in (100, 400):
+    for shards in (100, 1100):
         run = Run.at(str(tmp_path / f"of-{shards}"))
         plan = Plan(100 * shards, shards, 110, 110 * shards, 0, {}, {})
         storage.create(run.plan, json.dumps(asdict(plan)).encode())
@@ -315,7 +318,7 @@ def test_a_runs_summary_keeps_sums_of_its_markers_and_not_the_markers(tmp_path: 
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert (summary.fetched, summary.failed, len(summary.committed)) == (10 * shards, 100 * shards, shards)
-    assert (peaks[1] - peaks[0]) / 300 < 1000
+    assert (peaks[1] - peaks[0]) / 1000 < 1000
 
 
 def test_failures_that_are_retried_are_not_counted_where_they_came_from() -> None:
