@@ -13,6 +13,7 @@ from lotlip_data.manifests.layout import shard_name
 from lotlip_data.pipeline.ahead import batched, read_ahead
 from lotlip_data.pipeline.caption_commit import UnitResult, finish
 from lotlip_data.pipeline.fetched import FetchedImage, fetched_images
+from lotlip_data.pipeline.meter import Spent
 from lotlip_data.pipeline.parts import Parts, Row, parquet, read_parts
 from lotlip_data.pipeline.suspects import FEW, MAX_GUILTY, Trail, suspicion
 
@@ -37,7 +38,7 @@ class Attempt:
         self._target = self._run.caption_shard(self._name, shard)
         attempt = uuid.uuid4().hex[:8]
         self._trail = Trail(self._folder, attempt)
-        self._started, self._spent_before = time.time(), 0.0
+        self._started, self._spent_before = time.time(), Spent()
         # A kill costs the part that is being written, the slack that comes in meanwhile, and a window that waits then:
         # part_size together, unless the window alone is more.
         size = max(1, captioning.part_size // 4)
@@ -153,6 +154,6 @@ class Attempt:
         committed = await asyncio.to_thread(finish, self._run, self._name, self.shard, int(self._started), spent)
         return UnitResult(self.shard, committed.rows, len(self._parts.rows), committed.failed, won)
 
-    def _spent(self) -> float:
-        """Seconds of the actor so far."""
+    def _spent(self) -> Spent:
+        """Time of the actor so far."""
         return self._all.meter.spent(self.share)

@@ -25,14 +25,24 @@ class CaptionActor:
 
     async def start(self) -> tuple[float, float]:
         """Start the engine; seconds that this took, and a first, plain image. Raises what the engine raises."""
+        import ray
+
         from lotlip_data.captioners.base import load_engine
 
         begun = time.monotonic()
         settings, name = self._settings, self._config.name
         engine = load_engine(self._config, settings.engine, **settings.engine_options)
         loaded = time.monotonic()
+        gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
         self._captioning = Captioning(
-            self._run, self._config, engine, settings.engine, settings.part_size, settings.concurrency, _counters(name)
+            self._run,
+            self._config,
+            engine,
+            settings.engine,
+            settings.part_size,
+            settings.concurrency,
+            gpus,
+            _counters(name),
         )
         watch = (asyncio.get_running_loop(), settings.stall_seconds)
         threading.Thread(target=self._watch, args=watch, name="watchdog", daemon=True).start()

@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.pipeline import ledger
+from lotlip_data.pipeline.meter import Spent
+
+NO_TIME = Spent()
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,11 @@ class UnitResult:
     won: bool
 
 
-def finish(run: Run, captioner: str, shard: int, started: int | None = None, spent: float = 0.0) -> ledger.Tally:
+def finish(run: Run, captioner: str, shard: int, started: int | None = None, spent: Spent = NO_TIME) -> ledger.Tally:
     """After the commit of a shard's captions, whoever made it. Doing it again is harmless.
 
-    started: of the work, in Unix time; None where it is not known. spent: seconds of an actor, 0 where none worked or
-    nobody knows. Returns what the shard holds.
+    started: of the work, in Unix time; None where it is not known. spent: NO_TIME where no actor worked or nobody
+    knows. Returns what the shard holds.
     """
     with storage.open_read(run.caption_shard(captioner, shard)) as stream:
         table = pq.read_table(stream)
@@ -39,7 +42,7 @@ def finish(run: Run, captioner: str, shard: int, started: int | None = None, spe
         storage.replace(run.quarantine("captions", captioner, name), listing.getvalue().to_pybytes())
     times = (0, 0) if started is None else (started, round(time.time()))
     tokens = pc.sum(table["tokens"]).as_py() or 0
-    counted = ledger.Tally(table.num_rows, rejected.num_rows, tokens, *times, round(1000 * spent))
+    counted = ledger.Tally(table.num_rows, rejected.num_rows, tokens, *times, *spent.milliseconds)
     ledger.record(run.caption_ledger(captioner), shard, counted)
     storage.remove(run.caption_parts(captioner, shard))
     return counted

@@ -47,6 +47,7 @@ class Captioning:
 
     part_size: captions that a kill may cost.
     concurrency: images in flight; None is the engine's own window.
+    gpus: that the engine has, for the ledger.
     heard: is told of every new row.
     """
 
@@ -57,13 +58,14 @@ class Captioning:
     """Recorded with each caption."""
     part_size: int = 512
     concurrency: int | None = None
+    gpus: float = 0.0
     heard: Callable[[Row], None] = lambda row: None
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "decode"))
 
     def __post_init__(self) -> None:
         self.window = Window(self.concurrency or self.engine.window, self.engine.burst)
         self.turn = asyncio.Lock()
-        self.meter = Meter()
+        self.meter = Meter(self.gpus)
         self._attempts: set[Attempt] = set()
         self._numbers = itertools.count()
         self._asked: dict[int, float] = {}

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 def report(
     run: RunFolder,
     out: Annotated[str | None, typer.Option(help="The file to write. Default: RUN/report.html.")] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of an hour of one actor, for the cost so far.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU for an hour, for the cost so far.")] = None,
     stats: Annotated[
         bool, typer.Option(help="Count the whole dataset for Table 6; on a large one that takes long.")
     ] = True,

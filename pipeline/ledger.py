@@ -17,7 +17,7 @@ from lotlip_data.pipeline import json_object
 _IMAGE_MARKER = re.compile(r"(\d{5,})_stats\.json")
 _CAPTION_SHARD = re.compile(r"(\d{5,})\.parquet")
 _IMAGE_STATS = {"count": int, "successes": int, "tar": str, "parquet": str, "status_dict": dict}
-_TALLY = re.compile(r"rows(\d+)-failed(\d+)-tokens(\d+)-from(\d+)-to(\d+)(?:-spent(\d+))?")
+_TALLY = re.compile(r"rows(\d+)-failed(\d+)-tokens(\d+)-from(\d+)-to(\d+)(?:-spent(\d+)-gpu(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Tally:
     """What was done in a stretch of time: `rows`, of them `failed` with a reason. Times are Unix times.
 
     spent: milliseconds of one actor, which may have more at hand in that time; 0 where nobody measured it.
+    gpu: milliseconds of one GPU in that time, twice as many where the actor has two; 0 where it has none.
     """
 
     rows: int
@@ -33,6 +34,7 @@ class Tally:
     started: int
     ended: int
     spent: int = 0
+    gpu: int = 0
 
     @property
     def seconds(self) -> int:
@@ -43,7 +45,9 @@ class Tally:
     def name(self) -> str:
         """As a part of an object's name."""
         counts = f"rows{self.rows}-failed{self.failed}-tokens{self.tokens}"
-        return f"{counts}-from{self.started}-to{self.ended}" + (f"-spent{self.spent}" if self.spent else "")
+        return f"{counts}-from{self.started}-to{self.ended}" + (
+            f"-spent{self.spent}-gpu{self.gpu}" if self.spent else ""
+        )
 
     @classmethod
     def named(cls, name: str) -> "Tally | None":
@@ -54,10 +58,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class Effort:
-    """What actors did of which the time is known: images, and seconds of one actor."""
+    """What actors did of which the time is known: images, and seconds of one actor and of one GPU."""
 
     images: int
     seconds: float
+    gpu_seconds: float
 
     @property
     def images_per_s(self) -> float | None:
@@ -67,7 +72,8 @@ class Effort:
 
 def effort(tallies: Iterable[Tally]) -> Effort:
     timed = [tally for tally in tallies if tally.spent]
-    return Effort(sum(tally.rows for tally in timed), sum(tally.spent for tally in timed) / 1000)
+    spent, gpu = sum(tally.spent for tally in timed), sum(tally.gpu for tally in timed)
+    return Effort(sum(tally.rows for tally in timed), spent / 1000, gpu / 1000)
 
 
 def fetched_shards(run: Run) -> list[int]:

@@ -1,7 +1,26 @@
-"""How long an actor works on each unit: it has several at hand at once, and an hour of it is to be counted once."""
+"""How long an actor and its GPUs work on each unit: an actor has several at hand, and its hour is counted once."""
 
 import time
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Time of actors, and of GPUs: of two in one actor each counts, of half a one half its time. Both in seconds."""
+
+    actor: float = 0.0
+    gpu: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.actor + other.actor, self.gpu + other.gpu)
+
+    def __sub__(self, other: "Spent") -> "Spent":
+        return Spent(self.actor - other.actor, self.gpu - other.gpu)
+
+    @property
+    def milliseconds(self) -> tuple[int, int]:
+        """As a `ledger.Tally` has them."""
+        return round(1000 * self.actor), round(1000 * self.gpu)
 
 
 @dataclass(eq=False)
@@ -12,9 +31,13 @@ class Share:
 
 
 class Meter:
-    """Shares time evenly among the units at hand, so that their parts add up to the time that there were any."""
+    """Shares time evenly among the units at hand, so that their parts add up to the time that there were any.
 
-    def __init__(self) -> None:
+    gpus: of the actor.
+    """
+
+    def __init__(self, gpus: float = 0.0) -> None:
+        self._gpus = gpus
         self._at_hand: set[Share] = set()
         self._until = time.monotonic()
 
@@ -29,10 +52,10 @@ class Meter:
         self._pass()
         self._at_hand.discard(share)
 
-    def spent(self, share: Share) -> float:
-        """Seconds until now."""
+    def spent(self, share: Share) -> Spent:
+        """Until now."""
         self._pass()
-        return share.seconds
+        return Spent(share.seconds, share.seconds * self._gpus)
 
     def _pass(self) -> None:
         now = time.monotonic()

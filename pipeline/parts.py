@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.schema import CAPTIONS
 from lotlip_data.pipeline.ledger import Tally
+from lotlip_data.pipeline.meter import Spent
 
 Row = dict[str, Any]
 
@@ -26,19 +27,19 @@ def parquet(rows: list[Row], captioner_id: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def read_parts(folder: str) -> tuple[list[Row], float, float]:
-    """One row for each image, when the first was begun (infinity without parts), in Unix time, and the seconds spent.
+def read_parts(folder: str) -> tuple[list[Row], float, Spent]:
+    """One row for each image, when the first was begun (infinity without parts), in Unix time, and the time spent.
 
     Of two attempts' rows for one image, the one in the part that sorts first counts.
     """
     rows: dict[str, Row] = {}
-    begun, spent = float("inf"), 0.0
+    begun, spent = float("inf"), Spent()
     for name in storage.list_names(folder):
         if not name.endswith(".parquet"):
             continue
         if counted := Tally.named(name):
             begun = min(begun, counted.started)
-            spent += counted.spent / 1000
+            spent += Spent(counted.spent / 1000, counted.gpu / 1000)
         with contextlib.suppress(FileNotFoundError), storage.open_read(storage.join(folder, name)) as stream:
             for row in pq.read_table(stream).to_pylist():
                 rows.setdefault(row["uid"], row)
@@ -49,7 +50,7 @@ class Parts:
     """One attempt's parts. Rows are written in the background, one part at a time, while captioning goes on.
 
     size: rows of a part. slack: rows that may come in while a part is being written; more have to wait.
-    saved: hears of the uids of each part once it is safe. spent: seconds of the actor so far, of this attempt.
+    saved: hears of the uids of each part once it is safe. spent: time of the actor so far, of this attempt.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Parts:
         size: int,
         slack: int,
         saved: Callable[[list[str]], None],
-        spent: Callable[[], float],
+        spent: Callable[[], Spent],
     ) -> None:
         self.rows: list[Row] = []
         """All of this attempt's rows, saved or not."""
@@ -67,7 +68,7 @@ class Parts:
         self._size, self._slack = size, slack
         self._begun = 0
         self._number = 0
-        self._started, self._told = time.time(), 0.0
+        self._started, self._told = time.time(), Spent()
         self._writing: asyncio.Task[None] | None = None
 
     @property
@@ -105,8 +106,8 @@ class Parts:
         failed = sum(row["error"] is not None for row in fresh)
         tokens = sum(row["tokens"] or 0 for row in fresh)
         spent = self._spent()
-        took = round(1000 * (spent - self._told))
-        counted = Tally(len(fresh), failed, tokens, int(self._started), round(time.time()), took)
+        took = (spent - self._told).milliseconds
+        counted = Tally(len(fresh), failed, tokens, int(self._started), round(time.time()), *took)
         self._started, self._told = time.time(), spent
         name = f"{self._number:05d}-{self._attempt}-{counted.name}.parquet"
         self._number += 1

@@ -45,7 +45,6 @@ class CaptionerCost:
     """That work at a time, at most."""
     actor_hours: float | None
     gpu_hours: float | None
-    """None, too, where nobody knows whether the speed is that of a GPU."""
     money: float | None
     """Of its GPUs; None where it has none."""
     sequences: int | None
@@ -119,13 +118,12 @@ def _cost(
     actors, why = _actors_of(one, hardware, gpus, _shards_left(name, shards, found))
     left = max(0, images - done)
     hours = None if speed.images_per_s is None else left / speed.images_per_s / 3600
-    unsure = bool(hours and gpus and speed.on_cpu is None)
-    gpu_hours = None if hours is None or unsure else hours * gpus
+    gpu_hours = None if hours is None else hours * gpus
     memory = captions_at_a_time(one, sizes, gpus, hardware.gpu_gib, caption) if sizes else None
     assumes = [
         _of_tokens(caption, bool(counted), sizes),
         f"{actors} actor{'' if actors == 1 else 's'} at a time, with {f'{gpus:g}' if gpus else 'no'} GPU each{why}",
-        *_of_gpus(one, gpus, unsure),
+        *_of_gpus(one, gpus),
         *([memory[1]] if memory else []),
     ]
     return CaptionerCost(
@@ -178,19 +176,14 @@ def _of_tokens(caption: float, counted: bool, sizes: Sizes | None) -> str:
     return f"captions of {caption:,.4g} tokens ({'as those that are done' if counted else 'assumed'}){before}"
 
 
-def _of_gpus(one: Chosen, gpus: float, unsure: bool) -> list[str]:
+def _of_gpus(one: Chosen, gpus: float) -> list[str]:
     """What is to be said of those of an actor."""
-    lines = []
-    if unsure:
-        lines.append(
-            "the run does not say whether its actors had a GPU; say it with `num_gpus` in the captioner's pool"
-        )
-    if idle := plan_speed.idle_gpus(one, gpus):
-        lines.append(
-            f"{idle:g} of the {gpus:g} GPUs of an actor (`num_gpus`) {'idles' if idle == 1 else 'idle'}, reserved and "
-            f"paid for: the model is on {one.config.tensor_parallel_size} (`tensor_parallel_size`)"
-        )
-    return lines
+    if not (idle := plan_speed.idle_gpus(one, gpus)):
+        return []
+    return [
+        f"{idle:g} of the {gpus:g} GPUs of an actor (`num_gpus`) {'idles' if idle == 1 else 'idle'}, reserved and "
+        f"paid for: the model is on {one.config.tensor_parallel_size} (`tensor_parallel_size`)"
+    ]
 
 
 def _days(costs: Sequence[CaptionerCost], gpus: int) -> float | None:
@@ -230,28 +223,20 @@ def as_lines(plan: CostPlan) -> list[str]:
         done = f" ({one.done:,} are done)" if one.done else ""
         stored = f"{in_bytes(one.caption_bytes)} of captions"
         lines.append(f"{one.name:12} {one.images:,} images{done}, {one.tokens:,} tokens, {stored}")
-        if one.images_per_s is None or one.actor_hours is None:
+        if one.images_per_s is None or one.actor_hours is None or one.gpu_hours is None:
             lines.append(f"             speed {one.speed}")
         else:
             rate = f"{one.images_per_s:,.0f}" if one.images_per_s >= 100 else f"{one.images_per_s:.3g}"
             pace = f"{rate} images/s an actor ({one.speed})"
-            lines.append(f"             {pace}: {_hours(one, one.actor_hours)}{_money(one.money)}")
+            kind, hours = ("GPU-hours", one.gpu_hours) if one.gpus else ("hours without a GPU", one.actor_hours)
+            lines.append(f"             {pace}: {_amount(hours)} {kind}{_money(one.money)}")
         if one.sequences is not None:
             lines.append(f"             {one.sequences:,} captions at a time fit in the GPU memory of an actor")
-    hours = "GPU-hours unknown" if plan.gpu_hours is None else f"{_amount(plan.gpu_hours)} GPU-hours"
-    if plan.days is None:
+    if plan.gpu_hours is None or plan.days is None:
         lines.append("captioning   hours and days unknown, as a speed is")
     else:
-        lines.append(f"captioning   {hours}{_money(plan.money)}, {_amount(plan.days)} days")
+        lines.append(f"captioning   {_amount(plan.gpu_hours)} GPU-hours{_money(plan.money)}, {_amount(plan.days)} days")
     return lines + [f"if           {assumption}" for assumption in plan.assumes]
-
-
-def _hours(one: CaptionerCost, hours: float) -> str:
-    """Of all actors, as what they are known to be."""
-    if one.gpu_hours is None:
-        of_gpus = f"{_amount(hours * one.gpus)} GPU-hours if the run's had {one.gpus:g} GPU"
-        return f"{_amount(hours)} hours of an actor, which are {of_gpus}"
-    return f"{_amount(one.gpu_hours)} GPU-hours" if one.gpus else f"{_amount(hours)} hours without a GPU"
 
 
 def _amount(number: float) -> str:

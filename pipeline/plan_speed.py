@@ -5,25 +5,18 @@ reckoned images a second = GPUs × TFLOP/s × MFU / (2 × parameters × (image +
 
 from lotlip_data.captioners.sizing import CAPTION_TOKENS, MODELS, Sizes
 from lotlip_data.manifests.layout import Run
-from lotlip_data.manifests.manifest import frozen
 from lotlip_data.pipeline import ledger
-from lotlip_data.pipeline.choice import Chosen, choose
+from lotlip_data.pipeline.choice import Chosen
 from lotlip_data.pipeline.hardware import Hardware
 from lotlip_data.pipeline.plan_time import Speed
 
 
 def of_run(one: Chosen, run: Run) -> Speed | None:
-    """The ledger's; None where it has none. Whether its actors had a GPU is what `num_gpus` of their pool says.
-
-    That is the pool in the run's own manifest, else the one that is planned; None in both leaves it to the cluster that
-    the run had, of which nothing is recorded.
-    """
+    """The ledger's; None where it has none."""
     done = ledger.effort(ledger.recorded(run.caption_ledger(one.config.name)).values())
     if not done.images_per_s:
         return None
-    held = [other.pool for other in choose(frozen(run).captioners) if other.config.name == one.config.name]
-    asked = [pool.num_gpus for pool in (*held, one.pool) if pool.num_gpus is not None]
-    return Speed(done.images_per_s, f"the run's, of {done.images:,} images", asked[0] == 0 if asked else None)
+    return Speed(done.images_per_s, f"the run's, of {done.images:,} images", on_cpu=not done.gpu_seconds)
 
 
 def of_size(one: Chosen, sizes: Sizes | None, hardware: Hardware, gpus: float, caption: float) -> Speed:

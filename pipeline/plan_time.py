@@ -26,13 +26,12 @@ FAILURES = (CaptionError, ValueError, TypeError, ImportError, OSError, RuntimeEr
 class Speed:
     """Of one actor. source: where it is from, for people.
 
-    images_per_s: None where nothing is known that it could follow from. on_cpu: it was measured without a GPU; None
-    where nobody recorded whether it was.
+    images_per_s: None where nothing is known that it could follow from. on_cpu: it was measured without a GPU.
     """
 
     images_per_s: float | None
     source: str
-    on_cpu: bool | None = False
+    on_cpu: bool = False
 
 
 def timed(one: Chosen, count: int) -> Speed:

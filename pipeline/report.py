@@ -48,7 +48,7 @@ class Written:
 
 
 def figures(run: Run, price: float | None = None) -> dict[str, Any]:
-    """Everything that the page shows, as JSON keeps it. price: of an hour of one actor, in whatever money.
+    """Everything that the page shows, as JSON keeps it. price: of an hour of one GPU, in whatever money.
 
     `problems` names what is damaged; all else is there. Raises UserError where the folder holds no run, or its plan is
     damaged.
@@ -94,14 +94,15 @@ def _text(url: str) -> str | None:
 
 def _captioner(run: Run, name: str, counts: dict[str, Any], price: float | None, problems: list[str]) -> dict[str, Any]:
     done = ledger.effort(ledger.captioned(run, name))
-    hours = done.seconds / 3600
+    hours, gpu_hours = done.seconds / 3600, done.gpu_seconds / 3600
     written = written_by(run, name)
     problems += written.damaged
     return {
         **counts,
         "tokens": counts["tokens"] if written.counted else None,
         "hours": hours,
-        "cost": None if price is None else hours * price,
+        "gpu_hours": gpu_hours,
+        "cost": gpu_hours * price if gpu_hours and price is not None else None,
         "images_per_hour": done.images / hours if hours else None,
         "texts": written.texts.texts,
         "tokens_per_text": written.texts.figures()["tokens_per_text"],

@@ -131,6 +131,20 @@ def test_units_at_hand_at_once_share_the_actors_time(run: Run) -> None:
     assert all(0 < one < took for one in spent.values()) and sum(spent.values()) <= took
 
 
+def test_the_gpus_of_every_actor_that_worked_on_a_unit_count(run: Run) -> None:
+    """Killed on half a GPU, gone on without one, ended on two."""
+    fetched(run, 0, list(range(90)))
+    for die_at, gpus in ((30, 0.5), (60, 0.0)):
+        with pytest.raises(EngineDead):
+            caption(run, Seer(die_at=die_at), 0, part_size=10, gpus=gpus)
+    before = ledger.effort(ledger.captioned(run, "seer"))
+    assert 0 < before.gpu_seconds < before.seconds / 2
+    caption(run, Seer(), 0, part_size=10, gpus=2.0)
+    after = ledger.effort(ledger.captioned(run, "seer"))
+    last = after.seconds - before.seconds
+    assert last > 0 and after.gpu_seconds - before.gpu_seconds == pytest.approx(2 * last, abs=0.002)
+
+
 def test_the_time_of_a_unit_that_was_killed_is_not_that_of_the_night_between(run: Run) -> None:
     fetched(run, 0, list(range(100)))
     with pytest.raises(EngineDead):

@@ -6,12 +6,13 @@ import pytest
 
 from lotlip_data.pipeline import ledger, meter
 from lotlip_data.pipeline.ledger import Tally
+from lotlip_data.pipeline.meter import Spent
 
 
 def test_parts_of_the_time_add_up_to_the_time_in_which_there_was_any_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(meter.time, "monotonic", lambda: now[0])
-    actor = meter.Meter()
+    actor = meter.Meter(gpus=2)
 
     def at(seconds: float) -> None:
         now[0] = seconds
@@ -23,23 +24,23 @@ def test_parts_of_the_time_add_up_to_the_time_in_which_there_was_any_unit(monkey
     at(12)
     actor.leave(first)
     at(20)
-    assert (actor.spent(first), actor.spent(second)) == (3 + 2, 2 + 8)
+    assert (actor.spent(first), actor.spent(second)) == (Spent(3 + 2, 10), Spent(2 + 8, 20))
     actor.leave(second)
     at(100)
-    assert actor.spent(first) + actor.spent(second) == 20 - 5
+    assert actor.spent(first) + actor.spent(second) == Spent(20 - 5, 2 * (20 - 5))
 
 
 def test_only_what_was_measured_counts_towards_hours_and_speed() -> None:
     """Shards of which nobody knows the time, as of a commit before a kill or of an import, are not made of 1 second."""
     unknown = Tally(10_000, 0, 9, 0, 0)
-    found = ledger.effort([Tally(100, 0, 9, 50, 60, 4000), Tally(50, 0, 9, 50, 60, 1000), unknown])
-    assert (found.images, found.seconds, found.images_per_s) == (150, 5.0, 30.0)
+    found = ledger.effort([Tally(100, 0, 9, 50, 60, 4000, 2000), Tally(50, 0, 9, 50, 60, 1000, 0), unknown])
+    assert (found.images, found.seconds, found.gpu_seconds, found.images_per_s) == (150, 5.0, 2.0, 30.0)
     assert ledger.effort([unknown]).images_per_s is None
 
 
-@pytest.mark.parametrize("spent", [0, 1234])
-def test_a_tally_is_its_name(spent: int) -> None:
-    tally = Tally(1, 2, 3, 4, 5, spent)
+@pytest.mark.parametrize("spent", [(0, 0), (1234, 0), (1234, 2468)])
+def test_a_tally_is_its_name(spent: tuple[int, int]) -> None:
+    tally = Tally(1, 2, 3, 4, 5, *spent)
     assert Tally.named(f"00000-{tally.name}.parquet") == tally
 
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lotlip_data.captioners.sizing import Sizes
-from lotlip_data.manifests import manifest, storage
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import ledger, plan_cost, plan_speed
@@ -215,74 +215,43 @@ def test_a_published_model_out_of_reach_is_reckoned_and_of_any_other_a_speed_is_
     assert cost.captioners[0].speed.startswith("reckoned")
 
 
-def run_under_way(folder: Path, **pool: Any) -> Run:
+def run_under_way(folder: Path, gpus: int = 1) -> Run:
     """Two shards of 8 images and a failure; of a third, of 9 rows, 8 more are to come. 8 are captioned, in 4 seconds.
 
-    pool: of the captioner in the run's own manifest.
+    gpus: of the actor that did.
     """
     run = fake_run.make(folder, writers=[]).run
-    captioners = [{"preset": "tiny-llava", "pool": pool}]
-    held = manifest.frozen(run).model_copy(update={"captioners": tuple(captioners)})
-    storage.replace(run.manifest, manifest.dump(held).encode())
     storage.create(run.plan, json.dumps(asdict(Plan(27, 3, 9, 27, 0, {}, {}))).encode())
     name = "tiny-llava"
     fake_run.claim_captioner(run, name)
     images = fake_run.fetched_rows(run, 0)
     fake_run.write_captions(run, name, 0, [fake_run.caption(image, "A text.") for image in images])
-    tally = ledger.Tally(rows=8, failed=0, tokens=800, started=1000, ended=1009, spent=4000)
+    tally = ledger.Tally(rows=8, failed=0, tokens=800, started=1000, ended=1009, spent=4000, gpu=4000 * gpus)
     ledger.record(run.caption_ledger(name), 0, tally)
     return run
 
 
 def test_of_a_run_only_what_is_left_counts_at_the_speed_that_it_had(tmp_path: Path) -> None:
     run = run_under_way(tmp_path / "run")
-    cost = plan_cost.plan_cost(10**9, choose(["tiny-llava"]), Hardware(), {}, run, shards=10**6)
+    cost = plan_cost.plan_cost(10**9, choose(["tiny-llava"]), Hardware(price=3600), {}, run, shards=10**6)
     (one,) = cost.captioners
     assert (one.images, one.done, one.images_per_s) == (16, 8, 2.0)
     assert one.tokens == 1600 and any(line.startswith("9 rows are not fetched yet; 88.9%") for line in cost.assumes)
     assert one.speed == "the run's, of 8 images"
     assert one.actors == 2  # of three shards one is done
+    assert cost.gpu_hours == pytest.approx(8 / 3600) and cost.money == pytest.approx(8)
 
 
-def test_a_run_without_gpus_gives_no_gpu_hours_or_money(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pool", [{}, {"num_gpus": 1}])
+def test_a_run_without_gpus_gives_no_gpu_hours_or_money(tmp_path: Path, pool: dict[str, Any]) -> None:
     """16 images at 2 a second are 8 seconds of an actor, of which there is one without GPUs."""
-    run = run_under_way(tmp_path / "run", num_gpus=0)
-    cost = plan_cost.plan_cost(0, choose(["tiny-llava"]), Hardware(price=2.0), {}, run)
+    run = run_under_way(tmp_path / "run", gpus=0)
+    chosen = choose([{"preset": "tiny-llava", "pool": pool}])
+    cost = plan_cost.plan_cost(0, chosen, Hardware(price=2.0), {}, run)
     (one,) = cost.captioners
     assert (cost.gpu_hours, cost.money, one.gpus, one.sequences) == (0, None, 0, None)
     assert cost.days == pytest.approx(8 / 3600 / 24) and one.actors == 1
     assert plan_cost.as_lines(cost)[1].endswith("(the run's, of 8 images): less than 0.01 hours without a GPU")
-
-
-def test_a_run_whose_pool_asks_for_gpus_gives_gpu_hours(tmp_path: Path) -> None:
-    run = run_under_way(tmp_path / "run", num_gpus=1)
-    cost = plan_cost.plan_cost(0, choose(["tiny-llava"]), Hardware(price=3600), {}, run)
-    assert cost.gpu_hours == pytest.approx(8 / 3600) and cost.money == pytest.approx(8)
-
-
-def test_of_a_run_that_does_not_say_whether_it_had_gpus_no_gpu_hours_are_claimed(tmp_path: Path) -> None:
-    """Its pool leaves them to the cluster. The manifest that is planned may say it; where both do, the run's counts."""
-    run = run_under_way(tmp_path / "run")
-    cost = plan_cost.plan_cost(0, choose(["tiny-llava"]), Hardware(price=3600), {}, run)
-    assert (cost.gpu_hours, cost.money, cost.captioners[0].money) == (None, None, None)
-    assert cost.captioners[0].actor_hours == pytest.approx(8 / 3600)
-    assert cost.days == pytest.approx(8 / 3600 / 2 / 24)  # two shards are left
-    lines = plan_cost.as_lines(cost)
-    assert lines[1].endswith(
-        "less than 0.01 hours of an actor, which are less than 0.01 GPU-hours if the run's had 1 GPU"
-    )
-    assert "captioning   GPU-hours unknown, less than 0.01 days" in lines
-    told = (
-        "tiny-llava: the run does not say whether its actors had a GPU; say it with `num_gpus` in the captioner's pool"
-    )
-    assert told in cost.assumes
-
-    def hours(run: Run, num_gpus: float) -> float | None:
-        chosen = choose([{"preset": "tiny-llava", "pool": {"num_gpus": num_gpus}}])
-        return plan_cost.plan_cost(0, chosen, Hardware(), {}, run).gpu_hours
-
-    assert hours(run, 1) == pytest.approx(8 / 3600) and hours(run, 0) == 0
-    assert hours(run_under_way(tmp_path / "cpu", num_gpus=0), 1) == 0
 
 
 def test_the_command_prints_it_and_refuses_a_speed_of_nobody(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lotlip_data.pipeline import ledger
 from lotlip_data.pipeline.choice import choose
 from tests.pipeline import fake_run
 from tests.pipeline.cluster_run import Nodes, decoded, nodes, rows, undisturbed
@@ -35,6 +36,8 @@ def test_three_pools_that_each_want_a_gpu_run_in_turn_on_one(cluster: Nodes, tmp
     assert len(told) == 3 * 3
     images = decoded(run)
     for name in TINY:
+        done = ledger.effort(ledger.recorded(run.caption_ledger(name)).values())
+        assert done.gpu_seconds == done.seconds > 0
         assert {row["uid"]: row["text"] for row in rows(run, name)} == undisturbed(images, name)
 
 
@@ -54,14 +57,14 @@ def test_a_pool_without_work_gives_its_gpu_to_the_others(cluster: Nodes, tmp_pat
 
 
 def test_an_actor_waits_for_the_node_that_it_asks_for(cluster: Nodes, tmp_path: Path) -> None:
-    """A custom resource, an accelerator and a label that no node has at first."""
+    """A custom resource, an accelerator and a label that no node has at first. Of half a GPU half its hours count."""
     run = fake_run.make(tmp_path / "run", 1, 8, writers=(), pixels=96).run
     cluster.add(num_cpus=2)
     pool = {
         "engine": "transformers",
         "resources": {"captioner_slot": 1},
         "accelerator_type": "A100",
-        "num_gpus": 1,
+        "num_gpus": 0.5,
         "labels": {"tier": "spot"},
     }
     driver = cluster.driver(run, [{"preset": TINY[2], "pool": pool}])
@@ -75,6 +78,8 @@ def test_an_actor_waits_for_the_node_that_it_asks_for(cluster: Nodes, tmp_path: 
     )
     assert driver.end()["code"] == 0
     assert len(rows(run, TINY[2])) == 8
+    done = ledger.effort(ledger.recorded(run.caption_ledger(TINY[2])).values())
+    assert done.gpu_seconds == pytest.approx(done.seconds / 2, abs=0.001) and done.seconds > 0
 
 
 def ready(out: str, name: str) -> int:

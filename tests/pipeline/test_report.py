@@ -109,10 +109,27 @@ def test_it_says_what_was_fetched_failed_captioned_and_flagged(run: Run) -> None
     shown = found["captioners"]["sharegpt4v"]
     assert shown["texts"] == 15 and shown["flags"] == {"repetition": 1}
     assert shown["rejected"] == {f"no caption: {HOSTILE}": 1}
-    assert sum(shown["lengths"].values()) == 15 and shown["cost"] == pytest.approx(3 * shown["hours"])
+    assert sum(shown["lengths"].values()) == 15
     words = words_of(render(found, dataset_stats(run)))
     assert "Of 18 URLs, 16 gave an image (88.9%)" in words
     assert "all long texts" in words and "repetition" in words
+
+
+def test_gpus_cost_and_other_actors_have_hours_only(run: Run, tmp_path: Path) -> None:
+    """7.2 million milliseconds of an actor on two GPUs are 4 hours of a GPU."""
+    made = Run.at(str(shutil.copytree(run.url, tmp_path / "run")))
+    hours = {"llava": (7_200_000, 14_400_000), "sharegpt4v": (3_600_000, 0)}
+    for name, spent in hours.items():
+        storage.remove(made.caption_ledger(name))
+        ledger.record(made.caption_ledger(name), 0, ledger.Tally(8, 0, 9, 0, 1, *spent))
+    found = report.figures(made, price=3.0)
+    shown = {name: [found["captioners"][name][what] for what in ("hours", "gpu_hours", "cost")] for name in hours}
+    assert shown == {"llava": [2, 4, 12], "sharegpt4v": [1, 0, None]}
+    words = words_of(render(found))
+    assert "4GPU-hours of captioning, 12.0 at 3.0 an hour" in words
+    storage.remove(made.caption_ledger("llava"))
+    words = words_of(render(report.figures(made, price=3.0)))
+    assert "1actor-hours of captioning" in words and "GPU-hours" not in words and "at 3.0 an hour" not in words
 
 
 def test_the_rows_of_the_lists_add_up_to_the_images_with_every_reason(run: Run) -> None:
