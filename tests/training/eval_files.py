@@ -1,7 +1,11 @@
 """Evaluation sets of a few images, in exactly the files that the real ones are published in."""
 
+import io
 import json
 import pathlib
+import tarfile
+
+import numpy as np
 
 from lotlip_data.world.scenes import SPLITS, render, sample_scene
 from lotlip_data.world.writers import WRITERS, long_text
@@ -116,6 +120,28 @@ def imagenet_folders(folder: pathlib.Path) -> None:
         (folder / "val" / name).mkdir(parents=True)
         if label in (0, 500, 999):
             write_image(folder / "val" / name / f"ILSVRC2012_val_{label:08}.JPEG", label)
+
+
+def imagenet_devkit(folder: pathlib.Path) -> None:
+    """The archives as they are published: the numbers of the classes are in another order than their WordNet ids."""
+    from scipy.io import savemat
+
+    ids = wordnet_ids()
+    kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O"), ("children", "O")]
+    rows = [(1000 - label, name, "a name, another name", 0, []) for label, name in enumerate(ids)]
+    rows += [(1001, "n00000001", "living thing", 2, [1, 2])]
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": np.array(rows, dtype=kind)})
+    truth = "".join(f"{1000 - label}\n" for label in (500, 0, 999))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(folder / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as kit:
+        files = {"readme.txt": b"", "data/meta.mat": meta.getvalue()}
+        for name, content in (files | {"data/ILSVRC2012_validation_ground_truth.txt": truth.encode()}).items():
+            member = tarfile.TarInfo(f"ILSVRC2012_devkit_t12/{name}")
+            member.size = len(content)
+            kit.addfile(member, io.BytesIO(content))
+    for number, label in enumerate((500, 0, 999), 1):
+        write_image(folder / "val" / f"ILSVRC2012_val_{number:08}.JPEG", label)
 
 
 def imagenet_kaggle(folder: pathlib.Path) -> None:

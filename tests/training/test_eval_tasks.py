@@ -3,8 +3,10 @@
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -132,7 +134,7 @@ def test_karpathys_test_images_have_their_first_five_captions(tmp_path, name, fi
     assert found.image_of_text == (0,) * 5 + (1,) * 5 + (2,) * 5 and same(found, (1, 2, 3), tmp_path)
 
 
-@pytest.mark.parametrize("layout", ["imagenet_folders", "imagenet_kaggle"])
+@pytest.mark.parametrize("layout", ["imagenet_folders", "imagenet_devkit", "imagenet_kaggle"])
 def test_imagenets_classes_are_in_the_order_of_wordnet_ids(tmp_path, layout):
     open_clip = pytest.importorskip("open_clip")
     getattr(eval_files, layout)(tmp_path)
@@ -163,11 +165,67 @@ def test_imagenets_sorted_images_are_found_wherever_they_lie(tmp_path, write):
     assert found.labels == (0, 500, 999) and same(found, found.labels, tmp_path)
 
 
-def test_imagenets_images_as_its_archive_has_them_are_told_how_to_be_sorted(tmp_path):
+def test_imagenets_images_as_its_archive_has_them_need_the_kit_or_to_be_sorted(tmp_path):
     eval_files.write_image(tmp_path / "val/ILSVRC2012_val_00000001.JPEG", 0)
-    with pytest.raises(TaskDataError, match=r"holds 0 folders named by WordNet ids") as caught:
+    with pytest.raises(TaskDataError, match=r"there is no .*/ILSVRC2012_devkit_t12.tar.gz") as caught:
         read("imagenet", tmp_path, 3)
-    assert "valprep.sh" in str(caught.value) and "ILSVRC2012_devkit_t12.tar.gz" in str(caught.value)
+    assert "valprep.sh" in str(caught.value)
+
+
+def test_imagenets_kit_may_be_unpacked_and_lie_beside_images_in_the_folder_itself(tmp_path):
+    pytest.importorskip("open_clip")
+    eval_files.imagenet_devkit(tmp_path)
+    with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz") as kit:
+        kit.extractall(tmp_path, filter="data")
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    for image in (tmp_path / "val").iterdir():
+        image.rename(tmp_path / image.name)
+    found = read("imagenet", tmp_path, 3)
+    assert found.labels == (500, 0, 999) and same(found, found.labels, tmp_path)
+
+
+def cut(kit):
+    kit.write_bytes(kit.read_bytes()[:-2000])
+
+
+def of_another_kind(kit):
+    with tarfile.open(kit, "w:gz") as written:
+        written.addfile(tarfile.TarInfo("data/meta.mat"))
+
+
+def numbers_of_nothing(kit):
+    repacked(kit, "ILSVRC2012_validation_ground_truth.txt", b"17\n1002\n")
+
+
+def not_of_matlab(kit):
+    repacked(kit, "meta.mat", b"<html>Please log in</html>")
+
+
+def repacked(kit, changed, content):
+    with tarfile.open(kit) as old:
+        files = {one.name: old.extractfile(one).read() for one in old}
+    with tarfile.open(kit, "w:gz") as new:
+        for name, data in files.items():
+            data = content if name.endswith(changed) else data
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    "damage, complaint",
+    [
+        (cut, "cannot be unpacked"),
+        (of_another_kind, "cannot be unpacked"),
+        (numbers_of_nothing, "does not say the classes"),
+        (not_of_matlab, "does not say the classes"),
+    ],
+)
+def test_a_damaged_kit_of_imagenet_is_named(tmp_path, damage, complaint):
+    eval_files.imagenet_devkit(tmp_path)
+    damage(tmp_path / "ILSVRC2012_devkit_t12.tar.gz")
+    with pytest.raises(TaskDataError, match=rf"ILSVRC2012_devkit_t12.tar.gz {complaint} .*; fetch it again"):
+        read("imagenet", tmp_path, 3)
 
 
 def test_class_names_of_the_folder_take_the_place_of_open_clips(tmp_path):

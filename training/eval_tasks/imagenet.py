@@ -1,29 +1,30 @@
 """ImageNet-1k's validation images, with open_clip's class names and CLIP's 80 templates.
 
-Class c is the c-th WordNet id in alphabetical order. Two layouts: folders named by WordNet id (what torchvision and
-valprep.sh make of the archive), wherever they lie; or Kaggle's, a flat folder with LOC_val_solution.csv and
-LOC_synset_mapping.txt.
+Class c is the c-th WordNet id in alphabetical order. Three layouts: folders named by WordNet id (what torchvision and
+valprep.sh make of the archive), wherever they lie; the archive unpacked into one folder, with the development kit; or
+Kaggle's, such a folder with LOC_val_solution.csv and LOC_synset_mapping.txt.
 """
 
 import csv
 import re
 from collections.abc import Iterator, Sequence
 
+from lotlip_data.training.eval_tasks import devkit
 from lotlip_data.training.eval_tasks.files import Entry, Folder, TaskDataError
 from lotlip_data.training.eval_tasks.task import Record, Task
 
 CLASSES = 1000
 KAGGLE = "ILSVRC/Data/CLS-LOC/val"
 SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
-ARCHIVE, DEVKIT = "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
-CHECKSUMS = {ARCHIVE: "md5:29b22e2961454d5413ddabcf34fc5622", DEVKIT: "md5:fa75699e90414af021442c21a62c3abf"}
+ARCHIVE, KIT = "ILSVRC2012_img_val.tar", devkit.ARCHIVE
+CHECKSUMS = {ARCHIVE: "md5:29b22e2961454d5413ddabcf34fc5622", KIT: "md5:fa75699e90414af021442c21a62c3abf"}
 WHERE = (
-    f"Get {ARCHIVE} ({CHECKSUMS[ARCHIVE]}) and {DEVKIT} ({CHECKSUMS[DEVKIT]}) to FOLDER from "
-    "https://image-net.org/download-images: torchvision.datasets.ImageNet('FOLDER', 'val') sorts them into "
-    "FOLDER/val/n01440764/*.JPEG and so on. Images that lie flat in FOLDER/val are sorted, without the devkit, by "
-    "https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh, run in that folder. Or get "
-    "Kaggle's "
-    f"imagenet-object-localization-challenge: FOLDER/{KAGGLE}/*.JPEG, FOLDER/{SOLUTION} and FOLDER/{MAPPING}"
+    f"Get {ARCHIVE} ({CHECKSUMS[ARCHIVE]}) and {KIT} ({CHECKSUMS[KIT]}) to FOLDER from "
+    f"https://image-net.org/download-images, and unpack the former: mkdir FOLDER/val; tar xf FOLDER/{ARCHIVE} -C "
+    "FOLDER/val. Images that torchvision.datasets.ImageNet or valprep.sh "
+    "(https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh) has sorted into "
+    "FOLDER/val/n01440764/*.JPEG and so on need no kit. Or get Kaggle's imagenet-object-localization-challenge: "
+    f"FOLDER/{KAGGLE}/*.JPEG, FOLDER/{SOLUTION} and FOLDER/{MAPPING}"
 )
 ROOTS = ("val/", f"{KAGGLE}/", "")
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -33,11 +34,10 @@ def read(folder: Folder) -> Iterator[Record]:
     if not folder.names():
         raise folder.broken("", "does not exist, or nothing is in it")
     ids = {root: sorted(filter(_WORDNET_ID.fullmatch, folder.names(root.rstrip("/")))) for root in ROOTS}
-    sorted_into = next((root for root in ROOTS if ids[root]), None)
-    if sorted_into is None and folder.has(SOLUTION):
-        return _kaggle(folder)
-    root = sorted_into or ""
-    return _folders(folder, root, ids[root])
+    root = next((root for root in ROOTS if ids[root]), None)
+    if root is not None:
+        return _folders(folder, root, ids[root])
+    return _kaggle(folder) if folder.has(SOLUTION) else _unsorted(folder)
 
 
 def _folders(folder: Folder, root: str, ids: list[str]) -> Iterator[Record]:
@@ -62,6 +62,16 @@ def _kaggle(folder: Folder) -> Iterator[Record]:
         if wordnet_id not in labels:
             raise folder.broken(SOLUTION, f"has {image} of the class {wordnet_id!r}, which {MAPPING} does not name")
         yield Record((f"{KAGGLE}/{image}.JPEG", f"val/{image}.JPEG"), entry.place, label=labels[wordnet_id])
+
+
+def _unsorted(folder: Folder) -> Iterator[Record]:
+    truth = devkit.read(folder)
+    if len(truth.classes) != CLASSES:
+        raise folder.broken(KIT, f"names {len(truth.classes)} classes, not {CLASSES}; fetch it again")
+    labels = {wordnet_id: label for label, wordnet_id in enumerate(truth.classes)}
+    for number, wordnet_id in enumerate(truth.images, 1):
+        name = f"ILSVRC2012_val_{number:08}.JPEG"
+        yield Record((f"val/{name}", name), f"{devkit.TRUTH}, line {number}", label=labels[wordnet_id])
 
 
 def classes(folder: Folder) -> tuple[Sequence[str], Sequence[str]]:
