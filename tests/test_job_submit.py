@@ -65,7 +65,7 @@ def cluster() -> Iterator[dict[str, str]]:
         head = subprocess.Popen([*RAY, "start", *options], env=environment, stdout=log, stderr=log)
     environment |= {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "no_proxy": "127.0.0.1"}
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while subprocess.run([*RAY, "job", "list"], env=environment, capture_output=True).returncode:
             assert head.poll() is None and time.monotonic() < deadline, Path(folder, "head.log").read_text()
             time.sleep(1)

@@ -59,7 +59,7 @@ def test_close_releases_those_who_wait():
         calls = [asyncio.ensure_future(batcher(item)) for item in range(3)]
         await asyncio.to_thread(started.wait, 20)
         closing = asyncio.create_task(asyncio.to_thread(batcher.close))
-        await asyncio.wait(calls[1:], timeout=20)
+        await asyncio.wait(calls[1:], timeout=120)
         go_on.set()
         await closing
         return await asyncio.gather(*calls, return_exceptions=True)

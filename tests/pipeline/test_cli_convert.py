@@ -12,7 +12,7 @@ COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli", "convert", "sharegp
 
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
 def test_help_has_an_example() -> None:

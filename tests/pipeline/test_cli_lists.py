@@ -11,7 +11,7 @@ COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli"]
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_sources_lists_every_source_and_scale_with_where_to_obtain_it() -> None:

@@ -146,7 +146,7 @@ def test_a_server_that_drips_is_left_after_the_whole_time(server: RawServer, bef
     url = server.drips("/drip", before, drop, 0.05)
     started = time.monotonic()
     assert reason_of(url, timeout=0.5, total_timeout=1.0) == "timeout"
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 5.0  # the drip would take minutes
 
 
 def test_a_server_that_drips_its_handshake_is_left_too() -> None:
@@ -163,7 +163,7 @@ def test_a_server_that_drips_its_handshake_is_left_too() -> None:
     threading.Thread(target=serve, daemon=True).start()
     started = time.monotonic()
     assert reason_of(f"https://127.0.0.1:{listener.getsockname()[1]}/x", timeout=0.5, total_timeout=1.0) == "timeout"
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 5.0  # the drip would take minutes
     listener.close()
 
 
@@ -192,7 +192,7 @@ def test_a_server_that_says_nothing_is_left_after_the_time_of_one_operation(serv
     server.answers["/silent"] = lambda client: time.sleep(5)
     started = time.monotonic()
     assert reason_of(server.url + "/silent", timeout=0.3, total_timeout=4.0) == "timeout"
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 3.0
 
 
 def test_broken_answers_have_their_reasons(server: RawServer) -> None:

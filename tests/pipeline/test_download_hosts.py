@@ -61,17 +61,17 @@ def test_no_more_fetches_of_a_host_are_under_way_than_it_has_places(server: RawS
 
 
 def test_a_silent_host_is_given_up_and_others_are_not(server: RawServer) -> None:
-    """Forty rows of it would take two seconds at eight places; it costs the time of a few, and other hosts none."""
+    """160 rows of it would take eight seconds at eight places; it costs the time of a few, and other hosts none."""
     other = RawServer()
     good = other.says("/x", ok(b"x"))
     server.answers["/silent"] = lambda client: time.sleep(1)
-    urls = [url for _ in range(40) for url in (server.url + "/silent", good)]
+    urls = [url for _ in range(160) for url in (server.url + "/silent", good)]
     started = time.monotonic()
     found = reasons_of(opener(host_failures=8, timeout=0.4), urls)
-    assert time.monotonic() - started < 1.5
-    assert found[1::2] == ["ok"] * 40
+    assert time.monotonic() - started < 4
+    assert found[1::2] == ["ok"] * 160
     assert set(found[::2]) == {"timeout", "host is down"}
-    assert found.count("host is down") >= 40 - 8 - 8  # in a row, and under way when it was given up
+    assert found.count("host is down") >= 160 - 8 - 8  # in a row, and under way when it was given up
     assert len(server.requests) <= 16
     other.close()
 
@@ -113,7 +113,7 @@ def test_a_host_gets_the_pause_that_it_asks_for(server: RawServer, status: int) 
     server.answers["/x"] = answer
     guard = opener(retries=1, total_timeout=3.0)
     assert reasons_of(guard, [server.url + "/x"], 1) == ["ok"]
-    assert 0.95 < times[1] - times[0] < 2
+    assert 0.95 < times[1] - times[0] < 3
 
 
 def test_other_fetches_wait_for_the_hosts_pause_as_well(server: RawServer) -> None:
@@ -122,7 +122,7 @@ def test_other_fetches_wait_for_the_hosts_pause_as_well(server: RawServer) -> No
     guard = opener(total_timeout=3.0)
     started = time.monotonic()
     assert reasons_of(guard, [server.url + "/busy", server.url + "/x"], 1) == ["http 429", "ok"]
-    assert 0.95 < time.monotonic() - started < 2
+    assert 0.95 < time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_pause_that_is_too_long_is_not_waited_for(server: RawServer, wait: str
     says = f"HTTP/1.1 503 Wait\r\nRetry-After: {wait}\r\nContent-Length: 0\r\n\r\n"
     started = time.monotonic()
     assert reasons_of(opener(retries=3), [server.says("/x", says.encode())], 1) == ["http 503"]
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 5
     assert len(server.requests) == 1
 
 
@@ -147,5 +147,5 @@ def test_waiting_for_a_place_ends(server: RawServer) -> None:
     server.drips("/slow", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x", 0.05)
     started = time.monotonic()
     found = reasons_of(opener(per_host=1, total_timeout=0.6), [server.url + "/slow"] * 8)
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 4  # one after another they would take five
     assert set(found) == {"timeout", "host is busy"}

@@ -84,7 +84,7 @@ def test_watching_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
     assert watching.stdout and watching.stderr
     looks = [line for _ in range(4) if (line := watching.stderr.readline())]
     watching.send_signal(signal.SIGINT)
-    out, _ = watching.communicate(timeout=30)
+    out, _ = watching.communicate(timeout=120)
     assert watching.returncode == 130
     assert len(looks) == 4 and out.count('"images": 4') > 1
     assert json.JSONDecoder().raw_decode(out)[0]["fetched"] == 1
