@@ -27,7 +27,13 @@ COLUMNS = {
 }
 EXTRA = {
     "table-11": {"short.t2i.R@5": "short T2I R@5", "short.i2t.R@5": "I2T R@5"},
-    "figure-4": {"detailed.cut": "texts cut", "flops.limit": "MFLOP at the limit", "flops.text": "MFLOP a text"},
+    "figure-4": {
+        "detailed.t2i.most": "at most T2I",
+        "detailed.i2t.most": "I2T",
+        "detailed.cut": "texts cut",
+        "flops.limit": "MFLOP at the limit",
+        "flops.text": "MFLOP a text",
+    },
 }
 NOT_RUN, APART = "–", "†"
 
@@ -133,12 +139,15 @@ def _verdict(claim: Claim, results: Results) -> Verdict:
         return Verdict.CHANCE
     if claim.given and _verdict(claim.given, results) not in (Verdict.HOLDS, Verdict.LEANS):
         return Verdict.MOOT
+    moves = results.ceiling_moves(dict(claim.weights), claim.metric)
+    if found.mean * moves > 0 and abs(found.mean) <= abs(moves):
+        return Verdict.CEILING
     return found.verdict(claim.sign)
 
 
 def _apart(claim: Claim, results: Results) -> Iterator[Row]:
     """The rows of the comparison whose seeds are far apart; of one that says nothing, none."""
-    if _verdict(claim, results) not in (Verdict.UNKNOWN, Verdict.CHANCE, Verdict.MOOT):
+    if _verdict(claim, results) not in (Verdict.UNKNOWN, Verdict.CHANCE, Verdict.CEILING, Verdict.MOOT):
         yield from (row for row, _ in claim.weights if results.far_apart(row, claim.metric))
 
 
@@ -172,6 +181,10 @@ _PHRASES = {
     Verdict.LEVEL: ("is level there and not told apart here", "are level there and not told apart here"),
     Verdict.UNEVEN: ("is level there and differs here outside the noise", "are level there and differ here outside it"),
     Verdict.MOOT: ("does not arise, since nothing is lost", "do not arise, since nothing is lost"),
+    Verdict.CEILING: (
+        "cannot be told, since what can be found at most moves as far",
+        "cannot be told, since what can be found at most moves as far",
+    ),
     Verdict.CHANCE: ("cannot be told, since all are at chance", "cannot be told, since all are at chance"),
     Verdict.UNKNOWN: ("has not run yet", "have not run yet"),
 }

@@ -21,6 +21,8 @@ METRICS = {
     "detailed": ("detailed.t2i.R@1", "detailed.i2t.R@1"),
 }
 """The means that comparisons are made of."""
+CEILINGS = {"detailed": ("detailed.t2i.most", "detailed.i2t.most")}
+"""What these means can be at most, where that depends on the row."""
 
 ABOVE_CHANCE = 1.0
 """Percentage points that one row at least has to be above chance, for a comparison to tell anything."""
@@ -31,7 +33,7 @@ _FIELDS = {"key": str, "seed": int, "texts": str, "figures": dict}
 _ALWAYS = (*METRICS["short"], *METRICS["class"], "short.t2i.R@5", "short.i2t.R@5", "flops.text")
 _FIGURES = {
     "captioners": (*METRICS["long"], *_ALWAYS),
-    "detailed": (*METRICS["detailed"], "detailed.cut", *_ALWAYS),
+    "detailed": (*METRICS["detailed"], *CEILINGS["detailed"], "detailed.cut", *_ALWAYS),
 }
 """Those that a result has, by the texts that its row is trained on."""
 
@@ -67,7 +69,10 @@ class Results:
 
     def values(self, row: Row, metric: str) -> dict[int, float]:
         """A figure, or a mean of METRICS, in percent by seed."""
-        names, of = METRICS.get(metric, (metric,)), self._figures.get(self._keys[row], {})
+        return self._means(row, METRICS.get(metric, (metric,)))
+
+    def _means(self, row: Row, names: Sequence[str]) -> dict[int, float]:
+        of = self._figures.get(self._keys[row], {})
         return {seed: sum(of[seed][name] for name in names) / len(names) for seed in sorted(of)}
 
     def contrast(self, weights: Mapping[Row, float], metric: str) -> Difference | None:
@@ -75,6 +80,13 @@ class Results:
         values = {row: self.values(row, metric) for row in weights}
         seeds = sorted(set.intersection(*(set(of) for of in values.values())))
         return difference([sum(weight * values[row][seed] for row, weight in weights.items()) for seed in seeds])
+
+    def ceiling_moves(self, weights: Mapping[Row, float], metric: str) -> float:
+        """The weighted sum of what the rows can have at most, in the mean over their seeds; all of them have run."""
+        names = CEILINGS.get(metric, ())
+        return (
+            sum(weight * fmean(self._means(row, names).values()) for row, weight in weights.items()) if names else 0.0
+        )
 
     def at_chance(self, rows: Iterable[Row], metric: str) -> bool:
         """Whether no row's mean over the seeds is ABOVE_CHANCE; all of them have run."""

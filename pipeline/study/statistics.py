@@ -13,8 +13,9 @@ and for two rows that the paper has level:
     no difference told                the interval has nought in it
     differs                           it has not
 
-Above them all: too few seeds tell nothing, nor do rows of which none is as much as a point above chance, and what is
-said of a loss says nothing where there is none.
+Above them all: too few seeds tell nothing, nor do rows of which none is as much as a point above chance, nor does a
+difference that is no larger than that of what the rows can have at most; and what is said of a loss says nothing where
+there is none.
 """
 
 import math
@@ -36,6 +37,7 @@ class Verdict(StrEnum):
     LEVEL = "no difference told, as in the paper"
     UNEVEN = "differs outside the noise, where the paper is level"
     MOOT = "does not arise here"
+    CEILING = "cannot be told, the ceiling moves as far"
     CHANCE = "cannot be told, all at chance"
     UNKNOWN = "not run yet with three seeds"
 

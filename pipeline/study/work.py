@@ -97,7 +97,11 @@ def needs(task: Data | Training) -> Data | None:
 
 
 def _evaluate(model: str, task: Training, design: Design, say: Say) -> dict[str, float]:
-    """R@1 and R@5 both ways and top-1, in percent; of each set the share of texts that is cut; text FLOPs."""
+    """R@1 and R@5 both ways and top-1, in percent; of each set the share of texts that is cut; text FLOPs.
+
+    Of `detailed`, which is cut, what can be found at most, too.
+    """
+    from lotlip_data.pipeline.study.ceiling import most_findable
     from lotlip_data.pipeline.study.flops import text_flops
     from lotlip_data.training.embedders import load_embedder
     from lotlip_data.training.evaluate import evaluate
@@ -118,6 +122,8 @@ def _evaluate(model: str, task: Training, design: Design, say: Say) -> dict[str,
     }
     figures |= {f"{name}.cut": 100 * of["cut"] for name, of in found["retrieval"].items()}
     figures["class.top1"] = 100 * found["classification"][classes.name]["top1"]
+    if task.row.texts == "detailed":
+        figures |= {f"detailed.{way}.most": most for way, most in most_findable(model, pairs[0].texts).items()}
     return figures | {"flops.text": text_flops(model, pairs[0].texts)}
 
 

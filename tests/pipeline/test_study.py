@@ -14,7 +14,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study import data, rows
 from lotlip_data.pipeline.study.page import render, write_page
 from lotlip_data.pipeline.study.plots import plot
-from lotlip_data.pipeline.study.results import METRICS, Results, as_lines, read_lines
+from lotlip_data.pipeline.study.results import CEILINGS, METRICS, Results, as_lines, read_lines
 from lotlip_data.pipeline.study.rows import LIT, LIT_LONG, LOTLIP, ROWS, SETTINGS, Design, Gallery, distinct
 from lotlip_data.pipeline.study.statistics import T_95, Difference, Verdict, difference
 from lotlip_data.pipeline.study.study import study, write_again
@@ -144,7 +144,8 @@ def content(row: rows.Row, seed: int, value: float, design: Design = DESIGN) -> 
     names = {name for metric in METRICS.values() for name in metric}
     names |= {"short.t2i.R@5", "short.i2t.R@5", "detailed.cut", "flops.text"}
     known = {"key": row.key(design), "seed": seed, "texts": row.texts, "seconds": 9.0}
-    return known | {"figures": dict.fromkeys(sorted(names), value)}
+    most = dict.fromkeys(CEILINGS["detailed"], 100.0)
+    return known | {"figures": dict.fromkeys(sorted(names), value) | most}
 
 
 def test_differences_are_taken_seed_by_seed_where_both_have_run() -> None:
@@ -270,6 +271,38 @@ def test_what_is_said_of_a_loss_does_not_arise_where_there_is_none() -> None:
         of = [content(row, seed, values.get(row, 30.0) + seed) for row in five.rows for seed in range(3)]
         page = render(Results(of, DESIGN), DESIGN, 3).split("## Figure 5")[1].split("\n## ")[0]
         assert page.count(Verdict.MOOT) == (0 if lost else 2)
+
+
+@pytest.mark.parametrize(
+    "ceiling, verdict",
+    [(70.0, Verdict.CEILING), (80.0, Verdict.CEILING), (80.1, Verdict.HOLDS), (100.0, Verdict.HOLDS)],
+)
+def test_a_rise_that_is_no_larger_than_that_of_the_ceiling_says_nothing(ceiling: float, verdict: Verdict) -> None:
+    """64 tokens are 20 points above 32; what can be found at most rises from `ceiling` to 100."""
+    low, high = rows.limited(32), rows.limited(64)
+    every = [
+        content(row, seed, {low: 30.0, high: 50.0}.get(row, 50.0) + seed)
+        for row in ROWS["figure-4"]
+        for seed in range(3)
+    ]
+    for one in every:
+        if one["key"] == low.key(DESIGN):
+            one["figures"] |= dict.fromkeys(CEILINGS["detailed"], ceiling)
+    page = render(Results(every, DESIGN), DESIGN, 3).split("## Figure 4")[1]
+    line = next(line for line in page.splitlines() if line.startswith("| 64 tokens against 32 |"))
+    assert line.endswith(f"| +20.0 [+20.0, +20.0] | {verdict} |")
+    assert page.count(Verdict.CEILING) == (verdict is Verdict.CEILING)
+
+
+def test_of_equal_texts_one_finds_its_picture_and_none_is_found(tmp_path: Path) -> None:
+    """Of five texts two are equal once they are cut at 16 tokens: four kinds, three of them alone."""
+    from lotlip_data.pipeline.study.ceiling import most_findable
+    from lotlip_data.training.train import load_model
+
+    load_model(rows.row("lotlip", context_length=16).config(DESIGN, 0)).save(str(tmp_path / "model"))
+    start = "a red circle and a blue square stand on the grass under a small tree "
+    texts = [start + "with fruit", start + "without fruit", "a red circle", "a blue circle", "a green circle"]
+    assert most_findable(str(tmp_path / "model"), texts) == {"t2i": 80.0, "i2t": 60.0}
 
 
 def test_the_flops_of_a_limit_are_its_own_whatever_its_row_shares(tmp_path: Path) -> None:
