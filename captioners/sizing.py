@@ -146,10 +146,12 @@ def cache_tokens(
 ) -> int:
     """Tokens that fit into what is left of the used share of the GPUs after the weights and each one's working memory.
 
-    gpus: that one copy of the model is spread over. cache_gib: of each GPU, where the cache's size is given.
+    gpus: that one copy of the model is spread over; each has one head of keys and values at least, so where there are
+    fewer, some GPUs hold the same ones. cache_gib: of each GPU, where the cache's size is given.
     """
     left = gpus * (utilization * gpu_gib - WORKING_GIB) - model.weights_gib if cache_gib is None else gpus * cache_gib
-    return max(0, int(left * GIB / model.kv_bytes_a_token))
+    held = max(1.0, gpus / model.kv_heads)
+    return max(0, int(left * GIB / (model.kv_bytes_a_token * held)))
 
 
 def sequences(

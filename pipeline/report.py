@@ -100,6 +100,8 @@ def _captioner(run: Run, name: str, counts: dict[str, Any], price: float | None,
     return {
         **counts,
         "tokens": counts["tokens"] if written.counted else None,
+        "timed": done.images,
+        "untimed": counts["done"] - done.images,
         "hours": hours,
         "gpu_hours": gpu_hours,
         "cost": gpu_hours * price if gpu_hours and price is not None else None,

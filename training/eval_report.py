@@ -25,6 +25,7 @@ Head = tuple[str, str, str]
 TEXTS: Head = ("Short", "Long", "Model")
 SCALE: Head = ("Data", "Image tower", "Model")
 NONE = "–"
+MARKED = "With an asterisk (*): measured on a part of the published set"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,7 @@ def tables(evaluations: Sequence[Mapping[str, Any]], form: Form = "markdown") ->
         _what_was_read(models),
     ]
     write = _markdown if form == "markdown" else _latex
-    text = "\n".join(write(table) for table in found if table.rows)
-    note = "\\* measured on a part of the published set" if form == "markdown" else "% * measured on a part of the set"
-    return f"{text}\n{note}\n" if "*" in text.replace("**", "") else text
+    return "\n".join(write(table) for table in found if table.rows)
 
 
 def _by_model(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -190,11 +189,24 @@ def _percent(held: dict[str, Any], task: str, *path: str) -> str:
 def _markdown(table: Table) -> str:
     lines = [f"### {table.title}", "", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     lines += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in table.rows]
-    return "\n".join([*lines, *(["", table.note] if table.note else []), ""])
+    for note in _notes(table):
+        lines += ["", note]
+    return "\n".join([*lines, ""])
+
+
+def _notes(table: Table) -> list[str]:
+    """The lines below a table."""
+    marked = any(_is_marked(cell) for row in table.rows for cell in row)
+    return [*([table.note] if table.note else []), *([MARKED] if marked else [])]
+
+
+def _is_marked(cell: str) -> bool:
+    return cell.endswith("*") and not cell.endswith("**")
 
 
 def _escape(cell: str) -> str:
-    return f"{cell[:-1]}\\*" if cell.endswith("*") and not cell.endswith("**") else cell
+    cell = cell.replace("|", r"\|")
+    return f"{cell[:-1]}\\*" if _is_marked(cell) else cell
 
 
 def _latex(table: Table) -> str:
@@ -209,7 +221,9 @@ def _latex(table: Table) -> str:
             apart = True
         lines.append(" & ".join(map(_tex, row)) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, *(["", _tex(table.note)] if table.note else []), ""])
+    for note in _notes(table):
+        lines += ["", _tex(note)]
+    return "\n".join([*lines, ""])
 
 
 def _tex(cell: str) -> str:

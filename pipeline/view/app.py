@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -46,6 +47,15 @@ ROWS = 100
 """Rows of a page of the quarantine."""
 SECONDS = 4.0
 """A page looks for so long."""
+
+
+class Index(IntegerConvertor):
+    """A number in an address, of no more digits than there are rows; Python's own limit is an error of its own."""
+
+    regex = "[0-9]{1,12}"
+
+
+register_url_convertor("index", Index())
 
 
 class View:
@@ -261,9 +271,9 @@ def create_app(view: View) -> Starlette:
     """The web application."""
     routes = [
         Route("/", view.grid),
-        Route("/sample/{file:int}/{row:int}", view.sample),
-        Route("/image/{file:int}/{row:int}", view.image),
-        Route("/map/{model:int}/{file:int}/{row:int}", view.map),
+        Route("/sample/{file:index}/{row:index}", view.sample),
+        Route("/image/{file:index}/{row:index}", view.image),
+        Route("/map/{model:index}/{file:index}/{row:index}", view.map),
         Route("/search", view.search),
         Route("/search/progress", view.progress),
         Route("/features", view.compute, methods=["POST"]),

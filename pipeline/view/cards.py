@@ -67,5 +67,5 @@ def text_of(row: Mapping[str, Any], captioners: Iterable[str], asked: Mapping[st
     if not sub:
         return row[of] or None
     pieces = row.get(of + SUB_SUFFIX) or []
-    number = int(sub) if sub.isascii() and sub.isdigit() else 0
+    number = int(sub) if sub.isascii() and sub.isdigit() and len(sub) < 10 else 0
     return pieces[number - 1] if 1 <= number <= len(pieces) else None

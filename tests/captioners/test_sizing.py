@@ -48,6 +48,13 @@ def test_each_gpu_of_a_model_on_several_keeps_its_own_working_memory_and_the_wei
     assert sizing.cache_tokens(SMALL, 40, 0.5, gpus=2, cache_gib=3) == 6 * KIB_A_GIB
 
 
+def test_gpus_without_a_head_of_their_own_hold_that_of_another() -> None:
+    """8 × (0.5 × 40 − 6) − 1 GiB; of 4 heads on 8 GPUs each is there twice, so a token takes 2 KiB. Or 8 × 3 GiB."""
+    assert sizing.cache_tokens(SMALL, 40, 0.5, gpus=4) == 55 * KIB_A_GIB
+    assert sizing.cache_tokens(SMALL, 40, 0.5, gpus=8) == 111 * KIB_A_GIB // 2
+    assert sizing.cache_tokens(SMALL, 40, 0.5, gpus=8, cache_gib=3) == 12 * KIB_A_GIB
+
+
 def test_the_sizes_of_a_checkpoint_are_read_from_its_config() -> None:
     """tiny-llava: 36 patches of 96 pixels; a key and a value of 3 layers × 4 heads × 32, 2 bytes each."""
     found = sizing.sizes_of(get_default("tiny-llava"))

@@ -236,6 +236,24 @@ def test_the_papers_averages_are_the_means_of_its_numbers():
     }
 
 
+@pytest.mark.parametrize("form", ["markdown", "latex"])
+def test_below_every_table_with_a_mark_stands_what_it_means(form):
+    """Of a part of IIW and all of DCI. What names the columns of a table has no mark in it."""
+    one = _evaluation(0.5, ["dci", "iiw"], name="m")
+    one["settings"]["tasks"] = {"iiw": {"partial": True}}
+    whole, text = tables([_evaluation(0.5, ["dci", "iiw"], name="m")], form), tables([one], form)
+    said = "\nWith an asterisk (*): measured on a part of the published set\n"
+    assert whole.count(said) == 0 and text.count(said) == 3  # Tables 4 and 10, and all figures
+    assert text.count("50.00\\*" if form == "markdown" else "50.00*") == 2 + 2 + 6
+
+
+def test_a_models_name_is_one_cell_whatever_is_in_it():
+    text = tables([_evaluation(0.5, ["dci", "iiw"], name="a|b")])
+    for table in text.split("### ")[1:]:
+        lines = [line.replace(r"\|", "") for line in table.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) == 1
+
+
 def test_latex_escapes_what_is_special_in_names():
     text = tables([_evaluation(0.5, ["dci"], name="a_b%#&{~^$\\")], "latex")
     assert r"\textbf{a\_b\%\#\&\{\textasciitilde{}\textasciicircum{}\$\textbackslash{}}" in text

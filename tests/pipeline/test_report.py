@@ -132,6 +132,23 @@ def test_gpus_cost_and_other_actors_have_hours_only(run: Run, tmp_path: Path) ->
     assert "1actor-hours of captioning" in words and "GPU-hours" not in words and "at 3.0 an hour" not in words
 
 
+def test_images_of_which_no_time_is_known_are_told_and_are_no_nought_hours(run: Run, tmp_path: Path) -> None:
+    """As those that were imported, or committed right before a kill."""
+    made = Run.at(str(shutil.copytree(run.url, tmp_path / "run")))
+    name = "llava"
+    storage.remove(made.caption_ledger(name))
+    for shard, spent in enumerate(((3_600_000, 0), (0, 0))):
+        ledger.record(made.caption_ledger(name), shard, ledger.Tally(8, 0, 9, 0, 1, *spent))
+    found = report.figures(made)
+    assert [found["captioners"][name][what] for what in ("hours", "timed", "untimed")] == [1, 8, 8]
+    words = words_of(render(found))
+    of = {one: value for one, value in found["captioners"].items() if one != name}
+    assert all(value["timed"] == 0 for value in of.values())
+    assert "actor-hours – 1 –" in words and re.search(r"images without a known time \d+ 8 \d+", words)
+    storage.remove(made.caption_ledger(name))
+    assert "–actor-hours of captioning" in words_of(render(report.figures(made)))
+
+
 def test_the_rows_of_the_lists_add_up_to_the_images_with_every_reason(run: Run) -> None:
     words = words_of(render(report.figures(run)))
     for line in (

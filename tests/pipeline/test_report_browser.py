@@ -3,6 +3,7 @@
 Needs what `test_view_browser` needs.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +49,23 @@ def test_every_text_can_be_read(browser: Any, address: str, size: tuple[int, int
     assert browser.execute_script(SMALLEST) >= 11
     assert browser.execute_script(CONTRAST) == []
     assert browser.execute_script(TOO_WIDE) == []
+
+
+def test_a_print_on_a4_has_every_column_of_ten_models(browser: Any, run: Run, tmp_path: Path) -> None:  # noqa: F811
+    look(browser, (703, 1000))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    found = report.figures(run)
+    figures = {"world": {way: {"R@1": 0.125, "R@10": 1.0} for way in ("t2i", "i2t")} | {"texts": 500}}
+    found["trained"] = {f"lotlip-corner-{number}": {"retrieval": figures} for number in range(10)}
+    page = tmp_path / "report.html"
+    page.write_text(render(found, dataset_stats(run)))
+    browser.get(page.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 703
+    assert browser.execute_script(TOO_WIDE) == []
+    last = "return [...document.querySelectorAll('th')].find(e => e.innerText == 'lotlip-corner-9')"
+    right, text = browser.execute_script(f"{last}.getBoundingClientRect().right"), page.read_text()
+    assert 0 < right <= 703 and text.count("<bdi>lotlip-corner-") == 10
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_a_print_is_dark_on_white_and_has_the_manifest_to_the_end_of_its_lines(browser: Any, address: str) -> None:  # noqa: F811

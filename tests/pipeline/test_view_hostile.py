@@ -185,6 +185,8 @@ def test_another_sites_page_makes_nothing_be_computed(web: TestClient, path: str
         "/image/-1/0",
         "/image/0/-1",
         "/image/99999999999999999999/0",
+        f"/image/{'9' * 5000}/0",
+        f"/sample/0/{'9' * 5000}",
         "/sample/0/1e3",
         "/quarantine?kind=../../../../etc",
         "/quarantine?kind=/etc",

@@ -217,7 +217,8 @@ def test_a_map_that_cannot_be_drawn_is_told_in_its_place_beside_all_else(run: Ru
     assert "It is number 23." in texts and "train-00001.tar: is missing" in texts and "<th>sha256</th>" in maps
     assert maps.count("train-00001.tar: cannot be read") == 1 and "<figure>" not in maps  # once for both models
     assert 'value="It is number 23."' in maps and "Choose a text" not in maps
-    assert web.get("/map/0/1/3?of=sharegpt4v&sub=2").status_code == 404
+    for sub in ("2", "9" * 5000):
+        assert web.get(f"/map/0/1/3?of=sharegpt4v&sub={sub}").status_code == 404
     found = web.get("/search", params={"text": TEXT})
     assert found.status_code == 200 and found.text.count("train-00001.tar: is missing") == 1
 
