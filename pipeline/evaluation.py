@@ -105,6 +105,8 @@ def _tell(read: ImageTexts | ImageClasses, found: dict[str, Any], say: Say) -> N
     if is_partial(read):
         missing = f", and of those that its files name {len(read.missing):,} are missing" if read.missing else ""
         say(f"{read.task.title}: a part; {read.task.images:,} images are published{missing}")
+    if read.textless:
+        say(f"{read.task.title}: {len(read.textless):,} images are without a text, {read.textless[0]} for one")
     if repeated := found.get("repeated_images"):
         say(f"{read.task.title}: {repeated:,} records are of an image that an earlier one has too")
     if read.substituted:
@@ -124,6 +126,7 @@ def _about(read: ImageTexts | ImageClasses) -> dict[str, Any]:
         "kind": task.kind,
         "partial": is_partial(read),
         "missing": len(read.missing),
+        "textless": len(read.textless),
         "substituted": len(read.substituted),
         "changed_files": list(read.changed),
         "statistics": read.statistics(),
@@ -139,12 +142,16 @@ def _write_tables(url: str, results: dict[str, Any], say: Say) -> None:
 
 
 def _write_left_out(url: str, read: Sequence[ImageTexts | ImageClasses], results: dict[str, Any], say: Say) -> None:
-    """The images that were not there or could not be read, one a line; no file where all were."""
+    """The images that were not there, had no text or could not be read, one a line; no file where none was."""
     found = results["retrieval"] | results["classification"]
     lines = [
         f"{one.name}\t{why}\t{path}\n"
         for one in read
-        for why, paths in (("missing", one.missing), ("damaged", found[one.name]["damaged"]))
+        for why, paths in (
+            ("missing", one.missing),
+            ("without a text", one.textless),
+            ("damaged", found[one.name]["damaged"]),
+        )
         for path in paths
     ]
     if lines:

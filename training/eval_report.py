@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.paper_results import (
     RELEASED,
     TABLE_4,
@@ -54,9 +55,10 @@ def tables(evaluations: Sequence[Mapping[str, Any]], form: Form = "markdown") ->
 
 
 def _by_model(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Results and settings of each task by the model's name; the last of several of a task counts.
+    """Results and settings of each task by the model's name.
 
-    A model is its weights: it has the name of its first evaluation, and others of that name tell their digest.
+    A model is its weights: it has the name of its first evaluation, and others of that name tell their digest. Raises
+    UserError for two results of one model and task that are not the same.
     """
     models: dict[str, dict[str, Any]] = {}
     names: dict[str, str] = {}
@@ -67,7 +69,11 @@ def _by_model(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, A
         name = names.setdefault(digest, name if name not in names.values() else f"{name} ({digest[:8]})")
         held = models.setdefault(name, {})
         for task, found in {**one["retrieval"], **one["classification"]}.items():
-            held[task] = {"found": found, **settings.get("tasks", {}).get(task, {})}
+            entry = {"found": found, **settings.get("tasks", {}).get(task, {})}
+            if held.setdefault(task, entry)["found"] != found:
+                raise UserError(
+                    f"{name}: there are two results of {_title(held, task)} with other figures; give the one to show"
+                )
     return models
 
 

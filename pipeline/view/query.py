@@ -3,7 +3,7 @@
 import functools
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +64,35 @@ class Query:
         if not self.asked:
             return Filter()
         texts = (self.text,) if self.text else (RAW, *samples.captioners)
-        conditions = [_Text(name, name in samples.captioners) for name in texts]
+        conditions = [_Raws() if name == RAW else _Text(name, name in samples.captioners) for name in texts]
         of_source = bool(self.source)
         columns = [column for one in conditions for column in one.columns] + ["sources"] * of_source
 
         def match(table: pa.Table) -> np.ndarray:
             found = functools.reduce(operator.or_, (one.match(table, self) for one in conditions))
-            return found & _is_of(table["sources"], self.source) if of_source else found
+            return found & _any_of(table["sources"], lambda names: pc.equal(names, self.source)) if of_source else found
 
         return Filter(columns, match)
+
+    def meets(self, texts: Any) -> np.ndarray:
+        """Which of these texts have the words that are asked for, and the length."""
+        found = np.ones(len(texts), bool)
+        for quoted, word in _TERM.findall(self.q):
+            found &= _bools(pc.match_substring(texts, quoted or word, ignore_case=True))
+        if self.least is not None or self.most is not None:
+            words = np.asarray(pc.fill_null(pc.count_substring_regex(texts, r"\S+"), -1))
+            found &= words >= (self.least or 0)
+            found &= words <= (words if self.most is None else self.most)
+        return found
+
+
+class _Raws:
+    """The raw texts of all sources, of which one is to meet everything; they have no flags."""
+
+    columns: Sequence[str] = ("raws",)
+
+    def match(self, table: pa.Table, query: Query) -> np.ndarray:
+        return np.zeros(len(table), bool) if query.flag else _any_of(table["raws"], query.meets)
 
 
 @dataclass(frozen=True)
@@ -87,17 +107,8 @@ class _Text:
         return [self.name, self.name + FLAGS_SUFFIX] if self.is_long else [self.name]
 
     def match(self, table: pa.Table, query: Query) -> np.ndarray:
-        texts = table[self.name]
-        found = np.ones(len(table), bool)
-        if query.flag:
-            found &= self._flagged(table, query.flag)
-        for quoted, word in _TERM.findall(query.q):
-            found &= _bools(pc.match_substring(texts, quoted or word, ignore_case=True))
-        if query.least is not None or query.most is not None:
-            words = np.asarray(pc.fill_null(pc.count_substring_regex(texts, r"\S+"), -1))
-            found &= words >= (query.least or 0)
-            found &= words <= (words if query.most is None else query.most)
-        return found
+        found = query.meets(table[self.name])
+        return found & self._flagged(table, query.flag) if query.flag else found
 
     def _flagged(self, table: pa.Table, flag: str) -> np.ndarray:
         if not self.is_long:
@@ -113,9 +124,10 @@ class _Text:
         return _bools(pc.match_substring_regex(flags, rf"(^| ){re.escape(flag)}( |$)"))
 
 
-def _is_of(sources: Any, name: str) -> np.ndarray:
-    lists = sources.combine_chunks()
-    rows = pc.list_parent_indices(lists).to_numpy()[_bools(pc.equal(pc.list_flatten(lists), name))]
+def _any_of(column: Any, match: Callable[[Any], Any]) -> np.ndarray:
+    """Which lists of a column have an item that matches."""
+    lists = column.combine_chunks()
+    rows = pc.list_parent_indices(lists).to_numpy()[_bools(match(pc.list_flatten(lists)))]
     found = np.zeros(len(lists), bool)
     found[rows] = True
     return found
@@ -123,7 +135,7 @@ def _is_of(sources: Any, name: str) -> np.ndarray:
 
 def _bools(values: Any) -> np.ndarray:
     """A column of bools as numpy's, null as False."""
-    return np.asarray(pc.fill_null(values, False), dtype=bool)
+    return values if isinstance(values, np.ndarray) else np.asarray(pc.fill_null(values, False), dtype=bool)
 
 
 def _number(name: str, value: str) -> int | None:

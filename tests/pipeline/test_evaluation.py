@@ -7,6 +7,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline import evaluation
 from lotlip_data.pipeline.cli import app
 from lotlip_data.training.config import make_config
@@ -234,6 +235,14 @@ def test_the_papers_averages_are_the_means_of_its_numbers():
     assert {row.values for row in TABLE_4} > {
         row.values for row in TABLE_10 if row.long == "ViT-B/16" and row.short in ("3M", "100M")
     }
+
+
+def test_two_results_of_a_model_and_task_with_other_figures_are_not_shown_as_one():
+    one, other = _evaluation(0.5, ["dci", "iiw"], name="m"), _evaluation(0.25, ["iiw"], name="m")
+    other["settings"]["tasks"] = {"iiw": {"title": "IIW"}}
+    assert tables([one, one]) == tables([one])
+    with pytest.raises(UserError, match="m: there are two results of iiw with other figures; give the one to show"):
+        tables([one, other])
 
 
 @pytest.mark.parametrize("form", ["markdown", "latex"])

@@ -61,8 +61,7 @@ for index, one in enumerate(ROWS):
 def wanted(row: view_run.Row, query: Query) -> bool:
     """The plain meaning of a query."""
 
-    def meets(name: str) -> bool:
-        text = row[name]
+    def meets(name: str, text: str | None) -> bool:
         flags = (row.get(f"{name}_flags") or "").split()
         long = name in view_run.CAPTIONERS
         of_flag = {
@@ -82,7 +81,8 @@ def wanted(row: view_run.Row, query: Query) -> bool:
         )
 
     texts = [query.text] if query.text else ["raw", *view_run.CAPTIONERS]
-    return (not query.source or query.source in row["sources"]) and any(map(meets, texts))
+    pairs = [(name, text) for name in texts for text in (row["raws"] if name == "raw" else [row[name]])]
+    return (not query.source or query.source in row["sources"]) and any(meets(*pair) for pair in pairs)
 
 
 def every_page(run: Run, filter_: Filter, size: int, seconds: float = 60.0) -> list[list[int]]:
@@ -97,10 +97,11 @@ def every_page(run: Run, filter_: Filter, size: int, seconds: float = 60.0) -> l
 
 def test_a_query_finds_exactly_what_a_plain_loop_over_the_rows_finds(run: Run) -> None:
     samples = open_samples(run)
-    words = ("", "circle", "RED", "number 2", "book", ".*")
+    words = ("", "circle", "RED", "number 2", "book", "red book", "from a", ".*")
     texts = ("", "raw", "llava", "sharegpt4v")
     flags = ("", "none", "some", "missing", "truncated", "repetition", "empty")
     lengths = ((None, None), (11, None), (None, 12), (12, 13))
+    assert [number for number, row in enumerate(ROWS) if wanted(row, Query("book", "raw"))] == list(range(0, 30, 3))
     sizes = set()
     for q, text, flag, source, (least, most) in itertools.product(words, texts, flags, ("", "web", "books"), lengths):
         query = Query(q, text, flag, source, least, most)

@@ -110,6 +110,14 @@ def test_a_json_array_is_the_same_in_chunks_of_any_size(tmp_path, monkeypatch):
             assert [entry.value for entry in Folder(str(tmp_path), "x", "y").json_array(name)] == rows
 
 
+def test_an_image_of_urban_1k_whose_text_is_missing_is_told(tmp_path):
+    eval_files.urban1k(tmp_path)
+    (tmp_path / "Urban1k/caption/222.txt").unlink()
+    found = read_task(dataclasses.replace(TASKS["urban-1k"], images=3), str(tmp_path), allow_partial=True)
+    assert is_partial(found) and len(found.paths) == 2
+    assert found.textless == (str(tmp_path / "Urban1k/image/222.jpg"),) and not found.missing
+
+
 def test_urban_1k_takes_a_texts_first_line(tmp_path):
     eval_files.urban1k(tmp_path)
     found = read("urban-1k", tmp_path, 3)

@@ -27,6 +27,8 @@ class TaskImages:
     paths: tuple[str, ...]
     missing: tuple[str, ...] = ()
     """Where images (or, of DCI, annotations) should be that are not there."""
+    textless: tuple[str, ...] = ()
+    """Images that are there without a text."""
     substituted: tuple[str, ...] = ()
     """Those of `paths` that have another name than the record asks for."""
     changed: tuple[str, ...] = ()
@@ -99,8 +101,8 @@ def read_task(task: Task, folder: str, *, allow_partial: bool = False) -> ImageT
 
 
 def _assembled(task: Task, files: Folder, found: Found) -> ImageTexts | ImageClasses:
-    paths, missing, substituted = (
-        tuple(map(files.at, places)) for places in (found.places, found.missing, found.substituted)
+    paths, missing, textless, substituted = (
+        tuple(map(files.at, places)) for places in (found.places, found.missing, found.textless, found.substituted)
     )
     if task.classes is None:
         pairs = [(text, index) for index, record in enumerate(found.records) for text in record.texts]
@@ -108,6 +110,7 @@ def _assembled(task: Task, files: Folder, found: Found) -> ImageTexts | ImageCla
             task=task,
             paths=paths,
             missing=missing,
+            textless=textless,
             substituted=substituted,
             texts=tuple(text for text, _ in pairs),
             image_of_text=tuple(index for _, index in pairs),

@@ -14,11 +14,13 @@ from lotlip_data.training.eval_tasks.task import Record, Task
 
 @dataclass
 class Found:
-    """Records with the places of their images; where others should be; and which have another name than asked for."""
+    """Records with the places of their images; where others should be; images without a text; which have another name
+    than asked for."""
 
     places: list[str] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    textless: list[str] = field(default_factory=list)
     substituted: list[str] = field(default_factory=list)
 
 
@@ -31,7 +33,9 @@ def find(task: Task, files: Folder) -> Found:
             raise files.broken(record.source, "has a blank text; fetch it again")
         if place is None:
             found.missing.append(record.places[0])
-        elif task.classes or record.texts:  # of an image without texts nothing can be asked; the counts tell
+        elif not task.classes and not record.texts:  # nothing can be asked of it
+            found.textless.append(place)
+        else:
             found.places.append(place)
             found.records.append(record)
             if place not in record.places:

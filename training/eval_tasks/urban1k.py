@@ -19,11 +19,14 @@ WHERE = (
 def read(folder: Folder) -> Iterator[Record]:
     root = "Urban1k/" if folder.has("Urban1k") else ""
     folder.first(f"{root}caption")
-    for name in sorted(folder.names(f"{root}caption")):
-        if name.endswith(".txt"):
-            path = f"{root}caption/{name}"
-            line = folder.text(path).split("\n")[0].strip()
-            yield Record((f"{root}image/{name.removesuffix('.txt')}.jpg",), path, (line,))
+    texts, images = (
+        {name.removesuffix(end) for name in folder.names(f"{root}{kind}") if name.endswith(end)}
+        for kind, end in (("caption", ".txt"), ("image", ".jpg"))
+    )
+    for name in sorted(texts | images):
+        path = f"{root}caption/{name}.txt"
+        lines = (folder.text(path).split("\n")[0].strip(),) if name in texts else ()
+        yield Record((f"{root}image/{name}.jpg",), path, lines)
 
 
 URBAN_1K = Task("urban-1k", "Urban-1k", "long", 1_000, 1, WHERE, read, checksums=CHECKSUMS)
