@@ -17,11 +17,14 @@ and the paper's scales the lists of their sources (`lotlip-data sources` says wh
       cc3m: [Train_GCC-training.tsv]
 """
 
+import ipaddress
 import pathlib
+import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from lotlip_data.manifests import catalogue, storage
 from lotlip_data.manifests.errors import UserError
@@ -32,6 +35,32 @@ from lotlip_data.manifests.source import Name, Settings, Source
 
 class ManifestError(UserError):
     """A manifest that cannot be used; the message names the file, the field and the fix."""
+
+
+def _host_alone(given: str) -> str:
+    """A host as a URL's host is compared with it. Raises ValueError with what to write in place of anything else."""
+    bare = given.strip().strip("[]")
+    try:
+        ipaddress.ip_address(bare)  # an IPv6 address has colons of its own
+        host: str | None = bare
+    except ValueError:
+        host = _host_within(given.strip())
+    if host is None:
+        raise ValueError(f"{given!r} is no host; write the name or the address of each one, such as 'images.intra'")
+    if host.lower() != given.lower():
+        raise ValueError(f"{given!r} is more than a host, or another spelling of one; write {host!r}")
+    return given
+
+
+def _host_within(text: str) -> str | None:
+    """The host of a URL, or of one that lacks its scheme, in ASCII as it is asked for; None where there is no one."""
+    if re.fullmatch(r"[\d.]+/\d+", text):
+        return None  # a network
+    try:
+        host = (urlsplit(text if "://" in text else f"//{text}").hostname or "").encode("idna").decode()
+    except ValueError:
+        return None
+    return host if re.fullmatch(r"[\w.:%-]+", host) else None
 
 
 class DownloadSettings(Settings):
@@ -56,10 +85,29 @@ class DownloadSettings(Settings):
     """In so many downloads a shard of which nothing comes is tried before it is done without an image."""
     max_bytes: Annotated[int, Field(ge=1)] = 50_000_000
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    allow_hosts: tuple[str, ...] = ()
-    """Hosts that may be fetched from although their address is private or loopback: tests and intranets."""
+    allow_hosts: tuple[Annotated[str, AfterValidator(_host_alone)], ...] = ()
+    """Hosts, on any port, that may be fetched from although their address is private or loopback: tests, intranets."""
     user_agent: str | None = "lotlip-data"
     respect_robots_tag: bool = True
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which a mapping has no key twice, but for merge keys (`<<`)."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Looks at the keys before anything is merged into them. Raises ManifestError naming the key and its lines."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ManifestError(
+                    f"`{key.value}` is given twice, in lines {lines[name]} and {line}; keep one of them"
+                )
+            lines[name] = line
+        return node
 
 
 class Manifest(Settings):
@@ -129,9 +177,11 @@ def load(path: str) -> Manifest:
 def parse(text: str, where: str) -> Manifest:
     """The manifest in the YAML `text`; `where` is named in errors. Raises ManifestError."""
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _EachKeyOnce)
     except yaml.YAMLError as error:
         raise ManifestError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # a key twice, or a date that there is not
+        raise ManifestError(f"{where}: {error}") from None
     if not isinstance(content, dict):
         raise ManifestError(f"{where}: a manifest is a mapping with at least `name` and `sources`")
     try:

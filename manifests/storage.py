@@ -109,9 +109,24 @@ def list_names(folder: str, ending: str = "") -> list[str]:
 def list_matching(pattern: str) -> list[str]:
     """Sorted paths or URLs of the objects that match; `*`, for any part of a name, is all that is not plain in it."""
     fs, path = _open_fs(pattern)
-    literal = re.sub(r"([\[?])", r"[\1]", path)  # folders may have brackets in their names
-    found = sorted(name for name in fs.glob(literal) if _kind(fs, name) != "directory")
+    found = sorted(name for name in fs.glob(_literal(path)) if _kind(fs, name) != "directory")
     return [fs.unstrip_protocol(name) if "://" in pattern else name for name in found]
+
+
+@patiently
+def stamps_matching(pattern: str) -> dict[str, str]:
+    """The paths of the objects that match, as `list_matching`, each with its stamp as in `list_stamps`. One listing."""
+    fs, path = _open_fs(pattern)
+    if "*" in path:
+        found = fs.glob(_literal(path), detail=True)
+    else:
+        found = {path: fs.info(path)} if _kind(fs, path) is not None else {}
+    return {name: _stamp(found[name]) for name in sorted(found) if found[name]["type"] != "directory"}
+
+
+def _literal(pattern: str) -> str:
+    """A pattern in which `*` is all that is not plain: folders may have brackets in their names."""
+    return re.sub(r"([\[?])", r"[\1]", pattern)
 
 
 def _paths(fs: Any, path: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.schema import SUCCESS
-from lotlip_data.pipeline import fetch_commit, ledger, retry
+from lotlip_data.pipeline import fetch_commit, fetch_reasons, ledger, retry
 from lotlip_data.pipeline.ahead import in_order
 from lotlip_data.pipeline.failures import Failures
 from lotlip_data.pipeline.fetch_commit import Work
@@ -101,7 +101,7 @@ class DownloadSummary:
             "shards_not_done": len(self.not_done),
             "list": {
                 name: getattr(self.plan, name)
-                for name in ("rows", "duplicates", "invalid", "filtered", "not_drawn", "sources")
+                for name in ("rows", "duplicates", "invalid", "filtered", "not_drawn", "garbled", "sources")
             },
         }
 
@@ -224,5 +224,5 @@ def _judge(answer: Marker | Exception) -> Marker | str:
         return answer
     return (
         f"nothing could be fetched ({_counts(answer)}), which may pass: it stays undone. "
-        "Start the download again once the servers can be reached, or accept that with --accept-failures."
+        f"Start the download again once {fetch_reasons.until(answer)}, or accept that with --accept-failures."
     )

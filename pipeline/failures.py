@@ -71,12 +71,18 @@ def as_lines(figures: Mapping[str, Any]) -> list[str]:
         return []
     lines = [f"{sum(figures['reasons'].values()):,} images could not be fetched:"]
     for reason, count in figures["reasons"].items():
-        lines.append(f"  {count:>11,}  {reason}{' (may pass: --retry-failed)' * reasons.can_pass(reason)}")
+        lines.append(f"  {count:>11,}  {reason}{_hint(reason)}")
     lines.append("by host, those that fail most:")
     for host, counts in list(figures["hosts"].items())[:10]:
         why = ", ".join(f"{count:,} × {reason}" for reason, count in counts.items())
         lines.append(f"  {sum(counts.values()):>11,}  {host or 'URLs without a host'} ({why})")
     return lines
+
+
+def _hint(reason: str) -> str:
+    if reason == reasons.NOT_ALLOWED:
+        return " (a private host: name it in `download.allow_hosts`, then --retry-failed)"
+    return " (may pass: --retry-failed)" if reasons.can_pass(reason) else ""
 
 
 def _left(counts: Mapping[str, int], without: Collection[str]) -> dict[str, int]:

@@ -280,7 +280,7 @@ def _left(timeout: float, deadline: float) -> float:
 
 def _worth_another(reason: str) -> bool:
     """A name that does not resolve is left: it costs a look-up of seconds, and hardly ever comes back at once."""
-    left = (reasons.NOT_RESOLVED, reasons.HOST_DOWN, reasons.HOST_BUSY)
+    left = (reasons.NOT_RESOLVED, reasons.HOST_DOWN, reasons.HOST_BUSY, reasons.NOT_ALLOWED)
     return reason == reasons.TRUNCATED or (reasons.can_pass(reason) and reason not in left)
 
 

@@ -1,6 +1,7 @@
 """Why an image could not be had: a closed vocabulary, with free text beside it."""
 
 import re
+from collections.abc import Iterable
 
 HTTP = "http"
 """Stands before the status: `http 404`."""
@@ -39,7 +40,7 @@ VOCABULARY = frozenset(
 """All reasons but `http NNN`."""
 
 _OF_THE_HOST = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, "http 429", "http 503"})
-_CAN_PASS = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, HOST_DOWN, HOST_BUSY})
+_CAN_PASS = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, HOST_DOWN, HOST_BUSY, NOT_ALLOWED})
 _PASSING_STATUS = frozenset({408, 425, 429})
 _STATUS = re.compile(r"http (\d{3})")
 _ROBOTS_MESSAGE = "Use of image disallowed by X-Robots-Tag directive"  # img2dataset's
@@ -61,10 +62,18 @@ def http(status: int) -> str:
 
 
 def can_pass(reason: str) -> bool:
-    """Whether another attempt at another time may well succeed."""
+    """Whether another attempt at another time may well succeed: of itself, or once the settings are mended."""
     if status := _STATUS.fullmatch(reason):
         return int(status[1]) >= 500 or int(status[1]) in _PASSING_STATUS
     return reason in _CAN_PASS
+
+
+def until(failures: Iterable[str]) -> str:
+    """What has to be before another attempt at what failed for these reasons is worth it; some of them can pass."""
+    passing = {reason for reason in failures if can_pass(reason)}
+    servers = ["the servers can be reached"] if passing - {NOT_ALLOWED} else []
+    hosts = ["`download.allow_hosts` in the manifest names their private hosts"] if NOT_ALLOWED in passing else []
+    return " and ".join(servers + hosts)
 
 
 def of_the_host(reason: str) -> bool:

@@ -7,6 +7,7 @@ A TSV has no quoting (CC3M and CC12M are published so); a CSV has the standard o
 """
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -21,17 +22,26 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.patience import StorageError
 from lotlip_data.manifests.source import Source
+from lotlip_data.pipeline.ahead import in_order
 
 BATCH_ROWS = 8192
 MAX_LINE = 1 << 20
 """Characters of one line; what is longer is no row of a list."""
+
+GARBLED = (
+    "not in UTF-8, so what cannot be read of them is lost (\ufffd); convert the files, "
+    "with `iconv -f latin1 -t utf-8 OLD > NEW` if they are in Latin-1"
+)
+"""What is said of texts."""
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _EXPANSION = 4  # bytes of text in a byte of Parquet, gzip or zstd
 _UNKNOWN_SIZE = 1 << 30
 _ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of bytes
 
 
 class ListError(UserError):
@@ -77,6 +87,22 @@ def plain_bytes(source: Source) -> int:
         packed = is_compressed(file) or source.format_of(file) == "parquet"
         total += _UNKNOWN_SIZE if size is None else size * (_EXPANSION if packed else 1)
     return total
+
+
+def stamp_of(source: Source) -> str | None:
+    """A digest of the names of the source's files and of the storage's stamp of each, which changes whenever they do.
+
+    None where a file is gone or out of reach.
+    """
+    digest = hashlib.sha256()
+    try:
+        for found in in_order(storage.stamps_matching, source.files):
+            if not found:
+                return None
+            digest.update(json.dumps(found).encode())
+    except (OSError, StorageError):
+        return None
+    return digest.hexdigest()
 
 
 def is_compressed(file: str) -> bool:
@@ -135,7 +161,7 @@ def _explaining(file: str) -> Iterator[None]:
 
 
 def _text(stream: IO[bytes], file: str) -> io.TextIOWrapper:
-    """UTF-8 text without its byte order mark; bytes that are no UTF-8 become surrogates, which `_clean` finds."""
+    """UTF-8 text without its byte order mark; bytes that are no UTF-8 become surrogates, which `clean` finds."""
     buffered = io.BufferedReader(plain(stream, file), 1 << 20)
     if encoding := _ENCODINGS.get(buffered.peek(2)[:2]):
         raise ListError(f"{file}: is {encoding}; convert it to UTF-8")
@@ -253,6 +279,16 @@ def clean(value: Any) -> str | None:
         return None
     value = value.strip()
     return value if value.isascii() else _SURROGATES.sub("\ufffd", value)
+
+
+def is_utf8(value: Any) -> bool:
+    """Whether the bytes that a cell was read from are text in UTF-8."""
+    if isinstance(value, bytes):
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            return False
+    return not (isinstance(value, str) and _NO_UTF8.search(value))
 
 
 def clip(text: str, length: int = 1000) -> str:

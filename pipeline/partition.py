@@ -14,7 +14,7 @@ import json
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -80,6 +80,10 @@ class Plan:
     """Rows that a source's filter leaves out: by source, then by the first rule that they fail."""
     not_drawn: dict[str, int] = field(default_factory=dict)
     """Usable rows beyond a source's `sample`, by source."""
+    garbled: dict[str, int] = field(default_factory=dict)
+    """Usable rows of which the text is not in UTF-8, by source: what could not be read of it is U+FFFD."""
+    stamps: dict[str, str] = field(default_factory=dict)
+    """Of each source's files when they were read: `list_files.stamp_of`."""
     version: int = 1
 
 
@@ -100,11 +104,18 @@ def load_plan(run: Run) -> Plan | None:
 def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lambda line: None) -> Plan:
     """Cut the manifest's lists into shards, unless the run has its plan already, and return the plan.
 
-    Started again after a kill, it starts over and gives the same shards. `report` gets lines on the progress.
+    Started again after a kill, it starts over and gives the same shards. `report` gets lines on the progress, and on
+    lists that are empty, not in UTF-8, or others by now than those that the plan was made of.
     Raises `lists.ListError` for a list that cannot be read, PartitionError where no usable row is left.
     """
     if (plan := load_plan(run)) is not None:
+        for name in _changed(manifest, plan):
+            report(
+                f"{name}: its lists have changed since they were cut into shards. A run's lists are fixed: "
+                "use another run folder for the new ones"
+            )
         return plan
+    stamps = {source.name: stamp for source in manifest.sources if (stamp := list_files.stamp_of(source))}
     with scratch_folder("partition") as folder:
         tally = _Tally(folder / "bad.parquet")
         total = sum(list_files.plain_bytes(source) for source in manifest.sources)
@@ -112,19 +123,31 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
         draws = {source.name: Draw(folder, source) for source in manifest.sources if source.sample is not None}
         for index, source in enumerate(manifest.sources):
             report(f"reading the list {source.name}")
-            for batch in lists.read(source, tally.reject, tally.of(source.name)):
+            before, draw = tally.rows, draws.get(source.name)
+            for batch in lists.read(source, tally.reject, tally.of(source.name), tally.garbled_in(source.name)):
                 buckets.add(tally.ordered(batch, source.name, index, manifest.seed))
-                if draw := draws.get(source.name):
+                if draw:
                     draw.add(batch["uid"])
+            if tally.rows == before:
+                report(f"{source.name}: no rows in {', '.join(source.files)}")
+            if garbled := tally.garbled[source.name]:
+                texts = f"{garbled:,} of {tally.sources[source.name]:,} texts"
+                report(f"{source.name}: {texts} are {list_files.GARBLED}, and use another run folder")
         buckets.flush()
         tally.close()
         _store_bad_rows(run, tally)
-        plan = _write_shards(manifest, run, buckets, draws, tally)
+        plan = replace(_write_shards(manifest, run, buckets, draws, tally), stamps=stamps)
     storage.create(run.plan, json.dumps(asdict(plan), indent=2).encode())
     committed = load_plan(run)  # another driver's, where that was first
     assert committed is not None
     report(f"{committed.rows} rows: {committed.images} images in {committed.shards} shards")
     return committed
+
+
+def _changed(manifest: Manifest, plan: Plan) -> list[str]:
+    """Sources of which the files are others than when the plan was made. Of files that are gone nothing is known."""
+    now = {source.name: list_files.stamp_of(source) for source in manifest.sources if source.name in plan.stamps}
+    return [name for name, stamp in now.items() if stamp not in (None, plan.stamps[name])]
 
 
 class _Tally:
@@ -135,6 +158,7 @@ class _Tally:
         self.invalid: Counter[str] = Counter()
         self.sources: Counter[str] = Counter()
         self.filtered: dict[str, Counter[str]] = {}
+        self.garbled: Counter[str] = Counter()
         self.bad_rows = bad_rows
         self._writer = pq.ParquetWriter(bad_rows, _BAD_SCHEMA)
         self._bad: list[dict[str, str | int]] = []
@@ -153,6 +177,14 @@ class _Tally:
         def count(reason: str, rows: int) -> None:
             self.rows += rows
             reasons[reason] += rows
+
+        return count
+
+    def garbled_in(self, source: str) -> lists.Garbled:
+        """Counts the rows of this source of which the text is not in UTF-8."""
+
+        def count(rows: int) -> None:
+            self.garbled[source] += rows
 
         return count
 
@@ -219,6 +251,7 @@ def _write_shards(manifest: Manifest, run: Run, buckets: Buckets, draws: Mapping
         sources={name: tally.sources[name] for name in names},
         filtered={name: dict(reasons.most_common()) for name, reasons in tally.filtered.items() if reasons},
         not_drawn={name: not_drawn[name] for name in draws},
+        garbled={name: tally.garbled[name] for name in names if tally.garbled[name]},
     )
 
 

@@ -8,7 +8,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from lotlip_data.manifests.catalogue import published
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.source import Source
 from lotlip_data.pipeline import list_files, lists
+from lotlip_data.pipeline.fetch_guard import is_public
 from lotlip_data.pipeline.list_files import BadRow, ListError
 from lotlip_data.pipeline.plan_storage import Stored, in_bytes, storage_of
 
@@ -27,6 +28,8 @@ FILES = 8
 """Of a source that are looked into, at most."""
 HOSTS = 5
 """That are shown."""
+NOISE = 0.01
+"""Share of the rows up to which a defect is one of the web, and no problem of the list."""
 MEASURED_BYTES = 4 << 20
 """Of each file, read to learn how long its rows are."""
 
@@ -58,6 +61,12 @@ class SourcePlan:
     hosts: int = 0
     top_hosts: dict[str, float] = field(default_factory=dict)
     """Share of the taken rows."""
+    private: int = 0
+    """Taken rows that will not be fetched: on hosts of this machine or a private network, as their URLs say (no name is
+    looked up), which `download.allow_hosts` does not name."""
+    private_hosts: list[str] = field(default_factory=list)
+    garbled: int = 0
+    """Taken rows of which the text is not in UTF-8."""
     rows: int | None = None
     """Of the whole source."""
     rows_exact: bool = False
@@ -100,21 +109,18 @@ def plan_lists(manifest: Manifest, rows: int = 20_000, stored: Stored | None = N
     problems: list[str] = []
     notes: list[str] = []
     sources = []
+    allowed = frozenset(host.lower() for host in manifest.download.allow_hosts)
     for source in manifest.sources:
         one = SourcePlan(source.name, source.use)
         try:
-            _look(source, one, rows, seen)
+            _look(source, one, rows, seen, allowed)
         except ListError as error:
             problems.append(str(error))
         else:
             notes += _notes(source, one)
-            if one.seen and not one.taken:
-                problems.append(f"{source.name}: none of the {one.seen} rows seen can be used: {_reasons(one)}")
+            for share, defect in _defects(source, one):
+                (problems if share > NOISE else notes).append(f"{source.name}: {defect}")
         sources.append(one)
-    if all(one.rows == 0 for one in sources):
-        problems.append(
-            f"no rows: {', '.join(file for source in manifest.sources for file in source.files)} holds none"
-        )
     found = [one.images for one in sources]
     images = None if None in found else sum(number for number in found if number is not None)
     if images is not None and manifest.sample is not None:
@@ -132,7 +138,7 @@ def plan_lists(manifest: Manifest, rows: int = 20_000, stored: Stored | None = N
     )
 
 
-def _look(source: Source, one: SourcePlan, rows: int, seen: set[str]) -> None:
+def _look(source: Source, one: SourcePlan, rows: int, seen: set[str], allowed: Collection[str]) -> None:
     files = list_files.files_of(source)
     one.files = len(files)
     looked = evenly(files, FILES)
@@ -150,10 +156,13 @@ def _look(source: Source, one: SourcePlan, rows: int, seen: set[str]) -> None:
     def leave_out(reason: str, count: int) -> None:
         filtered[reason] += count
 
+    def garbled(count: int) -> None:
+        one.garbled += count
+
     def look(file: str, target: int) -> bool:
         """Whether the file ended before `target` rows were seen."""
         try:
-            for batch in lists.read_file(source, file, reject, leave_out):
+            for batch in lists.read_file(source, file, reject, leave_out, garbled):
                 one.taken += batch.num_rows
                 uids = batch["uid"].to_pylist()
                 one.duplicates += len(uids) - len(set(uids) - seen)
@@ -171,6 +180,8 @@ def _look(source: Source, one: SourcePlan, rows: int, seen: set[str]) -> None:
     one.seen = one.taken + invalid.total() + filtered.total()
     one.invalid, one.filtered = dict(invalid.most_common()), dict(filtered.most_common())
     one.hosts = len(hosts)
+    private = Counter({host: count for host, count in hosts.items() if host not in allowed and _is_private(host)})
+    one.private, one.private_hosts = private.total(), [host for host, _ in private.most_common(HOSTS)]
     one.top_hosts = {host: round(count / one.taken, 4) for host, count in hosts.most_common(HOSTS)}
     one.repeats, one.read_whole = one.taken - len(own), ended == len(files)
     one.rows, one.rows_exact = (one.seen, True) if one.read_whole else _rows_of(source, files, looked)
@@ -218,8 +229,31 @@ def _records(text: bytes) -> Iterator[object]:
         return
 
 
+def _is_private(host: str) -> bool:
+    try:
+        return not is_public(host)
+    except ValueError:  # a name
+        return host == "localhost"
+
+
+def _defects(source: Source, one: SourcePlan) -> Iterator[tuple[float, str]]:
+    """What is wrong with a list, and with which share of its rows."""
+    if not one.seen:
+        looked = "" if one.read_whole else f", as far as looked at: {FILES} of {one.files:,} files"
+        yield 1.0, f"no rows in {', '.join(source.files)}{looked}"
+    elif not one.taken:
+        yield 1.0, f"none of the {one.seen} rows seen can be used: {_reasons(one)}"
+    if one.private:
+        share, hosts = one.private / one.taken, ", ".join(one.private_hosts)
+        where = f"{share:.2%} of the URLs seen are on this machine or a private network ({hosts})"
+        yield share, f"{where} and will not be fetched, unless `download.allow_hosts` names these hosts"
+    if one.garbled:
+        share = one.garbled / one.taken
+        yield share, f"{share:.2%} of the texts seen are {list_files.GARBLED}"
+
+
 def _notes(source: Source, one: SourcePlan) -> list[str]:
-    notes = [f"{one.name}: its list has no rows"] if one.rows == 0 else []
+    notes = []
     if source.use is not None and one.rows is not None:
         expected = published(source.use)
         if not 0.9 < one.rows / expected.rows < 1.1:

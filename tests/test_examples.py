@@ -204,7 +204,7 @@ def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, 
     elif ends == "asked wrongly":
         assert "no run here" in told
     else:
-        assert "the same command goes on from here" in told
+        assert "the same command goes on from there" in told
     assert left == []
     shutil.rmtree(f"/tmp/ray-{count}", ignore_errors=True)
 

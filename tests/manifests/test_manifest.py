@@ -1,12 +1,24 @@
 """A manifest of six lines works; one that does not names the file, the field and the fix."""
 
 import pathlib
+import re
 
 import pytest
+from pydantic import ValidationError
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
-from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, freeze, frozen, held_for, load, parse
+from lotlip_data.manifests.manifest import (
+    DownloadSettings,
+    Manifest,
+    ManifestError,
+    dump,
+    freeze,
+    frozen,
+    held_for,
+    load,
+    parse,
+)
 
 SIX_LINES = """
 name: my-images
@@ -47,6 +59,14 @@ def test_a_dumped_manifest_reads_back_equal() -> None:
         (SIX_LINES + "sample: 0", "m.yaml: `sample`: "),
         (SIX_LINES + "download: {timeout: -1}", "m.yaml: `download.timeout`: "),
         (SIX_LINES + "download: {image_size: many}", "m.yaml: `download.image_size`: "),
+        (
+            SIX_LINES + "download: {allow_hosts: [a.intra, 'a.intra:80']}",
+            "m.yaml: `download.allow_hosts.1`: 'a.intra:80' is",
+        ),
+        (SIX_LINES + "name: other\n", "m.yaml: `name` is given twice, in lines 2 and 8; keep one of them"),
+        (SIX_LINES + "    url: other\n", "m.yaml: `url` is given twice, in lines 6 and 8; keep one of them"),
+        (SIX_LINES + "download: {threads: 1, threads: 2}", "m.yaml: `threads` is given twice, in lines 8 and 8"),
+        (SIX_LINES + "seed: 2026-13-45", "m.yaml: month must be in 1..12"),
     ],
 )
 def test_errors_name_the_file_the_field_and_the_fix(tmp_path: pathlib.Path, text: str, message: str) -> None:
@@ -55,6 +75,45 @@ def test_errors_name_the_file_the_field_and_the_fix(tmp_path: pathlib.Path, text
         load(str(tmp_path / "m.yaml"))
     assert message in str(error.value)
     assert str(error.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "given, host",
+    [
+        *(("127.0.0.1:18765", "127.0.0.1"), ("http://a.intra/x", "a.intra"), ("a.intra/x", "a.intra")),
+        *((" a.intra", "a.intra"), ("[::1]", "::1"), ("[::1]:80", "::1"), ("bücher.intra", "xn--bcher-kva.intra")),
+        *(("a intra", None), ("", None), ("http://", None), ("*.intra", None), ("10.0.0.0/8", None)),
+    ],
+)
+def test_an_allowed_host_that_could_match_none_is_refused_with_what_to_write(given: str, host: str | None) -> None:
+    with pytest.raises(
+        ValidationError, match=re.escape(f"{given!r} is no host" if host is None else f"write {host!r}")
+    ):
+        DownloadSettings(allow_hosts=(given,))
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "My_Host", "a.intra", "::1", "fe80::1%eth0", "xn--bcher-kva.intra"]
+)
+def test_a_host_is_allowed_by_its_name_or_address(host: str) -> None:
+    assert DownloadSettings(allow_hosts=(host,)).allow_hosts == (host,)
+
+
+def test_a_merged_key_may_be_given_again() -> None:
+    text = """
+        name: x
+        sources:
+          - &first {name: a, files: a.csv, text: one}
+          - {<<: *first, name: b, text: two}
+        download: &fetched
+          <<: {threads: 1}
+          <<: {retries: 3}
+          threads: 2
+        train: [{method: clip, <<: {seed: 1}, seed: 2}]
+    """
+    manifest = parse(text, "x")
+    assert [(source.name, source.text) for source in manifest.sources] == [("a", "one"), ("b", "two")]
+    assert (manifest.download.threads, manifest.download.retries) == (2, 3)
 
 
 def test_a_manifest_that_is_not_there_or_not_text_is_named(tmp_path: pathlib.Path) -> None:

@@ -130,6 +130,7 @@ def test_files_match_a_pattern_whatever_else_their_folders_names_hold(tmp_path: 
     for name in ("b.csv", "a.csv", "c.txt"):
         (tmp_path / "a [1]" / name).touch()
     assert storage.list_matching(f"{tmp_path}/a [1]/*.csv") == [f"{tmp_path}/a [1]/{name}.csv" for name in "ab"]
+    assert list(storage.stamps_matching(f"{tmp_path}/a [1]/*.csv")) == storage.list_matching(f"{tmp_path}/a [1]/*.csv")
     base = place("memory", tmp_path)
     storage.create(f"{base}/x-1.csv", b"")
     assert storage.list_matching(f"{base}/x-*") == [f"{base}/x-1.csv".replace("memory://", "memory:///")]

@@ -55,6 +55,10 @@ def test_objects_are_listed_stamped_replaced_and_removed(s3: dict[str, str], tmp
     before = storage.list_stamps(RUN)
     assert list(before) == storage.list_names(RUN)
     assert storage.stamps_below(f"{RUN}/a") == {"": before["a"]}
+    objects = {f"{BUCKET}/a run/{name}": before[name] for name in ("a", "b", "folder-2")}
+    assert storage.stamps_matching(f"{RUN}/*") == objects and storage.stamps_matching(f"{RUN}/c*") == {}
+    assert list(storage.stamps_matching(f"{RUN}/b").values()) == [before["b"]]
+    assert storage.stamps_matching(f"{RUN}/c") == storage.stamps_matching(f"{RUN}/folder") == {}
     assert list(storage.stamps_below(f"{RUN}/folder")) == ["c", "deep/d"]
     (tmp_path / "new").write_bytes(b"new")
     storage.replace_from_file(f"{RUN}/a", str(tmp_path / "new"))

@@ -17,7 +17,7 @@ import trustme
 from lotlip_data.manifests.manifest import DownloadSettings
 from lotlip_data.pipeline import fetch_guard
 from lotlip_data.pipeline.fetch_guard import GuardedOpener, installed, is_public
-from lotlip_data.pipeline.fetch_reasons import VOCABULARY, Refusal, can_pass, split
+from lotlip_data.pipeline.fetch_reasons import VOCABULARY, Refusal, can_pass, split, until
 from tests.pipeline.raw_server import RawServer, ok, redirect
 
 
@@ -225,6 +225,22 @@ def test_only_what_can_pass_is_tried_again(server: RawServer, monkeypatch: pytes
     assert [request.split(" ")[1] for request in server.requests] == ["/busy"] * 3 + ["/dead"]
 
 
+def test_a_private_host_is_refused_at_once_and_passes_once_the_settings_name_it(
+    server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up, real = list[str](), socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: (looked_up.append(host), real(host, *rest, **more))[1]
+    )
+    monkeypatch.setattr(fetch_guard, "BACKOFF", 0.01)
+    assert reason_of(server.says("/x", ok(b"x")), allow_hosts=(), retries=3) == "address not allowed"
+    assert looked_up == ["127.0.0.1"]
+    named = "`download.allow_hosts` in the manifest names their private hosts"
+    assert until(["address not allowed", "http 404"]) == named
+    assert until(["timeout", "address not allowed"]) == f"the servers can be reached and {named}"
+    assert until(["timeout", "http 404"]) == "the servers can be reached"
+
+
 def test_odd_urls_become_proper_requests(server: RawServer) -> None:
     server.says("/caf%C3%A9%20ol%C3%A9.jpg?x=%E2%98%95&y=a%2Fb", ok(b"found"))
     assert fetch(f"{server.url}/café olé.jpg?x=☕&y=a%2Fb#fragment") == b"found"
@@ -255,7 +271,7 @@ def test_every_reason_is_of_the_vocabulary_and_some_can_pass() -> None:
     assert split("something new: x") == ("other", "something new: x")
     passing = {reason for reason in VOCABULARY if can_pass(reason)}
     of_the_host = {"timeout", "connection refused", "connection lost", "host unreachable", "name not resolved"}
-    assert passing == of_the_host | {"host is down", "host is busy"}
+    assert passing == of_the_host | {"host is down", "host is busy", "address not allowed"}
     assert [status for status in (404, 403, 410, 408, 429, 500, 503) if can_pass(f"http {status}")] == [
         408,
         429,

@@ -242,6 +242,27 @@ def test_killed_before_any_change_of_the_storage_a_round_is_prepared_the_same_an
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_private_hosts_that_the_settings_forgot_are_named_and_fetched_once_they_are_allowed(
+    tmp_path: pathlib.Path, flaky: Flaky
+) -> None:
+    urls = [f"{flaky.url}/good/{index}.jpg" for index in range(8)]
+    allowed = manifest_of(tmp_path, urls)
+    forgot = manifest_of(tmp_path, urls, download=DOWNLOAD | {"allow_hosts": []})
+    undone, done = Run.at(str(tmp_path / "undone")), Run.at(str(tmp_path / "done"))
+    for run in (undone, done):
+        summary = download(forgot, run)
+        assert summary.committed == set() and len(summary.failed_shards) == 2
+        assert "`download.allow_hosts` in the manifest names their private hosts" in summary.failed_shards[0]
+    assert download(allowed, undone).fetched == 8  # by the same command
+
+    accepted = download(forgot, done, accept_failures=True)  # as the shards of before, which were done at once
+    assert accepted.reasons == {"address not allowed": 8}
+    assert any("`download.allow_hosts`, then --retry-failed" in line for line in failures.as_lines(accepted.figures()))
+    assert download(allowed, done, retry_failed=True).fetched == 8
+    assert accounts(done) == (sorted(urls), [])
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_retry_goes_on_with_its_own_shards(tmp_path: pathlib.Path, flaky: Flaky) -> None:
     often = [f"{flaky.url}/flaky/{index}.jpg" for index in range(8)]
     good = [f"{flaky.url}/good/{index}.jpg" for index in range(8)]

@@ -101,6 +101,32 @@ def test_malformed_rows_are_counted_with_place_and_reason_and_cost_no_neighbour(
     assert (bad[0].row, bad[0].file, bad[0].content) == (2, str(file), "only one cell")
 
 
+@pytest.mark.parametrize("name", ["l.csv", "l.tsv.gz", "l.jsonl", "l.parquet", "words.parquet"])
+def test_rows_of_which_the_text_is_not_in_utf8_are_kept_and_counted(tmp_path: pathlib.Path, name: str) -> None:
+    """A text that says U+FFFD itself is in UTF-8, whoever damaged it."""
+    texts = [text.encode("latin-1") for text in ("plain", "un café", "naïve")] + ["☕ \ufffd".encode()]
+    lines = [b'{"url": "http://a.example/%d", "caption": "%b"}' % pair for pair in enumerate(texts)]
+    if "parquet" in name:
+        urls = [f"http://a.example/{index}" for index in range(4)]
+        captions = pa.array(texts, pa.binary()).view(pa.string())  # as a writer that does not look
+        columns = {"url": urls, "caption": captions.dictionary_encode() if "words" in name else captions}
+        pq.write_table(pa.table(columns), tmp_path / name)
+    elif "jsonl" in name:
+        (tmp_path / name).write_bytes(b"\n".join(lines))
+    else:
+        mark = b"," if "csv" in name else b"\t"
+        cells = [b"http://a.example/%d" % index + mark + text for index, text in enumerate(texts)]
+        data = b"\n".join([b"url" + mark + b"caption", *cells])
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    counted = list[int]()
+    source = Source(name="mine", files=(str(tmp_path / name),))
+    batches = list(read(source, pytest.fail, garbled=counted.append))
+    assert [text for batch in batches for text in batch["text"].to_pylist()] == [
+        *("plain", "un caf\ufffd", "na\ufffdve", "☕ \ufffd"),
+    ]
+    assert sum(counted) == 2
+
+
 def test_a_quote_that_never_closes_costs_a_bounded_part_of_the_list(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "l.csv"
     rows = [f"http://a.example/{index}.jpg,text {index}" for index in range(20_000)]

@@ -133,6 +133,51 @@ def test_a_second_call_reads_nothing_and_returns_the_same_plan(tmp_path: pathlib
     assert partition(manifest, run) == plan
 
 
+def test_lists_that_have_changed_since_they_were_cut_are_named_and_those_that_are_gone_are_not(
+    tmp_path: pathlib.Path,
+) -> None:
+    manifest, run = manifest_of(tmp_path, some_rows(15), some_rows(5, "b.example")), Run.at(str(tmp_path / "run"))
+    pattern = manifest.sources[1].model_copy(update={"files": (str(tmp_path / "list [1]*.jsonl"),)})
+    manifest = manifest.model_copy(update={"sources": (manifest.sources[0], pattern)})
+    (tmp_path / "list 1.jsonl").rename(tmp_path / "list [1].jsonl")
+    plan = partition(manifest, run)
+
+    def said() -> list[str]:
+        lines: list[str] = []
+        assert partition(manifest, run, lines.append) == plan
+        return [line.partition(":")[0] for line in lines if "its lists have changed since they were cut" in line]
+
+    assert said() == []
+    with (tmp_path / "list 0.jsonl").open("a") as stream:
+        stream.write("{}\n")
+    assert said() == ["s0"]
+    (tmp_path / "list [1] more.jsonl").touch()
+    assert said() == ["s0", "s1"]
+    for file in tmp_path.glob("list*"):
+        file.unlink()
+    assert said() == []
+    content = json.loads(storage.read_bytes(run.plan))
+    assert all(len(stamp) == 64 for stamp in content.pop("stamps").values())
+    storage.replace(run.plan, json.dumps(content).encode())  # as one of before
+    plan = partition(manifest, run)
+    (tmp_path / "list 0.jsonl").touch()
+    assert said() == []
+
+
+def test_a_source_without_rows_and_one_that_is_not_in_utf8_are_told_in_a_line_each(tmp_path: pathlib.Path) -> None:
+    manifest, run = manifest_of(tmp_path, some_rows(3), [], some_rows(4, "b.example")), Run.at(str(tmp_path / "run"))
+    lines = (tmp_path / "list 2.jsonl").read_bytes().replace(b"text 1", b"caf\xe9 1").replace(b"text 2", b"\xfc 2")
+    (tmp_path / "list 2.jsonl").write_bytes(lines)
+    said: list[str] = []
+    plan = partition(manifest, run, said.append)
+    assert [line for line in said if not line.startswith(("reading the list", "7 rows"))] == [
+        f"s1: no rows in {tmp_path}/list 1.jsonl",
+        "s2: 2 of 4 texts are not in UTF-8, so what cannot be read of them is lost (\ufffd); convert the files, with "
+        "`iconv -f latin1 -t utf-8 OLD > NEW` if they are in Latin-1, and use another run folder",
+    ]
+    assert (plan.images, plan.garbled) == (7, {"s2": 2}) and load_plan(run) == plan
+
+
 def test_what_a_killed_attempt_left_is_replaced_where_the_list_has_changed_since(tmp_path: pathlib.Path) -> None:
     run = Run.at(str(tmp_path / "run"))
     partition(manifest_of(tmp_path, some_rows(300)), run)

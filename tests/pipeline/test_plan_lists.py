@@ -131,15 +131,61 @@ def test_a_list_that_cannot_be_read_is_a_problem_and_the_others_are_still_looked
 
 
 @pytest.mark.parametrize("name, content", [("a.csv", ""), ("a.tsv", "url\tcaption\n"), ("a.jsonl", "")])
-def test_lists_without_rows_are_a_problem_and_one_of_several_is_noted(
-    tmp_path: pathlib.Path, name: str, content: str
-) -> None:
+def test_a_list_without_rows_is_a_problem_beside_others_too(tmp_path: pathlib.Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     empty = {"name": "empty", "files": str(tmp_path / name)}
     plan = plan_lists(manifest_of(empty))
-    assert (plan.problems, plan.images) == ([f"no rows: {tmp_path}/{name} holds none"], 0)
+    assert (plan.problems, plan.images) == ([f"empty: no rows in {tmp_path}/{name}"], 0)
     other = plan_lists(manifest_of(empty, {"name": "here", "files": write_jsonl(tmp_path / "here.jsonl", 10)}))
-    assert (other.problems, other.images) == ([], 10) and "empty: its list has no rows" in other.notes
+    assert (other.problems, other.images) == (plan.problems, 10)
+    for number in range(20):
+        (tmp_path / f"{number}-{name}").write_text(content)
+    many = plan_lists(manifest_of({"name": "empty", "files": f"{tmp_path}/*-{name}"}))
+    assert many.problems == [f"empty: no rows in {tmp_path}/*-{name}, as far as looked at: 8 of 20 files"]
+
+
+def test_urls_of_private_hosts_are_a_problem_unless_they_are_allowed_and_a_few_of_many_are_noted(
+    tmp_path: pathlib.Path,
+) -> None:
+    hosts = ["127.0.0.1:8000"] * 3 + ["LOCALHOST"] * 2 + ["[::1]", "10.1.2.3", "8.8.8.8", "intra", "a.example"]
+    rows = "".join(f"http://{host}/{index}.jpg,x\n" for index, host in enumerate(hosts))
+    (tmp_path / "a.csv").write_text("url,caption\n" + rows)
+    source = {"name": "a", "files": str(tmp_path / "a.csv")}
+
+    def problems(*allowed: str) -> list[str]:
+        return plan_lists(manifest_of(source, download={"allow_hosts": allowed})).problems
+
+    assert problems() == [
+        "a: 70.00% of the URLs seen are on this machine or a private network (127.0.0.1, localhost, ::1, 10.1.2.3) and "
+        "will not be fetched, unless `download.allow_hosts` names these hosts"
+    ]
+    assert (
+        "20.00% of the URLs seen are on this machine or a private network (::1, 10.1.2.3)"
+        in problems("127.0.0.1", "Localhost")[0]
+    )
+    assert problems("127.0.0.1", "localhost", "::1", "10.1.2.3") == []
+    write_jsonl(tmp_path / "web.jsonl", 999)
+    with (tmp_path / "web.jsonl").open("a") as stream:
+        stream.write('{"url": "http://192.168.0.1/x", "caption": "x"}\n')
+    web = plan_lists(manifest_of({"name": "web", "files": str(tmp_path / "web.jsonl")}))
+    assert web.problems == [] and any("0.10% of the URLs seen are on this machine" in note for note in web.notes)
+
+
+def test_texts_that_are_not_in_utf8_are_a_problem_with_their_share(tmp_path: pathlib.Path) -> None:
+    rows = "".join(f"http://a.example/{index}.jpg,{'é' if index % 4 else 'e'}\n" for index in range(20))
+    for encoding, problems in (
+        ("utf-8", []),
+        (
+            "latin-1",
+            [
+                "a: 75.00% of the texts seen are not in UTF-8, so what cannot be read of them is lost (\ufffd); "
+                "convert the files, with `iconv -f latin1 -t utf-8 OLD > NEW` if they are in Latin-1"
+            ],
+        ),
+    ):
+        (tmp_path / "a.csv").write_bytes(("url,caption\n" + rows).encode(encoding))
+        plan = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "a.csv")}))
+        assert (plan.problems, plan.images) == (problems, 20)
 
 
 def test_a_sample_bounds_the_images_and_one_that_is_too_large_is_noted(tmp_path: pathlib.Path) -> None:
