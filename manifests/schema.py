@@ -118,7 +118,8 @@ MEANINGS = {
     "height": "of the stored image, in pixels",
     "original_width": "of the fetched image, in pixels",
     "original_height": "of the fetched image, in pixels",
-    "source": "the first source that lists the URL with a raw text that passes the rules",
+    "source": "the first source that lists the URL with a raw text that passes the rules and is not blank, where there "
+    "is one",
     "raw": "that source's raw text",
     "sources": "all sources of such raw texts",
     "raws": "their raw texts, in the same order",

@@ -49,7 +49,12 @@ def finish(run: Run, captioner: str, shard: int, started: int | None = None, spe
 
 
 def complete(run: Run, captioner: str, done: tuple[int, ...]) -> None:
-    """Do what follows a commit for shards whose process was killed right after it."""
+    """Do what follows a commit for shards whose process was killed right after it.
+
+    Of shards whose captions have been removed it is undone, so that they are counted once when they come again.
+    """
+    for shard in ledger.forget_removed(run, captioner):
+        storage.remove(run.quarantine("captions", captioner, f"{shard_name(shard)}.parquet"))
     recorded = ledger.recorded(run.caption_ledger(captioner))
     for shard in done:
         if shard not in recorded:

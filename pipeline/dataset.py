@@ -53,6 +53,8 @@ class Recipe:
     """Name to id, in the order of the columns."""
     rules: Rules
     schema_version: int = schema.SCHEMA_VERSION
+    revision: int = 2
+    """Raised where the code makes other bytes of the same: what was built before is then built again."""
 
     def __post_init__(self) -> None:
         schema.dataset(self.captioners)  # a name that cannot be a column is refused here
@@ -105,7 +107,7 @@ class ShardRecord:
     dropped: dict[str, int]
     """Samples left out, by reason."""
     dropped_texts: dict[str, dict[str, int]]
-    """Texts left out of samples that stay: by `raw` or captioner, and by reason."""
+    """Texts left out, but with their samples: by `raw` or captioner, and by reason."""
     dropped_list: str | None
     """Where in `quarantine/` each of them is listed."""
     versions: dict[str, str]

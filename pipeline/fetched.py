@@ -25,6 +25,11 @@ class FetchedImage:
     meta: dict[str, object]
 
 
+def fetch_again(run: Run, shard: int) -> str:
+    """The remedy where a fetched shard is damaged."""
+    return f"Remove {run.image_stats(shard)} and run `lotlip-data download` again."
+
+
 def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
     """The images of one shard in the order of its tar.
 
@@ -37,10 +42,7 @@ def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
         with storage.open_read(tar_url) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             yield from _pairs(tar, tar_url)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise ShardUnreadable(
-            f"{tar_url}: cannot be read ({error}). "
-            f"Remove {run.image_stats(shard)} and run `lotlip-data download` again."
-        ) from error
+        raise ShardUnreadable(f"{tar_url}: cannot be read ({error}). {fetch_again(run, shard)}") from error
 
 
 def _pairs(tar: tarfile.TarFile, tar_url: str) -> Iterator[FetchedImage]:

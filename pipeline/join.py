@@ -4,16 +4,24 @@ Plain functions over iterables; nothing here knows of Ray or of a run's folder.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from lotlip_data.manifests import subcaptions
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.schema import FLAGS_SUFFIX, SUB_SUFFIX
-from lotlip_data.pipeline.rules import TOO_FEW_LONG_TEXTS, RawTexts, Row, Rules, image_reason, raw_texts
+from lotlip_data.pipeline.rules import (
+    IMAGE_CHANGED,
+    TOO_FEW_LONG_TEXTS,
+    RawTexts,
+    Row,
+    Rules,
+    image_reason,
+    raw_texts,
+)
 
 SAMPLE, RAW = "sample", "raw"
 """`what` was left out, beside the captioners' names; see `schema.DROPPED`."""
@@ -26,36 +34,48 @@ class JoinError(UserError):
     """Images and captions that do not belong together; the message names both."""
 
 
+class LongText(NamedTuple):
+    """What a captioner says of an image: the text (None where there is none) and its flags.
+
+    changed: it says that of other bytes, which the image's URL gave when it was fetched before.
+    """
+
+    text: str | None
+    flags: list[str]
+    changed: bool
+
+    def reason(self, rules: Rules) -> str | None:
+        """Why it is left out; None where it is not, or where there is nothing to leave out."""
+        if self.changed:
+            return IMAGE_CHANGED
+        return None if self.text is None else next((flag for flag in self.flags if flag in rules.drop_flags), None)
+
+
 class Captions:
     """The captions of one shard by one captioner, kept as Arrow columns and found by uid.
 
-    `table` has the columns of `schema.CAPTIONS`; `where` is named in errors.
+    `table` has the columns of `schema.CAPTIONS`; `where` is named in errors, and what `remedy` says is to be done.
     """
 
-    def __init__(self, table: pa.Table, where: str) -> None:
-        self.where = where
+    def __init__(self, table: pa.Table, where: str, remedy: Callable[[], str]) -> None:
+        self.where, self.remedy = where, remedy
         self._columns = {name: table[name].combine_chunks() for name in ("sha256", "text", "flags")}
         self._rows = {uid: row for row, uid in enumerate(table["uid"].to_pylist())}
         self.unused = set(self._rows)
         if len(self._rows) != len(table):
-            raise JoinError(f"{where}: {len(table)} captions of {len(self._rows)} images; each has exactly one")
+            counts = f"{len(table)} captions of {len(self._rows)} images; each has exactly one"
+            raise JoinError(f"{where}: {counts}. {remedy()}")
 
-    def take(self, image: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-        """The text (None where there is none) and the flags of this image.
-
-        Raises JoinError where there is no caption of its uid, or one of other bytes.
-        """
-        uid, name = image["uid"], f"image {image['key']} (uid {image['uid']}, {image['url']})"
+    def take(self, image: Mapping[str, Any]) -> LongText:
+        """What there is of this image. Raises JoinError where there is no caption of its uid."""
+        uid = image["uid"]
         row = self._rows.get(uid)
         if row is None:
-            raise JoinError(f"{self.where} has no row for {name}")
+            name = f"image {image['key']} (uid {uid}, {image['url']})"
+            raise JoinError(f"{self.where} has no row for {name}. {self.remedy()}")
         self.unused.discard(uid)
-        if (captioned := self._columns["sha256"][row].as_py()) != image["sha256"]:
-            raise JoinError(
-                f"{name} has sha256 {image['sha256']}, but its caption in {self.where} is of {captioned}: "
-                "the image was fetched again after it had been captioned"
-            )
-        return self._columns["text"][row].as_py(), self._columns["flags"][row].as_py() or []
+        sha256, text, flags = (column[row].as_py() for column in self._columns.values())
+        return LongText(text, flags or [], sha256 != image["sha256"])
 
 
 @dataclass
@@ -65,7 +85,8 @@ class Joined:
     fetched: int = 0
     rows: list[Row] = field(default_factory=list)
     dropped: list[Row] = field(default_factory=list)
-    """Rows of `schema.DROPPED`, by key: whole samples, and single texts of samples that stay."""
+    """Rows of `schema.DROPPED`, by key: whole samples, single texts of samples that stay, and texts that a sample lacks
+    because its image has changed."""
 
     @property
     def drops(self) -> Counter[str]:
@@ -74,7 +95,7 @@ class Joined:
 
     @property
     def text_drops(self) -> dict[str, Counter[str]]:
-        """How many texts of samples that stay were left out: by `raw` or captioner, and by reason."""
+        """How many texts were left out, but with their samples: by `raw` or captioner, and by reason."""
         found: dict[str, Counter[str]] = {}
         for row in self.dropped:
             if row["what"] != SAMPLE:
@@ -89,7 +110,8 @@ class Joined:
 def join(images: Iterable[Row], captions: Mapping[str, Captions], rules: Rules, drops: Drops | None = None) -> Joined:
     """Join one shard: `images` (the json members of its tar) with each captioner's captions, by uid and sha256.
 
-    Raises JoinError unless every image has exactly one caption row of each captioner, and every row its image.
+    A caption of other bytes than the image's is left out, as one of an image that has changed. Raises JoinError unless
+    every image has exactly one caption row of each captioner, and every row its image.
     """
     joined = Joined()
     seen: set[str] = set()
@@ -106,23 +128,23 @@ def join(images: Iterable[Row], captions: Mapping[str, Captions], rules: Rules, 
     for index in captions.values():
         if index.unused:
             uid = min(index.unused)
-            raise JoinError(f"{index.where}: {len(index.unused)} captions have no image, that of uid {uid} among them")
+            few = f"{len(index.unused)} captions have no image, that of uid {uid} among them"
+            raise JoinError(f"{index.where}: {few}. {index.remedy()}")
     joined.dropped.sort(key=lambda row: (row["key"], row["what"], row["reason"], row["detail"]))
     # Readers infer types from the first samples (see `schema`), so those that have every text come first.
     joined.rows.sort(key=lambda row: (sum(row[name] is None for name in captions), row["key"]))
     return joined
 
 
-def _judge(
-    joined: Joined, image: Row, taken: Mapping[str, tuple[str | None, list[str]]], rules: Rules, drops: Drops
-) -> None:
+def _judge(joined: Joined, image: Row, taken: Mapping[str, LongText], rules: Rules, drops: Drops) -> None:
     """One image with its captions becomes a sample, or is left out for the first reason that holds."""
     raws = raw_texts(image["texts"], image["sources"], rules)
     row = _of_the_image(image, raws)
     unwanted: list[tuple[str, str, str]] = [(RAW, reason, text) for text, reason in raws.left_out]
-    for name, (text, flags) in taken.items():
-        if text is not None and (flag := next((flag for flag in flags if flag in rules.drop_flags), None)):
-            unwanted.append((name, flag, text))
+    for name, found in taken.items():
+        text, flags = found.text, [] if found.changed else found.flags
+        if why_not := found.reason(rules):
+            unwanted.append((name, why_not, text or ""))
             text = None
         pieces = subcaptions.split(text or "", rules.sub_captions)
         # A text without a single sub-caption (blank, or nothing but full stops) says nothing: it is none.
@@ -135,18 +157,20 @@ def _judge(
         reason, detail = TOO_FEW_LONG_TEXTS, str(long_texts)
     if reason is not None:
         joined.drop(image, SAMPLE, reason, detail)
-        return
-    joined.rows.append(row)
-    for what, why, text in unwanted:
-        joined.drop(image, what, why, text)
+        # Which captions would bring it back is to be known; other texts go with their sample.
+        unwanted = [one for one in unwanted if reason == TOO_FEW_LONG_TEXTS and one[1] == IMAGE_CHANGED]
+    else:
+        joined.rows.append(row)
+    for what, why, lost in unwanted:
+        joined.drop(image, what, why, lost)
 
 
 def _of_the_image(image: Row, raws: RawTexts) -> Row:
     copied = ("key", "uid", "url", "sha256", "width", "height", "original_width", "original_height")
-    first, source = raws.kept[0] if raws.kept else ("", "")
+    raw, source = raws.first
     return {name: image[name] for name in copied} | {
         "source": source,
-        "raw": first,
+        "raw": raw,
         "sources": [source for _, source in raws.kept],
         "raws": [text for text, _ in raws.kept],
     }

@@ -123,14 +123,25 @@ def record(ledger: str, shard: int, tally: Tally) -> None:
 def recorded(ledger: str) -> dict[int, Tally]:
     """By shard, what the ledger folder says that it took. A shard whose writer was killed in between is missing.
 
-    Of several lines of one shard, as two drivers leave them, the one of most work counts.
+    Of several lines of one shard, as two drivers leave them, the one of most work counts, and of such the latest.
     """
     found: dict[int, Tally] = {}
     for name in storage.list_names(ledger):
         shard, tally = name.partition("-")[0], Tally.named(name)
-        if tally and shard.isdigit() and (int(shard) not in found or tally.spent > found[int(shard)].spent):
-            found[int(shard)] = tally
+        if tally and shard.isdigit():
+            other = found.get(int(shard), tally)
+            found[int(shard)] = max(other, tally, key=lambda one: (one.spent, one.ended))
     return found
+
+
+def forget_removed(run: Run, captioner: str) -> set[int]:
+    """Take the shards whose captions have been removed out of the captioner's ledger; which they are."""
+    lines = [(name.partition("-")[0], name) for name in storage.list_names(run.caption_ledger(captioner))]
+    there = set(captioned_shards(run, captioner))  # listed last: captions are there before their line is
+    lost = {name: int(shard) for shard, name in lines if shard.isdigit() and int(shard) not in there}
+    for name in lost:
+        storage.remove(storage.join(run.caption_ledger(captioner), name))
+    return set(lost.values())
 
 
 def note_try(run: Run, shard: int, token: str) -> None:
@@ -155,8 +166,13 @@ def parts_under_way(run: Run, captioner: str) -> dict[int, list[Tally]]:
 
 
 def captioned(run: Run, captioner: str) -> list[Tally]:
-    """The tallies of all that is captioned: of committed shards, and of the parts of those under way."""
-    committed = recorded(run.caption_ledger(captioner))
+    """The tallies of all that is captioned: of committed shards, and of the parts of those under way.
+
+    The line of a shard whose captions have been removed does not count.
+    """
+    lines = recorded(run.caption_ledger(captioner))
+    there = set(captioned_shards(run, captioner))
+    committed = {shard: tally for shard, tally in lines.items() if shard in there}
     parts = parts_under_way(run, captioner)
     return [*committed.values(), *(part for shard, few in parts.items() if shard not in committed for part in few)]
 

@@ -26,6 +26,7 @@ from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.manifests.shard_settings import CleanSettings
 from lotlip_data.pipeline import evaluation_sets, json_object, ledger, neighbours
+from lotlip_data.pipeline.fetched import fetch_again
 from lotlip_data.pipeline.hashes import shard_hashes, within
 from lotlip_data.pipeline.inputs import digest, image_stamps
 from lotlip_data.pipeline.ledger import fetched_images
@@ -124,7 +125,7 @@ def _fetched(run: Run, shard: int) -> list[dict[str, Any]]:
         with storage.open_read(url) as stream:
             rows = pq.read_table(stream, columns=_COLUMNS).to_pylist()
     except (OSError, ValueError) as error:
-        raise DamagedShard(f"{url}: cannot be read: {error}") from error
+        raise DamagedShard(f"{url}: cannot be read ({error}). {fetch_again(run, shard)}") from error
     return [row for row in rows if row["status"] == SUCCESS]
 
 

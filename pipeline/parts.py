@@ -1,7 +1,6 @@
 """The rows of a unit that is under way, saved every few hundred: what a part holds is not captioned again."""
 
 import asyncio
-import contextlib
 import io
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.schema import CAPTIONS
 from lotlip_data.pipeline.ledger import Tally
 from lotlip_data.pipeline.meter import Spent
@@ -30,7 +30,8 @@ def parquet(rows: list[Row], captioner_id: str | None = None) -> bytes:
 def read_parts(folder: str) -> tuple[list[Row], float, Spent]:
     """One row for each image, when the first was begun (infinity without parts), in Unix time, and the time spent.
 
-    Of two attempts' rows for one image, the one in the part that sorts first counts.
+    Of two attempts' rows for one image, the one in the part that sorts first counts. Raises UserError for a part that
+    is damaged.
     """
     rows: dict[str, Row] = {}
     begun, spent = float("inf"), Spent()
@@ -40,9 +41,15 @@ def read_parts(folder: str) -> tuple[list[Row], float, Spent]:
         if counted := Tally.named(name):
             begun = min(begun, counted.started)
             spent += Spent(counted.spent / 1000, counted.gpu / 1000)
-        with contextlib.suppress(FileNotFoundError), storage.open_read(storage.join(folder, name)) as stream:
-            for row in pq.read_table(stream).to_pylist():
-                rows.setdefault(row["uid"], row)
+        part = storage.join(folder, name)
+        try:
+            with storage.open_read(part) as stream:
+                for row in pq.read_table(stream).to_pylist():
+                    rows.setdefault(row["uid"], row)
+        except FileNotFoundError:
+            continue  # another driver has committed the shard
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{part}: cannot be read ({error}). Remove it; its images are captioned again.") from error
     return list(rows.values()), begun, spent
 
 

@@ -17,6 +17,8 @@ TOO_SMALL, TOO_LONG = "image_too_small", "image_too_elongated"
 NO_RAW_TEXT, FEW_WORDS, MANY_WORDS, FOREIGN = "no_raw_text", "too_few_words", "too_many_words", "not_english"
 TOO_FEW_LONG_TEXTS = "too_few_long_texts"
 """Reason of a drop: fewer long texts than `min_long_texts`."""
+IMAGE_CHANGED = "image_changed"
+"""Reason to leave out a long text: it is of other bytes than the image's, which was fetched again since."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ class RawTexts:
     def reason(self) -> str | None:
         """Why the sample is left out: what is wrong with the first of its texts where none passes."""
         return None if self.kept else self.left_out[0][1] if self.left_out else NO_RAW_TEXT
+
+    @property
+    def first(self) -> tuple[str, str]:
+        """The first that passes and is not blank, with its source; a blank one where there is no other."""
+        said = (pair for pair in self.kept if pair[0].strip())
+        return next(said, self.kept[0] if self.kept else ("", ""))
 
 
 def raw_texts(texts: Iterable[str | None], sources: Iterable[str], rules: Rules) -> RawTexts:

@@ -4,7 +4,8 @@ import io
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,15 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline import dataset, ledger, outputs
 from lotlip_data.pipeline.ahead import in_order
 from lotlip_data.pipeline.dataset import DatasetError, Output, Recipe, ShardRecord
+from lotlip_data.pipeline.fetched import fetch_again
+from lotlip_data.pipeline.import_table import KIND as IMPORTED
 from lotlip_data.pipeline.inputs import Unit, units
 from lotlip_data.pipeline.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.ledger import captioned_shards, fetched_shards
 from lotlip_data.pipeline.ledger import captioners as found_captioners
 from lotlip_data.pipeline.left_out import left_out, read_list
 from lotlip_data.pipeline.publish import publish, published
-from lotlip_data.pipeline.rules import Rules
+from lotlip_data.pipeline.rules import IMAGE_CHANGED, Rules
 from lotlip_data.pipeline.shard_files import DamagedShard, ImageTar, open_local
 from lotlip_data.pipeline.tasks import brief, run_tasks
 
@@ -65,11 +68,10 @@ def shard(
     fetched = fetched_shards(run)
     if not fetched:
         raise DatasetError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
-    rules = Rules.of(manifest)
-    recipe = Recipe({name: _captioner_id(run, name) for name in captioners or found_captioners(run)}, rules)
+    recipe = recipe_of(run, manifest, captioners)
     if changes := _changes(run, recipe):
         say(f"the dataset is made otherwise from now on: {'; '.join(changes)}")
-    drops, unseen = left_out(run, manifest.clean, rules, say)
+    drops, unseen = left_out(run, manifest.clean, recipe.rules, say)
     ready, missing = _ready(run, fetched, list(recipe.captioners))
     for line in missing:
         say(line)
@@ -82,8 +84,17 @@ def shard(
     summary.failed = unseen + missing
     _build_all(run, recipe, work, summary, say)
     if not summary.failed:
-        summary.published = publish(run, manifest, recipe, _records(run, every), say)
+        changed: Counter[tuple[str, int]] = Counter()
+        summary.published = publish(run, manifest, recipe, _noting(changed, _records(run, every)), say)
+        if changed:
+            say(_of_changed_images(run, changed))
     return summary
+
+
+def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> Recipe:
+    """How the run's dataset is to be made; without `captioners`, with all that the run has captions by."""
+    names = captioners or found_captioners(run)
+    return Recipe({name: _captioner_id(run, name) for name in names}, Rules.of(manifest))
 
 
 def _changes(run: Run, recipe: Recipe) -> list[str]:
@@ -94,6 +105,34 @@ def _changes(run: Run, recipe: Recipe) -> list[str]:
 
 def _records(run: Run, every: Sequence[Unit]) -> Iterator[ShardRecord]:
     return in_order(lambda unit: dataset.read_record(run, unit.shard, unit.fingerprint), every)
+
+
+def _noting(changed: Counter[tuple[str, int]], records: Iterable[ShardRecord]) -> Iterator[ShardRecord]:
+    """The records; counts by captioner and shard the captions that lack because their images have changed."""
+    for record in records:
+        for what, counts in record.dropped_texts.items():
+            if IMAGE_CHANGED in counts:
+                changed[what, record.shard] += counts[IMAGE_CHANGED]
+        yield record
+
+
+def _of_changed_images(run: Run, changed: Mapping[tuple[str, int], int]) -> str:
+    """What is to be done about captions that were left out."""
+    files = [run.caption_shard(*which) for which in sorted(changed)]
+    more = f" (and {len(files) - 5} more, told by `dropped_texts` in {run.dataset})" if len(files) > 5 else ""
+    again = dict.fromkeys(_caption_again(run, name) for name, _ in sorted(changed))
+    return (
+        f"{sum(changed.values()):,} captions are left out ({IMAGE_CHANGED}): their images were fetched again since, "
+        f"and are of other bytes. To caption them anew, remove {', '.join(files[:5])}{more}, and run "
+        f"{' and '.join(again)}, then `lotlip-data shard {run.url}`"
+    )
+
+
+def _caption_again(run: Run, name: str) -> str:
+    """The command that makes captions which are missing."""
+    if ledger.captioner_settings(run, name).get("kind") == IMPORTED:
+        return "`lotlip-data import` of the same table"
+    return f"`lotlip-data recaption {run.url}`"
 
 
 def _captioner_id(run: Run, name: str) -> str:
@@ -112,7 +151,7 @@ def _ready(run: Run, fetched: Iterable[int], captioners: Sequence[str]) -> tuple
         missing.append(f"missing: images of {_some(absent)}: run `lotlip-data download` again")
     for name in captioners:
         if absent := fetched - set(captioned_shards(run, name)):
-            missing.append(f"missing: captions by {name} of {_some(absent)}: run `lotlip-data recaption {run.url}`")
+            missing.append(f"missing: captions by {name} of {_some(absent)}: run {_caption_again(run, name)}")
             ready -= absent
     return ready, missing
 
@@ -147,29 +186,43 @@ def build_shard(run: Run, recipe: Recipe, unit: Unit) -> ShardRecord:
         fetched = ledger.read_image_stats(run, number)
         if not fetched["successes"]:
             return _commit(run, recipe, unit, Joined(), [])
-        url = storage.join(run.images, fetched["tar"])
-        captions = {name: read_captions(run.caption_shard(name, number)) for name in recipe.captioners}
-        with open_local(url, Path(scratch)) as stream:
-            images = ImageTar(stream, url)
-            if len(images.metas) != fetched["successes"]:
-                raise DamagedShard(
-                    f"{url}: holds {len(images.metas)} images, its marker says {fetched['successes']}. Remove "
-                    f"{run.image_stats(number)} and the shard's captions, and run `lotlip-data download` again."
-                )
+        captions = {name: read_captions(run, name, number) for name in recipe.captioners}
+        with ExitStack() as opened:
+            images = _images(run, number, fetched, Path(scratch), opened)
             joined = join(images.metas.values(), captions, recipe.rules, _drops(run, unit, images.metas))
             columns = schema.dataset(recipe.captioners)
             files = outputs.write(run.shards, number, recipe, joined.rows, images.image, columns, Path(scratch))
         return _commit(run, recipe, unit, joined, files)
 
 
-def read_captions(url: str) -> Captions:
+def _images(run: Run, number: int, fetched: Mapping[str, Any], scratch: Path, opened: ExitStack) -> ImageTar:
+    """The images that a marker tells of. Raises DamagedShard where they are not there as it says."""
+    url = storage.join(run.images, fetched["tar"])
+    try:
+        images = ImageTar(opened.enter_context(open_local(url, scratch)), url)
+    except DamagedShard as error:
+        raise DamagedShard(f"{error}. {fetch_again(run, number)}") from error
+    if len(images.metas) != fetched["successes"]:
+        raise DamagedShard(
+            f"{url}: holds {len(images.metas)} images, its marker says {fetched['successes']}. "
+            f"{fetch_again(run, number)}"
+        )
+    return images
+
+
+def read_captions(run: Run, name: str, number: int) -> Captions:
     """The captions of one shard. Raises DamagedShard where the Parquet cannot be read."""
+    url = run.caption_shard(name, number)
+
+    def remedy() -> str:
+        return f"Remove {url}, and run {_caption_again(run, name)} again."
+
     try:
         with storage.open_read(url) as stream:
             table = pq.read_table(stream, columns=["uid", "sha256", "text", "flags"])
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise DamagedShard(f"{url}: cannot be read: {error}") from error
-    return Captions(table, url)
+        raise DamagedShard(f"{url}: cannot be read ({error}). {remedy()}") from error
+    return Captions(table, url, remedy)
 
 
 def _drops(run: Run, unit: Unit, keys: Iterable[str]) -> Drops:

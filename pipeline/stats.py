@@ -85,12 +85,14 @@ def _count(
     raws = batch["raws"].to_pylist()
     lengths = iter(count_tokens([text for texts in raws for text in texts]))
     for names, texts in zip(of_rows, raws, strict=True):
-        for number, (name, text) in enumerate(zip(names, texts, strict=True)):
+        told = False
+        for name, text in zip(names, texts, strict=True):
             tokens = next(lengths)
             if text.strip():  # of a sample's raw texts, the first counts in all, and each for its own source
                 sources[name].raw.add(tokens)
-                if number == 0:
+                if not told:
                     total.raw.add(tokens)
+                told = True
     for name in captioners:
         texts = [text or "" for text in batch[name].to_pylist()]
         columns = (batch[name + SUB_SUFFIX].to_pylist(), batch[name + FLAGS_SUFFIX].to_pylist())

@@ -31,7 +31,7 @@ def status(run: Run, now: float | None = None, failures: bool = False) -> dict[s
         "shards": planned,
         "fetched": len(fetched),
         "images": images,
-        "captioned": {name: len(ledger.captioned_shards(run, name)) for name in names},
+        "captioned": {name: len(set(fetched).intersection(ledger.captioned_shards(run, name))) for name in names},
         "captioners": {name: _captioner(run, name, images, now or time.time()) for name in names},
         "dataset": storage.exists(run.dataset),
         **_trained(run),

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.layout import Run
+from lotlip_data.manifests.manifest import frozen
 from lotlip_data.pipeline import dataset
 from lotlip_data.pipeline.abandoned import existing
 from lotlip_data.pipeline.dataset import DatasetError, Output, ShardRecord
@@ -24,6 +25,7 @@ from lotlip_data.pipeline.description import Description
 from lotlip_data.pipeline.join import SAMPLE
 from lotlip_data.pipeline.publish import VIEWS, names, stale_views
 from lotlip_data.pipeline.rules import split_of
+from lotlip_data.pipeline.shard import recipe_of
 from lotlip_data.pipeline.shard_files import FileRecord, digest_of
 from lotlip_data.pipeline.spill import Buckets
 
@@ -76,25 +78,29 @@ def _rebuild(run: Run, record: ShardRecord) -> str:
 
 
 def _listing(run: Run, description: dict[str, Any], records: Sequence[ShardRecord]) -> list[Problem]:
-    """Foreign names; what is missing is found when it is read."""
+    """Foreign names; what is missing is found when it is read.
+
+    Whole shards that a rewrite left which was given up are none: they ask for nothing, and go by themselves.
+    """
     again = f"run `lotlip-data shard {run.url}`"
     named, replaced = set(names(records)), set(description["replaced"])
-    waiting = set(names(_waiting(run, records)))
+    others = _others(run, records)
+    left, waiting = set(names(others)), set(names(_waiting(run, others)))
     problems = []
     for name in sorted(set(existing(run)) - named - {f"shards/{known}" for known in KNOWN}):
         where = storage.join(run.url, name)
         if name in replaced:
             problems.append(Problem(where, f"was replaced, and is to be removed: {again}"))
-        elif name not in waiting:
+        elif name not in left:
             given_up = f"left by a rewrite that was given up, it goes a day later: {again}"
             problems.append(Problem(where, f"foreign: {run.dataset} does not name it; {given_up}"))
-        elif name.endswith(".json"):
+        elif name in waiting and name.endswith(".json"):
             problems.append(Problem(where, f"built, but {run.dataset} does not know it yet: {again}"))
     return problems
 
 
-def _waiting(run: Run, records: Sequence[ShardRecord]) -> list[ShardRecord]:
-    """Shards that were built since dataset.json was written; a marker that cannot be read is foreign."""
+def _others(run: Run, records: Sequence[ShardRecord]) -> list[ShardRecord]:
+    """Shards that dataset.json does not name; a marker that cannot be read is foreign."""
     known = {(record.shard, record.fingerprint) for record in records}
     found = []
     for shard, fingerprint in dataset.done_shards(run):
@@ -102,6 +108,18 @@ def _waiting(run: Run, records: Sequence[ShardRecord]) -> list[ShardRecord]:
             with contextlib.suppress(DatasetError):
                 found.append(dataset.read_record(run, shard, fingerprint))
     return found
+
+
+def _waiting(run: Run, others: Sequence[ShardRecord]) -> list[ShardRecord]:
+    """Those that the next dataset.json may name: built since this one was written, and as the run is set up now."""
+    if not others:
+        return []
+    built = storage.last_change(storage.join(run.shards, dataset.MARKERS), {record.marker for record in others})
+    written = storage.last_change(run.shards, {dataset.DATASET_JSON})
+    if built is not None and written is not None and built < written:
+        return []
+    recipe = recipe_of(run, frozen(run)).id
+    return [record for record in others if record.recipe == recipe]
 
 
 def _views(run: Run, description: dict[str, Any]) -> list[Problem]:

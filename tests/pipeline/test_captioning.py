@@ -131,6 +131,20 @@ def test_units_at_hand_at_once_share_the_actors_time(run: Run) -> None:
     assert all(0 < one < took for one in spent.values()) and sum(spent.values()) <= took
 
 
+def test_a_damaged_part_is_named_with_what_to_do_and_removed_costs_its_own_images_alone(run: Run) -> None:
+    fetched(run, 0, list(range(60)))
+    with pytest.raises(EngineDead):
+        caption(run, Seer(die_at=50), 0, part_size=10)
+    folder = Path(run.caption_parts("seer", 0))
+    part = sorted(folder.glob("*.parquet"))[0]
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(UserError, match=rf"{re.escape(part.name)}: cannot be read .*Remove it"):
+        caption(run, Seer(), 0, part_size=10)
+    part.unlink()
+    caption(run, Seer(), 0, part_size=10)
+    assert len(rows(run, 0)) == 60
+
+
 def test_the_gpus_of_every_actor_that_worked_on_a_unit_count(run: Run) -> None:
     """Killed on half a GPU, gone on without one, ended on two."""
     fetched(run, 0, list(range(90)))

@@ -169,7 +169,7 @@ def test_texts_left_out_of_samples_that_stay_are_shown_by_captioner_and_reason(r
     assert found["dataset"]["dropped_texts"] == {}
     found["dataset"]["dropped_texts"] = {"raw": {"too long": 31}, "llava": {"repetition": 777}}
     words = words_of(render(found))
-    for name in ("llava: repetition", "777", "raw: too long", "31", "texts of images that stay"):
+    for name in ("llava: repetition", "777", "raw: too long", "31", "texts left out"):
         assert name in words
 
 

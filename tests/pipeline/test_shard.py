@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline import dataset, shard_files
 from lotlip_data.pipeline.dataset import DatasetError, Recipe
 from lotlip_data.pipeline.join import JoinError
-from lotlip_data.pipeline.rules import TOO_FEW_LONG_TEXTS, Rules
+from lotlip_data.pipeline.rules import IMAGE_CHANGED, TOO_FEW_LONG_TEXTS, Rules
 from lotlip_data.pipeline.shard import shard
 from lotlip_data.pipeline.shard_files import DamagedShard
 from lotlip_data.world.writers import WRITERS, long_text, raw_text
@@ -154,16 +155,62 @@ def test_a_shard_of_which_nothing_was_fetched_has_a_marker_and_needs_no_captions
     assert (record.fetched, record.samples, record.files, record.dropped) == (0, 0, [], {})
 
 
-def test_captions_of_other_bytes_are_never_paired(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blank_first, raw", [(["", "of coyo"], 1), ([" \n", "", "of coyo"], 2), (["", " "], 0)])
+def test_raw_is_the_first_text_that_is_not_blank_with_its_source(
+    tmp_path: Path, blank_first: list[str], raw: int
+) -> None:
+    fake = fake_run.make(tmp_path, shards=0)
+    sources = ["cc3m", "web", "coyo"][-len(blank_first) :]
+    row = fake_run.asked("000000000", "http://images.test/3000000.jpg", blank_first, sources)
+    row |= {"status": "success", "sha256": "s", "width": 8, "height": 8}
+    fake_run.commit_images(fake.run, 0, [row], [(row, b"image")])
+    for name in WRITERS:
+        fake_run.write_captions(fake.run, name, 0, fake_run.captions_of(fake.run, name, 0))
+    build(fake.run, recipe(), 0)
+    (sample,) = pq.read_table(f"{fake.run.shards}/train-00000.parquet").to_pylist()
+    assert (sample["source"], sample["raw"]) == (sources[raw], blank_first[raw])
+    assert (sample["sources"], sample["raws"]) == (sources, blank_first)
+    assert read_tar(f"{fake.run.shards}/train-00000.tar")["000000000"]["txt"].decode() == blank_first[raw]
+
+
+@pytest.mark.parametrize("least, kept", [(2, 8), (3, 7)])
+def test_a_caption_of_other_bytes_is_left_out_by_itself_and_listed(tmp_path: Path, least: int, kept: int) -> None:
+    """Its flags with it; the sample stays where its other texts are enough, and its neighbours in any case."""
     fake = fake_run.make(tmp_path, shards=1)
     rows = fake_run.captions_of(fake.run, "llava", 0)
-    rows[3]["sha256"] = "f" * 64
+    rows[3] |= {"sha256": "f" * 64, "flags": ["repetition"]}
     fake_run.write_captions(fake.run, "llava", 0, rows)
     image = fake_run.fetched_rows(fake.run, 0)[3]
+    record = build(fake.run, recipe(min_long_texts=least), 0)
+    assert (record.fetched, record.samples) == (8, kept)
+    assert record.dropped == ({} if kept == 8 else {TOO_FEW_LONG_TEXTS: 1})
+    assert record.dropped_texts == {"llava": {IMAGE_CHANGED: 1}}
+    samples = {row["uid"]: row for row in pq.read_table(f"{fake.run.shards}/train-00000.parquet").to_pylist()}
+    assert all((row["llava"] is None) == (uid == image["uid"]) for uid, row in samples.items())
+    if kept == 8:
+        assert (samples[image["uid"]]["llava_sub"], samples[image["uid"]]["llava_flags"]) == ([], "")
+    else:
+        assert image["uid"] not in samples
+    (listed,) = (row for row in quarantined(fake, 0) if row["what"] == "llava")
+    assert (listed["uid"], listed["sha256"], listed["reason"], listed["detail"]) == (
+        image["uid"], image["sha256"], IMAGE_CHANGED, rows[3]["text"]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, command", [("llava", "recaption {}"), ("imported", "import` of the same table")])
+def test_captions_that_cannot_be_used_are_to_be_removed_and_made_again(tmp_path: Path, kind: str, command: str) -> None:
+    fake = fake_run.make(tmp_path, shards=1)
+    url = fake.run.caption_shard("llava", 0)
+    storage.replace(fake.run.captioner_settings("llava"), json.dumps({"id": "llava@1", "kind": kind}).encode())
+    remedy = f"Remove {url}, and run `lotlip-data {command.format(fake.run.url)}"
+    fake_run.write_captions(fake.run, "llava", 0, fake_run.captions_of(fake.run, "llava", 0)[1:])
     with pytest.raises(JoinError) as error:
         build(fake.run, recipe(), 0)
-    assert all(part in str(error.value) for part in (image["uid"], image["sha256"], "f" * 64, "captions/llava/00000"))
-    assert dataset.done_shards(fake.run) == []
+    assert remedy in str(error.value)
+    Path(url).write_bytes(Path(url).read_bytes()[:-9])
+    with pytest.raises(DamagedShard, match="footer") as damaged:
+        build(fake.run, recipe(), 0)
+    assert str(damaged.value).startswith(f"{url}: cannot be read") and remedy in str(damaged.value)
 
 
 @pytest.mark.parametrize("change, says", [("lost", "has no row for image"), ("twice", "9 captions of 8 images"),
@@ -195,10 +242,14 @@ def test_an_image_tar_that_was_cut_off_where_a_member_ends_is_found(tmp_path: Pa
     with tarfile.open(path) as tar:
         end = tar.getmembers()[-2].offset
     path.write_bytes(path.read_bytes()[:end])
-    with pytest.raises(DamagedShard, match="holds 7 images, its marker says 8"):
+    again = re.escape(f"Remove {fake.run.image_stats(0)} and run `lotlip-data download` again.")
+    with pytest.raises(DamagedShard, match=f"holds 7 images, its marker says 8. {again}"):
         build(fake.run, recipe(), 0)
     path.write_bytes(path.read_bytes()[: end - 700])
-    with pytest.raises(DamagedShard, match=r"00000-attempt\.tar"):
+    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: cannot be read: unexpected end of data. {again}"):
+        build(fake.run, recipe(), 0)
+    path.unlink()
+    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: is missing, .*\. {again}"):
         build(fake.run, recipe(), 0)
 
 

@@ -1,5 +1,6 @@
 """A dataset whose inputs change: only what changed is written, readers see the old or the new, killed or not."""
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -72,6 +73,75 @@ def test_a_captioner_that_is_added_replaces_the_dataset_when_all_of_it_is_there(
     assert len(names) == 6 and suffix.startswith("-") and f"train-{{00000..00002}}{suffix}" in card(fake.run)
     assert len(dataset.done_shards(fake.run)) == 3
     assert build(fake).nothing_to_do
+
+
+def test_captions_of_images_that_changed_are_told_with_their_files_until_they_are_made_anew(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=7)
+    build(fake)
+    for number in range(7):
+        rows = fake_run.captions_of(fake.run, "llava", number)
+        rows[number]["sha256"] = "f" * 64
+        fake_run.write_captions(fake.run, "llava", number, rows)
+    for _ in range(2):
+        said: list[str] = []
+        assert shard(fake.manifest, fake.run, said.append).failed == []
+        files = ", ".join(fake.run.caption_shard("llava", number) for number in range(5))
+        assert said[-1] == (
+            "7 captions are left out (image_changed): their images were fetched again since, and are of other bytes. "
+            f"To caption them anew, remove {files} (and 2 more, told by `dropped_texts` in {fake.run.dataset}), "
+            f"and run `lotlip-data recaption {fake.run.url}`, then `lotlip-data shard {fake.run.url}`"
+        )
+    assert (dataset.read(fake.run)["samples"], verify(fake.run)) == (7 * 8, [])
+    caption(fake, "llava", range(7))
+    said = []
+    assert shard(fake.manifest, fake.run, said.append).built == 7
+    assert not any("image_changed" in line for line in said)
+    assert dataset.read(fake.run)["dropped_texts"] == {}
+
+
+@pytest.mark.parametrize("dataset_json", ["is there", "was removed"])
+def test_what_the_settings_of_before_left_asks_for_nothing(tmp_path: Path, dataset_json: str) -> None:
+    """Shards of two settings, of which the latter were given up, and of one that a lost dataset.json had named."""
+    fake = fake_run.make(tmp_path, shards=2)
+    other = fake_run.asking(sub_captions="authors")
+    if dataset_json == "was removed":
+        shard(other, fake.run, lambda line: None)
+        storage.remove(fake.run.dataset)
+        build(fake)
+    else:
+        build(fake)
+        rows = fake_run.captions_of(fake.run, "llava", 1)
+        storage.remove(fake.run.caption_shard("llava", 1))
+        assert shard(other, fake.run, lambda line: None).failed
+        fake_run.write_captions(fake.run, "llava", 1, rows)
+        build(fake)
+    assert len(dataset.done_shards(fake.run)) > 2 and build(fake).nothing_to_do
+    assert verify(fake.run) == []
+
+
+def test_a_dataset_of_an_earlier_release_is_built_again_and_files_that_come_out_the_same_stay(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=2)
+    recipe = stage.recipe_of(fake.run, fake.manifest)
+    earlier = dataclasses.replace(recipe, revision=recipe.revision - 1)
+    publish.publish(fake.run, fake.manifest, earlier, [fake_run.build(fake.run, earlier, number) for number in (0, 1)])
+    before = dataset.read(fake.run)
+    times = [Path(fake.run.shards, one["tar"]["name"]).stat().st_mtime_ns for one in before["shards"]]
+    assert (build(fake).built, verify(fake.run)) == (2, [])
+    after = dataset.read(fake.run)
+    assert after["shards"] == before["shards"] and after["recipe"] != before["recipe"]
+    assert [Path(fake.run.shards, one["tar"]["name"]).stat().st_mtime_ns for one in after["shards"]] == times
+
+
+def test_what_a_lost_dataset_json_had_named_asks_for_nothing_whatever_changed(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=2)
+    build(fake)
+    storage.remove(fake.run.dataset)
+    rows = fake_run.captions_of(fake.run, "llava", 1)
+    rows[0] |= {"text": "Something else. Entirely."}
+    fake_run.write_captions(fake.run, "llava", 1, rows)
+    build(fake)
+    assert len(dataset.done_shards(fake.run)) == 3 and build(fake).nothing_to_do
+    assert verify(fake.run) == []
 
 
 def card(run: Run) -> str:

@@ -89,6 +89,21 @@ def test_a_dataset_is_counted_by_captioner_and_in_all(tmp_path: Path) -> None:
         dataset_stats(fake.run)
 
 
+def test_the_first_raw_text_that_is_not_blank_counts_in_all(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=0, writers=["llava"])
+    row = fake_run.asked(
+        "000000000", "http://images.test/3000000.jpg", ["", "two words", "three words now"], ["a", "b", "c"]
+    )
+    row |= {"status": "success", "sha256": "s", "width": 8, "height": 8}
+    fake_run.commit_images(fake.run, 0, [row], [(row, b"image")])
+    fake_run.write_captions(fake.run, "llava", 0, fake_run.captions_of(fake.run, "llava", 0))
+    recipe = dataset.Recipe({"llava": "llava@1"}, Rules())
+    publish(fake.run, fake.manifest, recipe, [fake_run.build(fake.run, recipe, 0)])
+    figures = dataset_stats(fake.run)
+    assert (figures["raw"]["texts"], figures["raw"]["tokens_per_text"]) == (1, 2)
+    assert {name: one["raw"]["texts"] for name, one in figures["sources"].items()} == {"a": 0, "b": 1, "c": 1}
+
+
 def test_without_a_dataset_it_says_what_to_run(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path)
     with pytest.raises(DatasetError, match="there is no dataset yet"):

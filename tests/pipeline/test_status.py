@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline import ledger
+from lotlip_data.pipeline.caption_commit import complete
 from lotlip_data.pipeline.ledger import Tally
 from lotlip_data.pipeline.status import as_lines, rates, status
 from tests.pipeline import fake_run
@@ -59,6 +60,33 @@ def test_parts_under_way_count(run: Run) -> None:
     assert seer["images_per_s"] > 0 and seer["seconds_left"] == pytest.approx(8 / seer["images_per_s"], abs=1)
     (line,) = [line for line in as_lines(found) if "seer" in line]
     assert "1 of 2 shards, 40 images captioned, 2 failed, 8 left; " in line and "tokens/s" in line and "to go" in line
+
+
+def test_captions_that_are_removed_are_left_to_do_and_count_once_when_they_are_there_again(run: Run) -> None:
+    """Whatever the first ones took, of which one more had failed."""
+    storage.remove(run.caption_parts("seer", 1))
+    caption(run, Seer(), 1)
+    ledger.record(run.caption_ledger("seer"), 0, Tally(30, 1, 0, 0, 10, spent=10**9))
+    storage.remove(run.caption_shard("seer", 0))
+    one = status(run)["captioners"]["seer"]
+    assert (one["done"], one["left"], one["failed"]) == (20, 30, 0)
+    work = ledger.work_of(run, "seer")
+    assert (work.left, work.done) == ((0,), (1,))
+    complete(run, "seer", work.done)
+    assert not storage.exists(run.quarantine("captions", "seer", "00000.parquet"))
+    caption(run, Seer(), 0)
+    one = status(run)["captioners"]["seer"]
+    assert (one["done"], one["left"], one["failed"]) == (50, 0, 0)
+
+
+def test_of_two_fetches_of_a_shard_the_latter_counts(run: Run) -> None:
+    ledger.record(run.image_ledger, 0, Tally(31, 11, 0, 20, 30))
+    assert status(run)["images"] == 40
+
+
+def test_captions_of_a_shard_that_is_to_be_fetched_again_are_none_of_the_fetched_shards(run: Run) -> None:
+    storage.remove(run.image_stats(0))
+    assert status(run)["captioned"] == {"seer": 0}
 
 
 def test_a_run_that_rests_says_no_rate(run: Run) -> None:
