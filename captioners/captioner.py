@@ -13,6 +13,7 @@ class Captioner:
     model_class: the transformers class that loads the checkpoint and generates.
     needs_gpu: whether an engine takes a GPU where there are some.
     processor_class: the one that makes its inputs; AutoProcessor takes what the checkpoint names.
+    engines: those that `load` knows beside `auto`; a subclass that brings another one names it here.
 
     As it stands, `load` serves a model that transformers runs and vLLM knows too; override it for anything else.
     """
@@ -21,6 +22,7 @@ class Captioner:
     model_class: ClassVar[str]
     needs_gpu: ClassVar[bool] = True
     processor_class: ClassVar[str] = "AutoProcessor"
+    engines: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
 
     def check(self, source: str, options: dict[str, Any]) -> None:
         """Raises ValueError, saying what to do, for a checkpoint that is not laid out as this captioner expects."""

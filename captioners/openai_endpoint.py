@@ -38,6 +38,7 @@ class OpenAIEndpoint(Captioner):
 
     template = "<image>{prompt}"
     needs_gpu = False
+    engines = ("endpoint",)
 
     def load(self, config: CaptionerConfig, engine: str, resources: Resources) -> Engine:
         where = f"captioner {config.name!r}"

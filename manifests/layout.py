@@ -17,8 +17,10 @@ RUN/
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
 
 SHARD_DIGITS = 5
 
@@ -35,7 +37,15 @@ class Run:
 
     @classmethod
     def at(cls, url: str) -> "Run":
-        return cls(storage.normalise(url))
+        """Raises UserError where a file of this machine is in its place."""
+        at = storage.normalise(url)
+        if "://" not in at:
+            there = next(path for path in (Path(at), *Path(at).parents) if path.exists())
+            if not there.is_dir():
+                raise UserError(
+                    f"{there}: is a file; RUN is a run's folder, as `lotlip-data download MANIFEST RUN` fills it"
+                )
+        return cls(at)
 
     def _in(self, *names: str) -> str:
         return storage.join(self.url, *names)

@@ -28,7 +28,7 @@ class PoolSettings:
     concurrency: images in flight in an engine; None is what the engine takes for best.
     part_size: captions that a killed actor may cost.
     stall_seconds: an engine that gives no caption for so long, with images waiting, is taken for hung and replaced.
-    engine: `vllm`, `transformers`, or `auto`: vLLM where there is a GPU.
+    engine: `auto`, vLLM where there is a GPU, or one of the kind's `engines`.
     engine_options: the fields of `captioners.base.Resources`.
     """
 
@@ -94,10 +94,16 @@ def _one(entry: str | Mapping[str, Any], pool: Mapping[str, Any]) -> Chosen:
         if unknown := sorted(set(pool) - {item.name for item in fields(PoolSettings)}):
             raise ValueError(f"pool: there is no setting {', '.join(unknown)}")
         chosen = Chosen(CaptionerConfig.from_dict(settings), PoolSettings(**pool))
-        get_kind(chosen.config.kind)
+        _check_engine(chosen)
         return chosen
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
+
+
+def _check_engine(chosen: Chosen) -> None:
+    config, engine = chosen.config, chosen.pool.engine
+    if engine not in (known := ("auto", *get_kind(config.kind).engines)):
+        raise ValueError(f"captioner {config.name!r}: engine: no {engine!r}; one of {', '.join(known)}")
 
 
 def gpus_of_an_actor(config: CaptionerConfig, pool: PoolSettings, there: float) -> float:

@@ -7,6 +7,7 @@ import typer
 from lotlip_data.pipeline import cli_eval, cli_lists, cli_pages, cli_study, cli_train
 from lotlip_data.pipeline.cli_command import FAILED, Json, ManifestFile, RunFolder
 from lotlip_data.pipeline.cli_command import command as _command
+from lotlip_data.pipeline.cli_command import existing as _existing
 from lotlip_data.pipeline.cli_command import finish as _finish
 
 app = typer.Typer(
@@ -55,10 +56,10 @@ def download(
     """
     with _command("download", json, run) as console:
         from lotlip_data.manifests.layout import Run
-        from lotlip_data.manifests.manifest import load
         from lotlip_data.pipeline import line
+        from lotlip_data.pipeline.asked import load_whole
 
-        outcome = line.download(load(manifest), Run.at(run), console.say, retry_failed, accept_failures)
+        outcome = line.download(load_whole(manifest), Run.at(run), console.say, retry_failed, accept_failures)
         _finish(console, outcome, "download")
 
 
@@ -111,7 +112,7 @@ def stats(run: RunFolder, json: Json = False) -> None:
         from lotlip_data.manifests.layout import Run
         from lotlip_data.pipeline.stats import dataset_stats, table
 
-        found = dataset_stats(Run.at(run))
+        found = dataset_stats(_existing(Run.at(run)))
         console.result(found)
         for row in table(found):
             console.say(row)
@@ -127,7 +128,7 @@ def verify(run: RunFolder) -> None:
         from lotlip_data.manifests.layout import Run
         from lotlip_data.pipeline.verify import verify as check
 
-        problems = check(Run.at(run))
+        problems = check(_existing(Run.at(run)))
         for problem in problems:
             console.say(str(problem))
         console.say(f"verify: {len(problems)} problems" if problems else "verify: everything is there and intact")
@@ -143,10 +144,10 @@ def run_line(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None
     """
     with _command("run", json, run) as console:
         from lotlip_data.manifests.layout import Run
-        from lotlip_data.manifests.manifest import load
         from lotlip_data.pipeline import line
+        from lotlip_data.pipeline.asked import load_whole
 
-        _finish(console, line.run_all(load(manifest), Run.at(run), console.say), "run")
+        _finish(console, line.run_all(load_whole(manifest), Run.at(run), console.say), "run")
 
 
 @app.command()
@@ -219,7 +220,7 @@ def accuracy(
         from lotlip_data.pipeline.choice import choose
 
         figures = {}
-        for one in choose(captioner):
+        for one in choose(captioner, {"engine": engine}):
             found = measure(one.config, scenes, engine)
             figures[one.config.name] = {"facts_precision": found.precision, "facts_recall": found.recall}
             console.say(

@@ -1,13 +1,19 @@
 """What every command has: its usual arguments, its errors told plainly, its exit code."""
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.console import Console
+
+if TYPE_CHECKING:
+    from lotlip_data.manifests.layout import Run
 
 FAILED, ASKED_WRONGLY, INTERRUPTED = 1, 2, 130
 
@@ -37,10 +43,11 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
         console.error(str(error))
         code = ASKED_WRONGLY
     except OSError as error:  # a storage, a disk or the network
-        console.error(f"{error}. What is committed stays, and the same command goes on from there.")
+        console.error(_told(error))
         code = FAILED
-    except KeyboardInterrupt:
-        console.say("stopped; the same command goes on from here")
+    except KeyboardInterrupt as stop:
+        if not stop.args:  # a training has told itself from which step it goes on
+            console.say("stopped. What is committed stays, and the same command goes on from there.")
         code = INTERRUPTED
     finally:
         if run_url is not None:
@@ -48,6 +55,26 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
                 console.save(Run.at(run_url))
     if code:
         raise typer.Exit(code)
+
+
+def _told(error: OSError) -> str:
+    """One line; where nothing may be written, it names the folder and not the scratch file that was tried."""
+    named = str(error.filename or "")
+    folder = next((str(path) for path in Path(named).parents if path.is_dir()), "")
+    refused = error.errno in (errno.EACCES, errno.EPERM) and not os.path.lexists(named)  # else it could not be read
+    if folder and (error.errno == errno.EROFS or (refused and not os.access(folder, os.W_OK))):
+        return f"{folder}: nothing can be written there ({error.strerror}). Make it writable, or name another folder."
+    return f"{error}. What is committed stays, and the same command goes on from there."
+
+
+def existing(run: "Run") -> "Run":
+    """The run. Raises UserError where there is neither a manifest nor a dataset, which has been copied perhaps."""
+    from lotlip_data.manifests import storage
+    from lotlip_data.manifests.manifest import frozen
+
+    if not storage.exists(run.dataset):
+        frozen(run)
+    return run
 
 
 def finish(console: Console, outcome: Any, what: str) -> None:

@@ -58,14 +58,15 @@ def plan(
     """
     with command("plan", json) as console:
         from lotlip_data.manifests.layout import Run
-        from lotlip_data.manifests.manifest import held_for, load
+        from lotlip_data.manifests.manifest import held_for
         from lotlip_data.pipeline import plan_cost, plan_lists
+        from lotlip_data.pipeline.asked import load_whole
         from lotlip_data.pipeline.choice import choose
         from lotlip_data.pipeline.plan_images import stored_by
         from lotlip_data.pipeline.plan_time import Speed, timed
 
         hardware = Hardware(gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, mfu=mfu, price=price)
-        asked, at = load(manifest), Run.at(run) if run else None
+        asked, at = load_whole(manifest), Run.at(run) if run else None
         if at:
             held_for(asked, at)
         chosen = choose(asked.captioners)

@@ -20,6 +20,8 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.pipeline import trainings
+from lotlip_data.pipeline.trainings import config_of, name_of, settings_of
 
 if TYPE_CHECKING:
     from lotlip_data.training.train import TrainResult
@@ -98,18 +100,20 @@ def train(
 
     fit = partial(_fit, run, resume, on_ray)
     total = Outcome(did_something=False)
-    trainings = list(entries or manifest.train)
-    finished = [entry for entry in trainings if storage.exists(storage.join(run.train(_name_of(entry)), "done.json"))]
-    left = [entry for entry in trainings if entry not in finished]
-    several = on_ray or any("ray" in entry for entry in trainings) or os.environ.get("WORLD_SIZE", "1") != "1"
+    if not entries:
+        trainings.check(manifest.train, run.manifest)
+    asked = list(entries or manifest.train)
+    finished = [entry for entry in asked if storage.exists(storage.join(run.train(name_of(entry)), "done.json"))]
+    left = [entry for entry in asked if entry not in finished]
+    several = on_ray or any("ray" in entry for entry in asked) or os.environ.get("WORLD_SIZE", "1") != "1"
     many = torch.cuda.is_available() or several
-    here = finished if len(left) > 1 and not many else trainings
-    results: Any = ((entry, fit(entry, _under(_name_of(entry), say))) for entry in here)
+    here = finished if len(left) > 1 and not many else asked
+    results: Any = ((entry, fit(entry, _under(name_of(entry), say))) for entry in here)
     if here is finished:  # without a GPU, a training is one core's work, so they go side by side
         say(f"{len(left)} trainings, a CPU each; their steps are in {run.train('NAME')}/metrics.jsonl")
         results = chain(results, run_tasks(fit, left))
     for entry, result in results:
-        name = _name_of(entry)
+        name = name_of(entry)
         if isinstance(result, Exception):
             total.failed.append(f"{name}: {brief(result)}")
             say(total.failed[-1])
@@ -128,12 +132,10 @@ def _fit(
     entry: Mapping[str, Any],
     say: Say = lambda line: None,
 ) -> "TrainResult":
-    from lotlip_data.training.config import make_config
     from lotlip_data.training.train import require_new
     from lotlip_data.training.train import train as fit
 
-    settings = _settings_of(entry)
-    config, out = make_config(**settings), run.train(_name_of(entry))
+    config, out = config_of(entry), run.train(name_of(entry))
     workers = on_ray or entry.get("ray")
     if workers is None:
         return fit(config, run.url, out, resume=resume, say=say)
@@ -141,7 +143,7 @@ def _fit(
 
     if not resume:
         require_new(out)
-    return train_on_ray(settings, run, out, Workers.of(workers))
+    return train_on_ray(settings_of(entry), run, out, Workers.of(workers))
 
 
 def features(
@@ -149,9 +151,9 @@ def features(
 ) -> Outcome:
     """Compute the features of the dataset's images by an image tower, or by those of the manifest's trainings."""
     from lotlip_data.pipeline.features import compute_features
-    from lotlip_data.training.config import PAPER_TOWER, make_config
+    from lotlip_data.training.config import PAPER_TOWER
 
-    configs = [make_config(**_settings_of(entry)) for entry in manifest.train]
+    configs = [config_of(entry) for entry in manifest.train]
     of_manifest = {(one.image_tower, one.image_size) for one in configs if one.images == "features"}
     total = Outcome(did_something=False)
     for name, size in [(tower, image_size)] if tower else sorted(of_manifest, key=str) or [(PAPER_TOWER, image_size)]:
@@ -168,7 +170,7 @@ def evaluate(manifest: Manifest, run: Run, say: Say) -> Outcome:
     if not manifest.evaluate:
         say("the manifest's `evaluate` names no task")
         return total
-    for name in map(_name_of, manifest.train):
+    for name in map(name_of, manifest.train):
         out = run.evaluation(name)
         if not storage.exists(storage.join(run.train(name), "done.json")):
             total.failed.append(f"{name}: not trained yet; run `lotlip-data train {run.url}`")
@@ -191,14 +193,6 @@ def evaluate_model(model: str, out: str, say: Say, device: str | None = None) ->
         classification_sets=tasks.classification_sets(),
         say=say,
     )
-
-
-def _name_of(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("name", entry.get("method", "lotlip")))
-
-
-def _settings_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in ("name", "ray")}
 
 
 def _under(name: str, say: Say) -> Say:

@@ -106,8 +106,9 @@ def claim(run: Run, captioner: CaptionerConfig) -> None:
     """
     path = run.captioner_settings(captioner.name)
     settings = captioner.to_dict()
-    if storage.create(path, json.dumps({"id": captioner.id, **settings}, indent=1).encode()):
-        return
+    content = json.dumps({"id": captioner.id, **settings}, indent=1).encode()
+    if not storage.exists(path) and storage.create(path, content):
+        return  # looked at first: with nothing to do, nothing has to be writable
     held = ledger.captioner_settings(run, captioner.name)
     if held["id"] != captioner.id:
         changed = sorted(name for name, value in settings.items() if held.get(name) != value)

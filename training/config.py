@@ -205,9 +205,9 @@ _LEAST = {
 
 def make_config(method: str = "lotlip", preset: str | None = None, **settings: Any) -> TrainConfig:
     """The configuration of a method, at a preset if named; `settings` go before both. Raises ConfigError."""
-    if method not in METHODS:
+    if method not in tuple(METHODS):  # a value of YAML may be a list, which no dictionary takes
         raise ConfigError(f"method: no {method!r}; one of {', '.join(METHODS)}")
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and preset not in tuple(PRESETS):
         raise ConfigError(f"preset: no {preset!r}; one of {', '.join(PRESETS)}")
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     for name in settings:

@@ -23,6 +23,11 @@ class TrainingDiverged(UserError):
     """The loss is no number any more, or has exploded; the message says at which step, and what to try."""
 
 
+def metrics_of(folder: str) -> str:
+    """Where the training in `folder` writes its steps."""
+    return storage.join(folder, "metrics.jsonl")
+
+
 class Metrics:
     """metrics.jsonl, one line a step, and the same in tensorboard/. Resuming drops the steps that will be done again.
 
@@ -34,7 +39,7 @@ class Metrics:
     """Of the time that may go into flushing: the files grow, and storage may be slow."""
 
     def __init__(self, folder: str, steps_done: int) -> None:
-        self._url = storage.join(folder, "metrics.jsonl")
+        self._url = metrics_of(folder)
         self._board = storage.join(folder, "tensorboard")
         self._scratch = tempfile.TemporaryDirectory()
         # Not the SummaryWriter: its queue may still hold what was added when `flush` returns.

@@ -3,6 +3,7 @@
 A locked image tower's features are computed once for each image, and a step then runs the text tower alone.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -26,10 +27,11 @@ from lotlip_data.training.distributed import ALONE, World, first_decides
 from lotlip_data.training.features import FeatureCache
 from lotlip_data.training.images import transform_of
 from lotlip_data.training.loader import Batch, ahead
-from lotlip_data.training.monitor import Health, Metrics, TrainingDiverged, memory_gib
+from lotlip_data.training.monitor import Health, Metrics, TrainingDiverged, memory_gib, metrics_of
 from lotlip_data.training.objective import Objective
 from lotlip_data.training.pixels import PixelReader
 from lotlip_data.training.resume import Checkpoints
+from lotlip_data.training.stop import Stop
 from lotlip_data.training.text import TextTokenizer, load_tokenizer
 from lotlip_data.training.tower_files import load_image_tower, load_text_encoder
 from lotlip_data.training.towers import TextSettings, TextTower, TwoTowers
@@ -53,7 +55,9 @@ def train(config: TrainConfig, run: str, out: str, *, resume: bool = True, say: 
 
     A training that was interrupted goes on from its last checkpoint, and ends bit for bit as if it had not been (on
     CPUs, with as many processes and threads); one that is finished is left alone. With `resume` off, `out` must be
-    new. Under torchrun or Ray Train every process calls this, with the same arguments.
+    new. Under torchrun or Ray Train every process calls this, with the same arguments. Ctrl-C or SIGTERM ends the step
+    under way, leaves a checkpoint of it, and then does what it does elsewhere; not where this is called outside the
+    main thread, as Ray Train does.
 
     Raises UserError where the dataset, a tower or a setting is not usable, or `out` holds a training of other settings.
     """
@@ -66,8 +70,15 @@ def train(config: TrainConfig, run: str, out: str, *, resume: bool = True, say: 
             return finished
         trainer = Trainer(config, dataset, out, say, of)
         first_decides(lambda: _claim(out, config, dataset), of)  # not before the settings have proved usable
-        result = trainer.run()
-        first_decides(lambda: _finish(config, out, result), of)
+        try:
+            result = trainer.run()
+            first_decides(lambda: _finish(config, out, result), of)
+        except Exception as error:
+            if trainer.stop.asked is not None:
+                say(f"{type(error).__name__}: {error}")  # what ends this is the signal
+            raise
+        finally:
+            trainer.stop.heed()  # what came in the last step, or before an error
         return result
 
 
@@ -91,7 +102,10 @@ def result_of(out: str) -> TrainResult:
 def require_new(out: str) -> None:
     """Raises UserError where there is anything in `out`."""
     if storage.list_names(out):
-        raise UserError(f"{out}: there is a training already; resume it, or choose another name")
+        raise UserError(
+            f"{out}: there is a training already. Give this one another name, or remove that folder to train anew; "
+            "to go on with it, use its settings and no --no-resume."
+        )
 
 
 def _finish(config: TrainConfig, out: str, result: TrainResult) -> None:
@@ -127,6 +141,8 @@ class Trainer:
         self.optimiser = _optimiser(config, self.towers)
         self.checkpoints = Checkpoints(out, config.keep_checkpoints)
         terms = 1 + self.long_texts * (1 + (config.corner_tokens if config.corner_loss else 0))
+        self.stop = Stop()
+        self._all_stop = False
         self.health = Health(config.batch, terms if config.reduction == "sum" else 1)
         self.read_in_lanes(of.size)
 
@@ -164,7 +180,7 @@ class Trainer:
             )
 
     def run(self) -> TrainResult:
-        """Every step that is left, then the model's folder."""
+        """Every step that is left, then the model's folder. Raises KeyboardInterrupt, or ends, where told to stop."""
         began = time.monotonic()
         first = self._resume()
         if isinstance(self.images, FeatureCache):
@@ -175,13 +191,14 @@ class Trainer:
         resumed = time.monotonic()
         values: dict[str, float] = {}
         started = time.monotonic()
-        try:
+        closing = contextlib.closing
+        with self.stop, closing(metrics) if metrics else contextlib.nullcontext(), closing(bar):
             for step, batch in enumerate(ahead(self.batch, first, self.steps), first):
                 values = self.step(step, batch)
                 seconds, started = time.monotonic() - started, time.monotonic()
                 values["samples_per_second"] = self.config.batch / seconds
                 values["tokens_per_second"] = values["tokens"] / seconds
-                due = (step + 1) % self.config.checkpoint_every == 0 and step + 1 < self.steps and self.health.is_sound
+                due = self._is_due(step + 1)
                 if metrics:
                     metrics.add(step + 1, **values)
                     if due or metrics.is_due():
@@ -191,14 +208,29 @@ class Trainer:
                 bar.update()
                 bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
                 self._report(step, values, (time.monotonic() - resumed) / (step + 1 - first))
-        finally:
-            bar.close()
-            if metrics:
-                metrics.close()
+                if self._all_stop:
+                    first_decides(lambda: None, self.of)  # nobody ends before the first one's checkpoint is written
+                    break
+        if step + 1 < self.steps:
+            self._end_early()
         model = storage.join(self.out, "model")
         if self.of.is_first:
             self.model.save(model)
         return TrainResult(model, self.steps, values["loss"], time.monotonic() - began)
+
+    def _is_due(self, done: int) -> bool:
+        """Whether a checkpoint is to be kept of so many steps: the last one's is the model itself."""
+        wanted = self._all_stop or done % self.config.checkpoint_every == 0
+        return wanted and done < self.steps and self.health.is_sound
+
+    def _end_early(self) -> None:
+        """As the signal would have ended it that this process, or another one, was sent."""
+        kept = self.checkpoints.steps()
+        told = f"stopped; the same command goes on after step {kept[-1] if kept else 0} of {self.steps}"
+        self.say(told)
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: the same, with what has been told
+            self.stop.heed()
+        raise KeyboardInterrupt(told)
 
     def batch(self, step: int) -> Batch:
         """This process's part of global batch number `step`."""
@@ -219,12 +251,14 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         loss, embedded = self.objective(batch)
         loss.total.backward()
+        stop = float(self.stop.asked is not None)
         told = torch.tensor(
-            [loss.total.item(), loss.short.item(), loss.long.item(), embedded.real, embedded.computed],
+            [loss.total.item(), loss.short.item(), loss.long.item(), embedded.real, embedded.computed, stop],
             device=self.towers.log_scale.device,
             dtype=torch.float64,
         )
-        total, short, long, real, computed = distributed.sum_over(told, self.of).tolist()
+        total, short, long, real, computed, stops = distributed.sum_over(told, self.of).tolist()
+        self._all_stop = stops > 0  # in the same step, whichever process was told
         norm = self._update(step, total)
         return {
             "loss": total,
@@ -265,6 +299,8 @@ class Trainer:
         found = self.checkpoints.load_last(self.say) if self.of.is_first else None
         step = first_decides(lambda: found[0] if found else 0, self.of)
         if not step:
+            if self.of.is_first and storage.exists(metrics_of(self.out)):
+                self.say("stopped before its first checkpoint: starting again at step 1")
             return 0
         state = found[1] if found else self.checkpoints.load(step)
         self.towers.load_state_dict(state["weights"], strict=not self.config.lock_image)
@@ -335,8 +371,8 @@ def _claim(out: str, config: TrainConfig, dataset: data.Dataset) -> None:
     """Settle, once, what is trained in `out`. Raises ConfigError where that was something else."""
     url = _config(out)
     ours = {**config.to_dict(), "dataset": [shard.sha256 for shard in dataset.shards]}
-    if storage.create(url, json.dumps(ours, indent=1).encode()):
-        return
+    if not storage.exists(url) and storage.create(url, json.dumps(ours, indent=1).encode()):
+        return  # looked at first: a finished training may lie where nothing can be written
     held = json.loads(storage.read_bytes(url))
     if different := [name for name in {**held, **ours} if name not in FREE and held.get(name) != ours.get(name)]:
         said = "; ".join(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.choice import choose, gpus_of_an_actor
 
 
@@ -22,3 +23,11 @@ def test_an_actor_reserves_the_gpus_that_a_copy_of_its_model_is_spread_over(
     """One GPU for an engine on two would leave the second one to another actor."""
     (one,) = choose([entry])
     assert gpus_of_an_actor(one.config, one.pool, there) == gpus
+
+
+def test_an_engine_is_one_of_those_of_the_captioners_kind() -> None:
+    served = {"name": "e", "kind": "openai", "model": "m"}
+    for entry, engine in ((served, "endpoint"), (served, "auto"), ("llava", "transformers")):
+        assert choose([entry], {"engine": engine})[0].pool.engine == engine
+    with pytest.raises(UserError, match="captioner 'e': engine: no 'vllm'; one of auto, endpoint"):
+        choose([served], {"engine": "vllm"})

@@ -1,5 +1,6 @@
 """Recaptioning with the real command, real Ray actors and a real (tiny) captioner."""
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.choice import choose
 from lotlip_data.pipeline.ledger import captioned_shards
-from lotlip_data.pipeline.recaption import RecaptionError, recaption
+from lotlip_data.pipeline.recaption import RecaptionError, claim, recaption
 from tests.pipeline import fake_run
 
 CAPTIONER = "tiny-instructblip"
@@ -99,6 +100,20 @@ def test_captions_of_different_settings_never_mix(tmp_path: Path, ray_cluster: N
     recaption(run, choose([CAPTIONER]))
     with pytest.raises(RecaptionError, match=r"changed: max_new_tokens.*Give the captioner another name"):
         recaption(run, choose([{"preset": CAPTIONER, "max_new_tokens": 9}]))
+
+
+def test_a_captioners_folder_that_is_settled_need_not_be_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fake_run.make(tmp_path, shards=1, images=1, writers=()).run
+    (one,) = choose([CAPTIONER])
+    claim(run, one.config)
+
+    def refuses(url: str, data: bytes) -> bool:
+        raise OSError(errno.EROFS, "Read-only file system", url)
+
+    monkeypatch.setattr(storage, "create", refuses)
+    claim(run, one.config)
 
 
 def test_without_images_it_says_what_to_run_first(tmp_path: Path) -> None:

@@ -7,14 +7,17 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.checkpoint import CheckpointError, LoTLIP
 from lotlip_data.training.config import ConfigError, make_config
+from lotlip_data.training.stop import Stop
 from lotlip_data.training.train import TrainingDiverged, train
 from tests.training.world_run import TOLD_TRAINING, write_run, write_towers
 
@@ -31,15 +34,26 @@ def world(tmp_path_factory):
 
 def _start(run, out, settings, script=TOLD_TRAINING):
     arguments = [sys.executable, "-c", script, run, str(out), json.dumps(settings)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background ignore it
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, preexec_fn=heeds)
 
 
 def _steps_done(lines):
     return [int(found[1]) for line in lines if (found := re.match(r"done (\d+)", line))]
 
 
-def _metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def _curve(out):
+    timed = {"samples_per_second", "tokens_per_second", "memory_gib"}
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
+
+
+def _weights(out):
+    return load_file(out / "model" / "model.safetensors")
+
+
+def _are_equal(whole, resumed):
+    return whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.parametrize("method", ["lit", "lotlip", "lotlip_scratch"])
@@ -62,18 +76,127 @@ def test_a_training_killed_and_resumed_ends_bit_for_bit_like_an_undisturbed_one(
     assert "going on after step 12 of 31" in lines
     assert after == list(range(12, STEPS)) and len(set(before) & set(after)) < STEPS
 
-    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    timed = {"samples_per_second", "tokens_per_second", "memory_gib"}
-    curves = [[{k: v for k, v in line.items() if k not in timed} for line in _metrics(tmp_path / n)] for n in "ab"]
-    assert curves[0] == curves[1] and len(curves[0]) == STEPS
+    assert _are_equal(_weights(tmp_path / "a"), _weights(tmp_path / "b"))
+    assert _curve(tmp_path / "a") == _curve(tmp_path / "b") and len(_curve(tmp_path / "a")) == STEPS
 
 
-def test_a_finished_training_is_left_alone_and_says_so(world, tmp_path):
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory):
+    """The folder of a training of the world's settings that nobody stopped, by itself and in one thread."""
+    run, settings = world
+    out = tmp_path_factory.mktemp("undisturbed") / "t"
+    assert _start(run, out, settings).communicate()[0].count("done") == STEPS
+    return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_told_to_stop_loses_no_step_and_ends_like_an_undisturbed_one(world, undisturbed, tmp_path, number):
+    """Also before the first checkpoint is due; and it ends as a process that the signal killed."""
+    run, settings = world
+    settings = {**settings, "checkpoint_every": 500}
+    told = _start(run, tmp_path / "t", settings)
+    before = []
+    for line in told.stdout:
+        before += _steps_done([line])
+        if line == "done 6\n":
+            told.send_signal(number)
+    assert told.wait() == -number and 7 <= len(before) < STEPS
+    lines = _start(run, tmp_path / "t", settings).communicate()[0].splitlines()
+    assert f"going on after step {len(before)} of {STEPS}" in lines
+    assert before + _steps_done(lines) == list(range(STEPS))
+    assert _are_equal(_weights(undisturbed), _weights(tmp_path / "t"))
+    assert _curve(undisturbed) == _curve(tmp_path / "t")
+
+
+@pytest.fixture
+def signal_at(monkeypatch):
+    """Sends this process a signal, so many times, within the forward pass of one step."""
+    from lotlip_data.training.objective import Objective
+
+    loss = Objective.__call__
+
+    def at(step, number=signal.SIGINT, times=1):
+        steps = iter(range(10_000))
+
+        def told(self, batch):
+            found = loss(self, batch)
+            for _ in range(times if next(steps) == step else 0):
+                signal.raise_signal(number)
+            return found
+
+        monkeypatch.setattr(Objective, "__call__", told)
+
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+    yield at
+    signal.signal(signal.SIGINT, held)
+
+
+def test_a_signal_within_a_step_waits_for_its_end_and_says_from_where_it_goes_on(world, tmp_path, signal_at):
+    run, settings = world
+    signal_at(5)
+    said, handlers = [], [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on after step 6 of 31"):
+        train(make_config(**settings), run, str(tmp_path), say=said.append)
+    assert said[-1] == "stopped; the same command goes on after step 6 of 31"
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000004.ckpt", "step-00000006.ckpt"]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize(("echo", "kept"), [(0.0, 4), (3600.0, 6)])
+def test_a_second_ctrl_c_does_not_wait_but_its_echo_does(world, tmp_path, signal_at, monkeypatch, echo, kept):
+    run, settings = world
+    monkeypatch.setattr(Stop, "ECHO_SECONDS", echo)
+    signal_at(5, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(**settings), run, str(tmp_path), say=lambda line: None)
+    assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == f"step-{kept:08d}.ckpt"
+
+
+def test_a_signal_in_the_last_step_ends_a_training_that_is_finished(world, tmp_path, signal_at):
+    run, settings = world
+    config = make_config(**{**settings, "epochs": 1, "warm_up": 0})
+    signal_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, run, str(tmp_path), say=lambda line: None)
+    assert not train(config, run, str(tmp_path), say=lambda line: None).did_something
+
+
+def test_a_signal_before_an_error_still_ends_the_process_and_the_error_is_told(world, tmp_path, signal_at, monkeypatch):
+    """The study's processes go on with another task after an error, while their parent waits for their end."""
+    run, settings = world
+    from lotlip_data.training.resume import Checkpoints
+
+    def full(self, step, state):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    said = []
+    ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        signal_at(1, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train(make_config(**settings), run, str(tmp_path), say=said.append)
+    finally:
+        signal.signal(signal.SIGTERM, ended)
+    assert "OSError: no space left" in said
+
+
+def test_a_training_killed_before_its_first_checkpoint_says_that_it_starts_again(world, tmp_path):
+    run, settings = world
+    (tmp_path / "metrics.jsonl").write_text("")
+    said = []
+    train(make_config(**{**settings, "epochs": 1, "warm_up": 0}), run, str(tmp_path), say=said.append)
+    assert "stopped before its first checkpoint: starting again at step 1" in said
+
+
+def test_a_finished_training_is_left_alone_and_says_so(world, tmp_path, monkeypatch):
+    """Nothing is written: its folder may be on a disk that can only be read."""
     run, settings = world
     config = make_config(**{**settings, "epochs": 1, "warm_up": 0})
     first = train(config, run, str(tmp_path / "t"), say=lambda line: None)
+    for name in ("create", "replace"):
+        monkeypatch.setattr(storage, name, None)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*")}
     said = []
     second = train(config, run, str(tmp_path / "t"), say=said.append)
@@ -82,7 +205,7 @@ def test_a_finished_training_is_left_alone_and_says_so(world, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*")}
     with pytest.raises(ConfigError, match=r"lr 0\.001 there, 0\.002 now"):
         train(make_config(**{**settings, "epochs": 1, "warm_up": 0, "lr": 2e-3}), run, str(tmp_path / "t"))
-    with pytest.raises(UserError, match="choose another name"):
+    with pytest.raises(UserError, match="another name, or remove that folder"):
         train(config, run, str(tmp_path / "t"), resume=False)
 
 
