@@ -41,8 +41,7 @@ def _host_alone(given: str) -> str:
     """A host as a URL's host is compared with it. Raises ValueError with what to write in place of anything else."""
     bare = given.strip().strip("[]")
     try:
-        ipaddress.ip_address(bare)  # an IPv6 address has colons of its own
-        host: str | None = bare
+        host: str | None = str(ipaddress.ip_address(bare))  # an IPv6 address has colons of its own
     except ValueError:
         host = _host_within(given.strip())
     if host is None:
@@ -54,10 +53,10 @@ def _host_alone(given: str) -> str:
 
 def _host_within(text: str) -> str | None:
     """The host of a URL, or of one that lacks its scheme, in ASCII as it is asked for; None where there is no one."""
-    if re.fullmatch(r"[\d.]+/\d+", text):
+    if re.fullmatch(r"[\da-fA-F.:]+/\d+", text):
         return None  # a network
     try:
-        host = (urlsplit(text if "://" in text else f"//{text}").hostname or "").encode("idna").decode()
+        host = (urlsplit(text if "://" in text else f"//{text}").hostname or "").rstrip(".").encode("idna").decode()
     except ValueError:
         return None
     return host if re.fullmatch(r"[\w.:%-]+", host) else None

@@ -35,11 +35,13 @@ def finish(run: Run, captioner: str, shard: int, started: int | None = None, spe
     with storage.open_read(run.caption_shard(captioner, shard)) as stream:
         table = pq.read_table(stream)
     rejected = table.filter(pc.is_valid(table["error"]))
+    listed = run.quarantine("captions", captioner, f"{shard_name(shard)}.parquet")
     if rejected.num_rows:
         listing = pa.BufferOutputStream()
         pq.write_table(rejected, listing, compression="zstd")
-        name = f"{shard_name(shard)}.parquet"
-        storage.replace(run.quarantine("captions", captioner, name), listing.getvalue().to_pybytes())
+        storage.replace(listed, listing.getvalue().to_pybytes())
+    else:
+        storage.remove(listed)  # of captions that were removed since
     times = (0, 0) if started is None else (started, round(time.time()))
     tokens = pc.sum(table["tokens"]).as_py() or 0
     counted = ledger.Tally(table.num_rows, rejected.num_rows, tokens, *times, *spent.milliseconds)
@@ -53,8 +55,7 @@ def complete(run: Run, captioner: str, done: tuple[int, ...]) -> None:
 
     Of shards whose captions have been removed it is undone, so that they are counted once when they come again.
     """
-    for shard in ledger.forget_removed(run, captioner):
-        storage.remove(run.quarantine("captions", captioner, f"{shard_name(shard)}.parquet"))
+    ledger.forget_removed(run, captioner)
     recorded = ledger.recorded(run.caption_ledger(captioner))
     for shard in done:
         if shard not in recorded:

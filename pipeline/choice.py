@@ -87,8 +87,10 @@ def choose(entries: Iterable[str | Mapping[str, Any]], pool: Mapping[str, Any] |
 
 def _one(entry: str | Mapping[str, Any], pool: Mapping[str, Any]) -> Chosen:
     settings: dict[str, Any] = {"preset": entry} if isinstance(entry, str) else dict(entry)
-    pool = {**dict(settings.pop("pool", {})), **pool}
     try:
+        if not isinstance(own := settings.pop("pool", None) or {}, Mapping):
+            raise ValueError(f"pool: {own!r} is no mapping of settings, such as {{max_actors: 8}}")
+        pool = {**own, **pool}
         if preset := settings.pop("preset", None):
             settings = get_default(preset).to_dict() | settings
         if unknown := sorted(set(pool) - {item.name for item in fields(PoolSettings)}):

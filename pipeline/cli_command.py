@@ -60,9 +60,10 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
 def _told(error: OSError) -> str:
     """One line; where nothing may be written, it names the folder and not the scratch file that was tried."""
     named = str(error.filename or "")
-    folder = next((str(path) for path in Path(named).parents if path.is_dir()), "")
-    refused = error.errno in (errno.EACCES, errno.EPERM) and not os.path.lexists(named)  # else it could not be read
-    if folder and (error.errno == errno.EROFS or (refused and not os.access(folder, os.W_OK))):
+    # Path.is_dir raises where one may not look.
+    folder = next((str(path) for path in Path(named).parents if os.path.isdir(path)), "")  # noqa: PTH112
+    no_room = os.access(folder, os.X_OK) and not os.access(folder, os.W_OK) and not os.path.lexists(named)
+    if folder and (error.errno == errno.EROFS or (error.errno in (errno.EACCES, errno.EPERM) and no_room)):
         return f"{folder}: nothing can be written there ({error.strerror}). Make it writable, or name another folder."
     return f"{error}. What is committed stays, and the same command goes on from there."
 

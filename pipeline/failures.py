@@ -81,7 +81,7 @@ def as_lines(figures: Mapping[str, Any]) -> list[str]:
 
 def _hint(reason: str) -> str:
     if reason == reasons.NOT_ALLOWED:
-        return " (a private host: name it in `download.allow_hosts`, then --retry-failed)"
+        return " (private; where the host is yours, name it in `download.allow_hosts`, then --retry-failed)"
     return " (may pass: --retry-failed)" if reasons.can_pass(reason) else ""
 
 

@@ -33,15 +33,15 @@ def fetch_again(run: Run, shard: int) -> str:
 def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
     """The images of one shard in the order of its tar.
 
-    Raises ShardUnreadable where the tar or one of its members is missing or damaged, and as
-    `ledger.read_image_stats` does for the marker.
+    Raises ShardUnreadable where the tar or one of its members is missing or damaged, as `ledger.read_image_stats` does
+    for the marker, and what the storage raises.
     """
     marker = ledger.read_image_stats(run, shard)
     tar_url = storage.join(run.images, marker["tar"])
     try:
         with storage.open_read(tar_url) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             yield from _pairs(tar, tar_url)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, FileNotFoundError) as error:
         raise ShardUnreadable(f"{tar_url}: cannot be read ({error}). {fetch_again(run, shard)}") from error
 
 

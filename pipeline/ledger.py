@@ -134,14 +134,13 @@ def recorded(ledger: str) -> dict[int, Tally]:
     return found
 
 
-def forget_removed(run: Run, captioner: str) -> set[int]:
-    """Take the shards whose captions have been removed out of the captioner's ledger; which they are."""
+def forget_removed(run: Run, captioner: str) -> None:
+    """Take the shards whose captions have been removed out of the captioner's ledger."""
     lines = [(name.partition("-")[0], name) for name in storage.list_names(run.caption_ledger(captioner))]
     there = set(captioned_shards(run, captioner))  # listed last: captions are there before their line is
-    lost = {name: int(shard) for shard, name in lines if shard.isdigit() and int(shard) not in there}
-    for name in lost:
-        storage.remove(storage.join(run.caption_ledger(captioner), name))
-    return set(lost.values())
+    for shard, name in lines:
+        if shard.isdigit() and int(shard) not in there:
+            storage.remove(storage.join(run.caption_ledger(captioner), name))
 
 
 def note_try(run: Run, shard: int, token: str) -> None:
@@ -168,13 +167,13 @@ def parts_under_way(run: Run, captioner: str) -> dict[int, list[Tally]]:
 def captioned(run: Run, captioner: str) -> list[Tally]:
     """The tallies of all that is captioned: of committed shards, and of the parts of those under way.
 
-    The line of a shard whose captions have been removed does not count.
+    Shards of which the images, or the captions of the line, have been removed do not count.
     """
-    lines = recorded(run.caption_ledger(captioner))
-    there = set(captioned_shards(run, captioner))
+    lines, fetched = recorded(run.caption_ledger(captioner)), set(fetched_shards(run))
+    there = fetched.intersection(captioned_shards(run, captioner))
     committed = {shard: tally for shard, tally in lines.items() if shard in there}
-    parts = parts_under_way(run, captioner)
-    return [*committed.values(), *(part for shard, few in parts.items() if shard not in committed for part in few)]
+    parts = {shard: few for shard, few in parts_under_way(run, captioner).items() if shard in fetched - set(committed)}
+    return [*committed.values(), *(part for few in parts.values() for part in few)]
 
 
 @dataclass(frozen=True)

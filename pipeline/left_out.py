@@ -121,10 +121,10 @@ def _fetched(run: Run, shard: int) -> list[dict[str, Any]]:
     if not marker["successes"]:
         return []
     url = storage.join(run.images, marker["parquet"])
+    content = pa.BufferReader(storage.read_bytes(url))
     try:
-        with storage.open_read(url) as stream:
-            rows = pq.read_table(stream, columns=_COLUMNS).to_pylist()
-    except (OSError, ValueError) as error:
+        rows = pq.read_table(content, columns=_COLUMNS).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own, of bytes that it cannot read
         raise DamagedShard(f"{url}: cannot be read ({error}). {fetch_again(run, shard)}") from error
     return [row for row in rows if row["status"] == SUCCESS]
 

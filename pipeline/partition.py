@@ -111,8 +111,8 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
     if (plan := load_plan(run)) is not None:
         for name in _changed(manifest, plan):
             report(
-                f"{name}: its lists have changed since they were cut into shards. A run's lists are fixed: "
-                "use another run folder for the new ones"
+                f"{name}: its files are not those that were cut into shards, by name, size or time. A run's lists are "
+                "fixed: if their rows are others, use another run folder for them"
             )
         return plan
     stamps = {source.name: stamp for source in manifest.sources if (stamp := list_files.stamp_of(source))}

@@ -43,13 +43,15 @@ def read_parts(folder: str) -> tuple[list[Row], float, Spent]:
             spent += Spent(counted.spent / 1000, counted.gpu / 1000)
         part = storage.join(folder, name)
         try:
-            with storage.open_read(part) as stream:
-                for row in pq.read_table(stream).to_pylist():
-                    rows.setdefault(row["uid"], row)
+            content = storage.read_bytes(part)
         except FileNotFoundError:
             continue  # another driver has committed the shard
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{part}: cannot be read ({error}). Remove it; its images are captioned again.") from error
+        try:
+            for row in pq.read_table(pa.BufferReader(content)).to_pylist():
+                rows.setdefault(row["uid"], row)
+        except (OSError, ValueError) as error:  # pyarrow's own, of bytes that it cannot read
+            why = " ".join(str(error).split())
+            raise UserError(f"{part}: cannot be read ({why}). Remove it; its images are captioned again.") from error
     return list(rows.values()), begun, spent
 
 

@@ -211,16 +211,16 @@ def _images(run: Run, number: int, fetched: Mapping[str, Any], scratch: Path, op
 
 
 def read_captions(run: Run, name: str, number: int) -> Captions:
-    """The captions of one shard. Raises DamagedShard where the Parquet cannot be read."""
+    """The captions of one shard. Raises DamagedShard where they are no Parquet, and what the storage raises."""
     url = run.caption_shard(name, number)
 
     def remedy() -> str:
         return f"Remove {url}, and run {_caption_again(run, name)} again."
 
+    content = pa.BufferReader(storage.read_bytes(url))
     try:
-        with storage.open_read(url) as stream:
-            table = pq.read_table(stream, columns=["uid", "sha256", "text", "flags"])
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        table = pq.read_table(content, columns=["uid", "sha256", "text", "flags"])
+    except (OSError, ValueError) as error:  # pyarrow's own, of bytes that it cannot read
         raise DamagedShard(f"{url}: cannot be read ({error}). {remedy()}") from error
     return Captions(table, url, remedy)
 

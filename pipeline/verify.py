@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import schema, storage
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.manifest import frozen
 from lotlip_data.pipeline import dataset
@@ -118,7 +119,10 @@ def _waiting(run: Run, others: Sequence[ShardRecord]) -> list[ShardRecord]:
     written = storage.last_change(run.shards, {dataset.DATASET_JSON})
     if built is not None and written is not None and built < written:
         return []
-    recipe = recipe_of(run, frozen(run)).id
+    try:
+        recipe = recipe_of(run, frozen(run)).id
+    except UserError:  # a dataset without the run that made it: nothing is to be built
+        return []
     return [record for record in others if record.recipe == recipe]
 
 

@@ -83,6 +83,7 @@ def test_errors_name_the_file_the_field_and_the_fix(tmp_path: pathlib.Path, text
         *(("127.0.0.1:18765", "127.0.0.1"), ("http://a.intra/x", "a.intra"), ("a.intra/x", "a.intra")),
         *((" a.intra", "a.intra"), ("[::1]", "::1"), ("[::1]:80", "::1"), ("bücher.intra", "xn--bcher-kva.intra")),
         *(("a intra", None), ("", None), ("http://", None), ("*.intra", None), ("10.0.0.0/8", None)),
+        *(("fd00::/8", None), ("a.intra.", "a.intra"), ("0:0:0:0:0:0:0:1", "::1")),
     ],
 )
 def test_an_allowed_host_that_could_match_none_is_refused_with_what_to_write(given: str, host: str | None) -> None:

@@ -4,6 +4,7 @@ import io
 import re
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -131,13 +132,16 @@ def test_units_at_hand_at_once_share_the_actors_time(run: Run) -> None:
     assert all(0 < one < took for one in spent.values()) and sum(spent.values()) <= took
 
 
-def test_a_damaged_part_is_named_with_what_to_do_and_removed_costs_its_own_images_alone(run: Run) -> None:
+@pytest.mark.parametrize("damaged", [lambda data: data[:-20], lambda data: b"PAR1" + bytes(200) + data[204:]])
+def test_a_damaged_part_is_named_with_what_to_do_and_removed_costs_its_own_images_alone(
+    run: Run, damaged: Callable[[bytes], bytes]
+) -> None:
     fetched(run, 0, list(range(60)))
     with pytest.raises(EngineDead):
         caption(run, Seer(die_at=50), 0, part_size=10)
     folder = Path(run.caption_parts("seer", 0))
     part = sorted(folder.glob("*.parquet"))[0]
-    part.write_bytes(part.read_bytes()[:-20])
+    part.write_bytes(damaged(part.read_bytes()))
     with pytest.raises(UserError, match=rf"{re.escape(part.name)}: cannot be read .*Remove it"):
         caption(run, Seer(), 0, part_size=10)
     part.unlink()

@@ -1,5 +1,7 @@
 """What a captioner's pool asks for."""
 
+from typing import Any
+
 import pytest
 
 from lotlip_data.manifests.errors import UserError
@@ -23,6 +25,16 @@ def test_an_actor_reserves_the_gpus_that_a_copy_of_its_model_is_spread_over(
     """One GPU for an engine on two would leave the second one to another actor."""
     (one,) = choose([entry])
     assert gpus_of_an_actor(one.config, one.pool, there) == gpus
+
+
+@pytest.mark.parametrize("pool", [5, "x", ["engine"]])
+def test_a_pool_that_holds_no_settings_is_told(pool: Any) -> None:
+    with pytest.raises(UserError, match=r"pool: .* is no mapping of settings"):
+        choose([{"preset": "tiny-llava", "pool": pool}])
+
+
+def test_an_empty_pool_is_the_usual_one() -> None:
+    assert choose([{"preset": "tiny-llava", "pool": None}]) == choose(["tiny-llava"])
 
 
 def test_an_engine_is_one_of_those_of_the_captioners_kind() -> None:

@@ -200,7 +200,7 @@ def told(error: OSError) -> str:
 def test_a_folder_that_cannot_be_written_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, name: str
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
     reason = os.strerror(code)
     expected = (
         f"error: {tmp_path}: nothing can be written there ({reason}). Make it writable, or name another folder.\n"
@@ -211,9 +211,11 @@ def test_a_folder_that_cannot_be_written_is_named(
 def test_a_file_that_cannot_be_read_is_not_taken_for_a_folder_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     (tmp_path / "secret").touch()
     assert "Permission denied: '" in told(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "secret")))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # of what is in a folder that one may not enter
+    assert "Permission denied: '" in told(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "hidden")))
 
 
 def test_a_run_of_which_nothing_can_be_fetched_ends_in_1_with_the_reason(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lotlip_data.pipeline import dataset, shard_files
 from lotlip_data.pipeline.dataset import DatasetError, Recipe
 from lotlip_data.pipeline.join import JoinError
 from lotlip_data.pipeline.rules import IMAGE_CHANGED, TOO_FEW_LONG_TEXTS, Rules
-from lotlip_data.pipeline.shard import shard
+from lotlip_data.pipeline.shard import read_captions, shard
 from lotlip_data.pipeline.shard_files import DamagedShard
 from lotlip_data.world.writers import WRITERS, long_text, raw_text
 from tests.pipeline import fake_run
@@ -234,6 +234,20 @@ def test_a_uid_that_stands_twice_in_a_shard_is_refused(tmp_path: Path) -> None:
         fake_run.write_captions(fake.run, name, 0, [fake_run.caption(rows[0], "A text.")])
     with pytest.raises(JoinError, match=f"uid {rows[0]['uid']} stands twice"):
         build(fake.run, recipe(), 0)
+
+
+def test_what_the_storage_does_not_give_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No remedy that removes anything: the captions are whole."""
+
+    def out_of_reach(url: str) -> bytes:
+        raise ConnectionError(f"{url}: no answer")
+
+    fake = fake_run.make(tmp_path, shards=1)
+    monkeypatch.setattr(storage, "read_bytes", out_of_reach)
+    with pytest.raises(ConnectionError, match="no answer"):
+        read_captions(fake.run, "llava", 0)
 
 
 def test_an_image_tar_that_was_cut_off_where_a_member_ends_is_found(tmp_path: Path) -> None:

@@ -178,7 +178,9 @@ def test_settings_may_change_there_and_back(tmp_path: Path) -> None:
     assert dataset.read(fake.run)["shards"] == before and verify(fake.run) == []
 
 
-def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(tmp_path: Path) -> None:
+def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Not before a day has gone by, since another driver may be at work; and nothing that is not ours, nor is named."""
     fake = fake_run.make(tmp_path, shards=2)
     build(fake)
@@ -193,6 +195,10 @@ def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(tmp_p
     assert build(fake).built <= 1
     left = storage.list_below(fake.run.url)
     assert len(set(left) - set(before)) >= 3 + 2, "a marker, a tar, a Parquet; and the user's"
+    alone = Run.at(str(shutil.copytree(fake.run.url, tmp_path_factory.mktemp("copy") / "without what made it")))
+    for url in (alone.manifest, alone.captions):
+        storage.remove(url)
+    assert [problem.where[-9:] for problem in verify(alone)] == ["/mine.tar", "notes.txt"]
     named = publish.names(dataset.records(dataset.read(fake.run)))
     assert remove_abandoned(fake.run, named, now=time.time() + STILL_SECONDS - 60) == 0
     assert storage.list_below(fake.run.url) == left

@@ -72,11 +72,23 @@ def test_captions_that_are_removed_are_left_to_do_and_count_once_when_they_are_t
     assert (one["done"], one["left"], one["failed"]) == (20, 30, 0)
     work = ledger.work_of(run, "seer")
     assert (work.left, work.done) == ((0,), (1,))
+    storage.create(listed := run.quarantine("captions", "seer", "00000.parquet"), b"of the captions of before")
     complete(run, "seer", work.done)
-    assert not storage.exists(run.quarantine("captions", "seer", "00000.parquet"))
     caption(run, Seer(), 0)
+    assert not storage.exists(listed)
     one = status(run)["captioners"]["seer"]
     assert (one["done"], one["left"], one["failed"]) == (50, 0, 0)
+
+
+def test_a_shard_that_is_to_be_fetched_again_hides_no_captions_that_are_left(run: Run) -> None:
+    """Of two shards that were captioned, one lacks its images, the other its captions."""
+    storage.remove(run.caption_parts("seer", 1))
+    caption(run, Seer(), 1)
+    of_both = status(run)["captioners"]["seer"]
+    storage.remove(run.image_stats(0))
+    storage.remove(run.caption_shard("seer", 1))
+    one = status(run)["captioners"]["seer"]
+    assert of_both["left"] == 0 and (one["done"], one["left"]) == (0, status(run)["images"]) and one["left"] > 0
 
 
 def test_of_two_fetches_of_a_shard_the_latter_counts(run: Run) -> None:

@@ -143,20 +143,21 @@ def test_two_processes_killed_and_resumed_end_bit_for_bit_like_undisturbed_ones(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
-def test_two_processes_of_which_one_is_told_to_stop_end_after_the_same_step_and_lose_none(world, tmp_path, told):
+def test_two_processes_of_which_one_is_told_to_stop_end_after_the_same_step_and_lose_none(
+    world, tmp_path, monkeypatch, told
+):
     run, towers = world
     settings = json.dumps({**SETTINGS, **towers, "checkpoint_every": 500})
     finish(start(2, TOLD_TRAINING, run, tmp_path / "a", settings))
+    monkeypatch.setenv("TOLD_AFTER", f"{told} 3")  # between two steps: the next one is whole, and the last
+    monkeypatch.setenv("TOLD", str(int(signal.SIGTERM)))
     processes = start(2, TOLD_TRAINING, run, tmp_path / "b", settings)
-    steps = []
-    for line in processes[0].stdout:
-        steps += [line] if line.startswith("done") else []
-        if len(steps) == 4 and line == steps[-1]:
-            processes[told].send_signal(signal.SIGTERM)
-    others = [line for line in processes[1].communicate(timeout=120)[0].splitlines(True) if line.startswith("done")]
-    assert processes[0].wait() != 0 != processes[1].returncode
-    assert steps == others and 4 <= len(steps) < 10
-    assert f"going on after step {len(steps)} of 10" in finish(start(2, TOLD_TRAINING, run, tmp_path / "b", settings))
+    for process in processes:
+        said = process.communicate(timeout=300)[0].splitlines()
+        assert [line for line in said if line.startswith("done")] == [f"done {step}" for step in range(5)]
+    assert processes[0].returncode != 0 != processes[1].returncode
+    monkeypatch.delenv("TOLD_AFTER")
+    assert "going on after step 5 of 10" in finish(start(2, TOLD_TRAINING, run, tmp_path / "b", settings))
     assert _curve(tmp_path / "a") == _curve(tmp_path / "b") and len(_curve(tmp_path / "a")) == 10
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -209,6 +209,10 @@ def not_of_matlab(kit):
     repacked(kit, "meta.mat", b"<html>Please log in</html>")
 
 
+def without_classes(kit):
+    repacked(kit, "meta.mat", b"")
+
+
 def repacked(kit, changed, content):
     with tarfile.open(kit) as old:
         files = {one.name: old.extractfile(one).read() for one in old}
@@ -227,6 +231,7 @@ def repacked(kit, changed, content):
         (of_another_kind, "cannot be unpacked"),
         (numbers_of_nothing, "does not say the classes"),
         (not_of_matlab, "does not say the classes"),
+        (without_classes, "does not say the classes"),
     ],
 )
 def test_a_damaged_kit_of_imagenet_is_named(tmp_path, damage, complaint):

@@ -90,20 +90,20 @@ def undisturbed(world, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_training_told_to_stop_loses_no_step_and_ends_like_an_undisturbed_one(world, undisturbed, tmp_path, number):
+def test_a_training_told_to_stop_loses_no_step_and_ends_like_an_undisturbed_one(
+    world, undisturbed, tmp_path, monkeypatch, number
+):
     """Also before the first checkpoint is due; and it ends as a process that the signal killed."""
     run, settings = world
     settings = {**settings, "checkpoint_every": 500}
+    monkeypatch.setenv("TOLD_AFTER", "0 6")  # between two steps: the next one is whole, and the last
+    monkeypatch.setenv("TOLD", str(int(number)))
     told = _start(run, tmp_path / "t", settings)
-    before = []
-    for line in told.stdout:
-        before += _steps_done([line])
-        if line == "done 6\n":
-            told.send_signal(number)
-    assert told.wait() == -number and 7 <= len(before) < STEPS
+    assert _steps_done(told.communicate()[0].splitlines()) == list(range(8)) and told.returncode == -number
+    monkeypatch.delenv("TOLD_AFTER")
     lines = _start(run, tmp_path / "t", settings).communicate()[0].splitlines()
-    assert f"going on after step {len(before)} of {STEPS}" in lines
-    assert before + _steps_done(lines) == list(range(STEPS))
+    assert f"going on after step 8 of {STEPS}" in lines
+    assert _steps_done(lines) == list(range(8, STEPS))
     assert _are_equal(_weights(undisturbed), _weights(tmp_path / "t"))
     assert _curve(undisturbed) == _curve(tmp_path / "t")
 

@@ -18,9 +18,9 @@ from lotlip_data.world.scenes import SPLITS, render, sample_scene
 from lotlip_data.world.writers import WRITERS, long_text, raw_text
 
 # A training of RUN into OUT with SETTINGS in JSON, in a process of its own: it prints every step, so that a test knows
-# where to kill it, and which steps were done.
+# where to kill it, and which steps were done. Told TOLD_AFTER="RANK STEP" it sends itself the signal TOLD after that.
 TOLD_TRAINING = """
-import json, sys, torch
+import json, os, signal, sys, torch
 from lotlip_data.training.config import make_config
 from lotlip_data.training.train import Trainer, train
 run, out, settings = sys.argv[1:]
@@ -28,6 +28,8 @@ step = Trainer.step
 def told(self, number, batch):
     values = step(self, number, batch)
     print("done", number, flush=True)
+    if os.environ.get("TOLD_AFTER") == f"{os.environ.get('RANK', 0)} {number}":
+        signal.raise_signal(int(os.environ["TOLD"]))
     return values
 Trainer.step = told
 torch.set_num_threads(1)

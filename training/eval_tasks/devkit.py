@@ -44,10 +44,11 @@ def read(folder: Folder) -> Truth:
 
 def _truth(folder: Folder, place: str, meta: bytes, truth: bytes) -> Truth:
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         named = {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets if one["num_children"] == 0}
         return Truth(sorted(named.values()), [named[int(number)] for number in truth.split()])
-    except _DAMAGED as error:
+    except (MatReadError, *_DAMAGED) as error:
         raise folder.broken(place, f"does not say the classes of the images ({error!r}); fetch it again") from error
