@@ -98,20 +98,6 @@ def test_the_marker_tells_the_files_that_are_there(tmp_path: Path) -> None:
         assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def test_every_text_of_a_url_that_several_sources_list_is_kept(tmp_path: Path) -> None:
-    fake = fake_run.make(tmp_path, shards=0)
-    url = "http://images.test/3000000.jpg"
-    row = fake_run.asked("000000000", url, ["first", "second\nline"], ["cc3m", "coyo"])
-    row |= {"status": "success", "sha256": "s", "width": 8, "height": 8}
-    fake_run.commit_images(fake.run, 0, [row], [(row, b"image")])
-    for name in WRITERS:
-        fake_run.write_captions(fake.run, name, 0, fake_run.captions_of(fake.run, name, 0))
-    build(fake.run, recipe(), 0)
-    (sample,) = pq.read_table(f"{fake.run.shards}/train-00000.parquet").to_pylist()
-    assert (sample["source"], sample["raw"]) == ("cc3m", "first")
-    assert (sample["sources"], sample["raws"]) == (["cc3m", "coyo"], ["first", "second\nline"])
-
-
 @pytest.mark.parametrize("least, kept", [(0, 8), (1, 7), (2, 6), (3, 5)])
 def test_images_with_too_few_long_texts_are_left_out_counted_and_listed(tmp_path: Path, least: int, kept: int) -> None:
     """Image k of the first three lacks k + 1 of its three texts; a blank text is none."""
@@ -155,22 +141,24 @@ def test_a_shard_of_which_nothing_was_fetched_has_a_marker_and_needs_no_captions
     assert (record.fetched, record.samples, record.files, record.dropped) == (0, 0, [], {})
 
 
-@pytest.mark.parametrize("blank_first, raw", [(["", "of coyo"], 1), ([" \n", "", "of coyo"], 2), (["", " "], 0)])
-def test_raw_is_the_first_text_that_is_not_blank_with_its_source(
-    tmp_path: Path, blank_first: list[str], raw: int
+@pytest.mark.parametrize(
+    "texts, raw", [(["first", "second\nline"], 0), (["", "of coyo"], 1), ([" \n", "", "of coyo"], 2), (["", " "], 0)]
+)
+def test_every_text_of_a_url_is_kept_and_raw_is_the_first_that_is_not_blank_with_its_source(
+    tmp_path: Path, texts: list[str], raw: int
 ) -> None:
     fake = fake_run.make(tmp_path, shards=0)
-    sources = ["cc3m", "web", "coyo"][-len(blank_first) :]
-    row = fake_run.asked("000000000", "http://images.test/3000000.jpg", blank_first, sources)
+    sources = ["cc3m", "web", "coyo"][-len(texts) :]
+    row = fake_run.asked("000000000", "http://images.test/3000000.jpg", texts, sources)
     row |= {"status": "success", "sha256": "s", "width": 8, "height": 8}
     fake_run.commit_images(fake.run, 0, [row], [(row, b"image")])
     for name in WRITERS:
         fake_run.write_captions(fake.run, name, 0, fake_run.captions_of(fake.run, name, 0))
     build(fake.run, recipe(), 0)
     (sample,) = pq.read_table(f"{fake.run.shards}/train-00000.parquet").to_pylist()
-    assert (sample["source"], sample["raw"]) == (sources[raw], blank_first[raw])
-    assert (sample["sources"], sample["raws"]) == (sources, blank_first)
-    assert read_tar(f"{fake.run.shards}/train-00000.tar")["000000000"]["txt"].decode() == blank_first[raw]
+    assert (sample["source"], sample["raw"]) == (sources[raw], texts[raw])
+    assert (sample["sources"], sample["raws"]) == (sources, texts)
+    assert read_tar(f"{fake.run.shards}/train-00000.tar")["000000000"]["txt"].decode() == texts[raw]
 
 
 @pytest.mark.parametrize("least, kept", [(2, 8), (3, 7)])
