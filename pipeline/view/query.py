@@ -70,9 +70,12 @@ class Query:
 
         def match(table: pa.Table) -> np.ndarray:
             found = functools.reduce(operator.or_, (one.match(table, self) for one in conditions))
-            return found & _any_of(table["sources"], lambda names: pc.equal(names, self.source)) if of_source else found
+            return found & _any_of(table["sources"], self._is_source) if of_source else found
 
         return Filter(columns, match)
+
+    def _is_source(self, names: Any) -> np.ndarray:
+        return _bools(pc.equal(names, self.source))
 
     def meets(self, texts: Any) -> np.ndarray:
         """Which of these texts have the words that are asked for, and the length."""
@@ -124,10 +127,10 @@ class _Text:
         return _bools(pc.match_substring_regex(flags, rf"(^| ){re.escape(flag)}( |$)"))
 
 
-def _any_of(column: Any, match: Callable[[Any], Any]) -> np.ndarray:
+def _any_of(column: Any, match: Callable[[Any], np.ndarray]) -> np.ndarray:
     """Which lists of a column have an item that matches."""
     lists = column.combine_chunks()
-    rows = pc.list_parent_indices(lists).to_numpy()[_bools(match(pc.list_flatten(lists)))]
+    rows = pc.list_parent_indices(lists).to_numpy()[match(pc.list_flatten(lists))]
     found = np.zeros(len(lists), bool)
     found[rows] = True
     return found
@@ -135,7 +138,7 @@ def _any_of(column: Any, match: Callable[[Any], Any]) -> np.ndarray:
 
 def _bools(values: Any) -> np.ndarray:
     """A column of bools as numpy's, null as False."""
-    return values if isinstance(values, np.ndarray) else np.asarray(pc.fill_null(values, False), dtype=bool)
+    return np.asarray(pc.fill_null(values, False), dtype=bool)
 
 
 def _number(name: str, value: str) -> int | None:
