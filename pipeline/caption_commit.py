@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run, shard_name
-from lotlip_data.pipeline import ledger
+from lotlip_data.pipeline import ledger, parquet_object
 from lotlip_data.pipeline.meter import Spent
 
 NO_TIME = Spent()
@@ -32,8 +32,8 @@ def finish(run: Run, captioner: str, shard: int, started: int | None = None, spe
     started: of the work, in Unix time; None where it is not known. spent: NO_TIME where no actor worked or nobody
     knows. Returns what the shard holds.
     """
-    with storage.open_read(run.caption_shard(captioner, shard)) as stream:
-        table = pq.read_table(stream)
+    url = run.caption_shard(captioner, shard)
+    table = parquet_object.read(url, f"Remove {url}; its images are captioned again.")
     rejected = table.filter(pc.is_valid(table["error"]))
     listed = run.quarantine("captions", captioner, f"{shard_name(shard)}.parquet")
     if rejected.num_rows:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
+from lotlip_data.pipeline import parquet_object
 from lotlip_data.pipeline.hashes import perceptual_hash
 from lotlip_data.pipeline.inputs import digest
 
@@ -64,8 +65,8 @@ def evaluation_images(run: Run, sets: Sequence[str], say: Callable[[str], None])
 
 
 def read(run: Run, id: str) -> EvaluationImages:
-    with storage.open_read(run.clean("evaluation", f"{id}.parquet")) as stream:
-        return EvaluationImages(pq.read_table(stream), id)
+    url = run.clean("evaluation", f"{id}.parquet")
+    return EvaluationImages(parquet_object.read(url, f"Remove {url}; `lotlip-data shard` makes it again."), id)
 
 
 def _known(name: str, content: bytes) -> dict[str, object]:

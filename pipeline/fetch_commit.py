@@ -22,8 +22,9 @@ from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import DownloadSettings
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline import fetch_reasons as reasons
-from lotlip_data.pipeline import ledger
+from lotlip_data.pipeline import ledger, parquet_object
 from lotlip_data.pipeline.fetch_shard import FetchedShard, fetch
+from lotlip_data.pipeline.fetched import fetched_rows
 from lotlip_data.pipeline.scratch import scratch_folder
 
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("key", "uid", "url", "reason", "detail")])
@@ -52,7 +53,9 @@ def fetch_and_commit(work: Work) -> dict[str, Any] | dict[str, int]:
     is committed and the answer is the failures by reason alone, so that the next start tries again.
     """
     run, shard = work.run, work.shard
-    rows = pq.read_table(io.BytesIO(storage.read_bytes(run.list_shard(shard))))
+    url = run.list_shard(shard)
+    remedy = f"Remove {url} and {run.plan}; `lotlip-data download` makes both again from the same lists."
+    rows = parquet_object.read(url, remedy)
     with scratch_folder("download") as folder:
         fetched = fetch(rows, shard, work.samples_per_shard, work.settings, folder)
         if fetched.can_pass and not work.accept:
@@ -92,7 +95,7 @@ def quarantine(run: Run, shard: int, marker: Mapping[str, Any], retried: Collect
     Rows that failed for one of the reasons `retried` belong to another shard by now.
     """
     if marker["successes"] < marker["count"]:
-        failed = failed_rows(run, marker, ["key", "uid", "url"])
+        failed = failed_rows(run, shard, marker, ["key", "uid", "url"])
         storage.create(run.quarantine("images", f"{shard_name(shard)}.parquet"), quarantined(failed, retried))
 
 
@@ -105,10 +108,9 @@ def quarantined(failed: pa.Table, retried: Collection[str]) -> bytes:
     return stream.getvalue()
 
 
-def failed_rows(run: Run, marker: Mapping[str, Any], columns: list[str]) -> pa.Table:
+def failed_rows(run: Run, shard: int, marker: Mapping[str, Any], columns: list[str]) -> pa.Table:
     """The rows of a committed shard that have no image: `columns` of `schema.IMAGES`, then `reason` and `detail`."""
-    with storage.open_read(storage.join(run.images, marker["parquet"])) as stream:
-        table = pq.read_table(stream, columns=[*columns, "status", "error_message"])
+    table = fetched_rows(run, shard, marker, [*columns, "status", "error_message"])
     failed = table.filter(pc.not_equal(table["status"], SUCCESS))
     split = [reasons.split(message) for message in failed["error_message"].to_pylist()]
     failed = failed.select(columns)

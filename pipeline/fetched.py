@@ -1,13 +1,16 @@
 """Reading a fetched image shard as a stream: the tar that its marker names, one image in memory at a time."""
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline import json_object, ledger
+from lotlip_data.pipeline import json_object, ledger, parquet_object
 
 
 class ShardUnreadable(UserError):
@@ -28,6 +31,11 @@ class FetchedImage:
 def fetch_again(run: Run, shard: int) -> str:
     """The remedy where a fetched shard is damaged."""
     return f"Remove {run.image_stats(shard)} and run `lotlip-data download` again."
+
+
+def fetched_rows(run: Run, shard: int, marker: Mapping[str, Any], columns: Sequence[str]) -> pa.Table:
+    """These columns of `schema.IMAGES`, of every row that was asked for. Raises what `parquet_object.read` raises."""
+    return parquet_object.read(storage.join(run.images, marker["parquet"]), fetch_again(run, shard), columns)
 
 
 def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run, shard_name
+from lotlip_data.pipeline import parquet_object
 from lotlip_data.pipeline.fetched import fetched_images
 
 HASHES = pa.schema([("uid", pa.string()), ("phash", pa.uint64())])
@@ -49,8 +50,7 @@ def shard_hashes(run: Run, shard: int, stamp: str) -> dict[str, int | None]:
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(found, schema=HASHES), buffer, compression="zstd")
         storage.create(url, buffer.getvalue())
-    with storage.open_read(url) as stream:
-        table = pq.read_table(stream)
+    table = parquet_object.read(url, f"Remove {url}; `lotlip-data shard` makes it again.")
     return dict(zip(table["uid"].to_pylist(), table["phash"].to_pylist(), strict=True))
 
 

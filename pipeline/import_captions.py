@@ -26,6 +26,7 @@ from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline import ledger, spill
 from lotlip_data.pipeline.caption_commit import complete, finish
+from lotlip_data.pipeline.fetched import fetched_rows
 from lotlip_data.pipeline.import_table import CaptionTable, ImportProblem, order_of
 from lotlip_data.pipeline.ledger import fetched_shards, work_of
 from lotlip_data.pipeline.list_files import BadRow, plain_bytes
@@ -149,7 +150,7 @@ def _join(
 
 def _uids(run: Run, shard: int) -> pa.Table:
     """The images of one shard, those that could not be fetched included."""
-    found = _images(run, shard, ["uid", "status"])
+    found = fetched_rows(run, shard, ledger.read_image_stats(run, shard), ["uid", "status"])
     uids = found["uid"].to_pylist()
     columns = [
         pa.array([order_of(uid) for uid in uids], pa.uint64()),
@@ -158,11 +159,6 @@ def _uids(run: Run, shard: int) -> pa.Table:
         pc.equal(found["status"], SUCCESS),
     ]
     return pa.table(columns, schema=_IMAGE_SCHEMA)
-
-
-def _images(run: Run, shard: int, columns: list[str]) -> pa.Table:
-    with storage.open_read(storage.join(run.images, ledger.read_image_stats(run, shard)["parquet"])) as stream:
-        return pq.read_table(stream, columns=columns)
 
 
 class _Report:
@@ -238,7 +234,7 @@ def _by_shard(joined: Buckets, wanted: set[int]) -> Iterator[tuple[int, pa.Table
 
 def _commit(run: Run, configs: list[CaptionerConfig], shard: int, texts: pa.Table, summary: ImportSummary) -> None:
     """One row of `schema.CAPTIONS` for each fetched image of the shard, by each captioner."""
-    asked = _images(run, shard, ["key", "uid", "sha256", "status"])
+    asked = fetched_rows(run, shard, ledger.read_image_stats(run, shard), ["key", "uid", "sha256", "status"])
     images = asked.filter(pc.equal(asked["status"], SUCCESS)).sort_by("key").to_pylist()
     places = {uid: place for place, uid in enumerate(texts["uid"].to_pylist())}
     for config in configs:

@@ -25,15 +25,14 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.manifests.shard_settings import CleanSettings
-from lotlip_data.pipeline import evaluation_sets, json_object, ledger, neighbours
-from lotlip_data.pipeline.fetched import fetch_again
+from lotlip_data.pipeline import evaluation_sets, json_object, ledger, neighbours, parquet_object
+from lotlip_data.pipeline.fetched import fetched_rows
 from lotlip_data.pipeline.hashes import shard_hashes, within
 from lotlip_data.pipeline.inputs import digest, image_stamps
 from lotlip_data.pipeline.ledger import fetched_images
 from lotlip_data.pipeline.neighbours import Found, Rows
 from lotlip_data.pipeline.rules import Rules, image_reason, raw_texts
 from lotlip_data.pipeline.scratch import scratch_folder
-from lotlip_data.pipeline.shard_files import DamagedShard
 from lotlip_data.pipeline.tasks import brief, run_tasks
 
 DUPLICATE, NEAR_DUPLICATE, EVALUATION_IMAGE = "duplicate", "near_duplicate", "evaluation_image"
@@ -87,8 +86,8 @@ def left_out(
 
 def read_list(run: Run, name: str) -> dict[int, tuple[str, str]]:
     """By row of the shard, the reason to leave an image out, and the key or name of the one that it is like."""
-    with storage.open_read(run.clean("left_out", name)) as stream:
-        table = pq.read_table(stream)
+    remedy = f"Remove it and {run.clean('left-out-*.json')}; `lotlip-data shard` makes them again."
+    table = parquet_object.read(run.clean("left_out", name), remedy)
     rows, reasons, of = (table[column].to_pylist() for column in _LIST.names)
     return {row: (reason, other) for row, reason, other in zip(rows, reasons, of, strict=True)}
 
@@ -120,13 +119,7 @@ def _fetched(run: Run, shard: int) -> list[dict[str, Any]]:
     marker = ledger.read_image_stats(run, shard)
     if not marker["successes"]:
         return []
-    url = storage.join(run.images, marker["parquet"])
-    content = pa.BufferReader(storage.read_bytes(url))
-    try:
-        rows = pq.read_table(content, columns=_COLUMNS).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own, of bytes that it cannot read
-        raise DamagedShard(f"{url}: cannot be read ({error}). {fetch_again(run, shard)}") from error
-    return [row for row in rows if row["status"] == SUCCESS]
+    return [row for row in fetched_rows(run, shard, marker, _COLUMNS).to_pylist() if row["status"] == SUCCESS]
 
 
 def _passes(image: dict[str, Any], rules: Rules) -> bool:

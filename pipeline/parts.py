@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.schema import CAPTIONS
+from lotlip_data.pipeline import parquet_object
 from lotlip_data.pipeline.ledger import Tally
 from lotlip_data.pipeline.meter import Spent
 
@@ -46,12 +46,9 @@ def read_parts(folder: str) -> tuple[list[Row], float, Spent]:
             content = storage.read_bytes(part)
         except FileNotFoundError:
             continue  # another driver has committed the shard
-        try:
-            for row in pq.read_table(pa.BufferReader(content)).to_pylist():
-                rows.setdefault(row["uid"], row)
-        except (OSError, ValueError) as error:  # pyarrow's own, of bytes that it cannot read
-            why = " ".join(str(error).split())
-            raise UserError(f"{part}: cannot be read ({why}). Remove it; its images are captioned again.") from error
+        remedy = "Remove it; its images are captioned again."
+        for row in parquet_object.parse(content, part, remedy).to_pylist():
+            rows.setdefault(row["uid"], row)
     return list(rows.values()), begun, spent
 
 

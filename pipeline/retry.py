@@ -24,9 +24,11 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.layout import SHARD_DIGITS, Run, shard_name
 from lotlip_data.manifests.schema import LISTS
-from lotlip_data.pipeline import fetch_reasons, ledger
+from lotlip_data.pipeline import fetch_reasons, json_object, ledger
 from lotlip_data.pipeline.ahead import in_order
 from lotlip_data.pipeline.fetch_commit import failed_rows, quarantined
+
+_RESTORE = "It tells which images were fetched again: restore it from a copy, or begin a new run."
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def rounds(run: Run) -> list[Round]:
     found = []
     for name in storage.list_names(run.lists):
         if name.startswith("retry-"):
-            content = json.loads(storage.read_bytes(storage.join(run.lists, name)))
+            content = json_object.read(storage.join(run.lists, name), _RESTORE)
             found.append(Round(**content | {key: tuple(content[key]) for key in ("reasons", "sources")}))
     return found
 
@@ -111,7 +113,7 @@ def _failed(run: Run, one: Round) -> Iterator[tuple[int, pa.Table]]:
     """The failures of each shard that the round takes rows from, in order, a few shards read ahead."""
 
     def read(shard: int) -> pa.Table:
-        return failed_rows(run, ledger.read_image_stats(run, shard), [*LISTS.names, "key"])
+        return failed_rows(run, shard, ledger.read_image_stats(run, shard), [*LISTS.names, "key"])
 
     return zip(one.sources, in_order(read, one.sources), strict=True)
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.manifest import Manifest
-from lotlip_data.pipeline import dataset, ledger, outputs
+from lotlip_data.pipeline import dataset, ledger, outputs, parquet_object
 from lotlip_data.pipeline.ahead import in_order
 from lotlip_data.pipeline.dataset import DatasetError, Output, Recipe, ShardRecord
 from lotlip_data.pipeline.fetched import fetch_again
@@ -179,7 +179,7 @@ def _build_all(run: Run, recipe: Recipe, work: list[Unit], summary: ShardSummary
 def build_shard(run: Run, recipe: Recipe, unit: Unit) -> ShardRecord:
     """Join, write and commit one shard, its marker last; returns what the marker says. Needs no Ray.
 
-    Raises JoinError where images and captions do not belong together, DamagedShard where an input cannot be read.
+    Raises JoinError where images and captions do not belong together, another UserError where an input cannot be read.
     """
     number = unit.shard
     with tempfile.TemporaryDirectory(prefix="lotlip-data-shard-") as scratch:
@@ -211,18 +211,13 @@ def _images(run: Run, number: int, fetched: Mapping[str, Any], scratch: Path, op
 
 
 def read_captions(run: Run, name: str, number: int) -> Captions:
-    """The captions of one shard. Raises DamagedShard where they are no Parquet, and what the storage raises."""
+    """The captions of one shard. Raises what `parquet_object.read` raises."""
     url = run.caption_shard(name, number)
 
     def remedy() -> str:
         return f"Remove {url}, and run {_caption_again(run, name)} again."
 
-    content = pa.BufferReader(storage.read_bytes(url))
-    try:
-        table = pq.read_table(content, columns=["uid", "sha256", "text", "flags"])
-    except (OSError, ValueError) as error:  # pyarrow's own, of bytes that it cannot read
-        raise DamagedShard(f"{url}: cannot be read ({error}). {remedy()}") from error
-    return Captions(table, url, remedy)
+    return Captions(parquet_object.read(url, remedy(), ["uid", "sha256", "text", "flags"]), url, remedy)
 
 
 def _drops(run: Run, unit: Unit, keys: Iterable[str]) -> Drops:

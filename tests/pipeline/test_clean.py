@@ -26,7 +26,6 @@ from lotlip_data.pipeline.evaluation_sets import EvaluationSetError
 from lotlip_data.pipeline.hashes import perceptual_hash
 from lotlip_data.pipeline.rules import Rules
 from lotlip_data.pipeline.shard import shard
-from lotlip_data.pipeline.shard_files import DamagedShard
 from lotlip_data.pipeline.verify import verify
 from tests.pipeline import fake_run
 from tests.pipeline.fake_run import Row
@@ -188,14 +187,6 @@ def test_a_shard_that_cannot_be_surveyed_is_named_and_nothing_is_published(tmp_p
     summary = shard(manifest, run)
     assert summary.built == 0 and "shard 00001 could not be surveyed" in summary.failed[0]
     assert not storage.exists(run.dataset)
-
-
-def test_images_that_cannot_be_looked_at_are_to_be_fetched_again(tmp_path: Path) -> None:
-    run, manifest = run_of(tmp_path, [[stored(noise(0))]], duplicates=True)
-    Path(run.images, "00000-attempt.parquet").write_bytes(b"torn")
-    with pytest.raises(DamagedShard) as error:
-        left_out.survey(run, manifest.clean, Rules(), None, (0, "stamp"))
-    assert str(error.value).endswith(f"Remove {run.image_stats(0)} and run `lotlip-data download` again.")
 
 
 def test_rules_on_images_and_raw_texts() -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lotlip_data.manifests import schema, storage, subcaptions
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline import dataset, shard_files
 from lotlip_data.pipeline.dataset import DatasetError, Recipe
@@ -196,7 +197,7 @@ def test_captions_that_cannot_be_used_are_to_be_removed_and_made_again(tmp_path:
         build(fake.run, recipe(), 0)
     assert remedy in str(error.value)
     Path(url).write_bytes(Path(url).read_bytes()[:-9])
-    with pytest.raises(DamagedShard, match="footer") as damaged:
+    with pytest.raises(UserError, match="footer") as damaged:
         build(fake.run, recipe(), 0)
     assert str(damaged.value).startswith(f"{url}: cannot be read") and remedy in str(damaged.value)
 
