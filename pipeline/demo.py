@@ -4,6 +4,7 @@ Everything but the scenes and the size of the models is what a real run uses; no
 """
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,12 +38,15 @@ FAULTS = {
 }
 PATIENCE = 2.0
 """Seconds in which a fetch must be over; the slow answers take twice as long."""
+PORT = 29753
+"""Of a new run's server, where it is free: the order of samples follows from their URLs, and all figures from that."""
 
 
 def demo(run: Run, images: int, say: Callable[[str], None]) -> Outcome:
     """Run the line over `images` served scenes and the faults of a real list, and say what came of it.
 
-    Writes demo.json into the run's folder. Raises UserError where the folder is not on this machine.
+    Writes demo.json into the run's folder. Raises UserError where the folder is not on this machine, or the port of an
+    earlier start is taken.
     """
     if not storage.is_local(run.url):
         raise UserError(f"{run.url}: the demo serves and reads its scenes on this machine; give it a local folder")
@@ -67,9 +71,27 @@ def demo(run: Run, images: int, say: Callable[[str], None]) -> Outcome:
 
 
 def _port_of(folder: Path) -> int:
-    """The port of an earlier start, so that its URLs go on; 0 (any) for a new run."""
+    """The port of an earlier start, so that its URLs go on; of a new run, PORT, or 0 (any) where that is taken."""
     known = folder / "server.url"
-    return urlsplit(known.read_text()).port or 0 if known.exists() else 0
+    if not known.exists():
+        return PORT if _is_free(PORT) else 0
+    port = urlsplit(known.read_text()).port or 0
+    if not _is_free(port):
+        raise UserError(
+            f"{known}: this run's images are served at port {port}, which something else uses now, another demo "
+            "perhaps. Wait for that, or give another folder."
+        )
+    return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _write_input(folder: Path, base_url: str, images: int) -> Manifest:
