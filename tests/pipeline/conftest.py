@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from lotlip_data.pipeline.cluster import start_local
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local cluster of two CPUs."""
     import ray
 
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    start_local(num_cpus=2)
     yield
     ray.shutdown()

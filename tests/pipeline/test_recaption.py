@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.choice import choose
 from lotlip_data.pipeline.ledger import captioned_shards
 from lotlip_data.pipeline.recaption import RecaptionError, claim, recaption
+from tests.driver_kill import kill_driver
 from tests.pipeline import fake_run
 
 CAPTIONER = "tiny-instructblip"
@@ -46,9 +46,7 @@ def test_a_killed_driver_loses_no_commit_and_the_next_one_gives_the_texts_of_a_c
     while not captioned_shards(killed, CAPTIONER):
         assert time.monotonic() < deadline and driver.poll() is None, "nothing was committed"
         time.sleep(0.005)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    time.sleep(2)  # what its actors had begun may still be committed
+    kill_driver(driver)
     done = captioned_shards(killed, CAPTIONER)
     assert 0 < len(done) < SHARDS
     kept = {shard: Path(killed.caption_shard(CAPTIONER, shard)).stat().st_mtime_ns for shard in done}

@@ -182,6 +182,7 @@ def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Not before a day has gone by, since another driver may be at work; and nothing that is not ours, nor is named."""
+    began = time.time()
     fake = fake_run.make(tmp_path, shards=2)
     build(fake)
     before = {name: storage.read_bytes(f"{fake.run.url}/{name}") for name in storage.list_below(fake.run.url)}
@@ -200,7 +201,7 @@ def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(
         storage.remove(url)
     assert [problem.where[-9:] for problem in verify(alone)] == ["/mine.tar", "notes.txt"]
     named = publish.names(dataset.records(dataset.read(fake.run)))
-    assert remove_abandoned(fake.run, named, now=time.time() + STILL_SECONDS - 60) == 0
+    assert remove_abandoned(fake.run, named, now=began + STILL_SECONDS - 60) == 0
     assert storage.list_below(fake.run.url) == left
     assert remove_abandoned(fake.run, named, now=time.time() + STILL_SECONDS + 60) >= 3
     kept = {*named, "shards/mine.tar", "shards/notes.txt"}

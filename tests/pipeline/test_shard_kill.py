@@ -1,7 +1,6 @@
 """A driver that is killed in the middle, and the same command again: the dataset of an undisturbed run."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline import dataset, verify
 from lotlip_data.pipeline.shard import shard
+from tests.driver_kill import kill_driver
 from tests.pipeline import fake_run
 
 SHARDS = 48
@@ -31,9 +31,7 @@ def test_a_killed_driver_leaves_whole_shards_and_the_next_one_builds_the_rest(
     while not (done := dataset.done_shards(killed.run)):
         assert time.monotonic() < deadline and driver.poll() is None, "the driver has not committed anything"
         time.sleep(0.005)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    time.sleep(2)  # what the driver's workers had begun may still be committed
+    kill_driver(driver)
     done = dataset.done_shards(killed.run)
     assert 0 < len(done) < SHARDS
     assert not storage.exists(killed.run.dataset)

@@ -191,5 +191,5 @@ def test_a_wrong_setting_ends_every_process_with_the_same_message(world, tmp_pat
     run, towers = world
     processes = start(2, TOLD_TRAINING, run, tmp_path / "a", json.dumps({**SETTINGS, **towers, "batch": 25}))
     for process in processes:
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
     assert [process.returncode for process in processes] == [1, 1]
