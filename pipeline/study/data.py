@@ -24,7 +24,7 @@ from lotlip_data.manifests import schema, subcaptions
 from lotlip_data.manifests.identity import uid_of
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.shard_files import SampleWriter, members, record_of
-from lotlip_data.pipeline.study.rows import EDITION, LIT, SCALES, Design, Gallery, Row, Texts
+from lotlip_data.pipeline.study.rows import EDITIONS, LIT, SCALES, Design, Gallery, Row, Texts
 from lotlip_data.world.crowded import (
     EYESIGHT,
     crowded_scene,
@@ -88,7 +88,8 @@ def evaluation(seed: int, texts: Texts, gallery: Gallery) -> tuple[list[Pairs], 
     """The retrieval sets and the classification of a seed.
 
     `person` and `sharegpt4v`, or `detailed`: long texts of pictures in groups, of which all but the first differ from
-    the first in one attribute of one thing. `short`: texts of the salient thing, no two of them equal.
+    the first in one attribute of one thing. `unrelated`, of `detailed` alone: as many of its texts, of scenes that have
+    nothing to do with one another. `short`: texts of the salient thing, no two of them equal.
     """
     seeds = iter(block(seed)[EVALUATED:])
     grouped = tuple(one for _ in range(gallery.groups) for one in _group(next(seeds), seeds, gallery.twins))
@@ -101,6 +102,10 @@ def evaluation(seed: int, texts: Texts, gallery: Gallery) -> tuple[list[Pairs], 
         short.setdefault(short_text(scene), scene)
     sets.append(Pairs("short", tuple(map(render, short.values())), tuple(short)))
     classified = [crowded_scene(next(seeds)) for _ in range(gallery.classified)]
+    if texts == "detailed":
+        unrelated = [crowded_scene(next(seeds)) for _ in grouped]
+        described = tuple(crowded_text(scene, texts) for scene in unrelated)
+        sets.insert(1, Pairs("unrelated", tuple(map(render, unrelated)), described))
     names = class_names()
     labels = tuple(names.index(f"{salient(scene).colour} {salient(scene).shape}") for scene in classified)
     return sets, Classes("salient", tuple(map(render, classified)), labels, tuple(names))
@@ -121,7 +126,7 @@ def is_written(study: str, design: Design, texts: Texts, seed: int) -> bool:
 
 
 def _folder(study: str, design: Design, texts: Texts, seed: int) -> Path:
-    made_by = [EDITION, design.scenes, design.settings["image_tower"]]
+    made_by = [EDITIONS[texts], design.scenes, design.settings["image_tower"]]
     id = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
     return Path(study, "data", f"{seed}-{texts}-{id}")
 

@@ -13,7 +13,13 @@ from lotlip_data.pipeline.study.statistics import LEAST_SEEDS, Verdict
 from lotlip_data.pipeline.study.tables import LEVEL, TABLES, Claim, Line, Table
 from lotlip_data.world.crowded import EYESIGHT
 
-NAMES = {"long": "long texts", "short": "short texts", "class": "classes", "detailed": "texts of 12–20 sentences"}
+NAMES = {
+    "long": "long texts",
+    "short": "short texts",
+    "class": "classes",
+    "unrelated": "texts of 12–20 sentences",
+    "detailed": "those of near twins",
+}
 COLUMNS = {
     "long": {
         "person.t2i.R@1": "person T2I",
@@ -21,16 +27,19 @@ COLUMNS = {
         "sharegpt4v.t2i.R@1": "captioner T2I",
         "sharegpt4v.i2t.R@1": "I2T",
     },
-    "detailed": {"detailed.t2i.R@1": "12–20 sentences T2I", "detailed.i2t.R@1": "I2T"},
+    "unrelated": {"unrelated.t2i.R@1": "12–20 sentences T2I", "unrelated.i2t.R@1": "I2T"},
+    "detailed": {"detailed.t2i.R@1": "of near twins T2I", "detailed.i2t.R@1": "I2T"},
     "short": {"short.t2i.R@1": "short T2I", "short.i2t.R@1": "I2T"},
     "class": {"class.top1": "class"},
 }
 EXTRA = {
     "table-11": {"short.t2i.R@5": "short T2I R@5", "short.i2t.R@5": "I2T R@5"},
     "figure-4": {
-        "detailed.t2i.most": "at most T2I",
+        "unrelated.t2i.most": "at most T2I",
+        "unrelated.i2t.most": "I2T",
+        "detailed.t2i.most": "of near twins at most T2I",
         "detailed.i2t.most": "I2T",
-        "detailed.cut": "texts cut",
+        "unrelated.cut": "texts cut",
         "flops.limit": "MFLOP at the limit",
         "flops.text": "MFLOP a text",
     },

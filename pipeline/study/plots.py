@@ -14,7 +14,8 @@ NAMES = {
     "long": "long texts, mean R@1, %",
     "short": "short texts, mean R@1, %",
     "class": "classes, top-1, %",
-    "detailed": "12–20 sentences, mean R@1, %",
+    "unrelated": "12–20 sentences, mean R@1, %",
+    "detailed": "those of near twins, mean R@1, %",
     "flops": "text tower, MFLOP a text",
 }
 

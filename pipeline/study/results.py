@@ -18,10 +18,11 @@ METRICS = {
     "long": ("person.t2i.R@1", "person.i2t.R@1", "sharegpt4v.t2i.R@1", "sharegpt4v.i2t.R@1"),
     "short": ("short.t2i.R@1", "short.i2t.R@1"),
     "class": ("class.top1",),
+    "unrelated": ("unrelated.t2i.R@1", "unrelated.i2t.R@1"),
     "detailed": ("detailed.t2i.R@1", "detailed.i2t.R@1"),
 }
 """The means that comparisons are made of."""
-CEILINGS = {"detailed": ("detailed.t2i.most", "detailed.i2t.most")}
+CEILINGS = {name: (f"{name}.t2i.most", f"{name}.i2t.most") for name in ("unrelated", "detailed")}
 """What these means can be at most, where that depends on the row."""
 
 ABOVE_CHANCE = 1.0
@@ -29,11 +30,14 @@ ABOVE_CHANCE = 1.0
 APART_TIMES, APART_POINTS = 2.0, 10.0
 """Seeds of a row are far apart where the highest is above so many times the lowest, and above it by so many points."""
 
-_FIELDS = {"key": str, "seed": int, "texts": str, "figures": dict}
+_FIELDS = {"key": str, "seed": int, "figures": dict}
 _ALWAYS = (*METRICS["short"], *METRICS["class"], "short.t2i.R@5", "short.i2t.R@5", "flops.text")
 _FIGURES = {
     "captioners": (*METRICS["long"], *_ALWAYS),
-    "detailed": (*METRICS["detailed"], *CEILINGS["detailed"], "detailed.cut", *_ALWAYS),
+    "detailed": (
+        *(figure for name, most in CEILINGS.items() for figure in (*METRICS[name], *most, f"{name}.cut")),
+        *_ALWAYS,
+    ),
 }
 """Those that a result has, by the texts that its row is trained on."""
 
@@ -48,7 +52,7 @@ class Results:
         self._design, self._keys = design, {row: row.key(design) for row in distinct(ROWS)}
         gallery = design.gallery
         scenes, classes = gallery.groups * (1 + gallery.twins), len(class_names())
-        sizes = {"long": scenes, "detailed": scenes, "short": gallery.short, "class": classes}
+        sizes = {"long": scenes, "unrelated": scenes, "detailed": scenes, "short": gallery.short, "class": classes}
         self._chance = {metric: 100 / size for metric, size in sizes.items()}
         known = set(self._keys.values())
         given = [content for content in contents if content["seed"] < DEVELOPMENT]
@@ -105,29 +109,38 @@ class Results:
         return padded_flops(limited(max(LIMITS)).config(self._design, 0), LIMITS)
 
 
-def read_folder(study: str) -> list[dict[str, Any]]:
-    """The results in a study's folder. Raises UserError naming a file that is none."""
+def read_folder(study: str, design: Design) -> list[dict[str, Any]]:
+    """The results in a study's folder, of other designs too. Raises UserError naming a file that is none."""
     urls = [storage.join(study, "results", name) for name in storage.list_names(f"{study}/results", ".json")]
-    return [_result(storage.read_bytes(url), url) for url in urls]
+    figures = _figures(design)
+    return [_result(storage.read_bytes(url), url, figures) for url in urls]
 
 
-def read_lines(file: str) -> list[dict[str, Any]]:
-    """The results of a .jsonl file. Raises UserError where there is none, or naming a line that is no result."""
+def read_lines(file: str, design: Design) -> list[dict[str, Any]]:
+    """The results of a .jsonl file, of other designs too.
+
+    Raises UserError where there is none, or naming a line that is no result.
+    """
     try:
         lines = storage.read_bytes(file).splitlines()
     except OSError as error:
         raise UserError(f"{file}: no results of a study can be read ({error})") from error
-    return [_result(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
+    figures = _figures(design)
+    return [_result(line, f"{file}, line {number}", figures) for number, line in enumerate(lines, 1)]
 
 
-def _result(text: bytes, where: str) -> dict[str, Any]:
+def _figures(design: Design) -> dict[str, Sequence[str]]:
+    """By key, the figures that a result of this design has."""
+    return {row.key(design): _FIGURES[row.texts] for row in distinct(ROWS)}
+
+
+def _result(text: bytes, where: str, figures: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """A result of a row and a seed. Raises UserError where it is none."""
     content = json_object.parse(text, where, _REMEDY, _FIELDS)
-    figures = content["figures"]
-    for name in _FIGURES.get(content["texts"], ()):
-        if not isinstance(figures.get(name), int | float):
+    for name in figures.get(content["key"], ()):
+        if not isinstance(content["figures"].get(name), int | float):
             raise UserError(f"{where}: its figure {name!r} is missing or no number. {_REMEDY}")
-    if content["texts"] not in _FIGURES or not isinstance(content.get("seconds", ""), int | float | None):
+    if not isinstance(content.get("seconds", ""), int | float | None):
         raise UserError(f"{where}: not the result of a training of the study. {_REMEDY}")
     return content
 

@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
 FRESH: dict[str, Any] = {"epochs": 5, "batch": 32, "lr": 1e-3, "warm_up": 200}
 """Of rows that start from fresh weights, in place of SETTINGS, with which they hardly leave chance."""
 
-EDITION = 1
+EDITIONS: dict[Texts, int] = {"captioners": 1, "detailed": 2}
 """Of the data's and the evaluation's code, and of the towers' weights: results of another one are not mixed."""
 SCALES = (1, 3, 10)
 SUB_CAPTIONS = range(7)
@@ -76,7 +76,7 @@ class Row:
 
     def key(self, design: Design) -> str:
         """12 hexadecimal digits that stand for everything that the row computes, but for the seed."""
-        computed = [EDITION, design.scenes, asdict(design.gallery), self.scale, self.texts]
+        computed: list[Any] = [EDITIONS[self.texts], design.scenes, asdict(design.gallery), self.scale, self.texts]
         computed.append(self.config(design, 0).to_dict())
         return hashlib.sha256(json.dumps(computed).encode()).hexdigest()[:12]
 

@@ -33,26 +33,27 @@ def study(
     if not storage.is_local(folder):
         raise UserError(f"{folder}: the study runs on this machine; give it a local folder")
     design, folder = design or Design(), storage.normalise(folder)
-    read_folder(folder)  # what is damaged is told before hours are spent
+    read_folder(folder, design)  # what is damaged is told before hours are spent
     tasks = all_of(distinct(only or ROWS), range(seeds))
     try:
         ran = run(folder, design, tasks, processes, None if minutes is None else 60 * minutes, say)
     finally:
-        _write(Results(read_folder(folder), design, seeds), design, seeds, out, say)
+        _write(Results(read_folder(folder, design), design, seeds), design, seeds, out, say)
     say(f"study: {ran.done} tasks done, {ran.left} left" if ran.done or ran.left else "study: nothing to do")
     return ran
 
 
 def write_again(file: str, out: str, seeds: int, say: Say) -> None:
     """The page of a results.jsonl. Raises UserError where that is none, or none of its results is of this study."""
-    contents = read_lines(file)
-    results = Results(contents, Design(), seeds)
+    design = Design()
+    contents = read_lines(file, design)
+    results = Results(contents, design, seeds)
     if contents and not results.contents:
         raise UserError(
             f"{file}: all of its {len(contents)} results are of another study: its settings, its data or its "
             "evaluation were other ones. Take the release that wrote it."
         )
-    _write(results, Design(), seeds, out, say)
+    _write(results, design, seeds, out, say)
 
 
 def _write(results: Results, design: Design, seeds: int, out: str, say: Say) -> None:

@@ -99,7 +99,7 @@ def needs(task: Data | Training) -> Data | None:
 def _evaluate(model: str, task: Training, design: Design, say: Say) -> dict[str, float]:
     """R@1 and R@5 both ways and top-1, in percent; of each set the share of texts that is cut; text FLOPs.
 
-    Of `detailed`, which is cut, what can be found at most, too.
+    Of the long texts of `detailed`, which are cut, what can be found at most, too.
     """
     from lotlip_data.pipeline.study.ceiling import most_findable
     from lotlip_data.pipeline.study.flops import text_flops
@@ -123,7 +123,8 @@ def _evaluate(model: str, task: Training, design: Design, say: Say) -> dict[str,
     figures |= {f"{name}.cut": 100 * of["cut"] for name, of in found["retrieval"].items()}
     figures["class.top1"] = 100 * found["classification"][classes.name]["top1"]
     if task.row.texts == "detailed":
-        figures |= {f"detailed.{way}.most": most for way, most in most_findable(model, pairs[0].texts).items()}
+        for long in pairs[:2]:
+            figures |= {f"{long.name}.{way}.most": most for way, most in most_findable(model, long.texts).items()}
     return figures | {"flops.text": text_flops(model, pairs[0].texts)}
 
 

@@ -12,7 +12,7 @@ from scipy import stats  # imagehash's
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study import data, rows
-from lotlip_data.pipeline.study.page import render, write_page
+from lotlip_data.pipeline.study.page import NAMES, render, write_page
 from lotlip_data.pipeline.study.plots import plot
 from lotlip_data.pipeline.study.results import CEILINGS, METRICS, Results, as_lines, read_lines
 from lotlip_data.pipeline.study.rows import LIT, LIT_LONG, LOTLIP, ROWS, SETTINGS, Design, Gallery, distinct
@@ -142,9 +142,9 @@ def test_two_seeds_say_nothing_and_too_many_are_refused() -> None:
 
 def content(row: rows.Row, seed: int, value: float, design: Design = DESIGN) -> dict[str, Any]:
     names = {name for metric in METRICS.values() for name in metric}
-    names |= {"short.t2i.R@5", "short.i2t.R@5", "detailed.cut", "flops.text"}
+    names |= {"short.t2i.R@5", "short.i2t.R@5", "unrelated.cut", "detailed.cut", "flops.text"}
     known = {"key": row.key(design), "seed": seed, "texts": row.texts, "seconds": 9.0}
-    most = dict.fromkeys(CEILINGS["detailed"], 100.0)
+    most = dict.fromkeys((name for names in CEILINGS.values() for name in names), 100.0)
     return known | {"figures": dict.fromkeys(sorted(names), value) | most}
 
 
@@ -173,7 +173,7 @@ def fabricated(shown: list[rows.Row]) -> Results:
 def test_the_page_of_the_same_results_is_the_same_to_the_byte(tmp_path: Path) -> None:
     results = fabricated(distinct(ROWS))
     write_page(results, DESIGN, 3, str(tmp_path / "a"))
-    again = Results(read_lines(str(tmp_path / "a/study/results.jsonl")), DESIGN)
+    again = Results(read_lines(str(tmp_path / "a/study/results.jsonl"), DESIGN), DESIGN)
     write_page(again, DESIGN, 3, str(tmp_path / "b"))
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(files) == 2 + len(TABLES) and as_lines(again.contents) == as_lines(results.contents)
@@ -213,20 +213,21 @@ def test_rows_that_are_all_at_chance_tell_nothing_however_regular_their_differen
 def test_the_committed_page_is_that_of_the_committed_results() -> None:
     """A setting, a default or a word of the page that changes is seen here; so is a result that is of another study."""
     docs = Path(__file__).parents[2] / "docs"
-    results = Results(read_lines(str(docs / "study/results.jsonl")), DESIGN, 4)
+    results = Results(read_lines(str(docs / "study/results.jsonl"), DESIGN), DESIGN, 4)
     assert results.left_out == 0 and len(results.contents) == 4 * 36
     assert render(results, DESIGN, 4) == (docs / "study.md").read_text()
 
 
 def test_the_towers_are_those_of_this_edition() -> None:
-    """Whoever trains them anew raises EDITION: no key and no folder of data knows their weights."""
+    """Whoever trains them anew raises EDITIONS: no key and no folder of data knows their weights."""
     from lotlip_data.manifests.checkpoints import resolve
 
     found = {
         name: hashlib.sha256(Path(resolve(rows.SETTINGS[name]), "model.safetensors").read_bytes()).hexdigest()[:16]
         for name in ("image_tower", "text_tower")
     }
-    assert (rows.EDITION, found) == (1, {"image_tower": "67f6b685569861eb", "text_tower": "63212c6763fe9373"})
+    assert found == {"image_tower": "67f6b685569861eb", "text_tower": "63212c6763fe9373"}
+    assert rows.EDITIONS == {"captioners": 1, "detailed": 2}
 
 
 def test_a_claim_that_two_tables_share_is_counted_once() -> None:
@@ -277,7 +278,10 @@ def test_what_is_said_of_a_loss_does_not_arise_where_there_is_none() -> None:
     "ceiling, verdict",
     [(70.0, Verdict.CEILING), (80.0, Verdict.CEILING), (80.1, Verdict.HOLDS), (100.0, Verdict.HOLDS)],
 )
-def test_a_rise_that_is_no_larger_than_that_of_the_ceiling_says_nothing(ceiling: float, verdict: Verdict) -> None:
+@pytest.mark.parametrize("metric", CEILINGS)
+def test_a_rise_that_is_no_larger_than_that_of_its_ceiling_says_nothing(
+    metric: str, ceiling: float, verdict: Verdict
+) -> None:
     """64 tokens are 20 points above 32; what can be found at most rises from `ceiling` to 100."""
     low, high = rows.limited(32), rows.limited(64)
     every = [
@@ -287,9 +291,9 @@ def test_a_rise_that_is_no_larger_than_that_of_the_ceiling_says_nothing(ceiling:
     ]
     for one in every:
         if one["key"] == low.key(DESIGN):
-            one["figures"] |= dict.fromkeys(CEILINGS["detailed"], ceiling)
+            one["figures"] |= dict.fromkeys(CEILINGS[metric], ceiling)
     page = render(Results(every, DESIGN), DESIGN, 3).split("## Figure 4")[1]
-    line = next(line for line in page.splitlines() if line.startswith("| 64 tokens against 32 |"))
+    line = next(line for line in page.splitlines() if line.startswith(f"| 64 tokens against 32 | {NAMES[metric]} |"))
     assert line.endswith(f"| +20.0 [+20.0, +20.0] | {verdict} |")
     assert page.count(Verdict.CEILING) == (verdict is Verdict.CEILING)
 
@@ -324,15 +328,15 @@ def test_the_flops_of_a_limit_are_its_own_whatever_its_row_shares(tmp_path: Path
         ('{"key": "x", "seed": "0"}', "its 'seed' is missing or no whole number"),
         ('{"key": "04670a', "not JSON"),
         ("", "not JSON"),
-        ('{"key": "x", "seed": 0, "texts": "captioners", "figures": {}}', "its figure 'person.t2i.R@1' is missing"),
-        ('{"key": "x", "seed": 0, "texts": "mine", "figures": {}}', "not the result of a training"),
+        (f'{{"key": "{LIT.key(DESIGN)}", "seed": 0, "figures": {{}}}}', "its figure 'person.t2i.R@1' is missing"),
+        ('{"key": "x", "seed": 0, "figures": {}, "seconds": "9"}', "not the result of a training"),
     ],
 )
 def test_a_result_that_is_damaged_is_named_before_anything_is_trained(tmp_path: Path, line: str, says: str) -> None:
     good = json.dumps(content(LIT, 0, 1.0))
     (tmp_path / "some.jsonl").write_text(f"{good}\n{line}\n{good}\n")
     with pytest.raises(UserError, match=rf"some\.jsonl, line 2: .*{says}"):
-        read_lines(str(tmp_path / "some.jsonl"))
+        read_lines(str(tmp_path / "some.jsonl"), DESIGN)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "a-0.json").write_text(line)
     with pytest.raises(UserError, match=rf"results/a-0\.json: .*{says}.*does this training again"):
@@ -345,8 +349,9 @@ def test_results_of_another_study_make_no_empty_page(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"all of its 1 results are of another study"):
         write_again(str(tmp_path / "other.jsonl"), str(tmp_path), 3, lambda line: None)
     with pytest.raises(UserError, match="no results of a study can be read"):
-        read_lines(str(tmp_path / "missing.jsonl"))
-    (tmp_path / "both.jsonl").write_text(as_lines([content(LIT, 0, 1.0, Design(scenes=3)), content(LIT, 0, 1.0)]))
+        read_lines(str(tmp_path / "missing.jsonl"), DESIGN)
+    other = content(LIT, 0, 1.0, Design(scenes=3)) | {"figures": {"of another evaluation": 1.0}}
+    (tmp_path / "both.jsonl").write_text(as_lines([other, content(LIT, 0, 1.0)]))
     said: list[str] = []
     write_again(str(tmp_path / "both.jsonl"), str(tmp_path), 3, said.append)
     assert said[0] == "study: 1 results of other settings, data or evaluations are left out"
@@ -370,8 +375,12 @@ def test_a_gallery_is_of_near_twins_with_a_text_each() -> None:
     assert [one.name for one in pairs] == ["person", "sharegpt4v", "short"]
     assert [len(one.pictures) for one in pairs] == [len(set(one.texts)) for one in pairs] == [16, 16, 8]
     assert pairs[0].pictures is pairs[1].pictures and len(classes.pictures) == len(classes.labels) == 8
-    detailed, _ = data.evaluation(1, "detailed", SMALL.gallery)
-    assert [one.name for one in detailed] == ["detailed", "short"]
+    detailed, salient = data.evaluation(1, "detailed", SMALL.gallery)
+    assert [one.name for one in detailed] == ["detailed", "unrelated", "short"]
+    assert detailed[2].texts == pairs[2].texts and salient.labels == classes.labels
+    twins, unrelated = detailed[0].texts, detailed[1].texts
+    assert len(twins) == len(set(unrelated)) == len(detailed[1].pictures) == 16 and not set(twins) & set(unrelated)
+    assert len({text[:200] for text in unrelated}) == 16 > len({text[:200] for text in twins})
 
 
 def test_the_data_of_a_seed_are_nested_and_written_once(tmp_path: Path) -> None:
