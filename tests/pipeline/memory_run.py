@@ -8,7 +8,6 @@ import asyncio
 import io
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -19,12 +18,13 @@ from lotlip_data.manifests.layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.captioning import Captioning
 from tests.pipeline import fake_run
+from tests.pipeline.peak import peak
 
 PIXELS = 512
 
 
 class Stub:
-    window, burst = 80, 8
+    window, burst = 8, 4  # few: while a disk stalls, they wait with their images
 
     def prepare(self, image: Image.Image) -> Image.Image:
         return image
@@ -47,13 +47,6 @@ def write(run: Run, shard: int, size: int) -> None:
         row = fake_run.asked(f"{shard_name(shard)}{number:04d}", url, ["noise"], ["web"])
         members.append((row | {"status": SUCCESS, "sha256": "0" * 64}, content.getvalue()))
     fake_run.commit_images(run, shard, [row for row, _ in members], members)
-
-
-def peak() -> int:
-    """The most memory that this process has had, in bytes. `getrusage` would count that of the one that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (high_water,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]
-    return int(high_water) * 1024
 
 
 async def work(captioning: Captioning, sizes: list[int]) -> list[int]:

@@ -4,9 +4,9 @@ import contextlib
 import errno
 import io
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,12 +43,18 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300)
 
 
-def test_help_names_every_command_within_a_second() -> None:
+def processor_seconds() -> float:
+    """Of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_help_names_every_command_within_a_second_of_the_processor() -> None:
     times = []
     for _ in range(3):
-        began = time.monotonic()
+        before = processor_seconds()
         answer = call("--help")
-        times.append(time.monotonic() - began)
+        times.append(processor_seconds() - before)
     assert answer.returncode == 0
     assert [name for name in COMMANDS if name not in answer.stdout] == []
     assert min(times) < 1.0

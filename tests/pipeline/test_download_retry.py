@@ -32,7 +32,7 @@ from lotlip_data.pipeline.status import status
 from lotlip_data.world.lists import write_manifest
 from lotlip_data.world.server import scene_bytes
 
-DOWNLOAD = {"allow_hosts": ["127.0.0.1"], "timeout": 2.0, "total_timeout": 4.0, "retries": 0, "threads": 8}
+DOWNLOAD = {"allow_hosts": ["127.0.0.1"], "timeout": 60, "total_timeout": 120, "retries": 0, "threads": 8}
 
 
 class Flaky:
