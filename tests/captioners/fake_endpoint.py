@@ -27,7 +27,7 @@ class Endpoint:
     def __init__(self):
         self.answers = {}
         self.requests = []  # (path, headers, body, size and pixels of the image)
-        self.everything = None  # an answer to all, while it is set
+        self.everything = None  # what all get, while it is set
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -70,9 +70,7 @@ class Endpoint:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def answer(self, width):
-        if self.everything:
-            return self.everything
-        answer = self.answers.get(width, completion())
+        answer = self.everything or self.answers.get(width, completion())
         if isinstance(answer, list):
             answer = answer.pop(0) if len(answer) > 1 else answer[0]
         return answer() if callable(answer) else answer

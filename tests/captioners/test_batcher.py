@@ -14,12 +14,40 @@ def gather(batcher, items):
     return asyncio.run(run())
 
 
-def test_results_go_to_their_items_in_batches_of_at_most_the_size():
-    sizes = []
-    batcher = Batcher(lambda items: sizes.append(len(items)) or [10 * item for item in items], 4, linger=1.0)
-    assert gather(batcher, range(10)) == [10 * item for item in range(10)]
-    assert sizes == [4, 4, 2]
+def gather_at_once(size, items, cancelled=()):
+    """The batches that were run of items that had all arrived before the first batch, and ten times each item.
+
+    The batcher is held in a batch before, of one item, until then.
+    """
+    batches, held, arrived = [], threading.Event(), threading.Event()
+
+    def run(items):
+        batches.append(items)
+        held.set()
+        arrived.wait(20)
+        return [10 * item for item in items]
+
+    batcher = Batcher(run, size)
+
+    async def main():
+        first = asyncio.create_task(batcher(-1))
+        await asyncio.to_thread(held.wait, 20)
+        calls = [asyncio.create_task(batcher(item)) for item in items]
+        await asyncio.sleep(0)  # each is in the queue
+        for index in cancelled:
+            calls[index].cancel()
+        arrived.set()
+        return await asyncio.wait_for(asyncio.gather(first, *calls, return_exceptions=True), 20)
+
+    _, *results = asyncio.run(main())
     batcher.close()
+    return batches[1:], results
+
+
+def test_results_go_to_their_items_in_batches_of_at_most_the_size():
+    batches, results = gather_at_once(4, range(10))
+    assert results == [10 * item for item in range(10)]
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_a_poison_item_costs_only_itself():
@@ -28,7 +56,7 @@ def test_a_poison_item_costs_only_itself():
             raise RuntimeError("poison")
         return items
 
-    batcher = Batcher(run, 8, linger=1.0)
+    batcher = Batcher(run, 8, linger=60.0)
     results = gather(batcher, range(8))
     batcher.close()
     assert [r for r in results if not isinstance(r, Exception)] == [0, 1, 2, 4, 5, 6, 7]
@@ -70,21 +98,11 @@ def test_close_releases_those_who_wait():
 
 
 def test_a_cancelled_call_is_not_run():
-    seen = []
-    batcher = Batcher(lambda items: seen.extend(items) or items, 4, linger=0.2)
-
-    async def main():
-        calls = [asyncio.create_task(batcher(item)) for item in range(3)]
-        await asyncio.sleep(0)
-        calls[1].cancel()
-        return await asyncio.gather(*calls, return_exceptions=True)
-
-    results = asyncio.run(main())
-    batcher.close()
-    assert results[0] == 0 and results[2] == 2 and seen == [0, 2]
+    batches, results = gather_at_once(4, range(3), cancelled=[1])
+    assert batches == [[0, 2]] and results[::2] == [0, 20] and isinstance(results[1], asyncio.CancelledError)
 
 
 def test_results_of_another_number_than_items_end_the_engine():
-    batcher = Batcher(lambda items: items[:1], 2, linger=1.0)
+    batcher = Batcher(lambda items: items[:1], 2, linger=60.0)
     assert all(isinstance(result, EngineDead) for result in gather(batcher, range(2)))
     batcher.close()

@@ -6,6 +6,7 @@ about when in doubt, is 64 pixels wide.
 
 import logging
 import threading
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -39,7 +40,7 @@ def load(endpoint):
     engines = []
 
     def load(config=CONFIG, **resources):
-        engines.append(load_engine(config, **{"endpoint": endpoint.url, "outage_seconds": 2.0} | resources))
+        engines.append(load_engine(config, **{"endpoint": endpoint.url, "outage_seconds": 60.0} | resources))
         return engines[-1]
 
     yield load
@@ -134,11 +135,17 @@ def test_what_passes_by_itself_is_tried_again(endpoint, load, caption_all):
 
 def test_an_endpoint_that_is_down_for_a_while_costs_no_image(endpoint, load, caption_all):
     """While it is down, every request fails, those about blank images too; then everything gets its caption."""
-    engine = load(outage_seconds=20.0)
-    endpoint.everything = failure(503, "restarting")
-    threading.Timer(2.5, setattr, (endpoint, "everything", None)).start()
+    engine = load()
+    before = endpoint.asked(BLANK)
+
+    def restarting():
+        if endpoint.asked(BLANK) - before == 2:
+            endpoint.everything = None
+        return failure(503, "restarting")
+
+    endpoint.everything = restarting
     assert caption_all(engine, [image(30 + n) for n in range(20)]) == [Caption("A scene.", "stop", 7)] * 20
-    assert endpoint.asked(BLANK) >= 2
+    assert endpoint.asked(BLANK) - before == 3  # of which two failed: one image's task asks for all
 
 
 @pytest.mark.parametrize(
@@ -170,26 +177,28 @@ def test_a_server_that_is_gone_ends_the_engine_and_blames_no_image(endpoint, loa
 )
 def test_an_endpoint_that_turns_everything_away_blames_no_image(everything, message, endpoint, load, caption_all):
     """From the start: ValueError when the captioner is loaded. Later: the engine ends at once."""
-    engine = load(outage_seconds=60.0)
+    engine = load()
     endpoint.everything = everything
     for result in caption_all(engine, [image(30), image(31)]):
         assert isinstance(result, EngineUnreachable) and message in str(result)
     with pytest.raises(ValueError, match=message):
-        load(outage_seconds=60.0)
+        load()
 
 
 def test_an_image_over_a_rate_limit_by_itself_is_given_up_while_others_go_on(endpoint, load, caption_all):
-    endpoint.answers[30] = failure(429, "request too large for your limit")
-    engine = load(outage_seconds=1.0)
+    """Of two at a time: 32 is asked once 31 has its caption, and 33 once 30 is given up, while 32 is under way."""
+    asked = {width: threading.Event() for width in range(30, 34)}
 
-    def slowly():
-        threading.Event().wait(0.4)
-        return completion()
+    def answer(width, other):
+        asked[width].set()
+        asked[other].wait()
+        return failure(429, "request too large for your limit") if width == 30 else completion()
 
-    endpoint.answers |= dict.fromkeys(range(31, 45), slowly)
-    first, *others = caption_all(_Narrow(engine, 2), [image(30 + n) for n in range(15)])
+    for width, other in {30: 32, 31: 30, 32: 33, 33: 33}.items():
+        endpoint.answers[width] = partial(answer, width, other)
+    first, *others = caption_all(_Narrow(load(outage_seconds=1.0), 2), [image(width) for width in asked])
     assert isinstance(first, CaptionError) and "too large for your limit" in str(first)
-    assert others == [Caption("A scene.", "stop", 7)] * 14
+    assert others == [Caption("A scene.", "stop", 7)] * 3
 
 
 class _Narrow:
@@ -201,12 +210,10 @@ class _Narrow:
 
 
 def test_a_request_that_hangs_is_given_up_and_only_its_image_with_it(endpoint, load, caption_all):
-    def hang():
-        threading.Event().wait(3)
-        return completion()
-
-    endpoint.answers[30] = hang
-    bad, good = caption_all(load(request_seconds=0.3), [image(30), image(31)])
+    over = threading.Event()
+    endpoint.answers[30] = lambda: over.wait() and completion()
+    bad, good = caption_all(load(request_seconds=2.0), [image(30), image(31)])
+    over.set()
     assert isinstance(bad, CaptionError) and "timed out" in str(bad)
     assert good == Caption("A scene.", "stop", 7)
 
@@ -225,7 +232,7 @@ def test_an_image_that_brings_the_endpoint_down_each_time_is_given_up(endpoint, 
             return failure(503, "restarting")
         return completion()
 
-    engine = load(outage_seconds=30.0)
+    engine = load()
     endpoint.answers |= {30: crash, BLANK: blank}
     (bad,) = caption_all(engine, [image(30)])
     assert isinstance(bad, CaptionError) and "connection reset" in str(bad)

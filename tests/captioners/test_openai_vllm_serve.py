@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineUnreachable, load_engine
 from lotlip_data.captioners.registry import get_default
 from lotlip_data.manifests.checkpoints import resolve
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow
 MODEL = "tiny-llava"
@@ -31,9 +31,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     folder = Path(resolve(MODEL))
     template = ["--chat-template", str(folder / "chat_template.jinja")]
     log = tmp_path_factory.mktemp("serve") / "log"

@@ -17,7 +17,7 @@ REST = st.text(alphabet=string.ascii_letters + string.digits + "/%~._-=é ü", m
 SCHEME = st.sampled_from(["http", "https"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SCHEME, HOST, REST, REST)
 def test_case_of_scheme_and_host_default_port_fragment_and_blanks_do_not_matter(
     scheme: str, host: str, path: str, query: str
@@ -32,7 +32,7 @@ def test_case_of_scheme_and_host_default_port_fragment_and_blanks_do_not_matter(
     assert len({uid_of(url) for url in spellings}) == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SCHEME, HOST, REST)
 def test_normalising_twice_is_normalising_once(scheme: str, host: str, path: str) -> None:
     for url in (f"{scheme}://{host}/{path}", f" {scheme}://{host}/{path} # top "):
@@ -40,7 +40,7 @@ def test_normalising_twice_is_normalising_once(scheme: str, host: str, path: str
         assert normalise_url(once) == once
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SCHEME, HOST, st.lists(REST, min_size=2, max_size=2, unique=True))
 def test_paths_that_differ_are_different_images(scheme: str, host: str, paths: list[str]) -> None:
     assert uid_of(f"{scheme}://{host}/{paths[0]}x") != uid_of(f"{scheme}://{host}/{paths[1]}x")
@@ -69,7 +69,7 @@ PIECES = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(st.sampled_from(["http://", "https://", "HTTP://", "http:/", " http://"]), HOST | PIECES, PIECES)
 def test_the_short_way_gives_what_the_long_way_gives(before: str, host: str, rest: str) -> None:
     """A URL that is taken for normal is; the long way is what uids were always made by."""

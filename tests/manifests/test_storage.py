@@ -12,6 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from lotlip_data.manifests import storage
+from tests.manifests.writers import outputs_of_writers
 
 KINDS = ["local", "memory"]
 
@@ -157,23 +158,19 @@ def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
 
 def test_of_many_processes_exactly_one_creates_each_object(tmp_path: pathlib.Path) -> None:
     code = """
-import sys, time
+import sys
 from lotlip_data.manifests import storage
-folder, me, start = sys.argv[1], sys.argv[2], float(sys.argv[3])
-time.sleep(max(0, start - time.time()))
+folder, me = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
 for index in range(100):
     if storage.create(f"{folder}/{index}", me.encode() * 1000):
         print(index)
 """
-    start = str(time.time() + 2)
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(me), start], stdout=subprocess.PIPE, text=True)
-        for me in range(3)
-    ]
-    won = {index: me for me, writer in enumerate(writers) for index in writer.communicate()[0].split()}
-    assert sorted(won, key=int) == [str(index) for index in range(100)]
-    assert sum(writer.returncode for writer in writers) == 0
-    for index, me in won.items():
+    printed = outputs_of_writers(code, [(str(tmp_path), str(me)) for me in range(3)])
+    won = [(index, me) for me, indices in enumerate(printed) for index in indices.split()]
+    assert sorted(int(index) for index, _ in won) == list(range(100)), "one winner each, and never two"
+    for index, me in won:
         assert storage.read_bytes(f"{tmp_path}/{index}") == str(me).encode() * 1000
     assert len(list(tmp_path.iterdir())) == 100  # and no scratch file
 
@@ -189,6 +186,7 @@ for index in range(10**6):
         folder = tmp_path / str(attempt)
         writer = subprocess.Popen([sys.executable, "-c", code, str(folder)])
         while not storage.list_names(str(folder)):
+            assert writer.poll() is None, "it ended before it had created anything"
             time.sleep(0.001)
         time.sleep(0.013 * attempt)
         writer.kill()

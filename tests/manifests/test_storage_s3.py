@@ -1,8 +1,6 @@
 """What `storage` promises holds on an S3 server (moto's, on loopback), in its good days and its bad ones."""
 
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ import pytest
 
 from lotlip_data.manifests import storage
 from tests.faults.s3 import BUCKET, SECRET, dealt, s3_server
+from tests.manifests.writers import outputs_of_writers
 
 RUN = f"s3://{BUCKET}/a run"
 BAD_DAYS = {"refuse": 0.05, "lose": 0.05, "drop": 0.05, "delay": 0.02}
@@ -91,28 +90,21 @@ def test_a_large_file_goes_up_in_parts_and_is_created_once(s3: dict[str, str], t
 
 def test_of_many_processes_exactly_one_creates_each_object(s3: dict[str, str], tmp_path: Path) -> None:
     code = """
-import sys, time
+import sys
 from lotlip_data.manifests import storage
-folder, me, start, local = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4]
+folder, me, local = sys.argv[1:]
 open(local, "wb").write(me.encode() * 1000)
-time.sleep(max(0, start - time.time()))
+storage.exists(folder)  # which imports what S3 needs
+print("ready", flush=True)
+sys.stdin.readline()
 for index in range(40):
     url = f"{folder}/{index}"
     won = storage.create(url, me.encode() * 1000) if index % 2 else storage.create_from_file(url, local)
     if won:
         print(index)
 """
-    start = str(time.time() + 4)
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, RUN, str(me), start, str(tmp_path / str(me))],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for me in range(2)
-    ]
-    won = [(index, me) for me, writer in enumerate(writers) for index in writer.communicate()[0].split()]
-    assert sum(writer.returncode for writer in writers) == 0
+    printed = outputs_of_writers(code, [(RUN, str(me), str(tmp_path / str(me))) for me in range(2)])
+    won = [(index, me) for me, indices in enumerate(printed) for index in indices.split()]
     assert sorted(int(index) for index, _ in won) == list(range(40)), "one winner each, and never two"
     for index, me in won:
         assert storage.read_bytes(f"{RUN}/{index}") == str(me).encode() * 1000

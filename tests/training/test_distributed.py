@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from lotlip_data.training import data
 from lotlip_data.training.config import METHODS, make_config
 from lotlip_data.training.train import train
+from tests.ports import free_ports
 from tests.training.world_run import TOLD_TRAINING, write_run, write_towers
 
 SETTINGS = {"batch": 24, "epochs": 4, "warm_up": 2, "lr": 1e-3, "context_length": 96, "checkpoint_every": 2}
@@ -49,28 +49,41 @@ def world(tmp_path_factory):
     return write_run(folder / "run", (30, 20, 13)), write_towers(folder / "towers", dropout=0.0)
 
 
-def start(size, script, *arguments):
+def start(size, script, *arguments, stderr=None, **variables):
     """So many processes, as torchrun starts them: in its environment's variables."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    (port,) = map(str, free_ports(1))
     given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo"}
     return [
         subprocess.Popen(
             [sys.executable, "-c", script, *map(str, arguments)],
-            env={**os.environ, **given, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **given, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
         for rank in range(size)
     ]
 
 
+def kill(processes):
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def ended(processes):
+    """What each one said, on standard output and error, once it has ended; none outlives this."""
+    try:
+        return [process.communicate(timeout=600) for process in processes]
+    finally:
+        kill(processes)
+
+
 def finish(processes):
     """What the first one said."""
-    said = [process.communicate(timeout=300)[0] for process in processes]
+    said = ended(processes)
     assert [process.returncode for process in processes] == [0] * len(processes)
-    return said[0]
+    return said[0][0]
 
 
 def test_loss_and_gradients_of_2_and_4_processes_are_those_of_one_for_every_method(world, tmp_path):
@@ -113,14 +126,19 @@ def test_a_lane_reads_shards_of_its_own():
     assert sum(map(len, read)) <= 40 + 3
 
 
-def _killed_at(step, processes):
-    for line in processes[0].stdout:
-        if line == f"done {step}\n":
-            break
-    for process in processes:
-        os.kill(process.pid, signal.SIGKILL)
-    for process in processes:
-        process.wait()
+def told_after(rank, step, number):
+    """The variables by which a TOLD_TRAINING's process sends itself the signal."""
+    return {"TOLD_AFTER": f"{rank} {step}", "TOLD": str(int(number))}
+
+
+def train_until_killed(*arguments):
+    """Two processes, of which the first one dies in its sixth step: no checkpoint of that one is begun."""
+    processes = start(2, TOLD_TRAINING, *arguments, **told_after(0, 5, signal.SIGKILL))
+    try:
+        said, _ = processes[0].communicate(timeout=600)
+    finally:
+        kill(processes)
+    assert said.splitlines()[-1] == "done 5" and processes[0].returncode == -signal.SIGKILL
 
 
 def _curve(out):
@@ -134,8 +152,8 @@ def test_two_processes_killed_and_resumed_end_bit_for_bit_like_undisturbed_ones(
     run, towers = world
     settings = json.dumps({**SETTINGS, **towers})
     finish(start(2, TOLD_TRAINING, run, tmp_path / "a", settings))
-    _killed_at(5, start(2, TOLD_TRAINING, run, tmp_path / "b", settings))
-    assert "going on after step" in finish(start(2, TOLD_TRAINING, run, tmp_path / "b", settings))
+    train_until_killed(run, tmp_path / "b", settings)
+    assert "going on after step 4 of 10" in finish(start(2, TOLD_TRAINING, run, tmp_path / "b", settings))
     assert _curve(tmp_path / "a") == _curve(tmp_path / "b") and len(_curve(tmp_path / "a")) == 10
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -143,20 +161,15 @@ def test_two_processes_killed_and_resumed_end_bit_for_bit_like_undisturbed_ones(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
-def test_two_processes_of_which_one_is_told_to_stop_end_after_the_same_step_and_lose_none(
-    world, tmp_path, monkeypatch, told
-):
+def test_two_processes_of_which_one_is_told_to_stop_end_after_the_same_step_and_lose_none(world, tmp_path, told):
     run, towers = world
     settings = json.dumps({**SETTINGS, **towers, "checkpoint_every": 500})
     finish(start(2, TOLD_TRAINING, run, tmp_path / "a", settings))
-    monkeypatch.setenv("TOLD_AFTER", f"{told} 3")  # between two steps: the next one is whole, and the last
-    monkeypatch.setenv("TOLD", str(int(signal.SIGTERM)))
-    processes = start(2, TOLD_TRAINING, run, tmp_path / "b", settings)
-    for process in processes:
-        said = process.communicate(timeout=300)[0].splitlines()
-        assert [line for line in said if line.startswith("done")] == [f"done {step}" for step in range(5)]
+    between_two_steps = told_after(told, 3, signal.SIGTERM)  # the next one is whole, and the last
+    processes = start(2, TOLD_TRAINING, run, tmp_path / "b", settings, **between_two_steps)
+    for said, _ in ended(processes):
+        assert [line for line in said.splitlines() if line.startswith("done")] == [f"done {step}" for step in range(5)]
     assert processes[0].returncode != 0 != processes[1].returncode
-    monkeypatch.delenv("TOLD_AFTER")
     assert "going on after step 5 of 10" in finish(start(2, TOLD_TRAINING, run, tmp_path / "b", settings))
     assert _curve(tmp_path / "a") == _curve(tmp_path / "b") and len(_curve(tmp_path / "a")) == 10
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
@@ -169,10 +182,10 @@ def test_a_training_of_two_processes_goes_on_in_one_with_the_same_samples(world,
     run, towers = world
     settings = {**SETTINGS, **towers}
     finish(start(2, TOLD_TRAINING, run, tmp_path / "a", json.dumps(settings)))
-    _killed_at(5, start(2, TOLD_TRAINING, run, tmp_path / "b", json.dumps(settings)))
+    train_until_killed(run, tmp_path / "b", json.dumps(settings))
     said = []
     train(make_config(**settings), run, str(tmp_path / "b"), say=said.append)
-    assert any("going on after step" in line for line in said) and not any("order of samples" in line for line in said)
+    assert "going on after step 4 of 10" in said and not any("order of samples" in line for line in said)
     for alone, two in zip(_curve(tmp_path / "b"), _curve(tmp_path / "a"), strict=True):
         assert alone["loss"] == pytest.approx(two["loss"], rel=1e-5)
 
@@ -181,15 +194,17 @@ def test_a_training_of_two_processes_goes_on_in_one_with_the_same_samples(world,
 def test_a_number_of_processes_that_does_not_fit_goes_on_in_another_order_and_says_so(world, tmp_path):
     run, towers = world
     settings = json.dumps({**SETTINGS, **towers})
-    _killed_at(5, start(2, TOLD_TRAINING, run, tmp_path / "a", settings))
+    train_until_killed(run, tmp_path / "a", settings)
     said = finish(start(3, TOLD_TRAINING, run, tmp_path / "a", settings))
     assert "3 processes in place of 2: from here on in another order of samples" in said
+    assert "going on after step 4 of 10" in said
     assert [line["step"] for line in _curve(tmp_path / "a")] == list(range(1, 11))
 
 
 def test_a_wrong_setting_ends_every_process_with_the_same_message(world, tmp_path):
     run, towers = world
-    processes = start(2, TOLD_TRAINING, run, tmp_path / "a", json.dumps({**SETTINGS, **towers, "batch": 25}))
-    for process in processes:
-        process.communicate(timeout=300)
+    settings = json.dumps({**SETTINGS, **towers, "batch": 25})
+    processes = start(2, TOLD_TRAINING, run, tmp_path / "a", settings, stderr=subprocess.PIPE)
+    for _, told in ended(processes):
+        assert "batch: 25 cannot be shared by 2 processes" in told
     assert [process.returncode for process in processes] == [1, 1]

@@ -58,7 +58,7 @@ def test_features_of_the_goldens_texts_are_the_authors(corners, attention):
 
 
 @CASES
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(lengths=st.lists(st.integers(6, 128), min_size=1, max_size=9), pieces=st.integers(1, 4))
 def test_features_and_gradients_are_the_padded_ones_for_any_lengths(corners, attention, lengths, pieces):
     tower, ids = TOWERS[corners, attention], texts(corners, lengths)
@@ -67,7 +67,6 @@ def test_features_and_gradients_are_the_padded_ones_for_any_lengths(corners, att
     assert_same(gradients(tower, found), gradients(tower, whole))
 
 
-@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), more=st.integers(0, 20))
 def test_every_text_is_in_one_row_and_no_two_rows_would_fit_into_one(lengths, more):
     width = max(lengths) + more
