@@ -19,6 +19,7 @@ from lotlip_data.captioners import sizing
 from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.pipeline.choice import Chosen, choose
 from tests.pipeline import fake_run
+from tests.ports import can_be_bound, free_ports
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DOCS = EXAMPLES.parent / "docs" / "running.md"
@@ -161,6 +162,7 @@ STANDINS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("ends", ["done", "asked wrongly", "out of time"])
 def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, tmp_path: Path) -> None:
     """With stand-ins for Slurm's two commands and two Ray nodes on this machine; nothing of it is left running.
@@ -170,10 +172,10 @@ def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, 
     for name, text in STANDINS.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    count = os.getpid() * 3 + ["done", "asked wrongly", "out of time"].index(ends)
+    number = str(os.getpid() * 20_000 + port_above_20_000())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{environment['PATH']}"}
-    environment |= {"SLURM_JOB_ID": str(count), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    environment |= {"SLURM_JOB_ID": number, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
     shards, images = (200, 16) if ends == "out of time" else (2, 4)
     run = fake_run.make(tmp_path / "run", shards, images, writers=(), pixels=96).run
     where = str(tmp_path / "nothing") if ends == "asked wrongly" else run.url
@@ -187,14 +189,14 @@ def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, 
         )
     try:
         if ends == "out of time":
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + 500
             while "shard" not in log.read_text().partition("tiny-instructblip:")[2]:
                 assert time.monotonic() < deadline and job.poll() is None, log.read_text()
                 time.sleep(0.1)
             job.send_signal(signal.SIGINT)
-        code = job.wait(200)
+        code = job.wait(600)
     finally:
-        left = _processes_of(f"ray-{count}")
+        left = _processes_of(f"ray-{number}")
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
     told = log.read_text()
@@ -206,14 +208,19 @@ def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, 
     else:
         assert "the same command goes on from there" in told
     assert left == []
-    shutil.rmtree(f"/tmp/ray-{count}", ignore_errors=True)
+    shutil.rmtree(f"/tmp/ray-{number}", ignore_errors=True)
+
+
+def port_above_20_000() -> int:
+    """By how much: the script takes a port from its job's number so, and another one 20,000 above that."""
+    return next(port for port in free_ports(100) if can_be_bound(port + 20_000)) - 20_000
 
 
 def _processes_of(folder: str) -> list[str]:
-    """Command lines of the processes of a Ray cluster whose folder is /tmp/`folder`, ten seconds after its end."""
+    """Command lines of the processes of a Ray cluster whose folder is /tmp/`folder`, a minute after its end."""
     import psutil
 
-    for _ in range(20):
+    for _ in range(120):
         lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
         if not (found := [line for line in lines if f"/tmp/{folder}/" in line]):
             break

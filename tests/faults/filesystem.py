@@ -1,18 +1,34 @@
 """The file system `faulty://PATH`: a folder of this machine that behaves like an object store in bad health.
 
 ROOT is the environment variable LOTLIP_FAULTS; a file ROOT/storage holds a JSON object: `rate`, the share of operations
-that fail as a network does, and `full`, whether there is no space left to write to.
+that fail as a network does, and `full`, whether there is no space left to write to. Whatever the rate, of RECENT
+operations in a row of one thread at most FAILURES fail: what is asked again, as `manifests/patience.py` does it, comes
+through.
 """
 
 import errno
 import json
 import os
 import random
+import threading
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+
+RECENT, FAILURES = 16, 2
+
+
+class _Past(threading.local):
+    """Of a thread's last operations, whether they failed."""
+
+    def __init__(self) -> None:
+        self.failed: deque[bool] = deque(maxlen=RECENT - 1)
+
+
+_past = _Past()
 
 
 class FaultyFileSystem(AbstractFileSystem):
@@ -70,5 +86,7 @@ class FaultyFileSystem(AbstractFileSystem):
             return
         if writes and told.get("full"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        if random.random() < told.get("rate", 0.0):
+        fails = random.random() < told.get("rate", 0.0) and sum(_past.failed) < FAILURES
+        _past.failed.append(fails)
+        if fails:
             raise OSError(errno.EIO, "the connection was reset")

@@ -31,7 +31,7 @@ from lotlip_data.pipeline.ledger import captioned_shards, fetched_shards
 
 ROOT = Path(__file__).parents[2]
 FAULTS = ROOT / "tests" / "faults"
-DEADLINE = 400.0
+DEADLINE = 800.0
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 sys.path.insert(0, str(FAULTS))
@@ -143,6 +143,7 @@ class Nodes:
         os.environ.update({name: self.env[name] for name in self._before})  # what the nodes' workers will see
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.workers: list[Any] = []
+        self._drivers: list[Driver] = []
 
     def add(self, **resources: Any) -> None:
         self.workers.append(self._cluster.add_node(object_store_memory=80 << 20, **{"num_cpus": 1, **resources}))
@@ -157,17 +158,29 @@ class Nodes:
         env = {**self.env, "RAY_ADDRESS": self._cluster.address}
         log = Path(tempfile.mkstemp(prefix="driver-", suffix=".log", dir=self.faults.parent)[1])
         with log.open("w") as out:
-            return Driver(subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT), log)
+            process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+        self._drivers.append(Driver(process, log))
+        return self._drivers[-1]
+
+    def kill_drivers(self) -> None:
+        """Those that a test which failed has left: their actors would keep the nodes from the next."""
+        while self._drivers:
+            self._drivers.pop().kill()
 
     def actors(self) -> list[psutil.Process]:
         """The processes of caption actors, on any node."""
-        return [process for process in self._processes() if _title(process).startswith("ray::CaptionActor")]
+        return [process for process in self._processes() if title(process).startswith("ray::CaptionActor")]
 
     def engines(self) -> list[psutil.Process]:
-        """vLLM's engine processes, below caption actors: what multiprocessing starts, or the title that they take."""
-        return [process for process in self._processes() if re.search(r"^VLLM::|spawn_main", _title(process))]
+        """vLLM's engine processes: what multiprocessing starts, or the title that they take.
+
+        Only children of caption actors: what an engine starts has its title for a moment.
+        """
+        below = [child for actor in self.actors() for child in _children(actor, recursive=False)]
+        return [process for process in below if re.search(r"^VLLM::|spawn_main", title(process))]
 
     def close(self) -> None:
+        self.kill_drivers()
         self._cluster.shutdown()
         for name, value in self._before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -177,15 +190,16 @@ class Nodes:
         return [child for raylet in raylets for child in _children(raylet)]
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
+def _children(process: psutil.Process, recursive: bool = True) -> list[psutil.Process]:
     try:
-        found: list[psutil.Process] = process.children(recursive=True)
+        found: list[psutil.Process] = process.children(recursive=recursive)
         return found
     except psutil.NoSuchProcess:
         return []
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """Its command line; empty for one that has ended."""
     try:
         return " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.faults.captioner import hash_of
-from tests.faults.filesystem import FaultyFileSystem
+from tests.faults.filesystem import FAILURES, RECENT, FaultyFileSystem
 
 
 def test_one_image_has_one_hash() -> None:
@@ -25,3 +25,18 @@ def test_the_file_system_fails_as_often_as_it_is_told(tmp_path, monkeypatch) -> 
     (tmp_path / "storage").write_text(json.dumps({"rate": 1.0}))
     with pytest.raises(OSError, match="reset"):
         disk.ls(str(tmp_path))
+
+
+def test_the_file_system_never_fails_too_often_in_a_row(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("LOTLIP_FAULTS", str(tmp_path))
+    (tmp_path / "storage").write_text(json.dumps({"rate": 1.0}))
+
+    def fails() -> bool:
+        try:
+            FaultyFileSystem().info(f"faulty://{tmp_path}/storage")
+        except OSError:
+            return True
+        return False
+
+    failed = [fails() for _ in range(4 * RECENT)]
+    assert {sum(failed[at : at + RECENT]) for at in range(3 * RECENT)} == {FAILURES}

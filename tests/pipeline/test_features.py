@@ -66,9 +66,9 @@ def test_torchrun_trains_with_the_command_line_and_one_process_speaks(world):
     pathlib.Path(run.manifest).write_text("name: x\nsources: [{name: a, files: [a.csv]}]\n")
     settings = {**towers, "batch": 4, "epochs": 2, "warm_up": 1, "context_length": 96}
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lotlip_data.pipeline.cli"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
-        [*line, "train", run.url, "--method", "lotlip", *given],
+        [*torchrun, "-m", "lotlip_data.pipeline.cli", "train", run.url, "--method", "lotlip", *given],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},

@@ -1,7 +1,6 @@
 """Pools share what a cluster has: real nodes, with GPUs that exist for Ray's accounting only."""
 
 import re
-import time
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -10,12 +9,14 @@ import pytest
 
 from lotlip_data.pipeline import ledger
 from lotlip_data.pipeline.choice import choose
+from tests.faults.captioner import hash_of
 from tests.pipeline import fake_run
-from tests.pipeline.cluster_run import Nodes, decoded, nodes, rows, undisturbed
+from tests.pipeline.cluster_run import Driver, Nodes, decoded, nodes, rows, undisturbed, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TINY = ["tiny-llava", "tiny-sharegpt4v", "tiny-instructblip"]
+SHARDS = 8
 
 
 @pytest.fixture
@@ -42,18 +43,26 @@ def test_three_pools_that_each_want_a_gpu_run_in_turn_on_one(cluster: Nodes, tmp
 
 
 def test_a_pool_without_work_gives_its_gpu_to_the_others(cluster: Nodes, tmp_path: Path) -> None:
-    """Two GPUs, two pools, one of which has a single shard: the other one ends with both."""
-    run = fake_run.make(tmp_path / "run", 30, 12, writers=(), pixels=96).run
+    """Two GPUs, two pools, one of which has a single shard: the other one ends with both.
+
+    It has work for the second: its first image waits until that is ready.
+    """
+    run = fake_run.make(tmp_path / "run", SHARDS, 12, writers=(), pixels=96).run
     little = {"preset": TINY[2], "name": "little", "pool": {"engine": "transformers"}}
-    much = {"preset": TINY[1], "name": "much", "pool": {"engine": "transformers", "concurrency": 1}}
-    for shard in range(29):
+    options = {"engine_args": {"faults": str(tmp_path)}}
+    pool = {"engine": "transformers", "concurrency": 1, "engine_options": options}
+    much = {"name": "much", "kind": "faulty", "model": TINY[1], "pool": pool}
+    waiting = tmp_path / f"hold-{hash_of(next(iter(decoded(run).values())))}"
+    waiting.touch()
+    for shard in range(SHARDS - 1):
         fake_run.claim_captioner(run, "little", choose([little])[0].config.id.partition("@")[2])
         fake_run.write_captions(run, "little", shard, fake_run.captions_of(run, "llava", shard))
     cluster.add(num_cpus=4, num_gpus=2)
     driver = cluster.driver(run, [little, much])
+    wait_for(lambda: ready(driver, "much") == 2, "second engine")
+    waiting.unlink()
     assert driver.end()["code"] == 0
-    out = driver.log.read_text()
-    assert [ready(out, name) for name in ("little", "much")] == [1, 2]
+    assert [ready(driver, name) for name in ("little", "much")] == [1, 2]
 
 
 def test_an_actor_waits_for_the_node_that_it_asks_for(cluster: Nodes, tmp_path: Path) -> None:
@@ -68,7 +77,7 @@ def test_an_actor_waits_for_the_node_that_it_asks_for(cluster: Nodes, tmp_path: 
         "labels": {"tier": "spot"},
     }
     driver = cluster.driver(run, [{"preset": TINY[2], "pool": pool}])
-    time.sleep(12)
+    wait_for(lambda: "still waiting for a first engine" in driver.log.read_text(), "word of the wait")
     assert cluster.actors() == [] and driver.running()
     cluster.add(
         num_cpus=1,
@@ -82,5 +91,5 @@ def test_an_actor_waits_for_the_node_that_it_asks_for(cluster: Nodes, tmp_path: 
     assert done.gpu_seconds == pytest.approx(done.seconds / 2, abs=0.001) and done.seconds > 0
 
 
-def ready(out: str, name: str) -> int:
-    return len(re.findall(rf"^{name}: an engine is ready", out, re.MULTILINE))
+def ready(driver: Driver, name: str) -> int:
+    return len(re.findall(rf"^{name}: an engine is ready", driver.log.read_text(), re.MULTILINE))

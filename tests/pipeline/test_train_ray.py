@@ -13,6 +13,7 @@ import pytest
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.train_ray import Workers
+from tests.pipeline.cluster_run import title
 from tests.training.world_run import write_run, write_towers
 
 SETTINGS = {"batch": 24, "epochs": 40, "warm_up": 2, "lr": 1e-3, "context_length": 96, "checkpoint_every": 2}
@@ -63,22 +64,24 @@ def test_workers_are_as_given():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_lost_worker_costs_the_steps_since_the_last_checkpoint(world):
     run, towers = world
     driver = subprocess.Popen(command(run, "lost", {**SETTINGS, **towers}), env=environment())
-    checkpoints = run / "train" / "lost" / "checkpoints"
-    until = time.monotonic() + 300
-    while not list(checkpoints.glob("*.ckpt")):
-        assert driver.poll() is None and time.monotonic() < until
-        time.sleep(0.01)
-    workers = [
-        process
-        for process in psutil.Process(driver.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(process.cmdline())
-    ]
-    assert len(workers) == 2
-    workers[-1].send_signal(signal.SIGKILL)
-    assert driver.wait(300) == 0
+    try:
+        checkpoints = run / "train" / "lost" / "checkpoints"
+        until = time.monotonic() + 500
+        while not list(checkpoints.glob("*.ckpt")):
+            assert driver.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+        below = psutil.Process(driver.pid).children(recursive=True)
+        workers = [process for process in below if "RayTrainWorker" in title(process)]
+        assert len(workers) == 2
+        workers[-1].send_signal(signal.SIGKILL)
+        assert driver.wait(500) == 0
+    finally:
+        driver.kill()
+        driver.wait()
     assert steps(run, "lost") == list(range(1, 84))
     assert json.loads((run / "train" / "lost" / "done.json").read_text())["steps"] == 83
 

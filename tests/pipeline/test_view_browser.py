@@ -91,7 +91,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(60)
+            server.wait(300)
         server.kill()
     assert server.wait() == 0  # Ctrl-C is how it ends
 
