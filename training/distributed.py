@@ -12,6 +12,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Before there is a group: imported later, as transformers does, it keeps the group in its functions' defaults for good.
+# The group's threads then outlive `destroy_process_group`, and may abort a process that ends.
+import torch.distributed.nn
 from torch import Tensor
 
 Answer = TypeVar("Answer")

@@ -56,7 +56,7 @@ def wait_for_progress(driver: Driver, safe: Callable[[], list[str]]) -> None:
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 def test_twenty_random_kills(tmp_path: Path) -> None:
     run = fake_run.make(tmp_path / "a run", SHARDS, IMAGES, writers=(), pixels=96).run
     images = decoded(run)

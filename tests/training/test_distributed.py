@@ -208,3 +208,20 @@ def test_a_wrong_setting_ends_every_process_with_the_same_message(world, tmp_pat
     for _, told in ended(processes):
         assert "batch: 25 cannot be shared by 2 processes" in told
     assert [process.returncode for process in processes] == [1, 1]
+
+
+THREADS = """
+import pathlib
+from lotlip_data.training import distributed
+def gloo():
+    return sum("gloo" in comm.read_text() for comm in pathlib.Path("/proc/self/task").glob("*/comm"))
+with distributed.world():
+    from transformers import AutoModel
+    print(gloo() > 0)
+print(gloo())
+"""
+
+
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that does may abort a process that ends, though its training was done."""
+    assert [said for said, _ in ended(start(2, THREADS))] == ["True\n0\n"] * 2
