@@ -109,10 +109,10 @@ class EndpointEngine:
                     pause = min(2 * pause, LONGEST_PAUSE)
                     continue
                 # A refusal (4xx) is the image's fault if the endpoint served others meanwhile. A failure counts only
-                # if the endpoint works after it.
+                # if the endpoint works after it, and there was no outage since it was sent.
                 refused = status is not None and status < 500
                 tries += 1
-                if await self._works_since(sent if refused else time.monotonic()) or tries == TRIES:
+                if await self._works_since(sent if refused else time.monotonic(), sent) or tries == TRIES:
                     raise CaptionError(f"the endpoint: {self._tell(error)}") from None
 
     def close(self) -> None:
@@ -133,14 +133,15 @@ class EndpointEngine:
             if getattr(reply, "choices", None):
                 self._answered = time.monotonic()
 
-    async def _works_since(self, since: float) -> bool:
-        """Whether the endpoint has worked from `since` on. If not, waits until it does, at most `outage_seconds`.
+    async def _works_since(self, since: float, sent: float) -> bool:
+        """Whether the endpoint has worked from `since` on, and no outage has ended since `sent`.
 
+        If it does not work, waits until it does, at most `outage_seconds`.
         Asked about a blank image, since another answer than that proves little. Only one task asks; the others hear.
         """
         began = time.monotonic()
         async with self._asking:
-            if self._back > since:
+            if self._back > sent:
                 return False
             if self._answered > since:
                 return True

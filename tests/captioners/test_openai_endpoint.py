@@ -148,6 +148,25 @@ def test_an_endpoint_that_is_down_for_a_while_costs_no_image(endpoint, load, cap
     assert endpoint.asked(BLANK) - before == 3  # of which two failed: one image's task asks for all
 
 
+def test_a_failure_that_comes_late_is_the_outages_and_costs_no_image(endpoint, load, caption_all):
+    """Sent while the endpoint was down, its answer comes when the endpoint is back and has served another."""
+    engine, served = load(), threading.Event()
+    down = failure(503, "restarting")
+
+    def at_last():
+        served.set()
+        return completion("The first.")
+
+    def late():
+        assert served.wait(60)
+        return down
+
+    endpoint.answers |= {BLANK: [down, completion()], 30: [down, down, down, at_last], 31: [down, down, late]}
+    endpoint.answers[31].append(completion("The late one."))
+    first, second = caption_all(engine, [image(30), image(31)])
+    assert (first.text, second.text) == ("The first.", "The late one.")
+
+
 @pytest.mark.parametrize(
     "everything", [failure(503, "down"), failure(429, "busy"), failure(500, "broken")], ids=lambda answer: answer[0]
 )
