@@ -172,7 +172,7 @@ def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, 
     for name, text in STANDINS.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    number = str(os.getpid() * 20_000 + port_above_20_000())
+    number = str(os.getpid() * 6_000 + job_of_free_ports())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{environment['PATH']}"}
     environment |= {"SLURM_JOB_ID": number, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
@@ -211,9 +211,10 @@ def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, 
     shutil.rmtree(f"/tmp/ray-{number}", ignore_errors=True)
 
 
-def port_above_20_000() -> int:
-    """By how much: the script takes a port from its job's number so, and another one 20,000 above that."""
-    return next(port for port in free_ports(100) if can_be_bound(port + 20_000)) - 20_000
+def job_of_free_ports() -> int:
+    """A job's number from which the script takes two ports that are free: 20,000 and twice that, and the next."""
+    even = (port for port in free_ports(1_000) if port % 2 == 0 and port < 32_000)
+    return next((port - 20_000) // 2 for port in even if can_be_bound(port + 1))
 
 
 def _processes_of(folder: str) -> list[str]:
