@@ -209,6 +209,25 @@ def test_a_task_that_dies_is_tried_again_and_given_up_without_its_neighbours(
     assert download(manifest, run).done == 2
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_damaged_list_costs_its_own_shard_and_comes_back_as_its_message_says(
+    tmp_path: pathlib.Path, server: WorldServer
+) -> None:
+    manifest, run = world(tmp_path, server.url, 15), Run.at(str(tmp_path / "run"))
+    partition(manifest, run)
+    url = pathlib.Path(run.list_shard(1))
+    whole = url.read_bytes()
+    url.write_bytes(whole[:-9])
+    summary = download(manifest, run)
+    assert summary.committed == {0}
+    (told,) = summary.failed_shards
+    assert re.match(rf"shard 00001: {url}: cannot be read .* Remove {url} and {run.plan}; ", told)
+    for damaged in (url, pathlib.Path(run.plan)):
+        damaged.unlink()
+    assert download(manifest, run).done == 1
+    assert url.read_bytes() == whole
+
+
 def fake_shard(folder: pathlib.Path, body: bytes) -> FetchedShard:
     """A fetched shard of one image and one dead link."""
     folder.mkdir()
