@@ -219,7 +219,7 @@ def _counts(failures: Mapping[str, int]) -> str:
 def _judge(answer: Marker | Exception) -> Marker | str:
     """What a task ended in as an outcome: a marker, or a sentence where the shard stays undone."""
     if isinstance(answer, UserError):  # which is not tried again
-        return str(answer)
+        return brief(answer)
     if isinstance(answer, Exception):
         return f"its task failed {ATTEMPTS} times: {brief(answer)}"
     if "tar" in answer:

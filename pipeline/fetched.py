@@ -1,4 +1,4 @@
-"""Reading a fetched image shard as a stream: the tar that its marker names, one image in memory at a time."""
+"""Reading a fetched image shard: the tar that its marker names, one image in memory at a time, and its Parquet."""
 
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence

@@ -16,7 +16,7 @@ from lotlip_data.pipeline import ledger
 from lotlip_data.world.lists import write_list, write_manifest
 from lotlip_data.world.scenes import SPLITS
 from lotlip_data.world.server import WorldServer
-from tests.driver_kill import kill_driver
+from tests.processes import kill_driver
 
 SHARDS, IMAGES = 24, 10
 CAPTIONERS = ("tiny-instructblip", "tiny-llava")

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineDead, load_engine
+from tests.processes import title
 
 pytestmark = pytest.mark.slow
 LENGTH = 24
@@ -23,10 +24,7 @@ def engine_processes(parent):
 
 
 def is_engine(process):
-    try:
-        return "EngineCore" in " ".join(process.cmdline())
-    except psutil.Error:  # it has ended, whether or not its parent knows
-        return False
+    return "EngineCore" in title(process)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.fetched import fetched_images
 from lotlip_data.pipeline.ledger import captioned_shards, fetched_shards
+from tests.processes import title
 
 ROOT = Path(__file__).parents[2]
 FAULTS = ROOT / "tests" / "faults"
@@ -196,14 +197,6 @@ def _children(process: psutil.Process, recursive: bool = True) -> list[psutil.Pr
         return found
     except psutil.NoSuchProcess:
         return []
-
-
-def title(process: psutil.Process) -> str:
-    """Its command line; empty for one that has ended."""
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""
 
 
 def kill(process: psutil.Process) -> None:

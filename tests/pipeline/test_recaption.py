@@ -17,8 +17,8 @@ from lotlip_data.manifests.layout import Run
 from lotlip_data.pipeline.choice import choose
 from lotlip_data.pipeline.ledger import captioned_shards
 from lotlip_data.pipeline.recaption import RecaptionError, claim, recaption
-from tests.driver_kill import kill_driver
 from tests.pipeline import fake_run
+from tests.processes import kill_driver
 
 CAPTIONER = "tiny-instructblip"
 SHARDS, IMAGES = 12, 16

@@ -9,8 +9,8 @@ from pathlib import Path
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline import dataset, verify
 from lotlip_data.pipeline.shard import shard
-from tests.driver_kill import kill_driver
 from tests.pipeline import fake_run
+from tests.processes import kill_driver
 
 SHARDS = 48
 REPOSITORY = Path(__file__).parents[2]

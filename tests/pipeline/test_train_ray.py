@@ -13,7 +13,7 @@ import pytest
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.train_ray import Workers
-from tests.pipeline.cluster_run import title
+from tests.processes import title
 from tests.training.world_run import write_run, write_towers
 
 SETTINGS = {"batch": 24, "epochs": 40, "warm_up": 2, "lr": 1e-3, "context_length": 96, "checkpoint_every": 2}
