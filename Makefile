@@ -35,7 +35,7 @@ test-slow: setup
 test-chaos: setup
 	$(BIN)/python -m pytest -s -m chaos
 
-ROOMS := captioners manifests pipeline training world
+ROOMS := captioners manifests pipeline training synthetic
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
