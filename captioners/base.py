@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from PIL import Image
 
@@ -160,6 +160,17 @@ class EngineOptions:
             raise ValueError("endpoint: give a URL such as http://host:8000/v1, without a user or password in it")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
             raise ValueError("api_key_env: give the name of an environment variable, such as MY_API_KEY, not the key")
+
+
+class ModelSpec(Protocol):
+    """What an engine reads of an architecture. `models.base.Captioner` documents each attribute."""
+
+    template: ClassVar[str]
+    model_class: ClassVar[str]
+    processor_class: ClassVar[str]
+
+    def check(self, source: str, options: dict[str, Any]) -> None:
+        """Raises ValueError, saying what to do, for a checkpoint that is not laid out as this architecture expects."""
 
 
 class Engine(Protocol):

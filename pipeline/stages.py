@@ -11,7 +11,7 @@ Each stage reads what the one before it committed, skips what it has committed i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
@@ -19,9 +19,6 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import Outcome, Say
 from lotlip_data.pipeline.model_stages.evaluate import evaluate
 from lotlip_data.pipeline.model_stages.train import train
-
-if TYPE_CHECKING:
-    pass
 
 
 def download(

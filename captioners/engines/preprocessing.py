@@ -1,16 +1,13 @@
 """What both engines put into a model and read out of it, so that they can only agree: image geometry, prompt, text."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 
-from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError
+from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec
 from lotlip_data.manifests.checkpoints.resolve import resolve
-
-if TYPE_CHECKING:
-    from lotlip_data.captioners.models.base import Captioner
 
 MAX_ASPECT = 50  # beyond it, bringing the short side to the tower's size makes an image of gigabytes
 
@@ -22,7 +19,7 @@ class Inputs:
     but pixels; the image's placeholder tokens are expanded. stop_ids: tokens that end a caption.
     """
 
-    def __init__(self, captioner: "Captioner", config: CaptionerConfig):
+    def __init__(self, captioner: ModelSpec, config: CaptionerConfig):
         import transformers
 
         self.source = resolve(config.model)

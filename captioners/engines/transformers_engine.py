@@ -8,16 +8,15 @@ import torch
 import transformers
 from PIL import Image
 
-from lotlip_data.captioners.base import Caption, CaptionerConfig, EngineDead, EngineOptions
+from lotlip_data.captioners.base import Caption, CaptionerConfig, EngineDead, EngineOptions, ModelSpec
 from lotlip_data.captioners.engines.batcher import Batcher
 from lotlip_data.captioners.engines.preprocessing import Inputs
-from lotlip_data.captioners.models.base import Captioner
 
 
 class TransformersEngine:
     """Greedy float32 captions do not depend on which images share a batch; sampled ones do."""
 
-    def __init__(self, captioner: Captioner, config: CaptionerConfig, resources: EngineOptions):
+    def __init__(self, captioner: ModelSpec, config: CaptionerConfig, resources: EngineOptions):
         if config.quantization or config.tensor_parallel_size > 1:
             raise ValueError(
                 f"captioner {config.name!r}: quantization and tensor_parallel_size need engine='vllm'; leave them out"

@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 from transformers import AutoConfig
 
-from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
+from lotlip_data.captioners.base import CaptionerConfig, EngineOptions, ModelSpec
 from lotlip_data.captioners.engines.batcher import Batcher
 from lotlip_data.captioners.engines.preprocessing import Inputs
 from lotlip_data.captioners.engines.transformers_engine import load_model
 from lotlip_data.captioners.engines.vllm_engine import VllmEngine, embeds_request, engine_args
-from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.manifests.checkpoints.weights import (
     differences,
     model_shapes,
@@ -125,7 +124,7 @@ def _write_weights(files: list[Path], folder: Path, config: Any) -> None:
 class VllmEmbedsEngine(VllmEngine):
     """InstructBLIP at vLLM's speed, with the captions that transformers' `generate` gives."""
 
-    def __init__(self, captioner: Captioner, config: CaptionerConfig, resources: EngineOptions):
+    def __init__(self, captioner: ModelSpec, config: CaptionerConfig, resources: EngineOptions):
         inputs = Inputs(captioner, config)
         structure = AutoConfig.from_pretrained(inputs.source, **inputs.options)
         structure.text_config.num_hidden_layers = 0  # of the language model, only the token embeddings are needed here

@@ -2,12 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lotlip_data.manifests.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 Say = Callable[[str], None]
 

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
@@ -17,10 +17,6 @@ from lotlip_data.training.evaluation.report import tables
 from lotlip_data.training.evaluation.tasks.base import ImageClasses, ImageTexts, Task, is_partial, read_task
 from lotlip_data.training.evaluation.tasks.registry import TASKS
 from lotlip_data.training.models.lotlip import refuse_training
-
-if TYPE_CHECKING:
-    pass
-
 
 WORLD = "world"
 

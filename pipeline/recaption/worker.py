@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -34,10 +34,6 @@ from lotlip_data.pipeline.download.reader import FetchedImage, fetched_images
 from lotlip_data.pipeline.recaption.poison_images import FEW, MAX_GUILTY, InFlightLog, find_suspects
 from lotlip_data.pipeline.recaption.results import PartialResults, Row, UnitResult, finish, parquet, read_partial
 from lotlip_data.pipeline.recaption.usage import Usage, UsageMeter
-
-if TYPE_CHECKING:
-    pass
-
 
 THREADS = min(4, os.cpu_count() or 1)
 """That decode and resize."""
