@@ -40,7 +40,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.schema import LISTS
 from lotlip_data.manifests.settings import DownloadSettings
-from lotlip_data.pipeline.download.commit import DownloadTask, fetch_and_commit
+from lotlip_data.pipeline.downloading.commit import DownloadTask, fetch_and_commit
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (500, 375))
 """Pixels, as photographs in web lists have them: most are larger than what is stored, some are not."""

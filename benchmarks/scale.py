@@ -71,8 +71,8 @@ def make_run(folder: Path, images: int) -> None:
     from lotlip_data.manifests.manifest import freeze
     from lotlip_data.manifests.run_layout import Run, shard_name
     from lotlip_data.pipeline.core.ledger import WorkRecord
-    from lotlip_data.pipeline.recaption.config import resolve_captioners
-    from lotlip_data.pipeline.recaption.results import claim
+    from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+    from lotlip_data.pipeline.recaptioning.results import claim
 
     manifest, run, shards = manifest_of(folder), Run.at(str(folder / "run")), images // SHARD
     freeze(manifest, run)
@@ -208,14 +208,14 @@ def stage_status(folder: Path, rows: int) -> Any:
 
 
 def stage_resume_download(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline.download.stage import download
+    from lotlip_data.pipeline.downloading.stage import download
 
     assert download(manifest_of(folder), _run(folder)).nothing_to_do
 
 
 def stage_resume_recaption(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline.recaption.config import resolve_captioners
-    from lotlip_data.pipeline.recaption.stage import recaption
+    from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+    from lotlip_data.pipeline.recaptioning.stage import recaption
 
     assert recaption(_run(folder), resolve_captioners(CAPTIONERS, None)).nothing_to_do
 

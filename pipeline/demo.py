@@ -126,7 +126,7 @@ def _write_input(folder: Path, base_url: str, images: int) -> Manifest:
 def _figures(run: Run) -> dict[str, Any]:
     """What demo.json holds, but for the seconds; read back from what the stages committed."""
     from lotlip_data.pipeline.dataset.stats import dataset_stats
-    from lotlip_data.pipeline.download.stage import read_summary
+    from lotlip_data.pipeline.downloading.stage import read_summary
 
     download = read_summary(run)
     return {

@@ -1,8 +1,8 @@
 """The line: every stage in its order, from a list of URLs to an evaluated model. Read this file first.
 
     partition   lists of URLs → shards of rows, in seeded random order         pipeline/url_lists/partition.py
-    download    rows → images, with img2dataset on Ray                         pipeline/download/stage.py
-    recaption   images → long texts, on pools of Ray actors                    pipeline/recaption/stage.py
+    download    rows → images, with img2dataset on Ray                         pipeline/downloading/stage.py
+    recaption   images → long texts, on pools of Ray actors                    pipeline/recaptioning/stage.py
     shard       images + texts → the dataset                                   pipeline/dataset/stage.py
     train       the dataset → LoTLIP, or a method that it is compared with     training/trainer.py
     evaluate    a trained model → recall and accuracy                          training/evaluation/evaluate.py
@@ -29,8 +29,8 @@ def download(
     `retry_failed` and `accept_failures` are those of `pipeline.download`.
     """
     from lotlip_data.manifests.manifest import freeze
-    from lotlip_data.pipeline.download.failures import format_text
-    from lotlip_data.pipeline.download.stage import download as fetch
+    from lotlip_data.pipeline.downloading.failures import format_text
+    from lotlip_data.pipeline.downloading.stage import download as fetch
 
     freeze(manifest, run)
     summary = fetch(manifest, run, say, retry_failed=retry_failed, accept_failures=accept_failures)
@@ -47,8 +47,8 @@ def recaption(
     pool: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Caption what is fetched with each captioner; `captioners` and `pool` go before what the manifest says."""
-    from lotlip_data.pipeline.recaption.config import resolve_captioners
-    from lotlip_data.pipeline.recaption.stage import recaption as work
+    from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+    from lotlip_data.pipeline.recaptioning.stage import recaption as work
 
     summary = work(run, resolve_captioners(captioners or manifest.captioners, pool), say)
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict())

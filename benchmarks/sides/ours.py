@@ -7,9 +7,9 @@ from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.ray_tasks import LOCAL_OBJECT_STORE_BYTES
-from lotlip_data.pipeline.recaption.actor import CaptionActor
-from lotlip_data.pipeline.recaption.actor_pool import UNITS_AN_ACTOR
-from lotlip_data.pipeline.recaption.config import PoolSettings
+from lotlip_data.pipeline.recaptioning.actor import CaptionActor
+from lotlip_data.pipeline.recaptioning.actor_pool import UNITS_AN_ACTOR
+from lotlip_data.pipeline.recaptioning.config import PoolSettings
 
 
 def start(job: Job):  # type: ignore[no-untyped-def]

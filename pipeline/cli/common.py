@@ -23,7 +23,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.model_stages import train as trainings
-from lotlip_data.pipeline.recaption.config import resolve_captioners
+from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 
 if TYPE_CHECKING:
     from lotlip_data.manifests.run_layout import Run

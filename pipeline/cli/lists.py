@@ -66,7 +66,7 @@ def plan(
         from lotlip_data.pipeline.planning import lists as plan_lists
         from lotlip_data.pipeline.planning.storage import stored_by
         from lotlip_data.pipeline.planning.throughput import Speed, measure_speed
-        from lotlip_data.pipeline.recaption.config import resolve_captioners
+        from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 
         hardware = Hardware(gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, mfu=mfu, price=price)
         asked, at = load_validated_manifest(manifest), Run.at(run) if run else None
@@ -129,8 +129,8 @@ def import_table(
     with command("import", json, run) as console:
         from lotlip_data.manifests.manifest import frozen
         from lotlip_data.manifests.run_layout import Run
-        from lotlip_data.pipeline.recaption.caption_table import caption_table
-        from lotlip_data.pipeline.recaption.import_captions import format_text, import_captions
+        from lotlip_data.pipeline.recaptioning.caption_table import caption_table
+        from lotlip_data.pipeline.recaptioning.import_captions import format_text, import_captions
 
         at = Run.at(run)
         frozen(at)

@@ -223,7 +223,7 @@ def accuracy(
     """
     with _command("accuracy", json) as console:
         from lotlip_data.pipeline.caption_accuracy import accuracy as measure
-        from lotlip_data.pipeline.recaption.config import resolve_captioners
+        from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 
         figures = {}
         for one in resolve_captioners(captioner, {"engine": engine}):

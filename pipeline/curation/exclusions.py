@@ -35,7 +35,7 @@ from lotlip_data.pipeline.curation import decontamination, near_duplicates
 from lotlip_data.pipeline.curation.filters import Filters, image_rejection, raw_texts
 from lotlip_data.pipeline.curation.near_duplicates import Found, Rows
 from lotlip_data.pipeline.curation.perceptual_hash import is_within_distance, shard_hashes
-from lotlip_data.pipeline.download.reader import fetched_rows
+from lotlip_data.pipeline.downloading.reader import fetched_rows
 
 DUPLICATE, NEAR_DUPLICATE, EVALUATION_IMAGE = "duplicate", "near_duplicate", "evaluation_image"
 _REASONS = (DUPLICATE, NEAR_DUPLICATE)

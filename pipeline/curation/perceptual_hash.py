@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.pipeline.download.reader import fetched_images
+from lotlip_data.pipeline.downloading.reader import fetched_images
 
 HASHES = pa.schema([("uid", pa.string()), ("phash", pa.uint64())])
 """clean/hashes/*.parquet: one row a fetched image; `phash` is null where the image cannot be decoded."""

@@ -37,7 +37,7 @@ from lotlip_data.pipeline.dataset.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.publish import publish, published
 from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, open_local
-from lotlip_data.pipeline.download.reader import fetch_again
+from lotlip_data.pipeline.downloading.reader import fetch_again
 
 
 @dataclass

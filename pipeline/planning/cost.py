@@ -19,7 +19,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.planning import throughput
 from lotlip_data.pipeline.planning.storage import images_of, in_bytes
 from lotlip_data.pipeline.planning.throughput import Hardware, Speed
-from lotlip_data.pipeline.recaption.config import CaptionerJob, gpus_of_an_actor
+from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_of_an_actor
 from lotlip_data.pipeline.reporting.status import status
 
 CAPTION_BYTES = 500

@@ -20,7 +20,7 @@ from lotlip_data.manifests.catalog import published
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.source import Source
-from lotlip_data.pipeline.download.http_client import is_public
+from lotlip_data.pipeline.downloading.http_client import is_public
 from lotlip_data.pipeline.planning.storage import Stored, in_bytes, storage_of
 from lotlip_data.pipeline.url_lists import reader as list_files
 from lotlip_data.pipeline.url_lists import reader as lists

@@ -12,7 +12,7 @@ from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
-from lotlip_data.pipeline.download import retry
+from lotlip_data.pipeline.downloading import retry
 from lotlip_data.pipeline.url_lists.partition import load_partition
 
 BYTES_A_PIXEL = 0.3

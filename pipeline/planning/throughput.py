@@ -23,7 +23,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.outcome import one_line
-from lotlip_data.pipeline.recaption.config import CaptionerJob
+from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 from lotlip_data.synthetic.scenes import render, sample_scene
 
 WARM_UP = 8

@@ -19,7 +19,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.text_stats import TextTally
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.curation.exclusions import DUPLICATE, EVALUATION_IMAGE, NEAR_DUPLICATE
-from lotlip_data.pipeline.download.stage import read_summary
+from lotlip_data.pipeline.downloading.stage import read_summary
 from lotlip_data.pipeline.reporting.status import status
 from lotlip_data.pipeline.url_lists.partition import Partition, load_partition
 

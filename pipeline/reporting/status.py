@@ -8,9 +8,9 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
-from lotlip_data.pipeline.download import retry
-from lotlip_data.pipeline.download.failures import format_text as failures_as_lines
-from lotlip_data.pipeline.download.stage import read_summary
+from lotlip_data.pipeline.downloading import retry
+from lotlip_data.pipeline.downloading.failures import format_text as failures_as_lines
+from lotlip_data.pipeline.downloading.stage import read_summary
 from lotlip_data.pipeline.url_lists.partition import load_partition
 
 WINDOW = 600

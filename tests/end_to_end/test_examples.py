@@ -17,7 +17,7 @@ import yaml
 
 from lotlip_data.captioners import gpu_memory
 from lotlip_data.manifests.manifest import Manifest, load
-from lotlip_data.pipeline.recaption.config import CaptionerJob, resolve_captioners
+from lotlip_data.pipeline.recaptioning.config import CaptionerJob, resolve_captioners
 from tests.pipeline import run_fixture as fake_run
 from tests.support.paths import ROOT
 from tests.support.ports import can_be_bound, free_ports

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.pipeline import run_fixture as fake_run
-from tests.pipeline.recaption.test_third_party_captioners import PACKAGE, make
+from tests.pipeline.recaptioning.test_third_party_captioners import PACKAGE, make
 from tests.support.ports import free_ports
 from tests.support.wheels import build, copy_project
 

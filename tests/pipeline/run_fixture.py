@@ -26,7 +26,7 @@ from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.schema import CAPTIONS, IMAGES, LISTS, SUCCESS
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.stage import build_shard, plan_builds
-from lotlip_data.pipeline.download.failures import of_shard
+from lotlip_data.pipeline.downloading.failures import of_shard
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text, raw_text
 from lotlip_data.synthetic.scenes import SPLITS, Scene, render, sample_scene
 

@@ -12,9 +12,9 @@ from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.curation import decontamination, exclusions, perceptual_hash
 from lotlip_data.pipeline.curation.filters import Filters
-from lotlip_data.pipeline.download import commit as fetch_commit
-from lotlip_data.pipeline.download.commit import DownloadTask
-from lotlip_data.pipeline.recaption import results as caption_commit
+from lotlip_data.pipeline.downloading import commit as fetch_commit
+from lotlip_data.pipeline.downloading.commit import DownloadTask
+from lotlip_data.pipeline.recaptioning import results as caption_commit
 from tests.pipeline import run_fixture as fake_run
 
 

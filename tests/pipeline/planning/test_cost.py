@@ -18,7 +18,7 @@ from lotlip_data.pipeline.planning import cost as plan_cost
 from lotlip_data.pipeline.planning import throughput
 from lotlip_data.pipeline.planning.cost import CostPlan
 from lotlip_data.pipeline.planning.throughput import Hardware, Speed
-from lotlip_data.pipeline.recaption.config import resolve_captioners
+from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 from lotlip_data.pipeline.url_lists.partition import Partition
 from tests.captioners.test_gpu_memory import out_of_reach
 from tests.pipeline import run_fixture as fake_run

@@ -11,7 +11,7 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import SCHEMA_VERSION
 from lotlip_data.pipeline.core import ledger
-from lotlip_data.pipeline.download.retry import Round
+from lotlip_data.pipeline.downloading.retry import Round
 from lotlip_data.pipeline.planning import lists as plan_lists
 from lotlip_data.pipeline.planning.storage import LOOKED_AT, Stored, images_of, storage_of, stored_by
 from lotlip_data.pipeline.url_lists.partition import Partition

@@ -12,7 +12,7 @@ from lotlip_data.captioners.base import CaptionError
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.planning import throughput
-from lotlip_data.pipeline.recaption.config import resolve_captioners
+from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 
 THREADS = torch.get_num_threads()
 

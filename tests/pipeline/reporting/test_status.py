@@ -15,10 +15,10 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
-from lotlip_data.pipeline.recaption.results import complete
+from lotlip_data.pipeline.recaptioning.results import complete
 from lotlip_data.pipeline.reporting.status import format_text, rates, status
 from tests.pipeline import run_fixture as fake_run
-from tests.pipeline.recaption.grey_engine import Seer, caption, fetched
+from tests.pipeline.recaptioning.grey_engine import Seer, caption, fetched
 
 NUMBER = st.integers(min_value=0, max_value=10**12)
 

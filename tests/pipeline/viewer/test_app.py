@@ -20,7 +20,7 @@ from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.cli.main import app
-from lotlip_data.pipeline.download.commit import QUARANTINE
+from lotlip_data.pipeline.downloading.commit import QUARANTINE
 from lotlip_data.pipeline.viewer import server
 from lotlip_data.pipeline.viewer.app import SIZE, View, create_app
 from lotlip_data.pipeline.viewer.cards import alone, marked

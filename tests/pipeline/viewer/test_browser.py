@@ -25,7 +25,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from lotlip_data.manifests import storage
-from lotlip_data.pipeline.download.commit import QUARANTINE
+from lotlip_data.pipeline.downloading.commit import QUARANTINE
 from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.training.config import make_config
 from lotlip_data.training.models.lotlip import load_model

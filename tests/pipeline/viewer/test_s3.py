@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.download.commit import QUARANTINE
+from lotlip_data.pipeline.downloading.commit import QUARANTINE
 from lotlip_data.pipeline.viewer.app import View, create_app
 from tests.faults.s3 import BUCKET, SECRET, dealt, s3_server
 from tests.pipeline.viewer import dataset_fixture as view_run
