@@ -1,7 +1,7 @@
 # make demo       sets everything up and runs the whole job offline, on a CPU, in a few minutes
 # make test       sets up and passes the fast tests;  make test-slow: the long ones;  make test-chaos: twenty random kills
 # make study      the paper's tables and figures, small: four hours on two cores, in any number of goes; writes docs/study.md
-# make lint       ruff and mypy
+# make lint       ruff, mypy and the import contracts
 #
 # Needs Python 3.11 and nothing else. Everything is installed into .venv, from constraints/cpu.txt.
 
@@ -35,13 +35,16 @@ test-slow: setup
 test-chaos: setup
 	$(BIN)/python -m pytest -s -m chaos
 
-ROOMS := captioners manifests pipeline training world
+# mypy and import-linter read the packages under their import names, through links, as setuptools maps the top folders.
+PACKAGES := captioners manifests pipeline synthetic training
+TYPES    := build/types
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p build/types/lotlip_data
-	for room in $(ROOMS); do ln -sfn ../../../$$room build/types/lotlip_data/$$room; done
+	mkdir -p $(TYPES)/lotlip_data
+	for package in $(PACKAGES); do ln -sfn ../../../$$package $(TYPES)/lotlip_data/$$package; done
 	$(BIN)/mypy -p lotlip_data
+	PYTHONPATH=$(TYPES) $(BIN)/lint-imports
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
