@@ -106,13 +106,16 @@ def load(path: str) -> Manifest:
         raise ManifestError(f"{path}: there is no such file") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not a YAML file in UTF-8: {error}") from None
-    manifest = parse(text, path)
-    base = storage.normalise(path).rpartition("/")[0]
+    return with_absolute_paths(parse(text, path), storage.normalise(path).rpartition("/")[0])
+
+
+def with_absolute_paths(manifest: Manifest, folder: str) -> Manifest:
+    """The manifest with its relative paths, which start at `folder`, made absolute."""
     sources = [
-        source.model_copy(update={"files": tuple(_absolute(file, base) for file in source.files)})
+        source.model_copy(update={"files": tuple(_absolute(file, folder) for file in source.files)})
         for source in manifest.sources
     ]
-    sets = tuple(_absolute(path, base) for path in manifest.clean.evaluation_sets)
+    sets = tuple(_absolute(path, folder) for path in manifest.clean.evaluation_sets)
     clean = manifest.clean.model_copy(update={"evaluation_sets": sets})
     return manifest.model_copy(update={"sources": tuple(sources), "clean": clean})
 

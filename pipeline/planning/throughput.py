@@ -3,8 +3,6 @@
 How fast an actor is where nobody measured or gave it: as the run's were, else by arithmetic alone.
 
 reckoned images a second = GPUs × TFLOP/s × MFU / (2 × parameters × (image + prompt + caption tokens))
-
-What is assumed of the cluster that captions. The defaults are those of the command line.
 """
 
 import asyncio
@@ -23,6 +21,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.outcome import one_line
+from lotlip_data.pipeline.planning.hardware import Hardware
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 from lotlip_data.synthetic.scenes import render, sample_scene
 
@@ -107,32 +106,6 @@ def speeds_of_run(one: CaptionerJob, run: Run) -> Speed | None:
     return Speed(done.images_per_s, f"the run's, of {done.images:,} images", on_cpu=not done.gpu_seconds)
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """`tflops` and `mfu` serve where no speed was measured or given."""
-
-    gpus: int = 8
-    gpu_gib: float = 79.1
-    """Memory of a GPU, as torch reports it."""
-    tflops: float = 312.0
-    """Peak of a GPU in 16 bit."""
-    mfu: float = 0.3
-    """Model FLOPs utilisation, the share of that peak: assumed, of the order that is reported for 7B models."""
-    price: float | None = None
-    """Of one GPU for an hour."""
-
-    def __post_init__(self) -> None:
-        def require(holds: bool, name: str, fix: str) -> None:
-            if not holds:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: {fix}")
-
-        require(0 <= self.gpus <= MOST, "gpus", f"must be 0 to {MOST:,}")
-        require(1 <= self.gpu_gib <= MOST, "gpu_gib", f"must be 1 to {MOST:,}")
-        require(0.001 <= self.tflops <= MOST, "tflops", f"must be 0.001 to {MOST:,}")
-        require(0.001 <= self.mfu <= 1, "mfu", "a share: must be 0.001 to 1")
-        require(self.price is None or 0 <= self.price <= MOST, "price", f"must be 0 to {MOST:,}")
-
-
 def of_size(one: CaptionerJob, sizes: Sizes | None, hardware: Hardware, gpus: float, caption: float) -> Speed:
     """Reckoned; without a number where nothing is known of the model, or an actor has no GPU."""
     if sizes is None or not gpus:
@@ -150,6 +123,3 @@ def idle_gpus(one: CaptionerJob, gpus: float) -> float:
 def estimated_speed(sizes: Sizes, gpus: float, hardware: Hardware, caption: float = CAPTION_TOKENS) -> float:
     """Images a second of an actor by arithmetic alone: two operations a parameter and token."""
     return gpus * hardware.tflops * 1e12 * hardware.mfu / (2 * sizes.parameters * sizes.tokens(caption))
-
-
-MOST = 1_000_000

@@ -6,6 +6,7 @@ captioners:
   - {name: mine, kind: llava, model: /models/mine, pool: {max_actors: 8, num_gpus: 1}}
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -85,6 +86,26 @@ def resolve_captioners(
     if not chosen:
         raise UserError("captioners: none is named")
     return chosen
+
+
+def select_captioners(
+    entries: Iterable[str | Mapping[str, Any]], chosen: Iterable[str | Mapping[str, Any]]
+) -> list[str | Mapping[str, Any]]:
+    """The entries to run: `chosen`, or all of the manifest's where it is empty.
+
+    Args:
+        entries: The manifest's `captioners`.
+        chosen: Names or settings. A name stands for the manifest's captioner of that name, with its settings, or else
+            for the preset of that name.
+    """
+    entries, chosen = list(entries), list(chosen)
+    if not chosen or not entries:
+        return chosen or entries
+    by_name: dict[str, str | Mapping[str, Any]] = {}
+    for entry in entries:
+        with contextlib.suppress(UserError):  # one that cannot run here does not matter to the others
+            by_name[resolve_captioners([entry])[0].config.name] = entry
+    return [by_name.get(entry, entry) if isinstance(entry, str) else entry for entry in chosen]
 
 
 def _one(entry: str | Mapping[str, Any], pool: Mapping[str, Any]) -> CaptionerJob:

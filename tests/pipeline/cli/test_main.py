@@ -35,7 +35,8 @@ COMMANDS = (
     "plan",
     "import",
     "view",
-    "world",
+    "synthetic",
+    "convert",
 )
 
 
@@ -66,7 +67,7 @@ def test_the_command_line_imports_nothing_heavy(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "world"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("synthetic", "convert")])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     answer = call(command, "--help")
     assert answer.returncode == 0
@@ -182,7 +183,7 @@ def test_a_run_that_is_not_there_is_not_sent_to_a_later_stage(tmp_path: Path, co
 
 def test_an_engine_that_a_captioner_lacks_is_told_before_anything_starts(tmp_path: Path) -> None:
     run = fake_run.make(tmp_path / "run", shards=1, images=1, writers=()).run
-    for command in (["recaption", run.url, "-c", "tiny-llava"], ["world", "accuracy", "tiny-llava"]):
+    for command in (["recaption", run.url, "-c", "tiny-llava"], ["synthetic", "accuracy", "tiny-llava"]):
         answer = CliRunner().invoke(app, [*command, "--engine", "vlm"])
         assert answer.exit_code == 2
         assert answer.output == "error: captioner 'tiny-llava': engine: no 'vlm'; one of auto, vllm, transformers\n"
@@ -209,7 +210,7 @@ def test_a_folder_that_cannot_be_written_is_named(
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
     reason = os.strerror(code)
     expected = (
-        f"error: {tmp_path}: nothing can be written there ({reason}). Make it writable, or name another folder.\n"
+        f"error: {tmp_path}: cannot be written to ({reason}). Make it writable, or use another folder.\n"
     )
     assert told(OSError(code, reason, str(tmp_path / name))) == expected
 
