@@ -42,7 +42,7 @@ def progress_bar(description: str, total: int | None, unit: str, initial: int = 
     Args:
         description: What is in progress, such as `download` or a captioner's name.
         total: Number of units in all, or None where it is not known.
-        unit: The plural of what is counted, such as `shards`.
+        unit: What is counted, in the singular, such as `shard`.
         initial: Units that an earlier call completed. They do not count for the rate.
         visible: False where another process shows the same bar.
     """
@@ -54,7 +54,7 @@ def progress_bar(description: str, total: int | None, unit: str, initial: int = 
         desc=description,
         total=total,
         initial=initial,
-        unit=f" {unit}",
+        unit=unit,
         disable=not (visible and bars_visible()),
         dynamic_ncols=True,
         smoothing=0.1,  # the ETA follows the mean rate more than the last unit's

@@ -9,6 +9,7 @@ import json
 import logging
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,7 +64,7 @@ def demo(run: Run, images: int) -> Outcome:
             f"serving {images} scenes, and {sum(FAULTS.values())} links with the faults of the web, at {server.url}"
         )
         manifest = _write_input(folder, server.url, images)
-        outcome = run_pipeline(manifest, run)
+        outcome = replace(run_pipeline(manifest, run), stage="demo")
     result = storage.join(run.url, "demo.json")
     if outcome.failed:
         return outcome
@@ -71,8 +72,7 @@ def demo(run: Run, images: int) -> Outcome:
         figures = {**_figures(run), "seconds": round(time.monotonic() - began, 1)}
         storage.replace(result, json.dumps(figures, indent=1).encode())
     outcome.figures = json.loads(storage.read_bytes(result))
-    for line in summary_lines(outcome.figures, run):
-        logger.info(line)
+    outcome.lines = summary_lines(outcome.figures, run)
     return outcome
 
 

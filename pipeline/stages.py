@@ -90,7 +90,7 @@ def download(
     figures = summary.to_dict()
     lines = [] if summary.nothing_to_do else [f"download: {summary.fetched:,} of {summary.asked:,} images"]
     lines += format_text(summary.failures.to_dict())
-    return Outcome(not summary.nothing_to_do, summary.failed_shards, figures, "download", lines)
+    return Outcome(not summary.nothing_to_do, summary.failed_shards, figures, "download", _logged(lines))
 
 
 def recaption(
@@ -117,7 +117,7 @@ def recaption(
         f"recaption: {name}: {summary.captions[name]:,} images captioned, {summary.rejected[name]:,} rejected"
         for name in summary.units
     ]
-    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "recaption", lines)
+    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "recaption", _logged(lines))
 
 
 def import_captions(
@@ -154,7 +154,7 @@ def shard(run: RunLike) -> Outcome:
     run = open_run(run)
     summary = build_dataset(frozen(run), run)
     lines = [f"shard: {summary.built:,} shards with {summary.samples:,} samples"] if summary.built else []
-    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", lines)
+    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
 
 
 def features(
@@ -173,7 +173,7 @@ def features(
     run = open_run(run)
     outcome = compute(frozen(run), run, image_tower, image_size, gpus)
     lines = [f"features: {name}: {counts['computed']} shards computed" for name, counts in outcome.figures.items()]
-    return replace(outcome, stage="features", lines=lines if outcome.did_something else [])
+    return replace(outcome, stage="features", lines=_logged(lines if outcome.did_something else []))
 
 
 def train(
@@ -217,6 +217,13 @@ def evaluate_run(run: RunLike) -> Outcome:
     return replace(evaluate_models(frozen(run), run), stage="evaluate")
 
 
+def _logged(lines: list[str]) -> list[str]:
+    """The lines of a summary, logged as the last messages of the stage."""
+    for line in lines:
+        logger.info(line)
+    return lines
+
+
 STAGES: dict[str, Callable[[Run], Outcome]] = {
     "recaption": recaption,
     "shard": shard,
@@ -240,8 +247,6 @@ def run_pipeline(manifest: ManifestLike, run: RunLike) -> Outcome:
                 raise
             total.failed.append(f"{name}: {error}")  # the failures before it are the cause
             break
-        for line in outcome.lines:
-            logger.info(line)
         if not outcome.did_something and not outcome.failed:
             logger.info(f"{name}: nothing to do")
         total.did_something |= outcome.did_something

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.training import distributed
 from lotlip_data.training.checkpointing import CheckpointManager
 from lotlip_data.training.config import FREE, ConfigError, TrainConfig
@@ -187,8 +187,7 @@ class Trainer:
         if isinstance(self.images, FeatureCache):
             self.images.fill(self.of)
         metrics = Metrics(self.out, first) if self.of.is_first else None
-        hidden = None if self.of.is_first else True  # None: shown on a terminal alone
-        bar = tqdm(total=self.steps, initial=first, unit=" steps", disable=hidden, leave=False, dynamic_ncols=True)
+        bar = progress_bar(self.config.method, self.steps, "step", initial=first, visible=self.of.is_first)
         resumed = time.monotonic()
         values: dict[str, float] = {}
         started = time.monotonic()
@@ -318,10 +317,12 @@ class Trainer:
     def _report(self, step: int, values: dict[str, float], seconds: float) -> None:
         if (step + 1) % max(1, self.steps // 20) == 0 or step + 1 == self.steps:
             left = str(timedelta(seconds=round(seconds * (self.steps - step - 1))))
-            self._log(
+            logger.log(
+                logging.INFO if self.of.is_first else logging.DEBUG,
                 f"{self.config.method} step {step + 1}/{self.steps}: loss {values['loss']:.3f} "
                 f"(short {values['short']:.3f}, long {values['long']:.3f}), "
-                f"{self.config.batch / seconds:.0f} samples/s, {left} to go"
+                f"{self.config.batch / seconds:.0f} samples/s, {left} to go",
+                extra=SHOWN_BY_BAR,
             )
 
 

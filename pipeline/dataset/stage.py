@@ -23,6 +23,7 @@ from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.dataset_index import DatasetError, Output, ShardRecord
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import KIND as IMPORTED
 from lotlip_data.pipeline.core import ledger
@@ -179,18 +180,25 @@ def _some(shards: set[int]) -> str:
 
 
 def _build_all(run: Run, recipe: Recipe, work: list[BuildTask], summary: ShardSummary) -> None:
-    for unit, result in run_ray_tasks(partial(build_shard, run, recipe), work):
-        name = shard_name(unit.shard)
-        if isinstance(result, ShardRecord):
-            summary.built += 1
-            summary.samples += result.samples
-            summary.dropped.update(result.dropped)
-            drops = "".join(f", {count} left out ({reason})" for reason, count in result.dropped.items())
-            logger.info(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {len(work)})")
-        else:
-            reason = one_line(result)
-            summary.failed.append(f"shard {name}: {reason}")
-            logger.warning(f"shard {name} could not be built: {reason}")
+    with progress_bar("shard", len(work), "shard") as bar:
+        for unit, result in run_ray_tasks(partial(build_shard, run, recipe), work):
+            _count(unit, result, len(work), summary)
+            bar.set_postfix_str(f"{summary.samples:,} samples", refresh=False)
+            bar.update()
+
+
+def _count(unit: BuildTask, result: ShardRecord | Exception, total: int, summary: ShardSummary) -> None:
+    name = shard_name(unit.shard)
+    if isinstance(result, ShardRecord):
+        summary.built += 1
+        summary.samples += result.samples
+        summary.dropped.update(result.dropped)
+        drops = "".join(f", {count} left out ({reason})" for reason, count in result.dropped.items())
+        logger.info(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {total})", extra=SHOWN_BY_BAR)
+    else:
+        reason = one_line(result)
+        summary.failed.append(f"shard {name}: {reason}")
+        logger.warning(f"shard {name} could not be built: {reason}")
 
 
 def build_shard(run: Run, recipe: Recipe, unit: BuildTask) -> ShardRecord:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.training.evaluation import metrics as retrieval
 from lotlip_data.training.evaluation.models import Embedder
 
@@ -198,10 +199,12 @@ def _embed_images(
     damaged: list[int] = []
 
     def readable() -> Iterator[Image.Image]:
-        for index, image in enumerate(one.images()):
-            (kept if image is not None else damaged).append(index)
-            if image is not None:
-                yield image
+        with progress_bar(one.name, _image_count(one), "image") as bar:
+            for index, image in enumerate(one.images()):
+                (kept if image is not None else damaged).append(index)
+                if image is not None:
+                    yield image
+                bar.update()
 
     features = model.embed_images(readable())
     paths = getattr(one, "paths", None)
@@ -212,6 +215,12 @@ def _embed_images(
             + (", or leave them out with --allow-partial" if kept else "")
         )
     return _finite(features, f"{one.name}: images"), kept, names
+
+
+def _image_count(one: RetrievalSet | ClassificationSet) -> int:
+    """Number of images. The last images of a retrieval set that have no text are not counted."""
+    labels = getattr(one, "labels", None)
+    return len(labels) if labels is not None else 1 + max(one.image_of_text, default=-1)
 
 
 def _embed_texts(

@@ -209,9 +209,7 @@ def test_a_folder_that_cannot_be_written_is_named(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
     reason = os.strerror(code)
-    expected = (
-        f"error: {tmp_path}: cannot be written to ({reason}). Make it writable, or use another folder.\n"
-    )
+    expected = f"error: {tmp_path}: cannot be written to ({reason}). Make it writable, or use another folder.\n"
     assert told(OSError(code, reason, str(tmp_path / name))) == expected
 
 
