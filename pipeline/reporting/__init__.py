@@ -1,1 +1,1 @@
-"""Progress (`status`) and the HTML report."""
+"""The progress of a run (`lotlip-data status`) and its HTML report (`lotlip-data report`)."""

@@ -1,1 +1,1 @@
-"""How the three tiny captioners are trained: one small file a step."""
+"""How the three tiny captioners are trained: one module per part."""
