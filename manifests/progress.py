@@ -7,6 +7,7 @@ bars are visible, and a log file keeps it.
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -46,24 +47,35 @@ def progress_bar(description: str, total: int | None, unit: str, initial: int = 
         initial: Units that an earlier call completed. They do not count for the rate.
         visible: False where another process shows the same bar.
     """
+    size: dict[str, Any] = {}
     if _in_notebook():
         from tqdm.auto import tqdm
     else:
         from tqdm import tqdm
+
+        size = {"dynamic_ncols": True} if _terminal_width() else {"ncols": 80, "nrows": 25}
     return tqdm(
         desc=description,
         total=total,
         initial=initial,
         unit=unit,
         disable=not (visible and bars_visible()),
-        dynamic_ncols=True,
         smoothing=0.1,  # the ETA follows the mean rate more than the last unit's
+        **size,
     )
 
 
 def is_shown_by_bar(record: logging.LogRecord) -> bool:
     """Whether a bar on the screen shows what this log record says."""
     return getattr(record, "shown_by_bar", False) and bars_visible()
+
+
+def _terminal_width() -> int:
+    """Columns of the terminal on standard error; 0 where it has no terminal, or the terminal does not say."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # no terminal, or a stream without a file
+        return 0
 
 
 def _in_notebook() -> bool:

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,43 @@ def test_help_names_every_command_within_a_second_of_the_processor() -> None:
     assert answer.returncode == 0
     assert [name for name in COMMANDS if name not in answer.stdout] == []
     assert min(times) < 1.0
+
+
+def test_version_prints_the_version_of_the_package() -> None:
+    ended = CliRunner().invoke(app, ["--version"])
+    assert (ended.exit_code, ended.output) == (0, f"lotlip-data {version('lotlip-data')}\n")
+
+
+def test_every_summary_is_whole_in_the_help_of_80_columns() -> None:
+    ended = CliRunner().invoke(app, ["--help"], terminal_width=80)
+    assert ended.exit_code == 0 and "..." not in ended.output
+
+
+def test_the_group_world_is_a_hidden_name_of_synthetic() -> None:
+    assert " world " not in CliRunner().invoke(app, ["--help"]).output
+    help_texts = [CliRunner().invoke(app, [name, "accuracy", "--help"]).output for name in ("synthetic", "world")]
+    assert help_texts[0] == help_texts[1].replace(" world ", " synthetic ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["recation", "run"], "Did you mean 'recaption'?"),
+        (["recaption", "run", "--captoner", "llava"], "--captioner"),
+        (["convert", "lotlipp"], "Did you mean 'lotlip'?"),
+    ],
+)
+def test_a_mistyped_command_or_option_gets_the_nearest_name(arguments: list[str], suggestion: str) -> None:
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 2 and suggestion in ended.output
+
+
+def test_every_option_of_every_command_has_help_that_is_a_sentence() -> None:
+    for name in typer.main.get_command(app).commands:
+        command = typer.main.get_command(app).commands[name]
+        for entry in getattr(command, "commands", {name: command}).values():
+            for parameter in entry.params:
+                assert str(parameter.help).endswith((".", ")")) and str(parameter.help)[0].isupper(), (name, parameter)
 
 
 @pytest.mark.parametrize("module", ["torch", "ray", "vllm", "transformers", "pyarrow", "pandas", "img2dataset"])
