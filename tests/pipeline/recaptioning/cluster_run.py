@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, drivers that recaption on it, and ways to kill what runs there.
 
-As a program it is such a driver: `python -m tests.pipeline.cluster_run RUN CAPTIONERS`, the captioners in JSON as a
+As a program it is such a driver: `python -m tests.pipeline.recaptioning.cluster_run RUN CAPTIONERS`, the captioners in JSON as a
 manifest has them. It prints its summary as JSON and ends with 1 where something failed.
 """
 

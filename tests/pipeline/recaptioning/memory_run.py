@@ -1,6 +1,6 @@
 """A captioner's process at work, its peak memory after each unit, one JSON list on standard output.
 
-python -m tests.pipeline.memory_run RUN ENGINE SIZE SIZE …: `ENGINE` is `transformers`, or `stub`, which needs no model;
+python -m tests.pipeline.recaptioning.memory_run RUN ENGINE SIZE SIZE …: `ENGINE` is `transformers`, or `stub`, which needs no model;
 each `SIZE` makes a shard of so many images, 120 kB each as stored and 0.8 MB decoded.
 """
 
