@@ -178,7 +178,7 @@ def test_texts_that_are_not_in_utf8_are_a_problem_with_their_share(tmp_path: pat
         (
             "latin-1",
             [
-                "a: 75.00% of the texts seen are not in UTF-8, so what cannot be read of them is lost (\ufffd); "
+                "a: 75.00% of the texts seen are not in UTF-8, so their unreadable bytes are lost (\ufffd); "
                 "convert the files, with `iconv -f latin1 -t utf-8 OLD > NEW` if they are in Latin-1"
             ],
         ),
