@@ -72,14 +72,14 @@ def make_run(folder: Path, images: int) -> None:
     from lotlip_data.manifests.run_layout import Run, shard_name
     from lotlip_data.pipeline.core.ledger import WorkRecord
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
-    from lotlip_data.pipeline.recaptioning.results import claim
+    from lotlip_data.pipeline.recaptioning.results import claim_settings
 
     manifest, run, shards = manifest_of(folder), Run.at(str(folder / "run")), images // SHARD
     freeze(manifest, run)
     for at in ("lists", "images/.ledger", "quarantine/images", *(f"captions/{name}/.ledger" for name in CAPTIONERS)):
         Path(run.url, at).mkdir(parents=True)
     for one in resolve_captioners(manifest.captioners, None):
-        claim(run, one.config)
+        claim_settings(run, one.config)
     rows = shards * (SHARD + FAILED)
     plan = {"images": rows, "shards": shards, "samples_per_shard": SHARD + FAILED, "rows": rows, "duplicates": 0}
     Path(run.plan).write_text(json.dumps(plan | {"invalid": {}, "sources": {"first": rows}}))

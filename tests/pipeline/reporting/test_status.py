@@ -15,7 +15,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
-from lotlip_data.pipeline.recaptioning.results import complete
+from lotlip_data.pipeline.recaptioning.results import finish_pending_commits
 from lotlip_data.pipeline.reporting.status import format_text, rates, status
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.recaptioning.grey_engine import Seer, caption, fetched
@@ -73,7 +73,7 @@ def test_captions_that_are_removed_are_left_to_do_and_count_once_when_they_are_t
     work = ledger.caption_progress(run, "seer")
     assert (work.left, work.done) == ((0,), (1,))
     storage.create(listed := run.quarantine("captions", "seer", "00000.parquet"), b"of the captions of before")
-    complete(run, "seer", work.done)
+    finish_pending_commits(run, "seer", work.done)
     caption(run, Seer(), 0)
     assert not storage.exists(listed)
     one = status(run)["captioners"]["seer"]
