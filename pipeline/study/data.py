@@ -5,7 +5,7 @@ that of the scenes, too.
     STUDY/data/SEED-TEXTS-ID/1/shards …   its first shards again, as hard links; ID stands for what the data are made by
 
 The long texts are the writers', of scenes misread at each captioner's rate: the tiny captioners know scenes of up to
-four things only. Raw texts name the salient thing, as everywhere in this world.
+four objects only. Raw texts name the salient obj, as everywhere in this world.
 """
 
 import functools
@@ -28,12 +28,12 @@ from lotlip_data.pipeline.study.experiments import EDITIONS, LIT, SCALES, Design
 from lotlip_data.synthetic.caption_writers import raw_text
 from lotlip_data.synthetic.eval_sets import TEMPLATES
 from lotlip_data.synthetic.hard_scenes import (
-    EYESIGHT,
+    CAPTIONER_ERRORS,
     crowded_scene,
     crowded_text,
     misread,
     near_twins,
-    salient,
+    salient_object,
     short_text,
 )
 from lotlip_data.synthetic.scenes import SPLITS, Scene, class_names, render
@@ -71,7 +71,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Classes:
-    """Pictures whose salient thing is to be named by colour and shape."""
+    """Pictures whose salient obj is to be named by colour and shape."""
 
     name: str
     pictures: tuple[Image.Image, ...]
@@ -88,8 +88,8 @@ def evaluation(seed: int, texts: Texts, gallery: Gallery) -> tuple[list[Pairs], 
     """The retrieval sets and the classification of a seed.
 
     `person` and `sharegpt4v`, or `detailed`: long texts of pictures in groups, of which all but the first differ from
-    the first in one attribute of one thing. `unrelated`, of `detailed` alone: as many of its texts, of scenes that have
-    nothing to do with one another. `short`: texts of the salient thing, no two of them equal.
+    the first in one attribute of one obj. `unrelated`, of `detailed` alone: as many of its texts, of scenes that have
+    nothing to do with one another. `short`: texts of the salient obj, no two of them equal.
     """
     seeds = iter(block(seed)[EVALUATED:])
     grouped = tuple(one for _ in range(gallery.groups) for one in _group(next(seeds), seeds, gallery.twins))
@@ -107,7 +107,7 @@ def evaluation(seed: int, texts: Texts, gallery: Gallery) -> tuple[list[Pairs], 
         described = tuple(crowded_text(scene, texts) for scene in unrelated)
         sets.insert(1, Pairs("unrelated", tuple(map(render, unrelated)), described))
     names = class_names()
-    labels = tuple(names.index(f"{salient(scene).colour} {salient(scene).shape}") for scene in classified)
+    labels = tuple(names.index(f"{salient_object(scene).colour} {salient_object(scene).shape}") for scene in classified)
     return sets, Classes("salient", tuple(map(render, classified)), labels, tuple(names))
 
 
@@ -132,7 +132,7 @@ def _folder(study: str, design: Design, texts: Texts, seed: int) -> Path:
 
 
 def write(study: str, design: Design, texts: Texts, seed: int, say: Callable[[str], None]) -> None:
-    """Write the datasets of a seed, one of each scale; what is there stays. The last thing written is `done`."""
+    """Write the datasets of a seed, one of each scale; what is there stays. The last obj written is `done`."""
     folder, scales = _folder(study, design, texts, seed), SCALES if texts == "captioners" else SCALES[:1]
     at = Run.at(str(folder / str(scales[-1])))
     Path(at.shards).mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def write(study: str, design: Design, texts: Texts, seed: int, say: Callable[[st
 
 def writers_of(texts: Texts) -> tuple[str, ...]:
     """The captioners whose long texts the dataset has."""
-    return ("detailed",) if texts == "detailed" else tuple(EYESIGHT)
+    return ("detailed",) if texts == "detailed" else tuple(CAPTIONER_ERRORS)
 
 
 def _shard(folder: Path, number: int, seeds: Sequence[int], texts: Texts) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _sample(seed: int, key: str, writers: Sequence[str]) -> tuple[dict[str, Any]
     row = {"key": key, "uid": uid_from_url(url), "url": url, "sha256": hashlib.sha256(image).hexdigest(), **side}
     row |= {"source": "world", "raw": raw, "sources": ["world"], "raws": [raw]}
     for name in writers:
-        text = crowded_text(misread(scene, name) if name in EYESIGHT else scene, name)
+        text = crowded_text(misread(scene, name) if name in CAPTIONER_ERRORS else scene, name)
         row |= {
             name: text,
             name + schema.SUB_SUFFIX: subcaptions.split(text, "authors"),

@@ -101,7 +101,7 @@ def _evaluate(model: str, task: Training, design: Design, say: Say) -> dict[str,
 
     Of the long texts of `detailed`, which are cut, what can be found at most, too.
     """
-    from lotlip_data.pipeline.study.metrics import most_findable, text_flops
+    from lotlip_data.pipeline.study.metrics import recall_ceiling, text_flops
     from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
     from lotlip_data.training.evaluation.models import load_embedder
 
@@ -123,7 +123,7 @@ def _evaluate(model: str, task: Training, design: Design, say: Say) -> dict[str,
     figures["class.top1"] = 100 * found["classification"][classes.name]["top1"]
     if task.row.texts == "detailed":
         for long in pairs[:2]:
-            figures |= {f"{long.name}.{way}.most": most for way, most in most_findable(model, long.texts).items()}
+            figures |= {f"{long.name}.{way}.most": most for way, most in recall_ceiling(model, long.texts).items()}
     return figures | {"flops.text": text_flops(model, pairs[0].texts)}
 
 

@@ -48,7 +48,7 @@ def _count(tower: TextTower, length: int) -> int:
     return int(counter.get_total_flops())
 
 
-def most_findable(model: str, texts: Sequence[str]) -> dict[str, float]:
+def recall_ceiling(model: str, texts: Sequence[str]) -> dict[str, float]:
     """The highest R@1 both ways that is left, in percent, of texts that each have a picture of their own.
 
     Equal texts have equal features, and ties count against the model. So of such texts one at most finds its picture

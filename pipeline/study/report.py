@@ -11,7 +11,7 @@ from lotlip_data.pipeline.study.paper_claims import LEVEL, TABLES, Claim, Line, 
 from lotlip_data.pipeline.study.plots import plot
 from lotlip_data.pipeline.study.results import APART_POINTS, APART_TIMES, Results, format_text
 from lotlip_data.pipeline.study.significance import LEAST_SEEDS, Verdict
-from lotlip_data.synthetic.hard_scenes import EYESIGHT
+from lotlip_data.synthetic.hard_scenes import CAPTIONER_ERRORS
 
 NAMES = {
     "long": "long texts",
@@ -72,7 +72,7 @@ def render(results: Results, design: Design, seeds: int) -> str:
         settings=design.settings,
         fresh=design.settings | design.fresh,
         gallery=design.gallery,
-        eyesight=EYESIGHT,
+        captioner_errors=CAPTIONER_ERRORS,
         rows=len(rows),
         seeds=seeds,
         there=there,

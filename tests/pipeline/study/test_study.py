@@ -303,13 +303,13 @@ def test_a_rise_that_is_no_larger_than_that_of_its_ceiling_says_nothing(
 
 def test_of_equal_texts_one_finds_its_picture_and_none_is_found(tmp_path: Path) -> None:
     """Of five texts two are equal once they are cut at 16 tokens: four kinds, three of them alone."""
-    from lotlip_data.pipeline.study.metrics import most_findable
+    from lotlip_data.pipeline.study.metrics import recall_ceiling
     from lotlip_data.training.models.lotlip import load_model
 
     load_model(experiments.row("lotlip", context_length=16).config(DESIGN, 0)).save(str(tmp_path / "model"))
     start = "a red circle and a blue square stand on the grass under a small tree "
     texts = [start + "with fruit", start + "without fruit", "a red circle", "a blue circle", "a green circle"]
-    assert most_findable(str(tmp_path / "model"), texts) == {"t2i": 80.0, "i2t": 60.0}
+    assert recall_ceiling(str(tmp_path / "model"), texts) == {"t2i": 80.0, "i2t": 60.0}
 
 
 def test_the_flops_of_a_limit_are_its_own_whatever_its_row_shares(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_the_data_of_a_seed_are_nested_and_written_once(tmp_path: Path) -> None:
 def test_training_scenes_are_those_of_the_seeds_block(tmp_path: Path) -> None:
     row, _ = data._sample(data.block(2)[5], "000000005", ("detailed",))
     assert row["url"].endswith(f"/{data.block(2)[5]}.jpg")
-    assert len(row["detailed_sub"]) == 7 + 2 * len(crowded_scene(data.block(2)[5]).things)
+    assert len(row["detailed_sub"]) == 7 + 2 * len(crowded_scene(data.block(2)[5]).objects)
 
 
 def test_text_flops_are_those_of_the_formula(tmp_path: Path) -> None:
