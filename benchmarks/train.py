@@ -203,9 +203,7 @@ def extrapolate(ratios: dict[str, float], flops: float) -> None:
     )
     for name, ratio in ratios.items():
         if name.endswith("_3"):
-            print(
-                f"  {name}: {PAPER_A100_DAYS} / {ratio:.2f} = {PAPER_A100_DAYS / ratio:.0f} A100-days, at the same share"
-            )
+            print(f"  {name}: {PAPER_A100_DAYS} / {ratio:.2f} = {PAPER_A100_DAYS / ratio:.0f} A100-days, at that share")
 
 
 def main() -> None:
