@@ -3,7 +3,7 @@
 import pytest
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig
-from lotlip_data.captioners.quality_flags import flags_of
+from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text
 from lotlip_data.synthetic.scenes import sample_scene
 
@@ -11,7 +11,7 @@ CONFIG = CaptionerConfig(name="llava", kind="llava", model="m")
 
 
 def flags(text, finish_reason="stop"):
-    return flags_of(Caption(text, finish_reason, 1), CONFIG)
+    return find_flags(Caption(text, finish_reason, 1), CONFIG)
 
 
 def test_truncated_is_a_caption_that_its_end_token_did_not_end():
