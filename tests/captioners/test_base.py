@@ -87,7 +87,7 @@ def test_missing_setting_is_named():
 
 
 def test_wrong_resources_are_refused():
-    with pytest.raises(ValueError, match="unknown resource batch; known are batch_size,"):
+    with pytest.raises(ValueError, match="unknown engine option batch; known are batch_size,"):
         load_engine(CONFIG, batch=4)
     with pytest.raises(ValueError, match="batch_size=0: must be at least 1"):
         EngineOptions(batch_size=0)

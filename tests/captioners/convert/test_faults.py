@@ -189,7 +189,7 @@ def test_a_changed_source_is_not_mixed_with_what_is_there(source, tmp_path):
     quietly(source, out)
     os.utime(source / "pytorch_model-00001-of-00003.bin", (1, 1))
     assert refused(source, out) == (
-        f"{out}: holds a conversion of other or changed files; delete it, or give another folder"
+        f"{out}: holds a conversion of a different or changed checkpoint; delete it, or give another folder"
     )
 
 
@@ -280,7 +280,7 @@ def test_what_is_missing_or_damaged_is_named(source, tmp_path):
     )
     index.write_text(text)
     (source / "tokenizer.model").unlink()
-    assert refused(source, out) == f"{source}: has neither tokenizer.model nor tokenizer.json; fetch one too"
+    assert refused(source, out) == f"{source}: has neither tokenizer.model nor tokenizer.json; fetch one of them"
     (source / "tokenizer.model").write_bytes(b"half")
     assert f"{source}: its tokenizer cannot be read" in refused(source, out)
 
@@ -322,7 +322,7 @@ def test_tensors_that_do_not_belong_together_are_named(source, tmp_path):
     assert f"{shard}: base_model.x belongs to neither ShareGPT4V nor a CLIP tower" in refused(source, out)
     shard.write_bytes(untouched)
     spoil(shard, lambda weights: weights.update({"lm_head.weight": torch.ones(1)}))
-    assert f"{shard}: lm_head.weight is in another file, too; fetch the checkpoint again" == refused(source, out)
+    assert f"{shard}: lm_head.weight is also in another file; fetch the checkpoint again" == refused(source, out)
     assert not list(out.glob("model*"))
 
 
@@ -333,7 +333,7 @@ def test_tensors_that_do_not_belong_together_are_named(source, tmp_path):
         ("mm_projector_type", "linear", "mm_projector_type is 'linear', and only 'mlp2x_gelu' can be converted"),
         ("mm_use_im_start_end", True, "mm_use_im_start_end is True, and only False can be converted"),
         ("mm_vision_select_feature", "cls_patch", "mm_vision_select_feature is 'cls_patch', and only 'patch'"),
-        ("mm_vision_tower", None, "mm_vision_tower names none; give one with --vision-tower"),
+        ("mm_vision_tower", None, "mm_vision_tower is not set; give a tower with --vision-tower"),
         ("mm_vision_tower", "/nowhere/tower", "/nowhere/tower: there is no such folder, for the vision tower"),
     ],
 )

@@ -141,8 +141,8 @@ def test_captions_are_those_that_the_published_layout_would_write(pair, caption_
     for image, caption in zip(images, captions, strict=True):
         ids = reference.prompt_ids(source)
         for _ in range(LENGTH):
-            ids.append(reference.forward(source, engine._inputs.pixels(image), ids)[0, -1].argmax().item())
-        assert caption == engine._inputs.caption(ids[-LENGTH:])
+            ids.append(reference.forward(source, engine._preprocessor.pixels(image), ids)[0, -1].argmax().item())
+        assert caption == engine._preprocessor.decode(ids[-LENGTH:])
     engine.close()
     assert captions[0].text != captions[1].text
 

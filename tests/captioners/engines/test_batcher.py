@@ -56,7 +56,7 @@ def test_a_poison_item_costs_only_itself():
             raise RuntimeError("poison")
         return items
 
-    batcher = Batcher(run, 8, linger=60.0)
+    batcher = Batcher(run, 8, linger_seconds=60.0)
     results = gather(batcher, range(8))
     batcher.close()
     assert [r for r in results if not isinstance(r, Exception)] == [0, 1, 2, 4, 5, 6, 7]
@@ -103,6 +103,6 @@ def test_a_cancelled_call_is_not_run():
 
 
 def test_results_of_another_number_than_items_end_the_engine():
-    batcher = Batcher(lambda items: items[:1], 2, linger=60.0)
+    batcher = Batcher(lambda items: items[:1], 2, linger_seconds=60.0)
     assert all(isinstance(result, EngineDead) for result in gather(batcher, range(2)))
     batcher.close()

@@ -100,7 +100,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(checkpoint, tmp_path):
         weights = load_file(file)
         if weights.pop("language_model.model.norm.weight", None) is not None:
             save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"is not whole: 1 weights are missing, such as model.norm.weight; fetch it"):
+    with pytest.raises(ValueError, match=r"is incomplete: 1 weights are missing, such as model.norm.weight; fetch the"):
         export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
     assert not list((tmp_path / "cache" / "language_models").iterdir())
 
@@ -110,7 +110,7 @@ def test_a_quantised_checkpoint_is_refused_with_what_works(engine, checkpoint):
     file = checkpoint / "config.json"
     config = json.loads(file.read_text()) | {"quantization_config": {"quant_method": "awq", "bits": 4}}
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"is quantised, and its language model cannot be taken out for vLLM; use"):
+    with pytest.raises(ValueError, match=r"is quantised, and its language model cannot be exported for vLLM; use"):
         load_engine(CaptionerConfig("x", "instructblip", str(checkpoint)), engine)
 
 

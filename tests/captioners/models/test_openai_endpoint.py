@@ -107,7 +107,7 @@ BAD = {
     "filtered": (completion(None, "content_filter"), "finish_reason='content_filter'"),
     "refused by the model": (completion(None, refusal="I cannot."), "I cannot."),
     "called a tool": (completion(None, "tool_calls"), "finish_reason='tool_calls'"),
-    "thought until the end": (completion(None, "length"), "gave no text"),
+    "thought until the end": (completion(None, "length"), "returned no text"),
     "error in a 200": ((200, {"error": {"message": "upstream broke"}}), "upstream broke"),
     "no JSON": ((200, b"<html>hello</html>"), "not a chat completion"),
     "half a JSON": ((200, b'{"choices": ['), "the endpoint: "),
@@ -187,8 +187,8 @@ def test_a_server_that_is_gone_ends_the_engine_and_blames_no_image(endpoint, loa
 @pytest.mark.parametrize(
     ("everything", "message"),
     [
-        (failure(401, "bad key"), "does not let us in"),
-        (failure(403, "forbidden"), "does not let us in"),
+        (failure(401, "bad key"), "denies access"),
+        (failure(403, "forbidden"), "denies access"),
         (failure(404, "no such model"), "has no model 'served'"),
         (failure(400, "not a multimodal model"), "does its model take images"),
         ((200, b"<html>a login page</html>"), "not a chat completion"),
@@ -292,8 +292,8 @@ def test_no_key_but_the_named_one_is_ever_sent(endpoint, load, caption_all, monk
 @pytest.mark.parametrize(
     ("change", "resources", "message"),
     [
-        ({"dtype": "float16"}, {}, "captioner 'newer': dtype='float16': that is for the server to decide"),
-        ({"quantization": "awq"}, {}, "quantization='awq': that is for the server"),
+        ({"dtype": "float16"}, {}, "captioner 'newer': dtype='float16': the server decides this; leave it out"),
+        ({"quantization": "awq"}, {}, "quantization='awq': the server decides this"),
         ({}, {"endpoint": None}, "endpoint is missing: give its URL"),
         ({}, {"endpoint": "localhost:8000"}, "endpoint: give a URL such as"),
         ({}, {"endpoint": f"http://me:{KEY}@host/v1"}, "without a user or password"),
