@@ -1,6 +1,6 @@
-"""A hub id's revision reaches all that is read of it: configuration, processor, weights, exported language model.
+"""A hub id's revision applies to all that is read: configuration, processor, weights, exported language model.
 
-The hub is a local cache of one repository whose main branch is another checkpoint than the pinned commit.
+The hub is a local cache of one repository whose main branch differs from the pinned commit.
 """
 
 import json
@@ -23,18 +23,18 @@ from lotlip_data.captioners.registry import load_engine
 def main():
     kind, engine_name, cache, *models = sys.argv[1:]
     images = [Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")]
-    found = []
+    texts = []
     for model in models:
         name, _, revision = model.partition("@")
         config = CaptionerConfig("x", kind, name, revision=revision or None, max_new_tokens=16, dtype="float32")
         engine = load_engine(config, engine_name, cache_dir=cache)
 
-        async def all_of():
+        async def caption_all():
             return [(await engine.caption(engine.prepare(image))).text for image in images]
 
-        found.append(asyncio.run(all_of()))
+        texts.append(asyncio.run(caption_all()))
         engine.close()
-    print(json.dumps(found))
+    print(json.dumps(texts))
 
 if __name__ == "__main__":
     main()
@@ -50,7 +50,7 @@ if __name__ == "__main__":
         pytest.param("instructblip", "vllm", marks=pytest.mark.slow),
     ],
 )
-def test_the_pinned_revision_is_what_captions(kind, engine, tmp_path):
+def test_the_pinned_revision_writes_the_captions(kind, engine, tmp_path):
     write = getattr(tiny_checkpoints, f"write_{kind}")
     pinned, main = write(tmp_path / "pinned", seed=0), write(tmp_path / "main", seed=1)
     processor = main / "preprocessor_config.json"
@@ -62,14 +62,14 @@ def test_the_pinned_revision_is_what_captions(kind, engine, tmp_path):
     (repository / "refs" / "main").write_text(MAIN)
     script = tmp_path / "captions.py"
     script.write_text(SCRIPT)
-    called = subprocess.run(
+    process = subprocess.run(
         [sys.executable, script, kind, engine, tmp_path / "cache", f"org/model@{PINNED}", pinned, "org/model", main],
         env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert called.returncode == 0, called.stderr
-    from_pin, from_pinned_folder, from_main, from_main_folder = json.loads(called.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    from_pin, from_pinned_folder, from_main, from_main_folder = json.loads(process.stdout.splitlines()[-1])
     assert from_pin == from_pinned_folder
     assert from_main == from_main_folder
     assert from_pin != from_main
