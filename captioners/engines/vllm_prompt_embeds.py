@@ -182,14 +182,15 @@ def _text_config(checkpoint: Path) -> Any:
     """
     whole: Any = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
     text = whole.text_config
+    reason = f"{checkpoint}: its language model, {text.model_type}, is not decoder-only; use engine='transformers'"
+    if text.is_encoder_decoder:
+        raise ValueError(reason)
     try:
         with torch.device("meta"):
             # A copy, since building a model writes into its configuration.
             model = AutoModelForCausalLM.from_config(copy.deepcopy(text))
     except ValueError as error:
-        raise ValueError(
-            f"{checkpoint}: its language model, {text.model_type}, is not decoder-only; use engine='transformers'"
-        ) from error
+        raise ValueError(reason) from error
     text.architectures = [type(model).__name__]
     text.dtype = text.dtype or whole.dtype
     return text
