@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lotlip_data.captioners.base import EngineOptions
-from lotlip_data.captioners.gpu_memory import CAPTION_TOKENS, WORKING_GIB, Sizes, sequences, sizes_of
+from lotlip_data.captioners.gpu_memory import (
+    CAPTION_TOKENS,
+    WORKING_MEMORY_GIB,
+    ModelSizes,
+    max_sequences,
+    read_model_sizes,
+)
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.planning import throughput
@@ -107,7 +113,7 @@ def _cost(
     run: Run | None,
     found: dict[str, Any] | None,
 ) -> CaptionerCost:
-    name, sizes = one.config.name, sizes_of(one.config)
+    name, sizes = one.config.name, read_model_sizes(one.config)
     done, tokens = _done(name, found)
     counted = tokens / done if done else 0
     caption = counted or CAPTION_TOKENS
@@ -171,7 +177,7 @@ def _actors_of(one: CaptionerJob, hardware: Hardware, gpus: float, shards: int |
     return shards, f": an actor needs a shard of its own, of which {left}; {smaller}"
 
 
-def _of_tokens(caption: float, counted: bool, sizes: Sizes | None) -> str:
+def _of_tokens(caption: float, counted: bool, sizes: ModelSizes | None) -> str:
     before = f", behind {sizes.image_tokens} of the image and {sizes.prompt_tokens} of the prompt" if sizes else ""
     return f"captions of {caption:,.4g} tokens ({'as those that are done' if counted else 'assumed'}){before}"
 
@@ -248,7 +254,7 @@ def _money(amount: float | None) -> str:
 
 
 def concurrent_captions(
-    one: CaptionerJob, sizes: Sizes, gpus: float, gpu_gib: float, caption: float
+    one: CaptionerJob, sizes: ModelSizes, gpus: float, gpu_gib: float, caption: float
 ) -> tuple[int, str] | None:
     """Captions of so many tokens, and what their number assumes. None where no vLLM of ours has a GPU.
 
@@ -259,15 +265,14 @@ def concurrent_captions(
         return None
     given, spread = EngineOptions(**one.pool.engine_options), one.config.tensor_parallel_size
     share = min(given.gpu_memory_utilization, gpus / spread)
-    fit = sequences(sizes, gpu_gib, share, spread, given.kv_cache_gib, caption)
+    fit = max_sequences(sizes, gpu_gib, share, spread, given.kv_cache_gib, caption)
     room = f"a cache of {spread} × {given.kv_cache_gib or 0:g} GiB (kv_cache_gib)"
     if given.kv_cache_gib is None:
         why = "gpu_memory_utilization" if share == given.gpu_memory_utilization else "num_gpus leaves no more"
         room = (
-            f"{spread} × ({share:g} ({why}) of {gpu_gib:g} GiB − {WORKING_GIB:g} GiB of working memory) "
+            f"{spread} × ({share:g} ({why}) of {gpu_gib:g} GiB − {WORKING_MEMORY_GIB:g} GiB of working memory) "
             f"− {sizes.weights_gib:.1f} GiB of weights in 16 bit"
         )
-    each = (
-        f"{sizes.kv_bytes_a_token / 2**20:.3g} MiB of cache a token in 16 bit, {sizes.tokens(caption):,.0f} tokens each"
-    )
+    tokens = sizes.sequence_tokens(caption)
+    each = f"{sizes.kv_bytes_per_token / 2**20:.3g} MiB of cache a token in 16 bit, {tokens:,.0f} tokens each"
     return fit, f"memory: {room}; {each}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from lotlip_data.captioners.base import CaptionError, Engine
-from lotlip_data.captioners.gpu_memory import CAPTION_TOKENS, MODELS, Sizes
+from lotlip_data.captioners.gpu_memory import CAPTION_TOKENS, PUBLISHED_SIZES, ModelSizes
 from lotlip_data.captioners.registry import get_kind, load_engine
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
@@ -133,7 +133,7 @@ class Hardware:
         require(self.price is None or 0 <= self.price <= MOST, "price", f"must be 0 to {MOST:,}")
 
 
-def of_size(one: CaptionerJob, sizes: Sizes | None, hardware: Hardware, gpus: float, caption: float) -> Speed:
+def of_size(one: CaptionerJob, sizes: ModelSizes | None, hardware: Hardware, gpus: float, caption: float) -> Speed:
     """Reckoned; without a number where nothing is known of the model, or an actor has no GPU."""
     if sizes is None or not gpus:
         what = "the model" if gpus else "actors without a GPU"
@@ -144,12 +144,12 @@ def of_size(one: CaptionerJob, sizes: Sizes | None, hardware: Hardware, gpus: fl
 
 def idle_gpus(one: CaptionerJob, gpus: float) -> float:
     """Of those of an actor: a copy of a model of ours is on `tensor_parallel_size` of them, and never on more."""
-    return max(0.0, gpus - one.config.tensor_parallel_size) if one.config.kind in MODELS else 0.0
+    return max(0.0, gpus - one.config.tensor_parallel_size) if one.config.kind in PUBLISHED_SIZES else 0.0
 
 
-def estimated_speed(sizes: Sizes, gpus: float, hardware: Hardware, caption: float = CAPTION_TOKENS) -> float:
+def estimated_speed(sizes: ModelSizes, gpus: float, hardware: Hardware, caption: float = CAPTION_TOKENS) -> float:
     """Images a second of an actor by arithmetic alone: two operations a parameter and token."""
-    return gpus * hardware.tflops * 1e12 * hardware.mfu / (2 * sizes.parameters * sizes.tokens(caption))
+    return gpus * hardware.tflops * 1e12 * hardware.mfu / (2 * sizes.parameters * sizes.sequence_tokens(caption))
 
 
 MOST = 1_000_000

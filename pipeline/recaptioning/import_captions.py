@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig
-from lotlip_data.captioners.quality_flags import flags_of
+from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
@@ -259,7 +259,7 @@ def _caption(config: CaptionerConfig, image: Mapping[str, Any], text: str | None
     nothing: dict[str, Any] = {"text": None, "finish_reason": None, "tokens": None, "flags": [], "engine": config.kind}
     if not text:
         return identity | nothing | {"error": NOT_IN_TABLE if text is None else EMPTY}
-    flags = flags_of(Caption(text, "stop", 0), config)
+    flags = find_flags(Caption(text, "stop", 0), config)
     return identity | nothing | {"text": text, "finish_reason": "stop", "flags": flags, "error": None}
 
 

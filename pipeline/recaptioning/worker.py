@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, Engine, EngineDead, EngineUnreachable
-from lotlip_data.captioners.quality_flags import flags_of
+from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched, prefetch
@@ -179,7 +179,7 @@ class CaptionWorker:
             "text": caption.text,
             "finish_reason": caption.finish_reason,
             "tokens": caption.tokens,
-            "flags": flags_of(caption, self.config),
+            "flags": find_flags(caption, self.config),
         }
 
     def rejection_row(self, fetched: FetchedImage, reason: str) -> Row:

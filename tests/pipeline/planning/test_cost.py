@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lotlip_data.captioners.gpu_memory import Sizes
+from lotlip_data.captioners.gpu_memory import ModelSizes
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
@@ -203,7 +203,7 @@ def test_the_days_of_several_are_those_of_all_their_gpu_hours_or_of_the_slowest_
 
 def test_a_reckoned_speed_is_arithmetic() -> None:
     """2 × 1e9 parameters × 500 tokens = 1e12; a fifth of 100 TFLOP/s is 2e13: 20 images a second."""
-    sizes = Sizes(parameters=10**9, image_tokens=300, prompt_tokens=60)
+    sizes = ModelSizes(parameters=10**9, image_tokens=300, prompt_tokens=60)
     assert throughput.estimated_speed(sizes, 1, Hardware(tflops=100, mfu=0.2), caption=140) == pytest.approx(20.0)
     assert throughput.estimated_speed(sizes, 4, Hardware(tflops=100, mfu=0.2), caption=140) == pytest.approx(80.0)
 
