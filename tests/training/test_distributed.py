@@ -27,7 +27,7 @@ from lotlip_data.training.config import make_config
 from lotlip_data.training.trainer import Trainer
 torch.set_num_threads(1)
 run, out, all_settings = sys.argv[1:]
-with distributed.world() as of:
+with distributed.process_group() as of:
     for name, settings in json.loads(all_settings).items():
         trainer = Trainer(make_config(**settings), data.open_dataset(run), out, lambda line: None, of)
         trainer.read_in_lanes(4)
@@ -215,7 +215,7 @@ import pathlib
 from lotlip_data.training import distributed
 def gloo():
     return sum("gloo" in comm.read_text() for comm in pathlib.Path("/proc/self/task").glob("*/comm"))
-with distributed.world():
+with distributed.process_group():
     from transformers import AutoModel
     print(gloo() > 0)
 print(gloo())

@@ -24,7 +24,7 @@ def table(path):
 
 
 def test_images_of_a_folder_in_the_order_of_their_names(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "BATCH", 3)
+    monkeypatch.setattr(embed, "BATCH_SIZE", 3)
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     pictures = {f"{'more/' if seed > 4 else ''}{seed}.jpg": render(sample_scene(seed), 96) for seed in range(7)}
@@ -40,7 +40,7 @@ def test_images_of_a_folder_in_the_order_of_their_names(model, tmp_path, monkeyp
     np.testing.assert_allclose(features, expected, atol=1e-6)
     with pytest.raises(UserError, match="exists already"):
         embed.embed_images(model, str(folder), str(tmp_path / "out.parquet"), print)
-    with pytest.raises(UserError, match="no image there"):
+    with pytest.raises(UserError, match="has no images"):
         embed.embed_images(model, str(tmp_path / "nowhere"), str(tmp_path / "b.parquet"), print)
 
 

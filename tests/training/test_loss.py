@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lotlip_data.training import loss as losses
-from lotlip_data.training.loss import contrastive, lotlip_loss, one_way, primary_components
+from lotlip_data.training.loss import contrastive_loss, lotlip_loss, one_way_loss, project_on_principal_components
 from tests.training.peak_memory import peak_memory
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
@@ -28,7 +28,7 @@ def inputs(batch, dim=16, *shape, dtype=torch.float64):
 @pytest.mark.parametrize("logits", [1, 50, 10**6])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_loss_and_all_gradients_are_the_naive_forms_whatever_the_chunk(monkeypatch, logits, reduction):
-    monkeypatch.setattr(losses, "LOGITS", logits)
+    monkeypatch.setattr(losses, "MAX_LOGITS", logits)
     given = inputs(23, 16, 3, 3)
     image, short, long, scale = given
     terms = [naive(image, short, scale)] + [naive(image, long[:, t, c], scale) for t in range(3) for c in range(3)]
@@ -43,15 +43,15 @@ def test_loss_and_all_gradients_are_the_naive_forms_whatever_the_chunk(monkeypat
 
 def test_gradients_are_the_derivatives_by_finite_differences():
     image, short, _, scale = inputs(7, 5)
-    assert torch.autograd.gradcheck(contrastive, (image, short, scale))
+    assert torch.autograd.gradcheck(contrastive_loss, (image, short, scale))
 
 
 def test_the_shares_of_processes_add_up_to_the_batch():
     """Each holds some rows and all keys; loss and gradients are those of the whole."""
     image, text, _, scale = inputs(24)
-    whole = one_way(image, text, scale)
+    whole = one_way_loss(image, text, scale)
     wanted = torch.autograd.grad(whole, (image, text, scale))
-    shares = [one_way(image[first : first + 6], text, scale, first) for first in range(0, 24, 6)]
+    shares = [one_way_loss(image[first : first + 6], text, scale, first) for first in range(0, 24, 6)]
     torch.testing.assert_close(sum(shares), whole, **EXACT)
     for gradient, exact in zip(torch.autograd.grad(sum(shares), (image, text, scale)), wanted, strict=True):
         torch.testing.assert_close(gradient, exact, **EXACT)
@@ -78,17 +78,17 @@ def test_peak_memory_does_not_hold_the_logits_of_every_text_set():
     def peak(form, logits=None):
         image, short, long, scale = inputs(1024, 16, 3, 3, dtype=torch.float32)
         with pytest.MonkeyPatch.context() as patch, peak_memory() as memory:
-            patch.setattr(losses, "contrastive", form)
+            patch.setattr(losses, "contrastive_loss", form)
             if logits:
-                patch.setattr(losses, "LOGITS", logits)
+                patch.setattr(losses, "MAX_LOGITS", logits)
             lotlip_loss(image.detach(), short, long, scale).total.backward()
         return memory.peak
 
     table = 4 * 1024**2
     features = 4 * 1024 * 16 * 10
     assert peak(naive) > 20 * table
-    assert peak(contrastive) < 4 * table + 6 * features
-    assert peak(contrastive, logits=1024 * 32) < table / 4 + 6 * features  # linear in the batch, not quadratic
+    assert peak(contrastive_loss) < 4 * table + 6 * features
+    assert peak(contrastive_loss, logits=1024 * 32) < table / 4 + 6 * features  # linear in the batch, not quadratic
 
 
 def test_the_primary_components_are_those_of_the_singular_value_decomposition():
@@ -96,13 +96,13 @@ def test_the_primary_components_are_those_of_the_singular_value_decomposition():
     mean = image.mean(0)
     u, s, v = torch.linalg.svd(image - mean, full_matrices=False)
     rebuilt = mean + (u[:, :5] * s[:5]) @ v[:5]
-    torch.testing.assert_close(primary_components(image, 5), rebuilt, **EXACT)
-    torch.testing.assert_close(primary_components(image, 12), image, **EXACT)
+    torch.testing.assert_close(project_on_principal_components(image, 5), rebuilt, **EXACT)
+    torch.testing.assert_close(project_on_principal_components(image, 12), image, **EXACT)
 
 
 def test_short_texts_are_matched_to_the_primary_components_alone():
     image, short, long, scale = inputs(40, 16, 1, 1)
-    rebuilt = primary_components(image, 4)
+    rebuilt = project_on_principal_components(image, 4)
     found = lotlip_loss(image, short, long, scale, short_image=rebuilt)
     torch.testing.assert_close(found.short, naive(rebuilt, short, scale), **EXACT)
     torch.testing.assert_close(found.long, naive(image, long[:, 0, 0], scale), **EXACT)

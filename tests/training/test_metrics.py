@@ -10,13 +10,13 @@ from lotlip_data.training.metrics import DivergenceMonitor, Metrics, TrainingDiv
 
 
 def test_a_loss_above_twice_chance_for_ten_steps_stops_and_fewer_do_not():
-    health = DivergenceMonitor(batch=100, terms=4)
+    health = DivergenceMonitor(batch_size=100, terms=4)
     chance = 4 * math.log(100)
     for _ in range(9):
         health.check(2.01 * chance, 1.0, [])
-        assert not health.is_sound
+        assert not health.is_healthy
     health.check(1.99 * chance, 1.0, [])
-    assert health.is_sound
+    assert health.is_healthy
     with pytest.raises(TrainingDiverged, match=r"twice that of guessing, for 10 steps"):
         for _ in range(10):
             health.check(2.01 * chance, 1.0, [])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lotlip_data.training import packing
 from lotlip_data.training.models.towers import TextSettings, TextTower
-from lotlip_data.training.packing import cheapest_rows, embed, shared_rows
+from lotlip_data.training.packing import embed_packed, pack_cheapest, pack_rows
 from tests.training.models import reference
 from tests.training.models.reference import META, expected
 from tests.training.peak_memory import peak_memory
@@ -52,9 +52,9 @@ def assert_same(found, wanted):
 def test_features_of_the_goldens_texts_are_the_authors(corners, attention):
     ids = reference.tokenizer(corners).encode(META["texts"]).ids
     with torch.no_grad():
-        embedded = embed(TOWERS[corners, attention], ids)
+        embedded = embed_packed(TOWERS[corners, attention], ids)
     torch.testing.assert_close(embedded.features, expected(f"m{corners}.features"), **TOLERANCE)
-    assert embedded.real == sum(map(len, ids)) <= embedded.computed < 128 * len(ids)
+    assert embedded.tokens == sum(map(len, ids)) <= embedded.computed_tokens < 128 * len(ids)
 
 
 @CASES
@@ -62,7 +62,7 @@ def test_features_of_the_goldens_texts_are_the_authors(corners, attention):
 @given(lengths=st.lists(st.integers(6, 128), min_size=1, max_size=9), pieces=st.integers(1, 4))
 def test_features_and_gradients_are_the_padded_ones_for_any_lengths(corners, attention, lengths, pieces):
     tower, ids = TOWERS[corners, attention], texts(corners, lengths)
-    whole, found = padded(tower, ids), embed(tower, ids, pieces).features
+    whole, found = padded(tower, ids), embed_packed(tower, ids, pieces).features
     torch.testing.assert_close(found, whole, **TOLERANCE)
     assert_same(gradients(tower, found), gradients(tower, whole))
 
@@ -70,7 +70,7 @@ def test_features_and_gradients_are_the_padded_ones_for_any_lengths(corners, att
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), more=st.integers(0, 20))
 def test_every_text_is_in_one_row_and_no_two_rows_would_fit_into_one(lengths, more):
     width = max(lengths) + more
-    found = shared_rows(lengths, width)
+    found = pack_rows(lengths, width)
     assert sorted(index for row in found for index in row) == list(range(len(lengths)))
     filled = sorted(sum(lengths[index] for index in row) for row in found)
     assert filled[-1] <= width and (len(filled) < 2 or filled[0] + filled[1] > width)
@@ -80,7 +80,7 @@ def test_lengths_like_the_papers_cost_little_padding():
     """32 samples of a raw text and 3 long ones: a tenth on top of the real tokens, not the whole of it again."""
     rng = np.random.default_rng(0)
     lengths = [*rng.poisson(18, 32) + 4, *rng.poisson(22, (96, 3)).sum(1) + 6]
-    rows, width = cheapest_rows(lengths, 768)
+    rows, width = pack_cheapest(lengths, 768)
     computed = width * len(rows)
     assert computed < 1.08 * sum(lengths) < 0.55 * 128 * len(lengths)
 
@@ -97,11 +97,11 @@ def test_any_encoder_gives_the_features_of_texts_that_stand_alone(model, sharing
     tower = TextTower(getattr(transformers, f"{model}Model")(config), 16, TextSettings(corners)).eval()
     ids = [[3, *range(200, 200 + corners), *range(5, 5 + length), 4] for length in (5, 30, 9, 44, 12, 7)]
     with torch.no_grad():
-        embedded = embed(tower, ids)
+        embedded = embed_packed(tower, ids)
         torch.testing.assert_close(
             embedded.features, torch.cat([tower(torch.tensor([row])) for row in ids]), **TOLERANCE
         )
-    assert tower.shares_rows == sharing == (embedded.computed < len(ids) * max(map(len, ids)))
+    assert tower.supports_packing == sharing == (embedded.computed_tokens < len(ids) * max(map(len, ids)))
 
 
 def test_a_row_may_be_emptier_than_the_encoder_has_positions(monkeypatch):
@@ -109,24 +109,24 @@ def test_a_row_may_be_emptier_than_the_encoder_has_positions(monkeypatch):
     config = transformers.BertConfig(**sizes, vocab_size=200, max_position_embeddings=16)
     tower = TextTower(transformers.BertModel(config), 16, TextSettings(2)).eval()
     ids = [[3, 200, 201, *range(5, 5 + length), 4] for length in (12, 12, 3)]
-    monkeypatch.setattr(packing, "cheapest_rows", lambda lengths, hidden: ([[0, 1], [2]], 64))
+    monkeypatch.setattr(packing, "pack_cheapest", lambda lengths, hidden: ([[0, 1], [2]], 64))
     with torch.no_grad():
         alone = torch.cat([tower(torch.tensor([row])) for row in ids])
-        torch.testing.assert_close(embed(tower, ids).features, alone, **TOLERANCE)
+        torch.testing.assert_close(embed_packed(tower, ids).features, alone, **TOLERANCE)
 
 
 def test_trying_whether_texts_may_share_rows_leaves_a_tower_as_it_was():
     tower = copy.deepcopy(TOWERS[2, "sdpa"]).train()
     tower.encoder.eval()  # as of a locked one
     state = torch.get_rng_state()
-    assert tower.shares_rows
+    assert tower.supports_packing
     assert tower.training and not tower.encoder.training and torch.equal(torch.get_rng_state(), state)
 
 
 def test_dropout_is_the_same_when_a_piece_is_computed_again():
     """A tower whose output is linear in its last weights gives this gradient only from the features it gave."""
     tower = reference.text_tower(2, "sdpa").train()
-    embedded = embed(tower, texts(2, [9, 30, 31, 80]), pieces=3)
+    embedded = embed_packed(tower, texts(2, [9, 30, 31, 80]), chunks=3)
     first = embedded.features.detach()
     torch.manual_seed(99)  # whatever happens between the two passes
     embedded.features.square().sum().backward()
@@ -141,7 +141,7 @@ def test_pieces_bound_the_memory_of_both_passes():
 
     def peak(pieces):
         with peak_memory() as memory:
-            embed(tower, ids, pieces).features.square().sum().backward()
+            embed_packed(tower, ids, pieces).features.square().sum().backward()
         return memory.peak
 
     assert peak(8) < peak(1) / 3

@@ -56,7 +56,7 @@ def test_it_tells_similarity_and_cut_and_leaves_the_model_as_it_was(model):
     short, long = saliency(model, image, "A red circle."), saliency(model, image, TEXT * 3)
     expected = (model.embed_images([image]) @ model.embed_texts(["A red circle."]).T).item()
     assert short.similarity == pytest.approx(expected, abs=1e-5)
-    assert (short.cut, long.cut) == (False, True)
+    assert (short.truncated, long.truncated) == (False, True)
     assert model.towers.image.vit.config._attn_implementation == attention != "eager"
     assert all(torch.equal(before[name], value) for name, value in model.towers.state_dict().items())
     assert all(value.grad is None for value in model.towers.parameters())

@@ -68,4 +68,4 @@ def test_without_resume_a_training_that_is_there_is_left_and_what_can_be_done_is
     with started(run, "--method", "lit", "--name", "there", "--no-resume", *given) as asked:
         said, _ = asked.communicate()
     assert asked.returncode == 2
-    assert "train/there: there is a training already. Give this one another name, or remove that folder" in said
+    assert "train/there: already contains a training. Give this training another name, or delete that folder" in said

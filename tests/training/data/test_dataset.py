@@ -13,7 +13,7 @@ def test_every_epoch_shows_every_sample_once_whatever_the_batch():
     counts = (5, 1, 7)
     samples = {(shard, row) for shard, count in enumerate(counts) for row in range(count)}
     for batch in (1, 4, 13, 30):
-        order = data.Order(counts, seed=3)
+        order = data.SampleOrder(counts, seed=3)
         stream = [place for step in range(40) for place in order.take(step * batch, batch)]
         epochs = collections.defaultdict(list)
         for epoch, shard, row in stream:
@@ -24,9 +24,9 @@ def test_every_epoch_shows_every_sample_once_whatever_the_batch():
 
 
 def test_the_order_follows_from_seed_and_position_alone():
-    stream = data.Order((5, 9), seed=1).take(0, 100)
-    assert data.Order((5, 9), seed=1).take(33, 20) == stream[33:53]
-    assert data.Order((5, 9), seed=2).take(0, 100) != stream
+    stream = data.SampleOrder((5, 9), seed=1).take(0, 100)
+    assert data.SampleOrder((5, 9), seed=1).take(33, 20) == stream[33:53]
+    assert data.SampleOrder((5, 9), seed=2).take(0, 100) != stream
 
 
 def _sample(**subs):
@@ -56,17 +56,17 @@ def test_a_missing_long_text_is_made_up_for_by_the_others_and_then_by_the_raw_te
 
 def test_without_long_texts_nothing_but_the_raw_text_is_read(tmp_path):
     dataset = data.open_dataset(write_run(tmp_path, (6,)))
-    batches = data.Batches(dataset, data.TextPicker(dataset.captioners, 0, 3, "punkt"), batch=4, seed=0)
-    assert all(texts.raw and texts.long == [] for texts in batches.texts(batches.places(0)))
+    batches = data.Batches(dataset, data.TextPicker(dataset.captioners, 0, 3, "punkt"), batch_size=4, seed=0)
+    assert all(texts.raw and texts.long == [] for texts in batches.texts(batches.samples(0)))
 
 
 def test_only_the_chosen_captioners_are_read(tmp_path):
     dataset = data.open_dataset(write_run(tmp_path / "a run", (3,)))
-    assert data.captioners_of(dataset, ()) == dataset.captioners
+    assert data.select_captioners(dataset, ()) == dataset.captioners
     row = data.TextReader(dataset, ["llava"]).shard(0)[0]
     assert set(row) == {"key", "raw", "llava_sub"}
     with pytest.raises(data.DataError, match="captioners: the dataset has no blip; it has instructblip, llava"):
-        data.captioners_of(dataset, ["blip"])
+        data.select_captioners(dataset, ["blip"])
 
 
 def test_a_run_without_dataset_says_what_to_do(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import functional
 
-from lotlip_data.training.data.image_transforms import ImageTransform, random_crop, transform_of
+from lotlip_data.training.data.image_transforms import ImageTransform, load_transform, random_crop
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -22,17 +22,17 @@ def test_pixels_are_timms_bit_for_bit(size, interpolation):
 
 
 def test_the_facts_of_a_tower_are_read_from_either_kind_of_folder(tmp_path):
-    assert transform_of(str(tmp_path), 224) == ImageTransform(224, (0.5,) * 3, (0.5,) * 3, "bicubic")
+    assert load_transform(str(tmp_path), 224) == ImageTransform(224, (0.5,) * 3, (0.5,) * 3, "bicubic")
     processor = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
-    assert transform_of(str(tmp_path), 96) == ImageTransform(96, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+    assert load_transform(str(tmp_path), 96) == ImageTransform(96, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
     timm = {"mean": [0.7, 0.7, 0.7], "std": [0.8, 0.8, 0.8], "interpolation": "bicubic", "crop_pct": 0.9}
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "x", "pretrained_cfg": timm}))
-    assert transform_of(str(tmp_path), 96) == ImageTransform(96, (0.7,) * 3, (0.8,) * 3, "bicubic")
+    assert load_transform(str(tmp_path), 96) == ImageTransform(96, (0.7,) * 3, (0.8,) * 3, "bicubic")
 
 
 def test_an_interpolation_that_does_not_exist_is_told():
-    with pytest.raises(ValueError, match="interpolation: no 'lanczos'; one of bicubic, bilinear"):
+    with pytest.raises(ValueError, match="interpolation: 'lanczos' is not one of bicubic, bilinear"):
         ImageTransform(224, interpolation="lanczos")
 
 

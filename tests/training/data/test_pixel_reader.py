@@ -33,7 +33,7 @@ def reader(dataset, **options):
 def test_rows_are_the_images_of_the_parquet_twins_rows(world):
     dataset, _ = world
     places = [(0, shard, row) for shard, count in enumerate((12, 8)) for row in range(count)][::-1]
-    pixels = reader(dataset, crop=(1.0, 1.0)).rows(places)
+    pixels = reader(dataset, crop=(1.0, 1.0)).load(places)
     for place, found in zip(places, pixels, strict=True):
         key = data.TextReader(dataset, ()).shard(place[1])[place[2]]["key"]
         with tarfile.open(dataset.shards[place[1]].tar) as tar:
@@ -47,11 +47,11 @@ def test_rows_are_the_images_of_the_parquet_twins_rows(world):
 
 def test_a_crop_follows_from_seed_and_place_and_is_new_in_each_epoch(world):
     dataset, _ = world
-    first = reader(dataset).rows([(0, 0, 3), (0, 1, 4)])
-    assert torch.equal(first, reader(dataset, threads=1).rows([(0, 0, 3), (0, 1, 4)]))
-    assert torch.equal(first[1:], reader(dataset).rows([(0, 1, 4)]))
-    assert not torch.equal(first, reader(dataset).rows([(1, 0, 3), (1, 1, 4)]))
-    assert not torch.equal(first, reader(dataset, seed=2).rows([(0, 0, 3), (0, 1, 4)]))
+    first = reader(dataset).load([(0, 0, 3), (0, 1, 4)])
+    assert torch.equal(first, reader(dataset, threads=1).load([(0, 0, 3), (0, 1, 4)]))
+    assert torch.equal(first[1:], reader(dataset).load([(0, 1, 4)]))
+    assert not torch.equal(first, reader(dataset).load([(1, 0, 3), (1, 1, 4)]))
+    assert not torch.equal(first, reader(dataset, seed=2).load([(0, 0, 3), (0, 1, 4)]))
 
 
 def test_a_shard_that_is_not_there_or_lacks_an_image_says_what_to_do(tmp_path):
@@ -60,10 +60,10 @@ def test_a_shard_that_is_not_there_or_lacks_an_image_says_what_to_do(tmp_path):
     whole = tar.read_bytes()
     tar.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(data.DataError, match="verify"):
-        reader(dataset).rows([(0, 0, 0)])
+        reader(dataset).load([(0, 0, 0)])
     tar.unlink()
     with pytest.raises(data.DataError, match=r"train-00000\.tar: cannot be read"):
-        reader(dataset).rows([(0, 0, 0)])
+        reader(dataset).load([(0, 0, 0)])
 
 
 @pytest.mark.parametrize("method", ["lotlip", "lotlip_scratch"])

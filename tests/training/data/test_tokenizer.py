@@ -3,14 +3,14 @@
 import pytest
 
 from lotlip_data.manifests.subcaptions import split
-from lotlip_data.training.data.tokenizer import TextTokenizer, clean, join_sub_captions
+from lotlip_data.training.data.tokenizer import TextTokenizer, clean_text, join_sub_captions
 from tests.training.models import reference
 
 CLS, SEP = 101, 102
 
 
 def test_blanks_entities_and_broken_encodings_are_cleaned():
-    assert clean("  a\n\t b &amp;amp; c â€” d  ") == "a b & c — d"
+    assert clean_text("  a\n\t b &amp;amp; c â€” d  ") == "a b & c — d"
 
 
 @pytest.mark.parametrize("form", ["authors", "punkt"])
@@ -19,7 +19,7 @@ def test_the_context_length_counts_all_tokens_and_the_last_is_sep(form, corners)
     tokenizer = reference.tokenizer(corners, form=form, context_length=16)
     encoded = tokenizer.encode(["short", "A dog. " * 20, ""])
     assert [len(ids) for ids in encoded.ids] == [3 + corners, 16, 2 + corners]
-    assert encoded.cut == [False, True, False]
+    assert encoded.truncated == [False, True, False]
     for ids in encoded.ids:
         assert ids[: corners + 1] == [CLS, *range(30522, 30522 + corners)] and ids[-1] == SEP
 
@@ -27,7 +27,7 @@ def test_the_context_length_counts_all_tokens_and_the_last_is_sep(form, corners)
 def test_a_text_that_just_fits_is_not_cut():
     tokenizer = reference.tokenizer(2, context_length=8)
     encoded = tokenizer.encode(["a dog and cat", "a dog and cat too"])
-    assert encoded.cut == [False, True] and [len(ids) for ids in encoded.ids] == [8, 8]
+    assert encoded.truncated == [False, True] and [len(ids) for ids in encoded.ids] == [8, 8]
 
 
 def test_the_punkt_form_keeps_full_stops_and_does_not_cut_at_a_doctor():
