@@ -71,7 +71,7 @@ class BatchEncoder:
         )
 
     def _encode_images(self, images: Tensor) -> Tensor:
-        """Image features [b, D] of pixels [b, 3, height, width]. Features [b, D] of the cache are returned as they are."""
+        """Image features [b, D] of pixels [b, 3, height, width]. Features from the cache are returned as they are."""
         if images.ndim == 2:
             return images
         tower: Callable[[Tensor], Tensor] = self._towers.image
