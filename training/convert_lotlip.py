@@ -19,8 +19,9 @@ Names of the tensors:
 """
 
 import json
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ from lotlip_data.training.models.lotlip import FORMAT, WEIGHTS, LoTLIP
 from lotlip_data.training.models.pretrained import image_config, text_config
 from lotlip_data.training.models.towers import TextSettings
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 CONTEXT_LENGTH = 128
 """Context length of the authors' released checkpoints, which do not record it (paper: 128)."""
 
@@ -57,7 +59,6 @@ def convert(
     revision: str | None = None,
     image_tower: str | None = None,
     text_tower: str | None = None,
-    say: Say = print,
 ) -> bool:
     """Convert `source` into `target`.
 
@@ -68,7 +69,6 @@ def convert(
         revision: Revision of the hub id.
         image_tower: Folder or hub id with the image tower's configuration. Default: ViT-B, as in the authors' code.
         text_tower: Folder or hub id with the text tower's configuration and tokenizer. Default: bert-base-uncased.
-        say: Receives progress messages.
 
     Returns:
         False if the conversion had been done before.
@@ -78,11 +78,11 @@ def convert(
     """
     if (config := _read_our_config(source)) is not None:
         with conversion.disk_full_explained(Path(target)):
-            return _export_model(Path(source).expanduser(), config, Path(target).expanduser(), say)
+            return _export_model(Path(source).expanduser(), config, Path(target).expanduser())
     file = _find_checkpoint(source, revision)
     out = conversion.make_target(target, {"the checkpoint": file.parent})
     with conversion.alone(out), conversion.disk_full_explained(out):
-        return _import_checkpoint(file, out, image_tower, text_tower, say)
+        return _import_checkpoint(file, out, image_tower, text_tower)
 
 
 def build_model(
@@ -140,7 +140,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     return unwrap_state_dict(checkpoint_files.read_pickle(file), str(file))
 
 
-def _import_checkpoint(file: Path, out: Path, image_tower: str | None, text_tower: str | None, say: Say) -> bool:
+def _import_checkpoint(file: Path, out: Path, image_tower: str | None, text_tower: str | None) -> bool:
     """Convert an authors' checkpoint file into the model folder `out`."""
     weights = read_checkpoint(file)
     model = build_model(weights, str(file), image_tower, text_tower)
@@ -154,7 +154,7 @@ def _import_checkpoint(file: Path, out: Path, image_tower: str | None, text_towe
     if (out / RECORD).exists() and json.loads((out / RECORD).read_text()) != record:
         raise UserError(f"{out}: has a conversion of other or changed files; delete it, or choose another folder")
     if (out / MARK).exists():
-        say(f"{out}: converted already, nothing to do")
+        logger.info(f"{out}: already converted; nothing to do")
         return False
     conversion.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
     checkpoint_files.write_weights(out / WEIGHTS, to_ours(weights, str(file)))
@@ -163,14 +163,14 @@ def _import_checkpoint(file: Path, out: Path, image_tower: str | None, text_towe
         raise UserError(f"{out / WEIGHTS}: differs from {file}; delete it and run the command again")
     model.tokenizer.tokenizer.save_pretrained(out)
     conversion.write_whole(out / MARK, json.dumps(model.config(), indent=1))
-    say(
+    logger.info(
         f"{out}: done, {len(weights)} tensors, each compared with its source; "
         f"{model.towers.text.settings.corner_tokens} corner tokens, images of {model.transform.size} pixels"
     )
     return True
 
 
-def _export_model(source: Path, config: dict[str, Any], target: Path, say: Say) -> bool:
+def _export_model(source: Path, config: dict[str, Any], target: Path) -> bool:
     """Convert the model folder `source` into a file of the authors' layout."""
     if target.suffix not in (".pt", ".safetensors"):
         raise UserError(f"{target}: the file of an authors' checkpoint ends in .pt or .safetensors; rename the target")
@@ -178,7 +178,9 @@ def _export_model(source: Path, config: dict[str, Any], target: Path, say: Say) 
         raise UserError(f"{target}: exists already; choose another file or remove it")
     _require_exportable(source, config["towers"])
     if config["text_form"] != "authors":
-        say(f"{source}: its texts are split by {config['text_form']}; the authors' code will split them at '. '")
+        logger.warning(
+            f"{source}: its texts are split by {config['text_form']}, but the authors' code splits them at '. '"
+        )
     record = json.loads((source / RECORD).read_text()) if (source / RECORD).exists() else {}
     weights = checkpoint_files.read_weights(source / WEIGHTS)
     renamed = to_authors(weights, str(source), record.get("position_ids", 0))
@@ -190,7 +192,7 @@ def _export_model(source: Path, config: dict[str, Any], target: Path, say: Say) 
     if not equal_bits(to_ours(read_checkpoint(target), str(target)), weights):
         target.unlink()
         raise UserError(f"{target}: differed from {source} after writing and was removed; run the command again")
-    say(f"{target}: done, {len(renamed)} tensors, each compared with its source")
+    logger.info(f"{target}: done, {len(renamed)} tensors, each compared with its source")
     return True
 
 

@@ -1,8 +1,9 @@
 """Writes the features that a trained model computes for a folder of images or a file of texts, as Parquet."""
 
+import logging
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.training.models.lotlip import LoTLIP
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -29,14 +32,13 @@ class Embedding:
     """One line per image that could not be read, with the reason."""
 
 
-def embed_images(model: LoTLIP, folder: str, out: str, say: Callable[[str], None]) -> Embedding:
+def embed_images(model: LoTLIP, folder: str, out: str) -> Embedding:
     """Write the features of the images in a folder, in the order of their names.
 
     Args:
         model: The model.
         folder: A local path or fsspec URL. Subfolders are included.
         out: The Parquet file to create: columns `name` and `feature`, float32 [D] with norm 1.
-        say: Receives progress messages.
 
     Returns:
         The number of features, and the images that could not be read and were skipped.
@@ -54,7 +56,7 @@ def embed_images(model: LoTLIP, folder: str, out: str, say: Callable[[str], None
             images = {name: image for name in part if (image := _read_image(folder, name, failed))}
             yield {"name": list(images), "feature": model.embed_images(images.values())}
             if done % 100 == 99:
-                say(f"{(done + 1) * BATCH_SIZE} of {len(names)} images")
+                logger.info(f"{(done + 1) * BATCH_SIZE} of {len(names)} images")
 
     return Embedding(_write(out, features(), model.towers.image.dim, "name"), failed)
 
@@ -69,14 +71,13 @@ def _read_image(folder: str, name: str, failed: list[str]) -> Image.Image | None
         return None
 
 
-def embed_texts(model: LoTLIP, file: str, out: str, say: Callable[[str], None]) -> Embedding:
+def embed_texts(model: LoTLIP, file: str, out: str) -> Embedding:
     """Write the features of the texts in a file, in their order.
 
     Args:
         model: The model.
         file: A UTF-8 file (local path or fsspec URL) with one text per line. A blank line is a text too.
         out: The Parquet file to create: columns `text` and `feature`, float32 [D] with norm 1.
-        say: Receives progress messages.
 
     Raises:
         UserError: The file is empty or not UTF-8, or `out` exists.
@@ -89,9 +90,11 @@ def embed_texts(model: LoTLIP, file: str, out: str, say: Callable[[str], None]) 
     if not lines:
         raise UserError(f"{file}: has no texts; write one text per line")
     encoded = model.tokenizer.encode(lines)
-    cut = sum(encoded.truncated)
-    if cut:
-        say(f"{cut} of {len(lines)} texts are longer than {model.tokenizer.context_length} tokens, and are cut there")
+    if truncated := sum(encoded.truncated):
+        logger.warning(
+            f"{truncated} of {len(lines)} texts are longer than {model.tokenizer.context_length} tokens and are "
+            "truncated"
+        )
     parts = ({"text": part, "feature": model.embed_texts(part)} for part in batched(lines, 16 * BATCH_SIZE))
     return Embedding(_write(out, parts, model.towers.image.dim, "text"), [])
 

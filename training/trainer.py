@@ -8,9 +8,9 @@ then model/ and done.json.
 
 import contextlib
 import json
+import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -37,7 +37,7 @@ from lotlip_data.training.models.lotlip import load_model
 from lotlip_data.training.models.towers import TwoTowers
 from lotlip_data.training.signals import StopSignal
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TrainResult:
     """False if the training had finished before this call."""
 
 
-def train(config: TrainConfig, run: str, out: str, *, resume: bool = True, say: Say = print) -> TrainResult:
+def train(config: TrainConfig, run: str, out: str, *, resume: bool = True) -> TrainResult:
     """Train on the dataset of a run and write the model to `out`/model.
 
     An interrupted training resumes from its last checkpoint. On CPUs, with the same numbers of processes and threads,
@@ -69,26 +69,24 @@ def train(config: TrainConfig, run: str, out: str, *, resume: bool = True, say: 
         run: The run, as a path or URL.
         out: The training's folder, as a path or URL.
         resume: Off: `out` must be empty or absent.
-        say: Receives progress messages, on the first process.
 
     Raises:
         UserError: The dataset, a tower or a setting cannot be used, or `out` has a training with other settings.
     """
     with distributed.process_group() as group:
-        say = say if group.is_first else lambda line: None
         out = storage.normalise(out)
         dataset, finished = run_on_first(lambda: _open(config, run, out, resume), group)
         if finished:
-            say(f"{out}: trained already ({finished.steps} steps); nothing to do")
+            _log(f"{out}: already trained ({finished.steps} steps); nothing to do", group)
             return finished
-        trainer = Trainer(config, dataset, out, say, group)
+        trainer = Trainer(config, dataset, out, group)
         run_on_first(lambda: _claim_folder(out, config, dataset), group)  # only after the settings have proved usable
         try:
             result = trainer.run()
             run_on_first(lambda: _finish(config, out, result), group)
         except Exception as error:
             if trainer.stop_signal.received is not None:
-                say(f"{type(error).__name__}: {error}")  # the signal, not this error, ends the process
+                _log(f"{type(error).__name__}: {error}", group)  # the signal, not this error, ends the process
             raise
         finally:
             trainer.stop_signal.reraise()  # a signal of the last step, or before an error
@@ -99,9 +97,9 @@ class Trainer:
     """One process of a training: the towers, the optimizer, and the position in the data."""
 
     def __init__(
-        self, config: TrainConfig, dataset: data.Dataset, out: str, say: Say, group: ProcessGroup = SINGLE_PROCESS
+        self, config: TrainConfig, dataset: data.Dataset, out: str, group: ProcessGroup = SINGLE_PROCESS
     ) -> None:
-        self.config, self.dataset, self.out, self.say, self.group = config, dataset, out, say, group
+        self.config, self.dataset, self.out, self.group = config, dataset, out, group
         self.steps = config.steps(dataset.samples)
         torch.manual_seed(config.seed)
         self.model = load_model(config)
@@ -250,7 +248,7 @@ class Trainer:
         started = time.monotonic()
         first = self._resume()
         if isinstance(self.images, FeatureCache):
-            self.images.fill(self.say, self.group)
+            self.images.fill(self.group)
         steps_done, loss = self._run_steps(first)
         if steps_done < self.steps:
             self._end_early()
@@ -297,17 +295,18 @@ class Trainer:
     def _report(self, step: int, values: dict[str, float], seconds: float) -> None:
         if (step + 1) % max(1, self.steps // 20) == 0 or step + 1 == self.steps:
             left = str(timedelta(seconds=round(seconds * (self.steps - step - 1))))
-            self.say(
+            _log(
                 f"{self.config.method} step {step + 1}/{self.steps}: loss {values['loss']:.3f} "
                 f"(short {values['short']:.3f}, long {values['long']:.3f}), "
-                f"{self.config.batch / seconds:.0f} samples/s, {left} to go"
+                f"{self.config.batch / seconds:.0f} samples/s, {left} to go",
+                self.group,
             )
 
     def _end_early(self) -> None:
         """End as the signal would have ended this process. Another process may have received it."""
         kept = self.checkpoints.steps()
-        message = f"stopped; the same command goes on after step {kept[-1] if kept else 0} of {self.steps}"
-        self.say(message)
+        message = f"stopped; run the same command to resume after step {kept[-1] if kept else 0} of {self.steps}"
+        _log(message, self.group)
         with contextlib.suppress(KeyboardInterrupt):  # raised again below, with the message
             self.stop_signal.reraise()
         raise KeyboardInterrupt(message)
@@ -321,21 +320,21 @@ class Trainer:
 
     def _resume(self) -> int:
         """Load the last complete checkpoint. Returns the number of steps done."""
-        checkpoint = self.checkpoints.load_last(self.say) if self.group.is_first else None
+        checkpoint = self.checkpoints.load_last() if self.group.is_first else None
         step = run_on_first(lambda: checkpoint[0] if checkpoint else 0, self.group)
         if not step:
             if self.group.is_first and storage.exists(metrics_url(self.out)):
-                self.say("stopped before its first checkpoint: starting again at step 1")
+                _log("the previous run stopped before its first checkpoint: starting again at step 1", self.group)
             return 0
         state = checkpoint[1] if checkpoint else self.checkpoints.load(step)
         self.towers.load_state_dict(state["weights"], strict=not self.config.lock_image)
         self.optimizer.load_state_dict(state["optimiser"])
         lanes, processes = state["lanes"], self.group.size
         if lanes % processes:
-            self.say(f"{processes} processes in place of {lanes}: from here on in another order of samples")
+            _log(f"{processes} processes instead of {lanes}: the order of the samples changes from here on", self.group)
         elif lanes != self.lanes:
             self.use_lanes(lanes)
-        self.say(f"going on after step {step} of {self.steps}")
+        _log(f"resuming after step {step} of {self.steps}", self.group)
         return step
 
 
@@ -356,6 +355,11 @@ def make_optimizer(config: TrainConfig, towers: TwoTowers) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
     )
+
+
+def _log(message: str, group: ProcessGroup) -> None:
+    """Log at INFO on the first process, and at DEBUG on the others, which log the same messages."""
+    logger.log(logging.INFO if group.is_first else logging.DEBUG, message)
 
 
 def _seed_generator(*numbers: int) -> None:

@@ -25,9 +25,10 @@ from lotlip_data.training.trainer import Trainer
 # which steps were done. With SIGNAL_AFTER="RANK STEP" in its environment, the process of that rank sends itself the
 # signal with the number SIGNAL after that step.
 TRAINING_SCRIPT = """
-import json, os, signal, sys, torch
+import json, logging, os, signal, sys, torch
 from lotlip_data.training.config import make_config
 from lotlip_data.training.trainer import Trainer, train
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 run, out, settings = sys.argv[1:]
 step = Trainer.step
 def step_then_signal(self, number, batch):

@@ -27,9 +27,9 @@ def make_trainer(dataset_and_towers, tmp_path):
     dataset, towers = dataset_and_towers
 
     def make(**settings):
-        trainer = Trainer(make_config(**{**SETTINGS, **towers, **settings}), dataset, str(tmp_path), lambda line: None)
+        trainer = Trainer(make_config(**{**SETTINGS, **towers, **settings}), dataset, str(tmp_path))
         if trainer.config.images == "features":
-            trainer.images.fill(lambda line: None)
+            trainer.images.fill()
         return trainer
 
     return make
@@ -58,9 +58,9 @@ def whole_batch_loss(dataset_and_towers, tmp_path_factory):
     def loss_of(method):
         if method not in computed:
             config = make_config(**SETTINGS, **towers, method=method)
-            trainer = Trainer(config, dataset, str(tmp_path_factory.mktemp("out")), lambda line: None)
+            trainer = Trainer(config, dataset, str(tmp_path_factory.mktemp("out")))
             if config.images == "features":
-                trainer.images.fill(lambda line: None)
+                trainer.images.fill()
             computed[method] = first_loss(trainer)[:2]
         return computed[method]
 
@@ -141,12 +141,11 @@ def test_texts_can_be_as_long_as_the_positions_of_bert(dataset_and_towers, tmp_p
         make_config(**{**SETTINGS, **towers, "context_length": context, "sub_captions": 8}),
         dataset,
         str(tmp_path),
-        lambda line: None,
     )
     ids = trainer.model.tokenizer.encode(["a text " * 600]).ids
     assert len(ids[0]) == context
     assert trainer.towers.text(torch.tensor(ids)).isfinite().all()
-    trainer.images.fill(lambda line: None)
+    trainer.images.fill()
     assert first_loss(trainer)[0].total.isfinite()
 
 
@@ -187,7 +186,7 @@ def test_a_compiled_tower_gives_the_same_gradients_and_saves_the_same_names(make
     assert trainer.towers.state_dict().keys() == make_trainer().towers.state_dict().keys()
 
 
-def test_a_training_that_ran_out_of_memory_resumes_with_accumulation(dataset_and_towers, tmp_path, monkeypatch):
+def test_a_training_that_ran_out_of_memory_resumes_with_accumulation(dataset_and_towers, tmp_path, monkeypatch, caplog):
     dataset, towers = dataset_and_towers
     settings = {**SETTINGS, **towers, "epochs": 3, "checkpoint_every": 2}
     step = Trainer.step
@@ -199,8 +198,8 @@ def test_a_training_that_ran_out_of_memory_resumes_with_accumulation(dataset_and
 
     monkeypatch.setattr(Trainer, "step", fail_at_step_4)
     with pytest.raises(TrainingDiverged):
-        train(make_config(**settings), dataset.url, str(tmp_path / "t"), say=lambda line: None)
+        train(make_config(**settings), dataset.url, str(tmp_path / "t"))
     monkeypatch.setattr(Trainer, "step", step)
-    said = []
-    train(make_config(**settings, accumulate=2), dataset.url, str(tmp_path / "t"), say=said.append)
-    assert any("going on after step 4 of 6" in line for line in said)
+    caplog.clear()
+    train(make_config(**settings, accumulate=2), dataset.url, str(tmp_path / "t"))
+    assert any("resuming after step 4 of 6" in line for line in caplog.messages)

@@ -10,10 +10,11 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from lotlip_data.training.data.dataset import DataError, Dataset, SampleRef, Sha
 from lotlip_data.training.data.image_transforms import ImageTransform
 from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup
 from lotlip_data.training.models.towers import ImageTower
+
+logger = logging.getLogger(__name__)
 
 BATCH_IMAGES = 64
 POLL_SECONDS = 1.0
@@ -66,11 +69,14 @@ class FeatureCache:
         names = set(storage.list_names(self.folder))
         return [index for index, shard in enumerate(self._dataset.shards) if _file_name(shard) not in names]
 
-    def fill(self, say: Callable[[str], None], group: ProcessGroup = SINGLE_PROCESS) -> None:
+    def fill(self, group: ProcessGroup = SINGLE_PROCESS) -> None:
         """Compute the features of all missing shards. Several processes divide the shards among themselves."""
         missing = self.missing()
         if missing:
-            say(f"image features: {len(missing)} of {len(self._dataset.shards)} shards to compute, in {self.folder}")
+            logger.log(
+                logging.INFO if group.is_first else logging.DEBUG,
+                f"image features: {len(missing)} of {self.shards} shards to compute, in {self.folder}",
+            )
         for index in missing[group.rank :: group.size]:
             self.compute(index)
         while group.size > 1 and self.missing():  # not a barrier of torch.distributed: a barrier times out
