@@ -34,10 +34,8 @@ def maps(model: LoTLIP, scene: Scene, text: str) -> Iterator[tuple[str, Tensor]]
     similarity = F.normalize(output.last_hidden_state[0, 0], dim=-1) @ feature
     gradients = torch.autograd.grad(similarity, output.attentions)
     patches = (vit.config.image_size // vit.config.patch_size) ** 2
-    weighted = [
-        (attention * gradient)[0].clamp(min=0).mean(0)
-        for attention, gradient in zip(output.attentions, gradients, strict=True)
-    ]
+    layers = zip(output.attentions, gradients, strict=True)
+    weighted = [(attention * gradient)[0].clamp(min=0).mean(0) for attention, gradient in layers]
     yield "last layer, each head's positive part", weighted[-1][0, -patches:]
     rollout = torch.eye(len(weighted[0]))
     for layer in weighted:
@@ -53,13 +51,14 @@ def main(checkpoints: list[str]) -> None:
     scenes = [scene for seed in SPLITS["evaluation"][:SCENES] if len((scene := sample_scene(seed)).things) > 1]
     for url in checkpoints:
         model, hits, total = LoTLIP.load(url), dict[str, int](), 0
-        for scene, thing in [(scene, thing) for scene in scenes for thing in scene.things]:
-            total += 1
-            text = f"A {thing.size} {thing.colour} {thing.shape} is in the {thing.place}."
-            for name, saliency_map in maps(model, scene, text):
-                side = int(len(saliency_map) ** 0.5) // 3
-                cells = saliency_map.detach().view(3, side, 3, side).sum((1, 3)).flatten()
-                hits[name] = hits.get(name, 0) + (int(cells.argmax()) == PLACES.index(thing.place))
+        for scene in scenes:
+            for thing in scene.things:
+                total += 1
+                text = f"A {thing.size} {thing.colour} {thing.shape} is in the {thing.place}."
+                for name, saliency_map in maps(model, scene, text):
+                    side = int(len(saliency_map) ** 0.5) // 3
+                    cells = saliency_map.detach().view(3, side, 3, side).sum((1, 3)).flatten()
+                    hits[name] = hits.get(name, 0) + (int(cells.argmax()) == PLACES.index(thing.place))
         print(url, f"({total} things)")
         for name, count in hits.items():
             print(f"  {count / total:6.1%}  {name}")
