@@ -48,20 +48,19 @@ def maps(model: LoTLIP, scene: Scene, text: str) -> Iterator[tuple[str, Tensor]]
 
 def main(checkpoints: list[str]) -> None:
     torch.set_num_threads(1)
-    scenes = [scene for seed in SPLITS["evaluation"][:SCENES] if len((scene := sample_scene(seed)).things) > 1]
+    drawn = [scene for seed in SPLITS["evaluation"][:SCENES] if len((scene := sample_scene(seed)).things) > 1]
     for url in checkpoints:
-        model, hits, total = LoTLIP.load(url), dict[str, int](), 0
-        for scene in scenes:
-            for thing in scene.things:
-                total += 1
-                text = f"A {thing.size} {thing.colour} {thing.shape} is in the {thing.place}."
-                for name, saliency_map in maps(model, scene, text):
-                    side = int(len(saliency_map) ** 0.5) // 3
-                    cells = saliency_map.detach().view(3, side, 3, side).sum((1, 3)).flatten()
-                    hits[name] = hits.get(name, 0) + (int(cells.argmax()) == PLACES.index(thing.place))
-        print(url, f"({total} things)")
+        model, hits, things = LoTLIP.load(url), dict[str, int](), 0
+        for scene, thing in [(one, thing) for one in drawn for thing in one.things]:
+            things += 1
+            text = f"A {thing.size} {thing.colour} {thing.shape} is in the {thing.place}."
+            for name, found in maps(model, scene, text):
+                side = int(len(found) ** 0.5) // 3
+                cells = found.detach().view(3, side, 3, side).sum((1, 3)).flatten()
+                hits[name] = hits.get(name, 0) + (int(cells.argmax()) == PLACES.index(thing.place))
+        print(url, f"({things} things)")
         for name, count in hits.items():
-            print(f"  {count / total:6.1%}  {name}")
+            print(f"  {count / things:6.1%}  {name}")
 
 
 if __name__ == "__main__":
