@@ -28,7 +28,16 @@ _CROP_STREAM = 3
 
 
 class PixelReader:
-    """The pixels of samples, from a random crop that depends on the seed and the sample alone."""
+    """The pixels of samples, from a random crop that depends on the seed and the sample alone.
+
+    Args:
+        dataset: The samples.
+        transform: Size, normalization and interpolation of the images.
+        seed: Seed of the crops.
+        crop: Smallest and largest area of a crop, as a share of the image.
+        open_shards: Number of tars that stay open.
+        threads: Number of threads that decode images.
+    """
 
     def __init__(
         self,
@@ -40,14 +49,6 @@ class PixelReader:
         open_shards: int,
         threads: int,
     ) -> None:
-        """Args:
-        dataset: The samples.
-        transform: Size, normalization and interpolation of the images.
-        seed: Seed of the crops.
-        crop: Smallest and largest area of a crop, as a share of the image.
-        open_shards: Number of tars that stay open.
-        threads: Number of threads that decode images.
-        """
         self._dataset, self._transform, self._seed, self._crop = dataset, transform, seed, crop
         self._tar = shard_cache(self._open_tar, open_shards)
         self._pool = ThreadPoolExecutor(threads, "decoder")

@@ -59,21 +59,21 @@ class TextTokenizer:
 
     The ids of the corner tokens are `vocab_size`, `vocab_size + 1`, …: rows that the text tower adds to the encoder's
     `vocab_size` word embeddings.
-    """
 
-    def __init__(
-        self, tokenizer: Any, *, vocab_size: int, context_length: int, corner_tokens: int, form: TextForm = "authors"
-    ) -> None:
-        """Args:
+    Args:
         tokenizer: A fast tokenizer of transformers.
         vocab_size: Number of word embeddings of the encoder, without the corner tokens.
         context_length: Largest number of tokens of a text, special tokens included.
         corner_tokens: m.
         form: How a text is split into sub-captions.
 
-        Raises:
-            ValueError: The tokenizer is not a fast BERT-like one, or the context leaves no room for text.
-        """
+    Raises:
+        ValueError: The tokenizer is not a fast BERT-like one, or the context leaves no room for text.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, vocab_size: int, context_length: int, corner_tokens: int, form: TextForm = "authors"
+    ) -> None:
         for name in ("cls_token_id", "sep_token_id", "pad_token_id"):
             if getattr(tokenizer, name, None) is None:
                 raise ValueError(

@@ -57,7 +57,7 @@ def test_the_last_line_of_a_stopped_training_says_from_which_step_it_goes_on(wor
     assert found, said
     assert int(found[1]) == json.loads(metrics.read_text().splitlines()[-1])["step"]  # the last one that was done
     with started(run, "--method", "lit", "--name", name, *given) as again:
-        on = next(line for line in again.stdout if re.search("going on|starting again", line))
+        on = next(line for line in again.stdout if re.search("resuming|starting again", line))
     assert f"resuming after step {found[1]} of 12500" in on
 
 
