@@ -138,8 +138,8 @@ def _evaluate(model: str, job: TrainingJob, design: Design) -> dict[str, float]:
 def _steps_done(out: str) -> int:
     """The step from which the training in the folder `out` resumes."""
     from lotlip_data.training.checkpointing import CheckpointManager
-    from lotlip_data.training.trainer import result_of
+    from lotlip_data.training.trainer import read_result
 
     if storage.exists(storage.join(out, "done.json")):
-        return result_of(out).steps
+        return read_result(out).steps
     return max(CheckpointManager(out, 1).steps(), default=0)
