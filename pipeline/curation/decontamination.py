@@ -7,14 +7,13 @@ members are known by the sha256 of their bytes and by their perceptual hash.
 import hashlib
 import io
 import logging
-import tarfile
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests import artifacts, storage, tar_reader
 from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
@@ -24,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _TAR = (".tar", ".tar.gz", ".tgz")
+_REMEDY = "Correct `clean.evaluation_sets` in the manifest, or replace the file."
 _MEMBERS = pa.schema([("name", pa.string()), ("sha256", pa.string()), ("phash", pa.uint64())])
 
 
@@ -80,7 +80,8 @@ def _contents(path: str) -> Iterator[tuple[str, bytes]]:
     lower = path.lower()
     try:
         if lower.endswith(_TAR):
-            yield from _members(path)
+            for name, content in tar_reader.iter_members(path, _REMEDY, IMAGES, EvaluationSetError):
+                yield f"{path}/{name}", content
         elif lower.endswith(".txt"):
             for line in storage.read_bytes(path).decode().splitlines():
                 if name := line.strip():
@@ -92,12 +93,5 @@ def _contents(path: str) -> Iterator[tuple[str, bytes]]:
             for name in storage.list_below(path):
                 if name.lower().endswith(IMAGES):
                     yield storage.join(path, name), storage.read_bytes(storage.join(path, name))
-    except (OSError, tarfile.TarError, EOFError, UnicodeDecodeError) as error:
-        raise EvaluationSetError(f"{path}: this evaluation set cannot be read: {error}") from error
-
-
-def _members(path: str) -> Iterator[tuple[str, bytes]]:
-    with storage.open_read(path) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
-        for member in tar:
-            if member.name.lower().endswith(IMAGES) and (content := tar.extractfile(member)) is not None:
-                yield f"{path}/{member.name}", content.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationSetError(f"{path}: cannot be read ({error}). {_REMEDY}") from error

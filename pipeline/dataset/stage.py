@@ -25,6 +25,7 @@ from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import KIND as IMPORTED
+from lotlip_data.manifests.tar_reader import open_seekable
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import captioned_shards, fetched_shards
 from lotlip_data.pipeline.core.ledger import captioners as found_captioners
@@ -37,7 +38,7 @@ from lotlip_data.pipeline.dataset import writer as outputs
 from lotlip_data.pipeline.dataset.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.publish import publish, published
-from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, open_local
+from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar
 from lotlip_data.pipeline.downloading.reader import fetch_again
 
 logger = logging.getLogger(__name__)
@@ -213,16 +214,16 @@ def build_shard(run: Run, recipe: Recipe, unit: BuildTask) -> ShardRecord:
 
 
 def _images(run: Run, number: int, fetched: Mapping[str, Any], scratch: Path, opened: ExitStack) -> ImageTar:
-    """The images that a marker tells of. Raises DamagedShard where they are not there as it says."""
-    url = storage.join(run.images, fetched["tar"])
+    """The images that a marker names. Raises DamagedShard if they are missing, damaged or too few."""
+    url, remedy = storage.join(run.images, fetched["tar"]), fetch_again(run, number)
     try:
-        images = ImageTar(opened.enter_context(open_local(url, scratch)), url)
-    except DamagedShard as error:
-        raise DamagedShard(f"{error}. {fetch_again(run, number)}") from error
+        stream = opened.enter_context(open_seekable(url, scratch))
+    except FileNotFoundError:
+        raise DamagedShard(f"{url}: is missing. {remedy}") from None
+    images = ImageTar(stream, url, remedy)
     if len(images.metas) != fetched["successes"]:
         raise DamagedShard(
-            f"{url}: holds {len(images.metas)} images, its marker says {fetched['successes']}. "
-            f"{fetch_again(run, number)}"
+            f"{url}: contains {len(images.metas)} images, but its marker says {fetched['successes']}. {remedy}"
         )
     return images
 

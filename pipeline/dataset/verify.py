@@ -3,11 +3,10 @@
 import contextlib
 import json
 import pathlib
-import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import dataset_index, schema, storage
+from lotlip_data.manifests import dataset_index, schema, storage, tar_reader
 from lotlip_data.manifests.dataset_index import DatasetError, FileRecord, Output, ShardRecord
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import frozen
@@ -66,7 +65,7 @@ def verify(run: Run) -> list[Problem]:
             problems += _dropped(run, record)
             for output in record.outputs:
                 damaged = [problem for file in output.files for problem in _file(run, record, file, owners)]
-                problems += damaged or _contents(run, output, record.shard, columns, uids, description)
+                problems += damaged or _contents(run, output, record, columns, uids, description)
         problems += _repeated(run, uids, records)
     return problems
 
@@ -191,7 +190,12 @@ def _file(run: Run, record: ShardRecord, file: FileRecord, owners: dict[str, str
 
 
 def _contents(
-    run: Run, output: Output, shard: int, columns: pa.Schema, uids: ExternalBuckets, description: dict[str, Any]
+    run: Run,
+    output: Output,
+    record: ShardRecord,
+    columns: pa.Schema,
+    uids: ExternalBuckets,
+    description: dict[str, Any],
 ) -> list[Problem]:
     """A tar and a Parquet that are as they were written: do they hold the same samples, complete and as counted?"""
     tar_url, parquet_url = (storage.join(run.shards, file.name) for file in output.files)
@@ -200,12 +204,12 @@ def _contents(
     if not table.schema.equals(columns):
         return [Problem(parquet_url, f"has other columns than {run.dataset} says: {', '.join(table.schema.names)}")]
     rows = list(zip(table["key"].to_pylist(), table["uid"].to_pylist(), strict=True))
-    _note(uids, table["uid"], shard)
+    _note(uids, table["uid"], record.shard)
     problems, found = [], []
-    for sample in _samples(tar_url):
-        found.append((sample.key, sample.uid))
-        if sample.endings != schema.EXTENSIONS:
-            problems.append(Problem(tar_url, f"sample {sample.key} has members {', '.join(sorted(sample.endings))}"))
+    for sample in tar_reader.iter_samples(tar_url, _rebuild(run, record)):
+        found.append((sample.key, json.loads(sample.members.get("json", b"{}")).get("uid", "")))
+        if sample.members.keys() != schema.EXTENSIONS:
+            problems.append(Problem(tar_url, f"sample {sample.key} has members {', '.join(sorted(sample.members))}"))
     if found != rows:
         odd = sorted(set(found) ^ set(rows))
         what = f"sample {odd[0][0]} (uid {odd[0][1]}) among them" if odd else "or in another order"
@@ -217,30 +221,6 @@ def _contents(
             Problem(tar_url, f"{len(strayed)} samples of the other split, that of uid {strayed[0]} among them")
         )
     return problems
-
-
-@dataclass
-class _Sample:
-    key: str
-    uid: str = ""
-    endings: set[str] = field(default_factory=set)
-
-
-def _samples(url: str) -> Iterator[_Sample]:
-    """The samples of a tar, each from members that follow one another."""
-    sample = None
-    with storage.open_read(url) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-        for member in tar:
-            key, _, ending = member.name.partition(".")
-            if sample is None or key != sample.key:
-                if sample is not None:
-                    yield sample
-                sample = _Sample(key)
-            sample.endings.add(ending)
-            if ending == "json" and (content := tar.extractfile(member)) is not None:
-                sample.uid = json.loads(content.read())["uid"]
-    if sample is not None:
-        yield sample
 
 
 def _note(uids: ExternalBuckets, column: Any, shard: int) -> None:

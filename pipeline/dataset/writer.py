@@ -9,31 +9,29 @@ The samples of one input shard into the files of the dataset: by split, and no f
 import hashlib
 import io
 import json
-import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, tar_reader
 from lotlip_data.manifests.dataset_index import SPLITS, FileRecord, Output
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import shard_name
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
+from lotlip_data.manifests.tar_reader import TarMember
 from lotlip_data.pipeline.curation.filters import Filters, SampleRow, split_of
 from lotlip_data.pipeline.dataset.metadata import Recipe
 
 ROW_GROUP = 1000
 _CHUNK = 1 << 22
-
-Row = dict[str, Any]
 
 
 class DamagedShard(UserError):
@@ -41,64 +39,54 @@ class DamagedShard(UserError):
 
 
 class ImageTar:
-    """A tar of `{key}.jpg` and `{key}.json` in any order: `metas` in memory, the images where they lie.
+    """The images of a downloaded shard: a tar of `{key}.jpg` and `{key}.json`, in any order."""
 
-    Raises DamagedShard where a member lacks its other half, stands twice, or the tar cannot be read.
-    """
+    def __init__(self, stream: IO[bytes], url: str, remedy: str) -> None:
+        """Read the headers and the json members; the images stay where they are.
 
-    def __init__(self, stream: IO[bytes], where: str) -> None:
-        self._stream = stream
-        self._images: dict[str, tuple[int, int]] = {}
-        self.metas: dict[str, Row] = {}
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    self._index(tar, member, where)
-        except (tarfile.TarError, EOFError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DamagedShard(f"{where}: cannot be read: {error}") from error
+        Args:
+            stream: A seekable stream over the tar, which stays open as long as images are read.
+            url: The name of the tar in errors.
+            remedy: What to do if the tar is damaged; the end of the error message.
+
+        Raises:
+            DamagedShard: The tar cannot be read, has a member twice, or a member lacks its other half.
+        """
+        self._stream, self._url, self._remedy = stream, url, remedy
+        self._images: dict[str, TarMember] = {}
+        self.metas: dict[str, SampleRow] = {}
+        """The content of the json members by key."""
+        for member in tar_reader.scan_members(stream, url, remedy, DamagedShard):
+            self._add(member)
         if alone := sorted(self._images.keys() ^ self.metas.keys()):
-            raise DamagedShard(f"{where}: {len(alone)} images or json members lack their other half: {alone[0]}")
+            raise self._damaged(f"{len(alone)} images or json members lack their other half: {alone[0]}")
 
-    def _index(self, tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> None:
-        key, _, ending = member.name.partition(".")
-        known = self.metas if ending == "json" else self._images
-        if key in known and ending in ("json", IMAGE_EXTENSION):
-            raise DamagedShard(f"{where}: {member.name} stands in it twice")
-        if ending == "json":
-            content = tar.extractfile(member)
-            assert content is not None, "a json member is a file"
-            self.metas[key] = json.loads(content.read()) | {"key": key}
-        elif ending == IMAGE_EXTENSION:
-            self._images[key] = (member.offset_data, member.size)
+    def _add(self, member: TarMember) -> None:
+        key, extension = tar_reader.split_name(member.name)
+        if extension not in (IMAGE_EXTENSION, "json"):
+            return
+        if key in (self._images if extension == IMAGE_EXTENSION else self.metas):
+            raise self._damaged(f"contains {member.name} twice")
+        if extension == IMAGE_EXTENSION:
+            self._images[key] = member
+            return
+        try:
+            self.metas[key] = json.loads(self._read(member)) | {"key": key}
+        except (ValueError, TypeError) as error:
+            raise self._damaged(f"{member.name} is not a JSON object ({error})") from error
 
     def image(self, key: str) -> bytes:
         """The stored bytes of one image."""
-        offset, size = self._images[key]
-        self._stream.seek(offset)
-        return self._stream.read(size)
+        return self._read(self._images[key])
+
+    def _read(self, member: TarMember) -> bytes:
+        return tar_reader.read_span(self._stream, member.offset, member.size, self._url, self._remedy, DamagedShard)
+
+    def _damaged(self, problem: str) -> DamagedShard:
+        return DamagedShard(f"{self._url}: {problem}. {self._remedy}")
 
 
-@contextmanager
-def open_local(url: str, scratch: Path) -> Iterator[IO[bytes]]:
-    """A stream over the object that is cheap to seek in: of a remote one, a copy in the folder `scratch`.
-
-    Raises DamagedShard where the object is missing.
-    """
-    try:
-        source = storage.open_read(url)
-    except FileNotFoundError:
-        raise DamagedShard(f"{url}: is missing, though a marker names it") from None
-    with source:
-        if storage.is_local(url):
-            yield source
-            return
-        with (scratch / url.rsplit("/", 1)[-1]).open("w+b") as copy:
-            shutil.copyfileobj(source, copy, _CHUNK)
-            copy.seek(0)
-            yield copy
-
-
-def members(row: Row, image: bytes, columns: Iterable[str]) -> list[tuple[str, bytes]]:
+def members(row: SampleRow, image: bytes, columns: Iterable[str]) -> list[tuple[str, bytes]]:
     """The members of one sample, by their endings: `row` has the `columns`, `image` is a JPEG."""
     return [
         (IMAGE_EXTENSION, image),
@@ -119,7 +107,7 @@ class SampleWriter:
         self._schema = schema
         self._tar = tarfile.TarFile(tar, "w", format=tarfile.USTAR_FORMAT)
         self._parquet = pq.ParquetWriter(parquet, schema, compression="zstd")
-        self._rows: list[Row] = []
+        self._rows: list[SampleRow] = []
         self.samples = 0
 
     def bytes_with(self, sample: Iterable[tuple[str, bytes]]) -> int:
@@ -127,7 +115,7 @@ class SampleWriter:
         size = sum(tarfile.BLOCKSIZE + padded(len(content)) for _, content in sample)
         return padded(self._tar.offset + size + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
 
-    def write(self, row: Row, sample: Iterable[tuple[str, bytes]]) -> None:
+    def write(self, row: SampleRow, sample: Iterable[tuple[str, bytes]]) -> None:
         """One sample: `row` has the columns of the schema, `sample` is what `members` made of it."""
         for ending, content in sample:
             member = tarfile.TarInfo(f"{row['key']}.{ending}")  # owner 0, mode 0644, time 0 are TarInfo's own

@@ -247,13 +247,13 @@ def test_an_image_tar_that_was_cut_off_where_a_member_ends_is_found(tmp_path: Pa
         end = tar.getmembers()[-2].offset
     path.write_bytes(path.read_bytes()[:end])
     again = re.escape(f"Remove {fake.run.image_stats(0)} and run `lotlip-data download` again.")
-    with pytest.raises(DamagedShard, match=f"holds 7 images, its marker says 8. {again}"):
+    with pytest.raises(DamagedShard, match=f"contains 7 images, but its marker says 8. {again}"):
         build(fake.run, recipe(), 0)
     path.write_bytes(path.read_bytes()[: end - 700])
-    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: cannot be read: unexpected end of data. {again}"):
+    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: cannot be read \(unexpected end of data\). {again}"):
         build(fake.run, recipe(), 0)
     path.unlink()
-    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: is missing, .*\. {again}"):
+    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: is missing\. {again}"):
         build(fake.run, recipe(), 0)
 
 
