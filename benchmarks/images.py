@@ -23,7 +23,7 @@ def write_run(url: str, shards: int, images: int, pixels: int) -> list[str]:
             render(sample_scene(SPLITS["images"][shard * images + row]), pixels).save(content, "JPEG", quality=95)
             scenes.append((f"{shard_name(shard)}{row:04d}", content.getvalue()))
         name = f"{shard_name(shard)}-benchmark.tar"
-        tars.append(storage.join(run.images, name))
+        tars.append(run.image_file(name))
         storage.create(tars[-1], _tar(scenes))
         stats = {"tar": name, "count": images, "successes": images}
         storage.create(run.image_stats(shard), json.dumps(stats).encode())

@@ -35,7 +35,7 @@ def report(
         from lotlip_data.pipeline.reporting.report import figures
 
         at = Run.at(run)
-        page = out or storage.join(at.url, "report.html")
+        page = out or at.report
         if storage.is_folder(page):
             raise UserError(f"{page}: is a folder; name the file that is to be written")
         found = figures(at, price)

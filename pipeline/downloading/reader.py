@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lotlip_data.manifests import artifacts, storage, tar_reader
+from lotlip_data.manifests import artifacts, tar_reader
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
@@ -35,7 +35,7 @@ def fetch_again(run: Run, shard: int) -> str:
 
 def fetched_rows(run: Run, shard: int, marker: Mapping[str, Any], columns: Sequence[str]) -> pa.Table:
     """These columns of `schema.IMAGES`, of every row that was asked for. Raises what `parquet_object.read` raises."""
-    return artifacts.read_parquet(storage.join(run.images, marker["parquet"]), fetch_again(run, shard), columns)
+    return artifacts.read_parquet(run.image_file(marker["parquet"]), fetch_again(run, shard), columns)
 
 
 def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
@@ -45,7 +45,7 @@ def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
     for the marker, and what the storage raises.
     """
     marker = ledger.read_image_stats(run, shard)
-    url, remedy = storage.join(run.images, marker["tar"]), fetch_again(run, shard)
+    url, remedy = run.image_file(marker["tar"]), fetch_again(run, shard)
     for sample in tar_reader.iter_samples(url, remedy, ShardUnreadable):
         image, meta = sample.members.get(IMAGE_EXTENSION), sample.members.get("json")
         if image is None and meta is None:

@@ -49,7 +49,7 @@ def rounds(run: Run) -> list[Round]:
     found = []
     for name in storage.list_names(run.lists):
         if name.startswith("retry-"):
-            content = artifacts.read_json(storage.join(run.lists, name), _RESTORE)
+            content = artifacts.read_json(run.list_file(name), _RESTORE)
             found.append(Round(**content | {key: tuple(content[key]) for key in ("reasons", "sources")}))
     return found
 

@@ -119,5 +119,5 @@ def stored_by(run: Run) -> Stored | None:
 def _size_of(run: Run, shard: int) -> tuple[int, int] | None:
     """Images and bytes of a fetched shard; None where a file of it is missing, or its storage tells no sizes."""
     marker = ledger.read_image_stats(run, shard)
-    tar, rows = (storage.size(storage.join(run.images, marker[kind])) for kind in ("tar", "parquet"))
+    tar, rows = (storage.size(run.image_file(marker[kind])) for kind in ("tar", "parquet"))
     return None if tar is None or rows is None else (marker["successes"], tar + rows)
