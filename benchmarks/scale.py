@@ -119,8 +119,10 @@ def _make_markers(run: Any, manifest: Any, shards: int) -> None:
     for unit in plan_builds(run, recipe, range(shards)):
         stem = f"train-{unit.shard:05d}"
         files = [FileRecord(f"{stem}.{kind}", 10**9, f"{unit.shard:064x}") for kind in ("tar", "parquet")]
-        output = dataset_index.Output("train", SHARD, dict.fromkeys(recipe.captioners, SHARD), *files)
-        record = metadata.record_of(unit.shard, unit.fingerprint, recipe, Joined(fetched=SHARD), [output], None)
+        output = dataset_index.ShardFile(
+            "train", SHARD, dict.fromkeys(recipe.captioners, SHARD), *files, folder=run.shards
+        )
+        record = metadata.make_record(unit.shard, unit.fingerprint, recipe, Joined(fetched=SHARD), [output], None)
         Path(dataset_index.marker(run, unit.shard, unit.fingerprint)).write_text(json.dumps(record.to_dict()))
         for file in files:
             Path(run.shards, file.name).touch()

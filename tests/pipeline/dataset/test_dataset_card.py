@@ -117,7 +117,7 @@ def test_a_licence_that_is_told_later_changes_the_card_and_the_metadata(
     try:
         assert publish(run, told(manifest, None, None), recipe, records)
         text = Path(run.shards, "README.md").read_text()
-        assert "license: unknown" in text and "| web | not told | not told |" in text and verify(run) == []
+        assert "license: unknown" in text and "| web | not stated | not stated |" in text and verify(run) == []
         found = mlcroissant.Dataset(jsonld=f"{run.shards}/croissant.json")
         assert found.metadata.ctx.issues.errors == set() and not found.metadata.license
     finally:
