@@ -101,10 +101,10 @@ def ours(run: str, tokenizer: TextTokenizer, batch: int, workers: int, first: in
     pixels = PixelReader(dataset, ImageTransform(224), seed=0, crop=CROP, open_shards=3, threads=workers)
 
     def make(step: int) -> Batch:
-        places = batches.places(step)
-        texts = batches.texts(places)
+        samples = batches.samples(step)
+        texts = batches.texts(samples)
         every = [text.raw for text in texts] + [one for text in texts for one in text.long]
-        return Batch(pixels.rows(places), tokenizer.encode(every).ids)
+        return Batch(pixels.load(samples), tokenizer.encode(every).ids)
 
     return prefetch_batches(make, first, first + steps)
 
@@ -124,7 +124,7 @@ class Sample:
             pieces = row[f"{name}_sub"]
             start = random.randrange(len(pieces) - 2)
             texts.append(join_sub_captions(pieces[start : start + 3], "punkt"))
-        return self._transform.normalise(crop), self._tokenizer.encode(texts).ids
+        return self._transform.normalize(crop), self._tokenizer.encode(texts).ids
 
 
 def plain(run: str, tokenizer: TextTokenizer, batch: int, workers: int) -> Iterator[Any]:

@@ -128,7 +128,7 @@ def _evaluate(model: str, task: Training, design: Design) -> dict[str, float]:
 def _steps_done(out: str) -> int:
     """From which step the training in that folder will go on."""
     from lotlip_data.training.checkpointing import CheckpointManager
-    from lotlip_data.training.trainer import result_of as trained
+    from lotlip_data.training.trainer import read_result as trained
 
     if storage.exists(storage.join(out, TRAINING_DONE)):
         return trained(out).steps

@@ -163,7 +163,7 @@ class Model:
             self._searches.move_to_end(text)
         else:
             encoded = self._model.tokenizer.encode([text])
-            self._searches[text] = _Search(self._model.embed_tokens(encoded)[0].numpy(), encoded.cut[0])
+            self._searches[text] = _Search(self._model.embed_tokens(encoded)[0].numpy(), encoded.truncated[0])
             if len(self._searches) > SEARCHES:
                 self._searches.popitem(last=False)
         return self._searches[text]
@@ -171,9 +171,9 @@ class Model:
     def _drawn(self, image: bytes, text: str) -> Map:
         picture = Image.open(io.BytesIO(image)).convert("RGB")
         found = saliency(self._model, picture, text)
-        seen = self._model.transform.centre_crop(picture)
+        seen = self._model.transform.center_crop(picture)
         drawn = overlay(seen, found.patches.numpy())
-        return Map(drawn, found.similarity, found.cut, blank=not found.patches.any())
+        return Map(drawn, found.similarity, found.truncated, blank=not found.patches.any())
 
 
 class Models:

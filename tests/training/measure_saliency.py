@@ -1,6 +1,8 @@
-"""How often the map of "A small red star is at the top left." lies on that star, by the ways there are to draw one.
+"""Measures how often the saliency map of "A small red star is in the top left." is brightest on that star.
 
-As a program, over trained models of the world: python -m tests.training.measure_relevance runs/demo/train/*/model
+It compares several ways to compute the map. A program for models that were trained on the synthetic scenes:
+
+    python -m tests.training.measure_saliency runs/demo/train/*/model
 """
 
 import copy
@@ -20,26 +22,28 @@ SCENES = 150
 
 
 def maps(model: LoTLIP, scene: Scene, text: str) -> Iterator[tuple[str, Tensor]]:
-    """The map of `relevance`, and those that it was chosen from: each of as many patches, by its name."""
+    """Name and map [patches] of each way to compute a map, that of `saliency` first."""
     image = render(scene)
-    yield "last layer, heads summed (relevance)", saliency(model, image, text).patches.flatten()
-    ours = model.towers.image.vit
-    vit = copy.deepcopy(ours, {id(one): one for one in itertools.chain(ours.parameters(), ours.buffers())})
+    yield "last layer, heads summed (saliency)", saliency(model, image, text).patches.flatten()
+    original = model.towers.image.vit
+    shared = itertools.chain(original.parameters(), original.buffers())
+    vit = copy.deepcopy(original, {id(tensor): tensor for tensor in shared})
     vit.set_attn_implementation("eager")
     feature = model.embed_texts([text])[0]
-    seen = vit(pixel_values=model.transform([image]), output_attentions=True)
-    similarity = F.normalize(seen.last_hidden_state[0, 0], dim=-1) @ feature
-    gradients = torch.autograd.grad(similarity, seen.attentions)
+    output = vit(pixel_values=model.transform([image]), output_attentions=True)
+    similarity = F.normalize(output.last_hidden_state[0, 0], dim=-1) @ feature
+    gradients = torch.autograd.grad(similarity, output.attentions)
     patches = (vit.config.image_size // vit.config.patch_size) ** 2
-    weighted = [(a * g)[0].clamp(min=0).mean(0) for a, g in zip(seen.attentions, gradients, strict=True)]
+    layers = zip(output.attentions, gradients, strict=True)
+    weighted = [(attention * gradient)[0].clamp(min=0).mean(0) for attention, gradient in layers]
     yield "last layer, each head's positive part", weighted[-1][0, -patches:]
-    rolled = torch.eye(len(weighted[0]))
+    rollout = torch.eye(len(weighted[0]))
     for layer in weighted:
-        rolled = rolled + layer @ rolled
-    yield "all layers, rolled out", rolled[0, -patches:]
-    yield "attention alone", seen.attentions[-1][0, :, 0, -patches:].mean(0)
-    alike = F.normalize(seen.last_hidden_state[0, -patches:], dim=-1) @ feature
-    yield "patch features like the text's", alike - alike.min()
+        rollout = rollout + layer @ rollout
+    yield "all layers, rolled out", rollout[0, -patches:]
+    yield "attention alone", output.attentions[-1][0, :, 0, -patches:].mean(0)
+    patch_similarity = F.normalize(output.last_hidden_state[0, -patches:], dim=-1) @ feature
+    yield "similarity of patch features and text", patch_similarity - patch_similarity.min()
 
 
 def main(checkpoints: list[str]) -> None:

@@ -119,7 +119,7 @@ def test_a_trainings_folder_in_place_of_its_models_is_told(data, model, argument
     found = run(model.parent, "--data", data, *arguments)
     assert found.exit_code == 2
     assert (
-        f"{model.parent}: there is no config.json of a model, but in its folder `model` is one; name {model}\n"
+        f"{model.parent}: is the folder of a training, not of a model; give {model}\n"
         in found.output
     )
 
