@@ -176,18 +176,18 @@ def hashes(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def stage_duplicates(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline.curation import near_duplicates
 
-    table = near_duplicates.Rows(folder / "sums", rows, "lower", "position")
+    table = near_duplicates.SpilledRows(folder / "sums", rows, "lower", "position")
     for found, position in hashes(rows):
-        table.add(found, near_duplicates.mixed(found), position)
+        table.add(found, near_duplicates.spread(found), position)
     assert sum(len(late) for late, _ in near_duplicates.exact_duplicates(table)) == rows // 20
 
 
 def stage_near_duplicates(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline.curation import near_duplicates
 
-    table = near_duplicates.Rows(folder / "hashes", rows, "hash", "position")
+    table = near_duplicates.SpilledRows(folder / "hashes", rows, "hash", "position")
     for values, position in hashes(rows):
-        table.add(near_duplicates.mixed(values), values, position)
+        table.add(near_duplicates.spread(values), values, position)
     (folder / "near").mkdir()
     found = sum(len(late) for late, _ in near_duplicates.near_duplicates(table, 4, folder / "near"))
     assert 0 <= found - rows // 10 <= rows // 10_000, "those that were made near, and a few of 64 random bits by chance"

@@ -148,6 +148,22 @@ class Run:
     def clean(self, *names: str) -> str:
         return self._in("clean", *names)
 
+    def image_hashes(self, shard: int, stamp: str) -> str:
+        """The perceptual hashes of a downloaded shard; `stamp` identifies its images."""
+        return self._in("clean", "hashes", f"{shard_name(shard)}-{stamp}.parquet")
+
+    def evaluation_hashes(self, id: str) -> str:
+        """The hashes of the evaluation sets that `id` identifies."""
+        return self._in("clean", "evaluation", f"{id}.parquet")
+
+    def exclusion_index(self, id: str) -> str:
+        """The names of the lists of excluded images by shard; `id` identifies images and settings, `*` any."""
+        return self._in("clean", f"left-out-{id}.json")
+
+    def exclusion_list(self, name: str) -> str:
+        """The images of one shard that are left out because of other images."""
+        return self._in("clean", "left_out", name)
+
     def quarantine(self, *names: str) -> str:
         return self._in("quarantine", *names)
 
