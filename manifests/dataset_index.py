@@ -92,6 +92,11 @@ class ShardFile:
         return self.tar, self.parquet
 
     @property
+    def sha256(self) -> str:
+        """The sha256 of the tar."""
+        return self.tar.sha256
+
+    @property
     def tar_url(self) -> str:
         return storage.join(self.folder, self.tar.name)
 

@@ -111,14 +111,17 @@ def scan_members(stream: IO[bytes], url: str, remedy: str, broken: type[UserErro
             yield TarMember(member.name, member.offset_data, member.size)
 
 
-def read_span(
-    stream: IO[bytes], offset: int, size: int, url: str, remedy: str, broken: type[UserError] = UserError
+def read_member(
+    stream: IO[bytes], member: TarMember, url: str, remedy: str, broken: type[UserError] = UserError
 ) -> bytes:
-    """`size` bytes of a tar from `offset`. Raises `broken` if the tar ends before."""
-    stream.seek(offset)
-    content = stream.read(size)
-    if len(content) < size:
-        raise broken(f"{url}: ends within the member at byte {offset:,}. {remedy}".rstrip())
+    """The content of a member of `scan_members`; the other arguments are those of that function.
+
+    Raises `broken` if the tar ends within the member.
+    """
+    stream.seek(member.offset)
+    content = stream.read(member.size)
+    if len(content) < member.size:
+        raise broken(f"{url}: ends within {member.name}. {remedy}".rstrip())
     return content
 
 
@@ -160,7 +163,8 @@ class TarIndex:
 
     def read(self, position: int) -> bytes:
         """The content of the member at `position` (from 0)."""
-        return read_span(self._stream, *self.span(position), self._url, self._remedy, self._broken)
+        member = TarMember(f"member {position}", *self.span(position))
+        return read_member(self._stream, member, self._url, self._remedy, self._broken)
 
     def _read_header(self) -> bool:
         """Add the next member to the index. False at the end of the tar."""

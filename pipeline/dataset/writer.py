@@ -81,7 +81,7 @@ class ImageTar:
         return self._read(self._images[key])
 
     def _read(self, member: TarMember) -> bytes:
-        return tar_reader.read_span(self._stream, member.offset, member.size, self._url, self._remedy, DamagedShard)
+        return tar_reader.read_member(self._stream, member, self._url, self._remedy, DamagedShard)
 
     def _damaged(self, problem: str) -> DamagedShard:
         return DamagedShard(f"{self._url}: {problem}. {self._remedy}")

@@ -26,7 +26,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.dataset_index import DatasetError
+from lotlip_data.manifests.dataset_index import DatasetError, ShardFile
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.reporting import html
@@ -35,7 +35,7 @@ from lotlip_data.pipeline.viewer import quarantine
 from lotlip_data.pipeline.viewer import server as guard
 from lotlip_data.pipeline.viewer.cards import Card, card_of, text_of
 from lotlip_data.pipeline.viewer.paging import START, Filter, Page, Place, page_at
-from lotlip_data.pipeline.viewer.samples import File, Samples, open_samples
+from lotlip_data.pipeline.viewer.samples import Samples, open_samples
 from lotlip_data.pipeline.viewer.search_form import Query
 from lotlip_data.pipeline.viewer.tar_images import NoImage, Tars, damage
 
@@ -124,7 +124,7 @@ class View:
     def image(self, request: Request) -> Response:
         """The image of a sample as it is stored; always a JPEG."""
         file, place = self._place(request)
-        return Response(self._tars.image(file.tar, place.row), media_type="image/jpeg")
+        return Response(self._tars.image(file.tar_url, place.row), media_type="image/jpeg")
 
     def map(self, request: Request) -> Response:
         """The map of a text over an image, by one model."""
@@ -202,14 +202,14 @@ class View:
     def _html(self, name: str, status: int = 200, **content: Any) -> Response:
         return HTMLResponse(self._pages.get_template(f"{name}.html.j2").render(**content), status)
 
-    def _place(self, request: Request) -> tuple[File, Place]:
+    def _place(self, request: Request) -> tuple[ShardFile, Place]:
         place = Place(request.path_params["file"], request.path_params["row"])
         files = self._samples.files
         if place.file >= len(files) or place.row >= files[place.file].samples:
             raise HTTPException(404)
         return files[place.file], place
 
-    def _row(self, request: Request) -> tuple[File, Place, dict[str, Any]]:
+    def _row(self, request: Request) -> tuple[ShardFile, Place, dict[str, Any]]:
         file, place = self._place(request)
         return file, place, self._row_at(self._samples, place)
 
@@ -236,7 +236,7 @@ class View:
             raise UserError("Searching needs a model: start `lotlip-data view RUN --checkpoint RUN/train/NAME/model`.")
         return self._models.look(self._run, self._samples, request.query_params.get("text", "").strip(), self._seconds)
 
-    def _maps(self, file: File, place: Place, text: str) -> tuple[list[tuple[int, str, "Map"]], list[str]]:
+    def _maps(self, file: ShardFile, place: Place, text: str) -> tuple[list[tuple[int, str, "Map"]], list[str]]:
         """By each model that can draw one: its number, its name, and the map; and why others cannot, each line once."""
         maps, problems = [], dict[str, None]()
         for number, model in enumerate(self._models.all if self._models is not None else []):
@@ -246,19 +246,19 @@ class View:
                 problems[str(error)] = None
         return maps, list(problems)
 
-    def _map(self, model: "Model", file: File, place: Place, text: str) -> "Map":
+    def _map(self, model: "Model", file: ShardFile, place: Place, text: str) -> "Map":
         from PIL.Image import DecompressionBombError
 
         try:
-            return model.map(self._tars.image(file.tar, place.row), text)
+            return model.map(self._tars.image(file.tar_url, place.row), text)
         except (OSError, DecompressionBombError) as error:
-            raise NoImage(f"{file.tar}: image {place.row} cannot be decoded ({error})") from error
+            raise NoImage(f"{file.tar_url}: image {place.row} cannot be decoded ({error})") from error
 
 
 def _damaged_tars(samples: Samples, cards: Iterable[Card]) -> list[str]:
     """What is wrong with the tars that have the images of these cards, a line each; one question a tar."""
     files = [samples.files[number] for number in sorted({card.place.file for card in cards})]
-    return [line for file in files if (line := damage(file.tar, file.bytes))]
+    return [line for file in files if (line := damage(file.tar_url, file.tar.bytes))]
 
 
 def _page(

@@ -6,7 +6,7 @@ from PIL.Image import DecompressionBombError
 
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.viewer.samples import Samples
-from lotlip_data.training.data.dataset import DataError, Dataset, Shard
+from lotlip_data.training.data.dataset import DataError, Dataset
 from lotlip_data.training.data.feature_cache import FeatureCache
 from lotlip_data.training.data.image_transforms import ImageTransform
 from lotlip_data.training.models.towers import ImageTower
@@ -16,12 +16,12 @@ class Features:
     """The features of one image tower, a shard at a time."""
 
     def __init__(self, run: Run, samples: Samples, tower: ImageTower, transform: ImageTransform) -> None:
-        shards = tuple(Shard(file.tar, file.parquet, file.sha256, file.samples) for file in samples.files)
+        shards = samples.files
         dataset = Dataset(
             run.url, shards, samples.captioners, "punkt" if samples.sub_captions == "punkt" else "authors"
         )
         self._cache = FeatureCache(dataset, tower, transform)
-        self._tars = [file.tar for file in samples.files]
+        self._tars = [file.tar_url for file in samples.files]
         self._turn = threading.Lock()
         self._thread: threading.Thread | None = None
         self.shard = self._cache.shard

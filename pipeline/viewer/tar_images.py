@@ -4,20 +4,19 @@ Its members' headers are read only as far as a row needs, so the first page of a
 from S3; where an image lies is 16 bytes, and the last few tars stay open.
 """
 
-import array
 import functools
-import tarfile
 import threading
-from typing import IO
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
+from lotlip_data.manifests.tar_reader import TarIndex
 
 OPEN = 8
 """Tars that stay open."""
 MOST_BYTES = 100_000_000
 """An image that claims to be larger is not read."""
+_REMEDY = "Run `lotlip-data verify` on the run."
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -59,40 +58,29 @@ class _Tar:
     def __init__(self, url: str) -> None:
         self._url = url
         self._turn = threading.Lock()
-        self._where = array.array("Q")  # offset and size of each image
-        self._stream: IO[bytes] | None = None
-        self._tar: tarfile.TarFile | None = None
+        self._index: TarIndex | None = None
 
     def image(self, row: int) -> bytes:
         with self._turn:
             try:
                 content = self._read(row)
             except NoImage:
+                self._index = None  # the next image opens the tar again
                 raise
-            except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-                self._tar = None  # the next image begins anew
-                raise NoImage(f"{self._url}: cannot be read ({error}). Run `lotlip-data verify` on the run.") from error
+            except (OSError, ValueError) as error:
+                self._index = None
+                raise NoImage(f"{self._url}: cannot be read ({error}). {_REMEDY}") from error
+            except IndexError as error:
+                raise NoImage(f"{self._url}: has no image {row}") from error
         if not content.startswith(_JPEG):
             raise NoImage(f"{self._url}: image {row} is not a JPEG")
         return content
 
     def _read(self, row: int) -> bytes:
-        if self._stream is None or self._tar is None:
-            self._stream = storage.open_read(self._url)
-            self._tar = tarfile.open(fileobj=self._stream, mode="r:")  # noqa: SIM115 - as long as this object
-            self._where = array.array("Q")
-        while len(self._where) <= 2 * row:
-            member = self._tar.next()
-            if member is None:
-                raise NoImage(f"{self._url}: has no image {row}")
-            if member.isfile() and member.name.endswith(f".{IMAGE_EXTENSION}"):
-                self._where.extend((member.offset_data, member.size))
-            self._tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
-        offset, size = self._where[2 * row : 2 * row + 2]
+        if self._index is None:
+            stream = storage.open_read(self._url)
+            self._index = TarIndex(stream, self._url, _REMEDY, f".{IMAGE_EXTENSION}", NoImage)
+        _, size = self._index.span(row)
         if size > MOST_BYTES:
             raise NoImage(f"{self._url}: image {row} claims {size:,} bytes")
-        self._stream.seek(offset)
-        content = self._stream.read(size)
-        if len(content) < size:
-            raise NoImage(f"{self._url}: ends within image {row}. Run `lotlip-data verify` on the run.")
-        return content
+        return self._index.read(row)

@@ -270,10 +270,10 @@ def test_a_damaged_file_is_named_with_what_to_do_and_costs_its_own_part_of_the_p
 @pytest.mark.parametrize(
     ("name", "field", "value", "says"),
     [
-        ("dataset", "manifest", None, "'manifest' is missing or no object"),
-        ("dataset", "samples", "8", "'samples' is missing or no whole number"),
-        ("dataset", "shards", {}, "'shards' is missing or no list"),
-        ("image_stats", "successes", None, "'successes' is missing or no whole number"),
+        ("dataset", "manifest", None, "'manifest' is missing or not an object"),
+        ("dataset", "samples", "8", "'samples' is missing or not a whole number"),
+        ("dataset", "shards", {}, "'shards' is missing or not a list"),
+        ("image_stats", "successes", None, "'successes' is missing or not a whole number"),
     ],
 )
 def test_a_field_that_is_missing_or_of_another_kind_is_named_with_its_file(

@@ -198,7 +198,7 @@ def test_a_tar_that_ends_within_an_image_is_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: last.offset_data + last.size - 1])
     assert [web.get(f"/image/0/{row}").status_code for row in range(3)] == [200, 200, 404]
     told = web.get("/image/0/2").text
-    assert "train-00000.tar: ends within image 2" in told and "lotlip-data verify" in told
+    assert "train-00000.tar: ends within member 2" in told and "lotlip-data verify" in told
 
 
 def test_a_card_marks_sub_captions_and_words_that_one_captioner_uses(run: Run) -> None:
@@ -406,7 +406,7 @@ def test_a_taken_port_is_told_before_models_are_loaded(run: Run) -> None:
     assert ended.exit_code == 2 and f"port {port}: cannot be had" in ended.output and "nowhere" not in ended.output
 
 
-@pytest.mark.parametrize(("lacks", "says"), [("manifest", "no object"), ("sub_captions", "lacks what it should say")])
+@pytest.mark.parametrize(("lacks", "says"), [("manifest", "not an object"), ("sub_captions", "lacks what it should say")])
 def test_a_dataset_of_another_kind_is_refused(tmp_path: Path, lacks: str, says: str) -> None:
     made = view_run.make(tmp_path / "run", shards=1)
     content = json.loads(Path(made.dataset).read_text())

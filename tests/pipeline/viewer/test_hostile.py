@@ -208,4 +208,4 @@ def test_a_dataset_that_names_files_outside_its_folder_is_refused(tmp_path: Path
     content["shards"][0][which]["name"] = name
     Path(made.dataset).write_text(json.dumps(content))
     answer = TestClient(create_app(View(made, seconds=60.0)), base_url="http://localhost").get("/")
-    assert answer.status_code == 404 and "not in its folder" in answer.text
+    assert answer.status_code == 404 and "outside its folder" in answer.text

@@ -57,7 +57,7 @@ def test_a_crop_depends_on_seed_and_sample_and_differs_between_epochs(dataset_an
 
 def test_the_error_for_a_missing_or_truncated_tar_says_what_to_do(tmp_path):
     dataset = data.open_dataset(write_run(tmp_path / "run", (3,)))
-    tar = pathlib.Path(dataset.shards[0].tar)
+    tar = pathlib.Path(dataset.shards[0].tar_url)
     whole = tar.read_bytes()
     tar.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(data.DataError, match="verify"):
