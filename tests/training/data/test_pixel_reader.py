@@ -37,7 +37,7 @@ def test_each_row_has_the_image_of_its_row_in_the_parquet_twin(dataset_and_tower
     pixels = reader(dataset, crop=(1.0, 1.0)).load(samples)
     for sample, loaded in zip(samples, pixels, strict=True):
         key = data.TextReader(dataset, ()).shard(sample[1])[sample[2]]["key"]
-        with tarfile.open(dataset.shards[sample[1]].tar) as tar:
+        with tarfile.open(dataset.shards[sample[1]].tar_url) as tar:
             image = Image.open(io.BytesIO(tar.extractfile(f"{key}.jpg").read())).convert("RGB")
         # A crop of a whole square image can still lose a row to the random aspect ratio.
         assert (ImageTransform(96)([image])[0] - loaded).abs().mean() < 0.25
