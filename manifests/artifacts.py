@@ -1,7 +1,7 @@
 """Reads JSON objects and Parquet files that another command wrote.
 
-If one is damaged, the error names it and ends with the `remedy` of the caller: how to get it back. The type of the
-error is `broken`. Errors of the storage, such as a lost connection, are raised as OSError.
+If one is damaged, the error is of the caller's `error_type`, names it and ends with the caller's `remedy`: how to get
+it back. Errors of the storage, such as a lost connection, are raised as OSError.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ _TYPE_NAMES = {int: "a whole number", str: "a text", dict: "an object", list: "a
 
 
 def read_json(
-    url: str, remedy: str, fields: Mapping[str, type] | None = None, broken: type[UserError] = UserError
+    url: str, remedy: str, fields: Mapping[str, type] | None = None, error_type: type[UserError] = UserError
 ) -> dict[str, Any]:
     """The JSON object at `url`, checked as `parse_json` does. Raises FileNotFoundError if there is none."""
-    return parse_json(storage.read_bytes(url), url, remedy, fields, broken)
+    return parse_json(storage.read_bytes(url), url, remedy, fields, error_type)
 
 
 def parse_json(
@@ -31,7 +31,7 @@ def parse_json(
     url: str,
     remedy: str,
     fields: Mapping[str, type] | None = None,
-    broken: type[UserError] = UserError,
+    error_type: type[UserError] = UserError,
 ) -> dict[str, Any]:
     """Parse a JSON object.
 
@@ -40,32 +40,36 @@ def parse_json(
         url: Where it comes from; the beginning of an error message.
         remedy: How to get the object back; the end of an error message.
         fields: Fields that the object must have, with their types.
-        broken: The type of the error.
+        error_type: The type of the error.
 
     Raises:
-        UserError: `broken`, if the text is not a JSON object or lacks a field.
+        UserError: `error_type`, if the text is not a JSON object or lacks a field.
     """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise broken(f"{url}: not JSON ({error}). {remedy}".rstrip()) from None
+        raise error_type(f"{url}: not JSON ({error}). {remedy}".rstrip()) from None
     if not isinstance(content, dict):
-        raise broken(f"{url}: not a JSON object. {remedy}".rstrip())
-    check_fields(content, url, remedy, fields or {}, broken)
+        raise error_type(f"{url}: not a JSON object. {remedy}".rstrip())
+    check_fields(content, url, remedy, fields or {}, error_type)
     return content
 
 
 def check_fields(
-    content: Mapping[str, Any], url: str, remedy: str, fields: Mapping[str, type], broken: type[UserError] = UserError
+    content: Mapping[str, Any],
+    url: str,
+    remedy: str,
+    fields: Mapping[str, type],
+    error_type: type[UserError] = UserError,
 ) -> None:
-    """Raise `broken` unless an object has all `fields`, each of its type. The arguments of `parse_json`."""
+    """Raise `error_type` unless an object has all `fields`, each of its type. The arguments of `parse_json`."""
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):
-            raise broken(f"{url}: the field {name!r} is missing or not {_TYPE_NAMES[kind]}. {remedy}".rstrip())
+            raise error_type(f"{url}: the field {name!r} is missing or not {_TYPE_NAMES[kind]}. {remedy}".rstrip())
 
 
 def read_parquet(
-    url: str, remedy: str, columns: Sequence[str] | None = None, broken: type[UserError] = UserError
+    url: str, remedy: str, columns: Sequence[str] | None = None, error_type: type[UserError] = UserError
 ) -> pa.Table:
     """Read a Parquet file into memory.
 
@@ -73,24 +77,24 @@ def read_parquet(
         url: The file, as a path or URL.
         remedy: How to get the file back; the end of an error message.
         columns: The columns to read. Default: all.
-        broken: The type of the error.
+        error_type: The type of the error.
 
     Raises:
-        UserError: `broken`, if the file is damaged, lacks a column, or is missing. A missing file is an error because
-            another object of the run refers to it.
+        UserError: `error_type`, if the file is damaged, lacks a column, or is missing although another object of the
+            run refers to it.
     """
     try:
         content = storage.read_bytes(url)
     except FileNotFoundError:
-        raise broken(f"{url}: is missing, but another file refers to it. {remedy}".rstrip()) from None
-    return parse_parquet(content, url, remedy, columns, broken)
+        raise error_type(f"{url}: is missing, but another file refers to it. {remedy}".rstrip()) from None
+    return parse_parquet(content, url, remedy, columns, error_type)
 
 
 def parse_parquet(
-    content: bytes, url: str, remedy: str, columns: Sequence[str] | None = None, broken: type[UserError] = UserError
+    content: bytes, url: str, remedy: str, columns: Sequence[str] | None = None, error_type: type[UserError] = UserError
 ) -> pa.Table:
     """The table in the bytes of a Parquet file. The arguments and errors of `read_parquet`."""
-    with _damage_explained(url, remedy, broken):
+    with _damage_explained(url, remedy, error_type):
         return pq.read_table(pa.BufferReader(content), columns=columns)
 
 
@@ -99,27 +103,27 @@ def iter_parquet(
     remedy: str,
     columns: Sequence[str] | None = None,
     rows: int = 1000,
-    broken: type[UserError] = UserError,
+    error_type: type[UserError] = UserError,
 ) -> Iterator[pa.RecordBatch]:
     """Stream a Parquet file in batches of at most `rows` rows. The arguments and errors of `read_parquet`.
 
     Memory holds one row group of the selected columns. An error of the storage while a batch is read counts as damage.
     """
-    with _damage_explained(url, remedy, broken), storage.open_read(url) as stream:
+    with _damage_explained(url, remedy, error_type), storage.open_read(url) as stream:
         yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(rows, columns=columns)
 
 
 @contextmanager
-def _damage_explained(url: str, remedy: str, broken: type[UserError]) -> Iterator[None]:
+def _damage_explained(url: str, remedy: str, error_type: type[UserError]) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise broken(f"{url}: is missing, but another file refers to it. {remedy}".rstrip()) from None
+        raise error_type(f"{url}: is missing, but another file refers to it. {remedy}".rstrip()) from None
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise broken(f"{url}: cannot be read ({reason}). {remedy}".rstrip()) from error
+        raise error_type(f"{url}: cannot be read ({reason}). {remedy}".rstrip()) from error
 
 
 def digest(*parts: object) -> str:
-    """12 hexadecimal digits that identify anything JSON can express."""
+    """The first 12 hexadecimal digits of the sha256 of `parts` as JSON."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

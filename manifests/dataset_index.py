@@ -166,7 +166,7 @@ def done_shards(run: Run) -> list[tuple[int, str]]:
 def read_record(run: Run, shard: int, fingerprint: str) -> ShardRecord:
     """The content of a committed marker. Raises DatasetError if it is damaged."""
     url, remedy = marker(run, shard, fingerprint), _rebuild_remedy(run)
-    content = artifacts.parse_json(storage.read_bytes(url), url, remedy, broken=DatasetError)
+    content = artifacts.parse_json(storage.read_bytes(url), url, remedy, error_type=DatasetError)
     try:
         return ShardRecord.from_dict(content, run.shards)
     except (KeyError, TypeError, AttributeError) as error:
@@ -248,7 +248,7 @@ def _lines(file: Iterable[str]) -> Iterator[tuple[bool, str]]:
 
 def _parse_index(run: Run, text: str | bytes, fields: Mapping[str, type]) -> dict[str, Any]:
     remedy = _rebuild_remedy(run)
-    content = artifacts.parse_json(text, run.dataset, remedy, broken=DatasetError)
+    content = artifacts.parse_json(text, run.dataset, remedy, error_type=DatasetError)
     if (version := content.get("schema_version")) != schema.SCHEMA_VERSION:
         raise DatasetError(
             f"{run.dataset}: has schema version {version}, but this release reads version {schema.SCHEMA_VERSION}. "

@@ -7,18 +7,18 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-IO_THREADS = 16
+READ_CONCURRENCY = 16
 """Threads that read small objects; they mostly wait for the storage."""
-CPU_THREADS = min(8, os.cpu_count() or 1)
+DECODE_THREADS = min(8, os.cpu_count() or 1)
 """Threads that decode images."""
 
 
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """`items` in lists of `size`. If `items` raises an error, the items before it come first, in a shorter list."""
-    batch: list[T] = []
+    batch: list[Item] = []
     source = iter(items)
     while True:
         try:
@@ -38,7 +38,10 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def map_ordered(
-    function: Callable[[T], Result], items: Iterable[T], threads: int = IO_THREADS, window: int | None = None
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int = READ_CONCURRENCY,
+    window: int | None = None,
 ) -> Iterator[Result]:
     """`function(item)` of each item, in their order, computed on threads ahead of the consumer.
 
@@ -65,12 +68,12 @@ def map_ordered(
                 future.cancel()
 
 
-async def prefetch(items: Iterator[T]) -> AsyncGenerator[T]:
+async def prefetch(items: Iterator[Item]) -> AsyncGenerator[Item]:
     """`items`, read on a thread, one item ahead of the consumer, so that the event loop never waits for the storage."""
     loop = asyncio.get_running_loop()
     reader = ThreadPoolExecutor(1, "prefetch")
 
-    def read() -> list[T]:
+    def read() -> list[Item]:
         return [item for item in [next(items, None)] if item is not None]
 
     try:
@@ -82,6 +85,6 @@ async def prefetch(items: Iterator[T]) -> AsyncGenerator[T]:
         reader.shutdown(wait=False, cancel_futures=True)
 
 
-def evenly(items: list[T], limit: int) -> list[T]:
+def evenly(items: list[Item], limit: int) -> list[Item]:
     """At most `limit` of the items, evenly spaced."""
     return items if len(items) <= limit else [items[index * len(items) // limit] for index in range(limit)]

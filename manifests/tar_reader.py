@@ -11,8 +11,8 @@ Memory does not grow with the tar: streaming holds one member or one sample, an 
 Only plain files are members. Links, devices, folders and sparse files are skipped, so a hostile tar can neither point
 outside itself nor claim content that it does not hold.
 
-If a tar is damaged or missing, the error names the tar and ends with the `remedy` of the caller; its type is `broken`.
-Other errors of the storage, such as a lost connection, are raised as OSError.
+If a tar is damaged or missing, the error is of the caller's `error_type`, names the tar and ends with the caller's
+`remedy`. Other errors of the storage, such as a lost connection, are raised as OSError.
 """
 
 import array
@@ -55,7 +55,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def iter_members(
-    url: str, remedy: str, suffixes: str | tuple[str, ...] = "", broken: type[UserError] = UserError
+    url: str, remedy: str, suffixes: str | tuple[str, ...] = "", error_type: type[UserError] = UserError
 ) -> Iterator[tuple[str, bytes]]:
     """Stream the members of a tar, which may be compressed.
 
@@ -63,13 +63,13 @@ def iter_members(
         url: The tar, as a path or URL.
         remedy: What to do if the tar is damaged or missing; the end of the error message.
         suffixes: Only members whose name, in lower case, ends with one of them.
-        broken: The type of the error for a damaged or missing tar.
+        error_type: The type of the error for a damaged or missing tar.
 
     Yields:
         Name and content of each member, in the order of the tar.
     """
     with (
-        _damage_explained(url, remedy, broken),
+        _damage_explained(url, remedy, error_type),
         storage.open_read(url) as stream,
         tarfile.open(fileobj=stream, mode="r|*") as tar,
     ):
@@ -78,50 +78,52 @@ def iter_members(
                 yield member.name, content.read()
 
 
-def iter_samples(url: str, remedy: str, broken: type[UserError] = UserError) -> Iterator[TarSample]:
+def iter_samples(url: str, remedy: str, error_type: type[UserError] = UserError) -> Iterator[TarSample]:
     """Stream the samples of a tar: neighboring members of the same key, in any order. The arguments of `iter_members`.
 
-    A key whose members are not neighbors gives several samples. Raises `broken` if a sample has a member twice.
+    A key whose members are not neighbors gives several samples. Raises `error_type` if a sample has a member twice.
     """
     sample = None
-    for name, content in iter_members(url, remedy, broken=broken):
+    for name, content in iter_members(url, remedy, error_type=error_type):
         key, extension = split_name(name)
         if sample is None or key != sample.key:
             if sample is not None:
                 yield sample
             sample = TarSample(key)
         if extension in sample.members:
-            raise broken(f"{url}: contains {name} twice. {remedy}".rstrip())
+            raise error_type(f"{url}: contains {name} twice. {remedy}".rstrip())
         sample.members[extension] = content
     if sample is not None:
         yield sample
 
 
-def scan_members(stream: IO[bytes], url: str, remedy: str, broken: type[UserError] = UserError) -> Iterator[TarMember]:
+def scan_members(
+    stream: IO[bytes], url: str, remedy: str, error_type: type[UserError] = UserError
+) -> Iterator[TarMember]:
     """The members of an uncompressed tar, from their headers alone.
 
     Args:
         stream: A seekable stream over the tar. The caller may move its position between two members.
         url: The name of the tar in errors.
         remedy: What to do if the tar is damaged; the end of the error message.
-        broken: The type of the error for a damaged tar.
+        error_type: The type of the error for a damaged tar.
     """
-    with _damage_explained(url, remedy, broken), tarfile.open(fileobj=stream, mode="r:") as tar:
+    with _damage_explained(url, remedy, error_type), tarfile.open(fileobj=stream, mode="r:") as tar:
         for member in _plain_files(tar):
             yield TarMember(member.name, member.offset_data, member.size)
 
 
 def read_member(
-    stream: IO[bytes], member: TarMember, url: str, remedy: str, broken: type[UserError] = UserError
+    stream: IO[bytes], member: TarMember, url: str, remedy: str, error_type: type[UserError] = UserError
 ) -> bytes:
     """The content of a member of `scan_members`; the other arguments are those of that function.
 
-    Raises `broken` if the tar ends within the member.
+    Raises `error_type` if the tar ends within the member.
     """
     stream.seek(member.offset)
     content = stream.read(member.size)
     if len(content) < member.size:
-        raise broken(f"{url}: ends within {member.name}. {remedy}".rstrip())
+        raise error_type(f"{url}: ends within {member.name}. {remedy}".rstrip())
     return content
 
 
@@ -133,18 +135,18 @@ class TarIndex:
     """
 
     def __init__(
-        self, stream: IO[bytes], url: str, remedy: str, suffix: str = "", broken: type[UserError] = UserError
+        self, stream: IO[bytes], url: str, remedy: str, suffix: str = "", error_type: type[UserError] = UserError
     ) -> None:
         """Args:
         stream: A seekable stream over the tar, which stays open as long as members are read.
         url: The name of the tar in errors.
         remedy: What to do if the tar is damaged; the end of the error message.
         suffix: Only members whose name, in lower case, ends with it have a position.
-        broken: The type of the error for a damaged tar.
+        error_type: The type of the error for a damaged tar.
         """
-        self._stream, self._url, self._remedy, self._broken = stream, url, remedy, broken
+        self._stream, self._url, self._remedy, self._error_type = stream, url, remedy, error_type
         self._suffix = suffix
-        self._headers = scan_members(stream, url, remedy, broken)
+        self._headers = scan_members(stream, url, remedy, error_type)
         self._spans = array.array("Q")  # offset and size of each member
 
     def __len__(self) -> int:
@@ -164,7 +166,7 @@ class TarIndex:
     def read(self, position: int) -> bytes:
         """The content of the member at `position` (from 0)."""
         member = TarMember(f"member {position}", *self.span(position))
-        return read_member(self._stream, member, self._url, self._remedy, self._broken)
+        return read_member(self._stream, member, self._url, self._remedy, self._error_type)
 
     def _read_header(self) -> bool:
         """Add the next member to the index. False at the end of the tar."""
@@ -205,10 +207,10 @@ def _plain_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 @contextmanager
-def _damage_explained(url: str, remedy: str, broken: type[UserError]) -> Iterator[None]:
+def _damage_explained(url: str, remedy: str, error_type: type[UserError]) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise broken(f"{url}: is missing. {remedy}".rstrip()) from None
+        raise error_type(f"{url}: is missing. {remedy}".rstrip()) from None
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise broken(f"{url}: cannot be read ({error}). {remedy}".rstrip()) from error
+        raise error_type(f"{url}: cannot be read ({error}). {remedy}".rstrip()) from error

@@ -37,7 +37,7 @@ def read_index(url: str, suffix: str = "") -> list[bytes]:
 
 
 def read_stream(url: str) -> list[bytes]:
-    return [content for _, content in tar_reader.iter_members(url, REMEDY, broken=DamagedError)]
+    return [content for _, content in tar_reader.iter_members(url, REMEDY, error_type=DamagedError)]
 
 
 READERS: list[Callable[[str], list[bytes]]] = [read_index, read_stream]

@@ -406,7 +406,9 @@ def test_a_taken_port_is_told_before_models_are_loaded(run: Run) -> None:
     assert ended.exit_code == 2 and f"port {port}: cannot be had" in ended.output and "nowhere" not in ended.output
 
 
-@pytest.mark.parametrize(("lacks", "says"), [("manifest", "not an object"), ("sub_captions", "lacks what it should say")])
+@pytest.mark.parametrize(
+    ("lacks", "says"), [("manifest", "not an object"), ("sub_captions", "lacks what it should say")]
+)
 def test_a_dataset_of_another_kind_is_refused(tmp_path: Path, lacks: str, says: str) -> None:
     made = view_run.make(tmp_path / "run", shards=1)
     content = json.loads(Path(made.dataset).read_text())

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from lotlip_data.manifests import storage, subcaptions
-from lotlip_data.manifests.iteration import CPU_THREADS, map_ordered
+from lotlip_data.manifests.iteration import DECODE_THREADS, map_ordered
 from lotlip_data.manifests.text_stats import bert_tokens, tally
 from lotlip_data.training.data.tokenizer import TextForm
 from lotlip_data.training.evaluation.tasks.files import Folder, TaskDataError, read_image
@@ -97,7 +97,7 @@ class TaskImages:
 
     def images(self) -> Iterator[Image.Image | None]:
         """All images in order, decoded ahead; None where a file holds no image that can be read."""
-        return map_ordered(read_image, self.paths, CPU_THREADS)
+        return map_ordered(read_image, self.paths, DECODE_THREADS)
 
 
 @dataclass(frozen=True, kw_only=True)
