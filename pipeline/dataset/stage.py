@@ -38,7 +38,7 @@ from lotlip_data.pipeline.dataset.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.publish import publish, published
 from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, write_shard
-from lotlip_data.pipeline.downloading.reader import fetch_again
+from lotlip_data.pipeline.downloading.reader import refetch_remedy
 
 logger = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ def build_shard(run: Run, recipe: Recipe, task: BuildTask) -> ShardRecord:
 
 def _open_images(run: Run, number: int, marker: Mapping[str, Any], scratch: Path, open_files: ExitStack) -> ImageTar:
     """The images of a downloaded shard. Raises DamagedShard if they are missing, damaged or too few."""
-    url, remedy = run.image_file(marker["tar"]), fetch_again(run, number)
+    url, remedy = run.image_file(marker["tar"]), refetch_remedy(run, number)
     try:
         stream = open_files.enter_context(open_seekable(url, scratch))
     except FileNotFoundError:

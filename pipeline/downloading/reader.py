@@ -1,4 +1,4 @@
-"""Reading a fetched image shard: the tar that its marker names, one image in memory at a time, and its Parquet."""
+"""Reads a downloaded image shard: the tar that its marker names, one image in memory at a time, and its Parquet."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from lotlip_data.pipeline.core import ledger
 
 
 class ShardUnreadable(UserError):
-    """A fetched shard cannot be read; the message names the object and says what to do."""
+    """A downloaded shard cannot be read. The message names the object and the remedy."""
 
 
 @dataclass(frozen=True)
 class FetchedImage:
-    """One image of a shard: `image` holds the stored bytes, `meta` the whole json member of the tar."""
+    """One image of a shard. `image`: the stored bytes. `meta`: the whole JSON member of the tar."""
 
     key: str
     uid: str
@@ -28,14 +28,14 @@ class FetchedImage:
     meta: dict[str, object]
 
 
-def fetch_again(run: Run, shard: int) -> str:
-    """The remedy where a fetched shard is damaged."""
+def refetch_remedy(run: Run, shard: int) -> str:
+    """The remedy for a damaged downloaded shard."""
     return f"Remove {run.image_stats(shard)} and run `lotlip-data download` again."
 
 
 def fetched_rows(run: Run, shard: int, marker: Mapping[str, Any], columns: Sequence[str]) -> pa.Table:
-    """These columns of `schema.IMAGES`, of every row that was asked for. Raises what `parquet_object.read` raises."""
-    return artifacts.read_parquet(run.image_file(marker["parquet"]), fetch_again(run, shard), columns)
+    """These columns of `schema.IMAGES`, for every row of the shard. Raises what `artifacts.read_parquet` raises."""
+    return artifacts.read_parquet(run.image_file(marker["parquet"]), refetch_remedy(run, shard), columns)
 
 
 def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
@@ -45,7 +45,7 @@ def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
     for the marker, and what the storage raises.
     """
     marker = ledger.read_image_stats(run, shard)
-    url, remedy = run.image_file(marker["tar"]), fetch_again(run, shard)
+    url, remedy = run.image_file(marker["tar"]), refetch_remedy(run, shard)
     for sample in tar_reader.iter_samples(url, remedy, ShardUnreadable):
         image, meta = sample.members.get(IMAGE_EXTENSION), sample.members.get("json")
         if image is None and meta is None:
