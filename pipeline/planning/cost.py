@@ -20,7 +20,7 @@ from lotlip_data.pipeline.planning import throughput
 from lotlip_data.pipeline.planning.storage import images_of, in_bytes
 from lotlip_data.pipeline.planning.throughput import Hardware, Speed
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_of_an_actor
-from lotlip_data.pipeline.reporting.status import status
+from lotlip_data.pipeline.reporting.status import get_status
 
 CAPTION_BYTES = 500
 """Of a caption in its Parquet shard, about: 136 tokens are some 650 letters, which compress."""
@@ -82,7 +82,7 @@ def plan_cost(
     speeds: by captioner; they go before the ledger's. shards: that the images are cut into, where no run says it; None
     bounds no actors. Raises UserError for an actor larger than the cluster.
     """
-    found = status(run) if run else None
+    found = get_status(run) if run else None
     images, unfetched = (images_of(run) if run else None) or (images, "")
     costs = [_cost(one, images, shards, hardware, speeds.get(one.config.name), run, found) for one in chosen]
     known = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]

@@ -30,7 +30,7 @@ from lotlip_data.manifests.dataset_index import DatasetError
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.reporting import html
-from lotlip_data.pipeline.reporting.escaping import template_value, typed
+from lotlip_data.pipeline.reporting.escaping import form_value, template_value
 from lotlip_data.pipeline.viewer import quarantine
 from lotlip_data.pipeline.viewer import server as guard
 from lotlip_data.pipeline.viewer.cards import Card, card_of, text_of
@@ -70,7 +70,7 @@ class View:
         self._pages = Environment(
             loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=template_value
         )
-        self._pages.filters |= {"number": "{:,}".format, "query": urlencode, "typed": typed}
+        self._pages.filters |= {"number": "{:,}".format, "query": urlencode, "form_value": form_value}
         self._pages.globals |= {"run": run.url, "searches": models is not None}
 
     @property
