@@ -13,7 +13,7 @@ from lotlip_data.pipeline.dataset.stats import dataset_stats
 from lotlip_data.pipeline.reporting import report
 from lotlip_data.pipeline.reporting.html import render_html
 from tests.pipeline.reporting.test_report import run  # noqa: F401
-from tests.pipeline.viewer.test_browser import CONTRAST, DESKTOP, PHONE, browser, look  # noqa: F401
+from tests.pipeline.viewer.test_browser import CONTRAST, DESKTOP, PHONE, browser, set_display  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def address(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:  # noqa:
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("size", [PHONE, DESKTOP])
 def test_every_text_is_legible(browser: Any, address: str, size: tuple[int, int], dark: bool) -> None:  # noqa: F811
-    look(browser, size, dark)
+    set_display(browser, size, dark)
     browser.get(address)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
     assert browser.execute_script(SMALLEST) >= 11
@@ -52,7 +52,7 @@ def test_every_text_is_legible(browser: Any, address: str, size: tuple[int, int]
 
 
 def test_an_a4_print_shows_every_column_of_ten_models(browser: Any, run: Run, tmp_path: Path) -> None:  # noqa: F811
-    look(browser, (703, 1000))
+    set_display(browser, (703, 1000))
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     content = report.build_report(run)
     metrics = {"world": {way: {"R@1": 0.125, "R@10": 1.0} for way in ("t2i", "i2t")} | {"texts": 500}}
@@ -69,7 +69,7 @@ def test_an_a4_print_shows_every_column_of_ten_models(browser: Any, run: Run, tm
 
 
 def test_a_print_is_dark_on_white_and_does_not_clip_the_manifest(browser: Any, address: str) -> None:  # noqa: F811
-    look(browser, PHONE)
+    set_display(browser, PHONE)
     dark = {"name": "prefers-color-scheme", "value": "dark"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
     browser.get(address)
