@@ -64,7 +64,7 @@ def plan(
         from lotlip_data.pipeline.cli.common import load_validated_manifest
         from lotlip_data.pipeline.planning import cost as plan_cost
         from lotlip_data.pipeline.planning import lists as plan_lists
-        from lotlip_data.pipeline.planning.storage import stored_by
+        from lotlip_data.pipeline.planning.storage import measure_storage
         from lotlip_data.pipeline.planning.throughput import Speed, measure_speed
         from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 
@@ -74,7 +74,7 @@ def plan(
             held_for(asked, at)
         chosen = resolve_captioners(asked.captioners)
         given = _speeds(speed or [], [one.config.name for one in chosen])
-        found = plan_lists.plan_lists(asked, rows, stored_by(at) if at else None)
+        found = plan_lists.plan_lists(asked, rows, measure_storage(at) if at else None)
         for line in plan_lists.format_text(found):
             console.say(line)
         speeds = {name: Speed(value, "as given") for name, value in given.items()}
