@@ -43,7 +43,12 @@ def render_html(report: dict[str, Any], stats: dict[str, Any] | None = None) -> 
     pages = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=template_value
     )
-    pages.filters |= {"number": "{:,}".format, "amount": _format_amount, "share": "{:.1%}".format}
+    pages.filters |= {
+        "number": "{:,}".format,
+        "amount": _format_amount,
+        "share": "{:.1%}".format,
+        "size": _format_size,
+    }
     plan = report["plan"]
     return pages.get_template("report.html.j2").render(
         **{name: value for name, value in report.items() if name not in ("trained", "duplicates")},
@@ -91,6 +96,11 @@ def _report_charts(report: dict[str, Any]) -> dict[str, Any]:
 def _format_amount(value: float) -> str:
     """Return one decimal of numbers from 10 and two significant digits of smaller ones: 1,204.3, 2.5, 0.083."""
     return f"{value:,.1f}" if value >= 10 else f"{value:.2g}"
+
+
+def _format_size(count: int) -> str:
+    """Return a number of bytes in GiB, or in MiB if it is smaller than 1 GiB."""
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.2f} MiB"
 
 
 def _row_counts(plan: dict[str, Any]) -> Iterator[tuple[str, int]]:

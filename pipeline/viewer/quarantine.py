@@ -12,11 +12,11 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.viewer.paging import Filter
 
 DESCRIPTIONS = {
-    "lists": "rows of the lists without a usable URL",
-    "images": "images that could not be downloaded",
-    "captions": "images without a text from this captioner",
-    "import": "imported captions that match no image",
-    "shard": "samples and single texts that are not in the dataset",
+    "lists": "Rows of the lists without a usable URL",
+    "images": "Images that could not be downloaded",
+    "captions": "Images without a text from this captioner",
+    "import": "Imported captions that match no image",
+    "shard": "Samples and single texts that are not in the dataset",
 }
 """By stage, in the order of the pipeline."""
 REASON_COLUMNS = ("reason", "error")

@@ -54,8 +54,8 @@ def test_a_worked_example_with_all_its_assumptions() -> None:
         "llava: 8 concurrent actors with 1 GPU each",
         "llava: memory: 1 × (0.9 (gpu_memory_utilization) × 79.1 GiB − 6 GiB of working memory) − 13.2 "
         "GiB of 16-bit weights; 0.5 MiB of 16-bit KV cache per token, 776 tokens per caption",
-        "hours, cost and days cover captioning only, without download, dataset, training, engine start-up and work that "
-        "is lost to kills",
+        "hours, cost and days cover captioning only, without download, dataset, training, engine start-up and work "
+        "that is lost to kills",
         "8 GPUs that are busy as long as there are actors for them; the actors of a captioner share its images evenly; "
         "captioners without a GPU run at the same time",
         "500 bytes per stored caption",
