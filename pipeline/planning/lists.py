@@ -359,7 +359,8 @@ def format_text(plan: ListsPlan) -> list[str]:
 
 
 def _source_lines(plan: SourcePlan) -> list[str]:
-    lines = [f"{plan.name:12} {plan.files:,} files, {_format_rows(plan)} rows, {plan.seen:,} rows read"]
+    files = f"{plan.files:,} file{'' if plan.files == 1 else 's'}"
+    lines = [f"{plan.name:12} {files}, {_format_rows(plan)} rows, {plan.seen:,} rows read"]
     if not plan.seen:
         return lines
     unusable, filtered = sum(plan.invalid.values()), sum(plan.filtered.values())

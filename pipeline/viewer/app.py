@@ -201,7 +201,8 @@ class View:
     def problem(self, request: Request, error: Exception) -> Response:
         """The page for an error that the user can fix, or for a URL that does not exist."""
         if isinstance(error, HTTPException):
-            return self._render("problem", error.status_code, message=error.detail)
+            message = "This page does not exist." if error.status_code == 404 else f"{error.detail}."
+            return self._render("problem", error.status_code, message=message)
         is_missing = isinstance(error, DatasetError | ImageUnavailableError)
         return self._render("problem", 404 if is_missing else 400, message=str(error))
 

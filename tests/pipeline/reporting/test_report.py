@@ -121,36 +121,36 @@ def test_downloads_failures_captions_and_flags_are_reported(run: Run) -> None:
 
 def test_gpu_hours_have_a_cost_and_other_actors_have_hours_only(run: Run, tmp_path: Path) -> None:
     """7.2 million milliseconds of an actor with two GPUs are 4 GPU-hours."""
-    made = Run.at(str(shutil.copytree(run.url, tmp_path / "run")))
+    copy = Run.at(str(shutil.copytree(run.url, tmp_path / "run")))
     hours = {"llava": (7_200_000, 14_400_000), "sharegpt4v": (3_600_000, 0)}
     for name, spent in hours.items():
-        storage.remove(made.caption_ledger(name))
-        ledger.record(made.caption_ledger(name), 0, ledger.WorkRecord(8, 0, 9, 0, 1, *spent))
-    content = report.build_report(made, price=3.0)
+        storage.remove(copy.caption_ledger(name))
+        ledger.record(copy.caption_ledger(name), 0, ledger.WorkRecord(8, 0, 9, 0, 1, *spent))
+    content = report.build_report(copy, price=3.0)
     shown = {name: [content["captioners"][name][what] for what in ("hours", "gpu_hours", "cost")] for name in hours}
     assert shown == {"llava": [2, 4, 12], "sharegpt4v": [1, 0, None]}
     words = visible_text(render_html(content))
     assert "4GPU-hours of captioning, cost 12.0 at 3.0 per GPU-hour" in words
-    storage.remove(made.caption_ledger("llava"))
-    words = visible_text(render_html(report.build_report(made, price=3.0)))
+    storage.remove(copy.caption_ledger("llava"))
+    words = visible_text(render_html(report.build_report(copy, price=3.0)))
     assert "1actor-hours of captioning" in words and "GPU-hours" not in words and "per GPU-hour" not in words
 
 
 def test_images_without_a_recorded_time_are_reported_and_do_not_count_as_zero_hours(run: Run, tmp_path: Path) -> None:
     """Imported captions and captions committed right before a kill have no recorded time."""
-    made = Run.at(str(shutil.copytree(run.url, tmp_path / "run")))
+    copy = Run.at(str(shutil.copytree(run.url, tmp_path / "run")))
     name = "llava"
-    storage.remove(made.caption_ledger(name))
+    storage.remove(copy.caption_ledger(name))
     for shard, spent in enumerate(((3_600_000, 0), (0, 0))):
-        ledger.record(made.caption_ledger(name), shard, ledger.WorkRecord(8, 0, 9, 0, 1, *spent))
-    content = report.build_report(made)
+        ledger.record(copy.caption_ledger(name), shard, ledger.WorkRecord(8, 0, 9, 0, 1, *spent))
+    content = report.build_report(copy)
     assert [content["captioners"][name][what] for what in ("hours", "timed", "untimed")] == [1, 8, 8]
     words = visible_text(render_html(content))
     others = [captioner for other, captioner in content["captioners"].items() if other != name]
     assert all(captioner["timed"] == 0 for captioner in others)
     assert "actor-hours – 1 –" in words and re.search(r"images without a recorded time \d+ 8 \d+", words)
-    storage.remove(made.caption_ledger(name))
-    assert "–actor-hours of captioning" in visible_text(render_html(report.build_report(made)))
+    storage.remove(copy.caption_ledger(name))
+    assert "–actor-hours of captioning" in visible_text(render_html(report.build_report(copy)))
 
 
 def test_row_counts_with_every_reason_add_up_to_the_images(run: Run) -> None:
@@ -196,20 +196,20 @@ def test_the_longest_half_percent_of_the_texts_do_not_compress_a_chart() -> None
 
 def test_duplicates_are_counted_and_a_check_that_did_not_run_is_not_zero(tmp_path: Path, run: Run) -> None:
     """The second shard repeats images of the first under other URLs."""
-    made = run_fixture.make(tmp_path / "run", shards=1, clean={"duplicates": True}, writers=["llava"])
-    repeated = run_fixture.fetched_rows(made.run, 0)
+    fixture = run_fixture.make(tmp_path / "run", shards=1, clean={"duplicates": True}, writers=["llava"])
+    repeated = run_fixture.fetched_rows(fixture.run, 0)
     seeds = [int(row["url"].rsplit("/", 1)[-1].removesuffix(".jpg")) for row in repeated[:3]]
-    run_fixture.write_images(made.run, 1, seeds)
-    run_fixture.write_captions(made.run, "llava", 1, run_fixture.captions_of(made.run, "llava", 1))
-    run_fixture._shard(made.run.url)
-    storage.create(made.run.plan, json.dumps(asdict(PLAN)).encode())
-    assert report.build_report(made.run)["duplicates"] == {
+    run_fixture.write_images(fixture.run, 1, seeds)
+    run_fixture.write_captions(fixture.run, "llava", 1, run_fixture.captions_of(fixture.run, "llava", 1))
+    run_fixture._shard(fixture.run.url)
+    storage.create(fixture.run.plan, json.dumps(asdict(PLAN)).encode())
+    assert report.build_report(fixture.run)["duplicates"] == {
         "url": 2,
         "duplicate": 3,
         "near_duplicate": None,
         "evaluation_image": None,
     }
-    words = visible_text(render_html(report.build_report(made.run)))
+    words = visible_text(render_html(report.build_report(fixture.run)))
     assert "images identical to an earlier one 3 images that look like an earlier one –" in words
     assert report.build_report(run)["duplicates"] == {"url": 2} | dict.fromkeys(
         ("duplicate", "near_duplicate", "evaluation_image")
@@ -301,32 +301,34 @@ def test_a_manifest_that_is_not_utf_8_is_shown_with_replacement_characters(run: 
 
 def test_images_without_a_caption_are_not_counted_as_captioned_and_have_a_reason(tmp_path: Path) -> None:
     """Also when no image has a caption, where the reasons matter most."""
-    made = run_fixture.make(tmp_path / "run", shards=1, images=8, writers=[]).run
+    new_run = run_fixture.make(tmp_path / "run", shards=1, images=8, writers=[]).run
     for name, captioned in (("none", 0), ("half", 4)):
-        run_fixture.claim_captioner(made, name)
-        images = run_fixture.fetched_rows(made, 0)
+        run_fixture.claim_captioner(new_run, name)
+        images = run_fixture.fetched_rows(new_run, 0)
         rows = [
             run_fixture.caption(image, "A text." if index < captioned else None) for index, image in enumerate(images)
         ]
-        run_fixture.write_captions(made, name, 0, rows)
-        ledger.record(made.caption_ledger(name), 0, ledger.WorkRecord(8, 8 - captioned, tokens=9, started=0, ended=1))
-    words = visible_text(render_html(report.build_report(made)))
+        run_fixture.write_captions(new_run, name, 0, rows)
+        ledger.record(
+            new_run.caption_ledger(name), 0, ledger.WorkRecord(8, 8 - captioned, tokens=9, started=0, ended=1)
+        )
+    words = visible_text(render_html(report.build_report(new_run)))
     assert "0.0%captioned by none" in words and "50.0%captioned by half" in words
     assert "Images without a caption by none, by reason: poison 8" in words and "by half, by reason: poison 4" in words
-    lines = format_text(get_status(made))
+    lines = format_text(get_status(new_run))
     assert "recaption    none: 1 of 1 shards, 0 images captioned, 8 failed, 0 remaining" in lines
     assert "recaption    half: 1 of 1 shards, 4 images captioned, 4 failed, 0 remaining" in lines
 
 
 def test_lengths_of_captions_without_token_counts_are_in_words(run: Run, tmp_path: Path) -> None:
-    made = run_fixture.make(tmp_path / "run", shards=1, images=8, writers=["llava"]).run
-    run_fixture.claim_captioner(made, "mine")
+    new_run = run_fixture.make(tmp_path / "run", shards=1, images=8, writers=["llava"]).run
+    run_fixture.claim_captioner(new_run, "mine")
     rows = [
         run_fixture.caption(image, "Five words are in this.") | {"tokens": None}
-        for image in run_fixture.fetched_rows(made, 0)
+        for image in run_fixture.fetched_rows(new_run, 0)
     ]
-    run_fixture.write_captions(made, "mine", 0, rows)
-    content = report.build_report(made)
+    run_fixture.write_captions(new_run, "mine", 0, rows)
+    content = report.build_report(new_run)
     assert [content["captioners"][name]["unit"] for name in ("llava", "mine")] == ["tokens", "words"]
     assert content["captioners"]["mine"]["tokens"] is None
     page = render_html(content)
@@ -334,12 +336,12 @@ def test_lengths_of_captions_without_token_counts_are_in_words(run: Run, tmp_pat
 
 
 def test_a_long_example_is_truncated_with_an_ellipsis(tmp_path: Path) -> None:
-    made = run_fixture.make(tmp_path / "run", shards=1, images=8, writers=[]).run
-    run_fixture.claim_captioner(made, "llava")
+    new_run = run_fixture.make(tmp_path / "run", shards=1, images=8, writers=[]).run
+    run_fixture.claim_captioner(new_run, "llava")
     caption = "word " * 1000
-    rows = [run_fixture.caption(image, caption, ["repetition"]) for image in run_fixture.fetched_rows(made, 0)]
-    run_fixture.write_captions(made, "llava", 0, rows)
-    text = report.build_report(made)["captioners"]["llava"]["examples"]["repetition"][0]["text"]
+    rows = [run_fixture.caption(image, caption, ["repetition"]) for image in run_fixture.fetched_rows(new_run, 0)]
+    run_fixture.write_captions(new_run, "llava", 0, rows)
+    text = report.build_report(new_run)["captioners"]["llava"]["examples"]["repetition"][0]["text"]
     assert len(text) == report.EXAMPLE_CHARACTERS and text == caption[: len(text) - 1] + "…"
 
 

@@ -17,7 +17,7 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
 from lotlip_data.pipeline.recaptioning.results import complete
 from lotlip_data.pipeline.reporting.status import format_text, get_status, rates
-from tests.pipeline import run_fixture as fake_run
+from tests.pipeline import run_fixture
 from tests.pipeline.recaptioning.grey_engine import Seer, caption, fetched
 
 NUMBER = st.integers(min_value=0, max_value=10**12)
@@ -108,12 +108,12 @@ def test_an_idle_run_has_no_rate(run: Run) -> None:
 
 
 def test_shards_without_a_ledger_entry_count(tmp_path: Path) -> None:
-    run = fake_run.make(tmp_path / "run", 2, 4, writers=()).run
+    run = run_fixture.make(tmp_path / "run", 2, 4, writers=()).run
     assert get_status(run)["images"] == 8
 
 
 def test_watching_continues_until_interrupted(tmp_path: Path) -> None:
-    run = fake_run.make(tmp_path / "run", 1, 4, writers=()).run
+    run = run_fixture.make(tmp_path / "run", 1, 4, writers=()).run
     command = [sys.executable, "-m", "lotlip_data.pipeline.cli", "status", run.url, "--watch", "--every", "0.1"]
     watching = subprocess.Popen(
         [*command, "--json"],

@@ -149,11 +149,11 @@ def test_with_no_time_a_page_ends_after_one_row_group_and_the_next_page_continue
 
 
 def test_a_page_opens_only_the_shards_that_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = dataset_fixture.make(tmp_path / "run", shards=60, samples=10)
+    run = dataset_fixture.make(tmp_path / "run", shards=60, samples=10)
     opened: list[str] = []
     real = storage.open_read
     monkeypatch.setattr(storage, "open_read", lambda url: opened.append(Path(url).name) or real(url))
-    web = client(made)
+    web = client(run)
     page = web.get("/")
     assert page.text.count("<article") == SAMPLES_PER_PAGE
     assert opened == [f"train-0000{shard}.parquet" for shard in range(3)]
@@ -168,7 +168,7 @@ def test_a_page_opens_only_the_shards_that_it_shows(tmp_path: Path, monkeypatch:
 
 def test_a_search_holds_a_few_row_groups_whatever_the_number_of_shards(tmp_path: Path) -> None:
     text, group = "abc" * 20_000, 600_000  # bytes of the raw texts of ten rows
-    made = dataset_fixture.make(tmp_path / "run", 20, 40, lambda number, row: row.update(raw=text), row_group=10)
+    run = dataset_fixture.make(tmp_path / "run", 20, 40, lambda number, row: row.update(raw=text), row_group=10)
     allocated: list[int] = []
 
     def match(table: pa.Table) -> np.ndarray:
@@ -176,7 +176,7 @@ def test_a_search_holds_a_few_row_groups_whatever_the_number_of_shards(tmp_path:
         return np.zeros(len(table), bool)
 
     before = pa.total_allocated_bytes()
-    page = read_page(open_samples(made).parquets, Filter(("raw", "llava"), match), START, 5, 60.0)
+    page = read_page(open_samples(run).parquets, Filter(("raw", "llava"), match), START, 5, 60.0)
     assert page.scanned == 800 and len(allocated) == 80
     assert group <= max(allocated) - before <= 4 * group
 
@@ -191,8 +191,8 @@ def test_each_image_belongs_to_its_row_in_any_request_order(tmp_path: Path) -> N
 
 
 def test_a_tar_that_ends_within_an_image_is_reported(tmp_path: Path) -> None:
-    web = client(made := dataset_fixture.make(tmp_path / "run", shards=1, samples=3))
-    path = Path(made.shards, "train-00000.tar")
+    web = client(run := dataset_fixture.make(tmp_path / "run", shards=1, samples=3))
+    path = Path(run.shards, "train-00000.tar")
     with tarfile.open(path) as tar:
         last = [member for member in tar if member.name.endswith(".jpg")][-1]
     path.write_bytes(path.read_bytes()[: last.offset_data + last.size - 1])
@@ -224,13 +224,13 @@ def test_unique_words_are_those_of_one_captioner_only() -> None:
 
 
 def test_a_damaged_shard_is_reported_and_skipped(tmp_path: Path) -> None:
-    made = dataset_fixture.make(tmp_path / "run")
-    Path(made.shards, "train-00001.parquet").write_bytes(b"no parquet")
-    page = client(made).get("/").text
+    run = dataset_fixture.make(tmp_path / "run")
+    Path(run.shards, "train-00001.parquet").write_bytes(b"no parquet")
+    page = client(run).get("/").text
     assert page.count("<article") == 20
     assert "train-00001.parquet: cannot be read" in page and "lotlip-data verify" in page
-    Path(made.shards, "train-00000.tar").write_bytes(b"no tar")
-    answer = client(made).get("/image/0/0")
+    Path(run.shards, "train-00000.tar").write_bytes(b"no tar")
+    answer = client(run).get("/image/0/0")
     assert answer.status_code == 404 and "lotlip-data verify" in answer.text
 
 
@@ -240,13 +240,13 @@ def problems(page: str) -> list[str]:
 
 @pytest.mark.parametrize("show", ["", "&show=images"])
 def test_a_missing_or_truncated_tar_is_reported_once_on_pages_with_its_images(tmp_path: Path, show: str) -> None:
-    made = dataset_fixture.make(tmp_path / "run")
-    missing, truncated = (Path(made.shards, f"train-0000{shard}.tar") for shard in (1, 2))
+    run = dataset_fixture.make(tmp_path / "run")
+    missing, truncated = (Path(run.shards, f"train-0000{shard}.tar") for shard in (1, 2))
     size = truncated.stat().st_size
     missing.unlink()
     truncated.write_bytes(truncated.read_bytes()[:-10])
     messages = [f"{missing}: is missing", f"{truncated}: has {size - 10:,} bytes instead of {size:,}"]
-    web = client(made)
+    web = client(run)
     for path, expected in (
         ("/?at=0.0", messages),
         ("/?before=1.0", []),
@@ -302,10 +302,10 @@ def with_integer_keys(table: pa.Table) -> pa.Table:
 def test_a_shard_with_other_columns_is_reported_and_skipped(
     tmp_path: Path, change: Callable[[pa.Table], pa.Table]
 ) -> None:
-    made = dataset_fixture.make(tmp_path / "run")
-    parquet = Path(made.shards, "train-00001.parquet")
+    run = dataset_fixture.make(tmp_path / "run")
+    parquet = Path(run.shards, "train-00001.parquet")
     pq.write_table(change(pq.read_table(parquet)), parquet)
-    web = client(made)
+    web = client(run)
     for path, cards in (("/", 20), ("/?q=number", 20), ("/?before=2.0", 10)):
         answer = web.get(path)
         assert answer.status_code == 200 and answer.text.count("<article") == cards
@@ -315,55 +315,53 @@ def test_a_shard_with_other_columns_is_reported_and_skipped(
 
 
 def test_a_run_without_a_dataset_opens_on_its_quarantine_and_names_the_next_command(tmp_path: Path) -> None:
-    made = run_fixture.make(tmp_path / "run").run
-    web = client(made)
+    run = run_fixture.make(tmp_path / "run").run
+    web = client(run)
     page = web.get("/")
     assert (page.status_code, page.url.path) == (200, "/quarantine") and "The quarantine is empty" in page.text
-    assert f"<code>lotlip-data shard {made.url}</code>" in page.text
+    assert f"<code>lotlip-data shard {run.url}</code>" in page.text
     answer = web.get("/sample/0/0")
-    assert answer.status_code == 404 and f"Run `lotlip-data shard {made.url}`" in answer.text
+    assert answer.status_code == 404 and f"Run `lotlip-data shard {run.url}`" in answer.text
     dataset_fixture.make(tmp_path / "run")
     assert web.get("/").text.count("<article") == SAMPLES_PER_PAGE  # without a restart
     assert "lotlip-data shard" not in web.get("/quarantine").text
 
 
 def test_a_rewritten_dataset_is_shown_without_a_restart(tmp_path: Path) -> None:
-    made = dataset_fixture.make(tmp_path / "run", shards=1, samples=5)
-    web = client(made)
+    run = dataset_fixture.make(tmp_path / "run", shards=1, samples=5)
+    web = client(run)
     assert web.get("/").text.count("<article") == 5
     other = dataset_fixture.make(tmp_path / "other", shards=2, samples=7)
     for path in sorted(Path(other.shards).iterdir(), key=lambda path: path.name == "dataset.json"):
-        path.replace(Path(made.shards, path.name))
+        path.replace(Path(run.shards, path.name))
     assert web.get("/").text.count("<article") == 14
 
 
 def test_a_run_on_another_storage_has_the_same_pages(tmp_path: Path) -> None:
-    made = dataset_fixture.make(tmp_path / "run")
+    run = dataset_fixture.make(tmp_path / "run")
     remote_run = Run.at(f"memory://{tmp_path.name}/run")
-    for name in storage.list_below(made.url):
-        storage.create(storage.join(remote_run.url, name), Path(made.url, name).read_bytes())
-    local, remote = client(made), client(remote_run)
+    for name in storage.list_below(run.url):
+        storage.create(storage.join(remote_run.url, name), Path(run.url, name).read_bytes())
+    local, remote = client(run), client(remote_run)
     assert local.get("/?q=number&at=1.3").text.count("<article") == 17
     for path in ("/?q=number&at=1.3", "/sample/2/4"):
-        assert remote.get(path).text == local.get(path).text.replace(made.url, remote_run.url)
+        assert remote.get(path).text == local.get(path).text.replace(run.url, remote_run.url)
     assert remote.get("/image/1/9").content == local.get("/image/1/9").content
 
 
 def test_the_quarantine_shows_every_stage_with_its_reasons(tmp_path: Path) -> None:
-    made = dataset_fixture.make(tmp_path / "run", shards=1)
+    run = dataset_fixture.make(tmp_path / "run", shards=1)
     for shard in range(3):
         rows = [
             {"key": f"{shard}{row}", "uid": "u", "url": "http://x/", "reason": reason, "detail": "Not Found"}
             for row, reason in enumerate(["http 404", "timeout"] * 40)
         ]
-        storage.create(made.quarantine("images", f"0000{shard}.parquet"), run_fixture.parquet(rows, QUARANTINE))
+        storage.create(run.quarantine("images", f"0000{shard}.parquet"), run_fixture.parquet(rows, QUARANTINE))
     dropped = {"key": "1", "uid": "u", "what": "llava", "reason": "repetition", "detail": "the the the", "url": "x"}
-    storage.create(made.quarantine("shard", "00000-a.parquet"), run_fixture.parquet([dropped], schema.DROPPED))
+    storage.create(run.quarantine("shard", "00000-a.parquet"), run_fixture.parquet([dropped], schema.DROPPED))
     captions = [{"key": "2", "uid": "u", "error": "cannot be decoded"}]
-    storage.create(
-        made.quarantine("captions", "llava", "00000.parquet"), run_fixture.parquet(captions, schema.CAPTIONS)
-    )
-    web = client(made)
+    storage.create(run.quarantine("captions", "llava", "00000.parquet"), run_fixture.parquet(captions, schema.CAPTIONS))
+    web = client(run)
     page = web.get("/quarantine").text
     assert re.findall(r"kind=([\w%]+)", page.split("</nav>")[1]) == ["images", "captions%2Fllava", "shard"]
     assert page.count("<tr>") == 101 and page.count("http 404") == 50
@@ -373,11 +371,11 @@ def test_the_quarantine_shows_every_stage_with_its_reasons(tmp_path: Path) -> No
 
 
 def test_the_report_is_served_with_its_own_policy(tmp_path: Path) -> None:
-    made = dataset_fixture.make(tmp_path / "run", shards=1)
-    missing = client(made).get("/report")
-    assert missing.status_code == 400 and f"lotlip-data report {made.url}" in missing.text
-    storage.replace(storage.join(made.url, "report.html"), b"<p>figures")
-    answer = client(made).get("/report")
+    run = dataset_fixture.make(tmp_path / "run", shards=1)
+    missing = client(run).get("/report")
+    assert missing.status_code == 400 and f"lotlip-data report {run.url}" in missing.text
+    storage.replace(storage.join(run.url, "report.html"), b"<p>figures")
+    answer = client(run).get("/report")
     assert answer.text == "<p>figures" and "sandbox" in answer.headers["content-security-policy"]
     assert "script" not in answer.headers["content-security-policy"]
 
@@ -418,7 +416,7 @@ def test_a_port_in_use_is_reported_before_models_are_loaded(run: Run) -> None:
     ("field", "message"), [("manifest", "no object"), ("sub_captions", "a field is missing or has the wrong type")]
 )
 def test_a_dataset_json_without_a_field_is_rejected(tmp_path: Path, field: str, message: str) -> None:
-    made = dataset_fixture.make(tmp_path / "run", shards=1)
-    content = json.loads(Path(made.dataset).read_text())
-    Path(made.dataset).write_text(json.dumps({name: content[name] for name in content if name != field}))
-    assert message in client(made).get("/").text
+    run = dataset_fixture.make(tmp_path / "run", shards=1)
+    content = json.loads(Path(run.dataset).read_text())
+    Path(run.dataset).write_text(json.dumps({name: content[name] for name in content if name != field}))
+    assert message in client(run).get("/").text

@@ -73,16 +73,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         if number % 7 == 0:
             row |= {"sharegpt4v": None, "sharegpt4v_sub": None}
 
-    made = dataset_fixture.make(
-        folder / "run", samples=20, change=change, picture=lambda n: render(sample_scene(n), 96)
-    )
+    run = dataset_fixture.make(folder / "run", samples=20, change=change, picture=lambda n: render(sample_scene(n), 96))
     rows = [dict.fromkeys(QUARANTINE.names, text) for text in HOSTILE]
-    storage.create(made.quarantine("images", "00000.parquet"), run_fixture.parquet(rows, QUARANTINE))
+    storage.create(run.quarantine("images", "00000.parquet"), run_fixture.parquet(rows, QUARANTINE))
     towers = write_towers(folder / "towers")
     checkpoints = [str(folder / name / "model") for name in ("lit", "lotlip")]
     for url in checkpoints:
         load_model(make_config(**towers, context_length=64)).save(url)
-    command = [sys.executable, "-m", "lotlip_data.pipeline.cli", "view", made.url, "--port", "0"]
+    command = [sys.executable, "-m", "lotlip_data.pipeline.cli", "view", run.url, "--port", "0"]
     command += [part for url in checkpoints for part in ("--checkpoint", url)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:

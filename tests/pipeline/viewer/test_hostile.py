@@ -59,11 +59,11 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    made = dataset_fixture.make(tmp_path_factory.mktemp("hostile") / "run", change=hostile)
+    run = dataset_fixture.make(tmp_path_factory.mktemp("hostile") / "run", change=hostile)
     rows = [dict.fromkeys(QUARANTINE.names, text) for text in HOSTILE]
-    storage.create(made.quarantine("images", "00000.parquet"), run_fixture.parquet(rows, QUARANTINE))
-    storage.create(made.quarantine("<b>", "0.parquet"), run_fixture.parquet(rows, QUARANTINE))
-    return made
+    storage.create(run.quarantine("images", "00000.parquet"), run_fixture.parquet(rows, QUARANTINE))
+    storage.create(run.quarantine("<b>", "0.parquet"), run_fixture.parquet(rows, QUARANTINE))
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +121,10 @@ def test_only_http_and_https_urls_become_links(tmp_path: Path) -> None:
         "//x/y",
         "file:///etc/passwd",
     ]
-    made = dataset_fixture.make(
+    run = dataset_fixture.make(
         tmp_path / "run", shards=1, samples=len(urls), change=lambda n, row: row.update(url=urls[n])
     )
-    web = TestClient(create_app(View(made, seconds=60.0)), base_url="http://localhost")
+    web = TestClient(create_app(View(run, seconds=60.0)), base_url="http://localhost")
     linked = [("href", url) in Page(web.get(f"/sample/0/{row}").text).attributes for row, url in enumerate(urls)]
     assert linked == [True, True, False, False, False, False, False]
 
@@ -205,9 +205,9 @@ def test_no_path_leads_outside_the_run(web: TestClient, path: str) -> None:
 @pytest.mark.parametrize("name", ["../secret.tar", "/etc/passwd", "s3://x/y.tar", "a/b.tar", "..", ""])
 @pytest.mark.parametrize("which", ["tar", "parquet"])
 def test_a_dataset_that_names_files_outside_its_folder_is_rejected(tmp_path: Path, which: str, name: str) -> None:
-    made = dataset_fixture.make(tmp_path / "run", shards=1)
-    content = json.loads(Path(made.dataset).read_text())
+    run = dataset_fixture.make(tmp_path / "run", shards=1)
+    content = json.loads(Path(run.dataset).read_text())
     content["shards"][0][which]["name"] = name
-    Path(made.dataset).write_text(json.dumps(content))
-    answer = TestClient(create_app(View(made, seconds=60.0)), base_url="http://localhost").get("/")
+    Path(run.dataset).write_text(json.dumps(content))
+    answer = TestClient(create_app(View(run, seconds=60.0)), base_url="http://localhost").get("/")
     assert answer.status_code == 404 and "outside its folder" in answer.text
