@@ -10,7 +10,7 @@ import typer
 from lotlip_data.manifests.catalog import SOURCES, Published, published, scales
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.cli.common import FAILED, Json, ManifestFile, RunFolder, command
-from lotlip_data.pipeline.planning.throughput import Hardware
+from lotlip_data.pipeline.planning.hardware import Hardware
 
 
 def register(app: typer.Typer) -> None:

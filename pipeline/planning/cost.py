@@ -17,8 +17,9 @@ from lotlip_data.captioners.gpu_memory import CAPTION_TOKENS, WORKING_GIB, Sizes
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.planning import throughput
+from lotlip_data.pipeline.planning.hardware import Hardware
 from lotlip_data.pipeline.planning.storage import estimate_images, format_bytes
-from lotlip_data.pipeline.planning.throughput import Hardware, Speed
+from lotlip_data.pipeline.planning.throughput import Speed
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_of_an_actor
 from lotlip_data.pipeline.reporting.status import RunStatus, get_status
 

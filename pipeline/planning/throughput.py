@@ -20,6 +20,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.outcome import one_line
+from lotlip_data.pipeline.planning.hardware import Hardware
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 from lotlip_data.synthetic.scenes import render, sample_scene
 
@@ -27,8 +28,6 @@ WARM_UP_IMAGES = 8
 """Images captioned before the measurement starts."""
 SCENE_PIXELS = 512
 """Width and height of the images of a measurement."""
-MAX_SETTING = 1_000_000
-"""Upper limit of every setting of Hardware."""
 ENGINE_ERRORS = (CaptionError, ValueError, TypeError, ImportError, OSError, RuntimeError)
 """What an engine raises if it cannot load or cannot caption an ordinary image."""
 
@@ -45,37 +44,6 @@ class Speed:
     """Whether it was measured without a GPU."""
     origin: Literal["given", "run", "estimate", "unknown"] = "given"
     """Given or measured by the user, taken from a run's ledger, or estimated from the model's size."""
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """The cluster that captions. The defaults are those of the command line.
-
-    `tflops` and `mfu` are used only where no speed is given or measured.
-    """
-
-    gpus: int = 8
-    gpu_gib: float = 79.1
-    """Memory of one GPU in GiB, as torch reports it."""
-    tflops: float = 312.0
-    """Peak of one GPU in 16 bit, in TFLOP/s."""
-    mfu: float = 0.3
-    """Model FLOPs utilisation, the share of the peak that is reached. The default is assumed; it is in the range that
-    is reported for 7B models."""
-    price: float | None = None
-    """Price per GPU-hour."""
-
-    def __post_init__(self) -> None:
-        def require(condition: bool, name: str, remedy: str) -> None:
-            if not condition:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: {remedy}")
-
-        require(0 <= self.gpus <= MAX_SETTING, "gpus", f"must be between 0 and {MAX_SETTING:,}")
-        require(1 <= self.gpu_gib <= MAX_SETTING, "gpu_gib", f"must be between 1 and {MAX_SETTING:,}")
-        require(0.001 <= self.tflops <= MAX_SETTING, "tflops", f"must be between 0.001 and {MAX_SETTING:,}")
-        require(0.001 <= self.mfu <= 1, "mfu", "must be a share between 0.001 and 1")
-        is_valid_price = self.price is None or 0 <= self.price <= MAX_SETTING
-        require(is_valid_price, "price", f"must be between 0 and {MAX_SETTING:,}")
 
 
 def measure_speed(job: CaptionerJob, count: int) -> Speed:

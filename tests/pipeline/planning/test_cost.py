@@ -16,7 +16,8 @@ from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.planning import throughput
 from lotlip_data.pipeline.planning.cost import CostPlan, format_text, plan_cost
-from lotlip_data.pipeline.planning.throughput import Hardware, Speed
+from lotlip_data.pipeline.planning.hardware import Hardware
+from lotlip_data.pipeline.planning.throughput import Speed
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 from lotlip_data.pipeline.url_lists.partition import Partition
 from tests.captioners.test_gpu_memory import out_of_reach
