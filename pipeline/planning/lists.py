@@ -266,7 +266,7 @@ def _rows_in_file(source: Source, file: str, size: int) -> float:
         if file_format == "parquet":
             return float(pq.ParquetFile(stream).metadata.num_rows)
         text = b""
-        plain = reader.plain(stream, file)
+        plain = reader.decompressed(stream, file)
         while len(text) < MEASURED_BYTES and (block := plain.read(1 << 20)):
             text += block
         bytes_read = stream.tell()

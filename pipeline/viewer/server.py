@@ -6,8 +6,8 @@ nothing for another site's page. The browser may load from this server only, and
 """
 
 import contextlib
+import logging
 import socket
-from collections.abc import Callable
 
 import uvicorn
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,6 +15,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lotlip_data.manifests.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 ALLOWED_HOSTS = ["localhost", LOOPBACK]
@@ -91,9 +93,9 @@ def listen(port: int) -> socket.socket:
     return listening
 
 
-def serve(app: ASGIApp, listening: socket.socket, say: Callable[[str], None]) -> None:
+def serve(app: ASGIApp, listening: socket.socket) -> None:
     """Serve an application on a socket from `listen` until Ctrl-C."""
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off")
-    say(f"view: http://{LOOPBACK}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
+    logger.info(f"view: http://{LOOPBACK}:{listening.getsockname()[1]}/ (press Ctrl-C to stop)")
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
