@@ -1,7 +1,7 @@
 """The progress of a run, read from object names alone: a few listings, also while other machines work on the run."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NotRequired, TypedDict
 
 from lotlip_data.manifests import storage
@@ -153,7 +153,7 @@ def rates(records: Iterable[WorkRecord], now: float, window: float = WINDOW_SECO
     return images / seconds, tokens / seconds
 
 
-def format_text(status: Mapping[str, Any]) -> list[str]:
+def format_text(status: RunStatus) -> list[str]:
     """Return the lines that `status` prints, from the result of `get_status`."""
     shards = status["shards"]
     total = "?" if shards is None else shards
@@ -172,7 +172,7 @@ def format_text(status: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _format_rates(captioner: Mapping[str, Any]) -> str:
+def _format_rates(captioner: CaptionerStatus) -> str:
     if not captioner["left"] or captioner["seconds_left"] is None:
         return ""
     minutes, seconds = divmod(captioner["seconds_left"], 60)
