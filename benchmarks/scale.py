@@ -204,9 +204,9 @@ def stage_ledger(folder: Path, rows: int) -> Any:
 
 
 def stage_status(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline.reporting.status import status
+    from lotlip_data.pipeline.reporting.status import get_status
 
-    assert status(_run(folder))["images"] == rows
+    assert get_status(_run(folder))["images"] == rows
 
 
 def stage_resume_download(folder: Path, rows: int) -> Any:

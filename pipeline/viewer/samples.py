@@ -1,4 +1,4 @@
-"""The dataset of a run as the page needs it: what dataset.json says of its files, and nothing of their content."""
+"""The dataset of a run as the page needs it: what dataset.json says about its files, without their content."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from lotlip_data.manifests.subcaptions import SplitMode
 
 @dataclass(frozen=True)
 class Samples:
-    """A dataset: all of its files, of all splits."""
+    """A dataset: the files of all its splits."""
 
     name: str
     captioners: tuple[str, ...]
@@ -24,20 +24,26 @@ class Samples:
 
     @property
     def parquets(self) -> list[str]:
+        """The URLs of the Parquet files, in order."""
         return [file.parquet_url for file in self.files]
 
     @property
     def columns(self) -> pa.Schema:
-        """Those of every Parquet file."""
+        """The schema of every Parquet file."""
         return schema.dataset(self.captioners)
 
     @property
     def total(self) -> int:
+        """The number of samples."""
         return sum(file.samples for file in self.files)
 
 
 def open_samples(run: Run) -> Samples:
-    """The dataset of a run. Raises DatasetError where there is none, or it names what is not in its folder."""
+    """Return the dataset of a run.
+
+    Raises:
+        DatasetError: There is no dataset, or dataset.json is damaged or names a file outside its folder.
+    """
     content = dataset_index.read_index(run)
     try:
         return Samples(
@@ -49,4 +55,6 @@ def open_samples(run: Run) -> Samples:
             files=tuple(dataset_index.shard_files(run, content)),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{run.dataset}: lacks what it should say ({error!r}). Run `lotlip-data shard`.") from error
+        raise DatasetError(
+            f"{run.dataset}: a field is missing or has the wrong type ({error!r}). Run `lotlip-data shard`."
+        ) from error
