@@ -33,7 +33,7 @@ def write_run(url: str, shards: int, images: int, pixels: int) -> list[str]:
             render(sample_scene(SPLITS["images"][shard * images + row]), pixels).save(content, "JPEG", quality=95)
             scenes.append((f"{shard_name(shard)}{row:04d}", content.getvalue()))
         stem = f"{shard_name(shard)}-benchmark"
-        tars.append(storage.join(run.images, f"{stem}.tar"))
+        tars.append(run.image_file(f"{stem}.tar"))
         storage.create(tars[-1], _tar(scenes))
         # The Parquet file is named but not written: recaptioning reads the tar alone.
         stats = {"tar": f"{stem}.tar", "parquet": f"{stem}.parquet", "count": images, "successes": images}

@@ -80,9 +80,8 @@ def write_run(folder: Path, shards: int, samples: int) -> str:
                 rows.append(row)
         parquet = Path(run.shards, f"train-{shard:05d}.parquet")
         pq.write_table(pa.Table.from_pylist(rows, schema=schema.dataset(CAPTIONERS)), parquet)
-        records.append(
-            {"tar": {"name": tar_path.name, "sha256": "0"}, "parquet": {"name": parquet.name}, "samples": samples}
-        )
+        files = {path.suffix[1:]: {"name": path.name, "bytes": 0, "sha256": "0" * 64} for path in (tar_path, parquet)}
+        records.append({**files, "samples": samples})
     content = {
         "schema_version": schema.SCHEMA_VERSION,
         "captioners": dict.fromkeys(CAPTIONERS, "x"),
@@ -132,7 +131,7 @@ def webdataset_batches(run: str, tokenizer: TextTokenizer, batch: int, workers: 
     """One epoch of the webdataset pipeline."""
     import webdataset as wds
 
-    shards = [shard.tar for shard in data.open_dataset(run).shards]
+    shards = [shard.tar_url for shard in data.open_dataset(run).shards]
 
     def collate(samples: list[tuple[torch.Tensor, list[list[int]]]]) -> Batch:
         raw = [ids[0] for _, ids in samples]

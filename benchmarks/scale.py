@@ -126,8 +126,10 @@ def _make_markers(run: Any, manifest: Any, shards: int) -> None:
     for unit in plan_builds(run, recipe, range(shards)):
         stem = f"train-{unit.shard:05d}"
         files = [FileRecord(f"{stem}.{kind}", 10**9, f"{unit.shard:064x}") for kind in ("tar", "parquet")]
-        output = dataset_index.Output("train", SHARD, dict.fromkeys(recipe.captioners, SHARD), *files)
-        record = metadata.record_of(unit.shard, unit.fingerprint, recipe, Joined(fetched=SHARD), [output], None)
+        output = dataset_index.ShardFile(
+            "train", SHARD, dict.fromkeys(recipe.captioners, SHARD), *files, folder=run.shards
+        )
+        record = metadata.make_record(unit.shard, unit.fingerprint, recipe, Joined(fetched=SHARD), [output], None)
         Path(dataset_index.marker(run, unit.shard, unit.fingerprint)).write_text(json.dumps(record.to_dict()))
         for file in files:
             Path(run.shards, file.name).touch()
@@ -181,18 +183,18 @@ def random_hashes(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def stage_duplicates(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline.curation import near_duplicates
 
-    table = near_duplicates.Rows(folder / "sums", rows, "lower", "position")
+    table = near_duplicates.SpilledRows(folder / "sums", rows, "lower", "position")
     for hashes, position in random_hashes(rows):
-        table.add(hashes, near_duplicates.mixed(hashes), position)
+        table.add(hashes, near_duplicates.spread(hashes), position)
     assert sum(len(late) for late, _ in near_duplicates.exact_duplicates(table)) == rows // 20
 
 
 def stage_near_duplicates(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline.curation import near_duplicates
 
-    table = near_duplicates.Rows(folder / "hashes", rows, "hash", "position")
+    table = near_duplicates.SpilledRows(folder / "hashes", rows, "hash", "position")
     for hashes, position in random_hashes(rows):
-        table.add(near_duplicates.mixed(hashes), hashes, position)
+        table.add(near_duplicates.spread(hashes), hashes, position)
     (folder / "near").mkdir()
     count = sum(len(late) for late, _ in near_duplicates.near_duplicates(table, 4, folder / "near"))
     assert 0 <= count - rows // 10 <= rows // 10_000, "all constructed near duplicates, and a few random ones"
@@ -209,9 +211,9 @@ def stage_ledger(folder: Path, rows: int) -> Any:
 
 
 def stage_status(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline.reporting.status import status
+    from lotlip_data.pipeline.reporting.status import get_status
 
-    assert status(_run(folder))["images"] == rows
+    assert get_status(_run(folder))["images"] == rows
 
 
 def stage_resume_download(folder: Path, rows: int) -> Any:

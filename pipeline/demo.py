@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow.parquet as pq
-
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.manifests.run_layout import Run
@@ -24,6 +22,8 @@ from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.pipeline.stages import run_pipeline
 
 logger = logging.getLogger(__name__)
+
+_AGAIN = "Remove it and run `lotlip-data demo` again."
 
 CAPTIONERS = ("tiny-instructblip", "tiny-llava", "tiny-sharegpt4v")
 METHODS = ("lit", "lit_long", "lotlip")
@@ -64,13 +64,13 @@ def demo(run: Run, images: int) -> Outcome:
         )
         manifest = _write_input(folder, server.url, images)
         outcome = run_pipeline(manifest, run)
-    result = storage.join(run.url, "demo.json")
+    result = run.demo
     if outcome.failed:
         return outcome
     if outcome.did_something or not storage.exists(result):
         figures = {**_figures(run), "seconds": round(time.monotonic() - began, 1)}
         storage.replace(result, json.dumps(figures, indent=1).encode())
-    outcome.figures = json.loads(storage.read_bytes(result))
+    outcome.figures = artifacts.read_json(result, _AGAIN)
     for line in summary_lines(outcome.figures, run):
         logger.info(line)
     return outcome
@@ -148,7 +148,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 def _recall(run: Run, method: str) -> dict[str, dict[str, float]]:
     """R@1 in % on long and short texts, both ways."""
-    found = json.loads(storage.read_bytes(run.evaluation(method)))["retrieval"]
+    found = artifacts.read_json(run.evaluation(method), _AGAIN, {"retrieval": dict})["retrieval"]
     return {name: {way: 100 * found[name][way]["R@1"] for way in ("t2i", "i2t")} for name in ("long", "short")}
 
 
@@ -170,8 +170,7 @@ def _accuracy(run: Run, captioner: str) -> dict[str, Any]:
 
 
 def _columns(url: str, *names: str) -> list[tuple[Any, ...]]:
-    with storage.open_read(url) as stream:
-        table = pq.read_table(stream, columns=list(names))
+    table = artifacts.read_parquet(url, _AGAIN, names)
     return list(zip(*(table[name].to_pylist() for name in names), strict=True))
 
 

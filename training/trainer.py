@@ -20,8 +20,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
 from lotlip_data.training import distributed
 from lotlip_data.training.batch_encoder import BatchEncoder, BatchFeatures
 from lotlip_data.training.checkpointing import CheckpointManager
@@ -252,7 +253,7 @@ class Trainer:
         steps_done, loss = self._run_steps(first)
         if steps_done < self.steps:
             self._end_early()
-        model = storage.join(self.out, "model")
+        model = storage.join(self.out, TRAINED_MODEL)
         if self.group.is_first:
             self.model.save(model)
         return TrainResult(model, self.steps, loss, time.monotonic() - started)
@@ -377,7 +378,7 @@ def require_new(out: str) -> None:
 
 def read_result(out: str) -> TrainResult:
     """The result of the finished training in `out`."""
-    return TrainResult(**json.loads(storage.read_bytes(_done_url(out))))
+    return TrainResult(**artifacts.read_json(_done_url(out), f"Remove {out} and train again."))
 
 
 def _open(config: TrainConfig, run: str, out: str, resume: bool) -> tuple[data.Dataset, TrainResult | None]:
@@ -399,7 +400,7 @@ def _claim_folder(out: str, config: TrainConfig, dataset: data.Dataset) -> None:
     # `exists` first: a finished training can be on a disk that is read-only.
     if not storage.exists(url) and storage.create(url, json.dumps(settings, indent=1).encode()):
         return
-    recorded = json.loads(storage.read_bytes(url))
+    recorded = artifacts.read_json(url, f"Remove {out} and train again.")
     different = [
         name for name in {**recorded, **settings} if name not in FREE and recorded.get(name) != settings.get(name)
     ]
@@ -424,4 +425,4 @@ def _config_url(out: str) -> str:
 
 
 def _done_url(out: str) -> str:
-    return storage.join(out, "done.json")
+    return storage.join(out, TRAINING_DONE)

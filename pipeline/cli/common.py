@@ -90,7 +90,7 @@ class Console:
     def save(self, run: Run) -> None:
         if self._lines and storage.exists(run.manifest):
             text = "\n".join(self._lines) + "\n"
-            storage.replace(storage.join(run.logs, self._name, "log.txt"), text.encode())
+            storage.replace(run.log(self._name), text.encode())
 
 
 @contextlib.contextmanager

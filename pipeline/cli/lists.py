@@ -10,7 +10,7 @@ import typer
 from lotlip_data.manifests.catalog import SOURCES, Published, published, scales
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.cli.common import FAILED, Json, ManifestFile, RunFolder, command
-from lotlip_data.pipeline.planning.throughput import Hardware
+from lotlip_data.pipeline.planning.hardware import Hardware
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +64,7 @@ def plan(
         from lotlip_data.pipeline.cli.common import load_validated_manifest
         from lotlip_data.pipeline.planning import cost as plan_cost
         from lotlip_data.pipeline.planning import lists as plan_lists
-        from lotlip_data.pipeline.planning.storage import stored_by
+        from lotlip_data.pipeline.planning.storage import measure_storage
         from lotlip_data.pipeline.planning.throughput import Speed, measure_speed
         from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 
@@ -74,7 +74,7 @@ def plan(
             held_for(asked, at)
         chosen = resolve_captioners(asked.captioners)
         given = _speeds(speed or [], [one.config.name for one in chosen])
-        found = plan_lists.plan_lists(asked, rows, stored_by(at) if at else None)
+        found = plan_lists.plan_lists(asked, rows, measure_storage(at) if at else None)
         for line in plan_lists.format_text(found):
             console.print(line)
         speeds = {name: Speed(value, "as given") for name, value in given.items()}

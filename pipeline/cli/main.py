@@ -175,16 +175,15 @@ def status(
 
         from lotlip_data.manifests.manifest import frozen
         from lotlip_data.manifests.run_layout import Run
-        from lotlip_data.pipeline.reporting.status import format_text
-        from lotlip_data.pipeline.reporting.status import status as look
+        from lotlip_data.pipeline.reporting.status import format_text, get_status
 
         frozen(Run.at(run))
         while True:
-            found = look(Run.at(run), failures=failures)
+            progress = get_status(Run.at(run), failures=failures)
             if watch and sys.stdout.isatty():
                 print("\033[H\033[2J", end="")
-            console.result(found)
-            for row in format_text(found):
+            console.result({**progress})
+            for row in format_text(progress):
                 console.print(row)
             if not watch:
                 break

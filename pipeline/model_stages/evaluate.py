@@ -175,12 +175,12 @@ def evaluate(manifest: Manifest, run: Run) -> Outcome:
         return total
     for name in map(training_name, manifest.train):
         out = run.evaluation(name)
-        if not storage.exists(storage.join(run.train(name), "done.json")):
+        if not storage.exists(run.training_done(name)):
             total.failed.append(f"{name}: not trained yet; run `lotlip-data train {run.url}`")
             continue
         total.did_something |= not storage.exists(out)
         with log_prefix(name):
-            total.figures[name] = evaluate_model(storage.join(run.train(name), "model"), out)
+            total.figures[name] = evaluate_model(run.trained_model(name), out)
     return total
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from lotlip_data.manifests import schema, subcaptions
+from lotlip_data.manifests import schema, storage, subcaptions
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of
@@ -180,9 +180,8 @@ def _write_shard(folder: Path, number: int, seeds: Sequence[int], texts: Texts) 
                 row, image = _sample(seed, f"{number:05d}{index:04d}", writers)
                 writer.write(row, members(row, image, columns.names))
         files = {"tar": asdict(record_of(tar, tar.name)), "parquet": asdict(record_of(parquet, parquet.name))}
-        scratch = record.with_suffix(".part")
-        scratch.write_text(json.dumps({**files, "samples": len(seeds)}))
-        scratch.rename(record)
+        with storage.replacing(record) as part:
+            part.write_text(json.dumps({**files, "samples": len(seeds)}))
     content: dict[str, Any] = json.loads(record.read_text())
     return content
 

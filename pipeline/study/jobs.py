@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.run_layout import TRAINING_DONE
 from lotlip_data.pipeline.study import data
 from lotlip_data.pipeline.study.experiments import Design, Experiment, Texts
 
@@ -140,6 +141,6 @@ def _steps_done(out: str) -> int:
     from lotlip_data.training.checkpointing import CheckpointManager
     from lotlip_data.training.trainer import read_result
 
-    if storage.exists(storage.join(out, "done.json")):
+    if storage.exists(storage.join(out, TRAINING_DONE)):
         return read_result(out).steps
     return max(CheckpointManager(out, 1).steps(), default=0)

@@ -76,11 +76,11 @@ def write_run(folder: pathlib.Path, counts: Sequence[int] = (30, 20), mode: subc
     for shard, count in enumerate(counts):
         rows = [_row(next(seeds), f"{shard:05d}{index:04d}", mode) for index in range(count)]
         tar, parquet = f"train-{shard:05d}.tar", f"train-{shard:05d}.parquet"
-        pathlib.Path(run.shards, tar).write_bytes(content := _tar(rows))
+        pathlib.Path(run.shards, tar).write_bytes(_tar(rows))
         table = pa.Table.from_pylist([row for row, _ in rows], schema=schema.dataset(WRITERS))
         pq.write_table(table, pathlib.Path(run.shards, parquet))
-        record = {"tar": {"name": tar, "sha256": hashlib.sha256(content).hexdigest()}, "parquet": {"name": parquet}}
-        shards.append({**record, "samples": count})
+        files = {"tar": _file_record(run, tar), "parquet": _file_record(run, parquet)}
+        shards.append({**files, "samples": count})
     description = {
         "schema_version": schema.SCHEMA_VERSION,
         "captioners": {name: f"{name}-0" for name in WRITERS},
@@ -90,6 +90,11 @@ def write_run(folder: pathlib.Path, counts: Sequence[int] = (30, 20), mode: subc
     }
     pathlib.Path(run.dataset).write_text(json.dumps(description))
     return run.url
+
+
+def _file_record(run: Run, name: str) -> dict:
+    content = pathlib.Path(run.shards, name).read_bytes()
+    return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _row(seed: int, key: str, mode: subcaptions.SplitMode) -> tuple[dict, bytes]:

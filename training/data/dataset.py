@@ -7,20 +7,17 @@ Letters: T long texts per sample and step, S consecutive sub-captions per long t
 """
 
 import functools
-import io
-import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from lotlip_data.manifests import storage
-from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests import artifacts, dataset_index
+from lotlip_data.manifests.dataset_index import DatasetError, ShardFile
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.schema import SCHEMA_VERSION, SUB_SUFFIX
+from lotlip_data.manifests.schema import SUB_SUFFIX
 from lotlip_data.manifests.subcaptions import SplitMode
 from lotlip_data.training.data.tokenizer import join_sub_captions
 
@@ -28,6 +25,8 @@ Content = TypeVar("Content")
 
 TextRow = dict[str, Any]
 """A row of a Parquet twin: `key`, `raw` (str or None), and for each captioner `NAME_sub` (list[str] or None)."""
+
+VERIFY_REMEDY = "Run `lotlip-data verify` on the run."
 
 # Second number of each seed: an independent random stream per purpose (crops in pixel_reader.py are the fourth).
 _SHARD_STREAM, _ROW_STREAM, _TEXT_STREAM = 0, 1, 2
@@ -41,19 +40,8 @@ class SampleRef(NamedTuple):
     row: int
 
 
-class DataError(UserError):
-    """The dataset is missing or damaged, or lacks what the training needs."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A tar with its Parquet twin. Both have `samples` samples in the same order."""
-
-    tar: str
-    parquet: str
-    sha256: str
-    """The sha256 of the tar."""
-    samples: int
+class DataError(DatasetError):
+    """A file of the dataset is damaged, or the dataset lacks what the training needs."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ class Dataset:
 
     url: str
     """The run, as a path or URL."""
-    shards: tuple[Shard, ...]
+    shards: tuple[ShardFile, ...]
     captioners: tuple[str, ...]
     sub_captions: SplitMode
 
@@ -72,33 +60,14 @@ class Dataset:
 
 
 def open_dataset(run: str) -> Dataset:
-    """Open the dataset of the run at a path or URL.
+    """Open the training split of the dataset of the run at a path or URL.
 
     Raises:
-        DataError: There is no dataset, it is empty, or its dataset.json cannot be read.
+        DatasetError: There is no dataset, its dataset.json is damaged, or the training split is empty.
     """
     layout = Run.at(run)
-    try:
-        content = json.loads(storage.read_bytes(layout.dataset))
-    except FileNotFoundError:
-        raise DataError(f"{layout.dataset}: the run has no dataset. Run `lotlip-data shard {run}` first.") from None
-    except ValueError as error:
-        raise DataError(f"{layout.dataset}: not JSON ({error}). Run `lotlip-data shard {run}`.") from None
-    if (version := content.get("schema_version")) != SCHEMA_VERSION:
-        raise DataError(
-            f"{layout.dataset}: has schema version {version}, but this release reads version {SCHEMA_VERSION}. "
-            f"Remove {layout.shards} and run `lotlip-data shard {run}`."
-        )
-    shards = tuple(
-        Shard(
-            tar=storage.join(layout.shards, record["tar"]["name"]),
-            parquet=storage.join(layout.shards, record["parquet"]["name"]),
-            sha256=record["tar"]["sha256"],
-            samples=record["samples"],
-        )
-        for record in content["shards"]
-        if record["samples"]
-    )
+    content = dataset_index.read_index(layout, dataset_index.SAMPLE_FIELDS)
+    shards = tuple(file for file in dataset_index.shard_files(layout, content) if file.split == "train")
     if not shards:
         raise DataError(f"{layout.dataset}: the dataset has no samples to train on")
     return Dataset(layout.url, shards, tuple(content["captioners"]), content["sub_captions"])
@@ -204,16 +173,11 @@ class TextReader:
 
     def _read(self, index: int) -> list[TextRow]:
         shard = self._dataset.shards[index]
-        try:
-            table = pq.read_table(io.BytesIO(storage.read_bytes(shard.parquet)), columns=self._columns)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{shard.parquet}: cannot be read ({error}). Run `lotlip-data verify` on the run."
-            ) from error
+        table = artifacts.read_parquet(shard.parquet_url, VERIFY_REMEDY, self._columns, DataError)
         if len(table) != shard.samples:
             raise DataError(
-                f"{shard.parquet}: has {len(table)} samples, but dataset.json lists {shard.samples}. "
-                "Run `lotlip-data verify` on the run."
+                f"{shard.parquet_url}: has {len(table)} samples, but dataset.json lists {shard.samples}. "
+                f"{VERIFY_REMEDY}"
             )
         rows: list[TextRow] = table.to_pylist()
         return rows

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import tarfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -21,10 +20,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, tar_reader
+from lotlip_data.manifests.dataset_index import ShardFile
 from lotlip_data.manifests.iteration import batched
+from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
-from lotlip_data.training.data.dataset import DataError, Dataset, SampleRef, Shard, shard_cache
+from lotlip_data.training.data.dataset import VERIFY_REMEDY, DataError, Dataset, SampleRef, shard_cache
 from lotlip_data.training.data.image_transforms import ImageTransform
 from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup
 from lotlip_data.training.models.towers import ImageTower
@@ -53,7 +54,7 @@ class FeatureCache:
         self._transform = transform
         self.shard = shard_cache(self._read, open_shards)
         """float16 [samples, D] of a shard by its index, in the order of its rows. Raises DataError for a bad file."""
-        self.folder = storage.join(dataset.url, "features", tower_id(tower, transform))
+        self.folder = Run(dataset.url).features(tower_id(tower, transform))
 
     @property
     def shards(self) -> int:
@@ -87,11 +88,11 @@ class FeatureCache:
         shard = self._dataset.shards[index]
         storage.create(self._url(shard), self._compute(shard))
 
-    def _url(self, shard: Shard) -> str:
+    def _url(self, shard: ShardFile) -> str:
         return storage.join(self.folder, _file_name(shard))
 
     @torch.no_grad()
-    def _compute(self, shard: Shard) -> bytes:
+    def _compute(self, shard: ShardFile) -> bytes:
         device = next(self._tower.parameters()).device
         features = [
             self._tower(self._transform(images).to(device)).cpu()
@@ -100,8 +101,7 @@ class FeatureCache:
         table = torch.cat(features).to(torch.float16).numpy() if features else np.zeros((0, self._tower.dim))
         if len(table) != shard.samples:
             raise DataError(
-                f"{shard.tar}: has {len(table)} images, but dataset.json lists {shard.samples}. "
-                "Run `lotlip-data verify` on the run."
+                f"{shard.tar_url}: has {len(table)} images, but dataset.json lists {shard.samples}. {VERIFY_REMEDY}"
             )
         buffer = io.BytesIO()
         np.savez(buffer, features=table)
@@ -123,23 +123,14 @@ class FeatureCache:
         return features
 
 
-def _file_name(shard: Shard) -> str:
+def _file_name(shard: ShardFile) -> str:
     return f"{shard.sha256[:32]}.npz"
 
 
-def _read_images(shard: Shard) -> Iterator[Image.Image]:
+def _read_images(shard: ShardFile) -> Iterator[Image.Image]:
     """The images of a tar in its order, which is the order of the Parquet rows. Raises DataError for a bad image."""
-    try:
-        with storage.open_read(shard.tar) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                if not member.name.endswith(f".{IMAGE_EXTENSION}"):
-                    continue
-                source = tar.extractfile(member)
-                if source is None:
-                    raise DataError(f"{shard.tar}: {member.name} is not a file")
-                try:
-                    yield Image.open(io.BytesIO(source.read())).convert("RGB")
-                except (OSError, ValueError) as error:
-                    raise DataError(f"{shard.tar}: {member.name} cannot be decoded ({error})") from error
-    except tarfile.TarError as error:
-        raise DataError(f"{shard.tar}: cannot be read ({error}). Run `lotlip-data verify` on the run.") from error
+    for name, content in tar_reader.iter_members(shard.tar_url, VERIFY_REMEDY, f".{IMAGE_EXTENSION}", DataError):
+        try:
+            yield Image.open(io.BytesIO(content)).convert("RGB")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{shard.tar_url}: {name} cannot be decoded ({error}). {VERIFY_REMEDY}") from error

@@ -4,12 +4,12 @@ The batch of a step is a pure function of the step (see `dataset.Batches`). Batc
 was killed are simply computed again.
 """
 
-import collections
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from lotlip_data.manifests.iteration import map_ordered
 
 PREFETCH_BATCHES = 2
 """Batches that are ready or in progress: while the images of one are decoded, the texts of the next are tokenized."""
@@ -27,15 +27,4 @@ class Batch:
 
 def prefetch_batches(make_batch: Callable[[int], Batch], first: int, end: int) -> Iterator[Batch]:
     """The batches of the steps `first` … `end - 1`, in order. An error of `make_batch` is raised at its own step."""
-    with ThreadPoolExecutor(PREFETCH_BATCHES, "loader") as pool:
-        pending: collections.deque[Future[Batch]] = collections.deque()
-        try:
-            for step in range(first, end):
-                pending.append(pool.submit(make_batch, step))
-                if len(pending) == PREFETCH_BATCHES:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    return map_ordered(make_batch, range(first, end), threads=PREFETCH_BATCHES, window=PREFETCH_BATCHES)

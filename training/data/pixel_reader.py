@@ -5,24 +5,20 @@ For image towers that learn, and for locked towers that see each image with a ne
 
 import io
 import mmap
-import tarfile
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests.dataset_index import ShardFile
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
-from lotlip_data.training.data.dataset import DataError, Dataset, SampleRef, Shard, shard_cache
+from lotlip_data.manifests.tar_reader import TarIndex, open_seekable
+from lotlip_data.training.data.dataset import VERIFY_REMEDY, DataError, Dataset, SampleRef, shard_cache
 from lotlip_data.training.data.image_transforms import ImageTransform, random_crop
 
-COPY_BYTES = 1 << 22
 _CROP_STREAM = 3
 """Second number of each seed, as in dataset.py."""
 
@@ -68,46 +64,27 @@ class PixelReader:
             image = Image.open(io.BytesIO(encoded)).convert("RGB")
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{self._dataset.shards[shard].tar}: image {row} cannot be decoded ({error}). "
-                "Run `lotlip-data verify` on the run."
+                f"{self._dataset.shards[shard].tar_url}: image {row} cannot be decoded ({error}). {VERIFY_REMEDY}"
             ) from error
         return self._transform.normalize(random_crop(image, self._transform, self._crop, rng))
 
 
 class ImageTar:
-    """The tar of a shard, mapped into memory. A remote tar is copied to a temporary file first."""
+    """The images of a shard's tar, mapped into memory. A remote tar is copied to a temporary file first."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: ShardFile) -> None:
+        url, suffix = shard.tar_url, f".{IMAGE_EXTENSION}"
         try:
-            with _open_local(shard.tar) as file:
-                self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                with tarfile.open(fileobj=file, mode="r:") as tar:
-                    self._spans = [
-                        (member.offset_data, member.size)
-                        for member in tar
-                        if member.name.endswith(f".{IMAGE_EXTENSION}")
-                    ]
-        except (OSError, ValueError, tarfile.TarError) as error:
-            raise DataError(f"{shard.tar}: cannot be read ({error}). Run `lotlip-data verify` on the run.") from error
-        if len(self._spans) != shard.samples:
-            raise DataError(
-                f"{shard.tar}: has {len(self._spans)} images, but dataset.json lists {shard.samples}. "
-                "Run `lotlip-data verify` on the run."
-            )
+            with open_seekable(url) as file:
+                self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # outlives the file
+                self._index = TarIndex(file, url, VERIFY_REMEDY, suffix, DataError)
+                images = len(self._index)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{url}: cannot be read ({error}). {VERIFY_REMEDY}") from error
+        if images != shard.samples:
+            raise DataError(f"{url}: has {images} images, but dataset.json lists {shard.samples}. {VERIFY_REMEDY}")
 
     def read(self, row: int) -> bytes:
         """The encoded image of a row."""
-        start, size = self._spans[row]
-        return self._content[start : start + size]
-
-
-def _open_local(url: str) -> IO[bytes]:
-    """The file itself if it is local, else an unnamed temporary copy. Its memory map keeps the copy alive."""
-    if storage.is_local(url):
-        return Path(storage.normalise(url)).open("rb")
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it; the memory map keeps the content
-    with storage.open_read(url) as source:
-        while chunk := source.read(COPY_BYTES):
-            copy.write(chunk)
-    copy.seek(0)
-    return cast(IO[bytes], copy)
+        offset, size = self._index.span(row)
+        return self._content[offset : offset + size]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.evaluation import metrics as retrieval
 from lotlip_data.training.evaluation.models import Embedder
@@ -157,8 +157,7 @@ class _Parts:
             began = time.monotonic()
             found = compute()
             storage.create(url, json.dumps(found | {"seconds": time.monotonic() - began}).encode())
-        kept: dict[str, Any] = json.loads(storage.read_bytes(url))
-        return kept
+        return artifacts.read_json(url, "Remove it; the next run evaluates this set again.")
 
 
 def _retrieve(model: Embedder, pairs: RetrievalSet, allow_partial: bool) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
+from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
 from lotlip_data.training.config import ConfigError, TrainConfig
 from lotlip_data.training.data.image_transforms import ImageTransform, load_transform
 from lotlip_data.training.data.tokenizer import EncodedTexts, TextTokenizer, load_tokenizer
@@ -39,7 +40,7 @@ from lotlip_data.training.models.towers import TextSettings, TextTower, TwoTower
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_TRAINING_FILES = ("done.json", "metrics.jsonl")
+_TRAINING_FILES = (TRAINING_DONE, "metrics.jsonl")
 """Files that a training's folder has and a model's folder does not have."""
 
 
@@ -165,7 +166,7 @@ def _read_config(url: str) -> dict[str, Any]:
 
 def reject_training_folder(url: str) -> None:
     """Raise CheckpointError if `url` is the folder of a training, which is easily confused with its model folder."""
-    names, model = storage.list_names(url), storage.join(url, "model")
+    names, model = storage.list_names(url), storage.join(url, TRAINED_MODEL)
     if WEIGHTS in names:
         return
     if storage.exists(storage.join(model, CONFIG)):

@@ -70,10 +70,10 @@ def test_only_the_selected_captioners_are_read(tmp_path):
 
 
 def test_the_error_for_a_run_without_dataset_names_the_command(tmp_path):
-    with pytest.raises(data.DataError, match="lotlip-data shard"):
+    with pytest.raises(data.DatasetError, match="lotlip-data shard"):
         data.open_dataset(str(tmp_path))
     (tmp_path / "shards").mkdir()
     for content, message in (("{", "not JSON"), ('{"schema_version": 0}', "has schema version 0")):
         (tmp_path / "shards" / "dataset.json").write_text(content)
-        with pytest.raises(data.DataError, match=message):
+        with pytest.raises(data.DatasetError, match=message):
             data.open_dataset(str(tmp_path))

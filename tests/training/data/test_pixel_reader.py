@@ -37,7 +37,7 @@ def test_each_row_has_the_image_of_its_row_in_the_parquet_twin(dataset_and_tower
     pixels = reader(dataset, crop=(1.0, 1.0)).load(samples)
     for sample, loaded in zip(samples, pixels, strict=True):
         key = data.TextReader(dataset, ()).shard(sample[1])[sample[2]]["key"]
-        with tarfile.open(dataset.shards[sample[1]].tar) as tar:
+        with tarfile.open(dataset.shards[sample[1]].tar_url) as tar:
             image = Image.open(io.BytesIO(tar.extractfile(f"{key}.jpg").read())).convert("RGB")
         # A crop of a whole square image can still lose a row to the random aspect ratio.
         assert (ImageTransform(96)([image])[0] - loaded).abs().mean() < 0.25
@@ -57,7 +57,7 @@ def test_a_crop_depends_on_seed_and_sample_and_differs_between_epochs(dataset_an
 
 def test_the_error_for_a_missing_or_truncated_tar_says_what_to_do(tmp_path):
     dataset = data.open_dataset(write_run(tmp_path / "run", (3,)))
-    tar = pathlib.Path(dataset.shards[0].tar)
+    tar = pathlib.Path(dataset.shards[0].tar_url)
     whole = tar.read_bytes()
     tar.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(data.DataError, match="verify"):
