@@ -1,7 +1,9 @@
 # make demo       sets everything up and runs the whole job offline, on a CPU, in a few minutes
 # make test       sets up and passes the fast tests;  make test-slow: the long ones;  make test-chaos: twenty random kills
 # make study      the paper's tables and figures, small: four hours on two cores, in any number of goes; writes docs/study.md
+# make check      lint and the unit tests, in less than a minute
 # make lint       ruff and mypy
+# make docs       builds the documentation site into build/site, and fails on any warning;  make docs-serve: shows it
 #
 # Needs Python 3.11 and nothing else. Everything is installed into .venv, from constraints/cpu.txt.
 
@@ -10,7 +12,7 @@ VENV   ?= .venv
 RUN    ?= runs/demo
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo study test test-slow test-chaos lint clean
+.PHONY: setup demo study test test-slow test-chaos check unit types lint docs docs-serve clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready
@@ -35,13 +37,32 @@ test-slow: setup
 test-chaos: setup
 	$(BIN)/python -m pytest -s -m chaos
 
+# Lint and unit tests side by side: each takes about one core.
+check: setup
+	@$(MAKE) --no-print-directory --jobs 2 lint unit
+
+unit: setup
+	$(BIN)/python -m pytest --quiet --unit
+
+# The top-level folders under the names that they are imported by, for tools that read the source: mypy and mkdocstrings.
 ROOMS := captioners manifests pipeline training world
-lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+types:
 	mkdir -p build/types/lotlip_data
 	for room in $(ROOMS); do ln -sfn ../../../$$room build/types/lotlip_data/$$room; done
+
+lint: setup types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p lotlip_data
+
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs: setup types
+	bash tools/fetch_mermaid.sh build/vendor/mermaid.min.js
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: setup types
+	bash tools/fetch_mermaid.sh build/vendor/mermaid.min.js
+	$(BIN)/mkdocs serve
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -21,6 +21,6 @@ if ! pip install "$TORCH"; then
     echo "== the index in use does not give it: from $TORCH_INDEX"
     pip install "$TORCH" --index-url "$TORCH_INDEX"
 fi
-pip install --constraint constraints/cpu.txt --editable '.[cpu,s3,dev]'
+pip install --constraint constraints/cpu.txt --editable '.[cpu,s3,dev,docs]'
 "$VENV/bin/python" tools/repair_torchvision.py
 echo "== ready"
