@@ -2,7 +2,7 @@
 # make test       sets up and passes the fast tests;  make test-slow: the long ones;  make test-chaos: twenty random kills
 # make study      the paper's tables and figures, small: four hours on two cores, in any number of goes; writes docs/study.md
 # make check      lint and the unit tests, in less than a minute
-# make lint       ruff and mypy
+# make lint       ruff, mypy and the import contracts
 # make docs       builds the documentation site into build/site, and fails on any warning;  make docs-serve: shows it
 #
 # Needs Python 3.11 and nothing else. Everything is installed into .venv, from constraints/cpu.txt.
@@ -44,16 +44,19 @@ check: setup
 unit: setup
 	$(BIN)/python -m pytest --quiet --unit
 
-# The top-level folders under the names that they are imported by, for tools that read the source: mypy and mkdocstrings.
-ROOMS := captioners manifests pipeline training world
+# mypy, import-linter and mkdocstrings read the packages under their import names, through links, as setuptools maps the
+# top folders.
+PACKAGES := captioners manifests pipeline synthetic training
+TYPES    := build/types
 types:
-	mkdir -p build/types/lotlip_data
-	for room in $(ROOMS); do ln -sfn ../../../$$room build/types/lotlip_data/$$room; done
+	mkdir -p $(TYPES)/lotlip_data
+	for package in $(PACKAGES); do ln -sfn ../../../$$package $(TYPES)/lotlip_data/$$package; done
 
 lint: setup types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p lotlip_data
+	PYTHONPATH=$(TYPES) $(BIN)/lint-imports
 
 docs docs-serve: export NO_MKDOCS_2_WARNING := 1
 docs: setup types

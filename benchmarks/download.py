@@ -36,11 +36,11 @@ import pyarrow.parquet as pq
 import trustme
 from PIL import Image
 
-from lotlip_data.manifests.identity import uid_of
-from lotlip_data.manifests.layout import Run
-from lotlip_data.manifests.manifest import DownloadSettings
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.schema import LISTS
-from lotlip_data.pipeline.fetch_commit import Work, fetch_and_commit
+from lotlip_data.manifests.settings import DownloadSettings
+from lotlip_data.pipeline.downloading.commit import DownloadTask, fetch_and_commit
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (500, 375))
 """Pixels, as photographs in web lists have them: most are larger than what is stored, some are not."""
@@ -103,7 +103,7 @@ def fetch_ours(rows: pa.Table, folder: Path, threads: int) -> None:
     Path(run.lists).mkdir(parents=True)
     pq.write_table(rows, run.list_shard(0))
     settings = DownloadSettings(threads=threads, per_host=threads, allow_hosts=("127.0.0.1",))
-    marker = fetch_and_commit(Work(run, 0, 10_000, settings))
+    marker = fetch_and_commit(DownloadTask(run, 0, 10_000, settings))
     assert marker["successes"] == rows.num_rows, marker
 
 
@@ -143,7 +143,7 @@ def work(url: str, images: int, threads: int) -> None:
     """A process: for each side that standard input names, a line of JSON with its seconds and CPU seconds."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     urls = [f"{url}/{index}.jpg" for index in range(images)]
-    columns: list[Any] = [[uid_of(url) for url in urls], urls, [["a text"]] * images, [["list"]] * images]
+    columns: list[Any] = [[uid_from_url(url) for url in urls], urls, [["a text"]] * images, [["list"]] * images]
     rows = pa.table([*columns, [None] * images, [None] * images], schema=LISTS)
     for side in sys.stdin:
         with tempfile.TemporaryDirectory(prefix="lotlip-data-benchmark-") as folder:

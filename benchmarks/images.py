@@ -12,8 +12,8 @@ Member = tuple[str, bytes]
 def write_run(url: str, shards: int, images: int, pixels: int) -> list[str]:
     """Writes `shards` × `images` scenes of `pixels` squared; returns the paths of the tars. url: a local folder."""
     from lotlip_data.manifests import storage
-    from lotlip_data.manifests.layout import Run, shard_name
-    from lotlip_data.world.scenes import SPLITS, render, sample_scene
+    from lotlip_data.manifests.run_layout import Run, shard_name
+    from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 
     run, tars = Run.at(url), []
     for shard in range(shards):

@@ -29,12 +29,12 @@ import torch
 from PIL import Image
 
 from lotlip_data.manifests import schema
-from lotlip_data.manifests.layout import Run
-from lotlip_data.training import data
-from lotlip_data.training.images import ImageTransform, random_crop
-from lotlip_data.training.loader import Batch, ahead
-from lotlip_data.training.pixels import PixelReader
-from lotlip_data.training.text import TextTokenizer, join_sub_captions, load_tokenizer
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.training.data import dataset as data
+from lotlip_data.training.data.image_transforms import ImageTransform, random_crop
+from lotlip_data.training.data.loader import Batch, prefetch_batches
+from lotlip_data.training.data.pixel_reader import PixelReader
+from lotlip_data.training.data.tokenizer import TextTokenizer, join_sub_captions, load_tokenizer
 
 CAPTIONERS = ("instructblip", "llava", "sharegpt4v")
 WORDS = tuple(f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in "nrst")
@@ -106,7 +106,7 @@ def ours(run: str, tokenizer: TextTokenizer, batch: int, workers: int, first: in
         every = [text.raw for text in texts] + [one for text in texts for one in text.long]
         return Batch(pixels.rows(places), tokenizer.encode(every).ids)
 
-    return ahead(make, first, first + steps)
+    return prefetch_batches(make, first, first + steps)
 
 
 class Sample:

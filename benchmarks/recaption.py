@@ -109,7 +109,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def jobs(options: argparse.Namespace, run: Path, tars: list[str]) -> dict[str, tuple[str, Job, str]]:
     """Name → script, job and Python of each side."""
     from lotlip_data.captioners.registry import get_default, get_kind
-    from lotlip_data.manifests.checkpoints import resolve
+    from lotlip_data.manifests.checkpoints.resolve import resolve
 
     def job(name: str, tokens: int) -> Job:
         config = get_default(name).to_dict() | {"max_new_tokens": tokens, "dtype": "float32"}

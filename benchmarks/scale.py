@@ -68,17 +68,17 @@ def manifest_of(folder: Path) -> Any:
 
 def make_run(folder: Path, images: int) -> None:
     """What `images` images leave in a run's folder, but for the contents of tars and Parquet files."""
-    from lotlip_data.manifests.layout import Run, shard_name
     from lotlip_data.manifests.manifest import freeze
-    from lotlip_data.pipeline.choice import choose
-    from lotlip_data.pipeline.ledger import Tally
-    from lotlip_data.pipeline.recaption import claim
+    from lotlip_data.manifests.run_layout import Run, shard_name
+    from lotlip_data.pipeline.core.ledger import WorkRecord
+    from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+    from lotlip_data.pipeline.recaptioning.results import claim
 
     manifest, run, shards = manifest_of(folder), Run.at(str(folder / "run")), images // SHARD
     freeze(manifest, run)
     for at in ("lists", "images/.ledger", "quarantine/images", *(f"captions/{name}/.ledger" for name in CAPTIONERS)):
         Path(run.url, at).mkdir(parents=True)
-    for one in choose(manifest.captioners, None):
+    for one in resolve_captioners(manifest.captioners, None):
         claim(run, one.config)
     rows = shards * (SHARD + FAILED)
     plan = {"images": rows, "shards": shards, "samples_per_shard": SHARD + FAILED, "rows": rows, "duplicates": 0}
@@ -86,7 +86,7 @@ def make_run(folder: Path, images: int) -> None:
     now = int(time.time())
     for shard in range(shards):
         name = shard_name(shard)
-        tally = Tally(SHARD, 0, 0, now - 60, now - 1)
+        tally = WorkRecord(SHARD, 0, 0, now - 60, now - 1)
         hosts = {f"images-{shard}-{host}.example.org": {"http 404": 1} for host in range(FAILED)}
         stats = {"count": SHARD + FAILED, "successes": SHARD, "seconds": 60.0, "failed_hosts": hosts}
         stats |= {"status_dict": {"success": SHARD, "http 404": FAILED}}
@@ -95,7 +95,7 @@ def make_run(folder: Path, images: int) -> None:
         files = [f"{run.images}/{stats[kind]}" for kind in ("tar", "parquet")]
         for path in (run.list_shard(shard), run.quarantine("images", f"{name}.parquet"), *files):
             Path(path).touch()
-        fetched = Tally(SHARD + FAILED, FAILED, 0, now - 60, now - 1)
+        fetched = WorkRecord(SHARD + FAILED, FAILED, 0, now - 60, now - 1)
         Path(run.image_ledger, f"{name}-{fetched.name}").touch()
         for captioner in CAPTIONERS:
             Path(run.caption_shard(captioner, shard)).touch()
@@ -105,30 +105,31 @@ def make_run(folder: Path, images: int) -> None:
 
 def _make_markers(run: Any, manifest: Any, shards: int) -> None:
     """A committed dataset shard for each image shard."""
-    from lotlip_data.pipeline import dataset
-    from lotlip_data.pipeline.inputs import units
-    from lotlip_data.pipeline.join import Joined
-    from lotlip_data.pipeline.ledger import captioners
-    from lotlip_data.pipeline.rules import Rules
-    from lotlip_data.pipeline.shard_files import FileRecord
+    from lotlip_data.manifests import dataset_index
+    from lotlip_data.manifests.dataset_index import FileRecord
+    from lotlip_data.pipeline.core.ledger import captioners
+    from lotlip_data.pipeline.curation.filters import Filters
+    from lotlip_data.pipeline.dataset import metadata
+    from lotlip_data.pipeline.dataset.join import Joined
+    from lotlip_data.pipeline.dataset.stage import plan_builds
 
     ids = {name: json.loads(Path(run.captioner_settings(name)).read_text())["id"] for name in captioners(run)}
-    recipe = dataset.Recipe(ids, Rules.of(manifest))
-    Path(run.shards, dataset.MARKERS).mkdir(parents=True)
-    for unit in units(run, recipe, range(shards)):
+    recipe = metadata.Recipe(ids, Filters.of(manifest))
+    Path(run.shards, dataset_index.MARKERS).mkdir(parents=True)
+    for unit in plan_builds(run, recipe, range(shards)):
         stem = f"train-{unit.shard:05d}"
         files = [FileRecord(f"{stem}.{kind}", 10**9, f"{unit.shard:064x}") for kind in ("tar", "parquet")]
-        output = dataset.Output("train", SHARD, dict.fromkeys(recipe.captioners, SHARD), *files)
-        record = dataset.record_of(unit.shard, unit.fingerprint, recipe, Joined(fetched=SHARD), [output], None)
-        Path(dataset.marker(run, unit.shard, unit.fingerprint)).write_text(json.dumps(record.to_dict()))
+        output = dataset_index.Output("train", SHARD, dict.fromkeys(recipe.captioners, SHARD), *files)
+        record = metadata.record_of(unit.shard, unit.fingerprint, recipe, Joined(fetched=SHARD), [output], None)
+        Path(dataset_index.marker(run, unit.shard, unit.fingerprint)).write_text(json.dumps(record.to_dict()))
         for file in files:
             Path(run.shards, file.name).touch()
 
 
 def put_under_way(folder: Path, images: int) -> None:
     """The last tenth of a captioner's shards is not committed, but has parts."""
-    from lotlip_data.manifests.layout import shard_name
-    from lotlip_data.pipeline.ledger import Tally
+    from lotlip_data.manifests.run_layout import shard_name
+    from lotlip_data.pipeline.core.ledger import WorkRecord
 
     run, shards, name, now = _run(folder), images // SHARD, CAPTIONERS[-1], int(time.time())
     for shard in range(shards - shards // 10, shards):
@@ -138,7 +139,7 @@ def put_under_way(folder: Path, images: int) -> None:
         parts = Path(run.caption_parts(name, shard))
         parts.mkdir(parents=True)
         for part in range(PARTS):
-            tally = Tally(512, 1, 70_000, now - 30, now)
+            tally = WorkRecord(512, 1, 70_000, now - 30, now)
             (parts / f"{part:05d}-0a1b2c3d-{tally.name}.parquet").touch()
 
 
@@ -146,14 +147,14 @@ def put_under_way(folder: Path, images: int) -> None:
 
 
 def stage_plan(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline.plan_lists import plan_lists
+    from lotlip_data.pipeline.planning.lists import plan_lists
 
     plan_lists(manifest_of(folder))
 
 
 def stage_partition(folder: Path, rows: int) -> Any:
-    from lotlip_data.manifests.layout import Run
-    from lotlip_data.pipeline.partition import partition
+    from lotlip_data.manifests.run_layout import Run
+    from lotlip_data.pipeline.url_lists.partition import partition
 
     plan = partition(manifest_of(folder), Run.at(str(folder / "cut")))
     assert (plan.rows, plan.duplicates) == (rows, rows // 20)
@@ -171,63 +172,63 @@ def hashes(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def stage_duplicates(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline import neighbours
+    from lotlip_data.pipeline.curation import near_duplicates
 
-    table = neighbours.Rows(folder / "sums", rows, "lower", "position")
+    table = near_duplicates.Rows(folder / "sums", rows, "lower", "position")
     for found, position in hashes(rows):
-        table.add(found, neighbours.mixed(found), position)
-    assert sum(len(late) for late, _ in neighbours.equal(table)) == rows // 20
+        table.add(found, near_duplicates.mixed(found), position)
+    assert sum(len(late) for late, _ in near_duplicates.exact_duplicates(table)) == rows // 20
 
 
 def stage_near_duplicates(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline import neighbours
+    from lotlip_data.pipeline.curation import near_duplicates
 
-    table = neighbours.Rows(folder / "hashes", rows, "hash", "position")
+    table = near_duplicates.Rows(folder / "hashes", rows, "hash", "position")
     for values, position in hashes(rows):
-        table.add(neighbours.mixed(values), values, position)
+        table.add(near_duplicates.mixed(values), values, position)
     (folder / "near").mkdir()
-    found = sum(len(late) for late, _ in neighbours.near(table, 4, folder / "near"))
+    found = sum(len(late) for late, _ in near_duplicates.near_duplicates(table, 4, folder / "near"))
     assert 0 <= found - rows // 10 <= rows // 10_000, "those that were made near, and a few of 64 random bits by chance"
 
 
 def stage_ledger(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline import ledger
+    from lotlip_data.pipeline.core import ledger
 
     run, shards = _run(folder), rows // SHARD
-    left = [len(ledger.work_of(run, name).left) for name in ledger.captioners(run)]
+    left = [len(ledger.caption_progress(run, name).left) for name in ledger.captioners(run)]
     assert sorted(left) == [0, 0, shards // 10]
     assert sum(len(ledger.recorded(run.caption_ledger(name))) for name in CAPTIONERS) == 3 * shards - shards // 10
     assert len(ledger.parts_under_way(run, CAPTIONERS[-1])) == shards // 10
 
 
 def stage_status(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline.status import status
+    from lotlip_data.pipeline.reporting.status import status
 
     assert status(_run(folder))["images"] == rows
 
 
 def stage_resume_download(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline.download import download
+    from lotlip_data.pipeline.downloading.stage import download
 
     assert download(manifest_of(folder), _run(folder)).nothing_to_do
 
 
 def stage_resume_recaption(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline.choice import choose
-    from lotlip_data.pipeline.recaption import recaption
+    from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+    from lotlip_data.pipeline.recaptioning.stage import recaption
 
-    assert recaption(_run(folder), choose(CAPTIONERS, None)).nothing_to_do
+    assert recaption(_run(folder), resolve_captioners(CAPTIONERS, None)).nothing_to_do
 
 
 def stage_resume_shard(folder: Path, rows: int) -> Any:
-    from lotlip_data.pipeline.shard import shard
+    from lotlip_data.pipeline.dataset.stage import shard
 
     summary = shard(manifest_of(folder), _run(folder), lambda line: None)
     assert (summary.built, summary.skipped, summary.failed) == (0, rows // SHARD, [])
 
 
 def _run(folder: Path) -> Any:
-    from lotlip_data.manifests.layout import Run
+    from lotlip_data.manifests.run_layout import Run
 
     return Run.at(str(folder / "run"))
 

@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotlip_data.training.loss import lotlip_loss
+from lotlip_data.training.models.towers import TextSettings, TwoTowers, build
 from lotlip_data.training.packing import embed
-from lotlip_data.training.towers import TextSettings, TwoTowers, build
 
 CONTEXT, CORNERS, PIXELS, PATCH = 128, 2, 224, 16
 PAPER_A100_DAYS = 133  # 100M samples, 10 epochs (paper, Sec. 5)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from PIL import Image
 
@@ -118,7 +118,7 @@ class CaptionerConfig:
 
 
 @dataclass(frozen=True)
-class Resources:
+class EngineOptions:
     """What an engine may use. None of it is meant to change a text, so none of it is in a captioner's id.
 
     batch_size: images that transformers takes at a time (the vision half of InstructBLIP, too, in vLLM).
@@ -162,6 +162,17 @@ class Resources:
             raise ValueError("api_key_env: give the name of an environment variable, such as MY_API_KEY, not the key")
 
 
+class ModelSpec(Protocol):
+    """What an engine reads of an architecture. `models.base.Captioner` documents each attribute."""
+
+    template: ClassVar[str]
+    model_class: ClassVar[str]
+    processor_class: ClassVar[str]
+
+    def check(self, source: str, options: dict[str, Any]) -> None:
+        """Raises ValueError, saying what to do, for a checkpoint that is not laid out as this architecture expects."""
+
+
 class Engine(Protocol):
     """A loaded captioner. One event loop uses it.
 
@@ -186,20 +197,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees the model and ends every process and thread of the engine. May be called twice."""
-
-
-def load_engine(config: CaptionerConfig, engine: str = "auto", **resources: Any) -> Engine:
-    """Loads a captioner; blocks until it is ready.
-
-    engine: `vllm`, `transformers`, another that the kind brings, or `auto`: vLLM where there is a GPU and vLLM is
-    installed, transformers otherwise. resources: the fields of `Resources`.
-    """
-    from lotlip_data.captioners.registry import get_kind
-
-    try:
-        given = Resources(**resources)
-    except TypeError:
-        known = [field.name for field in dataclasses.fields(Resources)]
-        unknown = sorted(set(resources) - set(known))
-        raise ValueError(f"unknown resource {', '.join(unknown)}; known are {', '.join(known)}") from None
-    return get_kind(config.kind).load(config, engine, given)

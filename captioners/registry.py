@@ -1,14 +1,15 @@
 """Which captioners there are: kinds of architecture, published checkpoints, and the tiny ones of the offline world."""
 
+import dataclasses
 from functools import cache
 from importlib.metadata import entry_points
+from typing import Any
 
-from lotlip_data.captioners.base import CaptionerConfig
-from lotlip_data.captioners.captioner import Captioner
-from lotlip_data.captioners.instructblip import InstructBlip
-from lotlip_data.captioners.llava import Llava
-from lotlip_data.captioners.openai_endpoint import OpenAIEndpoint
-from lotlip_data.captioners.sharegpt4v import ShareGPT4V
+from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
+from lotlip_data.captioners.models.base import Captioner
+from lotlip_data.captioners.models.instructblip import InstructBlip
+from lotlip_data.captioners.models.llava import Llava, ShareGPT4V
+from lotlip_data.captioners.models.openai_endpoint import OpenAIEndpoint
 
 ENTRY_POINTS = "lotlip_data.captioners"
 
@@ -52,3 +53,19 @@ def get_default(name: str) -> CaptionerConfig:
     if name not in DEFAULTS:
         raise ValueError(f"captioner {name!r} is unknown; known are {', '.join(sorted(DEFAULTS))}")
     return DEFAULTS[name]
+
+
+def load_engine(config: CaptionerConfig, engine: str = "auto", **resources: Any) -> Engine:
+    """Loads a captioner; blocks until it is ready.
+
+    engine: `vllm`, `transformers`, another that the kind brings, or `auto`: vLLM where there is a GPU and vLLM is
+    installed, transformers otherwise. resources: the fields of `Resources`.
+    """
+
+    try:
+        given = EngineOptions(**resources)
+    except TypeError:
+        known = [field.name for field in dataclasses.fields(EngineOptions)]
+        unknown = sorted(set(resources) - set(known))
+        raise ValueError(f"unknown resource {', '.join(unknown)}; known are {', '.join(known)}") from None
+    return get_kind(config.kind).load(config, engine, given)

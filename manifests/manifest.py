@@ -17,77 +17,21 @@ and the paper's scales the lists of their sources (`lotlip-data sources` says wh
       cc3m: [Train_GCC-training.tsv]
 """
 
-import ipaddress
 import pathlib
-import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from lotlip_data.manifests import catalogue, storage
+from lotlip_data.manifests import catalog, storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.layout import Run
-from lotlip_data.manifests.shard_settings import CleanSettings, ShardSettings
-from lotlip_data.manifests.source import Name, Settings, Source
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.settings import CleanSettings, DownloadSettings, Settings, ShardSettings
+from lotlip_data.manifests.source import Name, Source
 
 
 class ManifestError(UserError):
     """A manifest that cannot be used; the message names the file, the field and the fix."""
-
-
-def _host_alone(given: str) -> str:
-    """A host as a URL's host is compared with it. Raises ValueError with what to write in place of anything else."""
-    bare = given.strip().strip("[]")
-    try:
-        host: str | None = str(ipaddress.ip_address(bare))  # an IPv6 address has colons of its own
-    except ValueError:
-        host = _host_within(given.strip())
-    if host is None:
-        raise ValueError(f"{given!r} is no host; write the name or the address of each one, such as 'images.intra'")
-    if host.lower() != given.lower():
-        raise ValueError(f"{given!r} is more than a host, or another spelling of one; write {host!r}")
-    return given
-
-
-def _host_within(text: str) -> str | None:
-    """The host of a URL, or of one that lacks its scheme, in ASCII as it is asked for; None where there is no one."""
-    if re.fullmatch(r"[\da-fA-F.:]+/\d+", text):
-        return None  # a network
-    try:
-        host = (urlsplit(text if "://" in text else f"//{text}").hostname or "").rstrip(".").encode("idna").decode()
-    except ValueError:
-        return None
-    return host if re.fullmatch(r"[\w.:%-]+", host) else None
-
-
-class DownloadSettings(Settings):
-    """How images are fetched and stored."""
-
-    image_size: Annotated[int, Field(ge=16)] = 512
-    """The shorter side at most, in pixels; the aspect is kept and nothing is enlarged."""
-    quality: Annotated[int, Field(ge=1, le=100)] = 95
-    threads: Annotated[int, Field(ge=1)] = 64
-    """Fetches under way in one shard."""
-    timeout: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds that one socket operation may take."""
-    total_timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds that one fetch may take, redirects and body included."""
-    retries: Annotated[int, Field(ge=0)] = 1
-    """Further attempts at what may pass, after a pause that grows, or the one that the server asks for."""
-    per_host: Annotated[int, Field(ge=1)] = 8
-    """Fetches under way from one host in one shard."""
-    host_failures: Annotated[int, Field(ge=1)] = 16
-    """So many failures of one host in a row, and the rest of its images in a shard is not tried any more."""
-    shard_tries: Annotated[int, Field(ge=1)] = 3
-    """In so many downloads a shard of which nothing comes is tried before it is done without an image."""
-    max_bytes: Annotated[int, Field(ge=1)] = 50_000_000
-    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    allow_hosts: tuple[Annotated[str, AfterValidator(_host_alone)], ...] = ()
-    """Hosts, on any port, that may be fetched from although their address is private or loopback: tests, intranets."""
-    user_agent: str | None = "lotlip-data"
-    respect_robots_tag: bool = True
 
 
 class _EachKeyOnce(yaml.SafeLoader):
@@ -141,7 +85,7 @@ class Manifest(Settings):
             raise ValueError("`scale`: it brings its sources; give `files` by source, or no `scale`")
         others = {name: value for name, value in content.items() if name not in ("scale", "files")}
         others.setdefault("train", [{"method": "lotlip", "preset": str(content["scale"]).lower()}])
-        return others | {"sources": catalogue.sources_of(content["scale"], content.get("files"))}
+        return others | {"sources": catalog.sources_of(content["scale"], content.get("files"))}
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Manifest":

@@ -148,3 +148,6 @@ def dataset(captioners: Iterable[str]) -> pa.Schema:
                 raise ValueError(f"captioner {name!r}: the dataset has a column {column!r} already; rename it")
             schema = schema.append(pa.field(column, kind))
     return schema
+
+
+KIND = "imported"

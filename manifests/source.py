@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lotlip_data.manifests.catalogue import published
+from lotlip_data.manifests.catalog import published
 from lotlip_data.manifests.row_filter import RowFilter
+from lotlip_data.manifests.settings import Settings
 
 ListFormat = Literal["csv", "tsv", "jsonl", "parquet"]
 HashName = Literal["sha256", "md5"]
@@ -19,12 +20,6 @@ _FORMATS: dict[str, ListFormat] = {
     ".json": "jsonl",
     ".parquet": "parquet",
 }
-
-
-class Settings(BaseModel):
-    """Settings that a manifest may hold: none unknown, none changed later."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Source(Settings):

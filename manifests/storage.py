@@ -4,8 +4,11 @@ A rename is not a commit on an object store, and two drivers may work on one run
 exclusively: `If-None-Match` on S3, a hard link on a local disk. The first writer wins, everybody sees either the whole
 object or none of it, and nothing that is committed is ever overwritten. What a storage refuses once in a while is
 asked again; what is final (not there, not allowed, no space) is raised at once.
+
+Scratch files of `storage` in a local run, left by writers that were killed.
 """
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -22,7 +25,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from lotlip_data.manifests.patience import StorageError, patiently
+from lotlip_data.manifests.storage_retry import StorageError, with_retries
 
 
 def join(base: str, *names: str) -> str:
@@ -52,12 +55,12 @@ def is_local(url: str) -> bool:
     return isinstance(_open_fs(url)[0], LocalFileSystem)
 
 
-@patiently
+@with_retries
 def exists(url: str) -> bool:
     return _kind(*_open_fs(url)) is not None
 
 
-@patiently
+@with_retries
 def is_folder(url: str) -> bool:
     return _kind(*_open_fs(url)) == "directory"
 
@@ -76,7 +79,7 @@ def _kind(fs: Any, path: str) -> str | None:
         return None
 
 
-@patiently
+@with_retries
 def read_bytes(url: str) -> bytes:
     """The whole object. Raises FileNotFoundError where there is none."""
     fs, path = _open_fs(url)
@@ -84,7 +87,7 @@ def read_bytes(url: str) -> bytes:
     return data
 
 
-@patiently
+@with_retries
 def open_read(url: str) -> IO[bytes]:
     """A seekable binary stream over one object."""
     fs, path = _open_fs(url)
@@ -92,7 +95,7 @@ def open_read(url: str) -> IO[bytes]:
     return stream
 
 
-@patiently
+@with_retries
 def list_names(folder: str, ending: str = "") -> list[str]:
     """Sorted names, of those with that `ending`, of what lies directly in `folder`; empty where it does not exist.
 
@@ -105,7 +108,7 @@ def list_names(folder: str, ending: str = "") -> list[str]:
         return []
 
 
-@patiently
+@with_retries
 def list_matching(pattern: str) -> list[str]:
     """Sorted paths or URLs of the objects that match; `*`, for any part of a name, is all that is not plain in it."""
     fs, path = _open_fs(pattern)
@@ -113,7 +116,7 @@ def list_matching(pattern: str) -> list[str]:
     return [fs.unstrip_protocol(name) if "://" in pattern else name for name in found]
 
 
-@patiently
+@with_retries
 def stamps_matching(pattern: str) -> dict[str, str]:
     """The paths of the objects that match, as `list_matching`, each with its stamp as in `list_stamps`. One listing."""
     fs, path = _open_fs(pattern)
@@ -138,7 +141,7 @@ def _paths(fs: Any, path: str) -> Iterator[str]:
         yield from fs.ls(path, detail=False)
 
 
-@patiently
+@with_retries
 def list_stamps(folder: str, ending: str = "") -> dict[str, str]:
     """As `list_names`, each name with a stamp that changes whenever the object does.
 
@@ -150,7 +153,7 @@ def list_stamps(folder: str, ending: str = "") -> dict[str, str]:
     return {name: _stamp(entry) for name, entry in _entries(fs, path).items() if name.endswith(ending)}
 
 
-@patiently
+@with_retries
 def last_change(folder: str, names: Collection[str]) -> float | None:
     """When the last of these objects of a folder was changed, in Unix time; None where none is there. One listing."""
     fs, path = _open_fs(folder)
@@ -191,7 +194,7 @@ def _time(entry: dict[str, Any]) -> float:
     return changed.timestamp() if isinstance(changed, datetime) else float(changed)
 
 
-@patiently
+@with_retries
 def stamps_below(path: str) -> dict[str, str]:
     """Every object in a folder and its folders, or the one object `path`, each with its stamp; empty where is none.
 
@@ -202,7 +205,7 @@ def stamps_below(path: str) -> dict[str, str]:
     return {name.removeprefix(root.rstrip("/")).lstrip("/"): _stamp(found[name]) for name in sorted(found)}
 
 
-@patiently
+@with_retries
 def size(url: str) -> int | None:
     """Bytes of an object; None where there is none, or its storage does not tell."""
     fs, path = _open_fs(url)
@@ -213,7 +216,7 @@ def size(url: str) -> int | None:
     return size
 
 
-@patiently
+@with_retries
 def list_below(folder: str) -> list[str]:
     """Sorted paths, relative to `folder`, of every object in it and in its folders; empty where there is none."""
     fs, path = _open_fs(folder)
@@ -233,7 +236,7 @@ def _raise(error: OSError) -> None:
         raise error
 
 
-@patiently
+@with_retries
 def remove(url: str) -> None:
     """Remove an object or a folder with all that is in it; nothing happens where it is not there."""
     fs, path = _open_fs(url)
@@ -243,7 +246,7 @@ def remove(url: str) -> None:
         return
 
 
-@patiently
+@with_retries
 def create(url: str, data: bytes) -> bool:
     """Create the object `url` with `data`, unless it exists.
 
@@ -260,7 +263,7 @@ def create(url: str, data: bytes) -> bool:
     return first or bool(fs.cat_file(path) == data)
 
 
-@patiently
+@with_retries
 def create_from_file(url: str, local: str, move: bool = False) -> bool:
     """As `create`, with the content of the local file `local`, which may be larger than memory.
 
@@ -277,7 +280,7 @@ def create_from_file(url: str, local: str, move: bool = False) -> bool:
     return _create_remotely(fs, path, lambda: fs.put_file(local, path, mode="create")) or _is_equal(fs, path, local)
 
 
-@patiently
+@with_retries
 def replace(url: str, data: bytes) -> None:
     """Write an object that may be overwritten: a view that can be made again, never a result."""
     fs, path = _open_fs(url)
@@ -289,7 +292,7 @@ def replace(url: str, data: bytes) -> None:
         fs.pipe_file(path, data)
 
 
-@patiently
+@with_retries
 def replace_from_file(url: str, local: str) -> None:
     """As `replace`, with the content of the local file `local`, which stays."""
     fs, path = _open_fs(url)
@@ -383,3 +386,23 @@ def _link(scratch: str, path: str) -> bool:
             ) from error
         raise
     return True
+
+
+_SCRATCH = re.compile(r"\.tmp-[0-9a-f]{32}")
+
+
+def remove_stale_scratch(folder: str, seconds: float = 86_400) -> int:
+    """Remove scratch files in `folder` and its folders that nobody has written to for so many seconds; how many.
+
+    Storage other than a local disk has none.
+    """
+    if not is_local(folder):
+        return 0
+    removed = 0
+    for path, _, names in os.walk(folder.removeprefix("file://")):
+        for scratch in (pathlib.Path(path, name) for name in names if _SCRATCH.fullmatch(name)):
+            with contextlib.suppress(OSError):  # its writer lives and is done, or another sweep was faster
+                if time.time() - scratch.stat().st_mtime > seconds:
+                    scratch.unlink()
+                    removed += 1
+    return removed

@@ -1,6 +1,8 @@
 """The whole line on the offline world: scenes served over real HTTP, tiny captioners, three trained models.
 
 Everything but the scenes and the size of the models is what a real run uses; nothing in the line knows of the demo.
+
+The table that the demo ends with.
 """
 
 import json
@@ -15,11 +17,11 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.layout import Run
 from lotlip_data.manifests.manifest import Manifest, load
-from lotlip_data.pipeline.ledger import captioned_shards
-from lotlip_data.pipeline.line import Outcome, run_all
-from lotlip_data.pipeline.summary import summary_lines
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core.ledger import captioned_shards
+from lotlip_data.pipeline.core.outcome import Outcome
+from lotlip_data.pipeline.stages import run_pipeline
 
 CAPTIONERS = ("tiny-instructblip", "tiny-llava", "tiny-sharegpt4v")
 METHODS = ("lit", "lit_long", "lotlip")
@@ -50,14 +52,14 @@ def demo(run: Run, images: int, say: Callable[[str], None]) -> Outcome:
     """
     if not storage.is_local(run.url):
         raise UserError(f"{run.url}: the demo serves and reads its scenes on this machine; give it a local folder")
-    from lotlip_data.world.server import WorldServer
+    from lotlip_data.synthetic.http_server import SceneServer
 
     began = time.monotonic()
     folder = Path(run.url) / "input"
-    with WorldServer(delay=2 * PATIENCE, port=_port_of(folder)) as server:
+    with SceneServer(delay=2 * PATIENCE, port=_port_of(folder)) as server:
         say(f"serving {images} scenes, and {sum(FAULTS.values())} links with the faults of the web, at {server.url}")
         manifest = _write_input(folder, server.url, images)
-        outcome = run_all(manifest, run, say)
+        outcome = run_pipeline(manifest, run, say)
     result = storage.join(run.url, "demo.json")
     if outcome.failed:
         return outcome
@@ -96,8 +98,8 @@ def _is_free(port: int) -> bool:
 
 def _write_input(folder: Path, base_url: str, images: int) -> Manifest:
     """The list of URLs, as a CSV, and its manifest: what a user would bring."""
-    from lotlip_data.world.lists import write_list, write_manifest
-    from lotlip_data.world.scenes import SPLITS
+    from lotlip_data.synthetic.scenes import SPLITS
+    from lotlip_data.synthetic.url_list import write_list, write_manifest
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "server.url").write_text(base_url)
@@ -123,8 +125,8 @@ def _write_input(folder: Path, base_url: str, images: int) -> Manifest:
 
 def _figures(run: Run) -> dict[str, Any]:
     """What demo.json holds, but for the seconds; read back from what the stages committed."""
-    from lotlip_data.pipeline.download import read_summary
-    from lotlip_data.pipeline.stats import dataset_stats
+    from lotlip_data.pipeline.dataset.stats import dataset_stats
+    from lotlip_data.pipeline.downloading.stage import read_summary
 
     download = read_summary(run)
     return {
@@ -148,9 +150,9 @@ def _recall(run: Run, method: str) -> dict[str, dict[str, float]]:
 
 def _accuracy(run: Run, captioner: str) -> dict[str, Any]:
     """How many captions there are, and how true they are, against the scenes that their URLs name."""
-    from lotlip_data.pipeline.accuracy import score
-    from lotlip_data.world.scenes import sample_scene
-    from lotlip_data.world.server import seed_of
+    from lotlip_data.pipeline.caption_accuracy import score
+    from lotlip_data.synthetic.http_server import seed_of
+    from lotlip_data.synthetic.scenes import sample_scene
 
     pairs = []
     for shard in captioned_shards(run, captioner):
@@ -167,3 +169,68 @@ def _columns(url: str, *names: str) -> list[tuple[Any, ...]]:
     with storage.open_read(url) as stream:
         table = pq.read_table(stream, columns=list(names))
     return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+
+
+_METHODS = {"lit": "LiT", "lit_long": "LiT + long texts", "lotlip": "LoTLIP"}
+
+
+def summary_lines(figures: dict[str, Any], run: Run) -> list[str]:
+    """The figures of demo.json for people: one table, where everything lies, and what to run next."""
+    return ["", *_download(figures), *_captions(figures), *_dataset(figures), *_retrieval(figures), "", *_next(run)]
+
+
+def _rule(title: str) -> str:
+    return f"-- {title} ".ljust(86, "-")
+
+
+def _download(figures: dict[str, Any]) -> list[str]:
+    found = figures["download"]
+    lines = [_rule("images"), f"{'asked for':<24}{found['asked']:>8}", f"{'fetched':<24}{found['fetched']:>8}"]
+    lines.append(f"{'failed':<24}{found['failed']:>8}")
+    reasons = sorted(found["failed_by_reason"].items(), key=lambda pair: (-pair[1], pair[0]))
+    return lines + [f"  {reason:<22}{count:>8}" for reason, count in reasons]
+
+
+def _captions(figures: dict[str, Any]) -> list[str]:
+    lines = [_rule("captions"), f"{'captioner':<24}{'captions':>8}{'facts: precision':>20}{'recall':>10}"]
+    for name, found in figures["captions"].items():
+        lines.append(f"{name:<24}{found['count']:>8}{found['facts_precision']:>20.1%}{found['facts_recall']:>10.1%}")
+    return lines
+
+
+def _dataset(figures: dict[str, Any]) -> list[str]:
+    found = figures["stats"]
+    return [
+        _rule("dataset"),
+        f"{'images':>10}{'long texts':>14}{'sub-captions a text':>24}{'tokens a text':>18}",
+        f"{found['images']:>10}{found['texts']:>14}"
+        f"{found['sub_captions_per_text']:>24.2f}{found['tokens_per_text']:>18.2f}",
+    ]
+
+
+def _retrieval(figures: dict[str, Any]) -> list[str]:
+    lines = [
+        _rule("retrieval on unseen scenes, R@1 in %"),
+        f"{'':<24}{'long texts':>24}{'short texts':>26}",
+        f"{'method':<24}{'text→image':>13}{'image→text':>12}{'text→image':>14}{'image→text':>12}",
+    ]
+    for method, found in figures["retrieval"].items():
+        long, short = found["long"], found["short"]
+        lines.append(
+            f"{_METHODS.get(method, method):<24}{long['t2i']:>13.1f}{long['i2t']:>12.1f}"
+            f"{short['t2i']:>14.1f}{short['i2t']:>12.1f}"
+        )
+    return [*lines, "-" * 86, f"took {figures['seconds']} s"]
+
+
+def _next(run: Run) -> list[str]:
+    return [
+        "Where it lies:",
+        f"  {run.shards}/train-*.tar and .parquet   the dataset: dataset.json describes it",
+        f"  {run.captions}/                          every captioner's texts",
+        f"  {run.quarantine()}/                        what failed, with its reason",
+        f"  {run.train('lotlip')}/                      the trained model",
+        f"  {run.url}/demo.json                         the figures above",
+        "Next, with real models and your own list (see the README):",
+        "  lotlip-data run my-images.yaml runs/mine",
+    ]

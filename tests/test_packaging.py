@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wheels import ROOMS, ROOT, build, copy_project
+from tests.support.wheels import ROOMS, ROOT, build, copy_project
 
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 

@@ -30,7 +30,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lotlip_data.manifests.manifest import Manifest
-from lotlip_data.pipeline.cli import app
+from lotlip_data.pipeline.cli.main import app
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig

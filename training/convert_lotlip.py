@@ -6,11 +6,20 @@ computed with: each keeps its type and its bits, and what was written is read ba
     conversion.json    first: what is being converted
     model.safetensors  whole or not there
     config.json        last: nothing loads a folder without it
+
+The tensors of the authors' released LoTLIP under our names, and back, bit for bit.
+
+open_clip, as the authors use it        ours
+logit_scale                             log_scale
+visual.trunk.*  (timm's names)          image.vit.*  (transformers' names: see timm_vit.py)
+text.transformer.*                      text.encoder.*
+text.proj.weight                        text.proj.weight
+text.transformer.embeddings.position_ids    left out: 0, 1, 2, …, which old versions of transformers saved
 """
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,16 +27,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lotlip_data.manifests import checkpoint_files, convert_folders
-from lotlip_data.manifests.convert_folders import MARK, RECORD
+from lotlip_data.manifests.checkpoints import conversion
+from lotlip_data.manifests.checkpoints import weights as checkpoint_files
+from lotlip_data.manifests.checkpoints.conversion import MARK, RECORD
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.training import convert_lotlip_names as names
-from lotlip_data.training import timm_vit, towers
-from lotlip_data.training.checkpoint import FORMAT, WEIGHTS, LoTLIP
-from lotlip_data.training.images import ImageTransform, transform_of
-from lotlip_data.training.text import TextTokenizer, load_tokenizer
-from lotlip_data.training.tower_files import image_config, text_config
-from lotlip_data.training.towers import TextSettings
+from lotlip_data.training.data.image_transforms import ImageTransform, transform_of
+from lotlip_data.training.data.tokenizer import TextTokenizer, load_tokenizer
+from lotlip_data.training.models import timm_vit, towers
+from lotlip_data.training.models.lotlip import FORMAT, WEIGHTS, LoTLIP
+from lotlip_data.training.models.pretrained import image_config, text_config
+from lotlip_data.training.models.towers import TextSettings
 
 Say = Callable[[str], None]
 CONTEXT_LENGTH = 128
@@ -52,11 +61,11 @@ def convert(
     Ours: a model's folder, into a new `.pt` or `.safetensors` file. Raises UserError for what a person can mend.
     """
     if (config := _our_config(source)) is not None:
-        with convert_folders.disk_full_explained(Path(target)):
+        with conversion.disk_full_explained(Path(target)):
             return _write(Path(source).expanduser(), config, Path(target).expanduser(), say)
     file = _their_file(source, revision)
-    out = convert_folders.make_target(target, {"the checkpoint": file.parent})
-    with convert_folders.alone(out), convert_folders.disk_full_explained(out):
+    out = conversion.make_target(target, {"the checkpoint": file.parent})
+    with conversion.alone(out), conversion.disk_full_explained(out):
         return _read(file, out, image_tower, text_tower, say)
 
 
@@ -65,7 +74,7 @@ def model_of(
 ) -> LoTLIP:
     """A LoTLIP for the authors' tensors, its towers on `meta`. Raises UserError unless each has its place in it."""
     try:
-        words, patch, places = (weights[name].shape for name in (names.WORDS, names.PATCHES, names.POSITIONS))
+        words, patch, places = (weights[name].shape for name in (WORDS, PATCHES, POSITIONS))
     except KeyError as error:
         raise UserError(f"{where}: has no {error.args[0]}; is it another model?") from None
     size = math.isqrt(places[1] - 1) * patch[-1]
@@ -77,7 +86,7 @@ def model_of(
     settings = TextSettings(corners)
     with torch.device("meta"):
         model = towers.build(image.to_dict(), text.to_dict(), settings)
-    found = {name: tuple(value.shape) for name, value in names.to_ours(weights, where).items()}
+    found = {name: tuple(value.shape) for name, value in to_ours(weights, where).items()}
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     if problems := checkpoint_files.differences(expected, found):
         raise UserError(f"{where}: {'; '.join(problems)}; name its --image-tower and --text-tower")
@@ -93,16 +102,16 @@ def model_of(
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
     """The authors' tensors of a `.pt` or `.safetensors` file, mapped from disk. Raises UserError; executes nothing."""
     if file.suffix == ".safetensors":
-        return names.unwrapped(checkpoint_files.read_weights(file), str(file))
-    return names.unwrapped(checkpoint_files.read_pickle(file), str(file))
+        return unwrapped(checkpoint_files.read_weights(file), str(file))
+    return unwrapped(checkpoint_files.read_pickle(file), str(file))
 
 
 def _read(file: Path, out: Path, image_tower: str | None, text_tower: str | None, say: Say) -> bool:
     weights = read_checkpoint(file)
     model = model_of(weights, str(file), image_tower, text_tower)
-    positions = weights[names.POSITION_IDS].shape[-1] if names.POSITION_IDS in weights else 0
+    positions = weights[POSITION_IDS].shape[-1] if POSITION_IDS in weights else 0
     record = {
-        "source": convert_folders.identity(file.parent, [file]),
+        "source": conversion.identity(file.parent, [file]),
         "image_tower": image_tower,
         "text_tower": text_tower,
         "position_ids": positions,
@@ -112,13 +121,13 @@ def _read(file: Path, out: Path, image_tower: str | None, text_tower: str | None
     if (out / MARK).exists():
         say(f"{out}: converted already, nothing to do")
         return False
-    convert_folders.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
-    checkpoint_files.write_weights(out / WEIGHTS, names.to_ours(weights, str(file)))
+    conversion.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
+    checkpoint_files.write_weights(out / WEIGHTS, to_ours(weights, str(file)))
     written = checkpoint_files.read_weights(out / WEIGHTS)
-    if not names.same(names.to_authors(written, str(out), positions), weights):
+    if not same(to_authors(written, str(out), positions), weights):
         raise UserError(f"{out / WEIGHTS}: differs from {file}; delete it and run the command again")
     model.tokenizer.tokenizer.save_pretrained(out)
-    convert_folders.write_whole(out / MARK, json.dumps(model.config(), indent=1))
+    conversion.write_whole(out / MARK, json.dumps(model.config(), indent=1))
     say(
         f"{out}: done, {len(weights)} tensors, each compared with its source; "
         f"{model.towers.text.settings.corner_tokens} corner tokens, images of {model.transform.size} pixels"
@@ -136,13 +145,13 @@ def _write(source: Path, config: dict[str, Any], target: Path, say: Say) -> bool
         say(f"{source}: its texts are split by {config['text_form']}; the authors' code will split them at '. '")
     record = json.loads((source / RECORD).read_text()) if (source / RECORD).exists() else {}
     weights = checkpoint_files.read_weights(source / WEIGHTS)
-    renamed = names.to_authors(weights, str(source), record.get("position_ids", 0))
+    renamed = to_authors(weights, str(source), record.get("position_ids", 0))
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".safetensors":
         checkpoint_files.write_weights(target, renamed)
     else:
         checkpoint_files.write_pickle(target, renamed)
-    if not names.same(names.to_ours(read_checkpoint(target), str(target)), weights):
+    if not same(to_ours(read_checkpoint(target), str(target)), weights):
         target.unlink()
         raise UserError(f"{target}: what was written differs from {source}, so it was removed; run the command again")
     say(f"{target}: done, {len(renamed)} tensors, each compared with its source")
@@ -178,7 +187,7 @@ def _their_file(source: str, revision: str | None) -> Path:
     path = Path(source).expanduser()
     if path.is_file():
         return path
-    folder = convert_folders.fetch(source, revision, "the checkpoint", _FILES)
+    folder = conversion.fetch(source, revision, "the checkpoint", _FILES)
     for name in _FILES:
         if (folder / name).is_file():
             return folder / name
@@ -195,5 +204,100 @@ def _bert_base() -> tuple[Any, Any]:
     """bert-base-uncased's configuration, which is BERT's default, and its tokenizer, whose vocabulary comes with us."""
     from transformers import BertConfig, BertTokenizer
 
-    with resources.as_file(resources.files("lotlip_data.manifests") / "bert-base-uncased-vocab.txt") as vocabulary:
+    with resources.as_file(
+        resources.files("lotlip_data.manifests") / "vocab" / "bert-base-uncased-vocab.txt"
+    ) as vocabulary:
         return BertConfig(), BertTokenizer(str(vocabulary))
+
+
+POSITION_IDS = "text.transformer.embeddings.position_ids"
+WORDS = "text.transformer.embeddings.word_embeddings.weight"
+PATCHES = "visual.trunk.patch_embed.proj.weight"
+POSITIONS = "visual.trunk.pos_embed"
+
+
+def unwrapped(found: Any, where: str) -> dict[str, Tensor]:
+    """The tensors of what a checkpoint file holds: alone or under `state_dict`, with or without DDP's `module.`.
+
+    Raises UserError where it holds something else.
+    """
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{where}: holds no table of named tensors, as a LoTLIP checkpoint does")
+    wrapped = [name.startswith("module.") for name in found]
+    if any(wrapped) and not all(wrapped):
+        raise UserError(f"{where}: some names begin with module. and some do not; two checkpoints were mixed")
+    return {name.removeprefix("module.") if all(wrapped) else name: value for name, value in found.items()}
+
+
+def to_ours(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The authors' tensors under our names. Raises UserError for one that has no place."""
+    renamed, trunk = {}, {}
+    for name, tensor in weights.items():
+        if name == POSITION_IDS:
+            if not torch.equal(tensor, position_ids(tensor.shape[-1])):
+                raise UserError(f"{where}: {name} is not 0, 1, 2, …; such a text tower is not supported")
+        elif name == "logit_scale":
+            renamed["log_scale"] = tensor
+        elif name == "text.proj.weight":
+            renamed[name] = tensor
+        elif name.startswith("text.transformer."):
+            renamed[f"text.encoder.{name.removeprefix('text.transformer.')}"] = tensor
+        elif (inner := name.removeprefix("visual.trunk.")) != name and inner not in timm_vit.HEAD:
+            trunk[inner] = tensor
+        else:
+            raise _foreign(where, name)
+    try:
+        image = timm_vit.from_timm(trunk)
+    except KeyError as error:
+        raise _foreign(where, f"visual.trunk.{error.args[0]}") from None
+    return {**{f"image.vit.{name}": tensor for name, tensor in image.items()}, **renamed}
+
+
+def to_authors(weights: Mapping[str, Tensor], where: str, positions: int = 0) -> dict[str, Tensor]:
+    """Our tensors under the authors' names, in open_clip's order; with `position_ids` of so many positions, if any.
+
+    Raises UserError for one that has no place.
+    """
+    image = {name.removeprefix("image.vit."): value for name, value in weights.items() if name.startswith("image.vit.")}
+    text = {name: value for name, value in weights.items() if name.startswith("text.encoder.")}
+    known = {"log_scale", "text.proj.weight", *text, *(f"image.vit.{name}" for name in image)}
+    if foreign := sorted(weights.keys() ^ known):
+        raise _foreign(where, foreign[0])
+    try:
+        trunk = timm_vit.to_timm(image)
+    except KeyError as error:
+        raise _foreign(where, f"image.vit.{error.args[0]}") from None
+    return {
+        "logit_scale": weights["log_scale"],
+        **{f"visual.trunk.{name}": tensor for name, tensor in trunk.items()},
+        **({POSITION_IDS: position_ids(positions)} if positions else {}),
+        **{f"text.transformer.{name.removeprefix('text.encoder.')}": tensor for name, tensor in text.items()},
+        "text.proj.weight": weights["text.proj.weight"],
+    }
+
+
+def position_ids(positions: int) -> Tensor:
+    """int64 [1, positions], as old versions of transformers saved them."""
+    return torch.arange(positions)[None]
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether both hold the same names, shapes, types and bits."""
+    return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(_bits(one), _bits(other))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _foreign(where: str, name: str) -> UserError:
+    return UserError(
+        f"{where}: {name} has no place in a LoTLIP with a plain ViT and a BERT-like encoder, or is missing; "
+        "is it another model?"
+    )

@@ -27,7 +27,7 @@ BUCKET = 2**24
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """This process among those of the training."""
 
     rank: int = 0
@@ -43,23 +43,23 @@ class World:
         return slice(self.rank * here, (self.rank + 1) * here)
 
 
-ALONE = World()
+ALONE = ProcessGroup()
 
 
 @contextlib.contextmanager
-def world() -> Iterator[World]:
+def process_group() -> Iterator[ProcessGroup]:
     """The processes that torchrun started, joined for as long as it lasts; those that are joined already; or one."""
     if dist.is_initialized():  # Ray Train has done it, and will undo it
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
         return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield World()
+        yield ProcessGroup()
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 
@@ -69,7 +69,7 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def gather(rows: Tensor, of: World) -> Tensor:
+def gather(rows: Tensor, of: ProcessGroup) -> Tensor:
     """The rows of all processes in order, [b, …] to [b × size, …]. Their gradient goes back to where they came from."""
     if of.size == 1:
         return rows
@@ -79,7 +79,7 @@ def gather(rows: Tensor, of: World) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, of: World) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, of: ProcessGroup) -> Tensor:
         ctx.of = of
         parts = [torch.empty_like(rows) for _ in range(of.size)]
         dist.all_gather(parts, rows.contiguous())
@@ -92,14 +92,14 @@ class _Gather(torch.autograd.Function):
         return slope[ctx.of.share(len(slope))], None
 
 
-def sum_over(values: Tensor, of: World) -> Tensor:
+def sum_over(values: Tensor, of: ProcessGroup) -> Tensor:
     """The sum of every process's `values`, in place."""
     if of.size > 1:
         dist.all_reduce(values)
     return values
 
 
-def sum_gradients(parameters: Sequence[Tensor], of: World) -> None:
+def sum_gradients(parameters: Sequence[Tensor], of: ProcessGroup) -> None:
     """Add up every parameter's gradient over the processes.
 
     Always in the same pieces, so that the same step gives the same bits: DistributedDataParallel cuts its buckets
@@ -119,14 +119,14 @@ def sum_gradients(parameters: Sequence[Tensor], of: World) -> None:
             piece.append(parameter.grad)
 
 
-def same_everywhere(tensors: Sequence[Tensor], of: World) -> None:
+def same_everywhere(tensors: Sequence[Tensor], of: ProcessGroup) -> None:
     """Give every process the first one's values."""
     if of.size > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def first_decides(work: Callable[[], Answer], of: World) -> Answer:
+def first_decides(work: Callable[[], Answer], of: ProcessGroup) -> Answer:
     """What `work` returns to the first process, on all; where it raises there, all raise that."""
     if of.size == 1:
         return work()

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.training.checkpoint import LoTLIP, batched
+from lotlip_data.manifests.iteration import batched
+from lotlip_data.training.models.lotlip import LoTLIP
 
 BATCH = 64
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

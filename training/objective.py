@@ -8,17 +8,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lotlip_data.training.config import TrainConfig
-from lotlip_data.training.distributed import ALONE, World, gather
-from lotlip_data.training.loader import Batch
+from lotlip_data.training.data.loader import Batch
+from lotlip_data.training.distributed import ALONE, ProcessGroup, gather
 from lotlip_data.training.loss import Loss, lotlip_loss, primary_components
+from lotlip_data.training.models.towers import TwoTowers
 from lotlip_data.training.packing import Embedded, embed
-from lotlip_data.training.towers import TwoTowers
 
 
 class Objective:
     """The loss of a configuration; `long_texts` is T."""
 
-    def __init__(self, config: TrainConfig, towers: TwoTowers, long_texts: int, of: World = ALONE) -> None:
+    def __init__(self, config: TrainConfig, towers: TwoTowers, long_texts: int, of: ProcessGroup = ALONE) -> None:
         self._config, self._towers, self._long_texts, self._of = config, towers, long_texts, of
 
     def __call__(self, batch: Batch) -> tuple[Loss, Embedded]:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lotlip_data.training.attention import PADDING
-from lotlip_data.training.towers import TextTower
+from lotlip_data.training.models.corner_attention import PADDING
+from lotlip_data.training.models.towers import TextTower
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from serve import Job, Results, serve
 def start(job: Job):  # type: ignore[no-untyped-def]
     from vllm import LLM, SamplingParams
 
-    from lotlip_data.captioners.vllm_engine import BoundUniProcExecutor
+    from lotlip_data.captioners.engines.vllm_engine import BoundUniProcExecutor
 
     llm = LLM(model=job["checkpoint"], distributed_executor_backend=BoundUniProcExecutor, **job["vllm"])
     sampling = SamplingParams(**job["sampling"])

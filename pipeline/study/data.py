@@ -21,11 +21,13 @@ from typing import Any
 from PIL import Image
 
 from lotlip_data.manifests import schema, subcaptions
-from lotlip_data.manifests.identity import uid_of
-from lotlip_data.manifests.layout import Run
-from lotlip_data.pipeline.shard_files import SampleWriter, members, record_of
-from lotlip_data.pipeline.study.rows import EDITIONS, LIT, SCALES, Design, Gallery, Row, Texts
-from lotlip_data.world.crowded import (
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.sample_id import uid_from_url
+from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of
+from lotlip_data.pipeline.study.experiments import EDITIONS, LIT, SCALES, Design, Experiment, Gallery, Texts
+from lotlip_data.synthetic.caption_writers import raw_text
+from lotlip_data.synthetic.eval_sets import TEMPLATES
+from lotlip_data.synthetic.hard_scenes import (
     EYESIGHT,
     crowded_scene,
     crowded_text,
@@ -34,9 +36,7 @@ from lotlip_data.world.crowded import (
     salient,
     short_text,
 )
-from lotlip_data.world.scenes import SPLITS, Scene, class_names, render
-from lotlip_data.world.tasks import TEMPLATES
-from lotlip_data.world.writers import raw_text
+from lotlip_data.synthetic.scenes import SPLITS, Scene, class_names, render
 
 BLOCK = 100_000
 """Scenes of a seed: the first 80,000 to train on, the rest to evaluate on."""
@@ -55,7 +55,7 @@ def block(seed: int) -> range:
 
 @dataclass(frozen=True)
 class Pairs:
-    """One text of each picture, to be found among all; see `lotlip_data.training.evaluate`."""
+    """One text of each picture, to be found among all; see `lotlip_data.training.evaluation.evaluate`."""
 
     name: str
     pictures: tuple[Image.Image, ...]
@@ -116,7 +116,7 @@ def _group(seed: int, seeds: Iterator[int], twins: int) -> list[Scene]:
     return [scene, *near_twins(scene, [next(seeds) for _ in range(twins)])]
 
 
-def dataset_of(study: str, design: Design, row: Row, seed: int) -> str:
+def dataset_of(study: str, design: Design, row: Experiment, seed: int) -> str:
     """Where the dataset of a row and seed is."""
     return str(_folder(study, design, row.texts, seed) / str(row.scale))
 
@@ -179,7 +179,7 @@ def _sample(seed: int, key: str, writers: Sequence[str]) -> tuple[dict[str, Any]
     render(scene, PIXELS).save(buffer, "JPEG", quality=95)
     image, raw = buffer.getvalue(), raw_text(scene)
     side = dict.fromkeys(("width", "height", "original_width", "original_height"), PIXELS)
-    row = {"key": key, "uid": uid_of(url), "url": url, "sha256": hashlib.sha256(image).hexdigest(), **side}
+    row = {"key": key, "uid": uid_from_url(url), "url": url, "sha256": hashlib.sha256(image).hexdigest(), **side}
     row |= {"source": "world", "raw": raw, "sources": ["world"], "raws": [raw]}
     for name in writers:
         text = crowded_text(misread(scene, name) if name in EYESIGHT else scene, name)
@@ -204,9 +204,9 @@ def _describe(run: Run, records: Sequence[dict[str, Any]], texts: Texts) -> None
 
 def _features(url: str, design: Design, say: Callable[[str], None]) -> None:
     """The locked tower's features, before any training asks for them."""
-    from lotlip_data.training.data import open_dataset
-    from lotlip_data.training.features import FeatureCache
-    from lotlip_data.training.train import load_model
+    from lotlip_data.training.data.dataset import open_dataset
+    from lotlip_data.training.data.feature_cache import FeatureCache
+    from lotlip_data.training.models.lotlip import load_model
 
     model = load_model(LIT.config(design, 0))
     FeatureCache(open_dataset(url), model.towers.image, model.transform).fill(say)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from lotlip_data.pipeline.study.paper_claims import Line, Table
 from lotlip_data.pipeline.study.results import Results
-from lotlip_data.pipeline.study.tables import Line, Table
 
 COLOURS = ("#3b7dd8", "#d8743b")
 INK, RED = "#333333", "#c03030"

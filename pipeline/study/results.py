@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline import json_object
 from lotlip_data.pipeline.study.data import DEVELOPMENT
-from lotlip_data.pipeline.study.rows import LIMITS, ROWS, Design, Row, distinct, limited
-from lotlip_data.pipeline.study.statistics import MOST_SEEDS, Difference, difference
-from lotlip_data.world.scenes import class_names
+from lotlip_data.pipeline.study.experiments import LIMITS, ROWS, Design, Experiment, distinct, limited
+from lotlip_data.pipeline.study.significance import MOST_SEEDS, Difference, difference
+from lotlip_data.synthetic.scenes import class_names
 
 METRICS = {
     "long": ("person.t2i.R@1", "person.i2t.R@1", "sharegpt4v.t2i.R@1", "sharegpt4v.i2t.R@1"),
@@ -67,36 +66,36 @@ class Results:
         for one in shown:
             self._figures.setdefault(one["key"], {})[one["seed"]] = one["figures"]
 
-    def seeds(self, row: Row) -> list[int]:
+    def seeds(self, row: Experiment) -> list[int]:
         """The seeds for which the row has run."""
         return sorted(self._figures.get(self._keys[row], ()))
 
-    def values(self, row: Row, metric: str) -> dict[int, float]:
+    def values(self, row: Experiment, metric: str) -> dict[int, float]:
         """A figure, or a mean of METRICS, in percent by seed."""
         return self._means(row, METRICS.get(metric, (metric,)))
 
-    def _means(self, row: Row, names: Sequence[str]) -> dict[int, float]:
+    def _means(self, row: Experiment, names: Sequence[str]) -> dict[int, float]:
         of = self._figures.get(self._keys[row], {})
         return {seed: sum(of[seed][name] for name in names) / len(names) for seed in sorted(of)}
 
-    def contrast(self, weights: Mapping[Row, float], metric: str) -> Difference | None:
+    def contrast(self, weights: Mapping[Experiment, float], metric: str) -> Difference | None:
         """The weighted sum of the rows' values, paired by seed; None where too few seeds have run of all of them."""
         values = {row: self.values(row, metric) for row in weights}
         seeds = sorted(set.intersection(*(set(of) for of in values.values())))
         return difference([sum(weight * values[row][seed] for row, weight in weights.items()) for seed in seeds])
 
-    def ceiling_moves(self, weights: Mapping[Row, float], metric: str) -> float:
+    def ceiling_moves(self, weights: Mapping[Experiment, float], metric: str) -> float:
         """The weighted sum of what the rows can have at most, in the mean over their seeds; all of them have run."""
         names = CEILINGS.get(metric, ())
         return (
             sum(weight * fmean(self._means(row, names).values()) for row, weight in weights.items()) if names else 0.0
         )
 
-    def at_chance(self, rows: Iterable[Row], metric: str) -> bool:
+    def at_chance(self, rows: Iterable[Experiment], metric: str) -> bool:
         """Whether no row's mean over the seeds is ABOVE_CHANCE; all of them have run."""
         return all(fmean(self.values(row, metric).values()) < self._chance[metric] + ABOVE_CHANCE for row in rows)
 
-    def far_apart(self, row: Row, metric: str) -> bool:
+    def far_apart(self, row: Experiment, metric: str) -> bool:
         """Whether the row's seeds ended in different places, as where some of them had not begun to learn."""
         values = self.values(row, metric).values()
         return bool(values) and max(values) > max(APART_TIMES * min(values), min(values) + APART_POINTS)
@@ -104,7 +103,7 @@ class Results:
     @functools.cached_property
     def padded_flops(self) -> dict[int, float]:
         """By token limit, millions of operations of the text tower on a text that is padded to it."""
-        from lotlip_data.pipeline.study.flops import padded_flops
+        from lotlip_data.pipeline.study.metrics import padded_flops
 
         return padded_flops(limited(max(LIMITS)).config(self._design, 0), LIMITS)
 
@@ -136,7 +135,7 @@ def _figures(design: Design) -> dict[str, Sequence[str]]:
 
 def _result(text: bytes, where: str, figures: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """A result of a row and a seed. Raises UserError where it is none."""
-    content = json_object.parse(text, where, _REMEDY, _FIELDS)
+    content = artifacts.parse_json(text, where, _REMEDY, _FIELDS)
     for name in figures.get(content["key"], ()):
         if not isinstance(content["figures"].get(name), int | float):
             raise UserError(f"{where}: its figure {name!r} is missing or no number. {_REMEDY}")
@@ -148,6 +147,6 @@ def _result(text: bytes, where: str, figures: Mapping[str, Sequence[str]]) -> di
 _REMEDY = "Remove it, and `lotlip-data study` does this training again."
 
 
-def as_lines(contents: Sequence[Mapping[str, Any]]) -> str:
+def format_text(contents: Sequence[Mapping[str, Any]]) -> str:
     """The results as a .jsonl file, one a line, in their order."""
     return "".join(json.dumps(one, sort_keys=True) + "\n" for one in contents)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lotlip_data.world.scenes import SPLITS, render, sample_scene
+from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 from tests.captioners import tiny_checkpoints
 
 torch.set_num_threads(1)  # several threads on models this small only wait for each other

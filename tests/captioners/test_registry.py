@@ -3,7 +3,8 @@
 import pytest
 
 from lotlip_data.captioners import registry
-from lotlip_data.captioners.base import Caption, CaptionerConfig, load_engine
+from lotlip_data.captioners.base import Caption, CaptionerConfig
+from lotlip_data.captioners.registry import load_engine
 
 
 @pytest.mark.parametrize("name", registry.DEFAULTS)
@@ -20,7 +21,7 @@ def test_published_models_are_the_papers():
 
 @pytest.mark.parametrize("kind", ["instructblip", "llava", "sharegpt4v"])
 def test_templates_are_those_that_the_tiny_models_were_trained_with(kind):
-    from lotlip_data.world.recipes.prompts import PROMPTS
+    from lotlip_data.synthetic.recipes.language import PROMPTS
 
     config = registry.get_default(f"tiny-{kind}")
     assert registry.get_kind(kind).template.replace("{prompt}", config.prompt) == PROMPTS[kind]
@@ -41,7 +42,7 @@ def test_an_installed_package_adds_a_captioner_through_an_entry_point(tmp_path, 
     (tmp_path / "fourth.py").write_text(
         """
 from lotlip_data.captioners.base import Caption
-from lotlip_data.captioners.captioner import Captioner
+from lotlip_data.captioners.models.base import Captioner
 
 class Counter(Captioner):
     def load(self, config, engine, resources):

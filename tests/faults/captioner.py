@@ -22,8 +22,8 @@ from typing import Any
 
 from PIL import Image
 
-from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, Engine, EngineDead, Resources
-from lotlip_data.captioners.captioner import Captioner
+from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, Engine, EngineDead, EngineOptions
+from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.captioners.registry import get_default, get_kind
 
 
@@ -34,7 +34,7 @@ def hash_of(image: Image.Image) -> str:
 class Faulty(Captioner):
     template = "{prompt}"
 
-    def load(self, config: CaptionerConfig, engine: str, resources: Resources) -> Engine:
+    def load(self, config: CaptionerConfig, engine: str, resources: EngineOptions) -> Engine:
         options = dict(resources.engine_args)
         faults = Path(options.pop("faults"))
         kind = get_default(config.model).kind

@@ -2,8 +2,8 @@
 
 ROOT is the environment variable LOTLIP_FAULTS; a file ROOT/storage holds a JSON object: `rate`, the share of operations
 that fail as a network does, and `full`, whether there is no space left to write to. Whatever the rate, of RECENT
-operations in a row of one thread at most FAILURES fail: what is asked again, as `manifests/patience.py` does it, comes
-through.
+operations in a row of one thread at most FAILURES fail: what is asked again, as `manifests/storage_retry.py` does it,
+comes through.
 """
 
 import errno

@@ -7,18 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.layout import Run
-from lotlip_data.manifests.manifest import (
-    DownloadSettings,
-    Manifest,
-    ManifestError,
-    dump,
-    freeze,
-    frozen,
-    held_for,
-    load,
-    parse,
-)
+from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, freeze, frozen, held_for, load, parse
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.settings import DownloadSettings
 
 SIX_LINES = """
 name: my-images

@@ -12,7 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from lotlip_data.manifests import storage
-from tests.manifests.writers import outputs_of_writers
+from tests.manifests.concurrent_writers import outputs_of_writers
 
 KINDS = ["local", "memory"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from lotlip_data.manifests import storage
 from tests.faults.s3 import BUCKET, SECRET, dealt, s3_server
-from tests.manifests.writers import outputs_of_writers
+from tests.manifests.concurrent_writers import outputs_of_writers
 
 RUN = f"s3://{BUCKET}/a run"
 BAD_DAYS = {"refuse": 0.05, "lose": 0.05, "drop": 0.05, "delay": 0.02}

@@ -7,7 +7,7 @@ import pytest
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline import demo
-from lotlip_data.world.server import WorldServer
+from lotlip_data.synthetic.http_server import SceneServer
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> int:
 def test_a_new_run_takes_the_port_that_all_take_and_any_other_where_that_is_taken(tmp_path: Path, taken: int) -> None:
     """So figures are the same twice: the order of samples follows from their URLs."""
     assert demo._port_of(tmp_path) == taken
-    with WorldServer(port=taken) as server:
+    with SceneServer(port=taken) as server:
         assert server.url == f"http://127.0.0.1:{taken}"
         assert demo._port_of(tmp_path) == 0
     assert demo._port_of(tmp_path) == taken
@@ -33,7 +33,7 @@ def test_a_run_goes_on_at_its_own_port_or_says_that_it_is_taken(tmp_path: Path, 
     (tmp_path / "server.url").write_text(f"http://127.0.0.1:{taken}")
     assert demo._port_of(tmp_path) == taken
     with (
-        WorldServer(port=taken),
+        SceneServer(port=taken),
         pytest.raises(UserError, match=rf"server\.url: .* at port {taken}, .* another folder"),
     ):
         demo._port_of(tmp_path)

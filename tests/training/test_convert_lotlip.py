@@ -12,15 +12,14 @@ from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.cli import app
-from lotlip_data.training.checkpoint import LoTLIP
+from lotlip_data.pipeline.cli.main import app
 from lotlip_data.training.config import make_config
 from lotlip_data.training.convert_lotlip import convert, read_checkpoint
-from lotlip_data.training.train import load_model
-from tests.training import reference
-from tests.training.reference import META, expected
-from tests.training.test_towers import TINY, TOLERANCE, random_timm, timm_features, write_timm
-from tests.training.world_run import write_towers
+from lotlip_data.training.models.lotlip import LoTLIP, load_model
+from tests.training.models import reference
+from tests.training.models.reference import META, expected
+from tests.training.models.test_towers import TINY, TOLERANCE, random_timm, timm_features, write_timm
+from tests.training.run_fixture import write_towers
 
 
 @pytest.fixture(scope="module")

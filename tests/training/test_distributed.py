@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lotlip_data.training import data
 from lotlip_data.training.config import METHODS, make_config
-from lotlip_data.training.train import train
-from tests.ports import free_ports
-from tests.training.world_run import TOLD_TRAINING, write_run, write_towers
+from lotlip_data.training.data import dataset as data
+from lotlip_data.training.trainer import train
+from tests.support.ports import free_ports
+from tests.training.run_fixture import TOLD_TRAINING, write_run, write_towers
 
 SETTINGS = {"batch": 24, "epochs": 4, "warm_up": 2, "lr": 1e-3, "context_length": 96, "checkpoint_every": 2}
 
@@ -24,7 +24,7 @@ FIRST_STEP = """
 import json, pathlib, sys, torch
 from lotlip_data.training import data, distributed
 from lotlip_data.training.config import make_config
-from lotlip_data.training.train import Trainer
+from lotlip_data.training.trainer import Trainer
 torch.set_num_threads(1)
 run, out, all_settings = sys.argv[1:]
 with distributed.world() as of:

@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.training import embed
 from lotlip_data.training.config import make_config
-from lotlip_data.training.train import load_model
-from lotlip_data.world.scenes import render, sample_scene
-from tests.training.world_run import write_towers
+from lotlip_data.training.models.lotlip import load_model
+from tests.training.run_fixture import write_towers
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lotlip_data.training import packing
+from lotlip_data.training.models.towers import TextSettings, TextTower
 from lotlip_data.training.packing import cheapest_rows, embed, shared_rows
-from lotlip_data.training.towers import TextSettings, TextTower
-from tests.training import reference
+from tests.training.models import reference
+from tests.training.models.reference import META, expected
 from tests.training.peak_memory import peak_memory
-from tests.training.reference import META, expected
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 TOWERS = {(m, path): reference.text_tower(m, path) for m in META["corner_tokens"] for path in ("sdpa", "eager")}

@@ -4,11 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lotlip_data.training import data, loss
+from lotlip_data.training import loss
 from lotlip_data.training.config import METHODS, make_config
+from lotlip_data.training.data import dataset as data
 from lotlip_data.training.loss import COMPONENTS, primary_components
-from lotlip_data.training.train import Trainer, TrainingDiverged, train
-from tests.training.world_run import write_run, write_towers
+from lotlip_data.training.metrics import TrainingDiverged
+from lotlip_data.training.trainer import Trainer, train
+from tests.training.run_fixture import write_run, write_towers
 
 SETTINGS = {"batch": 24, "epochs": 10, "warm_up": 2, "lr": 1e-3, "context_length": 96}
 

@@ -1,0 +1,1 @@
+"""Converters of published checkpoints into the Hugging Face layout."""

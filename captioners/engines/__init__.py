@@ -1,0 +1,1 @@
+"""Inference engines: transformers, vLLM, and vLLM from prompt embeddings."""

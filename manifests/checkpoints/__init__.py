@@ -1,0 +1,1 @@
+"""Weight files of model folders: resolve, read, write, compare."""

@@ -1,0 +1,5 @@
+"""The command line, `lotlip-data`."""
+
+from lotlip_data.pipeline.cli.main import main
+
+__all__ = ["main"]

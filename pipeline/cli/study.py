@@ -1,0 +1,63 @@
+"""The commands of the reproduction study."""
+
+from typing import Annotated
+
+import typer
+
+from lotlip_data.pipeline.cli.common import FAILED, Json, command
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands into the command line."""
+    app.command()(study)
+    app.command(name="study-page")(study_page)
+
+
+Seeds = Annotated[int, typer.Option(min=3, max=10, help="Seeds of a row.")]
+SEEDS = 4
+"""As many as fit into four hours: the interval of three is half as wide again."""
+
+
+def study(
+    folder: Annotated[str, typer.Argument(metavar="[DIR]", help="Where it runs; a folder on this machine.")] = (
+        "runs/study"
+    ),
+    out: Annotated[str | None, typer.Option(help="Where study.md and study/ go. Default: DIR.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, max=1e6, help="Stop after so long; the next start goes on.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A table or figure, such as table-3 or figure-4; again for another.")
+    ] = None,
+    seeds: Seeds = SEEDS,
+    processes: Annotated[int, typer.Option(min=1, help="Trainings side by side, of one thread each.")] = 2,
+    json: Json = False,
+) -> None:
+    """The paper's tables and figures, small, on the offline world: four hours on two cores, in any number of goes.
+
+    Example: lotlip-data study runs/study --minutes 30 --only table-2
+    """
+    with command("study", json) as console:
+        from lotlip_data.pipeline.study.main import study as play
+
+        ran = play(folder, out or folder, minutes, only or (), seeds, processes, console.say)
+        console.result({"done": ran.done, "left": ran.left, "failed": list(ran.failed)})
+        for line in ran.failed:
+            console.error(line)
+        if ran.failed:
+            raise typer.Exit(FAILED)
+
+
+def study_page(
+    results: Annotated[str, typer.Argument(help="A results.jsonl that `study` wrote.")],
+    out: Annotated[str, typer.Argument(help="The folder that gets study.md and study/.")],
+    seeds: Seeds = SEEDS,
+) -> None:
+    """The study's page again, from its results.
+
+    Example: lotlip-data study-page docs/study/results.jsonl docs
+    """
+    with command("study-page", False) as console:
+        from lotlip_data.pipeline.study.main import write_again
+
+        write_again(results, out, seeds, console.say)

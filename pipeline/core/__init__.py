@@ -1,0 +1,1 @@
+"""What every stage uses: Ray tasks, the ledger, scratch space, outcomes."""

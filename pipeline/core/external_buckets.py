@@ -1,0 +1,73 @@
+"""Rows spilled to disk into buckets of a uint64 `order`, to be read back bucket by bucket in that order."""
+
+import math
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+BUCKET_BYTES = 8 << 20
+"""Text that one bucket is meant to hold; what works on a bucket takes a small multiple of it."""
+
+BUFFER_BYTES = 32 << 20
+"""What is gathered before it is appended to the buckets."""
+
+
+def bucket_count(total_bytes: float) -> int:
+    """Buckets for so many bytes of text; 4096 at most, since each takes a file."""
+    return min(max(math.ceil(total_bytes / BUCKET_BYTES), 1), 4096)
+
+
+class ExternalBuckets:
+    """`count` files in `folder`; bucket k holds the rows whose order is in the k-th of `count` equal ranges.
+
+    Memory is about three times `buffer_bytes` while rows are added, and one bucket while they are read.
+    Within a bucket rows come in the order in which they were added.
+    """
+
+    def __init__(self, folder: pathlib.Path, count: int, schema: pa.Schema, buffer_bytes: int) -> None:
+        self._folder, self.count, self.schema, self._limit = folder, count, schema, buffer_bytes
+        self._waiting: list[pa.Table] = []
+        self._bytes = 0
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        self._bytes += table.nbytes
+        if self._bytes >= self._limit:
+            self.flush()
+
+    def flush(self) -> None:
+        """Append what waits to the files. Each append is a whole Arrow stream: no file stays open."""
+        if not any(table.num_rows for table in self._waiting):
+            return
+        table = pa.concat_tables(self._waiting).combine_chunks()
+        self._waiting, self._bytes = [], 0
+        # The upper half of the order, times the count, shifted: the same range for a row whatever else is there.
+        bucket = ((table["order"].to_numpy() >> np.uint64(32)) * np.uint64(self.count)) >> np.uint64(32)
+        by_bucket = np.argsort(bucket, kind="stable")
+        table = table.take(pa.array(by_bucket))
+        found, starts = np.unique(bucket[by_bucket], return_index=True)
+        for number, begin, end in zip(found, starts, [*starts[1:], table.num_rows], strict=True):
+            with open(self._file(int(number)), "ab") as file, pa.ipc.new_stream(file, self.schema) as stream:
+                stream.write_table(table.slice(begin, end - begin))
+        pa.default_memory_pool().release_unused()  # Arrow's pool keeps what is free, and more of it with every bucket
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        """The buckets that hold rows, in order."""
+        return (self.bucket(number) for number in range(self.count) if self._file(number).exists())
+
+    def bucket(self, number: int) -> pa.Table:
+        """One bucket by its number, from 0; without rows where it has none."""
+        return self._read(number) if self._file(number).exists() else self.schema.empty_table()
+
+    def _file(self, number: int) -> pathlib.Path:
+        return self._folder / f"bucket-{number:05d}.arrow"
+
+    def _read(self, number: int) -> pa.Table:
+        parts = []
+        pa.default_memory_pool().release_unused()
+        with pa.OSFile(str(self._file(number))) as file:
+            while file.tell() < file.size():
+                parts.append(pa.ipc.open_stream(file).read_all())
+        return pa.concat_tables(parts)

@@ -1,0 +1,1 @@
+"""Filters, deduplication and decontamination of a dataset."""

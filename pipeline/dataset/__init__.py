@@ -1,0 +1,1 @@
+"""The dataset: join images and captions, write shards, describe and verify them."""

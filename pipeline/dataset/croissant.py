@@ -1,0 +1,107 @@
+"""The dataset as Croissant JSON-LD (mlcommons.org/croissant/1.0), which search engines and loaders read."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from lotlip_data.manifests import schema
+from lotlip_data.pipeline.dataset.metadata import Description
+
+_CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "citeAs": "cr:citeAs",
+    "column": "cr:column",
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "equivalentProperty": "cr:equivalentProperty",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileProperty": "cr:fileProperty",
+    "fileObject": "cr:fileObject",
+    "fileSet": "cr:fileSet",
+    "format": "cr:format",
+    "includes": "cr:includes",
+    "isLiveDataset": "cr:isLiveDataset",
+    "jsonPath": "cr:jsonPath",
+    "key": "cr:key",
+    "md5": "cr:md5",
+    "parentField": "cr:parentField",
+    "path": "cr:path",
+    "recordSet": "cr:recordSet",
+    "references": "cr:references",
+    "regex": "cr:regex",
+    "repeated": "cr:repeated",
+    "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
+    "sc": "https://schema.org/",
+    "separator": "cr:separator",
+    "source": "cr:source",
+    "subField": "cr:subField",
+    "transform": "cr:transform",
+}
+_TYPES = {pa.string(): "sc:Text", pa.int32(): "sc:Integer"}
+
+
+def croissant(described: Description) -> dict[str, Any]:
+    """The metadata of the dataset that is described: a record set a split, read from its Parquet files."""
+    description = described.head
+    splits = {split: names for split, names in described.tars.items() if names}
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "name": description["name"],
+        "description": f"{description['samples']} images with raw texts and long texts by "
+        f"{', '.join(description['captioners']) or 'no captioner'}. Bytes and sha256 of every file: dataset.json.",
+        **_origin(described),
+        "version": f"{description['schema_version']}.0.0",
+        "distribution": [_files(split, names) for split, names in splits.items()],
+        "recordSet": [_records(split, schema.dataset(description["captioners"])) for split in splits],
+    }
+
+
+def _origin(described: Description) -> dict[str, list[str]]:
+    """The licences and the homepages of the sources, as far as the manifest tells them."""
+    licences = [f"{source['name']}: {source['licence']}" for source in described.sources if source["licence"]]
+    homepages = [source["homepage"] for source in described.sources if source["homepage"]]
+    return {name: values for name, values in (("license", licences), ("isBasedOn", homepages)) if values}
+
+
+def _files(split: str, tars: list[str]) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileSet",
+        "@id": f"{split}-parquet",
+        "name": f"{split}-parquet",
+        "description": "One row a sample, in the order of the tar of the same name, which holds the images.",
+        "encodingFormat": "application/x-parquet",
+        "includes": [f"{name.removesuffix('.tar')}.parquet" for name in tars],
+    }
+
+
+def _records(split: str, columns: pa.Schema) -> dict[str, Any]:
+    return {
+        "@type": "cr:RecordSet",
+        "@id": split,
+        "name": split,
+        "key": {"@id": f"{split}/uid"},
+        "field": [_field(split, column) for column in columns],
+    }
+
+
+def _field(split: str, column: pa.Field) -> dict[str, Any]:
+    repeated = pa.types.is_list(column.type)
+    return {
+        "@type": "cr:Field",
+        "@id": f"{split}/{column.name}",
+        "name": column.name,
+        "description": schema.meaning(column.name),
+        "dataType": _TYPES[column.type.value_type if repeated else column.type],
+        **({"repeated": True} if repeated else {}),
+        "source": {"fileSet": {"@id": f"{split}-parquet"}, "extract": {"column": column.name}},
+    }

@@ -1,0 +1,1 @@
+"""The stages that run `training/`: train, compute features, evaluate."""

@@ -1,0 +1,1 @@
+"""The dry run behind `lotlip-data plan`: lists, throughput, cost, storage."""

@@ -1,0 +1,1 @@
+"""Captioning on pools of Ray actors, and the import of existing captions."""

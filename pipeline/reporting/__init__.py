@@ -1,0 +1,1 @@
+"""Progress (`status`) and the HTML report."""

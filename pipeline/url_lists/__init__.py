@@ -1,0 +1,1 @@
+"""URL lists: read, filter, shuffle and cut into shards."""

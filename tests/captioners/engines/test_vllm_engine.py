@@ -1,0 +1,115 @@
+"""The real vLLM on the CPU: what one request, one engine process and one actor cost the others when they fail."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from PIL import Image
+
+from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineDead
+from lotlip_data.captioners.registry import load_engine
+from tests.support.processes import title
+
+pytestmark = pytest.mark.slow
+LENGTH = 24
+
+
+def engine_processes(parent):
+    return [process for process in psutil.Process(parent).children(recursive=True) if is_engine(process)]
+
+
+def is_engine(process):
+    return "EngineCore" in title(process)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(random_llava, tmp_path_factory):
+    """A checkpoint whose own generation settings, were they heeded, would change every caption."""
+    folder = tmp_path_factory.mktemp("vllm") / "sampling"
+    shutil.copytree(random_llava, folder)
+    file = folder / "generation_config.json"
+    sampling = {"do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 3.0, "max_new_tokens": 5}
+    file.write_text(json.dumps(json.loads(file.read_text()) | sampling))
+    return CaptionerConfig("x", "llava", str(folder), max_new_tokens=LENGTH)
+
+
+def test_failures_cost_what_they_must_and_no_more(checkpoint, scenes, caption_all, monkeypatch):
+    """One engine start serves all of it, in the order of growing damage."""
+    plain = load_engine(checkpoint, "transformers")
+    expected = caption_all(plain, scenes(16))
+    plain.close()
+    engine = load_engine(checkpoint, "vllm")
+    assert caption_all(engine, scenes(16)) == expected
+
+    # An image that cannot be prepared, and a request that vLLM refuses: each alone fails.
+    refused = scenes(16)[7]
+    prepare, ask, pixels_of_refused = engine.prepare, engine._request, [None]
+
+    def remember(image):
+        pixels = prepare(image)
+        if image is refused:
+            pixels_of_refused[0] = pixels
+        return pixels
+
+    async def request(pixels):
+        asked = await ask(pixels)
+        return asked | {"prompt_token_ids": [10**6]} if pixels is pixels_of_refused[0] else asked
+
+    monkeypatch.setattr(engine, "prepare", remember)
+    monkeypatch.setattr(engine, "_request", request)
+    images = [*scenes(16)[:7], refused, Image.new("RGB", (2, 2000)), *scenes(16)[8:]]
+    results = caption_all(engine, images)
+    assert isinstance(results[7], CaptionError) and "vLLM" in str(results[7])
+    assert isinstance(results[8], CaptionError) and "2×2000 pixels" in str(results[8])
+    assert [*results[:7], *results[9:]] == [*expected[:7], *expected[8:]]
+
+    # The engine's process is killed: every call says that the engine is dead, now and later.
+    (process,) = engine_processes(os.getpid())
+    process.send_signal(signal.SIGKILL)
+    assert all(isinstance(result, EngineDead) for result in caption_all(engine, scenes(16)))
+    assert all(isinstance(result, EngineDead) for result in caption_all(engine, scenes(2)))
+    engine.close()
+    engine.close()
+    assert all(isinstance(result, EngineDead) for result in caption_all(engine, scenes(2)))
+
+
+OWNER = """
+import sys, time
+from lotlip_data.captioners.base import CaptionerConfig, load_engine
+if __name__ == "__main__":
+    engine = load_engine(CaptionerConfig("x", "llava", sys.argv[1], max_new_tokens=8), "vllm")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    engine.close()
+    print("closed", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_the_engines_process_ends_with_close_and_with_its_owner(end, random_llava, tmp_path):
+    script = tmp_path / "owner.py"
+    script.write_text(OWNER)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen([sys.executable, script, random_llava], **pipes) as owner:
+        try:
+            assert owner.stdout.readline() == "ready\n"
+            processes = engine_processes(owner.pid)
+            assert processes
+            if end == "close":
+                owner.stdin.write("\n")
+                assert owner.stdout.readline() == "closed\n"
+            else:
+                owner.kill()
+            until = time.monotonic() + 120
+            while any(map(is_engine, processes)):
+                assert time.monotonic() < until
+                time.sleep(0.1)
+        finally:
+            owner.kill()

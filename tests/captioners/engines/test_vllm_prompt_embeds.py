@@ -1,0 +1,150 @@
+"""The language model taken out of an InstructBLIP checkpoint is complete, exact, made once and never half there."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, InstructBlipForConditionalGeneration
+
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.engines import vllm_prompt_embeds
+from lotlip_data.captioners.engines.vllm_prompt_embeds import export_language_model
+from lotlip_data.captioners.registry import load_engine
+
+LOCAL = {"revision": None, "local_files_only": True}
+
+
+@pytest.fixture
+def checkpoint(random_instructblip, tmp_path):
+    """In two weight files, as the published one is in several, with the language model in both."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(random_instructblip, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = {}
+    for position, name in enumerate(sorted(weights)):
+        files.setdefault(f"model-0000{position % 2 + 1}-of-00002.safetensors", {})[name] = weights[name]
+    for file, part in files.items():
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, part in files.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_it_is_a_stock_checkpoint_with_every_weight_unchanged(checkpoint, tmp_path):
+    folder = export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    stock, loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    whole = InstructBlipForConditionalGeneration.from_pretrained(checkpoint).language_model
+    assert not loaded["missing_keys"] and not loaded["unexpected_keys"]
+    assert type(stock) is type(whole)
+    expected = whole.state_dict()
+    assert stock.state_dict().keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in stock.state_dict().items())
+
+
+def test_it_is_made_once_and_anew_when_the_checkpoint_changes(checkpoint, tmp_path, monkeypatch):
+    cache = str(tmp_path / "cache")
+    folder = export_language_model(str(checkpoint), LOCAL, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(vllm_prompt_embeds, "write_weights", lambda *args, **kwargs: pytest.fail("made again"))
+        assert export_language_model(str(checkpoint), LOCAL, cache) == folder
+    file = next(checkpoint.glob("*00001*.safetensors"))
+    save_file({name: weight * 2 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    assert export_language_model(str(checkpoint), LOCAL, cache) != folder
+
+
+def test_actors_that_ask_at_once_get_one_whole_folder(checkpoint, tmp_path):
+    with ThreadPoolExecutor(8) as threads:
+        cache = str(tmp_path / "cache")
+        folders = set(threads.map(lambda _: export_language_model(str(checkpoint), LOCAL, cache), range(8)))
+    assert len(folders) == 1
+    assert [path.name for path in Path(cache, "language_models").iterdir()] == [folders.pop().name]
+
+
+def test_a_failure_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(vllm_prompt_embeds, "write_weights", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache" / "language_models").iterdir())
+
+
+def test_bin_files_serve_as_well(checkpoint, tmp_path):
+    expected = export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    only_bin = tmp_path / "bin"
+    only_bin.mkdir()
+    (only_bin / "config.json").write_text((checkpoint / "config.json").read_text())
+    weight_map = {}
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        name = f"pytorch_{file.stem}.bin"
+        old = {"language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}
+        weights = load_file(file) | (old if "00001" in name else {})
+        torch.save(weights, only_bin / name)
+        weight_map |= dict.fromkeys(weights, name)
+    (only_bin / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    folder = export_language_model(str(only_bin), LOCAL, str(tmp_path / "cache"))
+    for file in expected.glob("*.safetensors"):
+        written = load_file(folder / f"pytorch_{file.name}")
+        assert written.keys() == load_file(file).keys()
+        assert all(torch.equal(weight, written[name]) for name, weight in load_file(file).items())
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(checkpoint, tmp_path):
+    for file in checkpoint.glob("*.safetensors"):
+        weights = load_file(file)
+        if weights.pop("language_model.model.norm.weight", None) is not None:
+            save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"is not whole: 1 weights are missing, such as model.norm.weight; fetch it"):
+        export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache" / "language_models").iterdir())
+
+
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+def test_a_quantised_checkpoint_is_refused_with_what_works(engine, checkpoint):
+    file = checkpoint / "config.json"
+    config = json.loads(file.read_text()) | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"is quantised, and its language model cannot be taken out for vLLM; use"):
+        load_engine(CaptionerConfig("x", "instructblip", str(checkpoint)), engine)
+
+
+def test_a_quantization_that_the_checkpoint_lacks_is_refused(checkpoint):
+    config = CaptionerConfig("x", "instructblip", str(checkpoint), quantization="awq_marlin")
+    message = "captioner 'x': quantization='awq_marlin': InstructBLIP's checkpoint is not quantised; use one that"
+    with pytest.raises(ValueError, match=message):
+        load_engine(config, "vllm")
+
+
+def test_the_hub_is_asked_for_the_revision_and_for_one_format(checkpoint, tmp_path, monkeypatch):
+    asked = []
+
+    def download(model, *, revision, allow_patterns):
+        asked.append((model, revision, allow_patterns))
+        return str(checkpoint if both_formats or "*.bin" in allow_patterns else tmp_path / "nothing")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    options = {"revision": "a1b2c3", "local_files_only": False}
+    for both_formats in (True, False):  # noqa: B007 - `download` reads it
+        export_language_model("Salesforce/instructblip-vicuna-7b", options, str(tmp_path / "cache"))
+    safetensors, weights = ["*.json", "*.safetensors"], ["*.json", "*.bin"]
+    assert asked == [("Salesforce/instructblip-vicuna-7b", "a1b2c3", p) for p in (safetensors, safetensors, weights)]
+
+
+def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path):
+    file = checkpoint / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(
+        json.dumps(config | {"text_config": {"model_type": "t5"}, "use_decoder_only_language_model": False})
+    )
+    with pytest.raises(ValueError, match="its language model, t5, is not decoder-only"):
+        export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    for weights in checkpoint.glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ValueError, match=r"is one of several|model\.safetensors\.index\.json names .* is missing"):
+        export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))

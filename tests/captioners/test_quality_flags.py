@@ -1,0 +1,101 @@
+"""Each flag's definition, at its edges."""
+
+import pytest
+
+from lotlip_data.captioners.base import Caption, CaptionerConfig
+from lotlip_data.captioners.quality_flags import flags_of
+from lotlip_data.synthetic.caption_writers import WRITERS, long_text
+from lotlip_data.synthetic.scenes import sample_scene
+
+CONFIG = CaptionerConfig(name="llava", kind="llava", model="m")
+
+
+def flags(text, finish_reason="stop"):
+    return flags_of(Caption(text, finish_reason, 1), CONFIG)
+
+
+def test_truncated_is_a_caption_that_its_end_token_did_not_end():
+    assert flags("The image shows", "length") == ["truncated"]
+    assert flags("The image shows") == []
+
+
+@pytest.mark.parametrize("text", ["", "  ", "...", "\n-\n"])
+def test_empty_is_without_letter_or_digit(text):
+    assert flags(text) == ["empty"]
+
+
+def test_a_single_letter_is_not_empty():
+    assert flags("A") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "looping"),
+    [
+        ("the cat " * 5, True),  # 2 words, 5 times: 10 words
+        ("the cat " * 4, False),  # 8 words in all
+        ("the big cat, the big cat! The BIG cat.", True),  # 3 words, 3 times: 9 words
+        ("the big cat the big cat", False),  # twice only
+        ("very " * 9, True),
+        ("very " * 8, False),
+        ("A man sits on the bench. " * 3, True),
+        ("A man sits on the bench. " * 2, False),
+        ("A man sits on the left. A man sits on the right. A man sits on the roof.", False),
+        ("In the park there is " + "a tree and " * 6 + "a lake", True),
+    ],
+)
+def test_repetition_is_the_same_words_three_times_in_a_row_nine_words_in_all(text, looping):
+    assert ("repetition" in flags(text)) == looping
+
+
+@pytest.mark.parametrize(
+    ("text", "echo"),
+    [
+        ("Describe the image in detail. The image shows a cat.", True),
+        ("Sure! describe the image, in detail: a cat.", True),
+        ("A cat on a sofa. USER: What is it? ASSISTANT: A cat.", True),
+        ("A poster invites the reader to describe the image in detailed prose.", False),
+        ("The user's guide lies on the table.", False),
+    ],
+)
+def test_prompt_echo_is_the_prompts_words_in_a_row_or_a_role_name(text, echo):
+    assert ("prompt_echo" in flags(text)) == echo
+
+
+@pytest.mark.parametrize(
+    ("text", "listed"),
+    [
+        ("1. A cat. 2. A dog.", True),
+        ("The image shows: 1) a cat, 2) a dog.", True),
+        ("Shown are\n- a cat\n- a dog", True),
+        ("• a cat\n• a dog", True),
+        ("1. A cat sits on the sofa.", False),
+        ("A pole of 1.5 m beside one of 2.5 m.", False),
+        ("2. A dog. 1. A cat.", False),
+        ("A cat - a dog", False),
+    ],
+)
+def test_list_artifact_is_items_1_and_2_or_two_bulleted_lines(text, listed):
+    assert ("list_artifact" in flags(text)) == listed
+
+
+@pytest.mark.parametrize(
+    ("text", "foreign"),
+    [
+        ("Изображён кот на диване.", True),
+        ("一只猫坐在沙发上", True),
+        ("La imagen muestra un gato negro sentado sobre una silla roja junto a otra silla.", True),
+        ("The image shows a black cat sitting on a red chair next to a café.", False),
+        ("un gato negro", False),  # too short to tell from its words
+    ],
+)
+def test_non_english_is_foreign_letters_or_no_english_function_words(text, foreign):
+    assert ("non_english" in flags(text)) == foreign
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_good_long_text_has_no_flag(writer):
+    assert [flags(long_text(sample_scene(seed), writer)) for seed in range(300)] == [[]] * 300
+
+
+def test_flags_come_in_one_order():
+    assert flags("1. very 2. " + "very " * 9, "length")[:2] == ["truncated", "repetition"]

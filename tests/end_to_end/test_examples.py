@@ -1,0 +1,230 @@
+"""The example files are what the code takes: manifests load, entry points parse, resources fit, numbers are held."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lotlip_data.captioners import gpu_memory
+from lotlip_data.manifests.manifest import Manifest, load
+from lotlip_data.pipeline.recaptioning.config import CaptionerJob, resolve_captioners
+from tests.pipeline import run_fixture as fake_run
+from tests.support.paths import ROOT
+from tests.support.ports import can_be_bound, free_ports
+
+EXAMPLES = ROOT / "examples"
+DOCS = EXAMPLES.parent / "docs" / "running.md"
+SIZING = [sys.executable, "-m", "lotlip_data.captioners.gpu_memory"]
+SLURM = EXAMPLES / "recaption.slurm"
+
+
+@pytest.fixture(scope="module")
+def big() -> tuple[Manifest, list[CaptionerJob]]:
+    manifest = load(str(EXAMPLES / "8x80gb.yaml"))
+    return manifest, resolve_captioners(manifest.captioners)
+
+
+def test_every_manifest_among_the_examples_loads_and_so_do_its_captioners() -> None:
+    found = {}
+    for path in sorted(EXAMPLES.glob("*.yaml")):
+        if "apiVersion" not in yaml.safe_load(path.read_text()):
+            found[path.name] = [one.config.name for one in resolve_captioners(load(str(path)).captioners)]
+    assert found == {"8x80gb.yaml": ["llava", "sharegpt4v", "instructblip"], "endpoint.yaml": ["qwen3-vl"]}
+
+
+def test_its_sequences_in_flight_are_what_the_memory_leaves(big: tuple[Manifest, list[CaptionerJob]]) -> None:
+    for one in big[1]:
+        options = one.pool.engine_options
+        expected = gpu_memory.sequences(gpu_memory.MODELS[one.config.kind], 79.1, options["gpu_memory_utilization"])
+        assert options["max_num_seqs"] == expected
+
+
+def test_its_trainings_are_ones_that_there_are(big: tuple[Manifest, list[CaptionerJob]]) -> None:
+    from lotlip_data.pipeline.model_stages.ray_train import Workers
+    from lotlip_data.training.config import make_config
+
+    for training in big[0].train:
+        settings = dict(training)
+        workers = Workers.of(settings.pop("ray"))
+        assert make_config(**settings).batch % workers.workers == 0
+
+
+@pytest.mark.parametrize(("gib", "utilization"), [(79.1, 0.9), (39.4, 0.9), (79.1, 0.5), (15.8, 0.9)])
+def test_what_is_in_flight_fits_and_16_more_would_not(gib: float, utilization: float) -> None:
+    """By bytes: weights, working memory and every caption at its end stay within the share of the GPU."""
+    for model in gpu_memory.MODELS.values():
+
+        def taken(captions: int, model: Any = model) -> float:
+            cache = captions * model.tokens() * model.kv_bytes_a_token
+            return 2 * model.parameters + cache + gpu_memory.WORKING_GIB * 2**30
+
+        count = gpu_memory.sequences(model, gib, utilization)
+        assert count == 0 or taken(count) <= utilization * gib * 2**30
+        assert taken(count + 16) > utilization * gib * 2**30
+
+
+def test_the_sizes_are_those_of_the_architectures() -> None:
+    """transformers' own classes on the meta device, with the published vocabularies; half a MiB of cache a token."""
+    import torch
+    from transformers import (
+        InstructBlipConfig,
+        InstructBlipForConditionalGeneration,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    with torch.device("meta"):
+        llava = LlavaForConditionalGeneration(LlavaConfig(text_config=LlamaConfig(vocab_size=32_064)))
+        instructblip = InstructBlipForConditionalGeneration(
+            InstructBlipConfig(text_config=LlamaConfig(vocab_size=32_001))
+        )
+    for model, sizes in ((llava, gpu_memory.LLAVA), (instructblip, gpu_memory.INSTRUCTBLIP)):
+        assert sum(weights.numel() for weights in model.parameters()) == sizes.parameters
+        text = model.config.text_config
+        held = (text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
+        assert held == (sizes.layers, sizes.kv_heads, sizes.head_size)
+        assert sizes.kv_bytes_a_token == 2**19
+
+
+def test_the_guide_shows_what_the_script_prints() -> None:
+    printed = subprocess.run(SIZING, capture_output=True, text=True, check=True)
+    guide = DOCS.read_text()
+    assert printed.stdout in guide
+    llava, room = gpu_memory.LLAVA, gpu_memory.cache_tokens(gpu_memory.LLAVA, 79.1, 0.9)
+    full, kept = 128 * llava.tokens() / 2048, room / 2048
+    assert f"128 × {llava.tokens()} tokens × 0.5 MiB = {full:.1f} GiB of {kept:.1f}." in guide
+    assert f"With captions of 256 tokens each, {room // llava.tokens(256)} fit" in guide
+    assert f"{gpu_memory.INSTRUCTBLIP.tokens()} tokens a caption instead of {llava.tokens()}" in guide
+
+
+def test_files_that_the_guide_names_are_there() -> None:
+    named = set(re.findall(r"\bexamples/[\w.-]*\w", DOCS.read_text()))
+    assert named == {f"examples/{path.name}" for path in EXAMPLES.iterdir() if path.is_file()}
+
+
+def test_the_kuberay_job_runs_a_command_that_there_is_on_nodes_that_hold_its_actors(
+    big: tuple[Manifest, list[CaptionerJob]],
+) -> None:
+    import typer
+
+    from lotlip_data.pipeline.cli.main import app
+
+    job = yaml.safe_load((EXAMPLES / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    program, command, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert program == "lotlip-data"
+    group: Any = typer.main.get_command(app)
+    group.commands[command].make_context(command, arguments)  # raises where an argument or option is wrong
+
+    cluster = job["spec"]["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    images = {container["image"] for pod in pods for container in pod["template"]["spec"]["containers"]}
+    assert len(images) == 1
+    (group,) = cluster["workerGroupSpecs"]
+    assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    template = group["template"]["spec"]
+    (worker,) = template["containers"]
+    assert {mount["name"] for mount in worker["volumeMounts"]} == {volume["name"] for volume in template["volumes"]}
+    assert worker["resources"]["limits"] == worker["resources"]["requests"]  # a GPU cannot be overcommitted
+    gpus, cpus = (float(worker["resources"]["limits"][name]) for name in ("nvidia.com/gpu", "cpu"))
+    for one in big[1]:
+        assert one.pool.num_gpus and gpus / one.pool.num_gpus * one.pool.num_cpus <= cpus
+        assert one.pool.max_actors == gpus / one.pool.num_gpus * group["maxReplicas"]
+
+
+def test_versions_of_ray_are_those_that_the_project_requires() -> None:
+    import ray
+
+    job = yaml.safe_load((EXAMPLES / "rayjob.yaml").read_text())
+    base = re.search(r"^FROM rayproject/ray:([\d.]+)-", (EXAMPLES / "Dockerfile").read_text(), re.M)
+    assert base and base[1] == job["spec"]["rayClusterSpec"]["rayVersion"] == ray.__version__
+
+
+def test_the_slurm_script_is_bash() -> None:
+    subprocess.run(["bash", "-n", str(SLURM)], check=True)
+
+
+STANDINS = {
+    "scontrol": "#!/bin/sh\nprintf 'localhost\\nlocalhost\\n'\n",
+    # Runs the rest of the line here: one Ray node for each step, on one machine.
+    "srun": '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("ends", ["done", "asked wrongly", "out of time"])
+def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, tmp_path: Path) -> None:
+    """With stand-ins for Slurm's two commands and two Ray nodes on this machine; nothing of it is left running.
+
+    Its exit code is the command's: 0, 2 for a run that is not there, 130 after the signal before the time limit.
+    """
+    for name, text in STANDINS.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    number = str(os.getpid() * 6_000 + job_of_free_ports())
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{environment['PATH']}"}
+    environment |= {"SLURM_JOB_ID": number, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    shards, images = (200, 16) if ends == "out of time" else (2, 4)
+    run = fake_run.make(tmp_path / "run", shards, images, writers=(), pixels=96).run
+    where = str(tmp_path / "nothing") if ends == "asked wrongly" else run.url
+    log = tmp_path / "log"
+    command = ["bash", str(SLURM), where, "--captioner", "tiny-instructblip"]
+    with log.open("w") as output:
+        # A shell's job in the background ignores SIGINT, and so do its children unless they are told otherwise.
+        heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        job = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True, preexec_fn=heeds
+        )
+    try:
+        if ends == "out of time":
+            deadline = time.monotonic() + 500
+            while "shard" not in log.read_text().partition("tiny-instructblip:")[2]:
+                assert time.monotonic() < deadline and job.poll() is None, log.read_text()
+                time.sleep(0.1)
+            job.send_signal(signal.SIGINT)
+        code = job.wait(600)
+    finally:
+        left = _processes_of(f"ray-{number}")
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    told = log.read_text()
+    assert code == {"done": 0, "asked wrongly": 2, "out of time": 130}[ends], told
+    if ends == "done":
+        assert len(list(Path(run.captioner("tiny-instructblip")).glob("0000?.parquet"))) == 2
+    elif ends == "asked wrongly":
+        assert "no run here" in told
+    else:
+        assert "the same command goes on from there" in told
+    assert left == []
+    shutil.rmtree(f"/tmp/ray-{number}", ignore_errors=True)
+
+
+def job_of_free_ports() -> int:
+    """A job's number from which the script takes two ports that are free: 20,000 and twice that, and the next."""
+    even = (port for port in free_ports(1_000) if port % 2 == 0 and port < 32_000)
+    return next((port - 20_000) // 2 for port in even if can_be_bound(port + 1))
+
+
+def _processes_of(folder: str) -> list[str]:
+    """Command lines of the processes of a Ray cluster whose folder is /tmp/`folder`, a minute after its end."""
+    import psutil
+
+    for _ in range(120):
+        lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+        if not (found := [line for line in lines if f"/tmp/{folder}/" in line]):
+            break
+        time.sleep(0.5)
+    return found

@@ -1,0 +1,138 @@
+"""`ray job submit`: the wheel travels with the job, to its driver and its actors; a job that was asked wrongly fails.
+
+The cluster is this test's own: its ports, its folder, its token. Nothing here touches another cluster of the machine.
+"""
+
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from tests.pipeline import run_fixture as fake_run
+from tests.pipeline.recaptioning.test_third_party_captioners import PACKAGE, make
+from tests.support.ports import free_ports
+from tests.support.wheels import build, copy_project
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+CLI = ["python", "-m", "lotlip_data.pipeline.cli.main"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """A head node with a dashboard; gives the environment in which `ray job` finds it."""
+    if importlib.util.find_spec("aiohttp_cors") is None:
+        pytest.skip("jobs need Ray's dashboard: pip install 'ray[default]==2.60.*'")
+    if " " in sys.executable:
+        pytest.skip(f"`ray start --head` ends at once where Ray lies in a folder with a blank: {sys.executable}")
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: its sockets' paths have at most 107 characters
+    gcs, dashboard, client, agent = free_ports(4)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["PIP_NO_DEPS"] = "1"  # as docs/running.md says: Ray would install everything that a wheel requires
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}", "OMP_NUM_THREADS": "1"}
+    options = [
+        *("--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={folder}"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
+        *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
+        *("--num-cpus=2", "--num-gpus=0", f"--object-store-memory={128 << 20}"),
+    ]
+    with Path(folder, "head.log").open("w") as log:
+        head = subprocess.Popen([*RAY, "start", *options], env=environment, stdout=log, stderr=log)
+    environment |= {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "no_proxy": "127.0.0.1"}
+    try:
+        deadline = time.monotonic() + 300
+        while subprocess.run([*RAY, "job", "list"], env=environment, capture_output=True).returncode:
+            assert head.poll() is None and time.monotonic() < deadline, Path(folder, "head.log").read_text()
+            time.sleep(1)
+        yield environment
+    finally:
+        end(head)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def end(head: "subprocess.Popen[bytes]") -> None:
+    """Ends a head node and every process that it started, and no other."""
+    children = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+    head.send_signal(signal.SIGTERM)
+    _, left = psutil.wait_procs([psutil.Process(head.pid), *children], timeout=20)
+    for process in left:
+        process.kill()
+    head.wait(20)
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The project's wheel, and that of a package which adds a captioner."""
+    ours, theirs, out = (tmp_path_factory.mktemp(name) for name in ("ours", "theirs", "wheels"))
+    copy_project(ours)
+    for name, text in PACKAGE.items():
+        (theirs / name).write_text(text)
+    for folder in (ours, theirs):
+        build(folder, out)
+    return sorted(map(str, out.glob("*.whl")))
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheels: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The package of the project's wheel as a folder."""
+    (wheel,) = [wheel for wheel in wheels if "lotlip_data" in wheel]
+    folder = tmp_path_factory.mktemp("unpacked")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return str(folder / "lotlip_data")
+
+
+def submit(cluster: dict[str, str], wheels: list[str], *command: str) -> "subprocess.CompletedProcess[str]":
+    modules = '{"py_modules": [' + ", ".join(f'"{wheel}"' for wheel in wheels) + "]}"
+    line = [*RAY, "job", "submit", "--runtime-env-json", modules, "--", *command]
+    return subprocess.run(line, env=cluster, cwd="/", capture_output=True, text=True, timeout=600)
+
+
+def test_a_submitted_job_commits_captions_with_the_code_of_the_wheel(
+    cluster: dict[str, str], wheels: list[str], unpacked: str, tmp_path: Path
+) -> None:
+    """A tiny model, and a captioner that only a second wheel holds: so the actors, too, import what was sent."""
+    assert len(wheels) == 2
+    for modules in (wheels, [unpacked]):
+        where = submit(
+            cluster, modules, "python", "-c", "import lotlip_data.pipeline.cli.main as cli; print(cli.__file__)"
+        )
+        assert where.returncode == 0, where.stdout + where.stderr
+        assert "/runtime_resources/py_modules_files/" in where.stdout, where.stdout
+
+    colour = {"name": "fourth", "kind": "colour", "model": "none", "prompt": "Mean colour:"}
+    run = make(tmp_path / "run", colour)
+    for options in ([], ["--captioner", "tiny-instructblip"]):
+        done = submit(cluster, wheels, *CLI, "recaption", run.url, *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("fourth", "tiny-instructblip"):
+        rows = [row for shard in (0, 1) for row in pq.read_table(run.caption_shard(name, shard)).to_pylist()]
+        assert len({row["uid"] for row in rows}) == len(rows) == 16
+        assert all(row["text"] and row["error"] is None for row in rows)
+
+
+def test_a_job_that_is_asked_wrongly_fails_and_says_why(
+    cluster: dict[str, str], wheels: list[str], tmp_path: Path
+) -> None:
+    """`ray job submit` ends with 1, tells our exit code 2, and shows our one line."""
+    missing = submit(cluster, wheels, *CLI, "recaption", str(tmp_path / "nothing"))
+    assert missing.returncode == 1
+    assert "failed with exit code 2" in missing.stdout + missing.stderr
+    assert "no run here (no manifest.yaml). Start one with `lotlip-data download" in missing.stdout
+
+    run = fake_run.make(tmp_path / "run", shards=1, images=2, writers=()).run
+    unknown = submit(cluster, wheels, *CLI, "recaption", run.url, "--captioner", "blip")
+    assert unknown.returncode == 1
+    assert "captioner 'blip' is unknown" in unknown.stdout and "failed with exit code 2" in unknown.stdout

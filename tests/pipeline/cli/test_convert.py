@@ -1,0 +1,40 @@
+"""`lotlip-data convert sharegpt4v`: what it prints and how it ends."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.captioners.convert import tiny_sharegpt4v
+
+COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "convert", "sharegpt4v"]
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+
+
+def test_help_has_an_example() -> None:
+    answer = call("--help")
+    assert answer.returncode == 0
+    assert "Example: lotlip-data convert sharegpt4v" in " ".join(answer.stdout.split())
+
+
+def test_it_converts_once_then_says_so_and_refuses_in_one_line(tmp_path: Path) -> None:
+    source = tiny_sharegpt4v.write(tmp_path / "x")
+    shutil.move(source.parent / "tower", tmp_path / "tuned")
+    out = tmp_path / "out"
+
+    lost = call(source, out)
+    assert (lost.returncode, lost.stderr) == (2, "")
+    assert lost.stdout.startswith("error: ../tower: ") and lost.stdout.count("\n") == 1
+    assert "--vision-tower" in lost.stdout
+
+    done = call(source, out, "--vision-tower", tmp_path / "tuned")
+    assert done.returncode == 0, done.stderr
+    assert f"{out}: done, 80 tensors" in done.stdout
+    assert json.loads((out / "config.json").read_text())["model_type"] == "llava"
+
+    again = call(source, out, "--vision-tower", tmp_path / "tuned")
+    assert (again.returncode, again.stdout) == (0, f"{out}: converted already, nothing to do\n")

@@ -1,0 +1,71 @@
+"""`train` on the command line: what its last line promises is true."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+
+from tests.training.run_fixture import write_run, write_towers
+
+COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "train"]
+SETTINGS = {"batch": 16, "epochs": 4000, "warm_up": 2, "context_length": 96, "checkpoint_every": 12}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A run with a dataset, and the arguments of a training of 12,500 steps, which is stopped after a few."""
+    folder = tmp_path_factory.mktemp("world")
+    run = pathlib.Path(write_run(folder / "run"))
+    (run / "manifest.yaml").write_text("name: x\nsources: [{name: a, files: [a.csv]}]\n")
+    settings = {**SETTINGS, **write_towers(folder / "towers")}
+    return run, [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
+@contextlib.contextmanager
+def started(run, *arguments):
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background ignore it
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*COMMAND, str(run), *arguments]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_the_last_line_of_a_stopped_training_says_from_which_step_it_goes_on(world, number, code):
+    run, given = world
+    name = f"by-{number}"
+    metrics = run / "train" / name / "metrics.jsonl"
+    with started(run, "--method", "lit", "--name", name, *given) as stopped:
+        while not metrics.exists() and stopped.poll() is None:  # it is written with the first checkpoint
+            time.sleep(0.05)
+        stopped.send_signal(number)
+        said, _ = stopped.communicate()
+    assert stopped.returncode == code
+    last = said.splitlines()[-1]
+    found = re.fullmatch(r"by-\d+: stopped; the same command goes on after step (\d+) of 12500", last)
+    assert found, said
+    assert int(found[1]) == json.loads(metrics.read_text().splitlines()[-1])["step"]  # the last one that was done
+    with started(run, "--method", "lit", "--name", name, *given) as again:
+        on = next(line for line in again.stdout if re.search("going on|starting again", line))
+    assert f"going on after step {found[1]} of 12500" in on
+
+
+def test_without_resume_a_training_that_is_there_is_left_and_what_can_be_done_is_said(world):
+    run, given = world
+    (run / "train" / "there").mkdir(parents=True)
+    (run / "train" / "there" / "done.json").write_text("{}")
+    with started(run, "--method", "lit", "--name", "there", "--no-resume", *given) as asked:
+        said, _ = asked.communicate()
+    assert asked.returncode == 2
+    assert "train/there: there is a training already. Give this one another name, or remove that folder" in said

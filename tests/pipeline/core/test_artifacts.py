@@ -1,0 +1,80 @@
+"""A Parquet of a run that is missing or damaged is named by whichever stage reads it, with what brings it back."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.settings import DownloadSettings
+from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.curation import decontamination, exclusions, perceptual_hash
+from lotlip_data.pipeline.curation.filters import Filters
+from lotlip_data.pipeline.downloading import commit as fetch_commit
+from lotlip_data.pipeline.downloading.commit import DownloadTask
+from lotlip_data.pipeline.recaptioning import results as caption_commit
+from tests.pipeline import run_fixture as fake_run
+
+
+def _fetch(run: Run) -> object:
+    return fetch_commit.fetch_and_commit(DownloadTask(run, 0, 10, DownloadSettings()))
+
+
+def _survey(run: Run) -> object:
+    return exclusions.survey_shard(run, fake_run.asking(clean={"duplicates": True}).clean, Filters(), None, (0, "a"))
+
+
+READERS: dict[str, tuple[str, Callable[[Run], object], str]] = {
+    "the rows to fetch": ("lists/00000.parquet", _fetch, "Remove {url} and {run.plan}; `lotlip-data download`"),
+    "the rows that failed": (
+        "images/00000-attempt.parquet",
+        lambda run: fetch_commit.failed_rows(run, 0, ledger.read_image_stats(run, 0), ["key"]),
+        "Remove {run.images}/00000_stats.json and run `lotlip-data download` again.",
+    ),
+    "the images to survey": (
+        "images/00000-attempt.parquet",
+        _survey,
+        "Remove {run.images}/00000_stats.json and run `lotlip-data download` again.",
+    ),
+    "captions": (
+        "captions/llava/00000.parquet",
+        lambda run: caption_commit.finish(run, "llava", 0),
+        "Remove {url}; its images are captioned again.",
+    ),
+    "hashes": ("clean/hashes/00000-a.parquet", lambda run: perceptual_hash.shard_hashes(run, 0, "a"), "Remove {url}; "),
+    "what is left out": (
+        "clean/left_out/a.parquet",
+        lambda run: exclusions.read_list(run, "a.parquet"),
+        "Remove it and {run.url}/clean/left-out-*.json; `lotlip-data shard` makes them again.",
+    ),
+    "evaluation images": (
+        "clean/evaluation/a.parquet",
+        lambda run: decontamination.read_evaluation_hashes(run, "a"),
+        "Remove {url}; `lotlip-data shard` makes it again.",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", READERS)
+def test_a_damaged_parquet_is_named_with_what_brings_it_back(tmp_path: Path, what: str) -> None:
+    run = fake_run.make(tmp_path, shards=1, writers=["llava"]).run
+    name, read, remedy = READERS[what]
+    url = storage.join(run.url, name)
+    storage.replace(url, b"PAR1 and no more")
+    with pytest.raises(UserError) as error:
+        read(run)
+    assert str(error.value).startswith(f"{url}: cannot be read (") and "\n" not in str(error.value)
+    assert remedy.format(url=url, run=run) in str(error.value)
+
+
+def test_a_parquet_that_something_names_has_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.parquet: is missing, .*\. Fetch it\.$"):
+        artifacts.read_parquet(str(tmp_path / "a.parquet"), "Fetch it.")
+
+
+def test_a_column_that_is_not_there_is_damage_too(tmp_path: Path) -> None:
+    run = fake_run.make(tmp_path, shards=1, writers=["llava"]).run
+    with pytest.raises(UserError, match=r"00000\.parquet: cannot be read \(.*words.*\)\. Mend it\.$"):
+        artifacts.read_parquet(run.caption_shard("llava", 0), "Mend it.", ["uid", "words"])

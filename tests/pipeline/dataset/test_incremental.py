@@ -1,0 +1,264 @@
+"""A dataset whose inputs change: only what changed is written, readers see the old or the new, killed or not."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from lotlip_data.manifests import dataset_index, storage
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.dataset import publish, stage
+from lotlip_data.pipeline.dataset import writer as shard_files
+from lotlip_data.pipeline.dataset.publish import STILL_SECONDS, remove_orphans
+from lotlip_data.pipeline.dataset.stage import ShardSummary, shard
+from lotlip_data.pipeline.dataset.verify import verify
+from lotlip_data.synthetic.caption_writers import WRITERS
+from tests.pipeline import run_fixture as fake_run
+from tests.pipeline.run_fixture import FakeRun
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are built in this process, so that it can be killed at any of its steps."""
+
+    def run_tasks(task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        return ((item, task(item)) for item in items)
+
+    monkeypatch.setattr(stage, "run_tasks", run_tasks)
+
+
+def caption(fake: FakeRun, name: str, shards: Iterable[int]) -> None:
+    fake_run.claim_captioner(fake.run, name)
+    for number in shards:
+        fake_run.write_captions(fake.run, name, number, fake_run.captions_of(fake.run, name, number))
+
+
+def build(fake: FakeRun, run: Run | None = None) -> ShardSummary:
+    return shard(fake.manifest, run or fake.run, lambda line: None)
+
+
+def check_whole(run: Run) -> list[str]:
+    """The captioners of the dataset, each file of which is there as dataset.json says, with their columns."""
+    described = dataset_index.read_index(run)
+    for record in dataset_index.read_records(described):
+        for output in record.outputs:
+            for file in output.files:
+                assert shard_files.is_there(run.shards, file), file.name
+            assert pq.read_schema(f"{run.shards}/{output.parquet.name}").names == described["columns"]
+    return list(described["captioners"])
+
+
+def test_a_captioner_that_is_added_replaces_the_dataset_when_all_of_it_is_there(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=3, writers=["instructblip", "llava"])
+    build(fake)
+    before = storage.read_bytes(fake.run.dataset)
+    caption(fake, "sharegpt4v", [0, 1])
+    waiting = build(fake)
+    assert waiting.built == 2 and "captions by sharegpt4v of 1 shards (00002)" in waiting.failed[0]
+    assert storage.read_bytes(fake.run.dataset) == before and len(check_whole(fake.run)) == 2
+    assert [problem.what.partition(",")[0] for problem in verify(fake.run)] == ["built"] * 2
+    caption(fake, "sharegpt4v", [2])
+    summary = build(fake)
+    assert (summary.built, summary.skipped, summary.failed) == (1, 2, [])
+    assert check_whole(fake.run) == list(WRITERS)
+    assert verify(fake.run) == []
+    (suffix,) = {output["tar"]["name"].partition("-")[2][5:] for output in dataset_index.read_index(fake.run)["shards"]}
+    names = [name for name in storage.list_names(fake.run.shards) if name.startswith("train-")]
+    assert len(names) == 6 and suffix.startswith("-") and f"train-{{00000..00002}}{suffix}" in card(fake.run)
+    assert len(dataset_index.done_shards(fake.run)) == 3
+    assert build(fake).nothing_to_do
+
+
+def test_captions_of_images_that_changed_are_told_with_their_files_until_they_are_made_anew(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=7)
+    build(fake)
+    for number in range(7):
+        rows = fake_run.captions_of(fake.run, "llava", number)
+        rows[number]["sha256"] = "f" * 64
+        fake_run.write_captions(fake.run, "llava", number, rows)
+    for _ in range(2):
+        said: list[str] = []
+        assert shard(fake.manifest, fake.run, said.append).failed == []
+        files = ", ".join(fake.run.caption_shard("llava", number) for number in range(5))
+        assert said[-1] == (
+            "7 captions are left out (image_changed): their images were fetched again since, and are of other bytes. "
+            f"To caption them anew, remove {files} (and 2 more, told by `dropped_texts` in {fake.run.dataset}), "
+            f"and run `lotlip-data recaption {fake.run.url}`, then `lotlip-data shard {fake.run.url}`"
+        )
+    assert (dataset_index.read_index(fake.run)["samples"], verify(fake.run)) == (7 * 8, [])
+    caption(fake, "llava", range(7))
+    said = []
+    assert shard(fake.manifest, fake.run, said.append).built == 7
+    assert not any("image_changed" in line for line in said)
+    assert dataset_index.read_index(fake.run)["dropped_texts"] == {}
+
+
+@pytest.mark.parametrize("dataset_json", ["is there", "was removed"])
+def test_what_the_settings_of_before_left_asks_for_nothing(tmp_path: Path, dataset_json: str) -> None:
+    """Shards of two settings, of which the latter were given up, and of one that a lost dataset.json had named."""
+    fake = fake_run.make(tmp_path, shards=2)
+    other = fake_run.asking(sub_captions="authors")
+    if dataset_json == "was removed":
+        shard(other, fake.run, lambda line: None)
+        storage.remove(fake.run.dataset)
+        build(fake)
+    else:
+        build(fake)
+        rows = fake_run.captions_of(fake.run, "llava", 1)
+        storage.remove(fake.run.caption_shard("llava", 1))
+        assert shard(other, fake.run, lambda line: None).failed
+        fake_run.write_captions(fake.run, "llava", 1, rows)
+        build(fake)
+    assert len(dataset_index.done_shards(fake.run)) > 2 and build(fake).nothing_to_do
+    assert verify(fake.run) == []
+
+
+def test_a_dataset_of_an_earlier_release_is_built_again_and_files_that_come_out_the_same_stay(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=2)
+    recipe = stage.recipe_of(fake.run, fake.manifest)
+    earlier = dataclasses.replace(recipe, revision=recipe.revision - 1)
+    publish.publish(fake.run, fake.manifest, earlier, [fake_run.build(fake.run, earlier, number) for number in (0, 1)])
+    before = dataset_index.read_index(fake.run)
+    times = [Path(fake.run.shards, one["tar"]["name"]).stat().st_mtime_ns for one in before["shards"]]
+    assert (build(fake).built, verify(fake.run)) == (2, [])
+    after = dataset_index.read_index(fake.run)
+    assert after["shards"] == before["shards"] and after["recipe"] != before["recipe"]
+    assert [Path(fake.run.shards, one["tar"]["name"]).stat().st_mtime_ns for one in after["shards"]] == times
+
+
+def test_what_a_lost_dataset_json_had_named_asks_for_nothing_whatever_changed(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=2)
+    build(fake)
+    storage.remove(fake.run.dataset)
+    rows = fake_run.captions_of(fake.run, "llava", 1)
+    rows[0] |= {"text": "Something else. Entirely."}
+    fake_run.write_captions(fake.run, "llava", 1, rows)
+    build(fake)
+    assert len(dataset_index.done_shards(fake.run)) == 3 and build(fake).nothing_to_do
+    assert verify(fake.run) == []
+
+
+def card(run: Run) -> str:
+    return storage.read_bytes(f"{run.shards}/README.md").decode()
+
+
+def test_only_the_shard_whose_captions_changed_is_written_anew(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=3)
+    build(fake)
+    kept = dataset_index.read_index(fake.run)["shards"]
+    rows = fake_run.captions_of(fake.run, "llava", 1)
+    rows[0] |= {"text": "Something else. Entirely."}
+    fake_run.write_captions(fake.run, "llava", 1, rows)
+    summary = build(fake)
+    assert (summary.built, summary.skipped) == (1, 2)
+    new = dataset_index.read_index(fake.run)["shards"]
+    assert [new[0], new[2]] == [kept[0], kept[2]] and new[1]["tar"]["name"] != kept[1]["tar"]["name"]
+    assert not Path(fake.run.shards, kept[1]["tar"]["name"]).exists()
+    assert verify(fake.run) == []
+
+
+def test_settings_may_change_there_and_back(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=2)
+    build(fake)
+    before = dataset_index.read_index(fake.run)["shards"]
+    said: list[str] = []
+    other = fake_run.asking(sub_captions="authors", clean={"max_words": 4})
+    assert shard(other, fake.run, said.append).built == 2
+    assert said[0] == (
+        "the dataset is made otherwise from now on: sub_captions was punkt, is authors; max_words was None, is 4"
+    )
+    assert dataset_index.read_index(fake.run)["sub_captions"] == "authors" and verify(fake.run) == []
+    assert build(fake).built == 2
+    assert dataset_index.read_index(fake.run)["shards"] == before and verify(fake.run) == []
+
+
+def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Not before a day has gone by, since another driver may be at work; and nothing that is not ours, nor is named."""
+    began = time.time()
+    fake = fake_run.make(tmp_path, shards=2)
+    build(fake)
+    before = {name: storage.read_bytes(f"{fake.run.url}/{name}") for name in storage.list_below(fake.run.url)}
+    rows = fake_run.captions_of(fake.run, "llava", 1)
+    storage.remove(fake.run.caption_shard("llava", 1))  # so the rewrite cannot be finished
+    other = fake_run.asking(sub_captions="authors", min_long_texts=3)
+    assert len(shard(other, fake.run, lambda line: None).failed) == 1
+    fake_run.write_captions(fake.run, "llava", 1, rows)
+    for name in ("mine.tar", "notes.txt"):
+        storage.create(f"{fake.run.shards}/{name}", b"of the user's")
+    assert build(fake).built <= 1
+    left = storage.list_below(fake.run.url)
+    assert len(set(left) - set(before)) >= 3 + 2, "a marker, a tar, a Parquet; and the user's"
+    alone = Run.at(str(shutil.copytree(fake.run.url, tmp_path_factory.mktemp("copy") / "without what made it")))
+    for url in (alone.manifest, alone.captions):
+        storage.remove(url)
+    assert [problem.where[-9:] for problem in verify(alone)] == ["/mine.tar", "notes.txt"]
+    named = publish.names(dataset_index.read_records(dataset_index.read_index(fake.run)))
+    assert remove_orphans(fake.run, named, now=began + STILL_SECONDS - 60) == 0
+    assert storage.list_below(fake.run.url) == left
+    assert remove_orphans(fake.run, named, now=time.time() + STILL_SECONDS + 60) >= 3
+    kept = {*named, "shards/mine.tar", "shards/notes.txt"}
+    now_there = {name for name in storage.list_below(fake.run.url) if name.startswith(("shards/", "quarantine/shard/"))}
+    assert now_there == kept | {f"shards/{name}" for name in ("dataset.json", "README.md", "croissant.json")}
+    assert check_whole(fake.run) and [problem.where[-9:] for problem in verify(fake.run)] == ["/mine.tar", "notes.txt"]
+
+
+class Killed(BaseException):
+    """Nothing in the stage catches it, as nothing catches a kill."""
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the process is killed just before its `step`-th change of the storage."""
+    steps = count()
+
+    def killing(do: Callable[..., Any]) -> Callable[..., Any]:
+        def one(*given: Any) -> Any:
+            if next(steps) >= step:
+                raise Killed
+            return do(*given)
+
+        return one
+
+    for name in ("create", "create_from_file", "replace", "replace_from_file", "remove"):
+        monkeypatch.setattr(storage, name, killing(getattr(storage, name)))
+
+
+def test_killed_at_any_step_the_dataset_is_the_old_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every change of the storage while a captioner and a shard are added: killed before it, checked, gone on."""
+    fake = fake_run.make(tmp_path / "run", shards=2, images=3, writers=["instructblip", "llava"], min_long_texts=2)
+    lost = fake_run.captions_of(fake.run, "llava", 0)
+    lost[0] |= {"text": None, "error": "poison"}
+    fake_run.write_captions(fake.run, "llava", 0, lost)
+    build(fake)
+    fake_run.write_images(fake.run, 2, [3_900_000])
+    for name in ("instructblip", "llava", "sharegpt4v"):
+        caption(fake, name, ledger.fetched_shards(fake.run) if name == "sharegpt4v" else [2])
+    steps, seen = 0, set()
+    while True:
+        run = Run.at(str(shutil.copytree(fake.run.url, tmp_path / f"killed-{steps}")))
+        with monkeypatch.context() as patch:
+            kill_at(steps, patch)
+            try:
+                build(fake, run)
+            except Killed:
+                ended = False
+            else:
+                ended = True
+        seen.add(len(check_whole(run)))
+        assert build(fake, run).failed == []
+        assert (len(check_whole(run)), dataset_index.read_index(run)["samples"], verify(run)) == (3, 7, [])
+        shutil.rmtree(run.url)
+        steps += 1
+        if ended:
+            break
+    assert seen == {2, 3} and steps >= 20

@@ -1,0 +1,89 @@
+"""dataset.json is written entry by entry: whatever its layout the same, in memory that does not grow by entries."""
+
+import json
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lotlip_data.manifests import dataset_index, storage
+from lotlip_data.manifests.dataset_index import FileRecord, Output, ShardRecord
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.curation.filters import Filters
+from lotlip_data.pipeline.dataset import metadata
+from lotlip_data.pipeline.dataset.metadata import Recipe
+from lotlip_data.pipeline.dataset.publish import publish
+from tests.pipeline.run_fixture import asking
+
+RECIPE = Recipe({"llava": "llava@1"}, Filters.of(asking()))
+
+
+def records(count: int) -> Iterator[ShardRecord]:
+    """Shards as their markers tell of them; every third one has validation samples too."""
+    for shard in range(count):
+        outputs = []
+        for split in ("train", "validation") if shard % 3 == 0 else ("train",):
+            files = [FileRecord(f"{split}-{shard:05d}.{kind}", 10, f"{shard:064x}") for kind in ("tar", "parquet")]
+            outputs.append(Output(split, 4, {"llava": 3}, *files))
+        samples = sum(output.samples for output in outputs)
+        named = f"shard/{shard:05d}-{shard:012x}.parquet"
+        versions = dict.fromkeys(metadata.PACKAGES, "1")
+        drops = {"near_duplicate": 2}, {"llava": {"repetition": 1}}
+        yield ShardRecord(shard, f"{shard:012x}", RECIPE.id, 10, samples, *drops, named, versions, tuple(outputs))
+
+
+def test_what_is_written_is_what_the_shards_say_and_the_sums_are_theirs(tmp_path: Path) -> None:
+    run, every = Run.at(str(tmp_path)), list(records(7))
+    assert publish(run, asking(), RECIPE, every)
+    content = dataset_index.read_index(run)
+    assert dataset_index.read_records(content) == every
+    assert content["splits"] == {"train": {"shards": 7, "samples": 28}, "validation": {"shards": 3, "samples": 12}}
+    assert (content["fetched"], content["samples"], content["bytes"]) == (70, 40, 200)
+    assert (content["long_texts"], content["dropped"]) == ({"llava": 30}, {"near_duplicate": 14})
+    assert content["dropped_texts"] == {"llava": {"repetition": 7}}
+
+
+@pytest.mark.parametrize("indent", [1, 2, None])
+def test_laid_out_otherwise_dataset_json_is_read_the_same_and_nothing_is_replaced(
+    tmp_path: Path, indent: int | None
+) -> None:
+    run, every = Run.at(str(tmp_path)), list(records(3))
+    for name in ("train-00000.tar", "train-00000.parquet"):
+        storage.create(f"{run.shards}/{name}", b"")
+    assert publish(run, asking(), RECIPE, every) and not publish(run, asking(), RECIPE, every)
+    written = Path(run.dataset).read_text()
+    content = json.loads(written)
+    lists = {"inputs", "shards", "validation", "replaced"}
+    head = {name: value for name, value in content.items() if name not in lists}
+    Path(run.dataset).write_text(json.dumps(content, indent=indent))
+    assert dataset_index.read_index(run) == content
+    assert {name: value for name, value in dataset_index.read_dataset_summary(run).items() if name not in lists} == head
+    publish(run, asking(), RECIPE, every)
+    assert Path(run.dataset).read_text() == written
+    assert storage.list_names(run.shards)[-2:] == ["train-00000.parquet", "train-00000.tar"]
+
+
+@pytest.mark.parametrize("damage", ["{", '{"schema_version": 1}'])
+def test_a_dataset_json_that_cannot_be_read_is_told_of_and_stays(tmp_path: Path, damage: str) -> None:
+    run = Run.at(str(tmp_path))
+    storage.create(run.dataset, damage.encode())
+    with pytest.raises(dataset_index.DatasetError, match=r"dataset\.json: (not JSON|has schema version 1)"):
+        publish(run, asking(), RECIPE, records(1))
+    with pytest.raises(dataset_index.DatasetError, match=r"dataset\.json: (not JSON|has schema version 1)"):
+        dataset_index.read_dataset_summary(run)
+    assert Path(run.dataset).read_text() == damage
+
+
+def test_memory_grows_by_less_than_two_kilobytes_a_shard(tmp_path: Path) -> None:
+    """Its entries as objects take 6 to 8. Publishing, publishing the same again, and reading the head."""
+    peaks = []
+    for count in (100, 1000):
+        run = Run.at(str(tmp_path / str(count)))
+        tracemalloc.start()
+        for again in (False, True):
+            assert publish(run, asking(), RECIPE, records(count)) is not again
+        dataset_index.read_dataset_summary(run)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 900 < 2000

@@ -1,0 +1,352 @@
+"""The shard stage without Ray, and with it: what is joined, what is written, what a second run and a wrong one do."""
+
+import dataclasses
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from lotlip_data.manifests import dataset_index, schema, storage, subcaptions
+from lotlip_data.manifests.dataset_index import DatasetError
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.pipeline.curation.filters import IMAGE_CHANGED, TOO_FEW_LONG_TEXTS, Filters
+from lotlip_data.pipeline.dataset import writer as shard_files
+from lotlip_data.pipeline.dataset.join import JoinError
+from lotlip_data.pipeline.dataset.metadata import Recipe
+from lotlip_data.pipeline.dataset.stage import read_captions, shard
+from lotlip_data.pipeline.dataset.writer import DamagedShard
+from lotlip_data.synthetic.caption_writers import WRITERS, long_text, raw_text
+from tests.pipeline import run_fixture as fake_run
+from tests.pipeline.run_fixture import FakeRun, build
+
+IDS = {name: f"{name}@1" for name in WRITERS}
+
+
+def recipe(**rules: Any) -> Recipe:
+    return Recipe(IDS, Filters(**rules))
+
+
+def read_tar(path: str) -> dict[str, dict[str, bytes]]:
+    """Endings and contents by key, in the order of the tar."""
+    found: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(path))) as tar:
+        for member in tar:
+            key, _, ending = member.name.partition(".")
+            content = tar.extractfile(member)
+            assert content is not None
+            found.setdefault(key, {})[ending] = content.read()
+    return found
+
+
+def tree(folder: str) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in sorted(Path(folder).rglob("*")) if file.is_file()}
+
+
+def quarantined(fake: FakeRun, number: int) -> list[dict[str, Any]]:
+    (path,) = Path(fake.run.quarantine("shard")).glob(f"{number:05d}-*.parquet")
+    return list(pq.read_table(path).to_pylist())
+
+
+@pytest.mark.parametrize("mode", ["punkt", "authors"])
+def test_each_image_gets_the_texts_of_its_own_scene(tmp_path: Path, mode: Any) -> None:
+    fake = fake_run.make(tmp_path, shards=1)
+    record = build(fake.run, recipe(sub_captions=mode), 0)
+    table = pq.read_table(f"{fake.run.shards}/train-00000.parquet")
+    members = read_tar(f"{fake.run.shards}/train-00000.tar")
+    assert table.schema.equals(schema.dataset(WRITERS))
+    assert [row["key"] for row in table.to_pylist()] == sorted(members) == list(members)
+    assert {row["uid"] for row in table.to_pylist()} == set(fake.scenes)
+    images = read_tar(f"{fake.run.images}/00000-attempt.tar")
+    for row in table.to_pylist():
+        scene, sample = fake.scenes[row["uid"]], members[row["key"]]
+        assert set(sample) == schema.EXTENSIONS
+        assert sample["jpg"] == images[row["key"]]["jpg"]
+        assert sample["txt"].decode() == row["raw"] == raw_text(scene)
+        assert json.loads(sample["json"]) == row
+        for name in WRITERS:
+            assert row[name] == long_text(scene, name)
+            assert row[f"{name}_sub"] == subcaptions.split(long_text(scene, name), mode)
+    assert (record.fetched, record.samples, record.dropped) == (8, 8, {})
+    (output,) = record.outputs
+    assert (output.split, output.samples, output.long_texts) == ("train", 8, dict.fromkeys(WRITERS, 8))
+
+
+def test_a_shard_is_the_same_bytes_whenever_it_is_built(tmp_path: Path) -> None:
+    first, second = fake_run.make(tmp_path / "a", shards=1), fake_run.make(tmp_path / "b b", shards=1)
+    assert build(first.run, recipe(), 0).outputs == build(second.run, recipe(), 0).outputs
+    for ending in ("tar", "parquet"):
+        contents = {Path(run.shards, f"train-00000.{ending}").read_bytes() for run in (first.run, second.run)}
+        assert len(contents) == 1
+    with tarfile.open(f"{first.run.shards}/train-00000.tar") as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
+
+
+def test_the_marker_tells_the_files_that_are_there(tmp_path: Path) -> None:
+    import hashlib
+
+    fake = fake_run.make(tmp_path, shards=1)
+    record = build(fake.run, recipe(), 0)
+    assert dataset_index.read_record(fake.run, 0, record.fingerprint) == record
+    assert len(record.files) == 2
+    for file in record.files:
+        content = storage.read_bytes(f"{fake.run.shards}/{file.name}")
+        assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+@pytest.mark.parametrize("least, kept", [(0, 8), (1, 7), (2, 6), (3, 5)])
+def test_images_with_too_few_long_texts_are_left_out_counted_and_listed(tmp_path: Path, least: int, kept: int) -> None:
+    """Image k of the first three lacks k + 1 of its three texts; a blank text is none."""
+    fake = fake_run.make(tmp_path, shards=1)
+    for lost, name in enumerate(WRITERS):
+        rows = fake_run.captions_of(fake.run, name, 0)
+        for row in rows[lost : len(WRITERS)]:
+            row |= {"text": None if lost else " \n", "error": "poison"}
+        fake_run.write_captions(fake.run, name, 0, rows)
+    record = build(fake.run, recipe(min_long_texts=least), 0)
+    assert (record.fetched, record.samples) == (8, kept)
+    assert record.dropped == ({TOO_FEW_LONG_TEXTS: 8 - kept} if kept < 8 else {})
+    rows = pq.read_table(f"{fake.run.shards}/train-00000.parquet").to_pylist()
+    for row in rows:
+        for name in WRITERS:
+            assert (row[name] is None) == (row[f"{name}_sub"] == [])
+    assert record.outputs[0].long_texts == {name: sum(row[name] is not None for row in rows) for name in WRITERS}
+    if kept < 8:
+        dropped = quarantined(fake, 0)
+        assert {row["reason"] for row in dropped} == {TOO_FEW_LONG_TEXTS}
+        assert {row["uid"] for row in dropped} | {row["uid"] for row in rows} == set(fake.scenes)
+        assert len(dropped) + len(rows) == 8
+
+
+def test_a_shard_of_which_no_sample_is_left_has_a_marker_and_no_files(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=1)
+    for name in WRITERS:
+        rows = [row | {"text": None, "error": "poison"} for row in fake_run.captions_of(fake.run, name, 0)]
+        fake_run.write_captions(fake.run, name, 0, rows)
+    record = build(fake.run, recipe(), 0)
+    assert (record.fetched, record.samples, record.files) == (8, 0, [])
+    assert dataset_index.done_shards(fake.run) == [(0, record.fingerprint)]
+    assert storage.list_names(fake.run.shards) == [dataset_index.MARKERS]
+    assert len(quarantined(fake, 0)) == 8
+
+
+def test_a_shard_of_which_nothing_was_fetched_has_a_marker_and_needs_no_captions(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=0)
+    fake_run.commit_images(fake.run, 0, [], [])
+    record = build(fake.run, recipe(), 0)
+    assert (record.fetched, record.samples, record.files, record.dropped) == (0, 0, [], {})
+
+
+@pytest.mark.parametrize(
+    "texts, raw", [(["first", "second\nline"], 0), (["", "of coyo"], 1), ([" \n", "", "of coyo"], 2), (["", " "], 0)]
+)
+def test_every_text_of_a_url_is_kept_and_raw_is_the_first_that_is_not_blank_with_its_source(
+    tmp_path: Path, texts: list[str], raw: int
+) -> None:
+    fake = fake_run.make(tmp_path, shards=0)
+    sources = ["cc3m", "web", "coyo"][-len(texts) :]
+    row = fake_run.asked("000000000", "http://images.test/3000000.jpg", texts, sources)
+    row |= {"status": "success", "sha256": "s", "width": 8, "height": 8}
+    fake_run.commit_images(fake.run, 0, [row], [(row, b"image")])
+    for name in WRITERS:
+        fake_run.write_captions(fake.run, name, 0, fake_run.captions_of(fake.run, name, 0))
+    build(fake.run, recipe(), 0)
+    (sample,) = pq.read_table(f"{fake.run.shards}/train-00000.parquet").to_pylist()
+    assert (sample["source"], sample["raw"]) == (sources[raw], texts[raw])
+    assert (sample["sources"], sample["raws"]) == (sources, texts)
+    assert read_tar(f"{fake.run.shards}/train-00000.tar")["000000000"]["txt"].decode() == texts[raw]
+
+
+@pytest.mark.parametrize("least, kept", [(2, 8), (3, 7)])
+def test_a_caption_of_other_bytes_is_left_out_by_itself_and_listed(tmp_path: Path, least: int, kept: int) -> None:
+    """Its flags with it; the sample stays where its other texts are enough, and its neighbours in any case."""
+    fake = fake_run.make(tmp_path, shards=1)
+    rows = fake_run.captions_of(fake.run, "llava", 0)
+    rows[3] |= {"sha256": "f" * 64, "flags": ["repetition"]}
+    fake_run.write_captions(fake.run, "llava", 0, rows)
+    image = fake_run.fetched_rows(fake.run, 0)[3]
+    record = build(fake.run, recipe(min_long_texts=least), 0)
+    assert (record.fetched, record.samples) == (8, kept)
+    assert record.dropped == ({} if kept == 8 else {TOO_FEW_LONG_TEXTS: 1})
+    assert record.dropped_texts == {"llava": {IMAGE_CHANGED: 1}}
+    samples = {row["uid"]: row for row in pq.read_table(f"{fake.run.shards}/train-00000.parquet").to_pylist()}
+    assert all((row["llava"] is None) == (uid == image["uid"]) for uid, row in samples.items())
+    if kept == 8:
+        assert (samples[image["uid"]]["llava_sub"], samples[image["uid"]]["llava_flags"]) == ([], "")
+    else:
+        assert image["uid"] not in samples
+    (listed,) = (row for row in quarantined(fake, 0) if row["what"] == "llava")
+    assert (listed["uid"], listed["sha256"], listed["reason"], listed["detail"]) == (
+        image["uid"], image["sha256"], IMAGE_CHANGED, rows[3]["text"]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, command", [("llava", "recaption {}"), ("imported", "import` of the same table")])
+def test_captions_that_cannot_be_used_are_to_be_removed_and_made_again(tmp_path: Path, kind: str, command: str) -> None:
+    fake = fake_run.make(tmp_path, shards=1)
+    url = fake.run.caption_shard("llava", 0)
+    storage.replace(fake.run.captioner_settings("llava"), json.dumps({"id": "llava@1", "kind": kind}).encode())
+    remedy = f"Remove {url}, and run `lotlip-data {command.format(fake.run.url)}"
+    fake_run.write_captions(fake.run, "llava", 0, fake_run.captions_of(fake.run, "llava", 0)[1:])
+    with pytest.raises(JoinError) as error:
+        build(fake.run, recipe(), 0)
+    assert remedy in str(error.value)
+    Path(url).write_bytes(Path(url).read_bytes()[:-9])
+    with pytest.raises(UserError, match="footer") as damaged:
+        build(fake.run, recipe(), 0)
+    assert str(damaged.value).startswith(f"{url}: cannot be read") and remedy in str(damaged.value)
+
+
+@pytest.mark.parametrize("change, says", [("lost", "has no row for image"), ("twice", "9 captions of 8 images"),
+                                          ("foreign", "1 captions have no image")])  # fmt: skip
+def test_every_image_has_exactly_one_caption_and_every_caption_its_image(
+    tmp_path: Path, change: str, says: str
+) -> None:
+    fake = fake_run.make(tmp_path, shards=1)
+    rows = fake_run.captions_of(fake.run, "llava", 0)
+    changed = {"lost": rows[1:], "twice": [*rows, rows[0]], "foreign": [*rows, rows[0] | {"uid": "0" * 32}]}
+    fake_run.write_captions(fake.run, "llava", 0, changed[change])
+    with pytest.raises(JoinError, match=says):
+        build(fake.run, recipe(), 0)
+
+
+def test_a_uid_that_stands_twice_in_a_shard_is_refused(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=0)
+    rows = [fake_run.asked(f"00000000{n}", f"http://images.test/3000000.jpg#{n}", ["a"], ["web"]) for n in (0, 1)]
+    fake_run.commit_images(fake.run, 0, rows, [(row, b"image") for row in rows])
+    for name in WRITERS:
+        fake_run.write_captions(fake.run, name, 0, [fake_run.caption(rows[0], "A text.")])
+    with pytest.raises(JoinError, match=f"uid {rows[0]['uid']} stands twice"):
+        build(fake.run, recipe(), 0)
+
+
+def test_what_the_storage_does_not_give_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No remedy that removes anything: the captions are whole."""
+
+    def out_of_reach(url: str) -> bytes:
+        raise ConnectionError(f"{url}: no answer")
+
+    fake = fake_run.make(tmp_path, shards=1)
+    monkeypatch.setattr(storage, "read_bytes", out_of_reach)
+    with pytest.raises(ConnectionError, match="no answer"):
+        read_captions(fake.run, "llava", 0)
+
+
+def test_an_image_tar_that_was_cut_off_where_a_member_ends_is_found(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=1)
+    path = Path(fake.run.images, "00000-attempt.tar")
+    with tarfile.open(path) as tar:
+        end = tar.getmembers()[-2].offset
+    path.write_bytes(path.read_bytes()[:end])
+    again = re.escape(f"Remove {fake.run.image_stats(0)} and run `lotlip-data download` again.")
+    with pytest.raises(DamagedShard, match=f"holds 7 images, its marker says 8. {again}"):
+        build(fake.run, recipe(), 0)
+    path.write_bytes(path.read_bytes()[: end - 700])
+    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: cannot be read: unexpected end of data. {again}"):
+        build(fake.run, recipe(), 0)
+    path.unlink()
+    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: is missing, .*\. {again}"):
+        build(fake.run, recipe(), 0)
+
+
+def test_a_captioner_cannot_be_named_like_a_column() -> None:
+    with pytest.raises(ValueError, match="captioner 'raw': the dataset has a column 'raw' already"):
+        Recipe({"raw": "raw@1"}, Filters())
+    with pytest.raises(ValueError, match="'llava_sub' already"):
+        Recipe({"llava": "llava@1", "llava_sub": "x@1"}, Filters())
+
+
+def test_what_lies_under_a_shards_name_and_is_not_it_is_left_alone(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=1)
+    (first,) = build(fake.run, recipe(), 0).outputs
+    storage.remove(dataset_index.marker(fake.run, *dataset_index.done_shards(fake.run)[0]))
+    for name in ("train-00000", f"train-00000-{recipe().id[:6]}"):
+        Path(fake.run.shards, f"{name}.tar").write_bytes(b"torn")
+    (again,) = build(fake.run, recipe(), 0).outputs
+    assert again.tar.name not in (first.tar.name, f"train-00000-{recipe().id[:6]}.tar")
+    assert dataclasses.replace(again.tar, name="") == dataclasses.replace(first.tar, name="")
+    assert Path(fake.run.shards, first.tar.name).read_bytes() == b"torn"
+    Path(fake.run.shards, again.tar.name).write_bytes(b"torn, too")  # named by its content, so this is damage
+    storage.remove(dataset_index.marker(fake.run, *dataset_index.done_shards(fake.run)[0]))
+    assert build(fake.run, recipe(), 0).outputs == (again,)
+    assert shard_files.digest_of(f"{fake.run.shards}/{again.tar.name}") == (again.tar.bytes, again.tar.sha256)
+
+
+def test_a_run_is_sharded_once_and_a_second_call_does_nothing(tmp_path: Path, ray_cluster: None) -> None:
+    fake = fake_run.make(tmp_path, shards=3)
+    said: list[str] = []
+    summary = shard(fake.manifest, fake.run, said.append)
+    assert (summary.built, summary.skipped, summary.samples, summary.failed) == (3, 0, 24, [])
+    assert len(said) == 3
+    described = dataset_index.read_index(fake.run)
+    assert described["captioners"] == IDS
+    assert (described["samples"], described["fetched"]) == (24, 24)
+    assert described["long_texts"] == dict.fromkeys(WRITERS, 24)
+    assert described["sub_captions"] == "punkt"
+    assert [record.shard for record in dataset_index.read_records(described)] == [0, 1, 2]
+    assert described["bytes"] == sum(
+        file.bytes for record in dataset_index.read_records(described) for file in record.files
+    )
+    assert Manifest.model_validate(described["manifest"]) == fake.manifest
+    before = tree(fake.run.shards)
+    again = shard(fake.manifest, fake.run, said.append)
+    assert again.nothing_to_do and (again.built, again.skipped) == (0, 3)
+    assert tree(fake.run.shards) == before and len(said) == 3
+
+
+def test_new_shards_are_added_and_the_others_stay(tmp_path: Path, ray_cluster: None) -> None:
+    fake = fake_run.make(tmp_path, shards=2)
+    shard(fake.manifest, fake.run)
+    before = tree(fake.run.shards)
+    fake_run.write_images(fake.run, 2, [3_500_000])
+    said: list[str] = []
+    waiting = shard(fake.manifest, fake.run, said.append)
+    assert (waiting.built, waiting.skipped) == (0, 2)
+    assert waiting.failed == said == [
+        f"missing: captions by {name} of 1 shards (00002): run `lotlip-data recaption {fake.run.url}`"
+        for name in WRITERS
+    ]  # fmt: skip
+    assert tree(fake.run.shards) == before
+    for name in WRITERS:
+        fake_run.write_captions(fake.run, name, 2, fake_run.captions_of(fake.run, name, 2))
+    assert (shard(fake.manifest, fake.run).built, dataset_index.read_index(fake.run)["samples"]) == (1, 17)
+    after = tree(fake.run.shards)
+    views = {
+        str(Path(fake.run.shards, name))
+        for name in (dataset_index.DATASET_JSON, dataset_index.CARD, dataset_index.CROISSANT)
+    }
+    assert {name: after[name] for name in before.keys() - views} == {
+        name: before[name] for name in before.keys() - views
+    }
+
+
+def test_a_shard_that_cannot_be_built_costs_no_other(tmp_path: Path, ray_cluster: None) -> None:
+    fake = fake_run.make(tmp_path, shards=3)
+    fake_run.write_captions(fake.run, "llava", 1, [])
+    summary = shard(fake.manifest, fake.run)
+    assert summary.built == 2
+    (reason,) = summary.failed
+    assert reason.startswith("shard 00001: ") and "has no row for image" in reason and "Traceback" not in reason
+    assert not storage.exists(fake.run.dataset)
+
+
+def test_what_has_to_come_first_is_named(tmp_path: Path) -> None:
+    empty = fake_run.make(tmp_path / "empty", shards=0, writers=[])
+    with pytest.raises(DatasetError, match=r"no images here yet\. Run `lotlip-data download`"):
+        shard(empty.manifest, empty.run)
+    bare = fake_run.make(tmp_path / "bare", writers=[])
+    with pytest.raises(DatasetError, match=r"no captions yet\. Run `lotlip-data recaption`"):
+        shard(bare.manifest, bare.run)
+    with pytest.raises(DatasetError, match="no captions by llava yet"):
+        shard(bare.manifest, bare.run, captioners=["llava"])
+    strict = fake_run.make(tmp_path / "strict", writers=["llava"], min_long_texts=2)
+    with pytest.raises(DatasetError, match=r"`shard\.min_long_texts` is 2, but 1 captioners are there"):
+        shard(strict.manifest, strict.run)

@@ -1,0 +1,214 @@
+"""Verification names every kind of damage, and nothing where there is none."""
+
+import dataclasses
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from lotlip_data.manifests import dataset_index
+from lotlip_data.manifests.dataset_index import DatasetError
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.curation.filters import Filters
+from lotlip_data.pipeline.dataset import metadata
+from lotlip_data.pipeline.dataset.publish import publish as publish_dataset
+from lotlip_data.pipeline.dataset.stage import shard
+from lotlip_data.pipeline.dataset.verify import verify
+from lotlip_data.pipeline.dataset.writer import digest_of
+from tests.pipeline import run_fixture as fake_run
+from tests.pipeline.run_fixture import FakeRun
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
+    """A dataset of three shards; the last one has no samples."""
+    fake = fake_run.make(tmp_path_factory.mktemp("pristine") / "run", shards=2)
+    fake_run.commit_images(fake.run, 2, [], [])
+    for name in ("instructblip", "llava", "sharegpt4v"):
+        fake_run.write_captions(fake.run, name, 2, [])
+    publish(fake)
+    return fake
+
+
+def publish(fake: FakeRun) -> None:
+    """Shard the run without Ray."""
+    recipe = metadata.Recipe({name: f"{name}@1" for name in ("instructblip", "llava", "sharegpt4v")}, Filters())
+    records = [fake_run.build(fake.run, recipe, number) for number in range(3)]
+    publish_dataset(fake.run, fake.manifest, recipe, records)
+
+
+@pytest.fixture
+def run(pristine: FakeRun, tmp_path: Path) -> Run:
+    shutil.copytree(pristine.run.url, tmp_path / "run")
+    return Run.at(str(tmp_path / "run"))
+
+
+def problems(run: Run) -> dict[str, str]:
+    """What is wrong, by file name; each file is named once."""
+    found = verify(run)
+    by_name = {problem.where.rsplit("/", 1)[-1]: problem.what for problem in found}
+    assert len(by_name) == len(found)
+    return by_name
+
+
+def marker(run: Run, shard: int) -> Path:
+    (path,) = Path(run.shards, dataset_index.MARKERS).glob(f"{shard:05d}-*.json")
+    return path
+
+
+def flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_intact_dataset_has_no_problem(run: Run) -> None:
+    assert verify(run) == []
+
+
+@pytest.mark.parametrize("name", ["train-00000.tar", "train-00001.parquet"])
+def test_every_flipped_bit_is_found_whichever_byte_it_is_in(run: Run, name: str) -> None:
+    path = Path(run.shards, name)
+    size = path.stat().st_size
+    for offset in (0, size // 3, size // 2, size - 1):
+        flip(path, offset)
+        assert problems(run).keys() == {name}
+        assert "damaged: its sha256 is" in problems(run)[name]
+        flip(path, offset)
+    assert verify(run) == []
+
+
+def test_a_truncated_tar_is_found(run: Run) -> None:
+    path = Path(run.shards, "train-00000.tar")
+    path.write_bytes(path.read_bytes()[:5000])
+    assert "damaged: it has 5000 bytes, not" in problems(run)["train-00000.tar"]
+
+
+@pytest.mark.parametrize("name", ["train-00000.tar", "train-00000.parquet"])
+def test_a_missing_file_is_found(run: Run, name: str) -> None:
+    Path(run.shards, name).unlink()
+    assert problems(run).keys() == {name}
+    assert problems(run)[name].startswith("missing")
+
+
+@pytest.mark.parametrize("ending", ["tar", "parquet"])
+def test_a_swapped_pair_is_found_and_each_told_where_it_belongs(run: Run, ending: str) -> None:
+    first, second = (Path(run.shards, f"train-0000{number}.{ending}") for number in (0, 1))
+    contents = first.read_bytes(), second.read_bytes()
+    second.write_bytes(contents[0])
+    first.write_bytes(contents[1])
+    found = problems(run)
+    assert found.keys() == {first.name, second.name}
+    assert f"holds what belongs into {second.name}" in found[first.name]
+    assert f"holds what belongs into {first.name}" in found[second.name]
+
+
+def test_foreign_files_are_found(run: Run) -> None:
+    Path(run.shards, "train-00007.tar").write_bytes(b"")
+    assert problems(run) == {
+        "train-00007.tar": f"foreign: {run.dataset} does not name it; left by a rewrite that was given up, it goes a "
+        f"day later: run `lotlip-data shard {run.url}`"
+    }
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_text("{"), "damaged"),
+        (lambda path: path.write_text(path.read_text().replace('"samples": 8', '"samples": 9')), "other things"),
+    ],
+)
+def test_a_marker_that_does_not_fit_is_found(run: Run, damage: Callable[[Path], None], says: str) -> None:
+    path = marker(run, 1)
+    damage(path)
+    assert problems(run).keys() == {path.name}
+    assert says in problems(run)[path.name]
+
+
+def test_a_dataset_json_that_is_not_there_or_not_readable_says_what_to_do(run: Run) -> None:
+    Path(run.dataset).write_text("{")
+    with pytest.raises(DatasetError, match="not JSON"):
+        verify(run)
+    Path(run.dataset).unlink()
+    with pytest.raises(DatasetError, match="there is no dataset yet"):
+        verify(run)
+
+
+def rewrite(run: Run, number: int, name: str, content: bytes) -> None:
+    """Put other content into a file of the dataset, with all sums made to fit: only reading it can tell."""
+    Path(run.shards, name).write_bytes(content)
+    described = dataset_index.read_index(run)
+    records = dataset_index.read_records(described)
+    (output,) = records[number].outputs
+    size, sha256 = digest_of(f"{run.shards}/{name}")
+    field = name.rsplit(".", 1)[-1]
+    file = dataclasses.replace(getattr(output, field), bytes=size, sha256=sha256)
+    records[number] = dataclasses.replace(records[number], outputs=(dataclasses.replace(output, **{field: file}),))
+    marker(run, number).write_text(json.dumps(records[number].to_dict()))
+    for entry in (
+        one for where in dataset_index.SPLITS.values() for one in described[where] if one[field]["name"] == name
+    ):
+        entry[field] = dataclasses.asdict(file)
+    Path(run.dataset).write_text(json.dumps(described))
+
+
+def without(path: Path, lost: str) -> bytes:
+    """The tar at `path` without the member `lost`."""
+    content = io.BytesIO()
+    with tarfile.open(path) as source, tarfile.open(fileobj=content, mode="w") as target:
+        for member in source:
+            if member.name != lost:
+                target.addfile(member, source.extractfile(member))
+    return content.getvalue()
+
+
+def test_a_sample_without_one_of_its_members_is_found(run: Run) -> None:
+    rewrite(run, 0, "train-00000.tar", without(Path(run.shards, "train-00000.tar"), "000000003.txt"))
+    assert problems(run) == {"train-00000.tar": "sample 000000003 has members jpg, json"}
+
+
+def test_a_tar_and_a_parquet_of_other_samples_are_found(run: Run) -> None:
+    table = pq.read_table(f"{run.shards}/train-00000.parquet")
+    pq.write_table(table.slice(1), f"{run.shards}/train-00000.parquet")
+    rewrite(run, 0, "train-00000.parquet", Path(run.shards, "train-00000.parquet").read_bytes())
+    found = problems(run)
+    assert "holds other samples than" in found["train-00000.tar"] and "000000000" in found["train-00000.tar"]
+    assert f"has 7 rows, {run.dataset} says 8" in found["train-00000.parquet"]
+
+
+def test_a_parquet_with_other_columns_is_found(run: Run) -> None:
+    table = pq.read_table(f"{run.shards}/train-00000.parquet")
+    pq.write_table(table.drop_columns(["llava"]), f"{run.shards}/train-00000.parquet")
+    rewrite(run, 0, "train-00000.parquet", Path(run.shards, "train-00000.parquet").read_bytes())
+    assert "has other columns" in problems(run)["train-00000.parquet"]
+
+
+def test_a_uid_in_two_shards_is_found(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=2)
+    fake_run.write_images(fake.run, 2, [3_000_003])
+    for name in ("instructblip", "llava", "sharegpt4v"):
+        fake_run.write_captions(fake.run, name, 2, fake_run.captions_of(fake.run, name, 2))
+    publish(fake)
+    uid = fake_run.fetched_rows(fake.run, 2)[0]["uid"]
+    (problem,) = verify(fake.run)
+    assert problem.what == f"uid {uid} stands 2 times, in train-00000.tar and train-00002.tar"
+
+
+def test_a_damaged_shard_is_built_again_as_the_problem_says(run: Run, pristine: FakeRun, ray_cluster: None) -> None:
+    path = Path(run.shards, "train-00000.tar")
+    flip(path, 700)
+    (problem,) = verify(run)
+    assert f"remove {marker(run, 0)} and run `lotlip-data shard {run.url}`" in problem.what
+    marker(run, 0).unlink()
+    assert shard(pristine.manifest, run).built == 1
+    assert verify(run) == []
+    assert not path.exists()  # what is damaged stays for its readers until dataset.json names another
+    (mended,) = (output for output in dataset_index.read_index(run)["shards"] if output["input"] == 0)
+    whole = Path(pristine.run.shards, path.name).read_bytes()
+    assert Path(run.shards, mended["tar"]["name"]).read_bytes() == whole

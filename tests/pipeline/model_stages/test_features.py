@@ -1,0 +1,78 @@
+"""The locked tower's features are computed once a shard, on Ray, and are those that a training reads."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.model_stages.features import _cache, compute_features
+from tests.training.run_fixture import write_run, write_towers
+
+
+@pytest.fixture
+def world(tmp_path):
+    return Run.at(write_run(tmp_path / "run", (5, 3, 4))), write_towers(tmp_path / "towers", dropout=0.0)
+
+
+def quiet(line):
+    return None
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_is_there_is_not_computed_again_and_a_training_finds_it(world, tmp_path):
+    from lotlip_data.training.config import make_config
+    from lotlip_data.training.trainer import train
+
+    run, towers = world
+    first = compute_features(run, towers["image_tower"], None, 0, quiet)
+    assert (first.there, first.computed, first.failed) == (0, 3, [])
+    files = {path: path.read_bytes() for path in pathlib.Path(run.url, "features").rglob("*.npz")}
+    assert [np.load(path)["features"].dtype for path in files] == [np.float16] * 3
+    next(iter(files)).unlink()
+    second = compute_features(run, towers["image_tower"], None, 0, quiet)
+    assert (second.there, second.computed) == (2, 1)
+    assert {path: path.read_bytes() for path in files} == files
+    said = []
+    config = make_config(**towers, batch=4, epochs=1, warm_up=0, context_length=96)
+    train(config, run.url, str(tmp_path / "t"), say=said.append)
+    assert not any("to compute" in line for line in said)
+    assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_shard_that_cannot_be_read_costs_no_other(world):
+    run, towers = world
+    _cache.cache_clear()
+    pathlib.Path(run.shards, "train-00001.tar").write_bytes(b"no tar")
+    found = compute_features(run, towers["image_tower"], None, 0, quiet)
+    assert found.computed == 2 and len(found.failed) == 1
+    assert "shard 1" in found.failed[0] and "train-00001.tar" in found.failed[0]
+
+
+def test_a_tower_that_is_not_there_is_told(world):
+    run, _ = world
+    with pytest.raises(UserError, match="image tower"):
+        compute_features(run, "/nowhere/vit", None, 0, quiet)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_with_the_command_line_and_one_process_speaks(world):
+    run, towers = world
+    pathlib.Path(run.manifest).write_text("name: x\nsources: [{name: a, files: [a.csv]}]\n")
+    settings = {**towers, "batch": 4, "epochs": 2, "warm_up": 1, "context_length": 96}
+    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run(
+        [*torchrun, "-m", "lotlip_data.pipeline.cli.main", "train", run.url, "--method", "lotlip", *given],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("step 6/6") == 1
+    assert pathlib.Path(run.train("lotlip"), "model", "model.safetensors").exists()

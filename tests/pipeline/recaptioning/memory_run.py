@@ -1,0 +1,69 @@
+"""A captioner's process at work, its peak memory after each unit, one JSON list on standard output.
+
+python -m tests.pipeline.memory_run RUN ENGINE SIZE SIZE …: `ENGINE` is `transformers`, or `stub`, which needs no model;
+each `SIZE` makes a shard of so many images, 120 kB each as stored and 0.8 MB decoded.
+"""
+
+import asyncio
+import io
+import json
+import sys
+
+import numpy as np
+from PIL import Image
+
+from lotlip_data.captioners.base import Caption, Engine
+from lotlip_data.captioners.registry import get_default, load_engine
+from lotlip_data.manifests.run_layout import Run, shard_name
+from lotlip_data.manifests.schema import SUCCESS
+from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
+from tests.pipeline import run_fixture as fake_run
+from tests.pipeline.peak_memory import peak
+
+PIXELS = 512
+
+
+class Stub:
+    window, burst = 8, 4  # few: while a disk stalls, they wait with their images
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+    async def caption(self, image: Image.Image) -> Caption:
+        await asyncio.sleep(0.001)
+        return Caption(f"A picture of {image.width} pixels. " * 10, "stop", 64)
+
+    def close(self) -> None:
+        pass
+
+
+def write(run: Run, shard: int, size: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (PIXELS // 8, PIXELS // 8, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(noise).resize((PIXELS, PIXELS)).save(content, "JPEG", quality=95)
+    members = []
+    for number in range(size):
+        url = f"http://images.test/{shard}/{number}.jpg"
+        row = fake_run.asked(f"{shard_name(shard)}{number:04d}", url, ["noise"], ["web"])
+        members.append((row | {"status": SUCCESS, "sha256": "0" * 64}, content.getvalue()))
+    fake_run.commit_images(run, shard, [row for row, _ in members], members)
+
+
+async def work(captioning: CaptionWorker, sizes: list[int]) -> list[int]:
+    peaks = []
+    for shard, size in enumerate(sizes):
+        result = await captioning.unit(shard)
+        assert (result.captioned, result.rejected) == (size, 0)
+        peaks.append(peak())
+    return peaks
+
+
+def main(url: str, engine_name: str, *given: str) -> None:
+    run, sizes = Run.at(url), [int(size) for size in given]
+    config = get_default("tiny-instructblip")
+    engine: Engine = Stub() if engine_name == "stub" else load_engine(config, engine_name)
+    print(json.dumps(asyncio.run(work(CaptionWorker(run, config, engine, engine_name), sizes))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,95 @@
+"""Pools share what a cluster has: real nodes, with GPUs that exist for Ray's accounting only."""
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+from tests.faults.captioner import hash_of
+from tests.pipeline import run_fixture as fake_run
+from tests.pipeline.recaptioning.cluster_run import Driver, Nodes, decoded, nodes, rows, undisturbed, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+TINY = ["tiny-llava", "tiny-sharegpt4v", "tiny-instructblip"]
+SHARDS = 8
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Nodes]:
+    with nodes(tmp_path, 0) as made:
+        yield made
+
+
+def test_three_pools_that_each_want_a_gpu_run_in_turn_on_one(cluster: Nodes, tmp_path: Path) -> None:
+    """Nobody has said so: no pool setting is given but the engine. Every captioner says what it says by itself."""
+    run = fake_run.make(tmp_path / "run", 2, 8, writers=(), pixels=96).run
+    cluster.add(num_cpus=4, num_gpus=1)
+    driver = cluster.driver(run, [{"preset": name, "pool": {"engine": "transformers"}} for name in TINY])
+    assert driver.end()["code"] == 0
+    told = re.findall(r"^(tiny-[a-z0-9]+): (an engine is ready|shard \d)", driver.log.read_text(), re.MULTILINE)
+    turns = [name for name, _ in groupby(name for name, _ in told)]
+    assert sorted(turns) == sorted(TINY)  # one after the other: nobody's lines stand between another's
+    assert len(told) == 3 * 3
+    images = decoded(run)
+    for name in TINY:
+        done = ledger.throughput(ledger.recorded(run.caption_ledger(name)).values())
+        assert done.gpu_seconds == done.seconds > 0
+        assert {row["uid"]: row["text"] for row in rows(run, name)} == undisturbed(images, name)
+
+
+def test_a_pool_without_work_gives_its_gpu_to_the_others(cluster: Nodes, tmp_path: Path) -> None:
+    """Two GPUs, two pools, one of which has a single shard: the other one ends with both.
+
+    It has work for the second: its first image waits until that is ready.
+    """
+    run = fake_run.make(tmp_path / "run", SHARDS, 12, writers=(), pixels=96).run
+    little = {"preset": TINY[2], "name": "little", "pool": {"engine": "transformers"}}
+    options = {"engine_args": {"faults": str(tmp_path)}}
+    pool = {"engine": "transformers", "concurrency": 1, "engine_options": options}
+    much = {"name": "much", "kind": "faulty", "model": TINY[1], "pool": pool}
+    waiting = tmp_path / f"hold-{hash_of(next(iter(decoded(run).values())))}"
+    waiting.touch()
+    for shard in range(SHARDS - 1):
+        fake_run.claim_captioner(run, "little", resolve_captioners([little])[0].config.id.partition("@")[2])
+        fake_run.write_captions(run, "little", shard, fake_run.captions_of(run, "llava", shard))
+    cluster.add(num_cpus=4, num_gpus=2)
+    driver = cluster.driver(run, [little, much])
+    wait_for(lambda: ready(driver, "much") == 2, "second engine")
+    waiting.unlink()
+    assert driver.end()["code"] == 0
+    assert [ready(driver, name) for name in ("little", "much")] == [1, 2]
+
+
+def test_an_actor_waits_for_the_node_that_it_asks_for(cluster: Nodes, tmp_path: Path) -> None:
+    """A custom resource, an accelerator and a label that no node has at first. Of half a GPU half its hours count."""
+    run = fake_run.make(tmp_path / "run", 1, 8, writers=(), pixels=96).run
+    cluster.add(num_cpus=2)
+    pool = {
+        "engine": "transformers",
+        "resources": {"captioner_slot": 1},
+        "accelerator_type": "A100",
+        "num_gpus": 0.5,
+        "labels": {"tier": "spot"},
+    }
+    driver = cluster.driver(run, [{"preset": TINY[2], "pool": pool}])
+    wait_for(lambda: "still waiting for a first engine" in driver.log.read_text(), "word of the wait")
+    assert cluster.actors() == [] and driver.running()
+    cluster.add(
+        num_cpus=1,
+        num_gpus=1,
+        resources={"captioner_slot": 1, "accelerator_type:A100": 1},
+        labels={"tier": "spot"},
+    )
+    assert driver.end()["code"] == 0
+    assert len(rows(run, TINY[2])) == 8
+    done = ledger.throughput(ledger.recorded(run.caption_ledger(TINY[2])).values())
+    assert done.gpu_seconds == pytest.approx(done.seconds / 2, abs=0.001) and done.seconds > 0
+
+
+def ready(driver: Driver, name: str) -> int:
+    return len(re.findall(rf"^{name}: an engine is ready", driver.log.read_text(), re.MULTILINE))

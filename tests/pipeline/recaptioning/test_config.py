@@ -1,0 +1,45 @@
+"""What a captioner's pool asks for."""
+
+from typing import Any
+
+import pytest
+
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.recaptioning.config import gpus_of_an_actor, resolve_captioners
+
+
+@pytest.mark.parametrize(
+    ("entry", "there", "gpus"),
+    [
+        ({"preset": "llava"}, 8, 1.0),
+        ({"preset": "llava"}, 0, 0.0),
+        ({"preset": "llava", "tensor_parallel_size": 2}, 8, 2.0),
+        ({"preset": "llava", "tensor_parallel_size": 2, "pool": {"num_gpus": 4}}, 8, 4.0),
+        ({"preset": "llava", "pool": {"num_gpus": 0.5}}, 8, 0.5),
+        ({"name": "e", "kind": "openai", "model": "m"}, 8, 0.0),
+    ],
+)
+def test_an_actor_reserves_the_gpus_that_a_copy_of_its_model_is_spread_over(
+    entry: dict, there: float, gpus: float
+) -> None:
+    """One GPU for an engine on two would leave the second one to another actor."""
+    (one,) = resolve_captioners([entry])
+    assert gpus_of_an_actor(one.config, one.pool, there) == gpus
+
+
+@pytest.mark.parametrize("pool", [5, "x", ["engine"]])
+def test_a_pool_that_holds_no_settings_is_told(pool: Any) -> None:
+    with pytest.raises(UserError, match=r"pool: .* is no mapping of settings"):
+        resolve_captioners([{"preset": "tiny-llava", "pool": pool}])
+
+
+def test_an_empty_pool_is_the_usual_one() -> None:
+    assert resolve_captioners([{"preset": "tiny-llava", "pool": None}]) == resolve_captioners(["tiny-llava"])
+
+
+def test_an_engine_is_one_of_those_of_the_captioners_kind() -> None:
+    served = {"name": "e", "kind": "openai", "model": "m"}
+    for entry, engine in ((served, "endpoint"), (served, "auto"), ("llava", "transformers")):
+        assert resolve_captioners([entry], {"engine": engine})[0].pool.engine == engine
+    with pytest.raises(UserError, match="captioner 'e': engine: no 'vllm'; one of auto, endpoint"):
+        resolve_captioners([served], {"engine": "vllm"})

@@ -1,0 +1,135 @@
+"""Recaptioning with the real command, real Ray actors and a real (tiny) captioner."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core.ledger import captioned_shards
+from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+from lotlip_data.pipeline.recaptioning.results import RecaptionError, claim
+from lotlip_data.pipeline.recaptioning.stage import recaption
+from tests.pipeline import run_fixture as fake_run
+from tests.support.processes import kill_driver
+
+CAPTIONER = "tiny-instructblip"
+SHARDS, IMAGES = 12, 16
+COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "recaption"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def captions(run: Run) -> list[dict[str, Any]]:
+    return [
+        row
+        for shard in captioned_shards(run, CAPTIONER)
+        for row in pq.read_table(run.caption_shard(CAPTIONER, shard)).to_pylist()
+    ]
+
+
+def test_a_killed_driver_loses_no_commit_and_the_next_one_gives_the_texts_of_a_calm_run(tmp_path: Path) -> None:
+    """At the kill some but not all units are committed; fewer are redone than there are; all texts are equal."""
+    calm, killed = (
+        fake_run.make(tmp_path / name, SHARDS, IMAGES, writers=(), pixels=96).run for name in ("calm", "a killed run")
+    )
+    assert subprocess.run([*COMMAND, calm.url, "-c", CAPTIONER], env=ENVIRONMENT).returncode == 0
+
+    driver = subprocess.Popen([*COMMAND, killed.url, "-c", CAPTIONER], env=ENVIRONMENT)
+    deadline = time.monotonic() + 300
+    while not captioned_shards(killed, CAPTIONER):
+        assert time.monotonic() < deadline and driver.poll() is None, "nothing was committed"
+        time.sleep(0.005)
+    kill_driver(driver)
+    done = captioned_shards(killed, CAPTIONER)
+    assert 0 < len(done) < SHARDS
+    kept = {shard: Path(killed.caption_shard(CAPTIONER, shard)).stat().st_mtime_ns for shard in done}
+
+    again = subprocess.run([*COMMAND, killed.url, "-c", CAPTIONER, "--json"], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    assert again.returncode == 0
+    figures = json.loads(again.stdout)[CAPTIONER]
+    assert figures["shards_done"] == SHARDS - len(done)
+    assert figures["shards_skipped"] == len(done)
+    assert kept == {shard: Path(killed.caption_shard(CAPTIONER, shard)).stat().st_mtime_ns for shard in done}
+    assert captions(killed) == captions(calm)
+    assert len({row["uid"] for row in captions(killed)}) == len(captions(killed)) == SHARDS * IMAGES
+
+    third = subprocess.run([*COMMAND, killed.url, "-c", CAPTIONER], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    assert (third.returncode, third.stdout) == (0, "recaption: nothing to do, all of it is done\n")
+
+
+def test_more_pools_than_resources_run_in_turn(tmp_path: Path, ray_cluster: None) -> None:
+    """Three captioners of which each takes all of the cluster: each one's units are all done in the end."""
+    run = fake_run.make(tmp_path, shards=2, images=4, writers=(), pixels=96).run
+    names = ["one", "two", "three"]
+    chosen = resolve_captioners({"preset": CAPTIONER, "name": name, "pool": {"num_cpus": 2}} for name in names)
+    summary = recaption(run, chosen)
+    assert dict(summary.units) == dict.fromkeys(names, 2)
+    assert dict(summary.captions) == dict.fromkeys(names, 8)
+
+
+def test_an_unreadable_shard_is_given_up_with_its_reason_and_costs_no_other(tmp_path: Path, ray_cluster: None) -> None:
+    run = fake_run.make(tmp_path, shards=3, images=4, writers=(), pixels=96).run
+    tar = Path(run.images, json.loads(storage.read_bytes(run.image_stats(1)))["tar"])
+    tar.write_bytes(tar.read_bytes()[:3000])
+    summary = recaption(run, resolve_captioners([CAPTIONER]))
+    assert captioned_shards(run, CAPTIONER) == [0, 2]
+    assert len(summary.failed) == 1
+    assert str(tar) in summary.failed[0] and "cannot be read" in summary.failed[0]
+
+
+def test_a_model_that_cannot_be_loaded_fails_with_its_reason(tmp_path: Path, ray_cluster: None) -> None:
+    run = fake_run.make(tmp_path / "run", shards=2, images=4, writers=()).run
+    (tmp_path / "empty").mkdir()
+    entry = {"name": "none", "kind": "llava", "model": str(tmp_path / "empty")}
+    summary = recaption(run, resolve_captioners([entry]))
+    (failed,) = summary.failed
+    assert failed.startswith("none: 2 shards are left undone: ") and str(tmp_path / "empty") in failed
+
+
+def test_captions_of_different_settings_never_mix(tmp_path: Path, ray_cluster: None) -> None:
+    run = fake_run.make(tmp_path, shards=1, images=4, writers=(), pixels=96).run
+    recaption(run, resolve_captioners([CAPTIONER]))
+    with pytest.raises(RecaptionError, match=r"changed: max_new_tokens.*Give the captioner another name"):
+        recaption(run, resolve_captioners([{"preset": CAPTIONER, "max_new_tokens": 9}]))
+
+
+def test_a_captioners_folder_that_is_settled_need_not_be_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fake_run.make(tmp_path, shards=1, images=1, writers=()).run
+    (one,) = resolve_captioners([CAPTIONER])
+    claim(run, one.config)
+
+    def refuses(url: str, data: bytes) -> bool:
+        raise OSError(errno.EROFS, "Read-only file system", url)
+
+    monkeypatch.setattr(storage, "create", refuses)
+    claim(run, one.config)
+
+
+def test_without_images_it_says_what_to_run_first(tmp_path: Path) -> None:
+    with pytest.raises(RecaptionError, match="Run `lotlip-data download` first"):
+        recaption(Run.at(str(tmp_path)), resolve_captioners([CAPTIONER]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("captioner", ["tiny-llava", "tiny-instructblip"])
+def test_the_command_commits_the_same_captions_with_either_engine(tmp_path: Path, captioner: str) -> None:
+    """The real vLLM in a Ray actor, against transformers: text, tokens and end of every image (float32, greedy)."""
+    found = {}
+    for engine in ("transformers", "vllm"):
+        run = fake_run.make(tmp_path / engine, shards=2, images=16, writers=(), pixels=96).run
+        done = subprocess.run([*COMMAND, run.url, "-c", captioner, "--engine", engine], env=ENVIRONMENT)
+        assert done.returncode == 0
+        rows = [pq.read_table(run.caption_shard(captioner, shard)).to_pylist() for shard in (0, 1)]
+        found[engine] = [{key: row[key] for key in row if key != "engine"} for row in rows[0] + rows[1]]
+    assert len(found["vllm"]) == 32
+    assert found["vllm"] == found["transformers"]

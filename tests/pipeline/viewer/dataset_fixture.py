@@ -1,0 +1,105 @@
+"""A dataset for the tests of the page: shards written as the shard stage writes them, with whatever content.
+
+As a program, it writes one to look at: `python -m tests.pipeline.view_run FOLDER SHARDS SAMPLES`, of so many a shard.
+"""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lotlip_data.manifests import schema, storage, subcaptions
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.dataset import writer as shard_files
+from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of
+
+CAPTIONERS = ("llava", "sharegpt4v")
+COLOURS = ("red", "green", "blue")
+
+Row = dict[str, Any]
+
+
+def make(
+    folder: Path,
+    shards: int = 3,
+    samples: int = 10,
+    change: Callable[[int, Row], None] = lambda number, row: None,
+    picture: Callable[[int], Image.Image] | None = None,
+    row_group: int = 4,
+) -> Run:
+    """A run with nothing but its dataset; `change` makes of each row, counted over all shards, what a test needs."""
+    run = Run.at(str(folder))
+    Path(run.shards).mkdir(parents=True)
+    records = [_shard(run, shard, samples, change, picture or plain, row_group) for shard in range(shards)]
+    describe(run, records)
+    return run
+
+
+def describe(run: Run, records: list[Row]) -> None:
+    """dataset.json, in the place of another; the last shard is for validation, where there are several."""
+    content = {
+        **{name: {} for name in ("rules", "splits", "long_texts", "dropped", "dropped_texts")},
+        **{name: [] for name in ("columns", "inputs")},
+        **dict.fromkeys(("fetched", "samples", "bytes"), 0),
+        "schema_version": schema.SCHEMA_VERSION,
+        "name": "fake",
+        "captioners": {name: f"{name}@1" for name in CAPTIONERS},
+        "sub_captions": "punkt",
+        "manifest": {"name": "fake", "sources": [{"name": "web"}, {"name": "books"}]},
+        "shards": records[:-1] or records,
+        "validation": records[-1:] if records[:-1] else [],
+    }
+    storage.replace(run.dataset, json.dumps(content).encode())
+
+
+def row_of(number: int) -> Row:
+    """A row of the dataset; its texts name its number and one of COLOURS."""
+    colour = COLOURS[number % 3]
+    texts = {
+        "llava": f"The picture shows a {colour} circle. It is number {number}." + " More." * (number % 5),
+        "sharegpt4v": f"A {colour} disc can be seen. It is number {number}.",
+    }
+    url, raw = f"http://images.test/{number}.jpg", f"{colour} circle stock photo {number}"
+    row: Row = {"uid": f"{number:032x}", "url": url, "sha256": f"{number:064x}", "source": "web", "raw": raw}
+    row |= dict.fromkeys(("width", "height", "original_width", "original_height"), 8)
+    row |= {"sources": ["web"], "raws": [raw]}
+    for name, text in texts.items():
+        row |= {name: text, f"{name}_sub": subcaptions.split(text), f"{name}_flags": ""}
+    return row
+
+
+def plain(number: int) -> Image.Image:
+    return Image.new("RGB", (8, 8), COLOURS[number % 3])
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=95)
+    return content.getvalue()
+
+
+def _shard(run: Run, shard: int, samples: int, change: Any, picture: Any, row_group: int) -> Row:
+    names = [f"train-{shard:05d}.{ending}" for ending in ("tar", "parquet")]
+    tar, parquet = (Path(run.shards, name) for name in names)
+    columns = schema.dataset(CAPTIONERS)
+    kept, shard_files.ROW_GROUP = shard_files.ROW_GROUP, row_group
+    try:
+        with SampleWriter(tar, parquet, columns) as writer:
+            for row in range(samples):
+                number = shard * samples + row
+                content = row_of(number) | {"key": f"{shard:05d}{row:04d}"}
+                change(number, content)
+                image = content.pop("image", None) or jpeg(picture(number))
+                writer.write(content, members(content, image, columns.names))
+    finally:
+        shard_files.ROW_GROUP = kept
+    files = {path.suffix[1:]: vars(record_of(path, path.name)) for path in (tar, parquet)}
+    return {"input": shard, "samples": samples, **files}
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), row_group=shard_files.ROW_GROUP)

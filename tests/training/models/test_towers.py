@@ -1,0 +1,173 @@
+"""Image towers from timm's files compute what timm computes; any ViT and BERT-like encoder of transformers works."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.training.models import timm_vit
+from lotlip_data.training.models.pretrained import image_config, load_image_tower, load_text_encoder, resize_positions
+from lotlip_data.training.models.towers import TextSettings, TextTower
+
+TOLERANCE = 1e-5
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4}
+
+
+def random_timm(seed=0, num_classes=7, **sizes):
+    """A ViT of timm with no parameter at rest: biases and norms are random too."""
+    torch.manual_seed(seed)
+    vit = VisionTransformer(num_classes=num_classes, global_pool="token", **sizes)
+    for name, parameter in vit.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.1)
+    return vit.eval()
+
+
+def write_timm(folder, vit, sizes, architecture="vit_base_patch16_224", form="model.safetensors", **config):
+    """As timm writes to the hub."""
+    folder.mkdir()
+    whole = {"architecture": architecture, "num_classes": 7, "global_pool": "token", "model_args": sizes, **config}
+    (folder / "config.json").write_text(json.dumps(whole))
+    if form == "model.safetensors":
+        save_file(vit.state_dict(), folder / form)
+    else:
+        torch.save(vit.state_dict(), folder / form)
+    return str(folder)
+
+
+@torch.no_grad()
+def timm_features(vit, pixels):
+    return vit.forward_head(vit.forward_features(pixels), pre_logits=True)
+
+
+def largest_difference(tower, vit, size):
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return (tower(pixels) - timm_features(vit, pixels)).abs().max().item()
+
+
+@pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("sizes", [TINY, {**TINY, "patch_size": 16, "num_heads": 2, "depth": 2}])
+def test_features_are_timms(tmp_path, sizes, form):
+    vit = random_timm(**sizes)
+    tower = load_image_tower(write_timm(tmp_path / "vit", vit, sizes, form=form))
+    assert (tower.dim, tower.vit.config.image_size) == (48, 32)
+    assert largest_difference(tower, vit, 32) <= TOLERANCE
+
+
+def test_features_are_timms_at_the_size_of_vit_b_16(tmp_path):
+    vit = random_timm(img_size=224, patch_size=16, embed_dim=768, depth=12, num_heads=12)
+    folder = write_timm(tmp_path / "vit", vit, None)
+    assert largest_difference(load_image_tower(folder), vit, 224) <= TOLERANCE
+
+
+@pytest.mark.parametrize("size", [16, 48, 64])
+def test_at_another_image_size_features_are_timms(tmp_path, size):
+    vit = random_timm(**TINY)
+    folder = write_timm(tmp_path / "vit", vit, TINY)
+    vit.set_input_size((size, size))
+    tower = load_image_tower(folder, image_size=size)
+    assert tower.vit.config.image_size == size
+    assert largest_difference(tower, vit, size) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("old", "new"), [(14, 7), (7, 14), (14, 24)])
+def test_positions_are_resized_as_timm_resizes_them(old, new):
+    table = torch.randn(1, 1 + old**2, 24, generator=torch.Generator().manual_seed(0))
+    expected = resample_abs_pos_embed(table, [new, new], num_prefix_tokens=1)
+    assert torch.equal(resize_positions(table, old, new), expected)
+
+
+def test_names_go_to_transformers_and_back_bit_for_bit():
+    weights = {name: value for name, value in random_timm(**TINY).state_dict().items() if name not in timm_vit.HEAD}
+    back = timm_vit.to_timm(timm_vit.from_timm(weights))
+    assert list(back) == list(weights)
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"architecture": "vit_base_patch16_clip_224"}, "is no plain ViT"),
+        ({"architecture": "resnet50"}, "is no plain ViT"),
+        ({"global_pool": "avg"}, "global_pool is 'avg'"),
+        ({"model_args": {**TINY, "qk_norm": True}}, "model_args sets qk_norm"),
+        ({"model_args": {**TINY, "depth": 4}}, "16 weights are missing, such as layers.3.attention.k_proj.bias"),
+        ({"model_args": {**TINY, "img_size": 40}}, "1 weights have the wrong shape"),
+    ],
+)
+def test_a_vit_that_would_compute_something_else_is_refused(tmp_path, change, said):
+    folder = write_timm(tmp_path / "vit", random_timm(**TINY), TINY, **change)
+    with pytest.raises(UserError, match=said):
+        load_image_tower(folder)
+
+
+def test_a_tensor_that_no_plain_vit_has_is_refused_by_its_name(tmp_path):
+    vit = random_timm(**TINY, init_values=0.1)  # layer scale
+    with pytest.raises(UserError, match=r"blocks\.0\.ls1\.gamma belongs to no plain ViT"):
+        load_image_tower(write_timm(tmp_path / "vit", vit, TINY))
+
+
+@pytest.mark.parametrize("model", ["ViT", "DeiT", "Dinov2"])
+def test_any_vit_of_transformers_is_loaded_and_resized(tmp_path, model):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    config = getattr(transformers, f"{model}Config")(**sizes)
+    torch.manual_seed(0)
+    vit = getattr(transformers, f"{model}Model")(config).eval()
+    vit.save_pretrained(tmp_path)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = vit(pixel_values=pixels).last_hidden_state[:, 0]
+        assert torch.equal(load_image_tower(str(tmp_path))(pixels), expected)
+        larger = load_image_tower(str(tmp_path), image_size=48)
+        assert larger(torch.randn(2, 3, 48, 48)).shape == (2, 32)
+    with pytest.raises(UserError, match="50 is no multiple"):
+        load_image_tower(str(tmp_path), image_size=50)
+
+
+@pytest.mark.parametrize("model", ["Bert", "Roberta", "Albert"])
+def test_any_bert_like_encoder_is_a_text_tower(tmp_path, model):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = getattr(transformers, f"{model}Config")(**sizes, vocab_size=50, max_position_embeddings=34)
+    torch.manual_seed(0)
+    encoder = getattr(transformers, f"{model}Model")(config).eval()
+    encoder.save_pretrained(tmp_path)
+    tower = TextTower(load_text_encoder(str(tmp_path)), 32, TextSettings(0)).eval()
+    pad = config.pad_token_id
+    assert tower.max_length == (32 if model == "Roberta" else 34)  # RoBERTa's positions begin behind its padding's
+    ids = torch.randint(5, 50, (2, tower.max_length))
+    ids[1, 20:] = pad
+    with torch.no_grad():
+        expected = tower.proj(encoder(input_ids=ids, attention_mask=(ids != pad).long()).pooler_output)
+        torch.testing.assert_close(tower(ids)[:, 0], expected, rtol=0, atol=TOLERANCE)
+        with_corners = TextTower(load_text_encoder(str(tmp_path)), 32, TextSettings(2))(ids)
+    assert with_corners.shape == (2, 3, 32)
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_from_scratch_needs_the_configuration_alone_and_gives_fresh_weights(tmp_path, kind):
+    if kind == "timm":
+        folder = write_timm(tmp_path / "vit", random_timm(**TINY), TINY)
+        (tmp_path / "vit" / "model.safetensors").unlink()
+    else:
+        folder = str(tmp_path)
+        transformers.ViTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4).save_pretrained(folder)
+    weights = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        tower = load_image_tower(folder, pretrained=False, image_size=64)
+        weights.append(torch.cat([parameter.flatten() for parameter in tower.parameters()]))
+    assert tower.vit.config.image_size == 64 and image_config(folder).image_size != 64
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    with pytest.raises(UserError, match=r"image tower .*(no model can be read|neither model\.safetensors)"):
+        load_image_tower(folder)
+
+
+def test_a_folder_with_nothing_in_it_is_told(tmp_path):
+    for load in (load_image_tower, load_text_encoder):
+        with pytest.raises(UserError, match="no model can be read there"):
+            load(str(tmp_path))

@@ -1,0 +1,1 @@
+"""Training data: samples, texts, features, pixels, and batches made ahead."""

@@ -1,0 +1,1 @@
+"""Zero-shot evaluation: models, metrics, published tasks, tables."""

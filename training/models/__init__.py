@@ -1,0 +1,1 @@
+"""The image and text towers, corner attention, and checkpoints."""
