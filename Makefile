@@ -61,7 +61,7 @@ lint: setup types
 docs docs-serve: export NO_MKDOCS_2_WARNING := 1
 docs: setup types
 	bash tools/fetch_mermaid.sh build/vendor/mermaid.min.js
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 docs-serve: setup types
 	bash tools/fetch_mermaid.sh build/vendor/mermaid.min.js
