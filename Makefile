@@ -5,9 +5,9 @@
 # make lint       ruff, mypy and the import contracts
 # make docs       builds the documentation site into build/site, and fails on any warning;  make docs-serve: shows it
 #
-# Needs Python 3.11 and nothing else. Everything is installed into .venv, from constraints/cpu.txt.
+# Needs Python 3.11, 3.12 or 3.13 and nothing else. Everything is installed into .venv, from constraints/cpu.txt.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV   ?= .venv
 RUN    ?= runs/demo
 BIN    := $(VENV)/bin

@@ -1,7 +1,11 @@
 """The generated pages of the documentation say all that the code knows, and the strict build has no warning."""
 
+import html
 import importlib.util
 import inspect
+import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,3 +109,32 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_other_hosts(tm
         for part in page.read_text(encoding="utf-8").split("<")[1:]:
             loads = part.startswith(("script", "link rel=stylesheet", 'link rel="stylesheet"', "img", "iframe"))
             assert not (loads and ('="http' in part.split(">")[0] or "=http" in part.split(">")[0])), f"{page}: {part}"
+
+
+@pytest.mark.slow
+def test_mermaid_reads_every_diagram(hooks: ModuleType, tmp_path: Path) -> None:
+    subprocess.run(["bash", "tools/fetch_mermaid.sh", str(hooks.MERMAID)], cwd=ROOT, check=True)
+    browser = shutil.which("chromium")
+    if browser is None or not hooks.MERMAID.exists():
+        pytest.skip("needs Chromium, and Mermaid from npm")
+    diagrams = {
+        f"{path.relative_to(ROOT)}, diagram {number}": diagram
+        for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+        for number, diagram in enumerate(re.findall(r"^```mermaid\n(.*?)^```", path.read_text(), re.M | re.S), 1)
+    }
+    page = tmp_path / "diagrams.html"
+    page.write_text(
+        f"""<pre id="result"></pre><script src="{hooks.MERMAID.as_uri()}"></script><script>
+        (async () => {{
+          const errors = {{}};
+          for (const [name, text] of Object.entries({json.dumps(diagrams)}))
+            await mermaid.parse(text).catch(error => errors[name] = error.message);
+          document.getElementById("result").textContent = "read " + JSON.stringify(errors);
+        }})()</script>""",
+        encoding="utf-8",
+    )
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000", "--dump-dom"]
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=300)
+    result = re.search(r'<pre id="result">read (.*?)</pre>', done.stdout, re.S)
+    assert result, done.stderr
+    assert json.loads(html.unescape(result[1])) == {}

@@ -71,7 +71,8 @@ def test_the_workflow_tests_every_python_version_that_the_package_declares() -> 
     prefix = "Programming Language :: Python :: 3."
     declared = [f"3.{name.removeprefix(prefix)}" for name in PROJECT["classifiers"] if name.startswith(prefix)]
     assert jobs()["test"]["strategy"]["matrix"]["python"] == declared
-    assert PROJECT["requires-python"].startswith(f">={declared[0]}")
+    first, last = (int(version.removeprefix("3.")) for version in (declared[0], declared[-1]))
+    assert PROJECT["requires-python"] == f">=3.{first},<3.{last + 1}"
 
 
 def test_the_workflow_lints_tests_and_builds_the_docs_and_the_wheel_with_read_permission_only() -> None:

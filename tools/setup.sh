@@ -4,8 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PIP_RETRIES=10 PIP_DEFAULT_TIMEOUT=60 # of gigabytes that are fetched, one reset would cost all
 
-if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null; then
-    echo "Python 3.11 or newer is needed, and \"${PYTHON:-python3.11}\" is not one. Install it, or: make PYTHON=/path/to/python3.11 ..." >&2
+if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+    echo "Python 3.11, 3.12 or 3.13 is needed, and \"${PYTHON:-python3.11}\" is none of them. Install one, or: make PYTHON=/path/to/python3.11 ..." >&2
     exit 1
 fi
 
