@@ -39,7 +39,7 @@ test-chaos: setup
 
 # Lint and unit tests side by side: each takes about one core.
 check: setup
-	@$(MAKE) --no-print-directory --jobs 2 lint unit
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
 
 unit: setup
 	$(BIN)/python -m pytest --quiet --unit

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from lotlip_data.manifests.manifest import Manifest
 
@@ -77,14 +77,31 @@ def test_the_page_of_the_manifest_has_every_setting_of_every_model(hooks: Module
 
 
 def test_a_setting_has_its_type_limits_default_and_docstring(hooks: ModuleType) -> None:
-    from typing import Annotated, Literal
-
-    from pydantic import Field
-
     assert hooks.type_text(Annotated[int, Field(ge=1, le=100_000)] | None) == "integer ≥ 1 and ≤ 100,000"
     assert hooks.type_text(tuple[Literal["a", "b"], ...]) == "list of `a`, `b`"
     assert hooks.type_text(dict[str, float]) == "mapping to number"
     assert hooks.type_text(str | None) == "text"
+
+    class Inner(BaseModel):
+        side: int = 3
+
+    class Outer(BaseModel):
+        """Settings."""
+
+        plain: int = 2
+        """Number of
+        things."""
+        inner: Inner = Inner()
+        many: tuple[Inner, ...] = (Inner(), Inner(side=4))
+        needed: str = Field(description="A text.")
+
+    described = hooks._descriptions(Outer)
+    assert [hooks._setting_row(name, field, described) for name, field in Outer.model_fields.items()] == [
+        ["`plain`", "integer", "`2`", "Number of things."],
+        ["`inner`", "[Inner](#inner)", "[its defaults](#inner)", ""],
+        ["`many`", "list of [Inner](#inner)", "`[{}, {side: 4}]`", ""],
+        ["`needed`", "text", "required", "A text."],
+    ]
 
 
 def test_links_out_of_the_docs_lead_to_the_repository_and_links_to_nothing_stay(hooks: ModuleType) -> None:

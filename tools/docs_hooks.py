@@ -15,11 +15,12 @@ a content delivery network when a reader opens a page that has a diagram.
 
 import ast
 import inspect
+import math
 import posixpath
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -28,6 +29,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline.cli.main import app
@@ -261,9 +263,17 @@ def _default_text(field: FieldInfo) -> str:
         return f"[its defaults](#{_slug(type(value).__name__)})"
     if value is None:
         return ""
-    if isinstance(value, tuple):
-        value = list(value)
-    return f"`{yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}`"
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=math.inf, sort_keys=False)
+    return f"`{text.removesuffix('...' + chr(10)).strip()}`"
+
+
+def _plain(value: Any) -> Any:
+    """A default as YAML's own types; of a model, only what its author set."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_unset=True)
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return to_jsonable_python(value)
 
 
 def type_text(annotation: Any, constraints: Iterable[Any] = ()) -> str:
@@ -280,7 +290,7 @@ def type_text(annotation: Any, constraints: Iterable[Any] = ()) -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (tuple, list):
         return f"list of {type_text(arguments[0])}"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return "mapping" if arguments[1] is Any else f"mapping to {type_text(arguments[1])}"
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return f"[{annotation.__name__}](#{_slug(annotation.__name__)})"
