@@ -223,7 +223,7 @@ def stage_resume_recaption(folder: Path, rows: int) -> Any:
 def stage_resume_shard(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline.dataset.stage import shard
 
-    summary = shard(manifest_of(folder), _run(folder), lambda line: None)
+    summary = shard(manifest_of(folder), _run(folder))
     assert (summary.built, summary.skipped, summary.failed) == (0, rows // SHARD, [])
 
 

@@ -6,9 +6,9 @@ The table that the demo ends with.
 """
 
 import json
+import logging
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +22,8 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.ledger import captioned_shards
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.pipeline.stages import run_pipeline
+
+logger = logging.getLogger(__name__)
 
 CAPTIONERS = ("tiny-instructblip", "tiny-llava", "tiny-sharegpt4v")
 METHODS = ("lit", "lit_long", "lotlip")
@@ -44,7 +46,7 @@ PORT = 29753
 """Of a new run's server, where it is free: the order of samples follows from their URLs, and all figures from that."""
 
 
-def demo(run: Run, images: int, say: Callable[[str], None]) -> Outcome:
+def demo(run: Run, images: int) -> Outcome:
     """Run the line over `images` served scenes and the faults of a real list, and say what came of it.
 
     Writes demo.json into the run's folder. Raises UserError where the folder is not on this machine, or the port of an
@@ -57,9 +59,11 @@ def demo(run: Run, images: int, say: Callable[[str], None]) -> Outcome:
     began = time.monotonic()
     folder = Path(run.url) / "input"
     with SceneServer(delay=2 * PATIENCE, port=_port_of(folder)) as server:
-        say(f"serving {images} scenes, and {sum(FAULTS.values())} links with the faults of the web, at {server.url}")
+        logger.info(
+            f"serving {images} scenes, and {sum(FAULTS.values())} links with the faults of the web, at {server.url}"
+        )
         manifest = _write_input(folder, server.url, images)
-        outcome = run_pipeline(manifest, run, say)
+        outcome = run_pipeline(manifest, run)
     result = storage.join(run.url, "demo.json")
     if outcome.failed:
         return outcome
@@ -68,7 +72,7 @@ def demo(run: Run, images: int, say: Callable[[str], None]) -> Outcome:
         storage.replace(result, json.dumps(figures, indent=1).encode())
     outcome.figures = json.loads(storage.read_bytes(result))
     for line in summary_lines(outcome.figures, run):
-        say(line)
+        logger.info(line)
     return outcome
 
 

@@ -7,14 +7,16 @@ of the data, choice of texts, crops, dropout, learning rate) follows from those 
 
 import hashlib
 import io
+import logging
 import pickle
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from lotlip_data.manifests import storage
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{8,})\.ckpt")
 _DIGEST = 64  # hexadecimal digits of a sha256
@@ -41,13 +43,13 @@ class CheckpointManager:
         for old in self.steps()[: -self._keep]:
             storage.remove(self._url(old))
 
-    def load_last(self, say: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
+    def load_last(self) -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest whole checkpoint; a damaged one is skipped, and said so."""
         for step in reversed(self.steps()):
             try:
                 return step, self.load(step)
             except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                say(f"skipping a damaged checkpoint: {self._url(step)} ({error})")
+                logger.warning(f"skipping a damaged checkpoint: {self._url(step)} ({error})")
         return None
 
     def remove_all(self) -> None:

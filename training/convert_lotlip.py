@@ -18,8 +18,9 @@ text.transformer.embeddings.position_ids    left out: 0, 1, 2, …, which old ve
 """
 
 import json
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ from lotlip_data.training.models.lotlip import FORMAT, WEIGHTS, LoTLIP
 from lotlip_data.training.models.pretrained import image_config, text_config
 from lotlip_data.training.models.towers import TextSettings
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 CONTEXT_LENGTH = 128
 """Of the authors' released checkpoints, which do not record it."""
 
@@ -52,7 +54,6 @@ def convert(
     revision: str | None = None,
     image_tower: str | None = None,
     text_tower: str | None = None,
-    say: Say = print,
 ) -> bool:
     """Converts `source` into `target`; False if that had been done already.
 
@@ -62,11 +63,11 @@ def convert(
     """
     if (config := _our_config(source)) is not None:
         with conversion.disk_full_explained(Path(target)):
-            return _write(Path(source).expanduser(), config, Path(target).expanduser(), say)
+            return _write(Path(source).expanduser(), config, Path(target).expanduser())
     file = _their_file(source, revision)
     out = conversion.make_target(target, {"the checkpoint": file.parent})
     with conversion.alone(out), conversion.disk_full_explained(out):
-        return _read(file, out, image_tower, text_tower, say)
+        return _read(file, out, image_tower, text_tower)
 
 
 def model_of(
@@ -106,7 +107,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     return unwrapped(checkpoint_files.read_pickle(file), str(file))
 
 
-def _read(file: Path, out: Path, image_tower: str | None, text_tower: str | None, say: Say) -> bool:
+def _read(file: Path, out: Path, image_tower: str | None, text_tower: str | None) -> bool:
     weights = read_checkpoint(file)
     model = model_of(weights, str(file), image_tower, text_tower)
     positions = weights[POSITION_IDS].shape[-1] if POSITION_IDS in weights else 0
@@ -119,7 +120,7 @@ def _read(file: Path, out: Path, image_tower: str | None, text_tower: str | None
     if (out / RECORD).exists() and json.loads((out / RECORD).read_text()) != record:
         raise UserError(f"{out}: holds a conversion of other or changed files; delete it, or give another folder")
     if (out / MARK).exists():
-        say(f"{out}: converted already, nothing to do")
+        logger.info(f"{out}: converted already, nothing to do")
         return False
     conversion.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
     checkpoint_files.write_weights(out / WEIGHTS, to_ours(weights, str(file)))
@@ -128,21 +129,23 @@ def _read(file: Path, out: Path, image_tower: str | None, text_tower: str | None
         raise UserError(f"{out / WEIGHTS}: differs from {file}; delete it and run the command again")
     model.tokenizer.tokenizer.save_pretrained(out)
     conversion.write_whole(out / MARK, json.dumps(model.config(), indent=1))
-    say(
+    logger.info(
         f"{out}: done, {len(weights)} tensors, each compared with its source; "
         f"{model.towers.text.settings.corner_tokens} corner tokens, images of {model.transform.size} pixels"
     )
     return True
 
 
-def _write(source: Path, config: dict[str, Any], target: Path, say: Say) -> bool:
+def _write(source: Path, config: dict[str, Any], target: Path) -> bool:
     if target.suffix not in (".pt", ".safetensors"):
         raise UserError(f"{target}: name a file that ends in .pt or .safetensors, the authors' layout in one file")
     if target.exists():
         raise UserError(f"{target}: is there already; choose another name, or remove it")
     _require_expressible(source, config["towers"])
     if config["text_form"] != "authors":
-        say(f"{source}: its texts are split by {config['text_form']}; the authors' code will split them at '. '")
+        logger.info(
+            f"{source}: its texts are split by {config['text_form']}; the authors' code will split them at '. '"
+        )
     record = json.loads((source / RECORD).read_text()) if (source / RECORD).exists() else {}
     weights = checkpoint_files.read_weights(source / WEIGHTS)
     renamed = to_authors(weights, str(source), record.get("position_ids", 0))
@@ -154,7 +157,7 @@ def _write(source: Path, config: dict[str, Any], target: Path, say: Say) -> bool
     if not same(to_ours(read_checkpoint(target), str(target)), weights):
         target.unlink()
         raise UserError(f"{target}: what was written differs from {source}, so it was removed; run the command again")
-    say(f"{target}: done, {len(renamed)} tensors, each compared with its source")
+    logger.info(f"{target}: done, {len(renamed)} tensors, each compared with its source")
     return True
 
 

@@ -1,8 +1,9 @@
 """Features of folders of images and files of texts, by a trained model, as Parquet."""
 
+import logging
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.training.models.lotlip import LoTLIP
+
+logger = logging.getLogger(__name__)
 
 BATCH = 64
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -27,7 +30,7 @@ class Embedding:
     failed: list[str]
 
 
-def embed_images(model: LoTLIP, folder: str, out: str, say: Callable[[str], None]) -> Embedding:
+def embed_images(model: LoTLIP, folder: str, out: str) -> Embedding:
     """Features of a folder's images (a path or fsspec URL) in the order of their names: columns `name`, `feature`.
 
     An image that cannot be read is left out, counted and named. Raises UserError where the folder holds no image.
@@ -42,7 +45,7 @@ def embed_images(model: LoTLIP, folder: str, out: str, say: Callable[[str], None
             images = {name: image for name in some if (image := _read(folder, name, reasons))}
             yield {"name": list(images), "feature": model.embed_images(images.values())}
             if done % 100 == 99:
-                say(f"{(done + 1) * BATCH} of {len(names)} images")
+                logger.info(f"{(done + 1) * BATCH} of {len(names)} images")
 
     return Embedding(_write(out, features(), model.towers.image.dim, "name"), reasons)
 
@@ -57,7 +60,7 @@ def _read(folder: str, name: str, reasons: list[str]) -> Image.Image | None:
         return None
 
 
-def embed_texts(model: LoTLIP, file: str, out: str, say: Callable[[str], None]) -> Embedding:
+def embed_texts(model: LoTLIP, file: str, out: str) -> Embedding:
     """Features of the texts of a file, one a line, in their order: columns `text`, `feature`. Blank lines are texts."""
     with storage.open_read(file) as stream:
         try:
@@ -69,7 +72,9 @@ def embed_texts(model: LoTLIP, file: str, out: str, say: Callable[[str], None]) 
     encoded = model.tokenizer.encode(lines)
     cut = sum(encoded.cut)
     if cut:
-        say(f"{cut} of {len(lines)} texts are longer than {model.tokenizer.context_length} tokens, and are cut there")
+        logger.info(
+            f"{cut} of {len(lines)} texts are longer than {model.tokenizer.context_length} tokens, and are cut there"
+        )
     parts = ({"text": part, "feature": model.embed_texts(part)} for part in batched(lines, 16 * BATCH))
     return Embedding(_write(out, parts, model.towers.image.dim, "text"), [])
 

@@ -5,9 +5,9 @@ A locked image tower's features are computed once for each image, and a step the
 
 import contextlib
 import json
+import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -33,7 +33,7 @@ from lotlip_data.training.models.towers import TwoTowers
 from lotlip_data.training.objective import Objective
 from lotlip_data.training.signals import StopSignal
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TrainResult:
     did_something: bool = True
 
 
-def train(config: TrainConfig, run: str, out: str, *, resume: bool = True, say: Say = print) -> TrainResult:
+def train(config: TrainConfig, run: str, out: str, *, resume: bool = True) -> TrainResult:
     """Train on the dataset of the run `run` (path or URL) and leave the model in `out`/model.
 
     A training that was interrupted goes on from its last checkpoint, and ends bit for bit as if it had not been (on
@@ -59,20 +59,20 @@ def train(config: TrainConfig, run: str, out: str, *, resume: bool = True, say: 
     Raises UserError where the dataset, a tower or a setting is not usable, or `out` holds a training of other settings.
     """
     with distributed.process_group() as of:
-        say = say if of.is_first else lambda line: None
+        level = logging.INFO if of.is_first else logging.DEBUG
         out = storage.normalise(out)
         dataset, finished = first_decides(lambda: _open(config, run, out, resume), of)
         if finished:
-            say(f"{out}: trained already ({finished.steps} steps); nothing to do")
+            logger.log(level, f"{out}: trained already ({finished.steps} steps); nothing to do")
             return finished
-        trainer = Trainer(config, dataset, out, say, of)
+        trainer = Trainer(config, dataset, out, of)
         first_decides(lambda: _claim(out, config, dataset), of)  # not before the settings have proved usable
         try:
             result = trainer.run()
             first_decides(lambda: _finish(config, out, result), of)
         except Exception as error:
             if trainer.stop.asked is not None:
-                say(f"{type(error).__name__}: {error}")  # what ends this is the signal
+                logger.log(level, f"{type(error).__name__}: {error}")  # what ends this is the signal
             raise
         finally:
             trainer.stop.heed()  # what came in the last step, or before an error
@@ -122,10 +122,8 @@ def _done(out: str) -> str:
 class Trainer:
     """One process of a training under way: the towers, the optimiser, and where in the data it stands."""
 
-    def __init__(
-        self, config: TrainConfig, dataset: data.Dataset, out: str, say: Say, of: ProcessGroup = ALONE
-    ) -> None:
-        self.config, self.dataset, self.out, self.say, self.of = config, dataset, out, say, of
+    def __init__(self, config: TrainConfig, dataset: data.Dataset, out: str, of: ProcessGroup = ALONE) -> None:
+        self.config, self.dataset, self.out, self.of = config, dataset, out, of
         self.steps = config.steps(dataset.samples)
         torch.manual_seed(config.seed)
         self.model = load_model(config)
@@ -144,6 +142,10 @@ class Trainer:
         self._all_stop = False
         self.health = DivergenceMonitor(config.batch, terms if config.reduction == "sum" else 1)
         self.read_in_lanes(of.size)
+
+    def _log(self, message: str) -> None:
+        """Logs in the first process at INFO, and in the others, which have the same to say, at DEBUG."""
+        logger.log(logging.INFO if self.of.is_first else logging.DEBUG, message)
 
     def _save_memory_and_time(self) -> None:
         if self.config.activation_checkpointing:
@@ -183,7 +185,7 @@ class Trainer:
         began = time.monotonic()
         first = self._resume()
         if isinstance(self.images, FeatureCache):
-            self.images.fill(self.say, self.of)
+            self.images.fill(self.of)
         metrics = Metrics(self.out, first) if self.of.is_first else None
         hidden = None if self.of.is_first else True  # None: shown on a terminal alone
         bar = tqdm(total=self.steps, initial=first, unit=" steps", disable=hidden, leave=False, dynamic_ncols=True)
@@ -226,7 +228,7 @@ class Trainer:
         """As the signal would have ended it that this process, or another one, was sent."""
         kept = self.checkpoints.steps()
         told = f"stopped; the same command goes on after step {kept[-1] if kept else 0} of {self.steps}"
-        self.say(told)
+        self._log(told)
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: the same, with what has been told
             self.stop.heed()
         raise KeyboardInterrupt(told)
@@ -295,26 +297,28 @@ class Trainer:
 
     def _resume(self) -> int:
         """Load the last whole checkpoint, and return how many steps are done."""
-        found = self.checkpoints.load_last(self.say) if self.of.is_first else None
+        found = self.checkpoints.load_last() if self.of.is_first else None
         step = first_decides(lambda: found[0] if found else 0, self.of)
         if not step:
             if self.of.is_first and storage.exists(metrics_of(self.out)):
-                self.say("stopped before its first checkpoint: starting again at step 1")
+                self._log("stopped before its first checkpoint: starting again at step 1")
             return 0
         state = found[1] if found else self.checkpoints.load(step)
         self.towers.load_state_dict(state["weights"], strict=not self.config.lock_image)
         self.optimiser.load_state_dict(state["optimiser"])
         if state["lanes"] % self.of.size:
-            self.say(f"{self.of.size} processes in place of {state['lanes']}: from here on in another order of samples")
+            self._log(
+                f"{self.of.size} processes in place of {state['lanes']}: from here on in another order of samples"
+            )
         elif state["lanes"] != self.lanes:
             self.read_in_lanes(state["lanes"])
-        self.say(f"going on after step {step} of {self.steps}")
+        self._log(f"going on after step {step} of {self.steps}")
         return step
 
     def _report(self, step: int, values: dict[str, float], seconds: float) -> None:
         if (step + 1) % max(1, self.steps // 20) == 0 or step + 1 == self.steps:
             left = str(timedelta(seconds=round(seconds * (self.steps - step - 1))))
-            self.say(
+            self._log(
                 f"{self.config.method} step {step + 1}/{self.steps}: loss {values['loss']:.3f} "
                 f"(short {values['short']:.3f}, long {values['long']:.3f}), "
                 f"{self.config.batch / seconds:.0f} samples/s, {left} to go"

@@ -10,6 +10,7 @@ What ShareGPT4V's published weights are called in the Hugging Face LLaVA layout,
 """
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -32,7 +33,8 @@ from lotlip_data.manifests.checkpoints.weights import (
 )
 from lotlip_data.manifests.errors import UserError
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 
 _PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model"]
 
@@ -53,7 +55,6 @@ def convert(
     revision: str | None = None,
     vision_tower: str | None = None,
     vision_tower_revision: str | None = None,
-    say: Say = print,
 ) -> bool:
     """Converts `source`, a folder or hub id, into the local folder `target`; False if that had been done already.
 
@@ -70,10 +71,10 @@ def convert(
         if (out / RECORD).exists() and processor.read_json(out / RECORD) != record:
             raise UserError(f"{out}: holds a conversion of other or changed files; delete it, or give another folder")
         if (out / MARK).exists():
-            say(f"{out}: converted already, nothing to do")
+            logger.info(f"{out}: converted already, nothing to do")
             return False
         with conversion.disk_full_explained(out):
-            _convert(folder, tower, published, out, record, say)
+            _convert(folder, tower, published, out, record)
     return True
 
 
@@ -135,14 +136,14 @@ def _renamed(file: Path, old_names: list[str], rule: Callable[[str], str | None]
     return names
 
 
-def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, record: dict[str, Any], say: Say) -> None:
+def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, record: dict[str, Any]) -> None:
     tokenizer = processor.read_tokenizer(folder)
     image_token = tokenizer.convert_tokens_to_ids(processor.IMAGE_TOKEN)
     config = processor.llava_config(published, tower, image_token)
     vocabulary = config.text_config.vocab_size
     shards, stray = plan(weight_files(folder), weight_files(tower))
     if stray:
-        say(f"ignored {stray} {STRAY_TOWER}* tensors of the checkpoint: its vision tower is {tower}")
+        logger.info(f"ignored {stray} {STRAY_TOWER}* tensors of the checkpoint: its vision tower is {tower}")
     found = shapes(shards, vocabulary)
     if problems := differences(llava_shapes(config), found):
         raise UserError(f"{folder} with the vision tower {tower}: {'; '.join(problems)}; fetch what belongs together")
@@ -150,15 +151,15 @@ def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, re
     conversion.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
     for shard in shards:
         if (out / shard.file).exists():
-            say(f"{shard.file}: kept")
+            logger.info(f"{shard.file}: kept")
         else:
             write_weights(out / shard.file, _take(shard, vocabulary))
-            say(f"{shard.file}: {len(shard.names)} tensors of {shard.source.name}")
+            logger.info(f"{shard.file}: {len(shard.names)} tensors of {shard.source.name}")
     processor.write_processor(out, tokenizer, published, tower, config)
     size = sum(_verify(shard, vocabulary, out) for shard in shards)
     write_index(out, {name: shard.file for shard in shards for name in shard.names}, size)
     conversion.write_whole(out / MARK, config.to_json_string())
-    say(f"{out}: done, {len(found)} tensors, {size:,} bytes, each compared with its source")
+    logger.info(f"{out}: done, {len(found)} tensors, {size:,} bytes, each compared with its source")
 
 
 def _take(shard: Shard, vocabulary: int) -> dict[str, torch.Tensor]:

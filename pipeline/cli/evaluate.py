@@ -55,13 +55,11 @@ def evaluate(
             raise UserError("the task world is evaluated alone; name it in a command of its own")
         if task and task != [evaluation.WORLD]:
             console.result(
-                evaluation.evaluate_tasks(
-                    checkpoint, task, data, out, allow_partial=allow_partial, device=device, say=console.say
-                )
+                evaluation.evaluate_tasks(checkpoint, task, data, out, allow_partial=allow_partial, device=device)
             )
         else:
             model = evaluation.model_named(checkpoint)
-            console.result(line.evaluate_model(model, out or evaluation.default_out(model, []), console.say, device))
+            console.result(line.evaluate_model(model, out or evaluation.default_out(model, []), device))
 
 
 def eval_tables(

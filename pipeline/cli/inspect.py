@@ -47,7 +47,7 @@ def report(
         storage.replace(page, render(found, counted).encode())
         for problem in found["problems"]:
             console.error(problem)
-        console.say(f"report: {page}")
+        console.print(f"report: {page}")
         console.result(found)
         if found["problems"]:
             raise typer.Exit(FAILED)
@@ -73,7 +73,7 @@ def view(
 
     Example: lotlip-data view runs/demo --checkpoint runs/demo/train/lit/model --checkpoint runs/demo/train/lotlip/model
     """
-    with command("view", False) as console:
+    with command("view", False):
         from lotlip_data.manifests import storage
         from lotlip_data.manifests.errors import UserError
         from lotlip_data.manifests.run_layout import Run
@@ -89,4 +89,4 @@ def view(
                 from lotlip_data.pipeline.viewer.models import Models
 
                 models = Models(checkpoint)
-            serve(create_app(View(at, models)), listening, console.say)
+            serve(create_app(View(at, models)), listening)

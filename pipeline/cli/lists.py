@@ -28,7 +28,7 @@ def sources(json: Json = False) -> None:
     with command("sources", json) as console:
         console.result(figures())
         for line in format_text():
-            console.say(line)
+            console.print(line)
 
 
 def plan(
@@ -76,7 +76,7 @@ def plan(
         given = _speeds(speed or [], [one.config.name for one in chosen])
         found = plan_lists.plan_lists(asked, rows, stored_by(at) if at else None)
         for line in plan_lists.format_text(found):
-            console.say(line)
+            console.print(line)
         speeds = {name: Speed(value, "as given") for name, value in given.items()}
         for one in chosen if time else []:
             if one.config.name not in speeds:
@@ -85,7 +85,7 @@ def plan(
         if found.images or at:
             cost = plan_cost.plan_cost(found.images or 0, chosen, hardware, speeds, at, found.shards)
             for line in plan_cost.format_text(cost):
-                console.say(line)
+                console.print(line)
         console.result(found.to_dict() | {"captioning": cost.to_dict() if cost else None})
         if found.problems:
             raise typer.Exit(FAILED)
@@ -134,10 +134,10 @@ def import_table(
 
         at = Run.at(run)
         frozen(at)
-        summary = import_captions(at, caption_table(table, captioner or (), url_column, form), console.say)
+        summary = import_captions(at, caption_table(table, captioner or (), url_column, form))
         console.result(summary.to_dict())
         for line in format_text(summary):
-            console.say(line)
+            console.print(line)
 
 
 def figures() -> dict[str, Any]:

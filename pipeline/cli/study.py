@@ -40,7 +40,7 @@ def study(
     with command("study", json) as console:
         from lotlip_data.pipeline.study.main import study as play
 
-        ran = play(folder, out or folder, minutes, only or (), seeds, processes, console.say)
+        ran = play(folder, out or folder, minutes, only or (), seeds, processes)
         console.result({"done": ran.done, "left": ran.left, "failed": list(ran.failed)})
         for line in ran.failed:
             console.error(line)
@@ -57,7 +57,7 @@ def study_page(
 
     Example: lotlip-data study-page docs/study/results.jsonl docs
     """
-    with command("study-page", False) as console:
+    with command("study-page", False):
         from lotlip_data.pipeline.study.main import write_again
 
-        write_again(results, out, seeds, console.say)
+        write_again(results, out, seeds)

@@ -6,8 +6,9 @@ members are known by the sha256 of their bytes and by their perceptual hash.
 
 import hashlib
 import io
+import logging
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,8 @@ from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.curation.perceptual_hash import perceptual_hash
+
+logger = logging.getLogger(__name__)
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _TAR = (".tar", ".tar.gz", ".tgz")
@@ -44,7 +47,7 @@ class EvaluationImages:
         return self._of_bytes.get(sha256)
 
 
-def evaluation_images(run: Run, sets: Sequence[str], say: Callable[[str], None]) -> EvaluationImages:
+def evaluation_images(run: Run, sets: Sequence[str]) -> EvaluationImages:
     """The images of all sets, hashed once: the result is kept in the run until a set's files change."""
     id = digest(*((path, storage.stamps_below(path)) for path in sets))
     url = run.clean("evaluation", f"{id}.parquet")
@@ -55,7 +58,7 @@ def evaluation_images(run: Run, sets: Sequence[str], say: Callable[[str], None])
             if not found:
                 raise EvaluationSetError(f"{path}: no image in this evaluation set; images end in {', '.join(IMAGES)}")
             unread = sum(row["phash"] is None for row in found)
-            say(f"evaluation set {path}: {len(found)} images" + (f", {unread} unreadable" if unread else ""))
+            logger.warning(f"evaluation set {path}: {len(found)} images" + (f", {unread} unreadable" if unread else ""))
             rows += found
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=_MEMBERS), buffer, compression="zstd")

@@ -10,9 +10,10 @@ Everything in RUN/clean follows from the images and the settings, and can be rem
 
 import io
 import json
+import logging
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,6 +37,8 @@ from lotlip_data.pipeline.curation.filters import Filters, image_rejection, raw_
 from lotlip_data.pipeline.curation.near_duplicates import Found, Rows
 from lotlip_data.pipeline.curation.perceptual_hash import is_within_distance, shard_hashes
 from lotlip_data.pipeline.downloading.reader import fetched_rows
+
+logger = logging.getLogger(__name__)
 
 DUPLICATE, NEAR_DUPLICATE, EVALUATION_IMAGE = "duplicate", "near_duplicate", "evaluation_image"
 _REASONS = (DUPLICATE, NEAR_DUPLICATE)
@@ -62,9 +65,7 @@ class ShardSurvey:
     """Of the row in a key."""
 
 
-def find_exclusions(
-    run: Run, clean: CleanSettings, rules: Filters, say: Callable[[str], None] = print
-) -> tuple[dict[int, str], list[str]]:
+def find_exclusions(run: Run, clean: CleanSettings, rules: Filters) -> tuple[dict[int, str], list[str]]:
     """By shard, the list in `clean/` of the images to leave out, and what could not be surveyed, each with its reason.
 
     Made once for each state of images and settings; empty where `clean` compares no images.
@@ -72,13 +73,13 @@ def find_exclusions(
     if not clean.compares_images:
         return {}, []
     sets = clean.evaluation_sets
-    known = decontamination.evaluation_images(run, sets, say).id if sets else None
+    known = decontamination.evaluation_images(run, sets).id if sets else None
     stamps = image_stamps(run)
     settings = clean.model_dump(mode="json", exclude={"drop_flags", "evaluation_sets"})
     index = run.clean(f"left-out-{digest(settings, known, sorted(stamps.items()))}.json")
     if not storage.exists(index):
         with scratch_folder("clean") as folder:
-            lists, failed = _merge(run, clean, rules, known, stamps, folder, say)
+            lists, failed = _merge(run, clean, rules, known, stamps, folder)
         if failed:
             return lists, failed
         storage.create(index, json.dumps(lists).encode())
@@ -132,7 +133,7 @@ def _passes(image: dict[str, Any], rules: Filters) -> bool:
 
 def _merge(
     run: Run, clean: CleanSettings, rules: Filters, known: str | None, stamps: dict[int, str], folder: pathlib.Path,
-    say: Callable[[str], None],
+    
 ) -> tuple[dict[int, str], list[str]]:  # fmt: skip
     rows = fetched_images(run, stamps)
     spilled = _Spilled(
@@ -147,7 +148,7 @@ def _merge(
             spilled.add(shard, seen)
         else:
             failed.append(f"shard {shard_name(shard)} could not be surveyed: {one_line(seen)}")
-            say(failed[-1])
+            logger.warning(failed[-1])
     if failed:  # what they hold might be earlier than anything
         return {}, failed
     found: list[tuple[str, Iterator[Found]]] = []
@@ -163,7 +164,7 @@ def _merge(
             spilled.lists.duplicates(reason, late, earlier)
     lists = spilled.lists.commit()
     counts = ", ".join(f"{count:,} {reason}" for reason, count in spilled.lists.counts.items())
-    say(f"compared {rows:,} images; to be left out: {counts or 'none'}")
+    logger.info(f"compared {rows:,} images; to be left out: {counts or 'none'}")
     return lists, []
 
 

@@ -8,6 +8,7 @@ What a rewrite that was given up left in the dataset's folders: removed once nob
 
 import io
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,8 @@ from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.dataset import croissant, dataset_card, metadata
 from lotlip_data.pipeline.dataset.metadata import Description, Recipe
 
+logger = logging.getLogger(__name__)
+
 _SHARDS, _QUARANTINE = "shards", "quarantine"
 
 
@@ -30,7 +33,6 @@ def publish(
     manifest: Manifest,
     recipe: Recipe,
     records: Iterable[ShardRecord],
-    say: Callable[[str], None] = lambda line: None,
 ) -> bool:
     """Write dataset.json and its views; False where they say the same already. Removes what was replaced before."""
     with scratch_folder("publish") as folder:
@@ -45,7 +47,7 @@ def publish(
             storage.replace(storage.join(run.shards, name), VIEWS[name](described))
         _remove(run, replaced)
         if removed := remove_orphans(run, _named(body)):
-            say(f"removed {removed} files of a rewrite that was given up")
+            logger.info(f"removed {removed} files of a rewrite that was given up")
     return changed or bool(stale)
 
 

@@ -5,9 +5,10 @@ What each shard of the dataset is made from, as a fingerprint: where it is the s
 
 import io
 import json
+import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,6 +40,8 @@ from lotlip_data.pipeline.dataset.publish import publish, published
 from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, open_local
 from lotlip_data.pipeline.downloading.reader import fetch_again
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class ShardSummary:
@@ -63,9 +66,7 @@ class ShardSummary:
         return vars(self) | {"dropped": dict(self.dropped)}  # asdict would spoil a Counter
 
 
-def shard(
-    manifest: Manifest, run: Run, say: Callable[[str], None] = print, captioners: Sequence[str] = ()
-) -> ShardSummary:
+def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> ShardSummary:
     """Build every shard whose images and whose captions by all of `captioners` are committed, on Ray.
 
     Without `captioners`, all that the run has captions by. A shard that was built from the same before is left as it
@@ -77,11 +78,11 @@ def shard(
         raise DatasetError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
     recipe = recipe_of(run, manifest, captioners)
     if changes := _changes(run, recipe):
-        say(f"the dataset is made otherwise from now on: {'; '.join(changes)}")
-    drops, unseen = find_exclusions(run, manifest.clean, recipe.rules, say)
+        logger.info(f"the dataset is made otherwise from now on: {'; '.join(changes)}")
+    drops, unseen = find_exclusions(run, manifest.clean, recipe.rules)
     ready, missing = _ready(run, fetched, list(recipe.captioners))
     for line in missing:
-        say(line)
+        logger.info(line)
     every = plan_builds(run, recipe, fetched, drops)
     done = set(dataset_index.done_shards(run))
     left = [unit for unit in every if (unit.shard, unit.fingerprint) not in done]
@@ -89,12 +90,12 @@ def shard(
     work = [] if unseen else [unit for unit in left if unit.shard in ready]
     del done  # the larger part of what is known of a shard that there is no work on
     summary.failed = unseen + missing
-    _build_all(run, recipe, work, summary, say)
+    _build_all(run, recipe, work, summary)
     if not summary.failed:
         changed: Counter[tuple[str, int]] = Counter()
-        summary.published = publish(run, manifest, recipe, _noting(changed, _records(run, every)), say)
+        summary.published = publish(run, manifest, recipe, _noting(changed, _records(run, every)))
         if changed:
-            say(_of_changed_images(run, changed))
+            logger.info(_of_changed_images(run, changed))
     return summary
 
 
@@ -177,9 +178,7 @@ def _some(shards: set[int]) -> str:
     return f"{len(shards)} shards ({', '.join(names)}{', …' if len(shards) > 5 else ''})"
 
 
-def _build_all(
-    run: Run, recipe: Recipe, work: list[BuildTask], summary: ShardSummary, say: Callable[[str], None]
-) -> None:
+def _build_all(run: Run, recipe: Recipe, work: list[BuildTask], summary: ShardSummary) -> None:
     for unit, result in run_ray_tasks(partial(build_shard, run, recipe), work):
         name = shard_name(unit.shard)
         if isinstance(result, ShardRecord):
@@ -187,11 +186,11 @@ def _build_all(
             summary.samples += result.samples
             summary.dropped.update(result.dropped)
             drops = "".join(f", {count} left out ({reason})" for reason, count in result.dropped.items())
-            say(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {len(work)})")
+            logger.info(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {len(work)})")
         else:
             reason = one_line(result)
             summary.failed.append(f"shard {name}: {reason}")
-            say(f"shard {name} could not be built: {reason}")
+            logger.warning(f"shard {name} could not be built: {reason}")
 
 
 def build_shard(run: Run, recipe: Recipe, unit: BuildTask) -> ShardRecord:

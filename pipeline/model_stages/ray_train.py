@@ -1,5 +1,6 @@
 """A training on several workers of a Ray cluster: placement and restarts are Ray Train's, the rest is `training/`."""
 
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -76,11 +77,9 @@ def _work(given: dict[str, Any]) -> None:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(ray.train.torch.get_device())
+    if ray.train.get_context().get_world_rank() == 0:
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     try:
-        train(make_config(**given["settings"]), given["run"], given["out"], say=_say)
+        train(make_config(**given["settings"]), given["run"], given["out"])
     except UserError as error:
         storage.replace(storage.join(given["out"], "error.txt"), str(error).encode())
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """The trainings of a manifest's `train` section: each entry holds settings of `TrainConfig`, a `name`, and `ray`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -9,11 +10,14 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.core.outcome import Outcome, Say, _under
+from lotlip_data.pipeline.core.logs import log_prefix
+from lotlip_data.pipeline.core.outcome import Outcome, one_line
 
 if TYPE_CHECKING:
     from lotlip_data.training.config import TrainConfig
     from lotlip_data.training.trainer import TrainResult
+
+logger = logging.getLogger(__name__)
 
 
 def training_name(entry: Mapping[str, Any]) -> str:
@@ -52,7 +56,6 @@ def check(entries: Sequence[Mapping[str, Any]], where: str) -> None:
 def train(
     manifest: Manifest,
     run: Run,
-    say: Say,
     entries: Sequence[Mapping[str, Any]] = (),
     resume: bool = True,
     on_ray: Mapping[str, Any] | None = None,
@@ -66,7 +69,6 @@ def train(
 
     import torch
 
-    from lotlip_data.pipeline.core.outcome import one_line
     from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 
     fit = partial(_fit, run, resume, on_ray)
@@ -79,18 +81,18 @@ def train(
     several = on_ray or any("ray" in entry for entry in asked) or os.environ.get("WORLD_SIZE", "1") != "1"
     many = torch.cuda.is_available() or several
     here = finished if len(left) > 1 and not many else asked
-    results: Any = ((entry, fit(entry, _under(training_name(entry), say))) for entry in here)
+    results: Any = ((entry, fit(entry)) for entry in here)
     if here is finished:  # without a GPU, a training is one core's work, so they go side by side
-        say(f"{len(left)} trainings, a CPU each; their steps are in {run.train('NAME')}/metrics.jsonl")
+        logger.info(f"{len(left)} trainings, a CPU each; their steps are in {run.train('NAME')}/metrics.jsonl")
         results = chain(results, run_ray_tasks(fit, left))
     for entry, result in results:
         name = training_name(entry)
         if isinstance(result, Exception):
             total.failed.append(f"{name}: {one_line(result)}")
-            say(total.failed[-1])
+            logger.warning(total.failed[-1])
             continue
         if result.did_something:
-            say(f"{name}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
+            logger.info(f"{name}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
         total.did_something |= result.did_something
         total.figures[name] = {"steps": result.steps, "loss": result.loss, "seconds": result.seconds}
     return total
@@ -101,7 +103,6 @@ def _fit(
     resume: bool,
     on_ray: Mapping[str, Any] | None,
     entry: Mapping[str, Any],
-    say: Say = lambda line: None,
 ) -> "TrainResult":
     from lotlip_data.training.trainer import require_new
     from lotlip_data.training.trainer import train as fit
@@ -109,7 +110,8 @@ def _fit(
     config, out = training_config(entry), run.train(training_name(entry))
     workers = on_ray or entry.get("ray")
     if workers is None:
-        return fit(config, run.url, out, resume=resume, say=say)
+        with log_prefix(training_name(entry)):
+            return fit(config, run.url, out, resume=resume)
     from lotlip_data.pipeline.model_stages.ray_train import Workers, train_on_ray
 
     if not resume:

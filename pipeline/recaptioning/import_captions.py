@@ -8,9 +8,10 @@ A shard's captions are committed as those of any captioner: one row an image, wi
 none. Rows of the table that no image has are counted by reason and written to quarantine/import/.
 """
 
+import logging
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -32,6 +33,8 @@ from lotlip_data.pipeline.downloading.reader import fetched_rows
 from lotlip_data.pipeline.recaptioning.caption_table import CaptionTable, ImportProblem, order_of
 from lotlip_data.pipeline.recaptioning.results import claim, complete, finish, parquet
 from lotlip_data.pipeline.url_lists.reader import BadRow, plain_bytes
+
+logger = logging.getLogger(__name__)
 
 NO_IMAGE = "no fetched shard has this URL"
 NOT_FETCHED = "its image could not be fetched"
@@ -71,7 +74,7 @@ class ImportSummary:
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
 
 
-def import_captions(run: Run, table: CaptionTable, say: Callable[[str], None] = print) -> ImportSummary:
+def import_captions(run: Run, table: CaptionTable) -> ImportSummary:
     """Commit the table's captions for every fetched shard that lacks them.
 
     Started again, it reads the table again for the shards that are left, if any. Raises ImportProblem where nothing is
@@ -93,13 +96,15 @@ def import_captions(run: Run, table: CaptionTable, say: Callable[[str], None] = 
     if not wanted:
         return summary
     with scratch_folder("import") as folder:
-        joined = _join(run, table, fetched, wanted, folder, summary, say)
+        joined = _join(run, table, fetched, wanted, folder, summary)
         for config in table.configs:
             claim(run, config)
         for shard, texts in _by_shard(joined, wanted):
             configs = [config for config in table.configs if shard in left[config.name]]
             _commit(run, configs, shard, texts, summary)
-            say(f"shard {shard_name(shard)}: {texts.num_rows} rows of the table ({summary.shards} of {len(wanted)})")
+            logger.info(
+                f"shard {shard_name(shard)}: {texts.num_rows} rows of the table ({summary.shards} of {len(wanted)})"
+            )
     return summary
 
 
@@ -110,13 +115,12 @@ def _join(
     wanted: set[int],
     folder: pathlib.Path,
     summary: ImportSummary,
-    say: Callable[[str], None],
 ) -> ExternalBuckets:
     """The table's rows that have an image in a wanted shard, in buckets of the shard. The others go to the report."""
     for name in ("rows", "images", "joined"):
         (folder / name).mkdir()
     with _Report(run, table, folder / "report.parquet", summary) as report:
-        say(f"reading {table.source.files[0]}")
+        logger.info(f"reading {table.source.files[0]}")
         size = plain_bytes(table.source)
         rows = ExternalBuckets(folder / "rows", bucket_count(size), table.schema, external_buckets.BUFFER_BYTES)
         for batch in table.batches(report.reject):

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def _folder(study: str, design: Design, texts: Texts, seed: int) -> Path:
     return Path(study, "data", f"{seed}-{texts}-{id}")
 
 
-def write(study: str, design: Design, texts: Texts, seed: int, say: Callable[[str], None]) -> None:
+def write(study: str, design: Design, texts: Texts, seed: int) -> None:
     """Write the datasets of a seed, one of each scale; what is there stays. The last thing written is `done`."""
     folder, scales = _folder(study, design, texts, seed), SCALES if texts == "captioners" else SCALES[:1]
     at = Run.at(str(folder / str(scales[-1])))
@@ -144,7 +144,7 @@ def write(study: str, design: Design, texts: Texts, seed: int, say: Callable[[st
         for number, start in enumerate(starts)
     ]
     _describe(at, records, texts)
-    _features(at.url, design, say)
+    _features(at.url, design)
     for scale in scales[:-1]:
         _first_shards(at, Run.at(str(folder / str(scale))), records[: SHARDS * scale], texts)
     (folder / "done").touch()
@@ -202,14 +202,14 @@ def _describe(run: Run, records: Sequence[dict[str, Any]], texts: Texts) -> None
     Path(run.dataset).write_text(json.dumps(content))
 
 
-def _features(url: str, design: Design, say: Callable[[str], None]) -> None:
+def _features(url: str, design: Design) -> None:
     """The locked tower's features, before any training asks for them."""
     from lotlip_data.training.data.dataset import open_dataset
     from lotlip_data.training.data.feature_cache import FeatureCache
     from lotlip_data.training.models.lotlip import load_model
 
     model = load_model(LIT.config(design, 0))
-    FeatureCache(open_dataset(url), model.towers.image, model.transform).fill(say)
+    FeatureCache(open_dataset(url), model.towers.image, model.transform).fill()
 
 
 def _first_shards(source: Run, target: Run, records: Sequence[dict[str, Any]], texts: Texts) -> None:

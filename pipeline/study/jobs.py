@@ -6,14 +6,12 @@ STUDY/work/KEY-SEED/            the training under way: killed, it goes on from 
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline.study import data
 from lotlip_data.pipeline.study.experiments import Design, Experiment, Texts
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,8 @@ class Data:
     def is_done(self, study: str, design: Design) -> bool:
         return data.is_written(study, design, self.texts, self.seed)
 
-    def do(self, study: str, design: Design, say: Say) -> None:
-        data.write(study, design, self.texts, self.seed, say)
+    def do(self, study: str, design: Design) -> None:
+        data.write(study, design, self.texts, self.seed)
 
     def __str__(self) -> str:
         return f"the data of seed {self.seed}, {self.texts}"
@@ -46,15 +44,15 @@ class Training:
     def is_done(self, study: str, design: Design) -> bool:
         return storage.exists(result_of(study, self.name(design)))
 
-    def do(self, study: str, design: Design, say: Say) -> None:
+    def do(self, study: str, design: Design) -> None:
         """Train and evaluate as any user would, keep the figures, and remove the model."""
         from lotlip_data.training.trainer import train
 
         out = storage.join(study, "work", self.name(design))
         config, before, began = self.row.config(design, self.seed), _steps_done(out), time.process_time()
-        trained = train(config, data.dataset_of(study, design, self.row, self.seed), out, say=say)
+        trained = train(config, data.dataset_of(study, design, self.row, self.seed), out)
         seconds = time.process_time() - began
-        figures = _evaluate(trained.model, self, design, say)
+        figures = _evaluate(trained.model, self, design)
         content = {
             "key": self.row.key(design),
             "seed": self.seed,
@@ -96,7 +94,7 @@ def needs(task: Data | Training) -> Data | None:
     return Data(task.row.texts, task.seed) if isinstance(task, Training) else None
 
 
-def _evaluate(model: str, task: Training, design: Design, say: Say) -> dict[str, float]:
+def _evaluate(model: str, task: Training, design: Design) -> dict[str, float]:
     """R@1 and R@5 both ways and top-1, in percent; of each set the share of texts that is cut; text FLOPs.
 
     Of the long texts of `detailed`, which are cut, what can be found at most, too.
@@ -111,7 +109,6 @@ def _evaluate(model: str, task: Training, design: Design, say: Say) -> dict[str,
         storage.join(model, "..", "eval.json"),
         retrieval_sets=pairs,
         classification_sets=[classes],
-        say=say,
     )
     figures = {
         f"{name}.{way}.{recall}": 100 * of[way][recall]

@@ -1,6 +1,7 @@
 """The study from end to end: what is left of it, run; what there is, as a page. Read `rows.ROWS` first."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
@@ -10,7 +11,7 @@ from lotlip_data.pipeline.study.report import write_page
 from lotlip_data.pipeline.study.results import Results, read_folder, read_lines
 from lotlip_data.pipeline.study.scheduler import Ran, run
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def study(
@@ -20,7 +21,6 @@ def study(
     only: Sequence[str],
     seeds: int,
     processes: int,
-    say: Say,
     design: Design | None = None,
 ) -> Ran:
     """Run what is left of these tables and figures (all, where `only` is empty), and write the page of what there is.
@@ -36,14 +36,14 @@ def study(
     read_folder(folder, design)  # what is damaged is told before hours are spent
     tasks = all_of(distinct(only or ROWS), range(seeds))
     try:
-        ran = run(folder, design, tasks, processes, None if minutes is None else 60 * minutes, say)
+        ran = run(folder, design, tasks, processes, None if minutes is None else 60 * minutes)
     finally:
-        _write(Results(read_folder(folder, design), design, seeds), design, seeds, out, say)
-    say(f"study: {ran.done} tasks done, {ran.left} left" if ran.done or ran.left else "study: nothing to do")
+        _write(Results(read_folder(folder, design), design, seeds), design, seeds, out)
+    logger.info(f"study: {ran.done} tasks done, {ran.left} left" if ran.done or ran.left else "study: nothing to do")
     return ran
 
 
-def write_again(file: str, out: str, seeds: int, say: Say) -> None:
+def write_again(file: str, out: str, seeds: int) -> None:
     """The page of a results.jsonl. Raises UserError where that is none, or none of its results is of this study."""
     design = Design()
     contents = read_lines(file, design)
@@ -53,10 +53,10 @@ def write_again(file: str, out: str, seeds: int, say: Say) -> None:
             f"{file}: all of its {len(contents)} results are of another study: its settings, its data or its "
             "evaluation were other ones. Take the release that wrote it."
         )
-    _write(results, design, seeds, out, say)
+    _write(results, design, seeds, out)
 
 
-def _write(results: Results, design: Design, seeds: int, out: str, say: Say) -> None:
+def _write(results: Results, design: Design, seeds: int, out: str) -> None:
     if results.left_out:
-        say(f"study: {results.left_out} results of other settings, data or evaluations are left out")
-    say(f"study: {write_page(results, design, seeds, out)}")
+        logger.info(f"study: {results.left_out} results of other settings, data or evaluations are left out")
+    logger.info(f"study: {write_page(results, design, seeds, out)}")

@@ -5,12 +5,13 @@ cut, goes on next time; what is done is a file that is created once, so nothing 
 """
 
 import fcntl
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -22,8 +23,9 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study.experiments import Design
 from lotlip_data.pipeline.study.jobs import Data, Training, needs
 
+logger = logging.getLogger(__name__)
+
 Task = Data | Training
-Say = Callable[[str], None]
 LONGEST_WAIT = 3600.0
 """Seconds; the operating system refuses waits of months."""
 
@@ -37,7 +39,7 @@ class Ran:
     failed: tuple[str, ...]
 
 
-def run(study: str, design: Design, tasks: Sequence[Task], processes: int, seconds: float | None, say: Say) -> Ran:
+def run(study: str, design: Design, tasks: Sequence[Task], processes: int, seconds: float | None) -> Ran:
     """Do the tasks that are not done yet. Raises UserError where another process is at this study already."""
     Path(study).mkdir(parents=True, exist_ok=True)
     waiting = [task for task in tasks if not task.is_done(study, design)]
@@ -45,14 +47,14 @@ def run(study: str, design: Design, tasks: Sequence[Task], processes: int, secon
         return Ran(0, len(waiting), ())
     deadline = None if seconds is None else monotonic() + seconds
     with _alone(study):
-        return _Runner(study, design, waiting, deadline, say).run(min(processes, len(waiting)))
+        return _Runner(study, design, waiting, deadline).run(min(processes, len(waiting)))
 
 
 class _Runner:
     """The parent of the processes: who has which task, and what is left."""
 
-    def __init__(self, study: str, design: Design, waiting: list[Task], deadline: float | None, say: Say) -> None:
-        self._study, self._design, self._waiting, self._deadline, self._say = study, design, waiting, deadline, say
+    def __init__(self, study: str, design: Design, waiting: list[Task], deadline: float | None) -> None:
+        self._study, self._design, self._waiting, self._deadline = study, design, waiting, deadline
         self._all, self._done, self._failed = len(waiting), 0, dict[Task, str]()
         self._at: dict[Connection, Task | None] = {}
         self._workers: list[BaseProcess] = []
@@ -118,7 +120,7 @@ class _Runner:
             self._failed[task] = error
         else:
             self._done += 1
-        self._say(f"{self._done + len(self._failed)}/{self._all} {task}{': ' + error if error else ''}")
+        logger.info(f"{self._done + len(self._failed)}/{self._all} {task}{': ' + error if error else ''}")
 
 
 def _work(connection: Connection, study: str, design: Design) -> None:
@@ -135,7 +137,7 @@ def _work(connection: Connection, study: str, design: Design) -> None:
         except EOFError:  # the parent is gone
             return
         try:
-            task.do(study, design, _silent)
+            task.do(study, design)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this task's, and told
             connection.send(f"{type(error).__name__}: {error}")
         else:
@@ -148,10 +150,6 @@ def _end_with_parent() -> None:
     assert parent is not None, "a worker is started by the study"
     parent.join()
     os._exit(1)
-
-
-def _silent(line: str) -> None:
-    """Lines of a single training are not the study's."""
 
 
 @contextmanager

@@ -9,8 +9,8 @@ The page's server: on loopback, and nowhere else.
 """
 
 import contextlib
+import logging
 import socket
-from collections.abc import Callable
 
 import uvicorn
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,6 +18,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lotlip_data.manifests.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 HOSTS = ["localhost", "127.0.0.1"]
 _POLICY = (
@@ -85,9 +87,9 @@ def listen(port: int) -> socket.socket:
     return listening
 
 
-def serve(app: ASGIApp, listening: socket.socket, say: Callable[[str], None]) -> None:
+def serve(app: ASGIApp, listening: socket.socket) -> None:
     """Serve on a socket of `listen` until Ctrl-C."""
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off")
-    say(f"view: http://{LOOPBACK}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
+    logger.info(f"view: http://{LOOPBACK}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])

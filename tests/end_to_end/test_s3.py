@@ -45,7 +45,7 @@ def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(*command: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", *command]
+    line = [sys.executable, "-m", "lotlip_data.pipeline.cli", *command]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -74,8 +74,8 @@ def test_every_fault_is_what_it_promises(server: SceneServer) -> None:
 
 
 def test_no_server_outlives_its_process() -> None:
-    code = "import os, sys; from lotlip_data.synthetic.http_server import WorldServer\n"
-    code += "with WorldServer() as s: print(s.url, flush=True); os.kill(os.getpid(), 9)"
+    code = "import os, sys; from lotlip_data.synthetic.http_server import SceneServer\n"
+    code += "with SceneServer() as s: print(s.url, flush=True); os.kill(os.getpid(), 9)"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     at = urlsplit(done.stdout.strip())
     deadline = time.monotonic() + 300

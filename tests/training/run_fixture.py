@@ -20,10 +20,11 @@ from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 # A training of RUN into OUT with SETTINGS in JSON, in a process of its own: it prints every step, so that a test knows
 # where to kill it, and which steps were done. Told TOLD_AFTER="RANK STEP" it sends itself the signal TOLD after that.
 TOLD_TRAINING = """
-import json, os, signal, sys, torch
+import json, logging, os, signal, sys, torch
 from lotlip_data.training.config import make_config
 from lotlip_data.training.trainer import Trainer, train
 run, out, settings = sys.argv[1:]
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 step = Trainer.step
 def told(self, number, batch):
     values = step(self, number, batch)

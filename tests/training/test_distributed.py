@@ -27,12 +27,12 @@ from lotlip_data.training.config import make_config
 from lotlip_data.training.trainer import Trainer
 torch.set_num_threads(1)
 run, out, all_settings = sys.argv[1:]
-with distributed.world() as of:
+with distributed.process_group() as of:
     for name, settings in json.loads(all_settings).items():
-        trainer = Trainer(make_config(**settings), data.open_dataset(run), out, lambda line: None, of)
+        trainer = Trainer(make_config(**settings), data.open_dataset(run), out, of)
         trainer.read_in_lanes(4)
         if trainer.config.images == "features":
-            trainer.images.fill(lambda line: None, of)
+            trainer.images.fill(of)
         loss, _ = trainer.objective(trainer.batch(0))
         loss.total.backward()
         parts = distributed.sum_over(torch.stack([loss.total, loss.short, loss.long]).detach(), of)
@@ -177,15 +177,17 @@ def test_two_processes_of_which_one_is_told_to_stop_end_after_the_same_step_and_
 
 
 @pytest.mark.slow
-def test_a_training_of_two_processes_goes_on_in_one_with_the_same_samples(world, tmp_path):
+def test_a_training_of_two_processes_goes_on_in_one_with_the_same_samples(world, tmp_path, caplog):
     """And so with the same losses, but for the order of a sum."""
     run, towers = world
     settings = {**SETTINGS, **towers}
     finish(start(2, TOLD_TRAINING, run, tmp_path / "a", json.dumps(settings)))
     train_until_killed(run, tmp_path / "b", json.dumps(settings))
-    said = []
-    train(make_config(**settings), run, str(tmp_path / "b"), say=said.append)
-    assert "going on after step 4 of 10" in said and not any("order of samples" in line for line in said)
+    caplog.clear()
+    train(make_config(**settings), run, str(tmp_path / "b"))
+    assert "going on after step 4 of 10" in caplog.messages and not any(
+        "order of samples" in line for line in caplog.messages
+    )
     for alone, two in zip(_curve(tmp_path / "b"), _curve(tmp_path / "a"), strict=True):
         assert alone["loss"] == pytest.approx(two["loss"], rel=1e-5)
 
@@ -215,7 +217,7 @@ import pathlib
 from lotlip_data.training import distributed
 def gloo():
     return sum("gloo" in comm.read_text() for comm in pathlib.Path("/proc/self/task").glob("*/comm"))
-with distributed.world():
+with distributed.process_group():
     from transformers import AutoModel
     print(gloo() > 0)
 print(gloo())

@@ -32,27 +32,27 @@ def test_images_of_a_folder_in_the_order_of_their_names(model, tmp_path, monkeyp
         picture.save(folder / name, quality=100)
     (folder / "3.png").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("no picture either")
-    found = embed.embed_images(model, str(folder), str(tmp_path / "out.parquet"), print)
+    found = embed.embed_images(model, str(folder), str(tmp_path / "out.parquet"))
     assert found.written == 7 and len(found.failed) == 1 and found.failed[0].startswith("3.png: ")
     names, features = table(tmp_path / "out.parquet")
     assert names == sorted(pictures)
     expected = model.embed_images([Image.open(folder / name) for name in names]).numpy()
     np.testing.assert_allclose(features, expected, atol=1e-6)
     with pytest.raises(UserError, match="exists already"):
-        embed.embed_images(model, str(folder), str(tmp_path / "out.parquet"), print)
+        embed.embed_images(model, str(folder), str(tmp_path / "out.parquet"))
     with pytest.raises(UserError, match="no image there"):
-        embed.embed_images(model, str(tmp_path / "nowhere"), str(tmp_path / "b.parquet"), print)
+        embed.embed_images(model, str(tmp_path / "nowhere"), str(tmp_path / "b.parquet"))
 
 
-def test_texts_of_a_file_a_line_each(model, tmp_path):
+def test_texts_of_a_file_a_line_each(model, tmp_path, caplog):
     lines = ["A red circle. A blue square.", "", "x " * 500, "Ünïcode."]
     (tmp_path / "texts.txt").write_text("\n".join(lines) + "\n")
-    said = []
-    found = embed.embed_texts(model, str(tmp_path / "texts.txt"), str(tmp_path / "out.parquet"), said.append)
+    caplog.clear()
+    found = embed.embed_texts(model, str(tmp_path / "texts.txt"), str(tmp_path / "out.parquet"))
     texts, features = table(tmp_path / "out.parquet")
     assert texts == lines and found.written == 4
-    assert said == ["1 of 4 texts are longer than 96 tokens, and are cut there"]
+    assert caplog.messages == ["1 of 4 texts are longer than 96 tokens, and are cut there"]
     np.testing.assert_allclose(features, model.embed_texts(lines).numpy(), atol=1e-6)
     (tmp_path / "latin.txt").write_bytes(b"\xe4\n")
     with pytest.raises(UserError, match="not UTF-8"):
-        embed.embed_texts(model, str(tmp_path / "latin.txt"), str(tmp_path / "b.parquet"), print)
+        embed.embed_texts(model, str(tmp_path / "latin.txt"), str(tmp_path / "b.parquet"))

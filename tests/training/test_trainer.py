@@ -127,13 +127,14 @@ def signal_at(monkeypatch):
     signal.signal(signal.SIGINT, held)
 
 
-def test_a_signal_within_a_step_waits_for_its_end_and_says_from_where_it_goes_on(world, tmp_path, signal_at):
+def test_a_signal_within_a_step_waits_for_its_end_and_says_from_where_it_goes_on(world, tmp_path, signal_at, caplog):
     run, settings = world
     signal_at(5)
-    said, handlers = [], [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    caplog.clear()
     with pytest.raises(KeyboardInterrupt, match="the same command goes on after step 6 of 31"):
-        train(make_config(**settings), run, str(tmp_path), say=said.append)
-    assert said[-1] == "stopped; the same command goes on after step 6 of 31"
+        train(make_config(**settings), run, str(tmp_path))
+    assert caplog.messages[-1] == "stopped; the same command goes on after step 6 of 31"
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000004.ckpt", "step-00000006.ckpt"]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -145,7 +146,7 @@ def test_a_second_ctrl_c_does_not_wait_but_its_echo_does(world, tmp_path, signal
     monkeypatch.setattr(StopSignal, "ECHO_SECONDS", echo)
     signal_at(5, times=2)
     with pytest.raises(KeyboardInterrupt):
-        train(make_config(**settings), run, str(tmp_path), say=lambda line: None)
+        train(make_config(**settings), run, str(tmp_path))
     assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == f"step-{kept:08d}.ckpt"
 
 
@@ -154,11 +155,13 @@ def test_a_signal_in_the_last_step_ends_a_training_that_is_finished(world, tmp_p
     config = make_config(**{**settings, "epochs": 1, "warm_up": 0})
     signal_at(2)
     with pytest.raises(KeyboardInterrupt):
-        train(config, run, str(tmp_path), say=lambda line: None)
-    assert not train(config, run, str(tmp_path), say=lambda line: None).did_something
+        train(config, run, str(tmp_path))
+    assert not train(config, run, str(tmp_path)).did_something
 
 
-def test_a_signal_before_an_error_still_ends_the_process_and_the_error_is_told(world, tmp_path, signal_at, monkeypatch):
+def test_a_signal_before_an_error_still_ends_the_process_and_the_error_is_told(
+    world, tmp_path, signal_at, monkeypatch, caplog
+):
     """The study's processes go on with another task after an error, while their parent waits for their end."""
     run, settings = world
     from lotlip_data.training.checkpointing import CheckpointManager
@@ -167,37 +170,37 @@ def test_a_signal_before_an_error_still_ends_the_process_and_the_error_is_told(w
         raise OSError("no space left")
 
     monkeypatch.setattr(CheckpointManager, "save", full)
-    said = []
+    caplog.clear()
     ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         signal_at(1, signal.SIGTERM)
         with pytest.raises(SystemExit):
-            train(make_config(**settings), run, str(tmp_path), say=said.append)
+            train(make_config(**settings), run, str(tmp_path))
     finally:
         signal.signal(signal.SIGTERM, ended)
-    assert "OSError: no space left" in said
+    assert "OSError: no space left" in caplog.messages
 
 
-def test_a_training_killed_before_its_first_checkpoint_says_that_it_starts_again(world, tmp_path):
+def test_a_training_killed_before_its_first_checkpoint_says_that_it_starts_again(world, tmp_path, caplog):
     run, settings = world
     (tmp_path / "metrics.jsonl").write_text("")
-    said = []
-    train(make_config(**{**settings, "epochs": 1, "warm_up": 0}), run, str(tmp_path), say=said.append)
-    assert "stopped before its first checkpoint: starting again at step 1" in said
+    caplog.clear()
+    train(make_config(**{**settings, "epochs": 1, "warm_up": 0}), run, str(tmp_path))
+    assert "stopped before its first checkpoint: starting again at step 1" in caplog.messages
 
 
-def test_a_finished_training_is_left_alone_and_says_so(world, tmp_path, monkeypatch):
+def test_a_finished_training_is_left_alone_and_says_so(world, tmp_path, monkeypatch, caplog):
     """Nothing is written: its folder may be on a disk that can only be read."""
     run, settings = world
     config = make_config(**{**settings, "epochs": 1, "warm_up": 0})
-    first = train(config, run, str(tmp_path / "t"), say=lambda line: None)
+    first = train(config, run, str(tmp_path / "t"))
     for name in ("create", "replace"):
         monkeypatch.setattr(storage, name, None)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*")}
-    said = []
-    second = train(config, run, str(tmp_path / "t"), say=said.append)
+    caplog.clear()
+    second = train(config, run, str(tmp_path / "t"))
     assert first.did_something and not second.did_something and second.model == first.model
-    assert "nothing to do" in said[-1]
+    assert "nothing to do" in caplog.messages[-1]
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*")}
     with pytest.raises(ConfigError, match=r"lr 0\.001 there, 0\.002 now"):
         train(make_config(**{**settings, "epochs": 1, "warm_up": 0, "lr": 2e-3}), run, str(tmp_path / "t"))
@@ -214,7 +217,7 @@ def test_settings_that_cannot_be_used_do_not_take_the_name(world, tmp_path):
     assert not (tmp_path / "t").exists()
 
 
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before(world, tmp_path, monkeypatch):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(world, tmp_path, monkeypatch, caplog):
     run, settings = world
     config, out = make_config(**{**settings, "epochs": 5}), tmp_path / "t"
     from lotlip_data.training.trainer import Trainer
@@ -228,17 +231,17 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(world, tmp_path, mon
 
     monkeypatch.setattr(Trainer, "step", dies)
     with pytest.raises(KeyboardInterrupt):
-        train(config, run, str(out), say=lambda line: None)
+        train(config, run, str(out))
     monkeypatch.setattr(Trainer, "step", whole)
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000004.ckpt", "step-00000008.ckpt"]
     last = out / "checkpoints" / "step-00000008.ckpt"
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1  # one bit, where no format would notice
     last.write_bytes(data)
-    said = []
-    train(config, run, str(out), say=said.append)
-    assert any("damaged" in line and "step-00000008" in line for line in said)
-    assert any("going on after step 4 of 15" in line for line in said)
+    caplog.clear()
+    train(config, run, str(out))
+    assert any("damaged" in line and "step-00000008" in line for line in caplog.messages)
+    assert any("going on after step 4 of 15" in line for line in caplog.messages)
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_checkpoint(world, tmp_path, monkeypatch):
@@ -255,16 +258,16 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_checkpoint(wo
     monkeypatch.setattr(Objective, "__call__", breaks)
     seen = r"step 9: the loss is nan .*not finite: \d+ gradients, the first that of .* is of step 8\. Lower lr"
     with pytest.raises(TrainingDiverged, match=seen):
-        train(make_config(**settings), run, str(tmp_path / "t"), say=lambda line: None)
+        train(make_config(**settings), run, str(tmp_path / "t"))
 
 
-def test_features_are_computed_once_for_all_trainings_of_a_run(world, tmp_path):
+def test_features_are_computed_once_for_all_trainings_of_a_run(world, tmp_path, caplog):
     run, settings = world
-    said = []
+    caplog.clear()
     for name in "ab":
-        train(make_config(**{**settings, "epochs": 1, "warm_up": 0}), run, str(tmp_path / name), say=said.append)
+        train(make_config(**{**settings, "epochs": 1, "warm_up": 0}), run, str(tmp_path / name))
     features = list(pathlib.Path(run, "features").rglob("*.npz"))
-    assert len(features) == 2 and sum("to compute" in line for line in said) <= 1
+    assert len(features) == 2 and sum("to compute" in line for line in caplog.messages) <= 1
 
 
 def test_a_saved_model_embeds_as_the_one_in_memory_and_a_damaged_folder_is_refused(world, tmp_path):
@@ -290,7 +293,7 @@ def test_a_saved_model_embeds_as_the_one_in_memory_and_a_damaged_folder_is_refus
 def test_a_flipped_bit_in_kept_features_is_found(world, tmp_path):
     run, settings = world
     config = make_config(**{**settings, "epochs": 1, "warm_up": 0, "seed": 7})
-    train(config, run, str(tmp_path / "a"), say=lambda line: None)
+    train(config, run, str(tmp_path / "a"))
     file = next(pathlib.Path(run, "features").rglob("*.npz"))
     whole = file.read_bytes()
     broken = bytearray(whole)
@@ -298,6 +301,6 @@ def test_a_flipped_bit_in_kept_features_is_found(world, tmp_path):
     file.write_bytes(broken)
     try:
         with pytest.raises(UserError, match=r"\.npz: cannot be read .* Remove it"):
-            train(config, run, str(tmp_path / "b"), say=lambda line: None)
+            train(config, run, str(tmp_path / "b"))
     finally:
         file.write_bytes(whole)

@@ -8,10 +8,11 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from lotlip_data.training.data.dataset import DataError, Dataset, Place, Shard, 
 from lotlip_data.training.data.image_transforms import ImageTransform
 from lotlip_data.training.distributed import ALONE, ProcessGroup
 from lotlip_data.training.models.towers import ImageTower
+
+logger = logging.getLogger(__name__)
 
 BATCH = 64
 WAIT_SECONDS = 1.0
@@ -59,11 +62,14 @@ class FeatureCache:
         there = set(storage.list_names(self.folder))
         return [index for index, shard in enumerate(self._dataset.shards) if self._name(shard) not in there]
 
-    def fill(self, say: Callable[[str], None], of: ProcessGroup = ALONE) -> None:
+    def fill(self, of: ProcessGroup = ALONE) -> None:
         """Compute the features of every shard that has none yet; several processes share the work."""
         missing = self.missing()
         if missing:
-            say(f"image features: {len(missing)} of {len(self._dataset.shards)} shards to compute, in {self.folder}")
+            logger.log(
+                logging.INFO if of.is_first else logging.DEBUG,
+                f"image features: {len(missing)} of {len(self._dataset.shards)} shards to compute, in {self.folder}",
+            )
         for index in missing[of.rank :: of.size]:
             self.compute(index)
         while of.size > 1 and self.missing():  # not a barrier of torch.distributed: those give up after a while

@@ -19,6 +19,7 @@ from lotlip_data.captioners.convert.sharegpt4v import convert
 from lotlip_data.manifests.checkpoints import weights as checkpoint_files
 from lotlip_data.manifests.errors import UserError
 from tests.captioners.convert import tiny_sharegpt4v
+from tests.support.logs import captured_messages
 
 SHARDS = 3
 
@@ -39,7 +40,7 @@ def source(published, tmp_path):
 def expected(published, tmp_path_factory):
     """Name → bytes of an undisturbed conversion, but for the record of where it came from."""
     out = tmp_path_factory.mktemp("expected")
-    convert(str(published), str(out), say=lambda line: None)
+    convert(str(published), str(out))
     return contents(out)
 
 
@@ -48,9 +49,9 @@ def contents(folder):
 
 
 def quietly(source, out, **options):
-    said = []
-    done = convert(str(source), str(out), say=said.append, **options)
-    return done, said
+    with captured_messages() as messages:
+        done = convert(str(source), str(out), **options)
+    return done, messages
 
 
 def refused(source, out, **options):

@@ -15,7 +15,7 @@ import pytest
 
 from tests.training.run_fixture import write_run, write_towers
 
-COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "train"]
+COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli", "train"]
 SETTINGS = {"batch": 16, "epochs": 4000, "warm_up": 2, "context_length": 96, "checkpoint_every": 12}
 
 

@@ -171,14 +171,14 @@ def test_an_evaluation_set_that_changes_is_read_again(tmp_path: Path) -> None:
     run = Run.at(str(tmp_path / "run"))
     (folder := tmp_path / "set").mkdir()
     (folder / "a.jpg").write_bytes(stored(noise(0)))
-    first = decontamination.evaluation_images(run, [str(folder)], print)
-    assert decontamination.evaluation_images(run, [str(folder)], print).id == first.id
+    first = decontamination.evaluation_images(run, [str(folder)])
+    assert decontamination.evaluation_images(run, [str(folder)]).id == first.id
     (folder / "b.jpg").write_bytes(stored(noise(1)))
-    second = decontamination.evaluation_images(run, [str(folder)], print)
+    second = decontamination.evaluation_images(run, [str(folder)])
     assert (second.id != first.id, len(second.names)) == (True, 2)
     for given in ("nothing-here", "set.tar", "none.txt"):
         with pytest.raises(EvaluationSetError, match=given):
-            decontamination.evaluation_images(run, [str(tmp_path / given)], print)
+            decontamination.evaluation_images(run, [str(tmp_path / given)])
 
 
 def test_a_shard_that_cannot_be_surveyed_is_named_and_nothing_is_published(tmp_path: Path, ray_cluster: None) -> None:

@@ -280,12 +280,14 @@ def test_what_lies_under_a_shards_name_and_is_not_it_is_left_alone(tmp_path: Pat
     assert shard_files.digest_of(f"{fake.run.shards}/{again.tar.name}") == (again.tar.bytes, again.tar.sha256)
 
 
-def test_a_run_is_sharded_once_and_a_second_call_does_nothing(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_run_is_sharded_once_and_a_second_call_does_nothing(
+    tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture
+) -> None:
     fake = fake_run.make(tmp_path, shards=3)
-    said: list[str] = []
-    summary = shard(fake.manifest, fake.run, said.append)
+    caplog.clear()
+    summary = shard(fake.manifest, fake.run)
     assert (summary.built, summary.skipped, summary.samples, summary.failed) == (3, 0, 24, [])
-    assert len(said) == 3
+    assert len(caplog.messages) == 3
     described = dataset_index.read_index(fake.run)
     assert described["captioners"] == IDS
     assert (described["samples"], described["fetched"]) == (24, 24)
@@ -297,20 +299,22 @@ def test_a_run_is_sharded_once_and_a_second_call_does_nothing(tmp_path: Path, ra
     )
     assert Manifest.model_validate(described["manifest"]) == fake.manifest
     before = tree(fake.run.shards)
-    again = shard(fake.manifest, fake.run, said.append)
+    again = shard(fake.manifest, fake.run)
     assert again.nothing_to_do and (again.built, again.skipped) == (0, 3)
-    assert tree(fake.run.shards) == before and len(said) == 3
+    assert tree(fake.run.shards) == before and len(caplog.messages) == 3
 
 
-def test_new_shards_are_added_and_the_others_stay(tmp_path: Path, ray_cluster: None) -> None:
+def test_new_shards_are_added_and_the_others_stay(
+    tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture
+) -> None:
     fake = fake_run.make(tmp_path, shards=2)
     shard(fake.manifest, fake.run)
     before = tree(fake.run.shards)
     fake_run.write_images(fake.run, 2, [3_500_000])
-    said: list[str] = []
-    waiting = shard(fake.manifest, fake.run, said.append)
+    caplog.clear()
+    waiting = shard(fake.manifest, fake.run)
     assert (waiting.built, waiting.skipped) == (0, 2)
-    assert waiting.failed == said == [
+    assert waiting.failed == caplog.messages == [
         f"missing: captions by {name} of 1 shards (00002): run `lotlip-data recaption {fake.run.url}`"
         for name in WRITERS
     ]  # fmt: skip

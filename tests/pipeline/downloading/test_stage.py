@@ -86,17 +86,19 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_every_row_is_an_image_or_a_failure_with_its_reason(tmp_path: pathlib.Path, server: SceneServer) -> None:
+def test_every_row_is_an_image_or_a_failure_with_its_reason(
+    tmp_path: pathlib.Path, server: SceneServer, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "a folder with spaces"
     folder.mkdir()
     manifest, run = world(folder, server.url, 25, AT_ONCE), Run.at(str(folder / "my run"))
-    lines: list[str] = []
-    summary = download(manifest, run, lines.append)
+    caplog.clear()
+    summary = download(manifest, run)
 
     assert (summary.asked, summary.fetched, summary.failed) == (45, 27, 18)
     assert summary.failed_shards == []
     assert summary.reasons == {"truncated": 4} | {reason: 2 for reason in REASONS.values() if reason != "truncated"}
-    assert len(lines) == 2 + summary.plan.shards
+    assert len(caplog.messages) == 2 + summary.plan.shards
 
     rows = rows_of(run)
     assert sorted(row["key"] for row in rows) == sorted(
@@ -121,7 +123,7 @@ def test_every_row_is_an_image_or_a_failure_with_its_reason(tmp_path: pathlib.Pa
     for row in failures:
         assert REASONS[row["url"].split("/")[3]] == row["reason"]
 
-    assert_a_second_call_mends_and_repeats_nothing(manifest, run, summary)
+    assert_a_second_call_mends_and_repeats_nothing(manifest, run, summary, caplog)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -135,7 +137,9 @@ def test_a_row_that_takes_too_long_is_a_failure(tmp_path: pathlib.Path, server: 
     assert {row["uid"]: row["reason"] for row in failures} == {row["uid"]: "timeout" for row in rows_of(run)}
 
 
-def assert_a_second_call_mends_and_repeats_nothing(manifest: Manifest, run: Run, before: DownloadSummary) -> None:
+def assert_a_second_call_mends_and_repeats_nothing(
+    manifest: Manifest, run: Run, before: DownloadSummary, caplog: pytest.LogCaptureFixture
+) -> None:
     """With the same end state as a kill after a commit: an orphan of another attempt, and a missing quarantine."""
     committed = {name: storage.read_bytes(storage.join(run.images, name)) for name in storage.list_below(run.images)}
     lost = storage.list_names(run.quarantine("images"))[0]
@@ -143,11 +147,11 @@ def assert_a_second_call_mends_and_repeats_nothing(manifest: Manifest, run: Run,
     storage.remove(run.quarantine("images", lost))
     storage.create(storage.join(run.images, "00001-0123456789ab.tar"), b"of a killed attempt")
 
-    lines: list[str] = []
-    again = download(manifest, run, lines.append)
+    caplog.clear()
+    again = download(manifest, run)
     assert again.nothing_to_do
     assert again.done == 0
-    assert lines == ["5 of 5 shards are fetched already"]
+    assert caplog.messages == ["5 of 5 shards are fetched already"]
     assert again.to_dict() == before.to_dict() | {"shards_done": 0, "shards_skipped": 5}
     assert read_summary(run).to_dict() == again.to_dict()
     left = {name: storage.read_bytes(storage.join(run.images, name)) for name in storage.list_below(run.images)}

@@ -24,7 +24,7 @@ def quiet(line):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_is_there_is_not_computed_again_and_a_training_finds_it(world, tmp_path):
+def test_what_is_there_is_not_computed_again_and_a_training_finds_it(world, tmp_path, caplog):
     from lotlip_data.training.config import make_config
     from lotlip_data.training.trainer import train
 
@@ -37,10 +37,10 @@ def test_what_is_there_is_not_computed_again_and_a_training_finds_it(world, tmp_
     second = compute_features(run, towers["image_tower"], None, 0, quiet)
     assert (second.there, second.computed) == (2, 1)
     assert {path: path.read_bytes() for path in files} == files
-    said = []
+    caplog.clear()
     config = make_config(**towers, batch=4, epochs=1, warm_up=0, context_length=96)
-    train(config, run.url, str(tmp_path / "t"), say=said.append)
-    assert not any("to compute" in line for line in said)
+    train(config, run.url, str(tmp_path / "t"))
+    assert not any("to compute" in line for line in caplog.messages)
     assert {path: path.read_bytes() for path in files} == files
 
 
@@ -68,7 +68,7 @@ def test_torchrun_trains_with_the_command_line_and_one_process_speaks(world):
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
-        [*torchrun, "-m", "lotlip_data.pipeline.cli.main", "train", run.url, "--method", "lotlip", *given],
+        [*torchrun, "-m", "lotlip_data.pipeline.cli", "train", run.url, "--method", "lotlip", *given],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},

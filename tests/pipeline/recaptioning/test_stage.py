@@ -23,7 +23,7 @@ from tests.support.processes import kill_driver
 
 CAPTIONER = "tiny-instructblip"
 SHARDS, IMAGES = 12, 16
-COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "recaption"]
+COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli", "recaption"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 

@@ -113,7 +113,7 @@ def test_shards_without_a_line_in_the_ledger_are_counted_too(tmp_path: Path) -> 
 
 def test_watching_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
     run = fake_run.make(tmp_path / "run", 1, 4, writers=()).run
-    command = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "status", run.url, "--watch", "--every", "0.1"]
+    command = [sys.executable, "-m", "lotlip_data.pipeline.cli", "status", run.url, "--watch", "--every", "0.1"]
     watching = subprocess.Popen(
         [*command, "--json"],
         stdout=subprocess.PIPE,

@@ -21,7 +21,7 @@ class Told:
     def is_done(self, study: str, design: object) -> bool:
         return Path(study, f"{self.name}.done").exists()
 
-    def do(self, study: str, design: object, say: object) -> None:
+    def do(self, study: str, design: object) -> None:
         with Path(study, "begun").open("a") as file:
             file.write(f"{self.name} {os.getpid()}\n")
         if self.fate == "fails":
@@ -42,4 +42,4 @@ if __name__ == "__main__":
     from lotlip_data.pipeline.study.experiments import Design
     from lotlip_data.pipeline.study.scheduler import run
 
-    run(sys.argv[1], Design(), [Told("a", "waits")], 1, None, print)
+    run(sys.argv[1], Design(), [Told("a", "waits")], 1, None)

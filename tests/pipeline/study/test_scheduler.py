@@ -18,7 +18,7 @@ DESIGN = Design()
 
 
 def play(folder: Path, tasks: list[Told], seconds: float | None = None) -> Ran:
-    return run(str(folder), DESIGN, tasks, 2, seconds, lambda line: None)
+    return run(str(folder), DESIGN, tasks, 2, seconds)
 
 
 def begun(folder: Path) -> list[str]:

@@ -344,34 +344,34 @@ def test_a_result_that_is_damaged_is_named_before_anything_is_trained(tmp_path: 
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "a-0.json").write_text(line)
     with pytest.raises(UserError, match=rf"results/a-0\.json: .*{says}.*does this training again"):
-        study(str(tmp_path), str(tmp_path), None, [], 3, 1, lambda line: None)
+        study(str(tmp_path), str(tmp_path), None, [], 3, 1)
     assert {path.name for path in tmp_path.iterdir()} == {"some.jsonl", "results"}
 
 
-def test_results_of_another_study_make_no_empty_page(tmp_path: Path) -> None:
+def test_results_of_another_study_make_no_empty_page(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "other.jsonl").write_text(format_text([content(LIT, 0, 1.0, Design(scenes=3))]))
     with pytest.raises(UserError, match=r"all of its 1 results are of another study"):
-        write_again(str(tmp_path / "other.jsonl"), str(tmp_path), 3, lambda line: None)
+        write_again(str(tmp_path / "other.jsonl"), str(tmp_path), 3)
     with pytest.raises(UserError, match="no results of a study can be read"):
         read_lines(str(tmp_path / "missing.jsonl"), DESIGN)
     other = content(LIT, 0, 1.0, Design(scenes=3)) | {"figures": {"of another evaluation": 1.0}}
     (tmp_path / "both.jsonl").write_text(format_text([other, content(LIT, 0, 1.0)]))
-    said: list[str] = []
-    write_again(str(tmp_path / "both.jsonl"), str(tmp_path), 3, said.append)
-    assert said[0] == "study: 1 results of other settings, data or evaluations are left out"
+    caplog.clear()
+    write_again(str(tmp_path / "both.jsonl"), str(tmp_path), 3)
+    assert caplog.messages[0] == "study: 1 results of other settings, data or evaluations are left out"
 
 
 def test_data_of_another_design_are_other_data(tmp_path: Path) -> None:
     small = dataclasses.replace(SMALL, scenes=6)
     assert data.dataset_of("x", small, LIT, 0) != data.dataset_of("x", SMALL, LIT, 0)
-    data.write(str(tmp_path), small, "detailed", 1, lambda line: None)
+    data.write(str(tmp_path), small, "detailed", 1)
     assert data.is_written(str(tmp_path), small, "detailed", 1)
     assert not data.is_written(str(tmp_path), SMALL, "detailed", 1)
 
 
 def test_a_table_that_is_none_is_refused_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no table-4 in the study; one of table-2, table-3"):
-        study(str(tmp_path), str(tmp_path), 0, ["table-4"], 3, 1, lambda line: None)
+        study(str(tmp_path), str(tmp_path), 0, ["table-4"], 3, 1)
 
 
 def test_a_gallery_is_of_near_twins_with_a_text_each() -> None:
@@ -390,7 +390,7 @@ def test_a_gallery_is_of_near_twins_with_a_text_each() -> None:
 def test_the_data_of_a_seed_are_nested_and_written_once(tmp_path: Path) -> None:
     """The smaller scales are the first samples of the larger ones, with features; a second call changes nothing."""
     small = dataclasses.replace(SMALL, scenes=6)
-    data.write(str(tmp_path), small, "captioners", 1, lambda line: None)
+    data.write(str(tmp_path), small, "captioners", 1)
     at = {
         scale: open_dataset(data.dataset_of(str(tmp_path), small, experiments.scaled("lit", scale), 1))
         for scale in experiments.SCALES
@@ -400,7 +400,7 @@ def test_the_data_of_a_seed_are_nested_and_written_once(tmp_path: Path) -> None:
         assert [shard.sha256 for shard in one.shards] == [shard.sha256 for shard in at[10].shards[: len(one.shards)]]
         assert len(list(Path(one.url, "features").rglob("*.npz"))) >= len(one.shards)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".tar", ".npz")}
-    data.write(str(tmp_path), small, "captioners", 1, lambda line: None)
+    data.write(str(tmp_path), small, "captioners", 1)
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
 
 
@@ -435,7 +435,7 @@ def test_a_small_study_runs_stops_and_goes_on(tmp_path: Path) -> None:
     wanted = distinct(["table-2", "table-8", "figure-4"])
     minutes, left = 0.3, 1
     while left:
-        ran = study(folder, out, minutes, ["table-2", "table-8", "figure-4"], 3, 2, lambda line: None, SMALL)
+        ran = study(folder, out, minutes, ["table-2", "table-8", "figure-4"], 3, 2, SMALL)
         assert not ran.failed
         minutes, left = 2 * minutes, ran.left  # on a slow machine the first goes may be all start
     results = {path.name: path.read_bytes() for path in (tmp_path / "study/results").iterdir()}
@@ -443,7 +443,7 @@ def test_a_small_study_runs_stops_and_goes_on(tmp_path: Path) -> None:
         Path(result_of("", Training(row, seed).name(SMALL))).name for row in wanted for seed in range(3)
     }
     assert not list((tmp_path / "study/work").iterdir())
-    assert study(folder, out, None, ["table-2", "table-8", "figure-4"], 3, 2, lambda line: None, SMALL).done == 0
+    assert study(folder, out, None, ["table-2", "table-8", "figure-4"], 3, 2, SMALL).done == 0
     assert results == {path.name: path.read_bytes() for path in (tmp_path / "study/results").iterdir()}
     page = (tmp_path / "docs/study.md").read_text()
     two = page.split("## Table 2")[1].split("## Table 3")[0]

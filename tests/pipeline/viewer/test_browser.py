@@ -80,7 +80,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     checkpoints = [str(folder / name / "model") for name in ("lit", "lotlip")]
     for url in checkpoints:
         load_model(make_config(**towers, context_length=64)).save(url)
-    command = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "view", made.url, "--port", "0"]
+    command = [sys.executable, "-m", "lotlip_data.pipeline.cli", "view", made.url, "--port", "0"]
     command += [part for url in checkpoints for part in ("--checkpoint", url)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:

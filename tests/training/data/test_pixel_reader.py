@@ -74,7 +74,7 @@ def test_a_locked_tower_stays_and_one_from_scratch_learns(world, tmp_path, metho
     config = make_config(**{**SETTINGS, **towers, "method": method})
     torch.manual_seed(config.seed)
     before = load_model(config).towers.state_dict()
-    found = train(config, dataset.url, str(tmp_path / "t"), say=lambda line: None)
+    found = train(config, dataset.url, str(tmp_path / "t"))
     after = LoTLIP.load(found.model).towers.state_dict()
     image = {name for name in before if name.startswith("image.")}
     changed = {name for name in before if not torch.equal(before[name], after[name])}
