@@ -1,6 +1,6 @@
 # make demo       sets everything up and runs the whole job offline, on a CPU, in a few minutes
 # make test       sets up and passes the fast tests;  make test-slow: the long ones;  make test-chaos: twenty random kills
-# make study      the paper's tables and figures, small: four hours on two cores, in any number of goes; writes docs/study.md
+# make study      the paper's tables and figures, small: four hours on two cores, in any number of goes; writes docs/study/index.md
 # make check      lint and the unit tests, in less than a minute
 # make lint       ruff, mypy and the import contracts
 # make docs       builds the documentation site into build/site, and fails on any warning;  make docs-serve: shows it

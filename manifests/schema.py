@@ -19,7 +19,7 @@ quarantine/shard/*.parquet (DROPPED): one row for each thing that was left out o
 `sample`, `raw` (one of several raw texts) or a captioner (its long text); `detail` is the text, or the key or name of
 the image that a left-out image is like.
 
-What each of the dataset's columns means is in MEANINGS below, and in docs/schema.md.
+What each of the dataset's columns means is in MEANINGS below, and in docs/reference/dataset-format.md.
 """
 
 from collections.abc import Iterable

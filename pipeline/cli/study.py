@@ -22,7 +22,9 @@ def study(
     folder: Annotated[str, typer.Argument(metavar="[DIR]", help="Where it runs; a folder on this machine.")] = (
         "runs/study"
     ),
-    out: Annotated[str | None, typer.Option(help="Where study.md and study/ go. Default: DIR.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder that gets study/, the page with its figures. Default: DIR.")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, max=1e6, help="Stop after so long; the next start goes on.")
     ] = None,
@@ -50,7 +52,7 @@ def study(
 
 def study_page(
     results: Annotated[str, typer.Argument(help="A results.jsonl that `study` wrote.")],
-    out: Annotated[str, typer.Argument(help="The folder that gets study.md and study/.")],
+    out: Annotated[str, typer.Argument(help="Folder that gets study/, the page with its figures.")],
     seeds: Seeds = SEEDS,
 ) -> None:
     """The study's page again, from its results.

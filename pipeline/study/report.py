@@ -1,4 +1,4 @@
-"""docs/study.md: every table and figure with what has run of it, beside the paper, and whether its directions hold."""
+"""The study's page: every table and figure with what has run of it, beside the paper, and whether its directions hold."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -48,17 +48,17 @@ NOT_RUN, APART = "–", "†"
 
 
 def write_page(results: Results, design: Design, seeds: int, out: str) -> str:
-    """Write `out`/study.md, and in `out`/study the plots and results.jsonl; returns where the page is."""
+    """Write index.md, the plots and results.jsonl into `out`/study. Returns the path of the page."""
     for table in TABLES:
         storage.replace(storage.join(out, "study", f"{table.name}.svg"), plot(table, results).encode())
     storage.replace(storage.join(out, "study", "results.jsonl"), format_text(results.contents).encode())
-    page = storage.join(out, "study.md")
+    page = storage.join(out, "study", "index.md")
     storage.replace(page, render(results, design, seeds).encode())
     return page
 
 
 def render(results: Results, design: Design, seeds: int) -> str:
-    """The page in Markdown, of results of so many seeds; its words are in `pages/study.md`."""
+    """The page in Markdown, of results of so many seeds; its text is in `templates/study.md`."""
     import jinja2
 
     rows = distinct(ROWS)
@@ -94,7 +94,7 @@ def _section(table: Table, results: Results) -> str:
         f"The paper: {table.says}",
         *([table.note] if table.note else []),
         _rows(table, results),
-        f"![{table.title}](study/{table.name}.svg)",
+        f"![{table.title}]({table.name}.svg)",
     ]
     apart = _far_apart(table, results)
     return "\n\n".join([*parts, _claims(table, results), *([apart] if apart else []), _sentence(table, results)])

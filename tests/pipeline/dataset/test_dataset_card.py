@@ -145,7 +145,7 @@ def test_the_pattern_for_webdataset_names_exactly_the_tars(names: list[str], pat
 
 
 def test_the_schemas_description_is_the_schema() -> None:
-    text = (ROOT / "docs" / "schema.md").read_text()
+    text = (ROOT / "docs" / "reference" / "dataset-format.md").read_text()
     assert f"Schema version {schema.SCHEMA_VERSION}" in text
     rows = re.findall(r"^\| `([^`]+)` \| ([^|]+?) \| ?([^|]*?) ?\|$", text, re.MULTILINE)
     columns = schema.dataset(["<captioner>"])
@@ -158,7 +158,7 @@ def test_the_schemas_description_is_the_schema() -> None:
 
 
 def test_the_described_keys_of_dataset_json_are_those_that_it_has(run: Run) -> None:
-    text = (ROOT / "docs" / "schema.md").read_text()
+    text = (ROOT / "docs" / "reference" / "dataset-format.md").read_text()
     example = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
     described = dataset_index.read_index(run)
     assert list(example) == list(described)

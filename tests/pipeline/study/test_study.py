@@ -180,10 +180,10 @@ def test_the_page_of_the_same_results_is_the_same_to_the_byte(tmp_path: Path) ->
     assert len(files) == 2 + len(TABLES) and format_text(again.contents) == format_text(results.contents)
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    page = (tmp_path / "a/study.md").read_text()
+    page = (tmp_path / "a/study/index.md").read_text()
     assert "All of it has run: 108 of 108 trainings" in page and "not run yet" not in page
     for table in TABLES:
-        assert page.count(f"## {table.title}\n") == 1 and f"(study/{table.name}.svg)" in page
+        assert page.count(f"## {table.title}\n") == 1 and f"]({table.name}.svg)" in page
     assert page.count("**Does it hold here?**") == len(TABLES)
 
 
@@ -216,7 +216,7 @@ def test_the_committed_page_is_that_of_the_committed_results() -> None:
     docs = ROOT / "docs"
     results = Results(read_lines(str(docs / "study/results.jsonl"), DESIGN), DESIGN, 4)
     assert results.left_out == 0 and len(results.contents) == 4 * 36
-    assert render(results, DESIGN, 4) == (docs / "study.md").read_text()
+    assert render(results, DESIGN, 4) == (docs / "study/index.md").read_text()
 
 
 def test_the_towers_are_those_of_this_edition() -> None:
@@ -445,6 +445,6 @@ def test_a_small_study_runs_stops_and_goes_on(tmp_path: Path) -> None:
     assert not list((tmp_path / "study/work").iterdir())
     assert study(folder, out, None, ["table-2", "table-8", "figure-4"], 3, 2, SMALL).done == 0
     assert results == {path.name: path.read_bytes() for path in (tmp_path / "study/results").iterdir()}
-    page = (tmp_path / "docs/study.md").read_text()
+    page = (tmp_path / "docs/study/index.md").read_text()
     two = page.split("## Table 2")[1].split("## Table 3")[0]
     assert "not run yet" not in two and "| LoTLIP | 3 |" in two
