@@ -1,4 +1,4 @@
-"""The study's page: every table and figure with what has run of it, beside the paper, and whether its directions hold."""
+"""The page of the study: each table and figure beside the paper, with what has run and whether its directions hold."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
