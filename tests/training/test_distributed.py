@@ -22,14 +22,15 @@ SETTINGS = {"batch": 24, "epochs": 4, "warm_up": 2, "lr": 1e-3, "context_length"
 # Each process writes the global batch's loss and gradients, at the first step, without dropout: of every method.
 FIRST_STEP = """
 import json, pathlib, sys, torch
-from lotlip_data.training import data, distributed
+from lotlip_data.training import distributed
 from lotlip_data.training.config import make_config
+from lotlip_data.training.data.dataset import open_dataset
 from lotlip_data.training.trainer import Trainer
 torch.set_num_threads(1)
 run, out, all_settings = sys.argv[1:]
 with distributed.process_group() as of:
     for name, settings in json.loads(all_settings).items():
-        trainer = Trainer(make_config(**settings), data.open_dataset(run), out, of)
+        trainer = Trainer(make_config(**settings), open_dataset(run), out, of)
         trainer.read_in_lanes(4)
         if trainer.config.images == "features":
             trainer.images.fill(of)

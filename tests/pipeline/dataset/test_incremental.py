@@ -31,7 +31,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_tasks(task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         return ((item, task(item)) for item in items)
 
-    monkeypatch.setattr(stage, "run_tasks", run_tasks)
+    monkeypatch.setattr(stage, "run_ray_tasks", run_tasks)
 
 
 def caption(fake: FakeRun, name: str, shards: Iterable[int]) -> None:

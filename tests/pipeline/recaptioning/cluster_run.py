@@ -154,7 +154,7 @@ class Nodes:
         self._cluster.remove_node(node, allow_graceful=False)
 
     def driver(self, run: Run, entries: Sequence[Entry]) -> "Driver":
-        command = [sys.executable, "-m", "tests.pipeline.cluster_run", run.url, json.dumps(list(entries))]
+        command = [sys.executable, "-m", "tests.pipeline.recaptioning.cluster_run", run.url, json.dumps(list(entries))]
         env = {**self.env, "RAY_ADDRESS": self._cluster.address}
         log = Path(tempfile.mkstemp(prefix="driver-", suffix=".log", dir=self.faults.parent)[1])
         with log.open("w") as out:

@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> Run:
 
 def deaths_until_done(run: Run, log: Path, *deadly: int, part_size: int = 40) -> int:
     """Starts the unit again in a new process until one comes to its end; returns how many did not."""
-    command = [sys.executable, "-m", "tests.pipeline.seer", run.url, "0", str(part_size), str(log)]
+    command = [sys.executable, "-m", "tests.pipeline.recaptioning.grey_engine", run.url, "0", str(part_size), str(log)]
     for deaths in range(30):
         if (code := subprocess.run([*command, *map(str, deadly)]).returncode) == 0:
             return deaths

@@ -79,7 +79,7 @@ def test_a_study_that_another_process_runs_is_left_alone(tmp_path: Path) -> None
 
 def test_a_killed_study_leaves_no_worker_that_goes_on(tmp_path: Path) -> None:
     """A worker of a killed parent would write the training that the next start takes up."""
-    parent = subprocess.Popen([sys.executable, "-m", "tests.pipeline.study_tasks", str(tmp_path)])
+    parent = subprocess.Popen([sys.executable, "-m", "tests.pipeline.study.jobs_fixture", str(tmp_path)])
     while not (tmp_path / "begun").exists() or not (tmp_path / "begun").read_text().endswith("\n"):
         assert parent.poll() is None
         time.sleep(0.05)

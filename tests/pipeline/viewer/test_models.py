@@ -248,7 +248,7 @@ def test_a_gpu_without_memory_costs_one_map_or_search_and_says_what_to_do(
     models = computed(run, checkpoints)
     web = TestClient(create_app(View(run, models, seconds=60.0)), base_url="http://localhost")
     with monkeypatch.context() as patch:
-        patch.setattr(view_models, "relevance", full)
+        patch.setattr(view_models, "saliency", full)
         answer = web.get("/map/0/0/0", params={"text": TEXT})
         assert answer.status_code == 400 and "CUDA out of memory" in answer.text and "on the CPU" in answer.text
         patch.setattr(LoTLIP, "embed_tokens", full)
