@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every": 50,
     "keep_checkpoints": 1,
 }
-"""Of every row. Chosen on development scenes alone; see docs/log.md."""
+"""Of every row. Chosen on development scenes alone; see docs/development/notes/study.md."""
 FRESH: dict[str, Any] = {"epochs": 5, "batch": 32, "lr": 1e-3, "warm_up": 200}
 """Of rows that start from fresh weights, in place of SETTINGS, with which they hardly leave chance."""
 

@@ -41,7 +41,7 @@ def test_a_worked_example_and_all_that_it_assumes() -> None:
     assert one.gpu_hours == pytest.approx(83.333, abs=0.001) and cost.money == pytest.approx(166.667, abs=0.001)
     assert cost.days == pytest.approx(83.3333 / 8 / 24, abs=1e-5)
     assert one.tokens == 420_000_000 and one.caption_bytes == 1_500_000_000
-    assert one.sequences == 128  # as docs/running.md works it out
+    assert one.sequences == 128  # as docs/guides/gpu-sizing.md works it out
     assert cost.assumes == [
         "llava: captions of 140 tokens (assumed), behind 576 of the image and 60 of the prompt",
         "llava: 8 actors at a time, with 1 GPU each",
