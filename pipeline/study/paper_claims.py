@@ -145,8 +145,8 @@ def _table_8() -> Table:
         lines,
         [*_against(long, clip), *_against(lotlip, long)],
         note="LoTLIP leaves the plateau at the start of its training later than the other two, and not with every seed "
-        "in time; the [notes](../development/notes/study.md) describe how. Its row says where it is after so many steps, "
-        "not where it would end.",
+        "in time; the [notes](../development/notes/study.md) describe how. Its row says where it is after so many "
+        "steps, not where it would end.",
     )
 
 
