@@ -38,7 +38,7 @@ from lotlip_data.pipeline.dataset.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.publish import publish, published
 from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, open_local
-from lotlip_data.pipeline.downloading.reader import fetch_again
+from lotlip_data.pipeline.downloading.reader import refetch_remedy
 
 logger = logging.getLogger(__name__)
 
@@ -218,11 +218,11 @@ def _images(run: Run, number: int, fetched: Mapping[str, Any], scratch: Path, op
     try:
         images = ImageTar(opened.enter_context(open_local(url, scratch)), url)
     except DamagedShard as error:
-        raise DamagedShard(f"{error}. {fetch_again(run, number)}") from error
+        raise DamagedShard(f"{error}. {refetch_remedy(run, number)}") from error
     if len(images.metas) != fetched["successes"]:
         raise DamagedShard(
             f"{url}: holds {len(images.metas)} images, its marker says {fetched['successes']}. "
-            f"{fetch_again(run, number)}"
+            f"{refetch_remedy(run, number)}"
         )
     return images
 

@@ -1,4 +1,4 @@
-"""Reading a fetched image shard: the tar that its marker names, one image in memory at a time, and its Parquet."""
+"""Reads a downloaded image shard: the tar that its marker names, one image in memory at a time, and its Parquet."""
 
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +14,12 @@ from lotlip_data.pipeline.core import ledger
 
 
 class ShardUnreadable(UserError):
-    """A fetched shard cannot be read; the message names the object and says what to do."""
+    """A downloaded shard cannot be read. The message names the object and the remedy."""
 
 
 @dataclass(frozen=True)
 class FetchedImage:
-    """One image of a shard: `image` holds the stored bytes, `meta` the whole json member of the tar."""
+    """One image of a shard. `image`: the stored bytes. `meta`: the whole JSON member of the tar."""
 
     key: str
     uid: str
@@ -28,14 +28,14 @@ class FetchedImage:
     meta: dict[str, object]
 
 
-def fetch_again(run: Run, shard: int) -> str:
-    """The remedy where a fetched shard is damaged."""
+def refetch_remedy(run: Run, shard: int) -> str:
+    """The remedy for a damaged downloaded shard."""
     return f"Remove {run.image_stats(shard)} and run `lotlip-data download` again."
 
 
 def fetched_rows(run: Run, shard: int, marker: Mapping[str, Any], columns: Sequence[str]) -> pa.Table:
-    """These columns of `schema.IMAGES`, of every row that was asked for. Raises what `parquet_object.read` raises."""
-    return artifacts.read_parquet(storage.join(run.images, marker["parquet"]), fetch_again(run, shard), columns)
+    """These columns of `schema.IMAGES`, for every row of the shard. Raises what `artifacts.read_parquet` raises."""
+    return artifacts.read_parquet(storage.join(run.images, marker["parquet"]), refetch_remedy(run, shard), columns)
 
 
 def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
@@ -50,7 +50,7 @@ def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
         with storage.open_read(tar_url) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             yield from _pairs(tar, tar_url)
     except (tarfile.TarError, EOFError, FileNotFoundError) as error:
-        raise ShardUnreadable(f"{tar_url}: cannot be read ({error}). {fetch_again(run, shard)}") from error
+        raise ShardUnreadable(f"{tar_url}: cannot be read ({error}). {refetch_remedy(run, shard)}") from error
 
 
 def _pairs(tar: tarfile.TarFile, tar_url: str) -> Iterator[FetchedImage]:

@@ -22,8 +22,7 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.source import Source
 from lotlip_data.pipeline.downloading.http_client import is_public
 from lotlip_data.pipeline.planning.storage import Stored, in_bytes, storage_of
-from lotlip_data.pipeline.url_lists import reader as list_files
-from lotlip_data.pipeline.url_lists import reader as lists
+from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.reader import BadRow, ListError
 
 FILES = 8
@@ -133,7 +132,7 @@ def plan_lists(manifest: Manifest, rows: int = 20_000, stored: Stored | None = N
 
 
 def _look(source: Source, one: SourcePlan, rows: int, seen: set[str], allowed: Collection[str]) -> None:
-    files = list_files.files_of(source)
+    files = reader.files_of(source)
     one.files = len(files)
     looked = evenly(files, FILES)
     one.columns = source.needed
@@ -156,7 +155,7 @@ def _look(source: Source, one: SourcePlan, rows: int, seen: set[str], allowed: C
     def look(file: str, target: int) -> bool:
         """Whether the file ended before `target` rows were seen."""
         try:
-            for batch in lists.read_file(source, file, reject, leave_out, garbled):
+            for batch in reader.read_file(source, file, reject, leave_out, garbled):
                 one.taken += batch.num_rows
                 uids = batch["uid"].to_pylist()
                 one.duplicates += len(uids) - len(set(uids) - seen)
@@ -208,7 +207,7 @@ def _rows_in(source: Source, file: str, size: int) -> float:
         if form == "parquet":
             return float(pq.ParquetFile(stream).metadata.num_rows)
         text = b""
-        plain = list_files.plain(stream, file)
+        plain = reader.decompressed(stream, file)
         while len(text) < MEASURED_BYTES and (some := plain.read(1 << 20)):
             text += some
         read = stream.tell()
@@ -243,7 +242,7 @@ def _defects(source: Source, one: SourcePlan) -> Iterator[tuple[float, str]]:
         yield share, f"{where} and will not be fetched, unless `download.allow_hosts` names these hosts"
     if one.garbled:
         share = one.garbled / one.taken
-        yield share, f"{share:.2%} of the texts seen are {list_files.GARBLED}"
+        yield share, f"{share:.2%} of the texts seen are {reader.GARBLED}"
 
 
 def _notes(source: Source, one: SourcePlan) -> list[str]:

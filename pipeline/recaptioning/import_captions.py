@@ -32,7 +32,7 @@ from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 from lotlip_data.pipeline.recaptioning.caption_table import CaptionTable, ImportProblem, order_of
 from lotlip_data.pipeline.recaptioning.results import claim, complete, finish, parquet
-from lotlip_data.pipeline.url_lists.reader import BadRow, plain_bytes
+from lotlip_data.pipeline.url_lists.reader import BadRow, uncompressed_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _join(
         (folder / name).mkdir()
     with _Report(run, table, folder / "report.parquet", summary) as report:
         logger.info(f"reading {table.source.files[0]}")
-        size = plain_bytes(table.source)
+        size = uncompressed_bytes(table.source)
         rows = ExternalBuckets(folder / "rows", bucket_count(size), table.schema, external_buckets.BUFFER_BYTES)
         for batch in table.batches(report.reject):
             summary.rows += batch.num_rows

@@ -1,6 +1,6 @@
 """How often the map of "A small red star is at the top left." lies on that star, by the ways there are to draw one.
 
-As a program, over trained models of the world: python -m tests.training.measure_relevance runs/demo/train/*/model
+As a program, over trained models of the world: python -m tests.training.measure_saliency runs/demo/train/*/model
 """
 
 import copy

@@ -186,7 +186,7 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
 import sys, time
 from lotlip_data.pipeline.downloading.image_validation import prepare
 from lotlip_data.pipeline.downloading.failures import FetchError
-from tests.pipeline.peak import peak
+from tests.pipeline.peak_memory import peak
 data = sys.stdin.buffer.read()
 before, started = peak(), time.process_time()
 try:

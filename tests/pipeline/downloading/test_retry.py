@@ -22,7 +22,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMAGES, LISTS
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading import failures, retry
-from lotlip_data.pipeline.downloading.commit import commit, complete
+from lotlip_data.pipeline.downloading.commit import commit, finish_commit
 from lotlip_data.pipeline.downloading.failures import Failures
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard
 from lotlip_data.pipeline.downloading.stage import DownloadSummary, download, read_summary
@@ -165,9 +165,9 @@ def committed_run(folder: pathlib.Path) -> Run:
         scratch.mkdir()
         pq.write_table(table, scratch / "x.parquet")
         (scratch / "x.tar").write_bytes(b"")
-        stats = {"count": 5, "successes": 1} | failures.of_shard(table)
+        stats = {"count": 5, "successes": 1} | failures.count_failures(table)
         commit(run, shard, FetchedShard(scratch / "x.tar", scratch / "x.parquet", table, stats))
-        complete(run, shard, ledger.read_image_stats(run, shard))
+        finish_commit(run, shard, ledger.read_image_stats(run, shard))
     return run
 
 
@@ -253,13 +253,13 @@ def test_private_hosts_that_the_settings_forgot_are_named_and_fetched_once_they_
     for run in (undone, done):
         summary = download(forgot, run)
         assert summary.committed == set() and len(summary.failed_shards) == 2
-        assert "`download.allow_hosts` in the manifest names their private hosts" in summary.failed_shards[0]
+        assert "`download.allow_hosts` in the manifest lists their private hosts" in summary.failed_shards[0]
     assert download(allowed, undone).fetched == 8  # by the same command
 
     accepted = download(forgot, done, accept_failures=True)  # as the shards of before, which were done at once
     assert accepted.reasons == {"address not allowed": 8}
     assert any(
-        "`download.allow_hosts`, then --retry-failed" in line for line in failures.format_text(accepted.to_dict())
+        "`download.allow_hosts` and use --retry-failed" in line for line in failures.format_text(accepted.to_dict())
     )
     assert download(allowed, done, retry_failed=True).fetched == 8
     assert accounts(done) == (sorted(urls), [])

@@ -28,7 +28,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.schema import IMAGES
 from lotlip_data.pipeline.core import ledger
-from lotlip_data.pipeline.downloading.commit import DownloadTask, commit, fetch_and_commit, quarantine
+from lotlip_data.pipeline.downloading.commit import DownloadTask, commit, fetch_and_commit, write_quarantine
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard
 from lotlip_data.pipeline.downloading.stage import DownloadSummary, download, read_summary
 from lotlip_data.pipeline.url_lists.partition import partition
@@ -259,7 +259,7 @@ def test_the_quarantine_of_a_shard_is_the_same_however_often_it_is_written(tmp_p
     run = Run.at("memory://quarantine-run")
     commit(run, 0, fake_shard(tmp_path / "first", b"first"))
     for _ in range(2):
-        quarantine(run, 0, ledger.read_image_stats(run, 0))
+        write_quarantine(run, 0, ledger.read_image_stats(run, 0))
         (row,) = pq.read_table(io.BytesIO(storage.read_bytes(run.quarantine("images", "00000.parquet")))).to_pylist()
         assert (row["key"], row["uid"], row["reason"], row["detail"]) == ("000000001", "b", "http 404", "")
 
@@ -274,7 +274,7 @@ def test_a_shard_is_left_undone_only_where_nothing_came_and_a_failure_can_pass(t
         ({"success": 1, "timeout": 2}, False),
     ):
         stats = {"successes": counts["success"], "status_dict": counts}
-        assert dataclasses.replace(shard, stats=stats).can_pass is undone
+        assert dataclasses.replace(shard, stats=stats).is_retriable is undone
 
 
 DRIVER = """

@@ -12,7 +12,7 @@ import pytest
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.planning.lists import format_text, plan_lists
-from lotlip_data.pipeline.url_lists import reader as list_files
+from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.partition import partition
 
 
@@ -61,10 +61,10 @@ def test_a_long_list_is_read_in_part_and_its_rows_are_estimated_within_a_tenth(
         if name.endswith("gz"):
             file.write_bytes(gzip.compress((tmp_path / "l.jsonl").read_bytes(), 1))
     read = list[int]()
-    real = list_files.Chunk
-    monkeypatch.setattr(list_files, "Chunk", lambda rows, columns: (read.append(len(rows)), real(rows, columns))[1])
+    real = reader.Chunk
+    monkeypatch.setattr(reader, "Chunk", lambda rows, columns: (read.append(len(rows)), real(rows, columns))[1])
     (one,) = plan_lists(manifest_of({"name": "a", "files": str(file)}), rows=1000).sources
-    assert sum(read) == list_files.BATCH_ROWS
+    assert sum(read) == reader.BATCH_ROWS
     assert one.rows is not None
     assert abs(one.rows - count) <= (0 if one.rows_exact else 0.1 * count)
     assert one.rows_exact == name.endswith("parquet")
@@ -81,7 +81,7 @@ def test_a_filter_that_keeps_nothing_and_a_file_of_rubbish_are_problems_found_wi
         ),
         rows=1000,
     )
-    assert plan.sources[0].seen == list_files.BATCH_ROWS
+    assert plan.sources[0].seen == reader.BATCH_ROWS
     assert plan.sources[1].seen == 1001
     assert plan.problems[0] == "a: none of the 8192 rows seen can be used: 8192 × fails len(caption) > 99"
     assert plan.problems[1].startswith("b: none of the 1001 rows seen can be used: 1001 × not a JSON object")
@@ -178,7 +178,7 @@ def test_texts_that_are_not_in_utf8_are_a_problem_with_their_share(tmp_path: pat
         (
             "latin-1",
             [
-                "a: 75.00% of the texts seen are not in UTF-8, so what cannot be read of them is lost (\ufffd); "
+                "a: 75.00% of the texts seen are not in UTF-8, so their unreadable bytes are lost (\ufffd); "
                 "convert the files, with `iconv -f latin1 -t utf-8 OLD > NEW` if they are in Latin-1"
             ],
         ),

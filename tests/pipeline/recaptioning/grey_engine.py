@@ -1,7 +1,8 @@
 """An engine that says the grey value of an image, and shards of plain grey images, so that a text tells its image.
 
 As a program it works on one shard with an engine that ends its own process at some values, as a crash does:
-`python -m tests.pipeline.seer RUN SHARD PART_SIZE LOG VALUE…`. Each finished caption's value goes to LOG.
+`python -m tests.pipeline.recaptioning.grey_engine RUN SHARD PART_SIZE LOG VALUE…`. It appends each finished
+caption's value to LOG.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Tasks for the tests of the study's runner: they must be importable in the processes that it starts.
 
-As a program, it runs one that waits: `python -m tests.pipeline.study_tasks STUDY`.
+As a program, it runs one that waits: `python -m tests.pipeline.study.jobs_fixture STUDY`.
 """
 
 import os

@@ -1,6 +1,7 @@
 """A dataset for the tests of the page: shards written as the shard stage writes them, with whatever content.
 
-As a program, it writes one to look at: `python -m tests.pipeline.view_run FOLDER SHARDS SAMPLES`, of so many a shard.
+As a program, it writes one to look at, with SAMPLES per shard:
+`python -m tests.pipeline.viewer.dataset_fixture FOLDER SHARDS SAMPLES`.
 """
 
 import io
