@@ -1,87 +1,142 @@
-"""TODO"""
+"""Reads dataset.json, the index of a dataset, and the markers of its shards.
+
+dataset.json has what applies to the whole dataset first, and then lists with one entry per shard, one entry per line.
+The layout serves only to save memory: `read_dataset_summary` and `iter_entries` read the index of 100 million images,
+20,000 entries, without holding it. Readers of the whole index accept any layout.
+
+`pipeline/dataset/metadata.py` writes dataset.json.
+"""
 
 import dataclasses
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lotlip_data.manifests import artifacts, schema, storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.run_layout import DATASET_JSON as DATASET_JSON
+from lotlip_data.manifests.run_layout import MARKERS as MARKERS
 from lotlip_data.manifests.run_layout import Run, shard_name
 
-DATASET_JSON, CARD, CROISSANT = "dataset.json", "README.md", "croissant.json"
-MARKERS = ".done"
+CARD, CROISSANT = "README.md", "croissant.json"
 SPLITS = {"train": "shards", "validation": "validation"}
-"""The splits, and where dataset.json lists their files."""
-_FIELDS: dict[str, type] = {
+"""The splits, and the lists of dataset.json that name their files."""
+INPUTS, REPLACED = "inputs", "replaced"
+"""The lists of input shards and of files of earlier versions in dataset.json."""
+SHARD_LISTS = (INPUTS, *SPLITS.values())
+LIST_END = " ]"
+"""The line after the last entry of a list."""
+
+_LIST_STARTS = {f' "{name}": [\n' for name in (*SHARD_LISTS, REPLACED)}
+INDEX_FIELDS: dict[str, type] = {
     **dict.fromkeys(("captioners", "rules", "splits", "long_texts", "dropped", "dropped_texts", "manifest"), dict),
     **dict.fromkeys(("columns", "shards", "inputs"), list),
     **dict.fromkeys(("fetched", "samples", "bytes"), int),
 }
+"""The fields of dataset.json that are checked when it is read, with their types."""
+SAMPLE_FIELDS: dict[str, type] = {"captioners": dict, "sub_captions": str, SPLITS["train"]: list}
+"""The fields that a reader of the samples alone needs."""
 _MARKER = re.compile(r"(\d{5,})-([0-9a-f]{12})\.json")
+_FILE_NAME = re.compile(r"\w[\w.-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class DatasetError(UserError):
-    """The dataset is not there, or not as it was asked for; the message says what to do."""
+    """The dataset is missing or damaged, or lacks what is needed of it; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of the dataset as it was committed."""
+    """One committed file of the dataset."""
 
     name: str
     bytes: int
+    """Its size."""
     sha256: str
 
 
 @dataclass(frozen=True)
-class Output:
-    """A tar and its Parquet twin: the samples of one input shard that go to one split, or as many as fit."""
+class ShardFile:
+    """A tar and its Parquet file, with the same samples in the same order, all of one input shard and one split.
+
+    If the manifest limits the size of a tar, an input shard has several of them per split.
+    """
 
     split: str
     samples: int
+    """The number of samples."""
     long_texts: dict[str, int]
+    """The number of samples with a long text, by captioner."""
     tar: FileRecord
     parquet: FileRecord
+    folder: str = dataclasses.field(compare=False)
+    """The folder of both files, as a path or URL. Not part of dataset.json."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of dataset.json."""
+        content = dataclasses.asdict(self)
+        del content["folder"]
+        return content
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Output":
-        files = {name: FileRecord(**content[name]) for name in ("tar", "parquet")}
-        return cls(**{field.name: content[field.name] for field in dataclasses.fields(cls)} | files)
+    def from_dict(cls, content: Mapping[str, Any], folder: str) -> "ShardFile":
+        tar, parquet = (FileRecord(**content[kind]) for kind in ("tar", "parquet"))
+        return cls(content["split"], content["samples"], content["long_texts"], tar, parquet, folder)
 
     @property
     def files(self) -> tuple[FileRecord, FileRecord]:
         return self.tar, self.parquet
 
+    @property
+    def sha256(self) -> str:
+        """The sha256 of the tar."""
+        return self.tar.sha256
+
+    @property
+    def tar_url(self) -> str:
+        return storage.join(self.folder, self.tar.name)
+
+    @property
+    def parquet_url(self) -> str:
+        return storage.join(self.folder, self.parquet.name)
+
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What the marker of one input shard says: its files, and the counts of everything that went in."""
+    """The content of the marker of one input shard: its files, and the counts of all images that went in."""
 
     shard: int
     fingerprint: str
+    """Identifies everything that the shard is built from."""
     recipe: str
+    """Identifies the captioners and the settings of the dataset."""
     fetched: int
+    """The number of downloaded images."""
     samples: int
+    """The number of samples."""
     dropped: dict[str, int]
     """Samples left out, by reason."""
     dropped_texts: dict[str, dict[str, int]]
-    """Texts left out, but with their samples: by `raw` or captioner, and by reason."""
+    """Texts left out of samples that stay: by `raw` or captioner, and by reason."""
     dropped_list: str | None
-    """Where in `quarantine/` each of them is listed."""
+    """The file in `quarantine/` that lists them all."""
     versions: dict[str, str]
-    outputs: tuple[Output, ...]
+    """Versions of the packages that decide the bytes of the files."""
+    outputs: tuple[ShardFile, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The content of the marker."""
+        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return content | {"outputs": [output.to_dict() for output in self.outputs]}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "ShardRecord":
-        return cls(**content | {"outputs": tuple(map(Output.from_dict, content["outputs"]))})
+    def from_dict(cls, content: Mapping[str, Any], folder: str) -> "ShardRecord":
+        outputs = tuple(ShardFile.from_dict(output, folder) for output in content["outputs"])
+        return cls(**dict(content) | {"outputs": outputs})
 
     @property
     def files(self) -> list[FileRecord]:
@@ -89,12 +144,13 @@ class ShardRecord:
 
     @property
     def marker(self) -> str:
-        """The name of its marker in `.done/`."""
+        """The name of the marker in `.done/`."""
         return marker_name(self.shard, self.fingerprint)
 
 
 def marker(run: Run, shard: int, fingerprint: str) -> str:
-    return storage.join(run.shards, MARKERS, marker_name(shard, fingerprint))
+    """The URL of a marker."""
+    return run.shard_marker(marker_name(shard, fingerprint))
 
 
 def marker_name(shard: int, fingerprint: str) -> str:
@@ -102,77 +158,109 @@ def marker_name(shard: int, fingerprint: str) -> str:
 
 
 def done_shards(run: Run) -> list[tuple[int, str]]:
-    """The shards whose marker is committed, with their fingerprints, in order. One listing."""
-    names = storage.list_names(storage.join(run.shards, MARKERS))
-    return sorted((int(found[1]), found[2]) for found in map(_MARKER.fullmatch, names) if found)
+    """The shards with a committed marker, with their fingerprints, in order. One listing."""
+    matches = map(_MARKER.fullmatch, storage.list_names(run.shard_markers))
+    return sorted((int(match[1]), match[2]) for match in matches if match)
 
 
 def read_record(run: Run, shard: int, fingerprint: str) -> ShardRecord:
-    """What a committed marker says. Raises DatasetError where it is damaged."""
-    url, remedy = marker(run, shard, fingerprint), f"Remove it, and write it anew: `lotlip-data shard {run.url}`."
-    content = artifacts.parse_json(storage.read_bytes(url), url, remedy, broken=DatasetError)
+    """The content of a committed marker. Raises DatasetError if it is damaged."""
+    url, remedy = marker(run, shard, fingerprint), _rebuild_remedy(run)
+    content = artifacts.parse_json(storage.read_bytes(url), url, remedy, error_type=DatasetError)
     try:
-        return ShardRecord.from_dict(content)
+        return ShardRecord.from_dict(content, run.shards)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{url}: lacks what such a marker says ({error}). {remedy}") from None
+        raise DatasetError(f"{url}: a field is missing or has the wrong type ({error}). {remedy}") from None
 
 
-def read_index(run: Run) -> dict[str, Any]:
-    """The content of dataset.json. Raises DatasetError where there is none or it is not readable."""
+def read_index(run: Run, fields: Mapping[str, type] = INDEX_FIELDS) -> dict[str, Any]:
+    """The content of dataset.json. Raises DatasetError if it is missing or damaged, or lacks one of the `fields`."""
     try:
-        return parse_index(run, storage.read_bytes(run.dataset))
+        text = storage.read_bytes(run.dataset)
     except FileNotFoundError:
-        raise DatasetError(f"{run.dataset}: there is no dataset yet. Run `lotlip-data shard {run.url}`.") from None
+        raise _missing(run) from None
+    return _parse_index(run, text, fields)
 
 
-def parse_index(run: Run, text: str | bytes) -> dict[str, Any]:
-    """The content of a dataset.json of which this is the text. Raises DatasetError where it is not readable."""
-    remedy = f"Remove it, and write it anew: `lotlip-data shard {run.url}`."
-    content = artifacts.parse_json(text, run.dataset, remedy, broken=DatasetError)
-    if (version := content.get("schema_version")) != schema.SCHEMA_VERSION:
+def shard_files(run: Run, content: Mapping[str, Any]) -> list[ShardFile]:
+    """The files of all splits that hold samples, from the content of dataset.json.
+
+    Raises DatasetError if an entry is damaged or names a file outside the folder of the dataset.
+    """
+    try:
+        entries = [(split, entry) for split, name in SPLITS.items() for entry in content.get(name, ())]
+        files = [
+            ShardFile.from_dict({"split": split, "long_texts": {}} | entry, run.shards)
+            for split, entry in entries
+            if entry["samples"]
+        ]
+        for file in (file for shard_file in files for file in shard_file.files):
+            if not _FILE_NAME.fullmatch(file.name):
+                raise DatasetError(f"{run.dataset}: names a file outside its folder: {file.name!r}")
+            if not _SHA256.fullmatch(file.sha256):
+                raise DatasetError(f"{run.dataset}: has no sha256 of {file.name}. {_rebuild_remedy(run)}")
+    except (KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
-            f"{run.dataset}: has schema version {version}, this release reads "
-            f"{schema.SCHEMA_VERSION}. Remove {run.shards} and run `lotlip-data shard {run.url}`."
-        )
-    artifacts.check(content, run.dataset, remedy, _FIELDS, DatasetError)
-    return content
-
-
-def read_records(description: dict[str, Any]) -> list[ShardRecord]:
-    """The input shards that a dataset.json describes, with their files."""
-    outputs: dict[int, list[dict[str, Any]]] = {content["shard"]: [] for content in description["inputs"]}
-    for where in SPLITS.values():
-        for output in description[where]:
-            outputs[output["input"]].append(output)
-    return [ShardRecord.from_dict(one | {"outputs": outputs[one["shard"]]}) for one in description["inputs"]]
-
-
-INPUTS, REPLACED = "inputs", "replaced"
-_LISTS = (INPUTS, *SPLITS.values())
-_OPENING = {f' "{name}": [\n' for name in (*_LISTS, REPLACED)}
-_CLOSING = " ]"
-
-
-def entries(body: Path) -> Iterator[Any]:
-    """Those of all lists in a file that `write` and `finish` have written, one after the other."""
-    with open(body, encoding="utf-8") as file:
-        for within, line in _lines(file):
-            if within:
-                yield json.loads(line.rstrip(",\n"))
+            f"{run.dataset}: a field is missing or has the wrong type ({error!r}). {_rebuild_remedy(run)}"
+        ) from error
+    return files
 
 
 def read_dataset_summary(run: Run) -> dict[str, Any]:
-    """dataset.json without the entries of its lists. Raises DatasetError as `dataset.read` does."""
-    with storage.open_read(run.dataset) as stream:
+    """dataset.json without the entries of its lists. Raises DatasetError if it is missing or damaged."""
+    try:
+        stream = storage.open_read(run.dataset)
+    except FileNotFoundError:
+        raise _missing(run) from None
+    with stream:
         lines = _lines(io.TextIOWrapper(stream, "utf-8", errors="surrogateescape"))
-        text = "".join(line for within, line in lines if not within)
-    return parse_index(run, text)
+        text = "".join(line for is_entry, line in lines if not is_entry)
+    return _parse_index(run, text, INDEX_FIELDS)
+
+
+def read_records(run: Run, content: Mapping[str, Any]) -> list[ShardRecord]:
+    """The input shards with their files, from the content of dataset.json."""
+    outputs: dict[int, list[dict[str, Any]]] = {entry["shard"]: [] for entry in content[INPUTS]}
+    for name in SPLITS.values():
+        for output in content[name]:
+            outputs[output["input"]].append(output)
+    return [
+        ShardRecord.from_dict(entry | {"outputs": outputs[entry["shard"]]}, run.shards) for entry in content[INPUTS]
+    ]
+
+
+def iter_entries(index: Path) -> Iterator[Any]:
+    """The entries of all lists of a local dataset.json with one entry per line, one list after the other."""
+    with open(index, encoding="utf-8") as file:
+        for is_entry, line in _lines(file):
+            if is_entry:
+                yield json.loads(line.rstrip(",\n"))
 
 
 def _lines(file: Iterable[str]) -> Iterator[tuple[bool, str]]:
-    """Each line, and whether it is within one of the lists."""
-    within = False
+    """Each line, and whether it is an entry of a list."""
+    in_list = False
     for line in file:
-        within = within and not line.startswith(_CLOSING)
-        yield within, line
-        within = within or line in _OPENING
+        in_list = in_list and not line.startswith(LIST_END)
+        yield in_list, line
+        in_list = in_list or line in _LIST_STARTS
+
+
+def _parse_index(run: Run, text: str | bytes, fields: Mapping[str, type]) -> dict[str, Any]:
+    remedy = _rebuild_remedy(run)
+    content = artifacts.parse_json(text, run.dataset, remedy, error_type=DatasetError)
+    if (version := content.get("schema_version")) != schema.SCHEMA_VERSION:
+        raise DatasetError(
+            f"{run.dataset}: has schema version {version}, but this release reads version {schema.SCHEMA_VERSION}. "
+            f"Remove {run.shards} and run `lotlip-data shard {run.url}`."
+        )
+    artifacts.check_fields(content, run.dataset, remedy, fields, DatasetError)
+    return content
+
+
+def _missing(run: Run) -> DatasetError:
+    return DatasetError(f"{run.dataset}: the run has no dataset yet. Run `lotlip-data shard {run.url}`.")
+
+
+def _rebuild_remedy(run: Run) -> str:
+    return f"Remove it and run `lotlip-data shard {run.url}`, which writes it again."

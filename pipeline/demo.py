@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow.parquet as pq
-
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.manifests.run_layout import Run
@@ -24,6 +22,8 @@ from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.pipeline.stages import run_pipeline
 
 logger = logging.getLogger(__name__)
+
+_AGAIN = "Remove it and run `lotlip-data demo` again."
 
 CAPTIONERS = ("tiny-instructblip", "tiny-llava", "tiny-sharegpt4v")
 METHODS = ("lit", "lit_long", "lotlip")
@@ -63,13 +63,13 @@ def demo(run: Run, images: int) -> Outcome:
         )
         manifest = _write_input(folder, server.url, images)
         outcome = replace(run_pipeline(manifest, run), stage="demo")
-    result = storage.join(run.url, "demo.json")
+    result = run.demo
     if outcome.failed:
         return outcome
     if outcome.did_something or not storage.exists(result):
         figures = {**_figures(run), "seconds": round(time.monotonic() - began, 1)}
         storage.replace(result, json.dumps(figures, indent=1).encode())
-    outcome.figures = json.loads(storage.read_bytes(result))
+    outcome.figures = artifacts.read_json(result, _AGAIN)
     outcome.lines = summary_lines(outcome.figures, run)
     return outcome
 
@@ -146,21 +146,21 @@ def _figures(run: Run) -> dict[str, Any]:
 
 def _recall(run: Run, method: str) -> dict[str, dict[str, float]]:
     """R@1 in % on long and short texts, in both directions."""
-    scores = json.loads(storage.read_bytes(run.evaluation(method)))["retrieval"]
+    scores = artifacts.read_json(run.evaluation(method), _AGAIN, {"retrieval": dict})["retrieval"]
     return {name: {way: 100 * scores[name][way]["R@1"] for way in ("t2i", "i2t")} for name in ("long", "short")}
 
 
 def _accuracy(run: Run, captioner: str) -> dict[str, Any]:
     """Number of captions, and the precision and recall of their facts about the scenes that their URLs name."""
     from lotlip_data.pipeline.caption_accuracy import score
-    from lotlip_data.synthetic.http_server import seed_of
+    from lotlip_data.synthetic.http_server import seed_from_url
     from lotlip_data.synthetic.scenes import sample_scene
 
     pairs = []
     for shard in captioned_shards(run, captioner):
         urls = dict(_columns(run.list_shard(shard), "uid", "url"))
         for uid, text in _columns(run.caption_shard(captioner, shard), "uid", "text"):
-            seed = seed_of(urls[uid])
+            seed = seed_from_url(urls[uid])
             if text is not None and seed is not None:
                 pairs.append((text, sample_scene(seed)))
     facts = score(pairs)
@@ -168,8 +168,7 @@ def _accuracy(run: Run, captioner: str) -> dict[str, Any]:
 
 
 def _columns(url: str, *names: str) -> list[tuple[Any, ...]]:
-    with storage.open_read(url) as stream:
-        table = pq.read_table(stream, columns=list(names))
+    table = artifacts.read_parquet(url, _AGAIN, names)
     return list(zip(*(table[name].to_pylist() for name in names), strict=True))
 
 

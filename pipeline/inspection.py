@@ -41,7 +41,7 @@ def plan(
     from lotlip_data.pipeline.planning import cost as plan_cost
     from lotlip_data.pipeline.planning import lists as plan_lists
     from lotlip_data.pipeline.planning.hardware import Hardware
-    from lotlip_data.pipeline.planning.storage import stored_by
+    from lotlip_data.pipeline.planning.storage import measure_storage
     from lotlip_data.pipeline.planning.throughput import Speed, measure_speed
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 
@@ -52,7 +52,7 @@ def plan(
         held_for(manifest, existing)
     jobs = resolve_captioners(manifest.captioners)
     _check_speeds(speeds or {}, [job.config.name for job in jobs])
-    lists = plan_lists.plan_lists(manifest, rows, stored_by(existing) if existing else None)
+    lists = plan_lists.plan_lists(manifest, rows, measure_storage(existing) if existing else None)
     lines = plan_lists.format_text(lists)
     known = {name: Speed(value, "as given") for name, value in (speeds or {}).items()}
     for job in jobs if measure else []:
@@ -82,12 +82,11 @@ def status(run: RunLike, *, failures: bool = False) -> Inspection:
         run: The run's folder.
         failures: Also count download failures by reason and host, which reads one file per shard.
     """
-    from lotlip_data.pipeline.reporting.status import format_text
-    from lotlip_data.pipeline.reporting.status import status as read_status
+    from lotlip_data.pipeline.reporting.status import format_text, get_status
 
     run = open_run(run)
     frozen(run)
-    figures = read_status(run, failures=failures)
+    figures = get_status(run, failures=failures)
     return Inspection(dict(figures), format_text(figures))
 
 
@@ -120,20 +119,20 @@ def report(
         stats: Also count the whole dataset for Table 6, which takes long on a large dataset.
     """
     from lotlip_data.pipeline.dataset.stats import dataset_stats
-    from lotlip_data.pipeline.reporting.html import render
-    from lotlip_data.pipeline.reporting.report import figures as read_figures
+    from lotlip_data.pipeline.reporting.html import render_html
+    from lotlip_data.pipeline.reporting.report import build_report
 
     run = open_run(run)
-    page = fspath(out) if out is not None else storage.join(run.url, "report.html")
+    page = fspath(out) if out is not None else run.report
     if storage.is_folder(page):
         raise UserError(f"{page}: is a folder; name the file to write")
-    figures = read_figures(run, price)
+    figures = build_report(run, price)
     table_6 = None
     try:
         table_6 = dataset_stats(run) if stats and figures["dataset"] else None
     except UserError as error:
         figures["problems"].append(str(error))
-    storage.replace(page, render(figures, table_6).encode())
+    storage.replace(page, render_html(figures, table_6).encode())
     return Inspection(figures, [f"report: {page}"], figures["problems"])
 
 

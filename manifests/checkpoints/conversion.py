@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.storage import replacing
 
 RECORD = "conversion.json"
 MARK = "config.json"
@@ -76,9 +77,8 @@ def identity(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
 
 def write_whole(file: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(text)
-    part.rename(file)
+    with replacing(file) as part:
+        part.write_text(text)
 
 
 @contextmanager

@@ -2,9 +2,8 @@
 
 import errno
 import json
-import os
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.storage import replacing
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -85,31 +85,18 @@ def read_index(folder: Path, index: str) -> dict[str, str]:
 
 def write_weights(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """A safetensors file that is there whole, on disk, or not at all. Raises OSError as writing does."""
-
-    def write(part: Path) -> None:
+    with replacing(file) as part:
         try:
             save_file(_separate(weights), part, metadata={"format": "pt"})
         except SafetensorError as error:  # its way of saying OSError
             raise OSError(f"{part}: {error}") from error
-
-    _write_whole(file, write)
+        part.chmod(0o644)  # safetensors creates files that only their owner can read
 
 
 def write_pickle(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """The same as torch.save writes it, which other tools' `.pt` and `.bin` are."""
-    _write_whole(file, lambda part: torch.save(_separate(weights), part))
-
-
-def _write_whole(file: Path, write: Callable[[Path], None]) -> None:
-    part = file.with_name(f"{file.name}.part")
-    try:
-        write(part)
-        part.chmod(0o644)  # safetensors keeps what it writes from everybody else
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.rename(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(file) as part:
+        torch.save(_separate(weights), part)
 
 
 def write_index(folder: Path, weight_map: Mapping[str, str], size: int) -> None:

@@ -92,7 +92,7 @@ class Console:
 
         if self._lines and storage.exists(run.manifest):
             text = "\n".join(self._lines) + "\n"
-            storage.replace(storage.join(run.logs, self._folder, "log.txt"), text.encode())
+            storage.replace(run.log(self._folder), text.encode())
 
 
 class _ConsoleHandler(logging.Handler):

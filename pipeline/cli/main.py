@@ -1,5 +1,6 @@
 """The command line: every command, in the order of `lotlip-data --help`."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -33,8 +34,10 @@ def options(
     """The options of `lotlip-data` itself."""
 
 
-PLANNING = {"sources": lists.sources, "plan": lists.plan}
-STAGES = {
+Commands = dict[str, Callable[..., None]]
+
+PLANNING: Commands = {"sources": lists.sources, "plan": lists.plan}
+STAGES: Commands = {
     "run": stages.run,
     "download": stages.download,
     "recaption": stages.recaption,
@@ -44,15 +47,15 @@ STAGES = {
     "train": train.train,
     "eval": evaluate.evaluate,
 }
-INSPECTION = {
+INSPECTION: Commands = {
     "status": inspect.status,
     "stats": inspect.stats,
     "verify": inspect.verify,
     "report": inspect.report,
     "view": inspect.view,
 }
-MODELS = {"eval-tables": evaluate.eval_tables, "embed": train.embed}
-DEMO = {"demo": stages.demo, "study": study.study, "study-page": study.study_page}
+MODELS: Commands = {"eval-tables": evaluate.eval_tables, "embed": train.embed}
+DEMO: Commands = {"demo": stages.demo, "study": study.study, "study-page": study.study_page}
 
 for panel, commands in {
     "Before a run": PLANNING,

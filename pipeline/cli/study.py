@@ -14,7 +14,7 @@ SEEDS = 4
 def study(
     folder: Annotated[str, typer.Argument(metavar="[DIR]", help="The study's folder on this machine.")] = "runs/study",
     out: Annotated[
-        str | None, typer.Option(help="Folder that gets study.md and study/. Default: the study's folder.")
+        str | None, typer.Option(help="Folder for the page, study/index.md. Default: the study's folder.")
     ] = None,
     minutes: Annotated[
         float | None,
@@ -35,7 +35,7 @@ def study(
     Example: lotlip-data study runs/study --minutes 30 --only table-2
     """
     with command("study", json) as console:
-        from lotlip_data.pipeline.study.main import study as run_study
+        from lotlip_data.pipeline.study.main import run_study
 
         progress = run_study(folder, out or folder, minutes, only or (), seeds, processes)
         console.result({"done": progress.done, "left": progress.left, "failed": list(progress.failed)})
@@ -47,7 +47,7 @@ def study(
 
 def study_page(
     results: Annotated[str, typer.Argument(help="A results.jsonl that `study` wrote.")],
-    out: Annotated[str, typer.Argument(help="The folder that gets study.md and study/.")],
+    out: Annotated[str, typer.Argument(help="Folder for the page, study/index.md.")],
     seeds: Seeds = SEEDS,
 ) -> None:
     """Write the page of a study again, from its results.
@@ -55,6 +55,6 @@ def study_page(
     Example: lotlip-data study-page docs/study/results.jsonl docs
     """
     with command("study-page", False):
-        from lotlip_data.pipeline.study.main import write_again
+        from lotlip_data.pipeline.study.main import rebuild_page
 
-        write_again(results, out, seeds)
+        rebuild_page(results, out, seeds)

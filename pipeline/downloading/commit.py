@@ -79,7 +79,7 @@ def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
     """Make `fetched` the shard's result, unless it has one; moves its files. Returns whether this attempt won."""
     attempt = f"{shard_name(shard)}-{uuid.uuid4().hex[:12]}"
     marker = fetched.stats | {"tar": f"{attempt}.tar", "parquet": f"{attempt}.parquet"}
-    urls = [storage.join(run.images, marker["tar"]), storage.join(run.images, marker["parquet"])]
+    urls = [run.image_file(marker["tar"]), run.image_file(marker["parquet"])]
     for url, local in zip(urls, (fetched.tar, fetched.parquet), strict=True):
         storage.create_from_file(url, str(local), move=True)
     if storage.create(run.image_stats(shard), json.dumps(marker, indent=2).encode()):
@@ -128,4 +128,4 @@ def remove_orphans(run: Run, committed: Collection[int]) -> None:
             marker = ledger.read_image_stats(run, shard)
             for name in names:
                 if name not in (marker["tar"], marker["parquet"]):
-                    storage.remove(storage.join(run.images, name))
+                    storage.remove(run.image_file(name))

@@ -48,7 +48,7 @@ def rounds(run: Run) -> list[Round]:
     every_round = []
     for name in storage.list_names(run.lists):
         if name.startswith("retry-"):
-            content = artifacts.read_json(storage.join(run.lists, name), _RESTORE)
+            content = artifacts.read_json(run.list_file(name), _RESTORE)
             every_round.append(Round(**content | {key: tuple(content[key]) for key in ("reasons", "sources")}))
     return every_round
 

@@ -18,7 +18,7 @@ from lotlip_data.training.evaluation.models import NAMED, load_embedder
 from lotlip_data.training.evaluation.report import tables
 from lotlip_data.training.evaluation.tasks.base import ImageClasses, ImageTexts, Task, is_partial, read_task
 from lotlip_data.training.evaluation.tasks.registry import TASKS
-from lotlip_data.training.models.lotlip import refuse_training
+from lotlip_data.training.models.lotlip import reject_training_folder
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def model_named(model: str) -> str:
     """As `name_of`, of a model that is to be loaded. Raises UserError for a training's folder."""
     name = canonical_model_name(model)
     if not name.startswith(NAMED):
-        refuse_training(name)
+        reject_training_folder(name)
     return name
 
 
@@ -175,12 +175,12 @@ def evaluate(manifest: Manifest, run: Run) -> Outcome:
         return total
     for name in map(training_name, manifest.train):
         out = run.evaluation(name)
-        if not storage.exists(storage.join(run.train(name), "done.json")):
+        if not storage.exists(run.training_done(name)):
             total.failed.append(f"{name}: not trained yet; run `lotlip-data train {run.url}`")
             continue
         total.did_something |= not storage.exists(out)
         with log_prefix(name):
-            total.figures[name] = evaluate_model(storage.join(run.train(name), "model"), out)
+            total.figures[name] = evaluate_model(run.trained_model(name), out)
     return total
 
 

@@ -62,13 +62,13 @@ def _cache(run: str, tower: str, image_size: int | None) -> "FeatureCache":
     from lotlip_data.manifests.checkpoints.resolve import resolve
     from lotlip_data.training.data.dataset import open_dataset
     from lotlip_data.training.data.feature_cache import FeatureCache
-    from lotlip_data.training.data.image_transforms import transform_of
+    from lotlip_data.training.data.image_transforms import load_transform
     from lotlip_data.training.models.pretrained import load_image_tower
 
     image = load_image_tower(resolve(tower), image_size=image_size)
     if torch.cuda.is_available():
         image.cuda()
-    return FeatureCache(open_dataset(run), image, transform_of(resolve(tower), image.vit.config.image_size))
+    return FeatureCache(open_dataset(run), image, load_transform(resolve(tower), image.vit.config.image_size))
 
 
 def features(

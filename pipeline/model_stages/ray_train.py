@@ -45,7 +45,7 @@ def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Worke
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from lotlip_data.training.trainer import result_of
+    from lotlip_data.training.trainer import read_result
 
     error = storage.join(out, "error.txt")
     storage.remove(error)
@@ -64,7 +64,7 @@ def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Worke
         trainer.fit()
     if storage.exists(error):
         raise UserError(storage.read_bytes(error).decode())
-    return result_of(out)
+    return read_result(out)
 
 
 def _work(given: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def train(
     if not entries:
         check(manifest.train, run.manifest)
     asked = list(entries or manifest.train)
-    finished = [entry for entry in asked if storage.exists(storage.join(run.train(training_name(entry)), "done.json"))]
+    finished = [entry for entry in asked if storage.exists(run.training_done(training_name(entry)))]
     left = [entry for entry in asked if entry not in finished]
     several = on_ray or any("ray" in entry for entry in asked) or os.environ.get("WORLD_SIZE", "1") != "1"
     many = torch.cuda.is_available() or several

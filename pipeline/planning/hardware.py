@@ -1,34 +1,39 @@
-"""The cluster that a plan assumes. This module imports little: the command line reads its defaults for `--help`."""
+"""The cluster that `plan` estimates for. The command line shows its defaults, so this module imports nothing heavy."""
 
 from dataclasses import dataclass
 
 from lotlip_data.manifests.errors import UserError
 
-MOST = 1_000_000
+MAX_SETTING = 1_000_000
+"""Upper limit of every setting."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The GPUs of a cluster. `tflops` and `mfu` are used where no speed was measured or given."""
+    """The cluster that captions. The defaults are those of the command line.
+
+    `tflops` and `mfu` are used only where no speed is given or measured.
+    """
 
     gpus: int = 8
-    """Number of GPUs in the cluster."""
     gpu_gib: float = 79.1
     """Memory of one GPU in GiB, as torch reports it."""
     tflops: float = 312.0
     """Peak of one GPU in 16 bit, in TFLOP/s."""
     mfu: float = 0.3
-    """Model FLOPs utilisation, the share of that peak: assumed, of the order that is reported for 7B models."""
+    """Model FLOPs utilisation, the share of the peak that is reached. The default is assumed; it is in the range that
+    is reported for 7B models."""
     price: float | None = None
-    """Price per GPU-hour, in any currency."""
+    """Price per GPU-hour."""
 
     def __post_init__(self) -> None:
-        def require(holds: bool, name: str, fix: str) -> None:
-            if not holds:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: {fix}")
+        def require(condition: bool, name: str, remedy: str) -> None:
+            if not condition:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: {remedy}")
 
-        require(0 <= self.gpus <= MOST, "gpus", f"must be 0 to {MOST:,}")
-        require(1 <= self.gpu_gib <= MOST, "gpu_gib", f"must be 1 to {MOST:,}")
-        require(0.001 <= self.tflops <= MOST, "tflops", f"must be 0.001 to {MOST:,}")
-        require(0.001 <= self.mfu <= 1, "mfu", "a share: must be 0.001 to 1")
-        require(self.price is None or 0 <= self.price <= MOST, "price", f"must be 0 to {MOST:,}")
+        require(0 <= self.gpus <= MAX_SETTING, "gpus", f"must be between 0 and {MAX_SETTING:,}")
+        require(1 <= self.gpu_gib <= MAX_SETTING, "gpu_gib", f"must be between 1 and {MAX_SETTING:,}")
+        require(0.001 <= self.tflops <= MAX_SETTING, "tflops", f"must be between 0.001 and {MAX_SETTING:,}")
+        require(0.001 <= self.mfu <= 1, "mfu", "must be a share between 0.001 and 1")
+        is_valid_price = self.price is None or 0 <= self.price <= MAX_SETTING
+        require(is_valid_price, "price", f"must be between 0 and {MAX_SETTING:,}")

@@ -5,14 +5,12 @@ from typing import TYPE_CHECKING
 from lotlip_data.manifests.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lotlip_data.pipeline.study.main import study
-    from lotlip_data.pipeline.study.report import write_page
+    from lotlip_data.pipeline.study.main import rebuild_page, run_study
 
-__all__ = ["study", "write_page"]
+__all__ = ["rebuild_page", "run_study"]
 __getattr__ = lazy_exports(
     __name__,
     {
-        "main": ["study"],
-        "report": ["write_page"],
+        "main": ["rebuild_page", "run_study"],
     },
 )

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.training.evaluation import metrics as retrieval
@@ -158,8 +158,7 @@ class _Parts:
             began = time.monotonic()
             found = compute()
             storage.create(url, json.dumps(found | {"seconds": time.monotonic() - began}).encode())
-        kept: dict[str, Any] = json.loads(storage.read_bytes(url))
-        return kept
+        return artifacts.read_json(url, "Remove it; the next run evaluates this set again.")
 
 
 def _retrieve(model: Embedder, pairs: RetrievalSet, allow_partial: bool) -> dict[str, Any]:
@@ -219,8 +218,8 @@ def _embed_images(
 
 def _image_count(one: RetrievalSet | ClassificationSet) -> int:
     """Number of images. The last images of a retrieval set that have no text are not counted."""
-    labels = getattr(one, "labels", None)
-    return len(labels) if labels is not None else 1 + max(one.image_of_text, default=-1)
+    owners: Sequence[int] | None = getattr(one, "image_of_text", None)
+    return len(getattr(one, "labels", ())) if owners is None else 1 + max(owners, default=-1)
 
 
 def _embed_texts(

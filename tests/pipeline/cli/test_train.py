@@ -53,12 +53,12 @@ def test_the_last_line_of_a_stopped_training_names_the_step_at_which_it_resumes(
         said, _ = stopped.communicate()
     assert stopped.returncode == code
     last = said.splitlines()[-1]
-    found = re.fullmatch(r"by-\d+: stopped; the same command goes on after step (\d+) of 12500", last)
+    found = re.fullmatch(r"by-\d+: stopped; run the same command to resume after step (\d+) of 12500", last)
     assert found, said
     assert int(found[1]) == json.loads(metrics.read_text().splitlines()[-1])["step"]  # the last one that was done
     with started(run, "--method", "lit", "--name", name, *given) as again:
-        on = next(line for line in again.stdout if re.search("going on|starting again", line))
-    assert f"going on after step {found[1]} of 12500" in on
+        on = next(line for line in again.stdout if re.search("resuming|starting again", line))
+    assert f"resuming after step {found[1]} of 12500" in on
 
 
 def test_no_resume_leaves_an_existing_training_and_names_the_remedies(world):
@@ -68,4 +68,4 @@ def test_no_resume_leaves_an_existing_training_and_names_the_remedies(world):
     with started(run, "--method", "lit", "--name", "there", "--no-resume", *given) as asked:
         said, _ = asked.communicate()
     assert asked.returncode == 2
-    assert "train/there: there is a training already. Give this one another name, or remove that folder" in said
+    assert "train/there: already contains a training. Give this training another name, or delete that folder" in said

@@ -253,7 +253,7 @@ def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ManifestError, match=says):
             parse(text + wrong, "m.yaml")
-    with pytest.raises(UserError, match=r"`clean\.drop_flags`: no flag is called repetiton; there are truncated"):
+    with pytest.raises(UserError, match=r"`clean\.drop_flags`: there is no flag repetiton; the flags are truncated"):
         Filters.of(parse(text + "{drop_flags: [repetiton]}", "m.yaml"))
     (tmp_path / "m.yaml").write_text(text + "{evaluation_sets: [coco, s3://bucket/iiw.tar]}")
     assert load(str(tmp_path / "m.yaml")).clean.evaluation_sets == (f"{tmp_path}/coco", "s3://bucket/iiw.tar")

@@ -47,7 +47,7 @@ def build(fake: FakeRun, run: Run | None = None) -> ShardSummary:
 def check_whole(run: Run) -> list[str]:
     """The captioners of the dataset, each file of which is there as dataset.json says, with their columns."""
     described = dataset_index.read_index(run)
-    for record in dataset_index.read_records(described):
+    for record in dataset_index.read_records(run, described):
         for output in record.outputs:
             for file in output.files:
                 assert shard_files.is_there(run.shards, file), file.name
@@ -90,9 +90,9 @@ def test_captions_of_images_that_changed_are_told_with_their_files_until_they_ar
         assert shard(fake.manifest, fake.run).failed == []
         files = ", ".join(fake.run.caption_shard("llava", number) for number in range(5))
         assert caplog.messages[-1] == (
-            "7 captions are left out (image_changed): their images were fetched again since, and are of other bytes. "
-            f"To caption them anew, remove {files} (and 2 more, told by `dropped_texts` in {fake.run.dataset}), "
-            f"and run `lotlip-data recaption {fake.run.url}`, then `lotlip-data shard {fake.run.url}`"
+            "7 captions are left out (image_changed): their images were downloaded again since and have changed. "
+            f"To caption them again, remove {files} (and 2 more, see `dropped_texts` in {fake.run.dataset}), "
+            f"run `lotlip-data recaption {fake.run.url}`, then `lotlip-data shard {fake.run.url}`"
         )
     assert (dataset_index.read_index(fake.run)["samples"], verify(fake.run)) == (7 * 8, [])
     caption(fake, "llava", range(7))
@@ -174,7 +174,8 @@ def test_settings_may_change_there_and_back(tmp_path: Path, caplog: pytest.LogCa
     other = fake_run.asking(sub_captions="authors", clean={"max_words": 4})
     assert shard(other, fake.run).built == 2
     assert caplog.messages[0] == (
-        "the dataset is made otherwise from now on: sub_captions was punkt, is authors; max_words was None, is 4"
+        "dataset settings changed (sub_captions was punkt, is authors; max_words was None, is 4): "
+        "affected shards are built again"
     )
     assert dataset_index.read_index(fake.run)["sub_captions"] == "authors" and verify(fake.run) == []
     assert build(fake).built == 2
@@ -203,7 +204,7 @@ def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(
     for url in (alone.manifest, alone.captions):
         storage.remove(url)
     assert [problem.where[-9:] for problem in verify(alone)] == ["/mine.tar", "notes.txt"]
-    named = publish.names(dataset_index.read_records(dataset_index.read_index(fake.run)))
+    named = publish.paths_of(fake.run, dataset_index.read_records(fake.run, dataset_index.read_index(fake.run)))
     assert remove_orphans(fake.run, named, now=began + STILL_SECONDS - 60) == 0
     assert storage.list_below(fake.run.url) == left
     assert remove_orphans(fake.run, named, now=time.time() + STILL_SECONDS + 60) >= 3

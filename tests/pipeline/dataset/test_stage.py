@@ -222,7 +222,7 @@ def test_a_uid_that_stands_twice_in_a_shard_is_refused(tmp_path: Path) -> None:
     fake_run.commit_images(fake.run, 0, rows, [(row, b"image") for row in rows])
     for name in WRITERS:
         fake_run.write_captions(fake.run, name, 0, [fake_run.caption(rows[0], "A text.")])
-    with pytest.raises(JoinError, match=f"uid {rows[0]['uid']} stands twice"):
+    with pytest.raises(JoinError, match=f"uid {rows[0]['uid']} occurs twice"):
         build(fake.run, recipe(), 0)
 
 
@@ -247,13 +247,13 @@ def test_an_image_tar_that_was_cut_off_where_a_member_ends_is_found(tmp_path: Pa
         end = tar.getmembers()[-2].offset
     path.write_bytes(path.read_bytes()[:end])
     again = re.escape(f"Remove {fake.run.image_stats(0)} and run `lotlip-data download` again.")
-    with pytest.raises(DamagedShard, match=f"holds 7 images, its marker says 8. {again}"):
+    with pytest.raises(DamagedShard, match=f"contains 7 images, but its marker says 8. {again}"):
         build(fake.run, recipe(), 0)
     path.write_bytes(path.read_bytes()[: end - 700])
-    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: cannot be read: unexpected end of data. {again}"):
+    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: cannot be read \(unexpected end of data\). {again}"):
         build(fake.run, recipe(), 0)
     path.unlink()
-    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: is missing, .*\. {again}"):
+    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: is missing\. {again}"):
         build(fake.run, recipe(), 0)
 
 
@@ -293,9 +293,9 @@ def test_a_run_is_sharded_once_and_a_second_call_does_nothing(
     assert (described["samples"], described["fetched"]) == (24, 24)
     assert described["long_texts"] == dict.fromkeys(WRITERS, 24)
     assert described["sub_captions"] == "punkt"
-    assert [record.shard for record in dataset_index.read_records(described)] == [0, 1, 2]
+    assert [record.shard for record in dataset_index.read_records(fake.run, described)] == [0, 1, 2]
     assert described["bytes"] == sum(
-        file.bytes for record in dataset_index.read_records(described) for file in record.files
+        file.bytes for record in dataset_index.read_records(fake.run, described) for file in record.files
     )
     assert Manifest.model_validate(described["manifest"]) == fake.manifest
     before = tree(fake.run.shards)
@@ -352,5 +352,5 @@ def test_what_has_to_come_first_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no captions by llava yet"):
         shard(bare.manifest, bare.run, captioners=["llava"])
     strict = fake_run.make(tmp_path / "strict", writers=["llava"], min_long_texts=2)
-    with pytest.raises(DatasetError, match=r"`shard\.min_long_texts` is 2, but 1 captioners are there"):
+    with pytest.raises(DatasetError, match=r"`shard\.min_long_texts` is 2, but the run has captions by 1 captioners"):
         shard(strict.manifest, strict.run)

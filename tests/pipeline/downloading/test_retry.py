@@ -28,7 +28,7 @@ from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard
 from lotlip_data.pipeline.downloading.stage import DownloadSummary, download, read_summary
 from lotlip_data.pipeline.recaptioning.caption_table import caption_table
 from lotlip_data.pipeline.recaptioning.import_captions import import_captions
-from lotlip_data.pipeline.reporting.status import status
+from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.pipeline.url_lists.partition import Partition
 from lotlip_data.synthetic.http_server import scene_bytes
 from lotlip_data.synthetic.url_list import write_manifest
@@ -113,8 +113,8 @@ def test_what_failed_for_a_while_comes_in_further_shards_and_nothing_else_change
             "shards_done": 0,
             "shards_skipped": 0,
         }
-        assert status(run)["shards"] == summary.shards
-        assert status(run)["images"] == summary.fetched
+        assert get_status(run)["shards"] == summary.shards
+        assert get_status(run)["images"] == summary.fetched
 
     first = download(manifest, run, accept_failures=True)  # the last shard has two rows, which may both be flaky ones
     check(first, good, reasons + [(url, "http 503") for url in often])

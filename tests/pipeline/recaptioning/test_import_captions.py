@@ -18,7 +18,7 @@ from lotlip_data.pipeline.dataset.verify import verify
 from lotlip_data.pipeline.recaptioning.caption_table import ImportProblem, caption_table
 from lotlip_data.pipeline.recaptioning.import_captions import import_captions
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
-from lotlip_data.pipeline.reporting.status import status
+from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.pipeline.url_lists.reader import ListError
 from tests.pipeline.run_fixture import FakeRun, fetched_rows, make, write_images
 
@@ -104,7 +104,7 @@ def test_imported_captions_become_a_dataset_like_any_others(
     assert verify(fake.run) == []
     stats = dataset_stats(fake.run)
     assert (stats["images"], stats["texts"], stats["sub_captions_per_text"]) == (24, 72, 2.0)
-    assert status(fake.run)["captioners"]["dreamlip-llava"]["done"] == 24
+    assert get_status(fake.run)["captioners"]["dreamlip-llava"]["done"] == 24
 
 
 def test_a_second_import_does_nothing_and_one_after_more_images_does_what_is_left(
