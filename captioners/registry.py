@@ -1,6 +1,5 @@
 """Which captioners there are: kinds of architecture, published checkpoints, and the tiny ones of the offline world."""
 
-import dataclasses
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -10,6 +9,7 @@ from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.captioners.models.instructblip import InstructBlip
 from lotlip_data.captioners.models.llava import Llava, ShareGPT4V
 from lotlip_data.captioners.models.openai_endpoint import OpenAIEndpoint
+from lotlip_data.manifests.validation import unknown_name
 
 ENTRY_POINTS = "lotlip_data.captioners"
 
@@ -40,10 +40,9 @@ def get_kind(kind: str) -> Captioner:
         return _KINDS[kind]()
     others = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if kind not in others:
-        known = ", ".join(sorted({*_KINDS, *others}))
+        known = unknown_name(kind, sorted({*_KINDS, *others}))
         raise ValueError(
-            f"captioner kind {kind!r} is unknown; known are {known}. Another package adds one through an entry point "
-            f"in the group {ENTRY_POINTS!r}"
+            f"captioner kind {known}. Another package adds a kind through an entry point in the group {ENTRY_POINTS!r}"
         )
     return others[kind].load()()
 
@@ -51,7 +50,7 @@ def get_kind(kind: str) -> Captioner:
 def get_default(name: str) -> CaptionerConfig:
     """The configuration of a short name. Raises ValueError, listing them, for another."""
     if name not in DEFAULTS:
-        raise ValueError(f"captioner {name!r} is unknown; known are {', '.join(sorted(DEFAULTS))}")
+        raise ValueError(f"captioner {unknown_name(name, sorted(DEFAULTS))}")
     return DEFAULTS[name]
 
 
@@ -59,13 +58,8 @@ def load_engine(config: CaptionerConfig, engine: str = "auto", **resources: Any)
     """Loads a captioner; blocks until it is ready.
 
     engine: `vllm`, `transformers`, another that the kind brings, or `auto`: vLLM where there is a GPU and vLLM is
-    installed, transformers otherwise. resources: the fields of `Resources`.
-    """
+    installed, transformers otherwise. resources: the fields of `EngineOptions`.
 
-    try:
-        given = EngineOptions(**resources)
-    except TypeError:
-        known = [field.name for field in dataclasses.fields(EngineOptions)]
-        unknown = sorted(set(resources) - set(known))
-        raise ValueError(f"unknown resource {', '.join(unknown)}; known are {', '.join(known)}") from None
-    return get_kind(config.kind).load(config, engine, given)
+    Raises UserError for an unknown option or a wrong value, and ValueError for an unknown kind.
+    """
+    return get_kind(config.kind).load(config, engine, EngineOptions.parse(resources, f"captioner {config.name!r}"))

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from lotlip_data.manifests.validation import unknown_name
+
 SOURCES = ("cc3m", "cc12m", "yfcc15m", "laion", "coyo")
 
 
@@ -40,7 +42,7 @@ class Published(BaseModel):
 def published(name: str) -> Published:
     """The source called `name`. Raises ValueError, listing them, where there is none."""
     if name not in SOURCES:
-        raise ValueError(f"`use`: {name!r} is no source that is known; known are {', '.join(SOURCES)}")
+        raise ValueError(f"`use`: {unknown_name(name, SOURCES)}")
     return Published(name=name, **_read(name))
 
 
@@ -56,7 +58,7 @@ def sources_of(scale: Any, files: Any) -> list[dict[str, Any]]:
     Raises ValueError where the scale is unknown, or the files are not those of exactly its sources.
     """
     if scale not in scales():
-        raise ValueError(f"`scale`: {scale!r} is none; known are {', '.join(scales())}")
+        raise ValueError(f"`scale`: {unknown_name(scale, scales())}")
     names = scales()[scale]
     given = files if isinstance(files, dict) else {}
     if missing := [name for name in names if name not in given]:

@@ -18,16 +18,19 @@ and the paper's scales the lists of their sources (`lotlip-data sources` says wh
 """
 
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from lotlip_data.manifests import catalog, storage
+from lotlip_data.manifests.captioner_settings import CaptionerEntry, parse_captioner
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.evaluation_settings import SYNTHETIC, EvaluationEntry
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings import CleanSettings, DownloadSettings, Settings, ShardSettings
 from lotlip_data.manifests.source import Name, Source
+from lotlip_data.manifests.training_settings import TrainingEntry
 
 
 class ManifestError(UserError):
@@ -67,14 +70,19 @@ class Manifest(Settings):
     """Take only this many rows, drawn by the seed."""
     samples_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     download: DownloadSettings = DownloadSettings()
-    captioners: tuple[str | dict[str, Any], ...] = ("instructblip", "llava", "sharegpt4v")
-    """Names that the registry knows, or the settings of a captioner."""
+    captioners: tuple[CaptionerEntry, ...] = tuple(map(parse_captioner, ("instructblip", "llava", "sharegpt4v")))
+    """Captioners, each a preset's name or settings."""
     shard: ShardSettings = ShardSettings()
     clean: CleanSettings = CleanSettings()
-    train: tuple[dict[str, Any], ...] = ({"method": "lotlip"},)
-    """Settings of each training, `name` and `method` among them."""
-    evaluate: tuple[Literal["world"], ...] = ()
-    """What trained models are evaluated on: `world`, unseen scenes of the offline world."""
+    train: tuple[TrainingEntry, ...] = (TrainingEntry(method="lotlip"),)
+    """Trainings, one model each."""
+    evaluate: tuple[EvaluationEntry, ...] = ()
+    """Tasks on which every trained model is evaluated, each a name or a name with its folder."""
+    evaluation_data: str | None = None
+    """Folder of the evaluation tasks' files, with one folder per task: a path or fsspec URL; a relative path starts at
+    the manifest's folder."""
+
+    virtual_fields = ("scale", "files")
 
     @model_validator(mode="before")
     @classmethod
@@ -93,6 +101,25 @@ class Manifest(Settings):
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"`sources` names {', '.join(sorted(twice))} twice")
         return self
+
+    @model_validator(mode="after")
+    def _tasks_have_folders(self) -> "Manifest":
+        names = [entry.task for entry in self.evaluate]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"`evaluate` names {', '.join(sorted(twice))} twice")
+        for place, entry in enumerate(self.evaluate):
+            if entry.task == SYNTHETIC and entry.data is not None:
+                raise ValueError(f"`evaluate.{place}`: the task {SYNTHETIC} is generated, so it has no `data`")
+            if entry.task != SYNTHETIC and entry.data is None and self.evaluation_data is None:
+                raise ValueError(
+                    f"`evaluate.{place}`: the files of {entry.task} are needed; write "
+                    f"{{task: {entry.task}, data: FOLDER}}, or set `evaluation_data` to the folder of all tasks"
+                )
+        return self
+
+    def evaluation_folder(self, entry: EvaluationEntry) -> str:
+        """The folder of a published task's files."""
+        return entry.data or storage.join(str(self.evaluation_data), entry.task)
 
 
 def load(path: str) -> Manifest:
@@ -113,8 +140,19 @@ def load(path: str) -> Manifest:
         for source in manifest.sources
     ]
     sets = tuple(_absolute(path, base) for path in manifest.clean.evaluation_sets)
-    clean = manifest.clean.model_copy(update={"evaluation_sets": sets})
-    return manifest.model_copy(update={"sources": tuple(sources), "clean": clean})
+    tasks = [
+        entry.model_copy(update={"data": _absolute(entry.data, base)}) if entry.data else entry
+        for entry in manifest.evaluate
+    ]
+    data = manifest.evaluation_data
+    return manifest.model_copy(
+        update={
+            "sources": tuple(sources),
+            "clean": manifest.clean.model_copy(update={"evaluation_sets": sets}),
+            "evaluate": tuple(tasks),
+            "evaluation_data": _absolute(data, base) if data else data,
+        }
+    )
 
 
 def parse(text: str, where: str) -> Manifest:
@@ -128,34 +166,9 @@ def parse(text: str, where: str) -> Manifest:
     if not isinstance(content, dict):
         raise ManifestError(f"{where}: a manifest is a mapping with at least `name` and `sources`")
     try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        raise ManifestError(f"{where}: " + "; ".join(map(_explain, _causes(error)))) from None
-
-
-def _causes(error: ValidationError) -> list[Any]:
-    """The problems without those that only follow: a list is too short for its entries that are wrong."""
-    problems = error.errors()
-    inner = [problem["loc"] for problem in problems if problem["type"] != "too_short"]
-    return [
-        problem
-        for problem in problems
-        if problem["type"] != "too_short" or not any(loc[: len(problem["loc"])] == problem["loc"] for loc in inner)
-    ]
-
-
-def _explain(problem: Any) -> str:
-    field = ".".join(str(step) for step in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if not field:
-        return str(message)  # it names the field itself
-    if problem["type"] == "extra_forbidden":
-        message = "there is no such setting; the README lists those that there are"
-    elif problem["type"] == "missing":
-        message = "is missing"
-    elif problem["type"] == "string_pattern_mismatch":
-        message = f"{problem['input']!r} may have only small letters, digits, - and _"
-    return f"`{field}`: {message}"
+        return Manifest.parse(content, where)
+    except UserError as error:
+        raise ManifestError(str(error)) from None
 
 
 def _absolute(file: str, base: str) -> str:

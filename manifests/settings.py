@@ -2,12 +2,26 @@
 
 import ipaddress
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.subcaptions import SplitMode
+from lotlip_data.manifests.validation import describe_errors
 
 MAX_DISTANCE = 8
 """The largest Hamming distance of two 64-bit perceptual hashes that can be asked for."""
@@ -15,10 +29,85 @@ MAX_DISTANCE = 8
 Distance = Annotated[int, Field(ge=0, le=MAX_DISTANCE)]
 
 
-class ShardSettings(BaseModel):
-    """What a sample of the dataset looks like, and how samples are laid out in files."""
+class Settings(BaseModel):
+    """Base of everything that a user configures: unknown settings are errors, and no setting changes later.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    The docstring below a field is its description in the JSON schema and in the documentation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    virtual_fields: ClassVar[tuple[str, ...]] = ()
+    """Keys that a validator of the model replaces by fields, so that messages can suggest them too."""
+
+    @classmethod
+    def parse(cls, settings: Any, where: str = "") -> Self:
+        """Validate a mapping of settings.
+
+        Args:
+            settings: The mapping, or an instance of this class.
+            where: What the message starts with, such as the name of a file.
+
+        Raises:
+            UserError: With every problem in one line: the setting, what is wrong, and the fix.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            message = describe_errors(error, cls)
+            raise UserError(f"{where}: {message}" if where else message) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some settings changed. Raises UserError for a wrong setting or value."""
+        return self.parse(self.given | changes)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that were given, without those at their default."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+
+
+class SparseSettings(Settings):
+    """Settings that are written down as they were given, without those at their default."""
+
+    @model_serializer(mode="wrap")
+    def _serialize_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if name in self.model_fields_set}
+
+
+class ListEntry(SparseSettings):
+    """An entry of a manifest's list. A setting that is not given is decided elsewhere, such as by a preset, so an
+    entry that gives a default differs from one that gives nothing."""
+
+    shorthand: ClassVar[str] = ""
+    """The setting that a plain string stands for; empty: an entry is a mapping."""
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and self.model_fields_set == getattr(other, "model_fields_set", None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, entry: Any) -> Any:
+        return {cls.shorthand: entry} if cls.shorthand and isinstance(entry, str) else entry
+
+    @model_serializer(mode="wrap")
+    def _serialize_given(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        settings = {name: value for name, value in serialize(self).items() if name in self.model_fields_set}
+        return settings[self.shorthand] if set(settings) == {self.shorthand} else settings
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The schema of the mapping, or of the string that stands for it."""
+        schema = handler(core_schema)
+        if not cls.shorthand:
+            return schema
+        plain = handler.resolve_ref_schema(schema)["properties"][cls.shorthand]
+        strings = next((option for option in plain.get("anyOf", [plain]) if option.get("type") == "string"), plain)
+        return {"anyOf": [{"enum": strings["enum"], "type": "string"}, schema]}
+
+
+class ShardSettings(Settings):
+    """What a sample of the dataset looks like, and how samples are laid out in files."""
 
     sub_captions: SplitMode = "punkt"
     min_long_texts: Annotated[int, Field(ge=0)] = 1
@@ -31,10 +120,8 @@ class ShardSettings(BaseModel):
     """The same in bytes of a tar. A sample that is larger by itself gets a tar of its own."""
 
 
-class CleanSettings(BaseModel):
+class CleanSettings(Settings):
     """What is left out of the dataset: everything is off unless it is asked for, counted and listed with its reason."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     duplicates: bool = False
     """Leave out images whose fetched bytes an earlier image of the run has (equal sha256)."""
@@ -96,12 +183,6 @@ def _host_within(text: str) -> str | None:
     except ValueError:
         return None
     return host if re.fullmatch(r"[\w.:%-]+", host) else None
-
-
-class Settings(BaseModel):
-    """Settings that a manifest may hold: none unknown, none changed later."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class DownloadSettings(Settings):

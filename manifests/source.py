@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lotlip_data.manifests.catalog import published
 from lotlip_data.manifests.row_filter import RowFilter
@@ -22,13 +22,21 @@ _FORMATS: dict[str, ListFormat] = {
 }
 
 
+def _one_or_many(files: Any) -> Any:
+    return [files] if isinstance(files, str) else files
+
+
 class Source(Settings):
     """A list of URLs and raw texts. With `use`, what is not given is that published source's."""
 
     use: str | None = None
     """A published source that the project knows: see `manifests.catalogue`."""
     name: Name
-    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    files: Annotated[
+        tuple[str, ...],
+        Field(min_length=1),
+        BeforeValidator(_one_or_many, json_schema_input_type=str | tuple[str, ...]),
+    ]
     """Paths or fsspec URLs, `*` allowed; relative ones start at the manifest's folder."""
     format: ListFormat | None = None
     """By the files' ending where it is not given."""
@@ -60,11 +68,6 @@ class Source(Settings):
         if given.get("columns") is not None:
             known.pop("columns", None)
         return known | given
-
-    @field_validator("files", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @field_validator("filter")
     @classmethod

@@ -1,6 +1,6 @@
-"""The trainings of a manifest's `train` section: each entry holds settings of `TrainConfig`, a `name`, and `ray`."""
+"""The trainings of a manifest's `train` section."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.training_settings import TrainingEntry, Workers
 from lotlip_data.pipeline.core.outcome import Outcome, Say, _under
 
 if TYPE_CHECKING:
@@ -16,35 +17,21 @@ if TYPE_CHECKING:
     from lotlip_data.training.trainer import TrainResult
 
 
-def training_name(entry: Mapping[str, Any]) -> str:
-    """Of its folder: its method's where none is given."""
-    return str(entry.get("name", entry.get("method", "lotlip")))
-
-
-def training_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `make_config`."""
-    return {key: value for key, value in entry.items() if key not in ("name", "ray")}
-
-
-def training_config(entry: Mapping[str, Any]) -> "TrainConfig":
-    """Raises UserError where a name or a value is wrong."""
+def training_config(entry: TrainingEntry) -> "TrainConfig":
+    """The configuration of a training. Raises UserError where settings do not fit together."""
     from lotlip_data.training.config import make_config
 
-    return make_config(**training_settings(entry))
+    return make_config(**entry.settings)
 
 
-def check(entries: Sequence[Mapping[str, Any]], where: str) -> None:
+def check(entries: Sequence[TrainingEntry], where: str) -> None:
     """Raises UserError, naming the file `where`, entry and fix, where an entry could not be trained on any data."""
-    from lotlip_data.pipeline.model_stages.ray_train import Workers
-
     for place, entry in enumerate(entries):
         try:
             training_config(entry)
-            if entry.get("ray") is not None:
-                Workers.of(entry["ray"])
         except UserError as error:
             raise UserError(f"{where}: `train.{place}`: {error}") from None
-    names = [training_name(entry) for entry in entries]
+    names = [entry.folder for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{where}: `train`: {', '.join(twice)} is named twice; give one of them another `name`")
 
@@ -53,14 +40,19 @@ def train(
     manifest: Manifest,
     run: Run,
     say: Say,
-    entries: Sequence[Mapping[str, Any]] = (),
+    entries: Sequence[TrainingEntry] = (),
     resume: bool = True,
-    on_ray: Mapping[str, Any] | None = None,
+    workers: Workers | None = None,
 ) -> Outcome:
-    """Train each model of the manifest's `train` section in turn; `entries` go before it.
+    """Train each model of the manifest's `train` section.
 
-    An entry holds settings of `TrainConfig`, a `name`, which is its method's where none is given, and, for a training
-    on Ray, `ray`: its `workers`, and the `gpus` and `cpus` of each. `on_ray` has these for all entries.
+    Args:
+        manifest: The manifest of the run.
+        run: The run with the dataset.
+        say: Prints a line.
+        entries: Trainings in place of the manifest's.
+        resume: Continue from the last checkpoint.
+        workers: Workers of a Ray cluster for every training, in place of the entries' `ray`.
     """
     import os
 
@@ -69,22 +61,22 @@ def train(
     from lotlip_data.pipeline.core.outcome import one_line
     from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 
-    fit = partial(_fit, run, resume, on_ray)
+    fit = partial(_fit, run, resume, workers)
     total = Outcome(did_something=False)
     if not entries:
         check(manifest.train, run.manifest)
     asked = list(entries or manifest.train)
-    finished = [entry for entry in asked if storage.exists(storage.join(run.train(training_name(entry)), "done.json"))]
+    finished = [entry for entry in asked if storage.exists(storage.join(run.train(entry.folder), "done.json"))]
     left = [entry for entry in asked if entry not in finished]
-    several = on_ray or any("ray" in entry for entry in asked) or os.environ.get("WORLD_SIZE", "1") != "1"
+    several = workers or any(entry.ray for entry in asked) or os.environ.get("WORLD_SIZE", "1") != "1"
     many = torch.cuda.is_available() or several
     here = finished if len(left) > 1 and not many else asked
-    results: Any = ((entry, fit(entry, _under(training_name(entry), say))) for entry in here)
+    results: Any = ((entry, fit(entry, _under(entry.folder, say))) for entry in here)
     if here is finished:  # without a GPU, a training is one core's work, so they go side by side
         say(f"{len(left)} trainings, a CPU each; their steps are in {run.train('NAME')}/metrics.jsonl")
         results = chain(results, run_ray_tasks(fit, left))
     for entry, result in results:
-        name = training_name(entry)
+        name = entry.folder
         if isinstance(result, Exception):
             total.failed.append(f"{name}: {one_line(result)}")
             say(total.failed[-1])
@@ -99,19 +91,19 @@ def train(
 def _fit(
     run: Run,
     resume: bool,
-    on_ray: Mapping[str, Any] | None,
-    entry: Mapping[str, Any],
+    workers: Workers | None,
+    entry: TrainingEntry,
     say: Say = lambda line: None,
 ) -> "TrainResult":
     from lotlip_data.training.trainer import require_new
     from lotlip_data.training.trainer import train as fit
 
-    config, out = training_config(entry), run.train(training_name(entry))
-    workers = on_ray or entry.get("ray")
+    config, out = training_config(entry), run.train(entry.folder)
+    workers = workers or entry.ray
     if workers is None:
         return fit(config, run.url, out, resume=resume, say=say)
-    from lotlip_data.pipeline.model_stages.ray_train import Workers, train_on_ray
+    from lotlip_data.pipeline.model_stages.ray_train import train_on_ray
 
     if not resume:
         require_new(out)
-    return train_on_ray(training_settings(entry), run, out, Workers.of(workers))
+    return train_on_ray(entry.settings, run, out, workers)

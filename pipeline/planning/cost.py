@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lotlip_data.captioners.base import EngineOptions
 from lotlip_data.captioners.gpu_memory import CAPTION_TOKENS, WORKING_GIB, Sizes, sequences, sizes_of
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
@@ -257,7 +256,7 @@ def concurrent_captions(
     """
     if not gpus or one.pool.engine == "transformers":
         return None
-    given, spread = EngineOptions(**one.pool.engine_options), one.config.tensor_parallel_size
+    given, spread = one.pool.engine_options, one.config.tensor_parallel_size
     share = min(given.gpu_memory_utilization, gpus / spread)
     fit = sequences(sizes, gpu_gib, share, spread, given.kv_cache_gib, caption)
     room = f"a cache of {spread} × {given.kv_cache_gib or 0:g} GiB (kv_cache_gib)"

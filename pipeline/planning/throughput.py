@@ -53,7 +53,7 @@ def measure_speed(one: CaptionerJob, count: int) -> Speed:
     gpu = needs_gpu and torch.cuda.is_available()
     with _threads(one.pool.num_cpus) as threads:
         try:
-            engine = load_engine(one.config, one.pool.engine, **one.pool.engine_options)
+            engine = load_engine(one.config, one.pool.engine, **one.pool.engine_options.given)
             try:
                 seconds = asyncio.run(_captions(engine, one.pool.concurrency or engine.window, images))
             finally:

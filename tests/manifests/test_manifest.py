@@ -42,7 +42,10 @@ def test_a_dumped_manifest_reads_back_equal() -> None:
         ("name: [", "m.yaml: not YAML: "),
         ("", "m.yaml: a manifest is a mapping"),
         (SIX_LINES + "sede: 1", "m.yaml: `sede`: there is no such setting"),
-        (SIX_LINES.replace("my-images\n", "My Images\n"), "m.yaml: `name`: 'My Images' may have only small letters"),
+        (
+            SIX_LINES.replace("my-images\n", "My Images\n"),
+            "m.yaml: `name`: 'My Images' may contain only lowercase letters",
+        ),
         (SIX_LINES.replace("[my-images.csv]", "[]"), "m.yaml: `sources.0.files`: "),
         (SIX_LINES.replace(".csv", ".xls"), "set `format` to csv, tsv, jsonl or parquet"),
         (SIX_LINES + "    columns: [a, b]", "`columns` lacks 'image_url' and 'alt'"),

@@ -25,7 +25,8 @@ def main():
     found = []
     for model in models:
         name, _, revision = model.partition("@")
-        config = CaptionerConfig("x", kind, name, revision=revision or None, max_new_tokens=16, dtype="float32")
+        settings = {"revision": revision or None, "max_new_tokens": 16, "dtype": "float32"}
+        config = CaptionerConfig(name="x", kind=kind, model=name, **settings)
         engine = load_engine(config, engine_name, cache_dir=cache)
 
         async def all_of():

@@ -168,11 +168,11 @@ def test_a_part_is_refused_and_with_allow_partial_marked_wherever_it_is_told(dat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "coco"], "there is no task 'coco'; one of world, dci, iiw"),
+        (["--task", "coco"], "task 'coco' is unknown; did you mean 'mscoco'? Known are synthetic, dci, iiw"),
         (["--task", "iiw=/none", "--task", "iiw=/none"], "named twice"),
         (["--task", "world", "--task", "iiw"], "evaluated alone"),
         (["--task", "iiw=/none"], "/none/IIW-400/data.jsonl"),
-        (["--task", "world=/none"], "the task world is drawn, so it has no folder"),
+        (["--task", "world=/none"], "the task world is generated, so it has no folder"),
     ],
 )
 def test_what_was_asked_wrongly_is_told(model, arguments, message):
