@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 from PIL import Image
 
-from lotlip_data.manifests.captioner_settings import CaptionerSettings
-from lotlip_data.manifests.captioner_settings import EngineOptions as EngineOptions
+from lotlip_data.manifests.settings.captioners import CaptionerSettings
+from lotlip_data.manifests.settings.captioners import EngineOptions as EngineOptions
 
 FinishReason = Literal["stop", "length"]
 

@@ -9,7 +9,7 @@ from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.captioners.models.instructblip import InstructBlip
 from lotlip_data.captioners.models.llava import Llava, ShareGPT4V
 from lotlip_data.captioners.models.openai_endpoint import OpenAIEndpoint
-from lotlip_data.manifests.validation import unknown_name
+from lotlip_data.manifests.settings.messages import unknown_name
 
 ENTRY_POINTS = "lotlip_data.captioners"
 

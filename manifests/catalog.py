@@ -5,14 +5,15 @@ The lists themselves do not come with the project: each source says where they c
 
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from lotlip_data.manifests.validation import unknown_name
+from lotlip_data.manifests.settings.messages import unknown_name
 
-SOURCES = ("cc3m", "cc12m", "yfcc15m", "laion", "coyo")
+SourceName = Literal["cc3m", "cc12m", "yfcc15m", "laion", "coyo"]
+SOURCES: tuple[str, ...] = get_args(SourceName)
 
 
 class Published(BaseModel):

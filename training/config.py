@@ -5,8 +5,8 @@ from typing import Any
 from pydantic import ValidationError, model_validator
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.training_settings import TrainingSettings
-from lotlip_data.manifests.validation import describe_errors, unknown_name
+from lotlip_data.manifests.settings.messages import describe_errors, unknown_name
+from lotlip_data.manifests.settings.training import TrainingSettings
 
 _SCRATCH = {"lock_image": False, "pretrained_image": False, "pretrained_text": False, "images": "pixels"}
 

@@ -48,7 +48,7 @@ def evaluate(
     """
     with command("eval", json) as console:
         from lotlip_data.manifests.errors import UserError
-        from lotlip_data.manifests.evaluation_settings import SYNTHETIC, current_task_name
+        from lotlip_data.manifests.settings.evaluation import SYNTHETIC, current_task_name
         from lotlip_data.pipeline.model_stages import evaluate as evaluation
 
         tasks = list(map(current_task_name, task or [SYNTHETIC]))

@@ -51,7 +51,7 @@ def train(
 
         from lotlip_data.manifests.manifest import frozen
         from lotlip_data.manifests.run_layout import Run
-        from lotlip_data.manifests.training_settings import TrainingEntry, Workers
+        from lotlip_data.manifests.settings.training import TrainingEntry, Workers
         from lotlip_data.pipeline.model_stages import train as line
 
         entry: dict[str, Any] = {} if method is None else {"method": method, "name": name or method}

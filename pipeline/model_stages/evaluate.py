@@ -7,10 +7,10 @@ from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.evaluation_settings import SYNTHETIC, EvaluationEntry, current_task_name
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.validation import unknown_name
+from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry, current_task_name
+from lotlip_data.manifests.settings.messages import unknown_name
 from lotlip_data.pipeline.core.outcome import Outcome, Say, _under
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
 from lotlip_data.training.evaluation.models import NAMED, load_embedder

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.training_settings import PAPER_TOWER
+from lotlip_data.manifests.settings.training import PAPER_TOWER
 from lotlip_data.pipeline.core.outcome import Outcome, Say, one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.model_stages.train import training_config

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.training_settings import Workers
+from lotlip_data.manifests.settings.training import Workers
 from lotlip_data.pipeline.core.ray_tasks import cluster
 
 if TYPE_CHECKING:

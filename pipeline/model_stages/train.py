@@ -9,7 +9,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.training_settings import TrainingEntry, Workers
+from lotlip_data.manifests.settings.training import TrainingEntry, Workers
 from lotlip_data.pipeline.core.outcome import Outcome, Say, _under
 
 if TYPE_CHECKING:

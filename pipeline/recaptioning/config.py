@@ -12,9 +12,9 @@ from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.registry import get_default, get_kind
-from lotlip_data.manifests.captioner_settings import CaptionerEntry, PoolSettings, parse_captioner
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.validation import unknown_name
+from lotlip_data.manifests.settings.captioners import CaptionerEntry, PoolSettings, parse_captioner
+from lotlip_data.manifests.settings.messages import unknown_name
 
 
 @dataclass(frozen=True)

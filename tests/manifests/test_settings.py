@@ -5,10 +5,10 @@ from typing import Any, get_args
 import pytest
 
 from lotlip_data.captioners.registry import DEFAULTS
-from lotlip_data.manifests.captioner_settings import CaptionerPreset
-from lotlip_data.manifests.evaluation_settings import TaskName
 from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, parse
-from lotlip_data.manifests.training_settings import Method, TrainingPreset
+from lotlip_data.manifests.settings.captioners import CaptionerPreset
+from lotlip_data.manifests.settings.evaluation import TaskName
+from lotlip_data.manifests.settings.training import Method, TrainingPreset
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 from lotlip_data.training.config import METHODS, PRESETS
 from lotlip_data.training.evaluation.tasks.registry import TASKS

@@ -32,6 +32,7 @@ COMMANDS = (
     "stats",
     "verify",
     "sources",
+    "manifest-schema",
     "plan",
     "import",
     "view",

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.training_settings import Workers
+from lotlip_data.manifests.settings.training import Workers
 from tests.support.processes import title
 from tests.training.run_fixture import write_run, write_towers
 

@@ -170,7 +170,7 @@ def test_what_is_asked_wrongly_says_what_to_do(fake: FakeRun, tmp_path: pathlib.
         ((file, ["llava"]), "--captioner llava: give NAME=COLUMN"),
         ((file, ["raw=longIB_captions"]), "captioner 'raw': the dataset has a column 'raw' already"),
         ((file, ["Big=longIB_captions"]), "may contain only lowercase letters, digits, - and _"),
-        ((str(tmp_path / "d.xls"), ["a=b"]), "the ending of .*d.xls' does not tell it"),
+        ((str(tmp_path / "d.xls"), ["a=b"]), "the ending of .*d.xls' is unknown"),
         ((file, [], None, "dreamlab"), "--format dreamlab: use dreamlip, csv, tsv, jsonl, parquet"),
     ):
         with pytest.raises(ImportProblem, match=message):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from lotlip_data.manifests.settings import ListEntry
+from lotlip_data.manifests.settings.base import ListEntry
 
 SYNTHETIC: Literal["synthetic"] = "synthetic"
 """The task on unseen synthetic scenes."""

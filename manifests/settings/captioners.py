@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from lotlip_data.manifests.settings import ListEntry, Settings, SparseSettings
+from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSettings
 
 CaptionerPreset = Literal["instructblip", "llava", "sharegpt4v", "tiny-instructblip", "tiny-llava", "tiny-sharegpt4v"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -122,7 +122,7 @@ _MESSAGES: dict[str, Callable[[str, Any], str]] = {
     "mapping_type": _not_a_mapping,
     "dict_type": _not_a_mapping,
 }
-"""From pydantic's type of error to the message, of the wrong value and the error's context."""
+"""Type of pydantic's error → function from the wrong value and the error's context to the message."""
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The manifest's `train` section: settings of each training. `training.config` has the methods and the presets.
+"""The manifest's `train` section: the settings of each training. `training.config` defines methods and presets.
 
 train:
   - {method: lotlip, preset: 3m}
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from lotlip_data.manifests.settings import ListEntry, Settings, SparseSettings
+from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSettings
 
 Method = Literal["lit", "lit_long", "lit_longclip", "register", "lotlip", "clip", "lotlip_scratch"]
 TrainingPreset = Literal["3m", "12m", "30m", "100m", "demo"]
