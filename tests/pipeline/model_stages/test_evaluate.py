@@ -8,8 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.manifest import parse
+from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.model_stages import evaluate as evaluation
+from lotlip_data.pipeline.reporting.status import status
 from lotlip_data.training.config import make_config
 from lotlip_data.training.evaluation.paper_results import RELEASED, TABLE_4, TABLE_5, TABLE_10, TABLE_11
 from lotlip_data.training.evaluation.report import tables
@@ -112,6 +115,24 @@ def test_the_worlds_scenes_are_for_any_model_too(tmp_path, monkeypatch):
     assert found.exit_code == 0, found.output
     [written] = tmp_path.glob("eval-clip-*.json")
     assert json.loads(found.stdout)["retrieval"] == json.loads(written.read_text())["retrieval"]
+
+
+def test_the_stage_evaluates_each_trained_model_on_every_task_of_the_manifest(data, published, model, tmp_path):
+    """Results lie beside the model, where `eval` writes them, so a further task leaves those that are there."""
+    run, lines = Run.at(str(tmp_path / "run")), []
+    shutil.copytree(model, tmp_path / "run" / "train" / "lotlip" / "model")
+    (tmp_path / "run" / "train" / "lotlip" / "done.json").write_text("{}")
+    head = f"name: x\nsources: [{{name: a, files: a.csv}}]\nevaluation_data: {data}\n"
+    for tasks, is_new in (("[iiw]", True), ("[iiw]", False), (f"[iiw, {{task: docci, data: {data}/docci}}]", True)):
+        outcome = evaluation.evaluate(parse(f"{head}evaluate: {tasks}", "m"), run, lines.append)
+        assert (outcome.did_something, outcome.failed) == (is_new, [])
+    assert outcome.figures["lotlip"]["retrieval"].keys() == {"iiw", "docci"}
+    assert status(run)["evaluated"] == {
+        "lotlip": [f"{run.train('lotlip')}/eval-docci.json", f"{run.train('lotlip')}/eval-iiw.json"]
+    }
+    outcome = evaluation.evaluate(parse(f"{head}evaluate: [{{task: dci, data: /none}}, iiw]", "m"), run, lines.append)
+    assert len(outcome.failed) == 1 and outcome.failed[0].startswith("lotlip: DCI: there is no /none/")
+    assert outcome.figures["lotlip"]["retrieval"].keys() == {"iiw"}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--task", "iiw"]])
