@@ -1,6 +1,6 @@
-"""An object of JSON that another command wrote, or an error that names it and says how to have it again.
+"""Readers of the JSON and Parquet objects that other commands wrote, and digests of what they contain.
 
-A Parquet object that another command wrote, or an error that names it and says how to have it again.
+An object that is missing or damaged raises a UserError with its URL and a remedy: what the user does to get it again.
 """
 
 import hashlib
@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 
+_TYPE_NAMES = {int: "whole number", str: "text", dict: "object", list: "list"}
+
 
 def read_json(url: str, remedy: str, fields: Mapping[str, type] | None = None) -> dict[str, Any]:
-    """The object at `url`, as `parse` has it. Raises FileNotFoundError where there is none."""
+    """Read the JSON object at `url`, as `parse_json` does. Raises FileNotFoundError if there is none."""
     return parse_json(storage.read_bytes(url), url, remedy, fields)
 
 
@@ -25,52 +27,73 @@ def parse_json(
     url: str,
     remedy: str,
     fields: Mapping[str, type] | None = None,
-    broken: type[UserError] = UserError,
+    error_type: type[UserError] = UserError,
 ) -> dict[str, Any]:
-    """The object that `text` is, with at least these `fields`, each of its type.
+    """Parse a JSON object.
 
-    Raises `broken` with the `remedy` where it is something else.
+    Args:
+        text: The JSON.
+        url: Where it was read from, for the message.
+        remedy: What the user does about a damaged object.
+        fields: Fields that the object must have, with their types; it may have others.
+        error_type: Class of the error.
+
+    Raises:
+        UserError: Of class `error_type`, if the text is no JSON object with these fields.
     """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise broken(f"{url}: not JSON ({error}). {remedy}") from None
+        raise error_type(f"{url}: not JSON ({error}). {remedy}") from None
     if not isinstance(content, dict):
-        raise broken(f"{url}: not an object of JSON. {remedy}")
-    check(content, url, remedy, fields or {}, broken)
+        raise error_type(f"{url}: not an object of JSON. {remedy}")
+    check_fields(content, url, remedy, fields or {}, error_type)
     return content
 
 
-def check(content: dict[str, Any], url: str, remedy: str, fields: Mapping[str, type], broken: type[UserError]) -> None:
+def check_fields(
+    content: Mapping[str, Any],
+    url: str,
+    remedy: str,
+    fields: Mapping[str, type],
+    error_type: type[UserError] = UserError,
+) -> None:
+    """Raises `error_type` unless the object has every one of `fields`, each of its type; see `parse_json`."""
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):
-            raise broken(f"{url}: its {name!r} is missing or no {_NAMES[kind]}. {remedy}")
-
-
-_NAMES = {int: "whole number", str: "text", dict: "object", list: "list"}
+            raise error_type(f"{url}: its {name!r} is missing or no {_TYPE_NAMES[kind]}. {remedy}")
 
 
 def read_parquet(url: str, remedy: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows at `url`, all in memory: these `columns`, or all. Something else names it, so it has to be there.
+    """Read a Parquet object that another object names.
 
-    Raises UserError with the `remedy` where it is missing or damaged, and what else the storage raises.
+    Args:
+        url: Where it is.
+        remedy: What the user does about a missing or damaged object.
+        columns: Names of the columns to read. Default: all.
+
+    Returns:
+        All rows, in memory.
+
+    Raises:
+        UserError: If the object is missing or damaged. Other errors of the storage are raised as they are.
     """
     try:
         content = storage.read_bytes(url)
     except FileNotFoundError:
-        raise UserError(f"{url}: is missing, though something else names it. {remedy}") from None
+        raise UserError(f"{url}: is missing, although another file refers to it. {remedy}") from None
     return parse_parquet(content, url, remedy, columns)
 
 
 def parse_parquet(content: bytes, url: str, remedy: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """As `read`, of bytes at hand."""
+    """As `read_parquet`, for bytes that were read already."""
     try:
         return pq.read_table(pa.BufferReader(content), columns=columns)
     except (OSError, ValueError) as error:  # pyarrow's own
-        why = " ".join(str(error).split())
-        raise UserError(f"{url}: cannot be read ({why}). {remedy}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{url}: cannot be read ({reason}). {remedy}") from error
 
 
 def digest(*parts: object) -> str:
-    """12 hexadecimal digits of anything that JSON can tell."""
+    """The first 12 hexadecimal digits of the sha256 of `parts` as JSON."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -1,10 +1,16 @@
-"""TODO"""
+"""The one reader of `dataset.json`, and of the markers in `shards/.done/` from which it is made.
+
+A marker is committed per input shard and lists the files that the shard became. `dataset.json` has the same records of
+all shards in its lists, one entry per line, and the summary of the dataset around them. Both are written by
+`pipeline.dataset`. A dataset of 100 million images has many entries, so `read_dataset_summary` and `entries` read the
+file line by line.
+"""
 
 import dataclasses
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +22,25 @@ from lotlip_data.manifests.run_layout import Run, shard_name
 DATASET_JSON, CARD, CROISSANT = "dataset.json", "README.md", "croissant.json"
 MARKERS = ".done"
 SPLITS = {"train": "shards", "validation": "validation"}
-"""The splits, and where dataset.json lists their files."""
+"""Split → list of dataset.json with its files."""
+INPUTS, REPLACED = "inputs", "replaced"
+"""Further lists of dataset.json: the input shards, and the names of objects that this dataset replaced."""
+RECORD_LISTS = (INPUTS, *SPLITS.values())
+"""The lists of dataset.json with records."""
+
 _FIELDS: dict[str, type] = {
     **dict.fromkeys(("captioners", "rules", "splits", "long_texts", "dropped", "dropped_texts", "manifest"), dict),
     **dict.fromkeys(("columns", "shards", "inputs"), list),
     **dict.fromkeys(("fetched", "samples", "bytes"), int),
 }
-_MARKER = re.compile(r"(\d{5,})-([0-9a-f]{12})\.json")
+_MARKER_NAME = re.compile(r"(\d{5,})-([0-9a-f]{12})\.json")
+_LIST_OPENINGS = {f' "{name}": [\n' for name in (*RECORD_LISTS, REPLACED)}
+LIST_CLOSING = " ]"
+"""How the line after a list starts."""
 
 
 class DatasetError(UserError):
-    """The dataset is not there, or not as it was asked for; the message says what to do."""
+    """The dataset is missing or damaged, or does not fit the settings; the message says how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +54,17 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Output:
-    """A tar and its Parquet twin: the samples of one input shard that go to one split, or as many as fit."""
+    """A tar and its Parquet twin: the samples of one input shard in one split, or as many of them as fit."""
 
     split: str
     samples: int
     long_texts: dict[str, int]
+    """Captioner → number of its long texts."""
     tar: FileRecord
     parquet: FileRecord
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Output":
+    def from_dict(cls, content: Mapping[str, Any]) -> "Output":
         files = {name: FileRecord(**content[name]) for name in ("tar", "parquet")}
         return cls(**{field.name: content[field.name] for field in dataclasses.fields(cls)} | files)
 
@@ -60,7 +75,7 @@ class Output:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What the marker of one input shard says: its files, and the counts of everything that went in."""
+    """The content of the marker of one input shard: its files, and counts of all its samples and texts."""
 
     shard: int
     fingerprint: str
@@ -68,11 +83,11 @@ class ShardRecord:
     fetched: int
     samples: int
     dropped: dict[str, int]
-    """Samples left out, by reason."""
+    """Reason → number of samples left out."""
     dropped_texts: dict[str, dict[str, int]]
-    """Texts left out, but with their samples: by `raw` or captioner, and by reason."""
+    """`raw` or captioner → reason → number of texts left out. The samples of these texts are in the dataset."""
     dropped_list: str | None
-    """Where in `quarantine/` each of them is listed."""
+    """Path in `quarantine/` of the list of all of them."""
     versions: dict[str, str]
     outputs: tuple[Output, ...]
 
@@ -89,11 +104,12 @@ class ShardRecord:
 
     @property
     def marker(self) -> str:
-        """The name of its marker in `.done/`."""
+        """Name of its marker in `.done/`."""
         return marker_name(self.shard, self.fingerprint)
 
 
 def marker(run: Run, shard: int, fingerprint: str) -> str:
+    """URL of the marker of an input shard."""
     return storage.join(run.shards, MARKERS, marker_name(shard, fingerprint))
 
 
@@ -102,23 +118,23 @@ def marker_name(shard: int, fingerprint: str) -> str:
 
 
 def done_shards(run: Run) -> list[tuple[int, str]]:
-    """The shards whose marker is committed, with their fingerprints, in order. One listing."""
+    """Number and fingerprint of each shard with a committed marker, in order. It takes one listing."""
     names = storage.list_names(storage.join(run.shards, MARKERS))
-    return sorted((int(found[1]), found[2]) for found in map(_MARKER.fullmatch, names) if found)
+    return sorted((int(match[1]), match[2]) for match in map(_MARKER_NAME.fullmatch, names) if match)
 
 
 def read_record(run: Run, shard: int, fingerprint: str) -> ShardRecord:
-    """What a committed marker says. Raises DatasetError where it is damaged."""
+    """The content of a committed marker. Raises DatasetError if it is damaged."""
     url, remedy = marker(run, shard, fingerprint), f"Remove it, and write it anew: `lotlip-data shard {run.url}`."
-    content = artifacts.parse_json(storage.read_bytes(url), url, remedy, broken=DatasetError)
+    content = artifacts.parse_json(storage.read_bytes(url), url, remedy, error_type=DatasetError)
     try:
         return ShardRecord.from_dict(content)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{url}: lacks what such a marker says ({error}). {remedy}") from None
+        raise DatasetError(f"{url}: lacks a field of a marker ({error}). {remedy}") from None
 
 
 def read_index(run: Run) -> dict[str, Any]:
-    """The content of dataset.json. Raises DatasetError where there is none or it is not readable."""
+    """The content of dataset.json. Raises DatasetError if it is missing or damaged, or of another schema version."""
     try:
         return parse_index(run, storage.read_bytes(run.dataset))
     except FileNotFoundError:
@@ -126,53 +142,47 @@ def read_index(run: Run) -> dict[str, Any]:
 
 
 def parse_index(run: Run, text: str | bytes) -> dict[str, Any]:
-    """The content of a dataset.json of which this is the text. Raises DatasetError where it is not readable."""
+    """The content of a dataset.json with this text. Raises DatasetError as `read_index` does."""
     remedy = f"Remove it, and write it anew: `lotlip-data shard {run.url}`."
-    content = artifacts.parse_json(text, run.dataset, remedy, broken=DatasetError)
+    content = artifacts.parse_json(text, run.dataset, remedy, error_type=DatasetError)
     if (version := content.get("schema_version")) != schema.SCHEMA_VERSION:
         raise DatasetError(
             f"{run.dataset}: has schema version {version}, this release reads "
             f"{schema.SCHEMA_VERSION}. Remove {run.shards} and run `lotlip-data shard {run.url}`."
         )
-    artifacts.check(content, run.dataset, remedy, _FIELDS, DatasetError)
+    artifacts.check_fields(content, run.dataset, remedy, _FIELDS, DatasetError)
     return content
 
 
-def read_records(description: dict[str, Any]) -> list[ShardRecord]:
-    """The input shards that a dataset.json describes, with their files."""
-    outputs: dict[int, list[dict[str, Any]]] = {content["shard"]: [] for content in description["inputs"]}
-    for where in SPLITS.values():
-        for output in description[where]:
-            outputs[output["input"]].append(output)
-    return [ShardRecord.from_dict(one | {"outputs": outputs[one["shard"]]}) for one in description["inputs"]]
-
-
-INPUTS, REPLACED = "inputs", "replaced"
-_LISTS = (INPUTS, *SPLITS.values())
-_OPENING = {f' "{name}": [\n' for name in (*_LISTS, REPLACED)}
-_CLOSING = " ]"
-
-
-def entries(body: Path) -> Iterator[Any]:
-    """Those of all lists in a file that `write` and `finish` have written, one after the other."""
-    with open(body, encoding="utf-8") as file:
-        for within, line in _lines(file):
-            if within:
-                yield json.loads(line.rstrip(",\n"))
-
-
 def read_dataset_summary(run: Run) -> dict[str, Any]:
-    """dataset.json without the entries of its lists. Raises DatasetError as `dataset.read` does."""
+    """dataset.json with its lists empty. Raises DatasetError as `read_index` does, FileNotFoundError if missing."""
     with storage.open_read(run.dataset) as stream:
         lines = _lines(io.TextIOWrapper(stream, "utf-8", errors="surrogateescape"))
-        text = "".join(line for within, line in lines if not within)
+        text = "".join(line for in_list, line in lines if not in_list)
     return parse_index(run, text)
 
 
+def read_records(index: Mapping[str, Any]) -> list[ShardRecord]:
+    """The records of the input shards in the content of a dataset.json."""
+    outputs: dict[int, list[dict[str, Any]]] = {content["shard"]: [] for content in index["inputs"]}
+    for list_name in SPLITS.values():
+        for output in index[list_name]:
+            outputs[output["input"]].append(output)
+    return [ShardRecord.from_dict(content | {"outputs": outputs[content["shard"]]}) for content in index["inputs"]]
+
+
+def entries(body: Path) -> Iterator[Any]:
+    """The entries of all lists in a file with the layout of dataset.json, in order."""
+    with open(body, encoding="utf-8") as file:
+        for in_list, line in _lines(file):
+            if in_list:
+                yield json.loads(line.rstrip(",\n"))
+
+
 def _lines(file: Iterable[str]) -> Iterator[tuple[bool, str]]:
-    """Each line, and whether it is within one of the lists."""
-    within = False
+    """Each line, and whether it is an entry of a list."""
+    in_list = False
     for line in file:
-        within = within and not line.startswith(_CLOSING)
-        yield within, line
-        within = within or line in _OPENING
+        in_list = in_list and not line.startswith(LIST_CLOSING)
+        yield in_list, line
+        in_list = in_list or line in _LIST_OPENINGS

@@ -1,22 +1,24 @@
-"""Reading ahead: an iterator's items in lists, several at a time, or on a thread while the event loop works."""
+"""Iterators that read ahead: in batches, with several threads, or on a thread beside the event loop."""
 
 import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
-T = TypeVar("T")
-Read = TypeVar("Read")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-READERS = 16
-"""Small objects that are read at a time: it is waiting that takes the time."""
+READ_CONCURRENCY = 16
+"""Number of small objects that are read at once. Reading them is mostly waiting."""
+DECODE_THREADS = min(8, os.cpu_count() or 1)
+"""Number of threads that decode images."""
 
 
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """`items` in lists of `size`. An error comes after the items that were read before it."""
-    batch: list[T] = []
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """`items` in lists of `size`; the last one may be shorter. An error is raised after the items read before it."""
+    batch: list[Item] = []
     source = iter(items)
     while True:
         try:
@@ -35,48 +37,44 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def map_ordered(read: Callable[[T], Read], items: Iterable[T]) -> Iterator[Read]:
-    """`read(item)` of each item, in their order, READERS at a time. No more than a few wait for their use."""
-    with ThreadPoolExecutor(READERS) as pool:
-        for some in batched(items, 2 * READERS):
-            yield from pool.map(read, some)
+def map_ordered(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`function(item)` of each item, in order, READ_CONCURRENCY at once. At most two rounds of results are held."""
+    with ThreadPoolExecutor(READ_CONCURRENCY) as pool:
+        for batch in batched(items, 2 * READ_CONCURRENCY):
+            yield from pool.map(function, batch)
 
 
-async def prefetch(items: Iterator[T]) -> AsyncGenerator[T]:
-    """`items`, read on a thread of their own, one ahead of their use."""
+def read_images_ahead(
+    items: Iterable[Item], function: Callable[[Item], Result], threads: int = DECODE_THREADS
+) -> Iterator[Result]:
+    """`map(function, items)` in order, computed by threads that are at most two rounds ahead of the consumer."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[Result]] = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+async def prefetch(items: Iterator[Item]) -> AsyncGenerator[Item]:
+    """`items`, read on a thread of their own, one ahead of the consumer. None marks the end."""
     loop = asyncio.get_running_loop()
     reader = ThreadPoolExecutor(1, "read")
 
-    def read() -> list[T]:
+    def read() -> list[Item]:
         return [item for item in [next(items, None)] if item is not None]
 
     try:
-        coming = loop.run_in_executor(reader, read)
-        while found := await coming:
-            coming = loop.run_in_executor(reader, read)
-            yield found[0]
+        upcoming = loop.run_in_executor(reader, read)
+        while batch := await upcoming:
+            upcoming = loop.run_in_executor(reader, read)
+            yield batch[0]
     finally:
         reader.shutdown(wait=False, cancel_futures=True)
 
 
-Item = TypeVar("Item")
-
-
-def evenly(items: list[Item], most: int) -> list[Item]:
-    """At most so many of the items, evenly chosen."""
-    return items if len(items) <= most else [items[index * len(items) // most] for index in range(most)]
-
-
-READ_THREADS = min(8, os.cpu_count() or 1)
-
-
-def read_images_ahead(items: Iterable[Any], make: Callable[[Any], Any], threads: int = READ_THREADS) -> Iterator[Any]:
-    """`map(make, items)` in order, by threads that are at most two rounds ahead of what is taken."""
-    with ThreadPoolExecutor(threads) as pool:
-        under_way: deque[Future[Any]] = deque()
-        for item in items:
-            under_way.append(pool.submit(make, item))
-            if len(under_way) > 2 * threads:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+def evenly(items: list[Item], limit: int) -> list[Item]:
+    """At most `limit` of the items, evenly spaced."""
+    return items if len(items) <= limit else [items[index * len(items) // limit] for index in range(limit)]

@@ -30,9 +30,9 @@ from typing import IO, Any
 
 from lotlip_data.manifests import dataset_index, schema, storage
 from lotlip_data.manifests.dataset_index import (
-    _CLOSING,
-    _LISTS,
     INPUTS,
+    LIST_CLOSING,
+    RECORD_LISTS,
     REPLACED,
     SPLITS,
     DatasetError,
@@ -188,7 +188,9 @@ def write(folder: Path, manifest: Manifest, recipe: Recipe, records: Iterable[Sh
     sums = _Sums()
     tars: dict[str, list[str]] = {split: [] for split in SPLITS}
     with ExitStack() as files:
-        lists = {name: _Lines(files.enter_context(open(folder / name, "w+", encoding="utf-8"))) for name in _LISTS}
+        lists = {
+            name: _Lines(files.enter_context(open(folder / name, "w+", encoding="utf-8"))) for name in RECORD_LISTS
+        }
         for record in records:
             sums.add(record)
             content = record.to_dict()
@@ -203,7 +205,7 @@ def write(folder: Path, manifest: Manifest, recipe: Recipe, records: Iterable[Sh
             body.write(f',\n "{name}": [')
             entries.file.seek(0)
             shutil.copyfileobj(entries.file, body)
-            body.write("\n" + _CLOSING)
+            body.write("\n" + LIST_CLOSING)
     return Description(head, tars), folder / dataset_index.DATASET_JSON
 
 
@@ -214,7 +216,7 @@ def finish(body: Path, replaced: Iterable[str]) -> None:
         lines = _Lines(file)
         for name in replaced:
             lines.add(name)
-        file.write(f"\n{_CLOSING}\n}}\n")
+        file.write(f"\n{LIST_CLOSING}\n}}\n")
 
 
 def replaced_beside(run: Run, body: Path) -> list[str] | None:

@@ -61,7 +61,7 @@ def test_another_edition_of_a_list_is_read_by_its_own_header(
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("scale: 3M", r"m.yaml: `files`: scale 3M is made of cc3m; .* cc3m: Train_GCC-training.tsv, from https://"),
+        ("scale: 3M", r"m.yaml: `files`: scale 3M consists of cc3m; .* cc3m: Train_GCC-training.tsv, from https://"),
         ("scale: 3m\nfiles: {cc3m: a.tsv}", "m.yaml: `scale`: '3m' is unknown; known are 3M, 12M, 30M, 100M"),
         ("scale: 3M\nfiles: {cc3m: a.tsv, coyo: b}", r"m.yaml: `files`: coyo is not part of scale 3M \(cc3m\)"),
         ("scale: 3M\nsources: []", "m.yaml: `scale`: it brings its sources"),
@@ -69,7 +69,10 @@ def test_another_edition_of_a_list_is_read_by_its_own_header(
             "sources: [{use: cc2m, files: a.csv}]",
             "m.yaml: `sources.0`: `use`: 'cc2m' is unknown; did you mean .* Known are cc3m",
         ),
-        ("sources: [{use: coyo, files: a.parquet, filter: 'a b'}]", "m.yaml: `sources.0.filter`: 'a b' is no express"),
+        (
+            "sources: [{use: coyo, files: a.parquet, filter: 'a b'}]",
+            "m.yaml: `sources.0.filter`: 'a b' is not an express",
+        ),
         (
             "sources: [{name: x, files: a.csv, hash: {a: sha1}}]",
             "m.yaml: `sources.0.hash.a`: 'sha1' is unknown; .* sha256, md5",

@@ -121,7 +121,7 @@ def test_a_question_that_is_not_answered_is_asked_again_and_never_taken_for_a_no
 
 @pytest.mark.parametrize("url", ["foo://bucket/run", "gs://bucket/run"])
 def test_a_storage_that_cannot_be_used_here_is_told_in_one_line(url: str) -> None:
-    with pytest.raises(storage.StorageError, match=rf"^{url}: this kind of storage cannot be used here"):
+    with pytest.raises(storage.StorageError, match=rf"^{url}: this storage is not supported here"):
         storage.exists(url)
 
 

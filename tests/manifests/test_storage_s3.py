@@ -140,7 +140,7 @@ def test_on_bad_days_everything_is_created_once_and_reads_back(tmp_path: Path, m
 
 
 def test_what_only_a_person_can_mend_is_said(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(storage.StorageError, match=r"no-such-bucket/x.*Make the bucket"):
+    with pytest.raises(storage.StorageError, match=r"no-such-bucket/x.*Create the bucket"):
         storage.create("s3://no-such-bucket/x", b"1")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
