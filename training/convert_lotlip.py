@@ -61,11 +61,11 @@ def convert(
     Ours: a model's folder, into a new `.pt` or `.safetensors` file. Raises UserError for what a person can mend.
     """
     if (config := _our_config(source)) is not None:
-        with conversion.disk_full_explained(Path(target)):
+        with conversion.explain_full_disk(Path(target)):
             return _write(Path(source).expanduser(), config, Path(target).expanduser(), say)
     file = _their_file(source, revision)
     out = conversion.make_target(target, {"the checkpoint": file.parent})
-    with conversion.alone(out), conversion.disk_full_explained(out):
+    with conversion.exclusive_lock(out), conversion.explain_full_disk(out):
         return _read(file, out, image_tower, text_tower, say)
 
 
@@ -121,13 +121,13 @@ def _read(file: Path, out: Path, image_tower: str | None, text_tower: str | None
     if (out / MARK).exists():
         say(f"{out}: converted already, nothing to do")
         return False
-    conversion.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
+    conversion.write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
     checkpoint_files.write_weights(out / WEIGHTS, to_ours(weights, str(file)))
     written = checkpoint_files.read_weights(out / WEIGHTS)
     if not same(to_authors(written, str(out), positions), weights):
         raise UserError(f"{out / WEIGHTS}: differs from {file}; delete it and run the command again")
     model.tokenizer.tokenizer.save_pretrained(out)
-    conversion.write_whole(out / MARK, json.dumps(model.config(), indent=1))
+    conversion.write_text(out / MARK, json.dumps(model.config(), indent=1))
     say(
         f"{out}: done, {len(weights)} tensors, each compared with its source; "
         f"{model.towers.text.settings.corner_tokens} corner tokens, images of {model.transform.size} pixels"

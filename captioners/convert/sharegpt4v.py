@@ -65,14 +65,14 @@ def convert(
     published = processor.read_published(folder)
     tower = _vision_tower(folder, published, vision_tower, vision_tower_revision)
     out = conversion.make_target(target, {"the checkpoint": folder, "its vision tower": tower})
-    with conversion.alone(out):
+    with conversion.exclusive_lock(out):
         record = {name: _identity(at) for name, at in (("source", folder), ("vision_tower", tower))}
         if (out / RECORD).exists() and processor.read_json(out / RECORD) != record:
             raise UserError(f"{out}: holds a conversion of other or changed files; delete it, or give another folder")
         if (out / MARK).exists():
             say(f"{out}: converted already, nothing to do")
             return False
-        with conversion.disk_full_explained(out):
+        with conversion.explain_full_disk(out):
             _convert(folder, tower, published, out, record, say)
     return True
 
@@ -147,7 +147,7 @@ def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, re
     if problems := differences(llava_shapes(config), found):
         raise UserError(f"{folder} with the vision tower {tower}: {'; '.join(problems)}; fetch what belongs together")
     _require_space(shards, out)
-    conversion.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
+    conversion.write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
     for shard in shards:
         if (out / shard.file).exists():
             say(f"{shard.file}: kept")
@@ -157,7 +157,7 @@ def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, re
     processor.write_processor(out, tokenizer, published, tower, config)
     size = sum(_verify(shard, vocabulary, out) for shard in shards)
     write_index(out, {name: shard.file for shard in shards for name in shard.names}, size)
-    conversion.write_whole(out / MARK, config.to_json_string())
+    conversion.write_text(out / MARK, config.to_json_string())
     say(f"{out}: done, {len(found)} tensors, {size:,} bytes, each compared with its source")
 
 

@@ -14,5 +14,5 @@ def test_a_folder_a_shipped_name_and_a_hub_id(tmp_path: Path) -> None:
 
 
 def test_an_unknown_short_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'tiny-blip': no such checkpoint.*there are .*tiny-llava"):
+    with pytest.raises(ValueError, match=r"'tiny-blip': no such checkpoint.*known are .*tiny-llava"):
         resolve("tiny-blip")
