@@ -1,4 +1,4 @@
-"""A filter is parsed and never executed; it means the same on typed columns and on text."""
+"""A filter is parsed and never executed. It has the same result on typed columns and on text."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ COLUMNS: dict[str, list[Any]] = {
 
 
 def judge(text: str, as_text: bool = False) -> list[bool | None]:
-    """Whether the whole filter holds, by row."""
+    """The result of the whole filter for each row."""
     row_filter = RowFilter(text)
     columns = {
         name: pa.array([None if value is None else str(value) for value in COLUMNS[name]])
@@ -24,8 +24,8 @@ def judge(text: str, as_text: bool = False) -> list[bool | None]:
         else pa.array(COLUMNS[name])
         for name in row_filter.columns
     }
-    answers = [holds.to_pylist() for _, holds in row_filter.judge(columns)]
-    return [None if None in row else all(row) for row in zip(*answers, strict=True)]
+    results = [holds.to_pylist() for _, holds in row_filter.judge(columns)]
+    return [None if None in row else all(row) for row in zip(*results, strict=True)]
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -57,7 +57,7 @@ def test_expressions_mean_what_python_means_with_unknown_for_missing_values(
     assert judge(text, as_text) == expected
 
 
-def test_text_that_is_no_number_makes_a_comparison_unknown() -> None:
+def test_text_that_is_not_a_number_makes_a_comparison_unknown() -> None:
     values = pa.array(["1", " 2.5e0 ", "+3", "x", "", "nan", "0x10", "1_000"])
     ((_, holds),) = RowFilter("v >= 1").judge({"v": values})
     assert holds.to_pylist() == [True, True, True, None, None, None, None, None]
@@ -86,7 +86,7 @@ def test_text_that_is_no_number_makes_a_comparison_unknown() -> None:
         ("(" * 900 + "n" + ")" * 900, "is not an expression"),
     ],
 )
-def test_what_is_no_filter_is_refused_with_its_place_and_the_fix(text: str, message: str) -> None:
+def test_an_invalid_filter_is_an_error_with_its_place_and_the_fix(text: str, message: str) -> None:
     with pytest.raises(FilterError, match=message):
         RowFilter(text)
 

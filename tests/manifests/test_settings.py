@@ -1,4 +1,4 @@
-"""The names that a manifest can use are those that the code behind them knows, and an entry is written as it was."""
+"""A manifest accepts exactly the names that the code knows, and freezes entries as they were written."""
 
 from typing import Any, get_args
 
