@@ -8,18 +8,16 @@ from importlib import resources
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict
 
+from lotlip_data.manifests.settings.base import Settings
 from lotlip_data.manifests.settings.messages import unknown_name
 
 SourceName = Literal["cc3m", "cc12m", "yfcc15m", "laion", "coyo"]
 SOURCES: tuple[str, ...] = get_args(SourceName)
 
 
-class Published(BaseModel):
+class Published(Settings):
     """A published source: where to get its list, and how the list is read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     title: str

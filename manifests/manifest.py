@@ -23,7 +23,7 @@ import pathlib
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from lotlip_data.manifests import catalog, storage
 from lotlip_data.manifests.errors import UserError
@@ -108,6 +108,12 @@ class Manifest(Settings):
                     f"{{task: {entry.task}, data: FOLDER}}, or set `evaluation_data` to the folder of all tasks"
                 )
         return self
+
+    @model_serializer(mode="wrap")
+    def _omit_unused_folder(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `evaluation_data`, earlier releases can read the manifest too."""
+        settings: dict[str, Any] = serialize(self)
+        return {name: value for name, value in settings.items() if name != "evaluation_data" or value is not None}
 
     def evaluation_folder(self, entry: EvaluationEntry) -> str:
         """The folder of a published task's files."""

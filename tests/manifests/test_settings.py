@@ -3,6 +3,7 @@
 from typing import Any, get_args
 
 import pytest
+import yaml
 
 from lotlip_data.captioners.registry import DEFAULTS
 from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, parse
@@ -52,6 +53,17 @@ def test_an_entry_is_frozen_as_it_was_written_so_that_presets_still_apply(
     manifest = read(section)
     assert {name: manifest.model_dump(mode="json")[name] for name in written} == written
     assert parse(dump(manifest), "frozen") == manifest
+
+
+def test_a_manifest_without_new_settings_is_frozen_as_in_earlier_releases() -> None:
+    """Keys in this order, so that the manifest in an existing dataset.json does not change."""
+    sections = yaml.safe_load(dump(read("captioners: [llava, {preset: llava, name: b}]\ntrain: [{preset: demo}]")))
+    assert list(sections) == [
+        *("name", "sources", "seed", "sample", "samples_per_shard", "download", "captioners", "shard", "clean"),
+        *("train", "evaluate"),
+    ]
+    assert sections["captioners"] == ["llava", {"name": "b", "preset": "llava"}]
+    assert (sections["train"], sections["evaluate"]) == ([{"preset": "demo"}], [])
 
 
 def test_a_setting_that_is_given_differs_from_one_that_a_preset_decides() -> None:
