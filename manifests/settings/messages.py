@@ -23,11 +23,12 @@ def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
         model: The model; its fields are the known settings.
     """
     messages: dict[str, str] = {}
-    for problem in _causes(error):
+    for problem in _root_problems(error):
         path, known = _locate(model, problem["loc"])
         message = _message(problem, known)
-        # Each alternative of a union has a problem of its own; the first one says enough.
-        messages.setdefault(f"{path}{problem['loc'] if not path else ''}", f"`{path}`: {message}" if path else message)
+        # Each alternative of a union has a problem of its own; the first one says enough. The problem of a whole model
+        # has no path: its message names the setting.
+        messages.setdefault(path, f"`{path}`: {message}" if path else message)
     return "; ".join(messages.values())
 
 
@@ -40,15 +41,16 @@ def unknown_name(value: object, known: Iterable[str]) -> str:
     return f"{_shown(value)} is unknown; known are {', '.join(names)}"
 
 
-def _causes(error: ValidationError) -> list[Any]:
-    """The problems without those that only follow: a list is too short because its entries are wrong."""
+def _root_problems(error: ValidationError) -> list[Any]:
+    """The problems without consequences: a list with a wrong entry is also too short."""
     problems = error.errors()
-    inner = [problem["loc"] for problem in problems if problem["type"] != "too_short"]
-    return [
-        problem
-        for problem in problems
-        if problem["type"] != "too_short" or not any(loc[: len(problem["loc"])] == problem["loc"] for loc in inner)
-    ]
+    others = [problem["loc"] for problem in problems if problem["type"] != "too_short"]
+
+    def is_consequence(problem: Any) -> bool:
+        location = problem["loc"]
+        return problem["type"] == "too_short" and any(loc[: len(location)] == location for loc in others)
+
+    return [problem for problem in problems if not is_consequence(problem)]
 
 
 def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, list[str]]:
@@ -114,6 +116,7 @@ def _not_a_mapping(value: str, context: Any) -> str:
 
 _MESSAGES: dict[str, Callable[[str, Any], str]] = {
     "missing": lambda value, context: "is missing",
+    # Only names have patterns.
     "string_pattern_mismatch": lambda value, context: f"{value} may contain only lowercase letters, digits, - and _",
     "greater_than": lambda value, context: f"{value} is too small; it must be above {context['gt']:g}",
     "greater_than_equal": lambda value, context: f"{value} is too small; it must be at least {context['ge']:g}",
@@ -126,5 +129,6 @@ _MESSAGES: dict[str, Callable[[str, Any], str]] = {
 
 
 def _shown(value: object) -> str:
+    """The value as a message shows it, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
