@@ -98,6 +98,10 @@ class ListEntry(SparseSettings):
         schema = handler(core_schema)
         if not cls.shorthand:
             return schema
-        plain = handler.resolve_ref_schema(schema)["properties"][cls.shorthand]
-        names = next(option["enum"] for option in (plain, *plain.get("anyOf", ())) if "enum" in option)
-        return {"anyOf": [{"enum": names, "type": "string"}, schema]}
+        field = handler.resolve_ref_schema(schema)["properties"][cls.shorthand]
+        strings = [
+            {key: option[key] for key in ("type", "enum", "const") if key in option}
+            for option in field.get("anyOf", [field])
+            if option.get("type") == "string"
+        ]
+        return {"anyOf": [*strings, schema]}

@@ -16,6 +16,7 @@ from lotlip_data.manifests.settings.base import ListEntry
 SYNTHETIC: Literal["synthetic"] = "synthetic"
 """The task on unseen synthetic scenes."""
 _FORMER_NAMES = {"world": SYNTHETIC}
+"""Name in manifests of earlier releases → name."""
 
 TaskName = Literal[
     "synthetic",
@@ -39,7 +40,7 @@ def current_task_name(name: Any) -> Any:
 class EvaluationEntry(ListEntry):
     """One task on which every trained model is evaluated."""
 
-    task: Annotated[TaskName, BeforeValidator(current_task_name)]
+    task: Annotated[TaskName, BeforeValidator(current_task_name, json_schema_input_type=TaskName | Literal["world"])]
     """Name of the task."""
     data: str | None = None
     """Folder of the task's files: a path or fsspec URL; a relative path starts at the manifest's folder. Default:

@@ -73,6 +73,7 @@ def test_a_manifest_as_a_run_keeps_it_is_valid_too(path: Path) -> None:
         {"captioners": [{"preset": "llava", "pool": None, "temperature": 1}]},
         {"train": [{"long_texts": "all", "betas": [0.9, 0.95], "ray": {"workers": 4}}]},
         {"evaluate": ["synthetic", {"task": "dci", "data": "/d"}]},
+        {"evaluate": ["world"]},
     ],
 )
 def test_what_the_code_accepts_the_schema_accepts(section: dict[str, Any]) -> None:

@@ -1,12 +1,15 @@
 """A manifest accepts exactly the names that the code knows, and freezes entries as they were written."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import yaml
 
 from lotlip_data.captioners.registry import DEFAULTS
-from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, parse
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, freeze, frozen, held_for, parse
+from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.captioners import CaptionerPreset
 from lotlip_data.manifests.settings.evaluation import TaskName
 from lotlip_data.manifests.settings.training import Method, TrainingPreset
@@ -64,6 +67,22 @@ def test_a_manifest_without_new_settings_is_frozen_as_in_earlier_releases() -> N
     ]
     assert sections["captioners"] == ["llava", {"name": "b", "preset": "llava"}]
     assert (sections["train"], sections["evaluate"]) == ([{"preset": "demo"}], [])
+
+
+def test_a_run_of_an_earlier_release_continues_with_its_manifest(tmp_path: Path) -> None:
+    """Earlier releases wrote the entries of `captioners` and `train` as they were, and `world` for `synthetic`."""
+    section = "captioners: [tiny-llava, {preset: llava, pool: {num_gpus: 1}}]\ntrain: [{method: lit, lr: 1}]\n"
+    manifest, run = read(f"{section}evaluate: [world]"), Run.at(str(tmp_path))
+    earlier = yaml.safe_load(dump(manifest)) | {
+        "captioners": ["tiny-llava", {"preset": "llava", "pool": {"num_gpus": 1}}],
+        "train": [{"method": "lit", "lr": 1}],
+        "evaluate": ["world"],
+    }
+    text = yaml.safe_dump(earlier, sort_keys=False).encode()
+    storage.replace(run.manifest, text)
+    assert held_for(manifest, run) == manifest == frozen(run)
+    freeze(manifest, run)
+    assert storage.read_bytes(run.manifest) == text  # nothing has changed
 
 
 def test_a_setting_that_is_given_differs_from_one_that_a_preset_decides() -> None:
