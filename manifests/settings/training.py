@@ -51,7 +51,7 @@ class TrainingSettings(Settings):
     context_length: Annotated[int, Field(ge=8)] = 128
     """Largest number of tokens of a text, special ones included (paper: 128)."""
     text_form: Literal["authors", "punkt"] = "authors"
-    """Rule that splits a long text into sub-captions: the authors' code's, or NLTK's Punkt."""
+    """Rule by which the tokenizer splits a text into sub-captions: at every ". " as the authors' code, or by Punkt."""
     sub_captions: Annotated[int, Field(ge=0)] = 3
     """S: number of consecutive sub-captions that are drawn from a long text (paper: 3; 0: no long texts, Fig. 2)."""
     long_texts: Annotated[int, Field(ge=0)] | Literal["all"] = 3
