@@ -81,7 +81,8 @@ def test_failures_cost_what_they_must_and_no_more(checkpoint, scenes, caption_al
 
 OWNER = """
 import sys, time
-from lotlip_data.captioners.base import CaptionerConfig, load_engine
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.registry import load_engine
 if __name__ == "__main__":
     engine = load_engine(CaptionerConfig(name="x", kind="llava", model=sys.argv[1], max_new_tokens=8), "vllm")
     print("ready", flush=True)

@@ -17,7 +17,8 @@ PINNED, MAIN = "a" * 40, "b" * 40
 SCRIPT = """
 import asyncio, json, sys
 from PIL import Image
-from lotlip_data.captioners.base import CaptionerConfig, load_engine
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.registry import load_engine
 
 def main():
     kind, engine_name, cache, *models = sys.argv[1:]
