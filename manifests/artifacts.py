@@ -1,11 +1,13 @@
-"""Readers of the JSON and Parquet objects that other commands wrote, and digests of what they contain.
+"""Reads JSON objects and Parquet files that another command wrote.
 
-An object that is missing or damaged raises a UserError with its URL and a remedy: what the user does to get it again.
+If one is damaged, the error is of the caller's `error_type`, names it and ends with the caller's `remedy`: how to get
+it back. Errors of the storage, such as a lost connection, are raised as OSError.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -14,12 +16,14 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 
-_TYPE_NAMES = {int: "whole number", str: "text", dict: "object", list: "list"}
+_TYPE_NAMES = {int: "a whole number", str: "a text", dict: "an object", list: "a list"}
 
 
-def read_json(url: str, remedy: str, fields: Mapping[str, type] | None = None) -> dict[str, Any]:
-    """Read the JSON object at `url`, as `parse_json` does. Raises FileNotFoundError if there is none."""
-    return parse_json(storage.read_bytes(url), url, remedy, fields)
+def read_json(
+    url: str, remedy: str, fields: Mapping[str, type] | None = None, error_type: type[UserError] = UserError
+) -> dict[str, Any]:
+    """The JSON object at `url`, checked as `parse_json` does. Raises FileNotFoundError if there is none."""
+    return parse_json(storage.read_bytes(url), url, remedy, fields, error_type)
 
 
 def parse_json(
@@ -33,20 +37,20 @@ def parse_json(
 
     Args:
         text: The JSON.
-        url: Where it was read from, for the message.
-        remedy: What the user does about a damaged object.
-        fields: Fields that the object must have, with their types; it may have others.
-        error_type: Class of the error.
+        url: Where it comes from; the beginning of an error message.
+        remedy: How to get the object back; the end of an error message.
+        fields: Fields that the object must have, with their types.
+        error_type: The type of the error.
 
     Raises:
-        UserError: Of class `error_type`, if the text is no JSON object with these fields.
+        UserError: `error_type`, if the text is not a JSON object or lacks a field.
     """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise error_type(f"{url}: not JSON ({error}). {remedy}") from None
+        raise error_type(f"{url}: not JSON ({error}). {remedy}".rstrip()) from None
     if not isinstance(content, dict):
-        raise error_type(f"{url}: not an object of JSON. {remedy}")
+        raise error_type(f"{url}: not a JSON object. {remedy}".rstrip())
     check_fields(content, url, remedy, fields or {}, error_type)
     return content
 
@@ -58,40 +62,66 @@ def check_fields(
     fields: Mapping[str, type],
     error_type: type[UserError] = UserError,
 ) -> None:
-    """Raises `error_type` unless the object has every one of `fields`, each of its type; see `parse_json`."""
+    """Raise `error_type` unless an object has all `fields`, each of its type. The arguments of `parse_json`."""
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):
-            raise error_type(f"{url}: its {name!r} is missing or no {_TYPE_NAMES[kind]}. {remedy}")
+            raise error_type(f"{url}: the field {name!r} is missing or not {_TYPE_NAMES[kind]}. {remedy}".rstrip())
 
 
-def read_parquet(url: str, remedy: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet object that another object names.
+def read_parquet(
+    url: str, remedy: str, columns: Sequence[str] | None = None, error_type: type[UserError] = UserError
+) -> pa.Table:
+    """Read a Parquet file into memory.
 
     Args:
-        url: Where it is.
-        remedy: What the user does about a missing or damaged object.
-        columns: Names of the columns to read. Default: all.
-
-    Returns:
-        All rows, in memory.
+        url: The file, as a path or URL.
+        remedy: How to get the file back; the end of an error message.
+        columns: The columns to read. Default: all.
+        error_type: The type of the error.
 
     Raises:
-        UserError: If the object is missing or damaged. Other errors of the storage are raised as they are.
+        UserError: `error_type`, if the file is damaged, lacks a column, or is missing although another object of the
+            run refers to it.
     """
     try:
         content = storage.read_bytes(url)
     except FileNotFoundError:
-        raise UserError(f"{url}: is missing, although another file refers to it. {remedy}") from None
-    return parse_parquet(content, url, remedy, columns)
+        raise error_type(f"{url}: is missing, but another file refers to it. {remedy}".rstrip()) from None
+    return parse_parquet(content, url, remedy, columns, error_type)
 
 
-def parse_parquet(content: bytes, url: str, remedy: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """As `read_parquet`, for bytes that were read already."""
-    try:
+def parse_parquet(
+    content: bytes, url: str, remedy: str, columns: Sequence[str] | None = None, error_type: type[UserError] = UserError
+) -> pa.Table:
+    """The table in the bytes of a Parquet file. The arguments and errors of `read_parquet`."""
+    with _damage_explained(url, remedy, error_type):
         return pq.read_table(pa.BufferReader(content), columns=columns)
-    except (OSError, ValueError) as error:  # pyarrow's own
+
+
+def iter_parquet(
+    url: str,
+    remedy: str,
+    columns: Sequence[str] | None = None,
+    rows: int = 1000,
+    error_type: type[UserError] = UserError,
+) -> Iterator[pa.RecordBatch]:
+    """Stream a Parquet file in batches of at most `rows` rows. The arguments and errors of `read_parquet`.
+
+    Memory holds one row group of the selected columns. An error of the storage while a batch is read counts as damage.
+    """
+    with _damage_explained(url, remedy, error_type), storage.open_read(url) as stream:
+        yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(rows, columns=columns)
+
+
+@contextmanager
+def _damage_explained(url: str, remedy: str, error_type: type[UserError]) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise error_type(f"{url}: is missing, but another file refers to it. {remedy}".rstrip()) from None
+    except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{url}: cannot be read ({reason}). {remedy}") from error
+        raise error_type(f"{url}: cannot be read ({reason}). {remedy}".rstrip()) from error
 
 
 def digest(*parts: object) -> str:

@@ -1,9 +1,10 @@
-"""The one reader of `dataset.json`, and of the markers in `shards/.done/` from which it is made.
+"""Reads dataset.json, the index of a dataset, and the markers of its shards.
 
-A marker is committed per input shard and lists the files that the shard became. `dataset.json` has the same records of
-all shards in its lists, one entry per line, and the summary of the dataset around them. Both are written by
-`pipeline.dataset`. A dataset of 100 million images has many entries, so `read_dataset_summary` and `entries` read the
-file line by line.
+dataset.json has what applies to the whole dataset first, and then lists with one entry per shard, one entry per line.
+The layout serves only to save memory: `read_dataset_summary` and `iter_entries` read the index of 100 million images,
+20,000 entries, without holding it. Readers of the whole index accept any layout.
+
+`pipeline/dataset/metadata.py` writes dataset.json.
 """
 
 import dataclasses
@@ -17,86 +18,125 @@ from typing import Any
 
 from lotlip_data.manifests import artifacts, schema, storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.run_layout import DATASET_JSON as DATASET_JSON
+from lotlip_data.manifests.run_layout import MARKERS as MARKERS
 from lotlip_data.manifests.run_layout import Run, shard_name
 
-DATASET_JSON, CARD, CROISSANT = "dataset.json", "README.md", "croissant.json"
-MARKERS = ".done"
+CARD, CROISSANT = "README.md", "croissant.json"
 SPLITS = {"train": "shards", "validation": "validation"}
-"""Split → list of dataset.json with its files."""
+"""The splits, and the lists of dataset.json that name their files."""
 INPUTS, REPLACED = "inputs", "replaced"
-"""Further lists of dataset.json: the input shards, and the names of objects that this dataset replaced."""
-RECORD_LISTS = (INPUTS, *SPLITS.values())
-"""The lists of dataset.json with records."""
+"""The lists of input shards and of files of earlier versions in dataset.json."""
+SHARD_LISTS = (INPUTS, *SPLITS.values())
+LIST_END = " ]"
+"""The line after the last entry of a list."""
 
-_FIELDS: dict[str, type] = {
+_LIST_STARTS = {f' "{name}": [\n' for name in (*SHARD_LISTS, REPLACED)}
+INDEX_FIELDS: dict[str, type] = {
     **dict.fromkeys(("captioners", "rules", "splits", "long_texts", "dropped", "dropped_texts", "manifest"), dict),
     **dict.fromkeys(("columns", "shards", "inputs"), list),
     **dict.fromkeys(("fetched", "samples", "bytes"), int),
 }
-_MARKER_NAME = re.compile(r"(\d{5,})-([0-9a-f]{12})\.json")
-_LIST_OPENINGS = {f' "{name}": [\n' for name in (*RECORD_LISTS, REPLACED)}
-LIST_CLOSING = " ]"
-"""How the line after a list starts."""
+"""The fields of dataset.json that are checked when it is read, with their types."""
+SAMPLE_FIELDS: dict[str, type] = {"captioners": dict, "sub_captions": str, SPLITS["train"]: list}
+"""The fields that a reader of the samples alone needs."""
+_MARKER = re.compile(r"(\d{5,})-([0-9a-f]{12})\.json")
+_FILE_NAME = re.compile(r"\w[\w.-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class DatasetError(UserError):
-    """The dataset is missing or damaged, or does not fit the settings; the message says how to fix it."""
+    """The dataset is missing or damaged, or lacks what is needed of it; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of the dataset as it was committed."""
+    """One committed file of the dataset."""
 
     name: str
     bytes: int
+    """Its size."""
     sha256: str
 
 
 @dataclass(frozen=True)
-class Output:
-    """A tar and its Parquet twin: the samples of one input shard in one split, or as many of them as fit."""
+class ShardFile:
+    """A tar and its Parquet file, with the same samples in the same order, all of one input shard and one split.
+
+    If the manifest limits the size of a tar, an input shard has several of them per split.
+    """
 
     split: str
     samples: int
+    """The number of samples."""
     long_texts: dict[str, int]
-    """Captioner → number of its long texts."""
+    """The number of samples with a long text, by captioner."""
     tar: FileRecord
     parquet: FileRecord
+    folder: str = dataclasses.field(compare=False)
+    """The folder of both files, as a path or URL. Not part of dataset.json."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of dataset.json."""
+        content = dataclasses.asdict(self)
+        del content["folder"]
+        return content
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Output":
-        files = {name: FileRecord(**content[name]) for name in ("tar", "parquet")}
-        return cls(**{field.name: content[field.name] for field in dataclasses.fields(cls)} | files)
+    def from_dict(cls, content: Mapping[str, Any], folder: str) -> "ShardFile":
+        tar, parquet = (FileRecord(**content[kind]) for kind in ("tar", "parquet"))
+        return cls(content["split"], content["samples"], content["long_texts"], tar, parquet, folder)
 
     @property
     def files(self) -> tuple[FileRecord, FileRecord]:
         return self.tar, self.parquet
 
+    @property
+    def sha256(self) -> str:
+        """The sha256 of the tar."""
+        return self.tar.sha256
+
+    @property
+    def tar_url(self) -> str:
+        return storage.join(self.folder, self.tar.name)
+
+    @property
+    def parquet_url(self) -> str:
+        return storage.join(self.folder, self.parquet.name)
+
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """The content of the marker of one input shard: its files, and counts of all its samples and texts."""
+    """The content of the marker of one input shard: its files, and the counts of all images that went in."""
 
     shard: int
     fingerprint: str
+    """Identifies everything that the shard is built from."""
     recipe: str
+    """Identifies the captioners and the settings of the dataset."""
     fetched: int
+    """The number of downloaded images."""
     samples: int
+    """The number of samples."""
     dropped: dict[str, int]
-    """Reason → number of samples left out."""
+    """Samples left out, by reason."""
     dropped_texts: dict[str, dict[str, int]]
-    """`raw` or captioner → reason → number of texts left out. The samples of these texts are in the dataset."""
+    """Texts left out of samples that stay: by `raw` or captioner, and by reason."""
     dropped_list: str | None
-    """Path in `quarantine/` of the list of all of them."""
+    """The file in `quarantine/` that lists them all."""
     versions: dict[str, str]
-    outputs: tuple[Output, ...]
+    """Versions of the packages that decide the bytes of the files."""
+    outputs: tuple[ShardFile, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The content of the marker."""
+        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return content | {"outputs": [output.to_dict() for output in self.outputs]}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "ShardRecord":
-        return cls(**content | {"outputs": tuple(map(Output.from_dict, content["outputs"]))})
+    def from_dict(cls, content: Mapping[str, Any], folder: str) -> "ShardRecord":
+        outputs = tuple(ShardFile.from_dict(output, folder) for output in content["outputs"])
+        return cls(**dict(content) | {"outputs": outputs})
 
     @property
     def files(self) -> list[FileRecord]:
@@ -104,13 +144,13 @@ class ShardRecord:
 
     @property
     def marker(self) -> str:
-        """Name of its marker in `.done/`."""
+        """The name of the marker in `.done/`."""
         return marker_name(self.shard, self.fingerprint)
 
 
 def marker(run: Run, shard: int, fingerprint: str) -> str:
-    """URL of the marker of an input shard."""
-    return storage.join(run.shards, MARKERS, marker_name(shard, fingerprint))
+    """The URL of a marker."""
+    return run.shard_marker(marker_name(shard, fingerprint))
 
 
 def marker_name(shard: int, fingerprint: str) -> str:
@@ -118,64 +158,82 @@ def marker_name(shard: int, fingerprint: str) -> str:
 
 
 def done_shards(run: Run) -> list[tuple[int, str]]:
-    """Number and fingerprint of each shard with a committed marker, in order. It takes one listing."""
-    names = storage.list_names(storage.join(run.shards, MARKERS))
-    return sorted((int(match[1]), match[2]) for match in map(_MARKER_NAME.fullmatch, names) if match)
+    """The shards with a committed marker, with their fingerprints, in order. One listing."""
+    matches = map(_MARKER.fullmatch, storage.list_names(run.shard_markers))
+    return sorted((int(match[1]), match[2]) for match in matches if match)
 
 
 def read_record(run: Run, shard: int, fingerprint: str) -> ShardRecord:
     """The content of a committed marker. Raises DatasetError if it is damaged."""
-    url, remedy = marker(run, shard, fingerprint), f"Remove it, and write it anew: `lotlip-data shard {run.url}`."
+    url, remedy = marker(run, shard, fingerprint), _rebuild_remedy(run)
     content = artifacts.parse_json(storage.read_bytes(url), url, remedy, error_type=DatasetError)
     try:
-        return ShardRecord.from_dict(content)
+        return ShardRecord.from_dict(content, run.shards)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{url}: lacks a field of a marker ({error}). {remedy}") from None
+        raise DatasetError(f"{url}: a field is missing or has the wrong type ({error}). {remedy}") from None
 
 
-def read_index(run: Run) -> dict[str, Any]:
-    """The content of dataset.json. Raises DatasetError if it is missing or damaged, or of another schema version."""
+def read_index(run: Run, fields: Mapping[str, type] = INDEX_FIELDS) -> dict[str, Any]:
+    """The content of dataset.json. Raises DatasetError if it is missing or damaged, or lacks one of the `fields`."""
     try:
-        return parse_index(run, storage.read_bytes(run.dataset))
+        text = storage.read_bytes(run.dataset)
     except FileNotFoundError:
-        raise DatasetError(f"{run.dataset}: there is no dataset yet. Run `lotlip-data shard {run.url}`.") from None
+        raise _missing(run) from None
+    return _parse_index(run, text, fields)
 
 
-def parse_index(run: Run, text: str | bytes) -> dict[str, Any]:
-    """The content of a dataset.json with this text. Raises DatasetError as `read_index` does."""
-    remedy = f"Remove it, and write it anew: `lotlip-data shard {run.url}`."
-    content = artifacts.parse_json(text, run.dataset, remedy, error_type=DatasetError)
-    if (version := content.get("schema_version")) != schema.SCHEMA_VERSION:
+def shard_files(run: Run, content: Mapping[str, Any]) -> list[ShardFile]:
+    """The files of all splits that hold samples, from the content of dataset.json.
+
+    Raises DatasetError if an entry is damaged or names a file outside the folder of the dataset.
+    """
+    try:
+        entries = [(split, entry) for split, name in SPLITS.items() for entry in content.get(name, ())]
+        files = [
+            ShardFile.from_dict({"split": split, "long_texts": {}} | entry, run.shards)
+            for split, entry in entries
+            if entry["samples"]
+        ]
+        for file in (file for shard_file in files for file in shard_file.files):
+            if not _FILE_NAME.fullmatch(file.name):
+                raise DatasetError(f"{run.dataset}: names a file outside its folder: {file.name!r}")
+            if not _SHA256.fullmatch(file.sha256):
+                raise DatasetError(f"{run.dataset}: has no sha256 of {file.name}. {_rebuild_remedy(run)}")
+    except (KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
-            f"{run.dataset}: has schema version {version}, this release reads "
-            f"{schema.SCHEMA_VERSION}. Remove {run.shards} and run `lotlip-data shard {run.url}`."
-        )
-    artifacts.check_fields(content, run.dataset, remedy, _FIELDS, DatasetError)
-    return content
+            f"{run.dataset}: a field is missing or has the wrong type ({error!r}). {_rebuild_remedy(run)}"
+        ) from error
+    return files
 
 
 def read_dataset_summary(run: Run) -> dict[str, Any]:
-    """dataset.json with its lists empty. Raises DatasetError as `read_index` does, FileNotFoundError if missing."""
-    with storage.open_read(run.dataset) as stream:
+    """dataset.json without the entries of its lists. Raises DatasetError if it is missing or damaged."""
+    try:
+        stream = storage.open_read(run.dataset)
+    except FileNotFoundError:
+        raise _missing(run) from None
+    with stream:
         lines = _lines(io.TextIOWrapper(stream, "utf-8", errors="surrogateescape"))
-        text = "".join(line for in_list, line in lines if not in_list)
-    return parse_index(run, text)
+        text = "".join(line for is_entry, line in lines if not is_entry)
+    return _parse_index(run, text, INDEX_FIELDS)
 
 
-def read_records(index: Mapping[str, Any]) -> list[ShardRecord]:
-    """The records of the input shards in the content of a dataset.json."""
-    outputs: dict[int, list[dict[str, Any]]] = {content["shard"]: [] for content in index["inputs"]}
-    for list_name in SPLITS.values():
-        for output in index[list_name]:
+def read_records(run: Run, content: Mapping[str, Any]) -> list[ShardRecord]:
+    """The input shards with their files, from the content of dataset.json."""
+    outputs: dict[int, list[dict[str, Any]]] = {entry["shard"]: [] for entry in content[INPUTS]}
+    for name in SPLITS.values():
+        for output in content[name]:
             outputs[output["input"]].append(output)
-    return [ShardRecord.from_dict(content | {"outputs": outputs[content["shard"]]}) for content in index["inputs"]]
+    return [
+        ShardRecord.from_dict(entry | {"outputs": outputs[entry["shard"]]}, run.shards) for entry in content[INPUTS]
+    ]
 
 
-def entries(body: Path) -> Iterator[Any]:
-    """The entries of all lists in a file with the layout of dataset.json, in order."""
-    with open(body, encoding="utf-8") as file:
-        for in_list, line in _lines(file):
-            if in_list:
+def iter_entries(index: Path) -> Iterator[Any]:
+    """The entries of all lists of a local dataset.json with one entry per line, one list after the other."""
+    with open(index, encoding="utf-8") as file:
+        for is_entry, line in _lines(file):
+            if is_entry:
                 yield json.loads(line.rstrip(",\n"))
 
 
@@ -183,6 +241,26 @@ def _lines(file: Iterable[str]) -> Iterator[tuple[bool, str]]:
     """Each line, and whether it is an entry of a list."""
     in_list = False
     for line in file:
-        in_list = in_list and not line.startswith(LIST_CLOSING)
+        in_list = in_list and not line.startswith(LIST_END)
         yield in_list, line
-        in_list = in_list or line in _LIST_OPENINGS
+        in_list = in_list or line in _LIST_STARTS
+
+
+def _parse_index(run: Run, text: str | bytes, fields: Mapping[str, type]) -> dict[str, Any]:
+    remedy = _rebuild_remedy(run)
+    content = artifacts.parse_json(text, run.dataset, remedy, error_type=DatasetError)
+    if (version := content.get("schema_version")) != schema.SCHEMA_VERSION:
+        raise DatasetError(
+            f"{run.dataset}: has schema version {version}, but this release reads version {schema.SCHEMA_VERSION}. "
+            f"Remove {run.shards} and run `lotlip-data shard {run.url}`."
+        )
+    artifacts.check_fields(content, run.dataset, remedy, fields, DatasetError)
+    return content
+
+
+def _missing(run: Run) -> DatasetError:
+    return DatasetError(f"{run.dataset}: the run has no dataset yet. Run `lotlip-data shard {run.url}`.")
+
+
+def _rebuild_remedy(run: Run) -> str:
+    return f"Remove it and run `lotlip-data shard {run.url}`, which writes it again."

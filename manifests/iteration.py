@@ -1,4 +1,4 @@
-"""Iterators that read ahead: in batches, with several threads, or on a thread beside the event loop."""
+"""Iteration in batches, and ahead of the consumer: in order, on threads, with bounded memory."""
 
 import asyncio
 import os
@@ -11,13 +11,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 READ_CONCURRENCY = 16
-"""Number of small objects that are read at once. Reading them is mostly waiting."""
+"""Threads that read small objects; they mostly wait for the storage."""
 DECODE_THREADS = min(8, os.cpu_count() or 1)
-"""Number of threads that decode images."""
+"""Threads that decode images."""
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """`items` in lists of `size`; the last one may be shorter. An error is raised after the items read before it."""
+    """`items` in lists of `size`. If `items` raises an error, the items before it come first, in a shorter list."""
     batch: list[Item] = []
     source = iter(items)
     while True:
@@ -37,39 +37,49 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def map_ordered(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`function(item)` of each item, in order, READ_CONCURRENCY at once. At most two rounds of results are held."""
-    with ThreadPoolExecutor(READ_CONCURRENCY) as pool:
-        for batch in batched(items, 2 * READ_CONCURRENCY):
-            yield from pool.map(function, batch)
-
-
-def read_images_ahead(
-    items: Iterable[Item], function: Callable[[Item], Result], threads: int = DECODE_THREADS
+def map_ordered(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int = READ_CONCURRENCY,
+    window: int | None = None,
 ) -> Iterator[Result]:
-    """`map(function, items)` in order, computed by threads that are at most two rounds ahead of the consumer."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[Result]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 2 * threads:
+    """`function(item)` of each item, in their order, computed on threads ahead of the consumer.
+
+    An error of `function` is raised in place of its result, and no further item is started.
+
+    Args:
+        function: Called on several threads at once.
+        items: Read on the consumer's thread, at most `window` items ahead of it.
+        threads: The number of threads.
+        window: The number of results that are ready or in progress, at most. Default: twice the number of threads.
+    """
+    window = window or 2 * threads
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, "map-ordered") as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) == window:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 async def prefetch(items: Iterator[Item]) -> AsyncGenerator[Item]:
-    """`items`, read on a thread of their own, one ahead of the consumer. None marks the end."""
+    """`items`, read on a thread, one item ahead of the consumer, so that the event loop never waits for the storage."""
     loop = asyncio.get_running_loop()
-    reader = ThreadPoolExecutor(1, "read")
+    reader = ThreadPoolExecutor(1, "prefetch")
 
     def read() -> list[Item]:
         return [item for item in [next(items, None)] if item is not None]
 
     try:
-        upcoming = loop.run_in_executor(reader, read)
-        while batch := await upcoming:
-            upcoming = loop.run_in_executor(reader, read)
+        pending = loop.run_in_executor(reader, read)
+        while batch := await pending:
+            pending = loop.run_in_executor(reader, read)
             yield batch[0]
     finally:
         reader.shutdown(wait=False, cancel_futures=True)

@@ -23,6 +23,11 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 
 SHARD_DIGITS = 5
+DATASET_JSON = "dataset.json"
+MARKERS = ".done"
+"""The folder of the markers in `shards`."""
+TRAINING_DONE, TRAINED_MODEL = "done.json", "model"
+"""Names in the folder of a training, which may lie outside a run."""
 
 
 def shard_name(shard: int) -> str:
@@ -71,9 +76,17 @@ class Run:
         """The round `number` of rows that are downloaded again, counted from 1."""
         return self._in("lists", f"retry-{number:04d}.json")
 
+    def list_file(self, name: str) -> str:
+        """An object in `lists`, by its name in a listing."""
+        return self._in("lists", name)
+
     @property
     def images(self) -> str:
         return self._in("images")
+
+    def image_file(self, name: str) -> str:
+        """A tar or Parquet file in `images`, by the name that the marker of its shard gives."""
+        return self._in("images", name)
 
     def image_stats(self, shard: int) -> str:
         """The marker of a downloaded shard: its counts, and the names of its tar and its Parquet in `images`."""
@@ -119,16 +132,60 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        return self._in("shards", "dataset.json")
+        """dataset.json, the index of the dataset."""
+        return self._in("shards", DATASET_JSON)
+
+    def dataset_file(self, name: str) -> str:
+        """A tar, a Parquet file or another file of the dataset, by the name that dataset.json gives."""
+        return self._in("shards", name)
+
+    @property
+    def shard_markers(self) -> str:
+        """One object for each input shard that is built into the dataset, named by the shard and its fingerprint."""
+        return self._in("shards", MARKERS)
+
+    def shard_marker(self, name: str) -> str:
+        return self._in("shards", MARKERS, name)
 
     def clean(self, *names: str) -> str:
         return self._in("clean", *names)
 
+    def image_hashes(self, shard: int, stamp: str) -> str:
+        """The perceptual hashes of a downloaded shard; `stamp` identifies its images."""
+        return self._in("clean", "hashes", f"{shard_name(shard)}-{stamp}.parquet")
+
+    def evaluation_hashes(self, id: str) -> str:
+        """The hashes of the evaluation sets that `id` identifies."""
+        return self._in("clean", "evaluation", f"{id}.parquet")
+
+    def exclusion_index(self, id: str) -> str:
+        """The names of the lists of excluded images by shard; `id` identifies images and settings, `*` any."""
+        return self._in("clean", f"left-out-{id}.json")
+
+    def exclusion_list(self, name: str) -> str:
+        """The images of one shard that are left out because of other images."""
+        return self._in("clean", "left_out", name)
+
     def quarantine(self, *names: str) -> str:
         return self._in("quarantine", *names)
 
+    @property
+    def trainings(self) -> str:
+        return self._in("train")
+
     def train(self, name: str) -> str:
         return self._in("train", name)
+
+    def training_done(self, name: str) -> str:
+        """The result of a training; it exists once the training is finished."""
+        return self._in("train", name, TRAINING_DONE)
+
+    def trained_model(self, name: str) -> str:
+        return self._in("train", name, TRAINED_MODEL)
+
+    @property
+    def evaluations(self) -> str:
+        return self._in("eval")
 
     def evaluation(self, name: str) -> str:
         """Results of the training `name` on synthetic scenes."""
@@ -137,3 +194,27 @@ class Run:
     @property
     def logs(self) -> str:
         return self._in("logs")
+
+    def log(self, invocation: str) -> str:
+        return self._in("logs", invocation, "log.txt")
+
+    def features(self, tower: str) -> str:
+        """The image features of a tower, one object for each tar."""
+        return self._in("features", tower)
+
+    @property
+    def report(self) -> str:
+        return self._in("report.html")
+
+    @property
+    def demo(self) -> str:
+        """The figures of a demo run."""
+        return self._in("demo.json")
+
+    def at_path(self, path: str) -> str:
+        """An object by its path relative to the run, as dataset.json's `replaced` gives it."""
+        return self._in(path)
+
+    def relative(self, url: str) -> str:
+        """The path of an object of this run relative to its folder."""
+        return url.removeprefix(self.url.rstrip("/") + "/")

@@ -20,7 +20,7 @@ quarantine/shard/*.parquet (DROPPED): one row per sample or text that was left o
 `what` is `sample`, `raw` (one of several raw texts) or a captioner (its long text). `detail` is the text, or the key
 or name of the image that a left-out image resembles.
 
-MEANINGS below describes each column of the dataset; the page on the dataset format repeats it.
+MEANINGS below describes each column of the dataset; docs/reference/dataset-format.md repeats it.
 """
 
 from collections.abc import Iterable
@@ -111,23 +111,22 @@ EXTENSIONS = frozenset({IMAGE_EXTENSION, "txt", "json"})
 
 
 MEANINGS = {
-    "key": "joins a tar's members; no identity, it depends on how the lists were cut",
-    "uid": "the sample's identity: the first 32 hexadecimal digits of the sha256 of its normalised URL",
-    "url": "where the image was fetched from",
-    "sha256": "of the fetched bytes, before resizing",
-    "width": "of the stored image, in pixels",
-    "height": "of the stored image, in pixels",
-    "original_width": "of the fetched image, in pixels",
-    "original_height": "of the fetched image, in pixels",
-    "source": "the first source that lists the URL with a raw text that passes the rules and is not blank, where there "
-    "is one",
-    "raw": "that source's raw text",
-    "sources": "all sources of such raw texts",
+    "key": "joins the members of a tar; not an identity, because it depends on how the lists were cut into shards",
+    "uid": "identity of the sample: the first 32 hexadecimal digits of the sha256 of its normalised URL",
+    "url": "the URL that the image was downloaded from",
+    "sha256": "sha256 of the downloaded bytes, before resizing",
+    "width": "width of the stored image in pixels",
+    "height": "height of the stored image in pixels",
+    "original_width": "width of the downloaded image in pixels",
+    "original_height": "height of the downloaded image in pixels",
+    "source": "the first source whose raw text passes the filters and is not blank; if all are blank, the first one",
+    "raw": "the raw text of that source",
+    "sources": "all sources whose raw text passes the filters",
     "raws": "their raw texts, in the same order",
 }
-LONG_TEXT = "the long text by this captioner; null where it has none"
+LONG_TEXT = "the long text by this captioner; null if there is none"
 SUB_CAPTIONS = "the sub-captions of that long text, in order"
-FLAGS = "what is suspicious about it: names with blanks between them, mostly none; also where it is left out for them"
+FLAGS = "quality flags of that long text, separated by spaces, usually none; kept if they exclude the text"
 
 
 def meaning(column: str) -> str:

@@ -315,6 +315,26 @@ def replace_from_file(url: str, local: str) -> None:
         fs.put_file(local, path)
 
 
+@contextlib.contextmanager
+def replacing(file: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Write a local file so that it appears complete and on disk, or not at all.
+
+    Args:
+        file: The file; an earlier one is replaced. Only one process may write it at a time.
+
+    Yields:
+        The path to write to, beside the file. It is renamed at the end, and removed after an error.
+    """
+    part = file.with_name(f"{file.name}.part")
+    try:
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.rename(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _create_remotely(fs: Any, path: str, write: Callable[[], object]) -> bool:
     """Call `write`, which creates the object exclusively. Returns False if the object existed already."""
     try:

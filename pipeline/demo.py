@@ -6,22 +6,24 @@ The table that the demo ends with.
 """
 
 import json
+import logging
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow.parquet as pq
-
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.ledger import captioned_shards
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.pipeline.stages import run_pipeline
+
+logger = logging.getLogger(__name__)
+
+_AGAIN = "Remove it and run `lotlip-data demo` again."
 
 CAPTIONERS = ("tiny-instructblip", "tiny-llava", "tiny-sharegpt4v")
 METHODS = ("lit", "lit_long", "lotlip")
@@ -44,7 +46,7 @@ PORT = 29753
 """Of a new run's server, where it is free: the order of samples follows from their URLs, and all figures from that."""
 
 
-def demo(run: Run, images: int, say: Callable[[str], None]) -> Outcome:
+def demo(run: Run, images: int) -> Outcome:
     """Run the line over `images` served scenes and the faults of a real list, and say what came of it.
 
     Writes demo.json into the run's folder. Raises UserError where the folder is not on this machine, or the port of an
@@ -57,18 +59,20 @@ def demo(run: Run, images: int, say: Callable[[str], None]) -> Outcome:
     began = time.monotonic()
     folder = Path(run.url) / "input"
     with SceneServer(delay=2 * PATIENCE, port=_port_of(folder)) as server:
-        say(f"serving {images} scenes, and {sum(FAULTS.values())} links with the faults of the web, at {server.url}")
+        logger.info(
+            f"serving {images} scenes, and {sum(FAULTS.values())} links with the faults of the web, at {server.url}"
+        )
         manifest = _write_input(folder, server.url, images)
-        outcome = run_pipeline(manifest, run, say)
-    result = storage.join(run.url, "demo.json")
+        outcome = run_pipeline(manifest, run)
+    result = run.demo
     if outcome.failed:
         return outcome
     if outcome.did_something or not storage.exists(result):
         figures = {**_figures(run), "seconds": round(time.monotonic() - began, 1)}
         storage.replace(result, json.dumps(figures, indent=1).encode())
-    outcome.figures = json.loads(storage.read_bytes(result))
+    outcome.figures = artifacts.read_json(result, _AGAIN)
     for line in summary_lines(outcome.figures, run):
-        say(line)
+        logger.info(line)
     return outcome
 
 
@@ -144,21 +148,21 @@ def _figures(run: Run) -> dict[str, Any]:
 
 def _recall(run: Run, method: str) -> dict[str, dict[str, float]]:
     """R@1 in % on long and short texts, both ways."""
-    found = json.loads(storage.read_bytes(run.evaluation(method)))["retrieval"]
+    found = artifacts.read_json(run.evaluation(method), _AGAIN, {"retrieval": dict})["retrieval"]
     return {name: {way: 100 * found[name][way]["R@1"] for way in ("t2i", "i2t")} for name in ("long", "short")}
 
 
 def _accuracy(run: Run, captioner: str) -> dict[str, Any]:
     """How many captions there are, and how true they are, against the scenes that their URLs name."""
     from lotlip_data.pipeline.caption_accuracy import score
-    from lotlip_data.synthetic.http_server import seed_of
+    from lotlip_data.synthetic.http_server import seed_from_url
     from lotlip_data.synthetic.scenes import sample_scene
 
     pairs = []
     for shard in captioned_shards(run, captioner):
         urls = dict(_columns(run.list_shard(shard), "uid", "url"))
         for uid, text in _columns(run.caption_shard(captioner, shard), "uid", "text"):
-            seed = seed_of(urls[uid])
+            seed = seed_from_url(urls[uid])
             if text is not None and seed is not None:
                 pairs.append((text, sample_scene(seed)))
     found = score(pairs)
@@ -166,8 +170,7 @@ def _accuracy(run: Run, captioner: str) -> dict[str, Any]:
 
 
 def _columns(url: str, *names: str) -> list[tuple[Any, ...]]:
-    with storage.open_read(url) as stream:
-        table = pq.read_table(stream, columns=list(names))
+    table = artifacts.read_parquet(url, _AGAIN, names)
     return list(zip(*(table[name].to_pylist() for name in names), strict=True))
 
 

@@ -1,38 +1,41 @@
-"""What a training needs to go on: checkpoints that are whole or absent.
+"""Checkpoints that resume a training. Each one is complete or absent.
 
-A checkpoint is one object, `checkpoints/step-00000500.ckpt`: the sha256 of what follows, then torch's own format. It
-holds the trained weights, the optimiser's state, the step and how many lanes the data goes in. Everything else (order
-of the data, choice of texts, crops, dropout, learning rate) follows from those and the seed.
+A checkpoint is one object, `checkpoints/step-00000500.ckpt`: a sha256, then the content in torch's own format. The
+content is the trained weights, the state of the optimizer and the number of data lanes; the name has the step. All
+else (order of the data, choice of texts, crops, dropout, learning rate) depends on these and the seed alone.
 """
 
 import hashlib
 import io
+import logging
 import pickle
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from lotlip_data.manifests import storage
 
+logger = logging.getLogger(__name__)
+
 _NAME = re.compile(r"step-(\d{8,})\.ckpt")
-_DIGEST = 64  # hexadecimal digits of a sha256
+_DIGEST_BYTES = 64  # a sha256 in hexadecimal digits
 
 
 class CheckpointManager:
-    """The checkpoints in a training's folder; only the last `keep` stay."""
+    """The checkpoints in a training's folder. Only the latest `keep` of them are kept."""
 
     def __init__(self, folder: str, keep: int) -> None:
         self._folder = storage.join(folder, "checkpoints")
         self._keep = keep
 
     def steps(self) -> list[int]:
-        """The steps of which there is a checkpoint, in order."""
-        names = map(_NAME.fullmatch, storage.list_names(self._folder))
-        return sorted(int(found[1]) for found in names if found)
+        """The steps that have a checkpoint, in ascending order."""
+        matches = map(_NAME.fullmatch, storage.list_names(self._folder))
+        return sorted(int(match[1]) for match in matches if match)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the checkpoint of a step, then remove the old ones."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
@@ -41,26 +44,30 @@ class CheckpointManager:
         for old in self.steps()[: -self._keep]:
             storage.remove(self._url(old))
 
-    def load_last(self, say: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
-        """Step and state of the newest whole checkpoint; a damaged one is skipped, and said so."""
+    def load_last(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and state of the newest complete checkpoint, or None. Damaged checkpoints are logged and skipped."""
         for step in reversed(self.steps()):
             try:
                 return step, self.load(step)
             except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                say(f"skipping a damaged checkpoint: {self._url(step)} ({error})")
+                logger.warning(f"skipping a damaged checkpoint: {self._url(step)} ({error})")
         return None
+
+    def load(self, step: int) -> dict[str, Any]:
+        """The state of a step.
+
+        Raises:
+            OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError: The checkpoint is missing or damaged.
+        """
+        data = memoryview(storage.read_bytes(self._url(step)))
+        digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+        if hashlib.sha256(content).hexdigest().encode() != bytes(digest):
+            raise ValueError("its content does not match its sha256")
+        state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+        return state
 
     def remove_all(self) -> None:
         storage.remove(self._folder)
 
     def _url(self, step: int) -> str:
         return storage.join(self._folder, f"step-{step:08d}.ckpt")
-
-    def load(self, step: int) -> dict[str, Any]:
-        """The state of a step. Raises OSError, ValueError, … where it is not whole."""
-        data = memoryview(storage.read_bytes(self._url(step)))
-        digest, content = data[:_DIGEST], data[_DIGEST:]
-        if hashlib.sha256(content).hexdigest().encode() != bytes(digest):
-            raise ValueError("its sha256 is not what it says")
-        state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
-        return state

@@ -1,25 +1,27 @@
-"""The authors' released LoTLIP → our checkpoint folder, and ours → one file of their layout.
+"""Converts the authors' released LoTLIP into a model folder of this project, and a model folder back into one file.
 
-A folder with our config.json is written to a file; anything else is read as theirs. Weights are renamed, never
-computed with: each keeps its type and its bits, and what was written is read back and compared with its source.
+A folder with this project's config.json is written to a file in the authors' layout. Any other source is read as an
+authors' checkpoint. Tensors are renamed and never computed with: each one keeps its type and its bits. What was written
+is read back and compared with its source. Files of a model folder, in the order in which they are written:
 
-    conversion.json    first: what is being converted
-    model.safetensors  whole or not there
-    config.json        last: nothing loads a folder without it
+    conversion.json    the source of the conversion
+    model.safetensors  complete or absent
+    config.json        last: a folder without it cannot be loaded
 
-The tensors of the authors' released LoTLIP under our names, and back, bit for bit.
+Names of the tensors:
 
-open_clip, as the authors use it        ours
-logit_scale                             log_scale
-visual.trunk.*  (timm's names)          image.vit.*  (transformers' names: see timm_vit.py)
-text.transformer.*                      text.encoder.*
-text.proj.weight                        text.proj.weight
-text.transformer.embeddings.position_ids    left out: 0, 1, 2, …, which old versions of transformers saved
+    authors' code (open_clip)                   this project
+    logit_scale                                 log_scale
+    visual.trunk.*  (timm's names)              image.vit.*  (transformers' names: see timm_vit.py)
+    text.transformer.*                          text.encoder.*
+    text.proj.weight                            text.proj.weight
+    text.transformer.embeddings.position_ids    dropped: 0, 1, 2, …, which old versions of transformers save
 """
 
 import json
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,18 +33,23 @@ from lotlip_data.manifests.checkpoints import conversion
 from lotlip_data.manifests.checkpoints import weights as checkpoint_files
 from lotlip_data.manifests.checkpoints.conversion import MARK, RECORD
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.training.data.image_transforms import ImageTransform, transform_of
+from lotlip_data.training.data.image_transforms import ImageTransform, load_transform
 from lotlip_data.training.data.tokenizer import TextTokenizer, load_tokenizer
 from lotlip_data.training.models import timm_vit, towers
 from lotlip_data.training.models.lotlip import FORMAT, WEIGHTS, LoTLIP
 from lotlip_data.training.models.pretrained import image_config, text_config
 from lotlip_data.training.models.towers import TextSettings
 
-Say = Callable[[str], None]
-CONTEXT_LENGTH = 128
-"""Of the authors' released checkpoints, which do not record it."""
+logger = logging.getLogger(__name__)
 
-_FILES = ("model.pt", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+CONTEXT_LENGTH = 128
+"""Context length of the authors' released checkpoints, which do not record it (paper: 128)."""
+
+POSITION_IDS = "text.transformer.embeddings.position_ids"
+_WORD_EMBEDDINGS = "text.transformer.embeddings.word_embeddings.weight"
+_PATCH_EMBEDDING = "visual.trunk.patch_embed.proj.weight"
+_PATCH_POSITIONS = "visual.trunk.pos_embed"
+_CHECKPOINT_FILES = ("model.pt", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def convert(
@@ -52,63 +59,91 @@ def convert(
     revision: str | None = None,
     image_tower: str | None = None,
     text_tower: str | None = None,
-    say: Say = print,
 ) -> bool:
-    """Converts `source` into `target`; False if that had been done already.
+    """Convert `source` into `target`.
 
-    Theirs: a `.pt` or `.safetensors` file, a folder with one, or a hub id, into a new folder. image_tower, text_tower:
-    folders or hub ids whose configuration and tokenizer it has, by default the authors': ViT-B and bert-base-uncased.
-    Ours: a model's folder, into a new `.pt` or `.safetensors` file. Raises UserError for what a person can mend.
+    Args:
+        source: From the authors' layout: a `.pt` or `.safetensors` file, a folder with one, or a hub id. To the
+            authors' layout: a model folder of this project.
+        target: A new folder, or a new `.pt` or `.safetensors` file.
+        revision: Revision of the hub id.
+        image_tower: Folder or hub id with the image tower's configuration. Default: ViT-B, as in the authors' code.
+        text_tower: Folder or hub id with the text tower's configuration and tokenizer. Default: bert-base-uncased.
+
+    Returns:
+        False if the conversion had been done before.
+
+    Raises:
+        UserError: The source is not a LoTLIP, or the target cannot be written.
     """
-    if (config := _our_config(source)) is not None:
+    if (config := _read_our_config(source)) is not None:
         with conversion.explain_full_disk(Path(target)):
-            return _write(Path(source).expanduser(), config, Path(target).expanduser(), say)
-    file = _their_file(source, revision)
+            return _export_model(Path(source).expanduser(), config, Path(target).expanduser())
+    file = _find_checkpoint(source, revision)
     out = conversion.make_target(target, {"the checkpoint": file.parent})
     with conversion.exclusive_lock(out), conversion.explain_full_disk(out):
-        return _read(file, out, image_tower, text_tower, say)
+        return _import_checkpoint(file, out, image_tower, text_tower)
 
 
-def model_of(
+def build_model(
     weights: dict[str, Tensor], where: str, image_tower: str | None = None, text_tower: str | None = None
 ) -> LoTLIP:
-    """A LoTLIP for the authors' tensors, its towers on `meta`. Raises UserError unless each has its place in it."""
+    """The LoTLIP that the authors' tensors belong to, with its towers on the `meta` device.
+
+    Args:
+        weights: The tensors under the authors' names.
+        where: The checkpoint, for messages.
+        image_tower: As in `convert`.
+        text_tower: As in `convert`.
+
+    Raises:
+        UserError: A tensor is missing, unknown or of the wrong shape.
+    """
     try:
-        words, patch, places = (weights[name].shape for name in (WORDS, PATCHES, POSITIONS))
+        words, patch, positions = (
+            weights[name].shape for name in (_WORD_EMBEDDINGS, _PATCH_EMBEDDING, _PATCH_POSITIONS)
+        )
     except KeyError as error:
-        raise UserError(f"{where}: has no {error.args[0]}; is it another model?") from None
-    size = math.isqrt(places[1] - 1) * patch[-1]
+        raise UserError(f"{where}: has no {error.args[0]}; give a LoTLIP checkpoint") from None
+    size = math.isqrt(positions[1] - 1) * patch[-1]
     image = image_config(image_tower) if image_tower else _vit_base(patch[-1], size)
     text, tokenizer = (text_config(text_tower), load_tokenizer(text_tower)) if text_tower else _bert_base()
     corners = words[0] - text.vocab_size
     if corners < 0:
-        raise UserError(f"{where}: has {words[0]} words, its text tower {text.vocab_size}; name the right --text-tower")
-    settings = TextSettings(corners)
+        raise UserError(
+            f"{where}: has {words[0]} word embeddings, but its text tower has {text.vocab_size}; "
+            "give the right --text-tower"
+        )
     with torch.device("meta"):
-        model = towers.build(image.to_dict(), text.to_dict(), settings)
-    found = {name: tuple(value.shape) for name, value in to_ours(weights, where).items()}
+        model = towers.build(image.to_dict(), text.to_dict(), TextSettings(corners))
+    actual = {name: tuple(value.shape) for name, value in to_ours(weights, where).items()}
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if problems := checkpoint_files.differences(expected, found):
-        raise UserError(f"{where}: {'; '.join(problems)}; name its --image-tower and --text-tower")
-    encoder = TextTokenizer(
+    if problems := checkpoint_files.differences(expected, actual):
+        raise UserError(f"{where}: {'; '.join(problems)}; give the right --image-tower and --text-tower")
+    text_tokenizer = TextTokenizer(
         tokenizer,
         vocab_size=text.vocab_size,
         context_length=min(CONTEXT_LENGTH, model.text.max_length),
         corner_tokens=corners,
     )
-    return LoTLIP(model, encoder, transform_of(image_tower, size) if image_tower else ImageTransform(size))
+    return LoTLIP(model, text_tokenizer, load_transform(image_tower, size) if image_tower else ImageTransform(size))
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
-    """The authors' tensors of a `.pt` or `.safetensors` file, mapped from disk. Raises UserError; executes nothing."""
+    """The tensors of an authors' `.pt` or `.safetensors` file, mapped from disk. Executes no code of the file.
+
+    Raises:
+        UserError: The file is damaged or not a checkpoint.
+    """
     if file.suffix == ".safetensors":
-        return unwrapped(checkpoint_files.read_weights(file), str(file))
-    return unwrapped(checkpoint_files.read_pickle(file), str(file))
+        return unwrap_state_dict(checkpoint_files.read_weights(file), str(file))
+    return unwrap_state_dict(checkpoint_files.read_pickle(file), str(file))
 
 
-def _read(file: Path, out: Path, image_tower: str | None, text_tower: str | None, say: Say) -> bool:
+def _import_checkpoint(file: Path, out: Path, image_tower: str | None, text_tower: str | None) -> bool:
+    """Convert an authors' checkpoint file into the model folder `out`."""
     weights = read_checkpoint(file)
-    model = model_of(weights, str(file), image_tower, text_tower)
+    model = build_model(weights, str(file), image_tower, text_tower)
     positions = weights[POSITION_IDS].shape[-1] if POSITION_IDS in weights else 0
     record = {
         "source": conversion.identity(file.parent, [file]),
@@ -117,32 +152,35 @@ def _read(file: Path, out: Path, image_tower: str | None, text_tower: str | None
         "position_ids": positions,
     }
     if (out / RECORD).exists() and json.loads((out / RECORD).read_text()) != record:
-        raise UserError(f"{out}: holds a conversion of other or changed files; delete it, or give another folder")
+        raise UserError(f"{out}: has a conversion of other or changed files; delete it, or choose another folder")
     if (out / MARK).exists():
-        say(f"{out}: converted already, nothing to do")
+        logger.info(f"{out}: already converted; nothing to do")
         return False
     conversion.write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
     checkpoint_files.write_weights(out / WEIGHTS, to_ours(weights, str(file)))
     written = checkpoint_files.read_weights(out / WEIGHTS)
-    if not same(to_authors(written, str(out), positions), weights):
+    if not equal_bits(to_authors(written, str(out), positions), weights):
         raise UserError(f"{out / WEIGHTS}: differs from {file}; delete it and run the command again")
     model.tokenizer.tokenizer.save_pretrained(out)
     conversion.write_text(out / MARK, json.dumps(model.config(), indent=1))
-    say(
+    logger.info(
         f"{out}: done, {len(weights)} tensors, each compared with its source; "
         f"{model.towers.text.settings.corner_tokens} corner tokens, images of {model.transform.size} pixels"
     )
     return True
 
 
-def _write(source: Path, config: dict[str, Any], target: Path, say: Say) -> bool:
+def _export_model(source: Path, config: dict[str, Any], target: Path) -> bool:
+    """Convert the model folder `source` into a file of the authors' layout."""
     if target.suffix not in (".pt", ".safetensors"):
-        raise UserError(f"{target}: name a file that ends in .pt or .safetensors, the authors' layout in one file")
+        raise UserError(f"{target}: the file of an authors' checkpoint ends in .pt or .safetensors; rename the target")
     if target.exists():
-        raise UserError(f"{target}: is there already; choose another name, or remove it")
-    _require_expressible(source, config["towers"])
+        raise UserError(f"{target}: exists already; choose another file or remove it")
+    _require_exportable(source, config["towers"])
     if config["text_form"] != "authors":
-        say(f"{source}: its texts are split by {config['text_form']}; the authors' code will split them at '. '")
+        logger.warning(
+            f"{source}: its texts are split by {config['text_form']}, but the authors' code splits them at '. '"
+        )
     record = json.loads((source / RECORD).read_text()) if (source / RECORD).exists() else {}
     weights = checkpoint_files.read_weights(source / WEIGHTS)
     renamed = to_authors(weights, str(source), record.get("position_ids", 0))
@@ -151,47 +189,49 @@ def _write(source: Path, config: dict[str, Any], target: Path, say: Say) -> bool
         checkpoint_files.write_weights(target, renamed)
     else:
         checkpoint_files.write_pickle(target, renamed)
-    if not same(to_ours(read_checkpoint(target), str(target)), weights):
+    if not equal_bits(to_ours(read_checkpoint(target), str(target)), weights):
         target.unlink()
-        raise UserError(f"{target}: what was written differs from {source}, so it was removed; run the command again")
-    say(f"{target}: done, {len(renamed)} tensors, each compared with its source")
+        raise UserError(f"{target}: differed from {source} after writing and was removed; run the command again")
+    logger.info(f"{target}: done, {len(renamed)} tensors, each compared with its source")
     return True
 
 
-def _require_expressible(source: Path, described: dict[str, Any]) -> None:
-    """Raises UserError for a model that the authors' code would compute otherwise: their layout has no settings."""
-    image = described["image"]
-    wanted = {"model_type": "vit", "layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": True}
-    if wrong := [name for name in wanted if image.get(name) != wanted[name]]:
+def _require_exportable(source: Path, description: dict[str, Any]) -> None:
+    """Raise UserError for a model that the authors' code would compute differently: their layout has no settings."""
+    image = description["image"]
+    required = {"model_type": "vit", "layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": True}
+    if different := [name for name in required if image.get(name) != required[name]]:
+        name = different[0]
         raise UserError(
-            f"{source}: the image tower's {wrong[0]} is {image.get(wrong[0])!r}, timm's plain ViTs have "
-            f"{wanted[wrong[0]]!r}, so its features would change in the authors' layout"
+            f"{source}: the image tower's {name} is {image.get(name)!r}, but timm's plain ViTs have "
+            f"{required[name]!r}: its features would change in the authors' layout"
         )
-    if described["corner_tokens"] and not described["mask"]:
-        raise UserError(f"{source}: its corner tokens have no attention mask; the authors' layout always has it")
+    if description["corner_tokens"] and not description["mask"]:
+        raise UserError(f"{source}: its corner tokens have no attention mask, but the authors' layout always has it")
 
 
-def _our_config(source: str) -> dict[str, Any] | None:
-    """The config.json of a model's folder of ours; None for anything else."""
+def _read_our_config(source: str) -> dict[str, Any] | None:
+    """The config.json of a model folder of this project, or None for any other source."""
     file = Path(source).expanduser() / MARK
     if not file.is_file():
         return None
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
-        raise UserError(f"{file}: is not JSON ({error}); fetch it again") from error
+        raise UserError(f"{file}: is not JSON ({error}); download it again") from error
     return config if isinstance(config, dict) and config.get("format") == FORMAT and "towers" in config else None
 
 
-def _their_file(source: str, revision: str | None) -> Path:
+def _find_checkpoint(source: str, revision: str | None) -> Path:
+    """The checkpoint file of a path or hub id, downloaded if needed."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
-    folder = conversion.fetch(source, revision, "the checkpoint", _FILES)
-    for name in _FILES:
+    folder = conversion.fetch(source, revision, "the checkpoint", _CHECKPOINT_FILES)
+    for name in _CHECKPOINT_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder}: has none of {', '.join(_FILES)}; name the checkpoint's file itself")
+    raise UserError(f"{folder}: has none of {', '.join(_CHECKPOINT_FILES)}; give the path of the checkpoint file")
 
 
 def _vit_base(patch: int, size: int) -> Any:
@@ -201,7 +241,7 @@ def _vit_base(patch: int, size: int) -> Any:
 
 
 def _bert_base() -> tuple[Any, Any]:
-    """bert-base-uncased's configuration, which is BERT's default, and its tokenizer, whose vocabulary comes with us."""
+    """The configuration of bert-base-uncased (BERT's default) and its tokenizer, from the packaged vocabulary."""
     from transformers import BertConfig, BertTokenizer
 
     with resources.as_file(
@@ -210,29 +250,28 @@ def _bert_base() -> tuple[Any, Any]:
         return BertConfig(), BertTokenizer(str(vocabulary))
 
 
-POSITION_IDS = "text.transformer.embeddings.position_ids"
-WORDS = "text.transformer.embeddings.word_embeddings.weight"
-PATCHES = "visual.trunk.patch_embed.proj.weight"
-POSITIONS = "visual.trunk.pos_embed"
+def unwrap_state_dict(content: Any, where: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, which may be under `state_dict` and may have DDP's prefix `module.`.
 
+    Args:
+        content: The loaded content of the file.
+        where: The file, for messages.
 
-def unwrapped(found: Any, where: str) -> dict[str, Tensor]:
-    """The tensors of what a checkpoint file holds: alone or under `state_dict`, with or without DDP's `module.`.
-
-    Raises UserError where it holds something else.
+    Raises:
+        UserError: The content is not a mapping of names to tensors.
     """
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{where}: holds no table of named tensors, as a LoTLIP checkpoint does")
-    wrapped = [name.startswith("module.") for name in found]
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{where}: has no mapping of names to tensors; give a LoTLIP checkpoint")
+    wrapped = [name.startswith("module.") for name in content]
     if any(wrapped) and not all(wrapped):
-        raise UserError(f"{where}: some names begin with module. and some do not; two checkpoints were mixed")
-    return {name.removeprefix("module.") if all(wrapped) else name: value for name, value in found.items()}
+        raise UserError(f"{where}: only some names begin with module.; the file mixes two checkpoints")
+    return {name.removeprefix("module.") if all(wrapped) else name: value for name, value in content.items()}
 
 
 def to_ours(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The authors' tensors under our names. Raises UserError for one that has no place."""
+    """The authors' tensors under this project's names. Raises UserError for an unknown tensor."""
     renamed, trunk = {}, {}
     for name, tensor in weights.items():
         if name == POSITION_IDS:
@@ -244,31 +283,37 @@ def to_ours(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
             renamed[name] = tensor
         elif name.startswith("text.transformer."):
             renamed[f"text.encoder.{name.removeprefix('text.transformer.')}"] = tensor
-        elif (inner := name.removeprefix("visual.trunk.")) != name and inner not in timm_vit.HEAD:
-            trunk[inner] = tensor
+        elif (trunk_name := name.removeprefix("visual.trunk.")) != name and trunk_name not in timm_vit.HEAD:
+            trunk[trunk_name] = tensor
         else:
-            raise _foreign(where, name)
+            raise _unknown_tensor(where, name)
     try:
         image = timm_vit.from_timm(trunk)
     except KeyError as error:
-        raise _foreign(where, f"visual.trunk.{error.args[0]}") from None
+        raise _unknown_tensor(where, f"visual.trunk.{error.args[0]}") from None
     return {**{f"image.vit.{name}": tensor for name, tensor in image.items()}, **renamed}
 
 
 def to_authors(weights: Mapping[str, Tensor], where: str, positions: int = 0) -> dict[str, Tensor]:
-    """Our tensors under the authors' names, in open_clip's order; with `position_ids` of so many positions, if any.
+    """This project's tensors under the authors' names, in open_clip's order.
 
-    Raises UserError for one that has no place.
+    Args:
+        weights: The tensors under this project's names.
+        where: The model, for messages.
+        positions: Length of the `position_ids` to add; 0 for none.
+
+    Raises:
+        UserError: A tensor is unknown or missing.
     """
     image = {name.removeprefix("image.vit."): value for name, value in weights.items() if name.startswith("image.vit.")}
     text = {name: value for name, value in weights.items() if name.startswith("text.encoder.")}
     known = {"log_scale", "text.proj.weight", *text, *(f"image.vit.{name}" for name in image)}
-    if foreign := sorted(weights.keys() ^ known):
-        raise _foreign(where, foreign[0])
+    if unknown := sorted(weights.keys() ^ known):
+        raise _unknown_tensor(where, unknown[0])
     try:
         trunk = timm_vit.to_timm(image)
     except KeyError as error:
-        raise _foreign(where, f"image.vit.{error.args[0]}") from None
+        raise _unknown_tensor(where, f"image.vit.{error.args[0]}") from None
     return {
         "logit_scale": weights["log_scale"],
         **{f"visual.trunk.{name}": tensor for name, tensor in trunk.items()},
@@ -279,25 +324,25 @@ def to_authors(weights: Mapping[str, Tensor], where: str, positions: int = 0) ->
 
 
 def position_ids(positions: int) -> Tensor:
-    """int64 [1, positions], as old versions of transformers saved them."""
+    """int64 [1, positions], as old versions of transformers save them."""
     return torch.arange(positions)[None]
 
 
-def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether both hold the same names, shapes, types and bits."""
-    return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+def equal_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Whether both have the same names, shapes, types and bits."""
+    return first.keys() == second.keys() and all(_equal_bits(first[name], second[name]) for name in first)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(_bits(one), _bits(other))
+def _equal_bits(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and first.shape == second.shape and torch.equal(_bytes(first), _bytes(second))
 
 
-def _bits(tensor: Tensor) -> Tensor:
+def _bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _foreign(where: str, name: str) -> UserError:
+def _unknown_tensor(where: str, name: str) -> UserError:
     return UserError(
-        f"{where}: {name} has no place in a LoTLIP with a plain ViT and a BERT-like encoder, or is missing; "
-        "is it another model?"
+        f"{where}: {name} is missing, or is not a tensor of a LoTLIP with a plain ViT and a BERT-like encoder; "
+        "give a LoTLIP checkpoint"
     )

@@ -1,6 +1,8 @@
-"""The processes of a training and what they tell each other. Alone, every function here hands back what it got.
+"""Collective operations between the processes of a training. With a single process each one returns its input.
 
-torchrun and Ray Train start the processes; torch.distributed carries what they say (NCCL between GPUs, gloo else).
+torchrun or Ray Train starts the processes. torch.distributed connects them: NCCL between GPUs, gloo otherwise.
+
+Shapes: P processes, b samples of one process, B = P·b samples of the global batch.
 """
 
 import contextlib
@@ -13,22 +15,22 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-# Before there is a group: imported later, as transformers does, it keeps the group in its functions' defaults for good.
-# The group's threads then outlive `destroy_process_group`, and may abort a process that ends.
+# Import this before a process group exists. Imported later, as transformers does, its function defaults would keep the
+# group alive: the group's threads would survive `destroy_process_group`, and can abort a process that is exiting.
 import torch.distributed.nn
 from torch import Tensor
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: as long as a checkpoint to slow storage may take."""
-BUCKET = 2**24
-"""Elements summed over the processes in one go: 64 MiB in float32."""
+"""How long a process waits for the others. Writing a checkpoint to slow storage must fit into it."""
+BUCKET_ELEMENTS = 2**24
+"""Gradient elements per all-reduce: 64 MiB in float32."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of the training."""
+    """The rank of this process and the number of processes of the training."""
 
     rank: int = 0
     size: int = 1
@@ -37,19 +39,22 @@ class ProcessGroup:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
-        """Which of `count` rows, a multiple of the processes, are this one's."""
-        here = count // self.size
-        return slice(self.rank * here, (self.rank + 1) * here)
+    def local_rows(self, count: int) -> slice:
+        """This process's share of `count` rows, where `count` is a multiple of the number of processes."""
+        rows_per_process = count // self.size
+        return slice(self.rank * rows_per_process, (self.rank + 1) * rows_per_process)
 
 
-ALONE = ProcessGroup()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[ProcessGroup]:
-    """The processes that torchrun started, joined for as long as it lasts; those that are joined already; or one."""
-    if dist.is_initialized():  # Ray Train has done it, and will undo it
+    """Join the processes that torchrun started, for the duration of the context.
+
+    A group that is initialized already is used as it is. Without torchrun's variables the group is this process alone.
+    """
+    if dist.is_initialized():  # Ray Train initialized it and will destroy it
         yield ProcessGroup(dist.get_rank(), dist.get_world_size())
         return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -64,82 +69,95 @@ def process_group() -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
-def device() -> torch.device:
-    """This process's own."""
+def local_device() -> torch.device:
+    """The device of this process: its current GPU, or the CPU where there is no GPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def gather(rows: Tensor, of: ProcessGroup) -> Tensor:
-    """The rows of all processes in order, [b, …] to [b × size, …]. Their gradient goes back to where they came from."""
-    if of.size == 1:
+def all_gather(rows: Tensor, group: ProcessGroup) -> Tensor:
+    """Concatenate the rows of all processes in rank order: [b, …] → [B, …].
+
+    It is differentiable: the gradient of each row is summed over the processes and returned to the row's own process.
+    """
+    if group.size == 1:
         return rows
-    everywhere: Tensor = _Gather.apply(rows, of)
-    return everywhere
+    gathered: Tensor = _AllGather.apply(rows, group)
+    return gathered
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, of: ProcessGroup) -> Tensor:
-        ctx.of = of
-        parts = [torch.empty_like(rows) for _ in range(of.size)]
+    def forward(ctx: Any, rows: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(rows) for _ in range(group.size)]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        slope = slopes[0].contiguous()
-        dist.all_reduce(slope)
-        return slope[ctx.of.share(len(slope))], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient[ctx.group.local_rows(len(gradient))], None
 
 
-def sum_over(values: Tensor, of: ProcessGroup) -> Tensor:
-    """The sum of every process's `values`, in place."""
-    if of.size > 1:
+def all_reduce_sum(values: Tensor, group: ProcessGroup) -> Tensor:
+    """Sum `values` over the processes, in place, and return them."""
+    if group.size > 1:
         dist.all_reduce(values)
     return values
 
 
-def sum_gradients(parameters: Sequence[Tensor], of: ProcessGroup) -> None:
-    """Add up every parameter's gradient over the processes.
+def sum_gradients(parameters: Sequence[Tensor], group: ProcessGroup) -> None:
+    """Sum the gradient of each parameter over the processes, in place.
 
-    Always in the same pieces, so that the same step gives the same bits: DistributedDataParallel cuts its buckets
-    anew as it runs, and a resumed training would differ in the last digit.
+    The buckets depend on the parameters alone, so a step always gives the same bits. DistributedDataParallel rebuilds
+    its buckets during the training, so that a resumed training would differ in the last digit.
     """
-    if of.size == 1:
+    if group.size == 1:
         return
-    piece: list[Tensor] = []
-    for parameter in [*parameters, None]:
-        if piece and (parameter is None or sum(one.numel() for one in piece) + parameter.numel() > BUCKET):
-            flat = torch.cat([gradient.flatten() for gradient in piece])
-            dist.all_reduce(flat)
-            for gradient, summed in zip(piece, flat.split([one.numel() for one in piece]), strict=True):
-                gradient.copy_(summed.view_as(gradient))
-            piece = []
-        if parameter is not None and parameter.grad is not None:
-            piece.append(parameter.grad)
+    bucket: list[Tensor] = []
+    elements = 0
+    for gradient in [parameter.grad for parameter in parameters if parameter.grad is not None]:
+        if bucket and elements + gradient.numel() > BUCKET_ELEMENTS:
+            _all_reduce_bucket(bucket)
+            bucket, elements = [], 0
+        bucket.append(gradient)
+        elements += gradient.numel()
+    if bucket:
+        _all_reduce_bucket(bucket)
 
 
-def same_everywhere(tensors: Sequence[Tensor], of: ProcessGroup) -> None:
-    """Give every process the first one's values."""
-    if of.size > 1:
+def _all_reduce_bucket(gradients: Sequence[Tensor]) -> None:
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def broadcast_from_first(tensors: Sequence[Tensor], group: ProcessGroup) -> None:
+    """Overwrite `tensors` on every process with the values of the first process."""
+    if group.size > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def first_decides(work: Callable[[], Answer], of: ProcessGroup) -> Answer:
-    """What `work` returns to the first process, on all; where it raises there, all raise that."""
-    if of.size == 1:
-        return work()
-    told: list[Any] = [None]
+def run_on_first(function: Callable[[], Result], group: ProcessGroup) -> Result:
+    """Call `function` on the first process alone, and return its result on every process.
+
+    An exception that it raises is raised on every process. All processes have to call this.
+    """
+    if group.size == 1:
+        return function()
+    message: list[Any] = [None]
     error: Exception | None = None
-    if of.is_first:
+    if group.is_first:
         try:
-            told = [(work(), None)]
-        except Exception as raised:  # noqa: BLE001 - it is raised again below, here and on all others
-            error, told = raised, [(None, raised)]
-    dist.broadcast_object_list(told, 0)
-    answer, raised_there = told[0]
-    if error or raised_there:
-        raise error or raised_there
-    found: Answer = answer
-    return found
+            message = [(function(), None)]
+        except Exception as raised:  # noqa: BLE001 - raised again below, on this process and on all others
+            error, message = raised, [(None, raised)]
+    dist.broadcast_object_list(message, 0)
+    result, remote_error = message[0]
+    if error or remote_error:
+        raise error or remote_error
+    answer: Result = result
+    return answer

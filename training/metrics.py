@@ -1,4 +1,4 @@
-"""What a training tells of itself, as JSON lines and to TensorBoard, and whether it still learns."""
+"""Writes the metrics of a training as JSON lines and for TensorBoard, and stops a training that diverges."""
 
 import json
 import math
@@ -20,99 +20,111 @@ from lotlip_data.manifests.errors import UserError
 
 
 class TrainingDiverged(UserError):
-    """The loss is no number any more, or has exploded; the message says at which step, and what to try."""
+    """The loss is not a finite number or has exploded. The message names the step and what to change."""
 
 
-def metrics_of(folder: str) -> str:
-    """Where the training in `folder` writes its steps."""
+def metrics_url(folder: str) -> str:
+    """The metrics.jsonl of the training in `folder`."""
     return storage.join(folder, "metrics.jsonl")
 
 
 class Metrics:
-    """metrics.jsonl, one line a step, and the same in tensorboard/. Resuming drops the steps that will be done again.
+    """metrics.jsonl with one line per step, and the same values in tensorboard/.
 
-    Both are written where `flush` is called: an object storage cannot append, so what is there is replaced.
+    Resuming drops the lines of the steps that are computed again. `flush` writes both files as a whole: object storage
+    cannot append.
     """
 
     FLUSH_SECONDS = 10.0
-    SHARE = 0.02
-    """Of the time that may go into flushing: the files grow, and storage may be slow."""
+    MAX_FLUSH_SHARE = 0.02
+    """Largest share of the time that is spent on flushing: the files grow, and storage can be slow."""
 
     def __init__(self, folder: str, steps_done: int) -> None:
-        self._url = metrics_of(folder)
+        self._url = metrics_url(folder)
         self._board = storage.join(folder, "tensorboard")
         self._scratch = tempfile.TemporaryDirectory()
-        # Not the SummaryWriter: its queue may still hold what was added when `flush` returns.
-        suffix = f".{steps_done:08d}"  # apart from the files of the start that this one resumes
-        self._curves = EventsWriter(str(Path(self._scratch.name, "events")), suffix)
+        suffix = f".{steps_done:08d}"  # different from the file of the run that this one resumes
+        # Not SummaryWriter: values can remain in its queue after `flush` returns.
+        self._events = EventsWriter(str(Path(self._scratch.name, "events")), suffix)
         if steps_done:
-            begun = SessionLog(status=SessionLog.START)  # TensorBoard forgets the steps from here on
-            self._curves.write_event(Event(wall_time=time.time(), step=steps_done + 1, session_log=begun))
-        self._next = time.monotonic() + self.FLUSH_SECONDS
-        self.lines: list[dict[str, float]] = []
+            start = SessionLog(status=SessionLog.START)  # TensorBoard drops earlier values of these steps
+            self._events.write_event(Event(wall_time=time.time(), step=steps_done + 1, session_log=start))
+        self._next_flush = time.monotonic() + self.FLUSH_SECONDS
+        self._lines: list[dict[str, float]] = []
         if steps_done and storage.exists(self._url):
-            there = map(json.loads, storage.read_bytes(self._url).decode().splitlines())
-            self.lines = [line for line in there if line["step"] <= steps_done]
+            lines = map(json.loads, storage.read_bytes(self._url).decode().splitlines())
+            self._lines = [line for line in lines if line["step"] <= steps_done]
 
     def add(self, step: int, **values: float) -> None:
-        self.lines.append({"step": step, **values})
+        """Record the values of a step. They are written at the next `flush`."""
+        self._lines.append({"step": step, **values})
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        self._curves.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def is_due(self) -> bool:
-        """Whether it is time to flush again."""
-        return time.monotonic() > self._next
+        """Whether the time of the next flush has come."""
+        return time.monotonic() > self._next_flush
 
     def flush(self) -> None:
-        began = time.monotonic()
-        storage.replace(self._url, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
-        self._curves.flush()
+        started = time.monotonic()
+        storage.replace(self._url, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+        self._events.flush()
         for path in Path(self._scratch.name).iterdir():
             storage.replace(storage.join(self._board, path.name), path.read_bytes())
         ended = time.monotonic()
-        self._next = ended + max(self.FLUSH_SECONDS, (ended - began) / self.SHARE)
+        self._next_flush = ended + max(self.FLUSH_SECONDS, (ended - started) / self.MAX_FLUSH_SHARE)
 
     def close(self) -> None:
         self.flush()
-        self._curves.close()
+        self._events.close()
         self._scratch.cleanup()
 
 
 class DivergenceMonitor:
-    """Stops a training that is lost: a loss or a gradient that is no number, or a loss far above mere chance.
+    """Detects a loss or gradient that is not finite, and a loss far above that of guessing.
 
-    By chance, every one of a loss's terms is the logarithm of the batch. A training that is above twice that for
-    `PATIENCE` steps in a row has come from better weights, so no checkpoint is kept of those steps.
+    Guessing gives each term of the loss the logarithm of the batch size. A training whose loss exceeds twice that for
+    `PATIENCE_STEPS` steps in a row has diverged. Its earlier weights were better, so these steps get no checkpoint.
     """
 
-    PATIENCE = 10
+    PATIENCE_STEPS = 10
 
-    def __init__(self, batch: int, terms: int) -> None:
-        self._limit = 2 * terms * math.log(batch)
-        self._above = 0
+    def __init__(self, batch_size: int, terms: int) -> None:
+        """`terms` is the number of contrastive losses that are summed."""
+        self._limit = 2 * terms * math.log(batch_size)
+        self._steps_above = 0
 
     @property
-    def is_sound(self) -> bool:
-        """Off while the loss is too high: what is learned now may be worth nothing."""
-        return self._above == 0
+    def is_healthy(self) -> bool:
+        """False while the loss is above the limit: the current weights can be worthless."""
+        return self._steps_above == 0
 
     def check(self, loss: float, norm: float, gradients: Iterable[tuple[str, Tensor | None]]) -> None:
-        """Raises TrainingDiverged, saying what is seen, after a step's backward pass and before its update."""
+        """Check a step after its backward pass and before its update.
+
+        Args:
+            loss: The loss of the global batch.
+            norm: The norm of the gradient.
+            gradients: Name and gradient of each parameter.
+
+        Raises:
+            TrainingDiverged: The message states the loss, the norm and the first gradient that is not finite.
+        """
         if not math.isfinite(loss) or not math.isfinite(norm):
-            bad = [name for name, slope in gradients if slope is not None and not slope.isfinite().all()]
-            which = f"; not finite: {len(bad)} gradients, the first that of {bad[0]}" if bad else ""
-            raise TrainingDiverged(f"the loss is {loss} and the gradient's norm {norm}{which}")
-        self._above = self._above + 1 if loss > self._limit else 0
-        if self._above == self.PATIENCE:
+            bad = [name for name, gradient in gradients if gradient is not None and not gradient.isfinite().all()]
+            details = f"; {len(bad)} gradients are not finite, the first one is that of {bad[0]}" if bad else ""
+            raise TrainingDiverged(f"the loss is {loss} and the gradient norm is {norm}{details}")
+        self._steps_above = self._steps_above + 1 if loss > self._limit else 0
+        if self._steps_above == self.PATIENCE_STEPS:
             raise TrainingDiverged(
-                f"the loss is {loss:.3g}, and has been above {self._limit:.3g}, twice that of guessing, for "
-                f"{self._above} steps; the gradient's norm is {norm:.3g}"
+                f"the loss is {loss:.3g} and has been above {self._limit:.3g}, twice that of guessing, for "
+                f"{self._steps_above} steps; the gradient norm is {norm:.3g}"
             )
 
 
 def memory_gib() -> float:
-    """The most memory that this process has held: on a GPU the GPU's, else its own."""
+    """Peak memory of this process in GiB: GPU memory where there is a GPU, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    bytes_per_unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 2**30

@@ -1,9 +1,16 @@
-"""Texts through the text tower without computing their padding.
+"""Sequence packing: texts through the text tower without computing their padding.
 
-A raw text of 18 tokens and a long one of 70 cost their own tokens, not 128 each: texts share rows, each with
-positions of its own and a mask that keeps them apart. So all of them are one call of the tower, whose weights and their
-gradients are read and written once. Of several widths of the rows the cheapest is taken: wide ones leave less room
-unused, and cost more attention. With an encoder that would mix them each text has a row of its own.
+A raw text of 18 tokens and a long text of 70 cost their own tokens, not 128 each. Several texts share a row; each has
+its own positions, and the attention mask separates them. All texts are one call of the tower, so its weights and their
+gradients are read and written once. Several row widths are tried and the cheapest one is used: wider rows waste less
+room but cost more attention. An encoder that would mix the texts of a row gets one text per row instead.
+
+Shapes:
+    N  texts
+    R  rows
+    L  tokens per row
+    K  features per text: 1 + m, [CLS] and m corner tokens
+    D  width of a feature
 """
 
 import bisect
@@ -19,99 +26,131 @@ from torch.utils.checkpoint import checkpoint
 from lotlip_data.training.models.corner_attention import PADDING
 from lotlip_data.training.models.towers import TextTower
 
+WIDTH_FACTORS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)
+"""The row widths that are tried, as multiples of the longest text."""
+
 
 @dataclass(frozen=True)
-class Embedded:
-    """Features [N, m + 1, D] in the texts' order, not normalised; the tokens they have and those that were computed."""
+class PackedFeatures:
+    """Features of texts, in the order of the texts."""
 
     features: Tensor
-    real: int
-    computed: int
+    """[N, K, D], not normalized."""
+    tokens: int
+    """Tokens of the texts."""
+    computed_tokens: int
+    """Tokens that the tower computed, padding included."""
 
 
-WIDTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)
-"""Of rows, that are tried: times the longest text."""
+def embed_packed(tower: TextTower, ids: Sequence[Sequence[int]], chunks: int = 1) -> PackedFeatures:
+    """Features of texts, equal to those of padded texts within the rounding of a sum.
+
+    With `chunks` > 1 only about 1 / `chunks` of the tokens is in memory at a time, forward and backward. The forward
+    pass of a chunk keeps no activations; the backward pass computes them again with the same dropout. The gradient is
+    that of all texts at once, also where the loss combines them (GradCache: Gao et al. 2021, arXiv 2101.06983).
+
+    Args:
+        tower: The text tower.
+        ids: Token ids of N texts, without padding.
+        chunks: Number of parts in which the rows pass through the tower.
+    """
+    device = tower.proj.weight.device
+    lengths = [len(text_ids) for text_ids in ids]
+    if tower.supports_packing:
+        rows, width = pack_cheapest(lengths, tower.proj.in_features)
+    else:
+        rows, width = [[text] for text in range(len(ids))], max(lengths)
+    layout = _layout(ids, rows, width, tower.pad_id)
+    # One embedding look-up for all chunks: its gradient is as large as the vocabulary, and each look-up would need one.
+    distinct_ids, inverse = np.unique(layout.ids, return_inverse=True)
+    embeddings = tower.encoder.get_input_embeddings()(torch.from_numpy(distinct_ids).to(device))
+    inverse = inverse.reshape(layout.ids.shape)
+    rows_per_chunk = -(-len(rows) // chunks)
+    features = []
+    for first in range(0, len(rows), rows_per_chunk):
+        chunk = slice(first, first + rows_per_chunk)
+        first_text, end_text = (sum(map(len, rows[:count])) for count in (first, first + rows_per_chunk))
+        cls_index = layout.cls_index[first_text:end_text] - first * width
+        arrays = (layout.ids[chunk], inverse[chunk], layout.text[chunk], layout.position[chunk], cls_index)
+        chunk_ids, indices, *placement = (torch.from_numpy(array).to(device) for array in arrays)
+        inputs = (chunk_ids, F.embedding(indices, embeddings), *placement)
+        features.append(checkpoint(tower, *inputs, use_reentrant=False) if chunks > 1 else tower(*inputs))
+    order = np.empty(len(ids), dtype=np.int64)
+    order[[text for row in rows for text in row]] = np.arange(len(ids))
+    return PackedFeatures(torch.cat(features)[torch.from_numpy(order).to(device)], sum(lengths), layout.ids.size)
 
 
-def cheapest_rows(lengths: Sequence[int], hidden: int) -> tuple[list[list[int]], int]:
-    """The texts in rows, and the rows' width, for an encoder whose tokens have `hidden` numbers.
+def pack_cheapest(lengths: Sequence[int], hidden: int) -> tuple[list[list[int]], int]:
+    """Pack texts at the row width that costs the least computation.
 
-    A layer takes 24 hidden² operations a token for its matrices, and 4 width × hidden for its attention, which take
-    twice as long as those of a matrix product (measured on a CPU: rows of 64 to 512 tokens, BERT-base's layers).
+    Per token, a layer takes 24 hidden² operations for its matrices and 4 width × hidden for its attention. Attention
+    operations take twice as long as those of a matrix product (measured on a CPU: rows of 64 to 512 tokens, BERT-base's
+    layers).
+
+    Args:
+        lengths: Tokens of each text.
+        hidden: Hidden size of the encoder.
+
+    Returns:
+        The indices of the texts in each row, and the row width in tokens.
     """
     longest = max(lengths)
-    tried = {round(longest * times): shared_rows(lengths, round(longest * times)) for times in WIDTHS}
-    width = min(tried, key=lambda width: len(tried[width]) * width * (6 * hidden + 2 * width))
-    return tried[width], width
+    packings = {width: pack_rows(lengths, width) for width in (round(longest * factor) for factor in WIDTH_FACTORS)}
+    width = min(packings, key=lambda width: len(packings[width]) * width * (6 * hidden + 2 * width))
+    return packings[width], width
 
 
-def shared_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """The texts, by index, in rows of `width` tokens: each where it leaves the least room, the longest ones first."""
+def pack_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Pack texts into rows of `width` tokens by best-fit decreasing. Returns the indices of the texts in each row.
+
+    The longest text comes first, and each text goes to the row in which it leaves the least room.
+    """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # sorted: the room that is left, and the row
+    free: list[tuple[int, int]] = []  # (free tokens, row), sorted
     for text in np.argsort(np.asarray(lengths), kind="stable")[::-1].tolist():
-        at = bisect.bisect_left(room, (lengths[text], 0))
-        if at == len(room):
+        fit = bisect.bisect_left(free, (lengths[text], 0))
+        if fit == len(free):
             rows.append([text])
-            left, row = width, len(rows) - 1
+            room, row = width, len(rows) - 1
         else:
-            left, row = room.pop(at)
+            room, row = free.pop(fit)
             rows[row].append(text)
-        bisect.insort(room, (left - lengths[text], row))
+        bisect.insort(free, (room - lengths[text], row))
     return rows
 
 
-def embed(tower: TextTower, ids: Sequence[Sequence[int]], pieces: int = 1) -> Embedded:
-    """Features of texts given by their token ids, as `tower` gives them padded, within the rounding of a sum.
+@dataclass(frozen=True)
+class _Layout:
+    """Packed rows as int64 arrays."""
 
-    With `pieces` above 1 no more than about that share of the tokens is in work at once, and in memory, forward and
-    backward: the features of a piece are computed without keeping anything, and once more, with the same dropout, when
-    their gradient has come. The gradient is so that of all texts at once, however many terms of the loss they meet in
-    (GradCache: Gao et al. 2021, arXiv 2101.06983).
-    """
-    device = tower.proj.weight.device
-    lengths = [len(row) for row in ids]
-    if tower.shares_rows:
-        rows, width = cheapest_rows(lengths, tower.proj.in_features)
-    else:
-        rows, width = [[text] for text in range(len(ids))], max(lengths)
-    tokens, text, place, heads = _layout(ids, rows, width, tower.pad_id)
-    # One look-up for all: its gradient is as large as the vocabulary, and would be that of every piece again.
-    known, word = np.unique(tokens, return_inverse=True)
-    words = tower.encoder.get_input_embeddings()(torch.from_numpy(known).to(device))
-    each = -(-len(rows) // pieces)
-    features = []
-    for first in range(0, len(rows), each):
-        some = slice(first, first + each)
-        begin, end = (sum(map(len, rows[:count])) for count in (first, first + each))
-        arrays = (tokens[some], text[some], place[some], heads[begin:end] - first * width)
-        here, *layout = (torch.from_numpy(array).to(device) for array in arrays)
-        looked_up = F.embedding(torch.from_numpy(word.reshape(tokens.shape)[some]).to(device), words)
-        given = (here, looked_up, *layout)
-        features.append(checkpoint(tower, *given, use_reentrant=False) if pieces > 1 else tower(*given))
-    order = np.empty(len(ids), dtype=np.int64)
-    order[[index for row in rows for index in row]] = np.arange(len(ids))
-    return Embedded(torch.cat(features)[torch.from_numpy(order).to(device)], sum(lengths), tokens.size)
+    ids: np.ndarray
+    """[R, L] token ids."""
+    text: np.ndarray
+    """[R, L] index of the text that a token belongs to, or PADDING."""
+    position: np.ndarray
+    """[R, L] position of a token in its text. Padding is all at 0: a row may have more of it than the encoder has
+    positions."""
+    cls_index: np.ndarray
+    """[N] index of each text's [CLS] in the R·L tokens, in the order of the rows."""
 
 
-def _layout(
-    ids: Sequence[Sequence[int]], rows: list[list[int]], width: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of rows of texts: token ids, text and place [R, width], and where in all tokens each text begins, in that order.
-
-    Padding is all at place 0: a row may have more of it than an encoder has positions.
-    """
-    tokens = np.full((len(rows), width), pad_id, dtype=np.int64)
-    text = np.full((len(rows), width), PADDING, dtype=np.int64)
-    place = np.zeros((len(rows), width), dtype=np.int64)
-    heads = []
-    for number, row in enumerate(rows):
-        at = 0
-        for index in row:
-            some = slice(at, at + len(ids[index]))
-            tokens[number, some] = ids[index]
-            text[number, some] = index
-            place[number, some] = np.arange(len(ids[index]))
-            heads.append(number * width + at)
-            at += len(ids[index])
-    return tokens, text, place, np.array(heads, dtype=np.int64)
+def _layout(ids: Sequence[Sequence[int]], rows: list[list[int]], width: int, pad_id: int) -> _Layout:
+    shape = (len(rows), width)
+    layout = _Layout(
+        ids=np.full(shape, pad_id, dtype=np.int64),
+        text=np.full(shape, PADDING, dtype=np.int64),
+        position=np.zeros(shape, dtype=np.int64),
+        cls_index=np.zeros(len(ids), dtype=np.int64),
+    )
+    placed = 0
+    for row, texts in enumerate(rows):
+        start = 0
+        for text in texts:
+            span = slice(start, start + len(ids[text]))
+            layout.ids[row, span] = ids[text]
+            layout.text[row, span] = text
+            layout.position[row, span] = np.arange(len(ids[text]))
+            layout.cls_index[placed] = row * width + start
+            placed += 1
+            start = span.stop
+    return layout

@@ -1,13 +1,16 @@
-"""Training: LoTLIP and what it is compared with, from a run's dataset. Read `Trainer.step` first.
+"""Trains LoTLIP and the methods that the paper compares it with on the dataset of a run. Start with `Trainer.step`.
 
-A locked image tower's features are computed once for each image, and a step then runs the text tower alone.
+The features of a locked image tower are computed once per image, so that a step runs the text tower alone.
+
+A training's folder has config.json (its settings), metrics.jsonl and tensorboard/, checkpoints/ until it has finished,
+then model/ and done.json.
 """
 
 import contextlib
 import json
+import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -17,135 +20,107 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
 from lotlip_data.training import distributed
+from lotlip_data.training.batch_encoder import BatchEncoder, BatchFeatures
 from lotlip_data.training.checkpointing import CheckpointManager
 from lotlip_data.training.config import FREE, ConfigError, TrainConfig
 from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.feature_cache import FeatureCache
 from lotlip_data.training.data.loader import Batch, prefetch_batches
 from lotlip_data.training.data.pixel_reader import PixelReader
-from lotlip_data.training.distributed import ALONE, ProcessGroup, first_decides
-from lotlip_data.training.metrics import DivergenceMonitor, Metrics, TrainingDiverged, memory_gib, metrics_of
+from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup, run_on_first
+from lotlip_data.training.loss import Loss, lotlip_loss
+from lotlip_data.training.metrics import DivergenceMonitor, Metrics, TrainingDiverged, memory_gib, metrics_url
 from lotlip_data.training.models.lotlip import load_model
 from lotlip_data.training.models.towers import TwoTowers
-from lotlip_data.training.objective import Objective
 from lotlip_data.training.signals import StopSignal
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training. `did_something` is False where it had been finished before."""
+    """A finished training. Its fields but `did_something` are those of done.json."""
 
     model: str
+    """The model's folder."""
     steps: int
     loss: float
+    """The loss of the last step."""
     seconds: float
     did_something: bool = True
+    """False if the training had finished before this call."""
 
 
-def train(config: TrainConfig, run: str, out: str, *, resume: bool = True, say: Say = print) -> TrainResult:
-    """Train on the dataset of the run `run` (path or URL) and leave the model in `out`/model.
+def train(config: TrainConfig, run: str, out: str, *, resume: bool = True) -> TrainResult:
+    """Train on the dataset of a run and write the model to `out`/model.
 
-    A training that was interrupted goes on from its last checkpoint, and ends bit for bit as if it had not been (on
-    CPUs, with as many processes and threads); one that is finished is left alone. With `resume` off, `out` must be
-    new. Under torchrun or Ray Train every process calls this, with the same arguments. Ctrl-C or SIGTERM ends the step
-    under way, leaves a checkpoint of it, and then does what it does elsewhere; not where this is called outside the
-    main thread, as Ray Train does.
+    An interrupted training resumes from its last checkpoint. On CPUs, with the same numbers of processes and threads,
+    it ends with the same bits as an uninterrupted one. A finished training is left alone. Under torchrun or Ray Train
+    every process calls this with the same arguments.
 
-    Raises UserError where the dataset, a tower or a setting is not usable, or `out` holds a training of other settings.
+    Ctrl-C or SIGTERM finishes the step under way and writes a checkpoint; then the signal takes its usual effect.
+    Signals are not deferred outside the main thread, which is where Ray Train calls this.
+
+    Args:
+        config: The settings.
+        run: The run, as a path or URL.
+        out: The training's folder, as a path or URL.
+        resume: Off: `out` must be empty or absent.
+
+    Raises:
+        UserError: The dataset, a tower or a setting cannot be used, or `out` has a training with other settings.
     """
-    with distributed.process_group() as of:
-        say = say if of.is_first else lambda line: None
+    with distributed.process_group() as group:
         out = storage.normalise(out)
-        dataset, finished = first_decides(lambda: _open(config, run, out, resume), of)
+        dataset, finished = run_on_first(lambda: _open(config, run, out, resume), group)
         if finished:
-            say(f"{out}: trained already ({finished.steps} steps); nothing to do")
+            _log(f"{out}: already trained ({finished.steps} steps); nothing to do", group)
             return finished
-        trainer = Trainer(config, dataset, out, say, of)
-        first_decides(lambda: _claim(out, config, dataset), of)  # not before the settings have proved usable
+        trainer = Trainer(config, dataset, out, group)
+        run_on_first(lambda: _claim_folder(out, config, dataset), group)  # only after the settings have proved usable
         try:
             result = trainer.run()
-            first_decides(lambda: _finish(config, out, result), of)
+            run_on_first(lambda: _finish(config, out, result), group)
         except Exception as error:
-            if trainer.stop.asked is not None:
-                say(f"{type(error).__name__}: {error}")  # what ends this is the signal
+            if trainer.stop_signal.received is not None:
+                _log(f"{type(error).__name__}: {error}", group)  # the signal, not this error, ends the process
             raise
         finally:
-            trainer.stop.heed()  # what came in the last step, or before an error
+            trainer.stop_signal.reraise()  # a signal of the last step, or before an error
         return result
 
 
-def _open(config: TrainConfig, run: str, out: str, resume: bool) -> tuple[data.Dataset, TrainResult | None]:
-    """The dataset, and the result where the training is finished."""
-    if not resume:
-        require_new(out)
-    dataset = data.open_dataset(run)
-    if storage.exists(_config(out)):
-        _claim(out, config, dataset)
-    if not storage.exists(_done(out)):
-        return dataset, None
-    return dataset, replace(result_of(out), did_something=False)
-
-
-def result_of(out: str) -> TrainResult:
-    """The result of the finished training in `out`."""
-    return TrainResult(**json.loads(storage.read_bytes(_done(out))))
-
-
-def require_new(out: str) -> None:
-    """Raises UserError where there is anything in `out`."""
-    if storage.list_names(out):
-        raise UserError(
-            f"{out}: there is a training already. Give this one another name, or remove that folder to train anew; "
-            "to go on with it, use its settings and no --no-resume."
-        )
-
-
-def _finish(config: TrainConfig, out: str, result: TrainResult) -> None:
-    content = {name: value for name, value in asdict(result).items() if name != "did_something"}
-    storage.create(_done(out), json.dumps(content, indent=1).encode())
-    CheckpointManager(out, config.keep_checkpoints).remove_all()
-
-
-def _config(out: str) -> str:
-    return storage.join(out, "config.json")
-
-
-def _done(out: str) -> str:
-    return storage.join(out, "done.json")
-
-
 class Trainer:
-    """One process of a training under way: the towers, the optimiser, and where in the data it stands."""
+    """One process of a training: the towers, the optimizer, and the position in the data."""
 
     def __init__(
-        self, config: TrainConfig, dataset: data.Dataset, out: str, say: Say, of: ProcessGroup = ALONE
+        self, config: TrainConfig, dataset: data.Dataset, out: str, group: ProcessGroup = SINGLE_PROCESS
     ) -> None:
-        self.config, self.dataset, self.out, self.say, self.of = config, dataset, out, say, of
+        self.config, self.dataset, self.out, self.group = config, dataset, out, group
         self.steps = config.steps(dataset.samples)
         torch.manual_seed(config.seed)
         self.model = load_model(config)
-        self.towers = self.model.towers.to(distributed.device())
+        self.towers = self.model.towers.to(distributed.local_device())
         self.towers.lock(image=config.lock_image, text=False)
         self.towers.eval()
-        distributed.same_everywhere(list(self.towers.state_dict().values()), of)
-        self._save_memory_and_time()
-        self.captioners = data.captioners_of(dataset, config.captioners)
+        distributed.broadcast_from_first(list(self.towers.state_dict().values()), group)
+        self._enable_checkpointing_and_compile()
+        self.captioners = data.select_captioners(dataset, config.captioners)
         self.long_texts = config.long_texts_of(len(self.captioners))
-        self.objective = Objective(config, self.towers, self.long_texts, of)
-        self.optimiser = _optimizer(config, self.towers)
+        self.encode = BatchEncoder(config, self.towers, self.long_texts, group)
+        self.optimizer = make_optimizer(config, self.towers)
         self.checkpoints = CheckpointManager(out, config.keep_checkpoints)
+        self.stop_signal = StopSignal()
+        self._stopping = False
         terms = 1 + self.long_texts * (1 + (config.corner_tokens if config.corner_loss else 0))
-        self.stop = StopSignal()
-        self._all_stop = False
-        self.health = DivergenceMonitor(config.batch, terms if config.reduction == "sum" else 1)
-        self.read_in_lanes(of.size)
+        self.divergence_monitor = DivergenceMonitor(config.batch, terms if config.reduction == "sum" else 1)
+        self.use_lanes(group.size)
 
-    def _save_memory_and_time(self) -> None:
+    def _enable_checkpointing_and_compile(self) -> None:
         if self.config.activation_checkpointing:
             self.towers.text.encoder.gradient_checkpointing_enable({"use_reentrant": False})
             if not self.config.lock_image:
@@ -154,17 +129,20 @@ class Trainer:
             self.towers.text.compile(dynamic=True)
             self.towers.image.compile()
 
-    def read_in_lanes(self, lanes: int) -> None:
-        """Take the data in so many lanes, a multiple of the processes: what a step shows follows from their number."""
+    def use_lanes(self, lanes: int) -> None:
+        """Read the data in `lanes` lanes, a multiple of the processes. The order of the samples depends on `lanes`."""
         config, dataset = self.config, self.dataset
         if config.batch % lanes or lanes > dataset.samples:
-            raise ConfigError(f"batch: {config.batch} cannot be shared by {lanes} processes; make it a multiple")
+            raise ConfigError(
+                f"batch: {config.batch} cannot be shared by {lanes} processes; use a multiple of {lanes}, and at most "
+                f"{dataset.samples} processes, the number of samples"
+            )
         self.lanes = lanes
-        each = lanes // self.of.size
-        mine = range(self.of.rank * each, (self.of.rank + 1) * each)
+        lanes_per_process = lanes // self.group.size
+        own_lanes = range(self.group.rank * lanes_per_process, (self.group.rank + 1) * lanes_per_process)
         picker = data.TextPicker(self.captioners, self.long_texts, config.sub_captions, dataset.sub_captions)
-        self.batches = data.Batches(dataset, picker, config.batch, config.seed, lanes=mine, of=lanes)
-        open_shards = data.open_shards_of(mine)
+        self.batches = data.Batches(dataset, picker, config.batch, config.seed, lanes=own_lanes, lane_count=lanes)
+        open_shards = data.open_shard_count(own_lanes)
         self.images: FeatureCache | PixelReader
         if config.images == "features":
             self.images = FeatureCache(dataset, self.towers.image, self.model.transform, open_shards)
@@ -178,186 +156,273 @@ class Trainer:
                 threads=config.decoders,
             )
 
-    def run(self) -> TrainResult:
-        """Every step that is left, then the model's folder. Raises KeyboardInterrupt, or ends, where told to stop."""
-        began = time.monotonic()
-        first = self._resume()
-        if isinstance(self.images, FeatureCache):
-            self.images.fill(self.say, self.of)
-        metrics = Metrics(self.out, first) if self.of.is_first else None
-        hidden = None if self.of.is_first else True  # None: shown on a terminal alone
-        bar = tqdm(total=self.steps, initial=first, unit=" steps", disable=hidden, leave=False, dynamic_ncols=True)
-        resumed = time.monotonic()
-        values: dict[str, float] = {}
-        started = time.monotonic()
-        closing = contextlib.closing
-        with self.stop, closing(metrics) if metrics else contextlib.nullcontext(), closing(bar):
-            for step, batch in enumerate(prefetch_batches(self.batch, first, self.steps), first):
-                values = self.step(step, batch)
-                seconds, started = time.monotonic() - started, time.monotonic()
-                values["samples_per_second"] = self.config.batch / seconds
-                values["tokens_per_second"] = values["tokens"] / seconds
-                due = self._is_due(step + 1)
-                if metrics:
-                    metrics.add(step + 1, **values)
-                    if due or metrics.is_due():
-                        metrics.flush()  # before the checkpoint: resuming from it finds the lines of all its steps
-                    if due:
-                        self.checkpoints.save(step + 1, self._state())
-                bar.update()
-                bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
-                self._report(step, values, (time.monotonic() - resumed) / (step + 1 - first))
-                if self._all_stop:
-                    first_decides(lambda: None, self.of)  # nobody ends before the first one's checkpoint is written
-                    break
-        if step + 1 < self.steps:
-            self._end_early()
-        model = storage.join(self.out, "model")
-        if self.of.is_first:
-            self.model.save(model)
-        return TrainResult(model, self.steps, values["loss"], time.monotonic() - began)
-
-    def _is_due(self, done: int) -> bool:
-        """Whether a checkpoint is to be kept of so many steps: the last one's is the model itself."""
-        wanted = self._all_stop or done % self.config.checkpoint_every == 0
-        return wanted and done < self.steps and self.health.is_sound
-
-    def _end_early(self) -> None:
-        """As the signal would have ended it that this process, or another one, was sent."""
-        kept = self.checkpoints.steps()
-        told = f"stopped; the same command goes on after step {kept[-1] if kept else 0} of {self.steps}"
-        self.say(told)
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: the same, with what has been told
-            self.stop.heed()
-        raise KeyboardInterrupt(told)
-
-    def batch(self, step: int) -> Batch:
-        """This process's part of global batch number `step`."""
-        places = self.batches.places(step)
-        texts = self.batches.texts(places)
-        every = [text.raw for text in texts] + [one for text in texts for one in text.long]
-        images = self.images.rows(places)
-        images = images.pin_memory() if torch.cuda.is_available() else images
-        return Batch(images, self.model.tokenizer.encode(every).ids)
-
     def step(self, step: int, batch: Batch) -> dict[str, float]:
-        """One step of the optimiser. Returns what the log keeps of it."""
-        _seed(self.config.seed, step, self.of.rank)  # dropout follows from the step: no state of it to save
-        rate = learning_rate(step, self.steps, self.config)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.towers.train()
-        self.optimiser.zero_grad(set_to_none=True)
-        loss, embedded = self.objective(batch)
-        loss.total.backward()
-        stop = float(self.stop.asked is not None)
-        told = torch.tensor(
-            [loss.total.item(), loss.short.item(), loss.long.item(), embedded.real, embedded.computed, stop],
-            device=self.towers.log_scale.device,
-            dtype=torch.float64,
+        """One optimizer step on the global batch, of which `batch` has this process's samples.
+
+        Returns:
+            The values of this step in metrics.jsonl.
+        """
+        config, towers = self.config, self.towers
+        _seed_generator(config.seed, step, self.group.rank)  # dropout depends on the step: no state of it to save
+        rate = learning_rate(step, self.steps, config)
+        for parameter_group in self.optimizer.param_groups:
+            parameter_group["lr"] = rate
+        towers.train()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        # Both towers on this process's samples; the features of all processes.
+        features = self.encode(batch)
+        # Short loss plus long loss (paper, Eq. 1–6), of this process's rows of the global batch.
+        loss = lotlip_loss(
+            features.image,
+            features.short,
+            features.long,
+            towers.scale,
+            config.reduction,
+            short_image=features.short_image,
+            local_rows=features.local_rows,
         )
-        total, short, long, real, computed, stops = distributed.sum_over(told, self.of).tolist()
-        self._all_stop = stops > 0  # in the same step, whichever process was told
-        norm = self._update(step, total)
+        loss.total.backward()
+
+        total, short, long, tokens, computed_tokens = self._sum_over_processes(loss, features)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        distributed.sum_gradients(parameters, self.group)
+        norm = nn.utils.clip_grad_norm_(parameters, config.clip_gradient).item()
+        self._check_divergence(step, total, norm)
+        self.optimizer.step()
+        towers.clamp_scale()
         return {
             "loss": total,
             "short": short,
             "long": long,
-            "scale": self.towers.scale.item(),
+            "scale": towers.scale.item(),
             "gradient": norm,
             "lr": rate,
-            "tokens": real,
-            "padding": 1 - real / computed,
+            "tokens": tokens,
+            "padding": 1 - tokens / computed_tokens,
             "memory_gib": memory_gib(),
         }
 
-    def _update(self, step: int, loss: float) -> float:
-        parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
-        distributed.sum_gradients(parameters, self.of)
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_gradient).item()
+    def _sum_over_processes(self, loss: Loss, features: BatchFeatures) -> list[float]:
+        """The global batch's total, short and long loss, its text tokens, and the tokens computed for them.
+
+        The same all-reduce carries the stop signal, so all processes stop after the same step.
+        """
+        stop = float(self.stop_signal.received is not None)
+        packed = features.packed
+        values = torch.tensor(
+            [loss.total.item(), loss.short.item(), loss.long.item(), packed.tokens, packed.computed_tokens, stop],
+            device=self.towers.log_scale.device,
+            dtype=torch.float64,
+        )
+        *sums, stops = distributed.all_reduce_sum(values, self.group).tolist()
+        self._stopping = stops > 0
+        return sums
+
+    def _check_divergence(self, step: int, loss: float, norm: float) -> None:
+        gradients = ((name, parameter.grad) for name, parameter in self.towers.named_parameters())
         try:
-            self.health.check(loss, norm, ((name, one.grad) for name, one in self.towers.named_parameters()))
-        except TrainingDiverged as seen:
-            kept = self.checkpoints.steps()
+            self.divergence_monitor.check(loss, norm, gradients)
+        except TrainingDiverged as error:
+            steps = self.checkpoints.steps()
+            last = f"The last checkpoint is that of step {steps[-1]}" if steps else "There is no checkpoint"
             raise TrainingDiverged(
-                f"step {step + 1}: {seen}. The last checkpoint is {f'of step {kept[-1]}' if kept else 'none'}. Lower "
-                f"lr ({self.config.lr}) or raise warm_up ({self.config.warm_up}), and train under another name."
+                f"step {step + 1}: {error}. {last}. Lower lr ({self.config.lr}) or raise warm_up "
+                f"({self.config.warm_up}), and train under another name."
             ) from None
-        self.optimiser.step()
-        self.towers.clamp_scale()
-        return norm
 
-    def _state(self) -> dict[str, Any]:
-        weights = self.towers.state_dict()
-        if self.config.lock_image:
-            weights = {name: value for name, value in weights.items() if not name.startswith("image.")}
-        return {"weights": weights, "optimiser": self.optimiser.state_dict(), "lanes": self.lanes}
+    def make_batch(self, step: int) -> Batch:
+        """This process's samples of the step's global batch."""
+        samples = self.batches.samples(step)
+        texts = self.batches.texts(samples)
+        raw_then_long = [text.raw for text in texts] + [long for text in texts for long in text.long]
+        images = self.images.load(samples)
+        images = images.pin_memory() if torch.cuda.is_available() else images
+        return Batch(images, self.model.tokenizer.encode(raw_then_long).ids)
 
-    def _resume(self) -> int:
-        """Load the last whole checkpoint, and return how many steps are done."""
-        found = self.checkpoints.load_last(self.say) if self.of.is_first else None
-        step = first_decides(lambda: found[0] if found else 0, self.of)
-        if not step:
-            if self.of.is_first and storage.exists(metrics_of(self.out)):
-                self.say("stopped before its first checkpoint: starting again at step 1")
-            return 0
-        state = found[1] if found else self.checkpoints.load(step)
-        self.towers.load_state_dict(state["weights"], strict=not self.config.lock_image)
-        self.optimiser.load_state_dict(state["optimiser"])
-        if state["lanes"] % self.of.size:
-            self.say(f"{self.of.size} processes in place of {state['lanes']}: from here on in another order of samples")
-        elif state["lanes"] != self.lanes:
-            self.read_in_lanes(state["lanes"])
-        self.say(f"going on after step {step} of {self.steps}")
-        return step
+    def run(self) -> TrainResult:
+        """Run the remaining steps and write the model's folder.
+
+        Raises:
+            KeyboardInterrupt: A process of the training received a stop signal. SIGTERM ends the process instead.
+        """
+        started = time.monotonic()
+        first = self._resume()
+        if isinstance(self.images, FeatureCache):
+            self.images.fill(self.group)
+        steps_done, loss = self._run_steps(first)
+        if steps_done < self.steps:
+            self._end_early()
+        model = storage.join(self.out, TRAINED_MODEL)
+        if self.group.is_first:
+            self.model.save(model)
+        return TrainResult(model, self.steps, loss, time.monotonic() - started)
+
+    def _run_steps(self, first: int) -> tuple[int, float]:
+        """Run the steps from `first` to the last one, or to a stop signal. Returns the steps done and the last loss."""
+        metrics = Metrics(self.out, first) if self.group.is_first else None
+        hidden = None if self.group.is_first else True  # None: tqdm shows the bar on a terminal alone
+        bar = tqdm(total=self.steps, initial=first, unit=" steps", disable=hidden, leave=False, dynamic_ncols=True)
+        done, values = first, dict[str, float]()
+        loop_started = step_started = time.monotonic()
+        with self.stop_signal, contextlib.closing(metrics) if metrics else contextlib.nullcontext(), bar:
+            for step, batch in enumerate(prefetch_batches(self.make_batch, first, self.steps), first):
+                values = self.step(step, batch)
+                done = step + 1
+                seconds, step_started = time.monotonic() - step_started, time.monotonic()
+                values["samples_per_second"] = self.config.batch / seconds
+                values["tokens_per_second"] = values["tokens"] / seconds
+                if metrics:
+                    self._record(metrics, done, values)
+                bar.update()
+                bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
+                self._report(step, values, (time.monotonic() - loop_started) / (done - first))
+                if self._stopping:
+                    run_on_first(lambda: None, self.group)  # a barrier: all wait for the first process's checkpoint
+                    break
+        return done, values["loss"]
+
+    def _record(self, metrics: Metrics, done: int, values: dict[str, float]) -> None:
+        """Write the metrics and the checkpoint after `done` steps, if they are due."""
+        # The last step needs no checkpoint: its weights are the model.
+        wanted = self._stopping or done % self.config.checkpoint_every == 0
+        checkpoint_due = wanted and done < self.steps and self.divergence_monitor.is_healthy
+        metrics.add(done, **values)
+        if checkpoint_due or metrics.is_due():
+            metrics.flush()  # before the checkpoint, so that resuming from it finds the lines of all its steps
+        if checkpoint_due:
+            self.checkpoints.save(done, self._state())
 
     def _report(self, step: int, values: dict[str, float], seconds: float) -> None:
         if (step + 1) % max(1, self.steps // 20) == 0 or step + 1 == self.steps:
             left = str(timedelta(seconds=round(seconds * (self.steps - step - 1))))
-            self.say(
+            _log(
                 f"{self.config.method} step {step + 1}/{self.steps}: loss {values['loss']:.3f} "
                 f"(short {values['short']:.3f}, long {values['long']:.3f}), "
-                f"{self.config.batch / seconds:.0f} samples/s, {left} to go"
+                f"{self.config.batch / seconds:.0f} samples/s, {left} to go",
+                self.group,
             )
 
+    def _end_early(self) -> None:
+        """End as the signal would have ended this process. Another process may have received it."""
+        kept = self.checkpoints.steps()
+        message = f"stopped; run the same command to resume after step {kept[-1] if kept else 0} of {self.steps}"
+        _log(message, self.group)
+        with contextlib.suppress(KeyboardInterrupt):  # raised again below, with the message
+            self.stop_signal.reraise()
+        raise KeyboardInterrupt(message)
 
-def _seed(*numbers: int) -> None:
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+    def _state(self) -> dict[str, Any]:
+        """The content of a checkpoint. Its keys are part of the file format."""
+        weights = self.towers.state_dict()
+        if self.config.lock_image:
+            weights = {name: value for name, value in weights.items() if not name.startswith("image.")}
+        return {"weights": weights, "optimiser": self.optimizer.state_dict(), "lanes": self.lanes}
+
+    def _resume(self) -> int:
+        """Load the last complete checkpoint. Returns the number of steps done."""
+        checkpoint = self.checkpoints.load_last() if self.group.is_first else None
+        step = run_on_first(lambda: checkpoint[0] if checkpoint else 0, self.group)
+        if not step:
+            if self.group.is_first and storage.exists(metrics_url(self.out)):
+                _log("the previous run stopped before its first checkpoint: starting again at step 1", self.group)
+            return 0
+        state = checkpoint[1] if checkpoint else self.checkpoints.load(step)
+        self.towers.load_state_dict(state["weights"], strict=not self.config.lock_image)
+        self.optimizer.load_state_dict(state["optimiser"])
+        lanes, processes = state["lanes"], self.group.size
+        if lanes % processes:
+            _log(f"{processes} processes instead of {lanes}: the order of the samples changes from here on", self.group)
+        elif lanes != self.lanes:
+            self.use_lanes(lanes)
+        _log(f"resuming after step {step} of {self.steps}", self.group)
+        return step
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Linear warm-up to `config.lr`, then a cosine to 0 at the last step."""
+    """Linear warm-up to `config.lr` in `config.warm_up` steps, then a cosine to 0 at the last of `steps` steps."""
     if step < config.warm_up:
         return config.lr * (step + 1) / config.warm_up
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warm_up) / (steps - config.warm_up)))
 
 
-def _optimizer(config: TrainConfig, towers: TwoTowers) -> torch.optim.AdamW:
+def make_optimizer(config: TrainConfig, towers: TwoTowers) -> torch.optim.AdamW:
+    """AdamW over all parameters that learn, with weight decay on matrices alone (as open_clip does)."""
     trained = [parameter for parameter in towers.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
     )
 
 
-def _claim(out: str, config: TrainConfig, dataset: data.Dataset) -> None:
-    """Settle, once, what is trained in `out`. Raises ConfigError where that was something else."""
-    url = _config(out)
-    ours = {**config.to_dict(), "dataset": [shard.sha256 for shard in dataset.shards]}
-    if not storage.exists(url) and storage.create(url, json.dumps(ours, indent=1).encode()):
-        return  # looked at first: a finished training may lie where nothing can be written
-    held = json.loads(storage.read_bytes(url))
-    if different := [name for name in {**held, **ours} if name not in FREE and held.get(name) != ours.get(name)]:
-        said = "; ".join(
-            f"{name} {held.get(name)} there, {ours.get(name)} now" for name in different if name != "dataset"
+def _log(message: str, group: ProcessGroup) -> None:
+    """Log at INFO on the first process, and at DEBUG on the others, which log the same messages."""
+    logger.log(logging.INFO if group.is_first else logging.DEBUG, message)
+
+
+def _seed_generator(*numbers: int) -> None:
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def require_new(out: str) -> None:
+    """Raise UserError if the folder `out` has any file."""
+    if storage.list_names(out):
+        raise UserError(
+            f"{out}: already contains a training. Give this training another name, or delete that folder to start "
+            "again; to resume it, use its settings and no --no-resume."
         )
-        said = said or "it has other shards"
-        raise ConfigError(f"{out} holds a training on other settings: {said}. Choose another name, or remove it.")
+
+
+def read_result(out: str) -> TrainResult:
+    """The result of the finished training in `out`."""
+    return TrainResult(**artifacts.read_json(_done_url(out), f"Remove {out} and train again."))
+
+
+def _open(config: TrainConfig, run: str, out: str, resume: bool) -> tuple[data.Dataset, TrainResult | None]:
+    """The dataset, and the result if the training has finished."""
+    if not resume:
+        require_new(out)
+    dataset = data.open_dataset(run)
+    if storage.exists(_config_url(out)):
+        _claim_folder(out, config, dataset)
+    if not storage.exists(_done_url(out)):
+        return dataset, None
+    return dataset, replace(read_result(out), did_something=False)
+
+
+def _claim_folder(out: str, config: TrainConfig, dataset: data.Dataset) -> None:
+    """Write the settings of the training into `out`, once. Raises ConfigError if it has a training with others."""
+    url = _config_url(out)
+    settings = {**config.to_dict(), "dataset": [shard.sha256 for shard in dataset.shards]}
+    # `exists` first: a finished training can be on a disk that is read-only.
+    if not storage.exists(url) and storage.create(url, json.dumps(settings, indent=1).encode()):
+        return
+    recorded = artifacts.read_json(url, f"Remove {out} and train again.")
+    different = [
+        name for name in {**recorded, **settings} if name not in FREE and recorded.get(name) != settings.get(name)
+    ]
+    if different:
+        differences = "; ".join(
+            f"{name} {recorded.get(name)} there, {settings.get(name)} now" for name in different if name != "dataset"
+        )
+        raise ConfigError(
+            f"{out} already contains a training with different settings: "
+            f"{differences or 'its dataset has other shards'}. Use another name or delete it."
+        )
+
+
+def _finish(config: TrainConfig, out: str, result: TrainResult) -> None:
+    content = {name: value for name, value in asdict(result).items() if name != "did_something"}
+    storage.create(_done_url(out), json.dumps(content, indent=1).encode())
+    CheckpointManager(out, config.keep_checkpoints).remove_all()
+
+
+def _config_url(out: str) -> str:
+    return storage.join(out, "config.json")
+
+
+def _done_url(out: str) -> str:
+    return storage.join(out, TRAINING_DONE)

@@ -3,12 +3,13 @@
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.storage import replacing
 
 RECORD = "conversion.json"
 """File of a target folder that says what is being converted; it marks the folder as a conversion's."""
@@ -93,27 +94,10 @@ def identity(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
     return {"folder": str(folder.resolve()), "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
 
 
-def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that it exists complete and on disk, or not at all.
-
-    Args:
-        file: The file.
-        write: Function that writes the content to the path that it is given.
-    """
-    part = file.with_name(f"{file.name}.part")
-    try:
-        write(part)
-        part.chmod(0o644)  # safetensors creates files that only their owner can read
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.rename(file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_text(file: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_atomically(file, lambda part: part.write_text(text))
+    with replacing(file) as part:
+        part.write_text(text)
 
 
 @contextmanager

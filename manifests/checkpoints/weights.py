@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lotlip_data.manifests.checkpoints.conversion import write_atomically
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.storage import replacing
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a tensor → its shape."""
@@ -95,19 +95,18 @@ def read_index(folder: Path, index: str) -> dict[str, str]:
 
 def write_weights(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file atomically. Raises OSError as writing does."""
-
-    def write(part: Path) -> None:
+    with replacing(file) as part:
         try:
             save_file(_separate(weights), part, metadata={"format": "pt"})
         except SafetensorError as error:  # how safetensors reports an OSError
             raise OSError(f"{part}: {error}") from error
-
-    write_atomically(file, write)
+        part.chmod(0o644)  # safetensors creates files that only their owner can read
 
 
 def write_pickle(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write the weights with torch.save, atomically, as other tools' `.pt` and `.bin` files."""
-    write_atomically(file, lambda part: torch.save(_separate(weights), part))
+    with replacing(file) as part:
+        torch.save(_separate(weights), part)
 
 
 def write_index(folder: Path, weight_map: Mapping[str, str], size: int) -> None:

@@ -8,6 +8,7 @@ The manifest that a command is given, with what only later stages look into: not
 import contextlib
 import errno
 import json
+import logging
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core.logs import PrefixFilter
 from lotlip_data.pipeline.model_stages import train as trainings
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 
@@ -41,8 +43,21 @@ RunFolder = Annotated[str, _folder("The run's folder: a path or a fsspec URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON; all else goes to standard error.")]
 
 
+class _ConsoleHandler(logging.Handler):
+    """Hands log records to the console."""
+
+    def __init__(self, console: "Console") -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+        self.addFilter(PrefixFilter())
+        self.setFormatter(logging.Formatter("%(prefix)s%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record))
+
+
 class Console:
-    """Prints lines and keeps them; `save` puts them into one folder of the run's logs.
+    """Prints results and log lines and keeps them; `save` puts them into one folder of the run's logs.
 
     With `json_output`, the lines go to standard error and the result alone to standard output. A `silent` one, of a
     process beside the first, tells errors alone.
@@ -54,7 +69,7 @@ class Console:
         self._lines: list[str] = []
         self._json = json_output
 
-    def say(self, line: str = "") -> None:
+    def print(self, line: str = "") -> None:
         if self._silent:
             return
         self._lines.append(f"{time.strftime('%H:%M:%S')} {line}")
@@ -65,7 +80,7 @@ class Console:
     def error(self, line: str) -> None:
         """Says what went wrong, whichever process it went wrong in."""
         self._silent = False
-        self.say(f"error: {line}")
+        self.print(f"error: {line}")
 
     def result(self, value: dict[str, Any]) -> None:
         """The command's figures, printed only where a script asked for them."""
@@ -75,7 +90,7 @@ class Console:
     def save(self, run: Run) -> None:
         if self._lines and storage.exists(run.manifest):
             text = "\n".join(self._lines) + "\n"
-            storage.replace(storage.join(run.logs, self._name, "log.txt"), text.encode())
+            storage.replace(run.log(self._name), text.encode())
 
 
 @contextlib.contextmanager
@@ -85,6 +100,10 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
     from lotlip_data.manifests.storage import remove_stale_scratch
 
     console = Console(name, as_json, silent)
+    handler, package = _ConsoleHandler(console), logging.getLogger("lotlip_data")
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    package.propagate = False
     code = 0
     try:
         if run_url is not None:
@@ -98,9 +117,11 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
         code = FAILED
     except KeyboardInterrupt as stop:
         if not stop.args:  # a training has told itself from which step it goes on
-            console.say("stopped. What is committed stays, and the same command goes on from there.")
+            console.print("stopped. What is committed stays, and the same command goes on from there.")
         code = INTERRUPTED
     finally:
+        package.removeHandler(handler)
+        package.propagate = True
         if run_url is not None:
             with contextlib.suppress(OSError, UserError):  # what matters has been said on the screen
                 console.save(Run.at(run_url))
@@ -133,12 +154,12 @@ def finish(console: Console, outcome: Any, what: str) -> None:
     """The last lines of a stage: what failed, or that there was nothing to do."""
     console.result(outcome.figures)
     if outcome.failed:
-        console.say(f"{what}: {len(outcome.failed)} failed")
+        console.print(f"{what}: {len(outcome.failed)} failed")
         for line in outcome.failed:
-            console.say(f"  {line}")
+            console.print(f"  {line}")
         raise typer.Exit(FAILED)
     if not outcome.did_something:
-        console.say(f"{what}: nothing to do, all of it is done")
+        console.print(f"{what}: nothing to do, all of it is done")
 
 
 def load_validated_manifest(path: str) -> Manifest:

@@ -56,13 +56,11 @@ def evaluate(
             raise UserError(f"the task {SYNTHETIC} is evaluated alone; name it in a command of its own")
         if tasks != [SYNTHETIC]:
             console.result(
-                evaluation.evaluate_tasks(
-                    checkpoint, tasks, data, out, allow_partial=allow_partial, device=device, say=console.say
-                )
+                evaluation.evaluate_tasks(checkpoint, tasks, data, out, allow_partial=allow_partial, device=device)
             )
         else:
             model, url = evaluation.model_named(checkpoint), out or evaluation.default_out(checkpoint, [])
-            console.result(evaluation.evaluate_model(model, url, console.say, device))
+            console.result(evaluation.evaluate_model(model, url, device))
 
 
 def eval_tables(

@@ -31,23 +31,23 @@ def report(
         from lotlip_data.manifests.errors import UserError
         from lotlip_data.manifests.run_layout import Run
         from lotlip_data.pipeline.dataset.stats import dataset_stats
-        from lotlip_data.pipeline.reporting.html import render
-        from lotlip_data.pipeline.reporting.report import figures
+        from lotlip_data.pipeline.reporting.html import render_html
+        from lotlip_data.pipeline.reporting.report import build_report
 
         at = Run.at(run)
-        page = out or storage.join(at.url, "report.html")
+        page = out or at.report
         if storage.is_folder(page):
             raise UserError(f"{page}: is a folder; name the file that is to be written")
-        found = figures(at, price)
+        found = build_report(at, price)
         counted = None
         try:
             counted = dataset_stats(at) if stats and found["dataset"] else None
         except UserError as error:
             found["problems"].append(str(error))
-        storage.replace(page, render(found, counted).encode())
+        storage.replace(page, render_html(found, counted).encode())
         for problem in found["problems"]:
             console.error(problem)
-        console.say(f"report: {page}")
+        console.print(f"report: {page}")
         console.result(found)
         if found["problems"]:
             raise typer.Exit(FAILED)
@@ -73,7 +73,7 @@ def view(
 
     Example: lotlip-data view runs/demo --checkpoint runs/demo/train/lit/model --checkpoint runs/demo/train/lotlip/model
     """
-    with command("view", False) as console:
+    with command("view", False):
         from lotlip_data.manifests import storage
         from lotlip_data.manifests.errors import UserError
         from lotlip_data.manifests.run_layout import Run
@@ -89,4 +89,4 @@ def view(
                 from lotlip_data.pipeline.viewer.models import Models
 
                 models = Models(checkpoint)
-            serve(create_app(View(at, models)), listening, console.say)
+            serve(create_app(View(at, models)), listening)

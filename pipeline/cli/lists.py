@@ -10,7 +10,7 @@ import typer
 from lotlip_data.manifests.catalog import SOURCES, Published, published, scales
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.cli.common import FAILED, Json, ManifestFile, RunFolder, command
-from lotlip_data.pipeline.planning.throughput import Hardware
+from lotlip_data.pipeline.planning.hardware import Hardware
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def sources(json: Json = False) -> None:
     with command("sources", json) as console:
         console.result(figures())
         for line in format_text():
-            console.say(line)
+            console.print(line)
 
 
 def manifest_schema() -> None:
@@ -77,7 +77,7 @@ def plan(
         from lotlip_data.pipeline.cli.common import load_validated_manifest
         from lotlip_data.pipeline.planning import cost as plan_cost
         from lotlip_data.pipeline.planning import lists as plan_lists
-        from lotlip_data.pipeline.planning.storage import stored_by
+        from lotlip_data.pipeline.planning.storage import measure_storage
         from lotlip_data.pipeline.planning.throughput import Speed, measure_speed
         from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 
@@ -87,9 +87,9 @@ def plan(
             held_for(asked, at)
         chosen = resolve_captioners(asked.captioners)
         given = _speeds(speed or [], [one.config.name for one in chosen])
-        found = plan_lists.plan_lists(asked, rows, stored_by(at) if at else None)
+        found = plan_lists.plan_lists(asked, rows, measure_storage(at) if at else None)
         for line in plan_lists.format_text(found):
-            console.say(line)
+            console.print(line)
         speeds = {name: Speed(value, "as given") for name, value in given.items()}
         for one in chosen if time else []:
             if one.config.name not in speeds:
@@ -98,7 +98,7 @@ def plan(
         if found.images or at:
             cost = plan_cost.plan_cost(found.images or 0, chosen, hardware, speeds, at, found.shards)
             for line in plan_cost.format_text(cost):
-                console.say(line)
+                console.print(line)
         console.result(found.to_dict() | {"captioning": cost.to_dict() if cost else None})
         if found.problems:
             raise typer.Exit(FAILED)
@@ -147,10 +147,10 @@ def import_table(
 
         at = Run.at(run)
         frozen(at)
-        summary = import_captions(at, caption_table(table, captioner or (), url_column, form), console.say)
+        summary = import_captions(at, caption_table(table, captioner or (), url_column, form))
         console.result(summary.to_dict())
         for line in format_text(summary):
-            console.say(line)
+            console.print(line)
 
 
 def figures() -> dict[str, Any]:

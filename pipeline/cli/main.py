@@ -63,9 +63,7 @@ def download(
         from lotlip_data.pipeline import stages
         from lotlip_data.pipeline.cli.common import load_validated_manifest
 
-        outcome = stages.download(
-            load_validated_manifest(manifest), Run.at(run), console.say, retry_failed, accept_failures
-        )
+        outcome = stages.download(load_validated_manifest(manifest), Run.at(run), retry_failed, accept_failures)
         _finish(console, outcome, "download")
 
 
@@ -90,7 +88,7 @@ def recaption(
         given = {"engine": engine, "max_actors": actors, "num_gpus": gpus}
         pool = {name: value for name, value in given.items() if value is not None}
         at = Run.at(run)
-        _finish(console, stages.recaption(frozen(at), at, console.say, captioner or (), pool), "recaption")
+        _finish(console, stages.recaption(frozen(at), at, captioner or (), pool), "recaption")
 
 
 @app.command()
@@ -105,7 +103,7 @@ def shard(run: RunFolder, json: Json = False) -> None:
         from lotlip_data.pipeline import stages
 
         at = Run.at(run)
-        _finish(console, stages.shard(frozen(at), at, console.say), "shard")
+        _finish(console, stages.shard(frozen(at), at), "shard")
 
 
 @app.command()
@@ -121,7 +119,7 @@ def stats(run: RunFolder, json: Json = False) -> None:
         found = dataset_stats(_existing(Run.at(run)))
         console.result(found)
         for row in table(found):
-            console.say(row)
+            console.print(row)
 
 
 @app.command()
@@ -136,8 +134,8 @@ def verify(run: RunFolder) -> None:
 
         problems = check(_existing(Run.at(run)))
         for problem in problems:
-            console.say(str(problem))
-        console.say(f"verify: {len(problems)} problems" if problems else "verify: everything is there and intact")
+            console.print(str(problem))
+        console.print(f"verify: {len(problems)} problems" if problems else "verify: everything is there and intact")
         if problems:
             raise typer.Exit(FAILED)
 
@@ -153,7 +151,7 @@ def run_line(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None
         from lotlip_data.pipeline import stages
         from lotlip_data.pipeline.cli.common import load_validated_manifest
 
-        _finish(console, stages.run_pipeline(load_validated_manifest(manifest), Run.at(run), console.say), "run")
+        _finish(console, stages.run_pipeline(load_validated_manifest(manifest), Run.at(run)), "run")
 
 
 @app.command()
@@ -177,17 +175,16 @@ def status(
 
         from lotlip_data.manifests.manifest import frozen
         from lotlip_data.manifests.run_layout import Run
-        from lotlip_data.pipeline.reporting.status import format_text
-        from lotlip_data.pipeline.reporting.status import status as look
+        from lotlip_data.pipeline.reporting.status import format_text, get_status
 
         frozen(Run.at(run))
         while True:
-            found = look(Run.at(run), failures=failures)
+            progress = get_status(Run.at(run), failures=failures)
             if watch and sys.stdout.isatty():
                 print("\033[H\033[2J", end="")
-            console.result(found)
-            for row in format_text(found):
-                console.say(row)
+            console.result({**progress})
+            for row in format_text(progress):
+                console.print(row)
             if not watch:
                 break
             time.sleep(every)
@@ -207,7 +204,7 @@ def demo(
         from lotlip_data.manifests.run_layout import Run
         from lotlip_data.pipeline.demo import demo as play
 
-        _finish(console, play(Run.at(run), images, console.say), "demo")
+        _finish(console, play(Run.at(run), images), "demo")
 
 
 @world.command()
@@ -229,7 +226,7 @@ def accuracy(
         for one in resolve_captioners(captioner, {"engine": engine}):
             found = measure(one.config, scenes, engine)
             figures[one.config.name] = {"facts_precision": found.precision, "facts_recall": found.recall}
-            console.say(
+            console.print(
                 f"{one.config.name}: precision {found.precision:.4f}, recall {found.recall:.4f}, {scenes} scenes"
             )
         console.result(figures)
@@ -249,11 +246,11 @@ def sharegpt4v(
 
     Example: lotlip-data convert sharegpt4v Lin-Chen/ShareGPT4V-7B models/sharegpt4v
     """
-    with _command("convert", False) as console:
+    with _command("convert", False):
         from lotlip_data.captioners.convert.sharegpt4v import convert as bring
 
         tower = {"vision_tower": vision_tower, "vision_tower_revision": vision_tower_revision}
-        bring(source, target, revision=revision, **tower, say=console.say)
+        bring(source, target, revision=revision, **tower)
 
 
 @convert.command()
@@ -274,10 +271,10 @@ def lotlip(
 
     Example: lotlip-data convert lotlip weiwu-ww/LoTLIP-ViT-B-16-100M models/lotlip-b16
     """
-    with _command("convert", False) as console:
+    with _command("convert", False):
         from lotlip_data.training.convert_lotlip import convert as bring
 
-        bring(source, target, revision=revision, image_tower=image_tower, text_tower=text_tower, say=console.say)
+        bring(source, target, revision=revision, image_tower=image_tower, text_tower=text_tower)
 
 
 for others in (cli_lists, cli_train, cli_eval, inspect, cli_study):

@@ -66,7 +66,7 @@ def train(
         at = Run.at(run)
         entries = [TrainingEntry.parse(entry)] if entry else []
         on_ray = Workers(workers=workers, gpus=gpus, cpus=cpus) if ray else None
-        outcome = line.train(frozen(at), at, console.say, entries, resume, on_ray)
+        outcome = line.train(frozen(at), at, entries, resume, on_ray)
         finish(console, outcome, "train")
 
 
@@ -92,7 +92,7 @@ def features(
         from lotlip_data.pipeline.model_stages import features as line
 
         at = Run.at(run)
-        outcome = line.features(frozen(at), at, console.say, image_tower, image_size, gpus)
+        outcome = line.features(frozen(at), at, image_tower, image_size, gpus)
         finish(console, outcome, "features")
 
 
@@ -114,14 +114,11 @@ def embed(
         from lotlip_data.training.models.lotlip import LoTLIP
 
         model = LoTLIP.load(checkpoint)
-        if images is not None:
-            found = embed_images(model, images, out, console.say)
-        else:
-            found = embed_texts(model, str(texts), out, console.say)
-        console.say(f"{found.written} features of {model.towers.image.dim} numbers in {out}")
+        found = embed_images(model, images, out) if images is not None else embed_texts(model, str(texts), out)
+        console.print(f"{found.written} features of {model.towers.image.dim} numbers in {out}")
         console.result({"written": found.written, "failed": len(found.failed)})
         if found.failed:
-            console.say(f"embed: {len(found.failed)} failed")
+            console.print(f"embed: {len(found.failed)} failed")
             for reason in found.failed[:20]:
-                console.say(f"  {reason}")
+                console.print(f"  {reason}")
             raise typer.Exit(FAILED)

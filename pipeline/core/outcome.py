@@ -1,12 +1,9 @@
-"""TODO"""
+"""What a stage did, and errors as one line."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from lotlip_data.manifests.errors import UserError
-
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -16,10 +13,6 @@ class Outcome:
     did_something: bool
     failed: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
-
-
-def _under(name: str, say: Say) -> Say:
-    return lambda line: say(f"{name}: {line}")
 
 
 def one_line(error: Exception) -> str:

@@ -1,100 +1,123 @@
-"""The images that must not be in the dataset, because models trained on it will be evaluated on them.
+"""Reads the images of evaluation sets, which the dataset must not contain.
 
-A set is a folder, a tar, an image, or a `.txt` list of images (one path or URL a line, relative to the list); its
-members are known by the sha256 of their bytes and by their perceptual hash.
+Models trained on the dataset are evaluated on these images. An evaluation set is a folder, a tar, an image, or a `.txt`
+list of images with one path or URL per line, relative to the list. Its images are recognized by the sha256 of their
+bytes and by their perceptual hashes.
 """
 
 import hashlib
 import io
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests import artifacts, storage, tar_reader
 from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.curation.perceptual_hash import perceptual_hash
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_TAR = (".tar", ".tar.gz", ".tgz")
-_MEMBERS = pa.schema([("name", pa.string()), ("sha256", pa.string()), ("phash", pa.uint64())])
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_REMEDY = "Correct `clean.evaluation_sets` in the manifest, or replace the file."
+_HASHES = pa.schema([("name", pa.string()), ("sha256", pa.string()), ("phash", pa.uint64())])
 
 
 class EvaluationSetError(UserError):
-    """An evaluation set that cannot be read, or holds no image; the message names it."""
+    """An evaluation set that cannot be read or has no image; the message names it."""
 
 
 class EvaluationImages:
-    """What is known of the evaluation sets' images; `id` changes when they do."""
+    """The images of the evaluation sets."""
 
     def __init__(self, table: pa.Table, id: str) -> None:
         self.id = id
+        """Identifies the images; it changes when a file of a set does."""
         self.names: list[str] = table["name"].to_pylist()
-        self._of_bytes = dict(zip(table["sha256"].to_pylist(), self.names, strict=True))
+        self._name_by_sha256 = dict(zip(table["sha256"].to_pylist(), self.names, strict=True))
         hashed = table.filter(table["phash"].is_valid())
         self.hashes = hashed["phash"].to_numpy().astype(np.uint64)
+        """uint64 [h]: the perceptual hashes of the h images that can be decoded."""
         self.hashed_names: list[str] = hashed["name"].to_pylist()
+        """The names of these h images."""
 
-    def of_bytes(self, sha256: str) -> str | None:
-        """The image that has these bytes."""
-        return self._of_bytes.get(sha256)
+    def find_sha256(self, sha256: str) -> str | None:
+        """The name of the image with these bytes, or None."""
+        return self._name_by_sha256.get(sha256)
 
 
-def evaluation_images(run: Run, sets: Sequence[str], say: Callable[[str], None]) -> EvaluationImages:
-    """The images of all sets, hashed once: the result is kept in the run until a set's files change."""
+def evaluation_images(run: Run, sets: Sequence[str]) -> EvaluationImages:
+    """The images of all sets. Their hashes are kept in the run until a file of a set changes.
+
+    Args:
+        run: The run.
+        sets: The evaluation sets, as paths or URLs.
+
+    Raises:
+        EvaluationSetError: A set cannot be read or has no image.
+    """
     id = digest(*((path, storage.stamps_below(path)) for path in sets))
-    url = run.clean("evaluation", f"{id}.parquet")
+    url = run.evaluation_hashes(id)
     if not storage.exists(url):
-        rows = []
-        for path in sets:
-            found = [_known(name, content) for name, content in _contents(path)]
-            if not found:
-                raise EvaluationSetError(f"{path}: no image in this evaluation set; images end in {', '.join(IMAGES)}")
-            unread = sum(row["phash"] is None for row in found)
-            say(f"evaluation set {path}: {len(found)} images" + (f", {unread} unreadable" if unread else ""))
-            rows += found
+        rows = [row for path in sets for row in _hash_set(path)]
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=_MEMBERS), buffer, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows, schema=_HASHES), buffer, compression="zstd")
         storage.create(url, buffer.getvalue())
     return read_evaluation_hashes(run, id)
 
 
 def read_evaluation_hashes(run: Run, id: str) -> EvaluationImages:
-    url = run.clean("evaluation", f"{id}.parquet")
+    """The images that `evaluation_images` has hashed before, by their id."""
+    url = run.evaluation_hashes(id)
     return EvaluationImages(artifacts.read_parquet(url, f"Remove {url}; `lotlip-data shard` makes it again."), id)
 
 
-def _known(name: str, content: bytes) -> dict[str, object]:
+def _hash_set(path: str) -> list[dict[str, object]]:
+    rows = [_hash_image(name, content) for name, content in _iter_images(path)]
+    if not rows:
+        suffixes = ", ".join(IMAGE_SUFFIXES)
+        raise EvaluationSetError(f"{path}: the evaluation set has no image; names of images end in {suffixes}")
+    unreadable = sum(row["phash"] is None for row in rows)
+    message = f"evaluation set {path}: {len(rows)} images" + (f", {unreadable} unreadable" if unreadable else "")
+    logger.log(logging.WARNING if unreadable else logging.INFO, message)
+    return rows
+
+
+def _hash_image(name: str, content: bytes) -> dict[str, object]:
     return {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "phash": perceptual_hash(content)}
 
 
-def _contents(path: str) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each image of a set."""
-    lower = path.lower()
+def _iter_images(path: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each image of a set."""
     try:
-        if lower.endswith(_TAR):
-            yield from _members(path)
-        elif lower.endswith(".txt"):
-            for line in storage.read_bytes(path).decode().splitlines():
-                if name := line.strip():
-                    absolute = "://" in name or name.startswith("/")
-                    yield name, storage.read_bytes(name if absolute else storage.join(path.rpartition("/")[0], name))
-        elif lower.endswith(IMAGES):
-            yield path, storage.read_bytes(path)
-        else:
-            for name in storage.list_below(path):
-                if name.lower().endswith(IMAGES):
-                    yield storage.join(path, name), storage.read_bytes(storage.join(path, name))
-    except (OSError, tarfile.TarError, EOFError, UnicodeDecodeError) as error:
-        raise EvaluationSetError(f"{path}: this evaluation set cannot be read: {error}") from error
+        if path.lower().endswith(_TAR_SUFFIXES):
+            for name, content in tar_reader.iter_members(path, _REMEDY, IMAGE_SUFFIXES, EvaluationSetError):
+                yield f"{path}/{name}", content
+            return
+        for name, url in _list_images(path):
+            yield name, storage.read_bytes(url)
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationSetError(f"{path}: cannot be read ({error}). {_REMEDY}") from error
 
 
-def _members(path: str) -> Iterator[tuple[str, bytes]]:
-    with storage.open_read(path) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
-        for member in tar:
-            if member.name.lower().endswith(IMAGES) and (content := tar.extractfile(member)) is not None:
-                yield f"{path}/{member.name}", content.read()
+def _list_images(path: str) -> Iterator[tuple[str, str]]:
+    """Name and URL of each image of a set that is not a tar."""
+    lower = path.lower()
+    if lower.endswith(".txt"):
+        folder = path.rpartition("/")[0]
+        for line in storage.read_bytes(path).decode().splitlines():
+            if name := line.strip():
+                is_absolute = "://" in name or name.startswith("/")
+                yield name, name if is_absolute else storage.join(folder, name)
+    elif lower.endswith(IMAGE_SUFFIXES):
+        yield path, path
+    else:
+        for name in storage.list_below(path):
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                url = storage.join(path, name)
+                yield url, url

@@ -1,20 +1,21 @@
-"""Images that are left out for the sake of others: duplicates within the run, and what evaluation sets hold.
+"""Finds the images to leave out because of other images: duplicates within the run, and images of evaluation sets.
 
-Every shard is surveyed by itself, on Ray: its images are hashed (once; the hashes are committed), held against the
-evaluation sets, and handed on as a few numbers each. Here those are spilled to disk, merged a bucket at a time, and
-become one list a shard of what is to be left out. Only images that the rules on size and raw texts let pass take part,
-so an image is never left out for the sake of one that is left out by those.
+Each shard is surveyed on its own, on Ray: its images are hashed (once, the hashes are committed), compared with the
+evaluation sets, and reduced to a few numbers per image. The driver spills these numbers to disk, compares them bucket
+by bucket, and commits one list of excluded images per shard. Only images that pass the filters on size and raw texts
+take part, so no image is left out because of an image that the filters leave out.
 
 Everything in RUN/clean follows from the images and the settings, and can be removed at any time.
 """
 
 import io
 import json
-import pathlib
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,93 +34,117 @@ from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.curation import decontamination, near_duplicates
 from lotlip_data.pipeline.curation.filters import Filters, image_rejection, raw_texts
-from lotlip_data.pipeline.curation.near_duplicates import Found, Rows
-from lotlip_data.pipeline.curation.perceptual_hash import is_within_distance, shard_hashes
+from lotlip_data.pipeline.curation.near_duplicates import Duplicates, SpilledRows
+from lotlip_data.pipeline.curation.perceptual_hash import find_near, shard_hashes
 from lotlip_data.pipeline.downloading.reader import fetched_rows
+
+logger = logging.getLogger(__name__)
 
 DUPLICATE, NEAR_DUPLICATE, EVALUATION_IMAGE = "duplicate", "near_duplicate", "evaluation_image"
 _REASONS = (DUPLICATE, NEAR_DUPLICATE)
-_LIST = pa.schema([("row", pa.uint32()), ("reason", pa.string()), ("of", pa.string())])
+"""By number, in the order of precedence: equal bytes say more than similar looks."""
+_EVALUATION_NUMBER = len(_REASONS)
+_EXCLUSIONS = pa.schema([("row", pa.uint32()), ("reason", pa.string()), ("of", pa.string())])
 _COLUMNS = ["key", "uid", "sha256", "status", "texts", "sources", "original_width", "original_height"]
 _ROW_BITS = 32
+_ROW_MASK = (1 << _ROW_BITS) - 1
 
 
 @dataclass(frozen=True)
 class ShardSurvey:
-    """What one shard contributes, n images: all arrays are uint64 of n, but for those of hashes, which are of h ≤ n."""
+    """The numbers of one shard of n images, of which h have a perceptual hash. All arrays are uint64."""
 
     positions: np.ndarray
-    """shard · 2³² + row: the order in which images are earlier or later."""
+    """[n]: shard · 2³² + row. The order of the positions decides which image is earlier."""
     upper: np.ndarray
+    """[n]: the first 64 bits of the sha256."""
     lower: np.ndarray
-    """The first 128 bits of the sha256."""
+    """[n]: the next 64 bits of the sha256."""
     hashed: np.ndarray
-    """Positions of those that have a perceptual hash."""
+    """[h]: the positions of the images with a perceptual hash."""
     hashes: np.ndarray
+    """[h]: their perceptual hashes."""
     evaluation: list[tuple[int, str]]
-    """Row and name: images that an evaluation set holds."""
-    digits: int
-    """Of the row in a key."""
+    """The images that an evaluation set contains: row, and name in the set."""
+    row_digits: int
+    """The number of digits of the row in a key; 0 if the shard has no images."""
 
 
-def find_exclusions(
-    run: Run, clean: CleanSettings, rules: Filters, say: Callable[[str], None] = print
-) -> tuple[dict[int, str], list[str]]:
-    """By shard, the list in `clean/` of the images to leave out, and what could not be surveyed, each with its reason.
+def find_exclusions(run: Run, clean: CleanSettings, rules: Filters) -> tuple[dict[int, str], list[str]]:
+    """Find the images to leave out because of other images, once for each state of images and settings.
 
-    Made once for each state of images and settings; empty where `clean` compares no images.
+    Args:
+        run: The run.
+        clean: The manifest's settings. If they compare no images, there are no exclusions.
+        rules: The filters that decide which images take part.
+
+    Returns:
+        The name of the list of excluded images by shard (see `read_list`), and the shards that could not be surveyed,
+        each with its reason. If there are any of these, there are no lists.
     """
     if not clean.compares_images:
         return {}, []
     sets = clean.evaluation_sets
-    known = decontamination.evaluation_images(run, sets, say).id if sets else None
+    evaluation_id = decontamination.evaluation_images(run, sets).id if sets else None
     stamps = image_stamps(run)
     settings = clean.model_dump(mode="json", exclude={"drop_flags", "evaluation_sets"})
-    index = run.clean(f"left-out-{digest(settings, known, sorted(stamps.items()))}.json")
+    index = run.exclusion_index(digest(settings, evaluation_id, sorted(stamps.items())))
     if not storage.exists(index):
+        survey = partial(survey_shard, run, clean, rules, evaluation_id)
         with scratch_folder("clean") as folder:
-            lists, failed = _merge(run, clean, rules, known, stamps, folder, say)
+            lists, failed = _compare_shards(run, clean, survey, stamps, folder)
         if failed:
             return lists, failed
         storage.create(index, json.dumps(lists).encode())
-    listed = artifacts.read_json(index, "Remove it, and `lotlip-data shard` looks again.")
-    return {int(shard): name for shard, name in listed.items()}, []
+    lists_by_name = artifacts.read_json(index, "Remove it and run `lotlip-data shard`, which writes it again.")
+    return {int(shard): name for shard, name in lists_by_name.items()}, []
 
 
 def read_list(run: Run, name: str) -> dict[int, tuple[str, str]]:
-    """By row of the shard, the reason to leave an image out, and the key or name of the one that it is like."""
-    remedy = f"Remove it and {run.clean('left-out-*.json')}; `lotlip-data shard` makes them again."
-    table = artifacts.read_parquet(run.clean("left_out", name), remedy)
-    rows, reasons, of = (table[column].to_pylist() for column in _LIST.names)
-    return {row: (reason, other) for row, reason, other in zip(rows, reasons, of, strict=True)}
+    """Read the list of excluded images of one shard.
+
+    Returns:
+        By row of the shard: the reason, and the key or name of the other image.
+    """
+    remedy = f"Remove it and {run.exclusion_index('*')}; `lotlip-data shard` makes them again."
+    table = artifacts.read_parquet(run.exclusion_list(name), remedy)
+    columns = (table[column].to_pylist() for column in _EXCLUSIONS.names)
+    return {row: (reason, other) for row, reason, other in zip(*columns, strict=True)}
 
 
 def survey_shard(
-    run: Run, clean: CleanSettings, rules: Filters, known: str | None, unit: tuple[int, str]
+    run: Run, clean: CleanSettings, rules: Filters, evaluation_id: str | None, task: tuple[int, str]
 ) -> ShardSurvey:
-    """Look at one shard, given with the stamp of its images; `known` are the evaluation sets. Needs no Ray."""
-    shard, stamp = unit
-    images = [image for image in _fetched(run, shard) if _passes(image, rules)]
+    """Survey one shard. Needs no Ray.
+
+    Args:
+        run: The run.
+        clean: The manifest's settings.
+        rules: The filters that decide which images take part.
+        evaluation_id: Identifies the images of the evaluation sets; None if there are no sets.
+        task: The number of the shard, and the stamp of its images.
+    """
+    shard, stamp = task
+    images = [image for image in _read_images(run, shard) if _passes(image, rules)]
     rows = [int(image["key"][len(shard_name(shard)) :]) for image in images]
-    positions = (np.uint64(shard) << np.uint64(_ROW_BITS)) | np.array(rows, np.uint64)
-    by_uid = shard_hashes(run, shard, stamp) if images and clean.looks_at_pixels else {}
-    found = [by_uid.get(image["uid"]) for image in images]
-    has_hash = np.array([value is not None for value in found], bool)
-    hashes = np.array([value for value in found if value is not None], np.uint64)
-    evaluation: dict[int, str] = {}
-    if known is not None:
-        evaluated = decontamination.read_evaluation_hashes(run, known)
-        hashed_rows = [row for row, value in zip(rows, found, strict=True) if value is not None]
-        near = is_within_distance(hashes, evaluated.hashes, clean.evaluation_distance)
-        evaluation = {hashed_rows[mine]: evaluated.hashed_names[other] for mine, other in near}
-        of_bytes = ((row, evaluated.of_bytes(image["sha256"])) for row, image in zip(rows, images, strict=True))
-        evaluation |= {row: name for row, name in of_bytes if name is not None}
-    upper, lower = (np.array([int(image["sha256"][at : at + 16], 16) for image in images], np.uint64) for at in (0, 16))
-    digits = len(images[0]["key"]) - len(shard_name(shard)) if images else 0
-    return ShardSurvey(positions, upper, lower, positions[has_hash], hashes, sorted(evaluation.items()), digits)
+    positions = _positions(shard, rows)
+    hash_by_uid = shard_hashes(run, shard, stamp) if images and clean.looks_at_pixels else {}
+    hashes = [hash_by_uid.get(image["uid"]) for image in images]
+    upper, lower = (
+        np.array([int(image["sha256"][start : start + 16], 16) for image in images], np.uint64) for start in (0, 16)
+    )
+    return ShardSurvey(
+        positions=positions,
+        upper=upper,
+        lower=lower,
+        hashed=positions[np.array([value is not None for value in hashes], bool)],
+        hashes=np.array([value for value in hashes if value is not None], np.uint64),
+        evaluation=_evaluation_images(run, clean, evaluation_id, images, rows, hashes),
+        row_digits=len(images[0]["key"]) - len(shard_name(shard)) if images else 0,
+    )
 
 
-def _fetched(run: Run, shard: int) -> list[dict[str, Any]]:
+def _read_images(run: Run, shard: int) -> list[dict[str, Any]]:
     marker = ledger.read_image_stats(run, shard)
     if not marker["successes"]:
         return []
@@ -130,79 +155,108 @@ def _passes(image: dict[str, Any], rules: Filters) -> bool:
     return not (image_rejection(image, rules) or raw_texts(image["texts"], image["sources"], rules).reason)
 
 
-def _merge(
-    run: Run, clean: CleanSettings, rules: Filters, known: str | None, stamps: dict[int, str], folder: pathlib.Path,
-    say: Callable[[str], None],
-) -> tuple[dict[int, str], list[str]]:  # fmt: skip
+def _positions(shard: int, rows: list[int]) -> np.ndarray:
+    return (np.uint64(shard) << np.uint64(_ROW_BITS)) | np.array(rows, np.uint64)
+
+
+def _evaluation_images(
+    run: Run,
+    clean: CleanSettings,
+    evaluation_id: str | None,
+    images: list[dict[str, Any]],
+    rows: list[int],
+    hashes: list[int | None],
+) -> list[tuple[int, str]]:
+    """Row and name of each image that an evaluation set contains. Equal bytes go before a near hash."""
+    if evaluation_id is None:
+        return []
+    known = decontamination.read_evaluation_hashes(run, evaluation_id)
+    hashed_rows = [row for row, value in zip(rows, hashes, strict=True) if value is not None]
+    values = np.array([value for value in hashes if value is not None], np.uint64)
+    near = find_near(values, known.hashes, clean.evaluation_distance)
+    name_by_row = {hashed_rows[index]: known.hashed_names[other] for index, other in near}
+    names = (known.find_sha256(image["sha256"]) for image in images)
+    name_by_row |= {row: name for row, name in zip(rows, names, strict=True) if name is not None}
+    return sorted(name_by_row.items())
+
+
+def _compare_shards(
+    run: Run,
+    clean: CleanSettings,
+    survey: "partial[ShardSurvey]",
+    stamps: dict[int, str],
+    folder: Path,
+) -> tuple[dict[int, str], list[str]]:
+    """Survey all shards, compare their images, and commit the lists. Returns what `find_exclusions` returns."""
     rows = fetched_images(run, stamps)
-    spilled = _Spilled(
-        Rows(folder / "sums", rows, "lower", "position"),
-        Rows(folder / "hashes", rows, "hash", "position"),
-        _Lists(run, folder / "lists", max(stamps, default=0), rows),
+    comparison = _Comparison(
+        SpilledRows(folder / "sums", rows, "lower", "position"),
+        SpilledRows(folder / "hashes", rows, "hash", "position"),
+        _ExclusionLists(run, folder / "lists", max(stamps, default=0), rows),
     )
-    units = sorted((shard, digest(stamp)) for shard, stamp in stamps.items())
+    tasks = sorted((shard, digest(stamp)) for shard, stamp in stamps.items())
     failed = []
-    for (shard, _), seen in run_ray_tasks(partial(survey_shard, run, clean, rules, known), units):
-        if isinstance(seen, ShardSurvey):
-            spilled.add(shard, seen)
+    for (shard, _), result in run_ray_tasks(survey, tasks):
+        if isinstance(result, ShardSurvey):
+            comparison.add(shard, result)
         else:
-            failed.append(f"shard {shard_name(shard)} could not be surveyed: {one_line(seen)}")
-            say(failed[-1])
-    if failed:  # what they hold might be earlier than anything
+            failed.append(f"shard {shard_name(shard)} could not be surveyed: {one_line(result)}")
+            logger.warning(failed[-1])
+    if failed:  # their images might be earlier than any other
         return {}, failed
-    found: list[tuple[str, Iterator[Found]]] = []
-    if clean.duplicates:
-        found.append((DUPLICATE, near_duplicates.exact_duplicates(spilled.sums)))
-    if clean.near_duplicates is not None:
-        (folder / "near").mkdir()
-        found.append(
-            (NEAR_DUPLICATE, near_duplicates.near_duplicates(spilled.hashes, clean.near_duplicates, folder / "near"))
-        )
-    for reason, parts in found:
-        for late, earlier in parts:
-            spilled.lists.duplicates(reason, late, earlier)
-    lists = spilled.lists.commit()
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in spilled.lists.counts.items())
-    say(f"compared {rows:,} images; to be left out: {counts or 'none'}")
+    for reason, duplicates in comparison.duplicates(clean, folder / "near"):
+        comparison.lists.add_duplicates(reason, *duplicates)
+    lists = comparison.lists.commit()
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in comparison.lists.counts.items())
+    logger.info(f"compared {rows:,} images; to be left out: {counts or 'none'}")
     return lists, []
 
 
 @dataclass
-class _Spilled:
-    """What the surveys found, on disk."""
+class _Comparison:
+    """The numbers of all shards, on disk."""
 
-    sums: Rows
-    hashes: Rows
-    lists: "_Lists"
+    sums: SpilledRows
+    hashes: SpilledRows
+    lists: "_ExclusionLists"
 
-    def add(self, shard: int, seen: ShardSurvey) -> None:
-        self.sums.add(seen.upper, seen.lower, seen.positions)
-        self.hashes.add(near_duplicates.mixed(seen.hashes), seen.hashes, seen.hashed)
-        self.lists.evaluation(shard, seen)
+    def add(self, shard: int, survey: ShardSurvey) -> None:
+        self.sums.add(survey.upper, survey.lower, survey.positions)
+        self.hashes.add(near_duplicates.spread(survey.hashes), survey.hashes, survey.hashed)
+        self.lists.add_evaluation_images(shard, survey)
+
+    def duplicates(self, clean: CleanSettings, folder: Path) -> Iterator[tuple[str, Duplicates]]:
+        """The duplicates that the settings leave out, in parts, each with its reason. `folder`: for scratch files."""
+        if clean.duplicates:
+            for part in near_duplicates.exact_duplicates(self.sums):
+                yield DUPLICATE, part
+        if clean.near_duplicates is not None:
+            folder.mkdir()
+            for part in near_duplicates.near_duplicates(self.hashes, clean.near_duplicates, folder):
+                yield NEAR_DUPLICATE, part
 
 
-class _Lists:
-    """What is to be left out, spilled by shard, and committed as one list a shard, named by its content."""
+class _ExclusionLists:
+    """The excluded images, spilled by shard, and committed as one list per shard that is named by its content."""
 
-    def __init__(self, run: Run, folder: pathlib.Path, last: int, rows: int) -> None:
-        self._run, self._digits = run, 0
+    def __init__(self, run: Run, folder: Path, last_shard: int, rows: int) -> None:
+        self._run, self._row_digits = run, 0
         self.counts: Counter[str] = Counter()
-        """Images by the reason that counts."""
-        self._scale = np.uint64((1 << _ROW_BITS) // (last + 1))
-        """Spreads the shards' numbers over 32 bits, which is what buckets are cut by."""
-        self._rows = Rows(folder, rows, "position", "reason", "of")
-        self._named = folder / "evaluation"
-        self._named.mkdir()
+        """Excluded images by reason."""
+        self._scale = np.uint64((1 << _ROW_BITS) // (last_shard + 1))
+        """Spreads the numbers of the shards over 32 bits, so that they fill the buckets evenly."""
+        self._rows = SpilledRows(folder, rows, "position", "reason", "of")
+        self._evaluation = folder / "evaluation"
+        self._evaluation.mkdir()
 
-    def evaluation(self, shard: int, seen: ShardSurvey) -> None:
-        self._digits = max(self._digits, seen.digits)
-        if seen.evaluation:
-            (self._named / shard_name(shard)).write_text(json.dumps(seen.evaluation))
-            rows = np.array([row for row, _ in seen.evaluation], np.uint64)
-            positions = (np.uint64(shard) << np.uint64(_ROW_BITS)) | rows
-            self._add(positions, len(_REASONS), positions)
+    def add_evaluation_images(self, shard: int, survey: ShardSurvey) -> None:
+        self._row_digits = max(self._row_digits, survey.row_digits)
+        if survey.evaluation:
+            (self._evaluation / shard_name(shard)).write_text(json.dumps(survey.evaluation))
+            positions = _positions(shard, [row for row, _ in survey.evaluation])
+            self._add(positions, _EVALUATION_NUMBER, positions)
 
-    def duplicates(self, reason: str, late: np.ndarray, earlier: np.ndarray) -> None:
+    def add_duplicates(self, reason: str, late: np.ndarray, earlier: np.ndarray) -> None:
         self._add(late, _REASONS.index(reason), earlier)
 
     def _add(self, positions: np.ndarray, reason: int, of: np.ndarray) -> None:
@@ -211,37 +265,39 @@ class _Lists:
         self._rows.add(order, positions, np.full(len(positions), reason, np.uint64), of)
 
     def commit(self) -> dict[int, str]:
-        """By shard, the name of its list."""
+        """Commit the lists. Returns their names by shard."""
         lists = {}
         for _, positions, reasons, of in self._rows:
             order = np.lexsort((reasons, positions))
-            shards = (positions[order] >> np.uint64(_ROW_BITS)).astype(np.int64)
-            found, starts = np.unique(shards, return_index=True)
-            for shard, part in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
+            shard_of_row = (positions[order] >> np.uint64(_ROW_BITS)).astype(np.int64)
+            shards, starts = np.unique(shard_of_row, return_index=True)
+            for shard, part in zip(shards.tolist(), np.split(order, starts[1:]), strict=True):
                 lists[shard] = self._commit(shard, positions[part], reasons[part], of[part])
         return lists
 
     def _commit(self, shard: int, positions: np.ndarray, reasons: np.ndarray, of: np.ndarray) -> str:
-        path = self._named / shard_name(shard)
-        named = dict(json.loads(path.read_text())) if path.exists() else {}
+        """Commit the list of one shard, whose positions are sorted, reasons of one position by precedence."""
+        path = self._evaluation / shard_name(shard)
+        name_by_row = dict(json.loads(path.read_text())) if path.exists() else {}
         rows: dict[int, tuple[str, str]] = {}
         for position, reason, other in zip(positions.tolist(), reasons.tolist(), of.tolist(), strict=True):
-            row = position & 0xFFFFFFFF
-            if reason == len(_REASONS):
-                rows[row] = EVALUATION_IMAGE, named[row]
-            else:  # in the order of the reasons: equal bytes say more than like looks
+            row = position & _ROW_MASK
+            if reason == _EVALUATION_NUMBER:  # goes before the other reasons
+                rows[row] = EVALUATION_IMAGE, name_by_row[row]
+            else:
                 rows.setdefault(row, (_REASONS[reason], self._key(other)))
         self.counts.update(reason for reason, _ in rows.values())
         name = f"{shard_name(shard)}-{digest(sorted(rows.items()))}.parquet"
-        storage.create(self._run.clean("left_out", name), _table(rows))
+        storage.create(self._run.exclusion_list(name), _encode(rows))
         return name
 
     def _key(self, position: int) -> str:
-        return f"{shard_name(position >> _ROW_BITS)}{position & 0xFFFFFFFF:0{self._digits}d}"
+        return f"{shard_name(position >> _ROW_BITS)}{position & _ROW_MASK:0{self._row_digits}d}"
 
 
-def _table(rows: dict[int, tuple[str, str]]) -> bytes:
-    found = [{"row": row, "reason": reason, "of": of} for row, (reason, of) in sorted(rows.items())]
+def _encode(rows: dict[int, tuple[str, str]]) -> bytes:
+    """The Parquet file of a list of excluded images."""
+    entries = [{"row": row, "reason": reason, "of": of} for row, (reason, of) in sorted(rows.items())]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(found, schema=_LIST), buffer)
+    pq.write_table(pa.Table.from_pylist(entries, schema=_EXCLUSIONS), buffer)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What a sample is made of, and what is left out: plain functions from a fetched image's fields to reasons."""
+"""Decides what a sample contains and what is left out: plain functions from the fields of an image to a reason."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -6,24 +6,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from lotlip_data.captioners.quality_flags import RULES as FLAGS
-from lotlip_data.captioners.quality_flags import is_foreign
+from lotlip_data.captioners.quality_flags import is_non_english
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.subcaptions import SplitMode
 
 SampleRow = dict[str, Any]
+"""The fields of an image or a sample, by column of `schema.IMAGES` or `schema.dataset`."""
 
 TOO_SMALL, TOO_LONG = "image_too_small", "image_too_elongated"
+"""Reasons to leave out an image."""
 NO_RAW_TEXT, FEW_WORDS, MANY_WORDS, FOREIGN = "no_raw_text", "too_few_words", "too_many_words", "not_english"
+"""Reasons to leave out a raw text, and an image without any other raw text."""
 TOO_FEW_LONG_TEXTS = "too_few_long_texts"
-"""Reason of a drop: fewer long texts than `min_long_texts`."""
+"""Reason to leave out a sample: it has fewer long texts than `min_long_texts`."""
 IMAGE_CHANGED = "image_changed"
-"""Reason to leave out a long text: it is of other bytes than the image's, which was fetched again since."""
+"""Reason to leave out a long text: it is of other bytes than the image, which was downloaded again since."""
 
 
 @dataclass(frozen=True)
 class Filters:
-    """The settings that decide what is in a sample and in which file it lies; named as in the manifest."""
+    """The settings that decide what a sample contains and in which file it is. The names are those of the manifest."""
 
     sub_captions: SplitMode = "punkt"
     min_long_texts: int = 1
@@ -39,20 +42,22 @@ class Filters:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Filters":
-        """Raises UserError where `drop_flags` names a flag that no captioner gives."""
+        """The filters of a manifest. Raises UserError if `drop_flags` names an unknown flag."""
         if unknown := sorted(set(manifest.clean.drop_flags) - set(FLAGS)):
-            raise UserError(f"`clean.drop_flags`: no flag is called {', '.join(unknown)}; there are {', '.join(FLAGS)}")
-        given = manifest.shard.model_dump() | manifest.clean.model_dump()
-        return cls(**{field.name: given[field.name] for field in dataclasses.fields(cls)})
+            raise UserError(
+                f"`clean.drop_flags`: there is no flag {', '.join(unknown)}; the flags are {', '.join(FLAGS)}"
+            )
+        settings = manifest.shard.model_dump() | manifest.clean.model_dump()
+        return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
 
     @property
     def limits_files(self) -> bool:
-        """Whether a shard may become several tars."""
+        """Whether the samples of an input shard may go into several tars per split."""
         return self.max_samples is not None or self.max_bytes is not None
 
 
 def image_rejection(image: SampleRow, rules: Filters) -> str | None:
-    """Why this image is left out for its own sake; None where it is not. Looks at its size as it was fetched."""
+    """Why an image is left out because of its original size; None if it is not."""
     if rules.min_side is None and rules.max_aspect is None:
         return None
     short, long = sorted((image["original_width"], image["original_height"]))
@@ -64,52 +69,59 @@ def image_rejection(image: SampleRow, rules: Filters) -> str | None:
 
 
 def text_rejection(text: str, rules: Filters) -> str | None:
-    """Why this raw text is left out; None where it is not. Words are what blanks separate."""
+    """Why a raw text is left out; None if it is not. White space separates words."""
     words = len(text.split())
     if rules.min_words is not None and words < rules.min_words:
         return FEW_WORDS
     if rules.max_words is not None and words > rules.max_words:
         return MANY_WORDS
-    if rules.language == "english" and is_foreign(text):
+    if rules.language == "english" and is_non_english(text):
         return FOREIGN
     return None
 
 
 @dataclass(frozen=True)
 class RawTexts:
-    """The raw texts of one image, those that pass and the others, each with its source or its reason."""
+    """The raw texts of one image."""
 
     kept: list[tuple[str, str]]
+    """Texts that pass the filters, each with its source."""
     left_out: list[tuple[str, str]]
+    """The other texts, each with its reason."""
 
     @property
     def reason(self) -> str | None:
-        """Why the sample is left out: what is wrong with the first of its texts where none passes."""
+        """Why the sample is left out: the reason of the first text if no text passes, else None."""
         return None if self.kept else self.left_out[0][1] if self.left_out else NO_RAW_TEXT
 
     @property
     def first(self) -> tuple[str, str]:
-        """The first that passes and is not blank, with its source; a blank one where there is no other."""
-        said = (pair for pair in self.kept if pair[0].strip())
-        return next(said, self.kept[0] if self.kept else ("", ""))
+        """The first text that passes and is not blank, with its source; a blank text if there is no other."""
+        not_blank = (pair for pair in self.kept if pair[0].strip())
+        return next(not_blank, self.kept[0] if self.kept else ("", ""))
 
 
 def raw_texts(texts: Iterable[str | None], sources: Iterable[str], rules: Filters) -> RawTexts:
-    """Judge the raw texts of one image, `texts[i]` from `sources[i]`."""
-    found = RawTexts([], [])
+    """Filter the raw texts of one image. `texts[i]` is from `sources[i]`."""
+    result = RawTexts([], [])
     for text, source in zip(texts, sources, strict=True):
         reason = text_rejection(text or "", rules)
         if reason is None:
-            found.kept.append((text or "", source))
+            result.kept.append((text or "", source))
         else:
-            found.left_out.append((text or "", reason))
-    return found
+            result.left_out.append((text or "", reason))
+    return result
 
 
 def split_of(uid: str, validation: float) -> str:
-    """`validation` or `train`, from the uid alone: it stays when the dataset grows or its shards are cut otherwise.
+    """The split of a sample, `validation` or `train`, from its uid alone.
 
-    A larger share moves samples from train to validation and none back. The lower half of the uid is used: its upper
-    half may have decided where a row lies.
+    So it stays when the dataset grows or its shards are cut differently. A larger validation share moves samples from
+    train to validation and none back. The lower half of the uid decides, because the upper half may decide where a row
+    is in the lists.
+
+    Args:
+        uid: The uid of the sample, 32 hexadecimal digits.
+        validation: The share of the validation split, from 0 to 1.
     """
     return "validation" if int(uid[16:], 16) < validation * 2**64 else "train"

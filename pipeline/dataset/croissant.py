@@ -1,4 +1,4 @@
-"""The dataset as Croissant JSON-LD (mlcommons.org/croissant/1.0), which search engines and loaders read."""
+"""Describes the dataset as Croissant JSON-LD (mlcommons.org/croissant/1.0), for search engines and data loaders."""
 
 from typing import Any
 
@@ -48,43 +48,44 @@ _CONTEXT = {
 _TYPES = {pa.string(): "sc:Text", pa.int32(): "sc:Integer"}
 
 
-def croissant(described: Description) -> dict[str, Any]:
-    """The metadata of the dataset that is described: a record set a split, read from its Parquet files."""
-    description = described.head
-    splits = {split: names for split, names in described.tars.items() if names}
+def croissant(description: Description) -> dict[str, Any]:
+    """The Croissant metadata of a dataset: one record set per split, read from its Parquet files."""
+    summary = description.summary
+    tars = {split: names for split, names in description.tars.items() if names}
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "name": description["name"],
-        "description": f"{description['samples']} images with raw texts and long texts by "
-        f"{', '.join(description['captioners']) or 'no captioner'}. Bytes and sha256 of every file: dataset.json.",
-        **_origin(described),
-        "version": f"{description['schema_version']}.0.0",
-        "distribution": [_files(split, names) for split, names in splits.items()],
-        "recordSet": [_records(split, schema.dataset(description["captioners"])) for split in splits],
+        "name": summary["name"],
+        "description": f"{summary['samples']} images with raw texts and long texts by "
+        f"{', '.join(summary['captioners']) or 'no captioner'}. Size and sha256 of every file: dataset.json.",
+        **_origin(description),
+        "version": f"{summary['schema_version']}.0.0",
+        "distribution": [_file_set(split, names) for split, names in tars.items()],
+        "recordSet": [_record_set(split, schema.dataset(summary["captioners"])) for split in tars],
     }
 
 
-def _origin(described: Description) -> dict[str, list[str]]:
-    """The licences and the homepages of the sources, as far as the manifest tells them."""
-    licences = [f"{source['name']}: {source['licence']}" for source in described.sources if source["licence"]]
-    homepages = [source["homepage"] for source in described.sources if source["homepage"]]
+def _origin(description: Description) -> dict[str, list[str]]:
+    """The licences and homepages of the sources that the manifest names."""
+    sources = description.sources
+    licences = [f"{source['name']}: {source['licence']}" for source in sources if source["licence"]]
+    homepages = [source["homepage"] for source in sources if source["homepage"]]
     return {name: values for name, values in (("license", licences), ("isBasedOn", homepages)) if values}
 
 
-def _files(split: str, tars: list[str]) -> dict[str, Any]:
+def _file_set(split: str, tars: list[str]) -> dict[str, Any]:
     return {
         "@type": "cr:FileSet",
         "@id": f"{split}-parquet",
         "name": f"{split}-parquet",
-        "description": "One row a sample, in the order of the tar of the same name, which holds the images.",
+        "description": "One row per sample, in the order of the tar of the same stem, which holds the images.",
         "encodingFormat": "application/x-parquet",
         "includes": [f"{name.removesuffix('.tar')}.parquet" for name in tars],
     }
 
 
-def _records(split: str, columns: pa.Schema) -> dict[str, Any]:
+def _record_set(split: str, columns: pa.Schema) -> dict[str, Any]:
     return {
         "@type": "cr:RecordSet",
         "@id": split,

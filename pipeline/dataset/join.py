@@ -1,6 +1,6 @@
-"""Images and their captions into samples: one to one by identity, nothing lost, nothing twice, never by position.
+"""Joins images and their captions into samples: one to one by identity, never by position; nothing lost, nothing twice.
 
-Plain functions over iterables; nothing here knows of Ray or of a run's folder.
+Plain functions over iterables, independent of Ray and of a run.
 """
 
 from collections import Counter
@@ -24,10 +24,12 @@ from lotlip_data.pipeline.curation.filters import (
 )
 
 SAMPLE, RAW = "sample", "raw"
-"""`what` was left out, beside the captioners' names; see `schema.DROPPED`."""
+"""Values of `what` in `schema.DROPPED`, besides the names of the captioners."""
 
 Drops = Mapping[str, tuple[str, str]]
-"""By key, the reason why an image is left out for another one's sake, and that one's key or name."""
+"""By key of an image that is left out because of another one: the reason, and the key or name of the other one."""
+
+_IMAGE_COLUMNS = ("key", "uid", "url", "sha256", "width", "height", "original_width", "original_height")
 
 
 class JoinError(UserError):
@@ -35,44 +37,49 @@ class JoinError(UserError):
 
 
 class LongText(NamedTuple):
-    """What a captioner says of an image: the text (None where there is none) and its flags.
-
-    changed: it says that of other bytes, which the image's URL gave when it was fetched before.
-    """
+    """A captioner's text on an image."""
 
     text: str | None
+    """None if the image has no caption."""
     flags: list[str]
-    changed: bool
+    is_outdated: bool
+    """Whether the caption is of other bytes, which the image's URL served when it was downloaded before."""
 
-    def reason(self, rules: Filters) -> str | None:
-        """Why it is left out; None where it is not, or where there is nothing to leave out."""
-        if self.changed:
+    def rejection(self, rules: Filters) -> str | None:
+        """Why the text is left out; None if it is not, or if there is no text."""
+        if self.is_outdated:
             return IMAGE_CHANGED
         return None if self.text is None else next((flag for flag in self.flags if flag in rules.drop_flags), None)
 
 
 class Captions:
-    """The captions of one shard by one captioner, kept as Arrow columns and found by uid.
+    """The captions of one shard by one captioner, as Arrow columns with an index by uid."""
 
-    `table` has the columns of `schema.CAPTIONS`; `where` is named in errors, and what `remedy` says is to be done.
-    """
+    def __init__(self, table: pa.Table, url: str, remedy: Callable[[], str]) -> None:
+        """Args:
+        table: The captions, with the columns `uid`, `sha256`, `text` and `flags` of `schema.CAPTIONS`.
+        url: The name of the captions in errors.
+        remedy: Returns what to do if they do not fit the images; the end of an error message.
 
-    def __init__(self, table: pa.Table, where: str, remedy: Callable[[], str]) -> None:
-        self.where, self.remedy = where, remedy
+        Raises:
+            JoinError: A uid occurs twice.
+        """
+        self.url, self.remedy = url, remedy
         self._columns = {name: table[name].combine_chunks() for name in ("sha256", "text", "flags")}
         self._rows = {uid: row for row, uid in enumerate(table["uid"].to_pylist())}
         self.unused = set(self._rows)
+        """The uids that `take` has not been called for."""
         if len(self._rows) != len(table):
-            counts = f"{len(table)} captions of {len(self._rows)} images; each has exactly one"
-            raise JoinError(f"{where}: {counts}. {remedy()}")
+            counts = f"{len(table)} captions of {len(self._rows)} images, but each image has exactly one"
+            raise JoinError(f"{url}: {counts}. {remedy()}")
 
     def take(self, image: Mapping[str, Any]) -> LongText:
-        """What there is of this image. Raises JoinError where there is no caption of its uid."""
+        """The text on an image. Raises JoinError if there is no caption of its uid."""
         uid = image["uid"]
         row = self._rows.get(uid)
         if row is None:
             name = f"image {image['key']} (uid {uid}, {image['url']})"
-            raise JoinError(f"{self.where} has no row for {name}. {self.remedy()}")
+            raise JoinError(f"{self.url} has no row for {name}. {self.remedy()}")
         self.unused.discard(uid)
         sha256, text, flags = (column[row].as_py() for column in self._columns.values())
         return LongText(text, flags or [], sha256 != image["sha256"])
@@ -83,24 +90,25 @@ class Joined:
     """The samples of a shard in the order in which they are written, and what was left out."""
 
     fetched: int = 0
+    """The number of images."""
     rows: list[SampleRow] = field(default_factory=list)
     dropped: list[SampleRow] = field(default_factory=list)
-    """Rows of `schema.DROPPED`, by key: whole samples, single texts of samples that stay, and texts that a sample lacks
+    """Rows of `schema.DROPPED`, by key: whole samples, texts of samples that stay, and texts that a sample lacks
     because its image has changed."""
 
     @property
     def drops(self) -> Counter[str]:
-        """How many samples were left out, by reason."""
+        """The number of samples left out, by reason."""
         return Counter(row["reason"] for row in self.dropped if row["what"] == SAMPLE)
 
     @property
     def text_drops(self) -> dict[str, Counter[str]]:
-        """How many texts were left out, but with their samples: by `raw` or captioner, and by reason."""
-        found: dict[str, Counter[str]] = {}
+        """The number of texts left out of samples that stay: by `raw` or captioner, and by reason."""
+        counts: dict[str, Counter[str]] = {}
         for row in self.dropped:
             if row["what"] != SAMPLE:
-                found.setdefault(row["what"], Counter())[row["reason"]] += 1
-        return found
+                counts.setdefault(row["what"], Counter())[row["reason"]] += 1
+        return counts
 
     def drop(self, image: SampleRow, what: str, reason: str, detail: str = "") -> None:
         identity = {name: image[name] for name in ("key", "uid", "url", "sha256")}
@@ -110,69 +118,85 @@ class Joined:
 def join(
     images: Iterable[SampleRow], captions: Mapping[str, Captions], rules: Filters, drops: Drops | None = None
 ) -> Joined:
-    """Join one shard: `images` (the json members of its tar) with each captioner's captions, by uid and sha256.
+    """Join the images of one shard with their captions, by uid and sha256.
 
-    A caption of other bytes than the image's is left out, as one of an image that has changed. Raises JoinError unless
-    every image has exactly one caption row of each captioner, and every row its image.
+    A caption of other bytes than the image's is left out, with the reason that the image has changed.
+
+    Args:
+        images: The json members of the shard's tar.
+        captions: The captions of the shard, by captioner.
+        rules: What is left out.
+        drops: The images to leave out because of other images.
+
+    Raises:
+        JoinError: An image does not have exactly one caption of each captioner, or a caption has no image.
     """
     joined = Joined()
     seen: set[str] = set()
     for image in images:
         if image["uid"] in seen:
-            raise JoinError(f"image {image['key']} ({image['url']}): uid {image['uid']} stands twice in this shard")
+            raise JoinError(f"image {image['key']} ({image['url']}): uid {image['uid']} occurs twice in this shard")
         seen.add(image["uid"])
         joined.fetched += 1
         if not image["texts"] or len(image["texts"]) != len(image["sources"]):
             raise JoinError(
-                f"image {image['key']}: {len(image['texts'])} raw texts from {len(image['sources'])} sources"
+                f"image {image['key']}: has {len(image['texts'])} raw texts but {len(image['sources'])} sources"
             )
-        _judge(joined, image, {name: index.take(image) for name, index in captions.items()}, rules, drops or {})
-    for index in captions.values():
-        if index.unused:
-            uid = min(index.unused)
-            few = f"{len(index.unused)} captions have no image, that of uid {uid} among them"
-            raise JoinError(f"{index.where}: {few}. {index.remedy()}")
+        taken = {name: captions_of_one.take(image) for name, captions_of_one in captions.items()}
+        _judge(joined, image, taken, rules, drops or {})
+    for captions_of_one in captions.values():
+        if unused := captions_of_one.unused:
+            problem = f"{len(unused)} captions have no image, for example that of uid {min(unused)}"
+            raise JoinError(f"{captions_of_one.url}: {problem}. {captions_of_one.remedy()}")
     joined.dropped.sort(key=lambda row: (row["key"], row["what"], row["reason"], row["detail"]))
-    # Readers infer types from the first samples (see `schema`), so those that have every text come first.
+    # Readers infer types from the first samples (see `schema`), so samples with every text come first.
     joined.rows.sort(key=lambda row: (sum(row[name] is None for name in captions), row["key"]))
     return joined
 
 
 def _judge(joined: Joined, image: SampleRow, taken: Mapping[str, LongText], rules: Filters, drops: Drops) -> None:
-    """One image with its captions becomes a sample, or is left out for the first reason that holds."""
+    """Add one image with its captions to the samples, or to what is left out, for the first reason that applies."""
     raws = raw_texts(image["texts"], image["sources"], rules)
-    row = _of_the_image(image, raws)
-    unwanted: list[tuple[str, str, str]] = [(RAW, reason, text) for text, reason in raws.left_out]
-    for name, found in taken.items():
-        text, flags = found.text, [] if found.changed else found.flags
-        if why_not := found.reason(rules):
-            unwanted.append((name, why_not, text or ""))
-            text = None
-        pieces = subcaptions.split(text or "", rules.sub_captions)
-        # A text without a single sub-caption (blank, or nothing but full stops) says nothing: it is none.
-        row |= {name: text if pieces else None, name + SUB_SUFFIX: pieces, name + FLAGS_SUFFIX: " ".join(flags)}
+    dropped_texts: list[tuple[str, str, str]] = [(RAW, reason, text) for text, reason in raws.left_out]
+    row = _image_columns(image, raws)
+    for name, long_text in taken.items():
+        rejection = long_text.rejection(rules)
+        if rejection is not None:
+            dropped_texts.append((name, rejection, long_text.text or ""))
+        row |= _text_columns(name, long_text, rejection is None, rules)
     long_texts = sum(row[name] is not None for name in taken)
     reason, detail = image_rejection(image, rules) or raws.reason, ""
     if reason is None and image["key"] in drops:
         reason, detail = drops[image["key"]]
     if reason is None and long_texts < rules.min_long_texts:
         reason, detail = TOO_FEW_LONG_TEXTS, str(long_texts)
-    if reason is not None:
-        joined.drop(image, SAMPLE, reason, detail)
-        # Which captions would bring it back is to be known; other texts go with their sample.
-        unwanted = [one for one in unwanted if reason == TOO_FEW_LONG_TEXTS and one[1] == IMAGE_CHANGED]
-    else:
+    if reason is None:
         joined.rows.append(row)
-    for what, why, lost in unwanted:
-        joined.drop(image, what, why, lost)
+    else:
+        joined.drop(image, SAMPLE, reason, detail)
+        # New captions would bring the sample back, so outdated ones are listed. Other texts are dropped with it.
+        dropped_texts = [text for text in dropped_texts if reason == TOO_FEW_LONG_TEXTS and text[1] == IMAGE_CHANGED]
+    for what, text_reason, text in dropped_texts:
+        joined.drop(image, what, text_reason, text)
 
 
-def _of_the_image(image: SampleRow, raws: RawTexts) -> SampleRow:
-    copied = ("key", "uid", "url", "sha256", "width", "height", "original_width", "original_height")
+def _image_columns(image: SampleRow, raws: RawTexts) -> SampleRow:
     raw, source = raws.first
-    return {name: image[name] for name in copied} | {
+    return {name: image[name] for name in _IMAGE_COLUMNS} | {
         "source": source,
         "raw": raw,
         "sources": [source for _, source in raws.kept],
         "raws": [text for text, _ in raws.kept],
+    }
+
+
+def _text_columns(captioner: str, long_text: LongText, is_kept: bool, rules: Filters) -> SampleRow:
+    """The columns of one captioner. A text without any sub-caption (blank, or only full stops) counts as no text."""
+    text = long_text.text if is_kept else None
+    pieces = subcaptions.split(text or "", rules.sub_captions)
+    flags = [] if long_text.is_outdated else long_text.flags
+    return {
+        captioner: text if pieces else None,
+        captioner + SUB_SUFFIX: pieces,
+        captioner + FLAGS_SUFFIX: " ".join(flags),
     }

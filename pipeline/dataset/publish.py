@@ -1,13 +1,15 @@
-"""dataset.json and its views: replaced at once; what it names no more is removed afterwards, killed or not.
+"""Publishes the dataset: replaces dataset.json in one step, writes its views, and removes files it no longer names.
 
-Which objects have been replaced is written in dataset.json itself, so whoever comes next can remove what is left of
-them, and nothing that another driver is just building is ever touched.
+dataset.json itself lists the files of earlier versions (`replaced`). So if a process is killed, the next one removes
+what is left of them, and files that another driver is writing are never removed.
 
-What a rewrite that was given up left in the dataset's folders: removed once nobody can be at work on it.
+An abandoned rewrite leaves files that no dataset.json has named. `remove_orphans` removes them once no process can be
+working on them.
 """
 
 import io
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,150 +17,166 @@ from pathlib import Path
 from typing import Any
 
 from lotlip_data.manifests import dataset_index, storage
-from lotlip_data.manifests.dataset_index import MARKERS, ShardRecord
+from lotlip_data.manifests.dataset_index import CARD, CROISSANT, REPLACED, ShardRecord
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.dataset import croissant, dataset_card, metadata
 from lotlip_data.pipeline.dataset.metadata import Description, Recipe
 
-_SHARDS, _QUARANTINE = "shards", "quarantine"
+logger = logging.getLogger(__name__)
+
+STILL_SECONDS = 86_400
+"""A rewrite commits a shard every few minutes, so if nothing has been committed for a day, there is no rewrite."""
+
+_SHARD_FILE = re.compile(r"(train|validation)-\d{5,}(-\d{2,})?(-[0-9a-f]{6}|-[0-9a-f]{12})?\.(tar|parquet)")
+_MARKER = re.compile(r"\d{5,}-[0-9a-f]{12}\.json")
+_DROPPED_LIST = re.compile(r"\d{5,}-[0-9a-f]{12}\.parquet")
 
 
-def publish(
-    run: Run,
-    manifest: Manifest,
-    recipe: Recipe,
-    records: Iterable[ShardRecord],
-    say: Callable[[str], None] = lambda line: None,
-) -> bool:
-    """Write dataset.json and its views; False where they say the same already. Removes what was replaced before."""
+def publish(run: Run, manifest: Manifest, recipe: Recipe, records: Iterable[ShardRecord]) -> bool:
+    """Write dataset.json and its views, and remove the files that the earlier version named.
+
+    Args:
+        run: The run.
+        manifest: The manifest of the run.
+        recipe: The recipe of the dataset.
+        records: The markers of all shards, in order; read once.
+
+    Returns:
+        Whether anything was written: False if dataset.json and its views are up to date.
+    """
     with scratch_folder("publish") as folder:
-        described, body = metadata.write(folder, manifest, recipe, records)
-        replaced = metadata.replaced_beside(run, body)
+        description, index = metadata.write_index(folder, manifest, recipe, records)
+        replaced = metadata.replaced_if_unchanged(run, index)
         if changed := replaced is None:
-            replaced = _replaced(run, body)
-            metadata.finish(body, replaced)
-            storage.replace_from_file(run.dataset, str(body))
-        stale = stale_views(run, described)
+            replaced = _replaced_files(run, index)
+            metadata.finish_index(index, replaced)
+            storage.replace_from_file(run.dataset, str(index))
+        stale = stale_views(run, description)
         for name in stale:
-            storage.replace(storage.join(run.shards, name), VIEWS[name](described))
-        _remove(run, replaced)
-        if removed := remove_orphans(run, _named(body)):
-            say(f"removed {removed} files of a rewrite that was given up")
+            storage.replace(run.dataset_file(name), VIEWS[name](description))
+        _remove(run, set(replaced).intersection(existing(run)) if replaced else ())
+        if removed := remove_orphans(run, _paths_in(run, index)):
+            logger.info(f"removed {removed} files of an abandoned rewrite")
     return changed or bool(stale)
 
 
-def _replaced(run: Run, body: Path) -> list[str]:
-    """What the dataset.json that is there names, and the new one does not: of that, what is still there."""
+def _replaced_files(run: Run, index: Path) -> list[str]:
+    """The existing files that the run's dataset.json names and the new `index` does not."""
     if not storage.exists(run.dataset):
         return []
-    held = dataset_index.read_index(run)
-    before = {*names(dataset_index.read_records(held)), *held["replaced"]}
-    before.difference_update(_named(body))
-    return sorted(before.intersection(existing(run)))
+    content = dataset_index.read_index(run)
+    paths = {*paths_of(run, dataset_index.read_records(run, content)), *content[REPLACED]}
+    paths.difference_update(_paths_in(run, index))
+    return sorted(paths.intersection(existing(run)))
 
 
-def _named(body: Path) -> Iterator[str]:
-    """Every object that a dataset.json in the making names, relative to the run."""
-    for entry in dataset_index.entries(body):
-        if isinstance(entry, str):  # of `replaced`
+def _paths_in(run: Run, index: Path) -> Iterator[str]:
+    """The objects that a local dataset.json names, relative to the run."""
+    for entry in dataset_index.iter_entries(index):
+        if isinstance(entry, str):  # an entry of `replaced`
             yield entry
         elif "fingerprint" in entry:
-            yield f"{_SHARDS}/{MARKERS}/{dataset_index.marker_name(entry['shard'], entry['fingerprint'])}"
+            yield run.relative(dataset_index.marker(run, entry["shard"], entry["fingerprint"]))
             if entry["dropped_list"]:
-                yield f"{_QUARANTINE}/{entry['dropped_list']}"
+                yield run.relative(run.quarantine(entry["dropped_list"]))
         else:
-            yield from (f"{_SHARDS}/{entry[kind]['name']}" for kind in ("tar", "parquet"))
+            yield from (run.relative(run.dataset_file(entry[kind]["name"])) for kind in ("tar", "parquet"))
 
 
-def stale_views(run: Run, described: Description) -> list[str]:
-    """The files that are missing, or of another dataset. What machines read must be equal; people may add to a card."""
-    found = []
-    for name, make in VIEWS.items():
-        try:
-            held = storage.read_bytes(storage.join(run.shards, name))
-        except FileNotFoundError:
-            found.append(name)
-            continue
-        fits = dataset_card.stamp(described).encode() in held if name == dataset_index.CARD else held == make(described)
-        if not fits:
-            found.append(name)
-    return found
-
-
-def published(run: Run) -> dict[str, Any] | None:
-    """What dataset.json says of the whole; None where there is none. Raises DatasetError as `dataset.read` does."""
-    return dataset_index.read_dataset_summary(run) if storage.exists(run.dataset) else None
-
-
-def names(records: Iterable[ShardRecord]) -> list[str]:
-    """Every object of these shards, relative to the run: markers first, since they vouch for the others."""
-    found = list(records)
-    lists = [record.dropped_list for record in found if record.dropped_list]
-    return [
-        *(f"{_SHARDS}/{MARKERS}/{record.marker}" for record in found),
-        *(f"{_SHARDS}/{file.name}" for record in found for file in record.files),
-        *(f"{_QUARANTINE}/{name}" for name in lists),
-    ]
-
-
-def _remove(run: Run, replaced: list[str]) -> None:
-    if not replaced:
-        return
-    there = set(existing(run))
-    left = [name for name in replaced if name in there]
-    # A marker that outlived its files would vouch for nothing, so markers go first.
-    for name in sorted(left, key=lambda name: f"/{MARKERS}/" not in name):
-        storage.remove(storage.join(run.url, name))
+def paths_of(run: Run, records: Iterable[ShardRecord]) -> list[str]:
+    """The objects of these shards, relative to the run."""
+    urls = []
+    for record in records:
+        urls.append(dataset_index.marker(run, record.shard, record.fingerprint))
+        urls += [run.dataset_file(file.name) for file in record.files]
+        if record.dropped_list:
+            urls.append(run.quarantine(record.dropped_list))
+    return [run.relative(url) for url in urls]
 
 
 def _json(content: dict[str, Any]) -> bytes:
     text = io.StringIO()
-    json.dump(content, text, indent=1, ensure_ascii=False)  # piece by piece: `dumps` would hold all its pieces at once
+    json.dump(content, text, indent=1, ensure_ascii=False)  # `dumps` would hold all pieces of the text at once
     return f"{text.getvalue()}\n".encode()
 
 
 VIEWS: dict[str, Callable[[Description], bytes]] = {
-    dataset_index.CARD: lambda described: dataset_card.card(described).encode(),
-    dataset_index.CROISSANT: lambda described: _json(croissant.croissant(described)),
+    CARD: lambda description: dataset_card.card(description).encode(),
+    CROISSANT: lambda description: _json(croissant.croissant(description)),
 }
-"""Files that follow from dataset.json."""
+"""The files that follow from dataset.json, and what writes them."""
 
-STILL_SECONDS = 86_400
-"""A rewrite commits a shard every few minutes: where none has come for a day, there is no rewrite."""
 
-_OURS = re.compile(
-    r"shards/(train|validation)-\d{5,}(-\d{2,})?(-[0-9a-f]{6}|-[0-9a-f]{12})?\.(tar|parquet)"
-    r"|shards/\.done/\d{5,}-[0-9a-f]{12}\.json"
-    r"|quarantine/shard/\d{5,}-[0-9a-f]{12}\.parquet"
-)
+def stale_views(run: Run, description: Description) -> list[str]:
+    """The names of the views that are missing or of another dataset.
+
+    What machines read must be equal. A card is up to date if it has the stamp of the dataset: people may add to it.
+    """
+    return [name for name, render in VIEWS.items() if not _is_current(run, name, description, render)]
+
+
+def _is_current(run: Run, name: str, description: Description, render: Callable[[Description], bytes]) -> bool:
+    try:
+        content = storage.read_bytes(run.dataset_file(name))
+    except FileNotFoundError:
+        return False
+    if name == CARD:
+        return dataset_card.stamp(description).encode() in content
+    return content == render(description)
+
+
+def published(run: Run) -> dict[str, Any] | None:
+    """dataset.json without its lists, or None if there is none. Raises DatasetError if it is damaged."""
+    return dataset_index.read_dataset_summary(run) if storage.exists(run.dataset) else None
+
+
+def _folders(run: Run) -> dict[str, re.Pattern[str]]:
+    """The folders of the dataset, and what the names of its files in each look like."""
+    return {run.shards: _SHARD_FILE, run.shard_markers: _MARKER, run.quarantine("shard"): _DROPPED_LIST}
 
 
 def existing(run: Run) -> Iterator[str]:
-    """All that is in the folders of the dataset, relative to the run. Three listings."""
-    for folder in ("shards", f"shards/{dataset_index.MARKERS}", "quarantine/shard"):
-        yield from (f"{folder}/{name}" for name in storage.list_names(storage.join(run.url, folder)))
+    """The objects in the folders of the dataset, relative to the run. Three listings."""
+    for folder in _folders(run):
+        yield from (run.relative(storage.join(folder, name)) for name in storage.list_names(folder))
 
 
 def remove_orphans(run: Run, named: Iterable[str], now: float | None = None) -> int:
-    """Remove objects that look like those of a dataset and are not among the `named` ones of this one; how many.
+    """Remove the files of abandoned rewrites: named like files of the dataset, but not part of it.
 
-    To be called when dataset.json is up to date and what it replaced is gone. None is removed before the last of them
-    has lain still for STILL_SECONDS, since another driver, with other settings, may be writing them. now: Unix time,
-    for tests.
+    Nothing is removed unless all of them have been unchanged for STILL_SECONDS, because another driver with other
+    settings may be writing them. To be called when dataset.json is up to date and the files it replaced are gone.
+
+    Args:
+        run: The run.
+        named: The objects that dataset.json names, relative to the run.
+        now: The current Unix time, for tests.
+
+    Returns:
+        The number of files that were removed.
     """
-    left = set(filter(_OURS.fullmatch, existing(run)))
-    left.difference_update(named)
-    by_folder: dict[str, set[str]] = {}
-    for name in left:
-        folder, _, own = name.rpartition("/")
-        by_folder.setdefault(folder, set()).add(own)
-    changes = [storage.last_change(storage.join(run.url, folder), few) for folder, few in by_folder.items()]
+    orphans = {
+        run.relative(storage.join(folder, name))
+        for folder, pattern in _folders(run).items()
+        for name in storage.list_names(folder)
+        if pattern.fullmatch(name)
+    }
+    orphans.difference_update(named)
+    names_by_folder: dict[str, set[str]] = {}
+    for path in orphans:
+        folder, _, name = path.rpartition("/")
+        names_by_folder.setdefault(folder, set()).add(name)
+    changes = [storage.last_change(run.at_path(folder), names) for folder, names in names_by_folder.items()]
     if max((change for change in changes if change), default=0.0) > (now or time.time()) - STILL_SECONDS:
         return 0
-    for name in sorted(
-        left, key=lambda name: f"/{dataset_index.MARKERS}/" not in name
-    ):  # a marker vouches for its files
-        storage.remove(storage.join(run.url, name))
-    return len(left)
+    _remove(run, orphans)
+    return len(orphans)
+
+
+def _remove(run: Run, paths: Iterable[str]) -> None:
+    """Remove objects, by their paths relative to the run. Markers go first: they vouch for the other files."""
+    markers = run.relative(run.shard_markers) + "/"
+    for path in sorted(paths, key=lambda path: (not path.startswith(markers), path)):
+        storage.remove(run.at_path(path))

@@ -1,13 +1,15 @@
-"""The shard stage: images and their captions become the dataset, shard by shard, each with one marker created last.
+"""The shard stage: joins images and captions into the dataset, shard by shard; each shard's marker is created last.
 
-What each shard of the dataset is made from, as a fingerprint: where it is the same, the shard is not built again.
+A shard is identified by a fingerprint of everything that it is built from. If the fingerprint has a marker, the shard
+is not built again.
 """
 
 import io
 import json
+import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,136 +21,99 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, dataset_index, schema, storage
 from lotlip_data.manifests.artifacts import digest
-from lotlip_data.manifests.dataset_index import DatasetError, Output, ShardRecord
+from lotlip_data.manifests.dataset_index import DatasetError, ShardFile, ShardRecord
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import KIND as IMPORTED
+from lotlip_data.manifests.tar_reader import open_seekable
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import captioned_shards, fetched_shards
-from lotlip_data.pipeline.core.ledger import captioners as found_captioners
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.curation.exclusions import find_exclusions, read_list
 from lotlip_data.pipeline.curation.filters import IMAGE_CHANGED, Filters
 from lotlip_data.pipeline.dataset import metadata
-from lotlip_data.pipeline.dataset import writer as outputs
 from lotlip_data.pipeline.dataset.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.publish import publish, published
-from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, open_local
-from lotlip_data.pipeline.downloading.reader import fetch_again
+from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, write_shard
+from lotlip_data.pipeline.downloading.reader import refetch_remedy
+
+logger = logging.getLogger(__name__)
+
+_LISTED = 5
+"""Names that a message lists; of the others it has the number."""
 
 
 @dataclass
 class ShardSummary:
-    """What one call did: shards that were `skipped` as committed, and those `built` now with their counts."""
+    """The result of one call of `shard`."""
 
     skipped: int = 0
+    """Shards that were built before."""
     built: int = 0
+    """Shards that were built by this call."""
     samples: int = 0
-    """In the shards built now."""
+    """Samples in the shards that were built by this call."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """By reason, in the shards built now."""
+    """Samples left out of the shards that were built by this call, by reason."""
     failed: list[str] = field(default_factory=list)
-    """What could not be built: each with its reason, or with what is missing and the command that brings it."""
+    """What could not be built, each with its reason, or what is missing, each with the command that brings it."""
     published: bool = False
-    """Whether dataset.json was written or changed."""
+    """Whether dataset.json or one of its views was written."""
 
     @property
     def nothing_to_do(self) -> bool:
         return not (self.built or self.failed or self.published)
 
     def to_dict(self) -> dict[str, Any]:
-        return vars(self) | {"dropped": dict(self.dropped)}  # asdict would spoil a Counter
+        return vars(self) | {"dropped": dict(self.dropped)}  # dataclasses.asdict cannot copy a Counter
 
 
-def shard(
-    manifest: Manifest, run: Run, say: Callable[[str], None] = print, captioners: Sequence[str] = ()
-) -> ShardSummary:
-    """Build every shard whose images and whose captions by all of `captioners` are committed, on Ray.
+def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> ShardSummary:
+    """Build every shard that has images and captions by all captioners, on Ray.
 
-    Without `captioners`, all that the run has captions by. A shard that was built from the same before is left as it
-    is; any other is built beside what it replaces. dataset.json is written when nothing failed and nothing is missing:
-    until then it names the dataset as it was. Raises DatasetError where nothing is fetched or captioned.
+    A shard that was built from the same inputs before is skipped. Any other is built beside the files that it
+    replaces. dataset.json is written if nothing failed and nothing is missing; until then it names the earlier dataset.
+
+    Args:
+        manifest: The manifest of the run.
+        run: The run.
+        captioners: The captioners whose texts the dataset has. Default: all that the run has captions by.
+
+    Raises:
+        DatasetError: The run has no images or no captions.
     """
     fetched = fetched_shards(run)
     if not fetched:
         raise DatasetError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
     recipe = recipe_of(run, manifest, captioners)
-    if changes := _changes(run, recipe):
-        say(f"the dataset is made otherwise from now on: {'; '.join(changes)}")
-    drops, unseen = find_exclusions(run, manifest.clean, recipe.rules, say)
-    ready, missing = _ready(run, fetched, list(recipe.captioners))
+    earlier = published(run)
+    if earlier is not None and (changes := metadata.recipe_changes(earlier, recipe)):
+        logger.info(f"dataset settings changed ({'; '.join(changes)}): affected shards are built again")
+    exclusions, unsurveyed = find_exclusions(run, manifest.clean, recipe.rules)
+    ready, missing = _ready_shards(run, fetched, list(recipe.captioners))
     for line in missing:
-        say(line)
-    every = plan_builds(run, recipe, fetched, drops)
+        logger.info(line)
+    tasks = plan_builds(run, recipe, fetched, exclusions)
     done = set(dataset_index.done_shards(run))
-    left = [unit for unit in every if (unit.shard, unit.fingerprint) not in done]
-    summary = ShardSummary(skipped=len(every) - len(left))
-    work = [] if unseen else [unit for unit in left if unit.shard in ready]
-    del done  # the larger part of what is known of a shard that there is no work on
-    summary.failed = unseen + missing
-    _build_all(run, recipe, work, summary, say)
+    pending = [task for task in tasks if (task.shard, task.fingerprint) not in done]
+    summary = ShardSummary(skipped=len(tasks) - len(pending), failed=unsurveyed + missing)
+    del done, earlier  # most of the memory of a large run
+    _build_all(run, recipe, [] if unsurveyed else [task for task in pending if task.shard in ready], summary)
     if not summary.failed:
         changed: Counter[tuple[str, int]] = Counter()
-        summary.published = publish(run, manifest, recipe, _noting(changed, _records(run, every)), say)
+        summary.published = publish(run, manifest, recipe, _count_changed(changed, _read_records(run, tasks)))
         if changed:
-            say(_of_changed_images(run, changed))
+            logger.info(_changed_message(run, changed))
     return summary
 
 
 def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> Recipe:
-    """How the run's dataset is to be made; without `captioners`, with all that the run has captions by."""
-    names = captioners or found_captioners(run)
+    """The recipe of the run's dataset. Default captioners: all that the run has captions by."""
+    names = captioners or ledger.captioners(run)
     return Recipe({name: _captioner_id(run, name) for name in names}, Filters.of(manifest))
-
-
-def _changes(run: Run, recipe: Recipe) -> list[str]:
-    """In which settings the dataset that is there differs."""
-    before = published(run)
-    return metadata.differences(before, recipe) if before is not None else []
-
-
-@dataclass(frozen=True, slots=True)
-class BuildTask:
-    """One shard to build. `drops` names its list in `clean/`: the images left out for the sake of others."""
-
-    shard: int
-    fingerprint: str
-    drops: str | None = None
-
-
-def _records(run: Run, every: Sequence[BuildTask]) -> Iterator[ShardRecord]:
-    return map_ordered(lambda unit: dataset_index.read_record(run, unit.shard, unit.fingerprint), every)
-
-
-def _noting(changed: Counter[tuple[str, int]], records: Iterable[ShardRecord]) -> Iterator[ShardRecord]:
-    """The records; counts by captioner and shard the captions that lack because their images have changed."""
-    for record in records:
-        for what, counts in record.dropped_texts.items():
-            if IMAGE_CHANGED in counts:
-                changed[what, record.shard] += counts[IMAGE_CHANGED]
-        yield record
-
-
-def _of_changed_images(run: Run, changed: Mapping[tuple[str, int], int]) -> str:
-    """What is to be done about captions that were left out."""
-    files = [run.caption_shard(*which) for which in sorted(changed)]
-    more = f" (and {len(files) - 5} more, told by `dropped_texts` in {run.dataset})" if len(files) > 5 else ""
-    again = dict.fromkeys(_caption_again(run, name) for name, _ in sorted(changed))
-    return (
-        f"{sum(changed.values()):,} captions are left out ({IMAGE_CHANGED}): their images were fetched again since, "
-        f"and are of other bytes. To caption them anew, remove {', '.join(files[:5])}{more}, and run "
-        f"{' and '.join(again)}, then `lotlip-data shard {run.url}`"
-    )
-
-
-def _caption_again(run: Run, name: str) -> str:
-    """The command that makes captions which are missing."""
-    if ledger.captioner_settings(run, name).get("kind") == IMPORTED:
-        return "`lotlip-data import` of the same table"
-    return f"`lotlip-data recaption {run.url}`"
 
 
 def _captioner_id(run: Run, name: str) -> str:
@@ -158,123 +123,179 @@ def _captioner_id(run: Run, name: str) -> str:
         raise DatasetError(f"{run.url}: no captions by {name} yet. Run `lotlip-data recaption {run.url}`.") from None
 
 
-def _ready(run: Run, fetched: Iterable[int], captioners: Sequence[str]) -> tuple[set[int], list[str]]:
-    """The shards that can be built, and what the others lack."""
+@dataclass(frozen=True, slots=True)
+class BuildTask:
+    """One shard to build."""
+
+    shard: int
+    fingerprint: str
+    exclusions: str | None = None
+    """The file in `clean/left_out` with the images to leave out because of other images; None if there are none."""
+
+
+def plan_builds(
+    run: Run, recipe: Recipe, shards: Iterable[int], exclusions: Mapping[int, str] | None = None
+) -> list[BuildTask]:
+    """The shards with the fingerprints of recipe, images, captions and exclusions. One listing per folder.
+
+    Args:
+        run: The run.
+        recipe: The recipe of the dataset.
+        shards: Numbers of the input shards.
+        exclusions: The file of excluded images by shard, as `find_exclusions` returns it.
+    """
+    shards = list(shards)
+
+    def stamps(folder: str, ending: str) -> list[str | None]:
+        stamp_by_name = storage.list_stamps(folder, ending)
+        return [stamp_by_name.get(f"{shard_name(shard)}{ending}") for shard in shards]
+
+    images = stamps(run.images, "_stats.json")
+    captions = [stamps(run.captioner(name), ".parquet") for name in recipe.captioners]
+    tasks = []
+    for shard, image, *texts in zip(shards, images, *captions, strict=True):
+        excluded = (exclusions or {}).get(shard)
+        tasks.append(BuildTask(shard, digest(recipe.id, image, texts, excluded), excluded))
+    return tasks
+
+
+def _ready_shards(run: Run, fetched: Iterable[int], captioners: Sequence[str]) -> tuple[set[int], list[str]]:
+    """The shards that can be built, and what is missing of the others."""
     fetched = set(fetched)
-    listed = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists, ".parquet")}
+    planned = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists, ".parquet")}
     ready, missing = set(fetched), []
-    if absent := listed - fetched:
-        missing.append(f"missing: images of {_some(absent)}: run `lotlip-data download` again")
+    if absent := planned - fetched:
+        missing.append(f"missing: images of {_format_shards(absent)}: run `lotlip-data download` again")
     for name in captioners:
         if absent := fetched - set(captioned_shards(run, name)):
-            missing.append(f"missing: captions by {name} of {_some(absent)}: run {_caption_again(run, name)}")
+            command = _caption_command(run, name)
+            missing.append(f"missing: captions by {name} of {_format_shards(absent)}: run {command}")
             ready -= absent
     return ready, missing
 
 
-def _some(shards: set[int]) -> str:
-    names = [shard_name(shard) for shard in sorted(shards)[:5]]
-    return f"{len(shards)} shards ({', '.join(names)}{', …' if len(shards) > 5 else ''})"
+def _format_shards(shards: set[int]) -> str:
+    names = [shard_name(shard) for shard in sorted(shards)[:_LISTED]]
+    return f"{len(shards)} shards ({', '.join(names)}{', …' if len(shards) > _LISTED else ''})"
 
 
-def _build_all(
-    run: Run, recipe: Recipe, work: list[BuildTask], summary: ShardSummary, say: Callable[[str], None]
-) -> None:
-    for unit, result in run_ray_tasks(partial(build_shard, run, recipe), work):
-        name = shard_name(unit.shard)
+def _caption_command(run: Run, name: str) -> str:
+    """The command that makes missing captions by a captioner."""
+    if ledger.captioner_settings(run, name).get("kind") == IMPORTED:
+        return "`lotlip-data import` of the same table"
+    return f"`lotlip-data recaption {run.url}`"
+
+
+def _read_records(run: Run, tasks: Sequence[BuildTask]) -> Iterator[ShardRecord]:
+    return map_ordered(lambda task: dataset_index.read_record(run, task.shard, task.fingerprint), tasks)
+
+
+def _count_changed(changed: Counter[tuple[str, int]], records: Iterable[ShardRecord]) -> Iterator[ShardRecord]:
+    """The records, as they come. Counts the captions of changed images, by captioner and shard, in `changed`."""
+    for record in records:
+        for what, counts in record.dropped_texts.items():
+            if IMAGE_CHANGED in counts:
+                changed[what, record.shard] += counts[IMAGE_CHANGED]
+        yield record
+
+
+def _changed_message(run: Run, changed: Mapping[tuple[str, int], int]) -> str:
+    """What to do about captions that were left out because their images changed."""
+    files = [run.caption_shard(*key) for key in sorted(changed)]
+    others = len(files) - _LISTED
+    more = f" (and {others} more, see `dropped_texts` in {run.dataset})" if others > 0 else ""
+    commands = dict.fromkeys(_caption_command(run, name) for name, _ in sorted(changed))
+    return (
+        f"{sum(changed.values()):,} captions are left out ({IMAGE_CHANGED}): their images were downloaded again since "
+        f"and have changed. To caption them again, remove {', '.join(files[:_LISTED])}{more}, run "
+        f"{' and '.join(commands)}, then `lotlip-data shard {run.url}`"
+    )
+
+
+def _build_all(run: Run, recipe: Recipe, tasks: list[BuildTask], summary: ShardSummary) -> None:
+    """Build the shards on Ray and add the results to `summary`."""
+    for task, result in run_ray_tasks(partial(build_shard, run, recipe), tasks):
+        name = shard_name(task.shard)
         if isinstance(result, ShardRecord):
             summary.built += 1
             summary.samples += result.samples
             summary.dropped.update(result.dropped)
             drops = "".join(f", {count} left out ({reason})" for reason, count in result.dropped.items())
-            say(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {len(work)})")
+            logger.info(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {len(tasks)})")
         else:
             reason = one_line(result)
             summary.failed.append(f"shard {name}: {reason}")
-            say(f"shard {name} could not be built: {reason}")
+            logger.warning(f"shard {name} could not be built: {reason}")
 
 
-def build_shard(run: Run, recipe: Recipe, unit: BuildTask) -> ShardRecord:
-    """Join, write and commit one shard, its marker last; returns what the marker says. Needs no Ray.
+def build_shard(run: Run, recipe: Recipe, task: BuildTask) -> ShardRecord:
+    """Join, write and commit one shard, its marker last. Needs no Ray.
 
-    Raises JoinError where images and captions do not belong together, another UserError where an input cannot be read.
+    Returns:
+        The content of the marker.
+
+    Raises:
+        JoinError: Images and captions do not belong together.
+        UserError: An input cannot be read.
     """
-    number = unit.shard
-    with tempfile.TemporaryDirectory(prefix="lotlip-data-shard-") as scratch:
-        fetched = ledger.read_image_stats(run, number)
-        if not fetched["successes"]:
-            return _commit(run, recipe, unit, Joined(), [])
+    number = task.shard
+    with tempfile.TemporaryDirectory(prefix="lotlip-data-shard-") as folder:
+        scratch = Path(folder)
+        marker = ledger.read_image_stats(run, number)
+        if not marker["successes"]:
+            return _commit(run, recipe, task, Joined(), [])
         captions = {name: read_captions(run, name, number) for name in recipe.captioners}
-        with ExitStack() as opened:
-            images = _images(run, number, fetched, Path(scratch), opened)
-            joined = join(images.metas.values(), captions, recipe.rules, _drops(run, unit, images.metas))
+        with ExitStack() as open_files:
+            images = _open_images(run, number, marker, scratch, open_files)
+            joined = join(images.metas.values(), captions, recipe.rules, _read_drops(run, task, images.metas))
             columns = schema.dataset(recipe.captioners)
-            files = outputs.write(run.shards, number, recipe, joined.rows, images.image, columns, Path(scratch))
-        return _commit(run, recipe, unit, joined, files)
+            files = write_shard(run.shards, number, recipe, joined.rows, images.image, columns, scratch)
+        return _commit(run, recipe, task, joined, files)
 
 
-def _images(run: Run, number: int, fetched: Mapping[str, Any], scratch: Path, opened: ExitStack) -> ImageTar:
-    """The images that a marker tells of. Raises DamagedShard where they are not there as it says."""
-    url = storage.join(run.images, fetched["tar"])
+def _open_images(run: Run, number: int, marker: Mapping[str, Any], scratch: Path, open_files: ExitStack) -> ImageTar:
+    """The images of a downloaded shard. Raises DamagedShard if they are missing, damaged or too few."""
+    url, remedy = run.image_file(marker["tar"]), refetch_remedy(run, number)
     try:
-        images = ImageTar(opened.enter_context(open_local(url, scratch)), url)
-    except DamagedShard as error:
-        raise DamagedShard(f"{error}. {fetch_again(run, number)}") from error
-    if len(images.metas) != fetched["successes"]:
+        stream = open_files.enter_context(open_seekable(url, scratch))
+    except FileNotFoundError:
+        raise DamagedShard(f"{url}: is missing. {remedy}") from None
+    images = ImageTar(stream, url, remedy)
+    if len(images.metas) != marker["successes"]:
         raise DamagedShard(
-            f"{url}: holds {len(images.metas)} images, its marker says {fetched['successes']}. "
-            f"{fetch_again(run, number)}"
+            f"{url}: contains {len(images.metas)} images, but its marker says {marker['successes']}. {remedy}"
         )
     return images
 
 
 def read_captions(run: Run, name: str, number: int) -> Captions:
-    """The captions of one shard. Raises what `parquet_object.read` raises."""
+    """The captions of one shard by one captioner. Raises UserError if they are missing or damaged."""
     url = run.caption_shard(name, number)
 
     def remedy() -> str:
-        return f"Remove {url}, and run {_caption_again(run, name)} again."
+        return f"Remove {url}, and run {_caption_command(run, name)} again."
 
     return Captions(artifacts.read_parquet(url, remedy(), ["uid", "sha256", "text", "flags"]), url, remedy)
 
 
-def _drops(run: Run, unit: BuildTask, keys: Iterable[str]) -> Drops:
-    """By key, what is left out of this shard for the sake of other images."""
-    if unit.drops is None:
+def _read_drops(run: Run, task: BuildTask, keys: Iterable[str]) -> Drops:
+    """The images of this shard to leave out because of other images."""
+    if task.exclusions is None:
         return {}
-    by_row, digits = read_list(run, unit.drops), len(shard_name(unit.shard))
-    return {key: by_row[row] for key in keys if (row := int(key[digits:])) in by_row}
+    exclusion_by_row, digits = read_list(run, task.exclusions), len(shard_name(task.shard))
+    return {key: exclusion_by_row[row] for key in keys if (row := int(key[digits:])) in exclusion_by_row}
 
 
-def _commit(run: Run, recipe: Recipe, unit: BuildTask, joined: Joined, files: Sequence[Output]) -> ShardRecord:
-    """The list of what was left out first, then the marker: what it counts can be read."""
-    name = None
+def _commit(run: Run, recipe: Recipe, task: BuildTask, joined: Joined, files: Sequence[ShardFile]) -> ShardRecord:
+    """Commit the list of what was left out, and then the marker, which counts it."""
+    dropped_list = None
     if joined.dropped:
-        name = f"shard/{shard_name(unit.shard)}-{unit.fingerprint}.parquet"
+        dropped_list = f"shard/{shard_name(task.shard)}-{task.fingerprint}.parquet"
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(joined.dropped, schema=schema.DROPPED), buffer, compression="zstd")
-        storage.create(run.quarantine(name), buffer.getvalue())
-    record = metadata.record_of(unit.shard, unit.fingerprint, recipe, joined, files, name)
-    marker = dataset_index.marker(run, unit.shard, unit.fingerprint)
+        storage.create(run.quarantine(dropped_list), buffer.getvalue())
+    record = metadata.make_record(task.shard, task.fingerprint, recipe, joined, files, dropped_list)
+    marker = dataset_index.marker(run, task.shard, task.fingerprint)
     if storage.create(marker, json.dumps(record.to_dict()).encode()):
         return record
-    return dataset_index.read_record(run, unit.shard, unit.fingerprint)  # another driver's, which counts
-
-
-def plan_builds(
-    run: Run, recipe: Recipe, shards: Iterable[int], drops: Mapping[int, str] | None = None
-) -> list[BuildTask]:
-    """The shards with their fingerprints: recipe, images, captions and what is dropped. One listing a folder."""
-    shards = list(shards)
-
-    def stamps(folder: str, ending: str) -> list[str | None]:
-        held = storage.list_stamps(folder, ending)
-        return [held.get(f"{shard_name(shard)}{ending}") for shard in shards]
-
-    images = stamps(run.images, "_stats.json")
-    captions = [stamps(run.captioner(name), ".parquet") for name in recipe.captioners]
-    found = []
-    for shard, image, *texts in zip(shards, images, *captions, strict=True):
-        dropped = (drops or {}).get(shard)
-        found.append(BuildTask(shard, digest(recipe.id, image, texts, dropped), dropped))
-    return found
+    return dataset_index.read_record(run, task.shard, task.fingerprint)  # of another driver, which was first

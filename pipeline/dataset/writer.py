@@ -1,105 +1,100 @@
-"""The two files of a shard, read and written without ever holding its images in memory.
+"""Writes the files of a shard, and reads the images of its input shard, without ever holding the images in memory.
 
-The bytes that are written follow from the samples alone: fixed owner, mode and time, members in the order of the rows.
-So a shard that is built again, by another driver or after a crash, is the same shard.
+The bytes that are written depend on the samples alone: owner, mode and time of the tar members are fixed, and members
+are in the order of the rows. So a shard that is built again, by another driver or after a crash, is the same shard.
 
-The samples of one input shard into the files of the dataset: by split, and no file larger than asked for.
+The samples of one input shard go into files by split, and into several files if the manifest limits their size.
 """
 
 import hashlib
 import io
 import json
-import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import storage
-from lotlip_data.manifests.dataset_index import SPLITS, FileRecord, Output
+from lotlip_data.manifests import storage, tar_reader
+from lotlip_data.manifests.dataset_index import SPLITS, FileRecord, ShardFile
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import shard_name
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
+from lotlip_data.manifests.tar_reader import TarMember
 from lotlip_data.pipeline.curation.filters import Filters, SampleRow, split_of
 from lotlip_data.pipeline.dataset.metadata import Recipe
 
 ROW_GROUP = 1000
-_CHUNK = 1 << 22
-
-Row = dict[str, Any]
+"""Rows of a row group in the Parquet files."""
+_CHUNK_BYTES = 1 << 22
 
 
 class DamagedShard(UserError):
-    """A tar or a Parquet that cannot be read or does not hold what it should; the message names it."""
+    """A tar or a Parquet file that cannot be read or lacks content; the message names it."""
 
 
 class ImageTar:
-    """A tar of `{key}.jpg` and `{key}.json` in any order: `metas` in memory, the images where they lie.
+    """The images of a downloaded shard: a tar of `{key}.jpg` and `{key}.json`, in any order."""
 
-    Raises DamagedShard where a member lacks its other half, stands twice, or the tar cannot be read.
-    """
+    def __init__(self, stream: IO[bytes], url: str, remedy: str) -> None:
+        """Read the headers and the json members; the images stay where they are.
 
-    def __init__(self, stream: IO[bytes], where: str) -> None:
-        self._stream = stream
-        self._images: dict[str, tuple[int, int]] = {}
-        self.metas: dict[str, Row] = {}
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    self._index(tar, member, where)
-        except (tarfile.TarError, EOFError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DamagedShard(f"{where}: cannot be read: {error}") from error
+        Args:
+            stream: A seekable stream over the tar, which stays open as long as images are read.
+            url: The name of the tar in errors.
+            remedy: What to do if the tar is damaged; the end of the error message.
+
+        Raises:
+            DamagedShard: The tar cannot be read, has a member twice, or a member lacks its other half.
+        """
+        self._stream, self._url, self._remedy = stream, url, remedy
+        self._images: dict[str, TarMember] = {}
+        self.metas: dict[str, SampleRow] = {}
+        """The content of the json members by key."""
+        for member in tar_reader.scan_members(stream, url, remedy, DamagedShard):
+            self._add(member)
         if alone := sorted(self._images.keys() ^ self.metas.keys()):
-            raise DamagedShard(f"{where}: {len(alone)} images or json members lack their other half: {alone[0]}")
+            raise self._damaged(f"{len(alone)} images or json members lack their other half: {alone[0]}")
 
-    def _index(self, tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> None:
-        key, _, ending = member.name.partition(".")
-        known = self.metas if ending == "json" else self._images
-        if key in known and ending in ("json", IMAGE_EXTENSION):
-            raise DamagedShard(f"{where}: {member.name} stands in it twice")
-        if ending == "json":
-            content = tar.extractfile(member)
-            assert content is not None, "a json member is a file"
-            self.metas[key] = json.loads(content.read()) | {"key": key}
-        elif ending == IMAGE_EXTENSION:
-            self._images[key] = (member.offset_data, member.size)
+    def _add(self, member: TarMember) -> None:
+        key, extension = tar_reader.split_name(member.name)
+        if extension not in (IMAGE_EXTENSION, "json"):
+            return
+        if key in (self._images if extension == IMAGE_EXTENSION else self.metas):
+            raise self._damaged(f"contains {member.name} twice")
+        if extension == IMAGE_EXTENSION:
+            self._images[key] = member
+            return
+        try:
+            self.metas[key] = json.loads(self._read(member)) | {"key": key}
+        except (ValueError, TypeError) as error:
+            raise self._damaged(f"{member.name} is not a JSON object ({error})") from error
 
     def image(self, key: str) -> bytes:
         """The stored bytes of one image."""
-        offset, size = self._images[key]
-        self._stream.seek(offset)
-        return self._stream.read(size)
+        return self._read(self._images[key])
+
+    def _read(self, member: TarMember) -> bytes:
+        return tar_reader.read_member(self._stream, member, self._url, self._remedy, DamagedShard)
+
+    def _damaged(self, problem: str) -> DamagedShard:
+        return DamagedShard(f"{self._url}: {problem}. {self._remedy}")
 
 
-@contextmanager
-def open_local(url: str, scratch: Path) -> Iterator[IO[bytes]]:
-    """A stream over the object that is cheap to seek in: of a remote one, a copy in the folder `scratch`.
+def members(row: SampleRow, image: bytes, columns: Iterable[str]) -> list[tuple[str, bytes]]:
+    """The tar members of a sample, as pairs of extension and content.
 
-    Raises DamagedShard where the object is missing.
+    Args:
+        row: The sample, with all `columns`.
+        image: The JPEG.
+        columns: The keys of the json member.
     """
-    try:
-        source = storage.open_read(url)
-    except FileNotFoundError:
-        raise DamagedShard(f"{url}: is missing, though a marker names it") from None
-    with source:
-        if storage.is_local(url):
-            yield source
-            return
-        with (scratch / url.rsplit("/", 1)[-1]).open("w+b") as copy:
-            shutil.copyfileobj(source, copy, _CHUNK)
-            copy.seek(0)
-            yield copy
-
-
-def members(row: Row, image: bytes, columns: Iterable[str]) -> list[tuple[str, bytes]]:
-    """The members of one sample, by their endings: `row` has the `columns`, `image` is a JPEG."""
     return [
         (IMAGE_EXTENSION, image),
         ("json", json.dumps({name: row[name] for name in columns}, ensure_ascii=False).encode()),
@@ -107,38 +102,44 @@ def members(row: Row, image: bytes, columns: Iterable[str]) -> list[tuple[str, b
     ]
 
 
-def padded(size: int, block: int = tarfile.BLOCKSIZE) -> int:
+def _padded(size: int, block: int = tarfile.BLOCKSIZE) -> int:
     """`size` bytes, rounded up to whole blocks."""
     return -(-size // block) * block
 
 
 class SampleWriter:
-    """Writes samples to a WebDataset tar and its Parquet twin, both local files; used as a context."""
+    """Writes samples to a local WebDataset tar and its Parquet file. A context manager."""
 
     def __init__(self, tar: Path, parquet: Path, schema: pa.Schema) -> None:
         self._schema = schema
         self._tar = tarfile.TarFile(tar, "w", format=tarfile.USTAR_FORMAT)
         self._parquet = pq.ParquetWriter(parquet, schema, compression="zstd")
-        self._rows: list[Row] = []
+        self._rows: list[SampleRow] = []
         self.samples = 0
+        """The number of samples written so far."""
 
     def bytes_with(self, sample: Iterable[tuple[str, bytes]]) -> int:
-        """The size of the finished tar, were this sample its last one."""
-        size = sum(tarfile.BLOCKSIZE + padded(len(content)) for _, content in sample)
-        return padded(self._tar.offset + size + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
+        """The size of the finished tar if this sample is its last one."""
+        size = sum(tarfile.BLOCKSIZE + _padded(len(content)) for _, content in sample)
+        return _padded(self._tar.offset + size + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
 
-    def write(self, row: Row, sample: Iterable[tuple[str, bytes]]) -> None:
-        """One sample: `row` has the columns of the schema, `sample` is what `members` made of it."""
-        for ending, content in sample:
-            member = tarfile.TarInfo(f"{row['key']}.{ending}")  # owner 0, mode 0644, time 0 are TarInfo's own
+    def write(self, row: SampleRow, sample: Iterable[tuple[str, bytes]]) -> None:
+        """Write one sample.
+
+        Args:
+            row: The sample, with the columns of the schema.
+            sample: The result of `members` for the row.
+        """
+        for extension, content in sample:
+            member = tarfile.TarInfo(f"{row['key']}.{extension}")  # TarInfo's defaults: owner 0, mode 0644, time 0
             member.size = len(content)
             self._tar.addfile(member, io.BytesIO(content))
         self.samples += 1
         self._rows.append(row)
         if len(self._rows) == ROW_GROUP:
-            self._flush()
+            self._write_row_group()
 
-    def _flush(self) -> None:
+    def _write_row_group(self) -> None:
         if self._rows:
             self._parquet.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
             self._rows = []
@@ -149,34 +150,34 @@ class SampleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._flush()
+        self._write_row_group()
         self._tar.close()
         self._parquet.close()
 
 
-def digest(stream: Iterable[bytes]) -> tuple[int, str]:
-    """Bytes and sha256 of what comes in pieces."""
-    size, found = 0, hashlib.sha256()
-    for piece in stream:
-        size += len(piece)
-        found.update(piece)
-    return size, found.hexdigest()
+def _digest(stream: IO[bytes]) -> tuple[int, str]:
+    """Size in bytes and sha256 of a stream, read in chunks."""
+    size, sha256 = 0, hashlib.sha256()
+    while chunk := stream.read(_CHUNK_BYTES):
+        size += len(chunk)
+        sha256.update(chunk)
+    return size, sha256.hexdigest()
 
 
 def digest_of(url: str) -> tuple[int, str]:
-    """Bytes and sha256 of an object, read in pieces. Raises FileNotFoundError where there is none."""
+    """Size in bytes and sha256 of an object. Raises FileNotFoundError if there is none."""
     with storage.open_read(url) as stream:
-        return digest(iter(lambda: stream.read(_CHUNK), b""))
+        return _digest(stream)
 
 
 def record_of(local: Path, name: str) -> FileRecord:
-    """What the local file will be once it is committed as `name`."""
+    """The record of a local file that is to be committed as `name`."""
     with local.open("rb") as stream:
-        return FileRecord(name, *digest(iter(lambda: stream.read(_CHUNK), b"")))
+        return FileRecord(name, *_digest(stream))
 
 
 def is_there(folder: str, file: FileRecord) -> bool | None:
-    """Whether the object of this name holds these bytes; None where there is none. Read only where the size fits."""
+    """Whether the object of this name has this content; None if there is none. It is read only if its size fits."""
     url = storage.join(folder, file.name)
     size = storage.size(url)
     if size is None:
@@ -184,86 +185,110 @@ def is_there(folder: str, file: FileRecord) -> bool | None:
     return size == file.bytes and digest_of(url) == (file.bytes, file.sha256)
 
 
-def commit_files(folder: str, stems: Sequence[str], locals_: Sequence[Path]) -> list[FileRecord]:
-    """Commit the files of one output under the first of `stems` that is free, or holds these very bytes already.
+def commit_files(folder: str, stems: Sequence[str], paths: Sequence[Path]) -> list[FileRecord]:
+    """Commit local files of one stem under the first stem that is free or already has the same content.
 
-    What an interrupted attempt left under a name is the same bytes, because a shard's bytes follow from its samples.
-    Anything else under that name may be what a reader is reading, and stays. Where no stem is left, the first one gets
-    the content's digest: what is there under that name and differs is damaged, and makes room.
+    An interrupted attempt leaves the same bytes, because the bytes of a shard depend on its samples alone. Other
+    content under a stem may be in use by a reader, so it stays. If no stem is left, the digest of the content is
+    appended to the first one; other content under that name is damaged and is removed.
+
+    Args:
+        folder: The folder, as a path or URL.
+        stems: Names without extension, in the order of preference.
+        paths: The local files. Their extensions are kept.
+
+    Raises:
+        DamagedShard: Another process keeps writing other content under the last name.
     """
-    contents = [record_of(path, path.suffix) for path in locals_]
+    contents = [record_of(path, path.suffix) for path in paths]
     last = f"{stems[0]}-{hashlib.sha256(''.join(file.sha256 for file in contents).encode()).hexdigest()[:12]}"
     for stem in (*stems, last):
         files = [replace(file, name=stem + file.name) for file in contents]
-        there = [is_there(folder, file) for file in files]
-        if stem != last and False in there:
+        states = [is_there(folder, file) for file in files]
+        if stem != last and False in states:
             continue
-        for file, same in zip(files, there, strict=True):
-            if same is False:
+        for file, is_same in zip(files, states, strict=True):
+            if is_same is False:
                 storage.remove(storage.join(folder, file.name))
         urls = [storage.join(folder, file.name) for file in files]
-        made = [storage.create_from_file(url, str(path)) for url, path in zip(urls, locals_, strict=True)]
-        if all(new or is_there(folder, file) for new, file in zip(made, files, strict=True)):
+        created = [storage.create_from_file(url, str(path)) for url, path in zip(urls, paths, strict=True)]
+        if all(is_new or is_there(folder, file) for is_new, file in zip(created, files, strict=True)):
             return files
-    raise DamagedShard(f"{folder}/{last}: cannot be written, something else is written there all the while")
+    raise DamagedShard(f"{folder}/{last}: cannot be written: another process keeps writing other content there")
 
 
-def write(
+def write_shard(
     folder: str,
-    number: int,
+    shard: int,
     recipe: Recipe,
     rows: list[SampleRow],
     image: Callable[[str], bytes],
     columns: pa.Schema,
     scratch: Path,
-) -> list[Output]:
-    """Write and commit the tars and Parquets of a shard into `folder`; `image` gives the stored bytes by key."""
+) -> list[ShardFile]:
+    """Write and commit the tars and Parquet files of a shard.
+
+    Args:
+        folder: The folder of the dataset, as a path or URL.
+        shard: The number of the input shard.
+        recipe: The recipe of the dataset.
+        rows: The samples in the order in which they are written.
+        image: Returns the JPEG of a key.
+        columns: The schema of the Parquet files.
+        scratch: A local folder for unfinished files.
+    """
     outputs = []
     for split in SPLITS:
-        few = [row for row in rows if split_of(row["uid"], recipe.rules.validation) == split]
-        for index, piece in enumerate(_pieces(few, image, columns, recipe.rules, scratch)):
-            stem = f"{split}-{shard_name(number)}" + (f"-{index:02d}" if recipe.rules.limits_files else "")
+        rows_of_split = [row for row in rows if split_of(row["uid"], recipe.rules.validation) == split]
+        for index, piece in enumerate(_write_pieces(rows_of_split, image, columns, recipe.rules, scratch)):
+            stem = f"{split}-{shard_name(shard)}" + (f"-{index:02d}" if recipe.rules.limits_files else "")
             outputs.append(_commit(folder, stem, split, recipe, piece))
     return outputs
 
 
 class _Piece:
-    """One tar and its twin while they are written, and their counts."""
+    """One local tar with its Parquet file, and their counts."""
 
     def __init__(self, scratch: Path, columns: pa.Schema) -> None:
         self.files = scratch / "samples.tar", scratch / "samples.parquet"
         self.writer = SampleWriter(*self.files, columns)
         self.filled: Counter[str] = Counter()
-        """Samples by column that holds something."""
+        """Samples by column that is not null."""
+
+    def is_full(self, sample: Iterable[tuple[str, bytes]], rules: Filters) -> bool:
+        """Whether another sample would exceed the limits of a file."""
+        if self.writer.samples == rules.max_samples:
+            return True
+        return rules.max_bytes is not None and self.writer.bytes_with(sample) > rules.max_bytes
+
+    def write(self, row: SampleRow, sample: Iterable[tuple[str, bytes]]) -> None:
+        self.writer.write(row, sample)
+        self.filled.update(name for name, value in row.items() if value is not None)
 
 
-def _pieces(
+def _write_pieces(
     rows: Iterable[SampleRow], image: Callable[[str], bytes], columns: pa.Schema, rules: Filters, scratch: Path
-) -> Iterable[_Piece]:
-    """The samples in files within the limits, one pair of files at a time: each is gone when the next is asked for."""
+) -> Iterator[_Piece]:
+    """The samples in files within the limits, one pair of files at a time: the next pair overwrites it."""
     with ExitStack() as open_files:
         piece = None
         for row in rows:
             sample = members(row, image(row["key"]), columns.names)
-            if piece is not None and (
-                piece.writer.samples == rules.max_samples
-                or (rules.max_bytes is not None and piece.writer.bytes_with(sample) > rules.max_bytes)
-            ):
+            if piece is not None and piece.is_full(sample, rules):
                 open_files.pop_all().close()
                 yield piece
                 piece = None
             if piece is None:
                 piece = _Piece(scratch, columns)
                 open_files.enter_context(piece.writer)
-            piece.writer.write(row, sample)
-            piece.filled.update(name for name, value in row.items() if value is not None)
+            piece.write(row, sample)
         open_files.close()
         if piece is not None:
             yield piece
 
 
-def _commit(folder: str, stem: str, split: str, recipe: Recipe, piece: _Piece) -> Output:
-    """Plain names as long as they are free, then names with the recipe, so that a rewritten dataset is numbered too."""
+def _commit(folder: str, stem: str, split: str, recipe: Recipe, piece: _Piece) -> ShardFile:
+    """Commit a piece under its plain name, or, if that is taken, with digits of the recipe: the tars stay numbered."""
     tar, parquet = commit_files(folder, (stem, f"{stem}-{recipe.id[:6]}"), piece.files)
     long_texts = {name: piece.filled[name] for name in recipe.captioners}
-    return Output(split, piece.writer.samples, long_texts, tar, parquet)
+    return ShardFile(split, piece.writer.samples, long_texts, tar, parquet, folder)

@@ -1,7 +1,7 @@
-"""One shard from its list to its commit, as one Ray task runs it.
+"""One shard from its URL list to its commit, as one Ray task.
 
-An attempt uploads its tar and its Parquet under names of its own, and creates the marker that names them last,
-exclusively: of two attempts at one shard the first one counts, and the other removes what it has uploaded.
+An attempt uploads its tar and its Parquet under unique names. Last, it creates the marker that names them, exclusively.
+Of two attempts at one shard the first wins; the other removes its files.
 """
 
 import io
@@ -28,79 +28,79 @@ from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, f
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("key", "uid", "url", "reason", "detail")])
-"""Columns of quarantine/images/NNNNN.parquet: the rows of a committed shard that have no image."""
+"""Columns of quarantine/images/NNNNN.parquet: the rows of a committed shard without an image."""
 
-_FILES_OF_AN_ATTEMPT = 2
+_FILES_PER_ATTEMPT = 2
 _ATTEMPT_FILE = re.compile(r"(\d{5,})-[0-9a-f]+\.(?:tar|parquet)")
 
 
 @dataclass(frozen=True)
 class DownloadTask:
-    """What a task needs to know. It is pickled into the task."""
+    """The input of one download task. Ray pickles it."""
 
     run: Run
     shard: int
     samples_per_shard: int
     settings: DownloadSettings = field(repr=False)
     accept: bool = False
-    """Whether the shard is done even where nothing comes."""
+    """Whether to commit the shard even if none of its images downloads."""
 
 
-def fetch_and_commit(work: DownloadTask) -> dict[str, Any] | dict[str, int]:
-    """Fetch one shard and commit it, and return its marker.
+def fetch_and_commit(task: DownloadTask) -> dict[str, Any] | dict[str, int]:
+    """Download one shard, commit it, and return its marker.
 
-    Where nothing came, for reasons that can pass (the server or the network is down), and that is not accepted, nothing
-    is committed and the answer is the failures by reason alone, so that the next start tries again.
+    If no image downloads and a failure is transient (the server or the network is down), nothing is committed unless
+    `task.accept` is set. The result is then the number of failures per reason, and the next run retries the shard.
     """
-    run, shard = work.run, work.shard
+    run, shard = task.run, task.shard
     url = run.list_shard(shard)
-    remedy = f"Remove {url} and {run.plan}; `lotlip-data download` makes both again from the same lists."
+    remedy = f"Remove {url} and {run.plan}; `lotlip-data download` rebuilds both from the same lists."
     rows = artifacts.read_parquet(url, remedy)
     with scratch_folder("download") as folder:
-        fetched = fetch(rows, shard, work.samples_per_shard, work.settings, folder)
-        if fetched.can_pass and not work.accept:
+        fetched = fetch(rows, shard, task.samples_per_shard, task.settings, folder)
+        if fetched.is_retriable and not task.accept:
             return {reason: count for reason, count in fetched.stats["status_dict"].items() if reason != SUCCESS}
         commit(run, shard, fetched)
     marker = ledger.read_image_stats(run, shard)
-    complete(run, shard, marker)
+    finish_commit(run, shard, marker)
     return marker
 
 
-def complete(run: Run, shard: int, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:
-    """What follows a commit: its quarantine, and its line in the ledger. Again gives the same."""
-    quarantine(run, shard, marker, retried)
+def finish_commit(run: Run, shard: int, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:
+    """Write the quarantine and the ledger entry of a committed shard. Idempotent."""
+    write_quarantine(run, shard, marker, retried)
     failed = marker["count"] - marker["successes"]
-    ended = int(marker.get("end_time", 0))
-    started = int(marker.get("start_time", ended))
-    ledger.record(run.image_ledger, shard, ledger.WorkRecord(marker["count"], failed, 0, started, ended))
+    end = int(marker.get("end_time", 0))
+    start = int(marker.get("start_time", end))
+    ledger.record(run.image_ledger, shard, ledger.WorkRecord(marker["count"], failed, 0, start, end))
 
 
 def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
-    """Make `fetched` the shard's result, unless it has one already. Whether it did. Its files are given away."""
+    """Make `fetched` the shard's result, unless it has one; moves its files. Returns whether this attempt won."""
     attempt = f"{shard_name(shard)}-{uuid.uuid4().hex[:12]}"
     marker = fetched.stats | {"tar": f"{attempt}.tar", "parquet": f"{attempt}.parquet"}
-    ours = [storage.join(run.images, marker["tar"]), storage.join(run.images, marker["parquet"])]
-    for url, local in zip(ours, (fetched.tar, fetched.parquet), strict=True):
+    urls = [run.image_file(marker["tar"]), run.image_file(marker["parquet"])]
+    for url, local in zip(urls, (fetched.tar, fetched.parquet), strict=True):
         storage.create_from_file(url, str(local), move=True)
     if storage.create(run.image_stats(shard), json.dumps(marker, indent=2).encode()):
         return True
-    for url in ours:
+    for url in urls:
         storage.remove(url)
     return False
 
 
-def quarantine(run: Run, shard: int, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:
-    """Write the rows without an image beside the run's other failures, unless they are there.
+def write_quarantine(run: Run, shard: int, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:
+    """Write the rows without an image to the quarantine, unless they are there already.
 
-    Rows that failed for one of the reasons `retried` belong to another shard by now.
+    Rows with a reason in `retried` are left out: another shard retries them.
     """
     if marker["successes"] < marker["count"]:
         failed = failed_rows(run, shard, marker, ["key", "uid", "url"])
-        storage.create(run.quarantine("images", f"{shard_name(shard)}.parquet"), quarantined(failed, retried))
+        storage.create(run.quarantine("images", f"{shard_name(shard)}.parquet"), quarantine_parquet(failed, retried))
 
 
-def quarantined(failed: pa.Table, retried: Collection[str]) -> bytes:
-    """The quarantine's Parquet of some `failed_rows`, without those of the reasons `retried`."""
+def quarantine_parquet(failed: pa.Table, retried: Collection[str]) -> bytes:
+    """Encode `failed_rows` as a quarantine Parquet, without the rows with a reason in `retried`."""
     if retried:
         failed = failed.filter(pc.invert(pc.is_in(failed["reason"], pa.array(sorted(retried), pa.string()))))
     stream = io.BytesIO()
@@ -109,23 +109,23 @@ def quarantined(failed: pa.Table, retried: Collection[str]) -> bytes:
 
 
 def failed_rows(run: Run, shard: int, marker: Mapping[str, Any], columns: list[str]) -> pa.Table:
-    """The rows of a committed shard that have no image: `columns` of `schema.IMAGES`, then `reason` and `detail`."""
+    """The rows of a committed shard without an image: `columns` of `schema.IMAGES`, then `reason` and `detail`."""
     table = fetched_rows(run, shard, marker, [*columns, "status", "error_message"])
     failed = table.filter(pc.not_equal(table["status"], SUCCESS))
-    split = [reasons.split(message) for message in failed["error_message"].to_pylist()]
+    causes = [reasons.split_message(message) for message in failed["error_message"].to_pylist()]
     failed = failed.select(columns)
-    for name, values in (("reason", [reason for reason, _ in split]), ("detail", [text for _, text in split])):
+    for name, values in (("reason", [reason for reason, _ in causes]), ("detail", [text for _, text in causes])):
         failed = failed.append_column(name, pa.array(values, pa.string()))
     return failed
 
 
 def remove_orphans(run: Run, committed: Collection[int]) -> None:
-    """Remove what attempts at `committed` shards left that were killed or came second."""
-    found = filter(None, map(_ATTEMPT_FILE.fullmatch, storage.list_names(run.images)))
-    for shard, matches in groupby(found, key=lambda match: int(match[1])):  # names come in order
+    """Remove the files that killed and second attempts at `committed` shards left."""
+    attempt_files = filter(None, map(_ATTEMPT_FILE.fullmatch, storage.list_names(run.images)))
+    for shard, matches in groupby(attempt_files, key=lambda match: int(match[1])):  # names are sorted
         names = [match[0] for match in matches]
-        if shard in committed and len(names) > _FILES_OF_AN_ATTEMPT:
+        if shard in committed and len(names) > _FILES_PER_ATTEMPT:
             marker = ledger.read_image_stats(run, shard)
             for name in names:
                 if name not in (marker["tar"], marker["parquet"]):
-                    storage.remove(storage.join(run.images, name))
+                    storage.remove(run.image_file(name))

@@ -1,8 +1,6 @@
-"""Why an image could not be had: a closed vocabulary, with free text beside it.
+"""Download failures: a closed vocabulary of reasons, and counts by reason and by host in bounded memory.
 
-Which images could not be fetched, by reason and by host, in bounded memory whatever the web is like.
-
-A shard counts its own failures when it is committed; here these counts are added up.
+Each shard counts its own failures when it is committed (`count_failures`). `Failures` adds these counts up.
 """
 
 import re
@@ -18,7 +16,7 @@ import pyarrow.compute as pc
 from lotlip_data.manifests.schema import SUCCESS
 
 HTTP = "http"
-"""Stands before the status: `http 404`."""
+"""The prefix of an HTTP status, as in `http 404`."""
 
 TIMEOUT = "timeout"
 REFUSED = "connection refused"
@@ -51,52 +49,56 @@ VOCABULARY = frozenset(
         *(UNDECODABLE, WRONG_HASH, HOST_DOWN, HOST_BUSY, OTHER),
     }
 )
-"""All reasons but `http NNN`."""
+"""All reasons except `http NNN`."""
 
-_OF_THE_HOST = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, "http 429", "http 503"})
-_CAN_PASS = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, HOST_DOWN, HOST_BUSY, NOT_ALLOWED})
-_PASSING_STATUS = frozenset({408, 425, 429})
+_HOST_FAILURES = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, "http 429", "http 503"})
+_TRANSIENT = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, HOST_DOWN, HOST_BUSY, NOT_ALLOWED})
+_TRANSIENT_STATUS = frozenset({408, 425, 429})
 _STATUS = re.compile(r"http (\d{3})")
 _ROBOTS_MESSAGE = "Use of image disallowed by X-Robots-Tag directive"  # img2dataset's
 
 
 class FetchError(Exception):
-    """An image that cannot be had; its text is `reason: detail`, the form that `split` reads.
+    """An image that cannot be downloaded. Its text is `reason: detail`, which `split_message` reads back.
 
-    `wait`: the seconds after which the server says that it may be asked again.
+    Args:
+        reason: A member of `VOCABULARY`, or `http NNN`.
+        detail: Free text for people. It never quotes the URL, which may hold secrets.
+        retry_after: Seconds that the server asks clients to wait before they try again.
     """
 
-    def __init__(self, reason: str, detail: str = "", wait: float | None = None) -> None:
+    def __init__(self, reason: str, detail: str = "", retry_after: float | None = None) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.wait = reason, wait
+        self.reason, self.retry_after = reason, retry_after
 
 
-def http(status: int) -> str:
+def http_reason(status: int) -> str:
+    """The reason for an HTTP status."""
     return f"{HTTP} {status}"
 
 
 def is_transient(reason: str) -> bool:
-    """Whether another attempt at another time may well succeed: of itself, or once the settings are mended."""
+    """Whether a later attempt can succeed, by itself or after a change of the settings."""
     if status := _STATUS.fullmatch(reason):
-        return int(status[1]) >= 500 or int(status[1]) in _PASSING_STATUS
-    return reason in _CAN_PASS
+        return int(status[1]) >= 500 or int(status[1]) in _TRANSIENT_STATUS
+    return reason in _TRANSIENT
 
 
 def retry_condition(failures: Iterable[str]) -> str:
-    """What has to be before another attempt at what failed for these reasons is worth it; some of them can pass."""
-    passing = {reason for reason in failures if is_transient(reason)}
-    servers = ["the servers can be reached"] if passing - {NOT_ALLOWED} else []
-    hosts = ["`download.allow_hosts` in the manifest names their private hosts"] if NOT_ALLOWED in passing else []
+    """What must hold before a retry makes sense. At least one of `failures` must be transient."""
+    transient = {reason for reason in failures if is_transient(reason)}
+    servers = ["the servers are reachable"] if transient - {NOT_ALLOWED} else []
+    hosts = ["`download.allow_hosts` in the manifest lists their private hosts"] if NOT_ALLOWED in transient else []
     return " and ".join(servers + hosts)
 
 
-def of_the_host(reason: str) -> bool:
-    """Whether a failure says more of the host than of the image: others there will most likely fail, too."""
-    return reason in _OF_THE_HOST
+def is_host_failure(reason: str) -> bool:
+    """Whether a failure concerns the host rather than the image, so that its other images will probably fail too."""
+    return reason in _HOST_FAILURES
 
 
-def split(message: str) -> tuple[str, str]:
-    """An error message of a fetched shard as (reason of the vocabulary, detail)."""
+def split_message(message: str) -> tuple[str, str]:
+    """Split an error message of a downloaded shard into (reason of the vocabulary, detail)."""
     if message == _ROBOTS_MESSAGE:
         return ROBOTS, ""
     reason, _, detail = message.partition(": ")
@@ -107,82 +109,86 @@ def split(message: str) -> tuple[str, str]:
     return OTHER, message
 
 
-HOSTS_OF_A_SHARD = 100
-HOSTS_SHOWN = 20
-_HOSTS_KEPT = 1_000
+MAX_HOSTS_PER_SHARD = 100
+MAX_HOSTS_SHOWN = 20
+_MAX_HOSTS_KEPT = 1_000
 
 
-def of_shard(table: pa.Table) -> dict[str, Any]:
-    """What a shard's marker says of its rows (columns `schema.IMAGES`).
+def count_failures(table: pa.Table) -> dict[str, Any]:
+    """Count the failures of one shard, for its marker.
 
-    `status_dict`: rows by reason, `success` among them. `failed_hosts`: failures by host and reason, of those hosts
-    that fail most.
+    Args:
+        table: The rows of the shard, with the columns `schema.IMAGES`.
+
+    Returns:
+        `status_dict`: rows per reason, `success` included. `failed_hosts`: failures per host and reason, for the
+        `MAX_HOSTS_PER_SHARD` hosts with the most failures.
     """
     failed = table.filter(pc.not_equal(table["status"], SUCCESS))
-    why = [split(message)[0] for message in failed["error_message"].to_pylist()]
+    row_reasons = [split_message(message)[0] for message in failed["error_message"].to_pylist()]
     hosts: dict[str, Counter[str]] = {}
-    for url, reason in zip(failed["url"].to_pylist(), why, strict=True):
+    for url, reason in zip(failed["url"].to_pylist(), row_reasons, strict=True):
         hosts.setdefault(listed_host(url), Counter())[reason] += 1
-    most = sorted(hosts, key=lambda host: (-hosts[host].total(), host))[:HOSTS_OF_A_SHARD]
+    worst = sorted(hosts, key=lambda host: (-hosts[host].total(), host))[:MAX_HOSTS_PER_SHARD]
     return {
-        "status_dict": {SUCCESS: table.num_rows - len(why)} | dict(Counter(why).most_common()),
-        "failed_hosts": {host: dict(hosts[host].most_common()) for host in most},
+        "status_dict": {SUCCESS: table.num_rows - len(row_reasons)} | dict(Counter(row_reasons).most_common()),
+        "failed_hosts": {host: dict(hosts[host].most_common()) for host in worst},
     }
 
 
 @dataclass
 class Failures:
-    """Failures of many shards. Those of a host are at least as many as are counted here."""
+    """Failures of many shards. The count of a host is a lower bound, since only the worst hosts are kept."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     hosts: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:
-        """The failures of a shard, but for those that belong to another shard, since they are `retried` there."""
-        self.reasons.update(_left(marker["status_dict"], {*retried, SUCCESS}))
+        """Add the failures of one shard, without the reasons in `retried`: another shard retries those rows."""
+        self.reasons.update(_without(marker["status_dict"], {*retried, SUCCESS}))
         for host, counts in marker.get("failed_hosts", {}).items():
-            if left := _left(counts, retried):
-                self.hosts.setdefault(host, Counter()).update(left)
-        if len(self.hosts) > 2 * _HOSTS_KEPT:
-            self.hosts = {host: self.hosts[host] for host in self._most(_HOSTS_KEPT)}
+            if remaining := _without(counts, retried):
+                self.hosts.setdefault(host, Counter()).update(remaining)
+        if len(self.hosts) > 2 * _MAX_HOSTS_KEPT:
+            self.hosts = {host: self.hosts[host] for host in self._worst_hosts(_MAX_HOSTS_KEPT)}
 
-    def _most(self, count: int) -> list[str]:
+    def _worst_hosts(self, count: int) -> list[str]:
         return sorted(self.hosts, key=lambda host: (-self.hosts[host].total(), host))[:count]
 
     def to_dict(self) -> dict[str, Any]:
-        """`reasons`, the most frequent first; `hosts`: the HOSTS_SHOWN that fail most, each with its reasons."""
+        """`reasons`: count per reason, most frequent first. `hosts`: the worst hosts, with counts per reason."""
         return {
             "reasons": dict(self.reasons.most_common()),
-            "hosts": {host: dict(self.hosts[host].most_common()) for host in self._most(HOSTS_SHOWN)},
+            "hosts": {host: dict(self.hosts[host].most_common()) for host in self._worst_hosts(MAX_HOSTS_SHOWN)},
         }
 
 
 def format_text(figures: Mapping[str, Any]) -> list[str]:
-    """`Failures.figures` for people; nothing where nothing failed."""
+    """Format `Failures.to_dict()` as lines of text. Returns no line if nothing failed."""
     if not figures["reasons"]:
         return []
-    lines = [f"{sum(figures['reasons'].values()):,} images could not be fetched:"]
+    lines = [f"{sum(figures['reasons'].values()):,} images failed to download:"]
     for reason, count in figures["reasons"].items():
         lines.append(f"  {count:>11,}  {reason}{_hint(reason)}")
-    lines.append("by host, those that fail most:")
+    lines.append("hosts with the most failures:")
     for host, counts in list(figures["hosts"].items())[:10]:
-        why = ", ".join(f"{count:,} × {reason}" for reason, count in counts.items())
-        lines.append(f"  {sum(counts.values()):>11,}  {host or 'URLs without a host'} ({why})")
+        details = ", ".join(f"{count:,} × {reason}" for reason, count in counts.items())
+        lines.append(f"  {sum(counts.values()):>11,}  {host or 'URLs without a host'} ({details})")
     return lines
 
 
 def _hint(reason: str) -> str:
     if reason == NOT_ALLOWED:
-        return " (private; where the host is yours, name it in `download.allow_hosts`, then --retry-failed)"
-    return " (may pass: --retry-failed)" if is_transient(reason) else ""
+        return " (private address; if the host is yours, add it to `download.allow_hosts` and use --retry-failed)"
+    return " (transient: use --retry-failed)" if is_transient(reason) else ""
 
 
-def _left(counts: Mapping[str, int], without: Collection[str]) -> dict[str, int]:
-    return {reason: count for reason, count in counts.items() if reason not in without}
+def _without(counts: Mapping[str, int], excluded: Collection[str]) -> dict[str, int]:
+    return {reason: count for reason, count in counts.items() if reason not in excluded}
 
 
 def listed_host(url: str) -> str:
-    """The host of a URL for a table of failures, with a port that is not the usual one; "" where there is none."""
+    """The host of a URL, with its port if the URL names one; an empty string if the URL has no host."""
     try:
         parts = urlsplit(url)
         return (parts.hostname or "") + (f":{parts.port}" if parts.port else "")

@@ -1,6 +1,6 @@
-"""What a shard learns of each host while it is fetched: how many fetches are under way there, and whether it answers.
+"""Limits per host while a shard downloads: requests in flight, pauses that the host asks for, and a circuit breaker.
 
-A thread that waits for a host is lost to all other hosts, so every wait here has an end. Threads share a `Hosts`.
+A thread that waits for one host cannot serve others, so every wait has an end. Threads share one `HostLimiter`.
 """
 
 import threading
@@ -14,71 +14,74 @@ from lotlip_data.pipeline.downloading.failures import FetchError
 
 
 @dataclass
-class _Host:
+class _HostState:
     changed: threading.Condition
-    under_way: int = 0
+    in_flight: int = 0
     failures: int = 0
-    """In a row, of those that say something of the host."""
+    """Consecutive failures that concern the host (`failures.is_host_failure`)."""
     last_failure: str = ""
     paused_until: float = 0.0
 
 
-class Hosts:
-    """At most `per_host` fetches from a host at a time, and none any more after `failures` failures in a row."""
+class HostLimiter:
+    """At most `per_host` requests to a host at a time, and no further request after `failures` consecutive failures."""
 
     def __init__(self, per_host: int, failures: int) -> None:
         self._per_host, self._failures = per_host, failures
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: dict[str, _HostState] = {}
         self._lock = threading.Lock()
 
     @contextmanager
-    def place(self, host: str, patience: float) -> Iterator[None]:
-        """One of the host's places, as long as the block lasts.
+    def slot(self, host: str, max_wait: float) -> Iterator[None]:
+        """Hold one of the host's request slots while the block runs.
 
-        Raises Refusal where the host is down, or where no place comes free within `patience` seconds.
+        Raises:
+            FetchError: The host is down, or no slot becomes free within `max_wait` seconds.
         """
         with self._lock:
-            one = self._hosts.get(host)
-            if one is None:
-                one = self._hosts[host] = _Host(threading.Condition(self._lock))
-            self._wait(one, time.monotonic() + patience)
-            one.under_way += 1
+            state = self._hosts.get(host)
+            if state is None:
+                state = self._hosts[host] = _HostState(threading.Condition(self._lock))
+            self._wait(state, time.monotonic() + max_wait)
+            state.in_flight += 1
         try:
             yield
         finally:
             with self._lock:
-                one.under_way -= 1
-                one.changed.notify()
+                state.in_flight -= 1
+                state.changed.notify()
 
-    def _wait(self, one: _Host, end: float) -> None:
+    def _wait(self, state: _HostState, end: float) -> None:
         while True:
-            if one.failures >= self._failures:
+            if state.failures >= self._failures:
                 raise FetchError(
-                    reasons.HOST_DOWN, f"{one.failures} failures in a row, the last one: {one.last_failure}"
+                    reasons.HOST_DOWN, f"{state.failures} consecutive failures, the last one: {state.last_failure}"
                 )
             now = time.monotonic()
-            if one.under_way < self._per_host and now >= one.paused_until:
+            if state.in_flight < self._per_host and now >= state.paused_until:
                 return
             if now >= end:
-                raise FetchError(reasons.HOST_BUSY, "no place came free; `per_host` is how many there are")
-            waits_for_pause = one.under_way < self._per_host
-            one.changed.wait((min(end, one.paused_until) if waits_for_pause else end) - now)
+                raise FetchError(
+                    reasons.HOST_BUSY, "no request slot became free; `download.per_host` sets their number"
+                )
+            waits_for_pause = state.in_flight < self._per_host
+            state.changed.wait((min(end, state.paused_until) if waits_for_pause else end) - now)
 
-    def answered(self, host: str) -> None:
-        """The host has answered, whatever it said."""
+    def record_answer(self, host: str) -> None:
+        """Record that the host has answered, with whatever status."""
         with self._lock:
             self._hosts[host].failures = 0
 
-    def failed(self, host: str, refusal: FetchError, longest: float) -> None:
-        """A fetch from the host has failed. It gets the pause that it asks for, if that is no longer than `longest`."""
+    def record_failure(self, host: str, error: FetchError, max_pause: float) -> None:
+        """Record a failed request, and the pause that the host asks for if it is at most `max_pause` seconds."""
         with self._lock:
-            one = self._hosts[host]
-            if not reasons.of_the_host(refusal.reason):
-                one.failures = 0
+            state = self._hosts[host]
+            if not reasons.is_host_failure(error.reason):
+                state.failures = 0
                 return
-            one.failures += 1
-            one.last_failure = refusal.reason
-            if refusal.wait is not None and refusal.wait <= longest:
-                one.paused_until = max(one.paused_until, time.monotonic() + refusal.wait)
-            if one.failures >= self._failures:
-                one.changed.notify_all()
+            state.failures += 1
+            state.last_failure = error.reason
+            if error.retry_after is not None and error.retry_after <= max_pause:
+                state.paused_until = max(state.paused_until, time.monotonic() + error.retry_after)
+            if state.failures >= self._failures:
+                state.changed.notify_all()

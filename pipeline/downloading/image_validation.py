@@ -1,9 +1,9 @@
-"""A fetched body before img2dataset's resizer sees it: is it an image, whole, not too large, the right way up?
+"""Checks a downloaded body before img2dataset's resizer sees it: format, completeness, size, orientation.
 
-OpenCV, which the resizer decodes with, ignores the EXIF orientation as img2dataset calls it, fills what a truncated
-JPEG lacks with grey, clips 16-bit samples to white and decodes before anybody can ask how large the picture is. So
-everything is looked at with Pillow first, which reads the header only, and the few pictures that OpenCV would get
-wrong are decoded by Pillow and handed on as plain RGB. All others go on byte for byte.
+The resizer decodes with OpenCV. As img2dataset calls it, OpenCV ignores the EXIF orientation, fills the missing part
+of a truncated JPEG with grey, clips 16-bit samples to white, and decodes before the size is known. So Pillow reads the
+header first. Images that OpenCV would decode wrongly are decoded by Pillow and passed on as RGB; all others are passed
+on byte for byte.
 """
 
 import io
@@ -16,32 +16,33 @@ from lotlip_data.pipeline.downloading import failures as reasons
 from lotlip_data.pipeline.downloading.failures import FetchError
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000")
-_OPENCV_IS_RIGHT = frozenset({"JPEG", "MPO", "PNG", "WEBP"})  # MPO: a JPEG with further ones behind it
-_ORIENTATION = 0x0112
+_OPENCV_FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP"})  # MPO: a JPEG followed by further JPEGs
+_EXIF_ORIENTATION = 0x0112
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
 def prepare(data: bytes, max_pixels: int) -> bytes:
-    """An image file that OpenCV decodes rightly: `data` itself, or its first frame as a PPM.
+    """Turn `data` into an image file that OpenCV decodes correctly: `data` itself, or its first frame as a PPM.
 
-    Raises Refusal for what is no image, is truncated, has more than `max_pixels` pixels or cannot be decoded.
+    Raises:
+        FetchError: `data` is not an image, is truncated, has more than `max_pixels` pixels, or cannot be decoded.
     """
-    if not _ends(data):
+    if not _has_end(data):
         raise FetchError(reasons.TRUNCATED)
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours takes its place, before anything is decoded
+    Image.MAX_IMAGE_PIXELS = None  # replaced by `max_pixels`, checked before decoding
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise FetchError(reasons.TOO_MANY_PIXELS, f"{width} × {height}")
-            return data if _opencv_is_right(image, data) else _as_ppm(image)
+            return data if _opencv_decodes_correctly(image, data) else _as_ppm(image)
     except FetchError:
         raise
-    except Exception as error:  # whatever a hostile file does to a decoder, it costs that file only
-        raise _refusal(data, error) from error
+    except Exception as error:  # whatever a hostile file does to a decoder costs only that file
+        raise _decoding_error(data, error) from error
 
 
-def _refusal(data: bytes, error: Exception) -> FetchError:
+def _decoding_error(data: bytes, error: Exception) -> FetchError:
     if "truncated" in str(error):
         return FetchError(reasons.TRUNCATED)
     if isinstance(error, Image.UnidentifiedImageError) and not data.startswith((_JPEG, _PNG)) and not _is_webp(data):
@@ -49,10 +50,10 @@ def _refusal(data: bytes, error: Exception) -> FetchError:
     return FetchError(reasons.UNDECODABLE, type(error).__name__)
 
 
-def _ends(data: bytes) -> bool:
-    """Whether the file has its end mark, as far as that is cheap to see; True for formats without one."""
+def _has_end(data: bytes) -> bool:
+    """Whether the file has its end marker, as far as that is cheap to check; True for formats without one."""
     if data.startswith(_JPEG):
-        return _jpeg_ends(data)
+        return _jpeg_has_end(data)
     if data.startswith(_PNG):
         return data.rfind(b"IEND") > 0
     if _is_webp(data):
@@ -64,39 +65,39 @@ def _is_webp(data: bytes) -> bool:
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
 
 
-def _jpeg_ends(data: bytes) -> bool:
-    """Whether an end mark follows on the first scan. The one of a thumbnail, which stands before it, does not count."""
+def _jpeg_has_end(data: bytes) -> bool:
+    """Whether an end marker follows the first scan. The end marker of a thumbnail precedes it and does not count."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xDA:
-            return data.rfind(b"\xff\xd9") > at  # from behind, where it is
+            return data.rfind(b"\xff\xd9") > at  # search from the end, where it is
         if marker == 0xFF:  # a fill byte
             at += 1
-        elif 0xD0 <= marker <= 0xD8 or marker == 0x01:  # stands alone
+        elif 0xD0 <= marker <= 0xD8 or marker == 0x01:  # a marker without a length
             at += 2
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return False
 
 
-def _opencv_is_right(image: Image.Image, data: bytes) -> bool:
+def _opencv_decodes_correctly(image: Image.Image, data: bytes) -> bool:
     eight_bits = not data.startswith(_PNG) or data[24] <= 8
     plain = image.mode in ("RGB", "L") and "transparency" not in image.info and not getattr(image, "is_animated", False)
-    return image.format in _OPENCV_IS_RIGHT and plain and eight_bits and _orientation(image) == 1
+    return image.format in _OPENCV_FORMATS and plain and eight_bits and _orientation(image) == 1
 
 
 def _orientation(image: Image.Image) -> Any:
-    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    """The EXIF orientation, 1 to 8; 1 if there is none or it cannot be read."""
     try:
-        # The method of the base class: that of PNG decodes the whole image to look for EXIF behind it.
-        return Image.Image.getexif(image).get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 — as in `prepare`; a broken EXIF block does not make the picture worse
+        # The base class: PNG's own method decodes the whole image to look for EXIF data after it.
+        return Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 — as in `prepare`; a broken EXIF block does not spoil the pixels
         return 1
 
 
 def _as_ppm(image: Image.Image) -> bytes:
-    """The first frame, turned the right way up, on white where it is transparent, as a PPM: lossless and fast."""
+    """The first frame as a PPM (lossless and fast): upright, with transparent parts on white."""
     if image.mode in ("I", "F"):
         raise FetchError(reasons.UNDECODABLE, f"pixels of mode {image.mode}")
     if image.mode.startswith("I;16"):
@@ -116,7 +117,7 @@ def _with_exif(source: Image.Image, image: Image.Image) -> Image.Image:
 
 
 def kind_of(data: bytes) -> str:
-    """What a body that is no image looks like, for people to read."""
+    """A guess for people at what a body is that is not an image."""
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script")) or b"<html" in head:
         return "html"

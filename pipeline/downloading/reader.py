@@ -1,25 +1,25 @@
-"""Reading a fetched image shard: the tar that its marker names, one image in memory at a time, and its Parquet."""
+"""Reads a downloaded image shard: the tar that its marker names, one image in memory at a time, and its Parquet."""
 
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests import artifacts, tar_reader
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.schema import IMAGE_EXTENSION
 from lotlip_data.pipeline.core import ledger
 
 
 class ShardUnreadable(UserError):
-    """A fetched shard cannot be read; the message names the object and says what to do."""
+    """A downloaded shard cannot be read. The message names the object and the remedy."""
 
 
 @dataclass(frozen=True)
 class FetchedImage:
-    """One image of a shard: `image` holds the stored bytes, `meta` the whole json member of the tar."""
+    """One image of a shard. `image`: the stored bytes. `meta`: the whole JSON member of the tar."""
 
     key: str
     uid: str
@@ -28,14 +28,14 @@ class FetchedImage:
     meta: dict[str, object]
 
 
-def fetch_again(run: Run, shard: int) -> str:
-    """The remedy where a fetched shard is damaged."""
+def refetch_remedy(run: Run, shard: int) -> str:
+    """The remedy for a damaged downloaded shard."""
     return f"Remove {run.image_stats(shard)} and run `lotlip-data download` again."
 
 
 def fetched_rows(run: Run, shard: int, marker: Mapping[str, Any], columns: Sequence[str]) -> pa.Table:
-    """These columns of `schema.IMAGES`, of every row that was asked for. Raises what `parquet_object.read` raises."""
-    return artifacts.read_parquet(storage.join(run.images, marker["parquet"]), fetch_again(run, shard), columns)
+    """These columns of `schema.IMAGES`, for every row of the shard. Raises what `artifacts.read_parquet` raises."""
+    return artifacts.read_parquet(run.image_file(marker["parquet"]), refetch_remedy(run, shard), columns)
 
 
 def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
@@ -45,37 +45,16 @@ def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
     for the marker, and what the storage raises.
     """
     marker = ledger.read_image_stats(run, shard)
-    tar_url = storage.join(run.images, marker["tar"])
-    try:
-        with storage.open_read(tar_url) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-            yield from _pairs(tar, tar_url)
-    except (tarfile.TarError, EOFError, FileNotFoundError) as error:
-        raise ShardUnreadable(f"{tar_url}: cannot be read ({error}). {fetch_again(run, shard)}") from error
-
-
-def _pairs(tar: tarfile.TarFile, tar_url: str) -> Iterator[FetchedImage]:
-    """Joins the tar's neighbouring members `{key}.jpg` and `{key}.json`, in either order."""
-    image: dict[str, bytes] = {}
-    meta: dict[str, dict[str, object]] = {}
-    for member in tar:
-        key, _, ending = member.name.partition(".")
-        content = tar.extractfile(member)
-        if content is None:
+    url, remedy = run.image_file(marker["tar"]), refetch_remedy(run, shard)
+    for sample in tar_reader.iter_samples(url, remedy, ShardUnreadable):
+        image, meta = sample.members.get(IMAGE_EXTENSION), sample.members.get("json")
+        if image is None and meta is None:
             continue
-        if ending == "json":
-            meta[key] = _fields(content.read(), member.name)
-        elif ending == "jpg":
-            image[key] = content.read()
-        if key in image and key in meta:
-            fields = meta.pop(key)
-            yield FetchedImage(key, str(fields["uid"]), str(fields["sha256"]), image.pop(key), fields)
-    if image or meta:
-        alone = sorted({*image, *meta})
-        raise tarfile.ReadError(f"{len(alone)} members of {tar_url} lack their other half, {alone[0]} among them")
-
-
-def _fields(text: bytes, member: str) -> dict[str, object]:
-    try:
-        return artifacts.parse_json(text, member, "", {"uid": str, "sha256": str})
-    except UserError as error:
-        raise tarfile.ReadError(str(error).strip()) from None
+        if image is None or meta is None:
+            lacking = "image" if image is None else "json member"
+            raise ShardUnreadable(f"{url}: sample {sample.key} has no {lacking}. {remedy}")
+        try:
+            fields = artifacts.parse_json(meta, f"{sample.key}.json", "", {"uid": str, "sha256": str})
+        except UserError as error:
+            raise ShardUnreadable(f"{url}: cannot be read ({str(error).strip()}). {remedy}") from None
+        yield FetchedImage(sample.key, str(fields["uid"]), str(fields["sha256"]), image, fields)

@@ -1,12 +1,11 @@
-"""Images that are fetched again: rounds of further shards, behind those that there are.
+"""Retries of failed images: rounds of further shards after the existing ones.
 
-    failures that can pass → lists/retry-0001.json → out of their shards' quarantine → lists/00012.parquet …
+    transient failures → lists/retry-0001.json → out of their shards' quarantine → lists/00012.parquet …
 
-What is committed stays as it is, and captions stay paired: an image that comes the second time is one of a new shard,
-which every later stage takes for any other. The round's own object is created first, exclusively, and says which rows
-it is about; all that follows is made from it and from what is committed, so whoever is killed, the next download goes
-on with the very same shards. A row of a round is one that waits to be fetched, no longer one that failed: it leaves
-the quarantine before it can be fetched.
+Committed shards stay unchanged, and captions stay paired: an image that downloads at the second attempt belongs to a
+new shard, which later stages treat like any other. The round's own object is created first, exclusively, and names its
+rows. Everything else is derived from it and from committed shards, so after a kill the next download continues with
+the same shards. A row of a round is pending, not failed: it leaves the quarantine before it can be downloaded.
 """
 
 import io
@@ -27,14 +26,14 @@ from lotlip_data.manifests.run_layout import SHARD_DIGITS, Run, shard_name
 from lotlip_data.manifests.schema import LISTS
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading import failures as fetch_reasons
-from lotlip_data.pipeline.downloading.commit import failed_rows, quarantined
+from lotlip_data.pipeline.downloading.commit import failed_rows, quarantine_parquet
 
-_RESTORE = "It tells which images were fetched again: restore it from a copy, or begin a new run."
+_RESTORE = "It records which images are retried. Restore it from a copy, or start a new run."
 
 
 @dataclass(frozen=True)
 class Round:
-    """The rows of the shards `sources` that failed for one of `reasons`, in the shards from `first` on."""
+    """One round: the rows of the shards `sources` that failed with one of `reasons`, in new shards from `first` on."""
 
     first: int
     shards: int
@@ -45,78 +44,90 @@ class Round:
 
 
 def rounds(run: Run) -> list[Round]:
-    """All rounds of the run, the earliest first."""
-    found = []
+    """All rounds of the run, earliest first."""
+    every_round = []
     for name in storage.list_names(run.lists):
         if name.startswith("retry-"):
-            content = artifacts.read_json(storage.join(run.lists, name), _RESTORE)
-            found.append(Round(**content | {key: tuple(content[key]) for key in ("reasons", "sources")}))
-    return found
+            content = artifacts.read_json(run.list_file(name), _RESTORE)
+            every_round.append(Round(**content | {key: tuple(content[key]) for key in ("reasons", "sources")}))
+    return every_round
 
 
 def retried(every: Iterable[Round]) -> dict[int, frozenset[str]]:
-    """By shard, the reasons of those of its failures that belong to a round."""
-    return {shard: reasons for one in every for reasons in [frozenset(one.reasons)] for shard in one.sources}
+    """Shard → the reasons whose failures a round retries."""
+    return {shard: reasons for retry in every for reasons in [frozenset(retry.reasons)] for shard in retry.sources}
 
 
 def open_round(run: Run, before: list[Round], first: int, samples_per_shard: int, committed: Iterable[int]) -> bool:
-    """Begin a round of all failures of `committed` shards that can pass and are in no round yet. Whether there are any.
+    """Start a round with all transient failures of `committed` shards that no round has yet.
 
-    `first`: the number of its first shard. Of two drivers, the first one's round counts. Raises UserError where there
-    is no number left.
+    Args:
+        run: The run.
+        before: The earlier rounds.
+        first: Number of the round's first shard.
+        samples_per_shard: Rows per shard.
+        committed: Numbers of the committed shards.
+
+    Returns:
+        Whether there are such failures. Of two drivers, the first one's round counts.
+
+    Raises:
+        UserError: The run has no shard number left.
     """
     done = retried(before)
     counts: Counter[str] = Counter()
     sources = []
-    shards_left = [shard for shard in sorted(committed) if shard not in done]
-    for shard, found in zip(shards_left, map_ordered(partial(_passing, run), shards_left), strict=True):
-        if found:
+    candidates = [shard for shard in sorted(committed) if shard not in done]
+    for shard, failures in zip(candidates, map_ordered(partial(_transient_failures, run), candidates), strict=True):
+        if failures:
             sources.append(shard)
-            counts.update(found)
+            counts.update(failures)
     if not sources:
         return False
     rows = counts.total()
     shards = -(-rows // samples_per_shard)
     if first + shards > 10**SHARD_DIGITS:
-        raise UserError(f"{run.url}: no more than {10**SHARD_DIGITS} shards fit into a run, those of retries included")
+        raise UserError(f"{run.url}: a run holds at most {10**SHARD_DIGITS} shards, retries included")
     content = asdict(Round(first, shards, rows, samples_per_shard, tuple(sorted(counts)), tuple(sources)))
     storage.create(run.retry(len(before) + 1), json.dumps(content).encode())
     return True
 
 
-def _passing(run: Run, shard: int) -> dict[str, int]:
-    """How many of a shard's rows failed for each reason that can pass."""
+def _transient_failures(run: Run, shard: int) -> dict[str, int]:
+    """Transient reason → number of rows of the shard that failed with it."""
     statuses = ledger.read_image_stats(run, shard)["status_dict"]
     return {reason: count for reason, count in statuses.items() if fetch_reasons.is_transient(reason)}
 
 
-def prepare(run: Run, one: Round) -> None:
-    """Take the round's rows out of quarantine and write its list shards, unless these are all there."""
-    there = set(storage.list_names(run.lists, ".parquet"))
-    shards = range(one.first, one.first + one.shards)
-    if all(f"{shard_name(shard)}.parquet" in there for shard in shards):
+def prepare(run: Run, retry_round: Round) -> None:
+    """Take the round's rows out of the quarantine and write its list shards, unless all of them exist."""
+    existing = set(storage.list_names(run.lists, ".parquet"))
+    shards = range(retry_round.first, retry_round.first + retry_round.shards)
+    if all(f"{shard_name(shard)}.parquet" in existing for shard in shards):
         return
-    for shard, failed in _failed(run, one):
-        storage.replace(run.quarantine("images", f"{shard_name(shard)}.parquet"), quarantined(failed, one.reasons))
-    # Only now may its shards be fetched: an image is never in quarantine as well.
-    waiting, shard = LISTS.empty_table(), one.first
-    for _, failed in _failed(run, one):
-        again = failed.filter(pc.is_in(failed["reason"], pa.array(one.reasons, pa.string())))
-        waiting = pa.concat_tables([waiting, again.select(LISTS.names)])
-        while waiting.num_rows >= one.samples_per_shard:
-            _store(run, shard, waiting.slice(0, one.samples_per_shard))
-            waiting, shard = waiting.slice(one.samples_per_shard), shard + 1
-    if waiting.num_rows:
-        _store(run, shard, waiting)
+    for shard, failed in _failed(run, retry_round):
+        storage.replace(
+            run.quarantine("images", f"{shard_name(shard)}.parquet"), quarantine_parquet(failed, retry_round.reasons)
+        )
+    # Write the list shards last: no image is in quarantine and in a pending shard at once.
+    pending, shard = LISTS.empty_table(), retry_round.first
+    for _, failed in _failed(run, retry_round):
+        retried_rows = failed.filter(pc.is_in(failed["reason"], pa.array(retry_round.reasons, pa.string())))
+        pending = pa.concat_tables([pending, retried_rows.select(LISTS.names)])
+        while pending.num_rows >= retry_round.samples_per_shard:
+            _store(run, shard, pending.slice(0, retry_round.samples_per_shard))
+            pending, shard = pending.slice(retry_round.samples_per_shard), shard + 1
+    if pending.num_rows:
+        _store(run, shard, pending)
 
 
-def _failed(run: Run, one: Round) -> Iterator[tuple[int, pa.Table]]:
-    """The failures of each shard that the round takes rows from, in order, a few shards read ahead."""
+def _failed(run: Run, retry_round: Round) -> Iterator[tuple[int, pa.Table]]:
+    """The failed rows of each source shard of the round, in order, a few shards ahead."""
 
     def read(shard: int) -> pa.Table:
         return failed_rows(run, shard, ledger.read_image_stats(run, shard), [*LISTS.names, "key"])
 
-    return zip(one.sources, map_ordered(read, one.sources), strict=True)
+    return zip(retry_round.sources, map_ordered(read, retry_round.sources), strict=True)
 
 
 def _store(run: Run, shard: int, rows: pa.Table) -> None:

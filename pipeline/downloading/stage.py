@@ -193,7 +193,7 @@ def _complete(run: Run, summary: DownloadSummary) -> None:
     for shard in sorted(summary.committed):
         tally = recorded.get(shard)
         if tally is None or (tally.failed and f"{shard_name(shard)}.parquet" not in listed):
-            fetch_commit.complete(run, shard, ledger.read_image_stats(run, shard), retried.get(shard, ()))
+            fetch_commit.finish_commit(run, shard, ledger.read_image_stats(run, shard), retried.get(shard, ()))
 
 
 def read_summary(run: Run) -> DownloadSummary:

@@ -1,5 +1,6 @@
 """`eval`: tasks by name and folder, read, described, evaluated, and written as JSON, Markdown and LaTeX."""
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -11,13 +12,16 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry, current_task_name
 from lotlip_data.manifests.settings.messages import unknown_name
-from lotlip_data.pipeline.core.outcome import Outcome, Say, _under
+from lotlip_data.pipeline.core.logs import log_prefix
+from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
 from lotlip_data.training.evaluation.models import NAMED, load_embedder
 from lotlip_data.training.evaluation.report import tables
 from lotlip_data.training.evaluation.tasks.base import ImageClasses, ImageTexts, Task, is_partial, read_task
 from lotlip_data.training.evaluation.tasks.registry import TASKS
-from lotlip_data.training.models.lotlip import refuse_training
+from lotlip_data.training.models.lotlip import reject_training_folder
+
+logger = logging.getLogger(__name__)
 
 _KINDS = ("retrieval", "classification")
 
@@ -30,7 +34,6 @@ def evaluate_tasks(
     *,
     allow_partial: bool = False,
     device: str | None = None,
-    say: Say = print,
 ) -> dict[str, Any]:
     """Evaluate the model (see `load_embedder`) on tasks given as NAME or NAME=FOLDER; NAME alone lies in `data`/NAME.
 
@@ -45,7 +48,7 @@ def evaluate_tasks(
     for task, folder in asked:
         read.append(one := read_task(task, folder, allow_partial=allow_partial))
         tasks_read[one.name] = _about(one)
-        _tell(one, tasks_read[one.name]["statistics"], say)
+        _tell(one, tasks_read[one.name]["statistics"])
     embedder = load_embedder(model, device)
     about = {"name": model, "text_form": embedder.text_form, "tasks": tasks_read}
     url = out or default_out(model, [task.name for task, _ in asked])
@@ -56,10 +59,9 @@ def evaluate_tasks(
         classification_sets=[one for one in read if isinstance(one, ImageClasses)],
         about=about,
         allow_partial=allow_partial,
-        say=say,
     )
-    _write_tables(url, results, say)
-    _write_left_out(url, read, results, say)
+    _write_tables(url, results)
+    _write_left_out(url, read, results)
     return results
 
 
@@ -83,7 +85,7 @@ def model_named(model: str) -> str:
     """As `name_of`, of a model that is to be loaded. Raises UserError for a training's folder."""
     name = canonical_model_name(model)
     if not name.startswith(NAMED):
-        refuse_training(name)
+        reject_training_folder(name)
     return name
 
 
@@ -96,7 +98,7 @@ def _task_and_folder(asked: str, data: str) -> tuple[Task, str]:
     return TASKS[name], storage.normalise(folder or storage.join(data, name))
 
 
-def _tell(read: ImageTexts | ImageClasses, found: dict[str, Any], say: Say) -> None:
+def _tell(read: ImageTexts | ImageClasses, found: dict[str, Any]) -> None:
     """One line of what was read, whose statistics were `found`, and what is wrong with it."""
     line = f"{read.task.title}: {found['images']:,} images"
     if isinstance(read, ImageTexts):
@@ -105,21 +107,23 @@ def _tell(read: ImageTexts | ImageClasses, found: dict[str, Any], say: Say) -> N
             f"{found['tokens_per_text']:.2f} tokens"
         )
         line += " (the paper: {:.2f} and {:.2f})".format(*read.task.row) if read.task.row else ""
-    say(line)
+    logger.info(line)
     if is_partial(read):
         missing = f", and of those that its files name {len(read.missing):,} are missing" if read.missing else ""
-        say(f"{read.task.title}: a part; {read.task.images:,} images are published{missing}")
+        logger.warning(f"{read.task.title}: a part; {read.task.images:,} images are published{missing}")
     if read.textless:
-        say(f"{read.task.title}: {len(read.textless):,} images are without a text, {read.textless[0]} for one")
+        logger.warning(
+            f"{read.task.title}: {len(read.textless):,} images are without a text, {read.textless[0]} for one"
+        )
     if repeated := found.get("repeated_images"):
-        say(f"{read.task.title}: {repeated:,} records are of an image that an earlier one has too")
+        logger.info(f"{read.task.title}: {repeated:,} records are of an image that an earlier one has too")
     if read.substituted:
-        say(
+        logger.info(
             f"{read.task.title}: {len(read.substituted):,} images are taken under another name than their records', "
             f"{read.substituted[0]} for one; they may be other pictures"
         )
     if read.changed:
-        say(f"{read.task.title}: other checksums than the published ones: {', '.join(read.changed)}")
+        logger.warning(f"{read.task.title}: other checksums than the published ones: {', '.join(read.changed)}")
 
 
 def _about(read: ImageTexts | ImageClasses) -> dict[str, Any]:
@@ -138,14 +142,14 @@ def _about(read: ImageTexts | ImageClasses) -> dict[str, Any]:
     }
 
 
-def _write_tables(url: str, results: dict[str, Any], say: Say) -> None:
+def _write_tables(url: str, results: dict[str, Any]) -> None:
     base = url.removesuffix(".json")
     storage.replace(f"{base}.md", tables([results]).encode())
     storage.replace(f"{base}.tex", tables([results], "latex").encode())
-    say(f"{url}, and tables beside the paper's in {base}.md and .tex")
+    logger.info(f"{url}, and tables beside the paper's in {base}.md and .tex")
 
 
-def _write_left_out(url: str, read: Sequence[ImageTexts | ImageClasses], results: dict[str, Any], say: Say) -> None:
+def _write_left_out(url: str, read: Sequence[ImageTexts | ImageClasses], results: dict[str, Any]) -> None:
     """The images that were not there, had no text or could not be read, one a line; no file where none was."""
     found = results["retrieval"] | results["classification"]
     lines = [
@@ -161,10 +165,10 @@ def _write_left_out(url: str, read: Sequence[ImageTexts | ImageClasses], results
     if lines:
         left_out = f"{url.removesuffix('.json')}.left_out.tsv"
         storage.replace(left_out, "".join(lines).encode())
-        say(f"{left_out}: {len(lines):,} images that were left out, with the reason")
+        logger.info(f"{left_out}: {len(lines):,} images that were left out, with the reason")
 
 
-def evaluate(manifest: Manifest, run: Run, say: Say) -> Outcome:
+def evaluate(manifest: Manifest, run: Run) -> Outcome:
     """Evaluate each model of the manifest's `train` section on the tasks of its `evaluate` section.
 
     Results on synthetic scenes go to `RUN/eval/NAME.json`, those on a published task beside the model, where `eval`
@@ -172,29 +176,29 @@ def evaluate(manifest: Manifest, run: Run, say: Say) -> Outcome:
     """
     total = Outcome(did_something=False)
     if not manifest.evaluate:
-        say("the manifest's `evaluate` names no task")
+        logger.info("the manifest's `evaluate` names no task")
         return total
     for name in (entry.folder for entry in manifest.train):
-        if not storage.exists(storage.join(run.train(name), "done.json")):
+        if not storage.exists(run.training_done(name)):
             total.failed.append(f"{name}: not trained yet; run `lotlip-data train {run.url}`")
             continue
         for entry in manifest.evaluate:
-            _evaluate_entry(manifest, run, name, entry, total, _under(name, say))
+            with log_prefix(name):
+                _evaluate_entry(manifest, run, name, entry, total)
     return total
 
 
-def _evaluate_entry(manifest: Manifest, run: Run, name: str, entry: EvaluationEntry, total: Outcome, say: Say) -> None:
+def _evaluate_entry(manifest: Manifest, run: Run, name: str, entry: EvaluationEntry, total: Outcome) -> None:
     """Evaluate the model `name` on one task, and add its results to `total`, or the reason why there are none."""
-    model = storage.join(run.train(name), "model")
+    model = run.trained_model(name)
     synthetic = entry.task == SYNTHETIC
     out = run.evaluation(name) if synthetic else default_out(model, [entry.task])
     is_new = not storage.exists(out)
     try:
         if synthetic:
-            results = evaluate_model(model, out, say)
+            results = evaluate_model(model, out)
         else:
-            task = f"{entry.task}={manifest.evaluation_folder(entry)}"
-            results = evaluate_tasks(model, [task], "", out, say=say)
+            results = evaluate_tasks(model, [f"{entry.task}={manifest.evaluation_folder(entry)}"], "", out)
     except UserError as error:
         total.failed.append(f"{name}: {error}")
         return
@@ -203,7 +207,7 @@ def _evaluate_entry(manifest: Manifest, run: Run, name: str, entry: EvaluationEn
     total.figures[name] = results | total.figures.get(name, {}) | kinds
 
 
-def evaluate_model(model: str, out: str, say: Say, device: str | None = None) -> dict[str, Any]:
+def evaluate_model(model: str, out: str, device: str | None = None) -> dict[str, Any]:
     """Evaluate one model's folder on unseen scenes of the offline world; results go to the JSON object `out`."""
     from lotlip_data.synthetic import eval_sets
     from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot as measure
@@ -214,5 +218,4 @@ def evaluate_model(model: str, out: str, say: Say, device: str | None = None) ->
         out,
         retrieval_sets=eval_sets.retrieval_sets(),
         classification_sets=eval_sets.classification_sets(),
-        say=say,
     )

@@ -1,5 +1,6 @@
 """A training on several workers of a Ray cluster: placement and restarts are Ray Train's, the rest is `training/`."""
 
+import logging
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Worke
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from lotlip_data.training.trainer import result_of
+    from lotlip_data.training.trainer import read_result
 
     error = storage.join(out, "error.txt")
     storage.remove(error)
@@ -39,7 +40,7 @@ def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Worke
         trainer.fit()
     if storage.exists(error):
         raise UserError(storage.read_bytes(error).decode())
-    return result_of(out)
+    return read_result(out)
 
 
 def _work(given: dict[str, Any]) -> None:
@@ -52,11 +53,9 @@ def _work(given: dict[str, Any]) -> None:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(ray.train.torch.get_device())
+    if ray.train.get_context().get_world_rank() == 0:
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     try:
-        train(make_config(**given["settings"]), given["run"], given["out"], say=_say)
+        train(make_config(**given["settings"]), given["run"], given["out"])
     except UserError as error:
         storage.replace(storage.join(given["out"], "error.txt"), str(error).encode())
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

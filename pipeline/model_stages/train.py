@@ -1,5 +1,6 @@
 """The trainings of a manifest's `train` section."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -10,11 +11,14 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import TrainingEntry, Workers
-from lotlip_data.pipeline.core.outcome import Outcome, Say, _under
+from lotlip_data.pipeline.core.logs import log_prefix
+from lotlip_data.pipeline.core.outcome import Outcome, one_line
 
 if TYPE_CHECKING:
     from lotlip_data.training.config import TrainConfig
     from lotlip_data.training.trainer import TrainResult
+
+logger = logging.getLogger(__name__)
 
 
 def training_config(entry: TrainingEntry) -> "TrainConfig":
@@ -39,7 +43,6 @@ def check(entries: Sequence[TrainingEntry], where: str) -> None:
 def train(
     manifest: Manifest,
     run: Run,
-    say: Say,
     entries: Sequence[TrainingEntry] = (),
     resume: bool = True,
     workers: Workers | None = None,
@@ -49,7 +52,6 @@ def train(
     Args:
         manifest: The manifest of the run.
         run: The run with the dataset.
-        say: Prints a line.
         entries: Trainings in place of the manifest's.
         resume: Continue from the last checkpoint.
         workers: Workers of a Ray cluster for every training, in place of the entries' `ray`.
@@ -58,7 +60,6 @@ def train(
 
     import torch
 
-    from lotlip_data.pipeline.core.outcome import one_line
     from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 
     fit = partial(_fit, run, resume, workers)
@@ -66,23 +67,23 @@ def train(
     if not entries:
         check(manifest.train, run.manifest)
     asked = list(entries or manifest.train)
-    finished = [entry for entry in asked if storage.exists(storage.join(run.train(entry.folder), "done.json"))]
+    finished = [entry for entry in asked if storage.exists(run.training_done(entry.folder))]
     left = [entry for entry in asked if entry not in finished]
     several = workers or any(entry.ray for entry in asked) or os.environ.get("WORLD_SIZE", "1") != "1"
     many = torch.cuda.is_available() or several
     here = finished if len(left) > 1 and not many else asked
-    results: Any = ((entry, fit(entry, _under(entry.folder, say))) for entry in here)
+    results: Any = ((entry, fit(entry)) for entry in here)
     if here is finished:  # without a GPU, a training is one core's work, so they go side by side
-        say(f"{len(left)} trainings, a CPU each; their steps are in {run.train('NAME')}/metrics.jsonl")
+        logger.info(f"{len(left)} trainings, a CPU each; their steps are in {run.train('NAME')}/metrics.jsonl")
         results = chain(results, run_ray_tasks(fit, left))
     for entry, result in results:
         name = entry.folder
         if isinstance(result, Exception):
             total.failed.append(f"{name}: {one_line(result)}")
-            say(total.failed[-1])
+            logger.warning(total.failed[-1])
             continue
         if result.did_something:
-            say(f"{name}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
+            logger.info(f"{name}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
         total.did_something |= result.did_something
         total.figures[name] = {"steps": result.steps, "loss": result.loss, "seconds": result.seconds}
     return total
@@ -93,7 +94,6 @@ def _fit(
     resume: bool,
     workers: Workers | None,
     entry: TrainingEntry,
-    say: Say = lambda line: None,
 ) -> "TrainResult":
     from lotlip_data.training.trainer import require_new
     from lotlip_data.training.trainer import train as fit
@@ -101,7 +101,8 @@ def _fit(
     config, out = training_config(entry), run.train(entry.folder)
     workers = workers or entry.ray
     if workers is None:
-        return fit(config, run.url, out, resume=resume, say=say)
+        with log_prefix(entry.folder):
+            return fit(config, run.url, out, resume=resume)
     from lotlip_data.pipeline.model_stages.ray_train import train_on_ray
 
     if not resume:

@@ -1,272 +1,352 @@
-"""What captioning will take: tokens, GPU-hours, money and days; every number with what it follows from.
+"""What captioning will take: tokens, GPU-hours, money and days, each with the assumptions that it is based on.
 
-hours of actors = images left / (images a second of an actor) / 3600
-GPU-hours       = hours of actors × GPUs of an actor
-days            = the longer of: GPU-hours of all captioners / GPUs of the cluster, and hours of a captioner's actors /
-                  as many actors as it may have at a time, never more than shards; / 24
+    actor-hours = remaining images / (images per second of one actor) / 3600
+    GPU-hours   = actor-hours × GPUs per actor
+    days        = max(GPU-hours of all captioners / GPUs of the cluster,
+                      actor-hours / concurrent actors, of each captioner) / 24
 
-How many captions an actor's GPUs have room for, by the captioner's pool.
+A captioner runs as many concurrent actors as its pool allows, and never more than there are shards.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lotlip_data.captioners.gpu_memory import CAPTION_TOKENS, WORKING_GIB, Sizes, sequences, sizes_of
+from lotlip_data.captioners.gpu_memory import (
+    CAPTION_TOKENS,
+    WORKING_MEMORY_GIB,
+    ModelSizes,
+    max_sequences,
+    read_model_sizes,
+)
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.planning import throughput
-from lotlip_data.pipeline.planning.storage import images_of, in_bytes
-from lotlip_data.pipeline.planning.throughput import Hardware, Speed
+from lotlip_data.pipeline.planning.hardware import Hardware
+from lotlip_data.pipeline.planning.storage import estimate_images, format_bytes
+from lotlip_data.pipeline.planning.throughput import Speed
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_of_an_actor
-from lotlip_data.pipeline.reporting.status import status
+from lotlip_data.pipeline.reporting.status import RunStatus, get_status
 
 CAPTION_BYTES = 500
-"""Of a caption in its Parquet shard, about: 136 tokens are some 650 letters, which compress."""
+"""Approximate size of a caption in its Parquet shard: 136 tokens are about 650 letters, which compress."""
 
 
 @dataclass(frozen=True)
 class CaptionerCost:
-    """Of one captioner. Numbers are None where nothing is known that they could follow from."""
+    """The cost of one captioner, as `plan --json` prints it. A number that cannot be estimated is None."""
 
     name: str
     images: int
-    """Left to caption."""
+    """Images that remain to be captioned."""
     done: int
+    """Images that the run has already captioned."""
     tokens: int
+    """Tokens of the remaining captions."""
     images_per_s: float | None
     """Of one actor."""
     speed: str
-    """What that follows from."""
+    """Where `images_per_s` comes from."""
     gpus: float
-    """Of an actor."""
+    """GPUs per actor."""
     actors: int
-    """That work at a time, at most."""
+    """Maximum number of concurrent actors."""
     actor_hours: float | None
     gpu_hours: float | None
     money: float | None
-    """Of its GPUs; None where it has none."""
+    """Price of the GPU-hours; None without GPUs."""
     sequences: int | None
-    """Captions that fit at a time in the GPU memory of an actor; None where no vLLM of ours has any."""
+    """Captions that fit in the GPU memory of one actor at the same time; None unless vLLM runs on a GPU."""
     caption_bytes: int
     assumes: list[str]
 
 
 @dataclass(frozen=True)
 class CostPlan:
-    """Of all captioners."""
+    """The cost of all captioners."""
 
     captioners: list[CaptionerCost]
     gpu_hours: float | None
     money: float | None
-    """Of the GPUs; None where there are none."""
+    """Price of the GPU-hours; None without GPUs."""
     days: float | None
     assumes: list[str]
-    """Each captioner's own, and what holds of all."""
+    """The assumptions of each captioner, and those that hold for all."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Workload:
+    """What one captioner has done and has left."""
+
+    done: int
+    """Images captioned."""
+    remaining: int
+    """Images to caption."""
+    caption_tokens: float
+    """Mean length of a caption."""
+    is_counted: bool
+    """Whether this length is the mean of finished captions; otherwise it is assumed."""
+    shards: int | None
+    """Shards to caption; None if their number is unknown."""
+
+
 def plan_cost(
     images: int,
-    chosen: Sequence[CaptionerJob],
+    jobs: Sequence[CaptionerJob],
     hardware: Hardware,
     speeds: Mapping[str, Speed],
     run: Run | None = None,
     shards: int | None = None,
 ) -> CostPlan:
-    """What is left for `images` images, or for those of `run`, whose ledger tells what is done, how long, how fast.
+    """Estimate what the remaining captions take.
 
-    speeds: by captioner; they go before the ledger's. shards: that the images are cut into, where no run says it; None
-    bounds no actors. Raises UserError for an actor larger than the cluster.
+    Args:
+        images: Number of images; used where `run` does not say how many it will have.
+        jobs: The captioners with their pools.
+        hardware: The cluster.
+        speeds: Known speeds, by captioner. They take precedence over speeds from the run's ledger.
+        run: An existing run. Its finished captions and measured speeds are used.
+        shards: Number of shards; used where `run` does not have any. None does not limit the number of actors.
+
+    Raises:
+        UserError: One actor needs more GPUs than the cluster has.
     """
-    found = status(run) if run else None
-    images, unfetched = (images_of(run) if run else None) or (images, "")
-    costs = [_cost(one, images, shards, hardware, speeds.get(one.config.name), run, found) for one in chosen]
-    known = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
-    hours = sum(known) if len(known) == len(costs) else None
+    status = get_status(run) if run else None
+    images, images_assumption = (estimate_images(run) if run else None) or (images, "")
+    costs, origins = [], set[str]()
+    for job in jobs:
+        work = _workload(job.config.name, images, shards, status)
+        sizes = read_model_sizes(job.config)
+        speed = _speed(job, sizes, hardware, speeds, run, work)
+        origins.add(speed.origin)
+        costs.append(_captioner_cost(job, sizes, hardware, speed, work))
+    gpu_hours = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
+    total_gpu_hours = sum(gpu_hours) if len(gpu_hours) == len(costs) else None
     money = [cost.money for cost in costs if cost.money is not None]
-    assumes = [f"{cost.name}: {line}" for cost in costs for line in cost.assumes]
     return CostPlan(
         captioners=costs,
-        gpu_hours=hours,
-        money=sum(money) if hours is not None and money else None,
+        gpu_hours=total_gpu_hours,
+        money=sum(money) if total_gpu_hours is not None and money else None,
         days=_days(costs, hardware.gpus),
-        assumes=[*filter(None, [unfetched]), *assumes, *_of_all(costs, hardware)],
+        assumes=[
+            *filter(None, [images_assumption]),
+            *(f"{cost.name}: {assumption}" for cost in costs for assumption in cost.assumes),
+            *_common_assumptions(hardware, origins),
+        ],
     )
 
 
-def _cost(
-    one: CaptionerJob,
-    images: int,
-    shards: int | None,
+def _workload(name: str, images: int, shards: int | None, status: RunStatus | None) -> _Workload:
+    """Return what a captioner has left of the run's images and shards, or of `images` and `shards`."""
+    done = tokens = 0
+    if status is not None:
+        if name in status["captioners"]:
+            done, tokens = status["captioners"][name]["done"], status["captioners"][name]["tokens"]
+        if status["shards"] is not None:
+            shards = max(0, status["shards"] - status["captioned"].get(name, 0))
+    mean_tokens = tokens / done if done else 0
+    return _Workload(done, max(0, images - done), mean_tokens or CAPTION_TOKENS, bool(mean_tokens), shards)
+
+
+def _speed(
+    job: CaptionerJob,
+    sizes: ModelSizes | None,
     hardware: Hardware,
-    given: Speed | None,
+    speeds: Mapping[str, Speed],
     run: Run | None,
-    found: dict[str, Any] | None,
+    work: _Workload,
+) -> Speed:
+    """Return the known speed, the run's, or an estimate, in this order."""
+    speed = speeds.get(job.config.name) or (throughput.run_speed(job, run) if run else None)
+    gpus = gpus_of_an_actor(job.config, job.pool, hardware.gpus)
+    return speed or throughput.estimate_speed(job, sizes, hardware, gpus, work.caption_tokens)
+
+
+def _captioner_cost(
+    job: CaptionerJob, sizes: ModelSizes | None, hardware: Hardware, speed: Speed, work: _Workload
 ) -> CaptionerCost:
-    name, sizes = one.config.name, sizes_of(one.config)
-    done, tokens = _done(name, found)
-    counted = tokens / done if done else 0
-    caption = counted or CAPTION_TOKENS
-    gpus = gpus_of_an_actor(one.config, one.pool, hardware.gpus)
-    speed = given or (throughput.speeds_of_run(one, run) if run else None)
-    speed = speed or throughput.of_size(one, sizes, hardware, gpus, caption)
-    gpus = 0.0 if speed.on_cpu else gpus
-    actors, why = _actors_of(one, hardware, gpus, _shards_left(name, shards, found))
-    left = max(0, images - done)
-    hours = None if speed.images_per_s is None else left / speed.images_per_s / 3600
-    gpu_hours = None if hours is None else hours * gpus
-    memory = concurrent_captions(one, sizes, gpus, hardware.gpu_gib, caption) if sizes else None
+    gpus = 0.0 if speed.on_cpu else gpus_of_an_actor(job.config, job.pool, hardware.gpus)
+    actors, actor_limit = _concurrent_actors(job, hardware, gpus, work.shards)
+    actor_hours = None if speed.images_per_s is None else work.remaining / speed.images_per_s / 3600
+    gpu_hours = None if actor_hours is None else actor_hours * gpus
+    memory = concurrent_captions(job, sizes, gpus, hardware.gpu_gib, work.caption_tokens) if sizes else None
+    gpus_each = f"{gpus:g}" if gpus else "no"
     assumes = [
-        _of_tokens(caption, bool(counted), sizes),
-        f"{actors} actor{'' if actors == 1 else 's'} at a time, with {f'{gpus:g}' if gpus else 'no'} GPU each{why}",
-        *_of_gpus(one, gpus),
+        _caption_assumption(work, sizes),
+        f"{actors} concurrent actor{'' if actors == 1 else 's'} with {gpus_each} GPU each{actor_limit}",
+        *_idle_gpu_assumption(job, gpus),
         *([memory[1]] if memory else []),
     ]
     return CaptionerCost(
-        name=name,
-        images=left,
-        done=done,
-        tokens=round(left * caption),
+        name=job.config.name,
+        images=work.remaining,
+        done=work.done,
+        tokens=round(work.remaining * work.caption_tokens),
         images_per_s=speed.images_per_s,
         speed=speed.source,
         gpus=gpus,
         actors=actors,
-        actor_hours=hours,
+        actor_hours=actor_hours,
         gpu_hours=gpu_hours,
-        money=gpu_hours * hardware.price if gpu_hours is not None and gpus and hardware.price is not None else None,
+        money=_gpu_price(gpu_hours, gpus, hardware.price),
         sequences=memory[0] if memory else None,
-        caption_bytes=left * CAPTION_BYTES,
+        caption_bytes=work.remaining * CAPTION_BYTES,
         assumes=assumes,
     )
 
 
-def _done(name: str, found: dict[str, Any] | None) -> tuple[int, int]:
-    """Images that the run has captions of, and their tokens."""
-    counts = found["captioners"].get(name) if found else None
-    return (counts["done"], counts["tokens"]) if counts else (0, 0)
+def _gpu_price(gpu_hours: float | None, gpus: float, price: float | None) -> float | None:
+    return gpu_hours * price if gpu_hours is not None and gpus and price is not None else None
 
 
-def _shards_left(name: str, shards: int | None, found: dict[str, Any] | None) -> int | None:
-    """Those that the captioner has yet to do: the run's, once its lists are cut, else all `shards`."""
-    if found is None or found["shards"] is None:
-        return shards
-    return max(0, found["shards"] - found["captioned"].get(name, 0))
-
-
-def _actors_of(one: CaptionerJob, hardware: Hardware, gpus: float, shards: int | None) -> tuple[int, str]:
-    """That work at a time: as many as the pool asks for, the GPUs are there for, and shards; and what is to be said."""
-    room = int(hardware.gpus / gpus) if gpus else None
-    if room == 0:
-        raise UserError(f"--gpus {hardware.gpus}: an actor of {one.config.name} takes {gpus:g}; give as many at least")
-    wanted = max(one.pool.min_actors, one.pool.max_actors or room or 1)
-    most = min(wanted, room or wanted)
+def _concurrent_actors(job: CaptionerJob, hardware: Hardware, gpus: float, shards: int | None) -> tuple[int, str]:
+    """Return the number of concurrent actors, limited by the pool, the GPUs and the shards; and the limit as text."""
+    most_on_gpus = int(hardware.gpus / gpus) if gpus else None
+    if most_on_gpus == 0:
+        raise UserError(f"--gpus {hardware.gpus}: one actor of {job.config.name} needs {gpus:g}; use at least as many")
+    wanted = max(job.pool.min_actors, job.pool.max_actors or most_on_gpus or 1)
+    most = min(wanted, most_on_gpus or wanted)
     if not shards or shards >= most:
         return most, ""
-    left = "1 is left" if shards == 1 else f"{shards:,} are left"
-    smaller = f"smaller ones (`samples_per_shard`) would occupy up to {most:,}"
-    return shards, f": an actor needs a shard of its own, of which {left}; {smaller}"
+    left = "1 shard is left" if shards == 1 else f"{shards:,} shards are left"
+    remedy = f"smaller shards (`samples_per_shard`) would occupy up to {most:,} actors"
+    return shards, f", because each actor needs its own shard and {left}; {remedy}"
 
 
-def _of_tokens(caption: float, counted: bool, sizes: Sizes | None) -> str:
-    before = f", behind {sizes.image_tokens} of the image and {sizes.prompt_tokens} of the prompt" if sizes else ""
-    return f"captions of {caption:,.4g} tokens ({'as those that are done' if counted else 'assumed'}){before}"
+def _caption_assumption(work: _Workload, sizes: ModelSizes | None) -> str:
+    origin = "mean of the finished captions" if work.is_counted else "assumed"
+    before = f", after {sizes.image_tokens} image tokens and {sizes.prompt_tokens} prompt tokens" if sizes else ""
+    return f"{work.caption_tokens:,.4g} tokens per caption ({origin}){before}"
 
 
-def _of_gpus(one: CaptionerJob, gpus: float) -> list[str]:
-    """What is to be said of those of an actor."""
-    if not (idle := throughput.idle_gpus(one, gpus)):
+def _idle_gpu_assumption(job: CaptionerJob, gpus: float) -> list[str]:
+    """Return what to say about an actor's GPUs that its model does not use: one line, or none."""
+    idle = throughput.idle_gpus(job, gpus)
+    if not idle:
         return []
+    verb = "is" if idle == 1 else "are"
     return [
-        f"{idle:g} of the {gpus:g} GPUs of an actor (`num_gpus`) {'idles' if idle == 1 else 'idle'}, reserved and "
-        f"paid for: the model is on {one.config.tensor_parallel_size} (`tensor_parallel_size`)"
+        f"{idle:g} of the {gpus:g} GPUs per actor (`num_gpus`) {verb} idle, but reserved and paid for: the model uses "
+        f"{job.config.tensor_parallel_size} (`tensor_parallel_size`)"
     ]
 
 
 def _days(costs: Sequence[CaptionerCost], gpus: int) -> float | None:
-    """Of which none is shorter: all GPUs at all the work, or one captioner's actors at theirs. None: not known."""
-    known = [(cost.actor_hours, cost) for cost in costs if cost.actor_hours is not None]
-    if len(known) < len(costs):
+    """Return the days until all captioners finish, or None if a speed is unknown.
+
+    This is the longer of two times: all GPUs working on all captioners, and the slowest captioner's own actors.
+    """
+    hours = [(cost.actor_hours, cost) for cost in costs if cost.actor_hours is not None]
+    if len(hours) < len(costs):
         return None
-    taken = sum(hours * cost.gpus for hours, cost in known)
-    return max([taken / gpus if gpus else 0.0, *(hours / cost.actors for hours, cost in known)]) / 24
+    gpu_hours = sum(actor_hours * cost.gpus for actor_hours, cost in hours)
+    own_hours = [actor_hours / cost.actors for actor_hours, cost in hours]
+    return max([gpu_hours / gpus if gpus else 0.0, *own_hours]) / 24
 
 
-def _of_all(costs: Sequence[CaptionerCost], hardware: Hardware) -> list[str]:
-    """What is assumed of all captioners."""
+def _common_assumptions(hardware: Hardware, origins: set[str]) -> list[str]:
+    """Return what holds for all captioners.
+
+    Args:
+        hardware: The cluster.
+        origins: The origins of the captioners' speeds (`Speed.origin`).
+    """
     lines = [
-        "hours, money and days are of captioning alone: not of download, dataset and training, nor of starts of "
-        "engines and work that is lost to kills",
-        f"{hardware.gpus} GPUs, busy as long as there are actors for them, which share the images evenly; captioners "
-        "without a GPU work beside them",
-        f"{CAPTION_BYTES} bytes of a caption as stored",
+        "hours, cost and days cover captioning only, without download, dataset, training, engine start-up and work "
+        "that is lost to kills",
+        f"{hardware.gpus} GPUs that are busy as long as there are actors for them; the actors of a captioner share its "
+        "images evenly; captioners without a GPU run at the same time",
+        f"{CAPTION_BYTES} bytes per stored caption",
     ]
-    if any(cost.speed.startswith("reckoned") for cost in costs):
+    if "estimate" in origins:
         lines.append(
-            f"reckoned speeds: GPUs of {hardware.tflops:g} TFLOP/s used to {hardware.mfu:.3g} of it, 2 FLOP a "
-            "parameter and token; measure yours with --time, or give --speed"
+            f"estimated speeds: GPUs with a peak of {hardware.tflops:g} TFLOP/s, a model FLOPs utilisation of "
+            f"{hardware.mfu:.3g}, and 2 FLOP per parameter and token; measure with --time, or set --speed"
         )
-    if any(cost.speed.startswith("the run's") for cost in costs):
-        lines.append("the run's speeds: its actors are to be what they were, with the GPUs that their pools ask for")
+    if "run" in origins:
+        lines.append(
+            "speeds measured in the run: the remaining actors are like the previous ones, with the GPUs that their "
+            "pools request"
+        )
     if hardware.price is not None:
-        lines.append(f"{hardware.price:g} for an hour of a GPU; other machines, and what an endpoint asks, not priced")
+        lines.append(
+            f"a price of {hardware.price:g} per GPU-hour; other machines and the fees of endpoints are not included"
+        )
     return lines
 
 
 def format_text(plan: CostPlan) -> list[str]:
-    """The plan for people."""
-    lines = []
-    for one in plan.captioners:
-        done = f" ({one.done:,} are done)" if one.done else ""
-        stored = f"{in_bytes(one.caption_bytes)} of captions"
-        lines.append(f"{one.name:12} {one.images:,} images{done}, {one.tokens:,} tokens, {stored}")
-        if one.images_per_s is None or one.actor_hours is None or one.gpu_hours is None:
-            lines.append(f"             speed {one.speed}")
-        else:
-            rate = f"{one.images_per_s:,.0f}" if one.images_per_s >= 100 else f"{one.images_per_s:.3g}"
-            pace = f"{rate} images/s an actor ({one.speed})"
-            kind, hours = ("GPU-hours", one.gpu_hours) if one.gpus else ("hours without a GPU", one.actor_hours)
-            lines.append(f"             {pace}: {_amount(hours)} {kind}{_money(one.money)}")
-        if one.sequences is not None:
-            lines.append(f"             {one.sequences:,} captions at a time fit in the GPU memory of an actor")
+    """Return the lines that `plan` prints."""
+    lines = [line for cost in plan.captioners for line in _captioner_lines(cost)]
     if plan.gpu_hours is None or plan.days is None:
-        lines.append("captioning   hours and days unknown, as a speed is")
+        lines.append("captioning   hours and days unknown, because a speed is unknown")
     else:
-        lines.append(f"captioning   {_amount(plan.gpu_hours)} GPU-hours{_money(plan.money)}, {_amount(plan.days)} days")
-    return lines + [f"if           {assumption}" for assumption in plan.assumes]
+        gpu_hours, days = _format_amount(plan.gpu_hours), _format_amount(plan.days)
+        lines.append(f"captioning   {gpu_hours} GPU-hours{_format_money(plan.money)}, {days} days")
+    return lines + [f"assumption   {assumption}" for assumption in plan.assumes]
 
 
-def _amount(number: float) -> str:
+def _captioner_lines(cost: CaptionerCost) -> list[str]:
+    done = f" ({cost.done:,} done)" if cost.done else ""
+    captions = f"{format_bytes(cost.caption_bytes)} of captions"
+    lines = [f"{cost.name:12} {cost.images:,} images{done}, {cost.tokens:,} tokens, {captions}"]
+    if cost.images_per_s is None or cost.actor_hours is None or cost.gpu_hours is None:
+        lines.append(f"             speed {cost.speed}")
+    else:
+        rate = f"{cost.images_per_s:,.0f}" if cost.images_per_s >= 100 else f"{cost.images_per_s:.3g}"
+        unit, hours = ("GPU-hours", cost.gpu_hours) if cost.gpus else ("hours without a GPU", cost.actor_hours)
+        total = f"{_format_amount(hours)} {unit}{_format_money(cost.money)}"
+        lines.append(f"             {rate} images/s per actor ({cost.speed}): {total}")
+    if cost.sequences is not None:
+        lines.append(f"             {cost.sequences:,} captions fit in the GPU memory of one actor at the same time")
+    return lines
+
+
+def _format_amount(number: float) -> str:
     return "less than 0.01" if 0 < number < 0.01 else f"{number:,.2f}"
 
 
-def _money(amount: float | None) -> str:
-    return "" if amount is None else f", costing {amount:,.2f}"
+def _format_money(amount: float | None) -> str:
+    return "" if amount is None else f", cost {amount:,.2f}"
 
 
 def concurrent_captions(
-    one: CaptionerJob, sizes: Sizes, gpus: float, gpu_gib: float, caption: float
+    job: CaptionerJob, sizes: ModelSizes, gpus: float, gpu_gib: float, caption_tokens: float
 ) -> tuple[int, str] | None:
-    """Captions of so many tokens, and what their number assumes. None where no vLLM of ours has a GPU.
+    """Return the captions that fit in the GPU memory of one actor, and what this number assumes.
 
-    gpus: of an actor. One that has a part of a GPU may use no larger part of its memory, whatever
-    `gpu_memory_utilization` is: others have the rest.
+    An actor with a fraction of a GPU uses at most the same fraction of its memory, whatever `gpu_memory_utilization`
+    is, because other actors use the rest.
+
+    Args:
+        job: The captioner with its pool.
+        sizes: The sizes of its model.
+        gpus: GPUs per actor.
+        gpu_gib: Memory of one GPU in GiB.
+        caption_tokens: Mean length of a caption.
+
+    Returns:
+        None unless vLLM runs on a GPU.
     """
-    if not gpus or one.pool.engine == "transformers":
+    if not gpus or job.pool.engine == "transformers":
         return None
-    given, spread = one.pool.engine_options, one.config.tensor_parallel_size
-    share = min(given.gpu_memory_utilization, gpus / spread)
-    fit = sequences(sizes, gpu_gib, share, spread, given.kv_cache_gib, caption)
-    room = f"a cache of {spread} × {given.kv_cache_gib or 0:g} GiB (kv_cache_gib)"
-    if given.kv_cache_gib is None:
-        why = "gpu_memory_utilization" if share == given.gpu_memory_utilization else "num_gpus leaves no more"
-        room = (
-            f"{spread} × ({share:g} ({why}) of {gpu_gib:g} GiB − {WORKING_GIB:g} GiB of working memory) "
-            f"− {sizes.weights_gib:.1f} GiB of weights in 16 bit"
+    options, spread = job.pool.engine_options, job.config.tensor_parallel_size
+    utilization = min(options.gpu_memory_utilization, gpus / spread)
+    fit = max_sequences(sizes, gpu_gib, utilization, spread, options.kv_cache_gib, caption_tokens)
+    if options.kv_cache_gib is None:
+        is_configured = utilization == options.gpu_memory_utilization
+        origin = "gpu_memory_utilization" if is_configured else "limited by num_gpus"
+        memory = (
+            f"{spread} × ({utilization:g} ({origin}) × {gpu_gib:g} GiB − {WORKING_MEMORY_GIB:g} GiB of working memory) "
+            f"− {sizes.weights_gib:.1f} GiB of 16-bit weights"
         )
-    each = (
-        f"{sizes.kv_bytes_a_token / 2**20:.3g} MiB of cache a token in 16 bit, {sizes.tokens(caption):,.0f} tokens each"
+    else:
+        memory = f"{spread} × {options.kv_cache_gib:g} GiB of KV cache (kv_cache_gib)"
+    per_caption = (
+        f"{sizes.kv_bytes_per_token / 2**20:.3g} MiB of 16-bit KV cache per token, "
+        f"{sizes.sequence_tokens(caption_tokens):,.0f} tokens per caption"
     )
-    return fit, f"memory: {room}; {each}"
+    return fit, f"memory: {memory}; {per_caption}"

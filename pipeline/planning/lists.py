@@ -1,7 +1,7 @@
-"""What a manifest would do, from a bounded sample of each of its lists; nothing is written.
+"""What a manifest would do, estimated from a bounded sample of each of its lists. Nothing is written.
 
-A sample is the beginning of a few files of a source, evenly chosen. What follows from it is marked as an estimate;
-totals of Parquet files come from their own footers, and those of lists that were read to their end are exact.
+The sample of a source is the beginning of a few of its files, evenly spaced. Numbers that are extrapolated from it are
+marked as estimates. Row counts of Parquet files come from their footers, and lists that were read to the end are exact.
 """
 
 import csv
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
@@ -21,290 +22,353 @@ from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.source import Source
 from lotlip_data.pipeline.downloading.http_client import is_public
-from lotlip_data.pipeline.planning.storage import Stored, in_bytes, storage_of
-from lotlip_data.pipeline.url_lists import reader as list_files
-from lotlip_data.pipeline.url_lists import reader as lists
+from lotlip_data.pipeline.planning.storage import MeasuredStorage, StorageEstimate, estimate_storage, format_bytes
+from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.reader import BadRow, ListError
 
-FILES = 8
-"""Of a source that are looked into, at most."""
-HOSTS = 5
-"""That are shown."""
-NOISE = 0.01
-"""Share of the rows up to which a defect is one of the web, and no problem of the list."""
+SAMPLED_FILES = 8
+"""Maximum number of files sampled per source."""
+SHOWN_HOSTS = 5
+"""Number of hosts reported per source."""
+TOLERATED_SHARE = 0.01
+"""Share of the rows up to which a defect is only noted, because every list from the web has a few such rows."""
 MEASURED_BYTES = 4 << 20
-"""Of each file, read to learn how long its rows are."""
+"""Bytes read per file to measure the length of its rows."""
+MANY_INVALID_SHARE, DOMINANT_HOST_SHARE = 0.1, 0.2
+"""Shares of the rows above which unusable rows, or the URLs of one host, are noted."""
+DOMINANT_HOST_ROWS = 100
+"""Minimum number of rows for a note about a host."""
 
 
-class _Enough(Exception):
-    """So many rows could not be used that more of the file need not be read."""
+class _EnoughInvalidRowsError(Exception):
+    """So many rows are unusable that the rest of the file need not be read."""
 
 
 @dataclass
 class SourcePlan:
-    """What a sample of one source says. Shares are of the `seen` rows."""
+    """What the sample of one source shows, as `plan --json` prints it. All counts are of the sample, unless noted."""
 
     name: str
     use: str | None
     files: int = 0
+    """Files of the source."""
     columns: list[str] = field(default_factory=list)
     seen: int = 0
+    """Rows read."""
     invalid: dict[str, int] = field(default_factory=dict)
+    """Unusable rows, by reason."""
     filtered: dict[str, int] = field(default_factory=dict)
+    """Rows that the filter removes, by rule."""
     taken: int = 0
-    """Rows with a usable URL that the filter keeps, of those seen."""
+    """Rows with a usable URL that the filter keeps."""
     duplicates: int = 0
-    """Of the taken ones, those whose URL an earlier one has, in this source or one before it."""
+    """Taken rows that repeat the URL of an earlier row, in this source or one before it."""
     repeats: int = 0
-    """Of these, those whose URL an earlier one of this source has."""
+    """Taken rows that repeat the URL of an earlier row of this source."""
     hosts: int = 0
     top_hosts: dict[str, float] = field(default_factory=dict)
-    """Share of the taken rows."""
+    """The most frequent hosts with their share of the taken rows."""
     private: int = 0
-    """Taken rows that will not be fetched: on hosts of this machine or a private network, as their URLs say (no name is
-    looked up), which `download.allow_hosts` does not name."""
+    """Taken rows that will not be downloaded, because their URL names this machine or a private network and
+    `download.allow_hosts` does not list the host. No host name is resolved."""
     private_hosts: list[str] = field(default_factory=list)
     garbled: int = 0
-    """Taken rows of which the text is not in UTF-8."""
+    """Taken rows whose text is not valid UTF-8."""
     rows: int | None = None
-    """Of the whole source."""
+    """Rows of the whole source; None if the storage reports no sizes."""
     rows_exact: bool = False
+    """Whether `rows` is exact, not an estimate."""
     read_whole: bool = False
-    """All its files, to their ends."""
+    """Whether all files were read to the end."""
     images: int | None = None
-    """Estimate of what the source gives, its `sample` applied; of one that is read whole, without `repeats`."""
+    """Estimated images of the whole source, limited to its `sample`; without `repeats` if it was read to the end."""
 
 
 @dataclass
 class ListsPlan:
-    """The sources, and what they come to together."""
+    """All sources and their totals, as `plan --json` prints them."""
 
     sources: list[SourcePlan]
     images: int | None
-    """Estimate; None where a list cannot be read."""
+    """Estimate; None if a list cannot be read."""
     samples_per_shard: int
     shards: int | None
-    storage: dict[str, Any]
+    storage: StorageEstimate
     problems: list[str]
-    """What keeps the manifest from being run."""
+    """What prevents the manifest from running."""
     notes: list[str]
-    """What a person should know before running it."""
+    """What to know before running it."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def plan_lists(manifest: Manifest, rows: int = 20_000, stored: Stored | None = None) -> ListsPlan:
-    """Look at about `rows` rows of each source. What cannot be read is a problem of the answer, and no error.
+def plan_lists(manifest: Manifest, rows: int = 20_000, measured: MeasuredStorage | None = None) -> ListsPlan:
+    """Read a sample of each source and estimate images, shards and storage.
 
-    stored: by a run of it.
+    Args:
+        manifest: The manifest.
+        rows: Approximate number of rows to read per source.
+        measured: The storage of an existing run of this manifest.
+
+    Returns:
+        The plan. A list that cannot be read is one of its `problems` and not an error.
     """
-    seen: set[str] = set()
+    uids: set[str] = set()
     problems: list[str] = []
     notes: list[str] = []
-    sources = []
-    allowed = frozenset(host.lower() for host in manifest.download.allow_hosts)
+    plans = []
+    allowed_hosts = frozenset(host.lower() for host in manifest.download.allow_hosts)
     for source in manifest.sources:
-        one = SourcePlan(source.name, source.use)
+        plan = SourcePlan(source.name, source.use)
         try:
-            _look(source, one, rows, seen, allowed)
+            _sample_source(source, plan, rows, uids, allowed_hosts)
         except ListError as error:
             problems.append(str(error))
         else:
-            notes += _notes(source, one)
-            for share, defect in _defects(source, one):
-                (problems if share > NOISE else notes).append(f"{source.name}: {defect}")
-        sources.append(one)
-    found = [one.images for one in sources]
-    images = None if None in found else sum(number for number in found if number is not None)
+            notes += _notes(source, plan)
+            for share, defect in _defects(source, plan):
+                (problems if share > TOLERATED_SHARE else notes).append(f"{source.name}: {defect}")
+        plans.append(plan)
+    images = _total_images(plans)
     if images is not None and manifest.sample is not None:
         if manifest.sample > images:
-            notes.append(f"`sample` is {manifest.sample:,}, but the lists give about {images:,} images")
+            notes.append(f"`sample` is {manifest.sample:,}, but the lists have only about {images:,} images")
         images = min(images, manifest.sample)
     return ListsPlan(
-        sources=sources,
+        sources=plans,
         images=images,
         samples_per_shard=manifest.samples_per_shard,
         shards=None if images is None else math.ceil(images / manifest.samples_per_shard),
-        storage=storage_of(manifest, images, stored),
+        storage=estimate_storage(manifest, images, measured),
         problems=problems,
         notes=notes,
     )
 
 
-def _look(source: Source, one: SourcePlan, rows: int, seen: set[str], allowed: Collection[str]) -> None:
-    files = list_files.files_of(source)
-    one.files = len(files)
-    looked = evenly(files, FILES)
-    one.columns = source.needed
-    hosts: Counter[str] = Counter()
-    invalid: Counter[str] = Counter()
-    filtered: Counter[str] = Counter()
-    own: set[str] = set()
+def _total_images(plans: list[SourcePlan]) -> int | None:
+    images = [plan.images for plan in plans if plan.images is not None]
+    return sum(images) if len(images) == len(plans) else None
 
-    def reject(bad: BadRow) -> None:
-        invalid[bad.reason] += 1
-        if invalid.total() > rows:
-            raise _Enough
 
-    def leave_out(reason: str, count: int) -> None:
-        filtered[reason] += count
+class _Sample:
+    """The rows read from one source, as counts."""
 
-    def garbled(count: int) -> None:
-        one.garbled += count
+    def __init__(self, source: Source, rows: int, uids: set[str]) -> None:
+        """Start an empty sample.
 
-    def look(file: str, target: int) -> bool:
-        """Whether the file ended before `target` rows were seen."""
+        Args:
+            source: The source.
+            rows: Number of unusable rows after which reading stops.
+            uids: The uids of the sources before it; those of this source are added.
+        """
+        self._source, self._rows, self._all_uids = source, rows, uids
+        self.own_uids: set[str] = set()
+        self.hosts: Counter[str] = Counter()
+        self.invalid: Counter[str] = Counter()
+        self.filtered: Counter[str] = Counter()
+        self.garbled = self.taken = self.duplicates = 0
+
+    @property
+    def seen(self) -> int:
+        return self.taken + self.invalid.total() + self.filtered.total()
+
+    def read_file(self, file: str, target: int) -> bool:
+        """Read a file until `target` rows are seen in all; return whether the file ended before that."""
         try:
-            for batch in lists.read_file(source, file, reject, leave_out, garbled):
-                one.taken += batch.num_rows
-                uids = batch["uid"].to_pylist()
-                one.duplicates += len(uids) - len(set(uids) - seen)
-                own.update(uids)
-                seen.update(uids)
-                hosts.update(urlsplit(url).hostname or "" for url in batch["url"].to_pylist())
-                if one.taken + invalid.total() + filtered.total() >= target:
+            for batch in reader.read_file(self._source, file, self._reject, self._filter_out, self._count_garbled):
+                self._add(batch)
+                if self.seen >= target:
                     return False
-        except _Enough:
+        except _EnoughInvalidRowsError:
             return False
         return True
 
-    share = math.ceil(rows / len(looked))
-    ended = sum(look(file, (number + 1) * share) for number, file in enumerate(looked))
-    one.seen = one.taken + invalid.total() + filtered.total()
-    one.invalid, one.filtered = dict(invalid.most_common()), dict(filtered.most_common())
-    one.hosts = len(hosts)
-    private = Counter({host: count for host, count in hosts.items() if host not in allowed and _is_private(host)})
-    one.private, one.private_hosts = private.total(), [host for host, _ in private.most_common(HOSTS)]
-    one.top_hosts = {host: round(count / one.taken, 4) for host, count in hosts.most_common(HOSTS)}
-    one.repeats, one.read_whole = one.taken - len(own), ended == len(files)
-    one.rows, one.rows_exact = (one.seen, True) if one.read_whole else _rows_of(source, files, looked)
-    if one.rows is not None and one.seen:
-        one.images = len(own) if one.read_whole else round(one.rows * one.taken / one.seen)
-    elif one.rows == 0:
-        one.images = 0
-    if one.images is not None and source.sample is not None:
-        one.images = min(one.images, source.sample)
+    def _add(self, batch: pa.RecordBatch) -> None:
+        self.taken += batch.num_rows
+        uids = batch["uid"].to_pylist()
+        self.duplicates += len(uids) - len(set(uids) - self._all_uids)
+        self.own_uids.update(uids)
+        self._all_uids.update(uids)
+        self.hosts.update(urlsplit(url).hostname or "" for url in batch["url"].to_pylist())
+
+    def _reject(self, bad: BadRow) -> None:
+        self.invalid[bad.reason] += 1
+        if self.invalid.total() > self._rows:
+            raise _EnoughInvalidRowsError
+
+    def _filter_out(self, rule: str, count: int) -> None:
+        self.filtered[rule] += count
+
+    def _count_garbled(self, count: int) -> None:
+        self.garbled += count
 
 
-def _rows_of(source: Source, files: list[str], looked: list[str]) -> tuple[int | None, bool]:
-    """Rows of all files, from those looked at and the sizes of the others; and whether that is exact."""
-    sizes = [storage.size(file) for file in looked]
-    known = [size for size in sizes if size]
-    if len(known) < len(looked):
+def _sample_source(source: Source, plan: SourcePlan, rows: int, uids: set[str], allowed_hosts: Collection[str]) -> None:
+    """Read a sample of a source and fill its plan.
+
+    Args:
+        source: The source.
+        plan: The plan to fill, with its name only.
+        rows: Approximate number of rows to read.
+        uids: The uids of the sources before it; those of this source are added.
+        allowed_hosts: Hosts that are downloaded although they are private.
+
+    Raises:
+        ListError: A file cannot be read.
+    """
+    files = reader.files_of(source)
+    plan.files, plan.columns = len(files), source.needed
+    sampled = evenly(files, SAMPLED_FILES)
+    sample = _Sample(source, rows, uids)
+    rows_per_file = math.ceil(rows / len(sampled))
+    ended = sum(sample.read_file(file, (index + 1) * rows_per_file) for index, file in enumerate(sampled))
+    plan.seen, plan.taken, plan.garbled = sample.seen, sample.taken, sample.garbled
+    plan.invalid, plan.filtered = dict(sample.invalid.most_common()), dict(sample.filtered.most_common())
+    plan.duplicates, plan.repeats = sample.duplicates, sample.taken - len(sample.own_uids)
+    _fill_hosts(plan, sample.hosts, allowed_hosts)
+    plan.read_whole = ended == len(files)
+    plan.rows, plan.rows_exact = (plan.seen, True) if plan.read_whole else _estimate_rows(source, files, sampled)
+    if plan.rows is not None and plan.seen:
+        plan.images = len(sample.own_uids) if plan.read_whole else round(plan.rows * plan.taken / plan.seen)
+    elif plan.rows == 0:
+        plan.images = 0
+    if plan.images is not None and source.sample is not None:
+        plan.images = min(plan.images, source.sample)
+
+
+def _fill_hosts(plan: SourcePlan, hosts: Counter[str], allowed_hosts: Collection[str]) -> None:
+    plan.hosts = len(hosts)
+    plan.top_hosts = {host: round(count / plan.taken, 4) for host, count in hosts.most_common(SHOWN_HOSTS)}
+    private = Counter({host: count for host, count in hosts.items() if host not in allowed_hosts and _is_private(host)})
+    plan.private, plan.private_hosts = private.total(), [host for host, _ in private.most_common(SHOWN_HOSTS)]
+
+
+def _estimate_rows(source: Source, files: list[str], sampled: list[str]) -> tuple[int | None, bool]:
+    """Return the rows of all files, from the sampled files and the sizes of the others; and whether this is exact.
+
+    The number is None if the storage does not report the size of a sampled file.
+    """
+    sizes = [size for file in sampled if (size := storage.size(file))]
+    if len(sizes) < len(sampled):
         return None, False
-    exact = all(source.format_of(file) == "parquet" for file in looked)
-    counted = sum(_rows_in(source, file, size) for file, size in zip(looked, known, strict=True))
-    if len(looked) == len(files):
-        return round(counted), exact
-    total = sum(storage.size(file) or 0 for file in files)
-    return round(counted * total / sum(known)), False
+    rows = sum(_rows_in_file(source, file, size) for file, size in zip(sampled, sizes, strict=True))
+    if len(sampled) == len(files):
+        return round(rows), all(source.format_of(file) == "parquet" for file in sampled)
+    total_size = sum(storage.size(file) or 0 for file in files)
+    return round(rows * total_size / sum(sizes)), False
 
 
-def _rows_in(source: Source, file: str, size: int) -> float:
-    """Rows of one file: by its footer, or by the length of its first rows."""
+def _rows_in_file(source: Source, file: str, size: int) -> float:
+    """Return the rows of one file of `size` bytes, from its footer or from the length of its first rows."""
     with storage.open_read(file) as stream:
-        form = source.format_of(file)
-        if form == "parquet":
+        file_format = source.format_of(file)
+        if file_format == "parquet":
             return float(pq.ParquetFile(stream).metadata.num_rows)
         text = b""
-        plain = list_files.plain(stream, file)
-        while len(text) < MEASURED_BYTES and (some := plain.read(1 << 20)):
-            text += some
-        read = stream.tell()
-    lines = sum(1 for _ in _records(text)) if form == "csv" else text.count(b"\n")
-    return lines * size / min(read, size) if text else 0.0
+        plain = reader.decompressed(stream, file)
+        while len(text) < MEASURED_BYTES and (block := plain.read(1 << 20)):
+            text += block
+        bytes_read = stream.tell()
+    rows = sum(1 for _ in _csv_records(text)) if file_format == "csv" else text.count(b"\n")
+    return rows * size / min(bytes_read, size) if text else 0.0
 
 
-def _records(text: bytes) -> Iterator[object]:
+def _csv_records(text: bytes) -> Iterator[object]:
     try:
         yield from csv.reader(io.StringIO(text.decode("utf-8", "replace"), newline=""))
-    except csv.Error:  # a quote that is cut off, or never closes
+    except csv.Error:  # a quote that is truncated or never closes
         return
 
 
 def _is_private(host: str) -> bool:
     try:
         return not is_public(host)
-    except ValueError:  # a name
+    except ValueError:  # a name, not an address
         return host == "localhost"
 
 
-def _defects(source: Source, one: SourcePlan) -> Iterator[tuple[float, str]]:
-    """What is wrong with a list, and with which share of its rows."""
-    if not one.seen:
-        looked = "" if one.read_whole else f", as far as looked at: {FILES} of {one.files:,} files"
-        yield 1.0, f"no rows in {', '.join(source.files)}{looked}"
-    elif not one.taken:
-        yield 1.0, f"none of the {one.seen} rows seen can be used: {_reasons(one)}"
-    if one.private:
-        share, hosts = one.private / one.taken, ", ".join(one.private_hosts)
-        where = f"{share:.2%} of the URLs seen are on this machine or a private network ({hosts})"
-        yield share, f"{where} and will not be fetched, unless `download.allow_hosts` names these hosts"
-    if one.garbled:
-        share = one.garbled / one.taken
-        yield share, f"{share:.2%} of the texts seen are {list_files.GARBLED}"
+def _defects(source: Source, plan: SourcePlan) -> Iterator[tuple[float, str]]:
+    """Yield the defects of a list, each with the share of the rows that have it."""
+    if not plan.seen:
+        part = "" if plan.read_whole else f" ({SAMPLED_FILES} of {plan.files:,} files read)"
+        yield 1.0, f"no rows in {', '.join(source.files)}{part}"
+    elif not plan.taken:
+        yield 1.0, f"none of the {plan.seen} rows read is usable: {_format_reasons(plan)}"
+    if plan.private:
+        share, hosts = plan.private / plan.taken, ", ".join(plan.private_hosts)
+        yield (
+            share,
+            f"{share:.2%} of the URLs read are on this machine or a private network ({hosts}) and will not be "
+            "downloaded; list the hosts in `download.allow_hosts` to download them",
+        )
+    if plan.garbled:
+        share = plan.garbled / plan.taken
+        yield share, f"{share:.2%} of the texts read are {reader.GARBLED}"
 
 
-def _notes(source: Source, one: SourcePlan) -> list[str]:
+def _notes(source: Source, plan: SourcePlan) -> list[str]:
     notes = []
-    if source.use is not None and one.rows is not None:
+    if source.use is not None and plan.rows is not None:
         expected = published(source.use)
-        if not 0.9 < one.rows / expected.rows < 1.1:
+        if not 0.9 < plan.rows / expected.rows < 1.1:
             notes.append(
-                f"{one.name}: the list has {'' if one.rows_exact else 'about '}{one.rows:,} rows, the published one "
-                f"{expected.rows:,}; is it another edition, or a part?"
+                f"{plan.name}: the list has {_format_rows(plan)} rows, the published list has {expected.rows:,}; check "
+                "whether this is another edition or only a part"
             )
         if expected.ours and source.filter == expected.source.get("filter"):
-            notes.append(f"{one.name}: {expected.ours}")
-    if source.sample is not None and one.images is not None and one.images < source.sample:
-        notes.append(f"{one.name}: `sample` is {source.sample:,}, but the list gives about {one.images:,} images")
-    if one.seen and sum(one.invalid.values()) > 0.1 * one.seen:
-        notes.append(f"{one.name}: many rows cannot be used: {_reasons(one)}")
-    host, share = next(iter(one.top_hosts.items()), ("", 0.0))
-    if share > 0.2 and one.taken >= 100:
-        notes.append(f"{one.name}: {share:.0%} of the URLs are on {host}, which will set the pace")
+            notes.append(f"{plan.name}: {expected.ours}")
+    if source.sample is not None and plan.images is not None and plan.images < source.sample:
+        notes.append(f"{plan.name}: `sample` is {source.sample:,}, but the list has only about {plan.images:,} images")
+    if plan.seen and sum(plan.invalid.values()) > MANY_INVALID_SHARE * plan.seen:
+        notes.append(f"{plan.name}: many rows are unusable: {_format_reasons(plan)}")
+    host, share = next(iter(plan.top_hosts.items()), ("", 0.0))
+    if share > DOMINANT_HOST_SHARE and plan.taken >= DOMINANT_HOST_ROWS:
+        notes.append(f"{plan.name}: {share:.0%} of the URLs are on {host}, which will limit the download speed")
     return notes
 
 
-def _reasons(one: SourcePlan) -> str:
-    return ", ".join(f"{count} × {reason}" for reason, count in (one.invalid | one.filtered).items())
+def _format_rows(plan: SourcePlan) -> str:
+    if plan.rows is None:
+        return "?"
+    return f"{plan.rows:,}" if plan.rows_exact else f"about {plan.rows:,}"
+
+
+def _format_reasons(plan: SourcePlan) -> str:
+    return ", ".join(f"{count} × {reason}" for reason, count in (plan.invalid | plan.filtered).items())
 
 
 def format_text(plan: ListsPlan) -> list[str]:
-    """The plan for people."""
-    lines: list[str] = []
-    for one in plan.sources:
-        lines += _source_lines(one)
+    """Return the lines that `plan` prints."""
+    lines = [line for source in plan.sources for line in _source_lines(source)]
     if plan.images is not None:
-        within = "" if all(one.read_whole for one in plan.sources) else ", as do repeats in one that is read in part"
+        partly_read = not all(source.read_whole for source in plan.sources)
+        repeats = ", as do URLs repeated within a source that was not read to the end" if partly_read else ""
         lines.append(
-            f"together     about {plan.images:,} images (estimate; URLs that sources share count more than once"
-            f"{within}), {plan.shards:,} shards of {plan.samples_per_shard:,}"
+            f"total        about {plan.images:,} images (estimate; URLs shared by sources count more than once"
+            f"{repeats}), {plan.shards:,} shards of {plan.samples_per_shard:,}"
         )
-    stored = plan.storage
-    if stored["images"] is not None:
-        images, dataset = in_bytes(stored["images"]), in_bytes(stored["dataset"])
+    estimate = plan.storage
+    if estimate["images"] is not None and estimate["dataset"] is not None:
+        images, dataset = format_bytes(estimate["images"]), format_bytes(estimate["dataset"])
         lines.append(f"storage      images {images}, dataset {dataset} (estimate)")
-        lines.append(f"             if {stored['assumes']}")
+        lines.append(f"             assuming that {estimate['assumes']}")
     lines += [f"note         {note}" for note in plan.notes]
     lines += [f"problem      {problem}" for problem in plan.problems]
     return lines
 
 
-def _source_lines(one: SourcePlan) -> list[str]:
-    rows = "?" if one.rows is None else f"{'' if one.rows_exact else 'about '}{one.rows:,}"
-    lines = [f"{one.name:12} {one.files:,} files, {rows} rows, of which {one.seen:,} were looked at"]
-    if not one.seen:
+def _source_lines(plan: SourcePlan) -> list[str]:
+    files = f"{plan.files:,} file{'' if plan.files == 1 else 's'}"
+    lines = [f"{plan.name:12} {files}, {_format_rows(plan)} rows, {plan.seen:,} rows read"]
+    if not plan.seen:
         return lines
-    lines.append(f"             columns {', '.join(one.columns)}")
-    kept = f"{one.taken / one.seen:.1%} taken"
-    lines.append(
-        f"             {kept}, {sum(one.invalid.values())} unusable, {sum(one.filtered.values())} filtered out"
-    )
-    lines += [f"             {count:,} × {reason}" for reason, count in (one.invalid | one.filtered).items()]
-    shown = ", ".join(f"{host} {share:.1%}" for host, share in one.top_hosts.items())
-    lines.append(f"             {one.duplicates:,} duplicates among these, {one.hosts:,} hosts: {shown}")
-    if one.images is not None:
-        lines.append(f"             gives about {one.images:,} images")
+    unusable, filtered = sum(plan.invalid.values()), sum(plan.filtered.values())
+    lines.append(f"             columns {', '.join(plan.columns)}")
+    lines.append(f"             {plan.taken / plan.seen:.1%} kept, {unusable} unusable, {filtered} filtered out")
+    lines += [f"             {count:,} × {reason}" for reason, count in (plan.invalid | plan.filtered).items()]
+    hosts = ", ".join(f"{host} {share:.1%}" for host, share in plan.top_hosts.items())
+    lines.append(f"             {plan.duplicates:,} duplicates among the kept rows, {plan.hosts:,} hosts: {hosts}")
+    if plan.images is not None:
+        lines.append(f"             about {plan.images:,} images")
     return lines

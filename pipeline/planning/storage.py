@@ -1,10 +1,10 @@
-"""Bytes that images and dataset will take: as those of a run that has some, else by the size that is asked for.
+"""Estimates of the number of images that a run will have, and of the bytes that its images and dataset take.
 
-How many images a run will have, and of how many bytes: as those that it has, of rows that it has not fetched yet.
+Where a run has images, the estimates follow from them; otherwise they follow from the manifest's image size.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.dataset_index import read_dataset_summary
@@ -15,56 +15,84 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading import retry
 from lotlip_data.pipeline.url_lists.partition import load_partition
 
-BYTES_A_PIXEL = 0.3
-ASPECT = 4 / 3
+BYTES_PER_PIXEL = 0.3
+"""Of a JPEG at quality 95, assumed."""
+ASPECT_RATIO = 4 / 3
 TEXT_BYTES = 4_000
+"""Bytes of the texts of one sample, assumed."""
+SAMPLED_SHARDS = 20
+"""Maximum number of downloaded shards, evenly spaced, whose sizes are requested."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What a run has stored. images: that it will have. The others are bytes of one fetched image.
-
-    dataset: None where the run has no dataset yet. looked_at: image shards that `image` is taken from.
-    """
+class MeasuredStorage:
+    """The storage of an existing run."""
 
     images: int
-    image: float
-    looked_at: int
-    dataset: float | None
+    """Estimated number of images that the run will have."""
+    image_bytes: float
+    """Mean size of one downloaded image with its row."""
+    sampled_shards: int
+    """Number of image shards from which `image_bytes` is taken."""
+    dataset_bytes: float | None
+    """Size of the dataset per downloaded image; None if the run has no dataset yet."""
 
 
-def storage_of(manifest: Manifest, images: int | None, stored: Stored | None = None) -> dict[str, Any]:
-    """Bytes of the images and of the dataset, with what they assume. images: where no run says it."""
-    if stored is not None:
-        return _as_stored(stored)
+class StorageEstimate(TypedDict):
+    """Estimated bytes, as `plan --json` prints them; None if the number of images is unknown."""
+
+    images: int | None
+    dataset: int | None
+    assumes: str
+    """What the estimate is based on."""
+
+
+def estimate_storage(
+    manifest: Manifest, images: int | None, measured: MeasuredStorage | None = None
+) -> StorageEstimate:
+    """Estimate the bytes of the images and of the dataset.
+
+    Args:
+        manifest: The manifest, for its image size.
+        images: Number of images, or None if it is unknown.
+        measured: The storage of an existing run. It replaces the other two arguments.
+    """
+    if measured is not None:
+        return _from_measured(measured)
     side = manifest.download.image_size
-    each = round(side * side * ASPECT * BYTES_A_PIXEL)
+    image_bytes = round(side * side * ASPECT_RATIO * BYTES_PER_PIXEL)
     return {
-        "images": None if images is None else images * each,
-        "dataset": None if images is None else images * (each + TEXT_BYTES),
+        "images": None if images is None else images * image_bytes,
+        "dataset": None if images is None else images * (image_bytes + TEXT_BYTES),
         "assumes": (
-            f"every link is alive and every image has {side} × {round(side * ASPECT)} pixels at {BYTES_A_PIXEL} bytes "
-            f"a pixel (JPEG quality 95) = {each:,} bytes, and {TEXT_BYTES:,} bytes of texts: assumed, not measured, "
-            "and probably too much, since links die and many images are smaller; the dataset holds the images once more"
+            f"every URL returns an image of {side} × {round(side * ASPECT_RATIO)} pixels at {BYTES_PER_PIXEL} bytes "
+            f"per pixel (JPEG quality 95), which is {image_bytes:,} bytes, with {TEXT_BYTES:,} bytes of texts; these "
+            "values are not measured and probably too high, since some URLs fail and many images are smaller; the "
+            "dataset holds a second copy of the images"
         ),
     }
 
 
-def _as_stored(stored: Stored) -> dict[str, Any]:
-    each, whole = round(stored.image), stored.dataset
-    shards = f"{stored.looked_at} fetched shard{'' if stored.looked_at == 1 else 's'}"
-    dataset = f"{TEXT_BYTES:,} bytes of texts: assumed; the dataset holds the images once more"
-    if whole is not None:
-        dataset = f"{round(whole):,} bytes of the dataset, as in the one that the run has"
+def _from_measured(measured: MeasuredStorage) -> StorageEstimate:
+    image_bytes, dataset_bytes = measured.image_bytes, measured.dataset_bytes
+    shards = f"{measured.sampled_shards} downloaded shard{'' if measured.sampled_shards == 1 else 's'}"
+    dataset = f"{TEXT_BYTES:,} bytes of texts (assumed); the dataset holds a second copy of the images"
+    if dataset_bytes is not None:
+        dataset = f"{round(dataset_bytes):,} bytes in the dataset, as in the run's existing dataset"
+    else:
+        dataset_bytes = image_bytes + TEXT_BYTES
     return {
-        "images": round(stored.images * stored.image),
-        "dataset": round(stored.images * (stored.image + TEXT_BYTES if whole is None else whole)),
-        "assumes": f"each of {stored.images:,} images takes {each:,} bytes, as in {shards} of the run, and {dataset}",
+        "images": round(measured.images * image_bytes),
+        "dataset": round(measured.images * dataset_bytes),
+        "assumes": (
+            f"each of {measured.images:,} images takes {round(image_bytes):,} bytes, as in {shards} of the run, and "
+            f"{dataset}"
+        ),
     }
 
 
-def in_bytes(count: float) -> str:
-    """For people."""
+def format_bytes(count: float) -> str:
+    """Return a number of bytes with a decimal unit: 1,234 is "1 kB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}"
@@ -72,52 +100,56 @@ def in_bytes(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
-LOOKED_AT = 20
-"""Fetched shards whose sizes are asked for, at most, evenly chosen among all."""
+def estimate_images(run: Run) -> tuple[int, str] | None:
+    """Estimate the number of images that a run will have.
 
+        images = downloaded images + remaining rows × downloaded images / rows of the downloaded shards
 
-def images_of(run: Run) -> tuple[int, str] | None:
-    """Images, and what their number assumes: nothing once all is fetched. None before the lists are cut into shards.
-
-    images = fetched images + rows left × fetched images / rows of the fetched shards
+    Returns:
+        The number and what it assumes (nothing once every row is downloaded); None before the lists are partitioned.
     """
-    plan = load_partition(run)
-    if plan is None:
+    partition = load_partition(run)
+    if partition is None:
         return None
-    sizes = _sizes(0, plan.shards, plan.images, plan.samples_per_shard)
-    for one in retry.rounds(run):
-        sizes |= _sizes(one.first, one.shards, one.rows, one.samples_per_shard)
-    fetched = ledger.fetched_shards(run)
-    images = ledger.fetched_images(run, fetched)
-    tried = sum(sizes.get(shard, 0) for shard in fetched)
-    left = sum(sizes.values()) - tried
-    if not left:
+    rows = _rows_per_shard(0, partition.shards, partition.images, partition.samples_per_shard)
+    for retry_round in retry.rounds(run):
+        rows |= _rows_per_shard(retry_round.first, retry_round.shards, retry_round.rows, retry_round.samples_per_shard)
+    downloaded = ledger.fetched_shards(run)
+    images = ledger.fetched_images(run, downloaded)
+    tried = sum(rows.get(shard, 0) for shard in downloaded)
+    remaining = sum(rows.values()) - tried
+    if not remaining:
         return images, ""
     share = images / tried if tried else 1.0
-    because = "as of those that are" if tried else "assumed: nothing is fetched"
-    assumed = f"{left:,} rows are not fetched yet; {share:.1%} of them give an image, {because}"
-    return images + round(left * share), assumed
+    basis = "the same share as so far" if tried else "assumed, because nothing is downloaded yet"
+    assumption = f"{remaining:,} rows are not downloaded yet; {share:.1%} of them return an image ({basis})"
+    return images + round(remaining * share), assumption
 
 
-def _sizes(first: int, shards: int, rows: int, full: int) -> dict[int, int]:
-    """Rows of each shard: all are full but the last."""
-    return {first + number: min(full, rows - number * full) for number in range(shards)}
+def _rows_per_shard(first_shard: int, shards: int, rows: int, samples_per_shard: int) -> dict[int, int]:
+    """Return the number of rows of each shard; all shards but the last are full."""
+    return {first_shard + index: min(samples_per_shard, rows - index * samples_per_shard) for index in range(shards)}
 
 
-def stored_by(run: Run) -> Stored | None:
-    """What its images and its dataset take, the dataset by its own description. None where no image is fetched."""
-    found = images_of(run)
-    sizes = [size for shard in evenly(ledger.fetched_shards(run), LOOKED_AT) if (size := _size_of(run, shard))]
+def measure_storage(run: Run) -> MeasuredStorage | None:
+    """Return the storage of a run, or None if it has no downloaded image. The dataset's is taken from dataset.json."""
+    estimate = estimate_images(run)
+    shards = evenly(ledger.fetched_shards(run), SAMPLED_SHARDS)
+    sizes = [size for shard in shards if (size := _shard_size(run, shard))]
     images = sum(count for count, _ in sizes)
-    if found is None or not images:
+    if estimate is None or not images:
         return None
-    described = read_dataset_summary(run) if storage.exists(run.dataset) else {"fetched": 0}
-    dataset = described["bytes"] / described["fetched"] if described["fetched"] else None
-    return Stored(found[0], sum(size for _, size in sizes) / images, len(sizes), dataset)
+    dataset = read_dataset_summary(run) if storage.exists(run.dataset) else {"fetched": 0}
+    return MeasuredStorage(
+        images=estimate[0],
+        image_bytes=sum(size for _, size in sizes) / images,
+        sampled_shards=len(sizes),
+        dataset_bytes=dataset["bytes"] / dataset["fetched"] if dataset["fetched"] else None,
+    )
 
 
-def _size_of(run: Run, shard: int) -> tuple[int, int] | None:
-    """Images and bytes of a fetched shard; None where a file of it is missing, or its storage tells no sizes."""
-    marker = ledger.read_image_stats(run, shard)
-    tar, rows = (storage.size(storage.join(run.images, marker[kind])) for kind in ("tar", "parquet"))
-    return None if tar is None or rows is None else (marker["successes"], tar + rows)
+def _shard_size(run: Run, shard: int) -> tuple[int, int] | None:
+    """Return images and bytes of a downloaded shard; None if a file is missing or the storage reports no sizes."""
+    stats = ledger.read_image_stats(run, shard)
+    tar, parquet = (storage.size(run.image_file(stats[kind])) for kind in ("tar", "parquet"))
+    return None if tar is None or parquet is None else (stats["successes"], tar + parquet)

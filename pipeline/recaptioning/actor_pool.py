@@ -6,6 +6,7 @@ nothing for gives its GPU back at once. The pools ask for their actors in turns,
 with fewer GPUs than pools they run one after another.
 """
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.recaptioning.actor import CaptionActor
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_of_an_actor
 from lotlip_data.pipeline.recaptioning.results import UnitResult
+
+logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 """How often a unit may fail in a row without having come any further."""
@@ -74,7 +77,6 @@ class ActorPool:
     config: CaptionerConfig
     settings: PoolSettings
     units: deque[int]
-    say: Callable[[str], None] = lambda line: None
     members: list[ActorSlot] = field(default_factory=list)
     starting: dict[Any, ActorSlot] = field(default_factory=dict)
     """From the reference to an answer to `start`, to the actor that was asked."""
@@ -146,7 +148,7 @@ class ActorPool:
         except RayActorError as error:
             if member.ready:
                 self._judge([shard, *(other for holder, other in self.running.values() if holder is member)])
-                self.say(f"{self.config.name}: an actor died at work on shard {shard}; it is started again")
+                logger.warning(f"{self.config.name}: an actor died at work on shard {shard}; it is started again")
                 member.ready, member.ask_at = False, time.monotonic()
             return self._put_back(shard, one_line(error))
         self.fruitless.pop(shard, None)
@@ -189,7 +191,7 @@ class ActorPool:
             if final:
                 self._lose(member, _reason(error))
             else:
-                self.say(f"{self.config.name}: an engine did not start, and is tried again: {_reason(error)}")
+                logger.warning(f"{self.config.name}: an engine did not start, and is tried again: {_reason(error)}")
                 ray.kill(member.handle, no_restart=False)  # a new process, since this one may hold broken remains
         except RayActorError as error:
             member.silent += 1
@@ -197,11 +199,13 @@ class ActorPool:
                 self._lose(member, f"its actor died while its engine started, again and again ({one_line(error)})")
         else:
             member.ready, member.ask_at, member.failed_starts, member.silent = True, None, 0, 0
-            self.say(f"{self.config.name}: an engine is ready: {start:.1f} s to start, {first:.1f} s for a first image")
+            logger.info(
+                f"{self.config.name}: an engine is ready: {start:.1f} s to start, {first:.1f} s for a first image"
+            )
 
     def _lose(self, member: ActorSlot, reason: str) -> None:
         self._let_go(member)
-        self.say(f"{self.config.name}: an actor is lost: {reason}")
+        logger.warning(f"{self.config.name}: an actor is lost: {reason}")
         if not self.members:
             self.broken = reason
 
@@ -233,7 +237,6 @@ def run_pools(
     pools: Sequence[ActorPool],
     done: Callable[[str, UnitResult], None],
     failed: Callable[[FailedUnit], None],
-    say: Callable[[str], None],
 ) -> None:
     """Run the pools until no unit is left; `done` and `failed` hear of each unit once."""
     try:
@@ -251,7 +254,7 @@ def run_pools(
                 waiting_since = None
             elif waiting_since and time.monotonic() - waiting_since > WAITING_SECONDS:
                 waiting_since = None
-                say(f"still waiting for a first engine; the cluster has {_offer()}")
+                logger.warning(f"still waiting for a first engine; the cluster has {_offer()}")
     finally:
         if leaving := [reference for pool in pools for reference in pool.leave()]:
             ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)

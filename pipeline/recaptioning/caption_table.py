@@ -14,7 +14,16 @@ from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.schema import KIND
 from lotlip_data.manifests.source import Source
-from lotlip_data.pipeline.url_lists.reader import BadRow, Chunk, Reject, chunks, clean, clip, files_of, uid_of_listed
+from lotlip_data.pipeline.url_lists.reader import (
+    BadRow,
+    Chunk,
+    Reject,
+    clean,
+    clip,
+    files_of,
+    read_chunks,
+    uid_of_listed_url,
+)
 
 PRESETS: dict[str, dict[str, str]] = {
     "dreamlip": {
@@ -74,7 +83,7 @@ class CaptionTable:
         wanted = list(dict.fromkeys([self.source.url, *self.columns.values()]))
         ordinal = 0
         for number, file in enumerate(self.files):
-            for chunk in chunks(self.source, file, wanted, reject):
+            for chunk in read_chunks(self.source, file, wanted, reject):
                 table = self._table(chunk, number, ordinal, reject)
                 ordinal += table.num_rows
                 yield table
@@ -85,7 +94,7 @@ class CaptionTable:
         good: list[int] = []
         for index, url in enumerate(urls):
             try:
-                uids.append(uid_of_listed(url))
+                uids.append(uid_of_listed_url(url))
                 good.append(index)
             except ValueError as error:
                 reject(BadRow(self.source.name, self.files[file], chunk.rows[index], str(error), clip(url)))

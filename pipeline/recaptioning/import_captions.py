@@ -8,9 +8,10 @@ A shard's captions are committed as those of any captioner: one row an image, wi
 none. Rows of the table that no image has are counted by reason and written to quarantine/import/.
 """
 
+import logging
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig
-from lotlip_data.captioners.quality_flags import flags_of
+from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
@@ -30,8 +31,10 @@ from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 from lotlip_data.pipeline.recaptioning.caption_table import CaptionTable, ImportProblem, order_of
-from lotlip_data.pipeline.recaptioning.results import claim, complete, finish, parquet
-from lotlip_data.pipeline.url_lists.reader import BadRow, plain_bytes
+from lotlip_data.pipeline.recaptioning.results import claim_settings, encode_rows, finish_commit, finish_pending_commits
+from lotlip_data.pipeline.url_lists.reader import BadRow, uncompressed_bytes
+
+logger = logging.getLogger(__name__)
 
 NO_IMAGE = "no fetched shard has this URL"
 NOT_FETCHED = "its image could not be fetched"
@@ -71,7 +74,7 @@ class ImportSummary:
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
 
 
-def import_captions(run: Run, table: CaptionTable, say: Callable[[str], None] = print) -> ImportSummary:
+def import_captions(run: Run, table: CaptionTable) -> ImportSummary:
     """Commit the table's captions for every fetched shard that lacks them.
 
     Started again, it reads the table again for the shards that are left, if any. Raises ImportProblem where nothing is
@@ -84,22 +87,24 @@ def import_captions(run: Run, table: CaptionTable, say: Callable[[str], None] = 
     left: dict[str, set[int]] = {}
     for config in table.configs:
         if storage.exists(run.captioner_settings(config.name)):
-            claim(run, config)
+            claim_settings(run, config)
         work = caption_progress(run, config.name)
-        complete(run, config.name, work.done)
+        finish_pending_commits(run, config.name, work.done)
         left[config.name] = set(work.left)
     wanted = set().union(*left.values())
     summary = ImportSummary(skipped=len(fetched) - len(wanted))
     if not wanted:
         return summary
     with scratch_folder("import") as folder:
-        joined = _join(run, table, fetched, wanted, folder, summary, say)
+        joined = _join(run, table, fetched, wanted, folder, summary)
         for config in table.configs:
-            claim(run, config)
+            claim_settings(run, config)
         for shard, texts in _by_shard(joined, wanted):
             configs = [config for config in table.configs if shard in left[config.name]]
             _commit(run, configs, shard, texts, summary)
-            say(f"shard {shard_name(shard)}: {texts.num_rows} rows of the table ({summary.shards} of {len(wanted)})")
+            logger.info(
+                f"shard {shard_name(shard)}: {texts.num_rows} rows of the table ({summary.shards} of {len(wanted)})"
+            )
     return summary
 
 
@@ -110,14 +115,13 @@ def _join(
     wanted: set[int],
     folder: pathlib.Path,
     summary: ImportSummary,
-    say: Callable[[str], None],
 ) -> ExternalBuckets:
     """The table's rows that have an image in a wanted shard, in buckets of the shard. The others go to the report."""
     for name in ("rows", "images", "joined"):
         (folder / name).mkdir()
     with _Report(run, table, folder / "report.parquet", summary) as report:
-        say(f"reading {table.source.files[0]}")
-        size = plain_bytes(table.source)
+        logger.info(f"reading {table.source.files[0]}")
+        size = uncompressed_bytes(table.source)
         rows = ExternalBuckets(folder / "rows", bucket_count(size), table.schema, external_buckets.BUFFER_BYTES)
         for batch in table.batches(report.reject):
             summary.rows += batch.num_rows
@@ -241,8 +245,8 @@ def _commit(run: Run, configs: list[CaptionerConfig], shard: int, texts: pa.Tabl
         for image in images:
             place = places.get(image["uid"])
             rows.append(_caption(config, image, None if place is None else listed[place] or ""))
-        storage.create(run.caption_shard(config.name, shard), parquet(rows, config.id))
-        finish(run, config.name, shard)
+        storage.create(run.caption_shard(config.name, shard), encode_rows(rows, config.id))
+        finish_commit(run, config.name, shard)
         found = sum(row["text"] is not None for row in rows)
         summary.captions[config.name] += found
         summary.without[config.name] += len(rows) - found
@@ -255,7 +259,7 @@ def _caption(config: CaptionerConfig, image: Mapping[str, Any], text: str | None
     nothing: dict[str, Any] = {"text": None, "finish_reason": None, "tokens": None, "flags": [], "engine": config.kind}
     if not text:
         return identity | nothing | {"error": NOT_IN_TABLE if text is None else EMPTY}
-    flags = flags_of(Caption(text, "stop", 0), config)
+    flags = find_flags(Caption(text, "stop", 0), config)
     return identity | nothing | {"text": text, "finish_reason": "stop", "flags": flags, "error": None}
 
 

@@ -1,7 +1,8 @@
 """The recaption stage: every fetched image gets one caption, or one reason, from every chosen captioner."""
 
+import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,9 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.ray_tasks import cluster
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
-from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, claim, complete
+from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, claim_settings, finish_pending_commits
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,7 +43,7 @@ class RecaptionSummary:
         }
 
 
-def recaption(run: Run, chosen: Sequence[CaptionerJob], say: Callable[[str], None] = print) -> RecaptionSummary:
+def recaption(run: Run, chosen: Sequence[CaptionerJob]) -> RecaptionSummary:
     """Run each captioner over the fetched shards that lack its captions.
 
     Raises RecaptionError where nothing is fetched, or where a captioner's folder holds captions made with other
@@ -51,15 +54,15 @@ def recaption(run: Run, chosen: Sequence[CaptionerJob], say: Callable[[str], Non
     summary = RecaptionSummary()
     left: dict[str, deque[int]] = {}
     for name, captioner in ((one.config.name, one.config) for one in chosen):
-        claim(run, captioner)
+        claim_settings(run, captioner)
         work = caption_progress(run, name)
-        complete(run, name, work.done)
+        finish_pending_commits(run, name, work.done)
         summary.skipped[name] = len(work.done)
         left[name] = deque(work.left)
     busy = [one for one in chosen if left[one.config.name]]
     if busy:
         with cluster():
-            _work_off(run, busy, left, say, summary)
+            _work_off(run, busy, left, summary)
     return summary
 
 
@@ -67,7 +70,6 @@ def _work_off(
     run: Run,
     busy: Sequence[CaptionerJob],
     left: dict[str, deque[int]],
-    say: Callable[[str], None],
     summary: RecaptionSummary,
 ) -> None:
     from lotlip_data.pipeline.recaptioning.actor_pool import ActorPool, FailedUnit, run_pools
@@ -79,12 +81,14 @@ def _work_off(
         summary.captions[name] += result.captioned
         summary.rejected[name] += result.rejected
         lost = "" if result.won else ", another driver had committed it"
-        say(f"{name}: shard {result.shard} of {result.rows} images ({summary.units[name]} of {total[name]}){lost}")
+        logger.info(
+            f"{name}: shard {result.shard} of {result.rows} images ({summary.units[name]} of {total[name]}){lost}"
+        )
 
     def failed(unit: FailedUnit) -> None:
         what = unit.captioner if unit.shard is None else f"{unit.captioner}: shard {unit.shard} given up"
         summary.failed.append(f"{what}: {unit.reason}")
-        say(summary.failed[-1])
+        logger.warning(summary.failed[-1])
 
-    pools = [ActorPool(run, one.config, one.pool, left[one.config.name], say) for one in busy]
-    run_pools(pools, done, failed, say)
+    pools = [ActorPool(run, one.config, one.pool, left[one.config.name]) for one in busy]
+    run_pools(pools, done, failed)

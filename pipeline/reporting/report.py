@@ -1,12 +1,16 @@
-"""One page about a run: what was asked, fetched and failed, what the captioners wrote, and what it took so far."""
+"""The content of a run's report: URLs, downloads and failures, captions, dataset, models and cost so far.
+
+`html.render_html` makes a page of it. One damaged file costs its own part of the report only: `problems` names the file
+and the remedy, and everything else is reported.
+"""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,140 +24,177 @@ from lotlip_data.manifests.text_stats import TextTally
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.curation.exclusions import DUPLICATE, EVALUATION_IMAGE, NEAR_DUPLICATE
 from lotlip_data.pipeline.downloading.stage import read_summary
-from lotlip_data.pipeline.reporting.status import status
+from lotlip_data.pipeline.reporting.status import CaptionerStatus, get_status
 from lotlip_data.pipeline.url_lists.partition import Partition, load_partition
 
 NO_FAILURES: dict[str, Any] = {"asked": 0, "fetched": 0, "reasons": {}, "hosts": {}}
-LONGEST_EXAMPLE, LONGEST_REASON = 3000, 120
-"""Characters shown: of a text of the longest captions there are, all."""
-EXAMPLES = 2
-"""Texts shown of a captioner with a flag."""
-LOOKED_AT = 20
-"""Caption shards that flags, their examples and lengths are taken from, evenly chosen among all."""
+EXAMPLE_CHARACTERS = 3000
+"""Longest example text shown. The longest captions that exist are shown in full."""
+REASON_CHARACTERS = 120
+"""Longest reason shown for an image without a caption."""
+EXAMPLES_PER_FLAG = 2
+SAMPLED_SHARDS = 20
+"""Maximum number of caption shards per captioner, evenly spaced, from which flags, examples and lengths are taken."""
+TOP_REASONS = 10
+"""Most frequent reasons shown for images without a caption."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """What a sample of a captioner's shards says: its texts and their lengths, counts of flags, examples of each."""
+class CaptionRow(TypedDict):
+    """The columns of a caption shard that the report reads."""
 
-    counted: bool
-    """Whether the model's tokens are known, as they are not of captions that were imported."""
-    texts: TextTally
-    """Tokens of a text where these are counted, else words."""
-    flags: Counter[str]
-    examples: dict[str, list[dict[str, str]]]
-    rejected: Counter[str]
-    damaged: list[str]
-    """Shards that cannot be read, and what to do."""
+    uid: str
+    text: str | None
+    tokens: int | None
+    flags: list[str]
+    error: str | None
 
 
-def figures(run: Run, price: float | None = None) -> dict[str, Any]:
-    """Everything that the page shows, as JSON keeps it. price: of an hour of one GPU, in whatever money.
+@dataclass
+class CaptionSample:
+    """What a sample of one captioner's shards holds."""
 
-    `problems` names what is damaged; all else is there. Raises UserError where the folder holds no run, or its plan is
-    damaged.
+    tokens: TextTally = field(default_factory=TextTally)
+    """Texts with a token count, by their tokens."""
+    words: TextTally = field(default_factory=TextTally)
+    """All texts, by their words."""
+    flags: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    """By flag, `uid` and `text` of up to EXAMPLES_PER_FLAG captions."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Images without a caption, by reason."""
+    damaged: list[str] = field(default_factory=list)
+    """Shards that cannot be read, each with its remedy."""
+
+    @property
+    def has_token_counts(self) -> bool:
+        """Whether every text has a token count. Imported captions have none."""
+        return self.tokens.texts == self.words.texts
+
+    @property
+    def lengths(self) -> TextTally:
+        """Lengths of the texts in tokens where every text has a token count, otherwise in words."""
+        return self.tokens if self.has_token_counts else self.words
+
+    def add(self, row: CaptionRow) -> None:
+        """Count one row of a caption shard."""
+        text = row["text"]
+        if text is None:
+            self.rejected[_truncate(str(row["error"]), REASON_CHARACTERS)] += 1
+            return
+        self.words.add(len(text.split()))
+        if row["tokens"] is not None:
+            self.tokens.add(row["tokens"])
+        self.flags.update(row["flags"])
+        for flag in row["flags"]:
+            examples = self.examples.setdefault(flag, [])
+            if len(examples) < EXAMPLES_PER_FLAG:
+                examples.append({"uid": row["uid"], "text": _truncate(text, EXAMPLE_CHARACTERS)})
+
+
+def build_report(run: Run, price: float | None = None) -> dict[str, Any]:
+    """Return the content of the report, in the form of `report --json`.
+
+    Args:
+        run: The run.
+        price: Price per GPU-hour, in any currency.
+
+    Raises:
+        UserError: The folder holds no run, or its partition (lists/plan.json) is damaged. Any other damaged file is
+            named in `problems`.
     """
     if not storage.exists(run.manifest) and not storage.exists(run.plan):
         raise UserError(f"{run.url}: there is no run; name the folder that `lotlip-data download` filled")
-    found, problems = status(run), list[str]()
+    status, problems = get_status(run), list[str]()
     plan = load_partition(run)
-    described = _told(problems, None, lambda: _dataset(run))
-    captioners = {name: _captioner(run, name, one, price, problems) for name, one in found["captioners"].items()}
+    dataset = _or_problem(problems, None, lambda: _dataset(run))
+    captioners = {name: _captioner(run, name, counts, price, problems) for name, counts in status["captioners"].items()}
     return {
         "run": run.url,
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "version": metadata.version("lotlip-data"),
-        "manifest": _text(run.manifest),
+        "manifest": _read_text(run.manifest),
         "plan": plan and asdict(plan),
-        "status": found,
-        "failures": _told(problems, NO_FAILURES, lambda: _failures(run)),
+        "status": status,
+        "failures": _or_problem(problems, NO_FAILURES, lambda: _failures(run)),
         "captioners": captioners,
-        "duplicates": _duplicates(plan, described),
-        "dataset": described,
-        "trained": _evaluations(found["evaluated"], problems),
+        "duplicates": _duplicates(plan, dataset),
+        "dataset": dataset,
+        "trained": _evaluations(status["evaluated"], problems),
         "price": price,
         "problems": problems,
     }
 
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-def _told(problems: list[str], otherwise: Answer, ask: Callable[[], Answer]) -> Answer:
-    """The answer, or a problem more and what stands for it: what is damaged does not cost the rest of the page."""
+def _or_problem(problems: list[str], default: Result, read: Callable[[], Result]) -> Result:
+    """Return what `read` returns. If it raises UserError, add the message to `problems` and return `default`."""
     try:
-        return ask()
+        return read()
     except UserError as error:
         problems.append(str(error))
-        return otherwise
+        return default
 
 
-def _text(url: str) -> str | None:
+def _read_text(url: str) -> str | None:
     return storage.read_bytes(url).decode(errors="replace") if storage.exists(url) else None
 
 
-def _captioner(run: Run, name: str, counts: dict[str, Any], price: float | None, problems: list[str]) -> dict[str, Any]:
-    done = ledger.throughput(ledger.captioned(run, name))
-    hours, gpu_hours = done.seconds / 3600, done.gpu_seconds / 3600
-    written = written_by(run, name)
-    problems += written.damaged
+def _captioner(
+    run: Run, name: str, counts: CaptionerStatus, price: float | None, problems: list[str]
+) -> dict[str, Any]:
+    """Return the counts of one captioner with its time, its cost, and what its captions are like."""
+    timed = ledger.throughput(ledger.captioned(run, name))
+    hours, gpu_hours = timed.seconds / 3600, timed.gpu_seconds / 3600
+    sample = sample_captions(run, name)
+    problems += sample.damaged
     return {
         **counts,
-        "tokens": counts["tokens"] if written.counted else None,
-        "timed": done.images,
-        "untimed": counts["done"] - done.images,
+        "tokens": counts["tokens"] if sample.has_token_counts else None,
+        "timed": timed.images,
+        "untimed": counts["done"] - timed.images,
         "hours": hours,
         "gpu_hours": gpu_hours,
         "cost": gpu_hours * price if gpu_hours and price is not None else None,
-        "images_per_hour": done.images / hours if hours else None,
-        "texts": written.texts.texts,
-        "tokens_per_text": written.texts.to_dict()["tokens_per_text"],
-        "lengths": written.texts.histogram(),
-        "unit": "tokens" if written.counted else "words",
-        "flags": dict(written.flags.most_common()),
-        "examples": written.examples,
-        "rejected": dict(written.rejected.most_common(10)),
+        "images_per_hour": timed.images / hours if hours else None,
+        "texts": sample.lengths.texts,
+        "tokens_per_text": sample.lengths.to_dict()["tokens_per_text"],
+        "lengths": sample.lengths.histogram(),
+        "unit": "tokens" if sample.has_token_counts else "words",
+        "flags": dict(sample.flags.most_common()),
+        "examples": sample.examples,
+        "rejected": dict(sample.rejected.most_common(TOP_REASONS)),
     }
 
 
-def written_by(run: Run, name: str) -> Written:
-    """What a captioner's committed shards hold, from at most LOOKED_AT of them."""
-    flags: Counter[str] = Counter()
-    rejected: Counter[str] = Counter()
-    examples: dict[str, list[dict[str, str]]] = {}
-    tokens, words, damaged = TextTally(), TextTally(), list[str]()
-    for row in _rows(run, name, damaged):
-        if row["text"] is None:
-            rejected[_cut(str(row["error"]), LONGEST_REASON)] += 1
-            continue
-        words.add(len(row["text"].split()))
-        if row["tokens"] is not None:
-            tokens.add(row["tokens"])
-        flags.update(row["flags"])
-        for flag in row["flags"]:
-            if len(few := examples.setdefault(flag, [])) < EXAMPLES:
-                few.append({"uid": row["uid"], "text": _cut(row["text"], LONGEST_EXAMPLE)})
-    counted = tokens.texts == words.texts
-    return Written(counted, tokens if counted else words, flags, examples, rejected, damaged)
+def sample_captions(run: Run, name: str) -> CaptionSample:
+    """Return what at most SAMPLED_SHARDS of a captioner's committed shards hold."""
+    sample = CaptionSample()
+    for row in _caption_rows(run, name, sample.damaged):
+        sample.add(row)
+    return sample
 
 
-def _cut(text: str, characters: int) -> str:
+def _truncate(text: str, characters: int) -> str:
     return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
-def _rows(run: Run, name: str, damaged: list[str]) -> Iterator[dict[str, Any]]:
-    columns = ["uid", "text", "tokens", "flags", "error"]
-    for shard in evenly(ledger.captioned_shards(run, name), LOOKED_AT):
+def _caption_rows(run: Run, name: str, damaged: list[str]) -> Iterator[CaptionRow]:
+    """Yield the rows of the sampled shards; add shards that cannot be read to `damaged`."""
+    columns = list(CaptionRow.__annotations__)
+    for shard in evenly(ledger.captioned_shards(run, name), SAMPLED_SHARDS):
         try:
             with storage.open_read(run.caption_shard(name, shard)) as stream:
                 for batch in pq.ParquetFile(stream, pre_buffer=False).iter_batches(1000, columns=columns):
                     yield from batch.to_pylist()
         except (OSError, pa.ArrowException) as error:
-            damaged.append(f"{run.caption_shard(name, shard)}: cannot be read ({error}). Remove it and recaption.")
+            url = run.caption_shard(name, shard)
+            damaged.append(f"{url}: cannot be read ({error}). Remove it and run `lotlip-data recaption`.")
 
 
 def _failures(run: Run) -> dict[str, Any]:
-    """How many images were asked for and fetched, and the failures by reason and by host."""
+    """Return the numbers of URLs requested and of images fetched, and the failures by reason and by host."""
     if not storage.exists(run.plan):
         return NO_FAILURES
     summary = read_summary(run)
@@ -161,41 +202,40 @@ def _failures(run: Run) -> dict[str, Any]:
 
 
 def _dataset(run: Run) -> dict[str, Any] | None:
-    """What dataset.json says, without its lists of files; of its manifest, what was asked of `clean`."""
+    """Return dataset.json without its lists of files, and of its manifest the `clean` section only."""
     if not storage.exists(run.dataset):
         return None
     content = read_dataset_summary(run)
-    unseen = ("shards", "validation", "inputs", "replaced", "manifest")
-    kept = {name: value for name, value in content.items() if name not in unseen}
-    return kept | {"clean": content["manifest"]["clean"]}
+    left_out = ("shards", "validation", "inputs", "replaced", "manifest")
+    summary = {name: value for name, value in content.items() if name not in left_out}
+    return summary | {"clean": content["manifest"]["clean"]}
 
 
-def _duplicates(plan: Partition | None, described: dict[str, Any] | None) -> dict[str, int | None]:
-    """Rows of a URL that was there before, and images left out for the sake of others.
+def _duplicates(plan: Partition | None, dataset: dict[str, Any] | None) -> dict[str, int | None]:
+    """Return the number of rows that repeat a URL, and of images left out for each kind of duplicate.
 
-    None: not known yet, or not looked for.
+    None means that the count is not known yet, or that the manifest does not ask for this check.
     """
-    clean, dropped = (described["clean"], described["dropped"]) if described else ({}, {})
-    looked_for = {
+    clean, dropped = (dataset["clean"], dataset["dropped"]) if dataset else ({}, {})
+    checked = {
         DUPLICATE: clean.get("duplicates"),
         NEAR_DUPLICATE: clean.get("near_duplicates") is not None,
         EVALUATION_IMAGE: clean.get("evaluation_sets"),
     }
-    images = {reason: dropped.get(reason, 0) if asked else None for reason, asked in looked_for.items()}
+    images = {reason: dropped.get(reason, 0) if is_checked else None for reason, is_checked in checked.items()}
     return {"url": plan.duplicates if plan else None, **images}
 
 
 def _evaluations(evaluated: dict[str, list[str]], problems: list[str]) -> dict[str, Any]:
-    """By model, the figures of all its results; of a task that two of them have, those of the first."""
-    found: dict[str, Any] = {}
+    """Return, by model, the metrics of all its result files. Where two files have the same task, the first counts."""
+    results: dict[str, Any] = {}
     for name, urls in evaluated.items():
         for url in urls:
-            one: dict[str, Any] = _told(
-                problems, {}, partial(artifacts.read_json, url, "Remove it and evaluate again.")
-            )
+            read = partial(artifacts.read_json, url, "Remove it and evaluate again.")
+            content: dict[str, Any] = _or_problem(problems, {}, read)
             for kind in ("retrieval", "classification"):
-                of_kind = one.get(kind)
-                if isinstance(of_kind, dict):
-                    kept = found.setdefault(name, {}).setdefault(kind, {})
-                    found[name][kind] = of_kind | kept
-    return found
+                tasks = content.get(kind)
+                if isinstance(tasks, dict):
+                    of_model = results.setdefault(name, {})
+                    of_model[kind] = tasks | of_model.get(kind, {})
+    return results

@@ -35,8 +35,7 @@ from lotlip_data.manifests.source import Source
 from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.core.external_buckets import ExternalBuckets, bucket_count
 from lotlip_data.pipeline.core.scratch import scratch_folder
-from lotlip_data.pipeline.url_lists import reader as list_files
-from lotlip_data.pipeline.url_lists import reader as lists
+from lotlip_data.pipeline.url_lists import reader
 
 _ROW_SCHEMA = pa.schema(
     [
@@ -90,7 +89,7 @@ class Partition:
     garbled: dict[str, int] = field(default_factory=dict)
     """Usable rows of which the text is not in UTF-8, by source: what could not be read of it is U+FFFD."""
     stamps: dict[str, str] = field(default_factory=dict)
-    """Of each source's files when they were read: `list_files.stamp_of`."""
+    """Of each source's files when they were read: `reader.stamp_of`."""
     version: int = 1
 
 
@@ -113,7 +112,7 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
 
     Started again after a kill, it starts over and gives the same shards. `report` gets lines on the progress, and on
     lists that are empty, not in UTF-8, or others by now than those that the plan was made of.
-    Raises `lists.ListError` for a list that cannot be read, PartitionError where no usable row is left.
+    Raises `reader.ListError` for a list that cannot be read, PartitionError where no usable row is left.
     """
     if (plan := load_partition(run)) is not None:
         for name in _changed(manifest, plan):
@@ -122,16 +121,16 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
                 "fixed: if their rows are others, use another run folder for them"
             )
         return plan
-    stamps = {source.name: stamp for source in manifest.sources if (stamp := list_files.stamp_of(source))}
+    stamps = {source.name: stamp for source in manifest.sources if (stamp := reader.stamp_of(source))}
     with scratch_folder("partition") as folder:
         tally = _Tally(folder / "bad.parquet")
-        total = sum(list_files.plain_bytes(source) for source in manifest.sources)
+        total = sum(reader.uncompressed_bytes(source) for source in manifest.sources)
         buckets = ExternalBuckets(folder, bucket_count(total), _ROW_SCHEMA, external_buckets.BUFFER_BYTES)
         draws = {source.name: SourceSampler(folder, source) for source in manifest.sources if source.sample is not None}
         for index, source in enumerate(manifest.sources):
             report(f"reading the list {source.name}")
             before, draw = tally.rows, draws.get(source.name)
-            for batch in lists.read_source(source, tally.reject, tally.of(source.name), tally.garbled_in(source.name)):
+            for batch in reader.read_source(source, tally.reject, tally.of(source.name), tally.garbled_in(source.name)):
                 buckets.add(tally.ordered(batch, source.name, index, manifest.seed))
                 if draw:
                     draw.add(batch["uid"])
@@ -139,7 +138,7 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
                 report(f"{source.name}: no rows in {', '.join(source.files)}")
             if garbled := tally.garbled[source.name]:
                 texts = f"{garbled:,} of {tally.sources[source.name]:,} texts"
-                report(f"{source.name}: {texts} are {list_files.GARBLED}, and use another run folder")
+                report(f"{source.name}: {texts} are {reader.GARBLED}, and use another run folder")
         buckets.flush()
         tally.close()
         _store_bad_rows(run, tally)
@@ -153,7 +152,7 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
 
 def _changed(manifest: Manifest, plan: Partition) -> list[str]:
     """Sources of which the files are others than when the plan was made. Of files that are gone nothing is known."""
-    now = {source.name: list_files.stamp_of(source) for source in manifest.sources if source.name in plan.stamps}
+    now = {source.name: reader.stamp_of(source) for source in manifest.sources if source.name in plan.stamps}
     return [name for name, stamp in now.items() if stamp not in (None, plan.stamps[name])]
 
 
@@ -170,14 +169,14 @@ class _Tally:
         self._writer = pq.ParquetWriter(bad_rows, _BAD_SCHEMA)
         self._bad: list[dict[str, str | int]] = []
 
-    def reject(self, bad: list_files.BadRow) -> None:
+    def reject(self, bad: reader.BadRow) -> None:
         self.rows += 1
         self.invalid[bad.reason] += 1
         self._bad.append(asdict(bad))
-        if len(self._bad) == list_files.BATCH_ROWS:
+        if len(self._bad) == reader.BATCH_ROWS:
             self._write()
 
-    def of(self, source: str) -> lists.Filtered:
+    def of(self, source: str) -> reader.Filtered:
         """Counts the rows that the filter of this source leaves out."""
         reasons = self.filtered.setdefault(source, Counter())
 
@@ -187,7 +186,7 @@ class _Tally:
 
         return count
 
-    def garbled_in(self, source: str) -> lists.Garbled:
+    def garbled_in(self, source: str) -> reader.Garbled:
         """Counts the rows of this source of which the text is not in UTF-8."""
 
         def count(rows: int) -> None:
@@ -196,7 +195,7 @@ class _Tally:
         return count
 
     def ordered(self, batch: pa.RecordBatch, name: str, index: int, seed: int) -> pa.Table:
-        """The rows of a batch of `lists.SCHEMA`, as a table of `_ROW_SCHEMA`."""
+        """The rows of a batch of `reader.SCHEMA`, as a table of `_ROW_SCHEMA`."""
         count = batch.num_rows
         columns = {name: batch[name] for name in batch.schema.names} | {
             "order": hashes(batch["uid"], str(seed)),

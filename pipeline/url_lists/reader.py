@@ -1,13 +1,10 @@
-"""Files of lists, in any format that a source may have, as chunks of raw rows.
+"""Reads URL lists of every supported format as a stream of Arrow batches.
 
-    file bytes → (decompressed) → rows → chunks of the columns that are asked for
+    file bytes → (decompressed) → raw rows → filtered rows → uid, url, text, hashes
 
-Rows are parsed one by one: a malformed row costs itself and no neighbour, and memory does not grow with the list.
-A TSV has no quoting (CC3M and CC12M are published so); a CSV has the standard one, line breaks within quotes included.
-
-Lists of image URLs as one stream of Arrow batches: files → raw rows → filtered → url, text, uid, hashes.
-
-What cannot be used is told to `reject` row by row; what the source's filter leaves out is counted by rule.
+Rows are parsed one by one: a malformed row does not affect its neighbours, and memory does not grow with the list.
+A TSV has no quoting (CC3M and CC12M are published that way). A CSV has standard quoting, with line breaks in quotes.
+The callback `reject` receives each unusable row; rows that the source's filter excludes are counted per rule.
 """
 
 import csv
@@ -35,30 +32,30 @@ from lotlip_data.manifests.source import HashName, Source
 from lotlip_data.manifests.storage_retry import StorageError
 
 BATCH_ROWS = 8192
-MAX_LINE = 1 << 20
-"""Characters of one line; what is longer is no row of a list."""
+MAX_LINE_CHARACTERS = 1 << 20
+"""A longer line is rejected."""
 
 GARBLED = (
-    "not in UTF-8, so what cannot be read of them is lost (\ufffd); convert the files, "
+    "not in UTF-8, so their unreadable bytes are lost (\ufffd); convert the files, "
     "with `iconv -f latin1 -t utf-8 OLD > NEW` if they are in Latin-1"
 )
-"""What is said of texts."""
+"""Completes the sentence "N texts are …"."""
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_EXPANSION = 4  # bytes of text in a byte of Parquet, gzip or zstd
-_UNKNOWN_SIZE = 1 << 30
+_EXPANSION = 4  # bytes of text per byte of Parquet, gzip or zstd
+_UNKNOWN_SIZE_BYTES = 1 << 30
 _ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_NO_UTF8 = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of bytes
+_UNDECODABLE = re.compile("[\udc80-\udcff]")  # what `surrogateescape` turns undecodable bytes into
 
 
 class ListError(UserError):
-    """A list that cannot be read at all; the message names the file and the fix."""
+    """A list file cannot be read. The message names the file and the fix."""
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used. `row` counts from 1, the header not included; `content` may be clipped."""
+    """An unusable row. `row` counts from 1, without the header. `content` may be shortened."""
 
     source: str
     file: str
@@ -72,58 +69,66 @@ Reject = Callable[[BadRow], None]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a file: their numbers, and a column for each name that was asked for, as the file has it."""
+    """Rows of a file: their numbers, and the requested columns with the file's own values."""
 
     rows: Sequence[int]
     columns: dict[str, list[Any] | pa.Array]
 
 
 _Row = tuple[int, tuple[Any, ...]]
-"""Number, and the values of the columns that are asked for."""
+"""Row number and the values of the requested columns."""
 
 
 def files_of(source: Source) -> list[str]:
-    """The source's files, patterns expanded and sorted. Raises ListError where a pattern or a name matches nothing."""
+    """The source's files, with patterns expanded and sorted. Raises ListError if a name or pattern matches nothing."""
     return list(chain.from_iterable(_matches(file) for file in source.files))
 
 
-def plain_bytes(source: Source) -> int:
-    """About how many bytes of text the source's files hold. Raises ListError as `files_of`."""
+def uncompressed_bytes(source: Source) -> int:
+    """An estimate of the uncompressed size of the source's files, in bytes. Raises ListError as `files_of` does."""
     total = 0
     for file in files_of(source):
         size = storage.size(file)
         packed = is_compressed(file) or source.format_of(file) == "parquet"
-        total += _UNKNOWN_SIZE if size is None else size * (_EXPANSION if packed else 1)
+        total += _UNKNOWN_SIZE_BYTES if size is None else size * (_EXPANSION if packed else 1)
     return total
 
 
 def stamp_of(source: Source) -> str | None:
-    """A digest of the names of the source's files and of the storage's stamp of each, which changes whenever they do.
+    """A digest of the names, sizes and times of the source's files, to notice changes.
 
-    None where a file is gone or out of reach.
+    Returns None if a file is missing or out of reach.
     """
     digest = hashlib.sha256()
     try:
-        for found in map_ordered(storage.stamps_matching, source.files):
-            if not found:
+        for stamps in map_ordered(storage.stamps_matching, source.files):
+            if not stamps:
                 return None
-            digest.update(json.dumps(found).encode())
+            digest.update(json.dumps(stamps).encode())
     except (OSError, StorageError):
         return None
     return digest.hexdigest()
 
 
 def is_compressed(file: str) -> bool:
+    """Whether the file's name says that it is compressed."""
     return file.lower().endswith(tuple(_COMPRESSIONS))
 
 
-def chunks(source: Source, file: str, columns: Sequence[str], reject: Reject) -> Iterator[Chunk]:
-    """The rows of one of the source's files, in order, in chunks of at most `BATCH_ROWS`.
+def read_chunks(source: Source, file: str, columns: Sequence[str], reject: Reject) -> Iterator[Chunk]:
+    """The rows of one of the source's files, in order, in chunks of at most `BATCH_ROWS` rows.
 
-    Rows that cannot be parsed go to `reject`. Raises ListError for a file that is missing, damaged or lacks a column.
+    Args:
+        source: The source that the file belongs to.
+        file: Path or URL.
+        columns: Names of the columns to read.
+        reject: Receives rows that cannot be parsed.
+
+    Raises:
+        ListError: The file is missing or damaged, or lacks a column.
     """
     form = source.format_of(file)
-    with _explaining(file), storage.open_read(file) as stream:
+    with _errors_name(file), storage.open_read(file) as stream:
         if form == "parquet":
             yield from _parquet_chunks(stream, columns, file)
             return
@@ -135,16 +140,16 @@ def chunks(source: Source, file: str, columns: Sequence[str], reject: Reject) ->
             yield from _chunked(_delimited_rows(cells, source, columns, file, reject), columns)
 
 
-def plain(stream: IO[bytes], file: str) -> Any:
-    """The stream's content, decompressed where the file's ending says that it is compressed."""
+def decompressed(stream: IO[bytes], file: str) -> Any:
+    """The stream, decompressed if the file's ending is that of a compressed file."""
     compression = next((name for end, name in _COMPRESSIONS.items() if file.lower().endswith(end)), None)
     return pa.CompressedInputStream(stream, compression) if compression else stream
 
 
 def _chunked(rows: Iterator[_Row], columns: Sequence[str]) -> Iterator[Chunk]:
-    while some := list(islice(rows, BATCH_ROWS)):
-        values = zip(*(cells for _, cells in some), strict=True)
-        yield Chunk([number for number, _ in some], dict(zip(columns, map(list, values), strict=True)))
+    while batch := list(islice(rows, BATCH_ROWS)):
+        values = zip(*(cells for _, cells in batch), strict=True)
+        yield Chunk([number for number, _ in batch], dict(zip(columns, map(list, values), strict=True)))
 
 
 def _matches(file: str) -> list[str]:
@@ -152,16 +157,17 @@ def _matches(file: str) -> list[str]:
         if not storage.exists(file):
             raise ListError(f"{file}: there is no such file")
         if storage.is_folder(file):
-            raise ListError(f"{file}: is a folder; name the files in it, with `*` for many")
+            raise ListError(f"{file}: is a folder; name the files in it, for example with `*`")
         return [file]
-    found = storage.list_matching(file)
-    if not found:
+    files = storage.list_matching(file)
+    if not files:
         raise ListError(f"{file}: no file matches")
-    return found
+    return files
 
 
 @contextmanager
-def _explaining(file: str) -> Iterator[None]:
+def _errors_name(file: str) -> Iterator[None]:
+    """Turn read errors into ListErrors that name the file."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -169,8 +175,8 @@ def _explaining(file: str) -> Iterator[None]:
 
 
 def _text(stream: IO[bytes], file: str) -> io.TextIOWrapper:
-    """UTF-8 text without its byte order mark; bytes that are no UTF-8 become surrogates, which `clean` finds."""
-    buffered = io.BufferedReader(plain(stream, file), 1 << 20)
+    """UTF-8 text without byte order mark. Undecodable bytes become surrogates, which `clean` replaces."""
+    buffered = io.BufferedReader(decompressed(stream, file), 1 << 20)
     if encoding := _ENCODINGS.get(buffered.peek(2)[:2]):
         raise ListError(f"{file}: is {encoding}; convert it to UTF-8")
     return io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
@@ -178,18 +184,18 @@ def _text(stream: IO[bytes], file: str) -> io.TextIOWrapper:
 
 def _lines(text: io.TextIOWrapper, source: Source, file: str, reject: Reject) -> Iterator[str]:
     number = 0
-    while line := text.readline(MAX_LINE):
+    while line := text.readline(MAX_LINE_CHARACTERS):
         number += 1
-        if len(line) == MAX_LINE and not line.endswith("\n"):
+        if len(line) == MAX_LINE_CHARACTERS and not line.endswith("\n"):
             reject(BadRow(source.name, file, number, "line too long", line[:100]))
-            while (rest := text.readline(MAX_LINE)) and not rest.endswith("\n"):
+            while (rest := text.readline(MAX_LINE_CHARACTERS)) and not rest.endswith("\n"):
                 pass
         else:
             yield line
 
 
 def _csv_cells(lines: Iterator[str]) -> Iterator[list[str] | None]:
-    """The cells of each row; None for a row that cannot be parsed, such as one with a quote that never closes."""
+    """The cells of each row; None for a row that cannot be parsed, for example because a quote never closes."""
     reader = csv.reader(lines)
     while True:
         try:
@@ -211,13 +217,13 @@ def _delimited_rows(
     if not names:
         return
     names = [name.strip() for name in names]
-    hint = "" if source.columns else ". If its first row is no header, name the columns in `columns`"
-    wanted = _positions(columns, names, file, hint)
+    hint = "" if source.columns else ". If its first row is not a header, name the columns in `columns`"
+    positions = _positions(columns, names, file, hint)
     for number, row in enumerate(rows, 1):
         if row is None:
             reject(BadRow(source.name, file, number, "not CSV", ""))
         elif len(row) == len(names):
-            yield number, tuple(row[position] for position in wanted)
+            yield number, tuple(row[position] for position in positions)
         elif row and row != [""]:
             reject(BadRow(source.name, file, number, "wrong number of columns", clip(" | ".join(row))))
 
@@ -225,7 +231,7 @@ def _delimited_rows(
 def _json_rows(
     lines: Iterator[str], source: Source, columns: Sequence[str], file: str, reject: Reject
 ) -> Iterator[_Row]:
-    """Rows of JSON lines. A column that none of the first `BATCH_ROWS` objects has is missing from the file."""
+    """Rows of JSON lines. A column counts as missing if none of the first `BATCH_ROWS` objects has it."""
     seen: dict[str, None] = {}
     pending: list[_Row] | None = []
     for number, line in enumerate(lines, 1):
@@ -259,17 +265,17 @@ def _json_object(line: str) -> dict[str, Any] | None:
 
 
 def _parquet_chunks(stream: IO[bytes], columns: Sequence[str], file: str) -> Iterator[Chunk]:
-    content = pq.ParquetFile(stream, pre_buffer=False)  # which would keep all that is read until the file's end
+    content = pq.ParquetFile(stream, pre_buffer=False)  # pre-buffering would keep all data until the end of the file
     _positions(columns, content.schema_arrow.names, file)
     number = 1
-    for group in range(content.num_row_groups):  # one by one: what was read of a group goes with it
+    for group in range(content.num_row_groups):  # one by one, so that the memory of a group is freed
         for batch in content.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns)):
             yield Chunk(range(number, number + batch.num_rows), {column: batch.column(column) for column in columns})
             number += batch.num_rows
 
 
 def _positions(columns: Sequence[str], names: Sequence[str], file: str, hint: str = "") -> list[int]:
-    """Where each column is. Raises ListError, listing those that there are, for one that is missing."""
+    """The position of each column. Raises ListError, which lists the file's columns, if one is missing."""
     for column in columns:
         if column not in names:
             shown = ", ".join(repr(clip(name, 60)) for name in names[:40])
@@ -278,7 +284,7 @@ def _positions(columns: Sequence[str], names: Sequence[str], file: str, hint: st
 
 
 def clean(value: Any) -> str | None:
-    """A cell as stripped text that UTF-8 can hold; None where the cell is empty or holds no single value."""
+    """A cell as stripped text that UTF-8 can encode; None if the cell is empty or holds no single value."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -290,16 +296,17 @@ def clean(value: Any) -> str | None:
 
 
 def is_utf8(value: Any) -> bool:
-    """Whether the bytes that a cell was read from are text in UTF-8."""
+    """Whether the bytes of a cell are valid UTF-8."""
     if isinstance(value, bytes):
         try:
             value.decode()
         except UnicodeDecodeError:
             return False
-    return not (isinstance(value, str) and _NO_UTF8.search(value))
+    return not (isinstance(value, str) and _UNDECODABLE.search(value))
 
 
 def clip(text: str, length: int = 1000) -> str:
+    """The first `length` characters, without surrogates."""
     return _SURROGATES.sub("\ufffd", text[:length])
 
 
@@ -307,9 +314,9 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("uid", "url", "text", "expe
 HASH_DIGITS: dict[HashName, int] = {"sha256": 64, "md5": 32}
 
 Filtered = Callable[[str, int], None]
-"""Hears of a reason, and of how many rows were left out for it."""
+"""Receives a reason and the number of rows that it excluded."""
 Garbled = Callable[[int], None]
-"""Hears of how many rows have a text that is not in UTF-8."""
+"""Receives the number of rows whose text is not in UTF-8."""
 
 
 def read_source(
@@ -318,12 +325,19 @@ def read_source(
     filtered: Filtered = lambda reason, count: None,
     garbled: Garbled = lambda count: None,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of all of the source's files, in order, as batches of `SCHEMA`.
+    """The rows of all files of the source, in order, as batches of `SCHEMA`.
 
-    A URL is stripped, its uid is that of `manifests.identity`; a missing text is ""; a hash is in small letters, null
-    where the list has none. Rows that cannot be used go to `reject`, rows that the filter leaves out are counted, and
-    so are rows of which the text is not in UTF-8: what cannot be read of it is U+FFFD.
-    Raises ListError for a file that is missing, damaged or lacks a column.
+    URLs are stripped; the uid is that of `manifests.sample_id`. A missing text is "". Hashes are in lower case, null if
+    the list has none. Undecodable parts of a text are U+FFFD.
+
+    Args:
+        source: The source.
+        reject: Receives unusable rows.
+        filtered: Receives the numbers of rows that the source's filter excludes.
+        garbled: Receives the numbers of rows whose text is not in UTF-8.
+
+    Raises:
+        ListError: A file is missing or damaged, or lacks a column.
     """
     for file in files_of(source):
         for batch in read_file(source, file, reject, filtered, garbled):
@@ -334,38 +348,38 @@ def read_source(
 def read_file(
     source: Source, file: str, reject: Reject, filtered: Filtered, garbled: Garbled
 ) -> Iterator[pa.RecordBatch]:
-    """As `read`, of one of the files; a batch of which nothing is left comes too, without rows."""
+    """As `read_source`, for one file. Batches that the filter empties are yielded too, without rows."""
     keep = None if source.filter is None else RowFilter(source.filter)
-    for chunk in chunks(source, file, source.needed, reject):
+    for chunk in read_chunks(source, file, source.needed, reject):
         if keep is not None:
             chunk = _filter(chunk, keep, file, source, filtered)
         yield _batch(chunk, source, file, reject, garbled)
 
 
 def _filter(chunk: Chunk, keep: RowFilter, file: str, source: Source, filtered: Filtered) -> Chunk:
-    """The rows of which every rule is true. A row that is left out counts for the first rule that it fails."""
+    """The rows for which every rule is true. An excluded row counts for the first rule that it fails."""
     try:
         rules = keep.judge({name: _typed(chunk.columns[name]) for name in keep.columns})
     except FilterError as error:
         raise ListError(f"{file}: the `filter` of source {source.name}: {error}") from None
-    taken = np.ones(len(chunk.rows), bool)
+    kept = np.ones(len(chunk.rows), bool)
     for rule, holds in rules:
         unknown = holds.is_null().to_numpy(zero_copy_only=False)
         fits = pc.fill_null(holds, False).to_numpy(zero_copy_only=False)
         for reason, rows in ((f"fails {rule}", ~fits & ~unknown), (f"unknown whether {rule}", unknown)):
-            if count := int(np.count_nonzero(rows & taken)):
+            if count := int(np.count_nonzero(rows & kept)):
                 filtered(reason, count)
-        taken &= fits
-    where = np.flatnonzero(taken)
+        kept &= fits
+    positions = np.flatnonzero(kept)
     columns = {
-        name: values.take(pa.array(where)) if isinstance(values, pa.Array) else [values[row] for row in where]
+        name: values.take(pa.array(positions)) if isinstance(values, pa.Array) else [values[row] for row in positions]
         for name, values in chunk.columns.items()
     }
-    return Chunk([chunk.rows[row] for row in where], columns)
+    return Chunk([chunk.rows[row] for row in positions], columns)
 
 
 def _typed(values: list[Any] | pa.Array) -> pa.Array:
-    """A column for a filter: Parquet's own type; numbers or truth values where every value is one; else text."""
+    """A column for a filter: Parquet's own type; numbers or booleans if all values are such; otherwise text."""
     if isinstance(values, pa.Array):
         return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
     kinds = {type(value) for value in values if value is not None}
@@ -379,42 +393,42 @@ def _typed(values: list[Any] | pa.Array) -> pa.Array:
 def _float(value: int | float | None) -> float | None:
     try:
         return value if value is None else float(value)
-    except OverflowError:  # JSON's numbers have no bound
+    except OverflowError:  # numbers in JSON are unbounded
         return None
 
 
 def _batch(chunk: Chunk, source: Source, file: str, reject: Reject, garbled: Garbled) -> pa.RecordBatch:
-    cells = {name: _listed(values) for name, values in chunk.columns.items()}
-    ready: list[tuple[str | None, ...]] = []
-    damaged = 0
+    cells = {name: _to_list(values) for name, values in chunk.columns.items()}
+    rows: list[tuple[str | None, ...]] = []
+    garbled_rows = 0
     hashes = {kind: cells[column] for column, kind in source.hash.items()}
     for index, number in enumerate(chunk.rows):
         url, text = clean(cells[source.url][index]) or "", clean(cells[source.text][index]) or ""
         try:
-            uid = uid_of_listed(url)
+            uid = uid_of_listed_url(url)
             expected = [_digest(hashes[kind][index], kind) if kind in hashes else None for kind in HASH_DIGITS]
-            ready.append((uid, url, text, *expected))
-            damaged += "\ufffd" in text and not is_utf8(cells[source.text][index])
+            rows.append((uid, url, text, *expected))
+            garbled_rows += "\ufffd" in text and not is_utf8(cells[source.text][index])
         except ValueError as error:
             reject(BadRow(source.name, file, number, str(error), clip(url or text)))
-    garbled(damaged)
-    columns: list[Any] = list(zip(*ready, strict=True)) or [[] for _ in SCHEMA]
+    garbled(garbled_rows)
+    columns: list[Any] = list(zip(*rows, strict=True)) or [[] for _ in SCHEMA]
     return pa.record_batch([pa.array(column, pa.string()) for column in columns], schema=SCHEMA)
 
 
-def _listed(values: list[Any] | pa.Array) -> list[Any]:
+def _to_list(values: list[Any] | pa.Array) -> list[Any]:
     if not isinstance(values, pa.Array):
         return values
     try:
         listed: list[Any] = values.to_pylist()
-    except UnicodeDecodeError:  # some writers of Parquet do not look at what they call a string
-        plain = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
-        listed = plain.cast(pa.large_binary()).to_pylist()
+    except UnicodeDecodeError:  # some Parquet writers declare bytes as strings without a check
+        dense = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+        listed = dense.cast(pa.large_binary()).to_pylist()
     return listed
 
 
 def _digest(value: Any, kind: HashName) -> str | None:
-    """The hash in small hexadecimal letters, None where there is none. Raises ValueError where it is no such hash."""
+    """The hash in lower-case hexadecimal digits; None if there is none. Raises ValueError if it is malformed."""
     if isinstance(value, bytes) and len(value) == HASH_DIGITS[kind] // 2:
         return value.hex()
     digits = (clean(value) or "").lower()
@@ -423,8 +437,8 @@ def _digest(value: Any, kind: HashName) -> str | None:
     return digits or None
 
 
-def uid_of_listed(url: str) -> str:
-    """As `uid_of`, with a ValueError that is one of few reasons and never quotes the URL."""
+def uid_of_listed_url(url: str) -> str:
+    """As `uid_from_url`, but a ValueError has one of a few fixed reasons and never quotes the URL."""
     if not url:
         raise ValueError("no URL")
     if "\ufffd" in url:

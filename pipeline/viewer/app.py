@@ -1,15 +1,18 @@
-"""The page's addresses, and what each shows. Pages are rendered here; none of them needs a script.
+"""The pages of `lotlip-data view`. They are rendered on the server; none of them needs a script.
 
-/                            samples, a page at a time, by words and filters
-/sample/FILE/ROW             one sample, and where models see a text in its image
-/image/FILE/ROW  /map/MODEL/FILE/ROW
-/search  /search/progress    the images that suit a text best, by each model;  POST /features: compute what it needs
+/                            samples, one page at a time, by words and filters
+/sample/FILE/ROW             one sample, with maps of a text over its image
+/image/FILE/ROW              the image of a sample
+/map/MODEL/FILE/ROW          the map of a text over an image, by one model
+/search                      the images most similar to a text, by each model
+/search/progress             the progress of a search, in a frame of its page
+POST /features               compute the image features that a search needs
 /quarantine                  what could not be used, with the reasons
 /report                      the page that `lotlip-data report` wrote
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -26,253 +29,264 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.dataset_index import DatasetError
+from lotlip_data.manifests.dataset_index import DatasetError, ShardFile
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.reporting import html
-from lotlip_data.pipeline.reporting.escaping import template_value, typed
-from lotlip_data.pipeline.viewer import quarantine
-from lotlip_data.pipeline.viewer import server as guard
-from lotlip_data.pipeline.viewer.cards import Card, card_of, text_of
-from lotlip_data.pipeline.viewer.paging import START, Filter, Page, Place, page_at
-from lotlip_data.pipeline.viewer.samples import File, Samples, open_samples
+from lotlip_data.pipeline.reporting.escaping import form_value, template_value
+from lotlip_data.pipeline.viewer import quarantine, server
+from lotlip_data.pipeline.viewer.cards import Card, make_card, select_text
+from lotlip_data.pipeline.viewer.paging import START, Filter, Page, Position, read_page
+from lotlip_data.pipeline.viewer.samples import Samples, open_samples
 from lotlip_data.pipeline.viewer.search_form import Query
-from lotlip_data.pipeline.viewer.tar_images import NoImage, Tars, damage
+from lotlip_data.pipeline.viewer.tar_images import ImageUnavailableError, TarImages, tar_problem
 
 if TYPE_CHECKING:
-    from lotlip_data.pipeline.viewer.models import Looked, Map, Model, Models, Ranking
+    from lotlip_data.pipeline.viewer.models import Model, Models, Ranking, SaliencyMap, SearchState
 
 TEMPLATES = Path(__file__).parent / "templates"
-SIZE = 24
-"""Samples of a page."""
-ROWS = 100
-"""Rows of a page of the quarantine."""
-SECONDS = 4.0
-"""A page looks for so long."""
+SAMPLES_PER_PAGE = 24
+QUARANTINE_ROWS_PER_PAGE = 100
+PAGE_SECONDS = 4.0
+"""Time limit for searching on one page."""
 
 
-class Index(IntegerConvertor):
-    """A number in an address, of no more digits than there are rows; Python's own limit is an error of its own."""
+class RowNumberConvertor(IntegerConvertor):
+    """A number in a URL, of at most 12 digits, because Python refuses to parse numbers of thousands of digits."""
 
     regex = "[0-9]{1,12}"
 
 
-register_url_convertor("index", Index())
+register_url_convertor("index", RowNumberConvertor())
 
 
 class View:
-    """The pages over one run. `models` are those that search and maps are made with."""
+    """The pages of one run.
 
-    def __init__(self, run: Run, models: "Models | None" = None, seconds: float = SECONDS) -> None:
+    Args:
+        run: The run.
+        models: The models for searches and maps; without them, the pages offer neither.
+        seconds: Time limit for searching on one page.
+    """
+
+    def __init__(self, run: Run, models: "Models | None" = None, seconds: float = PAGE_SECONDS) -> None:
         self._run, self._models, self._seconds = run, models, seconds
-        self._tars = Tars()
-        self._opened = functools.lru_cache(1)(lambda stamp: open_samples(run))
-        self._pages = Environment(
+        self._tars = TarImages()
+        self._open_samples = functools.lru_cache(1)(lambda stamp: open_samples(run))
+        self._templates = Environment(
             loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=template_value
         )
-        self._pages.filters |= {"number": "{:,}".format, "query": urlencode, "typed": typed}
-        self._pages.globals |= {"run": run.url, "searches": models is not None}
+        self._templates.filters |= {"number": "{:,}".format, "query": urlencode, "form_value": form_value}
+        self._templates.globals |= {"run": run.url, "has_models": models is not None}
 
     @property
-    def _sharded(self) -> bool:
+    def _has_dataset(self) -> bool:
         return storage.exists(self._run.dataset)
 
     @property
     def _samples(self) -> Samples:
-        """Read again when it is written anew. Raises DatasetError where there is none."""
-        return self._opened(storage.stamps_below(self._run.dataset).get(""))
+        """The dataset; it is opened again when dataset.json changes. Raises DatasetError if there is none."""
+        return self._open_samples(storage.stamps_below(self._run.dataset).get(""))
 
     def grid(self, request: Request) -> Response:
-        """Samples that a query wants; the quarantine, where there is no dataset yet."""
-        if not self._sharded:
+        """The samples that match a query; the quarantine if there is no dataset yet."""
+        if not self._has_dataset:
             return RedirectResponse("/quarantine")
         samples = self._samples
-        query = Query.of(request.query_params, samples)
-        page = _page(samples.parquets, query.filter(samples), request, SIZE, self._seconds, samples.columns)
-        cards = [card_of(place, row, samples.captioners) for place, row in page.rows]
-        images = request.query_params.get("show") == "images"
-        show = {"show": "images"} if images else {}
-        return self._html(
+        query = Query.parse(request.query_params, samples)
+        page = self._page(request, samples.parquets, query.filter(samples), SAMPLES_PER_PAGE, columns=samples.columns)
+        cards = [make_card(position, row, samples.captioners) for position, row in page.rows]
+        images_only = request.query_params.get("show") == "images"
+        return self._render(
             "grid",
             samples=samples,
             query=query,
             cards=cards,
             page=page,
-            tars=_damaged_tars(samples, cards),
-            images=images,
-            kept=query.asked | show,
+            tar_problems=_tar_problems(samples, cards),
+            images_only=images_only,
+            parameters=query.parameters | ({"show": "images"} if images_only else {}),
         )
 
     def sample(self, request: Request) -> Response:
-        """One sample."""
+        """One sample, with its maps if a text is selected."""
         samples = self._samples
-        file, place, row = self._row(request)
-        card, asked = card_of(place, row, samples.captioners), dict(request.query_params)
-        text = text_of(row, samples.captioners, asked)
-        maps, problems = self._maps(file, place, text) if text else ([], [])
-        return self._html(
+        file, position, row = self._requested_row(request)
+        card, parameters = make_card(position, row, samples.captioners), dict(request.query_params)
+        text = select_text(row, samples.captioners, parameters)
+        maps, problems = self._draw_maps(file, position, text) if text else ([], [])
+        return self._render(
             "sample",
             card=card,
             file=file,
-            tars=_damaged_tars(samples, [card]),
+            tar_problems=_tar_problems(samples, [card]),
             text=text,
             maps=maps,
             problems=problems,
-            asked={name: asked[name] for name in ("of", "sub", "text") if asked.get(name)},
+            map_parameters={name: parameters[name] for name in ("of", "sub", "text") if parameters.get(name)},
         )
 
     def image(self, request: Request) -> Response:
         """The image of a sample as it is stored; always a JPEG."""
-        file, place = self._place(request)
-        return Response(self._tars.image(file.tar, place.row), media_type="image/jpeg")
+        file, position = self._requested_position(request)
+        return Response(self._tars.image(file.tar_url, position.row), media_type="image/jpeg")
 
     def map(self, request: Request) -> Response:
         """The map of a text over an image, by one model."""
         models = [] if self._models is None else self._models.all
         number = request.path_params["model"]
-        file, place, row = self._row(request)
-        text = text_of(row, self._samples.captioners, request.query_params)
+        file, position, row = self._requested_row(request)
+        text = select_text(row, self._samples.captioners, request.query_params)
         if number >= len(models) or not text:
             raise HTTPException(404)
-        return Response(self._map(models[number], file, place, text).picture, media_type="image/png")
+        return Response(self._draw_map(models[number], file, position, text).picture, media_type="image/png")
 
     def search(self, request: Request) -> Response:
-        """The images that suit a text best, by each model."""
-        samples, looked = self._samples, self._looked(request)
-        hits = [self._hits(samples, ranking) if ranking else ([], []) for _, ranking in looked.rankings]
-        tars = _damaged_tars(samples, [card for found, _ in hits for _, card in found])
-        return self._html("search", looked=looked, hits=hits, tars=tars)
+        """The images most similar to a text, by each model."""
+        samples, search = self._samples, self._continue_search(request)
+        results = [self._results(samples, ranking) if ranking else ([], []) for _, ranking in search.rankings]
+        cards = [card for hits, _ in results for _, card in hits]
+        return self._render("search", search=search, results=results, tar_problems=_tar_problems(samples, cards))
 
     def progress(self, request: Request) -> Response:
-        """How far the search has come: a frame in its page, which alone asks again, so that nothing typed is lost."""
-        answer = self._html("progress", looked=self._looked(request))
-        answer.headers["content-security-policy"] = guard.FRAMED_POLICY
-        return answer
+        """The progress of a search: a frame that reloads itself, so that the page around it keeps what is typed."""
+        response = self._render("progress", search=self._continue_search(request))
+        response.headers["content-security-policy"] = server.FRAMED_POLICY
+        return response
 
     def compute(self, request: Request) -> Response:
-        """Begin to compute the features that are missing."""
+        """Start to compute the missing image features."""
         if self._models is None:
             raise HTTPException(404)
-        for one in dict.fromkeys(self._models.features(self._run, self._samples)):  # models may share them
-            one.compute()
+        for features in dict.fromkeys(self._models.features(self._run, self._samples)):  # models may share them
+            features.compute()
         return RedirectResponse("/search?" + urlencode(dict(request.query_params)), 303)
 
     def quarantine(self, request: Request) -> Response:
-        """What could not be used: the stages, and a page of one of them."""
-        kinds = quarantine.kinds(self._run)
-        asked, words = request.query_params.get("kind", ""), request.query_params.get("reason", "").strip()
-        kind = next((kind for kind in kinds if kind.name == asked), kinds[0] if kinds and not asked else None)
-        if asked and kind is None:
+        """What could not be used: the categories, and one page of one category."""
+        categories = quarantine.list_categories(self._run)
+        name, words = request.query_params.get("kind", ""), request.query_params.get("reason", "").strip()
+        category = next((each for each in categories if each.name == name), None)
+        if name and category is None:
             raise HTTPException(404)
-        page = _page(kind.files if kind else (), quarantine.reason_filter(words), request, ROWS, self._seconds)
-        rows = [quarantine.cells(row) for _, row in page.rows]
-        columns = [name for name in quarantine.SHOWN if any(name in row for row in rows)]
-        kept = {"kind": kind.name if kind else "", "reason": words}
-        return self._html(
+        if categories and not name:
+            category = categories[0]
+        files = category.files if category else ()
+        page = self._page(request, files, quarantine.reason_filter(words), QUARANTINE_ROWS_PER_PAGE)
+        rows = [quarantine.row_cells(row) for _, row in page.rows]
+        return self._render(
             "quarantine",
-            kinds=kinds,
-            kind=kind,
+            categories=categories,
+            category=category,
             page=page,
             rows=rows,
-            columns=columns,
-            kept=kept,
-            sharded=self._sharded,
+            columns=[column for column in quarantine.COLUMNS if any(column in row for row in rows)],
+            parameters={"kind": category.name if category else "", "reason": words},
+            has_dataset=self._has_dataset,
         )
 
     def report(self, request: Request) -> Response:
-        """The report, where there is one."""
+        """The report, if it has been written."""
         try:
-            page = storage.read_bytes(storage.join(self._run.url, "report.html"))
+            page = storage.read_bytes(self._run.report)
         except FileNotFoundError:
             raise UserError(f"There is no report yet. Run `lotlip-data report {self._run.url}`.") from None
-        return HTMLResponse(page, headers={"content-security-policy": guard.REPORT_POLICY})
+        return HTMLResponse(page, headers={"content-security-policy": server.REPORT_POLICY})
 
     def style(self, request: Request) -> Response:
         """The styles of all pages."""
-        return Response(
-            (html.TEMPLATES / "page.css").read_text() + (TEMPLATES / "view.css").read_text(), media_type="text/css"
-        )
+        styles = (html.TEMPLATES / "page.css").read_text() + (TEMPLATES / "view.css").read_text()
+        return Response(styles, media_type="text/css")
 
     def problem(self, request: Request, error: Exception) -> Response:
-        """An error that a person can mend, or a page that is not there."""
+        """The page for an error that the user can fix, or for a URL that does not exist."""
         if isinstance(error, HTTPException):
-            return self._html("problem", error.status_code, message=error.detail)
-        return self._html("problem", 404 if isinstance(error, DatasetError | NoImage) else 400, message=str(error))
+            message = "This page does not exist." if error.status_code == 404 else f"{error.detail}."
+            return self._render("problem", error.status_code, message=message)
+        is_missing = isinstance(error, DatasetError | ImageUnavailableError)
+        return self._render("problem", 404 if is_missing else 400, message=str(error))
 
-    def _html(self, name: str, status: int = 200, **content: Any) -> Response:
-        return HTMLResponse(self._pages.get_template(f"{name}.html.j2").render(**content), status)
+    def _render(self, template: str, status: int = 200, **content: Any) -> Response:
+        return HTMLResponse(self._templates.get_template(f"{template}.html.j2").render(**content), status)
 
-    def _place(self, request: Request) -> tuple[File, Place]:
-        place = Place(request.path_params["file"], request.path_params["row"])
+    def _page(
+        self,
+        request: Request,
+        files: Sequence[str],
+        filter_: Filter,
+        size: int,
+        columns: pa.Schema | None = None,
+    ) -> Page:
+        """Return the page of rows that a URL asks for: the one `at` a position, or the one `before` it."""
+        at, before = (Position.parse(request.query_params.get(name, "")) for name in ("at", "before"))
+        position = before if before is not None else at or START
+        backwards = before is not None
+        return read_page(files, filter_, position, size, self._seconds, backwards=backwards, columns=columns)
+
+    def _requested_position(self, request: Request) -> tuple[ShardFile, Position]:
+        position = Position(request.path_params["file"], request.path_params["row"])
         files = self._samples.files
-        if place.file >= len(files) or place.row >= files[place.file].samples:
+        if position.file >= len(files) or position.row >= files[position.file].samples:
             raise HTTPException(404)
-        return files[place.file], place
+        return files[position.file], position
 
-    def _row(self, request: Request) -> tuple[File, Place, dict[str, Any]]:
-        file, place = self._place(request)
-        return file, place, self._row_at(self._samples, place)
+    def _requested_row(self, request: Request) -> tuple[ShardFile, Position, dict[str, Any]]:
+        file, position = self._requested_position(request)
+        return file, position, self._read_row(self._samples, position)
 
-    def _row_at(self, samples: Samples, place: Place) -> dict[str, Any]:
-        files = samples.parquets[: place.file + 1]
-        page = page_at(files, Filter(), place, 1, self._seconds, columns=samples.columns)
+    def _read_row(self, samples: Samples, position: Position) -> dict[str, Any]:
+        files = samples.parquets[: position.file + 1]
+        page = read_page(files, Filter(), position, 1, self._seconds, columns=samples.columns)
         if page.damaged or not page.rows:
-            raise DatasetError(page.damaged[0] if page.damaged else f"{files[-1]}: has no row {place.row}")
+            raise DatasetError(page.damaged[0] if page.damaged else f"{files[-1]}: has no row {position.row}")
         return page.rows[0][1]
 
-    def _hits(self, samples: Samples, ranking: "Ranking") -> tuple[list[tuple[float, Card]], list[str]]:
-        """Those of the best whose rows can be read, with their scores, and what is damaged, each line once."""
-        hits, damaged = [], dict.fromkeys(ranking.damaged)
-        for score, place in ranking.best:
+    def _results(self, samples: Samples, ranking: "Ranking") -> tuple[list[tuple[float, Card]], list[str]]:
+        """Return the readable cards of a ranking with their scores, and the problems without repeats."""
+        hits, problems = [], dict.fromkeys(ranking.damaged)
+        for score, position in ranking.best:
             try:
-                hits.append((score, card_of(place, self._row_at(samples, place), samples.captioners)))
+                hits.append((score, make_card(position, self._read_row(samples, position), samples.captioners)))
             except DatasetError as error:
-                damaged[str(error)] = None
-        return hits, list(damaged)
+                problems[str(error)] = None
+        return hits, list(problems)
 
-    def _looked(self, request: Request) -> "Looked":
-        """Go on with the search that a URL asks for, for the time of a page."""
+    def _continue_search(self, request: Request) -> "SearchState":
+        """Continue the search that a URL asks for, for the time limit of one page."""
         if self._models is None:
-            raise UserError("Searching needs a model: start `lotlip-data view RUN --checkpoint RUN/train/NAME/model`.")
-        return self._models.look(self._run, self._samples, request.query_params.get("text", "").strip(), self._seconds)
+            raise UserError("Search needs a model. Start `lotlip-data view RUN --checkpoint RUN/train/NAME/model`.")
+        text = request.query_params.get("text", "").strip()
+        return self._models.search(self._run, self._samples, text, self._seconds)
 
-    def _maps(self, file: File, place: Place, text: str) -> tuple[list[tuple[int, str, "Map"]], list[str]]:
-        """By each model that can draw one: its number, its name, and the map; and why others cannot, each line once."""
+    def _draw_maps(
+        self, file: ShardFile, position: Position, text: str
+    ) -> tuple[list[tuple[int, str, "SaliencyMap"]], list[str]]:
+        """Return the maps that can be drawn, with number and name of the model, and the problems without repeats."""
         maps, problems = [], dict[str, None]()
         for number, model in enumerate(self._models.all if self._models is not None else []):
             try:
-                maps.append((number, model.name, self._map(model, file, place, text)))
+                maps.append((number, model.name, self._draw_map(model, file, position, text)))
             except UserError as error:
                 problems[str(error)] = None
         return maps, list(problems)
 
-    def _map(self, model: "Model", file: File, place: Place, text: str) -> "Map":
+    def _draw_map(self, model: "Model", file: ShardFile, position: Position, text: str) -> "SaliencyMap":
         from PIL.Image import DecompressionBombError
 
         try:
-            return model.map(self._tars.image(file.tar, place.row), text)
+            return model.map(self._tars.image(file.tar_url, position.row), text)
         except (OSError, DecompressionBombError) as error:
-            raise NoImage(f"{file.tar}: image {place.row} cannot be decoded ({error})") from error
+            raise ImageUnavailableError(f"{file.tar_url}: image {position.row} cannot be decoded ({error})") from error
 
 
-def _damaged_tars(samples: Samples, cards: Iterable[Card]) -> list[str]:
-    """What is wrong with the tars that have the images of these cards, a line each; one question a tar."""
-    files = [samples.files[number] for number in sorted({card.place.file for card in cards})]
-    return [line for file in files if (line := damage(file.tar, file.bytes))]
-
-
-def _page(
-    files: Any, wanted: Filter, request: Request, size: int, seconds: float, columns: pa.Schema | None = None
-) -> Page:
-    """The page that a URL asks for: `at` a place, or the one `before` it."""
-    at, before = (Place.parse(request.query_params.get(name, "")) for name in ("at", "before"))
-    if before is not None:
-        return page_at(files, wanted, before, size, seconds, backwards=True, columns=columns)
-    return page_at(files, wanted, at or START, size, seconds, columns=columns)
+def _tar_problems(samples: Samples, cards: Iterable[Card]) -> list[str]:
+    """Return the problems of the tars that hold the images of these cards; makes one storage request per tar."""
+    files = [samples.files[number] for number in sorted({card.position.file for card in cards})]
+    return [problem for file in files if (problem := tar_problem(file.tar_url, file.tar.bytes))]
 
 
 def create_app(view: View) -> Starlette:
-    """The web application."""
+    """Return the web application."""
     routes = [
         Route("/", view.grid),
         Route("/sample/{file:index}/{row:index}", view.sample),
@@ -289,8 +303,8 @@ def create_app(view: View) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[
-            Middleware(guard.Guard),
-            Middleware(TrustedHostMiddleware, allowed_hosts=guard.HOSTS, www_redirect=False),
+            Middleware(server.RequestGuard),
+            Middleware(TrustedHostMiddleware, allowed_hosts=server.ALLOWED_HOSTS, www_redirect=False),
         ],
         exception_handlers={UserError: view.problem, HTTPException: view.problem},
     )

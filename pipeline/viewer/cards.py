@@ -1,7 +1,4 @@
-"""A sample as the page shows it.
-
-Texts as the page shows them: sub-captions marked, words that only one captioner uses.
-"""
+"""One sample as the page shows it: sub-captions marked, words that only one captioner uses underlined."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,33 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from lotlip_data.manifests.schema import FLAGS_SUFFIX, SUB_SUFFIX
-from lotlip_data.pipeline.viewer.paging import Place
+from lotlip_data.pipeline.viewer.paging import Position
 
 DETAILS = ("uid", "url", "sha256", "key", "width", "height", "original_width", "original_height", "source")
-
-
-def alone(texts: Mapping[str, str]) -> dict[str, set[str]]:
-    """By captioner, the words that none of the others uses, letter case aside; none where there is but one text."""
-    words = {name: {word.casefold() for word in _WORD.findall(text)} for name, text in texts.items()}
-    if len(words) < 2:
-        return {name: set() for name in words}
-    return {
-        name: found.difference(*(others for other, others in words.items() if other != name))
-        for name, found in words.items()
-    }
+TEXT_CHARACTERS = 20_000
+"""Longest text shown; the rest is left out."""
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 @dataclass(frozen=True)
 class Word:
-    """A piece of a text, and whether it is a word that only this captioner uses."""
+    """A piece of a text; `unique` marks a word that only this captioner uses."""
 
     text: str
-    alone: bool = False
+    unique: bool = False
 
 
 @dataclass(frozen=True)
 class Span:
-    """A sub-caption by its number, counted from 1; or what stands between two, without a number."""
+    """A sub-caption with its number, counted from 1; or the text between two sub-captions, without a number."""
 
     number: int | None
     words: list[Word]
@@ -43,7 +32,7 @@ class Span:
 
 @dataclass(frozen=True)
 class LongText:
-    """A captioner's text; without spans where it has none."""
+    """A captioner's text; without spans if the captioner has no text for this image."""
 
     captioner: str
     spans: list[Span]
@@ -54,82 +43,97 @@ class LongText:
 
 @dataclass(frozen=True)
 class Card:
-    """One sample. Its texts are those of the web: escaped by the template, and made visible."""
+    """One sample. Its texts come from the web; the template escapes them and spells out invisible characters."""
 
-    place: Place
+    position: Position
     raws: list[tuple[str, str]]
-    """Source and raw text."""
+    """Source and raw text of each source."""
     longs: list[LongText]
     details: dict[str, Any]
 
     @property
     def link(self) -> str | None:
-        """The image's own URL where a browser may follow it."""
+        """The image's own URL if it is an http or https URL, otherwise None."""
         url = str(self.details["url"] or "")
         return url if url.lower().startswith(("http://", "https://")) else None
 
 
-def card_of(place: Place, row: Mapping[str, Any], captioners: Iterable[str]) -> Card:
-    """The card of a row of the dataset's Parquet."""
+def make_card(position: Position, row: Mapping[str, Any], captioners: Iterable[str]) -> Card:
+    """Return the card of one row of the dataset's Parquet files."""
     texts = {name: row[name] for name in captioners if row[name] is not None}
-    words = alone(texts)
+    unique = unique_words(texts)
     longs = []
     for name in captioners:
-        text, pieces = row[name] or "", row[name + SUB_SUFFIX] or []
-        spans = marked(text, pieces, words.get(name, set())) if name in texts else []
+        text, sub_captions = row[name] or "", row[name + SUB_SUFFIX] or []
+        spans = split_spans(text, sub_captions, unique.get(name, set())) if name in texts else []
         flags = (row[name + FLAGS_SUFFIX] or "").split()
-        longs.append(LongText(name, spans, flags, len(text.split()), len(pieces)))
+        longs.append(LongText(name, spans, flags, len(text.split()), len(sub_captions)))
     pairs = zip(row["sources"] or [row["source"]], row["raws"] or [row["raw"]], strict=False)
-    raws = [(source or "", (text or "")[:LONGEST]) for source, text in pairs]
-    return Card(place, raws, longs, {name: row[name] for name in DETAILS})
+    raws = [(source or "", (text or "")[:TEXT_CHARACTERS]) for source, text in pairs]
+    return Card(position, raws, longs, {name: row[name] for name in DETAILS})
 
 
-def text_of(row: Mapping[str, Any], captioners: Iterable[str], asked: Mapping[str, str]) -> str | None:
-    """The text that a URL's parameters choose of a sample: `text` itself, or `of` and perhaps `sub`; None for none.
+def select_text(row: Mapping[str, Any], captioners: Iterable[str], parameters: Mapping[str, str]) -> str | None:
+    """Return the text of a sample that a URL's parameters select, or None if they select none.
 
-    of: `raw`, or a captioner; sub: the number of one of its sub-captions, from 1.
+    Args:
+        row: A row of the dataset's Parquet files.
+        captioners: The dataset's captioners.
+        parameters: `text` is the text itself. Otherwise `of` is `raw` or a captioner, and `sub` the number of one of
+            its sub-captions, counted from 1.
     """
-    if own := asked.get("text", "").strip():
-        return own
-    of, sub = asked.get("of", ""), asked.get("sub", "")
-    if of != "raw" and of not in captioners:
+    if text := parameters.get("text", "").strip():
+        return text
+    column, sub = parameters.get("of", ""), parameters.get("sub", "")
+    if column != "raw" and column not in captioners:
         return None
     if not sub:
-        return row[of] or None
-    pieces = row.get(of + SUB_SUFFIX) or []
+        return row[column] or None
+    sub_captions = row.get(column + SUB_SUFFIX) or []
     number = int(sub) if sub.isascii() and sub.isdigit() and len(sub) < 10 else 0
-    return pieces[number - 1] if 1 <= number <= len(pieces) else None
+    return sub_captions[number - 1] if 1 <= number <= len(sub_captions) else None
 
 
-LONGEST = 20_000
-"""Characters of a text that are shown."""
+def unique_words(texts: Mapping[str, str]) -> dict[str, set[str]]:
+    """Return, by captioner, the casefolded words that no other captioner uses; none if there is only one text."""
+    words = {name: {word.casefold() for word in _WORD.findall(text)} for name, text in texts.items()}
+    if len(words) < 2:
+        return {name: set() for name in words}
+    return {
+        name: own.difference(*(others for other, others in words.items() if other != name))
+        for name, own in words.items()
+    }
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
+def split_spans(text: str, sub_captions: Sequence[str], unique: set[str]) -> list[Span]:
+    """Return the text in spans, whose words together are the text, truncated to TEXT_CHARACTERS.
 
-def marked(text: str, sub_captions: Sequence[str], words: set[str]) -> list[Span]:
-    """The text in spans that together are it, cut at LONGEST characters; `words` are those to mark, casefolded."""
-    shown = text[:LONGEST] + "…" * (len(text) > LONGEST)
-    spans, at = [], 0
-    for number, piece in enumerate(sub_captions, 1):
-        begin = shown.find(piece, at)
-        if begin < 0:  # beyond the cut
+    Args:
+        text: A long text.
+        sub_captions: Its sub-captions, in order.
+        unique: The words to mark, casefolded.
+    """
+    shown = text[:TEXT_CHARACTERS] + "…" * (len(text) > TEXT_CHARACTERS)
+    spans, end = [], 0
+    for number, sub_caption in enumerate(sub_captions, 1):
+        start = shown.find(sub_caption, end)
+        if start < 0:  # in the truncated part
             break
-        if begin > at:
-            spans.append(Span(None, _words(shown[at:begin], words)))
-        at = begin + len(piece)
-        spans.append(Span(number, _words(shown[begin:at], words)))
-    if at < len(shown):
-        spans.append(Span(None, _words(shown[at:], words)))
+        if start > end:
+            spans.append(Span(None, _split_words(shown[end:start], unique)))
+        end = start + len(sub_caption)
+        spans.append(Span(number, _split_words(shown[start:end], unique)))
+    if end < len(shown):
+        spans.append(Span(None, _split_words(shown[end:], unique)))
     return spans
 
 
-def _words(text: str, words: set[str]) -> list[Word]:
-    """The text in pieces, few of them: what is not marked stays together."""
-    pieces, at = [], 0
-    for found in _WORD.finditer(text):
-        if found[0].casefold() in words:
-            pieces += [Word(text[at : found.start()]), Word(found[0], alone=True)]
-            at = found.end()
-    pieces.append(Word(text[at:]))
+def _split_words(text: str, unique: set[str]) -> list[Word]:
+    """Return the text in few pieces: text between unique words stays in one piece."""
+    pieces, end = [], 0
+    for match in _WORD.finditer(text):
+        if match[0].casefold() in unique:
+            pieces += [Word(text[end : match.start()]), Word(match[0], unique=True)]
+            end = match.end()
+    pieces.append(Word(text[end:]))
     return [piece for piece in pieces if piece.text]

@@ -1,7 +1,4 @@
-"""What trained models make of the dataset: the images that suit a text best, and where in an image a text is seen.
-
-A map over an image, as a picture.
-"""
+"""Trained models on the dataset: the images most similar to a text, and where in an image a text matches."""
 
 import collections
 import functools
@@ -19,222 +16,248 @@ from PIL import Image
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.viewer.features import Features
-from lotlip_data.pipeline.viewer.paging import Place
+from lotlip_data.pipeline.viewer.features import ImageFeatures
+from lotlip_data.pipeline.viewer.paging import Position
 from lotlip_data.pipeline.viewer.samples import Samples
 from lotlip_data.training.data.dataset import DataError
 from lotlip_data.training.models.lotlip import LoTLIP
 from lotlip_data.training.saliency import saliency
 
-BEST = 24
-"""Images that a search gives."""
-SEARCHES = 32
-"""Searches that go on where they were."""
-MAPS = 64
-"""Maps that are kept."""
+TOP_IMAGES = 24
+"""Number of images that a search returns."""
+CACHED_SEARCHES = 32
+"""Number of searches per model that continue where they stopped."""
+CACHED_MAPS = 64
+"""Number of maps kept per model."""
+MAP_PIXELS = 448
+"""Width and height of a map."""
+MAP_COLOURS = "inferno"
+"""Name of the matplotlib colour map."""
+MAP_OPACITY = 0.6
+"""Opacity of the colour where the map is largest."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The images that suit a text best, among those looked at so far."""
+    """The images most similar to a text, among the shards searched so far."""
 
-    best: list[tuple[float, Place]]
-    """Cosine similarity and place, the most alike first."""
+    best: list[tuple[float, Position]]
+    """Cosine similarity and position, the most similar first."""
     searched: int
-    """Shards looked at."""
+    """Number of shards searched."""
     ready: int
-    """Shards that have features; beyond, they have to be computed first."""
+    """Number of shards that have features."""
     shards: int
+    """Number of shards of the dataset."""
     cut: bool
-    """Whether the text is longer than the context length."""
+    """Whether the text was truncated to the model's context length."""
     damaged: list[str]
+    """Shards whose features cannot be read, each with the reason."""
 
 
 @dataclass(frozen=True)
-class Looked:
-    """A search for a text by every model, as far as it has come."""
+class SearchState:
+    """A search for a text with every model, as far as it has progressed."""
 
     text: str
     rankings: "list[tuple[Model, Ranking | None]]"
-    """Of each model; None where no text is asked for."""
-    features: list[Features]
-    """Those that the models need, each once."""
+    """The ranking of each model; None without a text."""
+    features: list[ImageFeatures]
+    """The features that the models need, without repeats."""
     computing: bool
-    """Whether some of these were being computed when the look began."""
+    """Whether features were being computed when the search continued."""
 
     @property
     def unfinished(self) -> bool:
-        """Whether looking again may find more."""
-        return self.computing or any(one.searched < one.ready for _, one in self.rankings if one)
+        """Whether a later request may find more."""
+        return self.computing or any(ranking.searched < ranking.ready for _, ranking in self.rankings if ranking)
 
 
 @dataclass(frozen=True)
-class Map:
-    """Where a text is seen in an image: a picture (PNG), and the similarity of the two."""
+class SaliencyMap:
+    """Where an image matches a text."""
 
     picture: bytes
+    """PNG, MAP_PIXELS wide and high."""
     similarity: float
+    """Cosine similarity of the image and the text."""
     cut: bool
+    """Whether the text was truncated to the model's context length."""
     blank: bool
-    """Whether nothing in the image speaks for the text."""
+    """Whether no part of the image raises the similarity."""
 
 
 @dataclass
 class _Search:
-    """One text on its way through the shards."""
+    """The search for one text: the best images of the shards searched so far."""
 
     feature: np.ndarray
+    """The text feature, float32 [D]."""
     cut: bool
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    places: list[Place] = field(default_factory=list)
-    done: set[int] = field(default_factory=set)
+    positions: list[Position] = field(default_factory=list)
+    searched: set[int] = field(default_factory=set)
     damaged: list[str] = field(default_factory=list)
 
-    def look_at(self, shard: int, features: np.ndarray) -> None:
-        """float16 [samples, D], not normalised."""
-        table = features.astype(np.float32)
-        scores = table @ self.feature / np.maximum(np.linalg.norm(table, axis=1), 1e-12)
-        first = np.argsort(-scores, kind="stable")[:BEST]
-        scores = np.concatenate([self.scores, scores[first]])
-        places = self.places + [Place(shard, int(row)) for row in first]
-        order = sorted(range(len(places)), key=lambda index: (-scores[index], places[index]))[:BEST]
-        self.scores, self.places = scores[order], [places[index] for index in order]
+    def add_shard(self, shard: int, features: np.ndarray) -> None:
+        """Rank the images of one shard; features: float16 [samples, D], not normalised."""
+        images = features.astype(np.float32)
+        scores = images @ self.feature / np.maximum(np.linalg.norm(images, axis=1), 1e-12)
+        top = np.argsort(-scores, kind="stable")[:TOP_IMAGES]
+        scores = np.concatenate([self.scores, scores[top]])
+        positions = self.positions + [Position(shard, int(row)) for row in top]
+        order = sorted(range(len(positions)), key=lambda index: (-scores[index], positions[index]))[:TOP_IMAGES]
+        self.scores, self.positions = scores[order], [positions[index] for index in order]
 
 
 class Model:
-    """A trained model beside a dataset. One request at a time computes with it."""
+    """A trained model. It computes for one request at a time."""
 
     def __init__(self, url: str, name: str) -> None:
         self.url, self.name = url, name
         self._model = LoTLIP.load(url)
         self._model.towers.to("cuda" if torch.cuda.is_available() else "cpu")
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._searches: collections.OrderedDict[str, _Search] = collections.OrderedDict()
-        self._searched: Features | None = None
-        self._map = functools.lru_cache(MAPS)(self._drawn)
+        self._searched_features: ImageFeatures | None = None
+        self._cached_map = functools.lru_cache(CACHED_MAPS)(self._draw_map)
 
-    def features(self, run: Run, samples: Samples) -> Features:
-        """This model's image features of the dataset."""
-        return Features(run, samples, self._model.towers.image, self._model.transform)
+    def features(self, run: Run, samples: Samples) -> ImageFeatures:
+        """Return this model's image features of the dataset."""
+        return ImageFeatures(run, samples, self._model.towers.image, self._model.transform)
 
-    def rank(self, text: str, features: Features, seconds: float) -> Ranking:
-        """Go on with the search for a text, for so long."""
-        until = time.monotonic() + seconds
+    def rank(self, text: str, features: ImageFeatures, seconds: float) -> Ranking:
+        """Continue the search for a text, for at most `seconds` plus one shard.
+
+        Raises:
+            UserError: The GPU is out of memory.
+        """
+        deadline = time.monotonic() + seconds
         missing = set(features.missing())
         ready = [shard for shard in range(features.shards) if shard not in missing]
-        with self._computing():
-            if features is not self._searched:  # another dataset's places mean nothing here
+        with self._exclusive():
+            if features is not self._searched_features:  # positions of another dataset are not valid here
                 self._searches.clear()
-                self._searched = features
-            search = self._search(text)
+                self._searched_features = features
+            search = self._get_search(text)
             for shard in ready:
-                if shard in search.done:
+                if shard in search.searched:
                     continue
                 try:
-                    search.look_at(shard, features.shard(shard))
+                    search.add_shard(shard, features.read_shard(shard))
                 except DataError as error:
                     search.damaged.append(str(error))
-                search.done.add(shard)
-                if time.monotonic() >= until:
+                search.searched.add(shard)
+                if time.monotonic() >= deadline:
                     break
-            best = list(zip(search.scores.tolist(), search.places, strict=True))
-            done = len(search.done)
-        return Ranking(best, done, len(ready), features.shards, search.cut, list(search.damaged))
+            best = list(zip(search.scores.tolist(), search.positions, strict=True))
+            searched = len(search.searched)
+        return Ranking(best, searched, len(ready), features.shards, search.cut, list(search.damaged))
 
-    def map(self, image: bytes, text: str) -> Map:
-        """Where the text is seen in the image (its bytes). Raises OSError or ValueError where it is no image."""
-        with self._computing():
-            return self._map(image, text)
+    def map(self, image: bytes, text: str) -> SaliencyMap:
+        """Return the map of a text over an image file's content.
+
+        Raises:
+            OSError: The content is not an image.
+            ValueError: The content is not an image.
+            UserError: The GPU is out of memory.
+        """
+        with self._exclusive():
+            return self._cached_map(image, text)
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """This request's turn. Raises UserError where the GPU has no memory left for it."""
-        with self._turn:
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the lock for one request. Raises UserError if the GPU runs out of memory."""
+        with self._lock:
             try:
                 yield
             except torch.OutOfMemoryError as error:
                 raise UserError(
-                    f"{self.url}: {str(error).splitlines()[0]} Stop what else runs on this GPU and ask again, or start "
-                    "`lotlip-data view` with CUDA_VISIBLE_DEVICES= to compute on the CPU."
+                    f"{self.url}: {str(error).splitlines()[0]} Stop other programs on this GPU and repeat the request, "
+                    "or start `lotlip-data view` with CUDA_VISIBLE_DEVICES= to compute on the CPU."
                 ) from error
 
-    def _search(self, text: str) -> _Search:
+    def _get_search(self, text: str) -> _Search:
         if text in self._searches:
             self._searches.move_to_end(text)
         else:
             encoded = self._model.tokenizer.encode([text])
-            self._searches[text] = _Search(self._model.embed_tokens(encoded)[0].numpy(), encoded.cut[0])
-            if len(self._searches) > SEARCHES:
+            self._searches[text] = _Search(self._model.embed_tokens(encoded)[0].numpy(), encoded.truncated[0])
+            if len(self._searches) > CACHED_SEARCHES:
                 self._searches.popitem(last=False)
         return self._searches[text]
 
-    def _drawn(self, image: bytes, text: str) -> Map:
+    def _draw_map(self, image: bytes, text: str) -> SaliencyMap:
         picture = Image.open(io.BytesIO(image)).convert("RGB")
-        found = saliency(self._model, picture, text)
-        seen = self._model.transform.centre_crop(picture)
-        drawn = overlay(seen, found.patches.numpy())
-        return Map(drawn, found.similarity, found.cut, blank=not found.patches.any())
+        result = saliency(self._model, picture, text)
+        drawn = draw_overlay(self._model.transform.center_crop(picture), result.patches.numpy())
+        return SaliencyMap(drawn, result.similarity, result.truncated, blank=not result.patches.any())
 
 
 class Models:
-    """The models that the page was given, and their features; those with the same image tower share them."""
+    """The models of the page and their image features; models with equal image towers share them."""
 
     def __init__(self, urls: list[str]) -> None:
         urls = [storage.normalise(url) for url in urls]
-        self.all = [Model(url, name) for url, name in zip(urls, names_of(urls), strict=True)]
-        self._features: list[Features] = []
+        self.all = [Model(url, name) for url, name in zip(urls, short_names(urls), strict=True)]
+        self._features: list[ImageFeatures] = []
         self._samples: Samples | None = None
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
-    def features(self, run: Run, samples: Samples) -> list[Features]:
-        """Of each model in order."""
-        with self._turn:
+    def features(self, run: Run, samples: Samples) -> list[ImageFeatures]:
+        """Return the features for each model, in the order of `all`."""
+        with self._lock:
             if samples != self._samples:
-                by_folder: dict[str, Features] = {}
-                found = [model.features(run, samples) for model in self.all]
-                self._features = [by_folder.setdefault(one.folder, one) for one in found]
+                by_folder: dict[str, ImageFeatures] = {}
+                features = [model.features(run, samples) for model in self.all]
+                self._features = [by_folder.setdefault(each.folder, each) for each in features]
                 self._samples = samples
             return self._features
 
-    def look(self, run: Run, samples: Samples, text: str, seconds: float) -> Looked:
-        """Go on with the search for a text by every model, for so long in all; without a text, with none."""
-        features, each = self.features(run, samples), seconds / len(self.all)
-        computing = any(one.computing for one in features)
+    def search(self, run: Run, samples: Samples, text: str, seconds: float) -> SearchState:
+        """Continue the search for a text with every model.
+
+        Args:
+            run: The run.
+            samples: Its dataset.
+            text: The text; if it is empty, nothing is searched.
+            seconds: Time limit for all models together.
+        """
+        features, seconds_per_model = self.features(run, samples), seconds / len(self.all)
+        computing = any(each.computing for each in features)
         rankings = [
-            (model, model.rank(text, one, each) if text else None)
-            for model, one in zip(self.all, features, strict=True)
+            (model, model.rank(text, each, seconds_per_model) if text else None)
+            for model, each in zip(self.all, features, strict=True)
         ]
-        return Looked(text, rankings, list(dict.fromkeys(features)), computing)
+        return SearchState(text, rankings, list(dict.fromkeys(features)), computing)
 
 
-def names_of(urls: list[str]) -> list[str]:
-    """Short names: the folder's, or the one above where it is called `model`; the whole URL where these are equal."""
-    short = [url.removesuffix("/model").rsplit("/", 1)[-1] for url in urls]
-    return [name if short.count(name) == 1 else url for name, url in zip(short, urls, strict=True)]
+def short_names(urls: list[str]) -> list[str]:
+    """Return a name per model: its folder's, or the parent's if that is `model`; the whole URL if names are equal."""
+    names = [url.removesuffix("/model").rsplit("/", 1)[-1] for url in urls]
+    return [name if names.count(name) == 1 else url for name, url in zip(names, urls, strict=True)]
 
 
-SIDE = 448
-"""Pixels of the picture's sides."""
-COLOURS = "inferno"
-STRENGTH = 0.6
+def draw_overlay(image: Image.Image, patches: np.ndarray) -> bytes:
+    """Return a PNG of an image under a map.
 
+    Where the map is 0, the image is dark and grey; the larger the map, the stronger the colour.
 
-def overlay(image: Image.Image, patches: np.ndarray) -> bytes:
-    """PNG of a square RGB image under its map, float [rows, columns] ≥ 0, in shares of its own largest value.
-
-    Where the map is 0 the image is dark and grey; the more it has, the more of the colour.
+    Args:
+        image: Square RGB image.
+        patches: The map, float [rows, columns] ≥ 0; it is scaled to its own maximum.
     """
     from matplotlib import colormaps
 
-    most = float(patches.max())
-    shares = (patches / most if most > 0 else np.zeros_like(patches)).astype(np.float32)
-    smooth = Image.fromarray(shares).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    maximum = float(patches.max())
+    scaled = (patches / maximum if maximum > 0 else np.zeros_like(patches)).astype(np.float32)
+    smooth = Image.fromarray(scaled).resize((MAP_PIXELS, MAP_PIXELS), Image.Resampling.BICUBIC)
     heat = np.clip(np.asarray(smooth), 0, 1)[..., None]
-    picture = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    ground = np.asarray(picture.convert("L").convert("RGB"), np.float32) * 0.6
-    colour = colormaps[COLOURS](heat[..., 0])[..., :3] * 255
-    share = STRENGTH * np.sqrt(heat)
-    drawn = Image.fromarray((ground * (1 - share) + colour * share).astype(np.uint8))
+    picture = image.resize((MAP_PIXELS, MAP_PIXELS), Image.Resampling.BICUBIC)
+    background = np.asarray(picture.convert("L").convert("RGB"), np.float32) * 0.6
+    colour = colormaps[MAP_COLOURS](heat[..., 0])[..., :3] * 255
+    opacity = MAP_OPACITY * np.sqrt(heat)
+    drawn = Image.fromarray((background * (1 - opacity) + colour * opacity).astype(np.uint8))
     out = io.BytesIO()
     drawn.save(out, "PNG")
     return out.getvalue()

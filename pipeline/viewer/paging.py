@@ -1,6 +1,6 @@
-"""Pages of rows out of many Parquet files: from any row, forwards or backwards, one row group in memory at a time.
+"""Pages of rows from many Parquet files: from any row, forwards or backwards, with one row group in memory at a time.
 
-A page ends when it is full or when its time is up; either way it says where one can go on.
+A page ends when it is full or when its time limit is reached. Either way it says where the next and previous pages are.
 """
 
 import re
@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from lotlip_data.manifests import storage
 
 Row = dict[str, Any]
-_PLACE = re.compile(r"([0-9]{1,12})\.([0-9]{1,12})")
+_POSITION = re.compile(r"([0-9]{1,12})\.([0-9]{1,12})")
 
 
-class Place(NamedTuple):
-    """A row of a file, both counted from 0. Places are in the order of the rows."""
+class Position(NamedTuple):
+    """A row of a file, both counted from 0. Positions sort in row order."""
 
     file: int
     row: int
@@ -29,18 +29,18 @@ class Place(NamedTuple):
         return f"{self.file}.{self.row}"
 
     @classmethod
-    def parse(cls, text: str) -> "Place | None":
-        """The place that `str` wrote; None for anything else."""
-        found = _PLACE.fullmatch(text)
-        return cls(int(found[1]), int(found[2])) if found else None
+    def parse(cls, text: str) -> "Position | None":
+        """Return the position that `str` wrote, or None for any other text."""
+        match = _POSITION.fullmatch(text)
+        return cls(int(match[1]), int(match[2])) if match else None
 
 
-START = Place(0, 0)
+START = Position(0, 0)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which rows are wanted: `match` gives bool [rows] of a table with these columns; without it, all are."""
+    """Selects rows: `match` maps a table with `columns` to a bool array [rows]. Without `match`, every row matches."""
 
     columns: Sequence[str] = ()
     match: Callable[[pa.Table], np.ndarray] | None = None
@@ -48,133 +48,155 @@ class Filter:
 
 @dataclass
 class Page:
-    """Rows with their places, in order, and where one can go from here."""
+    """Rows with their positions, in row order, and the positions of the neighbouring pages."""
 
-    rows: list[tuple[Place, Row]] = field(default_factory=list)
-    before: Place | None = None
-    """The page before this one ends before this place; None where there is nothing."""
-    after: Place | None = None
-    """The page after this one begins at this place; None where there is nothing."""
-    looked_at: int = 0
-    """Rows that were looked at."""
-    in_time: bool = True
-    """Whether the page is full or everything was looked at; else the time was up."""
+    rows: list[tuple[Position, Row]] = field(default_factory=list)
+    before: Position | None = None
+    """The previous page ends before this position; None if there is none."""
+    after: Position | None = None
+    """The next page starts at this position; None if there is none."""
+    scanned: int = 0
+    """Number of rows examined."""
+    complete: bool = True
+    """Whether the page is full or the end is reached; False if the time limit ended the page."""
     damaged: list[str] = field(default_factory=list)
-    """Files that cannot be read, each with its reason; they are passed over."""
+    """Files that were skipped because they cannot be read, each with the reason."""
 
 
-def page_at(
+def read_page(
     files: Sequence[str],
-    wanted: Filter,
-    place: Place,
+    filter_: Filter,
+    position: Position,
     size: int,
     seconds: float,
     *,
     backwards: bool = False,
     columns: pa.Schema | None = None,
 ) -> Page:
-    """The first `size` wanted rows at or after `place`; backwards, the last ones before it.
+    """Return the first matching rows at or after a position, or, backwards, the last ones before it.
 
-    A file with other columns than `columns`, where these are given, counts as damaged.
+    Args:
+        files: URLs of the Parquet files, in order.
+        filter_: Which rows match.
+        position: Where the page starts; backwards, where it ends, exclusive.
+        size: Maximum number of rows.
+        seconds: Time limit. The row group in progress is finished.
+        backwards: Read towards the start.
+        columns: The schema of every file. A file with another schema is reported as damaged.
     """
-    page = Page(before=place if place > START else None)
-    until = time.monotonic() + seconds
-    on: Place | None = None
-    for part in _Walk(files, wanted, place, size + 1, backwards, columns).parts():
-        page.looked_at += part.rows
-        page.damaged += part.damaged
+    page = Page(before=position if position > START else None)
+    deadline = time.monotonic() + seconds
+    next_position: Position | None = None
+    for step in _Scan(files, filter_, position, size + 1, backwards, columns).steps():
+        page.scanned += step.rows
+        page.damaged += step.damaged
         room = size - len(page.rows)
-        page.rows += part.wanted[:room]
-        if len(part.wanted) > room:
-            on = page.rows[-1][0] if backwards else part.wanted[room][0]
+        page.rows += step.matches[:room]
+        if len(step.matches) > room:
+            next_position = page.rows[-1][0] if backwards else step.matches[room][0]
             break
-        if time.monotonic() >= until:
-            on, page.in_time = part.beyond, part.beyond is None
+        if time.monotonic() >= deadline:
+            next_position, page.complete = step.beyond, step.beyond is None
             break
     if not backwards:
-        page.after = on
+        page.after = next_position
         return page
     page.rows.reverse()
-    page.before, page.after = on, place
+    page.before, page.after = next_position, position
     return page
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A row group, or what of it is on this side of the place; or a file that cannot be read."""
+class _Step:
+    """A row group, or its part on this side of the start position; or a file that cannot be read."""
 
-    beyond: Place | None
-    """Where one goes on behind it; None at the end."""
+    beyond: Position | None
+    """Where the scan continues after this step; None at the end."""
     rows: int = 0
-    wanted: list[tuple[Place, Row]] = field(default_factory=list)
-    """Nearest first."""
+    matches: list[tuple[Position, Row]] = field(default_factory=list)
+    """In scan order."""
     damaged: list[str] = field(default_factory=list)
 
 
+class _RowRange(NamedTuple):
+    """Rows `low` to `high` (exclusive) of a file, which lie in one row group that starts at row `first`."""
+
+    group: int
+    first: int
+    low: int
+    high: int
+
+
 @dataclass(frozen=True)
-class _Walk:
-    """From a place through the files, in one direction; at most `most` rows are read of a row group."""
+class _Scan:
+    """A scan from a position through the files in one direction; keeps at most `limit` matches per row group."""
 
     files: Sequence[str]
-    wanted: Filter
-    place: Place
-    most: int
+    filter: Filter
+    start: Position
+    limit: int
     backwards: bool
     columns: pa.Schema | None
 
-    def parts(self) -> Iterator[_Part]:
-        first = min(self.place.file, len(self.files) - 1)
-        for file in range(first, -1, -1) if self.backwards else range(self.place.file, len(self.files)):
+    def steps(self) -> Iterator[_Step]:
+        for file in self._file_numbers():
             try:
-                yield from self._of(file)
+                yield from self._steps_of(file)
             except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-                told = f"{self.files[file]}: cannot be read ({error}). Run `lotlip-data verify` on the run."
-                yield _Part(self._beyond(file), damaged=[told])
+                problem = f"{self.files[file]}: cannot be read ({error}). Run `lotlip-data verify` on the run."
+                yield _Step(self._beyond(file), damaged=[problem])
 
-    def _of(self, file: int) -> Iterator[_Part]:
-        here = file == self.place.file
-        least, end = (0, self.place.row if here else None) if self.backwards else (self.place.row if here else 0, None)
+    def _file_numbers(self) -> range:
+        if self.backwards:
+            return range(min(self.start.file, len(self.files) - 1), -1, -1)
+        return range(self.start.file, len(self.files))
+
+    def _steps_of(self, file: int) -> Iterator[_Step]:
+        is_first = file == self.start.file
+        low = self.start.row if is_first and not self.backwards else 0
+        high = self.start.row if is_first and self.backwards else None
         with storage.open_read(self.files[file]) as stream:
             content = pq.ParquetFile(stream, pre_buffer=False)
             if self.columns is not None and not content.schema_arrow.equals(self.columns):
-                raise ValueError(f"it has other columns than the dataset: {', '.join(content.schema_arrow.names)}")
-            groups = _groups(content, least, end)
-            for group, first, low, high in reversed(groups) if self.backwards else groups:
-                found = _wanted(content, group, self.wanted, low - first, high - first, self.most, self.backwards)
-                if self.backwards:
-                    beyond = Place(file, low) if low else self._beyond(file)
-                else:
-                    beyond = Place(file, high) if high < content.metadata.num_rows else self._beyond(file)
-                yield _Part(beyond, high - low, [(Place(file, first + index), row) for index, row in found])
+                names = ", ".join(content.schema_arrow.names)
+                raise ValueError(f"its columns differ from those of the dataset: {names}")
+            ranges = _row_ranges(content, low, high)
+            for rows in reversed(ranges) if self.backwards else ranges:
+                matches = [(Position(file, row), content_row) for row, content_row in self._matches(content, rows)]
+                yield _Step(self._beyond_range(content, file, rows), rows.high - rows.low, matches)
 
-    def _beyond(self, file: int) -> Place | None:
-        """Where one goes on when a file is done with."""
+    def _matches(self, content: pq.ParquetFile, rows: _RowRange) -> list[tuple[int, Row]]:
+        """Return the first matching rows of a row group with their numbers; reads whole rows only if any matches."""
+        numbers = np.arange(rows.low - rows.first, rows.high - rows.first)
+        if self.filter.match is not None:
+            is_match = self.filter.match(content.read_row_group(rows.group, columns=list(self.filter.columns)))
+            numbers = numbers[is_match[numbers]]
+        numbers = numbers[::-1][: self.limit] if self.backwards else numbers[: self.limit]
+        if not len(numbers):
+            return []
+        matches: list[Row] = content.read_row_group(rows.group).take(pa.array(numbers)).to_pylist()
+        return list(zip((numbers + rows.first).tolist(), matches, strict=True))
+
+    def _beyond_range(self, content: pq.ParquetFile, file: int, rows: _RowRange) -> Position | None:
+        """Return where the scan continues after some rows of a file."""
         if self.backwards:
-            return Place(file, 0) if file else None
-        return Place(file + 1, 0) if file + 1 < len(self.files) else None
+            return Position(file, rows.low) if rows.low else self._beyond(file)
+        return Position(file, rows.high) if rows.high < content.metadata.num_rows else self._beyond(file)
+
+    def _beyond(self, file: int) -> Position | None:
+        """Return where the scan continues after a whole file."""
+        if self.backwards:
+            return Position(file, 0) if file else None
+        return Position(file + 1, 0) if file + 1 < len(self.files) else None
 
 
-def _groups(content: pq.ParquetFile, least: int, end: int | None) -> list[tuple[int, int, int, int]]:
-    """Row groups that have rows from `least` to `end`: number, first row, and the rows of them that are meant."""
-    found, first = [], 0
+def _row_ranges(content: pq.ParquetFile, low: int, high: int | None) -> list[_RowRange]:
+    """Return rows `low` to `high` (exclusive; None is the end of the file) by row group."""
+    ranges, first = [], 0
     for group in range(content.num_row_groups):
-        rows = content.metadata.row_group(group).num_rows
-        low, high = max(first, least), first + rows if end is None else min(first + rows, end)
-        if low < high:
-            found.append((group, first, low, high))
-        first += rows
-    return found
-
-
-def _wanted(
-    content: pq.ParquetFile, group: int, wanted: Filter, low: int, high: int, most: int, backwards: bool
-) -> list[tuple[int, Row]]:
-    """At most `most` of the wanted rows of a row group, nearest first. Whole rows are read only of groups with any."""
-    chosen = np.arange(low, high)
-    if wanted.match is not None:
-        chosen = chosen[wanted.match(content.read_row_group(group, columns=list(wanted.columns)))[low:high]]
-    chosen = chosen[::-1][:most] if backwards else chosen[:most]
-    if not len(chosen):
-        return []
-    rows: list[Row] = content.read_row_group(group).take(pa.array(chosen)).to_pylist()
-    return list(zip(chosen.tolist(), rows, strict=True))
+        end = first + content.metadata.row_group(group).num_rows
+        group_low, group_high = max(first, low), end if high is None else min(end, high)
+        if group_low < group_high:
+            ranges.append(_RowRange(group, first, group_low, group_high))
+        first = end
+    return ranges

@@ -1,61 +1,49 @@
-"""The dataset of a run as the page needs it: what dataset.json says of its files, and nothing of their content."""
+"""The dataset of a run as the page needs it: what dataset.json says about its files, without their content."""
 
-import re
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from lotlip_data.captioners.quality_flags import RULES
-from lotlip_data.manifests import dataset_index, schema, storage
-from lotlip_data.manifests.dataset_index import SPLITS, DatasetError
+from lotlip_data.manifests import dataset_index, schema
+from lotlip_data.manifests.dataset_index import DatasetError, ShardFile
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.subcaptions import SplitMode
-
-_PLAIN = re.compile(r"\w[\w.-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class File:
-    """A tar and its Parquet twin, with their `samples` in the same order."""
-
-    split: str
-    tar: str
-    parquet: str
-    sha256: str
-    bytes: int
-    """Both of the tar."""
-    samples: int
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A dataset: all of its files, of all splits."""
+    """A dataset: the files of all its splits."""
 
     name: str
     captioners: tuple[str, ...]
     sources: tuple[str, ...]
     flags: tuple[str, ...]
     sub_captions: SplitMode
-    files: tuple[File, ...]
+    files: tuple[ShardFile, ...]
 
     @property
     def parquets(self) -> list[str]:
-        return [file.parquet for file in self.files]
+        """The URLs of the Parquet files, in order."""
+        return [file.parquet_url for file in self.files]
 
     @property
     def columns(self) -> pa.Schema:
-        """Those of every Parquet file."""
+        """The schema of every Parquet file."""
         return schema.dataset(self.captioners)
 
     @property
     def total(self) -> int:
+        """The number of samples."""
         return sum(file.samples for file in self.files)
 
 
 def open_samples(run: Run) -> Samples:
-    """The dataset of a run. Raises DatasetError where there is none, or it names what is not in its folder."""
+    """Return the dataset of a run.
+
+    Raises:
+        DatasetError: There is no dataset, or dataset.json is damaged or names a file outside its folder.
+    """
     content = dataset_index.read_index(run)
     try:
         return Samples(
@@ -64,21 +52,9 @@ def open_samples(run: Run) -> Samples:
             sources=tuple(source["name"] for source in content["manifest"]["sources"]),
             flags=tuple(RULES),
             sub_captions=content["sub_captions"],
-            files=tuple(
-                _file(run, split, record)
-                for split, where in SPLITS.items()
-                for record in content[where]
-                if record["samples"]
-            ),
+            files=tuple(dataset_index.shard_files(run, content)),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{run.dataset}: lacks what it should say ({error!r}). Run `lotlip-data shard`.") from error
-
-
-def _file(run: Run, split: str, record: dict[str, Any]) -> File:
-    names = [record["tar"]["name"], record["parquet"]["name"]]
-    sha256 = record["tar"]["sha256"]
-    if not all(_PLAIN.fullmatch(name) for name in names) or not _SHA256.fullmatch(sha256):
-        raise DatasetError(f"{run.dataset}: names a file that is not in its folder: {names}")
-    tar, parquet = (storage.join(run.shards, name) for name in names)
-    return File(split, tar, parquet, sha256, int(record["tar"]["bytes"]), int(record["samples"]))
+        raise DatasetError(
+            f"{run.dataset}: a field is missing or has the wrong type ({error!r}). Run `lotlip-data shard`."
+        ) from error

@@ -1,16 +1,13 @@
-"""What keeps other sites and the texts of the web out of the page.
+"""The page's server: it listens on loopback only, and keeps other sites and text from the web out of the page.
 
-The server listens on loopback alone. A page of another site can still make a browser ask it, so it answers only to
-loopback's names (which DNS rebinding cannot have), takes what changes something only from its own pages, computes
-nothing that another site's page asks for, and tells the browser to load and run nothing but what comes from here. No
-page has a script.
-
-The page's server: on loopback, and nowhere else.
+A page of another site can still make a browser send requests to loopback. Therefore the server answers only requests
+addressed to loopback's names (DNS rebinding uses another name), accepts changes only from its own pages, and computes
+nothing for another site's page. The browser may load from this server only, and run no script at all; no page has one.
 """
 
 import contextlib
+import logging
 import socket
-from collections.abc import Callable
 
 import uvicorn
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,33 +16,38 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lotlip_data.manifests.errors import UserError
 
-HOSTS = ["localhost", "127.0.0.1"]
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+ALLOWED_HOSTS = ["localhost", LOOPBACK]
+BACKLOG_CONNECTIONS = 128
+"""Connections that may wait: a page requests all its images at once, perhaps while models are still loading."""
 _POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; "
 )
 POLICY = _POLICY + "frame-ancestors 'none'"
 FRAMED_POLICY = _POLICY + "frame-ancestors 'self'"
-"""Of what stands in a frame of our own pages."""
+"""For documents that appear in a frame of this server's own pages."""
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
-"""The report has its styles inside."""
+"""For the report, whose styles are inline."""
 HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",  # with no-referrer, browsers do not tell the origin of our own forms
+    "referrer-policy": "same-origin",  # with no-referrer, browsers send `Origin: null` with this server's own forms
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
 
 
-class Guard:
-    """Puts HEADERS on every answer that has none of its own, and refuses what another site's page sends."""
+class RequestGuard:
+    """ASGI middleware: adds HEADERS to every response that lacks them, and rejects requests from other sites' pages."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -53,41 +55,47 @@ class Guard:
             await send(message)
 
         app = self._app
-        if scope["type"] == "http" and not _is_wanted(scope, Headers(scope=scope)):
-            app = PlainTextResponse("This can be asked for only by a page of this server. Open its address anew.", 403)
-        await app(scope, receive, guarded)
+        if scope["type"] == "http" and not _is_allowed(scope, Headers(scope=scope)):
+            app = PlainTextResponse("Only pages of this server may request this. Open its address in a new tab.", 403)
+        await app(scope, receive, send_with_headers)
 
 
-def _is_wanted(scope: Scope, headers: Headers) -> bool:
+def _is_allowed(scope: Scope, headers: Headers) -> bool:
     if scope["method"] not in ("GET", "HEAD"):
         return headers.get("origin") == f"http://{headers.get('host')}"
-    if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):  # typed, or from here; no browser without it
+    # "none" is an address that the user entered. A client that does not send the header is not a browser.
+    if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
         return True
-    # A link from elsewhere may be followed to a page, but brings no question: those take seconds to answer.
+    # A link on another site may lead to a page, but without a query, because answering a query takes seconds.
     return headers.get("sec-fetch-dest") == "document" and not scope["query_string"]
 
 
-LOOPBACK = "127.0.0.1"
-BACKLOG = 128
-"""Connections that wait: a page asks for its images at once, perhaps while models are still loaded."""
-
-
 def listen(port: int) -> socket.socket:
-    """A socket that listens on loopback; port 0 is any free one. Raises UserError where the port is taken."""
+    """Return a socket that listens on loopback.
+
+    Args:
+        port: The port; 0 means any free port.
+
+    Raises:
+        UserError: The port is in use or not allowed.
+    """
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((LOOPBACK, port))
-        listening.listen(BACKLOG)  # until then another may have the same port: SO_REUSEADDR lets both bind it
+        # With SO_REUSEADDR two processes may bind the same port; only one of them can listen on it.
+        listening.listen(BACKLOG_CONNECTIONS)
     except OSError as error:
         listening.close()
-        raise UserError(f"port {port}: cannot be had ({error}); --port 0 takes any that is free") from error
+        raise UserError(
+            f"port {port}: not available ({error}); use another port, or --port 0 for any free one"
+        ) from error
     return listening
 
 
-def serve(app: ASGIApp, listening: socket.socket, say: Callable[[str], None]) -> None:
-    """Serve on a socket of `listen` until Ctrl-C."""
+def serve(app: ASGIApp, listening: socket.socket) -> None:
+    """Serve an application on a socket from `listen` until Ctrl-C."""
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off")
-    say(f"view: http://{LOOPBACK}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
+    logger.info(f"view: http://{LOOPBACK}:{listening.getsockname()[1]}/ (press Ctrl-C to stop)")
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])

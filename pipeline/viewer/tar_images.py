@@ -1,98 +1,88 @@
-"""The images of a shard's tar by their row, without reading the whole tar.
+"""The images of a shard's tar by row, without reading the whole tar.
 
-Its members' headers are read only as far as a row needs, so the first page of a shard of a gigabyte costs little, also
-from S3; where an image lies is 16 bytes, and the last few tars stay open.
+Headers are read only up to the requested row, so the first page of a shard of one gigabyte is cheap, also from S3. The
+index takes 16 bytes per image. The most recently used tars stay open.
 """
 
-import array
 import functools
-import tarfile
 import threading
-from typing import IO
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
+from lotlip_data.manifests.tar_reader import TarIndex
 
-OPEN = 8
-"""Tars that stay open."""
-MOST_BYTES = 100_000_000
-"""An image that claims to be larger is not read."""
-_JPEG = b"\xff\xd8\xff"
-
-
-class NoImage(UserError):
-    """A row without an image that can be shown; the message says why."""
+OPEN_TARS = 8
+"""Number of tars that stay open."""
+MAX_IMAGE_BYTES = 100_000_000
+"""An image whose header claims more is not read."""
+_REMEDY = "Run `lotlip-data verify` on the run."
+_JPEG_MAGIC = b"\xff\xd8\xff"
 
 
-def damage(url: str, expected: int) -> str | None:
-    """What is wrong with a tar of `expected` bytes, as far as one question to the storage tells; None for nothing."""
+class ImageUnavailableError(UserError):
+    """An image that cannot be shown; the message says why."""
+
+
+def tar_problem(url: str, expected: int) -> str | None:
+    """Return what one storage request shows to be wrong with a tar of `expected` bytes, or None."""
     try:
-        found = storage.size(url)
+        size = storage.size(url)
     except (OSError, UserError) as error:
-        return f"{url}: cannot be read ({error}). Run `lotlip-data verify` on the run."
-    if found is None:
-        return f"{url}: is missing, so none of its images can be shown. Run `lotlip-data verify` on the run."
-    if found != expected:
-        told = f"has {found:,} bytes in place of {expected:,}, so images of it may be lost"
-        return f"{url}: {told}. Run `lotlip-data verify` on the run."
+        return f"{url}: cannot be read ({error}). {_REMEDY}"
+    if size is None:
+        return f"{url}: is missing, so its images cannot be shown. {_REMEDY}"
+    if size != expected:
+        problem = f"has {size:,} bytes instead of {expected:,}, so some of its images may be lost"
+        return f"{url}: {problem}. {_REMEDY}"
     return None
 
 
-class Tars:
-    """The images of any tars, by their URL and row."""
+class TarImages:
+    """Reads images by the URL of their tar and their row; keeps the last `open_tars` tars open."""
 
-    def __init__(self, most: int = OPEN) -> None:
-        self._open = functools.lru_cache(most)(_Tar)
-        self._turn = threading.Lock()
+    def __init__(self, open_tars: int = OPEN_TARS) -> None:
+        self._open = functools.lru_cache(open_tars)(_Tar)
+        self._lock = threading.Lock()
 
     def image(self, url: str, row: int) -> bytes:
-        """The JPEG of a row. Raises NoImage where there is none."""
-        with self._turn:  # one tar is not opened twice by the images of one page
+        """Return the JPEG of a row. Raises ImageUnavailableError if there is none."""
+        with self._lock:  # so that the parallel requests of one page open a tar once
             tar = self._open(url)
         return tar.image(row)
 
 
 class _Tar:
-    """One tar, open as long as it is among the last few."""
+    """One tar, open while it is among the most recently used."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._turn = threading.Lock()
-        self._where = array.array("Q")  # offset and size of each image
-        self._stream: IO[bytes] | None = None
-        self._tar: tarfile.TarFile | None = None
+        self._lock = threading.Lock()
+        self._index: TarIndex | None = None
 
     def image(self, row: int) -> bytes:
-        with self._turn:
+        with self._lock:
             try:
                 content = self._read(row)
-            except NoImage:
+            except ImageUnavailableError:
+                self._index = None  # the next request opens the tar again
                 raise
-            except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-                self._tar = None  # the next image begins anew
-                raise NoImage(f"{self._url}: cannot be read ({error}). Run `lotlip-data verify` on the run.") from error
-        if not content.startswith(_JPEG):
-            raise NoImage(f"{self._url}: image {row} is not a JPEG")
+            except (OSError, ValueError) as error:
+                self._index = None
+                raise ImageUnavailableError(f"{self._url}: cannot be read ({error}). {_REMEDY}") from error
+            except IndexError as error:
+                raise ImageUnavailableError(f"{self._url}: has no image {row}") from error
+        if not content.startswith(_JPEG_MAGIC):
+            raise ImageUnavailableError(f"{self._url}: image {row} is not a JPEG")
         return content
 
     def _read(self, row: int) -> bytes:
-        if self._stream is None or self._tar is None:
-            self._stream = storage.open_read(self._url)
-            self._tar = tarfile.open(fileobj=self._stream, mode="r:")  # noqa: SIM115 - as long as this object
-            self._where = array.array("Q")
-        while len(self._where) <= 2 * row:
-            member = self._tar.next()
-            if member is None:
-                raise NoImage(f"{self._url}: has no image {row}")
-            if member.isfile() and member.name.endswith(f".{IMAGE_EXTENSION}"):
-                self._where.extend((member.offset_data, member.size))
-            self._tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
-        offset, size = self._where[2 * row : 2 * row + 2]
-        if size > MOST_BYTES:
-            raise NoImage(f"{self._url}: image {row} claims {size:,} bytes")
-        self._stream.seek(offset)
-        content = self._stream.read(size)
-        if len(content) < size:
-            raise NoImage(f"{self._url}: ends within image {row}. Run `lotlip-data verify` on the run.")
-        return content
+        if self._index is None:
+            stream = storage.open_read(self._url)
+            self._index = TarIndex(stream, self._url, _REMEDY, f".{IMAGE_EXTENSION}", ImageUnavailableError)
+        _, size = self._index.span(row)
+        if size > MAX_IMAGE_BYTES:
+            raise ImageUnavailableError(
+                f"{self._url}: image {row} claims {size:,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}"
+            )
+        return self._index.read(row)

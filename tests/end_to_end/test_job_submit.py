@@ -27,7 +27,7 @@ from tests.support.wheels import build, copy_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-CLI = ["python", "-m", "lotlip_data.pipeline.cli.main"]
+CLI = ["python", "-m", "lotlip_data.pipeline.cli"]
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +106,7 @@ def test_a_submitted_job_commits_captions_with_the_code_of_the_wheel(
     """A tiny model, and a captioner that only a second wheel holds: so the actors, too, import what was sent."""
     assert len(wheels) == 2
     for modules in (wheels, [unpacked]):
-        where = submit(
-            cluster, modules, "python", "-c", "import lotlip_data.pipeline.cli.main as cli; print(cli.__file__)"
-        )
+        where = submit(cluster, modules, "python", "-c", "import lotlip_data.pipeline.cli as cli; print(cli.__file__)")
         assert where.returncode == 0, where.stdout + where.stderr
         assert "/runtime_resources/py_modules_files/" in where.stdout, where.stdout
 

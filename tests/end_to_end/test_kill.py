@@ -29,7 +29,7 @@ def start(folder: Path, run: Run) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
-        "lotlip_data.pipeline.cli.main",
+        "lotlip_data.pipeline.cli",
         "run",
         str(folder / "images.yaml"),
         run.url,

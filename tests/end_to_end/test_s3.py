@@ -45,7 +45,7 @@ def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(*command: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", *command]
+    line = [sys.executable, "-m", "lotlip_data.pipeline.cli", *command]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -60,7 +60,7 @@ def ended(process: subprocess.Popen[str]) -> str:
 def outcome(run: Run) -> dict[str, Any]:
     """All that must not depend on the storage."""
     described = dataset_index.read_index(run)
-    names = [file.name for record in dataset_index.read_records(described) for file in record.files]
+    names = [file.name for record in dataset_index.read_records(run, described) for file in record.files]
     found: dict[str, Any] = {name: storage.read_bytes(f"{run.shards}/{name}") for name in sorted(names)}
     found["samples"], found["dropped"] = described["samples"], described["dropped"]
     found["model"] = storage.read_bytes(f"{run.train('lotlip')}/model/model.safetensors")
@@ -138,7 +138,7 @@ def test_two_drivers_on_one_run_on_s3_leave_one_result(tmp_path: Path, monkeypat
         assert [shard for shard, _ in dataset_index.done_shards(run)] == list(range(SHARDS))
         assert verify(run) == [] and verify(fake.run) == []
         ours, alone = (
-            [file for record in dataset_index.read_records(dataset_index.read_index(one)) for file in record.files]
+            [file for record in dataset_index.read_records(one, dataset_index.read_index(one)) for file in record.files]
             for one in (run, fake.run)
         )
         assert ours == alone

@@ -1,7 +1,7 @@
 """A run's folder with images and captions of world scenes, made without a network and without a model.
 
 The captions are the writers' own texts, so a test knows which text belongs to which picture. As a program, it shards a
-run, for tests that kill it: `python -m tests.pipeline.fake_run RUN`.
+run, for tests that kill it: `python -m tests.pipeline.run_fixture RUN`.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.schema import CAPTIONS, IMAGES, LISTS, SUCCESS
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.stage import build_shard, plan_builds
-from lotlip_data.pipeline.downloading.failures import of_shard
+from lotlip_data.pipeline.downloading.failures import count_failures
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text, raw_text
 from lotlip_data.synthetic.scenes import SPLITS, Scene, render, sample_scene
 
@@ -118,7 +118,7 @@ def commit_images(run: Run, shard: int, rows: list[Row], members: list[tuple[Row
                 tar.addfile(member, io.BytesIO(data))
     storage.create(storage.join(run.images, names["tar"]), content.getvalue())
     storage.create(storage.join(run.images, names["parquet"]), parquet(rows, IMAGES))
-    counted = of_shard(pa.Table.from_pylist(rows, schema=IMAGES))
+    counted = count_failures(pa.Table.from_pylist(rows, schema=IMAGES))
     stats = {**names, "count": len(rows), "successes": len(members), **counted}
     storage.create(run.image_stats(shard), json.dumps(stats).encode())
 

@@ -1,4 +1,4 @@
-"""A run's folder with a dataset of the rendered world, and towers small enough for tests."""
+"""Writes a run's dataset of synthetic scenes and towers small enough for tests, and trains in another process."""
 
 import hashlib
 import io
@@ -16,29 +16,59 @@ from lotlip_data.manifests import schema, subcaptions
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text, raw_text
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
+from lotlip_data.training.batch_encoder import BatchFeatures
+from lotlip_data.training.data.loader import Batch
+from lotlip_data.training.loss import Loss, lotlip_loss
+from lotlip_data.training.trainer import Trainer
 
-# A training of RUN into OUT with SETTINGS in JSON, in a process of its own: it prints every step, so that a test knows
-# where to kill it, and which steps were done. Told TOLD_AFTER="RANK STEP" it sends itself the signal TOLD after that.
-TOLD_TRAINING = """
-import json, os, signal, sys, torch
+# Trains on RUN into OUT with SETTINGS in JSON, in a process of its own. It prints every step, so that a test knows
+# which steps were done. With SIGNAL_AFTER="RANK STEP" in its environment, the process of that rank sends itself the
+# signal with the number SIGNAL after that step.
+TRAINING_SCRIPT = """
+import json, logging, os, signal, sys, torch
 from lotlip_data.training.config import make_config
 from lotlip_data.training.trainer import Trainer, train
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 run, out, settings = sys.argv[1:]
 step = Trainer.step
-def told(self, number, batch):
+def step_then_signal(self, number, batch):
     values = step(self, number, batch)
     print("done", number, flush=True)
-    if os.environ.get("TOLD_AFTER") == f"{os.environ.get('RANK', 0)} {number}":
-        signal.raise_signal(int(os.environ["TOLD"]))
+    if os.environ.get("SIGNAL_AFTER") == f"{os.environ.get('RANK', 0)} {number}":
+        signal.raise_signal(int(os.environ["SIGNAL"]))
     return values
-Trainer.step = told
+Trainer.step = step_then_signal
 torch.set_num_threads(1)
 train(make_config(**json.loads(settings)), run, out)
 """
 
 
+def batch_loss(trainer: Trainer, batch: Batch) -> tuple[Loss, BatchFeatures]:
+    """The loss of a batch as `Trainer.step` computes it."""
+    features = trainer.encode(batch)
+    loss = lotlip_loss(
+        features.image,
+        features.short,
+        features.long,
+        trainer.towers.scale,
+        trainer.config.reduction,
+        short_image=features.short_image,
+        local_rows=features.local_rows,
+    )
+    return loss, features
+
+
 def write_run(folder: pathlib.Path, counts: Sequence[int] = (30, 20), mode: subcaptions.SplitMode = "punkt") -> str:
-    """A dataset in `folder`/shards of so many samples a shard, described by the writers themselves."""
+    """Write a dataset into `folder`/shards, with texts by all synthetic caption writers.
+
+    Args:
+        folder: The run's folder.
+        counts: Number of samples in each shard.
+        mode: How the long texts are split into sub-captions.
+
+    Returns:
+        The URL of the run.
+    """
     run = Run.at(str(folder))
     pathlib.Path(run.shards).mkdir(parents=True)
     seeds = iter(SPLITS["images"])
@@ -46,11 +76,11 @@ def write_run(folder: pathlib.Path, counts: Sequence[int] = (30, 20), mode: subc
     for shard, count in enumerate(counts):
         rows = [_row(next(seeds), f"{shard:05d}{index:04d}", mode) for index in range(count)]
         tar, parquet = f"train-{shard:05d}.tar", f"train-{shard:05d}.parquet"
-        pathlib.Path(run.shards, tar).write_bytes(content := _tar(rows))
+        pathlib.Path(run.shards, tar).write_bytes(_tar(rows))
         table = pa.Table.from_pylist([row for row, _ in rows], schema=schema.dataset(WRITERS))
         pq.write_table(table, pathlib.Path(run.shards, parquet))
-        record = {"tar": {"name": tar, "sha256": hashlib.sha256(content).hexdigest()}, "parquet": {"name": parquet}}
-        shards.append({**record, "samples": count})
+        files = {"tar": _file_record(run, tar), "parquet": _file_record(run, parquet)}
+        shards.append({**files, "samples": count})
     description = {
         "schema_version": schema.SCHEMA_VERSION,
         "captioners": {name: f"{name}-0" for name in WRITERS},
@@ -62,7 +92,13 @@ def write_run(folder: pathlib.Path, counts: Sequence[int] = (30, 20), mode: subc
     return run.url
 
 
+def _file_record(run: Run, name: str) -> dict:
+    content = pathlib.Path(run.shards, name).read_bytes()
+    return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
 def _row(seed: int, key: str, mode: subcaptions.SplitMode) -> tuple[dict, bytes]:
+    """The Parquet row of a scene, and its encoded image."""
     scene = sample_scene(seed)
     buffer = io.BytesIO()
     render(scene).save(buffer, "JPEG", quality=95)
@@ -78,15 +114,21 @@ def _tar(rows: list[tuple[dict, bytes]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for row, image in rows:
-            for ending, data in (("jpg", image), ("txt", row["raw"].encode()), ("json", json.dumps(row).encode())):
-                member = tarfile.TarInfo(f"{row['key']}.{ending}")
+            for extension, data in (("jpg", image), ("txt", row["raw"].encode()), ("json", json.dumps(row).encode())):
+                member = tarfile.TarInfo(f"{row['key']}.{extension}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
 
 def write_towers(folder: pathlib.Path, dropout: float = 0.1, positions: int = 128) -> dict[str, str]:
-    """Two untrained towers, 32 wide; returned as settings of a training."""
+    """Write two untrained towers of width 32. Returns them as settings of a training.
+
+    Args:
+        folder: Receives the towers' folders.
+        dropout: Dropout of the text tower.
+        positions: Number of positions of the text tower.
+    """
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     vit, bert = folder / "vit", folder / "bert"

@@ -1,4 +1,4 @@
-"""`convert lotlip`: the authors' layout to ours and back, bit for bit, and the features are those of the source."""
+"""`convert lotlip` converts the authors' layout to ours and back bit for bit, and keeps the features."""
 
 import collections
 import json
@@ -24,7 +24,7 @@ from tests.training.run_fixture import write_towers
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory):
-    """Folders of two towers for the configurations and the tokenizer, and the ViT itself."""
+    """Folders of two towers, for the configurations and the tokenizer, and timm's ViT itself."""
     folder = tmp_path_factory.mktemp("towers")
     text = write_towers(folder)["text_tower"]
     vit = random_timm(num_classes=0, **{**TINY, "img_size": 96})
@@ -32,13 +32,13 @@ def towers(tmp_path_factory):
     return {"image_tower": image, "text_tower": text}, vit
 
 
-def checkpoint(towers, corners=2, old=True):
-    """As open_clip's state_dict() of the authors' model, random; with position_ids where transformers is old."""
+def random_checkpoint(towers, corners=2, position_ids=True):
+    """A random state_dict of the authors' model in open_clip. Old versions of transformers save position_ids too."""
     config = BertConfig.from_pretrained(towers[0]["text_tower"])
     config.vocab_size += corners
     torch.manual_seed(1)
     bert = BertModel(config).state_dict()
-    ids = {"embeddings.position_ids": torch.arange(config.max_position_embeddings)[None]} if old else {}
+    ids = {"embeddings.position_ids": torch.arange(config.max_position_embeddings)[None]} if position_ids else {}
     return collections.OrderedDict(
         {
             "logit_scale": torch.tensor(3.7),
@@ -56,57 +56,57 @@ def save(file, weights, form):
     if "module" in form:
         weights = {f"module.{name}": value for name, value in weights.items()}
     if "state_dict" in form:
-        optimiser = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 5e-4, "betas": (0.9, 0.98)}]}
-        weights = {"epoch": 10, "name": "lotlip", "state_dict": weights, "optimizer": optimiser}
+        optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 5e-4, "betas": (0.9, 0.98)}]}
+        weights = {"epoch": 10, "name": "lotlip", "state_dict": weights, "optimizer": optimizer}
     torch.save(weights, file.with_suffix(".pt"))
     return file.with_suffix(".pt")
 
 
-def identical(one, other):
-    return one.keys() == other.keys() and all(
-        torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one
+def identical(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) and first[name].dtype == second[name].dtype for name in first
     )
 
 
 @pytest.mark.parametrize("form", ["plain", "state_dict", "module", "module in state_dict", "safetensors"])
-@pytest.mark.parametrize("old", [True, False])
-def test_theirs_to_ours_to_theirs_is_bit_for_bit(towers, tmp_path, form, old):
-    weights = checkpoint(towers, old=old)
+@pytest.mark.parametrize("position_ids", [True, False])
+def test_the_authors_layout_to_ours_and_back_keeps_every_bit(towers, tmp_path, form, position_ids):
+    weights = random_checkpoint(towers, position_ids=position_ids)
     source = save(tmp_path / "source", weights, form)
-    assert convert(str(source), str(tmp_path / "ours"), **towers[0], say=lambda line: None)
-    assert not convert(str(source), str(tmp_path / "ours"), **towers[0], say=lambda line: None)
+    assert convert(str(source), str(tmp_path / "ours"), **towers[0])
+    assert not convert(str(source), str(tmp_path / "ours"), **towers[0])
     for end in (".pt", ".safetensors"):
-        assert convert(str(tmp_path / "ours"), str(tmp_path / f"back{end}"), say=lambda line: None)
+        assert convert(str(tmp_path / "ours"), str(tmp_path / f"back{end}"))
         assert identical(read_checkpoint(tmp_path / f"back{end}"), weights)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_as_it_is(towers, tmp_path, dtype):
-    weights = {name: value if "ids" in name else value.to(dtype) for name, value in checkpoint(towers).items()}
+def test_half_precision_is_kept(towers, tmp_path, dtype):
+    weights = {name: value if "ids" in name else value.to(dtype) for name, value in random_checkpoint(towers).items()}
     source = save(tmp_path / "source", weights, "plain")
-    convert(str(source), str(tmp_path / "ours"), **towers[0], say=lambda line: None)
-    convert(str(tmp_path / "ours"), str(tmp_path / "back.pt"), say=lambda line: None)
+    convert(str(source), str(tmp_path / "ours"), **towers[0])
+    convert(str(tmp_path / "ours"), str(tmp_path / "back.pt"))
     assert identical(read_checkpoint(tmp_path / "back.pt"), weights)
     assert LoTLIP.load(str(tmp_path / "ours")).embed_texts(["A text."]).dtype == torch.float32
 
 
 @pytest.mark.parametrize("corners", [0, 2, 4])
-def test_ours_to_theirs_to_ours_is_bit_for_bit(towers, tmp_path, corners):
+def test_our_layout_to_the_authors_and_back_keeps_every_bit(towers, tmp_path, corners):
     method = {"method": "lotlip", "corner_tokens": corners} if corners else {"method": "lit"}
     load_model(make_config(**towers[0], **method, context_length=128)).save(str(tmp_path / "ours"))
-    convert(str(tmp_path / "ours"), str(tmp_path / "theirs.pt"), say=lambda line: None)
-    convert(str(tmp_path / "theirs.pt"), str(tmp_path / "again"), **towers[0], say=lambda line: None)
+    convert(str(tmp_path / "ours"), str(tmp_path / "theirs.pt"))
+    convert(str(tmp_path / "theirs.pt"), str(tmp_path / "again"), **towers[0])
     assert identical(*(load_file(tmp_path / name / "model.safetensors") for name in ("ours", "again")))
-    one, other = (LoTLIP.load(str(tmp_path / name)) for name in ("ours", "again"))
+    original, converted = (LoTLIP.load(str(tmp_path / name)) for name in ("ours", "again"))
     texts, pictures = ["A red square. It is large.", ""], [Image.new("RGB", (120, 96), "red")]
-    assert torch.equal(one.embed_texts(texts), other.embed_texts(texts))
-    assert torch.equal(one.embed_images(pictures), other.embed_images(pictures))
-    assert one.config()["transform"] == other.config()["transform"]
+    assert torch.equal(original.embed_texts(texts), converted.embed_texts(texts))
+    assert torch.equal(original.embed_images(pictures), converted.embed_images(pictures))
+    assert original.config()["transform"] == converted.config()["transform"]
 
 
 @pytest.mark.parametrize("corners", META["corner_tokens"])
-def test_converted_features_are_the_authors(tmp_path, corners):
-    """The recorded features of the authors' code, from a file of their layout; image features are timm's."""
+def test_converted_features_agree_with_the_authors(tmp_path, corners):
+    """The text features are those recorded from the authors' code, the image features are timm's."""
     tower = reference.text_tower(corners, "sdpa")
     tower.encoder.config.save_pretrained(tmp_path / "bert")
     reference.tokenizer(corners).tokenizer.save_pretrained(tmp_path / "bert")
@@ -121,7 +121,6 @@ def test_converted_features_are_the_authors(tmp_path, corners):
         str(tmp_path / "ours"),
         image_tower=image_tower,
         text_tower=str(tmp_path / "bert"),
-        say=lambda line: None,
     )
     model = LoTLIP.load(str(tmp_path / "ours"))
     ids = model.tokenizer(META["texts"])
@@ -135,7 +134,7 @@ def test_converted_features_are_the_authors(tmp_path, corners):
 
 
 def test_open_clip_and_the_converted_model_agree(towers, tmp_path, monkeypatch):
-    """open_clip's own model, of timm and transformers, saved by it; without corner tokens, which it does not know."""
+    """A model that open_clip built and saved. open_clip has no corner tokens."""
     name, text_tower = "vit_tiny_patch16_224", towers[0]["text_tower"]
     torch.manual_seed(0)
     theirs = open_clip.model.CustomTextCLIP(
@@ -152,40 +151,46 @@ def test_open_clip_and_the_converted_model_agree(towers, tmp_path, monkeypatch):
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text(json.dumps({"architecture": name}))
     towers_of = {"image_tower": str(tmp_path / "vit"), "text_tower": text_tower}
-    convert(str(tmp_path / "open_clip.pt"), str(tmp_path / "ours"), **towers_of, say=lambda line: None)
+    convert(str(tmp_path / "open_clip.pt"), str(tmp_path / "ours"), **towers_of)
     ours = LoTLIP.load(str(tmp_path / "ours"))
     pixels, ids = torch.randn(2, 3, 224, 224), ours.tokenizer(["A red square. It is large.", "Two."])
     with torch.no_grad():
         assert (ours.towers.image(pixels) - theirs.encode_image(pixels)).abs().max() <= TOLERANCE
         assert (ours.towers.text(ids)[:, 0] - theirs.encode_text(ids)).abs().max() <= TOLERANCE
         assert torch.equal(ours.towers.scale, theirs.logit_scale.exp())
-    convert(str(tmp_path / "ours"), str(tmp_path / "back.pt"), say=lambda line: None)
+    convert(str(tmp_path / "ours"), str(tmp_path / "back.pt"))
     theirs.load_state_dict(torch.load(tmp_path / "back.pt", weights_only=True))  # strict: every name is open_clip's
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"visual.trunk.blocks.0.ls1.gamma": torch.ones(48)}, r"visual\.trunk\.blocks\.0\.ls1\.gamma has no place"),
-        ({"visual.trunk.head.weight": torch.ones(7, 48)}, r"visual\.trunk\.head\.weight has no place"),
-        ({"logit_bias": torch.tensor(0.0)}, "logit_bias has no place"),
+        (
+            {"visual.trunk.blocks.0.ls1.gamma": torch.ones(48)},
+            r"visual\.trunk\.blocks\.0\.ls1\.gamma is missing, or is not a tensor",
+        ),
+        (
+            {"visual.trunk.head.weight": torch.ones(7, 48)},
+            r"visual\.trunk\.head\.weight is missing, or is not",
+        ),
+        ({"logit_bias": torch.tensor(0.0)}, "logit_bias is missing, or is not a tensor"),
         ({"text.proj.weight": torch.ones(48, 31)}, "1 weights have the wrong shape, such as text.proj.weight"),
         ({"text.transformer.embeddings.position_ids": torch.ones(1, 128)}, "is not 0, 1, 2"),
-        ({"module.x": torch.ones(1)}, "some names begin with module. and some do not"),
+        ({"module.x": torch.ones(1)}, "only some names begin with module"),
         ({"logit_scale": None}, "1 weights are missing, such as log_scale"),
-        ({"visual.trunk.pos_embed": None}, r"has no visual\.trunk\.pos_embed; is it another model"),
+        ({"visual.trunk.pos_embed": None}, r"has no visual\.trunk\.pos_embed; give a LoTLIP checkpoint"),
     ],
 )
-def test_a_tensor_too_many_too_few_or_of_another_shape_is_named(towers, tmp_path, change, said):
-    weights = {name: value for name, value in {**checkpoint(towers), **change}.items() if value is not None}
+def test_the_error_for_an_unknown_missing_or_misshapen_tensor_names_it(towers, tmp_path, change, message):
+    weights = {name: value for name, value in {**random_checkpoint(towers), **change}.items() if value is not None}
     source = save(tmp_path / "source", weights, "plain")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         convert(str(source), str(tmp_path / "ours"), **towers[0])
     assert not list((tmp_path / "ours").iterdir())
 
 
-def test_what_is_no_checkpoint_is_refused(towers, tmp_path):
-    source = save(tmp_path / "source", checkpoint(towers), "plain")
+def test_a_file_that_is_not_a_checkpoint_is_rejected(towers, tmp_path):
+    source = save(tmp_path / "source", random_checkpoint(towers), "plain")
     whole = source.read_bytes()
     source.write_bytes(whole[:5000])
     with pytest.raises(UserError, match="is damaged or was not fetched whole"):
@@ -194,46 +199,46 @@ def test_what_is_no_checkpoint_is_refused(towers, tmp_path):
     with pytest.raises(UserError, match="holds code or objects besides tensors"):
         convert(str(source), str(tmp_path / "ours"), **towers[0])
     torch.save({"epoch": 3}, source)
-    with pytest.raises(UserError, match="holds no table of named tensors"):
+    with pytest.raises(UserError, match="has no mapping of names to tensors"):
         convert(str(source), str(tmp_path / "ours"), **towers[0])
     source.write_bytes(whole)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("x")
     with pytest.raises(UserError, match="holds other files"):
         convert(str(source), str(tmp_path / "used"), **towers[0])
-    with pytest.raises(UserError, match="name the right --text-tower"):
+    with pytest.raises(UserError, match="give the right --text-tower"):
         convert(str(source), str(tmp_path / "ours"), image_tower=towers[0]["image_tower"])
 
 
-def test_what_their_layout_cannot_say_is_refused(towers, tmp_path):
+def test_a_model_that_the_authors_layout_cannot_represent_is_rejected(towers, tmp_path, caplog):
     load_model(make_config(**towers[0], method="lotlip", context_length=128)).save(str(tmp_path / "ours"))
     file = tmp_path / "ours" / "config.json"
     config = json.loads(file.read_text())
     with pytest.raises(UserError, match=r"ends in \.pt or \.safetensors"):
         convert(str(tmp_path / "ours"), str(tmp_path / "theirs"))
-    for part, said in (
+    for part, message in (
         ({"mask": False}, "have no attention mask"),
         ({"image": {**config["towers"]["image"], "layer_norm_eps": 1e-12}}, "layer_norm_eps is 1e-12"),
     ):
         file.write_text(json.dumps({**config, "towers": {**config["towers"], **part}}))
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             convert(str(tmp_path / "ours"), str(tmp_path / "theirs.pt"))
     file.write_text(json.dumps({**config, "text_form": "punkt"}))
-    said = []
-    convert(str(tmp_path / "ours"), str(tmp_path / "theirs.pt"), say=said.append)
-    assert "split by punkt" in said[0]
-    with pytest.raises(UserError, match="is there already"):
+    caplog.clear()
+    convert(str(tmp_path / "ours"), str(tmp_path / "theirs.pt"))
+    assert "split by punkt" in caplog.messages[0]
+    with pytest.raises(UserError, match="exists already"):
         convert(str(tmp_path / "ours"), str(tmp_path / "theirs.pt"))
 
 
 def test_the_command_converts_and_eval_reads_the_result(towers, tmp_path):
-    source = save(tmp_path / "source", checkpoint(towers), "state_dict")
+    source = save(tmp_path / "source", random_checkpoint(towers), "state_dict")
     options = ["--image-tower", towers[0]["image_tower"], "--text-tower", towers[0]["text_tower"]]
     run = CliRunner().invoke(app, ["convert", "lotlip", str(source), str(tmp_path / "ours"), *options])
     assert run.exit_code == 0, run.output
     assert "each compared with its source; 2 corner tokens, images of 96 pixels" in run.output
-    again = CliRunner().invoke(app, ["convert", "lotlip", str(tmp_path / "none.pt"), str(tmp_path / "x")])
-    assert again.exit_code == 2 and "there is no such folder" in again.output
+    missing = CliRunner().invoke(app, ["convert", "lotlip", str(tmp_path / "none.pt"), str(tmp_path / "x")])
+    assert missing.exit_code == 2 and "there is no such folder" in missing.output
     run = CliRunner().invoke(app, ["eval", str(tmp_path / "ours"), "--json"])
     assert run.exit_code == 0, run.output
     assert "retrieval" in (tmp_path / "eval.json").read_text()

@@ -1,4 +1,4 @@
-"""Several processes are one: the loss, the gradients and the samples of the global batch, whatever their number."""
+"""Loss, gradients and samples of the global batch do not depend on the number of processes."""
 
 import json
 import os
@@ -15,48 +15,50 @@ from lotlip_data.training.config import METHODS, make_config
 from lotlip_data.training.data import dataset as data
 from lotlip_data.training.trainer import train
 from tests.support.ports import free_ports
-from tests.training.run_fixture import TOLD_TRAINING, write_run, write_towers
+from tests.training.run_fixture import TRAINING_SCRIPT, write_run, write_towers
 
 SETTINGS = {"batch": 24, "epochs": 4, "warm_up": 2, "lr": 1e-3, "context_length": 96, "checkpoint_every": 2}
 
-# Each process writes the global batch's loss and gradients, at the first step, without dropout: of every method.
+# Each process writes the loss and gradients of the global batch of the first step, for each of the settings.
 FIRST_STEP = """
 import json, pathlib, sys, torch
-from lotlip_data.training import data, distributed
+from lotlip_data.training import distributed
 from lotlip_data.training.config import make_config
+from lotlip_data.training.data.dataset import open_dataset
 from lotlip_data.training.trainer import Trainer
+from tests.training.run_fixture import batch_loss
 torch.set_num_threads(1)
 run, out, all_settings = sys.argv[1:]
-with distributed.world() as of:
+with distributed.process_group() as group:
     for name, settings in json.loads(all_settings).items():
-        trainer = Trainer(make_config(**settings), data.open_dataset(run), out, lambda line: None, of)
-        trainer.read_in_lanes(4)
+        trainer = Trainer(make_config(**settings), open_dataset(run), out, group)
+        trainer.use_lanes(4)
         if trainer.config.images == "features":
-            trainer.images.fill(lambda line: None, of)
-        loss, _ = trainer.objective(trainer.batch(0))
+            trainer.images.fill(group)
+        loss, _ = batch_loss(trainer, trainer.make_batch(0))
         loss.total.backward()
-        parts = distributed.sum_over(torch.stack([loss.total, loss.short, loss.long]).detach(), of)
+        losses = distributed.all_reduce_sum(torch.stack([loss.total, loss.short, loss.long]).detach(), group)
         learning = {n: p for n, p in trainer.towers.named_parameters() if p.requires_grad}
-        distributed.sum_gradients(list(learning.values()), of)
-        found = {"loss": parts, **{n: p.grad for n, p in learning.items() if p.grad is not None}}
-        torch.save(found, pathlib.Path(out, f"{name}-{of.size}-{of.rank}.pt"))
+        distributed.sum_gradients(list(learning.values()), group)
+        result = {"loss": losses, **{n: p.grad for n, p in learning.items() if p.grad is not None}}
+        torch.save(result, pathlib.Path(out, f"{name}-{group.size}-{group.rank}.pt"))
 """
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
+def run_and_towers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
     return write_run(folder / "run", (30, 20, 13)), write_towers(folder / "towers", dropout=0.0)
 
 
 def start(size, script, *arguments, stderr=None, **variables):
-    """So many processes, as torchrun starts them: in its environment's variables."""
+    """Start `size` processes with the environment variables of torchrun."""
     (port,) = map(str, free_ports(1))
-    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo"}
+    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo"}
     return [
         subprocess.Popen(
             [sys.executable, "-c", script, *map(str, arguments)],
-            env={**os.environ, **given, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **torchrun, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
@@ -71,8 +73,8 @@ def kill(processes):
         process.wait()
 
 
-def ended(processes):
-    """What each one said, on standard output and error, once it has ended; none outlives this."""
+def wait_for(processes):
+    """Standard output and error of each process, after all have ended. No process outlives the call."""
     try:
         return [process.communicate(timeout=600) for process in processes]
     finally:
@@ -80,18 +82,18 @@ def ended(processes):
 
 
 def finish(processes):
-    """What the first one said."""
-    said = ended(processes)
+    """Standard output of the first process, after all have succeeded."""
+    outputs = wait_for(processes)
     assert [process.returncode for process in processes] == [0] * len(processes)
-    return said[0][0]
+    return outputs[0][0]
 
 
-def test_loss_and_gradients_of_2_and_4_processes_are_those_of_one_for_every_method(world, tmp_path):
-    run, towers = world
+def test_loss_and_gradients_of_2_and_4_processes_are_those_of_one_for_every_method(run_and_towers, tmp_path):
+    run, towers = run_and_towers
     settings = {method: {**SETTINGS, **towers, "method": method} for method in METHODS}
-    settings["pieces"] = {**SETTINGS, **towers, "accumulate": 2}
+    settings["accumulate"] = {**SETTINGS, **towers, "accumulate": 2}
     settings["mean"] = {**SETTINGS, **towers, "reduction": "mean"}
-    settings["both towers in pieces"] = {**settings["lotlip_scratch"], "accumulate": 3}
+    settings["accumulate both towers"] = {**settings["lotlip_scratch"], "accumulate": 3}
     for size in (1, 2, 4):
         finish(start(size, FIRST_STEP, run, tmp_path, json.dumps(settings)))
     for name in settings:
@@ -99,16 +101,16 @@ def test_loss_and_gradients_of_2_and_4_processes_are_those_of_one_for_every_meth
         assert any(value.abs().max() > 0 for key, value in alone.items() if key != "loss")
         for size in (2, 4):
             for rank in range(size):
-                found = torch.load(tmp_path / f"{name}-{size}-{rank}.pt")
-                assert found.keys() == alone.keys()
+                shared = torch.load(tmp_path / f"{name}-{size}-{rank}.pt")
+                assert shared.keys() == alone.keys()
                 for key, value in alone.items():
-                    torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5 * max(1, value.abs().max()))
+                    torch.testing.assert_close(shared[key], value, rtol=1e-5, atol=1e-5 * max(1, value.abs().max()))
 
 
-def test_lanes_share_the_samples_without_overlap_and_show_each_once_an_epoch():
+def test_lanes_divide_the_samples_and_have_each_once_per_epoch():
     counts, samples = (30, 20, 13), 63
     for lanes in (1, 2, 4, 7):
-        order = data.Order(counts, seed=1, lanes=lanes)
+        order = data.SampleOrder(counts, seed=1, lanes=lanes)
         epochs = [[], []]
         for lane in range(lanes):
             length = samples * (lane + 1) // lanes - samples * lane // lanes
@@ -119,109 +121,131 @@ def test_lanes_share_the_samples_without_overlap_and_show_each_once_an_epoch():
             assert sorted(epoch) == [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
 
 
-def test_a_lane_reads_shards_of_its_own():
-    """Of 40 shards in 4 lanes, none is read by two lanes but those at the three borders."""
-    order = data.Order([10] * 40, seed=0, lanes=4)
+def test_a_lane_reads_its_own_shards():
+    """Of 40 shards in 4 lanes, only those at the three borders are read by two lanes."""
+    order = data.SampleOrder([10] * 40, seed=0, lanes=4)
     read = [{shard for _, shard, _ in order.take(0, 100, lane)} for lane in range(4)]
     assert sum(map(len, read)) <= 40 + 3
 
 
-def told_after(rank, step, number):
-    """The variables by which a TOLD_TRAINING's process sends itself the signal."""
-    return {"TOLD_AFTER": f"{rank} {step}", "TOLD": str(int(number))}
+def signal_after(rank, step, number):
+    """The environment variables that make a process of TRAINING_SCRIPT send itself a signal."""
+    return {"SIGNAL_AFTER": f"{rank} {step}", "SIGNAL": str(int(number))}
 
 
 def train_until_killed(*arguments):
-    """Two processes, of which the first one dies in its sixth step: no checkpoint of that one is begun."""
-    processes = start(2, TOLD_TRAINING, *arguments, **told_after(0, 5, signal.SIGKILL))
+    """Train in two processes until the first one dies after its sixth step, before the checkpoint of that step."""
+    processes = start(2, TRAINING_SCRIPT, *arguments, **signal_after(0, 5, signal.SIGKILL))
     try:
-        said, _ = processes[0].communicate(timeout=600)
+        output, _ = processes[0].communicate(timeout=600)
     finally:
         kill(processes)
-    assert said.splitlines()[-1] == "done 5" and processes[0].returncode == -signal.SIGKILL
+    assert output.splitlines()[-1] == "done 5" and processes[0].returncode == -signal.SIGKILL
 
 
-def _curve(out):
-    timed = {"samples_per_second", "tokens_per_second", "memory_gib"}
+def read_metrics(out):
+    """The lines of metrics.jsonl, without the values that depend on the machine."""
+    measured = {"samples_per_second", "tokens_per_second", "memory_gib"}
     lines = map(json.loads, (pathlib.Path(out) / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
+    return [{name: value for name, value in line.items() if name not in measured} for line in lines]
+
+
+def assert_equal_models(first, second):
+    weights, others = (load_file(out / "model" / "model.safetensors") for out in (first, second))
+    assert weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run_and_towers, tmp_path_factory):
+    """The folder of a training of two processes that nothing interrupted."""
+    run, towers = run_and_towers
+    out = tmp_path_factory.mktemp("uninterrupted") / "t"
+    finish(start(2, TRAINING_SCRIPT, run, out, json.dumps({**SETTINGS, **towers})))
+    return out
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_resumed_end_bit_for_bit_like_undisturbed_ones(world, tmp_path):
-    run, towers = world
+def test_two_processes_killed_and_resumed_end_with_the_bits_of_uninterrupted_ones(
+    run_and_towers, uninterrupted, tmp_path
+):
+    run, towers = run_and_towers
     settings = json.dumps({**SETTINGS, **towers})
-    finish(start(2, TOLD_TRAINING, run, tmp_path / "a", settings))
     train_until_killed(run, tmp_path / "b", settings)
-    assert "going on after step 4 of 10" in finish(start(2, TOLD_TRAINING, run, tmp_path / "b", settings))
-    assert _curve(tmp_path / "a") == _curve(tmp_path / "b") and len(_curve(tmp_path / "a")) == 10
-    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
-    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert "resuming after step 4 of 10" in finish(start(2, TRAINING_SCRIPT, run, tmp_path / "b", settings))
+    assert read_metrics(uninterrupted) == read_metrics(tmp_path / "b") and len(read_metrics(uninterrupted)) == 10
+    assert_equal_models(uninterrupted, tmp_path / "b")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [0, 1])
-def test_two_processes_of_which_one_is_told_to_stop_end_after_the_same_step_and_lose_none(world, tmp_path, told):
-    run, towers = world
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step_and_loses_none(
+    run_and_towers, uninterrupted, tmp_path, stopped
+):
+    run, towers = run_and_towers
     settings = json.dumps({**SETTINGS, **towers, "checkpoint_every": 500})
-    finish(start(2, TOLD_TRAINING, run, tmp_path / "a", settings))
-    between_two_steps = told_after(told, 3, signal.SIGTERM)  # the next one is whole, and the last
-    processes = start(2, TOLD_TRAINING, run, tmp_path / "b", settings, **between_two_steps)
-    for said, _ in ended(processes):
-        assert [line for line in said.splitlines() if line.startswith("done")] == [f"done {step}" for step in range(5)]
+    between_two_steps = signal_after(stopped, 3, signal.SIGTERM)  # the next step completes and is the last
+    processes = start(2, TRAINING_SCRIPT, run, tmp_path / "b", settings, **between_two_steps)
+    for output, _ in wait_for(processes):
+        assert [line for line in output.splitlines() if line.startswith("done")] == [
+            f"done {step}" for step in range(5)
+        ]
     assert processes[0].returncode != 0 != processes[1].returncode
-    assert "going on after step 5 of 10" in finish(start(2, TOLD_TRAINING, run, tmp_path / "b", settings))
-    assert _curve(tmp_path / "a") == _curve(tmp_path / "b") and len(_curve(tmp_path / "a")) == 10
-    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
-    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert "resuming after step 5 of 10" in finish(start(2, TRAINING_SCRIPT, run, tmp_path / "b", settings))
+    assert read_metrics(uninterrupted) == read_metrics(tmp_path / "b") and len(read_metrics(uninterrupted)) == 10
+    assert_equal_models(uninterrupted, tmp_path / "b")
 
 
 @pytest.mark.slow
-def test_a_training_of_two_processes_goes_on_in_one_with_the_same_samples(world, tmp_path):
-    """And so with the same losses, but for the order of a sum."""
-    run, towers = world
+def test_a_training_of_two_processes_resumes_in_one_with_the_same_samples(
+    run_and_towers, uninterrupted, tmp_path, caplog
+):
+    """And so with the same losses, up to the order of a sum."""
+    run, towers = run_and_towers
     settings = {**SETTINGS, **towers}
-    finish(start(2, TOLD_TRAINING, run, tmp_path / "a", json.dumps(settings)))
     train_until_killed(run, tmp_path / "b", json.dumps(settings))
-    said = []
-    train(make_config(**settings), run, str(tmp_path / "b"), say=said.append)
-    assert "going on after step 4 of 10" in said and not any("order of samples" in line for line in said)
-    for alone, two in zip(_curve(tmp_path / "b"), _curve(tmp_path / "a"), strict=True):
+    caplog.clear()
+    train(make_config(**settings), run, str(tmp_path / "b"))
+    assert "resuming after step 4 of 10" in caplog.messages and not any(
+        "order of the samples" in line for line in caplog.messages
+    )
+    for alone, two in zip(read_metrics(tmp_path / "b"), read_metrics(uninterrupted), strict=True):
         assert alone["loss"] == pytest.approx(two["loss"], rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_number_of_processes_that_does_not_fit_goes_on_in_another_order_and_says_so(world, tmp_path):
-    run, towers = world
+def test_a_number_of_processes_that_does_not_divide_the_lanes_resumes_in_another_order_and_says_so(
+    run_and_towers, tmp_path
+):
+    run, towers = run_and_towers
     settings = json.dumps({**SETTINGS, **towers})
     train_until_killed(run, tmp_path / "a", settings)
-    said = finish(start(3, TOLD_TRAINING, run, tmp_path / "a", settings))
-    assert "3 processes in place of 2: from here on in another order of samples" in said
-    assert "going on after step 4 of 10" in said
-    assert [line["step"] for line in _curve(tmp_path / "a")] == list(range(1, 11))
+    output = finish(start(3, TRAINING_SCRIPT, run, tmp_path / "a", settings))
+    assert "3 processes instead of 2: the order of the samples changes from here on" in output
+    assert "resuming after step 4 of 10" in output
+    assert [line["step"] for line in read_metrics(tmp_path / "a")] == list(range(1, 11))
 
 
-def test_a_wrong_setting_ends_every_process_with_the_same_message(world, tmp_path):
-    run, towers = world
+def test_a_wrong_setting_ends_every_process_with_the_same_message(run_and_towers, tmp_path):
+    run, towers = run_and_towers
     settings = json.dumps({**SETTINGS, **towers, "batch": 25})
-    processes = start(2, TOLD_TRAINING, run, tmp_path / "a", settings, stderr=subprocess.PIPE)
-    for _, told in ended(processes):
-        assert "batch: 25 cannot be shared by 2 processes" in told
+    processes = start(2, TRAINING_SCRIPT, run, tmp_path / "a", settings, stderr=subprocess.PIPE)
+    for _, errors in wait_for(processes):
+        assert "batch: 25 cannot be shared by 2 processes" in errors
     assert [process.returncode for process in processes] == [1, 1]
 
 
 THREADS = """
 import pathlib
 from lotlip_data.training import distributed
-def gloo():
+def gloo_threads():
     return sum("gloo" in comm.read_text() for comm in pathlib.Path("/proc/self/task").glob("*/comm"))
-with distributed.world():
+with distributed.process_group():
     from transformers import AutoModel
-    print(gloo() > 0)
-print(gloo())
+    print(gloo_threads() > 0)
+print(gloo_threads())
 """
 
 
 def test_no_thread_of_the_group_outlives_it(tmp_path):
-    """One that does may abort a process that ends, though its training was done."""
-    assert [said for said, _ in ended(start(2, THREADS))] == ["True\n0\n"] * 2
+    """Such a thread can abort a process that is exiting, although its training has finished."""
+    assert [output for output, _ in wait_for(start(2, THREADS))] == ["True\n0\n"] * 2

@@ -1,4 +1,4 @@
-"""`embed` gives what the model gives, in the order of names and lines, and leaves out what cannot be read."""
+"""`embed` writes the features of the model, in the order of names and lines, and skips unreadable images."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,41 +18,42 @@ def model(tmp_path_factory):
     return load_model(make_config(**write_towers(tmp_path_factory.mktemp("towers")), context_length=96))
 
 
-def table(path):
-    read = pq.read_table(path)
-    return read.column(0).to_pylist(), np.stack(read.column("feature").to_numpy(zero_copy_only=False))
+def read_features(path):
+    """The first column and the features [N, D] of a file that `embed` wrote."""
+    table = pq.read_table(path)
+    return table.column(0).to_pylist(), np.stack(table.column("feature").to_numpy(zero_copy_only=False))
 
 
-def test_images_of_a_folder_in_the_order_of_their_names(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "BATCH", 3)
+def test_features_of_images_are_in_the_order_of_their_names(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "BATCH_SIZE", 3)
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     pictures = {f"{'more/' if seed > 4 else ''}{seed}.jpg": render(sample_scene(seed), 96) for seed in range(7)}
     for name, picture in pictures.items():
         picture.save(folder / name, quality=100)
-    (folder / "3.png").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("no picture either")
-    found = embed.embed_images(model, str(folder), str(tmp_path / "out.parquet"), print)
-    assert found.written == 7 and len(found.failed) == 1 and found.failed[0].startswith("3.png: ")
-    names, features = table(tmp_path / "out.parquet")
+    (folder / "3.png").write_bytes(b"not an image")
+    (folder / "notes.txt").write_text("not an image either")
+    embedding = embed.embed_images(model, str(folder), str(tmp_path / "out.parquet"))
+    assert embedding.written == 7 and len(embedding.failed) == 1 and embedding.failed[0].startswith("3.png: ")
+    names, features = read_features(tmp_path / "out.parquet")
     assert names == sorted(pictures)
     expected = model.embed_images([Image.open(folder / name) for name in names]).numpy()
     np.testing.assert_allclose(features, expected, atol=1e-6)
     with pytest.raises(UserError, match="exists already"):
-        embed.embed_images(model, str(folder), str(tmp_path / "out.parquet"), print)
-    with pytest.raises(UserError, match="no image there"):
-        embed.embed_images(model, str(tmp_path / "nowhere"), str(tmp_path / "b.parquet"), print)
+        embed.embed_images(model, str(folder), str(tmp_path / "out.parquet"))
+    with pytest.raises(UserError, match="has no images"):
+        embed.embed_images(model, str(tmp_path / "nowhere"), str(tmp_path / "b.parquet"))
 
 
-def test_texts_of_a_file_a_line_each(model, tmp_path):
+def test_features_of_texts_are_in_the_order_of_their_lines(model, tmp_path, caplog):
     lines = ["A red circle. A blue square.", "", "x " * 500, "Ünïcode."]
     (tmp_path / "texts.txt").write_text("\n".join(lines) + "\n")
-    said = []
-    found = embed.embed_texts(model, str(tmp_path / "texts.txt"), str(tmp_path / "out.parquet"), said.append)
-    texts, features = table(tmp_path / "out.parquet")
-    assert texts == lines and found.written == 4
-    assert said == ["1 of 4 texts are longer than 96 tokens, and are cut there"]
+    caplog.clear()
+    embedding = embed.embed_texts(model, str(tmp_path / "texts.txt"), str(tmp_path / "out.parquet"))
+    texts, features = read_features(tmp_path / "out.parquet")
+    assert texts == lines and embedding.written == 4
+    assert caplog.messages == ["1 of 4 texts are longer than 96 tokens and are truncated"]
     np.testing.assert_allclose(features, model.embed_texts(lines).numpy(), atol=1e-6)
     (tmp_path / "latin.txt").write_bytes(b"\xe4\n")
     with pytest.raises(UserError, match="not UTF-8"):
-        embed.embed_texts(model, str(tmp_path / "latin.txt"), str(tmp_path / "b.parquet"), print)
+        embed.embed_texts(model, str(tmp_path / "latin.txt"), str(tmp_path / "b.parquet"))

@@ -1,4 +1,4 @@
-"""The map of a text over an image is what each patch does for their similarity, and it lies on what the text names."""
+"""The saliency map of a text over an image is the effect of each patch on their similarity."""
 
 import copy
 
@@ -22,21 +22,21 @@ def model(tmp_path_factory):
 
 
 def similarity_without(vit, pixels, text, patch, share):
-    """The similarity in float64 when [CLS] looks at one patch by `share` less, in an attention of the test's own."""
+    """The similarity in float64 if [CLS] attends to one patch by `share` less, computed by another attention."""
 
     def attention(module, query, key, value, mask, scaling, **_):
         weights = (query @ key.transpose(2, 3) * scaling).softmax(dim=-1)
         weights = weights * (1 - share * F.one_hot(torch.tensor(1 + patch), weights.shape[-1]))
         return (weights @ value).transpose(1, 2), weights
 
-    AttentionInterface.register("looks-away", attention)
-    vit.set_attn_implementation("looks-away")
+    AttentionInterface.register("reduced-attention", attention)
+    vit.set_attn_implementation("reduced-attention")
     return (F.normalize(vit(pixel_values=pixels).last_hidden_state[0, 0], dim=-1) @ text).item()
 
 
-def test_a_patch_has_what_the_similarity_loses_without_it(model):
+def test_the_saliency_of_a_patch_is_the_loss_of_similarity_without_it(model):
     image = render(sample_scene(1), 96)
-    found = saliency(model, image, TEXT)
+    result = saliency(model, image, TEXT)
     vit, text = copy.deepcopy(model.towers.image.vit).double(), model.embed_texts([TEXT])[0].double()
     pixels = model.transform([image]).double()
     with torch.no_grad():
@@ -46,17 +46,17 @@ def test_a_patch_has_what_the_similarity_loses_without_it(model):
         ]
     expected = torch.tensor(losses).clamp(min=0).view(3, 3).float()
     assert expected.max() > 0
-    torch.testing.assert_close(found.patches, expected, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(result.patches, expected, rtol=1e-3, atol=1e-7)
 
 
-def test_it_tells_similarity_and_cut_and_leaves_the_model_as_it_was(model):
+def test_similarity_and_truncation_are_reported_and_the_model_is_unchanged(model):
     image = render(sample_scene(2), 96)
     before = {name: value.clone() for name, value in model.towers.state_dict().items()}
     attention = model.towers.image.vit.config._attn_implementation
     short, long = saliency(model, image, "A red circle."), saliency(model, image, TEXT * 3)
     expected = (model.embed_images([image]) @ model.embed_texts(["A red circle."]).T).item()
     assert short.similarity == pytest.approx(expected, abs=1e-5)
-    assert (short.cut, long.cut) == (False, True)
+    assert (short.truncated, long.truncated) == (False, True)
     assert model.towers.image.vit.config._attn_implementation == attention != "eager"
     assert all(torch.equal(before[name], value) for name, value in model.towers.state_dict().items())
     assert all(value.grad is None for value in model.towers.parameters())

@@ -1,53 +1,56 @@
-"""The dataset's shards as an endless, seeded sequence of samples, and the texts that each shows.
+"""The dataset as an endless, seeded sequence of samples, and the texts that each sample contributes to a step.
 
-What stands at a position of the sequence follows from the seed alone, so resuming at a step needs nothing but the
-step. Global batches are always full: one that reaches past the end of an epoch goes on in the next.
+The sample at a position of the sequence depends on the seed alone, so resuming needs only the number of the step.
+Global batches are always full: a batch that crosses the end of an epoch continues in the next epoch.
+
+Letters: T long texts per sample and step, S consecutive sub-captions per long text (paper, Sec. 4.2; S = 3).
 """
 
 import functools
-import io
-import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from lotlip_data.manifests import storage
-from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests import artifacts, dataset_index
+from lotlip_data.manifests.dataset_index import DatasetError, ShardFile
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.schema import SCHEMA_VERSION, SUB_SUFFIX
+from lotlip_data.manifests.schema import SUB_SUFFIX
 from lotlip_data.manifests.subcaptions import SplitMode
 from lotlip_data.training.data.tokenizer import join_sub_captions
 
 Content = TypeVar("Content")
 
-Place = tuple[int, int, int]
-"""Epoch, shard and row of a sample."""
+TextRow = dict[str, Any]
+"""A row of a Parquet twin: `key`, `raw` (str or None), and for each captioner `NAME_sub` (list[str] or None)."""
+
+VERIFY_REMEDY = "Run `lotlip-data verify` on the run."
+
+# Second number of each seed: an independent random stream per purpose (crops in pixel_reader.py are the fourth).
+_SHARD_STREAM, _ROW_STREAM, _TEXT_STREAM = 0, 1, 2
 
 
-class DataError(UserError):
-    """The dataset is missing, damaged, or lacks what is asked of it."""
+class SampleRef(NamedTuple):
+    """A sample in an epoch: the index of its shard, and its row in that shard."""
+
+    epoch: int
+    shard: int
+    row: int
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A tar with its Parquet twin; both hold `samples` samples in the same order."""
-
-    tar: str
-    parquet: str
-    sha256: str
-    samples: int
+class DataError(DatasetError):
+    """A file of the dataset is damaged, or the dataset lacks what the training needs."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What dataset.json says of a run's shards."""
+    """The shards of a run's training split, as dataset.json lists them."""
 
     url: str
-    shards: tuple[Shard, ...]
+    """The run, as a path or URL."""
+    shards: tuple[ShardFile, ...]
     captioners: tuple[str, ...]
     sub_captions: SplitMode
 
@@ -57,106 +60,101 @@ class Dataset:
 
 
 def open_dataset(run: str) -> Dataset:
-    """The dataset of the run at this path or URL. Raises DataError where there is none, or it is empty."""
-    where = Run.at(run)
-    try:
-        content = json.loads(storage.read_bytes(where.dataset))
-    except FileNotFoundError:
-        raise DataError(f"{where.dataset}: there is no dataset. Run `lotlip-data shard {run}` first.") from None
-    except ValueError as error:
-        raise DataError(f"{where.dataset}: not JSON ({error}). Run `lotlip-data shard {run}`.") from None
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(
-            f"{where.dataset}: of schema version {content.get('schema_version')}, this release reads {SCHEMA_VERSION}. "
-            f"Remove {where.shards} and run `lotlip-data shard {run}`."
-        )
-    shards = tuple(
-        Shard(
-            tar=storage.join(where.shards, record["tar"]["name"]),
-            parquet=storage.join(where.shards, record["parquet"]["name"]),
-            sha256=record["tar"]["sha256"],
-            samples=record["samples"],
-        )
-        for record in content["shards"]
-        if record["samples"]
-    )
+    """Open the training split of the dataset of the run at a path or URL.
+
+    Raises:
+        DatasetError: There is no dataset, its dataset.json is damaged, or the training split is empty.
+    """
+    layout = Run.at(run)
+    content = dataset_index.read_index(layout, dataset_index.SAMPLE_FIELDS)
+    shards = tuple(file for file in dataset_index.shard_files(layout, content) if file.split == "train")
     if not shards:
-        raise DataError(f"{where.dataset}: the dataset holds no sample, so there is nothing to train on")
-    return Dataset(where.url, shards, tuple(content["captioners"]), content["sub_captions"])
+        raise DataError(f"{layout.dataset}: the dataset has no samples to train on")
+    return Dataset(layout.url, shards, tuple(content["captioners"]), content["sub_captions"])
 
 
-class Order:
-    """The samples' endless order. In each epoch every sample stands once: shards in random order, and rows in each.
+def select_captioners(dataset: Dataset, names: Sequence[str]) -> tuple[str, ...]:
+    """The named captioners (paper, Table 9), or all if there are no names. Raises DataError for an unknown one."""
+    if missing := [name for name in names if name not in dataset.captioners]:
+        raise DataError(f"captioners: the dataset has no {', '.join(missing)}; it has {', '.join(dataset.captioners)}")
+    return tuple(names) or dataset.captioners
 
-    Which samples share a shard is random from the start (rows are mixed before they are downloaded), so nothing needs
-    a shuffle buffer, and one or two shards are open at a time. An epoch's order is cut into `lanes` of like length, and
-    each goes on by itself: processes that have lanes of their own read shards of their own.
+
+class SampleOrder:
+    """The endless order of the samples. Each epoch has every sample once: shards in random order, and their rows.
+
+    No shuffle buffer is needed: rows are shuffled before the download, so the samples of a shard are a random set.
+    One or two shards are open at a time. The order of an epoch is cut into `lanes` parts of similar length, and each
+    lane continues on its own in the next epoch. Processes have lanes of their own, so they read different shards.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, lanes: int = 1) -> None:
+        """`counts` are the samples of each shard."""
         self._counts = np.asarray(counts)
         self._seed = seed
         self.samples = int(self._counts.sum())
-        self._bounds = [self.samples * lane // lanes for lane in range(lanes + 1)]
+        self._lane_bounds = [self.samples * lane // lanes for lane in range(lanes + 1)]
 
-    def take(self, start: int, count: int, lane: int = 0) -> list[Place]:
-        """The lane's positions start … start + count − 1."""
-        found: list[Place] = []
-        least, most = self._bounds[lane : lane + 2]
+    def take(self, start: int, count: int, lane: int = 0) -> list[SampleRef]:
+        """The samples at the positions `start` … `start + count - 1` of a lane."""
+        samples: list[SampleRef] = []
+        lane_start, lane_end = self._lane_bounds[lane : lane + 2]
         while count:
-            epoch, offset = divmod(start, most - least)
-            offset += least
-            shards, ends = self._epoch(epoch)
-            at = int(np.searchsorted(ends, offset, side="right"))
-            shard = int(shards[at])
-            rows = self._rows(epoch, shard)
-            first = offset - (int(ends[at]) - len(rows))
-            chosen = rows[first : first + min(count, most - offset)].tolist()
-            found += [(epoch, shard, row) for row in chosen]
-            start, count = start + len(chosen), count - len(chosen)
-        return found
+            epoch, offset = divmod(start, lane_end - lane_start)
+            offset += lane_start
+            shards, ends = self._shard_order(epoch)
+            position = int(np.searchsorted(ends, offset, side="right"))
+            shard = int(shards[position])
+            rows = self._row_order(epoch, shard)
+            first = offset - (int(ends[position]) - len(rows))
+            taken = rows[first : first + min(count, lane_end - offset)].tolist()
+            samples += [SampleRef(epoch, shard, row) for row in taken]
+            start, count = start + len(taken), count - len(taken)
+        return samples
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - an Order lives as long as its training
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        shards = np.random.default_rng([self._seed, 0, epoch]).permutation(len(self._counts))
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - the order lives as long as its training
+    def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards of an epoch in their order, and the position in the epoch at which each of them ends."""
+        shards = np.random.default_rng([self._seed, _SHARD_STREAM, epoch]).permutation(len(self._counts))
         return shards, np.cumsum(self._counts[shards])
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019
-    def _rows(self, epoch: int, shard: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, 1, epoch, shard]).permutation(self._counts[shard])
+    @functools.lru_cache(maxsize=16)  # noqa: B019 - the order lives as long as its training
+    def _row_order(self, epoch: int, shard: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, _ROW_STREAM, epoch, shard]).permutation(self._counts[shard])
 
 
 @dataclass(frozen=True)
-class Texts:
-    """What one sample shows at one step."""
+class SampleTexts:
+    """The texts of one sample at one step: the raw text and T long texts."""
 
     raw: str
     long: list[str]
 
 
 class TextPicker:
-    """Picks T long texts of a sample, and S consecutive sub-captions of each, at random.
+    """Picks T long texts of a sample at random, and S consecutive sub-captions of each (paper, Fig. 2).
 
-    The captioners differ where the sample has as many; where it has fewer long texts than T some come twice, with
-    sub-captions of their own. A sample without any shows its raw text in their place.
+    The captioners of a sample's long texts differ while it has enough of them. A sample with fewer than T long texts
+    uses some twice, each time with other sub-captions. A sample without long texts uses its raw text instead.
     """
 
     def __init__(self, captioners: Sequence[str], long_texts: int, sub_captions: int, mode: SplitMode) -> None:
+        """`long_texts` is T, `sub_captions` is S, `mode` how the dataset's long texts were split."""
         self.captioners = list(captioners)
         self.long_texts = long_texts
         self.sub_captions = sub_captions
         self.mode = mode
 
-    def pick(self, sample: dict[str, Any], rng: np.random.Generator) -> Texts:
-        raw = sample["raw"] or ""
+    def pick(self, row: TextRow, rng: np.random.Generator) -> SampleTexts:
+        raw = row["raw"] or ""
         if not self.long_texts:
-            return Texts(raw, [])
-        there = [pieces for name in self.captioners if (pieces := sample[name + SUB_SUFFIX])]
-        if not there:
-            return Texts(raw, [raw] * self.long_texts)
-        rounds = -(-self.long_texts // len(there))
-        chosen = np.concatenate([rng.permutation(len(there)) for _ in range(rounds)])[: self.long_texts]
-        return Texts(raw, [self._window(there[index], rng) for index in chosen])
+            return SampleTexts(raw, [])
+        available = [pieces for name in self.captioners if (pieces := row[name + SUB_SUFFIX])]
+        if not available:
+            return SampleTexts(raw, [raw] * self.long_texts)
+        rounds = -(-self.long_texts // len(available))
+        picked = np.concatenate([rng.permutation(len(available)) for _ in range(rounds)])[: self.long_texts]
+        return SampleTexts(raw, [self._window(available[index], rng) for index in picked])
 
     def _window(self, pieces: list[str], rng: np.random.Generator) -> str:
         count = min(self.sub_captions, len(pieces))
@@ -165,82 +163,76 @@ class TextPicker:
 
 
 class TextReader:
-    """The texts of a shard's samples, from its Parquet twin; the last few shards stay in memory."""
+    """Reads the texts of a shard from its Parquet twin. The latest shards stay in memory."""
 
     def __init__(self, dataset: Dataset, captioners: Sequence[str], open_shards: int = 3) -> None:
         self._dataset = dataset
         self._columns = ["key", "raw", *(name + SUB_SUFFIX for name in captioners)]
-        self.shard = kept(self._read, open_shards)
-        """The texts of a shard by its index."""
+        self.shard = shard_cache(self._read, open_shards)
+        """The rows of a shard, by the index of the shard."""
 
-    def _read(self, index: int) -> list[dict[str, Any]]:
+    def _read(self, index: int) -> list[TextRow]:
         shard = self._dataset.shards[index]
-        try:
-            table = pq.read_table(io.BytesIO(storage.read_bytes(shard.parquet)), columns=self._columns)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{shard.parquet}: cannot be read ({error}). Run `lotlip-data verify` on the run."
-            ) from error
+        table = artifacts.read_parquet(shard.parquet_url, VERIFY_REMEDY, self._columns, DataError)
         if len(table) != shard.samples:
-            raise DataError(f"{shard.parquet}: {len(table)} samples, dataset.json says {shard.samples}")
-        rows: list[dict[str, Any]] = table.to_pylist()
+            raise DataError(
+                f"{shard.parquet_url}: has {len(table)} samples, but dataset.json lists {shard.samples}. "
+                f"{VERIFY_REMEDY}"
+            )
+        rows: list[TextRow] = table.to_pylist()
         return rows
 
 
-def kept(read: Callable[[int], Content], most: int) -> Callable[[int], Content]:
-    """`read`, which remembers the last few shards it was called for; several threads never read one twice."""
-    cached, turn = functools.lru_cache(most)(read), threading.Lock()
+def shard_cache(read: Callable[[int], Content], size: int) -> Callable[[int], Content]:
+    """`read` with its latest `size` results cached. Several threads never read one shard twice."""
+    cached, lock = functools.lru_cache(size)(read), threading.Lock()
 
     def get(index: int) -> Content:
-        with turn:
+        with lock:
             return cached(index)
 
     return get
 
 
-def captioners_of(dataset: Dataset, chosen: Sequence[str]) -> tuple[str, ...]:
-    """The chosen captioners, or all. Raises DataError where the dataset lacks one."""
-    if missing := [name for name in chosen if name not in dataset.captioners]:
-        raise DataError(f"captioners: the dataset has no {', '.join(missing)}; it has {', '.join(dataset.captioners)}")
-    return tuple(chosen) or dataset.captioners
-
-
 class Batches:
-    """Batch k as a pure function of k: which samples, and which texts of each.
+    """Batch k as a pure function of k: its samples, and the texts of each sample.
 
-    A global batch takes the next samples of every lane; `lanes` are those of `of` that this process has.
+    A global batch takes the next samples of every lane. `lanes` are the lanes of this process, out of `lane_count`.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         picker: TextPicker,
-        batch: int,
+        batch_size: int,
         seed: int,
         *,
         lanes: Sequence[int] = (0,),
-        of: int = 1,
+        lane_count: int = 1,
     ) -> None:
-        self._order = Order([shard.samples for shard in dataset.shards], seed, of)
-        self._reader = TextReader(dataset, picker.captioners if picker.long_texts else (), open_shards_of(lanes))
+        """`batch_size` is that of the global batch, a multiple of `lane_count`."""
+        self._order = SampleOrder([shard.samples for shard in dataset.shards], seed, lane_count)
+        self._reader = TextReader(dataset, picker.captioners if picker.long_texts else (), open_shard_count(lanes))
         self._picker = picker
         self._lanes = lanes
-        self._lane_batch = batch // of
+        self._samples_per_lane = batch_size // lane_count
         self._seed = seed
 
-    def places(self, step: int) -> list[Place]:
-        """The samples of this step's global batch that are this process's."""
-        start, count = step * self._lane_batch, self._lane_batch
-        return [place for lane in self._lanes for place in self._order.take(start, count, lane)]
+    def samples(self, step: int) -> list[SampleRef]:
+        """This process's samples of the step's global batch."""
+        start, count = step * self._samples_per_lane, self._samples_per_lane
+        return [sample for lane in self._lanes for sample in self._order.take(start, count, lane)]
 
-    def texts(self, places: Sequence[Place]) -> list[Texts]:
-        """What each of them shows."""
+    def texts(self, samples: Sequence[SampleRef]) -> list[SampleTexts]:
+        """The texts of each sample. They depend on the seed and the sample alone."""
         return [
-            self._picker.pick(self._reader.shard(shard)[row], np.random.default_rng([self._seed, 2, epoch, shard, row]))
-            for epoch, shard, row in places
+            self._picker.pick(
+                self._reader.shard(shard)[row], np.random.default_rng([self._seed, _TEXT_STREAM, epoch, shard, row])
+            )
+            for epoch, shard, row in samples
         ]
 
 
-def open_shards_of(lanes: Sequence[int]) -> int:
-    """How many shards a process keeps open: of each of its lanes the present one, and two that begin and end."""
+def open_shard_count(lanes: Sequence[int]) -> int:
+    """Number of shards that a process keeps open: the current one of each lane, one that ends and one that begins."""
     return len(lanes) + 2

@@ -1,6 +1,6 @@
-"""Pictures into pixels, as the image tower's pre-training had them; Pillow and numpy alone.
+"""Images to pixels as in the image tower's pre-training, with Pillow and numpy alone.
 
-timm's crop_pct (0.9 for the paper's towers) is not followed: the authors' code evaluates with the whole shorter side.
+timm's crop_pct (0.9 for the paper's towers) is ignored: the authors' code evaluates with the whole shorter side.
 """
 
 import json
@@ -16,12 +16,17 @@ from PIL import Image
 from torch import Tensor
 
 _INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_LOG_RATIO = math.log(4 / 3)  # sides of a random crop are 3:4 to 4:3
+_MAX_ASPECT_RATIO = 4 / 3
+"""A random crop has an aspect ratio from 3:4 to 4:3."""
+_CROP_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Shorter side to `size`, centre crop, and (x − mean) / std of values in [0, 1]; pixel for pixel as timm."""
+    """Resizes the shorter side to `size`, crops the center and normalizes, with exactly timm's pixels.
+
+    Normalization is (x − mean) / std of values in [0, 1]. The authors' code uses 0.5 for both, and bicubic resizing.
+    """
 
     size: int = 224
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -30,26 +35,26 @@ class ImageTransform:
 
     def __post_init__(self) -> None:
         if self.interpolation not in _INTERPOLATIONS:
-            raise ValueError(f"interpolation: no {self.interpolation!r}; one of {', '.join(_INTERPOLATIONS)}")
+            raise ValueError(f"interpolation: {self.interpolation!r} is not one of {', '.join(_INTERPOLATIONS)}")
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """float32 [N, 3, size, size]."""
-        return torch.stack([self.normalise(self.centre_crop(image)) for image in images])
+        """float32 [N, 3, size, size] of N images."""
+        return torch.stack([self.normalize(self.center_crop(image)) for image in images])
 
-    def normalise(self, image: Image.Image) -> Tensor:
-        """float32 [3, size, size] of an RGB image that has that size."""
+    def normalize(self, image: Image.Image) -> Tensor:
+        """float32 [3, size, size] of an RGB image of size × size pixels."""
         pixels = np.asarray(image).astype(np.float32) / 255
-        normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(normalised).permute(2, 0, 1).contiguous()
+        normalized = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return torch.from_numpy(normalized).permute(2, 0, 1).contiguous()
 
     def resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """The image at that size, with this transform's interpolation."""
+        """The image at `width` × `height` pixels, with this transform's interpolation."""
         return image.resize((width, height), _INTERPOLATIONS[self.interpolation])
 
-    def centre_crop(self, image: Image.Image) -> Image.Image:
-        """RGB, size × size: the middle of the image whose shorter side is `size`."""
+    def center_crop(self, image: Image.Image) -> Image.Image:
+        """The center of the image as RGB, size × size pixels, after its shorter side is resized to `size`."""
         image = image.convert("RGB")
         width, height = image.size
         if (width, height) == (self.size, self.size):
@@ -63,40 +68,55 @@ class ImageTransform:
 def random_crop(
     image: Image.Image, transform: ImageTransform, scale: tuple[float, float], rng: np.random.Generator
 ) -> Image.Image:
-    """A crop of random area (a share of the image's within `scale`) and side ratio, at random, resized to the square.
+    """A random crop of the image, resized to the square of the transform.
 
-    As torchvision's RandomResizedCrop draws it, which the authors' code uses with a scale of 0.9–1.0, and no flip.
+    It is drawn as torchvision's RandomResizedCrop draws it, which the authors' code uses with a scale of 0.9–1.0 and
+    without a flip.
+
+    Args:
+        image: An RGB image.
+        transform: Gives the size and the interpolation.
+        scale: Smallest and largest area of the crop, as a share of the image.
+        rng: Source of the position, area and aspect ratio.
     """
     width, height = image.size
-    for _ in range(10):
+    max_log_ratio = math.log(_MAX_ASPECT_RATIO)
+    for _ in range(_CROP_ATTEMPTS):
         area = width * height * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(-_LOG_RATIO, _LOG_RATIO))
-        wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < wide <= width and 0 < high <= height:
-            left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
+        ratio = math.exp(rng.uniform(-max_log_ratio, max_log_ratio))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left, top = int(rng.integers(width - crop_width + 1)), int(rng.integers(height - crop_height + 1))
             break
-    else:  # an image too long for such a crop: the largest in its middle whose sides' ratio is allowed
-        wide, high = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        left, top = (width - wide) // 2, (height - high) // 2
-    return transform.resize(image.crop((left, top, left + wide, top + high)), transform.size, transform.size)
+    else:  # the image is too elongated: take the largest central crop with an allowed aspect ratio
+        crop_width = min(width, round(height * _MAX_ASPECT_RATIO))
+        crop_height = min(height, round(width * _MAX_ASPECT_RATIO))
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    crop = image.crop((left, top, left + crop_width, top + crop_height))
+    return transform.resize(crop, transform.size, transform.size)
 
 
-def transform_of(tower: str, size: int) -> ImageTransform:
-    """The transform of an image tower (folder or hub id): mean, std and interpolation as it was pre-trained.
+def load_transform(tower: str, size: int) -> ImageTransform:
+    """The transform of an image tower's pre-training.
 
-    From transformers' preprocessor_config.json or the pretrained_cfg in timm's config.json; without, 0.5 and bicubic.
+    Mean, std and interpolation come from transformers' preprocessor_config.json or from the pretrained_cfg in timm's
+    config.json. A tower with neither gets 0.5, 0.5 and bicubic.
+
+    Args:
+        tower: A local folder or hub id.
+        size: Side of the images in pixels.
     """
-    if found := _json(tower, "config.json").get("pretrained_cfg"):
-        settings = {name: found[name] for name in ("mean", "std", "interpolation") if name in found}
+    if timm_config := _read_json(tower, "config.json").get("pretrained_cfg"):
+        settings = {name: timm_config[name] for name in ("mean", "std", "interpolation") if name in timm_config}
     else:
-        found = _json(tower, "preprocessor_config.json")
-        settings = {name: found[f"image_{name}"] for name in ("mean", "std") if f"image_{name}" in found}
-        settings |= {"interpolation": "bilinear"} if found.get("resample") == Image.Resampling.BILINEAR else {}
+        processor = _read_json(tower, "preprocessor_config.json")
+        settings = {name: processor[f"image_{name}"] for name in ("mean", "std") if f"image_{name}" in processor}
+        settings |= {"interpolation": "bilinear"} if processor.get("resample") == Image.Resampling.BILINEAR else {}
     return ImageTransform(size, **settings)
 
 
-def _json(tower: str, name: str) -> dict[str, Any]:
-    """A JSON file of a folder or hub id; empty where there is none."""
+def _read_json(tower: str, name: str) -> dict[str, Any]:
+    """A JSON file of a folder or hub id. Empty if there is no such file."""
     from transformers.utils.hub import cached_file
 
     try:

@@ -1,41 +1,30 @@
-"""What a step needs, made ahead of it: while one is computed, the next are read, decoded and tokenised.
+"""Prefetches batches: while a step computes, the next batches are read, decoded and tokenized.
 
-A step's batch is a pure function of the step (see `data.Batches`), so what was made ahead and is lost with a killed
-process is simply made again.
+The batch of a step is a pure function of the step (see `dataset.Batches`). Batches that were prefetched when a process
+was killed are simply computed again.
 """
 
-import collections
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from torch import Tensor
 
-AHEAD = 2
-"""Batches ready or in the making: while the images of one are decoded, the texts of the next are tokenised."""
+from lotlip_data.manifests.iteration import map_ordered
+
+PREFETCH_BATCHES = 2
+"""Batches that are ready or in progress: while the images of one are decoded, the texts of the next are tokenized."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's b samples of a step: `images` are features [b, D] of the locked tower, or pixels [b, 3, H, W];
-    `ids` the token ids of the b raw texts, then of T long ones of each sample in turn."""
+    """The b samples of this process in one step."""
 
     images: Tensor
+    """float32: features [b, D] of the locked image tower, or pixels [b, 3, height, width]."""
     ids: list[list[int]]
+    """Token ids of b + b·T texts: the raw texts, then the T long texts of each sample in turn."""
 
 
-def prefetch_batches(make: Callable[[int], Batch], first: int, end: int) -> Iterator[Batch]:
-    """The batches of the steps `first` … `end` - 1, in order. What goes wrong in the making is raised at its step."""
-    with ThreadPoolExecutor(AHEAD, "loader") as maker:
-        waiting: collections.deque[Future[Batch]] = collections.deque()
-        following = iter(range(first, end))
-        try:
-            for step in following:
-                waiting.append(maker.submit(make, step))
-                if len(waiting) == AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+def prefetch_batches(make_batch: Callable[[int], Batch], first: int, end: int) -> Iterator[Batch]:
+    """The batches of the steps `first` … `end - 1`, in order. An error of `make_batch` is raised at its own step."""
+    return map_ordered(make_batch, range(first, end), threads=PREFETCH_BATCHES, window=PREFETCH_BATCHES)

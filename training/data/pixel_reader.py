@@ -1,29 +1,39 @@
-"""Images of the dataset's tars at random access, cropped at random: for towers that learn, or see each image anew."""
+"""Reads images from the dataset's tars at random access, each with a random crop.
+
+For image towers that learn, and for locked towers that see each image with a new crop.
+"""
 
 import io
 import mmap
-import tarfile
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests.dataset_index import ShardFile
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
-from lotlip_data.training.data.dataset import DataError, Dataset, Place, Shard, kept
+from lotlip_data.manifests.tar_reader import TarIndex, open_seekable
+from lotlip_data.training.data.dataset import VERIFY_REMEDY, DataError, Dataset, SampleRef, shard_cache
 from lotlip_data.training.data.image_transforms import ImageTransform, random_crop
 
-COPY = 1 << 22  # bytes of a tar that are copied at once
+_CROP_STREAM = 3
+"""Second number of each seed, as in dataset.py."""
 
 
 class PixelReader:
-    """Pixels of samples, each from a random crop of its image that follows from seed and place alone."""
+    """The pixels of samples, from a random crop that depends on the seed and the sample alone.
+
+    Args:
+        dataset: The samples.
+        transform: Size, normalization and interpolation of the images.
+        seed: Seed of the crops.
+        crop: Smallest and largest area of a crop, as a share of the image.
+        open_shards: Number of tars that stay open.
+        threads: Number of threads that decode images.
+    """
 
     def __init__(
         self,
@@ -36,59 +46,45 @@ class PixelReader:
         threads: int,
     ) -> None:
         self._dataset, self._transform, self._seed, self._crop = dataset, transform, seed, crop
-        self._tar = kept(self._open, open_shards)
+        self._tar = shard_cache(self._open_tar, open_shards)
         self._pool = ThreadPoolExecutor(threads, "decoder")
 
-    def rows(self, places: Sequence[Place]) -> Tensor:
-        """float32 [N, 3, size, size] of these (epoch, shard, row). Raises DataError where one cannot be decoded."""
-        members = [self._tar(shard).member(row) for _, shard, row in places]
-        return torch.stack(list(self._pool.map(self._one, places, members)))
+    def load(self, samples: Sequence[SampleRef]) -> Tensor:
+        """float32 [N, 3, size, size] of N samples. Raises DataError if an image cannot be decoded."""
+        encoded = [self._tar(shard).read(row) for _, shard, row in samples]
+        return torch.stack(list(self._pool.map(self._decode, samples, encoded)))
 
-    def _open(self, index: int) -> "Tar":
-        return Tar(self._dataset.shards[index])
+    def _open_tar(self, index: int) -> "ImageTar":
+        return ImageTar(self._dataset.shards[index])
 
-    def _one(self, place: Place, member: bytes) -> Tensor:
-        epoch, shard, row = place
-        rng = np.random.default_rng([self._seed, 3, epoch, shard, row])
+    def _decode(self, sample: SampleRef, encoded: bytes) -> Tensor:
+        epoch, shard, row = sample
+        rng = np.random.default_rng([self._seed, _CROP_STREAM, epoch, shard, row])
         try:
-            image = Image.open(io.BytesIO(member)).convert("RGB")
+            image = Image.open(io.BytesIO(encoded)).convert("RGB")
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{self._dataset.shards[shard].tar}: image {row} cannot be decoded ({error}). "
-                "Run `lotlip-data verify` on the run."
+                f"{self._dataset.shards[shard].tar_url}: image {row} cannot be decoded ({error}). {VERIFY_REMEDY}"
             ) from error
-        return self._transform.normalise(random_crop(image, self._transform, self._crop, rng))
+        return self._transform.normalize(random_crop(image, self._transform, self._crop, rng))
 
 
-class Tar:
-    """A shard's tar, mapped into memory: where it is local as it lies, else as a copy that goes with this process."""
+class ImageTar:
+    """The images of a shard's tar, mapped into memory. A remote tar is copied to a temporary file first."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: ShardFile) -> None:
+        url, suffix = shard.tar_url, f".{IMAGE_EXTENSION}"
         try:
-            with _local(shard.tar) as file:
-                self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                with tarfile.open(fileobj=file, mode="r:") as tar:
-                    self._where = [(m.offset_data, m.size) for m in tar if m.name.endswith(f".{IMAGE_EXTENSION}")]
-        except (OSError, ValueError, tarfile.TarError) as error:
-            raise DataError(f"{shard.tar}: cannot be read ({error}). Run `lotlip-data verify` on the run.") from error
-        if len(self._where) != shard.samples:
-            raise DataError(
-                f"{shard.tar}: {len(self._where)} images, dataset.json says {shard.samples}. "
-                "Run `lotlip-data verify` on the run."
-            )
+            with open_seekable(url) as file:
+                self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # outlives the file
+                self._index = TarIndex(file, url, VERIFY_REMEDY, suffix, DataError)
+                images = len(self._index)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{url}: cannot be read ({error}). {VERIFY_REMEDY}") from error
+        if images != shard.samples:
+            raise DataError(f"{url}: has {images} images, but dataset.json lists {shard.samples}. {VERIFY_REMEDY}")
 
-    def member(self, row: int) -> bytes:
+    def read(self, row: int) -> bytes:
         """The encoded image of a row."""
-        start, size = self._where[row]
-        return self._content[start : start + size]
-
-
-def _local(url: str) -> IO[bytes]:
-    if storage.is_local(url):
-        return Path(storage.normalise(url)).open("rb")
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it, and with the map goes the last of it
-    with storage.open_read(url) as source:
-        while some := source.read(COPY):
-            copy.write(some)
-    copy.seek(0)
-    return cast(IO[bytes], copy)
+        offset, size = self._index.span(row)
+        return self._content[offset : offset + size]

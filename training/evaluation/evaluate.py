@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -15,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.evaluation import metrics as retrieval
 from lotlip_data.training.evaluation.models import Embedder
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 class RetrievalSet(Protocol):
@@ -59,7 +60,6 @@ def evaluate_zero_shot(
     classification_sets: Sequence[ClassificationSet] = (),
     about: Mapping[str, Any] | None = None,
     allow_partial: bool = False,
-    say: Say = print,
 ) -> dict[str, Any]:
     """Evaluate the model and commit the results as the JSON object `out`; returns them.
 
@@ -88,9 +88,9 @@ def evaluate_zero_shot(
                 f"{out} holds the evaluation of another model, of other sets or of other images: remove it, or name "
                 "another file"
             )
-        say(f"{out}: evaluated already; nothing to do")
+        logger.info(f"{out}: evaluated already; nothing to do")
         for name, found in _sets(held):
-            _tell(name, found, model, say)
+            _tell(name, found, model)
         return held
     parts = _Parts(f"{out}.parts", [model.identity, model.context_length, allow_partial])
     results: dict[str, Any] = {"retrieval": {}, "classification": {}, "settings": settings}
@@ -98,11 +98,11 @@ def evaluate_zero_shot(
     for pairs in retrieval_sets:
         compute = functools.partial(_retrieve, model, pairs, allow_partial)
         results["retrieval"][pairs.name] = found = parts.result(_describe(pairs), compute)
-        _tell(pairs.name, found, model, say)
+        _tell(pairs.name, found, model)
     for classes in classification_sets:
         compute = functools.partial(_classify, model, classes, allow_partial)
         results["classification"][classes.name] = found = parts.result(_describe(classes), compute)
-        _tell(classes.name, found, model, say)
+        _tell(classes.name, found, model)
     for _, found in _sets(results):
         results["seconds"] = round(results["seconds"] + found.pop("seconds"), 2)
     storage.create(out, (json.dumps(results, indent=1) + "\n").encode())
@@ -126,13 +126,13 @@ def _sets(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [*results["retrieval"].items(), *results["classification"].items()]
 
 
-def _tell(name: str, found: Mapping[str, Any], model: Embedder, say: Say) -> None:
+def _tell(name: str, found: Mapping[str, Any], model: Embedder) -> None:
     """A set's figures, and what was cut for them."""
     if "t2i" in found:
-        say(f"{name}: text to image R@1 {found['t2i']['R@1']:.1%}, image to text R@1 {found['i2t']['R@1']:.1%}")
+        logger.info(f"{name}: text to image R@1 {found['t2i']['R@1']:.1%}, image to text R@1 {found['i2t']['R@1']:.1%}")
     else:
-        say(f"{name}: top-1 {found['top1']:.1%} of {found['classes']} classes")
-    say(
+        logger.info(f"{name}: top-1 {found['top1']:.1%} of {found['classes']} classes")
+    logger.info(
         f"{name}: {found['cut']:.1%} of the texts are longer than {model.context_length} tokens; "
         f"{found['cut_tokens']:.1%} of all their tokens are cut"
     )
@@ -157,8 +157,7 @@ class _Parts:
             began = time.monotonic()
             found = compute()
             storage.create(url, json.dumps(found | {"seconds": time.monotonic() - began}).encode())
-        kept: dict[str, Any] = json.loads(storage.read_bytes(url))
-        return kept
+        return artifacts.read_json(url, "Remove it; the next run evaluates this set again.")
 
 
 def _retrieve(model: Embedder, pairs: RetrievalSet, allow_partial: bool) -> dict[str, Any]:

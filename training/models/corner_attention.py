@@ -1,39 +1,58 @@
-"""The corner tokens' attention mask (paper, Sec. 4.3).
+"""The attention mask of the corner tokens (paper, Sec. 4.3).
 
     A(q, k) = 0  if q ≠ k and (k is a corner, or both q and k are in corners ∪ {[CLS]}),
               1  otherwise
 
-so [CLS] and each corner see themselves and the text, the text sees the text and [CLS], and nobody but a corner itself
-sees a corner. [CLS] stands at place 0 of its text and the m corners at 1…m. Several texts may share a row: they do not
-see each other, and nobody sees padding.
+[CLS] and each corner see themselves and the text, the text sees the text and [CLS], and nothing but a corner itself
+sees a corner. [CLS] has position 0 in its text and the m corners have positions 1…m. Several texts may share a row:
+they do not see each other, and nothing sees padding.
+
+Shapes: R rows, L tokens per row.
 """
 
 import torch
 from torch import Tensor
 
 PADDING = -1
-"""The text of a token that belongs to none."""
+"""The text index of a token that belongs to no text."""
 
 
 def corner_mask(query: Tensor, key: Tensor, corner_tokens: int) -> Tensor:
-    """A(q, k) as bool, True where q may see k, of the places of both in their text; their shapes are broadcast."""
+    """A(q, k) as bool, True where q sees k.
+
+    Args:
+        query: Positions of the query tokens in their text. Broadcast with `key`.
+        key: Positions of the key tokens in their text.
+        corner_tokens: m.
+    """
     key_is_corner = (key >= 1) & (key <= corner_tokens)
-    both_summarise = (query <= corner_tokens) & (key <= corner_tokens)
-    return (query == key) | ~(key_is_corner | both_summarise)
+    both_summarize = (query <= corner_tokens) & (key <= corner_tokens)
+    return (query == key) | ~(key_is_corner | both_summarize)
 
 
 def attention_mask(
-    text: Tensor, place: Tensor, corner_tokens: int, *, eager: bool, dtype: torch.dtype = torch.float32
+    text: Tensor, position: Tensor, corner_tokens: int, *, eager: bool, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """The 4-D mask [R, 1, L, L] for an encoder of transformers.
 
-    `text` [R, L] says which text a token belongs to, or PADDING, and `place` [R, L] where in it. SDPA takes bool. Eager
-    attention *adds* its mask, so a bool or integer one gives silently wrong features there: it gets `dtype`, 0 where
-    seen and the lowest number where not.
+    Args:
+        text: [R, L] index of the text that a token belongs to, or PADDING.
+        position: [R, L] position of a token in its text.
+        corner_tokens: m.
+        eager: Whether the encoder uses eager attention, which *adds* its mask: a bool or integer mask silently gives
+            wrong features there. Off: SDPA, which takes a bool mask.
+        dtype: Type of the eager mask.
+
+    Returns:
+        For SDPA bool, True where the query sees the key. For eager attention `dtype`: 0 where it does, and the lowest
+        number elsewhere.
     """
-    together = (text[:, :, None] == text[:, None, :]) | (text[:, :, None] == PADDING)  # padding has to see something
-    seen = corner_mask(place[:, :, None], place[:, None, :], corner_tokens) & together & (text != PADDING)[:, None, :]
-    seen = seen[:, None]
+    # Padding queries see every text: a query that sees nothing has no softmax.
+    same_text = (text[:, :, None] == text[:, None, :]) | (text[:, :, None] == PADDING)
+    key_is_token = (text != PADDING)[:, None, :]
+    visible = corner_mask(position[:, :, None], position[:, None, :], corner_tokens) & same_text & key_is_token
+    visible = visible[:, None]
     if not eager:
-        return seen
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+        return visible
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill(~visible, torch.finfo(dtype).min)

@@ -1,11 +1,13 @@
-"""The trained model as a folder, and the three lines that use it:
+"""The trained model as a folder. Loading it takes two lines:
 
     from lotlip_data.training.models.lotlip import LoTLIP
     model = LoTLIP.load("RUN/train/lotlip/model")
     similarity = model.embed_images([picture]) @ model.embed_texts(["A long text. Of several sentences."]).T
 
-The folder holds config.json (both towers' configurations of transformers, the corner tokens, the text form, the
-preprocessing), model.safetensors and the tokenizer's files; nothing else is needed to load it.
+The folder has config.json (the configurations of both towers for transformers, the corner tokens, the text form, the
+preprocessing), model.safetensors and the tokenizer's files. Loading needs nothing else.
+
+Shapes: N images or texts, D width of a feature.
 """
 
 import contextlib
@@ -28,28 +30,29 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
+from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
 from lotlip_data.training.config import ConfigError, TrainConfig
-from lotlip_data.training.data.image_transforms import ImageTransform, transform_of
-from lotlip_data.training.data.tokenizer import Encoded, TextTokenizer, load_tokenizer
+from lotlip_data.training.data.image_transforms import ImageTransform, load_transform
+from lotlip_data.training.data.tokenizer import EncodedTexts, TextTokenizer, load_tokenizer
 from lotlip_data.training.models import towers
 from lotlip_data.training.models.pretrained import load_image_tower, load_text_encoder
 from lotlip_data.training.models.towers import TextSettings, TextTower, TwoTowers
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_OF_A_TRAINING = ("done.json", "metrics.jsonl")
-"""What lies in a training's folder, and in no model's."""
+_TRAINING_FILES = (TRAINING_DONE, "metrics.jsonl")
+"""Files that a training's folder has and a model's folder does not have."""
 
 
 class CheckpointError(UserError):
-    """A folder that holds no model of ours, or a damaged one."""
+    """The folder has no model of this project, or a damaged one."""
 
 
 @dataclass
 class LoTLIP:
-    """Two towers with what turns images and texts into their inputs.
+    """Two towers, and the tokenizer and image transform that make their inputs.
 
-    It computes where its towers are (`model.towers.to("cuda")`); features are given on the CPU.
+    It computes on the device of its towers (`model.towers.to("cuda")`) and returns features on the CPU.
     """
 
     towers: TwoTowers
@@ -58,24 +61,27 @@ class LoTLIP:
 
     @torch.no_grad()
     def embed_images(self, images: Iterable[Image.Image], batch: int = 64) -> Tensor:
-        """Unit float32 features [N, D]; the images are taken `batch` at a time, so they may come from a generator."""
+        """Image features, float32 [N, D] with unit rows. A generator works too: it is read `batch` images at a time."""
         self.towers.eval()
-        features = [self.towers.image(self.transform(some).to(self._device)).cpu() for some in batched(images, batch)]
+        features = [self.towers.image(self.transform(part).to(self._device)).cpu() for part in batched(images, batch)]
         return F.normalize(torch.cat(features), dim=-1) if features else torch.zeros(0, self.towers.image.dim)
 
     def embed_texts(self, texts: Sequence[str], batch: int = 64) -> Tensor:
-        """Unit float32 [CLS] features [N, D]. Text beyond the context length is cut; `tokenizer.encode` tells where."""
+        """[CLS] features of texts, float32 [N, D] with unit rows.
+
+        Texts are truncated at the context length; `tokenizer.encode` reports which ones.
+        """
         return self.embed_tokens(self.tokenizer.encode(texts), batch)
 
     @torch.no_grad()
-    def embed_tokens(self, encoded: Encoded, batch: int = 64) -> Tensor:
-        """As `embed_texts`, of what `tokenizer.encode` gave."""
+    def embed_tokens(self, encoded: EncodedTexts, batch: int = 64) -> Tensor:
+        """As `embed_texts`, for texts that `tokenizer.encode` has encoded."""
         self.towers.eval()
         features = torch.zeros(len(encoded.ids), self.towers.image.dim)
         by_length = sorted(range(len(encoded.ids)), key=lambda index: len(encoded.ids[index]))
-        for some in batched(by_length, batch):  # texts of like length together: little padding is computed
-            ids = self.tokenizer.pad([encoded.ids[index] for index in some]).to(self._device)
-            features[some] = self.towers.text(ids)[:, 0].cpu()
+        for indices in batched(by_length, batch):  # batches of texts of similar length need little padding
+            ids = self.tokenizer.pad([encoded.ids[index] for index in indices]).to(self._device)
+            features[indices] = self.towers.text(ids)[:, 0].cpu()
         return F.normalize(features, dim=-1)
 
     @property
@@ -83,7 +89,7 @@ class LoTLIP:
         return next(self.towers.parameters()).device
 
     def save(self, url: str) -> None:
-        """Write the folder (a local path or fsspec URL); config.json comes last."""
+        """Write the folder (a local path or fsspec URL). config.json is written last."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = pathlib.Path(scratch)
             self.tokenizer.tokenizer.save_pretrained(folder)
@@ -94,7 +100,7 @@ class LoTLIP:
         storage.replace(storage.join(url, CONFIG), json.dumps(self.config(), indent=1).encode())
 
     def config(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """The content of config.json."""
         return {
             "format": FORMAT,
             "context_length": self.tokenizer.context_length,
@@ -105,31 +111,28 @@ class LoTLIP:
 
     @classmethod
     def load(cls, url: str) -> "LoTLIP":
-        """The model of the folder `url` (a local path or fsspec URL), ready to embed. Raises CheckpointError."""
-        try:
-            config = json.loads(storage.read_bytes(storage.join(url, CONFIG)))
-        except (FileNotFoundError, NotADirectoryError):
-            refuse_training(url)
-            raise CheckpointError(
-                f"{url}: there is no {CONFIG}, so no trained model; name its `model` folder"
-            ) from None
-        except ValueError as error:
-            raise CheckpointError(f"{url}/{CONFIG}: is not JSON ({error})") from error
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            refuse_training(url)
-            raise CheckpointError(f"{url}: not a model of this tool, or of another release (format {FORMAT} is read)")
-        described = config["towers"]
-        settings = TextSettings(described["corner_tokens"], described["mask"])
-        model = towers.build(described["image"], described["text"], settings)
-        with _local(url) as folder:
+        """Load the model of a folder (a local path or fsspec URL), in evaluation mode.
+
+        Raises:
+            CheckpointError: The folder has no model, or a file of it is damaged.
+        """
+        config = _read_config(url)
+        description = config["towers"]
+        settings = TextSettings(description["corner_tokens"], description["mask"])
+        model = towers.build(description["image"], description["text"], settings)
+        with _local_copy(url) as folder:
             try:
                 tokenizer = load_tokenizer(folder)
-            except ValueError as error:  # many lines of transformers' own, about its hub
-                raise CheckpointError(f"{url}: has no tokenizer that can be read; its files belong there") from error
+            except ValueError as error:  # transformers' own message is long and about its hub
+                raise CheckpointError(
+                    f"{url}: cannot read the tokenizer; copy the tokenizer's files into this folder"
+                ) from error
             try:
                 model.load_state_dict(load_file(pathlib.Path(folder, WEIGHTS)))
             except (OSError, RuntimeError, SafetensorError) as error:
-                raise CheckpointError(f"{url}/{WEIGHTS}: cannot be read, or is of other towers ({error})") from error
+                raise CheckpointError(
+                    f"{url}/{WEIGHTS}: cannot read the weights, or they do not match {CONFIG} ({error})"
+                ) from error
         return cls(
             model.eval(),
             TextTokenizer(
@@ -143,23 +146,40 @@ class LoTLIP:
         )
 
 
-def refuse_training(url: str) -> None:
-    """Raises CheckpointError for the folder of a training, which is easily named in place of the model's in it."""
-    names, model = storage.list_names(url), storage.join(url, "model")
+def _read_config(url: str) -> dict[str, Any]:
+    try:
+        config = json.loads(storage.read_bytes(storage.join(url, CONFIG)))
+    except (FileNotFoundError, NotADirectoryError):
+        reject_training_folder(url)
+        raise CheckpointError(
+            f"{url}: has no {CONFIG}, so it is not a model; give the `model` folder of a training"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{url}/{CONFIG}: is not JSON ({error})") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        reject_training_folder(url)
+        raise CheckpointError(
+            f"{url}: not a model of this project, or from an incompatible release (this release reads format {FORMAT})"
+        )
+    return config
+
+
+def reject_training_folder(url: str) -> None:
+    """Raise CheckpointError if `url` is the folder of a training, which is easily confused with its model folder."""
+    names, model = storage.list_names(url), storage.join(url, TRAINED_MODEL)
     if WEIGHTS in names:
         return
     if storage.exists(storage.join(model, CONFIG)):
-        raise CheckpointError(f"{url}: there is no {CONFIG} of a model, but in its folder `model` is one; name {model}")
-    if set(_OF_A_TRAINING) & set(names):
+        raise CheckpointError(f"{url}: is not a model, but its subfolder `model` is one; give {model}")
+    if set(_TRAINING_FILES) & set(names):
         raise CheckpointError(
-            f"{url}: there is no {CONFIG} of a model; it is the folder of a training, whose model comes at its end: "
-            f"name {model} then"
+            f"{url}: is the folder of a training that has not finished; give {model} after the training finishes"
         )
 
 
 @contextlib.contextmanager
-def _local(url: str) -> Iterator[str]:
-    """The folder itself where it is local, else a copy for as long as it is needed."""
+def _local_copy(url: str) -> Iterator[str]:
+    """The folder itself if it is local, else a temporary copy."""
     if storage.is_local(url):
         yield storage.normalise(url)
         return
@@ -170,13 +190,22 @@ def _local(url: str) -> Iterator[str]:
 
 
 def load_model(config: TrainConfig) -> LoTLIP:
-    """The model of a configuration before its first step: corners and projection fresh, towers as it says."""
+    """The model of a configuration before its first step.
+
+    Corner tokens and projection have fresh weights; the towers are pre-trained or fresh, as the configuration says.
+
+    Raises:
+        UserError: A tower cannot be loaded.
+        ConfigError: The context length exceeds the text tower's positions.
+    """
     image_tower, text_tower = resolve(config.image_tower), resolve(config.text_tower)
     image = load_image_tower(image_tower, pretrained=config.pretrained_image, image_size=config.image_size)
     settings = TextSettings(config.corner_tokens, config.corner_mask)
     text = TextTower(load_text_encoder(text_tower, pretrained=config.pretrained_text), image.dim, settings)
     if config.context_length > text.max_length:
-        raise ConfigError(f"context_length: {config.text_tower} has {text.max_length} positions; use at most those")
+        raise ConfigError(
+            f"context_length: {config.text_tower} has {text.max_length} positions; use at most {text.max_length}"
+        )
     tokenizer = TextTokenizer(
         load_tokenizer(text_tower),
         vocab_size=text.vocab_size,
@@ -184,4 +213,4 @@ def load_model(config: TrainConfig) -> LoTLIP:
         corner_tokens=config.corner_tokens,
         form=config.text_form,
     )
-    return LoTLIP(TwoTowers(image, text), tokenizer, transform_of(image_tower, image.vit.config.image_size))
+    return LoTLIP(TwoTowers(image, text), tokenizer, load_transform(image_tower, image.vit.config.image_size))

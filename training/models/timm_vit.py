@@ -1,4 +1,4 @@
-"""timm's plain ViTs without timm: its config.json, and its tensors in transformers' names and back.
+"""Converts timm's plain ViTs to transformers' ViTModel and back, without timm: its config.json and its tensors.
 
     timm                           transformers' ViTModel
     cls_token, pos_embed           embeddings.cls_token, embeddings.position_embeddings
@@ -8,9 +8,10 @@
     blocks.N.norm1, .norm2         layers.N.layernorm_before, .layernorm_after
     blocks.N.mlp.fc1, .fc2         layers.N.mlp.fc1, .fc2
     norm                           layernorm
-    head                           left out: a classifier over the pre-training's classes
+    head                           dropped: a classifier over the pre-training's classes
 
-Both compute the same then: exact GELU, and the class token after the last norm (with epsilon 1e-6) as the feature.
+N is the number of a layer, D the width. Both compute the same feature: exact GELU, and the class token after the last
+norm (with epsilon 1e-6).
 """
 
 import re
@@ -24,15 +25,15 @@ from lotlip_data.manifests.errors import UserError
 
 HEAD = ("head.weight", "head.bias")
 
-_SIZES = {  # width, layers, heads of an architecture's name
+_SIZES = {  # size in the name of an architecture: (width, layers, heads)
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
-_ARGUMENTS = {"img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes"}
-_OUTER = {
+_MODEL_ARGUMENTS = {"img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes"}
+_OUTSIDE_LAYERS = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
@@ -40,7 +41,7 @@ _OUTER = {
     "norm.weight": "layernorm.weight",
     "norm.bias": "layernorm.bias",
 }
-_PARTS = {
+_INSIDE_LAYERS = {
     "norm1": ("layernorm_before",),
     "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
     "attn.proj": ("attention.o_proj",),
@@ -48,81 +49,97 @@ _PARTS = {
     "mlp.fc1": ("mlp.fc1",),
     "mlp.fc2": ("mlp.fc2",),
 }
-_FIRST = {theirs[0]: part for part, theirs in _PARTS.items()}
+_TIMM_PART = {parts[0]: timm_part for timm_part, parts in _INSIDE_LAYERS.items()}
+"""timm's name of a part of a layer, by the first of transformers' names."""
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is one of timm's."""
+    """Whether the content of a config.json is in timm's format."""
     return "architecture" in config and "model_type" not in config
 
 
 def vit_config(config: Mapping[str, Any], where: str) -> Any:
-    """The ViTConfig of a timm config.json. Raises UserError for an architecture that is not a plain ViT."""
+    """The ViTConfig of a timm config.json.
+
+    Args:
+        config: The content of config.json.
+        where: The name of the model, for messages.
+
+    Raises:
+        UserError: The architecture is not a plain ViT with a class token.
+    """
     from transformers import ViTConfig
 
     architecture, arguments = str(config["architecture"]), dict(config.get("model_args") or {})
-    found = re.fullmatch(r"vit_([a-z]+)_patch(\d+)_(\d+)", architecture)
-    if not found or found[1] not in _SIZES:
+    match = re.fullmatch(r"vit_([a-z]+)_patch(\d+)_(\d+)", architecture)
+    if not match or match[1] not in _SIZES:
         raise UserError(
-            f"{where}: timm's {architecture} is no plain ViT (vit_SIZE_patchP_IMAGE, SIZE one of {', '.join(_SIZES)}); "
-            "use one, or a ViT of transformers"
+            f"{where}: timm's {architecture} is not a plain ViT (vit_SIZE_patchP_IMAGE, SIZE one of "
+            f"{', '.join(_SIZES)}); use a plain ViT of timm, or a ViT of transformers"
         )
     if (pool := config.get("global_pool", "token")) != "token":
-        raise UserError(f"{where}: global_pool is {pool!r}; only 'token', the class token, is a feature here")
-    if unknown := sorted(arguments.keys() - _ARGUMENTS):
+        raise UserError(f"{where}: global_pool is {pool!r}; only 'token', the class token, is supported")
+    if unknown := sorted(arguments.keys() - _MODEL_ARGUMENTS):
         raise UserError(f"{where}: model_args sets {', '.join(unknown)}, which a plain ViT does not have")
-    width, layers, heads = _SIZES[found[1]]
+    width, layers, heads = _SIZES[match[1]]
     width = arguments.get("embed_dim", width)
     return ViTConfig(
         hidden_size=width,
         num_hidden_layers=arguments.get("depth", layers),
         num_attention_heads=arguments.get("num_heads", heads),
         intermediate_size=int(width * arguments.get("mlp_ratio", 4)),
-        patch_size=arguments.get("patch_size", int(found[2])),
-        image_size=arguments.get("img_size", int(found[3])),
+        patch_size=arguments.get("patch_size", int(match[2])),
+        image_size=arguments.get("img_size", int(match[3])),
         layer_norm_eps=1e-6,
     )
 
 
 def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's tensors under transformers' names, views of the same memory; the head is left out.
+    """timm's tensors under transformers' names, as views of the same memory, without the head.
 
-    Raises KeyError for a name that a plain ViT does not have.
+    Raises:
+        KeyError: A name is not that of a tensor in a plain ViT.
     """
     renamed = {}
     for name, tensor in weights.items():
         if name in HEAD:
             continue
-        if name in _OUTER:
-            renamed[_OUTER[name]] = tensor
+        if name in _OUTSIDE_LAYERS:
+            renamed[_OUTSIDE_LAYERS[name]] = tensor
             continue
-        found = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name)
-        if not found or found[2] not in _PARTS:
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name)
+        if not match or match[2] not in _INSIDE_LAYERS:
             raise KeyError(name)
-        theirs = _PARTS[found[2]]
-        if len(tensor) % len(theirs):
+        layer, timm_part, kind = match.groups()
+        parts = _INSIDE_LAYERS[timm_part]
+        if len(tensor) % len(parts):
             raise KeyError(name)
-        for part, piece in zip(theirs, tensor.chunk(len(theirs)), strict=True):
-            renamed[f"layers.{found[1]}.{part}.{found[3]}"] = piece
+        for part, values in zip(parts, tensor.chunk(len(parts)), strict=True):
+            renamed[f"layers.{layer}.{part}.{kind}"] = values
     return renamed
 
 
 def to_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_timm`, in timm's order. Raises KeyError for a name that a ViTModel does not have."""
-    outer = {theirs: name for name, theirs in _OUTER.items()}
-    renamed, taken = {}, set()
+    """The inverse of `from_timm`, in timm's order.
+
+    Raises:
+        KeyError: A name is not that of a tensor in a ViTModel, or a tensor is missing.
+    """
+    outside_layers = {ours: timm_name for timm_name, ours in _OUTSIDE_LAYERS.items()}
+    renamed, converted = {}, set()
     for name, tensor in weights.items():
-        if name in outer:
-            renamed[outer[name]] = tensor
-            taken.add(name)
+        if name in outside_layers:
+            renamed[outside_layers[name]] = tensor
+            converted.add(name)
             continue
-        found = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
-        if found and found[2] in _FIRST:
-            part = _FIRST[found[2]]
-            theirs = [f"layers.{found[1]}.{one}.{found[3]}" for one in _PARTS[part]]
-            pieces = [weights[one] for one in theirs]
-            renamed[f"blocks.{found[1]}.{part}.{found[3]}"] = torch.cat(pieces) if len(pieces) > 1 else tensor
-            taken.update(theirs)
-    if left := sorted(weights.keys() - taken):
-        raise KeyError(left[0])
+        match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
+        if match and match[2] in _TIMM_PART:
+            layer, part, kind = match.groups()
+            timm_part = _TIMM_PART[part]
+            names = [f"layers.{layer}.{part}.{kind}" for part in _INSIDE_LAYERS[timm_part]]
+            tensors = [weights[name] for name in names]
+            renamed[f"blocks.{layer}.{timm_part}.{kind}"] = torch.cat(tensors) if len(tensors) > 1 else tensor
+            converted.update(names)
+    if unknown := sorted(weights.keys() - converted):
+        raise KeyError(unknown[0])
     return renamed

@@ -1,4 +1,13 @@
-"""The two towers: any ViT and any BERT-like encoder of transformers."""
+"""The image tower and the text tower: any ViT and any BERT-like encoder of transformers.
+
+Shapes, also as suffixes of names:
+    N  images or texts
+    R  rows of tokens (one text per row, or several: see packing.py)
+    L  tokens per row
+    K  features per text: 1 + m, [CLS] and m corner tokens
+    E  hidden size of the text encoder
+    D  width of a feature: the hidden size of the image tower
+"""
 
 import inspect
 import math
@@ -11,26 +20,31 @@ from torch import Tensor, nn
 
 from lotlip_data.training.models.corner_attention import PADDING, attention_mask
 
-ROUNDING = 1e-4
-"""Of features in float32, relative to the largest: what sums in another order may differ by, and more."""
+PACKING_TOLERANCE = 1e-4
+"""Largest difference of float32 features, relative to the largest feature, that a sum in another order explains."""
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How the text tower is built on its encoder. `mask` off gives register tokens: no rule, only padding masked."""
+    """The corner tokens that the text tower adds to its encoder (paper, Sec. 4.3; m = 2).
+
+    `corner_tokens` is m. `mask` applies the paper's attention mask; off, the tokens are register tokens (paper,
+    Table 7): only padding is masked.
+    """
 
     corner_tokens: int = 2
     mask: bool = True
 
     def __post_init__(self) -> None:
         if self.corner_tokens < 0:
-            raise ValueError(f"corner_tokens: {self.corner_tokens} is negative; use 0 to go without")
+            raise ValueError(f"corner_tokens: {self.corner_tokens} is negative; use 0 for no corner tokens")
 
 
 class TextTower(nn.Module):
-    """Encoder, pooler (dense + tanh) and a bias-free projection, shared by [CLS] and the corner tokens.
+    """Encoder, pooler (dense + tanh) and projection without bias.
 
-    The corner tokens are `corner_tokens` extra rows of the encoder's word embeddings, each drawn from N(0, 0.02).
+    [CLS] and the corner tokens share pooler and projection (authors' code). The corner tokens are m extra rows of the
+    encoder's word embeddings, each drawn from N(0, 0.02) on its own.
     """
 
     def __init__(self, encoder: Any, dim: int, settings: TextSettings = TextSettings()) -> None:
@@ -42,15 +56,16 @@ class TextTower(nn.Module):
         self.encoder = encoder
         self.pad_id = int(config.pad_token_id)
         self.vocab_size = int(config.vocab_size)
-        self.max_length = _positions(encoder)
-        padding = encoder.embeddings.position_embeddings.padding_idx
-        self._first_position = 0 if padding is None else padding + 1  # RoBERTa's table keeps rows for padding
+        # RoBERTa's table has rows for padding, up to and including the padding token's id. Texts cannot use them.
+        positions = encoder.embeddings.position_embeddings
+        self._first_position = 0 if positions.padding_idx is None else positions.padding_idx + 1
+        self.max_length = int(positions.num_embeddings - self._first_position)
         self.proj = nn.Linear(config.hidden_size, dim, bias=False)
         nn.init.normal_(self.proj.weight, std=1 / math.sqrt(config.hidden_size))
         if settings.corner_tokens:
-            self._add_corners(settings.corner_tokens)
+            self._add_corner_embeddings(settings.corner_tokens)
 
-    def _add_corners(self, count: int) -> None:
+    def _add_corner_embeddings(self, count: int) -> None:
         old = self.encoder.get_input_embeddings()
         new = nn.Embedding(old.num_embeddings + count, old.embedding_dim, padding_idx=old.padding_idx)
         new.to(old.weight.device, old.weight.dtype)
@@ -62,68 +77,76 @@ class TextTower(nn.Module):
     def forward(
         self,
         ids: Tensor,
-        words: Tensor | None = None,
+        embeddings: Tensor | None = None,
         text: Tensor | None = None,
-        place: Tensor | None = None,
-        heads: Tensor | None = None,
+        position: Tensor | None = None,
+        cls_index: Tensor | None = None,
     ) -> Tensor:
-        """Features [N, m + 1, D], not normalised, row 0 the [CLS] feature, of token ids [R, L].
+        """Features of texts. Without the last three arguments each row is one text; with them a row may hold several.
 
-        `words` [R, L, H] are the ids' word embeddings, where they have been looked up already. Without the other three
-        each row is one text. With them a row may hold several: `text` and `place` [R, L] as `attention_mask` takes
-        them, `heads` [N] where in all R × L tokens each text begins, in the order of the features.
+        Args:
+            ids: [R, L] token ids.
+            embeddings: [R, L, E] word embeddings of the ids, if they have been looked up already.
+            text: [R, L] index of the text that a token belongs to, or PADDING.
+            position: [R, L] position of a token in its text.
+            cls_index: [N] index of each text's [CLS] in the R·L tokens, in the order of the features.
+
+        Returns:
+            [N, K, D] features, not normalized; feature 0 of a text is its [CLS] feature.
         """
         corners = self.settings.corner_tokens
-        given = {"input_ids": ids} if words is None else {"inputs_embeds": words}
-        if text is None or place is None or heads is None:
+        inputs = {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings}
+        if text is None or position is None or cls_index is None:
             text = torch.where(ids == self.pad_id, PADDING, 0)
-            place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            heads = torch.arange(len(ids), device=ids.device) * ids.shape[1]
+            position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            cls_index = torch.arange(len(ids), device=ids.device) * ids.shape[1]
         else:
-            given["position_ids"] = place + self._first_position
+            inputs["position_ids"] = position + self._first_position
         mask = attention_mask(
             text,
-            place,
+            position,
             corners if self.settings.mask else 0,
             eager=self.encoder.config._attn_implementation == "eager",
             dtype=self.proj.weight.dtype,
         )
-        hidden = self.encoder(**given, attention_mask=mask).last_hidden_state
-        kept = hidden.flatten(0, 1)[heads[:, None] + torch.arange(corners + 1, device=ids.device)]
-        # A pooler reads its input's first token: give it one token at a time.
-        pooled = self._pool(kept.flatten(0, 1)[:, None])
-        features: Tensor = self.proj(pooled).view(len(heads), corners + 1, -1)
-        return features
-
-    @cached_property
-    def shares_rows(self) -> bool:
-        """Whether texts keep their features beside others in a row: tried once, on two short texts.
-
-        An encoder that looks at neighbouring tokens other than by attention, as MobileBERT does, would mix them.
-        """
-        lengths = tuple(min(self.settings.corner_tokens + some, self.max_length) for some in (6, 4))
-        usable = [token for token in range(min(self.vocab_size, 64)) if token != self.pad_id]
-        ids = torch.tensor([usable[n % len(usable)] for n in range(sum(lengths))], device=self.proj.weight.device)
-        text = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)]).to(ids.device)
-        place = torch.cat([torch.arange(length) for length in lengths]).to(ids.device)
-        heads = torch.tensor([0, lengths[0]], device=ids.device)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
-            alone = torch.cat([self.forward(one[None]) for one in ids.split(lengths)])
-            together = self.forward(ids[None], None, text[None], place[None], heads)
-        for module, training in modes:
-            module.training = training
-        return bool((alone - together).abs().max() <= ROUNDING * alone.abs().max())
+        hidden_RLE = self.encoder(**inputs, attention_mask=mask).last_hidden_state
+        summary_NKE = hidden_RLE.flatten(0, 1)[cls_index[:, None] + torch.arange(corners + 1, device=ids.device)]
+        # The pooler reads the first token of its input, so it gets one token at a time.
+        pooled = self._pool(summary_NKE.flatten(0, 1)[:, None])
+        features_NKD: Tensor = self.proj(pooled).view(len(cls_index), corners + 1, -1)
+        return features_NKD
 
     def _pool(self, hidden: Tensor) -> Tensor:
         pooled: Tensor = self.encoder.pooler(hidden)
         activation = getattr(self.encoder, "pooler_activation", None)  # ALBERT's pooler is the dense layer alone
         return pooled if activation is None else activation(pooled)
 
+    @cached_property
+    def supports_packing(self) -> bool:
+        """Whether a text has the same features alone and beside another text in its row.
+
+        It is tried once, on two short texts. An encoder that mixes neighboring tokens outside the attention, as
+        MobileBERT does, would mix the texts.
+        """
+        device = self.proj.weight.device
+        lengths = tuple(min(self.settings.corner_tokens + length, self.max_length) for length in (6, 4))
+        usable = [token for token in range(min(self.vocab_size, 64)) if token != self.pad_id]
+        ids = torch.tensor([usable[index % len(usable)] for index in range(sum(lengths))], device=device)
+        text = torch.cat([torch.full((length,), index) for index, length in enumerate(lengths)]).to(device)
+        position = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        cls_index = torch.tensor([0, lengths[0]], device=device)
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            alone = torch.cat([self.forward(text_ids[None]) for text_ids in ids.split(lengths)])
+            packed = self.forward(ids[None], None, text[None], position[None], cls_index)
+        for module, training in modes:
+            module.training = training
+        return bool((alone - packed).abs().max() <= PACKING_TOLERANCE * alone.abs().max())
+
 
 class ImageTower(nn.Module):
-    """A ViT whose feature is its class token after the final norm, without a projection (as the authors' code)."""
+    """A ViT. Its feature is the class token after the final norm, without a projection (authors' code)."""
 
     def __init__(self, vit: Any) -> None:
         super().__init__()
@@ -131,36 +154,37 @@ class ImageTower(nn.Module):
         self.dim: int = self.vit.config.hidden_size
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features [N, D], not normalised, of pixels [N, 3, H, W]."""
+        """Features [N, D], not normalized, of pixels [N, 3, height, width]."""
         features: Tensor = self.vit(pixel_values=pixels).last_hidden_state[:, 0]
         return features
 
 
 class TwoTowers(nn.Module):
-    """Image and text tower with the one learnable temperature."""
+    """The image tower, the text tower and the one learnable temperature τ (paper, Eq. 1–3)."""
 
     MAX_SCALE = 100.0
+    INITIAL_SCALE = 1 / 0.07
 
     def __init__(self, image: ImageTower, text: TextTower) -> None:
         super().__init__()
         self.image = image
         self.text = text
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.INITIAL_SCALE)))
         self._locked: list[nn.Module] = []
 
     @property
     def scale(self) -> Tensor:
-        """The factor 1/τ on cosine similarities."""
+        """The factor 1/τ on cosine similarities, a scalar."""
         return self.log_scale.exp()
 
     def lock(self, *, image: bool, text: bool) -> None:
-        """Keep a tower as it is: no gradients, no dropout. Of a locked text tower the projection still learns."""
+        """Freeze towers: no gradients and no dropout. The projection of a locked text tower still learns."""
         self.image.requires_grad_(not image)
         self.text.encoder.requires_grad_(not text)
         self._locked = [tower for tower, locked in ((self.image, image), (self.text.encoder, text)) if locked]
 
     def train(self, mode: bool = True) -> "TwoTowers":
-        """As of any module, but locked towers stay in evaluation mode."""
+        """As `nn.Module.train`, but locked towers stay in evaluation mode."""
         super().train(mode)
         for tower in self._locked:
             tower.eval()
@@ -168,41 +192,12 @@ class TwoTowers(nn.Module):
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Keep the scale in [1, 100], as the authors' code does after each step."""
+        """Clamp the scale to [1, 100], as the authors' code does after each step."""
         self.log_scale.clamp_(0.0, math.log(self.MAX_SCALE))
 
 
-def make_vit(config: Any) -> Any:
-    """The ViT of this configuration of transformers, with fresh weights and no pooler."""
-    from transformers import AutoModel
-
-    return AutoModel.from_config(config, **without_pooler(config))
-
-
-def make_encoder(config: Any) -> Any:
-    """The BERT-like encoder of this configuration of transformers, with fresh weights."""
-    from transformers import AutoModel
-
-    return AutoModel.from_config(config, attn_implementation="sdpa")
-
-
-def without_pooler(config: Any) -> dict[str, bool]:
-    """What tells a ViT to have no pooler, where it could have one."""
-    from transformers import MODEL_MAPPING
-
-    model: Any = MODEL_MAPPING.get(type(config), None)
-    takes = model is not None and "add_pooling_layer" in inspect.signature(model).parameters
-    return {"add_pooling_layer": False} if takes else {}
-
-
-def _positions(encoder: Any) -> int:
-    """How long a text may be: RoBERTa's table keeps rows for padding, up to and with the padding token's id."""
-    table = encoder.embeddings.position_embeddings
-    return int(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
-
-
 def build(image_config: dict[str, Any], text_config: dict[str, Any], settings: TextSettings) -> TwoTowers:
-    """Towers of these configurations of transformers (`config.to_dict()`), with fresh weights."""
+    """Towers with fresh weights from two configurations of transformers, given as `config.to_dict()`."""
     from transformers import AutoConfig
 
     image = ImageTower(make_vit(AutoConfig.for_model(**image_config)))
@@ -211,9 +206,32 @@ def build(image_config: dict[str, Any], text_config: dict[str, Any], settings: T
 
 
 def describe(towers: TwoTowers) -> dict[str, Any]:
-    """What `build` needs to make these towers again."""
+    """The inverse of `build`: both configurations and the text settings, as JSON holds them."""
     return {
         "image": towers.image.vit.config.to_dict(),
         "text": towers.text.encoder.config.to_dict(),
         **asdict(towers.text.settings),
     }
+
+
+def make_vit(config: Any) -> Any:
+    """The ViT of a configuration of transformers, with fresh weights and without a pooler."""
+    from transformers import AutoModel
+
+    return AutoModel.from_config(config, **without_pooler(config))
+
+
+def make_encoder(config: Any) -> Any:
+    """The BERT-like encoder of a configuration of transformers, with fresh weights."""
+    from transformers import AutoModel
+
+    return AutoModel.from_config(config, attn_implementation="sdpa")
+
+
+def without_pooler(config: Any) -> dict[str, bool]:
+    """The arguments that build a ViT without a pooler. Empty for a ViT class that has no such argument."""
+    from transformers import MODEL_MAPPING
+
+    model: Any = MODEL_MAPPING.get(type(config), None)
+    has_argument = model is not None and "add_pooling_layer" in inspect.signature(model).parameters
+    return {"add_pooling_layer": False} if has_argument else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.captioners.convert import tiny_sharegpt4v
 
-COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "convert", "sharegpt4v"]
+COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli", "convert", "sharegpt4v"]
 
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:

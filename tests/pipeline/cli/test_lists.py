@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.pipeline import run_fixture as fake_run
 
-COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli.main"]
+COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli"]
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:

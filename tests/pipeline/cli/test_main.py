@@ -19,7 +19,7 @@ from lotlip_data.pipeline.cli.common import load_validated_manifest
 from lotlip_data.pipeline.cli.main import app
 from tests.pipeline import run_fixture as fake_run
 
-COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli.main"]
+COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli"]
 COMMANDS = (
     "download",
     "recaption",
@@ -63,7 +63,7 @@ def test_help_names_every_command_within_a_second_of_the_processor() -> None:
 
 @pytest.mark.parametrize("module", ["torch", "ray", "vllm", "transformers", "pyarrow", "pandas", "img2dataset"])
 def test_the_command_line_imports_nothing_heavy(module: str) -> None:
-    code = f"import lotlip_data.pipeline.cli.main, sys; sys.exit({module!r} in sys.modules)"
+    code = f"import lotlip_data.pipeline.cli, sys; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.training.run_fixture import write_run, write_towers
 
-COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "train"]
+COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli", "train"]
 SETTINGS = {"batch": 16, "epochs": 4000, "warm_up": 2, "context_length": 96, "checkpoint_every": 12}
 
 
@@ -53,12 +53,12 @@ def test_the_last_line_of_a_stopped_training_says_from_which_step_it_goes_on(wor
         said, _ = stopped.communicate()
     assert stopped.returncode == code
     last = said.splitlines()[-1]
-    found = re.fullmatch(r"by-\d+: stopped; the same command goes on after step (\d+) of 12500", last)
+    found = re.fullmatch(r"by-\d+: stopped; run the same command to resume after step (\d+) of 12500", last)
     assert found, said
     assert int(found[1]) == json.loads(metrics.read_text().splitlines()[-1])["step"]  # the last one that was done
     with started(run, "--method", "lit", "--name", name, *given) as again:
-        on = next(line for line in again.stdout if re.search("going on|starting again", line))
-    assert f"going on after step {found[1]} of 12500" in on
+        on = next(line for line in again.stdout if re.search("resuming|starting again", line))
+    assert f"resuming after step {found[1]} of 12500" in on
 
 
 def test_without_resume_a_training_that_is_there_is_left_and_what_can_be_done_is_said(world):
@@ -68,4 +68,4 @@ def test_without_resume_a_training_that_is_there_is_left_and_what_can_be_done_is
     with started(run, "--method", "lit", "--name", "there", "--no-resume", *given) as asked:
         said, _ = asked.communicate()
     assert asked.returncode == 2
-    assert "train/there: there is a training already. Give this one another name, or remove that folder" in said
+    assert "train/there: already contains a training. Give this training another name, or delete that folder" in said

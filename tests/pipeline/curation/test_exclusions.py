@@ -171,14 +171,14 @@ def test_an_evaluation_set_that_changes_is_read_again(tmp_path: Path) -> None:
     run = Run.at(str(tmp_path / "run"))
     (folder := tmp_path / "set").mkdir()
     (folder / "a.jpg").write_bytes(stored(noise(0)))
-    first = decontamination.evaluation_images(run, [str(folder)], print)
-    assert decontamination.evaluation_images(run, [str(folder)], print).id == first.id
+    first = decontamination.evaluation_images(run, [str(folder)])
+    assert decontamination.evaluation_images(run, [str(folder)]).id == first.id
     (folder / "b.jpg").write_bytes(stored(noise(1)))
-    second = decontamination.evaluation_images(run, [str(folder)], print)
+    second = decontamination.evaluation_images(run, [str(folder)])
     assert (second.id != first.id, len(second.names)) == (True, 2)
     for given in ("nothing-here", "set.tar", "none.txt"):
         with pytest.raises(EvaluationSetError, match=given):
-            decontamination.evaluation_images(run, [str(tmp_path / given)], print)
+            decontamination.evaluation_images(run, [str(tmp_path / given)])
 
 
 def test_a_shard_that_cannot_be_surveyed_is_named_and_nothing_is_published(tmp_path: Path, ray_cluster: None) -> None:
@@ -253,7 +253,7 @@ def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ManifestError, match=says):
             parse(text + wrong, "m.yaml")
-    with pytest.raises(UserError, match=r"`clean\.drop_flags`: no flag is called repetiton; there are truncated"):
+    with pytest.raises(UserError, match=r"`clean\.drop_flags`: there is no flag repetiton; the flags are truncated"):
         Filters.of(parse(text + "{drop_flags: [repetiton]}", "m.yaml"))
     (tmp_path / "m.yaml").write_text(text + "{evaluation_sets: [coco, s3://bucket/iiw.tar]}")
     assert load(str(tmp_path / "m.yaml")).clean.evaluation_sets == (f"{tmp_path}/coco", "s3://bucket/iiw.tar")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lotlip_data.pipeline.curation import near_duplicates
-from lotlip_data.pipeline.curation.near_duplicates import Rows
-from lotlip_data.pipeline.curation.perceptual_hash import is_within_distance
+from lotlip_data.pipeline.curation.near_duplicates import SpilledRows
+from lotlip_data.pipeline.curation.perceptual_hash import find_near
 
 
 def crowd(seed: int, count: int) -> np.ndarray:
@@ -24,10 +24,10 @@ def crowd(seed: int, count: int) -> np.ndarray:
 
 
 def found(hashes: np.ndarray, positions: np.ndarray, distance: int, folder: pathlib.Path) -> dict[int, int]:
-    rows = Rows(folder / "rows", len(hashes), "hash", "position")
+    rows = SpilledRows(folder / "rows", len(hashes), "hash", "position")
     order = np.random.default_rng(1).permutation(len(hashes))
     for part in np.array_split(order, 3):
-        rows.add(near_duplicates.mixed(hashes[part]), hashes[part], positions[part])
+        rows.add(near_duplicates.spread(hashes[part]), hashes[part], positions[part])
     pairs = [
         zip(late.tolist(), of.tolist(), strict=True)
         for late, of in near_duplicates.near_duplicates(rows, distance, folder)
@@ -47,7 +47,7 @@ def brute(hashes: np.ndarray, positions: np.ndarray, distance: int) -> dict[int,
 def test_near_hashes_are_those_that_every_pair_shows(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, distance: int
 ) -> None:
-    monkeypatch.setattr(near_duplicates, "ROWS_A_BUCKET", 100)
+    monkeypatch.setattr(near_duplicates, "ROWS_PER_BUCKET", 100)
     hashes = crowd(distance, 1500)
     positions = np.random.default_rng(2).permutation(1500).astype(np.uint64) << np.uint64(30)
     expected = brute(hashes, positions, distance)
@@ -81,11 +81,11 @@ def test_many_blank_images_are_not_compared_with_one_another(tmp_path: pathlib.P
 
 @pytest.mark.parametrize("bucket", [50, 10_000])
 def test_equal_digests(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bucket: int) -> None:
-    monkeypatch.setattr(near_duplicates, "ROWS_A_BUCKET", bucket)
+    monkeypatch.setattr(near_duplicates, "ROWS_PER_BUCKET", bucket)
     rng = np.random.default_rng(0)
     upper, lower = rng.integers(0, 2**64, 40, dtype=np.uint64)[rng.integers(0, 40, 1000)], rng.integers(0, 3, 1000)
     positions = rng.permutation(1000).astype(np.uint64)
-    rows = Rows(tmp_path / "rows", 1000, "lower", "position")
+    rows = SpilledRows(tmp_path / "rows", 1000, "lower", "position")
     rows.add(upper, lower.astype(np.uint64), positions)
     got = {int(a): int(b) for late, of in near_duplicates.exact_duplicates(rows) for a, b in zip(late, of, strict=True)}
     earliest: dict[tuple[int, int], int] = {}
@@ -98,5 +98,5 @@ def test_equal_digests(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_within_names_the_nearest() -> None:
     others = np.array([0b1111, 0b0001, 0b0111], np.uint64)
-    assert list(is_within_distance(np.array([0b0011, 0, 2**40 - 1], np.uint64), others, 1)) == [(0, 1), (1, 1)]
-    assert list(is_within_distance(np.array([1], np.uint64), np.array([], np.uint64), 8)) == []
+    assert list(find_near(np.array([0b0011, 0, 2**40 - 1], np.uint64), others, 1)) == [(0, 1), (1, 1)]
+    assert list(find_near(np.array([1], np.uint64), np.array([], np.uint64), 8)) == []

@@ -20,6 +20,8 @@ from lotlip_data.synthetic.scenes import sample_scene
 from tests.pipeline import run_fixture as fake_run
 from tests.support.paths import ROOT
 
+FORMAT_PAGE = ROOT / "docs" / "reference" / "dataset-format.md"
+
 
 @pytest.fixture(scope="module")
 def whole(
@@ -117,7 +119,7 @@ def test_a_licence_that_is_told_later_changes_the_card_and_the_metadata(
     try:
         assert publish(run, told(manifest, None, None), recipe, records)
         text = Path(run.shards, "README.md").read_text()
-        assert "license: unknown" in text and "| web | not told | not told |" in text and verify(run) == []
+        assert "license: unknown" in text and "| web | not stated | not stated |" in text and verify(run) == []
         found = mlcroissant.Dataset(jsonld=f"{run.shards}/croissant.json")
         assert found.metadata.ctx.issues.errors == set() and not found.metadata.license
     finally:
@@ -144,8 +146,8 @@ def test_the_pattern_for_webdataset_names_exactly_the_tars(names: list[str], pat
     assert sorted(name for part in pattern.split("::") for name in braceexpand(part)) == sorted(names)
 
 
-def test_the_schemas_description_is_the_schema() -> None:
-    text = (ROOT / "docs" / "schema.md").read_text()
+def test_the_format_page_describes_the_schema() -> None:
+    text = FORMAT_PAGE.read_text()
     assert f"Schema version {schema.SCHEMA_VERSION}" in text
     rows = re.findall(r"^\| `([^`]+)` \| ([^|]+?) \| ?([^|]*?) ?\|$", text, re.MULTILINE)
     columns = schema.dataset(["<captioner>"])
@@ -157,8 +159,8 @@ def test_the_schemas_description_is_the_schema() -> None:
     assert described.keys() >= {"schema_version", "shards", "validation", "inputs", "replaced"}
 
 
-def test_the_described_keys_of_dataset_json_are_those_that_it_has(run: Run) -> None:
-    text = (ROOT / "docs" / "schema.md").read_text()
+def test_the_format_page_describes_the_keys_of_dataset_json(run: Run) -> None:
+    text = FORMAT_PAGE.read_text()
     example = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
     described = dataset_index.read_index(run)
     assert list(example) == list(described)

@@ -31,7 +31,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_tasks(task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         return ((item, task(item)) for item in items)
 
-    monkeypatch.setattr(stage, "run_tasks", run_tasks)
+    monkeypatch.setattr(stage, "run_ray_tasks", run_tasks)
 
 
 def caption(fake: FakeRun, name: str, shards: Iterable[int]) -> None:
@@ -41,13 +41,13 @@ def caption(fake: FakeRun, name: str, shards: Iterable[int]) -> None:
 
 
 def build(fake: FakeRun, run: Run | None = None) -> ShardSummary:
-    return shard(fake.manifest, run or fake.run, lambda line: None)
+    return shard(fake.manifest, run or fake.run)
 
 
 def check_whole(run: Run) -> list[str]:
     """The captioners of the dataset, each file of which is there as dataset.json says, with their columns."""
     described = dataset_index.read_index(run)
-    for record in dataset_index.read_records(described):
+    for record in dataset_index.read_records(run, described):
         for output in record.outputs:
             for file in output.files:
                 assert shard_files.is_there(run.shards, file), file.name
@@ -76,7 +76,9 @@ def test_a_captioner_that_is_added_replaces_the_dataset_when_all_of_it_is_there(
     assert build(fake).nothing_to_do
 
 
-def test_captions_of_images_that_changed_are_told_with_their_files_until_they_are_made_anew(tmp_path: Path) -> None:
+def test_captions_of_images_that_changed_are_told_with_their_files_until_they_are_made_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fake = fake_run.make(tmp_path, shards=7)
     build(fake)
     for number in range(7):
@@ -84,19 +86,19 @@ def test_captions_of_images_that_changed_are_told_with_their_files_until_they_ar
         rows[number]["sha256"] = "f" * 64
         fake_run.write_captions(fake.run, "llava", number, rows)
     for _ in range(2):
-        said: list[str] = []
-        assert shard(fake.manifest, fake.run, said.append).failed == []
+        caplog.clear()
+        assert shard(fake.manifest, fake.run).failed == []
         files = ", ".join(fake.run.caption_shard("llava", number) for number in range(5))
-        assert said[-1] == (
-            "7 captions are left out (image_changed): their images were fetched again since, and are of other bytes. "
-            f"To caption them anew, remove {files} (and 2 more, told by `dropped_texts` in {fake.run.dataset}), "
-            f"and run `lotlip-data recaption {fake.run.url}`, then `lotlip-data shard {fake.run.url}`"
+        assert caplog.messages[-1] == (
+            "7 captions are left out (image_changed): their images were downloaded again since and have changed. "
+            f"To caption them again, remove {files} (and 2 more, see `dropped_texts` in {fake.run.dataset}), "
+            f"run `lotlip-data recaption {fake.run.url}`, then `lotlip-data shard {fake.run.url}`"
         )
     assert (dataset_index.read_index(fake.run)["samples"], verify(fake.run)) == (7 * 8, [])
     caption(fake, "llava", range(7))
-    said = []
-    assert shard(fake.manifest, fake.run, said.append).built == 7
-    assert not any("image_changed" in line for line in said)
+    caplog.clear()
+    assert shard(fake.manifest, fake.run).built == 7
+    assert not any("image_changed" in line for line in caplog.messages)
     assert dataset_index.read_index(fake.run)["dropped_texts"] == {}
 
 
@@ -106,14 +108,14 @@ def test_what_the_settings_of_before_left_asks_for_nothing(tmp_path: Path, datas
     fake = fake_run.make(tmp_path, shards=2)
     other = fake_run.asking(sub_captions="authors")
     if dataset_json == "was removed":
-        shard(other, fake.run, lambda line: None)
+        shard(other, fake.run)
         storage.remove(fake.run.dataset)
         build(fake)
     else:
         build(fake)
         rows = fake_run.captions_of(fake.run, "llava", 1)
         storage.remove(fake.run.caption_shard("llava", 1))
-        assert shard(other, fake.run, lambda line: None).failed
+        assert shard(other, fake.run).failed
         fake_run.write_captions(fake.run, "llava", 1, rows)
         build(fake)
     assert len(dataset_index.done_shards(fake.run)) > 2 and build(fake).nothing_to_do
@@ -164,15 +166,16 @@ def test_only_the_shard_whose_captions_changed_is_written_anew(tmp_path: Path) -
     assert verify(fake.run) == []
 
 
-def test_settings_may_change_there_and_back(tmp_path: Path) -> None:
+def test_settings_may_change_there_and_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fake = fake_run.make(tmp_path, shards=2)
     build(fake)
     before = dataset_index.read_index(fake.run)["shards"]
-    said: list[str] = []
+    caplog.clear()
     other = fake_run.asking(sub_captions="authors", clean={"max_words": 4})
-    assert shard(other, fake.run, said.append).built == 2
-    assert said[0] == (
-        "the dataset is made otherwise from now on: sub_captions was punkt, is authors; max_words was None, is 4"
+    assert shard(other, fake.run).built == 2
+    assert caplog.messages[0] == (
+        "dataset settings changed (sub_captions was punkt, is authors; max_words was None, is 4): "
+        "affected shards are built again"
     )
     assert dataset_index.read_index(fake.run)["sub_captions"] == "authors" and verify(fake.run) == []
     assert build(fake).built == 2
@@ -190,7 +193,7 @@ def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(
     rows = fake_run.captions_of(fake.run, "llava", 1)
     storage.remove(fake.run.caption_shard("llava", 1))  # so the rewrite cannot be finished
     other = fake_run.asking(sub_captions="authors", min_long_texts=3)
-    assert len(shard(other, fake.run, lambda line: None).failed) == 1
+    assert len(shard(other, fake.run).failed) == 1
     fake_run.write_captions(fake.run, "llava", 1, rows)
     for name in ("mine.tar", "notes.txt"):
         storage.create(f"{fake.run.shards}/{name}", b"of the user's")
@@ -201,7 +204,7 @@ def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(
     for url in (alone.manifest, alone.captions):
         storage.remove(url)
     assert [problem.where[-9:] for problem in verify(alone)] == ["/mine.tar", "notes.txt"]
-    named = publish.names(dataset_index.read_records(dataset_index.read_index(fake.run)))
+    named = publish.paths_of(fake.run, dataset_index.read_records(fake.run, dataset_index.read_index(fake.run)))
     assert remove_orphans(fake.run, named, now=began + STILL_SECONDS - 60) == 0
     assert storage.list_below(fake.run.url) == left
     assert remove_orphans(fake.run, named, now=time.time() + STILL_SECONDS + 60) >= 3

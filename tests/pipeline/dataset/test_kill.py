@@ -25,7 +25,7 @@ def test_a_killed_driver_leaves_whole_shards_and_the_next_one_builds_the_rest(
 
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.pipeline.fake_run", killed.run.url], cwd=ROOT, env=environment
+        [sys.executable, "-m", "tests.pipeline.run_fixture", killed.run.url], cwd=ROOT, env=environment
     )
     deadline = time.monotonic() + 300  # a machine may be busy
     while not (done := dataset_index.done_shards(killed.run)):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lotlip_data.manifests import dataset_index, storage
-from lotlip_data.manifests.dataset_index import FileRecord, Output, ShardRecord
+from lotlip_data.manifests.dataset_index import FileRecord, ShardFile, ShardRecord
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata
@@ -25,7 +25,7 @@ def records(count: int) -> Iterator[ShardRecord]:
         outputs = []
         for split in ("train", "validation") if shard % 3 == 0 else ("train",):
             files = [FileRecord(f"{split}-{shard:05d}.{kind}", 10, f"{shard:064x}") for kind in ("tar", "parquet")]
-            outputs.append(Output(split, 4, {"llava": 3}, *files))
+            outputs.append(ShardFile(split, 4, {"llava": 3}, *files, folder="shards"))
         samples = sum(output.samples for output in outputs)
         named = f"shard/{shard:05d}-{shard:012x}.parquet"
         versions = dict.fromkeys(metadata.PACKAGES, "1")
@@ -37,7 +37,7 @@ def test_what_is_written_is_what_the_shards_say_and_the_sums_are_theirs(tmp_path
     run, every = Run.at(str(tmp_path)), list(records(7))
     assert publish(run, asking(), RECIPE, every)
     content = dataset_index.read_index(run)
-    assert dataset_index.read_records(content) == every
+    assert dataset_index.read_records(run, content) == every
     assert content["splits"] == {"train": {"shards": 7, "samples": 28}, "validation": {"shards": 3, "samples": 12}}
     assert (content["fetched"], content["samples"], content["bytes"]) == (70, 40, 200)
     assert (content["long_texts"], content["dropped"]) == ({"llava": 30}, {"near_duplicate": 14})

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lotlip_data.manifests import dataset_index
-from lotlip_data.manifests.dataset_index import Output
+from lotlip_data.manifests.dataset_index import ShardFile
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.pipeline.curation.filters import Filters, split_of
@@ -20,7 +20,7 @@ from lotlip_data.training.data import dataset as data
 from tests.pipeline import run_fixture as fake_run
 
 
-def make(folder: Path, images: int = 40, shards: int = 1, **settings: Any) -> tuple[Run, list[Output]]:
+def make(folder: Path, images: int = 40, shards: int = 1, **settings: Any) -> tuple[Run, list[ShardFile]]:
     fake = fake_run.make(folder, shards=shards, images=images, **settings)
     recipe = Recipe({name: f"{name}@1" for name in WRITERS}, Filters.of(fake.manifest))
     records = [fake_run.build(fake.run, recipe, number) for number in range(shards)]
@@ -29,7 +29,7 @@ def make(folder: Path, images: int = 40, shards: int = 1, **settings: Any) -> tu
     return fake.run, [output for record in records for output in record.outputs]
 
 
-def uids(run: Run, outputs: list[Output]) -> list[list[str]]:
+def uids(run: Run, outputs: list[ShardFile]) -> list[list[str]]:
     return [pq.read_table(f"{run.shards}/{output.parquet.name}")["uid"].to_pylist() for output in outputs]
 
 

@@ -222,7 +222,7 @@ def test_a_uid_that_stands_twice_in_a_shard_is_refused(tmp_path: Path) -> None:
     fake_run.commit_images(fake.run, 0, rows, [(row, b"image") for row in rows])
     for name in WRITERS:
         fake_run.write_captions(fake.run, name, 0, [fake_run.caption(rows[0], "A text.")])
-    with pytest.raises(JoinError, match=f"uid {rows[0]['uid']} stands twice"):
+    with pytest.raises(JoinError, match=f"uid {rows[0]['uid']} occurs twice"):
         build(fake.run, recipe(), 0)
 
 
@@ -247,13 +247,13 @@ def test_an_image_tar_that_was_cut_off_where_a_member_ends_is_found(tmp_path: Pa
         end = tar.getmembers()[-2].offset
     path.write_bytes(path.read_bytes()[:end])
     again = re.escape(f"Remove {fake.run.image_stats(0)} and run `lotlip-data download` again.")
-    with pytest.raises(DamagedShard, match=f"holds 7 images, its marker says 8. {again}"):
+    with pytest.raises(DamagedShard, match=f"contains 7 images, but its marker says 8. {again}"):
         build(fake.run, recipe(), 0)
     path.write_bytes(path.read_bytes()[: end - 700])
-    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: cannot be read: unexpected end of data. {again}"):
+    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: cannot be read \(unexpected end of data\). {again}"):
         build(fake.run, recipe(), 0)
     path.unlink()
-    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: is missing, .*\. {again}"):
+    with pytest.raises(DamagedShard, match=rf"00000-attempt\.tar: is missing\. {again}"):
         build(fake.run, recipe(), 0)
 
 
@@ -280,37 +280,41 @@ def test_what_lies_under_a_shards_name_and_is_not_it_is_left_alone(tmp_path: Pat
     assert shard_files.digest_of(f"{fake.run.shards}/{again.tar.name}") == (again.tar.bytes, again.tar.sha256)
 
 
-def test_a_run_is_sharded_once_and_a_second_call_does_nothing(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_run_is_sharded_once_and_a_second_call_does_nothing(
+    tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture
+) -> None:
     fake = fake_run.make(tmp_path, shards=3)
-    said: list[str] = []
-    summary = shard(fake.manifest, fake.run, said.append)
+    caplog.clear()
+    summary = shard(fake.manifest, fake.run)
     assert (summary.built, summary.skipped, summary.samples, summary.failed) == (3, 0, 24, [])
-    assert len(said) == 3
+    assert len(caplog.messages) == 3
     described = dataset_index.read_index(fake.run)
     assert described["captioners"] == IDS
     assert (described["samples"], described["fetched"]) == (24, 24)
     assert described["long_texts"] == dict.fromkeys(WRITERS, 24)
     assert described["sub_captions"] == "punkt"
-    assert [record.shard for record in dataset_index.read_records(described)] == [0, 1, 2]
+    assert [record.shard for record in dataset_index.read_records(fake.run, described)] == [0, 1, 2]
     assert described["bytes"] == sum(
-        file.bytes for record in dataset_index.read_records(described) for file in record.files
+        file.bytes for record in dataset_index.read_records(fake.run, described) for file in record.files
     )
     assert Manifest.model_validate(described["manifest"]) == fake.manifest
     before = tree(fake.run.shards)
-    again = shard(fake.manifest, fake.run, said.append)
+    again = shard(fake.manifest, fake.run)
     assert again.nothing_to_do and (again.built, again.skipped) == (0, 3)
-    assert tree(fake.run.shards) == before and len(said) == 3
+    assert tree(fake.run.shards) == before and len(caplog.messages) == 3
 
 
-def test_new_shards_are_added_and_the_others_stay(tmp_path: Path, ray_cluster: None) -> None:
+def test_new_shards_are_added_and_the_others_stay(
+    tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture
+) -> None:
     fake = fake_run.make(tmp_path, shards=2)
     shard(fake.manifest, fake.run)
     before = tree(fake.run.shards)
     fake_run.write_images(fake.run, 2, [3_500_000])
-    said: list[str] = []
-    waiting = shard(fake.manifest, fake.run, said.append)
+    caplog.clear()
+    waiting = shard(fake.manifest, fake.run)
     assert (waiting.built, waiting.skipped) == (0, 2)
-    assert waiting.failed == said == [
+    assert waiting.failed == caplog.messages == [
         f"missing: captions by {name} of 1 shards (00002): run `lotlip-data recaption {fake.run.url}`"
         for name in WRITERS
     ]  # fmt: skip
@@ -348,5 +352,5 @@ def test_what_has_to_come_first_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no captions by llava yet"):
         shard(bare.manifest, bare.run, captioners=["llava"])
     strict = fake_run.make(tmp_path / "strict", writers=["llava"], min_long_texts=2)
-    with pytest.raises(DatasetError, match=r"`shard\.min_long_texts` is 2, but 1 captioners are there"):
+    with pytest.raises(DatasetError, match=r"`shard\.min_long_texts` is 2, but the run has captions by 1 captioners"):
         shard(strict.manifest, strict.run)

@@ -107,5 +107,5 @@ def test_the_first_raw_text_that_is_not_blank_counts_in_all(tmp_path: Path) -> N
 
 def test_without_a_dataset_it_says_what_to_run(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path)
-    with pytest.raises(DatasetError, match="there is no dataset yet"):
+    with pytest.raises(DatasetError, match="the run has no dataset yet"):
         dataset_stats(fake.run)

@@ -104,15 +104,15 @@ def test_a_swapped_pair_is_found_and_each_told_where_it_belongs(run: Run, ending
     first.write_bytes(contents[1])
     found = problems(run)
     assert found.keys() == {first.name, second.name}
-    assert f"holds what belongs into {second.name}" in found[first.name]
-    assert f"holds what belongs into {first.name}" in found[second.name]
+    assert f"has the content of {second.name}" in found[first.name]
+    assert f"has the content of {first.name}" in found[second.name]
 
 
 def test_foreign_files_are_found(run: Run) -> None:
     Path(run.shards, "train-00007.tar").write_bytes(b"")
     assert problems(run) == {
-        "train-00007.tar": f"foreign: {run.dataset} does not name it; left by a rewrite that was given up, it goes a "
-        f"day later: run `lotlip-data shard {run.url}`"
+        "train-00007.tar": f"foreign: {run.dataset} does not name it; a file of an abandoned rewrite is "
+        f"removed a day later: run `lotlip-data shard {run.url}`"
     }
 
 
@@ -121,7 +121,10 @@ def test_foreign_files_are_found(run: Run) -> None:
     [
         (lambda path: path.unlink(), "is missing"),
         (lambda path: path.write_text("{"), "damaged"),
-        (lambda path: path.write_text(path.read_text().replace('"samples": 8', '"samples": 9')), "other things"),
+        (
+            lambda path: path.write_text(path.read_text().replace('"samples": 8', '"samples": 9')),
+            "differs from the entry",
+        ),
     ],
 )
 def test_a_marker_that_does_not_fit_is_found(run: Run, damage: Callable[[Path], None], says: str) -> None:
@@ -136,7 +139,7 @@ def test_a_dataset_json_that_is_not_there_or_not_readable_says_what_to_do(run: R
     with pytest.raises(DatasetError, match="not JSON"):
         verify(run)
     Path(run.dataset).unlink()
-    with pytest.raises(DatasetError, match="there is no dataset yet"):
+    with pytest.raises(DatasetError, match="the run has no dataset yet"):
         verify(run)
 
 
@@ -144,7 +147,7 @@ def rewrite(run: Run, number: int, name: str, content: bytes) -> None:
     """Put other content into a file of the dataset, with all sums made to fit: only reading it can tell."""
     Path(run.shards, name).write_bytes(content)
     described = dataset_index.read_index(run)
-    records = dataset_index.read_records(described)
+    records = dataset_index.read_records(run, described)
     (output,) = records[number].outputs
     size, sha256 = digest_of(f"{run.shards}/{name}")
     field = name.rsplit(".", 1)[-1]
@@ -170,7 +173,7 @@ def without(path: Path, lost: str) -> bytes:
 
 def test_a_sample_without_one_of_its_members_is_found(run: Run) -> None:
     rewrite(run, 0, "train-00000.tar", without(Path(run.shards, "train-00000.tar"), "000000003.txt"))
-    assert problems(run) == {"train-00000.tar": "sample 000000003 has members jpg, json"}
+    assert problems(run) == {"train-00000.tar": "sample 000000003 has the members jpg, json"}
 
 
 def test_a_tar_and_a_parquet_of_other_samples_are_found(run: Run) -> None:
@@ -178,8 +181,8 @@ def test_a_tar_and_a_parquet_of_other_samples_are_found(run: Run) -> None:
     pq.write_table(table.slice(1), f"{run.shards}/train-00000.parquet")
     rewrite(run, 0, "train-00000.parquet", Path(run.shards, "train-00000.parquet").read_bytes())
     found = problems(run)
-    assert "holds other samples than" in found["train-00000.tar"] and "000000000" in found["train-00000.tar"]
-    assert f"has 7 rows, {run.dataset} says 8" in found["train-00000.parquet"]
+    assert "has other samples than" in found["train-00000.tar"] and "000000000" in found["train-00000.tar"]
+    assert f"has 7 rows, but {run.dataset} says 8" in found["train-00000.parquet"]
 
 
 def test_a_parquet_with_other_columns_is_found(run: Run) -> None:
@@ -197,7 +200,7 @@ def test_a_uid_in_two_shards_is_found(tmp_path: Path) -> None:
     publish(fake)
     uid = fake_run.fetched_rows(fake.run, 2)[0]["uid"]
     (problem,) = verify(fake.run)
-    assert problem.what == f"uid {uid} stands 2 times, in train-00000.tar and train-00002.tar"
+    assert problem.what == f"uid {uid} occurs 2 times, in train-00000.tar and train-00002.tar"
 
 
 def test_a_damaged_shard_is_built_again_as_the_problem_says(run: Run, pristine: FakeRun, ray_cluster: None) -> None:

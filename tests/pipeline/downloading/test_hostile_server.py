@@ -92,7 +92,7 @@ import json, pathlib, sys, time
 import pyarrow.parquet as pq
 from lotlip_data.manifests.manifest import DownloadSettings
 from lotlip_data.pipeline.downloading.img2dataset_adapter import fetch
-from tests.pipeline.peak import peak
+from tests.pipeline.peak_memory import peak
 folder = pathlib.Path(sys.argv[1])
 rows = pq.read_table(folder / "rows.parquet")
 settings = DownloadSettings.model_validate_json((folder / "settings.json").read_text())
@@ -159,4 +159,4 @@ def test_a_body_that_is_not_the_one_that_the_list_expects_is_never_stored(
     assert stored == {row["key"] for row in shard.table.to_pylist() if row["status"] == "success"}
     assert shard.stats["status_dict"] == {"success": 4, "hash mismatch": 4}
     assert len([one for one in server.requests if "/hashed/" in one]) == 8  # final: none is asked for again
-    assert not shard.can_pass
+    assert not shard.is_retriable

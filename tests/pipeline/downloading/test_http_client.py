@@ -16,8 +16,14 @@ import trustme
 
 from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.downloading import http_client
-from lotlip_data.pipeline.downloading.failures import VOCABULARY, FetchError, is_transient, retry_condition, split
-from lotlip_data.pipeline.downloading.http_client import GuardedOpener, installed, is_public
+from lotlip_data.pipeline.downloading.failures import (
+    VOCABULARY,
+    FetchError,
+    is_transient,
+    retry_condition,
+    split_message,
+)
+from lotlip_data.pipeline.downloading.http_client import GuardedOpener, guarded_urlopen, is_public
 from tests.pipeline.downloading.raw_server import RawServer, ok, redirect
 
 
@@ -37,7 +43,7 @@ def fetch(url: str, **settings: object) -> bytes:
 def reason_of(url: str, **settings: object) -> str:
     with pytest.raises(FetchError) as refusal:
         fetch(url, **settings)
-    assert split(str(refusal.value))[0] == refusal.value.reason
+    assert split_message(str(refusal.value))[0] == refusal.value.reason
     return refusal.value.reason
 
 
@@ -52,7 +58,7 @@ def test_a_body_comes_whole_by_length_by_chunks_and_by_the_connections_end(serve
 
 def test_the_guard_is_what_urlopen_uses_only_within_its_block(server: RawServer) -> None:
     url = server.says("/x", ok(b"body"))
-    with installed(DownloadSettings()), pytest.raises(FetchError, match="address not allowed"):
+    with guarded_urlopen(DownloadSettings()), pytest.raises(FetchError, match="address not allowed"):
         urllib.request.urlopen(url)
     assert urllib.request.urlopen(url).read() == b"body"
 
@@ -217,7 +223,7 @@ def test_hosts_that_are_not_there_have_their_reasons(server: RawServer) -> None:
 
 
 def test_only_what_can_pass_is_tried_again(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "BACKOFF", 0.01)
+    monkeypatch.setattr(http_client, "BACKOFF_SECONDS", 0.01)
     answers = iter([b"HTTP/1.1 503 Busy\r\n\r\n", b"", ok(b"at last")])
     server.answers["/busy"] = lambda client: client.sendall(next(answers))
     assert fetch(server.url + "/busy", retries=2) == b"at last"
@@ -232,13 +238,13 @@ def test_a_private_host_is_refused_at_once_and_passes_once_the_settings_name_it(
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda host, *rest, **more: (looked_up.append(host), real(host, *rest, **more))[1]
     )
-    monkeypatch.setattr(http_client, "BACKOFF", 0.01)
+    monkeypatch.setattr(http_client, "BACKOFF_SECONDS", 0.01)
     assert reason_of(server.says("/x", ok(b"x")), allow_hosts=(), retries=3) == "address not allowed"
     assert looked_up == ["127.0.0.1"]
-    named = "`download.allow_hosts` in the manifest names their private hosts"
+    named = "`download.allow_hosts` in the manifest lists their private hosts"
     assert retry_condition(["address not allowed", "http 404"]) == named
-    assert retry_condition(["timeout", "address not allowed"]) == f"the servers can be reached and {named}"
-    assert retry_condition(["timeout", "http 404"]) == "the servers can be reached"
+    assert retry_condition(["timeout", "address not allowed"]) == f"the servers are reachable and {named}"
+    assert retry_condition(["timeout", "http 404"]) == "the servers are reachable"
 
 
 def test_odd_urls_become_proper_requests(server: RawServer) -> None:
@@ -264,11 +270,11 @@ def test_credentials_go_to_the_host_that_the_list_names_only_and_never_into_mess
 
 
 def test_every_reason_is_of_the_vocabulary_and_some_can_pass() -> None:
-    assert split("http 404") == ("http 404", "")
-    assert split("timeout: of the whole fetch") == ("timeout", "of the whole fetch")
-    assert split("Use of image disallowed by X-Robots-Tag directive") == ("refused by x-robots-tag", "")
-    assert split("Image decoding error") == ("cannot be decoded", "Image decoding error")
-    assert split("something new: x") == ("other", "something new: x")
+    assert split_message("http 404") == ("http 404", "")
+    assert split_message("timeout: of the whole fetch") == ("timeout", "of the whole fetch")
+    assert split_message("Use of image disallowed by X-Robots-Tag directive") == ("refused by x-robots-tag", "")
+    assert split_message("Image decoding error") == ("cannot be decoded", "Image decoding error")
+    assert split_message("something new: x") == ("other", "something new: x")
     passing = {reason for reason in VOCABULARY if is_transient(reason)}
     of_the_host = {"timeout", "connection refused", "connection lost", "host unreachable", "name not resolved"}
     assert passing == of_the_host | {"host is down", "host is busy", "address not allowed"}

@@ -185,13 +185,13 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
     code = """
 import sys, time
 from lotlip_data.pipeline.downloading.image_validation import prepare
-from lotlip_data.pipeline.downloading.failures import Refusal
-from tests.pipeline.peak import peak
+from lotlip_data.pipeline.downloading.failures import FetchError
+from tests.pipeline.peak_memory import peak
 data = sys.stdin.buffer.read()
 before, started = peak(), time.process_time()
 try:
     prepare(data, 100_000_000)
-except Refusal as refusal:
+except FetchError as refusal:
     print(refusal)
 print(peak() - before, time.process_time() - started)
 """

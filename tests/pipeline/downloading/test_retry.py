@@ -22,13 +22,13 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMAGES, LISTS
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading import failures, retry
-from lotlip_data.pipeline.downloading.commit import commit, complete
+from lotlip_data.pipeline.downloading.commit import commit, finish_commit
 from lotlip_data.pipeline.downloading.failures import Failures
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard
 from lotlip_data.pipeline.downloading.stage import DownloadSummary, download, read_summary
 from lotlip_data.pipeline.recaptioning.caption_table import caption_table
 from lotlip_data.pipeline.recaptioning.import_captions import import_captions
-from lotlip_data.pipeline.reporting.status import status
+from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.pipeline.url_lists.partition import Partition
 from lotlip_data.synthetic.http_server import scene_bytes
 from lotlip_data.synthetic.url_list import write_manifest
@@ -98,7 +98,7 @@ def objects(folder: str) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_failed_for_a_while_comes_in_further_shards_and_nothing_else_changes(
-    tmp_path: pathlib.Path, flaky: Flaky
+    tmp_path: pathlib.Path, flaky: Flaky, caplog: pytest.LogCaptureFixture
 ) -> None:
     counts = {"good": 9, "dead": 4, "flaky": 7}
     good, dead, often = ([f"{flaky.url}/{kind}/{i}.jpg" for i in range(n)] for kind, n in counts.items())
@@ -113,8 +113,8 @@ def test_what_failed_for_a_while_comes_in_further_shards_and_nothing_else_change
             "shards_done": 0,
             "shards_skipped": 0,
         }
-        assert status(run)["shards"] == summary.shards
-        assert status(run)["images"] == summary.fetched
+        assert get_status(run)["shards"] == summary.shards
+        assert get_status(run)["images"] == summary.fetched
 
     first = download(manifest, run, accept_failures=True)  # the last shard has two rows, which may both be flaky ones
     check(first, good, reasons + [(url, "http 503") for url in often])
@@ -126,21 +126,21 @@ def test_what_failed_for_a_while_comes_in_further_shards_and_nothing_else_change
     assert (still_down.done, still_down.shards, still_down.failed_shards) == (2, first.shards + 2, [])
 
     flaky.down = False
-    lines: list[str] = []
-    assert download(manifest, run, lines.append).nothing_to_do  # without being asked, nothing is fetched again
+    caplog.clear()
+    assert download(manifest, run).nothing_to_do  # without being asked, nothing is fetched again
     up = download(manifest, run, retry_failed=True)
     check(up, good + often, reasons)
     assert (up.done, up.shards, up.to_dict()["retried"]) == (2, first.shards + 4, 14)
-    last = download(manifest, run, lines.append, retry_failed=True)
+    last = download(manifest, run, retry_failed=True)
     check(last, good + often, reasons)
     assert last.nothing_to_do
-    assert "nothing has failed for a reason that can pass" in lines
+    assert "nothing has failed for a reason that can pass" in caplog.messages
     now = objects(run.images)
     assert {name: now[name] for name in committed} == committed
 
     (tmp_path / "captions.csv").write_text("url,caption\n" + "".join(f"{url},A shape.\n" for url in often))
     table = caption_table(str(tmp_path / "captions.csv"), ["mine=caption"], "url", None)
-    assert import_captions(run, table, lines.append).matched == 7  # by URL, in whichever shard they have come
+    assert import_captions(run, table).matched == 7  # by URL, in whichever shard they have come
 
 
 OUTCOMES = (None, "http 404", "timeout", "http 503: x", "host is down: y")
@@ -165,9 +165,9 @@ def committed_run(folder: pathlib.Path) -> Run:
         scratch.mkdir()
         pq.write_table(table, scratch / "x.parquet")
         (scratch / "x.tar").write_bytes(b"")
-        stats = {"count": 5, "successes": 1} | failures.of_shard(table)
+        stats = {"count": 5, "successes": 1} | failures.count_failures(table)
         commit(run, shard, FetchedShard(scratch / "x.tar", scratch / "x.parquet", table, stats))
-        complete(run, shard, ledger.read_image_stats(run, shard))
+        finish_commit(run, shard, ledger.read_image_stats(run, shard))
     return run
 
 
@@ -253,29 +253,31 @@ def test_private_hosts_that_the_settings_forgot_are_named_and_fetched_once_they_
     for run in (undone, done):
         summary = download(forgot, run)
         assert summary.committed == set() and len(summary.failed_shards) == 2
-        assert "`download.allow_hosts` in the manifest names their private hosts" in summary.failed_shards[0]
+        assert "`download.allow_hosts` in the manifest lists their private hosts" in summary.failed_shards[0]
     assert download(allowed, undone).fetched == 8  # by the same command
 
     accepted = download(forgot, done, accept_failures=True)  # as the shards of before, which were done at once
     assert accepted.reasons == {"address not allowed": 8}
     assert any(
-        "`download.allow_hosts`, then --retry-failed" in line for line in failures.format_text(accepted.to_dict())
+        "`download.allow_hosts` and use --retry-failed" in line for line in failures.format_text(accepted.to_dict())
     )
     assert download(allowed, done, retry_failed=True).fetched == 8
     assert accounts(done) == (sorted(urls), [])
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_retry_goes_on_with_its_own_shards(tmp_path: pathlib.Path, flaky: Flaky) -> None:
+def test_a_killed_retry_goes_on_with_its_own_shards(
+    tmp_path: pathlib.Path, flaky: Flaky, caplog: pytest.LogCaptureFixture
+) -> None:
     often = [f"{flaky.url}/flaky/{index}.jpg" for index in range(8)]
     good = [f"{flaky.url}/good/{index}.jpg" for index in range(8)]
     manifest, run = manifest_of(tmp_path, [*good, *often], samples_per_shard=4), Run.at(str(tmp_path / "run"))
     accepted = download(manifest, run, accept_failures=True)
     flaky.down = False
     retry.open_round(run, [], 4, 4, range(4))  # and here it is killed
-    lines: list[str] = []
-    again = download(manifest, run, lines.append, retry_failed=True)
-    assert "going on with what is fetched again already" in lines
+    caplog.clear()
+    again = download(manifest, run, retry_failed=True)
+    assert "going on with what is fetched again already" in caplog.messages
     assert (accepted.fetched, again.fetched, again.done, len(retry.rounds(run))) == (8, 16, 2, 1)
     assert accounts(run) == (sorted(good + often), [])
 

@@ -28,11 +28,11 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.schema import IMAGES
 from lotlip_data.pipeline.core import ledger
-from lotlip_data.pipeline.downloading.commit import DownloadTask, commit, fetch_and_commit, quarantine
+from lotlip_data.pipeline.downloading.commit import DownloadTask, commit, fetch_and_commit, write_quarantine
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard
 from lotlip_data.pipeline.downloading.stage import DownloadSummary, download, read_summary
 from lotlip_data.pipeline.url_lists.partition import partition
-from lotlip_data.synthetic.http_server import SceneServer, scene_bytes, seed_of
+from lotlip_data.synthetic.http_server import SceneServer, scene_bytes, seed_from_url
 from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.synthetic.url_list import FAULTS, write_list, write_manifest
 
@@ -86,17 +86,19 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_every_row_is_an_image_or_a_failure_with_its_reason(tmp_path: pathlib.Path, server: SceneServer) -> None:
+def test_every_row_is_an_image_or_a_failure_with_its_reason(
+    tmp_path: pathlib.Path, server: SceneServer, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "a folder with spaces"
     folder.mkdir()
     manifest, run = world(folder, server.url, 25, AT_ONCE), Run.at(str(folder / "my run"))
-    lines: list[str] = []
-    summary = download(manifest, run, lines.append)
+    caplog.clear()
+    summary = download(manifest, run)
 
     assert (summary.asked, summary.fetched, summary.failed) == (45, 27, 18)
     assert summary.failed_shards == []
     assert summary.reasons == {"truncated": 4} | {reason: 2 for reason in REASONS.values() if reason != "truncated"}
-    assert len(lines) == 2 + summary.plan.shards
+    assert len(caplog.messages) == 2 + summary.plan.shards
 
     rows = rows_of(run)
     assert sorted(row["key"] for row in rows) == sorted(
@@ -108,7 +110,7 @@ def test_every_row_is_an_image_or_a_failure_with_its_reason(tmp_path: pathlib.Pa
     assert set(images) == {uid for uid, row in by_uid.items() if row["status"] == "success"}
     for uid, (meta, body) in images.items():
         assert meta == by_uid[uid]
-        seed = seed_of(meta["url"])
+        seed = seed_from_url(meta["url"])
         assert seed is not None
         assert uid == uid_from_url(meta["url"])
         assert meta["sha256"] == hashlib.sha256(scene_bytes(seed)).hexdigest()
@@ -121,7 +123,7 @@ def test_every_row_is_an_image_or_a_failure_with_its_reason(tmp_path: pathlib.Pa
     for row in failures:
         assert REASONS[row["url"].split("/")[3]] == row["reason"]
 
-    assert_a_second_call_mends_and_repeats_nothing(manifest, run, summary)
+    assert_a_second_call_mends_and_repeats_nothing(manifest, run, summary, caplog)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -135,7 +137,9 @@ def test_a_row_that_takes_too_long_is_a_failure(tmp_path: pathlib.Path, server: 
     assert {row["uid"]: row["reason"] for row in failures} == {row["uid"]: "timeout" for row in rows_of(run)}
 
 
-def assert_a_second_call_mends_and_repeats_nothing(manifest: Manifest, run: Run, before: DownloadSummary) -> None:
+def assert_a_second_call_mends_and_repeats_nothing(
+    manifest: Manifest, run: Run, before: DownloadSummary, caplog: pytest.LogCaptureFixture
+) -> None:
     """With the same end state as a kill after a commit: an orphan of another attempt, and a missing quarantine."""
     committed = {name: storage.read_bytes(storage.join(run.images, name)) for name in storage.list_below(run.images)}
     lost = storage.list_names(run.quarantine("images"))[0]
@@ -143,11 +147,11 @@ def assert_a_second_call_mends_and_repeats_nothing(manifest: Manifest, run: Run,
     storage.remove(run.quarantine("images", lost))
     storage.create(storage.join(run.images, "00001-0123456789ab.tar"), b"of a killed attempt")
 
-    lines: list[str] = []
-    again = download(manifest, run, lines.append)
+    caplog.clear()
+    again = download(manifest, run)
     assert again.nothing_to_do
     assert again.done == 0
-    assert lines == ["5 of 5 shards are fetched already"]
+    assert caplog.messages == ["5 of 5 shards are fetched already"]
     assert again.to_dict() == before.to_dict() | {"shards_done": 0, "shards_skipped": 5}
     assert read_summary(run).to_dict() == again.to_dict()
     left = {name: storage.read_bytes(storage.join(run.images, name)) for name in storage.list_below(run.images)}
@@ -255,7 +259,7 @@ def test_the_quarantine_of_a_shard_is_the_same_however_often_it_is_written(tmp_p
     run = Run.at("memory://quarantine-run")
     commit(run, 0, fake_shard(tmp_path / "first", b"first"))
     for _ in range(2):
-        quarantine(run, 0, ledger.read_image_stats(run, 0))
+        write_quarantine(run, 0, ledger.read_image_stats(run, 0))
         (row,) = pq.read_table(io.BytesIO(storage.read_bytes(run.quarantine("images", "00000.parquet")))).to_pylist()
         assert (row["key"], row["uid"], row["reason"], row["detail"]) == ("000000001", "b", "http 404", "")
 
@@ -270,7 +274,7 @@ def test_a_shard_is_left_undone_only_where_nothing_came_and_a_failure_can_pass(t
         ({"success": 1, "timeout": 2}, False),
     ):
         stats = {"successes": counts["success"], "status_dict": counts}
-        assert dataclasses.replace(shard, stats=stats).can_pass is undone
+        assert dataclasses.replace(shard, stats=stats).is_retriable is undone
 
 
 DRIVER = """

@@ -119,18 +119,18 @@ def test_the_worlds_scenes_are_for_any_model_too(tmp_path, monkeypatch):
 
 def test_the_stage_evaluates_each_trained_model_on_every_task_of_the_manifest(data, published, model, tmp_path):
     """Results lie beside the model, where `eval` writes them, so a further task leaves those that are there."""
-    run, lines = Run.at(str(tmp_path / "run")), []
+    run = Run.at(str(tmp_path / "run"))
     shutil.copytree(model, tmp_path / "run" / "train" / "lotlip" / "model")
     (tmp_path / "run" / "train" / "lotlip" / "done.json").write_text("{}")
     head = f"name: x\nsources: [{{name: a, files: a.csv}}]\nevaluation_data: {data}\n"
     for tasks, is_new in (("[iiw]", True), ("[iiw]", False), (f"[iiw, {{task: docci, data: {data}/docci}}]", True)):
-        outcome = evaluation.evaluate(parse(f"{head}evaluate: {tasks}", "m"), run, lines.append)
+        outcome = evaluation.evaluate(parse(f"{head}evaluate: {tasks}", "m"), run)
         assert (outcome.did_something, outcome.failed) == (is_new, [])
     assert outcome.figures["lotlip"]["retrieval"].keys() == {"iiw", "docci"}
     assert status(run)["evaluated"] == {
         "lotlip": [f"{run.train('lotlip')}/eval-docci.json", f"{run.train('lotlip')}/eval-iiw.json"]
     }
-    outcome = evaluation.evaluate(parse(f"{head}evaluate: [{{task: dci, data: /none}}, iiw]", "m"), run, lines.append)
+    outcome = evaluation.evaluate(parse(f"{head}evaluate: [{{task: dci, data: /none}}, iiw]", "m"), run)
     assert len(outcome.failed) == 1 and outcome.failed[0].startswith("lotlip: DCI: there is no /none/")
     assert outcome.figures["lotlip"]["retrieval"].keys() == {"iiw"}
 
@@ -139,10 +139,7 @@ def test_the_stage_evaluates_each_trained_model_on_every_task_of_the_manifest(da
 def test_a_trainings_folder_in_place_of_its_models_is_told(data, model, arguments):
     found = run(model.parent, "--data", data, *arguments)
     assert found.exit_code == 2
-    assert (
-        f"{model.parent}: there is no config.json of a model, but in its folder `model` is one; name {model}\n"
-        in found.output
-    )
+    assert f"{model.parent}: is not a model, but its subfolder `model` is one; give {model}\n" in found.output
 
 
 def test_the_same_command_again_says_the_same_figures(data, published, model, tmp_path):

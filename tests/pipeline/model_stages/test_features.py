@@ -19,28 +19,24 @@ def world(tmp_path):
     return Run.at(write_run(tmp_path / "run", (5, 3, 4))), write_towers(tmp_path / "towers", dropout=0.0)
 
 
-def quiet(line):
-    return None
-
-
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_is_there_is_not_computed_again_and_a_training_finds_it(world, tmp_path):
+def test_what_is_there_is_not_computed_again_and_a_training_finds_it(world, tmp_path, caplog):
     from lotlip_data.training.config import make_config
     from lotlip_data.training.trainer import train
 
     run, towers = world
-    first = compute_features(run, towers["image_tower"], None, 0, quiet)
+    first = compute_features(run, towers["image_tower"], None, 0)
     assert (first.there, first.computed, first.failed) == (0, 3, [])
     files = {path: path.read_bytes() for path in pathlib.Path(run.url, "features").rglob("*.npz")}
     assert [np.load(path)["features"].dtype for path in files] == [np.float16] * 3
     next(iter(files)).unlink()
-    second = compute_features(run, towers["image_tower"], None, 0, quiet)
+    second = compute_features(run, towers["image_tower"], None, 0)
     assert (second.there, second.computed) == (2, 1)
     assert {path: path.read_bytes() for path in files} == files
-    said = []
+    caplog.clear()
     config = make_config(**towers, batch=4, epochs=1, warm_up=0, context_length=96)
-    train(config, run.url, str(tmp_path / "t"), say=said.append)
-    assert not any("to compute" in line for line in said)
+    train(config, run.url, str(tmp_path / "t"))
+    assert not any("to compute" in line for line in caplog.messages)
     assert {path: path.read_bytes() for path in files} == files
 
 
@@ -49,7 +45,7 @@ def test_a_shard_that_cannot_be_read_costs_no_other(world):
     run, towers = world
     _cache.cache_clear()
     pathlib.Path(run.shards, "train-00001.tar").write_bytes(b"no tar")
-    found = compute_features(run, towers["image_tower"], None, 0, quiet)
+    found = compute_features(run, towers["image_tower"], None, 0)
     assert found.computed == 2 and len(found.failed) == 1
     assert "shard 1" in found.failed[0] and "train-00001.tar" in found.failed[0]
 
@@ -57,7 +53,7 @@ def test_a_shard_that_cannot_be_read_costs_no_other(world):
 def test_a_tower_that_is_not_there_is_told(world):
     run, _ = world
     with pytest.raises(UserError, match="image tower"):
-        compute_features(run, "/nowhere/vit", None, 0, quiet)
+        compute_features(run, "/nowhere/vit", None, 0)
 
 
 @pytest.mark.slow
@@ -68,7 +64,7 @@ def test_torchrun_trains_with_the_command_line_and_one_process_speaks(world):
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
-        [*torchrun, "-m", "lotlip_data.pipeline.cli.main", "train", run.url, "--method", "lotlip", *given],
+        [*torchrun, "-m", "lotlip_data.pipeline.cli", "train", run.url, "--method", "lotlip", *given],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},

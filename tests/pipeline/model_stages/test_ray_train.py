@@ -17,7 +17,7 @@ from tests.support.processes import title
 from tests.training.run_fixture import write_run, write_towers
 
 SETTINGS = {"batch": 24, "epochs": 40, "warm_up": 2, "lr": 1e-3, "context_length": 96, "checkpoint_every": 2}
-LINE = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "train"]
+LINE = [sys.executable, "-m", "lotlip_data.pipeline.cli", "train"]
 
 
 @pytest.fixture(scope="module")

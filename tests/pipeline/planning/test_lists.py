@@ -1,4 +1,4 @@
-"""`plan` reads a bounded part of each list, counts it exactly, and marks what it infers."""
+"""`plan` reads a bounded part of each list, counts it exactly, and marks estimates."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ import pytest
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.planning.lists import format_text, plan_lists
-from lotlip_data.pipeline.url_lists import reader as list_files
+from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.partition import partition
 
 
@@ -26,7 +26,7 @@ def write_jsonl(path: pathlib.Path, count: int, host: str = "a.example") -> str:
     return str(path)
 
 
-def test_of_small_lists_everything_is_counted_exactly_as_the_partition_counts_it(tmp_path: pathlib.Path) -> None:
+def test_counts_of_small_lists_are_exact_and_agree_with_the_partition(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.csv").write_text("url,caption\nhttp://a.example/1,x\nhttp://a.example/2,yy\nftp://x/3,x\n")
     (tmp_path / "b.csv").write_text("url,caption\nhttp://a.example/1,x\nhttp://b.example/2,y\n")
     manifest = manifest_of(
@@ -39,15 +39,15 @@ def test_of_small_lists_everything_is_counted_exactly_as_the_partition_counts_it
     assert (first.rows, first.rows_exact, first.seen, first.taken) == (3, True, 3, 1)
     assert (first.invalid, first.filtered) == ({"not an http or https URL": 1}, {"fails len(caption) < 2": 1})
     assert (second.duplicates, second.hosts, second.top_hosts) == (1, 2, {"a.example": 0.5, "b.example": 0.5})
-    done = partition(manifest, Run.at(str(tmp_path / "run")))
+    result = partition(manifest, Run.at(str(tmp_path / "run")))
     assert (plan.images, plan.shards) == (3, 3)
-    assert done.images == plan.images - sum(one.duplicates for one in plan.sources)
-    assert done.filtered == {"a": first.filtered}
+    assert result.images == plan.images - sum(source.duplicates for source in plan.sources)
+    assert result.filtered == {"a": first.filtered}
     assert plan.problems == []
 
 
 @pytest.mark.parametrize("name", ["l.jsonl", "l.jsonl.gz", "l.parquet"])
-def test_a_long_list_is_read_in_part_and_its_rows_are_estimated_within_a_tenth(
+def test_a_long_list_is_read_in_part_and_its_rows_are_estimated_within_10_percent(
     tmp_path: pathlib.Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 150_000
@@ -60,65 +60,71 @@ def test_a_long_list_is_read_in_part_and_its_rows_are_estimated_within_a_tenth(
         write_jsonl(tmp_path / "l.jsonl", count)
         if name.endswith("gz"):
             file.write_bytes(gzip.compress((tmp_path / "l.jsonl").read_bytes(), 1))
-    read = list[int]()
-    real = list_files.Chunk
-    monkeypatch.setattr(list_files, "Chunk", lambda rows, columns: (read.append(len(rows)), real(rows, columns))[1])
-    (one,) = plan_lists(manifest_of({"name": "a", "files": str(file)}), rows=1000).sources
-    assert sum(read) == list_files.BATCH_ROWS
-    assert one.rows is not None
-    assert abs(one.rows - count) <= (0 if one.rows_exact else 0.1 * count)
-    assert one.rows_exact == name.endswith("parquet")
+    chunk_rows = list[int]()
+    chunk_class = reader.Chunk
+
+    def record_chunk(rows: Any, columns: Any) -> Any:
+        chunk_rows.append(len(rows))
+        return chunk_class(rows, columns)
+
+    monkeypatch.setattr(reader, "Chunk", record_chunk)
+    (source,) = plan_lists(manifest_of({"name": "a", "files": str(file)}), rows=1000).sources
+    assert sum(chunk_rows) == reader.BATCH_ROWS
+    assert source.rows is not None
+    assert abs(source.rows - count) <= (0 if source.rows_exact else 0.1 * count)
+    assert source.rows_exact == name.endswith("parquet")
 
 
-def test_a_filter_that_keeps_nothing_and_a_file_of_rubbish_are_problems_found_without_reading_all(
+def test_a_filter_that_keeps_nothing_and_an_invalid_file_are_found_without_reading_the_whole_list(
     tmp_path: pathlib.Path,
 ) -> None:
-    (tmp_path / "rubbish.jsonl").write_text("rubbish\n" * 100_000)
+    (tmp_path / "invalid.jsonl").write_text("invalid\n" * 100_000)
     plan = plan_lists(
         manifest_of(
             {"name": "a", "files": write_jsonl(tmp_path / "a.jsonl", 50_000), "filter": "len(caption) > 99"},
-            {"name": "b", "files": str(tmp_path / "rubbish.jsonl")},
+            {"name": "b", "files": str(tmp_path / "invalid.jsonl")},
         ),
         rows=1000,
     )
-    assert plan.sources[0].seen == list_files.BATCH_ROWS
+    assert plan.sources[0].seen == reader.BATCH_ROWS
     assert plan.sources[1].seen == 1001
-    assert plan.problems[0] == "a: none of the 8192 rows seen can be used: 8192 × fails len(caption) > 99"
-    assert plan.problems[1].startswith("b: none of the 1001 rows seen can be used: 1001 × not a JSON object")
+    assert plan.problems[0] == "a: none of the 8192 rows read is usable: 8192 × fails len(caption) > 99"
+    assert plan.problems[1].startswith("b: none of the 1001 rows read is usable: 1001 × not a JSON object")
 
 
-def test_urls_that_a_source_repeats_count_once_as_in_the_partition(tmp_path: pathlib.Path) -> None:
-    """One list of 100 rows, each URL four times, in two files; of 25 images, one is the other list's too."""
+def test_repeated_urls_of_a_source_count_once_as_in_the_partition(tmp_path: pathlib.Path) -> None:
+    """One list has 100 rows in two files, each URL four times; one of its 25 images is also in the other list."""
     for half in range(2):
         rows = "".join(f"http://a.example/{(50 * half + row) % 25}.jpg,x{row}\n" for row in range(50))
         (tmp_path / f"a{half}.csv").write_text("url,caption\n" + rows)
     (tmp_path / "b.csv").write_text("url,caption\nhttp://a.example/3.jpg,y\nhttp://b.example/1.jpg,y\n")
     a, b = {"name": "a", "files": str(tmp_path / "a*.csv")}, {"name": "b", "files": str(tmp_path / "b.csv")}
     alone = plan_lists(manifest_of(a, samples_per_shard=10))
-    (one,) = alone.sources
-    assert (one.taken, one.repeats, one.duplicates, one.images) == (100, 75, 75, 25)
-    done = partition(manifest_of(a, samples_per_shard=10), Run.at(str(tmp_path / "alone")))
-    assert (alone.images, alone.shards) == (done.images, done.shards) == (25, 3)
-    assert "(estimate; URLs that sources share count more than once), 3 shards" in "\n".join(format_text(alone))
+    (source,) = alone.sources
+    assert (source.taken, source.repeats, source.duplicates, source.images) == (100, 75, 75, 25)
+    result = partition(manifest_of(a, samples_per_shard=10), Run.at(str(tmp_path / "alone")))
+    assert (alone.images, alone.shards) == (result.images, result.shards) == (25, 3)
+    assert "(estimate; URLs shared by sources count more than once), 3 shards" in "\n".join(format_text(alone))
     both = plan_lists(manifest_of(a, b))
     assert (both.sources[1].repeats, both.sources[1].duplicates, both.images) == (0, 1, 27)
     assert partition(manifest_of(a, b), Run.at(str(tmp_path / "both"))).images == 26
     for sample, images in ((40, 25), (20, 20)):
-        few = manifest_of(a | {"sample": sample})
-        assert plan_lists(few).images == partition(few, Run.at(str(tmp_path / f"few{sample}"))).images == images
+        sampled = manifest_of(a | {"sample": sample})
+        partitioned = partition(sampled, Run.at(str(tmp_path / f"sample{sample}")))
+        assert plan_lists(sampled).images == partitioned.images == images
 
 
-def test_of_a_list_that_is_read_in_part_repeats_count_and_it_is_told(tmp_path: pathlib.Path) -> None:
+def test_repeats_count_in_a_list_that_is_read_in_part_and_the_plan_says_so(tmp_path: pathlib.Path) -> None:
     rows = ["http://a.example/1.jpg"] * 30_000
     pq.write_table(pa.table({"url": rows, "caption": ["x"] * 30_000}), tmp_path / "a.parquet")
     plan = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "a.parquet")}), rows=1000)
-    (one,) = plan.sources
-    assert (one.read_whole, one.repeats, plan.images) == (False, one.taken - 1, 30_000)
-    told = "URLs that sources share count more than once, as do repeats in one that is read in part), 3 shards of"
-    assert told in "\n".join(format_text(plan))
+    (source,) = plan.sources
+    assert (source.read_whole, source.repeats, plan.images) == (False, source.taken - 1, 30_000)
+    line = "as do URLs repeated within a source that was not read to the end), 3 shards of"
+    assert line in "\n".join(format_text(plan))
 
 
-def test_a_list_that_cannot_be_read_is_a_problem_and_the_others_are_still_looked_at(tmp_path: pathlib.Path) -> None:
+def test_a_list_that_cannot_be_read_is_a_problem_and_the_others_are_still_read(tmp_path: pathlib.Path) -> None:
     plan = plan_lists(
         manifest_of(
             {"name": "gone", "files": str(tmp_path / "gone.csv")},
@@ -131,7 +137,9 @@ def test_a_list_that_cannot_be_read_is_a_problem_and_the_others_are_still_looked
 
 
 @pytest.mark.parametrize("name, content", [("a.csv", ""), ("a.tsv", "url\tcaption\n"), ("a.jsonl", "")])
-def test_a_list_without_rows_is_a_problem_beside_others_too(tmp_path: pathlib.Path, name: str, content: str) -> None:
+def test_a_list_without_rows_is_a_problem_also_beside_other_lists(
+    tmp_path: pathlib.Path, name: str, content: str
+) -> None:
     (tmp_path / name).write_text(content)
     empty = {"name": "empty", "files": str(tmp_path / name)}
     plan = plan_lists(manifest_of(empty))
@@ -141,10 +149,10 @@ def test_a_list_without_rows_is_a_problem_beside_others_too(tmp_path: pathlib.Pa
     for number in range(20):
         (tmp_path / f"{number}-{name}").write_text(content)
     many = plan_lists(manifest_of({"name": "empty", "files": f"{tmp_path}/*-{name}"}))
-    assert many.problems == [f"empty: no rows in {tmp_path}/*-{name}, as far as looked at: 8 of 20 files"]
+    assert many.problems == [f"empty: no rows in {tmp_path}/*-{name} (8 of 20 files read)"]
 
 
-def test_urls_of_private_hosts_are_a_problem_unless_they_are_allowed_and_a_few_of_many_are_noted(
+def test_urls_of_private_hosts_are_a_problem_unless_allowed_and_a_small_share_is_noted(
     tmp_path: pathlib.Path,
 ) -> None:
     hosts = ["127.0.0.1:8000"] * 3 + ["LOCALHOST"] * 2 + ["[::1]", "10.1.2.3", "8.8.8.8", "intra", "a.example"]
@@ -156,11 +164,11 @@ def test_urls_of_private_hosts_are_a_problem_unless_they_are_allowed_and_a_few_o
         return plan_lists(manifest_of(source, download={"allow_hosts": allowed})).problems
 
     assert problems() == [
-        "a: 70.00% of the URLs seen are on this machine or a private network (127.0.0.1, localhost, ::1, 10.1.2.3) and "
-        "will not be fetched, unless `download.allow_hosts` names these hosts"
+        "a: 70.00% of the URLs read are on this machine or a private network (127.0.0.1, localhost, ::1, 10.1.2.3) and "
+        "will not be downloaded; list the hosts in `download.allow_hosts` to download them"
     ]
     assert (
-        "20.00% of the URLs seen are on this machine or a private network (::1, 10.1.2.3)"
+        "20.00% of the URLs read are on this machine or a private network (::1, 10.1.2.3)"
         in problems("127.0.0.1", "Localhost")[0]
     )
     assert problems("127.0.0.1", "localhost", "::1", "10.1.2.3") == []
@@ -168,36 +176,33 @@ def test_urls_of_private_hosts_are_a_problem_unless_they_are_allowed_and_a_few_o
     with (tmp_path / "web.jsonl").open("a") as stream:
         stream.write('{"url": "http://192.168.0.1/x", "caption": "x"}\n')
     web = plan_lists(manifest_of({"name": "web", "files": str(tmp_path / "web.jsonl")}))
-    assert web.problems == [] and any("0.10% of the URLs seen are on this machine" in note for note in web.notes)
+    assert web.problems == [] and any("0.10% of the URLs read are on this machine" in note for note in web.notes)
 
 
-def test_texts_that_are_not_in_utf8_are_a_problem_with_their_share(tmp_path: pathlib.Path) -> None:
+def test_texts_that_are_not_utf8_are_a_problem_with_their_share(tmp_path: pathlib.Path) -> None:
     rows = "".join(f"http://a.example/{index}.jpg,{'é' if index % 4 else 'e'}\n" for index in range(20))
     for encoding, problems in (
         ("utf-8", []),
-        (
-            "latin-1",
-            [
-                "a: 75.00% of the texts seen are not in UTF-8, so what cannot be read of them is lost (\ufffd); "
-                "convert the files, with `iconv -f latin1 -t utf-8 OLD > NEW` if they are in Latin-1"
-            ],
-        ),
+        ("latin-1", [f"a: 75.00% of the texts read are {reader.GARBLED}"]),
     ):
         (tmp_path / "a.csv").write_bytes(("url,caption\n" + rows).encode(encoding))
         plan = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "a.csv")}))
         assert (plan.problems, plan.images) == (problems, 20)
 
 
-def test_a_sample_bounds_the_images_and_one_that_is_too_large_is_noted(tmp_path: pathlib.Path) -> None:
+def test_a_sample_limits_the_images_and_a_sample_that_is_too_large_is_noted(tmp_path: pathlib.Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", 200)
-    few = plan_lists(manifest_of({"name": "a", "files": file, "sample": 50}, sample=30, samples_per_shard=20))
-    assert (few.sources[0].images, few.images, few.shards) == (50, 30, 2)
-    many = plan_lists(manifest_of({"name": "a", "files": file, "sample": 500}))
-    assert "a: `sample` is 500, but the list gives about 200 images" in many.notes
-    assert "a: 100% of the URLs are on a.example, which will set the pace" in many.notes
+    small = plan_lists(manifest_of({"name": "a", "files": file, "sample": 50}, sample=30, samples_per_shard=20))
+    assert (small.sources[0].images, small.images, small.shards) == (50, 30, 2)
+    large = plan_lists(manifest_of({"name": "a", "files": file, "sample": 500}))
+    assert "a: `sample` is 500, but the list has only about 200 images" in large.notes
+    assert "a: 100% of the URLs are on a.example, which will limit the download speed" in large.notes
 
 
-def test_a_published_source_with_another_number_of_rows_is_noted(tmp_path: pathlib.Path) -> None:
+def test_a_published_source_with_a_different_number_of_rows_is_noted(tmp_path: pathlib.Path) -> None:
     (tmp_path / "part.tsv").write_text("text\thttp://a.example/1\n")
     plan = plan_lists(manifest_of({"use": "cc3m", "files": str(tmp_path / "part.tsv")}))
-    assert plan.notes == ["cc3m: the list has 1 rows, the published one 3,318,333; is it another edition, or a part?"]
+    assert plan.notes == [
+        "cc3m: the list has 1 rows, the published list has 3,318,333; check whether this is another edition or only a "
+        "part"
+    ]

@@ -1,4 +1,4 @@
-"""How many images a run will have, and of how many bytes, against examples worked out by hand."""
+"""Estimates of the images of a run and of their bytes equal examples worked out by hand."""
 
 import json
 from dataclasses import asdict
@@ -12,13 +12,26 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import SCHEMA_VERSION
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading.retry import Round
-from lotlip_data.pipeline.planning import lists as plan_lists
-from lotlip_data.pipeline.planning.storage import LOOKED_AT, Stored, images_of, storage_of, stored_by
+from lotlip_data.pipeline.planning.lists import format_text, plan_lists
+from lotlip_data.pipeline.planning.storage import (
+    SAMPLED_SHARDS,
+    MeasuredStorage,
+    estimate_images,
+    estimate_storage,
+    measure_storage,
+)
 from lotlip_data.pipeline.url_lists.partition import Partition
 
 
-def planned(folder: Path, rows: int, shards: int, fetched: dict[int, tuple[int, int]]) -> Run:
-    """A run of shards of 100 rows; of the fetched ones, rows and failures."""
+def partitioned_run(folder: Path, rows: int, shards: int, fetched: dict[int, tuple[int, int]]) -> Run:
+    """Return a run with shards of 100 rows.
+
+    Args:
+        folder: The folder of the run.
+        rows: Number of rows.
+        shards: Number of shards.
+        fetched: Rows and failures of each downloaded shard.
+    """
     run = Run.at(str(folder))
     storage.create(run.plan, json.dumps(asdict(Partition(rows, shards, 100, rows, 0, {}, {}))).encode())
     for shard, (count, failed) in fetched.items():
@@ -27,38 +40,42 @@ def planned(folder: Path, rows: int, shards: int, fetched: dict[int, tuple[int, 
     return run
 
 
-def test_rows_that_are_left_give_images_as_those_before_them(tmp_path: Path) -> None:
-    """1,278 rows in 13 shards; the 178 of shards 2 and 12, which is short, gave 89. Of the other 1,100, half: 639."""
-    run = planned(tmp_path / "run", 1278, 13, {2: (100, 50), 12: (78, 39)})
-    assert images_of(run) == (
+def test_remaining_rows_return_images_at_the_same_share_as_downloaded_rows(tmp_path: Path) -> None:
+    """1,278 rows in 13 shards. The 178 rows of shards 2 and 12 (the short one) gave 89 images.
+
+    Half of the other 1,100 rows are 550 images, so 639 in all.
+    """
+    run = partitioned_run(tmp_path / "run", 1278, 13, {2: (100, 50), 12: (78, 39)})
+    assert estimate_images(run) == (
         639,
-        "1,100 rows are not fetched yet; 50.0% of them give an image, as of those that are",
+        "1,100 rows are not downloaded yet; 50.0% of them return an image (the same share as so far)",
     )
 
 
-def test_rows_that_are_fetched_again_count_once_more(tmp_path: Path) -> None:
-    """200 rows gave 150; a round of 50, in shard 2, is left, of which 75% are 37.5, so 38 in even rounding."""
-    run = planned(tmp_path / "run", 200, 2, {0: (100, 25), 1: (100, 25)})
-    again = Round(first=2, shards=1, rows=50, samples_per_shard=100, reasons=("timeout",), sources=(0, 1))
-    storage.create(run.retry(1), json.dumps(asdict(again)).encode())
-    found = images_of(run)
-    assert found is not None and found[0] == 188 and found[1].startswith("50 rows are not fetched yet; 75.0%")
+def test_rows_of_a_retry_round_count_again(tmp_path: Path) -> None:
+    """200 rows gave 150 images. A retry round of 50 rows (shard 2) remains; 75% of 50 is 37.5, rounded to even 38."""
+    run = partitioned_run(tmp_path / "run", 200, 2, {0: (100, 25), 1: (100, 25)})
+    retry_round = Round(first=2, shards=1, rows=50, samples_per_shard=100, reasons=("timeout",), sources=(0, 1))
+    storage.create(run.retry(1), json.dumps(asdict(retry_round)).encode())
+    estimate = estimate_images(run)
+    assert estimate is not None and estimate[0] == 188
+    assert estimate[1].startswith("50 rows are not downloaded yet; 75.0%")
 
 
-def test_nothing_is_assumed_of_a_run_that_is_fetched_and_every_link_is_alive_before(tmp_path: Path) -> None:
-    assert images_of(Run.at(str(tmp_path / "not cut"))) is None
-    assert images_of(planned(tmp_path / "whole", 150, 2, {0: (100, 10), 1: (50, 0)})) == (140, "")
-    assert images_of(planned(tmp_path / "begun", 150, 2, {})) == (
+def test_a_complete_download_assumes_nothing_and_a_new_run_assumes_that_every_url_works(tmp_path: Path) -> None:
+    assert estimate_images(Run.at(str(tmp_path / "not partitioned"))) is None
+    assert estimate_images(partitioned_run(tmp_path / "whole", 150, 2, {0: (100, 10), 1: (50, 0)})) == (140, "")
+    assert estimate_images(partitioned_run(tmp_path / "begun", 150, 2, {})) == (
         150,
-        "150 rows are not fetched yet; 100.0% of them give an image, assumed: nothing is fetched",
+        "150 rows are not downloaded yet; 100.0% of them return an image (assumed, because nothing is downloaded yet)",
     )
 
 
 MANIFEST = Manifest.model_validate({"name": "x", "sources": [{"name": "a", "files": ["gone.csv"]}]})
 
 
-def fetch(run: Run, shard: int, images: int, tar: int, parquet: int) -> None:
-    """Commit a shard of 100 rows whose files have so many bytes."""
+def commit_download(run: Run, shard: int, images: int, tar: int, parquet: int) -> None:
+    """Commit a shard of 100 rows with `images` images, whose files have `tar` and `parquet` bytes."""
     names = {ending: f"{shard:05d}-attempt.{ending}" for ending in ("tar", "parquet")}
     for ending, size in (("tar", tar), ("parquet", parquet)):
         storage.create(storage.join(run.images, names[ending]), bytes(size))
@@ -67,56 +84,56 @@ def fetch(run: Run, shard: int, images: int, tar: int, parquet: int) -> None:
     ledger.record(run.image_ledger, shard, ledger.WorkRecord(100, 100 - images, tokens=0, started=0, ended=1))
 
 
-def describe(run: Run, **figures: int) -> None:
+def write_dataset_json(run: Run, **counts: int) -> None:
     maps = ("captioners", "rules", "splits", "long_texts", "dropped", "dropped_texts", "manifest")
     lists = ("columns", "shards", "validation", "inputs", "replaced")
-    content = {name: {} for name in maps} | {name: [] for name in lists} | figures
+    content = {name: {} for name in maps} | {name: [] for name in lists} | counts
     storage.create(run.dataset, json.dumps({"schema_version": SCHEMA_VERSION} | content).encode())
 
 
-def test_images_and_dataset_take_what_those_of_the_run_do(tmp_path: Path) -> None:
-    """3,000 + 200 and 5,000 + 300 bytes of 50 + 35 images are 100 bytes each; 17,000 of the dataset of 85 are 200.
+def test_storage_is_extrapolated_from_the_run(tmp_path: Path) -> None:
+    """3,200 + 5,300 bytes of 50 + 35 images are 100 bytes each; 17,000 bytes of a dataset of 85 images are 200 each.
 
-    A third shard of 100 rows will have 42.5 images, so 42 in even rounding: 127 in all.
+    A third shard of 100 rows will have 42.5 images, rounded to even 42, so 127 in all.
     """
-    run = planned(tmp_path / "run", 300, 3, {})
-    fetch(run, 0, 50, 3000, 200)
-    fetch(run, 1, 35, 5000, 300)
-    assert stored_by(run) == Stored(images=127, image=100.0, looked_at=2, dataset=None)
-    assert storage_of(MANIFEST, 300, stored_by(run)) == {
+    run = partitioned_run(tmp_path / "run", 300, 3, {})
+    commit_download(run, 0, 50, 3000, 200)
+    commit_download(run, 1, 35, 5000, 300)
+    assert measure_storage(run) == MeasuredStorage(images=127, image_bytes=100.0, sampled_shards=2, dataset_bytes=None)
+    assert estimate_storage(MANIFEST, 300, measure_storage(run)) == {
         "images": 12_700,
         "dataset": 127 * 4100,
-        "assumes": "each of 127 images takes 100 bytes, as in 2 fetched shards of the run, and 4,000 bytes of texts: "
-        "assumed; the dataset holds the images once more",
+        "assumes": "each of 127 images takes 100 bytes, as in 2 downloaded shards of the run, and 4,000 bytes of texts "
+        "(assumed); the dataset holds a second copy of the images",
     }
-    describe(run, fetched=85, samples=80, bytes=17_000)
-    found = storage_of(MANIFEST, 300, stored_by(run))
-    assert (found["images"], found["dataset"]) == (12_700, 25_400)
-    assert found["assumes"].endswith("and 200 bytes of the dataset, as in the one that the run has")
-    plan = plan_lists.plan_lists(MANIFEST, stored=stored_by(run))  # although its list is gone
-    assert "storage      images 13 kB, dataset 25 kB (estimate)" in plan_lists.format_text(plan)
+    write_dataset_json(run, fetched=85, samples=80, bytes=17_000)
+    estimate = estimate_storage(MANIFEST, 300, measure_storage(run))
+    assert (estimate["images"], estimate["dataset"]) == (12_700, 25_400)
+    assert estimate["assumes"].endswith("and 200 bytes in the dataset, as in the run's existing dataset")
+    plan = plan_lists(MANIFEST, measured=measure_storage(run))  # its list does not exist
+    assert "storage      images 13 kB, dataset 25 kB (estimate)" in format_text(plan)
 
 
-def test_of_a_run_without_an_image_the_bytes_are_assumed(tmp_path: Path) -> None:
-    run = planned(tmp_path / "run", 300, 3, {})
-    assert stored_by(run) is None and stored_by(Run.at(str(tmp_path / "not cut"))) is None
-    fetch(run, 0, 0, 100, 100)
-    assert stored_by(run) is None
-    found = storage_of(MANIFEST, 10, None)
-    assert found["images"] == 1_048_580 and "assumed, not measured" in found["assumes"]
+def test_without_images_the_bytes_are_assumed(tmp_path: Path) -> None:
+    run = partitioned_run(tmp_path / "run", 300, 3, {})
+    assert measure_storage(run) is None and measure_storage(Run.at(str(tmp_path / "not partitioned"))) is None
+    commit_download(run, 0, 0, 100, 100)
+    assert measure_storage(run) is None
+    estimate = estimate_storage(MANIFEST, 10, None)
+    assert estimate["images"] == 1_048_580 and "are not measured" in estimate["assumes"]
 
 
-def test_the_sizes_of_a_few_shards_are_asked_for_and_missing_files_count_for_nothing(
+def test_a_few_shards_are_sampled_and_shards_with_missing_files_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every other shard has images of 100 bytes, the others of 300; the tar of the first one is gone."""
-    run = planned(tmp_path / "run", 10_000, 100, {})
+    """Images take 100 bytes in the first 50 shards and 300 in the others; the tar of the first shard is missing."""
+    run = partitioned_run(tmp_path / "run", 10_000, 100, {})
     for shard in range(100):
-        fetch(run, shard, 10, 900 + 2000 * (shard // 50), 100)
+        commit_download(run, shard, 10, 900 + 2000 * (shard // 50), 100)
     storage.remove(storage.join(run.images, "00000-attempt.tar"))
-    asked, size = list[str](), storage.size
-    monkeypatch.setattr(storage, "size", lambda url: (asked.append(url), size(url))[1])
-    found = stored_by(run)
-    assert found is not None and (found.images, found.looked_at) == (1000, LOOKED_AT - 1)
-    assert found.image == pytest.approx((9 * 100 + 10 * 300) / 19)
-    assert len(asked) == 2 * LOOKED_AT
+    requested, size = list[str](), storage.size
+    monkeypatch.setattr(storage, "size", lambda url: (requested.append(url), size(url))[1])
+    measured = measure_storage(run)
+    assert measured is not None and (measured.images, measured.sampled_shards) == (1000, SAMPLED_SHARDS - 1)
+    assert measured.image_bytes == pytest.approx((9 * 100 + 10 * 300) / 19)
+    assert len(requested) == 2 * SAMPLED_SHARDS

@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine, drivers that recaption on it, and ways to kill what runs there.
 
-As a program it is such a driver: `python -m tests.pipeline.cluster_run RUN CAPTIONERS`, the captioners in JSON as a
-manifest has them. It prints its summary as JSON and ends with 1 where something failed.
+As a program it is such a driver: `python -m tests.pipeline.recaptioning.cluster_run RUN CAPTIONERS`. CAPTIONERS is a
+JSON list, as in a manifest. The program prints its summary as JSON and exits with 1 if something failed.
 """
 
 import asyncio
@@ -154,7 +154,7 @@ class Nodes:
         self._cluster.remove_node(node, allow_graceful=False)
 
     def driver(self, run: Run, entries: Sequence[Entry]) -> "Driver":
-        command = [sys.executable, "-m", "tests.pipeline.cluster_run", run.url, json.dumps(list(entries))]
+        command = [sys.executable, "-m", "tests.pipeline.recaptioning.cluster_run", run.url, json.dumps(list(entries))]
         env = {**self.env, "RAY_ADDRESS": self._cluster.address}
         log = Path(tempfile.mkstemp(prefix="driver-", suffix=".log", dir=self.faults.parent)[1])
         with log.open("w") as out:

@@ -1,7 +1,8 @@
 """An engine that says the grey value of an image, and shards of plain grey images, so that a text tells its image.
 
 As a program it works on one shard with an engine that ends its own process at some values, as a crash does:
-`python -m tests.pipeline.seer RUN SHARD PART_SIZE LOG VALUE…`. Each finished caption's value goes to LOG.
+`python -m tests.pipeline.recaptioning.grey_engine RUN SHARD PART_SIZE LOG VALUE…`. It appends each finished
+caption's value to LOG.
 """
 
 import asyncio
@@ -81,7 +82,7 @@ def rows(run: Run, shard: int) -> list[dict[str, Any]]:
 def caption(run: Run, seer: Seer, *shards: int, part_size: int = 512, gpus: float = 0.0) -> list[Any]:
     async def all_of_them() -> list[Any]:
         captioning = CaptionWorker(run, CONFIG, seer, "seer", part_size, gpus=gpus)
-        return await asyncio.gather(*(captioning.unit(shard) for shard in shards))
+        return await asyncio.gather(*(captioning.caption_shard(shard) for shard in shards))
 
     return asyncio.run(all_of_them())
 

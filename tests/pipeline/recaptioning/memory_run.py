@@ -1,7 +1,7 @@
 """A captioner's process at work, its peak memory after each unit, one JSON list on standard output.
 
-python -m tests.pipeline.memory_run RUN ENGINE SIZE SIZE …: `ENGINE` is `transformers`, or `stub`, which needs no model;
-each `SIZE` makes a shard of so many images, 120 kB each as stored and 0.8 MB decoded.
+`python -m tests.pipeline.recaptioning.memory_run RUN ENGINE SIZE SIZE …`. ENGINE is `transformers`, or `stub`, which
+needs no model. Each SIZE makes a shard with that number of images: 120 kB each as stored, 0.8 MB decoded.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ def write(run: Run, shard: int, size: int) -> None:
 async def work(captioning: CaptionWorker, sizes: list[int]) -> list[int]:
     peaks = []
     for shard, size in enumerate(sizes):
-        result = await captioning.unit(shard)
+        result = await captioning.caption_shard(shard)
         assert (result.captioned, result.rejected) == (size, 0)
         peaks.append(peak())
     return peaks

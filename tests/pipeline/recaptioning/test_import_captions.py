@@ -18,7 +18,7 @@ from lotlip_data.pipeline.dataset.verify import verify
 from lotlip_data.pipeline.recaptioning.caption_table import ImportProblem, caption_table
 from lotlip_data.pipeline.recaptioning.import_captions import import_captions
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
-from lotlip_data.pipeline.reporting.status import status
+from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.pipeline.url_lists.reader import ListError
 from tests.pipeline.run_fixture import FakeRun, fetched_rows, make, write_images
 
@@ -54,10 +54,6 @@ def fake(tmp_path: pathlib.Path) -> FakeRun:
     return make(tmp_path / "run", shards=3, images=8, writers=())
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 def test_each_image_gets_the_text_of_its_url_whatever_the_tables_order(
     fake: FakeRun, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +63,7 @@ def test_each_image_gets_the_text_of_its_url_whatever_the_tables_order(
     gone = "http://images.test/gone-1.jpg"
     listed = [*present, present[3], "http://elsewhere.test/1.jpg", gone, "no url", present[0] + "?x=1"]
     table = caption_table(write_dreamlip(tmp_path / "d.csv", listed), form="dreamlip")
-    summary = import_captions(fake.run, table, quiet)
+    summary = import_captions(fake.run, table)
     for column, name in (("IB", "instructblip"), ("SV", "sharegpt4v"), ("LLA", "llava")):
         found = captions(fake.run, f"dreamlip-{name}", 3)
         assert len(found) == len(urls)
@@ -103,12 +99,12 @@ def test_imported_captions_become_a_dataset_like_any_others(
     ray_cluster: None, fake: FakeRun, tmp_path: pathlib.Path
 ) -> None:
     urls = [image["url"] for image in images_of(fake.run, 3)]
-    import_captions(fake.run, caption_table(write_dreamlip(tmp_path / "d.csv", urls), form="dreamlip"), quiet)
-    assert build(fake.manifest, fake.run, quiet).samples == 24
+    import_captions(fake.run, caption_table(write_dreamlip(tmp_path / "d.csv", urls), form="dreamlip"))
+    assert build(fake.manifest, fake.run).samples == 24
     assert verify(fake.run) == []
     stats = dataset_stats(fake.run)
     assert (stats["images"], stats["texts"], stats["sub_captions_per_text"]) == (24, 72, 2.0)
-    assert status(fake.run)["captioners"]["dreamlip-llava"]["done"] == 24
+    assert get_status(fake.run)["captioners"]["dreamlip-llava"]["done"] == 24
 
 
 def test_a_second_import_does_nothing_and_one_after_more_images_does_what_is_left(
@@ -116,16 +112,16 @@ def test_a_second_import_does_nothing_and_one_after_more_images_does_what_is_lef
 ) -> None:
     urls = [image["url"] for image in images_of(fake.run, 3)] + ["http://images.test/5000.jpg"]
     file = write_dreamlip(tmp_path / "d.csv", urls)
-    import_captions(fake.run, caption_table(file, form="dreamlip"), quiet)
+    import_captions(fake.run, caption_table(file, form="dreamlip"))
     storage.remove(fake.run.caption_shard("dreamlip-llava", 1))  # as if killed before it
     before = storage.list_below(fake.run.captions)
-    second = import_captions(fake.run, caption_table(file, form="dreamlip"), quiet)
+    second = import_captions(fake.run, caption_table(file, form="dreamlip"))
     assert (second.shards, second.captions) == (1, {"dreamlip-llava": 8})
-    third = import_captions(fake.run, caption_table(file, form="dreamlip"), quiet)
+    third = import_captions(fake.run, caption_table(file, form="dreamlip"))
     assert (third.shards, third.skipped, third.rows) == (0, 3, 0)
     assert set(before) < set(storage.list_below(fake.run.captions))
     write_images(fake.run, 3, [5000])
-    fourth = import_captions(fake.run, caption_table(file, form="dreamlip"), quiet)
+    fourth = import_captions(fake.run, caption_table(file, form="dreamlip"))
     assert (fourth.shards, fourth.skipped, sum(fourth.captions.values())) == (1, 3, 3)
 
 
@@ -134,16 +130,16 @@ def test_another_table_under_the_same_name_is_refused_before_anything_is_written
 ) -> None:
     urls = [image["url"] for image in images_of(fake.run, 3)]
     first = caption_table(write_dreamlip(tmp_path / "d.csv", urls), ["mine=longIB_captions"], "Image Path")
-    import_captions(fake.run, first, quiet)
+    import_captions(fake.run, first)
     other = caption_table(str(tmp_path / "d.csv"), ["mine=longSV_captions"], "Image Path")
     with pytest.raises(RecaptionError, match=r"holds captions of mine@\w+, but the settings now make mine@\w+"):
-        import_captions(fake.run, other, quiet)
+        import_captions(fake.run, other)
 
 
 def test_a_table_of_other_images_is_refused_and_leaves_no_captioner(fake: FakeRun, tmp_path: pathlib.Path) -> None:
     file = write_dreamlip(tmp_path / "d.csv", ["http://elsewhere.test/1.jpg"])
     with pytest.raises(ImportProblem, match=r"none of its 1 rows has the URL .*1 × no fetched shard has this URL"):
-        import_captions(fake.run, caption_table(file, form="dreamlip"), quiet)
+        import_captions(fake.run, caption_table(file, form="dreamlip"))
     assert storage.list_names(fake.run.captions) == []
 
 
@@ -158,7 +154,7 @@ def test_any_table_with_a_url_column_and_caption_columns_will_do(
     else:
         pq.write_table(pa.Table.from_pylist(rows), file)
     table = caption_table(str(file), ["one=a", "two=b"], "link")
-    summary = import_captions(fake.run, table, quiet)
+    summary = import_captions(fake.run, table)
     assert (summary.captions["one"], summary.without["two"]) == (24, 24)
     assert {row["error"] for row in captions(fake.run, "two", 3).values()} == {"empty in the imported table"}
 
@@ -176,7 +172,7 @@ def test_what_is_asked_wrongly_says_what_to_do(fake: FakeRun, tmp_path: pathlib.
         with pytest.raises(ImportProblem, match=message):
             caption_table(*arguments)  # type: ignore[arg-type]
     with pytest.raises(ListError, match=r"d\.csv: has no column 'nope'; its columns are 'Image Path'"):
-        import_captions(fake.run, caption_table(file, ["a=nope"], "Image Path"), quiet)
+        import_captions(fake.run, caption_table(file, ["a=nope"], "Image Path"))
     with pytest.raises(ImportProblem, match=r"none\.csv: there is no such file"):
         caption_table(str(tmp_path / "none.csv"), form="dreamlip")
 
@@ -184,5 +180,5 @@ def test_what_is_asked_wrongly_says_what_to_do(fake: FakeRun, tmp_path: pathlib.
 def test_a_run_of_a_single_shard_is_imported_too(tmp_path: pathlib.Path) -> None:
     fake = make(tmp_path / "run", shards=1, images=4, writers=())
     urls = [image["url"] for image in images_of(fake.run, 1)]
-    summary = import_captions(fake.run, caption_table(write_dreamlip(tmp_path / "d.csv", urls), form="dreamlip"), quiet)
+    summary = import_captions(fake.run, caption_table(write_dreamlip(tmp_path / "d.csv", urls), form="dreamlip"))
     assert (summary.matched, summary.shards, summary.report) == (4, 1, None)

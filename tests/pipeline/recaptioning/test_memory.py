@@ -26,7 +26,7 @@ def peaks(folder: Path, engine: str, sizes: list[int]) -> list[int]:
     for shard, size in enumerate(sizes):
         memory_run.write(run, shard, size)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.memory_run", run.url, engine, *map(str, sizes)],
+        [sys.executable, "-m", "tests.pipeline.recaptioning.memory_run", run.url, engine, *map(str, sizes)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

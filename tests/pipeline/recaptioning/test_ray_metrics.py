@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lotlip_data.pipeline.reporting.status import status
+from lotlip_data.pipeline.reporting.status import get_status
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.recaptioning.cluster_run import nodes, wait_for
 from tests.support.ports import free_ports
@@ -23,7 +23,7 @@ def test_the_metrics_of_a_node_carry_the_counters_of_status(tmp_path: Path) -> N
         cluster.add(num_cpus=1, metrics_export_port=port)
         entry = {"preset": NAME, "pool": {"engine": "transformers", "max_actors": 1}}
         assert cluster.driver(run, [entry]).end()["code"] == 0
-        counted = status(run)["captioners"][NAME]
+        counted = get_status(run)["captioners"][NAME]
 
         def exported() -> dict[str, float]:
             try:

@@ -14,7 +14,7 @@ from lotlip_data.manifests.run_layout import Run
 from tests.captioners.models.fake_endpoint import Endpoint, completion, failure
 from tests.pipeline import run_fixture as fake_run
 
-COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "recaption"]
+COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli", "recaption"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 PIPES: dict[str, Any] = {"capture_output": True, "text": True}
 KEY = "sk-very-secret-0123456789"

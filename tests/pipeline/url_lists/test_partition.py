@@ -173,7 +173,7 @@ def test_a_source_without_rows_and_one_that_is_not_in_utf8_are_told_in_a_line_ea
     plan = partition(manifest, run, said.append)
     assert [line for line in said if not line.startswith(("reading the list", "7 rows"))] == [
         f"s1: no rows in {tmp_path}/list 1.jsonl",
-        "s2: 2 of 4 texts are not in UTF-8, so what cannot be read of them is lost (\ufffd); convert the files, with "
+        "s2: 2 of 4 texts are not in UTF-8, so their unreadable bytes are lost (\ufffd); convert the files, with "
         "`iconv -f latin1 -t utf-8 OLD > NEW` if they are in Latin-1, and use another run folder",
     ]
     assert (plan.images, plan.garbled) == (7, {"s2": 2}) and load_partition(run) == plan

@@ -1,6 +1,8 @@
-"""A dataset for the tests of the page: shards written as the shard stage writes them, with whatever content.
+"""A dataset for the tests of the page: shards in the format of the dataset stage, with any content.
 
-As a program, it writes one to look at: `python -m tests.pipeline.view_run FOLDER SHARDS SAMPLES`, of so many a shard.
+As a program, it writes a dataset to view, with SAMPLES per shard:
+
+    python -m tests.pipeline.viewer.dataset_fixture FOLDER SHARDS SAMPLES
 """
 
 import io
@@ -14,7 +16,7 @@ from PIL import Image
 
 from lotlip_data.manifests import schema, storage, subcaptions
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.dataset import writer as shard_files
+from lotlip_data.pipeline.dataset import writer as dataset_writer
 from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of
 
 CAPTIONERS = ("llava", "sharegpt4v")
@@ -31,7 +33,16 @@ def make(
     picture: Callable[[int], Image.Image] | None = None,
     row_group: int = 4,
 ) -> Run:
-    """A run with nothing but its dataset; `change` makes of each row, counted over all shards, what a test needs."""
+    """Return a run that has only a dataset.
+
+    Args:
+        folder: The folder of the run.
+        shards: Number of shards.
+        samples: Samples per shard.
+        change: Edits a row in place, from its number over all shards.
+        picture: Returns the image of a row by its number. Default: `plain`.
+        row_group: Rows per row group of the Parquet files.
+    """
     run = Run.at(str(folder))
     Path(run.shards).mkdir(parents=True)
     records = [_shard(run, shard, samples, change, picture or plain, row_group) for shard in range(shards)]
@@ -40,7 +51,7 @@ def make(
 
 
 def describe(run: Run, records: list[Row]) -> None:
-    """dataset.json, in the place of another; the last shard is for validation, where there are several."""
+    """Write or replace dataset.json; the last of several shards is the validation split."""
     content = {
         **{name: {} for name in ("rules", "splits", "long_texts", "dropped", "dropped_texts")},
         **{name: [] for name in ("columns", "inputs")},
@@ -57,7 +68,7 @@ def describe(run: Run, records: list[Row]) -> None:
 
 
 def row_of(number: int) -> Row:
-    """A row of the dataset; its texts name its number and one of COLOURS."""
+    """Return a row of the dataset; its texts contain its number and one of COLOURS."""
     colour = COLOURS[number % 3]
     texts = {
         "llava": f"The picture shows a {colour} circle. It is number {number}." + " More." * (number % 5),
@@ -86,7 +97,7 @@ def _shard(run: Run, shard: int, samples: int, change: Any, picture: Any, row_gr
     names = [f"train-{shard:05d}.{ending}" for ending in ("tar", "parquet")]
     tar, parquet = (Path(run.shards, name) for name in names)
     columns = schema.dataset(CAPTIONERS)
-    kept, shard_files.ROW_GROUP = shard_files.ROW_GROUP, row_group
+    default, dataset_writer.ROW_GROUP = dataset_writer.ROW_GROUP, row_group
     try:
         with SampleWriter(tar, parquet, columns) as writer:
             for row in range(samples):
@@ -96,10 +107,10 @@ def _shard(run: Run, shard: int, samples: int, change: Any, picture: Any, row_gr
                 image = content.pop("image", None) or jpeg(picture(number))
                 writer.write(content, members(content, image, columns.names))
     finally:
-        shard_files.ROW_GROUP = kept
+        dataset_writer.ROW_GROUP = default
     files = {path.suffix[1:]: vars(record_of(path, path.name)) for path in (tar, parquet)}
     return {"input": shard, "samples": samples, **files}
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), row_group=shard_files.ROW_GROUP)
+    make(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), row_group=dataset_writer.ROW_GROUP)

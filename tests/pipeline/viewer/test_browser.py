@@ -1,7 +1,7 @@
-"""The page in a real browser: it works without a script, loads nothing from elsewhere, and is legible everywhere.
+"""The pages in a real browser: they work without a script, load from their server only, and are legible.
 
-Needs the system's Chromium and its driver (`tools/browser.sh`, which `make test-slow` calls). Pictures of what was seen
-are left in the folder that LOTLIP_DATA_SCREENSHOTS names, where it is set.
+The tests need the system's Chromium and its driver, which `tools/browser.sh` installs (`make test-slow` calls it). If
+LOTLIP_DATA_SCREENSHOTS is set, they save screenshots in the folder that it names.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from lotlip_data.pipeline.downloading.commit import QUARANTINE
 from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.training.config import make_config
 from lotlip_data.training.models.lotlip import load_model
-from tests.pipeline import run_fixture as fake_run
-from tests.pipeline.viewer import dataset_fixture as view_run
+from tests.pipeline import run_fixture
+from tests.pipeline.viewer import dataset_fixture
 from tests.pipeline.viewer.test_hostile import HOSTILE
 from tests.training.run_fixture import write_towers
 
@@ -42,20 +42,20 @@ FLAGS = (
 DESKTOP, PHONE = (1280, 900), (390, 844)
 PATHS = ["/", "/?show=images", "/sample/0/3?of=llava", "/search?text=a+red+ring", "/quarantine", "/nothing"]
 
-# Of every text that is seen: the contrast with what lies behind it (WCAG 2), where that is less than 4.5.
+# The visible texts whose contrast with their background (WCAG 2) is below 4.5.
 CONTRAST = r"""
 const channel = value => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
 const luminance = colour => { const [r, g, b] = colour.match(/[\d.]+/g).map(Number);
     return 0.2126 * channel(r / 255) + 0.7152 * channel(g / 255) + 0.0722 * channel(b / 255) };
-const ground = one => {
-    while (/^rgba.*, 0\)$/.test(getComputedStyle(one).backgroundColor)) one = one.parentElement;
-    return getComputedStyle(one).backgroundColor };
+const background = element => {
+    while (/^rgba.*, 0\)$/.test(getComputedStyle(element).backgroundColor)) element = element.parentElement;
+    return getComputedStyle(element).backgroundColor };
 const faint = new Set();
-for (const one of document.body.querySelectorAll("*")) {
-    if (![...one.childNodes].some(node => node.nodeType == 3 && node.data.trim())) continue;
-    const [light, dark] = [getComputedStyle(one).color, ground(one)].map(luminance).sort((a, b) => b - a);
+for (const element of document.body.querySelectorAll("*")) {
+    if (![...element.childNodes].some(node => node.nodeType == 3 && node.data.trim())) continue;
+    const [light, dark] = [getComputedStyle(element).color, background(element)].map(luminance).sort((a, b) => b - a);
     const contrast = (light + 0.05) / (dark + 0.05);
-    if (contrast < 4.5) faint.add(one.tagName + "." + one.className + " " + contrast.toFixed(2));
+    if (contrast < 4.5) faint.add(element.tagName + "." + element.className + " " + contrast.toFixed(2));
 }
 return [...faint];
 """
@@ -63,45 +63,45 @@ return [...faint];
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a server over a run with hostile texts among others, two models, and a quarantine."""
+    """The address of a server for a run with hostile texts, two models, and a quarantine."""
     folder = tmp_path_factory.mktemp("view")
 
-    def change(number: int, row: view_run.Row) -> None:
+    def change(number: int, row: dataset_fixture.Row) -> None:
         if number % 5 == 0:
             text = HOSTILE[number % len(HOSTILE)]
             row |= {"raw": text, "raws": [text], "llava": text * 3, "llava_sub": [text], "llava_flags": "repetition"}
         if number % 7 == 0:
             row |= {"sharegpt4v": None, "sharegpt4v_sub": None}
 
-    made = view_run.make(folder / "run", samples=20, change=change, picture=lambda n: render(sample_scene(n), 96))
+    run = dataset_fixture.make(folder / "run", samples=20, change=change, picture=lambda n: render(sample_scene(n), 96))
     rows = [dict.fromkeys(QUARANTINE.names, text) for text in HOSTILE]
-    storage.create(made.quarantine("images", "00000.parquet"), fake_run.parquet(rows, QUARANTINE))
+    storage.create(run.quarantine("images", "00000.parquet"), run_fixture.parquet(rows, QUARANTINE))
     towers = write_towers(folder / "towers")
     checkpoints = [str(folder / name / "model") for name in ("lit", "lotlip")]
     for url in checkpoints:
         load_model(make_config(**towers, context_length=64)).save(url)
-    command = [sys.executable, "-m", "lotlip_data.pipeline.cli.main", "view", made.url, "--port", "0"]
+    command = [sys.executable, "-m", "lotlip_data.pipeline.cli", "view", run.url, "--port", "0"]
     command += [part for url in checkpoints for part in ("--checkpoint", url)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        assert server.stdout is not None
-        said = server.stdout.readline()
-        found = re.match(r"view: (http://127\.0\.0\.1:\d+)/", said)
-        assert found, said
-        yield found[1]
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        match = re.match(r"view: (http://127\.0\.0\.1:\d+)/", line)
+        assert match, line
+        yield match[1]
     finally:
-        server.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(300)
-        server.kill()
-    assert server.wait() == 0  # Ctrl-C is how it ends
+            process.wait(300)
+        process.kill()
+    assert process.wait() == 0  # Ctrl-C is the normal way to stop it
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
-        pytest.skip("no Chromium with its driver here: bash tools/browser.sh, as root on Debian, installs them")
+        pytest.skip("Chromium or its driver is missing; on Debian, run `bash tools/browser.sh` as root")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
@@ -112,7 +112,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     opened.quit()
 
 
-def look(browser: Any, size: tuple[int, int], dark: bool = False) -> None:
+def set_display(browser: Any, size: tuple[int, int], dark: bool = False) -> None:
     width, height = size
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -121,22 +121,22 @@ def look(browser: Any, size: tuple[int, int], dark: bool = False) -> None:
 
 
 def follow(browser: Any, element: Any) -> None:
-    """Click a link or a button, and wait for the page that comes of it: a click may return before."""
+    """Click a link or a button, and wait for the new page, because a click may return before it is loaded."""
     browser.execute_script("window.before = true")
     element.click()
-    come = "return !window.before && document.readyState == 'complete'"
-    wait = WebDriverWait(browser, 60, ignored_exceptions=[WebDriverException])  # between two pages there is none to ask
-    wait.until(lambda _: browser.execute_script(come))
+    is_loaded = "return !window.before && document.readyState == 'complete'"
+    wait = WebDriverWait(browser, 60, ignored_exceptions=[WebDriverException])  # between two pages, scripts fail
+    wait.until(lambda _: browser.execute_script(is_loaded))
 
 
-def loaded(browser: Any) -> None:
-    """Wait until every image is there or has failed; those further down are loaded only when they are looked at."""
-    browser.execute_script("document.querySelectorAll('img').forEach(one => one.loading = 'eager')")
-    done = "return [...document.images].every(one => one.complete)"
-    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(done))
+def wait_for_images(browser: Any) -> None:
+    """Wait until every image is loaded or has failed, including those that load lazily."""
+    browser.execute_script("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+    all_complete = "return [...document.images].every(image => image.complete)"
+    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(all_complete))
 
 
-def keep(browser: Any, name: str) -> None:
+def save_screenshot(browser: Any, name: str) -> None:
     if folder := os.environ.get("LOTLIP_DATA_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         assert browser.save_screenshot(str(Path(folder, f"{name}.png")))
@@ -144,33 +144,37 @@ def keep(browser: Any, name: str) -> None:
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_page_is_legible_whole_and_its_own(browser: Any, address: str, size: Any, dark: bool) -> None:
-    look(browser, size, dark)
+def test_every_page_is_legible_fits_the_window_and_loads_from_its_server_only(
+    browser: Any, address: str, size: Any, dark: bool
+) -> None:
+    set_display(browser, size, dark)
     for path in PATHS:
         browser.get(address + path)
-        loaded(browser)
-        keep(browser, f"{'phone' if size == PHONE else 'desktop'}-{'dark' if dark else 'light'}-{PATHS.index(path)}")
+        wait_for_images(browser)
+        save_screenshot(
+            browser, f"{'phone' if size == PHONE else 'desktop'}-{'dark' if dark else 'light'}-{PATHS.index(path)}"
+        )
         broken = browser.execute_script(
-            "return [...document.images].filter(one => !one.naturalWidth).map(one => one.src)"
+            "return [...document.images].filter(image => !image.naturalWidth).map(image => image.src)"
         )
         assert broken == [], path
-        wide = browser.execute_script("return document.documentElement.scrollWidth - innerWidth")
-        assert wide <= 0, f"{path} is {wide} pixels wider than the window"
+        excess = browser.execute_script("return document.documentElement.scrollWidth - innerWidth")
+        assert excess <= 0, f"{path} is {excess} pixels wider than the window"
         assert browser.execute_script(CONTRAST) == [], path
-        from_where = browser.execute_script("return performance.getEntriesByType('resource').map(one => one.name)")
-        assert from_where and all(url.startswith(address + "/") for url in from_where)
-        complaints = [line["message"] for line in browser.get_log("browser") if "/nothing " not in line["message"]]
-        assert complaints == [], path
+        loaded = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+        assert loaded and all(url.startswith(address + "/") for url in loaded)
+        messages = [line["message"] for line in browser.get_log("browser") if "/nothing " not in line["message"]]
+        assert messages == [], path
         assert browser.execute_script("return document.scripts.length") == 0
 
 
-def test_a_person_can_look_filter_page_and_map(browser: Any, address: str) -> None:
-    look(browser, DESKTOP)
+def test_a_user_can_browse_filter_page_and_draw_maps(browser: Any, address: str) -> None:
+    set_display(browser, DESKTOP)
     browser.get(address)
     cards = browser.find_elements(By.CSS_SELECTOR, "article.card")
     assert len(cards) == 24 and HOSTILE[0] in cards[0].text  # as text
-    tops = {one.location["y"] for one in cards[1].find_elements(By.CSS_SELECTOR, ".long")}
-    assert len(tops) == 1  # the long texts stand side by side
+    tops = {text.location["y"] for text in cards[1].find_elements(By.CSS_SELECTOR, ".long")}
+    assert len(tops) == 1  # the long texts are side by side
     follow(browser, browser.find_element(By.CSS_SELECTOR, "a[rel=next]"))
     assert browser.find_element(By.CSS_SELECTOR, "article.card").get_attribute("id") == "s1-4"
     follow(browser, browser.find_element(By.CSS_SELECTOR, "a[rel=prev]"))
@@ -178,91 +182,91 @@ def test_a_person_can_look_filter_page_and_map(browser: Any, address: str) -> No
 
     Select(browser.find_element(By.NAME, "flag")).select_by_value("repetition")
     browser.find_element(By.NAME, "q").send_keys("script")
-    follow(browser, browser.find_element(By.CSS_SELECTOR, "form.ask button"))
-    found = browser.find_elements(By.CSS_SELECTOR, "article.card")
-    assert [one.get_attribute("id") for one in found] == ["s0-0", "s0-10", "s1-0", "s1-10", "s2-0", "s2-10"]
+    follow(browser, browser.find_element(By.CSS_SELECTOR, "form.query button"))
+    cards = browser.find_elements(By.CSS_SELECTOR, "article.card")
+    assert [card.get_attribute("id") for card in cards] == ["s0-0", "s0-10", "s1-0", "s1-10", "s2-0", "s2-10"]
     assert browser.find_element(By.NAME, "q").get_attribute("value") == "script"
 
     browser.get(f"{address}/sample/0/3")
     follow(browser, browser.find_element(By.CSS_SELECTOR, "[data-captioner=sharegpt4v] a.number"))
-    loaded(browser)
+    wait_for_images(browser)
     maps = browser.find_elements(By.CSS_SELECTOR, ".maps img")
-    assert len(maps) == 3 and len({one.location["y"] for one in maps}) == 1
-    keep(browser, "maps")
+    assert len(maps) == 3 and len({picture.location["y"] for picture in maps}) == 1
+    save_screenshot(browser, "maps")
 
 
-def test_in_place_of_an_image_that_cannot_be_had_there_are_words(browser: Any, address: str) -> None:
-    look(browser, DESKTOP)
+def test_an_image_that_cannot_be_loaded_is_replaced_by_text(browser: Any, address: str) -> None:
+    set_display(browser, DESKTOP)
     browser.get(f"{address}/?show=images")
-    loaded(browser)
+    wait_for_images(browser)
     image = browser.find_element(By.CSS_SELECTOR, ".picture img")
 
     def ink() -> int:
-        """Pixels of other colours than the ground's."""
+        """Return the number of pixels that differ from the background colour."""
         picture = np.asarray(Image.open(io.BytesIO(image.screenshot_as_png)).convert("RGB"))
         return int((picture != picture[-9, picture.shape[1] // 2]).any(axis=2).sum())
 
     browser.execute_script("arguments[0].src = '/image/0/999'", image)
-    loaded(browser)
-    whole = ink()
-    keep(browser, "lost")
+    wait_for_images(browser)
+    with_notice = ink()
+    save_screenshot(browser, "missing-image")
     browser.execute_script("document.styleSheets[0].insertRule('img::after { content: none !important }')")
-    name = ink()
+    without_notice = ink()
     browser.execute_script("arguments[0].alt = ''", image)
-    assert whole > name > ink()  # the image's name, and that it cannot be shown
+    assert with_notice > without_notice > ink()  # the notice, and the alternative text
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_on_a_phone_the_maps_of_two_models_stand_side_by_side(browser: Any, address: str, dark: bool) -> None:
-    look(browser, PHONE, dark)
+def test_on_a_phone_the_maps_of_two_models_are_side_by_side(browser: Any, address: str, dark: bool) -> None:
+    set_display(browser, PHONE, dark)
     browser.get(f"{address}/sample/0/3?of=llava")
-    loaded(browser)
-    image, left, right = (one.rect for one in browser.find_elements(By.CSS_SELECTOR, ".maps img"))
+    wait_for_images(browser)
+    image, left, right = (picture.rect for picture in browser.find_elements(By.CSS_SELECTOR, ".maps img"))
     assert left["y"] == right["y"] >= image["y"] + image["height"]
     assert left["width"] == right["width"] == image["width"] >= 150
     assert left["x"] + left["width"] < right["x"] and right["x"] + right["width"] <= PHONE[0]
     browser.execute_script("document.querySelector('#maps').scrollIntoView()")
-    keep(browser, f"phone-{'dark' if dark else 'light'}-maps")
+    save_screenshot(browser, f"phone-{'dark' if dark else 'light'}-maps")
 
 
-def test_on_a_phone_everything_of_the_quarantine_is_seen_without_scrolling_sideways(browser: Any, address: str) -> None:
-    look(browser, PHONE)
+def test_on_a_phone_the_quarantine_does_not_scroll_sideways(browser: Any, address: str) -> None:
+    set_display(browser, PHONE)
     browser.get(f"{address}/quarantine")
     cells = browser.find_elements(By.CSS_SELECTOR, "tbody tr:first-child td")
-    names = [one.get_attribute("data-name") for one in cells]
+    names = [cell.get_attribute("data-name") for cell in cells]
     assert {"reason", "detail", "url", "uid"} <= set(names)
-    assert all(one.rect["x"] >= 0 and one.rect["x"] + one.rect["width"] <= PHONE[0] for one in cells)
-    named = "return getComputedStyle(arguments[0], '::before').content"
-    assert ["".join(re.findall(r"\w", browser.execute_script(named, one))) for one in cells] == names
+    assert all(cell.rect["x"] >= 0 and cell.rect["x"] + cell.rect["width"] <= PHONE[0] for cell in cells)
+    label = "return getComputedStyle(arguments[0], '::before').content"
+    assert ["".join(re.findall(r"\w", browser.execute_script(label, cell))) for cell in cells] == names
 
 
-def test_a_person_can_have_features_computed_and_search(browser: Any, address: str) -> None:
-    look(browser, DESKTOP)
+def test_a_user_can_compute_features_and_search(browser: Any, address: str) -> None:
+    set_display(browser, DESKTOP)
     browser.get(f"{address}/search")
     browser.find_element(By.NAME, "text").send_keys("a red ring")
-    follow(browser, browser.find_element(By.CSS_SELECTOR, "form.ask button"))
+    follow(browser, browser.find_element(By.CSS_SELECTOR, "form.query button"))
     follow(browser, browser.find_element(By.CSS_SELECTOR, "form.note button"))
 
-    def done(_: Any) -> bool:  # the frame looks again by itself
+    def is_complete(_: Any) -> bool:  # the frame reloads itself
         browser.switch_to.default_content()
         frames = browser.find_elements(By.CSS_SELECTOR, "iframe")
         if not frames:
-            return True  # the features were there before the page was
+            return True  # the features were complete before the page was rendered
         browser.switch_to.frame(frames[0])
         text = browser.find_element(By.TAG_NAME, "body").text
         browser.switch_to.default_content()
-        return "look again" in text
+        return "Update the results" in text
 
     box = browser.find_element(By.NAME, "text")
     box.send_keys(", large")
     for size, dark in ((PHONE, True), (PHONE, False), (DESKTOP, False)):
-        look(browser, size, dark)
-        keep(browser, f"progress-{size[0]}-{'dark' if dark else 'light'}")
-    WebDriverWait(browser, 120, ignored_exceptions=[WebDriverException]).until(done)
-    assert box.get_attribute("value") == "a red ring, large"  # what is typed meanwhile stays
+        set_display(browser, size, dark)
+        save_screenshot(browser, f"progress-{size[0]}-{'dark' if dark else 'light'}")
+    WebDriverWait(browser, 120, ignored_exceptions=[WebDriverException]).until(is_complete)
+    assert box.get_attribute("value") == "a red ring, large"  # the frame keeps what is typed
     browser.get(f"{address}/search?text=a+red+ring")
-    assert len(browser.find_elements(By.CSS_SELECTOR, ".wall figure")) == 48
-    loaded(browser)
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".images figure")) == 48
+    wait_for_images(browser)
     assert browser.find_elements(By.CSS_SELECTOR, "form.note button") == []
     assert browser.find_element(By.NAME, "text").get_attribute("value") == "a red ring"
-    keep(browser, "search")
+    save_screenshot(browser, "search")

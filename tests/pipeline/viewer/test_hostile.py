@@ -1,4 +1,4 @@
-"""Nothing of the web or of another site gets into the page, and nothing outside the run gets out."""
+"""Text from the web cannot act in a page, another site cannot use the server, and no file outside the run is served."""
 
 import html.parser
 import json
@@ -12,8 +12,8 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.downloading.commit import QUARANTINE
 from lotlip_data.pipeline.viewer.app import View, create_app
-from tests.pipeline import run_fixture as fake_run
-from tests.pipeline.viewer import dataset_fixture as view_run
+from tests.pipeline import run_fixture
+from tests.pipeline.viewer import dataset_fixture
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -30,7 +30,7 @@ HOSTILE = (
 HTML = b"<html><script>alert(1)</script></html>"
 
 
-def hostile(number: int, row: view_run.Row) -> None:
+def hostile(number: int, row: dataset_fixture.Row) -> None:
     text = HOSTILE[number % len(HOSTILE)]
     row |= {"raw": text, "raws": [text, text], "sources": ["web", text], "llava": f"{text} is said. {text}"}
     row |= {"llava_sub": [f"{text} is said.", text], "llava_flags": text.split()[0], "url": text, "uid": text}
@@ -40,13 +40,13 @@ def hostile(number: int, row: view_run.Row) -> None:
 
 
 class Page(html.parser.HTMLParser):
-    """The tags of a page, their attributes, and its text."""
+    """Collects the tags of a page, their attributes, and its text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.tags: set[str] = set()
         self.attributes: set[tuple[str, str]] = set()
-        self.words = ""
+        self.text = ""
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -54,16 +54,16 @@ class Page(html.parser.HTMLParser):
         self.attributes |= {(name, value or "") for name, value in attrs}
 
     def handle_data(self, data: str) -> None:
-        self.words += data
+        self.text += data
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    made = view_run.make(tmp_path_factory.mktemp("hostile") / "run", change=hostile)
+    run = dataset_fixture.make(tmp_path_factory.mktemp("hostile") / "run", change=hostile)
     rows = [dict.fromkeys(QUARANTINE.names, text) for text in HOSTILE]
-    storage.create(made.quarantine("images", "00000.parquet"), fake_run.parquet(rows, QUARANTINE))
-    storage.create(made.quarantine("<b>", "0.parquet"), fake_run.parquet(rows, QUARANTINE))
-    return made
+    storage.create(run.quarantine("images", "00000.parquet"), run_fixture.parquet(rows, QUARANTINE))
+    storage.create(run.quarantine("<b>", "0.parquet"), run_fixture.parquet(rows, QUARANTINE))
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_comes_from_the_web_stays_text(web: TestClient, path: str) -> None:
+def test_text_from_the_web_stays_text(web: TestClient, path: str) -> None:
     answer = web.get(path)
     page = Page(answer.text)
     assert not page.tags & {"script", "iframe", "object", "b-", "i", "h1", "base", "embed", "svg"}
@@ -96,8 +96,8 @@ def test_what_comes_from_the_web_stays_text(web: TestClient, path: str) -> None:
     assert not set(answer.text) & set("\x00\x07\x1b\u202e\u202c\u2066\u00ad\U000e0041")
 
 
-def test_every_text_is_shown_as_it_is_and_what_is_invisible_by_its_name(web: TestClient) -> None:
-    words = Page(web.get("/").text).words
+def test_texts_are_shown_unchanged_with_invisible_characters_spelled_out(web: TestClient) -> None:
+    words = Page(web.get("/").text).text
     for text in HOSTILE[:6]:
         assert words.count(text) >= 3
     assert "nul‹U+0000›bell‹U+0007›escape‹U+001B›" in words
@@ -105,13 +105,13 @@ def test_every_text_is_shown_as_it_is_and_what_is_invisible_by_its_name(web: Tes
 
 
 @pytest.mark.parametrize("form", ["/?q=", "/quarantine?reason="])
-def test_a_forms_field_keeps_what_was_typed_so_that_it_is_asked_again(web: TestClient, form: str) -> None:
+def test_a_form_field_keeps_invisible_characters_so_that_they_are_submitted_again(web: TestClient, form: str) -> None:
     typed = 'soft\u00adhyphen <b>"x"'
     page = Page(web.get(form + quote(typed)).text)
     assert ("value", typed) in page.attributes
 
 
-def test_only_links_to_the_web_can_be_followed(tmp_path: Path) -> None:
+def test_only_http_and_https_urls_become_links(tmp_path: Path) -> None:
     urls = [
         "http://x/a.jpg",
         "HTTPS://x/b.jpg",
@@ -121,19 +121,21 @@ def test_only_links_to_the_web_can_be_followed(tmp_path: Path) -> None:
         "//x/y",
         "file:///etc/passwd",
     ]
-    made = view_run.make(tmp_path / "run", shards=1, samples=len(urls), change=lambda n, row: row.update(url=urls[n]))
-    web = TestClient(create_app(View(made, seconds=60.0)), base_url="http://localhost")
+    run = dataset_fixture.make(
+        tmp_path / "run", shards=1, samples=len(urls), change=lambda n, row: row.update(url=urls[n])
+    )
+    web = TestClient(create_app(View(run, seconds=60.0)), base_url="http://localhost")
     linked = [("href", url) in Page(web.get(f"/sample/0/{row}").text).attributes for row, url in enumerate(urls)]
     assert linked == [True, True, False, False, False, False, False]
 
 
-def test_what_is_no_jpeg_is_not_served(web: TestClient) -> None:
+def test_content_that_is_not_a_jpeg_is_not_served(web: TestClient) -> None:
     answer = web.get("/image/0/1")
     assert answer.status_code == 404 and HTML not in answer.content and "not a JPEG" in answer.text
 
 
 @pytest.mark.parametrize("path", ["/", "/image/0/0", "/image/0/1", "/style.css", "/nothing", "/report", "/quarantine"])
-def test_every_answer_forbids_scripts_and_guessing(web: TestClient, path: str) -> None:
+def test_every_response_forbids_scripts_and_content_sniffing(web: TestClient, path: str) -> None:
     headers = web.get(path).headers
     policy = headers["content-security-policy"]
     assert policy.startswith("default-src 'none';") and "script-src" not in policy and "unsafe" not in policy
@@ -144,18 +146,18 @@ def test_every_answer_forbids_scripts_and_guessing(web: TestClient, path: str) -
 @pytest.mark.parametrize(
     "host", ["evil.example", "localhost.evil.example", "evil.example:80", "127.0.0.1.evil.example", "192.168.0.7", ""]
 )
-def test_only_loopbacks_names_are_answered(web: TestClient, host: str) -> None:
+def test_requests_to_other_host_names_are_rejected(web: TestClient, host: str) -> None:
     answer = web.get("/", headers={"host": host})
     assert answer.status_code == 400 and "circle" not in answer.text and "location" not in answer.headers
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9", "127.0.0.1:8765"])
-def test_loopbacks_own_names_are_answered(web: TestClient, host: str) -> None:
+def test_requests_to_loopback_names_are_answered(web: TestClient, host: str) -> None:
     assert web.get("/", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize("origin", [None, "null", "http://evil.example", "http://localhost:3000", "https://localhost"])
-def test_another_sites_page_cannot_start_work(web: TestClient, origin: str | None) -> None:
+def test_a_page_of_another_site_cannot_start_a_computation(web: TestClient, origin: str | None) -> None:
     headers = {} if origin is None else {"origin": origin}
     assert web.post("/features", headers=headers).status_code == 403
     assert web.get("/features").status_code == 405
@@ -163,18 +165,18 @@ def test_another_sites_page_cannot_start_work(web: TestClient, origin: str | Non
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])  # same-site: another port of localhost
 @pytest.mark.parametrize("path", ["/map/0/0/0?of=raw", "/search?text=x", "/sample/0/0?of=raw", "/?q=x", "/image/0/0"])
-def test_another_sites_page_makes_nothing_be_computed(web: TestClient, path: str, site: str) -> None:
-    refused = [
+def test_a_page_of_another_site_gets_no_computed_content(web: TestClient, path: str, site: str) -> None:
+    statuses = [
         web.get(path, headers={"sec-fetch-site": site, "sec-fetch-mode": mode, "sec-fetch-dest": dest}).status_code
         for mode, dest in (("no-cors", "image"), ("navigate", "iframe"), ("no-cors", "script"), ("cors", "empty"))
     ]
-    assert refused == [403] * 4
+    assert statuses == [403] * 4
     followed = web.get(
         path, headers={"sec-fetch-site": site, "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
     )
-    assert followed.status_code == (403 if "?" in path else 200)  # a link leads to a page, and asks it nothing
-    for own in ("none", "same-origin"):
-        assert web.get(path, headers={"sec-fetch-site": own}).status_code == web.get(path).status_code != 403
+    assert followed.status_code == (403 if "?" in path else 200)  # a link may lead to a page, but without a query
+    for own_site in ("none", "same-origin"):
+        assert web.get(path, headers={"sec-fetch-site": own_site}).status_code == web.get(path).status_code != 403
 
 
 @pytest.mark.parametrize(
@@ -195,17 +197,17 @@ def test_another_sites_page_makes_nothing_be_computed(web: TestClient, path: str
         "/..%2fmanifest.yaml",
     ],
 )
-def test_no_path_leads_out_of_the_run(web: TestClient, path: str) -> None:
+def test_no_path_leads_outside_the_run(web: TestClient, path: str) -> None:
     answer = web.get(path)
     assert answer.status_code == 404 and "root:" not in answer.text
 
 
 @pytest.mark.parametrize("name", ["../secret.tar", "/etc/passwd", "s3://x/y.tar", "a/b.tar", "..", ""])
 @pytest.mark.parametrize("which", ["tar", "parquet"])
-def test_a_dataset_that_names_files_outside_its_folder_is_refused(tmp_path: Path, which: str, name: str) -> None:
-    made = view_run.make(tmp_path / "run", shards=1)
-    content = json.loads(Path(made.dataset).read_text())
+def test_a_dataset_that_names_files_outside_its_folder_is_rejected(tmp_path: Path, which: str, name: str) -> None:
+    run = dataset_fixture.make(tmp_path / "run", shards=1)
+    content = json.loads(Path(run.dataset).read_text())
     content["shards"][0][which]["name"] = name
-    Path(made.dataset).write_text(json.dumps(content))
-    answer = TestClient(create_app(View(made, seconds=60.0)), base_url="http://localhost").get("/")
-    assert answer.status_code == 404 and "not in its folder" in answer.text
+    Path(run.dataset).write_text(json.dumps(content))
+    answer = TestClient(create_app(View(run, seconds=60.0)), base_url="http://localhost").get("/")
+    assert answer.status_code == 404 and "outside its folder" in answer.text

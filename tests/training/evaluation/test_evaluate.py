@@ -14,6 +14,7 @@ from lotlip_data.training.config import make_config
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
 from lotlip_data.training.evaluation.models import TextFeatures, load_embedder
 from lotlip_data.training.models.lotlip import load_model
+from tests.support.logs import captured_messages
 from tests.training.run_fixture import write_towers
 
 
@@ -28,8 +29,8 @@ def model(tmp_path_factory):
 def test_results_are_committed_and_not_computed_again(model, tmp_path):
     out = tmp_path / "eval" / "lotlip.json"
     sets = {"retrieval_sets": retrieval_sets(40), "classification_sets": classification_sets(1)}
-    first, second = [], []
-    results = evaluate_zero_shot(model, str(out), **sets, say=first.append)
+    with captured_messages() as first:
+        results = evaluate_zero_shot(model, str(out), **sets)
     assert json.loads(out.read_text()) == results
     for name in ("long", "short"):
         found = results["retrieval"][name]
@@ -37,7 +38,8 @@ def test_results_are_committed_and_not_computed_again(model, tmp_path):
     assert results["retrieval"]["long"]["images"] == results["retrieval"]["long"]["texts"] == 40
     assert 0 < results["retrieval"]["long"]["cut"] < 1 and results["retrieval"]["short"]["cut"] == 0
     assert results["classification"]["colour-shape"]["classes"] == 64
-    assert evaluate_zero_shot(model, str(out), **sets, say=second.append) == results
+    with captured_messages() as second:
+        assert evaluate_zero_shot(model, str(out), **sets) == results
     assert second == [f"{out}: evaluated already; nothing to do", *first]
     figures, cut = (results["retrieval"]["long"][name] for name in ("t2i", "cut_tokens"))
     assert first[0].startswith(f"long: text to image R@1 {figures['R@1']:.1%}, image to text R@1 ")
@@ -184,6 +186,6 @@ def test_the_sets_hold_unseen_scenes_and_texts_that_differ():
     assert len(set(short.texts)) == len(short.texts) == len(short.scenes)
     assert all(scene.seed in SPLITS["evaluation"] for scene in (*long.scenes, *short.scenes))
     [classes] = classification_sets(2)
-    named = [f"{scene.things[0].colour} {scene.things[0].shape}" for scene in classes.scenes]
+    named = [f"{scene.objects[0].colour} {scene.objects[0].shape}" for scene in classes.scenes]
     assert named == [classes.class_names[label] for label in classes.labels] and len(named) == 128
     assert all(scene.seed in SPLITS["evaluation"] for scene in classes.scenes)

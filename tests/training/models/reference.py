@@ -1,4 +1,4 @@
-"""The authors' numbers, recorded from their published code: see `tests/goldens/lotlip_text`."""
+"""Numbers recorded from the authors' published code: see `tests/goldens/lotlip_text`."""
 
 import json
 from importlib import resources
@@ -25,7 +25,7 @@ def tokenizer(corner_tokens: int, **options: Any) -> TextTokenizer:
 
 
 def text_tower(corner_tokens: int, attention: str) -> TextTower:
-    """The authors' tiny tower; rows of the word embeddings that no text uses stay random."""
+    """The tiny tower of the recording. Word embeddings that no recorded text uses are random."""
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     config = BertConfig(**{name: META[name] for name in sizes}, attn_implementation=attention)
     tower = TextTower(BertModel(config), META["hidden_size"], TextSettings(corner_tokens))

@@ -1,4 +1,4 @@
-"""The mask against the paper's formula, and what follows from it."""
+"""The attention mask is the paper's formula (Sec. 4.3), and its consequences hold."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from tests.training.models.reference import META, expected
 @pytest.mark.parametrize("corners", range(5))
 def test_the_mask_is_the_papers_formula_for_every_pair(corners):
     length = 9
-    place = torch.arange(length)
-    mask = corner_mask(place[:, None], place, corners)
+    position = torch.arange(length)
+    mask = corner_mask(position[:, None], position, corners)
     corner_positions = set(range(1, corners + 1))
     for q in range(length):
         for k in range(length):
@@ -22,18 +22,18 @@ def test_the_mask_is_the_papers_formula_for_every_pair(corners):
 
 
 @pytest.mark.parametrize("corners", [2, 4])
-def test_the_mask_of_a_real_text_is_the_authors(corners):
+def test_the_mask_of_a_recorded_text_is_the_authors(corners):
     ids = expected(f"m{corners}.input_ids")[:1]
     text = torch.where(ids == 0, PADDING, 0)
     mask = attention_mask(text, torch.arange(ids.shape[1])[None], corners, eager=False)
     assert torch.equal(mask[0, 0], expected(f"m{corners}.attention_mask_text0").bool())
 
 
-def test_the_eager_mask_is_zero_where_seen_and_lowest_elsewhere():
+def test_the_eager_mask_is_zero_where_a_token_is_visible_and_lowest_elsewhere():
     text = torch.tensor([[0, 0, 0, 0, 0, PADDING, PADDING]])
-    seen = attention_mask(text, torch.arange(7)[None], 2, eager=False)
+    visible = attention_mask(text, torch.arange(7)[None], 2, eager=False)
     added = attention_mask(text, torch.arange(7)[None], 2, eager=True)
-    assert (added[seen] == 0).all() and (added[~seen] == torch.finfo(torch.float32).min).all()
+    assert (added[visible] == 0).all() and (added[~visible] == torch.finfo(torch.float32).min).all()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -65,12 +65,12 @@ def test_without_the_mask_rule_the_cls_feature_depends_on_the_register_tokens():
         assert (tower(ids)[:, 0] - before[:, 0]).abs().max() > 0.001
 
 
-def test_texts_of_a_row_see_each_other_as_if_each_were_alone():
+def test_each_text_of_a_row_has_the_mask_of_a_single_text():
     text = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1, PADDING]])
-    place = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0]])
-    mask = attention_mask(text, place, 2, eager=False)[0, 0]
-    for some in (slice(0, 4), slice(4, 9)):
-        alone = place[0, some]
-        assert torch.equal(mask[some, some], corner_mask(alone[:, None], alone, 2))
+    position = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0]])
+    mask = attention_mask(text, position, 2, eager=False)[0, 0]
+    for span in (slice(0, 4), slice(4, 9)):
+        alone = position[0, span]
+        assert torch.equal(mask[span, span], corner_mask(alone[:, None], alone, 2))
     assert not mask[:4, 4:].any() and not mask[4:9, :4].any() and not mask[:, 9].any()
     assert mask.any(1).all()  # a query that sees nothing has no softmax

@@ -1,4 +1,4 @@
-"""What is named in place of a model's folder is told, with what to name."""
+"""`LoTLIP.load` of a folder that is not a model says what the folder is and which one to give."""
 
 import json
 
@@ -6,45 +6,42 @@ import pytest
 
 from lotlip_data.training.models.lotlip import CheckpointError, LoTLIP
 
-OTHER = "not a model of this tool, or of another release"
+OTHER = "not a model of this project, or from an incompatible release"
 
 
-@pytest.mark.parametrize("config", [None, {"method": "lotlip"}], ids=["without config", "with its own"])
-def test_a_trainings_folder_is_told_with_the_folder_of_its_model(tmp_path, config):
+@pytest.mark.parametrize("config", [None, {"method": "lotlip"}], ids=["without config", "with its settings"])
+def test_the_error_for_a_trainings_folder_names_its_model_folder(tmp_path, config):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     if config:
         (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as error:
         LoTLIP.load(str(tmp_path))
-    assert (
-        str(told.value)
-        == f"{tmp_path}: there is no config.json of a model, but in its folder `model` is one; name {tmp_path}/model"
-    )
+    assert str(error.value) == f"{tmp_path}: is not a model, but its subfolder `model` is one; give {tmp_path}/model"
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "done.json"])
-def test_a_training_that_has_no_model_yet_is_told(tmp_path, name):
+def test_the_error_for_an_unfinished_training_says_so(tmp_path, name):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).write_text("{}")
-    with pytest.raises(CheckpointError, match=f"whose model comes at its end: name {tmp_path}/model then$"):
+    with pytest.raises(CheckpointError, match=f"has not finished; give {tmp_path}/model after the training finishes$"):
         LoTLIP.load(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
-    [("{}", OTHER), ('{"format": 2}', OTHER), ("[]", OTHER), ("{", "is not JSON"), (None, "no config")],
+    ("content", "message"),
+    [("{}", OTHER), ('{"format": 2}', OTHER), ("[]", OTHER), ("{", "is not JSON"), (None, r"has no config\.json")],
 )
-def test_any_other_folder_is_told_as_what_it_is(tmp_path, content, told):
+def test_the_error_for_any_other_folder_does_not_call_it_a_training(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=told) as error:
+    with pytest.raises(CheckpointError, match=message) as error:
         LoTLIP.load(str(tmp_path))
-    assert "of a model" not in str(error.value).replace(OTHER, "")
+    assert "subfolder" not in str(error.value) and "not finished" not in str(error.value)
 
 
 def test_a_model_of_another_release_is_not_taken_for_a_training(tmp_path):
-    """Whatever lies beside it: it has weights."""
+    """Whatever other files the folder has: it has weights."""
     for name in ("config.json", "model.safetensors", "metrics.jsonl"):
         (tmp_path / name).write_text("{}")
     with pytest.raises(CheckpointError, match=OTHER):

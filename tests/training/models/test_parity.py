@@ -1,4 +1,4 @@
-"""Held against the authors' published code: ids exactly, features, loss and gradients within 1e-5."""
+"""Token ids equal those of the authors' published code; features, loss and gradients agree within 1e-5."""
 
 import pytest
 import torch
@@ -11,21 +11,21 @@ TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 
 
 @pytest.mark.parametrize("corners", META["corner_tokens"])
-def test_token_ids_are_exactly_the_authors(corners):
+def test_token_ids_equal_the_authors(corners):
     ids = reference.tokenizer(corners)(META["texts"])
     assert torch.equal(ids, expected(f"m{corners}.input_ids").long())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("corners", META["corner_tokens"])
-def test_features_are_the_authors_on_both_attention_paths(corners, attention):
+def test_features_agree_with_the_authors_on_both_attention_paths(corners, attention):
     with torch.no_grad():
         features = reference.text_tower(corners, attention)(expected(f"m{corners}.input_ids").long())
     torch.testing.assert_close(features, expected(f"m{corners}.features"), **TOLERANCE)
 
 
 @pytest.mark.parametrize("corners", META["corner_tokens"])
-def test_features_do_not_depend_on_how_far_texts_are_padded(corners):
+def test_features_do_not_depend_on_the_padding(corners):
     tokenizer = reference.tokenizer(corners)
     tower = reference.text_tower(corners, "sdpa")
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_features_do_not_depend_on_how_far_texts_are_padded(corners):
             torch.testing.assert_close(alone[0], row, **TOLERANCE)
 
 
-def test_loss_and_its_gradients_are_the_authors_in_the_mean_form():
+def test_the_mean_loss_and_its_gradients_agree_with_the_authors():
     image, text, scale = (
         expected(f"loss.{name}").clone().requires_grad_() for name in ("image_features", "text_features", "logit_scale")
     )

@@ -1,4 +1,4 @@
-"""The published towers and LoTLIP checkpoints by name and shape: each tensor has its place, each place its tensor."""
+"""The published towers and LoTLIP checkpoints fit the models: every tensor by name and shape, and no other."""
 
 import json
 
@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from lotlip_data.manifests.checkpoints.weights import differences
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.training.convert_lotlip import POSITION_IDS, model_of, position_ids, to_authors, to_ours
+from lotlip_data.training.convert_lotlip import POSITION_IDS, build_model, position_ids, to_authors, to_ours
 from lotlip_data.training.models import timm_vit
 from lotlip_data.training.models.pretrained import load_text_encoder
 from lotlip_data.training.models.towers import make_vit
@@ -30,18 +30,18 @@ def on_meta(shapes):
 
 
 @pytest.mark.parametrize("patch", [16, 32])
-def test_timms_published_vit_fills_the_vit_of_transformers(patch):
+def test_the_published_vit_of_timm_fills_the_vit_of_transformers(patch):
     golden, shapes = published(f"timm-vit-b-{patch}")
     with torch.device("meta"):
         vit = make_vit(timm_vit.vit_config(golden["config"], "golden"))
     expected = {name: tuple(value.shape) for name, value in vit.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in timm_vit.from_timm(on_meta(shapes)).items()}
-    assert differences(expected, found) == []
+    actual = {name: tuple(value.shape) for name, value in timm_vit.from_timm(on_meta(shapes)).items()}
+    assert differences(expected, actual) == []
     assert round(sum(torch.Size(shape).numel() for shape in shapes.values()) * 4 / 1e6) == golden["megabytes"]
 
 
 def test_the_published_bert_fills_the_text_tower(tmp_path):
-    """Its names, at a toy's size: every tensor of the file is in the tower, or is of a head of its pre-training."""
+    """With its names at small sizes: every tensor of the file is in the tower or in a head of its pre-training."""
     golden, shapes = published("bert-base-uncased")
     assert round(sum(torch.Size(shape).numel() for shape in shapes.values()) * 4 / 1e6) == golden["megabytes"]
     small = {768: 24, 3072: 48, 30522: 50, 512: 32}
@@ -60,9 +60,7 @@ def test_the_published_bert_fills_the_text_tower(tmp_path):
     assert set(tower) - used <= {"embeddings.position_ids", "embeddings.token_type_ids"}
     del weights["bert.encoder.layer.3.output.dense.bias"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        UserError, match=r"1 weights are not in its files, such as encoder\.layer\.3\.output\.dense\.bias"
-    ):
+    with pytest.raises(UserError, match=r"its files lack 1 weights, such as encoder\.layer\.3\.output\.dense\.bias"):
         load_text_encoder(str(tmp_path))
 
 
@@ -70,10 +68,10 @@ def test_the_published_bert_fills_the_text_tower(tmp_path):
 def test_the_released_lotlip_fills_our_model_and_goes_back_to_its_names(patch):
     golden, shapes = published(f"lotlip-vit-b-{patch}")
     weights = {**on_meta(shapes), POSITION_IDS: position_ids(512)}
-    model = model_of(weights, "golden")
+    model = build_model(weights, "golden")
     assert (model.towers.text.settings.corner_tokens, model.tokenizer.context_length) == (2, 128)
     assert (model.towers.image.vit.config.patch_size, model.transform.size) == (patch, 224)
     back = to_authors(to_ours(weights, "golden"), "golden", 512)
     assert {name: tuple(value.shape) for name, value in back.items()} == shapes
     size = sum(value.numel() * value.element_size() for value in weights.values())
-    assert round((size + 152_574) / 1e6) == golden["megabytes"]  # beside its tensors, B/32's file has so many bytes
+    assert round((size + 152_574) / 1e6) == golden["megabytes"]  # the bytes of B/32's file besides its tensors

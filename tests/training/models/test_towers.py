@@ -1,4 +1,4 @@
-"""Image towers from timm's files compute what timm computes; any ViT and BERT-like encoder of transformers works."""
+"""Image towers from timm's files compute timm's features; any ViT and BERT-like encoder of transformers works."""
 
 import json
 
@@ -19,7 +19,7 @@ TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads
 
 
 def random_timm(seed=0, num_classes=7, **sizes):
-    """A ViT of timm with no parameter at rest: biases and norms are random too."""
+    """A ViT of timm with all parameters random, biases and norms too."""
     torch.manual_seed(seed)
     vit = VisionTransformer(num_classes=num_classes, global_pool="token", **sizes)
     for name, parameter in vit.named_parameters():
@@ -28,7 +28,7 @@ def random_timm(seed=0, num_classes=7, **sizes):
 
 
 def write_timm(folder, vit, sizes, architecture="vit_base_patch16_224", form="model.safetensors", **config):
-    """As timm writes to the hub."""
+    """Write the ViT in the layout that timm uses on the hub."""
     folder.mkdir()
     whole = {"architecture": architecture, "num_classes": 7, "global_pool": "token", "model_args": sizes, **config}
     (folder / "config.json").write_text(json.dumps(whole))
@@ -90,25 +90,25 @@ def test_names_go_to_transformers_and_back_bit_for_bit():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"architecture": "vit_base_patch16_clip_224"}, "is no plain ViT"),
-        ({"architecture": "resnet50"}, "is no plain ViT"),
+        ({"architecture": "vit_base_patch16_clip_224"}, "is not a plain ViT"),
+        ({"architecture": "resnet50"}, "is not a plain ViT"),
         ({"global_pool": "avg"}, "global_pool is 'avg'"),
         ({"model_args": {**TINY, "qk_norm": True}}, "model_args sets qk_norm"),
         ({"model_args": {**TINY, "depth": 4}}, "16 weights are missing, such as layers.3.attention.k_proj.bias"),
         ({"model_args": {**TINY, "img_size": 40}}, "1 weights have the wrong shape"),
     ],
 )
-def test_a_vit_that_would_compute_something_else_is_refused(tmp_path, change, said):
+def test_a_vit_with_an_unsupported_configuration_is_rejected(tmp_path, change, message):
     folder = write_timm(tmp_path / "vit", random_timm(**TINY), TINY, **change)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_image_tower(folder)
 
 
-def test_a_tensor_that_no_plain_vit_has_is_refused_by_its_name(tmp_path):
+def test_the_error_for_an_unsupported_tensor_names_it(tmp_path):
     vit = random_timm(**TINY, init_values=0.1)  # layer scale
-    with pytest.raises(UserError, match=r"blocks\.0\.ls1\.gamma belongs to no plain ViT"):
+    with pytest.raises(UserError, match=r"blocks\.0\.ls1\.gamma is not a tensor of timm's plain ViTs"):
         load_image_tower(write_timm(tmp_path / "vit", vit, TINY))
 
 
@@ -125,7 +125,7 @@ def test_any_vit_of_transformers_is_loaded_and_resized(tmp_path, model):
         assert torch.equal(load_image_tower(str(tmp_path))(pixels), expected)
         larger = load_image_tower(str(tmp_path), image_size=48)
         assert larger(torch.randn(2, 3, 48, 48)).shape == (2, 32)
-    with pytest.raises(UserError, match="50 is no multiple"):
+    with pytest.raises(UserError, match="50 is not a multiple"):
         load_image_tower(str(tmp_path), image_size=50)
 
 
@@ -138,7 +138,7 @@ def test_any_bert_like_encoder_is_a_text_tower(tmp_path, model):
     encoder.save_pretrained(tmp_path)
     tower = TextTower(load_text_encoder(str(tmp_path)), 32, TextSettings(0)).eval()
     pad = config.pad_token_id
-    assert tower.max_length == (32 if model == "Roberta" else 34)  # RoBERTa's positions begin behind its padding's
+    assert tower.max_length == (32 if model == "Roberta" else 34)  # RoBERTa's positions start after those of padding
     ids = torch.randint(5, 50, (2, tower.max_length))
     ids[1, 20:] = pad
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_any_bert_like_encoder_is_a_text_tower(tmp_path, model):
 
 
 @pytest.mark.parametrize("kind", ["timm", "transformers"])
-def test_from_scratch_needs_the_configuration_alone_and_gives_fresh_weights(tmp_path, kind):
+def test_a_tower_from_scratch_needs_only_its_configuration_and_has_fresh_weights(tmp_path, kind):
     if kind == "timm":
         folder = write_timm(tmp_path / "vit", random_timm(**TINY), TINY)
         (tmp_path / "vit" / "model.safetensors").unlink()
@@ -163,11 +163,11 @@ def test_from_scratch_needs_the_configuration_alone_and_gives_fresh_weights(tmp_
         weights.append(torch.cat([parameter.flatten() for parameter in tower.parameters()]))
     assert tower.vit.config.image_size == 64 and image_config(folder).image_size != 64
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-    with pytest.raises(UserError, match=r"image tower .*(no model can be read|neither model\.safetensors)"):
+    with pytest.raises(UserError, match=r"image tower .*(cannot load a model|has neither model\.safetensors)"):
         load_image_tower(folder)
 
 
-def test_a_folder_with_nothing_in_it_is_told(tmp_path):
+def test_an_empty_folder_is_rejected(tmp_path):
     for load in (load_image_tower, load_text_encoder):
-        with pytest.raises(UserError, match="no model can be read there"):
+        with pytest.raises(UserError, match="cannot load a model from there"):
             load(str(tmp_path))

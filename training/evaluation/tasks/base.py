@@ -18,7 +18,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from lotlip_data.manifests import storage, subcaptions
-from lotlip_data.manifests.iteration import read_images_ahead
+from lotlip_data.manifests.iteration import DECODE_THREADS, map_ordered
 from lotlip_data.manifests.text_stats import bert_tokens, tally
 from lotlip_data.training.data.tokenizer import TextForm
 from lotlip_data.training.evaluation.tasks.files import Folder, TaskDataError, read_image
@@ -69,7 +69,7 @@ def stamp(files: Folder, places: Sequence[str]) -> str:
     def stamps(folder: str) -> dict[str, str]:
         return {n: one for n, one in storage.list_stamps(files.at(folder)).items() if n in wanted[folder]}
 
-    of = dict(zip(wanted, read_images_ahead(wanted, stamps), strict=True))
+    of = dict(zip(wanted, map_ordered(stamps, wanted), strict=True))
     content = [[place, of[place.rpartition("/")[0]].get(place.rpartition("/")[2])] for place in places]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -97,7 +97,7 @@ class TaskImages:
 
     def images(self) -> Iterator[Image.Image | None]:
         """All images in order, decoded ahead; None where a file holds no image that can be read."""
-        return read_images_ahead(self.paths, read_image)
+        return map_ordered(read_image, self.paths, DECODE_THREADS)
 
 
 @dataclass(frozen=True, kw_only=True)

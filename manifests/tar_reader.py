@@ -1,0 +1,216 @@
+"""Reads tars of images and samples, from a local disk or any storage.
+
+Nothing else in the project reads the tars of a run:
+
+- `iter_members` and `iter_samples` stream a tar once, from front to back.
+- `scan_members` reads the headers alone, and `TarIndex` reads members by position, over a seekable stream.
+- `open_seekable` opens such a stream.
+
+Memory does not grow with the tar: streaming holds one member or one sample, an index holds 16 bytes per member.
+
+Only plain files are members. Links, devices, folders and sparse files are skipped, so a hostile tar can neither point
+outside itself nor claim content that it does not hold.
+
+If a tar is damaged or missing, the error is of the caller's `error_type`, names the tar and ends with the caller's
+`remedy`. Other errors of the storage, such as a lost connection, are raised as OSError.
+"""
+
+import array
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
+
+_COPY_BYTES = 1 << 22
+
+
+class TarMember(NamedTuple):
+    """The name of a member, and where its content is in the tar: offset and size in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass
+class TarSample:
+    """Neighboring members of one key: `{key}.jpg` and `{key}.json`, for example."""
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+    """Content by extension, without the leading dot."""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The key of a sample and the extension of a member: `0001` and `jpg` of `0001.jpg`."""
+    key, _, extension = name.partition(".")
+    return key, extension
+
+
+def iter_members(
+    url: str, remedy: str, suffixes: str | tuple[str, ...] = "", error_type: type[UserError] = UserError
+) -> Iterator[tuple[str, bytes]]:
+    """Stream the members of a tar, which may be compressed.
+
+    Args:
+        url: The tar, as a path or URL.
+        remedy: What to do if the tar is damaged or missing; the end of the error message.
+        suffixes: Only members whose name, in lower case, ends with one of them.
+        error_type: The type of the error for a damaged or missing tar.
+
+    Yields:
+        Name and content of each member, in the order of the tar.
+    """
+    with (
+        _damage_explained(url, remedy, error_type),
+        storage.open_read(url) as stream,
+        tarfile.open(fileobj=stream, mode="r|*") as tar,
+    ):
+        for member in _plain_files(tar):
+            if member.name.lower().endswith(suffixes) and (content := tar.extractfile(member)) is not None:
+                yield member.name, content.read()
+
+
+def iter_samples(url: str, remedy: str, error_type: type[UserError] = UserError) -> Iterator[TarSample]:
+    """Stream the samples of a tar: neighboring members of the same key, in any order. The arguments of `iter_members`.
+
+    A key whose members are not neighbors gives several samples. Raises `error_type` if a sample has a member twice.
+    """
+    sample = None
+    for name, content in iter_members(url, remedy, error_type=error_type):
+        key, extension = split_name(name)
+        if sample is None or key != sample.key:
+            if sample is not None:
+                yield sample
+            sample = TarSample(key)
+        if extension in sample.members:
+            raise error_type(f"{url}: contains {name} twice. {remedy}".rstrip())
+        sample.members[extension] = content
+    if sample is not None:
+        yield sample
+
+
+def scan_members(
+    stream: IO[bytes], url: str, remedy: str, error_type: type[UserError] = UserError
+) -> Iterator[TarMember]:
+    """The members of an uncompressed tar, from their headers alone.
+
+    Args:
+        stream: A seekable stream over the tar. The caller may move its position between two members.
+        url: The name of the tar in errors.
+        remedy: What to do if the tar is damaged; the end of the error message.
+        error_type: The type of the error for a damaged tar.
+    """
+    with _damage_explained(url, remedy, error_type), tarfile.open(fileobj=stream, mode="r:") as tar:
+        for member in _plain_files(tar):
+            yield TarMember(member.name, member.offset_data, member.size)
+
+
+def read_member(
+    stream: IO[bytes], member: TarMember, url: str, remedy: str, error_type: type[UserError] = UserError
+) -> bytes:
+    """The content of a member of `scan_members`; the other arguments are those of that function.
+
+    Raises `error_type` if the tar ends within the member.
+    """
+    stream.seek(member.offset)
+    content = stream.read(member.size)
+    if len(content) < member.size:
+        raise error_type(f"{url}: ends within {member.name}. {remedy}".rstrip())
+    return content
+
+
+class TarIndex:
+    """Random access to the members of an uncompressed tar by position.
+
+    Headers are read only up to the last member that was asked for, so the first members of a large tar are cheap, also
+    on an object store. Not safe for use by several threads at once.
+    """
+
+    def __init__(
+        self, stream: IO[bytes], url: str, remedy: str, suffix: str = "", error_type: type[UserError] = UserError
+    ) -> None:
+        """Args:
+        stream: A seekable stream over the tar, which stays open as long as members are read.
+        url: The name of the tar in errors.
+        remedy: What to do if the tar is damaged; the end of the error message.
+        suffix: Only members whose name, in lower case, ends with it have a position.
+        error_type: The type of the error for a damaged tar.
+        """
+        self._stream, self._url, self._remedy, self._error_type = stream, url, remedy, error_type
+        self._suffix = suffix
+        self._headers = scan_members(stream, url, remedy, error_type)
+        self._spans = array.array("Q")  # offset and size of each member
+
+    def __len__(self) -> int:
+        """The number of members. Reads all headers."""
+        while self._read_header():
+            pass
+        return len(self._spans) // 2
+
+    def span(self, position: int) -> tuple[int, int]:
+        """Offset and size in bytes of the member at `position` (from 0). Raises IndexError if the tar has fewer."""
+        while len(self._spans) <= 2 * position:
+            if not self._read_header():
+                raise IndexError(f"{self._url}: has {len(self._spans) // 2} members {self._suffix}")
+        offset, size = self._spans[2 * position : 2 * position + 2]
+        return offset, size
+
+    def read(self, position: int) -> bytes:
+        """The content of the member at `position` (from 0)."""
+        member = TarMember(f"member {position}", *self.span(position))
+        return read_member(self._stream, member, self._url, self._remedy, self._error_type)
+
+    def _read_header(self) -> bool:
+        """Add the next member to the index. False at the end of the tar."""
+        for member in self._headers:
+            if member.name.lower().endswith(self._suffix):
+                self._spans.extend((member.offset, member.size))
+                return True
+        return False
+
+
+@contextmanager
+def open_seekable(url: str, folder: Path | None = None) -> Iterator[IO[bytes]]:
+    """A stream over an object in which seeking is cheap: the local file, or an unnamed copy of a remote object.
+
+    Args:
+        url: The object, as a path or URL.
+        folder: Where the copy is made. Default: the system's temporary folder.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+    """
+    if storage.is_local(url):
+        with Path(storage.normalise(url)).open("rb") as file:
+            yield file
+        return
+    with storage.open_read(url) as source, tempfile.TemporaryFile(dir=folder) as copy:
+        shutil.copyfileobj(source, copy, _COPY_BYTES)
+        copy.seek(0)
+        yield copy
+
+
+def _plain_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members that are plain files. tarfile's own iterator would keep the header of every member in memory."""
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # documented nowhere; from Python 3.13, `stream=True` does this
+        if member.isfile() and not member.issparse():
+            yield member
+
+
+@contextmanager
+def _damage_explained(url: str, remedy: str, error_type: type[UserError]) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise error_type(f"{url}: is missing. {remedy}".rstrip()) from None
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise error_type(f"{url}: cannot be read ({error}). {remedy}".rstrip()) from error
