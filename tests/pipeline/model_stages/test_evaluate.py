@@ -12,7 +12,7 @@ from lotlip_data.manifests.manifest import parse
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.model_stages import evaluate as evaluation
-from lotlip_data.pipeline.reporting.status import status
+from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.training.config import make_config
 from lotlip_data.training.evaluation.paper_results import RELEASED, TABLE_4, TABLE_5, TABLE_10, TABLE_11
 from lotlip_data.training.evaluation.report import tables
@@ -127,7 +127,7 @@ def test_the_stage_evaluates_each_trained_model_on_every_task_of_the_manifest(da
         outcome = evaluation.evaluate(parse(f"{head}evaluate: {tasks}", "m"), run)
         assert (outcome.did_something, outcome.failed) == (is_new, [])
     assert outcome.figures["lotlip"]["retrieval"].keys() == {"iiw", "docci"}
-    assert status(run)["evaluated"] == {
+    assert get_status(run)["evaluated"] == {
         "lotlip": [f"{run.train('lotlip')}/eval-docci.json", f"{run.train('lotlip')}/eval-iiw.json"]
     }
     outcome = evaluation.evaluate(parse(f"{head}evaluate: [{{task: dci, data: /none}}, iiw]", "m"), run)
