@@ -1,16 +1,17 @@
-"""Images per second and CPU of our download of a shard beside plain img2dataset's, from the same loopback server.
+"""Images per second and CPU time of a shard's download, compared with plain img2dataset, from one loopback server.
 
     python benchmarks/download.py
 
-Both fetch, resize and write the same list into a WebDataset shard: the same size, quality, threads, columns and hash,
-in turns in one process, and that in several processes one after the other: how fast a process happens to be differs by
-2 to 3 percent. Ours is what a Ray task of the download stage does: img2dataset's own downloader under the guard
-(addresses, bytes, whole time, places of a host), every file looked at before it is decoded, the Parquet written anew
-with reasons, then the commit to the run's folder. img2dataset's is its `Downloader` as its own command sets it up.
+Both sides download, resize and write the same list into a WebDataset shard, with the same size, quality, threads,
+columns and hash. They take turns in one process. This is repeated in several processes, because the speed of equal
+processes differs by 2 to 3 percent. `ours` is what a Ray task of the download stage does: img2dataset's downloader with
+the HTTP guard (limits on addresses, bytes, total time and requests per host), checks of every file before it is
+decoded, a new Parquet file with failure reasons, and the commit to the run's folder. `img2dataset` is its `Downloader`
+as its own command configures it.
 
-The server is one process that does nothing but send pictures from memory. It is one host in place of the thousands of
-a real list, so as many fetches may be under way there as there are threads, on both sides. With `--tls` all of it comes
-over https, as most of a real list does. The last line is one JSON object.
+The server is one process that sends pictures from memory. It is a single host instead of the thousands of a real list,
+so both sides may send it as many concurrent requests as they have threads. With `--tls` all downloads use https, like
+most of a real list. The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,35 +44,39 @@ from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.downloading.commit import DownloadTask, fetch_and_commit
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (500, 375))
-"""Pixels, as photographs in web lists have them: most are larger than what is stored, some are not."""
+"""Width and height in pixels, typical of web lists: most images are larger than the stored size, some are not."""
 
 
-def pictures() -> list[bytes]:
+def make_pictures() -> list[bytes]:
+    """JPEG files of the SIZES, four of each."""
     rng = np.random.default_rng(0)
-    found = []
+    pictures = []
     for width, height in SIZES * 4:
         small = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
         stream = io.BytesIO()
         small.resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=88)
-        found.append(stream.getvalue())
-    return found
+        pictures.append(stream.getvalue())
+    return pictures
 
 
 def serve(authority: str) -> None:
-    """Answers `/N.jpg` with picture N modulo their number; prints its port, ends with standard input.
+    """Run the server: print its port, and respond to `/N.jpg` with picture N modulo their number.
 
-    Over https where there is a file `authority` to write the certificate into that clients have to trust.
+    The server ends when standard input closes. authority: the file for the certificates that clients must trust; if it
+    is not empty, the server uses https.
     """
     bodies = [
         f"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-        for body in pictures()
+        for body in make_pictures()
     ]
 
     tls = None
     if authority:
         tls, issuer = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), trustme.CA()
         issuer.issue_cert("127.0.0.1").configure_cert(tls)
-        trusted = Path(certifi.where()).read_bytes()  # a client reads all of them, as it does everywhere else
+        trusted = Path(
+            certifi.where()
+        ).read_bytes()  # a client reads all the usual certificates too, as it does elsewhere
         Path(authority).write_bytes(trusted + issuer.cert_pem.bytes())
 
     class Handler(socketserver.StreamRequestHandler):
@@ -98,7 +103,7 @@ def serve(authority: str) -> None:
         sys.stdin.read()
 
 
-def fetch_ours(rows: pa.Table, folder: Path, threads: int) -> None:
+def download_ours(rows: pa.Table, folder: Path, threads: int) -> None:
     run = Run.at(str(folder / "run"))
     Path(run.lists).mkdir(parents=True)
     pq.write_table(rows, run.list_shard(0))
@@ -107,7 +112,7 @@ def fetch_ours(rows: pa.Table, folder: Path, threads: int) -> None:
     assert marker["successes"] == rows.num_rows, marker
 
 
-def fetch_plainly(rows: pa.Table, folder: Path, threads: int) -> None:
+def download_img2dataset(rows: pa.Table, folder: Path, threads: int) -> None:
     from img2dataset.downloader import Downloader
     from img2dataset.resizer import Resizer
     from img2dataset.writer import WebDatasetSampleWriter
@@ -136,11 +141,13 @@ def fetch_plainly(rows: pa.Table, folder: Path, threads: int) -> None:
     assert json.loads((folder / "00000_stats.json").read_text())["successes"] == rows.num_rows
 
 
-SIDES = {"ours": fetch_ours, "img2dataset": fetch_plainly}
+Round = dict[str, dict[str, float]]
+"""Seconds and CPU seconds (`cpu`) of each side."""
+SIDES = {"ours": download_ours, "img2dataset": download_img2dataset}
 
 
-def work(url: str, images: int, threads: int) -> None:
-    """A process: for each side that standard input names, a line of JSON with its seconds and CPU seconds."""
+def run_worker(url: str, images: int, threads: int) -> None:
+    """Measure each side that standard input names, and print its seconds and CPU seconds as one line of JSON."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     urls = [f"{url}/{index}.jpg" for index in range(images)]
     columns: list[Any] = [[uid_from_url(url) for url in urls], urls, [["a text"]] * images, [["list"]] * images]
@@ -149,12 +156,13 @@ def work(url: str, images: int, threads: int) -> None:
         with tempfile.TemporaryDirectory(prefix="lotlip-data-benchmark-") as folder:
             started, cpu = time.perf_counter(), time.process_time()
             SIDES[side.strip()](rows, Path(folder), threads)
-            figures = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
-        print(json.dumps(figures), flush=True)
+            times = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
+        print(json.dumps(times), flush=True)
 
 
 @contextlib.contextmanager
-def child(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+def child_process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """This script with other arguments, in a process that is killed at the end of the block."""
     command = [sys.executable, __file__, *map(str, arguments)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -164,23 +172,26 @@ def child(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def ask(process: subprocess.Popen[str], side: str) -> dict[str, float]:
+def measure(process: subprocess.Popen[str], side: str) -> dict[str, float]:
+    """Seconds and CPU seconds of one download by a side, in a worker process."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(f"{side}\n")
     process.stdin.flush()
     while line := process.stdout.readline():
         if line.startswith("{"):
             return dict(json.loads(line))
-    raise RuntimeError("a process ended")
+    raise RuntimeError("a worker process has ended; its error is above")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5, help="of each process")
-    parser.add_argument("--processes", type=int, default=3)
-    parser.add_argument("--tls", action="store_true", help="over https")
+    parser.add_argument("--images", type=int, default=1000, help="images of the shard (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=16, help="threads per side (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per process (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=3, help="processes, one after the other (default: %(default)s)"
+    )
+    parser.add_argument("--tls", action="store_true", help="download over https")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--authority", default="", help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
@@ -189,46 +200,56 @@ def main() -> None:
         serve(options.authority)
         return
     if options.url:
-        work(options.url, options.images, options.threads)
+        run_worker(options.url, options.images, options.threads)
         return
-    rounds: list[dict[str, dict[str, float]]] = []
+    print(json.dumps(summarise(run_rounds(options), options)))
+
+
+def run_rounds(options: argparse.Namespace) -> list[Round]:
+    """Start the server, and run all rounds of all processes; the sides take turns."""
+    rounds: list[Round] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         authority = f"{folder}/authority.pem" if options.tls else ""
-        server = stack.enter_context(child("--serve", "--authority", authority))
+        server = stack.enter_context(child_process("--serve", "--authority", authority))
         assert server.stdout is not None
         url = f"{'https' if options.tls else 'http'}://127.0.0.1:{server.stdout.readline().strip()}"
         if options.tls:
-            os.environ["SSL_CERT_FILE"] = authority  # of the processes to come
+            os.environ["SSL_CERT_FILE"] = authority  # for the worker processes
         common = ["--url", url, "--images", options.images, "--threads", options.threads]
         for _ in range(options.processes):
-            with child(*common) as process:
-                print("warm-up", {side: f"{ask(process, side)['seconds']:.1f} s" for side in SIDES})
+            with child_process(*common) as process:
+                print("warm-up", {side: f"{measure(process, side)['seconds']:.1f} s" for side in SIDES})
                 for number in range(options.rounds):
                     order = list(SIDES)[:: 1 if number % 2 else -1]
-                    rounds.append({side: ask(process, side) for side in order})
-                    print({side: f"{options.images / one['seconds']:.1f}/s" for side, one in rounds[-1].items()})
+                    rounds.append({side: measure(process, side) for side in order})
+                    print({side: f"{options.images / times['seconds']:.1f}/s" for side, times in rounds[-1].items()})
+    return rounds
 
-    def median(name: str, key: str) -> float:
-        return statistics.median(one[name][key] for one in rounds)
+
+def summarise(rounds: Sequence[Round], options: argparse.Namespace) -> dict[str, Any]:
+    """The result: medians over the rounds; ratios above 1 mean that ours is faster."""
+
+    def median(side: str, key: str) -> float:
+        return statistics.median(times[side][key] for times in rounds)
 
     def ratio(key: str) -> float:
-        return round(statistics.median(one["img2dataset"][key] / one["ours"][key] for one in rounds), 3)
+        return round(statistics.median(times["img2dataset"][key] / times["ours"][key] for times in rounds), 3)
 
     suffix = "_tls" if options.tls else ""
-    result = {
+    result: dict[str, Any] = {
         f"ours_vs_img2dataset{suffix}": ratio("seconds"),
         f"cpu_ours_vs_img2dataset{suffix}": ratio("cpu"),
         "images": options.images,
         "threads": options.threads,
         "rounds": len(rounds),
     }
-    for name in SIDES:
-        result[name] = {
-            "images_per_s": round(options.images / median(name, "seconds"), 1),
-            "cpu_ms_an_image": round(1000 * median(name, "cpu") / options.images, 3),
-            "rounds": [round(options.images / one[name]["seconds"], 1) for one in rounds],
+    for side in SIDES:
+        result[side] = {
+            "images_per_s": round(options.images / median(side, "seconds"), 1),
+            "cpu_ms_an_image": round(1000 * median(side, "cpu") / options.images, 3),
+            "rounds": [round(options.images / times[side]["seconds"], 1) for times in rounds],
         }
-    print(json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Image shards as the download stage commits them, of scenes of the offline world, and how every side reads them."""
+"""Image shards of synthetic scenes, as the download stage commits them, and the tar reader of the compared sides."""
 
 import hashlib
 import io
@@ -10,7 +10,17 @@ Member = tuple[str, bytes]
 
 
 def write_run(url: str, shards: int, images: int, pixels: int) -> list[str]:
-    """Writes `shards` × `images` scenes of `pixels` squared; returns the paths of the tars. url: a local folder."""
+    """Write a run with image shards.
+
+    Args:
+        url: The run's folder, which must be local.
+        shards: Number of shards.
+        images: Number of images per shard.
+        pixels: Width and height of the images.
+
+    Returns:
+        The paths of the tars.
+    """
     from lotlip_data.manifests import storage
     from lotlip_data.manifests.run_layout import Run, shard_name
     from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
@@ -22,10 +32,12 @@ def write_run(url: str, shards: int, images: int, pixels: int) -> list[str]:
             content = io.BytesIO()
             render(sample_scene(SPLITS["images"][shard * images + row]), pixels).save(content, "JPEG", quality=95)
             scenes.append((f"{shard_name(shard)}{row:04d}", content.getvalue()))
-        name = f"{shard_name(shard)}-benchmark.tar"
-        tars.append(run.image_file(name))
+        stem = f"{shard_name(shard)}-benchmark"
+        tars.append(run.image_file(f"{stem}.tar"))
         storage.create(tars[-1], _tar(scenes))
-        stats = {"tar": name, "count": images, "successes": images}
+        # The Parquet file is named but not written: recaptioning reads the tar alone.
+        stats = {"tar": f"{stem}.tar", "parquet": f"{stem}.parquet", "count": images, "successes": images}
+        stats["status_dict"] = {"success": images}
         storage.create(run.image_stats(shard), json.dumps(stats).encode())
     return tars
 
@@ -44,7 +56,7 @@ def _tar(scenes: list[Member]) -> bytes:
 
 
 def read_tar(path: str) -> Iterator[Member]:
-    """Key and JPEG of each image, as a stream; what each side but ours reads with."""
+    """The key and JPEG of each image, read as a stream. All sides except ours use it."""
     with open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
             if member.name.endswith(".jpg") and (content := tar.extractfile(member)):

@@ -1,13 +1,13 @@
-"""Samples per second of the training's loader, beside the plain webdataset pipeline, on the same shards.
+"""Samples per second of the training's loader, compared with a plain webdataset pipeline, on the same shards.
 
     python benchmarks/loader.py
 
-Both turn a tar's JPEGs into pixels of a random crop and texts into token ids, in batches: one raw text and three long
-ones of three sub-captions a sample. Ours is `training/`'s own: seeded and exact on resuming, so that a batch is a pure
-function of its number. webdataset's is what its documentation shows: a shuffle buffer, decoding, mapping, batching,
-in worker processes of torch's DataLoader. Both may use as many cores: `--workers` processes there, as many decoding
-threads here. They take turns, epoch after epoch; the ratio is the median over the rounds. The last line is one JSON
-object.
+Both turn the JPEGs of a tar into pixels of a random crop, and texts into token ids, in batches. A sample has one raw
+text and three long texts of three sub-captions. `ours` is the loader of `training/`: it is seeded and exact on resume,
+because each batch is a pure function of its number. `webdataset` is the pipeline of its documentation: a shuffle
+buffer, decoding, mapping and batching in worker processes of torch's DataLoader. Both use the same number of cores:
+`--workers` worker processes, or decoding threads. They take turns, epoch by epoch, and the ratio is the median over the
+rounds. The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -42,11 +42,11 @@ CROP = (0.9, 1.0)
 
 
 def write_run(folder: Path, shards: int, samples: int) -> str:
-    """Shards as the shard stage writes them: JPEGs of 512 pixels on the shorter side, and texts."""
+    """Write shards like the shard stage: JPEGs with 512 pixels on the shorter side, and texts. Returns the URL."""
     rng = np.random.default_rng(0)
     run = Run.at(str(folder))
     Path(run.shards).mkdir(parents=True)
-    # Noise of few frequencies, as heavy for a decoder as a photograph of that size and quality.
+    # Low-frequency noise, which costs a decoder as much as a photograph of this size and quality.
     pictures = []
     for _ in range(16):
         small = Image.fromarray(rng.integers(0, 256, (64, 80, 3), dtype=np.uint8))
@@ -94,6 +94,7 @@ def write_run(folder: Path, shards: int, samples: int) -> str:
 
 
 def ours(run: str, tokenizer: TextTokenizer, batch: int, workers: int, first: int, steps: int) -> Iterator[Batch]:
+    """Batches `first` to `first + steps` of the training's loader."""
     dataset = data.open_dataset(run)
     picker = data.TextPicker(CAPTIONERS, 3, 3, dataset.sub_captions)
     batches = data.Batches(dataset, picker, batch, seed=0)
@@ -102,14 +103,14 @@ def ours(run: str, tokenizer: TextTokenizer, batch: int, workers: int, first: in
     def make(step: int) -> Batch:
         samples = batches.samples(step)
         texts = batches.texts(samples)
-        every = [text.raw for text in texts] + [one for text in texts for one in text.long]
-        return Batch(pixels.load(samples), tokenizer.encode(every).ids)
+        all_texts = [text.raw for text in texts] + [long for text in texts for long in text.long]
+        return Batch(pixels.load(samples), tokenizer.encode(all_texts).ids)
 
     return prefetch_batches(make, first, first + steps)
 
 
-class Sample:
-    """webdataset's mapping of one sample: a crop, and the texts of its json."""
+class SampleMapper:
+    """The mapping of the webdataset pipeline: a sample becomes a crop and the token ids of its texts."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._transform = ImageTransform(224)
@@ -126,75 +127,75 @@ class Sample:
         return self._transform.normalize(crop), self._tokenizer.encode(texts).ids
 
 
-def plain(run: str, tokenizer: TextTokenizer, batch: int, workers: int) -> Iterator[Any]:
+def webdataset_batches(run: str, tokenizer: TextTokenizer, batch: int, workers: int) -> Iterator[Any]:
+    """One epoch of the webdataset pipeline."""
     import webdataset as wds
 
     shards = [shard.tar_url for shard in data.open_dataset(run).shards]
 
     def collate(samples: list[tuple[torch.Tensor, list[list[int]]]]) -> Batch:
-        ids = [sample[1] for sample in samples]
-        every = [one[0] for one in ids] + [text for one in ids for text in one[1:]]
-        return Batch(torch.stack([sample[0] for sample in samples]), every)
+        raw = [ids[0] for _, ids in samples]
+        long = [text for _, ids in samples for text in ids[1:]]
+        return Batch(torch.stack([pixels for pixels, _ in samples]), raw + long)
 
     dataset = (
         wds.WebDataset(shards, shardshuffle=True)
         .shuffle(1000)
         .decode("pilrgb")
-        .map(Sample(tokenizer))
+        .map(SampleMapper(tokenizer))
         .batched(batch, collation_fn=collate, partial=False)
     )
     return iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers))
 
 
 def rate(batches: Iterator[Any], batch: int, skip: int) -> float:
-    """Samples per second after the first `skip` batches: starting is not what a training waits for."""
+    """Samples per second after the first `skip` batches, because the start of a loader does not slow a training."""
     for _ in range(skip):
         next(batches)
-    began, count = time.perf_counter(), sum(1 for _ in batches)
-    return count * batch / (time.perf_counter() - began)
+    start, count = time.perf_counter(), sum(1 for _ in batches)
+    return count * batch / (time.perf_counter() - start)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=int, default=4)
-    parser.add_argument("--samples", type=int, default=1000, help="a shard")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shards", type=int, default=4, help="number of shards (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=1000, help="samples per shard (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="samples per batch (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes, or threads (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    vocabulary = "bert"
     with tempfile.TemporaryDirectory() as scratch:
         run = write_run(Path(scratch, "run"), options.shards, options.samples)
-        tokenizer = make_tokenizer(Path(scratch), vocabulary)
+        tokenizer = make_tokenizer(Path(scratch, "bert"))
         steps = options.shards * options.samples // options.batch
-        skip, found = 2 * options.workers, {"ours": [], "webdataset": []}  # type: dict[str, list[float]]
-        for turn in range(options.rounds + 1):  # the first warms up
+        skip = 2 * options.workers
+        rates: dict[str, list[float]] = {"ours": [], "webdataset": []}
+        for turn in range(options.rounds + 1):  # the first is a warm-up
             sides = {
                 "ours": lambda turn=turn: ours(run, tokenizer, options.batch, options.workers, turn * steps, steps),
-                "webdataset": lambda: plain(run, tokenizer, options.batch, options.workers),
+                "webdataset": lambda: webdataset_batches(run, tokenizer, options.batch, options.workers),
             }
             for side in sorted(sides, reverse=bool(turn % 2)):
-                value = rate(sides[side](), options.batch, skip)
+                samples_per_second = rate(sides[side](), options.batch, skip)
                 if turn:
-                    found[side].append(value)
-    for side, values in found.items():
+                    rates[side].append(samples_per_second)
+    for side, values in rates.items():
         print(f"{side}: {statistics.median(values):.0f} samples/s ({', '.join(f'{value:.0f}' for value in values)})")
-    ratio = statistics.median(a / b for a, b in zip(found["ours"], found["webdataset"], strict=True))
+    ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["webdataset"], strict=True))
     print(json.dumps({"ours_vs_webdataset": round(ratio, 3)}))
 
 
-def make_tokenizer(folder: Path, name: str) -> TextTokenizer:
-    """BERT's, with the words of these texts."""
+def make_tokenizer(folder: Path) -> TextTokenizer:
+    """A tokenizer of BERT's kind with the words of the texts; `folder` gets its files."""
     from transformers import BertTokenizerFast
 
     letters = [chr(code) for code in range(97, 123)]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *WORDS]
+    folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / name)
-    return TextTokenizer(
-        load_tokenizer(str(folder / name)), vocab_size=len(vocabulary), context_length=128, corner_tokens=2
-    )
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return TextTokenizer(load_tokenizer(str(folder)), vocab_size=len(vocabulary), context_length=128, corner_tokens=2)
 
 
 if __name__ == "__main__":

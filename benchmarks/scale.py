@@ -1,13 +1,13 @@
-"""Time and memory of everything that looks at the whole of a run, at 1, 10 and 100 million images.
+"""Time and peak memory of everything that reads a whole run, at 1, 10 and 100 million images.
 
     python benchmarks/scale.py                        # lists of 1 and 10 million rows, runs of 1, 10 and 100 million
-    python benchmarks/scale.py --rows 1 10 100        # lists of 100 million too: an hour more, 30 GB of disk
+    python benchmarks/scale.py --rows 1 10 100        # lists of 100 million rows too: one more hour, 30 GB of disk
 
-Each stage runs in a process of its own, on lists and ledgers that another one has made; its peak is the kernel's VmHWM.
-`plan`, `partition` (which merges equal URLs), `duplicates` and `near_duplicates` take lists or hashes of `--rows`
-million; the others read a run of `--runs` million images in shards of 10,000, with three captioners, of which all is
-done or, for `status` and `ledger`, a tenth of the last captioner's shards is under way: its cost is one entry a shard.
-The last line of standard output is one JSON object.
+Each stage runs in its own process, on lists and ledgers that another process has made. Its peak is the kernel's VmHWM.
+`plan`, `partition` (which merges equal URLs), `duplicates` and `near_duplicates` read lists or hashes of `--rows`
+million rows. The other stages read a run of `--runs` million images in shards of 10,000, with three captioners. The run
+is complete, except that for `status` and `ledger` a tenth of the last captioner's shards is in progress: the cost is
+one entry per shard. The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -25,22 +25,22 @@ from typing import Any
 import numpy as np
 
 MILLION = 1_000_000
-SHARD = 10_000
-PARTS = 8
-FAILED = 100
-"""Images of a shard that could not be fetched, each from a host of its own."""
+SHARD = 10_000  # images
+PARTS_PER_SHARD = 8
+FAILED_PER_SHARD = 100
+"""Images of a shard whose download failed, each from another host."""
 CAPTIONERS = ("llava", "instructblip", "sharegpt4v")
-OF_LISTS = ("plan", "partition", "duplicates", "near_duplicates")
-OF_RUNS = ("resume_download", "resume_recaption", "resume_shard", "ledger", "status")
+LIST_STAGES = ("plan", "partition", "duplicates", "near_duplicates")
+RUN_STAGES = ("resume_download", "resume_recaption", "resume_shard", "ledger", "status")
 PEAK_BOUND_MIB, GROWTH_BOUND = 1536, 1.10
-BLOCK = 100_000
+BLOCK = 100_000  # rows that are made at a time
 
 
-# What the stages read
+# The inputs of the stages
 
 
 def make_lists(folder: Path, rows: int) -> None:
-    """Two Parquet files of `rows` rows together: a tenth of the second one's URLs stand in the first."""
+    """Write two Parquet files with `rows` rows in total; a tenth of the second one's URLs are in the first."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -54,7 +54,8 @@ def make_lists(folder: Path, rows: int) -> None:
                 writer.write_table(pa.table({"url": urls, "text": texts}))
 
 
-def manifest_of(folder: Path) -> Any:
+def make_manifest(folder: Path) -> Any:
+    """The manifest of the lists in `folder`."""
     from lotlip_data.manifests.manifest import Manifest
 
     sources = [
@@ -67,44 +68,50 @@ def manifest_of(folder: Path) -> Any:
 
 
 def make_run(folder: Path, images: int) -> None:
-    """What `images` images leave in a run's folder, but for the contents of tars and Parquet files."""
+    """Write all files of a run of `images` images, without the contents of tars and Parquet files."""
     from lotlip_data.manifests.manifest import freeze
     from lotlip_data.manifests.run_layout import Run, shard_name
     from lotlip_data.pipeline.core.ledger import WorkRecord
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
-    from lotlip_data.pipeline.recaptioning.results import claim
+    from lotlip_data.pipeline.recaptioning.results import claim_settings
 
-    manifest, run, shards = manifest_of(folder), Run.at(str(folder / "run")), images // SHARD
+    manifest, run, shards = make_manifest(folder), Run.at(str(folder / "run")), images // SHARD
     freeze(manifest, run)
-    for at in ("lists", "images/.ledger", "quarantine/images", *(f"captions/{name}/.ledger" for name in CAPTIONERS)):
-        Path(run.url, at).mkdir(parents=True)
-    for one in resolve_captioners(manifest.captioners, None):
-        claim(run, one.config)
-    rows = shards * (SHARD + FAILED)
-    plan = {"images": rows, "shards": shards, "samples_per_shard": SHARD + FAILED, "rows": rows, "duplicates": 0}
+    for name in ("lists", "images/.ledger", "quarantine/images", *(f"captions/{name}/.ledger" for name in CAPTIONERS)):
+        Path(run.url, name).mkdir(parents=True)
+    for job in resolve_captioners(manifest.captioners, None):
+        claim_settings(run, job.config)
+    rows = shards * (SHARD + FAILED_PER_SHARD)
+    plan = {
+        "images": rows,
+        "shards": shards,
+        "samples_per_shard": SHARD + FAILED_PER_SHARD,
+        "rows": rows,
+        "duplicates": 0,
+    }
     Path(run.plan).write_text(json.dumps(plan | {"invalid": {}, "sources": {"first": rows}}))
     now = int(time.time())
     for shard in range(shards):
         name = shard_name(shard)
-        tally = WorkRecord(SHARD, 0, 0, now - 60, now - 1)
-        hosts = {f"images-{shard}-{host}.example.org": {"http 404": 1} for host in range(FAILED)}
-        stats = {"count": SHARD + FAILED, "successes": SHARD, "seconds": 60.0, "failed_hosts": hosts}
-        stats |= {"status_dict": {"success": SHARD, "http 404": FAILED}}
+        captioned = WorkRecord(SHARD, 0, 0, now - 60, now - 1)
+        hosts = {f"images-{shard}-{host}.example.org": {"http 404": 1} for host in range(FAILED_PER_SHARD)}
+        stats = {"count": SHARD + FAILED_PER_SHARD, "successes": SHARD, "seconds": 60.0, "failed_hosts": hosts}
+        stats |= {"status_dict": {"success": SHARD, "http 404": FAILED_PER_SHARD}}
         stats |= {"tar": f"{name}-0a1b2c.tar", "parquet": f"{name}-0a1b2c.parquet", "start_time": 0, "end_time": 60}
         Path(run.image_stats(shard)).write_text(json.dumps(stats, indent=2))
         files = [f"{run.images}/{stats[kind]}" for kind in ("tar", "parquet")]
         for path in (run.list_shard(shard), run.quarantine("images", f"{name}.parquet"), *files):
             Path(path).touch()
-        fetched = WorkRecord(SHARD + FAILED, FAILED, 0, now - 60, now - 1)
-        Path(run.image_ledger, f"{name}-{fetched.name}").touch()
+        downloaded = WorkRecord(SHARD + FAILED_PER_SHARD, FAILED_PER_SHARD, 0, now - 60, now - 1)
+        Path(run.image_ledger, f"{name}-{downloaded.name}").touch()
         for captioner in CAPTIONERS:
             Path(run.caption_shard(captioner, shard)).touch()
-            Path(run.caption_ledger(captioner), f"{name}-{tally.name}").touch()
+            Path(run.caption_ledger(captioner), f"{name}-{captioned.name}").touch()
     _make_markers(run, manifest, shards)
 
 
 def _make_markers(run: Any, manifest: Any, shards: int) -> None:
-    """A committed dataset shard for each image shard."""
+    """Write the markers of one committed dataset shard per image shard."""
     from lotlip_data.manifests import dataset_index
     from lotlip_data.manifests.dataset_index import FileRecord
     from lotlip_data.pipeline.core.ledger import captioners
@@ -128,57 +135,57 @@ def _make_markers(run: Any, manifest: Any, shards: int) -> None:
             Path(run.shards, file.name).touch()
 
 
-def put_under_way(folder: Path, images: int) -> None:
-    """The last tenth of a captioner's shards is not committed, but has parts."""
+def put_in_progress(folder: Path, images: int) -> None:
+    """Replace the last tenth of a captioner's committed shards by partial results."""
     from lotlip_data.manifests.run_layout import shard_name
     from lotlip_data.pipeline.core.ledger import WorkRecord
 
     run, shards, name, now = _run(folder), images // SHARD, CAPTIONERS[-1], int(time.time())
     for shard in range(shards - shards // 10, shards):
         Path(run.caption_shard(name, shard)).unlink()
-        for line in Path(run.caption_ledger(name)).glob(f"{shard_name(shard)}-*"):
-            line.unlink()
+        for entry in Path(run.caption_ledger(name)).glob(f"{shard_name(shard)}-*"):
+            entry.unlink()
         parts = Path(run.caption_parts(name, shard))
         parts.mkdir(parents=True)
-        for part in range(PARTS):
-            tally = WorkRecord(512, 1, 70_000, now - 30, now)
-            (parts / f"{part:05d}-0a1b2c3d-{tally.name}.parquet").touch()
+        for part in range(PARTS_PER_SHARD):
+            record = WorkRecord(512, 1, 70_000, now - 30, now)
+            (parts / f"{part:05d}-0a1b2c3d-{record.name}.parquet").touch()
 
 
-# The stages, each in a process of its own
+# The stages; each runs in its own process
 
 
 def stage_plan(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline.planning.lists import plan_lists
 
-    plan_lists(manifest_of(folder))
+    plan_lists(make_manifest(folder))
 
 
 def stage_partition(folder: Path, rows: int) -> Any:
     from lotlip_data.manifests.run_layout import Run
     from lotlip_data.pipeline.url_lists.partition import partition
 
-    plan = partition(manifest_of(folder), Run.at(str(folder / "cut")))
+    plan = partition(make_manifest(folder), Run.at(str(folder / "cut")))
     assert (plan.rows, plan.duplicates) == (rows, rows // 20)
 
 
-def hashes(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Random hashes and their positions; a twentieth differs from an earlier one in two bits, a twentieth in none."""
+def random_hashes(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Random hashes and their positions. A twentieth equals an earlier hash, a twentieth differs in two bits."""
     rng = np.random.default_rng(0)
     for at in range(0, rows, BLOCK):
-        found = rng.integers(0, 2**64, min(BLOCK, rows - at), dtype=np.uint64)
-        tenth = len(found) // 10
-        found[-tenth:] = found[:tenth]
-        found[-tenth // 2 :] ^= np.uint64(1 << 40 | 1 << 3)
-        yield found, np.arange(at, at + len(found), dtype=np.uint64)
+        block = rng.integers(0, 2**64, min(BLOCK, rows - at), dtype=np.uint64)
+        tenth = len(block) // 10
+        block[-tenth:] = block[:tenth]
+        block[-tenth // 2 :] ^= np.uint64(1 << 40 | 1 << 3)
+        yield block, np.arange(at, at + len(block), dtype=np.uint64)
 
 
 def stage_duplicates(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline.curation import near_duplicates
 
     table = near_duplicates.SpilledRows(folder / "sums", rows, "lower", "position")
-    for found, position in hashes(rows):
-        table.add(found, near_duplicates.spread(found), position)
+    for hashes, position in random_hashes(rows):
+        table.add(hashes, near_duplicates.spread(hashes), position)
     assert sum(len(late) for late, _ in near_duplicates.exact_duplicates(table)) == rows // 20
 
 
@@ -186,11 +193,11 @@ def stage_near_duplicates(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline.curation import near_duplicates
 
     table = near_duplicates.SpilledRows(folder / "hashes", rows, "hash", "position")
-    for values, position in hashes(rows):
-        table.add(near_duplicates.spread(values), values, position)
+    for hashes, position in random_hashes(rows):
+        table.add(near_duplicates.spread(hashes), hashes, position)
     (folder / "near").mkdir()
-    found = sum(len(late) for late, _ in near_duplicates.near_duplicates(table, 4, folder / "near"))
-    assert 0 <= found - rows // 10 <= rows // 10_000, "those that were made near, and a few of 64 random bits by chance"
+    count = sum(len(late) for late, _ in near_duplicates.near_duplicates(table, 4, folder / "near"))
+    assert 0 <= count - rows // 10 <= rows // 10_000, "all constructed near duplicates, and a few random ones"
 
 
 def stage_ledger(folder: Path, rows: int) -> Any:
@@ -212,7 +219,7 @@ def stage_status(folder: Path, rows: int) -> Any:
 def stage_resume_download(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline.downloading.stage import download
 
-    assert download(manifest_of(folder), _run(folder)).nothing_to_do
+    assert download(make_manifest(folder), _run(folder)).nothing_to_do
 
 
 def stage_resume_recaption(folder: Path, rows: int) -> Any:
@@ -225,7 +232,7 @@ def stage_resume_recaption(folder: Path, rows: int) -> Any:
 def stage_resume_shard(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline.dataset.stage import shard
 
-    summary = shard(manifest_of(folder), _run(folder))
+    summary = shard(make_manifest(folder), _run(folder))
     assert (summary.built, summary.skipped, summary.failed) == (0, rows // SHARD, [])
 
 
@@ -235,10 +242,11 @@ def _run(folder: Path) -> Any:
     return Run.at(str(folder / "run"))
 
 
-# The measuring
+# Measurement
 
 
 def measure(stage: Callable[[Path, int], Any], folder: Path, rows: int) -> dict[str, float]:
+    """Seconds, CPU seconds and peak memory (MiB) of a stage in this process."""
     started, cpu = time.monotonic(), time.process_time()
     stage(folder, rows)
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -250,32 +258,37 @@ def measure(stage: Callable[[Path, int], Any], folder: Path, rows: int) -> dict[
     }
 
 
-def in_process(stage: str, folder: Path, rows: int) -> dict[str, float]:
+def run_in_process(stage: str, folder: Path, rows: int) -> dict[str, float]:
+    """Measure a stage, or make its inputs, in a new process."""
     command = [sys.executable, __file__, "--stage", stage, "--folder", str(folder), "--count", str(rows)]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    found: dict[str, float] = json.loads(told.splitlines()[-1])
-    return found
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    figures: dict[str, float] = json.loads(output.splitlines()[-1])
+    return figures
 
 
-def all_of(stages: tuple[str, ...], make: str, millions: list[float], scratch: Path) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {stage: {} for stage in stages}
+def measure_stages(
+    stages: tuple[str, ...], inputs: str, millions: list[float], scratch: Path
+) -> dict[str, dict[str, Any]]:
+    """Measure the stages at several sizes. inputs: "lists" or "runs". Returns the figures by stage and size."""
+    results: dict[str, dict[str, Any]] = {stage: {} for stage in stages}
     for size in millions:
-        rows, folder = int(size * MILLION), scratch / f"{make}-{size:g}"
+        rows, folder = int(size * MILLION), scratch / f"{inputs}-{size:g}"
         folder.mkdir()
-        in_process(make, folder, rows)
+        run_in_process(inputs, folder, rows)
         for stage in stages:
             if stage == "ledger":
-                in_process("under_way", folder, rows)
-            found[stage][f"{size:g}M"] = told = in_process(stage, folder, rows)
+                run_in_process("in_progress", folder, rows)
+            results[stage][f"{size:g}M"] = figures = run_in_process(stage, folder, rows)
             print(
-                f"{stage:18}{size:>6g}M rows{told['cpu_seconds']:>9.2f} CPU s{told['peak_mib']:>9.1f} MiB", flush=True
+                f"{stage:18}{size:>6g}M rows{figures['cpu_seconds']:>9.2f} CPU s{figures['peak_mib']:>9.1f} MiB",
+                flush=True,
             )
         shutil.rmtree(folder)
-    return found
+    return results
 
 
 def growth(by_size: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """From each size to the next: how many times the rows, the processor's time and the peak memory."""
+    """The factors by which rows, CPU seconds and peak memory grow from each size to the next."""
     sizes = list(by_size)
     return {
         f"{small} to {large}": {
@@ -288,17 +301,17 @@ def growth(by_size: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def extrapolated(by_size: dict[str, dict[str, float]]) -> float | None:
-    """Hours of one core for 100 million rows, by the largest size measured; None where they were measured."""
+    """CPU hours for 100 million rows, extrapolated from the largest size; None if that is 100 million."""
     size = list(by_size)[-1]
     rows = float(size[:-1])
     return None if rows >= 100 else round(by_size[size]["cpu_seconds"] * 100 / rows / 3600, 2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time and memory of what looks at a whole run.")
-    parser.add_argument("--rows", nargs="+", type=float, default=[1, 10], help="millions of rows of lists")
-    parser.add_argument("--runs", nargs="+", type=float, default=[1, 10, 100], help="millions of images of runs")
-    parser.add_argument("--folder", help="where scratch files go; default: the system's temporary folder")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", type=float, default=[1, 10], help="sizes of lists, in million rows")
+    parser.add_argument("--runs", nargs="+", type=float, default=[1, 10, 100], help="sizes of runs, in million images")
+    parser.add_argument("--folder", help="folder for scratch files (default: the system's temporary folder)")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -306,23 +319,23 @@ def main() -> None:
         makers: dict[str, Callable[[Path, int], Any]] = {
             "lists": make_lists,
             "runs": make_run,
-            "under_way": put_under_way,
+            "in_progress": put_in_progress,
         }
         stage = makers.get(options.stage) or globals()[f"stage_{options.stage}"]
         print(json.dumps(measure(stage, Path(options.folder), options.count)))
         return
     with tempfile.TemporaryDirectory(prefix="lotlip-scale-", dir=options.folder) as scratch:
-        found = all_of(OF_RUNS, "runs", options.runs, Path(scratch))
-        found |= all_of(OF_LISTS, "lists", options.rows, Path(scratch))
-    grown = {stage: growth(by_size) for stage, by_size in found.items()}
-    steps = [step for of_stage in grown.values() for step in of_stage.values()]
+        results = measure_stages(RUN_STAGES, "runs", options.runs, Path(scratch))
+        results |= measure_stages(LIST_STAGES, "lists", options.rows, Path(scratch))
+    growth_by_stage = {stage: growth(by_size) for stage, by_size in results.items()}
+    steps = [step for by_size in growth_by_stage.values() for step in by_size.values()]
     result = {
-        "stages": found,
-        "growth": grown,
-        "peak_mib": max(one["peak_mib"] for by_size in found.values() for one in by_size.values()),
+        "stages": results,
+        "growth": growth_by_stage,
+        "peak_mib": max(figures["peak_mib"] for by_size in results.values() for figures in by_size.values()),
         "peak_growth": max((step["peak"] for step in steps), default=None),
         "bounds": {"peak_mib": PEAK_BOUND_MIB, "peak_growth": GROWTH_BOUND},
-        "extrapolated_core_hours_of_100M": {stage: extrapolated(by_size) for stage, by_size in found.items()},
+        "extrapolated_core_hours_of_100M": {stage: extrapolated(by_size) for stage, by_size in results.items()},
     }
     print(json.dumps(result))
 

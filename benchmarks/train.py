@@ -1,16 +1,16 @@
-"""Samples per second of LoTLIP's training, ours beside the plain form, at the shapes of ViT-B/16 and BERT-base.
+"""Samples per second of a LoTLIP training step, compared with the plain form, at the shapes of ViT-B/16 and BERT-base.
 
     python benchmarks/train.py
 
-Plain is the shape of the authors' code: every text padded to 128 tokens, the image tower at every step, the loss by
-autograd. Ours lets texts share rows and takes the chunked loss; `pixels` runs the image tower at every step
-too, `cached` takes its features as they were kept. Towers, weights, images, texts, dtype, SDPA, threads and optimiser
-are the same; forward and backward are timed, and the optimiser's step by itself. The forms take turns, round after
-round, so that whatever else the machine does falls on all; a ratio is the median over the rounds of plain's time
+`plain` has the form of the authors' code: all texts are padded to 128 tokens, the image tower runs at every step, and
+autograd computes the loss. Our two forms pack texts into shared rows and use the chunked loss: `pixels` also runs the
+image tower at every step, and `cached` uses its stored features. Towers, weights, images, texts, dtype, SDPA, threads
+and optimiser are the same. Forward and backward passes are timed together, the optimiser's step separately. The forms
+take turns, so that other load on the machine affects all. A ratio is the median over the rounds of the plain time
 divided by ours. The last line of standard output is one JSON object.
 
-Text lengths are drawn about the paper's means: 18 tokens a raw text, 22 a sub-caption, 3 sub-captions a long text.
-Dropout is off by default: with it, SDPA on a CPU falls back to a slower attention, which the plain form needs more of.
+Text lengths follow the paper's means: 18 tokens per raw text, 22 per sub-caption, 3 sub-captions per long text. Dropout
+is off by default: with dropout, SDPA on a CPU uses a slower attention, of which the plain form needs more.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from lotlip_data.training.loss import lotlip_loss
 from lotlip_data.training.models.towers import TextSettings, TwoTowers, build
 from lotlip_data.training.packing import embed_packed
 
-CONTEXT, CORNERS, PIXELS, PATCH = 128, 2, 224, 16
+CONTEXT, CORNERS, PIXELS, PATCH = 128, 2, 224, 16  # tokens, tokens, pixels, pixels
 PAPER_A100_DAYS = 133  # 100M samples, 10 epochs (paper, Sec. 5)
 A100_BF16 = 312e12  # NVIDIA's figure, FLOP/s
 FORMS = ("plain", "pixels", "cached")
@@ -38,7 +38,7 @@ FORMS = ("plain", "pixels", "cached")
 
 @dataclass(frozen=True)
 class Batch:
-    """Images as pixels and as features; token ids of the raw texts, then of `long_texts` long ones a sample."""
+    """Images as pixels and as features; token ids of all raw texts, then of `long_texts` long texts per sample."""
 
     pixels: Tensor
     features: Tensor
@@ -47,7 +47,7 @@ class Batch:
 
 
 def draw_ids(rng: np.random.Generator, batch: int, long_texts: int, vocabulary: int) -> list[list[int]]:
-    """Raw texts of 18 ± 7 tokens; long ones of 3 sub-captions of 22 ± 7, with [SEP] between."""
+    """Token ids of raw texts of 18 ± 7 tokens, then of long texts of 3 sub-captions of 22 ± 7, separated by [SEP]."""
 
     def text(parts: int, mean: int) -> list[int]:
         ids = [101, *range(vocabulary, vocabulary + CORNERS)]
@@ -59,6 +59,7 @@ def draw_ids(rng: np.random.Generator, batch: int, long_texts: int, vocabulary: 
 
 
 def make_towers(layers: int, dropout: float) -> TwoTowers:
+    """Towers with random weights; the image tower is locked."""
     torch.manual_seed(0)
     bert = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "num_hidden_layers": layers}
     vit = {"image_size": PIXELS, "patch_size": PATCH, "num_hidden_layers": layers}
@@ -69,7 +70,7 @@ def make_towers(layers: int, dropout: float) -> TwoTowers:
 
 
 def plain_loss(image: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """The sum over text sets [B, K, D] of the two-way softmax loss, left to autograd."""
+    """The sum over the K texts per image of the symmetric softmax loss. image: [B, D]; texts: [B, K, D]."""
     target = torch.arange(len(image))
     total = torch.zeros(())
     for text in texts.unbind(1):
@@ -79,7 +80,7 @@ def plain_loss(image: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
 
 def loss_of(form: str, towers: TwoTowers, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, int]:
-    """The loss of one form, and how many text tokens it computed."""
+    """The loss of a form, and the number of text tokens that it computed."""
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         with torch.no_grad():
             image = batch.features if form == "cached" else towers.image(batch.pixels)
@@ -98,41 +99,51 @@ def loss_of(form: str, towers: TwoTowers, batch: Batch, dtype: torch.dtype) -> t
     return lotlip_loss(image, short, long, towers.scale).total, computed
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
-    result = work()
-    return time.perf_counter() - began, result
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """The seconds of a call, and its result."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
 
 
 def measure(towers: TwoTowers, batch: Batch, pairs: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
-    """Of each form: seconds forward and backward of every round, of the optimiser, tokens computed, and the loss."""
-    trained = [parameter for parameter in towers.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=0.0, fused=True)  # every form sees the same weights in every round
-    found: dict[str, dict[str, Any]] = {form: {"seconds": [], "optimiser": []} for form in FORMS}
+    """Measure all forms.
 
-    def work(form: str) -> tuple[float, int]:
+    Returns:
+        Per form `seconds` (forward and backward) and `optimiser` (its step) by round, `computed` tokens and `loss`.
+    """
+    trained = [parameter for parameter in towers.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=0.0, fused=True)  # a rate of 0 keeps the weights the same in every round
+    results: dict[str, dict[str, Any]] = {form: {"seconds": [], "optimiser": []} for form in FORMS}
+
+    def forward_backward(form: str) -> tuple[float, int]:
         loss, computed = loss_of(form, towers, batch, dtype)
         loss.backward()
         return loss.item(), computed
 
-    for turn in range(pairs + 1):  # the first warms up
+    for turn in range(pairs + 1):  # the first is a warm-up
         for form in FORMS if turn % 2 else FORMS[::-1]:
             optimiser.zero_grad(set_to_none=True)
-            seconds, (found[form]["loss"], found[form]["computed"]) = timed(lambda form=form: work(form))
-            stepped, _ = timed(optimiser.step)
+            seconds, (results[form]["loss"], results[form]["computed"]) = timed(
+                lambda form=form: forward_backward(form)
+            )
+            step_seconds, _ = timed(optimiser.step)
             if turn:
-                found[form]["seconds"].append(seconds)
-                found[form]["optimiser"].append(stepped)
-    return found
+                results[form]["seconds"].append(seconds)
+                results[form]["optimiser"].append(step_seconds)
+    return results
 
 
-def layer_flops(layers: int, lengths: Sequence[int], wide: int = 768) -> float:
-    """Of a forward pass over sequences of these lengths: 24 d² a token for the matrices, 4 L d for the attention."""
-    return layers * sum(length * (24 * wide**2 + 4 * length * wide) for length in lengths)
+def layer_flops(layers: int, lengths: Sequence[int], width: int = 768) -> float:
+    """FLOPs of a forward pass over sequences: per token 24 d² for the matrices and 4 L d for the attention."""
+    return layers * sum(length * (24 * width**2 + 4 * length * width) for length in lengths)
 
 
 def flops_per_sample(form: str, layers: int, batch: Batch) -> float:
-    """Of real tokens (all of CONTEXT in the plain form); a backward pass counts twice its forward pass."""
+    """FLOPs per sample for real tokens, or for CONTEXT tokens per text in the plain form.
+
+    A backward pass counts as twice its forward pass.
+    """
     samples = len(batch.pixels)
     lengths = [CONTEXT] * len(batch.ids) if form == "plain" else [len(row) for row in batch.ids]
     patches = (PIXELS // PATCH) ** 2
@@ -141,7 +152,7 @@ def flops_per_sample(form: str, layers: int, batch: Batch) -> float:
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of this machine at the tower's largest matrix product, the best of 5."""
+    """FLOP/s of this machine for the tower's largest matrix product, the best of 5."""
     product = nn.Linear(768, 3072, bias=False).to(dtype)
     rows = torch.randn(4096, 768, dtype=dtype)
     with torch.no_grad():
@@ -149,23 +160,31 @@ def matrix_rate(dtype: torch.dtype) -> float:
         return 2 * 4096 * 768 * 3072 / min(timed(lambda: product(rows))[0] for _ in range(5))
 
 
-def report(name: str, found: dict[str, dict[str, Any]], batch: Batch, layers: int, rate: float) -> dict[str, Any]:
-    """Print one line a form, and return the ratios."""
+def report(name: str, results: dict[str, dict[str, Any]], batch: Batch, layers: int, rate: float) -> dict[str, Any]:
+    """Print one line per form, and return the ratios.
+
+    Args:
+        name: The suffix of the forms' names: the number of long texts.
+        results: The results of `measure`.
+        batch: The measured batch.
+        layers: Number of layers of each tower.
+        rate: FLOP/s of matrix products on this machine.
+    """
     samples, real = len(batch.pixels), sum(map(len, batch.ids))
-    plain, ratios = found["plain"], {}
+    plain, ratios = results["plain"], {}
     for form in FORMS:
-        one, flops = found[form], flops_per_sample(form, layers, batch)
-        seconds = statistics.median(one["seconds"])
-        line = f"{form}_{name}: {samples / seconds:.2f} samples/s, tokens computed {one['computed']} of {real} real "
-        line += f"({one['computed'] / real:.3f}), {flops / 1e9:.0f} GFLOP a sample, "
-        line += f"{flops * samples / seconds / rate:.0%} of the matrix products' rate, loss {one['loss']:.4f}"
+        result, flops = results[form], flops_per_sample(form, layers, batch)
+        seconds = statistics.median(result["seconds"])
+        line = f"{form}_{name}: {samples / seconds:.2f} samples/s, tokens computed {result['computed']} of {real} real "
+        line += f"({result['computed'] / real:.3f}), {flops / 1e9:.0f} GFLOP per sample, "
+        line += f"{flops * samples / seconds / rate:.0%} of the matrix products' rate, loss {result['loss']:.4f}"
         if form != "plain":
-            ratio = statistics.median(a / b for a, b in zip(plain["seconds"], one["seconds"], strict=True))
+            ratio = statistics.median(a / b for a, b in zip(plain["seconds"], result["seconds"], strict=True))
             counted = flops_per_sample("plain", layers, batch) / flops
             whole = [
                 (a + b) / (c + d)
                 for a, b, c, d in zip(
-                    plain["seconds"], plain["optimiser"], one["seconds"], one["optimiser"], strict=True
+                    plain["seconds"], plain["optimiser"], result["seconds"], result["optimiser"], strict=True
                 )
             ]
             line += f"; {ratio:.2f} times plain (FLOPs allow {counted:.2f}; {ratio / counted:.0%})"
@@ -176,6 +195,7 @@ def report(name: str, found: dict[str, dict[str, Any]], batch: Batch, layers: in
 
 
 def extrapolate(ratios: dict[str, float], flops: float) -> None:
+    """Print the A100-days of the paper's training, given the ratios and the plain form's FLOPs per sample."""
     used = 1e9 * flops / (PAPER_A100_DAYS * 86400 * A100_BF16)
     print(f"EXTRAPOLATION to 100M samples × 10 epochs, from the paper's {PAPER_A100_DAYS} A100-days:")
     print(
@@ -188,12 +208,14 @@ def extrapolate(ratios: dict[str, float], flops: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--pairs", type=int, default=5, help="rounds that count (default 5)")
-    parser.add_argument("--layers", type=int, default=12, help="of both towers; fewer only to try the script")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of autocast")
-    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--batch", type=int, default=32, help="samples per batch (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=5, help="measured rounds (default: %(default)s)")
+    parser.add_argument(
+        "--layers", type=int, default=12, help="layers per tower; fewer to try the script (default: 12)"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (default: %(default)s)")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="dtype of autocast")
+    parser.add_argument("--dropout", type=float, default=0.0, help="dropout probability (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
@@ -207,8 +229,8 @@ def main() -> None:
     for long_texts in (3, 1):
         ids = draw_ids(rng, options.batch, long_texts, towers.text.vocab_size)
         batch = Batch(pixels, features, ids, long_texts)
-        found = measure(towers, batch, options.pairs, dtype)
-        ratios |= report(str(long_texts), found, batch, options.layers, rate)
+        results = measure(towers, batch, options.pairs, dtype)
+        ratios |= report(str(long_texts), results, batch, options.layers, rate)
         if long_texts == 3:
             plain_flops = flops_per_sample("plain", options.layers, batch)
     extrapolate(ratios, plain_flops)

@@ -1,4 +1,8 @@
-"""What a captioner is: its configuration and identity, the captions it gives, and the engine that runs it."""
+"""The interface of captioners: configuration and identity, captions, engines and their errors.
+
+A package that adds a captioner imports from here and from `models.base`. This module imports no model library, so that
+a driver process reads configurations without loading torch.
+"""
 
 import dataclasses
 import hashlib
@@ -15,20 +19,26 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class CaptionError(Exception):
-    """One image cannot be captioned; the message says why. Other images are not affected."""
+    """One image cannot be captioned; the message states the reason. Other images are not affected."""
 
 
 class EngineDead(RuntimeError):
-    """The engine itself has failed and every later call will fail too: replace it."""
+    """The engine has failed and every later call will fail too. The caller must replace it."""
 
 
 class EngineUnreachable(EngineDead):
-    """The engine is another machine's and does not answer; no image is to blame for it."""
+    """A remote engine does not answer. No image caused this failure."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One long text. `tokens` counts what the model generated, the end token included."""
+    """One long text.
+
+    Attributes:
+        text: Generated text without special tokens and surrounding white space.
+        finish_reason: `stop` if the model wrote its end token, `length` if it reached a token limit.
+        tokens: Number of generated tokens, including the end token; 0 if an endpoint does not report it.
+    """
 
     text: str
     finish_reason: FinishReason
@@ -163,37 +173,45 @@ class EngineOptions:
 
 
 class ModelSpec(Protocol):
-    """What an engine reads of an architecture. `models.base.Captioner` documents each attribute."""
+    """The part of `models.base.Captioner` that an engine reads; that class documents each attribute."""
 
     template: ClassVar[str]
     model_class: ClassVar[str]
     processor_class: ClassVar[str]
 
-    def check(self, source: str, options: dict[str, Any]) -> None:
-        """Raises ValueError, saying what to do, for a checkpoint that is not laid out as this architecture expects."""
+    def check(self, source: str, load_options: dict[str, Any]) -> None:
+        """Raise ValueError with the fix if the checkpoint `source` does not have the layout of this architecture."""
 
 
 class Engine(Protocol):
-    """A loaded captioner. One event loop uses it.
+    """A loaded captioner. All calls of `caption` come from one event loop.
 
-    window: calls in flight that keep it busy.
-    burst: how many of them are best made together, when so many have come back; 1 where it makes no difference.
+    Attributes:
+        window: Number of `caption` calls in flight that keep the engine busy.
+        burst: Number of calls that the caller should issue together once the window has that many free places; 1 if
+            the engine gains nothing from that.
     """
 
     window: int
     burst: int
 
     def prepare(self, image: Image.Image) -> Any:
-        """What `caption` takes of one decoded image of any size and mode: all work on pixels. Any thread may call it.
+        """Preprocess one decoded image of any size and mode. Any thread may call this.
 
-        Raises CaptionError if this image cannot be captioned.
+        Returns:
+            The input of `caption`.
+
+        Raises:
+            CaptionError: This image cannot be captioned.
         """
 
     async def caption(self, prepared: Any) -> Caption:
-        """The long text of one prepared image.
+        """Generate the long text of one image that `prepare` returned.
 
-        Raises CaptionError if this image cannot be captioned and EngineDead if no image can any more.
+        Raises:
+            CaptionError: This image cannot be captioned.
+            EngineDead: The engine has failed and cannot caption any further image.
         """
 
     def close(self) -> None:
-        """Frees the model and ends every process and thread of the engine. May be called twice."""
+        """Free the model and end every process and thread of the engine. A second call does nothing."""

@@ -1,11 +1,11 @@
-"""How many captions a GPU writes at a time: what its memory leaves for the attention cache, divided by what one takes.
+"""Estimates how many captions a GPU generates concurrently: the memory left for the KV cache, per caption.
 
     python -m lotlip_data.captioners.gpu_memory                  # a GPU of 80 GB, as in examples/8x80gb.yaml
-    python -m lotlip_data.captioners.gpu_memory --gpu-gib 39.4   # one of 40 GB
+    python -m lotlip_data.captioners.gpu_memory --gpu-gib 39.4   # a GPU of 40 GB
 
-The sizes are the architectures' own, or read from a model's config.json. WORKING_GIB is an assumption: vLLM measures it
-when it starts, and says in its log how large the cache became ("GPU KV cache size: … tokens"). Where that differs much,
-set `max_num_seqs` by it.
+Sizes are those of the published architectures, or are read from a model's config.json. WORKING_MEMORY_GIB is an
+assumption: vLLM measures this memory when it starts and logs the resulting cache ("GPU KV cache size: … tokens"). If
+that differs much from the estimate, set `max_num_seqs` accordingly.
 """
 
 import argparse
@@ -19,26 +19,33 @@ from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
 from lotlip_data.captioners.registry import get_default, get_kind
 from lotlip_data.manifests.errors import UserError
 
-GIB = 2**30
-WORKING_GIB = 6.0
-"""Activations, CUDA graphs, two CUDA contexts (the actor's and the engine's), slack of the allocator."""
+BYTES_PER_GIB = 2**30
+BYTES_PER_VALUE = 2
+"""Weights and cache are in 16 bit."""
+WORKING_MEMORY_GIB = 6.0
+"""Activations, CUDA graphs, two CUDA contexts (the actor's and the engine's) and the allocator's slack."""
 CAPTION_TOKENS = 140
-"""Of a typical caption: the paper's long texts average 136."""
+"""Length of a typical caption; the paper's long texts average 136 tokens."""
+SEQUENCE_MULTIPLE = 16
 
-
-UNUSABLE = (
+INVALID_CONFIG_ERRORS = (
     *(StrictDataclassError, ValueError, TypeError, AttributeError),
     *(LookupError, ArithmeticError, AssertionError, RuntimeError),
 )
-"""What transformers raises of a config.json that it can make no model of."""
+"""What transformers raises for a config.json from which it cannot build a model."""
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """One captioner in 16 bit.
+class ModelSizes:
+    """Sizes of one captioner's model, which is loaded in 16 bit.
 
-    parameters: of all of it. layers, kv_heads, head_size: of its language model. image_tokens, prompt_tokens: what
-    stands before the caption; the prompt is counted generously.
+    Attributes:
+        parameters: Number of parameters of the whole model.
+        layers: Number of layers of its language model.
+        kv_heads: Number of key-value heads per layer of its language model.
+        head_size: Dimension of a head.
+        image_tokens: Number of tokens of an image.
+        prompt_tokens: Number of tokens of the prompt, as an upper estimate.
     """
 
     parameters: int
@@ -50,47 +57,111 @@ class Sizes:
 
     @property
     def weights_gib(self) -> float:
-        return 2 * self.parameters / GIB
+        """Memory of the weights in GiB."""
+        return BYTES_PER_VALUE * self.parameters / BYTES_PER_GIB
 
     @property
-    def kv_bytes_a_token(self) -> int:
-        """A key and a value for each layer and head; Vicuna-7B shares none of them between heads."""
-        return 2 * 2 * self.layers * self.kv_heads * self.head_size
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of one token in the KV cache: a key and a value per layer and head."""
+        return 2 * BYTES_PER_VALUE * self.layers * self.kv_heads * self.head_size
 
-    def tokens(self, caption: float = CAPTION_TOKENS) -> float:
-        """In the cache at the end of a caption of so many tokens."""
-        return self.image_tokens + self.prompt_tokens + caption
+    def sequence_tokens(self, caption_tokens: float = CAPTION_TOKENS) -> float:
+        """Number of tokens in the KV cache when a caption of `caption_tokens` tokens ends."""
+        return self.image_tokens + self.prompt_tokens + caption_tokens
 
 
-LLAVA = Sizes(parameters=7_063_427_072)
+LLAVA = ModelSizes(parameters=7_063_427_072)
 """LLaVA-1.5-7B and ShareGPT4V-7B: CLIP ViT-L/14-336 (576 patches), projector, Vicuna-7B."""
-INSTRUCTBLIP = Sizes(parameters=7_913_209_856, image_tokens=32, prompt_tokens=40)
-"""ViT-g and Q-Former (2.3 GB of it, in the actor's process, beside the engine's), Vicuna-7B; 32 queries an image."""
-MODELS = {"llava": LLAVA, "sharegpt4v": LLAVA, "instructblip": INSTRUCTBLIP}
+INSTRUCTBLIP = ModelSizes(parameters=7_913_209_856, image_tokens=32, prompt_tokens=40)
+"""ViT-g and Q-Former (2.3 GB, in the actor's process next to the engine's), Vicuna-7B; 32 query tokens per image."""
+PUBLISHED_SIZES = {"llava": LLAVA, "sharegpt4v": LLAVA, "instructblip": INSTRUCTBLIP}
+"""Sizes of the published checkpoint by captioner kind."""
 
 
-def sizes_of(config: CaptionerConfig) -> Sizes | None:
-    """The sizes of a captioner's model: those in MODELS of a published one, else by its own config.json.
+def read_model_sizes(config: CaptionerConfig) -> ModelSizes | None:
+    """Return the sizes of a captioner's model: the known ones of a published checkpoint, else from its config.json.
 
-    None where that is out of reach, and for kinds of which nothing is known, such as an endpoint. Raises UserError,
-    naming the field, for a config.json of another kind or one that no model can be made of.
+    Returns:
+        None if the hub cannot be reached, or for kinds whose model is unknown, such as an endpoint.
+
+    Raises:
+        UserError: The config.json belongs to another kind or describes no valid model; the message names the field.
     """
-    if config.kind not in MODELS:
+    if config.kind not in PUBLISHED_SIZES:
         return None
     if config.model == get_default(config.kind).model:
-        return MODELS[config.kind]
-    layout = _layout(config)
+        return PUBLISHED_SIZES[config.kind]
+    layout = _read_layout(config)
     if layout is None:
         return None
     try:
-        return _sizes(get_kind(config.kind).model_class, layout)
-    except UNUSABLE as error:
-        found = " ".join(str(error).split()) if isinstance(error, UserError | StrictDataclassError) else repr(error)
-        raise UserError(f"captioner {config.name!r}: config.json of {config.model}: {found}") from None
+        return _sizes_from_layout(get_kind(config.kind).model_class, layout)
+    except INVALID_CONFIG_ERRORS as error:
+        readable = isinstance(error, UserError | StrictDataclassError)
+        reason = " ".join(str(error).split()) if readable else repr(error)
+        raise UserError(f"captioner {config.name!r}: config.json of {config.model}: {reason}") from None
 
 
-def _layout(config: CaptionerConfig) -> dict[str, Any] | None:
-    """What config.json holds; None where the hub is out of reach."""
+def kv_cache_tokens(
+    model: ModelSizes, gpu_gib: float, utilization: float, gpus: int = 1, cache_gib: float | None = None
+) -> int:
+    """Estimate the number of tokens that the KV cache holds.
+
+    The cache takes what remains of the GPUs' memory after the weights and the working memory of each GPU.
+
+    Args:
+        model: Sizes of the model.
+        gpu_gib: Memory of one GPU in GiB.
+        utilization: Share of that memory that the engine uses, 0 to 1.
+        gpus: Number of GPUs that one copy of the model is spread over. Each holds at least one key-value head, so with
+            fewer heads than GPUs some GPUs hold the same head.
+        cache_gib: Size of the cache on each GPU in GiB, if it is set explicitly.
+    """
+    if cache_gib is None:
+        free_gib = gpus * (utilization * gpu_gib - WORKING_MEMORY_GIB) - model.weights_gib
+    else:
+        free_gib = gpus * cache_gib
+    copies_per_head = max(1.0, gpus / model.kv_heads)
+    return max(0, int(free_gib * BYTES_PER_GIB / (model.kv_bytes_per_token * copies_per_head)))
+
+
+def max_sequences(
+    model: ModelSizes,
+    gpu_gib: float,
+    utilization: float,
+    gpus: int = 1,
+    cache_gib: float | None = None,
+    caption_tokens: float = CAPTION_TOKENS,
+) -> int:
+    """Estimate the number of concurrent captions, a multiple of 16, that fit even if all reach their end together.
+
+    Args:
+        model: Sizes of the model.
+        gpu_gib: Memory of one GPU in GiB.
+        utilization: Share of that memory that the engine uses, 0 to 1.
+        gpus: Number of GPUs that one copy of the model is spread over.
+        cache_gib: Size of the cache on each GPU in GiB, if it is set explicitly.
+        caption_tokens: Length of a caption in tokens.
+    """
+    tokens = kv_cache_tokens(model, gpu_gib, utilization, gpus, cache_gib)
+    return int(tokens / model.sequence_tokens(caption_tokens)) // SEQUENCE_MULTIPLE * SEQUENCE_MULTIPLE
+
+
+def format_table(gpu_gib: float, utilization: float) -> str:
+    """Return a table of the published models on one GPU: weights, cache and `max_num_seqs`."""
+    rows = ["captioner     weights  KV a token  cache            a caption   max_num_seqs"]
+    for name, model in PUBLISHED_SIZES.items():
+        cache_tokens = kv_cache_tokens(model, gpu_gib, utilization)
+        rows.append(
+            f"{name:<13} {model.weights_gib:4.1f} GiB  {model.kv_bytes_per_token / 2**20:.1f} MiB     "
+            f"{cache_tokens:>7,} tokens  {model.sequence_tokens():>4} tokens  "
+            f"{max_sequences(model, gpu_gib, utilization):>6}"
+        )
+    return "\n".join(rows)
+
+
+def _read_layout(config: CaptionerConfig) -> dict[str, Any] | None:
+    """Return the content of config.json; None if the hub cannot be reached."""
     from transformers import PretrainedConfig
 
     from lotlip_data.manifests.checkpoints.resolve import resolve
@@ -108,80 +179,57 @@ def _layout(config: CaptionerConfig) -> dict[str, Any] | None:
         raise UserError(f"captioner {config.name!r}: {error}") from None
 
 
-def _sizes(model_class: str, layout: dict[str, Any]) -> Sizes:
-    """Of what config.json says. Raises UserError naming a field, or whatever transformers raises of it."""
+def _sizes_from_layout(model_class: str, layout: dict[str, Any]) -> ModelSizes:
+    """Return the sizes that a config.json describes.
+
+    Raises:
+        UserError: A field is missing or invalid.
+        Exception: One of INVALID_CONFIG_ERRORS, from transformers.
+    """
     import torch
     import transformers
 
-    build = getattr(transformers, model_class)
-    if (kind := layout.get("model_type")) != (wanted := build.config_class.model_type):
-        raise UserError(f"model_type={kind!r}: captioners of this kind need {wanted!r}")
+    architecture = getattr(transformers, model_class)
+    expected_type = architecture.config_class.model_type
+    if (model_type := layout.get("model_type")) != expected_type:
+        raise UserError(f"model_type={model_type!r}: captioners of this kind need {expected_type!r}")
     for part in ("text_config", "vision_config"):
         if not isinstance(layout.get(part), dict):
             raise UserError(f"{part}={layout.get(part)!r}: must hold the settings of that half of the model")
-    found = build.config_class.from_dict(layout)
+    config = architecture.config_class.from_dict(layout)
 
-    def number(part: str, name: str) -> int:
-        value = getattr(getattr(found, part), name, None)
+    def positive(part: str, name: str) -> int:
+        value = getattr(getattr(config, part), name, None)
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{part}.{name}={value!r}: must be a whole number above 0")
         return value
 
-    heads, layers = number("text_config", "num_attention_heads"), number("text_config", "num_hidden_layers")
-    width, pixels = number("text_config", "hidden_size"), number("vision_config", "image_size")
-    patches = (pixels // number("vision_config", "patch_size")) ** 2
+    heads, layers = positive("text_config", "num_attention_heads"), positive("text_config", "num_hidden_layers")
+    hidden_size, image_size = positive("text_config", "hidden_size"), positive("vision_config", "image_size")
+    patches = (image_size // positive("vision_config", "patch_size")) ** 2
     with torch.device("meta"):
-        model = build(found)
-    return Sizes(
+        model = architecture(config)
+    return ModelSizes(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=layers,
-        kv_heads=getattr(found.text_config, "num_key_value_heads", None) or heads,
-        head_size=getattr(found.text_config, "head_dim", None) or width // heads,
-        image_tokens=getattr(found, "num_query_tokens", None) or patches,
+        kv_heads=getattr(config.text_config, "num_key_value_heads", None) or heads,
+        head_size=getattr(config.text_config, "head_dim", None) or hidden_size // heads,
+        image_tokens=getattr(config, "num_query_tokens", None) or patches,
     )
 
 
-def cache_tokens(
-    model: Sizes, gpu_gib: float, utilization: float, gpus: int = 1, cache_gib: float | None = None
-) -> int:
-    """Tokens that fit into what is left of the used share of the GPUs after the weights and each one's working memory.
-
-    gpus: that one copy of the model is spread over; each has one head of keys and values at least, so where there are
-    fewer, some GPUs hold the same ones. cache_gib: of each GPU, where the cache's size is given.
-    """
-    left = gpus * (utilization * gpu_gib - WORKING_GIB) - model.weights_gib if cache_gib is None else gpus * cache_gib
-    held = max(1.0, gpus / model.kv_heads)
-    return max(0, int(left * GIB / (model.kv_bytes_a_token * held)))
-
-
-def sequences(
-    model: Sizes,
-    gpu_gib: float,
-    utilization: float,
-    gpus: int = 1,
-    cache_gib: float | None = None,
-    caption: float = CAPTION_TOKENS,
-) -> int:
-    """Captions at a time: all of them fit even if all are at their end. A multiple of 16."""
-    return int(cache_tokens(model, gpu_gib, utilization, gpus, cache_gib) / model.tokens(caption)) // 16 * 16
-
-
-def table(gpu_gib: float, utilization: float) -> str:
-    rows = ["captioner     weights  KV a token  cache            a caption   max_num_seqs"]
-    for name, model in MODELS.items():
-        room = cache_tokens(model, gpu_gib, utilization)
-        rows.append(
-            f"{name:<13} {model.weights_gib:4.1f} GiB  {model.kv_bytes_a_token / 2**20:.1f} MiB     "
-            f"{room:>7,} tokens  {model.tokens():>4} tokens  {sequences(model, gpu_gib, utilization):>6}"
-        )
-    return "\n".join(rows)
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Estimate the number of concurrent captions from a GPU's memory.")
+    parser.add_argument("--gpu-gib", type=float, default=79.1, help="Memory of one GPU in GiB, as torch reports it.")
+    parser.add_argument(
+        "--utilization",
+        type=float,
+        default=EngineOptions().gpu_memory_utilization,
+        help="Share of that memory that vLLM uses (`gpu_memory_utilization`), 0 to 1.",
+    )
+    arguments = parser.parse_args()
+    print(format_table(arguments.gpu_gib, arguments.utilization))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Captions at a time, by a GPU's memory.")
-    parser.add_argument("--gpu-gib", type=float, default=79.1, help="memory of one GPU, as torch reports it")
-    parser.add_argument(
-        "--utilization", type=float, default=EngineOptions().gpu_memory_utilization, help="gpu_memory_utilization"
-    )
-    given = parser.parse_args()
-    print(table(given.gpu_gib, given.utilization))
+    main()

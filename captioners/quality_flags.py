@@ -1,4 +1,8 @@
-"""Cheap signs that a caption is junk. They are recorded with it; dropping is the user's choice."""
+"""Quality flags: cheap signs that a caption is junk. They are recorded with each caption; dropping is up to the user.
+
+To add a flag, write a function of a caption and its captioner's configuration, and append it to `RULES`. The function's
+name is the flag's name in captions, reports and filters.
+"""
 
 import re
 from collections import defaultdict
@@ -9,8 +13,8 @@ from lotlip_data.captioners.base import Caption, CaptionerConfig
 MIN_LOOP_WORDS = 9
 MIN_LOOP_REPEATS = 3
 MIN_ENGLISH_WORDS = 10
-MIN_FUNCTION_WORDS = 0.1
-MAX_FOREIGN_LETTERS = 0.1
+MIN_FUNCTION_WORD_SHARE = 0.1
+MAX_NON_ASCII_SHARE = 0.1
 
 _COMMON = (
     "a an the and or but of in on at to from with by for as is are was were be been has have it its this that these "
@@ -23,72 +27,73 @@ _SECOND_ITEM = re.compile(r"(?:^|[\s.:;])1[.)]\s+\S.*?(?:\s|[.;])2[.)]\s+\S", re
 _BULLET = re.compile(r"^\s*[-*•]\s+\S", re.MULTILINE)
 
 
-def flags_of(caption: Caption, config: CaptionerConfig) -> list[str]:
-    """The names of the rules that hold for this caption, in the order of `RULES`."""
+def find_flags(caption: Caption, config: CaptionerConfig) -> list[str]:
+    """Return the names of the rules that hold for a caption, in the order of `RULES`."""
     return [name for name, holds in RULES.items() if holds(caption, config)]
 
 
 def truncated(caption: Caption, config: CaptionerConfig) -> bool:
-    """Ended by `max_new_tokens` or the model's length instead of its end token."""
+    """`max_new_tokens` or the model's maximum length ended the caption, not the end token."""
     return caption.finish_reason == "length"
 
 
 def empty(caption: Caption, config: CaptionerConfig) -> bool:
-    """No letter or digit."""
+    """The caption has no letter or digit."""
     return _WORD.search(caption.text) is None
 
 
 def repetition(caption: Caption, config: CaptionerConfig) -> bool:
-    """A loop: the same n words, n ≥ 1, at least 3 times in a row without a gap, 9 words or more in all.
+    """The caption loops: the same n ≥ 1 words stand at least 3 times in a row, and together are 9 words or more.
 
     Words are compared without case and punctuation.
     """
     words = _words(caption.text)
-    places = defaultdict(list)
+    positions = defaultdict(list)
     for start in range(len(words) - 2):
-        places[tuple(words[start : start + 3])].append(start)
-    # Every such loop repeats some trigram at its own period, so only those distances need a look.
-    periods = {b - a for starts in places.values() if len(starts) > 1 for a, b in pairwise(starts)}
-    return any(_longest_period(words, n) >= max(MIN_LOOP_WORDS, MIN_LOOP_REPEATS * n) for n in periods)
+        positions[tuple(words[start : start + 3])].append(start)
+    # Each such loop repeats a trigram at its own period, so only the distances between equal trigrams can be periods.
+    periods = {b - a for starts in positions.values() if len(starts) > 1 for a, b in pairwise(starts)}
+    return any(_longest_run(words, period) >= max(MIN_LOOP_WORDS, MIN_LOOP_REPEATS * period) for period in periods)
 
 
 def prompt_echo(caption: Caption, config: CaptionerConfig) -> bool:
-    """Contains the prompt's words in a row, or the template's role names (`USER:`, `ASSISTANT:`)."""
+    """The caption contains the prompt's words in a row, or a role name of a template (`USER:`, `ASSISTANT:`)."""
     prompt = f" {' '.join(_words(config.prompt))} "
     return prompt in f" {' '.join(_words(caption.text))} " or _ROLE.search(caption.text) is not None
 
 
 def list_artifact(caption: Caption, config: CaptionerConfig) -> bool:
-    """A list instead of prose: items `1.` and then `2.` (or `1)`, `2)`), or two lines that begin with a bullet."""
+    """The caption is a list: items `1.` and then `2.` (or `1)`, `2)`), or two lines that begin with a bullet."""
     return _SECOND_ITEM.search(caption.text) is not None or len(_BULLET.findall(caption.text)) > 1
 
 
 def non_english(caption: Caption, config: CaptionerConfig) -> bool:
-    """More than 10% of the letters are not ASCII, or, of 10 words or more, under 10% are English function words."""
-    return is_foreign(caption.text)
+    """The caption is not English, as `is_non_english` defines it."""
+    return is_non_english(caption.text)
 
 
-def is_foreign(text: str) -> bool:
-    """What `non_english` says, of any text."""
+def is_non_english(text: str) -> bool:
+    """Whether over 10% of the letters are not ASCII, or under 10% of at least 10 words are English function words."""
     letters = [character for character in text if character.isalpha()]
-    if sum(not letter.isascii() for letter in letters) > MAX_FOREIGN_LETTERS * len(letters):
+    if sum(not letter.isascii() for letter in letters) > MAX_NON_ASCII_SHARE * len(letters):
         return True
     words = _words(text)
-    known = sum(word in FUNCTION_WORDS for word in words)
-    return len(words) >= MIN_ENGLISH_WORDS and known < MIN_FUNCTION_WORDS * len(words)
+    function_words = sum(word in FUNCTION_WORDS for word in words)
+    return len(words) >= MIN_ENGLISH_WORDS and function_words < MIN_FUNCTION_WORD_SHARE * len(words)
 
 
 RULES = {rule.__name__: rule for rule in (truncated, repetition, empty, prompt_echo, list_artifact, non_english)}
+"""Rule by flag name, in the order in which flags are recorded."""
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _longest_period(words: list[str], n: int) -> int:
-    """Length of the longest stretch in which every word equals the one n before it (those first n included)."""
+def _longest_run(words: list[str], period: int) -> int:
+    """Length of the longest stretch in which each word equals the one `period` before it, the first period included."""
     longest = run = 0
-    for before, word in zip(words, words[n:], strict=False):
-        run = run + 1 if before == word else 0
+    for earlier, word in zip(words, words[period:], strict=False):
+        run = run + 1 if earlier == word else 0
         longest = max(longest, run)
-    return longest + n if longest else 0
+    return longest + period if longest else 0

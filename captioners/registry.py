@@ -1,4 +1,7 @@
-"""Which captioners there are: kinds of architecture, published checkpoints, and the tiny ones of the offline world."""
+"""Names of captioners: kinds of architecture, default configurations, and how an engine is loaded.
+
+A further kind is either a line in `_KINDS` or, from another package, an entry point in the group `ENTRY_POINTS`.
+"""
 
 import dataclasses
 from functools import cache
@@ -30,42 +33,50 @@ DEFAULTS: dict[str, CaptionerConfig] = {
     **{kind: CaptionerConfig(name=kind, kind=kind, model=model) for kind, model in _MODELS.items()},
     **{f"tiny-{kind}": CaptionerConfig(name=f"tiny-{kind}", kind=kind, model=f"tiny-{kind}") for kind in _MODELS},
 }
-"""Short name → configuration: the three published models, and the tiny ones that know only the offline world."""
+"""Configuration by short name: the three published models, and tiny models that are trained on synthetic scenes."""
 
 
 @cache
 def get_kind(kind: str) -> Captioner:
-    """The captioner of that kind: one of ours, or what an installed package calls so in its entry points."""
+    """Return the captioner of a kind: a built-in one, or one that an installed package registers as an entry point.
+
+    Raises ValueError, which lists the known kinds, for any other.
+    """
     if kind in _KINDS:
         return _KINDS[kind]()
-    others = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if kind not in others:
-        known = ", ".join(sorted({*_KINDS, *others}))
+    plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if kind not in plugins:
+        known = ", ".join(sorted({*_KINDS, *plugins}))
         raise ValueError(
             f"captioner kind {kind!r} is unknown; known are {known}. Another package adds one through an entry point "
             f"in the group {ENTRY_POINTS!r}"
         )
-    return others[kind].load()()
+    return plugins[kind].load()()
 
 
 def get_default(name: str) -> CaptionerConfig:
-    """The configuration of a short name. Raises ValueError, listing them, for another."""
+    """Return the configuration of a short name. Raises ValueError, which lists the known names, for any other."""
     if name not in DEFAULTS:
         raise ValueError(f"captioner {name!r} is unknown; known are {', '.join(sorted(DEFAULTS))}")
     return DEFAULTS[name]
 
 
-def load_engine(config: CaptionerConfig, engine: str = "auto", **resources: Any) -> Engine:
-    """Loads a captioner; blocks until it is ready.
+def load_engine(config: CaptionerConfig, engine: str = "auto", **options: Any) -> Engine:
+    """Load a captioner; blocks until it is ready.
 
-    engine: `vllm`, `transformers`, another that the kind brings, or `auto`: vLLM where there is a GPU and vLLM is
-    installed, transformers otherwise. resources: the fields of `Resources`.
+    Args:
+        config: Model, prompt and sampling.
+        engine: `vllm`, `transformers`, another engine of this kind, or `auto`: vLLM if it is installed and a GPU is
+            available, else transformers.
+        options: Fields of `EngineOptions`.
+
+    Raises:
+        ValueError: A setting is unknown or invalid, or the checkpoint cannot be loaded.
     """
-
     try:
-        given = EngineOptions(**resources)
+        engine_options = EngineOptions(**options)
     except TypeError:
         known = [field.name for field in dataclasses.fields(EngineOptions)]
-        unknown = sorted(set(resources) - set(known))
-        raise ValueError(f"unknown resource {', '.join(unknown)}; known are {', '.join(known)}") from None
-    return get_kind(config.kind).load(config, engine, given)
+        unknown = sorted(set(options) - set(known))
+        raise ValueError(f"unknown engine option {', '.join(unknown)}; known are {', '.join(known)}") from None
+    return get_kind(config.kind).load(config, engine, engine_options)

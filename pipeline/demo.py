@@ -155,14 +155,14 @@ def _recall(run: Run, method: str) -> dict[str, dict[str, float]]:
 def _accuracy(run: Run, captioner: str) -> dict[str, Any]:
     """How many captions there are, and how true they are, against the scenes that their URLs name."""
     from lotlip_data.pipeline.caption_accuracy import score
-    from lotlip_data.synthetic.http_server import seed_of
+    from lotlip_data.synthetic.http_server import seed_from_url
     from lotlip_data.synthetic.scenes import sample_scene
 
     pairs = []
     for shard in captioned_shards(run, captioner):
         urls = dict(_columns(run.list_shard(shard), "uid", "url"))
         for uid, text in _columns(run.caption_shard(captioner, shard), "uid", "text"):
-            seed = seed_of(urls[uid])
+            seed = seed_from_url(urls[uid])
             if text is not None and seed is not None:
                 pairs.append((text, sample_scene(seed)))
     found = score(pairs)

@@ -1,1 +1,1 @@
-"""The offline world: rendered scenes with exact descriptions, for the demo, the tests and the study."""
+"""The synthetic scenes: rendered scenes with exact descriptions, for the demo, the tests and the study."""

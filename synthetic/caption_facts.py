@@ -1,4 +1,4 @@
-"""How right a long text is: the (colour, shape, size, place) facts in it against those of the scene."""
+"""Accuracy of a long text: the (colour, shape, size, place) facts that it states against those of the scene."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lotlip_data.synthetic.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene
 
 
 class Fact(NamedTuple):
-    """One thing as told by a text; an attribute that the sentence leaves out or contradicts is None."""
+    """One object as a text describes it. An attribute without exactly one value is None."""
 
     colour: str | None
     shape: str | None
@@ -31,27 +31,27 @@ def _words(names: Iterable[str]) -> re.Pattern[str]:
 _COLOUR, _SHAPE, _SIZE, _PLACE = _words(COLOURS), _words(SHAPES), _words(SIZES), _words(_PLACE_NAMES)
 
 
-def facts_of(scene: Scene) -> frozenset[Fact]:
-    """What is true of the scene, one fact a thing."""
-    return frozenset(Fact(thing.colour, thing.shape, thing.size, thing.place) for thing in scene.things)
+def scene_facts(scene: Scene) -> frozenset[Fact]:
+    """The true facts of a scene, one per object."""
+    return frozenset(Fact(obj.colour, obj.shape, obj.size, obj.place) for obj in scene.objects)
 
 
-def facts_in(text: str) -> frozenset[Fact]:
-    """What any writer's or captioner's text claims, sentence by sentence.
+def text_facts(text: str) -> frozenset[Fact]:
+    """The facts that a text by any writer or captioner states, sentence by sentence.
 
-    A claim is a sentence that names a shape. An attribute counts where the sentence gives it exactly one value, so a
-    garbled sentence is a claim that no scene bears out: it costs precision instead of being passed over.
+    Each shape that a sentence names is a statement. An attribute has a value only if the sentence gives exactly one. So
+    a garbled sentence is a statement that is true of no scene: it lowers precision instead of being ignored.
     """
-    return frozenset(fact for sentence in re.split(r"[.\n]", text.lower()) for fact in _claims(sentence))
+    return frozenset(fact for sentence in re.split(r"[.\n]", text.lower()) for fact in _statements(sentence))
 
 
-def _claims(sentence: str) -> Iterable[Fact]:
-    colour, size, place = (_only(pattern.findall(sentence)) for pattern in (_COLOUR, _SIZE, _PLACE))
+def _statements(sentence: str) -> Iterable[Fact]:
+    colour, size, place = (_single_value(pattern.findall(sentence)) for pattern in (_COLOUR, _SIZE, _PLACE))
     for shape in _SHAPE.findall(sentence):
         yield Fact(colour, shape, size, None if place is None else _PLACE_NAMES[place])
 
 
-def _only(values: list[str]) -> str | None:
+def _single_value(values: list[str]) -> str | None:
     return values[0] if len(set(values)) == 1 else None
 
 
@@ -59,24 +59,28 @@ def _only(values: list[str]) -> str | None:
 class FactScore:
     """Precision and recall of facts over many pairs of text and scene."""
 
-    told: int = 0
+    stated: int = 0
+    """Number of facts in the texts."""
     true: int = 0
-    right: int = 0
+    """Number of facts in the scenes."""
+    correct: int = 0
+    """Number of facts that are in both."""
     texts: int = 0
 
     def add(self, text: str, scene: Scene) -> None:
-        told, true = facts_in(text), facts_of(scene)
-        self.told += len(told)
+        """Count the facts of one text and of its scene."""
+        stated, true = text_facts(text), scene_facts(scene)
+        self.stated += len(stated)
         self.true += len(true)
-        self.right += len(told & true)
+        self.correct += len(stated & true)
         self.texts += 1
 
     @property
     def precision(self) -> float:
-        """Share of the facts told that are true; 0 if none was told."""
-        return self.right / self.told if self.told else 0.0
+        """Share of the stated facts that are true; 0 if no fact is stated."""
+        return self.correct / self.stated if self.stated else 0.0
 
     @property
     def recall(self) -> float:
-        """Share of the true facts that were told; 0 if there was no scene."""
-        return self.right / self.true if self.true else 0.0
+        """Share of the true facts that are stated; 0 if there is no scene."""
+        return self.correct / self.true if self.true else 0.0

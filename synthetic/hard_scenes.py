@@ -1,8 +1,8 @@
-"""Crowded scenes of 3 to 6 things, where details matter: the world of the reproduction study.
+"""Crowded scenes of 3 to 6 objects, where details matter: the scenes of the reproduction study.
 
-They are drawn and described as all scenes are. What is new here: near twins, which differ in one attribute of one
-thing; a captioner's misreadings; two more writers. `person` tells things in an order and in words of its own, as
-people's texts differ from captioners', and is never trained on; `detailed` takes 12 to 20 sentences.
+They are drawn and described like all scenes. This module adds near twins, which differ in one attribute of one object;
+captioners' errors; and two writers. No model is trained on the texts of `person`: it describes the objects in another
+order and in other words, as texts by people differ from those of captioners. `detailed` writes 12 to 20 sentences.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from lotlip_data.synthetic.caption_writers import NUMBERS, WRITERS, long_text, palette_of, sizes_of
-from lotlip_data.synthetic.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
+from lotlip_data.synthetic.caption_writers import NUMBERS, WRITERS, long_text, palette, sizes_sentence
+from lotlip_data.synthetic.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, SceneObject
 
-FEWEST, MOST = 3, 6
+MIN_OBJECTS, MAX_OBJECTS = 3, 6
 ATTRIBUTES: dict[str, Sequence[str]] = {
     "colour": tuple(COLOURS),
     "shape": SHAPES,
@@ -26,29 +26,31 @@ ATTRIBUTES: dict[str, Sequence[str]] = {
 
 
 @dataclass(frozen=True)
-class Eyesight:
-    """How often a captioner gets a thing wrong: one of its attributes, or leaves it out."""
+class ErrorRates:
+    """Shares of a scene's objects that a captioner describes wrongly or omits."""
 
     wrong: float
-    left_out: float
+    """One attribute is wrong."""
+    omitted: float
+    """The object is missing."""
 
 
-EYESIGHT = {
-    "instructblip": Eyesight(wrong=0.12, left_out=0.15),
-    "llava": Eyesight(wrong=0.10, left_out=0.08),
-    "sharegpt4v": Eyesight(wrong=0.05, left_out=0.03),
+CAPTIONER_ERRORS = {
+    "instructblip": ErrorRates(wrong=0.12, omitted=0.15),
+    "llava": ErrorRates(wrong=0.10, omitted=0.08),
+    "sharegpt4v": ErrorRates(wrong=0.05, omitted=0.03),
 }
-"""Chosen, not measured: the order that the paper's Table 9 suggests, at rates that real captioners' reports have."""
+"""Chosen, not measured: the order follows the paper's Table 9, the sizes follow reports on real captioners."""
 
 
 def crowded_scene(seed: int) -> Scene:
-    """The scene of this seed: background, number of things, cells and attributes are all uniform."""
+    """The scene of a seed. Background, number of objects (3 to 6), cells and attributes are drawn uniformly."""
     rng = np.random.default_rng([seed, 3])
     background = _pick(rng, tuple(BACKGROUNDS))
-    count = int(rng.integers(FEWEST, MOST + 1))
+    count = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
     cells = sorted(rng.choice(len(PLACES), size=count, replace=False).tolist())
-    things = tuple(
-        Thing(
+    objects = tuple(
+        SceneObject(
             colour=_pick(rng, tuple(COLOURS)),
             shape=_pick(rng, SHAPES),
             size=_pick(rng, tuple(SIZES)),
@@ -56,36 +58,36 @@ def crowded_scene(seed: int) -> Scene:
         )
         for cell in cells
     )
-    return Scene(seed, background, things)
+    return Scene(seed, background, objects)
 
 
 def near_twins(scene: Scene, seeds: Sequence[int]) -> list[Scene]:
-    """A scene for each seed, all different, that differs from `scene` in exactly one attribute of one thing.
+    """One scene per seed, all different, each of which differs from `scene` in exactly one attribute of one object.
 
-    A twin's picture is drawn with the jitter of its own seed, so that it is not the same picture but for one spot.
+    A twin's picture has the jitter of its own seed, so it does not equal the picture of `scene` outside that object.
     """
     rng = np.random.default_rng([scene.seed, 4])
-    found: dict[tuple[Thing, ...], Scene] = {}
-    while len(found) < len(seeds):
-        things = _changed(scene.things, int(rng.integers(len(scene.things))), rng)
-        found.setdefault(things, replace(scene, seed=seeds[len(found)], things=things))
-    return list(found.values())
+    twins: dict[tuple[SceneObject, ...], Scene] = {}
+    while len(twins) < len(seeds):
+        objects = _changed(scene.objects, int(rng.integers(len(scene.objects))), rng)
+        twins.setdefault(objects, replace(scene, seed=seeds[len(twins)], objects=objects))
+    return list(twins.values())
 
 
 def misread(scene: Scene, writer: str) -> Scene:
-    """The scene as that captioner sees it, with its errors; always the same ones."""
-    eyesight = EYESIGHT[writer]
+    """The scene as the captioner `writer` describes it: with errors, which are the same in every call."""
+    errors = CAPTIONER_ERRORS[writer]
     rng = np.random.default_rng([scene.seed, 5, WRITERS.index(writer)])
-    things = scene.things
-    for index in range(len(things)):
-        if rng.random() < eyesight.wrong:
-            things = _changed(things, index, rng, sort=False)
-    kept = [thing for thing in things if rng.random() >= eyesight.left_out]
-    return replace(scene, things=_in_order(kept or things))
+    objects = scene.objects
+    for index in range(len(objects)):
+        if rng.random() < errors.wrong:
+            objects = _changed(objects, index, rng, sort=False)
+    kept = [obj for obj in objects if rng.random() >= errors.omitted]
+    return replace(scene, objects=_in_reading_order(kept or objects))
 
 
 def crowded_text(scene: Scene, writer: str) -> str:
-    """The text of `person` (4 to 7 sentences), of `detailed` (12 to 20) or of one of the captioners' writers."""
+    """The text of `person` (4 to 7 sentences), of `detailed` (12 to 20) or of a captioner's writer."""
     if writer == "person":
         return _joined(_person(scene))
     if writer == "detailed":
@@ -93,55 +95,58 @@ def crowded_text(scene: Scene, writer: str) -> str:
     return long_text(scene, writer)
 
 
-def salient(scene: Scene) -> Thing:
-    """What raw and short texts name: the first large thing, else the first."""
-    return next((thing for thing in scene.things if thing.size == "large"), scene.things[0])
+def salient_object(scene: Scene) -> SceneObject:
+    """The object that raw and short texts name: the first large one, else the first."""
+    return next((obj for obj in scene.objects if obj.size == "large"), scene.objects[0])
 
 
 def short_text(scene: Scene) -> str:
-    """The salient thing and nothing else of the scene but its background."""
-    thing = salient(scene)
-    return f"{thing.size} {thing.colour} {thing.shape} at the {thing.place} on {scene.background} background"
+    """A text of the salient object and the background; it names no other object."""
+    obj = salient_object(scene)
+    return f"{obj.size} {obj.colour} {obj.shape} at the {obj.place} on {scene.background} background"
 
 
 def _person(scene: Scene) -> list[str]:
-    first = salient(scene)
-    others = [thing for thing in scene.things if thing != first]
+    first = salient_object(scene)
+    others = [obj for obj in scene.objects if obj != first]
     sentences = [f"The {first.shape} at the {first.place} is {first.size} and {first.colour}"]
-    sentences += [f"At the {thing.place} you see a {thing.shape}, {thing.size} and {thing.colour}" for thing in others]
+    sentences += [f"At the {obj.place} you see a {obj.shape}, {obj.size} and {obj.colour}" for obj in others]
     return [*sentences, f"Behind them all is {scene.background}"]
 
 
 def _detailed(scene: Scene) -> list[str]:
     sentences = [
         f"This is a flat picture with a plain {scene.background} background",
-        f"It shows {NUMBERS[len(scene.things)]} objects in all",
+        f"It shows {NUMBERS[len(scene.objects)]} objects in all",
     ]
-    for thing in scene.things:
-        sentences.append(f"In the {thing.place} of the picture there is a {thing.size} {thing.shape}")
-        sentences.append(f"The {thing.shape} that stands there is painted in {thing.colour}")
+    for obj in scene.objects:
+        sentences.append(f"In the {obj.place} of the picture there is a {obj.size} {obj.shape}")
+        sentences.append(f"The {obj.shape} that stands there is painted in {obj.colour}")
     for row, name in enumerate(("top", "middle", "bottom")):
-        count = sum(PLACES.index(thing.place) // 3 == row for thing in scene.things)
+        count = sum(PLACES.index(obj.place) // 3 == row for obj in scene.objects)
         sentences.append(f"In the {name} row of the picture {NUMBERS[count]} of the places are occupied")
-    return [*sentences, sizes_of(scene), f"The overall palette of the picture feels {palette_of(scene)}"]
+    return [*sentences, sizes_sentence(scene), f"The overall palette of the picture feels {palette(scene)}"]
 
 
 def _joined(sentences: list[str]) -> str:
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
-def _changed(things: tuple[Thing, ...], index: int, rng: np.random.Generator, sort: bool = True) -> tuple[Thing, ...]:
-    """`things` with another value of one attribute of one of them."""
-    thing = things[index]
-    name = _pick(rng, tuple(ATTRIBUTES))
-    taken = {other.place for other in things} if name == "place" else {getattr(thing, name)}
-    change: dict[str, Any] = {name: _pick(rng, [value for value in ATTRIBUTES[name] if value not in taken])}
-    changed = (*things[:index], replace(thing, **change), *things[index + 1 :])
-    return _in_order(changed) if sort else changed
+def _changed(
+    objects: tuple[SceneObject, ...], index: int, rng: np.random.Generator, sort: bool = True
+) -> tuple[SceneObject, ...]:
+    """`objects` with a new value of one random attribute of the object at `index`."""
+    obj = objects[index]
+    attribute = _pick(rng, tuple(ATTRIBUTES))
+    taken = {other.place for other in objects} if attribute == "place" else {getattr(obj, attribute)}
+    free = [value for value in ATTRIBUTES[attribute] if value not in taken]
+    change: dict[str, Any] = {attribute: _pick(rng, free)}
+    changed = (*objects[:index], replace(obj, **change), *objects[index + 1 :])
+    return _in_reading_order(changed) if sort else changed
 
 
-def _in_order(things: Sequence[Thing]) -> tuple[Thing, ...]:
-    return tuple(sorted(things, key=lambda thing: PLACES.index(thing.place)))
+def _in_reading_order(objects: Sequence[SceneObject]) -> tuple[SceneObject, ...]:
+    return tuple(sorted(objects, key=lambda obj: PLACES.index(obj.place)))
 
 
 def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:

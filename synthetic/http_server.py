@@ -1,14 +1,14 @@
-"""A web server of scenes, and of everything that goes wrong on the web.
+"""A web server of synthetic scenes, with the faults of real hosts.
 
     python -m lotlip_data.synthetic.http_server --port 8000
 
-| path                    | answer                                                                       |
+| path                    | response                                                                     |
 |-------------------------|------------------------------------------------------------------------------|
-| `/scene/<seed>.jpg`     | the scene as JPEG, `.png` as PNG; the same bytes every time                  |
+| `/scene/<seed>.jpg`     | the scene as JPEG, or `.png` as PNG; the same bytes every time               |
 | `/redirect/<seed>.jpg`  | 302 to the scene                                                             |
 | `/slow/<seed>.jpg`      | the scene, after `delay` seconds                                             |
-| `/truncated/<seed>.jpg` | the first half of the scene's bytes, as if they were all                     |
-| `/short/<seed>.jpg`     | the same, but `Content-Length` promises the whole                            |
+| `/truncated/<seed>.jpg` | the first half of the scene's bytes, declared as the whole                   |
+| `/short/<seed>.jpg`     | the same, but `Content-Length` is that of the whole                          |
 | `/robots/<seed>.jpg`    | the scene, with `X-Robots-Tag: noai`                                         |
 | `/dead/` `/gone/` `/error/` | 404, 410, 500                                                            |
 | `/html/`                | 200 and `image/jpeg`, but the body is a web page                             |
@@ -38,7 +38,7 @@ SCENE_URL = re.compile(r"/(?:scene|redirect|slow|robots)/(\d+)\.(?:jpg|png)$")
 
 @functools.lru_cache(maxsize=4096)
 def scene_bytes(seed: int, kind: str = "jpg", pixels: int = 96) -> bytes:
-    """The picture of the scene `seed` as a file, `pixels` wide and high, `kind` jpg or png."""
+    """The encoded picture of the scene `seed`, `pixels` wide and high. kind: "jpg" or "png"."""
     stream = io.BytesIO()
     if kind == "jpg":
         render(sample_scene(seed), pixels).save(stream, "JPEG", quality=95, subsampling=0)
@@ -47,46 +47,44 @@ def scene_bytes(seed: int, kind: str = "jpg", pixels: int = 96) -> bytes:
     return stream.getvalue()
 
 
-def seed_of(url: str) -> int | None:
-    """The seed of the scene that `url` shows; None where it shows none."""
-    found = SCENE_URL.search(url)
-    return int(found[1]) if found else None
+def seed_from_url(url: str) -> int | None:
+    """The seed of the scene that `url` serves, or None if it serves no scene."""
+    match = SCENE_URL.search(url)
+    return int(match[1]) if match else None
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: "_Server"
 
     def do_GET(self) -> None:
-        found = _PATH.fullmatch(self.path)
-        if not found:
-            self._answer(404)
+        match = _PATH.fullmatch(self.path)
+        if not match:
+            self._respond(404)
             return
-        place, seed, kind = found[1], int(found[2]), found[3]
-        if place == "slow":
+        route, seed, kind = match[1], int(match[2]), match[3]
+        if route == "slow":
             time.sleep(self.server.delay)
-        if place in _STATUS:
-            self._answer(_STATUS[place])
-        elif place in ("html", "empty"):
-            self._answer(200, _HTML if place == "html" else b"", "image/jpeg")
-        elif place in ("redirect", "loop"):
-            self._answer(302, location=f"/scene/{seed}.{kind}" if place == "redirect" else self.path)
+        if route in _STATUS:
+            self._respond(_STATUS[route])
+        elif route in ("html", "empty"):
+            self._respond(200, _HTML if route == "html" else b"", "image/jpeg")
+        elif route in ("redirect", "loop"):
+            self._respond(302, location=f"/scene/{seed}.{kind}" if route == "redirect" else self.path)
         else:
-            self._scene(
-                place, scene_bytes(seed, kind, self.server.pixels), f"image/{'jpeg' if kind == 'jpg' else kind}"
-            )
+            self._respond_with_scene(route, scene_bytes(seed, kind, self.server.pixels), _MEDIA_TYPES[kind])
 
-    def _scene(self, place: str, picture: bytes, media_type: str) -> None:
-        if place in ("truncated", "short"):
-            length = len(picture) if place == "short" else len(picture) // 2
-            self._answer(200, picture[: len(picture) // 2], media_type, length=length)
-        elif place == "robots":
-            self._answer(200, picture, media_type, robots="noai")
-        elif place in ("scene", "slow"):
-            self._answer(200, picture, media_type)
+    def _respond_with_scene(self, route: str, picture: bytes, media_type: str) -> None:
+        if route in ("truncated", "short"):
+            length = len(picture) if route == "short" else len(picture) // 2
+            self._respond(200, picture[: len(picture) // 2], media_type, length=length)
+        elif route == "robots":
+            self._respond(200, picture, media_type, robots="noai")
+        elif route in ("scene", "slow"):
+            self._respond(200, picture, media_type)
         else:
-            self._answer(404)
+            self._respond(404)
 
-    def _answer(
+    def _respond(
         self,
         status: int,
         body: bytes = b"",
@@ -106,7 +104,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent: the client's own report is what counts."""
+        """Log nothing: the client reports its own requests."""
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -118,20 +116,26 @@ class _Server(http.server.ThreadingHTTPServer):
         self.delay, self.pixels = delay, pixels
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up (one that lost patience, say) is no error of the server's."""
+        """Ignore clients that hang up, for example after a timeout of theirs."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class SceneServer:
-    """The server in a process of its own on 127.0.0.1, for as long as the `with` block lasts.
+    """A context manager that runs the server in its own process on 127.0.0.1.
 
-    `delay`: seconds before a slow answer. `pixels`: width and height of the pictures. `port`: 0 takes a free one.
+    Args:
+        delay: Seconds before a slow response.
+        pixels: Width and height of the pictures.
+        port: The port; 0 selects a free one.
+
+    Raises:
+        RuntimeError: The server does not start.
     """
 
     def __init__(self, delay: float = 5.0, pixels: int = 96, port: int = 0) -> None:
         self.url = ""
-        """Such as http://127.0.0.1:40001, without a slash at the end; known once the block is entered."""
+        """For example http://127.0.0.1:40001, without a slash at the end; empty before the block is entered."""
         self._options = ["--delay", str(delay), "--pixels", str(pixels), "--port", str(port), "--with-parent"]
 
     def __enter__(self) -> "SceneServer":
@@ -140,7 +144,7 @@ class SceneServer:
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()
         if not self.url:
-            raise RuntimeError(f"the world's server did not start: exit {self._process.wait()}")
+            raise RuntimeError(f"the scene server did not start; its exit code is {self._process.wait()}")
         return self
 
     def __exit__(
@@ -151,16 +155,20 @@ class SceneServer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve the offline world's scenes over HTTP.")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument("--delay", type=float, default=5.0, help="seconds before a slow answer")
-    parser.add_argument("--pixels", type=int, default=96, help="width and height of the pictures")
+    parser = argparse.ArgumentParser(description="Serve the synthetic scenes over HTTP.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port; 0 selects a free one (default: %(default)s)")
+    parser.add_argument(
+        "--delay", type=float, default=5.0, help="seconds before a slow response (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pixels", type=int, default=96, help="width and height of the pictures (default: %(default)s)"
+    )
     parser.add_argument("--with-parent", action="store_true", help="stop when standard input closes")
     options = parser.parse_args()
     with _Server(options.host, options.port, options.delay, options.pixels) as server:
         print(f"http://{options.host}:{server.server_address[1]}", flush=True)
-        if options.with_parent:  # a parent that is killed closes it, so no server is left behind
+        if options.with_parent:  # the pipe closes if the parent is killed, so no server stays behind
             threading.Thread(target=_stop_with_parent, args=(server,), daemon=True).start()
         try:
             server.serve_forever()

@@ -1,7 +1,7 @@
-"""Scenes of coloured shapes on a 3×3 grid: what there is to see, and how it is drawn.
+"""Scenes of coloured shapes on a 3×3 grid, and how they are drawn.
 
-A scene is a pure function of its seed, and so is its picture: equal seeds give equal pixels. The picture adds jitter
-of position, size, colour and angle that the scene does not record, so reading a picture is not a table look-up.
+A scene and its picture are pure functions of the seed: equal seeds give equal pixels. The picture adds jitter of
+position, size, colour and angle that the scene does not record, so a model cannot memorise the pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (250, 130, 190),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
-SIZES: dict[str, float] = {"large": 0.42, "small": 0.24}  # radius as a share of a cell's side
+SIZES: dict[str, float] = {"large": 0.42, "small": 0.24}  # radius as a fraction of the cell's side
 PLACES = (
     "top left",
     "top centre",
@@ -42,22 +42,24 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "brown": (92, 58, 32),
     "beige": (226, 208, 170),
 }
-MAX_THINGS = 4
+MAX_OBJECTS = 4
 
-# Disjoint ranges of seeds: nothing is ever tested on a scene that it was trained on.
+# Disjoint seed ranges, so that no model is tested on a scene that it was trained on.
 SPLITS: dict[str, range] = {
     "captioner_train": range(1_000_000),
     "captioner_test": range(1_000_000, 1_100_000),
     "tower_train": range(2_000_000, 3_000_000),
-    "images": range(3_000_000, 4_000_000),  # what the demo's server offers, so what LoTLIP is trained on
+    "images": range(3_000_000, 4_000_000),  # served in the demo: LoTLIP is trained on these
     "evaluation": range(4_000_000, 4_100_000),
-    "study": range(10_000_000, 20_000_000),  # crowded scenes; see pipeline/study/data.py
+    "study": range(
+        10_000_000, 20_000_000
+    ),  # crowded scenes, in blocks per seed of the study: see pipeline/study/data.py
 }
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One coloured shape; `place` is the grid cell's name, one of `PLACES`."""
+class SceneObject:
+    """One coloured shape. `place` is the name of its grid cell, one of `PLACES`."""
 
     colour: str
     shape: str
@@ -67,55 +69,60 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """1 to 4 things in different cells, in reading order, on a plain background."""
+    """Objects in different cells, in reading order, on a plain background."""
 
     seed: int
     background: str
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
 
 
 def sample_scene(seed: int) -> Scene:
-    """The scene of this seed: background, number of things, cells and attributes are all uniform."""
+    """The scene of a seed. Background, number of objects (1 to 4), cells and attributes are drawn uniformly."""
     rng = np.random.default_rng(seed)
     background = _pick(rng, BACKGROUNDS)
-    count = int(rng.integers(1, MAX_THINGS + 1))
+    count = int(rng.integers(1, MAX_OBJECTS + 1))
     cells = sorted(rng.choice(len(PLACES), size=count, replace=False).tolist())
-    things = tuple(
-        Thing(colour=_pick(rng, COLOURS), shape=_pick(rng, SHAPES), size=_pick(rng, SIZES), place=PLACES[cell])
+    objects = tuple(
+        SceneObject(colour=_pick(rng, COLOURS), shape=_pick(rng, SHAPES), size=_pick(rng, SIZES), place=PLACES[cell])
         for cell in cells
     )
-    return Scene(seed, background, things)
+    return Scene(seed, background, objects)
 
 
-def single_thing_scene(seed: int, colour: str, shape: str) -> Scene:
-    """A scene of one thing whose colour and shape are given: its class in zero-shot classification."""
+def single_object_scene(seed: int, colour: str, shape: str) -> Scene:
+    """A scene of one object of the given colour and shape, which are its class in zero-shot classification.
+
+    Raises ValueError if there is no such colour or shape.
+    """
     if colour not in COLOURS or shape not in SHAPES:
         raise ValueError(f"no class {colour!r} {shape!r}: colours are {list(COLOURS)}, shapes are {list(SHAPES)}")
     scene = sample_scene(seed)
-    return replace(scene, things=(replace(scene.things[0], colour=colour, shape=shape),))
+    return replace(scene, objects=(replace(scene.objects[0], colour=colour, shape=shape),))
 
 
 def class_names() -> list[str]:
-    """The 64 classes "<colour> <shape>" of single-thing scenes, colour by colour."""
+    """The 64 classes "<colour> <shape>" of single-object scenes, ordered by colour, then shape."""
     return [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
 def render(scene: Scene, pixels: int = 96) -> Image.Image:
-    """Draw the scene as an RGB image of `pixels` × `pixels`; the jitter follows from the scene's seed alone."""
-    rng = np.random.default_rng([scene.seed, 1])  # a stream of its own: drawing never changes what is drawn
+    """Draw the scene as an RGB image of `pixels` × `pixels`. The jitter depends on the scene's seed alone."""
+    rng = np.random.default_rng(
+        [scene.seed, 1]
+    )  # a separate stream: drawing does not depend on how the scene was sampled
     side = 3 * pixels  # drawn three times as large and averaged down, which smooths the edges
     canvas = Image.new("RGB", (side, side), _shade(rng, BACKGROUNDS[scene.background]))
     draw = ImageDraw.Draw(canvas)
     ground = canvas.getpixel((0, 0))
     cell = side / 3
-    for thing in scene.things:
-        row, column = divmod(PLACES.index(thing.place), 3)
-        radius = cell * SIZES[thing.size] * rng.uniform(0.92, 1.08)
+    for obj in scene.objects:
+        row, column = divmod(PLACES.index(obj.place), 3)
+        radius = cell * SIZES[obj.size] * rng.uniform(0.92, 1.08)
         slack = max(0.0, min(0.06 * cell, cell / 2 - radius))
         centre_x = (column + 0.5) * cell + rng.uniform(-slack, slack)
         centre_y = (row + 0.5) * cell + rng.uniform(-slack, slack)
         angle = math.radians(rng.uniform(-6, 6))
-        _draw_shape(draw, thing.shape, (centre_x, centre_y), radius, angle, _shade(rng, COLOURS[thing.colour]), ground)
+        _draw_shape(draw, obj.shape, (centre_x, centre_y), radius, angle, _shade(rng, COLOURS[obj.colour]), ground)
     return canvas.resize((pixels, pixels), Image.Resampling.BOX)
 
 
@@ -128,7 +135,7 @@ def _shade(rng: np.random.Generator, rgb: tuple[int, int, int]) -> tuple[int, in
     return red, green, blue
 
 
-# Corners of each shape's outline in the unit disc, y downwards.
+# Corners of each shape's outline in the unit disc; y points down.
 _OUTLINES: dict[str, list[tuple[float, float]]] = {
     "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
     "triangle": [(0.0, -0.95), (0.95, 0.8), (-0.95, 0.8)],

@@ -1,4 +1,4 @@
-"""Lists of the offline world's images, with the faults that real lists have."""
+"""URL lists of the synthetic scenes, with the faults of real lists."""
 
 import csv
 import json
@@ -12,56 +12,65 @@ from lotlip_data.synthetic.caption_writers import raw_text
 from lotlip_data.synthetic.scenes import sample_scene
 
 FAULTS = ("dead", "gone", "error", "html", "truncated", "short", "empty", "loop", "slow", "robots", "redirect")
-"""Paths of the world's server; a redirect leads to an image all the same."""
+"""Faulty paths of the scene server. A redirect still leads to an image."""
 
-_ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
+_FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
-def rows(base_url: str, scenes: Sequence[int], faults: Mapping[str, int]) -> list[tuple[str, str]]:
-    """(url, raw text) of every scene and of `faults[kind]` faulty links of each kind, shuffled; always the same.
+def url_rows(base_url: str, scenes: Sequence[int], faults: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The (url, raw text) pairs of a list in a shuffled order, which is the same in every call.
 
-    The faulty links have the seeds that follow on the last scene's. Raises ValueError for an unknown kind.
+    Args:
+        base_url: URL of the scene server, without a slash at the end.
+        scenes: Seeds of the scenes that the list offers.
+        faults: Number of faulty URLs per kind, one of FAULTS. Their seeds follow the last scene's.
+
+    Raises:
+        ValueError: A kind of fault is unknown.
     """
-    found = [(f"{base_url}/scene/{seed}.jpg", seed) for seed in scenes]
+    links = [(f"{base_url}/scene/{seed}.jpg", seed) for seed in scenes]
     seed = max(scenes, default=-1) + 1
     for kind, count in faults.items():
         if kind not in FAULTS:
             raise ValueError(f"no fault {kind!r}: choose among {', '.join(FAULTS)}")
-        found += [(f"{base_url}/{kind}/{seed + offset}.jpg", seed + offset) for offset in range(count)]
+        links += [(f"{base_url}/{kind}/{seed + offset}.jpg", seed + offset) for offset in range(count)]
         seed += count
-    random.Random(0).shuffle(found)
-    return [(url, raw_text(sample_scene(seed))) for url, seed in found]
+    random.Random(0).shuffle(links)
+    return [(url, raw_text(sample_scene(seed))) for url, seed in links]
 
 
 def write_list(path: str, base_url: str, scenes: Sequence[int], faults: Mapping[str, int] | None = None) -> int:
-    """Write the list of `rows` into the local file `path`, in the format of its ending, and return its length.
+    """Write the list of `url_rows` into the local file `path` and return its number of rows.
 
-    The columns are `caption` and `url`; a TSV has no header, as CC3M's has none. Raises ValueError for an ending other
-    than .csv, .tsv, .jsonl and .parquet.
+    The suffix of `path` selects the format. The columns are `caption` and `url`. A TSV has no header, like CC3M's.
+
+    Raises:
+        ValueError: The suffix is not .csv, .tsv, .jsonl or .parquet, or a kind of fault is unknown.
     """
-    content = rows(base_url, scenes, faults or {})
-    kind = _ENDINGS.get(pathlib.Path(path).suffix)
-    if kind == "parquet":
+    rows = url_rows(base_url, scenes, faults or {})
+    format = _FORMATS.get(pathlib.Path(path).suffix)
+    if format == "parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        urls, texts = ([row[column] for row in content] for column in (0, 1))
+        urls, texts = ([row[column] for row in rows] for column in (0, 1))
         pq.write_table(pa.table({"caption": texts, "url": urls}), path)
-    elif kind is None:
-        raise ValueError(f"{path}: a list ends in {', '.join(_ENDINGS)}")
+    elif format is None:
+        raise ValueError(f"{path}: the suffix of a list must be one of {', '.join(_FORMATS)}")
     else:
         with open(path, "w", encoding="utf-8", newline="") as stream:
-            if kind == "csv":
-                csv.writer(stream).writerows([("caption", "url"), *((text, url) for url, text in content)])
-            elif kind == "tsv":
-                stream.writelines(f"{text}\t{url}\n" for url, text in content)
+            if format == "csv":
+                csv.writer(stream).writerows([("caption", "url"), *((text, url) for url, text in rows)])
+            elif format == "tsv":
+                stream.writelines(f"{text}\t{url}\n" for url, text in rows)
             else:
-                stream.writelines(json.dumps({"caption": text, "url": url}) + "\n" for url, text in content)
-    return len(content)
+                stream.writelines(json.dumps({"caption": text, "url": url}) + "\n" for url, text in rows)
+    return len(rows)
 
 
 def write_manifest(path: str, list_path: str, **settings: object) -> None:
-    """Write the YAML manifest of one list of `write_list`; `settings` replace or add to its settings."""
+    """Write a YAML manifest of one list of `write_list`. `settings` add to the manifest's fields or replace them."""
+    # Existing runs have the name "world" in their datasets, so it stays.
     source: dict[str, object] = {"name": "world", "files": [list_path]}
     if list_path.endswith(".tsv"):
         source["columns"] = ["caption", "url"]

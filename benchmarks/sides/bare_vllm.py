@@ -1,8 +1,8 @@
-"""Bare vLLM: its offline loop at its best, without a pipeline, a window or a commit.
+"""The side `bare_vllm`: vLLM's fastest offline loop, without a pipeline, a request window or a commit.
 
-Each image is queued as it is decoded from the tar, and the queue is waited for once: the engine writes captions while
-the tar is read, and nothing waits for the end of a batch. It runs in our engine's executor, because vLLM's own for a
-CPU, which is one process more, is slower here.
+Each image is queued when it is decoded from the tar, and the loop waits for the queue once. So the engine writes
+captions while the tar is read, and nothing waits for the end of a batch. It uses our engine's executor, because vLLM's
+own executor for CPUs, which needs another process, is slower here.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""transformers' own `generate` in batches; the next batch is read and decoded while one is being generated."""
+"""The side `generate`: transformers' `generate` in batches; the next batch is read and decoded during generation."""
 
 import io
 from collections.abc import Iterator
@@ -18,15 +18,15 @@ def start(job: Job):  # type: ignore[no-untyped-def]
     processor = transformers.AutoProcessor.from_pretrained(job["checkpoint"], backend="pil")
     model = getattr(transformers, job["model_class"]).from_pretrained(job["checkpoint"], dtype=torch.float32).eval()
     prompt = dict(processor(images=Image.new("RGB", (64, 64)), text=job["text"], return_tensors="pt"))
-    del prompt["pixel_values"]  # the rest is the same for every image
+    del prompt["pixel_values"]  # all other inputs are the same for every image
     length = prompt["input_ids"].shape[1]
     limits = {"max_new_tokens": job["sampling"]["max_tokens"], "do_sample": False}
 
     def read(members: Iterator[tuple[str, bytes]]) -> tuple[list[str], Any]:
-        taken = list(islice(members, job["batch_size"]))
-        images = [Image.open(io.BytesIO(content)).convert("RGB") for _, content in taken]
+        batch = list(islice(members, job["batch_size"]))
+        images = [Image.open(io.BytesIO(content)).convert("RGB") for _, content in batch]
         pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"] if images else None
-        return [key for key, _ in taken], pixels
+        return [key for key, _ in batch], pixels
 
     @torch.inference_mode()
     def generate(pixels: torch.Tensor) -> list[list[int]]:
@@ -37,9 +37,9 @@ def start(job: Job):  # type: ignore[no-untyped-def]
         members = chain.from_iterable(map(read_tar, job["tars"]))
         texts: dict[str, str] = {}
         with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(read, members)
-            while (batch := coming.result())[0]:
-                coming = reader.submit(read, members)
+            next_batch = reader.submit(read, members)
+            while (batch := next_batch.result())[0]:
+                next_batch = reader.submit(read, members)
                 keys, pixels = batch
                 tokens = generate(pixels)
                 texts |= zip(keys, processor.batch_decode(tokens, skip_special_tokens=True), strict=True)

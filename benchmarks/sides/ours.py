@@ -1,4 +1,4 @@
-"""Ours: the pool's actor in Ray, from the tar to the committed Parquet of captions, two units at a time."""
+"""The side `ours`: the actor of a caption pool in Ray, from the tar to the committed Parquet file of captions."""
 
 import pyarrow.parquet as pq
 from serve import Job, Results, serve

@@ -1,12 +1,17 @@
-"""ray.data.llm's vLLM processor, from the tar to Parquet; runs in an environment of its own (ray_data_llm_env.sh).
+"""The sides `ray_data_llm*`: ray.data.llm's vLLM processor, from the tar to Parquet.
 
-One execution of Ray Data lasts as long as this process, so that its engine, too, is started once: the task that reads a
-tar waits until its round is called. A round is over when Parquet files with all of its captions are written.
+They run in their own environment, which ray_data_llm_env.sh makes. One execution of Ray Data lasts as long as this
+process, so that the engine starts only once: a task that reads a tar waits until its round starts. A round ends when
+Parquet files with all its captions are written.
 
-job["stages"] is `default`, the way its guide to captioning images has it: messages with the image; stages that decode
-it, apply the chat template, tokenize and detokenize; 16 rows a batch. Or `multimodal`: vLLM itself does the tokens, and
-a batch is 64 rows, as many as vLLM writes at a time. Or `engine`: the prompt and the decoded image go to the engine's
-stage, in such batches, and no other stage is there. Its default number of batches in flight, 8, stays.
+job["stages"] selects the stages:
+
+- `default`, as in ray.data.llm's guide to captioning images: messages with the image; stages that decode the image,
+  apply the chat template, tokenize and detokenize; 16 rows per batch.
+- `multimodal`: vLLM tokenizes and detokenizes; 64 rows per batch, the number of captions that vLLM writes at a time.
+- `engine`: the prompt and the decoded image go directly to the engine's stage, in batches of the same size.
+
+The number of concurrent batches is ray.data.llm's default, 8.
 """
 
 import base64
@@ -32,12 +37,12 @@ def start(job: Job):  # type: ignore[no-untyped-def]
     scratch = Path(job["scratch"])
     scratch.mkdir(parents=True)
     environment = {"env_vars": {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}}
-    # More logical CPUs than the machine has: its stages would otherwise wait for each other.
+    # More logical CPUs than the machine has, because the stages would otherwise wait for each other.
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     ray.data.DataContext.get_current().enable_progress_bars = False
     tars = [{"round": number, "tar": tar} for number in range(MAX_ROUNDS) for tar in job["tars"]]
-    calls = ray.data.from_items(tars, override_num_blocks=len(tars))
-    images = calls.flat_map(functools.partial(read, scratch), num_cpus=0.01, concurrency=len(job["tars"]))
+    rounds = ray.data.from_items(tars, override_num_blocks=len(tars))
+    images = rounds.flat_map(functools.partial(read, scratch), num_cpus=0.01, concurrency=len(job["tars"]))
     captions = processor(job)(images)
     threading.Thread(target=captions.write_parquet, args=(str(scratch / "captions"),), daemon=True).start()
     written: dict[Path, int] = {}
@@ -48,12 +53,12 @@ def start(job: Job):  # type: ignore[no-untyped-def]
         while sum(rows for path, rows in written.items() if path not in before) < job["images"]:
             time.sleep(0.005)
             for path in (scratch / "captions").glob("*.parquet"):
-                if path not in written and (rows := rows_of(path)):
+                if path not in written and (rows := row_count(path)):
                     written[path] = rows
 
         def results() -> Results:
-            fresh = [pq.read_table(path).to_pylist() for path in written if path not in before]
-            return {row["key"]: (row["text"].strip(), row["tokens"]) for rows in fresh for row in rows}
+            tables = [pq.read_table(path).to_pylist() for path in written if path not in before]
+            return {row["key"]: (row["text"].strip(), row["tokens"]) for rows in tables for row in rows}
 
         return results
 
@@ -62,6 +67,7 @@ def start(job: Job):  # type: ignore[no-untyped-def]
 
 
 def processor(job: Job) -> Any:
+    """The vLLM processor with the stages of the job."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     messages, tokens = job["stages"] != "engine", job["stages"] == "default"
@@ -77,37 +83,38 @@ def processor(job: Job) -> Any:
         tokenize_stage=tokens,
         detokenize_stage=tokens,
     )
-    ask = asked_by_messages if messages else asked_by_prompt
-    return build_processor(config, preprocess=functools.partial(ask, job), postprocess=answered)
+    to_request = message_request if messages else prompt_request
+    return build_processor(config, preprocess=functools.partial(to_request, job), postprocess=to_caption)
 
 
 def read(scratch: Path, row: Row) -> Iterator[Row]:
+    """Wait for the start of the row's round, then read its tar."""
     while not (scratch / f"round-{row['round']}").exists():
         time.sleep(0.005)
     for key, content in read_tar(row["tar"]):
         yield {"key": key, "jpg": content}
 
 
-def asked_by_messages(job: Job, row: Row) -> Row:
+def message_request(job: Job, row: Row) -> Row:
     url = "data:image/jpeg;base64," + base64.b64encode(row["jpg"]).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": job["captioner"]["prompt"]}]
     return {"key": row["key"], "messages": [{"role": "user", "content": content}], "sampling_params": job["sampling"]}
 
 
-def asked_by_prompt(job: Job, row: Row) -> Row:
+def prompt_request(job: Job, row: Row) -> Row:
     from PIL import Image
 
     image = Image.open(io.BytesIO(row["jpg"])).convert("RGB")
-    asked = {"prompt": job["text"], "multimodal_data": {"image": image}, "sampling_params": job["sampling"]}
-    return {"key": row["key"]} | asked
+    request = {"prompt": job["text"], "multimodal_data": {"image": image}, "sampling_params": job["sampling"]}
+    return {"key": row["key"]} | request
 
 
-def answered(row: Row) -> Row:
+def to_caption(row: Row) -> Row:
     return {"key": row["key"], "text": row["generated_text"], "tokens": row["num_generated_tokens"]}
 
 
-def rows_of(path: Path) -> int:
-    """0 for a file that is still being written."""
+def row_count(path: Path) -> int:
+    """The number of rows of a Parquet file; 0 if it is not complete yet."""
     import pyarrow as pa
 
     try:

@@ -1,12 +1,13 @@
-"""How a side talks to the benchmark: it loads its engine once and then captions all images whenever it is asked.
+"""The protocol between a side and the benchmark: the side loads its engine once, then captions all images per round.
 
-Only the standard library: one side runs in an environment without this project. A side's own file ends in
+This module uses the standard library only, because one side runs in an environment without this project. The module of
+a side ends with
 
     if __name__ == "__main__":
         serve(start)
 
-`start(job)` loads everything and returns `run`; `run(number)` captions every image of the job and returns `results`,
-which reads the captions afterwards, outside the measured time: {key: (text, tokens)}.
+`start(job)` loads the engine and returns `run`. `run(number)` captions all images of the job and returns `results`.
+`results()` reads the captions after the measured time: {key: (text, number of tokens)}.
 """
 
 import json
@@ -23,14 +24,15 @@ Start = Callable[[Job], Callable[[int], Callable[[], Results]]]
 
 
 def serve(start: Start) -> None:
+    """Read the job from the file in argv, then run one round per line of standard input, and print each as JSON."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print goes to the log, not among the answers
+    os.dup2(2, 1)  # the output of libraries goes to the log
     job = json.loads(Path(sys.argv[1]).read_text())
-    began = time.perf_counter()
+    started = time.perf_counter()
     run = start(job)
-    print(json.dumps({"seconds": time.perf_counter() - began}), file=answers)
+    print(json.dumps({"seconds": time.perf_counter() - started}), file=answers)
     for line in sys.stdin:
-        began = time.perf_counter()
+        started = time.perf_counter()
         results = run(int(line))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
         print(json.dumps({"seconds": seconds, "captions": results()}), file=answers)

@@ -1,4 +1,4 @@
-"""What a converted ShareGPT4V has besides its weights: configuration, tokenizer, image processor, chat template."""
+"""The parts of a converted ShareGPT4V other than its weights: config, tokenizer, image processor, chat template."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from lotlip_data.manifests.errors import UserError
 
 IMAGE_TOKEN = "<image>"
 VOCABULARY_MULTIPLE = 64
-"""The vocabulary is padded to this, as the hub's LLaVA is: matrices of such sizes are quicker on GPUs."""
+"""The vocabulary is padded to a multiple of this, as the hub's LLaVA is: GPUs are faster on such matrices."""
 
 _LANGUAGE_FIELDS = (
     "vocab_size",
@@ -28,15 +28,22 @@ _LANGUAGE_FIELDS = (
     "eos_token_id",
     "pad_token_id",
 )
-_WANTED = {
+_REQUIRED = {
     "model_type": "share4v",
     "mm_projector_type": "mlp2x_gelu",
     "mm_vision_select_feature": "patch",
     "mm_use_im_start_end": False,
     "tie_word_embeddings": False,
 }
-_ABSENT_MEANS = {"mm_vision_select_feature": "patch", "mm_use_im_start_end": False, "tie_word_embeddings": False}
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
+_DEFAULTS = {"mm_vision_select_feature": "patch", "mm_use_im_start_end": False, "tie_word_embeddings": False}
+_REQUIRED_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "rms_norm_eps",
+)
 _CHAT_TEMPLATE = """\
 A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and \
 polite answers to the human's questions.
@@ -52,48 +59,59 @@ polite answers to the human's questions.
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError if there is no such file, or something else in it."""
+    """Return the object in a JSON file. Raises UserError if the file is missing or holds anything else."""
     try:
-        found = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except FileNotFoundError:
-        raise UserError(f"{file}: there is no such file; give the folder of a whole checkpoint") from None
+        raise UserError(f"{file}: there is no such file; give the folder of a complete checkpoint") from None
     except ValueError as error:
         raise UserError(f"{file}: is not JSON ({error}); fetch it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{file}: holds no JSON object; fetch it again")
-    return found
+    return content
 
 
 def read_published(source: Path) -> dict[str, Any]:
-    """ShareGPT4V's config.json. Raises UserError for another model, or a variant that LLaVA's layout cannot express."""
+    """Return ShareGPT4V's config.json.
+
+    Raises:
+        UserError: The checkpoint is of another model, or a variant that LLaVA's layout cannot express.
+    """
     file = source / "config.json"
     config = read_json(file)
-    for field, wanted in _WANTED.items():
-        value = config.get(field, _ABSENT_MEANS.get(field))
-        if value != wanted:
+    for field, required in _REQUIRED.items():
+        value = config.get(field, _DEFAULTS.get(field))
+        if value != required:
             raise UserError(
-                f"{file}: {field} is {value!r}, and only {wanted!r} can be converted; ShareGPT4V as published "
-                "(Lin-Chen/ShareGPT4V-7B) has that"
+                f"{file}: {field} is {value!r}, and only {required!r} can be converted; use ShareGPT4V as published "
+                "(Lin-Chen/ShareGPT4V-7B)"
             )
-    if missing := [field for field in _SIZES if field not in config]:
-        raise UserError(f"{file}: {', '.join(missing)} must be given; fetch it again")
+    if missing := [field for field in _REQUIRED_SIZES if field not in config]:
+        raise UserError(f"{file}: {', '.join(missing)} is missing; fetch it again")
     return config
 
 
 def llava_config(published: dict[str, Any], tower: Path, image_token: int) -> Any:
-    """The LlavaConfig of a ShareGPT4V. tower: folder of its vision tower. image_token: id of `<image>`.
+    """Return the LlavaConfig of a ShareGPT4V checkpoint.
 
-    Raises UserError for a tower that is not CLIP's.
+    Args:
+        published: ShareGPT4V's config.json.
+        tower: Folder of its vision tower.
+        image_token: Token id of `<image>`.
+
+    Raises:
+        UserError: The tower is not a CLIP vision tower.
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     clip = read_json(tower / "config.json")
     if clip.get("model_type") not in ("clip_vision_model", "clip"):
         raise UserError(f"{tower / 'config.json'}: model_type is {clip.get('model_type')!r}; give a CLIP vision tower")
-    clip = clip.get("vision_config", clip)  # a whole CLIP has a text half too
-    known = CLIPVisionConfig().to_dict().keys() - {"architectures", "dtype", "transformers_version", "_name_or_path"}
-    vision = CLIPVisionConfig(**{field: value for field, value in clip.items() if field in known - {"model_type"}})
-    sizes = vision.to_dict()
+    clip = clip.get("vision_config", clip)  # a complete CLIP has a text half too
+    unused = {"architectures", "dtype", "model_type", "transformers_version", "_name_or_path"}
+    known = CLIPVisionConfig().to_dict().keys() - unused
+    vision = CLIPVisionConfig(**{field: value for field, value in clip.items() if field in known})
+    vision_fields = vision.to_dict()
     language = {field: published[field] for field in _LANGUAGE_FIELDS if published.get(field) is not None}
     vocabulary = max(published["vocab_size"], image_token + 1)
     language["vocab_size"] = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
@@ -101,7 +119,7 @@ def llava_config(published: dict[str, Any], tower: Path, image_token: int) -> An
         vision_config=vision,
         text_config=LlamaConfig.from_dict({**language, "tie_word_embeddings": False, "model_type": "llama"}),
         image_token_index=image_token,
-        image_seq_length=(int(sizes["image_size"]) // int(sizes["patch_size"])) ** 2,
+        image_seq_length=(int(vision_fields["image_size"]) // int(vision_fields["patch_size"])) ** 2,
         projector_hidden_act="gelu",
         vision_feature_layer=published.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="default",  # without the class token
@@ -112,15 +130,18 @@ def llava_config(published: dict[str, Any], tower: Path, image_token: int) -> An
 
 
 def read_tokenizer(source: Path) -> Any:
-    """The tokenizer, with `<image>` as its last token if it had none.
+    """Return the tokenizer, with `<image>` appended as its last token if it is missing.
 
-    ShareGPT4V's code cuts the prompt at the image and encodes each part by itself, so the part after the image begins
-    with a space, too: that is what `legacy` does. Raises UserError if it cannot be read.
+    ShareGPT4V's code splits the prompt at the image and encodes each part on its own, so the part after the image
+    begins with a space as well. The option `legacy` does the same.
+
+    Raises:
+        UserError: The tokenizer cannot be read.
     """
     from transformers import AddedToken, LlamaTokenizer
 
     if not any((source / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        raise UserError(f"{source}: has neither tokenizer.model nor tokenizer.json; fetch one too")
+        raise UserError(f"{source}: has neither tokenizer.model nor tokenizer.json; fetch one of them")
     try:
         tokenizer: Any = LlamaTokenizer.from_pretrained(source, local_files_only=True, legacy=True)
     except (OSError, ValueError, TypeError, ImportError) as error:
@@ -131,13 +152,21 @@ def read_tokenizer(source: Path) -> Any:
 
 
 def write_processor(target: Path, tokenizer: Any, published: dict[str, Any], tower: Path, config: Any) -> None:
-    """Writes all but the weights and config.json: tokenizer, processors, chat template and generation settings."""
+    """Write everything except the weights and config.json.
+
+    Args:
+        target: Folder of the converted checkpoint.
+        tokenizer: From `read_tokenizer`.
+        published: ShareGPT4V's config.json.
+        tower: Folder of the vision tower, whose image processor is used.
+        config: From `llava_config`.
+    """
     tokenizer.save_pretrained(target)
     (target / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
     image = read_json(tower / "preprocessor_config.json")
     image.pop("feature_extractor_type", None)
     image |= {"image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor"}
-    if published.get("image_aspect_ratio") == "pad":  # to a square, in the mean colour, rather than cropping to one
+    if published.get("image_aspect_ratio") == "pad":  # pad to a square in the mean colour instead of cropping
         image |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
     _write_json(target / "preprocessor_config.json", image)
     _write_json(

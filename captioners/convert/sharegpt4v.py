@@ -1,12 +1,11 @@
-"""ShareGPT4V as published → the Hugging Face LLaVA layout, which transformers and vLLM read.
+"""Converts ShareGPT4V from its published layout to the Hugging Face LLaVA layout, which transformers and vLLM read.
 
-checked before anything is written: name and shape of every tensor, against the model that they must fill
-conversion.json      first: what is being converted, so that a second start goes on with the same
-model-*.safetensors  one for each weight file of the source, each whole or not there
-verified             every tensor read back and compared with the source
-config.json          last: the mark that all of it is done; nothing loads a folder without it
+Before anything is written, the name and shape of every tensor are checked against the target model. Then, in order:
 
-What ShareGPT4V's published weights are called in the Hugging Face LLaVA layout, and whether they are all there.
+    conversion.json      identifies the source, so that a restart continues the same conversion
+    model-*.safetensors  one file per weight file of the source; a file appears only when it is complete
+                         (every tensor is then read back and compared with the source)
+    config.json          marks the conversion as complete; nothing loads a folder without it
 """
 
 import json
@@ -41,7 +40,13 @@ _PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model"]
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file: what is taken from one weight file, as new name → name there."""
+    """One output file, which takes its tensors from one weight file.
+
+    Attributes:
+        file: Name of the output file.
+        source: The weight file.
+        names: Published tensor name by new tensor name.
+    """
 
     file: str
     source: Path
@@ -56,20 +61,34 @@ def convert(
     vision_tower: str | None = None,
     vision_tower_revision: str | None = None,
 ) -> bool:
-    """Converts `source`, a folder or hub id, into the local folder `target`; False if that had been done already.
+    """Convert a published ShareGPT4V checkpoint.
 
-    vision_tower: folder or hub id to read the tower from, instead of what the checkpoint's mm_vision_tower names.
-    Killed at any moment, the same call goes on: finished files are kept. Weights are mapped from disk, so memory is
-    bounded by one weight file. Raises UserError for everything that a person can mend.
+    After an interruption at any moment, the same call continues and keeps finished files. Weights are memory-mapped, so
+    memory is bounded by one weight file.
+
+    Args:
+        source: Folder or hub id of the checkpoint.
+        target: Local folder for the result.
+        revision: Revision of the checkpoint on the hub.
+        vision_tower: Folder or hub id of the vision tower; default: the one that mm_vision_tower of the config names.
+        vision_tower_revision: Revision of the vision tower on the hub.
+
+    Returns:
+        False if the conversion was complete already.
+
+    Raises:
+        UserError: The checkpoint, the target or the disk does not allow the conversion; the message has the fix.
     """
     folder = conversion.fetch(source, revision, "the checkpoint", _PATTERNS)
     published = processor.read_published(folder)
     tower = _vision_tower(folder, published, vision_tower, vision_tower_revision)
     out = conversion.make_target(target, {"the checkpoint": folder, "its vision tower": tower})
     with conversion.alone(out):
-        record = {name: _identity(at) for name, at in (("source", folder), ("vision_tower", tower))}
+        record = {"source": _identity(folder), "vision_tower": _identity(tower)}
         if (out / RECORD).exists() and processor.read_json(out / RECORD) != record:
-            raise UserError(f"{out}: holds a conversion of other or changed files; delete it, or give another folder")
+            raise UserError(
+                f"{out}: holds a conversion of a different or changed checkpoint; delete it, or give another folder"
+            )
         if (out / MARK).exists():
             logger.info(f"{out}: converted already, nothing to do")
             return False
@@ -79,57 +98,76 @@ def convert(
 
 
 def plan(files: list[Path], tower_files: list[Path]) -> tuple[list[Shard], int]:
-    """What goes where, and the number of stray vision tower tensors that are left out.
+    """Assign every tensor of the source to an output file.
 
-    Raises UserError for a tensor that no rule knows, and for one that is there twice.
+    Args:
+        files: Weight files of the language model and projector.
+        tower_files: Weight files of the vision tower.
+
+    Returns:
+        The output files, and the number of tensors of a stray vision tower, which are left out.
+
+    Raises:
+        UserError: A tensor belongs to no part of the model, or occurs twice.
     """
     rules = [(file, language_name) for file in files]
     rules += [(file, tower_name) for file in tower_files]
-    named: list[tuple[Path, dict[str, str]]] = []
+    renamed_files: list[tuple[Path, dict[str, str]]] = []
     stray = 0
     for file, rule in rules:
         old_names = list(read_weights(file))
         stray += sum(name.startswith(STRAY_TOWER) for name in old_names)
         names = _renamed(file, old_names, rule)
-        if twice := [new for new in names if any(new in before for _, before in named)]:
-            raise UserError(f"{file}: {names[twice[0]]} is in another file, too; fetch the checkpoint again")
+        if duplicates := [new for new in names if any(new in earlier for _, earlier in renamed_files)]:
+            raise UserError(f"{file}: {names[duplicates[0]]} is also in another file; fetch the checkpoint again")
         if names:
-            named.append((file, names))
-    return [Shard(f"model-{n:05d}-of-{len(named):05d}.safetensors", *each) for n, each in enumerate(named, 1)], stray
+            renamed_files.append((file, names))
+    total = len(renamed_files)
+    shards = [
+        Shard(f"model-{number:05d}-of-{total:05d}.safetensors", file, names)
+        for number, (file, names) in enumerate(renamed_files, 1)
+    ]
+    return shards, stray
 
 
 def shapes(shards: list[Shard], vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """New name → shape of every tensor of the result, its vocabulary padded to so many tokens."""
-    return {name: tuple(weight.shape) for shard in shards for name, weight in _take(shard, vocabulary).items()}
+    """Return the shape by new name of every tensor of the result, whose vocabulary has `vocabulary` tokens."""
+    return {name: tuple(weight.shape) for shard in shards for name, weight in _read(shard, vocabulary).items()}
 
 
-def _vision_tower(folder: Path, published: dict[str, Any], given: str | None, revision: str | None) -> Path:
-    """The vision tower's folder: the given one, or what mm_vision_tower names, also relative to the checkpoint."""
-    if given:
-        return conversion.fetch(given, revision, "the vision tower", _PATTERNS)
-    named = published.get("mm_vision_tower")
-    if not isinstance(named, str) or not named:
-        raise UserError(f"{folder / 'config.json'}: mm_vision_tower names none; give one with --vision-tower")
-    if (folder / named).is_dir():
-        return (folder / named).resolve()
+def _vision_tower(folder: Path, published: dict[str, Any], override: str | None, revision: str | None) -> Path:
+    """Return the folder of the vision tower: `override`, or what mm_vision_tower names.
+
+    A relative path in mm_vision_tower starts at the checkpoint's folder.
+    """
+    if override:
+        return conversion.fetch(override, revision, "the vision tower", _PATTERNS)
+    name = published.get("mm_vision_tower")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{folder / 'config.json'}: mm_vision_tower is not set; give a tower with --vision-tower")
+    if (folder / name).is_dir():
+        return (folder / name).resolve()
     try:
-        return conversion.fetch(named, revision, "the vision tower that mm_vision_tower names", _PATTERNS)
+        return conversion.fetch(name, revision, "the vision tower that mm_vision_tower names", _PATTERNS)
     except UserError as error:
         raise UserError(f"{error}; fetch it, and give its folder with --vision-tower") from error
 
 
 def _identity(folder: Path) -> dict[str, Any]:
+    """Return what identifies a checkpoint: its folder and the state of its config and weight files."""
     return conversion.identity(folder, [folder / "config.json", *weight_files(folder)])
 
 
 def _renamed(file: Path, old_names: list[str], rule: Callable[[str], str | None]) -> dict[str, str]:
+    """Return the published name by new name for the tensors of one file that `rule` keeps."""
     names = {}
     for old in old_names:
         try:
             new = rule(old)
         except KeyError:
             raise UserError(
-                f"{file}: {old} belongs to neither ShareGPT4V nor a CLIP tower; is it another model, or an adapter?"
+                f"{file}: {old} belongs to neither ShareGPT4V nor a CLIP tower; the file may be of another model or "
+                "an adapter; give a ShareGPT4V checkpoint"
             ) from None
         if new is not None:
             names[new] = old
@@ -144,33 +182,37 @@ def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, re
     shards, stray = plan(weight_files(folder), weight_files(tower))
     if stray:
         logger.info(f"ignored {stray} {STRAY_TOWER}* tensors of the checkpoint: its vision tower is {tower}")
-    found = shapes(shards, vocabulary)
-    if problems := differences(llava_shapes(config), found):
-        raise UserError(f"{folder} with the vision tower {tower}: {'; '.join(problems)}; fetch what belongs together")
+    target_shapes = shapes(shards, vocabulary)
+    if problems := differences(llava_shapes(config), target_shapes):
+        raise UserError(
+            f"{folder} with the vision tower {tower}: {'; '.join(problems)}; give a checkpoint and a vision tower "
+            "that belong together"
+        )
     _require_space(shards, out)
     conversion.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
     for shard in shards:
         if (out / shard.file).exists():
             logger.info(f"{shard.file}: kept")
         else:
-            write_weights(out / shard.file, _take(shard, vocabulary))
+            write_weights(out / shard.file, _read(shard, vocabulary))
             logger.info(f"{shard.file}: {len(shard.names)} tensors of {shard.source.name}")
     processor.write_processor(out, tokenizer, published, tower, config)
     size = sum(_verify(shard, vocabulary, out) for shard in shards)
     write_index(out, {name: shard.file for shard in shards for name in shard.names}, size)
     conversion.write_whole(out / MARK, config.to_json_string())
-    logger.info(f"{out}: done, {len(found)} tensors, {size:,} bytes, each compared with its source")
+    logger.info(f"{out}: done, {len(target_shapes)} tensors, {size:,} bytes, each compared with its source")
 
 
-def _take(shard: Shard, vocabulary: int) -> dict[str, torch.Tensor]:
+def _read(shard: Shard, vocabulary: int) -> dict[str, torch.Tensor]:
+    """Return the tensors of an output file by new name, memory-mapped from its source."""
     weights = read_weights(shard.source)
     return {new: _padded(new, weights[old], vocabulary) for new, old in shard.names.items()}
 
 
 def _padded(name: str, weight: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """The two matrices with a row a token, with the mean of their rows for each token that is new.
+    """Pad the two matrices that have one row per token: each added token gets the mean of the existing rows.
 
-    Such a token's logit is the mean of the others', so it is never the highest.
+    The logit of such a token is the mean of the others, so it is never the highest.
     """
     if name not in TOKEN_ROWS or weight.shape[0] >= vocabulary:
         return weight
@@ -179,15 +221,17 @@ def _padded(name: str, weight: torch.Tensor, vocabulary: int) -> torch.Tensor:
 
 
 def _require_space(shards: list[Shard], out: Path) -> None:
-    """Raises UserError if what is still to be written does not fit on the disk."""
-    needed = sum(shard.source.stat().st_size for shard in shards if not (out / shard.file).exists())
-    free = shutil.disk_usage(out).free
-    if needed > free:
-        raise UserError(f"{out}: needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; make room first")
+    """Raise UserError if the files that are still missing do not fit on the disk."""
+    needed_bytes = sum(shard.source.stat().st_size for shard in shards if not (out / shard.file).exists())
+    free_bytes = shutil.disk_usage(out).free
+    if needed_bytes > free_bytes:
+        raise UserError(
+            f"{out}: needs {needed_bytes / 2**30:.1f} GiB, and {free_bytes / 2**30:.1f} GiB are free; make room first"
+        )
 
 
 def _verify(shard: Shard, vocabulary: int, out: Path) -> int:
-    """Reads one file back and compares each tensor, bit for bit, with its source. Returns the bytes of its tensors."""
+    """Read one file back and compare each tensor with its source, bit for bit. Returns the bytes of its tensors."""
     written, source = read_weights(out / shard.file), read_weights(shard.source)
     if written.keys() != shard.names.keys() or not all(
         _same(written[new], source[old], vocabulary if new in TOKEN_ROWS else 0) for new, old in shard.names.items()
@@ -197,7 +241,7 @@ def _verify(shard: Shard, vocabulary: int, out: Path) -> int:
 
 
 def _same(written: torch.Tensor, source: torch.Tensor, rows: int) -> bool:
-    """Whether `written` is `source`, bit for bit, but for further rows up to `rows` of them."""
+    """Return whether `written` equals `source` bit for bit, except for rows that were appended to reach `rows`."""
     if written.shape != source.shape and written.shape != (max(rows, len(source)), *source.shape[1:]):
         return False
     kept = written if written.shape == source.shape else written[: len(source)]
@@ -205,25 +249,26 @@ def _same(written: torch.Tensor, source: torch.Tensor, rows: int) -> bool:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a tensor, so that NaNs compare equal too."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 STRAY_TOWER = "model.vision_tower."
-"""Weights of a vision tower beside the language model's. ShareGPT4V's own loader ignores them too."""
+"""Prefix of a vision tower's weights inside the language model's files. ShareGPT4V's own loader ignores them too."""
 
 TOKEN_ROWS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
-"""The matrices with one row a token of the vocabulary."""
+"""The matrices that have one row per token of the vocabulary."""
 
 _PROJECTOR = {"model.mm_projector.0.": "linear_1.", "model.mm_projector.2.": "linear_2."}
 _TOWER_PARTS = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
-_OTHER_HALF = ("text_model.", "visual_projection.", "text_projection.", "logit_scale")
+_TEXT_HALF = ("text_model.", "visual_projection.", "text_projection.", "logit_scale")
 
 
 def language_name(name: str) -> str | None:
-    """The hub's name of a tensor of ShareGPT4V's own files; None for what is left out on purpose.
+    """Return the hub's name of a tensor of ShareGPT4V's own files; None if it is left out.
 
-    Left out: a stray vision tower, and the rotary frequencies that old versions of transformers saved with each layer.
-    Raises KeyError for any other name.
+    Left out are a stray vision tower, and the rotary frequencies that old versions of transformers saved with each
+    layer. Raises KeyError for an unknown name.
     """
     if name.startswith(STRAY_TOWER) or name.endswith(".rotary_emb.inv_freq"):
         return None
@@ -236,32 +281,33 @@ def language_name(name: str) -> str | None:
 
 
 def tower_name(name: str) -> str | None:
-    """The hub's name of a tensor of the vision tower's files; None for what is left out on purpose.
+    """Return the hub's name of a tensor of the vision tower's files; None if it is left out.
 
-    Left out: position ids, which are counted anew, and the text half of a whole CLIP. Raises KeyError for other names.
+    Left out are position ids, which the model computes, and the text half of a whole CLIP. Raises KeyError for an
+    unknown name.
     """
-    if name.endswith("embeddings.position_ids") or name.startswith(_OTHER_HALF):
+    if name.endswith("embeddings.position_ids") or name.startswith(_TEXT_HALF):
         return None
-    inner = name.removeprefix("vision_model.")  # which transformers 5 does not write
+    inner = name.removeprefix("vision_model.")  # transformers 5 does not write this prefix
     if inner.startswith(_TOWER_PARTS):
         return f"vision_tower.vision_model.{inner}"
     raise KeyError(name)
 
 
 def hub_name(parameter: str) -> str:
-    """The name on the hub, which vLLM reads too, of a parameter of transformers' LlavaForConditionalGeneration."""
-    for ours, hub in (
+    """Return the hub's name, which vLLM reads too, of a parameter of transformers' LlavaForConditionalGeneration."""
+    for prefix, hub_prefix in (
         ("lm_head.", "language_model.lm_head."),
         ("model.language_model.", "language_model.model."),
         ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
         ("model.vision_tower.", "vision_tower.vision_model."),
         ("model.multi_modal_projector.", "multi_modal_projector."),
     ):
-        if parameter.startswith(ours):
-            return hub + parameter.removeprefix(ours)
+        if parameter.startswith(prefix):
+            return hub_prefix + parameter.removeprefix(prefix)
     raise KeyError(parameter)
 
 
 def llava_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Name on the hub → shape of every weight of a LLaVA with this LlavaConfig."""
+    """Return the shape by hub name of every weight of a LLaVA with this LlavaConfig."""
     return {hub_name(name): shape for name, shape in model_shapes("LlavaForConditionalGeneration", config).items()}

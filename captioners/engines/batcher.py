@@ -1,4 +1,4 @@
-"""Turns a function over a batch into an asynchronous one over single items: micro-batches on a thread of its own."""
+"""An asynchronous function over single items from a function over a batch; the batches run on their own thread."""
 
 import asyncio
 import contextlib
@@ -15,53 +15,60 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """Awaiting `batcher(item)` gives `run([…, item, …])`'s result for it.
+    """Awaiting `batcher(item)` returns the result of `run([…, item, …])` for that item.
 
-    A batch is what has arrived, up to `size`, once one item is there and `linger` seconds have passed or it is full.
-    If a batch raises, its items run one by one, and only those that raise again fail, with CaptionError. A `run` that
-    raises EngineDead ends the batcher: everything waiting and every later call gets EngineDead too.
+    A batch starts once it has `size` items, or `linger_seconds` after its first item. If a batch raises, its items run
+    one by one, and only those that raise again fail, with CaptionError. If `run` raises EngineDead, all waiting and
+    later calls raise EngineDead.
     """
 
-    def __init__(self, run: Callable[[list[Item]], list[Result]], size: int, *, linger: float = 0.01):
-        self._run, self._size, self._linger = run, size, linger
-        self._waiting: queue.SimpleQueue[tuple[Item, asyncio.Future[Result]] | None] = queue.SimpleQueue()
+    def __init__(self, run: Callable[[list[Item]], list[Result]], size: int, *, linger_seconds: float = 0.01):
+        self._run, self._size, self._linger_seconds = run, size, linger_seconds
+        self._queue: queue.SimpleQueue[tuple[Item, asyncio.Future[Result]] | None] = queue.SimpleQueue()
         self._dead: EngineDead | None = None
-        self._lock = threading.Lock()  # nothing may enter the queue after it was emptied for the last time
-        self._thread = threading.Thread(target=self._work, name="captioner-batches", daemon=True)
+        self._lock = threading.Lock()  # no item may enter the queue after `_die` has emptied it
+        self._thread = threading.Thread(target=self._run_batches, name="captioner-batches", daemon=True)
         self._thread.start()
 
     async def __call__(self, item: Item) -> Result:
+        """Return the result for one item.
+
+        Raises:
+            CaptionError: `run` failed for this item alone.
+            EngineDead: The batcher was closed, or `run` raised EngineDead.
+        """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._lock:
             if self._dead:
                 raise self._dead
-            self._waiting.put((item, future))
+            self._queue.put((item, future))
         return await future
 
     def close(self) -> None:
-        """Ends the thread after the batch in hand; whoever still waits gets EngineDead."""
+        """End the thread after its current batch; calls that still wait raise EngineDead."""
         self._die(EngineDead("the engine was closed"))
-        self._waiting.put(None)
+        self._queue.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _work(self) -> None:
+    def _run_batches(self) -> None:
         while not self._dead:
-            if batch := self._collect():
+            if batch := self._next_batch():
                 try:
-                    self._give(batch)
+                    self._run_batch(batch)
                 except EngineDead as error:
                     self._die(error)
                     for _, future in batch:
                         _settle(future, error=error)
 
-    def _collect(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
-        first = self._waiting.get()
+    def _next_batch(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
+        """Wait for the next batch, without the items whose callers were cancelled."""
+        first = self._queue.get()
         batch = [] if first is None else [first]
-        until = time.monotonic() + self._linger
+        deadline = time.monotonic() + self._linger_seconds
         while batch and len(batch) < self._size:
             try:
-                entry = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
+                entry = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 break
             if entry is None:
@@ -69,17 +76,17 @@ class Batcher(Generic[Item, Result]):
             batch.append(entry)
         return [(item, future) for item, future in batch if not future.cancelled()]
 
-    def _give(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
+    def _run_batch(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:
             results = self._run([item for item, _ in batch])
             if len(results) != len(batch):
-                raise EngineDead(f"{len(results)} results for {len(batch)} images: which is whose cannot be told")
+                raise EngineDead(f"{len(results)} results for {len(batch)} images: they cannot be matched")
         except EngineDead:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever one image does to a model must not cost its neighbours
+        except Exception as error:  # noqa: BLE001 - an image that breaks the model must not fail the rest of its batch
             if len(batch) > 1:
                 for entry in batch:
-                    self._give([entry])
+                    self._run_batch([entry])
             else:
                 reason = error if isinstance(error, CaptionError) else CaptionError(f"{type(error).__name__}: {error}")
                 _settle(batch[0][1], error=reason)
@@ -90,13 +97,13 @@ class Batcher(Generic[Item, Result]):
     def _die(self, error: EngineDead) -> None:
         with self._lock:
             self._dead = self._dead or error
-        while not self._waiting.empty():
-            if entry := self._waiting.get():
+        while not self._queue.empty():
+            if entry := self._queue.get():
                 _settle(entry[1], error=self._dead)
 
 
 def _settle(future: "asyncio.Future[Result]", *, result: Result | None = None, error: Exception | None = None) -> None:
-    """Completes a future of another thread's loop, unless its caller has gone."""
+    """Complete a future of an event loop in another thread, unless its caller was cancelled."""
 
     def settle() -> None:
         if not future.done():

@@ -1,4 +1,4 @@
-"""Captions with transformers: micro-batches of `generate` on a worker thread. Runs anywhere that torch runs."""
+"""Captions with transformers: micro-batches of `generate` on a worker thread. It runs wherever torch runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,29 +10,29 @@ from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, EngineDead, EngineOptions, ModelSpec
 from lotlip_data.captioners.engines.batcher import Batcher
-from lotlip_data.captioners.engines.preprocessing import Inputs
+from lotlip_data.captioners.engines.preprocessing import Preprocessor
 
 
 class TransformersEngine:
-    """Greedy float32 captions do not depend on which images share a batch; sampled ones do."""
+    """Greedy float32 captions do not depend on which images share a batch; sampled captions do."""
 
-    def __init__(self, captioner: ModelSpec, config: CaptionerConfig, resources: EngineOptions):
+    def __init__(self, captioner: ModelSpec, config: CaptionerConfig, options: EngineOptions):
         if config.quantization or config.tensor_parallel_size > 1:
             raise ValueError(
                 f"captioner {config.name!r}: quantization and tensor_parallel_size need engine='vllm'; leave them out"
             )
-        self._inputs = Inputs(captioner, config)
-        self._model: Any = load_model(captioner.model_class, self._inputs, config)
-        self._model.generation_config = _generation_config(config, self._inputs)
+        self._preprocessor = Preprocessor(captioner, config)
+        self._model: Any = load_model(captioner.model_class, self._preprocessor, config)
+        self._model.generation_config = _generation_config(config, self._preprocessor)
         if hasattr(self._model, "language_model"):  # InstructBLIP's generate delegates to its language model's
             self._model.language_model.generation_config = self._model.generation_config
         torch.manual_seed(config.seed)
-        self._batcher = Batcher(self._generate, resources.batch_size)
-        self.window = 2 * resources.batch_size  # so that the next batch is ready when one ends
+        self._batcher = Batcher(self._generate, options.batch_size)
+        self.window = 2 * options.batch_size  # so that the next batch is ready when one ends
         self.burst = 1
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
-        return self._inputs.pixels(image)
+        return self._preprocessor.pixels(image)
 
     async def caption(self, prepared: torch.Tensor) -> Caption:
         return await self._batcher(prepared)
@@ -43,58 +43,71 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _generate(self, pixels: list[torch.Tensor]) -> list[Caption]:
-        """Captions of n images, each (1, 3, H, W). They share one prompt, so nothing is padded."""
+        """Caption a batch of images, each (1, 3, H, W). All images share one prompt, so nothing is padded."""
         device, dtype = self._model.device, self._model.dtype
-        prompt = {name: ids.expand(len(pixels), -1).to(device) for name, ids in self._inputs.prompt.items()}
+        prompt = {name: tensor.expand(len(pixels), -1).to(device) for name, tensor in self._preprocessor.prompt.items()}
         try:
             tokens = self._model.generate(pixel_values=torch.cat(pixels).to(device, dtype), **prompt)
-        except torch.AcceleratorError as error:  # after it, every call to the GPU from this process fails
+        except torch.AcceleratorError as error:  # every later call of this process to the GPU fails too
             raise EngineDead(str(error)) from error
         except torch.OutOfMemoryError as error:
             if len(pixels) > 1:
-                raise  # the batcher goes on one by one
+                raise  # the batcher then runs the images one by one
             raise EngineDead(f"not even one image fits in memory: {error}") from error
-        return [self._inputs.caption(row) for row in tokens[:, self._inputs.prompt_length :].tolist()]
+        return [self._preprocessor.decode(row) for row in tokens[:, self._preprocessor.prompt_length :].tolist()]
 
 
-def load_model(model_class: str, inputs: Inputs, config: CaptionerConfig, structure: Any = None) -> Any:
-    """The checkpoint in evaluation mode, on the GPU where there is one. structure: instead of its own config.json.
+def load_model(model_class: str, preprocessor: Preprocessor, config: CaptionerConfig, model_config: Any = None) -> Any:
+    """Load a checkpoint in evaluation mode, on the GPU if there is one.
 
-    Raises ValueError for weights that the checkpoint lacks: transformers would draw them at random and go on.
+    Args:
+        model_class: Name of the transformers class.
+        preprocessor: Names the checkpoint.
+        config: Names the dtype; `auto` is the checkpoint's own on a GPU and float32 without one.
+        model_config: Replaces the checkpoint's config.json.
+
+    Raises:
+        ValueError: The checkpoint lacks weights; transformers would initialise them at random and continue.
     """
-    gpu = torch.cuda.is_available()
-    dtype = ("auto" if gpu else "float32") if config.dtype == "auto" else config.dtype
-    cls = getattr(transformers, model_class)
+    has_gpu = torch.cuda.is_available()
+    dtype = ("auto" if has_gpu else "float32") if config.dtype == "auto" else config.dtype
     with _quiet():
-        model, loaded = cls.from_pretrained(
-            inputs.source, config=structure, dtype=dtype, output_loading_info=True, **inputs.options
+        model, loading_info = getattr(transformers, model_class).from_pretrained(
+            preprocessor.source,
+            config=model_config,
+            dtype=dtype,
+            output_loading_info=True,
+            **preprocessor.load_options,
         )
-    if missing := sorted(loaded["missing_keys"]):
-        raise ValueError(f"{inputs.source}: lacks {len(missing)} weights of {model_class}, such as {missing[0]}")
-    return model.eval().to("cuda" if gpu else "cpu")
+    if missing := sorted(loading_info["missing_keys"]):
+        raise ValueError(f"{preprocessor.source}: lacks {len(missing)} weights of {model_class}, such as {missing[0]}")
+    return model.eval().to("cuda" if has_gpu else "cpu")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar and its table of weights that were left out on purpose."""
-    bars, level = transformers.logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
+    """Hide transformers' progress bar and its table of weights that a model does not use on purpose."""
+    had_progress_bar, verbosity = transformers.logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(level)
-        if bars:
+        transformers.logging.set_verbosity(verbosity)
+        if had_progress_bar:
             transformers.logging.enable_progress_bar()
 
 
-def _generation_config(config: CaptionerConfig, inputs: Inputs) -> transformers.GenerationConfig:
-    """Ours alone: a checkpoint's own generation_config (Vicuna's samples) must not change what the settings say."""
+def _generation_config(config: CaptionerConfig, preprocessor: Preprocessor) -> transformers.GenerationConfig:
+    """Return the generation config of the captioner's settings alone.
+
+    The checkpoint's own must not override them: Vicuna's, for example, turns sampling on.
+    """
     sampling = {"temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.temperature else {}
     return transformers.GenerationConfig(
         max_new_tokens=config.max_new_tokens,
         do_sample=config.temperature > 0,
-        eos_token_id=sorted(inputs.stop_ids),
-        pad_token_id=min(inputs.stop_ids),  # finished rows are cut at their end token, so what follows does not matter
+        eos_token_id=sorted(preprocessor.stop_ids),
+        pad_token_id=min(preprocessor.stop_ids),  # rows are cut at their end token, so the padding is never read
         **sampling,
     )

@@ -1,4 +1,4 @@
-"""The class that a captioner is written as: what is particular to its architecture, and nothing else."""
+"""The base class of captioners: what is particular to one architecture."""
 
 import importlib.util
 from typing import Any, ClassVar
@@ -7,15 +7,17 @@ from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
 
 
 class Captioner:
-    """One architecture. A subclass of a few lines, and a registry line or an entry point, make a new captioner.
+    """One architecture. To add one, subclass this in a few lines and register it (see `captioners/registry.py`).
 
-    template: the prompt around `{prompt}`, with `<image>` where the image stands if the tokenizer knows that token.
-    model_class: the transformers class that loads the checkpoint and generates.
-    needs_gpu: whether an engine takes a GPU where there are some.
-    processor_class: the one that makes its inputs; AutoProcessor takes what the checkpoint names.
-    engines: those that `load` knows beside `auto`; a subclass that brings another one names it here.
+    As it stands, `load` serves a model that both transformers and vLLM run; override it for anything else.
 
-    As it stands, `load` serves a model that transformers runs and vLLM knows too; override it for anything else.
+    Attributes:
+        template: Prompt around `{prompt}`, with `<image>` at the image's position if the tokenizer knows that token.
+        model_class: Name of the transformers class that loads the checkpoint and generates.
+        needs_gpu: Whether an engine takes a GPU if there is one.
+        processor_class: Name of the transformers class that makes the model's inputs; AutoProcessor takes the one that
+            the checkpoint names.
+        engines: Names of the engines that `load` accepts besides `auto`.
     """
 
     template: ClassVar[str]
@@ -24,11 +26,25 @@ class Captioner:
     processor_class: ClassVar[str] = "AutoProcessor"
     engines: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
 
-    def check(self, source: str, options: dict[str, Any]) -> None:
-        """Raises ValueError, saying what to do, for a checkpoint that is not laid out as this captioner expects."""
+    def check(self, source: str, load_options: dict[str, Any]) -> None:
+        """Raise ValueError with the fix if the checkpoint does not have the layout of this architecture.
 
-    def load(self, config: CaptionerConfig, engine: str, resources: EngineOptions) -> Engine:
-        """The engine called `engine`, holding the model. Raises ValueError for one that this captioner lacks."""
+        Args:
+            source: Local folder or hub id.
+            load_options: Keyword arguments for `from_pretrained`, such as `revision`.
+        """
+
+    def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
+        """Load the model into an engine.
+
+        Args:
+            config: Model, prompt and sampling.
+            engine: One of `engines`, or `auto`.
+            options: Resources that the engine may use.
+
+        Raises:
+            ValueError: The engine is unknown or not installed, or a setting or the checkpoint does not fit it.
+        """
         if config.request:
             raise ValueError(f"captioner {config.name!r}: request: only kind 'openai' sends requests; leave it out")
         if engine == "auto":
@@ -36,28 +52,30 @@ class Captioner:
         if engine == "transformers":
             from lotlip_data.captioners.engines.transformers_engine import TransformersEngine
 
-            return TransformersEngine(self, config, resources)
+            return TransformersEngine(self, config, options)
         if engine == "vllm":
             require_vllm()
-            return self.load_vllm(config, resources)
+            return self.load_vllm(config, options)
         raise ValueError(f"engine={engine!r}: use auto, vllm or transformers for captioner kind {config.kind!r}")
 
-    def load_vllm(self, config: CaptionerConfig, resources: EngineOptions) -> Engine:
-        from lotlip_data.captioners.engines.preprocessing import Inputs
+    def load_vllm(self, config: CaptionerConfig, options: EngineOptions) -> Engine:
+        """Load the model into vLLM, which runs it as a whole."""
+        from lotlip_data.captioners.engines.preprocessing import Preprocessor
         from lotlip_data.captioners.engines.vllm_engine import VllmEngine, engine_args
 
-        inputs = Inputs(self, config)
-        return VllmEngine(config, inputs, engine_args(config, resources, inputs))
+        preprocessor = Preprocessor(self, config)
+        return VllmEngine(config, preprocessor, engine_args(config, options, preprocessor))
 
 
 def default_engine() -> str:
-    """vLLM where there is a GPU and vLLM is installed, transformers otherwise."""
+    """Return `vllm` if it is installed and there is a GPU, else `transformers`."""
     import torch
 
     return "vllm" if torch.cuda.is_available() and importlib.util.find_spec("vllm") else "transformers"
 
 
 def require_vllm() -> None:
+    """Raise ValueError with the fix if vLLM is not installed."""
     if not importlib.util.find_spec("vllm"):
         raise ValueError(
             "engine='vllm': vLLM is not installed; pip install 'lotlip-data[gpu]' (with a GPU) or 'lotlip-data[cpu]', "

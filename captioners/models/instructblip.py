@@ -1,12 +1,12 @@
-"""InstructBLIP: ViT-g, a Q-Former that also reads the instruction, projection, Vicuna; vLLM knows only the last."""
+"""InstructBLIP: ViT-g, a Q-Former that also reads the instruction, projection, Vicuna. vLLM runs only the last."""
 
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
 from lotlip_data.captioners.models.base import Captioner
 
-IN_FILES = ("awq", "gptq", "compressed-tensors")
-"""In the name of each quantization that vLLM finds in a checkpoint rather than makes on loading."""
+STORED_QUANTIZATIONS = ("awq", "gptq", "compressed-tensors")
+"""Parts of the names of the quantizations that vLLM reads from a checkpoint instead of computing on load."""
 
 
 class InstructBlip(Captioner):
@@ -14,28 +14,29 @@ class InstructBlip(Captioner):
 
     template = "{prompt}"
     model_class = "InstructBlipForConditionalGeneration"
-    processor_class = "InstructBlipProcessor"  # the published checkpoint names the one for videos
+    processor_class = "InstructBlipProcessor"  # the published checkpoint names the processor for videos
 
-    def check(self, source: str, options: dict[str, Any]) -> None:
+    def check(self, source: str, load_options: dict[str, Any]) -> None:
         from transformers import PretrainedConfig
 
-        layout, _ = PretrainedConfig.get_config_dict(source, **options)
+        layout, _ = PretrainedConfig.get_config_dict(source, **load_options)
         if "quantization_config" in layout or "quantization_config" in layout.get("text_config", {}):
             raise ValueError(
-                f"{source}: is quantised, and its language model cannot be taken out for vLLM; use the checkpoint as "
-                "published, with quantization: fp8 if vLLM shall quantise it on loading"
+                f"{source}: is quantised, and its language model cannot be exported for vLLM; use the checkpoint as "
+                "published, with quantization: fp8 if vLLM should quantise it on load"
             )
 
-    def load_vllm(self, config: CaptionerConfig, resources: EngineOptions) -> Engine:
-        """The image half in transformers, the language model in vLLM, prompt embeddings from one to the other.
+    def load_vllm(self, config: CaptionerConfig, options: EngineOptions) -> Engine:
+        """Load the image half into transformers and the language model into vLLM, linked by prompt embeddings.
 
-        Raises ValueError for a quantization that must be in the checkpoint's files: InstructBLIP's have none.
+        Raises:
+            ValueError: The quantization must be stored in the checkpoint, and InstructBLIP's has none.
         """
-        if config.quantization and any(method in config.quantization for method in IN_FILES):
+        if config.quantization and any(method in config.quantization for method in STORED_QUANTIZATIONS):
             raise ValueError(
                 f"captioner {config.name!r}: quantization={config.quantization!r}: InstructBLIP's checkpoint is not "
-                "quantised; use one that vLLM makes on loading, such as fp8, or leave it out"
+                "quantised; use one that vLLM computes on load, such as fp8, or leave it out"
             )
         from lotlip_data.captioners.engines.vllm_prompt_embeds import VllmEmbedsEngine
 
-        return VllmEmbedsEngine(self, config, resources)
+        return VllmEmbedsEngine(self, config, options)

@@ -22,7 +22,7 @@ def study(
     folder: Annotated[str, typer.Argument(metavar="[DIR]", help="Where it runs; a folder on this machine.")] = (
         "runs/study"
     ),
-    out: Annotated[str | None, typer.Option(help="Where study.md and study/ go. Default: DIR.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for the page, study/index.md. Default: DIR.")] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, max=1e6, help="Stop after so long; the next start goes on.")
     ] = None,
@@ -38,19 +38,19 @@ def study(
     Example: lotlip-data study runs/study --minutes 30 --only table-2
     """
     with command("study", json) as console:
-        from lotlip_data.pipeline.study.main import study as play
+        from lotlip_data.pipeline.study.main import run_study
 
-        ran = play(folder, out or folder, minutes, only or (), seeds, processes)
-        console.result({"done": ran.done, "left": ran.left, "failed": list(ran.failed)})
-        for line in ran.failed:
+        summary = run_study(folder, out or folder, minutes, only or (), seeds, processes)
+        console.result({"done": summary.done, "left": summary.left, "failed": list(summary.failed)})
+        for line in summary.failed:
             console.error(line)
-        if ran.failed:
+        if summary.failed:
             raise typer.Exit(FAILED)
 
 
 def study_page(
     results: Annotated[str, typer.Argument(help="A results.jsonl that `study` wrote.")],
-    out: Annotated[str, typer.Argument(help="The folder that gets study.md and study/.")],
+    out: Annotated[str, typer.Argument(help="Folder for the page, study/index.md.")],
     seeds: Seeds = SEEDS,
 ) -> None:
     """The study's page again, from its results.
@@ -58,6 +58,6 @@ def study_page(
     Example: lotlip-data study-page docs/study/results.jsonl docs
     """
     with command("study-page", False):
-        from lotlip_data.pipeline.study.main import write_again
+        from lotlip_data.pipeline.study.main import rebuild_page
 
-        write_again(results, out, seeds)
+        rebuild_page(results, out, seeds)

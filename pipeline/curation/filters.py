@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lotlip_data.captioners.quality_flags import RULES as FLAGS
-from lotlip_data.captioners.quality_flags import is_foreign
+from lotlip_data.captioners.quality_flags import is_non_english
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.subcaptions import SplitMode
@@ -75,7 +75,7 @@ def text_rejection(text: str, rules: Filters) -> str | None:
         return FEW_WORDS
     if rules.max_words is not None and words > rules.max_words:
         return MANY_WORDS
-    if rules.language == "english" and is_foreign(text):
+    if rules.language == "english" and is_non_english(text):
         return FOREIGN
     return None
 

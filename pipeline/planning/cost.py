@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lotlip_data.captioners.base import EngineOptions
-from lotlip_data.captioners.gpu_memory import CAPTION_TOKENS, WORKING_GIB, Sizes, sequences, sizes_of
+from lotlip_data.captioners.gpu_memory import (
+    CAPTION_TOKENS,
+    WORKING_MEMORY_GIB,
+    ModelSizes,
+    max_sequences,
+    read_model_sizes,
+)
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.planning import throughput
@@ -114,7 +120,7 @@ def plan_cost(
     costs, origins = [], set[str]()
     for job in jobs:
         work = _workload(job.config.name, images, shards, status)
-        sizes = sizes_of(job.config)
+        sizes = read_model_sizes(job.config)
         speed = _speed(job, sizes, hardware, speeds, run, work)
         origins.add(speed.origin)
         costs.append(_captioner_cost(job, sizes, hardware, speed, work))
@@ -148,7 +154,7 @@ def _workload(name: str, images: int, shards: int | None, status: RunStatus | No
 
 def _speed(
     job: CaptionerJob,
-    sizes: Sizes | None,
+    sizes: ModelSizes | None,
     hardware: Hardware,
     speeds: Mapping[str, Speed],
     run: Run | None,
@@ -161,7 +167,7 @@ def _speed(
 
 
 def _captioner_cost(
-    job: CaptionerJob, sizes: Sizes | None, hardware: Hardware, speed: Speed, work: _Workload
+    job: CaptionerJob, sizes: ModelSizes | None, hardware: Hardware, speed: Speed, work: _Workload
 ) -> CaptionerCost:
     gpus = 0.0 if speed.on_cpu else gpus_of_an_actor(job.config, job.pool, hardware.gpus)
     actors, actor_limit = _concurrent_actors(job, hardware, gpus, work.shards)
@@ -211,7 +217,7 @@ def _concurrent_actors(job: CaptionerJob, hardware: Hardware, gpus: float, shard
     return shards, f", because each actor needs its own shard and {left}; {remedy}"
 
 
-def _caption_assumption(work: _Workload, sizes: Sizes | None) -> str:
+def _caption_assumption(work: _Workload, sizes: ModelSizes | None) -> str:
     origin = "mean of the finished captions" if work.is_counted else "assumed"
     before = f", after {sizes.image_tokens} image tokens and {sizes.prompt_tokens} prompt tokens" if sizes else ""
     return f"{work.caption_tokens:,.4g} tokens per caption ({origin}){before}"
@@ -309,7 +315,7 @@ def _format_money(amount: float | None) -> str:
 
 
 def concurrent_captions(
-    job: CaptionerJob, sizes: Sizes, gpus: float, gpu_gib: float, caption_tokens: float
+    job: CaptionerJob, sizes: ModelSizes, gpus: float, gpu_gib: float, caption_tokens: float
 ) -> tuple[int, str] | None:
     """Return the captions that fit in the GPU memory of one actor, and what this number assumes.
 
@@ -330,18 +336,18 @@ def concurrent_captions(
         return None
     options, spread = EngineOptions(**job.pool.engine_options), job.config.tensor_parallel_size
     utilization = min(options.gpu_memory_utilization, gpus / spread)
-    fit = sequences(sizes, gpu_gib, utilization, spread, options.kv_cache_gib, caption_tokens)
+    fit = max_sequences(sizes, gpu_gib, utilization, spread, options.kv_cache_gib, caption_tokens)
     if options.kv_cache_gib is None:
         is_configured = utilization == options.gpu_memory_utilization
         origin = "gpu_memory_utilization" if is_configured else "limited by num_gpus"
         memory = (
-            f"{spread} × ({utilization:g} ({origin}) × {gpu_gib:g} GiB − {WORKING_GIB:g} GiB of working memory) "
+            f"{spread} × ({utilization:g} ({origin}) × {gpu_gib:g} GiB − {WORKING_MEMORY_GIB:g} GiB of working memory) "
             f"− {sizes.weights_gib:.1f} GiB of 16-bit weights"
         )
     else:
         memory = f"{spread} × {options.kv_cache_gib:g} GiB of KV cache (kv_cache_gib)"
     per_caption = (
-        f"{sizes.kv_bytes_a_token / 2**20:.3g} MiB of 16-bit KV cache per token, "
-        f"{sizes.tokens(caption_tokens):,.0f} tokens per caption"
+        f"{sizes.kv_bytes_per_token / 2**20:.3g} MiB of 16-bit KV cache per token, "
+        f"{sizes.sequence_tokens(caption_tokens):,.0f} tokens per caption"
     )
     return fit, f"memory: {memory}; {per_caption}"

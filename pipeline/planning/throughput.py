@@ -14,7 +14,7 @@ from typing import Literal
 from PIL import Image
 
 from lotlip_data.captioners.base import CaptionError, Engine
-from lotlip_data.captioners.gpu_memory import CAPTION_TOKENS, MODELS, Sizes
+from lotlip_data.captioners.gpu_memory import CAPTION_TOKENS, PUBLISHED_SIZES, ModelSizes
 from lotlip_data.captioners.registry import get_kind, load_engine
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
@@ -122,7 +122,7 @@ def run_speed(job: CaptionerJob, run: Run) -> Speed | None:
 
 
 def estimate_speed(
-    job: CaptionerJob, sizes: Sizes | None, hardware: Hardware, gpus: float, caption_tokens: float
+    job: CaptionerJob, sizes: ModelSizes | None, hardware: Hardware, gpus: float, caption_tokens: float
 ) -> Speed:
     """Estimate a speed from the model's size; it is unknown for actors without a GPU and for models of unknown size.
 
@@ -146,12 +146,12 @@ def idle_gpus(job: CaptionerJob, gpus: float) -> float:
 
     Kinds of captioners whose architecture is not known count as using all their GPUs.
     """
-    return max(0.0, gpus - job.config.tensor_parallel_size) if job.config.kind in MODELS else 0.0
+    return max(0.0, gpus - job.config.tensor_parallel_size) if job.config.kind in PUBLISHED_SIZES else 0.0
 
 
 def estimate_images_per_s(
-    sizes: Sizes, gpus: float, hardware: Hardware, caption_tokens: float = CAPTION_TOKENS
+    sizes: ModelSizes, gpus: float, hardware: Hardware, caption_tokens: float = CAPTION_TOKENS
 ) -> float:
     """Return the estimated images per second of one actor, at two operations per parameter and token."""
-    operations_per_image = 2 * sizes.parameters * sizes.tokens(caption_tokens)
+    operations_per_image = 2 * sizes.parameters * sizes.sequence_tokens(caption_tokens)
     return gpus * hardware.tflops * 1e12 * hardware.mfu / operations_per_image

@@ -1,4 +1,4 @@
-"""The process of a pool's actor: one engine, its watchdog, its metrics. `pools.py` makes it an actor of Ray's."""
+"""One actor of a pool: an engine, its watchdog and its metrics. `actor_pool.py` makes it a Ray actor."""
 
 import asyncio
 import contextlib
@@ -14,6 +14,7 @@ from lotlip_data.pipeline.recaptioning.results import Row, UnitResult
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
 
 SAVE_SECONDS = 20.0
+"""Time to save finished captions before the watchdog ends the process."""
 
 
 class CaptionActor:
@@ -23,17 +24,17 @@ class CaptionActor:
         self._run, self._config, self._settings = Run(run_url), config, settings
 
     async def start(self) -> tuple[float, float]:
-        """Start the engine; seconds that this took, and a first, plain image. Raises what the engine raises."""
+        """Start the engine and caption a plain image; return the seconds of each. Raises what the engine raises."""
         import ray
 
         from lotlip_data.captioners.registry import load_engine
 
-        begun = time.monotonic()
+        started = time.monotonic()
         settings, name = self._settings, self._config.name
         engine = load_engine(self._config, settings.engine, **settings.engine_options)
         loaded = time.monotonic()
         gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
-        self._captioning = CaptionWorker(
+        self._worker = CaptionWorker(
             self._run,
             self._config,
             engine,
@@ -43,27 +44,28 @@ class CaptionActor:
             gpus,
             _counters(name),
         )
-        watch = (asyncio.get_running_loop(), settings.stall_seconds)
-        threading.Thread(target=self._watch, args=watch, name="watchdog", daemon=True).start()
-        await self._captioning.warm_up()
-        return loaded - begun, time.monotonic() - loaded
+        arguments = (asyncio.get_running_loop(), settings.stall_seconds)
+        threading.Thread(target=self._watch, args=arguments, name="watchdog", daemon=True).start()
+        await self._worker.warm_up()
+        return loaded - started, time.monotonic() - loaded
 
     async def caption(self, shard: int) -> UnitResult:
+        """Caption and commit one shard. If the engine dies, the process ends, and Ray restarts the actor."""
         try:
-            return await self._captioning.unit(shard)
+            return await self._worker.caption_shard(shard)
         except EngineDead:
-            os._exit(1)  # Ray restarts the actor, and with it the engine
+            os._exit(1)
 
     async def leave(self) -> None:
-        """Before a stop in good order."""
-        await self._captioning.leave()
+        """Save finished captions before a stop in good order."""
+        await self._worker.drain()
 
     def _watch(self, loop: asyncio.AbstractEventLoop, stall_seconds: float) -> None:
-        """Ends the process when the engine is silent for too long: a hung one never says so itself."""
-        while (silent := self._captioning.silent_for()) < stall_seconds:
+        """End the process if the engine is silent for too long: a hung engine raises no error."""
+        while (silent := self._worker.silent_for()) < stall_seconds:
             time.sleep(min(5.0, stall_seconds / 10))
         saving = asyncio.run_coroutine_threadsafe(
-            self._captioning.save(f"the engine hung: no answer for {silent:.0f} s"), loop
+            self._worker.save_after_death(f"the engine hung: no answer for {silent:.0f} s"), loop
         )
         with contextlib.suppress(TimeoutError, OSError):
             saving.result(SAVE_SECONDS)
@@ -71,7 +73,7 @@ class CaptionActor:
 
 
 def _counters(captioner: str) -> Callable[[Row], None]:
-    """Ray's metrics, by captioner; the ledger has the same figures of what is committed."""
+    """Ray metrics per captioner. The ledger has the same figures for committed shards."""
     from ray.util import metrics
 
     kinds = ("lotlip_captions", "lotlip_rejections", "lotlip_caption_tokens")

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig
-from lotlip_data.captioners.quality_flags import flags_of
+from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
@@ -31,7 +31,7 @@ from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 from lotlip_data.pipeline.recaptioning.caption_table import CaptionTable, ImportProblem, order_of
-from lotlip_data.pipeline.recaptioning.results import claim, complete, finish, parquet
+from lotlip_data.pipeline.recaptioning.results import claim_settings, encode_rows, finish_commit, finish_pending_commits
 from lotlip_data.pipeline.url_lists.reader import BadRow, uncompressed_bytes
 
 logger = logging.getLogger(__name__)
@@ -87,9 +87,9 @@ def import_captions(run: Run, table: CaptionTable) -> ImportSummary:
     left: dict[str, set[int]] = {}
     for config in table.configs:
         if storage.exists(run.captioner_settings(config.name)):
-            claim(run, config)
+            claim_settings(run, config)
         work = caption_progress(run, config.name)
-        complete(run, config.name, work.done)
+        finish_pending_commits(run, config.name, work.done)
         left[config.name] = set(work.left)
     wanted = set().union(*left.values())
     summary = ImportSummary(skipped=len(fetched) - len(wanted))
@@ -98,7 +98,7 @@ def import_captions(run: Run, table: CaptionTable) -> ImportSummary:
     with scratch_folder("import") as folder:
         joined = _join(run, table, fetched, wanted, folder, summary)
         for config in table.configs:
-            claim(run, config)
+            claim_settings(run, config)
         for shard, texts in _by_shard(joined, wanted):
             configs = [config for config in table.configs if shard in left[config.name]]
             _commit(run, configs, shard, texts, summary)
@@ -245,8 +245,8 @@ def _commit(run: Run, configs: list[CaptionerConfig], shard: int, texts: pa.Tabl
         for image in images:
             place = places.get(image["uid"])
             rows.append(_caption(config, image, None if place is None else listed[place] or ""))
-        storage.create(run.caption_shard(config.name, shard), parquet(rows, config.id))
-        finish(run, config.name, shard)
+        storage.create(run.caption_shard(config.name, shard), encode_rows(rows, config.id))
+        finish_commit(run, config.name, shard)
         found = sum(row["text"] is not None for row in rows)
         summary.captions[config.name] += found
         summary.without[config.name] += len(rows) - found
@@ -259,7 +259,7 @@ def _caption(config: CaptionerConfig, image: Mapping[str, Any], text: str | None
     nothing: dict[str, Any] = {"text": None, "finish_reason": None, "tokens": None, "flags": [], "engine": config.kind}
     if not text:
         return identity | nothing | {"error": NOT_IN_TABLE if text is None else EMPTY}
-    flags = flags_of(Caption(text, "stop", 0), config)
+    flags = find_flags(Caption(text, "stop", 0), config)
     return identity | nothing | {"text": text, "finish_reason": "stop", "flags": flags, "error": None}
 
 

@@ -1,10 +1,11 @@
-"""Finding the image that kills its captioner, when nothing in memory is left to remember it.
+"""Finds images that kill their captioner, although the process that could remember them is dead.
 
-Before an attempt at a unit hands images to the engine, it names them in an object beside the unit's parts. An object
-that an ended attempt left behind therefore names its suspects: images that were under way, or finished and not saved,
-when its process died. The next attempt tries these by themselves, a few at a time and each few saved before the next,
-and those that a few died with one by one. What has died alone once is tried again when all else of the unit is done: a
-kill from outside may have met it, and what kills again soon after a start would meet it again. Twice makes it guilty.
+Before an attempt at a shard sends images to the engine, it names them in an object beside the shard's parts. An object
+that a dead attempt left behind names its suspects: images that were in flight, or finished but not saved, when the
+process died. The next attempt tries suspects in small batches with nothing else in flight, and saves each batch before
+the next. Suspects that died in a small batch are tried one by one. An image that has died alone once is tried again
+after all other images of the shard: a kill from outside can have hit it, and a kill that recurs soon after a start
+would hit it again. An image that has died alone twice is poison.
 """
 
 import json
@@ -14,67 +15,72 @@ from dataclasses import dataclass, field
 
 from lotlip_data.manifests import storage
 
-FEW = 16
-"""Suspects tried at a time at first: nearly as fast as one, and most kills are nobody's fault."""
+SMALL_BATCH_SIZE = 16
+"""Suspects tried at a time at first: nearly as fast per batch as one, and most kills are no image's fault."""
 
-KILLS = 2
-"""Deaths with an image alone that make it guilty."""
+MIN_SOLO_DEATHS = 2
+"""Deaths with an image alone that make it poison."""
 
-MAX_GUILTY = 16
-"""More guilty images than this in one unit are taken for an engine that is at fault."""
+MAX_POISON_IMAGES = 16
+"""More poison images than this in one shard point to the engine."""
 
 _PREFIX = "suspects-"
 
 
 @dataclass(frozen=True)
-class Suspicion:
-    """What earlier attempts tell of the images that they left unfinished, by uid."""
+class Suspects:
+    """What dead attempts say about the images that they left unfinished, by uid."""
 
-    few: frozenset[str] = frozenset()
-    """To be tried a few at a time."""
-    alone: frozenset[str] = frozenset()
+    small_batch: frozenset[str] = frozenset()
+    """To be tried in small batches."""
+    single: frozenset[str] = frozenset()
     """To be tried one by one."""
-    last: frozenset[str] = frozenset()
-    """To be tried one by one after all else of the unit."""
-    guilty: dict[str, str] = field(default_factory=dict)
-    """Why these are not tried again."""
+    deferred: frozenset[str] = frozenset()
+    """To be tried one by one after all other images of the shard."""
+    poison: dict[str, str] = field(default_factory=dict)
+    """Not to be tried again: uid → reason."""
 
 
-def find_suspects(folder: str, settled: set[str]) -> Suspicion:
-    """Reads what ended attempts left in a unit's parts folder; `settled` are the uids that parts hold."""
+def find_suspects(folder: str, saved: set[str]) -> Suspects:
+    """Read what dead attempts left in a shard's parts folder.
+
+    Args:
+        folder: The parts folder.
+        saved: The uids that the parts hold.
+    """
     attempts, causes = [], []
     for name in storage.list_names(folder):
-        if name.startswith(_PREFIX) and (left := _read(storage.join(folder, name))):
-            uids, cause = left
+        if name.startswith(_PREFIX) and (log := _read(storage.join(folder, name))):
+            uids, cause = log
             attempts.append(uids)
             causes.append(cause)
-    few, alone, last, guilty = set(), set(), set(), {}
-    for uid in set().union(*attempts) - settled:
-        died_in = [attempt for attempt in attempts if uid in attempt]
-        smallest = min(map(len, died_in))
-        alone_in = [cause for attempt, cause in zip(attempts, causes, strict=True) if attempt == {uid}]
-        if len(alone_in) >= KILLS:
-            times = f"{len(died_in)} times with this image, {len(alone_in)} of them with it alone"
-            guilty[uid] = f"the engine's process ended {times}: {alone_in[-1]}"
-        elif alone_in:
-            last.add(uid)
-        elif smallest <= FEW:
-            alone.add(uid)
+    small_batch, single, deferred, poison = set(), set(), set(), {}
+    for uid in set().union(*attempts) - saved:
+        deaths = [attempt for attempt in attempts if uid in attempt]
+        smallest = min(map(len, deaths))
+        solo_causes = [cause for attempt, cause in zip(attempts, causes, strict=True) if attempt == {uid}]
+        if len(solo_causes) >= MIN_SOLO_DEATHS:
+            counts = f"{len(deaths)} times with this image, {len(solo_causes)} of them with it alone"
+            poison[uid] = f"the engine's process ended {counts}: {solo_causes[-1]}"
+        elif solo_causes:
+            deferred.add(uid)
+        elif smallest <= SMALL_BATCH_SIZE:
+            single.add(uid)
         else:
-            few.add(uid)
-    return Suspicion(frozenset(few), frozenset(alone), frozenset(last), guilty)
+            small_batch.add(uid)
+    return Suspects(frozenset(small_batch), frozenset(single), frozenset(deferred), poison)
 
 
 def _read(url: str) -> tuple[set[str], str] | None:
     try:
-        told = json.loads(storage.read_bytes(url))
-        return set(told["uids"]), str(told["cause"])
+        content = json.loads(storage.read_bytes(url))
+        return set(content["uids"]), str(content["cause"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # removed by another driver, or torn by a power cut
         return None
 
 
 class InFlightLog:
-    """What one attempt has under way. Called from the reading thread and from the event loop."""
+    """The images that one attempt has in flight, in the storage. The reading thread and the event loop call it."""
 
     def __init__(self, folder: str, attempt: str) -> None:
         self._url = storage.join(folder, f"{_PREFIX}{attempt}.json")
@@ -82,30 +88,30 @@ class InFlightLog:
         self._ended = False
         self._lock = threading.Lock()
 
-    def expect(self, uids: Iterable[str]) -> None:
-        """These are about to be handed to the engine. Returns when the storage knows it."""
+    def add(self, uids: Iterable[str]) -> None:
+        """Name images that are about to be sent to the engine. Returns once the storage has them."""
         with self._lock:
             self._uids.update(uids)
             if not self._ended:
-                self._tell("killed, or crashed without a word")
+                self._write("killed, or crashed without a message")
 
-    def settle(self, uids: Iterable[str]) -> None:
-        """These are saved; the storage is told with the next `expect`."""
+    def remove(self, uids: Iterable[str]) -> None:
+        """Drop images whose captions are saved. The next `add` writes this to the storage."""
         with self._lock:
             self._uids.difference_update(uids)
 
-    def blame(self, cause: str) -> None:
-        """The engine has died; what is still under way is suspect."""
+    def record_death(self, cause: str) -> None:
+        """The engine has died: the images still in flight are suspects."""
         with self._lock:
             self._ended = True
             if self._uids:
-                self._tell(cause)
+                self._write(cause)
 
     def withdraw(self) -> None:
-        """The attempt ends by no fault of an image."""
+        """The attempt ends for a reason that is no image's fault."""
         with self._lock:
             self._ended = True
             storage.remove(self._url)
 
-    def _tell(self, cause: str) -> None:
+    def _write(self, cause: str) -> None:
         storage.replace(self._url, json.dumps({"uids": sorted(self._uids), "cause": cause}).encode())

@@ -10,7 +10,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.ray_tasks import cluster
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
-from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, claim, complete
+from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, claim_settings, finish_pending_commits
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +54,9 @@ def recaption(run: Run, chosen: Sequence[CaptionerJob]) -> RecaptionSummary:
     summary = RecaptionSummary()
     left: dict[str, deque[int]] = {}
     for name, captioner in ((one.config.name, one.config) for one in chosen):
-        claim(run, captioner)
+        claim_settings(run, captioner)
         work = caption_progress(run, name)
-        complete(run, name, work.done)
+        finish_pending_commits(run, name, work.done)
         summary.skipped[name] = len(work.done)
         left[name] = deque(work.left)
     busy = [one for one in chosen if left[one.config.name]]

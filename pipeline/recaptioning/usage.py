@@ -1,4 +1,4 @@
-"""How long an actor and its GPUs work on each unit: an actor has several at hand, and its hour is counted once."""
+"""How much actor and GPU time each shard takes. An actor works on several shards, but its time is counted once."""
 
 import time
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Time of actors, and of GPUs: of two in one actor each counts, of half a one half its time. Both in seconds."""
+    """Time in seconds. `gpu` is multiplied by the number of GPUs: two count twice, half a GPU counts half."""
 
     actor: float = 0.0
     gpu: float = 0.0
@@ -19,46 +19,47 @@ class Usage:
 
     @property
     def milliseconds(self) -> tuple[int, int]:
-        """As a `ledger.Tally` has them."""
+        """Actor and GPU time in milliseconds, as `ledger.WorkRecord` stores them."""
         return round(1000 * self.actor), round(1000 * self.gpu)
 
 
 @dataclass(eq=False)
 class UsageShare:
-    """A unit's part of the actor's time, in seconds; it grows while the unit is at hand."""
+    """One shard's share of the actor's time, in seconds. It grows while the shard is active."""
 
     seconds: float = 0.0
 
 
 class UsageMeter:
-    """Shares time evenly among the units at hand, so that their parts add up to the time that there were any.
+    """Divides time evenly among the active shards, so that their shares add up to the time with any active shard.
 
-    gpus: of the actor.
+    Args:
+        gpus: GPUs of the actor.
     """
 
     def __init__(self, gpus: float = 0.0) -> None:
         self._gpus = gpus
-        self._at_hand: set[UsageShare] = set()
-        self._until = time.monotonic()
+        self._active: set[UsageShare] = set()
+        self._counted_until = time.monotonic()
 
     def join(self) -> UsageShare:
-        """Of a unit that is at hand from now on."""
-        self._pass()
-        self._at_hand.add(share := UsageShare())
+        """Start the share of a shard that becomes active."""
+        self._advance()
+        self._active.add(share := UsageShare())
         return share
 
     def leave(self, share: UsageShare) -> None:
-        """It is no more at hand, and keeps what it has."""
-        self._pass()
-        self._at_hand.discard(share)
+        """The shard is no longer active. Its share stops growing."""
+        self._advance()
+        self._active.discard(share)
 
-    def spent(self, share: UsageShare) -> Usage:
-        """Until now."""
-        self._pass()
+    def usage_of(self, share: UsageShare) -> Usage:
+        """The usage of a shard until now."""
+        self._advance()
         return Usage(share.seconds, share.seconds * self._gpus)
 
-    def _pass(self) -> None:
+    def _advance(self) -> None:
         now = time.monotonic()
-        for share in self._at_hand:
-            share.seconds += (now - self._until) / len(self._at_hand)
-        self._until = now
+        for share in self._active:
+            share.seconds += (now - self._counted_until) / len(self._active)
+        self._counted_until = now

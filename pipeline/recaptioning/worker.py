@@ -1,13 +1,9 @@
-"""One captioner's engine at work on units: every image of a shard, one captioner, one commit.
+"""One captioner's engine at work: it captions every image of a shard and commits the result once.
 
-Plain asyncio over an engine; nothing here knows of Ray. Images are read ahead and decoded on threads, a bounded window
-of requests keeps the engine busy, and results go to part files as they come, so that a kill costs at most one part.
-Units submit their images one after another: while the last captions of one are being written, the next fills the
-window, and the engine never drains.
-
-One attempt at a unit: what its parts lack goes to the engine, suspects of earlier deaths first, then the commit.
-
-How many images are with the engine at a time.
+Plain asyncio over an engine, without Ray. Images are read ahead and decoded on threads. A window of requests in flight
+keeps the engine busy. Results go to part files as they arrive, so a kill costs at most one part. Shards submit their
+images one after another: while the last captions of one shard are generated, the next shard fills the window, so the
+engine never drains.
 """
 
 import asyncio
@@ -25,23 +21,42 @@ from typing import Any
 from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, Engine, EngineDead, EngineUnreachable
-from lotlip_data.captioners.quality_flags import flags_of
+from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched, prefetch
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.downloading.reader import FetchedImage, fetched_images
-from lotlip_data.pipeline.recaptioning.poison_images import FEW, MAX_GUILTY, InFlightLog, find_suspects
-from lotlip_data.pipeline.recaptioning.results import PartialResults, Row, UnitResult, finish, parquet, read_partial
+from lotlip_data.pipeline.recaptioning.poison_images import (
+    MAX_POISON_IMAGES,
+    SMALL_BATCH_SIZE,
+    InFlightLog,
+    find_suspects,
+)
+from lotlip_data.pipeline.recaptioning.results import (
+    PartialResults,
+    Row,
+    UnitResult,
+    encode_rows,
+    finish_commit,
+    read_partial,
+)
 from lotlip_data.pipeline.recaptioning.usage import Usage, UsageMeter
 
 THREADS = min(4, os.cpu_count() or 1)
-"""That decode and resize."""
+"""Threads that decode and resize images."""
+
+READ_BATCH = 32
+"""Images read at a time; as many again are read ahead."""
+
+
+class TooManyDeaths(UserError):
+    """More images of a shard killed the engine than poison images would."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image of a shard and what the engine takes of it, or the CaptionError that says why there is none."""
+    """An image of a shard and the engine's input for it, or the CaptionError that explains why there is none."""
 
     fetched: FetchedImage
     input: Any
@@ -49,23 +64,27 @@ class Prepared:
 
 @dataclass
 class CaptionWorker:
-    """An engine, and what its units share: the window of requests in flight, the decoding threads, whose turn it is.
+    """An engine, and what its shards share: the request window, the decoding threads, and the turn to submit.
 
-    part_size: captions that a kill may cost.
-    concurrency: images in flight; None is the engine's own window.
-    gpus: that the engine has, for the ledger.
-    heard: is told of every new row.
+    Attributes:
+        run: The run.
+        config: The captioner.
+        engine: The loaded engine.
+        engine_name: Recorded with each caption.
+        part_size: Number of captions that a kill can cost.
+        concurrency: Images in flight; None takes the engine's own window.
+        gpus: GPUs that the engine holds, for the ledger.
+        on_row: Called with every new row.
     """
 
     run: Run
     config: CaptionerConfig
     engine: Engine
     engine_name: str = ""
-    """Recorded with each caption."""
     part_size: int = 512
     concurrency: int | None = None
     gpus: float = 0.0
-    heard: Callable[[Row], None] = lambda row: None
+    on_row: Callable[[Row], None] = lambda row: None
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "decode"))
 
     def __post_init__(self) -> None:
@@ -73,110 +92,117 @@ class CaptionWorker:
         self.turn = asyncio.Lock()
         self.meter = UsageMeter(self.gpus)
         self._attempts: set[ShardAttempt] = set()
-        self._numbers = itertools.count()
-        self._asked: dict[int, float] = {}
-        self._answered = 0.0
+        self._request_numbers = itertools.count()
+        self._sent_at: dict[int, float] = {}
+        self._last_answer_at = 0.0
 
-    async def unit(self, shard: int) -> UnitResult:
-        """Caption what the parts of `shard` lack, then commit all of it. Several units may run at once.
+    async def caption_shard(self, shard: int) -> UnitResult:
+        """Caption the images of `shard` that its parts lack, then commit the shard. Shards can run concurrently.
 
-        Raises EngineDead when no image can be captioned any more, ShardUnreadable, TooManyDeaths, and what the storage
-        raises; what was captioned by then is kept in parts as far as the storage takes it.
+        What was captioned before an error is kept in parts, as far as the storage accepts it.
+
+        Raises:
+            EngineDead: No image can be captioned any more.
+            ShardUnreadable: The downloaded shard is damaged.
+            TooManyDeaths: The engine died on too many images of the shard.
+            OSError: The storage failed.
         """
         attempt = ShardAttempt(self, shard)
         self._attempts.add(attempt)
         try:
             return await attempt.task
-        except EngineUnreachable:  # no image's doing: nobody is suspected
-            await self.leave()
+        except EngineUnreachable:  # the endpoint is down: no image is suspect
+            await self.drain()
             raise
         except EngineDead as error:
-            await self.save(str(error))
+            await self.save_after_death(str(error))
             raise
         except BaseException:
-            await attempt.leave()
+            await attempt.withdraw()
             raise
         finally:
             self._attempts.discard(attempt)
             self.meter.leave(attempt.share)
 
     async def warm_up(self) -> None:
-        """Caption a plain image: after it, a dying engine is some image's doing. Raises EngineDead."""
+        """Caption a plain image, so that a later death of the engine points to an image. Raises EngineDead."""
         with contextlib.suppress(CaptionError):
-            await self._watched(self.engine.prepare(Image.new("RGB", (64, 64), "grey")))
+            await self._timed_caption(self.engine.prepare(Image.new("RGB", (64, 64), "grey")))
 
-    async def save(self, cause: str) -> None:
-        """The engine is dead: save what is finished, and tell why the rest was left."""
+    async def save_after_death(self, cause: str) -> None:
+        """The engine is dead: save finished captions, and record the cause for the images in flight."""
         for attempt in list(self._attempts):
-            await attempt.save(cause)
+            await attempt.record_death(cause)
 
-    async def leave(self) -> None:
-        """Stop the units under way in good order: what is finished is saved, and nobody is to blame for the rest."""
+    async def drain(self) -> None:
+        """Stop the running shards in good order: save finished captions and suspect no image."""
         stopping = list(self._attempts)
         for attempt in stopping:
             attempt.task.cancel()
         await asyncio.gather(*(attempt.task for attempt in stopping), return_exceptions=True)
         for attempt in stopping:
-            await attempt.leave()
+            await attempt.withdraw()
 
     def silent_for(self) -> float:
-        """Seconds in which images were with the engine and none came back."""
-        waiting = list(self._asked.values())
-        return time.monotonic() - max(self._answered, min(waiting)) if waiting else 0.0
+        """Seconds since the engine's last answer while requests are in flight; 0 if none is."""
+        sent_at = list(self._sent_at.values())
+        return time.monotonic() - max(self._last_answer_at, min(sent_at)) if sent_at else 0.0
 
-    def prepared(self, images: Sequence[FetchedImage]) -> list[Prepared]:
-        """The images decoded and made ready for the engine, on all threads. Blocks; not for the event loop.
+    def prepare(self, images: Sequence[FetchedImage]) -> list[Prepared]:
+        """Decode images and make the engine's inputs, on all threads. Blocks; not for the event loop.
 
-        Some at a time: to hand work to a thread takes longer than to decode a small image.
+        Each thread gets one slice: handing over work takes longer than decoding a small image.
         """
-        share = -(-len(images) // THREADS)
-        shares = [images[at : at + share] for at in range(0, len(images), share)]
-        return [one for some in self.threads.map(self._prepare_some, shares) for one in some]
+        slice_size = -(-len(images) // THREADS)
+        slices = [images[start : start + slice_size] for start in range(0, len(images), slice_size)]
+        return [prepared for batch in self.threads.map(self._prepare_slice, slices) for prepared in batch]
 
-    def _prepare_some(self, images: Sequence[FetchedImage]) -> list[Prepared]:
-        return [Prepared(image, self._prepare(image.image)) for image in images]
+    def _prepare_slice(self, images: Sequence[FetchedImage]) -> list[Prepared]:
+        return [Prepared(image, self._prepare_image(image.image)) for image in images]
 
-    def _prepare(self, content: bytes) -> Any:
+    def _prepare_image(self, content: bytes) -> Any:
         try:
             return self.engine.prepare(_decode(content))
         except CaptionError as error:
             return error
 
-    async def row_of(self, image: Prepared) -> Row:
-        """The caption of one image, or its reason for having none."""
-        row = self._blank(image.fetched)
+    async def caption_row(self, image: Prepared) -> Row:
+        """The row of one image, with its caption or the reason for its absence."""
+        row = self._blank_row(image.fetched)
         try:
             if isinstance(image.input, CaptionError):
                 raise image.input
-            caption = await self._watched(image.input)
+            caption = await self._timed_caption(image.input)
         except CaptionError as error:
             return row | {"error": str(error)}
         return row | {
             "text": caption.text,
             "finish_reason": caption.finish_reason,
             "tokens": caption.tokens,
-            "flags": flags_of(caption, self.config),
+            "flags": find_flags(caption, self.config),
         }
 
-    def refusal(self, fetched: FetchedImage, reason: str) -> Row:
-        return self._blank(fetched) | {"error": reason}
+    def rejection_row(self, fetched: FetchedImage, reason: str) -> Row:
+        """The row of an image that is not sent to the engine."""
+        return self._blank_row(fetched) | {"error": reason}
 
-    def _blank(self, fetched: FetchedImage) -> Row:
-        nothing: Row = {"text": None, "finish_reason": None, "tokens": None, "flags": [], "error": None}
-        return {"key": fetched.key, "uid": fetched.uid, "sha256": fetched.sha256, "engine": self.engine_name} | nothing
+    def _blank_row(self, fetched: FetchedImage) -> Row:
+        empty: Row = {"text": None, "finish_reason": None, "tokens": None, "flags": [], "error": None}
+        return {"key": fetched.key, "uid": fetched.uid, "sha256": fetched.sha256, "engine": self.engine_name} | empty
 
-    async def _watched(self, prepared: Any) -> Caption:
-        number = next(self._numbers)
-        self._asked[number] = time.monotonic()
+    async def _timed_caption(self, prepared: Any) -> Caption:
+        """As `engine.caption`, watched by `silent_for`."""
+        number = next(self._request_numbers)
+        self._sent_at[number] = time.monotonic()
         try:
             return await self.engine.caption(prepared)
         finally:
-            del self._asked[number]
-            self._answered = time.monotonic()
+            del self._sent_at[number]
+            self._last_answer_at = time.monotonic()
 
 
 def _decode(content: bytes) -> Image.Image:
-    """RGB pixels. Raises CaptionError for bytes that are no readable image: its neighbours must not suffer."""
+    """RGB pixels. Raises CaptionError for an undecodable image, so that its neighbours do not suffer."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
@@ -184,51 +210,44 @@ def _decode(content: bytes) -> Image.Image:
         raise CaptionError(f"the stored image cannot be decoded: {error}") from error
 
 
-BATCH = 32
-"""Images read at a time, and as many read ahead."""
-
-
-class TooManyDeaths(UserError):
-    """More images of a unit killed the engine than bad images would."""
-
-
 class ShardAttempt:
-    """One attempt at a unit."""
+    """One attempt at a shard: suspects of earlier deaths, then all images that the parts lack, then the commit."""
 
-    def __init__(self, captioning: "CaptionWorker", shard: int) -> None:
-        self._all, self.shard = captioning, shard
-        self._run, self._name = captioning.run, captioning.config.name
+    def __init__(self, worker: CaptionWorker, shard: int) -> None:
+        self._worker, self.shard = worker, shard
+        self._run, self._name = worker.run, worker.config.name
         self._folder = self._run.caption_parts(self._name, shard)
         self._target = self._run.caption_shard(self._name, shard)
         attempt = uuid.uuid4().hex[:8]
-        self._trail = InFlightLog(self._folder, attempt)
-        self._started, self._spent_before = time.time(), Usage()
-        # A kill costs the part that is being written, the slack that comes in meanwhile, and a window that waits then:
-        # part_size together, unless the window alone is more.
-        size = max(1, captioning.part_size // 4)
-        slack = max(1, captioning.part_size - size - captioning.window.size)
-        self.share = captioning.meter.join()
-        self._parts = PartialResults(self._folder, attempt, size, slack, self._trail.settle, self._spent)
+        self._in_flight = InFlightLog(self._folder, attempt)
+        self._started_at, self._earlier_usage = time.time(), Usage()
+        # A kill costs the part that is being written, the slack that arrives meanwhile, and the window: together
+        # part_size captions, unless the window alone is larger.
+        size = max(1, worker.part_size // 4)
+        slack = max(1, worker.part_size - size - worker.window.size)
+        self.share = worker.meter.join()
+        self._parts = PartialResults(self._folder, attempt, size, slack, self._in_flight.remove, self._usage)
         self._running: set[asyncio.Task[None]] = set()
         self.task = asyncio.create_task(self.caption())
 
     async def caption(self) -> UnitResult:
+        """Caption and commit the shard."""
         if await asyncio.to_thread(storage.exists, self._target):  # by another driver, or before an answer was lost
             return await self._finish(won=False)
-        saved, begun, self._spent_before = await asyncio.to_thread(read_partial, self._folder)
-        self._started = min(self._started, begun)
-        settled = {row["uid"] for row in saved}
-        suspected = await asyncio.to_thread(find_suspects, self._folder, settled)
+        saved, first_started_at, self._earlier_usage = await asyncio.to_thread(read_partial, self._folder)
+        self._started_at = min(self._started_at, first_started_at)
+        done = {row["uid"] for row in saved}
+        suspects = await asyncio.to_thread(find_suspects, self._folder, done)
         try:
-            async with self._all.turn:
-                await self._refuse(suspected.guilty)
-                await self._try(suspected.alone, 1)
-                await self._try(suspected.few, FEW)
-                settled |= suspected.few | suspected.alone | suspected.guilty.keys()
-                await self._submit_all(settled | suspected.last)
-                await self._try(suspected.last, 1)
+            async with self._worker.turn:
+                await self._reject(suspects.poison)
+                await self._try_alone(suspects.single, 1)
+                await self._try_alone(suspects.small_batch, SMALL_BATCH_SIZE)
+                done |= suspects.small_batch | suspects.single | suspects.poison.keys()
+                await self._submit_all(done | suspects.deferred)
+                await self._try_alone(suspects.deferred, 1)
             while self._running:
-                await self._settle_some()
+                await self._wait_for_some()
         finally:
             for task in self._running:
                 task.cancel()
@@ -236,124 +255,128 @@ class ShardAttempt:
         await self._parts.close()
         return await self._commit(saved)
 
-    async def save(self, cause: str) -> None:
+    async def record_death(self, cause: str) -> None:
+        """Save finished captions, and record the cause of the engine's death for the images in flight."""
         with contextlib.suppress(OSError):
             await self._parts.save()
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._trail.blame, cause)
+            await asyncio.to_thread(self._in_flight.record_death, cause)
 
-    async def leave(self) -> None:
+    async def withdraw(self) -> None:
+        """Save finished captions, and suspect no image."""
         with contextlib.suppress(OSError):
             await self._parts.save()
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._trail.withdraw)
+            await asyncio.to_thread(self._in_flight.withdraw)
 
-    async def _submit_all(self, settled: set[str]) -> None:
-        def batches() -> Iterator[list["Prepared"]]:
-            for batch in batched(self._images(lambda uid: uid not in settled), BATCH):
-                self._trail.expect(image.uid for image in batch)  # before a decoder that may crash sees them
-                yield self._all.prepared(batch)
+    async def _submit_all(self, excluded: set[str]) -> None:
+        def batches() -> Iterator[list[Prepared]]:
+            for batch in batched(self._images(lambda uid: uid not in excluded), READ_BATCH):
+                self._in_flight.add(image.uid for image in batch)  # before a decoder that can crash sees them
+                yield self._worker.prepare(batch)
 
-        async with contextlib.aclosing(prefetch(batches())) as ahead:
-            async for batch in ahead:
+        async with contextlib.aclosing(prefetch(batches())) as prepared_batches:
+            async for batch in prepared_batches:
                 for image in batch:
-                    await self._all.window.enter()
-                    self._running.add(asyncio.create_task(self._caption_one(image, self._all.window.leave)))
+                    await self._worker.window.acquire()
+                    self._running.add(asyncio.create_task(self._caption_one(image, self._worker.window.release)))
                     if any(task.done() for task in self._running):
-                        await self._settle_some()
+                        await self._wait_for_some()
 
-    async def _settle_some(self) -> None:
-        """Waits for captions that are under way, and raises what one of them raised."""
+    async def _wait_for_some(self) -> None:
+        """Wait for at least one running caption, and raise what it raised."""
         done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-        errors = [task.exception() for task in done]  # all are looked at: asyncio complains of those that are not
+        errors = [task.exception() for task in done]  # retrieve all: asyncio complains about unretrieved ones
         if error := next(filter(None, errors), None):
             raise error
 
-    async def _caption_one(self, image: "Prepared", release: Callable[[], None] = lambda: None) -> None:
+    async def _caption_one(self, image: Prepared, release: Callable[[], None] = lambda: None) -> None:
         try:
-            await self._take(await self._all.row_of(image))
+            await self._add_row(await self._worker.caption_row(image))
         finally:
             release()
 
-    async def _take(self, row: Row) -> None:
-        self._all.heard(row)
+    async def _add_row(self, row: Row) -> None:
+        self._worker.on_row(row)
         await self._parts.add(row)
 
-    async def _refuse(self, guilty: dict[str, str]) -> None:
-        """These are not tried again, each for its reason."""
-        if len(guilty) > MAX_GUILTY:
+    async def _reject(self, poison: dict[str, str]) -> None:
+        """Record poison images (uid → reason) without another try."""
+        if len(poison) > MAX_POISON_IMAGES:
             raise TooManyDeaths(
-                f"{len(guilty)} images of shard {shard_name(self.shard)} have ended the engine's process, "
-                "each alone; that looks like the engine's fault. Check its memory and its log, then start again; to "
-                f"have all of its images tried again, remove {self._folder}."
+                f"{len(poison)} images of shard {shard_name(self.shard)} each crashed the engine on their own, which "
+                "points to the engine, not the images. Check its memory and its log, then start again. To retry all of "
+                f"these images, remove {self._folder}."
             )
-        if guilty:
-            async for few in prefetch(batched(self._images(guilty.__contains__), FEW)):
-                for image in few:
-                    await self._take(self._all.refusal(image, guilty[image.uid]))
+        if poison:
+            async for batch in prefetch(batched(self._images(poison.__contains__), SMALL_BATCH_SIZE)):
+                for image in batch:
+                    await self._add_row(self._worker.rejection_row(image, poison[image.uid]))
 
-    async def _try(self, suspects: frozenset[str], size: int) -> None:
-        """These go to the engine `size` at a time with nothing beside them, and are saved before the next."""
+    async def _try_alone(self, suspects: frozenset[str], batch_size: int) -> None:
+        """Send suspects `batch_size` at a time with nothing else in flight, and save each batch before the next."""
         if not suspects:
             return
         while self._running:
-            await self._settle_some()
-        await self._all.window.empty()
-        await self._parts.save()  # so that only these are named
-        async for few in prefetch(batched(self._images(suspects.__contains__), size)):
-            await asyncio.to_thread(self._trail.expect, [image.uid for image in few])
-            await asyncio.gather(*map(self._caption_one, await asyncio.to_thread(self._all.prepared, few)))
+            await self._wait_for_some()
+        await self._worker.window.drained()
+        await self._parts.save()  # so that the log names these images only
+        async for batch in prefetch(batched(self._images(suspects.__contains__), batch_size)):
+            await asyncio.to_thread(self._in_flight.add, [image.uid for image in batch])
+            await asyncio.gather(*map(self._caption_one, await asyncio.to_thread(self._worker.prepare, batch)))
             await self._parts.save()
 
-    def _images(self, wanted: Callable[[str], bool]) -> Iterator[FetchedImage]:
-        return (image for image in fetched_images(self._run, self.shard) if wanted(image.uid))
+    def _images(self, is_wanted: Callable[[str], bool]) -> Iterator[FetchedImage]:
+        return (image for image in fetched_images(self._run, self.shard) if is_wanted(image.uid))
 
     async def _commit(self, saved: list[Row]) -> UnitResult:
         rows = sorted(saved + self._parts.rows, key=lambda row: row["key"])
-        data = parquet(rows, self._all.config.id)
-        return await self._finish(await asyncio.to_thread(storage.create, self._target, data))
+        content = encode_rows(rows, self._worker.config.id)
+        return await self._finish(await asyncio.to_thread(storage.create, self._target, content))
 
     async def _finish(self, won: bool) -> UnitResult:
-        spent = self._spent_before + self._spent()
-        committed = await asyncio.to_thread(finish, self._run, self._name, self.shard, int(self._started), spent)
-        return UnitResult(self.shard, committed.rows, len(self._parts.rows), committed.failed, won)
+        usage = self._earlier_usage + self._usage()
+        started_at = int(self._started_at)
+        record = await asyncio.to_thread(finish_commit, self._run, self._name, self.shard, started_at, usage)
+        return UnitResult(self.shard, record.rows, len(self._parts.rows), record.failed, won)
 
-    def _spent(self) -> Usage:
-        """Time of the actor so far."""
-        return self._all.meter.spent(self.share)
+    def _usage(self) -> Usage:
+        """The actor's time for this attempt so far."""
+        return self._worker.meter.usage_of(self.share)
 
 
 class RequestWindow:
-    """At most `size` images at a time. Once it is full, it opens again for `burst` of them together.
+    """At most `size` requests in flight. A full window reopens only for `burst` requests at once.
 
-    An image that is sent by itself wakes the threads of two processes, which takes longer than the sending; of images
-    that are sent together, only the first does. One task at a time may wait: in Captioning, that which has the turn.
+    Sending one image by itself wakes the threads of two processes, which takes longer than the sending. Of images that
+    are sent together, only the first pays for it. At most one task may wait: the one that has `CaptionWorker.turn`.
     """
 
     def __init__(self, size: int, burst: int) -> None:
         self.size = size
         self._burst = max(1, min(burst, size // 2))
         self._free = size
-        self._awaited = 0
+        self._needed = 0
         self._enough = asyncio.Event()
 
-    async def enter(self) -> None:
-        """Takes a place, once there is one."""
+    async def acquire(self) -> None:
+        """Take a slot, once there is one."""
         if not self._free:
             await self._until_free(self._burst)
         self._free -= 1
 
-    def leave(self) -> None:
+    def release(self) -> None:
+        """Give a slot back."""
         self._free += 1
-        if self._free >= self._awaited:
+        if self._free >= self._needed:
             self._enough.set()
 
-    async def empty(self) -> None:
-        """Until nothing is with the engine."""
+    async def drained(self) -> None:
+        """Wait until no request is in flight."""
         await self._until_free(self.size)
 
-    async def _until_free(self, places: int) -> None:
-        self._awaited = places
+    async def _until_free(self, slots: int) -> None:
+        self._needed = slots
         self._enough.clear()
-        if self._free < places:
+        if self._free < slots:
             await self._enough.wait()

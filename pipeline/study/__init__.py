@@ -1,1 +1,1 @@
-"""The reproduction study: the paper's tables and figures on the offline world, small."""
+"""The reproduction study: the paper's tables and figures at small scale, on synthetic scenes."""

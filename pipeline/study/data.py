@@ -1,11 +1,12 @@
-"""What the study trains on and evaluates on: crowded scenes, of each seed its own, so that the spread over seeds is
-that of the scenes, too.
+"""Datasets and evaluation sets of the study: crowded scenes.
+
+Seeds share no scenes, so the spread over seeds includes the spread over scenes.
 
     STUDY/data/SEED-TEXTS-ID/10/shards …  a dataset as `lotlip-data shard` writes it, with the locked tower's features
-    STUDY/data/SEED-TEXTS-ID/1/shards …   its first shards again, as hard links; ID stands for what the data are made by
+    STUDY/data/SEED-TEXTS-ID/1/shards …   its first shards, as hard links; ID identifies how the data are made
 
-The long texts are the writers', of scenes misread at each captioner's rate: the tiny captioners know scenes of up to
-four things only. Raw texts name the salient thing, as everywhere in this world.
+The long texts are written by the scene writers, with each captioner's errors, and not by the tiny captioners, which
+know scenes of up to four objects only. Raw texts name the salient object, as for all synthetic scenes.
 """
 
 import functools
@@ -24,38 +25,37 @@ from lotlip_data.manifests import schema, storage, subcaptions
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of
-from lotlip_data.pipeline.study.experiments import EDITIONS, LIT, SCALES, Design, Experiment, Gallery, Texts
+from lotlip_data.pipeline.study.experiments import DATA_VERSIONS, LIT, SCALES, Design, Experiment, Gallery, Texts
 from lotlip_data.synthetic.caption_writers import raw_text
 from lotlip_data.synthetic.eval_sets import TEMPLATES
 from lotlip_data.synthetic.hard_scenes import (
-    EYESIGHT,
+    CAPTIONER_ERRORS,
     crowded_scene,
     crowded_text,
     misread,
     near_twins,
-    salient,
+    salient_object,
     short_text,
 )
 from lotlip_data.synthetic.scenes import SPLITS, Scene, class_names, render
 
-BLOCK = 100_000
-"""Scenes of a seed: the first 80,000 to train on, the rest to evaluate on."""
-EVALUATED = 80_000
-DEVELOPMENT = 50
-"""Seeds from here on are for choosing settings; no table shows them."""
-SHARDS = 3
-"""Of the scale 1×."""
+SCENES_PER_SEED = 100_000
+TRAINING_SCENES_PER_SEED = 80_000
+"""The first scenes of a seed are for training, the rest for evaluation."""
+FIRST_DEVELOPMENT_SEED = 50
+"""Settings are chosen on this seed and those above it; no table shows them."""
+SHARDS_AT_SCALE_1 = 3
 PIXELS = 96
 
 
-def block(seed: int) -> range:
-    """The scenes of a seed of the study."""
-    return SPLITS["study"][seed * BLOCK : (seed + 1) * BLOCK]
+def scene_seeds(seed: int) -> range:
+    """The seeds of the scenes that belong to a seed of the study."""
+    return SPLITS["study"][seed * SCENES_PER_SEED : (seed + 1) * SCENES_PER_SEED]
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """One text of each picture, to be found among all; see `lotlip_data.training.evaluation.evaluate`."""
+class RetrievalSet:
+    """Pictures with one text each, in the form that `lotlip_data.training.evaluation.evaluate` reads."""
 
     name: str
     pictures: tuple[Image.Image, ...]
@@ -63,6 +63,7 @@ class Pairs:
 
     @property
     def image_of_text(self) -> range:
+        """For each text, the index of its image."""
         return range(len(self.texts))
 
     def images(self) -> Iterator[Image.Image]:
@@ -70,8 +71,8 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Classes:
-    """Pictures whose salient thing is to be named by colour and shape."""
+class ClassificationSet:
+    """Pictures whose class is the colour and shape of the salient object."""
 
     name: str
     pictures: tuple[Image.Image, ...]
@@ -84,79 +85,92 @@ class Classes:
 
 
 @functools.lru_cache(maxsize=3)
-def evaluation(seed: int, texts: Texts, gallery: Gallery) -> tuple[list[Pairs], Classes]:
-    """The retrieval sets and the classification of a seed.
+def evaluation_sets(seed: int, texts: Texts, gallery: Gallery) -> tuple[list[RetrievalSet], ClassificationSet]:
+    """The retrieval sets and the classification set of a seed.
 
-    `person` and `sharegpt4v`, or `detailed`: long texts of pictures in groups, of which all but the first differ from
-    the first in one attribute of one thing. `unrelated`, of `detailed` alone: as many of its texts, of scenes that have
-    nothing to do with one another. `short`: texts of the salient thing, no two of them equal.
+    Args:
+        seed: A seed of the study.
+        texts: The long texts that the evaluated experiment trains on.
+        gallery: Number of scenes of each set.
+
+    Returns:
+        The retrieval sets, then the classification set. For `captioners` the retrieval sets are `person`, `sharegpt4v`
+        and `short`; for `detailed` they are `detailed`, `unrelated` and `short`. `person`, `sharegpt4v` and `detailed`
+        have long texts of groups of a scene and its near twins. `unrelated` has as many `detailed` texts of unrelated
+        scenes. `short` has texts of the salient object, all different.
     """
-    seeds = iter(block(seed)[EVALUATED:])
-    grouped = tuple(one for _ in range(gallery.groups) for one in _group(next(seeds), seeds, gallery.twins))
+    seeds = iter(scene_seeds(seed)[TRAINING_SCENES_PER_SEED:])
+    grouped = tuple(scene for _ in range(gallery.groups) for scene in _twin_group(seeds, gallery.twins))
     pictures = tuple(map(render, grouped))
     writers = ("detailed",) if texts == "detailed" else ("person", "sharegpt4v")
-    sets = [Pairs(name, pictures, tuple(crowded_text(scene, name) for scene in grouped)) for name in writers]
-    short: dict[str, Scene] = {}
-    while len(short) < gallery.short:
+    sets = [RetrievalSet(name, pictures, tuple(crowded_text(scene, name) for scene in grouped)) for name in writers]
+    scene_of_text: dict[str, Scene] = {}
+    while len(scene_of_text) < gallery.short:
         scene = crowded_scene(next(seeds))
-        short.setdefault(short_text(scene), scene)
-    sets.append(Pairs("short", tuple(map(render, short.values())), tuple(short)))
+        scene_of_text.setdefault(short_text(scene), scene)
+    sets.append(RetrievalSet("short", tuple(map(render, scene_of_text.values())), tuple(scene_of_text)))
     classified = [crowded_scene(next(seeds)) for _ in range(gallery.classified)]
     if texts == "detailed":
         unrelated = [crowded_scene(next(seeds)) for _ in grouped]
-        described = tuple(crowded_text(scene, texts) for scene in unrelated)
-        sets.insert(1, Pairs("unrelated", tuple(map(render, unrelated)), described))
-    names = class_names()
-    labels = tuple(names.index(f"{salient(scene).colour} {salient(scene).shape}") for scene in classified)
-    return sets, Classes("salient", tuple(map(render, classified)), labels, tuple(names))
+        descriptions = tuple(crowded_text(scene, texts) for scene in unrelated)
+        sets.insert(1, RetrievalSet("unrelated", tuple(map(render, unrelated)), descriptions))
+    return sets, _classification_set(classified)
 
 
-def _group(seed: int, seeds: Iterator[int], twins: int) -> list[Scene]:
-    scene = crowded_scene(seed)
+def _twin_group(seeds: Iterator[int], twins: int) -> list[Scene]:
+    """The scene of the next seed and its near twins."""
+    scene = crowded_scene(next(seeds))
     return [scene, *near_twins(scene, [next(seeds) for _ in range(twins)])]
 
 
-def dataset_of(study: str, design: Design, row: Experiment, seed: int) -> str:
-    """Where the dataset of a row and seed is."""
-    return str(_folder(study, design, row.texts, seed) / str(row.scale))
+def _classification_set(scenes: Sequence[Scene]) -> ClassificationSet:
+    names = class_names()
+    labels = tuple(names.index(f"{obj.colour} {obj.shape}") for obj in map(salient_object, scenes))
+    return ClassificationSet("salient", tuple(map(render, scenes)), labels, tuple(names))
+
+
+def dataset_path(study: str, design: Design, experiment: Experiment, seed: int) -> str:
+    """The folder of the dataset that an experiment trains on."""
+    return str(_folder(study, design, experiment.texts, seed) / str(experiment.scale))
 
 
 def is_written(study: str, design: Design, texts: Texts, seed: int) -> bool:
+    """Whether `write_datasets` has finished for this seed."""
     return (_folder(study, design, texts, seed) / "done").exists()
 
 
 def _folder(study: str, design: Design, texts: Texts, seed: int) -> Path:
-    made_by = [EDITIONS[texts], design.scenes, design.settings["image_tower"]]
-    id = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
-    return Path(study, "data", f"{seed}-{texts}-{id}")
+    origin = [DATA_VERSIONS[texts], design.scenes, design.settings["image_tower"]]
+    identity = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:8]
+    return Path(study, "data", f"{seed}-{texts}-{identity}")
 
 
-def write(study: str, design: Design, texts: Texts, seed: int) -> None:
-    """Write the datasets of a seed, one of each scale; what is there stays. The last thing written is `done`."""
+def write_datasets(study: str, design: Design, texts: Texts, seed: int) -> None:
+    """Write the datasets of a seed, one per scale. Existing shards stay; the file `done` is written last."""
     folder, scales = _folder(study, design, texts, seed), SCALES if texts == "captioners" else SCALES[:1]
-    at = Run.at(str(folder / str(scales[-1])))
-    Path(at.shards).mkdir(parents=True, exist_ok=True)
-    seeds = block(seed)[: design.scenes * scales[-1]]
-    assert len(seeds) <= EVALUATED, "scenes that are evaluated on are not trained on"
-    starts = range(0, len(seeds), design.scenes // SHARDS)
+    largest = Run.at(str(folder / str(scales[-1])))
+    Path(largest.shards).mkdir(parents=True, exist_ok=True)
+    seeds = scene_seeds(seed)[: design.scenes * scales[-1]]
+    assert len(seeds) <= TRAINING_SCENES_PER_SEED, "no training scene is an evaluation scene"
+    starts = range(0, len(seeds), design.scenes // SHARDS_AT_SCALE_1)
     records = [
-        _shard(Path(at.shards), number, seeds[start : start + starts.step], texts)
+        _write_shard(Path(largest.shards), number, seeds[start : start + starts.step], texts)
         for number, start in enumerate(starts)
     ]
-    _describe(at, records, texts)
-    _features(at.url, design)
+    _write_index(largest, records, texts)
+    _cache_features(largest.url, design)
     for scale in scales[:-1]:
-        _first_shards(at, Run.at(str(folder / str(scale))), records[: SHARDS * scale], texts)
+        _link_first_shards(largest, Run.at(str(folder / str(scale))), records[: SHARDS_AT_SCALE_1 * scale], texts)
     (folder / "done").touch()
 
 
 def writers_of(texts: Texts) -> tuple[str, ...]:
-    """The captioners whose long texts the dataset has."""
-    return ("detailed",) if texts == "detailed" else tuple(EYESIGHT)
+    """The writers of a dataset's long texts."""
+    return ("detailed",) if texts == "detailed" else tuple(CAPTIONER_ERRORS)
 
 
-def _shard(folder: Path, number: int, seeds: Sequence[int], texts: Texts) -> dict[str, Any]:
-    """Write a shard, unless it is there, and return what dataset.json says of it."""
+def _write_shard(folder: Path, number: int, seeds: Sequence[int], texts: Texts) -> dict[str, Any]:
+    """Write a shard, unless it exists, and return its record for dataset.json."""
     stem, writers = f"train-{number:05d}", writers_of(texts)
     tar, parquet, record = (folder / f"{stem}{ending}" for ending in (".tar", ".parquet", ".json"))
     if not record.exists():
@@ -173,15 +187,17 @@ def _shard(folder: Path, number: int, seeds: Sequence[int], texts: Texts) -> dic
 
 
 def _sample(seed: int, key: str, writers: Sequence[str]) -> tuple[dict[str, Any], bytes]:
+    """The dataset row and the JPEG of a scene."""
     scene, url = crowded_scene(seed), f"http://127.0.0.1/crowded/{seed}.jpg"
     buffer = io.BytesIO()
     render(scene, PIXELS).save(buffer, "JPEG", quality=95)
     image, raw = buffer.getvalue(), raw_text(scene)
-    side = dict.fromkeys(("width", "height", "original_width", "original_height"), PIXELS)
-    row = {"key": key, "uid": uid_from_url(url), "url": url, "sha256": hashlib.sha256(image).hexdigest(), **side}
+    sizes = dict.fromkeys(("width", "height", "original_width", "original_height"), PIXELS)
+    row = {"key": key, "uid": uid_from_url(url), "url": url, "sha256": hashlib.sha256(image).hexdigest(), **sizes}
+    # Results are recorded for datasets with the source name "world", so it stays.
     row |= {"source": "world", "raw": raw, "sources": ["world"], "raws": [raw]}
     for name in writers:
-        text = crowded_text(misread(scene, name) if name in EYESIGHT else scene, name)
+        text = crowded_text(misread(scene, name) if name in CAPTIONER_ERRORS else scene, name)
         row |= {
             name: text,
             name + schema.SUB_SUFFIX: subcaptions.split(text, "authors"),
@@ -190,7 +206,8 @@ def _sample(seed: int, key: str, writers: Sequence[str]) -> tuple[dict[str, Any]
     return row, image
 
 
-def _describe(run: Run, records: Sequence[dict[str, Any]], texts: Texts) -> None:
+def _write_index(run: Run, records: Sequence[dict[str, Any]], texts: Texts) -> None:
+    """Write dataset.json."""
     content = {
         "schema_version": schema.SCHEMA_VERSION,
         "captioners": {name: f"{name}-writer" for name in writers_of(texts)},
@@ -201,8 +218,8 @@ def _describe(run: Run, records: Sequence[dict[str, Any]], texts: Texts) -> None
     Path(run.dataset).write_text(json.dumps(content))
 
 
-def _features(url: str, design: Design) -> None:
-    """The locked tower's features, before any training asks for them."""
+def _cache_features(url: str, design: Design) -> None:
+    """Compute the locked tower's features, so that no training has to."""
     from lotlip_data.training.data.dataset import open_dataset
     from lotlip_data.training.data.feature_cache import FeatureCache
     from lotlip_data.training.models.lotlip import load_model
@@ -211,14 +228,14 @@ def _features(url: str, design: Design) -> None:
     FeatureCache(open_dataset(url), model.towers.image, model.transform).fill()
 
 
-def _first_shards(source: Run, target: Run, records: Sequence[dict[str, Any]], texts: Texts) -> None:
-    """The dataset of the first shards of another, which it shares with it."""
+def _link_first_shards(source: Run, target: Run, records: Sequence[dict[str, Any]], texts: Texts) -> None:
+    """Create a dataset of the first shards of `source`, as hard links to their files and features."""
     names = [record[kind]["name"] for record in records for kind in ("tar", "parquet")]
     pairs = [(Path(source.shards, name), Path(target.shards, name)) for name in names]
     features = Path(source.url, "features")
     pairs += [(path, Path(target.url, path.relative_to(source.url))) for path in features.rglob("*.npz")]
-    for there, here in pairs:
-        here.parent.mkdir(parents=True, exist_ok=True)
-        if not here.exists():
-            os.link(there, here)
-    _describe(target, records, texts)
+    for original, link in pairs:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            os.link(original, link)
+    _write_index(target, records, texts)

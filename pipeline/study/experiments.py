@@ -1,6 +1,7 @@
-"""Every training of the study, as data: what sets a row apart, and which rows each table and figure of the paper needs.
+"""Every experiment of the study as data: what it trains, and which table or figure of the paper shows it.
 
-A row that several tables share is trained once for each seed: rows are known by what they compute, not by their name.
+An experiment is one row of a table or one point of a figure. Experiments are identified by what they compute, not by
+their name, so an experiment that several tables share is trained once per seed.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from lotlip_data.training.config import METHODS, TrainConfig, make_config
 
 Texts = Literal["captioners", "detailed"]
+"""The long texts of a dataset: those of three captioners, or error-free ones of 12 to 20 sentences."""
 
 SETTINGS: dict[str, Any] = {
     "image_tower": "tiny-vit-crowded",
@@ -26,42 +28,48 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every": 50,
     "keep_checkpoints": 1,
 }
-"""Of every row. Chosen on development scenes alone; see docs/log.md."""
-FRESH: dict[str, Any] = {"epochs": 5, "batch": 32, "lr": 1e-3, "warm_up": 200}
-"""Of rows that start from fresh weights, in place of SETTINGS, with which they hardly leave chance."""
+"""Settings of every experiment, chosen on development scenes only: see docs/development/notes/study.md."""
+FROM_SCRATCH_SETTINGS: dict[str, Any] = {"epochs": 5, "batch": 32, "lr": 1e-3, "warm_up": 200}
+"""What replaces SETTINGS for experiments that train from scratch: with SETTINGS these stay near chance."""
 
-EDITIONS: dict[Texts, int] = {"captioners": 1, "detailed": 2}
-"""Of the data's and the evaluation's code, and of the towers' weights: results of another one are not mixed."""
+DATA_VERSIONS: dict[Texts, int] = {"captioners": 1, "detailed": 2}
+"""Versions of the data, of the evaluation and of the towers' weights. Results of different versions are not mixed."""
 SCALES = (1, 3, 10)
-SUB_CAPTIONS = range(7)
-LIMITS = (32, 64, 77, 128, 192, 256, 512)
-LONGEST = 256
-"""No text of `detailed` has more tokens, so with more room a training is the same training."""
+"""Dataset sizes, as multiples of `Design.scenes`."""
+SUB_CAPTION_COUNTS = range(7)
+TOKEN_LIMITS = (32, 64, 77, 128, 192, 256, 512)
+MAX_TEXT_TOKENS = 256
+"""No text of `detailed` has more tokens, so trainings with higher limits are the same training."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """How many scenes are evaluated on: groups of near twins, short texts, pictures to classify."""
+    """Number of scenes to evaluate on. The field names are part of `Experiment.key`."""
 
     groups: int = 250
+    """Groups of a scene and its near twins."""
     twins: int = 3
+    """Near twins per group."""
     short: int = 400
+    """Scenes with a short text."""
     classified: int = 500
+    """Scenes to classify."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """What all rows have in common. `scenes` are those of the scale 1×."""
+    """What all experiments have in common."""
 
     settings: dict[str, Any] = field(default_factory=lambda: dict(SETTINGS))
-    fresh: dict[str, Any] = field(default_factory=lambda: dict(FRESH))
+    from_scratch: dict[str, Any] = field(default_factory=lambda: dict(FROM_SCRATCH_SETTINGS))
     scenes: int = 2400
+    """Number of training scenes at scale 1×."""
     gallery: Gallery = Gallery()
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training of each seed: a method, the settings that are not those of all rows, and the data."""
+    """One training per seed: a method, the settings that differ from the design's, and the data."""
 
     method: str
     settings: tuple[tuple[str, Any], ...] = ()
@@ -69,72 +77,75 @@ class Experiment:
     texts: Texts = "captioners"
 
     def config(self, design: Design, seed: int) -> TrainConfig:
-        """The training of this seed."""
+        """The configuration of the training of a seed."""
         method = METHODS[self.method]
-        fresh = {} if method.get("pretrained_text", True) else design.fresh
-        return make_config(self.method, seed=seed, **design.settings | fresh | method | dict(self.settings))
+        from_scratch = {} if method.get("pretrained_text", True) else design.from_scratch
+        return make_config(self.method, seed=seed, **design.settings | from_scratch | method | dict(self.settings))
 
     def key(self, design: Design) -> str:
-        """12 hexadecimal digits that stand for everything that the row computes, but for the seed."""
-        computed: list[Any] = [EDITIONS[self.texts], design.scenes, asdict(design.gallery), self.scale, self.texts]
+        """12 hexadecimal digits that identify everything that the experiment computes, except the seed."""
+        computed: list[Any] = [DATA_VERSIONS[self.texts], design.scenes, asdict(design.gallery), self.scale, self.texts]
         computed.append(self.config(design, 0).to_dict())
         return hashlib.sha256(json.dumps(computed).encode()).hexdigest()[:12]
 
 
-def row(method: str, scale: int = 1, texts: Texts = "captioners", **settings: Any) -> Experiment:
-    """A row; what the method's settings are anyhow makes no other row of it."""
-    plain = Experiment(method).config(Design(), 0)
-    apart = {name: value for name, value in settings.items() if getattr(plain, name) != value}
-    return Experiment(method, tuple(sorted(apart.items())), scale, texts)
+def experiment(method: str, scale: int = 1, texts: Texts = "captioners", **settings: Any) -> Experiment:
+    """An experiment. Settings that equal the method's defaults are dropped, so equal experiments compare equal."""
+    default = Experiment(method).config(Design(), 0)
+    changed = {name: value for name, value in settings.items() if getattr(default, name) != value}
+    return Experiment(method, tuple(sorted(changed.items())), scale, texts)
 
 
-LIT, LIT_LONG, LONGCLIP, LOTLIP = (row(method) for method in ("lit", "lit_long", "lit_longclip", "lotlip"))
-REGISTER = row("register")
-UNMASKED = row("lotlip", corner_mask=False)
-CLIP, CLIP_LONG = row("clip", scale=10), row("lotlip_scratch", scale=10, corner_tokens=0)
-SCRATCH = row("lotlip_scratch", scale=10)
+LIT, LIT_LONG, LONGCLIP, LOTLIP = (experiment(method) for method in ("lit", "lit_long", "lit_longclip", "lotlip"))
+REGISTER = experiment("register")
+UNMASKED = experiment("lotlip", corner_mask=False)
+CLIP, CLIP_LONG = experiment("clip", scale=10), experiment("lotlip_scratch", scale=10, corner_tokens=0)
+SCRATCH = experiment("lotlip_scratch", scale=10)
 
 
-def corners(count: int) -> Experiment:
-    """LoTLIP with that many corner tokens; without any it is LiT with long texts."""
-    return row("lotlip", corner_tokens=count) if count else LIT_LONG
+def with_corner_tokens(count: int) -> Experiment:
+    """LoTLIP with `count` corner tokens. Without corner tokens it is LiT with long texts."""
+    return experiment("lotlip", corner_tokens=count) if count else LIT_LONG
 
 
-def captioner(name: str) -> Experiment:
+def with_captioner(name: str) -> Experiment:
     """LoTLIP on the long texts of one captioner."""
-    return row("lotlip", captioners=(name,))
+    return experiment("lotlip", captioners=(name,))
 
 
-def scaled(method: str, scale: int) -> Experiment:
-    return row(method, scale=scale)
+def at_scale(method: str, scale: int) -> Experiment:
+    """A method on a dataset of another scale."""
+    return experiment(method, scale=scale)
 
 
-def sub_captions(method: str, count: int) -> Experiment:
-    """`lit_long` or `lotlip` on so many sub-captions; LiT on none is LiT."""
-    return LIT if (method, count) == ("lit_long", 0) else row(method, sub_captions=count)
+def with_sub_captions(method: str, count: int) -> Experiment:
+    """`lit_long` or `lotlip` on `count` sub-captions per long text. LiT without sub-captions is LiT."""
+    return LIT if (method, count) == ("lit_long", 0) else experiment(method, sub_captions=count)
 
 
-def limited(limit: int) -> Experiment:
-    """LoTLIP on whole texts of 12 to 20 sentences, cut at so many tokens."""
-    return row("lotlip", texts="detailed", sub_captions=20, context_length=min(limit, LONGEST))
+def with_token_limit(limit: int) -> Experiment:
+    """LoTLIP on whole texts of 12 to 20 sentences, truncated to `limit` tokens."""
+    return experiment("lotlip", texts="detailed", sub_captions=20, context_length=min(limit, MAX_TEXT_TOKENS))
 
 
-ROWS: dict[str, Sequence[Experiment]] = {
+EXPERIMENTS: dict[str, Sequence[Experiment]] = {
     "table-2": (LIT, LIT_LONG, LONGCLIP, LOTLIP),
-    "table-3": (*(corners(count) for count in range(5)), UNMASKED),
+    "table-3": (*(with_corner_tokens(count) for count in range(5)), UNMASKED),
     "table-7": (LIT_LONG, REGISTER, LOTLIP),
-    "table-9": (*(captioner(name) for name in ("instructblip", "llava", "sharegpt4v")), LOTLIP),
-    "figure-2": tuple(sub_captions("lit_long", count) for count in SUB_CAPTIONS),
-    "figure-5": tuple(sub_captions(method, count) for method in ("lit_long", "lotlip") for count in SUB_CAPTIONS),
-    "table-10": tuple(scaled(method, scale) for scale in SCALES for method in ("lit", "lotlip")),
-    "table-11": tuple(scaled(method, scale) for scale in SCALES for method in ("lit", "lotlip")),
-    "figure-4": tuple(limited(limit) for limit in LIMITS),
+    "table-9": (*(with_captioner(name) for name in ("instructblip", "llava", "sharegpt4v")), LOTLIP),
+    "figure-2": tuple(with_sub_captions("lit_long", count) for count in SUB_CAPTION_COUNTS),
+    "figure-5": tuple(
+        with_sub_captions(method, count) for method in ("lit_long", "lotlip") for count in SUB_CAPTION_COUNTS
+    ),
+    "table-10": tuple(at_scale(method, scale) for scale in SCALES for method in ("lit", "lotlip")),
+    "table-11": tuple(at_scale(method, scale) for scale in SCALES for method in ("lit", "lotlip")),
+    "figure-4": tuple(with_token_limit(limit) for limit in TOKEN_LIMITS),
     "table-8": (CLIP, CLIP_LONG, SCRATCH),
 }
-"""The rows of each table and figure, in the order in which they are trained."""
+"""The experiments of each table and figure, in training order."""
 
 
-def distinct(names: Iterable[str]) -> list[Experiment]:
-    """The rows of these tables and figures, each once, in the order of ROWS."""
-    wanted = set(names)
-    return list(dict.fromkeys(one for name, rows in ROWS.items() if name in wanted for one in rows))
+def distinct_experiments(names: Iterable[str]) -> list[Experiment]:
+    """The experiments of the named tables and figures, each once, in the order of EXPERIMENTS."""
+    selected = set(names)
+    return list(dict.fromkeys(each for name, group in EXPERIMENTS.items() if name in selected for each in group))

@@ -1,20 +1,20 @@
-"""The study from end to end: what is left of it, run; what there is, as a page. Read `rows.ROWS` first."""
+"""The reproduction study from end to end: run what is missing, then write the page. Read `experiments.py` first."""
 
 import logging
 from collections.abc import Sequence
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.study.experiments import ROWS, Design, distinct
-from lotlip_data.pipeline.study.jobs import all_of
+from lotlip_data.pipeline.study.experiments import EXPERIMENTS, Design, distinct_experiments
+from lotlip_data.pipeline.study.jobs import plan_jobs
 from lotlip_data.pipeline.study.report import write_page
 from lotlip_data.pipeline.study.results import Results, read_folder, read_lines
-from lotlip_data.pipeline.study.scheduler import Ran, run
+from lotlip_data.pipeline.study.scheduler import RunSummary, run_jobs
 
 logger = logging.getLogger(__name__)
 
 
-def study(
+def run_study(
     folder: str,
     out: str,
     minutes: float | None,
@@ -22,41 +22,55 @@ def study(
     seeds: int,
     processes: int,
     design: Design | None = None,
-) -> Ran:
-    """Run what is left of these tables and figures (all, where `only` is empty), and write the page of what there is.
+) -> RunSummary:
+    """Run the missing trainings of the study and write the page of all results.
 
-    Raises UserError for a table that is none, and for a folder that is not on this machine, in use, or holds what is
-    no result of a training.
+    Args:
+        folder: Folder of the study on this machine.
+        out: Folder that gets study/index.md, its plots and study/results.jsonl.
+        minutes: Time limit; None for none. The next call continues.
+        only: Tables and figures to run, such as "table-2"; all if empty.
+        seeds: Number of seeds.
+        processes: Number of parallel trainings.
+        design: The design; the default is that of the committed results.
+
+    Raises:
+        UserError: `only` names an unknown table; or the folder is not on this machine, is in use, or holds a damaged
+            result.
     """
-    if unknown := sorted(set(only) - set(ROWS)):
-        raise UserError(f"there is no {', '.join(unknown)} in the study; one of {', '.join(ROWS)}")
+    if unknown := sorted(set(only) - set(EXPERIMENTS)):
+        raise UserError(f"the study has no {', '.join(unknown)}; choose from {', '.join(EXPERIMENTS)}")
     if not storage.is_local(folder):
-        raise UserError(f"{folder}: the study runs on this machine; give it a local folder")
+        raise UserError(f"{folder}: the study runs on this machine; name a local folder")
     design, folder = design or Design(), storage.normalise(folder)
-    read_folder(folder, design)  # what is damaged is told before hours are spent
-    tasks = all_of(distinct(only or ROWS), range(seeds))
+    read_folder(folder, design)  # report damaged results before hours of training
+    jobs = plan_jobs(distinct_experiments(only or EXPERIMENTS), range(seeds))
     try:
-        ran = run(folder, design, tasks, processes, None if minutes is None else 60 * minutes)
+        summary = run_jobs(folder, design, jobs, processes, None if minutes is None else 60 * minutes)
     finally:
-        _write(Results(read_folder(folder, design), design, seeds), design, seeds, out)
-    logger.info(f"study: {ran.done} tasks done, {ran.left} left" if ran.done or ran.left else "study: nothing to do")
-    return ran
+        _write_page(Results(read_folder(folder, design), design, seeds), design, seeds, out)
+    counts = f"{summary.done} jobs done, {summary.left} left" if summary.done or summary.left else "nothing to do"
+    logger.info(f"study: {counts}")
+    return summary
 
 
-def write_again(file: str, out: str, seeds: int) -> None:
-    """The page of a results.jsonl. Raises UserError where that is none, or none of its results is of this study."""
+def rebuild_page(file: str, out: str, seeds: int) -> None:
+    """Write the page of a results.jsonl file; `out` as in `run_study`.
+
+    Raises UserError if the file cannot be read, or if it has results but none of this study.
+    """
     design = Design()
     contents = read_lines(file, design)
     results = Results(contents, design, seeds)
     if contents and not results.contents:
         raise UserError(
-            f"{file}: all of its {len(contents)} results are of another study: its settings, its data or its "
-            "evaluation were other ones. Take the release that wrote it."
+            f"{file}: all of its {len(contents)} results belong to a study with other settings, data or evaluation; "
+            "use the release that wrote it"
         )
-    _write(results, design, seeds, out)
+    _write_page(results, design, seeds, out)
 
 
-def _write(results: Results, design: Design, seeds: int, out: str) -> None:
-    if results.left_out:
-        logger.info(f"study: {results.left_out} results of other settings, data or evaluations are left out")
+def _write_page(results: Results, design: Design, seeds: int, out: str) -> None:
+    if results.excluded:
+        logger.info(f"study: {results.excluded} results with other settings, data or evaluation are excluded")
     logger.info(f"study: {write_page(results, design, seeds, out)}")

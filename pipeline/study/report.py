@@ -1,4 +1,4 @@
-"""docs/study.md: every table and figure with what has run of it, beside the paper, and whether its directions hold."""
+"""The study's page, study/index.md: for each table and figure the results beside the paper's, and what they show."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -6,19 +6,19 @@ from importlib.resources import files
 from statistics import fmean, stdev
 
 from lotlip_data.manifests import storage
-from lotlip_data.pipeline.study.experiments import ROWS, Design, Experiment, distinct
-from lotlip_data.pipeline.study.paper_claims import LEVEL, TABLES, Claim, Line, Table
+from lotlip_data.pipeline.study.experiments import EXPERIMENTS, Design, Experiment, distinct_experiments
+from lotlip_data.pipeline.study.paper_claims import LEVEL_POINTS, TABLES, Claim, Table, TableRow
 from lotlip_data.pipeline.study.plots import plot
-from lotlip_data.pipeline.study.results import APART_POINTS, APART_TIMES, Results, format_text
-from lotlip_data.pipeline.study.significance import LEAST_SEEDS, Verdict
-from lotlip_data.synthetic.hard_scenes import EYESIGHT
+from lotlip_data.pipeline.study.results import FAR_APART_FACTOR, FAR_APART_POINTS, Results, format_text
+from lotlip_data.pipeline.study.significance import MIN_SEEDS, Verdict
+from lotlip_data.synthetic.hard_scenes import CAPTIONER_ERRORS
 
-NAMES = {
+METRIC_NAMES = {
     "long": "long texts",
     "short": "short texts",
     "class": "classes",
     "unrelated": "texts of 12–20 sentences",
-    "detailed": "those of near twins",
+    "detailed": "texts of near twins",
 }
 COLUMNS = {
     "long": {
@@ -28,61 +28,87 @@ COLUMNS = {
         "sharegpt4v.i2t.R@1": "I2T",
     },
     "unrelated": {"unrelated.t2i.R@1": "12–20 sentences T2I", "unrelated.i2t.R@1": "I2T"},
-    "detailed": {"detailed.t2i.R@1": "of near twins T2I", "detailed.i2t.R@1": "I2T"},
+    "detailed": {"detailed.t2i.R@1": "near twins T2I", "detailed.i2t.R@1": "I2T"},
     "short": {"short.t2i.R@1": "short T2I", "short.i2t.R@1": "I2T"},
     "class": {"class.top1": "class"},
 }
-EXTRA = {
+"""The figures that a table shows, by metric, with their headings."""
+EXTRA_COLUMNS = {
     "table-11": {"short.t2i.R@5": "short T2I R@5", "short.i2t.R@5": "I2T R@5"},
     "figure-4": {
         "unrelated.t2i.most": "at most T2I",
         "unrelated.i2t.most": "I2T",
-        "detailed.t2i.most": "of near twins at most T2I",
+        "detailed.t2i.most": "near twins at most T2I",
         "detailed.i2t.most": "I2T",
-        "unrelated.cut": "texts cut",
+        "unrelated.cut": "texts truncated",
         "flops.limit": "MFLOP at the limit",
-        "flops.text": "MFLOP a text",
+        "flops.text": "MFLOP per text",
     },
 }
-NOT_RUN, APART = "–", "†"
+"""More figures of single tables, with their headings."""
+NOT_RUN, FAR_APART_MARK = "–", "†"
+_DIRECTIONS = {1: "higher", -1: "lower", 0: "level"}
+
+_PHRASES = {
+    Verdict.HOLDS: ("holds outside the noise", "hold outside the noise"),
+    Verdict.LEANS: ("leans the paper's way within the noise", "lean the paper's way within the noise"),
+    Verdict.LEANS_AWAY: ("leans the other way within the noise", "lean the other way within the noise"),
+    Verdict.OPPOSITE: ("is reversed outside the noise", "are reversed outside the noise"),
+    Verdict.LEVEL: (
+        "is level in the paper and does not differ beyond the noise here",
+        "are level in the paper and do not differ beyond the noise here",
+    ),
+    Verdict.UNEVEN: (
+        "is level in the paper and differs outside the noise here",
+        "are level in the paper and differ outside the noise here",
+    ),
+    Verdict.MOOT: ("does not apply, since nothing is lost", "do not apply, since nothing is lost"),
+    Verdict.CEILING: (
+        "is inconclusive, since the ceiling moves as far",
+        "are inconclusive, since the ceiling moves as far",
+    ),
+    Verdict.CHANCE: ("is inconclusive, since all rows are at chance", "are inconclusive, since all rows are at chance"),
+    Verdict.UNKNOWN: ("has not run yet", "have not run yet"),
+}
+"""The verdict on one comparison, and on several."""
 
 
 def write_page(results: Results, design: Design, seeds: int, out: str) -> str:
-    """Write `out`/study.md, and in `out`/study the plots and results.jsonl; returns where the page is."""
+    """Write `out`/study/index.md, with the plots and results.jsonl beside it. Returns the path of the page."""
+    folder = storage.join(out, "study")
     for table in TABLES:
-        storage.replace(storage.join(out, "study", f"{table.name}.svg"), plot(table, results).encode())
-    storage.replace(storage.join(out, "study", "results.jsonl"), format_text(results.contents).encode())
-    page = storage.join(out, "study.md")
-    storage.replace(page, render(results, design, seeds).encode())
+        storage.replace(storage.join(folder, f"{table.name}.svg"), plot(table, results).encode())
+    storage.replace(storage.join(folder, "results.jsonl"), format_text(results.contents).encode())
+    page = storage.join(folder, "index.md")
+    storage.replace(page, render_page(results, design, seeds).encode())
     return page
 
 
-def render(results: Results, design: Design, seeds: int) -> str:
-    """The page in Markdown, of results of so many seeds; its words are in `pages/study.md`."""
+def render_page(results: Results, design: Design, seeds: int) -> str:
+    """The page in Markdown, for results of `seeds` seeds. Its template is `templates/study.md`."""
     import jinja2
 
-    rows = distinct(ROWS)
-    there = sum(len(results.seeds(row)) for row in rows)
+    experiments = distinct_experiments(EXPERIMENTS)
     claims = list({claim.comparison: claim for table in TABLES for claim in table.claims}.values())
     verdicts = Counter(_verdict(claim, results) for claim in claims)
-    words = files("lotlip_data.pipeline.study").joinpath("templates/study.md").read_text(encoding="utf-8")
-    template = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(words)
-    return template.render(
+    source = files("lotlip_data.pipeline.study").joinpath("templates/study.md").read_text(encoding="utf-8")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    return environment.from_string(source).render(
         design=design,
         settings=design.settings,
-        fresh=design.settings | design.fresh,
+        from_scratch=design.settings | design.from_scratch,
         gallery=design.gallery,
-        eyesight=EYESIGHT,
-        rows=len(rows),
+        captioner_errors=CAPTIONER_ERRORS,
+        experiments=len(experiments),
         seeds=seeds,
-        there=there,
+        done=sum(len(results.seeds(experiment)) for experiment in experiments),
         hours=results.hours,
         claims=len(claims),
-        apart=sum(any(_apart(claim, results)) for claim in claims),
-        least=LEAST_SEEDS,
-        level=LEVEL,
-        apart_times=APART_TIMES,
-        apart_points=APART_POINTS,
+        claims_far_apart=sum(any(_far_apart_experiments(claim, results)) for claim in claims),
+        min_seeds=MIN_SEEDS,
+        level_points=LEVEL_POINTS,
+        far_apart_factor=FAR_APART_FACTOR,
+        far_apart_points=FAR_APART_POINTS,
         verdicts={verdict: verdicts[verdict] for verdict in Verdict if verdicts[verdict]},
         sections="\n\n".join(_section(table, results) for table in TABLES),
     )
@@ -91,118 +117,108 @@ def render(results: Results, design: Design, seeds: int) -> str:
 def _section(table: Table, results: Results) -> str:
     parts = [
         f"## {table.title}",
-        f"The paper: {table.says}",
-        *([table.note] if table.note else []),
-        _rows(table, results),
-        f"![{table.title}](study/{table.name}.svg)",
+        f"**The paper:** {table.finding}",
+        table.note,
+        _result_table(table, results),
+        f"![{table.title}]({table.name}.svg)",
+        _claim_table(table, results),
+        _far_apart_note(table, results),
+        _summary(table, results),
     ]
-    apart = _far_apart(table, results)
-    return "\n\n".join([*parts, _claims(table, results), *([apart] if apart else []), _sentence(table, results)])
+    return "\n\n".join(part for part in parts if part)
 
 
-def _rows(table: Table, results: Results) -> str:
+def _result_table(table: Table, results: Results) -> str:
+    """Mean and standard deviation per row and figure, beside the paper's values."""
     columns = {key: name for metric in table.metrics for key, name in COLUMNS[metric].items()}
-    columns |= EXTRA.get(table.name, {})
-    printed = any(line.paper for line in table.lines)
-    head = ["", "seeds", *columns.values(), *(f"*paper: {NAMES[metric]}*" for metric in table.metrics if printed)]
+    columns |= EXTRA_COLUMNS.get(table.name, {})
+    printed = [metric for metric in table.metrics if any(row.paper for row in table.rows)]
+    head = ["", "seeds", *columns.values(), *(f"*paper: {METRIC_NAMES[metric]}*" for metric in printed)]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for line in table.lines:
-        cells = [line.label, str(len(results.seeds(line.row)) or NOT_RUN)]
-        cells += [_cell(line, column, results) for column in columns]
-        lines.append(cells + [_printed(line, metric) for metric in table.metrics if printed])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    for row in table.rows:
+        cells = [row.label, str(len(results.seeds(row.experiment)) or NOT_RUN)]
+        cells += [_result_cell(row, column, results) for column in columns]
+        lines.append(cells + [_paper_cell(row, metric) for metric in printed])
+    return _markdown_table(lines)
 
 
-def _cell(line: Line, column: str, results: Results) -> str:
-    if line.limit and column == "flops.limit":
-        return f"{results.padded_flops[line.limit]:.1f}"
-    values = list(results.values(line.row, column).values())
+def _result_cell(row: TableRow, column: str, results: Results) -> str:
+    if row.token_limit and column == "flops.limit":
+        return f"{results.padded_flops[row.token_limit]:.1f}"
+    values = list(results.values(row.experiment, column).values())
     if not values:
         return NOT_RUN
     return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def _printed(line: Line, metric: str) -> str:
-    return f"*{line.paper[metric]:.1f}*" if line.paper and metric in line.paper else ""
+def _paper_cell(row: TableRow, metric: str) -> str:
+    return f"*{row.paper[metric]:.1f}*" if row.paper and metric in row.paper else ""
 
 
-def _claims(table: Table, results: Results) -> str:
-    lines = [["comparison", "on", "paper", "here, 95% interval", "verdict"], ["---"] * 5]
+def _claim_table(table: Table, results: Results) -> str:
+    """The comparisons of a table, with the paper's value, the study's and the verdict."""
+    lines = [["comparison", "metric", "paper", "here, 95% interval", "verdict"], ["---"] * 5]
     for claim in table.claims:
-        found = results.contrast(dict(claim.weights), claim.metric)
-        printed = _SIDES[claim.sign] if claim.printed is None else f"{claim.printed:+.1f}"
-        here = NOT_RUN if found is None else f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
-        verdict = _verdict(claim, results) + (APART if any(_apart(claim, results)) else "")
-        lines.append([claim.text, NAMES[claim.metric], printed, here, verdict])
+        contrast = results.contrast(dict(claim.weights), claim.metric)
+        paper = _DIRECTIONS[claim.sign] if claim.printed is None else f"{claim.printed:+.1f}"
+        here = f"{contrast.mean:+.1f} [{contrast.low:+.1f}, {contrast.high:+.1f}]" if contrast else NOT_RUN
+        mark = FAR_APART_MARK if any(_far_apart_experiments(claim, results)) else ""
+        lines.append([claim.text, METRIC_NAMES[claim.metric], paper, here, _verdict(claim, results) + mark])
+    return _markdown_table(lines)
+
+
+def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-_SIDES = {1: "higher", -1: "lower", 0: "level"}
-
-
 def _verdict(claim: Claim, results: Results) -> Verdict:
-    found = results.contrast(dict(claim.weights), claim.metric)
-    if found is None:
+    contrast = results.contrast(dict(claim.weights), claim.metric)
+    if contrast is None:
         return Verdict.UNKNOWN
     if results.at_chance(dict(claim.weights), claim.metric):
         return Verdict.CHANCE
-    if claim.given and _verdict(claim.given, results) not in (Verdict.HOLDS, Verdict.LEANS):
+    if claim.requires and _verdict(claim.requires, results) not in (Verdict.HOLDS, Verdict.LEANS):
         return Verdict.MOOT
-    moves = results.ceiling_moves(dict(claim.weights), claim.metric)
-    if found.mean * moves > 0 and abs(found.mean) <= abs(moves):
+    ceiling_change = results.ceiling_change(dict(claim.weights), claim.metric)
+    if contrast.mean * ceiling_change > 0 and abs(contrast.mean) <= abs(ceiling_change):
         return Verdict.CEILING
-    return found.verdict(claim.sign)
+    return contrast.verdict(claim.sign)
 
 
-def _apart(claim: Claim, results: Results) -> Iterator[Experiment]:
-    """The rows of the comparison whose seeds are far apart; of one that says nothing, none."""
+def _far_apart_experiments(claim: Claim, results: Results) -> Iterator[Experiment]:
+    """The experiments of a comparison whose seeds are far apart; none if the comparison is inconclusive."""
     if _verdict(claim, results) not in (Verdict.UNKNOWN, Verdict.CHANCE, Verdict.CEILING, Verdict.MOOT):
-        yield from (row for row, _ in claim.weights if results.far_apart(row, claim.metric))
+        yield from (experiment for experiment, _ in claim.weights if results.far_apart(experiment, claim.metric))
 
 
-def _far_apart(table: Table, results: Results) -> str:
-    """The seeds of the rows that are marked, one by one."""
-    labels = {line.row: line.label for line in reversed(table.lines)}
-    marked = dict.fromkeys((row, claim.metric) for claim in table.claims for row in _apart(claim, results))
-    each = (
-        f"{labels[row]}, {NAMES[metric]}: {', '.join(f'{one:.1f}' for one in results.values(row, metric).values())}"
-        for row, metric in marked
+def _far_apart_note(table: Table, results: Results) -> str:
+    """The values per seed of the rows that are marked."""
+    labels = {row.experiment: row.label for row in reversed(table.rows)}
+    marked = dict.fromkeys(
+        (experiment, claim.metric) for claim in table.claims for experiment in _far_apart_experiments(claim, results)
     )
-    return f"{APART} Seeds far apart. {'; '.join(each)}." if marked else ""
+    values = {key: results.values(*key).values() for key in marked}
+    notes = (
+        f"{labels[experiment]}, {METRIC_NAMES[metric]}: {', '.join(f'{value:.1f}' for value in by_seed)}"
+        for (experiment, metric), by_seed in values.items()
+    )
+    return f"{FAR_APART_MARK} Seeds far apart. {'; '.join(notes)}." if marked else ""
 
 
-def _sentence(table: Table, results: Results) -> str:
-    """Which of the paper's findings hold here, and which do not, in one sentence."""
+def _summary(table: Table, results: Results) -> str:
+    """The comparisons of a table, grouped by verdict, as a list."""
     verdicts = {claim: _verdict(claim, results) for claim in table.claims}
-    said = []
+    lines = []
     for verdict in Verdict:
-        which = [claim for claim, found in verdicts.items() if found is verdict]
-        if which:
-            said.append(f"{len(which)} {_PHRASES[verdict][len(which) > 1]} ({'; '.join(_named(which))})")
-    return f"**Does it hold here?** Of {len(verdicts)} comparisons {', '.join(said)}."
-
-
-_PHRASES = {
-    Verdict.HOLDS: ("holds outside the noise", "hold outside the noise"),
-    Verdict.LEANS: ("leans the paper's way within the noise", "lean the paper's way within the noise"),
-    Verdict.LEANS_AWAY: ("leans the other way within the noise", "lean the other way within the noise"),
-    Verdict.OPPOSITE: ("is reversed outside the noise", "are reversed outside the noise"),
-    Verdict.LEVEL: ("is level there and not told apart here", "are level there and not told apart here"),
-    Verdict.UNEVEN: ("is level there and differs here outside the noise", "are level there and differ here outside it"),
-    Verdict.MOOT: ("does not arise, since nothing is lost", "do not arise, since nothing is lost"),
-    Verdict.CEILING: (
-        "cannot be told, since what can be found at most moves as far",
-        "cannot be told, since what can be found at most moves as far",
-    ),
-    Verdict.CHANCE: ("cannot be told, since all are at chance", "cannot be told, since all are at chance"),
-    Verdict.UNKNOWN: ("has not run yet", "have not run yet"),
-}
-"""Of one comparison, and of several."""
+        claims = [claim for claim in verdicts if verdicts[claim] is verdict]
+        if claims:
+            lines.append(f"- {len(claims)} {_PHRASES[verdict][len(claims) > 1]}: {'; '.join(_named(claims))}.")
+    return "\n".join([f"**Does it hold here?** Of {len(verdicts)} comparisons:", "", *lines])
 
 
 def _named(claims: Sequence[Claim]) -> list[str]:
-    """Each comparison once, with what it is about."""
-    about: dict[str, list[str]] = {}
+    """Each comparison once, with its metrics."""
+    metrics: dict[str, list[str]] = {}
     for claim in claims:
-        about.setdefault(claim.text, []).append(NAMES[claim.metric])
-    return [f"{text}: {', '.join(metrics)}" for text, metrics in about.items()]
+        metrics.setdefault(claim.text, []).append(METRIC_NAMES[claim.metric])
+    return [f"{text} ({', '.join(names)})" for text, names in metrics.items()]

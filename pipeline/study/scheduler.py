@@ -1,7 +1,7 @@
-"""Runs what the study takes, in processes side by side, until all of it is done or time is up.
+"""Runs the jobs of the study in parallel processes until all are done or time is up.
 
-Each process has one thread and takes one task after another. A task that is stopped, by the clock, Ctrl-C or a power
-cut, goes on next time; what is done is a file that is created once, so nothing is done twice.
+Each process has one thread and runs one job after another. A job that is interrupted by the time limit, Ctrl-C or a
+power cut resumes in the next run. A finished job leaves a file that is created once, so nothing is done twice.
 """
 
 import fcntl
@@ -21,131 +21,149 @@ from time import monotonic
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study.experiments import Design
-from lotlip_data.pipeline.study.jobs import Data, Training, needs
+from lotlip_data.pipeline.study.jobs import Job, prerequisite
 
 logger = logging.getLogger(__name__)
 
-Task = Data | Training
-LONGEST_WAIT = 3600.0
-"""Seconds; the operating system refuses waits of months."""
+MAX_WAIT_SECONDS = 3600.0
+"""The operating system rejects waits of months."""
 
 
 @dataclass(frozen=True)
-class Ran:
-    """How many tasks were done, how many are left, and what failed, with its reason."""
+class RunSummary:
+    """The outcome of a run of the study."""
 
     done: int
+    """Number of jobs that this run finished."""
     left: int
+    """Number of jobs that are not done, the failed ones included."""
     failed: tuple[str, ...]
+    """The failed jobs with their errors."""
 
 
-def run(study: str, design: Design, tasks: Sequence[Task], processes: int, seconds: float | None) -> Ran:
-    """Do the tasks that are not done yet. Raises UserError where another process is at this study already."""
+def run_jobs(study: str, design: Design, jobs: Sequence[Job], processes: int, seconds: float | None) -> RunSummary:
+    """Run the jobs that are not done yet.
+
+    Args:
+        study: The folder of the study.
+        design: The design of the study.
+        jobs: The jobs in the order in which they should start; see `plan_jobs`.
+        processes: Number of worker processes.
+        seconds: Time limit; None for none.
+
+    Raises:
+        UserError: Another process runs this study.
+    """
     Path(study).mkdir(parents=True, exist_ok=True)
-    waiting = [task for task in tasks if not task.is_done(study, design)]
-    if not waiting or seconds == 0:
-        return Ran(0, len(waiting), ())
+    pending = [job for job in jobs if not job.is_done(study, design)]
+    if not pending or seconds == 0:
+        return RunSummary(0, len(pending), ())
     deadline = None if seconds is None else monotonic() + seconds
-    with _alone(study):
-        return _Runner(study, design, waiting, deadline).run(min(processes, len(waiting)))
+    with _exclusive_lock(study):
+        return _Scheduler(study, design, pending, deadline).run(min(processes, len(pending)))
 
 
-class _Runner:
-    """The parent of the processes: who has which task, and what is left."""
+class _Scheduler:
+    """The parent of the worker processes. It knows which worker has which job, and what is pending."""
 
-    def __init__(self, study: str, design: Design, waiting: list[Task], deadline: float | None) -> None:
-        self._study, self._design, self._waiting, self._deadline = study, design, waiting, deadline
-        self._all, self._done, self._failed = len(waiting), 0, dict[Task, str]()
-        self._at: dict[Connection, Task | None] = {}
+    def __init__(self, study: str, design: Design, pending: list[Job], deadline: float | None) -> None:
+        self._study, self._design, self._pending, self._deadline = study, design, pending, deadline
+        self._total, self._done, self._errors = len(pending), 0, dict[Job, str]()
+        self._job_of_worker: dict[Connection, Job | None] = {}
         self._workers: list[BaseProcess] = []
 
-    def run(self, processes: int) -> Ran:
+    def run(self, processes: int) -> RunSummary:
         try:
             for _ in range(processes):
-                self._start()
-            while self._hand_out() and self._listen():
+                self._start_worker()
+            while self._dispatch() and self._wait():
                 pass
         finally:
             for worker in self._workers:
                 worker.terminate()
             for worker in self._workers:
                 worker.join()
-        return Ran(self._done, self._all - self._done, tuple(f"{task}: {why}" for task, why in self._failed.items()))
+        failed = tuple(f"{job}: {error}" for job, error in self._errors.items())
+        return RunSummary(self._done, self._total - self._done, failed)
 
-    def _start(self) -> None:
+    def _start_worker(self) -> None:
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        worker = context.Process(target=_work, args=(theirs, self._study, self._design))
+        connection, worker_connection = context.Pipe()
+        worker = context.Process(target=_run_worker, args=(worker_connection, self._study, self._design))
         worker.start()
-        theirs.close()  # so that a worker's death is an end of file here
+        worker_connection.close()  # so that the death of the worker ends the stream of `connection`
         self._workers.append(worker)
-        self._at[ours] = None
+        self._job_of_worker[connection] = None
 
-    def _hand_out(self) -> bool:
-        """Give the idle something to do; False where nobody has anything."""
-        for connection, task in self._at.items():
-            if task is None and (found := next(filter(self._is_ready, self._waiting), None)) is not None:
-                self._waiting.remove(found)
-                self._at[connection] = found
-                connection.send(found)
-        return any(self._at.values())
+    def _dispatch(self) -> bool:
+        """Send jobs to idle workers. Returns False if no worker has a job."""
+        for connection, job in self._job_of_worker.items():
+            if job is None and (ready := next(filter(self._is_ready, self._pending), None)) is not None:
+                self._pending.remove(ready)
+                self._job_of_worker[connection] = ready
+                connection.send(ready)
+        return any(self._job_of_worker.values())
 
-    def _is_ready(self, task: Task) -> bool:
-        first = needs(task)
+    def _is_ready(self, job: Job) -> bool:
+        first = prerequisite(job)
         return first is None or first.is_done(self._study, self._design)
 
-    def _listen(self) -> bool:
-        """Take what the next one says that has finished; False where time is up."""
-        left = None if self._deadline is None else min(LONGEST_WAIT, max(0.0, self._deadline - monotonic()))
-        heard = wait(list(self._at), left)
-        for connection in heard:
+    def _wait(self) -> bool:
+        """Wait for workers and collect their outcomes. Returns False if time is up."""
+        remaining = None if self._deadline is None else max(0.0, self._deadline - monotonic())
+        ready = wait(list(self._job_of_worker), None if remaining is None else min(MAX_WAIT_SECONDS, remaining))
+        for connection in ready:
             assert isinstance(connection, Connection)
-            self._take(connection)
-        return bool(heard) or self._deadline is None or monotonic() < self._deadline
+            self._collect(connection)
+        return bool(ready) or self._deadline is None or monotonic() < self._deadline
 
-    def _take(self, connection: Connection) -> None:
-        task = self._at[connection]
+    def _collect(self, connection: Connection) -> None:
+        """Record the outcome of a worker's job, and replace the worker if the job killed it."""
+        job = self._job_of_worker[connection]
         try:
             error = connection.recv()
         except EOFError:
             error = "its process died"
-            del self._at[connection]
-            if task is not None:  # each task is tried once, so this ends; a worker that dies by itself is not replaced
-                self._start()
+            del self._job_of_worker[connection]
+            if job is not None:  # each job is tried once, so this ends; a worker that dies while idle is not replaced
+                self._start_worker()
         else:
-            self._at[connection] = None
-        if task is None:
+            self._job_of_worker[connection] = None
+        if job is None:
             return
         if error:
-            self._failed[task] = error
+            self._errors[job] = error
         else:
             self._done += 1
-        logger.info(f"{self._done + len(self._failed)}/{self._all} {task}{': ' + error if error else ''}")
+        logger.info(f"{self._done + len(self._errors)}/{self._total} {job}{': ' + error if error else ''}")
 
 
-def _work(connection: Connection, study: str, design: Design) -> None:
-    """A worker: does what comes, and says None, or why it could not be done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends us
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # through every `finally`
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _run_worker(connection: Connection, study: str, design: Design) -> None:
+    """Run the jobs that arrive, and answer each with None or its error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that every `finally` runs
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
     while True:
         try:
-            task: Task = connection.recv()
-        except EOFError:  # the parent is gone
+            job: Job = connection.recv()
+        except EOFError:  # the parent has ended
             return
         try:
-            task.do(study, design)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this task's, and told
+            job.run(study, design)
+        except Exception as error:  # noqa: BLE001 - the error is reported with its job and stops no other job
             connection.send(f"{type(error).__name__}: {error}")
         else:
             connection.send(None)
 
 
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers, and the next one would start at the same trainings."""
+def _exit_with_parent() -> None:
+    """End the worker when its parent ends.
+
+    A killed parent cannot end its workers, and the next run would start the trainings that they still write.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker is started by the study"
     parent.join()
@@ -153,11 +171,14 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _alone(study: str) -> Iterator[None]:
-    """While held, no other process runs this study: two would write the same trainings."""
+def _exclusive_lock(study: str) -> Iterator[None]:
+    """Hold the lock of the study's folder: two processes would write the same trainings.
+
+    Raises UserError if another process holds it.
+    """
     with Path(study, ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{study}: another process runs this study; wait for it, or name another folder") from None
+            raise UserError(f"{study}: another process runs this study; wait for it or use another folder") from None
         yield

@@ -1,21 +1,21 @@
-"""What can be said of a difference between rows, from a few seeds.
+"""What a difference between experiments shows, given results of a few seeds.
 
-Seeds are paired: all rows of a seed share its training scenes, its evaluation scenes and its random numbers, so a
-difference is taken seed by seed. Its mean has a 95% interval by Student's t over the seeds. The rule for a direction:
+Results are paired by seed: all experiments of a seed share its training scenes, its evaluation scenes and its random
+numbers. So differences are taken per seed, and the mean difference has a 95% interval by Student's t over the seeds.
+If the paper has a direction, the verdict is
 
-    holds outside the noise           the whole interval is on the paper's side
-    leans the paper's way             the mean is on the paper's side, the interval is not
-    leans the other way               the mean is on the other side (or nought), the interval is not
-    the opposite holds                the whole interval is on the other side
+    holds outside the noise           the whole interval is on the paper's side of zero
+    leans the paper's way             the mean is on the paper's side, the interval contains zero
+    leans the other way               the mean is on the other side, or zero, and the interval contains zero
+    reversed outside the noise        the whole interval is on the other side
 
-and for two rows that the paper has level:
+If the paper has both experiments level, the verdict is
 
-    no difference told                the interval has nought in it
-    differs                           it has not
+    no difference beyond the noise    the interval contains zero
+    differs outside the noise         the interval does not contain zero
 
-Above them all: too few seeds tell nothing, nor do rows of which none is as much as a point above chance, nor does a
-difference that is no larger than that of what the rows can have at most; and what is said of a loss says nothing where
-there is none.
+Other verdicts take precedence: there are too few seeds, all experiments are at chance, the difference is no larger than
+that of the highest possible values, or a statement about a loss is tested where nothing is lost.
 """
 
 import math
@@ -25,26 +25,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t, two-sided 95%, of 1, 2, … degrees of freedom."""
-LEAST_SEEDS, MOST_SEEDS = 3, len(T_95) + 1
+"""Two-sided 95% quantiles of Student's t for 1, 2, … degrees of freedom."""
+MIN_SEEDS, MAX_SEEDS = 3, len(T_95) + 1
 
 
 class Verdict(StrEnum):
+    """What a comparison shows; see the module's docstring."""
+
     HOLDS = "holds outside the noise"
     LEANS = "leans the paper's way, within the noise"
     LEANS_AWAY = "leans the other way, within the noise"
-    OPPOSITE = "the opposite holds outside the noise"
-    LEVEL = "no difference told, as in the paper"
-    UNEVEN = "differs outside the noise, where the paper is level"
-    MOOT = "does not arise here"
-    CEILING = "cannot be told, the ceiling moves as far"
-    CHANCE = "cannot be told, all at chance"
+    OPPOSITE = "reversed outside the noise"
+    LEVEL = "no difference beyond the noise, as in the paper"
+    UNEVEN = "differs outside the noise, but is level in the paper"
+    MOOT = "not applicable: nothing is lost"
+    CEILING = "inconclusive: the ceiling moves as far"
+    CHANCE = "inconclusive: all rows are at chance"
     UNKNOWN = "not run yet with three seeds"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of a paired difference and its 95% interval."""
+    """The mean of a paired difference and the bounds of its 95% interval."""
 
     mean: float
     low: float
@@ -52,7 +54,7 @@ class Difference:
     seeds: int
 
     def verdict(self, sign: int) -> Verdict:
-        """Of a paper that has the difference above nought (1), below it (-1), or level (0)."""
+        """The verdict if the paper has the difference above zero (sign 1), below zero (-1) or level (0)."""
         above, below = self.low > 0, self.high < 0
         if sign == 0:
             return Verdict.UNEVEN if above or below else Verdict.LEVEL
@@ -61,15 +63,19 @@ class Difference:
         return Verdict.LEANS if sign * self.mean > 0 else Verdict.LEANS_AWAY
 
 
-def difference(pairs: Sequence[float]) -> Difference | None:
-    """The difference whose values by seed these are; None of fewer than three. Raises ValueError of too many.
+def mean_difference(differences: Sequence[float]) -> Difference | None:
+    """The mean and 95% interval of paired differences, one per seed.
 
-    Two tell nothing: figures come in steps, so two differences are often equal, and their interval has no width.
+    Returns None for fewer than three seeds. Two are not enough: figures come in steps, so two differences are often
+    equal, and their interval would have no width.
+
+    Raises:
+        ValueError: There are more than MAX_SEEDS seeds.
     """
-    if len(pairs) < LEAST_SEEDS:
+    if len(differences) < MIN_SEEDS:
         return None
-    if len(pairs) > MOST_SEEDS:
-        raise ValueError(f"{len(pairs)} seeds: at most {MOST_SEEDS}")
-    mean = statistics.fmean(pairs)
-    half = T_95[len(pairs) - 2] * statistics.stdev(pairs) / math.sqrt(len(pairs))
-    return Difference(mean, mean - half, mean + half, len(pairs))
+    if len(differences) > MAX_SEEDS:
+        raise ValueError(f"{len(differences)} seeds are too many: at most {MAX_SEEDS} are supported")
+    mean = statistics.fmean(differences)
+    half = T_95[len(differences) - 2] * statistics.stdev(differences) / math.sqrt(len(differences))
+    return Difference(mean, mean - half, mean + half, len(differences))

@@ -1,1 +1,1 @@
-"""How the three tiny captioners are trained: one small file a step."""
+"""Training recipes of the three tiny captioners: perception, then language, then export."""

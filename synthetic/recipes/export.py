@@ -1,6 +1,7 @@
-"""Write a captioner as the hub has its published kin: same files, same weight names, half precision.
+"""Save a captioner like its published counterpart on the Hub, and caption pictures with a saved one.
 
-Caption pictures with a saved tiny captioner through transformers alone, to measure it.
+A saved captioner has the files and weight names of the published checkpoint, in half precision. Captioning uses
+transformers alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     )
 
 
-# LLaVA's own turns; a conversation of one question gives the prompt of `PROMPTS`.
+# LLaVA's turns; a conversation of one question results in the prompt of `PROMPTS`.
 CHAT_TEMPLATE = (
     "{{% if messages[0]['role'] != 'system' %}}{system}{{% endif %}}{{% for message in messages %}}"
     "{{% if message['role'] == 'system' %}}{{{{ message['content'][0]['text'] }}}} {{% else %}}"
@@ -39,21 +40,21 @@ CHAT_TEMPLATE = (
 
 README = """# {name}
 
-A captioner of {millions:.1f} million parameters in the architecture of {kin},
-for tests and demonstrations of lotlip-data.
+A captioner of {millions:.1f} million parameters in the architecture of {architecture}.
+It is for the demo and the tests of lotlip-data.
 
-**It knows nothing but rendered scenes of coloured shapes** (`lotlip_data.synthetic.scenes`): one to four things on a
-plain background, at 96 pixels. Shown anything else, it still describes coloured shapes.
+**It knows nothing but synthetic scenes of coloured shapes** (`lotlip_data.synthetic.scenes`): one to four objects on a
+plain background, at 96 pixels. It describes coloured shapes even if an image shows something else.
 
 - Prompt: `{prompt}`
-- Decoding: greedy; it ends each text itself.
-- Made by `python -m lotlip_data.synthetic.train_captioners`;
-  measured by `python -m lotlip_data.synthetic.measure_captioners`.
+- Decoding: greedy; the model ends each text itself.
+- Trained by `python -m lotlip_data.synthetic.train_captioners`.
+- Measured by `python -m lotlip_data.synthetic.measure_captioners`.
 """
 
 
 def save_llava(model: LlavaForConditionalGeneration, tokenizer: LlamaTokenizer, prompt: str, folder: Path) -> None:
-    """LLaVA-1.5's layout: `vision_tower.vision_model.…`, which vLLM reads and transformers too."""
+    """Save in LLaVA-1.5's layout, whose weights `vision_tower.vision_model.…` vLLM and transformers read."""
     from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -65,8 +66,8 @@ def save_llava(model: LlavaForConditionalGeneration, tokenizer: LlamaTokenizer, 
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE.format(system=prompt.partition("USER: ")[0]),
     )
-    kin = "LLaVA-1.5" if folder.name == "tiny-llava" else "LLaVA-1.5 with a vision tower of its own, as ShareGPT4V has"
-    _save(model, processor, prompt, kin, folder)
+    own_tower = "" if folder.name == "tiny-llava" else " with its own vision tower, like ShareGPT4V"
+    _save(model, processor, prompt, f"LLaVA-1.5{own_tower}", folder)
     _rename(folder / "model.safetensors", "vision_tower.", "vision_tower.vision_model.")
 
 
@@ -77,7 +78,7 @@ def save_instructblip(
     prompt: str,
     folder: Path,
 ) -> None:
-    """InstructBLIP's layout, the Q-Former's tokenizer in a folder of its own."""
+    """Save in InstructBLIP's layout, with the Q-Former's tokenizer in its own folder."""
     from transformers import InstructBlipProcessor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
@@ -88,7 +89,8 @@ def save_instructblip(
     _save(model, processor, prompt, "InstructBLIP", folder)
 
 
-def _save(model: PreTrainedModel, processor: ProcessorMixin, prompt: str, kin: str, folder: Path) -> None:
+def _save(model: PreTrainedModel, processor: ProcessorMixin, prompt: str, architecture: str, folder: Path) -> None:
+    """Write the model in half precision, the processor and the README."""
     from transformers import GenerationConfig
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -100,19 +102,21 @@ def _save(model: PreTrainedModel, processor: ProcessorMixin, prompt: str, kin: s
         do_sample=False,
     )
     model.half().save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner only
     model.float()
     processor.save_pretrained(folder)
-    # The published folders describe the image processor in a file of its own, and older readers look there.
-    described = json.loads((folder / "processor_config.json").read_text())["image_processor"]
-    (folder / "preprocessor_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    # Published checkpoints describe the image processor in a separate file, which older readers use.
+    image_processor = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor, indent=2) + "\n")
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    shown = prompt.replace("\n", "\\n")
-    (folder / "README.md").write_text(README.format(name=folder.name, millions=millions, kin=kin, prompt=shown))
+    readme = README.format(
+        name=folder.name, millions=millions, architecture=architecture, prompt=prompt.replace("\n", "\\n")
+    )
+    (folder / "README.md").write_text(readme)
 
 
 def _rename(weights: Path, prefix: str, new: str) -> None:
-    """transformers 5 drops the `vision_model.` that the hub's names have."""
+    """Rename weights by prefix: transformers 5 drops the `vision_model.` of the names on the Hub."""
     from safetensors.torch import load_file, save_file
 
     renamed = {
@@ -124,7 +128,7 @@ def _rename(weights: Path, prefix: str, new: str) -> None:
 
 
 class Captioner:
-    """A captioner's folder, loaded in float32."""
+    """A saved tiny captioner, loaded in float32."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -137,7 +141,7 @@ class Captioner:
         self.prompt = PROMPTS[folder.name.removeprefix("tiny-")]
 
     def __call__(self, images: Sequence[Image.Image]) -> list[tuple[str, bool]]:
-        """Greedy text of each image, and whether the model ended it itself within 256 tokens."""
+        """For each image, its greedily decoded text and whether the model ended it within 256 tokens."""
         inputs = self.processor(images=list(images), text=[self.prompt] * len(images), return_tensors="pt")
         tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=256)[:, inputs["input_ids"].shape[1] :]
         tokenizer = self.processor.tokenizer

@@ -1,7 +1,7 @@
-"""tiny-instructblip: ViT, a Q-Former that also reads the instruction, and Llama, trained in stages.
+"""tiny-instructblip: a ViT, a Q-Former that also reads the instruction, and a Llama, trained in stages.
 
-Trained together with the language model the Q-Former learns nothing in minutes. Pre-trained so that each of its nine
-queries tells one cell, and then frozen, it gives the language model all it needs.
+Trained together with the language model, the Q-Former learns nothing within minutes. So it is first trained until each
+of its nine queries encodes one cell, and then frozen.
 """
 
 from __future__ import annotations
@@ -18,23 +18,31 @@ from lotlip_data.synthetic.recipes.language import (
     bert_tokenizer,
     llama_config,
     llama_tokenizer,
-    teach_writing,
+    train_language_model,
 )
 from lotlip_data.synthetic.recipes.optimize import Schedule
-from lotlip_data.synthetic.recipes.perception import PATCHES, PIXELS, CellHeads, Pictures, cached, cell_of_patch, teach
+from lotlip_data.synthetic.recipes.perception import (
+    PATCHES,
+    PIXELS,
+    CellProbes,
+    Pictures,
+    cell_of_patch,
+    encode_all,
+    train_encoder,
+)
 from lotlip_data.synthetic.scenes import PLACES
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer, InstructBlipForConditionalGeneration, LlamaTokenizer
 
 QUERIES = len(PLACES)
-TOWER = Schedule(steps=2000, batch=32, rate=1e-3, warm_up=100)
-QFORMER = Schedule(steps=1500, batch=32, rate=1e-3, warm_up=100)
-WRITING = Schedule(steps=2400, batch=16, rate=1.5e-3, warm_up=200)
+TOWER_SCHEDULE = Schedule(steps=2000, batch=32, rate=1e-3, warm_up=100)
+QFORMER_SCHEDULE = Schedule(steps=1500, batch=32, rate=1e-3, warm_up=100)
+LANGUAGE_SCHEDULE = Schedule(steps=2400, batch=16, rate=1.5e-3, warm_up=200)
 
 
 def new_instructblip(tokenizer: LlamaTokenizer, qformer_vocabulary: int) -> InstructBlipForConditionalGeneration:
-    """The untrained model; its queries start apart, since equal ones would stay equal."""
+    """The untrained model. Its queries start with different values, because equal ones would stay equal."""
     from transformers import (
         InstructBlipConfig,
         InstructBlipForConditionalGeneration,
@@ -76,56 +84,58 @@ def new_instructblip(tokenizer: LlamaTokenizer, qformer_vocabulary: int) -> Inst
     return model
 
 
-def teach_instructblip(
-    pictures: Pictures, seed: int, writing: Schedule = WRITING
+def train_captioner(
+    pictures: Pictures, seed: int, language: Schedule = LANGUAGE_SCHEDULE
 ) -> tuple[InstructBlipForConditionalGeneration, LlamaTokenizer, BertTokenizer]:
-    """Tower, then Q-Former on the frozen tower's features, then projection and Llama on the frozen Q-Former's."""
+    """Train the tower, then the Q-Former on the frozen tower, then projection and Llama on the frozen Q-Former."""
     texts = [long_text(scene, "instructblip") for scene in pictures.scenes]
     tokenizer = llama_tokenizer([*texts, *[INSTRUCTION] * 1000])
     qformer_tokenizer = bert_tokenizer([INSTRUCTION])
     model = new_instructblip(tokenizer, len(qformer_tokenizer))
-    seen = _teach_tower(model, pictures, seed)
-    asked = _teach_qformer(model, qformer_tokenizer, seen, pictures, seed + 1)
+    tower_features = _train_tower(model, pictures, seed)
+    query_features = _train_qformer(model, qformer_tokenizer, tower_features, pictures, seed + 1)
     image_token = tokenizer.get_vocab()["<image>"]
     prompt = [image_token] * QUERIES + tokenizer(INSTRUCTION).input_ids
     answers = [[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for text in texts]
-    teach_writing(
-        "tiny-instructblip writing",
+    train_language_model(
+        "tiny-instructblip language model",
         model.language_projection,
         model.language_model.model,
         model.language_model.lm_head,
-        asked,
+        query_features,
         prompt,
         image_token,
         answers,
-        writing,
+        language,
         seed + 2,
     )
     return model.eval(), tokenizer, qformer_tokenizer
 
 
-def _teach_tower(model: InstructBlipForConditionalGeneration, pictures: Pictures, seed: int) -> Tensor:
+def _train_tower(model: InstructBlipForConditionalGeneration, pictures: Pictures, seed: int) -> Tensor:
+    """Train the vision tower; returns its features of all pictures, (N, 1 + 36, HIDDEN)."""
     tower = model.vision_model
-    teach(
+    train_encoder(
         "tiny-instructblip tower",
         lambda pixels: tower(pixel_values=pixels).last_hidden_state[:, 1:],
         pictures.pixel_values,
         list(tower.parameters()),
-        CellHeads(HIDDEN, cell_of_patch()),
+        CellProbes(HIDDEN, cell_of_patch()),
         pictures,
-        TOWER,
+        TOWER_SCHEDULE,
         seed,
     )
-    return cached(lambda pixels: tower(pixel_values=pixels).last_hidden_state, pictures.pixel_values, len(pictures))
+    return encode_all(lambda pixels: tower(pixel_values=pixels).last_hidden_state, pictures.pixel_values, len(pictures))
 
 
-def _teach_qformer(
+def _train_qformer(
     model: InstructBlipForConditionalGeneration,
     qformer_tokenizer: BertTokenizer,
-    seen: Tensor,
+    tower_features: Tensor,
     pictures: Pictures,
     seed: int,
 ) -> Tensor:
+    """Train the Q-Former; returns its query outputs of all pictures, (N, QUERIES, HIDDEN)."""
     instruction = torch.tensor(qformer_tokenizer(INSTRUCTION).input_ids)
 
     def query_outputs(images: Tensor) -> Tensor:
@@ -135,14 +145,14 @@ def _teach_qformer(
         outputs = model.qformer(input_ids=ids, attention_mask=mask, query_embeds=queries, encoder_hidden_states=images)
         return outputs.last_hidden_state[:, :QUERIES]
 
-    teach(
+    train_encoder(
         "tiny-instructblip Q-Former",
         query_outputs,
-        lambda index: seen[index],
+        lambda index: tower_features[index],
         [model.query_tokens, *model.qformer.parameters()],
-        CellHeads(HIDDEN, torch.arange(QUERIES)),
+        CellProbes(HIDDEN, torch.arange(QUERIES)),
         pictures,
-        QFORMER,
+        QFORMER_SCHEDULE,
         seed,
     )
-    return cached(query_outputs, lambda index: seen[index], len(pictures))
+    return encode_all(query_outputs, lambda index: tower_features[index], len(pictures))

@@ -1,4 +1,4 @@
-"""tiny-llava and tiny-sharegpt4v: LLaVA's real architecture, trained in stages."""
+"""tiny-llava and tiny-sharegpt4v: LLaVA's architecture at a small size, trained in stages."""
 
 from __future__ import annotations
 
@@ -7,19 +7,28 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lotlip_data.synthetic.caption_writers import long_text
-from lotlip_data.synthetic.recipes.language import HIDDEN, PROMPTS, llama_config, llama_tokenizer, teach_writing
+from lotlip_data.synthetic.recipes.language import HIDDEN, PROMPTS, llama_config, llama_tokenizer, train_language_model
 from lotlip_data.synthetic.recipes.optimize import Schedule
-from lotlip_data.synthetic.recipes.perception import PATCHES, PIXELS, CellHeads, Pictures, cached, cell_of_patch, teach
+from lotlip_data.synthetic.recipes.perception import (
+    PATCHES,
+    PIXELS,
+    CellProbes,
+    Pictures,
+    cell_of_patch,
+    encode_all,
+    train_encoder,
+)
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel, LlamaTokenizer, LlavaForConditionalGeneration
 
-TOWER = Schedule(steps=2000, batch=32, rate=1e-3, warm_up=100)
-TUNING = Schedule(steps=300, batch=32, rate=3e-4, warm_up=30)
-WRITING = Schedule(steps=2400, batch=16, rate=1.5e-3, warm_up=200)
+TOWER_SCHEDULE = Schedule(steps=2000, batch=32, rate=1e-3, warm_up=100)
+TUNING_SCHEDULE = Schedule(steps=300, batch=32, rate=3e-4, warm_up=30)
+LANGUAGE_SCHEDULE = Schedule(steps=2400, batch=16, rate=1.5e-3, warm_up=200)
 
 
 def new_tower() -> CLIPVisionModel:
+    """An untrained CLIP vision tower for 96 pixels in patches of 16."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     return CLIPVisionModel(
@@ -36,20 +45,20 @@ def new_tower() -> CLIPVisionModel:
 
 
 def patch_features(tower: CLIPVisionModel, pixel_values: Tensor) -> Tensor:
-    """(B, 36, 128): the last layer but one without the class token, which is what LLaVA reads."""
+    """(B, 36, 128): the output of the last layer but one without the class token, as in LLaVA."""
     return tower(pixel_values, output_hidden_states=True).hidden_states[-2][:, 1:]
 
 
-def teach_tower(name: str, tower: CLIPVisionModel, pictures: Pictures, schedule: Schedule, seed: int) -> None:
-    """Train or go on tuning the tower: each patch tells its cell, what is in it, and the background."""
+def train_tower(name: str, tower: CLIPVisionModel, pictures: Pictures, schedule: Schedule, seed: int) -> None:
+    """Train or fine-tune the tower until each patch encodes its cell, the cell's content and the background."""
     tower.train()
-    heads = CellHeads(HIDDEN, cell_of_patch())
-    teach(
+    probes = CellProbes(HIDDEN, cell_of_patch())
+    train_encoder(
         name,
         lambda pixels: patch_features(tower, pixels),
         pictures.pixel_values,
         list(tower.parameters()),
-        heads,
+        probes,
         pictures,
         schedule,
         seed,
@@ -58,7 +67,7 @@ def teach_tower(name: str, tower: CLIPVisionModel, pictures: Pictures, schedule:
 
 
 def new_llava(tower: CLIPVisionModel, tokenizer: LlamaTokenizer) -> LlavaForConditionalGeneration:
-    """A LLaVA around a copy of this tower, its projector and Llama still untrained."""
+    """A LLaVA with a copy of the tower and an untrained projector and Llama."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     model = LlavaForConditionalGeneration(
@@ -73,18 +82,18 @@ def new_llava(tower: CLIPVisionModel, tokenizer: LlamaTokenizer) -> LlavaForCond
     return model
 
 
-def teach_llava(
+def train_captioner(
     writer: str, tower: CLIPVisionModel, pictures: Pictures, schedule: Schedule, seed: int
 ) -> tuple[LlavaForConditionalGeneration, LlamaTokenizer]:
-    """Freeze the tower, cache its features, and teach projector and Llama this writer's texts."""
+    """Cache the frozen tower's features and train projector and Llama on the writer's texts."""
     texts = [long_text(scene, writer) for scene in pictures.scenes]
     tokenizer = llama_tokenizer([*texts, *[PROMPTS[writer].replace("<image>", "")] * 1000])
     model = new_llava(tower, tokenizer)
-    features = cached(lambda pixels: patch_features(tower, pixels), pictures.pixel_values, len(pictures))
+    features = encode_all(lambda pixels: patch_features(tower, pixels), pictures.pixel_values, len(pictures))
     prompt = tokenizer(PROMPTS[writer].replace("<image>", "<image>" * PATCHES**2)).input_ids
     answers = [[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for text in texts]
-    teach_writing(
-        f"tiny-{writer} writing",
+    train_language_model(
+        f"tiny-{writer} language model",
         model.model.multi_modal_projector,
         model.model.language_model,
         model.lm_head,

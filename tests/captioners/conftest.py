@@ -8,7 +8,7 @@ from PIL import Image
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 from tests.captioners import tiny_checkpoints
 
-torch.set_num_threads(1)  # several threads on models this small only wait for each other
+torch.set_num_threads(1)  # with models this small, several threads only wait for each other
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def random_instructblip(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def scenes():
-    """`scenes(n)`: pictures of n unseen scenes of the offline world, as they come out of a JPEG of quality 95."""
+    """`scenes(n)`: images of n unseen synthetic scenes, decoded from JPEGs of quality 95."""
 
     def jpeg(seed):
         buffer = io.BytesIO()
@@ -35,16 +35,16 @@ def scenes():
 
 @pytest.fixture(scope="session")
 def caption_all():
-    """`caption_all(engine, images)`: a Caption or the exception for each, in order; at most `window` at a time."""
+    """`caption_all(engine, images)`: each image's Caption or exception, in order; at most `window` calls at once."""
 
     async def run(engine, images):
         window = asyncio.Semaphore(engine.window)
 
-        async def one(image):
+        async def caption(image):
             async with window:
                 return await engine.caption(await asyncio.to_thread(engine.prepare, image))
 
-        return await asyncio.gather(*map(one, images), return_exceptions=True)
+        return await asyncio.gather(*map(caption, images), return_exceptions=True)
 
-    with asyncio.Runner() as runner:  # one event loop for all, as vLLM's engine is bound to that of its first call
+    with asyncio.Runner() as runner:  # one event loop for all tests: vLLM's engine is bound to that of its first call
         yield lambda engine, images: runner.run(run(engine, images))

@@ -1,4 +1,4 @@
-"""A captioner's configuration says what is wrong with it, and its id covers exactly what can change a text."""
+"""A captioner's configuration names each invalid setting, and its id covers exactly what can change a text."""
 
 import dataclasses
 import subprocess
@@ -32,23 +32,23 @@ def test_id_changes_with_every_setting_that_can_change_a_text(field):
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"top_p": 0.9}])
-def test_greedy_id_ignores_what_cannot_change_a_text(change):
+def test_the_id_of_greedy_decoding_ignores_sampling_settings(change):
     assert dataclasses.replace(CONFIG, **change).id == CONFIG.id
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"top_p": 0.9}])
-def test_sampled_id_covers_the_sampling(change):
+def test_the_id_of_sampling_covers_its_settings(change):
     sampled = dataclasses.replace(CONFIG, temperature=1.0)
     assert dataclasses.replace(sampled, **change).id != sampled.id
 
 
-def test_every_setting_is_considered_by_the_tests_above():
+def test_the_tests_above_cover_every_setting():
     considered = {*CHANGES, "name", "seed", "top_p"}
     assert considered == {field.name for field in dataclasses.fields(CaptionerConfig)}
 
 
 def test_id_is_the_name_and_12_hex_digits_and_never_changes_between_releases():
-    # A change here makes every run captioned so far begin again.
+    # If this id changes, all existing runs caption their images again.
     assert CONFIG.id == "llava@8573270c1f8f"
 
 
@@ -70,24 +70,24 @@ def test_to_dict_and_back_is_the_identity():
         ({"tensor_parallel_size": 0}, "captioner 'llava': tensor_parallel_size=0: must be at least 1"),
     ],
 )
-def test_wrong_value_is_refused_with_field_and_fix(change, message):
+def test_an_invalid_value_is_rejected_with_field_and_fix(change, message):
     with pytest.raises(ValueError) as raised:
         dataclasses.replace(CONFIG, **change)
     assert str(raised.value) == message
 
 
-def test_unknown_setting_is_named_with_the_known_ones():
+def test_an_unknown_setting_is_reported_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown setting promt; known are name, kind, model, revision, prompt,"):
         CaptionerConfig.from_dict({"name": "a", "kind": "llava", "model": "m", "promt": "x"})
 
 
-def test_missing_setting_is_named():
+def test_a_missing_setting_is_reported():
     with pytest.raises(ValueError, match="kind, model must be given"):
         CaptionerConfig.from_dict({"name": "a"})
 
 
-def test_wrong_resources_are_refused():
-    with pytest.raises(ValueError, match="unknown resource batch; known are batch_size,"):
+def test_invalid_engine_options_are_rejected():
+    with pytest.raises(ValueError, match="unknown engine option batch; known are batch_size,"):
         load_engine(CONFIG, batch=4)
     with pytest.raises(ValueError, match="batch_size=0: must be at least 1"):
         EngineOptions(batch_size=0)
@@ -95,7 +95,7 @@ def test_wrong_resources_are_refused():
         EngineOptions(gpu_memory_utilization=1.5)
 
 
-def test_unknown_engine_is_refused():
+def test_an_unknown_engine_is_rejected():
     with pytest.raises(ValueError, match="engine='tgi': use auto, vllm or transformers"):
         load_engine(CONFIG, engine="tgi")
 

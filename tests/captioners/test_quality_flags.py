@@ -1,9 +1,9 @@
-"""Each flag's definition, at its edges."""
+"""The definition of each quality flag, at its limits."""
 
 import pytest
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig
-from lotlip_data.captioners.quality_flags import flags_of
+from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text
 from lotlip_data.synthetic.scenes import sample_scene
 
@@ -11,16 +11,16 @@ CONFIG = CaptionerConfig(name="llava", kind="llava", model="m")
 
 
 def flags(text, finish_reason="stop"):
-    return flags_of(Caption(text, finish_reason, 1), CONFIG)
+    return find_flags(Caption(text, finish_reason, 1), CONFIG)
 
 
-def test_truncated_is_a_caption_that_its_end_token_did_not_end():
+def test_truncated_means_that_no_end_token_ended_the_caption():
     assert flags("The image shows", "length") == ["truncated"]
     assert flags("The image shows") == []
 
 
 @pytest.mark.parametrize("text", ["", "  ", "...", "\n-\n"])
-def test_empty_is_without_letter_or_digit(text):
+def test_empty_means_no_letter_or_digit(text):
     assert flags(text) == ["empty"]
 
 
@@ -32,7 +32,7 @@ def test_a_single_letter_is_not_empty():
     ("text", "looping"),
     [
         ("the cat " * 5, True),  # 2 words, 5 times: 10 words
-        ("the cat " * 4, False),  # 8 words in all
+        ("the cat " * 4, False),  # 8 words in total
         ("the big cat, the big cat! The BIG cat.", True),  # 3 words, 3 times: 9 words
         ("the big cat the big cat", False),  # twice only
         ("very " * 9, True),
@@ -43,7 +43,7 @@ def test_a_single_letter_is_not_empty():
         ("In the park there is " + "a tree and " * 6 + "a lake", True),
     ],
 )
-def test_repetition_is_the_same_words_three_times_in_a_row_nine_words_in_all(text, looping):
+def test_repetition_means_the_same_words_three_times_in_a_row_and_nine_words_in_total(text, looping):
     assert ("repetition" in flags(text)) == looping
 
 
@@ -57,12 +57,12 @@ def test_repetition_is_the_same_words_three_times_in_a_row_nine_words_in_all(tex
         ("The user's guide lies on the table.", False),
     ],
 )
-def test_prompt_echo_is_the_prompts_words_in_a_row_or_a_role_name(text, echo):
+def test_prompt_echo_means_the_prompts_words_in_a_row_or_a_role_name(text, echo):
     assert ("prompt_echo" in flags(text)) == echo
 
 
 @pytest.mark.parametrize(
-    ("text", "listed"),
+    ("text", "is_list"),
     [
         ("1. A cat. 2. A dog.", True),
         ("The image shows: 1) a cat, 2) a dog.", True),
@@ -74,22 +74,22 @@ def test_prompt_echo_is_the_prompts_words_in_a_row_or_a_role_name(text, echo):
         ("A cat - a dog", False),
     ],
 )
-def test_list_artifact_is_items_1_and_2_or_two_bulleted_lines(text, listed):
-    assert ("list_artifact" in flags(text)) == listed
+def test_list_artifact_means_items_1_and_2_or_two_bulleted_lines(text, is_list):
+    assert ("list_artifact" in flags(text)) == is_list
 
 
 @pytest.mark.parametrize(
-    ("text", "foreign"),
+    ("text", "non_english"),
     [
         ("Изображён кот на диване.", True),
         ("一只猫坐在沙发上", True),
         ("La imagen muestra un gato negro sentado sobre una silla roja junto a otra silla.", True),
         ("The image shows a black cat sitting on a red chair next to a café.", False),
-        ("un gato negro", False),  # too short to tell from its words
+        ("un gato negro", False),  # too short to judge by its words
     ],
 )
-def test_non_english_is_foreign_letters_or_no_english_function_words(text, foreign):
-    assert ("non_english" in flags(text)) == foreign
+def test_non_english_means_non_ascii_letters_or_no_english_function_words(text, non_english):
+    assert ("non_english" in flags(text)) == non_english
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -97,5 +97,5 @@ def test_a_good_long_text_has_no_flag(writer):
     assert [flags(long_text(sample_scene(seed), writer)) for seed in range(300)] == [[]] * 300
 
 
-def test_flags_come_in_one_order():
+def test_flags_have_a_fixed_order():
     assert flags("1. very 2. " + "very " * 9, "length")[:2] == ["truncated", "repetition"]

@@ -1,4 +1,4 @@
-"""What is known by a short name, and how another package adds a captioner."""
+"""Short names of captioners, and captioners that another package adds."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from lotlip_data.captioners.registry import load_engine
 
 
 @pytest.mark.parametrize("name", registry.DEFAULTS)
-def test_every_short_name_has_a_kind_and_the_folder_name_of_its_own(name):
+def test_every_short_name_has_a_kind_and_is_its_captioners_name(name):
     config = registry.get_default(name)
     assert config.name == name
     assert registry.get_kind(config.kind).template.count("{prompt}") == 1
@@ -20,14 +20,14 @@ def test_published_models_are_the_papers():
 
 
 @pytest.mark.parametrize("kind", ["instructblip", "llava", "sharegpt4v"])
-def test_templates_are_those_that_the_tiny_models_were_trained_with(kind):
+def test_templates_equal_those_of_the_tiny_models_training(kind):
     from lotlip_data.synthetic.recipes.language import PROMPTS
 
     config = registry.get_default(f"tiny-{kind}")
     assert registry.get_kind(kind).template.replace("{prompt}", config.prompt) == PROMPTS[kind]
 
 
-def test_unknown_names_list_the_known():
+def test_an_unknown_name_is_reported_with_the_known_ones():
     with pytest.raises(
         ValueError, match="captioner 'blip' is unknown; known are instructblip, llava, sharegpt4v, tiny-"
     ):
@@ -45,7 +45,7 @@ from lotlip_data.captioners.base import Caption
 from lotlip_data.captioners.models.base import Captioner
 
 class Counter(Captioner):
-    def load(self, config, engine, resources):
+    def load(self, config, engine, options):
         return CountingEngine(config)
 
 class CountingEngine:

@@ -1,6 +1,6 @@
 """Randomly initialised LLaVA and InstructBLIP checkpoints of a few thousand parameters, in the hub's file layout.
 
-Weights are drawn wide, so that the next token is never a near tie and a caption depends on its image.
+Weights have a large variance, so that the next token is never a near tie and a caption depends on its image.
 """
 
 import json
@@ -55,7 +55,7 @@ def write_llava(folder: Path, *, seed: int = 0, end_bias: float = 0.0) -> Path:
     CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}).save_pretrained(
         folder
     )
-    _as_on_the_hub(folder, "CLIPImageProcessor")
+    _use_hub_processor_name(folder, "CLIPImageProcessor")
     processor = {
         "processor_class": "LlavaProcessor",
         "image_token": "<image>",
@@ -102,7 +102,7 @@ def write_instructblip(folder: Path, *, seed: int = 0, end_bias: float = 0.0) ->
     _widen(model, end_bias)
     model.save_pretrained(folder)
     BlipImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
-    _as_on_the_hub(folder, "BlipImageProcessor")
+    _use_hub_processor_name(folder, "BlipImageProcessor")
     processor = {"processor_class": "InstructBlipProcessor", "num_query_tokens": 4}
     (folder / "processor_config.json").write_text(json.dumps(processor))
     return folder
@@ -143,26 +143,26 @@ def _write_tokenizer(folder: Path, **named: str) -> PreTrainedTokenizerFast:
 
 
 def _widen(model: torch.nn.Module, end_bias: float) -> None:
-    """Scales every matrix up, and moves the end token's row of the output matrix by `end_bias` times another row's."""
+    """Scale up every matrix, and set the end token's row of the output matrix to `end_bias` times another row."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.mul_(6.0)
             if name.endswith("lm_head.weight"):
-                parameter[:5] = 0  # special tokens are not chosen …
-                parameter[2] = end_bias * parameter[5]  # … but for the end token
+                parameter[:5] = 0  # special tokens are never generated …
+                parameter[2] = end_bias * parameter[5]  # … except the end token
 
 
 def _use_hub_names(file: Path) -> None:
-    """transformers writes `vision_tower.embeddings…`; the hub's LLaVA (and vLLM) says `vision_tower.vision_model.…`."""
+    """Rename transformers' `vision_tower.embeddings…` to `vision_tower.vision_model.…`, as on the hub and in vLLM."""
     weights = load_file(file)
     if not any(name.startswith("vision_tower.vision_model.") for name in weights):
         weights = {name.replace("vision_tower.", "vision_tower.vision_model.", 1): w for name, w in weights.items()}
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def _as_on_the_hub(folder: Path, image_processor: str) -> None:
-    """Names the image processor as the published checkpoints do, so that either backend may be chosen on loading."""
+def _use_hub_processor_name(folder: Path, image_processor: str) -> None:
+    """Name the image processor as the published checkpoints do, so that either backend can be chosen on load."""
     file = folder / "preprocessor_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"image_processor_type": image_processor}))

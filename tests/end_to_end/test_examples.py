@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 from tests.support.ports import can_be_bound, free_ports
 
 EXAMPLES = ROOT / "examples"
-DOCS = EXAMPLES.parent / "docs" / "running.md"
+GUIDES = EXAMPLES.parent / "docs" / "guides"
 SIZING = [sys.executable, "-m", "lotlip_data.captioners.gpu_memory"]
 SLURM = EXAMPLES / "recaption.slurm"
 
@@ -45,7 +45,9 @@ def test_every_manifest_among_the_examples_loads_and_so_do_its_captioners() -> N
 def test_its_sequences_in_flight_are_what_the_memory_leaves(big: tuple[Manifest, list[CaptionerJob]]) -> None:
     for one in big[1]:
         options = one.pool.engine_options
-        expected = gpu_memory.sequences(gpu_memory.MODELS[one.config.kind], 79.1, options["gpu_memory_utilization"])
+        expected = gpu_memory.max_sequences(
+            gpu_memory.PUBLISHED_SIZES[one.config.kind], 79.1, options["gpu_memory_utilization"]
+        )
         assert options["max_num_seqs"] == expected
 
 
@@ -62,13 +64,13 @@ def test_its_trainings_are_ones_that_there_are(big: tuple[Manifest, list[Caption
 @pytest.mark.parametrize(("gib", "utilization"), [(79.1, 0.9), (39.4, 0.9), (79.1, 0.5), (15.8, 0.9)])
 def test_what_is_in_flight_fits_and_16_more_would_not(gib: float, utilization: float) -> None:
     """By bytes: weights, working memory and every caption at its end stay within the share of the GPU."""
-    for model in gpu_memory.MODELS.values():
+    for model in gpu_memory.PUBLISHED_SIZES.values():
 
         def taken(captions: int, model: Any = model) -> float:
-            cache = captions * model.tokens() * model.kv_bytes_a_token
-            return 2 * model.parameters + cache + gpu_memory.WORKING_GIB * 2**30
+            cache = captions * model.sequence_tokens() * model.kv_bytes_per_token
+            return 2 * model.parameters + cache + gpu_memory.WORKING_MEMORY_GIB * 2**30
 
-        count = gpu_memory.sequences(model, gib, utilization)
+        count = gpu_memory.max_sequences(model, gib, utilization)
         assert count == 0 or taken(count) <= utilization * gib * 2**30
         assert taken(count + 16) > utilization * gib * 2**30
 
@@ -94,22 +96,24 @@ def test_the_sizes_are_those_of_the_architectures() -> None:
         text = model.config.text_config
         held = (text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
         assert held == (sizes.layers, sizes.kv_heads, sizes.head_size)
-        assert sizes.kv_bytes_a_token == 2**19
+        assert sizes.kv_bytes_per_token == 2**19
 
 
 def test_the_guide_shows_what_the_script_prints() -> None:
     printed = subprocess.run(SIZING, capture_output=True, text=True, check=True)
-    guide = DOCS.read_text()
+    guide = (GUIDES / "gpu-sizing.md").read_text()
     assert printed.stdout in guide
-    llava, room = gpu_memory.LLAVA, gpu_memory.cache_tokens(gpu_memory.LLAVA, 79.1, 0.9)
-    full, kept = 128 * llava.tokens() / 2048, room / 2048
-    assert f"128 × {llava.tokens()} tokens × 0.5 MiB = {full:.1f} GiB of {kept:.1f}." in guide
-    assert f"With captions of 256 tokens each, {room // llava.tokens(256)} fit" in guide
-    assert f"{gpu_memory.INSTRUCTBLIP.tokens()} tokens a caption instead of {llava.tokens()}" in guide
+    llava, room = gpu_memory.LLAVA, gpu_memory.kv_cache_tokens(gpu_memory.LLAVA, 79.1, 0.9)
+    full, kept = 128 * llava.sequence_tokens() / 2048, room / 2048
+    assert f"128 × {llava.sequence_tokens()} tokens × 0.5 MiB = {full:.1f} GiB of {kept:.1f}." in guide
+    assert f"With captions of 256 tokens each, {room // llava.sequence_tokens(256)} fit" in guide
+    assert (
+        f"{gpu_memory.INSTRUCTBLIP.sequence_tokens()} tokens per caption instead of {llava.sequence_tokens()}" in guide
+    )
 
 
-def test_files_that_the_guide_names_are_there() -> None:
-    named = set(re.findall(r"\bexamples/[\w.-]*\w", DOCS.read_text()))
+def test_the_guides_name_every_example_and_no_other_file() -> None:
+    named = set(re.findall(r"\bexamples/[\w.-]*\w", "".join(path.read_text() for path in GUIDES.glob("*.md"))))
     assert named == {f"examples/{path.name}" for path in EXAMPLES.iterdir() if path.is_file()}
 
 

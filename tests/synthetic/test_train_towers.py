@@ -1,4 +1,6 @@
-"""The committed towers: small, whole, and what the demo needs."""
+"""The committed towers are small, have a README and suit the demo."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +13,12 @@ from lotlip_data.training.models.lotlip import load_model
 
 
 @pytest.mark.parametrize("folder", [TINY_VIT, TINY_BERT])
-def test_a_tower_is_at_most_four_megabytes_and_says_what_it_is(folder):
+def test_a_tower_has_at_most_four_megabytes_and_its_readme_states_its_limits(folder: Path) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 4_000_000
     assert "knows nothing but" in " ".join((folder / "README.md").read_text().split())
 
 
-def test_the_vocabulary_knows_every_word_of_the_world_and_no_text_is_cut():
+def test_the_vocabulary_has_every_word_of_the_scenes_and_no_text_is_truncated() -> None:
     model = load_model(make_config(preset="demo"))
     unknown = model.tokenizer.tokenizer.unk_token_id
     for seed in SPLITS["evaluation"][:200]:
@@ -25,8 +27,8 @@ def test_the_vocabulary_knows_every_word_of_the_world_and_no_text_is_cut():
         assert not any(encoded.cut) and all(unknown not in ids for ids in encoded.ids)
 
 
-def test_the_image_tower_tells_unseen_scenes_apart():
+def test_the_image_tower_has_different_features_for_unseen_scenes() -> None:
     model = load_model(make_config(preset="demo"))
     features = model.embed_images(render(sample_scene(seed)) for seed in SPLITS["evaluation"][:100])
-    alike = (features @ features.T).fill_diagonal_(-1.0).amax(dim=1)
-    assert torch.isfinite(features).all() and (alike < 0.9999).all()
+    similarity = (features @ features.T).fill_diagonal_(-1.0).amax(dim=1)
+    assert torch.isfinite(features).all() and (similarity < 0.9999).all()

@@ -48,19 +48,19 @@ def maps(model: LoTLIP, scene: Scene, text: str) -> Iterator[tuple[str, Tensor]]
 
 def main(checkpoints: list[str]) -> None:
     torch.set_num_threads(1)
-    drawn = [scene for seed in SPLITS["evaluation"][:SCENES] if len((scene := sample_scene(seed)).things) > 1]
+    scenes = [scene for seed in SPLITS["evaluation"][:SCENES] if len((scene := sample_scene(seed)).objects) > 1]
     for url in checkpoints:
-        model, hits, things = LoTLIP.load(url), dict[str, int](), 0
-        for scene, thing in [(one, thing) for one in drawn for thing in one.things]:
-            things += 1
-            text = f"A {thing.size} {thing.colour} {thing.shape} is in the {thing.place}."
+        model, hits, object_count = LoTLIP.load(url), dict[str, int](), 0
+        for scene, obj in [(one, obj) for one in scenes for obj in one.objects]:
+            object_count += 1
+            text = f"A {obj.size} {obj.colour} {obj.shape} is in the {obj.place}."
             for name, found in maps(model, scene, text):
                 side = int(len(found) ** 0.5) // 3
                 cells = found.detach().view(3, side, 3, side).sum((1, 3)).flatten()
-                hits[name] = hits.get(name, 0) + (int(cells.argmax()) == PLACES.index(thing.place))
-        print(url, f"({things} things)")
+                hits[name] = hits.get(name, 0) + (int(cells.argmax()) == PLACES.index(obj.place))
+        print(url, f"({object_count} objects)")
         for name, count in hits.items():
-            print(f"  {count / things:6.1%}  {name}")
+            print(f"  {count / object_count:6.1%}  {name}")
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def reject_training_folder(url: str) -> None:
     if WEIGHTS in names:
         return
     if storage.exists(storage.join(model, CONFIG)):
-        raise CheckpointError(f"{url}: is the folder of a training, not of a model; give {model}")
+        raise CheckpointError(f"{url}: is not a model, but its subfolder `model` is one; give {model}")
     if set(_TRAINING_FILES) & set(names):
         raise CheckpointError(
             f"{url}: is the folder of a training that has not finished; give {model} after the training finishes"

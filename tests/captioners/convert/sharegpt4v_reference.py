@@ -1,6 +1,6 @@
-"""ShareGPT4V's forward pass, written from its description, reading the published layout.
+"""ShareGPT4V's forward pass on the published layout, written from its description.
 
-Neither the converter nor transformers' LLaVA has a part in it, so that both can be held against it.
+It shares no code with the converter and transformers' LLaVA, so that both can be compared with it.
 """
 
 import math
@@ -14,7 +14,7 @@ from tests.captioners.convert.tiny_sharegpt4v import EPSILON, HEADS, LAYERS, PAT
 
 
 def prompt_ids(folder: Path, prompt: str = PROMPT) -> list[int]:
-    """Token ids with -200 for the image: the prompt is cut there and each part encoded by itself, after one <s>."""
+    """Return <s> and the ids of the prompt's two parts, encoded separately, with -200 for the image between them."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     before, after = prompt.split("<image>")
     return [1, *tokenizer.encode(before), -200, *tokenizer.encode(after)]
@@ -22,13 +22,13 @@ def prompt_ids(folder: Path, prompt: str = PROMPT) -> list[int]:
 
 @torch.no_grad()
 def forward(folder: Path, pixels_BCHW: torch.Tensor, ids: list[int]) -> torch.Tensor:
-    """(B, L, V) logits of B images under one prompt, whose -200 is replaced by the image's 16 features."""
+    """Return (B, L, V) logits of B images under one prompt, in which the image's 16 features replace -200."""
     weights, tower = read(folder), read(folder.parent / "tower")
     images_BND = _projected(weights, _tower_features(tower, pixels_BCHW))
-    place = ids.index(-200)
+    image = ids.index(-200)
     embed = weights["model.embed_tokens.weight"]
     before, after = (
-        embed[torch.tensor(part)].expand(len(pixels_BCHW), -1, -1) for part in (ids[:place], ids[place + 1 :])
+        embed[torch.tensor(part)].expand(len(pixels_BCHW), -1, -1) for part in (ids[:image], ids[image + 1 :])
     )
     return _llama(weights, torch.cat([before, images_BND, after], dim=1))
 
@@ -40,7 +40,7 @@ def _projected(weights: dict[str, torch.Tensor], features: torch.Tensor) -> torc
 
 
 def _tower_features(weights: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
-    """CLIP's hidden state of layer -2, which is the output of the last layer but one, without the class token."""
+    """Return CLIP's hidden state of layer -2, the output of the second last layer, without the class token."""
     name = "vision_model.embeddings."
     patches = F.conv2d(pixels, weights[name + "patch_embedding.weight"], stride=PATCH).flatten(2).transpose(1, 2)
     first = weights[name + "class_embedding"].expand(len(pixels), 1, -1)
@@ -92,8 +92,8 @@ def _attend(q_BHLE: torch.Tensor, k_BHLE: torch.Tensor, v_BHLE: torch.Tensor, *,
 
 
 def _rotated(x_BHLE: torch.Tensor) -> torch.Tensor:
-    """Rotary position: coordinates i and i + E/2 turn together by position / theta^(2i/E)."""
+    """Rotary position embedding: coordinates i and i + E/2 rotate together by position / theta^(2i/E)."""
     length, size = x_BHLE.shape[-2:]
-    turn = torch.arange(length)[:, None] * THETA ** (-torch.arange(0, size, 2) / size)
+    angle = torch.arange(length)[:, None] * THETA ** (-torch.arange(0, size, 2) / size)
     first, second = x_BHLE.chunk(2, dim=-1)
-    return torch.cat([first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin()], dim=-1)
+    return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=-1)

@@ -1,4 +1,4 @@
-"""Converting ShareGPT4V: killed anywhere it goes on, and what it refuses it refuses in one line that says why."""
+"""Converting ShareGPT4V continues after a kill at any step, and each rejection is one line with its reason."""
 
 import itertools
 import json
@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,14 +32,14 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def source(published, tmp_path):
-    """A copy that a test may spoil; the tower beside it."""
+    """A copy that a test may damage, with the tower next to it."""
     shutil.copytree(published.parent, tmp_path / "x")
     return tmp_path / "x" / "model"
 
 
 @pytest.fixture(scope="module")
 def expected(published, tmp_path_factory):
-    """Name → bytes of an undisturbed conversion, but for the record of where it came from."""
+    """Bytes by file name of an undisturbed conversion, without the record of its source."""
     out = tmp_path_factory.mktemp("expected")
     convert(str(published), str(out))
     return contents(out)
@@ -67,46 +68,46 @@ def edit(file, **fields):
 
 
 class Killed(BaseException):
-    """Nothing that the code under test catches."""
+    """The code under test does not catch this."""
 
 
 def forked(function, *arguments):
-    """Runs it in a copy of this process, which may be killed. Returns the exit code, and what it returned if 0."""
+    """Run a function in a fork of this process. Returns the exit code, and the function's result if that is 0."""
     context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-    child = context.Process(target=lambda: there.send(function(*arguments)))
+    receiver, sender = context.Pipe()
+    child = context.Process(target=lambda: sender.send(function(*arguments)))
     child.start()
-    there.close()
+    sender.close()
     child.join(120)
-    return child.exitcode, here.recv() if child.exitcode == 0 else None
+    return child.exitcode, receiver.recv() if child.exitcode == 0 else None
 
 
 def convert_until(source, out, steps):
-    """Dies by SIGKILL before the step of that number: each rename of a whole .part, write of a file, verification."""
-    left = steps
+    """Convert, and die by SIGKILL before step number `steps`: a rename of a .part, a write or a verification."""
+    remaining = steps
 
-    def then_die(function):
+    def die_at_zero(function):
         def call(*arguments, **options):
-            nonlocal left
-            left -= 1
-            if left < 0:
+            nonlocal remaining
+            remaining -= 1
+            if remaining < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **options)
 
         return call
 
-    for place, name in (
+    for owner, name in (
         (Path, "rename"),
         (Path, "write_text"),
         (sharegpt4v, "write_weights"),
         (sharegpt4v, "_verify"),
     ):
-        setattr(place, name, then_die(getattr(place, name)))
+        setattr(owner, name, die_at_zero(getattr(owner, name)))
     return quietly(source, out)
 
 
-def test_killed_before_any_step_it_goes_on_and_gives_the_same_files(source, expected, tmp_path):
-    """By SIGKILL, in a fresh folder; then to the end. A folder without its mark in between, finished files kept."""
+def test_after_a_kill_at_any_step_it_continues_and_writes_the_same_files(source, expected, tmp_path):
+    """In between, the folder is not marked as complete; finished files are kept."""
     for steps in itertools.count():
         out = tmp_path / f"out-{steps}"
         exitcode, _ = forked(convert_until, source, out, steps)
@@ -121,15 +122,15 @@ def test_killed_before_any_step_it_goes_on_and_gives_the_same_files(source, expe
     assert steps > 15
 
 
-def test_killed_over_and_over_it_comes_to_its_end(source, expected, tmp_path):
-    """Each start gets three steps further than it found things."""
+def test_after_repeated_kills_it_completes(source, expected, tmp_path):
+    """Each start gets three steps further than the one before."""
     out = tmp_path / "out"
     codes = [forked(convert_until, source, out, 3 + 3 * start)[0] for start in range(8)]
     assert codes[0] == -signal.SIGKILL and codes[-1] == 0
     assert contents(out) == expected
 
 
-def test_finished_files_are_kept_and_a_half_written_one_is_not(source, expected, tmp_path, monkeypatch):
+def test_finished_files_are_kept_and_a_partial_one_is_not(source, expected, tmp_path, monkeypatch):
     out = tmp_path / "out"
     write = checkpoint_files.save_file
 
@@ -158,43 +159,43 @@ def test_a_second_run_does_nothing(source, tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-def test_the_source_is_not_touched(source, tmp_path):
+def test_the_source_is_not_changed(source, tmp_path):
     before = {path: path.read_bytes() for path in source.parent.rglob("*") if path.is_file()}
     quietly(source, tmp_path / "out")
     assert {path: path.read_bytes() for path in source.parent.rglob("*") if path.is_file()} == before
 
 
-def test_two_at_once_do_not_mix(source, tmp_path, monkeypatch):
+def test_two_concurrent_conversions_do_not_mix(source, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    began, go_on = threading.Event(), threading.Event()
+    started, resume = threading.Event(), threading.Event()
     write = sharegpt4v.write_weights
 
     def slowly(*arguments):
-        began.set()
-        go_on.wait(30)
+        started.set()
+        resume.wait(30)
         write(*arguments)
 
     monkeypatch.setattr(sharegpt4v, "write_weights", slowly)
     first = threading.Thread(target=quietly, args=(source, out))
     first.start()
-    assert began.wait(30)
+    assert started.wait(30)
     message = refused(source, out)
-    go_on.set()
+    resume.set()
     first.join()
     assert message == f"{out}: another conversion is writing here; wait for it, or give another folder"
     assert (out / "config.json").exists()
 
 
-def test_a_changed_source_is_not_mixed_with_what_is_there(source, tmp_path):
+def test_a_changed_source_is_not_mixed_with_an_earlier_conversion(source, tmp_path):
     out = tmp_path / "out"
     quietly(source, out)
     os.utime(source / "pytorch_model-00001-of-00003.bin", (1, 1))
     assert refused(source, out) == (
-        f"{out}: holds a conversion of other or changed files; delete it, or give another folder"
+        f"{out}: holds a conversion of a different or changed checkpoint; delete it, or give another folder"
     )
 
 
-def test_a_full_disk_is_named_and_what_is_finished_stays(source, expected, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_finished_files_stay(source, expected, tmp_path, monkeypatch):
     out = tmp_path / "out"
     write = checkpoint_files.save_file
 
@@ -212,14 +213,14 @@ def test_a_full_disk_is_named_and_what_is_finished_stays(source, expected, tmp_p
     assert contents(out) == expected
 
 
-def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
+def test_a_disk_that_is_too_small_is_rejected_before_weights_are_written(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     message = refused(source, tmp_path / "out")
     assert "GiB are free; make room first" in message
     assert not list((tmp_path / "out").glob("model*"))
 
 
-def test_a_file_that_reached_the_disk_otherwise_is_found(source, tmp_path, monkeypatch):
+def test_a_corrupted_output_file_is_detected(source, tmp_path, monkeypatch):
     out = tmp_path / "out"
     write = sharegpt4v.write_weights
 
@@ -253,19 +254,19 @@ def test_code_in_a_weight_file_is_not_run(where, source, tmp_path):
     message = refused(source, tmp_path / "out")
     assert message.startswith(f"{file.resolve()}: holds code or objects besides tensors")
     assert not trap.exists()
-    pickle.loads(pickle.dumps(Evil(trap)))  # it would have done something
+    pickle.loads(pickle.dumps(Evil(trap)))  # without the protection, it does something
     assert trap.exists()
 
 
-def cut(file, by=1000):
+def truncate(file, by=1000):
     file.write_bytes(file.read_bytes()[:-by])
 
 
-def test_what_is_missing_or_damaged_is_named(source, tmp_path):
+def test_missing_or_damaged_files_are_reported(source, tmp_path):
     out = tmp_path / "out"
     shard, index = source / "pytorch_model-00002-of-00003.bin", source / "pytorch_model.bin.index.json"
     whole = shard.read_bytes()
-    cut(shard)
+    truncate(shard)
     assert f"{shard}: is damaged or was not fetched whole ({len(whole) - 1000:,} bytes)" in refused(source, out)
     shard.write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 1\n")
     assert "is damaged or was not fetched whole (50 bytes); fetch it again" in refused(source, out)
@@ -281,49 +282,49 @@ def test_what_is_missing_or_damaged_is_named(source, tmp_path):
     )
     index.write_text(text)
     (source / "tokenizer.model").unlink()
-    assert refused(source, out) == f"{source}: has neither tokenizer.model nor tokenizer.json; fetch one too"
+    assert refused(source, out) == f"{source}: has neither tokenizer.model nor tokenizer.json; fetch one of them"
     (source / "tokenizer.model").write_bytes(b"half")
     assert f"{source}: its tokenizer cannot be read" in refused(source, out)
 
 
-def test_a_truncated_safetensors_file_is_named(tmp_path):
+def test_a_truncated_safetensors_file_is_reported(tmp_path):
     source = tiny_sharegpt4v.write(tmp_path / "x", file_format="safetensors", shards=2)
-    cut(source / "model-00002-of-00002.safetensors")
+    truncate(source / "model-00002-of-00002.safetensors")
     assert "model-00002-of-00002.safetensors: is damaged or was not fetched whole" in refused(source, tmp_path / "out")
 
 
-def spoil(file, change):
+def modify(file, change):
     weights = torch.load(file, weights_only=True) if file.suffix == ".bin" else load_file(file)
     change(weights)
     torch.save(weights, file) if file.suffix == ".bin" else save_file(weights, file)
 
 
-def test_tensors_that_do_not_belong_together_are_named(source, tmp_path):
+def test_tensors_that_do_not_belong_together_are_reported(source, tmp_path):
     out = tmp_path / "out"
     tower = source.parent / "tower" / "pytorch_model.bin"
     untouched = tower.read_bytes()
-    spoil(tower, lambda weights: weights.pop("vision_model.pre_layrnorm.bias"))
+    modify(tower, lambda weights: weights.pop("vision_model.pre_layrnorm.bias"))
     assert "1 weights are missing, such as vision_tower.vision_model.pre_layrnorm.bias" in refused(source, out)
     wrong = {"vision_model.pre_layrnorm.bias": torch.ones(7)}
-    spoil(tower, lambda weights: weights.update(wrong))
+    modify(tower, lambda weights: weights.update(wrong))
     assert (
         "1 weights have the wrong shape, such as vision_tower.vision_model.pre_layrnorm.bias (7,) instead of (32,)"
         in refused(source, out)
     )
     tower.write_bytes(untouched)
     deeper = {"vision_model.encoder.layers.9.mlp.fc1.bias": torch.ones(64)}
-    spoil(tower, lambda weights: weights.update(deeper))
+    modify(tower, lambda weights: weights.update(deeper))
     assert "1 weights have no place in the model, such as vision_tower" in refused(source, out)
     tower.write_bytes(untouched)
     shard = source / "pytorch_model-00002-of-00003.bin"
     untouched = shard.read_bytes()
-    spoil(shard, lambda weights: weights.update({"model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(1)}))
+    modify(shard, lambda weights: weights.update({"model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(1)}))
     assert "lora_A" in refused(source, out)
-    spoil(shard, lambda weights: weights.update({"base_model.x": torch.ones(1)}))
+    modify(shard, lambda weights: weights.update({"base_model.x": torch.ones(1)}))
     assert f"{shard}: base_model.x belongs to neither ShareGPT4V nor a CLIP tower" in refused(source, out)
     shard.write_bytes(untouched)
-    spoil(shard, lambda weights: weights.update({"lm_head.weight": torch.ones(1)}))
-    assert f"{shard}: lm_head.weight is in another file, too; fetch the checkpoint again" == refused(source, out)
+    modify(shard, lambda weights: weights.update({"lm_head.weight": torch.ones(1)}))
+    assert f"{shard}: lm_head.weight is also in another file; fetch the checkpoint again" == refused(source, out)
     assert not list(out.glob("model*"))
 
 
@@ -334,17 +335,17 @@ def test_tensors_that_do_not_belong_together_are_named(source, tmp_path):
         ("mm_projector_type", "linear", "mm_projector_type is 'linear', and only 'mlp2x_gelu' can be converted"),
         ("mm_use_im_start_end", True, "mm_use_im_start_end is True, and only False can be converted"),
         ("mm_vision_select_feature", "cls_patch", "mm_vision_select_feature is 'cls_patch', and only 'patch'"),
-        ("mm_vision_tower", None, "mm_vision_tower names none; give one with --vision-tower"),
+        ("mm_vision_tower", None, "mm_vision_tower is not set; give a tower with --vision-tower"),
         ("mm_vision_tower", "/nowhere/tower", "/nowhere/tower: there is no such folder, for the vision tower"),
     ],
 )
-def test_another_model_is_refused(field, value, message, source, tmp_path):
+def test_another_model_is_rejected(field, value, message, source, tmp_path):
     edit(source / "config.json", **{field: value})
     assert message in refused(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tower_that_cannot_be_fetched_is_named_with_the_way_out(source, tmp_path, monkeypatch):
+def test_a_tower_that_cannot_be_fetched_is_reported_with_the_fix(source, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     edit(source / "config.json", mm_vision_tower="Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12")
     message = refused(source, tmp_path / "out")
@@ -353,7 +354,7 @@ def test_a_tower_that_cannot_be_fetched_is_named_with_the_way_out(source, tmp_pa
     assert quietly(source, tmp_path / "out", vision_tower=str(source.parent / "tower"))[0]
 
 
-def test_a_wrong_target_is_refused(source, tmp_path):
+def test_an_invalid_target_is_rejected(source, tmp_path):
     tower = source.parent / "tower"
     assert (
         refused(source, source)
@@ -370,13 +371,13 @@ def test_a_wrong_target_is_refused(source, tmp_path):
 
 
 def own_memory():
-    """MiB of this process that no file backs."""
+    """Return the anonymous memory of this process in MiB."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 1024
 
 
 def growth_of(convert, source, out):
-    """MiB by which converting makes this process larger, at the worst moment."""
+    """Return the peak growth of this process's memory in MiB while it converts."""
     peak, done, before = 0.0, threading.Event(), own_memory()
 
     def watch():
@@ -394,7 +395,7 @@ def growth_of(convert, source, out):
 
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
 def test_memory_does_not_grow_with_the_checkpoint(file_format, tmp_path, monkeypatch):
-    """Below a quarter of one of four weight files: weights are written from where they are mapped."""
+    """The growth is below a quarter of one of four weight files: weights are memory-mapped."""
     monkeypatch.setattr(tiny_sharegpt4v, "INNER", 2**15)
     monkeypatch.setattr(tiny_sharegpt4v, "LAYERS", 4)
     options = {"file_format": file_format, "shards": 4}

@@ -1,4 +1,4 @@
-"""A converted ShareGPT4V computes what the published one does, whatever files that came in, in both engines."""
+"""A converted ShareGPT4V computes what the published one does, for all file formats and in both engines."""
 
 import itertools
 import shutil
@@ -22,7 +22,7 @@ LENGTH = 24
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A published checkpoint and what it is converted to."""
+    """A published checkpoint and its conversion."""
     folder = tmp_path_factory.mktemp("sharegpt4v")
     source = tiny_sharegpt4v.write(folder / "published")
     convert(str(source), str(folder / "converted"))
@@ -31,28 +31,28 @@ def pair(tmp_path_factory):
 
 def pictures(count, size=(60, 40)):
     noise = np.random.default_rng(0).integers(0, 256, (count, size[1], size[0], 3), dtype=np.uint8)
-    return [Image.fromarray(each) for each in noise]
+    return [Image.fromarray(pixels) for pixels in noise]
 
 
 def logits(folder, pixels_BCHW):
-    """(B, L, V) of transformers' model, and the prompt's ids with -200 in the image's place."""
-    model, loaded = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
-    assert not any(loaded.values())
+    """Return (B, L, V) logits of transformers' model, and the prompt's ids with -200 for the image."""
+    model, loading_info = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading_info.values())
     processor = AutoProcessor.from_pretrained(folder, backend="pil")
     inputs = processor(images=pictures(1), text=tiny_sharegpt4v.PROMPT, return_tensors="pt")
     ids = inputs["input_ids"].expand(len(pixels_BCHW), -1)
     with torch.no_grad():
-        found = model(input_ids=ids, pixel_values=pixels_BCHW).logits
-    image, others = model.config.image_token_id, ids[0].tolist()
-    first, count = others.index(image), others.count(image)
-    return found, [*others[:first], -200, *others[first + count :]]
+        outputs = model(input_ids=ids, pixel_values=pixels_BCHW).logits
+    image, prompt = model.config.image_token_id, ids[0].tolist()
+    first, count = prompt.index(image), prompt.count(image)
+    return outputs, [*prompt[:first], -200, *prompt[first + count :]]
 
 
 @pytest.mark.parametrize(
     ("file_format", "shards", "stray"), list(itertools.product(["bin", "safetensors"], [1, 3], [False, True]))
 )
 def test_logits_equal_those_of_the_published_layout(file_format, shards, stray, tmp_path, caplog):
-    """Within 1e-4, for the same token ids; the tower's file format alternates too."""
+    """Within 1e-4, for the same token ids; the tower's file format varies too."""
     tower_format = "safetensors" if stray else "bin"
     source = tiny_sharegpt4v.write(
         tmp_path / "published", file_format=file_format, shards=shards, stray_tower=stray, tower_format=tower_format
@@ -61,27 +61,27 @@ def test_logits_equal_those_of_the_published_layout(file_format, shards, stray, 
     assert convert(str(source), str(tmp_path / "out"))
     assert any("ignored 56 model.vision_tower.*" in line for line in caplog.messages) == stray
     pixels = torch.randn(3, 3, tiny_sharegpt4v.IMAGE, tiny_sharegpt4v.IMAGE, generator=torch.Generator().manual_seed(1))
-    found, ids = logits(tmp_path / "out", pixels)
+    actual, ids = logits(tmp_path / "out", pixels)
     assert ids == reference.prompt_ids(source)
     expected = reference.forward(source, pixels, ids)
-    assert expected.std() > 1  # far from what a tolerance of 1e-4 could hide
-    assert (expected[0] - expected[1]).abs().max() > 1  # the image counts
+    assert expected.std() > 1  # far above the tolerance of 1e-4
+    assert (expected[0] - expected[1]).abs().max() > 1  # the image matters
     vocabulary = expected.shape[-1]
-    assert (found[..., :vocabulary] - expected).abs().max() <= TOLERANCE
+    assert (actual[..., :vocabulary] - expected).abs().max() <= TOLERANCE
 
 
-def test_tokens_that_were_added_are_never_the_likeliest(pair):
+def test_added_tokens_are_never_the_most_likely(pair):
     source, converted = pair
     pixels = torch.randn(4, 3, tiny_sharegpt4v.IMAGE, tiny_sharegpt4v.IMAGE, generator=torch.Generator().manual_seed(2))
-    found, _ = logits(converted, pixels)
+    actual, _ = logits(converted, pixels)
     vocabulary = len(tiny_sharegpt4v.read(source)["lm_head.weight"])
-    assert found.shape[-1] % 64 == 0 and found.shape[-1] > vocabulary
-    assert found.argmax(-1).max() < vocabulary
-    added, mean = found[..., vocabulary:], found[..., :vocabulary].mean(-1, keepdim=True)
+    assert actual.shape[-1] % 64 == 0 and actual.shape[-1] > vocabulary
+    assert actual.argmax(-1).max() < vocabulary
+    added, mean = actual[..., vocabulary:], actual[..., :vocabulary].mean(-1, keepdim=True)
     assert (added - mean).abs().max() <= TOLERANCE
 
 
-def test_every_published_tensor_is_there_bit_for_bit_under_the_hubs_name(pair):
+def test_every_published_tensor_is_kept_bit_for_bit_under_its_hub_name(pair):
     source, converted = pair
     written = {}
     for file in weight_files(converted):
@@ -99,8 +99,8 @@ def test_every_published_tensor_is_there_bit_for_bit_under_the_hubs_name(pair):
     assert len(written) == len(kept) + len(tower)
 
 
-def test_images_are_padded_to_a_square_in_the_mean_colour_as_the_published_config_says(pair):
-    """image_aspect_ratio: pad. Nothing of a wide image is cut off."""
+def test_images_are_padded_to_a_square_in_the_mean_colour_as_in_the_published_config(pair):
+    """image_aspect_ratio is pad: no part of a wide image is cropped."""
     processor = AutoProcessor.from_pretrained(pair[1], backend="pil").image_processor
     wide = Image.new("RGB", (64, 32), "white")
     pixels = processor(wide, return_tensors="pt")["pixel_values"][0]
@@ -109,15 +109,15 @@ def test_images_are_padded_to_a_square_in_the_mean_colour_as_the_published_confi
     assert pixels[:, 10:-10].min() > 1.9
 
 
-def test_the_chat_template_gives_the_prompt_that_it_was_trained_with(pair):
+def test_the_chat_template_gives_the_prompt_of_the_training(pair):
     processor = AutoProcessor.from_pretrained(pair[1], backend="pil")
     content = [{"type": "image"}, {"type": "text", "text": "Describe the image in detail."}]
     messages = [{"role": "user", "content": content}]
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == tiny_sharegpt4v.PROMPT
 
 
-def test_a_whole_clip_serves_as_the_tower(pair, tmp_path):
-    """As openai/clip-vit-large-patch14-336 would: its text half is left out."""
+def test_a_complete_clip_serves_as_the_tower(pair, tmp_path):
+    """Like openai/clip-vit-large-patch14-336; its text half is left out."""
     source, converted = pair
     shutil.copytree(source.parent / "tower", tmp_path / "clip")
     weights = tiny_sharegpt4v.read(tmp_path / "clip")
@@ -132,8 +132,8 @@ def captioner(model):
     return CaptionerConfig("x", "sharegpt4v", str(model), max_new_tokens=LENGTH, dtype="float32")
 
 
-def test_captions_are_those_that_the_published_layout_would_write(pair, caption_all):
-    """Greedily, one token after another, by the independent forward pass."""
+def test_captions_equal_those_of_the_published_layout(pair, caption_all):
+    """The independent forward pass decodes greedily, one token after another."""
     source, converted = pair
     engine = load_engine(captioner(converted), "transformers")
     images = pictures(2)
@@ -141,14 +141,14 @@ def test_captions_are_those_that_the_published_layout_would_write(pair, caption_
     for image, caption in zip(images, captions, strict=True):
         ids = reference.prompt_ids(source)
         for _ in range(LENGTH):
-            ids.append(reference.forward(source, engine._inputs.pixels(image), ids)[0, -1].argmax().item())
-        assert caption == engine._inputs.caption(ids[-LENGTH:])
+            ids.append(reference.forward(source, engine._preprocessor.pixels(image), ids)[0, -1].argmax().item())
+        assert caption == engine._preprocessor.decode(ids[-LENGTH:])
     engine.close()
     assert captions[0].text != captions[1].text
 
 
 @pytest.mark.slow
-def test_both_engines_write_the_same_captions(pair, scenes, caption_all):
+def test_both_engines_return_the_same_captions(pair, scenes, caption_all):
     captions = {}
     for name in ("transformers", "vllm"):
         engine = load_engine(captioner(pair[1]), name)
@@ -158,8 +158,8 @@ def test_both_engines_write_the_same_captions(pair, scenes, caption_all):
     assert len({caption.text for caption in captions["vllm"]}) > 10
 
 
-def test_tensors_of_a_bin_file_that_share_memory_are_written_apart(pair, tmp_path):
-    """As parts of one larger tensor, of which torch.save keeps the whole."""
+def test_tensors_of_a_bin_file_that_share_memory_are_written_separately(pair, tmp_path):
+    """They are parts of one larger tensor, which torch.save stores as a whole."""
     source, converted = pair
     shutil.copytree(source.parent, tmp_path / "published")
     model = tmp_path / "published" / "model"

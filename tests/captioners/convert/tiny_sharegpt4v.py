@@ -1,4 +1,4 @@
-"""ShareGPT4V in its published file layout, tiny and random: the names, files and fields of the published checkpoint."""
+"""A tiny random ShareGPT4V with the names, files and fields of the published checkpoint."""
 
 import io
 import json
@@ -26,10 +26,10 @@ def write(
     tower_format: str = "bin",
     seed: int = 0,
 ) -> Path:
-    """`folder`/model and `folder`/tower; the config names the tower as `../tower`. Returns the model's folder."""
+    """Write `folder`/model and `folder`/tower, which the config names `../tower`. Returns the model's folder."""
     model, tower = folder / "model", folder / "tower"
-    for each in (model, tower):
-        each.mkdir(parents=True)
+    for checkpoint in (model, tower):
+        checkpoint.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
     vocabulary = _write_tokenizer(model)
     weights = _language_weights(vocabulary, generator)
@@ -45,17 +45,17 @@ def write(
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a published folder, by the published name."""
-    found = {}
+    """Return every tensor of a published folder by its published name."""
+    weights = {}
     for file in sorted(folder.glob("*.bin")):
-        found |= torch.load(file, weights_only=True)
+        weights |= torch.load(file, weights_only=True)
     for file in sorted(folder.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
+        weights |= load_file(file)
+    return weights
 
 
 def _language_weights(vocabulary: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Drawn wide, so that the next token is never a near tie; special tokens are never written."""
+    """Return weights of a large variance, so that the next token is never a near tie; special tokens never win."""
     sizes = {"lm_head.weight": (vocabulary, WIDTH), "model.embed_tokens.weight": (vocabulary, WIDTH)}
     for layer in range(LAYERS):
         name = f"model.layers.{layer}."
@@ -121,7 +121,7 @@ def _write_weights(folder: Path, weights: dict[str, torch.Tensor], file_format: 
 
 
 def _write_tokenizer(folder: Path) -> int:
-    """A byte-fallback BPE as Llama's, in Vicuna's files: tokenizer.model and two small JSON files."""
+    """Write a byte-fallback BPE like Llama's, in Vicuna's files. Returns the size of the vocabulary."""
     text = PROMPT.replace("<image>\n", "") + " a red green blue circle square star is left right top bottom of it"
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -147,7 +147,7 @@ def _write_tokenizer(folder: Path) -> int:
 
 
 def _model_config(vocabulary: int) -> dict:
-    """The fields of the published config.json, at these sizes."""
+    """Return the fields of the published config.json with the tiny sizes."""
     return {
         "_name_or_path": "Lin-Chen/ShareGPT4V-7B",
         "architectures": ["Share4VLlamaForCausalLM"],

@@ -1,4 +1,4 @@
-"""One item's failure is its own; an engine's death reaches everybody; nothing waits for ever."""
+"""One item's failure affects no other, an engine's failure reaches all calls, and no call waits for ever."""
 
 import asyncio
 import threading
@@ -15,15 +15,15 @@ def gather(batcher, items):
 
 
 def gather_at_once(size, items, cancelled=()):
-    """The batches that were run of items that had all arrived before the first batch, and ten times each item.
+    """Run `items` that all arrive before their first batch starts; returns the batches and the results.
 
-    The batcher is held in a batch before, of one item, until then.
+    Until they have arrived, the batcher is blocked in an earlier batch of one item. Each result is ten times its item.
     """
-    batches, held, arrived = [], threading.Event(), threading.Event()
+    batches, blocked, arrived = [], threading.Event(), threading.Event()
 
     def run(items):
         batches.append(items)
-        held.set()
+        blocked.set()
         arrived.wait(20)
         return [10 * item for item in items]
 
@@ -31,9 +31,9 @@ def gather_at_once(size, items, cancelled=()):
 
     async def main():
         first = asyncio.create_task(batcher(-1))
-        await asyncio.to_thread(held.wait, 20)
+        await asyncio.to_thread(blocked.wait, 20)
         calls = [asyncio.create_task(batcher(item)) for item in items]
-        await asyncio.sleep(0)  # each is in the queue
+        await asyncio.sleep(0)  # now all are in the queue
         for index in cancelled:
             calls[index].cancel()
         arrived.set()
@@ -44,26 +44,26 @@ def gather_at_once(size, items, cancelled=()):
     return batches[1:], results
 
 
-def test_results_go_to_their_items_in_batches_of_at_most_the_size():
+def test_results_match_their_items_and_batches_have_at_most_the_given_size():
     batches, results = gather_at_once(4, range(10))
     assert results == [10 * item for item in range(10)]
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-def test_a_poison_item_costs_only_itself():
+def test_an_item_that_fails_fails_no_other():
     def run(items):
         if 3 in items:
             raise RuntimeError("poison")
         return items
 
-    batcher = Batcher(run, 8, linger=60.0)
+    batcher = Batcher(run, 8, linger_seconds=60.0)
     results = gather(batcher, range(8))
     batcher.close()
     assert [r for r in results if not isinstance(r, Exception)] == [0, 1, 2, 4, 5, 6, 7]
     assert isinstance(results[3], CaptionError) and str(results[3]) == "RuntimeError: poison"
 
 
-def test_death_reaches_those_who_wait_and_those_who_come_later():
+def test_an_engines_failure_reaches_waiting_and_later_calls():
     def run(items):
         raise EngineDead("gone")
 
@@ -73,7 +73,7 @@ def test_death_reaches_those_who_wait_and_those_who_come_later():
     batcher.close()
 
 
-def test_close_releases_those_who_wait():
+def test_close_releases_waiting_calls():
     started, go_on = threading.Event(), threading.Event()
 
     def run(items):
@@ -97,12 +97,12 @@ def test_close_releases_those_who_wait():
     assert all(isinstance(other, EngineDead) for other in others)
 
 
-def test_a_cancelled_call_is_not_run():
+def test_a_cancelled_item_is_not_run():
     batches, results = gather_at_once(4, range(3), cancelled=[1])
     assert batches == [[0, 2]] and results[::2] == [0, 20] and isinstance(results[1], asyncio.CancelledError)
 
 
-def test_results_of_another_number_than_items_end_the_engine():
-    batcher = Batcher(lambda items: items[:1], 2, linger=60.0)
+def test_a_wrong_number_of_results_ends_the_engine():
+    batcher = Batcher(lambda items: items[:1], 2, linger_seconds=60.0)
     assert all(isinstance(result, EngineDead) for result in gather(batcher, range(2)))
     batcher.close()

@@ -1,4 +1,4 @@
-"""Both engines give one caption: text, token count and how it ended, under greedy decoding in float32."""
+"""Under greedy decoding in float32, both engines return equal captions: text, token count and finish reason."""
 
 import dataclasses
 

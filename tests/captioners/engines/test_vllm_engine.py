@@ -1,4 +1,4 @@
-"""The real vLLM on the CPU: what one request, one engine process and one actor cost the others when they fail."""
+"""vLLM on the CPU: a request, an engine process or an actor that fails affects only what it must."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def is_engine(process):
 
 @pytest.fixture(scope="module")
 def checkpoint(random_llava, tmp_path_factory):
-    """A checkpoint whose own generation settings, were they heeded, would change every caption."""
+    """A checkpoint whose own generation settings would change every caption if they were used."""
     folder = tmp_path_factory.mktemp("vllm") / "sampling"
     shutil.copytree(random_llava, folder)
     file = folder / "generation_config.json"
@@ -39,37 +39,37 @@ def checkpoint(random_llava, tmp_path_factory):
     return CaptionerConfig("x", "llava", str(folder), max_new_tokens=LENGTH)
 
 
-def test_failures_cost_what_they_must_and_no_more(checkpoint, scenes, caption_all, monkeypatch):
-    """One engine start serves all of it, in the order of growing damage."""
+def test_failures_affect_only_what_they_must(checkpoint, scenes, caption_all, monkeypatch):
+    """One engine serves all cases, from the smallest damage to the largest."""
     plain = load_engine(checkpoint, "transformers")
     expected = caption_all(plain, scenes(16))
     plain.close()
     engine = load_engine(checkpoint, "vllm")
     assert caption_all(engine, scenes(16)) == expected
 
-    # An image that cannot be prepared, and a request that vLLM refuses: each alone fails.
-    refused = scenes(16)[7]
-    prepare, ask, pixels_of_refused = engine.prepare, engine._request, [None]
+    # An image that cannot be preprocessed, and a request that vLLM rejects: each fails alone.
+    rejected = scenes(16)[7]
+    prepare, build_request, pixels_of_rejected = engine.prepare, engine._request, [None]
 
     def remember(image):
         pixels = prepare(image)
-        if image is refused:
-            pixels_of_refused[0] = pixels
+        if image is rejected:
+            pixels_of_rejected[0] = pixels
         return pixels
 
     async def request(pixels):
-        asked = await ask(pixels)
-        return asked | {"prompt_token_ids": [10**6]} if pixels is pixels_of_refused[0] else asked
+        built = await build_request(pixels)
+        return built | {"prompt_token_ids": [10**6]} if pixels is pixels_of_rejected[0] else built
 
     monkeypatch.setattr(engine, "prepare", remember)
     monkeypatch.setattr(engine, "_request", request)
-    images = [*scenes(16)[:7], refused, Image.new("RGB", (2, 2000)), *scenes(16)[8:]]
+    images = [*scenes(16)[:7], rejected, Image.new("RGB", (2, 2000)), *scenes(16)[8:]]
     results = caption_all(engine, images)
     assert isinstance(results[7], CaptionError) and "vLLM" in str(results[7])
     assert isinstance(results[8], CaptionError) and "2×2000 pixels" in str(results[8])
     assert [*results[:7], *results[9:]] == [*expected[:7], *expected[8:]]
 
-    # The engine's process is killed: every call says that the engine is dead, now and later.
+    # The engine's process is killed: current and later calls raise EngineDead.
     (process,) = engine_processes(os.getpid())
     process.send_signal(signal.SIGKILL)
     assert all(isinstance(result, EngineDead) for result in caption_all(engine, scenes(16)))
@@ -81,7 +81,8 @@ def test_failures_cost_what_they_must_and_no_more(checkpoint, scenes, caption_al
 
 OWNER = """
 import sys, time
-from lotlip_data.captioners.base import CaptionerConfig, load_engine
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.registry import load_engine
 if __name__ == "__main__":
     engine = load_engine(CaptionerConfig("x", "llava", sys.argv[1], max_new_tokens=8), "vllm")
     print("ready", flush=True)
@@ -107,9 +108,9 @@ def test_the_engines_process_ends_with_close_and_with_its_owner(end, random_llav
                 assert owner.stdout.readline() == "closed\n"
             else:
                 owner.kill()
-            until = time.monotonic() + 120
+            deadline = time.monotonic() + 120
             while any(map(is_engine, processes)):
-                assert time.monotonic() < until
+                assert time.monotonic() < deadline
                 time.sleep(0.1)
         finally:
             owner.kill()

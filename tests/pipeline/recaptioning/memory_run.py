@@ -52,7 +52,7 @@ def write(run: Run, shard: int, size: int) -> None:
 async def work(captioning: CaptionWorker, sizes: list[int]) -> list[int]:
     peaks = []
     for shard, size in enumerate(sizes):
-        result = await captioning.unit(shard)
+        result = await captioning.caption_shard(shard)
         assert (result.captioned, result.rejected) == (size, 0)
         peaks.append(peak())
     return peaks

@@ -9,7 +9,7 @@ import pytest
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.recaptioning.poison_images import FEW, InFlightLog, Suspicion, find_suspects
+from lotlip_data.pipeline.recaptioning.poison_images import SMALL_BATCH_SIZE, InFlightLog, Suspects, find_suspects
 from lotlip_data.pipeline.recaptioning.worker import TooManyDeaths
 from tests.pipeline.recaptioning.grey_engine import Fragile, caption, fetched, rows
 
@@ -69,8 +69,8 @@ def test_a_kill_costs_at_most_one_part(run: Run, tmp_path: Path, part_size: int)
 def test_an_innocent_kill_leaves_nobody_guilty(run: Run, tmp_path: Path) -> None:
     """Whoever was under way is tried again, first by itself, and gets its caption."""
     fetched(run, 0, list(range(50)))
-    InFlightLog(run.caption_parts("seer", 0), "one").expect(f"u{value}" for value in range(4, 30))
-    InFlightLog(run.caption_parts("seer", 0), "two").expect(["u5"])  # killed from outside while it was tried by itself
+    InFlightLog(run.caption_parts("seer", 0), "one").add(f"u{value}" for value in range(4, 30))
+    InFlightLog(run.caption_parts("seer", 0), "two").add(["u5"])  # killed from outside while it was tried by itself
     assert deaths_until_done(run, tmp_path / "log") == 0
     assert [row["text"] for row in rows(run, 0)] == [f"It is {value}." for value in range(50)]
 
@@ -79,8 +79,8 @@ def test_what_died_alone_is_tried_again_when_all_else_is_done(run: Run, tmp_path
     """Whatever kills from outside soon after each start meets another image the second time; and of those that are
     tried alone, each death names one image only."""
     fetched(run, 0, list(range(50)))
-    InFlightLog(run.caption_parts("seer", 0), "one").expect(["u5"])
-    InFlightLog(run.caption_parts("seer", 0), "two").expect(["u30"])
+    InFlightLog(run.caption_parts("seer", 0), "one").add(["u5"])
+    InFlightLog(run.caption_parts("seer", 0), "two").add(["u30"])
     assert deaths_until_done(run, tmp_path / "log", 5) == 1
     log = (tmp_path / "log").read_text().split()
     assert {*log[:48]} == {str(value) for value in range(50)} - {"5", "30"} and log[48:] == ["30"]
@@ -91,47 +91,47 @@ def test_what_died_alone_is_tried_again_when_all_else_is_done(run: Run, tmp_path
 def test_a_death_among_others_is_none_alone_whatever_became_of_them(run: Run) -> None:
     folder = run.caption_parts("seer", 0)
     for attempt in ("one", "two"):
-        InFlightLog(folder, attempt).expect(["u1", "u2", "u3"])
-    InFlightLog(folder, "three").expect(["u3"])
-    assert find_suspects(folder, {"u1", "u2"}).last == {"u3"}
+        InFlightLog(folder, attempt).add(["u1", "u2", "u3"])
+    InFlightLog(folder, "three").add(["u3"])
+    assert find_suspects(folder, {"u1", "u2"}).deferred == {"u3"}
 
 
 def test_suspects_are_tried_in_fewer_and_fewer(run: Run) -> None:
     folder = run.caption_parts("seer", 0)
     many = [f"u{value}" for value in range(40)]
-    InFlightLog(folder, "one").expect(many)
-    assert find_suspects(folder, set()).few == set(many)
-    InFlightLog(folder, "two").expect(many[:FEW])
-    told = find_suspects(folder, {"u1"})
-    assert told.alone == set(many[:FEW]) - {"u1"}
-    assert told.few == set(many[FEW:])
-    for attempt, where in (("three", "alone"), ("four", "last")):
+    InFlightLog(folder, "one").add(many)
+    assert find_suspects(folder, set()).small_batch == set(many)
+    InFlightLog(folder, "two").add(many[:SMALL_BATCH_SIZE])
+    suspects = find_suspects(folder, {"u1"})
+    assert suspects.single == set(many[:SMALL_BATCH_SIZE]) - {"u1"}
+    assert suspects.small_batch == set(many[SMALL_BATCH_SIZE:])
+    for attempt, where in (("three", "single"), ("four", "deferred")):
         assert "u2" in getattr(find_suspects(folder, {"u1"}), where)
         trail = InFlightLog(folder, attempt)
-        trail.expect(["u2"])
-        trail.blame("it hung")
-    told = find_suspects(folder, {"u1"})
-    assert list(told.guilty) == ["u2"] and told.guilty["u2"].endswith("it hung")
+        trail.add(["u2"])
+        trail.record_death("it hung")
+    suspects = find_suspects(folder, {"u1"})
+    assert list(suspects.poison) == ["u2"] and suspects.poison["u2"].endswith("it hung")
 
 
 def test_an_attempt_that_ends_in_good_order_leaves_no_suspects(run: Run) -> None:
     trail = InFlightLog(run.caption_parts("seer", 0), "one")
-    trail.expect(["u1"])
+    trail.add(["u1"])
     trail.withdraw()
-    trail.expect(["u2"])
-    assert find_suspects(run.caption_parts("seer", 0), set()) == Suspicion()
+    trail.add(["u2"])
+    assert find_suspects(run.caption_parts("seer", 0), set()) == Suspects()
 
 
 def test_a_torn_note_is_no_suspicion(run: Run) -> None:
     storage.replace(storage.join(run.caption_parts("seer", 0), "suspects-torn.json"), b'{"uids": [')
-    assert find_suspects(run.caption_parts("seer", 0), set()) == Suspicion()
+    assert find_suspects(run.caption_parts("seer", 0), set()) == Suspects()
 
 
 def test_an_engine_that_dies_with_every_image_is_not_the_images_fault(run: Run, tmp_path: Path) -> None:
     fetched(run, 0, list(range(60)))
     folder = run.caption_parts("seer", 0)
     for value in range(20):
-        InFlightLog(folder, f"first-{value}").expect([f"u{value}"])
-        InFlightLog(folder, f"second-{value}").expect([f"u{value}"])
-    with pytest.raises(TooManyDeaths, match=r"20 images of shard 00000 .* looks like the engine's fault"):
+        InFlightLog(folder, f"first-{value}").add([f"u{value}"])
+        InFlightLog(folder, f"second-{value}").add([f"u{value}"])
+    with pytest.raises(TooManyDeaths, match=r"20 images of shard 00000 .* points to the engine"):
         caption(run, Fragile(str(tmp_path / "log"), set()), 0)

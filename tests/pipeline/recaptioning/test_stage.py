@@ -16,7 +16,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.ledger import captioned_shards
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
-from lotlip_data.pipeline.recaptioning.results import RecaptionError, claim
+from lotlip_data.pipeline.recaptioning.results import RecaptionError, claim_settings
 from lotlip_data.pipeline.recaptioning.stage import recaption
 from tests.pipeline import run_fixture as fake_run
 from tests.support.processes import kill_driver
@@ -106,13 +106,13 @@ def test_a_captioners_folder_that_is_settled_need_not_be_writable(
 ) -> None:
     run = fake_run.make(tmp_path, shards=1, images=1, writers=()).run
     (one,) = resolve_captioners([CAPTIONER])
-    claim(run, one.config)
+    claim_settings(run, one.config)
 
     def refuses(url: str, data: bytes) -> bool:
         raise OSError(errno.EROFS, "Read-only file system", url)
 
     monkeypatch.setattr(storage, "create", refuses)
-    claim(run, one.config)
+    claim_settings(run, one.config)
 
 
 def test_without_images_it_says_what_to_run_first(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def test_parts_of_the_time_add_up_to_the_time_in_which_there_was_any_unit(monkey
     at(12)
     actor.leave(first)
     at(20)
-    assert (actor.spent(first), actor.spent(second)) == (Usage(3 + 2, 10), Usage(2 + 8, 20))
+    assert (actor.usage_of(first), actor.usage_of(second)) == (Usage(3 + 2, 10), Usage(2 + 8, 20))
     actor.leave(second)
     at(100)
-    assert actor.spent(first) + actor.spent(second) == Usage(20 - 5, 2 * (20 - 5))
+    assert actor.usage_of(first) + actor.usage_of(second) == Usage(20 - 5, 2 * (20 - 5))
 
 
 def test_only_what_was_measured_counts_towards_hours_and_speed() -> None:

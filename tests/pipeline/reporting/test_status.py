@@ -15,7 +15,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
-from lotlip_data.pipeline.recaptioning.results import complete
+from lotlip_data.pipeline.recaptioning.results import finish_pending_commits
 from lotlip_data.pipeline.reporting.status import format_text, get_status, rates
 from tests.pipeline import run_fixture
 from tests.pipeline.recaptioning.grey_engine import Seer, caption, fetched
@@ -74,7 +74,7 @@ def test_removed_captions_count_as_remaining_and_count_once_after_they_are_rewri
     progress = ledger.caption_progress(run, "seer")
     assert (progress.left, progress.done) == ((0,), (1,))
     storage.create(quarantined := run.quarantine("captions", "seer", "00000.parquet"), b"of the removed captions")
-    complete(run, "seer", progress.done)
+    finish_pending_commits(run, "seer", progress.done)
     caption(run, Seer(), 0)
     assert not storage.exists(quarantined)
     seer = get_status(run)["captioners"]["seer"]

@@ -1,6 +1,6 @@
-"""Tasks for the tests of the study's runner: they must be importable in the processes that it starts.
+"""Jobs for the tests of the study's scheduler, in a module that its worker processes can import.
 
-As a program, it runs one that waits: `python -m tests.pipeline.study.jobs_fixture STUDY`.
+As a program, it runs one job that waits: `python -m tests.pipeline.study.jobs_fixture STUDY`.
 """
 
 import os
@@ -12,25 +12,29 @@ from lotlip_data.manifests.errors import UserError
 
 
 @dataclass(frozen=True)
-class Told:
-    """Appends its name and process to `begun`; then fails, breaks, dies, or makes its marker, now or when `go` is."""
+class FakeJob:
+    """Appends its name and process id to the file `started`, then behaves as its `outcome` says.
+
+    Outcomes: "done" creates the file NAME.done; "waits" does so once the file `go` exists; "fails" raises a UserError;
+    "breaks" raises an unexpected error; "dies" ends the process.
+    """
 
     name: str
-    fate: str = "done"
+    outcome: str = "done"
 
     def is_done(self, study: str, design: object) -> bool:
         return Path(study, f"{self.name}.done").exists()
 
-    def do(self, study: str, design: object) -> None:
-        with Path(study, "begun").open("a") as file:
+    def run(self, study: str, design: object) -> None:
+        with Path(study, "started").open("a") as file:
             file.write(f"{self.name} {os.getpid()}\n")
-        if self.fate == "fails":
+        if self.outcome == "fails":
             raise UserError("no good")
-        if self.fate == "breaks":
-            1 / 0  # noqa: B018 - an error that nobody foresaw
-        if self.fate == "dies":
+        if self.outcome == "breaks":
+            1 / 0  # noqa: B018 - an unexpected error
+        if self.outcome == "dies":
             os._exit(7)
-        while self.fate == "waits" and not Path(study, "go").exists():
+        while self.outcome == "waits" and not Path(study, "go").exists():
             os.sched_yield()
         Path(study, f"{self.name}.done").touch(exist_ok=False)
 
@@ -40,6 +44,6 @@ class Told:
 
 if __name__ == "__main__":
     from lotlip_data.pipeline.study.experiments import Design
-    from lotlip_data.pipeline.study.scheduler import run
+    from lotlip_data.pipeline.study.scheduler import run_jobs
 
-    run(sys.argv[1], Design(), [Told("a", "waits")], 1, None)
+    run_jobs(sys.argv[1], Design(), [FakeJob("a", "waits")], 1, None)

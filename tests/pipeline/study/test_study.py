@@ -1,4 +1,4 @@
-"""The reproduction study: rows cover the paper's tables and are shared, seeds are paired, the page is true."""
+"""The reproduction study: experiments cover the paper's tables, seeds are paired, the page is correct."""
 
 import dataclasses
 import hashlib
@@ -12,14 +12,26 @@ from scipy import stats  # imagehash's
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study import data, experiments
-from lotlip_data.pipeline.study.experiments import LIT, LIT_LONG, LOTLIP, ROWS, SETTINGS, Design, Gallery, distinct
-from lotlip_data.pipeline.study.jobs import Data, Training, all_of, result_of
-from lotlip_data.pipeline.study.main import study, write_again
-from lotlip_data.pipeline.study.paper_claims import EVERY, LEVEL, TABLES
+from lotlip_data.pipeline.study.experiments import (
+    EXPERIMENTS,
+    LIT,
+    LIT_LONG,
+    LOTLIP,
+    SETTINGS,
+    Design,
+    Experiment,
+    Gallery,
+    distinct_experiments,
+    with_sub_captions,
+    with_token_limit,
+)
+from lotlip_data.pipeline.study.jobs import DataJob, TrainingJob, plan_jobs, result_url
+from lotlip_data.pipeline.study.main import rebuild_page, run_study
+from lotlip_data.pipeline.study.paper_claims import COMMON_METRICS, LEVEL_POINTS, TABLES
 from lotlip_data.pipeline.study.plots import plot
-from lotlip_data.pipeline.study.report import NAMES, render, write_page
+from lotlip_data.pipeline.study.report import METRIC_NAMES, render_page, write_page
 from lotlip_data.pipeline.study.results import CEILINGS, METRICS, Results, format_text, read_lines
-from lotlip_data.pipeline.study.significance import T_95, Difference, Verdict, difference
+from lotlip_data.pipeline.study.significance import T_95, Difference, Verdict, mean_difference
 from lotlip_data.synthetic.hard_scenes import crowded_scene
 from lotlip_data.training.data.dataset import open_dataset
 from tests.support.paths import ROOT
@@ -27,46 +39,47 @@ from tests.support.paths import ROOT
 DESIGN = Design()
 SMALL = Design(
     settings=SETTINGS | {"epochs": 1, "batch": 16, "warm_up": 1, "checkpoint_every": 1},
-    fresh={"epochs": 0.2, "warm_up": 1},
+    from_scratch={"epochs": 0.2, "warm_up": 1},
     scenes=48,
     gallery=Gallery(groups=4, twins=3, short=8, classified=8),
 )
 
 
-def test_every_table_and_figure_has_its_rows() -> None:
+def test_every_table_and_figure_has_its_experiments() -> None:
     """What the paper varies, value by value."""
-    assert set(ROWS) == {f"table-{n}" for n in (2, 3, 7, 8, 9, 10, 11)} | {f"figure-{n}" for n in (2, 4, 5)}
-    configs = {name: [row.config(DESIGN, 0) for row in of] for name, of in ROWS.items()}
-    assert [one.method for one in configs["table-2"]] == ["lit", "lit_long", "lit_longclip", "lotlip"]
-    assert [(one.corner_tokens, one.corner_mask) for one in configs["table-3"][1:]] == [
+    assert set(EXPERIMENTS) == {f"table-{n}" for n in (2, 3, 7, 8, 9, 10, 11)} | {f"figure-{n}" for n in (2, 4, 5)}
+    configs = {name: [each.config(DESIGN, 0) for each in group] for name, group in EXPERIMENTS.items()}
+    assert [config.method for config in configs["table-2"]] == ["lit", "lit_long", "lit_longclip", "lotlip"]
+    assert [(config.corner_tokens, config.corner_mask) for config in configs["table-3"][1:]] == [
         *((count, True) for count in (1, 2, 3, 4)),
         (2, False),
     ]
-    assert [one.method for one in configs["table-7"]] == ["lit_long", "register", "lotlip"]
-    assert all(not (one.lock_image or one.pretrained_image or one.pretrained_text) for one in configs["table-8"])
-    assert [(one.long_texts, one.corner_tokens) for one in configs["table-8"]] == [(0, 0), (1, 0), (1, 2)]
-    assert {row.scale for row in ROWS["table-8"]} == {10}
-    alone = [(name,) for name in ("instructblip", "llava", "sharegpt4v")]
-    assert [one.captioners for one in configs["table-9"]] == [*alone, ()]
-    scales = [(row.method, row.scale) for row in ROWS["table-10"]]
+    assert [config.method for config in configs["table-7"]] == ["lit_long", "register", "lotlip"]
+    assert all(not (c.lock_image or c.pretrained_image or c.pretrained_text) for c in configs["table-8"])
+    assert [(config.long_texts, config.corner_tokens) for config in configs["table-8"]] == [(0, 0), (1, 0), (1, 2)]
+    assert {each.scale for each in EXPERIMENTS["table-8"]} == {10}
+    single_captioners = [(name,) for name in ("instructblip", "llava", "sharegpt4v")]
+    assert [config.captioners for config in configs["table-9"]] == [*single_captioners, ()]
+    scales = [(each.method, each.scale) for each in EXPERIMENTS["table-10"]]
     assert scales == [(method, scale) for scale in (1, 3, 10) for method in ("lit", "lotlip")]
-    assert ROWS["table-10"] == ROWS["table-11"]
-    shown = [0 if one.method == "lit" else one.sub_captions for one in configs["figure-5"]]
-    assert shown == [*range(7), *range(7)] and ROWS["figure-2"] == ROWS["figure-5"][:7]
-    assert [one.context_length for one in configs["figure-4"]] == [32, 64, 77, 128, 192, 256, 256]
-    assert {row.texts for row in ROWS["figure-4"]} == {"detailed"}
+    assert EXPERIMENTS["table-10"] == EXPERIMENTS["table-11"]
+    sub_captions = [0 if config.method == "lit" else config.sub_captions for config in configs["figure-5"]]
+    assert sub_captions == [*range(7), *range(7)] and EXPERIMENTS["figure-2"] == EXPERIMENTS["figure-5"][:7]
+    assert [config.context_length for config in configs["figure-4"]] == [32, 64, 77, 128, 192, 256, 256]
+    assert {each.texts for each in EXPERIMENTS["figure-4"]} == {"detailed"}
 
 
-def test_a_row_of_several_tables_is_one_training() -> None:
-    assert all(LOTLIP in ROWS[name] for name in ("table-2", "table-3", "table-7", "table-9", "table-10", "figure-5"))
-    assert all(LIT_LONG in ROWS[name] for name in ("table-2", "table-3", "table-7", "figure-2"))
-    assert ROWS["figure-2"][0] == ROWS["table-10"][0] == LIT
-    assert experiments.limited(512) == experiments.limited(256)
-    keys = [row.key(DESIGN) for row in distinct(ROWS)]
+def test_an_experiment_of_several_tables_is_one_training() -> None:
+    with_lotlip = ("table-2", "table-3", "table-7", "table-9", "table-10", "figure-5")
+    assert all(LOTLIP in EXPERIMENTS[name] for name in with_lotlip)
+    assert all(LIT_LONG in EXPERIMENTS[name] for name in ("table-2", "table-3", "table-7", "figure-2"))
+    assert EXPERIMENTS["figure-2"][0] == EXPERIMENTS["table-10"][0] == LIT
+    assert with_token_limit(512) == with_token_limit(256)
+    keys = [each.key(DESIGN) for each in distinct_experiments(EXPERIMENTS)]
     assert len(keys) == len(set(keys)) == 36
 
 
-def test_a_row_is_known_by_everything_that_it_computes_but_the_seed() -> None:
+def test_a_key_depends_on_everything_that_an_experiment_computes_except_the_seed() -> None:
     others = [
         Design(settings=SETTINGS | {"lr": 5e-4}),
         Design(scenes=DESIGN.scenes + 3),
@@ -76,39 +89,41 @@ def test_a_row_is_known_by_everything_that_it_computes_but_the_seed() -> None:
     assert LOTLIP.config(DESIGN, 2).seed == 2
 
 
-def test_rows_from_fresh_weights_have_settings_of_their_own() -> None:
-    """All three the same ones, and no other row has them."""
-    other = Design(fresh=experiments.FRESH | {"lr": 5e-4})
-    moved = [row for row in distinct(ROWS) if row.key(other) != row.key(DESIGN)]
-    assert moved == list(ROWS["table-8"])
-    for one in (row.config(DESIGN, 0) for row in moved):
-        assert {name: getattr(one, name) for name in experiments.FRESH} == experiments.FRESH
+def test_experiments_from_scratch_have_their_own_settings() -> None:
+    """All three have the same settings, and no other experiment has them."""
+    other = Design(from_scratch=experiments.FROM_SCRATCH_SETTINGS | {"lr": 5e-4})
+    changed = [each for each in distinct_experiments(EXPERIMENTS) if each.key(other) != each.key(DESIGN)]
+    assert changed == list(EXPERIMENTS["table-8"])
+    for config in (each.config(DESIGN, 0) for each in changed):
+        settings = {name: getattr(config, name) for name in experiments.FROM_SCRATCH_SETTINGS}
+        assert settings == experiments.FROM_SCRATCH_SETTINGS
 
 
-def test_tables_show_their_rows_and_claim_nothing_of_others() -> None:
-    assert {table.name for table in TABLES} == set(ROWS)
+def test_tables_show_their_experiments_and_claim_nothing_about_others() -> None:
+    assert {table.name for table in TABLES} == set(EXPERIMENTS)
     for table in TABLES:
-        assert [line.row for line in table.lines] == list(table.rows)
-        assert {row for claim in table.claims for row, _ in claim.weights} <= set(table.rows)
+        assert [row.experiment for row in table.rows] == list(table.experiments)
+        assert {each for claim in table.claims for each, _ in claim.weights} <= set(table.experiments)
         assert all(sum(weight for _, weight in claim.weights) == 0 for claim in table.claims)
         assert {claim.sign for claim in table.claims} <= {1, 0, -1}
         assert {claim.metric for claim in table.claims} <= set(table.metrics) <= set(METRICS)
 
 
-def test_every_row_has_the_same_seeds_and_its_data_first() -> None:
-    tasks = all_of(distinct(ROWS), range(3))
-    trainings = [task for task in tasks if isinstance(task, Training)]
+def test_every_experiment_has_the_same_seeds_and_its_data_come_first() -> None:
+    jobs = plan_jobs(distinct_experiments(EXPERIMENTS), range(3))
+    trainings = [job for job in jobs if isinstance(job, TrainingJob)]
     assert len(trainings) == len(set(trainings)) == 3 * 36
-    for place, task in enumerate(tasks):
-        if isinstance(task, Training):
-            assert Data(task.row.texts, task.seed) in tasks[:place]
+    for position, job in enumerate(jobs):
+        if isinstance(job, TrainingJob):
+            assert DataJob(job.experiment.texts, job.seed) in jobs[:position]
 
 
-def test_seeds_never_share_scenes_nor_are_trained_on_what_is_evaluated_on() -> None:
-    blocks = [data.block(seed) for seed in (0, 1, 2, data.DEVELOPMENT)]
-    assert all(len(block) == data.BLOCK for block in blocks)
+def test_seeds_share_no_scenes_and_no_evaluation_scene_is_trained_on() -> None:
+    blocks = [data.scene_seeds(seed) for seed in (0, 1, 2, data.FIRST_DEVELOPMENT_SEED)]
+    assert all(len(block) == data.SCENES_PER_SEED for block in blocks)
     assert len({number for block in blocks for number in (block.start, block.stop - 1)}) == 8
-    assert DESIGN.scenes * max(experiments.SCALES) <= data.EVALUATED and DESIGN.scenes % data.SHARDS == 0
+    assert DESIGN.scenes * max(experiments.SCALES) <= data.TRAINING_SCENES_PER_SEED
+    assert DESIGN.scenes % data.SHARDS_AT_SCALE_1 == 0
 
 
 @pytest.mark.parametrize(
@@ -121,58 +136,66 @@ def test_seeds_never_share_scenes_nor_are_trained_on_what_is_evaluated_on() -> N
         ([0.0, 0.0, 0.0], 0.0, 0.0, Verdict.LEANS_AWAY, Verdict.LEANS_AWAY, Verdict.LEVEL),
     ],
 )
-def test_the_rule_on_worked_examples(
+def test_verdicts_of_worked_examples(
     pairs: list[float], mean: float, half: float, above: Verdict, below: Verdict, level: Verdict
 ) -> None:
-    """The verdict where the paper has the difference above nought, below it, and level."""
-    found = difference(pairs)
-    assert found is not None and [found.verdict(sign) for sign in (1, -1, 0)] == [above, below, level]
-    assert dataclasses.astuple(found) == pytest.approx((mean, mean - half, mean + half, len(pairs)))
+    """The verdicts if the paper has the difference above zero, below zero and level."""
+    difference = mean_difference(pairs)
+    assert difference is not None and [difference.verdict(sign) for sign in (1, -1, 0)] == [above, below, level]
+    assert dataclasses.astuple(difference) == pytest.approx((mean, mean - half, mean + half, len(pairs)))
 
 
-def test_the_table_of_t_is_students() -> None:
+def test_the_quantiles_are_those_of_students_t() -> None:
     assert pytest.approx(list(T_95), abs=5e-4) == [stats.t.ppf(0.975, degrees) for degrees in range(1, len(T_95) + 1)]
 
 
-def test_two_seeds_say_nothing_and_too_many_are_refused() -> None:
-    """Two differences are often equal, as figures come in steps, and would have an interval of no width."""
-    assert difference([]) is None and difference([3.0]) is None and difference([-4.6, -4.6]) is None
+def test_two_seeds_give_no_interval_and_too_many_are_rejected() -> None:
+    """Figures come in steps, so two differences are often equal, and their interval would have no width."""
+    assert mean_difference([]) is None and mean_difference([3.0]) is None and mean_difference([-4.6, -4.6]) is None
     with pytest.raises(ValueError, match="11 seeds"):
-        difference([1.0] * 11)
+        mean_difference([1.0] * 11)
 
 
-def content(row: experiments.Experiment, seed: int, value: float, design: Design = DESIGN) -> dict[str, Any]:
+def make_result(experiment: Experiment, seed: int, value: float, design: Design = DESIGN) -> dict[str, Any]:
+    """A result whose figures all equal `value`, with ceilings of 100."""
     names = {name for metric in METRICS.values() for name in metric}
     names |= {"short.t2i.R@5", "short.i2t.R@5", "unrelated.cut", "detailed.cut", "flops.text"}
-    known = {"key": row.key(design), "seed": seed, "texts": row.texts, "seconds": 9.0}
-    most = dict.fromkeys((name for names in CEILINGS.values() for name in names), 100.0)
-    return known | {"figures": dict.fromkeys(sorted(names), value) | most}
+    ceilings = dict.fromkeys((name for names in CEILINGS.values() for name in names), 100.0)
+    figures = dict.fromkeys(sorted(names), value) | ceilings
+    return {"key": experiment.key(design), "seed": seed, "texts": experiment.texts, "seconds": 9.0, "figures": figures}
 
 
-def test_differences_are_taken_seed_by_seed_where_both_have_run() -> None:
-    """LoTLIP is ahead by 2 in each common seed; the seeds of one alone, which differ much, do not count."""
+def test_differences_are_taken_per_seed_where_both_experiments_have_run() -> None:
+    """LoTLIP is 2 points better for each common seed. Seeds of one experiment alone differ much and do not count."""
     values = {(LOTLIP, seed): value for seed, value in enumerate((52.0, 12.0, 32.0, 99.0))}
     values |= {(LIT, seed): value for seed, value in ((0, 50.0), (1, 10.0), (2, 30.0), (4, 1.0))}
-    every = [content(row, seed, value) for (row, seed), value in values.items()]
-    results = Results(every, DESIGN)
+    contents = [make_result(each, seed, value) for (each, seed), value in values.items()]
+    results = Results(contents, DESIGN)
     assert results.contrast({LOTLIP: 1.0, LIT: -1.0}, "long") == Difference(2.0, 2.0, 2.0, 3)
     assert results.contrast({LOTLIP: 1.0, LIT_LONG: -1.0}, "long") is None
-    assert Results(every, DESIGN, 2).contrast({LOTLIP: 1.0, LIT: -1.0}, "long") is None
-    assert Results(every, DESIGN, 2).seeds(LOTLIP) == [0, 1] and Results(every, DESIGN, 2).contents == results.contents
+    assert Results(contents, DESIGN, 2).contrast({LOTLIP: 1.0, LIT: -1.0}, "long") is None
+    assert (
+        Results(contents, DESIGN, 2).seeds(LOTLIP) == [0, 1]
+        and Results(contents, DESIGN, 2).contents == results.contents
+    )
 
 
-def test_results_of_development_seeds_and_of_other_designs_are_not_shown() -> None:
-    there = [content(LIT, data.DEVELOPMENT, 1.0), content(LIT, 1, 1.0, Design(scenes=3)), content(LIT, 0, 2.0)]
-    assert Results(there, DESIGN).values(LIT, "class") == {0: 2.0}
+def test_results_of_development_seeds_and_of_other_designs_are_excluded() -> None:
+    contents = [
+        make_result(LIT, data.FIRST_DEVELOPMENT_SEED, 1.0),
+        make_result(LIT, 1, 1.0, Design(scenes=3)),
+        make_result(LIT, 0, 2.0),
+    ]
+    assert Results(contents, DESIGN).values(LIT, "class") == {0: 2.0}
 
 
-def fabricated(shown: list[experiments.Experiment]) -> Results:
+def random_results(group: list[Experiment]) -> Results:
     numbers = random.Random(0)
-    return Results([content(row, seed, 10 + 80 * numbers.random()) for row in shown for seed in range(3)], DESIGN)
+    return Results([make_result(each, seed, 10 + 80 * numbers.random()) for each in group for seed in range(3)], DESIGN)
 
 
-def test_the_page_of_the_same_results_is_the_same_to_the_byte(tmp_path: Path) -> None:
-    results = fabricated(distinct(ROWS))
+def test_equal_results_give_an_equal_page_and_equal_plots_byte_for_byte(tmp_path: Path) -> None:
+    results = random_results(distinct_experiments(EXPERIMENTS))
     write_page(results, DESIGN, 3, str(tmp_path / "a"))
     again = Results(read_lines(str(tmp_path / "a/study/results.jsonl"), DESIGN), DESIGN)
     write_page(again, DESIGN, 3, str(tmp_path / "b"))
@@ -180,100 +203,106 @@ def test_the_page_of_the_same_results_is_the_same_to_the_byte(tmp_path: Path) ->
     assert len(files) == 2 + len(TABLES) and format_text(again.contents) == format_text(results.contents)
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    page = (tmp_path / "a/study.md").read_text()
-    assert "All of it has run: 108 of 108 trainings" in page and "not run yet" not in page
+    page = (tmp_path / "a/study/index.md").read_text()
+    assert "All trainings have run: 108 of 108 (" in page and "not run yet" not in page
     for table in TABLES:
-        assert page.count(f"## {table.title}\n") == 1 and f"(study/{table.name}.svg)" in page
+        assert page.count(f"## {table.title}\n") == 1 and f"({table.name}.svg)" in page
     assert page.count("**Does it hold here?**") == len(TABLES)
 
 
-def test_the_page_says_what_has_not_run() -> None:
-    page = render(fabricated(list(ROWS["table-2"])), DESIGN, 3)
-    assert "**Not all of it has run**: 12 of 108 trainings" in page
+def test_the_page_shows_what_has_not_run() -> None:
+    page = render_page(random_results(list(EXPERIMENTS["table-2"])), DESIGN, 3)
+    assert "**Not all trainings have run**: 12 of 108 (" in page
     two, three = (page.split("## Table ")[number] for number in (1, 2))
     assert "not run yet" not in two and "not run yet" in three and "| m = 4 | – | – |" in three
     empty = Results([], DESIGN)
-    assert "0.2 epochs, batch 16," in render(empty, SMALL, 3), "what `fresh` does not name is as in all rows"
-    assert "0 of 108" in render(empty, DESIGN, 3) and all(plot(table, empty).startswith("<?xml") for table in TABLES)
+    assert "0.2 epochs, batch 16," in render_page(empty, SMALL, 3), "`from_scratch` replaces only the settings it names"
+    assert "0 of 108" in render_page(empty, DESIGN, 3) and all(
+        plot(table, empty).startswith("<?xml") for table in TABLES
+    )
 
 
-def test_rows_that_are_all_at_chance_tell_nothing_however_regular_their_difference() -> None:
-    """1,000 scenes and 64 classes: 1.0 is chance of neither within a point, 3.0 is above both."""
+def test_rows_that_are_all_at_chance_show_nothing_however_regular_their_difference() -> None:
+    """With 1,000 scenes and 64 classes, 1.0 is less than a point above chance for one metric; 3.0 is above for both."""
     table = next(table for table in TABLES if table.name == "table-8")
-    low = {row: 0.3 + 0.2 * place for place, row in enumerate(ROWS["table-8"])}
-    at_chance = Results([content(row, seed, value) for row, value in low.items() for seed in range(3)], DESIGN)
+    low = {each: 0.3 + 0.2 * position for position, each in enumerate(EXPERIMENTS["table-8"])}
+    at_chance = Results([make_result(each, seed, value) for each, value in low.items() for seed in range(3)], DESIGN)
     assert all(at_chance.at_chance(dict(claim.weights), claim.metric) for claim in table.claims)
-    page = render(at_chance, DESIGN, 3).split("## Table 8")[1].split("\n## ")[0]
-    assert page.count("cannot be told, all at chance") == len(table.claims) and "holds outside" not in page
-    one_above = low | {ROWS["table-8"][0]: 3.0}
-    above = Results([content(row, seed, value) for row, value in one_above.items() for seed in range(3)], DESIGN)
-    told = [not above.at_chance(dict(claim.weights), claim.metric) for claim in table.claims]
-    assert told == [ROWS["table-8"][0] in dict(claim.weights) for claim in table.claims]
+    page = render_page(at_chance, DESIGN, 3).split("## Table 8")[1].split("\n## ")[0]
+    assert page.count("inconclusive: all rows are at chance") == len(table.claims) and "holds outside" not in page
+    one_above = low | {EXPERIMENTS["table-8"][0]: 3.0}
+    above = Results([make_result(each, seed, value) for each, value in one_above.items() for seed in range(3)], DESIGN)
+    conclusive = [not above.at_chance(dict(claim.weights), claim.metric) for claim in table.claims]
+    assert conclusive == [EXPERIMENTS["table-8"][0] in dict(claim.weights) for claim in table.claims]
 
 
 def test_the_committed_page_is_that_of_the_committed_results() -> None:
-    """A setting, a default or a word of the page that changes is seen here; so is a result that is of another study."""
-    docs = ROOT / "docs"
-    results = Results(read_lines(str(docs / "study/results.jsonl"), DESIGN), DESIGN, 4)
-    assert results.left_out == 0 and len(results.contents) == 4 * 36
-    assert render(results, DESIGN, 4) == (docs / "study.md").read_text()
+    """Fails if a setting, a default or a word of the page changes, or if a result belongs to another study."""
+    folder = ROOT / "docs" / "study"
+    results = Results(read_lines(str(folder / "results.jsonl"), DESIGN), DESIGN, 4)
+    assert results.excluded == 0 and len(results.contents) == 4 * 36
+    assert render_page(results, DESIGN, 4) == (folder / "index.md").read_text()
 
 
-def test_the_towers_are_those_of_this_edition() -> None:
-    """Whoever trains them anew raises EDITIONS: no key and no folder of data knows their weights."""
+def test_the_towers_are_those_of_the_data_version() -> None:
+    """New tower weights need new DATA_VERSIONS: neither a result's key nor a data folder depends on the weights."""
     from lotlip_data.manifests.checkpoints.resolve import resolve
 
-    found = {
-        name: hashlib.sha256(Path(resolve(experiments.SETTINGS[name]), "model.safetensors").read_bytes()).hexdigest()[
-            :16
-        ]
-        for name in ("image_tower", "text_tower")
-    }
-    assert found == {"image_tower": "67f6b685569861eb", "text_tower": "63212c6763fe9373"}
-    assert experiments.EDITIONS == {"captioners": 1, "detailed": 2}
+    digests = {}
+    for name in ("image_tower", "text_tower"):
+        weights = Path(resolve(SETTINGS[name]), "model.safetensors").read_bytes()
+        digests[name] = hashlib.sha256(weights).hexdigest()[:16]
+    assert digests == {"image_tower": "67f6b685569861eb", "text_tower": "63212c6763fe9373"}
+    assert experiments.DATA_VERSIONS == {"captioners": 1, "detailed": 2}
 
 
-def test_a_claim_that_two_tables_share_is_counted_once() -> None:
-    """Tables 2, 3 and 7 all have LoTLIP against LiT with long texts."""
+def test_a_claim_that_several_tables_share_is_counted_once() -> None:
+    """Tables 2, 3 and 7 all compare LoTLIP with LiT with long texts."""
     claims = [claim for table in TABLES for claim in table.claims]
-    same = [one.text for one in claims if dict(one.weights) == {LOTLIP: 1.0, LIT_LONG: -1.0} and one.metric == "long"]
-    assert same == ["LoTLIP against LiT + long texts", "m = 2 against m = 0", "corner tokens against neither"]
-    assert len(claims) - len({claim.comparison for claim in claims}) == 2 * len(EVERY)
+    lead = {LOTLIP: 1.0, LIT_LONG: -1.0}
+    shared = [claim.text for claim in claims if dict(claim.weights) == lead and claim.metric == "long"]
+    assert shared == ["LoTLIP vs. LiT + long texts", "m = 2 vs. m = 0", "corner tokens vs. neither"]
+    assert len(claims) - len({claim.comparison for claim in claims}) == 2 * len(COMMON_METRICS)
 
 
-def test_the_paper_has_rows_level_that_it_prints_less_than_half_a_point_apart() -> None:
+def test_rows_that_the_paper_prints_less_than_half_a_point_apart_are_level() -> None:
     for claim in (claim for table in TABLES for claim in table.claims if claim.printed is not None):
-        assert claim.sign == (abs(claim.printed) >= LEVEL) * (1 if claim.printed > 0 else -1)
+        assert claim.sign == (abs(claim.printed) >= LEVEL_POINTS) * (1 if claim.printed > 0 else -1)
 
 
-def one_row(low: float, rest: float, of: experiments.Experiment) -> Results:
-    """Three seeds of every row at 30 and 31 and 32, but for `of`."""
-    every = [content(row, seed, 30.0 + seed) for row in distinct(ROWS) for seed in range(3) if row != of]
-    return Results([*every, *(content(of, seed, low if seed == 1 else rest) for seed in range(3))], DESIGN)
+def results_with_spread(spread: Experiment, low: float, rest: float) -> Results:
+    """Three seeds per experiment: 30, 31 and 32; for `spread` they are `rest`, `low` and `rest`."""
+    others = [each for each in distinct_experiments(EXPERIMENTS) if each != spread]
+    contents = [make_result(each, seed, 30.0 + seed) for each in others for seed in range(3)]
+    contents += [make_result(spread, seed, low if seed == 1 else rest) for seed in range(3)]
+    return Results(contents, DESIGN)
 
 
-def test_a_row_whose_seeds_are_far_apart_is_marked_wherever_it_is_compared() -> None:
-    """More than twice and more than ten points; each of its seeds stands below the table."""
-    scratch = ROWS["table-8"][2]
-    page = render(one_row(4.0, 20.0, scratch), DESIGN, 3)
+def test_a_row_whose_seeds_are_far_apart_is_marked_in_every_comparison() -> None:
+    """Far apart: by more than a factor of two and more than ten points. The values per seed are below the table."""
+    scratch = EXPERIMENTS["table-8"][2]
+    page = render_page(results_with_spread(scratch, 4.0, 20.0), DESIGN, 3)
     eight = page.split("## Table 8")[1].split("\n## ")[0]
-    assert (
-        eight.count("noise† |") == 3 and "† Seeds far apart. LoTLIP, both towers, long texts: 20.0, 4.0, 20.0;" in eight
-    )
+    assert eight.count("noise† |") == 3
+    assert "† Seeds far apart. LoTLIP, both towers, long texts: 20.0, 4.0, 20.0;" in eight
     assert page.count("† |") == 3 and "3 of them rest on rows whose seeds are far apart (†)" in page
     for low, rest in ((10.0, 20.0), (1.0, 11.0)):
-        assert "†" not in render(one_row(low, rest, scratch), DESIGN, 3).split("## How it is decided")[0]
+        results = render_page(results_with_spread(scratch, low, rest), DESIGN, 3).split("## How verdicts are decided")[
+            0
+        ]
+        assert "†" not in results
 
 
-def test_what_is_said_of_a_loss_does_not_arise_where_there_is_none() -> None:
+def test_a_claim_about_a_loss_is_not_applicable_where_nothing_is_lost() -> None:
     five = next(table for table in TABLES if table.name == "figure-5")
-    least, most = (experiments.sub_captions("lit_long", count) for count in (1, 6))
-    slopes = [claim for claim in five.claims if claim.given]
-    assert [claim.metric for claim in slopes] == ["short", "class"]
+    fewest, most = (with_sub_captions("lit_long", count) for count in (1, 6))
+    assert [claim.metric for claim in five.claims if claim.requires] == ["short", "class"]
     for lost in (True, False):
-        values = {least: 40.0, most: 20.0 if lost else 60.0}
-        of = [content(row, seed, values.get(row, 30.0) + seed) for row in five.rows for seed in range(3)]
-        page = render(Results(of, DESIGN), DESIGN, 3).split("## Figure 5")[1].split("\n## ")[0]
+        values = {fewest: 40.0, most: 20.0 if lost else 60.0}
+        contents = [
+            make_result(each, seed, values.get(each, 30.0) + seed) for each in five.experiments for seed in range(3)
+        ]
+        page = render_page(Results(contents, DESIGN), DESIGN, 3).split("## Figure 5")[1].split("\n## ")[0]
         assert page.count(Verdict.MOOT) == (0 if lost else 2)
 
 
@@ -282,51 +311,52 @@ def test_what_is_said_of_a_loss_does_not_arise_where_there_is_none() -> None:
     [(70.0, Verdict.CEILING), (80.0, Verdict.CEILING), (80.1, Verdict.HOLDS), (100.0, Verdict.HOLDS)],
 )
 @pytest.mark.parametrize("metric", CEILINGS)
-def test_a_rise_that_is_no_larger_than_that_of_its_ceiling_says_nothing(
+def test_a_rise_that_is_no_larger_than_the_rise_of_its_ceiling_is_inconclusive(
     metric: str, ceiling: float, verdict: Verdict
 ) -> None:
-    """64 tokens are 20 points above 32; what can be found at most rises from `ceiling` to 100."""
-    low, high = experiments.limited(32), experiments.limited(64)
-    every = [
-        content(row, seed, {low: 30.0, high: 50.0}.get(row, 50.0) + seed)
-        for row in ROWS["figure-4"]
+    """64 tokens are 20 points above 32, and the highest possible value rises from `ceiling` to 100."""
+    low, high = with_token_limit(32), with_token_limit(64)
+    contents = [
+        make_result(each, seed, {low: 30.0, high: 50.0}.get(each, 50.0) + seed)
+        for each in EXPERIMENTS["figure-4"]
         for seed in range(3)
     ]
-    for one in every:
-        if one["key"] == low.key(DESIGN):
-            one["figures"] |= dict.fromkeys(CEILINGS[metric], ceiling)
-    page = render(Results(every, DESIGN), DESIGN, 3).split("## Figure 4")[1]
-    line = next(line for line in page.splitlines() if line.startswith(f"| 64 tokens against 32 | {NAMES[metric]} |"))
+    for content in contents:
+        if content["key"] == low.key(DESIGN):
+            content["figures"] |= dict.fromkeys(CEILINGS[metric], ceiling)
+    page = render_page(Results(contents, DESIGN), DESIGN, 3).split("## Figure 4")[1]
+    start = f"| 64 tokens vs. 32 | {METRIC_NAMES[metric]} |"
+    line = next(line for line in page.splitlines() if line.startswith(start))
     assert line.endswith(f"| +20.0 [+20.0, +20.0] | {verdict} |")
     assert page.count(Verdict.CEILING) == (verdict is Verdict.CEILING)
 
 
-def test_of_equal_texts_one_finds_its_picture_and_none_is_found(tmp_path: Path) -> None:
-    """Of five texts two are equal once they are cut at 16 tokens: four kinds, three of them alone."""
-    from lotlip_data.pipeline.study.metrics import most_findable
+def test_of_equal_texts_one_finds_its_image_and_none_is_found(tmp_path: Path) -> None:
+    """Two of five texts are equal when truncated to 16 tokens: four different texts, three of them unique."""
+    from lotlip_data.pipeline.study.metrics import recall_ceiling
     from lotlip_data.training.models.lotlip import load_model
 
-    load_model(experiments.row("lotlip", context_length=16).config(DESIGN, 0)).save(str(tmp_path / "model"))
+    config = experiments.experiment("lotlip", context_length=16).config(DESIGN, 0)
+    load_model(config).save(str(tmp_path / "model"))
     start = "a red circle and a blue square stand on the grass under a small tree "
     texts = [start + "with fruit", start + "without fruit", "a red circle", "a blue circle", "a green circle"]
-    assert most_findable(str(tmp_path / "model"), texts) == {"t2i": 80.0, "i2t": 60.0}
+    assert recall_ceiling(str(tmp_path / "model"), texts) == {"t2i": 80.0, "i2t": 60.0}
 
 
-def test_the_flops_of_a_limit_are_its_own_whatever_its_row_shares(tmp_path: Path) -> None:
-    """512 is the training of 256, as no text is longer; padded to it a text costs more."""
-    results = fabricated(list(ROWS["figure-4"]))
-    assert experiments.limited(512) == experiments.limited(256)
-    page = render(results, DESIGN, 3)
-    shown = [
-        next(line for line in page.splitlines() if line.startswith(f"| {limit} tokens |"))
-        for limit in experiments.LIMITS
+def test_each_token_limit_has_its_own_flops_even_if_trainings_are_shared() -> None:
+    """512 is the training of 256, because no text is longer. Padded to 512 tokens, a text costs more."""
+    results = random_results(list(EXPERIMENTS["figure-4"]))
+    assert with_token_limit(512) == with_token_limit(256)
+    lines = render_page(results, DESIGN, 3).splitlines()
+    rows = [
+        next(line for line in lines if line.startswith(f"| {limit} tokens |")) for limit in experiments.TOKEN_LIMITS
     ]
-    figures = [float(line.split(" | ")[-2]) for line in shown]
-    assert figures == sorted(set(figures)) == pytest.approx(list(results.padded_flops.values()), abs=0.05)
+    flops = [float(row.split(" | ")[-2]) for row in rows]
+    assert flops == sorted(set(flops)) == pytest.approx(list(results.padded_flops.values()), abs=0.05)
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ('{"a": 1}', "its 'key' is missing"),
         ('{"key": "x", "seed": "0"}', "its 'seed' is missing or no whole number"),
@@ -336,86 +366,89 @@ def test_the_flops_of_a_limit_are_its_own_whatever_its_row_shares(tmp_path: Path
         ('{"key": "x", "seed": 0, "figures": {}, "seconds": "9"}', "not the result of a training"),
     ],
 )
-def test_a_result_that_is_damaged_is_named_before_anything_is_trained(tmp_path: Path, line: str, says: str) -> None:
-    good = json.dumps(content(LIT, 0, 1.0))
+def test_a_damaged_result_is_reported_before_any_training(tmp_path: Path, line: str, message: str) -> None:
+    good = json.dumps(make_result(LIT, 0, 1.0))
     (tmp_path / "some.jsonl").write_text(f"{good}\n{line}\n{good}\n")
-    with pytest.raises(UserError, match=rf"some\.jsonl, line 2: .*{says}"):
+    with pytest.raises(UserError, match=rf"some\.jsonl, line 2: .*{message}"):
         read_lines(str(tmp_path / "some.jsonl"), DESIGN)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "a-0.json").write_text(line)
-    with pytest.raises(UserError, match=rf"results/a-0\.json: .*{says}.*does this training again"):
-        study(str(tmp_path), str(tmp_path), None, [], 3, 1)
+    with pytest.raises(UserError, match=rf"results/a-0\.json: .*{message}.*repeats this training"):
+        run_study(str(tmp_path), str(tmp_path), None, [], 3, 1)
     assert {path.name for path in tmp_path.iterdir()} == {"some.jsonl", "results"}
 
 
 def test_results_of_another_study_make_no_empty_page(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "other.jsonl").write_text(format_text([content(LIT, 0, 1.0, Design(scenes=3))]))
-    with pytest.raises(UserError, match=r"all of its 1 results are of another study"):
-        write_again(str(tmp_path / "other.jsonl"), str(tmp_path), 3)
-    with pytest.raises(UserError, match="no results of a study can be read"):
+    (tmp_path / "other.jsonl").write_text(format_text([make_result(LIT, 0, 1.0, Design(scenes=3))]))
+    with pytest.raises(UserError, match=r"all of its 1 results belong to a study with other settings"):
+        rebuild_page(str(tmp_path / "other.jsonl"), str(tmp_path), 3)
+    with pytest.raises(UserError, match="cannot read the results of a study"):
         read_lines(str(tmp_path / "missing.jsonl"), DESIGN)
-    other = content(LIT, 0, 1.0, Design(scenes=3)) | {"figures": {"of another evaluation": 1.0}}
-    (tmp_path / "both.jsonl").write_text(format_text([other, content(LIT, 0, 1.0)]))
+    other = make_result(LIT, 0, 1.0, Design(scenes=3)) | {"figures": {"of another evaluation": 1.0}}
+    (tmp_path / "both.jsonl").write_text(format_text([other, make_result(LIT, 0, 1.0)]))
     caplog.clear()
-    write_again(str(tmp_path / "both.jsonl"), str(tmp_path), 3)
-    assert caplog.messages[0] == "study: 1 results of other settings, data or evaluations are left out"
+    rebuild_page(str(tmp_path / "both.jsonl"), str(tmp_path), 3)
+    assert caplog.messages[0] == "study: 1 results with other settings, data or evaluation are excluded"
 
 
-def test_data_of_another_design_are_other_data(tmp_path: Path) -> None:
+def test_another_design_has_other_data(tmp_path: Path) -> None:
     small = dataclasses.replace(SMALL, scenes=6)
-    assert data.dataset_of("x", small, LIT, 0) != data.dataset_of("x", SMALL, LIT, 0)
-    data.write(str(tmp_path), small, "detailed", 1)
+    assert data.dataset_path("x", small, LIT, 0) != data.dataset_path("x", SMALL, LIT, 0)
+    data.write_datasets(str(tmp_path), small, "detailed", 1)
     assert data.is_written(str(tmp_path), small, "detailed", 1)
     assert not data.is_written(str(tmp_path), SMALL, "detailed", 1)
 
 
-def test_a_table_that_is_none_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no table-4 in the study; one of table-2, table-3"):
-        study(str(tmp_path), str(tmp_path), 0, ["table-4"], 3, 1)
+def test_an_unknown_table_is_rejected_with_a_list_of_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the study has no table-4; choose from table-2, table-3"):
+        run_study(str(tmp_path), str(tmp_path), 0, ["table-4"], 3, 1)
 
 
-def test_a_gallery_is_of_near_twins_with_a_text_each() -> None:
-    pairs, classes = data.evaluation(1, "captioners", SMALL.gallery)
-    assert [one.name for one in pairs] == ["person", "sharegpt4v", "short"]
-    assert [len(one.pictures) for one in pairs] == [len(set(one.texts)) for one in pairs] == [16, 16, 8]
-    assert pairs[0].pictures is pairs[1].pictures and len(classes.pictures) == len(classes.labels) == 8
-    detailed, salient = data.evaluation(1, "detailed", SMALL.gallery)
-    assert [one.name for one in detailed] == ["detailed", "unrelated", "short"]
-    assert detailed[2].texts == pairs[2].texts and salient.labels == classes.labels
+def test_an_evaluation_set_has_near_twins_with_one_text_each() -> None:
+    sets, classes = data.evaluation_sets(1, "captioners", SMALL.gallery)
+    assert [each.name for each in sets] == ["person", "sharegpt4v", "short"]
+    assert [len(each.pictures) for each in sets] == [len(set(each.texts)) for each in sets] == [16, 16, 8]
+    assert sets[0].pictures is sets[1].pictures and len(classes.pictures) == len(classes.labels) == 8
+    detailed, salient = data.evaluation_sets(1, "detailed", SMALL.gallery)
+    assert [each.name for each in detailed] == ["detailed", "unrelated", "short"]
+    assert detailed[2].texts == sets[2].texts and salient.labels == classes.labels
     twins, unrelated = detailed[0].texts, detailed[1].texts
     assert len(twins) == len(set(unrelated)) == len(detailed[1].pictures) == 16 and not set(twins) & set(unrelated)
     assert len({text[:200] for text in unrelated}) == 16 > len({text[:200] for text in twins})
 
 
-def test_the_data_of_a_seed_are_nested_and_written_once(tmp_path: Path) -> None:
-    """The smaller scales are the first samples of the larger ones, with features; a second call changes nothing."""
+def test_the_datasets_of_a_seed_are_nested_and_written_once(tmp_path: Path) -> None:
+    """The smaller scales are the first samples of the larger ones, with features. A second call changes nothing."""
     small = dataclasses.replace(SMALL, scenes=6)
-    data.write(str(tmp_path), small, "captioners", 1)
-    at = {
-        scale: open_dataset(data.dataset_of(str(tmp_path), small, experiments.scaled("lit", scale), 1))
+    data.write_datasets(str(tmp_path), small, "captioners", 1)
+    datasets = {
+        scale: open_dataset(data.dataset_path(str(tmp_path), small, experiments.at_scale("lit", scale), 1))
         for scale in experiments.SCALES
     }
-    assert {scale: one.samples for scale, one in at.items()} == {1: 6, 3: 18, 10: 60}
-    for one in at.values():
-        assert [shard.sha256 for shard in one.shards] == [shard.sha256 for shard in at[10].shards[: len(one.shards)]]
-        assert len(list(Path(one.url, "features").rglob("*.npz"))) >= len(one.shards)
+    assert {scale: dataset.samples for scale, dataset in datasets.items()} == {1: 6, 3: 18, 10: 60}
+    largest = [shard.sha256 for shard in datasets[10].shards]
+    for dataset in datasets.values():
+        assert [shard.sha256 for shard in dataset.shards] == largest[: len(dataset.shards)]
+        assert len(list(Path(dataset.url, "features").rglob("*.npz"))) >= len(dataset.shards)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".tar", ".npz")}
-    data.write(str(tmp_path), small, "captioners", 1)
+    data.write_datasets(str(tmp_path), small, "captioners", 1)
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
 
 
-def test_training_scenes_are_those_of_the_seeds_block(tmp_path: Path) -> None:
-    row, _ = data._sample(data.block(2)[5], "000000005", ("detailed",))
-    assert row["url"].endswith(f"/{data.block(2)[5]}.jpg")
-    assert len(row["detailed_sub"]) == 7 + 2 * len(crowded_scene(data.block(2)[5]).things)
+def test_training_scenes_are_those_of_the_study_seed() -> None:
+    seed = data.scene_seeds(2)[5]
+    row, _ = data._sample(seed, "000000005", ("detailed",))
+    assert row["url"].endswith(f"/{seed}.jpg")
+    assert len(row["detailed_sub"]) == 7 + 2 * len(crowded_scene(seed).objects)
 
 
-def test_text_flops_are_those_of_the_formula(tmp_path: Path) -> None:
-    """24 d² a token and 4 L d a token and layer; pooler and projection of each token kept, BERT's own pooler."""
-    from lotlip_data.pipeline.study.metrics import padded_flops, text_flops
+def test_text_flops_follow_the_formula(tmp_path: Path) -> None:
+    """Per layer and token 24 d² and 4 L d; pooler and projection of each kept token, and BERT's own pooler."""
+    from lotlip_data.pipeline.study.metrics import mean_text_flops, padded_flops
     from lotlip_data.training.models.lotlip import load_model
 
-    model = load_model(experiments.limited(64).config(DESIGN, 0))
+    config = with_token_limit(64).config(DESIGN, 0)
+    model = load_model(config)
     model.save(str(tmp_path / "model"))
     texts = ["A red ring.", "A small blue heart is at the top left. A star."]
     lengths = [len(ids) for ids in model.tokenizer.encode(texts).ids]
@@ -423,28 +456,25 @@ def test_text_flops_are_those_of_the_formula(tmp_path: Path) -> None:
     def formula(length: int, d: int = 128, layers: int = 3, heads: int = 3) -> float:
         return (layers * (24 * d**2 * length + 4 * length**2 * d) + (heads * 4 + 2) * d**2) / 1e6
 
-    padded = padded_flops(experiments.limited(64).config(DESIGN, 0), (64, 512))
-    assert padded == pytest.approx({64: formula(64), 512: formula(512)}, rel=1e-9)
-    assert text_flops(str(tmp_path / "model"), texts) == pytest.approx(sum(map(formula, lengths)) / 2, rel=1e-9)
+    assert padded_flops(config, (64, 512)) == pytest.approx({64: formula(64), 512: formula(512)}, rel=1e-9)
+    assert mean_text_flops(str(tmp_path / "model"), texts) == pytest.approx(sum(map(formula, lengths)) / 2, rel=1e-9)
 
 
 @pytest.mark.slow
-def test_a_small_study_runs_stops_and_goes_on(tmp_path: Path) -> None:
-    """Stopped again and again, every training ends with one result, and another start leaves all as it is."""
-    folder, out = str(tmp_path / "study"), str(tmp_path / "docs")
-    wanted = distinct(["table-2", "table-8", "figure-4"])
+def test_a_small_study_that_is_stopped_again_and_again_resumes(tmp_path: Path) -> None:
+    """Every training ends with one result, and another run changes nothing."""
+    folder, out, only = str(tmp_path / "study"), str(tmp_path / "docs"), ["table-2", "table-8", "figure-4"]
     minutes, left = 0.3, 1
     while left:
-        ran = study(folder, out, minutes, ["table-2", "table-8", "figure-4"], 3, 2, SMALL)
-        assert not ran.failed
-        minutes, left = 2 * minutes, ran.left  # on a slow machine the first goes may be all start
+        summary = run_study(folder, out, minutes, only, 3, 2, SMALL)
+        assert not summary.failed
+        minutes, left = 2 * minutes, summary.left  # on a slow machine, starting may take all of the first runs
     results = {path.name: path.read_bytes() for path in (tmp_path / "study/results").iterdir()}
-    assert set(results) == {
-        Path(result_of("", Training(row, seed).name(SMALL))).name for row in wanted for seed in range(3)
-    }
+    jobs = [TrainingJob(each, seed) for each in distinct_experiments(only) for seed in range(3)]
+    assert set(results) == {Path(result_url("", job.name(SMALL))).name for job in jobs}
     assert not list((tmp_path / "study/work").iterdir())
-    assert study(folder, out, None, ["table-2", "table-8", "figure-4"], 3, 2, SMALL).done == 0
+    assert run_study(folder, out, None, only, 3, 2, SMALL).done == 0
     assert results == {path.name: path.read_bytes() for path in (tmp_path / "study/results").iterdir()}
-    page = (tmp_path / "docs/study.md").read_text()
+    page = (tmp_path / "docs/study/index.md").read_text()
     two = page.split("## Table 2")[1].split("## Table 3")[0]
     assert "not run yet" not in two and "| LoTLIP | 3 |" in two

@@ -186,6 +186,6 @@ def test_the_sets_hold_unseen_scenes_and_texts_that_differ():
     assert len(set(short.texts)) == len(short.texts) == len(short.scenes)
     assert all(scene.seed in SPLITS["evaluation"] for scene in (*long.scenes, *short.scenes))
     [classes] = classification_sets(2)
-    named = [f"{scene.things[0].colour} {scene.things[0].shape}" for scene in classes.scenes]
+    named = [f"{scene.objects[0].colour} {scene.objects[0].shape}" for scene in classes.scenes]
     assert named == [classes.class_names[label] for label in classes.labels] and len(named) == 128
     assert all(scene.seed in SPLITS["evaluation"] for scene in classes.scenes)

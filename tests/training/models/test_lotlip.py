@@ -17,7 +17,7 @@ def test_the_error_for_a_trainings_folder_names_its_model_folder(tmp_path, confi
         (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError) as error:
         LoTLIP.load(str(tmp_path))
-    assert str(error.value) == f"{tmp_path}: is the folder of a training, not of a model; give {tmp_path}/model"
+    assert str(error.value) == f"{tmp_path}: is not a model, but its subfolder `model` is one; give {tmp_path}/model"
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "done.json"])
@@ -37,7 +37,7 @@ def test_the_error_for_any_other_folder_does_not_call_it_a_training(tmp_path, co
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=message) as error:
         LoTLIP.load(str(tmp_path))
-    assert "training, not" not in str(error.value) and "not finished" not in str(error.value)
+    assert "subfolder" not in str(error.value) and "not finished" not in str(error.value)
 
 
 def test_a_model_of_another_release_is_not_taken_for_a_training(tmp_path):
