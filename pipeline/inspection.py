@@ -155,12 +155,14 @@ def evaluate(
         allow_partial: Evaluate the part of a task that exists; its figures are marked.
         device: `cpu`, `cuda`, `cuda:1`, …. Default: a GPU where one is available.
     """
+    from lotlip_data.manifests.settings.evaluation import SYNTHETIC, current_task_name
     from lotlip_data.pipeline.model_stages import evaluate as evaluation
 
-    name, file, names = fspath(model), None if out is None else fspath(out), list(tasks)
-    if evaluation.WORLD in names and len(names) > 1:
-        raise UserError(f"the task {evaluation.WORLD} is evaluated alone; name it in a command of its own")
-    if names and names != [evaluation.WORLD]:
+    name, file = fspath(model), None if out is None else fspath(out)
+    names = list(map(current_task_name, tasks or [SYNTHETIC]))
+    if SYNTHETIC in names and len(names) > 1:
+        raise UserError(f"the task {SYNTHETIC} is evaluated alone; name it in a command of its own")
+    if names != [SYNTHETIC]:
         results = evaluation.evaluate_tasks(name, names, fspath(data), file, allow_partial=allow_partial, device=device)
     else:
         name = evaluation.model_named(name)

@@ -198,6 +198,7 @@ def train(
         resume: Continue from the last checkpoint. If False, the folder must be new.
         on_ray: Train on workers of a Ray cluster: `workers`, and the `gpus` and `cpus` of each.
     """
+    from lotlip_data.manifests.settings.training import TrainingEntry, Workers
     from lotlip_data.pipeline.model_stages.train import train as train_models
 
     if method is None and (preset or settings or name):
@@ -206,7 +207,9 @@ def train(
     entry = {} if method is None else {"method": method, "name": name or method, **(settings or {})}
     if preset:
         entry["preset"] = preset
-    return replace(train_models(frozen(run), run, [entry] if entry else [], resume, on_ray), stage="train")
+    entries = [TrainingEntry.parse(entry)] if entry else []
+    workers = None if on_ray is None else Workers.parse(dict(on_ray))
+    return replace(train_models(frozen(run), run, entries, resume, workers), stage="train")
 
 
 def evaluate_run(run: RunLike) -> Outcome:

@@ -1,4 +1,4 @@
-"""The files of model folders: resolve, read, write and compare weights."""
+"""Checkpoints in model folders: find, read, write and compare weights, and convert between layouts."""
 
 from typing import TYPE_CHECKING
 
@@ -8,9 +8,4 @@ if TYPE_CHECKING:
     from lotlip_data.manifests.checkpoints.weights import read_weights, write_weights
 
 __all__ = ["read_weights", "write_weights"]
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "weights": ["read_weights", "write_weights"],
-    },
-)
+__getattr__ = lazy_exports(__name__, {"weights": ["read_weights", "write_weights"]})

@@ -7,7 +7,7 @@ import typer
 from lotlip_data.pipeline.cli.command_line import CommandLine
 from lotlip_data.pipeline.cli.common import command
 
-app = CommandLine(help="Convert a checkpoint into the layout that this project reads.")
+app = CommandLine(help="Convert a checkpoint to or from this project's layout.")
 
 
 @app.command()

@@ -20,7 +20,7 @@ def evaluate(
             "--task",
             "-t",
             metavar="NAME[=FOLDER]",
-            help="Task and the folder of its files (repeatable): world (default), dci, iiw, sharegpt4v-1k, "
+            help="Task and the folder of its files (repeatable): synthetic (default), dci, iiw, sharegpt4v-1k, "
             "sharegpt4v-10k, urban-1k, docci, mscoco, flickr30k or imagenet.",
         ),
     ] = None,
@@ -40,7 +40,7 @@ def evaluate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure zero-shot retrieval and classification of a model.
+    """Measure a model's zero-shot retrieval and classification.
 
     Without --task, the model is evaluated on unseen synthetic scenes.
 

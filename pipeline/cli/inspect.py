@@ -40,7 +40,7 @@ def status(
 
 
 def stats(run: RunFolder, json: Json = False) -> None:
-    """Count the dataset's images, texts, sub-captions and tokens.
+    """Count the dataset's images, texts and tokens.
 
     These are the figures of the paper's Table 6.
 
@@ -56,7 +56,7 @@ def stats(run: RunFolder, json: Json = False) -> None:
 
 
 def verify(run: RunFolder) -> None:
-    """Find damaged, missing and foreign files of the dataset.
+    """Find damaged, missing and foreign dataset files.
 
     Reads every file of the dataset.
 
@@ -83,7 +83,7 @@ def report(
     ] = True,
     json: Json = False,
 ) -> None:
-    """Write one HTML page about a run: data, failures and cost.
+    """Write a page about a run: data, failures and cost.
 
     Example: lotlip-data report runs/mine --price 2.5
     """

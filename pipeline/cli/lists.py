@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def sources(json: Json = False) -> None:
-    """List the published sources and scales for manifests.
+    """List the published sources and scales.
 
     Example: lotlip-data sources
     """
@@ -20,6 +20,20 @@ def sources(json: Json = False) -> None:
         console.result(figures())
         for line in format_text():
             console.print(line)
+
+
+def manifest_schema() -> None:
+    """Print the JSON schema of manifests, for editors.
+
+    An editor with this schema completes and checks a manifest.
+
+    Example: lotlip-data manifest-schema > manifest.schema.json
+    """
+    import json
+
+    from lotlip_data.manifests import json_schema
+
+    typer.echo(json.dumps(json_schema.manifest_schema(), indent=2, ensure_ascii=False))
 
 
 def plan(
@@ -50,7 +64,7 @@ def plan(
     ] = 0,
     json: Json = False,
 ) -> None:
-    """Estimate images, storage, hours and cost of a manifest.
+    """Estimate a manifest's images, storage, hours and cost.
 
     Reads a sample of each list. Downloads no image and writes nothing.
 

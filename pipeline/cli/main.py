@@ -36,7 +36,7 @@ def options(
 
 Commands = dict[str, Callable[..., None]]
 
-PLANNING: Commands = {"sources": lists.sources, "plan": lists.plan}
+PLANNING: Commands = {"sources": lists.sources, "manifest-schema": lists.manifest_schema, "plan": lists.plan}
 STAGES: Commands = {
     "run": stages.run,
     "download": stages.download,

@@ -8,7 +8,7 @@ from lotlip_data.pipeline.cli.common import Json, ManifestFile, RunFolder, comma
 
 
 def run(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None:
-    """Run every stage in turn, from URL lists to evaluated models.
+    """Run every stage, from URL lists to evaluated models.
 
     Example: lotlip-data run my-images.yaml runs/mine
     """
@@ -30,7 +30,9 @@ def download(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Download the images of a manifest with img2dataset on Ray.
+    """Download the images of a manifest.
+
+    Uses img2dataset on Ray.
 
     Example: lotlip-data download my-images.yaml runs/mine --retry-failed
     """
@@ -112,7 +114,7 @@ def import_captions(
 
 
 def shard(run: RunFolder, json: Json = False) -> None:
-    """Join images and captions, and write the dataset's shards.
+    """Join images and captions, and write the dataset.
 
     Example: lotlip-data shard runs/mine
     """

@@ -28,7 +28,7 @@ def study(
     processes: Annotated[int, typer.Option(min=1, help="Number of trainings at a time, of one thread each.")] = 2,
     json: Json = False,
 ) -> None:
-    """Reproduce the paper's tables and figures at small scale.
+    """Reproduce the paper's tables and figures, small.
 
     Takes four hours on two cores, on synthetic scenes. It can be stopped at any time; the same command resumes it.
 

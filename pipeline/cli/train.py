@@ -88,7 +88,7 @@ def features(
     gpus: Annotated[float, typer.Option(min=0, help="Number of GPUs per task.")] = 0,
     json: Json = False,
 ) -> None:
-    """Compute the locked image tower's features ahead of training.
+    """Compute the locked image tower's features in advance.
 
     Optional: a training computes missing features itself. On many images, with few GPUs for training, this is faster.
     It uses Ray.
@@ -110,7 +110,7 @@ def embed(
     texts: Annotated[str | None, typer.Option(help="Text file with one text per line.")] = None,
     json: Json = False,
 ) -> None:
-    """Write the features of images or texts by a trained model.
+    """Write a trained model's features of images or texts.
 
     Features have unit length; the product of two is their cosine similarity.
 
