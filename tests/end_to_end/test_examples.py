@@ -46,19 +46,16 @@ def test_its_sequences_in_flight_are_what_the_memory_leaves(big: tuple[Manifest,
     for one in big[1]:
         options = one.pool.engine_options
         expected = gpu_memory.max_sequences(
-            gpu_memory.PUBLISHED_SIZES[one.config.kind], 79.1, options["gpu_memory_utilization"]
+            gpu_memory.PUBLISHED_SIZES[one.config.kind], 79.1, options.gpu_memory_utilization
         )
-        assert options["max_num_seqs"] == expected
+        assert options.max_num_seqs == expected
 
 
 def test_its_trainings_are_ones_that_there_are(big: tuple[Manifest, list[CaptionerJob]]) -> None:
-    from lotlip_data.pipeline.model_stages.ray_train import Workers
     from lotlip_data.training.config import make_config
 
     for training in big[0].train:
-        settings = dict(training)
-        workers = Workers.of(settings.pop("ray"))
-        assert make_config(**settings).batch % workers.workers == 0
+        assert training.ray and make_config(**training.settings).batch % training.ray.workers == 0
 
 
 @pytest.mark.parametrize(("gib", "utilization"), [(79.1, 0.9), (39.4, 0.9), (79.1, 0.5), (15.8, 0.9)])
