@@ -25,7 +25,7 @@ from lotlip_data.pipeline.planning import throughput
 from lotlip_data.pipeline.planning.hardware import Hardware
 from lotlip_data.pipeline.planning.storage import estimate_images, format_bytes
 from lotlip_data.pipeline.planning.throughput import Speed
-from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_of_an_actor
+from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_per_actor
 from lotlip_data.pipeline.reporting.status import RunStatus, get_status
 
 CAPTION_BYTES = 500
@@ -161,14 +161,14 @@ def _speed(
 ) -> Speed:
     """Return the known speed, the run's, or an estimate, in this order."""
     speed = speeds.get(job.config.name) or (throughput.run_speed(job, run) if run else None)
-    gpus = gpus_of_an_actor(job.config, job.pool, hardware.gpus)
+    gpus = gpus_per_actor(job.config, job.pool, hardware.gpus)
     return speed or throughput.estimate_speed(job, sizes, hardware, gpus, work.caption_tokens)
 
 
 def _captioner_cost(
     job: CaptionerJob, sizes: ModelSizes | None, hardware: Hardware, speed: Speed, work: _Workload
 ) -> CaptionerCost:
-    gpus = 0.0 if speed.on_cpu else gpus_of_an_actor(job.config, job.pool, hardware.gpus)
+    gpus = 0.0 if speed.on_cpu else gpus_per_actor(job.config, job.pool, hardware.gpus)
     actors, actor_limit = _concurrent_actors(job, hardware, gpus, work.shards)
     actor_hours = None if speed.images_per_s is None else work.remaining / speed.images_per_s / 3600
     gpu_hours = None if actor_hours is None else actor_hours * gpus

@@ -56,8 +56,8 @@ class CaptionActor:
         except EngineDead:
             os._exit(1)
 
-    async def leave(self) -> None:
-        """Save finished captions before a stop in good order."""
+    async def drain(self) -> None:
+        """Stop the running shards and save their finished captions."""
         await self._worker.drain()
 
     def _watch(self, loop: asyncio.AbstractEventLoop, stall_seconds: float) -> None:

@@ -1,9 +1,14 @@
-"""Pools of Ray actors that work off (captioner, shard) units. The only file that uses Ray for recaptioning.
+"""Pools of Ray actors that work through queues of (captioner, shard) units. Only this file schedules Ray actors.
 
-Ray places the actors, restarts them where there is room, and asks its autoscaler for more. What is ours is a queue of
-units: only an actor whose engine is ready gets one, a unit whose actor died goes back, and an actor that the queue has
-nothing for gives its GPU back at once. The pools ask for their actors in turns, so they share what the cluster has, and
-with fewer GPUs than pools they run one after another.
+Ray places the actors, restarts them where there is room, and asks its autoscaler for nodes. Each pool keeps the queue
+of one captioner:
+
+- Only an actor whose engine is ready gets a unit.
+- A unit whose actor died returns to the queue.
+- An actor without a unit, while the queue is empty, releases its GPU at once.
+
+The pools create their actors in turns, so they share the cluster. With fewer GPUs than pools, they run one after
+another.
 """
 
 import logging
@@ -22,36 +27,42 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.recaptioning.actor import CaptionActor
-from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_of_an_actor
+from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_per_actor
 from lotlip_data.pipeline.recaptioning.results import UnitResult
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-"""How often a unit may fail in a row without having come any further."""
+"""Failures of a unit in a row, without progress in between, after which it is reported as failed."""
 
-UNITS_AN_ACTOR = 2
+UNITS_PER_ACTOR = 2
 """Units that an actor holds, so that its engine does not drain where one ends and the next begins."""
 
-MAX_FAILURES = 10
-"""Units that a pool gives up in a row before it gives up altogether."""
+MAX_FAILED_UNITS = 10
+"""Failed units in a row after which the pool stops."""
 
-MAX_STARTS = 5
-"""How often in a row an engine may fail to start."""
+MAX_FAILED_STARTS = 5
+"""Failed starts of an engine in a row after which its actor is removed."""
 
-MAX_SILENT = 10
-"""How often in a row an actor may be gone when it is asked to start its engine."""
+MAX_LOST_STARTS = 10
+"""Calls of `start` in a row without an answer, because the actor is dead, after which it is removed."""
 
-FINAL = (ValueError, TypeError, ImportError, UserError)
-"""What an engine raises that only a person can mend."""
+PERMANENT_ERRORS = (ValueError, TypeError, ImportError, UserError)
+"""Errors of an engine's start that a retry cannot fix."""
 
-LEAVE_SECONDS = 20.0
-WAITING_SECONDS = 30.0
+RETRY_SECONDS = 1.0
+"""Pause before the next call of `start`: a call to an actor that is being restarted fails at once."""
+
+DRAIN_SECONDS = 20.0
+"""Time for actors to save finished captions when the run stops early."""
+
+WAIT_WARNING_SECONDS = 30.0
+"""Time without any ready engine after which the cluster's resources are logged."""
 
 
 @dataclass(frozen=True)
 class FailedUnit:
-    """A shard that is given up, or, with None, all that a pool has left."""
+    """A shard that failed. Without a shard: all units that a stopped pool leaves."""
 
     captioner: str
     shard: int | None
@@ -60,248 +71,269 @@ class FailedUnit:
 
 @dataclass(eq=False)
 class ActorSlot:
-    """An actor of a pool. `ask_at`: when to ask it to start its engine; None once it is asked, or has."""
+    """An actor of a pool and the state of its engine."""
 
     handle: Any
     ready: bool = False
-    ask_at: float | None = 0.0
+    start_at: float | None = 0.0
+    """When to call `start`, in monotonic time; None while a call is unanswered and once the engine is ready."""
     failed_starts: int = 0
-    silent: int = 0
+    """Starts in a row at which the engine raised an error."""
+    lost_starts: int = 0
+    """Starts in a row at which the actor died."""
 
 
 @dataclass(eq=False)
 class ActorPool:
-    """The actors of one captioner and the units that they have not finished."""
+    """The actors of one captioner and the units that are not finished."""
 
     run: Run
     config: CaptionerConfig
     settings: PoolSettings
-    units: deque[int]
-    members: list[ActorSlot] = field(default_factory=list)
+    queue: deque[int]
+    """Shards that no actor holds."""
+    slots: list[ActorSlot] = field(default_factory=list)
     starting: dict[Any, ActorSlot] = field(default_factory=dict)
-    """From the reference to an answer to `start`, to the actor that was asked."""
+    """Reference of a call of `start` → its actor."""
     running: dict[Any, tuple[ActorSlot, int]] = field(default_factory=dict)
-    """From a result's reference to the actor that works on it and the unit's shard."""
-    fruitless: Counter[int] = field(default_factory=Counter)
-    """By shard: failures in a row that brought nothing forward."""
-    seen: dict[int, list[str]] = field(default_factory=dict)
+    """Reference of a call of `caption` → its actor and shard."""
+    failed_attempts: Counter[int] = field(default_factory=Counter)
+    """By shard: failures in a row without progress in between."""
+    saved_parts: dict[int, list[str]] = field(default_factory=dict)
     """By shard: the names in its parts folder at its last failure."""
-    failures: int = 0
-    """Units given up in a row."""
-    broken: str = ""
-    """Why no further actor is worth starting."""
+    failed_units: int = 0
+    """Failed units in a row."""
+    stop_reason: str = ""
+    """Why the pool starts no further actor; empty while it works."""
 
     @property
     def busy(self) -> bool:
-        return bool(self.units or self.running)
+        """Whether a unit is not finished."""
+        return bool(self.queue or self.running)
 
     @property
     def num_gpus(self) -> float:
-        return gpus_of_an_actor(self.config, self.settings, ray.cluster_resources().get("GPU", 0))
+        """GPUs that Ray reserves per actor."""
+        return gpus_per_actor(self.config, self.settings, ray.cluster_resources().get("GPU", 0))
 
-    def size(self) -> int:
-        """Actors that the pool asks for: never more than it has units."""
+    def target_size(self) -> int:
+        """Number of actors to create: never more than units."""
         gpus = ray.cluster_resources().get("GPU", 0)
-        most = self.settings.max_actors or (int(gpus / self.num_gpus) if self.num_gpus else 1)
-        return min(max(self.settings.min_actors, most), len(self.units))
+        limit = self.settings.max_actors or (int(gpus / self.num_gpus) if self.num_gpus else 1)
+        return min(max(self.settings.min_actors, limit), len(self.queue))
 
-    def add_member(self) -> None:
-        kind: Any = ray.remote(CaptionActor)
-        kind = kind.options(
+    def add_actor(self) -> None:
+        """Create an actor. Ray places it as soon as there is room."""
+        actor_class: Any = ray.remote(CaptionActor)
+        actor_class = actor_class.options(
             num_cpus=self.settings.num_cpus,
             num_gpus=self.num_gpus,
             accelerator_type=self.settings.accelerator_type,
             resources=dict(self.settings.resources),
             label_selector=dict(self.settings.labels),
-            max_concurrency=2 * UNITS_AN_ACTOR + 2,
-            max_restarts=-1,  # a pool that works for weeks loses actors; what may not go on for ever is counted below
+            max_concurrency=2 * UNITS_PER_ACTOR + 2,
+            max_restarts=-1,  # a run of weeks loses many actors; the pool counts the failures that end it
         )
-        self.members.append(ActorSlot(kind.remote(self.run.url, self.config, self.settings)))
+        self.slots.append(ActorSlot(actor_class.remote(self.run.url, self.config, self.settings)))
 
-    def feed(self) -> None:
-        """Hand out units, evenly, until every ready actor holds UNITS_AN_ACTOR; let go of actors with nothing to do."""
-        if self.units and not self.members and not self.broken:
-            self.add_member()  # the last one was let go before a unit came back
-        self._ask()
-        held = Counter(member for member, _ in self.running.values())
-        for load in range(UNITS_AN_ACTOR):
-            for member in self.members:
-                if self.units and member.ready and held[member] <= load:
-                    shard = self.units.popleft()
-                    self.running[member.handle.caption.remote(shard)] = (member, shard)
-                    held[member] += 1
-        if not self.units:
-            for member in [member for member in self.members if not held[member]]:
-                self._let_go(member)
+    def dispatch(self) -> None:
+        """Give units to ready actors, evenly, up to UNITS_PER_ACTOR each, and release actors without a unit."""
+        if self.queue and not self.slots and not self.stop_reason:
+            self.add_actor()  # the last actor was released before a unit returned to the queue
+        self._request_starts()
+        held = Counter(slot for slot, _ in self.running.values())
+        for load in range(UNITS_PER_ACTOR):
+            for slot in self.slots:
+                if self.queue and slot.ready and held[slot] <= load:
+                    shard = self.queue.popleft()
+                    self.running[slot.handle.caption.remote(shard)] = (slot, shard)
+                    held[slot] += 1
+        if not self.queue:
+            for slot in [slot for slot in self.slots if not held[slot]]:
+                self._release(slot)
 
-    def take(self, reference: Any) -> UnitResult | FailedUnit | None:
-        """What has come of one of our references: a finished unit, one that is given up, or neither."""
+    def collect(self, reference: Any) -> UnitResult | FailedUnit | None:
+        """Handle the answer to one call.
+
+        Args:
+            reference: A key of `starting` or `running` whose answer has arrived.
+
+        Returns:
+            The result of a finished unit, a failed unit, or None if the answer ends no unit.
+        """
         if reference in self.starting:
-            self._started(self.starting.pop(reference), reference)
+            self._handle_start(self.starting.pop(reference), reference)
             return None
-        member, shard = self.running.pop(reference)
+        slot, shard = self.running.pop(reference)
         try:
             result: UnitResult = ray.get(reference)
         except RayTaskError as error:
-            self._judge([shard])
-            return self._put_back(shard, _reason(error))
+            self._count_failure([shard])
+            return self._requeue(shard, _reason(error))
         except RayActorError as error:
-            if member.ready:
-                self._judge([shard, *(other for holder, other in self.running.values() if holder is member)])
-                logger.warning(f"{self.config.name}: an actor died at work on shard {shard}; it is started again")
-                member.ready, member.ask_at = False, time.monotonic()
-            return self._put_back(shard, one_line(error))
-        self.fruitless.pop(shard, None)
-        self.seen.pop(shard, None)
-        self.failures = 0
+            if slot.ready:  # the first answer of a dead actor counts for all units that it held
+                self._count_failure([shard, *(other for holder, other in self.running.values() if holder is slot)])
+                logger.warning(f"{self.config.name}: an actor died while it captioned shard {shard}; Ray restarts it")
+                slot.ready, slot.start_at = False, time.monotonic()
+            return self._requeue(shard, one_line(error))
+        self.failed_attempts.pop(shard, None)
+        self.saved_parts.pop(shard, None)
+        self.failed_units = 0
         return result
 
-    def give_up(self) -> FailedUnit | None:
-        """All the units that are left, where no actor is, nor is worth starting."""
-        if not (self.broken and self.units) or self.members or self.running:
+    def abandon(self) -> FailedUnit | None:
+        """All units that are left, if the pool has no actor and starts none."""
+        if not (self.stop_reason and self.queue) or self.slots or self.running:
             return None
-        left, self.units = len(self.units), deque()
-        return FailedUnit(self.config.name, None, f"{left} shards are left undone: {self.broken}")
+        left, self.queue = len(self.queue), deque()
+        return FailedUnit(self.config.name, None, f"{left} shards are not captioned: {self.stop_reason}")
 
-    def leave(self) -> list[Any]:
-        """Ask the actors at work to save what they have; gives the references to their answers."""
-        return [
-            member.handle.leave.remote() for member in {member for member, _ in self.running.values()} if member.ready
-        ]
+    def drain(self) -> list[Any]:
+        """Ask the actors that hold units to save finished captions. Returns the references of the calls."""
+        busy = {slot for slot, _ in self.running.values()}
+        return [slot.handle.drain.remote() for slot in busy if slot.ready]
 
-    def stop(self) -> None:
-        for member in list(self.members):
-            self._let_go(member)
+    def shutdown(self) -> None:
+        """End all actors."""
+        for slot in list(self.slots):
+            self._release(slot)
 
-    def _ask(self) -> None:
-        for member in self.members:
-            if not member.ready and member.ask_at is not None and member.ask_at <= time.monotonic():
-                self.starting[member.handle.start.remote()] = member
-                member.ask_at = None
+    def _request_starts(self) -> None:
+        for slot in self.slots:
+            if not slot.ready and slot.start_at is not None and slot.start_at <= time.monotonic():
+                self.starting[slot.handle.start.remote()] = slot
+                slot.start_at = None
 
-    def _started(self, member: ActorSlot, reference: Any) -> None:
-        if member not in self.members:
+    def _handle_start(self, slot: ActorSlot, reference: Any) -> None:
+        """Mark the actor ready, plan another start, or remove the actor."""
+        if slot not in self.slots:
             return
-        member.ask_at = time.monotonic() + 1  # a call to an actor that is between two lives fails at once
+        slot.start_at = time.monotonic() + RETRY_SECONDS
         try:
-            start, first = ray.get(reference)
+            load_seconds, warm_up_seconds = ray.get(reference)
         except RayTaskError as error:
-            member.failed_starts += 1
-            final = isinstance(error.cause, FINAL) or member.failed_starts == MAX_STARTS
-            if final:
-                self._lose(member, _reason(error))
+            slot.failed_starts += 1
+            if isinstance(error.cause, PERMANENT_ERRORS) or slot.failed_starts == MAX_FAILED_STARTS:
+                self._remove(slot, _reason(error))
             else:
-                logger.warning(f"{self.config.name}: an engine did not start, and is tried again: {_reason(error)}")
-                ray.kill(member.handle, no_restart=False)  # a new process, since this one may hold broken remains
+                logger.warning(
+                    f"{self.config.name}: the engine did not start ({_reason(error)}); retrying in a new process"
+                )
+                ray.kill(slot.handle, no_restart=False)  # this process may hold remains of the failed start
         except RayActorError as error:
-            member.silent += 1
-            if member.silent == MAX_SILENT or isinstance(error, ActorDiedError):
-                self._lose(member, f"its actor died while its engine started, again and again ({one_line(error)})")
+            slot.lost_starts += 1
+            if slot.lost_starts == MAX_LOST_STARTS or isinstance(error, ActorDiedError):
+                self._remove(slot, f"the actor died while its engine was starting ({one_line(error)})")
         else:
-            member.ready, member.ask_at, member.failed_starts, member.silent = True, None, 0, 0
+            slot.ready, slot.start_at, slot.failed_starts, slot.lost_starts = True, None, 0, 0
             logger.info(
-                f"{self.config.name}: an engine is ready: {start:.1f} s to start, {first:.1f} s for a first image"
+                f"{self.config.name}: engine ready: started in {load_seconds:.1f} s, "
+                f"first image in {warm_up_seconds:.1f} s"
             )
 
-    def _lose(self, member: ActorSlot, reason: str) -> None:
-        self._let_go(member)
-        logger.warning(f"{self.config.name}: an actor is lost: {reason}")
-        if not self.members:
-            self.broken = reason
+    def _remove(self, slot: ActorSlot, reason: str) -> None:
+        """Release an actor whose engine does not start. The pool stops if it was the last one."""
+        self._release(slot)
+        logger.warning(f"{self.config.name}: an actor is removed: {reason}")
+        if not self.slots:
+            self.stop_reason = reason
 
-    def _let_go(self, member: ActorSlot) -> None:
-        self.members.remove(member)
-        ray.kill(member.handle)
+    def _release(self, slot: ActorSlot) -> None:
+        self.slots.remove(slot)
+        ray.kill(slot.handle)
 
-    def _judge(self, shards: Sequence[int]) -> None:
-        """Count a failure of units that one actor held at once, unless one of them has come further since its last."""
+    def _count_failure(self, shards: Sequence[int]) -> None:
+        """Count one failure of the units that one actor held. New parts of any of them restart the count of all."""
         parts = {shard: storage.list_names(self.run.caption_parts(self.config.name, shard)) for shard in shards}
-        further = any(self.seen.get(shard) != names for shard, names in parts.items())
-        self.seen.update(parts)
+        progressed = any(self.saved_parts.get(shard) != names for shard, names in parts.items())
+        self.saved_parts.update(parts)
         for shard in shards:
-            self.fruitless[shard] = 1 if further else self.fruitless[shard] + 1
+            self.failed_attempts[shard] = 1 if progressed else self.failed_attempts[shard] + 1
 
-    def _put_back(self, shard: int, reason: str) -> FailedUnit | None:
-        """Back into the queue, unless it has failed MAX_ATTEMPTS times in a row to no avail."""
-        if self.fruitless[shard] < MAX_ATTEMPTS:
-            self.units.appendleft(shard)
+    def _requeue(self, shard: int, reason: str) -> FailedUnit | None:
+        """Return the unit to the queue, or report it after MAX_ATTEMPTS failures in a row without progress."""
+        if self.failed_attempts[shard] < MAX_ATTEMPTS:
+            self.queue.appendleft(shard)
             return None
-        self.failures += 1
-        if self.failures == MAX_FAILURES:
-            self.broken = f"{MAX_FAILURES} shards in a row were given up, the last one since {reason}"
-            self.stop()
+        self.failed_units += 1
+        if self.failed_units == MAX_FAILED_UNITS:
+            self.stop_reason = f"{MAX_FAILED_UNITS} shards in a row failed, the last one with: {reason}"
+            self.shutdown()
         return FailedUnit(self.config.name, shard, reason)
 
 
 def run_pools(
     pools: Sequence[ActorPool],
-    done: Callable[[str, UnitResult], None],
-    failed: Callable[[FailedUnit], None],
-    tick: Callable[[], None] = lambda: None,
+    on_done: Callable[[str, UnitResult], None],
+    on_failed: Callable[[FailedUnit], None],
+    on_tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the pools until no unit is left.
 
     Args:
         pools: The pools, which share the cluster.
-        done: Called once with the captioner's name and the result of each unit that is completed.
-        failed: Called once for each unit that is given up.
-        tick: Called about once per second, for the progress of the units that are in progress.
+        on_done: Called once with the captioner's name and the result of each finished unit.
+        on_failed: Called once for each failed unit.
+        on_tick: Called about once per second, to show the progress of unfinished units.
     """
     try:
-        _ask_for_actors(pools)
+        _create_actors(pools)
         waiting_since: float | None = time.monotonic()
         while any(pool.busy for pool in pools):
             for pool in pools:
-                pool.feed()
-            tick()
-            for pool, result in _collect(pools):
+                pool.dispatch()
+            on_tick()
+            for pool, result in _collect_answers(pools):
                 if isinstance(result, FailedUnit):
-                    failed(result)
+                    on_failed(result)
                 else:
-                    done(pool.config.name, result)
-            if any(member.ready for pool in pools for member in pool.members):
+                    on_done(pool.config.name, result)
+            if any(slot.ready for pool in pools for slot in pool.slots):
                 waiting_since = None
-            elif waiting_since and time.monotonic() - waiting_since > WAITING_SECONDS:
+            elif waiting_since and time.monotonic() - waiting_since > WAIT_WARNING_SECONDS:
                 waiting_since = None
-                logger.warning(f"still waiting for a first engine; the cluster has {_offer()}")
+                logger.warning(
+                    f"no engine is ready after {WAIT_WARNING_SECONDS:.0f} s; the cluster has {_cluster_resources()}"
+                )
     finally:
-        if leaving := [reference for pool in pools for reference in pool.leave()]:
-            ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)
+        if draining := [reference for pool in pools for reference in pool.drain()]:
+            ray.wait(draining, num_returns=len(draining), timeout=DRAIN_SECONDS)
         for pool in pools:
-            pool.stop()
+            pool.shutdown()
 
 
-def _ask_for_actors(pools: Sequence[ActorPool]) -> None:
-    """Each pool's least number first, then in turns: Ray places actors in the order in which they are asked for."""
-    wanted = [
+def _create_actors(pools: Sequence[ActorPool]) -> None:
+    """Create each pool's `min_actors` first, then the others in turns. Ray places actors in the order of creation."""
+    order = sorted(
         (turn >= pool.settings.min_actors, turn, number)
         for number, pool in enumerate(pools)
-        for turn in range(pool.size())
-    ]
-    for _, _, number in sorted(wanted):
-        pools[number].add_member()
+        for turn in range(pool.target_size())
+    )
+    for _, _, number in order:
+        pools[number].add_actor()
 
 
-def _collect(pools: Sequence[ActorPool]) -> Iterator[tuple[ActorPool, UnitResult | FailedUnit]]:
-    """What has come since, after at most a second or so."""
+def _collect_answers(pools: Sequence[ActorPool]) -> Iterator[tuple[ActorPool, UnitResult | FailedUnit]]:
+    """Wait about a second at most for answers, and yield the units that they end."""
     owner = {reference: pool for pool in pools for reference in (*pool.starting, *pool.running)}
     if owner:
-        ended, _ = ray.wait(list(owner), num_returns=1, timeout=1.0)
+        answered, _ = ray.wait(list(owner), num_returns=1, timeout=1.0)
     else:
-        ended = []
+        answered = []
         time.sleep(0.2)
-    for reference in ended:
-        if result := owner[reference].take(reference):
+    for reference in answered:
+        if result := owner[reference].collect(reference):
             yield owner[reference], result
     for pool in pools:
-        if left := pool.give_up():
-            yield pool, left
+        if abandoned := pool.abandon():
+            yield pool, abandoned
 
 
-def _offer() -> str:
-    offer = {name: amount for name, amount in ray.cluster_resources().items() if not name.startswith("node:")}
-    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(offer.items()) if "memory" not in name)
+def _cluster_resources() -> str:
+    """The cluster's resources on one line, without memory and without the resources that name a node."""
+    resources = {name: amount for name, amount in ray.cluster_resources().items() if not name.startswith("node:")}
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items()) if "memory" not in name)
 
 
-def _reason(error: Exception) -> str:
-    return one_line(error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error)
+def _reason(error: RayTaskError) -> str:
+    return one_line(error.cause if isinstance(error.cause, Exception) else error)

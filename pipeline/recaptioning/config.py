@@ -87,8 +87,14 @@ def _check_engine(job: CaptionerJob) -> None:
         raise ValueError(f"captioner {config.name!r}: `engine`: {unknown_name(engine, known)}")
 
 
-def gpus_of_an_actor(config: CaptionerConfig, pool: PoolSettings, there: float) -> float:
-    """That Ray reserves, where the cluster has so many."""
+def gpus_per_actor(config: CaptionerConfig, pool: PoolSettings, cluster_gpus: float) -> float:
+    """GPUs that Ray reserves per actor.
+
+    Args:
+        config: The captioner.
+        pool: Its pool, whose `num_gpus` overrides the default.
+        cluster_gpus: GPUs of the cluster; without any, a captioner that prefers a GPU runs on the CPU.
+    """
     if pool.num_gpus is not None:
         return pool.num_gpus
-    return float(config.tensor_parallel_size) if there and get_kind(config.kind).needs_gpu else 0.0
+    return float(config.tensor_parallel_size) if cluster_gpus and get_kind(config.kind).needs_gpu else 0.0

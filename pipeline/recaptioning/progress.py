@@ -1,4 +1,4 @@
-"""Progress bars of the recaption stage: images per captioner, those of unfinished shards included."""
+"""Progress bars of the recaption stage: images per captioner, including the saved images of unfinished shards."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ REFRESH_SECONDS = 5.0
 
 
 class CaptionProgress:
-    """One bar per captioner while this is entered. Costs nothing where bars are not visible.
+    """Shows one bar per captioner while this is entered. If bars are not visible, nothing is read from storage.
 
     Args:
         run: The run.
-        shards: By captioner, the shards that this call is to caption.
+        shards: By captioner, the shards to caption.
     """
 
     def __init__(self, run: Run, shards: Mapping[str, Sequence[int]]) -> None:
@@ -26,7 +26,7 @@ class CaptionProgress:
         self._unfinished = {name: set(numbers) for name, numbers in shards.items()}
         self._completed = dict.fromkeys(shards, 0)
         self._bars: dict[str, Any] = {}
-        self._refreshed = time.monotonic()
+        self._refreshed_at = time.monotonic()
 
     def __enter__(self) -> "CaptionProgress":
         with ExitStack() as bars:
@@ -49,9 +49,9 @@ class CaptionProgress:
 
     def refresh(self) -> None:
         """Count the images of unfinished shards, at most once per REFRESH_SECONDS."""
-        if not self._bars or time.monotonic() < self._refreshed + REFRESH_SECONDS:
+        if not self._bars or time.monotonic() < self._refreshed_at + REFRESH_SECONDS:
             return
-        self._refreshed = time.monotonic()
+        self._refreshed_at = time.monotonic()
         for name in self._bars:
             self._advance(name, self._completed[name] + self._saved(name))
 
@@ -60,6 +60,6 @@ class CaptionProgress:
         return sum(part.rows for shard in self._unfinished[name] for part in parts.get(shard, ()))
 
     def _advance(self, name: str, images: int) -> None:
-        """Move the bar on to this many images. It never moves back, as when parts are being committed."""
+        """Advance the bar to this number of images. It never moves back, although parts vanish at a commit."""
         if bar := self._bars.get(name):
             bar.update(max(0, min(images, bar.total) - bar.n))

@@ -1,8 +1,8 @@
-"""The recaption stage: every fetched image gets one caption, or one reason, from every chosen captioner."""
+"""The recaption stage: every captioner gives every fetched image one caption, or one reason for its absence."""
 
 import logging
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,21 +19,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RecaptionSummary:
-    """What one call did, by captioner: shards that were `skipped` as committed, and `units` done now."""
+    """What one call did, by captioner."""
 
     skipped: Counter[str] = field(default_factory=Counter)
+    """Shards that an earlier call had committed."""
     units: Counter[str] = field(default_factory=Counter)
+    """Shards that this call finished."""
     captions: Counter[str] = field(default_factory=Counter)
+    """Images that this call captioned."""
     rejected: Counter[str] = field(default_factory=Counter)
+    """Images of the finished shards that have a reason instead of a caption."""
     failed: list[str] = field(default_factory=list)
-    """Units that were given up, each with its reason."""
+    """Failed units, each with its reason."""
 
     @property
     def nothing_to_do(self) -> bool:
+        """Whether earlier calls had committed everything."""
         return not self.units and not self.failed
 
     def to_dict(self) -> dict[str, Any]:
-        """By captioner, for scripts."""
+        """The counts by captioner, as `--json` prints them."""
         return {
             name: {
                 "shards_skipped": self.skipped[name],
@@ -45,55 +50,57 @@ class RecaptionSummary:
         }
 
 
-def recaption(run: Run, chosen: Sequence[CaptionerJob]) -> RecaptionSummary:
+def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
     """Run each captioner over the fetched shards that lack its captions.
 
-    Raises RecaptionError where nothing is fetched, or where a captioner's folder holds captions made with other
-    settings.
+    Args:
+        run: The run, whose images are downloaded.
+        jobs: The captioners, each with its pool.
+
+    Raises:
+        RecaptionError: No image is downloaded, or a captioner's folder holds captions made with other settings.
     """
     if not fetched_shards(run):
         raise RecaptionError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
     summary = RecaptionSummary()
-    left: dict[str, deque[int]] = {}
-    for name, captioner in ((one.config.name, one.config) for one in chosen):
-        claim_settings(run, captioner)
-        work = caption_progress(run, name)
-        finish_pending_commits(run, name, work.done)
-        summary.skipped[name] = len(work.done)
-        left[name] = deque(work.left)
-    busy = [one for one in chosen if left[one.config.name]]
-    if busy:
+    pending: dict[str, list[int]] = {}
+    for job in jobs:
+        name = job.config.name
+        claim_settings(run, job.config)
+        progress = caption_progress(run, name)
+        finish_pending_commits(run, name, progress.done)
+        summary.skipped[name] = len(progress.done)
+        pending[name] = list(progress.left)
+    pending_jobs = [job for job in jobs if pending[job.config.name]]
+    if pending_jobs:
         with cluster():
-            _work_off(run, busy, left, summary)
+            _run_jobs(run, pending_jobs, pending, summary)
     return summary
 
 
-def _work_off(
-    run: Run,
-    busy: Sequence[CaptionerJob],
-    left: dict[str, deque[int]],
-    summary: RecaptionSummary,
+def _run_jobs(
+    run: Run, jobs: Sequence[CaptionerJob], pending: Mapping[str, Sequence[int]], summary: RecaptionSummary
 ) -> None:
+    """Caption the pending shards (by captioner) on one pool per job, and add the results to the summary."""
     from lotlip_data.pipeline.recaptioning.actor_pool import ActorPool, FailedUnit, run_pools
 
-    total = {name: len(units) for name, units in left.items()}
-
-    def done(name: str, result: UnitResult) -> None:
+    def on_done(name: str, result: UnitResult) -> None:
         summary.units[name] += 1
         summary.captions[name] += result.captioned
         summary.rejected[name] += result.rejected
-        lost = "" if result.won else ", another driver had committed it"
+        note = "" if result.won else "; another driver had committed it"
         logger.info(
-            f"{name}: shard {result.shard} of {result.rows} images ({summary.units[name]} of {total[name]}){lost}",
+            f"{name}: shard {result.shard}: {result.rows} images "
+            f"({summary.units[name]} of {len(pending[name])} shards){note}",
             extra=SHOWN_BY_BAR,
         )
         progress.complete(name, result.shard, result.rows)
 
-    def failed(unit: FailedUnit) -> None:
-        what = unit.captioner if unit.shard is None else f"{unit.captioner}: shard {unit.shard} given up"
-        summary.failed.append(f"{what}: {unit.reason}")
+    def on_failed(unit: FailedUnit) -> None:
+        subject = unit.captioner if unit.shard is None else f"{unit.captioner}: shard {unit.shard} failed"
+        summary.failed.append(f"{subject}: {unit.reason}")
         logger.warning(summary.failed[-1])
 
-    with CaptionProgress(run, {job.config.name: list(left[job.config.name]) for job in busy}) as progress:
-        pools = [ActorPool(run, job.config, job.pool, left[job.config.name]) for job in busy]
-        run_pools(pools, done, failed, progress.refresh)
+    with CaptionProgress(run, {job.config.name: pending[job.config.name] for job in jobs}) as progress:
+        pools = [ActorPool(run, job.config, job.pool, deque(pending[job.config.name])) for job in jobs]
+        run_pools(pools, on_done, on_failed, progress.refresh)

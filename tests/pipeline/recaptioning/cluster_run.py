@@ -7,6 +7,7 @@ JSON list, as in a manifest. The program prints its summary as JSON and exits wi
 import asyncio
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -220,9 +221,8 @@ def main() -> int:
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
     from lotlip_data.pipeline.recaptioning.stage import recaption
 
-    summary = recaption(
-        Run.at(sys.argv[1]), resolve_captioners(json.loads(sys.argv[2])), lambda line: print(line, flush=True)
-    )
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+    summary = recaption(Run.at(sys.argv[1]), resolve_captioners(json.loads(sys.argv[2])))
     print(json.dumps({"failed": summary.failed, **summary.to_dict()}), flush=True)
     return 1 if summary.failed else 0
 

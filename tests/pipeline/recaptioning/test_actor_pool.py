@@ -31,7 +31,7 @@ def test_three_pools_that_each_want_a_gpu_run_in_turn_on_one(cluster: Nodes, tmp
     cluster.add(num_cpus=4, num_gpus=1)
     driver = cluster.driver(run, [{"preset": name, "pool": {"engine": "transformers"}} for name in TINY])
     assert driver.end()["code"] == 0
-    told = re.findall(r"^(tiny-[a-z0-9]+): (an engine is ready|shard \d)", driver.log.read_text(), re.MULTILINE)
+    told = re.findall(r"^(tiny-[a-z0-9]+): (engine ready|shard \d)", driver.log.read_text(), re.MULTILINE)
     turns = [name for name, _ in groupby(name for name, _ in told)]
     assert sorted(turns) == sorted(TINY)  # one after the other: nobody's lines stand between another's
     assert len(told) == 3 * 3
@@ -77,7 +77,7 @@ def test_an_actor_waits_for_the_node_that_it_asks_for(cluster: Nodes, tmp_path: 
         "labels": {"tier": "spot"},
     }
     driver = cluster.driver(run, [{"preset": TINY[2], "pool": pool}])
-    wait_for(lambda: "still waiting for a first engine" in driver.log.read_text(), "word of the wait")
+    wait_for(lambda: "no engine is ready after 30 s" in driver.log.read_text(), "word of the wait")
     assert cluster.actors() == [] and driver.running()
     cluster.add(
         num_cpus=1,
@@ -92,4 +92,4 @@ def test_an_actor_waits_for_the_node_that_it_asks_for(cluster: Nodes, tmp_path: 
 
 
 def ready(driver: Driver, name: str) -> int:
-    return len(re.findall(rf"^{name}: an engine is ready", driver.log.read_text(), re.MULTILINE))
+    return len(re.findall(rf"^{name}: engine ready", driver.log.read_text(), re.MULTILINE))

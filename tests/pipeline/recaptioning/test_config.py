@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.recaptioning.config import gpus_of_an_actor, resolve_captioners, select_captioners
+from lotlip_data.pipeline.recaptioning.config import gpus_per_actor, resolve_captioners, select_captioners
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_an_actor_reserves_the_gpus_that_a_copy_of_its_model_is_spread_over(
 ) -> None:
     """One GPU for an engine on two would leave the second one to another actor."""
     (one,) = resolve_captioners([entry])
-    assert gpus_of_an_actor(one.config, one.pool, there) == gpus
+    assert gpus_per_actor(one.config, one.pool, there) == gpus
 
 
 @pytest.mark.parametrize("pool", [5, "x", ["engine"]])

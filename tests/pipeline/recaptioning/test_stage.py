@@ -91,7 +91,7 @@ def test_a_model_that_cannot_be_loaded_fails_with_its_reason(tmp_path: Path, ray
     entry = {"name": "none", "kind": "llava", "model": str(tmp_path / "empty")}
     summary = recaption(run, resolve_captioners([entry]))
     (failed,) = summary.failed
-    assert failed.startswith("none: 2 shards are left undone: ") and str(tmp_path / "empty") in failed
+    assert failed.startswith("none: 2 shards are not captioned: ") and str(tmp_path / "empty") in failed
 
 
 def test_captions_of_different_settings_never_mix(tmp_path: Path, ray_cluster: None) -> None:
