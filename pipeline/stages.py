@@ -137,13 +137,13 @@ def import_captions(
         url_column: The column of the URLs. Default: `url`, or `Image Path` for `dreamlip`.
         table_format: `dreamlip`, or `csv`, `tsv`, `jsonl` or `parquet` where the file name does not end so.
     """
-    from lotlip_data.pipeline.recaptioning.caption_table import caption_table
+    from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
     from lotlip_data.pipeline.recaptioning.import_captions import format_text
     from lotlip_data.pipeline.recaptioning.import_captions import import_captions as import_table
 
     run = open_run(run)
     frozen(run)
-    summary = import_table(run, caption_table(fspath(table), columns, url_column, table_format))
+    summary = import_table(run, open_caption_table(fspath(table), columns, url_column, table_format))
     return Outcome(True, [], summary.to_dict(), "import", format_text(summary))
 
 

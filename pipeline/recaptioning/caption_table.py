@@ -1,4 +1,4 @@
-"""A table of captions that exist already: which column is whose, and what its captioners are called."""
+"""A table of existing captions: its files, the column of each captioner, and the captioners' configurations."""
 
 import hashlib
 import json
@@ -32,38 +32,40 @@ PRESETS: dict[str, dict[str, str]] = {
         "dreamlip-sharegpt4v": "longSV_captions",
     }
 }
-"""From the name of a release to its captioners and their columns."""
-_PRESET_URLS = {"dreamlip": "Image Path"}
+"""Name of a release → its captioners → their columns."""
+_PRESET_URL_COLUMNS = {"dreamlip": "Image Path"}
 _FORMATS = ("csv", "tsv", "jsonl", "parquet")
 
 
-class ImportProblem(UserError):
-    """A table that cannot be imported; the message says why and what to do."""
+class CaptionImportError(UserError):
+    """The table cannot be imported. The message says why and how to fix it."""
 
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """Files with a column of URLs and a column for each captioner's texts."""
+    """Files with one column of URLs and one column of texts per captioner."""
 
     source: Source
+    """The files, and the column of their URLs."""
     columns: Mapping[str, str]
-    """Captioner to column."""
+    """Name of the captioner → its column."""
 
     @cached_property
     def files(self) -> list[str]:
+        """The files, with patterns expanded. Raises ListError if a name or pattern matches nothing."""
         return files_of(self.source)
 
     @cached_property
     def configs(self) -> list[CaptionerConfig]:
-        """What the captioners are called: an id covers the column, and the names and sizes of the table's files."""
-        seen = sorted((file.rsplit("/", 1)[-1], storage.size(file)) for file in self.files)
-        digest = hashlib.sha256(json.dumps([self.source.url, seen]).encode()).hexdigest()[:12]
+        """The captioners' configurations. Their ids depend on the columns and on the files' names and sizes."""
+        sizes = sorted((file.rsplit("/", 1)[-1], storage.size(file)) for file in self.files)
+        digest = hashlib.sha256(json.dumps([self.source.url, sizes]).encode()).hexdigest()[:12]
         return [
             CaptionerConfig.from_dict(
                 {
                     "name": name,
                     "kind": KIND,
-                    "model": f"{seen[0][0]}#{column}",
+                    "model": f"{sizes[0][0]}#{column}",
                     "revision": digest,
                     "prompt": "Imported: its prompt is not known.",
                 }
@@ -73,84 +75,91 @@ class CaptionTable:
 
     @property
     def schema(self) -> pa.Schema:
-        """Columns of `batches`; `order` is the beginning of the uid, `ordinal` the row's place in the whole table."""
+        """The columns of `batches`. `order` is `order_of` the uid, `ordinal` counts the rows of all files from 0."""
         fixed = [("order", pa.uint64()), ("uid", pa.string()), ("ordinal", pa.int64()), ("file", pa.int32())]
         texts = [(f"text {name}", pa.string()) for name in self.columns]
         return pa.schema([*fixed, ("row", pa.int64()), ("url", pa.string()), *texts])
 
     def batches(self, reject: Reject) -> Iterator[pa.Table]:
-        """The rows of all files; those without a usable URL go to `reject`."""
-        wanted = list(dict.fromkeys([self.source.url, *self.columns.values()]))
+        """The rows of all files as tables of `schema`. Rows without a usable URL go to `reject` instead."""
+        column_names = list(dict.fromkeys([self.source.url, *self.columns.values()]))
         ordinal = 0
-        for number, file in enumerate(self.files):
-            for chunk in read_chunks(self.source, file, wanted, reject):
-                table = self._table(chunk, number, ordinal, reject)
+        for file_number, file in enumerate(self.files):
+            for chunk in read_chunks(self.source, file, column_names, reject):
+                table = self._to_table(chunk, file_number, ordinal, reject)
                 ordinal += table.num_rows
                 yield table
 
-    def _table(self, chunk: Chunk, file: int, ordinal: int, reject: Reject) -> pa.Table:
-        urls = [clean(value) or "" for value in _listed(chunk, self.source.url)]
+    def _to_table(self, chunk: Chunk, file_number: int, ordinal: int, reject: Reject) -> pa.Table:
+        """Convert a chunk of file number `file_number`, whose first row has the ordinal `ordinal`."""
+        urls = [clean(value) or "" for value in _values(chunk, self.source.url)]
         uids: list[str] = []
-        good: list[int] = []
+        usable: list[int] = []
         for index, url in enumerate(urls):
             try:
                 uids.append(uid_of_listed_url(url))
-                good.append(index)
+                usable.append(index)
             except ValueError as error:
-                reject(BadRow(self.source.name, self.files[file], chunk.rows[index], str(error), clip(url)))
-        texts = {column: [clean(value) for value in _listed(chunk, column)] for column in set(self.columns.values())}
+                reject(BadRow(self.source.name, self.files[file_number], chunk.rows[index], str(error), clip(url)))
+        texts = {column: [clean(value) for value in _values(chunk, column)] for column in set(self.columns.values())}
         columns = [
             pa.array([order_of(uid) for uid in uids], pa.uint64()),
             pa.array(uids, pa.string()),
-            pa.array(range(ordinal, ordinal + len(good)), pa.int64()),
-            pa.array([file] * len(good), pa.int32()),
-            pa.array([chunk.rows[index] for index in good], pa.int64()),
-            pa.array([urls[index] for index in good], pa.string()),
-            *(pa.array([texts[name][index] for index in good], pa.string()) for name in self.columns.values()),
+            pa.array(range(ordinal, ordinal + len(usable)), pa.int64()),
+            pa.array([file_number] * len(usable), pa.int32()),
+            pa.array([chunk.rows[index] for index in usable], pa.int64()),
+            pa.array([urls[index] for index in usable], pa.string()),
+            *(pa.array([texts[name][index] for index in usable], pa.string()) for name in self.columns.values()),
         ]
         return pa.table(columns, schema=self.schema)
 
 
-def caption_table(
-    table: str, captioners: Iterable[str] = (), url_column: str | None = None, form: str | None = None
+def open_caption_table(
+    table: str, captioners: Iterable[str] = (), url_column: str | None = None, table_format: str | None = None
 ) -> CaptionTable:
-    """The table in the file or files `table` (a path or URL, `*` allowed).
+    """Describe a table of captions. The files are listed but not read.
 
-    captioners: `NAME=COLUMN`, instead of those of a preset. form: `dreamlip`, or the format of the files where
-    their ending does not tell. Raises ImportProblem for what does not fit or is not there.
+    Args:
+        table: Path or URL of the table; `*` in the name stands for many files.
+        captioners: `NAME=COLUMN` per captioner. Not needed for a preset.
+        url_column: Column of the URLs. Default: the preset's, or `url`.
+        table_format: Name of a preset, or the format of files whose ending does not say it.
+
+    Raises:
+        CaptionImportError: A file is missing, or the arguments do not fit together.
     """
-    preset = PRESETS.get(form or "", {})
-    if form is not None and not preset and form not in _FORMATS:
-        raise ImportProblem(f"--format {form}: use {', '.join([*PRESETS, *_FORMATS])}")
-    columns = dict(_named(captioner) for captioner in captioners) or preset
+    preset = PRESETS.get(table_format or "", {})
+    if table_format is not None and not preset and table_format not in _FORMATS:
+        raise CaptionImportError(f"--format {table_format}: use {', '.join([*PRESETS, *_FORMATS])}")
+    columns = dict(_parse_captioner(captioner) for captioner in captioners) or preset
     if not columns:
-        raise ImportProblem("name each captioner and its column: --captioner NAME=COLUMN, or --format dreamlip")
-    url = url_column or _PRESET_URLS.get(form or "", "url")
+        raise CaptionImportError("name each captioner and its column: --captioner NAME=COLUMN, or --format dreamlip")
+    url = url_column or _PRESET_URL_COLUMNS.get(table_format or "", "url")
     settings = {"name": "import", "files": [storage.normalise(table)], "url": url, "text": next(iter(columns.values()))}
     try:
-        source = Source.model_validate(settings | {"format": None if preset else form})
-        found = CaptionTable(source, columns)
-        schema.dataset(config.name for config in found.configs)  # a name that cannot be a column is refused here
-        return found
+        source = Source.model_validate(settings | {"format": None if preset else table_format})
+        caption_table = CaptionTable(source, columns)
+        schema.dataset(config.name for config in caption_table.configs)  # raises if a name cannot be a column
+        return caption_table
     except ValidationError as error:
-        raise ImportProblem(f"{table}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        raise CaptionImportError(f"{table}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     except ValueError as error:
-        raise ImportProblem(str(error)) from None
+        raise CaptionImportError(str(error)) from None
 
 
-def _named(captioner: str) -> tuple[str, str]:
+def _parse_captioner(captioner: str) -> tuple[str, str]:
     name, equals, column = captioner.partition("=")
     if not (name and equals and column):
-        raise ImportProblem(f"--captioner {captioner}: give NAME=COLUMN, such as --captioner llava=long_caption")
+        raise CaptionImportError(f"--captioner {captioner}: give NAME=COLUMN, such as --captioner llava=long_caption")
     return name, column
 
 
 def order_of(uid: str) -> int:
-    """The first 64 bits of a uid, which are uniform as they are."""
+    """The first 64 bits of a uid. They are uniformly distributed, so buckets of them have about the same size."""
     return int(uid[:16], 16)
 
 
-def _listed(chunk: Chunk, column: str) -> list[object]:
+def _values(chunk: Chunk, column: str) -> list[object]:
     values = chunk.columns[column]
-    listed: list[object] = values.to_pylist() if isinstance(values, pa.Array) else values
-    return listed
+    as_list: list[object] = values.to_pylist() if isinstance(values, pa.Array) else values
+    return as_list

@@ -1,4 +1,4 @@
-"""From a manifest's `captioners` to configurations: each entry is a name that the registry knows, or settings.
+"""Resolves the entries of a manifest's `captioners`, which are names of presets or settings, into configurations.
 
 captioners:
   - llava                                   # the published LLaVA-1.5
@@ -20,7 +20,7 @@ from lotlip_data.manifests.settings.messages import unknown_name
 
 @dataclass(frozen=True)
 class CaptionerJob:
-    """A captioner and how it runs."""
+    """A captioner and the settings of its pool."""
 
     config: CaptionerConfig
     pool: PoolSettings
@@ -29,40 +29,40 @@ class CaptionerJob:
 def resolve_captioners(
     entries: Iterable[str | Mapping[str, Any] | CaptionerEntry], pool: Mapping[str, Any] | None = None
 ) -> list[CaptionerJob]:
-    """The captioners that the entries name.
+    """Resolve entries into captioners and their pools.
 
     Args:
         entries: Entries of a manifest's `captioners` section.
-        pool: Settings of every captioner's pool; they override the entries'.
+        pool: Settings of every captioner's pool. They override the entries' own.
 
     Raises:
-        UserError: For an unknown name, a wrong setting, or a name that two captioners have.
+        UserError: A name is unknown, a setting is invalid, two captioners have the same name, or there is no entry.
     """
     jobs = [_resolve(parse_captioner(entry), pool or {}) for entry in entries]
     names = [job.config.name for job in jobs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"captioners: {', '.join(twice)} is named twice; give one of them another `name`")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"captioners: {', '.join(repeated)} is named twice; give one of them another `name`")
     if not jobs:
-        raise UserError("captioners: none is named")
+        raise UserError("captioners: the list is empty; name at least one captioner")
     return jobs
 
 
 def select_captioners(
     entries: Iterable[str | Mapping[str, Any] | CaptionerEntry], chosen: Iterable[str | Mapping[str, Any]]
 ) -> list[str | Mapping[str, Any] | CaptionerEntry]:
-    """The entries to run: `chosen`, or all of the manifest's where it is empty.
+    """The entries to run: `chosen`, or all of the manifest's if `chosen` is empty.
 
     Args:
         entries: The manifest's `captioners`.
-        chosen: Names or settings. A name stands for the manifest's captioner of that name, with its settings, or else
-            for the preset of that name.
+        chosen: Names or settings. A name selects the manifest's captioner of that name with its settings. If there is
+            none, it selects the preset of that name.
     """
     entries, chosen = list(entries), list(chosen)
     if not chosen:
         return entries
     by_name: dict[str, str | Mapping[str, Any] | CaptionerEntry] = {}
     for entry in entries:
-        with contextlib.suppress(UserError):  # one that cannot run here does not matter to the others
+        with contextlib.suppress(UserError):  # an entry that is not chosen may be one that cannot run here
             by_name[resolve_captioners([entry])[0].config.name] = entry
     return [by_name.get(entry, entry) if isinstance(entry, str) else entry for entry in chosen]
 

@@ -1,17 +1,18 @@
-"""Captions that exist already, joined to a run's images by URL as if our captioners had written them, out of core.
+"""Imports existing captions: joins a table to a run's images by URL and commits the texts as a captioner's.
 
     rows of the table → uid ─┐
-                             ├→ buckets of the uid: of an image, or of none → buckets of the shard → captions/NAME/
+                             ├→ join by uid, one bucket at a time → buckets by shard → captions/NAME/
     rows of images/   → uid ─┘
 
-A shard's captions are committed as those of any captioner: one row an image, with its text or the reason why it has
-none. Rows of the table that no image has are counted by reason and written to quarantine/import/.
+The join is out of core: rows are partitioned into bucket files on the local disk, and one bucket at a time is in
+memory. Each committed shard has one row per image, with its text or the reason why it has none. Rows of the table
+without a downloaded image are counted by reason and listed in quarantine/import/.
 """
 
 import logging
 import pathlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -31,8 +32,14 @@ from lotlip_data.pipeline.core.external_buckets import ExternalBuckets, bucket_c
 from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading.reader import fetched_rows
-from lotlip_data.pipeline.recaptioning.caption_table import CaptionTable, ImportProblem, order_of
-from lotlip_data.pipeline.recaptioning.results import claim_settings, encode_rows, finish_commit, finish_pending_commits
+from lotlip_data.pipeline.recaptioning.caption_table import CaptionImportError, CaptionTable, order_of
+from lotlip_data.pipeline.recaptioning.results import (
+    Row,
+    claim_settings,
+    encode_rows,
+    finish_commit,
+    finish_pending_commits,
+)
 from lotlip_data.pipeline.url_lists.reader import BadRow, uncompressed_bytes
 
 logger = logging.getLogger(__name__)
@@ -46,66 +53,77 @@ EMPTY = "empty in the imported table"
 _IMAGE_SCHEMA = pa.schema(
     [("order", pa.uint64()), ("uid", pa.string()), ("shard", pa.int32()), ("fetched", pa.bool_())]
 )
-_REPORT = pa.schema([("file", pa.string()), ("row", pa.int64()), ("url", pa.string()), ("reason", pa.string())])
-_IMAGE_BYTES = 60  # of a row of `_IMAGE_SCHEMA`
+_REPORT_SCHEMA = pa.schema([("file", pa.string()), ("row", pa.int64()), ("url", pa.string()), ("reason", pa.string())])
 
 
 @dataclass
 class ImportSummary:
-    """What one call did. `rows` = matched + Σ unmatched."""
+    """What one call did. `rows` is the sum of `matched` and all counts of `unmatched`."""
 
     rows: int = 0
-    """Of the table."""
+    """Rows of the table."""
     matched: int = 0
-    """Rows with a fetched image, whether or not its shard was left."""
+    """Rows with a downloaded image, including images of shards that had these captions."""
     unmatched: Counter[str] = field(default_factory=Counter)
-    """The others, by reason; each of them is in `report`."""
+    """Other rows, by reason. `report` lists each of them."""
     captions: Counter[str] = field(default_factory=Counter)
-    """Captions committed by this call, by captioner."""
+    """By captioner, the captions that this call committed."""
     without: Counter[str] = field(default_factory=Counter)
-    """Images that this call found no caption for, by captioner; quarantine/captions/NAME/ lists them."""
+    """By captioner, the images of committed shards without a caption. quarantine/captions/NAME/ lists them."""
     shards: int = 0
-    """Shards that this call wrote captions of."""
+    """Shards for which this call committed captions."""
     skipped: int = 0
-    """Shards that had them all."""
+    """Shards that had all these captions."""
     report: str | None = None
+    """Parquet file with the unmatched rows and their reasons; None if there is none."""
 
     def to_dict(self) -> dict[str, Any]:
-        values = {one.name: getattr(self, one.name) for one in fields(self)}  # `asdict` miscounts a Counter
+        """The summary, as `--json` prints it."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}  # `asdict` miscounts a Counter
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
 
 
 def import_captions(run: Run, table: CaptionTable) -> ImportSummary:
-    """Commit the table's captions for every fetched shard that lacks them.
+    """Commit the table's captions for every downloaded shard that lacks them.
 
-    Started again, it reads the table again for the shards that are left, if any. Raises ImportProblem where nothing is
-    fetched or no row matches, ListError for a table that cannot be read, RecaptionError where a captioner's folder
-    holds other captions.
+    A later call reads the table again only if a shard still lacks captions.
+
+    Args:
+        run: The run, whose images are downloaded.
+        table: The table of captions.
+
+    Raises:
+        CaptionImportError: No image is downloaded, or no row matches an image.
+        ListError: The table cannot be read.
+        RecaptionError: A captioner's folder holds captions made with other settings.
     """
     fetched = fetched_shards(run)
     if not fetched:
-        raise ImportProblem(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
-    left: dict[str, set[int]] = {}
+        raise CaptionImportError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
+    pending: dict[str, set[int]] = {}
     for config in table.configs:
         if storage.exists(run.captioner_settings(config.name)):
             claim_settings(run, config)
-        work = caption_progress(run, config.name)
-        finish_pending_commits(run, config.name, work.done)
-        left[config.name] = set(work.left)
-    wanted = set().union(*left.values())
-    summary = ImportSummary(skipped=len(fetched) - len(wanted))
-    if not wanted:
+        progress = caption_progress(run, config.name)
+        finish_pending_commits(run, config.name, progress.done)
+        pending[config.name] = set(progress.left)
+    pending_shards = set().union(*pending.values())
+    summary = ImportSummary(skipped=len(fetched) - len(pending_shards))
+    if not pending_shards:
         return summary
     with scratch_folder("import") as folder:
-        joined = _join(run, table, fetched, wanted, folder, summary)
+        joined = _join(run, table, fetched, pending_shards, folder, summary)
         for config in table.configs:
             claim_settings(run, config)
-        with progress_bar("import", len(wanted), "shard") as bar:
-            for shard, texts in _by_shard(joined, wanted):
-                configs = [config for config in table.configs if shard in left[config.name]]
+        with progress_bar("import", len(pending_shards), "shard") as bar:
+            for shard, texts in _by_shard(joined, pending_shards):
+                configs = [config for config in table.configs if shard in pending[config.name]]
                 _commit(run, configs, shard, texts, summary)
-                text = f"{texts.num_rows} rows of the table ({summary.shards} of {len(wanted)})"
-                logger.info(f"shard {shard_name(shard)}: {text}", extra=SHOWN_BY_BAR)
+                logger.info(
+                    f"shard {shard_name(shard)}: {texts.num_rows} rows of the table "
+                    f"({summary.shards} of {len(pending_shards)} shards)",
+                    extra=SHOWN_BY_BAR,
+                )
                 bar.update()
     return summary
 
@@ -113,38 +131,42 @@ def import_captions(run: Run, table: CaptionTable) -> ImportSummary:
 def _join(
     run: Run,
     table: CaptionTable,
-    fetched: list[int],
-    wanted: set[int],
+    fetched: Sequence[int],
+    pending_shards: set[int],
     folder: pathlib.Path,
     summary: ImportSummary,
 ) -> ExternalBuckets:
-    """The table's rows that have an image in a wanted shard, in buckets of the shard. The others go to the report."""
-    for name in ("rows", "images", "joined"):
-        (folder / name).mkdir()
-    with _Report(run, table, folder / "report.parquet", summary) as report:
+    """Join the table's rows to the images by uid.
+
+    Args:
+        run: The run.
+        table: The table of captions.
+        fetched: All downloaded shards.
+        pending_shards: The shards whose rows are kept.
+        folder: Scratch folder on the local disk.
+        summary: Receives the counts of rows.
+
+    Returns:
+        The rows that have a downloaded image in a pending shard, bucketed by shard.
+
+    Raises:
+        CaptionImportError: No row has a downloaded image.
+    """
+    with _JoinReport(run, table, folder / "report.parquet", summary) as report:
         logger.info(f"reading {table.source.files[0]}")
-        size = uncompressed_bytes(table.source)
-        rows = ExternalBuckets(folder / "rows", bucket_count(size), table.schema, external_buckets.BUFFER_BYTES)
+        count = bucket_count(uncompressed_bytes(table.source))
+        rows = _make_buckets(folder / "rows", count, table.schema)
         for batch in table.batches(report.reject):
             summary.rows += batch.num_rows
             rows.add(batch)
         rows.flush()
-        images = ExternalBuckets(folder / "images", rows.count, _IMAGE_SCHEMA, external_buckets.BUFFER_BYTES)
+        images = _make_buckets(folder / "images", count, _IMAGE_SCHEMA)
         for shard in fetched:
-            images.add(_uids(run, shard))
+            images.add(_shard_images(run, shard))
         images.flush()
-        schema = table.schema.append(pa.field("shard", pa.int32()))
-        count = min(bucket_count(size), max(wanted) + 1)
-        joined = ExternalBuckets(folder / "joined", count, schema, external_buckets.BUFFER_BYTES)
-        left = pa.array(sorted(wanted), pa.int32())
-        for number in range(rows.count):
-            matched = report.matched(rows.bucket(number), images.bucket(number))
-            matched = matched.filter(pc.is_in(matched["shard"], left))
-            place = matched["shard"].to_numpy().astype(np.uint64) * np.uint64((2**64 - 1) // (max(wanted) + 1))
-            joined.add(matched.set_column(0, "order", pa.array(place)).select(schema.names))
-        joined.flush()
+        joined = _join_buckets(rows, images, report, pending_shards, folder / "joined")
     if not summary.matched:
-        raise ImportProblem(
+        raise CaptionImportError(
             f"{table.source.files[0]}: none of its {summary.rows} rows has the URL of an image of {run.url} "
             f"({', '.join(f'{count} × {reason}' for reason, count in summary.unmatched.most_common())}). "
             f"Does the column {table.source.url!r} hold the URLs that were downloaded?"
@@ -152,30 +174,65 @@ def _join(
     return joined
 
 
-def _uids(run: Run, shard: int) -> pa.Table:
-    """The images of one shard, those that could not be fetched included."""
-    found = fetched_rows(run, shard, ledger.read_image_stats(run, shard), ["uid", "status"])
-    uids = found["uid"].to_pylist()
+def _join_buckets(
+    rows: ExternalBuckets,
+    images: ExternalBuckets,
+    report: "_JoinReport",
+    pending_shards: set[int],
+    folder: pathlib.Path,
+) -> ExternalBuckets:
+    """Join rows and images one bucket at a time, and bucket the rows of pending shards by shard."""
+    schema = rows.schema.append(pa.field("shard", pa.int32()))
+    shard_count = max(pending_shards) + 1
+    joined = _make_buckets(folder, min(rows.count, shard_count), schema)
+    pending = pa.array(sorted(pending_shards), pa.int32())
+    for number in range(rows.count):
+        matched = report.match(rows.bucket(number), images.bucket(number))
+        matched = matched.filter(pc.is_in(matched["shard"], pending))
+        order = matched["shard"].to_numpy().astype(np.uint64) * np.uint64((2**64 - 1) // shard_count)
+        joined.add(matched.set_column(0, "order", pa.array(order)).select(schema.names))
+    joined.flush()
+    return joined
+
+
+def _make_buckets(folder: pathlib.Path, count: int, schema: pa.Schema) -> ExternalBuckets:
+    folder.mkdir()
+    return ExternalBuckets(folder, count, schema, external_buckets.BUFFER_BYTES)
+
+
+def _shard_images(run: Run, shard: int) -> pa.Table:
+    """The images of one shard as a table of `_IMAGE_SCHEMA`, including those that could not be downloaded."""
+    rows = fetched_rows(run, shard, ledger.read_image_stats(run, shard), ["uid", "status"])
+    uids = rows["uid"].to_pylist()
     columns = [
         pa.array([order_of(uid) for uid in uids], pa.uint64()),
-        found["uid"],
+        rows["uid"],
         pa.array([shard] * len(uids), pa.int32()),
-        pc.equal(found["status"], SUCCESS),
+        pc.equal(rows["status"], SUCCESS),
     ]
     return pa.table(columns, schema=_IMAGE_SCHEMA)
 
 
-class _Report:
-    """Writes down the rows that no image has, by reason; in the run's quarantine when all are read."""
+class _JoinReport:
+    """Separates the rows that have a downloaded image from the others, and writes the others with their reasons.
 
-    def __init__(self, run: Run, table: CaptionTable, local: pathlib.Path, summary: ImportSummary) -> None:
+    The report is written to a local file, and moved to the run's quarantine once all rows are read.
+
+    Args:
+        run: The run.
+        table: The table of captions.
+        local_path: Local file for the report.
+        summary: Receives the counts of matched and unmatched rows.
+    """
+
+    def __init__(self, run: Run, table: CaptionTable, local_path: pathlib.Path, summary: ImportSummary) -> None:
         name = "-".join(config.name for config in table.configs)
         self._target = run.quarantine("import", f"{name}.parquet")
-        self._files, self._local, self._summary = table.files, local, summary
-        self._bad: list[dict[str, Any]] = []
+        self._files, self._local_path, self._summary = table.files, local_path, summary
+        self._rejected: list[dict[str, Any]] = []
 
-    def __enter__(self) -> "_Report":
-        self._writer = pq.ParquetWriter(self._local, _REPORT, compression="zstd")
+    def __enter__(self) -> "_JoinReport":
+        self._writer = pq.ParquetWriter(self._local_path, _REPORT_SCHEMA, compression="zstd")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -185,28 +242,37 @@ class _Report:
             return
         storage.remove(self._target)
         if self._summary.unmatched:
-            storage.create_from_file(self._target, str(self._local))
+            storage.create_from_file(self._target, str(self._local_path))
             self._summary.report = self._target
 
     def reject(self, bad: BadRow) -> None:
+        """Count and report a row that cannot be used."""
         self._summary.rows += 1
         self._summary.unmatched[bad.reason] += 1
-        self._bad.append({"file": bad.file, "row": bad.row, "url": bad.content, "reason": bad.reason})
-        if len(self._bad) == 10_000:
+        self._rejected.append({"file": bad.file, "row": bad.row, "url": bad.content, "reason": bad.reason})
+        if len(self._rejected) == 10_000:
             self._flush()
 
-    def matched(self, rows: pa.Table, images: pa.Table) -> pa.Table:
-        """The rows of one bucket that have an image, with its `shard`; the first row of each URL."""
+    def match(self, rows: pa.Table, images: pa.Table) -> pa.Table:
+        """Match one bucket's rows to its images by uid, and report the others.
+
+        Args:
+            rows: Rows of the table. Only the first row of each URL can match.
+            images: Rows of `_IMAGE_SCHEMA`.
+
+        Returns:
+            The rows with a downloaded image, with the image's `shard` as a further column.
+        """
         rows = rows.sort_by([("uid", "ascending"), ("ordinal", "ascending")])
         uids = rows["uid"].to_numpy()
         first = pa.array(np.append(True, uids[1:] != uids[:-1])[: len(uids)])
         self._write(rows.filter(pc.invert(first)), REPEATED)
         rows = rows.filter(first)
-        images = images.sort_by([("fetched", "descending")])  # an image that was fetched again has failed elsewhere
-        place = pc.index_in(rows["uid"], value_set=images["uid"].combine_chunks())
-        self._write(rows.filter(pc.is_null(place)), NO_IMAGE)
-        rows, place = rows.filter(pc.is_valid(place)), place.drop_null()
-        image = images.take(place)
+        images = images.sort_by([("fetched", "descending")])  # a retried image can also have a failed row
+        position = pc.index_in(rows["uid"], value_set=images["uid"].combine_chunks())
+        self._write(rows.filter(pc.is_null(position)), NO_IMAGE)
+        rows, position = rows.filter(pc.is_valid(position)), position.drop_null()
+        image = images.take(position)
         self._write(rows.filter(pc.invert(image["fetched"])), NOT_FETCHED)
         rows = rows.append_column("shard", image["shard"]).filter(image["fetched"])
         self._summary.matched += rows.num_rows
@@ -217,63 +283,77 @@ class _Report:
             self._summary.unmatched[reason] += rows.num_rows
             files = pa.array(self._files).take(rows["file"].combine_chunks())
             columns = [files, rows["row"], rows["url"], pa.array([reason] * rows.num_rows)]
-            self._writer.write_table(pa.table(columns, schema=_REPORT))
+            self._writer.write_table(pa.table(columns, schema=_REPORT_SCHEMA))
 
     def _flush(self) -> None:
-        if self._bad:
-            self._writer.write_table(pa.Table.from_pylist(self._bad, schema=_REPORT))
-            self._bad = []
+        if self._rejected:
+            self._writer.write_table(pa.Table.from_pylist(self._rejected, schema=_REPORT_SCHEMA))
+            self._rejected = []
 
 
-def _by_shard(joined: ExternalBuckets, wanted: set[int]) -> Iterator[tuple[int, pa.Table]]:
-    """Each wanted shard with its rows of the table, those without any last."""
-    left = set(wanted)
+def _by_shard(joined: ExternalBuckets, pending_shards: set[int]) -> Iterator[tuple[int, pa.Table]]:
+    """Each pending shard with its rows of the table; shards without rows come last."""
+    without_rows = set(pending_shards)
     for bucket in joined:
         for shard in sorted(set(bucket["shard"].to_pylist())):
-            left.discard(shard)
+            without_rows.discard(shard)
             yield shard, bucket.filter(pc.equal(bucket["shard"], shard))
-    for shard in sorted(left):
+    for shard in sorted(without_rows):
         yield shard, joined.schema.empty_table()
 
 
-def _commit(run: Run, configs: list[CaptionerConfig], shard: int, texts: pa.Table, summary: ImportSummary) -> None:
-    """One row of `schema.CAPTIONS` for each fetched image of the shard, by each captioner."""
-    asked = fetched_rows(run, shard, ledger.read_image_stats(run, shard), ["key", "uid", "sha256", "status"])
-    images = asked.filter(pc.equal(asked["status"], SUCCESS)).sort_by("key").to_pylist()
-    places = {uid: place for place, uid in enumerate(texts["uid"].to_pylist())}
+def _commit(run: Run, configs: Sequence[CaptionerConfig], shard: int, texts: pa.Table, summary: ImportSummary) -> None:
+    """Commit the captions of one shard.
+
+    Args:
+        run: The run.
+        configs: The captioners whose captions the shard lacks.
+        shard: The shard.
+        texts: Its rows of the table, at most one per image.
+        summary: Receives the counts.
+    """
+    downloads = fetched_rows(run, shard, ledger.read_image_stats(run, shard), ["key", "uid", "sha256", "status"])
+    images = downloads.filter(pc.equal(downloads["status"], SUCCESS)).sort_by("key").to_pylist()
+    uids = texts["uid"].to_pylist()
     for config in configs:
-        listed = texts[f"text {config.name}"].to_pylist()
-        rows = []
-        for image in images:
-            place = places.get(image["uid"])
-            rows.append(_caption(config, image, None if place is None else listed[place] or ""))
+        text_of_uid = dict(zip(uids, texts[f"text {config.name}"].to_pylist(), strict=True))
+        rows = [
+            _caption_row(config, image, (text_of_uid[image["uid"]] or "") if image["uid"] in text_of_uid else None)
+            for image in images
+        ]
         storage.create(run.caption_shard(config.name, shard), encode_rows(rows, config.id))
         finish_commit(run, config.name, shard)
-        found = sum(row["text"] is not None for row in rows)
-        summary.captions[config.name] += found
-        summary.without[config.name] += len(rows) - found
+        captioned = sum(row["text"] is not None for row in rows)
+        summary.captions[config.name] += captioned
+        summary.without[config.name] += len(rows) - captioned
     summary.shards += 1
 
 
-def _caption(config: CaptionerConfig, image: Mapping[str, Any], text: str | None) -> dict[str, Any]:
-    """`text` is None for an image that the table does not have, blank for one without a caption there."""
+def _caption_row(config: CaptionerConfig, image: Mapping[str, Any], text: str | None) -> Row:
+    """The row of one image.
+
+    Args:
+        config: The captioner.
+        image: The image's key, uid and sha256.
+        text: The caption; None if the table does not have the image, and empty if its caption there is blank.
+    """
     identity = {name: image[name] for name in ("key", "uid", "sha256")}
-    nothing: dict[str, Any] = {"text": None, "finish_reason": None, "tokens": None, "flags": [], "engine": config.kind}
+    empty: Row = {"text": None, "finish_reason": None, "tokens": None, "flags": [], "engine": config.kind}
     if not text:
-        return identity | nothing | {"error": NOT_IN_TABLE if text is None else EMPTY}
+        return identity | empty | {"error": NOT_IN_TABLE if text is None else EMPTY}
     flags = find_flags(Caption(text, "stop", 0), config)
-    return identity | nothing | {"text": text, "finish_reason": "stop", "flags": flags, "error": None}
+    return identity | empty | {"text": text, "finish_reason": "stop", "flags": flags, "error": None}
 
 
 def format_text(summary: ImportSummary) -> list[str]:
-    """The summary for people."""
+    """The summary as lines of text."""
     if not summary.shards:
-        return [f"import: nothing to do, all {summary.skipped} shards have these captions"]
-    lines = [f"{summary.matched:,} of {summary.rows:,} rows have an image"]
+        return [f"import: nothing to do: all {summary.skipped} shards have these captions"]
+    lines = [f"{summary.matched:,} of {summary.rows:,} rows have a downloaded image"]
     lines += [f"  {count:,} × {reason}" for reason, count in summary.unmatched.most_common()]
     if summary.report is not None:
-        lines.append(f"  each of these is in {summary.report}")
+        lines.append(f"  {summary.report} lists these rows")
     for name, count in summary.captions.items():
-        where = f", listed in quarantine/captions/{name}/" if summary.without[name] else ""
-        lines.append(f"{name}: {count:,} captions, {summary.without[name]:,} images without one{where}")
+        note = f", listed in quarantine/captions/{name}/" if summary.without[name] else ""
+        lines.append(f"{name}: {count:,} captions, {summary.without[name]:,} images without one{note}")
     return lines

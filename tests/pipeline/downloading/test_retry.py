@@ -26,7 +26,7 @@ from lotlip_data.pipeline.downloading.commit import commit, finish_commit
 from lotlip_data.pipeline.downloading.failures import Failures
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard
 from lotlip_data.pipeline.downloading.stage import DownloadSummary, download, read_summary
-from lotlip_data.pipeline.recaptioning.caption_table import caption_table
+from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
 from lotlip_data.pipeline.recaptioning.import_captions import import_captions
 from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.pipeline.url_lists.partition import Partition
@@ -139,7 +139,7 @@ def test_what_failed_for_a_while_comes_in_further_shards_and_nothing_else_change
     assert {name: now[name] for name in committed} == committed
 
     (tmp_path / "captions.csv").write_text("url,caption\n" + "".join(f"{url},A shape.\n" for url in often))
-    table = caption_table(str(tmp_path / "captions.csv"), ["mine=caption"], "url", None)
+    table = open_caption_table(str(tmp_path / "captions.csv"), ["mine=caption"], "url", None)
     assert import_captions(run, table).matched == 7  # by URL, in whichever shard they have come
 
 

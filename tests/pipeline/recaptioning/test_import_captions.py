@@ -15,7 +15,7 @@ from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.dataset.stage import shard as build
 from lotlip_data.pipeline.dataset.stats import dataset_stats
 from lotlip_data.pipeline.dataset.verify import verify
-from lotlip_data.pipeline.recaptioning.caption_table import ImportProblem, caption_table
+from lotlip_data.pipeline.recaptioning.caption_table import CaptionImportError, open_caption_table
 from lotlip_data.pipeline.recaptioning.import_captions import import_captions
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
 from lotlip_data.pipeline.reporting.status import get_status
@@ -62,7 +62,7 @@ def test_each_image_gets_the_text_of_its_url_whatever_the_tables_order(
     missing, present = urls[5], [url for url in reversed(urls) if url != urls[5]]
     gone = "http://images.test/gone-1.jpg"
     listed = [*present, present[3], "http://elsewhere.test/1.jpg", gone, "no url", present[0] + "?x=1"]
-    table = caption_table(write_dreamlip(tmp_path / "d.csv", listed), form="dreamlip")
+    table = open_caption_table(write_dreamlip(tmp_path / "d.csv", listed), table_format="dreamlip")
     summary = import_captions(fake.run, table)
     for column, name in (("IB", "instructblip"), ("SV", "sharegpt4v"), ("LLA", "llava")):
         found = captions(fake.run, f"dreamlip-{name}", 3)
@@ -99,7 +99,7 @@ def test_imported_captions_become_a_dataset_like_any_others(
     ray_cluster: None, fake: FakeRun, tmp_path: pathlib.Path
 ) -> None:
     urls = [image["url"] for image in images_of(fake.run, 3)]
-    import_captions(fake.run, caption_table(write_dreamlip(tmp_path / "d.csv", urls), form="dreamlip"))
+    import_captions(fake.run, open_caption_table(write_dreamlip(tmp_path / "d.csv", urls), table_format="dreamlip"))
     assert build(fake.manifest, fake.run).samples == 24
     assert verify(fake.run) == []
     stats = dataset_stats(fake.run)
@@ -112,16 +112,16 @@ def test_a_second_import_does_nothing_and_one_after_more_images_does_what_is_lef
 ) -> None:
     urls = [image["url"] for image in images_of(fake.run, 3)] + ["http://images.test/5000.jpg"]
     file = write_dreamlip(tmp_path / "d.csv", urls)
-    import_captions(fake.run, caption_table(file, form="dreamlip"))
+    import_captions(fake.run, open_caption_table(file, table_format="dreamlip"))
     storage.remove(fake.run.caption_shard("dreamlip-llava", 1))  # as if killed before it
     before = storage.list_below(fake.run.captions)
-    second = import_captions(fake.run, caption_table(file, form="dreamlip"))
+    second = import_captions(fake.run, open_caption_table(file, table_format="dreamlip"))
     assert (second.shards, second.captions) == (1, {"dreamlip-llava": 8})
-    third = import_captions(fake.run, caption_table(file, form="dreamlip"))
+    third = import_captions(fake.run, open_caption_table(file, table_format="dreamlip"))
     assert (third.shards, third.skipped, third.rows) == (0, 3, 0)
     assert set(before) < set(storage.list_below(fake.run.captions))
     write_images(fake.run, 3, [5000])
-    fourth = import_captions(fake.run, caption_table(file, form="dreamlip"))
+    fourth = import_captions(fake.run, open_caption_table(file, table_format="dreamlip"))
     assert (fourth.shards, fourth.skipped, sum(fourth.captions.values())) == (1, 3, 3)
 
 
@@ -129,17 +129,17 @@ def test_another_table_under_the_same_name_is_refused_before_anything_is_written
     fake: FakeRun, tmp_path: pathlib.Path
 ) -> None:
     urls = [image["url"] for image in images_of(fake.run, 3)]
-    first = caption_table(write_dreamlip(tmp_path / "d.csv", urls), ["mine=longIB_captions"], "Image Path")
+    first = open_caption_table(write_dreamlip(tmp_path / "d.csv", urls), ["mine=longIB_captions"], "Image Path")
     import_captions(fake.run, first)
-    other = caption_table(str(tmp_path / "d.csv"), ["mine=longSV_captions"], "Image Path")
+    other = open_caption_table(str(tmp_path / "d.csv"), ["mine=longSV_captions"], "Image Path")
     with pytest.raises(RecaptionError, match=r"holds captions of mine@\w+, but the settings now make mine@\w+"):
         import_captions(fake.run, other)
 
 
 def test_a_table_of_other_images_is_refused_and_leaves_no_captioner(fake: FakeRun, tmp_path: pathlib.Path) -> None:
     file = write_dreamlip(tmp_path / "d.csv", ["http://elsewhere.test/1.jpg"])
-    with pytest.raises(ImportProblem, match=r"none of its 1 rows has the URL .*1 × no fetched shard has this URL"):
-        import_captions(fake.run, caption_table(file, form="dreamlip"))
+    with pytest.raises(CaptionImportError, match=r"none of its 1 rows has the URL .*1 × no fetched shard has this URL"):
+        import_captions(fake.run, open_caption_table(file, table_format="dreamlip"))
     assert storage.list_names(fake.run.captions) == []
 
 
@@ -153,7 +153,7 @@ def test_any_table_with_a_url_column_and_caption_columns_will_do(
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         pq.write_table(pa.Table.from_pylist(rows), file)
-    table = caption_table(str(file), ["one=a", "two=b"], "link")
+    table = open_caption_table(str(file), ["one=a", "two=b"], "link")
     summary = import_captions(fake.run, table)
     assert (summary.captions["one"], summary.without["two"]) == (24, 24)
     assert {row["error"] for row in captions(fake.run, "two", 3).values()} == {"empty in the imported table"}
@@ -169,16 +169,18 @@ def test_what_is_asked_wrongly_says_what_to_do(fake: FakeRun, tmp_path: pathlib.
         ((str(tmp_path / "d.xls"), ["a=b"]), "the ending of .*d.xls' is unknown"),
         ((file, [], None, "dreamlab"), "--format dreamlab: use dreamlip, csv, tsv, jsonl, parquet"),
     ):
-        with pytest.raises(ImportProblem, match=message):
-            caption_table(*arguments)  # type: ignore[arg-type]
+        with pytest.raises(CaptionImportError, match=message):
+            open_caption_table(*arguments)  # type: ignore[arg-type]
     with pytest.raises(ListError, match=r"d\.csv: has no column 'nope'; its columns are 'Image Path'"):
-        import_captions(fake.run, caption_table(file, ["a=nope"], "Image Path"))
-    with pytest.raises(ImportProblem, match=r"none\.csv: there is no such file"):
-        caption_table(str(tmp_path / "none.csv"), form="dreamlip")
+        import_captions(fake.run, open_caption_table(file, ["a=nope"], "Image Path"))
+    with pytest.raises(CaptionImportError, match=r"none\.csv: there is no such file"):
+        open_caption_table(str(tmp_path / "none.csv"), table_format="dreamlip")
 
 
 def test_a_run_of_a_single_shard_is_imported_too(tmp_path: pathlib.Path) -> None:
     fake = make(tmp_path / "run", shards=1, images=4, writers=())
     urls = [image["url"] for image in images_of(fake.run, 1)]
-    summary = import_captions(fake.run, caption_table(write_dreamlip(tmp_path / "d.csv", urls), form="dreamlip"))
+    summary = import_captions(
+        fake.run, open_caption_table(write_dreamlip(tmp_path / "d.csv", urls), table_format="dreamlip")
+    )
     assert (summary.matched, summary.shards, summary.report) == (4, 1, None)
