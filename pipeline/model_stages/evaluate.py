@@ -105,7 +105,7 @@ def _tell(read: ImageTexts | ImageClasses, found: dict[str, Any]) -> None:
             f", {found['texts']:,} texts of {found['sub_captions_per_text']:.2f} sub-captions and "
             f"{found['tokens_per_text']:.2f} tokens"
         )
-        line += " (the paper: {:.2f} and {:.2f})".format(*read.task.row) if read.task.row else ""
+        line += " (the paper: {:.2f} and {:.2f})".format(*read.task.table_1_row) if read.task.table_1_row else ""
     logger.info(line)
     if is_partial(read):
         missing = f", and of those that its files name {len(read.missing):,} are missing" if read.missing else ""
@@ -121,13 +121,17 @@ def _tell(read: ImageTexts | ImageClasses, found: dict[str, Any]) -> None:
             f"{read.task.title}: {len(read.substituted):,} images are taken under another name than their records', "
             f"{read.substituted[0]} for one; they may be other pictures"
         )
-    if read.changed:
-        logger.warning(f"{read.task.title}: other checksums than the published ones: {', '.join(read.changed)}")
+    if read.changed_files:
+        logger.warning(f"{read.task.title}: other checksums than the published ones: {', '.join(read.changed_files)}")
 
 
 def _about(read: ImageTexts | ImageClasses) -> dict[str, Any]:
     task = read.task
-    published = {"images": task.images, "texts": task.images * task.texts_an_image, "row": task.row and list(task.row)}
+    published = {
+        "images": task.images,
+        "texts": task.images * task.texts_per_image,
+        "row": task.table_1_row and list(task.table_1_row),
+    }
     return {
         "title": task.title,
         "kind": task.kind,
@@ -135,7 +139,7 @@ def _about(read: ImageTexts | ImageClasses) -> dict[str, Any]:
         "missing": len(read.missing),
         "textless": len(read.textless),
         "substituted": len(read.substituted),
-        "changed_files": list(read.changed),
+        "changed_files": list(read.changed_files),
         "statistics": read.statistics(),
         "published": published,
     }

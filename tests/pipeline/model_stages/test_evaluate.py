@@ -13,7 +13,7 @@ from lotlip_data.pipeline.model_stages import evaluate as evaluation
 from lotlip_data.training.config import make_config
 from lotlip_data.training.evaluation.paper_results import RELEASED, TABLE_4, TABLE_5, TABLE_10, TABLE_11
 from lotlip_data.training.evaluation.report import tables
-from lotlip_data.training.evaluation.tasks.imagenet import classes
+from lotlip_data.training.evaluation.tasks.imagenet import read_classes
 from lotlip_data.training.evaluation.tasks.registry import TASKS
 from lotlip_data.training.models.lotlip import load_model
 from tests.training.evaluation import published_files as eval_files
@@ -53,7 +53,7 @@ def published(monkeypatch):
     """The tasks as if they were published with as few images as are there, and ImageNet with two templates."""
     small = {name: dataclasses.replace(TASKS[name], images=size) for name, size in SIZES.items()}
     small["imagenet"] = dataclasses.replace(
-        small["imagenet"], classes=lambda folder: (classes(folder)[0], classes(folder)[1][:2])
+        small["imagenet"], read_classes=lambda folder: (read_classes(folder)[0], read_classes(folder)[1][:2])
     )
     monkeypatch.setattr(evaluation, "TASKS", small)
 
@@ -79,7 +79,7 @@ def test_every_retrieval_task_of_a_model_of_ours(data, published, model):
     results = json.loads(out.read_text())
     for name in names:
         task, about, measured = TASKS[name], results["settings"]["tasks"][name], results["retrieval"][name]
-        assert measured["images"] == SIZES[name] and measured["texts"] == SIZES[name] * task.texts_an_image
+        assert measured["images"] == SIZES[name] and measured["texts"] == SIZES[name] * task.texts_per_image
         assert set(measured["t2i"]) == set(measured["i2t"]) == {"R@1", "R@5", "R@10"}
         assert about["statistics"]["texts"] == measured["texts"] and not about["partial"]
     assert results["retrieval"]["dci"]["cut"] == 1.0 and results["retrieval"]["mscoco"]["cut"] == 0.0
