@@ -14,7 +14,7 @@ from lotlip_data.pipeline.core.logs import log_prefix
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.pipeline.model_stages.train import training_name
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
-from lotlip_data.training.evaluation.models import NAMED, load_embedder
+from lotlip_data.training.evaluation.models import NAME_PREFIXES, load_embedder
 from lotlip_data.training.evaluation.report import tables
 from lotlip_data.training.evaluation.tasks.base import ImageClasses, ImageTexts, Task, is_partial, read_task
 from lotlip_data.training.evaluation.tasks.registry import TASKS
@@ -67,14 +67,14 @@ def evaluate_tasks(
 def default_out(model: str, tasks: Sequence[str]) -> str:
     """`eval-TASK-TASK.json` beside a model's folder; of other models in the working folder, by their names."""
     model, end = canonical_model_name(model), "".join(f"-{task}" for task in tasks) + ".json"
-    if model.startswith(NAMED):
+    if model.startswith(NAME_PREFIXES):
         return storage.normalise(f"eval-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')}{end}")
     return storage.join(model.rpartition("/")[0], f"eval{end}")
 
 
 def canonical_model_name(model: str) -> str:
     """The model's one name: a folder's without what depends on where the command is given."""
-    if model.startswith(NAMED):
+    if model.startswith(NAME_PREFIXES):
         return model
     url = storage.normalise(model)
     return url if "://" in url else os.path.normpath(url)
@@ -83,7 +83,7 @@ def canonical_model_name(model: str) -> str:
 def model_named(model: str) -> str:
     """As `name_of`, of a model that is to be loaded. Raises UserError for a training's folder."""
     name = canonical_model_name(model)
-    if not name.startswith(NAMED):
+    if not name.startswith(NAME_PREFIXES):
         reject_training_folder(name)
     return name
 

@@ -238,7 +238,7 @@ def test_two_results_of_a_model_and_task_with_other_figures_are_not_shown_as_one
     one, other = _evaluation(0.5, ["dci", "iiw"], name="m"), _evaluation(0.25, ["iiw"], name="m")
     other["settings"]["tasks"] = {"iiw": {"title": "IIW"}}
     assert tables([one, one]) == tables([one])
-    with pytest.raises(UserError, match="m: there are two results of iiw with other figures; give the one to show"):
+    with pytest.raises(UserError, match="m: two results of iiw have different figures; give only one of them"):
         tables([one, other])
 
 
