@@ -24,8 +24,8 @@ CHECKSUMS = {
 WHERE = (
     "Download the files data.jsonl of https://github.com/google/imageinwords/tree/main/datasets to "
     "FOLDER/{IIW-400,DOCCI_Test,DCI_Test}/data.jsonl. Download "
-    "https://storage.googleapis.com/docci/data/docci_images.tar.gz and docci_images_aar.tar.gz, and unpack them into "
-    f"FOLDER/images and FOLDER/images_aar. {WHERE_PHOTOS}"
+    "https://storage.googleapis.com/docci/data/docci_images.tar.gz and docci_images_aar.tar.gz, and unpack them, "
+    f"so that the images are FOLDER/images/*.jpg and FOLDER/images_aar/*.jpg. {WHERE_PHOTOS}"
 )
 
 
