@@ -1,16 +1,18 @@
 # make demo       sets everything up and runs the whole job offline, on a CPU, in a few minutes
 # make test       sets up and passes the fast tests;  make test-slow: the long ones;  make test-chaos: twenty random kills
-# make study      the paper's tables and figures, small: four hours on two cores, in any number of goes; writes docs/study.md
+# make study      the paper's tables and figures, small: four hours on two cores, in any number of goes; writes docs/study/index.md
+# make check      lint and the unit tests, in less than a minute
 # make lint       ruff, mypy and the import contracts
+# make docs       builds the documentation site into build/site, and fails on any warning;  make docs-serve: shows it
 #
-# Needs Python 3.11 and nothing else. Everything is installed into .venv, from constraints/cpu.txt.
+# Needs Python 3.11, 3.12 or 3.13 and nothing else. Everything is installed into .venv, from constraints/cpu.txt.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV   ?= .venv
 RUN    ?= runs/demo
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo study test test-slow test-chaos lint clean
+.PHONY: setup demo study test test-slow test-chaos check unit types lint docs docs-serve clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready
@@ -35,16 +37,35 @@ test-slow: setup
 test-chaos: setup
 	$(BIN)/python -m pytest -s -m chaos
 
-# mypy and import-linter read the packages under their import names, through links, as setuptools maps the top folders.
+# Lint and unit tests side by side: each takes about one core.
+check: setup
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
+
+unit: setup
+	$(BIN)/python -m pytest --quiet --unit
+
+# mypy, import-linter and mkdocstrings read the packages under their import names, through links, as setuptools maps the
+# top folders.
 PACKAGES := captioners manifests pipeline synthetic training
 TYPES    := build/types
-lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+types:
 	mkdir -p $(TYPES)/lotlip_data
 	for package in $(PACKAGES); do ln -sfn ../../../$$package $(TYPES)/lotlip_data/$$package; done
+
+lint: setup types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p lotlip_data
 	PYTHONPATH=$(TYPES) $(BIN)/lint-imports
+
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs: setup types
+	bash tools/fetch_mermaid.sh build/vendor/mermaid.min.js
+	$(BIN)/mkdocs build --strict
+
+docs-serve: setup types
+	bash tools/fetch_mermaid.sh build/vendor/mermaid.min.js
+	$(BIN)/mkdocs serve
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

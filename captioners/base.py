@@ -4,18 +4,18 @@ A package that adds a captioner imports from here and from `models.base`. This m
 a driver process reads configurations without loading torch.
 """
 
-import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from PIL import Image
 
+from lotlip_data.manifests.settings.captioners import CaptionerSettings
+from lotlip_data.manifests.settings.captioners import EngineOptions as EngineOptions
+
 FinishReason = Literal["stop", "length"]
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class CaptionError(Exception):
@@ -45,59 +45,8 @@ class Caption:
     tokens: int
 
 
-@dataclass(frozen=True)
-class CaptionerConfig:
-    """Model + prompt + sampling: everything that decides which text an image gets.
-
-    name: of the folder that its captions go to.
-    kind: registry key of the code that knows this architecture (`llava`, `sharegpt4v`, `instructblip`, …).
-    model: hub id, local folder, or the short name of a checkpoint that comes with the project (`tiny-llava`).
-    template: where the prompt stands, as `{prompt}`, and the image, as `<image>`; None takes the kind's own.
-    dtype: `auto` is float32 without a GPU and the checkpoint's own with one.
-    temperature: 0 is greedy decoding, the default; `top_p` and `seed` count only above 0.
-    quantization: as vLLM names it (`awq`, `gptq`, `fp8`, …); the checkpoint must fit.
-    tensor_parallel_size: GPUs that one copy of the model is spread over.
-    max_model_len: tokens of image, prompt and caption together; None takes exactly what they need.
-    request: of kind `openai` only: further fields of each request, such as `{"repetition_penalty": 1.1}`; a field that
-        is null is left out.
-    """
-
-    name: str
-    kind: str
-    model: str
-    revision: str | None = None
-    prompt: str = "Describe the image in detail."
-    template: str | None = None
-    max_new_tokens: int = 256
-    dtype: str = "auto"
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    quantization: str | None = None
-    tensor_parallel_size: int = 1
-    max_model_len: int | None = None
-    request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        def require(holds: bool, field: str, fix: str) -> None:
-            if not holds:
-                raise ValueError(f"captioner {self.name!r}: {field}={getattr(self, field)!r}: {fix}")
-
-        require(re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name) is not None, "name", "use a-z, 0-9, _ and - only")
-        require(bool(self.kind), "kind", "name the architecture, such as llava")
-        require(bool(self.model), "model", "give a hub id or a local folder")
-        require(bool(self.prompt.strip()), "prompt", "say what to describe")
-        require(self.template is None or "{prompt}" in self.template, "template", "must contain {prompt}")
-        require(self.max_new_tokens >= 1, "max_new_tokens", "must be at least 1")
-        require(self.dtype in DTYPES, "dtype", f"use one of {', '.join(DTYPES)}")
-        require(self.temperature >= 0, "temperature", "must be 0 (greedy) or more")
-        require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
-        require(self.tensor_parallel_size >= 1, "tensor_parallel_size", "must be at least 1")
-        require(
-            self.max_model_len is None or self.max_model_len > self.max_new_tokens,
-            "max_model_len",
-            f"must exceed max_new_tokens ({self.max_new_tokens}); leave it out to get what is needed",
-        )
+class CaptionerConfig(CaptionerSettings):
+    """Model + prompt + sampling: everything that decides which text an image gets."""
 
     @property
     def id(self) -> str:
@@ -115,61 +64,17 @@ class CaptionerConfig:
         return f"{self.name}@{digest[:12]}"
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return self.model_dump()
+
+    @classmethod
+    def parse(cls, settings: Any, where: str = "") -> Self:
+        name = settings.get("name") if isinstance(settings, Mapping) else None
+        return super().parse(settings, where or (f"captioner {name!r}" if name else "captioner"))
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "CaptionerConfig":
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := sorted(set(settings) - set(known)):
-            raise ValueError(f"captioner: unknown setting {', '.join(unknown)}; known are {', '.join(known)}")
-        if missing := [name for name in ("name", "kind", "model") if name not in settings]:
-            raise ValueError(f"captioner: {', '.join(missing)} must be given")
-        return cls(**settings)
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What an engine may use. None of it is meant to change a text, so none of it is in a captioner's id.
-
-    batch_size: images that transformers takes at a time (the vision half of InstructBLIP, too, in vLLM).
-    max_num_seqs: captions that vLLM writes at a time; None takes 128 on a GPU and 64 without one.
-    gpu_memory_utilization: vLLM's share of the GPU's memory.
-    kv_cache_gib: memory of the attention cache; None is what is left of that share, 0.25 GiB without a GPU.
-    cache_dir: where a language model that must be taken out of its checkpoint is kept.
-    engine_args: further arguments of vLLM's AsyncEngineArgs, which win over ours.
-
-    The others are of kind `openai`, where `max_num_seqs` is how many requests are under way (64 if None):
-    endpoint: base URL, such as `http://host:8000/v1`.
-    api_key_env: name of the environment variable that holds the key, where the engine runs; None sends no key.
-    request_seconds: that one request may take; it is sent three times at most before anything is made of it.
-    outage_seconds: that the endpoint may go without any answer, or be too busy for one, before the engine gives up.
-    """
-
-    batch_size: int = 16
-    max_num_seqs: int | None = None
-    gpu_memory_utilization: float = 0.9
-    kv_cache_gib: float | None = None
-    cache_dir: str = "~/.cache/lotlip-data"
-    engine_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    endpoint: str | None = None
-    api_key_env: str | None = None
-    request_seconds: float = 120.0
-    outage_seconds: float = 300.0
-
-    def __post_init__(self) -> None:
-        lows = {"batch_size": 1, "max_num_seqs": 1} | dict.fromkeys(
-            ("gpu_memory_utilization", "kv_cache_gib", "request_seconds", "outage_seconds"), 0
-        )
-        for field, low in lows.items():
-            value = getattr(self, field)
-            if value is not None and (value < low or value == 0):
-                raise ValueError(f"{field}={value!r}: must be {'at least 1' if low else 'above 0'}")
-        if self.gpu_memory_utilization > 1:
-            raise ValueError(f"gpu_memory_utilization={self.gpu_memory_utilization!r}: a share, so at most 1")
-        if self.endpoint is not None and not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", self.endpoint):
-            raise ValueError("endpoint: give a URL such as http://host:8000/v1, without a user or password in it")
-        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
-            raise ValueError("api_key_env: give the name of an environment variable, such as MY_API_KEY, not the key")
+        """The configuration with these settings. Raises UserError for a wrong setting or value."""
+        return cls.parse(settings)
 
 
 class ModelSpec(Protocol):

@@ -3,7 +3,6 @@
 A further kind is either a line in `_KINDS` or, from another package, an entry point in the group `ENTRY_POINTS`.
 """
 
-import dataclasses
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -13,6 +12,7 @@ from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.captioners.models.instructblip import InstructBlip
 from lotlip_data.captioners.models.llava import Llava, ShareGPT4V
 from lotlip_data.captioners.models.openai_endpoint import OpenAIEndpoint
+from lotlip_data.manifests.settings.messages import unknown_name
 
 ENTRY_POINTS = "lotlip_data.captioners"
 
@@ -46,10 +46,9 @@ def get_kind(kind: str) -> Captioner:
         return _KINDS[kind]()
     plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if kind not in plugins:
-        known = ", ".join(sorted({*_KINDS, *plugins}))
+        known = unknown_name(kind, sorted({*_KINDS, *plugins}))
         raise ValueError(
-            f"captioner kind {kind!r} is unknown; known are {known}. Another package adds one through an entry point "
-            f"in the group {ENTRY_POINTS!r}"
+            f"captioner kind {known}. Another package adds a kind through an entry point in the group {ENTRY_POINTS!r}"
         )
     return plugins[kind].load()()
 
@@ -57,7 +56,7 @@ def get_kind(kind: str) -> Captioner:
 def get_default(name: str) -> CaptionerConfig:
     """Return the configuration of a short name. Raises ValueError, which lists the known names, for any other."""
     if name not in DEFAULTS:
-        raise ValueError(f"captioner {name!r} is unknown; known are {', '.join(sorted(DEFAULTS))}")
+        raise ValueError(f"captioner {unknown_name(name, sorted(DEFAULTS))}")
     return DEFAULTS[name]
 
 
@@ -73,10 +72,4 @@ def load_engine(config: CaptionerConfig, engine: str = "auto", **options: Any) -
     Raises:
         ValueError: A setting is unknown or invalid, or the checkpoint cannot be loaded.
     """
-    try:
-        engine_options = EngineOptions(**options)
-    except TypeError:
-        known = [field.name for field in dataclasses.fields(EngineOptions)]
-        unknown = sorted(set(options) - set(known))
-        raise ValueError(f"unknown engine option {', '.join(unknown)}; known are {', '.join(known)}") from None
-    return get_kind(config.kind).load(config, engine, engine_options)
+    return get_kind(config.kind).load(config, engine, EngineOptions.parse(options, f"captioner {config.name!r}"))

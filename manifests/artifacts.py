@@ -109,8 +109,18 @@ def iter_parquet(
 
     Memory holds one row group of the selected columns. An error of the storage while a batch is read counts as damage.
     """
+    with open_parquet(url, remedy, error_type) as file:
+        yield from file.iter_batches(rows, columns=columns)
+
+
+@contextmanager
+def open_parquet(url: str, remedy: str, error_type: type[UserError] = UserError) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file to read some of its row groups. The arguments and errors of `read_parquet`.
+
+    Errors of the storage and of pyarrow, and ValueError and KeyError of the block, count as damage.
+    """
     with _damage_explained(url, remedy, error_type), storage.open_read(url) as stream:
-        yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(rows, columns=columns)
+        yield pq.ParquetFile(stream, pre_buffer=False)
 
 
 @contextmanager
@@ -119,7 +129,7 @@ def _damage_explained(url: str, remedy: str, error_type: type[UserError]) -> Ite
         yield
     except FileNotFoundError:
         raise error_type(f"{url}: is missing, but another file refers to it. {remedy}".rstrip()) from None
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise error_type(f"{url}: cannot be read ({reason}). {remedy}".rstrip()) from error
 

@@ -1,5 +1,8 @@
-"""The error that a person can mend."""
+"""The error that a user can fix."""
 
 
 class UserError(ValueError):
-    """Something was asked wrongly, or is missing. Its message says what, where and what to do, without a traceback."""
+    """A wrong argument or setting, or a missing file. The message says what, where and how to fix it.
+
+    Commands print the message without a traceback and end with exit code 2.
+    """

@@ -1,6 +1,6 @@
 """The manifest: a YAML file that names the lists of image URLs and the settings of every stage.
 
-A user's own list needs six lines:
+A list of your own needs six lines:
 
     name: my-images
     sources:
@@ -9,36 +9,161 @@ A user's own list needs six lines:
         url: image_url
         text: alt
 
-and the paper's scales the lists of their sources (`lotlip-data sources` says where these can be had):
+A scale of the LoTLIP paper needs the files of its sources' lists (`lotlip-data sources` says where to get them):
 
     name: my-3m
     scale: 3M
     files:
       cc3m: [Train_GCC-training.tsv]
+
+`load` reads a user's manifest, `freeze` stores it in the run's folder, and `frozen` reads it from there.
 """
 
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from lotlip_data.manifests import catalog, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.settings import CleanSettings, DownloadSettings, Settings, ShardSettings
+from lotlip_data.manifests.settings.base import Settings
+from lotlip_data.manifests.settings.captioners import CaptionerEntry, parse_captioner
+from lotlip_data.manifests.settings.dataset import CleanSettings, ShardSettings
+from lotlip_data.manifests.settings.download import DownloadSettings
+from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry
+from lotlip_data.manifests.settings.training import TrainingEntry
 from lotlip_data.manifests.source import Name, Source
 
 
 class ManifestError(UserError):
-    """A manifest that cannot be used; the message names the file, the field and the fix."""
+    """A manifest that cannot be used. The message names the file, the setting and the fix."""
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML in which a mapping has no key twice, but for merge keys (`<<`)."""
+class Manifest(Settings):
+    """What to download and what to make of it. Only `name` and `sources` have no default.
+
+    `scale` and `files` can stand in place of `sources`: a scale of the paper, and the files of each of its sources.
+    """
+
+    name: Name
+    """Name of the dataset."""
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """Lists of URLs and raw texts. A URL in several lists is one sample with several raw texts."""
+    seed: int = 0
+    """Seed of the random order in which rows are distributed over shards."""
+    sample: Annotated[int, Field(ge=1)] | None = None
+    """Number of rows to use, drawn with `seed`. Default: all."""
+    samples_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    """Number of rows per shard."""
+    download: DownloadSettings = DownloadSettings()
+    """How images are downloaded and stored."""
+    captioners: tuple[CaptionerEntry, ...] = tuple(map(parse_captioner, ("instructblip", "llava", "sharegpt4v")))
+    """Captioners, each the name of a preset or settings. Empty: all captions are imported."""
+    shard: ShardSettings = ShardSettings()
+    """The form of the dataset."""
+    clean: CleanSettings = CleanSettings()
+    """What is left out of the dataset."""
+    train: tuple[TrainingEntry, ...] = (TrainingEntry(method="lotlip"),)
+    """Trainings, one model each."""
+    evaluate: tuple[EvaluationEntry, ...] = ()
+    """Tasks on which every trained model is evaluated, each a name or settings."""
+    evaluation_data: str | None = None
+    """Folder of the evaluation tasks' files, with one folder per task: a path or fsspec URL. A relative path starts at
+    the manifest's folder."""
+
+    virtual_fields = ("scale", "files")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_scale(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "scale" not in content:
+            return content
+        if "sources" in content:
+            raise ValueError("`scale`: it brings its sources; give `files` by source, or no `scale`")
+        others = {name: value for name, value in content.items() if name not in ("scale", "files")}
+        others.setdefault("train", [{"method": "lotlip", "preset": str(content["scale"]).lower()}])
+        return others | {"sources": catalog.sources_of(content["scale"], content.get("files"))}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "Manifest":
+        sections: dict[str, list[str]] = {
+            "sources": [source.name for source in self.sources],
+            "evaluate": [entry.task for entry in self.evaluate],
+        }
+        for section, names in sections.items():
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"`{section}` names {', '.join(repeated)} twice")
+        return self
+
+    @model_validator(mode="after")
+    def _check_evaluation_folders(self) -> "Manifest":
+        for place, entry in enumerate(self.evaluate):
+            if entry.task == SYNTHETIC and entry.data is not None:
+                raise ValueError(f"`evaluate.{place}`: the task {SYNTHETIC} is generated, so it has no `data`")
+            if entry.task != SYNTHETIC and entry.data is None and self.evaluation_data is None:
+                raise ValueError(
+                    f"`evaluate.{place}`: the files of {entry.task} are needed; write "
+                    f"{{task: {entry.task}, data: FOLDER}}, or set `evaluation_data` to the folder of all tasks"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _omit_unused_folder(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `evaluation_data`, earlier releases can read the manifest too."""
+        settings: dict[str, Any] = serialize(self)
+        return {name: value for name, value in settings.items() if name != "evaluation_data" or value is not None}
+
+    def evaluation_folder(self, entry: EvaluationEntry) -> str:
+        """The folder of a published task's files."""
+        return entry.data or storage.join(str(self.evaluation_data), entry.task)
+
+
+def load(path: str) -> Manifest:
+    """Read the manifest in the YAML file `path`, a path or fsspec URL. Relative paths in it become absolute.
+
+    Raises:
+        ManifestError: Naming the file, the setting and the fix.
+    """
+    try:
+        text = storage.read_bytes(storage.normalise(path)).decode("utf-8")
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: there is no such file") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: not a YAML file in UTF-8: {error}") from None
+    return _with_absolute_paths(parse(text, path), storage.normalise(path).rpartition("/")[0])
+
+
+def parse(text: str, where: str) -> Manifest:
+    """Validate the manifest in a YAML text.
+
+    Args:
+        text: The YAML.
+        where: Name of its file, for error messages.
+
+    Raises:
+        ManifestError: Naming the file, the setting and the fix.
+    """
+    try:
+        content = yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ManifestError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # a repeated key, or an impossible date
+        raise ManifestError(f"{where}: {error}") from None
+    if not isinstance(content, dict):
+        raise ManifestError(f"{where}: a manifest is a mapping with at least `name` and `sources`")
+    try:
+        return Manifest.parse(content, where)
+    except UserError as error:
+        raise ManifestError(str(error)) from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Loads YAML in which no mapping has a key twice, except for merge keys (`<<`)."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Looks at the keys before anything is merged into them. Raises ManifestError naming the key and its lines."""
+        """Check the keys before anything is merged into them. Raises ManifestError with the key and its lines."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -53,127 +178,39 @@ class _EachKeyOnce(yaml.SafeLoader):
         return node
 
 
-class Manifest(Settings):
-    """What to fetch and what to make of it. Everything has a default but `name` and `sources`.
+def _with_absolute_paths(manifest: Manifest, base: str) -> Manifest:
+    """The manifest with relative paths resolved against the folder `base`."""
 
-    In place of `sources` there may be a `scale` of the paper, and `files` by source.
-    """
+    def absolute(path: str) -> str:
+        if "://" in path or pathlib.PurePath(path).is_absolute() or path.startswith("~"):
+            return storage.normalise(path)
+        return storage.join(base, path)
 
-    name: Name
-    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
-    seed: int = 0
-    """Of the random order in which rows are cut into shards."""
-    sample: Annotated[int, Field(ge=1)] | None = None
-    """Take only this many rows, drawn by the seed."""
-    samples_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 10_000
-    download: DownloadSettings = DownloadSettings()
-    captioners: tuple[str | dict[str, Any], ...] = ("instructblip", "llava", "sharegpt4v")
-    """Names that the registry knows, or the settings of a captioner."""
-    shard: ShardSettings = ShardSettings()
-    clean: CleanSettings = CleanSettings()
-    train: tuple[dict[str, Any], ...] = ({"method": "lotlip"},)
-    """Settings of each training, `name` and `method` among them."""
-    evaluate: tuple[Literal["world"], ...] = ()
-    """What trained models are evaluated on: `world`, unseen scenes of the offline world."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_a_scale(cls, content: Any) -> Any:
-        if not isinstance(content, dict) or "scale" not in content:
-            return content
-        if "sources" in content:
-            raise ValueError("`scale`: it brings its sources; give `files` by source, or no `scale`")
-        others = {name: value for name, value in content.items() if name not in ("scale", "files")}
-        others.setdefault("train", [{"method": "lotlip", "preset": str(content["scale"]).lower()}])
-        return others | {"sources": catalog.sources_of(content["scale"], content.get("files"))}
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> "Manifest":
-        names = [source.name for source in self.sources]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"`sources` names {', '.join(sorted(twice))} twice")
-        return self
-
-
-def load(path: str) -> Manifest:
-    """The manifest in the YAML file `path` (a path or fsspec URL), its relative files made absolute.
-
-    Raises ManifestError with the file, the field and the fix.
-    """
-    try:
-        text = storage.read_bytes(storage.normalise(path)).decode("utf-8")
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: there is no such file") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: not a YAML file in UTF-8: {error}") from None
-    manifest = parse(text, path)
-    base = storage.normalise(path).rpartition("/")[0]
-    sources = [
-        source.model_copy(update={"files": tuple(_absolute(file, base) for file in source.files)})
-        for source in manifest.sources
+    sources = [source.model_copy(update={"files": tuple(map(absolute, source.files))}) for source in manifest.sources]
+    tasks = [
+        entry.model_copy(update={"data": absolute(entry.data)}) if entry.data else entry for entry in manifest.evaluate
     ]
-    sets = tuple(_absolute(path, base) for path in manifest.clean.evaluation_sets)
-    clean = manifest.clean.model_copy(update={"evaluation_sets": sets})
-    return manifest.model_copy(update={"sources": tuple(sources), "clean": clean})
-
-
-def parse(text: str, where: str) -> Manifest:
-    """The manifest in the YAML `text`; `where` is named in errors. Raises ManifestError."""
-    try:
-        content = yaml.load(text, _EachKeyOnce)
-    except yaml.YAMLError as error:
-        raise ManifestError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-    except ValueError as error:  # a key twice, or a date that there is not
-        raise ManifestError(f"{where}: {error}") from None
-    if not isinstance(content, dict):
-        raise ManifestError(f"{where}: a manifest is a mapping with at least `name` and `sources`")
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        raise ManifestError(f"{where}: " + "; ".join(map(_explain, _causes(error)))) from None
-
-
-def _causes(error: ValidationError) -> list[Any]:
-    """The problems without those that only follow: a list is too short for its entries that are wrong."""
-    problems = error.errors()
-    inner = [problem["loc"] for problem in problems if problem["type"] != "too_short"]
-    return [
-        problem
-        for problem in problems
-        if problem["type"] != "too_short" or not any(loc[: len(problem["loc"])] == problem["loc"] for loc in inner)
-    ]
-
-
-def _explain(problem: Any) -> str:
-    field = ".".join(str(step) for step in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if not field:
-        return str(message)  # it names the field itself
-    if problem["type"] == "extra_forbidden":
-        message = "there is no such setting; the README lists those that there are"
-    elif problem["type"] == "missing":
-        message = "is missing"
-    elif problem["type"] == "string_pattern_mismatch":
-        message = f"{problem['input']!r} may have only small letters, digits, - and _"
-    return f"`{field}`: {message}"
-
-
-def _absolute(file: str, base: str) -> str:
-    if "://" in file or pathlib.PurePath(file).is_absolute() or file.startswith("~"):
-        return storage.normalise(file)
-    return storage.join(base, file)
+    changes: dict[str, Any] = {"sources": tuple(sources), "evaluate": tuple(tasks)}
+    sets = tuple(map(absolute, manifest.clean.evaluation_sets))
+    changes["clean"] = manifest.clean.model_copy(update={"evaluation_sets": sets})
+    if manifest.evaluation_data:
+        changes["evaluation_data"] = absolute(manifest.evaluation_data)
+    return manifest.model_copy(update=changes)
 
 
 def dump(manifest: Manifest) -> str:
-    """The manifest as YAML, every setting spelled out."""
+    """The manifest as YAML, with all defaults but those that a preset decides."""
     return yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def freeze(manifest: Manifest, run: Run) -> None:
-    """Put the manifest into the run's folder, or check that it goes on with what the folder holds.
+    """Store the manifest in the run's folder, or check that it continues the run.
 
-    What was fetched belongs to its lists, their order and the stored size: those cannot change in a run. Everything
-    else may, and the folder then holds the new settings. Raises ManifestError naming what differs.
+    The images of a run depend on its lists, their order and the stored size, so these settings cannot change. All
+    others can, and the folder then holds the new settings.
+
+    Raises:
+        ManifestError: Naming the settings that differ.
     """
     text = dump(manifest).encode()
     if storage.create(run.manifest, text):
@@ -183,12 +220,13 @@ def freeze(manifest: Manifest, run: Run) -> None:
 
 
 def held_for(manifest: Manifest, run: Run) -> Manifest:
-    """The manifest that the run was started with, if `manifest` goes on with it.
+    """The manifest in the run's folder, if `manifest` continues the run.
 
-    Raises ManifestError where the run has none, or naming what differs of what may not.
+    Raises:
+        ManifestError: If the run has no manifest, or naming the settings that differ and cannot change.
     """
     held = frozen(run)
-    ours, theirs = _of_the_images(manifest), _of_the_images(held)
+    ours, theirs = _image_settings(manifest), _image_settings(held)
     if changed := sorted(name for name in ours if ours[name] != theirs[name]):
         raise ManifestError(
             f"{run.manifest}: this run was started with another manifest (they differ in {', '.join(changed)}). "
@@ -197,7 +235,7 @@ def held_for(manifest: Manifest, run: Run) -> Manifest:
     return held
 
 
-def _of_the_images(manifest: Manifest) -> dict[str, Any]:
+def _image_settings(manifest: Manifest) -> dict[str, Any]:
     """The settings that decide which images a run holds, under which keys, and how they are stored."""
     fixed = {name: getattr(manifest, name) for name in ("name", "seed", "sample", "samples_per_shard")}
     fixed["sources"] = [source.model_dump(exclude={"licence", "homepage"}) for source in manifest.sources]
@@ -206,7 +244,7 @@ def _of_the_images(manifest: Manifest) -> dict[str, Any]:
 
 
 def frozen(run: Run) -> Manifest:
-    """The manifest that the run was started with. Raises ManifestError where the run has none."""
+    """The manifest in the run's folder. Raises ManifestError if there is none."""
     try:
         text = storage.read_bytes(run.manifest).decode()
     except UnicodeDecodeError as error:

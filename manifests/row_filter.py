@@ -1,30 +1,31 @@
-"""A row filter: an expression over a list's columns, checked when a manifest is read and evaluated column by column.
+"""Row filters: expressions over a list's columns, checked when a manifest is read and evaluated on Arrow columns.
 
     similarity >= 0.3 and WIDTH >= 256 and not matches(TEXT, "(?i)stock photo")
 
-| there is | means |
+| syntax | meaning |
 |---|---|
 | `name`, `col("any name")` | a column |
 | numbers, "text", True, False, None | constants |
 | `< <= > >= == !=`, `a < b < c`, `in`, `not in` (a list of constants), `is None`, `is not None` | comparisons |
 | `and`, `or`, `not`, `+ - * /` | as in Python |
-| `len(x)`, `lower(x)`, `matches(x, "pattern")` | characters, small letters, whether an RE2 pattern is found in it |
+| `len(x)`, `lower(x)`, `matches(x, "pattern")` | number of characters, lowercase text, whether an RE2 pattern matches |
 
-Nothing is executed: the expression is parsed, and only what stands here is accepted. Text that is compared with a
-number is read as one (columns of CSV, TSV and some JSON lines are text). A missing value, or text that is no number,
-makes a comparison unknown, and a row of which it is unknown whether it fits is left out, with that as the reason.
+Nothing is executed: the expression is parsed, and only this syntax is accepted. Text that is compared with a number is
+read as a number, because columns of CSV, TSV and some JSON lines are text. A missing value, or text that is not a
+number, makes a comparison unknown. A row with an unknown result is left out, and counted by that reason.
 """
 
 import ast
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_LENGTH = 2000
+"""Largest number of characters of an expression."""
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?\s*$"
 _COMPARISONS = {
     ast.Lt: "less",
@@ -36,17 +37,17 @@ _COMPARISONS = {
 }
 _ARITHMETIC = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"}
 _FUNCTIONS = {"len": 1, "lower": 1, "matches": 2, "col": 1}
-"""Name to number of arguments."""
+"""Name → number of arguments."""
 _CONSTANTS = (bool, int, float, str)
 
 
 class FilterError(ValueError):
-    """An expression that is none, or does not fit the columns; the message shows the place and the fix."""
+    """An invalid expression, or one that does not fit the columns; the message shows the place and the fix."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One of the conditions that `and` joins."""
+    """One of the conditions that are joined by `and`."""
 
     text: str
     node: ast.expr
@@ -54,7 +55,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class RowFilter:
-    """A checked expression. Raises FilterError for a text that is none."""
+    """A checked expression. Raises FilterError for an invalid one."""
 
     text: str
 
@@ -62,32 +63,35 @@ class RowFilter:
         for rule in self.rules:
             _check(rule.node, self.text)
 
-    @cached_property
+    @functools.cached_property
     def rules(self) -> list[Rule]:
-        """The conditions that must all hold, in order."""
+        """The conditions that must all be true, in order."""
         tree = _parse(self.text)
         joined = isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And)
         return [Rule(ast.unparse(node), node) for node in (tree.values if joined else [tree])]  # type: ignore[attr-defined]
 
-    @cached_property
+    @functools.cached_property
     def columns(self) -> list[str]:
         """The columns that the expression names, each once."""
-        found: dict[str, None] = {}
-        for rule in self.rules:
-            for node in ast.walk(rule.node):
-                if (name := _column(node)) is not None:
-                    found[name] = None
-        return list(found)
+        names = (_column(node) for rule in self.rules for node in ast.walk(rule.node))
+        return list(dict.fromkeys(name for name in names if name is not None))
 
     def judge(self, columns: "Mapping[str, pa.Array]") -> "list[tuple[str, pa.Array]]":
-        """For each rule its text and, for each row, whether it holds: a bool array, null where it is unknown.
+        """Evaluate every rule.
 
-        Raises FilterError where a column's type does not allow it.
+        Args:
+            columns: Column → its values; all of the same length.
+
+        Returns:
+            For each rule its text and a bool array with one value per row: null if the result is unknown.
+
+        Raises:
+            FilterError: If the type of a column does not allow the operation.
         """
         import pyarrow as pa
 
         length = len(next(iter(columns.values()))) if columns else 0
-        answers = []
+        results = []
         for rule in self.rules:
             try:
                 value = _evaluate(rule.node, columns)
@@ -96,8 +100,8 @@ class RowFilter:
                 raise FilterError(f"`{rule.text}` does not fit the columns ({types}): {_first_line(error)}") from None
             if value.type != pa.bool_():
                 raise FilterError(f"`{rule.text}` gives {value.type}, not true or false: compare it with something")
-            answers.append((rule.text, value if isinstance(value, pa.Array) else pa.repeat(value, length)))
-        return answers
+            results.append((rule.text, value if isinstance(value, pa.Array) else pa.repeat(value, length)))
+        return results
 
 
 def _parse(text: str) -> ast.expr:
@@ -107,11 +111,11 @@ def _parse(text: str) -> ast.expr:
         return ast.parse(" ".join(text.split("\n")).strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         place = f" at column {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
-        raise FilterError(f"{text.strip()!r} is no expression{place}: {_first_line(error)}") from None
+        raise FilterError(f"{text.strip()!r} is not an expression{place}: {_first_line(error)}") from None
 
 
 def _check(node: ast.expr, text: str) -> None:
-    """Raises FilterError unless the expression is made of what the module's table names."""
+    """Raises FilterError unless the expression uses only the syntax in the module's table."""
 
     def refuse(what: ast.AST, fix: str) -> FilterError:
         return FilterError(f"`{ast.unparse(what)}` is not possible in a filter: {fix}")
@@ -138,7 +142,7 @@ def _check(node: ast.expr, text: str) -> None:
             case ast.Call():
                 _check_call(node, check, refuse)
             case _:
-                raise refuse(node, "see the README for what there is")
+                raise refuse(node, "see `filter` in the documentation of the manifest for the syntax")
 
     check(node)
     if not any(_column(part) is not None for part in ast.walk(node)):
@@ -148,13 +152,13 @@ def _check(node: ast.expr, text: str) -> None:
 def _check_comparison(op: ast.cmpop, other: ast.expr, check: Callable, refuse: Callable) -> None:
     if isinstance(op, ast.In | ast.NotIn):
         if not isinstance(other, ast.List | ast.Tuple) or not other.elts:
-            raise refuse(other, 'after `in` comes a list of constants, such as ["a", "b"]')
+            raise refuse(other, '`in` needs a list of constants, such as ["a", "b"]')
         kinds = {type(part.value) if isinstance(part, ast.Constant) else None for part in other.elts}
         if not (kinds <= {str} or kinds <= {int, float}):
-            raise refuse(other, "after `in` comes a list of texts or a list of numbers")
+            raise refuse(other, "`in` needs a list of texts or a list of numbers")
     elif isinstance(op, ast.Is | ast.IsNot):
         if not (isinstance(other, ast.Constant) and other.value is None):
-            raise refuse(other, "after `is` comes None")
+            raise refuse(other, "`is` needs None")
     else:
         if isinstance(other, ast.Constant) and other.value is None:
             raise refuse(other, "write `is None` or `is not None`")
@@ -185,11 +189,11 @@ def _check_pattern(pattern: str) -> None:
     try:
         pc.match_substring_regex(pa.array([""]), pattern)
     except pa.ArrowInvalid as error:
-        raise FilterError(f"{pattern!r} is no RE2 pattern: {_first_line(error)}") from None
+        raise FilterError(f"{pattern!r} is not an RE2 pattern: {_first_line(error)}") from None
 
 
 def _column(node: ast.AST) -> str | None:
-    """The column that this node names, if it is one. A function's name is walked over with its call."""
+    """The column that this node names, if any. The name of a function is not a column."""
     if isinstance(node, ast.Name):
         return None if node.id in _FUNCTIONS else node.id
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "col" and node.args:
@@ -198,7 +202,7 @@ def _column(node: ast.AST) -> str | None:
 
 
 def _evaluate(node: ast.AST, columns: "Mapping[str, pa.Array]") -> Any:
-    """An Arrow array with a value a row, or a scalar."""
+    """An Arrow array with one value per row, or a scalar."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -209,10 +213,7 @@ def _evaluate(node: ast.AST, columns: "Mapping[str, pa.Array]") -> Any:
             return pa.scalar(value)
         case ast.BoolOp(op=op, values=parts):
             join = pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene
-            answer = _evaluate(parts[0], columns)
-            for part in parts[1:]:
-                answer = join(answer, _evaluate(part, columns))
-            return answer
+            return functools.reduce(join, (_evaluate(part, columns) for part in parts))
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             return pc.invert(_evaluate(operand, columns))
         case ast.UnaryOp(operand=operand):
@@ -235,23 +236,23 @@ def _evaluate(node: ast.AST, columns: "Mapping[str, pa.Array]") -> Any:
 def _compare(left: ast.expr, ops: list[ast.cmpop], others: list[ast.expr], columns: "Mapping[str, pa.Array]") -> Any:
     import pyarrow.compute as pc
 
-    answer, value = None, _evaluate(left, columns)
+    result, value = None, _evaluate(left, columns)
     for op, other in zip(ops, others, strict=True):
         if isinstance(op, ast.Is | ast.IsNot):
-            one = pc.is_null(value) if isinstance(op, ast.Is) else pc.is_valid(value)
+            holds = pc.is_null(value) if isinstance(op, ast.Is) else pc.is_valid(value)
         elif isinstance(op, ast.In | ast.NotIn):
-            one = _among(value, [part.value for part in other.elts])  # type: ignore[attr-defined]
-            one = one if isinstance(op, ast.In) else pc.invert(one)
+            among = _is_among(value, [part.value for part in other.elts])  # type: ignore[attr-defined]
+            holds = among if isinstance(op, ast.In) else pc.invert(among)
         else:
             right = _evaluate(other, columns)
-            one = pc.call_function(_COMPARISONS[type(op)], list(_alike(value, right)))
+            holds = pc.call_function(_COMPARISONS[type(op)], list(_of_one_type(value, right)))
             value = right
-        answer = one if answer is None else pc.and_kleene(answer, one)
-    return answer
+        result = holds if result is None else pc.and_kleene(result, holds)
+    return result
 
 
-def _among(value: Any, constants: list[Any]) -> Any:
-    """Whether each value is one of the constants; null where there is none."""
+def _is_among(value: Any, constants: list[Any]) -> Any:
+    """Whether each value is one of the constants; null for a missing value."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -261,8 +262,8 @@ def _among(value: Any, constants: list[Any]) -> Any:
     return pc.if_else(pc.is_null(value), pa.scalar(None, pa.bool_()), pc.is_in(value, value_set=known))
 
 
-def _alike(left: Any, right: Any) -> tuple[Any, Any]:
-    """Both sides, the textual one read as numbers where the other is a number."""
+def _of_one_type(left: Any, right: Any) -> tuple[Any, Any]:
+    """Both sides; text is read as numbers if the other side is a number."""
     import pyarrow as pa
 
     texts = [pa.types.is_string(side.type) or pa.types.is_large_string(side.type) for side in (left, right)]
@@ -273,13 +274,13 @@ def _alike(left: Any, right: Any) -> tuple[Any, Any]:
 
 
 def _number(value: Any) -> Any:
-    """As float64; null where text is no number."""
+    """The values as float64; null for text that is not a number."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if pa.types.is_string(value.type) or pa.types.is_large_string(value.type):
-        holds = pc.match_substring_regex(value, _NUMBER)
-        value = pc.utf8_trim_whitespace(pc.if_else(holds, value, pa.scalar(None, value.type)))
+        is_number = pc.match_substring_regex(value, _NUMBER)
+        value = pc.utf8_trim_whitespace(pc.if_else(is_number, value, pa.scalar(None, value.type)))
         value = pc.utf8_ltrim(value, "+")
     return pc.cast(value, pa.float64(), safe=False)
 

@@ -1,19 +1,19 @@
-"""Where everything lies in a run's folder (any fsspec URL). Nothing else spells these names.
+"""Paths in a run's folder, which is any fsspec URL. No other module spells these names.
 
 RUN/
-  manifest.yaml                                the resolved manifest, frozen
-  lists/00000.parquet  plan.json               the rows to fetch, in seeded random order, cut into shards
-  lists/retry-0001.json                        further shards behind them, of rows that are fetched again
-  images/00000-ATTEMPT.tar .parquet            img2dataset's output; 00000_stats.json names the attempt that counts
-  captions/CAPTIONER/00000.parquet             captions of image shard 0; captioner.json; .parts/ while under way
-  images/.ledger/ captions/CAPTIONER/.ledger/  names that say what each shard took
-  images/.tries/                               names that say in which downloads nothing came of a shard
+  manifest.yaml                                the frozen manifest
+  lists/00000.parquet  plan.json               the rows to download, in seeded random order, as shards
+  lists/retry-0001.json                        further shards, with the rows that are downloaded again
+  images/00000-ATTEMPT.tar .parquet            output of img2dataset; 00000_stats.json names the committed attempt
+  captions/CAPTIONER/00000.parquet             captions of image shard 0; captioner.json; .parts/ with partial results
+  images/.ledger/ captions/CAPTIONER/.ledger/  empty objects whose names record the counts and times of each shard
+  images/.tries/                               empty objects whose names record downloads without any image
   shards/train-00000.tar .parquet dataset.json the dataset
-  clean/                                       hashes of the images, and which ones are left out: can be made again
+  clean/                                       hashes of the images and the list of exclusions; can be recomputed
   quarantine/                                  what could not be processed, with its reason
-  train/NAME/                                  configuration, metrics, checkpoints
-  eval/NAME.json                               results
-  logs/                                        one folder an invocation
+  train/NAME/                                  configuration, metrics, checkpoints, results on published tasks
+  eval/NAME.json                               results on synthetic scenes
+  logs/                                        one folder per invocation
 """
 
 from dataclasses import dataclass
@@ -31,26 +31,28 @@ TRAINING_DONE, TRAINED_MODEL = "done.json", "model"
 
 
 def shard_name(shard: int) -> str:
+    """The number of a shard as file names have it, such as `00012`."""
     return f"{shard:0{SHARD_DIGITS}d}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """The names in one run's folder. `url` is a local path or a fsspec URL."""
+    """The paths in one run's folder."""
 
     url: str
+    """The folder: a local path or an fsspec URL."""
 
     @classmethod
     def at(cls, url: str) -> "Run":
-        """Raises UserError where a file of this machine is in its place."""
-        at = storage.normalise(url)
-        if "://" not in at:
-            there = next(path for path in (Path(at), *Path(at).parents) if path.exists())
-            if not there.is_dir():
+        """The run in the folder `url`, which need not exist. Raises UserError if the path leads through a file."""
+        folder = storage.normalise(url)
+        if "://" not in folder:
+            existing = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+            if not existing.is_dir():
                 raise UserError(
-                    f"{there}: is a file; RUN is a run's folder, as `lotlip-data download MANIFEST RUN` fills it"
+                    f"{existing}: is a file; RUN is a run's folder, as `lotlip-data download MANIFEST RUN` fills it"
                 )
-        return cls(at)
+        return cls(folder)
 
     def _in(self, *names: str) -> str:
         return storage.join(self.url, *names)
@@ -71,7 +73,7 @@ class Run:
         return self._in("lists", "plan.json")
 
     def retry(self, number: int) -> str:
-        """A round of rows that are fetched again, counted from 1."""
+        """The round `number` of rows that are downloaded again, counted from 1."""
         return self._in("lists", f"retry-{number:04d}.json")
 
     def list_file(self, name: str) -> str:
@@ -87,7 +89,7 @@ class Run:
         return self._in("images", name)
 
     def image_stats(self, shard: int) -> str:
-        """The marker of a fetched shard: its counts, and the names of its tar and its Parquet in `images`."""
+        """The marker of a downloaded shard: its counts, and the names of its tar and its Parquet in `images`."""
         return self._in("images", f"{shard_name(shard)}_stats.json")
 
     @property
@@ -104,24 +106,24 @@ class Run:
         return self._in("captions", name, f"{shard_name(shard)}.parquet")
 
     def parts(self, name: str) -> str:
-        """What is under way of a captioner, a folder a shard."""
+        """Partial results of a captioner, one folder per shard."""
         return self._in("captions", name, ".parts")
 
     def caption_parts(self, name: str, shard: int) -> str:
         return storage.join(self.parts(name), shard_name(shard))
 
     def caption_ledger(self, name: str) -> str:
-        """An empty object for each committed caption shard, named by what it took."""
+        """One empty object per committed caption shard; its name records counts and times."""
         return self._in("captions", name, ".ledger")
 
     @property
     def image_ledger(self) -> str:
-        """The same for fetched shards."""
+        """One empty object per downloaded shard, as in `caption_ledger`."""
         return self._in("images", ".ledger")
 
     @property
     def image_tries(self) -> str:
-        """An empty object for each download in which nothing came of a shard."""
+        """One empty object per download of a shard that gave no image."""
         return self._in("images", ".tries")
 
     @property
@@ -186,6 +188,7 @@ class Run:
         return self._in("eval")
 
     def evaluation(self, name: str) -> str:
+        """Results of the training `name` on synthetic scenes."""
         return self._in("eval", f"{name}.json")
 
     @property

@@ -1,6 +1,6 @@
-"""What a sample is called: by its URL, never by its position in a list.
+"""The identity of a sample, which depends on its URL and not on its position in a list.
 
-`uid` stays the same however a list was cut, filtered or joined with others; `key` (shard and row) does not.
+The `uid` does not change when lists are filtered, merged or sharded differently; the `key` (shard and row) does.
 """
 
 import hashlib
@@ -9,16 +9,18 @@ from urllib.parse import urlsplit, urlunsplit
 
 UID_LENGTH = 32
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
-# Nine of ten URLs of a list are normal already, and seeing that takes a tenth of the time of taking them apart: ASCII
-# without blanks or a fragment, scheme and host in lower case, no port, a path, and no question mark before nothing.
+# Nine of ten URLs of a list are normalised already, and this check takes a tenth of the time of parsing: ASCII without
+# blanks or a fragment, scheme and host in lower case, no port, a path, and no empty query.
 _NORMAL = re.compile(r"https?://[a-z0-9._-]+/[!\"$->@-~]*(?:\?[!\"$-~]+)?")
 
 
 def normalise_url(url: str) -> str:
-    """`url` without surrounding blanks and fragment, its scheme and host in lower case, without a default port.
+    """Normalise a URL: no surrounding blanks, no fragment, scheme and host in lower case, no default port.
 
-    The path and the query stay as they are: servers may tell `%7E` from `~`, or `A` from `a`.
-    Raises ValueError where it is no http or https URL with a host.
+    Path and query do not change, because a server can distinguish `%7E` from `~`, or `A` from `a`.
+
+    Raises:
+        ValueError: If it is not an http or https URL with a host.
     """
     if _NORMAL.fullmatch(url):
         return url

@@ -1,25 +1,26 @@
-"""The columns of every table in a run's folder, shared by all rooms. Needs pyarrow and nothing else.
+"""The columns of every table in a run's folder. It needs pyarrow and nothing else.
 
-lists/NNNNN.parquet (LISTS): one row for each URL to fetch; `texts[i]` comes from `sources[i]`. `expected_sha256` and
-`expected_md5` are what the fetched bytes should have, in small hexadecimal letters, null where no list says.
+lists/NNNNN.parquet (LISTS): one row per URL to download; `texts[i]` comes from `sources[i]`. `expected_sha256` and
+`expected_md5` are the hashes that the downloaded bytes should have, as lowercase hexadecimal digits; null if no list
+gives one.
 
-images/*.parquet (IMAGES): one row for each URL asked for, as img2dataset writes it; the json member of a fetched
-image has the same keys. `key` joins a tar's members, `sha256` is of the fetched bytes, before resizing.
+images/*.parquet (IMAGES): one row per requested URL, as img2dataset writes it; the json member of a downloaded image
+has the same keys. `key` joins the members of a tar, `sha256` is the hash of the downloaded bytes, before resizing.
 
-captions/CAPTIONER/NNNNN.parquet (CAPTIONS): one row for each fetched image of shard NNNNN, sorted by `key`. Without a
-caption, `text`, `finish_reason` and `tokens` are null and `error` says why. `tokens` counts what the model generated;
-of an imported caption, whose `engine` is `imported`, it is null.
+captions/CAPTIONER/NNNNN.parquet (CAPTIONS): one row per downloaded image of shard NNNNN, sorted by `key`. Without a
+caption, `text`, `finish_reason` and `tokens` are null and `error` says why. `tokens` is the number of generated
+tokens; it is null for an imported caption, whose `engine` is `imported`.
 
-shards/train-NNNNN.parquet (`dataset`): one row for each sample, in the order of the tar; the json member of a sample
-has the same keys and values. Samples with the fewest long texts missing come first, then they go by `key`: Hugging
-Face `datasets` infers the types of a tar from its first five samples, and takes a key that is null or an empty list in
-all five for one that never holds anything. For the same reason the flags are one string.
+shards/train-NNNNN.parquet (`dataset`): one row per sample, in the order of the tar; the json member of a sample has
+the same keys and values. Samples with the fewest missing long texts come first; among these, the order is by `key`.
+The reason: Hugging Face `datasets` infers the types of a tar from its first five samples, and takes a key that is null
+or an empty list in all five for one that is always empty. For the same reason the flags are one string.
 
-quarantine/shard/*.parquet (DROPPED): one row for each thing that was left out of a shard, with its `reason`. `what` is
-`sample`, `raw` (one of several raw texts) or a captioner (its long text); `detail` is the text, or the key or name of
-the image that a left-out image is like.
+quarantine/shard/*.parquet (DROPPED): one row per sample or text that was left out of a shard, with its `reason`.
+`what` is `sample`, `raw` (one of several raw texts) or a captioner (its long text). `detail` is the text, or the key
+or name of the image that a left-out image resembles.
 
-What each of the dataset's columns means is in MEANINGS below, and in docs/reference/dataset-format.md.
+MEANINGS below describes each column of the dataset; docs/reference/dataset-format.md repeats it.
 """
 
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ import pyarrow as pa
 SCHEMA_VERSION = 2
 
 SUCCESS = "success"
-"""`status` of a fetched image in IMAGES; any other value is a failure, with its reason in `error_message`."""
+"""`status` of a downloaded image in IMAGES; any other value is a failure, with its reason in `error_message`."""
 
 IMAGE_EXTENSION = "jpg"
 SUB_SUFFIX = "_sub"
@@ -106,7 +107,7 @@ DROPPED = pa.schema(
 )
 
 EXTENSIONS = frozenset({IMAGE_EXTENSION, "txt", "json"})
-"""The members of a sample in a tar of the dataset."""
+"""Extensions of the members of a sample in a tar of the dataset."""
 
 
 MEANINGS = {
@@ -129,23 +130,25 @@ FLAGS = "quality flags of that long text, separated by spaces, usually none; kep
 
 
 def meaning(column: str) -> str:
-    """What a column of the dataset means."""
+    """The description of a column of the dataset."""
     if column in MEANINGS:
         return MEANINGS[column]
     return SUB_CAPTIONS if column.endswith(SUB_SUFFIX) else FLAGS if column.endswith(FLAGS_SUFFIX) else LONG_TEXT
 
 
 def dataset(captioners: Iterable[str]) -> pa.Schema:
-    """The columns of the dataset with these captioners, in this order.
+    """The columns of a dataset with these captioners, in this order.
 
-    Raises ValueError where a captioner's name would be taken for another column.
+    Raises:
+        ValueError: If a captioner's name is the name of another column or of a tar's member.
     """
     schema = _SAMPLE
     for name in captioners:
-        for column, kind in ((name, pa.string()), (name + SUB_SUFFIX, _TEXTS), (name + FLAGS_SUFFIX, pa.string())):
+        columns = ((name, pa.string()), (name + SUB_SUFFIX, _TEXTS), (name + FLAGS_SUFFIX, pa.string()))
+        for column, column_type in columns:
             if column in schema.names or column in EXTENSIONS:
                 raise ValueError(f"captioner {name!r}: the dataset has a column {column!r} already; rename it")
-            schema = schema.append(pa.field(column, kind))
+            schema = schema.append(pa.field(column, column_type))
     return schema
 
 

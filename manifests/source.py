@@ -1,12 +1,12 @@
-"""A source as a manifest names it: files of URLs and raw texts, how they are read, and which rows are taken."""
+"""A source in a manifest: files of URLs and raw texts, how they are read, and which rows are used."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lotlip_data.manifests.catalog import published
+from lotlip_data.manifests.catalog import SourceName, published
 from lotlip_data.manifests.row_filter import RowFilter
-from lotlip_data.manifests.settings import Settings
+from lotlip_data.manifests.settings.base import Settings
 
 ListFormat = Literal["csv", "tsv", "jsonl", "parquet"]
 HashName = Literal["sha256", "md5"]
@@ -22,64 +22,69 @@ _FORMATS: dict[str, ListFormat] = {
 }
 
 
-class Source(Settings):
-    """A list of URLs and raw texts. With `use`, what is not given is that published source's."""
+def _as_list(files: Any) -> Any:
+    return [files] if isinstance(files, str) else files
 
-    use: str | None = None
-    """A published source that the project knows: see `manifests.catalogue`."""
+
+class Source(Settings):
+    """A list of URLs and raw texts. With `use`, the published source decides what is not given."""
+
+    use: SourceName | None = None
+    """A published source whose settings are the defaults: see `lotlip-data sources`."""
     name: Name
-    files: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Paths or fsspec URLs, `*` allowed; relative ones start at the manifest's folder."""
+    """Name of the source. With `use`, the default is the published source's name."""
+    files: Annotated[
+        tuple[str, ...], Field(min_length=1), BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...])
+    ]
+    """Files of the list: paths or fsspec URLs, with `*` for many. A relative path starts at the manifest's folder."""
     format: ListFormat | None = None
-    """By the files' ending where it is not given."""
+    """Format of the files. Default: by their ending."""
     columns: tuple[str, ...] | None = None
-    """The columns' names, for a CSV or TSV without a header."""
+    """Names of the columns, for a CSV or TSV without a header."""
     url: str = "url"
+    """Column of the URLs."""
     text: str = "caption"
+    """Column of the raw texts."""
     filter: str | None = None
-    """An expression over the list's columns; only rows of which it is true are taken (`manifests.row_filter`)."""
+    """Expression over the list's columns (`manifests.row_filter`). Only rows for which it is true are used."""
     sample: Annotated[int, Field(ge=1)] | None = None
-    """Take only this many images of the source, drawn by `seed`."""
+    """Number of images of this source to use, drawn with its `seed`. Default: all."""
     seed: int = 0
-    """Of the source's sample. It does not change the order of what is drawn."""
+    """Seed of the source's sample. It does not change the order of the sample."""
     hash: dict[str, HashName] = Field(default_factory=dict)
-    """Columns with the hash that the fetched bytes should have: column to `sha256` or `md5`."""
+    """Columns with the expected hash of the downloaded bytes: column → `sha256` or `md5`."""
     licence: str | None = None
-    """Under which its list and images may be used; for the dataset's card and metadata, like the homepage."""
+    """Licence of the list and its images, for the dataset's card and metadata."""
     homepage: str | None = None
+    """Web page of the source, for the dataset's card and metadata."""
 
     @model_validator(mode="before")
     @classmethod
-    def _as_published(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("use") is None:
-            return given
-        source = published(given["use"])
-        known = {"name": given["use"], "licence": source.licence, "homepage": source.homepage} | source.source
-        if _told_format(given) not in (None, known.get("format")):  # another edition of the list: with a header, say
-            known = {name: value for name, value in known.items() if name not in ("format", "columns")}
-        if given.get("columns") is not None:
-            known.pop("columns", None)
-        return known | given
-
-    @field_validator("files", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    def _add_published_settings(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or content.get("use") is None:
+            return content
+        source = published(content["use"])
+        defaults = {"name": content["use"], "licence": source.licence, "homepage": source.homepage} | source.source
+        if _given_format(content) not in (None, defaults.get("format")):  # another edition, for example with a header
+            defaults = {name: value for name, value in defaults.items() if name not in ("format", "columns")}
+        if content.get("columns") is not None:
+            defaults.pop("columns", None)
+        return defaults | content
 
     @field_validator("filter")
     @classmethod
-    def _an_expression(cls, value: str | None) -> str | None:
+    def _check_filter(cls, value: str | None) -> str | None:
         return value if value is None else RowFilter(value).text
 
     @field_validator("hash")
     @classmethod
-    def _each_hash_once(cls, value: dict[str, HashName]) -> dict[str, HashName]:
+    def _check_hash(cls, value: dict[str, HashName]) -> dict[str, HashName]:
         if len(set(value.values())) < len(value):
-            raise ValueError("names two columns of one kind; give one column with sha256 and one with md5 at most")
+            raise ValueError("names two columns of one kind; give at most one column with sha256 and one with md5")
         return value
 
     @model_validator(mode="after")
-    def _known_format(self) -> "Source":
+    def _check_format_and_columns(self) -> "Source":
         for file in self.files:
             self.format_of(file)
         if self.columns is not None and (missing := [name for name in self.needed if name not in self.columns]):
@@ -88,27 +93,27 @@ class Source(Settings):
 
     @property
     def needed(self) -> list[str]:
-        """The list's columns that are read, each once: URL, text, and what `filter` and `hash` name."""
-        named = [] if self.filter is None else RowFilter(self.filter).columns
-        return list(dict.fromkeys([self.url, self.text, *named, *self.hash]))
+        """The columns of the list that are read, each once: URL, text, and those that `filter` and `hash` name."""
+        filtered = [] if self.filter is None else RowFilter(self.filter).columns
+        return list(dict.fromkeys([self.url, self.text, *filtered, *self.hash]))
 
     def format_of(self, file: str) -> ListFormat:
-        """The format of one of the source's files. Raises ValueError where its ending does not tell."""
-        found = self.format or _by_ending(file)
-        if found is None:
-            raise ValueError(f"the ending of {file!r} does not tell it: set `format` to csv, tsv, jsonl or parquet")
-        return found
+        """The format of one of the source's files. Raises ValueError if its ending is unknown and `format` not set."""
+        list_format = self.format or _format_by_ending(file)
+        if list_format is None:
+            raise ValueError(f"the ending of {file!r} is unknown: set `format` to csv, tsv, jsonl or parquet")
+        return list_format
 
 
-def _by_ending(file: str) -> ListFormat | None:
+def _format_by_ending(file: str) -> ListFormat | None:
     stem = file.lower().removesuffix(".gz").removesuffix(".zst")
     return _FORMATS.get("." + stem.rsplit(".", 1)[-1])
 
 
-def _told_format(given: dict[str, Any]) -> str | None:
-    """What `format`, or the ending of the first file, says."""
-    if given.get("format") is not None:
-        return str(given["format"])
-    files = given.get("files")
+def _given_format(content: dict[str, Any]) -> str | None:
+    """The format according to `format` or the ending of the first file."""
+    if content.get("format") is not None:
+        return str(content["format"])
+    files = content.get("files")
     first = files if isinstance(files, str) else next(iter(files), None) if isinstance(files, list | tuple) else None
-    return _by_ending(first) if isinstance(first, str) else None
+    return _format_by_ending(first) if isinstance(first, str) else None

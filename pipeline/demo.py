@@ -122,7 +122,7 @@ def _write_input(folder: Path, base_url: str, images: int) -> Manifest:
         },
         captioners=list(CAPTIONERS),
         train=[{"method": method, "preset": "demo"} for method in METHODS],
-        evaluate=["world"],
+        evaluate=["synthetic"],
     )
     return load(str(folder / "manifest.yaml"))
 

@@ -691,7 +691,7 @@ def test_tarfile_goes_on_after_its_list_of_members_was_emptied() -> None:
         relied_on(
             "tarfile",
             "TarFile.members",
-            file="pipeline/viewer/tar_images.py",
+            file="manifests/tar_reader.py",
             mention=".members = []",
             fix="Read members in another way that keeps no header of each.",
         ),

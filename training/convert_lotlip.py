@@ -77,11 +77,11 @@ def convert(
         UserError: The source is not a LoTLIP, or the target cannot be written.
     """
     if (config := _read_our_config(source)) is not None:
-        with conversion.disk_full_explained(Path(target)):
+        with conversion.explain_full_disk(Path(target)):
             return _export_model(Path(source).expanduser(), config, Path(target).expanduser())
     file = _find_checkpoint(source, revision)
     out = conversion.make_target(target, {"the checkpoint": file.parent})
-    with conversion.alone(out), conversion.disk_full_explained(out):
+    with conversion.exclusive_lock(out), conversion.explain_full_disk(out):
         return _import_checkpoint(file, out, image_tower, text_tower)
 
 
@@ -156,13 +156,13 @@ def _import_checkpoint(file: Path, out: Path, image_tower: str | None, text_towe
     if (out / MARK).exists():
         logger.info(f"{out}: already converted; nothing to do")
         return False
-    conversion.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
+    conversion.write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
     checkpoint_files.write_weights(out / WEIGHTS, to_ours(weights, str(file)))
     written = checkpoint_files.read_weights(out / WEIGHTS)
     if not equal_bits(to_authors(written, str(out), positions), weights):
         raise UserError(f"{out / WEIGHTS}: differs from {file}; delete it and run the command again")
     model.tokenizer.tokenizer.save_pretrained(out)
-    conversion.write_whole(out / MARK, json.dumps(model.config(), indent=1))
+    conversion.write_text(out / MARK, json.dumps(model.config(), indent=1))
     logger.info(
         f"{out}: done, {len(weights)} tensors, each compared with its source; "
         f"{model.towers.text.settings.corner_tokens} corner tokens, images of {model.transform.size} pixels"

@@ -83,7 +83,7 @@ def convert(
     published = processor.read_published(folder)
     tower = _vision_tower(folder, published, vision_tower, vision_tower_revision)
     out = conversion.make_target(target, {"the checkpoint": folder, "its vision tower": tower})
-    with conversion.alone(out):
+    with conversion.exclusive_lock(out):
         record = {"source": _identity(folder), "vision_tower": _identity(tower)}
         if (out / RECORD).exists() and processor.read_json(out / RECORD) != record:
             raise UserError(
@@ -92,7 +92,7 @@ def convert(
         if (out / MARK).exists():
             logger.info(f"{out}: converted already, nothing to do")
             return False
-        with conversion.disk_full_explained(out):
+        with conversion.explain_full_disk(out):
             _convert(folder, tower, published, out, record)
     return True
 
@@ -189,7 +189,7 @@ def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, re
             "that belong together"
         )
     _require_space(shards, out)
-    conversion.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
+    conversion.write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
     for shard in shards:
         if (out / shard.file).exists():
             logger.info(f"{shard.file}: kept")
@@ -199,7 +199,7 @@ def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, re
     processor.write_processor(out, tokenizer, published, tower, config)
     size = sum(_verify(shard, vocabulary, out) for shard in shards)
     write_index(out, {name: shard.file for shard in shards for name in shard.names}, size)
-    conversion.write_whole(out / MARK, config.to_json_string())
+    conversion.write_text(out / MARK, config.to_json_string())
     logger.info(f"{out}: done, {len(target_shapes)} tensors, {size:,} bytes, each compared with its source")
 
 

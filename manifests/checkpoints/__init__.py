@@ -1,1 +1,1 @@
-"""Weight files of model folders: resolve, read, write, compare."""
+"""Checkpoints in model folders: find, read, write and compare weights, and convert between layouts."""

@@ -1,4 +1,4 @@
-"""Where a conversion reads from and writes to, and that nobody else is writing there."""
+"""Input and output folders of a conversion: fetch the source, lock the target, and write files atomically."""
 
 import errno
 import fcntl
@@ -12,13 +12,22 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.storage import replacing
 
 RECORD = "conversion.json"
+"""File of a target folder that says what is being converted; it marks the folder as a conversion's."""
 MARK = "config.json"
+"""File of a target folder that is written last."""
 
 
 def fetch(model: str, revision: str | None, what: str, patterns: Sequence[str]) -> Path:
-    """The local folder of `what`, given as a folder or a hub id. Raises UserError if it cannot be had.
+    """The local folder of a model.
 
-    patterns: of the names of the files that are fetched from the hub, such as `*.json`.
+    Args:
+        model: A folder, or a hub id that is downloaded.
+        revision: Revision on the hub.
+        what: What the model is, for messages, such as `the vision tower`.
+        patterns: Patterns of the names of the files to download, such as `*.json`.
+
+    Raises:
+        UserError: If there is no such folder, or the download fails.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -38,18 +47,23 @@ def fetch(model: str, revision: str | None, what: str, patterns: Sequence[str]) 
 
 
 def make_target(target: str, sources: dict[str, Path]) -> Path:
-    """The folder for the result, made if missing. sources: what each folder that is read from holds.
+    """Create the folder for the result, if it is missing.
 
-    Raises UserError for one that holds anything but a conversion.
+    Args:
+        target: The folder.
+        sources: Name → folder of each input of the conversion.
+
+    Raises:
+        UserError: If the folder is an input, or contains files that no conversion wrote.
     """
     if "://" in target:
         raise UserError(f"{target}: give a folder on this machine; copy it elsewhere when it is done")
     out = Path(target).expanduser()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder")
-    for what, used in sources.items():
-        if out.resolve() == used.resolve():
-            raise UserError(f"{out}: is the folder of {what}, which stays as it is; give another for the result")
+    for name, source in sources.items():
+        if out.resolve() == source.resolve():
+            raise UserError(f"{out}: is the folder of {name}, which stays as it is; give another for the result")
     if out.is_dir() and not (out / RECORD).exists() and any(file.suffix != ".part" for file in out.iterdir()):
         raise UserError(f"{out}: holds other files; give a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -57,8 +71,12 @@ def make_target(target: str, sources: dict[str, Path]) -> Path:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Keeps a second conversion out of the folder. The lock goes with its process, however that ends."""
+def exclusive_lock(out: Path) -> Iterator[None]:
+    """Lock the folder against a second conversion. The operating system drops the lock when the process ends.
+
+    Raises:
+        UserError: If another conversion holds the lock.
+    """
     folder = os.open(out, os.O_RDONLY)
     try:
         try:
@@ -71,19 +89,20 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def identity(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
-    """What tells a checkpoint from others: its folder, and name, size and time of the files that are read."""
-    return {"folder": str(folder.resolve()), "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
+    """What identifies a checkpoint: its folder, and name, size and time of change of the files that are read."""
+    stats = [(file.name, file.stat()) for file in files]
+    return {"folder": str(folder.resolve()), "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
+def write_text(file: Path, text: str) -> None:
+    """Write a text file atomically."""
     with replacing(file) as part:
         part.write_text(text)
 
 
 @contextmanager
-def disk_full_explained(out: Path) -> Iterator[None]:
-    """Turns a full disk into a UserError that says what to do."""
+def explain_full_disk(out: Path) -> Iterator[None]:
+    """Turn the error of a full disk into a UserError that says what to do."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,7 @@
-"""The weights of a checkpoint folder, `.bin` or safetensors, in one file or in many with an index."""
+"""Read, write and compare the weights of a checkpoint: `.bin` or safetensors, in one file or in several with an index.
+
+No code in a checkpoint is executed.
+"""
 
 import errno
 import json
@@ -15,15 +18,17 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.storage import replacing
 
 Shapes = Mapping[str, tuple[int, ...]]
+"""Name of a tensor → its shape."""
 
 INDEX = "model.safetensors.index.json"
 _LAYOUTS = ((INDEX, "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, in order; safetensors where there are both formats.
+    """The files with the weights, in order; safetensors if the folder has both formats.
 
-    Raises UserError if there are none, or if a file that an index names is missing.
+    Raises:
+        UserError: If there are none, or if a file that an index names is missing.
     """
     for index, single in _LAYOUTS:
         if (folder / index).is_file():
@@ -37,9 +42,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """Name → tensor, mapped from disk: memory is used only while a tensor is read. Nothing in the file is executed.
+    """Name → tensor. Tensors are mapped from disk, so they take memory only while they are read.
 
-    Raises UserError for a file that is cut short, is no weight file, or holds anything but tensors.
+    Raises:
+        UserError: If the file is truncated, is no weight file, or contains anything but tensors.
     """
     if file.suffix == ".safetensors":
         try:
@@ -47,23 +53,23 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
                 return {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a dict
         except SafetensorError as error:
             raise UserError(f"{_damaged(file)} ({error})") from error
-    found = read_pickle(file)
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    content = read_pickle(file)
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise UserError(f"{file}: is not a table of named tensors, as a model's weights are")
-    return dict(found)
+    return dict(content)
 
 
 def read_pickle(file: Path) -> Any:
-    """What torch.save wrote, tensors mapped from disk. Nothing in the file is executed; raises UserError as above."""
+    """The object that torch.save wrote, its tensors mapped from disk. Raises UserError as `read_weights` does."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{file}: holds code or objects besides tensors, which could do anything when it is loaded; it was not. "
-            "Fetch the checkpoint from somebody you trust, as safetensors if there is a choice"
+            f"{file}: holds code or objects besides tensors, which could be executed on loading; nothing was. "
+            "Download the checkpoint from a source that you trust, as safetensors if possible"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a zip's end before its beginning gives
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a truncated zip archive
             raise
         raise UserError(f"{_damaged(file)} ({str(error).splitlines()[0]})") from error
 
@@ -73,7 +79,11 @@ def _damaged(file: Path) -> str:
 
 
 def read_index(folder: Path, index: str) -> dict[str, str]:
-    """Tensor name → file name, as an index of several weight files says. Raises UserError for one that is broken."""
+    """Name of a tensor → name of its file, from the index of several weight files.
+
+    Raises:
+        UserError: If the index is damaged.
+    """
     try:
         weight_map = json.loads((folder / index).read_text())["weight_map"]
         return {str(name): str(file) for name, file in weight_map.items()}
@@ -84,36 +94,52 @@ def read_index(folder: Path, index: str) -> dict[str, str]:
 
 
 def write_weights(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """A safetensors file that is there whole, on disk, or not at all. Raises OSError as writing does."""
+    """Write a safetensors file atomically. Raises OSError as writing does."""
     with replacing(file) as part:
         try:
             save_file(_separate(weights), part, metadata={"format": "pt"})
-        except SafetensorError as error:  # its way of saying OSError
+        except SafetensorError as error:  # how safetensors reports an OSError
             raise OSError(f"{part}: {error}") from error
         part.chmod(0o644)  # safetensors creates files that only their owner can read
 
 
 def write_pickle(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """The same as torch.save writes it, which other tools' `.pt` and `.bin` are."""
+    """Write the weights with torch.save, atomically, as other tools' `.pt` and `.bin` files."""
     with replacing(file) as part:
         torch.save(_separate(weights), part)
 
 
 def write_index(folder: Path, weight_map: Mapping[str, str], size: int) -> None:
-    """The index of several safetensors files. size: bytes of all tensors."""
+    """Write the index of several safetensors files.
+
+    Args:
+        folder: Folder of the files.
+        weight_map: Name of a tensor → name of its file.
+        size: Size of all tensors in bytes.
+    """
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def differences(expected: Shapes, found: Shapes) -> list[str]:
-    """What keeps `found` from being the weights of the model that `expected` describes, a line each."""
-    missing = sorted(expected.keys() - found.keys())
-    unknown = sorted(found.keys() - expected.keys())
-    wrong = [name for name in sorted(expected.keys() & found.keys()) if expected[name] != found[name]]
+def differences(expected: Shapes, actual: Shapes) -> list[str]:
+    """Compare a checkpoint's weights with a model's.
+
+    Args:
+        expected: The shapes of the model's parameters.
+        actual: The shapes of the checkpoint's tensors.
+
+    Returns:
+        One line per kind of difference; empty if the checkpoint fits the model.
+    """
+    missing = sorted(expected.keys() - actual.keys())
+    unknown = sorted(actual.keys() - expected.keys())
+    wrong = [name for name in sorted(expected.keys() & actual.keys()) if expected[name] != actual[name]]
     return [
         *_summary("weights are missing", missing),
         *_summary("weights have no place in the model", unknown),
-        *_summary("weights have the wrong shape", [f"{n} {found[n]} instead of {expected[n]}" for n in wrong]),
+        *_summary(
+            "weights have the wrong shape", [f"{name} {actual[name]} instead of {expected[name]}" for name in wrong]
+        ),
     ]
 
 
@@ -123,7 +149,7 @@ def _summary(what: str, names: Iterable[str]) -> list[str]:
 
 
 def _separate(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, each alone in its memory: safetensors refuses those that share it, as views in a `.bin` may."""
+    """The tensors, none of which shares memory with another: safetensors rejects those, which a `.bin` can contain."""
     own: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in weights.items():
@@ -143,8 +169,12 @@ def _indexed(folder: Path, index: str) -> list[Path]:
 
 
 def model_shapes(model_class: str, config: Any) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every parameter of a transformers model, which takes no memory: it is built on `meta`."""
-    import torch
+    """Shapes of all parameters of a transformers model. The model is built on the device `meta`, without memory.
+
+    Args:
+        model_class: Name of the class in transformers.
+        config: Configuration of the model.
+    """
     import transformers
 
     with torch.device("meta"):

@@ -26,7 +26,7 @@ def evaluate(
             "--task",
             "-t",
             metavar="NAME[=FOLDER]",
-            help="world (default), dci, iiw, sharegpt4v-1k, sharegpt4v-10k, urban-1k, docci, mscoco, flickr30k or "
+            help="synthetic (default), dci, iiw, sharegpt4v-1k, sharegpt4v-10k, urban-1k, docci, mscoco, flickr30k or "
             "imagenet, and where its files are; again for another.",
         ),
     ] = None,
@@ -48,18 +48,19 @@ def evaluate(
     """
     with command("eval", json) as console:
         from lotlip_data.manifests.errors import UserError
+        from lotlip_data.manifests.settings.evaluation import SYNTHETIC, current_task_name
         from lotlip_data.pipeline.model_stages import evaluate as evaluation
-        from lotlip_data.pipeline.model_stages import evaluate as line
 
-        if task and evaluation.WORLD in task and len(task) > 1:
-            raise UserError("the task world is evaluated alone; name it in a command of its own")
-        if task and task != [evaluation.WORLD]:
+        tasks = list(map(current_task_name, task or [SYNTHETIC]))
+        if SYNTHETIC in tasks and len(tasks) > 1:
+            raise UserError(f"the task {SYNTHETIC} is evaluated alone; name it in a command of its own")
+        if tasks != [SYNTHETIC]:
             console.result(
-                evaluation.evaluate_tasks(checkpoint, task, data, out, allow_partial=allow_partial, device=device)
+                evaluation.evaluate_tasks(checkpoint, tasks, data, out, allow_partial=allow_partial, device=device)
             )
         else:
-            model = evaluation.model_named(checkpoint)
-            console.result(line.evaluate_model(model, out or evaluation.default_out(model, []), device))
+            model, url = evaluation.model_named(checkpoint), out or evaluation.default_out(checkpoint, [])
+            console.result(evaluation.evaluate_model(model, url, device))
 
 
 def eval_tables(

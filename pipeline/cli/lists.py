@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     """Put the commands into the command line."""
     app.command()(sources)
     app.command()(plan)
+    app.command(name="manifest-schema")(manifest_schema)
     app.command(name="import")(import_table)
 
 
@@ -29,6 +30,18 @@ def sources(json: Json = False) -> None:
         console.result(figures())
         for line in format_text():
             console.print(line)
+
+
+def manifest_schema() -> None:
+    """Print the JSON schema of a manifest, for completion and checks in editors.
+
+    Example: lotlip-data manifest-schema > manifest.schema.json
+    """
+    import json
+
+    from lotlip_data.manifests import json_schema
+
+    typer.echo(json.dumps(json_schema.manifest_schema(), indent=2, ensure_ascii=False))
 
 
 def plan(

@@ -279,7 +279,19 @@ def lotlip(
 
 for others in (cli_lists, cli_train, cli_eval, inspect, cli_study):
     others.register(app)
-ORDER = ["sources", "plan", "download", "recaption", "import", "shard", "features", "train", "eval", "eval-tables"]
+ORDER = [
+    "sources",
+    "manifest-schema",
+    "plan",
+    "download",
+    "recaption",
+    "import",
+    "shard",
+    "features",
+    "train",
+    "eval",
+    "eval-tables",
+]
 ORDER += ["embed", "run", "status", "stats", "verify", "report", "view", "demo"]
 ORDER += ["study", "study-page"]
 app.registered_commands.sort(key=lambda one: ORDER.index(str(one.name or getattr(one.callback, "__name__", ""))))

@@ -51,6 +51,7 @@ def train(
 
         from lotlip_data.manifests.manifest import frozen
         from lotlip_data.manifests.run_layout import Run
+        from lotlip_data.manifests.settings.training import TrainingEntry, Workers
         from lotlip_data.pipeline.model_stages import train as line
 
         entry: dict[str, Any] = {} if method is None else {"method": method, "name": name or method}
@@ -63,8 +64,9 @@ def train(
                 raise UserError(f"--set {setting}: give NAME=VALUE, and --method too")
             entry[key] = yaml.safe_load(value)
         at = Run.at(run)
-        on_ray = {"workers": workers, "gpus": gpus, "cpus": cpus} if ray else None
-        outcome = line.train(frozen(at), at, [entry] if entry else [], resume, on_ray)
+        entries = [TrainingEntry.parse(entry)] if entry else []
+        on_ray = Workers(workers=workers, gpus=gpus, cpus=cpus) if ray else None
+        outcome = line.train(frozen(at), at, entries, resume, on_ray)
         finish(console, outcome, "train")
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import dataset_index, schema, storage, tar_reader
+from lotlip_data.manifests import artifacts, dataset_index, schema, storage, tar_reader
 from lotlip_data.manifests.dataset_index import REPLACED, DatasetError, FileRecord, ShardFile, ShardRecord
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import frozen
@@ -204,8 +204,7 @@ def _check_samples(
 
     Adds the uids of the Parquet file to `uids`.
     """
-    with storage.open_read(output.parquet_url) as stream:
-        table = pq.read_table(stream)
+    table = artifacts.read_parquet(output.parquet_url, f"{_rebuild(run, record)}.")
     if not table.schema.equals(schema.dataset(content["captioners"])):
         names = ", ".join(table.schema.names)
         return [Problem(output.parquet_url, f"has other columns than {run.dataset} says: {names}")]

@@ -10,9 +10,10 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry, current_task_name
+from lotlip_data.manifests.settings.messages import unknown_name
 from lotlip_data.pipeline.core.logs import log_prefix
 from lotlip_data.pipeline.core.outcome import Outcome
-from lotlip_data.pipeline.model_stages.train import training_name
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
 from lotlip_data.training.evaluation.models import NAME_PREFIXES, load_embedder
 from lotlip_data.training.evaluation.report import tables
@@ -22,7 +23,7 @@ from lotlip_data.training.models.lotlip import reject_training_folder
 
 logger = logging.getLogger(__name__)
 
-WORLD = "world"
+_KINDS = ("retrieval", "classification")
 
 
 def evaluate_tasks(
@@ -90,10 +91,10 @@ def model_named(model: str) -> str:
 
 def _task_and_folder(asked: str, data: str) -> tuple[Task, str]:
     name, _, folder = asked.partition("=")
-    if name == WORLD:
-        raise UserError(f"the task {WORLD} is drawn, so it has no folder; write --task {WORLD}, and nothing else")
+    if current_task_name(name) == SYNTHETIC:
+        raise UserError(f"the task {name} is generated, so it has no folder; write --task {name}, and nothing else")
     if name not in TASKS:
-        raise UserError(f"there is no task {name!r}; one of {', '.join([WORLD, *TASKS])}")
+        raise UserError(f"task {unknown_name(name, [SYNTHETIC, *TASKS])}")
     return TASKS[name], storage.normalise(folder or storage.join(data, name))
 
 
@@ -172,20 +173,42 @@ def _write_left_out(url: str, read: Sequence[ImageTexts | ImageClasses], results
 
 
 def evaluate(manifest: Manifest, run: Run) -> Outcome:
-    """Evaluate each model of the manifest's `train` section on the tasks of its `evaluate` section."""
+    """Evaluate each model of the manifest's `train` section on the tasks of its `evaluate` section.
+
+    Results on synthetic scenes go to `RUN/eval/NAME.json`, those on a published task beside the model, where `eval`
+    writes them too: `RUN/train/NAME/eval-TASK.json`. A task is not evaluated again when another one is added.
+    """
     total = Outcome(did_something=False)
     if not manifest.evaluate:
         logger.info("the manifest's `evaluate` names no task")
         return total
-    for name in map(training_name, manifest.train):
-        out = run.evaluation(name)
+    for name in (entry.folder for entry in manifest.train):
         if not storage.exists(run.training_done(name)):
             total.failed.append(f"{name}: not trained yet; run `lotlip-data train {run.url}`")
             continue
-        total.did_something |= not storage.exists(out)
-        with log_prefix(name):
-            total.figures[name] = evaluate_model(run.trained_model(name), out)
+        for entry in manifest.evaluate:
+            with log_prefix(name):
+                _evaluate_entry(manifest, run, name, entry, total)
     return total
+
+
+def _evaluate_entry(manifest: Manifest, run: Run, name: str, entry: EvaluationEntry, total: Outcome) -> None:
+    """Evaluate the model `name` on one task, and add its results to `total`, or the reason why there are none."""
+    model = run.trained_model(name)
+    synthetic = entry.task == SYNTHETIC
+    out = run.evaluation(name) if synthetic else default_out(model, [entry.task])
+    is_new = not storage.exists(out)
+    try:
+        if synthetic:
+            results = evaluate_model(model, out)
+        else:
+            results = evaluate_tasks(model, [f"{entry.task}={manifest.evaluation_folder(entry)}"], "", out)
+    except UserError as error:
+        total.failed.append(f"{name}: {error}")
+        return
+    total.did_something |= is_new
+    kinds = {kind: total.figures.get(name, {}).get(kind, {}) | results[kind] for kind in _KINDS}
+    total.figures[name] = results | total.figures.get(name, {}) | kinds
 
 
 def evaluate_model(model: str, out: str, device: str | None = None) -> dict[str, Any]:

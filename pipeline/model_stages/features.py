@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.settings.training import PAPER_TOWER
 from lotlip_data.pipeline.core.outcome import Outcome, one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.model_stages.train import training_config
@@ -72,8 +73,6 @@ def features(
     manifest: Manifest, run: Run, tower: str | None = None, image_size: int | None = None, gpus: float = 0
 ) -> Outcome:
     """Compute the features of the dataset's images by an image tower, or by those of the manifest's trainings."""
-    from lotlip_data.training.config import PAPER_TOWER
-
     configs = [training_config(entry) for entry in manifest.train]
     of_manifest = {(one.image_tower, one.image_size) for one in configs if one.images == "features"}
     total = Outcome(did_something=False)

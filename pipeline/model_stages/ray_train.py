@@ -3,12 +3,12 @@
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.settings.training import Workers
 from lotlip_data.pipeline.core.ray_tasks import cluster
 
 if TYPE_CHECKING:
@@ -16,28 +16,6 @@ if TYPE_CHECKING:
 
 MAX_FAILURES = 100
 """How often lost workers are replaced: each time all of them go on from the last checkpoint."""
-
-
-@dataclass(frozen=True)
-class Workers:
-    """How many processes train, and what each of them needs."""
-
-    workers: int = 1
-    gpus: float = 1
-    cpus: float = 4
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "Workers":
-        """Raises UserError where a name or a value is wrong."""
-        names = [field.name for field in fields(cls)]
-        if not isinstance(given, Mapping) or (unknown := [name for name in given if name not in names]):
-            raise UserError(f"ray: {given if not isinstance(given, Mapping) else unknown[0]}; give {', '.join(names)}")
-        for name, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise UserError(f"ray: {name}: {value!r} is no number")
-        if given.get("workers", 1) < 1 or given.get("workers", 1) % 1:
-            raise UserError(f"ray: workers: {given['workers']} is not a whole number of at least 1")
-        return cls(**given)
 
 
 def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Workers) -> "TrainResult":
@@ -55,9 +33,7 @@ def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Worke
         trainer = TorchTrainer(
             _work,
             train_loop_config={"settings": dict(settings), "run": run.url, "out": out},
-            scaling_config=ScalingConfig(
-                num_workers=int(workers.workers), use_gpu=use_gpu, resources_per_worker=resources
-            ),
+            scaling_config=ScalingConfig(num_workers=workers.workers, use_gpu=use_gpu, resources_per_worker=resources),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=1800),
             run_config=RunConfig(name="ray", storage_path=out, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
         )

@@ -1,7 +1,7 @@
-"""The trainings of a manifest's `train` section: each entry holds settings of `TrainConfig`, a `name`, and `ray`."""
+"""The trainings of a manifest's `train` section."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.settings.training import TrainingEntry, Workers
 from lotlip_data.pipeline.core.logs import log_prefix
 from lotlip_data.pipeline.core.outcome import Outcome, one_line
 
@@ -20,35 +21,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def training_name(entry: Mapping[str, Any]) -> str:
-    """Of its folder: its method's where none is given."""
-    return str(entry.get("name", entry.get("method", "lotlip")))
-
-
-def training_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `make_config`."""
-    return {key: value for key, value in entry.items() if key not in ("name", "ray")}
-
-
-def training_config(entry: Mapping[str, Any]) -> "TrainConfig":
-    """Raises UserError where a name or a value is wrong."""
+def training_config(entry: TrainingEntry) -> "TrainConfig":
+    """The configuration of a training. Raises UserError where settings do not fit together."""
     from lotlip_data.training.config import make_config
 
-    return make_config(**training_settings(entry))
+    return make_config(**entry.settings)
 
 
-def check(entries: Sequence[Mapping[str, Any]], where: str) -> None:
+def check(entries: Sequence[TrainingEntry], where: str) -> None:
     """Raises UserError, naming the file `where`, entry and fix, where an entry could not be trained on any data."""
-    from lotlip_data.pipeline.model_stages.ray_train import Workers
-
     for place, entry in enumerate(entries):
         try:
             training_config(entry)
-            if entry.get("ray") is not None:
-                Workers.of(entry["ray"])
         except UserError as error:
             raise UserError(f"{where}: `train.{place}`: {error}") from None
-    names = [training_name(entry) for entry in entries]
+    names = [entry.folder for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{where}: `train`: {', '.join(twice)} is named twice; give one of them another `name`")
 
@@ -56,14 +43,18 @@ def check(entries: Sequence[Mapping[str, Any]], where: str) -> None:
 def train(
     manifest: Manifest,
     run: Run,
-    entries: Sequence[Mapping[str, Any]] = (),
+    entries: Sequence[TrainingEntry] = (),
     resume: bool = True,
-    on_ray: Mapping[str, Any] | None = None,
+    workers: Workers | None = None,
 ) -> Outcome:
-    """Train each model of the manifest's `train` section in turn; `entries` go before it.
+    """Train each model of the manifest's `train` section.
 
-    An entry holds settings of `TrainConfig`, a `name`, which is its method's where none is given, and, for a training
-    on Ray, `ray`: its `workers`, and the `gpus` and `cpus` of each. `on_ray` has these for all entries.
+    Args:
+        manifest: The manifest of the run.
+        run: The run with the dataset.
+        entries: Trainings in place of the manifest's.
+        resume: Continue from the last checkpoint.
+        workers: Workers of a Ray cluster for every training, in place of the entries' `ray`.
     """
     import os
 
@@ -71,14 +62,14 @@ def train(
 
     from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 
-    fit = partial(_fit, run, resume, on_ray)
+    fit = partial(_fit, run, resume, workers)
     total = Outcome(did_something=False)
     if not entries:
         check(manifest.train, run.manifest)
     asked = list(entries or manifest.train)
-    finished = [entry for entry in asked if storage.exists(run.training_done(training_name(entry)))]
+    finished = [entry for entry in asked if storage.exists(run.training_done(entry.folder))]
     left = [entry for entry in asked if entry not in finished]
-    several = on_ray or any("ray" in entry for entry in asked) or os.environ.get("WORLD_SIZE", "1") != "1"
+    several = workers or any(entry.ray for entry in asked) or os.environ.get("WORLD_SIZE", "1") != "1"
     many = torch.cuda.is_available() or several
     here = finished if len(left) > 1 and not many else asked
     results: Any = ((entry, fit(entry)) for entry in here)
@@ -86,7 +77,7 @@ def train(
         logger.info(f"{len(left)} trainings, a CPU each; their steps are in {run.train('NAME')}/metrics.jsonl")
         results = chain(results, run_ray_tasks(fit, left))
     for entry, result in results:
-        name = training_name(entry)
+        name = entry.folder
         if isinstance(result, Exception):
             total.failed.append(f"{name}: {one_line(result)}")
             logger.warning(total.failed[-1])
@@ -101,19 +92,19 @@ def train(
 def _fit(
     run: Run,
     resume: bool,
-    on_ray: Mapping[str, Any] | None,
-    entry: Mapping[str, Any],
+    workers: Workers | None,
+    entry: TrainingEntry,
 ) -> "TrainResult":
     from lotlip_data.training.trainer import require_new
     from lotlip_data.training.trainer import train as fit
 
-    config, out = training_config(entry), run.train(training_name(entry))
-    workers = on_ray or entry.get("ray")
+    config, out = training_config(entry), run.train(entry.folder)
+    workers = workers or entry.ray
     if workers is None:
-        with log_prefix(training_name(entry)):
+        with log_prefix(entry.folder):
             return fit(config, run.url, out, resume=resume)
-    from lotlip_data.pipeline.model_stages.ray_train import Workers, train_on_ray
+    from lotlip_data.pipeline.model_stages.ray_train import train_on_ray
 
     if not resume:
         require_new(out)
-    return train_on_ray(training_settings(entry), run, out, Workers.of(workers))
+    return train_on_ray(entry.settings, run, out, workers)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lotlip_data.captioners.base import EngineOptions
 from lotlip_data.captioners.gpu_memory import (
     CAPTION_TOKENS,
     WORKING_MEMORY_GIB,
@@ -334,7 +333,7 @@ def concurrent_captions(
     """
     if not gpus or job.pool.engine == "transformers":
         return None
-    options, spread = EngineOptions(**job.pool.engine_options), job.config.tensor_parallel_size
+    options, spread = job.pool.engine_options, job.config.tensor_parallel_size
     utilization = min(options.gpu_memory_utilization, gpus / spread)
     fit = max_sequences(sizes, gpu_gib, utilization, spread, options.kv_cache_gib, caption_tokens)
     if options.kv_cache_gib is None:

@@ -59,12 +59,14 @@ class CaptionTable:
         seen = sorted((file.rsplit("/", 1)[-1], storage.size(file)) for file in self.files)
         digest = hashlib.sha256(json.dumps([self.source.url, seen]).encode()).hexdigest()[:12]
         return [
-            CaptionerConfig(
-                name=name,
-                kind=KIND,
-                model=f"{seen[0][0]}#{column}",
-                revision=digest,
-                prompt="Imported: its prompt is not known.",
+            CaptionerConfig.from_dict(
+                {
+                    "name": name,
+                    "kind": KIND,
+                    "model": f"{seen[0][0]}#{column}",
+                    "revision": digest,
+                    "prompt": "Imported: its prompt is not known.",
+                }
             )
             for name, column in self.columns.items()
         ]

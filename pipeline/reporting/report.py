@@ -12,9 +12,6 @@ from functools import partial
 from importlib import metadata
 from typing import Any, TypedDict, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.dataset_index import read_dataset_summary
 from lotlip_data.manifests.errors import UserError
@@ -184,13 +181,12 @@ def _caption_rows(run: Run, name: str, damaged: list[str]) -> Iterator[CaptionRo
     """Yield the rows of the sampled shards; add shards that cannot be read to `damaged`."""
     columns = list(CaptionRow.__annotations__)
     for shard in evenly(ledger.captioned_shards(run, name), SAMPLED_SHARDS):
+        url = run.caption_shard(name, shard)
         try:
-            with storage.open_read(run.caption_shard(name, shard)) as stream:
-                for batch in pq.ParquetFile(stream, pre_buffer=False).iter_batches(1000, columns=columns):
-                    yield from batch.to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            url = run.caption_shard(name, shard)
-            damaged.append(f"{url}: cannot be read ({error}). Remove it and run `lotlip-data recaption`.")
+            for batch in artifacts.iter_parquet(url, "Remove it and run `lotlip-data recaption`.", columns):
+                yield from batch.to_pylist()
+        except UserError as error:
+            damaged.append(str(error))
 
 
 def _failures(run: Run) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NotRequired, TypedDict
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
 from lotlip_data.pipeline.downloading import retry
@@ -92,17 +92,17 @@ def _models(run: Run) -> tuple[list[str], list[str], dict[str, list[str]]]:
 
     Result files are those of the run's own evaluation and those that `eval` wrote beside the model, in that order.
     """
-    names = storage.list_names(storage.join(run.url, "train"))
+    names = storage.list_names(run.trainings)
     files = {name: storage.list_names(run.train(name), ".json") for name in names}
-    own = [name.removesuffix(".json") for name in storage.list_names(storage.join(run.url, "eval"), ".json")]
+    own = [name.removesuffix(".json") for name in storage.list_names(run.evaluations, ".json")]
     evaluated = {name: [run.evaluation(name)] for name in own}
     for name in names:
         beside_model = [storage.join(run.train(name), file) for file in files[name] if file.startswith("eval")]
         if beside_model:
             evaluated[name] = evaluated.get(name, []) + beside_model
     return (
-        [name for name in names if "done.json" in files[name]],
-        [name for name in names if "done.json" not in files[name]],
+        [name for name in names if TRAINING_DONE in files[name]],
+        [name for name in names if TRAINING_DONE not in files[name]],
         {name: evaluated[name] for name in sorted(evaluated)},
     )
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts
+from lotlip_data.manifests.errors import UserError
 
 Row = dict[str, Any]
 _POSITION = re.compile(r"([0-9]{1,12})\.([0-9]{1,12})")
@@ -142,9 +143,8 @@ class _Scan:
         for file in self._file_numbers():
             try:
                 yield from self._steps_of(file)
-            except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-                problem = f"{self.files[file]}: cannot be read ({error}). Run `lotlip-data verify` on the run."
-                yield _Step(self._beyond(file), damaged=[problem])
+            except UserError as error:
+                yield _Step(self._beyond(file), damaged=[str(error)])
 
     def _file_numbers(self) -> range:
         if self.backwards:
@@ -155,8 +155,7 @@ class _Scan:
         is_first = file == self.start.file
         low = self.start.row if is_first and not self.backwards else 0
         high = self.start.row if is_first and self.backwards else None
-        with storage.open_read(self.files[file]) as stream:
-            content = pq.ParquetFile(stream, pre_buffer=False)
+        with artifacts.open_parquet(self.files[file], "Run `lotlip-data verify` on the run.") as content:
             if self.columns is not None and not content.schema_arrow.equals(self.columns):
                 names = ", ".join(content.schema_arrow.names)
                 raise ValueError(f"its columns differ from those of the dataset: {names}")

@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 from tests.support.ports import can_be_bound, free_ports
 
 EXAMPLES = ROOT / "examples"
-DOCS = EXAMPLES.parent / "docs" / "running.md"
+GUIDES = EXAMPLES.parent / "docs" / "guides"
 SIZING = [sys.executable, "-m", "lotlip_data.captioners.gpu_memory"]
 SLURM = EXAMPLES / "recaption.slurm"
 
@@ -46,19 +46,16 @@ def test_its_sequences_in_flight_are_what_the_memory_leaves(big: tuple[Manifest,
     for one in big[1]:
         options = one.pool.engine_options
         expected = gpu_memory.max_sequences(
-            gpu_memory.PUBLISHED_SIZES[one.config.kind], 79.1, options["gpu_memory_utilization"]
+            gpu_memory.PUBLISHED_SIZES[one.config.kind], 79.1, options.gpu_memory_utilization
         )
-        assert options["max_num_seqs"] == expected
+        assert options.max_num_seqs == expected
 
 
 def test_its_trainings_are_ones_that_there_are(big: tuple[Manifest, list[CaptionerJob]]) -> None:
-    from lotlip_data.pipeline.model_stages.ray_train import Workers
     from lotlip_data.training.config import make_config
 
     for training in big[0].train:
-        settings = dict(training)
-        workers = Workers.of(settings.pop("ray"))
-        assert make_config(**settings).batch % workers.workers == 0
+        assert training.ray and make_config(**training.settings).batch % training.ray.workers == 0
 
 
 @pytest.mark.parametrize(("gib", "utilization"), [(79.1, 0.9), (39.4, 0.9), (79.1, 0.5), (15.8, 0.9)])
@@ -101,17 +98,19 @@ def test_the_sizes_are_those_of_the_architectures() -> None:
 
 def test_the_guide_shows_what_the_script_prints() -> None:
     printed = subprocess.run(SIZING, capture_output=True, text=True, check=True)
-    guide = DOCS.read_text()
+    guide = (GUIDES / "gpu-sizing.md").read_text()
     assert printed.stdout in guide
     llava, room = gpu_memory.LLAVA, gpu_memory.kv_cache_tokens(gpu_memory.LLAVA, 79.1, 0.9)
     full, kept = 128 * llava.sequence_tokens() / 2048, room / 2048
     assert f"128 × {llava.sequence_tokens()} tokens × 0.5 MiB = {full:.1f} GiB of {kept:.1f}." in guide
     assert f"With captions of 256 tokens each, {room // llava.sequence_tokens(256)} fit" in guide
-    assert f"{gpu_memory.INSTRUCTBLIP.sequence_tokens()} tokens a caption instead of {llava.sequence_tokens()}" in guide
+    assert (
+        f"{gpu_memory.INSTRUCTBLIP.sequence_tokens()} tokens per caption instead of {llava.sequence_tokens()}" in guide
+    )
 
 
-def test_files_that_the_guide_names_are_there() -> None:
-    named = set(re.findall(r"\bexamples/[\w.-]*\w", DOCS.read_text()))
+def test_the_guides_name_every_example_and_no_other_file() -> None:
+    named = set(re.findall(r"\bexamples/[\w.-]*\w", "".join(path.read_text() for path in GUIDES.glob("*.md"))))
     assert named == {f"examples/{path.name}" for path in EXAMPLES.iterdir() if path.is_file()}
 
 

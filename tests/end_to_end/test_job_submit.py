@@ -41,7 +41,7 @@ def cluster() -> Iterator[dict[str, str]]:
     gcs, dashboard, client, agent = free_ports(4)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment["PIP_NO_DEPS"] = "1"  # as docs/running.md says: Ray would install everything that a wheel requires
+    environment["PIP_NO_DEPS"] = "1"  # docs/guides/clusters.md: without it Ray installs all that a wheel requires
     environment |= {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}", "OMP_NUM_THREADS": "1"}
     options = [
         *("--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={folder}"),

@@ -38,7 +38,7 @@ class Faulty(Captioner):
         options = dict(resources.engine_args)
         faults = Path(options.pop("faults"))
         kind = get_default(config.model).kind
-        real = get_kind(kind).load(replace(config, kind=kind), engine, replace(resources, engine_args=options))
+        real = get_kind(kind).load(config.replace(kind=kind), engine, resources.replace(engine_args=options))
         return FaultyEngine(real, faults)
 
 

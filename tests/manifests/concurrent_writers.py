@@ -1,4 +1,4 @@
-"""Processes that write at the same time."""
+"""Run processes that write at the same time."""
 
 import subprocess
 import sys
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def outputs_of_writers(code: str, arguments: Sequence[Sequence[str]]) -> list[str]:
-    """What a process of `code` printed for each of those arguments.
+    """Run one process of `code` per list of arguments at the same time, and return what each printed.
 
-    Each prints "ready" and waits for a line; once all have, each gets its line, so that none is done before another
-    has begun, however long their starts take.
+    A process prints "ready" and waits for a line. It gets the line once all processes are ready, so that none ends
+    before another one starts.
     """
     writers = [
         subprocess.Popen([sys.executable, "-c", code, *own], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

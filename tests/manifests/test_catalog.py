@@ -1,4 +1,4 @@
-"""The published sources are those of the paper's Table 6, and each is a source that a manifest can use."""
+"""The published sources are those of Table 6 of the paper, and a manifest can use each of them."""
 
 import pytest
 
@@ -24,20 +24,20 @@ def test_every_scale_becomes_its_sources_and_reads_back_from_the_frozen_manifest
     files = ", ".join(f"{name}: [{name}.{published(name).source.get('format', 'csv')}]" for name in scales()[scale])
     manifest = parse(f"name: x\nscale: {scale}\nfiles: {{{files}}}", "m.yaml")
     assert tuple(source.use for source in manifest.sources) == scales()[scale]
-    told = [(published(name).licence, published(name).homepage) for name in scales()[scale]]
-    assert [(source.licence, source.homepage) for source in manifest.sources] == told and all(map(all, told))
+    expected = [(published(name).licence, published(name).homepage) for name in scales()[scale]]
+    assert [(source.licence, source.homepage) for source in manifest.sources] == expected and all(map(all, expected))
     assert parse(dump(manifest), "frozen") == manifest
 
 
-def test_the_lists_that_the_paper_cut_say_that_the_cut_is_ours() -> None:
+def test_a_source_that_the_paper_filtered_says_that_the_filter_is_ours() -> None:
     for name in SOURCES:
-        cut = {"filter", "sample"} & set(published(name).source)
-        assert (published(name).ours is not None) == bool(cut) == (name in ("laion", "coyo"))
+        selection = {"filter", "sample"} & set(published(name).source)
+        assert (published(name).ours is not None) == bool(selection) == (name in ("laion", "coyo"))
 
 
-def test_what_a_manifest_says_goes_before_what_is_published() -> None:
-    own = "{use: laion, files: l.parquet, filter: null, sample: 5, text: caption}"
-    (source,) = parse(f"name: x\nsources: [{own}]", "m").sources
+def test_the_settings_of_a_manifest_override_the_published_ones() -> None:
+    settings = "{use: laion, files: l.parquet, filter: null, sample: 5, text: caption}"
+    (source,) = parse(f"name: x\nsources: [{settings}]", "m").sources
     assert (source.name, source.url, source.text, source.filter, source.sample) == ("laion", "URL", "caption", None, 5)
 
 
@@ -51,7 +51,7 @@ def test_what_a_manifest_says_goes_before_what_is_published() -> None:
         ("files: cc3m.tsv, columns: [url, caption]", ("url", "caption"), "tsv"),
     ],
 )
-def test_another_edition_of_a_list_is_read_by_its_own_header(
+def test_another_edition_of_a_list_is_read_with_its_own_header(
     settings: str, columns: tuple[str, ...] | None, form: str
 ) -> None:
     (source,) = parse(f"name: x\nsources: [{{use: cc3m, {settings}}}]", "m").sources
@@ -61,13 +61,22 @@ def test_another_edition_of_a_list_is_read_by_its_own_header(
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("scale: 3M", r"m.yaml: `files`: scale 3M is made of cc3m; .* cc3m: Train_GCC-training.tsv, from https://"),
-        ("scale: 3m\nfiles: {cc3m: a.tsv}", "m.yaml: `scale`: '3m' is none; known are 3M, 12M, 30M, 100M"),
+        ("scale: 3M", r"m.yaml: `files`: scale 3M consists of cc3m; .* cc3m: Train_GCC-training.tsv, from https://"),
+        ("scale: 3m\nfiles: {cc3m: a.tsv}", "m.yaml: `scale`: '3m' is unknown; known are 3M, 12M, 30M, 100M"),
         ("scale: 3M\nfiles: {cc3m: a.tsv, coyo: b}", r"m.yaml: `files`: coyo is not part of scale 3M \(cc3m\)"),
         ("scale: 3M\nsources: []", "m.yaml: `scale`: it brings its sources"),
-        ("sources: [{use: cc2m, files: a.csv}]", "m.yaml: `sources.0`: `use`: 'cc2m' is no source .* known are cc3m"),
-        ("sources: [{use: coyo, files: a.parquet, filter: 'a b'}]", "m.yaml: `sources.0.filter`: 'a b' is no express"),
-        ("sources: [{name: x, files: a.csv, hash: {a: sha1}}]", "m.yaml: `sources.0.hash.a`: .*'sha256' or 'md5'"),
+        (
+            "sources: [{use: cc2m, files: a.csv}]",
+            "m.yaml: `sources.0`: `use`: 'cc2m' is unknown; did you mean .* Known are cc3m",
+        ),
+        (
+            "sources: [{use: coyo, files: a.parquet, filter: 'a b'}]",
+            "m.yaml: `sources.0.filter`: 'a b' is not an express",
+        ),
+        (
+            "sources: [{name: x, files: a.csv, hash: {a: sha1}}]",
+            "m.yaml: `sources.0.hash.a`: 'sha1' is unknown; .* sha256, md5",
+        ),
         (
             "sources: [{name: x, files: a.csv, hash: {a: md5, b: md5}}]",
             "`sources.0.hash`: names two columns of one kind",

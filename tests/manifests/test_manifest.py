@@ -1,4 +1,4 @@
-"""A manifest of six lines works; one that does not names the file, the field and the fix."""
+"""A manifest of six lines is valid; the error of an invalid one names the file, the setting and the fix."""
 
 import pathlib
 import re
@@ -21,7 +21,7 @@ sources:
 """
 
 
-def test_six_lines_are_a_manifest_and_relative_files_start_at_its_folder(tmp_path: pathlib.Path) -> None:
+def test_six_lines_are_a_manifest_and_relative_paths_start_at_its_folder(tmp_path: pathlib.Path) -> None:
     (tmp_path / "m.yaml").write_text(SIX_LINES)
     manifest = load(str(tmp_path / "m.yaml"))
     (source,) = manifest.sources
@@ -42,7 +42,10 @@ def test_a_dumped_manifest_reads_back_equal() -> None:
         ("name: [", "m.yaml: not YAML: "),
         ("", "m.yaml: a manifest is a mapping"),
         (SIX_LINES + "sede: 1", "m.yaml: `sede`: there is no such setting"),
-        (SIX_LINES.replace("my-images\n", "My Images\n"), "m.yaml: `name`: 'My Images' may have only small letters"),
+        (
+            SIX_LINES.replace("my-images\n", "My Images\n"),
+            "m.yaml: `name`: 'My Images' may contain only lowercase letters",
+        ),
         (SIX_LINES.replace("[my-images.csv]", "[]"), "m.yaml: `sources.0.files`: "),
         (SIX_LINES.replace(".csv", ".xls"), "set `format` to csv, tsv, jsonl or parquet"),
         (SIX_LINES + "    columns: [a, b]", "`columns` lacks 'image_url' and 'alt'"),
@@ -69,7 +72,7 @@ def test_errors_name_the_file_the_field_and_the_fix(tmp_path: pathlib.Path, text
 
 
 @pytest.mark.parametrize(
-    "given, host",
+    "text, host",
     [
         *(("127.0.0.1:18765", "127.0.0.1"), ("http://a.intra/x", "a.intra"), ("a.intra/x", "a.intra")),
         *((" a.intra", "a.intra"), ("[::1]", "::1"), ("[::1]:80", "::1"), ("bücher.intra", "xn--bcher-kva.intra")),
@@ -77,11 +80,11 @@ def test_errors_name_the_file_the_field_and_the_fix(tmp_path: pathlib.Path, text
         *(("fd00::/8", None), ("a.intra.", "a.intra"), ("0:0:0:0:0:0:0:1", "::1")),
     ],
 )
-def test_an_allowed_host_that_could_match_none_is_refused_with_what_to_write(given: str, host: str | None) -> None:
-    with pytest.raises(
-        ValidationError, match=re.escape(f"{given!r} is no host" if host is None else f"write {host!r}")
-    ):
-        DownloadSettings(allow_hosts=(given,))
+def test_an_allowed_host_that_no_url_can_match_is_an_error_with_the_spelling_to_use(
+    text: str, host: str | None
+) -> None:
+    with pytest.raises(ValidationError, match=re.escape(f"{text!r} is no host" if host is None else f"write {host!r}")):
+        DownloadSettings(allow_hosts=(text,))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_a_host_is_allowed_by_its_name_or_address(host: str) -> None:
     assert DownloadSettings(allow_hosts=(host,)).allow_hosts == (host,)
 
 
-def test_a_merged_key_may_be_given_again() -> None:
+def test_a_merged_key_can_be_overridden() -> None:
     text = """
         name: x
         sources:
@@ -108,14 +111,14 @@ def test_a_merged_key_may_be_given_again() -> None:
     assert (manifest.download.threads, manifest.download.retries) == (2, 3)
 
 
-def test_a_manifest_that_is_not_there_or_not_text_is_named(tmp_path: pathlib.Path) -> None:
+def test_a_missing_or_binary_manifest_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     for name, message in (("none.yaml", "there is no such file"), ("binary.yaml", "not a YAML file in UTF-8")):
         with pytest.raises(ManifestError, match=message):
             load(str(tmp_path / name))
 
 
-def test_a_run_keeps_to_the_lists_and_the_stored_size_that_it_was_started_with(tmp_path: pathlib.Path) -> None:
+def test_the_lists_and_the_stored_size_of_a_run_cannot_change_and_all_else_can(tmp_path: pathlib.Path) -> None:
     run, manifest = Run.at(str(tmp_path / "a run")), parse(SIX_LINES, "x")
     with pytest.raises(ManifestError, match=r"no run here \(no manifest\.yaml\)"):
         frozen(run)
@@ -133,7 +136,7 @@ def test_a_run_keeps_to_the_lists_and_the_stored_size_that_it_was_started_with(t
     with pytest.raises(ManifestError, match=r"they differ in download\.image_size\)"):
         freeze(smaller, run)
     patient = Manifest.model_validate(manifest.model_dump() | {"download": {"timeout": 99}})
-    assert held_for(patient, run) == manifest == frozen(run)  # which changes nothing
+    assert held_for(patient, run) == manifest == frozen(run)  # `held_for` writes nothing
     freeze(patient, run)
     assert frozen(run) == patient
     licensed = patient.model_copy(update={"sources": (patient.sources[0].model_copy(update={"licence": "CC0"}),)})

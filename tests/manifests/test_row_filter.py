@@ -1,4 +1,4 @@
-"""A filter is parsed and never executed; it means the same on typed columns and on text."""
+"""A filter is parsed and never executed. It has the same result on typed columns and on text."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ COLUMNS: dict[str, list[Any]] = {
 
 
 def judge(text: str, as_text: bool = False) -> list[bool | None]:
-    """Whether the whole filter holds, by row."""
+    """The result of the whole filter for each row."""
     row_filter = RowFilter(text)
     columns = {
         name: pa.array([None if value is None else str(value) for value in COLUMNS[name]])
@@ -24,8 +24,8 @@ def judge(text: str, as_text: bool = False) -> list[bool | None]:
         else pa.array(COLUMNS[name])
         for name in row_filter.columns
     }
-    answers = [holds.to_pylist() for _, holds in row_filter.judge(columns)]
-    return [None if None in row else all(row) for row in zip(*answers, strict=True)]
+    results = [holds.to_pylist() for _, holds in row_filter.judge(columns)]
+    return [None if None in row else all(row) for row in zip(*results, strict=True)]
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -57,7 +57,7 @@ def test_expressions_mean_what_python_means_with_unknown_for_missing_values(
     assert judge(text, as_text) == expected
 
 
-def test_text_that_is_no_number_makes_a_comparison_unknown() -> None:
+def test_text_that_is_not_a_number_makes_a_comparison_unknown() -> None:
     values = pa.array(["1", " 2.5e0 ", "+3", "x", "", "nan", "0x10", "1_000"])
     ((_, holds),) = RowFilter("v >= 1").judge({"v": values})
     assert holds.to_pylist() == [True, True, True, None, None, None, None, None]
@@ -72,21 +72,21 @@ def test_text_that_is_no_number_makes_a_comparison_unknown() -> None:
         ("(lambda: 1)() > n", "the functions are"),
         ("n ** 99999999 > 1", "is not possible"),
         ("f'{n}' == s", "is not possible"),
-        ("n => 3", "is no expression at column 3"),
-        ("", "is no expression"),
+        ("n => 3", "is not an expression at column 3"),
+        ("", "is not an expression"),
         ("1 < 2", "it names no column"),
         ("n == None", "write `is None`"),
-        ("n is 3", "after `is` comes None"),
-        ("n in s", "after `in` comes a list of constants"),
+        ("n is 3", "`is` needs None"),
+        ("n in s", "`in` needs a list of constants"),
         ("n in [1, 'a']", "a list of texts or a list of numbers"),
         ("len(s, n) > 1", "len takes 1 argument"),
-        ("matches(s, '(')", r"'\(' is no RE2 pattern"),
+        ("matches(s, '(')", r"'\(' is not an RE2 pattern"),
         ("len > 3", r'it is a function; a column of that name is col\("len"\)'),
         ("(" * 3000, "longer than 2000 characters"),
-        ("(" * 900 + "n" + ")" * 900, "is no expression"),
+        ("(" * 900 + "n" + ")" * 900, "is not an expression"),
     ],
 )
-def test_what_is_no_filter_is_refused_with_its_place_and_the_fix(text: str, message: str) -> None:
+def test_an_invalid_filter_is_an_error_with_its_place_and_the_fix(text: str, message: str) -> None:
     with pytest.raises(FilterError, match=message):
         RowFilter(text)
 

@@ -1,4 +1,4 @@
-"""Two spellings of one URL are one image; two URLs are two; a URL that nobody can fetch has no identity."""
+"""Two spellings of a URL have one identity, two URLs have two, and a URL that is not http has none."""
 
 import hashlib
 import re
@@ -42,12 +42,12 @@ def test_normalising_twice_is_normalising_once(scheme: str, host: str, path: str
 
 @settings(max_examples=50)
 @given(SCHEME, HOST, st.lists(REST, min_size=2, max_size=2, unique=True))
-def test_paths_that_differ_are_different_images(scheme: str, host: str, paths: list[str]) -> None:
+def test_different_paths_have_different_uids(scheme: str, host: str, paths: list[str]) -> None:
     assert uid_from_url(f"{scheme}://{host}/{paths[0]}x") != uid_from_url(f"{scheme}://{host}/{paths[1]}x")
 
 
 @pytest.mark.parametrize(
-    "one, other",
+    "first, second",
     [
         ("http://a.example/A", "http://a.example/a"),
         ("http://a.example/%7Ex", "http://a.example/~x"),
@@ -57,8 +57,8 @@ def test_paths_that_differ_are_different_images(scheme: str, host: str, paths: l
         ("http://me@a.example/", "http://a.example/"),
     ],
 )
-def test_what_a_server_may_tell_apart_stays_apart(one: str, other: str) -> None:
-    assert uid_from_url(one) != uid_from_url(other)
+def test_urls_that_a_server_can_distinguish_have_different_uids(first: str, second: str) -> None:
+    assert uid_from_url(first) != uid_from_url(second)
 
 
 PIECES = st.lists(
@@ -71,8 +71,8 @@ PIECES = st.lists(
 
 @settings(max_examples=2000)
 @given(st.sampled_from(["http://", "https://", "HTTP://", "http:/", " http://"]), HOST | PIECES, PIECES)
-def test_the_short_way_gives_what_the_long_way_gives(before: str, host: str, rest: str) -> None:
-    """A URL that is taken for normal is; the long way is what uids were always made by."""
+def test_the_quick_check_gives_the_result_of_parsing(before: str, host: str, rest: str) -> None:
+    """A URL that passes the quick check is normalised. All existing uids come from parsing."""
 
     def outcome() -> str:
         try:
@@ -80,12 +80,12 @@ def test_the_short_way_gives_what_the_long_way_gives(before: str, host: str, res
         except ValueError as error:
             return f"refused: {error}"
 
-    short = outcome()
+    quick = outcome()
     with mock.patch.object(sample_id, "_NORMAL", re.compile(r"(?!)")):
-        assert short == outcome()
+        assert quick == outcome()
 
 
-def test_a_uid_is_the_sha256_of_the_normalised_url_and_stays_so() -> None:
+def test_a_uid_is_the_sha256_of_the_normalised_url_in_every_release() -> None:
     assert normalise_url("HTTP://A.Example:80/P?q#f") == "http://a.example/P?q"
     assert normalise_url("http://a.example") == "http://a.example/"
     assert uid_from_url("HTTP://A.Example:80/P?q#f") == hashlib.sha256(b"http://a.example/P?q").hexdigest()[:32]

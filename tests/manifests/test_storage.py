@@ -1,4 +1,4 @@
-"""An object is created by exactly one writer, is whole or not there, and is never overwritten."""
+"""An object is created by exactly one writer, is complete or missing, and is never overwritten."""
 
 import errno
 import os
@@ -17,13 +17,13 @@ from tests.manifests.concurrent_writers import outputs_of_writers
 KINDS = ["local", "memory"]
 
 
-def place(kind: str, tmp_path: pathlib.Path) -> str:
+def base_url(kind: str, tmp_path: pathlib.Path) -> str:
     return str(tmp_path / "a folder") if kind == "local" else f"memory://{uuid.uuid4().hex}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_created_stays_as_it_is(kind: str, tmp_path: pathlib.Path) -> None:
-    url = storage.join(place(kind, tmp_path), "deep", "x")
+def test_a_created_object_does_not_change(kind: str, tmp_path: pathlib.Path) -> None:
+    url = storage.join(base_url(kind, tmp_path), "deep", "x")
     assert storage.create(url, b"first")
     assert not storage.create(url, b"second")
     (tmp_path / "local").write_bytes(b"third")
@@ -35,29 +35,29 @@ def test_what_is_created_stays_as_it_is(kind: str, tmp_path: pathlib.Path) -> No
 
 
 @pytest.mark.parametrize("same_disk", [True, False])
-def test_whoever_writes_to_a_file_again_does_not_write_into_the_object_made_of_it(
+def test_a_later_write_to_the_source_file_does_not_change_the_object(
     same_disk: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = os.link
 
-    def only_beside(source: str, target: str) -> None:
+    def link_within_a_folder(source: str, target: str) -> None:
         if not same_disk and pathlib.Path(source).parent != pathlib.Path(target).parent:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         link(source, target)
 
-    monkeypatch.setattr(os, "link", only_beside)
+    monkeypatch.setattr(os, "link", link_within_a_folder)
     local, folder = tmp_path / "local", tmp_path / "run"
     for name in ("created", "moved", "replaced"):
         local.write_bytes(name.encode())
-        number = local.stat().st_ino
+        inode = local.stat().st_ino
         if name == "replaced":
             storage.replace_from_file(str(folder / name), str(local))
         else:
             assert storage.create_from_file(str(folder / name), str(local), move=name == "moved")
         assert local.exists() == (name != "moved")
-        assert ((folder / name).stat().st_ino == number) == (name == "moved" and same_disk)
+        assert ((folder / name).stat().st_ino == inode) == (name == "moved" and same_disk)
     local.write_bytes(b"something else")
-    assert not storage.create_from_file(str(folder / "moved"), str(local), move=True), "there is one already"
+    assert not storage.create_from_file(str(folder / "moved"), str(local), move=True), "the object exists already"
     assert {name: storage.read_bytes(str(folder / name)) for name in storage.list_names(str(folder))} == {
         name: name.encode() for name in ("created", "moved", "replaced")
     }
@@ -65,7 +65,7 @@ def test_whoever_writes_to_a_file_again_does_not_write_into_the_object_made_of_i
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_objects_are_listed_read_replaced_and_removed(kind: str, tmp_path: pathlib.Path) -> None:
-    base = place(kind, tmp_path)
+    base = base_url(kind, tmp_path)
     assert storage.list_names(base) == []
     for name in ("b", "a", "folder/c"):
         assert storage.create(storage.join(base, name), name.encode())
@@ -85,97 +85,95 @@ def test_objects_are_listed_read_replaced_and_removed(kind: str, tmp_path: pathl
         storage.read_bytes(storage.join(base, "nothing"))
 
 
-def test_a_question_that_is_not_answered_is_asked_again_and_never_taken_for_a_no(
+def test_a_request_without_a_response_is_repeated_and_never_counts_as_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whether an object exists, whether it is a folder, and whether an exclusive creation came second."""
-    base = place("memory", pathlib.Path())
+    """For `exists`, `is_folder`, and the check of an exclusive creation that failed."""
+    base = base_url("memory", pathlib.Path())
     url = storage.join(base, "x")
     assert storage.create(url, b"first")
-    info, left = MemoryFileSystem.info, [0]
+    info, failures_left = MemoryFileSystem.info, [0]
 
-    def fails_at_times(self: MemoryFileSystem, path: str, **options: object) -> object:
-        left[0] -= 1
-        if left[0] >= 0:
+    def fail_sometimes(self: MemoryFileSystem, path: str, **options: object) -> object:
+        failures_left[0] -= 1
+        if failures_left[0] >= 0:
             raise OSError(errno.EIO, "the connection was reset")
         return info(self, path, **options)
 
-    def refuses(self: MemoryFileSystem, path: str, value: bytes, **options: object) -> None:
-        raise FileExistsError(path)  # an object store does not ask itself through `info`
+    def reject(self: MemoryFileSystem, path: str, value: bytes, **options: object) -> None:
+        raise FileExistsError(path)  # as an object store, without a call of `info`
 
-    monkeypatch.setattr(MemoryFileSystem, "info", fails_at_times)
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuses)
+    monkeypatch.setattr(MemoryFileSystem, "info", fail_sometimes)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", reject)
     for failures in range(3):
-        left[0] = failures
+        failures_left[0] = failures
         assert storage.exists(url)
-        left[0] = failures
+        failures_left[0] = failures
         assert storage.is_folder(base)
-        left[0] = failures
+        failures_left[0] = failures
         assert not storage.create(url, b"second")
-    left[0] = 100
+    failures_left[0] = 100
     with pytest.raises(OSError, match="reset"):
         storage.exists(url)
-    left[0] = 0
+    failures_left[0] = 0
     assert storage.read_bytes(url) == b"first" and not storage.exists(url + "2") and not storage.is_folder(url)
 
 
 @pytest.mark.parametrize("url", ["foo://bucket/run", "gs://bucket/run"])
-def test_a_storage_that_cannot_be_used_here_is_told_in_one_line(url: str) -> None:
-    with pytest.raises(storage.StorageError, match=rf"^{url}: this kind of storage cannot be used here"):
+def test_an_unsupported_storage_is_an_error_of_one_line(url: str) -> None:
+    with pytest.raises(storage.StorageError, match=rf"^{url}: this storage is not supported here"):
         storage.exists(url)
 
 
-def test_files_match_a_pattern_whatever_else_their_folders_names_hold(tmp_path: pathlib.Path) -> None:
+def test_files_match_a_pattern_in_folders_with_special_characters(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a [1]").mkdir()
     (tmp_path / "a [1]" / "folder.csv").mkdir()
     for name in ("b.csv", "a.csv", "c.txt"):
         (tmp_path / "a [1]" / name).touch()
     assert storage.list_matching(f"{tmp_path}/a [1]/*.csv") == [f"{tmp_path}/a [1]/{name}.csv" for name in "ab"]
     assert list(storage.stamps_matching(f"{tmp_path}/a [1]/*.csv")) == storage.list_matching(f"{tmp_path}/a [1]/*.csv")
-    base = place("memory", tmp_path)
+    base = base_url("memory", tmp_path)
     storage.create(f"{base}/x-1.csv", b"")
     assert storage.list_matching(f"{base}/x-*") == [f"{base}/x-1.csv".replace("memory://", "memory:///")]
 
 
-def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_folder_does_not_count_as_empty(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c").touch()
     assert storage.list_below(str(tmp_path)) == ["a/b/c"]
     scandir = os.scandir
 
-    def refused(path: str) -> object:
+    def scandir_without_permission(path: str) -> object:
         if str(path).endswith("b"):
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refused)
+    monkeypatch.setattr(os, "scandir", scandir_without_permission)
     with pytest.raises(PermissionError):
         storage.list_below(str(tmp_path))
     assert storage.list_below(str(tmp_path / "nothing")) == []
 
 
-def test_of_many_processes_exactly_one_creates_each_object(tmp_path: pathlib.Path) -> None:
+def test_exactly_one_of_many_processes_creates_each_object(tmp_path: pathlib.Path) -> None:
     code = """
 import sys
 from lotlip_data.manifests import storage
-folder, me = sys.argv[1:]
+folder, writer = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
 for index in range(100):
-    if storage.create(f"{folder}/{index}", me.encode() * 1000):
+    if storage.create(f"{folder}/{index}", writer.encode() * 1000):
         print(index)
 """
-    printed = outputs_of_writers(code, [(str(tmp_path), str(me)) for me in range(3)])
-    won = [(index, me) for me, indices in enumerate(printed) for index in indices.split()]
-    assert sorted(int(index) for index, _ in won) == list(range(100)), "one winner each, and never two"
-    for index, me in won:
-        assert storage.read_bytes(f"{tmp_path}/{index}") == str(me).encode() * 1000
+    printed = outputs_of_writers(code, [(str(tmp_path), str(writer)) for writer in range(3)])
+    created = [(index, writer) for writer, indices in enumerate(printed) for index in indices.split()]
+    assert sorted(int(index) for index, _ in created) == list(range(100)), "exactly one writer creates each object"
+    for index, writer in created:
+        assert storage.read_bytes(f"{tmp_path}/{index}") == str(writer).encode() * 1000
     assert len(list(tmp_path.iterdir())) == 100  # and no scratch file
 
 
-def test_a_writer_that_is_killed_leaves_whole_objects_only(tmp_path: pathlib.Path) -> None:
+def test_a_killed_writer_leaves_complete_objects_only(tmp_path: pathlib.Path) -> None:
     code = """
 import sys
 from lotlip_data.manifests import storage
@@ -184,18 +182,18 @@ for index in range(10**6):
 """
     for attempt in range(3):
         folder = tmp_path / str(attempt)
-        writer = subprocess.Popen([sys.executable, "-c", code, str(folder)])
+        process = subprocess.Popen([sys.executable, "-c", code, str(folder)])
         while not storage.list_names(str(folder)):
-            assert writer.poll() is None, "it ended before it had created anything"
+            assert process.poll() is None, "it ended before it created an object"
             time.sleep(0.001)
         time.sleep(0.013 * attempt)
-        writer.kill()
-        writer.wait()
+        process.kill()
+        process.wait()
         for name in storage.list_names(str(folder)):
             assert storage.read_bytes(f"{folder}/{name}") == bytes([int(name) % 251]) * 3_000_000
 
 
-def test_paths_are_made_absolute_and_urls_lose_their_last_slash(
+def test_paths_become_absolute_and_urls_lose_their_trailing_slash(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

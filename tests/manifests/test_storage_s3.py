@@ -1,4 +1,4 @@
-"""What `storage` promises holds on an S3 server (moto's, on loopback), in its good days and its bad ones."""
+"""`storage` keeps its guarantees on an S3 server (moto, on loopback), with and without faults of the server."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ from tests.faults.s3 import BUCKET, SECRET, dealt, s3_server
 from tests.manifests.concurrent_writers import outputs_of_writers
 
 RUN = f"s3://{BUCKET}/a run"
-BAD_DAYS = {"refuse": 0.05, "lose": 0.05, "drop": 0.05, "delay": 0.02}
+FAULT_RATES = {"refuse": 0.05, "lose": 0.05, "drop": 0.05, "delay": 0.02}
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, st
 def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()  # which keeps the endpoint of an earlier test
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # it has the endpoint of an earlier test
 
 
-def test_what_is_created_stays_as_it_is(s3: dict[str, str], tmp_path: Path) -> None:
+def test_a_created_object_does_not_change(s3: dict[str, str], tmp_path: Path) -> None:
     url, local = f"{RUN}/deep/x", tmp_path / "local"
     local.write_bytes(b"third")
     assert storage.create(url, b"first")
@@ -46,7 +46,7 @@ def test_objects_are_listed_stamped_replaced_and_removed(s3: dict[str, str], tmp
     assert storage.list_names(RUN) == [] and storage.list_below(RUN) == [] and storage.stamps_below(RUN) == {}
     assert storage.size(f"{RUN}/a") is None and storage.last_change(RUN, ["a"]) is None
     fs = fsspec.filesystem("s3")
-    fs.pipe_file(f"{BUCKET}/a run/", b"")  # a folder, as the console of S3 makes one
+    fs.pipe_file(f"{BUCKET}/a run/", b"")  # a folder, as the S3 console creates one
     for name in ("a", "b", "folder/c", "folder/deep/d", "folder-2"):
         assert storage.create(f"{RUN}/{name}", name.encode())
     assert storage.list_names(RUN) == ["a", "b", "folder", "folder-2"]
@@ -72,63 +72,65 @@ def test_objects_are_listed_stamped_replaced_and_removed(s3: dict[str, str], tmp
         storage.read_bytes(f"{RUN}/folder/c")
 
 
-def test_a_large_file_goes_up_in_parts_and_is_created_once(s3: dict[str, str], tmp_path: Path) -> None:
-    """Twice the size of a part, so that S3 sees an upload in parts whose completion is conditional."""
+def test_a_large_file_is_a_multipart_upload_and_is_created_once(s3: dict[str, str], tmp_path: Path) -> None:
+    """Twice the size of a part, so that S3 gets a multipart upload with a conditional completion."""
     large, other = tmp_path / "large", tmp_path / "other"
     large.write_bytes(os.urandom(1 << 20) * 101)
     other.write_bytes(os.urandom(1 << 20) * 101)
     assert storage.create_from_file(f"{RUN}/large", str(large))
     assert not storage.create_from_file(f"{RUN}/large", str(other))
-    assert storage.create_from_file(f"{RUN}/large", str(large)), "the same bytes: an answer may have been lost"
+    assert storage.create_from_file(f"{RUN}/large", str(large)), "the same bytes: a response can have been lost"
     fs = fsspec.filesystem("s3")
-    assert "-" in fs.info(f"{BUCKET}/a run/large")["ETag"], "the ETag of an upload in parts"
-    with storage.open_read(f"{RUN}/large") as found, large.open("rb") as wanted:
-        while chunk := wanted.read(1 << 23):
-            assert found.read(1 << 23) == chunk
-        assert found.read(1) == b""
+    assert "-" in fs.info(f"{BUCKET}/a run/large")["ETag"], "the ETag of a multipart upload"
+    with storage.open_read(f"{RUN}/large") as stored, large.open("rb") as expected:
+        while chunk := expected.read(1 << 23):
+            assert stored.read(1 << 23) == chunk
+        assert stored.read(1) == b""
 
 
-def test_of_many_processes_exactly_one_creates_each_object(s3: dict[str, str], tmp_path: Path) -> None:
+def test_exactly_one_of_many_processes_creates_each_object(s3: dict[str, str], tmp_path: Path) -> None:
     code = """
 import sys
 from lotlip_data.manifests import storage
-folder, me, local = sys.argv[1:]
-open(local, "wb").write(me.encode() * 1000)
-storage.exists(folder)  # which imports what S3 needs
+folder, writer, local = sys.argv[1:]
+open(local, "wb").write(writer.encode() * 1000)
+storage.exists(folder)  # imports the client of S3
 print("ready", flush=True)
 sys.stdin.readline()
 for index in range(40):
     url = f"{folder}/{index}"
-    won = storage.create(url, me.encode() * 1000) if index % 2 else storage.create_from_file(url, local)
-    if won:
+    is_first = storage.create(url, writer.encode() * 1000) if index % 2 else storage.create_from_file(url, local)
+    if is_first:
         print(index)
 """
-    printed = outputs_of_writers(code, [(RUN, str(me), str(tmp_path / str(me))) for me in range(2)])
-    won = [(index, me) for me, indices in enumerate(printed) for index in indices.split()]
-    assert sorted(int(index) for index, _ in won) == list(range(40)), "one winner each, and never two"
-    for index, me in won:
-        assert storage.read_bytes(f"{RUN}/{index}") == str(me).encode() * 1000
+    printed = outputs_of_writers(code, [(RUN, str(writer), str(tmp_path / str(writer))) for writer in range(2)])
+    created = [(index, writer) for writer, indices in enumerate(printed) for index in indices.split()]
+    assert sorted(int(index) for index, _ in created) == list(range(40)), "exactly one writer creates each object"
+    for index, writer in created:
+        assert storage.read_bytes(f"{RUN}/{index}") == str(writer).encode() * 1000
 
 
 @pytest.mark.slow
-def test_on_bad_days_everything_is_created_once_and_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refusals, answers lost after the deed, ended connections: who created an object always hears that it did."""
+def test_with_faults_of_the_server_everything_is_created_once_and_reads_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors, lost responses and dropped connections: the writer that created an object always gets True."""
     local = tmp_path / "local"
-    with s3_server(tmp_path, **BAD_DAYS) as environment:
+    with s3_server(tmp_path, **FAULT_RATES) as environment:
         use(environment, monkeypatch)
-        answers: dict[tuple[int, int], bool] = {}
+        created: dict[tuple[int, int], bool] = {}
 
-        def work(me: int) -> None:
+        def write(writer: int) -> None:
             for index in range(30):
-                answers[index, me] = storage.create(f"{RUN}/{index}", b"%d" % me)
+                created[index, writer] = storage.create(f"{RUN}/{index}", b"%d" % writer)
 
-        threads = [threading.Thread(target=work, args=(me,)) for me in range(2)]
+        threads = [threading.Thread(target=write, args=(writer,)) for writer in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         for index in range(30):
-            (winner,) = [me for me in range(2) if answers[index, me]]
+            (winner,) = [writer for writer in range(2) if created[index, writer]]
             assert storage.read_bytes(f"{RUN}/{index}") == b"%d" % winner
         for index in range(15):
             local.write_bytes(b"%d" % index)
@@ -139,13 +141,13 @@ def test_on_bad_days_everything_is_created_once_and_reads_back(tmp_path: Path, m
     assert all(dealt(tmp_path)[fault] >= 2 for fault in ("refuse", "lose", "drop"))
 
 
-def test_what_only_a_person_can_mend_is_said(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(storage.StorageError, match=r"no-such-bucket/x.*Make the bucket"):
+def test_an_error_that_a_user_must_fix_says_how(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(storage.StorageError, match=r"no-such-bucket/x.*Create the bucket"):
         storage.create("s3://no-such-bucket/x", b"1")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    with pytest.raises(storage.StorageError, match=r"s3://lotlip/x: no credentials .*AWS_ACCESS_KEY_ID") as told:
+    with pytest.raises(storage.StorageError, match=r"s3://lotlip/x: no credentials .*AWS_ACCESS_KEY_ID") as error:
         storage.create(f"s3://{BUCKET}/x", b"1")
-    assert SECRET not in str(told.value)
+    assert SECRET not in str(error.value)

@@ -1,4 +1,4 @@
-"""What killed writers left goes when it is old; nothing else does."""
+"""Old scratch files of killed writers are removed, and nothing else."""
 
 import os
 import pathlib
@@ -6,8 +6,8 @@ import pathlib
 from lotlip_data.manifests.storage import remove_stale_scratch
 
 
-def test_old_scratch_files_are_swept_and_nothing_else(tmp_path: pathlib.Path) -> None:
-    """A living writer's file, an object of the run, and a file of the user's that looks alike stay."""
+def test_old_scratch_files_are_removed_and_nothing_else(tmp_path: pathlib.Path) -> None:
+    """A running writer's file, an object of the run, and a user's file with a similar name stay."""
     old, young = tmp_path / "a" / f".tmp-{'0' * 32}", tmp_path / f".tmp-{'1' * 32}"
     others = [tmp_path / "a" / "00000.parquet", tmp_path / ".tmp-mine"]
     old.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Long texts are cut into sentences, nothing lost but blanks, in both modes."""
+"""Both modes split a long text into sentences and lose nothing but blanks."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ def test_trained_punkt_keeps_abbreviations_numbers_and_full_stops() -> None:
     assert split(SAMPLE)[:3] == ["Dr. Smith stands at 3.5 m today.", "He waves.", "A dog barks!"]
 
 
-def test_the_authors_rule_cuts_at_every_full_stop_line_break_and_end_token() -> None:
+def test_the_authors_rule_splits_at_every_full_stop_line_break_and_end_token() -> None:
     """Table 1's rule: `\\n|</s>|[.]`, blank pieces dropped."""
     assert split(SAMPLE + "</s>B", "authors") == [
         *("Dr", "Smith stands at 3", "5 m today", "He waves", "A dog barks!", "1", "A cat", "B"),
@@ -24,7 +24,7 @@ def test_the_authors_rule_cuts_at_every_full_stop_line_break_and_end_token() -> 
 
 
 @pytest.mark.parametrize("mode", ["punkt", "authors"])
-def test_a_blank_text_has_none(mode: Any) -> None:
+def test_a_blank_text_has_no_sub_captions(mode: Any) -> None:
     assert split("", mode) == split(" \n\t\n", mode) == []
 
 

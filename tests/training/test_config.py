@@ -14,18 +14,18 @@ def test_every_method_is_valid_at_every_preset(method, preset):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "siglip"}, "method: no 'siglip'; one of lit"),
-        ({"preset": "big"}, "preset: no 'big'; one of 3m"),
-        ({"sub_caption": 3}, "sub_caption: no such setting; sub_captions?"),
-        ({"batch": 1}, "batch: 1 is too small; at least 2"),
-        ({"lr": 0}, "lr: 0 is not above 0"),
-        ({"batch": "many"}, "batch: 'many' should be a valid integer"),
-        ({"lr": "fast"}, "lr: 'fast' should be a valid number"),
+        ({"method": "siglip"}, "`method`: 'siglip' is unknown; did you mean 'clip'? Known are lit"),
+        ({"preset": "big"}, "`preset`: 'big' is unknown; known are 3m"),
+        ({"sub_caption": 3}, "`sub_caption`: there is no such setting; did you mean `sub_captions`?"),
+        ({"batch": 1}, "`batch`: 1 is too small; it must be at least 2"),
+        ({"lr": 0}, "`lr`: 0 is too small; it must be above 0"),
+        ({"batch": "many"}, "`batch`: 'many' should be a valid integer"),
+        ({"lr": "fast"}, "`lr`: 'fast' should be a valid number"),
         ({"method": "lit", "long_texts": 1}, "use lit_long"),
         ({"method": "lit_long", "corner_tokens": 2}, "use lotlip"),
         ({"long_texts": 0}, "lotlip needs at least 1"),
-        ({"text_form": "nltk"}, "text_form: 'nltk' should be 'authors' or 'punkt'"),
-        ({"captioners": "llava"}, "captioners: 'llava' should be a valid list"),
+        ({"text_form": "nltk"}, "`text_form`: 'nltk' is unknown; known are authors, punkt"),
+        ({"captioners": "llava"}, "`captioners`: 'llava' should be a valid list"),
     ],
 )
 def test_the_error_names_the_setting_and_the_fix(settings, message):

@@ -129,7 +129,7 @@ def test_a_complete_clip_serves_as_the_tower(pair, tmp_path):
 
 
 def captioner(model):
-    return CaptionerConfig("x", "sharegpt4v", str(model), max_new_tokens=LENGTH, dtype="float32")
+    return CaptionerConfig(name="x", kind="sharegpt4v", model=str(model), max_new_tokens=LENGTH, dtype="float32")
 
 
 def test_captions_equal_those_of_the_published_layout(pair, caption_all):

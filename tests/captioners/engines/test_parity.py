@@ -1,7 +1,5 @@
 """Under greedy decoding in float32, both engines return equal captions: text, token count and finish reason."""
 
-import dataclasses
-
 import pytest
 
 from lotlip_data.captioners.registry import get_default, load_engine
@@ -12,7 +10,7 @@ IMAGES = 256
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-llava", "tiny-sharegpt4v", "tiny-instructblip"])
 def test_vllm_and_transformers_give_the_same_captions(name, scenes, caption_all, tmp_path):
-    config = dataclasses.replace(get_default(name), dtype="float32")
+    config = get_default(name).replace(dtype="float32")
     captions = {}
     for engine_name in ("transformers", "vllm"):
         engine = load_engine(config, engine_name, cache_dir=str(tmp_path))
@@ -25,7 +23,7 @@ def test_vllm_and_transformers_give_the_same_captions(name, scenes, caption_all,
 
 @pytest.mark.parametrize("name", ["tiny-llava", "tiny-sharegpt4v", "tiny-instructblip"])
 def test_captions_do_not_depend_on_the_batch(name, scenes, caption_all):
-    config = dataclasses.replace(get_default(name), dtype="float32")
+    config = get_default(name).replace(dtype="float32")
     captions = {}
     for batch_size in (1, 16):
         engine = load_engine(config, "transformers", batch_size=batch_size)

@@ -1,6 +1,5 @@
 """The transformers engine on small random checkpoints: an image's caption does not depend on its batch."""
 
-import dataclasses
 import json
 import shutil
 import socket
@@ -56,7 +55,7 @@ def test_a_caption_stops_at_its_end_token_which_is_counted_but_not_in_the_text(
 ):
     write = getattr(tiny_checkpoints, f"write_{kind}")
     model = str(write(tmp_path / "model", end_bias=2.0))
-    captions = caption_all(engine(CaptionerConfig("x", kind, model, max_new_tokens=LENGTH)), scenes(32))
+    captions = caption_all(engine(CaptionerConfig(name="x", kind=kind, model=model, max_new_tokens=LENGTH)), scenes(32))
     ended = [caption for caption in captions if caption.finish_reason == "stop"]
     assert len({caption.tokens for caption in ended}) > 3  # rows of one batch end at different steps
     for caption in captions:
@@ -77,7 +76,7 @@ def test_a_broken_image_fails_no_other(config, engine, scenes, caption_all, tmp_
 
 
 def test_an_image_that_would_be_resized_to_gigabytes_is_rejected(random_llava, engine, caption_all):
-    config = CaptionerConfig("x", "llava", random_llava, max_new_tokens=2)
+    config = CaptionerConfig(name="x", kind="llava", model=random_llava, max_new_tokens=2)
     wide, fine = caption_all(engine(config), [Image.new("RGB", (5100, 100)), Image.new("RGB", (5000, 100))])
     assert str(wide) == "5100×100 pixels: one side is over 50 times the other"
     assert fine.tokens == 2
@@ -85,7 +84,7 @@ def test_an_image_that_would_be_resized_to_gigabytes_is_rejected(random_llava, e
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1"])
 def test_every_image_mode_is_captioned(mode, random_llava, engine, caption_all):
-    config = CaptionerConfig("x", "llava", random_llava, max_new_tokens=2)
+    config = CaptionerConfig(name="x", kind="llava", model=random_llava, max_new_tokens=2)
     (caption,) = caption_all(engine(config), [Image.new(mode, (40, 30))])
     assert caption.tokens == 2
 
@@ -95,22 +94,22 @@ def test_the_checkpoints_own_generation_settings_are_ignored(config, engine, sce
     file = tmp_path / "sampling" / "generation_config.json"
     sampling = {"do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 3.0, "max_length": 5}
     file.write_text(json.dumps(json.loads(file.read_text()) | sampling))
-    other = dataclasses.replace(config, model=str(tmp_path / "sampling"))
+    other = config.replace(model=str(tmp_path / "sampling"))
     assert caption_all(engine(other), scenes(4)) == caption_all(engine(config), scenes(4))
 
 
 def test_sampling_differs_from_greedy(config, engine, scenes, caption_all):
-    sampled = dataclasses.replace(config, temperature=2.0)
+    sampled = config.replace(temperature=2.0)
     assert caption_all(engine(sampled), scenes(4)) != caption_all(engine(config), scenes(4))
 
 
 def test_prompt_and_template_reach_the_model(config, engine, scenes, caption_all):
     default = caption_all(engine(config), scenes(8))
-    assert caption_all(engine(dataclasses.replace(config, prompt="Describe the star.")), scenes(8)) != default
+    assert caption_all(engine(config.replace(prompt="Describe the star.")), scenes(8)) != default
 
 
 def test_a_closed_engine_raises_engine_dead(random_llava, scenes, caption_all):
-    loaded = load_engine(CaptionerConfig("x", "llava", random_llava, max_new_tokens=2), "transformers")
+    loaded = load_engine(CaptionerConfig(name="x", kind="llava", model=random_llava, max_new_tokens=2), "transformers")
     loaded.close()
     assert all(isinstance(result, EngineDead) for result in caption_all(loaded, scenes(2)))
 
@@ -136,23 +135,25 @@ def test_missing_weights_are_reported(random_llava, tmp_path):
     del weights["multi_modal_projector.linear_1.weight"]
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 weights of LlavaFor\w+, such as .*linear_1.weight"):
-        load_engine(CaptionerConfig("x", "llava", str(tmp_path / "model"), max_new_tokens=8), "transformers")
+        load_engine(
+            CaptionerConfig(name="x", kind="llava", model=str(tmp_path / "model"), max_new_tokens=8), "transformers"
+        )
 
 
 def test_quantization_needs_vllm(random_llava):
     with pytest.raises(ValueError, match="need engine='vllm'"):
-        load_engine(CaptionerConfig("x", "llava", random_llava, quantization="awq"), "transformers")
+        load_engine(CaptionerConfig(name="x", kind="llava", model=random_llava, quantization="awq"), "transformers")
 
 
 def test_sharegpt4vs_published_layout_is_rejected_with_the_command_to_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "share4v"}))
     command = f"lotlip-data convert sharegpt4v {tmp_path} DST"
     with pytest.raises(ValueError, match=f"{tmp_path} has ShareGPT4V's published layout.*run `{command}` once"):
-        load_engine(CaptionerConfig("x", "sharegpt4v", str(tmp_path)), "transformers")
+        load_engine(CaptionerConfig(name="x", kind="sharegpt4v", model=str(tmp_path)), "transformers")
 
 
 def test_captions_that_exceed_the_models_positions_are_rejected_before_loading(random_llava):
-    config = CaptionerConfig("x", "llava", random_llava, max_new_tokens=250)
+    config = CaptionerConfig(name="x", kind="llava", model=random_llava, max_new_tokens=250)
     message = "max_new_tokens=250: image and prompt take 27 of the model's 256 tokens; use at most 229"
     with pytest.raises(ValueError, match=message):
         load_engine(config, "transformers")

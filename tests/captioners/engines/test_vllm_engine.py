@@ -36,7 +36,7 @@ def checkpoint(random_llava, tmp_path_factory):
     file = folder / "generation_config.json"
     sampling = {"do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 3.0, "max_new_tokens": 5}
     file.write_text(json.dumps(json.loads(file.read_text()) | sampling))
-    return CaptionerConfig("x", "llava", str(folder), max_new_tokens=LENGTH)
+    return CaptionerConfig(name="x", kind="llava", model=str(folder), max_new_tokens=LENGTH)
 
 
 def test_failures_affect_only_what_they_must(checkpoint, scenes, caption_all, monkeypatch):
@@ -84,7 +84,7 @@ import sys, time
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.registry import load_engine
 if __name__ == "__main__":
-    engine = load_engine(CaptionerConfig("x", "llava", sys.argv[1], max_new_tokens=8), "vllm")
+    engine = load_engine(CaptionerConfig(name="x", kind="llava", model=sys.argv[1], max_new_tokens=8), "vllm")
     print("ready", flush=True)
     sys.stdin.readline()
     engine.close()

@@ -111,11 +111,11 @@ def test_a_quantised_checkpoint_is_rejected_with_the_fix(engine, checkpoint):
     config = json.loads(file.read_text()) | {"quantization_config": {"quant_method": "awq", "bits": 4}}
     file.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"is quantised, and its language model cannot be exported for vLLM; use"):
-        load_engine(CaptionerConfig("x", "instructblip", str(checkpoint)), engine)
+        load_engine(CaptionerConfig(name="x", kind="instructblip", model=str(checkpoint)), engine)
 
 
 def test_a_quantization_that_the_checkpoint_lacks_is_rejected(checkpoint):
-    config = CaptionerConfig("x", "instructblip", str(checkpoint), quantization="awq_marlin")
+    config = CaptionerConfig(name="x", kind="instructblip", model=str(checkpoint), quantization="awq_marlin")
     message = "captioner 'x': quantization='awq_marlin': InstructBLIP's checkpoint is not quantised; use one that"
     with pytest.raises(ValueError, match=message):
         load_engine(config, "vllm")

@@ -1,7 +1,6 @@
 """A real vLLM server on loopback, used like any endpoint."""
 
 import contextlib
-import dataclasses
 import os
 import signal
 import subprocess
@@ -67,22 +66,22 @@ def test_a_vllm_server_returns_the_captions_of_the_transformers_engine(server, s
     """
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     process, url = server
-    config = CaptionerConfig("served", "openai", MODEL, request={"add_special_tokens": True})
+    config = CaptionerConfig(name="served", kind="openai", model=MODEL, request={"add_special_tokens": True})
     for length in (256, 12):
-        reference = load_engine(dataclasses.replace(get_default(MODEL), max_new_tokens=length), "transformers")
+        reference = load_engine(get_default(MODEL).replace(max_new_tokens=length), "transformers")
         expected = caption_all(reference, scenes(64))
         reference.close()
-        engine = load_engine(dataclasses.replace(config, max_new_tokens=length), endpoint=url)
+        engine = load_engine(config.replace(max_new_tokens=length), endpoint=url)
         assert caption_all(engine, scenes(64)) == expected
         engine.close()
         assert {caption.finish_reason for caption in expected} == {"stop" if length == 256 else "length"}
 
     with pytest.raises(ValueError, match=rf"has no model 'other'.*It serves {MODEL}\."):
-        load_engine(dataclasses.replace(config, model="other"), endpoint=url)
+        load_engine(config.replace(model="other"), endpoint=url)
 
     # The prompt leaves no room for a caption: the server rejects each image, so the captioner does not load.
     with pytest.raises(ValueError, match="does not caption a blank image"):
-        load_engine(dataclasses.replace(config, max_new_tokens=600), endpoint=url)
+        load_engine(config.replace(max_new_tokens=600), endpoint=url)
 
     engine = load_engine(config, endpoint=url, outage_seconds=1.0)
     images = scenes(3)

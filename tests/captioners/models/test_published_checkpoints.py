@@ -223,7 +223,7 @@ def quirky(tmp_path):
 
 
 def captions_of(model, engine, images, caption_all, **options):
-    config = CaptionerConfig("x", "instructblip", str(model), max_new_tokens=24, dtype="float32")
+    config = CaptionerConfig(name="x", kind="instructblip", model=str(model), max_new_tokens=24, dtype="float32")
     loaded = load_engine(config, engine, **options)
     captions = caption_all(loaded, images)
     loaded.close()

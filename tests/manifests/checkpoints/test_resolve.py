@@ -1,4 +1,4 @@
-"""A model's name stands for one thing: a folder here, a checkpoint that comes with the project, or a hub id."""
+"""A model is a local folder, a checkpoint that comes with the project, or a hub id."""
 
 from pathlib import Path
 
@@ -13,6 +13,6 @@ def test_a_folder_a_shipped_name_and_a_hub_id(tmp_path: Path) -> None:
     assert resolve("llava-hf/llava-1.5-7b-hf") == "llava-hf/llava-1.5-7b-hf"
 
 
-def test_an_unknown_short_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'tiny-blip': no such checkpoint.*there are .*tiny-llava"):
+def test_an_unknown_short_name_is_an_error_with_the_known_names() -> None:
+    with pytest.raises(ValueError, match=r"'tiny-blip': no such checkpoint.*known are .*tiny-llava"):
         resolve("tiny-blip")

@@ -32,6 +32,7 @@ COMMANDS = (
     "stats",
     "verify",
     "sources",
+    "manifest-schema",
     "plan",
     "import",
     "view",
@@ -107,17 +108,23 @@ def test_a_wrong_manifest_names_file_field_and_fix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ("train: [{method: lotlp}]", "`train.0`: method: no 'lotlp'; one of lit, "),
-        ("train: [{method: lit}, {method: lotlip, preset: 4m}]", "`train.1`: preset: no '4m'; one of 3m, "),
-        ("train: [{method: [lit]}]", "`train.0`: method: no ['lit']"),
-        ("train: [{preset: [3m]}]", "`train.0`: preset: no ['3m']"),
-        ("train: [{batchsize: 8}]", "`train.0`: batchsize: no such setting; batch?"),
-        ("train: [{lr: fast}]", "`train.0`: lr: 'fast' should be a valid number"),
-        ("train: [{lr: -1}]", "`train.0`: lr: -1 is not above 0"),
-        ("train: [{ray: {worker: 8}}]", "`train.0`: ray: worker; give workers, gpus, cpus"),
+        ("train: [{method: lotlp}]", "`train.0.method`: 'lotlp' is unknown; did you mean 'lotlip'? Known are lit, "),
+        (
+            "train: [{method: lit}, {method: lotlip, preset: 4m}]",
+            "`train.1.preset`: '4m' is unknown; known are 3m, ",
+        ),
+        ("train: [{method: [lit]}]", "`train.0.method`: ['lit'] is unknown"),
+        ("train: [{preset: [3m]}]", "`train.0.preset`: ['3m'] is unknown"),
+        ("train: [{batchsize: 8}]", "`train.0.batchsize`: there is no such setting; did you mean `batch`?"),
+        ("train: [{lr: fast}]", "`train.0.lr`: 'fast' should be a valid number"),
+        ("train: [{lr: -1}]", "`train.0.lr`: -1 is too small; it must be above 0"),
+        ("train: [{ray: {worker: 8}}]", "`train.0.ray.worker`: there is no such setting; did you mean `workers`?"),
         ("train: [{lr: 1e-3}, {lr: 2e-3}]", "`train`: lotlip is named twice; give one of them another `name`"),
-        ("captioners: [lava]", "captioner 'lava' is unknown; known are "),
-        ("captioners: [{preset: llava, pool: {engine: vlm}}]", "engine: no 'vlm'; one of auto, vllm, transformers"),
+        ("captioners: [lava]", "`captioners.0.preset`: 'lava' is unknown; did you mean 'llava'? Known are "),
+        (
+            "captioners: [{preset: llava, pool: {engine: vlm}}]",
+            "`engine`: 'vlm' is unknown; did you mean 'vllm'? Known are auto, vllm, transformers",
+        ),
     ],
 )
 def test_what_a_later_stage_would_refuse_is_refused_before_the_first(tmp_path: Path, section: str, said: str) -> None:
@@ -142,7 +149,7 @@ def test_a_training_of_a_run_that_cannot_be_keeps_those_before_it_from_starting(
     manifest.write_text("name: m\nsources: [{name: web, files: [a.csv]}]\ntrain: [{method: lit}, {method: lotlp}]\n")
     answer = CliRunner().invoke(app, ["train", str(tmp_path)])
     assert (answer.exit_code, answer.output.count("\n")) == (2, 1)
-    assert answer.output.startswith(f"error: {manifest}: `train.1`: method: no 'lotlp'")
+    assert answer.output.startswith(f"error: {manifest}: `train.1.method`: 'lotlp' is unknown")
 
 
 FOLDER_TAKERS = (
@@ -185,7 +192,10 @@ def test_an_engine_that_a_captioner_lacks_is_told_before_anything_starts(tmp_pat
     for command in (["recaption", run.url, "-c", "tiny-llava"], ["world", "accuracy", "tiny-llava"]):
         answer = CliRunner().invoke(app, [*command, "--engine", "vlm"])
         assert answer.exit_code == 2
-        assert answer.output == "error: captioner 'tiny-llava': engine: no 'vlm'; one of auto, vllm, transformers\n"
+        assert answer.output == (
+            "error: captioner 'tiny-llava': `engine`: 'vlm' is unknown; did you mean 'vllm'? "
+            "Known are auto, vllm, transformers\n"
+        )
 
 
 def told(error: OSError) -> str:

@@ -40,7 +40,7 @@ READERS: dict[str, tuple[str, Callable[[Run], object], str]] = {
     ),
     "captions": (
         "captions/llava/00000.parquet",
-        lambda run: caption_commit.finish(run, "llava", 0),
+        lambda run: caption_commit.finish_commit(run, "llava", 0),
         "Remove {url}; its images are captioned again.",
     ),
     "hashes": ("clean/hashes/00000-a.parquet", lambda run: perceptual_hash.shard_hashes(run, 0, "a"), "Remove {url}; "),

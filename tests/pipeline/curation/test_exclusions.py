@@ -1,6 +1,6 @@
-"""What is left out of a dataset: each for its reason, counted, listed, and nothing else.
+"""Samples and texts are left out for their reasons, counted and listed, and nothing else is left out.
 
-The images are smooth noise: unlike one another by their perceptual hashes, and like themselves at another quality.
+The images are smooth noise: their perceptual hashes differ from one another, and hardly change with the JPEG quality.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def stored(image: Image.Image, quality: int = 95) -> bytes:
 def run_of(
     folder: Path, shards: list[list[bytes | tuple[bytes, Mapping[str, Any]]]], **clean: Any
 ) -> tuple[Run, Manifest]:
-    """A run with these images, captioned by one captioner; an image may come with other fields of its row."""
+    """A run with these images and captions by one captioner. An image may come with other fields of its row."""
     fake = fake_run.make(folder, shards=0, writers=["llava"], clean=clean)
     for number, images in enumerate(shards):
         add(fake.run, number, images)
@@ -70,18 +70,18 @@ def add(run: Run, number: int, images: list[Any]) -> None:
 
 
 def keys(run: Run) -> list[str]:
-    described = dataset_index.read_index(run)
-    outputs = [*described["shards"], *described["validation"]]
-    return sorted(key for one in outputs for key in table(run, one)["key"])
+    index = dataset_index.read_index(run)
+    outputs = [*index["shards"], *index["validation"]]
+    return sorted(key for output in outputs for key in table(run, output)["key"])
 
 
 def table(run: Run, output: dict[str, Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = pq.read_table(f"{run.shards}/{output['parquet']['name']}").to_pydict()
-    return found
+    columns: dict[str, list[Any]] = pq.read_table(f"{run.shards}/{output['parquet']['name']}").to_pydict()
+    return columns
 
 
 def listed(run: Run) -> dict[str, tuple[str, str, str]]:
-    """What the lists in quarantine say, by key: what, reason and detail."""
+    """The rows of the lists in quarantine by key: what, reason and detail."""
     rows: list[Row] = [
         row for path in Path(run.quarantine("shard")).iterdir() for row in pq.read_table(path).to_pylist()
     ]
@@ -89,7 +89,7 @@ def listed(run: Run) -> dict[str, tuple[str, str, str]]:
     return {row["key"]: (row["what"], row["reason"], row["detail"]) for row in rows}
 
 
-def test_hashes_stay_when_an_image_is_scaled_or_compressed_and_differ_between_images() -> None:
+def test_hashes_survive_scaling_and_compression_and_differ_between_images() -> None:
     def bits(a: bytes, b: bytes) -> int:
         first, second = perceptual_hash(a), perceptual_hash(b)
         assert first is not None and second is not None
@@ -121,12 +121,16 @@ def test_duplicates_are_left_out_and_the_earliest_stays(tmp_path: Path, ray_clus
         "000020000": ("sample", "duplicate", "000000001"),
         "000020001": ("sample", "near_duplicate", "000010000"),
     }
-    described = dataset_index.read_index(run)
-    assert (described["fetched"], described["samples"], described["dropped"]) == (7, 4, summary.dropped)
+    index = dataset_index.read_index(run)
+    assert (index["fetched"], index["samples"], index["dropped"]) == (
+        7,
+        4,
+        summary.dropped,
+    )
     assert verify(run) == [] and shard(manifest, run).nothing_to_do
 
 
-def test_new_images_rewrite_no_shard_that_was_there(tmp_path: Path, ray_cluster: None) -> None:
+def test_new_images_rewrite_no_earlier_shard(tmp_path: Path, ray_cluster: None) -> None:
     run, manifest = run_of(tmp_path, [[stored(noise(0)), stored(noise(1))]], duplicates=True, near_duplicates=4)
     shard(manifest, run)
     before = dataset_index.read_index(run)["shards"]
@@ -137,7 +141,7 @@ def test_new_images_rewrite_no_shard_that_was_there(tmp_path: Path, ray_cluster:
     assert keys(run) == ["000000000", "000000001", "000010001"]
 
 
-def test_no_image_is_left_out_for_the_sake_of_one_that_a_rule_leaves_out(tmp_path: Path, ray_cluster: None) -> None:
+def test_no_image_is_left_out_because_of_an_image_that_a_filter_leaves_out(tmp_path: Path, ray_cluster: None) -> None:
     image = stored(noise(0))
     images = [(image, {"texts": ["thing"]}), (image, {"original_width": 20}), image, image]
     run, manifest = run_of(tmp_path, [images], duplicates=True, min_words=2, min_side=32)
@@ -147,7 +151,7 @@ def test_no_image_is_left_out_for_the_sake_of_one_that_a_rule_leaves_out(tmp_pat
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "list", "image"])
 def test_images_of_evaluation_sets_are_left_out(tmp_path: Path, ray_cluster: None, kind: str) -> None:
-    """By their bytes even where they cannot be decoded, and by their looks."""
+    """By their bytes, even if they cannot be decoded, and by their hashes."""
     broken, known = b"not an image at all", noise(5)
     (tmp_path / "sets").mkdir()
     files = {"a.jpg": stored(known, 80)} | ({} if kind == "image" else {"b.png": broken, "readme.md": b"?"})
@@ -156,12 +160,12 @@ def test_images_of_evaluation_sets_are_left_out(tmp_path: Path, ray_cluster: Non
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
         tar.add(tmp_path / "sets", "sets")
     (tmp_path / "set.txt").write_text("sets/a.jpg\n\nsets/b.png\n")
-    given = {"folder": "sets", "tar": "set.tar", "list": "set.txt", "image": "sets/a.jpg"}[kind]
+    path = {"folder": "sets", "tar": "set.tar", "list": "set.txt", "image": "sets/a.jpg"}[kind]
     images = [stored(noise(4)), stored(known, 95), broken]
-    run, manifest = run_of(tmp_path / "run", [images], evaluation_sets=[str(tmp_path / given)])
-    found = shard(manifest, run)
-    assert found.failed == []
-    assert found.dropped == {"evaluation_image": 1 if kind == "image" else 2}
+    run, manifest = run_of(tmp_path / "run", [images], evaluation_sets=[str(tmp_path / path)])
+    summary = shard(manifest, run)
+    assert summary.failed == []
+    assert summary.dropped == {"evaluation_image": 1 if kind == "image" else 2}
     assert keys(run) == (["000000000", "000000002"] if kind == "image" else ["000000000"])
     what, reason, name = listed(run)["000000001"]
     assert (what, reason, name.endswith("a.jpg")) == ("sample", "evaluation_image", True)
@@ -176,12 +180,14 @@ def test_an_evaluation_set_that_changes_is_read_again(tmp_path: Path) -> None:
     (folder / "b.jpg").write_bytes(stored(noise(1)))
     second = decontamination.evaluation_images(run, [str(folder)])
     assert (second.id != first.id, len(second.names)) == (True, 2)
-    for given in ("nothing-here", "set.tar", "none.txt"):
-        with pytest.raises(EvaluationSetError, match=given):
-            decontamination.evaluation_images(run, [str(tmp_path / given)])
+    for name in ("nothing-here", "set.tar", "none.txt"):
+        with pytest.raises(EvaluationSetError, match=name):
+            decontamination.evaluation_images(run, [str(tmp_path / name)])
 
 
-def test_a_shard_that_cannot_be_surveyed_is_named_and_nothing_is_published(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_shard_that_cannot_be_surveyed_is_reported_and_nothing_is_published(
+    tmp_path: Path, ray_cluster: None
+) -> None:
     run, manifest = run_of(tmp_path, [[stored(noise(0))], [stored(noise(1))]], near_duplicates=4)
     Path(run.images, "00001-attempt.tar").write_bytes(b"torn")
     summary = shard(manifest, run)
@@ -189,7 +195,7 @@ def test_a_shard_that_cannot_be_surveyed_is_named_and_nothing_is_published(tmp_p
     assert not storage.exists(run.dataset)
 
 
-def test_rules_on_images_and_raw_texts() -> None:
+def test_filters_of_images_and_raw_texts() -> None:
     image = {"original_width": 300, "original_height": 100}
     assert filters.image_rejection(image, Filters()) is None
     assert filters.image_rejection(image, Filters(min_side=101)) == filters.TOO_SMALL
@@ -209,15 +215,15 @@ def test_rules_on_images_and_raw_texts() -> None:
     assert filters.text_rejection("red car", Filters(language="english")) is None
 
 
-def test_a_sample_keeps_those_of_its_raw_texts_that_pass(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_sample_keeps_the_raw_texts_that_pass(tmp_path: Path, ray_cluster: None) -> None:
     texts = {"texts": ["thing", "a good long text", "word"], "sources": ["web", "coyo", "laion"]}
     run, manifest = run_of(tmp_path, [[(stored(noise(0)), texts)]], min_words=2)
     assert shard(manifest, run).failed == []
-    described = dataset_index.read_index(run)
-    found = table(run, described["shards"][0])
-    assert (found["raw"], found["source"]) == (["a good long text"], ["coyo"])
-    assert (found["raws"], found["sources"]) == ([["a good long text"]], [["coyo"]])
-    assert (described["dropped"], described["dropped_texts"]) == ({}, {"raw": {"too_few_words": 2}})
+    index = dataset_index.read_index(run)
+    columns = table(run, index["shards"][0])
+    assert (columns["raw"], columns["source"]) == (["a good long text"], ["coyo"])
+    assert (columns["raws"], columns["sources"]) == ([["a good long text"]], [["coyo"]])
+    assert (index["dropped"], index["dropped_texts"]) == ({}, {"raw": {"too_few_words": 2}})
     (path,) = Path(run.quarantine("shard")).iterdir()
     rows = pq.read_table(path).to_pylist()
     assert Counter((row["what"], row["reason"], row["detail"]) for row in rows) == {
@@ -234,32 +240,35 @@ def test_flagged_long_texts_are_left_out_and_counted(tmp_path: Path, ray_cluster
     captions[1] |= {"flags": ["truncated"]}
     fake_run.write_captions(fake.run, "llava", 0, captions)
     assert shard(fake.manifest, fake.run).failed == []
-    described = dataset_index.read_index(fake.run)
-    found = table(fake.run, described["shards"][0])
-    lost = found["key"].index(captions[0]["key"])
-    assert (found["llava"][lost], found["llava_sub"][lost]) == (None, [])
-    assert found["llava_flags"][lost] == "truncated repetition"
-    assert (described["long_texts"], described["dropped_texts"]) == ({"llava": 7}, {"llava": {"repetition": 1}})
+    index = dataset_index.read_index(fake.run)
+    columns = table(fake.run, index["shards"][0])
+    row = columns["key"].index(captions[0]["key"])
+    assert (columns["llava"][row], columns["llava_sub"][row]) == (None, [])
+    assert columns["llava_flags"][row] == "truncated repetition"
+    assert (index["long_texts"], index["dropped_texts"]) == (
+        {"llava": 7},
+        {"llava": {"repetition": 1}},
+    )
     assert listed(fake.run)[captions[0]["key"]] == ("llava", "repetition", captions[0]["text"])
 
 
-def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
+def test_invalid_settings_are_rejected(tmp_path: Path) -> None:
     text = "name: x\nsources: [{name: web, files: a.csv}]\nclean: "
-    for wrong, says in (
+    for settings, message in (
         ("{near_duplicates: 9}", "`clean.near_duplicates`"),
         ("{min_words: 9, max_words: 3}", "above `max_words`"),
         ("{language: klingon}", "`clean.language`"),
         ("{dedup: true}", "`clean.dedup`: there is no such setting"),
     ):
-        with pytest.raises(ManifestError, match=says):
-            parse(text + wrong, "m.yaml")
+        with pytest.raises(ManifestError, match=message):
+            parse(text + settings, "m.yaml")
     with pytest.raises(UserError, match=r"`clean\.drop_flags`: there is no flag repetiton; the flags are truncated"):
         Filters.of(parse(text + "{drop_flags: [repetiton]}", "m.yaml"))
     (tmp_path / "m.yaml").write_text(text + "{evaluation_sets: [coco, s3://bucket/iiw.tar]}")
     assert load(str(tmp_path / "m.yaml")).clean.evaluation_sets == (f"{tmp_path}/coco", "s3://bucket/iiw.tar")
 
 
-def test_lists_are_made_once_for_the_same_images_and_settings(tmp_path: Path, ray_cluster: None) -> None:
+def test_exclusions_are_found_once_for_the_same_images_and_settings(tmp_path: Path, ray_cluster: None) -> None:
     image = stored(noise(0))
     run, manifest = run_of(tmp_path, [[image, image]], duplicates=True)
     lists, failed = exclusions.find_exclusions(run, manifest.clean, Filters.of(manifest))

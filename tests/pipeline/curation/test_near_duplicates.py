@@ -1,4 +1,4 @@
-"""Duplicates are exactly those that looking at every pair finds, whatever lies in which bucket."""
+"""The duplicates equal those of a comparison of all pairs, for any number of buckets."""
 
 import itertools
 import pathlib
@@ -12,8 +12,8 @@ from lotlip_data.pipeline.curation.near_duplicates import SpilledRows
 from lotlip_data.pipeline.curation.perceptual_hash import find_near
 
 
-def crowd(seed: int, count: int) -> np.ndarray:
-    """Hashes in clusters: many at small distances, some equal, and no two clusters near each other."""
+def clustered_hashes(seed: int, count: int) -> np.ndarray:
+    """Hashes in clusters: many at small distances, some equal; the clusters are far from one another."""
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 2**64, max(1, count // 20), dtype=np.uint64)
     hashes = rng.choice(centres, count)
@@ -23,7 +23,7 @@ def crowd(seed: int, count: int) -> np.ndarray:
     return hashes
 
 
-def found(hashes: np.ndarray, positions: np.ndarray, distance: int, folder: pathlib.Path) -> dict[int, int]:
+def find(hashes: np.ndarray, positions: np.ndarray, distance: int, folder: pathlib.Path) -> dict[int, int]:
     rows = SpilledRows(folder / "rows", len(hashes), "hash", "position")
     order = np.random.default_rng(1).permutation(len(hashes))
     for part in np.array_split(order, 3):
@@ -37,66 +37,70 @@ def found(hashes: np.ndarray, positions: np.ndarray, distance: int, folder: path
     return dict(merged)
 
 
-def brute(hashes: np.ndarray, positions: np.ndarray, distance: int) -> dict[int, int]:
+def find_by_all_pairs(hashes: np.ndarray, positions: np.ndarray, distance: int) -> dict[int, int]:
     near = np.bitwise_count(hashes[:, None] ^ hashes[None, :]) <= distance
     earliest = np.where(near, positions[None, :], np.iinfo(np.uint64).max).min(axis=1)
     return {int(mine): int(of) for mine, of in zip(positions, earliest, strict=True) if of < mine}
 
 
 @pytest.mark.parametrize("distance", [0, 1, 3, 4, 8])
-def test_near_hashes_are_those_that_every_pair_shows(
+def test_near_duplicates_equal_those_of_all_pairs(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, distance: int
 ) -> None:
     monkeypatch.setattr(near_duplicates, "ROWS_PER_BUCKET", 100)
-    hashes = crowd(distance, 1500)
+    hashes = clustered_hashes(distance, 1500)
     positions = np.random.default_rng(2).permutation(1500).astype(np.uint64) << np.uint64(30)
-    expected = brute(hashes, positions, distance)
-    assert found(hashes, positions, distance, tmp_path) == expected
+    expected = find_by_all_pairs(hashes, positions, distance)
+    assert find(hashes, positions, distance, tmp_path) == expected
     assert 100 < len(expected) < 1500
 
 
-def test_what_is_decided_stays_when_later_images_come(tmp_path: pathlib.Path) -> None:
-    hashes, positions = crowd(5, 1200), np.arange(1200, dtype=np.uint64)
+def test_later_images_change_no_decision(tmp_path: pathlib.Path) -> None:
+    hashes, positions = clustered_hashes(5, 1200), np.arange(1200, dtype=np.uint64)
     (tmp_path / "before").mkdir()
     (tmp_path / "after").mkdir()
-    before = found(hashes[:800], positions[:800], 4, tmp_path / "before")
-    after = found(hashes, positions, 4, tmp_path / "after")
+    before = find(hashes[:800], positions[:800], 4, tmp_path / "before")
+    after = find(hashes, positions, 4, tmp_path / "after")
     assert {late: of for late, of in after.items() if late < 800} == before
     assert len(after) > len(before)
 
 
-def test_no_hash_and_one_hash(tmp_path: pathlib.Path) -> None:
+def test_no_hash_and_one_hash_have_no_duplicates(tmp_path: pathlib.Path) -> None:
     for count in (0, 1):
         (folder := tmp_path / str(count)).mkdir()
-        assert found(crowd(0, count), np.arange(count, dtype=np.uint64), 4, folder) == {}
+        assert find(clustered_hashes(0, count), np.arange(count, dtype=np.uint64), 4, folder) == {}
 
 
 def test_many_blank_images_are_not_compared_with_one_another(tmp_path: pathlib.Path) -> None:
-    """200,000 equal hashes: as pairs they would be 20 billion."""
+    """200,000 equal hashes, which would be 20 billion pairs."""
     hashes, positions = np.full(200_000, 1 << 63, np.uint64), np.arange(200_000, dtype=np.uint64)
     started = time.monotonic()
-    assert found(hashes, positions, 4, tmp_path) == dict.fromkeys(range(1, 200_000), 0)
+    assert find(hashes, positions, 4, tmp_path) == dict.fromkeys(range(1, 200_000), 0)
     assert time.monotonic() - started < 300
 
 
 @pytest.mark.parametrize("bucket", [50, 10_000])
-def test_equal_digests(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bucket: int) -> None:
+def test_exact_duplicates_point_to_the_earliest_image(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bucket: int
+) -> None:
     monkeypatch.setattr(near_duplicates, "ROWS_PER_BUCKET", bucket)
     rng = np.random.default_rng(0)
     upper, lower = rng.integers(0, 2**64, 40, dtype=np.uint64)[rng.integers(0, 40, 1000)], rng.integers(0, 3, 1000)
     positions = rng.permutation(1000).astype(np.uint64)
     rows = SpilledRows(tmp_path / "rows", 1000, "lower", "position")
     rows.add(upper, lower.astype(np.uint64), positions)
-    got = {int(a): int(b) for late, of in near_duplicates.exact_duplicates(rows) for a, b in zip(late, of, strict=True)}
+    duplicates = {
+        int(a): int(b) for late, of in near_duplicates.exact_duplicates(rows) for a, b in zip(late, of, strict=True)
+    }
     earliest: dict[tuple[int, int], int] = {}
-    for one in sorted(zip(positions.tolist(), upper.tolist(), lower.tolist(), strict=True)):
-        earliest.setdefault(one[1:], one[0])
+    for image in sorted(zip(positions.tolist(), upper.tolist(), lower.tolist(), strict=True)):
+        earliest.setdefault(image[1:], image[0])
     digests = zip(positions.tolist(), upper.tolist(), lower.tolist(), strict=True)
-    assert got == {at: earliest[a, b] for at, a, b in digests if earliest[a, b] != at}
-    assert len(got) > 800
+    assert duplicates == {at: earliest[a, b] for at, a, b in digests if earliest[a, b] != at}
+    assert len(duplicates) > 800
 
 
-def test_within_names_the_nearest() -> None:
+def test_find_near_gives_the_nearest_of_the_others() -> None:
     others = np.array([0b1111, 0b0001, 0b0111], np.uint64)
     assert list(find_near(np.array([0b0011, 0, 2**40 - 1], np.uint64), others, 1)) == [(0, 1), (1, 1)]
     assert list(find_near(np.array([1], np.uint64), np.array([], np.uint64), 8)) == []

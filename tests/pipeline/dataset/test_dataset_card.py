@@ -1,4 +1,4 @@
-"""The dataset tells of itself in the forms that other tools read: card, Croissant, and the schema's description."""
+"""The dataset describes itself in the forms that other tools read: the card, Croissant and the dataset format page."""
 
 import json
 import re
@@ -11,8 +11,7 @@ from lotlip_data.manifests import dataset_index, schema
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.curation.filters import Filters
-from lotlip_data.pipeline.dataset import dataset_card
-from lotlip_data.pipeline.dataset import metadata as dataset
+from lotlip_data.pipeline.dataset import dataset_card, metadata
 from lotlip_data.pipeline.dataset.publish import publish
 from lotlip_data.pipeline.dataset.verify import verify
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text
@@ -24,21 +23,21 @@ FORMAT_PAGE = ROOT / "docs" / "reference" / "dataset-format.md"
 
 
 @pytest.fixture(scope="module")
-def whole(
+def published(
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Run, Manifest, dataset.Recipe, list[dataset_index.ShardRecord]]:
-    """What a dataset is published from."""
+) -> tuple[Run, Manifest, metadata.Recipe, list[dataset_index.ShardRecord]]:
+    """A published dataset: its run and manifest, and what it was published from."""
     folder = tmp_path_factory.mktemp("a run")
     fake = fake_run.make(folder, images=20, validation=0.3, clean={"max_words": 6})
-    recipe = dataset.Recipe({name: f"{name}@1" for name in WRITERS}, Filters.of(fake.manifest))
+    recipe = metadata.Recipe({name: f"{name}@1" for name in WRITERS}, Filters.of(fake.manifest))
     records = [fake_run.build(fake.run, recipe, number) for number in range(2)]
-    manifest = told(fake.manifest, "CC0,\nthe texts | too", "https://web.example/lists")
+    manifest = with_licence(fake.manifest, "CC0,\nthe texts | too", "https://web.example/lists")
     publish(fake.run, manifest, recipe, records)
     return fake.run, manifest, recipe, records
 
 
-def told(manifest: Manifest, licence: str | None, homepage: str | None) -> Manifest:
-    """The manifest with a licence and a homepage of its source."""
+def with_licence(manifest: Manifest, licence: str | None, homepage: str | None) -> Manifest:
+    """The manifest with a licence and a homepage for its source."""
     (source,) = manifest.sources
     return manifest.model_copy(
         update={"sources": (source.model_copy(update={"licence": licence, "homepage": homepage}),)}
@@ -46,23 +45,23 @@ def told(manifest: Manifest, licence: str | None, homepage: str | None) -> Manif
 
 
 @pytest.fixture
-def run(whole: tuple[Run, Manifest, dataset.Recipe, list[dataset_index.ShardRecord]]) -> Run:
-    return whole[0]
+def run(published: tuple[Run, Manifest, metadata.Recipe, list[dataset_index.ShardRecord]]) -> Run:
+    return published[0]
 
 
 def test_mlcroissant_validates_the_metadata_and_reads_every_record(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     import mlcroissant
 
-    found = mlcroissant.Dataset(jsonld=f"{run.shards}/croissant.json")
-    assert found.metadata.ctx.issues.errors == set()
-    assert found.metadata.license == ["web: CC0,\nthe texts | too"]
-    metadata = json.loads(Path(run.shards, "croissant.json").read_text())
-    assert metadata["isBasedOn"] == ["https://web.example/lists"]
-    described = dataset_index.read_index(run)
-    assert [records.name for records in found.metadata.record_sets] == ["train", "validation"]
+    loaded = mlcroissant.Dataset(jsonld=f"{run.shards}/croissant.json")
+    assert loaded.metadata.ctx.issues.errors == set()
+    assert loaded.metadata.license == ["web: CC0,\nthe texts | too"]
+    croissant = json.loads(Path(run.shards, "croissant.json").read_text())
+    assert croissant["isBasedOn"] == ["https://web.example/lists"]
+    content = dataset_index.read_index(run)
+    assert [records.name for records in loaded.metadata.record_sets] == ["train", "validation"]
     for split in dataset_index.SPLITS:
-        rows = list(found.records(split))
-        assert len(rows) == described["splits"][split]["samples"] > 0
+        rows = list(loaded.records(split))
+        assert len(rows) == content["splits"][split]["samples"] > 0
         for row in rows:
             seed = int(re.findall(r"(\d+)\.jpg", row[f"{split}/url"].decode())[0])
             assert row[f"{split}/llava"].decode() == long_text(sample_scene(seed), "llava")
@@ -73,10 +72,10 @@ def test_datasets_reads_the_folder_by_its_card(run: Run, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
-    found = datasets.load_dataset(run.shards, cache_dir=str(tmp_path))
+    loaded = datasets.load_dataset(run.shards, cache_dir=str(tmp_path))
     splits = dataset_index.read_index(run)["splits"]
-    assert {split: len(found[split]) for split in found} == {split: splits[split]["samples"] for split in splits}
-    urls = {row["json"]["url"] for split in found for row in found[split]}
+    assert {split: len(loaded[split]) for split in loaded} == {split: splits[split]["samples"] for split in splits}
+    urls = {row["json"]["url"] for split in loaded for row in loaded[split]}
     assert len(urls) == dataset_index.read_index(run)["samples"]
 
 
@@ -84,9 +83,9 @@ def test_the_hub_accepts_the_cards_front_matter(run: Run) -> None:
     from huggingface_hub import DatasetCard
 
     text = Path(run.shards, "README.md").read_text()
-    found = DatasetCard(text)
-    assert found.data.pretty_name == "fake" and found.data.size_categories == ["n<1K"]
-    assert (found.data.license, found.data["license_name"]) == ("other", "by-source")
+    loaded = DatasetCard(text)
+    assert loaded.data.pretty_name == "fake" and loaded.data.size_categories == ["n<1K"]
+    assert (loaded.data.license, loaded.data["license_name"]) == ("other", "by-source")
     assert "| web | CC0, the texts \\| too | https://web.example/lists |" in text
     front = yaml.safe_load(text.split("---")[1])
     (config,) = front["configs"]
@@ -94,34 +93,34 @@ def test_the_hub_accepts_the_cards_front_matter(run: Run) -> None:
     assert "`train-{00000..00001}.tar`" in text and "too_many_words" in text
 
 
-def test_what_people_add_to_a_card_stays_and_damaged_metadata_is_mended(
-    whole: tuple[Run, Manifest, dataset.Recipe, list[dataset_index.ShardRecord]],
+def test_additions_to_a_card_stay_and_damaged_metadata_is_written_again(
+    published: tuple[Run, Manifest, metadata.Recipe, list[dataset_index.ShardRecord]],
 ) -> None:
-    run = whole[0]
-    readme, metadata = (Path(run.shards, name) for name in ("README.md", "croissant.json"))
-    mine = readme.read_text() + "\nLicence: ours.\n"
-    readme.write_text(mine)
-    assert verify(run) == [] and not publish(*whole)
-    assert readme.read_text() == mine
-    text = metadata.read_text()
-    metadata.write_text(text.replace("train-00000", "train-00007"))
+    run = published[0]
+    readme, croissant = (Path(run.shards, name) for name in ("README.md", "croissant.json"))
+    edited = readme.read_text() + "\nLicence: ours.\n"
+    readme.write_text(edited)
+    assert verify(run) == [] and not publish(*published)
+    assert readme.read_text() == edited
+    text = croissant.read_text()
+    croissant.write_text(text.replace("train-00000", "train-00007"))
     (problem,) = verify(run)
-    assert problem.where == str(metadata) and "not of the dataset" in problem.what
-    assert publish(*whole) and metadata.read_text() == text and verify(run) == []
+    assert problem.where == str(croissant) and "not of the dataset" in problem.what
+    assert publish(*published) and croissant.read_text() == text and verify(run) == []
 
 
-def test_a_licence_that_is_told_later_changes_the_card_and_the_metadata(
-    whole: tuple[Run, Manifest, dataset.Recipe, list[dataset_index.ShardRecord]],
+def test_a_licence_that_is_added_later_changes_the_card_and_the_metadata(
+    published: tuple[Run, Manifest, metadata.Recipe, list[dataset_index.ShardRecord]],
 ) -> None:
     import mlcroissant
 
-    run, manifest, recipe, records = whole
+    run, manifest, recipe, records = published
     try:
-        assert publish(run, told(manifest, None, None), recipe, records)
+        assert publish(run, with_licence(manifest, None, None), recipe, records)
         text = Path(run.shards, "README.md").read_text()
         assert "license: unknown" in text and "| web | not stated | not stated |" in text and verify(run) == []
-        found = mlcroissant.Dataset(jsonld=f"{run.shards}/croissant.json")
-        assert found.metadata.ctx.issues.errors == set() and not found.metadata.license
+        loaded = mlcroissant.Dataset(jsonld=f"{run.shards}/croissant.json")
+        assert loaded.metadata.ctx.issues.errors == set() and not loaded.metadata.license
     finally:
         assert publish(run, manifest, recipe, records)
     assert "license: other" in Path(run.shards, "README.md").read_text() and verify(run) == []
@@ -155,14 +154,14 @@ def test_the_format_page_describes_the_schema() -> None:
     meanings = [schema.meaning(name) for name in columns.names]
     assert rows[: len(columns)] == list(zip(columns.names, types, meanings, strict=True))
     assert [row[0] for row in rows[len(columns) :]] == schema.DROPPED.names
-    described = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
-    assert described.keys() >= {"schema_version", "shards", "validation", "inputs", "replaced"}
+    content = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
+    assert content.keys() >= {"schema_version", "shards", "validation", "inputs", "replaced"}
 
 
 def test_the_format_page_describes_the_keys_of_dataset_json(run: Run) -> None:
     text = FORMAT_PAGE.read_text()
     example = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
-    described = dataset_index.read_index(run)
-    assert list(example) == list(described)
+    content = dataset_index.read_index(run)
+    assert list(example) == list(content)
     for name in ("shards", "validation", "inputs"):
-        assert example[name][0].keys() == described[name][0].keys()
+        assert example[name][0].keys() == content[name][0].keys()

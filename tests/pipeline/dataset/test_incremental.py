@@ -1,4 +1,4 @@
-"""A dataset whose inputs change: only what changed is written, readers see the old or the new, killed or not."""
+"""If inputs change, only affected shards are written, and readers see the old or the new dataset, even after a kill."""
 
 import dataclasses
 import shutil
@@ -25,8 +25,8 @@ from tests.pipeline.run_fixture import FakeRun
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards are built in this process, so that it can be killed at any of its steps."""
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build shards in this process, so that a test can stop it at any step."""
 
     def run_tasks(task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         return ((item, task(item)) for item in items)
@@ -45,17 +45,17 @@ def build(fake: FakeRun, run: Run | None = None) -> ShardSummary:
 
 
 def check_whole(run: Run) -> list[str]:
-    """The captioners of the dataset, each file of which is there as dataset.json says, with their columns."""
-    described = dataset_index.read_index(run)
-    for record in dataset_index.read_records(run, described):
+    """The captioners of the dataset. Asserts that each file exists as dataset.json says and has their columns."""
+    content = dataset_index.read_index(run)
+    for record in dataset_index.read_records(run, content):
         for output in record.outputs:
             for file in output.files:
                 assert shard_files.is_there(run.shards, file), file.name
-            assert pq.read_schema(f"{run.shards}/{output.parquet.name}").names == described["columns"]
-    return list(described["captioners"])
+            assert pq.read_schema(f"{run.shards}/{output.parquet.name}").names == content["columns"]
+    return list(content["captioners"])
 
 
-def test_a_captioner_that_is_added_replaces_the_dataset_when_all_of_it_is_there(tmp_path: Path) -> None:
+def test_a_new_captioner_replaces_the_dataset_once_all_shards_are_built(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=3, writers=["instructblip", "llava"])
     build(fake)
     before = storage.read_bytes(fake.run.dataset)
@@ -76,7 +76,7 @@ def test_a_captioner_that_is_added_replaces_the_dataset_when_all_of_it_is_there(
     assert build(fake).nothing_to_do
 
 
-def test_captions_of_images_that_changed_are_told_with_their_files_until_they_are_made_anew(
+def test_captions_of_changed_images_are_reported_until_they_are_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake = fake_run.make(tmp_path, shards=7)
@@ -103,8 +103,8 @@ def test_captions_of_images_that_changed_are_told_with_their_files_until_they_ar
 
 
 @pytest.mark.parametrize("dataset_json", ["is there", "was removed"])
-def test_what_the_settings_of_before_left_asks_for_nothing(tmp_path: Path, dataset_json: str) -> None:
-    """Shards of two settings, of which the latter were given up, and of one that a lost dataset.json had named."""
+def test_shards_of_earlier_settings_need_no_action(tmp_path: Path, dataset_json: str) -> None:
+    """Shards of an abandoned change of settings, and shards that a lost dataset.json named."""
     fake = fake_run.make(tmp_path, shards=2)
     other = fake_run.asking(sub_captions="authors")
     if dataset_json == "was removed":
@@ -122,20 +122,20 @@ def test_what_the_settings_of_before_left_asks_for_nothing(tmp_path: Path, datas
     assert verify(fake.run) == []
 
 
-def test_a_dataset_of_an_earlier_release_is_built_again_and_files_that_come_out_the_same_stay(tmp_path: Path) -> None:
+def test_a_dataset_of_an_earlier_release_is_built_again_and_equal_files_stay(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=2)
     recipe = stage.recipe_of(fake.run, fake.manifest)
     earlier = dataclasses.replace(recipe, revision=recipe.revision - 1)
     publish.publish(fake.run, fake.manifest, earlier, [fake_run.build(fake.run, earlier, number) for number in (0, 1)])
     before = dataset_index.read_index(fake.run)
-    times = [Path(fake.run.shards, one["tar"]["name"]).stat().st_mtime_ns for one in before["shards"]]
+    times = [Path(fake.run.shards, entry["tar"]["name"]).stat().st_mtime_ns for entry in before["shards"]]
     assert (build(fake).built, verify(fake.run)) == (2, [])
     after = dataset_index.read_index(fake.run)
     assert after["shards"] == before["shards"] and after["recipe"] != before["recipe"]
-    assert [Path(fake.run.shards, one["tar"]["name"]).stat().st_mtime_ns for one in after["shards"]] == times
+    assert [Path(fake.run.shards, entry["tar"]["name"]).stat().st_mtime_ns for entry in after["shards"]] == times
 
 
-def test_what_a_lost_dataset_json_had_named_asks_for_nothing_whatever_changed(tmp_path: Path) -> None:
+def test_shards_of_a_lost_dataset_json_need_no_action_after_a_change(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=2)
     build(fake)
     storage.remove(fake.run.dataset)
@@ -151,7 +151,7 @@ def card(run: Run) -> str:
     return storage.read_bytes(f"{run.shards}/README.md").decode()
 
 
-def test_only_the_shard_whose_captions_changed_is_written_anew(tmp_path: Path) -> None:
+def test_only_the_shard_with_changed_captions_is_built_again(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=3)
     build(fake)
     kept = dataset_index.read_index(fake.run)["shards"]
@@ -166,7 +166,7 @@ def test_only_the_shard_whose_captions_changed_is_written_anew(tmp_path: Path) -
     assert verify(fake.run) == []
 
 
-def test_settings_may_change_there_and_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_may_change_and_change_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fake = fake_run.make(tmp_path, shards=2)
     build(fake)
     before = dataset_index.read_index(fake.run)["shards"]
@@ -182,16 +182,16 @@ def test_settings_may_change_there_and_back(tmp_path: Path, caplog: pytest.LogCa
     assert dataset_index.read_index(fake.run)["shards"] == before and verify(fake.run) == []
 
 
-def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(
+def test_files_of_an_abandoned_rewrite_are_removed_once_unchanged_for_a_day(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Not before a day has gone by, since another driver may be at work; and nothing that is not ours, nor is named."""
+    """Not earlier, because another driver may be writing. Files of the dataset and of the user always stay."""
     began = time.time()
     fake = fake_run.make(tmp_path, shards=2)
     build(fake)
     before = {name: storage.read_bytes(f"{fake.run.url}/{name}") for name in storage.list_below(fake.run.url)}
     rows = fake_run.captions_of(fake.run, "llava", 1)
-    storage.remove(fake.run.caption_shard("llava", 1))  # so the rewrite cannot be finished
+    storage.remove(fake.run.caption_shard("llava", 1))  # so that the rewrite cannot be completed
     other = fake_run.asking(sub_captions="authors", min_long_texts=3)
     assert len(shard(other, fake.run).failed) == 1
     fake_run.write_captions(fake.run, "llava", 1, rows)
@@ -199,7 +199,7 @@ def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(
         storage.create(f"{fake.run.shards}/{name}", b"of the user's")
     assert build(fake).built <= 1
     left = storage.list_below(fake.run.url)
-    assert len(set(left) - set(before)) >= 3 + 2, "a marker, a tar, a Parquet; and the user's"
+    assert len(set(left) - set(before)) >= 3 + 2, "a marker, a tar, a Parquet file, and the files of the user"
     alone = Run.at(str(shutil.copytree(fake.run.url, tmp_path_factory.mktemp("copy") / "without what made it")))
     for url in (alone.manifest, alone.captions):
         storage.remove(url)
@@ -215,20 +215,20 @@ def test_what_a_rewrite_left_that_was_given_up_goes_when_it_has_lain_still(
 
 
 class Killed(BaseException):
-    """Nothing in the stage catches it, as nothing catches a kill."""
+    """Stands for SIGKILL: no code of the stage catches it."""
 
 
 def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on the process is killed just before its `step`-th change of the storage."""
+    """Raise Killed just before the `step`-th change of the storage from now on."""
     steps = count()
 
-    def killing(do: Callable[..., Any]) -> Callable[..., Any]:
-        def one(*given: Any) -> Any:
+    def killing(change: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
             if next(steps) >= step:
                 raise Killed
-            return do(*given)
+            return change(*arguments)
 
-        return one
+        return call
 
     for name in ("create", "create_from_file", "replace", "replace_from_file", "remove"):
         monkeypatch.setattr(storage, name, killing(getattr(storage, name)))
@@ -237,7 +237,7 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_killed_at_any_step_the_dataset_is_the_old_or_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every change of the storage while a captioner and a shard are added: killed before it, checked, gone on."""
+    """Kill before every change of the storage while a captioner and a shard are added; check, and run again."""
     fake = fake_run.make(tmp_path / "run", shards=2, images=3, writers=["instructblip", "llava"], min_long_texts=2)
     lost = fake_run.captions_of(fake.run, "llava", 0)
     lost[0] |= {"text": None, "error": "poison"}

@@ -1,4 +1,4 @@
-"""A driver that is killed in the middle, and the same command again: the dataset of an undisturbed run."""
+"""If a driver is killed and the command runs again, the dataset equals that of an undisturbed run."""
 
 import os
 import subprocess
@@ -16,18 +16,20 @@ from tests.support.processes import kill_driver
 SHARDS = 48
 
 
-def test_a_killed_driver_leaves_whole_shards_and_the_next_one_builds_the_rest(
+def test_a_killed_driver_leaves_complete_shards_and_the_next_run_builds_the_others(
     tmp_path: Path, ray_cluster: None
 ) -> None:
-    """At the kill some but not all shards are committed; those are not built again; all bytes equal in the end."""
-    calm, killed = (fake_run.make(tmp_path / name, shards=SHARDS, images=12) for name in ("calm", "killed"))
-    shard(calm.manifest, calm.run)
+    """At the kill some shards are committed. They are not built again, and all bytes are equal in the end."""
+    undisturbed, killed = (
+        fake_run.make(tmp_path / name, shards=SHARDS, images=12) for name in ("undisturbed", "killed")
+    )
+    shard(undisturbed.manifest, undisturbed.run)
 
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     driver = subprocess.Popen(
         [sys.executable, "-m", "tests.pipeline.run_fixture", killed.run.url], cwd=ROOT, env=environment
     )
-    deadline = time.monotonic() + 300  # a machine may be busy
+    deadline = time.monotonic() + 300  # the machine may be busy
     while not (done := dataset_index.done_shards(killed.run)):
         assert time.monotonic() < deadline and driver.poll() is None, "the driver has not committed anything"
         time.sleep(0.005)
@@ -35,16 +37,16 @@ def test_a_killed_driver_leaves_whole_shards_and_the_next_one_builds_the_rest(
     done = dataset_index.done_shards(killed.run)
     assert 0 < len(done) < SHARDS
     assert not storage.exists(killed.run.dataset)
-    kept = {number: _modified(killed.run.shards, number) for number, _ in done}
+    modified = {number: _modified(killed.run.shards, number) for number, _ in done}
 
     summary = shard(killed.manifest, killed.run)
     assert (summary.built, summary.skipped, summary.failed) == (SHARDS - len(done), len(done), [])
-    assert {number: _modified(killed.run.shards, number) for number, _ in done} == kept
-    names = storage.list_names(calm.run.shards)
+    assert {number: _modified(killed.run.shards, number) for number, _ in done} == modified
+    names = storage.list_names(undisturbed.run.shards)
     assert storage.list_names(killed.run.shards) == names and len(names) == 2 * SHARDS + 4
     for name in names:
-        if name not in (dataset_index.MARKERS, dataset_index.DATASET_JSON):  # both name what the shards were made from
-            assert Path(killed.run.shards, name).read_bytes() == Path(calm.run.shards, name).read_bytes(), name
+        if name not in (dataset_index.MARKERS, dataset_index.DATASET_JSON):  # both name the inputs of the shards
+            assert Path(killed.run.shards, name).read_bytes() == Path(undisturbed.run.shards, name).read_bytes(), name
     assert verify.verify(killed.run) == []
 
 

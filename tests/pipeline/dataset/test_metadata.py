@@ -1,4 +1,4 @@
-"""dataset.json is written entry by entry: whatever its layout the same, in memory that does not grow by entries."""
+"""dataset.json is written and read entry by entry, in little memory; its layout does not change its meaning."""
 
 import json
 import tracemalloc
@@ -20,24 +20,26 @@ RECIPE = Recipe({"llava": "llava@1"}, Filters.of(asking()))
 
 
 def records(count: int) -> Iterator[ShardRecord]:
-    """Shards as their markers tell of them; every third one has validation samples too."""
+    """Markers of shards; each third shard has validation samples too."""
     for shard in range(count):
         outputs = []
         for split in ("train", "validation") if shard % 3 == 0 else ("train",):
             files = [FileRecord(f"{split}-{shard:05d}.{kind}", 10, f"{shard:064x}") for kind in ("tar", "parquet")]
             outputs.append(ShardFile(split, 4, {"llava": 3}, *files, folder="shards"))
         samples = sum(output.samples for output in outputs)
-        named = f"shard/{shard:05d}-{shard:012x}.parquet"
+        dropped_list = f"shard/{shard:05d}-{shard:012x}.parquet"
         versions = dict.fromkeys(metadata.PACKAGES, "1")
         drops = {"near_duplicate": 2}, {"llava": {"repetition": 1}}
-        yield ShardRecord(shard, f"{shard:012x}", RECIPE.id, 10, samples, *drops, named, versions, tuple(outputs))
+        yield ShardRecord(
+            shard, f"{shard:012x}", RECIPE.id, 10, samples, *drops, dropped_list, versions, tuple(outputs)
+        )
 
 
-def test_what_is_written_is_what_the_shards_say_and_the_sums_are_theirs(tmp_path: Path) -> None:
-    run, every = Run.at(str(tmp_path)), list(records(7))
-    assert publish(run, asking(), RECIPE, every)
+def test_dataset_json_has_the_records_of_the_shards_and_their_sums(tmp_path: Path) -> None:
+    run, expected = Run.at(str(tmp_path)), list(records(7))
+    assert publish(run, asking(), RECIPE, expected)
     content = dataset_index.read_index(run)
-    assert dataset_index.read_records(run, content) == every
+    assert dataset_index.read_records(run, content) == expected
     assert content["splits"] == {"train": {"shards": 7, "samples": 28}, "validation": {"shards": 3, "samples": 12}}
     assert (content["fetched"], content["samples"], content["bytes"]) == (70, 40, 200)
     assert (content["long_texts"], content["dropped"]) == ({"llava": 30}, {"near_duplicate": 14})
@@ -45,27 +47,29 @@ def test_what_is_written_is_what_the_shards_say_and_the_sums_are_theirs(tmp_path
 
 
 @pytest.mark.parametrize("indent", [1, 2, None])
-def test_laid_out_otherwise_dataset_json_is_read_the_same_and_nothing_is_replaced(
+def test_another_layout_of_dataset_json_is_read_the_same_and_nothing_is_replaced(
     tmp_path: Path, indent: int | None
 ) -> None:
-    run, every = Run.at(str(tmp_path)), list(records(3))
+    run, expected = Run.at(str(tmp_path)), list(records(3))
     for name in ("train-00000.tar", "train-00000.parquet"):
         storage.create(f"{run.shards}/{name}", b"")
-    assert publish(run, asking(), RECIPE, every) and not publish(run, asking(), RECIPE, every)
+    assert publish(run, asking(), RECIPE, expected) and not publish(run, asking(), RECIPE, expected)
     written = Path(run.dataset).read_text()
     content = json.loads(written)
     lists = {"inputs", "shards", "validation", "replaced"}
-    head = {name: value for name, value in content.items() if name not in lists}
+    summary = {name: value for name, value in content.items() if name not in lists}
     Path(run.dataset).write_text(json.dumps(content, indent=indent))
     assert dataset_index.read_index(run) == content
-    assert {name: value for name, value in dataset_index.read_dataset_summary(run).items() if name not in lists} == head
-    publish(run, asking(), RECIPE, every)
+    assert {
+        name: value for name, value in dataset_index.read_dataset_summary(run).items() if name not in lists
+    } == summary
+    publish(run, asking(), RECIPE, expected)
     assert Path(run.dataset).read_text() == written
     assert storage.list_names(run.shards)[-2:] == ["train-00000.parquet", "train-00000.tar"]
 
 
 @pytest.mark.parametrize("damage", ["{", '{"schema_version": 1}'])
-def test_a_dataset_json_that_cannot_be_read_is_told_of_and_stays(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_dataset_json_is_reported_and_stays(tmp_path: Path, damage: str) -> None:
     run = Run.at(str(tmp_path))
     storage.create(run.dataset, damage.encode())
     with pytest.raises(dataset_index.DatasetError, match=r"dataset\.json: (not JSON|has schema version 1)"):
@@ -75,8 +79,8 @@ def test_a_dataset_json_that_cannot_be_read_is_told_of_and_stays(tmp_path: Path,
     assert Path(run.dataset).read_text() == damage
 
 
-def test_memory_grows_by_less_than_two_kilobytes_a_shard(tmp_path: Path) -> None:
-    """Its entries as objects take 6 to 8. Publishing, publishing the same again, and reading the head."""
+def test_memory_grows_by_less_than_two_kilobytes_per_shard(tmp_path: Path) -> None:
+    """Publishing, publishing the same again, and reading the summary. The entries as objects would take 6 to 8 kB."""
     peaks = []
     for count in (100, 1000):
         run = Run.at(str(tmp_path / str(count)))

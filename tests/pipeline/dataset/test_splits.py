@@ -1,4 +1,4 @@
-"""How samples are laid out in files: by split, and within the limits; every sample once."""
+"""Samples are in the files of their split, within the limits of a file, each sample once."""
 
 import json
 from pathlib import Path
@@ -33,54 +33,58 @@ def uids(run: Run, outputs: list[ShardFile]) -> list[list[str]]:
     return [pq.read_table(f"{run.shards}/{output.parquet.name}")["uid"].to_pylist() for output in outputs]
 
 
-def test_the_share_is_kept_and_a_sample_never_comes_back_to_training() -> None:
-    every = [uid_from_url(f"http://images.test/{number}") for number in range(20_000)]
+def test_the_validation_share_holds_and_a_larger_share_moves_no_sample_back_to_training() -> None:
+    all_uids = [uid_from_url(f"http://images.test/{number}") for number in range(20_000)]
     before: set[str] = set()
     for share in (0.0, 0.001, 0.1, 0.5):
-        chosen = {uid for uid in every if split_of(uid, share) == "validation"}
-        assert abs(len(chosen) - share * 20_000) <= 4 * (share * (1 - share) * 20_000) ** 0.5
-        assert before <= chosen
-        before = chosen
+        validation = {uid for uid in all_uids if split_of(uid, share) == "validation"}
+        assert abs(len(validation) - share * 20_000) <= 4 * (share * (1 - share) * 20_000) ** 0.5
+        assert before <= validation
+        before = validation
 
 
-def test_validation_samples_are_in_files_of_their_own_and_nothing_trains_on_them(tmp_path: Path) -> None:
+def test_validation_samples_are_in_separate_files_and_are_not_trained_on(tmp_path: Path) -> None:
     run, outputs = make(tmp_path, shards=2, validation=0.3)
     assert [output.tar.name for output in outputs] == [
         f"{split}-0000{number}.tar" for number in (0, 1) for split in ("train", "validation")
     ]
-    for output, there in zip(outputs, uids(run, outputs), strict=True):
-        assert {split_of(uid, 0.3) for uid in there} == {output.split}
-        assert output.samples == len(there) > 0
-    described = dataset_index.read_index(run)
+    for output, uids_of_file in zip(outputs, uids(run, outputs), strict=True):
+        assert {split_of(uid, 0.3) for uid in uids_of_file} == {output.split}
+        assert output.samples == len(uids_of_file) > 0
+    content = dataset_index.read_index(run)
     counts = {
         split: sum(output.samples for output in outputs if output.split == split) for split in dataset_index.SPLITS
     }
-    assert {split: figures["samples"] for split, figures in described["splits"].items()} == counts
-    assert described["samples"] == sum(counts.values()) == 80
+    assert {split: counts_of_split["samples"] for split, counts_of_split in content["splits"].items()} == counts
+    assert content["samples"] == sum(counts.values()) == 80
     assert data.open_dataset(run.url).samples == counts["train"]
 
 
 def test_a_dataset_that_grows_keeps_its_split(tmp_path: Path) -> None:
-    small, few = make(tmp_path / "small", images=20, validation=0.3)
-    large, many = make(tmp_path / "large", images=60, validation=0.3)
-    split_at = [
-        {uid: output.split for output, there in zip(outputs, uids(run, outputs), strict=True) for uid in there}
-        for run, outputs in ((small, few), (large, many))
+    small, small_outputs = make(tmp_path / "small", images=20, validation=0.3)
+    large, large_outputs = make(tmp_path / "large", images=60, validation=0.3)
+    splits = [
+        {
+            uid: output.split
+            for output, uids_of_file in zip(outputs, uids(run, outputs), strict=True)
+            for uid in uids_of_file
+        }
+        for run, outputs in ((small, small_outputs), (large, large_outputs))
     ]
-    assert split_at[0].items() <= split_at[1].items() and len(split_at[1]) == 60
+    assert splits[0].items() <= splits[1].items() and len(splits[1]) == 60
 
 
-@pytest.mark.parametrize("most, sizes", [(40, [40]), (39, [39, 1]), (16, [16, 16, 8]), (1, [1] * 40)])
-def test_no_tar_has_more_samples_than_asked_for(tmp_path: Path, most: int, sizes: list[int]) -> None:
-    run, outputs = make(tmp_path, max_samples=most)
+@pytest.mark.parametrize("limit, sizes", [(40, [40]), (39, [39, 1]), (16, [16, 16, 8]), (1, [1] * 40)])
+def test_no_tar_exceeds_the_limit_of_samples(tmp_path: Path, limit: int, sizes: list[int]) -> None:
+    run, outputs = make(tmp_path, max_samples=limit)
     assert [output.samples for output in outputs] == sizes
     assert [output.tar.name for output in outputs] == [f"train-00000-{index:02d}.tar" for index in range(len(sizes))]
-    found = uids(run, outputs)
-    assert len({uid for few in found for uid in few}) == 40
-    assert sum(map(len, found)) == 40
+    uids_of_files = uids(run, outputs)
+    assert len({uid for uids_of_file in uids_of_files for uid in uids_of_file}) == 40
+    assert sum(map(len, uids_of_files)) == 40
 
 
-def test_no_tar_has_more_bytes_than_asked_for_and_none_could_have_held_the_next_sample(tmp_path: Path) -> None:
+def test_no_tar_exceeds_the_limit_of_bytes_and_each_is_as_full_as_possible(tmp_path: Path) -> None:
     limit = 60_000
     run, outputs = make(tmp_path, max_bytes=limit)
     assert len(outputs) > 3 and all(output.tar.bytes <= limit for output in outputs)
@@ -90,18 +94,18 @@ def test_no_tar_has_more_bytes_than_asked_for_and_none_could_have_held_the_next_
     assert sum(map(len, uids(run, outputs))) == 40
 
 
-def test_a_sample_that_is_larger_than_a_tar_may_be_gets_one_of_its_own(tmp_path: Path) -> None:
+def test_a_sample_larger_than_the_limit_gets_its_own_tar(tmp_path: Path) -> None:
     _, outputs = make(tmp_path, images=3, max_bytes=1)
     assert [output.samples for output in outputs] == [1, 1, 1]
 
 
-def test_dataset_json_tells_every_file_with_its_input_and_where_it_comes_from(tmp_path: Path) -> None:
+def test_dataset_json_lists_every_file_with_its_input_shard_and_its_origin(tmp_path: Path) -> None:
     run, outputs = make(tmp_path, shards=2, images=6, max_samples=4, validation=0.3)
-    described = json.loads(Path(run.dataset).read_text())
-    told = [*described["shards"], *described["validation"]]
-    assert sorted(one["tar"]["name"] for one in told) == sorted(output.tar.name for output in outputs)
-    assert all(one["tar"]["name"].split("-")[1] == f"{one['input']:05d}" for one in told)
-    assert {"sha256", "bytes", "name"} == set(told[0]["tar"]) == set(told[0]["parquet"])
-    assert described["captioners"] == {name: f"{name}@1" for name in WRITERS}
-    assert described["rules"]["max_samples"] == 4 and described["manifest"]["name"] == "fake"
-    assert "pyarrow" in described["versions"] and len(described["inputs"]) == 2
+    content = json.loads(Path(run.dataset).read_text())
+    entries = [*content["shards"], *content["validation"]]
+    assert sorted(entry["tar"]["name"] for entry in entries) == sorted(output.tar.name for output in outputs)
+    assert all(entry["tar"]["name"].split("-")[1] == f"{entry['input']:05d}" for entry in entries)
+    assert {"sha256", "bytes", "name"} == set(entries[0]["tar"]) == set(entries[0]["parquet"])
+    assert content["captioners"] == {name: f"{name}@1" for name in WRITERS}
+    assert content["rules"]["max_samples"] == 4 and content["manifest"]["name"] == "fake"
+    assert "pyarrow" in content["versions"] and len(content["inputs"]) == 2

@@ -1,4 +1,4 @@
-"""The shard stage without Ray, and with it: what is joined, what is written, what a second run and a wrong one do."""
+"""The shard stage joins and writes every sample once; a second run changes nothing, and wrong inputs are refused."""
 
 import dataclasses
 import io
@@ -33,15 +33,15 @@ def recipe(**rules: Any) -> Recipe:
 
 
 def read_tar(path: str) -> dict[str, dict[str, bytes]]:
-    """Endings and contents by key, in the order of the tar."""
-    found: dict[str, dict[str, bytes]] = {}
+    """Contents by key and extension, in the order of the tar."""
+    samples: dict[str, dict[str, bytes]] = {}
     with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(path))) as tar:
         for member in tar:
             key, _, ending = member.name.partition(".")
             content = tar.extractfile(member)
             assert content is not None
-            found.setdefault(key, {})[ending] = content.read()
-    return found
+            samples.setdefault(key, {})[ending] = content.read()
+    return samples
 
 
 def tree(folder: str) -> dict[str, bytes]:
@@ -88,7 +88,7 @@ def test_a_shard_is_the_same_bytes_whenever_it_is_built(tmp_path: Path) -> None:
             assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
 
 
-def test_the_marker_tells_the_files_that_are_there(tmp_path: Path) -> None:
+def test_the_marker_lists_the_files_with_size_and_sha256(tmp_path: Path) -> None:
     import hashlib
 
     fake = fake_run.make(tmp_path, shards=1)
@@ -100,16 +100,18 @@ def test_the_marker_tells_the_files_that_are_there(tmp_path: Path) -> None:
         assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
-@pytest.mark.parametrize("least, kept", [(0, 8), (1, 7), (2, 6), (3, 5)])
-def test_images_with_too_few_long_texts_are_left_out_counted_and_listed(tmp_path: Path, least: int, kept: int) -> None:
-    """Image k of the first three lacks k + 1 of its three texts; a blank text is none."""
+@pytest.mark.parametrize("min_long_texts, kept", [(0, 8), (1, 7), (2, 6), (3, 5)])
+def test_images_with_too_few_long_texts_are_left_out_counted_and_listed(
+    tmp_path: Path, min_long_texts: int, kept: int
+) -> None:
+    """Image k of the first three lacks k + 1 of its three texts. A blank text does not count."""
     fake = fake_run.make(tmp_path, shards=1)
     for lost, name in enumerate(WRITERS):
         rows = fake_run.captions_of(fake.run, name, 0)
         for row in rows[lost : len(WRITERS)]:
             row |= {"text": None if lost else " \n", "error": "poison"}
         fake_run.write_captions(fake.run, name, 0, rows)
-    record = build(fake.run, recipe(min_long_texts=least), 0)
+    record = build(fake.run, recipe(min_long_texts=min_long_texts), 0)
     assert (record.fetched, record.samples) == (8, kept)
     assert record.dropped == ({TOO_FEW_LONG_TEXTS: 8 - kept} if kept < 8 else {})
     rows = pq.read_table(f"{fake.run.shards}/train-00000.parquet").to_pylist()
@@ -124,7 +126,7 @@ def test_images_with_too_few_long_texts_are_left_out_counted_and_listed(tmp_path
         assert len(dropped) + len(rows) == 8
 
 
-def test_a_shard_of_which_no_sample_is_left_has_a_marker_and_no_files(tmp_path: Path) -> None:
+def test_a_shard_without_samples_has_a_marker_and_no_files(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=1)
     for name in WRITERS:
         rows = [row | {"text": None, "error": "poison"} for row in fake_run.captions_of(fake.run, name, 0)]
@@ -136,7 +138,7 @@ def test_a_shard_of_which_no_sample_is_left_has_a_marker_and_no_files(tmp_path: 
     assert len(quarantined(fake, 0)) == 8
 
 
-def test_a_shard_of_which_nothing_was_fetched_has_a_marker_and_needs_no_captions(tmp_path: Path) -> None:
+def test_a_shard_without_images_has_a_marker_and_needs_no_captions(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=0)
     fake_run.commit_images(fake.run, 0, [], [])
     record = build(fake.run, recipe(), 0)
@@ -146,7 +148,7 @@ def test_a_shard_of_which_nothing_was_fetched_has_a_marker_and_needs_no_captions
 @pytest.mark.parametrize(
     "texts, raw", [(["first", "second\nline"], 0), (["", "of coyo"], 1), ([" \n", "", "of coyo"], 2), (["", " "], 0)]
 )
-def test_every_text_of_a_url_is_kept_and_raw_is_the_first_that_is_not_blank_with_its_source(
+def test_all_raw_texts_are_kept_and_raw_is_the_first_one_that_is_not_blank(
     tmp_path: Path, texts: list[str], raw: int
 ) -> None:
     fake = fake_run.make(tmp_path, shards=0)
@@ -163,15 +165,15 @@ def test_every_text_of_a_url_is_kept_and_raw_is_the_first_that_is_not_blank_with
     assert read_tar(f"{fake.run.shards}/train-00000.tar")["000000000"]["txt"].decode() == texts[raw]
 
 
-@pytest.mark.parametrize("least, kept", [(2, 8), (3, 7)])
-def test_a_caption_of_other_bytes_is_left_out_by_itself_and_listed(tmp_path: Path, least: int, kept: int) -> None:
-    """Its flags with it; the sample stays where its other texts are enough, and its neighbours in any case."""
+@pytest.mark.parametrize("min_long_texts, kept", [(2, 8), (3, 7)])
+def test_only_the_caption_of_other_bytes_is_left_out_and_listed(tmp_path: Path, min_long_texts: int, kept: int) -> None:
+    """Its flags are left out with it. The sample stays if it has enough other texts."""
     fake = fake_run.make(tmp_path, shards=1)
     rows = fake_run.captions_of(fake.run, "llava", 0)
     rows[3] |= {"sha256": "f" * 64, "flags": ["repetition"]}
     fake_run.write_captions(fake.run, "llava", 0, rows)
     image = fake_run.fetched_rows(fake.run, 0)[3]
-    record = build(fake.run, recipe(min_long_texts=least), 0)
+    record = build(fake.run, recipe(min_long_texts=min_long_texts), 0)
     assert (record.fetched, record.samples) == (8, kept)
     assert record.dropped == ({} if kept == 8 else {TOO_FEW_LONG_TEXTS: 1})
     assert record.dropped_texts == {"llava": {IMAGE_CHANGED: 1}}
@@ -188,7 +190,7 @@ def test_a_caption_of_other_bytes_is_left_out_by_itself_and_listed(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind, command", [("llava", "recaption {}"), ("imported", "import` of the same table")])
-def test_captions_that_cannot_be_used_are_to_be_removed_and_made_again(tmp_path: Path, kind: str, command: str) -> None:
+def test_the_error_for_unusable_captions_names_file_and_command(tmp_path: Path, kind: str, command: str) -> None:
     fake = fake_run.make(tmp_path, shards=1)
     url = fake.run.caption_shard("llava", 0)
     storage.replace(fake.run.captioner_settings("llava"), json.dumps({"id": "llava@1", "kind": kind}).encode())
@@ -203,20 +205,20 @@ def test_captions_that_cannot_be_used_are_to_be_removed_and_made_again(tmp_path:
     assert str(damaged.value).startswith(f"{url}: cannot be read") and remedy in str(damaged.value)
 
 
-@pytest.mark.parametrize("change, says", [("lost", "has no row for image"), ("twice", "9 captions of 8 images"),
+@pytest.mark.parametrize("change, message", [("lost", "has no row for image"), ("twice", "9 captions of 8 images"),
                                           ("foreign", "1 captions have no image")])  # fmt: skip
 def test_every_image_has_exactly_one_caption_and_every_caption_its_image(
-    tmp_path: Path, change: str, says: str
+    tmp_path: Path, change: str, message: str
 ) -> None:
     fake = fake_run.make(tmp_path, shards=1)
     rows = fake_run.captions_of(fake.run, "llava", 0)
     changed = {"lost": rows[1:], "twice": [*rows, rows[0]], "foreign": [*rows, rows[0] | {"uid": "0" * 32}]}
     fake_run.write_captions(fake.run, "llava", 0, changed[change])
-    with pytest.raises(JoinError, match=says):
+    with pytest.raises(JoinError, match=message):
         build(fake.run, recipe(), 0)
 
 
-def test_a_uid_that_stands_twice_in_a_shard_is_refused(tmp_path: Path) -> None:
+def test_a_uid_that_occurs_twice_in_a_shard_is_an_error(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=0)
     rows = [fake_run.asked(f"00000000{n}", f"http://images.test/3000000.jpg#{n}", ["a"], ["web"]) for n in (0, 1)]
     fake_run.commit_images(fake.run, 0, rows, [(row, b"image") for row in rows])
@@ -226,10 +228,8 @@ def test_a_uid_that_stands_twice_in_a_shard_is_refused(tmp_path: Path) -> None:
         build(fake.run, recipe(), 0)
 
 
-def test_what_the_storage_does_not_give_is_not_taken_for_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No remedy that removes anything: the captions are whole."""
+def test_a_storage_error_is_not_reported_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The captions are intact, so the error must not advise to remove them."""
 
     def out_of_reach(url: str) -> bytes:
         raise ConnectionError(f"{url}: no answer")
@@ -240,7 +240,7 @@ def test_what_the_storage_does_not_give_is_not_taken_for_damage(
         read_captions(fake.run, "llava", 0)
 
 
-def test_an_image_tar_that_was_cut_off_where_a_member_ends_is_found(tmp_path: Path) -> None:
+def test_a_truncated_or_missing_image_tar_is_an_error(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=1)
     path = Path(fake.run.images, "00000-attempt.tar")
     with tarfile.open(path) as tar:
@@ -264,7 +264,7 @@ def test_a_captioner_cannot_be_named_like_a_column() -> None:
         Recipe({"llava": "llava@1", "llava_sub": "x@1"}, Filters())
 
 
-def test_what_lies_under_a_shards_name_and_is_not_it_is_left_alone(tmp_path: Path) -> None:
+def test_other_content_under_the_name_of_a_shard_stays(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=1)
     (first,) = build(fake.run, recipe(), 0).outputs
     storage.remove(dataset_index.marker(fake.run, *dataset_index.done_shards(fake.run)[0]))
@@ -274,37 +274,36 @@ def test_what_lies_under_a_shards_name_and_is_not_it_is_left_alone(tmp_path: Pat
     assert again.tar.name not in (first.tar.name, f"train-00000-{recipe().id[:6]}.tar")
     assert dataclasses.replace(again.tar, name="") == dataclasses.replace(first.tar, name="")
     assert Path(fake.run.shards, first.tar.name).read_bytes() == b"torn"
-    Path(fake.run.shards, again.tar.name).write_bytes(b"torn, too")  # named by its content, so this is damage
+    # The name has the digest of the content, so other content is damage.
+    Path(fake.run.shards, again.tar.name).write_bytes(b"torn, too")
     storage.remove(dataset_index.marker(fake.run, *dataset_index.done_shards(fake.run)[0]))
     assert build(fake.run, recipe(), 0).outputs == (again,)
     assert shard_files.digest_of(f"{fake.run.shards}/{again.tar.name}") == (again.tar.bytes, again.tar.sha256)
 
 
-def test_a_run_is_sharded_once_and_a_second_call_does_nothing(
-    tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_second_call_builds_nothing(tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture) -> None:
     fake = fake_run.make(tmp_path, shards=3)
     caplog.clear()
     summary = shard(fake.manifest, fake.run)
     assert (summary.built, summary.skipped, summary.samples, summary.failed) == (3, 0, 24, [])
     assert len(caplog.messages) == 3
-    described = dataset_index.read_index(fake.run)
-    assert described["captioners"] == IDS
-    assert (described["samples"], described["fetched"]) == (24, 24)
-    assert described["long_texts"] == dict.fromkeys(WRITERS, 24)
-    assert described["sub_captions"] == "punkt"
-    assert [record.shard for record in dataset_index.read_records(fake.run, described)] == [0, 1, 2]
-    assert described["bytes"] == sum(
-        file.bytes for record in dataset_index.read_records(fake.run, described) for file in record.files
+    index = dataset_index.read_index(fake.run)
+    assert index["captioners"] == IDS
+    assert (index["samples"], index["fetched"]) == (24, 24)
+    assert index["long_texts"] == dict.fromkeys(WRITERS, 24)
+    assert index["sub_captions"] == "punkt"
+    assert [record.shard for record in dataset_index.read_records(fake.run, index)] == [0, 1, 2]
+    assert index["bytes"] == sum(
+        file.bytes for record in dataset_index.read_records(fake.run, index) for file in record.files
     )
-    assert Manifest.model_validate(described["manifest"]) == fake.manifest
+    assert Manifest.model_validate(index["manifest"]) == fake.manifest
     before = tree(fake.run.shards)
     again = shard(fake.manifest, fake.run)
     assert again.nothing_to_do and (again.built, again.skipped) == (0, 3)
     assert tree(fake.run.shards) == before and len(caplog.messages) == 3
 
 
-def test_new_shards_are_added_and_the_others_stay(
+def test_new_shards_are_added_and_earlier_ones_stay(
     tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake = fake_run.make(tmp_path, shards=2)
@@ -332,7 +331,7 @@ def test_new_shards_are_added_and_the_others_stay(
     }
 
 
-def test_a_shard_that_cannot_be_built_costs_no_other(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_shard_that_cannot_be_built_does_not_stop_the_others(tmp_path: Path, ray_cluster: None) -> None:
     fake = fake_run.make(tmp_path, shards=3)
     fake_run.write_captions(fake.run, "llava", 1, [])
     summary = shard(fake.manifest, fake.run)
@@ -342,7 +341,7 @@ def test_a_shard_that_cannot_be_built_costs_no_other(tmp_path: Path, ray_cluster
     assert not storage.exists(fake.run.dataset)
 
 
-def test_what_has_to_come_first_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_stage_that_must_run_first(tmp_path: Path) -> None:
     empty = fake_run.make(tmp_path / "empty", shards=0, writers=[])
     with pytest.raises(DatasetError, match=r"no images here yet\. Run `lotlip-data download`"):
         shard(empty.manifest, empty.run)

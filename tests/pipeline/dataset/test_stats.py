@@ -1,4 +1,4 @@
-"""Statistics are the paper's: the same figures on the same texts, and plain counts on a known dataset."""
+"""Statistics equal the paper's on the same texts, and plain counts on a known dataset."""
 
 import gzip
 import json
@@ -22,20 +22,20 @@ IIW = GOLDENS / "iiw.jsonl.gz"
 
 
 def test_the_papers_figures_on_its_612_long_texts() -> None:
-    """Table 1, IIW: 10.16 sub-captions and 239.73 tokens a text, by the authors' rule."""
+    """Table 1, IIW: 10.16 sub-captions and 239.73 tokens per text, by the authors' rule."""
     with gzip.open(IIW, "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["IIW"] for line in lines]
-    figures = tally(texts, "authors", bert_tokens()).to_dict()
-    assert figures["texts"] == 612
-    assert f"{figures['sub_captions_per_text']:.2f}" == "10.16"
-    assert f"{figures['tokens_per_text']:.2f}" == "239.73"
+    stats = tally(texts, "authors", bert_tokens()).to_dict()
+    assert stats["texts"] == 612
+    assert f"{stats['sub_captions_per_text']:.2f}" == "10.16"
+    assert f"{stats['tokens_per_text']:.2f}" == "239.73"
 
 
 def test_tokens_are_wordpieces_without_special_tokens() -> None:
     assert bert_tokens()(["Unaffable, naïve.", "", "[CLS]"]) == [6, 0, 1]  # una ##ffa ##ble , naive .
 
 
-def test_a_blank_text_is_none() -> None:
+def test_a_blank_text_does_not_count() -> None:
     assert tally(["", " \n", "One. Two."], "punkt", bert_tokens()).to_dict() == {
         "texts": 1,
         "sub_captions_per_text": 2.0,
@@ -43,8 +43,8 @@ def test_a_blank_text_is_none() -> None:
     }
 
 
-def test_a_dataset_is_counted_by_captioner_and_in_all(tmp_path: Path) -> None:
-    """Two shards and an empty one; one text is missing, three are flagged."""
+def test_a_dataset_is_counted_by_captioner_and_in_total(tmp_path: Path) -> None:
+    """Two shards and an empty one. One text is missing and two have flags."""
     fake = fake_run.make(tmp_path, shards=2)
     fake_run.commit_images(fake.run, 2, [], [])
     rows = fake_run.captions_of(fake.run, "llava", 0)
@@ -57,32 +57,32 @@ def test_a_dataset_is_counted_by_captioner_and_in_all(tmp_path: Path) -> None:
     records = [fake_run.build(fake.run, recipe, number) for number in range(3)]
     publish(fake.run, fake.manifest, recipe, records)
 
-    figures = dataset_stats(fake.run)
-    count, everything = bert_tokens(), []
+    stats = dataset_stats(fake.run)
+    count, long_texts = bert_tokens(), []
     for name in WRITERS:
         texts = [long_text(scene, name) for uid, scene in fake.scenes.items() if (name, uid) != ("llava", lost)]
-        everything += texts
-        found = figures["captioners"][name]
-        assert found["texts"] == len(texts)
-        assert found["sub_captions_per_text"] == pytest.approx(
+        long_texts += texts
+        captioner_stats = stats["captioners"][name]
+        assert captioner_stats["texts"] == len(texts)
+        assert captioner_stats["sub_captions_per_text"] == pytest.approx(
             sum(len(subcaptions.split(text)) for text in texts) / len(texts), rel=1e-12
         )
-        assert found["tokens_per_text"] == pytest.approx(sum(count(texts)) / len(texts), rel=1e-12)
-        assert found["flags"] == ({"cut_off": 2, "repetition": 1} if name == "llava" else {})
+        assert captioner_stats["tokens_per_text"] == pytest.approx(sum(count(texts)) / len(texts), rel=1e-12)
+        assert captioner_stats["flags"] == ({"cut_off": 2, "repetition": 1} if name == "llava" else {})
     raws = [raw_text(scene) for scene in fake.scenes.values()]
-    assert (figures["raw"]["texts"], figures["raw"]["tokens_per_text"]) == (16, sum(count(raws)) / 16)
-    assert sum(figures["lengths"].values()) == 47
+    assert (stats["raw"]["texts"], stats["raw"]["tokens_per_text"]) == (16, sum(count(raws)) / 16)
+    assert sum(stats["lengths"].values()) == 47
     by_range = Counter(f"{16 * (n // 16)}-{16 * (n // 16) + 15}" for n in count(raws))
-    assert figures["raw"]["lengths"] == by_range
-    assert figures["sources"]["web"] == {name: figures[name] for name in figures["sources"]["web"]}
-    assert (figures["images"], figures["texts"]) == (16, 47)
-    assert figures["tokens_per_text"] == pytest.approx(sum(count(everything)) / 47, rel=1e-12)
-    assert figures["sub_captions_per_text"] == pytest.approx(
-        sum(len(subcaptions.split(text)) for text in everything) / 47, rel=1e-12
+    assert stats["raw"]["lengths"] == by_range
+    assert stats["sources"]["web"] == {name: stats[name] for name in stats["sources"]["web"]}
+    assert (stats["images"], stats["texts"]) == (16, 47)
+    assert stats["tokens_per_text"] == pytest.approx(sum(count(long_texts)) / 47, rel=1e-12)
+    assert stats["sub_captions_per_text"] == pytest.approx(
+        sum(len(subcaptions.split(text)) for text in long_texts) / 47, rel=1e-12
     )
-    assert "flags of llava: cut_off 2, repetition 1" in table(figures)
-    renamed = {name * 3: one for name, one in figures["captioners"].items()}
-    (heading,) = (line for line in table(figures | {"captioners": renamed}) if line.startswith("BERT tokens of"))
+    assert "flags of llava: cut_off 2, repetition 1" in table(stats)
+    renamed = {name * 3: row for name, row in stats["captioners"].items()}
+    (heading,) = (line for line in table(stats | {"captioners": renamed}) if line.startswith("BERT tokens of"))
     assert heading.split()[-3:] == list(renamed)
 
     Path(fake.run.shards, "train-00001.parquet").write_bytes(b"torn")
@@ -90,7 +90,7 @@ def test_a_dataset_is_counted_by_captioner_and_in_all(tmp_path: Path) -> None:
         dataset_stats(fake.run)
 
 
-def test_the_first_raw_text_that_is_not_blank_counts_in_all(tmp_path: Path) -> None:
+def test_the_first_raw_text_that_is_not_blank_counts_in_the_total(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=0, writers=["llava"])
     row = fake_run.asked(
         "000000000", "http://images.test/3000000.jpg", ["", "two words", "three words now"], ["a", "b", "c"]
@@ -100,12 +100,12 @@ def test_the_first_raw_text_that_is_not_blank_counts_in_all(tmp_path: Path) -> N
     fake_run.write_captions(fake.run, "llava", 0, fake_run.captions_of(fake.run, "llava", 0))
     recipe = metadata.Recipe({"llava": "llava@1"}, Filters())
     publish(fake.run, fake.manifest, recipe, [fake_run.build(fake.run, recipe, 0)])
-    figures = dataset_stats(fake.run)
-    assert (figures["raw"]["texts"], figures["raw"]["tokens_per_text"]) == (1, 2)
-    assert {name: one["raw"]["texts"] for name, one in figures["sources"].items()} == {"a": 0, "b": 1, "c": 1}
+    stats = dataset_stats(fake.run)
+    assert (stats["raw"]["texts"], stats["raw"]["tokens_per_text"]) == (1, 2)
+    assert {name: row["raw"]["texts"] for name, row in stats["sources"].items()} == {"a": 0, "b": 1, "c": 1}
 
 
-def test_without_a_dataset_it_says_what_to_run(tmp_path: Path) -> None:
+def test_the_error_without_a_dataset_names_the_command(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path)
     with pytest.raises(DatasetError, match="the run has no dataset yet"):
         dataset_stats(fake.run)

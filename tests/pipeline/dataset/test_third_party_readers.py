@@ -1,6 +1,7 @@
-"""Other people's tools read the dataset with no code of ours in between, and see each text with its own image.
+"""Other tools read the dataset without any code of this project, and see each text with its own image.
 
-What is right is known without the dataset: a sample's URL names its scene, the scene its picture and its texts.
+The expected content is known without the dataset: the URL of a sample names its scene, which has one image and one text
+per captioner.
 """
 
 import hashlib
@@ -26,12 +27,12 @@ from tests.pipeline import run_fixture as fake_run
 
 SHARDS, IMAGES, PIXELS = 2, 9, 32
 UNCAPTIONED = 6
-"""The first images of shard 0 that llava could not caption: more than a reader looks at to infer types."""
+"""Images at the beginning of shard 0 without a text by llava: more than a reader uses to infer types."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `shards/` of a run whose texts by llava are missing for the first images, and flagged for the last."""
+    """The dataset of a run in which the texts by llava are missing for the first images and flagged for the last."""
     fake = fake_run.make(tmp_path_factory.mktemp("a run"), shards=SHARDS, images=IMAGES, pixels=PIXELS)
     rows = fake_run.captions_of(fake.run, "llava", 0)
     for row in rows[:UNCAPTIONED]:
@@ -60,7 +61,7 @@ def picture(scene: Scene) -> bytes:
 
 
 def check(samples: list[dict[str, Any]]) -> None:
-    """Every image is there once, with the texts of its own scene; `samples` have the columns of the dataset."""
+    """Assert that each image occurs once, with the texts of its own scene. `samples` have the dataset's columns."""
     assert sorted(sample["url"] for sample in samples) == sorted(map(url_of, seeds()))
     for sample in samples:
         seed = int(sample["url"].rsplit("/", 1)[-1].removesuffix(".jpg"))
@@ -80,7 +81,7 @@ def tars(folder: Path) -> list[str]:
     return sorted(map(str, folder.glob("*.tar")))
 
 
-def test_webdataset(folder: Path) -> None:
+def test_webdataset_reads_the_tars(folder: Path) -> None:
     import webdataset
 
     samples = list(webdataset.WebDataset(tars(folder), shardshuffle=False).decode("pil"))
@@ -103,8 +104,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hugging_face_datasets_reads_the_tars(folder: Path, tmp_path: Path, offline: None) -> None:
     import datasets
 
-    found = datasets.load_dataset("webdataset", data_files=tars(folder), split="train", cache_dir=str(tmp_path))
-    samples = list(found)
+    loaded = datasets.load_dataset("webdataset", data_files=tars(folder), split="train", cache_dir=str(tmp_path))
+    samples = list(loaded)
     check([sample["json"] for sample in samples])
     for sample in samples:
         scene = sample_scene(int(sample["json"]["url"].rsplit("/", 1)[-1].removesuffix(".jpg")))
@@ -117,14 +118,14 @@ def test_hugging_face_datasets_reads_the_parquets(folder: Path, tmp_path: Path, 
     import datasets
 
     files = sorted(map(str, folder.glob("*.parquet")))
-    found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
-    assert found.column_names == schema.dataset(WRITERS).names
-    check(list(found))
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+    assert loaded.column_names == schema.dataset(WRITERS).names
+    check(list(loaded))
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_open_clips_own_loader(folder: Path, train: bool) -> None:
-    """Through open_clip's argument parser and `get_data`, as `python -m open_clip_train.main` would; in both roles."""
+def test_the_loader_of_open_clip_reads_the_tars(folder: Path, train: bool) -> None:
+    """By open_clip's argument parser and `get_data`, as in `python -m open_clip_train.main`; in both roles."""
     seen = through_open_clip("train" if train else "val", f"{folder}/train-{{00000..00001}}.tar", 18, 3)
     assert sorted(seen) == sorted(map(stored_with_text, seeds()))
 
@@ -135,7 +136,7 @@ def stored_with_text(seed: int) -> tuple[bytes, str]:
 
 
 def through_open_clip(role: str, pattern: str, samples: int, batch: int) -> list[tuple[bytes, str]]:
-    """The pixels and text of every sample, as `python -m open_clip_train.main` would read them."""
+    """The pixels and the text of every sample, as `python -m open_clip_train.main` reads them."""
     import torch
     from open_clip_train.data import get_data
     from open_clip_train.params import parse_args
@@ -154,18 +155,18 @@ def through_open_clip(role: str, pattern: str, samples: int, batch: int) -> list
     return [(bytes(image.numpy()), text) for images, texts in loader for image, text in zip(images, texts, strict=True)]
 
 
-def test_open_clip_reads_both_splits_by_the_patterns_that_the_card_gives(tmp_path: Path) -> None:
+def test_open_clip_reads_both_splits_by_the_patterns_of_the_card(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path / "run", images=20, pixels=PIXELS, validation=0.3, max_samples=6)
     recipe = Recipe({name: f"{name}@1" for name in WRITERS}, Filters.of(fake.manifest))
     publish(fake.run, fake.manifest, recipe, [fake_run.build(fake.run, recipe, n) for n in (0, 1)])
-    described = read_index(fake.run)
-    everything = []
+    content = read_index(fake.run)
+    samples_of_all_splits = []
     for side, role in (("train", "train"), ("validation", "val")):
-        names = [f"{fake.run.shards}/{output['tar']['name']}" for output in described[SPLITS_JSON[side]]]
-        seen = through_open_clip(role, "::".join(names), described["splits"][side]["samples"], 1)
-        assert len(seen) == described["splits"][side]["samples"] > 0
-        everything += seen
+        names = [f"{fake.run.shards}/{output['tar']['name']}" for output in content[SPLITS_JSON[side]]]
+        seen = through_open_clip(role, "::".join(names), content["splits"][side]["samples"], 1)
+        assert len(seen) == content["splits"][side]["samples"] > 0
+        samples_of_all_splits += seen
         from_card = braces([name.rpartition("/")[2] for name in names]).split("::")
         assert f"`{'::'.join(from_card)}`" in Path(fake.run.shards, "README.md").read_text()
         assert sorted(name for part in from_card for name in braceexpand(f"{fake.run.shards}/{part}")) == sorted(names)
-    assert sorted(everything) == sorted(map(stored_with_text, list(SPLITS["images"])[:40]))
+    assert sorted(samples_of_all_splits) == sorted(map(stored_with_text, list(SPLITS["images"])[:40]))

@@ -1,4 +1,4 @@
-"""Verification names every kind of damage, and nothing where there is none."""
+"""Verification reports every kind of damage, and nothing for an intact dataset."""
 
 import dataclasses
 import io
@@ -36,7 +36,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
 
 
 def publish(fake: FakeRun) -> None:
-    """Shard the run without Ray."""
+    """Build and publish the dataset of the run, without Ray."""
     recipe = metadata.Recipe({name: f"{name}@1" for name in ("instructblip", "llava", "sharegpt4v")}, Filters())
     records = [fake_run.build(fake.run, recipe, number) for number in range(3)]
     publish_dataset(fake.run, fake.manifest, recipe, records)
@@ -49,10 +49,10 @@ def run(pristine: FakeRun, tmp_path: Path) -> Run:
 
 
 def problems(run: Run) -> dict[str, str]:
-    """What is wrong, by file name; each file is named once."""
-    found = verify(run)
-    by_name = {problem.where.rsplit("/", 1)[-1]: problem.what for problem in found}
-    assert len(by_name) == len(found)
+    """The problems by file name. Asserts that each file is reported once."""
+    every = verify(run)
+    by_name = {problem.where.rsplit("/", 1)[-1]: problem.what for problem in every}
+    assert len(by_name) == len(every)
     return by_name
 
 
@@ -72,7 +72,7 @@ def test_an_intact_dataset_has_no_problem(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["train-00000.tar", "train-00001.parquet"])
-def test_every_flipped_bit_is_found_whichever_byte_it_is_in(run: Run, name: str) -> None:
+def test_a_flipped_bit_in_any_part_of_a_file_is_reported(run: Run, name: str) -> None:
     path = Path(run.shards, name)
     size = path.stat().st_size
     for offset in (0, size // 3, size // 2, size - 1):
@@ -83,32 +83,32 @@ def test_every_flipped_bit_is_found_whichever_byte_it_is_in(run: Run, name: str)
     assert verify(run) == []
 
 
-def test_a_truncated_tar_is_found(run: Run) -> None:
+def test_a_truncated_tar_is_reported(run: Run) -> None:
     path = Path(run.shards, "train-00000.tar")
     path.write_bytes(path.read_bytes()[:5000])
     assert "damaged: it has 5000 bytes, not" in problems(run)["train-00000.tar"]
 
 
 @pytest.mark.parametrize("name", ["train-00000.tar", "train-00000.parquet"])
-def test_a_missing_file_is_found(run: Run, name: str) -> None:
+def test_a_missing_file_is_reported(run: Run, name: str) -> None:
     Path(run.shards, name).unlink()
     assert problems(run).keys() == {name}
     assert problems(run)[name].startswith("missing")
 
 
 @pytest.mark.parametrize("ending", ["tar", "parquet"])
-def test_a_swapped_pair_is_found_and_each_told_where_it_belongs(run: Run, ending: str) -> None:
+def test_swapped_files_are_reported_with_the_names_they_belong_to(run: Run, ending: str) -> None:
     first, second = (Path(run.shards, f"train-0000{number}.{ending}") for number in (0, 1))
     contents = first.read_bytes(), second.read_bytes()
     second.write_bytes(contents[0])
     first.write_bytes(contents[1])
-    found = problems(run)
-    assert found.keys() == {first.name, second.name}
-    assert f"has the content of {second.name}" in found[first.name]
-    assert f"has the content of {first.name}" in found[second.name]
+    problem_by_name = problems(run)
+    assert problem_by_name.keys() == {first.name, second.name}
+    assert f"has the content of {second.name}" in problem_by_name[first.name]
+    assert f"has the content of {first.name}" in problem_by_name[second.name]
 
 
-def test_foreign_files_are_found(run: Run) -> None:
+def test_foreign_files_are_reported(run: Run) -> None:
     Path(run.shards, "train-00007.tar").write_bytes(b"")
     assert problems(run) == {
         "train-00007.tar": f"foreign: {run.dataset} does not name it; a file of an abandoned rewrite is "
@@ -117,7 +117,7 @@ def test_foreign_files_are_found(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage, says",
+    "damage, message",
     [
         (lambda path: path.unlink(), "is missing"),
         (lambda path: path.write_text("{"), "damaged"),
@@ -127,14 +127,16 @@ def test_foreign_files_are_found(run: Run) -> None:
         ),
     ],
 )
-def test_a_marker_that_does_not_fit_is_found(run: Run, damage: Callable[[Path], None], says: str) -> None:
+def test_a_marker_that_is_missing_damaged_or_different_is_reported(
+    run: Run, damage: Callable[[Path], None], message: str
+) -> None:
     path = marker(run, 1)
     damage(path)
     assert problems(run).keys() == {path.name}
-    assert says in problems(run)[path.name]
+    assert message in problems(run)[path.name]
 
 
-def test_a_dataset_json_that_is_not_there_or_not_readable_says_what_to_do(run: Run) -> None:
+def test_a_missing_or_damaged_dataset_json_is_an_error(run: Run) -> None:
     Path(run.dataset).write_text("{")
     with pytest.raises(DatasetError, match="not JSON"):
         verify(run)
@@ -144,21 +146,19 @@ def test_a_dataset_json_that_is_not_there_or_not_readable_says_what_to_do(run: R
 
 
 def rewrite(run: Run, number: int, name: str, content: bytes) -> None:
-    """Put other content into a file of the dataset, with all sums made to fit: only reading it can tell."""
+    """Replace the content of a file of the dataset and adjust all checksums, so that only its content is wrong."""
     Path(run.shards, name).write_bytes(content)
-    described = dataset_index.read_index(run)
-    records = dataset_index.read_records(run, described)
+    index = dataset_index.read_index(run)
+    records = dataset_index.read_records(run, index)
     (output,) = records[number].outputs
     size, sha256 = digest_of(f"{run.shards}/{name}")
     field = name.rsplit(".", 1)[-1]
     file = dataclasses.replace(getattr(output, field), bytes=size, sha256=sha256)
     records[number] = dataclasses.replace(records[number], outputs=(dataclasses.replace(output, **{field: file}),))
     marker(run, number).write_text(json.dumps(records[number].to_dict()))
-    for entry in (
-        one for where in dataset_index.SPLITS.values() for one in described[where] if one[field]["name"] == name
-    ):
+    for entry in (item for key in dataset_index.SPLITS.values() for item in index[key] if item[field]["name"] == name):
         entry[field] = dataclasses.asdict(file)
-    Path(run.dataset).write_text(json.dumps(described))
+    Path(run.dataset).write_text(json.dumps(index))
 
 
 def without(path: Path, lost: str) -> bytes:
@@ -171,28 +171,31 @@ def without(path: Path, lost: str) -> bytes:
     return content.getvalue()
 
 
-def test_a_sample_without_one_of_its_members_is_found(run: Run) -> None:
+def test_a_sample_without_one_of_its_members_is_reported(run: Run) -> None:
     rewrite(run, 0, "train-00000.tar", without(Path(run.shards, "train-00000.tar"), "000000003.txt"))
     assert problems(run) == {"train-00000.tar": "sample 000000003 has the members jpg, json"}
 
 
-def test_a_tar_and_a_parquet_of_other_samples_are_found(run: Run) -> None:
+def test_different_samples_in_a_tar_and_its_parquet_are_reported(run: Run) -> None:
     table = pq.read_table(f"{run.shards}/train-00000.parquet")
     pq.write_table(table.slice(1), f"{run.shards}/train-00000.parquet")
     rewrite(run, 0, "train-00000.parquet", Path(run.shards, "train-00000.parquet").read_bytes())
-    found = problems(run)
-    assert "has other samples than" in found["train-00000.tar"] and "000000000" in found["train-00000.tar"]
-    assert f"has 7 rows, but {run.dataset} says 8" in found["train-00000.parquet"]
+    problem_by_name = problems(run)
+    assert (
+        "has other samples than" in problem_by_name["train-00000.tar"]
+        and "000000000" in problem_by_name["train-00000.tar"]
+    )
+    assert f"has 7 rows, but {run.dataset} says 8" in problem_by_name["train-00000.parquet"]
 
 
-def test_a_parquet_with_other_columns_is_found(run: Run) -> None:
+def test_a_parquet_with_other_columns_is_reported(run: Run) -> None:
     table = pq.read_table(f"{run.shards}/train-00000.parquet")
     pq.write_table(table.drop_columns(["llava"]), f"{run.shards}/train-00000.parquet")
     rewrite(run, 0, "train-00000.parquet", Path(run.shards, "train-00000.parquet").read_bytes())
     assert "has other columns" in problems(run)["train-00000.parquet"]
 
 
-def test_a_uid_in_two_shards_is_found(tmp_path: Path) -> None:
+def test_a_uid_in_two_shards_is_reported(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=2)
     fake_run.write_images(fake.run, 2, [3_000_003])
     for name in ("instructblip", "llava", "sharegpt4v"):
@@ -203,7 +206,7 @@ def test_a_uid_in_two_shards_is_found(tmp_path: Path) -> None:
     assert problem.what == f"uid {uid} occurs 2 times, in train-00000.tar and train-00002.tar"
 
 
-def test_a_damaged_shard_is_built_again_as_the_problem_says(run: Run, pristine: FakeRun, ray_cluster: None) -> None:
+def test_a_damaged_shard_is_built_again_by_the_reported_command(run: Run, pristine: FakeRun, ray_cluster: None) -> None:
     path = Path(run.shards, "train-00000.tar")
     flip(path, 700)
     (problem,) = verify(run)
@@ -211,7 +214,7 @@ def test_a_damaged_shard_is_built_again_as_the_problem_says(run: Run, pristine: 
     marker(run, 0).unlink()
     assert shard(pristine.manifest, run).built == 1
     assert verify(run) == []
-    assert not path.exists()  # what is damaged stays for its readers until dataset.json names another
-    (mended,) = (output for output in dataset_index.read_index(run)["shards"] if output["input"] == 0)
-    whole = Path(pristine.run.shards, path.name).read_bytes()
-    assert Path(run.shards, mended["tar"]["name"]).read_bytes() == whole
+    assert not path.exists()  # the damaged file stays until dataset.json names another one
+    (rebuilt,) = (output for output in dataset_index.read_index(run)["shards"] if output["input"] == 0)
+    intact = Path(pristine.run.shards, path.name).read_bytes()
+    assert Path(run.shards, rebuilt["tar"]["name"]).read_bytes() == intact

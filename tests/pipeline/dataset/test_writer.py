@@ -1,4 +1,4 @@
-"""How a shard's files are made: in little memory, on any storage, by two drivers at once."""
+"""The files of a shard are written in little memory, on any storage, and by several drivers at once."""
 
 import threading
 import tracemalloc
@@ -21,8 +21,8 @@ MIB = 1 << 20
 RECIPE = Recipe({name: f"{name}@1" for name in WRITERS}, Filters())
 
 
-def test_a_shards_images_are_never_in_memory_together(tmp_path: Path) -> None:
-    """96 images of 1 MiB each go through less than 16 MiB, of which 4 MiB are the pieces that files are copied in."""
+def test_the_images_of_a_shard_are_never_in_memory_together(tmp_path: Path) -> None:
+    """96 images of 1 MiB each need less than 16 MiB of memory, including the 4 MiB chunks in which files are copied."""
     fake = fake_run.make(tmp_path, shards=0)
     rows: list[dict[str, Any]] = []
     for number in range(96):
@@ -31,7 +31,7 @@ def test_a_shards_images_are_never_in_memory_together(tmp_path: Path) -> None:
     fake_run.commit_images(fake.run, 0, rows, [(row, bytes([number]) * MIB) for number, row in enumerate(rows)])
     for name in WRITERS:
         fake_run.write_captions(fake.run, name, 0, fake_run.captions_of(fake.run, name, 0))
-    fake_run.build(Run.at(str(tmp_path)), RECIPE, 0)  # imports and caches are not the shard's
+    fake_run.build(Run.at(str(tmp_path)), RECIPE, 0)  # so that imports and caches are not measured
     storage.remove(fake.run.shards)
     tracemalloc.start()
     record = fake_run.build(fake.run, RECIPE, 0)
@@ -41,7 +41,7 @@ def test_a_shards_images_are_never_in_memory_together(tmp_path: Path) -> None:
     assert peak < 16 * MIB
 
 
-def test_a_run_on_a_remote_storage_gives_the_same_shards(tmp_path: Path) -> None:
+def test_a_run_on_remote_storage_gives_the_same_shards(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=2)
     bucket = f"/shards-{tmp_path.name}"
     fsspec.filesystem("memory").put(fake.run.url, f"{bucket}/run", recursive=True)
@@ -53,11 +53,11 @@ def test_a_run_on_a_remote_storage_gives_the_same_shards(tmp_path: Path) -> None
     names = storage.list_names(fake.run.shards)
     assert storage.list_names(remote.shards) == names and len(names) == 8
     for name in names:
-        if name not in (dataset_index.MARKERS, dataset_index.DATASET_JSON):  # both name what the shards were made from
+        if name not in (dataset_index.MARKERS, dataset_index.DATASET_JSON):  # both name the inputs of the shards
             assert storage.read_bytes(f"{remote.shards}/{name}") == storage.read_bytes(f"{fake.run.shards}/{name}")
 
 
-def test_two_drivers_that_build_one_shard_at_once_do_no_harm(tmp_path: Path) -> None:
+def test_drivers_that_build_one_shard_at_once_agree(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=1, images=64)
     start, built = threading.Barrier(4), list[ShardRecord]()
 

@@ -8,8 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.manifest import parse
+from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.model_stages import evaluate as evaluation
+from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.training.config import make_config
 from lotlip_data.training.evaluation.paper_results import RELEASED, TABLE_4, TABLE_5, TABLE_10, TABLE_11
 from lotlip_data.training.evaluation.report import tables
@@ -114,6 +117,24 @@ def test_the_worlds_scenes_are_for_any_model_too(tmp_path, monkeypatch):
     assert json.loads(found.stdout)["retrieval"] == json.loads(written.read_text())["retrieval"]
 
 
+def test_the_stage_evaluates_each_trained_model_on_every_task_of_the_manifest(data, published, model, tmp_path):
+    """Results lie beside the model, where `eval` writes them, so a further task leaves those that are there."""
+    run = Run.at(str(tmp_path / "run"))
+    shutil.copytree(model, tmp_path / "run" / "train" / "lotlip" / "model")
+    (tmp_path / "run" / "train" / "lotlip" / "done.json").write_text("{}")
+    head = f"name: x\nsources: [{{name: a, files: a.csv}}]\nevaluation_data: {data}\n"
+    for tasks, is_new in (("[iiw]", True), ("[iiw]", False), (f"[iiw, {{task: docci, data: {data}/docci}}]", True)):
+        outcome = evaluation.evaluate(parse(f"{head}evaluate: {tasks}", "m"), run)
+        assert (outcome.did_something, outcome.failed) == (is_new, [])
+    assert outcome.figures["lotlip"]["retrieval"].keys() == {"iiw", "docci"}
+    assert get_status(run)["evaluated"] == {
+        "lotlip": [f"{run.train('lotlip')}/eval-docci.json", f"{run.train('lotlip')}/eval-iiw.json"]
+    }
+    outcome = evaluation.evaluate(parse(f"{head}evaluate: [{{task: dci, data: /none}}, iiw]", "m"), run)
+    assert len(outcome.failed) == 1 and outcome.failed[0].startswith("lotlip: DCI: there is no /none/")
+    assert outcome.figures["lotlip"]["retrieval"].keys() == {"iiw"}
+
+
 @pytest.mark.parametrize("arguments", [[], ["--task", "iiw"]])
 def test_a_trainings_folder_in_place_of_its_models_is_told(data, model, arguments):
     found = run(model.parent, "--data", data, *arguments)
@@ -165,11 +186,11 @@ def test_a_part_is_refused_and_with_allow_partial_marked_wherever_it_is_told(dat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "coco"], "there is no task 'coco'; one of world, dci, iiw"),
+        (["--task", "coco"], "task 'coco' is unknown; did you mean 'mscoco'? Known are synthetic, dci, iiw"),
         (["--task", "iiw=/none", "--task", "iiw=/none"], "named twice"),
         (["--task", "world", "--task", "iiw"], "evaluated alone"),
         (["--task", "iiw=/none"], "/none/IIW-400/data.jsonl"),
-        (["--task", "world=/none"], "the task world is drawn, so it has no folder"),
+        (["--task", "world=/none"], "the task world is generated, so it has no folder"),
     ],
 )
 def test_what_was_asked_wrongly_is_told(model, arguments, message):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.model_stages.ray_train import Workers
+from lotlip_data.manifests.settings.training import Workers
 from tests.support.processes import title
 from tests.training.run_fixture import write_run, write_towers
 
@@ -47,20 +47,20 @@ def steps(run, name):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("8", "ray: 8; give workers, gpus, cpus"),
-        ({"worker": 8}, "ray: worker; give workers, gpus, cpus"),
-        ({"workers": 0}, "workers: 0 is not a whole number of at least 1"),
-        ({"workers": 1.5}, "workers: 1.5 is not a whole number"),
-        ({"gpus": "all"}, "gpus: 'all' is no number"),
+        ("8", "'8' is not a mapping of settings"),
+        ({"worker": 8}, "`worker`: there is no such setting; did you mean `workers`"),
+        ({"workers": 0}, "`workers`: 0 is too small; it must be at least 1"),
+        ({"workers": 1.5}, "`workers`: 1.5 should be a valid integer"),
+        ({"gpus": "all"}, "`gpus`: 'all' should be a valid number"),
     ],
 )
 def test_workers_that_cannot_be_are_told(given, message):
     with pytest.raises(UserError, match=message):
-        Workers.of(given)
+        Workers.parse(given)
 
 
 def test_workers_are_as_given():
-    assert Workers.of({"workers": 8, "gpus": 0.5}) == Workers(workers=8, gpus=0.5, cpus=4)
+    assert Workers.parse({"workers": 8, "gpus": 0.5}) == Workers(workers=8, gpus=0.5, cpus=4)
 
 
 @pytest.mark.slow

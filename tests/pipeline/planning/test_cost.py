@@ -49,7 +49,7 @@ def test_a_worked_example_with_all_its_assumptions() -> None:
     assert captioner.gpu_hours == pytest.approx(83.333, abs=0.001) and cost.money == pytest.approx(166.667, abs=0.001)
     assert cost.days == pytest.approx(83.3333 / 8 / 24, abs=1e-5)
     assert captioner.tokens == 420_000_000 and captioner.caption_bytes == 1_500_000_000
-    assert captioner.sequences == 128  # as computed in docs/running.md
+    assert captioner.sequences == 128  # as computed in docs/guides/gpu-sizing.md
     assert cost.assumes == [
         "llava: 140 tokens per caption (assumed), after 576 image tokens and 60 prompt tokens",
         "llava: 8 concurrent actors with 1 GPU each",

@@ -29,7 +29,7 @@ def test_an_actor_reserves_the_gpus_that_a_copy_of_its_model_is_spread_over(
 
 @pytest.mark.parametrize("pool", [5, "x", ["engine"]])
 def test_a_pool_that_holds_no_settings_is_told(pool: Any) -> None:
-    with pytest.raises(UserError, match=r"pool: .* is no mapping of settings"):
+    with pytest.raises(UserError, match=r"`pool`: .* is not a mapping of settings"):
         resolve_captioners([{"preset": "tiny-llava", "pool": pool}])
 
 
@@ -41,5 +41,5 @@ def test_an_engine_is_one_of_those_of_the_captioners_kind() -> None:
     served = {"name": "e", "kind": "openai", "model": "m"}
     for entry, engine in ((served, "endpoint"), (served, "auto"), ("llava", "transformers")):
         assert resolve_captioners([entry], {"engine": engine})[0].pool.engine == engine
-    with pytest.raises(UserError, match="captioner 'e': engine: no 'vllm'; one of auto, endpoint"):
+    with pytest.raises(UserError, match="captioner 'e': `engine`: 'vllm' is unknown; known are auto, endpoint"):
         resolve_captioners([served], {"engine": "vllm"})

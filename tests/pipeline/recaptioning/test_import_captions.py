@@ -165,8 +165,8 @@ def test_what_is_asked_wrongly_says_what_to_do(fake: FakeRun, tmp_path: pathlib.
         ((file,), "name each captioner and its column"),
         ((file, ["llava"]), "--captioner llava: give NAME=COLUMN"),
         ((file, ["raw=longIB_captions"]), "captioner 'raw': the dataset has a column 'raw' already"),
-        ((file, ["Big=longIB_captions"]), "use a-z, 0-9, _ and - only"),
-        ((str(tmp_path / "d.xls"), ["a=b"]), "the ending of .*d.xls' does not tell it"),
+        ((file, ["Big=longIB_captions"]), "may contain only lowercase letters, digits, - and _"),
+        ((str(tmp_path / "d.xls"), ["a=b"]), "the ending of .*d.xls' is unknown"),
         ((file, [], None, "dreamlab"), "--format dreamlab: use dreamlip, csv, tsv, jsonl, parquet"),
     ):
         with pytest.raises(ImportProblem, match=message):

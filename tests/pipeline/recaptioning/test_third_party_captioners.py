@@ -68,7 +68,7 @@ class ColourEngine:
 def make(folder: Path, captioner: dict[str, Any]) -> Run:
     """Two shards of eight images, and a manifest that asks for the captioner."""
     made = fake_run.make(folder, shards=2, images=8, writers=())
-    manifest.freeze(made.manifest.model_copy(update={"captioners": (captioner,)}), made.run)
+    manifest.freeze(made.manifest.replace(captioners=(captioner,)), made.run)
     return made.run
 
 

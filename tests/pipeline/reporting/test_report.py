@@ -289,7 +289,7 @@ def test_a_missing_or_mistyped_field_is_named_with_its_file(
     storage.replace(damaged, json.dumps(content | {field: value}).encode())
     result = CliRunner().invoke(app, ["report", copy.url])
     assert result.exit_code == 1
-    assert f"{damaged}: its {message}" in result.output and "emove" in result.output
+    assert f"{damaged}: the field {message}" in result.output and "emove" in result.output
 
 
 def test_a_manifest_that_is_not_utf_8_is_shown_with_replacement_characters(run: Run, tmp_path: Path) -> None:

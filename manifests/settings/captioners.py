@@ -1,0 +1,225 @@
+"""The manifest's `captioners` section: models, prompts and sampling, and the pools of actors that run them.
+
+    captioners:
+      - llava                                   # a preset: the published LLaVA-1.5
+      - {preset: llava, name: llava-fp8, quantization: fp8}
+      - {name: mine, kind: llava, model: /models/mine, pool: {max_actors: 8, num_gpus: 1}}
+
+`kind` is an open set: another package adds one through an entry point, so `captioners.registry` checks it.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+
+from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSettings
+
+CaptionerPreset = Literal["instructblip", "llava", "sharegpt4v", "tiny-instructblip", "tiny-llava", "tiny-sharegpt4v"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _keep_integer(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Keep an integer an integer: a captioner's id covers the settings as they are written, and 1 is not 1.0 there."""
+    return value if _is_integer(value) and validate(float(value)) is not None else validate(value)
+
+
+def _allow_integer(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Keep a label such as 2025 the integer that YAML reads, for the same reason."""
+    return value if _is_integer(value) else validate(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_UNCHANGED = PlainSerializer(lambda value: value)
+CaptionerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+class CaptionerOverrides(Settings):
+    """Settings of a captioner that decide which text an image gets."""
+
+    name: CaptionerName | None = None
+    """Name of the folder of its captions, and of its column in the dataset."""
+    kind: Annotated[str, Field(min_length=1)] | None = None
+    """Architecture: `llava`, `sharegpt4v`, `instructblip`, `openai`, or a kind that an installed package adds."""
+    model: Annotated[str, Field(min_length=1)] | None = None
+    """Hub id, local folder, or short name of a checkpoint that comes with the project, such as `tiny-llava`."""
+    revision: Annotated[str | None, WrapValidator(_allow_integer), _UNCHANGED] = None
+    """Revision of the model on the hub. For kind `openai`: a label of your own for what the endpoint serves."""
+    prompt: str = "Describe the image in detail."
+    """Instruction to the model."""
+    template: str | None = None
+    """Text around the prompt, with `{prompt}` and `<image>` in it. Default: the template of the kind."""
+    max_new_tokens: Count = 256
+    """Largest number of tokens of a caption."""
+    dtype: Dtype = "auto"
+    """Precision of the weights. `auto`: float32 without a GPU, the checkpoint's own precision with one."""
+    temperature: Annotated[float, Field(ge=0), WrapValidator(_keep_integer), _UNCHANGED] = 0.0
+    """Sampling temperature; 0 is greedy decoding."""
+    top_p: Annotated[float, Field(gt=0, le=1), WrapValidator(_keep_integer), _UNCHANGED] = 1.0
+    """Nucleus sampling: probability mass that is kept. It has no effect at temperature 0."""
+    seed: Annotated[int, Field(strict=True)] = 0
+    """Seed of the sampling. It has no effect at temperature 0."""
+    quantization: str | None = None
+    """Quantization as vLLM names it, such as `awq`, `gptq` or `fp8`; the checkpoint must fit."""
+    tensor_parallel_size: Count = 1
+    """Number of GPUs that one copy of the model is spread over."""
+    max_model_len: Count | None = None
+    """Largest number of tokens of image, prompt and caption together. Default: exactly what they need."""
+    request: Mapping[str, Any] = Field(default_factory=dict)
+    """Kind `openai` only: further fields of each request, such as `repetition_penalty`; null leaves a field out."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_words(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("is empty; say what the model should describe")
+        return prompt
+
+    @field_validator("template")
+    @classmethod
+    def _holds_the_prompt(cls, template: str | None) -> str | None:
+        if template is not None and "{prompt}" not in template:
+            raise ValueError(f"{template!r} must contain {{prompt}}")
+        return template
+
+
+class CaptionerSettings(CaptionerOverrides):
+    """All settings of one captioner."""
+
+    name: CaptionerName
+    kind: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _leaves_room_for_the_prompt(self) -> "CaptionerSettings":
+        if self.max_model_len is not None and self.max_model_len <= self.max_new_tokens:
+            raise ValueError(
+                f"`max_model_len`: {self.max_model_len} must exceed max_new_tokens ({self.max_new_tokens}); "
+                "leave it out to get what is needed"
+            )
+        return self
+
+
+class EngineOptions(SparseSettings):
+    """What an engine may use. No option is meant to change a text, so a captioner's id covers none of them."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # an endpoint's URL can hold a password by mistake
+
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Number of images per forward pass of transformers, and of InstructBLIP's vision half in vLLM."""
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    """Number of captions that vLLM generates at a time (default: 128 on a GPU, 64 without one). Kind `openai`: number
+    of requests in flight (default: 64)."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """vLLM's share of the GPU's memory, at most 1."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of the attention cache in GiB. Default: what is left of vLLM's share; 0.25 GiB without a GPU."""
+    cache_dir: str = "~/.cache/lotlip-data"
+    """Folder for a language model that must be extracted from its checkpoint."""
+    engine_args: Mapping[str, Any] = Field(default_factory=dict)
+    """Further arguments of vLLM's AsyncEngineArgs; they override this project's."""
+    endpoint: str | None = None
+    """Kind `openai`: base URL of the endpoint, such as `http://host:8000/v1`."""
+    api_key_env: str | None = None
+    """Kind `openai`: name of the environment variable with the key, where the engine runs. Default: no key is sent."""
+    request_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """Kind `openai`: time limit of one request in seconds. A request is sent at most three times."""
+    outage_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """Kind `openai`: seconds without any answer, or with only "too busy", after which the engine gives up."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_a_url(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", endpoint):
+            raise ValueError("give a URL such as http://host:8000/v1, without a user or password in it")
+        return endpoint
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_the_name_of_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("give the name of an environment variable, such as MY_API_KEY, not the key")
+        return name
+
+
+class PoolSettings(SparseSettings):
+    """How a captioner runs; no setting changes what it writes."""
+
+    min_actors: Annotated[int, Field(ge=1)] = 1
+    """Number of actors that the pool gets before any pool gets more."""
+    max_actors: Annotated[int, Field(ge=1)] | None = None
+    """Largest number of actors. Default: one per `num_gpus` of the cluster, one without GPUs. A larger number makes
+    Ray's autoscaler add nodes."""
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs that Ray reserves per actor. Default: those that one copy of the model is spread over where the cluster has
+    GPUs, else 0."""
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    """CPUs that Ray reserves per actor."""
+    accelerator_type: str | None = None
+    """Type of GPU as Ray names it, such as `A100` or `H100`."""
+    resources: Mapping[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Custom Ray resources per actor."""
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that may hold an actor, such as `{ray.io/market-type: spot}`."""
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Number of images in flight in an engine. Default: what the engine recommends."""
+    part_size: Annotated[int, Field(ge=2)] = 512
+    """Largest number of captions that are lost when an actor is killed."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without a caption, with images waiting, after which an engine counts as hung and is replaced."""
+    engine: str = "auto"
+    """`auto` (vLLM where there is a GPU), `vllm`, `transformers`, or another engine of the captioner's kind."""
+    engine_options: EngineOptions = EngineOptions()
+    """Options of the engine."""
+
+    @model_validator(mode="after")
+    def _least_below_most(self) -> "PoolSettings":
+        if self.max_actors is not None and self.min_actors > self.max_actors:
+            raise ValueError(f"`min_actors`: {self.min_actors} must not exceed max_actors={self.max_actors}")
+        return self
+
+
+class CaptionerEntry(CaptionerOverrides, ListEntry):
+    """One captioner of a manifest: a preset with settings that override it, or `name`, `kind` and `model`."""
+
+    preset: CaptionerPreset | None = None
+    """Published captioner whose settings are the defaults."""
+    pool: PoolSettings | None = None
+    """How the captioner runs."""
+
+    shorthand = "preset"
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["preset"]}, {"required": ["name", "kind", "model"]}]}
+    )
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "CaptionerEntry":
+        missing = [name for name in ("name", "kind", "model") if getattr(self, name) is None]
+        if self.preset is None and missing:
+            raise ValueError(f"{', '.join(missing)} must be given, or a `preset`")
+        return self
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The settings that the entry gives, without `preset` and `pool`."""
+        return {name: value for name, value in self.given.items() if name not in ("preset", "pool")}
+
+
+def parse_captioner(entry: str | Mapping[str, Any] | CaptionerEntry) -> CaptionerEntry:
+    """One entry of the section. Raises UserError for a wrong setting or value."""
+    named = isinstance(entry, Mapping) and isinstance(entry.get("name"), str)
+    where = f"captioner {entry['name']!r}" if named and isinstance(entry, Mapping) else "captioner"
+    return CaptionerEntry.parse(entry, where)

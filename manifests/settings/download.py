@@ -1,0 +1,69 @@
+"""The manifest's `download` section: how images are downloaded and stored."""
+
+import ipaddress
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
+
+from lotlip_data.manifests.settings.base import Settings
+
+
+def _check_host(text: str) -> str:
+    """Accept a host only as the host of a URL is compared with it. Raises ValueError with the spelling to use."""
+    bare = text.strip().strip("[]")
+    try:
+        host: str | None = str(ipaddress.ip_address(bare))  # first, because an IPv6 address contains colons
+    except ValueError:
+        host = _host_of(text.strip())
+    if host is None:
+        raise ValueError(f"{text!r} is no host; write the name or the address of each host, such as 'images.intra'")
+    if host.lower() != text.lower():
+        raise ValueError(f"{text!r} is more than a host, or another spelling of one; write {host!r}")
+    return text
+
+
+def _host_of(text: str) -> str | None:
+    """The host in a URL with or without its scheme, in ASCII as in a request; None if there is no host."""
+    if re.fullmatch(r"[\da-fA-F.:]+/\d+", text):
+        return None  # a network
+    try:
+        host = (urlsplit(text if "://" in text else f"//{text}").hostname or "").rstrip(".").encode("idna").decode()
+    except ValueError:
+        return None
+    return host if re.fullmatch(r"[\w.:%-]+", host) else None
+
+
+class DownloadSettings(Settings):
+    """The stored form of downloaded images, and the limits and retries of downloads."""
+
+    image_size: Annotated[int, Field(ge=16)] = 512
+    """Largest shorter side of a stored image in pixels. The aspect ratio is kept, and no image is enlarged."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """JPEG quality of stored images."""
+    threads: Annotated[int, Field(ge=1)] = 64
+    """Number of concurrent downloads per shard."""
+    timeout: Annotated[float, Field(gt=0)] = 10.0
+    """Time limit of one socket operation in seconds."""
+    total_timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Time limit of one download in seconds, including redirects and the body."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """Number of further attempts after a transient failure. The pause before each grows, or is the one that the server
+    asks for."""
+    per_host: Annotated[int, Field(ge=1)] = 8
+    """Number of concurrent downloads from one host per shard."""
+    host_failures: Annotated[int, Field(ge=1)] = 16
+    """Number of consecutive failures of a host after which its other images in the shard are skipped."""
+    shard_tries: Annotated[int, Field(ge=1)] = 3
+    """Number of `download` runs that try a shard before it is complete without any image."""
+    max_bytes: Annotated[int, Field(ge=1)] = 50_000_000
+    """Largest size of a downloaded file in bytes."""
+    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    """Largest number of pixels of a downloaded image."""
+    allow_hosts: tuple[Annotated[str, AfterValidator(_check_host)], ...] = ()
+    """Hosts, on any port, that are allowed although their address is private or loopback, for intranets and tests."""
+    user_agent: str | None = "lotlip-data"
+    """Name of this client in the User-Agent header; an X-Robots-Tag header can address it."""
+    respect_robots_tag: bool = True
+    """Reject images whose X-Robots-Tag header forbids their use: noai, noimageai, noindex or noimageindex."""
