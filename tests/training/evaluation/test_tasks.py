@@ -282,11 +282,8 @@ def test_fewer_images_than_published_are_an_error_without_allow_partial(tmp_path
     assert "1 images are missing: for example, there is no " in message and "photos/sa_1.jpg" in message
     assert "--allow-partial" in message
     task_images = read_task(task, str(tmp_path), allow_partial=True)
-    assert (
-        len(task_images.paths) == len(task_images.texts) == 2
-        and len(task_images.missing) == 1
-        and is_partial(task_images)
-    )
+    assert len(task_images.paths) == len(task_images.texts) == 2
+    assert len(task_images.missing) == 1 and is_partial(task_images)
 
 
 def test_more_images_than_published_are_an_error(tmp_path):
