@@ -132,7 +132,7 @@ def load(path: str) -> Manifest:
         raise ManifestError(f"{path}: there is no such file") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not a YAML file in UTF-8: {error}") from None
-    return _with_absolute_paths(parse(text, path), storage.normalise(path).rpartition("/")[0])
+    return with_absolute_paths(parse(text, path), storage.normalise(path).rpartition("/")[0])
 
 
 def parse(text: str, where: str) -> Manifest:
@@ -178,7 +178,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return node
 
 
-def _with_absolute_paths(manifest: Manifest, base: str) -> Manifest:
+def with_absolute_paths(manifest: Manifest, base: str) -> Manifest:
     """The manifest with relative paths resolved against the folder `base`."""
 
     def absolute(path: str) -> str:

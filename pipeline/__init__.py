@@ -1,1 +1,35 @@
-"""What happens to data, stage by stage, and the command line over it."""
+"""The pipeline, from lists of image URLs to an evaluated model, as functions for scripts and notebooks.
+
+`docs/guides/notebook.md` explains them with a complete example. The commands of `lotlip-data` call the same functions.
+"""
+
+from typing import TYPE_CHECKING
+
+from lotlip_data.manifests.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from lotlip_data.pipeline.inspection import evaluate, plan, report, stats, status, verify
+    from lotlip_data.pipeline.stages import download, features, import_captions, recaption, run_pipeline, shard, train
+
+__all__ = [
+    "download",
+    "evaluate",
+    "features",
+    "import_captions",
+    "plan",
+    "recaption",
+    "report",
+    "run_pipeline",
+    "shard",
+    "stats",
+    "status",
+    "train",
+    "verify",
+]
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "inspection": ["evaluate", "plan", "report", "stats", "status", "verify"],
+        "stages": ["download", "features", "import_captions", "recaption", "run_pipeline", "shard", "train"],
+    },
+)

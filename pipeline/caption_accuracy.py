@@ -1,6 +1,6 @@
-"""How true captions are, in the offline world, where what there is to see is known.
+"""Precision and recall of captions of synthetic scenes, whose content is known exactly.
 
-lotlip-data world accuracy tiny-llava --scenes 500
+lotlip-data synthetic accuracy tiny-llava --scenes 500
 """
 
 import asyncio
@@ -16,9 +16,14 @@ from lotlip_data.synthetic.scenes import SPLITS, Scene, render, sample_scene
 
 
 def accuracy(config: CaptionerConfig, scenes: int, engine: str = "auto") -> FactScore:
-    """Precision and recall of the (colour, shape, size, place) facts in the captions of `scenes` unseen scenes.
+    """Precision and recall of the (colour, shape, size, place) facts in captions of unseen scenes.
 
-    The pictures go through JPEG, as fetched ones do, and through the same engine as a run's images.
+    The images are JPEG files, as downloaded ones are, and the engine is that of a run.
+
+    Args:
+        config: The captioner.
+        scenes: Number of scenes.
+        engine: As for `load_engine`.
     """
     unseen = [sample_scene(seed) for seed in SPLITS["captioner_test"][:scenes]]
     captions = asyncio.run(_caption_all(load_engine(config, engine), unseen))
@@ -26,7 +31,7 @@ def accuracy(config: CaptionerConfig, scenes: int, engine: str = "auto") -> Fact
 
 
 def score(texts: Iterable[tuple[str, Scene]]) -> FactScore:
-    """The facts of each text held against those of its scene."""
+    """Compare the facts of each text with those of its scene."""
     total = FactScore()
     for text, scene in texts:
         total.add(text, scene)
@@ -34,19 +39,21 @@ def score(texts: Iterable[tuple[str, Scene]]) -> FactScore:
 
 
 async def _caption_all(engine: Engine, scenes: Iterable[Scene]) -> list[Caption]:
+    """The captions in the order of the scenes, `engine.window` of them at a time."""
     window = asyncio.Semaphore(engine.window)
 
-    async def one(scene: Scene) -> Caption:
+    async def caption(scene: Scene) -> Caption:
         async with window:
-            return await engine.caption(engine.prepare(_as_fetched(render(scene))))
+            return await engine.caption(engine.prepare(_as_downloaded(render(scene))))
 
     try:
-        return await asyncio.gather(*(one(scene) for scene in scenes))
+        return await asyncio.gather(*map(caption, scenes))
     finally:
         engine.close()
 
 
-def _as_fetched(image: Image.Image) -> Image.Image:
+def _as_downloaded(image: Image.Image) -> Image.Image:
+    """The image after a JPEG encoding."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95)
     return Image.open(buffer).convert("RGB")

@@ -1,14 +1,14 @@
-"""The whole line on the offline world: scenes served over real HTTP, tiny captioners, three trained models.
+"""The demo: the whole pipeline on synthetic scenes from a local HTTP server, with tiny captioners and three models.
 
-Everything but the scenes and the size of the models is what a real run uses; nothing in the line knows of the demo.
-
-The table that the demo ends with.
+Only the scenes and the size of the models differ from a real run. No stage knows that it runs in the demo. At the end,
+`summary_lines` makes a table of what the stages committed.
 """
 
 import json
 import logging
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ _AGAIN = "Remove it and run `lotlip-data demo` again."
 
 CAPTIONERS = ("tiny-instructblip", "tiny-llava", "tiny-sharegpt4v")
 METHODS = ("lit", "lit_long", "lotlip")
-FAULTS = {
+FAULTS = {  # number of URLs per kind of fault
     "dead": 20,
     "gone": 4,
     "error": 4,
@@ -40,30 +40,29 @@ FAULTS = {
     "robots": 4,
     "redirect": 20,
 }
-PATIENCE = 2.0
-"""Seconds in which a fetch must be over; the slow answers take twice as long."""
+TIMEOUT_SECONDS = 2.0
+"""Time limit of one download. The slow responses take twice as long."""
 PORT = 29753
-"""Of a new run's server, where it is free: the order of samples follows from their URLs, and all figures from that."""
+"""Port of a new run's server, if it is free. The URLs decide the order of the samples, and so all figures."""
 
 
 def demo(run: Run, images: int) -> Outcome:
-    """Run the line over `images` served scenes and the faults of a real list, and say what came of it.
+    """Run the pipeline over `images` scenes and the faults of a real list. Writes demo.json into the run's folder.
 
-    Writes demo.json into the run's folder. Raises UserError where the folder is not on this machine, or the port of an
-    earlier start is taken.
+    Raises UserError if the folder is not on this machine, or if the server's port of an earlier call is in use.
     """
     if not storage.is_local(run.url):
-        raise UserError(f"{run.url}: the demo serves and reads its scenes on this machine; give it a local folder")
+        raise UserError(f"{run.url}: the demo works on this machine only; give it a local folder")
     from lotlip_data.synthetic.http_server import SceneServer
 
     began = time.monotonic()
     folder = Path(run.url) / "input"
-    with SceneServer(delay=2 * PATIENCE, port=_port_of(folder)) as server:
+    with SceneServer(delay=2 * TIMEOUT_SECONDS, port=_port_of(folder)) as server:
         logger.info(
-            f"serving {images} scenes, and {sum(FAULTS.values())} links with the faults of the web, at {server.url}"
+            f"serving {images} scenes, and {sum(FAULTS.values())} URLs with typical faults of the web, at {server.url}"
         )
         manifest = _write_input(folder, server.url, images)
-        outcome = run_pipeline(manifest, run)
+        outcome = replace(run_pipeline(manifest, run), stage="demo")
     result = run.demo
     if outcome.failed:
         return outcome
@@ -71,21 +70,20 @@ def demo(run: Run, images: int) -> Outcome:
         figures = {**_figures(run), "seconds": round(time.monotonic() - began, 1)}
         storage.replace(result, json.dumps(figures, indent=1).encode())
     outcome.figures = artifacts.read_json(result, _AGAIN)
-    for line in summary_lines(outcome.figures, run):
-        logger.info(line)
+    outcome.lines = summary_lines(outcome.figures, run)
     return outcome
 
 
 def _port_of(folder: Path) -> int:
-    """The port of an earlier start, so that its URLs go on; of a new run, PORT, or 0 (any) where that is taken."""
+    """The port of an earlier call, whose URLs the run holds. For a new run, PORT, or 0 (any port) if PORT is in use."""
     known = folder / "server.url"
     if not known.exists():
         return PORT if _is_free(PORT) else 0
     port = urlsplit(known.read_text()).port or 0
     if not _is_free(port):
         raise UserError(
-            f"{known}: this run's images are served at port {port}, which something else uses now, another demo "
-            "perhaps. Wait for that, or give another folder."
+            f"{known}: this run's images are served at port {port}, which another process uses now, perhaps another "
+            "demo. Wait until it ends, or give another folder."
         )
     return port
 
@@ -101,7 +99,7 @@ def _is_free(port: int) -> bool:
 
 
 def _write_input(folder: Path, base_url: str, images: int) -> Manifest:
-    """The list of URLs, as a CSV, and its manifest: what a user would bring."""
+    """Write what a user would provide: a list of URLs as CSV, and the manifest."""
     from lotlip_data.synthetic.scenes import SPLITS
     from lotlip_data.synthetic.url_list import write_list, write_manifest
 
@@ -116,8 +114,8 @@ def _write_input(folder: Path, base_url: str, images: int) -> Manifest:
         download={
             "allow_hosts": ["127.0.0.1"],
             "threads": 16,
-            "timeout": PATIENCE,
-            "total_timeout": PATIENCE,
+            "timeout": TIMEOUT_SECONDS,
+            "total_timeout": TIMEOUT_SECONDS,
             "retries": 0,
         },
         captioners=list(CAPTIONERS),
@@ -128,7 +126,7 @@ def _write_input(folder: Path, base_url: str, images: int) -> Manifest:
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    """What demo.json holds, but for the seconds; read back from what the stages committed."""
+    """The content of demo.json without the duration, read from what the stages committed."""
     from lotlip_data.pipeline.dataset.stats import dataset_stats
     from lotlip_data.pipeline.downloading.stage import read_summary
 
@@ -147,13 +145,13 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def _recall(run: Run, method: str) -> dict[str, dict[str, float]]:
-    """R@1 in % on long and short texts, both ways."""
-    found = artifacts.read_json(run.evaluation(method), _AGAIN, {"retrieval": dict})["retrieval"]
-    return {name: {way: 100 * found[name][way]["R@1"] for way in ("t2i", "i2t")} for name in ("long", "short")}
+    """R@1 in % on long and short texts, in both directions."""
+    scores = artifacts.read_json(run.evaluation(method), _AGAIN, {"retrieval": dict})["retrieval"]
+    return {name: {way: 100 * scores[name][way]["R@1"] for way in ("t2i", "i2t")} for name in ("long", "short")}
 
 
 def _accuracy(run: Run, captioner: str) -> dict[str, Any]:
-    """How many captions there are, and how true they are, against the scenes that their URLs name."""
+    """Number of captions, and the precision and recall of their facts about the scenes that their URLs name."""
     from lotlip_data.pipeline.caption_accuracy import score
     from lotlip_data.synthetic.http_server import seed_from_url
     from lotlip_data.synthetic.scenes import sample_scene
@@ -165,8 +163,8 @@ def _accuracy(run: Run, captioner: str) -> dict[str, Any]:
             seed = seed_from_url(urls[uid])
             if text is not None and seed is not None:
                 pairs.append((text, sample_scene(seed)))
-    found = score(pairs)
-    return {"count": len(pairs), "facts_precision": found.precision, "facts_recall": found.recall}
+    facts = score(pairs)
+    return {"count": len(pairs), "facts_precision": facts.precision, "facts_recall": facts.recall}
 
 
 def _columns(url: str, *names: str) -> list[tuple[Any, ...]]:
@@ -178,7 +176,7 @@ _METHODS = {"lit": "LiT", "lit_long": "LiT + long texts", "lotlip": "LoTLIP"}
 
 
 def summary_lines(figures: dict[str, Any], run: Run) -> list[str]:
-    """The figures of demo.json for people: one table, where everything lies, and what to run next."""
+    """The figures of demo.json as a table, the paths of the results, and the next command to run."""
     return ["", *_download(figures), *_captions(figures), *_dataset(figures), *_retrieval(figures), "", *_next(run)]
 
 
@@ -187,27 +185,27 @@ def _rule(title: str) -> str:
 
 
 def _download(figures: dict[str, Any]) -> list[str]:
-    found = figures["download"]
-    lines = [_rule("images"), f"{'asked for':<24}{found['asked']:>8}", f"{'fetched':<24}{found['fetched']:>8}"]
-    lines.append(f"{'failed':<24}{found['failed']:>8}")
-    reasons = sorted(found["failed_by_reason"].items(), key=lambda pair: (-pair[1], pair[0]))
+    counts = figures["download"]
+    rows = {"URLs": counts["asked"], "downloaded": counts["fetched"], "failed": counts["failed"]}
+    lines = [_rule("images"), *(f"{name:<24}{count:>8}" for name, count in rows.items())]
+    reasons = sorted(counts["failed_by_reason"].items(), key=lambda pair: (-pair[1], pair[0]))
     return lines + [f"  {reason:<22}{count:>8}" for reason, count in reasons]
 
 
 def _captions(figures: dict[str, Any]) -> list[str]:
     lines = [_rule("captions"), f"{'captioner':<24}{'captions':>8}{'facts: precision':>20}{'recall':>10}"]
-    for name, found in figures["captions"].items():
-        lines.append(f"{name:<24}{found['count']:>8}{found['facts_precision']:>20.1%}{found['facts_recall']:>10.1%}")
+    for name, facts in figures["captions"].items():
+        lines.append(f"{name:<24}{facts['count']:>8}{facts['facts_precision']:>20.1%}{facts['facts_recall']:>10.1%}")
     return lines
 
 
 def _dataset(figures: dict[str, Any]) -> list[str]:
-    found = figures["stats"]
+    stats = figures["stats"]
     return [
         _rule("dataset"),
-        f"{'images':>10}{'long texts':>14}{'sub-captions a text':>24}{'tokens a text':>18}",
-        f"{found['images']:>10}{found['texts']:>14}"
-        f"{found['sub_captions_per_text']:>24.2f}{found['tokens_per_text']:>18.2f}",
+        f"{'images':>10}{'long texts':>14}{'sub-captions per text':>24}{'tokens per text':>18}",
+        f"{stats['images']:>10}{stats['texts']:>14}"
+        f"{stats['sub_captions_per_text']:>24.2f}{stats['tokens_per_text']:>18.2f}",
     ]
 
 
@@ -217,8 +215,8 @@ def _retrieval(figures: dict[str, Any]) -> list[str]:
         f"{'':<24}{'long texts':>24}{'short texts':>26}",
         f"{'method':<24}{'text→image':>13}{'image→text':>12}{'text→image':>14}{'image→text':>12}",
     ]
-    for method, found in figures["retrieval"].items():
-        long, short = found["long"], found["short"]
+    for method, scores in figures["retrieval"].items():
+        long, short = scores["long"], scores["short"]
         lines.append(
             f"{_METHODS.get(method, method):<24}{long['t2i']:>13.1f}{long['i2t']:>12.1f}"
             f"{short['t2i']:>14.1f}{short['i2t']:>12.1f}"
@@ -228,12 +226,12 @@ def _retrieval(figures: dict[str, Any]) -> list[str]:
 
 def _next(run: Run) -> list[str]:
     return [
-        "Where it lies:",
-        f"  {run.shards}/train-*.tar and .parquet   the dataset: dataset.json describes it",
-        f"  {run.captions}/                          every captioner's texts",
-        f"  {run.quarantine()}/                        what failed, with its reason",
+        "Results:",
+        f"  {run.shards}/train-*.tar and .parquet   the dataset, which dataset.json describes",
+        f"  {run.captions}/                          the captions, one folder per captioner",
+        f"  {run.quarantine()}/                        what failed, with the reason",
         f"  {run.train('lotlip')}/                      the trained model",
         f"  {run.url}/demo.json                         the figures above",
-        "Next, with real models and your own list (see the README):",
+        "Next, with real captioners and your own list of URLs (see the README):",
         "  lotlip-data run my-images.yaml runs/mine",
     ]

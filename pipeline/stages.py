@@ -1,91 +1,259 @@
-"""The line: every stage in its order, from a list of URLs to an evaluated model. Read this file first.
+"""The pipeline: one function per stage, from lists of URLs to an evaluated model. Read this file first.
 
     partition   lists of URLs → shards of rows, in seeded random order         pipeline/url_lists/partition.py
     download    rows → images, with img2dataset on Ray                         pipeline/downloading/stage.py
     recaption   images → long texts, on pools of Ray actors                    pipeline/recaptioning/stage.py
     shard       images + texts → the dataset                                   pipeline/dataset/stage.py
+    features    the dataset → features of a locked image tower (optional)      pipeline/model_stages/features.py
     train       the dataset → LoTLIP, or a method that it is compared with     training/trainer.py
     evaluate    a trained model → recall and accuracy                          training/evaluation/evaluate.py
 
-Each stage reads what the one before it committed, skips what it has committed itself, and can be run by itself.
+Each stage reads what the stage before it committed, skips what it has committed itself, and can be called on its own.
+The commands of `lotlip-data` and the Python API (docs/guides/notebook.md) both call these functions.
+
+A manifest is given as a path or URL of a YAML file, as a mapping with the same content, or as a `Manifest`. A run is
+given as its folder's path or URL, or as a `Run`. After `download`, the run's folder holds the manifest, and the other
+stages read it there. Every function raises UserError, with what is wrong and how to fix it, for wrong arguments or a
+missing input; a unit that fails is a line in `Outcome.failed` instead.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse, with_absolute_paths
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import Outcome
-from lotlip_data.pipeline.model_stages.evaluate import evaluate
-from lotlip_data.pipeline.model_stages.train import train
 
 logger = logging.getLogger(__name__)
 
+ManifestLike = Manifest | Mapping[str, Any] | str | PathLike[str]
+RunLike = Run | str | PathLike[str]
 
-def download(manifest: Manifest, run: Run, retry_failed: bool = False, accept_failures: bool = False) -> Outcome:
-    """Cut the manifest's lists into shards, once, and fetch every shard that is not fetched yet.
 
-    `retry_failed` and `accept_failures` are those of `pipeline.download`.
+def load_manifest(manifest: ManifestLike) -> Manifest:
+    """The manifest, with the captioners and trainings checked too, so that no later stage stops at a typo.
+
+    Relative paths start at the YAML file's folder; those of a mapping, at the working folder. Raises UserError.
     """
-    from lotlip_data.manifests.manifest import freeze
-    from lotlip_data.pipeline.downloading.failures import format_text
-    from lotlip_data.pipeline.downloading.stage import download as fetch
+    from lotlip_data.pipeline.model_stages.train import check
+    from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 
+    if isinstance(manifest, Manifest):
+        content, where = manifest, "manifest"
+    elif isinstance(manifest, Mapping):
+        content, where = _from_mapping(manifest), "manifest"
+    else:
+        content, where = load(fspath(manifest)), fspath(manifest)
+    try:
+        if content.captioners:  # none where all captions are imported
+            resolve_captioners(content.captioners)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    check(content.train, where)
+    return content
+
+
+def _from_mapping(content: Mapping[str, Any]) -> Manifest:
+    text = yaml.safe_dump(dict(content), sort_keys=False)
+    return with_absolute_paths(parse(text, "manifest"), str(Path.cwd()))
+
+
+def open_run(run: RunLike) -> Run:
+    """The run in this folder, which may not exist yet. Raises UserError where a file is in its place."""
+    return run if isinstance(run, Run) else Run.at(fspath(run))
+
+
+def download(
+    manifest: ManifestLike, run: RunLike, *, retry_failed: bool = False, accept_failures: bool = False
+) -> Outcome:
+    """Partition the manifest's lists into shards, once, and download every shard that is not downloaded yet.
+
+    Args:
+        manifest: The manifest. It is kept in the run's folder for the other stages.
+        run: The run's folder. It is created where it does not exist.
+        retry_failed: Download images again that failed for transient reasons.
+        accept_failures: Mark shards complete even if none of their images downloaded.
+    """
+    from lotlip_data.pipeline.downloading.failures import format_text
+    from lotlip_data.pipeline.downloading.stage import download as download_shards
+
+    manifest, run = load_manifest(manifest), open_run(run)
     freeze(manifest, run)
-    summary = fetch(manifest, run, retry_failed=retry_failed, accept_failures=accept_failures)
-    for row in format_text(summary.failures.to_dict()):
-        logger.info(row)
-    return Outcome(not summary.nothing_to_do, summary.failed_shards, summary.to_dict())
+    summary = download_shards(manifest, run, retry_failed=retry_failed, accept_failures=accept_failures)
+    figures = summary.to_dict()
+    lines = [] if summary.nothing_to_do else [f"download: {summary.fetched:,} of {summary.asked:,} images"]
+    lines += format_text(summary.failures.to_dict())
+    return Outcome(not summary.nothing_to_do, summary.failed_shards, figures, "download", _logged(lines))
 
 
 def recaption(
-    manifest: Manifest,
-    run: Run,
-    captioners: Sequence[str | Mapping[str, Any]] = (),
+    run: RunLike,
+    captioners: Iterable[str | Mapping[str, Any]] = (),
+    *,
     pool: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Caption what is fetched with each captioner; `captioners` and `pool` go before what the manifest says."""
-    from lotlip_data.pipeline.recaptioning.config import resolve_captioners
-    from lotlip_data.pipeline.recaptioning.stage import recaption as work
+    """Caption the downloaded images with each captioner.
 
-    summary = work(run, resolve_captioners(captioners or manifest.captioners, pool))
-    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict())
+    Args:
+        run: The run's folder.
+        captioners: Names of captioners, those of the run's manifest before presets, or settings as in a manifest.
+            Default: all captioners of the run's manifest.
+        pool: Settings of every captioner's pool, such as `max_actors`; they override the manifest's.
+    """
+    from lotlip_data.pipeline.recaptioning.config import resolve_captioners, select_captioners
+    from lotlip_data.pipeline.recaptioning.stage import recaption as caption_shards
+
+    run = open_run(run)
+    entries = select_captioners(frozen(run).captioners, captioners)
+    summary = caption_shards(run, resolve_captioners(entries, pool))
+    lines = [
+        f"recaption: {name}: {summary.captions[name]:,} images captioned, {summary.rejected[name]:,} rejected"
+        for name in summary.units
+    ]
+    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "recaption", _logged(lines))
 
 
-def shard(manifest: Manifest, run: Run) -> Outcome:
-    """Join images and captions into the dataset."""
-    from lotlip_data.pipeline.dataset.stage import shard as write
+def import_captions(
+    run: RunLike,
+    table: str | PathLike[str],
+    columns: Sequence[str] = (),
+    *,
+    url_column: str | None = None,
+    table_format: str | None = None,
+) -> Outcome:
+    """Join a table of existing captions to the run's images by URL.
 
-    summary = write(manifest, run)
-    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict())
+    Args:
+        run: The run's folder.
+        table: CSV, TSV, JSON lines or Parquet; `*` in the name stands for many files.
+        columns: A captioner's name and its column, as NAME=COLUMN. Not needed for the format `dreamlip`.
+        url_column: The column of the URLs. Default: `url`, or `Image Path` for `dreamlip`.
+        table_format: `dreamlip`, or `csv`, `tsv`, `jsonl` or `parquet` where the file name does not end so.
+    """
+    from lotlip_data.pipeline.recaptioning.caption_table import caption_table
+    from lotlip_data.pipeline.recaptioning.import_captions import format_text
+    from lotlip_data.pipeline.recaptioning.import_captions import import_captions as import_table
+
+    run = open_run(run)
+    frozen(run)
+    summary = import_table(run, caption_table(fspath(table), columns, url_column, table_format))
+    return Outcome(True, [], summary.to_dict(), "import", format_text(summary))
 
 
-STAGES: dict[str, Callable[[Manifest, Run], Outcome]] = {
-    "download": download,
+def shard(run: RunLike) -> Outcome:
+    """Join images and captions, split the captions into sub-captions, and write the dataset."""
+    from lotlip_data.pipeline.dataset.stage import shard as build_dataset
+
+    run = open_run(run)
+    summary = build_dataset(frozen(run), run)
+    lines = [f"shard: {summary.built:,} shards with {summary.samples:,} samples"] if summary.built else []
+    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
+
+
+def features(
+    run: RunLike, image_tower: str | None = None, *, image_size: int | None = None, gpus: float = 0
+) -> Outcome:
+    """Compute the features of the dataset's images by a locked image tower, on Ray. A training computes missing ones.
+
+    Args:
+        run: The run's folder.
+        image_tower: A folder or hub id. Default: the towers of the manifest's trainings, otherwise the paper's.
+        image_size: Side of the square images in pixels. Default: the tower's.
+        gpus: GPUs per task.
+    """
+    from lotlip_data.pipeline.model_stages.features import features as compute
+
+    run = open_run(run)
+    outcome = compute(frozen(run), run, image_tower, image_size, gpus)
+    lines = [f"features: {name}: {counts['computed']} shards computed" for name, counts in outcome.figures.items()]
+    return replace(outcome, stage="features", lines=_logged(lines if outcome.did_something else []))
+
+
+def train(
+    run: RunLike,
+    method: str | None = None,
+    *,
+    preset: str | None = None,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    on_ray: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Train LoTLIP, or a method that it is compared with, on the run's dataset.
+
+    Args:
+        run: The run's folder. The model goes to RUN/train/NAME/model.
+        method: `lit`, `lit_long`, `lit_longclip`, `register`, `lotlip`, `clip` or `lotlip_scratch`. Default: every
+            training of the run's manifest.
+        preset: The paper's settings at a scale: `3m`, `12m`, `30m` or `100m`; or `demo`. Needs `method`.
+        name: Name of the folder in RUN/train. Default: the method.
+        settings: Settings of `TrainConfig`, such as {"lr": 1e-3}. Needs `method`.
+        resume: Continue from the last checkpoint. If False, the folder must be new.
+        on_ray: Train on workers of a Ray cluster: `workers`, and the `gpus` and `cpus` of each.
+    """
+    from lotlip_data.manifests.settings.training import TrainingEntry, Workers
+    from lotlip_data.pipeline.model_stages.train import train as train_models
+
+    if method is None and (preset or settings or name):
+        raise UserError("a preset, a name and settings are those of one method: give the method too")
+    run = open_run(run)
+    entry = {} if method is None else {"method": method, "name": name or method, **(settings or {})}
+    if preset:
+        entry["preset"] = preset
+    entries = [TrainingEntry.parse(entry)] if entry else []
+    workers = None if on_ray is None else Workers.parse(dict(on_ray))
+    return replace(train_models(frozen(run), run, entries, resume, workers), stage="train")
+
+
+def evaluate_run(run: RunLike) -> Outcome:
+    """Evaluate each model of the manifest's `train` section on the tasks of its `evaluate` section."""
+    from lotlip_data.pipeline.model_stages.evaluate import evaluate as evaluate_models
+
+    run = open_run(run)
+    return replace(evaluate_models(frozen(run), run), stage="evaluate")
+
+
+def _logged(lines: list[str]) -> list[str]:
+    """The lines of a summary, logged as the last messages of the stage."""
+    for line in lines:
+        logger.info(line)
+    return lines
+
+
+STAGES: dict[str, Callable[[Run], Outcome]] = {
     "recaption": recaption,
     "shard": shard,
     "train": train,
-    "evaluate": evaluate,
+    "evaluate": evaluate_run,
 }
+"""The stages after the download, in their order."""
 
 
-def run_pipeline(manifest: Manifest, run: Run) -> Outcome:
-    """Every stage in turn. A stage that failed in part does not keep those after it from using what there is."""
-    total = Outcome(did_something=False)
-    for name, stage in STAGES.items():
+def run_pipeline(manifest: ManifestLike, run: RunLike) -> Outcome:
+    """Call every stage in turn. If a stage fails in part, the next stages use what was completed."""
+    manifest, run = load_manifest(manifest), open_run(run)
+    stages: dict[str, Callable[[Run], Outcome]] = {"download": lambda run: download(manifest, run), **STAGES}
+    total = Outcome(did_something=False, stage="run")
+    for name, stage in stages.items():
         logger.info(f"== {name}")
         try:
-            outcome = stage(manifest, run)
+            outcome = stage(run)
         except UserError as error:
             if not total.failed:
                 raise
-            total.failed.append(f"{name}: {error}")  # what failed before is the reason
+            total.failed.append(f"{name}: {error}")  # the failures before it are the cause
             break
         if not outcome.did_something and not outcome.failed:
             logger.info(f"{name}: nothing to do")
         total.did_something |= outcome.did_something
+        total.lines += outcome.lines
         total.failed += [f"{name}: {line}" for line in outcome.failed]
         total.figures[name] = outcome.figures
     return total

@@ -35,7 +35,8 @@ def commands(app: Any, path: str = "lotlip-data") -> Iterator[tuple[str, Any]]:
     for command in app.registered_commands:
         yield f"{path} {command.name or command.callback.__name__.replace('_', '-')}", command.callback
     for group in app.registered_groups:
-        yield from commands(group.typer_instance, f"{path} {group.name}")
+        if group.hidden is not True:
+            yield from commands(group.typer_instance, f"{path} {group.name}")
 
 
 def section(page: str, heading: str) -> str:

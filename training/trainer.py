@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -18,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
 from lotlip_data.training import distributed
 from lotlip_data.training.batch_encoder import BatchEncoder, BatchFeatures
@@ -261,8 +262,7 @@ class Trainer:
     def _run_steps(self, first: int) -> tuple[int, float]:
         """Run the steps from `first` to the last one, or to a stop signal. Returns the steps done and the last loss."""
         metrics = Metrics(self.out, first) if self.group.is_first else None
-        hidden = None if self.group.is_first else True  # None: tqdm shows the bar on a terminal alone
-        bar = tqdm(total=self.steps, initial=first, unit=" steps", disable=hidden, leave=False, dynamic_ncols=True)
+        bar = progress_bar(self.config.method, self.steps, "step", initial=first, visible=self.group.is_first)
         done, values = first, dict[str, float]()
         loop_started = step_started = time.monotonic()
         with self.stop_signal, contextlib.closing(metrics) if metrics else contextlib.nullcontext(), bar:
@@ -301,6 +301,7 @@ class Trainer:
                 f"(short {values['short']:.3f}, long {values['long']:.3f}), "
                 f"{self.config.batch / seconds:.0f} samples/s, {left} to go",
                 self.group,
+                extra=SHOWN_BY_BAR,
             )
 
     def _end_early(self) -> None:
@@ -358,9 +359,9 @@ def make_optimizer(config: TrainConfig, towers: TwoTowers) -> torch.optim.AdamW:
     )
 
 
-def _log(message: str, group: ProcessGroup) -> None:
+def _log(message: str, group: ProcessGroup, extra: Mapping[str, Any] | None = None) -> None:
     """Log at INFO on the first process, and at DEBUG on the others, which log the same messages."""
-    logger.log(logging.INFO if group.is_first else logging.DEBUG, message)
+    logger.log(logging.INFO if group.is_first else logging.DEBUG, message, extra=extra)
 
 
 def _seed_generator(*numbers: int) -> None:

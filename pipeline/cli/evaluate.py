@@ -1,16 +1,10 @@
-"""The commands about evaluation."""
+"""The commands that evaluate models."""
 
 from typing import Annotated
 
 import typer
 
 from lotlip_data.pipeline.cli.common import Json, command
-
-
-def register(app: typer.Typer) -> None:
-    """Put the commands into the command line."""
-    app.command(name="eval")(evaluate)
-    app.command(name="eval-tables")(eval_tables)
 
 
 def evaluate(
@@ -26,48 +20,51 @@ def evaluate(
             "--task",
             "-t",
             metavar="NAME[=FOLDER]",
-            help="synthetic (default), dci, iiw, sharegpt4v-1k, sharegpt4v-10k, urban-1k, docci, mscoco, flickr30k or "
-            "imagenet, and where its files are; again for another.",
+            help="Task and the folder of its files (repeatable): synthetic (default), dci, iiw, sharegpt4v-1k, "
+            "sharegpt4v-10k, urban-1k, docci, mscoco, flickr30k or imagenet.",
         ),
     ] = None,
-    data: Annotated[str, typer.Option(help="Where tasks without a folder are, each in one of its name.")] = "eval_data",
+    data: Annotated[
+        str, typer.Option(help="Root folder of the tasks that are given without a folder: DATA/NAME.")
+    ] = "eval_data",
     out: Annotated[
-        str | None, typer.Option(help="Where the results go. Default: eval.json or eval-TASKS.json beside the folder.")
+        str | None,
+        typer.Option(help="JSON file to write. Default: eval.json or eval-TASKS.json beside the model's folder."),
     ] = None,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Evaluate what there is of a task; its figures are marked so.")
+        bool,
+        typer.Option("--allow-partial", help="Evaluate the part of a task that exists; its figures are marked."),
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: a GPU where there is one.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device: cpu, cuda, cuda:1, …. Default: a GPU where there is one.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Zero-shot retrieval and classification: published tasks, or unseen scenes of the offline world.
+    """Measure a model's zero-shot retrieval and classification.
+
+    Without --task, the model is evaluated on unseen synthetic scenes.
 
     Example: lotlip-data eval runs/demo/train/lotlip/model
 
     Example: lotlip-data eval models/lotlip-b16 --task iiw=data/iiw --task mscoco=data/coco
     """
     with command("eval", json) as console:
-        from lotlip_data.manifests.errors import UserError
-        from lotlip_data.manifests.settings.evaluation import SYNTHETIC, current_task_name
-        from lotlip_data.pipeline.model_stages import evaluate as evaluation
+        from lotlip_data.pipeline import inspection
 
-        tasks = list(map(current_task_name, task or [SYNTHETIC]))
-        if SYNTHETIC in tasks and len(tasks) > 1:
-            raise UserError(f"the task {SYNTHETIC} is evaluated alone; name it in a command of its own")
-        if tasks != [SYNTHETIC]:
-            console.result(
-                evaluation.evaluate_tasks(checkpoint, tasks, data, out, allow_partial=allow_partial, device=device)
-            )
-        else:
-            model, url = evaluation.model_named(checkpoint), out or evaluation.default_out(checkpoint, [])
-            console.result(evaluation.evaluate_model(model, url, device))
+        result = inspection.evaluate(
+            checkpoint, task or (), data=data, out=out, allow_partial=allow_partial, device=device
+        )
+        console.summarise(result.lines)
+        console.result(result.figures)
 
 
 def eval_tables(
     results: Annotated[list[str], typer.Argument(help="JSON files that `eval` wrote, of one model or several.")],
-    latex: Annotated[bool, typer.Option("--latex", help="LaTeX with booktabs, not Markdown.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX with booktabs instead of Markdown.")] = False,
 ) -> None:
-    """Evaluations of several models as the paper's Tables 4 and 5, the paper's rows above.
+    """Print evaluations as the paper's Tables 4 and 5.
+
+    The rows of the paper come first.
 
     Example: lotlip-data eval-tables models/eval-iiw.json eval-open-clip-ViT-B-16-openai-iiw.json
     """

@@ -1,4 +1,4 @@
-"""The commands whose results are pages."""
+"""The commands that show a run: its progress, its dataset, its report, and the viewer."""
 
 from typing import Annotated
 
@@ -7,49 +7,96 @@ import typer
 from lotlip_data.pipeline.cli.common import FAILED, Json, RunFolder, command
 
 
-def register(app: typer.Typer) -> None:
-    """Put the commands into the command line."""
-    app.command()(report)
-    app.command()(view)
+def status(
+    run: RunFolder,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the status again and again until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Interval of --watch, in seconds.")] = 10.0,
+    failures: Annotated[
+        bool,
+        typer.Option("--failures", help="Show download failures by reason and host. Reads one file per shard."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show the progress and speed of a run, on any machine.
+
+    Example: lotlip-data status s3://bucket/run --watch
+    """
+    with command("status", json) as console:
+        import sys
+        import time
+
+        from lotlip_data.pipeline import inspection
+
+        while True:
+            current = inspection.status(run, failures=failures)
+            if watch and sys.stdout.isatty():
+                print("\033[H\033[2J", end="")
+            console.result(current.figures)
+            for line in current.lines:
+                console.print(line)
+            if not watch:
+                break
+            time.sleep(every)
+
+
+def stats(run: RunFolder, json: Json = False) -> None:
+    """Count the dataset's images, texts and tokens.
+
+    These are the figures of the paper's Table 6.
+
+    Example: lotlip-data stats runs/mine
+    """
+    with command("stats", json) as console:
+        from lotlip_data.pipeline import inspection
+
+        counts = inspection.stats(run)
+        console.result(counts.figures)
+        for line in counts.lines:
+            console.print(line)
+
+
+def verify(run: RunFolder) -> None:
+    """Find damaged, missing and foreign dataset files.
+
+    Reads every file of the dataset.
+
+    Example: lotlip-data verify runs/mine
+    """
+    with command("verify", False) as console:
+        from lotlip_data.pipeline import inspection
+
+        check = inspection.verify(run)
+        for line in check.lines:
+            console.print(line)
+        if check.problems:
+            raise typer.Exit(FAILED)
 
 
 def report(
     run: RunFolder,
-    out: Annotated[str | None, typer.Option(help="The file to write. Default: RUN/report.html.")] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU for an hour, for the cost so far.")] = None,
+    out: Annotated[str | None, typer.Option(help="HTML file to write. Default: RUN/report.html.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price per GPU-hour in any currency, for the cost so far.")
+    ] = None,
     stats: Annotated[
-        bool, typer.Option(help="Count the whole dataset for Table 6; on a large one that takes long.")
+        bool, typer.Option(help="Count the whole dataset for Table 6, which takes long on a large dataset.")
     ] = True,
     json: Json = False,
 ) -> None:
-    """One self-contained page about a run: what was asked, fetched, failed and why, captioned, left out, and its cost.
+    """Write a page about a run: data, failures and cost.
 
     Example: lotlip-data report runs/mine --price 2.5
     """
     with command("report", json) as console:
-        from lotlip_data.manifests import storage
-        from lotlip_data.manifests.errors import UserError
-        from lotlip_data.manifests.run_layout import Run
-        from lotlip_data.pipeline.dataset.stats import dataset_stats
-        from lotlip_data.pipeline.reporting.html import render_html
-        from lotlip_data.pipeline.reporting.report import build_report
+        from lotlip_data.pipeline import inspection
 
-        at = Run.at(run)
-        page = out or at.report
-        if storage.is_folder(page):
-            raise UserError(f"{page}: is a folder; name the file that is to be written")
-        found = build_report(at, price)
-        counted = None
-        try:
-            counted = dataset_stats(at) if stats and found["dataset"] else None
-        except UserError as error:
-            found["problems"].append(str(error))
-        storage.replace(page, render_html(found, counted).encode())
-        for problem in found["problems"]:
+        page = inspection.report(run, out, price=price, stats=stats)
+        for problem in page.problems:
             console.error(problem)
-        console.print(f"report: {page}")
-        console.result(found)
-        if found["problems"]:
+        for line in page.lines:
+            console.print(line)
+        console.result(page.figures)
+        if page.problems:
             raise typer.Exit(FAILED)
 
 
@@ -59,17 +106,18 @@ def view(
         list[str] | None,
         typer.Option(
             "--checkpoint",
-            help="A trained model's folder, such as RUN/train/lotlip/model, to search and to draw maps with; again for "
-            "another beside it.",
+            metavar="MODEL",
+            help="A trained model's folder, such as RUN/train/lotlip/model, for search and attention maps "
+            "(repeatable: models are shown side by side).",
         ),
     ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="On this machine's loopback; 0: any that is free.")
+        int, typer.Option(min=0, max=65535, help="Port on this machine's loopback address; 0 is any free port.")
     ] = 8765,
 ) -> None:
-    """A local web page over a run: its dataset, what is in quarantine, and what trained models make of it.
+    """Browse a run in a local web page: samples and failures.
 
-    It can be reached from this machine alone; from another one: ssh -L 8765:localhost:8765 THIS_MACHINE.
+    Only this machine can open the page. From another machine: ssh -L 8765:localhost:8765 THIS_MACHINE.
 
     Example: lotlip-data view runs/demo --checkpoint runs/demo/train/lit/model --checkpoint runs/demo/train/lotlip/model
     """
@@ -80,13 +128,13 @@ def view(
         from lotlip_data.pipeline.viewer.app import View, create_app
         from lotlip_data.pipeline.viewer.server import listen, serve
 
-        at = Run.at(run)
-        if not any(map(storage.exists, (at.manifest, at.plan, at.dataset))):
-            raise UserError(f"{at.url}: there is no run; name the folder that `lotlip-data download` filled")
-        with listen(port) as listening:  # a taken port is told before models are loaded
+        folder = Run.at(run)
+        if not any(map(storage.exists, (folder.manifest, folder.plan, folder.dataset))):
+            raise UserError(f"{folder.url}: there is no run; name the folder that `lotlip-data download` filled")
+        with listen(port) as listening:  # a port in use is an error before models are loaded
             models = None
             if checkpoint:
                 from lotlip_data.pipeline.viewer.models import Models
 
                 models = Models(checkpoint)
-            serve(create_app(View(at, models)), listening)
+            serve(create_app(View(folder, models)), listening)

@@ -1,18 +1,11 @@
-"""The commands about trained models: training them, what they read, and what they embed."""
+"""The commands that train models and compute features."""
 
 import os
 from typing import Annotated, Any
 
 import typer
 
-from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.cli.common import FAILED, Json, RunFolder, command, finish
-
-
-def register(app: typer.Typer) -> None:
-    """Put the commands into the command line."""
-    for one in (features, train, embed):
-        app.command()(one)
 
 
 def train(
@@ -20,105 +13,123 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="lit, lit_long, lit_longclip, register, lotlip, clip or lotlip_scratch. "
-            "Default: the manifest's trainings."
+            help="Method to train: lit, lit_long, lit_longclip, register, lotlip, clip or lotlip_scratch. "
+            "Default: the trainings of the manifest."
         ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="The paper's settings at a scale: 3m, 12m, 30m or 100m; or demo.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the folder in RUN/train. Default: the method.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the folder in RUN/train. Default: the method.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the training, such as lr=1e-3."),
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the training, such as lr=1e-3 (repeatable)."),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = True,
-    ray: Annotated[bool, typer.Option("--ray", help="Train on several workers of a Ray cluster.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="With --ray: how many.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs a worker.")] = 1,
-    cpus: Annotated[float, typer.Option(min=0.1, help="With --ray: CPUs a worker.")] = 4,
+    resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint, or require a new folder.")] = True,
+    ray: Annotated[bool, typer.Option("--ray", help="Train on workers of a Ray cluster.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Number of workers, with --ray.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="Number of GPUs per worker, with --ray.")] = 1,
+    cpus: Annotated[float, typer.Option(min=0.1, help="Number of CPUs per worker, with --ray.")] = 4,
     json: Json = False,
 ) -> None:
-    """Train LoTLIP, or a method that it is compared with, on the run's dataset.
+    """Train LoTLIP, or a method that it is compared with.
 
-    Several processes: torchrun --nproc-per-node 8 --no-python lotlip-data train …, or --ray --workers 8.
+    On several processes: torchrun --nproc-per-node 8 --no-python lotlip-data train …, or --ray --workers 8.
 
     Example: lotlip-data train runs/mine --method lotlip --preset 3m
     """
-    of_several = os.environ.get("WORLD_SIZE", "1") != "1"  # torchrun's
-    with command("train", json, run, silent=of_several and os.environ.get("RANK") != "0") as console:
-        import yaml
+    # torchrun starts several processes and sets these variables; only the first process prints.
+    silent = os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK") != "0"
+    with command("train", json, run, silent=silent) as console:
+        from lotlip_data.manifests.errors import UserError
+        from lotlip_data.pipeline import stages
 
-        from lotlip_data.manifests.manifest import frozen
-        from lotlip_data.manifests.run_layout import Run
-        from lotlip_data.manifests.settings.training import TrainingEntry, Workers
-        from lotlip_data.pipeline.model_stages import train as line
-
-        entry: dict[str, Any] = {} if method is None else {"method": method, "name": name or method}
         if preset and method is None:
-            raise UserError(f"--preset {preset}: name a --method too")
-        entry |= {"preset": preset} if preset else {}
-        for setting in settings or []:
-            key, equals, value = setting.partition("=")
-            if not equals or method is None:
-                raise UserError(f"--set {setting}: give NAME=VALUE, and --method too")
-            entry[key] = yaml.safe_load(value)
-        at = Run.at(run)
-        entries = [TrainingEntry.parse(entry)] if entry else []
-        on_ray = Workers(workers=workers, gpus=gpus, cpus=cpus) if ray else None
-        outcome = line.train(frozen(at), at, entries, resume, on_ray)
-        finish(console, outcome, "train")
+            raise UserError(f"--preset {preset}: give --method too")
+        outcome = stages.train(
+            run,
+            method,
+            preset=preset,
+            name=name if method else None,
+            settings=_parse_settings(settings or [], method),
+            resume=resume,
+            on_ray={"workers": workers, "gpus": gpus, "cpus": cpus} if ray else None,
+        )
+        finish(console, outcome)
+
+
+def _parse_settings(options: list[str], method: str | None) -> dict[str, Any]:
+    """The values of `--set`, read as YAML. Raises UserError."""
+    import yaml
+
+    from lotlip_data.manifests.errors import UserError
+
+    settings = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or method is None:
+            raise UserError(f"--set {option}: give NAME=VALUE, and --method too")
+        settings[name] = yaml.safe_load(value)
+    return settings
 
 
 def features(
     run: RunFolder,
     image_tower: Annotated[
         str | None,
-        typer.Option(help="A folder or hub id. Default: those of the manifest's trainings, else the paper's."),
+        typer.Option(
+            help="Folder or hub id of the image tower. Default: the towers of the manifest's trainings, otherwise the "
+            "paper's."
+        ),
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels of a side. Default: the tower's own.")] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs a task.")] = 0,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the square images in pixels. Default: the tower's.")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="Number of GPUs per task.")] = 0,
     json: Json = False,
 ) -> None:
-    """Compute the locked image tower's features of the dataset on Ray, once for all trainings with that tower.
+    """Compute the locked image tower's features in advance.
 
-    A training computes what is missing by itself; on many images, with few GPUs for training, this is faster.
+    Optional: a training computes missing features itself. On many images, with few GPUs for training, this is faster.
+    It uses Ray.
 
     Example: lotlip-data features runs/mine --gpus 1
     """
     with command("features", json, run) as console:
-        from lotlip_data.manifests.manifest import frozen
-        from lotlip_data.manifests.run_layout import Run
-        from lotlip_data.pipeline.model_stages import features as line
+        from lotlip_data.pipeline import stages
 
-        at = Run.at(run)
-        outcome = line.features(frozen(at), at, image_tower, image_size, gpus)
-        finish(console, outcome, "features")
+        finish(console, stages.features(run, image_tower, image_size=image_size, gpus=gpus))
 
 
 def embed(
-    checkpoint: Annotated[str, typer.Argument(help="The folder of a trained model, such as RUN/train/lotlip/model.")],
-    out: Annotated[str, typer.Argument(help="The Parquet file to write: columns name or text, and feature.")],
-    images: Annotated[str | None, typer.Option(help="A folder of images, with its folders.")] = None,
-    texts: Annotated[str | None, typer.Option(help="A text file, one text a line.")] = None,
+    checkpoint: Annotated[str, typer.Argument(help="A trained model's folder, such as RUN/train/lotlip/model.")],
+    out: Annotated[
+        str, typer.Argument(help="Parquet file to write, with the columns `name` or `text`, and `feature`.")
+    ],
+    images: Annotated[str | None, typer.Option(help="Folder of images; its folders are included.")] = None,
+    texts: Annotated[str | None, typer.Option(help="Text file with one text per line.")] = None,
     json: Json = False,
 ) -> None:
-    """Unit features of images or texts by a trained model; their products are cosine similarities.
+    """Write a trained model's features of images or texts.
+
+    Features have unit length; the product of two is their cosine similarity.
 
     Example: lotlip-data embed runs/demo/train/lotlip/model photos.parquet --images ~/photos
     """
     with command("embed", json) as console:
+        from lotlip_data.manifests.errors import UserError
+
         if (images is None) == (texts is None):
             raise UserError("give either --images FOLDER or --texts FILE")
         from lotlip_data.training.embed import embed_images, embed_texts
         from lotlip_data.training.models.lotlip import LoTLIP
 
         model = LoTLIP.load(checkpoint)
-        found = embed_images(model, images, out) if images is not None else embed_texts(model, str(texts), out)
-        console.print(f"{found.written} features of {model.towers.image.dim} numbers in {out}")
-        console.result({"written": found.written, "failed": len(found.failed)})
-        if found.failed:
-            console.print(f"embed: {len(found.failed)} failed")
-            for reason in found.failed[:20]:
+        result = embed_images(model, images, out) if images is not None else embed_texts(model, str(texts), out)
+        console.print(f"{result.written} features of {model.towers.image.dim} numbers in {out}")
+        console.result({"written": result.written, "failed": len(result.failed)})
+        if result.failed:
+            console.print(f"embed: {len(result.failed)} failed")
+            for reason in result.failed[:20]:
                 console.print(f"  {reason}")
             raise typer.Exit(FAILED)

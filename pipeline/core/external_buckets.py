@@ -1,4 +1,4 @@
-"""Rows spilled to disk into buckets of a uint64 `order`, to be read back bucket by bucket in that order."""
+"""An out-of-core bucket sort: rows are spilled to disk by a uint64 `order`, and read back bucket by bucket in order."""
 
 import math
 import pathlib
@@ -8,22 +8,28 @@ import numpy as np
 import pyarrow as pa
 
 BUCKET_BYTES = 8 << 20
-"""Text that one bucket is meant to hold; what works on a bucket takes a small multiple of it."""
+"""Text per bucket. The memory that processes a bucket is a small multiple of it."""
 
 BUFFER_BYTES = 32 << 20
-"""What is gathered before it is appended to the buckets."""
+"""Bytes of rows that are gathered before they are appended to the buckets."""
 
 
 def bucket_count(total_bytes: float) -> int:
-    """Buckets for so many bytes of text; 4096 at most, since each takes a file."""
+    """Number of buckets for this much text: at most 4096, since each bucket is a file."""
     return min(max(math.ceil(total_bytes / BUCKET_BYTES), 1), 4096)
 
 
 class ExternalBuckets:
-    """`count` files in `folder`; bucket k holds the rows whose order is in the k-th of `count` equal ranges.
+    """Buckets of rows in a folder: bucket k has the rows whose `order` is in the k-th of `count` equal ranges.
 
-    Memory is about three times `buffer_bytes` while rows are added, and one bucket while they are read.
-    Within a bucket rows come in the order in which they were added.
+    The memory in use is about three times `buffer_bytes` while rows are added, and one bucket while they are read.
+    Within a bucket, rows are in the order in which they were added.
+
+    Args:
+        folder: An empty folder on this machine.
+        count: Number of buckets.
+        schema: Schema of the rows, with a uint64 column `order`.
+        buffer_bytes: Bytes of rows that are gathered before they are appended to the files.
     """
 
     def __init__(self, folder: pathlib.Path, count: int, schema: pa.Schema, buffer_bytes: int) -> None:
@@ -32,33 +38,34 @@ class ExternalBuckets:
         self._bytes = 0
 
     def add(self, table: pa.Table) -> None:
+        """Add rows."""
         self._waiting.append(table)
         self._bytes += table.nbytes
         if self._bytes >= self._limit:
             self.flush()
 
     def flush(self) -> None:
-        """Append what waits to the files. Each append is a whole Arrow stream: no file stays open."""
+        """Append the gathered rows to the files. Each append is a complete Arrow stream, so no file stays open."""
         if not any(table.num_rows for table in self._waiting):
             return
         table = pa.concat_tables(self._waiting).combine_chunks()
         self._waiting, self._bytes = [], 0
-        # The upper half of the order, times the count, shifted: the same range for a row whatever else is there.
+        # The upper half of the order, times the count, shifted: a row's bucket does not depend on the other rows.
         bucket = ((table["order"].to_numpy() >> np.uint64(32)) * np.uint64(self.count)) >> np.uint64(32)
         by_bucket = np.argsort(bucket, kind="stable")
         table = table.take(pa.array(by_bucket))
-        found, starts = np.unique(bucket[by_bucket], return_index=True)
-        for number, begin, end in zip(found, starts, [*starts[1:], table.num_rows], strict=True):
+        numbers, starts = np.unique(bucket[by_bucket], return_index=True)
+        for number, begin, end in zip(numbers, starts, [*starts[1:], table.num_rows], strict=True):
             with open(self._file(int(number)), "ab") as file, pa.ipc.new_stream(file, self.schema) as stream:
                 stream.write_table(table.slice(begin, end - begin))
-        pa.default_memory_pool().release_unused()  # Arrow's pool keeps what is free, and more of it with every bucket
+        pa.default_memory_pool().release_unused()  # Arrow's pool keeps freed memory, and more of it with every bucket
 
     def __iter__(self) -> Iterator[pa.Table]:
-        """The buckets that hold rows, in order."""
+        """The buckets that have rows, in order."""
         return (self.bucket(number) for number in range(self.count) if self._file(number).exists())
 
     def bucket(self, number: int) -> pa.Table:
-        """One bucket by its number, from 0; without rows where it has none."""
+        """One bucket by its number, which starts at 0. An empty bucket is a table without rows."""
         return self._read(number) if self._file(number).exists() else self.schema.empty_table()
 
     def _file(self, number: int) -> pathlib.Path:

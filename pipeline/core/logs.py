@@ -1,4 +1,4 @@
-"""What log lines have in common: the prefix that names the model or captioner that a line is about."""
+"""A prefix of log lines, which names the model or captioner that they are about."""
 
 import contextlib
 import logging

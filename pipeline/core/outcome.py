@@ -1,4 +1,4 @@
-"""What a stage did, and errors as one line."""
+"""What the functions of the Python API return, and exceptions as one line of text."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,17 +6,66 @@ from typing import Any
 from lotlip_data.manifests.errors import UserError
 
 
-@dataclass
-class Outcome:
-    """What a stage did. `failed` has a line for each thing that it could not do; `figures` are for scripts."""
+class _Readable:
+    """An object that prints as its summary, in a notebook too."""
+
+    figures: dict[str, Any]
+
+    @property
+    def summary(self) -> list[str]:
+        """The lines that the command of the same name prints."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, as the command prints them with `--json`."""
+        return dict(self.figures)
+
+    def __repr__(self) -> str:
+        return "\n".join(self.summary)
+
+
+@dataclass(repr=False)
+class Outcome(_Readable):
+    """What a stage did."""
 
     did_something: bool
+    """False where an earlier call had completed all of it."""
     failed: list[str] = field(default_factory=list)
+    """One line per unit that failed, with the reason. The next call tries these again."""
     figures: dict[str, Any] = field(default_factory=dict)
+    """Counts and results by name."""
+    stage: str = ""
+    lines: list[str] = field(default_factory=list)
+    """The figures for people."""
+
+    @property
+    def summary(self) -> list[str]:
+        """The figures for people, and what failed."""
+        if self.failed:
+            return [*self.lines, f"{self.stage}: {len(self.failed)} failed", *(f"  {line}" for line in self.failed)]
+        if not self.did_something:
+            return [*self.lines, f"{self.stage}: nothing to do, all of it is done"]
+        return self.lines
+
+
+@dataclass(repr=False)
+class Inspection(_Readable):
+    """What was read from a manifest, a run or a model, without changing a run."""
+
+    figures: dict[str, Any]
+    lines: list[str]
+    """The figures for people, problems included."""
+    problems: list[str] = field(default_factory=list)
+    """One line per problem, with the remedy."""
+
+    @property
+    def summary(self) -> list[str]:
+        """The figures for people."""
+        return self.lines
 
 
 def one_line(error: Exception) -> str:
-    """One line of what a task ended in: a message for people as it is, the last line of anything else with its type."""
+    """The error in one line: the message of a UserError, and the type and last line of any other exception."""
     if isinstance(error, UserError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

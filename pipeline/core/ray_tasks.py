@@ -1,6 +1,6 @@
-"""One Ray task an item, for as many items as there are: a bounded number under way, results as they come.
+"""Ray tasks over many items, a bounded number at a time, and the Ray cluster that a stage runs on.
 
-The Ray cluster that a stage runs on: the one that the environment names, or one on this machine.
+The cluster is the one that the environment names, or one that is started on this machine.
 """
 
 import logging
@@ -13,20 +13,25 @@ from typing import Any, TypeVar
 from lotlip_data.manifests.errors import UserError
 
 ATTEMPTS = 3
-"""How often an item is tried whose task dies or raises; a UserError is final, since only a person can mend it."""
+"""Number of attempts per item if its task dies or raises. A UserError is final: another attempt cannot succeed."""
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def run_ray_tasks(
-    task: Callable[[Item], Answer], items: Iterable[Item], num_gpus: float = 0
-) -> Iterator[tuple[Item, Answer | Exception]]:
-    """`task(item)` on the cluster for every item; yields each with its answer, or with the error it ended in.
+    task: Callable[[Item], Result], items: Iterable[Item], num_gpus: float = 0
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """Run `task(item)` on the cluster for every item. Yields each item with its result or its last exception.
 
     Twice as many tasks as the cluster can run are submitted at a time: enough to keep it busy and to let it grow.
-    Retries are counted here, since Ray's own do not tell an item that kills its worker from bad luck. Ray is started
-    only where there is an item.
+    Retries are counted here, since Ray's own retries do not separate an item that kills its worker from a lost node.
+    Ray is started only if there is an item.
+
+    Args:
+        task: Called in a worker process.
+        items: The items, which are read as tasks are submitted.
+        num_gpus: GPUs that Ray reserves per task. Each task has one CPU.
     """
     left = iter(items)
     if (first := next(left, None)) is None:
@@ -36,33 +41,33 @@ def run_ray_tasks(
 
 
 def _run(
-    task: Callable[[Item], Answer], first: Item, left: Iterator[Item], num_gpus: float
-) -> Iterator[tuple[Item, Answer | Exception]]:
+    task: Callable[[Item], Result], first: Item, left: Iterator[Item], num_gpus: float
+) -> Iterator[tuple[Item, Result | Exception]]:
     import ray
 
-    def call(item: Item) -> Answer:  # Ray takes functions, and `task` may be any callable
+    def call(item: Item) -> Result:  # Ray takes functions, and `task` may be any callable
         return task(item)
 
     remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(call)
     running: dict[Any, tuple[Item, int]] = {remote.remote(first): (first, 1)}
     try:
         while running:
-            there = ray.cluster_resources()
-            places = min(there.get("CPU", 1), there.get("GPU", 0) / num_gpus if num_gpus else math.inf)
-            bound = 2 * max(1, int(places))
-            while len(running) < bound and (item := next(left, None)) is not None:
+            resources = ray.cluster_resources()
+            slots = min(resources.get("CPU", 1), resources.get("GPU", 0) / num_gpus if num_gpus else math.inf)
+            limit = 2 * max(1, int(slots))
+            while len(running) < limit and (item := next(left, None)) is not None:
                 running[remote.remote(item)] = item, 1
             (ended,), _ = ray.wait(list(running), num_returns=1)
             item, attempt = running.pop(ended)
             try:
-                answer = ray.get(ended)
+                result = ray.get(ended)
             except ray.exceptions.RayError as error:
                 cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
                 if attempt < ATTEMPTS and not isinstance(cause, UserError):
                     running[remote.remote(item)] = item, attempt + 1
                     continue
-                answer = cause if isinstance(cause, Exception) else error
-            yield item, answer
+                result = cause if isinstance(cause, Exception) else error
+            yield item, result
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
@@ -71,15 +76,15 @@ def _run(
 LOCAL_OBJECT_STORE_BYTES = 256 << 20  # only small results pass through it, never an image
 
 STARTS = 3
-"""How often Ray is started on this machine where it is not up within the half minute that it gives itself."""
+"""Number of attempts to start Ray on this machine. Ray gives up an attempt after half a minute."""
 
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Connect to Ray for the length of a stage.
+    """Connect to Ray while this is entered.
 
-    Inside `ray job submit`, or where RAY_ADDRESS is set, that is the cluster named there; otherwise Ray is started
-    on this machine and stopped at the end. A connection that exists already is used and left open.
+    Inside `ray job submit`, or if RAY_ADDRESS is set, the cluster is the one named there. Otherwise Ray is started on
+    this machine, and stopped at the end. An existing connection is used and left open.
     """
     import ray
 
@@ -98,25 +103,25 @@ def cluster() -> Iterator[None]:
 
 
 def start_local(**options: Any) -> None:
-    """Start Ray on this machine. Raises UserError where it does not come up, as on one that is far too busy."""
+    """Start Ray on this machine, with `options` of `ray.init`. Raises UserError if it does not start in time."""
     import ray
 
     for _ in range(STARTS):
         try:
             ray.init(
-                address="local",  # else a Ray that somebody else runs on this machine is taken
+                address="local",  # otherwise ray.init connects to a cluster that another user runs on this machine
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 **options,
             )
-        except Exception as error:  # Ray has no type of its own for it
+        except Exception as error:  # Ray has no exception type for a timeout at start
             ray.shutdown()
             if "timed out during startup" not in str(error):
                 raise
         else:
             return
     raise UserError(
-        f"Ray did not come up on this machine, {STARTS} times over: it is too busy, or short of memory. "
-        "/tmp/ray/session_latest/logs has why; set RAY_ADDRESS to use a cluster instead."
+        f"Ray did not start on this machine in {STARTS} attempts: the machine is too busy, or short of memory. "
+        "/tmp/ray/session_latest/logs has the reason. Set RAY_ADDRESS to use a cluster instead."
     )

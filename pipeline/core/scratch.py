@@ -1,6 +1,6 @@
-"""Local folders for work under way, which vanish even where their process was killed.
+"""Local scratch folders that are removed even if their process was killed.
 
-A folder is locked while its process lives; the next process that needs one removes those that nobody holds.
+A process locks its folder as long as it lives. The next process that needs a scratch folder removes unlocked ones.
 """
 
 import fcntl
@@ -16,13 +16,13 @@ _LOCK = ".lock"
 
 @contextmanager
 def scratch_folder(purpose: str) -> Iterator[pathlib.Path]:
-    """An empty folder under the system's temporary folder (`TMPDIR`), removed at the end."""
+    """An empty folder in the system's temporary folder (`TMPDIR`), which is removed at the end."""
     _remove_abandoned(purpose)
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-"))
     fresh = folder / f"{_LOCK}.new"
     with open(fresh, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        fresh.rename(folder / _LOCK)  # a neighbour sees the lock only when it is held
+        fresh.rename(folder / _LOCK)  # another process sees the lock file only when it is locked
         try:
             yield folder
         finally:
@@ -35,5 +35,5 @@ def _remove_abandoned(purpose: str) -> None:
             with open(lock_file, "r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock_file.parent, ignore_errors=True)
-        except OSError:  # held by a living process, another user's, or just removed by a neighbour
+        except OSError:  # locked by a living process, another user's, or just removed by another process
             continue

@@ -24,6 +24,7 @@ from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.dataset_index import DatasetError, ShardFile, ShardRecord
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import KIND as IMPORTED
 from lotlip_data.manifests.tar_reader import open_seekable
@@ -214,18 +215,25 @@ def _changed_message(run: Run, changed: Mapping[tuple[str, int], int]) -> str:
 
 def _build_all(run: Run, recipe: Recipe, tasks: list[BuildTask], summary: ShardSummary) -> None:
     """Build the shards on Ray and add the results to `summary`."""
-    for task, result in run_ray_tasks(partial(build_shard, run, recipe), tasks):
-        name = shard_name(task.shard)
-        if isinstance(result, ShardRecord):
-            summary.built += 1
-            summary.samples += result.samples
-            summary.dropped.update(result.dropped)
-            drops = "".join(f", {count} left out ({reason})" for reason, count in result.dropped.items())
-            logger.info(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {len(tasks)})")
-        else:
-            reason = one_line(result)
-            summary.failed.append(f"shard {name}: {reason}")
-            logger.warning(f"shard {name} could not be built: {reason}")
+    with progress_bar("shard", len(tasks), "shard") as bar:
+        for task, result in run_ray_tasks(partial(build_shard, run, recipe), tasks):
+            _add_result(summary, task, result, len(tasks))
+            bar.set_postfix_str(f"{summary.samples:,} samples", refresh=False)
+            bar.update()
+
+
+def _add_result(summary: ShardSummary, task: BuildTask, result: ShardRecord | Exception, total: int) -> None:
+    name = shard_name(task.shard)
+    if isinstance(result, ShardRecord):
+        summary.built += 1
+        summary.samples += result.samples
+        summary.dropped.update(result.dropped)
+        drops = "".join(f", {count} left out ({reason})" for reason, count in result.dropped.items())
+        logger.info(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {total})", extra=SHOWN_BY_BAR)
+    else:
+        reason = one_line(result)
+        summary.failed.append(f"shard {name}: {reason}")
+        logger.warning(f"shard {name} could not be built: {reason}")
 
 
 def build_shard(run: Run, recipe: Recipe, task: BuildTask) -> ShardRecord:

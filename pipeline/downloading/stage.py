@@ -6,6 +6,7 @@ A shard with its marker is done and never fetched again; what failed in it can b
 See `fetch_commit` for a task, `fetch_guard` for what may be fetched.
 """
 
+import logging
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.core import ledger
@@ -28,6 +30,8 @@ from lotlip_data.pipeline.downloading import retry
 from lotlip_data.pipeline.downloading.commit import DownloadTask
 from lotlip_data.pipeline.downloading.failures import Failures
 from lotlip_data.pipeline.url_lists.partition import Partition, load_partition, partition
+
+logger = logging.getLogger(__name__)
 
 Marker = dict[str, Any]
 Task = Callable[[DownloadTask], Marker]
@@ -113,12 +117,11 @@ class DownloadSummary:
 def download(
     manifest: Manifest,
     run: Run,
-    report: Callable[[str], None] = lambda line: None,
     task: Task = fetch_commit.fetch_and_commit,
     retry_failed: bool = False,
     accept_failures: bool = False,
 ) -> DownloadSummary:
-    """Fetch every shard that is not done. `report` gets a line a shard.
+    """Download every shard that is not done.
 
     A shard of which nothing came, for reasons that can pass, stays undone, and so does one whose task dies again
     and again: both are in the summary, and the next call tries them again. The former is done without an image all the
@@ -127,16 +130,17 @@ def download(
     `retry_failed`: fetch again, in further shards, what failed in the committed ones for reasons that can pass, or go
     on with that. Raises what `partition` raises.
     """
-    plan = partition(manifest, run, report)
+    plan = partition(manifest, run)
     summary = _look(run, plan)
     _complete(run, summary)
-    if retry_failed and _begin_round(run, summary, report):
+    if retry_failed and _begin_round(run, summary):
         summary = _look(run, plan)
-        report(f"{summary.rounds[-1].rows} images are fetched again, in {summary.rounds[-1].shards} further shards")
+        last = summary.rounds[-1]
+        logger.info(f"downloading {last.rows} images again, in {last.shards} further shards")
     for one in summary.rounds:
         retry.prepare(run, one)
     if summary.committed:
-        report(f"{len(summary.committed)} of {summary.shards} shards are fetched already")
+        logger.info(f"{len(summary.committed)} of {summary.shards} shards are already downloaded")
     tries = ledger.tries(run)
     works = (
         DownloadTask(
@@ -151,11 +155,14 @@ def download(
         if shard not in summary.committed
     )
     empty = []
-    for work, answer in run_ray_tasks(task, works):
-        outcome = _judge(answer)
-        if isinstance(answer, dict) and isinstance(outcome, str):
-            empty.append(work.shard)
-        _take(summary, work.shard, outcome, report)
+    with progress_bar("download", summary.shards, "shard", initial=len(summary.committed)) as bar:
+        for work, answer in run_ray_tasks(task, works):
+            outcome = _judge(answer)
+            if isinstance(answer, dict) and isinstance(outcome, str):
+                empty.append(work.shard)
+            _take(summary, work.shard, outcome)
+            bar.set_postfix_str(f"{summary.fetched:,} images", refresh=False)
+            bar.update(work.shard in summary.committed)
     if summary.fetched:  # a run that never got an image has no network, or no right settings, so far
         token = uuid.uuid4().hex[:12]
         for shard in empty:
@@ -173,14 +180,14 @@ def _look(run: Run, plan: Partition) -> DownloadSummary:
     return summary
 
 
-def _begin_round(run: Run, summary: DownloadSummary, report: Callable[[str], None]) -> bool:
+def _begin_round(run: Run, summary: DownloadSummary) -> bool:
     """Another round of retries, unless the last one is not done yet. Whether there is one."""
     first = summary.shards
     if any(shard not in summary.committed for shard in range(summary.plan.shards, first)):
-        report("going on with what is fetched again already")
+        logger.info("resuming the previous --retry-failed download")
         return False
     if not retry.open_round(run, summary.rounds, first, summary.plan.samples_per_shard, summary.committed):
-        report("nothing has failed for a reason that can pass")
+        logger.info("no image failed for a transient reason")
         return False
     return True
 
@@ -203,17 +210,17 @@ def read_summary(run: Run) -> DownloadSummary:
     return _look(run, plan)
 
 
-def _take(summary: DownloadSummary, shard: int, outcome: Marker | str, report: Callable[[str], None]) -> None:
+def _take(summary: DownloadSummary, shard: int, outcome: Marker | str) -> None:
     where = f"shard {shard_name(shard)}"
     if isinstance(outcome, str):
         summary.not_done[shard] = outcome
-        report(f"{where}: {outcome}")
+        logger.warning(f"{where}: {outcome}")
         return
     summary.add(shard, outcome)
     failures = {reason: count for reason, count in outcome["status_dict"].items() if reason != SUCCESS}
     text = f"{where}: {outcome['successes']} of {outcome['count']} images in {outcome['seconds']:.1f} s"
     why = f" ({_counts(failures)})" if failures else ""
-    report(f"{text}; {len(summary.committed)} of {summary.shards} shards{why}")
+    logger.info(f"{text}; {len(summary.committed)} of {summary.shards} shards{why}", extra=SHOWN_BY_BAR)
 
 
 def _counts(failures: Mapping[str, int]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import PAPER_TOWER
 from lotlip_data.pipeline.core.outcome import Outcome, one_line
@@ -37,14 +38,16 @@ def compute_features(run: Run, tower: str, image_size: int | None, gpus: float) 
     summary = FeaturesSummary(cache.shards - len(missing))
     logger.info(f"image features: {len(missing)} of {cache.shards} shards to compute, in {cache.folder}")
     task = functools.partial(_compute, run.url, tower, image_size)
-    for index, answer in run_ray_tasks(task, missing, num_gpus=gpus):
-        if isinstance(answer, Exception):
-            summary.failed.append(f"shard {index}: {one_line(answer)}")
-            logger.warning(summary.failed[-1])
-            continue
-        summary.computed += 1
-        if summary.computed % max(1, len(missing) // 20) == 0:
-            logger.info(f"{summary.computed} of {len(missing)} shards")
+    with progress_bar("features", len(missing), "shard") as bar:
+        for index, answer in run_ray_tasks(task, missing, num_gpus=gpus):
+            bar.update()
+            if isinstance(answer, Exception):
+                summary.failed.append(f"shard {index}: {one_line(answer)}")
+                logger.warning(summary.failed[-1])
+                continue
+            summary.computed += 1
+            if summary.computed % max(1, len(missing) // 20) == 0:
+                logger.info(f"{summary.computed} of {len(missing)} shards", extra=SHOWN_BY_BAR)
     return summary
 
 

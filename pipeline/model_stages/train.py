@@ -83,7 +83,8 @@ def train(
             logger.warning(total.failed[-1])
             continue
         if result.did_something:
-            logger.info(f"{name}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
+            total.lines.append(f"{name}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
+            logger.info(total.lines[-1])
         total.did_something |= result.did_something
         total.figures[name] = {"steps": result.steps, "loss": result.loss, "seconds": result.seconds}
     return total

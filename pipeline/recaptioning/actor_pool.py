@@ -237,14 +237,23 @@ def run_pools(
     pools: Sequence[ActorPool],
     done: Callable[[str, UnitResult], None],
     failed: Callable[[FailedUnit], None],
+    tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run the pools until no unit is left; `done` and `failed` hear of each unit once."""
+    """Run the pools until no unit is left.
+
+    Args:
+        pools: The pools, which share the cluster.
+        done: Called once with the captioner's name and the result of each unit that is completed.
+        failed: Called once for each unit that is given up.
+        tick: Called about once per second, for the progress of the units that are in progress.
+    """
     try:
         _ask_for_actors(pools)
         waiting_since: float | None = time.monotonic()
         while any(pool.busy for pool in pools):
             for pool in pools:
                 pool.feed()
+            tick()
             for pool, result in _collect(pools):
                 if isinstance(result, FailedUnit):
                     failed(result)

@@ -6,6 +6,7 @@ captioners:
   - {name: mine, kind: llava, model: /models/mine, pool: {max_actors: 8, num_gpus: 1}}
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,26 @@ def resolve_captioners(
     if not jobs:
         raise UserError("captioners: none is named")
     return jobs
+
+
+def select_captioners(
+    entries: Iterable[str | Mapping[str, Any] | CaptionerEntry], chosen: Iterable[str | Mapping[str, Any]]
+) -> list[str | Mapping[str, Any] | CaptionerEntry]:
+    """The entries to run: `chosen`, or all of the manifest's where it is empty.
+
+    Args:
+        entries: The manifest's `captioners`.
+        chosen: Names or settings. A name stands for the manifest's captioner of that name, with its settings, or else
+            for the preset of that name.
+    """
+    entries, chosen = list(entries), list(chosen)
+    if not chosen:
+        return entries
+    by_name: dict[str, str | Mapping[str, Any] | CaptionerEntry] = {}
+    for entry in entries:
+        with contextlib.suppress(UserError):  # one that cannot run here does not matter to the others
+            by_name[resolve_captioners([entry])[0].config.name] = entry
+    return [by_name.get(entry, entry) if isinstance(entry, str) else entry for entry in chosen]
 
 
 def _resolve(entry: CaptionerEntry, pool: Mapping[str, Any]) -> CaptionerJob:

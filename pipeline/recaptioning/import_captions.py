@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from lotlip_data.captioners.base import Caption, CaptionerConfig
 from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.core import external_buckets, ledger
@@ -99,12 +100,13 @@ def import_captions(run: Run, table: CaptionTable) -> ImportSummary:
         joined = _join(run, table, fetched, wanted, folder, summary)
         for config in table.configs:
             claim_settings(run, config)
-        for shard, texts in _by_shard(joined, wanted):
-            configs = [config for config in table.configs if shard in left[config.name]]
-            _commit(run, configs, shard, texts, summary)
-            logger.info(
-                f"shard {shard_name(shard)}: {texts.num_rows} rows of the table ({summary.shards} of {len(wanted)})"
-            )
+        with progress_bar("import", len(wanted), "shard") as bar:
+            for shard, texts in _by_shard(joined, wanted):
+                configs = [config for config in table.configs if shard in left[config.name]]
+                _commit(run, configs, shard, texts, summary)
+                text = f"{texts.num_rows} rows of the table ({summary.shards} of {len(wanted)})"
+                logger.info(f"shard {shard_name(shard)}: {text}", extra=SHOWN_BY_BAR)
+                bar.update()
     return summary
 
 

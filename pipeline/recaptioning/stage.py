@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lotlip_data.manifests.progress import SHOWN_BY_BAR
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.ray_tasks import cluster
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
+from lotlip_data.pipeline.recaptioning.progress import CaptionProgress
 from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, claim_settings, finish_pending_commits
 
 logger = logging.getLogger(__name__)
@@ -82,13 +84,16 @@ def _work_off(
         summary.rejected[name] += result.rejected
         lost = "" if result.won else ", another driver had committed it"
         logger.info(
-            f"{name}: shard {result.shard} of {result.rows} images ({summary.units[name]} of {total[name]}){lost}"
+            f"{name}: shard {result.shard} of {result.rows} images ({summary.units[name]} of {total[name]}){lost}",
+            extra=SHOWN_BY_BAR,
         )
+        progress.complete(name, result.shard, result.rows)
 
     def failed(unit: FailedUnit) -> None:
         what = unit.captioner if unit.shard is None else f"{unit.captioner}: shard {unit.shard} given up"
         summary.failed.append(f"{what}: {unit.reason}")
         logger.warning(summary.failed[-1])
 
-    pools = [ActorPool(run, one.config, one.pool, left[one.config.name]) for one in busy]
-    run_pools(pools, done, failed)
+    with CaptionProgress(run, {job.config.name: list(left[job.config.name]) for job in busy}) as progress:
+        pools = [ActorPool(run, job.config, job.pool, left[job.config.name]) for job in busy]
+        run_pools(pools, done, failed, progress.refresh)

@@ -16,9 +16,10 @@ A source's sample: exactly so many of its images, drawn by a seed, whatever the 
 import hashlib
 import io
 import json
+import logging
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
@@ -36,6 +37,8 @@ from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.core.external_buckets import ExternalBuckets, bucket_count
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.url_lists import reader
+
+logger = logging.getLogger(__name__)
 
 _ROW_SCHEMA = pa.schema(
     [
@@ -107,16 +110,16 @@ def load_partition(run: Run) -> Partition | None:
         raise UserError(f"{run.plan}: not a plan ({error}). {remedy}") from None
 
 
-def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lambda line: None) -> Partition:
+def partition(manifest: Manifest, run: Run) -> Partition:
     """Cut the manifest's lists into shards, unless the run has its plan already, and return the plan.
 
-    Started again after a kill, it starts over and gives the same shards. `report` gets lines on the progress, and on
-    lists that are empty, not in UTF-8, or others by now than those that the plan was made of.
-    Raises `reader.ListError` for a list that cannot be read, PartitionError where no usable row is left.
+    Started again after a kill, it starts over and gives the same shards. Lists that are empty, not in UTF-8, or changed
+    since the plan was made are logged as warnings. Raises `reader.ListError` for a list that cannot be read,
+    PartitionError where no usable row is left.
     """
     if (plan := load_partition(run)) is not None:
         for name in _changed(manifest, plan):
-            report(
+            logger.warning(
                 f"{name}: its files are not those that were cut into shards, by name, size or time. A run's lists are "
                 "fixed: if their rows are others, use another run folder for them"
             )
@@ -128,17 +131,17 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
         buckets = ExternalBuckets(folder, bucket_count(total), _ROW_SCHEMA, external_buckets.BUFFER_BYTES)
         draws = {source.name: SourceSampler(folder, source) for source in manifest.sources if source.sample is not None}
         for index, source in enumerate(manifest.sources):
-            report(f"reading the list {source.name}")
+            logger.info(f"reading the list {source.name}")
             before, draw = tally.rows, draws.get(source.name)
             for batch in reader.read_source(source, tally.reject, tally.of(source.name), tally.garbled_in(source.name)):
                 buckets.add(tally.ordered(batch, source.name, index, manifest.seed))
                 if draw:
                     draw.add(batch["uid"])
             if tally.rows == before:
-                report(f"{source.name}: no rows in {', '.join(source.files)}")
+                logger.warning(f"{source.name}: no rows in {', '.join(source.files)}")
             if garbled := tally.garbled[source.name]:
                 texts = f"{garbled:,} of {tally.sources[source.name]:,} texts"
-                report(f"{source.name}: {texts} are {reader.GARBLED}, and use another run folder")
+                logger.warning(f"{source.name}: {texts} are {reader.GARBLED}, and use another run folder")
         buckets.flush()
         tally.close()
         _store_bad_rows(run, tally)
@@ -146,7 +149,7 @@ def partition(manifest: Manifest, run: Run, report: Callable[[str], None] = lamb
     storage.create(run.plan, json.dumps(asdict(plan), indent=2).encode())
     committed = load_partition(run)  # another driver's, where that was first
     assert committed is not None
-    report(f"{committed.rows} rows: {committed.images} images in {committed.shards} shards")
+    logger.info(f"{committed.rows} rows: {committed.images} images in {committed.shards} shards")
     return committed
 
 

@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests of the pipeline."""
+"""A Ray cluster that the tests of the pipeline share."""
 
 from collections.abc import Iterator
 

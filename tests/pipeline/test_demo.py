@@ -1,4 +1,4 @@
-"""The demo's own parts: that two demos serve the same URLs, and what is said where they cannot. `make demo` runs it."""
+"""The demo's port: two demos serve the same URLs, or an error says why they cannot. `make demo` runs the whole demo."""
 
 import socket
 from pathlib import Path
@@ -11,29 +11,29 @@ from lotlip_data.synthetic.http_server import SceneServer
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A port that was free a moment ago, which new runs would take."""
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The port of new runs, which is free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    monkeypatch.setattr(demo, "PORT", port)
-    return port
+        number: int = probe.getsockname()[1]
+    monkeypatch.setattr(demo, "PORT", number)
+    return number
 
 
-def test_a_new_run_takes_the_port_that_all_take_and_any_other_where_that_is_taken(tmp_path: Path, taken: int) -> None:
-    """So figures are the same twice: the order of samples follows from their URLs."""
-    assert demo._port_of(tmp_path) == taken
-    with SceneServer(port=taken) as server:
-        assert server.url == f"http://127.0.0.1:{taken}"
+def test_a_new_run_has_the_fixed_port_or_any_other_if_that_is_in_use(tmp_path: Path, port: int) -> None:
+    """The fixed port makes the figures reproducible, since the URLs decide the order of the samples."""
+    assert demo._port_of(tmp_path) == port
+    with SceneServer(port=port) as server:
+        assert server.url == f"http://127.0.0.1:{port}"
         assert demo._port_of(tmp_path) == 0
-    assert demo._port_of(tmp_path) == taken
+    assert demo._port_of(tmp_path) == port
 
 
-def test_a_run_goes_on_at_its_own_port_or_says_that_it_is_taken(tmp_path: Path, taken: int) -> None:
-    (tmp_path / "server.url").write_text(f"http://127.0.0.1:{taken}")
-    assert demo._port_of(tmp_path) == taken
+def test_a_run_keeps_its_port_or_fails_if_that_is_in_use(tmp_path: Path, port: int) -> None:
+    (tmp_path / "server.url").write_text(f"http://127.0.0.1:{port}")
+    assert demo._port_of(tmp_path) == port
     with (
-        SceneServer(port=taken),
-        pytest.raises(UserError, match=rf"server\.url: .* at port {taken}, .* another folder"),
+        SceneServer(port=port),
+        pytest.raises(UserError, match=rf"server\.url: .* at port {port}, .* another folder"),
     ):
         demo._port_of(tmp_path)

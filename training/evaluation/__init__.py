@@ -1,1 +1,20 @@
-"""Zero-shot evaluation: models, metrics, published tasks, tables."""
+"""Zero-shot evaluation: models, metrics, published tasks, and tables."""
+
+from typing import TYPE_CHECKING
+
+from lotlip_data.manifests.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot, read_results
+    from lotlip_data.training.evaluation.models import load_embedder
+    from lotlip_data.training.evaluation.report import tables
+
+__all__ = ["evaluate_zero_shot", "load_embedder", "read_results", "tables"]
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "evaluate": ["evaluate_zero_shot", "read_results"],
+        "models": ["load_embedder"],
+        "report": ["tables"],
+    },
+)

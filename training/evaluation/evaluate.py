@@ -19,6 +19,7 @@ from PIL import Image
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.training.evaluation import metrics
 from lotlip_data.training.evaluation.models import Embedder
 
@@ -178,7 +179,8 @@ class _SetResults:
 
 def _retrieve(model: Embedder, pairs: RetrievalSet, allow_partial: bool) -> dict[str, Any]:
     """The figures of a retrieval set. The texts of images that cannot be read are left out."""
-    image_features, readable, damaged = _embed_images(model, pairs, allow_partial)
+    image_count = 1 + max(pairs.image_of_text, default=-1)  # without images after the last one that has a text
+    image_features, readable, damaged = _embed_images(model, pairs, image_count, allow_partial)
     row_of_image = {image: row for row, image in enumerate(readable)}
     texts, image_rows = [], []
     for text, image in zip(pairs.texts, pairs.image_of_text, strict=True):
@@ -192,7 +194,7 @@ def _retrieve(model: Embedder, pairs: RetrievalSet, allow_partial: bool) -> dict
 
 def _classify(model: Embedder, classes: ClassificationSet, allow_partial: bool) -> dict[str, Any]:
     """The figures of a classification set. The feature of a class is the mean over all templates."""
-    image_features, readable, damaged = _embed_images(model, classes, allow_partial)
+    image_features, readable, damaged = _embed_images(model, classes, len(classes.labels), allow_partial)
     prompts = [template.replace("{}", name) for name in classes.class_names for template in classes.templates]
     prompt_features, cut = _embed_texts(model, classes, prompts)
     class_count = len(classes.class_names)
@@ -209,9 +211,15 @@ def _classify(model: Embedder, classes: ClassificationSet, allow_partial: bool) 
 
 
 def _embed_images(
-    model: Embedder, image_set: ImageSet, allow_partial: bool
+    model: Embedder, image_set: ImageSet, image_count: int, allow_partial: bool
 ) -> tuple[torch.Tensor, list[int], list[str]]:
     """Compute the features of the images that can be read.
+
+    Args:
+        model: The model.
+        image_set: The set that has the images.
+        image_count: Number of images of the set, for the progress bar.
+        allow_partial: Leave out images that cannot be read.
 
     Returns:
         The features [N, D], the N indices of their images, and the names of the images that cannot be read.
@@ -223,10 +231,12 @@ def _embed_images(
     damaged: list[int] = []
 
     def read_images() -> Iterator[Image.Image]:
-        for index, image in enumerate(image_set.images()):
-            (readable if image is not None else damaged).append(index)
-            if image is not None:
-                yield image
+        with progress_bar(image_set.name, image_count, "image") as bar:
+            for index, image in enumerate(image_set.images()):
+                (readable if image is not None else damaged).append(index)
+                if image is not None:
+                    yield image
+                bar.update()
 
     features = model.embed_images(read_images())
     paths = getattr(image_set, "paths", None)

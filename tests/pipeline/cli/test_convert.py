@@ -1,4 +1,4 @@
-"""`lotlip-data convert sharegpt4v`: what it prints and how it ends."""
+"""`lotlip-data convert sharegpt4v`: its output and exit codes."""
 
 import json
 import shutil
@@ -21,15 +21,15 @@ def test_help_has_an_example() -> None:
     assert "Example: lotlip-data convert sharegpt4v" in " ".join(answer.stdout.split())
 
 
-def test_it_converts_once_then_says_so_and_refuses_in_one_line(tmp_path: Path) -> None:
+def test_it_converts_once_and_reports_an_error_in_one_line(tmp_path: Path) -> None:
     source = tiny_sharegpt4v.write(tmp_path / "x")
     shutil.move(source.parent / "tower", tmp_path / "tuned")
     out = tmp_path / "out"
 
-    lost = call(source, out)
-    assert (lost.returncode, lost.stderr) == (2, "")
-    assert lost.stdout.startswith("error: ../tower: ") and lost.stdout.count("\n") == 1
-    assert "--vision-tower" in lost.stdout
+    missing = call(source, out)
+    assert (missing.returncode, missing.stderr) == (2, "")
+    assert missing.stdout.startswith("error: ../tower: ") and missing.stdout.count("\n") == 1
+    assert "--vision-tower" in missing.stdout
 
     done = call(source, out, "--vision-tower", tmp_path / "tuned")
     assert done.returncode == 0, done.stderr

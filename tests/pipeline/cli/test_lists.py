@@ -1,4 +1,4 @@
-"""The commands about lists: what they print, and their exit codes."""
+"""`sources`, `plan` and `import`: their output and exit codes."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300)
 
 
-def test_sources_lists_every_source_and_scale_with_where_to_obtain_it() -> None:
+def test_sources_lists_every_source_and_scale_and_how_to_obtain_the_lists() -> None:
     answer = call("sources")
     assert answer.returncode == 0
     for text in ("3,018,175", "102,571,723 images: cc3m, cc12m, yfcc15m, laion, coyo", "Train_GCC-training.tsv, from"):
@@ -25,7 +25,7 @@ def test_sources_lists_every_source_and_scale_with_where_to_obtain_it() -> None:
     assert "not published" in figures["sources"]["laion"]["ours"]
 
 
-def test_a_plan_ends_with_0_or_with_1_where_the_manifest_cannot_be_run(tmp_path: Path) -> None:
+def test_plan_exits_with_0_or_with_1_if_the_manifest_cannot_run(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("url,caption\nhttp://a.example/1,x\n")
     (tmp_path / "m.yaml").write_text("name: m\nsources: [{name: a, files: list.csv}]\n")
     answer = call("plan", str(tmp_path / "m.yaml"), "--json")
@@ -38,15 +38,18 @@ def test_a_plan_ends_with_0_or_with_1_where_the_manifest_cannot_be_run(tmp_path:
     assert "problem      " in answer.stdout and "has no column 'alt'; its columns are 'url', 'caption'" in answer.stdout
 
 
-def test_a_plan_of_a_run_is_of_one_that_is_there_and_goes_on_with_the_manifest(tmp_path: Path) -> None:
+def test_plan_of_a_run_requires_an_existing_run_of_this_manifest(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("url,caption\nhttp://a.example/1,x\n")
     (tmp_path / "m.yaml").write_text("name: m\nsources: [{name: a, files: list.csv}]\ncaptioners: [tiny-llava]\n")
     other = fake_run.make(tmp_path / "other", shards=1, images=2, writers=[]).run
-    for run, told in ((str(tmp_path / "nothing"), "no run here"), (other.url, "with another manifest (they differ in")):
+    for run, message in (
+        (str(tmp_path / "nothing"), "no run here"),
+        (other.url, "with another manifest (they differ in"),
+    ):
         answer = call("plan", str(tmp_path / "m.yaml"), run)
-        assert answer.returncode == 2 and told in answer.stdout, answer.stdout
+        assert answer.returncode == 2 and message in answer.stdout, answer.stdout
 
 
-def test_an_import_into_no_run_is_asked_wrongly(tmp_path: Path) -> None:
+def test_an_import_into_a_missing_run_exits_with_2(tmp_path: Path) -> None:
     answer = call("import", "table.csv", str(tmp_path / "run"), "--format", "dreamlip")
     assert (answer.returncode, "no run here" in answer.stdout) == (2, True)

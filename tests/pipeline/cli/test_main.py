@@ -1,4 +1,4 @@
-"""The command line: quick to answer, plain about errors, and honest in its exit code."""
+"""The command line: it answers quickly, and errors have a clear message and the right exit code."""
 
 import contextlib
 import errno
@@ -8,14 +8,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from lotlip_data.pipeline.cli import common as cli_command
-from lotlip_data.pipeline.cli.common import load_validated_manifest
+from lotlip_data.pipeline.cli.common import command, load_validated_manifest
 from lotlip_data.pipeline.cli.main import app
 from tests.pipeline import run_fixture as fake_run
 
@@ -36,7 +36,8 @@ COMMANDS = (
     "plan",
     "import",
     "view",
-    "world",
+    "synthetic",
+    "convert",
 )
 
 
@@ -45,12 +46,12 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def processor_seconds() -> float:
-    """Of all processes that this one has started and that have ended."""
+    """Processor time of the finished child processes of this process."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def test_help_names_every_command_within_a_second_of_the_processor() -> None:
+def test_help_names_every_command_within_a_second_of_processor_time() -> None:
     times = []
     for _ in range(3):
         before = processor_seconds()
@@ -61,25 +62,62 @@ def test_help_names_every_command_within_a_second_of_the_processor() -> None:
     assert min(times) < 1.0
 
 
+def test_version_prints_the_version_of_the_package() -> None:
+    ended = CliRunner().invoke(app, ["--version"])
+    assert (ended.exit_code, ended.output) == (0, f"lotlip-data {version('lotlip-data')}\n")
+
+
+def test_every_summary_is_whole_in_the_help_of_80_columns() -> None:
+    ended = CliRunner().invoke(app, ["--help"], terminal_width=80)
+    usage, _, rest = ended.output.partition("\n")
+    assert "[ARGS]..." in usage and "..." not in rest
+
+
+def test_the_group_world_is_a_hidden_name_of_synthetic() -> None:
+    assert " world " not in CliRunner().invoke(app, ["--help"]).output
+    help_texts = [CliRunner().invoke(app, [name, "accuracy", "--help"]).output for name in ("synthetic", "world")]
+    assert help_texts[0] == help_texts[1].replace(" world ", " synthetic ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["recation", "run"], "Did you mean 'recaption'?"),
+        (["recaption", "run", "--captoner", "llava"], "--captioner"),
+        (["convert", "lotlipp"], "Did you mean 'lotlip'?"),
+    ],
+)
+def test_a_mistyped_command_or_option_gets_the_nearest_name(arguments: list[str], suggestion: str) -> None:
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 2 and suggestion in ended.output
+
+
+def test_every_option_of_every_command_has_help_that_is_a_sentence() -> None:
+    for name, entry in typer.main.get_command(app).commands.items():
+        for leaf in getattr(entry, "commands", {name: entry}).values():
+            for parameter in leaf.params:
+                assert str(parameter.help).endswith((".", ")")) and str(parameter.help)[0].isupper(), (name, parameter)
+
+
 @pytest.mark.parametrize("module", ["torch", "ray", "vllm", "transformers", "pyarrow", "pandas", "img2dataset"])
 def test_the_command_line_imports_nothing_heavy(module: str) -> None:
     code = f"import lotlip_data.pipeline.cli, sys; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "world"])
-def test_every_command_has_help_with_an_example(command: str) -> None:
-    answer = call(command, "--help")
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("synthetic", "convert")])
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    answer = call(name, "--help")
     assert answer.returncode == 0
-    assert f"Example: lotlip-data {command}" in " ".join(answer.stdout.split())
+    assert f"Example: lotlip-data {name}" in " ".join(answer.stdout.split())
 
 
-def test_what_is_asked_wrongly_ends_in_2_with_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_wrong_argument_exits_with_2_and_one_line_with_the_remedy(tmp_path: Path) -> None:
     missing = str(tmp_path / "no.yaml")
     answer = call("download", missing, str(tmp_path / "run"))
     assert (answer.returncode, answer.stdout) == (2, f"error: {missing}: there is no such file\n")
-    for command in ("recaption", "shard", "train", "status"):
-        answer = call(command, str(tmp_path / "run"))
+    for name in ("recaption", "shard", "train", "status"):
+        answer = call(name, str(tmp_path / "run"))
         assert answer.returncode == 2
         assert "no run here" in answer.stdout and "lotlip-data download" in answer.stdout
         assert "Traceback" not in answer.stdout + answer.stderr
@@ -94,7 +132,7 @@ def test_an_empty_list_is_an_error_that_names_the_list(tmp_path: Path) -> None:
     assert "no rows" in answer.stdout and "empty.csv" in answer.stdout
 
 
-def test_a_wrong_manifest_names_file_field_and_fix(tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_manifest_names_file_field_and_fix(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("name: My Images\nsources: [{name: web, files: [a.csv]}]\nshards: 3\n")
     answer = call("run", str(tmp_path / "bad.yaml"), str(tmp_path / "run"))
     assert answer.returncode == 2
@@ -106,7 +144,7 @@ def test_a_wrong_manifest_names_file_field_and_fix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ("train: [{method: lotlp}]", "`train.0.method`: 'lotlp' is unknown; did you mean 'lotlip'? Known are lit, "),
         (
@@ -127,24 +165,30 @@ def test_a_wrong_manifest_names_file_field_and_fix(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_a_later_stage_would_refuse_is_refused_before_the_first(tmp_path: Path, section: str, said: str) -> None:
+def test_a_setting_of_a_later_stage_is_checked_before_the_first_stage(
+    tmp_path: Path, section: str, message: str
+) -> None:
     (tmp_path / "a.csv").write_text("url,caption\nhttp://127.0.0.1:9/1.jpg,x\n")
-    asked, run = tmp_path / "m.yaml", tmp_path / "run"
-    asked.write_text(f"name: m\nsources: [{{name: web, files: [a.csv]}}]\n{section}\n")
-    for arguments in (["plan", str(asked)], ["download", str(asked), str(run)], ["run", str(asked), str(run)]):
+    manifest, run = tmp_path / "m.yaml", tmp_path / "run"
+    manifest.write_text(f"name: m\nsources: [{{name: web, files: [a.csv]}}]\n{section}\n")
+    for arguments in (
+        ["plan", str(manifest)],
+        ["download", str(manifest), str(run)],
+        ["run", str(manifest), str(run)],
+    ):
         answer = CliRunner().invoke(app, arguments)
         assert answer.exit_code == 2
-        assert answer.output.startswith(f"error: {asked}: ") and said in answer.output
+        assert answer.output.startswith(f"error: {manifest}: ") and message in answer.output
         assert answer.output.count("\n") == 1
     assert not run.exists()
 
 
-def test_a_manifest_whose_captions_are_all_imported_is_downloaded(tmp_path: Path) -> None:
+def test_a_manifest_without_captioners_is_valid(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text("name: m\nsources: [{name: web, files: [a.csv]}]\ncaptioners: []\n")
     assert load_validated_manifest(str(tmp_path / "m.yaml")).captioners == ()
 
 
-def test_a_training_of_a_run_that_cannot_be_keeps_those_before_it_from_starting(tmp_path: Path) -> None:
+def test_a_wrong_training_of_a_run_stops_the_trainings_before_it_from_starting(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.yaml"
     manifest.write_text("name: m\nsources: [{name: web, files: [a.csv]}]\ntrain: [{method: lit}, {method: lotlp}]\n")
     answer = CliRunner().invoke(app, ["train", str(tmp_path)])
@@ -152,7 +196,7 @@ def test_a_training_of_a_run_that_cannot_be_keeps_those_before_it_from_starting(
     assert answer.output.startswith(f"error: {manifest}: `train.1.method`: 'lotlp' is unknown")
 
 
-FOLDER_TAKERS = (
+RUN_COMMANDS = (
     ["recaption", "RUN"],
     ["shard", "RUN"],
     ["train", "RUN"],
@@ -167,30 +211,30 @@ FOLDER_TAKERS = (
 
 
 @pytest.mark.parametrize(
-    "command", [*FOLDER_TAKERS, ["download", "M", "RUN"], ["run", "M", "RUN"], ["plan", "M", "RUN"]]
+    "arguments", [*RUN_COMMANDS, ["download", "M", "RUN"], ["run", "M", "RUN"], ["plan", "M", "RUN"]]
 )
 @pytest.mark.parametrize("below", ["", "/train"])
-def test_a_file_in_place_of_a_run_is_told_in_one_line(tmp_path: Path, command: list[str], below: str) -> None:
-    asked = tmp_path / "m.yaml"
-    asked.write_text("name: m\nsources: [{name: web, files: [a.csv]}]\n")
-    answer = CliRunner().invoke(app, [{"RUN": f"{asked}{below}", "M": str(asked)}.get(one, one) for one in command])
+def test_a_file_in_place_of_a_run_is_an_error_of_one_line(tmp_path: Path, arguments: list[str], below: str) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text("name: m\nsources: [{name: web, files: [a.csv]}]\n")
+    answer = CliRunner().invoke(app, [{"RUN": f"{file}{below}", "M": str(file)}.get(part, part) for part in arguments])
     assert answer.exit_code == 2
-    assert answer.output.startswith(f"error: {asked}: is a file; RUN is a run's folder")
+    assert answer.output.startswith(f"error: {file}: is a file; RUN is a run's folder")
     assert answer.output.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", FOLDER_TAKERS)
-def test_a_run_that_is_not_there_is_not_sent_to_a_later_stage(tmp_path: Path, command: list[str]) -> None:
-    answer = CliRunner().invoke(app, [str(tmp_path / "nope") if one == "RUN" else one for one in command])
+@pytest.mark.parametrize("arguments", RUN_COMMANDS)
+def test_the_error_for_a_missing_run_names_the_first_stage(tmp_path: Path, arguments: list[str]) -> None:
+    answer = CliRunner().invoke(app, [str(tmp_path / "nope") if part == "RUN" else part for part in arguments])
     assert (answer.exit_code, answer.output.count("\n")) == (2, 1)
     assert "nope: no run here" in answer.output or "nope: there is no run" in answer.output
     assert not (tmp_path / "nope").exists()
 
 
-def test_an_engine_that_a_captioner_lacks_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_an_unknown_engine_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     run = fake_run.make(tmp_path / "run", shards=1, images=1, writers=()).run
-    for command in (["recaption", run.url, "-c", "tiny-llava"], ["world", "accuracy", "tiny-llava"]):
-        answer = CliRunner().invoke(app, [*command, "--engine", "vlm"])
+    for arguments in (["recaption", run.url, "-c", "tiny-llava"], ["synthetic", "accuracy", "tiny-llava"]):
+        answer = CliRunner().invoke(app, [*arguments, "--engine", "vlm"])
         assert answer.exit_code == 2
         assert answer.output == (
             "error: captioner 'tiny-llava': `engine`: 'vlm' is unknown; did you mean 'vllm'? "
@@ -198,43 +242,45 @@ def test_an_engine_that_a_captioner_lacks_is_told_before_anything_starts(tmp_pat
         )
 
 
-def told(error: OSError) -> str:
-    """The line in which a command that ends in this error says so."""
+def printed_for(error: OSError) -> str:
+    """What a command prints that ends with this error."""
 
     @contextlib.contextmanager
     def printed() -> Iterator[io.StringIO]:
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(typer.Exit):
             yield out
 
-    with printed() as out, cli_command.command("shard", False):
+    with printed() as out, command("shard", False):
         raise error
     return out.getvalue()
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM])
 @pytest.mark.parametrize("name", [".tmp-01ae", "new/captions"])
-def test_a_folder_that_cannot_be_written_is_named(
+def test_the_error_for_a_folder_without_write_access_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, name: str
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root has write access everywhere
     reason = os.strerror(code)
-    expected = (
-        f"error: {tmp_path}: nothing can be written there ({reason}). Make it writable, or name another folder.\n"
-    )
-    assert told(OSError(code, reason, str(tmp_path / name))) == expected
+    expected = f"error: {tmp_path}: cannot be written to ({reason}). Make it writable, or use another folder.\n"
+    assert printed_for(OSError(code, reason, str(tmp_path / name))) == expected
 
 
-def test_a_file_that_cannot_be_read_is_not_taken_for_a_folder_that_cannot_be_written(
+def test_an_unreadable_file_is_not_reported_as_a_folder_without_write_access(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     (tmp_path / "secret").touch()
-    assert "Permission denied: '" in told(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "secret")))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # of what is in a folder that one may not enter
-    assert "Permission denied: '" in told(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "hidden")))
+    assert "Permission denied: '" in printed_for(
+        PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "secret"))
+    )
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a file in a folder without access
+    assert "Permission denied: '" in printed_for(
+        PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "hidden"))
+    )
 
 
-def test_a_run_of_which_nothing_can_be_fetched_ends_in_1_with_the_reason(tmp_path: Path) -> None:
+def test_a_run_without_any_downloaded_image_exits_with_1_and_the_reason(tmp_path: Path) -> None:
     (tmp_path / "dead.jsonl").write_text('{"url": "http://127.0.0.1:9/1.jpg", "caption": "x"}\n')
     (tmp_path / "dead.yaml").write_text(
         "name: dead\nsources: [{name: web, files: [dead.jsonl]}]\ncaptioners: [tiny-llava]\n"

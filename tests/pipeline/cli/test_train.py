@@ -1,4 +1,4 @@
-"""`train` on the command line: what its last line promises is true."""
+"""`train` on the command line: the step in its last line is the step at which it resumes."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def started(run, *arguments):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
-def test_the_last_line_of_a_stopped_training_says_from_which_step_it_goes_on(world, number, code):
+def test_the_last_line_of_a_stopped_training_names_the_step_at_which_it_resumes(world, number, code):
     run, given = world
     name = f"by-{number}"
     metrics = run / "train" / name / "metrics.jsonl"
@@ -61,7 +61,7 @@ def test_the_last_line_of_a_stopped_training_says_from_which_step_it_goes_on(wor
     assert f"resuming after step {found[1]} of 12500" in on
 
 
-def test_without_resume_a_training_that_is_there_is_left_and_what_can_be_done_is_said(world):
+def test_no_resume_leaves_an_existing_training_and_names_the_remedies(world):
     run, given = world
     (run / "train" / "there").mkdir(parents=True)
     (run / "train" / "there" / "done.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""A Parquet of a run that is missing or damaged is named by whichever stage reads it, with what brings it back."""
+"""Every stage that reads a missing or damaged Parquet file of a run names the file and the remedy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -57,10 +57,10 @@ READERS: dict[str, tuple[str, Callable[[Run], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", READERS)
-def test_a_damaged_parquet_is_named_with_what_brings_it_back(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("content", READERS)
+def test_the_error_for_a_damaged_parquet_file_names_it_and_the_remedy(tmp_path: Path, content: str) -> None:
     run = fake_run.make(tmp_path, shards=1, writers=["llava"]).run
-    name, read, remedy = READERS[what]
+    name, read, remedy = READERS[content]
     url = storage.join(run.url, name)
     storage.replace(url, b"PAR1 and no more")
     with pytest.raises(UserError) as error:
@@ -69,12 +69,12 @@ def test_a_damaged_parquet_is_named_with_what_brings_it_back(tmp_path: Path, wha
     assert remedy.format(url=url, run=run) in str(error.value)
 
 
-def test_a_parquet_that_something_names_has_to_be_there(tmp_path: Path) -> None:
+def test_a_missing_parquet_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.parquet: is missing, .*\. Fetch it\.$"):
         artifacts.read_parquet(str(tmp_path / "a.parquet"), "Fetch it.")
 
 
-def test_a_column_that_is_not_there_is_damage_too(tmp_path: Path) -> None:
+def test_a_missing_column_is_damage_too(tmp_path: Path) -> None:
     run = fake_run.make(tmp_path, shards=1, writers=["llava"]).run
     with pytest.raises(UserError, match=r"00000\.parquet: cannot be read \(.*words.*\)\. Mend it\.$"):
         artifacts.read_parquet(run.caption_shard("llava", 0), "Mend it.", ["uid", "words"])

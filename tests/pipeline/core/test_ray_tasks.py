@@ -1,4 +1,4 @@
-"""Ray tasks over many items: each item answered once, a bounded number under way, retries that are counted."""
+"""Ray tasks over many items: one result per item, a bounded number at a time, and a limited number of attempts."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, run_ray_tasks
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_no_more_tasks_are_submitted_than_twice_the_cpus() -> None:
+def test_at_most_two_tasks_per_cpu_are_submitted_at_a_time() -> None:
     drawn = 0
 
     def items() -> Iterator[int]:
@@ -23,36 +23,36 @@ def test_no_more_tasks_are_submitted_than_twice_the_cpus() -> None:
             drawn += 1
             yield item
 
-    ended = []
-    for item, answer in run_ray_tasks(lambda item: item * 2, items()):
-        ended.append(item)
-        assert answer == 2 * item
-        assert drawn - len(ended) <= 2 * 2
-    assert sorted(ended) == list(range(30))
+    finished = []
+    for item, result in run_ray_tasks(lambda item: item * 2, items()):
+        finished.append(item)
+        assert result == 2 * item
+        assert drawn - len(finished) <= 2 * 2
+    assert sorted(finished) == list(range(30))
 
 
-def test_a_task_that_dies_or_raises_is_tried_again_and_an_error_for_people_is_not(tmp_path: Path) -> None:
-    def troubled(item: str) -> str:
+def test_a_task_that_dies_or_raises_is_retried_and_a_user_error_is_not(tmp_path: Path) -> None:
+    def task(item: str) -> str:
         with (tmp_path / item).open("a") as stream:
             stream.write("x")
-        tries = (tmp_path / item).stat().st_size
-        if item == "dies" or (item == "dies once" and tries == 1):
+        attempts = (tmp_path / item).stat().st_size
+        if item == "dies" or (item == "dies once" and attempts == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         if item == "raises":
             raise OSError("the disk is full")
-        if item == "asked wrongly":
-            raise UserError("mend it")
+        if item == "user error":
+            raise UserError("fix it")
         return item
 
-    items = ["well", "dies", "dies once", "raises", "asked wrongly"]
-    answers = dict(run_ray_tasks(troubled, items))
+    items = ["succeeds", "dies", "dies once", "raises", "user error"]
+    results = dict(run_ray_tasks(task, items))
     assert {item: (tmp_path / item).stat().st_size for item in items} == {
-        "well": 1,
+        "succeeds": 1,
         "dies": ATTEMPTS,
         "dies once": 2,
         "raises": ATTEMPTS,
-        "asked wrongly": 1,
+        "user error": 1,
     }
-    assert (answers["well"], answers["dies once"]) == ("well", "dies once")
-    assert isinstance(answers["dies"], Exception) and isinstance(answers["asked wrongly"], UserError)
-    assert isinstance(answers["raises"], OSError) and one_line(answers["raises"]) == "OSError: the disk is full"
+    assert (results["succeeds"], results["dies once"]) == ("succeeds", "dies once")
+    assert isinstance(results["dies"], Exception) and isinstance(results["user error"], UserError)
+    assert isinstance(results["raises"], OSError) and one_line(results["raises"]) == "OSError: the disk is full"

@@ -134,7 +134,7 @@ def test_what_failed_for_a_while_comes_in_further_shards_and_nothing_else_change
     last = download(manifest, run, retry_failed=True)
     check(last, good + often, reasons)
     assert last.nothing_to_do
-    assert "nothing has failed for a reason that can pass" in caplog.messages
+    assert "no image failed for a transient reason" in caplog.messages
     now = objects(run.images)
     assert {name: now[name] for name in committed} == committed
 
@@ -277,7 +277,7 @@ def test_a_killed_retry_goes_on_with_its_own_shards(
     retry.open_round(run, [], 4, 4, range(4))  # and here it is killed
     caplog.clear()
     again = download(manifest, run, retry_failed=True)
-    assert "going on with what is fetched again already" in caplog.messages
+    assert "resuming the previous --retry-failed download" in caplog.messages
     assert (accepted.fetched, again.fetched, again.done, len(retry.rounds(run))) == (8, 16, 2, 1)
     assert accounts(run) == (sorted(good + often), [])
 

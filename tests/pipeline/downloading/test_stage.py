@@ -151,7 +151,7 @@ def assert_a_second_call_mends_and_repeats_nothing(
     again = download(manifest, run)
     assert again.nothing_to_do
     assert again.done == 0
-    assert caplog.messages == ["5 of 5 shards are fetched already"]
+    assert caplog.messages == ["5 of 5 shards are already downloaded"]
     assert again.to_dict() == before.to_dict() | {"shards_done": 0, "shards_skipped": 5}
     assert read_summary(run).to_dict() == again.to_dict()
     left = {name: storage.read_bytes(storage.join(run.images, name)) for name in storage.list_below(run.images)}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.recaptioning.config import gpus_of_an_actor, resolve_captioners
+from lotlip_data.pipeline.recaptioning.config import gpus_of_an_actor, resolve_captioners, select_captioners
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,28 @@ def test_an_engine_is_one_of_those_of_the_captioners_kind() -> None:
         assert resolve_captioners([entry], {"engine": engine})[0].pool.engine == engine
     with pytest.raises(UserError, match="captioner 'e': `engine`: 'vllm' is unknown; known are auto, endpoint"):
         resolve_captioners([served], {"engine": "vllm"})
+
+
+def test_a_name_selects_the_manifests_captioner_of_that_name_before_the_preset() -> None:
+    entries = [
+        "instructblip",
+        {"preset": "llava", "name": "mine", "max_new_tokens": 77},
+        {"preset": "llava", "seed": 5},
+    ]
+    selected = resolve_captioners(select_captioners(entries, ["mine", "llava", "tiny-llava"]))
+    assert [(job.config.name, job.config.model) for job in selected] == [
+        ("mine", "llava-hf/llava-1.5-7b-hf"),
+        ("llava", "llava-hf/llava-1.5-7b-hf"),
+        ("tiny-llava", "tiny-llava"),
+    ]
+    assert (selected[0].config.max_new_tokens, selected[1].config.seed) == (77, 5)
+
+
+def test_without_a_name_all_captioners_of_the_manifest_are_selected() -> None:
+    entries = ["instructblip", {"preset": "llava", "name": "mine"}]
+    assert select_captioners(entries, []) == entries
+    assert select_captioners([], ["tiny-llava"]) == ["tiny-llava"]
+
+
+def test_a_captioner_of_the_manifest_that_cannot_run_here_does_not_keep_another_from_being_selected() -> None:
+    assert select_captioners([{"name": "x", "kind": "not-installed", "model": "m"}, "llava"], ["llava"]) == ["llava"]

@@ -18,6 +18,7 @@ from lotlip_data.manifests.schema import LISTS
 from lotlip_data.manifests.source import Source
 from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.url_lists.partition import Partition, PartitionError, load_partition, partition
+from tests.support.logs import captured_messages
 
 Rows = list[tuple[str, str]]
 
@@ -144,8 +145,8 @@ def test_lists_that_have_changed_since_they_were_cut_are_named_and_those_that_ar
     plan = partition(manifest, run)
 
     def said() -> list[str]:
-        lines: list[str] = []
-        assert partition(manifest, run, lines.append) == plan
+        with captured_messages() as lines:
+            assert partition(manifest, run) == plan
         return [line.partition(":")[0] for line in lines if "its files are not those that were cut" in line]
 
     assert said() == []
@@ -169,8 +170,8 @@ def test_a_source_without_rows_and_one_that_is_not_in_utf8_are_told_in_a_line_ea
     manifest, run = manifest_of(tmp_path, some_rows(3), [], some_rows(4, "b.example")), Run.at(str(tmp_path / "run"))
     lines = (tmp_path / "list 2.jsonl").read_bytes().replace(b"text 1", b"caf\xe9 1").replace(b"text 2", b"\xfc 2")
     (tmp_path / "list 2.jsonl").write_bytes(lines)
-    said: list[str] = []
-    plan = partition(manifest, run, said.append)
+    with captured_messages() as said:
+        plan = partition(manifest, run)
     assert [line for line in said if not line.startswith(("reading the list", "7 rows"))] == [
         f"s1: no rows in {tmp_path}/list 1.jsonl",
         "s2: 2 of 4 texts are not in UTF-8, so their unreadable bytes are lost (\ufffd); convert the files, with "

@@ -1,1 +1,18 @@
-"""Readers of the published evaluation sets, one file a set. What each needs is in its `WHERE`."""
+"""The published evaluation sets, one module per set. `WHERE` of each names the files that it needs."""
+
+from typing import TYPE_CHECKING
+
+from lotlip_data.manifests.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from lotlip_data.training.evaluation.tasks.base import read_task
+    from lotlip_data.training.evaluation.tasks.registry import TASKS
+
+__all__ = ["TASKS", "read_task"]
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "base": ["read_task"],
+        "registry": ["TASKS"],
+    },
+)

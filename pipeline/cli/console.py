@@ -1,0 +1,135 @@
+"""The output of a command: results, errors and log lines on the screen, and a copy in the run's `logs/`.
+
+Results and errors are printed with `Console`. Everything else is logged with the standard `logging` module by the stage
+that does the work, and `show_log` puts it on the screen: warnings only after `--quiet`, debug lines too after
+`--verbose`. The copy in `logs/` holds the results, the errors and every log line from INFO in each case.
+"""
+
+import contextlib
+import enum
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lotlip_data.manifests.run_layout import Run
+
+
+class Verbosity(enum.Enum):
+    """The lowest level of the log lines on the screen."""
+
+    QUIET = logging.WARNING
+    NORMAL = logging.INFO
+    VERBOSE = logging.DEBUG
+
+
+verbosity: ContextVar[Verbosity] = ContextVar("verbosity", default=Verbosity.NORMAL)
+"""What `--quiet` and `--verbose` of the current command line say."""
+
+
+class Console:
+    """Prints the results and errors of a command, and keeps every line for `save`.
+
+    Args:
+        command: The command's name, which is part of the folder's name in `logs/`.
+        json_output: Print lines to standard error, and only `result` to standard output.
+        silent: Print errors only. For the processes of a training other than the first.
+    """
+
+    def __init__(self, command: str, json_output: bool = False, silent: bool = False) -> None:
+        self._silent = silent
+        self._folder = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{command}-{os.getpid()}"
+        self._lines: list[str] = []
+        self._shown: set[str] = set()
+        self._json = json_output
+
+    def print(self, line: str = "") -> None:
+        """Print one line of a result for people."""
+        if not self._silent:
+            self.keep(line)
+            self.show(line)
+
+    def summarise(self, lines: Iterable[str]) -> None:
+        """Print the lines of a result, except those that the log has put on the screen already."""
+        for line in lines:
+            if not line or line not in self._shown:
+                self.print(line)
+
+    def error(self, line: str) -> None:
+        """Print an error, in whichever process it occurred."""
+        self._silent = False
+        self.print(f"error: {line}")
+
+    def result(self, figures: dict[str, Any]) -> None:
+        """Print the figures of a command as JSON where `--json` is given."""
+        if self._json and not self._silent:
+            print(json.dumps(figures, indent=1, default=str), flush=True)
+
+    def keep(self, line: str) -> None:
+        """Keep a line, with the time, for the log file."""
+        if not self._silent:
+            self._lines.append(f"{time.strftime('%H:%M:%S')} {line}")
+
+    def show(self, line: str) -> None:
+        """Put a line on the screen, above a progress bar if there is one."""
+        if self._silent:
+            return
+        from tqdm import tqdm
+
+        stream = sys.stderr if self._json else sys.stdout
+        tqdm.write(line, file=stream)
+        stream.flush()
+        self._shown.add(line)
+
+    def save(self, run: "Run") -> None:
+        """Write the kept lines to a new folder of the run's `logs/`. Does nothing where the folder holds no run."""
+        from lotlip_data.manifests import storage
+
+        if self._lines and storage.exists(run.manifest):
+            text = "\n".join(self._lines) + "\n"
+            storage.replace(run.log(self._folder), text.encode())
+
+
+class _ConsoleHandler(logging.Handler):
+    """Keeps log lines from INFO and shows those of the chosen verbosity."""
+
+    def __init__(self, console: Console) -> None:
+        from lotlip_data.pipeline.core.logs import PrefixFilter
+
+        super().__init__()
+        self._console = console
+        self._shown = verbosity.get()
+        self.addFilter(PrefixFilter())
+        self._plain = logging.Formatter("%(prefix)s%(message)s")
+        self._detailed = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(prefix)s%(message)s")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from lotlip_data.manifests.progress import is_shown_by_bar
+
+        if record.levelno >= logging.INFO:
+            self._console.keep(self._plain.format(record))
+        if self._shown is Verbosity.VERBOSE:
+            self._console.show(self._detailed.format(record))
+        elif record.levelno >= self._shown.value and not is_shown_by_bar(record):
+            self._console.show(self._plain.format(record))
+
+
+@contextlib.contextmanager
+def show_log(console: Console) -> Iterator[None]:
+    """Send the log lines of `lotlip_data` to the console while this is entered."""
+    handler, package = _ConsoleHandler(console), logging.getLogger("lotlip_data")
+    level, propagate = package.level, package.propagate
+    package.addHandler(handler)
+    package.setLevel(min(logging.INFO, verbosity.get().value))
+    package.propagate = False
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        package.propagate = propagate

@@ -1,0 +1,142 @@
+"""The commands that run stages of the pipeline: each calls the function of the same name in `pipeline.stages`."""
+
+from typing import Annotated
+
+import typer
+
+from lotlip_data.pipeline.cli.common import Json, ManifestFile, RunFolder, command, finish, load_validated_manifest
+
+
+def run(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None:
+    """Run every stage, from URL lists to evaluated models.
+
+    Example: lotlip-data run my-images.yaml runs/mine
+    """
+    with command("run", json, run) as console:
+        from lotlip_data.pipeline.stages import run_pipeline
+
+        finish(console, run_pipeline(load_validated_manifest(manifest), run))
+
+
+def download(
+    manifest: ManifestFile,
+    run: RunFolder,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Download images again that failed for transient reasons.")
+    ] = False,
+    accept_failures: Annotated[
+        bool,
+        typer.Option("--accept-failures", help="Mark shards complete even if none of their images downloaded."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Download the images of a manifest.
+
+    Uses img2dataset on Ray.
+
+    Example: lotlip-data download my-images.yaml runs/mine --retry-failed
+    """
+    with command("download", json, run) as console:
+        from lotlip_data.pipeline import stages
+
+        content = load_validated_manifest(manifest)
+        finish(console, stages.download(content, run, retry_failed=retry_failed, accept_failures=accept_failures))
+
+
+def recaption(
+    run: RunFolder,
+    captioner: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--captioner",
+            "-c",
+            metavar="NAME",
+            help="Captioner to run (repeatable): one of the run's manifest with its settings, otherwise a preset. "
+            "Default: all captioners of the manifest.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Engine to use: vllm, transformers, or auto, which is vLLM where there is a GPU."),
+    ] = None,
+    actors: Annotated[int | None, typer.Option(min=1, help="Maximum number of actors per captioner.")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="Number of GPUs per actor.")] = None,
+    json: Json = False,
+) -> None:
+    """Caption the downloaded images with each captioner.
+
+    Example: lotlip-data recaption runs/mine --captioner llava --engine vllm --actors 8 --gpus 1
+    """
+    with command("recaption", json, run) as console:
+        from lotlip_data.pipeline import stages
+
+        options = {"engine": engine, "max_actors": actors, "num_gpus": gpus}
+        pool = {name: value for name, value in options.items() if value is not None}
+        finish(console, stages.recaption(run, captioner or (), pool=pool))
+
+
+def import_captions(
+    table: Annotated[
+        str,
+        typer.Argument(
+            metavar="TABLE", help="The table: CSV, TSV, JSON lines or Parquet. `*` in the name stands for many files."
+        ),
+    ],
+    run: RunFolder,
+    captioner: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--captioner", "-c", metavar="NAME=COLUMN", help="Captioner name and its text column (repeatable)."
+        ),
+    ] = None,
+    url_column: Annotated[
+        str | None, typer.Option(help="Column of the image URLs. Default: url, or `Image Path` for dreamlip.")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="Format of the table: dreamlip, or csv, tsv, jsonl or parquet. Default: by the file name."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Join a table of existing captions to the images by URL.
+
+    Example: lotlip-data import cc3m_3long_3short_1raw_captions_url.csv runs/cc3m --format dreamlip
+    """
+    with command("import", json, run) as console:
+        from lotlip_data.pipeline import stages
+
+        finish(
+            console,
+            stages.import_captions(run, table, captioner or (), url_column=url_column, table_format=form),
+        )
+
+
+def shard(run: RunFolder, json: Json = False) -> None:
+    """Join images and captions, and write the dataset.
+
+    Example: lotlip-data shard runs/mine
+    """
+    with command("shard", json, run) as console:
+        from lotlip_data.pipeline import stages
+
+        finish(console, stages.shard(run))
+
+
+def demo(
+    run: Annotated[str, typer.Argument(metavar="[RUN]", help="The run's folder on this machine.")] = "runs/demo",
+    images: Annotated[int, typer.Option(min=150, help="Number of scenes to serve and download.")] = 1200,
+    json: Json = False,
+) -> None:
+    """Run the whole pipeline in minutes, offline, on a CPU.
+
+    A local HTTP server serves rendered scenes, tiny captioners describe them, and three models are trained.
+
+    Example: lotlip-data demo runs/demo
+    """
+    with command("demo", json, run) as console:
+        from lotlip_data.manifests.run_layout import Run
+        from lotlip_data.pipeline.demo import demo as run_demo
+
+        finish(console, run_demo(Run.at(run), images))

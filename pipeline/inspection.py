@@ -1,0 +1,187 @@
+"""Functions that read a manifest, a run or a model: plan, status, stats, verify, report and evaluate.
+
+The commands of the same names and the Python API (docs/guides/notebook.md) both call these functions. Manifests and
+runs are given as to the functions of `stages`.
+"""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.manifest import frozen, held_for
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core.outcome import Inspection
+from lotlip_data.pipeline.stages import ManifestLike, RunLike, load_manifest, open_run
+
+if TYPE_CHECKING:
+    from lotlip_data.pipeline.planning.hardware import Hardware
+
+
+def plan(
+    manifest: ManifestLike,
+    run: RunLike | None = None,
+    *,
+    rows: int = 20_000,
+    hardware: "Hardware | Mapping[str, Any] | None" = None,
+    speeds: Mapping[str, float] | None = None,
+    measure: int = 0,
+) -> Inspection:
+    """What a manifest would download, caption, store and cost, from a sample of each of its lists. Writes nothing.
+
+    Args:
+        manifest: The manifest.
+        run: An existing run of this manifest; finished work and measured speeds are used.
+        rows: Approximate number of rows to read per source.
+        hardware: The cluster, as `Hardware` or a mapping of its fields, such as {"gpus": 32, "price": 2.5}.
+        speeds: Images per second of one actor, by captioner.
+        measure: Caption this many images here with each captioner without a given speed, to measure it. 0: do not.
+    """
+    from lotlip_data.pipeline.planning import cost as plan_cost
+    from lotlip_data.pipeline.planning import lists as plan_lists
+    from lotlip_data.pipeline.planning.hardware import Hardware
+    from lotlip_data.pipeline.planning.storage import measure_storage
+    from lotlip_data.pipeline.planning.throughput import Speed, measure_speed
+    from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+
+    if not isinstance(hardware, Hardware):
+        hardware = Hardware(**(hardware or {}))
+    manifest, existing = load_manifest(manifest), None if run is None else open_run(run)
+    if existing:
+        held_for(manifest, existing)
+    jobs = resolve_captioners(manifest.captioners)
+    _check_speeds(speeds or {}, [job.config.name for job in jobs])
+    lists = plan_lists.plan_lists(manifest, rows, measure_storage(existing) if existing else None)
+    lines = plan_lists.format_text(lists)
+    known = {name: Speed(value, "as given") for name, value in (speeds or {}).items()}
+    for job in jobs if measure else []:
+        if job.config.name not in known:
+            known[job.config.name] = measure_speed(job, measure)
+    cost = None
+    if lists.images or existing:
+        cost = plan_cost.plan_cost(lists.images or 0, jobs, hardware, known, existing, lists.shards)
+        lines += plan_cost.format_text(cost)
+    figures = lists.to_dict() | {"captioning": cost.to_dict() if cost else None}
+    return Inspection(figures, lines, lists.problems)
+
+
+def _check_speeds(speeds: Mapping[str, float], names: Sequence[str]) -> None:
+    for name, speed in speeds.items():
+        if name not in names or not 1e-6 <= speed <= 1e6:
+            known = ", ".join(names)
+            raise UserError(
+                f"--speed {name}={speed:g}: give NAME=IMAGES, 0.000001 to 1,000,000 images per second of one of {known}"
+            )
+
+
+def status(run: RunLike, *, failures: bool = False) -> Inspection:
+    """The progress and the speed of a run, from its folder alone, so on any machine.
+
+    Args:
+        run: The run's folder.
+        failures: Also count download failures by reason and host, which reads one file per shard.
+    """
+    from lotlip_data.pipeline.reporting.status import format_text, get_status
+
+    run = open_run(run)
+    frozen(run)
+    figures = get_status(run, failures=failures)
+    return Inspection(dict(figures), format_text(figures))
+
+
+def stats(run: RunLike) -> Inspection:
+    """The paper's Table 6 for the run's dataset: images, texts, sub-captions and tokens per text, and flags."""
+    from lotlip_data.pipeline.dataset.stats import dataset_stats, table
+
+    figures = dataset_stats(_existing(open_run(run)))
+    return Inspection(figures, table(figures))
+
+
+def verify(run: RunLike) -> Inspection:
+    """Read the dataset back. `problems` names what is damaged, missing or foreign, and the remedy."""
+    from lotlip_data.pipeline.dataset.verify import verify as find_problems
+
+    problems = list(map(str, find_problems(_existing(open_run(run)))))
+    last = f"verify: {len(problems)} problems" if problems else "verify: the dataset is complete and intact"
+    return Inspection({"problems": problems}, [*problems, last], problems)
+
+
+def report(
+    run: RunLike, out: str | PathLike[str] | None = None, *, price: float | None = None, stats: bool = True
+) -> Inspection:
+    """Write one self-contained HTML page about a run: URLs, downloads, failures, captions, dataset and cost.
+
+    Args:
+        run: The run's folder.
+        out: The file to write. Default: RUN/report.html.
+        price: Price per GPU-hour in any currency, for the cost so far.
+        stats: Also count the whole dataset for Table 6, which takes long on a large dataset.
+    """
+    from lotlip_data.pipeline.dataset.stats import dataset_stats
+    from lotlip_data.pipeline.reporting.html import render_html
+    from lotlip_data.pipeline.reporting.report import build_report
+
+    run = open_run(run)
+    page = fspath(out) if out is not None else run.report
+    if storage.is_folder(page):
+        raise UserError(f"{page}: is a folder; name the file to write")
+    figures = build_report(run, price)
+    table_6 = None
+    try:
+        table_6 = dataset_stats(run) if stats and figures["dataset"] else None
+    except UserError as error:
+        figures["problems"].append(str(error))
+    storage.replace(page, render_html(figures, table_6).encode())
+    return Inspection(figures, [f"report: {page}"], figures["problems"])
+
+
+def evaluate(
+    model: str | PathLike[str],
+    tasks: Sequence[str] = (),
+    *,
+    data: str | PathLike[str] = "eval_data",
+    out: str | PathLike[str] | None = None,
+    allow_partial: bool = False,
+    device: str | None = None,
+) -> Inspection:
+    """Zero-shot retrieval and classification of a model.
+
+    Args:
+        model: A trained model's folder, such as RUN/train/lotlip/model; `open_clip:MODEL/WEIGHTS`; `clip:HUB_ID`.
+        tasks: Published tasks as NAME or NAME=FOLDER. Default: unseen synthetic scenes.
+        data: Root folder of tasks that are given without a folder: DATA/NAME.
+        out: The JSON file to write. Default: `eval.json` or `eval-TASKS.json` beside the model's folder.
+        allow_partial: Evaluate the part of a task that exists; its figures are marked.
+        device: `cpu`, `cuda`, `cuda:1`, …. Default: a GPU where one is available.
+    """
+    from lotlip_data.manifests.settings.evaluation import SYNTHETIC, current_task_name
+    from lotlip_data.pipeline.model_stages import evaluate as evaluation
+
+    name, file = fspath(model), None if out is None else fspath(out)
+    names = list(map(current_task_name, tasks or [SYNTHETIC]))
+    if SYNTHETIC in names and len(names) > 1:
+        raise UserError(f"the task {SYNTHETIC} is evaluated alone; name it in a command of its own")
+    if names != [SYNTHETIC]:
+        results = evaluation.evaluate_tasks(name, names, fspath(data), file, allow_partial=allow_partial, device=device)
+    else:
+        name = evaluation.model_named(name)
+        results = evaluation.evaluate_model(name, file or evaluation.default_out(name, []), device)
+    return Inspection(results, _scores(results))
+
+
+def _scores(results: Mapping[str, Any]) -> list[str]:
+    """One line per task."""
+    retrieval = [
+        f"{name}: text to image R@1 {scores['t2i']['R@1']:.1%}, image to text R@1 {scores['i2t']['R@1']:.1%}"
+        for name, scores in results["retrieval"].items()
+    ]
+    classification = [f"{name}: top-1 {scores['top1']:.1%}" for name, scores in results["classification"].items()]
+    return retrieval + classification
+
+
+def _existing(run: Run) -> Run:
+    """The run. Raises UserError where it has neither a manifest nor a dataset. A copied dataset has no manifest."""
+    if not storage.exists(run.dataset):
+        frozen(run)
+    return run
