@@ -288,7 +288,9 @@ def test_a_model_without_a_tokenizer_is_reported_in_one_line(checkpoints: list[s
 
 def test_a_training_folder_instead_of_its_model_folder_is_reported(checkpoints: list[str]) -> None:
     training = checkpoints[0].removesuffix("/model")
-    with pytest.raises(UserError, match=f"{training}: is not a model, but its subfolder .model. is one; give {training}/model$"):
+    with pytest.raises(
+        UserError, match=f"{training}: is not a model, but its subfolder .model. is one; give {training}/model$"
+    ):
         Models([training])
 
 
