@@ -33,8 +33,8 @@ from lotlip_data.manifests.settings.captioners import CaptionerEntry, parse_capt
 from lotlip_data.manifests.settings.dataset import CleanSettings, ShardSettings
 from lotlip_data.manifests.settings.download import DownloadSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry
+from lotlip_data.manifests.settings.source import Name, Source
 from lotlip_data.manifests.settings.training import TrainingEntry
-from lotlip_data.manifests.source import Name, Source
 
 
 class ManifestError(UserError):

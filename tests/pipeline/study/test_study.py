@@ -358,8 +358,8 @@ def test_each_token_limit_has_its_own_flops_even_if_trainings_are_shared() -> No
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"a": 1}', "its 'key' is missing"),
-        ('{"key": "x", "seed": "0"}', "its 'seed' is missing or no whole number"),
+        ('{"a": 1}', "the field 'key' is missing"),
+        ('{"key": "x", "seed": "0"}', "the field 'seed' is missing or not a whole number"),
         ('{"key": "04670a', "not JSON"),
         ("", "not JSON"),
         (f'{{"key": "{LIT.key(DESIGN)}", "seed": 0, "figures": {{}}}}', "its figure 'person.t2i.R@1' is missing"),

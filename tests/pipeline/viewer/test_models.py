@@ -134,7 +134,7 @@ def test_a_page_without_features_offers_to_compute_them(run: Run, checkpoints: l
 def test_a_shard_whose_features_cannot_be_computed_or_read_is_reported(
     run: Run, samples: Samples, checkpoints: list[str]
 ) -> None:
-    Path(samples.files[1].tar).write_bytes(b"no tar")
+    Path(samples.files[1].tar_url).write_bytes(b"no tar")
     models = Models(checkpoints[:1])
     (features,) = models.features(run, samples)
     features.compute()
