@@ -16,7 +16,7 @@ A scale of the LoTLIP paper needs the files of its sources' lists (`lotlip-data 
     files:
       cc3m: [Train_GCC-training.tsv]
 
-`load` reads a user's manifest, `freeze` stores it in the run's folder, and `frozen` reads it from there.
+A run keeps the manifest that it started with, as `RUN/manifest.yaml`.
 """
 
 import pathlib
