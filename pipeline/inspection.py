@@ -165,8 +165,8 @@ def evaluate(
     if names != [SYNTHETIC]:
         results = evaluation.evaluate_tasks(name, names, fspath(data), file, allow_partial=allow_partial, device=device)
     else:
-        name = evaluation.model_named(name)
-        results = evaluation.evaluate_model(name, file or evaluation.default_out(name, []), device)
+        name = evaluation.resolve_model_name(name)
+        results = evaluation.evaluate_model(name, file or evaluation.default_results_url(name, []), device)
     return Inspection(results, _scores(results))
 
 

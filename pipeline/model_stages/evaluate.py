@@ -1,4 +1,8 @@
-"""`eval`: tasks by name and folder, read, described, evaluated, and written as JSON, Markdown and LaTeX."""
+"""Evaluates models on published tasks and on synthetic scenes; writes JSON, tables, and the images left out.
+
+`evaluate_tasks` and `evaluate_model` evaluate one model, for `lotlip-data eval`. `evaluate` is the pipeline's stage: it
+evaluates every model of a manifest.
+"""
 
 import logging
 import os
@@ -23,164 +27,20 @@ from lotlip_data.training.models.lotlip import reject_training_folder
 
 logger = logging.getLogger(__name__)
 
+TaskImages = ImageTexts | ImageClasses
+
 _KINDS = ("retrieval", "classification")
-
-
-def evaluate_tasks(
-    model: str,
-    tasks: Sequence[str],
-    data: str,
-    out: str | None,
-    *,
-    allow_partial: bool = False,
-    device: str | None = None,
-) -> dict[str, Any]:
-    """Evaluate the model (see `load_embedder`) on tasks given as NAME or NAME=FOLDER; NAME alone lies in `data`/NAME.
-
-    The results go to the JSON object `out`, their tables beside it as .md and .tex. Raises UserError for a task that is
-    not known or not there, and for a model that cannot be loaded; all tasks are read before any is computed.
-    """
-    model = model_named(model)
-    asked = [_task_and_folder(one, data) for one in tasks]
-    if len({task.name for task, _ in asked}) < len(asked):
-        raise UserError("a task is named twice; name each once")
-    read, tasks_read = [], {}
-    for task, folder in asked:
-        read.append(one := read_task(task, folder, allow_partial=allow_partial))
-        tasks_read[one.name] = _about(one)
-        _tell(one, tasks_read[one.name]["statistics"])
-    embedder = load_embedder(model, device)
-    about = {"name": model, "text_form": embedder.text_form, "tasks": tasks_read}
-    url = out or default_out(model, [task.name for task, _ in asked])
-    results = evaluate_zero_shot(
-        embedder,
-        url,
-        retrieval_sets=[one.in_form(embedder.text_form) for one in read if isinstance(one, ImageTexts)],
-        classification_sets=[one for one in read if isinstance(one, ImageClasses)],
-        about=about,
-        allow_partial=allow_partial,
-    )
-    _write_tables(url, results)
-    _write_left_out(url, read, results)
-    return results
-
-
-def default_out(model: str, tasks: Sequence[str]) -> str:
-    """`eval-TASK-TASK.json` beside a model's folder; of other models in the working folder, by their names."""
-    model, end = canonical_model_name(model), "".join(f"-{task}" for task in tasks) + ".json"
-    if model.startswith(NAME_PREFIXES):
-        return storage.normalise(f"eval-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')}{end}")
-    return storage.join(model.rpartition("/")[0], f"eval{end}")
-
-
-def canonical_model_name(model: str) -> str:
-    """The model's one name: a folder's without what depends on where the command is given."""
-    if model.startswith(NAME_PREFIXES):
-        return model
-    url = storage.normalise(model)
-    return url if "://" in url else os.path.normpath(url)
-
-
-def model_named(model: str) -> str:
-    """As `name_of`, of a model that is to be loaded. Raises UserError for a training's folder."""
-    name = canonical_model_name(model)
-    if not name.startswith(NAME_PREFIXES):
-        reject_training_folder(name)
-    return name
-
-
-def _task_and_folder(asked: str, data: str) -> tuple[Task, str]:
-    name, _, folder = asked.partition("=")
-    if current_task_name(name) == SYNTHETIC:
-        raise UserError(f"the task {name} is generated, so it has no folder; write --task {name}, and nothing else")
-    if name not in TASKS:
-        raise UserError(f"task {unknown_name(name, [SYNTHETIC, *TASKS])}")
-    return TASKS[name], storage.normalise(folder or storage.join(data, name))
-
-
-def _tell(read: ImageTexts | ImageClasses, found: dict[str, Any]) -> None:
-    """One line of what was read, whose statistics were `found`, and what is wrong with it."""
-    line = f"{read.task.title}: {found['images']:,} images"
-    if isinstance(read, ImageTexts):
-        line += (
-            f", {found['texts']:,} texts of {found['sub_captions_per_text']:.2f} sub-captions and "
-            f"{found['tokens_per_text']:.2f} tokens"
-        )
-        line += " (the paper: {:.2f} and {:.2f})".format(*read.task.table_1_row) if read.task.table_1_row else ""
-    logger.info(line)
-    if is_partial(read):
-        missing = f", and of those that its files name {len(read.missing):,} are missing" if read.missing else ""
-        logger.warning(f"{read.task.title}: a part; {read.task.images:,} images are published{missing}")
-    if read.textless:
-        logger.warning(
-            f"{read.task.title}: {len(read.textless):,} images are without a text, {read.textless[0]} for one"
-        )
-    if repeated := found.get("repeated_images"):
-        logger.info(f"{read.task.title}: {repeated:,} records are of an image that an earlier one has too")
-    if read.substituted:
-        logger.info(
-            f"{read.task.title}: {len(read.substituted):,} images are taken under another name than their records', "
-            f"{read.substituted[0]} for one; they may be other pictures"
-        )
-    if read.changed_files:
-        logger.warning(f"{read.task.title}: other checksums than the published ones: {', '.join(read.changed_files)}")
-
-
-def _about(read: ImageTexts | ImageClasses) -> dict[str, Any]:
-    task = read.task
-    published = {
-        "images": task.images,
-        "texts": task.images * task.texts_per_image,
-        "row": task.table_1_row and list(task.table_1_row),
-    }
-    return {
-        "title": task.title,
-        "kind": task.kind,
-        "partial": is_partial(read),
-        "missing": len(read.missing),
-        "textless": len(read.textless),
-        "substituted": len(read.substituted),
-        "changed_files": list(read.changed_files),
-        "statistics": read.statistics(),
-        "published": published,
-    }
-
-
-def _write_tables(url: str, results: dict[str, Any]) -> None:
-    base = url.removesuffix(".json")
-    storage.replace(f"{base}.md", tables([results]).encode())
-    storage.replace(f"{base}.tex", tables([results], "latex").encode())
-    logger.info(f"{url}, and tables beside the paper's in {base}.md and .tex")
-
-
-def _write_left_out(url: str, read: Sequence[ImageTexts | ImageClasses], results: dict[str, Any]) -> None:
-    """The images that were not there, had no text or could not be read, one a line; no file where none was."""
-    found = results["retrieval"] | results["classification"]
-    lines = [
-        f"{one.name}\t{why}\t{path}\n"
-        for one in read
-        for why, paths in (
-            ("missing", one.missing),
-            ("without a text", one.textless),
-            ("damaged", found[one.name]["damaged"]),
-        )
-        for path in paths
-    ]
-    if lines:
-        left_out = f"{url.removesuffix('.json')}.left_out.tsv"
-        storage.replace(left_out, "".join(lines).encode())
-        logger.info(f"{left_out}: {len(lines):,} images that were left out, with the reason")
 
 
 def evaluate(manifest: Manifest, run: Run) -> Outcome:
     """Evaluate each model of the manifest's `train` section on the tasks of its `evaluate` section.
 
-    Results on synthetic scenes go to `RUN/eval/NAME.json`, those on a published task beside the model, where `eval`
-    writes them too: `RUN/train/NAME/eval-TASK.json`. A task is not evaluated again when another one is added.
+    Results on synthetic scenes go to `RUN/eval/NAME.json`. Results on a published task go beside the model, as those of
+    `lotlip-data eval` do: `RUN/train/NAME/eval-TASK.json`. A task that is added later does not repeat the others.
     """
     total = Outcome(did_something=False)
     if not manifest.evaluate:
-        logger.info("the manifest's `evaluate` names no task")
+        logger.info("nothing to evaluate: the manifest's `evaluate` section has no task")
         return total
     for name in (entry.folder for entry in manifest.train):
         if not storage.exists(run.training_done(name)):
@@ -193,13 +53,13 @@ def evaluate(manifest: Manifest, run: Run) -> Outcome:
 
 
 def _evaluate_entry(manifest: Manifest, run: Run, name: str, entry: EvaluationEntry, total: Outcome) -> None:
-    """Evaluate the model `name` on one task, and add its results to `total`, or the reason why there are none."""
+    """Evaluate the model `name` on one task, and add the results or the error to `total`."""
     model = run.trained_model(name)
-    synthetic = entry.task == SYNTHETIC
-    out = run.evaluation(name) if synthetic else default_out(model, [entry.task])
+    is_synthetic = entry.task == SYNTHETIC
+    out = run.evaluation(name) if is_synthetic else default_results_url(model, [entry.task])
     is_new = not storage.exists(out)
     try:
-        if synthetic:
+        if is_synthetic:
             results = evaluate_model(model, out)
         else:
             results = evaluate_tasks(model, [f"{entry.task}={manifest.evaluation_folder(entry)}"], "", out)
@@ -207,19 +67,190 @@ def _evaluate_entry(manifest: Manifest, run: Run, name: str, entry: EvaluationEn
         total.failed.append(f"{name}: {error}")
         return
     total.did_something |= is_new
-    kinds = {kind: total.figures.get(name, {}).get(kind, {}) | results[kind] for kind in _KINDS}
-    total.figures[name] = results | total.figures.get(name, {}) | kinds
+    earlier = total.figures.get(name, {})
+    by_kind = {kind: earlier.get(kind, {}) | results[kind] for kind in _KINDS}
+    total.figures[name] = results | earlier | by_kind
 
 
 def evaluate_model(model: str, out: str, device: str | None = None) -> dict[str, Any]:
-    """Evaluate one model's folder on unseen scenes of the offline world; results go to the JSON object `out`."""
-    from lotlip_data.synthetic import eval_sets
-    from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot as measure
-    from lotlip_data.training.evaluation.models import load_embedder
+    """Evaluate a model on unseen synthetic scenes.
 
-    return measure(
+    Args:
+        model: See `load_embedder`.
+        out: Path or URL of the JSON object for the results.
+        device: Torch device. Default: a GPU if there is one.
+
+    Returns:
+        The results, as `evaluate_zero_shot` returns them.
+    """
+    from lotlip_data.synthetic import eval_sets
+
+    return evaluate_zero_shot(
         load_embedder(model, device),
         out,
         retrieval_sets=eval_sets.retrieval_sets(),
         classification_sets=eval_sets.classification_sets(),
     )
+
+
+def evaluate_tasks(
+    model: str,
+    tasks: Sequence[str],
+    data: str,
+    out: str | None,
+    *,
+    allow_partial: bool = False,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model on published tasks. All tasks are read before the first one is evaluated.
+
+    Args:
+        model: See `load_embedder`.
+        tasks: Tasks as NAME=FOLDER, or as NAME for the folder `data`/NAME.
+        data: Root folder of tasks that are given without a folder.
+        out: Path or URL of the JSON object for the results. Default: `default_results_url`. The tables go beside it,
+            with the endings .md and .tex.
+        allow_partial: Accept a part of a task, and mark its figures.
+        device: Torch device. Default: a GPU if there is one.
+
+    Returns:
+        The results, as `evaluate_zero_shot` returns them.
+
+    Raises:
+        UserError: A task is unknown, is given twice or is not in its folder, or the model cannot be loaded.
+    """
+    model = resolve_model_name(model)
+    folders = [_parse_task(argument, data) for argument in tasks]
+    if len({task.name for task, _ in folders}) < len(folders):
+        raise UserError("a task is named twice; name each task once")
+    task_images: list[TaskImages] = []
+    descriptions: dict[str, dict[str, Any]] = {}
+    for task, folder in folders:
+        images = read_task(task, folder, allow_partial=allow_partial)
+        task_images.append(images)
+        descriptions[images.name] = _describe(images)
+        _log_description(images, descriptions[images.name]["statistics"])
+    embedder = load_embedder(model, device)
+    url = out or default_results_url(model, [task.name for task, _ in folders])
+    results = evaluate_zero_shot(
+        embedder,
+        url,
+        retrieval_sets=[images.in_form(embedder.text_form) for images in task_images if isinstance(images, ImageTexts)],
+        classification_sets=[images for images in task_images if isinstance(images, ImageClasses)],
+        about={"name": model, "text_form": embedder.text_form, "tasks": descriptions},
+        allow_partial=allow_partial,
+    )
+    _write_tables(url, results)
+    _write_left_out(url, task_images, results)
+    return results
+
+
+def default_results_url(model: str, tasks: Sequence[str]) -> str:
+    """Where results go by default: `eval-TASK-TASK.json` beside a model folder.
+
+    For a model of open_clip or transformers it is in the working folder, and the file's name has the model's name too.
+    """
+    model, ending = canonical_model_name(model), "".join(f"-{task}" for task in tasks) + ".json"
+    if model.startswith(NAME_PREFIXES):
+        return storage.normalise(f"eval-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')}{ending}")
+    return storage.join(model.rpartition("/")[0], f"eval{ending}")
+
+
+def canonical_model_name(model: str) -> str:
+    """One name per model: different paths of a folder, also relative ones, give the same name."""
+    if model.startswith(NAME_PREFIXES):
+        return model
+    url = storage.normalise(model)
+    return url if "://" in url else os.path.normpath(url)
+
+
+def resolve_model_name(model: str) -> str:
+    """The canonical name of a model that is to be loaded. Raises UserError for the folder of a training."""
+    name = canonical_model_name(model)
+    if not name.startswith(NAME_PREFIXES):
+        reject_training_folder(name)
+    return name
+
+
+def _parse_task(argument: str, data: str) -> tuple[Task, str]:
+    """The task and its folder. Raises UserError if the task is unknown or generated."""
+    name, _, folder = argument.partition("=")
+    if current_task_name(name) == SYNTHETIC:
+        raise UserError(f"the task {name} is generated, so it has no folder; write --task {name}")
+    if name not in TASKS:
+        raise UserError(f"task {unknown_name(name, [SYNTHETIC, *TASKS])}")
+    return TASKS[name], storage.normalise(folder or storage.join(data, name))
+
+
+def _log_description(images: TaskImages, statistics: dict[str, Any]) -> None:
+    """Log what was read, and how it differs from the published set."""
+    task = images.task
+    summary = f"{task.title}: {statistics['images']:,} images"
+    if isinstance(images, ImageTexts):
+        summary += (
+            f", {statistics['texts']:,} texts with {statistics['sub_captions_per_text']:.2f} sub-captions and "
+            f"{statistics['tokens_per_text']:.2f} tokens each on average"
+        )
+        summary += " (paper: {:.2f} and {:.2f})".format(*task.table_1_row) if task.table_1_row else ""
+    logger.info(summary)
+    if is_partial(images):
+        missing = f"; {len(images.missing):,} images that its files name are missing" if images.missing else ""
+        logger.warning(f"{task.title}: not the whole published set of {task.images:,} images{missing}")
+    if images.textless:
+        logger.warning(f"{task.title}: {len(images.textless):,} images have no text, for example {images.textless[0]}")
+    if repeated := statistics.get("repeated_images"):
+        logger.info(f"{task.title}: {repeated:,} records have the same image as an earlier record")
+    if images.substituted:
+        logger.info(
+            f"{task.title}: {len(images.substituted):,} images have another file name than their records, for example "
+            f"{images.substituted[0]}; check that they are the same pictures"
+        )
+    if images.changed_files:
+        logger.warning(f"{task.title}: checksums differ from the published ones: {', '.join(images.changed_files)}")
+
+
+def _describe(images: TaskImages) -> dict[str, Any]:
+    """What the results record about the images and texts of a task."""
+    task = images.task
+    published = {
+        "images": task.images,
+        "texts": task.images * task.texts_per_image,
+        "row": task.table_1_row and list(task.table_1_row),
+    }
+    return {
+        "title": task.title,
+        "kind": task.kind,
+        "partial": is_partial(images),
+        "missing": len(images.missing),
+        "textless": len(images.textless),
+        "substituted": len(images.substituted),
+        "changed_files": list(images.changed_files),
+        "statistics": images.statistics(),
+        "published": published,
+    }
+
+
+def _write_tables(url: str, results: dict[str, Any]) -> None:
+    base = url.removesuffix(".json")
+    storage.replace(f"{base}.md", tables([results]).encode())
+    storage.replace(f"{base}.tex", tables([results], "latex").encode())
+    logger.info(f"results: {url}; tables with the paper's results: {base}.md and {base}.tex")
+
+
+def _write_left_out(url: str, task_images: Sequence[TaskImages], results: dict[str, Any]) -> None:
+    """List the images that are missing, have no text or cannot be read, one per line. Without any, write no file."""
+    by_task = results["retrieval"] | results["classification"]
+    lines = [
+        f"{images.name}\t{reason}\t{path}\n"
+        for images in task_images
+        for reason, paths in (
+            ("missing", images.missing),
+            ("without a text", images.textless),
+            ("damaged", by_task[images.name]["damaged"]),
+        )
+        for path in paths
+    ]
+    if lines:
+        left_out = f"{url.removesuffix('.json')}.left_out.tsv"
+        storage.replace(left_out, "".join(lines).encode())
+        logger.info(f"{len(lines):,} images are left out; {left_out} lists them with the reasons")

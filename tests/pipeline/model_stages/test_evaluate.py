@@ -180,7 +180,11 @@ def test_a_part_is_refused_and_with_allow_partial_marked_wherever_it_is_told(dat
     left_out = out.with_suffix(".left_out.tsv").read_text()
     assert left_out == f"dci\tdamaged\t{folder}/densely_captioned_images/photos/sa_1.jpg\n"
     text = out.with_suffix(".md").read_text()
-    assert "\\*" in text and "measured on a part" in text and "DCI: a part" in found.stderr + found.stdout
+    assert (
+        "\\*" in text
+        and "measured on a part" in text
+        and "DCI: not the whole published set" in found.stderr + found.stdout
+    )
 
 
 @pytest.mark.parametrize(
