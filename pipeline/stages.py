@@ -42,7 +42,7 @@ def load_manifest(manifest: ManifestLike) -> Manifest:
 
     Relative paths start at the YAML file's folder; those of a mapping, at the working folder. Raises UserError.
     """
-    from lotlip_data.pipeline.model_stages.train import check
+    from lotlip_data.pipeline.model_stages.train import check_trainings
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 
     if isinstance(manifest, Manifest):
@@ -56,7 +56,7 @@ def load_manifest(manifest: ManifestLike) -> Manifest:
             resolve_captioners(content.captioners)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    check(content.train, where)
+    check_trainings(content.train, where)
     return content
 
 

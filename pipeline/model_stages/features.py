@@ -1,4 +1,4 @@
-"""The locked tower's features of a run's images, computed before the training: a Ray task a shard."""
+"""Computes the features of a dataset's images by a locked image tower before a training, one Ray task per shard."""
 
 import functools
 import logging
@@ -21,23 +21,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class FeaturesSummary:
-    """How many shards had features before and have them now, and a line for each that could not be computed."""
+    """What one call did."""
 
-    there: int
+    existing: int
+    """Number of shards that had features."""
     computed: int = 0
+    """Number of shards whose features this call computed."""
     failed: list[str] = field(default_factory=list)
+    """One line with the reason per shard whose features could not be computed."""
 
 
 def compute_features(run: Run, tower: str, image_size: int | None, gpus: float) -> FeaturesSummary:
-    """Compute what is missing of the features that trainings with this image tower read.
+    """Compute the missing features that trainings with this image tower read.
 
-    Raises UserError where there is no dataset or no such tower.
+    Args:
+        run: The run with the dataset.
+        tower: Folder or hub id of the image tower.
+        image_size: Side of the square images in pixels; None takes the tower's.
+        gpus: GPUs that Ray reserves per task.
+
+    Raises:
+        UserError: The run has no dataset, or the tower cannot be loaded.
     """
-    cache = _cache(run.url, tower, image_size)
+    cache = _open_cache(run.url, tower, image_size)
     missing = cache.missing()
     summary = FeaturesSummary(cache.shards - len(missing))
     logger.info(f"image features: {len(missing)} of {cache.shards} shards to compute, in {cache.folder}")
-    task = functools.partial(_compute, run.url, tower, image_size)
+    task = functools.partial(_compute_shard, run.url, tower, image_size)
     with progress_bar("features", len(missing), "shard") as bar:
         for index, answer in run_ray_tasks(task, missing, num_gpus=gpus):
             bar.update()
@@ -51,13 +61,13 @@ def compute_features(run: Run, tower: str, image_size: int | None, gpus: float) 
     return summary
 
 
-def _compute(run: str, tower: str, image_size: int | None, index: int) -> None:
-    _cache(run, tower, image_size).compute(index)
+def _compute_shard(run: str, tower: str, image_size: int | None, index: int) -> None:
+    _open_cache(run, tower, image_size).compute(index)
 
 
 @functools.lru_cache(maxsize=1)
-def _cache(run: str, tower: str, image_size: int | None) -> "FeatureCache":
-    """Read once in a process, however many shards it gets."""
+def _open_cache(run: str, tower: str, image_size: int | None) -> "FeatureCache":
+    """The features of the run's dataset, with the tower loaded. A process loads it once for all its shards."""
     import torch
 
     from lotlip_data.manifests.checkpoints.resolve import resolve
@@ -66,22 +76,33 @@ def _cache(run: str, tower: str, image_size: int | None) -> "FeatureCache":
     from lotlip_data.training.data.image_transforms import load_transform
     from lotlip_data.training.models.pretrained import load_image_tower
 
-    image = load_image_tower(resolve(tower), image_size=image_size)
+    image_tower = load_image_tower(resolve(tower), image_size=image_size)
     if torch.cuda.is_available():
-        image.cuda()
-    return FeatureCache(open_dataset(run), image, load_transform(resolve(tower), image.vit.config.image_size))
+        image_tower.cuda()
+    transform = load_transform(resolve(tower), image_tower.vit.config.image_size)
+    return FeatureCache(open_dataset(run), image_tower, transform)
 
 
 def features(
     manifest: Manifest, run: Run, tower: str | None = None, image_size: int | None = None, gpus: float = 0
 ) -> Outcome:
-    """Compute the features of the dataset's images by an image tower, or by those of the manifest's trainings."""
+    """Compute the features of the dataset's images.
+
+    Args:
+        manifest: The manifest of the run.
+        run: The run with the dataset.
+        tower: Folder or hub id of the image tower. Default: the towers of the manifest's trainings that read features,
+            or the paper's tower if there is none.
+        image_size: Side of the square images in pixels; None takes the tower's. Towers of the manifest's trainings keep
+            the size of their training.
+        gpus: GPUs that Ray reserves per task.
+    """
     configs = [training_config(entry) for entry in manifest.train]
-    of_manifest = {(one.image_tower, one.image_size) for one in configs if one.images == "features"}
+    configured = {(config.image_tower, config.image_size) for config in configs if config.images == "features"}
     total = Outcome(did_something=False)
-    for name, size in [(tower, image_size)] if tower else sorted(of_manifest, key=str) or [(PAPER_TOWER, image_size)]:
+    for name, size in [(tower, image_size)] if tower else sorted(configured, key=str) or [(PAPER_TOWER, image_size)]:
         summary = compute_features(run, name, size, gpus)
         total.did_something |= summary.computed > 0
         total.failed += summary.failed
-        total.figures[name] = {"there": summary.there, "computed": summary.computed, "failed": len(summary.failed)}
+        total.figures[name] = {"there": summary.existing, "computed": summary.computed, "failed": len(summary.failed)}
     return total

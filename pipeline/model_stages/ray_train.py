@@ -1,4 +1,4 @@
-"""A training on several workers of a Ray cluster: placement and restarts are Ray Train's, the rest is `training/`."""
+"""Trains on several workers of a Ray cluster. Ray Train places and restarts the workers, `training/` does the rest."""
 
 import logging
 import sys
@@ -15,36 +15,48 @@ if TYPE_CHECKING:
     from lotlip_data.training.trainer import TrainResult
 
 MAX_FAILURES = 100
-"""How often lost workers are replaced: each time all of them go on from the last checkpoint."""
+"""Restarts after a lost worker. At each restart, all workers continue from the last checkpoint."""
+
+_ERROR_FILE = "error.txt"
 
 
 def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Workers) -> "TrainResult":
-    """Train on such workers. Raises UserError as `training.train` does."""
+    """Train one model on workers of a Ray cluster.
+
+    Args:
+        settings: Settings of the training, as in a manifest.
+        run: The run with the dataset.
+        out: Path or URL of the training's folder. All workers can read and write it.
+        workers: Number of workers, and the resources of each.
+
+    Raises:
+        UserError: As `training.trainer.train` does.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from lotlip_data.training.trainer import read_result
 
-    error = storage.join(out, "error.txt")
-    storage.remove(error)
+    error_url = storage.join(out, _ERROR_FILE)
+    storage.remove(error_url)
     use_gpu = workers.gpus > 0
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if use_gpu else {})
     with cluster():
         trainer = TorchTrainer(
-            _work,
+            _train_worker,
             train_loop_config={"settings": dict(settings), "run": run.url, "out": out},
             scaling_config=ScalingConfig(num_workers=workers.workers, use_gpu=use_gpu, resources_per_worker=resources),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=1800),
             run_config=RunConfig(name="ray", storage_path=out, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
         )
         trainer.fit()
-    if storage.exists(error):
-        raise UserError(storage.read_bytes(error).decode())
+    if storage.exists(error_url):
+        raise UserError(storage.read_bytes(error_url).decode())
     return read_result(out)
 
 
-def _work(given: dict[str, Any]) -> None:
-    """One worker. What only a person can mend is left for the driver and ends it: another start would not help."""
+def _train_worker(arguments: dict[str, Any]) -> None:
+    """One worker. A UserError is written to a file for the driver, so that Ray does not restart the workers in vain."""
     import ray.train
     import torch
 
@@ -56,6 +68,6 @@ def _work(given: dict[str, Any]) -> None:
     if ray.train.get_context().get_world_rank() == 0:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     try:
-        train(make_config(**given["settings"]), given["run"], given["out"])
+        train(make_config(**arguments["settings"]), arguments["run"], arguments["out"])
     except UserError as error:
-        storage.replace(storage.join(given["out"], "error.txt"), str(error).encode())
+        storage.replace(storage.join(arguments["out"], _ERROR_FILE), str(error).encode())

@@ -1,10 +1,10 @@
-"""The trainings of a manifest's `train` section."""
+"""Trains the models of a manifest's `train` section, in this process, on Ray workers, or side by side on CPUs."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
@@ -22,22 +22,30 @@ logger = logging.getLogger(__name__)
 
 
 def training_config(entry: TrainingEntry) -> "TrainConfig":
-    """The configuration of a training. Raises UserError where settings do not fit together."""
+    """The configuration of a training. Raises UserError if its settings do not fit together."""
     from lotlip_data.training.config import make_config
 
     return make_config(**entry.settings)
 
 
-def check(entries: Sequence[TrainingEntry], where: str) -> None:
-    """Raises UserError, naming the file `where`, entry and fix, where an entry could not be trained on any data."""
-    for place, entry in enumerate(entries):
+def check_trainings(entries: Sequence[TrainingEntry], where: str) -> None:
+    """Check trainings before any stage runs.
+
+    Args:
+        entries: The trainings.
+        where: The manifest's file, for error messages.
+
+    Raises:
+        UserError: The settings of an entry do not fit together, or two entries have the same name.
+    """
+    for index, entry in enumerate(entries):
         try:
             training_config(entry)
         except UserError as error:
-            raise UserError(f"{where}: `train.{place}`: {error}") from None
+            raise UserError(f"{where}: `train.{index}`: {error}") from None
     names = [entry.folder for entry in entries]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{where}: `train`: {', '.join(twice)} is named twice; give one of them another `name`")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{where}: `train`: {', '.join(repeated)} is named twice; give one of them another `name`")
 
 
 def train(
@@ -53,30 +61,13 @@ def train(
         manifest: The manifest of the run.
         run: The run with the dataset.
         entries: Trainings in place of the manifest's.
-        resume: Continue from the last checkpoint.
+        resume: Continue from the last checkpoint. If False, the folders must be new.
         workers: Workers of a Ray cluster for every training, in place of the entries' `ray`.
     """
-    import os
-
-    import torch
-
-    from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
-
-    fit = partial(_fit, run, resume, workers)
-    total = Outcome(did_something=False)
     if not entries:
-        check(manifest.train, run.manifest)
-    asked = list(entries or manifest.train)
-    finished = [entry for entry in asked if storage.exists(run.training_done(entry.folder))]
-    left = [entry for entry in asked if entry not in finished]
-    several = workers or any(entry.ray for entry in asked) or os.environ.get("WORLD_SIZE", "1") != "1"
-    many = torch.cuda.is_available() or several
-    here = finished if len(left) > 1 and not many else asked
-    results: Any = ((entry, fit(entry)) for entry in here)
-    if here is finished:  # without a GPU, a training is one core's work, so they go side by side
-        logger.info(f"{len(left)} trainings, a CPU each; their steps are in {run.train('NAME')}/metrics.jsonl")
-        results = chain(results, run_ray_tasks(fit, left))
-    for entry, result in results:
+        check_trainings(manifest.train, run.manifest)
+    total = Outcome(did_something=False)
+    for entry, result in _train_all(list(entries or manifest.train), run, resume, workers):
         name = entry.folder
         if isinstance(result, Exception):
             total.failed.append(f"{name}: {one_line(result)}")
@@ -90,20 +81,41 @@ def train(
     return total
 
 
-def _fit(
-    run: Run,
-    resume: bool,
-    workers: Workers | None,
-    entry: TrainingEntry,
-) -> "TrainResult":
+def _train_all(
+    entries: Sequence[TrainingEntry], run: Run, resume: bool, workers: Workers | None
+) -> Iterator[tuple[TrainingEntry, "TrainResult | Exception"]]:
+    """Train the models one after another, or side by side if each of them uses one CPU only."""
+    import torch
+
+    from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
+
+    fit = partial(_fit, run, resume, workers)
+    finished = [entry for entry in entries if storage.exists(run.training_done(entry.folder))]
+    unfinished = [entry for entry in entries if entry not in finished]
+    is_distributed = workers or any(entry.ray for entry in entries) or os.environ.get("WORLD_SIZE", "1") != "1"
+    if len(unfinished) <= 1 or is_distributed or torch.cuda.is_available():
+        for entry in entries:
+            yield entry, fit(entry)
+        return
+    logger.info(
+        f"{len(unfinished)} trainings run side by side, on one CPU each; "
+        f"{run.train('NAME')}/metrics.jsonl has the steps of each"
+    )
+    for entry in finished:
+        yield entry, fit(entry)
+    yield from run_ray_tasks(fit, unfinished)
+
+
+def _fit(run: Run, resume: bool, workers: Workers | None, entry: TrainingEntry) -> "TrainResult":
+    """Train one model, or read the result of a finished training."""
     from lotlip_data.training.trainer import require_new
-    from lotlip_data.training.trainer import train as fit
+    from lotlip_data.training.trainer import train as train_model
 
     config, out = training_config(entry), run.train(entry.folder)
     workers = workers or entry.ray
     if workers is None:
         with log_prefix(entry.folder):
-            return fit(config, run.url, out, resume=resume)
+            return train_model(config, run.url, out, resume=resume)
     from lotlip_data.pipeline.model_stages.ray_train import train_on_ray
 
     if not resume:

@@ -10,7 +10,7 @@ import pytest
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.model_stages.features import _cache, compute_features
+from lotlip_data.pipeline.model_stages.features import _open_cache, compute_features
 from tests.training.run_fixture import write_run, write_towers
 
 
@@ -26,12 +26,12 @@ def test_what_is_there_is_not_computed_again_and_a_training_finds_it(world, tmp_
 
     run, towers = world
     first = compute_features(run, towers["image_tower"], None, 0)
-    assert (first.there, first.computed, first.failed) == (0, 3, [])
+    assert (first.existing, first.computed, first.failed) == (0, 3, [])
     files = {path: path.read_bytes() for path in pathlib.Path(run.url, "features").rglob("*.npz")}
     assert [np.load(path)["features"].dtype for path in files] == [np.float16] * 3
     next(iter(files)).unlink()
     second = compute_features(run, towers["image_tower"], None, 0)
-    assert (second.there, second.computed) == (2, 1)
+    assert (second.existing, second.computed) == (2, 1)
     assert {path: path.read_bytes() for path in files} == files
     caplog.clear()
     config = make_config(**towers, batch=4, epochs=1, warm_up=0, context_length=96)
@@ -43,7 +43,7 @@ def test_what_is_there_is_not_computed_again_and_a_training_finds_it(world, tmp_
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_shard_that_cannot_be_read_costs_no_other(world):
     run, towers = world
-    _cache.cache_clear()
+    _open_cache.cache_clear()
     pathlib.Path(run.shards, "train-00001.tar").write_bytes(b"no tar")
     found = compute_features(run, towers["image_tower"], None, 0)
     assert found.computed == 2 and len(found.failed) == 1
