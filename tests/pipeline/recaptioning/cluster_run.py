@@ -1,7 +1,7 @@
-"""A Ray cluster of several nodes on this machine, drivers that recaption on it, and ways to kill what runs there.
+"""A Ray cluster of several nodes on this machine, drivers that recaption on it, and ways to kill its processes.
 
-As a program it is such a driver: `python -m tests.pipeline.recaptioning.cluster_run RUN CAPTIONERS`. CAPTIONERS is a
-JSON list, as in a manifest. The program prints its summary as JSON and exits with 1 if something failed.
+As a program, this module is such a driver: `python -m tests.pipeline.recaptioning.cluster_run RUN CAPTIONERS`.
+CAPTIONERS is a JSON list, as in a manifest. The program prints its summary as JSON and exits with 1 if a unit failed.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ from tests.support.paths import ROOT
 from tests.support.processes import title
 
 FAULTS = ROOT / "tests" / "faults"
-DEADLINE = 800.0
-AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+DEADLINE_SECONDS = 800.0
+AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 sys.path.insert(0, str(FAULTS))
 
@@ -42,26 +42,27 @@ Entry = Mapping[str, Any]
 
 
 def decoded(run: Run) -> dict[str, Image.Image]:
-    """By uid, the images of a run as a captioner gets them."""
+    """By uid, the images of a run as a captioner receives them."""
     images = (image for shard in fetched_shards(run) for image in fetched_images(run, shard))
     return {image.uid: Image.open(io.BytesIO(image.image)).convert("RGB") for image in images}
 
 
 def undisturbed(images: Mapping[str, Image.Image], name: str) -> dict[str, str]:
-    """By uid, what the captioner says of the images, without Ray and without faults."""
+    """By uid, the captioner's texts for the images, generated without Ray and without faults."""
     from lotlip_data.captioners.registry import get_default, load_engine
 
     engine = load_engine(get_default(name), "transformers")
 
-    async def all_of_them() -> list[Any]:
+    async def caption_all() -> list[Any]:
         return await asyncio.gather(*(engine.caption(engine.prepare(image)) for image in images.values()))
 
-    captions = asyncio.run(all_of_them())
+    captions = asyncio.run(caption_all())
     engine.close()
     return {uid: caption.text for uid, caption in zip(images, captions, strict=True)}
 
 
 def rows(run: Run, name: str) -> list[dict[str, Any]]:
+    """All committed caption rows of a captioner."""
     return [
         row
         for shard in captioned_shards(run, name)
@@ -70,47 +71,49 @@ def rows(run: Run, name: str) -> list[dict[str, Any]]:
 
 
 def assert_exactly_once(run: Run, name: str, texts: Mapping[str, str], failed: Sequence[str] = ()) -> None:
-    """Each image has exactly one row: the text of an undisturbed run, or, for those of `failed`, a reason.
+    """Each image has exactly one row: the text of an undisturbed run or, for the images of `failed`, a reason.
 
-    The quarantine lists exactly the latter, and nothing is left under way.
+    The quarantine lists exactly the images of `failed`, and no parts are left.
     """
-    found = rows(run, name)
-    assert sorted(row["uid"] for row in found) == sorted(texts)
-    assert {row["uid"] for row in found if row["text"] is None} == set(failed)
-    assert all(row["text"] == texts[row["uid"]] for row in found if row["uid"] not in failed)
-    assert all(row["error"] for row in found if row["uid"] in failed)
+    committed_rows = rows(run, name)
+    assert sorted(row["uid"] for row in committed_rows) == sorted(texts)
+    assert {row["uid"] for row in committed_rows if row["text"] is None} == set(failed)
+    assert all(row["text"] == texts[row["uid"]] for row in committed_rows if row["uid"] not in failed)
+    assert all(row["error"] for row in committed_rows if row["uid"] in failed)
     folder = run.quarantine("captions", name)
-    listed = [
+    quarantined = [
         row
         for shard in storage.list_names(folder)
         for row in pq.read_table(storage.open_read(storage.join(folder, shard))).to_pylist()
     ]
-    assert sorted(row["uid"] for row in listed) == sorted(failed)
+    assert sorted(row["uid"] for row in quarantined) == sorted(failed)
     assert storage.list_below(run.parts(name)) == []
 
 
 def committed(run: Run, names: Sequence[str]) -> dict[str, tuple[int, bytes]]:
-    """The committed caption shards: when each was written, and its bytes."""
+    """By path, the modification time and the bytes of the committed caption shards."""
     paths = [Path(run.caption_shard(name, shard)) for name in names for shard in captioned_shards(run, name)]
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
-    until = time.monotonic() + seconds
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
+    """Wait until the condition is true, and return its value. `what` names the expected event."""
+    deadline = time.monotonic() + seconds
     while not (answer := condition()):
-        assert time.monotonic() < until, f"in {seconds:.0f} s there was no {what}"
+        assert time.monotonic() < deadline, f"no {what} within {seconds:.0f} s"
         time.sleep(0.02)
     return answer
 
 
 @dataclass
 class Driver:
-    """A process that recaptions on the cluster, and the file with what it says."""
+    """A process that recaptions on the cluster, and the file with its output."""
 
     process: "subprocess.Popen[bytes]"
     log: Path
 
     def running(self) -> bool:
+        """Whether the process has not ended."""
         return self.process.poll() is None
 
     def kill(self) -> None:
@@ -118,43 +121,49 @@ class Driver:
         self.process.wait()
 
     def end(self) -> dict[str, Any]:
-        """Waits for it to end; its summary, with its exit `code`."""
-        self.process.wait(DEADLINE)
+        """Wait for the process to end. Returns its summary, with its exit status as `code`."""
+        self.process.wait(DEADLINE_SECONDS)
         print(self.log.read_text())
         summary: dict[str, Any] = json.loads(self.log.read_text().splitlines()[-1])
         return summary | {"code": self.process.returncode}
 
 
 class Nodes:
-    """The cluster. Its head has no CPU, so that every actor is on a node that may be killed."""
+    """The cluster. Its head node has no CPU, so every actor is on a node that can be killed."""
 
     def __init__(self, faults: Path) -> None:
         from ray.cluster_utils import Cluster
 
         paths = [str(FAULTS), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.env = {
-            # how nodes authenticate is set by the first Ray of this process, and a driver has to do as they do
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name in AUTH},
+            # The first Ray of this process sets how nodes authenticate. A driver must use the same settings.
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("RAY_") or name in AUTH_VARIABLES
+            },
             "PYTHONPATH": os.pathsep.join(paths),
             "LOTLIP_FAULTS": str(faults),
             "OMP_NUM_THREADS": "1",
         }
         self.faults = faults
-        self._before = {name: os.environ.get(name) for name in ("PYTHONPATH", "LOTLIP_FAULTS", "OMP_NUM_THREADS")}
-        os.environ.update({name: self.env[name] for name in self._before})  # what the nodes' workers will see
+        self._previous_env = {name: os.environ.get(name) for name in ("PYTHONPATH", "LOTLIP_FAULTS", "OMP_NUM_THREADS")}
+        os.environ.update({name: self.env[name] for name in self._previous_env})  # inherited by the nodes' workers
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.workers: list[Any] = []
         self._drivers: list[Driver] = []
 
     def add(self, **resources: Any) -> None:
+        """Add a node. Its default resource is one CPU."""
         self.workers.append(self._cluster.add_node(object_store_memory=80 << 20, **{"num_cpus": 1, **resources}))
 
     def kill_node(self, node: Any) -> None:
-        """SIGKILL to its raylet; the node's workers die of it."""
+        """Kill the node's raylet with SIGKILL. Its workers die with it."""
         self.workers.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
-    def driver(self, run: Run, entries: Sequence[Entry]) -> "Driver":
+    def driver(self, run: Run, entries: Sequence[Entry]) -> Driver:
+        """Start a driver that recaptions the run with these entries of a manifest's `captioners`."""
         command = [sys.executable, "-m", "tests.pipeline.recaptioning.cluster_run", run.url, json.dumps(list(entries))]
         env = {**self.env, "RAY_ADDRESS": self._cluster.address}
         log = Path(tempfile.mkstemp(prefix="driver-", suffix=".log", dir=self.faults.parent)[1])
@@ -164,26 +173,27 @@ class Nodes:
         return self._drivers[-1]
 
     def kill_drivers(self) -> None:
-        """Those that a test which failed has left: their actors would keep the nodes from the next."""
+        """Kill all drivers. Those that a failed test leaves would keep the nodes from the next test."""
         while self._drivers:
             self._drivers.pop().kill()
 
     def actors(self) -> list[psutil.Process]:
-        """The processes of caption actors, on any node."""
+        """The processes of caption actors on all nodes."""
         return [process for process in self._processes() if title(process).startswith("ray::CaptionActor")]
 
     def engines(self) -> list[psutil.Process]:
-        """vLLM's engine processes: what multiprocessing starts, or the title that they take.
+        """vLLM's engine processes, by the titles that they have before and after their start.
 
-        Only children of caption actors: what an engine starts has its title for a moment.
+        Only direct children of caption actors count: a child of an engine has the engine's title for a moment.
         """
-        below = [child for actor in self.actors() for child in _children(actor, recursive=False)]
-        return [process for process in below if re.search(r"^VLLM::|spawn_main", title(process))]
+        children = [child for actor in self.actors() for child in _children(actor, recursive=False)]
+        return [process for process in children if re.search(r"^VLLM::|spawn_main", title(process))]
 
     def close(self) -> None:
+        """Stop the drivers and the cluster, and restore the environment."""
         self.kill_drivers()
         self._cluster.shutdown()
-        for name, value in self._before.items():
+        for name, value in self._previous_env.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
     def _processes(self) -> list[psutil.Process]:
@@ -193,13 +203,14 @@ class Nodes:
 
 def _children(process: psutil.Process, recursive: bool = True) -> list[psutil.Process]:
     try:
-        found: list[psutil.Process] = process.children(recursive=recursive)
-        return found
+        children: list[psutil.Process] = process.children(recursive=recursive)
+        return children
     except psutil.NoSuchProcess:
         return []
 
 
 def kill(process: psutil.Process) -> None:
+    """Kill a process with SIGKILL, unless it has ended."""
     try:
         process.send_signal(signal.SIGKILL)
     except psutil.NoSuchProcess:
@@ -208,13 +219,14 @@ def kill(process: psutil.Process) -> None:
 
 @contextmanager
 def nodes(faults: Path, count: int = 2) -> Iterator[Nodes]:
-    made = Nodes(faults)
+    """A cluster with `count` nodes besides its head, whose captioners read faults from the folder `faults`."""
+    cluster = Nodes(faults)
     try:
         for _ in range(count):
-            made.add()
-        yield made
+            cluster.add()
+        yield cluster
     finally:
-        made.close()
+        cluster.close()
 
 
 def main() -> int:

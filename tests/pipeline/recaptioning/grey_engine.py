@@ -1,8 +1,8 @@
-"""An engine that says the grey value of an image, and shards of plain grey images, so that a text tells its image.
+"""An engine whose caption is the grey value of the image, and shards of plain grey images.
 
-As a program it works on one shard with an engine that ends its own process at some values, as a crash does:
-`python -m tests.pipeline.recaptioning.grey_engine RUN SHARD PART_SIZE LOG VALUE…`. It appends each finished
-caption's value to LOG.
+So every caption shows which image it belongs to. As a program, this module captions one shard with an engine that ends
+its own process at some values, as a crash does: `python -m tests.pipeline.recaptioning.grey_engine RUN SHARD PART_SIZE
+LOG VALUE…`. It appends the value of each finished caption to LOG.
 """
 
 import asyncio
@@ -21,31 +21,37 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
 
-CONFIG = CaptionerConfig(name="seer", kind="llava", model="seer")
+CONFIG = CaptionerConfig(name="grey", kind="llava", model="grey")
 
 
-class Seer:
-    """An engine that says the grey value of an image: so a caption tells which image it belongs to."""
+class GreyEngine:
+    """An engine whose caption is the grey value of the image.
+
+    Args:
+        poison: Values whose request fails.
+        max_requests: Number of requests after which the engine dies; None for never.
+    """
 
     window, burst = 4, 1
 
-    def __init__(self, poison: tuple[int, ...] = (), die_at: int | None = None) -> None:
-        self.seen: list[int] = []
-        self.under_way = 0
-        self.most = 0
-        self.poison, self.die_at = poison, die_at
+    def __init__(self, poison: tuple[int, ...] = (), max_requests: int | None = None) -> None:
+        self.requests: list[int] = []
+        """The values of all requests, in order."""
+        self.in_flight = 0
+        self.max_in_flight = 0
+        self.poison, self.max_requests = poison, max_requests
 
     def prepare(self, image: Image.Image) -> int:
         return int(image.getpixel((4, 4))[0])  # type: ignore[index]
 
     async def caption(self, value: int) -> Caption:
-        self.seen.append(value)
-        if self.die_at is not None and len(self.seen) > self.die_at:
-            raise EngineDead("gone")
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
+        self.requests.append(value)
+        if self.max_requests is not None and len(self.requests) > self.max_requests:
+            raise EngineDead("the engine is dead")
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         await asyncio.sleep(0.001 * (value % 3))
-        self.under_way -= 1
+        self.in_flight -= 1
         if value in self.poison:
             raise CaptionError("poison")
         return Caption(f"It is {value}.", "stop", 5)
@@ -54,14 +60,21 @@ class Seer:
         pass
 
 
-def fetched(run: Run, shard: int, values: list[int], broken: tuple[int, ...] = ()) -> None:
-    """An image shard with one plain picture a value, its tar in reverse order of the keys."""
+def write_shard(run: Run, shard: int, values: list[int], broken: tuple[int, ...] = ()) -> None:
+    """Write an image shard whose tar has its samples in reverse order of the keys.
+
+    Args:
+        run: The run.
+        shard: The shard.
+        values: Grey values, one image each.
+        broken: Those of `values` whose image cannot be decoded.
+    """
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         for value in reversed(values):
-            picture = io.BytesIO()
-            Image.new("RGB", (8, 8), (value,) * 3).save(picture, "PNG")
-            image = b"junk" if value in broken else picture.getvalue()
+            encoded = io.BytesIO()
+            Image.new("RGB", (8, 8), (value,) * 3).save(encoded, "PNG")
+            image = b"junk" if value in broken else encoded.getvalue()
             meta = json.dumps({"uid": f"u{value}", "sha256": f"s{value}"}).encode()
             for ending, data in (("jpg", image), ("json", meta)):
                 member = tarfile.TarInfo(f"{shard:05d}{value:04d}.{ending}")
@@ -75,27 +88,30 @@ def fetched(run: Run, shard: int, values: list[int], broken: tuple[int, ...] = (
 
 
 def rows(run: Run, shard: int) -> list[dict[str, Any]]:
-    table: list[dict[str, Any]] = pq.read_table(run.caption_shard("seer", shard)).to_pylist()
-    return table
+    """The committed caption rows of a shard."""
+    content: list[dict[str, Any]] = pq.read_table(run.caption_shard("grey", shard)).to_pylist()
+    return content
 
 
-def caption(run: Run, seer: Seer, *shards: int, part_size: int = 512, gpus: float = 0.0) -> list[Any]:
-    async def all_of_them() -> list[Any]:
-        captioning = CaptionWorker(run, CONFIG, seer, "seer", part_size, gpus=gpus)
-        return await asyncio.gather(*(captioning.caption_shard(shard) for shard in shards))
+def caption(run: Run, engine: GreyEngine, *shards: int, part_size: int = 512, gpus: float = 0.0) -> list[Any]:
+    """Caption shards at the same time on one worker. Returns their results."""
 
-    return asyncio.run(all_of_them())
+    async def caption_all() -> list[Any]:
+        worker = CaptionWorker(run, CONFIG, engine, "grey", part_size, gpus=gpus)
+        return await asyncio.gather(*(worker.caption_shard(shard) for shard in shards))
+
+    return asyncio.run(caption_all())
 
 
-class Fragile(Seer):
-    """Ends the process at some values, as a decoder that crashes does, and logs every caption that it finishes."""
+class CrashingEngine(GreyEngine):
+    """Ends the process at some values, as a decoder that crashes does, and logs the value of every finished caption."""
 
-    def __init__(self, log: str, deadly: set[int]) -> None:
+    def __init__(self, log: str, fatal_values: set[int]) -> None:
         super().__init__()
-        self.log, self.deadly = log, deadly
+        self.log, self.fatal_values = log, fatal_values
 
     async def caption(self, value: int) -> Caption:
-        if value in self.deadly:
+        if value in self.fatal_values:
             await asyncio.sleep(0.02)
             os._exit(9)
         caption = await super().caption(value)
@@ -106,4 +122,4 @@ class Fragile(Seer):
 
 if __name__ == "__main__":
     url, number, size, log, *values = sys.argv[1:]
-    caption(Run(url), Fragile(log, set(map(int, values))), int(number), part_size=int(size))
+    caption(Run(url), CrashingEngine(log, set(map(int, values))), int(number), part_size=int(size))

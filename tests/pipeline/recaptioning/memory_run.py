@@ -1,7 +1,7 @@
-"""A captioner's process at work, its peak memory after each unit, one JSON list on standard output.
+"""Captions shards in one process and prints its peak memory after each shard, in bytes, as a JSON list.
 
 `python -m tests.pipeline.recaptioning.memory_run RUN ENGINE SIZE SIZE …`. ENGINE is `transformers`, or `stub`, which
-needs no model. Each SIZE makes a shard with that number of images: 120 kB each as stored, 0.8 MB decoded.
+needs no model. Each SIZE is the number of images of a shard. An image has 120 kB as stored and 0.8 MB decoded.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from tests.pipeline.peak_memory import peak
 PIXELS = 512
 
 
-class Stub:
-    window, burst = 8, 4  # few: while a disk stalls, they wait with their images
+class StubEngine:
+    window, burst = 8, 4  # small: while a disk stalls, requests wait with their images in memory
 
     def prepare(self, image: Image.Image) -> Image.Image:
         return image
@@ -37,7 +37,8 @@ class Stub:
         pass
 
 
-def write(run: Run, shard: int, size: int) -> None:
+def write_shard(run: Run, shard: int, size: int) -> None:
+    """Write an image shard with `size` images of noise."""
     noise = np.random.default_rng(0).integers(0, 256, (PIXELS // 8, PIXELS // 8, 3), dtype=np.uint8)
     content = io.BytesIO()
     Image.fromarray(noise).resize((PIXELS, PIXELS)).save(content, "JPEG", quality=95)
@@ -49,20 +50,21 @@ def write(run: Run, shard: int, size: int) -> None:
     fake_run.commit_images(run, shard, [row for row, _ in members], members)
 
 
-async def work(captioning: CaptionWorker, sizes: list[int]) -> list[int]:
+async def caption_shards(worker: CaptionWorker, sizes: list[int]) -> list[int]:
+    """Caption the shards one after another. Returns the peak memory after each, in bytes."""
     peaks = []
     for shard, size in enumerate(sizes):
-        result = await captioning.caption_shard(shard)
+        result = await worker.caption_shard(shard)
         assert (result.captioned, result.rejected) == (size, 0)
         peaks.append(peak())
     return peaks
 
 
-def main(url: str, engine_name: str, *given: str) -> None:
-    run, sizes = Run.at(url), [int(size) for size in given]
+def main(url: str, engine_name: str, *arguments: str) -> None:
+    run, sizes = Run.at(url), [int(size) for size in arguments]
     config = get_default("tiny-instructblip")
-    engine: Engine = Stub() if engine_name == "stub" else load_engine(config, engine_name)
-    print(json.dumps(asyncio.run(work(CaptionWorker(run, config, engine, engine_name), sizes))))
+    engine: Engine = StubEngine() if engine_name == "stub" else load_engine(config, engine_name)
+    print(json.dumps(asyncio.run(caption_shards(CaptionWorker(run, config, engine, engine_name), sizes))))
 
 
 if __name__ == "__main__":

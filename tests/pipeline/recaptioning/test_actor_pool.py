@@ -1,4 +1,4 @@
-"""Pools share what a cluster has: real nodes, with GPUs that exist for Ray's accounting only."""
+"""Pools share the resources of a cluster. The nodes are real; their GPUs exist in Ray's accounting only."""
 
 import re
 from collections.abc import Iterator
@@ -21,52 +21,52 @@ SHARDS = 8
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Nodes]:
-    with nodes(tmp_path, 0) as made:
-        yield made
+    with nodes(tmp_path, 0) as empty_cluster:
+        yield empty_cluster
 
 
 def test_three_pools_that_each_want_a_gpu_run_in_turn_on_one(cluster: Nodes, tmp_path: Path) -> None:
-    """Nobody has said so: no pool setting is given but the engine. Every captioner says what it says by itself."""
+    """No pool setting is given except the engine. Every captioner generates the texts that it generates alone."""
     run = fake_run.make(tmp_path / "run", 2, 8, writers=(), pixels=96).run
     cluster.add(num_cpus=4, num_gpus=1)
     driver = cluster.driver(run, [{"preset": name, "pool": {"engine": "transformers"}} for name in TINY])
     assert driver.end()["code"] == 0
-    told = re.findall(r"^(tiny-[a-z0-9]+): (engine ready|shard \d)", driver.log.read_text(), re.MULTILINE)
-    turns = [name for name, _ in groupby(name for name, _ in told)]
-    assert sorted(turns) == sorted(TINY)  # one after the other: nobody's lines stand between another's
-    assert len(told) == 3 * 3
+    events = re.findall(r"^(tiny-[a-z0-9]+): (engine ready|shard \d)", driver.log.read_text(), re.MULTILINE)
+    turns = [name for name, _ in groupby(name for name, _ in events)]
+    assert sorted(turns) == sorted(TINY)  # one after another: the lines of two captioners never alternate
+    assert len(events) == 3 * 3
     images = decoded(run)
     for name in TINY:
-        done = ledger.throughput(ledger.recorded(run.caption_ledger(name)).values())
-        assert done.gpu_seconds == done.seconds > 0
+        throughput = ledger.throughput(ledger.recorded(run.caption_ledger(name)).values())
+        assert throughput.gpu_seconds == throughput.seconds > 0
         assert {row["uid"]: row["text"] for row in rows(run, name)} == undisturbed(images, name)
 
 
-def test_a_pool_without_work_gives_its_gpu_to_the_others(cluster: Nodes, tmp_path: Path) -> None:
-    """Two GPUs, two pools, one of which has a single shard: the other one ends with both.
+def test_a_finished_pool_releases_its_gpu_to_the_others(cluster: Nodes, tmp_path: Path) -> None:
+    """Two pools share two GPUs. One pool has a single shard, so the other pool has both GPUs in the end.
 
-    It has work for the second: its first image waits until that is ready.
+    Its first image waits until the second engine is ready, so that there are shards left for it.
     """
     run = fake_run.make(tmp_path / "run", SHARDS, 12, writers=(), pixels=96).run
     little = {"preset": TINY[2], "name": "little", "pool": {"engine": "transformers"}}
     options = {"engine_args": {"faults": str(tmp_path)}}
     pool = {"engine": "transformers", "concurrency": 1, "engine_options": options}
     much = {"name": "much", "kind": "faulty", "model": TINY[1], "pool": pool}
-    waiting = tmp_path / f"hold-{hash_of(next(iter(decoded(run).values())))}"
-    waiting.touch()
+    hold = tmp_path / f"hold-{hash_of(next(iter(decoded(run).values())))}"
+    hold.touch()
     for shard in range(SHARDS - 1):
         fake_run.claim_captioner(run, "little", resolve_captioners([little])[0].config.id.partition("@")[2])
         fake_run.write_captions(run, "little", shard, fake_run.captions_of(run, "llava", shard))
     cluster.add(num_cpus=4, num_gpus=2)
     driver = cluster.driver(run, [little, much])
-    wait_for(lambda: ready(driver, "much") == 2, "second engine")
-    waiting.unlink()
+    wait_for(lambda: engines_ready(driver, "much") == 2, "second engine")
+    hold.unlink()
     assert driver.end()["code"] == 0
-    assert [ready(driver, name) for name in ("little", "much")] == [1, 2]
+    assert [engines_ready(driver, name) for name in ("little", "much")] == [1, 2]
 
 
-def test_an_actor_waits_for_the_node_that_it_asks_for(cluster: Nodes, tmp_path: Path) -> None:
-    """A custom resource, an accelerator and a label that no node has at first. Of half a GPU half its hours count."""
+def test_an_actor_waits_for_a_node_with_the_requested_resources(cluster: Nodes, tmp_path: Path) -> None:
+    """At first no node has the custom resource, the accelerator and the label. Half a GPU counts half its hours."""
     run = fake_run.make(tmp_path / "run", 1, 8, writers=(), pixels=96).run
     cluster.add(num_cpus=2)
     pool = {
@@ -77,7 +77,7 @@ def test_an_actor_waits_for_the_node_that_it_asks_for(cluster: Nodes, tmp_path: 
         "labels": {"tier": "spot"},
     }
     driver = cluster.driver(run, [{"preset": TINY[2], "pool": pool}])
-    wait_for(lambda: "no engine is ready after 30 s" in driver.log.read_text(), "word of the wait")
+    wait_for(lambda: "no engine is ready after 30 s" in driver.log.read_text(), "warning about the wait")
     assert cluster.actors() == [] and driver.running()
     cluster.add(
         num_cpus=1,
@@ -87,9 +87,9 @@ def test_an_actor_waits_for_the_node_that_it_asks_for(cluster: Nodes, tmp_path: 
     )
     assert driver.end()["code"] == 0
     assert len(rows(run, TINY[2])) == 8
-    done = ledger.throughput(ledger.recorded(run.caption_ledger(TINY[2])).values())
-    assert done.gpu_seconds == pytest.approx(done.seconds / 2, abs=0.001) and done.seconds > 0
+    throughput = ledger.throughput(ledger.recorded(run.caption_ledger(TINY[2])).values())
+    assert throughput.gpu_seconds == pytest.approx(throughput.seconds / 2, abs=0.001) and throughput.seconds > 0
 
 
-def ready(driver: Driver, name: str) -> int:
+def engines_ready(driver: Driver, name: str) -> int:
     return len(re.findall(rf"^{name}: engine ready", driver.log.read_text(), re.MULTILINE))

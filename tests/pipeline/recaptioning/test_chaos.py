@@ -1,4 +1,4 @@
-"""Twenty random kills in one run, one vLLM pool and two of transformers: nothing is lost, doubled or made again."""
+"""Twenty random kills in a run of one vLLM pool and two transformers pools lose, duplicate and repeat nothing."""
 
 import random
 import time
@@ -25,34 +25,34 @@ from tests.pipeline.recaptioning.cluster_run import (
 KILLS = 20
 SHARDS, IMAGES = 16, 80
 POOL = {"max_actors": 1, "part_size": 16}
-SLOWLY = {**POOL, "engine": "transformers", "concurrency": 2}  # so that there is work left to kill for a while
+SLOW_POOL = {**POOL, "engine": "transformers", "concurrency": 2}  # slow enough that 20 kills hit unfinished shards
 CAPTIONERS = [
     {"preset": "tiny-llava", "pool": {**POOL, "engine": "vllm"}},
-    {"preset": "tiny-sharegpt4v", "pool": SLOWLY},
-    {"preset": "tiny-instructblip", "pool": SLOWLY},
+    {"preset": "tiny-sharegpt4v", "pool": SLOW_POOL},
+    {"preset": "tiny-instructblip", "pool": SLOW_POOL},
 ]
 NAMES = [str(captioner["preset"]) for captioner in CAPTIONERS]
 
 
-def strike(cluster: Nodes, driver: Driver, kind: str, dice: random.Random) -> bool:
-    """Kill one thing of that kind; False where there is none just now."""
+def kill_one(cluster: Nodes, driver: Driver, kind: str, rng: random.Random) -> bool:
+    """Kill one process or node of that kind. Returns False if there is none at the moment."""
     if kind == "driver":
         driver.kill()
         return True
     if kind == "node":
-        cluster.kill_node(dice.choice(cluster.workers))
+        cluster.kill_node(rng.choice(cluster.workers))
         cluster.add()
         return True
     victims = cluster.engines() if kind == "engine" else cluster.actors()
     if victims:
-        kill(dice.choice(victims))
+        kill(rng.choice(victims))
     return bool(victims)
 
 
-def wait_for_progress(driver: Driver, safe: Callable[[], list[str]]) -> None:
-    """Until something more is safe in storage, or the driver has ended."""
-    before = safe()
-    wait_for(lambda: safe() != before or not driver.running(), "progress")
+def wait_for_progress(driver: Driver, saved: Callable[[], list[str]]) -> None:
+    """Wait until the storage holds new results, or the driver has ended."""
+    before = saved()
+    wait_for(lambda: saved() != before or not driver.running(), "progress")
 
 
 @pytest.mark.chaos
@@ -60,35 +60,37 @@ def wait_for_progress(driver: Driver, safe: Callable[[], list[str]]) -> None:
 def test_twenty_random_kills(tmp_path: Path) -> None:
     run = fake_run.make(tmp_path / "a run", SHARDS, IMAGES, writers=(), pixels=96).run
     images = decoded(run)
-    dice = random.Random(seed := random.randrange(10**6))
+    rng = random.Random(seed := random.randrange(10**6))
     print(f"seed {seed}")
     kinds = ["actor"] * 11 + ["engine"] * 3 + ["node"] * 3 + ["driver"] * 3
-    dice.shuffle(kinds)
+    rng.shuffle(kinds)
     (tmp_path / "faults").mkdir()
 
-    def safe() -> list[str]:
-        below = [name for captioner in NAMES for name in storage.list_below(run.captioner(captioner))]
-        return [name for name in below if "suspects-" not in name]
+    def saved() -> list[str]:
+        names = [name for captioner in NAMES for name in storage.list_below(run.captioner(captioner))]
+        return [name for name in names if "suspects-" not in name]
 
     with nodes(tmp_path / "faults", 3) as cluster:
         driver = cluster.driver(run, CAPTIONERS)
-        seen: dict[str, tuple[int, bytes]] = {}
-        struck = []
+        first_commits: dict[str, tuple[int, bytes]] = {}
+        kills = []
         while kinds:
-            wait_for_progress(driver, safe)
-            time.sleep(dice.uniform(0, 2))
-            assert driver.running(), f"the run ended after {struck}: {driver.end()}"
-            seen |= {path: content for path, content in committed(run, NAMES).items() if path not in seen}
-            kind = next((kind for kind in kinds if strike(cluster, driver, kind, dice)), None)
+            wait_for_progress(driver, saved)
+            time.sleep(rng.uniform(0, 2))
+            assert driver.running(), f"the run ended after {kills}: {driver.end()}"
+            first_commits |= {
+                path: content for path, content in committed(run, NAMES).items() if path not in first_commits
+            }
+            kind = next((kind for kind in kinds if kill_one(cluster, driver, kind, rng)), None)
             if kind:
                 kinds.remove(kind)
-                struck.append((kind, sum(len(captioned_shards(run, name)) for name in NAMES)))
+                kills.append((kind, sum(len(captioned_shards(run, name)) for name in NAMES)))
             if kind == "driver":
                 driver = cluster.driver(run, CAPTIONERS)
-        print(struck)
-        assert len(struck) == KILLS
+        print(kills)
+        assert len(kills) == KILLS
         summary = driver.end()
     assert summary["code"] == 0
-    assert seen.items() <= committed(run, NAMES).items()
+    assert first_commits.items() <= committed(run, NAMES).items()
     for name in NAMES:
         assert_exactly_once(run, name, undisturbed(images, name))

@@ -1,4 +1,4 @@
-"""What a captioner's pool asks for."""
+"""Entries of a manifest's `captioners` are resolved into captioners, engines and pools."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from lotlip_data.pipeline.recaptioning.config import gpus_per_actor, resolve_cap
 
 
 @pytest.mark.parametrize(
-    ("entry", "there", "gpus"),
+    ("entry", "cluster_gpus", "gpus"),
     [
         ({"preset": "llava"}, 8, 1.0),
         ({"preset": "llava"}, 0, 0.0),
@@ -19,25 +19,23 @@ from lotlip_data.pipeline.recaptioning.config import gpus_per_actor, resolve_cap
         ({"name": "e", "kind": "openai", "model": "m"}, 8, 0.0),
     ],
 )
-def test_an_actor_reserves_the_gpus_that_a_copy_of_its_model_is_spread_over(
-    entry: dict, there: float, gpus: float
-) -> None:
-    """One GPU for an engine on two would leave the second one to another actor."""
-    (one,) = resolve_captioners([entry])
-    assert gpus_per_actor(one.config, one.pool, there) == gpus
+def test_an_actor_reserves_all_gpus_of_its_engine(entry: dict, cluster_gpus: float, gpus: float) -> None:
+    """If Ray reserved one GPU for an engine on two, it would give the second GPU to another actor."""
+    (job,) = resolve_captioners([entry])
+    assert gpus_per_actor(job.config, job.pool, cluster_gpus) == gpus
 
 
 @pytest.mark.parametrize("pool", [5, "x", ["engine"]])
-def test_a_pool_that_holds_no_settings_is_told(pool: Any) -> None:
+def test_a_pool_that_is_not_a_mapping_is_refused(pool: Any) -> None:
     with pytest.raises(UserError, match=r"`pool`: .* is not a mapping of settings"):
         resolve_captioners([{"preset": "tiny-llava", "pool": pool}])
 
 
-def test_an_empty_pool_is_the_usual_one() -> None:
+def test_an_empty_pool_has_the_default_settings() -> None:
     assert resolve_captioners([{"preset": "tiny-llava", "pool": None}]) == resolve_captioners(["tiny-llava"])
 
 
-def test_an_engine_is_one_of_those_of_the_captioners_kind() -> None:
+def test_only_an_engine_of_the_captioners_kind_is_accepted() -> None:
     served = {"name": "e", "kind": "openai", "model": "m"}
     for entry, engine in ((served, "endpoint"), (served, "auto"), ("llava", "transformers")):
         assert resolve_captioners([entry], {"engine": engine})[0].pool.engine == engine
@@ -66,5 +64,5 @@ def test_without_a_name_all_captioners_of_the_manifest_are_selected() -> None:
     assert select_captioners([], ["tiny-llava"]) == ["tiny-llava"]
 
 
-def test_a_captioner_of_the_manifest_that_cannot_run_here_does_not_keep_another_from_being_selected() -> None:
+def test_another_captioner_can_be_selected_if_one_of_the_manifest_cannot_run_here() -> None:
     assert select_captioners([{"name": "x", "kind": "not-installed", "model": "m"}, "llava"], ["llava"]) == ["llava"]

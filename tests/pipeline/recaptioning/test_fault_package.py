@@ -1,4 +1,4 @@
-"""The faults that other tests are made of do what they say."""
+"""The faults that other tests inject do what they are documented to do."""
 
 import json
 
@@ -14,7 +14,7 @@ def test_one_image_has_one_hash() -> None:
     assert hash_of(red) == hash_of(red.copy()) != hash_of(blue)
 
 
-def test_the_file_system_fails_as_often_as_it_is_told(tmp_path, monkeypatch) -> None:
+def test_the_file_system_fails_at_the_rate_that_is_set(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LOTLIP_FAULTS", str(tmp_path))
     disk = FaultyFileSystem()
     disk.pipe_file(f"faulty://{tmp_path}/a", b"a")

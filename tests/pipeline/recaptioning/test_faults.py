@@ -1,6 +1,7 @@
-"""Whatever dies: every image has one caption or one reason, nothing committed is made again, texts are a calm run's.
+"""After any fault, every image has one caption or one reason, and no committed shard is captioned again.
 
-A real Ray of several nodes (`ray.cluster_utils.Cluster`), real engines with the tiny models in float32.
+The texts are those of an undisturbed run. The tests use a real Ray cluster of several nodes
+(`ray.cluster_utils.Cluster`) and real engines with tiny models in float32.
 """
 
 import json
@@ -35,18 +36,18 @@ MODEL = "tiny-instructblip"
 NAME = "one"
 SHARDS, IMAGES = 6, 24
 WARM_UP = hash_of(Image.new("RGB", (64, 64), "grey"))
-"""Of the image that every engine starts with."""
+"""The hash of the image that warms up every engine."""
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    with nodes(tmp_path_factory.mktemp("faults")) as made:
-        yield made
+    with nodes(tmp_path_factory.mktemp("faults")) as two_nodes:
+        yield two_nodes
 
 
 @pytest.fixture
 def faults(cluster: Nodes) -> Iterator[Path]:
-    """The folder that the faults of one test are written to."""
+    """The folder for the faults of one test."""
     yield cluster.faults
     cluster.kill_drivers()
     for note in cluster.faults.iterdir():
@@ -74,18 +75,18 @@ def entry(faults: Path, name: str = NAME, **pool: Any) -> dict[str, Any]:
     return {"name": name, "kind": "faulty", "model": MODEL, "pool": {**settings, "engine_options": options, **pool}}
 
 
-def under_way(run: Run) -> list[str]:
+def saved_parts(run: Run) -> list[str]:
     return storage.list_below(run.parts(NAME))
 
 
 def finished(faults: Path) -> int:
-    """Captions of the run's images that engines have finished."""
+    """Number of captions of the run's images that engines have finished."""
     log = faults / "log"
     return sum(name != WARM_UP for name in log.read_text().split()) if log.exists() else 0
 
 
 def hold(faults: Path, *images: Image.Image) -> list[Path]:
-    """Notes that make these images wait until they are removed."""
+    """Make these images wait until `release` is called with the result."""
     notes = [faults / f"hold-{hash_of(image)}" for image in images]
     for note in notes:
         note.touch()
@@ -98,9 +99,9 @@ def release(notes: list[Path]) -> None:
 
 
 def test_killed_actors(cluster: Nodes, faults: Path, run: Run, texts: dict[str, str]) -> None:
-    """SIGKILL to each of the two actors at work."""
-    driver = cluster.driver(run, [entry(faults, concurrency=8)])  # what waits for a part has room in it
-    wait_for(lambda: under_way(run), "part")
+    """Kill each of the two actors with SIGKILL while they caption."""
+    driver = cluster.driver(run, [entry(faults, concurrency=8)])  # fewer images in flight than a part holds
+    wait_for(lambda: saved_parts(run), "part")
     victims = cluster.actors()
     before = committed(run, [NAME])
     for victim in victims:
@@ -108,14 +109,14 @@ def test_killed_actors(cluster: Nodes, faults: Path, run: Run, texts: dict[str, 
     assert driver.end()["code"] == 0 and victims
     assert_exactly_once(run, NAME, texts)
     assert before.items() <= committed(run, [NAME]).items()
-    assert finished(faults) <= len(texts) + len(victims) * 16  # at most a part each was lost
+    assert finished(faults) <= len(texts) + len(victims) * 16  # each kill lost at most one part
 
 
 def test_a_killed_node(cluster: Nodes, faults: Path, run: Run, texts: dict[str, str]) -> None:
-    """SIGKILL to a node's raylet: its actor goes on elsewhere, or not at all, and the other one does its work."""
+    """Kill a node's raylet with SIGKILL. Its actor restarts elsewhere or nowhere, and the others finish its shards."""
     cluster.add()
     driver = cluster.driver(run, [entry(faults, max_actors=3)])
-    wait_for(lambda: under_way(run), "part")
+    wait_for(lambda: saved_parts(run), "part")
     before = committed(run, [NAME])
     cluster.kill_node(cluster.workers[-1])
     assert driver.end()["code"] == 0
@@ -126,7 +127,7 @@ def test_a_killed_node(cluster: Nodes, faults: Path, run: Run, texts: dict[str, 
 def test_an_engine_that_runs_out_of_memory_or_hangs(
     cluster: Nodes, faults: Path, run: Run, texts: dict[str, str], images: dict[str, Image.Image]
 ) -> None:
-    """Once each: the engine is replaced, and the image that it happened at gets its caption."""
+    """Each fault happens once. The engine is replaced, and the image at which it happened gets its caption."""
     names = [hash_of(image) for image in images.values()]
     (faults / f"once-oom-{names[5]}").touch()
     (faults / f"once-hang-{names[60]}").touch()
@@ -138,7 +139,7 @@ def test_an_engine_that_runs_out_of_memory_or_hangs(
 def test_poison_images_are_isolated(
     cluster: Nodes, faults: Path, run: Run, texts: dict[str, str], images: dict[str, Image.Image]
 ) -> None:
-    """One kills its process, one hangs the engine, one fails its request: each has its reason, all else is there."""
+    """One image kills its process, one hangs the engine, one fails its request. Each gets its reason."""
     uids = list(texts)
     deadly, hanging, failing = uids[3], uids[40], uids[41]
     (faults / f"kill-{hash_of(images[deadly])}").touch()
@@ -152,8 +153,8 @@ def test_poison_images_are_isolated(
     assert reasons[failing] == "the request failed"
 
 
-def test_storage_that_fails_once_in_a_while(cluster: Nodes, faults: Path, run: Run, texts: dict[str, str]) -> None:
-    """One operation in ten fails, some after they were done; none so often that asking again does not help."""
+def test_storage_that_fails_now_and_then(cluster: Nodes, faults: Path, run: Run, texts: dict[str, str]) -> None:
+    """One operation in ten fails, some of them after they took effect. Retries succeed."""
     (faults / "storage").write_text(json.dumps({"rate": 0.12}))
     driver = cluster.driver(Run(f"faulty://{run.url}"), [entry(faults)])
     assert driver.end()["code"] == 0
@@ -163,13 +164,13 @@ def test_storage_that_fails_once_in_a_while(cluster: Nodes, faults: Path, run: R
 def test_a_full_disk(
     cluster: Nodes, faults: Path, run: Run, texts: dict[str, str], images: dict[str, Image.Image]
 ) -> None:
-    """It is said; with space again, the next start goes on from what was saved, and nothing is made again."""
+    """The error is reported. With free space, the next driver resumes from the saved parts."""
     remote = Run(f"faulty://{run.url}")
-    of_last_shard = hold(faults, list(images.values())[-1])
+    held = hold(faults, list(images.values())[-1])
     driver = cluster.driver(remote, [entry(faults)])
     wait_for(lambda: captioned_shards(run, NAME), "committed shard")
     (faults / "storage").write_text(json.dumps({"full": True}))
-    release(of_last_shard)
+    release(held)
     summary = driver.end()
     assert summary["code"] == 1
     assert all("No space left on device" in line for line in summary["failed"]) and summary["failed"]
@@ -181,41 +182,41 @@ def test_a_full_disk(
     assert before.items() <= committed(run, [NAME]).items()
 
 
-def test_two_drivers_whose_engines_say_different_things_leave_one_text_each(
+def test_two_drivers_whose_engines_give_different_texts_leave_one_text_per_image(
     cluster: Nodes, tmp_path: Path, faults: Path, run: Run, texts: dict[str, str], images: dict[str, Image.Image]
 ) -> None:
-    """Every shard is one driver's alone, and what one of them has committed is what stays.
+    """Every shard has the texts of one driver, and what is committed first stays.
 
-    The first commits nothing until the second is at work, which starts when the first is.
+    Images of the first shards are held, so that no driver commits before both caption.
     """
     other = tmp_path / "other"
     other.mkdir()
     (other / "say").write_text("Hello. ")
-    one_of_each_shard = hold(faults, *list(images.values())[::IMAGES])
+    held = hold(faults, *list(images.values())[::IMAGES])
     drivers = []
     for folder in (faults, other):
         drivers.append(cluster.driver(run, [entry(folder, max_actors=1)]))
         wait_for(lambda folder=folder: finished(folder), "caption")
-    release(one_of_each_shard)
-    seen: dict[str, Any] = {}
+    release(held)
+    first_commits: dict[str, Any] = {}
     while any(driver.running() for driver in drivers):
         for path, content in committed(run, [NAME]).items():
-            assert seen.setdefault(path, content) == content
+            assert first_commits.setdefault(path, content) == content
         time.sleep(0.05)
     assert [driver.end()["code"] for driver in drivers] == [0, 0]
-    found = rows(run, NAME)
-    assert sorted(row["uid"] for row in found) == sorted(texts)
-    assert all(row["text"] in (texts[row["uid"]], "Hello. " + texts[row["uid"]]) for row in found)
+    committed_rows = rows(run, NAME)
+    assert sorted(row["uid"] for row in committed_rows) == sorted(texts)
+    assert all(row["text"] in (texts[row["uid"]], "Hello. " + texts[row["uid"]]) for row in committed_rows)
     assert storage.list_below(run.parts(NAME)) == []
 
 
 def test_a_killed_engine_process_inside_an_actor(cluster: Nodes, faults: Path, run: Run, texts: dict[str, str]) -> None:
-    """SIGKILL to vLLM's own process while it writes: the actor saves what it has, and is started again."""
-    # two images at a time, so that there is work left for seconds after the first part
+    """Kill vLLM's own process with SIGKILL. The actor saves finished captions and is restarted."""
+    # Two images at a time, so that images are left for seconds after the first part.
     pool = {"max_actors": 1, "engine": "vllm", "part_size": 16, "concurrency": 2}
     driver = cluster.driver(run, [{"preset": MODEL, "name": NAME, "pool": pool}])
     (victim,) = wait_for(cluster.engines, "engine")
-    wait_for(lambda: under_way(run), "part")
+    wait_for(lambda: saved_parts(run), "part")
     before = committed(run, [NAME])
     kill(victim)
     assert len(before) < SHARDS

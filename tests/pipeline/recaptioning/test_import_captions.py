@@ -1,4 +1,4 @@
-"""Imported captions are paired with images by URL alone, and stand in the run as if a captioner had written them."""
+"""Imported captions are joined to images by URL alone, and committed like those of a captioner."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def text_of(captioner: str, url: str) -> str:
 
 
 def write_dreamlip(path: pathlib.Path, urls: list[str]) -> str:
-    """A table in the published columns, rows in the order of `urls`."""
+    """Write a table with DreamLIP's published columns and the rows in the order of `urls`."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -44,7 +44,7 @@ def write_dreamlip(path: pathlib.Path, urls: list[str]) -> str:
 
 
 def captions(run: Run, name: str, shards: int) -> dict[str, dict[str, Any]]:
-    """By uid."""
+    """By uid, the committed caption rows of a captioner."""
     tables = [pq.read_table(run.caption_shard(name, shard)) for shard in range(shards)]
     return {row["uid"]: row for table in tables for row in table.to_pylist()}
 
@@ -54,7 +54,7 @@ def fake(tmp_path: pathlib.Path) -> FakeRun:
     return make(tmp_path / "run", shards=3, images=8, writers=())
 
 
-def test_each_image_gets_the_text_of_its_url_whatever_the_tables_order(
+def test_each_image_gets_the_text_of_its_url_in_any_order_of_the_table(
     fake: FakeRun, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(external_buckets, "BUCKET_BYTES", 500)  # many buckets
@@ -65,10 +65,10 @@ def test_each_image_gets_the_text_of_its_url_whatever_the_tables_order(
     table = open_caption_table(write_dreamlip(tmp_path / "d.csv", listed), table_format="dreamlip")
     summary = import_captions(fake.run, table)
     for column, name in (("IB", "instructblip"), ("SV", "sharegpt4v"), ("LLA", "llava")):
-        found = captions(fake.run, f"dreamlip-{name}", 3)
-        assert len(found) == len(urls)
+        rows = captions(fake.run, f"dreamlip-{name}", 3)
+        assert len(rows) == len(urls)
         for image in images_of(fake.run, 3):
-            row = found[image["uid"]]
+            row = rows[image["uid"]]
             assert (row["key"], row["sha256"]) == (image["key"], image["sha256"])
             if image["url"] == missing:
                 assert (row["text"], row["error"]) == (None, "not in the imported table")
@@ -95,7 +95,7 @@ def test_each_image_gets_the_text_of_its_url_whatever_the_tables_order(
     assert [row["error"] for row in listed_without] == ["not in the imported table"]
 
 
-def test_imported_captions_become_a_dataset_like_any_others(
+def test_a_dataset_can_be_built_from_imported_captions(
     ray_cluster: None, fake: FakeRun, tmp_path: pathlib.Path
 ) -> None:
     urls = [image["url"] for image in images_of(fake.run, 3)]
@@ -107,13 +107,13 @@ def test_imported_captions_become_a_dataset_like_any_others(
     assert get_status(fake.run)["captioners"]["dreamlip-llava"]["done"] == 24
 
 
-def test_a_second_import_does_nothing_and_one_after_more_images_does_what_is_left(
+def test_a_second_import_does_nothing_and_a_later_one_imports_new_shards_only(
     fake: FakeRun, tmp_path: pathlib.Path
 ) -> None:
     urls = [image["url"] for image in images_of(fake.run, 3)] + ["http://images.test/5000.jpg"]
     file = write_dreamlip(tmp_path / "d.csv", urls)
     import_captions(fake.run, open_caption_table(file, table_format="dreamlip"))
-    storage.remove(fake.run.caption_shard("dreamlip-llava", 1))  # as if killed before it
+    storage.remove(fake.run.caption_shard("dreamlip-llava", 1))  # as if killed before this commit
     before = storage.list_below(fake.run.captions)
     second = import_captions(fake.run, open_caption_table(file, table_format="dreamlip"))
     assert (second.shards, second.captions) == (1, {"dreamlip-llava": 8})
@@ -144,7 +144,7 @@ def test_a_table_of_other_images_is_refused_and_leaves_no_captioner(fake: FakeRu
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_any_table_with_a_url_column_and_caption_columns_will_do(
+def test_any_table_with_a_url_column_and_caption_columns_can_be_imported(
     fake: FakeRun, tmp_path: pathlib.Path, ending: str
 ) -> None:
     rows = [{"link": image["url"], "a": f"Text {image['url']}.", "b": None} for image in images_of(fake.run, 3)]
@@ -159,7 +159,7 @@ def test_any_table_with_a_url_column_and_caption_columns_will_do(
     assert {row["error"] for row in captions(fake.run, "two", 3).values()} == {"empty in the imported table"}
 
 
-def test_what_is_asked_wrongly_says_what_to_do(fake: FakeRun, tmp_path: pathlib.Path) -> None:
+def test_errors_in_the_arguments_say_how_to_fix_them(fake: FakeRun, tmp_path: pathlib.Path) -> None:
     file = write_dreamlip(tmp_path / "d.csv", ["http://a.test/1"])
     for arguments, message in (
         ((file,), "name each captioner and its column"),
@@ -177,7 +177,7 @@ def test_what_is_asked_wrongly_says_what_to_do(fake: FakeRun, tmp_path: pathlib.
         open_caption_table(str(tmp_path / "none.csv"), table_format="dreamlip")
 
 
-def test_a_run_of_a_single_shard_is_imported_too(tmp_path: pathlib.Path) -> None:
+def test_a_run_with_a_single_shard_can_be_imported_into(tmp_path: pathlib.Path) -> None:
     fake = make(tmp_path / "run", shards=1, images=4, writers=())
     urls = [image["url"] for image in images_of(fake.run, 1)]
     summary = import_captions(

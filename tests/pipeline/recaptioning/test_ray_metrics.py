@@ -1,4 +1,4 @@
-"""Ray's metrics say what the ledger says."""
+"""Ray's metrics have the same figures as the ledger."""
 
 import urllib.request
 from pathlib import Path
@@ -15,7 +15,7 @@ NAME = "tiny-instructblip"
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_metrics_of_a_node_carry_the_counters_of_status(tmp_path: Path) -> None:
+def test_the_metrics_of_a_node_have_the_counts_of_status(tmp_path: Path) -> None:
     pytest.importorskip("opencensus", reason="Ray exports metrics only with ray[default]")
     run = fake_run.make(tmp_path / "run", 2, 24, writers=(), pixels=96).run
     (port,) = free_ports(1)
@@ -23,7 +23,7 @@ def test_the_metrics_of_a_node_carry_the_counters_of_status(tmp_path: Path) -> N
         cluster.add(num_cpus=1, metrics_export_port=port)
         entry = {"preset": NAME, "pool": {"engine": "transformers", "max_actors": 1}}
         assert cluster.driver(run, [entry]).end()["code"] == 0
-        counted = get_status(run)["captioners"][NAME]
+        progress = get_status(run)["captioners"][NAME]
 
         def exported() -> dict[str, float]:
             try:
@@ -33,12 +33,12 @@ def test_the_metrics_of_a_node_carry_the_counters_of_status(tmp_path: Path) -> N
             lines = [line for line in page.splitlines() if line.startswith("ray_lotlip_") and f'"{NAME}"' in line]
             return {line.partition("{")[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
 
-        def all_of_them() -> dict[str, float]:
-            """The page's, once they are no longer rising."""
-            page = exported()
-            complete = page.get("ray_lotlip_captions_total") == 48 and "ray_lotlip_caption_tokens_total" in page
-            return page if complete else {}
+        def complete() -> dict[str, float]:
+            """The exported metrics once they count all images, before that nothing."""
+            values = exported()
+            is_complete = values.get("ray_lotlip_captions_total") == 48 and "ray_lotlip_caption_tokens_total" in values
+            return values if is_complete else {}
 
-        found = wait_for(all_of_them, "metric of 48 captions", seconds=300)
-    assert counted["done"] == 48
-    assert found["ray_lotlip_caption_tokens_total"] == counted["tokens"]
+        metrics = wait_for(complete, "metric of 48 captions", seconds=300)
+    assert progress["done"] == 48
+    assert metrics["ray_lotlip_caption_tokens_total"] == progress["tokens"]

@@ -1,4 +1,4 @@
-"""The window of images that are with the engine."""
+"""The window of requests that are in flight."""
 
 import asyncio
 
@@ -7,42 +7,42 @@ import pytest
 from lotlip_data.pipeline.recaptioning.worker import RequestWindow
 
 
-async def settled() -> None:
+async def run_pending_tasks() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def filled(size: int, burst: int) -> RequestWindow:
+async def make_full_window(size: int, burst: int) -> RequestWindow:
     window = RequestWindow(size, burst)
     for _ in range(size):
         await asyncio.wait_for(window.acquire(), 1)
     return window
 
 
-def test_a_full_window_opens_for_a_burst_and_then_takes_images_until_it_is_full_again():
+def test_a_full_window_reopens_for_a_burst_and_then_accepts_images_until_it_is_full_again():
     async def run() -> None:
-        window = await filled(10, 3)
+        window = await make_full_window(10, 3)
         waiting = asyncio.create_task(window.acquire())
-        await settled()
+        await run_pending_tasks()
         for _ in range(2):
             window.release()
-        await settled()
+        await run_pending_tasks()
         assert not waiting.done()
         window.release()
         await asyncio.wait_for(waiting, 1)
         for _ in range(2):
             await asyncio.wait_for(window.acquire(), 1)
-        again = asyncio.create_task(window.acquire())
-        await settled()
-        assert not again.done()
-        again.cancel()
+        next_waiting = asyncio.create_task(window.acquire())
+        await run_pending_tasks()
+        assert not next_waiting.done()
+        next_waiting.cancel()
 
     asyncio.run(run())
 
 
-def test_places_that_came_free_before_anyone_waited_count():
+def test_slots_that_were_released_before_a_task_waits_count():
     async def run() -> None:
-        window = await filled(10, 3)
+        window = await make_full_window(10, 3)
         for _ in range(3):
             window.release()
         await asyncio.wait_for(window.acquire(), 1)
@@ -50,7 +50,7 @@ def test_places_that_came_free_before_anyone_waited_count():
     asyncio.run(run())
 
 
-def test_empty_waits_for_the_last_image_whatever_the_burst():
+def test_drained_waits_for_the_last_image_whatever_the_burst():
     async def run() -> None:
         window = RequestWindow(10, 3)
         await asyncio.wait_for(window.drained(), 1)
@@ -58,7 +58,7 @@ def test_empty_waits_for_the_last_image_whatever_the_burst():
             await window.acquire()
         waiting = asyncio.create_task(window.drained())
         for _ in range(4):
-            await settled()
+            await run_pending_tasks()
             assert not waiting.done()
             window.release()
         await asyncio.wait_for(waiting, 1)
@@ -67,13 +67,13 @@ def test_empty_waits_for_the_last_image_whatever_the_burst():
 
 
 @pytest.mark.parametrize(("size", "burst"), [(1, 1), (1, 8), (2, 8), (3, 8), (16, 8)])
-def test_no_more_than_half_of_a_window_is_kept_back(size, burst):
-    """A user's own, smaller concurrency must not wait for more images than it has."""
+def test_a_full_window_reopens_once_half_of_it_is_free(size, burst):
+    """A concurrency below the engine's burst must not wait for more free slots than it has."""
 
     async def run() -> None:
-        window = await filled(size, burst)
+        window = await make_full_window(size, burst)
         waiting = asyncio.create_task(window.acquire())
-        await settled()
+        await run_pending_tasks()
         for _ in range(max(1, size // 2)):
             window.release()
         await asyncio.wait_for(waiting, 1)

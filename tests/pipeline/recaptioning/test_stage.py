@@ -1,4 +1,4 @@
-"""Recaptioning with the real command, real Ray actors and a real (tiny) captioner."""
+"""The recaption stage with the real command, real Ray actors and a tiny captioner."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ def captions(run: Run) -> list[dict[str, Any]]:
 
 
 def test_a_killed_driver_loses_no_commit_and_the_next_one_gives_the_texts_of_a_calm_run(tmp_path: Path) -> None:
-    """At the kill some but not all units are committed; fewer are redone than there are; all texts are equal."""
+    """At the kill, some but not all shards are committed. The next driver captions only the others."""
     calm, killed = (
         fake_run.make(tmp_path / name, SHARDS, IMAGES, writers=(), pixels=96).run for name in ("calm", "a killed run")
     )
@@ -66,16 +66,18 @@ def test_a_killed_driver_loses_no_commit_and_the_next_one_gives_the_texts_of_a_c
 
 
 def test_more_pools_than_resources_run_in_turn(tmp_path: Path, ray_cluster: None) -> None:
-    """Three captioners of which each takes all of the cluster: each one's units are all done in the end."""
+    """Each of three captioners takes all CPUs of the cluster. All shards of all captioners are finished in the end."""
     run = fake_run.make(tmp_path, shards=2, images=4, writers=(), pixels=96).run
     names = ["one", "two", "three"]
-    chosen = resolve_captioners({"preset": CAPTIONER, "name": name, "pool": {"num_cpus": 2}} for name in names)
-    summary = recaption(run, chosen)
+    jobs = resolve_captioners({"preset": CAPTIONER, "name": name, "pool": {"num_cpus": 2}} for name in names)
+    summary = recaption(run, jobs)
     assert dict(summary.units) == dict.fromkeys(names, 2)
     assert dict(summary.captions) == dict.fromkeys(names, 8)
 
 
-def test_an_unreadable_shard_is_given_up_with_its_reason_and_costs_no_other(tmp_path: Path, ray_cluster: None) -> None:
+def test_an_unreadable_shard_fails_with_its_reason_and_all_others_are_captioned(
+    tmp_path: Path, ray_cluster: None
+) -> None:
     run = fake_run.make(tmp_path, shards=3, images=4, writers=(), pixels=96).run
     tar = Path(run.images, json.loads(storage.read_bytes(run.image_stats(1)))["tar"])
     tar.write_bytes(tar.read_bytes()[:3000])
@@ -101,21 +103,21 @@ def test_captions_of_different_settings_never_mix(tmp_path: Path, ray_cluster: N
         recaption(run, resolve_captioners([{"preset": CAPTIONER, "max_new_tokens": 9}]))
 
 
-def test_a_captioners_folder_that_is_settled_need_not_be_writable(
+def test_the_recorded_settings_of_a_captioner_need_not_be_writable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fake_run.make(tmp_path, shards=1, images=1, writers=()).run
-    (one,) = resolve_captioners([CAPTIONER])
-    claim_settings(run, one.config)
+    (job,) = resolve_captioners([CAPTIONER])
+    claim_settings(run, job.config)
 
-    def refuses(url: str, data: bytes) -> bool:
+    def refuse(url: str, data: bytes) -> bool:
         raise OSError(errno.EROFS, "Read-only file system", url)
 
-    monkeypatch.setattr(storage, "create", refuses)
-    claim_settings(run, one.config)
+    monkeypatch.setattr(storage, "create", refuse)
+    claim_settings(run, job.config)
 
 
-def test_without_images_it_says_what_to_run_first(tmp_path: Path) -> None:
+def test_without_images_the_error_names_the_command_to_run_first(tmp_path: Path) -> None:
     with pytest.raises(RecaptionError, match="Run `lotlip-data download` first"):
         recaption(Run.at(str(tmp_path)), resolve_captioners([CAPTIONER]))
 
@@ -123,13 +125,13 @@ def test_without_images_it_says_what_to_run_first(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("captioner", ["tiny-llava", "tiny-instructblip"])
 def test_the_command_commits_the_same_captions_with_either_engine(tmp_path: Path, captioner: str) -> None:
-    """The real vLLM in a Ray actor, against transformers: text, tokens and end of every image (float32, greedy)."""
-    found = {}
+    """vLLM in a Ray actor against transformers: text, tokens and finish reason of every image (float32, greedy)."""
+    rows_of_engine = {}
     for engine in ("transformers", "vllm"):
         run = fake_run.make(tmp_path / engine, shards=2, images=16, writers=(), pixels=96).run
-        done = subprocess.run([*COMMAND, run.url, "-c", captioner, "--engine", engine], env=ENVIRONMENT)
-        assert done.returncode == 0
+        process = subprocess.run([*COMMAND, run.url, "-c", captioner, "--engine", engine], env=ENVIRONMENT)
+        assert process.returncode == 0
         rows = [pq.read_table(run.caption_shard(captioner, shard)).to_pylist() for shard in (0, 1)]
-        found[engine] = [{key: row[key] for key in row if key != "engine"} for row in rows[0] + rows[1]]
-    assert len(found["vllm"]) == 32
-    assert found["vllm"] == found["transformers"]
+        rows_of_engine[engine] = [{key: row[key] for key in row if key != "engine"} for row in rows[0] + rows[1]]
+    assert len(rows_of_engine["vllm"]) == 32
+    assert rows_of_engine["vllm"] == rows_of_engine["transformers"]

@@ -1,4 +1,4 @@
-"""Captioners that users bring, through the real command and Ray's actors: another package's, and an endpoint's."""
+"""Captioners of other packages and of endpoints, with the real command and Ray actors."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ colour = "fourth:Colour"
 py-modules = ["fourth"]
 """,
     "fourth.py": '''
-"""A captioner that tells an image's mean colour."""
+"""A captioner whose caption is an image's mean colour."""
 
 from lotlip_data.captioners.base import Caption
 from lotlip_data.captioners.models.base import Captioner
@@ -66,10 +66,10 @@ class ColourEngine:
 
 
 def make(folder: Path, captioner: dict[str, Any]) -> Run:
-    """Two shards of eight images, and a manifest that asks for the captioner."""
-    made = fake_run.make(folder, shards=2, images=8, writers=())
-    manifest.freeze(made.manifest.replace(captioners=(captioner,)), made.run)
-    return made.run
+    """A run with two shards of eight images, whose manifest names the captioner."""
+    fake = fake_run.make(folder, shards=2, images=8, writers=())
+    manifest.freeze(fake.manifest.replace(captioners=(captioner,)), fake.run)
+    return fake.run
 
 
 def rows_of(run: Run, captioner: str) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def rows_of(run: Run, captioner: str) -> list[dict[str, Any]]:
 
 
 def test_a_captioner_of_another_installed_package_runs_in_the_actors(tmp_path: Path) -> None:
-    """The package is built and installed by pip, and nothing of the project names it."""
+    """The package is built and installed by pip. No file of the project names it."""
     for name, text in PACKAGE.items():
         (tmp_path / "source" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "source" / name).write_text(text)
@@ -89,11 +89,11 @@ def test_a_captioner_of_another_installed_package_runs_in_the_actors(tmp_path: P
     rows = rows_of(run, "fourth")
     assert len({row["uid"] for row in rows}) == len(rows) == 16
     assert all(row["text"].startswith("Mean colour: (") and row["error"] is None for row in rows)
-    assert len({row["text"] for row in rows}) > 1  # the image got through
+    assert len({row["text"] for row in rows}) > 1  # the texts depend on the images
 
 
 def test_an_endpoint_captions_a_run_and_its_key_stays_in_the_environment(tmp_path: Path) -> None:
-    """One image is refused and quarantined with its reason; the key is in no file of the run and in no output."""
+    """One image is refused and quarantined with its reason. The key is in no file of the run and in no output."""
     endpoint = Endpoint()
     endpoint.answers[32] = [failure(400, f"cannot read the image, dear {KEY}"), completion()]
     settings = {"endpoint": endpoint.url, "api_key_env": "MY_KEY", "max_num_seqs": 4}
@@ -101,10 +101,10 @@ def test_an_endpoint_captions_a_run_and_its_key_stays_in_the_environment(tmp_pat
     run = make(tmp_path, {"name": "newer", "kind": "openai", "model": "served", "pool": pool})
     environment = ENVIRONMENT | {"MY_KEY": KEY, "no_proxy": "127.0.0.1"}
     try:
-        done = subprocess.run([*COMMAND, run.url], env=environment, capture_output=True, text=True)
+        process = subprocess.run([*COMMAND, run.url], env=environment, capture_output=True, text=True)
     finally:
         endpoint.close()
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
     rows = rows_of(run, "newer")
     assert len({row["uid"] for row in rows}) == len(rows) == 16
     assert [row["text"] for row in rows].count("A scene.") == 15
@@ -112,27 +112,27 @@ def test_an_endpoint_captions_a_run_and_its_key_stays_in_the_environment(tmp_pat
     assert refused["error"] == "the endpoint: Error code: 400 - cannot read the image, dear [MY_KEY]"
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files and [path for path in files if KEY.encode() in path.read_bytes()] == []
-    assert KEY not in done.stdout + done.stderr
+    assert KEY not in process.stdout + process.stderr
     assert all(headers["authorization"] == f"Bearer {KEY}" for _, headers, *_ in endpoint.requests)
 
 
 @pytest.mark.slow
-def test_outages_of_an_endpoint_cost_no_image_however_often_they_come(tmp_path: Path) -> None:
-    """Three runs that end in an outage, each with images under way; the fourth captions all that is left."""
+def test_repeated_outages_of_an_endpoint_lose_no_image(tmp_path: Path) -> None:
+    """Three runs end in an outage with images in flight. The fourth captions the rest."""
     endpoint = Endpoint()
     settings = {"endpoint": endpoint.url, "max_num_seqs": 4, "outage_seconds": 1.0}
     pool = {"num_gpus": 0, "engine_options": settings}
     run = make(tmp_path, {"name": "newer", "kind": "openai", "model": "served", "pool": pool})
 
-    def last() -> Any:
+    def start_outage() -> Any:
         endpoint.everything = failure(503, "out of order")
         return endpoint.everything
 
     try:
         for _ in range(3):
-            endpoint.everything, endpoint.answers[32] = None, [completion(), last]
-            done = subprocess.run([*COMMAND, run.url], env=ENVIRONMENT | {"no_proxy": "127.0.0.1"}, **PIPES)
-            assert done.returncode == 1 and "out of order" in done.stdout, done.stdout + done.stderr
+            endpoint.everything, endpoint.answers[32] = None, [completion(), start_outage]
+            process = subprocess.run([*COMMAND, run.url], env=ENVIRONMENT | {"no_proxy": "127.0.0.1"}, **PIPES)
+            assert process.returncode == 1 and "out of order" in process.stdout, process.stdout + process.stderr
         endpoint.everything, endpoint.answers[32] = None, completion()
         subprocess.run([*COMMAND, run.url], env=ENVIRONMENT | {"no_proxy": "127.0.0.1"}, check=True)
     finally:

@@ -18,7 +18,7 @@ from lotlip_data.pipeline.core.ledger import WorkRecord
 from lotlip_data.pipeline.recaptioning.results import finish_pending_commits
 from lotlip_data.pipeline.reporting.status import format_text, get_status, rates
 from tests.pipeline import run_fixture
-from tests.pipeline.recaptioning.grey_engine import Seer, caption, fetched
+from tests.pipeline.recaptioning.grey_engine import GreyEngine, caption, write_shard
 
 NUMBER = st.integers(min_value=0, max_value=10**12)
 
@@ -39,14 +39,14 @@ def test_rates_cover_the_window_and_spread_each_record_over_its_duration() -> No
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Two downloaded shards of 30 and 20 images; captioner `seer` has finished the first and 12 of the second."""
+    """Two downloaded shards of 30 and 20 images; captioner `grey` has finished the first and 12 of the second."""
     run = Run.at(str(tmp_path / "a run"))
     for shard, values in ((0, range(30)), (1, range(30, 50))):
-        fetched(run, shard, list(values))
+        write_shard(run, shard, list(values))
         ledger.record(run.image_ledger, shard, WorkRecord(len(values) + 1, 1, 0, 0, 10))
-    caption(run, Seer(poison=(3,)), 0)
+    caption(run, GreyEngine(poison=(3,)), 0)
     now = int(time.time())
-    folder = run.caption_parts("seer", 1)
+    folder = run.caption_parts("grey", 1)
     storage.create(storage.join(folder, f"00000-x-{WorkRecord(12, 1, 60, now - 4, now).name}.parquet"), b"")
     return run
 
@@ -54,42 +54,42 @@ def run(tmp_path: Path) -> Run:
 def test_partial_results_count(run: Run) -> None:
     progress = get_status(run)
     assert progress["images"] == 50
-    assert progress["captioned"] == {"seer": 1}
-    seer = progress["captioners"]["seer"]
-    assert (seer["done"], seer["left"], seer["failed"], seer["tokens"]) == (42, 8, 2, 29 * 5 + 60)
-    assert seer["images_per_s"] > 0 and seer["seconds_left"] == pytest.approx(8 / seer["images_per_s"], abs=1)
-    (line,) = [line for line in format_text(progress) if "seer" in line]
+    assert progress["captioned"] == {"grey": 1}
+    grey = progress["captioners"]["grey"]
+    assert (grey["done"], grey["left"], grey["failed"], grey["tokens"]) == (42, 8, 2, 29 * 5 + 60)
+    assert grey["images_per_s"] > 0 and grey["seconds_left"] == pytest.approx(8 / grey["images_per_s"], abs=1)
+    (line,) = [line for line in format_text(progress) if "grey" in line]
     assert "1 of 2 shards, 40 images captioned, 2 failed, 8 remaining; " in line
     assert "tokens/s" in line and "ETA 0:0" in line
 
 
 def test_removed_captions_count_as_remaining_and_count_once_after_they_are_rewritten(run: Run) -> None:
     """The record of the removed captions, with one more failure, does not count."""
-    storage.remove(run.caption_parts("seer", 1))
-    caption(run, Seer(), 1)
-    ledger.record(run.caption_ledger("seer"), 0, WorkRecord(30, 1, 0, 0, 10, spent=10**9))
-    storage.remove(run.caption_shard("seer", 0))
-    seer = get_status(run)["captioners"]["seer"]
-    assert (seer["done"], seer["left"], seer["failed"]) == (20, 30, 0)
-    progress = ledger.caption_progress(run, "seer")
+    storage.remove(run.caption_parts("grey", 1))
+    caption(run, GreyEngine(), 1)
+    ledger.record(run.caption_ledger("grey"), 0, WorkRecord(30, 1, 0, 0, 10, spent=10**9))
+    storage.remove(run.caption_shard("grey", 0))
+    grey = get_status(run)["captioners"]["grey"]
+    assert (grey["done"], grey["left"], grey["failed"]) == (20, 30, 0)
+    progress = ledger.caption_progress(run, "grey")
     assert (progress.left, progress.done) == ((0,), (1,))
-    storage.create(quarantined := run.quarantine("captions", "seer", "00000.parquet"), b"of the removed captions")
-    finish_pending_commits(run, "seer", progress.done)
-    caption(run, Seer(), 0)
+    storage.create(quarantined := run.quarantine("captions", "grey", "00000.parquet"), b"of the removed captions")
+    finish_pending_commits(run, "grey", progress.done)
+    caption(run, GreyEngine(), 0)
     assert not storage.exists(quarantined)
-    seer = get_status(run)["captioners"]["seer"]
-    assert (seer["done"], seer["left"], seer["failed"]) == (50, 0, 0)
+    grey = get_status(run)["captioners"]["grey"]
+    assert (grey["done"], grey["left"], grey["failed"]) == (50, 0, 0)
 
 
 def test_a_shard_to_download_again_does_not_hide_remaining_captions(run: Run) -> None:
     """Two shards were captioned; one has to be downloaded again, the other lost its captions."""
-    storage.remove(run.caption_parts("seer", 1))
-    caption(run, Seer(), 1)
-    before = get_status(run)["captioners"]["seer"]
+    storage.remove(run.caption_parts("grey", 1))
+    caption(run, GreyEngine(), 1)
+    before = get_status(run)["captioners"]["grey"]
     storage.remove(run.image_stats(0))
-    storage.remove(run.caption_shard("seer", 1))
-    seer = get_status(run)["captioners"]["seer"]
-    assert before["left"] == 0 and (seer["done"], seer["left"]) == (0, get_status(run)["images"]) and seer["left"] > 0
+    storage.remove(run.caption_shard("grey", 1))
+    grey = get_status(run)["captioners"]["grey"]
+    assert before["left"] == 0 and (grey["done"], grey["left"]) == (0, get_status(run)["images"]) and grey["left"] > 0
 
 
 def test_the_last_of_two_downloads_of_a_shard_counts(run: Run) -> None:
@@ -99,12 +99,12 @@ def test_the_last_of_two_downloads_of_a_shard_counts(run: Run) -> None:
 
 def test_captions_of_a_shard_that_is_not_downloaded_do_not_count(run: Run) -> None:
     storage.remove(run.image_stats(0))
-    assert get_status(run)["captioned"] == {"seer": 0}
+    assert get_status(run)["captioned"] == {"grey": 0}
 
 
 def test_an_idle_run_has_no_rate(run: Run) -> None:
-    seer = get_status(run, now=time.time() + 3600)["captioners"]["seer"]
-    assert (seer["images_per_s"], seer["seconds_left"]) == (0, None)
+    grey = get_status(run, now=time.time() + 3600)["captioners"]["grey"]
+    assert (grey["images_per_s"], grey["seconds_left"]) == (0, None)
 
 
 def test_shards_without_a_ledger_entry_count(tmp_path: Path) -> None:
