@@ -1,4 +1,4 @@
-"""`eval` from the command line: every task, from published files to tables, for models of three kinds."""
+"""`eval` from the command line: every task, from published files to tables, for three kinds of models."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def published(monkeypatch):
-    """The tasks as if they were published with as few images as are there, and ImageNet with two templates."""
+    """The tasks as if their published sets had only the images in `data`, and ImageNet with two templates."""
     small = {name: dataclasses.replace(TASKS[name], images=size) for name, size in SIZES.items()}
     small["imagenet"] = dataclasses.replace(
         small["imagenet"], read_classes=lambda folder: (read_classes(folder)[0], read_classes(folder)[1][:2])
@@ -73,11 +73,11 @@ def run(*arguments):
     return CliRunner().invoke(app, ["eval", *map(str, arguments)])
 
 
-def test_every_retrieval_task_of_a_model_of_ours(data, published, model):
+def test_a_lotlip_model_is_evaluated_on_every_retrieval_task(data, published, model):
     pytest.importorskip("open_clip")
     names = [name for name in SIZES if name != "imagenet"]
-    found = run(model, "--data", data, *(part for name in names for part in ("--task", name)))
-    assert found.exit_code == 0, found.output
+    result = run(model, "--data", data, *(part for name in names for part in ("--task", name)))
+    assert result.exit_code == 0, result.output
     out = model.parent / f"eval-{'-'.join(names)}.json"
     results = json.loads(out.read_text())
     for name in names:
@@ -86,39 +86,39 @@ def test_every_retrieval_task_of_a_model_of_ours(data, published, model):
         assert set(measured["t2i"]) == set(measured["i2t"]) == {"R@1", "R@5", "R@10"}
         assert about["statistics"]["texts"] == measured["texts"] and not about["partial"]
     assert results["retrieval"]["dci"]["cut"] == 1.0 and results["retrieval"]["mscoco"]["cut"] == 0.0
-    assert "dci: 100.0% of the texts are longer than 32 tokens; " in found.stderr + found.stdout
+    assert "dci: 100.0% of the texts are longer than 32 tokens; " in result.stderr + result.stdout
     text = out.with_suffix(".md").read_text()
     assert "| 100M | 100M | LoTLIP | 62.10 | 61.06 |" in text and f"| ours |  | **{model}** |" in text
     assert "Table 5" in text and "| Urban-1k | 3 / 3 | 3 / 3 |" in text and out.with_suffix(".tex").exists()
 
 
-def test_open_clips_and_transformers_models_are_evaluated_alike(data, published, tmp_path, monkeypatch):
+def test_models_of_open_clip_and_of_transformers_are_evaluated_the_same_way(data, published, tmp_path, monkeypatch):
     pytest.importorskip("open_clip")
     monkeypatch.chdir(tmp_path)
     clips = [f"open_clip:{write_open_clip(tmp_path / 'a')}", f"clip:{write_clip(tmp_path / 'b')}"]
     for clip in clips:
-        found = run(clip, "--task", f"imagenet={data / 'imagenet'}", "-t", f"mscoco={data / 'mscoco'}", "--json")
-        assert found.exit_code == 0, found.output
-        results = json.loads(found.stdout)
+        result = run(clip, "--task", f"imagenet={data / 'imagenet'}", "-t", f"mscoco={data / 'mscoco'}", "--json")
+        assert result.exit_code == 0, result.output
+        results = json.loads(result.stdout)
         assert results["classification"]["imagenet"]["images"] == 3 and results["settings"]["context_length"] == 20
     written = sorted(tmp_path.glob("eval-*.json"))
     assert len(written) == 2 and all(path.name.endswith("-imagenet-mscoco.json") for path in written)
     shown = CliRunner().invoke(app, ["eval-tables", *map(str, written)]).stdout
-    assert all(f"**{clip}**" in shown for clip in clips) and "Table 4" not in shown  # of which nothing was measured
+    assert all(f"**{clip}**" in shown for clip in clips) and "Table 4" not in shown  # no long-text task was evaluated
     latex = CliRunner().invoke(app, ["eval-tables", *map(str, written), "--latex"]).stdout
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
 
 
-def test_the_worlds_scenes_are_for_any_model_too(tmp_path, monkeypatch):
+def test_any_model_can_be_evaluated_on_synthetic_scenes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = run(f"clip:{write_clip(tmp_path / 'b')}", "--json")
-    assert found.exit_code == 0, found.output
+    result = run(f"clip:{write_clip(tmp_path / 'b')}", "--json")
+    assert result.exit_code == 0, result.output
     [written] = tmp_path.glob("eval-clip-*.json")
-    assert json.loads(found.stdout)["retrieval"] == json.loads(written.read_text())["retrieval"]
+    assert json.loads(result.stdout)["retrieval"] == json.loads(written.read_text())["retrieval"]
 
 
 def test_the_stage_evaluates_each_trained_model_on_every_task_of_the_manifest(data, published, model, tmp_path):
-    """Results lie beside the model, where `eval` writes them, so a further task leaves those that are there."""
+    """Results lie beside the model, where `eval` writes them, so a new task does not repeat existing results."""
     run = Run.at(str(tmp_path / "run"))
     shutil.copytree(model, tmp_path / "run" / "train" / "lotlip" / "model")
     (tmp_path / "run" / "train" / "lotlip" / "done.json").write_text("{}")
@@ -136,43 +136,51 @@ def test_the_stage_evaluates_each_trained_model_on_every_task_of_the_manifest(da
 
 
 @pytest.mark.parametrize("arguments", [[], ["--task", "iiw"]])
-def test_a_trainings_folder_in_place_of_its_models_is_told(data, model, arguments):
-    found = run(model.parent, "--data", data, *arguments)
-    assert found.exit_code == 2
-    assert f"{model.parent}: is not a model, but its subfolder `model` is one; give {model}\n" in found.output
+def test_a_trainings_folder_instead_of_its_model_is_refused(data, model, arguments):
+    result = run(model.parent, "--data", data, *arguments)
+    assert result.exit_code == 2
+    assert f"{model.parent}: is not a model, but its subfolder `model` is one; give {model}\n" in result.output
 
 
-def test_the_same_command_again_says_the_same_figures(data, published, model, tmp_path):
-    asked = (model, "--task", f"docci={data / 'docci'}", "--task", f"dci={data / 'dci'}", "--out", tmp_path / "x.json")
-    first, second = ((found.stdout + found.stderr).splitlines() for found in (run(*asked), run(*asked)))
+def test_the_same_command_again_logs_the_same_figures(data, published, model, tmp_path):
+    arguments = (
+        model,
+        "--task",
+        f"docci={data / 'docci'}",
+        "--task",
+        f"dci={data / 'dci'}",
+        "--out",
+        tmp_path / "x.json",
+    )
+    first, second = ((result.stdout + result.stderr).splitlines() for result in (run(*arguments), run(*arguments)))
     assert [line for line in second if "nothing to do" not in line] == first and len(second) == len(first) + 1
-    for told in (
+    for beginning in (
         "docci: text to image R@1 ",
         "dci: text to image R@1 ",
         "dci: 100.0% of the texts are longer than 32 ",
     ):
-        assert sum(line.startswith(told) for line in first) == 1
+        assert sum(line.startswith(beginning) for line in first) == 1
 
 
-def test_one_model_by_two_paths_is_evaluated_once(data, published, model, tmp_path, monkeypatch):
+def test_a_model_given_by_two_paths_is_evaluated_once(data, published, model, tmp_path, monkeypatch):
     monkeypatch.chdir(model.parent)
     out = tmp_path / "x.json"
-    asked = ("--task", f"docci={data / 'docci'}", "--out", out)
-    assert run(model, *asked).exit_code == 0
-    found = run("../" + model.parent.name + "/model", *asked)
-    assert found.exit_code == 0 and "nothing to do" in found.stderr + found.stdout
+    arguments = ("--task", f"docci={data / 'docci'}", "--out", out)
+    assert run(model, *arguments).exit_code == 0
+    result = run("../" + model.parent.name + "/model", *arguments)
+    assert result.exit_code == 0 and "nothing to do" in result.stderr + result.stdout
 
 
-def test_a_part_is_refused_and_with_allow_partial_marked_wherever_it_is_told(data, model, tmp_path):
-    """The real counts: DCI has 7,805 images, and here are 3 of which one is damaged."""
+def test_a_part_of_a_set_is_refused_and_with_allow_partial_marked_in_all_results(data, model, tmp_path):
+    """With the published counts: DCI has 7,805 images, and the folder has 3, one of them damaged."""
     folder = tmp_path / "dci"
     shutil.copytree(data / "dci", folder)
-    found = run(model, "--task", f"dci={folder}")
-    assert found.exit_code == 2 and "7,805 images with 7,805 texts are published" in found.output
+    result = run(model, "--task", f"dci={folder}")
+    assert result.exit_code == 2 and "7,805 images with 7,805 texts are published" in result.output
     (folder / "densely_captioned_images/photos/sa_1.jpg").write_bytes(b"no image")
     out = tmp_path / "part.json"
-    found = run(model, "--task", f"dci={folder}", "--allow-partial", "--out", out)
-    assert found.exit_code == 0, found.output
+    result = run(model, "--task", f"dci={folder}", "--allow-partial", "--out", out)
+    assert result.exit_code == 0, result.output
     results = json.loads(out.read_text())
     assert results["settings"]["tasks"]["dci"]["partial"] and results["retrieval"]["dci"]["damaged"] == [
         str(folder / "densely_captioned_images/photos/sa_1.jpg")
@@ -183,7 +191,7 @@ def test_a_part_is_refused_and_with_allow_partial_marked_wherever_it_is_told(dat
     assert (
         "\\*" in text
         and "measured on a part" in text
-        and "DCI: not the whole published set" in found.stderr + found.stdout
+        and "DCI: not the whole published set" in result.stderr + result.stdout
     )
 
 
@@ -197,46 +205,47 @@ def test_a_part_is_refused_and_with_allow_partial_marked_wherever_it_is_told(dat
         (["--task", "world=/none"], "the task world is generated, so it has no folder"),
     ],
 )
-def test_what_was_asked_wrongly_is_told(model, arguments, message):
-    found = run(model, *arguments)
-    assert found.exit_code == 2 and message in found.output
+def test_invalid_arguments_are_reported(model, arguments, message):
+    result = run(model, *arguments)
+    assert result.exit_code == 2 and message in result.output
 
 
-def test_a_file_that_is_no_evaluation_is_told(tmp_path):
+def test_a_file_without_evaluation_results_is_refused(tmp_path):
     path = tmp_path / "x.json"
     path.write_text("{}")
-    found = CliRunner().invoke(app, ["eval-tables", str(path)])
-    assert found.exit_code == 2 and "not the results of an evaluation" in found.output
+    result = CliRunner().invoke(app, ["eval-tables", str(path)])
+    assert result.exit_code == 2 and "not the results of an evaluation" in result.output
 
 
 def _evaluation(share, tasks, **settings):
-    ways = {way: {f"R@{k}": share for k in (1, 5, 10)} for way in ("t2i", "i2t")}
-    found = {**ways, "images": 2, "texts": 2, "cut": 0.25, "cut_tokens": 0.1, "damaged": []}
-    return {"retrieval": dict.fromkeys(tasks, found), "classification": {}, "settings": {"model": "d", **settings}}
+    recalls = {way: {f"R@{k}": share for k in (1, 5, 10)} for way in ("t2i", "i2t")}
+    scores = {**recalls, "images": 2, "texts": 2, "cut": 0.25, "cut_tokens": 0.1, "damaged": []}
+    return {"retrieval": dict.fromkeys(tasks, scores), "classification": {}, "settings": {"model": "d", **settings}}
 
 
-def test_evaluations_of_one_model_fill_one_row_with_the_mean_of_the_eight_numbers():
-    apart = [
+def test_results_of_one_model_fill_one_row_with_the_mean_of_the_eight_numbers():
+    separate = [
         _evaluation(0.5, ["dci", "iiw"], name="m"),
         _evaluation(0.25, ["sharegpt4v-1k", "sharegpt4v-10k"], name="m"),
     ]
-    apart[1]["settings"]["name"] = "m by another path"  # one model is one digest of weights
-    both = [line for line in tables(apart).splitlines() if line.startswith("| ours |")]
+    separate[1]["settings"]["name"] = "m by another path"  # models are the same if the digests of their weights are
+    both = [line for line in tables(separate).splitlines() if line.startswith("| ours |")]
     assert len(both) == 2  # in Table 4 and in Table 10
     row = both[:1]
     assert row == ["| ours |  | **m** |" + " 50.00 |" * 4 + " 25.00 |" * 4 + " 37.50 |"]
-    missing = tables(apart[:1]).split("### ")[1]
+    missing = tables(separate[:1]).split("### ")[1]
     [ours] = [line for line in missing.splitlines() if line.startswith("| ours |")]
     assert ours.endswith("| – | – | – | – | – |")
 
 
 @pytest.mark.parametrize(("form", "percent"), [("markdown", "%"), ("latex", r"\%")])
-def test_with_every_figure_stands_what_was_cut_for_it(form, percent):
-    """25% of the texts, 10% of the tokens; of results of before, the second was not counted."""
-    one, other = _evaluation(0.5, ["dci", "mscoco"], name="m"), _evaluation(0.5, ["iiw", "dci"], name="n")
-    other["settings"] |= {"model": "e", "tasks": {"iiw": {"title": "IIW"}}}
-    other["retrieval"]["dci"] = {name: value for name, value in one["retrieval"]["dci"].items() if name != "cut_tokens"}
-    text = tables([one, other], form)
+def test_every_table_shows_the_share_of_texts_and_tokens_beyond_the_context_length(form, percent):
+    """25% of the texts and 10% of the tokens. Results of earlier releases have no share of tokens."""
+    first, second = _evaluation(0.5, ["dci", "mscoco"], name="m"), _evaluation(0.5, ["iiw", "dci"], name="n")
+    second["settings"] |= {"model": "e", "tasks": {"iiw": {"title": "IIW"}}}
+    scores = first["retrieval"]["dci"]
+    second["retrieval"]["dci"] = {name: value for name, value in scores.items() if name != "cut_tokens"}
+    text = tables([first, second], form)
     cut = f"25.0{percent} / 10.0{percent}"
     unknown = f"25.0{percent} / " + ("–" if form == "markdown" else "--")
     below = "\nCut at the context length (task / texts / tokens): "
@@ -244,12 +253,12 @@ def test_with_every_figure_stands_what_was_cut_for_it(form, percent):
     assert (text.count(long), text.count(short), text.count(below)) == (2, 2, 4)  # Tables 4 and 10, and 5 and 11
     head, row = "Texts cut | Tokens cut | Damaged", "| 25.0% | 10.0% | 0 |"
     if form == "latex":
-        head, row = (one.replace("| ", "& ").replace(" |", "").replace("%", percent) for one in (head, row))
+        head, row = (cells.replace("| ", "& ").replace(" |", "").replace("%", percent) for cells in (head, row))
     assert text.count(head) == 1 and text.count(row) == 3
 
 
 def test_the_papers_averages_are_the_means_of_its_numbers():
-    """Held against slips in copying: each printed average is the mean of the eight within what rounding allows."""
+    """Guards against typing errors: each printed average is the mean of the eight numbers within rounding."""
     for row in (*TABLE_4, *TABLE_10):
         assert len(row.values) == 9
         assert sum(row.values[:8]) / 8 == pytest.approx(row.values[8], abs=0.011)
@@ -259,32 +268,32 @@ def test_the_papers_averages_are_the_means_of_its_numbers():
     }
 
 
-def test_two_results_of_a_model_and_task_with_other_figures_are_not_shown_as_one():
-    one, other = _evaluation(0.5, ["dci", "iiw"], name="m"), _evaluation(0.25, ["iiw"], name="m")
-    other["settings"]["tasks"] = {"iiw": {"title": "IIW"}}
-    assert tables([one, one]) == tables([one])
+def test_two_different_results_of_one_model_and_task_are_refused():
+    first, second = _evaluation(0.5, ["dci", "iiw"], name="m"), _evaluation(0.25, ["iiw"], name="m")
+    second["settings"]["tasks"] = {"iiw": {"title": "IIW"}}
+    assert tables([first, first]) == tables([first])
     with pytest.raises(UserError, match="m: two results of iiw have different figures; give only one of them"):
-        tables([one, other])
+        tables([first, second])
 
 
 @pytest.mark.parametrize("form", ["markdown", "latex"])
-def test_below_every_table_with_a_mark_stands_what_it_means(form):
-    """Of a part of IIW and all of DCI. What names the columns of a table has no mark in it."""
-    one = _evaluation(0.5, ["dci", "iiw"], name="m")
-    one["settings"]["tasks"] = {"iiw": {"partial": True}}
-    whole, text = tables([_evaluation(0.5, ["dci", "iiw"], name="m")], form), tables([one], form)
-    said = "\nWith an asterisk (*): measured on a part of the published set\n"
-    assert whole.count(said) == 0 and text.count(said) == 3  # Tables 4 and 10, and all figures
+def test_every_table_with_a_mark_explains_it(form):
+    """With a part of IIW and all of DCI. The heads of the tables have no mark."""
+    partial = _evaluation(0.5, ["dci", "iiw"], name="m")
+    partial["settings"]["tasks"] = {"iiw": {"partial": True}}
+    whole, text = tables([_evaluation(0.5, ["dci", "iiw"], name="m")], form), tables([partial], form)
+    note = "\nWith an asterisk (*): measured on a part of the published set\n"
+    assert whole.count(note) == 0 and text.count(note) == 3  # Tables 4 and 10, and all figures
     assert text.count("50.00\\*" if form == "markdown" else "50.00*") == 2 + 2 + 6
 
 
-def test_a_models_name_is_one_cell_whatever_is_in_it():
+def test_a_models_name_is_one_cell_also_with_a_vertical_bar():
     text = tables([_evaluation(0.5, ["dci", "iiw"], name="a|b")])
     for table in text.split("### ")[1:]:
         lines = [line.replace(r"\|", "") for line in table.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) == 1
 
 
-def test_latex_escapes_what_is_special_in_names():
+def test_latex_escapes_special_characters_in_names():
     text = tables([_evaluation(0.5, ["dci"], name="a_b%#&{~^$\\")], "latex")
     assert r"\textbf{a\_b\%\#\&\{\textasciitilde{}\textasciicircum{}\$\textbackslash{}}" in text

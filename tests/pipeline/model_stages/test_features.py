@@ -1,4 +1,4 @@
-"""The locked tower's features are computed once a shard, on Ray, and are those that a training reads."""
+"""The features of a locked tower are computed once per shard, on Ray, and a training reads them."""
 
 import os
 import pathlib
@@ -15,16 +15,16 @@ from tests.training.run_fixture import write_run, write_towers
 
 
 @pytest.fixture
-def world(tmp_path):
+def run_and_towers(tmp_path):
     return Run.at(write_run(tmp_path / "run", (5, 3, 4))), write_towers(tmp_path / "towers", dropout=0.0)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_is_there_is_not_computed_again_and_a_training_finds_it(world, tmp_path, caplog):
+def test_existing_features_are_not_computed_again_and_a_training_reads_them(run_and_towers, tmp_path, caplog):
     from lotlip_data.training.config import make_config
     from lotlip_data.training.trainer import train
 
-    run, towers = world
+    run, towers = run_and_towers
     first = compute_features(run, towers["image_tower"], None, 0)
     assert (first.existing, first.computed, first.failed) == (0, 3, [])
     files = {path: path.read_bytes() for path in pathlib.Path(run.url, "features").rglob("*.npz")}
@@ -41,34 +41,34 @@ def test_what_is_there_is_not_computed_again_and_a_training_finds_it(world, tmp_
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_shard_that_cannot_be_read_costs_no_other(world):
-    run, towers = world
+def test_an_unreadable_shard_fails_and_all_others_are_computed(run_and_towers):
+    run, towers = run_and_towers
     _open_cache.cache_clear()
     pathlib.Path(run.shards, "train-00001.tar").write_bytes(b"no tar")
-    found = compute_features(run, towers["image_tower"], None, 0)
-    assert found.computed == 2 and len(found.failed) == 1
-    assert "shard 1" in found.failed[0] and "train-00001.tar" in found.failed[0]
+    summary = compute_features(run, towers["image_tower"], None, 0)
+    assert summary.computed == 2 and len(summary.failed) == 1
+    assert "shard 1" in summary.failed[0] and "train-00001.tar" in summary.failed[0]
 
 
-def test_a_tower_that_is_not_there_is_told(world):
-    run, _ = world
+def test_a_missing_tower_is_reported(run_and_towers):
+    run, _ = run_and_towers
     with pytest.raises(UserError, match="image tower"):
         compute_features(run, "/nowhere/vit", None, 0)
 
 
 @pytest.mark.slow
-def test_torchrun_trains_with_the_command_line_and_one_process_speaks(world):
-    run, towers = world
+def test_torchrun_trains_with_the_command_and_only_one_process_logs(run_and_towers):
+    run, towers = run_and_towers
     pathlib.Path(run.manifest).write_text("name: x\nsources: [{name: a, files: [a.csv]}]\n")
     settings = {**towers, "batch": 4, "epochs": 2, "warm_up": 1, "context_length": 96}
-    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ended = subprocess.run(
-        [*torchrun, "-m", "lotlip_data.pipeline.cli", "train", run.url, "--method", "lotlip", *given],
+    process = subprocess.run(
+        [*torchrun, "-m", "lotlip_data.pipeline.cli", "train", run.url, "--method", "lotlip", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("step 6/6") == 1
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("step 6/6") == 1
     assert pathlib.Path(run.train("lotlip"), "model", "model.safetensors").exists()
