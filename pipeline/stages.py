@@ -88,7 +88,7 @@ def download(
     freeze(manifest, run)
     summary = download_shards(manifest, run, retry_failed=retry_failed, accept_failures=accept_failures)
     figures = summary.to_dict()
-    lines = [] if summary.nothing_to_do else [f"download: {summary.fetched:,} of {summary.asked:,} images"]
+    lines = [] if summary.nothing_to_do else [f"download: {summary.fetched:,} of {summary.requested:,} images"]
     lines += format_text(summary.failures.to_dict())
     return Outcome(not summary.nothing_to_do, summary.failed_shards, figures, "download", _logged(lines))
 

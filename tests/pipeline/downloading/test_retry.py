@@ -107,7 +107,7 @@ def test_what_failed_for_a_while_comes_in_further_shards_and_nothing_else_change
 
     def check(summary: DownloadSummary, fetched: list[str], failed: list[tuple[str, str]]) -> None:
         assert accounts(run) == (sorted(fetched), sorted(failed))
-        assert (summary.asked, summary.fetched, summary.failed) == (20, len(fetched), len(failed))
+        assert (summary.requested, summary.fetched, summary.failed) == (20, len(fetched), len(failed))
         assert summary.reasons == dict(Counter(reason for _, reason in failed).most_common())
         assert read_summary(run).to_dict() | {"shards_done": 0, "shards_skipped": 0} == summary.to_dict() | {
             "shards_done": 0,
@@ -296,14 +296,14 @@ def test_a_shard_of_which_nothing_comes_is_done_after_some_downloads_or_on_reque
     flaky.down = False
     for attempt in (1, 2):
         tried = download(manifest, run)
-        assert (tried.fetched, len(tried.not_done)) == (2, 1)
+        assert (tried.fetched, len(tried.pending)) == (2, 1)
         assert list(ledger.tries(run).values()) == [attempt]
     done = download(manifest, run)
     assert (done.fetched, done.reasons, done.failed_shards) == (2, {"connection refused": 1}, [])
     assert download(manifest, run).nothing_to_do
 
     other = Run.at(str(tmp_path / "other"))
-    assert len(download(manifest, other).not_done) == 1
+    assert len(download(manifest, other).pending) == 1
     accepted = download(manifest, other, accept_failures=True)
     assert (accepted.done, accepted.failed_shards, accepted.reasons) == (1, [], {"connection refused": 1})
     assert download(manifest, other, retry_failed=True).to_dict()["retried"] == 1  # accepted is not for ever

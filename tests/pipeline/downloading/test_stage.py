@@ -95,10 +95,10 @@ def test_every_row_is_an_image_or_a_failure_with_its_reason(
     caplog.clear()
     summary = download(manifest, run)
 
-    assert (summary.asked, summary.fetched, summary.failed) == (45, 27, 18)
+    assert (summary.requested, summary.fetched, summary.failed) == (45, 27, 18)
     assert summary.failed_shards == []
     assert summary.reasons == {"truncated": 4} | {reason: 2 for reason in REASONS.values() if reason != "truncated"}
-    assert len(caplog.messages) == 2 + summary.plan.shards
+    assert len(caplog.messages) == 2 + summary.partition.shards
 
     rows = rows_of(run)
     assert sorted(row["key"] for row in rows) == sorted(
@@ -132,7 +132,7 @@ def test_a_row_that_takes_too_long_is_a_failure(tmp_path: pathlib.Path, server: 
     impatient = SETTINGS | {"timeout": 1.0, "total_timeout": 1.0}
     manifest, run = world(tmp_path, server.url, 0, {"slow": 3}, download=impatient), Run.at(str(tmp_path / "run"))
     summary = download(manifest, run, accept_failures=True)
-    assert (summary.asked, summary.failed, summary.reasons) == (3, 3, {"timeout": 3})
+    assert (summary.requested, summary.failed, summary.reasons) == (3, 3, {"timeout": 3})
     failures = pq.read_table(run.quarantine("images")).to_pylist()
     assert {row["uid"]: row["reason"] for row in failures} == {row["uid"]: "timeout" for row in rows_of(run)}
 
@@ -169,10 +169,10 @@ def test_shards_are_not_done_while_the_server_is_down_and_are_fetched_when_it_is
         down = download(manifest, run)
         assert (down.fetched, down.failed, down.committed) == (0, 0, set())
         assert [line.split(" (")[0] for line in down.failed_shards] == [
-            "shard 00000: nothing could be fetched",
-            "shard 00001: nothing could be fetched",
+            "shard 00000: no image downloaded",
+            "shard 00001: no image downloaded",
         ]
-        assert "10 × connection refused), which may pass" in down.failed_shards[0]
+        assert "10 × connection refused); the errors look transient" in down.failed_shards[0]
         assert storage.list_names(run.images) == []
         with SceneServer(port=port):
             up = download(manifest, run)
@@ -185,7 +185,7 @@ def test_a_list_of_dead_links_is_done_and_says_that_nothing_came(tmp_path: pathl
     for done in (2, 0):
         summary = download(manifest, run)
         assert (summary.failed, summary.done) == (12, done)
-        assert summary.failed_shards == ["none of the 12 images could be fetched: 12 × http 404"]
+        assert summary.failed_shards == ["none of the 12 images downloaded: 12 × http 404"]
 
 
 @pytest.mark.usefixtures("ray_cluster")
