@@ -140,7 +140,7 @@ def record(ledger: str, shard: int, work: WorkRecord) -> None:
 def recorded(ledger: str) -> dict[int, WorkRecord]:
     """The records in a ledger folder, by shard. A shard is missing if its writer was killed after the marker.
 
-    Two drivers can leave two entries for one shard. The one with the most work counts, and the latest if they are equal.
+    Two drivers can leave two entries for one shard. The one with more work counts; of two equal ones, the later.
     """
     records: dict[int, WorkRecord] = {}
     for name in storage.list_names(ledger):
