@@ -18,7 +18,7 @@ from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
 from tests.pipeline import run_fixture as fake_run
-from tests.pipeline.peak_memory import peak
+from tests.pipeline.peak_memory import peak_memory_bytes
 
 PIXELS = 512
 
@@ -54,7 +54,7 @@ async def work(captioning: CaptionWorker, sizes: list[int]) -> list[int]:
     for shard, size in enumerate(sizes):
         result = await captioning.caption_shard(shard)
         assert (result.captioned, result.rejected) == (size, 0)
-        peaks.append(peak())
+        peaks.append(peak_memory_bytes())
     return peaks
 
 
