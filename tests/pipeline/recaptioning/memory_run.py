@@ -44,7 +44,7 @@ def write(run: Run, shard: int, size: int) -> None:
     members = []
     for number in range(size):
         url = f"http://images.test/{shard}/{number}.jpg"
-        row = fake_run.asked(f"{shard_name(shard)}{number:04d}", url, ["noise"], ["web"])
+        row = fake_run.listed_row(f"{shard_name(shard)}{number:04d}", url, ["noise"], ["web"])
         members.append((row | {"status": SUCCESS, "sha256": "0" * 64}, content.getvalue()))
     fake_run.commit_images(run, shard, [row for row, _ in members], members)
 
