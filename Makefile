@@ -27,8 +27,9 @@ demo: setup
 study: setup
 	$(BIN)/lotlip-data study runs/study --out docs
 
+# One process per core. A module's tests stay in one process, so that they share its fixtures and one Ray cluster.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: setup
 	bash tools/browser.sh

@@ -16,7 +16,7 @@ A scale of the LoTLIP paper needs the files of its sources' lists (`lotlip-data 
     files:
       cc3m: [Train_GCC-training.tsv]
 
-`load` reads a user's manifest, `freeze` stores it in the run's folder, and `frozen` reads it from there.
+A run keeps the manifest that it started with, as `RUN/manifest.yaml`.
 """
 
 import pathlib
@@ -33,8 +33,8 @@ from lotlip_data.manifests.settings.captioners import CaptionerEntry, parse_capt
 from lotlip_data.manifests.settings.dataset import CleanSettings, ShardSettings
 from lotlip_data.manifests.settings.download import DownloadSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry
+from lotlip_data.manifests.settings.source import Name, Source
 from lotlip_data.manifests.settings.training import TrainingEntry
-from lotlip_data.manifests.source import Name, Source
 
 
 class ManifestError(UserError):

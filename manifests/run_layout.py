@@ -198,9 +198,9 @@ class Run:
     def log(self, invocation: str) -> str:
         return self._in("logs", invocation, "log.txt")
 
-    def features(self, tower: str) -> str:
-        """The image features of a tower, one object for each tar."""
-        return self._in("features", tower)
+    def features(self, *tower: str) -> str:
+        """The image features of a tower, one object for each tar; without `tower`, the folder of all towers."""
+        return self._in("features", *tower)
 
     @property
     def report(self) -> str:

@@ -73,7 +73,7 @@ def test_errors_are_user_errors_that_say_what_to_do(manifest_file: Path, tmp_pat
         recaption(Run.at(str(run)))
     with pytest.raises(UserError, match="give the method too"):
         train(run, preset="demo")
-    with pytest.raises(UserError, match=r"manifest: captioner 'lava' is unknown"):
+    with pytest.raises(UserError, match=r"manifest: .*'lava' is unknown; did you mean 'llava'"):
         download({"name": "m", "sources": [{"name": "a", "files": ["a.csv"]}], "captioners": ["lava"]}, run)
     with pytest.raises(UserError, match=r"is a file; RUN is a run's folder"):
         download(manifest_file, manifest_file)

@@ -15,7 +15,7 @@ from lotlip_data.manifests.settings.messages import unknown_name
 from lotlip_data.pipeline.core.logs import log_prefix
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
-from lotlip_data.training.evaluation.models import NAMED, load_embedder
+from lotlip_data.training.evaluation.models import NAME_PREFIXES, load_embedder
 from lotlip_data.training.evaluation.report import tables
 from lotlip_data.training.evaluation.tasks.base import ImageClasses, ImageTexts, Task, is_partial, read_task
 from lotlip_data.training.evaluation.tasks.registry import TASKS
@@ -68,14 +68,14 @@ def evaluate_tasks(
 def default_out(model: str, tasks: Sequence[str]) -> str:
     """`eval-TASK-TASK.json` beside a model's folder; of other models in the working folder, by their names."""
     model, end = canonical_model_name(model), "".join(f"-{task}" for task in tasks) + ".json"
-    if model.startswith(NAMED):
+    if model.startswith(NAME_PREFIXES):
         return storage.normalise(f"eval-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')}{end}")
     return storage.join(model.rpartition("/")[0], f"eval{end}")
 
 
 def canonical_model_name(model: str) -> str:
     """The model's one name: a folder's without what depends on where the command is given."""
-    if model.startswith(NAMED):
+    if model.startswith(NAME_PREFIXES):
         return model
     url = storage.normalise(model)
     return url if "://" in url else os.path.normpath(url)
@@ -84,7 +84,7 @@ def canonical_model_name(model: str) -> str:
 def model_named(model: str) -> str:
     """As `name_of`, of a model that is to be loaded. Raises UserError for a training's folder."""
     name = canonical_model_name(model)
-    if not name.startswith(NAMED):
+    if not name.startswith(NAME_PREFIXES):
         reject_training_folder(name)
     return name
 
@@ -106,7 +106,7 @@ def _tell(read: ImageTexts | ImageClasses, found: dict[str, Any]) -> None:
             f", {found['texts']:,} texts of {found['sub_captions_per_text']:.2f} sub-captions and "
             f"{found['tokens_per_text']:.2f} tokens"
         )
-        line += " (the paper: {:.2f} and {:.2f})".format(*read.task.row) if read.task.row else ""
+        line += " (the paper: {:.2f} and {:.2f})".format(*read.task.table_1_row) if read.task.table_1_row else ""
     logger.info(line)
     if is_partial(read):
         missing = f", and of those that its files name {len(read.missing):,} are missing" if read.missing else ""
@@ -122,13 +122,17 @@ def _tell(read: ImageTexts | ImageClasses, found: dict[str, Any]) -> None:
             f"{read.task.title}: {len(read.substituted):,} images are taken under another name than their records', "
             f"{read.substituted[0]} for one; they may be other pictures"
         )
-    if read.changed:
-        logger.warning(f"{read.task.title}: other checksums than the published ones: {', '.join(read.changed)}")
+    if read.changed_files:
+        logger.warning(f"{read.task.title}: other checksums than the published ones: {', '.join(read.changed_files)}")
 
 
 def _about(read: ImageTexts | ImageClasses) -> dict[str, Any]:
     task = read.task
-    published = {"images": task.images, "texts": task.images * task.texts_an_image, "row": task.row and list(task.row)}
+    published = {
+        "images": task.images,
+        "texts": task.images * task.texts_per_image,
+        "row": task.table_1_row and list(task.table_1_row),
+    }
     return {
         "title": task.title,
         "kind": task.kind,
@@ -136,7 +140,7 @@ def _about(read: ImageTexts | ImageClasses) -> dict[str, Any]:
         "missing": len(read.missing),
         "textless": len(read.textless),
         "substituted": len(read.substituted),
-        "changed_files": list(read.changed),
+        "changed_files": list(read.changed_files),
         "statistics": read.statistics(),
         "published": published,
     }

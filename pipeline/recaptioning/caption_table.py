@@ -13,7 +13,7 @@ from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.schema import KIND
-from lotlip_data.manifests.source import Source
+from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.url_lists.reader import (
     BadRow,
     Chunk,

@@ -232,7 +232,7 @@ def _link_first_shards(source: Run, target: Run, records: Sequence[dict[str, Any
     """Create a dataset of the first shards of `source`, as hard links to their files and features."""
     names = [record[kind]["name"] for record in records for kind in ("tar", "parquet")]
     pairs = [(Path(source.shards, name), Path(target.shards, name)) for name in names]
-    features = Path(source.url, "features")
+    features = Path(source.features())
     pairs += [(path, Path(target.url, path.relative_to(source.url))) for path in features.rglob("*.npz")]
     for original, link in pairs:
         link.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, Run
 from lotlip_data.manifests.schema import LISTS
-from lotlip_data.manifests.source import Source
+from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.core.external_buckets import ExternalBuckets, bucket_count
 from lotlip_data.pipeline.core.scratch import scratch_folder

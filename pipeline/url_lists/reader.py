@@ -28,7 +28,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.row_filter import FilterError, RowFilter
 from lotlip_data.manifests.sample_id import uid_from_url
-from lotlip_data.manifests.source import HashName, Source
+from lotlip_data.manifests.settings.source import HashName, Source
 from lotlip_data.manifests.storage_retry import StorageError
 
 BATCH_ROWS = 8192

@@ -1,6 +1,7 @@
-"""Zero-shot evaluation of a model: retrieval both ways, and classification by class names.
+"""Zero-shot evaluation of a model: retrieval in both directions, and classification by class names.
 
-What is evaluated on comes from outside: any object with the attributes of `RetrievalSet` or `ClassificationSet`.
+Any object with the attributes of `RetrievalSet` or `ClassificationSet` can be evaluated on. Results are committed as
+one JSON object. The result of each finished set is kept until then, so an interrupted evaluation resumes.
 """
 
 import functools
@@ -19,38 +20,45 @@ from PIL import Image
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import progress_bar
-from lotlip_data.training.evaluation import metrics as retrieval
+from lotlip_data.training.evaluation import metrics
 from lotlip_data.training.evaluation.models import Embedder
 
 logger = logging.getLogger(__name__)
 
+_DIGESTED_ATTRIBUTES = ("texts", "image_of_text", "labels", "class_names", "templates")
 
-class RetrievalSet(Protocol):
-    """Images and texts of which text j belongs to image `image_of_text[j]`."""
+
+class ImageSet(Protocol):
+    """What retrieval and classification sets have in common.
+
+    A set can also have `paths`, the paths of its images for messages, and `stamp`, a text that changes when its images
+    change.
+    """
 
     @property
     def name(self) -> str: ...
+    def images(self) -> Iterable[Image.Image | None]:
+        """All images in order, generated one at a time; None for an image that cannot be read."""
+
+
+class RetrievalSet(ImageSet, Protocol):
+    """Images and texts: text j belongs to image `image_of_text[j]`."""
+
     @property
     def texts(self) -> Sequence[str]: ...
     @property
     def image_of_text(self) -> Sequence[int]: ...
-    def images(self) -> Iterable[Image.Image | None]:
-        """All images in order, made one at a time; None for one that cannot be read."""
 
 
-class ClassificationSet(Protocol):
-    """Images and the index of each one's class; a prompt is a template with the class name in place of "{}"."""
+class ClassificationSet(ImageSet, Protocol):
+    """Images and classes: image i is of class `labels[i]`. A prompt is a template with the class name for "{}"."""
 
-    @property
-    def name(self) -> str: ...
     @property
     def labels(self) -> Sequence[int]: ...
     @property
     def class_names(self) -> Sequence[str]: ...
     @property
     def templates(self) -> Sequence[str]: ...
-    def images(self) -> Iterable[Image.Image | None]:
-        """All images in order, made one at a time; None for one that cannot be read."""
 
 
 def evaluate_zero_shot(
@@ -62,195 +70,233 @@ def evaluate_zero_shot(
     about: Mapping[str, Any] | None = None,
     allow_partial: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate the model and commit the results as the JSON object `out`; returns them.
+    """Evaluate a model and commit the results as a JSON object.
 
-        {"retrieval": {SET: {"t2i": {"R@1": …, "R@5": …, "R@10": …}, "i2t": {…}, "images": N, "texts": M, "cut": …,
-         "cut_tokens": …, "damaged": […]}}, "classification": {SET: {"top1": …, "images": N, "classes": C, "cut": …,
-         "cut_tokens": …, "damaged": […]}}, "settings": {…}, "made_with": {…}, "seconds": …}
+    If `out` exists with the same settings, nothing is computed, and its figures are logged again.
 
-    Shares are in [0, 1]; "cut" is the share of texts that are longer than the model's context length, "cut_tokens" the
-    share of all texts' tokens that lie beyond it. `about` goes into "settings". An image that cannot be read raises
-    UserError, or is left out with its texts and listed in "damaged" with `allow_partial`. Each set's result is kept
-    beside `out` until all are there, so a killed evaluation goes on. Where `out` is there with the same settings,
-    nothing is computed, and the same is said of it; with others, UserError is raised, as of features that are not
-    finite.
+    Args:
+        model: See `load_embedder`.
+        out: Path or URL of the JSON object.
+        retrieval_sets: Sets to measure recall on.
+        classification_sets: Sets to measure top-1 accuracy on.
+        about: More settings to record.
+        allow_partial: Leave out images that cannot be read, with their texts, and list them in "damaged".
+
+    Returns:
+        The results, with shares in [0, 1]. "cut" is the share of texts that are longer than the model's context length,
+        "cut_tokens" the share of the tokens of all texts that lie beyond it.
+
+            {"retrieval": {SET: {"t2i": {"R@1": …, "R@5": …, "R@10": …}, "i2t": {…}, "images": N, "texts": M, "cut": …,
+             "cut_tokens": …, "damaged": […]}},
+             "classification": {SET: {"top1": …, "images": N, "classes": C, "cut": …, "cut_tokens": …, "damaged": […]}},
+             "settings": {…}, "made_with": {…}, "seconds": …}
+
+    Raises:
+        UserError: If `out` has results with other settings, if an image cannot be read (without `allow_partial`), if no
+            image of a set can be read, or if the model's features are not finite.
     """
     settings = {
         "model": model.identity,
         "context_length": model.context_length,
         "allow_partial": allow_partial,
-        "sets": [_describe(one) for one in retrieval_sets] + [_describe(one) for one in classification_sets],
+        "sets": [_describe(image_set) for image_set in (*retrieval_sets, *classification_sets)],
         **(about or {}),
     }
     if storage.exists(out):
-        held = read_results(out)
-        if held["settings"] != settings:
-            raise UserError(
-                f"{out} holds the evaluation of another model, of other sets or of other images: remove it, or name "
-                "another file"
-            )
-        logger.info(f"{out}: evaluated already; nothing to do")
-        for name, found in _sets(held):
-            _tell(name, found, model)
-        return held
-    parts = _Parts(f"{out}.parts", [model.identity, model.context_length, allow_partial])
+        return _reuse_results(out, settings)
     results: dict[str, Any] = {"retrieval": {}, "classification": {}, "settings": settings}
     results |= {"made_with": _versions(), "seconds": 0.0}
-    for pairs in retrieval_sets:
-        compute = functools.partial(_retrieve, model, pairs, allow_partial)
-        results["retrieval"][pairs.name] = found = parts.result(_describe(pairs), compute)
-        _tell(pairs.name, found, model)
-    for classes in classification_sets:
-        compute = functools.partial(_classify, model, classes, allow_partial)
-        results["classification"][classes.name] = found = parts.result(_describe(classes), compute)
-        _tell(classes.name, found, model)
-    for _, found in _sets(results):
-        results["seconds"] = round(results["seconds"] + found.pop("seconds"), 2)
+    set_results = _SetResults(f"{out}.parts", [model.identity, model.context_length, allow_partial])
+    measurements: list[tuple[str, ImageSet, Callable[[], dict[str, Any]]]] = [
+        *(("retrieval", pairs, functools.partial(_retrieve, model, pairs, allow_partial)) for pairs in retrieval_sets),
+        *(
+            ("classification", classes, functools.partial(_classify, model, classes, allow_partial))
+            for classes in classification_sets
+        ),
+    ]
+    for kind, image_set, measure in measurements:
+        figures = set_results.read_or_measure(image_set, measure)
+        results["seconds"] = round(results["seconds"] + figures.pop("seconds"), 2)
+        results[kind][image_set.name] = figures
+        _log_figures(image_set.name, figures, model.context_length)
     storage.create(out, (json.dumps(results, indent=1) + "\n").encode())
-    storage.remove(parts.folder)
+    storage.remove(set_results.folder)
     return results
 
 
 def read_results(url: str) -> dict[str, Any]:
-    """Results that `evaluate` wrote. Raises UserError for a file that is none."""
+    """Read the results that `evaluate_zero_shot` wrote.
+
+    Raises:
+        UserError: If the file cannot be read or does not contain such results.
+    """
     try:
-        found = json.loads(storage.read_bytes(url))
+        results = json.loads(storage.read_bytes(url))
     except (OSError, ValueError) as error:
         raise UserError(f"{url}: no results of an evaluation can be read ({error})") from error
-    if not isinstance(found, dict) or not {"retrieval", "classification", "settings"} <= set(found):
-        raise UserError(f"{url}: not the results of an evaluation; name what `lotlip-data eval` wrote")
-    return found
+    if not isinstance(results, dict) or not {"retrieval", "classification", "settings"} <= set(results):
+        raise UserError(f"{url}: not the results of an evaluation; name a JSON file that `lotlip-data eval` wrote")
+    return results
 
 
-def _sets(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """What was found of each set, by its name."""
-    return [*results["retrieval"].items(), *results["classification"].items()]
+def _reuse_results(out: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The results that exist, logged again. Raises UserError if their settings are different."""
+    results = read_results(out)
+    if results["settings"] != settings:
+        raise UserError(
+            f"{out} contains the evaluation of another model, of other sets or of other images: remove it, or choose "
+            "another file"
+        )
+    logger.info(f"{out}: already evaluated; nothing to do")
+    for name, figures in (*results["retrieval"].items(), *results["classification"].items()):
+        _log_figures(name, figures, results["settings"]["context_length"])
+    return results
 
 
-def _tell(name: str, found: Mapping[str, Any], model: Embedder) -> None:
-    """A set's figures, and what was cut for them."""
-    if "t2i" in found:
-        logger.info(f"{name}: text to image R@1 {found['t2i']['R@1']:.1%}, image to text R@1 {found['i2t']['R@1']:.1%}")
+class _SetResults:
+    """The results of single sets, kept in a folder until the evaluation is complete.
+
+    Args:
+        folder: Path or URL.
+        settings: What the results depend on besides the set.
+    """
+
+    def __init__(self, folder: str, settings: list[Any]) -> None:
+        self.folder = folder
+        self._settings = settings
+
+    def read_or_measure(self, image_set: ImageSet, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The kept result of the set, or else the result of `measure`; with the "seconds" that it took."""
+        description = _describe(image_set)
+        digest = hashlib.sha256(json.dumps([self._settings, description]).encode()).hexdigest()[:16]
+        url = storage.join(self.folder, f"{image_set.name}-{digest}.json")
+        if not storage.exists(url):
+            start = time.monotonic()
+            figures = measure()
+            storage.create(url, json.dumps(figures | {"seconds": time.monotonic() - start}).encode())
+        return artifacts.read_json(url, "Remove it; the next run evaluates this set again.")
+
+
+def _retrieve(model: Embedder, pairs: RetrievalSet, allow_partial: bool) -> dict[str, Any]:
+    """The figures of a retrieval set. The texts of images that cannot be read are left out."""
+    image_count = 1 + max(pairs.image_of_text, default=-1)  # without images after the last one that has a text
+    image_features, readable, damaged = _embed_images(model, pairs, image_count, allow_partial)
+    row_of_image = {image: row for row, image in enumerate(readable)}
+    texts, image_rows = [], []
+    for text, image in zip(pairs.texts, pairs.image_of_text, strict=True):
+        if image in row_of_image:
+            texts.append(text)
+            image_rows.append(row_of_image[image])
+    text_features, cut = _embed_texts(model, pairs, texts)
+    recall: dict[str, Any] = metrics.recall(image_features, text_features, image_rows)
+    return recall | {"images": len(image_features), "texts": len(texts), **cut, "damaged": damaged}
+
+
+def _classify(model: Embedder, classes: ClassificationSet, allow_partial: bool) -> dict[str, Any]:
+    """The figures of a classification set. The feature of a class is the mean over all templates."""
+    image_features, readable, damaged = _embed_images(model, classes, len(classes.labels), allow_partial)
+    prompts = [template.replace("{}", name) for name in classes.class_names for template in classes.templates]
+    prompt_features, cut = _embed_texts(model, classes, prompts)
+    class_count = len(classes.class_names)
+    class_features = F.normalize(prompt_features.unflatten(0, (class_count, -1)).mean(dim=1), dim=-1)
+    # ImageNet has two names that two classes share. Published results take the first of equal scores, so an image of
+    # the second class is never right. If these ties counted against the model, images of the first class would not be
+    # right either: so only the first class of each name is compared.
+    first_class = {name: index for index, name in reversed(list(enumerate(classes.class_names)))}
+    compared = sorted(first_class.values())
+    row_of_class = {label: row for row, label in enumerate(compared)}
+    labels = [row_of_class.get(classes.labels[image], -1) for image in readable]
+    top1 = metrics.accuracy(image_features, class_features[compared], labels)
+    return {"top1": top1, "images": len(image_features), "classes": class_count, **cut, "damaged": damaged}
+
+
+def _embed_images(
+    model: Embedder, image_set: ImageSet, image_count: int, allow_partial: bool
+) -> tuple[torch.Tensor, list[int], list[str]]:
+    """Compute the features of the images that can be read.
+
+    Args:
+        model: The model.
+        image_set: The set that has the images.
+        image_count: Number of images of the set, for the progress bar.
+        allow_partial: Leave out images that cannot be read.
+
+    Returns:
+        The features [N, D], the N indices of their images, and the names of the images that cannot be read.
+
+    Raises:
+        UserError: If an image cannot be read and `allow_partial` is false, or if no image can be read.
+    """
+    readable: list[int] = []
+    damaged: list[int] = []
+
+    def read_images() -> Iterator[Image.Image]:
+        with progress_bar(image_set.name, image_count, "image") as bar:
+            for index, image in enumerate(image_set.images()):
+                (readable if image is not None else damaged).append(index)
+                if image is not None:
+                    yield image
+                bar.update()
+
+    features = model.embed_images(read_images())
+    paths = getattr(image_set, "paths", None)
+    damaged_names = [paths[index] if paths else f"image {index}" for index in damaged]
+    if damaged and (not allow_partial or not readable):
+        raise UserError(
+            f"{image_set.name}: {len(damaged):,} images cannot be read, for example {damaged_names[0]}; download them "
+            "again" + (", or leave them out with --allow-partial" if readable else "")
+        )
+    _check_finite(features, f"{image_set.name}: images")
+    return features, readable, damaged_names
+
+
+def _embed_texts(model: Embedder, image_set: ImageSet, texts: Sequence[str]) -> tuple[torch.Tensor, dict[str, float]]:
+    """Compute the features of texts. Equal texts are embedded once, so that their scores are equal to the last bit.
+
+    Returns:
+        The features [M, D], and the shares "cut" and "cut_tokens".
+    """
+    row_of_text = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    embedded = model.embed_texts(list(row_of_text))
+    _check_finite(embedded.features, f"{image_set.name}: texts")
+    rows = [row_of_text[text] for text in texts]
+    lengths = [embedded.lengths[row] for row in rows]
+    tokens_cut = [max(0, length - model.context_length) for length in lengths]
+    cut = {
+        "cut": sum(map(bool, tokens_cut)) / max(1, len(rows)),
+        "cut_tokens": sum(tokens_cut) / max(1, sum(lengths)),
+    }
+    return embedded.features[rows], cut
+
+
+def _check_finite(features: torch.Tensor, owner: str) -> None:
+    """Raises UserError if a feature [N, D] is NaN or infinite: comparisons with it mean nothing."""
+    if broken := int((~features.isfinite()).any(dim=1).sum()):
+        raise UserError(
+            f"{owner}: the model's features of {broken:,} of {len(features):,} are not finite numbers, so nothing can "
+            "be measured; the training has diverged or the weights are damaged: use an earlier checkpoint"
+        )
+
+
+def _describe(image_set: ImageSet) -> dict[str, Any]:
+    """The name of the set and a digest of its texts, its labels and the `stamp` of its images."""
+    content = {name: list(getattr(image_set, name)) for name in _DIGESTED_ATTRIBUTES if hasattr(image_set, name)}
+    content["stamp"] = [getattr(image_set, "stamp", None)]
+    return {"name": image_set.name, "digest": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}
+
+
+def _log_figures(name: str, figures: Mapping[str, Any], context_length: int) -> None:
+    """Log the main figures of a set, and the shares of texts and tokens that were cut."""
+    if "t2i" in figures:
+        t2i, i2t = (figures[direction]["R@1"] for direction in ("t2i", "i2t"))
+        logger.info(f"{name}: text to image R@1 {t2i:.1%}, image to text R@1 {i2t:.1%}")
     else:
-        logger.info(f"{name}: top-1 {found['top1']:.1%} of {found['classes']} classes")
+        logger.info(f"{name}: top-1 {figures['top1']:.1%} of {figures['classes']} classes")
     logger.info(
-        f"{name}: {found['cut']:.1%} of the texts are longer than {model.context_length} tokens; "
-        f"{found['cut_tokens']:.1%} of all their tokens are cut"
+        f"{name}: {figures['cut']:.1%} of the texts are longer than {context_length} tokens; "
+        f"{figures['cut_tokens']:.1%} of all their tokens are cut"
     )
 
 
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("lotlip-data", "torch", "transformers")}
-
-
-class _Parts:
-    """Results of single sets, kept until the evaluation is whole."""
-
-    def __init__(self, folder: str, key: list[Any]) -> None:
-        self.folder = folder
-        self._key = key
-
-    def result(self, described: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is kept for that set, else what `compute` gives, with the seconds it took."""
-        digest = hashlib.sha256(json.dumps([self._key, described]).encode()).hexdigest()[:16]
-        url = storage.join(self.folder, f"{described['name']}-{digest}.json")
-        if not storage.exists(url):
-            began = time.monotonic()
-            found = compute()
-            storage.create(url, json.dumps(found | {"seconds": time.monotonic() - began}).encode())
-        return artifacts.read_json(url, "Remove it; the next run evaluates this set again.")
-
-
-def _retrieve(model: Embedder, pairs: RetrievalSet, allow_partial: bool) -> dict[str, Any]:
-    image, kept, damaged = _embed_images(model, pairs, allow_partial)
-    place = {index: row for row, index in enumerate(kept)}
-    texts = [
-        (text, place[owner]) for text, owner in zip(pairs.texts, pairs.image_of_text, strict=True) if owner in place
-    ]
-    text, cut = _embed_texts(model, pairs, [one for one, _ in texts])
-    found: dict[str, Any] = retrieval.recall(image, text, [owner for _, owner in texts])
-    return found | {"images": len(image), "texts": len(text), **cut, "damaged": damaged}
-
-
-def _classify(model: Embedder, classes: ClassificationSet, allow_partial: bool) -> dict[str, Any]:
-    image, kept, damaged = _embed_images(model, classes, allow_partial)
-    prompts = [template.replace("{}", name) for name in classes.class_names for template in classes.templates]
-    text, cut = _embed_texts(model, classes, prompts)
-    centres = F.normalize(text.unflatten(0, (len(classes.class_names), -1)).mean(dim=1), dim=-1)
-    # Two of ImageNet's names stand for two classes each. Published results take the first of equal scores, so an image
-    # of the second one is never right; counting their ties against the model would take away the first one's too.
-    first = {name: index for index, name in reversed(list(enumerate(classes.class_names)))}
-    rows = sorted(first.values())
-    row_of = {label: row for row, label in enumerate(rows)}
-    labels = [row_of.get(classes.labels[index], -1) for index in kept]
-    top1 = retrieval.accuracy(image, centres[rows], labels)
-    return {"top1": top1, "images": len(image), "classes": len(centres), **cut, "damaged": damaged}
-
-
-def _embed_images(
-    model: Embedder, one: RetrievalSet | ClassificationSet, allow_partial: bool
-) -> tuple[torch.Tensor, list[int], list[str]]:
-    """Features of the images that can be read, their indices, and the names of the others.
-
-    Raises UserError of an image that cannot be read, or of all.
-    """
-    kept: list[int] = []
-    damaged: list[int] = []
-
-    def readable() -> Iterator[Image.Image]:
-        with progress_bar(one.name, _image_count(one), "image") as bar:
-            for index, image in enumerate(one.images()):
-                (kept if image is not None else damaged).append(index)
-                if image is not None:
-                    yield image
-                bar.update()
-
-    features = model.embed_images(readable())
-    paths = getattr(one, "paths", None)
-    names = [paths[index] if paths else f"image {index}" for index in damaged]
-    if damaged and (not allow_partial or not kept):
-        raise UserError(
-            f"{one.name}: {len(damaged):,} images cannot be read, {names[0]} for one; fetch them again"
-            + (", or leave them out with --allow-partial" if kept else "")
-        )
-    return _finite(features, f"{one.name}: images"), kept, names
-
-
-def _image_count(one: RetrievalSet | ClassificationSet) -> int:
-    """Number of images. The last images of a retrieval set that have no text are not counted."""
-    owners: Sequence[int] | None = getattr(one, "image_of_text", None)
-    return len(getattr(one, "labels", ())) if owners is None else 1 + max(owners, default=-1)
-
-
-def _embed_texts(
-    model: Embedder, one: RetrievalSet | ClassificationSet, texts: Sequence[str]
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Features, and what was cut. Equal texts are embedded once, so that they tie to the last bit."""
-    distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-    embedded = model.embed_texts(list(distinct))
-    rows = [distinct[text] for text in texts]
-    lengths = [embedded.lengths[row] for row in rows]
-    beyond = [max(0, length - model.context_length) for length in lengths]
-    cut = {
-        "cut": sum(map(bool, beyond)) / max(1, len(rows)),
-        "cut_tokens": sum(beyond) / max(1, sum(lengths)),
-    }
-    return _finite(embedded.features, f"{one.name}: texts")[rows], cut
-
-
-def _finite(features: torch.Tensor, what: str) -> torch.Tensor:
-    """The features. Raises UserError where one is no number: it would be as near to all as to one."""
-    if broken := int((~features.isfinite()).any(dim=1).sum()):
-        raise UserError(
-            f"{what}: for {broken:,} of {len(features):,} the model gives features that are no numbers, so nothing can "
-            "be measured; its training has diverged, or its weights are damaged: take an earlier checkpoint"
-        )
-    return features
-
-
-def _describe(one: RetrievalSet | ClassificationSet) -> dict[str, Any]:
-    """A set's name, and a digest of its texts, of what belongs to what, and of its images' `stamp` where it has one."""
-    fields = ("texts", "image_of_text", "labels", "class_names", "templates")
-    content = {name: list(getattr(one, name)) for name in fields if hasattr(one, name)}
-    content["stamp"] = [getattr(one, "stamp", None)]
-    return {"name": one.name, "digest": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}

@@ -1,61 +1,90 @@
-"""Recall and accuracy from unit features: block by block, and ties count against the model."""
+"""Recall and accuracy from unit features, computed in blocks. Ties count against the model.
+
+Shapes: N images, M texts, C classes, D feature dimensions; Q queries, G items of a gallery.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-SCORES = 2**21
-"""Scores that are held at once: 8 MiB of float32."""
-GALLERY = 1024
-"""Rows of the gallery that are multiplied at once, in float64."""
+SCORES_PER_BLOCK = 2**21
+"""Number of scores in memory at a time: 8 MiB of float32."""
+GALLERY_ROWS_PER_BLOCK = 1024
+"""Number of gallery rows that are multiplied at a time, in float64."""
 
 
 def recall(
     image: Tensor, text: Tensor, image_of_text: Sequence[int], ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, dict[str, float]]:
-    """R@k both ways: `t2i` and `i2t`, each {"R@1": share in [0, 1], …}.
+    """Recall at k, text to image and image to text.
 
-    `image` [N, D] and `text` [M, D] have unit rows; text j belongs to image `image_of_text[j]`, and an image may have
-    several texts: it is found if any of them is among the first k. Memory beside the features does not grow with
-    N × M: SCORES scores and GALLERY rows. Raises ValueError where an image has no text.
+    An image may have several texts: it counts as found if any of them is among the first k. Besides the features,
+    memory holds SCORES_PER_BLOCK scores and GALLERY_ROWS_PER_BLOCK rows, and does not grow with N × M.
+
+    Args:
+        image: Unit features [N, D].
+        text: Unit features [M, D].
+        image_of_text: The index of the image of each text, [M].
+        ks: The values of k.
+
+    Returns:
+        For `t2i` and `i2t`: {"R@1": share in [0, 1], …}.
+
+    Raises:
+        ValueError: If an image has no text, or if `image_of_text` does not have M items.
     """
-    owner = torch.as_tensor(image_of_text)
-    if len(owner) != len(text):
-        raise ValueError(f"{len(text)} texts, but {len(owner)} of them are assigned to images")
-    each = torch.arange(len(image))
-    if len(bare := each[~torch.isin(each, owner)]):
-        raise ValueError(f"image {bare[0].item()} has no text; leave out images without")
-    ranks = {"t2i": _ranks(text, image, owner, each), "i2t": _ranks(image, text, each, owner)}
-    return {way: {f"R@{k}": (rank < k).double().mean().item() for k in ks} for way, rank in ranks.items()}
+    text_labels = torch.as_tensor(image_of_text)
+    if len(text_labels) != len(text):
+        raise ValueError(f"{len(text)} texts, but {len(text_labels)} of them are assigned to images")
+    image_labels = torch.arange(len(image))
+    textless = image_labels[~torch.isin(image_labels, text_labels)]
+    if len(textless):
+        raise ValueError(f"image {textless[0].item()} has no text; leave out images without text")
+    ranks = {
+        "t2i": _ranks(text, image, text_labels, image_labels),
+        "i2t": _ranks(image, text, image_labels, text_labels),
+    }
+    return {direction: {f"R@{k}": (rank < k).double().mean().item() for k in ks} for direction, rank in ranks.items()}
 
 
 def accuracy(image: Tensor, classes: Tensor, labels: Sequence[int]) -> float:
-    """Top-1 accuracy of images [N, D] against class features [C, D]."""
+    """Top-1 accuracy in [0, 1].
+
+    Args:
+        image: Unit features [N, D].
+        classes: Unit features [C, D].
+        labels: The index of the class of each image, [N]; −1 for an image that is never right.
+    """
     ranks = _ranks(image, classes, torch.as_tensor(labels), torch.arange(len(classes)))
     return (ranks == 0).double().mean().item()
 
 
-def _ranks(query: Tensor, gallery: Tensor, of_query: Tensor, of_gallery: Tensor) -> Tensor:
-    """How many wrong items of the gallery score at least as high as the best right one, for each query.
+def _ranks(query: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
+    """For each query, the number of wrong items that score at least as high as the best right item: int64 [Q].
 
-    An item is right for a query that has the same label.
+    An item is right if it has the label of the query.
     """
     ranks = torch.empty(len(query), dtype=torch.int64)
-    size = max(1, SCORES // max(1, len(gallery)))
-    for start in range(0, len(query), size):
-        some, labels = query[start : start + size], of_query[start : start + size]
-        scores = _scores(some, gallery)
-        right = labels[:, None] == of_gallery[None, :]
+    block_rows = max(1, SCORES_PER_BLOCK // max(1, len(gallery)))
+    for start in range(0, len(query), block_rows):
+        block = slice(start, start + block_rows)
+        scores = _scores(query[block], gallery)
+        right = query_labels[block, None] == gallery_labels[None, :]
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        ranks[start : start + size] = (~(scores < best) & ~right).sum(dim=1)  # what is no number is never below
+        ranks[block] = (~(scores < best) & ~right).sum(dim=1)  # not `>=`: a NaN counts against the model
     return ranks
 
 
 def _scores(query: Tensor, gallery: Tensor) -> Tensor:
-    """float32 [Q, G]. Equal rows must tie, but a product's last bit depends on where it stands: so float64 first."""
-    exact = query.double()
+    """The products, float32 [Q, G].
+
+    They are computed in float64 first: in float32, the last bit of a product depends on the position of its row, and
+    equal rows must tie.
+    """
+    exact_query = query.double()
     scores = torch.empty(len(query), len(gallery))
-    for start in range(0, len(gallery), GALLERY):
-        scores[:, start : start + GALLERY] = exact @ gallery[start : start + GALLERY].double().T
+    for start in range(0, len(gallery), GALLERY_ROWS_PER_BLOCK):
+        block = slice(start, start + GALLERY_ROWS_PER_BLOCK)
+        scores[:, block] = exact_query @ gallery[block].double().T
     return scores

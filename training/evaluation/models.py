@@ -1,9 +1,13 @@
-"""Models that can be evaluated: ours, any of open_clip's, any CLIP of transformers. `load_embedder` takes their names:
+"""Models that can be evaluated: of this project, of open_clip, and CLIPs of transformers.
+
+`load_embedder` takes their names:
 
 runs/demo/train/lotlip/model          a folder that `train` or `convert lotlip` wrote
-open_clip:ViT-B-16/openai             open_clip's model and its published weights, or a file of weights
-open_clip:hf-hub:ORG/NAME             open_clip's configuration and weights of a hub id; local-dir:FOLDER for a folder
-clip:openai/clip-vit-base-patch16     transformers' CLIPModel: a hub id or a folder
+open_clip:ViT-B-16/openai             an open_clip model and the tag of its published weights, or a file of weights
+open_clip:hf-hub:ORG/NAME             open_clip configuration and weights of a hub id; local-dir:FOLDER for a folder
+clip:openai/clip-vit-base-patch16     a CLIPModel of transformers: a hub id or a folder
+
+Shapes: N images or texts, D feature dimensions.
 """
 
 import hashlib
@@ -25,56 +29,65 @@ from lotlip_data.training.data.tokenizer import TextForm
 from lotlip_data.training.models import lotlip
 from lotlip_data.training.models.lotlip import LoTLIP
 
-BATCH = 64
-SPECIAL = 8
-"""More tokens than any tokenizer puts around a text."""
+NAME_PREFIXES = ("open_clip:", "clip:")
+"""Prefixes of model names that are not folders or URLs of this project's models."""
+BATCH_SIZE = 64
+MAX_SPECIAL_TOKENS = 8
+"""More special tokens than any tokenizer adds to a text."""
 
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Unit float32 features [N, D] on the CPU, and how many tokens, special ones included, each text has when whole."""
+    """Features of N texts."""
 
     features: Tensor
+    """Unit float32 features [N, D] on the CPU."""
     lengths: Sequence[int]
+    """Tokens of each text before truncation, special tokens included."""
 
 
 class Embedder(Protocol):
-    """A model of images and texts, as evaluation sees it."""
+    """What evaluation needs of a model of images and texts."""
 
     @property
     def identity(self) -> str:
-        """A digest of the weights and of all else that the features depend on."""
+        """A digest of the weights and of everything else that the features depend on."""
 
     @property
     def context_length(self) -> int:
-        """Tokens that a text may have, special ones included."""
+        """The most tokens that a text can have, special tokens included."""
 
     @property
     def text_form(self) -> TextForm:
-        """How it takes long texts: `authors` has their evaluation's rule applied, `punkt` takes them as they are."""
+        """The form of long texts: `authors` as in the authors' evaluation, `punkt` as published."""
 
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
-        """Unit float32 features [N, D] on the CPU; the images may come from a generator."""
+        """Unit float32 features [N, D] on the CPU. The images may come from a generator."""
 
-    def embed_texts(self, texts: Sequence[str]) -> TextFeatures: ...
-
-
-NAMED = ("open_clip:", "clip:")
-"""How names begin that are no folders or URLs of ours."""
+    def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Unit features and lengths of the texts."""
 
 
 def load_embedder(name: str, device: str | None = None) -> Embedder:
-    """The model of that name (see above) on `device`: by default a GPU where there is one. Raises UserError."""
+    """Load a model for evaluation.
+
+    Args:
+        name: See the description of this module.
+        device: Such as "cpu" or "cuda:1". Default: a GPU if there is one.
+
+    Raises:
+        UserError: If the device cannot be used, or if the model does not exist, is incomplete or damaged.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # the first where torch is built without CUDA
-        raise UserError(f"device {device!r}: cannot be used ({_first_line(error)}); cpu always can") from error
-    kind, colon, rest = name.partition(":")
+    except (AssertionError, RuntimeError) as error:  # AssertionError if torch is built without CUDA
+        raise UserError(f"device {device!r}: cannot be used ({_first_line(error)}); use cpu") from error
+    kind, colon, model = name.partition(":")
     if colon and kind == "open_clip":
-        return OpenClip(rest, device)
+        return OpenClipModel(model, device)
     if colon and kind == "clip":
-        return TransformersClip(rest, device)
+        return TransformersClipModel(model, device)
     return LoTLIPModel(name, device)
 
 
@@ -82,22 +95,22 @@ class LoTLIPModel:
     """A model folder of this project."""
 
     def __init__(self, url: str, device: str) -> None:
-        self.identity = _digest_of_folder(url)
+        self.identity = _folder_digest(url)
         self.model = LoTLIP.load(storage.normalise(url))
         self.model.towers.to(device)
         self.context_length = self.model.tokenizer.context_length
         self.text_form: TextForm = self.model.tokenizer.form
 
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
-        return self.model.embed_images(images, BATCH)
+        return self.model.embed_images(images, BATCH_SIZE)
 
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
         encoded = self.model.tokenizer.encode(texts)
-        return TextFeatures(self.model.embed_tokens(encoded, BATCH), encoded.lengths)
+        return TextFeatures(self.model.embed_tokens(encoded, BATCH_SIZE), encoded.lengths)
 
 
-class OpenClip:
-    """`MODEL/WEIGHTS`, where WEIGHTS is a tag of open_clip's or a file; or `hf-hub:ID`, or `local-dir:FOLDER`."""
+class OpenClipModel:
+    """A model of open_clip: MODEL/WEIGHTS (a tag of open_clip or a file), hf-hub:ID or local-dir:FOLDER."""
 
     text_form: TextForm = "authors"
 
@@ -108,43 +121,47 @@ class OpenClip:
             raise UserError(
                 f"open_clip:{name}: open_clip is not installed; pip install open-clip-torch==3.3.0"
             ) from None
-        model, weights = (name, None) if name.startswith(("hf-hub:", "local-dir:")) else _model_and_weights(name)
+        model, weights = (name, None) if name.startswith(("hf-hub:", "local-dir:")) else _split_open_clip_name(name)
         try:
-            built = open_clip.create_model_and_transforms(model, pretrained=weights, device=device)
+            loaded = open_clip.create_model_and_transforms(model, pretrained=weights, device=device)
             self._tokenize = open_clip.get_tokenizer(model)
         except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
             raise UserError(f"open_clip:{name}: cannot be loaded ({_first_line(error)})") from error
-        self._model, self._transform, self._device = built[0].eval(), built[2], device
+        self._model, self._transform, self._device = loaded[0].eval(), loaded[2], device
         self.context_length = int(self._tokenize.context_length)
-        self._padding = int(self._tokenize([""], context_length=SPECIAL)[0, -1])
-        self._end = int(self._tokenize(["a " * SPECIAL], context_length=SPECIAL)[0, -1])
-        self.identity = _digest_of_weights(self._model, repr(self._transform), type(self._tokenize).__name__)
+        self._padding_id = int(self._tokenize([""], context_length=MAX_SPECIAL_TOKENS)[0, -1])
+        self._end_id = int(self._tokenize(["a " * MAX_SPECIAL_TOKENS], context_length=MAX_SPECIAL_TOKENS)[0, -1])
+        self.identity = _weights_digest(self._model, repr(self._transform), type(self._tokenize).__name__)
 
     @torch.no_grad()
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
-        return _in_batches(
+        return _embed_in_batches(
             images,
-            lambda some: self._model.encode_image(torch.stack(list(map(self._transform, some))).to(self._device)),
+            lambda batch: self._model.encode_image(torch.stack(list(map(self._transform, batch))).to(self._device)),
         )
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
-        features = _in_batches(texts, lambda some: self._model.encode_text(self._tokenize(some).to(self._device)))
-        return TextFeatures(features, list(map(self._length, texts)))
+        features = _embed_in_batches(
+            texts, lambda batch: self._model.encode_text(self._tokenize(batch).to(self._device))
+        )
+        return TextFeatures(features, list(map(self._token_count, texts)))
 
-    def _length(self, text: str) -> int:
-        """Tokens of the text when it is whole.
+    def _token_count(self, text: str) -> int:
+        """Number of tokens of the text before truncation.
 
-        open_clip's tokenizers do not tell. With room for all, a byte being at least a token, what is not padding is
-        the text; where the padding is the token that ends a text, its own last one looks like padding.
+        open_clip's tokenizers do not return it. A token has at least one byte, so the text is encoded with room for all
+        its bytes, and the tokens before the padding are counted. If the padding is the token that ends a text, that
+        token looks like padding and is added.
         """
-        whole = self._tokenize([text], context_length=2 * len(text.encode()) + SPECIAL)[0]
-        held = (whole != self._padding).nonzero()
-        return (int(held.max()) + 1 if len(held) else 0) + int(self._end == self._padding)
+        ids = self._tokenize([text], context_length=2 * len(text.encode()) + MAX_SPECIAL_TOKENS)[0]
+        token_positions = (ids != self._padding_id).nonzero()
+        count = int(token_positions.max()) + 1 if len(token_positions) else 0
+        return count + int(self._end_id == self._padding_id)
 
 
-class TransformersClip:
-    """transformers' CLIPModel with its tokenizer and image processor: a hub id or a folder."""
+class TransformersClipModel:
+    """A CLIPModel of transformers with its tokenizer and image processor: a hub id or a folder."""
 
     text_form: TextForm = "authors"
 
@@ -157,68 +174,75 @@ class TransformersClip:
             self._processor = AutoImageProcessor.from_pretrained(name, backend="pil")
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(f"clip:{name}: cannot be loaded ({_first_line(error)})") from error
-        model, loading = loaded
-        if missing := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
-            raise UserError(
-                f"clip:{name}: {len(missing)} weights of a CLIPModel are not there or of other shapes, such as "
-                f"{missing[0]}, and would be random; name a folder or hub id of a whole CLIPModel"
-            )
+        model, loading_info = loaded
+        _check_all_weights_loaded(name, loading_info)
         if self._tokenizer("a")["input_ids"] == self._tokenizer("b")["input_ids"]:
-            raise UserError(f"clip:{name}: its tokenizer knows no words; add the tokenizer's files of that model")
+            raise UserError(f"clip:{name}: the tokenizer has no vocabulary; add the tokenizer files of this model")
         self._model, self._device = model.eval().to(device), device
         self.context_length = int(self._model.config.text_config.max_position_embeddings)
-        self.identity = _digest_of_weights(
-            self._model, str(self._processor), self._tokenizer.backend_tokenizer.to_str()
-        )
+        self.identity = _weights_digest(self._model, str(self._processor), self._tokenizer.backend_tokenizer.to_str())
 
     @torch.no_grad()
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
-        return _in_batches(images, self._images)
+        return _embed_in_batches(images, self._embed_image_batch)
 
-    def _images(self, images: list[Image.Image]) -> Tensor:
+    def _embed_image_batch(self, images: list[Image.Image]) -> Tensor:
         pixels = self._processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
         return self._model.get_image_features(pixel_values=pixels.to(self._device)).pooler_output
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
-        features = _in_batches(texts, self._texts)
-        lengths = [len(ids) for some in batched(texts, BATCH) for ids in self._tokenizer(some)["input_ids"]]
+        features = _embed_in_batches(texts, self._embed_text_batch)
+        lengths = [len(ids) for batch in batched(texts, BATCH_SIZE) for ids in self._tokenizer(batch)["input_ids"]]
         return TextFeatures(features, lengths)
 
-    def _texts(self, texts: list[str]) -> Tensor:
+    def _embed_text_batch(self, texts: list[str]) -> Tensor:
         encoded = self._tokenizer(
             texts, padding=True, truncation=True, max_length=self.context_length, return_tensors="pt"
         )
         return self._model.get_text_features(**encoded.to(self._device)).pooler_output
 
 
-def _in_batches(items: Iterable[Any], embed: Callable[[list[Any]], Tensor]) -> Tensor:
-    def parts() -> Iterator[Tensor]:
-        for some in batched(items, BATCH):
-            yield F.normalize(embed(some).float(), dim=-1).cpu()
+def _embed_in_batches(items: Iterable[Any], embed: Callable[[list[Any]], Tensor]) -> Tensor:
+    """Unit float32 features [N, D] on the CPU, from `embed` of a batch of at most BATCH_SIZE items."""
 
-    found = list(parts())
-    return torch.cat(found) if found else torch.zeros(0, 1)
+    def batches() -> Iterator[Tensor]:
+        for batch in batched(items, BATCH_SIZE):
+            yield F.normalize(embed(batch).float(), dim=-1).cpu()
+
+    features = list(batches())
+    return torch.cat(features) if features else torch.zeros(0, 1)
 
 
-def _model_and_weights(name: str) -> tuple[str, str]:
+def _split_open_clip_name(name: str) -> tuple[str, str]:
+    """The model and its weights. Raises UserError if there are no weights: the model would be random."""
     model, slash, weights = name.partition("/")
     if not (slash and weights):
         raise UserError(
-            f"open_clip:{name}: names no weights, and a model without would be random; "
+            f"open_clip:{name}: names no weights, and without weights the model would be random; "
             f"write open_clip:{model}/TAG (see open_clip.list_pretrained()) or open_clip:{model}/FILE"
         )
     return model, weights
 
 
-def _digest_of_folder(url: str) -> str:
-    """The sha256 of the model's files: configuration, weights, tokenizer. Raises CheckpointError where it is none."""
+def _check_all_weights_loaded(name: str, loading_info: dict[str, Any]) -> None:
+    """Raises UserError if a weight is missing or has another shape: transformers draws such weights at random."""
+    random = sorted([*loading_info["missing_keys"], *(key for key, *_ in loading_info["mismatched_keys"])])
+    if random:
+        raise UserError(
+            f"clip:{name}: {len(random)} weights of a CLIPModel are missing or have other shapes, such as {random[0]}, "
+            "and would be random; name a folder or hub id of a complete CLIPModel"
+        )
+
+
+def _folder_digest(url: str) -> str:
+    """The sha256 of a model's configuration, weights and tokenizer. Raises CheckpointError if `url` is not a model."""
     url, digest = storage.normalise(url), hashlib.sha256()
     names = [name for name in storage.list_names(url) if name.endswith((".json", ".safetensors", ".txt"))]
     for name in (lotlip.CONFIG, lotlip.WEIGHTS):
         if name not in names:
             raise lotlip.CheckpointError(
-                f"{url}: there is no {name}, so no trained model; name the folder `model` of a training, "
+                f"{url}: has no {name}, so it is not a model; give the `model` folder of a training, "
                 "open_clip:MODEL/WEIGHTS, or clip:FOLDER_OR_HUB_ID"
             )
     for name in names:
@@ -226,7 +250,8 @@ def _digest_of_folder(url: str) -> str:
     return digest.hexdigest()
 
 
-def _digest_of_weights(model: nn.Module, *settings: str) -> str:
+def _weights_digest(model: nn.Module, *settings: str) -> str:
+    """The sha256 of the settings and of all weights with their names."""
     digest = hashlib.sha256("\n".join(settings).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

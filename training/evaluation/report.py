@@ -1,8 +1,8 @@
-"""Evaluations as tables in the paper's layout, the paper's rows above ours, in Markdown or LaTeX.
+"""Tables of evaluations in the paper's layout, as Markdown or LaTeX: the paper's rows first, then the measured ones.
 
-Table 4: R@1 on long texts; Table 5: short texts and ImageNet; Tables 10 and 11: the same for each scale of the paper's
-data; then all that was measured, and what was read, beside Table 1. Below each, or in it, stand the shares of texts and
-of tokens that were cut. A number of a part of a task, or of images some of which were damaged, is marked with *.
+Tables 4 and 10 have R@1 on long texts, Tables 5 and 11 have short texts and ImageNet. Two more tables have all figures,
+and the statistics of the sets beside the paper's Table 1. Every table of figures states the shares of texts and tokens
+that were cut. A figure is marked with * if it was measured on a part of a set, or if images were damaged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,20 +18,66 @@ from lotlip_data.training.evaluation.paper_results import (
     TABLE_5_TASKS,
     TABLE_10,
     TABLE_11,
-    Printed,
+    PaperRow,
 )
 
-Form = Literal["markdown", "latex"]
-Head = tuple[str, str, str]
-TEXTS: Head = ("Short", "Long", "Model")
-SCALE: Head = ("Data", "Image tower", "Model")
-NONE = "–"
-MARKED = "With an asterisk (*): measured on a part of the published set"
+Format = Literal["markdown", "latex"]
+
+BY_TEXTS = ("Short", "Long", "Model")
+BY_SCALE = ("Data", "Image tower", "Model")
+LONG_COLUMNS = ("DCI T2I", "I2T", "IIW T2I", "I2T", "SV-1k T2I", "I2T", "SV-10k T2I", "I2T", "Avg.")
+SHORT_COLUMNS = (
+    "IN Acc.",
+    *(f"{title} {direction} R@{k}" for title in ("COCO", "Flickr") for direction in ("I2T", "T2I") for k in (1, 5)),
+)
+SHORT_TASKS = ("imagenet", *TABLE_5_TASKS)
+OURS = "ours"
+"""The first cell of each measured row."""
+NOT_MEASURED = "–"
+PARTIAL_NOTE = "With an asterisk (*): measured on a part of the published set"
+_LATEX_ESCAPES = (
+    ("\\", "\0"),  # first, because the others contain backslashes
+    ("{", r"\{"),
+    ("}", r"\}"),
+    ("\0", r"\textbackslash{}"),
+    ("~", r"\textasciitilde{}"),
+    ("^", r"\textasciicircum{}"),
+    ("$", r"\$"),
+    ("_", r"\_"),
+    ("%", r"\%"),
+    ("#", r"\#"),
+    ("&", r"\&"),
+    ("–", "--"),
+)
+
+
+def tables(evaluations: Sequence[Mapping[str, Any]], form: Format = "markdown") -> str:
+    """Format evaluations as tables. A table for which nothing was measured is left out.
+
+    Args:
+        evaluations: Results of `evaluate_zero_shot`. Several of one model fill one row.
+        form: The format of the tables.
+
+    Raises:
+        UserError: If two results of one model and task differ.
+    """
+    models = _group_by_model(evaluations)
+    long_rows, short_rows = (*TABLE_4, RELEASED), TABLE_5
+    candidates = [
+        _long_text_table("Table 4: long texts, R@1", BY_TEXTS, long_rows, models),
+        _short_text_table("Table 5: short texts and ImageNet", BY_TEXTS, short_rows, models),
+        _long_text_table("Table 10: long texts by the scale of the data, R@1", BY_SCALE, TABLE_10, models),
+        _short_text_table("Table 11: short texts and ImageNet by the scale of the data", BY_SCALE, TABLE_11, models),
+        _all_figures_table(models),
+        _statistics_table(models),
+    ]
+    write = _to_markdown if form == "markdown" else _to_latex
+    return "\n".join(write(table) for table in candidates if table.rows)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the names of the columns, rows of text, and a line below."""
+    """A table of text cells, with a title and a note below."""
 
     title: str
     columns: tuple[str, ...]
@@ -39,215 +85,219 @@ class Table:
     note: str = ""
 
 
-def tables(evaluations: Sequence[Mapping[str, Any]], form: Form = "markdown") -> str:
-    """The tables of evaluations (what `evaluate` gives); those of one model fill one row."""
-    models = _by_model(evaluations)
-    found = [
-        _long("Table 4: long texts, R@1", TEXTS, (*TABLE_4, RELEASED), models),
-        _short("Table 5: short texts and ImageNet", TEXTS, TABLE_5, models),
-        _long("Table 10: long texts by the data's scale, R@1", SCALE, TABLE_10, models),
-        _short("Table 11: short texts and ImageNet by the data's scale", SCALE, TABLE_11, models),
-        _all_figures(models),
-        _what_was_read(models),
-    ]
-    write = _markdown if form == "markdown" else _latex
-    return "\n".join(write(table) for table in found if table.rows)
+@dataclass(frozen=True)
+class TaskResult:
+    """The figures of one model on one task."""
+
+    task: str
+    figures: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    """What is recorded of the task: title, whether it is partial, statistics, published numbers. Empty if unknown."""
+
+    @property
+    def title(self) -> str:
+        """The title of the task, or its name."""
+        return str(self.settings.get("title", self.task))
+
+    def share(self, *path: str) -> float:
+        """A share in [0, 1], such as that at `"t2i", "R@1"`."""
+        value: Any = self.figures
+        for name in path:
+            value = value[name]
+        return float(value)
+
+    def percent(self, *path: str) -> str:
+        """A share in percent with two decimals, with `*` if it was measured on a part of the task."""
+        is_partial = bool(self.settings.get("partial", False) or self.figures["damaged"])
+        return f"{100 * self.share(*path):.2f}" + "*" * is_partial
+
+    def cut_percents(self) -> tuple[str, str]:
+        """The shares of texts and of tokens that were cut. Results of early releases have only the first."""
+        tokens = self.figures.get("cut_tokens")
+        return f"{100 * self.figures['cut']:.1f}%", NOT_MEASURED if tokens is None else f"{100 * tokens:.1f}%"
 
 
-def _by_model(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Results and settings of each task by the model's name.
+Results = Mapping[str, TaskResult]
+"""The results of one model by task."""
+Models = Mapping[str, Results]
+"""The results of all models by the model's name."""
 
-    A model is its weights: it has the name of its first evaluation, and others of that name tell their digest. Raises
-    UserError for two results of one model and task that are not the same.
+
+def _group_by_model(evaluations: Sequence[Mapping[str, Any]]) -> Models:
+    """The results of each model by its name.
+
+    A model is identified by the digest of its weights, and has the name of its first evaluation. If another model has
+    that name already, the beginning of the digest is added.
+
+    Raises:
+        UserError: If two results of one model and task differ.
     """
-    models: dict[str, dict[str, Any]] = {}
+    models: dict[str, dict[str, TaskResult]] = {}
     names: dict[str, str] = {}
-    for one in evaluations:
-        settings = one["settings"]
+    for evaluation in evaluations:
+        settings = evaluation["settings"]
         digest = settings["model"]
         name = str(settings.get("name", digest[:12]))
         name = names.setdefault(digest, name if name not in names.values() else f"{name} ({digest[:8]})")
-        held = models.setdefault(name, {})
-        for task, found in {**one["retrieval"], **one["classification"]}.items():
-            entry = {"found": found, **settings.get("tasks", {}).get(task, {})}
-            if held.setdefault(task, entry)["found"] != found:
-                raise UserError(
-                    f"{name}: there are two results of {_title(held, task)} with other figures; give the one to show"
-                )
+        results = models.setdefault(name, {})
+        for task, figures in {**evaluation["retrieval"], **evaluation["classification"]}.items():
+            result = TaskResult(task, figures, settings.get("tasks", {}).get(task, {}))
+            first = results.setdefault(task, result)
+            if first.figures != figures:
+                raise UserError(f"{name}: two results of {first.title} have different figures; give only one of them")
     return models
 
 
-def _long(title: str, head: Head, printed: Sequence[Printed], models: dict[str, dict[str, Any]]) -> Table:
-    """Table 4's columns."""
-    ways = [(task, way, "R@1") for task in TABLE_4_TASKS for way in ("t2i", "i2t")]
-
-    def ours(held: dict[str, Any]) -> list[str]:
-        values = [_percent(held, *which) for which in ways]
-        if NONE in values:
-            return [*values, NONE]
-        mean = sum(held[task]["found"][way][metric] for task, way, metric in ways) / len(ways)
-        return [*values, f"{100 * mean:.2f}" + "*" * any("*" in value for value in values)]
-
-    columns = ("DCI T2I", "I2T", "IIW T2I", "I2T", "SV-1k T2I", "I2T", "SV-10k T2I", "I2T", "Avg.")
-    return _beside(title, (*head, *columns), printed, models, TABLE_4_TASKS, ours)
+def _long_text_table(title: str, head: tuple[str, ...], paper_rows: Sequence[PaperRow], models: Models) -> Table:
+    """A table with the columns of Table 4."""
+    return _comparison(title, (*head, *LONG_COLUMNS), paper_rows, models, TABLE_4_TASKS, _long_text_cells)
 
 
-def _short(title: str, head: Head, printed: Sequence[Printed], models: dict[str, dict[str, Any]]) -> Table:
-    """Table 5's columns."""
-
-    def ours(held: dict[str, Any]) -> list[str]:
-        ways = [(task, way, metric) for task in TABLE_5_TASKS for way in ("i2t", "t2i") for metric in ("R@1", "R@5")]
-        return [_percent(held, "imagenet", "top1"), *(_percent(held, *which) for which in ways)]
-
-    ways = [f"{way} {metric}" for way in ("I2T", "T2I") for metric in ("R@1", "R@5")]
-    columns = ("IN Acc.", *(f"{title} {way}" for title in ("COCO", "Flickr") for way in ways))
-    return _beside(title, (*head, *columns), printed, models, ("imagenet", *TABLE_5_TASKS), ours)
+def _short_text_table(title: str, head: tuple[str, ...], paper_rows: Sequence[PaperRow], models: Models) -> Table:
+    """A table with the columns of Table 5."""
+    return _comparison(title, (*head, *SHORT_COLUMNS), paper_rows, models, SHORT_TASKS, _short_text_cells)
 
 
-def _beside(
+def _comparison(
     title: str,
     columns: tuple[str, ...],
-    printed: Sequence[Printed],
-    models: dict[str, dict[str, Any]],
+    paper_rows: Sequence[PaperRow],
+    models: Models,
     tasks: Sequence[str],
-    ours: Callable[[dict[str, Any]], list[str]],
+    to_cells: Callable[[Results], list[str]],
 ) -> Table:
-    """The paper's rows, and ours below; no row where nothing was measured for the table."""
-    rows = [(name, values) for name, held in models.items() if set(values := ours(held)) != {NONE}]
-    if not rows:
+    """The paper's rows, then a row of each model that has a figure for the table; no row if no model has one."""
+    cells = {name: to_cells(results) for name, results in models.items()}
+    measured = {name: values for name, values in cells.items() if set(values) != {NOT_MEASURED}}
+    if not measured:
         return Table(title, (), ())
-    paper = [(one.short, one.long, one.model, *map(_or_none, one.values)) for one in printed]
-    measured = [("ours", "", f"**{name}**", *values) for name, values in rows]
-    return Table(title, columns, (*paper, *measured), _what_was_cut({name: models[name] for name, _ in rows}, tasks))
+    rows = [(row.short, row.long, row.model, *map(_two_decimals, row.values)) for row in paper_rows]
+    rows += [(OURS, "", f"**{name}**", *values) for name, values in measured.items()]
+    return Table(title, columns, tuple(rows), _cut_note({name: models[name] for name in measured}, tasks))
 
 
-def _what_was_cut(models: dict[str, dict[str, Any]], tasks: Sequence[str]) -> str:
-    """Of each model, the shares of each task's texts and of all their tokens."""
+def _long_text_cells(results: Results) -> list[str]:
+    """R@1 of each task in both directions, and their mean if all are measured."""
+    columns = [(task, direction, "R@1") for task in TABLE_4_TASKS for direction in ("t2i", "i2t")]
+    cells = [_percent(results, *column) for column in columns]
+    if NOT_MEASURED in cells:
+        return [*cells, NOT_MEASURED]
+    mean = sum(results[task].share(*path) for task, *path in columns) / len(columns)
+    return [*cells, f"{100 * mean:.2f}" + "*" * any("*" in cell for cell in cells)]
+
+
+def _short_text_cells(results: Results) -> list[str]:
+    """ImageNet's accuracy, then R@1 and R@5 of each task, image to text and text to image."""
+    columns = [
+        (task, direction, metric) for task in TABLE_5_TASKS for direction in ("i2t", "t2i") for metric in ("R@1", "R@5")
+    ]
+    return [_percent(results, "imagenet", "top1"), *(_percent(results, *column) for column in columns)]
+
+
+def _percent(results: Results, task: str, *path: str) -> str:
+    return results[task].percent(*path) if task in results else NOT_MEASURED
+
+
+def _cut_note(models: Models, tasks: Sequence[str]) -> str:
+    """For each model, the shares of each task's texts and tokens that were cut."""
     lines = []
-    for name, held in models.items():
-        cuts = [" / ".join((_title(held, task), *_cut(held[task]["found"]))) for task in tasks if task in held]
+    for name, results in models.items():
+        cuts = [" / ".join((results[task].title, *results[task].cut_percents())) for task in tasks if task in results]
         lines.append(f"{name}: {', '.join(cuts)}")
     return f"Cut at the context length (task / texts / tokens): {'; '.join(lines)}"
 
 
-def _title(held: dict[str, Any], task: str) -> str:
-    return str(held[task].get("title", task))
-
-
-def _cut(found: Mapping[str, Any]) -> tuple[str, str]:
-    """The shares of texts and of tokens that were cut; – for the second in results of before it was counted."""
-    tokens = found.get("cut_tokens")
-    return f"{100 * found['cut']:.1f}%", NONE if tokens is None else f"{100 * tokens:.1f}%"
-
-
-def _all_figures(models: dict[str, dict[str, Any]]) -> Table:
-    metrics = [(way, metric) for way in ("t2i", "i2t") for metric in ("R@1", "R@5", "R@10")]
+def _all_figures_table(models: Models) -> Table:
+    """One row per model and task: recall in both directions or accuracy, the shares cut, and damaged images."""
+    metrics = [(direction, metric) for direction in ("t2i", "i2t") for metric in ("R@1", "R@5", "R@10")]
     rows = []
-    for name, held in models.items():
-        for task, entry in held.items():
-            if "t2i" in entry["found"]:
-                values = [_percent(held, task, *which) for which in metrics]
+    for name, results in models.items():
+        for result in results.values():
+            if "t2i" in result.figures:
+                cells = [result.percent(*metric) for metric in metrics]
             else:
-                values = [_percent(held, task, "top1"), *[NONE] * (len(metrics) - 1)]
-            found = entry["found"]
-            rows.append((name, _title(held, task), *values, *_cut(found), f"{len(found['damaged']):,}"))
-    columns = [f"{way.upper()} {metric}" for way, metric in metrics]
+                cells = [result.percent("top1"), *[NOT_MEASURED] * (len(metrics) - 1)]
+            damaged = f"{len(result.figures['damaged']):,}"
+            rows.append((name, result.title, *cells, *result.cut_percents(), damaged))
+    columns = [f"{direction.upper()} {metric}" for direction, metric in metrics]
     columns[0] += " / Acc."
     return Table("All figures", ("Model", "Task", *columns, "Texts cut", "Tokens cut", "Damaged"), tuple(rows))
 
 
-def _what_was_read(models: dict[str, dict[str, Any]]) -> Table:
-    rows: dict[tuple[str, ...], None] = {}
-    for held in models.values():
-        for entry in held.values():
-            statistics = entry.get("statistics", {})
-            if "sub_captions_per_text" in statistics:
-                printed = entry["published"]
-                row = printed.get("row") or (None, None)
-                rows[
-                    (
-                        entry["title"],
-                        f"{statistics['images']:,} / {printed['images']:,}",
-                        f"{statistics['texts']:,} / {printed['texts']:,}",
-                        f"{statistics['sub_captions_per_text']:.2f} / {_or_none(row[0])}",
-                        f"{statistics['tokens_per_text']:.2f} / {_or_none(row[1])}",
-                    )
-                ] = None
-    columns = ("Task", "Images", "Texts", "Sub-captions a text", "Tokens a text")
-    return Table("What was read / Table 1", columns, tuple(rows))
+def _statistics_table(models: Models) -> Table:
+    """The statistics of the retrieval sets that were read, beside the published ones. Equal rows are shown once."""
+    rows = [
+        _statistics_row(result.settings)
+        for results in models.values()
+        for result in results.values()
+        if "sub_captions_per_text" in result.settings.get("statistics", {})
+    ]
+    columns = ("Task", "Images", "Texts", "Sub-captions per text", "Tokens per text")
+    return Table("Evaluation sets: as read / as published (Table 1)", columns, tuple(dict.fromkeys(rows)))
 
 
-def _or_none(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
+def _statistics_row(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    statistics, published = settings["statistics"], settings["published"]
+    sub_captions, tokens = published.get("row") or (None, None)
+    return (
+        settings["title"],
+        f"{statistics['images']:,} / {published['images']:,}",
+        f"{statistics['texts']:,} / {published['texts']:,}",
+        f"{statistics['sub_captions_per_text']:.2f} / {_two_decimals(sub_captions)}",
+        f"{statistics['tokens_per_text']:.2f} / {_two_decimals(tokens)}",
+    )
 
 
-def _percent(held: dict[str, Any], task: str, *path: str) -> str:
-    """A share in percent with two decimals; `*` where it is of a part of the task, – where it was not measured."""
-    if task not in held:
-        return NONE
-    value: Any = held[task]["found"]
-    for name in path:
-        value = value[name]
-    partial = held[task].get("partial", False) or held[task]["found"]["damaged"]
-    return f"{100 * value:.2f}" + "*" * bool(partial)
+def _two_decimals(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:.2f}"
 
 
-def _markdown(table: Table) -> str:
+def _to_markdown(table: Table) -> str:
     lines = [f"### {table.title}", "", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in table.rows]
+    lines += ["| " + " | ".join(map(_escape_markdown, row)) + " |" for row in table.rows]
     for note in _notes(table):
         lines += ["", note]
     return "\n".join([*lines, ""])
 
 
+def _to_latex(table: Table) -> str:
+    """A tabular of booktabs, with a rule between the paper's rows and the measured ones."""
+    lines = [f"% {table.title}", r"\begin{tabular}{" + "l" * len(table.columns) + "}", r"\toprule"]
+    lines.append(_latex_row(table.columns))
+    lines.append(r"\midrule")
+    first_measured = next((index for index, row in enumerate(table.rows) if row[0] == OURS), None)
+    for index, row in enumerate(table.rows):
+        if index == first_measured:
+            lines.append(r"\midrule")
+        lines.append(_latex_row(row))
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    for note in _notes(table):
+        lines += ["", _escape_latex(note)]
+    return "\n".join([*lines, ""])
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(_escape_latex, cells)) + r" \\"
+
+
 def _notes(table: Table) -> list[str]:
-    """The lines below a table."""
-    marked = any(_is_marked(cell) for row in table.rows for cell in row)
-    return [*([table.note] if table.note else []), *([MARKED] if marked else [])]
+    """The lines below a table: its note, and what * means if a cell is marked."""
+    is_marked = any(_is_marked(cell) for row in table.rows for cell in row)
+    return [*([table.note] if table.note else []), *([PARTIAL_NOTE] if is_marked else [])]
 
 
 def _is_marked(cell: str) -> bool:
     return cell.endswith("*") and not cell.endswith("**")
 
 
-def _escape(cell: str) -> str:
+def _escape_markdown(cell: str) -> str:
     cell = cell.replace("|", r"\|")
     return f"{cell[:-1]}\\*" if _is_marked(cell) else cell
 
 
-def _latex(table: Table) -> str:
-    """With booktabs; a line apart from the paper's rows stand ours."""
-    lines = [f"% {table.title}", r"\begin{tabular}{" + "l" * len(table.columns) + "}", r"\toprule"]
-    lines.append(" & ".join(map(_tex, table.columns)) + r" \\")
-    lines.append(r"\midrule")
-    apart = False
-    for row in table.rows:
-        if row[0] == "ours" and not apart:
-            lines.append(r"\midrule")
-            apart = True
-        lines.append(" & ".join(map(_tex, row)) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    for note in _notes(table):
-        lines += ["", _tex(note)]
-    return "\n".join([*lines, ""])
-
-
-def _tex(cell: str) -> str:
-    bold = cell.startswith("**") and cell.endswith("**") and len(cell) > 4
-    text = cell[2:-2] if bold else cell
-    for one, other in (
-        ("\\", "\0"),
-        ("{", r"\{"),
-        ("}", r"\}"),
-        ("\0", r"\textbackslash{}"),
-        ("~", r"\textasciitilde{}"),
-        ("^", r"\textasciicircum{}"),
-        ("$", r"\$"),
-        ("_", r"\_"),
-        ("%", r"\%"),
-        ("#", r"\#"),
-        ("&", r"\&"),
-        ("–", "--"),
-    ):
-        text = text.replace(one, other)
-    return rf"\textbf{{{text}}}" if bold else text
+def _escape_latex(cell: str) -> str:
+    is_bold = cell.startswith("**") and cell.endswith("**") and len(cell) > 4
+    text = cell[2:-2] if is_bold else cell
+    for character, escaped in _LATEX_ESCAPES:
+        text = text.replace(character, escaped)
+    return rf"\textbf{{{text}}}" if is_bold else text

@@ -22,7 +22,7 @@ def test_sources_lists_every_source_and_scale_and_how_to_obtain_the_lists() -> N
     figures = json.loads(call("sources", "--json").stdout)
     assert figures["scales"]["3M"] == {"sources": ["cc3m"], "images": 3018175}
     assert figures["sources"]["laion"]["source"]["filter"].startswith("similarity >= 0.3")
-    assert "not published" in figures["sources"]["laion"]["ours"]
+    assert "does not say" in figures["sources"]["laion"]["ours"]
 
 
 def test_plan_exits_with_0_or_with_1_if_the_manifest_cannot_run(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.training.config import make_config
 from lotlip_data.training.evaluation.paper_results import RELEASED, TABLE_4, TABLE_5, TABLE_10, TABLE_11
 from lotlip_data.training.evaluation.report import tables
-from lotlip_data.training.evaluation.tasks.imagenet import classes
+from lotlip_data.training.evaluation.tasks.imagenet import read_classes
 from lotlip_data.training.evaluation.tasks.registry import TASKS
 from lotlip_data.training.models.lotlip import load_model
 from tests.training.evaluation import published_files as eval_files
@@ -56,7 +56,7 @@ def published(monkeypatch):
     """The tasks as if they were published with as few images as are there, and ImageNet with two templates."""
     small = {name: dataclasses.replace(TASKS[name], images=size) for name, size in SIZES.items()}
     small["imagenet"] = dataclasses.replace(
-        small["imagenet"], classes=lambda folder: (classes(folder)[0], classes(folder)[1][:2])
+        small["imagenet"], read_classes=lambda folder: (read_classes(folder)[0], read_classes(folder)[1][:2])
     )
     monkeypatch.setattr(evaluation, "TASKS", small)
 
@@ -82,7 +82,7 @@ def test_every_retrieval_task_of_a_model_of_ours(data, published, model):
     results = json.loads(out.read_text())
     for name in names:
         task, about, measured = TASKS[name], results["settings"]["tasks"][name], results["retrieval"][name]
-        assert measured["images"] == SIZES[name] and measured["texts"] == SIZES[name] * task.texts_an_image
+        assert measured["images"] == SIZES[name] and measured["texts"] == SIZES[name] * task.texts_per_image
         assert set(measured["t2i"]) == set(measured["i2t"]) == {"R@1", "R@5", "R@10"}
         assert about["statistics"]["texts"] == measured["texts"] and not about["partial"]
     assert results["retrieval"]["dci"]["cut"] == 1.0 and results["retrieval"]["mscoco"]["cut"] == 0.0
@@ -259,7 +259,7 @@ def test_two_results_of_a_model_and_task_with_other_figures_are_not_shown_as_one
     one, other = _evaluation(0.5, ["dci", "iiw"], name="m"), _evaluation(0.25, ["iiw"], name="m")
     other["settings"]["tasks"] = {"iiw": {"title": "IIW"}}
     assert tables([one, one]) == tables([one])
-    with pytest.raises(UserError, match="m: there are two results of iiw with other figures; give the one to show"):
+    with pytest.raises(UserError, match="m: two results of iiw have different figures; give only one of them"):
         tables([one, other])
 
 

@@ -15,7 +15,7 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.schema import LISTS
-from lotlip_data.manifests.source import Source
+from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.url_lists.partition import Partition, PartitionError, load_partition, partition
 from tests.support.logs import captured_messages

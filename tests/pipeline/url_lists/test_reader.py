@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lotlip_data.manifests.sample_id import uid_from_url
-from lotlip_data.manifests.source import Source
+from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.url_lists.reader import BadRow, ListError, read_source
 
 ROWS = [

@@ -184,7 +184,7 @@ def test_a_search_leaves_out_only_the_images_of_a_missing_shard(run: Run, checkp
         [sum(shard != missing for shard in shards) for shards in best], abs=1
     )  # with float16 features, neighbours may swap
     assert 0 < sum(shown) < 2 * viewer_models.TOP_IMAGES
-    assert answer.text.count(f"train-{missing:05d}.parquet: cannot be read") == 2  # once for each model
+    assert answer.text.count(f"train-{missing:05d}.parquet: is missing") == 2  # once for each model
 
 
 def test_a_sample_has_a_map_of_the_selected_text_for_each_model(run: Run, checkpoints: list[str]) -> None:
@@ -281,14 +281,16 @@ def test_an_overlay_is_brightest_where_the_map_is_largest() -> None:
 
 def test_a_model_without_a_tokenizer_is_reported_in_one_line(checkpoints: list[str], tmp_path: Path) -> None:
     shutil.copytree(checkpoints[0], tmp_path / "model", ignore=shutil.ignore_patterns("*token*", "vocab*"))
-    with pytest.raises(UserError, match="has no tokenizer that can be read") as caught:
+    with pytest.raises(UserError, match="cannot read the tokenizer") as caught:
         Models([str(tmp_path / "model")])
     assert str(tmp_path / "model") in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_training_folder_instead_of_its_model_folder_is_reported(checkpoints: list[str]) -> None:
     training = checkpoints[0].removesuffix("/model")
-    with pytest.raises(UserError, match=f"{training}: there is no .* of a model, .*; name {training}/model$"):
+    with pytest.raises(
+        UserError, match=f"{training}: is not a model, but its subfolder .model. is one; give {training}/model$"
+    ):
         Models([training])
 
 

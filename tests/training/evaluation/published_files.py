@@ -1,4 +1,4 @@
-"""Evaluation sets of a few images, in exactly the files that the real ones are published in."""
+"""Writes evaluation sets of a few images, in the files and layouts of the published sets."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def dci(folder: pathlib.Path, count: int = 3) -> None:
 
 
 def iiw(folder: pathlib.Path) -> None:
-    """IIW-400's images by `image/key`, one of DOCCI_Test's published under another split, DCI_Test's with an ending."""
+    """IIW-400 has `image/key`, an image of DOCCI_Test is published in another split, DCI_Test's name has an ending."""
     write_json_lines(folder / "IIW-400/data.jsonl", [{"image/key": "aar_test_04600", "IIW": text(0), "IIW-P5B": "x"}])
     rows = [
         {"image": "test_00731", "IIW": text(1), "DOCCI": "x"},
@@ -64,13 +64,13 @@ def iiw(folder: pathlib.Path) -> None:
 
 
 def sharegpt4v(folder: pathlib.Path, count: int = 4) -> None:
-    """Records of other sources stand between those of SA-1B; images lie as each way of unpacking leaves them."""
+    """Records of other sources are between those of SA-1B. Images are where each way of unpacking puts them."""
     records = []
     for i in range(count):
-        asked = {"from": "human", "value": "<image>\nDescribe the image."}
+        question = {"from": "human", "value": "<image>\nDescribe the image."}
         for image in (f"sam/images/sa_{i}.jpg", f"coco/train2017/{i:012}.jpg"):
             answer = {"from": "gpt", "value": text(i) if image.startswith("sam") else "Another source’s text."}
-            records.append({"id": f"sa_{i}", "image": image, "conversations": [asked, answer]})
+            records.append({"id": f"sa_{i}", "image": image, "conversations": [question, answer]})
     write_json(folder / "share-captioner_coco_lcs_sam_1246k_1107.json", records)
     places = ("sam/images", "sa_000000/images", "sa_000020", "images")
     for i in range(count):
@@ -95,7 +95,7 @@ def docci(folder: pathlib.Path) -> None:
 
 
 def karpathy(folder: pathlib.Path, file: str, images: str, count: int = 3) -> None:
-    """Six captions an image, as some of MSCOCO's have; an image of the training split before the others."""
+    """Six captions per image, as some of MSCOCO's have. The first image is of the training split."""
     entries = []
     for i in range(count + 1):
         name = f"{i:012}.jpg"
@@ -105,7 +105,7 @@ def karpathy(folder: pathlib.Path, file: str, images: str, count: int = 3) -> No
             for k, raw in enumerate(captions)
         ]
         entry = {"filename": name, "imgid": i, "split": "test" if i else "train", "sentences": sentences}
-        entries.append(entry | {"sentids": [one["sentid"] for one in sentences]})
+        entries.append(entry | {"sentids": [sentence["sentid"] for sentence in sentences]})
         write_image(folder / images / name, i)
     write_json(folder / file, {"dataset": "x", "images": entries})
 
@@ -115,7 +115,7 @@ def wordnet_ids(count: int = 1000) -> list[str]:
 
 
 def imagenet_folders(folder: pathlib.Path) -> None:
-    """Images of three classes; the other folders are empty."""
+    """Sorted images of three classes; the folders of the other classes are empty."""
     for label, name in enumerate(wordnet_ids()):
         (folder / "val" / name).mkdir(parents=True)
         if label in (0, 500, 999):
@@ -123,7 +123,7 @@ def imagenet_folders(folder: pathlib.Path) -> None:
 
 
 def imagenet_devkit(folder: pathlib.Path) -> None:
-    """The archives as they are published: the numbers of the classes are in another order than their WordNet ids."""
+    """The development kit as an archive. Its class numbers are in another order than the WordNet ids."""
     from scipy.io import savemat
 
     ids = wordnet_ids()
@@ -146,7 +146,9 @@ def imagenet_devkit(folder: pathlib.Path) -> None:
 
 def imagenet_kaggle(folder: pathlib.Path) -> None:
     ids = wordnet_ids()
-    (folder / "LOC_synset_mapping.txt").write_text("".join(f"{one} a name, another name\n" for one in ids))
+    (folder / "LOC_synset_mapping.txt").write_text(
+        "".join(f"{wordnet_id} a name, another name\n" for wordnet_id in ids)
+    )
     rows = [(f"ILSVRC2012_val_{label:08}", f"{ids[label]} 85 1 499 272 ") for label in (500, 0, 999)]
     lines = ["ImageId,PredictionString", *(f"{image},{boxes}" for image, boxes in rows)]
     (folder / "LOC_val_solution.csv").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Any model is evaluated alike: ours, open_clip's and transformers' give their own features and tell what they cut."""
+"""Models of this project, of open_clip and of transformers give their own features and the lengths of texts."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.training.run_fixture import write_towers
 
 IMAGES = [render(sample_scene(seed)) for seed in SPLITS["evaluation"][:5]]
 TEXTS = ["a dog", "", *("a " * n for n in range(CONTEXT - 4, CONTEXT + 2))]
-"""The last six have CONTEXT − 4 to CONTEXT + 1 tokens, and the start and the end besides: the last three do not fit."""
+"""The last six have CONTEXT − 4 to CONTEXT + 1 tokens, and a start and an end token: the last three are too long."""
 LENGTHS = [2, *range(CONTEXT - 2, CONTEXT + 4)]
 
 
@@ -33,49 +33,51 @@ def clip_folder(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("clip") / "tiny")
 
 
-def _close(ours, theirs):
+def _assert_close(ours, theirs):
     assert torch.allclose(ours, F.normalize(theirs, dim=-1), atol=1e-6, rtol=0)
 
 
-def test_ours_gives_the_models_features_and_which_texts_were_cut(tmp_path):
+def test_a_model_of_this_project_gives_its_features_and_the_lengths_of_texts(tmp_path):
     towers = write_towers(tmp_path / "towers")
     model = load_model(make_config(**towers, context_length=16))
     model.save(str(tmp_path / "model"))
     embedder = load_embedder(str(tmp_path / "model"))
     loaded = LoTLIP.load(str(tmp_path / "model"))
-    found = embedder.embed_texts(["a red circle", "a red circle " * 20])
-    assert embedder.context_length == 16 and embedder.text_form == "authors" and found.lengths == [7, 64]
-    assert torch.equal(found.features, loaded.embed_texts(["a red circle", "a red circle " * 20]))
+    embedded = embedder.embed_texts(["a red circle", "a red circle " * 20])
+    assert embedder.context_length == 16 and embedder.text_form == "authors" and embedded.lengths == [7, 64]
+    assert torch.equal(embedded.features, loaded.embed_texts(["a red circle", "a red circle " * 20]))
     assert torch.equal(embedder.embed_images(iter(IMAGES)), loaded.embed_images(IMAGES))
 
 
 @torch.no_grad()
-def test_open_clips_features_are_its_own(open_clip_name):
+def test_an_open_clip_model_gives_the_features_of_open_clip(open_clip_name):
     import open_clip
 
     embedder = load_embedder(f"open_clip:{open_clip_name}", "cpu")
     name, weights = open_clip_name.split("/", 1)
     model, _, transform = open_clip.create_model_and_transforms(name, pretrained=weights)
-    found = embedder.embed_texts(TEXTS)
-    _close(embedder.embed_images(iter(IMAGES)), model.encode_image(torch.stack([transform(one) for one in IMAGES])))
-    _close(found.features, model.eval().encode_text(open_clip.get_tokenizer(name)(TEXTS)))
-    assert list(found.lengths)[1:] == LENGTHS and embedder.context_length == CONTEXT
+    embedded = embedder.embed_texts(TEXTS)
+    _assert_close(
+        embedder.embed_images(iter(IMAGES)), model.encode_image(torch.stack([transform(image) for image in IMAGES]))
+    )
+    _assert_close(embedded.features, model.eval().encode_text(open_clip.get_tokenizer(name)(TEXTS)))
+    assert list(embedded.lengths)[1:] == LENGTHS and embedder.context_length == CONTEXT
 
 
 @torch.no_grad()
-def test_a_clip_of_transformers_gives_its_own_features(clip_folder):
+def test_a_clip_of_transformers_gives_the_features_of_transformers(clip_folder):
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     embedder = load_embedder(f"clip:{clip_folder}", "cpu")
     model = CLIPModel.from_pretrained(clip_folder)
-    given = AutoTokenizer.from_pretrained(clip_folder)(TEXTS, padding=True, truncation=True, max_length=CONTEXT)
-    ids, mask = torch.tensor(given["input_ids"]), torch.tensor(given["attention_mask"])
+    encoded = AutoTokenizer.from_pretrained(clip_folder)(TEXTS, padding=True, truncation=True, max_length=CONTEXT)
+    ids, mask = torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"])
     pixels = AutoImageProcessor.from_pretrained(clip_folder, backend="pil")(IMAGES, return_tensors="pt")["pixel_values"]
     theirs = model(input_ids=ids, attention_mask=mask, pixel_values=pixels)
-    found = embedder.embed_texts(TEXTS)
-    _close(found.features, theirs.text_embeds)
-    _close(embedder.embed_images(iter(IMAGES)), theirs.image_embeds)
-    assert list(found.lengths)[1:] == LENGTHS and embedder.context_length == CONTEXT
+    embedded = embedder.embed_texts(TEXTS)
+    _assert_close(embedded.features, theirs.text_embeds)
+    _assert_close(embedder.embed_images(iter(IMAGES)), theirs.image_embeds)
+    assert list(embedded.lengths)[1:] == LENGTHS and embedder.context_length == CONTEXT
 
 
 def test_the_identity_changes_with_the_weights(open_clip_name, clip_folder, tmp_path):
@@ -92,12 +94,12 @@ def test_the_identity_changes_with_the_weights(open_clip_name, clip_folder, tmp_
     assert load_embedder(f"open_clip:{open_clip_name}").identity != load_embedder(f"clip:{clip_folder}").identity
 
 
-def test_the_identity_of_ours_changes_with_the_tokenizer(tmp_path):
+def test_the_identity_of_a_model_of_this_project_changes_with_the_tokenizer(tmp_path):
     towers = write_towers(tmp_path / "towers")
     folder = tmp_path / "model"
     load_model(make_config(**towers, context_length=16)).save(str(folder))
     before = load_embedder(str(folder)).identity
-    (folder / "README.md").write_text("A card is no part of what the features depend on.")
+    (folder / "README.md").write_text("The features do not depend on the card.")
     assert load_embedder(str(folder)).identity == before
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     words = tokenizer["model"]["vocab"]
@@ -109,13 +111,13 @@ def test_the_identity_of_ours_changes_with_the_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: _without_text_encoder(folder / "model.safetensors"), "weights of a CLIPModel are not there"),
+        (lambda folder: _without_text_encoder(folder / "model.safetensors"), "weights of a CLIPModel are missing"),
         (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "tokenizer"),
         (lambda folder: os.truncate(folder / "model.safetensors", 1000), "cannot be loaded"),
     ],
 )
-def test_a_clip_of_which_a_part_is_not_there_is_not_measured(tmp_path, damage, message):
-    """What is missing would be drawn at random, or know no words."""
+def test_an_incomplete_clip_is_an_error(tmp_path, damage, message):
+    """Missing weights would be random, and a tokenizer without its files has no vocabulary."""
     folder = write_clip(tmp_path / "clip")
     damage(tmp_path / "clip")
     with pytest.raises(UserError, match=message):
@@ -128,14 +130,14 @@ def _without_text_encoder(path):
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:99", "tape"])
-def test_a_device_that_is_not_there_is_told(clip_folder, device):
+def test_a_device_that_does_not_exist_is_an_error(clip_folder, device):
     if device == "cuda" and torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match=f"device '{device}': cannot be used"):
         load_embedder(f"clip:{clip_folder}", device)
 
 
-def test_weights_that_are_none_are_told(open_clip_name, tmp_path):
+def test_a_file_that_is_not_weights_is_an_error(open_clip_name, tmp_path):
     (tmp_path / "x.pt").write_bytes(b"no weights")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_embedder(f"open_clip:{open_clip_name.split('/')[0]}/{tmp_path / 'x.pt'}", "cpu")
@@ -148,10 +150,10 @@ def test_weights_that_are_none_are_told(open_clip_name, tmp_path):
         ("open_clip:no-such-model/openai", "cannot be loaded"),
         ("open_clip:ViT-B-32/no-such-tag", "cannot be loaded"),
         ("clip:/no/such/folder", "cannot be loaded"),
-        ("/no/such/folder", "no trained model"),
+        ("/no/such/folder", "so it is not a model"),
     ],
 )
-def test_a_model_that_is_not_there_is_told(name, message):
+def test_a_model_that_does_not_exist_is_an_error(name, message):
     if name.startswith("open_clip:"):
         pytest.importorskip("open_clip")
     with pytest.raises(UserError, match=message):

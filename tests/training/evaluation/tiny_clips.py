@@ -1,4 +1,4 @@
-"""CLIPs small enough for tests, in the layouts of open_clip and of transformers, with random weights."""
+"""Tiny CLIPs with random weights, in the layouts of open_clip and of transformers."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ CONTEXT = 20
 
 
 def write_open_clip(folder: pathlib.Path) -> str:
-    """A configuration of open_clip's, made known to it, and weights beside it; `MODEL/WEIGHTS` to name them by."""
+    """Register a configuration with open_clip and write weights. Returns the name MODEL/WEIGHTS."""
     import open_clip
 
     folder.mkdir(parents=True)
@@ -26,7 +26,7 @@ def write_open_clip(folder: pathlib.Path) -> str:
 
 
 def write_clip(folder: pathlib.Path) -> str:
-    """A folder of transformers' CLIPModel, with a tokenizer of single letters and an image processor."""
+    """Write a CLIPModel with a tokenizer of single letters and an image processor. Returns the folder."""
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     letters = "abcdefghijklmnopqrstuvwxyz.,0123456789"

@@ -1,8 +1,8 @@
-"""The images of a task with their texts or classes, as they are read from a folder of published files.
+"""Evaluation sets: what a set declares, and how its images and texts are read from a folder of published files.
 
-The records of a task whose images are there, and what is amiss with them.
-
-What an evaluation task is, and a record of its files.
+A set is one `Task`, whose function `read_records` yields one `Record` per published image. `read_task` looks for the
+images in the folder, checks counts and checksums, and returns `ImageTexts` (retrieval) or `ImageClasses`
+(classification), which `evaluate_zero_shot` takes. `urban1k.py` is the shortest complete set.
 """
 
 from __future__ import annotations
@@ -28,90 +28,85 @@ Kind = Literal["long", "short", "classification"]
 
 @dataclass(frozen=True)
 class Record:
-    """One image of a task: where it may lie (the first that exists is taken), and its texts or its class."""
+    """One published image, with its texts or its class. All paths are relative to the folder of the set."""
 
-    places: tuple[str, ...]
+    image_paths: tuple[str, ...]
+    """Where the image may be. The first path that exists is used."""
     source: str
-    """The file, and where in it, that says so."""
+    """The file that describes the image, and the position in it; for error messages."""
     texts: tuple[str, ...] = ()
     label: int = -1
-    substitutes: tuple[str, ...] = ()
-    """Places under another name than the record's, which come last; they are told."""
+    """The index of the class, for classification."""
+    substitute_paths: tuple[str, ...] = ()
+    """Paths to try last, whose file name is not the record's. Images that are read from them are reported."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """A published evaluation set. `row` is its row of the paper's Table 1: sub-captions and tokens a text."""
+    """A published evaluation set."""
 
     name: str
+    """As in `lotlip-data eval --task NAME`."""
     title: str
+    """As in tables and messages."""
     kind: Kind
     images: int
-    texts_an_image: int
+    """Number of published images."""
+    texts_per_image: int
+    """0 for classification."""
     where: str
-    read: Callable[[Folder], Iterator[Record]]
-    row: tuple[float, float] | None = None
-    classes: Callable[[Folder], tuple[Sequence[str], Sequence[str]]] | None = None
-    """Names of the classes in the order of their labels, and templates with "{}". All have equally many images."""
+    """Where to get the files, and where to put them in FOLDER. Every error of the set ends with it."""
+    read_records: Callable[[Folder], Iterator[Record]]
+    table_1_row: tuple[float, float] | None = None
+    """Sub-captions and tokens per text in the paper's Table 1."""
+    read_classes: Callable[[Folder], tuple[Sequence[str], Sequence[str]]] | None = None
+    """For classification: the class names in the order of the labels, and the prompt templates with "{}" in place of
+    the name. All classes have equally many images."""
     checksums: Mapping[str, str] = field(default_factory=dict)
-    """Of those of its files and archives that are known, "sha256:…" or "md5:…"; archives need not be there."""
-    distinct: bool = True
-    """Whether every record has an image of its own, as published."""
-
-
-def stamp(files: Folder, places: Sequence[str]) -> str:
-    """A digest of which images these are: their paths in the folder, and the storage's stamps. One listing a folder."""
-    wanted: dict[str, set[str]] = defaultdict(set)
-    for place in places:
-        folder, _, name = place.rpartition("/")
-        wanted[folder].add(name)
-
-    def stamps(folder: str) -> dict[str, str]:
-        return {n: one for n, one in storage.list_stamps(files.at(folder)).items() if n in wanted[folder]}
-
-    of = dict(zip(wanted, map_ordered(stamps, wanted), strict=True))
-    content = [[place, of[place.rpartition("/")[0]].get(place.rpartition("/")[2])] for place in places]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    """Known checksums, "sha256:…" or "md5:…", of files and archives by path. Archives may be deleted."""
+    distinct_images: bool = True
+    """Whether no two records have the same image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskImages:
-    """The images of a task that are there, and what is to be told of them; all paths are whole."""
+    """The images of a task that exist, and what differs from the published set. All paths are complete."""
 
     task: Task
     paths: tuple[str, ...]
     missing: tuple[str, ...] = ()
-    """Where images (or, of DCI, annotations) should be that are not there."""
+    """Expected paths of images (for DCI also of annotations) that do not exist."""
     textless: tuple[str, ...] = ()
-    """Images that are there without a text."""
+    """Images that exist but have no text."""
     substituted: tuple[str, ...] = ()
-    """Those of `paths` that have another name than the record asks for."""
-    changed: tuple[str, ...] = ()
-    """Files and archives whose checksums are not the published ones, as `Task.checksums` names them."""
+    """Those of `paths` that come from `Record.substitute_paths`."""
+    changed_files: tuple[str, ...] = ()
+    """Those of `Task.checksums` whose checksum differs."""
     stamp: str = ""
-    """Changes with the images' paths in the folder, their sizes and times (or ETags)."""
+    """A digest of the images' paths in the folder and of their sizes and times (or ETags)."""
 
     @property
     def name(self) -> str:
+        """The name of the task."""
         return self.task.name
 
     def images(self) -> Iterator[Image.Image | None]:
-        """All images in order, decoded ahead; None where a file holds no image that can be read."""
+        """All images in order, decoded ahead on threads; None for a file that is not an image."""
         return map_ordered(read_image, self.paths, DECODE_THREADS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTexts(TaskImages):
-    """Text j belongs to image `image_of_text[j]`."""
+    """A retrieval set: text j belongs to image `image_of_text[j]`."""
 
     texts: tuple[str, ...]
     image_of_text: tuple[int, ...]
 
     def in_form(self, form: TextForm) -> ImageTexts:
-        """As a model of that text form is to see it.
+        """The set with its texts as a model of that text form expects them.
 
-        The authors' evaluation drops the full stops and line breaks of long texts and joins the sub-captions with
-        ". ", at which their tokenizer cuts; short texts stay as they are.
+        The authors' evaluation removes the full stops and line breaks of long texts and joins the sub-captions with
+        ". ", at which their tokenizer splits. Short texts are not changed.
         """
         if self.task.kind != "long" or form != "authors":
             return self
@@ -120,142 +115,179 @@ class ImageTexts(TaskImages):
         )
 
     def statistics(self) -> dict[str, Any]:
-        """The row of Table 1: images, texts, sub-captions (by the authors' rule) and BERT tokens a text.
+        """The columns of the paper's Table 1: images, texts, and per text the sub-captions and tokens.
 
-        "repeated_images" are those that an earlier record has too.
+        Sub-captions are counted by the authors' rule, tokens are BERT's. "repeated_images" is the number of records
+        whose image an earlier record has too.
         """
         repeated = len(self.paths) - len(set(self.paths))
-        figures = tally(self.texts, "authors", bert_tokens()).to_dict()
-        return {"images": len(self.paths), "repeated_images": repeated, **figures}
+        text_figures = tally(self.texts, "authors", bert_tokens()).to_dict()
+        return {"images": len(self.paths), "repeated_images": repeated, **text_figures}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClasses(TaskImages):
-    """Image i is of class `labels[i]`; a prompt is a template with the class's name in place of "{}"."""
+    """A classification set: image i is of class `labels[i]`."""
 
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
+    """Prompts with "{}" in place of the class name."""
 
     def statistics(self) -> dict[str, Any]:
+        """Number of images, classes and templates."""
         return {"images": len(self.paths), "classes": len(self.class_names), "templates": len(self.templates)}
 
 
 def read_task(task: Task, folder: str, *, allow_partial: bool = False) -> ImageTexts | ImageClasses:
-    """The task's images and texts in `folder` (a path or fsspec URL).
+    """Read the images and texts of a task.
 
-    Raises TaskDataError where a file is missing or not of the published form, and where images or texts (of a class,
-    too) are fewer or more than published, unless `allow_partial`.
+    Args:
+        task: The evaluation set.
+        folder: The folder of its published files: a path or an fsspec URL.
+        allow_partial: Accept other numbers of images or texts than published.
+
+    Raises:
+        TaskDataError: If a file is missing or is not as published, if no image exists, or, without `allow_partial`, if
+            the number of images, of texts, or of images per class differs from the published one.
     """
     files = Folder(folder, task.title, task.where)
-    found = find(task, files)
-    read = _assembled(task, files, found)
-    if not read.paths or (is_partial(read) and not allow_partial):
-        raise TaskDataError(_complaint(read, folder))
-    return dataclasses.replace(read, changed=files.changed(task.checksums), stamp=stamp(files, found.places))
+    located = _locate_images(task, files)
+    task_images = _to_task_images(task, files, located)
+    if not task_images.paths or (is_partial(task_images) and not allow_partial):
+        raise TaskDataError(_incomplete_message(task_images, folder))
+    return dataclasses.replace(
+        task_images, changed_files=files.changed_files(task.checksums), stamp=_image_stamp(files, located.paths)
+    )
+
+
+def is_partial(task_images: ImageTexts | ImageClasses) -> bool:
+    """Whether the number of images, of texts, or of images per class differs from the published one."""
+    task = task_images.task
+    if isinstance(task_images, ImageTexts) and len(task_images.texts) != task.images * task.texts_per_image:
+        return True
+    return len(task_images.paths) != task.images or bool(_overfull_classes(task_images))
 
 
 @dataclass
-class Found:
-    """Records with the places of their images; where others should be; images without a text; which have another name
-    than asked for."""
+class _LocatedRecords:
+    """Records with the paths of their images in the folder, and what is missing or differs."""
 
-    places: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    """The record of each path."""
     missing: list[str] = field(default_factory=list)
     textless: list[str] = field(default_factory=list)
     substituted: list[str] = field(default_factory=list)
 
 
-def _assembled(task: Task, files: Folder, found: Found) -> ImageTexts | ImageClasses:
+def _locate_images(task: Task, files: Folder) -> _LocatedRecords:
+    """Look for the image of each record.
+
+    Raises:
+        TaskDataError: For a blank text, and for an image of several records if each should have its own.
+    """
+    located = _LocatedRecords()
+    for record in task.read_records(files):
+        path = next((path for path in (*record.image_paths, *record.substitute_paths) if files.has(path)), None)
+        if not all(map(str.strip, record.texts)):
+            raise files.error(record.source, "has a blank text; download it again")
+        if path is None:
+            located.missing.append(record.image_paths[0])
+        elif not task.read_classes and not record.texts:  # retrieval cannot use an image without text
+            located.textless.append(path)
+        else:
+            located.paths.append(path)
+            located.records.append(record)
+            if path not in record.image_paths:
+                located.substituted.append(path)
+    if task.distinct_images and len(set(located.paths)) < len(located.paths):
+        raise _repeated_image_error(files, located)
+    return located
+
+
+def _to_task_images(task: Task, files: Folder, located: _LocatedRecords) -> ImageTexts | ImageClasses:
     paths, missing, textless, substituted = (
-        tuple(map(files.at, places)) for places in (found.places, found.missing, found.textless, found.substituted)
+        tuple(map(files.url_of, paths))
+        for paths in (located.paths, located.missing, located.textless, located.substituted)
     )
-    if task.classes is None:
-        pairs = [(text, index) for index, record in enumerate(found.records) for text in record.texts]
+    if task.read_classes is None:
         return ImageTexts(
             task=task,
             paths=paths,
             missing=missing,
             textless=textless,
             substituted=substituted,
-            texts=tuple(text for text, _ in pairs),
-            image_of_text=tuple(index for _, index in pairs),
+            texts=tuple(text for record in located.records for text in record.texts),
+            image_of_text=tuple(index for index, record in enumerate(located.records) for _ in record.texts),
         )
-    names, templates = task.classes(files)
+    class_names, templates = task.read_classes(files)
     return ImageClasses(
         task=task,
         paths=paths,
         missing=missing,
         substituted=substituted,
-        labels=tuple(record.label for record in found.records),
-        class_names=tuple(names),
+        labels=tuple(record.label for record in located.records),
+        class_names=tuple(class_names),
         templates=tuple(templates),
     )
 
 
-def is_partial(read: ImageTexts | ImageClasses) -> bool:
-    """Whether it is not the whole published set: other counts of images, of texts, or of images of a class."""
-    if isinstance(read, ImageTexts) and len(read.texts) != read.task.images * read.task.texts_an_image:
-        return True
-    return len(read.paths) != read.task.images or bool(_overfull(read))
+def _image_stamp(files: Folder, paths: Sequence[str]) -> str:
+    """A digest of the images' paths in the folder and the storage's stamps. Each subfolder is listed once."""
+    names_by_parent: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        parent, _, name = path.rpartition("/")
+        names_by_parent[parent].add(name)
+
+    def list_stamps(parent: str) -> dict[str, str]:
+        stamps = storage.list_stamps(files.url_of(parent))
+        return {name: stamp for name, stamp in stamps.items() if name in names_by_parent[parent]}
+
+    stamps = dict(zip(names_by_parent, map_ordered(list_stamps, names_by_parent), strict=True))
+    content = [[path, stamps[path.rpartition("/")[0]].get(path.rpartition("/")[2])] for path in paths]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _overfull(read: ImageTexts | ImageClasses) -> dict[str, int]:
-    """Classes with more images than each has as published, and how many they have."""
-    if isinstance(read, ImageTexts):
+def _overfull_classes(task_images: ImageTexts | ImageClasses) -> dict[str, int]:
+    """The number of images of each class that has more of them than published."""
+    if isinstance(task_images, ImageTexts):
         return {}
-    most = -(-read.task.images // len(read.class_names))
-    counts = Counter(read.labels)
-    return {f"{label} ({read.class_names[label]})": count for label, count in counts.items() if count > most}
+    names = task_images.class_names
+    most = -(-task_images.task.images // len(names))
+    counts = Counter(task_images.labels)
+    return {f"{label} ({names[label]})": count for label, count in counts.items() if count > most}
 
 
-def _complaint(read: ImageTexts | ImageClasses, folder: str) -> str:
-    task, texts, have = read.task, "", f"{len(read.paths):,}"
-    if isinstance(read, ImageTexts):
-        texts = f" with {task.texts_an_image * task.images:,} texts"
-        have += f" with {len(read.texts):,}"
-    lines = [f"{task.title}: {task.images:,} images{texts} are published, and {folder} holds {have}"]
-    if overfull := _overfull(read):
+def _incomplete_message(task_images: ImageTexts | ImageClasses, folder: str) -> str:
+    """What differs from the published set, where to get it, and how to evaluate it all the same."""
+    task = task_images.task
+    published, existing = f"{task.images:,} images", f"{len(task_images.paths):,}"
+    if isinstance(task_images, ImageTexts):
+        published += f" with {task.texts_per_image * task.images:,} texts"
+        existing += f" with {len(task_images.texts):,}"
+    lines = [f"{task.title}: {published} are published, but {folder} has {existing}"]
+    if overfull := _overfull_classes(task_images):
         name, count = next(iter(overfull.items()))
-        lines.append(f"{len(overfull):,} classes have more images than the others; class {name} has {count:,}, for one")
-    if read.missing:
-        lines.append(f"{len(read.missing):,} images are missing: there is no {read.missing[0]}, for one")
+        lines.append(
+            f"{len(overfull):,} classes have more images than published: for example, class {name} has {count:,}"
+        )
+    if missing := task_images.missing:
+        lines.append(f"{len(missing):,} images are missing: for example, there is no {missing[0]}")
     lines.append(task.where)
-    if read.paths:
-        lines.append("To evaluate what there is, and have it named a part, add --allow-partial")
+    if task_images.paths:
+        lines.append("To evaluate the images that exist, and to mark the results as partial, add --allow-partial")
     return "\n".join(lines)
 
 
-def find(task: Task, files: Folder) -> Found:
-    """Raises TaskDataError for a blank text, and for an image of several records where each should have its own."""
-    found = Found()
-    for record in task.read(files):
-        place = next((place for place in (*record.places, *record.substitutes) if files.has(place)), None)
-        if not all(map(str.strip, record.texts)):
-            raise files.broken(record.source, "has a blank text; fetch it again")
-        if place is None:
-            found.missing.append(record.places[0])
-        elif not task.classes and not record.texts:  # nothing can be asked of it
-            found.textless.append(place)
-        else:
-            found.places.append(place)
-            found.records.append(record)
-            if place not in record.places:
-                found.substituted.append(place)
-    if task.distinct and len(set(found.places)) < len(found.places):
-        raise _repeated(files, found)
-    return found
-
-
-def _repeated(files: Folder, found: Found) -> TaskDataError:
+def _repeated_image_error(files: Folder, located: _LocatedRecords) -> TaskDataError:
     sources: dict[str, list[str]] = defaultdict(list)
-    for place, record in zip(found.places, found.records, strict=True):
-        sources[place].append(record.source)
-    repeated = {place: named for place, named in sources.items() if len(named) > 1}
-    place, named = next(iter(repeated.items()))
-    return files.broken(
-        place,
-        f"is the image of {len(named)} records ({', '.join(sorted(set(named)))}), the first of {len(repeated):,} such "
-        "images; fetch the files that name them again",
+    for path, record in zip(located.paths, located.records, strict=True):
+        sources[path].append(record.source)
+    repeated = {path: path_sources for path, path_sources in sources.items() if len(path_sources) > 1}
+    path, path_sources = next(iter(repeated.items()))
+    return files.error(
+        path,
+        f"is the image of {len(path_sources)} records ({', '.join(sorted(set(path_sources)))}), the first of "
+        f"{len(repeated):,} such images; download the files that name them again",
     )

@@ -1,4 +1,4 @@
-"""DOCCI's test split: 5,000 images with descriptions by people. Not in the paper."""
+"""DOCCI: the 5,000 images of the test split, with descriptions by people. Not in the paper."""
 
 from collections.abc import Iterator
 
@@ -7,17 +7,31 @@ from lotlip_data.training.evaluation.tasks.files import Folder
 
 FILE = "docci_descriptions.jsonlines"
 WHERE = (
-    f"Get https://storage.googleapis.com/docci/data/{FILE} to FOLDER/{FILE} and "
-    "https://storage.googleapis.com/docci/data/docci_images.tar.gz, unpacked to FOLDER/images/test_*.jpg"
+    f"Download https://storage.googleapis.com/docci/data/{FILE} to FOLDER/{FILE}. Download "
+    "https://storage.googleapis.com/docci/data/docci_images.tar.gz and unpack it, so that the images are "
+    "FOLDER/images/test_*.jpg."
 )
 
 
-def read(folder: Folder) -> Iterator[Record]:
-    for entry in folder.json_lines(FILE):
+def read_records(folder: Folder) -> Iterator[Record]:
+    """One record per description of the test split, in the order of the file."""
+    for entry in folder.read_json_lines(FILE):
         name = entry.field("example_id").text()
         if entry.field("split").text() == "test" and name.startswith("test"):
             image = entry.field("image_file").text()
-            yield Record((f"images/{image}", image), entry.place, (entry.field("description").text(),))
+            yield Record(
+                image_paths=(f"images/{image}", image),
+                source=entry.location,
+                texts=(entry.field("description").text(),),
+            )
 
 
-DOCCI = Task("docci", "DOCCI", "long", 5_000, 1, WHERE, read)
+DOCCI = Task(
+    name="docci",
+    title="DOCCI",
+    kind="long",
+    images=5_000,
+    texts_per_image=1,
+    where=WHERE,
+    read_records=read_records,
+)

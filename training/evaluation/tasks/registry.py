@@ -1,4 +1,4 @@
-"""The tasks by name, in the order of the paper's tables."""
+"""All evaluation sets by name: first the long texts, then the short texts, then classification."""
 
 from lotlip_data.training.evaluation.tasks.base import Task
 from lotlip_data.training.evaluation.tasks.coco_flickr import FLICKR30K, MSCOCO
