@@ -285,8 +285,8 @@ class Trainer:
     def _record(self, metrics: Metrics, done: int, values: dict[str, float]) -> None:
         """Write the metrics and the checkpoint after `done` steps, if they are due."""
         # The last step needs no checkpoint: its weights are the model.
-        wanted = self._stopping or done % self.config.checkpoint_every == 0
-        checkpoint_due = wanted and done < self.steps and self.divergence_monitor.is_healthy
+        is_due = self._stopping or done % self.config.checkpoint_every == 0
+        checkpoint_due = is_due and done < self.steps and self.divergence_monitor.is_healthy
         metrics.add(done, **values)
         if checkpoint_due or metrics.is_due():
             metrics.flush()  # before the checkpoint, so that resuming from it finds the lines of all its steps

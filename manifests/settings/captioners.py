@@ -215,7 +215,7 @@ class CaptionerEntry(CaptionerOverrides, ListEntry):
     @property
     def overrides(self) -> dict[str, Any]:
         """The settings that the entry gives, without `preset` and `pool`."""
-        return {name: value for name, value in self.given.items() if name not in ("preset", "pool")}
+        return {name: value for name, value in self.explicit.items() if name not in ("preset", "pool")}
 
 
 def parse_captioner(entry: str | Mapping[str, Any] | CaptionerEntry) -> CaptionerEntry:
