@@ -211,7 +211,7 @@ def test_the_slurm_script_starts_a_cluster_recaptions_and_stops_it(ends: str, tm
     elif ends == "wrong arguments":
         assert "no run here" in output_text
     else:
-        assert "the same command goes on from there" in output_text
+        assert "run the same command again to resume" in output_text
     assert left_over == []
     shutil.rmtree(f"/tmp/ray-{number}", ignore_errors=True)
 

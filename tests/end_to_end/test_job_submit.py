@@ -135,4 +135,4 @@ def test_a_job_with_wrong_arguments_fails_with_the_reason(
     run = fake_run.make(tmp_path / "run", shards=1, images=2, writers=()).run
     unknown = submit(cluster, wheels, *CLI, "recaption", run.url, "--captioner", "blip")
     assert unknown.returncode == 1
-    assert "captioner 'blip' is unknown" in unknown.stdout and "failed with exit code 2" in unknown.stdout
+    assert "'blip' is unknown" in unknown.stdout and "failed with exit code 2" in unknown.stdout
