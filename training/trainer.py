@@ -27,7 +27,7 @@ from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
 from lotlip_data.training import distributed
 from lotlip_data.training.batch_encoder import BatchEncoder, BatchFeatures
 from lotlip_data.training.checkpointing import CheckpointManager
-from lotlip_data.training.config import FREE, ConfigError, TrainConfig
+from lotlip_data.training.config import CHANGEABLE_ON_RESUME, ConfigError, TrainConfig
 from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.feature_cache import FeatureCache
 from lotlip_data.training.data.loader import Batch, prefetch_batches
@@ -403,7 +403,9 @@ def _claim_folder(out: str, config: TrainConfig, dataset: data.Dataset) -> None:
         return
     recorded = artifacts.read_json(url, f"Remove {out} and train again.")
     different = [
-        name for name in {**recorded, **settings} if name not in FREE and recorded.get(name) != settings.get(name)
+        name
+        for name in {**recorded, **settings}
+        if name not in CHANGEABLE_ON_RESUME and recorded.get(name) != settings.get(name)
     ]
     if different:
         differences = "; ".join(
