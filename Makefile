@@ -3,6 +3,7 @@
 # make study      the paper's tables and figures, small: four hours on two cores, in any number of goes; writes docs/study/index.md
 # make check      lint and the unit tests, in less than a minute
 # make lint       ruff, mypy and the import contracts
+# make reference  writes docs/reference/cli.md and manifest.md from the code
 # make docs       builds the documentation site into build/site, and fails on any warning;  make docs-serve: shows it
 #
 # Needs Python 3.11, 3.12 or 3.13 and nothing else. Everything is installed into .venv, from constraints/cpu.txt.
@@ -12,7 +13,7 @@ VENV   ?= .venv
 RUN    ?= runs/demo
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo study test test-slow test-chaos check unit types lint docs docs-serve clean
+.PHONY: setup demo study test test-slow test-chaos check unit types lint reference docs docs-serve clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready
@@ -58,6 +59,9 @@ lint: setup types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p lotlip_data
 	PYTHONPATH=$(TYPES) $(BIN)/lint-imports
+
+reference: setup
+	$(BIN)/python tools/docs_hooks.py
 
 docs docs-serve: export NO_MKDOCS_2_WARNING := 1
 docs: setup types

@@ -69,7 +69,7 @@ def sources_of(scale: Any, files: Any) -> list[dict[str, Any]]:
         where = "; ".join(f"{name}: {published(name).obtain}" for name in missing)
         raise ValueError(
             f"`files`: scale {scale} consists of {', '.join(names)}; give the list of each, as in "
-            f"`files: {{{missing[0]}: [PATH]}}`. Missing are {where}"
+            f"`files: {{{missing[0]}: [PATH]}}`. Missing: {where}"
         )
     if foreign := sorted(str(name) for name in set(by_source) - set(names)):
         raise ValueError(f"`files`: {', '.join(foreign)} is not part of scale {scale} ({', '.join(names)})")

@@ -76,7 +76,7 @@ class RowFilter:
         names = (_column(node) for rule in self.rules for node in ast.walk(rule.node))
         return list(dict.fromkeys(name for name in names if name is not None))
 
-    def judge(self, columns: "Mapping[str, pa.Array]") -> "list[tuple[str, pa.Array]]":
+    def evaluate(self, columns: "Mapping[str, pa.Array]") -> "list[tuple[str, pa.Array]]":
         """Evaluate every rule.
 
         Args:

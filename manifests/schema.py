@@ -152,4 +152,5 @@ def dataset(captioners: Iterable[str]) -> pa.Schema:
     return schema
 
 
-KIND = "imported"
+IMPORTED_KIND = "imported"
+"""The `kind` of a captioner whose captions were imported, in its captioner.json."""

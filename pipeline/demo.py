@@ -133,7 +133,7 @@ def _figures(run: Run) -> dict[str, Any]:
     download = read_summary(run)
     return {
         "download": {
-            "asked": download.asked,
+            "asked": download.requested,
             "fetched": download.fetched,
             "failed": download.failed,
             "failed_by_reason": dict(download.reasons),

@@ -17,14 +17,13 @@ stages read it there. Every function raises UserError, with what is wrong and ho
 missing input; a unit that fails is a line in `Outcome.failed` instead.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse, with_absolute_paths
@@ -61,8 +60,17 @@ def load_manifest(manifest: ManifestLike) -> Manifest:
 
 
 def _from_mapping(content: Mapping[str, Any]) -> Manifest:
-    text = yaml.safe_dump(dict(content), sort_keys=False)
+    text = json.dumps(dict(content), default=_plain)  # JSON is YAML
     return with_absolute_paths(parse(text, "manifest"), str(Path.cwd()))
+
+
+def _plain(value: Any) -> Any:
+    """A value of a manifest that JSON does not know, in types that it knows."""
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise UserError(f"manifest: {value!r} is of type {type(value).__name__}; use text, numbers, lists and mappings")
 
 
 def open_run(run: RunLike) -> Run:
@@ -88,7 +96,7 @@ def download(
     freeze(manifest, run)
     summary = download_shards(manifest, run, retry_failed=retry_failed, accept_failures=accept_failures)
     figures = summary.to_dict()
-    lines = [] if summary.nothing_to_do else [f"download: {summary.fetched:,} of {summary.asked:,} images"]
+    lines = [] if summary.nothing_to_do else [f"download: {summary.fetched:,} of {summary.requested:,} images"]
     lines += format_text(summary.failures.to_dict())
     return Outcome(not summary.nothing_to_do, summary.failed_shards, figures, "download", _logged(lines))
 

@@ -54,6 +54,11 @@ def test_the_page_of_the_command_line_has_every_command_and_every_option(hooks: 
             assert help_text in text.replace("\\|", "|"), f"{path}: {name}"
 
 
+def test_the_reference_pages_in_the_repository_are_those_of_the_code(hooks: ModuleType) -> None:
+    for path, content in hooks.reference_pages().items():
+        assert (ROOT / "docs" / path).read_text(encoding="utf-8") == content(), f"docs/{path}: run `make reference`"
+
+
 def test_a_default_a_bound_and_a_requirement_are_columns_of_an_option(hooks: ModuleType) -> None:
     row = hooks._parameter_row("--rows <int range>", "Rows to read.  [default: 20000; x>=1]")
     assert row == ["`--rows`", "integer ≥ 1", "`20000`", "Rows to read."]

@@ -1,6 +1,7 @@
 """Hooks of the documentation site (`mkdocs.yml` names this file; `make docs` runs them).
 
-They generate three pages from what the project already states, so that each fact has one place:
+They generate three pages from what the project already states, so that each fact has one place. The two reference
+pages are in the repository too, for readers of the source; `make reference` writes them again.
 
 | page | generated from |
 |---|---|
@@ -52,12 +53,9 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     """Add the generated pages, and Mermaid where it has been fetched."""
     from mkdocs.structure.files import File
 
-    pages: dict[str, Callable[[], str]] = {
-        "reference/cli.md": cli_page,
-        "reference/manifest.md": manifest_page,
-        "changelog.md": changelog_page,
-    }
-    for path, content in pages.items():
+    for path, content in {**reference_pages(), "changelog.md": changelog_page}.items():
+        if (committed := files.get_file_from_path(path)) is not None:
+            files.remove(committed)
         files.append(File.generated(config, path, content=content()))
     if MERMAID.exists():
         files.append(File.generated(config, MERMAID_ON_SITE, abs_src_path=str(MERMAID)))
@@ -76,6 +74,17 @@ def on_page_content(html: str, page: "Page", config: "MkDocsConfig", files: "Fil
     if 'class="mermaid"' not in html or files.get_file_from_path(MERMAID_ON_SITE) is None:
         return html
     return f'{html}\n<script src="{get_relative_url(MERMAID_ON_SITE, page.url)}"></script>'
+
+
+def reference_pages() -> dict[str, Callable[[], str]]:
+    """The generated pages that the repository holds, by their path inside `docs/`."""
+    return {"reference/cli.md": cli_page, "reference/manifest.md": manifest_page}
+
+
+def main() -> None:
+    """Write the generated reference pages into `docs/`."""
+    for path, content in reference_pages().items():
+        (ROOT / "docs" / path).write_text(content(), encoding="utf-8")
 
 
 # -- links and the changelog
@@ -345,3 +354,7 @@ def _paragraphs(docstring: str) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,23 +19,31 @@ METHODS: dict[str, dict[str, Any]] = {
     "clip": {"long_texts": 0, "corner_tokens": 0, **_SCRATCH},
     "lotlip_scratch": _SCRATCH,
 }
-"""What sets the methods apart (paper, Tables 2, 7, 8); all else is the same for all. `lit_longclip` matches raw texts
-to the image features' primary components, as Long-CLIP does; `clip` and `lotlip_scratch` train both towers from fresh
-weights. Variants of LoTLIP are settings of it:
+"""The settings in which a method differs from LoTLIP (paper, Tables 2, 7 and 8).
+
+`lit_longclip` matches raw texts to the principal components of the image features, as Long-CLIP does. `clip` and
+`lotlip_scratch` train both towers from scratch. The variants of LoTLIP in the paper are settings of `lotlip`:
 `corner_tokens` 0…4, `corner_mask` off, `sub_captions` 0…8, `context_length` 32…512, `captioners`."""
 
-FREE = ("accumulate", "activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "decoders")
-"""Settings that a training may change when it is resumed: what is computed does not depend on them, but for its last
-digits and, with `accumulate`, for what dropout draws."""
+CHANGEABLE_ON_RESUME = (
+    "accumulate",
+    "activation_checkpointing",
+    "compile",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "decoders",
+)
+"""Settings that may change when a training resumes. They change results in the last digits only, except that
+`accumulate` also changes what dropout draws."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Epochs and batch are the paper's for CC3M and for all five sources. It does not publish those between: they are
-    # ours, the same 10 epochs, and batches that grow with the data as the paper's do.
+    # The paper gives epochs and batch size for CC3M and for all five sources. It gives none for the scales between:
+    # these have the same 10 epochs, and batches that grow with the data as the paper's do.
     "3m": {"epochs": 10, "batch": 2560, "weight_decay": 0.5},
     "12m": {"epochs": 10, "batch": 8192},
     "30m": {"epochs": 10, "batch": 16_384},
     "100m": {"epochs": 10, "batch": 16_384, "warm_up": 10_000},
-    # About 1,500 rendered scenes, tiny towers, one core a method: see docs/log.md for what was tried.
+    # About 1,500 rendered scenes, tiny towers, one core a method: see docs/development/notes/training.md.
     "demo": {
         "image_tower": "tiny-vit",
         "text_tower": "tiny-bert",
@@ -89,15 +97,16 @@ class TrainConfig(TrainingSettings):
             raise ConfigError("corner_loss: off with corner_mask on, corners do nothing; switch both off, or neither")
 
     def long_texts_of(self, captioners: int) -> int:
-        """T where so many captioners are used; 0 where S is."""
+        """T, the number of long texts per sample, for this number of captioners; 0 if S, sub_captions, is 0."""
         if not self.sub_captions:
             return 0
         return captioners if self.long_texts == "all" else self.long_texts
 
     def steps(self, samples: int) -> int:
-        """Steps of `epochs` over so many samples: global batches are always full, the rest goes into the next epoch.
+        """The number of steps of all epochs. Global batches are full: the rest of an epoch goes into the next one.
 
-        Raises ConfigError where that is none, or no more than the warm-up.
+        Raises:
+            ConfigError: There is no step, or the warm-up takes all of them.
         """
         steps = int(self.epochs * samples) // self.batch
         if steps == 0:
@@ -109,12 +118,12 @@ class TrainConfig(TrainingSettings):
         return steps
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+        """The settings in JSON types."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
 def make_config(method: str = "lotlip", preset: str | None = None, **settings: Any) -> TrainConfig:
-    """The configuration of a method, at a preset if named; `settings` go before both. Raises ConfigError."""
+    """The configuration of a method, with a preset if given; `settings` override both. Raises ConfigError."""
     for name, value, known in (("method", method, METHODS), ("preset", preset, PRESETS)):
         if value is not None and value not in tuple(known):  # a value of YAML may be a list, which no dictionary takes
             raise ConfigError(f"`{name}`: {unknown_name(value, known)}")

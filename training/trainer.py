@@ -27,7 +27,7 @@ from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
 from lotlip_data.training import distributed
 from lotlip_data.training.batch_encoder import BatchEncoder, BatchFeatures
 from lotlip_data.training.checkpointing import CheckpointManager
-from lotlip_data.training.config import FREE, ConfigError, TrainConfig
+from lotlip_data.training.config import CHANGEABLE_ON_RESUME, ConfigError, TrainConfig
 from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.feature_cache import FeatureCache
 from lotlip_data.training.data.loader import Batch, prefetch_batches
@@ -285,8 +285,8 @@ class Trainer:
     def _record(self, metrics: Metrics, done: int, values: dict[str, float]) -> None:
         """Write the metrics and the checkpoint after `done` steps, if they are due."""
         # The last step needs no checkpoint: its weights are the model.
-        wanted = self._stopping or done % self.config.checkpoint_every == 0
-        checkpoint_due = wanted and done < self.steps and self.divergence_monitor.is_healthy
+        is_due = self._stopping or done % self.config.checkpoint_every == 0
+        checkpoint_due = is_due and done < self.steps and self.divergence_monitor.is_healthy
         metrics.add(done, **values)
         if checkpoint_due or metrics.is_due():
             metrics.flush()  # before the checkpoint, so that resuming from it finds the lines of all its steps
@@ -403,7 +403,9 @@ def _claim_folder(out: str, config: TrainConfig, dataset: data.Dataset) -> None:
         return
     recorded = artifacts.read_json(url, f"Remove {out} and train again.")
     different = [
-        name for name in {**recorded, **settings} if name not in FREE and recorded.get(name) != settings.get(name)
+        name
+        for name in {**recorded, **settings}
+        if name not in CHANGEABLE_ON_RESUME and recorded.get(name) != settings.get(name)
     ]
     if different:
         differences = "; ".join(

@@ -8,7 +8,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.ray_tasks import LOCAL_OBJECT_STORE_BYTES
 from lotlip_data.pipeline.recaptioning.actor import CaptionActor
-from lotlip_data.pipeline.recaptioning.actor_pool import UNITS_AN_ACTOR
+from lotlip_data.pipeline.recaptioning.actor_pool import UNITS_PER_ACTOR
 from lotlip_data.pipeline.recaptioning.config import PoolSettings
 
 
@@ -19,7 +19,7 @@ def start(job: Job):  # type: ignore[no-untyped-def]
     ray.init("local", include_dashboard=False, log_to_driver=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES)
     options = {name: job[name] for name in ("max_num_seqs", "kv_cache_gib")}
     settings = PoolSettings(engine="vllm", engine_options=options | {"cache_dir": job["scratch"]})
-    actor = ray.remote(CaptionActor).options(num_cpus=1, max_concurrency=2 * UNITS_AN_ACTOR)
+    actor = ray.remote(CaptionActor).options(num_cpus=1, max_concurrency=2 * UNITS_PER_ACTOR)
     actor = actor.remote(run.url, config, settings)
     ray.get(actor.start.remote())
 
@@ -34,7 +34,7 @@ def start(job: Job):  # type: ignore[no-untyped-def]
 
     def caption(number: int):  # type: ignore[no-untyped-def]
         units = list(range(len(job["tars"])))
-        running = [actor.caption.remote(units.pop(0)) for _ in range(min(UNITS_AN_ACTOR, len(units)))]
+        running = [actor.caption.remote(units.pop(0)) for _ in range(min(UNITS_PER_ACTOR, len(units)))]
         while running:
             finished, running = ray.wait(running)
             ray.get(finished)

@@ -234,13 +234,13 @@ def _verify(shard: Shard, vocabulary: int, out: Path) -> int:
     """Read one file back and compare each tensor with its source, bit for bit. Returns the bytes of its tensors."""
     written, source = read_weights(out / shard.file), read_weights(shard.source)
     if written.keys() != shard.names.keys() or not all(
-        _same(written[new], source[old], vocabulary if new in TOKEN_ROWS else 0) for new, old in shard.names.items()
+        _is_equal(written[new], source[old], vocabulary if new in TOKEN_ROWS else 0) for new, old in shard.names.items()
     ):
         raise UserError(f"{out / shard.file}: differs from {shard.source}; delete it and run the command again")
     return sum(weight.nbytes for weight in written.values())
 
 
-def _same(written: torch.Tensor, source: torch.Tensor, rows: int) -> bool:
+def _is_equal(written: torch.Tensor, source: torch.Tensor, rows: int) -> bool:
     """Return whether `written` equals `source` bit for bit, except for rows that were appended to reach `rows`."""
     if written.shape != source.shape and written.shape != (max(rows, len(source)), *source.shape[1:]):
         return False

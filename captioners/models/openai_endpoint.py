@@ -118,8 +118,8 @@ class EndpointEngine:
                 # failure is the image's fault only if the endpoint works after it and no outage ended since `sent`.
                 rejected = status is not None and status < 500
                 attempts += 1
-                works = await self._works_since(sent if rejected else time.monotonic(), sent)
-                if works or attempts == MAX_ATTEMPTS:
+                endpoint_works = await self._has_worked_since(sent if rejected else time.monotonic(), sent)
+                if endpoint_works or attempts == MAX_ATTEMPTS:
                     raise CaptionError(f"the endpoint: {self._describe(error)}") from None
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class EndpointEngine:
             if getattr(reply, "choices", None):
                 self._last_reply = time.monotonic()
 
-    async def _works_since(self, since: float, sent: float) -> bool:
+    async def _has_worked_since(self, since: float, sent: float) -> bool:
         """Return whether the endpoint has worked since the time `since`, and no outage has ended since `sent`.
 
         If it does not work, this waits until it does, at most `outage_seconds`. The probe is a blank image, because no

@@ -50,11 +50,11 @@ class Settings(BaseModel):
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some settings changed. Raises UserError for a wrong setting or value."""
-        return self.parse(self.given | changes)
+        return self.parse(self.explicit | changes)
 
     @property
-    def given(self) -> dict[str, Any]:
-        """The settings that were given, without those at their default."""
+    def explicit(self) -> dict[str, Any]:
+        """The settings that were set, without those that were left at their default."""
         return self._select(dict(self))
 
     def _select(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class SparseSettings(Settings):
     """Settings that are serialised as they were given, without those at their default."""
 
     @model_serializer(mode="wrap")
-    def _serialize_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _serialize_explicit(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return self._select(serialize(self))
 
 
@@ -88,7 +88,7 @@ class ListEntry(SparseSettings):
         return {cls.shorthand: entry} if cls.shorthand and isinstance(entry, str) else entry
 
     @model_serializer(mode="wrap")
-    def _serialize_given(self, serialize: SerializerFunctionWrapHandler) -> Any:
+    def _serialize_explicit(self, serialize: SerializerFunctionWrapHandler) -> Any:
         settings = self._select(serialize(self))
         return settings[self.shorthand] if set(settings) == {self.shorthand} else settings
 

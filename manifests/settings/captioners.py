@@ -177,7 +177,7 @@ class PoolSettings(SparseSettings):
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """Number of images in flight in an engine. Default: what the engine recommends."""
     part_size: Annotated[int, Field(ge=2)] = 512
-    """Largest number of captions that are lost when an actor is killed."""
+    """Largest number of captions per unit that a kill of the actor costs, unless more images are in flight."""
     stall_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without a caption, with images waiting, after which an engine counts as hung and is replaced."""
     engine: str = "auto"
@@ -215,7 +215,7 @@ class CaptionerEntry(CaptionerOverrides, ListEntry):
     @property
     def overrides(self) -> dict[str, Any]:
         """The settings that the entry gives, without `preset` and `pool`."""
-        return {name: value for name, value in self.given.items() if name not in ("preset", "pool")}
+        return {name: value for name, value in self.explicit.items() if name not in ("preset", "pool")}
 
 
 def parse_captioner(entry: str | Mapping[str, Any] | CaptionerEntry) -> CaptionerEntry:

@@ -18,7 +18,7 @@ def _check_host(text: str) -> str:
     except ValueError:
         host = _host_of(text.strip())
     if host is None:
-        raise ValueError(f"{text!r} is no host; write the name or the address of each host, such as 'images.intra'")
+        raise ValueError(f"{text!r} is not a host; write the name or the address of each host, such as 'images.intra'")
     if host.lower() != text.lower():
         raise ValueError(f"{text!r} is more than a host, or another spelling of one; write {host!r}")
     return text
@@ -39,7 +39,7 @@ class DownloadSettings(Settings):
     """The stored form of downloaded images, and the limits and retries of downloads."""
 
     image_size: Annotated[int, Field(ge=16)] = 512
-    """Largest shorter side of a stored image in pixels. The aspect ratio is kept, and no image is enlarged."""
+    """Maximum length of the shorter side of a stored image, in pixels. The aspect ratio stays; no image is enlarged."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of stored images."""
     threads: Annotated[int, Field(ge=1)] = 64

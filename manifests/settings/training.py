@@ -136,4 +136,4 @@ class TrainingEntry(TrainingSettings, ListEntry):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that the entry gives, `method` and `preset` among them, without `name` and `ray`."""
-        return {name: value for name, value in self.given.items() if name not in ("name", "ray")}
+        return {name: value for name, value in self.explicit.items() if name not in ("name", "ray")}

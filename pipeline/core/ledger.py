@@ -29,9 +29,11 @@ class WorkRecord:
     failed: int
     """Rows that failed with a reason."""
     tokens: int
+    """Tokens generated; 0 for a download."""
     started: int
-    """Unix time, as is `ended`."""
+    """Unix time in seconds."""
     ended: int
+    """Unix time in seconds."""
     spent: int = 0
     """Milliseconds of one actor, which may work on other shards in the same time; 0 where it was not measured."""
     gpu: int = 0
@@ -104,6 +106,13 @@ def read_image_stats(run: Run, shard: int) -> dict[str, Any]:
     return artifacts.read_json(run.image_stats(shard), remedy, _IMAGE_STATS)
 
 
+def image_stamps(run: Run) -> dict[int, str]:
+    """By shard, a stamp that changes when its images are downloaded again. One listing."""
+    stamps = storage.list_stamps(run.images, "_stats.json")
+    numbers = ((name.removesuffix("_stats.json"), stamp) for name, stamp in stamps.items())
+    return {int(number): stamp for number, stamp in numbers if number.isdigit()}
+
+
 def captioner_settings(run: Run, name: str) -> dict[str, Any]:
     """The settings that made the captions in a captioner's folder.
 
@@ -131,7 +140,7 @@ def record(ledger: str, shard: int, work: WorkRecord) -> None:
 def recorded(ledger: str) -> dict[int, WorkRecord]:
     """The records in a ledger folder, by shard. A shard is missing if its writer was killed after the marker.
 
-    Two drivers can leave two entries for one shard. The entry with most work counts, and of equal ones the latest.
+    Two drivers can leave two entries for one shard. The one with more work counts; of two equal ones, the later.
     """
     records: dict[int, WorkRecord] = {}
     for name in storage.list_names(ledger):
@@ -206,10 +215,3 @@ def caption_progress(run: Run, captioner: str) -> CaptionProgress:
 def _matching(names: Iterable[str], pattern: re.Pattern[str]) -> list[int]:
     matches = (pattern.fullmatch(name) for name in names)
     return sorted(int(match[1]) for match in matches if match)
-
-
-def image_stamps(run: Run) -> dict[int, str]:
-    """By shard, a stamp that changes when its images are downloaded again. One listing."""
-    stamps = storage.list_stamps(run.images, "_stats.json")
-    numbers = ((name.removesuffix("_stats.json"), stamp) for name, stamp in stamps.items())
-    return {int(number): stamp for number, stamp in numbers if number.isdigit()}

@@ -190,7 +190,7 @@ def _compare_shards(
     """Survey all shards, compare their images, and commit the lists. Returns what `find_exclusions` returns."""
     rows = fetched_images(run, stamps)
     comparison = _Comparison(
-        SpilledRows(folder / "sums", rows, "lower", "position"),
+        SpilledRows(folder / "digests", rows, "lower", "position"),
         SpilledRows(folder / "hashes", rows, "hash", "position"),
         _ExclusionLists(run, folder / "lists", max(stamps, default=0), rows),
     )
@@ -216,19 +216,19 @@ def _compare_shards(
 class _Comparison:
     """The numbers of all shards, on disk."""
 
-    sums: SpilledRows
+    digests: SpilledRows
     hashes: SpilledRows
     lists: "_ExclusionLists"
 
     def add(self, shard: int, survey: ShardSurvey) -> None:
-        self.sums.add(survey.upper, survey.lower, survey.positions)
+        self.digests.add(survey.upper, survey.lower, survey.positions)
         self.hashes.add(near_duplicates.spread(survey.hashes), survey.hashes, survey.hashed)
         self.lists.add_evaluation_images(shard, survey)
 
     def duplicates(self, clean: CleanSettings, folder: Path) -> Iterator[tuple[str, Duplicates]]:
         """The duplicates that the settings leave out, in parts, each with its reason. `folder`: for scratch files."""
         if clean.duplicates:
-            for part in near_duplicates.exact_duplicates(self.sums):
+            for part in near_duplicates.exact_duplicates(self.digests):
                 yield DUPLICATE, part
         if clean.near_duplicates is not None:
             folder.mkdir()

@@ -143,7 +143,7 @@ def join(
                 f"image {image['key']}: has {len(image['texts'])} raw texts but {len(image['sources'])} sources"
             )
         taken = {name: captions_of_one.take(image) for name, captions_of_one in captions.items()}
-        _judge(joined, image, taken, rules, drops or {})
+        _add_image(joined, image, taken, rules, drops or {})
     for captions_of_one in captions.values():
         if unused := captions_of_one.unused:
             problem = f"{len(unused)} captions have no image, for example that of uid {min(unused)}"
@@ -154,7 +154,7 @@ def join(
     return joined
 
 
-def _judge(joined: Joined, image: SampleRow, taken: Mapping[str, LongText], rules: Filters, drops: Drops) -> None:
+def _add_image(joined: Joined, image: SampleRow, taken: Mapping[str, LongText], rules: Filters, drops: Drops) -> None:
     """Add one image with its captions to the samples, or to what is left out, for the first reason that applies."""
     raws = raw_texts(image["texts"], image["sources"], rules)
     dropped_texts: list[tuple[str, str, str]] = [(RAW, reason, text) for text, reason in raws.left_out]

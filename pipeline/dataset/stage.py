@@ -26,7 +26,7 @@ from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.schema import KIND as IMPORTED
+from lotlip_data.manifests.schema import IMPORTED_KIND
 from lotlip_data.manifests.tar_reader import open_seekable
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import captioned_shards, fetched_shards
@@ -182,7 +182,7 @@ def _format_shards(shards: set[int]) -> str:
 
 def _caption_command(run: Run, name: str) -> str:
     """The command that makes missing captions by a captioner."""
-    if ledger.captioner_settings(run, name).get("kind") == IMPORTED:
+    if ledger.captioner_settings(run, name).get("kind") == IMPORTED_KIND:
         return "`lotlip-data import` of the same table"
     return f"`lotlip-data recaption {run.url}`"
 

@@ -23,7 +23,7 @@ from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.scratch import scratch_folder
-from lotlip_data.pipeline.downloading import failures as reasons
+from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, fetch
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 
@@ -112,7 +112,7 @@ def failed_rows(run: Run, shard: int, marker: Mapping[str, Any], columns: list[s
     """The rows of a committed shard without an image: `columns` of `schema.IMAGES`, then `reason` and `detail`."""
     table = fetched_rows(run, shard, marker, [*columns, "status", "error_message"])
     failed = table.filter(pc.not_equal(table["status"], SUCCESS))
-    causes = [reasons.split_message(message) for message in failed["error_message"].to_pylist()]
+    causes = [failures.split_message(message) for message in failed["error_message"].to_pylist()]
     failed = failed.select(columns)
     for name, values in (("reason", [reason for reason, _ in causes]), ("detail", [text for _, text in causes])):
         failed = failed.append_column(name, pa.array(values, pa.string()))

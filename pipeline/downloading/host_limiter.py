@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lotlip_data.pipeline.downloading import failures as reasons
+from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 
 
@@ -55,14 +55,14 @@ class HostLimiter:
         while True:
             if state.failures >= self._failures:
                 raise FetchError(
-                    reasons.HOST_DOWN, f"{state.failures} consecutive failures, the last one: {state.last_failure}"
+                    failures.HOST_DOWN, f"{state.failures} consecutive failures, the last one: {state.last_failure}"
                 )
             now = time.monotonic()
             if state.in_flight < self._per_host and now >= state.paused_until:
                 return
             if now >= end:
                 raise FetchError(
-                    reasons.HOST_BUSY, "no request slot became free; `download.per_host` sets their number"
+                    failures.HOST_BUSY, "no request slot became free; `download.per_host` sets their number"
                 )
             waits_for_pause = state.in_flight < self._per_host
             state.changed.wait((min(end, state.paused_until) if waits_for_pause else end) - now)
@@ -76,7 +76,7 @@ class HostLimiter:
         """Record a failed request, and the pause that the host asks for if it is at most `max_pause` seconds."""
         with self._lock:
             state = self._hosts[host]
-            if not reasons.is_host_failure(error.reason):
+            if not failures.is_host_failure(error.reason):
                 state.failures = 0
                 return
             state.failures += 1

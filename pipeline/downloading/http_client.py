@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from lotlip_data.manifests.settings import DownloadSettings
-from lotlip_data.pipeline.downloading import failures as reasons
+from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.host_limiter import HostLimiter
 
@@ -136,7 +136,7 @@ class GuardedOpener:
         """Raise FetchError if the body does not have the hashes that the list expects."""
         for name, digits in self._expected.get(url, {}).items():
             if hashlib.new(name, body, usedforsecurity=False).hexdigest() != digits:
-                raise FetchError(reasons.WRONG_HASH, name)
+                raise FetchError(failures.WRONG_HASH, name)
 
     def _follow(self, request: urllib.request.Request) -> Response:
         """One attempt: the request and its redirects, within `total_timeout` seconds.
@@ -160,7 +160,7 @@ class GuardedOpener:
             if isinstance(answer, Response):
                 return answer
             url = urljoin(url, answer)
-        raise FetchError(reasons.TOO_MANY_REDIRECTS, f"more than {MAX_REDIRECTS}")
+        raise FetchError(failures.TOO_MANY_REDIRECTS, f"more than {MAX_REDIRECTS}")
 
     def _exchange_and_record(self, target: Request, headers: dict[str, str], deadline: float) -> Response | str:
         """As `_exchange`, and record in the host limiter how the host behaves."""
@@ -187,29 +187,29 @@ class GuardedOpener:
     def _answer(self, response: http.client.HTTPResponse) -> Response | str:
         if response.status in _REDIRECTS:
             if not (location := response.headers.get("Location")):
-                raise FetchError(reasons.BAD_REDIRECT, f"status {response.status}")
+                raise FetchError(failures.BAD_REDIRECT, f"status {response.status}")
             return quote(
                 location.strip(), safe=SAFE_CHARACTERS, encoding="iso-8859-1"
             )  # raw bytes, whatever their encoding
         if not 200 <= response.status < 300:
-            raise FetchError(reasons.http_reason(response.status), retry_after=_retry_after(response))
+            raise FetchError(failures.http_reason(response.status), retry_after=_retry_after(response))
         body = self._body(response)
         if not body:
-            raise FetchError(reasons.EMPTY)
+            raise FetchError(failures.EMPTY)
         return Response(response.headers, body)
 
     def _body(self, response: http.client.HTTPResponse) -> bytes:
         limit, content_length = self._settings.max_bytes, response.length
         if content_length is not None and content_length > limit:
-            raise FetchError(reasons.TOO_LARGE, f"{content_length} bytes, more than {limit}")
+            raise FetchError(failures.TOO_LARGE, f"{content_length} bytes, more than {limit}")
         pieces, size = list[bytes](), 0
         while piece := response.read(content_length or _CHUNK_BYTES):
             pieces.append(piece)
             size += len(piece)
             if size > limit:
-                raise FetchError(reasons.TOO_LARGE, f"more than {limit} bytes")
+                raise FetchError(failures.TOO_LARGE, f"more than {limit} bytes")
         if content_length is not None and size < content_length:
-            raise FetchError(reasons.TRUNCATED, f"received {size} of {content_length} bytes")
+            raise FetchError(failures.TRUNCATED, f"received {size} of {content_length} bytes")
         return b"".join(pieces)
 
     def _connect(self, target: Request, deadline: float) -> socket.socket:
@@ -235,9 +235,9 @@ class GuardedOpener:
         try:
             resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise FetchError(reasons.NOT_RESOLVED, error.strerror or "") from error
+            raise FetchError(failures.NOT_RESOLVED, error.strerror or "") from error
         except UnicodeError:  # for example, a label of more than 63 characters
-            raise FetchError(reasons.BAD_URL, "host name") from None
+            raise FetchError(failures.BAD_URL, "host name") from None
         allowed: list[tuple[int, Any]] = [
             (family, address)
             for family, _, _, _, address in resolved
@@ -245,7 +245,7 @@ class GuardedOpener:
         ]
         if not allowed:
             raise FetchError(
-                reasons.NOT_ALLOWED, "not a public address; add hosts of your intranet to `download.allow_hosts`"
+                failures.NOT_ALLOWED, "not a public address; add hosts of your intranet to `download.allow_hosts`"
             )
         return allowed
 
@@ -308,14 +308,14 @@ class _Reader(io.RawIOBase):
 def _remaining(timeout: float, deadline: float) -> float:
     seconds = deadline - time.monotonic()
     if seconds <= 0:
-        raise FetchError(reasons.TIMEOUT, "of the whole fetch")
+        raise FetchError(failures.TIMEOUT, "of the whole fetch")
     return min(timeout, seconds)
 
 
 def _is_worth_a_retry(reason: str) -> bool:
     """Whether an immediate retry can help. It hardly ever helps a name that does not resolve, and costs seconds."""
-    excluded = (reasons.NOT_RESOLVED, reasons.HOST_DOWN, reasons.HOST_BUSY, reasons.NOT_ALLOWED)
-    return reason == reasons.TRUNCATED or (reasons.is_transient(reason) and reason not in excluded)
+    excluded = (failures.NOT_RESOLVED, failures.HOST_DOWN, failures.HOST_BUSY, failures.NOT_ALLOWED)
+    return reason == failures.TRUNCATED or (failures.is_transient(reason) and reason not in excluded)
 
 
 def _retry_after(response: http.client.HTTPResponse) -> float | None:
@@ -334,18 +334,18 @@ def _retry_after(response: http.client.HTTPResponse) -> float | None:
 def _network_error(error: Exception) -> FetchError:
     """The FetchError for a network error. Its detail never quotes the URL, which may hold secrets."""
     if isinstance(error, TimeoutError):
-        return FetchError(reasons.TIMEOUT)
+        return FetchError(failures.TIMEOUT)
     if isinstance(error, ssl.SSLError):
-        return FetchError(reasons.TLS, error.reason or "")
+        return FetchError(failures.TLS, error.reason or "")
     if isinstance(error, ConnectionRefusedError):
-        return FetchError(reasons.REFUSED)
+        return FetchError(failures.REFUSED)
     if isinstance(error, http.client.IncompleteRead):
-        return FetchError(reasons.TRUNCATED, "the body ended early")
+        return FetchError(failures.TRUNCATED, "the body ended early")
     if isinstance(error, ConnectionError):
-        return FetchError(reasons.LOST)
+        return FetchError(failures.LOST)
     if isinstance(error, OSError):
-        return FetchError(reasons.UNREACHABLE, error.strerror or type(error).__name__)
-    return FetchError(reasons.BAD_RESPONSE, type(error).__name__)
+        return FetchError(failures.UNREACHABLE, error.strerror or type(error).__name__)
+    return FetchError(failures.BAD_RESPONSE, type(error).__name__)
 
 
 def parse_url(url: str) -> Request:
@@ -358,11 +358,11 @@ def parse_url(url: str) -> Request:
         parts = urlsplit(url)
         port, hostname = parts.port, parts.hostname
     except ValueError:
-        raise FetchError(reasons.BAD_URL) from None
+        raise FetchError(failures.BAD_URL) from None
     if parts.scheme not in ("http", "https"):
-        raise FetchError(reasons.BAD_SCHEME, parts.scheme[:20])
+        raise FetchError(failures.BAD_SCHEME, parts.scheme[:20])
     if not hostname:
-        raise FetchError(reasons.BAD_URL, "no host")
+        raise FetchError(failures.BAD_URL, "no host")
     host, tls = _ascii(hostname), parts.scheme == "https"
     host_header = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
     return Request(
@@ -380,7 +380,7 @@ def _ascii(name: str) -> str:
     try:
         return name if name.isascii() else name.encode("idna").decode("ascii")
     except UnicodeError:
-        raise FetchError(reasons.BAD_URL, "host name") from None
+        raise FetchError(failures.BAD_URL, "host name") from None
 
 
 def _basic(parts: SplitResult) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from lotlip_data.pipeline.downloading import failures as reasons
+from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000")
@@ -28,13 +28,13 @@ def prepare(data: bytes, max_pixels: int) -> bytes:
         FetchError: `data` is not an image, is truncated, has more than `max_pixels` pixels, or cannot be decoded.
     """
     if not _has_end(data):
-        raise FetchError(reasons.TRUNCATED)
+        raise FetchError(failures.TRUNCATED)
     Image.MAX_IMAGE_PIXELS = None  # replaced by `max_pixels`, checked before decoding
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise FetchError(reasons.TOO_MANY_PIXELS, f"{width} × {height}")
+                raise FetchError(failures.TOO_MANY_PIXELS, f"{width} × {height}")
             return data if _opencv_decodes_correctly(image, data) else _as_ppm(image)
     except FetchError:
         raise
@@ -44,10 +44,10 @@ def prepare(data: bytes, max_pixels: int) -> bytes:
 
 def _decoding_error(data: bytes, error: Exception) -> FetchError:
     if "truncated" in str(error):
-        return FetchError(reasons.TRUNCATED)
+        return FetchError(failures.TRUNCATED)
     if isinstance(error, Image.UnidentifiedImageError) and not data.startswith((_JPEG, _PNG)) and not _is_webp(data):
-        return FetchError(reasons.NOT_AN_IMAGE, kind_of(data))
-    return FetchError(reasons.UNDECODABLE, type(error).__name__)
+        return FetchError(failures.NOT_AN_IMAGE, kind_of(data))
+    return FetchError(failures.UNDECODABLE, type(error).__name__)
 
 
 def _has_end(data: bytes) -> bool:
@@ -99,7 +99,7 @@ def _orientation(image: Image.Image) -> Any:
 def _as_ppm(image: Image.Image) -> bytes:
     """The first frame as a PPM (lossless and fast): upright, with transparent parts on white."""
     if image.mode in ("I", "F"):
-        raise FetchError(reasons.UNDECODABLE, f"pixels of mode {image.mode}")
+        raise FetchError(failures.UNDECODABLE, f"pixels of mode {image.mode}")
     if image.mode.startswith("I;16"):
         image = _with_exif(image, Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)))
     if _orientation(image) in range(2, 9):

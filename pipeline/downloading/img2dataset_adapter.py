@@ -18,7 +18,6 @@ from lotlip_data.manifests.run_layout import SHARD_DIGITS, shard_name
 from lotlip_data.manifests.schema import IMAGE_EXTENSION, IMAGES, LISTS
 from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.downloading import failures
-from lotlip_data.pipeline.downloading import failures as reasons
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.http_client import guarded_urlopen
 from lotlip_data.pipeline.downloading.image_validation import prepare
@@ -47,7 +46,7 @@ class FetchedShard:
 
         One is enough: permanent failures, such as a malformed host name, occur without a network as well.
         """
-        return not self.stats["successes"] and any(map(reasons.is_transient, self.stats["status_dict"]))
+        return not self.stats["successes"] and any(map(failures.is_transient, self.stats["status_dict"]))
 
 
 def fetch(
@@ -137,7 +136,7 @@ def _normalise(table: pa.Table) -> pa.Table:
 
 
 def _message(text: str) -> str:
-    reason, detail = reasons.split_message(text)
+    reason, detail = failures.split_message(text)
     return f"{reason}: {detail}" if detail else reason
 
 

@@ -25,8 +25,8 @@ from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, Run, shard_name
 from lotlip_data.manifests.schema import LISTS
 from lotlip_data.pipeline.core import ledger
-from lotlip_data.pipeline.downloading import failures as fetch_reasons
 from lotlip_data.pipeline.downloading.commit import failed_rows, quarantine_parquet
+from lotlip_data.pipeline.downloading.failures import is_transient
 
 _RESTORE = "It records which images are retried. Restore it from a copy, or start a new run."
 
@@ -96,7 +96,7 @@ def open_round(run: Run, before: list[Round], first: int, samples_per_shard: int
 def _transient_failures(run: Run, shard: int) -> dict[str, int]:
     """Transient reason → number of rows of the shard that failed with it."""
     statuses = ledger.read_image_stats(run, shard)["status_dict"]
-    return {reason: count for reason, count in statuses.items() if fetch_reasons.is_transient(reason)}
+    return {reason: count for reason, count in statuses.items() if is_transient(reason)}
 
 
 def prepare(run: Run, retry_round: Round) -> None:

@@ -1,17 +1,18 @@
-"""Images of a manifest, fetched shard by shard: one Ray task a shard, a bounded number of them at a time.
+"""The download stage: every shard of a run is one Ray task, and a bounded number of tasks runs at a time.
 
-    lists/00017.parquet → img2dataset under the guard → images/00017-ATTEMPT.tar .parquet, then 00017_stats.json
+    lists/00017.parquet → img2dataset behind the HTTP client → images/00017-ATTEMPT.tar .parquet → 00017_stats.json
 
-A shard with its marker is done and never fetched again; what failed in it can be, as part of another shard (`retry`).
-See `fetch_commit` for a task, `fetch_guard` for what may be fetched.
+A shard that has its marker (`_stats.json`) is committed and is never downloaded again. Its failed images can be
+downloaded later, as rows of a new shard (`retry`). `commit` describes one task, `http_client` what it may connect to.
 """
 
 import logging
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
@@ -24,47 +25,52 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, run_ray_tasks
-from lotlip_data.pipeline.downloading import commit as fetch_commit
-from lotlip_data.pipeline.downloading import failures as fetch_reasons
 from lotlip_data.pipeline.downloading import retry
-from lotlip_data.pipeline.downloading.commit import DownloadTask
-from lotlip_data.pipeline.downloading.failures import Failures
-from lotlip_data.pipeline.url_lists.partition import Partition, load_partition, partition
+from lotlip_data.pipeline.downloading.commit import DownloadTask, fetch_and_commit, finish_commit, remove_orphans
+from lotlip_data.pipeline.downloading.failures import Failures, retry_condition
+from lotlip_data.pipeline.url_lists.partition import Partition, load_partition
+from lotlip_data.pipeline.url_lists.partition import partition as partition_lists
 
 logger = logging.getLogger(__name__)
 
 Marker = dict[str, Any]
-Task = Callable[[DownloadTask], Marker]
+"""The content of a shard's `_stats.json`."""
+
+TaskResult = Marker | dict[str, int]
+"""The marker of a committed shard, or the number of failures per reason of a shard that stays pending."""
 
 
 @dataclass
 class DownloadSummary:
-    """What is fetched, of everything that was asked for. `asked` − `fetched` − `failed` is in shards not done."""
+    """How much of a run is downloaded. `requested` − `fetched` − `failed` images are in pending shards."""
 
-    plan: Partition
+    partition: Partition
     rounds: list[retry.Round]
-    """Of images that are fetched again."""
+    """The rounds of retries, earliest first."""
     skipped: int = 0
-    """Shards that were done before this call."""
+    """Number of shards that were committed before this call."""
     committed: set[int] = field(default_factory=set)
-    """All shards done. Of their markers only sums are kept: there are 10,000 of 100 million images."""
+    """All committed shards. Only sums of their markers are kept, since 100 million images have 10,000 markers."""
     fetched: int = 0
+    """Number of images in the committed shards."""
     failures: Failures = field(default_factory=Failures)
-    """Of all shards done. What is fetched again has not failed until it fails again."""
-    not_done: dict[int, str] = field(default_factory=dict)
-    """Shards tried and not done, with the reason."""
+    """The failures of all committed shards. An image that is retried counts once its retry has failed."""
+    pending: dict[int, str] = field(default_factory=dict)
+    """Reason by shard, for the shards that this call tried and did not commit."""
 
     @property
-    def asked(self) -> int:
-        return self.plan.images
+    def requested(self) -> int:
+        """Number of images in the partition."""
+        return self.partition.images
 
     @property
     def shards(self) -> int:
-        """Those of the plan, and those of images that are fetched again."""
-        return self.plan.shards + sum(one.shards for one in self.rounds)
+        """Number of shards, those of retries included."""
+        return self.partition.shards + sum(retry_round.shards for retry_round in self.rounds)
 
     @property
     def failed(self) -> int:
+        """Number of images that failed."""
         return sum(self.reasons.values())
 
     @property
@@ -74,41 +80,42 @@ class DownloadSummary:
 
     @property
     def done(self) -> int:
-        """Shards that this call fetched."""
+        """Number of shards that this call committed."""
         return len(self.committed) - self.skipped
 
     @property
     def nothing_to_do(self) -> bool:
+        """Whether every shard was committed before this call."""
         return self.skipped == self.shards
 
     @property
     def failed_shards(self) -> list[str]:
-        """A line for each shard that is not done; one more where everything is done and no image came."""
-        lines = [f"shard {shard_name(shard)}: {reason}" for shard, reason in sorted(self.not_done.items())]
+        """One line per pending shard. If no shard is pending and the run has no image at all, one line that says so."""
+        lines = [f"shard {shard_name(shard)}: {reason}" for shard, reason in sorted(self.pending.items())]
         if not lines and not self.fetched:
-            lines.append(f"none of the {self.asked} images could be fetched: {_counts(self.reasons)}")
+            lines.append(f"none of the {self.requested} images downloaded: {_format_counts(self.reasons)}")
         return lines
 
     def add(self, shard: int, marker: Marker, retried: Collection[str] = ()) -> None:
-        """Count a shard that is done. What failed in it for one of the reasons `retried` is in another one by now."""
+        """Add a committed shard, without its failures for the reasons `retried`: another shard retries these rows."""
         self.committed.add(shard)
         self.fetched += marker["successes"]
         self.failures.add(marker, retried)
 
     def to_dict(self) -> dict[str, Any]:
-        """For scripts."""
+        """The figures of `download --json`."""
         return {
-            "asked": self.asked,
+            "asked": self.requested,
             "fetched": self.fetched,
             "failed": self.failed,
             **self.failures.to_dict(),
-            "retried": sum(one.rows for one in self.rounds),
+            "retried": sum(retry_round.rows for retry_round in self.rounds),
             "shards": self.shards,
             "shards_done": self.done,
             "shards_skipped": self.skipped,
-            "shards_not_done": len(self.not_done),
+            "shards_not_done": len(self.pending),
             "list": {
-                name: getattr(self.plan, name)
+                name: getattr(self.partition, name)
                 for name in ("rows", "duplicates", "invalid", "filtered", "not_drawn", "garbled", "sources")
             },
         }
@@ -117,62 +124,67 @@ class DownloadSummary:
 def download(
     manifest: Manifest,
     run: Run,
-    task: Task = fetch_commit.fetch_and_commit,
+    task: Callable[[DownloadTask], TaskResult] = fetch_and_commit,
     retry_failed: bool = False,
     accept_failures: bool = False,
 ) -> DownloadSummary:
-    """Download every shard that is not done.
+    """Download every shard that is not committed yet. Partitions the lists first if the run has no partition.
 
-    A shard of which nothing came, for reasons that can pass, stays undone, and so does one whose task dies again
-    and again: both are in the summary, and the next call tries them again. The former is done without an image all the
-    same where `accept_failures` says so, or where it is the last of the settings' `shard_tries`.
+    A shard stays pending, and the next call tries it again, if its task dies repeatedly, or if none of its images
+    downloads and a failure is transient. In the latter case it is committed all the same with `accept_failures`, and
+    at the last of the `shard_tries` of the download settings.
 
-    `retry_failed`: fetch again, in further shards, what failed in the committed ones for reasons that can pass, or go
-    on with that. Raises what `partition` raises.
+    Args:
+        manifest: The manifest.
+        run: The run.
+        task: Downloads and commits one shard, in a Ray worker.
+        retry_failed: Download the images of committed shards again that failed for transient reasons. A round of
+            retries that is not complete is continued instead.
+        accept_failures: Commit shards even if none of their images downloads.
+
+    Raises:
+        ListError: A list cannot be read.
+        PartitionError: The lists have no usable row, or too many.
+        UserError: An object of the run is damaged.
     """
-    plan = partition(manifest, run)
-    summary = _look(run, plan)
-    _complete(run, summary)
-    if retry_failed and _begin_round(run, summary):
-        summary = _look(run, plan)
-        last = summary.rounds[-1]
-        logger.info(f"downloading {last.rows} images again, in {last.shards} further shards")
-    for one in summary.rounds:
-        retry.prepare(run, one)
+    partition = partition_lists(manifest, run)
+    summary = _summarize(run, partition)
+    _finish_commits(run, summary)
+    if retry_failed and _open_retry_round(run, summary):
+        summary = _summarize(run, partition)
+        retry_round = summary.rounds[-1]
+        logger.info(f"downloading {retry_round.rows} images again, in {retry_round.shards} further shards")
+    for retry_round in summary.rounds:
+        retry.prepare(run, retry_round)
     if summary.committed:
         logger.info(f"{len(summary.committed)} of {summary.shards} shards are already downloaded")
-    tries = ledger.tries(run)
-    works = (
-        DownloadTask(
-            run,
-            shard,
-            plan.samples_per_shard,
-            manifest.download,
-            # A row of a retry has had its other chance, and can be retried as often as one likes.
-            accept=accept_failures or shard >= plan.shards or tries[shard] + 1 >= manifest.download.shard_tries,
-        )
-        for shard in range(summary.shards)
-        if shard not in summary.committed
-    )
-    empty = []
+    pending = [shard for shard in range(summary.shards) if shard not in summary.committed]
+    tasks = _tasks(manifest, run, partition, pending, accept_failures)
+    shards_without_images = []
     with progress_bar("download", summary.shards, "shard", initial=len(summary.committed)) as bar:
-        for work, answer in run_ray_tasks(task, works):
-            outcome = _judge(answer)
-            if isinstance(answer, dict) and isinstance(outcome, str):
-                empty.append(work.shard)
-            _take(summary, work.shard, outcome)
+        for download_task, result in run_ray_tasks(task, tasks):
+            if not isinstance(result, Exception) and not _is_marker(result):
+                shards_without_images.append(download_task.shard)
+            _record(summary, download_task.shard, result)
             bar.set_postfix_str(f"{summary.fetched:,} images", refresh=False)
-            bar.update(work.shard in summary.committed)
-    if summary.fetched:  # a run that never got an image has no network, or no right settings, so far
+            bar.update(download_task.shard in summary.committed)
+    if summary.fetched:  # a run without any image so far lacks the network or the right settings: no try counts
         token = uuid.uuid4().hex[:12]
-        for shard in empty:
+        for shard in shards_without_images:
             ledger.note_try(run, shard, token)
-    fetch_commit.remove_orphans(run, summary.committed)
+    remove_orphans(run, summary.committed)
     return summary
 
 
-def _look(run: Run, plan: Partition) -> DownloadSummary:
-    summary = DownloadSummary(plan, retry.rounds(run))
+def read_summary(run: Run) -> DownloadSummary:
+    """How much of `run` is downloaded so far. Downloads nothing. Raises UserError if the run has no partition yet."""
+    if (partition := load_partition(run)) is None:
+        raise UserError(f"{run.url}: no download has started. Run `lotlip-data download MANIFEST {run.url}` first.")
+    return _summarize(run, partition)
+
+
+def _summarize(run: Run, partition: Partition) -> DownloadSummary:
+    summary = DownloadSummary(partition, retry.rounds(run))
     retried, shards = retry.retried(summary.rounds), fetched_shards(run)
     for shard, marker in zip(shards, map_ordered(partial(ledger.read_image_stats, run), shards), strict=True):
         summary.add(shard, marker, retried.get(shard, ()))
@@ -180,62 +192,70 @@ def _look(run: Run, plan: Partition) -> DownloadSummary:
     return summary
 
 
-def _begin_round(run: Run, summary: DownloadSummary) -> bool:
-    """Another round of retries, unless the last one is not done yet. Whether there is one."""
+def _finish_commits(run: Run, summary: DownloadSummary) -> None:
+    """Write the quarantine and the ledger entry of shards whose task was killed right after the commit."""
+    records = ledger.recorded(run.image_ledger)
+    quarantined = set(storage.list_names(run.quarantine("images"), ".parquet"))
+    retried = retry.retried(summary.rounds)
+    for shard in sorted(summary.committed):
+        record = records.get(shard)
+        if record is None or (record.failed and f"{shard_name(shard)}.parquet" not in quarantined):
+            finish_commit(run, shard, ledger.read_image_stats(run, shard), retried.get(shard, ()))
+
+
+def _open_retry_round(run: Run, summary: DownloadSummary) -> bool:
+    """Start a round of retries, unless the last one is not complete. Returns whether a round was started."""
     first = summary.shards
-    if any(shard not in summary.committed for shard in range(summary.plan.shards, first)):
+    if any(shard not in summary.committed for shard in range(summary.partition.shards, first)):
         logger.info("resuming the previous --retry-failed download")
         return False
-    if not retry.open_round(run, summary.rounds, first, summary.plan.samples_per_shard, summary.committed):
+    if not retry.open_round(run, summary.rounds, first, summary.partition.samples_per_shard, summary.committed):
         logger.info("no image failed for a transient reason")
         return False
     return True
 
 
-def _complete(run: Run, summary: DownloadSummary) -> None:
-    """Do what follows a commit for shards whose task was killed right after it."""
-    recorded = ledger.recorded(run.image_ledger)
-    listed = set(storage.list_names(run.quarantine("images"), ".parquet"))
-    retried = retry.retried(summary.rounds)
-    for shard in sorted(summary.committed):
-        tally = recorded.get(shard)
-        if tally is None or (tally.failed and f"{shard_name(shard)}.parquet" not in listed):
-            fetch_commit.finish_commit(run, shard, ledger.read_image_stats(run, shard), retried.get(shard, ()))
+def _tasks(
+    manifest: Manifest, run: Run, partition: Partition, shards: Iterable[int], accept_failures: bool
+) -> Iterator[DownloadTask]:
+    """The tasks that download `shards`."""
+    tries: Counter[int] = ledger.tries(run)
+    for shard in shards:
+        is_retry = shard >= partition.shards  # always accepted: its rows can be retried again in a further round
+        is_last_try = tries[shard] + 1 >= manifest.download.shard_tries
+        accept = accept_failures or is_retry or is_last_try
+        yield DownloadTask(run, shard, partition.samples_per_shard, manifest.download, accept)
 
 
-def read_summary(run: Run) -> DownloadSummary:
-    """What is fetched in `run` so far; fetches nothing. Raises UserError where the run has no plan yet."""
-    if (plan := load_partition(run)) is None:
-        raise UserError(f"{run.url}: nothing is planned here yet. Run `lotlip-data download MANIFEST {run.url}` first.")
-    return _look(run, plan)
-
-
-def _take(summary: DownloadSummary, shard: int, outcome: Marker | str) -> None:
+def _record(summary: DownloadSummary, shard: int, result: TaskResult | Exception) -> None:
+    """Add the result of a task to the summary, and log it."""
     where = f"shard {shard_name(shard)}"
-    if isinstance(outcome, str):
-        summary.not_done[shard] = outcome
-        logger.warning(f"{where}: {outcome}")
+    if isinstance(result, Exception) or not _is_marker(result):
+        summary.pending[shard] = _pending_reason(result)
+        logger.warning(f"{where}: {summary.pending[shard]}")
         return
-    summary.add(shard, outcome)
-    failures = {reason: count for reason, count in outcome["status_dict"].items() if reason != SUCCESS}
-    text = f"{where}: {outcome['successes']} of {outcome['count']} images in {outcome['seconds']:.1f} s"
-    why = f" ({_counts(failures)})" if failures else ""
-    logger.info(f"{text}; {len(summary.committed)} of {summary.shards} shards{why}", extra=SHOWN_BY_BAR)
+    summary.add(shard, result)
+    failures = {reason: count for reason, count in result["status_dict"].items() if reason != SUCCESS}
+    text = f"{where}: {result['successes']} of {result['count']} images in {result['seconds']:.1f} s"
+    reasons = f" ({_format_counts(failures)})" if failures else ""
+    logger.info(f"{text}; {len(summary.committed)} of {summary.shards} shards{reasons}", extra=SHOWN_BY_BAR)
 
 
-def _counts(failures: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} × {reason}" for reason, count in failures.items())
+def _is_marker(result: TaskResult) -> TypeGuard[Marker]:
+    return "tar" in result
 
 
-def _judge(answer: Marker | Exception) -> Marker | str:
-    """What a task ended in as an outcome: a marker, or a sentence where the shard stays undone."""
-    if isinstance(answer, UserError):  # which is not tried again
-        return one_line(answer)
-    if isinstance(answer, Exception):
-        return f"its task failed {ATTEMPTS} times: {one_line(answer)}"
-    if "tar" in answer:
-        return answer
+def _pending_reason(result: dict[str, int] | Exception) -> str:
+    """Why the shard of a task stays pending: a sentence."""
+    if isinstance(result, UserError):  # Ray tasks do not repeat these
+        return one_line(result)
+    if isinstance(result, Exception):
+        return f"its task failed {ATTEMPTS} times: {one_line(result)}"
     return (
-        f"nothing could be fetched ({_counts(answer)}), which may pass: it stays undone. "
-        f"Start the download again once {fetch_reasons.retry_condition(answer)}, or accept that with --accept-failures."
+        f"no image downloaded ({_format_counts(result)}); the errors look transient, so the shard stays pending. "
+        f"Re-run `download` once {retry_condition(result)}, or accept the failures with --accept-failures."
     )
+
+
+def _format_counts(failures: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} × {reason}" for reason, count in failures.items())

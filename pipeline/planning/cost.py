@@ -207,8 +207,8 @@ def _concurrent_actors(job: CaptionerJob, hardware: Hardware, gpus: float, shard
     most_on_gpus = int(hardware.gpus / gpus) if gpus else None
     if most_on_gpus == 0:
         raise UserError(f"--gpus {hardware.gpus}: one actor of {job.config.name} needs {gpus:g}; use at least as many")
-    wanted = max(job.pool.min_actors, job.pool.max_actors or most_on_gpus or 1)
-    most = min(wanted, most_on_gpus or wanted)
+    requested = max(job.pool.min_actors, job.pool.max_actors or most_on_gpus or 1)
+    most = min(requested, most_on_gpus or requested)
     if not shards or shards >= most:
         return most, ""
     left = "1 shard is left" if shards == 1 else f"{shards:,} shards are left"

@@ -63,7 +63,7 @@ def measure_speed(job: CaptionerJob, count: int) -> Speed:
     has_gpu = needs_gpu and torch.cuda.is_available()
     with _actor_threads(job.pool.num_cpus) as threads:
         try:
-            engine = load_engine(job.config, job.pool.engine, **job.pool.engine_options.given)
+            engine = load_engine(job.config, job.pool.engine, **job.pool.engine_options.explicit)
             try:
                 seconds = asyncio.run(_time_captions(engine, job.pool.concurrency or engine.window, images))
             finally:

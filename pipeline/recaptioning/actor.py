@@ -31,7 +31,7 @@ class CaptionActor:
 
         started = time.monotonic()
         settings, name = self._settings, self._config.name
-        engine = load_engine(self._config, settings.engine, **settings.engine_options.given)
+        engine = load_engine(self._config, settings.engine, **settings.engine_options.explicit)
         loaded = time.monotonic()
         gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
         self._worker = CaptionWorker(

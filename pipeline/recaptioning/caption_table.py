@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.schema import KIND
+from lotlip_data.manifests.schema import IMPORTED_KIND
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.url_lists.reader import (
     BadRow,
@@ -64,7 +64,7 @@ class CaptionTable:
             CaptionerConfig.from_dict(
                 {
                     "name": name,
-                    "kind": KIND,
+                    "kind": IMPORTED_KIND,
                     "model": f"{sizes[0][0]}#{column}",
                     "revision": digest,
                     "prompt": "Imported: its prompt is not known.",

@@ -194,7 +194,7 @@ def _failures(run: Run) -> dict[str, Any]:
     if not storage.exists(run.plan):
         return NO_FAILURES
     summary = read_summary(run)
-    return {"asked": summary.asked, "fetched": summary.fetched, **summary.failures.to_dict()}
+    return {"asked": summary.requested, "fetched": summary.fetched, **summary.failures.to_dict()}
 
 
 def _dataset(run: Run) -> dict[str, Any] | None:

@@ -359,7 +359,7 @@ def read_file(
 def _filter(chunk: Chunk, keep: RowFilter, file: str, source: Source, filtered: Filtered) -> Chunk:
     """The rows for which every rule is true. An excluded row counts for the first rule that it fails."""
     try:
-        rules = keep.judge({name: _typed(chunk.columns[name]) for name in keep.columns})
+        rules = keep.evaluate({name: _typed(chunk.columns[name]) for name in keep.columns})
     except FilterError as error:
         raise ListError(f"{file}: the `filter` of source {source.name}: {error}") from None
     kept = np.ones(len(chunk.rows), bool)

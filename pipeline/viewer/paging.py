@@ -91,10 +91,10 @@ def read_page(
     for step in _Scan(files, filter_, position, size + 1, backwards, columns).steps():
         page.scanned += step.rows
         page.damaged += step.damaged
-        room = size - len(page.rows)
-        page.rows += step.matches[:room]
-        if len(step.matches) > room:
-            next_position = page.rows[-1][0] if backwards else step.matches[room][0]
+        space_left = size - len(page.rows)
+        page.rows += step.matches[:space_left]
+        if len(step.matches) > space_left:
+            next_position = page.rows[-1][0] if backwards else step.matches[space_left][0]
             break
         if time.monotonic() >= deadline:
             next_position, page.complete = step.beyond, step.beyond is None

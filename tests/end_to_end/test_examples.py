@@ -1,4 +1,4 @@
-"""The example files are what the code takes: manifests load, entry points parse, resources fit, numbers are held."""
+"""The example files fit the code: manifests load, commands parse, resources suffice, numbers follow their formulas."""
 
 import os
 import re
@@ -29,51 +29,53 @@ SLURM = EXAMPLES / "recaption.slurm"
 
 
 @pytest.fixture(scope="module")
-def big() -> tuple[Manifest, list[CaptionerJob]]:
+def big_manifest() -> tuple[Manifest, list[CaptionerJob]]:
     manifest = load(str(EXAMPLES / "8x80gb.yaml"))
     return manifest, resolve_captioners(manifest.captioners)
 
 
-def test_every_manifest_among_the_examples_loads_and_so_do_its_captioners() -> None:
-    found = {}
+def test_every_example_manifest_loads_with_its_captioners() -> None:
+    captioners = {}
     for path in sorted(EXAMPLES.glob("*.yaml")):
         if "apiVersion" not in yaml.safe_load(path.read_text()):
-            found[path.name] = [one.config.name for one in resolve_captioners(load(str(path)).captioners)]
-    assert found == {"8x80gb.yaml": ["llava", "sharegpt4v", "instructblip"], "endpoint.yaml": ["qwen3-vl"]}
+            captioners[path.name] = [job.config.name for job in resolve_captioners(load(str(path)).captioners)]
+    assert captioners == {"8x80gb.yaml": ["llava", "sharegpt4v", "instructblip"], "endpoint.yaml": ["qwen3-vl"]}
 
 
-def test_its_sequences_in_flight_are_what_the_memory_leaves(big: tuple[Manifest, list[CaptionerJob]]) -> None:
-    for one in big[1]:
-        options = one.pool.engine_options
+def test_max_num_seqs_of_the_big_manifest_is_what_fits_in_gpu_memory(
+    big_manifest: tuple[Manifest, list[CaptionerJob]],
+) -> None:
+    for job in big_manifest[1]:
+        options = job.pool.engine_options
         expected = gpu_memory.max_sequences(
-            gpu_memory.PUBLISHED_SIZES[one.config.kind], 79.1, options.gpu_memory_utilization
+            gpu_memory.PUBLISHED_SIZES[job.config.kind], 79.1, options.gpu_memory_utilization
         )
         assert options.max_num_seqs == expected
 
 
-def test_its_trainings_are_ones_that_there_are(big: tuple[Manifest, list[CaptionerJob]]) -> None:
+def test_trainings_of_the_big_manifest_are_valid(big_manifest: tuple[Manifest, list[CaptionerJob]]) -> None:
     from lotlip_data.training.config import make_config
 
-    for training in big[0].train:
+    for training in big_manifest[0].train:
         assert training.ray and make_config(**training.settings).batch % training.ray.workers == 0
 
 
 @pytest.mark.parametrize(("gib", "utilization"), [(79.1, 0.9), (39.4, 0.9), (79.1, 0.5), (15.8, 0.9)])
-def test_what_is_in_flight_fits_and_16_more_would_not(gib: float, utilization: float) -> None:
-    """By bytes: weights, working memory and every caption at its end stay within the share of the GPU."""
+def test_max_sequences_fit_in_gpu_memory_and_16_more_do_not(gib: float, utilization: float) -> None:
+    """In bytes: weights, working memory and the cache of full-length captions stay within the GPU's share."""
     for model in gpu_memory.PUBLISHED_SIZES.values():
 
-        def taken(captions: int, model: Any = model) -> float:
+        def used_bytes(captions: int, model: Any = model) -> float:
             cache = captions * model.sequence_tokens() * model.kv_bytes_per_token
             return 2 * model.parameters + cache + gpu_memory.WORKING_MEMORY_GIB * 2**30
 
         count = gpu_memory.max_sequences(model, gib, utilization)
-        assert count == 0 or taken(count) <= utilization * gib * 2**30
-        assert taken(count + 16) > utilization * gib * 2**30
+        assert count == 0 or used_bytes(count) <= utilization * gib * 2**30
+        assert used_bytes(count + 16) > utilization * gib * 2**30
 
 
-def test_the_sizes_are_those_of_the_architectures() -> None:
-    """transformers' own classes on the meta device, with the published vocabularies; half a MiB of cache a token."""
+def test_published_sizes_are_those_of_the_architectures() -> None:
+    """transformers' classes on the meta device, with the published vocabularies. The cache takes 0.5 MiB per token."""
     import torch
     from transformers import (
         InstructBlipConfig,
@@ -91,31 +93,31 @@ def test_the_sizes_are_those_of_the_architectures() -> None:
     for model, sizes in ((llava, gpu_memory.LLAVA), (instructblip, gpu_memory.INSTRUCTBLIP)):
         assert sum(weights.numel() for weights in model.parameters()) == sizes.parameters
         text = model.config.text_config
-        held = (text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
-        assert held == (sizes.layers, sizes.kv_heads, sizes.head_size)
+        shape = (text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
+        assert shape == (sizes.layers, sizes.kv_heads, sizes.head_size)
         assert sizes.kv_bytes_per_token == 2**19
 
 
-def test_the_guide_shows_what_the_script_prints() -> None:
+def test_the_guide_shows_the_output_of_the_script() -> None:
     printed = subprocess.run(SIZING, capture_output=True, text=True, check=True)
     guide = (GUIDES / "gpu-sizing.md").read_text()
     assert printed.stdout in guide
-    llava, room = gpu_memory.LLAVA, gpu_memory.kv_cache_tokens(gpu_memory.LLAVA, 79.1, 0.9)
-    full, kept = 128 * llava.sequence_tokens() / 2048, room / 2048
-    assert f"128 × {llava.sequence_tokens()} tokens × 0.5 MiB = {full:.1f} GiB of {kept:.1f}." in guide
-    assert f"With captions of 256 tokens each, {room // llava.sequence_tokens(256)} fit" in guide
+    llava, cache_tokens = gpu_memory.LLAVA, gpu_memory.kv_cache_tokens(gpu_memory.LLAVA, 79.1, 0.9)
+    used_gib, cache_gib = 128 * llava.sequence_tokens() / 2048, cache_tokens / 2048
+    assert f"128 × {llava.sequence_tokens()} tokens × 0.5 MiB = {used_gib:.1f} GiB of {cache_gib:.1f}." in guide
+    assert f"With captions of 256 tokens each, {cache_tokens // llava.sequence_tokens(256)} fit" in guide
     assert (
         f"{gpu_memory.INSTRUCTBLIP.sequence_tokens()} tokens per caption instead of {llava.sequence_tokens()}" in guide
     )
 
 
-def test_the_guides_name_every_example_and_no_other_file() -> None:
-    named = set(re.findall(r"\bexamples/[\w.-]*\w", "".join(path.read_text() for path in GUIDES.glob("*.md"))))
-    assert named == {f"examples/{path.name}" for path in EXAMPLES.iterdir() if path.is_file()}
+def test_the_guides_name_every_example_and_no_missing_one() -> None:
+    names = set(re.findall(r"\bexamples/[\w.-]*\w", "".join(path.read_text() for path in GUIDES.glob("*.md"))))
+    assert names == {f"examples/{path.name}" for path in EXAMPLES.iterdir() if path.is_file()}
 
 
-def test_the_kuberay_job_runs_a_command_that_there_is_on_nodes_that_hold_its_actors(
-    big: tuple[Manifest, list[CaptionerJob]],
+def test_the_kuberay_job_runs_a_valid_command_on_nodes_that_fit_its_actors(
+    big_manifest: tuple[Manifest, list[CaptionerJob]],
 ) -> None:
     import typer
 
@@ -126,7 +128,7 @@ def test_the_kuberay_job_runs_a_command_that_there_is_on_nodes_that_hold_its_act
     program, command, *arguments = shlex.split(job["spec"]["entrypoint"])
     assert program == "lotlip-data"
     group: Any = typer.main.get_command(app)
-    group.commands[command].make_context(command, arguments)  # raises where an argument or option is wrong
+    group.commands[command].make_context(command, arguments)  # raises if an argument or option is wrong
 
     cluster = job["spec"]["rayClusterSpec"]
     pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
@@ -139,12 +141,13 @@ def test_the_kuberay_job_runs_a_command_that_there_is_on_nodes_that_hold_its_act
     assert {mount["name"] for mount in worker["volumeMounts"]} == {volume["name"] for volume in template["volumes"]}
     assert worker["resources"]["limits"] == worker["resources"]["requests"]  # a GPU cannot be overcommitted
     gpus, cpus = (float(worker["resources"]["limits"][name]) for name in ("nvidia.com/gpu", "cpu"))
-    for one in big[1]:
-        assert one.pool.num_gpus and gpus / one.pool.num_gpus * one.pool.num_cpus <= cpus
-        assert one.pool.max_actors == gpus / one.pool.num_gpus * group["maxReplicas"]
+    for captioner in big_manifest[1]:
+        pool = captioner.pool
+        assert pool.num_gpus and gpus / pool.num_gpus * pool.num_cpus <= cpus
+        assert pool.max_actors == gpus / pool.num_gpus * group["maxReplicas"]
 
 
-def test_versions_of_ray_are_those_that_the_project_requires() -> None:
+def test_ray_versions_are_the_installed_one() -> None:
     import ray
 
     job = yaml.safe_load((EXAMPLES / "rayjob.yaml").read_text())
@@ -158,36 +161,36 @@ def test_the_slurm_script_is_bash() -> None:
 
 STANDINS = {
     "scontrol": "#!/bin/sh\nprintf 'localhost\\nlocalhost\\n'\n",
-    # Runs the rest of the line here: one Ray node for each step, on one machine.
+    # Runs the command on this machine: one Ray node per step.
     "srun": '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n',
 }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("ends", ["done", "asked wrongly", "out of time"])
-def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, tmp_path: Path) -> None:
-    """With stand-ins for Slurm's two commands and two Ray nodes on this machine; nothing of it is left running.
+@pytest.mark.parametrize("ends", ["done", "wrong arguments", "out of time"])
+def test_the_slurm_script_starts_a_cluster_recaptions_and_stops_it(ends: str, tmp_path: Path) -> None:
+    """With stand-ins for Slurm's two commands, and two Ray nodes on this machine. No process is left running.
 
-    Its exit code is the command's: 0, 2 for a run that is not there, 130 after the signal before the time limit.
+    The exit code is that of the command: 0, 2 for a missing run, 130 after the signal before the time limit.
     """
     for name, text in STANDINS.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    number = str(os.getpid() * 6_000 + job_of_free_ports())
+    number = str(os.getpid() * 6_000 + job_number_with_free_ports())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{environment['PATH']}"}
     environment |= {"SLURM_JOB_ID": number, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
     shards, images = (200, 16) if ends == "out of time" else (2, 4)
     run = fake_run.make(tmp_path / "run", shards, images, writers=(), pixels=96).run
-    where = str(tmp_path / "nothing") if ends == "asked wrongly" else run.url
+    run_folder = str(tmp_path / "nothing") if ends == "wrong arguments" else run.url
     log = tmp_path / "log"
-    command = ["bash", str(SLURM), where, "--captioner", "tiny-instructblip"]
+    command = ["bash", str(SLURM), run_folder, "--captioner", "tiny-instructblip"]
     with log.open("w") as output:
-        # A shell's job in the background ignores SIGINT, and so do its children unless they are told otherwise.
-        heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        # A background job of a shell ignores SIGINT, and its children inherit that.
+        restore_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         job = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=output, start_new_session=True, preexec_fn=heeds
+            command, env=environment, stdout=output, stderr=output, start_new_session=True, preexec_fn=restore_sigint
         )
     try:
         if ends == "out of time":
@@ -198,34 +201,34 @@ def test_the_slurm_script_brings_a_cluster_up_recaptions_and_ends_it(ends: str, 
             job.send_signal(signal.SIGINT)
         code = job.wait(600)
     finally:
-        left = _processes_of(f"ray-{number}")
+        left_over = _processes_of(f"ray-{number}")
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
-    told = log.read_text()
-    assert code == {"done": 0, "asked wrongly": 2, "out of time": 130}[ends], told
+    output_text = log.read_text()
+    assert code == {"done": 0, "wrong arguments": 2, "out of time": 130}[ends], output_text
     if ends == "done":
         assert len(list(Path(run.captioner("tiny-instructblip")).glob("0000?.parquet"))) == 2
-    elif ends == "asked wrongly":
-        assert "no run here" in told
+    elif ends == "wrong arguments":
+        assert "no run here" in output_text
     else:
-        assert "the same command goes on from there" in told
-    assert left == []
+        assert "run the same command again to resume" in output_text
+    assert left_over == []
     shutil.rmtree(f"/tmp/ray-{number}", ignore_errors=True)
 
 
-def job_of_free_ports() -> int:
-    """A job's number from which the script takes two ports that are free: 20,000 and twice that, and the next."""
+def job_number_with_free_ports() -> int:
+    """A job number from which the script derives two free ports: 20,000 plus twice the number, and the next one."""
     even = (port for port in free_ports(1_000) if port % 2 == 0 and port < 32_000)
     return next((port - 20_000) // 2 for port in even if can_be_bound(port + 1))
 
 
 def _processes_of(folder: str) -> list[str]:
-    """Command lines of the processes of a Ray cluster whose folder is /tmp/`folder`, a minute after its end."""
+    """Command lines of the processes of the Ray cluster with the folder /tmp/`folder`. Waits a minute for their end."""
     import psutil
 
     for _ in range(120):
         lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
-        if not (found := [line for line in lines if f"/tmp/{folder}/" in line]):
+        if not (left_over := [line for line in lines if f"/tmp/{folder}/" in line]):
             break
         time.sleep(0.5)
-    return found
+    return left_over

@@ -1,6 +1,6 @@
-"""`ray job submit`: the wheel travels with the job, to its driver and its actors; a job that was asked wrongly fails.
+"""`ray job submit`: driver and actors import the code of the submitted wheel, and a job with wrong arguments fails.
 
-The cluster is this test's own: its ports, its folder, its token. Nothing here touches another cluster of the machine.
+The cluster has its own ports, folder and token, and does not affect another cluster on the machine.
 """
 
 import importlib.util
@@ -32,16 +32,16 @@ CLI = ["python", "-m", "lotlip_data.pipeline.cli"]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    """A head node with a dashboard; gives the environment in which `ray job` finds it."""
+    """A head node with a dashboard. Yields the environment in which `ray job` connects to it."""
     if importlib.util.find_spec("aiohttp_cors") is None:
         pytest.skip("jobs need Ray's dashboard: pip install 'ray[default]==2.60.*'")
     if " " in sys.executable:
-        pytest.skip(f"`ray start --head` ends at once where Ray lies in a folder with a blank: {sys.executable}")
+        pytest.skip(f"`ray start --head` ends at once if the path of Ray has a space: {sys.executable}")
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: its sockets' paths have at most 107 characters
     gcs, dashboard, client, agent = free_ports(4)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment["PIP_NO_DEPS"] = "1"  # docs/guides/clusters.md: without it Ray installs all that a wheel requires
+    environment["PIP_NO_DEPS"] = "1"  # docs/guides/clusters.md: without it Ray installs all requirements of a wheel
     environment |= {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}", "OMP_NUM_THREADS": "1"}
     options = [
         *("--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={folder}"),
@@ -59,28 +59,28 @@ def cluster() -> Iterator[dict[str, str]]:
             time.sleep(1)
         yield environment
     finally:
-        end(head)
+        stop(head)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def end(head: "subprocess.Popen[bytes]") -> None:
-    """Ends a head node and every process that it started, and no other."""
+def stop(head: "subprocess.Popen[bytes]") -> None:
+    """Stop a head node and every process that it started, and no other."""
     children = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
     head.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs([psutil.Process(head.pid), *children], timeout=20)
-    for process in left:
+    _, alive = psutil.wait_procs([psutil.Process(head.pid), *children], timeout=20)
+    for process in alive:
         process.kill()
     head.wait(20)
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The project's wheel, and that of a package which adds a captioner."""
-    ours, theirs, out = (tmp_path_factory.mktemp(name) for name in ("ours", "theirs", "wheels"))
-    copy_project(ours)
+    """The project's wheel, and the wheel of a package that adds a captioner."""
+    project, plugin, out = (tmp_path_factory.mktemp(name) for name in ("project", "plugin", "wheels"))
+    copy_project(project)
     for name, text in PACKAGE.items():
-        (theirs / name).write_text(text)
-    for folder in (ours, theirs):
+        (plugin / name).write_text(text)
+    for folder in (project, plugin):
         build(folder, out)
     return sorted(map(str, out.glob("*.whl")))
 
@@ -96,19 +96,21 @@ def unpacked(wheels: list[str], tmp_path_factory: pytest.TempPathFactory) -> str
 
 def submit(cluster: dict[str, str], wheels: list[str], *command: str) -> "subprocess.CompletedProcess[str]":
     modules = '{"py_modules": [' + ", ".join(f'"{wheel}"' for wheel in wheels) + "]}"
-    line = [*RAY, "job", "submit", "--runtime-env-json", modules, "--", *command]
-    return subprocess.run(line, env=cluster, cwd="/", capture_output=True, text=True, timeout=600)
+    submit_command = [*RAY, "job", "submit", "--runtime-env-json", modules, "--", *command]
+    return subprocess.run(submit_command, env=cluster, cwd="/", capture_output=True, text=True, timeout=600)
 
 
 def test_a_submitted_job_commits_captions_with_the_code_of_the_wheel(
     cluster: dict[str, str], wheels: list[str], unpacked: str, tmp_path: Path
 ) -> None:
-    """A tiny model, and a captioner that only a second wheel holds: so the actors, too, import what was sent."""
+    """One captioner is in a second wheel only, so the actors must import the submitted wheels too."""
     assert len(wheels) == 2
     for modules in (wheels, [unpacked]):
-        where = submit(cluster, modules, "python", "-c", "import lotlip_data.pipeline.cli as cli; print(cli.__file__)")
-        assert where.returncode == 0, where.stdout + where.stderr
-        assert "/runtime_resources/py_modules_files/" in where.stdout, where.stdout
+        location = submit(
+            cluster, modules, "python", "-c", "import lotlip_data.pipeline.cli as cli; print(cli.__file__)"
+        )
+        assert location.returncode == 0, location.stdout + location.stderr
+        assert "/runtime_resources/py_modules_files/" in location.stdout, location.stdout
 
     colour = {"name": "fourth", "kind": "colour", "model": "none", "prompt": "Mean colour:"}
     run = make(tmp_path / "run", colour)
@@ -121,10 +123,10 @@ def test_a_submitted_job_commits_captions_with_the_code_of_the_wheel(
         assert all(row["text"] and row["error"] is None for row in rows)
 
 
-def test_a_job_that_is_asked_wrongly_fails_and_says_why(
+def test_a_job_with_wrong_arguments_fails_with_the_reason(
     cluster: dict[str, str], wheels: list[str], tmp_path: Path
 ) -> None:
-    """`ray job submit` ends with 1, tells our exit code 2, and shows our one line."""
+    """`ray job submit` exits with 1, reports the command's exit code 2, and shows its message."""
     missing = submit(cluster, wheels, *CLI, "recaption", str(tmp_path / "nothing"))
     assert missing.returncode == 1
     assert "failed with exit code 2" in missing.stdout + missing.stderr
@@ -133,4 +135,4 @@ def test_a_job_that_is_asked_wrongly_fails_and_says_why(
     run = fake_run.make(tmp_path / "run", shards=1, images=2, writers=()).run
     unknown = submit(cluster, wheels, *CLI, "recaption", run.url, "--captioner", "blip")
     assert unknown.returncode == 1
-    assert "captioner 'blip' is unknown" in unknown.stdout and "failed with exit code 2" in unknown.stdout
+    assert "'blip' is unknown" in unknown.stdout and "failed with exit code 2" in unknown.stdout

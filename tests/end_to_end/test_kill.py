@@ -1,4 +1,4 @@
-"""`lotlip-data run`, its driver killed in the middle of every stage, ends where an undisturbed run ends."""
+"""`lotlip-data run` whose driver is killed in the middle of every stage gives the results of an undisturbed run."""
 
 import json
 import os
@@ -39,58 +39,58 @@ def start(folder: Path, run: Run) -> subprocess.Popen[str]:
 
 
 def committed(run: Run) -> dict[str, tuple[set[Path], int]]:
-    """Of every stage: what is committed, and how much there will be."""
-    at = Path(run.url)
+    """For every stage: the committed objects, and the number of objects of a complete run."""
+    folder = Path(run.url)
     return {
-        "download": (set(at.glob("images/*_stats.json")), SHARDS),
-        "recaption": (set(at.glob("captions/*/*.parquet")), SHARDS * len(CAPTIONERS)),
-        "shard": (set(at.glob("shards/.done/[0-9]*.json")), SHARDS),
-        "train": (set(at.glob("train/*/checkpoints/*")), 1 << 30),
-        "evaluate": (set(at.glob("eval/*.json")), len(METHODS)),
+        "download": (set(folder.glob("images/*_stats.json")), SHARDS),
+        "recaption": (set(folder.glob("captions/*/*.parquet")), SHARDS * len(CAPTIONERS)),
+        "shard": (set(folder.glob("shards/.done/[0-9]*.json")), SHARDS),
+        "train": (set(folder.glob("train/*/checkpoints/*")), 1 << 30),
+        "evaluate": (set(folder.glob("eval/*.json")), len(METHODS)),
     }
 
 
 def kill_in(stage: str, folder: Path, run: Run) -> None:
-    """Start the run, kill it when the stage has committed something, and hold that it had not committed all."""
+    """Start the run, kill it once the stage has committed an object, and check that it has not committed all."""
     before = {path: path.stat().st_mtime_ns for paths, _ in committed(run).values() for path in paths}
     driver = start(folder, run)
     deadline = time.monotonic() + 900
     while not committed(run)[stage][0]:
-        assert driver.poll() is None, f"the run ended before {stage} had committed anything"
-        assert time.monotonic() < deadline, f"{stage} committed nothing"
+        assert driver.poll() is None, f"the run ended before {stage} committed an object"
+        assert time.monotonic() < deadline, f"{stage} committed no object"
         time.sleep(0.005)
     kill_driver(driver)
     done, total = committed(run)[stage]
-    assert 0 < len(done) < total, f"{stage}: {len(done)} of {total} at the kill"
+    assert 0 < len(done) < total, f"{stage}: {len(done)} of {total} were committed at the kill"
     if stage == "train":
         assert not all(Path(run.train(name), "done.json").exists() for name in METHODS)
-    for path, time_of_commit in before.items():
+    for path, committed_at in before.items():
         if "checkpoints" not in path.parts:
-            assert path.stat().st_mtime_ns == time_of_commit, f"{path} was made again"
+            assert path.stat().st_mtime_ns == committed_at, f"{path} was written again"
 
 
-def outcome(run: Run) -> dict[str, Any]:
-    """All that must not depend on kills."""
-    at = Path(run.url)
-    found: dict[str, Any] = {
-        str(path.relative_to(at)): path.read_bytes()
+def results(run: Run) -> dict[str, Any]:
+    """All results that must not depend on kills."""
+    folder = Path(run.url)
+    by_name: dict[str, Any] = {
+        str(path.relative_to(folder)): path.read_bytes()
         for pattern in ("shards/*.tar", "shards/*.parquet", "train/*/model/model.safetensors")
-        for path in sorted(at.glob(pattern))
+        for path in sorted(folder.glob(pattern))
     }
     for name in CAPTIONERS:
         for shard in ledger.captioned_shards(run, name):
-            found[f"{name} {shard}"] = pq.read_table(run.caption_shard(name, shard)).to_pylist()
+            by_name[f"{name} {shard}"] = pq.read_table(run.caption_shard(name, shard)).to_pylist()
     for name in METHODS:
-        results = json.loads(Path(run.evaluation(name)).read_text())
-        found[f"eval {name}"] = results["retrieval"], results["classification"]
-    return found
+        evaluation = json.loads(Path(run.evaluation(name)).read_text())
+        by_name[f"eval {name}"] = evaluation["retrieval"], evaluation["classification"]
+    return by_name
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(4000)
-def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    """At each kill some but not all units are committed; none of those is made again; all results are equal."""
-    calm, killed = Run.at(str(tmp_path / "calm")), Run.at(str(tmp_path / "a killed run"))
+def test_a_run_killed_in_every_stage_gives_the_results_of_an_undisturbed_one(tmp_path: Path) -> None:
+    """At each kill, some but not all units are committed. No committed unit is written again. All results are equal."""
+    undisturbed, killed = Run.at(str(tmp_path / "undisturbed")), Run.at(str(tmp_path / "a killed run"))
     with SceneServer() as server:
         write_list(str(tmp_path / "images.tsv"), server.url, SPLITS["images"][: SHARDS * IMAGES - 10], {"dead": 10})
         write_manifest(
@@ -101,15 +101,13 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path: Path) 
             train=[{"method": method, **TRAINING} for method in METHODS],
             evaluate=["world"],
         )
-        assert start(tmp_path, calm).wait() == 0
+        assert start(tmp_path, undisturbed).wait() == 0
         stages: list[str] = list(committed(killed))
         for stage in stages:
             kill_in(stage, tmp_path, killed)
-        last = start(tmp_path, killed)
-        assert last.wait() == 0
-        again = start(tmp_path, killed)
-        assert again.wait() == 0
-    wanted, found = outcome(calm), outcome(killed)
-    assert list(found) == list(wanted)
-    assert [name for name in wanted if found[name] != wanted[name]] == []
-    assert len(wanted) == 2 * SHARDS + len(METHODS) + len(CAPTIONERS) * SHARDS + len(METHODS)
+        assert start(tmp_path, killed).wait() == 0
+        assert start(tmp_path, killed).wait() == 0  # with every stage complete
+    expected, actual = results(undisturbed), results(killed)
+    assert list(actual) == list(expected)
+    assert [name for name in expected if actual[name] != expected[name]] == []
+    assert len(expected) == 2 * SHARDS + len(METHODS) + len(CAPTIONERS) * SHARDS + len(METHODS)

@@ -1,4 +1,4 @@
-"""The line on an S3 server (moto's, on loopback) in its bad days ends as it ends on a local disk."""
+"""The pipeline on a faulty S3 server (moto, on loopback) gives the results of a local disk."""
 
 import json
 import shutil
@@ -20,18 +20,18 @@ from lotlip_data.pipeline.dataset.verify import verify
 from lotlip_data.synthetic.http_server import SceneServer
 from lotlip_data.synthetic.scenes import SPLITS
 from lotlip_data.synthetic.url_list import write_list, write_manifest
-from tests.faults.s3 import BUCKET, SECRET, dealt, s3_server
+from tests.faults.s3 import BUCKET, SECRET, fault_counts, s3_server
 from tests.pipeline import run_fixture as fake_run
 
 CAPTIONER = "tiny-llava"
 SHARDS, IMAGES = 2, 12
 TRAINING = {"method": "lotlip", "preset": "demo", "epochs": 1, "batch": 8, "warm_up": 1, "checkpoint_every": 1}
-BAD_DAYS = {"refuse": 0.03, "lose": 0.03, "drop": 0.03, "delay": 0.02}
+FAULTS = {"refuse": 0.03, "lose": 0.03, "drop": 0.03, "delay": 0.02}
 
 
 @pytest.fixture
 def ray_folder() -> Iterator[str]:
-    """Short, since Ray's sockets lie in it."""
+    """A folder with a short path, as Ray's sockets need it."""
     folder = tempfile.mkdtemp(prefix="ray-")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -45,40 +45,40 @@ def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(*command: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "lotlip_data.pipeline.cli", *command]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command_line = [sys.executable, "-m", "lotlip_data.pipeline.cli", *command]
+    return subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def ended(process: subprocess.Popen[str]) -> str:
-    """What it printed; it must have ended well, without telling the secret."""
+def output_of(process: subprocess.Popen[str]) -> str:
+    """Wait for a process and return its output. It must succeed and must not print the secret."""
     out, errors = process.communicate()
     assert process.returncode == 0, out + errors
     assert SECRET not in out + errors
     return out
 
 
-def outcome(run: Run) -> dict[str, Any]:
-    """All that must not depend on the storage."""
-    described = dataset_index.read_index(run)
-    names = [file.name for record in dataset_index.read_records(run, described) for file in record.files]
-    found: dict[str, Any] = {name: storage.read_bytes(f"{run.shards}/{name}") for name in sorted(names)}
-    found["samples"], found["dropped"] = described["samples"], described["dropped"]
-    found["model"] = storage.read_bytes(f"{run.train('lotlip')}/model/model.safetensors")
-    results = json.loads(storage.read_bytes(run.evaluation("lotlip")))
-    return found | {"retrieval": results["retrieval"], "classification": results["classification"]}
+def results(run: Run) -> dict[str, Any]:
+    """All results that must not depend on the storage."""
+    index = dataset_index.read_index(run)
+    names = [file.name for record in dataset_index.read_records(run, index) for file in record.files]
+    by_name: dict[str, Any] = {name: storage.read_bytes(f"{run.shards}/{name}") for name in sorted(names)}
+    by_name["samples"], by_name["dropped"] = index["samples"], index["dropped"]
+    by_name["model"] = storage.read_bytes(f"{run.train('lotlip')}/model/model.safetensors")
+    evaluation = json.loads(storage.read_bytes(run.evaluation("lotlip")))
+    return by_name | {"retrieval": evaluation["retrieval"], "classification": evaluation["classification"]}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_line_on_a_bad_s3_ends_as_on_a_local_disk(
+def test_the_pipeline_on_a_faulty_s3_server_gives_the_results_of_a_local_disk(
     tmp_path: Path, ray_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Manifest, list and run are S3 URLs; credentials come from the environment and reach Ray's workers, and no log."""
+    """Manifest, list and run are S3 URLs. Credentials in the environment reach Ray's workers, and no log."""
     monkeypatch.setenv("RAY_TMPDIR", ray_folder)
-    local, there = Run.at(str(tmp_path / "run")), Run.at(f"s3://{BUCKET}/a run")
-    with SceneServer() as world, s3_server(tmp_path, **BAD_DAYS) as environment:
+    local, remote = Run.at(str(tmp_path / "run")), Run.at(f"s3://{BUCKET}/a run")
+    with SceneServer() as scene_server, s3_server(tmp_path, **FAULTS) as environment:
         use(environment, monkeypatch)
-        write_list(str(tmp_path / "images.csv"), world.url, SPLITS["images"][: SHARDS * IMAGES - 1], {"dead": 1})
+        write_list(str(tmp_path / "images.csv"), scene_server.url, SPLITS["images"][: SHARDS * IMAGES - 1], {"dead": 1})
         settings = {
             "samples_per_shard": IMAGES,
             "captioners": [CAPTIONER],
@@ -89,28 +89,28 @@ def test_the_line_on_a_bad_s3_ends_as_on_a_local_disk(
         write_manifest(str(tmp_path / "s3.yaml"), f"s3://{BUCKET}/lists/*.csv", **settings)
         assert storage.create_from_file(f"s3://{BUCKET}/lists/images.csv", str(tmp_path / "images.csv"))
         assert storage.create_from_file(f"s3://{BUCKET}/s3.yaml", str(tmp_path / "s3.yaml"))
-        ended(start("run", str(tmp_path / "images.yaml"), local.url))
+        output_of(start("run", str(tmp_path / "images.yaml"), local.url))
         for stage in (("download", f"s3://{BUCKET}/s3.yaml"), ("recaption",), ("shard",), ("train",)):
-            ended(start(*stage, there.url))
-        ended(start("run", f"s3://{BUCKET}/s3.yaml", there.url))  # what is left: the evaluation
-        assert "nothing to do" in ended(start("run", f"s3://{BUCKET}/s3.yaml", there.url))
-        assert json.loads(ended(start("status", there.url, "--json")))["dataset"] is True
-        told = [json.loads(ended(start("stats", run.url, "--json"))) for run in (local, there)]
-        assert told[0] == told[1] and told[0]["texts"] == SHARDS * IMAGES - 1
-        ended(start("verify", there.url))
-        features = f"{there.url}/features.parquet"
+            output_of(start(*stage, remote.url))
+        output_of(start("run", f"s3://{BUCKET}/s3.yaml", remote.url))  # only the evaluation is left
+        assert "nothing to do" in output_of(start("run", f"s3://{BUCKET}/s3.yaml", remote.url))
+        assert json.loads(output_of(start("status", remote.url, "--json")))["dataset"] is True
+        stats = [json.loads(output_of(start("stats", run.url, "--json"))) for run in (local, remote)]
+        assert stats[0] == stats[1] and stats[0]["texts"] == SHARDS * IMAGES - 1
+        output_of(start("verify", remote.url))
+        features = f"{remote.url}/features.parquet"
         texts = tmp_path / "texts.txt"
         texts.write_text("a red circle\na blue square\n")
-        ended(start("embed", f"{there.train('lotlip')}/model", features, "--texts", str(texts)))
+        output_of(start("embed", f"{remote.train('lotlip')}/model", features, "--texts", str(texts)))
         with storage.open_read(features) as stream:
             assert pq.read_table(stream).num_rows == 2
-        wanted, found = outcome(local), outcome(there)
-        assert [name for name in wanted if found[name] != wanted[name]] == [] and list(found) == list(wanted)
-        for name in storage.list_below(there.url):
-            assert SECRET.encode() not in storage.read_bytes(f"{there.url}/{name}"), name
+        expected, actual = results(local), results(remote)
+        assert [name for name in expected if actual[name] != expected[name]] == [] and list(actual) == list(expected)
+        for name in storage.list_below(remote.url):
+            assert SECRET.encode() not in storage.read_bytes(f"{remote.url}/{name}"), name
     logs = [path for path in Path(ray_folder).rglob("*") if path.is_file()]
     assert logs and [path for path in logs if SECRET.encode() in path.read_bytes()] == []
-    assert all(dealt(tmp_path)[fault] >= 5 for fault in ("refuse", "lose", "drop"))
+    assert all(fault_counts(tmp_path)[fault] >= 5 for fault in ("refuse", "lose", "drop"))
 
 
 @pytest.mark.slow
@@ -125,27 +125,32 @@ def test_two_drivers_on_one_run_on_s3_leave_one_result(tmp_path: Path, monkeypat
         for command in (("recaption", run.url, "-c", CAPTIONER), ("shard", run.url)):
             both = [start(*command), start(*command)]
             for driver in both:
-                ended(driver)
-            ended(start(command[0], fake.run.url, *command[2:]))
+                output_of(driver)
+            output_of(start(command[0], fake.run.url, *command[2:]))
         for shard in range(SHARDS):
-            theirs = fsspec.filesystem("s3").open(run.caption_shard(CAPTIONER, shard))
+            remote_file = fsspec.filesystem("s3").open(run.caption_shard(CAPTIONER, shard))
             texts = [
-                table.column("text") for table in map(pq.read_table, (theirs, fake.run.caption_shard(CAPTIONER, shard)))
+                table.column("text")
+                for table in map(pq.read_table, (remote_file, fake.run.caption_shard(CAPTIONER, shard)))
             ]
             assert texts[0] == texts[1] and len(texts[0]) == 6
         assert len(ledger.recorded(run.caption_ledger(CAPTIONER))) == SHARDS
         assert storage.list_below(run.parts(CAPTIONER)) == []
         assert [shard for shard, _ in dataset_index.done_shards(run)] == list(range(SHARDS))
         assert verify(run) == [] and verify(fake.run) == []
-        ours, alone = (
-            [file for record in dataset_index.read_records(one, dataset_index.read_index(one)) for file in record.files]
-            for one in (run, fake.run)
+        files, local_files = (
+            [
+                file
+                for record in dataset_index.read_records(each_run, dataset_index.read_index(each_run))
+                for file in record.files
+            ]
+            for each_run in (run, fake.run)
         )
-        assert ours == alone
-        named = {file.name for file in ours} | {
+        assert files == local_files
+        expected_names = {file.name for file in files} | {
             dataset_index.DATASET_JSON,
             dataset_index.CARD,
             dataset_index.CROISSANT,
             dataset_index.MARKERS,
         }
-        assert set(storage.list_names(run.shards)) == named
+        assert set(storage.list_names(run.shards)) == expected_names

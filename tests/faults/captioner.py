@@ -1,14 +1,14 @@
-"""The captioner kind `faulty`: a real tiny captioner, whose engine fails at the images that a folder of notes names.
+"""The captioner kind `faulty`: a tiny captioner whose engine fails at chosen images.
 
-The pool's `engine_options: {engine_args: {faults: FOLDER}}` names the folder. In it,
-  kill-HASH    the process ends at that image, without a word (a decoder that crashes)
-  hang-HASH    the engine never answers again, from that image on
-  oom-HASH     the device runs out of memory at that image
-  fail-HASH    the request of that image fails
+Files in a folder choose them; the pool's `engine_options: {engine_args: {faults: FOLDER}}` names it. File names:
+  kill-HASH    the process is killed at this image, as by a decoder that crashes
+  hang-HASH    the engine hangs from this image on
+  oom-HASH     the device runs out of memory at this image
+  fail-HASH    the request for this image fails
   once-…       the same, the first time only
-  hold-HASH    that image waits for as long as the note is there
-  say          a word to put before every text: an engine that would give others
-  log          every caption that is finished leaves its image's hash there
+  hold-HASH    this image waits while the file exists
+  say          its content is put before every text, as if the engine had changed
+  log          the engine appends the image's hash for every finished caption
 HASH is `hash_of` the decoded image.
 """
 
@@ -28,55 +28,60 @@ from lotlip_data.captioners.registry import get_default, get_kind
 
 
 def hash_of(image: Image.Image) -> str:
+    """A hash of the pixels of a decoded image."""
     return hashlib.sha256(image.tobytes()).hexdigest()[:16]
 
 
 class Faulty(Captioner):
+    """The captioner kind `faulty`."""
+
     template = "{prompt}"
 
     def load(self, config: CaptionerConfig, engine: str, resources: EngineOptions) -> Engine:
         options = dict(resources.engine_args)
         faults = Path(options.pop("faults"))
         kind = get_default(config.model).kind
-        real = get_kind(kind).load(config.replace(kind=kind), engine, resources.replace(engine_args=options))
-        return FaultyEngine(real, faults)
+        real_engine = get_kind(kind).load(config.replace(kind=kind), engine, resources.replace(engine_args=options))
+        return FaultyEngine(real_engine, faults)
 
 
 class FaultyEngine:
-    def __init__(self, real: Engine, faults: Path) -> None:
-        self._real, self._faults = real, faults
-        self.window, self.burst = real.window, real.burst
+    """Passes requests to a real engine, and injects the faults of a folder."""
+
+    def __init__(self, engine: Engine, faults: Path) -> None:
+        self._engine, self._faults = engine, faults
+        self.window, self.burst = engine.window, engine.burst
         self._hung = False
 
     def prepare(self, image: Image.Image) -> tuple[str, Any]:
-        return hash_of(image), self._real.prepare(image)
+        return hash_of(image), self._engine.prepare(image)
 
     async def caption(self, prepared: tuple[str, Any]) -> Caption:
-        name, ready = prepared
-        while (self._faults / f"hold-{name}").exists():
+        image_hash, engine_input = prepared
+        while (self._faults / f"hold-{image_hash}").exists():
             await asyncio.sleep(0.05)
-        if self._told("hang", name) or self._hung:
+        if self._has_fault("hang", image_hash) or self._hung:
             self._hung = True
             await asyncio.sleep(10_000)
-        if self._told("kill", name):
+        if self._has_fault("kill", image_hash):
             os.kill(os.getpid(), signal.SIGKILL)
-        if self._told("oom", name):
+        if self._has_fault("oom", image_hash):
             raise EngineDead("not even one image fits in memory: CUDA out of memory")
-        if self._told("fail", name):
+        if self._has_fault("fail", image_hash):
             raise CaptionError("the request failed")
-        caption = await self._real.caption(ready)
+        caption = await self._engine.caption(engine_input)
         with open(self._faults / "log", "a") as log:
-            log.write(f"{name}\n")
-        say = self._faults / "say"
-        return replace(caption, text=say.read_text() + caption.text) if say.exists() else caption
+            log.write(f"{image_hash}\n")
+        prefix = self._faults / "say"
+        return replace(caption, text=prefix.read_text() + caption.text) if prefix.exists() else caption
 
     def close(self) -> None:
-        self._real.close()
+        self._engine.close()
 
-    def _told(self, fault: str, name: str) -> bool:
-        once = self._faults / f"once-{fault}-{name}"
+    def _has_fault(self, fault: str, image_hash: str) -> bool:
+        once = self._faults / f"once-{fault}-{image_hash}"
         try:
             once.unlink()
         except FileNotFoundError:
-            return (self._faults / f"{fault}-{name}").exists()
+            return (self._faults / f"{fault}-{image_hash}").exists()
         return True

@@ -1,9 +1,8 @@
-"""The file system `faulty://PATH`: a folder of this machine that behaves like an object store in bad health.
+"""The fsspec file system `faulty://PATH`: a local folder that behaves like an unreliable object store.
 
-ROOT is the environment variable LOTLIP_FAULTS; a file ROOT/storage holds a JSON object: `rate`, the share of operations
-that fail as a network does, and `full`, whether there is no space left to write to. Whatever the rate, of RECENT
-operations in a row of one thread at most FAILURES fail: what is asked again, as `manifests/storage_retry.py` does it,
-comes through.
+The file `storage` in the folder that LOTLIP_FAULTS names holds a JSON object: `rate`, the share of operations that fail
+like a lost connection, and `full`, whether writes fail for lack of space. At any rate, at most FAILURES of RECENT
+consecutive operations of a thread fail, so that retries, as `manifests/storage_retry.py` makes them, succeed.
 """
 
 import errno
@@ -21,14 +20,14 @@ from fsspec.implementations.local import LocalFileSystem
 RECENT, FAILURES = 16, 2
 
 
-class _Past(threading.local):
-    """Of a thread's last operations, whether they failed."""
+class _History(threading.local):
+    """Whether each of the thread's last operations failed."""
 
     def __init__(self) -> None:
         self.failed: deque[bool] = deque(maxlen=RECENT - 1)
 
 
-_past = _Past()
+_history = _History()
 
 
 class FaultyFileSystem(AbstractFileSystem):
@@ -56,7 +55,7 @@ class FaultyFileSystem(AbstractFileSystem):
         return self._disk.cat_file(self._strip_protocol(path), start, end)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
-        """Whole or not at all, as an object store does it."""
+        """Write the whole file or nothing, as an object store does."""
         self._fail(writes=True)
         target = Path(self._strip_protocol(path))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +68,7 @@ class FaultyFileSystem(AbstractFileSystem):
                 scratch.replace(target)
         finally:
             scratch.unlink(missing_ok=True)
-        self._fail()  # done, and the answer lost
+        self._fail()  # the write is done, and its answer is lost
 
     def rm(self, path: str, recursive: bool = False, maxdepth: Any = None) -> None:
         self._fail()
@@ -81,12 +80,12 @@ class FaultyFileSystem(AbstractFileSystem):
 
     def _fail(self, writes: bool = False) -> None:
         try:
-            told = json.loads(Path(os.environ["LOTLIP_FAULTS"], "storage").read_text())
+            faults = json.loads(Path(os.environ["LOTLIP_FAULTS"], "storage").read_text())
         except (FileNotFoundError, ValueError):
             return
-        if writes and told.get("full"):
+        if writes and faults.get("full"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        fails = random.random() < told.get("rate", 0.0) and sum(_past.failed) < FAILURES
-        _past.failed.append(fails)
+        fails = random.random() < faults.get("rate", 0.0) and sum(_history.failed) < FAILURES
+        _history.failed.append(fails)
         if fails:
             raise OSError(errno.EIO, "the connection was reset")

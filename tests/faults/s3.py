@@ -1,10 +1,12 @@
-"""An S3 server on loopback, moto's, as it is or with an object store's bad days: `python -m tests.faults.s3 FAULTS`.
+"""An S3 server on loopback (moto) that can inject faults: `python -m tests.faults.s3 FAULTS`.
 
-FAULTS is a JSON file that may change at any time: `refuse`, the share of requests that are answered 503 SlowDown;
-`lose`, the share that are done and then answered 500 InternalError; `drop`, the share whose connection ends, half of
-them before anything is done and half after; `delay`, the most seconds that an answer waits. The fate of the nth request
-that comes in is the same every time. Requests are served one at a time, since a conditional put is atomic on S3 and
-moto's is not. A line `count` of refused, lost and dropped requests stands in FAULTS + ".log" at the end.
+FAULTS is a JSON file that can change at any time, with the keys:
+  refuse  share of requests that are answered 503 SlowDown
+  lose    share of requests that are executed and then answered 500 InternalError
+  drop    share of requests whose connection is closed, half of them before and half after they are executed
+  delay   maximum delay of an answer, in seconds
+The nth request has the same fault in every run. Requests are served one at a time, since a conditional put is atomic on
+S3 and not in moto. When the server stops, it writes the number of each fault to FAULTS + ".log".
 """
 
 import json
@@ -24,30 +26,30 @@ from typing import Any
 BUCKET = "lotlip"
 SECRET = "an-unlikely-secret-7f3a"
 SEED = 4
-"""With a share of 0.05 each, the first 50 requests meet every fault twice, and no four of 3,000 in a row meet one."""
+"""With a share of 0.05 each, every fault occurs twice in the first 50 requests, and no four of 3,000 in a row fail."""
 _ANSWERS = {"refuse": ("503 Slow Down", "SlowDown"), "lose": ("500 Internal Server Error", "InternalError")}
 
 Start = Callable[..., Any]
 
 
-class BadDays:
-    """WSGI middleware; `counts` has how often each fault was dealt."""
+class FaultInjector:
+    """WSGI middleware that injects faults. `counts` has the number of each fault."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]], faults: Path) -> None:
         self._app, self._faults, self._lock = app, faults, threading.Lock()
-        self._fates = random.Random(SEED)
+        self._random = random.Random(SEED)
         self.counts: Counter[str] = Counter()
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
-        told = json.loads(self._faults.read_text()) if self._faults.exists() else {}
-        time.sleep(random.random() * told.get("delay", 0))
-        fault = self._draw(told)
+        shares = json.loads(self._faults.read_text()) if self._faults.exists() else {}
+        time.sleep(random.random() * shares.get("delay", 0))
+        fault = self._draw(shares)
         if fault == "refuse" or fault == "drop before":
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         else:
             with self._lock:
                 answer: list[Any] = []
-                body = b"".join(self._app(environ, lambda *given: answer.extend(given)))
+                body = b"".join(self._app(environ, lambda *arguments: answer.extend(arguments)))
         if fault is None:
             start(*answer)
             return [body]
@@ -58,10 +60,10 @@ class BadDays:
         start(status, [("Content-Type", "application/xml")])
         return [f"<Error><Code>{code}</Code><Message>Please reduce your request rate.</Message></Error>".encode()]
 
-    def _draw(self, told: dict[str, float]) -> str | None:
-        chance = self._fates.random()
+    def _draw(self, shares: dict[str, float]) -> str | None:
+        chance = self._random.random()
         for fault in ("refuse", "lose", "drop"):
-            if (chance := chance - told.get(fault, 0)) < 0:
+            if (chance := chance - shares.get(fault, 0)) < 0:
                 self.counts[fault] += 1
                 return fault if fault != "drop" else random.choice(["drop before", "drop after"])
         return None
@@ -69,7 +71,7 @@ class BadDays:
 
 @contextmanager
 def s3_server(folder: Path, **faults: float) -> Iterator[dict[str, str]]:
-    """The server in a process of its own with an empty bucket; gives the environment that leads to it."""
+    """Start the server in its own process, with an empty bucket. Yields the environment variables that select it."""
     path = folder / "faults.json"
     path.write_text("{}")
     command = [sys.executable, "-m", "tests.faults.s3", str(path)]
@@ -86,11 +88,11 @@ def s3_server(folder: Path, **faults: float) -> Iterator[dict[str, str]]:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
     finally:
-        server.communicate()  # its standard input closes, and it stops
+        server.communicate()  # closes its standard input, at which it stops
 
 
-def dealt(folder: Path) -> Counter[str]:
-    """How often a server that has stopped dealt each fault."""
+def fault_counts(folder: Path) -> Counter[str]:
+    """The number of each fault that a stopped server injected."""
     return Counter(json.loads((folder / "faults.json.log").read_text()))
 
 
@@ -102,7 +104,7 @@ def main() -> None:
 
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     faults = Path(sys.argv[1])
-    app = BadDays(DomainDispatcherApplication(create_backend_app), faults)
+    app = FaultInjector(DomainDispatcherApplication(create_backend_app), faults)
     server = make_server("127.0.0.1", 0, app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"

@@ -83,7 +83,9 @@ def test_errors_name_the_file_the_field_and_the_fix(tmp_path: pathlib.Path, text
 def test_an_allowed_host_that_no_url_can_match_is_an_error_with_the_spelling_to_use(
     text: str, host: str | None
 ) -> None:
-    with pytest.raises(ValidationError, match=re.escape(f"{text!r} is no host" if host is None else f"write {host!r}")):
+    with pytest.raises(
+        ValidationError, match=re.escape(f"{text!r} is not a host" if host is None else f"write {host!r}")
+    ):
         DownloadSettings(allow_hosts=(text,))
 
 

@@ -15,7 +15,7 @@ COLUMNS: dict[str, list[Any]] = {
 }
 
 
-def judge(text: str, as_text: bool = False) -> list[bool | None]:
+def evaluate(text: str, as_text: bool = False) -> list[bool | None]:
     """The result of the whole filter for each row."""
     row_filter = RowFilter(text)
     columns = {
@@ -24,7 +24,7 @@ def judge(text: str, as_text: bool = False) -> list[bool | None]:
         else pa.array(COLUMNS[name])
         for name in row_filter.columns
     }
-    results = [holds.to_pylist() for _, holds in row_filter.judge(columns)]
+    results = [holds.to_pylist() for _, holds in row_filter.evaluate(columns)]
     return [None if None in row else all(row) for row in zip(*results, strict=True)]
 
 
@@ -54,12 +54,12 @@ def judge(text: str, as_text: bool = False) -> list[bool | None]:
 def test_expressions_mean_what_python_means_with_unknown_for_missing_values(
     text: str, expected: list[bool | None], as_text: bool
 ) -> None:
-    assert judge(text, as_text) == expected
+    assert evaluate(text, as_text) == expected
 
 
 def test_text_that_is_not_a_number_makes_a_comparison_unknown() -> None:
     values = pa.array(["1", " 2.5e0 ", "+3", "x", "", "nan", "0x10", "1_000"])
-    ((_, holds),) = RowFilter("v >= 1").judge({"v": values})
+    ((_, holds),) = RowFilter("v >= 1").evaluate({"v": values})
     assert holds.to_pylist() == [True, True, True, None, None, None, None, None]
 
 
@@ -93,4 +93,4 @@ def test_an_invalid_filter_is_an_error_with_its_place_and_the_fix(text: str, mes
 
 def test_columns_of_the_wrong_type_are_named_with_their_types() -> None:
     with pytest.raises(FilterError, match=r"`s > 3` does not fit the columns \(s is list<item: int64>\)"):
-        RowFilter("s > 3").judge({"s": pa.array([[1]])})
+        RowFilter("s > 3").evaluate({"s": pa.array([[1]])})

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from lotlip_data.manifests import storage
-from tests.faults.s3 import BUCKET, SECRET, dealt, s3_server
+from tests.faults.s3 import BUCKET, SECRET, fault_counts, s3_server
 from tests.manifests.concurrent_writers import outputs_of_writers
 
 RUN = f"s3://{BUCKET}/a run"
@@ -138,7 +138,7 @@ def test_with_faults_of_the_server_everything_is_created_once_and_reads_back(
         local.write_bytes(os.urandom(1 << 20) * 101)
         assert storage.create_from_file(f"{RUN}/large", str(local))
         assert len(storage.list_below(RUN)) == 46
-    assert all(dealt(tmp_path)[fault] >= 2 for fault in ("refuse", "lose", "drop"))
+    assert all(fault_counts(tmp_path)[fault] >= 2 for fault in ("refuse", "lose", "drop"))
 
 
 def test_an_error_that_a_user_must_fix_says_how(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,10 @@
-"""The memory that a process of its own takes, for tests that bound it."""
+"""Peak memory of a test's child process."""
 
 from pathlib import Path
 
 
-def peak() -> int:
-    """The most memory that this process has had, in bytes. `getrusage` would count that of the one that started it."""
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process, in bytes. `getrusage` would include that of its parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    (high_water,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]
-    return int(high_water) * 1024
+    (high_water_kib,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+    return int(high_water_kib) * 1024

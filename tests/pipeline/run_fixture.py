@@ -1,7 +1,7 @@
-"""A run's folder with images and captions of world scenes, made without a network and without a model.
+"""Makes a run with images and captions of synthetic scenes, without network and model.
 
-The captions are the writers' own texts, so a test knows which text belongs to which picture. As a program, it shards a
-run, for tests that kill it: `python -m tests.pipeline.run_fixture RUN`.
+The captions are texts of the caption writers, so a test knows the text of each image. As a program, it runs the stage
+`shard` on a run, for tests that kill it: `python -m tests.pipeline.run_fixture RUN`.
 """
 
 import hashlib
@@ -38,21 +38,29 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class FakeRun:
+    """A run and what it was made of."""
+
     run: Run
     manifest: Manifest
     scenes: dict[str, Scene]
-    """By uid, of the fetched images."""
+    """The scene of each fetched image, by uid."""
 
 
 def make(
     folder: Path, shards: int = 2, images: int = 8, writers: Iterable[str] = WRITERS, pixels: int = 32, **settings: Any
 ) -> FakeRun:
-    """A run of `shards` × `images` fetched images and one failure a shard, captioned by `writers`.
+    """Make a run of `shards` × `images` fetched images, captioned by `writers`, and one failed image per shard.
 
-    `settings` are fields of the manifest's `shard`; `clean` among them is that section.
+    Args:
+        folder: The folder of the run.
+        shards: Number of shards.
+        images: Number of fetched images per shard.
+        writers: Names of the caption writers, each of which is a captioner of the run.
+        pixels: Side of the images.
+        settings: Fields of the manifest's section `shard`, and `clean`, which is the section `clean`.
     """
     run = Run.at(str(folder))
-    frozen = asking(**settings)
+    frozen = make_manifest(**settings)
     manifest.freeze(frozen, run)
     scenes: dict[str, Scene] = {}
     for shard in range(shards):
@@ -64,7 +72,7 @@ def make(
     return FakeRun(run, frozen, scenes)
 
 
-def asking(clean: Mapping[str, Any] | None = None, **settings: Any) -> Manifest:
+def make_manifest(clean: Mapping[str, Any] | None = None, **settings: Any) -> Manifest:
     """A manifest with these settings of its `shard` and `clean` sections."""
     shard = SHARD_SECTION | settings
     sources = [{"name": "web", "files": ["web.csv"]}]
@@ -72,18 +80,18 @@ def asking(clean: Mapping[str, Any] | None = None, **settings: Any) -> Manifest:
 
 
 def build(run: Run, recipe: Recipe, shard: int) -> ShardRecord:
-    """Build one shard of what the run holds, without Ray."""
+    """Build one shard of the run's dataset, without Ray."""
     return build_shard(run, recipe, plan_builds(run, recipe, [shard])[0])
 
 
 def write_images(run: Run, shard: int, seeds: list[int], pixels: int = 32) -> dict[str, Scene]:
-    """Commit one image shard as the download stage does, its tar in random order; returns the scenes by uid."""
+    """Commit one image shard as the download stage does, with its tar in random order. Returns the scenes by uid."""
     scenes, rows, members = {}, [], []
     for number, seed in enumerate(seeds):
         scene, url = sample_scene(seed), f"http://images.test/{seed}.jpg"
         image = io.BytesIO()
         render(scene, pixels).save(image, "JPEG", quality=95)
-        row = asked(f"{shard_name(shard)}{number:04d}", url, [raw_text(scene)], ["web"]) | {
+        row = listed_row(f"{shard_name(shard)}{number:04d}", url, [raw_text(scene)], ["web"]) | {
             "status": SUCCESS,
             "width": pixels,
             "height": pixels,
@@ -94,19 +102,22 @@ def write_images(run: Run, shard: int, seeds: list[int], pixels: int = 32) -> di
         scenes[row["uid"]] = scene
         rows.append(row)
         members.append((row, image.getvalue()))
-    failed = asked(f"{shard_name(shard)}{len(seeds):04d}", f"http://images.test/gone-{shard}.jpg", ["gone"], ["web"])
+    key, url = f"{shard_name(shard)}{len(seeds):04d}", f"http://images.test/gone-{shard}.jpg"
+    failed = listed_row(key, url, ["gone"], ["web"])
     rows.append(failed | {"status": "failed_to_download", "error_message": FAILURE})
     random.Random(shard).shuffle(members)
     commit_images(run, shard, rows, members)
     return scenes
 
 
-def asked(key: str, url: str, texts: list[str], sources: list[str]) -> Row:
+def listed_row(key: str, url: str, texts: list[str], sources: list[str]) -> Row:
+    """A row of IMAGES with the columns of its list only."""
     row = dict.fromkeys(IMAGES.names)
     return row | {"key": key, "uid": uid_from_url(url), "url": url, "texts": texts, "sources": sources}
 
 
 def commit_images(run: Run, shard: int, rows: list[Row], members: list[tuple[Row, bytes]]) -> None:
+    """Write the list, the tar, the Parquet and the marker of one image shard. `members` are the tar's images."""
     storage.create(run.list_shard(shard), parquet([{name: row[name] for name in LISTS.names} for row in rows], LISTS))
     names = {ending: f"{shard_name(shard)}-attempt.{ending}" for ending in ("tar", "parquet")}
     content = io.BytesIO()
@@ -118,24 +129,26 @@ def commit_images(run: Run, shard: int, rows: list[Row], members: list[tuple[Row
                 tar.addfile(member, io.BytesIO(data))
     storage.create(storage.join(run.images, names["tar"]), content.getvalue())
     storage.create(storage.join(run.images, names["parquet"]), parquet(rows, IMAGES))
-    counted = count_failures(pa.Table.from_pylist(rows, schema=IMAGES))
-    stats = {**names, "count": len(rows), "successes": len(members), **counted}
+    counts = count_failures(pa.Table.from_pylist(rows, schema=IMAGES))
+    stats = {**names, "count": len(rows), "successes": len(members), **counts}
     storage.create(run.image_stats(shard), json.dumps(stats).encode())
 
 
 def claim_captioner(run: Run, name: str, version: str = "1") -> None:
+    """Write the settings file of a captioner's folder."""
     settings = {"id": f"{name}@{version}", "name": name}
     storage.create(run.captioner_settings(name), json.dumps(settings).encode())
 
 
 def fetched_rows(run: Run, shard: int) -> list[Row]:
+    """The rows of the shard that have an image."""
     names = json.loads(storage.read_bytes(run.image_stats(shard)))
     rows = pq.read_table(storage.join(run.images, names["parquet"])).to_pylist()
     return [row for row in rows if row["status"] == SUCCESS]
 
 
 def captions_of(run: Run, name: str, shard: int) -> list[Row]:
-    """What the writer `name` says of each fetched image of the shard, as rows of CAPTIONS."""
+    """The texts of the writer `name` for the fetched images of the shard, as rows of CAPTIONS."""
     rows = []
     for image in fetched_rows(run, shard):
         seed = int(image["url"].rsplit("/", 1)[-1].removesuffix(".jpg"))
@@ -145,6 +158,7 @@ def captions_of(run: Run, name: str, shard: int) -> list[Row]:
 
 
 def caption(image: Mapping[str, Any], text: str | None, flags: Iterable[str] = ()) -> Row:
+    """A row of CAPTIONS for an image; a failed one if `text` is None."""
     tokens = None if text is None else len(text.split())
     return {name: image[name] for name in ("key", "uid", "sha256")} | {
         "text": text,
@@ -157,11 +171,12 @@ def caption(image: Mapping[str, Any], text: str | None, flags: Iterable[str] = (
 
 
 def write_captions(run: Run, name: str, shard: int, rows: list[Row]) -> None:
-    """Put one caption shard there, in the place of another."""
+    """Write one caption shard, and replace an existing one."""
     storage.replace(run.caption_shard(name, shard), parquet(rows, CAPTIONS))
 
 
 def parquet(rows: list[Row], schema: pa.Schema) -> bytes:
+    """Encode rows as Parquet."""
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Where the repository and its golden files are."""
+"""Folders of the repository and of its golden files."""
 
 from pathlib import Path
 

@@ -1,24 +1,24 @@
-"""Ports for servers that a test starts."""
+"""Free ports for servers that a test starts."""
 
 import random
 import socket
 from itertools import islice
 
 PORTS = range(20_000, 32_768)
-"""Above those that Ray gives its workers and below those that the system gives to clients: who asks for one by name is
-the only one who takes it."""
+"""Above the ports of Ray's workers and below the ephemeral ports, so that only explicit requests use them."""
 
 
 def free_ports(count: int) -> list[int]:
-    """As many ports of which nobody has any at present."""
-    drawn = random.SystemRandom().sample(PORTS, len(PORTS))  # not the same in two test runs, whatever their seeds
-    return list(islice(filter(can_be_bound, drawn), count))
+    """`count` ports that no process uses at present."""
+    candidates = random.SystemRandom().sample(PORTS, len(PORTS))  # differs between two test runs with equal seeds
+    return list(islice(filter(can_be_bound, candidates), count))
 
 
 def can_be_bound(port: int) -> bool:
-    with socket.socket() as tried:
+    """Whether no process listens at the port."""
+    with socket.socket() as probe:
         try:
-            tried.bind(("", port))
+            probe.bind(("", port))
         except OSError:
             return False
     return True

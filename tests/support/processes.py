@@ -1,4 +1,4 @@
-"""Processes that tests look at and kill. One that has ended is never an error: it may end at any moment."""
+"""Inspects and kills processes. A process that has ended is never an error, since it can end at any moment."""
 
 import subprocess
 import time
@@ -7,29 +7,29 @@ from typing import Any
 import psutil
 
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Of Ray's own: they commit nothing, and live on for half a minute."""
+"""Ray's own agents. They commit nothing, and outlive their cluster by half a minute."""
 
 
 def title(process: psutil.Process) -> str:
-    """Its command line; empty for one that has ended, whether or not its parent knows."""
+    """The command line of a process; empty if it has ended or is a zombie."""
     try:
         return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:  # or a zombie, which is one
+    except psutil.NoSuchProcess:  # a ZombieProcess is one too
         return ""
 
 
 def kill_driver(driver: "subprocess.Popen[Any]") -> None:
-    """SIGKILL to it. Returns once its workers have ended too: what they had begun may be committed until then."""
-    workers = [child for child in psutil.Process(driver.pid).children(recursive=True) if _works(child)]
+    """Send SIGKILL to a driver, and wait until its workers have ended: until then they can still commit shards."""
+    workers = [child for child in psutil.Process(driver.pid).children(recursive=True) if _is_worker(child)]
     driver.kill()
     driver.wait()
-    until = time.monotonic() + 300
-    while alive := list(filter(_works, workers)):
-        assert time.monotonic() < until, f"workers that outlive their driver: {alive}"
+    deadline = time.monotonic() + 300
+    while alive := list(filter(_is_worker, workers)):
+        assert time.monotonic() < deadline, f"workers outlived their driver: {alive}"
         time.sleep(0.05)
 
 
-def _works(process: psutil.Process) -> bool:
-    line = title(process)
-    worker = line.startswith("ray::") or "default_worker.py" in line or "spawn_main" in line
-    return worker and not line.startswith(AGENTS)
+def _is_worker(process: psutil.Process) -> bool:
+    command_line = title(process)
+    is_child = command_line.startswith("ray::") or "default_worker.py" in command_line or "spawn_main" in command_line
+    return is_child and not command_line.startswith(AGENTS)

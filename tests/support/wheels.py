@@ -1,4 +1,4 @@
-"""Wheels, built without a network and without leaving anything in the checkout."""
+"""Builds wheels without network access and without writing to the checkout."""
 
 import shutil
 import subprocess
@@ -7,17 +7,18 @@ from pathlib import Path
 
 from tests.support.paths import ROOT
 
-ROOMS = ("captioners", "manifests", "pipeline", "training", "synthetic")
+PACKAGES = ("captioners", "manifests", "pipeline", "training", "synthetic")
 _WHEEL = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
 
 
 def copy_project(folder: Path) -> None:
-    """What the project's wheel is built of. Beside the original may lie what an earlier build left, stale files too."""
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, folder / room)
+    """Copy the files that the wheel is built from. The checkout itself can hold stale files of an earlier build."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
 
 
 def build(project: Path, out: Path) -> None:
+    """Build the wheel of the project in the folder `project` into the folder `out`."""
     subprocess.run([*_WHEEL, "-w", str(out), str(project)], check=True)

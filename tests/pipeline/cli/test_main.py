@@ -288,4 +288,4 @@ def test_a_run_without_any_downloaded_image_exits_with_1_and_the_reason(tmp_path
     )
     answer = call("run", str(tmp_path / "dead.yaml"), str(tmp_path / "a run"))
     assert answer.returncode == 1
-    assert "nothing could be fetched (1 × connection refused)" in answer.stdout
+    assert "no image downloaded (1 × connection refused)" in answer.stdout

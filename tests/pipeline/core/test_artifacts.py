@@ -23,7 +23,8 @@ def _fetch(run: Run) -> object:
 
 
 def _survey(run: Run) -> object:
-    return exclusions.survey_shard(run, fake_run.asking(clean={"duplicates": True}).clean, Filters(), None, (0, "a"))
+    clean = fake_run.make_manifest(clean={"duplicates": True}).clean
+    return exclusions.survey_shard(run, clean, Filters(), None, (0, "a"))
 
 
 READERS: dict[str, tuple[str, Callable[[Run], object], str]] = {

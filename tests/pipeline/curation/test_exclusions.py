@@ -58,7 +58,7 @@ def add(run: Run, number: int, images: list[Any]) -> None:
     members = []
     for index, image in enumerate(images):
         content, fields = image if isinstance(image, tuple) else (image, {})
-        row = fake_run.asked(
+        row = fake_run.listed_row(
             f"{shard_name(number)}{index:04d}", f"http://images.test/{number}/{index}", [TEXT], ["web"]
         )
         sizes = dict.fromkeys(("width", "height", "original_width", "original_height"), 96)

@@ -106,7 +106,7 @@ def test_captions_of_changed_images_are_reported_until_they_are_made_again(
 def test_shards_of_earlier_settings_need_no_action(tmp_path: Path, dataset_json: str) -> None:
     """Shards of an abandoned change of settings, and shards that a lost dataset.json named."""
     fake = fake_run.make(tmp_path, shards=2)
-    other = fake_run.asking(sub_captions="authors")
+    other = fake_run.make_manifest(sub_captions="authors")
     if dataset_json == "was removed":
         shard(other, fake.run)
         storage.remove(fake.run.dataset)
@@ -171,7 +171,7 @@ def test_settings_may_change_and_change_back(tmp_path: Path, caplog: pytest.LogC
     build(fake)
     before = dataset_index.read_index(fake.run)["shards"]
     caplog.clear()
-    other = fake_run.asking(sub_captions="authors", clean={"max_words": 4})
+    other = fake_run.make_manifest(sub_captions="authors", clean={"max_words": 4})
     assert shard(other, fake.run).built == 2
     assert caplog.messages[0] == (
         "dataset settings changed (sub_captions was punkt, is authors; max_words was None, is 4): "
@@ -192,7 +192,7 @@ def test_files_of_an_abandoned_rewrite_are_removed_once_unchanged_for_a_day(
     before = {name: storage.read_bytes(f"{fake.run.url}/{name}") for name in storage.list_below(fake.run.url)}
     rows = fake_run.captions_of(fake.run, "llava", 1)
     storage.remove(fake.run.caption_shard("llava", 1))  # so that the rewrite cannot be completed
-    other = fake_run.asking(sub_captions="authors", min_long_texts=3)
+    other = fake_run.make_manifest(sub_captions="authors", min_long_texts=3)
     assert len(shard(other, fake.run).failed) == 1
     fake_run.write_captions(fake.run, "llava", 1, rows)
     for name in ("mine.tar", "notes.txt"):

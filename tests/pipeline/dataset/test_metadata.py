@@ -14,9 +14,9 @@ from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.publish import publish
-from tests.pipeline.run_fixture import asking
+from tests.pipeline.run_fixture import make_manifest
 
-RECIPE = Recipe({"llava": "llava@1"}, Filters.of(asking()))
+RECIPE = Recipe({"llava": "llava@1"}, Filters.of(make_manifest()))
 
 
 def records(count: int) -> Iterator[ShardRecord]:
@@ -37,7 +37,7 @@ def records(count: int) -> Iterator[ShardRecord]:
 
 def test_dataset_json_has_the_records_of_the_shards_and_their_sums(tmp_path: Path) -> None:
     run, expected = Run.at(str(tmp_path)), list(records(7))
-    assert publish(run, asking(), RECIPE, expected)
+    assert publish(run, make_manifest(), RECIPE, expected)
     content = dataset_index.read_index(run)
     assert dataset_index.read_records(run, content) == expected
     assert content["splits"] == {"train": {"shards": 7, "samples": 28}, "validation": {"shards": 3, "samples": 12}}
@@ -53,7 +53,7 @@ def test_another_layout_of_dataset_json_is_read_the_same_and_nothing_is_replaced
     run, expected = Run.at(str(tmp_path)), list(records(3))
     for name in ("train-00000.tar", "train-00000.parquet"):
         storage.create(f"{run.shards}/{name}", b"")
-    assert publish(run, asking(), RECIPE, expected) and not publish(run, asking(), RECIPE, expected)
+    assert publish(run, make_manifest(), RECIPE, expected) and not publish(run, make_manifest(), RECIPE, expected)
     written = Path(run.dataset).read_text()
     content = json.loads(written)
     lists = {"inputs", "shards", "validation", "replaced"}
@@ -63,7 +63,7 @@ def test_another_layout_of_dataset_json_is_read_the_same_and_nothing_is_replaced
     assert {
         name: value for name, value in dataset_index.read_dataset_summary(run).items() if name not in lists
     } == summary
-    publish(run, asking(), RECIPE, expected)
+    publish(run, make_manifest(), RECIPE, expected)
     assert Path(run.dataset).read_text() == written
     assert storage.list_names(run.shards)[-2:] == ["train-00000.parquet", "train-00000.tar"]
 
@@ -73,7 +73,7 @@ def test_a_damaged_dataset_json_is_reported_and_stays(tmp_path: Path, damage: st
     run = Run.at(str(tmp_path))
     storage.create(run.dataset, damage.encode())
     with pytest.raises(dataset_index.DatasetError, match=r"dataset\.json: (not JSON|has schema version 1)"):
-        publish(run, asking(), RECIPE, records(1))
+        publish(run, make_manifest(), RECIPE, records(1))
     with pytest.raises(dataset_index.DatasetError, match=r"dataset\.json: (not JSON|has schema version 1)"):
         dataset_index.read_dataset_summary(run)
     assert Path(run.dataset).read_text() == damage
@@ -86,7 +86,7 @@ def test_memory_grows_by_less_than_two_kilobytes_per_shard(tmp_path: Path) -> No
         run = Run.at(str(tmp_path / str(count)))
         tracemalloc.start()
         for again in (False, True):
-            assert publish(run, asking(), RECIPE, records(count)) is not again
+            assert publish(run, make_manifest(), RECIPE, records(count)) is not again
         dataset_index.read_dataset_summary(run)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()

@@ -153,7 +153,7 @@ def test_all_raw_texts_are_kept_and_raw_is_the_first_one_that_is_not_blank(
 ) -> None:
     fake = fake_run.make(tmp_path, shards=0)
     sources = ["cc3m", "web", "coyo"][-len(texts) :]
-    row = fake_run.asked("000000000", "http://images.test/3000000.jpg", texts, sources)
+    row = fake_run.listed_row("000000000", "http://images.test/3000000.jpg", texts, sources)
     row |= {"status": "success", "sha256": "s", "width": 8, "height": 8}
     fake_run.commit_images(fake.run, 0, [row], [(row, b"image")])
     for name in WRITERS:
@@ -220,7 +220,7 @@ def test_every_image_has_exactly_one_caption_and_every_caption_its_image(
 
 def test_a_uid_that_occurs_twice_in_a_shard_is_an_error(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=0)
-    rows = [fake_run.asked(f"00000000{n}", f"http://images.test/3000000.jpg#{n}", ["a"], ["web"]) for n in (0, 1)]
+    rows = [fake_run.listed_row(f"00000000{n}", f"http://images.test/3000000.jpg#{n}", ["a"], ["web"]) for n in (0, 1)]
     fake_run.commit_images(fake.run, 0, rows, [(row, b"image") for row in rows])
     for name in WRITERS:
         fake_run.write_captions(fake.run, name, 0, [fake_run.caption(rows[0], "A text.")])

@@ -92,7 +92,7 @@ def test_a_dataset_is_counted_by_captioner_and_in_total(tmp_path: Path) -> None:
 
 def test_the_first_raw_text_that_is_not_blank_counts_in_the_total(tmp_path: Path) -> None:
     fake = fake_run.make(tmp_path, shards=0, writers=["llava"])
-    row = fake_run.asked(
+    row = fake_run.listed_row(
         "000000000", "http://images.test/3000000.jpg", ["", "two words", "three words now"], ["a", "b", "c"]
     )
     row |= {"status": "success", "sha256": "s", "width": 8, "height": 8}

@@ -26,7 +26,7 @@ def test_the_images_of_a_shard_are_never_in_memory_together(tmp_path: Path) -> N
     fake = fake_run.make(tmp_path, shards=0)
     rows: list[dict[str, Any]] = []
     for number in range(96):
-        row = fake_run.asked(f"{number:09d}", f"http://images.test/{3_000_000 + number}.jpg", ["a"], ["web"])
+        row = fake_run.listed_row(f"{number:09d}", f"http://images.test/{3_000_000 + number}.jpg", ["a"], ["web"])
         rows.append(row | {"status": "success", "sha256": f"{number:064d}", "width": 8, "height": 8})
     fake_run.commit_images(fake.run, 0, rows, [(row, bytes([number]) * MIB) for number, row in enumerate(rows)])
     for name in WRITERS:

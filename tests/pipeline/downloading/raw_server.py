@@ -1,4 +1,4 @@
-"""A server on loopback that sends exactly the bytes that a test wants, whatever a client makes of them."""
+"""A server on loopback that sends exactly the bytes that a test chooses, valid or not."""
 
 import contextlib
 import socket
@@ -11,7 +11,7 @@ Answer = Callable[[socket.socket], None]
 
 
 class RawServer:
-    """Answers each path with whatever bytes a function sends; keeps the requests that it got."""
+    """Answers each path with a function of `answers`, which writes to the socket. `requests` has every request."""
 
     def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
@@ -22,11 +22,14 @@ class RawServer:
         self.url = f"http://{host}:{self.port}"
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def says(self, path: str, data: bytes) -> str:
+    def serve(self, path: str, data: bytes) -> str:
+        """Answer `path` with `data`. Returns the URL."""
         self.answers[path] = lambda client: client.sendall(data)
         return self.url + path
 
-    def drips(self, path: str, before: bytes, drop: bytes, seconds: float) -> str:
+    def drip(self, path: str, before: bytes, drop: bytes, seconds: float) -> str:
+        """Answer `path` with `before`, then with a `drop` every `seconds` seconds, without end. Returns the URL."""
+
         def answer(client: socket.socket) -> None:
             client.sendall(before)
             while True:
@@ -38,7 +41,7 @@ class RawServer:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # or the thread that waits in accept keeps it open
+            self._socket.shutdown(socket.SHUT_RDWR)  # else the thread that waits in `accept` keeps it open
         self._socket.close()
 
     def _serve(self) -> None:
@@ -59,8 +62,8 @@ class RawServer:
             request = b""
             while b"\r\n\r\n" not in request:
                 request += client.recv(65536)
-                if request[:1] == b"\x16":  # a client that speaks TLS
-                    client.sendall(b"I do not")
+                if request[:1] == b"\x16":  # a TLS client
+                    client.sendall(b"no TLS")
                     return
             text = request.decode("latin-1")
             self.requests.append(text)

@@ -1,4 +1,4 @@
-"""What a host may cost: a few threads at a time, and little time where it is dead, slow or asks for patience."""
+"""A host takes a few threads at a time, and little time if it is dead, slow or asks clients to wait."""
 
 import email.utils
 import socket
@@ -23,87 +23,87 @@ def server() -> Iterator[RawServer]:
     server.close()
 
 
-def opener(**settings: object) -> GuardedOpener:
+def make_opener(**settings: object) -> GuardedOpener:
     defaults = {"allow_hosts": ("127.0.0.1",), "timeout": 60, "total_timeout": 120, "retries": 0}
     return GuardedOpener(DownloadSettings.model_validate(defaults | settings))
 
 
-def reasons_of(guard: GuardedOpener, urls: list[str], threads: int = 16) -> list[str]:
-    """`ok` or the reason of each, fetched by so many threads."""
+def reasons_of(opener: GuardedOpener, urls: list[str], threads: int = 16) -> list[str]:
+    """`ok` or the failure reason of each URL, fetched by `threads` threads."""
 
-    def one(url: str) -> str:
+    def reason_of(url: str) -> str:
         try:
-            guard.open(urllib.request.Request(url))
+            opener.open(urllib.request.Request(url))
         except FetchError as refusal:
             return refusal.reason
         return "ok"
 
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(one, urls))
+        return list(pool.map(reason_of, urls))
 
 
-def test_no_more_fetches_of_a_host_are_under_way_than_it_has_places(server: RawServer) -> None:
-    now, most, lock, three = 0, 0, threading.Lock(), threading.Barrier(3, timeout=60)
+def test_a_host_has_at_most_per_host_parallel_requests(server: RawServer) -> None:
+    running, most, lock, all_running = 0, 0, threading.Lock(), threading.Barrier(3, timeout=60)
 
     def answer(client: socket.socket) -> None:
-        nonlocal now, most
+        nonlocal running, most
         with lock:
-            now += 1
-            most = max(most, now)
-        three.wait()  # none is answered before all places are taken
+            running += 1
+            most = max(most, running)
+        all_running.wait()  # no request is answered before the limit is reached
         time.sleep(0.02)
-        with lock:  # before the answer: the client's next request may be here before this thread goes on
-            now -= 1
+        with lock:  # before the answer: the client's next request can arrive before this thread continues
+            running -= 1
         client.sendall(ok(b"x"))
 
     server.answers["/x"] = answer
-    assert reasons_of(opener(per_host=3), [server.url + "/x"] * 30) == ["ok"] * 30
+    assert reasons_of(make_opener(per_host=3), [server.url + "/x"] * 30) == ["ok"] * 30
     assert most == 3
 
 
-def test_a_silent_host_is_given_up_and_others_are_not(server: RawServer) -> None:
-    """Forty rows of it would take 40 seconds at four places; it costs the time of a few, and other hosts none."""
+def test_a_silent_host_is_given_up_and_other_hosts_are_not(server: RawServer) -> None:
+    """Forty requests, four at a time, would take 40 seconds. Only a few are made, and the other host is unaffected."""
     other = RawServer()
-    good = other.says("/x", ok(b"x"))
+    good = other.serve("/x", ok(b"x"))
     server.answers["/silent"] = lambda client: time.sleep(120)
     urls = [url for _ in range(40) for url in (server.url + "/silent", good)]
     started = time.monotonic()
-    found = reasons_of(opener(per_host=4, host_failures=4, timeout=4.0), urls)
+    reasons = reasons_of(make_opener(per_host=4, host_failures=4, timeout=4.0), urls)
     assert time.monotonic() - started < 30
-    assert found[1::2] == ["ok"] * 40
-    assert set(found[::2]) == {"timeout", "host is down"}
-    assert found.count("host is down") >= 40 - 4 - 4  # in a row, and under way when it was given up
+    assert reasons[1::2] == ["ok"] * 40
+    assert set(reasons[::2]) == {"timeout", "host is down"}
+    assert reasons.count("host is down") >= 40 - 4 - 4  # 4 in a row, and 4 running when the host was given up
     assert len(server.requests) <= 8
     other.close()
 
 
-def test_hosts_that_refuse_and_names_that_nobody_knows_are_given_up_too(server: RawServer) -> None:
+def test_hosts_that_refuse_connections_and_unknown_names_are_given_up_too(server: RawServer) -> None:
     server.close()
-    guard = opener(host_failures=4)
-    assert reasons_of(guard, [server.url + "/x"] * 6, 1) == ["connection refused"] * 4 + ["host is down"] * 2
-    assert reasons_of(guard, ["http://nowhere.invalid/x"] * 6, 1) == ["name not resolved"] * 4 + ["host is down"] * 2
+    opener = make_opener(host_failures=4)
+    assert reasons_of(opener, [server.url + "/x"] * 6, 1) == ["connection refused"] * 4 + ["host is down"] * 2
+    assert reasons_of(opener, ["http://nowhere.invalid/x"] * 6, 1) == ["name not resolved"] * 4 + ["host is down"] * 2
 
 
-def test_any_answer_shows_that_a_host_lives(server: RawServer) -> None:
-    """Failures count in a row only: a host that answers now and then, be it with a 404, is not given up."""
-    server.says("/cut", b"")
-    server.says("/dead", b"HTTP/1.1 404 Not Found\r\n\r\n")
-    server.says("/on", redirect("/dead"))
+def test_any_http_answer_resets_the_failures_of_a_host(server: RawServer) -> None:
+    """Only consecutive failures count: a host that answers at times, even with 404, is not given up."""
+    server.serve("/cut", b"")
+    server.serve("/dead", b"HTTP/1.1 404 Not Found\r\n\r\n")
+    server.serve("/on", redirect("/dead"))
     urls = [server.url + path for path in ("/cut", "/cut", "/dead", "/cut", "/cut", "/on", "/cut", "/cut", "/dead")]
-    assert "host is down" not in reasons_of(opener(host_failures=3), urls, 1)
+    assert "host is down" not in reasons_of(make_opener(host_failures=3), urls, 1)
 
 
-def test_a_redirect_to_a_dead_host_is_held_against_that_host_only(server: RawServer) -> None:
+def test_a_redirect_to_a_dead_host_counts_for_that_host_only(server: RawServer) -> None:
     dead = RawServer()
     dead.close()
-    server.says("/x", ok(b"x"))
-    url = server.says("/moved", redirect(dead.url + "/x"))
-    found = reasons_of(opener(host_failures=2), [url] * 4 + [server.url + "/x"], 1)
-    assert found == ["connection refused"] * 2 + ["host is down"] * 2 + ["ok"]
+    server.serve("/x", ok(b"x"))
+    url = server.serve("/moved", redirect(dead.url + "/x"))
+    reasons = reasons_of(make_opener(host_failures=2), [url] * 4 + [server.url + "/x"], 1)
+    assert reasons == ["connection refused"] * 2 + ["host is down"] * 2 + ["ok"]
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_host_gets_the_pause_that_it_asks_for(server: RawServer, status: int) -> None:
+def test_a_retry_waits_for_the_pause_that_the_host_asks_for(server: RawServer, status: int) -> None:
     times: list[float] = []
 
     def answer(client: socket.socket) -> None:
@@ -112,42 +112,42 @@ def test_a_host_gets_the_pause_that_it_asks_for(server: RawServer, status: int) 
         client.sendall(busy if len(times) == 1 else ok(b"x"))
 
     server.answers["/x"] = answer
-    assert reasons_of(opener(retries=1), [server.url + "/x"], 1) == ["ok"]
+    assert reasons_of(make_opener(retries=1), [server.url + "/x"], 1) == ["ok"]
     assert times[1] - times[0] > 0.95
 
 
-def test_other_fetches_wait_for_the_hosts_pause_as_well(server: RawServer) -> None:
-    server.says("/busy", b"HTTP/1.1 429 Wait\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
-    server.says("/x", ok(b"x"))
+def test_other_requests_wait_for_the_pause_of_the_host_too(server: RawServer) -> None:
+    server.serve("/busy", b"HTTP/1.1 429 Wait\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
+    server.serve("/x", ok(b"x"))
     started = time.monotonic()
-    assert reasons_of(opener(), [server.url + "/busy", server.url + "/x"], 1) == ["http 429", "ok"]
+    assert reasons_of(make_opener(), [server.url + "/busy", server.url + "/x"], 1) == ["http 429", "ok"]
     assert time.monotonic() - started > 0.95
 
 
 @pytest.mark.parametrize("wait", ["3600", "99999999999999999999", "date"], ids=["seconds", "huge", "date"])
-def test_a_pause_that_is_too_long_is_not_waited_for(server: RawServer, wait: str) -> None:
+def test_a_pause_that_is_too_long_fails_the_request_at_once(server: RawServer, wait: str) -> None:
     if wait == "date":
         wait = email.utils.formatdate(time.time() + 3600, usegmt=True)
-    says = f"HTTP/1.1 503 Wait\r\nRetry-After: {wait}\r\nContent-Length: 0\r\n\r\n"
-    server.says("/other", ok(b"x"))
+    response = f"HTTP/1.1 503 Wait\r\nRetry-After: {wait}\r\nContent-Length: 0\r\n\r\n"
+    server.serve("/other", ok(b"x"))
     started = time.monotonic()
-    urls = [server.says("/x", says.encode()), server.url + "/other"]
-    assert reasons_of(opener(retries=3), urls, 1) == ["http 503", "ok"]
+    urls = [server.serve("/x", response.encode()), server.url + "/other"]
+    assert reasons_of(make_opener(retries=3), urls, 1) == ["http 503", "ok"]
     assert time.monotonic() - started < 60
     assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("wait", ["soon", "-1", "", "Wed, 99 Foo", "²"])
-def test_a_pause_that_nobody_understands_is_none(server: RawServer, wait: str) -> None:
-    says = f"HTTP/1.1 503 Wait\r\nRetry-After: {wait}\r\nContent-Length: 0\r\n\r\n"
-    assert reasons_of(opener(), [server.says("/x", says.encode("latin-1"))], 1) == ["http 503"]
+def test_a_malformed_retry_after_is_ignored(server: RawServer, wait: str) -> None:
+    response = f"HTTP/1.1 503 Wait\r\nRetry-After: {wait}\r\nContent-Length: 0\r\n\r\n"
+    assert reasons_of(make_opener(), [server.serve("/x", response.encode("latin-1"))], 1) == ["http 503"]
 
 
-def test_waiting_for_a_place_ends(server: RawServer) -> None:
-    """A slow host that answers in the end is never given up, but what waits for it gives up by itself."""
-    server.drips("/slow", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x", 0.05)
+def test_waiting_for_a_busy_host_times_out(server: RawServer) -> None:
+    """A slow host that answers in the end is never given up, but requests that wait for it time out."""
+    server.drip("/slow", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x", 0.05)
     started = time.monotonic()
-    guard = opener(per_host=1, timeout=0.2, total_timeout=0.6)
-    found = reasons_of(guard, [server.url + "/slow"] * 40, 40)
-    assert time.monotonic() - started < 12  # one after another they would take 24
-    assert set(found) == {"timeout", "host is busy"}
+    opener = make_opener(per_host=1, timeout=0.2, total_timeout=0.6)
+    reasons = reasons_of(opener, [server.url + "/slow"] * 40, 40)
+    assert time.monotonic() - started < 12  # one after another they would take 24 seconds
+    assert set(reasons) == {"timeout", "host is busy"}

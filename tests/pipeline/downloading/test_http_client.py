@@ -1,4 +1,4 @@
-"""What the guard lets through, against servers that mean harm: addresses, redirects, sizes and times."""
+"""The HTTP client against hostile servers: addresses, redirects, sizes and times."""
 
 import contextlib
 import gzip
@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import trustme
@@ -47,17 +48,17 @@ def reason_of(url: str, **settings: object) -> str:
     return refusal.value.reason
 
 
-def test_a_body_comes_whole_by_length_by_chunks_and_by_the_connections_end(server: RawServer) -> None:
+def test_a_body_with_a_length_in_chunks_or_until_the_connection_closes_is_complete(server: RawServer) -> None:
     body = bytes(range(256)) * 300
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunked += b"".join(b"400\r\n" + body[at : at + 1024] + b"\r\n" for at in range(0, len(body), 1024)) + b"0\r\n\r\n"
-    assert fetch(server.says("/length", ok(body))) == body
-    assert fetch(server.says("/chunked", chunked)) == body
-    assert fetch(server.says("/closed", b"HTTP/1.0 200 OK\r\n\r\n" + body)) == body
+    assert fetch(server.serve("/length", ok(body))) == body
+    assert fetch(server.serve("/chunked", chunked)) == body
+    assert fetch(server.serve("/closed", b"HTTP/1.0 200 OK\r\n\r\n" + body)) == body
 
 
-def test_the_guard_is_what_urlopen_uses_only_within_its_block(server: RawServer) -> None:
-    url = server.says("/x", ok(b"body"))
+def test_urlopen_is_guarded_only_inside_the_with_block(server: RawServer) -> None:
+    url = server.serve("/x", ok(b"body"))
     with guarded_urlopen(DownloadSettings()), pytest.raises(FetchError, match="address not allowed"):
         urllib.request.urlopen(url)
     assert urllib.request.urlopen(url).read() == b"body"
@@ -80,62 +81,62 @@ def test_the_guard_is_what_urlopen_uses_only_within_its_block(server: RawServer)
         *("::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "240.0.0.1", "192.0.0.1"),
     ],
 )
-def test_addresses_that_are_not_of_the_public_internet_are_known(address: str) -> None:
+def test_private_and_reserved_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"])
-def test_addresses_of_the_public_internet_are_known(address: str) -> None:
+def test_internet_addresses_are_public(address: str) -> None:
     assert is_public(address)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f000001", "127.1", "2130706433", "[::1]", "0"])
-def test_a_host_that_is_not_opened_is_refused_however_its_address_is_written(server: RawServer, host: str) -> None:
+def test_a_private_host_is_refused_in_every_notation_of_its_address(server: RawServer, host: str) -> None:
     assert reason_of(f"http://{host}:{server.port}/x", allow_hosts=()) == "address not allowed"
     assert server.requests == []
 
 
 def test_a_redirect_is_checked_like_the_first_address(server: RawServer) -> None:
-    server.says("/secret", ok(b"secret"))
-    to_localhost = server.says("/out", redirect(f"http://localhost:{server.port}/secret"))
+    server.serve("/secret", ok(b"secret"))
+    to_localhost = server.serve("/out", redirect(f"http://localhost:{server.port}/secret"))
     assert reason_of(to_localhost) == "address not allowed"
-    assert reason_of(server.says("/file", redirect("file:///etc/passwd"))) == "scheme not allowed"
-    assert reason_of(server.says("/ftp", redirect("ftp://127.0.0.1/x"))) == "scheme not allowed"
+    assert reason_of(server.serve("/file", redirect("file:///etc/passwd"))) == "scheme not allowed"
+    assert reason_of(server.serve("/ftp", redirect("ftp://127.0.0.1/x"))) == "scheme not allowed"
     assert [request.split(" ")[1] for request in server.requests] == ["/out", "/file", "/ftp"]
 
 
 def test_the_checked_address_is_the_one_connected_to(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that answers with a public address first and a private one afterwards gains nothing."""
+    """DNS rebinding (first a public address, then a private one) has no effect."""
     answers = iter([[(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 80))]])
     connected = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: next(answers))
     monkeypatch.setattr(http_client, "is_public", lambda address: True)
     monkeypatch.setattr(socket.socket, "connect", lambda self, address: connected.append(address) or self.shutdown(2))
     reason_of("http://rebinding.example/x")
-    assert connected == [("203.0.113.9", 80)]  # one look-up, and its answer was used
+    assert connected == [("203.0.113.9", 80)]  # one lookup, whose address is used
 
 
-def test_redirects_are_followed_to_a_limit_and_relative_and_odd_targets_work(server: RawServer) -> None:
-    server.says("/a%20b/%FC.jpg?q=%22", ok(b"found"))
-    assert fetch(server.says("/relative", redirect('a b/\xfc.jpg?q="').decode().encode("latin-1"))) == b"found"
+def test_redirects_are_followed_up_to_a_limit_with_relative_and_unescaped_targets(server: RawServer) -> None:
+    server.serve("/a%20b/%FC.jpg?q=%22", ok(b"found"))
+    assert fetch(server.serve("/relative", redirect('a b/\xfc.jpg?q="').decode().encode("latin-1"))) == b"found"
     for index in range(12):
-        server.says(f"/hop{index}", redirect(f"/hop{index + 1}"))
-    server.says("/hop12", ok(b"far"))
+        server.serve(f"/hop{index}", redirect(f"/hop{index + 1}"))
+    server.serve("/hop12", ok(b"far"))
     assert fetch(server.url + "/hop2") == b"far"  # ten redirects
     assert reason_of(server.url + "/hop1") == "too many redirects"
-    assert reason_of(server.says("/nowhere", b"HTTP/1.1 302 Found\r\n\r\n")) == "redirect without a target"
+    assert reason_of(server.serve("/nowhere", b"HTTP/1.1 302 Found\r\n\r\n")) == "redirect without a target"
 
 
-def test_a_body_beyond_the_limit_is_not_read_to_its_end(server: RawServer) -> None:
-    assert fetch(server.says("/just", ok(b"x" * 1000)), max_bytes=1000)
-    assert reason_of(server.says("/promised", ok(b"x" * 1001)), max_bytes=1000) == "too large"
-    endless = server.drips("/endless", b"HTTP/1.0 200 OK\r\n\r\n", b"x" * 65536, 0)
+def test_a_body_over_the_size_limit_is_not_read_to_its_end(server: RawServer) -> None:
+    assert fetch(server.serve("/just", ok(b"x" * 1000)), max_bytes=1000)
+    assert reason_of(server.serve("/promised", ok(b"x" * 1001)), max_bytes=1000) == "too large"
+    endless = server.drip("/endless", b"HTTP/1.0 200 OK\r\n\r\n", b"x" * 65536, 0)
     assert reason_of(endless, max_bytes=1_000_000) == "too large"
 
 
 def test_a_compressed_body_is_not_decompressed(server: RawServer) -> None:
     bomb = gzip.compress(bytes(50_000_000))
-    assert fetch(server.says("/bomb", ok(bomb, "Content-Encoding: gzip\r\n"))) == bomb
+    assert fetch(server.serve("/bomb", ok(bomb, "Content-Encoding: gzip\r\n"))) == bomb
 
 
 @pytest.mark.parametrize(
@@ -148,20 +149,20 @@ def test_a_compressed_body_is_not_decompressed(server: RawServer) -> None:
     ],
     ids=["body", "header", "chunks", "status line"],
 )
-def test_a_server_that_drips_is_left_after_the_whole_time(server: RawServer, before: bytes, drop: bytes) -> None:
-    url = server.drips("/drip", before, drop, 0.05)
+def test_a_dripping_server_is_abandoned_after_the_total_timeout(server: RawServer, before: bytes, drop: bytes) -> None:
+    url = server.drip("/drip", before, drop, 0.05)
     started = time.monotonic()
     assert reason_of(url, timeout=0.5, total_timeout=1.0) == "timeout"
     assert time.monotonic() - started < 60  # the drip would take minutes
 
 
-def test_a_server_that_drips_its_handshake_is_left_too() -> None:
+def test_a_server_that_drips_its_tls_handshake_is_abandoned_too() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
         client, _ = listener.accept()
         with client, contextlib.suppress(OSError):
-            client.sendall(b"\x16\x03\x03\x40\x00\x02")  # a record of 16 kB, of which a byte comes now and then
+            client.sendall(b"\x16\x03\x03\x40\x00\x02")  # a record of 16 kB, sent byte by byte
             while True:
                 client.sendall(b"\0")
                 time.sleep(0.05)
@@ -173,18 +174,18 @@ def test_a_server_that_drips_its_handshake_is_left_too() -> None:
     listener.close()
 
 
-def test_https_is_spoken_with_servers_whose_certificate_is_trusted_and_names_them(
+def test_https_requires_a_trusted_certificate_for_the_host_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     server = RawServer(tls=context)
-    path = server.says("/x", ok(b"body")).removeprefix(server.url)
+    path = server.serve("/x", ok(b"body")).removeprefix(server.url)
     named, unnamed = f"https://localhost:{server.port}{path}", f"https://127.0.0.1:{server.port}{path}"
     settings = {"allow_hosts": ("localhost", "127.0.0.1")}
     try:
-        assert reason_of(named, **settings) == "tls error", "nobody trusts it yet"
+        assert reason_of(named, **settings) == "tls error", "its authority is not trusted yet"
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
         http_client._tls.cache_clear()
         assert fetch(named, **settings) == b"body"
@@ -194,27 +195,27 @@ def test_https_is_spoken_with_servers_whose_certificate_is_trusted_and_names_the
         server.close()
 
 
-def test_a_server_that_says_nothing_is_left_after_the_time_of_one_operation(server: RawServer) -> None:
+def test_a_silent_server_is_abandoned_after_the_timeout_of_one_operation(server: RawServer) -> None:
     server.answers["/silent"] = lambda client: time.sleep(120)
     started = time.monotonic()
     assert reason_of(server.url + "/silent", timeout=0.3, total_timeout=100) == "timeout"
     assert time.monotonic() - started < 50
 
 
-def test_broken_answers_have_their_reasons(server: RawServer) -> None:
-    assert reason_of(server.says("/dead", b"HTTP/1.1 404 Not Found\r\n\r\n")) == "http 404"
-    assert reason_of(server.says("/empty", ok(b""))) == "empty body"
-    assert reason_of(server.says("/none", b"HTTP/1.1 204 No Content\r\n\r\n")) == "empty body"
-    assert reason_of(server.says("/cut", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nxxx")) == "truncated"
+def test_each_broken_response_has_its_reason(server: RawServer) -> None:
+    assert reason_of(server.serve("/dead", b"HTTP/1.1 404 Not Found\r\n\r\n")) == "http 404"
+    assert reason_of(server.serve("/empty", ok(b""))) == "empty body"
+    assert reason_of(server.serve("/none", b"HTTP/1.1 204 No Content\r\n\r\n")) == "empty body"
+    assert reason_of(server.serve("/cut", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nxxx")) == "truncated"
     cut_chunk = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nxxx"
-    assert reason_of(server.says("/chunk", cut_chunk)) == "truncated"
-    assert reason_of(server.says("/junk", b"\x00\x01\x02\r\n\r\n")) == "malformed response"
-    assert reason_of(server.says("/long", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000)) == "malformed response"
-    assert reason_of(server.says("/closed", b"")) == "connection lost"
+    assert reason_of(server.serve("/chunk", cut_chunk)) == "truncated"
+    assert reason_of(server.serve("/junk", b"\x00\x01\x02\r\n\r\n")) == "malformed response"
+    assert reason_of(server.serve("/long", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000)) == "malformed response"
+    assert reason_of(server.serve("/closed", b"")) == "connection lost"
     assert reason_of(server.url.replace("http:", "https:") + "/closed") == "tls error"
 
 
-def test_hosts_that_are_not_there_have_their_reasons(server: RawServer) -> None:
+def test_each_unreachable_host_has_its_reason(server: RawServer) -> None:
     server.close()
     assert reason_of(server.url + "/x") == "connection refused"
     assert reason_of("http://nowhere.invalid/x") == "name not resolved"
@@ -222,40 +223,43 @@ def test_hosts_that_are_not_there_have_their_reasons(server: RawServer) -> None:
     assert reason_of("http://a.example:port/x") == "malformed url"
 
 
-def test_only_what_can_pass_is_tried_again(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_transient_failures_are_retried(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_client, "BACKOFF_SECONDS", 0.01)
     answers = iter([b"HTTP/1.1 503 Busy\r\n\r\n", b"", ok(b"at last")])
     server.answers["/busy"] = lambda client: client.sendall(next(answers))
     assert fetch(server.url + "/busy", retries=2) == b"at last"
-    reason_of(server.says("/dead", b"HTTP/1.1 404 Not Found\r\n\r\n"), retries=2)
+    reason_of(server.serve("/dead", b"HTTP/1.1 404 Not Found\r\n\r\n"), retries=2)
     assert [request.split(" ")[1] for request in server.requests] == ["/busy"] * 3 + ["/dead"]
 
 
-def test_a_private_host_is_refused_at_once_and_passes_once_the_settings_name_it(
+def test_a_private_host_is_refused_without_a_retry_and_the_hint_names_the_setting(
     server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked_up, real = list[str](), socket.getaddrinfo
-    monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, *rest, **more: (looked_up.append(host), real(host, *rest, **more))[1]
-    )
+    lookups, real_getaddrinfo = list[str](), socket.getaddrinfo
+
+    def getaddrinfo(host: str, *arguments: Any, **options: Any) -> Any:
+        lookups.append(host)
+        return real_getaddrinfo(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(http_client, "BACKOFF_SECONDS", 0.01)
-    assert reason_of(server.says("/x", ok(b"x")), allow_hosts=(), retries=3) == "address not allowed"
-    assert looked_up == ["127.0.0.1"]
-    named = "`download.allow_hosts` in the manifest lists their private hosts"
-    assert retry_condition(["address not allowed", "http 404"]) == named
-    assert retry_condition(["timeout", "address not allowed"]) == f"the servers are reachable and {named}"
+    assert reason_of(server.serve("/x", ok(b"x")), allow_hosts=(), retries=3) == "address not allowed"
+    assert lookups == ["127.0.0.1"]
+    hint = "`download.allow_hosts` in the manifest lists their private hosts"
+    assert retry_condition(["address not allowed", "http 404"]) == hint
+    assert retry_condition(["timeout", "address not allowed"]) == f"the servers are reachable and {hint}"
     assert retry_condition(["timeout", "http 404"]) == "the servers are reachable"
 
 
-def test_odd_urls_become_proper_requests(server: RawServer) -> None:
-    server.says("/caf%C3%A9%20ol%C3%A9.jpg?x=%E2%98%95&y=a%2Fb", ok(b"found"))
+def test_unescaped_urls_become_valid_requests(server: RawServer) -> None:
+    server.serve("/caf%C3%A9%20ol%C3%A9.jpg?x=%E2%98%95&y=a%2Fb", ok(b"found"))
     assert fetch(f"{server.url}/café olé.jpg?x=☕&y=a%2Fb#fragment") == b"found"
 
 
-def test_credentials_go_to_the_host_that_the_list_names_only_and_never_into_messages(server: RawServer) -> None:
+def test_credentials_go_to_the_listed_host_only_and_into_no_message(server: RawServer) -> None:
     other = RawServer()
-    target = other.says("/image", ok(b"image"))
-    server.says("/private?token=sesame", redirect(target))
+    target = other.serve("/image", ok(b"image"))
+    server.serve("/private?token=sesame", redirect(target))
     address = f"127.0.0.1:{server.port}"
     assert fetch(f"http://me:pass%20word@{address}/private?token=sesame") == b"image"
     assert "Authorization: Basic bWU6cGFzcyB3b3Jk" in server.requests[0]
@@ -263,21 +267,21 @@ def test_credentials_go_to_the_host_that_the_list_names_only_and_never_into_mess
     assert "Authorization" not in other.requests[0]
     other.close()
     for url in (f"http://me:secret@{address}/dead?token=secret", "http://me:secret@a.example:secret/"):
-        server.says("/dead?token=secret", b"HTTP/1.1 404 Not Found\r\n\r\n")
+        server.serve("/dead?token=secret", b"HTTP/1.1 404 Not Found\r\n\r\n")
         with pytest.raises(FetchError) as refusal:
             fetch(url)
         assert "secret" not in str(refusal.value)
 
 
-def test_every_reason_is_of_the_vocabulary_and_some_can_pass() -> None:
+def test_every_message_has_a_reason_of_the_vocabulary_and_transient_ones_are_known() -> None:
     assert split_message("http 404") == ("http 404", "")
     assert split_message("timeout: of the whole fetch") == ("timeout", "of the whole fetch")
     assert split_message("Use of image disallowed by X-Robots-Tag directive") == ("refused by x-robots-tag", "")
     assert split_message("Image decoding error") == ("cannot be decoded", "Image decoding error")
     assert split_message("something new: x") == ("other", "something new: x")
-    passing = {reason for reason in VOCABULARY if is_transient(reason)}
-    of_the_host = {"timeout", "connection refused", "connection lost", "host unreachable", "name not resolved"}
-    assert passing == of_the_host | {"host is down", "host is busy", "address not allowed"}
+    transient = {reason for reason in VOCABULARY if is_transient(reason)}
+    host_failures = {"timeout", "connection refused", "connection lost", "host unreachable", "name not resolved"}
+    assert transient == host_failures | {"host is down", "host is busy", "address not allowed"}
     assert [status for status in (404, 403, 410, 408, 429, 500, 503) if is_transient(f"http {status}")] == [
         408,
         429,
@@ -288,4 +292,4 @@ def test_every_reason_is_of_the_vocabulary_and_some_can_pass() -> None:
 
 def test_too_many_headers_are_refused(server: RawServer) -> None:
     many = b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * (http.client._MAXHEADERS + 1) + b"\r\nbody"  # type: ignore[attr-defined]
-    assert reason_of(server.says("/many", many)) == "malformed response"
+    assert reason_of(server.serve("/many", many)) == "malformed response"

@@ -1,4 +1,4 @@
-"""What is stored of a fetched file: the picture as people see it, or a reason; never a wrong picture."""
+"""A downloaded file is stored as the image that it shows, or fails with a reason. A wrong image is never stored."""
 
 import io
 import os
@@ -23,7 +23,7 @@ SIZE = (120, 80)
 
 
 def picture() -> Image.Image:
-    """Smooth, different at each side: red grows to the right, green downwards, blue is left out at the top."""
+    """A smooth image without symmetry: red grows to the right, green downwards, and the top has no blue."""
     y, x = np.mgrid[0 : SIZE[1], 0 : SIZE[0]]
     channels = [x * 255 // (SIZE[0] - 1), y * 255 // (SIZE[1] - 1), (y > SIZE[1] // 2) * 120]
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
@@ -36,8 +36,8 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def stored(data: bytes, size: int = 512) -> Image.Image:
-    """What is stored of a fetched file, through img2dataset's own resizer."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network for its newest version
+    """The image that is stored for a downloaded file, through img2dataset's own resizer."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network for its newest version
     from img2dataset.resizer import Resizer
 
     resizer = Resizer(size, "keep_ratio", resize_only_if_bigger=True, encode_quality=95)
@@ -55,21 +55,21 @@ def distance(image: Image.Image, other: Image.Image) -> float:
     return float(np.abs(np.asarray(image.convert("RGB"), float) - np.asarray(other.convert("RGB"), float)).mean())
 
 
-def refusal(data: bytes, max_pixels: int = 1_000_000) -> str:
-    with pytest.raises(FetchError) as found:
+def refusal_message(data: bytes, max_pixels: int = 1_000_000) -> str:
+    with pytest.raises(FetchError) as refusal:
         prepare(data, max_pixels)
-    return str(found.value)
+    return str(refusal.value)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"])
-def test_each_format_is_stored_as_the_picture_that_it_shows(kind: str) -> None:
+def test_each_format_is_stored_as_the_image_that_it_shows(kind: str) -> None:
     data = encoded(picture(), kind)
     shown = Image.open(io.BytesIO(data)).convert("RGB")
     assert distance(stored(data), shown) < 3
     assert distance(stored(data, 40), shown.resize((60, 40), Image.Resampling.BOX)) < 3.5
 
 
-def test_ordinary_files_go_on_byte_for_byte() -> None:
+def test_ordinary_files_stay_byte_for_byte() -> None:
     for data in (encoded(picture(), "JPEG"), encoded(picture(), "PNG"), encoded(picture().convert("L"), "JPEG")):
         assert prepare(data, 1_000_000) is data
 
@@ -90,7 +90,7 @@ def grey16(kind: str) -> bytes:
     return encoded(Image.fromarray(np.asarray(picture().convert("L")).astype(np.uint16) * 257), kind)
 
 
-def test_unusual_pixels_are_stored_as_what_they_show() -> None:
+def test_unusual_pixel_formats_are_stored_as_what_they_show() -> None:
     grey = picture().convert("L")
     assert distance(stored(encoded(grey, "JPEG")), grey) < 1
     assert distance(stored(grey16("PNG")), grey) < 1
@@ -101,7 +101,7 @@ def test_unusual_pixels_are_stored_as_what_they_show() -> None:
     assert distance(stored(encoded(palette, "PNG")), palette) < 3
 
 
-def test_rgb_of_16_bits_a_sample_is_not_stored_as_white() -> None:
+def test_rgb_with_16_bits_per_channel_is_not_stored_as_white() -> None:
     rows = np.asarray(picture()).astype(">u2") * 257
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
     header = struct.pack(">IIBBBBB", *SIZE, 16, 2, 0, 0, 0)
@@ -114,7 +114,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_becomes_white(mode: str) -> None:
+def test_transparent_pixels_become_white(mode: str) -> None:
     image = picture().convert("RGBA")
     image.putalpha(Image.fromarray((np.mgrid[0 : SIZE[1], 0 : SIZE[0]][1] < 60).astype(np.uint8) * 255))
     data = encoded(image.convert("LA") if mode == "LA" else image.quantize(64) if mode == "P" else image, "PNG")
@@ -136,21 +136,21 @@ def test_an_animation_is_stored_as_its_first_frame(kind: str) -> None:
 def test_a_truncated_file_is_never_stored(kind: str, share: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8))
     data = encoded(noise, kind)
-    message = refusal(data[: int(len(data) * share)])
+    message = refusal_message(data[: int(len(data) * share)])
     assert message.startswith(("truncated", "cannot be decoded"))
     assert kind not in ("JPEG", "PNG", "WEBP") or message == "truncated"
 
 
-def test_an_end_mark_in_a_thumbnail_does_not_hide_that_the_picture_is_truncated() -> None:
+def test_an_end_marker_in_a_thumbnail_does_not_hide_a_truncated_image() -> None:
     thumbnail = encoded(picture().resize((30, 20)), "JPEG")
     picture_alone = encoded(picture(), "JPEG")
     segment = b"\xff\xfe" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
     data = picture_alone[:2] + segment + picture_alone[2:]
     assert distance(stored(data), Image.open(io.BytesIO(picture_alone))) < 1
-    assert refusal(data[: len(data) - 600]) == "truncated"
+    assert refusal_message(data[: len(data) - 600]) == "truncated"
 
 
-def test_what_follows_on_the_end_of_a_jpeg_does_no_harm() -> None:
+def test_bytes_after_the_end_of_a_jpeg_are_ignored() -> None:
     data = encoded(picture(), "JPEG")
     assert distance(stored(data + bytes(100) + b"trailing junk"), Image.open(io.BytesIO(data))) < 1
 
@@ -170,54 +170,54 @@ def test_what_follows_on_the_end_of_a_jpeg_does_no_harm() -> None:
         (b"\0\1\2\3", "unknown"),
     ],
 )
-def test_what_is_no_image_is_told_by_its_content(data: bytes, kind: str) -> None:
+def test_other_content_is_recognized_and_refused(data: bytes, kind: str) -> None:
     assert kind_of(data) == kind
-    assert refusal(data) == f"not an image: {kind}"
+    assert refusal_message(data) == f"not an image: {kind}"
 
 
-def test_formats_that_are_not_fetched_are_refused_by_content() -> None:
-    assert refusal(encoded(picture(), "ICO")).startswith("not an image")
-    assert refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n").startswith("not an image")
+def test_unsupported_image_formats_are_refused() -> None:
+    assert refusal_message(encoded(picture(), "ICO")).startswith("not an image")
+    assert refusal_message(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n").startswith("not an image")
 
 
-def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
-    """A PNG of under 1 MB that unpacks to 768 MB must cost next to nothing; measured in a process of its own."""
+def test_too_many_pixels_are_refused_before_decoding() -> None:
+    """A PNG of under 1 MB that decodes to 768 MB takes almost no memory and time, measured in its own process."""
     code = """
 import sys, time
 from lotlip_data.pipeline.downloading.image_validation import prepare
 from lotlip_data.pipeline.downloading.failures import FetchError
-from tests.pipeline.peak_memory import peak
+from tests.pipeline.peak_memory import peak_memory_bytes
 data = sys.stdin.buffer.read()
-before, started = peak(), time.process_time()
+before, started = peak_memory_bytes(), time.process_time()
 try:
     prepare(data, 100_000_000)
 except FetchError as refusal:
     print(refusal)
-print(peak() - before, time.process_time() - started)
+print(peak_memory_bytes() - before, time.process_time() - started)
 """
     side = 16_000
-    rows = zlib.compressobj(9)
-    packed = b"".join(rows.compress(bytes(1 + 3 * side)) for _ in range(side)) + rows.flush()
+    compressor = zlib.compressobj(9)
+    pixels = b"".join(compressor.compress(bytes(1 + 3 * side)) for _ in range(side)) + compressor.flush()
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     assert len(data) < 1_000_000
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=data, capture_output=True, check=True)
-    message, figures = done.stdout.decode().splitlines()
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=data, capture_output=True, check=True)
+    message, figures = child.stdout.decode().splitlines()
     memory, seconds = map(float, figures.split())
     assert message == "too many pixels: 16000 × 16000"
     assert memory < 32 * 2**20
     assert seconds < 2
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of much that it meets there
-def test_random_damage_never_raises_anything_but_a_refusal() -> None:
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about damaged files
+def test_random_damage_raises_only_fetch_errors() -> None:
     rng = np.random.default_rng(0)
     exif = Image.Exif()
     exif[0x0112] = 6
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"):
-        whole = np.frombuffer(encoded(picture(), kind, exif=exif), np.uint8)
+        intact = np.frombuffer(encoded(picture(), kind, exif=exif), np.uint8)
         for _ in range(40):
-            data = whole.copy()
+            data = intact.copy()
             data[rng.integers(0, min(len(data), 400), 6)] = rng.integers(0, 256, 6)
             try:
                 prepare(data.tobytes(), 1_000_000)
@@ -225,15 +225,15 @@ def test_random_damage_never_raises_anything_but_a_refusal() -> None:
                 continue
 
 
-def test_the_resizers_silence_leaves_the_process_its_output_and_no_open_files() -> None:
+def test_silencing_the_resizer_keeps_the_output_of_the_process_and_leaks_no_files() -> None:
     def open_files() -> list[pathlib.Path]:
         return [pathlib.Path("/proc/self/fd", name).readlink() for name in ("1", "2")]
 
     data = encoded(picture(), "JPEG")
     stored(data)
-    before, count = open_files(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208 — it lists no folder on a disk
+    before, count = open_files(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208 — not a folder on a disk
     for _ in range(40):
         stored(data)
     assert open_files() == before
-    assert len(os.listdir("/proc/self/fd")) < count + 20  # noqa: PTH208 — other threads open and close some, too
+    assert len(os.listdir("/proc/self/fd")) < count + 20  # noqa: PTH208 — other threads open some too
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > count

@@ -18,7 +18,7 @@ from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
 from tests.pipeline import run_fixture as fake_run
-from tests.pipeline.peak_memory import peak
+from tests.pipeline.peak_memory import peak_memory_bytes
 
 PIXELS = 512
 
@@ -45,7 +45,7 @@ def write_shard(run: Run, shard: int, size: int) -> None:
     members = []
     for number in range(size):
         url = f"http://images.test/{shard}/{number}.jpg"
-        row = fake_run.asked(f"{shard_name(shard)}{number:04d}", url, ["noise"], ["web"])
+        row = fake_run.listed_row(f"{shard_name(shard)}{number:04d}", url, ["noise"], ["web"])
         members.append((row | {"status": SUCCESS, "sha256": "0" * 64}, content.getvalue()))
     fake_run.commit_images(run, shard, [row for row, _ in members], members)
 
@@ -56,7 +56,7 @@ async def caption_shards(worker: CaptionWorker, sizes: list[int]) -> list[int]:
     for shard, size in enumerate(sizes):
         result = await worker.caption_shard(shard)
         assert (result.captioned, result.rejected) == (size, 0)
-        peaks.append(peak())
+        peaks.append(peak_memory_bytes())
     return peaks
 
 

@@ -225,7 +225,7 @@ def test_a_run_that_has_just_started_has_a_page(tmp_path: Path) -> None:
     run = Run.at(str(tmp_path / "run"))
     with pytest.raises(UserError, match="there is no run"):
         report.build_report(run)
-    run_fixture.manifest.freeze(run_fixture.asking(), run)
+    run_fixture.manifest.freeze(run_fixture.make_manifest(), run)
     words = Page(render_html(report.build_report(run))).text
     assert "not partitioned into shards yet" in words and "dataset is not built yet" in words
 

@@ -1,4 +1,4 @@
-"""Every format gives the same rows; a bad row costs itself only; a list that cannot be read says why."""
+"""Every format gives the same rows, a bad row affects no other, and an unreadable list is an error with a reason."""
 
 import gzip
 import json
@@ -56,13 +56,13 @@ def test_every_format_and_compression_gives_the_same_rows(tmp_path: pathlib.Path
     assert read_all(write(tmp_path / name)) == (ROWS, [])
 
 
-def test_more_rows_than_a_batch_come_in_order(tmp_path: pathlib.Path) -> None:
+def test_rows_of_many_batches_keep_their_order(tmp_path: pathlib.Path) -> None:
     rows = [(f"http://a.example/{index}.jpg", f"text {index}") for index in range(8_200)]
     for name in ("l.csv", "l.jsonl", "l.parquet"):
         assert read_all(write(tmp_path / name, rows)) == (rows, [])
 
 
-def test_a_tsv_has_no_quotes_and_no_header_where_columns_are_named(tmp_path: pathlib.Path) -> None:
+def test_a_tsv_has_no_quoting_and_no_header_if_the_source_names_its_columns(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "cc3m.tsv"
     file.write_text('a "quoted word\thttp://a.example/1.jpg\r\n"\thttp://a.example/2.jpg\n')
     rows, bad = read_all(str(file), columns=["caption", "url"])
@@ -70,13 +70,13 @@ def test_a_tsv_has_no_quotes_and_no_header_where_columns_are_named(tmp_path: pat
     assert bad == []
 
 
-def test_a_csv_may_have_line_breaks_and_delimiters_in_quotes_and_a_byte_order_mark(tmp_path: pathlib.Path) -> None:
+def test_a_csv_can_have_line_breaks_and_delimiters_in_quotes_and_a_byte_order_mark(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "l.csv"
     file.write_bytes(b'\xef\xbb\xbfurl,caption\r\nhttp://a.example/1.jpg,"two\nlines, one ""row"""\r\n')
     assert read_all(str(file)) == ([("http://a.example/1.jpg", 'two\nlines, one "row"')], [])
 
 
-def test_malformed_rows_are_counted_with_place_and_reason_and_cost_no_neighbour(tmp_path: pathlib.Path) -> None:
+def test_malformed_rows_are_rejected_with_row_number_and_reason_and_affect_no_other_row(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "l.csv"
     good = [f"http://a.example/{index}.jpg" for index in range(4)]
     lines = [b"url,caption", f"{good[0]},x".encode(), b"only one cell", b"ftp://a.example/x,x", b",no url", b""]
@@ -101,13 +101,13 @@ def test_malformed_rows_are_counted_with_place_and_reason_and_cost_no_neighbour(
 
 
 @pytest.mark.parametrize("name", ["l.csv", "l.tsv.gz", "l.jsonl", "l.parquet", "words.parquet"])
-def test_rows_of_which_the_text_is_not_in_utf8_are_kept_and_counted(tmp_path: pathlib.Path, name: str) -> None:
-    """A text that says U+FFFD itself is in UTF-8, whoever damaged it."""
+def test_rows_whose_text_is_not_in_utf8_are_kept_and_counted(tmp_path: pathlib.Path, name: str) -> None:
+    """A text that contains U+FFFD is valid UTF-8 and does not count."""
     texts = [text.encode("latin-1") for text in ("plain", "un café", "naïve")] + ["☕ \ufffd".encode()]
     lines = [b'{"url": "http://a.example/%d", "caption": "%b"}' % pair for pair in enumerate(texts)]
     if "parquet" in name:
         urls = [f"http://a.example/{index}" for index in range(4)]
-        captions = pa.array(texts, pa.binary()).view(pa.string())  # as a writer that does not look
+        captions = pa.array(texts, pa.binary()).view(pa.string())  # as from a writer that does not validate
         columns = {"url": urls, "caption": captions.dictionary_encode() if "words" in name else captions}
         pq.write_table(pa.table(columns), tmp_path / name)
     elif "jsonl" in name:
@@ -126,7 +126,7 @@ def test_rows_of_which_the_text_is_not_in_utf8_are_kept_and_counted(tmp_path: pa
     assert sum(counted) == 2
 
 
-def test_a_quote_that_never_closes_costs_a_bounded_part_of_the_list(tmp_path: pathlib.Path) -> None:
+def test_an_unclosed_quote_loses_a_bounded_part_of_the_list(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "l.csv"
     rows = [f"http://a.example/{index}.jpg,text {index}" for index in range(20_000)]
     rows[10] = 'http://a.example/10.jpg,"never closed'
@@ -137,7 +137,7 @@ def test_a_quote_that_never_closes_costs_a_bounded_part_of_the_list(tmp_path: pa
     assert kept[-1] == ("http://a.example/19999.jpg", "text 19999")
 
 
-def test_bad_json_lines_are_counted_and_odd_values_do_no_harm(tmp_path: pathlib.Path) -> None:
+def test_bad_json_lines_are_rejected_and_unusual_values_are_read(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "l.jsonl"
     lines = ['{"url": "http://a.example/1", "caption": 7}', "[1, 2]", "{broken", "", '{"caption": "no url"}']
     lines += ['{"url": "http://a.example/2", "caption": null}', '{"url": ["x"], "caption": "x"}', "[" * 100_000]
@@ -153,7 +153,7 @@ def test_bad_json_lines_are_counted_and_odd_values_do_no_harm(tmp_path: pathlib.
     assert reasons == dict.fromkeys((2, 3, 8), "not a JSON object") | dict.fromkeys((5, 7), "no URL")
 
 
-def test_patterns_name_many_files_and_brackets_in_folders_mean_themselves(tmp_path: pathlib.Path) -> None:
+def test_patterns_match_many_files_and_brackets_in_folder_names_are_literal(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "lists [new] ?"
     folder.mkdir()
     for index, row in enumerate(ROWS):
@@ -163,7 +163,7 @@ def test_patterns_name_many_files_and_brackets_in_folders_mean_themselves(tmp_pa
         read_all(f"{folder}/part*.tsv")
 
 
-def test_a_fsspec_url_is_read_like_a_path() -> None:
+def test_an_fsspec_url_is_read_like_a_path() -> None:
     import fsspec
 
     fsspec.filesystem("memory").pipe_file("/lists/l.csv", b"url,caption\nhttp://a.example/1.jpg,x\n")
@@ -172,7 +172,7 @@ def test_a_fsspec_url_is_read_like_a_path() -> None:
 
 
 @pytest.mark.parametrize("name", ["l.csv", "l.tsv", "l.jsonl", "l.parquet"])
-def test_a_missing_column_is_named_with_the_file_and_its_columns(tmp_path: pathlib.Path, name: str) -> None:
+def test_a_missing_column_is_an_error_with_the_file_and_its_columns(tmp_path: pathlib.Path, name: str) -> None:
     file = write(tmp_path / name)
     with pytest.raises(ListError) as error:
         read_all(file, text="alt")
@@ -181,16 +181,16 @@ def test_a_missing_column_is_named_with_the_file_and_its_columns(tmp_path: pathl
     assert "'caption'" in str(error.value)
 
 
-def test_a_list_without_rows_or_content_gives_none(tmp_path: pathlib.Path) -> None:
+def test_a_list_without_rows_or_content_gives_no_rows(tmp_path: pathlib.Path) -> None:
     for name, content in (("a.csv", ""), ("b.csv", "url,caption\n"), ("c.jsonl", ""), ("d.tsv", "url\tcaption")):
         (tmp_path / name).write_text(content)
         assert read_all(str(tmp_path / name)) == ([], [])
 
 
-def test_files_that_cannot_be_read_are_named_with_the_reason(tmp_path: pathlib.Path) -> None:
-    whole = gzip.compress(b"url,caption\n" + b"http://a.example/1.jpg,x\n" * 10_000)
+def test_unreadable_files_are_an_error_with_the_file_and_the_reason(tmp_path: pathlib.Path) -> None:
+    complete = gzip.compress(b"url,caption\n" + b"http://a.example/1.jpg,x\n" * 10_000)
     (tmp_path / "broken.csv.gz").write_bytes(b"not gzip at all")
-    (tmp_path / "cut.csv.gz").write_bytes(whole[:-20])
+    (tmp_path / "cut.csv.gz").write_bytes(complete[:-20])
     (tmp_path / "wide.csv").write_bytes("url,caption\n".encode("utf-16"))
     (tmp_path / "empty.parquet").write_bytes(b"")
     (tmp_path / "folder.csv").mkdir()
@@ -208,7 +208,7 @@ def test_files_that_cannot_be_read_are_named_with_the_reason(tmp_path: pathlib.P
 
 
 @pytest.mark.parametrize("name", ["l.csv", "l.tsv.gz", "l.jsonl", "l.parquet"])
-def test_a_filter_takes_the_rows_of_which_it_is_true_and_counts_the_others_by_rule(
+def test_a_filter_keeps_the_rows_for_which_it_is_true_and_counts_the_others_by_rule(
     tmp_path: pathlib.Path, name: str
 ) -> None:
     columns = {
@@ -241,7 +241,7 @@ def test_a_filter_takes_the_rows_of_which_it_is_true_and_counts_the_others_by_ru
     }
 
 
-def test_a_filter_that_does_not_fit_its_list_names_the_file_the_field_and_the_column(tmp_path: pathlib.Path) -> None:
+def test_a_filter_that_does_not_fit_its_list_is_an_error_with_the_file_and_the_column(tmp_path: pathlib.Path) -> None:
     pq.write_table(pa.table({"url": ["http://a.example/1"], "caption": ["x"], "tags": [["a"]]}), tmp_path / "l.parquet")
     for rule, message in (
         ("similarity > 0.3", "has no column 'similarity'; its columns are 'url', 'caption', 'tags'"),
@@ -252,7 +252,7 @@ def test_a_filter_that_does_not_fit_its_list_names_the_file_the_field_and_the_co
             read_all(str(tmp_path / "l.parquet"), filter=rule)
 
 
-def test_expected_hashes_are_read_in_small_letters_and_a_malformed_one_costs_its_row(tmp_path: pathlib.Path) -> None:
+def test_expected_hashes_are_read_in_lower_case_and_a_malformed_one_rejects_its_row(tmp_path: pathlib.Path) -> None:
     lines = [f"http://a.example/1,x,{'AB' * 32},{'c' * 32}", "http://a.example/2,x,,", "http://a.example/3,x,abc,"]
     (tmp_path / "l.csv").write_text("\n".join(["url,caption,sha,md", *lines]))
     bad: list[BadRow] = []

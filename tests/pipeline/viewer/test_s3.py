@@ -12,7 +12,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.downloading.commit import QUARANTINE
 from lotlip_data.pipeline.viewer.app import View, create_app
-from tests.faults.s3 import BUCKET, SECRET, dealt, s3_server
+from tests.faults.s3 import BUCKET, SECRET, fault_counts, s3_server
 from tests.pipeline.viewer import dataset_fixture
 
 PATHS = ("/", "/?at=1.3", "/?q=number", "/?q=%2229.%22", "/?captioner=llava", "/sample/1/2", "/quarantine")
@@ -44,4 +44,4 @@ def test_a_run_on_s3_has_the_same_pages_as_on_disk(tmp_path: Path, monkeypatch: 
             picture = remote.get(f"/image/{shard}/{row}")
             assert picture.status_code == 200
             assert picture.content == local.get(f"/image/{shard}/{row}").content
-    assert sum(dealt(tmp_path).values()) >= 5
+    assert sum(fault_counts(tmp_path).values()) >= 5
