@@ -114,4 +114,4 @@ def test_the_vocabulary_has_every_word_and_no_text_has_more_than_256_tokens() ->
     for scene in map(crowded_scene, SEEDS):
         texts = [crowded_text(scene, writer) for writer in WRITERS]
         encoded = model.tokenizer.encode([*texts, raw_text(scene), short_text(scene)])
-        assert not any(encoded.cut) and all(unknown not in ids for ids in encoded.ids)
+        assert not any(encoded.truncated) and all(unknown not in ids for ids in encoded.ids)

@@ -24,7 +24,7 @@ def test_the_vocabulary_has_every_word_of_the_scenes_and_no_text_is_truncated() 
     for seed in SPLITS["evaluation"][:200]:
         scene = sample_scene(seed)
         encoded = model.tokenizer.encode([*(long_text(scene, writer) for writer in WRITERS), raw_text(scene)])
-        assert not any(encoded.cut) and all(unknown not in ids for ids in encoded.ids)
+        assert not any(encoded.truncated) and all(unknown not in ids for ids in encoded.ids)
 
 
 def test_the_image_tower_has_different_features_for_unseen_scenes() -> None:

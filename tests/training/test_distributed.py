@@ -88,6 +88,7 @@ def finish(processes):
     return outputs[0][0]
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_of_2_and_4_processes_are_those_of_one_for_every_method(run_and_towers, tmp_path):
     run, towers = run_and_towers
     settings = {method: {**SETTINGS, **towers, "method": method} for method in METHODS}
@@ -225,6 +226,7 @@ def test_a_number_of_processes_that_does_not_divide_the_lanes_resumes_in_another
     assert [line["step"] for line in read_metrics(tmp_path / "a")] == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_ends_every_process_with_the_same_message(run_and_towers, tmp_path):
     run, towers = run_and_towers
     settings = json.dumps({**SETTINGS, **towers, "batch": 25})
@@ -246,6 +248,7 @@ print(gloo_threads())
 """
 
 
+@pytest.mark.slow
 def test_no_thread_of_the_group_outlives_it(tmp_path):
     """Such a thread can abort a process that is exiting, although its training has finished."""
     assert [output for output, _ in wait_for(start(2, THREADS))] == ["True\n0\n"] * 2

@@ -41,7 +41,10 @@ def started(run, *arguments):
             process.kill()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, -signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_the_last_line_of_a_stopped_training_names_the_step_at_which_it_resumes(world, number, code):
     run, given = world
     name = f"by-{number}"

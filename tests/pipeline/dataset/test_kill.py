@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from lotlip_data.manifests import dataset_index, storage
 from lotlip_data.pipeline.dataset import verify
 from lotlip_data.pipeline.dataset.stage import shard
@@ -16,6 +18,7 @@ from tests.support.processes import kill_driver
 SHARDS = 48
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_complete_shards_and_the_next_run_builds_the_others(
     tmp_path: Path, ray_cluster: None
 ) -> None:

@@ -35,6 +35,7 @@ def captions(run: Run) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_driver_loses_no_commit_and_the_next_one_gives_the_texts_of_a_calm_run(tmp_path: Path) -> None:
     """At the kill, some but not all shards are committed. The next driver captions only the others."""
     calm, killed = (
@@ -65,6 +66,7 @@ def test_a_killed_driver_loses_no_commit_and_the_next_one_gives_the_texts_of_a_c
     assert (third.returncode, third.stdout) == (0, "recaption: nothing to do, all of it is done\n")
 
 
+@pytest.mark.slow
 def test_more_pools_than_resources_run_in_turn(tmp_path: Path, ray_cluster: None) -> None:
     """Each of three captioners takes all CPUs of the cluster. All shards of all captioners are finished in the end."""
     run = fake_run.make(tmp_path, shards=2, images=4, writers=(), pixels=96).run
