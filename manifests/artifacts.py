@@ -95,7 +95,7 @@ def parse_parquet(
 ) -> pa.Table:
     """The table in the bytes of a Parquet file. The arguments and errors of `read_parquet`."""
     with _damage_explained(url, remedy, error_type):
-        return pq.read_table(pa.BufferReader(content), columns=columns)
+        return pq.read_table(pa.BufferReader(content), columns=_as_list(columns))
 
 
 def iter_parquet(
@@ -110,7 +110,12 @@ def iter_parquet(
     Memory holds one row group of the selected columns. An error of the storage while a batch is read counts as damage.
     """
     with open_parquet(url, remedy, error_type) as file:
-        yield from file.iter_batches(rows, columns=columns)
+        yield from file.iter_batches(rows, columns=_as_list(columns))
+
+
+def _as_list(columns: Sequence[str] | None) -> list[str] | None:
+    """The columns as pyarrow takes them: it refuses a tuple."""
+    return None if columns is None else list(columns)
 
 
 @contextmanager

@@ -79,3 +79,11 @@ def test_a_missing_column_is_damage_too(tmp_path: Path) -> None:
     run = fake_run.make(tmp_path, shards=1, writers=["llava"]).run
     with pytest.raises(UserError, match=r"00000\.parquet: cannot be read \(.*words.*\)\. Mend it\.$"):
         artifacts.read_parquet(run.caption_shard("llava", 0), "Mend it.", ["uid", "words"])
+
+
+def test_columns_may_be_any_sequence(tmp_path: Path) -> None:
+    url = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"uid": ["a"], "text": ["b"], "url": ["c"]}), url)
+    for columns in (("uid", "url"), ["uid", "url"]):
+        assert artifacts.read_parquet(url, "", columns).column_names == ["uid", "url"]
+        assert next(artifacts.iter_parquet(url, "", columns)).schema.names == ["uid", "url"]
