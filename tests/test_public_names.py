@@ -1,13 +1,13 @@
 """The public names of each package: all of them exist, and importing a package stays light."""
 
 import importlib
-import pkgutil
 import subprocess
 import sys
 
 import pytest
 
-import lotlip_data
+from tests.support.paths import ROOT
+from tests.support.wheels import PACKAGES
 
 HEAVY = ("torch", "ray", "transformers", "vllm", "img2dataset", "pyarrow", "pandas")
 NEEDS_VLLM = {"VllmEngine", "VllmEmbedsEngine"}
@@ -15,8 +15,8 @@ NEEDS_VLLM = {"VllmEngine", "VllmEmbedsEngine"}
 
 def packages() -> list[str]:
     """Every package of lotlip_data, the nested ones too."""
-    every = pkgutil.walk_packages(lotlip_data.__path__, "lotlip_data.", onerror=lambda name: None)
-    return [module.name for module in every if module.ispkg]
+    folders = [path.parent.relative_to(ROOT) for top in PACKAGES for path in sorted((ROOT / top).rglob("__init__.py"))]
+    return ["lotlip_data." + ".".join(folder.parts) for folder in folders]
 
 
 @pytest.mark.parametrize("package", packages())
