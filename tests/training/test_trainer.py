@@ -81,12 +81,8 @@ def uninterrupted(run_and_settings, tmp_path_factory):
     return folder_of
 
 
-SLOW = pytest.mark.slow  # the fast tests hold the same invariants with one method and one signal
-
-
-@pytest.mark.parametrize(
-    "method", [pytest.param("lit", marks=SLOW), "lotlip", pytest.param("lotlip_scratch", marks=SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lit", "lotlip", "lotlip_scratch"])
 def test_a_training_killed_and_resumed_ends_with_the_bits_of_an_uninterrupted_one(
     run_and_settings, uninterrupted, tmp_path, monkeypatch, method
 ):
@@ -106,7 +102,7 @@ def test_a_training_killed_and_resumed_ends_with_the_bits_of_an_uninterrupted_on
     assert _metrics(expected) == _metrics(tmp_path) and len(_metrics(expected)) == STEPS
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=SLOW)])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_training_stopped_by_a_signal_loses_no_step_and_ends_with_the_bits_of_an_uninterrupted_one(
     run_and_settings, uninterrupted, tmp_path, monkeypatch, number
 ):

@@ -193,6 +193,7 @@ def test_a_list_of_dead_links_is_committed_and_reported(tmp_path: pathlib.Path, 
         assert summary.failed_shards == ["none of the 12 images downloaded: 12 × http 404"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_task_that_dies_is_retried_and_does_not_affect_other_shards(
     tmp_path: pathlib.Path, server: SceneServer

@@ -32,6 +32,7 @@ def is_running(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_every_job_is_done_once_whatever_the_number_of_runs(tmp_path: Path) -> None:
     jobs = [FakeJob(str(number)) for number in range(7)]
     assert run(tmp_path, jobs[:3]) == RunSummary(3, 0, ())
@@ -40,6 +41,7 @@ def test_every_job_is_done_once_whatever_the_number_of_runs(tmp_path: Path) -> N
     assert started(tmp_path) == [str(number) for number in range(7)]
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_or_ends_its_process_is_reported_and_stops_no_other(tmp_path: Path) -> None:
     """More jobs end their process than there are processes."""
     outcomes = {"a": "fails", "b": "dies", "c": "dies", "d": "dies", "e": "breaks"}
@@ -54,6 +56,7 @@ def test_the_time_limit_may_exceed_the_longest_wait_of_the_operating_system(tmp_
     assert run(tmp_path, [FakeJob("a")], seconds=1e9).done == 1
 
 
+@pytest.mark.slow
 def test_a_job_that_the_time_limit_interrupts_is_done_in_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

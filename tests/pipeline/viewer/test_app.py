@@ -96,6 +96,7 @@ def every_page(run: Run, filter_: Filter, size: int, seconds: float = 60.0) -> l
     return pages
 
 
+@pytest.mark.slow
 def test_a_query_matches_the_same_rows_as_a_plain_loop(run: Run) -> None:
     samples = open_samples(run)
     words = ("", "circle", "RED", "number 2", "book", "red book", "from a", ".*")
