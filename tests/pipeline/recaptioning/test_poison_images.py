@@ -43,6 +43,7 @@ def test_an_image_is_quarantined_after_it_has_killed_the_process_alone_twice(run
     assert all(by_uid[f"u{value}"]["text"] == f"It is {value}." for value in range(12) if value != 5)
 
 
+@pytest.mark.slow
 def test_poison_images_among_many_cost_a_few_kills_each_and_all_other_images_get_captions(
     run: Run, tmp_path: Path
 ) -> None:
