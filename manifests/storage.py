@@ -69,7 +69,7 @@ def is_folder(url: str) -> bool:
 
 
 def _kind(fs: Any, path: str) -> str | None:
-    """`file`, `directory` or `other`; None if the storage answers that there is nothing.
+    """`file`, `directory` or `other`; None if the storage answers that nothing is there.
 
     Errors are raised. fsspec's own `exists` and `isdir` return False for them.
     """

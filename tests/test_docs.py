@@ -17,8 +17,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from lotlip_data.manifests.manifest import Manifest
-
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")

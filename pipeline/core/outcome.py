@@ -10,11 +10,12 @@ class _Readable:
     """An object that prints as its summary, in a notebook too."""
 
     figures: dict[str, Any]
+    lines: list[str]
 
     @property
     def summary(self) -> list[str]:
         """The lines that the command of the same name prints."""
-        raise NotImplementedError
+        return self.lines
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, as the command prints them with `--json`."""
@@ -57,11 +58,6 @@ class Inspection(_Readable):
     """The figures for people, problems included."""
     problems: list[str] = field(default_factory=list)
     """One line per problem, with the remedy."""
-
-    @property
-    def summary(self) -> list[str]:
-        """The figures for people."""
-        return self.lines
 
 
 def one_line(error: Exception) -> str:
