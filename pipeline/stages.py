@@ -27,6 +27,7 @@ from typing import Any
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse, with_absolute_paths
+from lotlip_data.manifests.progress import SUMMARY_LINE
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import Outcome
 
@@ -231,7 +232,7 @@ def evaluate_run(run: RunLike) -> Outcome:
 def _logged(lines: list[str]) -> list[str]:
     """The lines of a summary, logged as the last messages of the stage."""
     for line in lines:
-        logger.info(line)
+        logger.info(line, extra=SUMMARY_LINE)
     return lines
 
 
@@ -250,7 +251,7 @@ def run_pipeline(manifest: ManifestLike, run: RunLike) -> Outcome:
     stages: dict[str, Callable[[Run], Outcome]] = {"download": lambda run: download(manifest, run), **STAGES}
     total = Outcome(did_something=False, stage="run")
     for name, stage in stages.items():
-        logger.info(f"== {name}")
+        logger.info(f"== {name}", extra=SUMMARY_LINE)
         try:
             outcome = stage(run)
         except UserError as error:

@@ -8,12 +8,14 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lotlip_data.manifests.progress import Progress, progress_bar
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, shard_name
 from lotlip_data.manifests.schema import IMAGE_EXTENSION, IMAGES, LISTS
 from lotlip_data.manifests.settings import DownloadSettings
@@ -61,8 +63,8 @@ def fetch(
     source = folder / "rows.arrow"
     with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
         writer.write_table(rows.select(LISTS.names).cast(LISTS))
-    with guarded_urlopen(settings, _expected(rows)):
-        _downloader(settings, samples_per_shard, str(folder)).download_shard((shard, str(source)))
+    with guarded_urlopen(settings, _expected(rows)), progress_bar("download", rows.num_rows, "URL") as bar:
+        _downloader(settings, samples_per_shard, str(folder), bar).download_shard((shard, str(source)))
     parquet = folder / f"{shard_name(shard)}.parquet"
     table = pq.read_table(parquet)
     if table.num_rows != rows.num_rows:
@@ -86,7 +88,7 @@ def _expected(rows: pa.Table) -> dict[str, dict[str, str]]:
     return expected
 
 
-def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str) -> Any:
+def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str, bar: Progress) -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # stops its version check over the network
     from img2dataset.downloader import Downloader
     from img2dataset.resizer import Resizer
@@ -99,7 +101,7 @@ def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str)
         encode_format=IMAGE_EXTENSION,
     )
     return Downloader(
-        sample_writer_class=_writer,
+        sample_writer_class=partial(_writer, bar),
         resizer=GuardedResizer(resizer, settings.max_pixels),
         thread_count=settings.threads,
         save_caption=False,
@@ -118,11 +120,23 @@ def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str)
     )
 
 
-def _writer(*arguments: Any) -> Any:
-    """img2dataset's writer, with whole seconds as time stamps: fractions cost a kibibyte per file in the tar."""
+def _writer(bar: Progress, *arguments: Any) -> Any:
+    """img2dataset's writer, which counts its rows in `bar`.
+
+    Time stamps are whole seconds: fractions cost a kibibyte per file in the tar.
+    """
     from img2dataset.writer import WebDatasetSampleWriter
 
-    writer = WebDatasetSampleWriter(*arguments)
+    class CountingWriter(WebDatasetSampleWriter):  # type: ignore[misc]
+        downloaded = 0
+
+        def write(self, image: bytes | None, *arguments: Any) -> None:
+            super().write(image, *arguments)
+            self.downloaded += image is not None
+            bar.note(counts={"downloaded": self.downloaded})
+            bar.update()
+
+    writer = CountingWriter(*arguments)
     writer.tarwriter.mtime = int(time.time())
     return writer
 

@@ -35,7 +35,7 @@ class RecaptionError(UserError):
 class UnitResult:
     """What one call did for a shard: `rows` in total, `captioned` by this call, `rejected` with a reason.
 
-    `won`: whether this call made the commit.
+    `won`: whether this call made the commit. `tokens`: of all captions of the shard.
     """
 
     shard: int
@@ -43,6 +43,7 @@ class UnitResult:
     captioned: int
     rejected: int
     won: bool
+    tokens: int = 0
 
 
 def encode_rows(rows: list[Row], captioner_id: str | None = None) -> bytes:
