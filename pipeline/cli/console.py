@@ -135,7 +135,8 @@ class _ConsoleHandler(logging.Handler):
             self._console.show(self._detailed.format(record))
         elif record.levelno >= self._shown.value and not is_shown_by_bar(record):
             line = self._plain.format(record)
-            if is_progress or is_summary_line(record) or self._is_new(line, 1 if record.levelno >= logging.WARNING else self.SHOWN_OF_A_KIND):
+            most = 1 if record.levelno >= logging.WARNING else self.SHOWN_OF_A_KIND
+            if is_progress or is_summary_line(record) or self._is_new(line, most):
                 self._console.show(line)
 
     def _is_new(self, line: str, most: int) -> bool:

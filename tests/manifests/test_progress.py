@@ -44,10 +44,9 @@ def test_the_bars_of_a_worker_go_to_its_driver_and_not_to_a_screen(
 ) -> None:
     monkeypatch.setattr(progress, "FORWARD_SECONDS", 0.0)
     sent: list[Snapshot] = []
-    with caplog.at_level(logging.INFO), forward_progress(sent.append):
-        with progress_bar("download", 2, "URL") as bar:
-            bar.note(counts={"downloaded": 1})
-            bar.update()
-            bar.update()
+    with caplog.at_level(logging.INFO), forward_progress(sent.append), progress_bar("download", 2, "URL") as bar:
+        bar.note(counts={"downloaded": 1})
+        bar.update()
+        bar.update()
     assert sent == [Snapshot("download", done, 2, "URL", (), {"downloaded": 1}) for done in (1, 2)]
     assert not caplog.messages
