@@ -127,7 +127,7 @@ def _writer(bar: Progress, *arguments: Any) -> Any:
     """
     from img2dataset.writer import WebDatasetSampleWriter
 
-    class CountingWriter(WebDatasetSampleWriter):  # type: ignore[misc]
+    class CountingWriter(WebDatasetSampleWriter):
         downloaded = 0
 
         def write(self, image: bytes | None, *arguments: Any) -> None:
