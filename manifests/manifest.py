@@ -129,6 +129,11 @@ class Manifest(Settings):
         optional = ("evaluation_data", "relative_to")
         return {name: value for name, value in settings.items() if name not in optional or value is not None}
 
+    @property
+    def captioner_names(self) -> list[str]:
+        """Names of the captioners: their folders in a run, and their columns in its dataset."""
+        return [entry.name or str(entry.preset) for entry in self.captioners]
+
     def evaluation_folder(self, entry: EvaluationEntry) -> str:
         """The folder of a published task's files."""
         return entry.data or storage.join(str(self.evaluation_data), entry.task)

@@ -164,14 +164,36 @@ def import_captions(
     return Outcome(True, [], summary.to_dict(), "import", format_text(summary))
 
 
-def shard(run: RunLike) -> Outcome:
-    """Join images and captions, split the captions into sub-captions, and write the dataset."""
+def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
+    """Join images and captions, split the captions into sub-captions, and write the dataset.
+
+    Args:
+        run: The run's folder.
+        captioners: Captioners whose texts the dataset has, in the order of its columns. Default: all that the run has
+            captions by, and those of its manifest that have started.
+    """
     from lotlip_data.pipeline.dataset.stage import shard as build_dataset
 
     run = open_run(run)
-    summary = build_dataset(frozen(run), run)
+    summary = build_dataset(frozen(run), run, captioners)
     lines = [f"shard: {summary.built:,} shards with {summary.samples:,} samples"] if summary.built else []
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
+
+
+def remove_captioner(run: RunLike, name: str, *, captions: bool = False) -> Outcome:
+    """Remove a captioner and its captions from a run. The dataset changes with the next `shard`.
+
+    Args:
+        run: The run's folder.
+        name: Name of the captioner.
+        captions: Also remove captions. Without it, only a captioner without any caption is removed.
+    """
+    from lotlip_data.pipeline.recaptioning.stored_captioners import remove
+
+    run = open_run(run)
+    frozen(run)
+    lines = remove(run, name, captions)
+    return Outcome(True, [], {"removed": name}, "captioners remove", lines)
 
 
 def features(

@@ -128,7 +128,19 @@ def import_captions(
         )
 
 
-def shard(run: RunFolder, json: Json = False) -> None:
+def shard(
+    run: RunFolder,
+    captioners: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--captioners",
+            metavar="NAMES",
+            help="Captioners whose texts the dataset has, such as llava,instructblip, in the order of its columns. "
+            "Default: all that the run has captions by, and those of its manifest that have started.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Join images and captions, and write the dataset.
 
     Example: lotlip-data shard runs/mine
@@ -136,7 +148,8 @@ def shard(run: RunFolder, json: Json = False) -> None:
     with command("shard", json, run) as console:
         from lotlip_data.pipeline import stages
 
-        finish(console, stages.shard(run))
+        names = [name.strip() for text in captioners or () for name in text.split(",") if name.strip()]
+        finish(console, stages.shard(run, names))
 
 
 def demo(

@@ -31,6 +31,7 @@ COMMANDS = (
     "status",
     "stats",
     "verify",
+    "captioners",
     "sources",
     "manifest-schema",
     "plan",
@@ -82,7 +83,7 @@ def test_the_group_world_is_a_hidden_name_of_synthetic() -> None:
 @pytest.mark.parametrize(
     ("arguments", "suggestion"),
     [
-        (["recation", "run"], "Did you mean 'recaption'?"),
+        (["recation", "run"], "Did you mean 'recaption'"),
         (["recaption", "run", "--captoner", "llava"], "--captioner"),
         (["convert", "lotlipp"], "Did you mean 'lotlip'?"),
     ],
