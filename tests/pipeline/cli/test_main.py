@@ -106,7 +106,7 @@ def test_the_command_line_imports_nothing_heavy(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("synthetic", "convert")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("synthetic", "convert", "captioners")])
 def test_every_command_has_help_with_an_example(name: str) -> None:
     answer = call(name, "--help")
     assert answer.returncode == 0
