@@ -72,8 +72,8 @@ def make_run(folder: Path, images: int) -> None:
     from lotlip_data.manifests.manifest import freeze
     from lotlip_data.manifests.run_layout import Run, shard_name
     from lotlip_data.pipeline.core.ledger import WorkRecord
+    from lotlip_data.pipeline.recaptioning.claims import claim_settings
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
-    from lotlip_data.pipeline.recaptioning.results import claim_settings
 
     manifest, run, shards = make_manifest(folder), Run.at(str(folder / "run")), images // SHARD
     freeze(manifest, run)
