@@ -54,8 +54,8 @@ USAGE = UsageContext.LLM_CLASS if HAS_GPU else UsageContext.ENGINE_CONTEXT
 def _accept_transformers_names() -> None:
     """Let vLLM's LLaVA read checkpoints that transformers 5 has saved, too.
 
-    They lack the part `vision_model` in the names of a CLIP or SigLIP tower, which the hub's checkpoints have. This runs
-    on import, because every process of vLLM that loads weights imports this module for its executor.
+    They lack the part `vision_model` in the names of a CLIP or SigLIP tower, which the hub's checkpoints have. This
+    runs on import, because every process of vLLM that loads weights imports this module for its executor.
     """
     tower = re.compile(r"^(?:model\.)?vision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
     LlavaForConditionalGeneration.hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(

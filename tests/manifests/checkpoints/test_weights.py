@@ -56,7 +56,7 @@ def test_formats_that_can_only_be_read_by_executing_code_are_named(tmp_path: Pat
     with tarfile.open(old, "w") as archive:
         for name in ("pickle", "storages", "tensors", "sys_info"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
-    with pytest.raises(UserError, match="legacy .tar format"):
+    with pytest.raises(UserError, match=r"legacy \.tar format"):
         read_weights(old)
 
 

@@ -43,5 +43,5 @@ def test_stored_features_that_are_not_finite_are_damaged(cache):
     features = np.load(file)["features"]
     features[1, 2] = np.inf
     np.savez(file, features=features)
-    with pytest.raises(DataError, match="inf or nan. Remove it"):
+    with pytest.raises(DataError, match=r"inf or nan\. Remove it"):
         cache.shard(0)
