@@ -383,7 +383,7 @@ def test_an_unfinished_captioner_is_named_with_commands_that_bring_its_captions_
     assert (summary.failed, summary.built) == ([], 2)
     assert list(dataset_index.read_index(fake.run)["captioners"]) == ["sharegpt4v", "instructblip"]
     with pytest.raises(
-        DatasetError, match="no captions by lava yet.*of the run: instructblip, llava, sharegpt4v, tiny"
+        DatasetError, match=r"no captions by lava yet.*of the run: instructblip, llava, sharegpt4v, tiny"
     ):
         shard(fake.manifest, fake.run, ["lava"])
 
