@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lotlip_data.pipeline.cli import convert, evaluate, inspect, lists, stages, study, synthetic, train
+from lotlip_data.pipeline.cli import captioners, convert, evaluate, inspect, lists, stages, study, synthetic, train
 from lotlip_data.pipeline.cli.command_line import CommandLine
 from lotlip_data.pipeline.cli.common import INVALID
 
@@ -73,6 +73,7 @@ for panel, commands in {
 }.items():
     for name, function in commands.items():
         app.command(name, rich_help_panel=panel)(function)
+app.add_typer(captioners.app, name="captioners", rich_help_panel="A run and its dataset")
 app.add_typer(convert.app, name="convert", rich_help_panel="Trained models")
 app.add_typer(synthetic.app, name="synthetic", rich_help_panel="Synthetic scenes, offline")
 app.add_typer(synthetic.app, name="world", hidden=True)  # the group's name in earlier releases
