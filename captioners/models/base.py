@@ -15,6 +15,7 @@ class Captioner:
         template: Prompt around `{prompt}`, with `<image>` at the image's position if the tokenizer knows that token.
         model_class: Name of the transformers class that loads the checkpoint and generates.
         needs_gpu: Whether an engine takes a GPU if there is one.
+        loads_model: Whether the setting `model` is loaded here. Off: a server elsewhere knows it by that name.
         processor_class: Name of the transformers class that makes the model's inputs; AutoProcessor takes the one that
             the checkpoint names.
         engines: Names of the engines that `load` accepts besides `auto`.
@@ -23,6 +24,7 @@ class Captioner:
     template: ClassVar[str]
     model_class: ClassVar[str]
     needs_gpu: ClassVar[bool] = True
+    loads_model: ClassVar[bool] = True
     processor_class: ClassVar[str] = "AutoProcessor"
     engines: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
 

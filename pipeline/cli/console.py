@@ -82,8 +82,10 @@ class Console:
 
     def keep(self, line: str) -> None:
         """Keep a line, with the time, for the log file."""
+        from lotlip_data.pipeline.core.logs import printable
+
         if not self._silent:
-            self._lines.append(f"{time.strftime('%H:%M:%S')} {line}")
+            self._lines.append(f"{time.strftime('%H:%M:%S')} {printable(line)}")
 
     def show(self, line: str) -> None:
         """Put a line on the screen, above a progress bar if there is one."""
@@ -91,8 +93,10 @@ class Console:
             return
         from tqdm import tqdm
 
+        from lotlip_data.pipeline.core.logs import printable
+
         stream = sys.stderr if self._json else sys.stdout
-        tqdm.write(line, file=stream)
+        tqdm.write(printable(line), file=stream)
         stream.flush()
         self._shown.add(line.strip())
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from lotlip_data.manifests import wording
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.core.logs import printable
 
 
 class _Readable:
@@ -23,7 +24,7 @@ class _Readable:
         return dict(self.figures)
 
     def __repr__(self) -> str:
-        return "\n".join(self.summary)
+        return printable("\n".join(self.summary))
 
 
 @dataclass(repr=False)

@@ -24,7 +24,6 @@ from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.http_client import guarded_urlopen
 from lotlip_data.pipeline.downloading.image_validation import prepare
 
-ROBOTS_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
 _KEY_ROWS = 10_000  # keys have at least four row digits, however few rows a shard has
 
 
@@ -115,8 +114,8 @@ def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str,
         verify_hash_type=None,
         encode_format=IMAGE_EXTENSION,
         retries=0,  # GuardedOpener retries: it knows which failures are transient
-        user_agent_token=settings.user_agent,
-        disallowed_header_directives=ROBOTS_DIRECTIVES if settings.respect_robots_tag else None,
+        user_agent_token=None,  # GuardedOpener sends its own header, and honours X-Robots-Tag
+        disallowed_header_directives=None,
     )
 
 

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineDead
+from lotlip_data.captioners.model_files import combined_digest
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.recaptioning.claims import check_model, claim_model, local_files
 from lotlip_data.pipeline.recaptioning.config import PoolSettings
 from lotlip_data.pipeline.recaptioning.results import Row, UnitResult
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
@@ -24,13 +26,19 @@ class CaptionActor:
         self._run, self._config, self._settings = Run(run_url), config, settings
 
     async def start(self) -> tuple[float, float]:
-        """Start the engine and caption a plain image; return the seconds of each. Raises what the engine raises."""
+        """Start the engine and caption plain images; return the seconds of each.
+
+        Raises what the engine raises, CaptionerBroken for a captioner that fails on a plain image, and RecaptionError
+        for a model that has changed since it made the captions of the run.
+        """
         import ray
 
         from lotlip_data.captioners.registry import load_engine
 
         started = time.monotonic()
         settings, name = self._settings, self._config.name
+        files = await asyncio.to_thread(local_files, self._config)
+        check_model(self._run, self._config, files)
         engine = load_engine(self._config, settings.engine, **settings.engine_options.explicit)
         loaded = time.monotonic()
         gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
@@ -43,10 +51,13 @@ class CaptionActor:
             settings.concurrency,
             gpus,
             _counters(name),
+            combined_digest(files),
+            settings.max_rejected,
         )
         arguments = (asyncio.get_running_loop(), settings.stall_seconds)
         threading.Thread(target=self._watch, args=arguments, name="watchdog", daemon=True).start()
         await self._worker.warm_up()
+        claim_model(self._run, self._config, files)
         return loaded - started, time.monotonic() - loaded
 
     async def caption(self, shard: int) -> UnitResult:

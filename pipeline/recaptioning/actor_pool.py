@@ -28,7 +28,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.recaptioning.actor import CaptionActor
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_per_actor
-from lotlip_data.pipeline.recaptioning.results import UnitResult
+from lotlip_data.pipeline.recaptioning.results import TooManyRejections, UnitResult
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +168,8 @@ class ActorPool:
         try:
             result: UnitResult = ray.get(reference)
         except RayTaskError as error:
+            if isinstance(error.cause, TooManyRejections):  # another try would end alike
+                return self._give_up(shard, _reason(error))
             self._count_failure([shard])
             return self._requeue(shard, _reason(error))
         except RayActorError as error:
@@ -255,6 +257,10 @@ class ActorPool:
         if self.failed_attempts[shard] < MAX_ATTEMPTS:
             self.queue.appendleft(shard)
             return None
+        return self._give_up(shard, reason)
+
+    def _give_up(self, shard: int, reason: str) -> FailedUnit:
+        """Report a failed unit. The pool stops after MAX_FAILED_UNITS in a row."""
         self.failed_units += 1
         if self.failed_units == MAX_FAILED_UNITS:
             self.stop_reason = f"{MAX_FAILED_UNITS} shards in a row failed, the last one with: {reason}"

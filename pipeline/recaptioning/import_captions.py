@@ -33,9 +33,9 @@ from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 from lotlip_data.pipeline.recaptioning.caption_table import CaptionImportError, CaptionTable, order_of
+from lotlip_data.pipeline.recaptioning.claims import claim_settings
 from lotlip_data.pipeline.recaptioning.results import (
     Row,
-    claim_settings,
     encode_rows,
     finish_commit,
     finish_pending_commits,

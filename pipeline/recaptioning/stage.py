@@ -11,9 +11,10 @@ from lotlip_data.manifests.progress import SHOWN_BY_BAR
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_shards
 from lotlip_data.pipeline.core.ray_tasks import cluster
+from lotlip_data.pipeline.recaptioning.claims import check_model, claim_settings, local_files
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 from lotlip_data.pipeline.recaptioning.progress import CaptionProgress
-from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, claim_settings, finish_pending_commits
+from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, finish_pending_commits
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
         jobs: The captioners, each with its pool.
 
     Raises:
-        RecaptionError: No image is downloaded, or a captioner's folder holds captions made with other settings.
+        RecaptionError: No image is downloaded, or a captioner's folder holds captions made with other settings or
+            by another model.
     """
     if not fetched_shards(run):
         raise RecaptionError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
@@ -68,6 +70,7 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
     for job in jobs:
         name = job.config.name
         claim_settings(run, job.config)
+        check_model(run, job.config, local_files(job.config), forget=True)
         progress = caption_progress(run, name)
         finish_pending_commits(run, name, progress.done)
         summary.skipped[name] = len(progress.done)

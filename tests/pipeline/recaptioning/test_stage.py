@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.ledger import captioned_shards
+from lotlip_data.pipeline.recaptioning.claims import claim_settings
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
-from lotlip_data.pipeline.recaptioning.results import RecaptionError, claim_settings
+from lotlip_data.pipeline.recaptioning.results import RecaptionError
 from lotlip_data.pipeline.recaptioning.stage import recaption
 from tests.pipeline import run_fixture as fake_run
 from tests.support.processes import kill_driver
@@ -96,6 +99,31 @@ def test_a_model_that_cannot_be_loaded_fails_with_its_reason(tmp_path: Path, ray
     summary = recaption(run, resolve_captioners([entry]))
     (failed,) = summary.failed
     assert failed.startswith("none: 2 shards are not captioned: ") and str(tmp_path / "empty") in failed
+
+
+@pytest.mark.slow
+def test_a_captioner_that_fails_on_every_image_commits_nothing_and_captions_all_once_it_is_mended(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    run, mine = fake_run.make(tmp_path / "run", shards=2, images=4, writers=(), pixels=96).run, tmp_path / "mine"
+    shutil.copytree(resolve("tiny-llava"), mine)
+    processor = json.loads((mine / "processor_config.json").read_text())
+    (mine / "processor_config.json").write_text(
+        json.dumps({name: value for name, value in processor.items() if name != "num_additional_image_tokens"})
+    )
+    jobs = resolve_captioners([{"name": "mine", "kind": "llava", "model": str(mine)}])
+    (failed,) = recaption(run, jobs).failed
+    assert failed.startswith("mine: 2 shards are not captioned: captioner 'mine' cannot caption a plain image of ")
+    assert "image tokens" in failed and "processor_config.json" in failed
+    assert captioned_shards(run, "mine") == [] and not storage.exists(run.quarantine("captions", "mine"))
+
+    (mine / "processor_config.json").write_text(json.dumps(processor))
+    summary = recaption(run, jobs)
+    assert (summary.failed, summary.captions["mine"], summary.rejected["mine"]) == ([], 8, 0)
+
+    (mine / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(RecaptionError, match=r"mine has changed .*\(changed: tokenizer_config.json\)"):
+        recaption(run, jobs)
 
 
 def test_captions_of_different_settings_never_mix(tmp_path: Path, ray_cluster: None) -> None:
