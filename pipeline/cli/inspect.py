@@ -12,9 +12,7 @@ def status(
     run: RunFolder,
     watch: Annotated[
         bool,
-        typer.Option(
-            "--watch", help="Show the status again and again until Ctrl-C; a terminal is drawn again in place."
-        ),
+        typer.Option("--watch", help="Show the status again and again until Ctrl-C."),
     ] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Interval of --watch, in seconds.")] = 10.0,
     failures: Annotated[

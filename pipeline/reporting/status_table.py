@@ -33,10 +33,8 @@ class _Row:
 
 
 def _columns(stage: str, name: str, progress: str, failed: str, state: str) -> str:
-    cells = (
-        f"{stage:{_STAGE_WIDTH}} {name:{_NAME_WIDTH}} {progress:{_PROGRESS_WIDTH}} {failed:>{_FAILED_WIDTH}}  {state}"
-    )
-    return cells.rstrip()
+    cells = (stage.ljust(_STAGE_WIDTH), name.ljust(_NAME_WIDTH), progress.ljust(_PROGRESS_WIDTH))
+    return f"{' '.join(cells)} {failed:>{_FAILED_WIDTH}}  {state}".rstrip()
 
 
 def format_table(status: RunStatus) -> list[str]:
@@ -62,9 +60,8 @@ def format_table(status: RunStatus) -> list[str]:
         lines += ["", *format_failures(status["failures"])]
     if entries := status.get("stale"):
         lines += ["", "stale:"]
-        lines += [
-            f"  {entry['stage']}{' ' * bool(entry['name'])}{entry['name']}: {entry['reason']}" for entry in entries
-        ]
+        for entry in entries:
+            lines.append(f"  {' '.join(filter(None, (entry['stage'], entry['name'])))}: {entry['reason']}")
     if "next" in status:
         lines += ["", f"next: {status['next']}"]
     return lines
