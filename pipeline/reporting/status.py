@@ -109,10 +109,10 @@ def get_status(run: Run, now: float | None = None, failures: bool = False) -> Ru
     names = ledger.captioners(run)
     trained, unfinished, evaluated = _models(run)
     status = RunStatus(
-        shards=partition and partition.shards + sum(retry_round.shards for retry_round in rounds),
+        shards=partition.shards + sum(retry_round.shards for retry_round in rounds) if partition else None,
         fetched=len(fetched),
         images=images,
-        download=partition and _download_status(run, partition, rounds, fetched, now),
+        download=_download_status(run, partition, rounds, fetched, now) if partition else None,
         captioned={name: len(set(fetched).intersection(ledger.captioned_shards(run, name))) for name in names},
         captioners={name: _captioner_status(run, name, images, now) for name in names},
         dataset=storage.exists(run.dataset),
