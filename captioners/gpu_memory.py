@@ -9,7 +9,9 @@ that differs much from the estimate, set `max_num_seqs` accordingly.
 """
 
 import argparse
+import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from lotlip_data.captioners.registry import get_default, get_kind
 from lotlip_data.manifests.checkpoints.hub import ModelUnavailable, read_config
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 BYTES_PER_GIB = 2**30
 BYTES_PER_VALUE = 2
@@ -84,7 +88,8 @@ def read_model_sizes(config: CaptionerConfig) -> ModelSizes | None:
     """Return the sizes of a captioner's model: the known ones of a published checkpoint, else from its config.json.
 
     Returns:
-        None if the hub cannot be reached, or for kinds whose model is unknown, such as an endpoint.
+        None if the hub cannot be reached, if transformers is not installed, or for kinds whose model is unknown, such
+        as an endpoint.
 
     Raises:
         UserError: The config.json belongs to another kind or describes no valid model; the message names the field.
@@ -93,6 +98,14 @@ def read_model_sizes(config: CaptionerConfig) -> ModelSizes | None:
         return None
     if config.model == get_default(config.kind).model:
         return PUBLISHED_SIZES[config.kind]
+    if find_spec("transformers") is None:
+        logger.warning(
+            "captioner %r: the size of %s is not estimated, because transformers is not installed; "
+            "install lotlip-data[full]",
+            config.name,
+            config.model,
+        )
+        return None
     layout = _read_layout(config)
     if layout is None:
         return None

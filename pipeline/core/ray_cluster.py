@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.progress import waiting_for
 
 LOCAL_OBJECT_STORE_BYTES = 256 << 20  # only small results pass through it, never an image
 
@@ -46,10 +47,12 @@ def cluster() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if cluster_address():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    if address := cluster_address():
+        with waiting_for(f"connecting to Ray at {address}"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
-        start_local(object_store_memory=LOCAL_OBJECT_STORE_BYTES)
+        with waiting_for("starting Ray on this machine"):
+            start_local(object_store_memory=LOCAL_OBJECT_STORE_BYTES)
     try:
         yield
     finally:
