@@ -40,7 +40,7 @@ CROP = (0.9, 1.0)
 
 
 def write_run(folder: Path, shards: int, samples: int) -> str:
-    """Write shards with the writer of the shard stage; the JPEGs have 512 pixels on the shorter side. Returns the URL."""
+    """Write a run with the writer of the shard stage, whose JPEGs are 512 pixels wide or more. Returns its URL."""
     rng = np.random.default_rng(0)
     run = Run.at(str(folder))
     Path(run.shards).mkdir(parents=True)
