@@ -29,6 +29,7 @@ from typing import Any
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse, with_absolute_paths
+from lotlip_data.manifests.progress import SUMMARY_LINE
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import Outcome
 
@@ -262,7 +263,7 @@ def evaluate_run(run: RunLike) -> Outcome:
 def _logged(lines: list[str]) -> list[str]:
     """The lines of a summary, logged as the last messages of the stage."""
     for line in lines:
-        logger.info(line)
+        logger.info(line, extra=SUMMARY_LINE)
     return lines
 
 
@@ -291,7 +292,7 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
     stages: dict[str, Callable[[Run], Outcome]] = {"download": start, **STAGES}
     total = Outcome(did_something=False, stage="run")
     for name, stage in stages.items():
-        logger.info(f"== {name}")
+        logger.info(f"== {name}", extra=SUMMARY_LINE)
         try:
             outcome = stage(run)
         except UserError as error:
