@@ -3,14 +3,13 @@
 All engines share this module, so that they see the same pixels and prompts and can only agree on captions.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec
-from lotlip_data.manifests.checkpoints.resolve import resolve
+from lotlip_data.manifests.checkpoints.hub import find_model
 
 MAX_ASPECT_RATIO = 50
 """Resizing the short side of a more elongated image to the vision tower's input size would take gigabytes."""
@@ -30,17 +29,21 @@ class Preprocessor:
 
     def __init__(self, captioner: ModelSpec, config: CaptionerConfig):
         import transformers
+        from transformers import AutoConfig
 
-        self.source = resolve(config.model)
+        folder = find_model(config.model, config.revision)
+        self.source = str(folder or config.model)
         self.load_options: dict[str, Any] = {
             "revision": config.revision,
-            "local_files_only": Path(self.source).is_dir(),
+            "local_files_only": folder is not None,
         }
         captioner.check(self.source, self.load_options)
+        self._config = AutoConfig.from_pretrained(self.source, **self.load_options)
         # The PIL backend: torchvision need not be installed, and captions do not depend on whether it is.
         processor_class = getattr(transformers, captioner.processor_class)
         self._processor: Any = processor_class.from_pretrained(self.source, backend="pil", **self.load_options)
         self.tokenizer = self._processor.tokenizer
+        self._check_patch_size()
         self.text = (config.template or captioner.template).replace("{prompt}", config.prompt)
         self.blank = Image.new("RGB", (64, 64))
         self.prompt = dict(self._processor(images=self.blank, text=self.text, return_tensors="pt"))
@@ -76,12 +79,16 @@ class Preprocessor:
         text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
         return Caption(text, "length" if end is None else "stop", len(kept))
 
+    def _check_patch_size(self) -> None:
+        """Raise ValueError if the processor needs a patch size to count an image's tokens, and has none."""
+        if hasattr(self._processor, "patch_size") and self._processor.patch_size is None:
+            patch_size = getattr(getattr(self._config, "vision_config", None), "patch_size", None)
+            value = f"{patch_size}, as in config.json's vision_config" if patch_size else "the vision tower's"
+            raise ValueError(f"{self.source}: processor_config.json lacks patch_size; set it to {value}")
+
     def _check_length(self, config: CaptionerConfig) -> None:
         """Raise ValueError if image, prompt and the longest caption exceed the model's number of positions."""
-        from transformers import AutoConfig
-
-        text_config = AutoConfig.from_pretrained(self.source, **self.load_options).get_text_config()
-        positions = getattr(text_config, "max_position_embeddings", None)
+        positions = getattr(self._config.get_text_config(), "max_position_embeddings", None)
         if positions and self.prompt_length + config.max_new_tokens > positions:
             raise ValueError(
                 f"captioner {config.name!r}: max_new_tokens={config.max_new_tokens}: image and prompt take "
@@ -92,13 +99,29 @@ class Preprocessor:
         """Return the end tokens of the checkpoint's generation config and of its tokenizer.
 
         Both, because the configuration of Vicuna v1.1, on which InstructBLIP is built, names another end token than the
-        one that the model writes. InstructBLIP and converted checkpoints may lack a generation config.
+        one that the model writes. A checkpoint without a generation config has the end tokens of its config.json, as in
+        transformers' `generate`.
+
+        Raises:
+            ValueError: There is no end token, or one is not the number of a token.
         """
         from transformers import GenerationConfig
 
         try:
-            eos = GenerationConfig.from_pretrained(self.source, **self.load_options).eos_token_id
+            generation = GenerationConfig.from_pretrained(self.source, **self.load_options)
         except OSError:
-            eos = None
-        configured = [] if eos is None else [eos] if isinstance(eos, int) else eos
-        return frozenset([self.tokenizer.eos_token_id, *configured])
+            generation = GenerationConfig.from_model_config(self._config)
+        configured = generation.eos_token_id
+        tokens = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+        stop_ids = frozenset(token for token in tokens if token is not None)
+        if not stop_ids:
+            raise ValueError(
+                f"{self.source}: names no end token, so no caption would end; set eos_token in tokenizer_config.json, "
+                "or eos_token_id in generation_config.json"
+            )
+        if invalid := [token for token in stop_ids if not isinstance(token, int) or token < 0]:
+            raise ValueError(
+                f"{self.source}: the end token {invalid[0]!r} is not the number of a token; correct eos_token_id in "
+                "generation_config.json or config.json"
+            )
+        return stop_ids
