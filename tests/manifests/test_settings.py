@@ -26,7 +26,7 @@ def read(section: str) -> Manifest:
 
 def test_the_names_of_a_manifest_are_those_that_the_code_knows() -> None:
     assert set(get_args(CaptionerPreset)) == set(DEFAULTS)
-    assert set(get_args(TaskName)) == {"synthetic", *TASKS}
+    assert set(get_args(TaskName)) == {"synthetic", *TASKS, "custom"}
     assert set(get_args(Method)) == set(METHODS) and set(get_args(TrainingPreset)) == set(PRESETS)
 
 

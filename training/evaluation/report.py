@@ -34,7 +34,7 @@ SHORT_TASKS = ("imagenet", *TABLE_5_TASKS)
 OURS = "ours"
 """The first cell of each measured row."""
 NOT_MEASURED = "–"
-PARTIAL_NOTE = "With an asterisk (*): measured on a part of the published set"
+PARTIAL_NOTE = "With an asterisk (*): measured on a part of the set"
 _LATEX_ESCAPES = (
     ("\\", "\0"),  # first, because the others contain backslashes
     ("{", r"\{"),
@@ -232,7 +232,7 @@ def _statistics_table(models: Models) -> Table:
         for result in results.values()
         if "sub_captions_per_text" in result.settings.get("statistics", {})
     ]
-    columns = ("Task", "Images", "Texts", "Sub-captions per text", "Tokens per text")
+    columns = ("Task", "Images", "Texts", "Sub-captions per text", "BERT tokens per text")
     return Table("Evaluation sets: as read / as published (Table 1)", columns, tuple(dict.fromkeys(rows)))
 
 
@@ -241,11 +241,15 @@ def _statistics_row(settings: Mapping[str, Any]) -> tuple[str, ...]:
     sub_captions, tokens = published.get("row") or (None, None)
     return (
         settings["title"],
-        f"{statistics['images']:,} / {published['images']:,}",
-        f"{statistics['texts']:,} / {published['texts']:,}",
+        f"{statistics['images']:,} / {_whole(published['images'])}",
+        f"{statistics['texts']:,} / {_whole(published['texts'])}",
         f"{statistics['sub_captions_per_text']:.2f} / {_two_decimals(sub_captions)}",
         f"{statistics['tokens_per_text']:.2f} / {_two_decimals(tokens)}",
     )
+
+
+def _whole(value: int | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:,}"
 
 
 def _two_decimals(value: float | None) -> str:
