@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.storage_retry import DiskError
 
 ATTEMPTS = 3
 """Number of attempts per item if its task dies or raises. A UserError is final: another attempt cannot succeed."""
@@ -23,6 +24,8 @@ def run_ray_tasks(
     task: Callable[[Item], Result], items: Iterable[Item], num_gpus: float = 0
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Run `task(item)` on the cluster for every item. Yields each item with its result or its last exception.
+
+    A DiskError is raised at once, and the other tasks are cancelled: each of them would end with it too.
 
     Twice as many tasks as the cluster can run are submitted at a time: enough to keep it busy and to let it grow.
     Retries are counted here, since Ray's own retries do not separate an item that kills its worker from a lost node.
@@ -63,6 +66,8 @@ def _run(
                 result = ray.get(ended)
             except ray.exceptions.RayError as error:
                 cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+                if isinstance(cause, DiskError):
+                    raise cause from None
                 if attempt < ATTEMPTS and not isinstance(cause, UserError):
                     running[remote.remote(item)] = item, attempt + 1
                     continue

@@ -146,6 +146,7 @@ def download(
         ListError: A list cannot be read.
         PartitionError: The lists have no usable row, or too many.
         UserError: An object of the run is damaged.
+        DiskError: Images cannot be written.
     """
     partition = partition_lists(manifest, run)
     summary = _summarize(run, partition)
@@ -159,6 +160,8 @@ def download(
     if summary.committed:
         logger.info(f"{len(summary.committed)} of {summary.shards} shards are already downloaded")
     pending = [shard for shard in range(summary.shards) if shard not in summary.committed]
+    if pending:
+        storage.check_writable(run.images)
     tasks = _tasks(manifest, run, partition, pending, accept_failures)
     shards_without_images = []
     with progress_bar("download", summary.shards, "shard", initial=len(summary.committed)) as bar:
