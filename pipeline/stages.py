@@ -29,9 +29,10 @@ from typing import Any
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse, with_absolute_paths
+from lotlip_data.manifests.progress import SUMMARY_LINE
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import Outcome
-from lotlip_data.pipeline.core.ray_tasks import ray_session
+from lotlip_data.pipeline.core.ray_cluster import ray_session
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +266,7 @@ def evaluate_run(run: RunLike) -> Outcome:
 def _logged(lines: list[str]) -> list[str]:
     """The lines of a summary, logged as the last messages of the stage."""
     for line in lines:
-        logger.info(line)
+        logger.info(line, extra=SUMMARY_LINE)
     return lines
 
 
@@ -298,7 +299,7 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
 def _run_stages(stages: Mapping[str, Callable[[Run], Outcome]], run: Run) -> Outcome:
     total = Outcome(did_something=False, stage="run")
     for name, stage in stages.items():
-        logger.info(f"== {name}")
+        logger.info(f"== {name}", extra=SUMMARY_LINE)
         try:
             outcome = stage(run)
         except UserError as error:

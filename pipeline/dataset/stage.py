@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import artifacts, dataset_index, schema, storage
+from lotlip_data.manifests import artifacts, dataset_index, schema, storage, wording
 from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.dataset_index import DatasetError, ShardFile, ShardRecord
 from lotlip_data.manifests.iteration import map_ordered
@@ -217,7 +217,7 @@ def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str]) ->
 
 def _format_shards(shards: set[int]) -> str:
     names = [shard_name(shard) for shard in sorted(shards)[:_LISTED]]
-    return f"{len(shards)} shards ({', '.join(names)}{', …' if len(shards) > _LISTED else ''})"
+    return f"{wording.count(len(shards), 'shard')} ({', '.join(names)}{', …' if len(shards) > _LISTED else ''})"
 
 
 def _caption_command(run: Run, name: str) -> str:
@@ -264,7 +264,8 @@ def _build_all(run: Run, recipe: Recipe, tasks: list[BuildTask], summary: ShardS
     with progress_bar("shard", len(tasks), "shard") as bar:
         for task, result in run_ray_tasks(partial(build_shard, run, recipe), tasks):
             _add_result(summary, task, result, len(tasks))
-            bar.set_postfix_str(f"{summary.samples:,} samples", refresh=False)
+            failed = wording.count(len(summary.failed), "shard")
+            bar.note(f"{summary.samples:,} samples", f"{failed} failed" if summary.failed else "")
             bar.update()
 
 
@@ -275,7 +276,8 @@ def _add_result(summary: ShardSummary, task: BuildTask, result: ShardRecord | Ex
         summary.samples += result.samples
         summary.dropped.update(result.dropped)
         drops = "".join(f", {count} left out ({reason})" for reason, count in result.dropped.items())
-        logger.info(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {total})", extra=SHOWN_BY_BAR)
+        samples, built = wording.count(result.samples, "sample"), wording.count(total, "shard")
+        logger.info(f"shard {name}: {samples}{drops}; {summary.built:,} of {built} done", extra=SHOWN_BY_BAR)
     else:
         reason = one_line(result)
         summary.failed.append(f"shard {name}: {reason}")
