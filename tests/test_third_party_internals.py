@@ -499,7 +499,7 @@ def test_ray_reads_the_variable_that_keeps_gpus_visible_to_tasks_without_one() -
     with relied_on(
         "ray",
         f"the environment variable {name}",
-        file="pipeline/core/ray_tasks.py",
+        file="pipeline/core/ray_cluster.py",
         mention=name,
         fix="Look up the variable's successor, or drop it if its behaviour is the default by now.",
     ):
@@ -513,7 +513,7 @@ def test_ray_says_timed_out_during_startup() -> None:
     with relied_on(
         "ray",
         f"its error {text!r}",
-        file="pipeline/core/ray_tasks.py",
+        file="pipeline/core/ray_cluster.py",
         mention=text,
         fix="Adapt start_local: otherwise a slow start is not tried again.",
     ):

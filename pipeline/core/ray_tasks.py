@@ -1,22 +1,18 @@
-"""Ray tasks over many items, a bounded number at a time, and the Ray cluster that a stage runs on.
+"""Ray tasks over many items, a bounded number at a time."""
 
-The cluster is the one that the environment names, or one that is started on this machine.
-"""
-
-import logging
 import math
-import os
 import pickle
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.progress import Snapshot, forward_progress, waiting_for
+from lotlip_data.manifests.progress import Snapshot, forward_progress
+from lotlip_data.pipeline.core.ray_cluster import cluster
 
 ATTEMPTS = 3
 """Number of attempts per item if its task dies or raises. A UserError is final: another attempt cannot succeed."""
@@ -143,59 +139,3 @@ def _clear(board: str | None) -> None:
 
     if board:
         _internal_kv_del(board.encode(), namespace=_NAMESPACE)
-
-
-LOCAL_OBJECT_STORE_BYTES = 256 << 20  # only small results pass through it, never an image
-
-STARTS = 3
-"""Number of attempts to start Ray on this machine. Ray gives up an attempt after half a minute."""
-
-
-@contextmanager
-def cluster() -> Iterator[None]:
-    """Connect to Ray while this is entered.
-
-    Inside `ray job submit`, or if RAY_ADDRESS is set, the cluster is the one named there. Otherwise Ray is started on
-    this machine, and stopped at the end. An existing connection is used and left open.
-    """
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address := os.environ.get("RAY_ADDRESS"):
-        with waiting_for(f"connecting to Ray at {address}"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        with waiting_for("starting Ray on this machine"):
-            start_local(object_store_memory=LOCAL_OBJECT_STORE_BYTES)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def start_local(**options: Any) -> None:
-    """Start Ray on this machine, with `options` of `ray.init`. Raises UserError if it does not start in time."""
-    import ray
-
-    for _ in range(STARTS):
-        try:
-            ray.init(
-                address="local",  # otherwise ray.init connects to a cluster that another user runs on this machine
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **options,
-            )
-        except Exception as error:  # Ray has no exception type for a timeout at start
-            ray.shutdown()
-            if "timed out during startup" not in str(error):
-                raise
-        else:
-            return
-    raise UserError(
-        f"Ray did not start on this machine in {STARTS} attempts: the machine is too busy, or short of memory. "
-        "/tmp/ray/session_latest/logs has the reason. Set RAY_ADDRESS to use a cluster instead."
-    )

@@ -9,8 +9,9 @@ from typing import Any
 from lotlip_data.manifests import wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR
 from lotlip_data.manifests.run_layout import Run, shard_name
+from lotlip_data.pipeline.core.checks import check_captioner, check_gpus, require
 from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_shards
-from lotlip_data.pipeline.core.ray_tasks import cluster
+from lotlip_data.pipeline.core.ray_cluster import cluster
 from lotlip_data.pipeline.recaptioning.claims import check_model, claim_settings, local_files
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 from lotlip_data.pipeline.recaptioning.progress import CaptionProgress
@@ -65,6 +66,7 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
     """
     if not fetched_shards(run):
         raise RecaptionError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
+    _check_pending(run, jobs)  # before a captioner's name is claimed for settings that do not work
     summary = RecaptionSummary()
     pending: dict[str, list[int]] = {}
     for job in jobs:
@@ -80,6 +82,13 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
         with cluster():
             _run_jobs(run, pending_jobs, pending, summary)
     return summary
+
+
+def _check_pending(run: Run, jobs: Sequence[CaptionerJob]) -> None:
+    """Raise UserError if a captioner that has work asks for a model or GPUs that are not available."""
+    pending = [job for job in jobs if any(True for _ in caption_progress(run, job.config.name).left)]
+    require(check_gpus(f"captioner {job.config.name!r}", job.pool.num_gpus or 0) for job in pending)
+    require(check_captioner(job.config) for job in pending)
 
 
 def _run_jobs(
