@@ -389,9 +389,9 @@ def test_img2dataset_downloads_a_shard_into_tar_parquet_and_stats(
         mention="tarwriter.mtime",
         fix="Adapt the adapter's `fetch`, `_downloader` and `_writer`.",
     ):
+        from lotlip_data.manifests.progress import progress_bar
         from lotlip_data.manifests.schema import IMAGES, LISTS
         from lotlip_data.manifests.settings import DownloadSettings
-        from lotlip_data.manifests.progress import progress_bar
         from lotlip_data.pipeline.downloading import img2dataset_adapter
 
         install(OneResponse(jpeg()))
