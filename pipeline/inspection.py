@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import frozen, held_for
 from lotlip_data.manifests.run_layout import Run
@@ -125,7 +125,11 @@ def verify(run: RunLike) -> Inspection:
     from lotlip_data.pipeline.dataset.verify import verify as find_problems
 
     problems = list(map(str, find_problems(_existing(open_run(run)))))
-    last = f"verify: {len(problems)} problems" if problems else "verify: the dataset is complete and intact"
+    last = (
+        f"verify: {wording.count(len(problems), 'problem')}"
+        if problems
+        else "verify: the dataset is complete and intact"
+    )
     return Inspection({"problems": problems}, [*problems, last], problems)
 
 

@@ -68,6 +68,7 @@ def evaluate(
 def eval_tables(
     results: Annotated[list[str], typer.Argument(help="JSON files that `eval` wrote, of one model or several.")],
     latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX with booktabs instead of Markdown.")] = False,
+    json: Json = False,
 ) -> None:
     """Print evaluations as the paper's Tables 4 and 5.
 
@@ -75,9 +76,10 @@ def eval_tables(
 
     Example: lotlip-data eval-tables models/eval-iiw.json eval-open-clip-ViT-B-16-openai-iiw.json
     """
-    with command("eval-tables", False):
-        from lotlip_data.pipeline.core.logs import printable
+    with command("eval-tables", json) as console:
         from lotlip_data.training.evaluation.evaluate import read_results
-        from lotlip_data.training.evaluation.report import tables
+        from lotlip_data.training.evaluation.report import figures_by_model, tables
 
-        typer.echo(printable(tables(list(map(read_results, results)), "latex" if latex else "markdown")))
+        contents = list(map(read_results, results))
+        console.result(figures_by_model(contents))
+        console.print(tables(contents, "latex" if latex else "markdown"))

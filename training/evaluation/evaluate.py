@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.training.evaluation import metrics
@@ -254,8 +254,8 @@ def _embed_images(
     damaged_names = [paths[index] if paths else f"image {index}" for index in damaged]
     if damaged and (not allow_partial or not readable):
         raise UserError(
-            f"{image_set.name}: {len(damaged):,} images cannot be read, for example {damaged_names[0]}; download them "
-            "again" + (", or leave them out with --allow-partial" if readable else "")
+            f"{image_set.name}: {wording.count(len(damaged), 'image')} cannot be read, for example {damaged_names[0]}; "
+            "download them again" + (", or leave them out with --allow-partial" if readable else "")
         )
     _check_finite(features, f"{image_set.name}: images")
     return features, readable, damaged_names

@@ -283,7 +283,7 @@ def _incomplete_message(task_images: ImageTexts | ImageClasses, folder: str) -> 
             f"{len(overfull):,} classes have more images than published: for example, class {name} has {images:,}"
         )
     if missing := task_images.missing:
-        lines.append(f"{len(missing):,} images are missing: for example, there is no {missing[0]}")
+        lines.append(f"{count(len(missing), 'image')} missing: for example, there is no {missing[0]}")
     lines.append(task.where)
     if task_images.paths:
         lines.append("To evaluate the images that exist, and to mark the results as partial, add --allow-partial")
