@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,9 +52,30 @@ def available_gpus() -> float | None:
     return torch.cuda.device_count()
 
 
+_session: ContextVar[ExitStack | None] = ContextVar("session", default=None)
+"""Ends the connection to Ray of the current `ray_session`."""
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to Ray at most once while this is entered: the first `cluster` connects, and the end disconnects.
+
+    A start of Ray and of its workers takes seconds. A session inside another one is part of it.
+    """
+    if _session.get() is not None:
+        yield
+        return
+    with ExitStack() as session:
+        token = _session.set(session)
+        try:
+            yield
+        finally:
+            _session.reset(token)
+
+
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Connect to Ray while this is entered.
+    """Connect to Ray while this is entered, or to the end of the `ray_session` around it.
 
     Inside `ray job submit`, or if RAY_ADDRESS is set, the cluster is the one named there. Otherwise Ray is started on
     this machine, and stopped at the end. An existing connection is used and left open.
@@ -64,9 +86,26 @@ def cluster() -> Iterator[None]:
     """
     import ray
 
-    if ray.is_initialized():
+    if not ray.is_initialized():
+        if session := _session.get():
+            session.enter_context(_connection())
+        else:
+            with _connection() as watch, watch.in_use():
+                yield
+            return
+    with _watches[-1].in_use() if _watches else nullcontext():
         yield
-        return
+
+
+_watches: list[ClusterWatch] = []
+"""The watch of the connection that this module has made, if there is one."""
+
+
+@contextmanager
+def _connection() -> Iterator[ClusterWatch]:
+    """Connect to Ray, or start it, and watch it. Raises as `cluster` does."""
+    import ray
+
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     _log_ray_messages()
     with _own_signal_handlers():
@@ -77,9 +116,10 @@ def cluster() -> Iterator[None]:
             with waiting_for("starting Ray on this machine"):
                 start_local(object_store_memory=LOCAL_OBJECT_STORE_BYTES)
     watch = ClusterWatch(_head_probe(address) if address else local_loss)
+    _watches.append(watch)
     try:
         with watch:
-            yield
+            yield watch
     except KeyboardInterrupt:
         if not watch.loss:
             raise
@@ -88,6 +128,7 @@ def cluster() -> Iterator[None]:
         watch.loss = watch.loss or local_loss() or "the Ray cluster's process on this machine, raylet, has died"
         raise ClusterLost(watch.loss) from None
     finally:
+        _watches.remove(watch)
         if watch.loss:
             _abandon()
         else:

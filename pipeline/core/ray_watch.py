@@ -4,13 +4,14 @@ A thread watches. It interrupts the main thread as Ctrl-C does, and `cluster()` 
 Ray that waits for a dead cluster does not notice an interrupt, so after GRACE_SECONDS the thread ends the process.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 POLL_SECONDS = 2.0
@@ -28,11 +29,12 @@ class ClusterLost(ConnectionError):
 
 
 class ClusterWatch:
-    """While entered, calls `find_loss` every POLL_SECONDS, which returns what has died, or an empty string."""
+    """While `in_use`, calls `find_loss` every POLL_SECONDS, which returns what has died, or an empty string."""
 
     def __init__(self, find_loss: Callable[[], str]) -> None:
         self._find_loss = find_loss
         self._ended = threading.Event()
+        self._users = 0
         self._interrupts = threading.current_thread() is threading.main_thread()
         self.loss = ""
         """What has died; empty while the cluster lives."""
@@ -46,9 +48,18 @@ class ClusterWatch:
     ) -> None:
         self._ended.set()
 
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Whoever enters this needs the cluster, and is interrupted when it dies."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+
     def _watch(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
-            if loss := self._find_loss():
+            if self._users and (loss := self._find_loss()):
                 self.loss = loss
                 if self._interrupts:
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

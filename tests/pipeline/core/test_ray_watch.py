@@ -78,9 +78,10 @@ def test_sigterm_stops_a_command_on_ray_without_a_native_stack(driver: "subproce
 
 def test_a_loss_interrupts_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_watch, "POLL_SECONDS", 0.01)
-    entered = threading.Event()
-    with pytest.raises(KeyboardInterrupt), ClusterWatch(lambda: "it has died" if entered.is_set() else "") as watch:
-        entered.set()
+    waiting = threading.Event()
+    watch = ClusterWatch(lambda: "it has died" if waiting.is_set() else "")
+    with pytest.raises(KeyboardInterrupt), watch, watch.in_use():
+        waiting.set()
         threading.Event().wait(60)
     assert watch.loss == "it has died"
 
