@@ -14,7 +14,7 @@ RUN/
   quarantine/                                  what could not be processed, with its reason
   train/NAME/                                  configuration, metrics, checkpoints, results on published tasks
   eval/NAME.json                               results on synthetic scenes
-  logs/                                        one folder per invocation
+  logs/                                        one folder per invocation; engines/ with the traces of failed starts
 """
 
 from dataclasses import dataclass
@@ -202,6 +202,10 @@ class Run:
 
     def log(self, invocation: str) -> str:
         return self._in("logs", invocation, "log.txt")
+
+    def engine_log(self, captioner: str, attempt: str) -> str:
+        """The whole trace of a failed start of a captioner's engine."""
+        return self._in("logs", "engines", f"{captioner}-{attempt}.txt")
 
     def features(self, *tower: str) -> str:
         """The image features of a tower, one object for each tar; without `tower`, the folder of all towers."""
