@@ -88,7 +88,9 @@ def test_openai_weights_are_computed_with_quick_gelu_whatever_the_models_name(op
     from open_clip import pretrained
 
     name, weights = open_clip_name.split("/", 1)
-    monkeypatch.setitem(pretrained._PRETRAINED, name, {"openai": {"url": "file", "quick_gelu": True}, "own": {}})
+    monkeypatch.setitem(
+        pretrained._PRETRAINED, name, {"openai": {"url": "file", "quick_gelu": True}, "own": {"url": "file"}}
+    )
     monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *args, **options: weights)
     expected = open_clip.create_model(name, pretrained=weights, force_quick_gelu=True).eval()
     tagged = load_embedder(f"open_clip:{name}/openai", "cpu")
