@@ -111,6 +111,7 @@ def import_captions(run: Run, table: CaptionTable) -> ImportSummary:
     summary = ImportSummary(skipped=len(fetched) - len(pending_shards))
     if not pending_shards:
         return summary
+    storage.check_writable(run.captions)
     with scratch_folder("import") as folder:
         joined = _join(run, table, fetched, pending_shards, folder, summary)
         for config in table.configs:
