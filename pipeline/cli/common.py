@@ -84,12 +84,26 @@ def _describe(error: OSError) -> str:
     return f"{error}. Committed work is kept; run the same command again to resume."
 
 
-def finish(console: Console, outcome: "Outcome") -> None:
-    """Print the outcome of a command. Exits with 1 where something failed."""
+def finish(console: Console, outcome: "Outcome", run_url: str | None = None) -> None:
+    """Print the outcome of a command, and the next command. Exits with 1 where something failed.
+
+    Args:
+        console: The console of the command.
+        outcome: What the command did.
+        run_url: The run whose next command is named.
+    """
     console.result(outcome.figures)
     console.summarise(outcome.summary)
     if outcome.failed:
         raise typer.Exit(FAILED)
+    if run_url is not None and verbosity.get() is not Verbosity.QUIET:
+        console.print(f"next: {_next_command(run_url)}")
+
+
+def _next_command(run_url: str) -> str:
+    from lotlip_data.pipeline import inspection
+
+    return str(inspection.status(run_url).figures["next"])
 
 
 def load_validated_manifest(path: str) -> "Manifest":

@@ -22,7 +22,7 @@ def run(manifest: ManifestFile, run: RunFolder, update_manifest: UpdateManifest 
     with command("run", json, run) as console:
         from lotlip_data.pipeline.stages import run_pipeline
 
-        finish(console, run_pipeline(load_validated_manifest(manifest), run, update_manifest=update_manifest))
+        finish(console, run_pipeline(load_validated_manifest(manifest), run, update_manifest=update_manifest), run)
 
 
 def download(
@@ -55,7 +55,7 @@ def download(
             accept_failures=accept_failures,
             update_manifest=update_manifest,
         )
-        finish(console, outcome)
+        finish(console, outcome, run)
 
 
 def recaption(
@@ -87,7 +87,7 @@ def recaption(
 
         options = {"engine": engine, "max_actors": actors, "num_gpus": gpus}
         pool = {name: value for name, value in options.items() if value is not None}
-        finish(console, stages.recaption(run, captioner or (), pool=pool))
+        finish(console, stages.recaption(run, captioner or (), pool=pool), run)
 
 
 def import_captions(
@@ -125,6 +125,7 @@ def import_captions(
         finish(
             console,
             stages.import_captions(run, table, captioner or (), url_column=url_column, table_format=form),
+            run,
         )
 
 
@@ -149,7 +150,7 @@ def shard(
         from lotlip_data.pipeline import stages
 
         names = [name.strip() for text in captioners or () for name in text.split(",") if name.strip()]
-        finish(console, stages.shard(run, names))
+        finish(console, stages.shard(run, names), run)
 
 
 def demo(

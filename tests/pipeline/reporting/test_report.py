@@ -20,7 +20,8 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.dataset.stats import dataset_stats
 from lotlip_data.pipeline.reporting import charts, html, report
 from lotlip_data.pipeline.reporting.html import render_html
-from lotlip_data.pipeline.reporting.status import format_text, get_status
+from lotlip_data.pipeline.reporting.status import get_status
+from lotlip_data.pipeline.reporting.status_table import format_table
 from lotlip_data.pipeline.url_lists.partition import Partition
 from tests.pipeline import run_fixture
 
@@ -315,9 +316,9 @@ def test_images_without_a_caption_are_not_counted_as_captioned_and_have_a_reason
     words = visible_text(render_html(report.build_report(new_run)))
     assert "0.0%captioned by none" in words and "50.0%captioned by half" in words
     assert "Images without a caption by none, by reason: poison 8" in words and "by half, by reason: poison 4" in words
-    lines = format_text(get_status(new_run))
-    assert "recaption    none: 1 of 1 shards, 0 images captioned, 8 failed, 0 remaining" in lines
-    assert "recaption    half: 1 of 1 shards, 4 images captioned, 4 failed, 0 remaining" in lines
+    rows = [line.split() for line in format_table(get_status(new_run))]
+    assert ["recaption", "none", "8", "of", "8", "images", "8", "done"] in rows
+    assert ["recaption", "half", "8", "of", "8", "images", "4", "done"] in rows
 
 
 def test_lengths_of_captions_without_token_counts_are_in_words(run: Run, tmp_path: Path) -> None:
@@ -384,8 +385,9 @@ def test_results_beside_a_model_are_reported_and_a_training_run_without_done_jso
         storage.create(url, json.dumps({"retrieval": tasks, "classification": {}}).encode())
     trained = report.build_report(run)["trained"]
     assert trained == {"lotlip": {"retrieval": {"world": {"cut": 0.25}, "iiw": {"cut": 0.5}}, "classification": {}}}
-    lines = format_text(get_status(run))
-    assert "train        lotlip, evaluated" in lines and "train        lit: not finished" in lines
+    rows = [line.split() for line in format_table(get_status(run))]
+    assert ["train", "lotlip", "done"] in rows and ["train", "lit", "step", "0", "stopped"] in rows
+    assert ["eval", "lotlip", "2", "result", "files", "done"] in rows
 
 
 def test_shards_are_sampled_evenly() -> None:
