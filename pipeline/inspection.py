@@ -150,7 +150,7 @@ def report(
         figures["problems"].append(str(error))
     pictures, picture_problems = pick_pictures(run)
     losses, loss_problems = read_losses(run)
-    figures["problems"] += picture_problems + loss_problems
+    figures["problems"] = list(dict.fromkeys([*figures["problems"], *picture_problems, *loss_problems]))
     storage.replace(page, render_html(figures, table_6, pictures, losses).encode())
     return Inspection(figures, [f"report: {page}"], figures["problems"])
 

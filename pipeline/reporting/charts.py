@@ -81,16 +81,17 @@ def length_chart(series: Mapping[str, Mapping[str, Any]], label: str) -> str:
 
 def _interval_chart(series: Mapping[str, Mapping[str, Any]], label: str) -> str:
     """Return one row per kind of text, in the given order from the top; the arguments of `length_chart`."""
-    figure, axes = _new_figure(0.7 + 0.42 * len(series))
+    names = [
+        textwrap.fill(escape_invisible(name), LABEL_CHARACTERS) + f"\n({texts['tokens_per_text']:,.0f} on average)"
+        for name, texts in series.items()
+    ]
+    lines = max(name.count("\n") + 1 for name in names)
+    figure, axes = _new_figure(0.7 + (0.08 + 0.17 * lines) * len(series))
     for position, texts in enumerate(reversed(series.values())):
         low, quarter, median, three_quarters, high = _percentiles(texts["lengths"], (0.05, 0.25, 0.5, 0.75, 0.95))
         axes.plot([low, high], [position, position], color=SERIES_COLOURS[0], linewidth=1.4, solid_capstyle="butt")
         axes.barh(position, three_quarters - quarter, left=quarter, height=0.5, color=SERIES_COLOURS[0])
         axes.plot([median, median], [position - 0.32, position + 0.32], color=TEXT_COLOUR, linewidth=2)
-    names = [
-        textwrap.fill(escape_invisible(name), LABEL_CHARACTERS) + f"\n({texts['tokens_per_text']:,.0f} on average)"
-        for name, texts in series.items()
-    ]
     axes.set_yticks(range(len(series)), reversed(names))
     axes.tick_params(axis="y", labelsize=FONT_POINTS - 1)
     axes.set_ylim(-0.7, len(series) - 0.3)

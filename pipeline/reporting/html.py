@@ -96,7 +96,8 @@ def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         texts = sum(each["captioned"] for each in captioners.values())
         fewest = min(captioners, key=lambda name: captioners[name]["captioned"])
         covered = f"{captioners[fewest]['captioned'] / max(1, images):.1%} of the images"
-        remark = f"{covered} have one by {fewest}" + (", the fewest" if len(captioners) > 1 else "")
+        is_equal = len({each["captioned"] for each in captioners.values()}) == 1
+        remark = f"on {covered} each" if is_equal else f"on at least {covered} (fewest: {fewest})"
         by = "1 captioner" if len(captioners) == 1 else f"{len(captioners)} captioners"
         yield f"{texts:,}", f"long texts by {by}", remark
     if dataset:

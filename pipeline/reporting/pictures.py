@@ -24,7 +24,7 @@ SIDE_PIXELS = 224
 QUALITIES = (80, 60, 40, 20)
 """JPEG qualities, the first of which gives at most PICTURE_BYTES."""
 PICTURE_BYTES = 24_000
-RAW_CHARACTERS, LONG_CHARACTERS = 120, 240
+RAW_CHARACTERS, LONG_CHARACTERS = 100, 160
 """Longest raw and long texts shown."""
 ROWS_FROM_START = 200
 """The pictures of a tar are among its first images, because an image deep in a remote tar is slow to read."""

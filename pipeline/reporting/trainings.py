@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.training.metrics import metrics_url
 
 POINTS = 200
 """Smallest number of points at which neighbouring ones are merged; a curve has less than twice as many."""
@@ -44,7 +43,7 @@ def read_losses(run: Run) -> tuple[dict[str, LossCurve], list[str]]:
     """Return the curves of the trainings that have one, by name, and the problems of their files."""
     curves, problems = {}, []
     for name in storage.list_names(run.trainings):
-        url = metrics_url(run.train(name))
+        url = run.training_metrics(name)
         try:
             curve = _read(url)
         except FileNotFoundError:
