@@ -389,6 +389,7 @@ def test_img2dataset_downloads_a_shard_into_tar_parquet_and_stats(
         mention="tarwriter.mtime",
         fix="Adapt the adapter's `fetch`, `_downloader` and `_writer`.",
     ):
+        from lotlip_data.manifests.progress import progress_bar
         from lotlip_data.manifests.schema import IMAGES, LISTS
         from lotlip_data.manifests.settings import DownloadSettings
         from lotlip_data.pipeline.downloading import img2dataset_adapter
@@ -398,7 +399,9 @@ def test_img2dataset_downloads_a_shard_into_tar_parquet_and_stats(
         source = tmp_path / "rows.arrow"
         with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
             writer.write_table(rows)
-        downloader = img2dataset_adapter._downloader(DownloadSettings(), 10, str(tmp_path))
+        downloader = img2dataset_adapter._downloader(
+            DownloadSettings(), 10, str(tmp_path), progress_bar("download", 1, "URL")
+        )
         downloader.download_shard((7, str(source)))
         stats = json.loads((tmp_path / "00007_stats.json").read_text())
         assert stats["successes"] == 1 and stats["status_dict"] == {"success": 1}
