@@ -146,6 +146,8 @@ def import_captions(
     *,
     url_column: str | None = None,
     table_format: str | None = None,
+    column_names: Sequence[str] = (),
+    replace: bool = False,
 ) -> Outcome:
     """Join a table of existing captions to the run's images by URL.
 
@@ -155,6 +157,8 @@ def import_captions(
         columns: A captioner's name and its column, as NAME=COLUMN. Not needed for the format `dreamlip`.
         url_column: The column of the URLs. Default: `url`, or `Image Path` for `dreamlip`.
         table_format: `dreamlip`, or `csv`, `tsv`, `jsonl` or `parquet` where the file name does not end so.
+        column_names: Names of all columns, for CSV and TSV without a header.
+        replace: Replace captions that were imported before, such as those of a table that was corrected since.
     """
     from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
     from lotlip_data.pipeline.recaptioning.import_captions import format_text
@@ -162,7 +166,8 @@ def import_captions(
 
     run = open_run(run)
     frozen(run)
-    summary = import_table(run, open_caption_table(fspath(table), columns, url_column, table_format))
+    opened = open_caption_table(fspath(table), columns, url_column, table_format, column_names)
+    summary = import_table(run, opened, replace)
     return Outcome(True, [], summary.to_dict(), "import", format_text(summary))
 
 
