@@ -9,6 +9,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import Workers
+from lotlip_data.pipeline.core.checks import check_gpus, require
 from lotlip_data.pipeline.core.ray_cluster import cluster
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Worke
 
     from lotlip_data.training.trainer import read_result
 
+    require([check_gpus(f"training {out.rpartition('/')[2]!r}", workers.gpus)])
     error_url = storage.join(out, _ERROR_FILE)
     storage.remove(error_url)
     use_gpu = workers.gpus > 0
