@@ -146,7 +146,9 @@ def report(
     """
     from lotlip_data.pipeline.dataset.stats import dataset_stats
     from lotlip_data.pipeline.reporting.html import render_html
+    from lotlip_data.pipeline.reporting.pictures import pick_pictures
     from lotlip_data.pipeline.reporting.report import build_report
+    from lotlip_data.pipeline.reporting.trainings import read_losses
 
     run = open_run(run)
     page = fspath(out) if out is not None else run.report
@@ -158,7 +160,10 @@ def report(
         table_6 = dataset_stats(run) if stats and figures["dataset"] else None
     except UserError as error:
         figures["problems"].append(str(error))
-    storage.replace(page, render_html(figures, table_6).encode())
+    pictures, picture_problems = pick_pictures(run)
+    losses, loss_problems = read_losses(run)
+    figures["problems"] = list(dict.fromkeys([*figures["problems"], *picture_problems, *loss_problems]))
+    storage.replace(page, render_html(figures, table_6, pictures, losses).encode())
     return Inspection(figures, [f"report: {page}"], figures["problems"])
 
 

@@ -80,6 +80,8 @@ class Console:
         """Print the figures of a command as JSON where `--json` is given."""
         if self._json and not self._silent:
             print(json.dumps(figures, indent=1, default=str), flush=True)
+            if failure := getattr(sys.stdout, "failure", None):
+                raise OSError(f"the result cannot be written to standard output ({failure})")
 
     def keep(self, line: str) -> None:
         """Keep a line, with the time, for the log file."""

@@ -113,6 +113,16 @@ def import_captions(
             "--format", help="Format of the table: dreamlip, or csv, tsv, jsonl or parquet. Default: by the file name."
         ),
     ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns", metavar="NAMES", help="Names of all columns, with commas, for CSV and TSV without a header."
+        ),
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Replace captions imported before, such as those of a table corrected since."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Join a table of existing captions to the images by URL.
@@ -122,11 +132,17 @@ def import_captions(
     with command("import", json, run) as console:
         from lotlip_data.pipeline import stages
 
-        finish(
-            console,
-            stages.import_captions(run, table, captioner or (), url_column=url_column, table_format=form),
+        names = [name.strip() for name in columns.split(",")] if columns else []
+        outcome = stages.import_captions(
             run,
+            table,
+            captioner or (),
+            url_column=url_column,
+            table_format=form,
+            column_names=names,
+            replace=replace,
         )
+        finish(console, outcome, run)
 
 
 def shard(

@@ -40,6 +40,7 @@ from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.publish import publish, published
 from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, write_shard
 from lotlip_data.pipeline.downloading.reader import refetch_remedy
+from lotlip_data.pipeline.recaptioning.import_claims import import_command
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,7 @@ def _format_shards(shards: set[int]) -> str:
 def _caption_command(run: Run, name: str) -> str:
     """The command that makes missing captions by a captioner."""
     if _is_imported(run, name):
-        return "`lotlip-data import` of the same table"
+        return import_command(run, name)
     return f"`lotlip-data recaption {run.url}`"
 
 

@@ -38,8 +38,14 @@ POLL_SECONDS = 1.0
 
 
 def tower_id(tower: ImageTower, transform: ImageTransform) -> str:
-    """16 hexadecimal digits that identify the weights and the preprocessing."""
+    """16 hexadecimal digits that identify the weights, the preprocessing and the pooling.
+
+    A class token is not named, so that stored features stay valid, but a masked autoencoder's is: earlier releases
+    stored its features with patches masked at random.
+    """
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(transform)).encode())
+    if tower.pooling != "class_token" or tower.vit.config.model_type == "vit_mae":
+        digest.update(tower.pooling.encode())
     for name, value in sorted(tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

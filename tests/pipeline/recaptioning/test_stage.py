@@ -126,6 +126,25 @@ def test_a_model_that_cannot_be_had_is_an_error_before_ray_starts_and_claims_no_
         assert not storage.exists(run.captioner("none"))
 
 
+@pytest.mark.parametrize(
+    ("pool", "missing"),
+    [
+        ({"resources": {"slot": 1}}, "1 slot"),
+        ({"num_cpus": 1000}, "1000 CPU"),
+        ({"accelerator_type": "H100"}, "accelerator_type:H100"),
+        ({"labels": {"tier": "spot"}}, "the label tier=spot"),
+    ],
+)
+def test_an_actor_that_no_machine_can_hold_stops_its_captioner_at_once(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, pool: dict[str, Any], missing: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    run = fake_run.make(tmp_path / "run", shards=2, images=2, writers=()).run
+    (failed,) = recaption(run, resolve_captioners(["tiny-llava"], pool)).failed
+    assert failed.startswith("tiny-llava: 2 shards are not captioned: no machine has what one actor asks for (")
+    assert missing in failed and "Correct the captioner's `pool`" in failed
+
+
 def test_more_gpus_than_the_machine_has_are_an_error_before_ray_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
