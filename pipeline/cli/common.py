@@ -77,8 +77,8 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
 
 
 _WRONG_PATH = frozenset(
-    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP)
-    + (errno.EPERM, errno.EACCES, errno.EXDEV, errno.ENODEV, errno.ENXIO)
+    getattr(errno, name)
+    for name in "ENOENT ENOTDIR EISDIR EINVAL ENAMETOOLONG ELOOP EPERM EACCES EXDEV ENODEV ENXIO".split()
 )
 """What a storage answers for a path that cannot be used, however often it is tried."""
 
@@ -96,7 +96,8 @@ def _describe(error: OSError) -> str:
     if folder and (refused := disk_error(error, folder, denials=denied)):
         return str(refused)
     if error.errno in _WRONG_PATH:
-        return f"{file_name or error}: {error.strerror}. Check the path and its permissions; another try gives the same error."
+        advice = "Check the path and its permissions; another try gives the same error."
+        return f"{file_name or error}: {error.strerror}. {advice}"
     return f"{error}. Committed work is kept; run the same command again to resume."
 
 
