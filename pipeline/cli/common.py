@@ -76,10 +76,10 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
         raise typer.Exit(code)
 
 
-_WRONG_PATH = frozenset(
-    getattr(errno, name)
-    for name in "ENOENT ENOTDIR EISDIR EINVAL ENAMETOOLONG ELOOP EPERM EACCES EXDEV ENODEV ENXIO".split()
-)
+_WRONG_PATH = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EPERM, errno.EACCES, errno.EXDEV, errno.ENODEV, errno.ENXIO),
+}
 """What a storage answers for a path that cannot be used, however often it is tried."""
 
 
