@@ -26,7 +26,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse, with_absolute_paths
 from lotlip_data.manifests.progress import SUMMARY_LINE
@@ -176,15 +176,16 @@ def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
 
     Args:
         run: The run's folder.
-        captioners: Captioners whose texts the dataset has, in the order of its columns. Default: all that the run has
-            captions by, and those of its manifest that have started.
+        captioners: Captioners whose texts the dataset has, in the order of its columns. Default: `shard.captioners` of
+            the run's manifest, otherwise all that the run has captions by and those of the manifest that have started.
     """
     from lotlip_data.pipeline.dataset.stage import shard as build_dataset
 
     run = open_run(run)
     with ray_session():
         summary = build_dataset(frozen(run), run, captioners)
-    lines = [f"shard: {summary.built:,} shards with {summary.samples:,} samples"] if summary.built else []
+    built = f"shard: {wording.count(summary.built, 'shard')} with {wording.count(summary.samples, 'sample')}"
+    lines = [built] if summary.built else []
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
 
 
