@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.dataset_index import read_dataset_summary
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.run_layout import TRAINING_METRICS, Run
 
 _TAIL_BYTES = 1 << 16
 """Read from the end of metrics.jsonl: a few hundred steps."""
@@ -34,7 +34,7 @@ def training_status(run: Run, name: str, now: float) -> TrainingStatus:
     """The progress of the training in RUN/train/NAME, at the Unix time `now`."""
     last = _last_metrics(run, name)
     steps, rate = _steps(run, name), None
-    changed = storage.last_change(run.train(name), ["metrics.jsonl"])
+    changed = storage.last_change(run.train(name), [TRAINING_METRICS])
     if last and changed is not None and now - changed <= _ACTIVE_SECONDS:
         rate = _steps_per_second(run, name, last)
     step = int(last[-1]["step"]) if last else 0
@@ -49,7 +49,7 @@ def training_status(run: Run, name: str, now: float) -> TrainingStatus:
 
 def _last_metrics(run: Run, name: str) -> list[dict[str, Any]]:
     """The last lines of metrics.jsonl; none if there is no such file yet."""
-    url = storage.join(run.train(name), "metrics.jsonl")
+    url = run.training_metrics(name)
     size = storage.size(url)
     if not size:
         return []
