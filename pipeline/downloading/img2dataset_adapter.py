@@ -1,12 +1,12 @@
 """Downloads one shard with img2dataset's `Downloader` and our HTTP client. The only file that imports img2dataset."""
 
+import dataclasses
 import io
 import json
 import os
 import pathlib
 import time
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.http_client import guarded_urlopen
-from lotlip_data.pipeline.downloading.image_validation import prepare
+from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings
+from lotlip_data.pipeline.downloading.images.isolation import Converter, ConverterError, Suspects
 
 _KEY_ROWS = 10_000  # keys have at least four row digits, however few rows a shard has
 
@@ -49,19 +50,35 @@ class FetchedShard:
 
 
 def fetch(
-    rows: pa.Table, shard: int, samples_per_shard: int, settings: DownloadSettings, folder: pathlib.Path
+    rows: pa.Table,
+    shard: int,
+    samples_per_shard: int,
+    settings: DownloadSettings,
+    folder: pathlib.Path,
+    suspects: Suspects | None = None,
 ) -> FetchedShard:
     """Download the images of `rows` (columns `schema.LISTS`) into the empty local `folder`.
 
+    Args:
+        rows: The rows of the shard.
+        shard: Its number.
+        samples_per_shard: The number of rows of a full shard.
+        settings: The settings of the download.
+        folder: Where the files of the shard are written.
+        suspects: The memory of images with which earlier attempts died.
+
     Raises:
-        ShardFetchError: Rows got lost, for example because the disk is full.
+        ShardFetchError: Rows got lost, for example because the disk is full, or images cannot be converted here.
     """
     started = time.time()
     source = folder / "rows.arrow"
     with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
         writer.write_table(rows.select(LISTS.names).cast(LISTS))
-    with guarded_urlopen(settings, _expected(rows)):
-        _downloader(settings, samples_per_shard, str(folder)).download_shard((shard, str(source)))
+    with Converter(_conversion_settings(settings), suspects) as converter, guarded_urlopen(settings, _expected(rows)):
+        resizer = IsolatedResizer(converter)
+        _downloader(settings, samples_per_shard, str(folder), resizer).download_shard((shard, str(source)))
+    if resizer.failure is not None:
+        raise ShardFetchError(f"shard {shard}: images cannot be converted ({resizer.failure})") from resizer.failure
     parquet = folder / f"{shard_name(shard)}.parquet"
     table = pq.read_table(parquet)
     if table.num_rows != rows.num_rows:
@@ -75,6 +92,11 @@ def fetch(
     return FetchedShard(folder / f"{shard_name(shard)}.tar", parquet, table, stats)
 
 
+def _conversion_settings(settings: DownloadSettings) -> ConversionSettings:
+    names = (field.name for field in dataclasses.fields(ConversionSettings))
+    return ConversionSettings(**{name: getattr(settings, name) for name in names})
+
+
 def _expected(rows: pa.Table) -> dict[str, dict[str, str]]:
     """URL, as `urllib` spells it → the hashes that the lists expect of its body."""
     expected: dict[str, dict[str, str]] = {}
@@ -85,21 +107,13 @@ def _expected(rows: pa.Table) -> dict[str, dict[str, str]]:
     return expected
 
 
-def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str) -> Any:
+def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str, resizer: "IsolatedResizer") -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # stops its version check over the network
     from img2dataset.downloader import Downloader
-    from img2dataset.resizer import Resizer
 
-    resizer = Resizer(
-        image_size=settings.image_size,
-        resize_mode="keep_ratio",
-        resize_only_if_bigger=True,
-        encode_quality=settings.quality,
-        encode_format=IMAGE_EXTENSION,
-    )
     return Downloader(
         sample_writer_class=_writer,
-        resizer=GuardedResizer(resizer, settings.max_pixels),
+        resizer=resizer,
         thread_count=settings.threads,
         save_caption=False,
         extract_exif=False,
@@ -143,16 +157,27 @@ Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, st
 """img2dataset's convention: stored bytes, width, height, original width, original height, error message."""
 
 
-class GuardedResizer:
-    """Replaces img2dataset's `Resizer`, which is `resizer`: repairs or rejects what the resizer would get wrong."""
+class IsolatedResizer:
+    """Takes the place of img2dataset's `Resizer`: passes each downloaded body to a `Converter`.
 
-    def __init__(self, resizer: Callable[[io.BytesIO], Resized], max_pixels: int) -> None:
-        self._resizer, self._max_pixels = resizer, max_pixels
+    Attributes:
+        failure: Why images cannot be converted at all; None if they can. img2dataset would take it for a defect of the
+            image, one after the other.
+    """
+
+    def __init__(self, converter: Converter) -> None:
+        self._converter = converter
+        self.failure: Exception | None = None
 
     def __call__(self, stream: io.BytesIO, _boxes: None = None) -> Resized:
-        """Resize the downloaded image in `stream`, which stays unchanged. Never raises FetchError."""
-        try:
-            data = prepare(stream.getvalue(), self._max_pixels)
-        except FetchError as error:
-            return None, None, None, None, None, str(error)
-        return self._resizer(io.BytesIO(data))
+        """Convert the downloaded body in `stream`, which stays unchanged."""
+        if self.failure is None:
+            try:
+                image = self._converter.convert(stream.getvalue())
+            except FetchError as error:
+                return None, None, None, None, None, str(error)
+            except (ConverterError, OSError) as error:
+                self.failure = error
+            else:
+                return image.body, image.width, image.height, image.original_width, image.original_height, None
+        return None, None, None, None, None, failures.OTHER
