@@ -19,6 +19,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
 from lotlip_data.captioners.registry import get_default, get_kind
+from lotlip_data.manifests.checkpoints.hub import ModelUnavailable, read_config
+from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -174,20 +176,15 @@ def format_table(gpu_gib: float, utilization: float) -> str:
 
 
 def _read_layout(config: CaptionerConfig) -> dict[str, Any] | None:
-    """Return the content of config.json; None if the hub cannot be reached."""
-    from transformers import PretrainedConfig
-
-    from lotlip_data.manifests.checkpoints.resolve import resolve
-
-    options = {"revision": config.revision}
+    """Return the content of config.json; None if the model is not on this machine and the hub does not give it."""
     try:
         source = resolve(config.model)
-        get_kind(config.kind).check(source, options)
-        return PretrainedConfig.get_config_dict(source, **options)[0]
-    except OSError as error:
+        get_kind(config.kind).check(source, {"revision": config.revision})
+        return read_config(source, config.revision)
+    except ModelUnavailable as error:
         if not Path(source).is_dir():
             return None
-        raise UserError(f"captioner {config.name!r}: {' '.join(str(error).split())}") from None
+        raise UserError(f"captioner {config.name!r}: {error}") from None
     except ValueError as error:
         raise UserError(f"captioner {config.name!r}: {error}") from None
 

@@ -14,7 +14,7 @@ RUN/
   quarantine/                                  what could not be processed, with its reason
   train/NAME/                                  configuration, metrics, checkpoints, results on published tasks
   eval/NAME.json                               results on synthetic scenes
-  logs/                                        one folder per invocation
+  logs/                                        one folder per invocation; engines/ with the traces of failed starts
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ SHARD_DIGITS = 5
 DATASET_JSON = "dataset.json"
 MARKERS = ".done"
 """The folder of the markers in `shards`."""
-TRAINING_DONE, TRAINED_MODEL = "done.json", "model"
+TRAINING_DONE, TRAINED_MODEL, TRAINING_METRICS = "done.json", "model", "metrics.jsonl"
 """Names in the folder of a training, which may lie outside a run."""
 
 
@@ -190,6 +190,10 @@ class Run:
         """The result of a training; it exists once the training is finished."""
         return self._in("train", name, TRAINING_DONE)
 
+    def training_metrics(self, name: str) -> str:
+        """The metrics of each step of a training, one JSON object per line."""
+        return self._in("train", name, TRAINING_METRICS)
+
     def trained_model(self, name: str) -> str:
         return self._in("train", name, TRAINED_MODEL)
 
@@ -207,6 +211,10 @@ class Run:
 
     def log(self, invocation: str) -> str:
         return self._in("logs", invocation, "log.txt")
+
+    def engine_log(self, captioner: str, attempt: str) -> str:
+        """The whole trace of a failed start of a captioner's engine."""
+        return self._in("logs", "engines", f"{captioner}-{attempt}.txt")
 
     def features(self, *tower: str) -> str:
         """The image features of a tower, one object for each tar; without `tower`, the folder of all towers."""

@@ -26,11 +26,13 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse, with_absolute_paths
+from lotlip_data.manifests.progress import SUMMARY_LINE
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import Outcome
+from lotlip_data.pipeline.core.ray_cluster import ray_session
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +146,8 @@ def import_captions(
     *,
     url_column: str | None = None,
     table_format: str | None = None,
+    column_names: Sequence[str] = (),
+    replace: bool = False,
 ) -> Outcome:
     """Join a table of existing captions to the run's images by URL.
 
@@ -153,6 +157,8 @@ def import_captions(
         columns: A captioner's name and its column, as NAME=COLUMN. Not needed for the format `dreamlip`.
         url_column: The column of the URLs. Default: `url`, or `Image Path` for `dreamlip`.
         table_format: `dreamlip`, or `csv`, `tsv`, `jsonl` or `parquet` where the file name does not end so.
+        column_names: Names of all columns, for CSV and TSV without a header.
+        replace: Replace captions that were imported before, such as those of a table that was corrected since.
     """
     from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
     from lotlip_data.pipeline.recaptioning.import_captions import format_text
@@ -160,7 +166,8 @@ def import_captions(
 
     run = open_run(run)
     frozen(run)
-    summary = import_table(run, open_caption_table(fspath(table), columns, url_column, table_format))
+    opened = open_caption_table(fspath(table), columns, url_column, table_format, column_names)
+    summary = import_table(run, opened, replace)
     return Outcome(True, [], summary.to_dict(), "import", format_text(summary))
 
 
@@ -175,8 +182,10 @@ def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
     from lotlip_data.pipeline.dataset.stage import shard as build_dataset
 
     run = open_run(run)
-    summary = build_dataset(frozen(run), run, captioners)
-    lines = [f"shard: {summary.built:,} shards with {summary.samples:,} samples"] if summary.built else []
+    with ray_session():
+        summary = build_dataset(frozen(run), run, captioners)
+    shards, samples = wording.count(summary.built, "shard"), wording.count(summary.samples, "sample")
+    lines = [f"shard: {shards} with {samples}"] if summary.built else []
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
 
 
@@ -210,7 +219,8 @@ def features(
     from lotlip_data.pipeline.model_stages.features import features as compute
 
     run = open_run(run)
-    outcome = compute(frozen(run), run, image_tower, image_size, gpus)
+    with ray_session():
+        outcome = compute(frozen(run), run, image_tower, image_size, gpus)
     lines = [f"features: {name}: {counts['computed']} shards computed" for name, counts in outcome.figures.items()]
     return replace(outcome, stage="features", lines=_logged(lines if outcome.did_something else []))
 
@@ -262,7 +272,7 @@ def evaluate_run(run: RunLike) -> Outcome:
 def _logged(lines: list[str]) -> list[str]:
     """The lines of a summary, logged as the last messages of the stage."""
     for line in lines:
-        logger.info(line)
+        logger.info(line, extra=SUMMARY_LINE)
     return lines
 
 
@@ -288,10 +298,43 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
     def start(run: Run) -> Outcome:
         return download(manifest, run, update_manifest=update_manifest)
 
-    stages: dict[str, Callable[[Run], Outcome]] = {"download": start, **STAGES}
+    _check_models(manifest, run)  # before hours of downloads
+    with ray_session():  # stages that use Ray share one
+        return _run_stages({"download": start, **STAGES}, run)
+
+
+def _check_models(manifest: Manifest, run: Run) -> None:
+    """Check that the models that the run has not used yet can be had, and the GPUs that its captioners ask for.
+
+    It reads config.json of captioners and asks the hub for the towers of trainings; it loads no model.
+
+    Raises:
+        UserError: One line for each captioner or tower that would fail.
+    """
+    from lotlip_data.pipeline.core.checks import check_captioner, check_gpus, check_model, require
+    from lotlip_data.pipeline.core.ledger import captioned_shards
+    from lotlip_data.pipeline.model_stages.train import training_config
+    from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+
+    jobs = resolve_captioners(manifest.captioners) if manifest.captioners else []
+    new_jobs = [job for job in jobs if not captioned_shards(run, job.config.name)]
+    new_trainings = [entry for entry in manifest.train if not storage.exists(run.training_done(entry.folder))]
+    configs = [training_config(entry) for entry in new_trainings]
+    towers = {("image tower", config.image_tower) for config in configs}
+    towers |= {("text tower", config.text_tower) for config in configs}
+    require(
+        [
+            *(check_gpus(f"captioner {job.config.name!r}", job.pool.num_gpus or 0) for job in new_jobs),
+            *(check_captioner(job.config) for job in new_jobs),
+            *(check_model(subject, model) for subject, model in sorted(towers)),
+        ]
+    )
+
+
+def _run_stages(stages: Mapping[str, Callable[[Run], Outcome]], run: Run) -> Outcome:
     total = Outcome(did_something=False, stage="run")
     for name, stage in stages.items():
-        logger.info(f"== {name}")
+        logger.info(f"== {name}", extra=SUMMARY_LINE)
         try:
             outcome = stage(run)
         except UserError as error:

@@ -301,20 +301,6 @@ def test_transformers_image_processors_have_a_pillow_backend(tmp_path: Path) -> 
         assert isinstance(AutoImageProcessor.from_pretrained(tmp_path, backend="pil"), CLIPImageProcessorPil)
 
 
-def test_transformers_pillow_image_processors_are_in_their_modules() -> None:
-    with relied_on(
-        "transformers",
-        "the modules image_processing_pil_*",
-        file="synthetic/recipes/export.py",
-        mention="image_processing_pil_clip",
-        fix="Import the classes from transformers itself.",
-    ):
-        from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-        assert BlipImageProcessorPil and CLIPImageProcessorPil
-
-
 def test_transformers_loading_for_the_published_checkpoints_can_be_told_that_accelerate_is_there() -> None:
     file = "tests/captioners/models/test_published_checkpoints.py"
     with relied_on(
@@ -403,6 +389,7 @@ def test_img2dataset_downloads_a_shard_into_tar_parquet_and_stats(
         mention="tarwriter.mtime",
         fix="Adapt the adapter's `fetch`, `_downloader` and `_writer`.",
     ):
+        from lotlip_data.manifests.progress import progress_bar
         from lotlip_data.manifests.schema import IMAGES, LISTS
         from lotlip_data.manifests.settings import DownloadSettings
         from lotlip_data.pipeline.downloading import img2dataset_adapter
@@ -414,9 +401,10 @@ def test_img2dataset_downloads_a_shard_into_tar_parquet_and_stats(
         source = tmp_path / "rows.arrow"
         with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
             writer.write_table(rows)
-        with Converter(ConversionSettings()) as converter:
-            resizer = img2dataset_adapter.IsolatedResizer(converter)
-            downloader = img2dataset_adapter._downloader(DownloadSettings(), 10, str(tmp_path), resizer)
+        failure = img2dataset_adapter.Failure()
+        with Converter(ConversionSettings()) as converter, progress_bar("download", 1, "URL") as bar:
+            resizer = img2dataset_adapter.IsolatedResizer(converter, failure)
+            downloader = img2dataset_adapter._downloader(DownloadSettings(), 10, str(tmp_path), resizer, bar, failure)
             downloader.download_shard((7, str(source)))
         stats = json.loads((tmp_path / "00007_stats.json").read_text())
         assert stats["successes"] == 1 and stats["status_dict"] == {"success": 1}
@@ -501,7 +489,7 @@ def test_ray_reads_the_variable_that_keeps_gpus_visible_to_tasks_without_one() -
     with relied_on(
         "ray",
         f"the environment variable {name}",
-        file="pipeline/core/ray_tasks.py",
+        file="pipeline/core/ray_cluster.py",
         mention=name,
         fix="Look up the variable's successor, or drop it if its behaviour is the default by now.",
     ):
@@ -515,13 +503,59 @@ def test_ray_says_timed_out_during_startup() -> None:
     with relied_on(
         "ray",
         f"its error {text!r}",
-        file="pipeline/core/ray_tasks.py",
+        file="pipeline/core/ray_cluster.py",
         mention=text,
         fix="Adapt start_local: otherwise a slow start is not tried again.",
     ):
         import ray._private.node
 
         assert text in inspect.getsource(ray._private.node)
+
+
+def test_ray_prints_the_messages_of_its_processes_with_a_function_that_can_be_replaced() -> None:
+    with relied_on(
+        "ray",
+        "print_to_stdstream, or the lines in its argument",
+        file="pipeline/core/ray_cluster.py",
+        mention="print_to_stdstream",
+        fix="Adapt _log_ray_messages: otherwise the state of a process that died fills the screen.",
+    ):
+        import ray._private.worker as worker
+
+        source = inspect.getsource(worker.listen_error_messages)
+        assert "print_to_stdstream(" in source and '"lines": [' in source and "ignore_prefix=" in source
+
+
+def test_ray_knows_the_processes_that_it_has_started_on_this_machine() -> None:
+    with relied_on(
+        "ray",
+        "_global_node, dead_processes or kill_all_processes",
+        file="pipeline/core/ray_watch.py",
+        mention="dead_processes",
+        fix="Adapt local_loss and end_local_processes.",
+    ):
+        import ray._private.ray_constants as constants
+        import ray._private.worker as worker
+        from ray._private.node import Node
+
+        assert worker._global_node is None or isinstance(worker._global_node, Node)
+        assert (constants.PROCESS_TYPE_GCS_SERVER, constants.PROCESS_TYPE_RAYLET) == ("gcs_server", "raylet")
+        assert "process.poll()" in inspect.getsource(Node.dead_processes)
+        options = inspect.signature(Node.kill_all_processes).parameters
+        assert {"check_alive", "allow_graceful", "wait"} <= options.keys()
+
+
+def test_rays_client_of_the_control_service_takes_an_address() -> None:
+    with relied_on(
+        "ray",
+        "ray._raylet.GcsClient",
+        file="pipeline/core/ray_cluster.py",
+        mention="GcsClient(address=",
+        fix="Ask the control service in another way, within PROBE_SECONDS.",
+    ):
+        from ray._raylet import GcsClient
+
+        assert callable(GcsClient)
 
 
 @pytest.mark.parametrize("file", ["pipeline/core/ray_tasks.py", "pipeline/recaptioning/actor_pool.py"])
@@ -653,23 +687,6 @@ def test_tarfile_goes_on_after_its_list_of_members_was_emptied() -> None:
             assert len(tar.members) == 1  # type: ignore[attr-defined]
             tar.members = []  # type: ignore[attr-defined]
         assert names == [f"{number}.jpg" for number in range(5)]
-
-
-def test_tarfile_counts_the_bytes_that_it_has_written(tmp_path: Path) -> None:
-    with (
-        relied_on(
-            "tarfile",
-            "TarFile.offset",
-            file="pipeline/dataset/writer.py",
-            mention=".offset",
-            fix="Count the bytes in SampleWriter itself: shards are split by them.",
-        ),
-        tarfile.TarFile(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as tar,
-    ):
-        member = tarfile.TarInfo("a")
-        member.size = 3
-        tar.addfile(member, io.BytesIO(b"abc"))
-        assert tar.offset == 2 * tarfile.BLOCKSIZE
 
 
 # PyYAML

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lotlip_data.pipeline.cli.console import Console, Verbosity, show_log, verbosity
+from lotlip_data.pipeline.cli.process import INTERRUPTED, lasting_streams, stopping_on_signals
 
 if TYPE_CHECKING:
     from lotlip_data.manifests.manifest import Manifest
     from lotlip_data.pipeline.core.outcome import Outcome
 
-FAILED, INVALID, INTERRUPTED = 1, 2, 130
-"""Exit codes: a failure, invalid arguments or configuration, and an interruption. Success is 0."""
+FAILED, INVALID = 1, 2
+"""Exit codes: a failure, and invalid arguments or configuration. Success is 0, an interruption INTERRUPTED."""
 
 ManifestFile = Annotated[
     str, typer.Argument(metavar="MANIFEST", help="The manifest, a YAML file: a path or an fsspec URL.")
@@ -50,46 +51,76 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
     console = Console(name, as_json, silent)
     bars = not (as_json or silent or verbosity.get() is Verbosity.QUIET)
     code = 0
-    try:
-        with show_log(console), progress_bars(bars):
+    with lasting_streams(), stopping_on_signals() as stop:
+        try:
+            with show_log(console), progress_bars(bars):
+                if run_url is not None:
+                    remove_stale_scratch(Run.at(run_url).url)
+                yield console
+        except UserError as error:
+            console.error(str(error))
+            code = INVALID
+        except OSError as error:  # a storage, a disk or the network
+            console.error(_describe(error))
+            code = FAILED
+        except KeyboardInterrupt as interrupt:
+            stop.finishing = True
+            if not interrupt.args:  # a training has already said at which step it resumes
+                console.print("stopped. Committed work is kept; run the same command again to resume.")
+            code = INTERRUPTED
+        finally:
             if run_url is not None:
-                remove_stale_scratch(Run.at(run_url).url)
-            yield console
-    except UserError as error:
-        console.error(str(error))
-        code = INVALID
-    except OSError as error:  # a storage, a disk or the network
-        console.error(_describe(error))
-        code = FAILED
-    except KeyboardInterrupt as stop:
-        if not stop.args:  # a training has already said at which step it resumes
-            console.print("stopped. Committed work is kept; run the same command again to resume.")
-        code = INTERRUPTED
-    finally:
-        if run_url is not None:
-            with contextlib.suppress(OSError, UserError):  # the screen has it all
-                console.save(Run.at(run_url))
+                with contextlib.suppress(OSError, UserError):  # the screen has it all
+                    console.save(Run.at(run_url))
     if code:
         raise typer.Exit(code)
 
 
+_WRONG_PATH = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EPERM, errno.EACCES, errno.EXDEV, errno.ENODEV, errno.ENXIO),
+}
+"""What a storage answers for a path that cannot be used, however often it is tried."""
+
+
 def _describe(error: OSError) -> str:
-    """The error in one line. For a folder without write access, it names the folder and not the file in it."""
+    """The error in one line. For a folder that cannot be written to, it names the folder and not the file in it."""
+    from lotlip_data.manifests.storage_retry import DiskError, disk_error
+
+    if isinstance(error, DiskError):
+        return str(error)
     file_name = str(error.filename or "")
     # Path.is_dir raises where access is denied.
     folder = next((str(path) for path in Path(file_name).parents if os.path.isdir(path)), "")  # noqa: PTH112
-    read_only = os.access(folder, os.X_OK) and not os.access(folder, os.W_OK) and not os.path.lexists(file_name)
-    if folder and (error.errno == errno.EROFS or (error.errno in (errno.EACCES, errno.EPERM) and read_only)):
-        return f"{folder}: cannot be written to ({error.strerror}). Make it writable, or use another folder."
+    denied = os.access(folder, os.X_OK) and not os.access(folder, os.W_OK) and not os.path.lexists(file_name)
+    if folder and (refused := disk_error(error, folder, denials=denied)):
+        return str(refused)
+    if error.errno in _WRONG_PATH:
+        advice = "Check the path and its permissions; another try gives the same error."
+        return f"{file_name or error}: {error.strerror}. {advice}"
     return f"{error}. Committed work is kept; run the same command again to resume."
 
 
-def finish(console: Console, outcome: "Outcome") -> None:
-    """Print the outcome of a command. Exits with 1 where something failed."""
+def finish(console: Console, outcome: "Outcome", run_url: str | None = None) -> None:
+    """Print the outcome of a command, and the next command. Exits with 1 where something failed.
+
+    Args:
+        console: The console of the command.
+        outcome: What the command did.
+        run_url: The run whose next command is named.
+    """
     console.result(outcome.figures)
     console.summarise(outcome.summary)
     if outcome.failed:
         raise typer.Exit(FAILED)
+    if run_url is not None and verbosity.get() is not Verbosity.QUIET:
+        console.print(f"next: {_next_command(run_url)}")
+
+
+def _next_command(run_url: str) -> str:
+    from lotlip_data.pipeline import inspection
+
+    return str(inspection.status(run_url).figures["next"])
 
 
 def load_validated_manifest(path: str) -> "Manifest":

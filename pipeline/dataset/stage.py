@@ -7,7 +7,6 @@ is not built again.
 import io
 import json
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import artifacts, dataset_index, schema, storage
+from lotlip_data.manifests import artifacts, dataset_index, schema, storage, wording
 from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.dataset_index import DatasetError, ShardFile, ShardRecord
 from lotlip_data.manifests.iteration import map_ordered
@@ -32,6 +31,7 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import captioned_shards, fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
+from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.curation.exclusions import find_exclusions, read_list
 from lotlip_data.pipeline.curation.filters import IMAGE_CHANGED, Filters
 from lotlip_data.pipeline.dataset import metadata
@@ -40,6 +40,7 @@ from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.publish import publish, published
 from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, write_shard
 from lotlip_data.pipeline.downloading.reader import refetch_remedy
+from lotlip_data.pipeline.recaptioning.import_claims import import_command
 
 logger = logging.getLogger(__name__)
 
@@ -217,13 +218,13 @@ def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str]) ->
 
 def _format_shards(shards: set[int]) -> str:
     names = [shard_name(shard) for shard in sorted(shards)[:_LISTED]]
-    return f"{len(shards)} shards ({', '.join(names)}{', …' if len(shards) > _LISTED else ''})"
+    return f"{wording.count(len(shards), 'shard')} ({', '.join(names)}{', …' if len(shards) > _LISTED else ''})"
 
 
 def _caption_command(run: Run, name: str) -> str:
     """The command that makes missing captions by a captioner."""
     if _is_imported(run, name):
-        return "`lotlip-data import` of the same table"
+        return import_command(run, name)
     return f"`lotlip-data recaption {run.url}`"
 
 
@@ -259,10 +260,13 @@ def _changed_message(run: Run, changed: Mapping[tuple[str, int], int]) -> str:
 
 def _build_all(run: Run, recipe: Recipe, tasks: list[BuildTask], summary: ShardSummary) -> None:
     """Build the shards on Ray and add the results to `summary`."""
+    if tasks:
+        storage.check_writable(run.shards)
     with progress_bar("shard", len(tasks), "shard") as bar:
         for task, result in run_ray_tasks(partial(build_shard, run, recipe), tasks):
             _add_result(summary, task, result, len(tasks))
-            bar.set_postfix_str(f"{summary.samples:,} samples", refresh=False)
+            failed = wording.count(len(summary.failed), "shard")
+            bar.note(f"{summary.samples:,} samples", f"{failed} failed" if summary.failed else "")
             bar.update()
 
 
@@ -273,7 +277,8 @@ def _add_result(summary: ShardSummary, task: BuildTask, result: ShardRecord | Ex
         summary.samples += result.samples
         summary.dropped.update(result.dropped)
         drops = "".join(f", {count} left out ({reason})" for reason, count in result.dropped.items())
-        logger.info(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {total})", extra=SHOWN_BY_BAR)
+        samples, built = wording.count(result.samples, "sample"), wording.count(total, "shard")
+        logger.info(f"shard {name}: {samples}{drops}; {summary.built:,} of {built} done", extra=SHOWN_BY_BAR)
     else:
         reason = one_line(result)
         summary.failed.append(f"shard {name}: {reason}")
@@ -291,8 +296,7 @@ def build_shard(run: Run, recipe: Recipe, task: BuildTask) -> ShardRecord:
         UserError: An input cannot be read.
     """
     number = task.shard
-    with tempfile.TemporaryDirectory(prefix="lotlip-data-shard-") as folder:
-        scratch = Path(folder)
+    with scratch_folder("shard") as scratch:
         marker = ledger.read_image_stats(run, number)
         if not marker["successes"]:
             return _commit(run, recipe, task, Joined(), [])

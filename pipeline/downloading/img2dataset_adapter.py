@@ -5,15 +5,20 @@ import io
 import json
 import os
 import pathlib
+import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lotlip_data.manifests.progress import Progress, progress_bar
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, shard_name
 from lotlip_data.manifests.schema import IMAGE_EXTENSION, IMAGES, LISTS
 from lotlip_data.manifests.settings import DownloadSettings
@@ -68,23 +73,29 @@ def fetch(
         suspects: The memory of images with which earlier attempts died.
 
     Raises:
-        ShardFetchError: Rows got lost, for example because the disk is full, or images cannot be converted here.
+        ShardFetchError: Rows got lost.
+        ConverterError: No image can be decoded here.
+        OSError: The folder cannot be written to, for example because the disk is full.
     """
     started = time.time()
     source = folder / "rows.arrow"
     with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
         writer.write_table(rows.select(LISTS.names).cast(LISTS))
-    with Converter(_conversion_settings(settings), suspects) as converter, guarded_urlopen(settings, _expected(rows)):
-        resizer = IsolatedResizer(converter)
-        _downloader(settings, samples_per_shard, str(folder), resizer).download_shard((shard, str(source)))
-    if resizer.failure is not None:
-        raise ShardFetchError(f"shard {shard}: images cannot be converted ({resizer.failure})") from resizer.failure
+    failure = Failure()
+    with (
+        Converter(_conversion_settings(settings), suspects) as converter,
+        guarded_urlopen(settings, _expected(rows)),
+        progress_bar("download", rows.num_rows, "URL") as bar,
+    ):
+        resizer = IsolatedResizer(converter, failure)
+        downloader = _downloader(settings, samples_per_shard, str(folder), resizer, bar, failure)
+        downloader.download_shard((shard, str(source)))
+    if failure.error is not None:
+        raise failure.error
     parquet = folder / f"{shard_name(shard)}.parquet"
     table = pq.read_table(parquet)
     if table.num_rows != rows.num_rows:
-        raise ShardFetchError(
-            f"shard {shard}: only {table.num_rows} of {rows.num_rows} rows were written; is the disk full?"
-        )
+        raise ShardFetchError(f"shard {shard}: only {table.num_rows} of {rows.num_rows} rows were written")
     table = _normalise(table)
     pq.write_table(table, parquet, compression="zstd")
     stats = json.loads((folder / f"{shard_name(shard)}_stats.json").read_text())
@@ -107,12 +118,39 @@ def _expected(rows: pa.Table) -> dict[str, dict[str, str]]:
     return expected
 
 
-def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str, resizer: "IsolatedResizer") -> Any:
+class Failure:
+    """The first error that is no fault of an image. img2dataset itself would go on to request the rest of the shard."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def record(self, error: Exception) -> None:
+        """Record the first error, and send no further request: no image can be stored."""
+        self.error = self.error or error
+        urllib.request.install_opener(_NoRequests())  # type: ignore[arg-type]  # it has what urlopen uses
+
+
+class _NoRequests:
+    """An opener that sends no request. `guarded_urlopen` removes it at its end."""
+
+    def open(self, *request: Any) -> None:
+        raise OSError("no image can be stored")
+
+
+def _downloader(
+    settings: DownloadSettings,
+    samples_per_shard: int,
+    folder: str,
+    resizer: "IsolatedResizer",
+    bar: Progress,
+    failure: Failure,
+) -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # stops its version check over the network
-    from img2dataset.downloader import Downloader
+    with _temporary_files_in(folder):  # wandb, which img2dataset imports, makes folders that a killed worker leaves
+        from img2dataset.downloader import Downloader
 
     return Downloader(
-        sample_writer_class=_writer,
+        sample_writer_class=partial(_GuardedWriter, bar, failure),
         resizer=resizer,
         thread_count=settings.threads,
         save_caption=False,
@@ -131,13 +169,54 @@ def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str,
     )
 
 
-def _writer(*arguments: Any) -> Any:
-    """img2dataset's writer, with whole seconds as time stamps: fractions cost a kibibyte per file in the tar."""
-    from img2dataset.writer import WebDatasetSampleWriter
+@contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Put the temporary files that Python code makes meanwhile into `folder`."""
+    earlier, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = earlier
 
-    writer = WebDatasetSampleWriter(*arguments)
-    writer.tarwriter.mtime = int(time.time())
-    return writer
+
+class _GuardedWriter:
+    """img2dataset's writer, which counts its rows in a progress bar and ends the requests at the first failed write.
+
+    The time stamps in the tar are whole seconds: fractions cost a kibibyte per file.
+
+    Args:
+        bar: Shows the rows.
+        failure: Receives the error of a write.
+        arguments: Those of img2dataset's writer.
+    """
+
+    def __init__(self, bar: Progress, failure: Failure, *arguments: Any) -> None:
+        from img2dataset.writer import WebDatasetSampleWriter
+
+        self._bar, self._failure, self._downloaded = bar, failure, 0
+        self._writer = WebDatasetSampleWriter(*arguments)
+        self._writer.tarwriter.mtime = int(time.time())
+
+    def write(self, image: bytes | None, *sample: Any) -> None:
+        if self._failure.error is not None:
+            return
+        with self._stopping_at_errors():
+            self._writer.write(image, *sample)
+            self._downloaded += image is not None
+            self._bar.note(counts={"downloaded": self._downloaded})
+            self._bar.update()
+
+    def close(self) -> None:
+        if self._failure.error is None:
+            with self._stopping_at_errors():
+                self._writer.close()
+
+    @contextmanager
+    def _stopping_at_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._failure.record(error)
 
 
 def _normalise(table: pa.Table) -> pa.Table:
@@ -158,26 +237,20 @@ Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, st
 
 
 class IsolatedResizer:
-    """Takes the place of img2dataset's `Resizer`: passes each downloaded body to a `Converter`.
+    """Takes the place of img2dataset's `Resizer`: passes each downloaded body to a `Converter`."""
 
-    Attributes:
-        failure: Why images cannot be converted at all; None if they can. img2dataset would take it for a defect of the
-            image, one after the other.
-    """
-
-    def __init__(self, converter: Converter) -> None:
-        self._converter = converter
-        self.failure: Exception | None = None
+    def __init__(self, converter: Converter, failure: Failure) -> None:
+        self._converter, self._failure = converter, failure
 
     def __call__(self, stream: io.BytesIO, _boxes: None = None) -> Resized:
         """Convert the downloaded body in `stream`, which stays unchanged."""
-        if self.failure is None:
+        if self._failure.error is None:
             try:
                 image = self._converter.convert(stream.getvalue())
             except FetchError as error:
                 return None, None, None, None, None, str(error)
             except (ConverterError, OSError) as error:
-                self.failure = error
+                self._failure.record(error)
             else:
                 return image.body, image.width, image.height, image.original_width, image.original_height, None
         return None, None, None, None, None, failures.OTHER

@@ -44,7 +44,7 @@ class TooManyRejections(UserError):
 class UnitResult:
     """What one call did for a shard: `rows` in total, `captioned` by this call, `rejected` with a reason.
 
-    `won`: whether this call made the commit.
+    `won`: whether this call made the commit. `tokens`: of all captions of the shard.
     """
 
     shard: int
@@ -52,6 +52,7 @@ class UnitResult:
     captioned: int
     rejected: int
     won: bool
+    tokens: int = 0
 
 
 def exceeds_rejections(rows: list[Row], max_rejected: float) -> bool:

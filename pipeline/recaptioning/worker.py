@@ -374,7 +374,7 @@ class ShardAttempt:
         usage = self._earlier_usage + self._usage()
         started_at = int(self._started_at)
         record = await asyncio.to_thread(finish_commit, self._run, self._name, self.shard, started_at, usage)
-        return UnitResult(self.shard, record.rows, len(self._parts.rows), record.failed, won)
+        return UnitResult(self.shard, record.rows, len(self._parts.rows), record.failed, won, record.tokens)
 
     def _usage(self) -> Usage:
         """The actor's time for this attempt so far."""

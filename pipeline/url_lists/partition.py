@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, freeze, image_settings
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, Run
@@ -140,6 +140,7 @@ def partition(manifest: Manifest, run: Run) -> Partition:
                 "keeps its partition: if the rows have changed, use another run folder"
             )
         return existing
+    storage.check_writable(run.lists)
     stamps = {source.name: stamp for source in manifest.sources if (stamp := reader.stamp_of(source))}
     with scratch_folder("partition") as folder:
         counts = _RowCounts(folder / "bad.parquet")
@@ -162,7 +163,8 @@ def partition(manifest: Manifest, run: Run) -> Partition:
     storage.create(run.plan, json.dumps(asdict(result), indent=2).encode())
     committed = load_partition(run)  # that of another driver, if it was first
     assert committed is not None
-    logger.info(f"{committed.rows} rows: {committed.images} images in {committed.shards} shards")
+    rows, images = wording.count(committed.rows, "row"), wording.count(committed.images, "URL")
+    logger.info(f"{rows}: {images} to download, in {wording.count(committed.shards, 'shard')}")
     return committed
 
 
