@@ -64,6 +64,12 @@ def exists(url: str) -> bool:
 
 
 @with_retries
+def kind(url: str) -> str | None:
+    """`file`, `directory`, or `other` for a device, a pipe or a socket; None if there is nothing."""
+    return _kind(*_open_fs(url))
+
+
+@with_retries
 def is_folder(url: str) -> bool:
     return _kind(*_open_fs(url)) == "directory"
 
