@@ -147,9 +147,9 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.large_binary()
     if pa.types.is_float16(kind):
         return pa.float32()
-    if _is_list(kind):
-        return pa.large_list(_plain_type(kind.value_type))
-    return kind
+    if pa.types.is_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    return pa.large_list(_plain_type(kind.value_type)) if _is_list(kind) else kind
 
 
 def sizes(values: pa.Array) -> np.ndarray:

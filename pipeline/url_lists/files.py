@@ -141,16 +141,16 @@ def open_text(stream: IO[bytes], file: str, remark: Remark) -> tuple[bytes, IO[b
         ListError: The file is of another kind.
     """
     limit = MAX_BODY_BYTES if getattr(stream, "size", 0) is None else None
-    head, content = _peek(stream, file, 64, limit)
+    head, rejoined = _peek(stream, file, 64, limit)
     compression = next((name for start, name in _COMPRESSIONS if start.match(head)), None)
     named = next((name for ending, name in _COMPRESSED_ENDINGS.items() if file.lower().endswith(ending)), None)
     if head and compression != named:
         remark(f"{file}: is {f'compressed with {compression}' if compression else 'not compressed'}, unlike its name")
-    if compression:
-        content = pa.CompressedInputStream(content, compression)
-    sample, content = _peek(content, file, SAMPLE_BYTES)
+    # Arrow reads only what it needs, so that the position in the file tells how much of it was used.
+    plain = pa.CompressedInputStream(rejoined, compression) if compression else rejoined
+    sample, content = _peek(plain, file, SAMPLE_BYTES)
     _check_kind(sample, file)
-    return sample, content
+    return sample, io.BufferedReader(content, SAMPLE_BYTES)
 
 
 def check_parquet(stream: IO[bytes], file: str) -> None:
@@ -175,12 +175,12 @@ def _check_kind(head: bytes, file: str) -> None:
         raise ListError(f"{file}: is an HTML or XML page, not a list; does its URL need a login?")
 
 
-def _peek(stream: Any, file: str, length: int, limit: int | None = None) -> tuple[bytes, IO[bytes]]:
+def _peek(stream: Any, file: str, length: int, limit: int | None = None) -> tuple[bytes, "_Rejoined"]:
     """The first `length` bytes of a stream, and a stream of all bytes, of which at most `limit` are read."""
     head = b""
     while len(head) < length and (block := stream.read(length - len(head))):
         head += block
-    return head, io.BufferedReader(_Rejoined(head, stream, file, limit), 1 << 20)
+    return head, _Rejoined(head, stream, file, limit)
 
 
 class _Rejoined(io.RawIOBase):

@@ -198,9 +198,13 @@ def _warn_about_texts(source: Source, counts: "_RowCounts") -> None:
     """Log which texts of a source are lost."""
     usable = counts.sources[source.name]
     if garbled := counts.garbled[source.name]:
-        logger.warning(f"{source.name}: {garbled:,} of {usable:,} texts are {GARBLED_REMEDY}, and use another run folder")
+        logger.warning(
+            f"{source.name}: {garbled:,} of {usable:,} texts are {GARBLED_REMEDY}, and use another run folder"
+        )
     for kind, rows in counts.not_texts[source.name].items():
-        logger.warning(f"{source.name}: {rows:,} of {usable:,} cells of the column {source.text!r} are {kind}, not a text")
+        logger.warning(
+            f"{source.name}: {rows:,} of {usable:,} cells of the column {source.text!r} are {kind}, not a text"
+        )
     if source.text is not None and usable and counts.blank[source.name] == usable:
         logger.warning(f"{source.name}: {reader.all_blank(source)}")
 

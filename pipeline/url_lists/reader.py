@@ -20,7 +20,7 @@ from lotlip_data.manifests.row_filter import FilterError, RowFilter
 from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.settings.source import HashName, Source
 from lotlip_data.pipeline.url_lists.cells import clean, decoder, kind_of, texts_of, to_list
-from lotlip_data.pipeline.url_lists.delimited import Dialect, delimited_rows
+from lotlip_data.pipeline.url_lists.delimited import Dialect, delimited_rows, records
 from lotlip_data.pipeline.url_lists.dialects import detect_dialect, separator_line
 from lotlip_data.pipeline.url_lists.files import check_parquet, errors_name, files_of, open_text
 from lotlip_data.pipeline.url_lists.json_rows import check_beginning, json_rows
@@ -70,6 +70,16 @@ def read_chunks(
                     next(lines, None)
             rows = delimited_rows(lines, dialect, source.name, names, columns.names, file, reject)
         yield from chunked(rows, columns.names)
+
+
+def count_rows(source: Source, file: str, text: bytes) -> int:
+    """The number of rows, a header included, in the decompressed beginning of a file that is not Parquet."""
+    form = source.format_of(file)
+    lines = sample_lines(text)
+    if form not in ("csv", "tsv"):
+        return sum(not line.isspace() for line in lines)
+    dialect = detect_dialect(source, form, lines, source.needed, file, _no_remark)
+    return sum(1 for record in records(iter(lines), dialect) if record)
 
 
 SCHEMA = pa.schema(

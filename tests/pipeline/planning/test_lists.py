@@ -13,7 +13,9 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.planning.lists import format_text, plan_lists
 from lotlip_data.pipeline.url_lists import reader
+from lotlip_data.pipeline.url_lists.cells import GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.partition import partition
+from lotlip_data.pipeline.url_lists.rows import BATCH_ROWS
 
 
 def manifest_of(*sources: dict[str, Any], **settings: Any) -> Manifest:
@@ -61,15 +63,16 @@ def test_a_long_list_is_read_in_part_and_its_rows_are_estimated_within_10_percen
         if name.endswith("gz"):
             file.write_bytes(gzip.compress((tmp_path / "l.jsonl").read_bytes(), 1))
     chunk_rows = list[int]()
-    chunk_class = reader.Chunk
+    read_chunks = reader.read_chunks
 
-    def record_chunk(rows: Any, columns: Any) -> Any:
-        chunk_rows.append(len(rows))
-        return chunk_class(rows, columns)
+    def count_rows(*arguments: Any) -> Any:
+        for chunk in read_chunks(*arguments):
+            chunk_rows.append(len(chunk.rows))
+            yield chunk
 
-    monkeypatch.setattr(reader, "Chunk", record_chunk)
+    monkeypatch.setattr(reader, "read_chunks", count_rows)
     (source,) = plan_lists(manifest_of({"name": "a", "files": str(file)}), rows=1000).sources
-    assert sum(chunk_rows) == reader.BATCH_ROWS
+    assert sum(chunk_rows) == BATCH_ROWS
     assert source.rows is not None
     assert abs(source.rows - count) <= (0 if source.rows_exact else 0.1 * count)
     assert source.rows_exact == name.endswith("parquet")
@@ -86,7 +89,7 @@ def test_a_filter_that_keeps_nothing_and_an_invalid_file_are_found_without_readi
         ),
         rows=1000,
     )
-    assert plan.sources[0].seen == reader.BATCH_ROWS
+    assert plan.sources[0].seen == BATCH_ROWS
     assert plan.sources[1].seen == 1001
     assert plan.problems[0] == "a: none of the 8192 rows read is usable: 8192 × fails len(caption) > 99"
     assert plan.problems[1].startswith("b: none of the 1001 rows read is usable: 1001 × not a JSON object")
@@ -183,7 +186,7 @@ def test_texts_that_are_not_utf8_are_a_problem_with_their_share(tmp_path: pathli
     rows = "".join(f"http://a.example/{index}.jpg,{'é' if index % 4 else 'e'}\n" for index in range(20))
     for encoding, problems in (
         ("utf-8", []),
-        ("latin-1", [f"a: 75.00% of the texts read are {reader.GARBLED}"]),
+        ("latin-1", [f"a: 75.00% of the texts read are {GARBLED_REMEDY}"]),
     ):
         (tmp_path / "a.csv").write_bytes(("url,caption\n" + rows).encode(encoding))
         plan = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "a.csv")}))
