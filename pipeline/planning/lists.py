@@ -26,10 +26,12 @@ from lotlip_data.pipeline.planning.storage import MeasuredStorage, StorageEstima
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.files import errors_name, files_of, open_text
-from lotlip_data.pipeline.url_lists.rows import BadRow
+from lotlip_data.pipeline.url_lists.rows import LINE_TOO_LONG, BadRow
 
 SAMPLED_FILES = 8
 """Maximum number of files sampled per source."""
+MAX_LONG_LINES = 256
+"""Lines of more than 1 MiB after which the rest of a file is not read."""
 SHOWN_REMARKS = 4
 """Number of remarks on files reported per source."""
 SHOWN_HOSTS = 5
@@ -215,7 +217,7 @@ class _Sample:
 
     def _reject(self, bad: BadRow) -> None:
         self.invalid[bad.reason] += 1
-        if self.invalid.total() > self._rows:
+        if self.invalid.total() > self._rows or self.invalid[LINE_TOO_LONG] > MAX_LONG_LINES:
             raise _EnoughInvalidRowsError
 
     def _filter_out(self, rule: str, count: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lotlip_data.pipeline.url_lists.rows import (
+    LINE_TOO_LONG,
     MAX_LINE_CHARACTERS,
     BadRow,
     ListError,
@@ -54,7 +55,7 @@ def records(lines: Iterator[Line], dialect: Dialect) -> Iterator[Record]:
 def _plain_records(lines: Iterator[Line], delimiter: str) -> Iterator[Record]:
     for line in lines:
         if isinstance(line, LongLine):
-            yield MalformedRecord("line too long", clip(line.start))
+            yield MalformedRecord(LINE_TOO_LONG, clip(line.start))
         elif line.isspace():
             yield []
         else:
@@ -81,7 +82,7 @@ class _LineFeed:
         line = self._again.pop() if self._again else next(self._lines)
         self.record.append(line)
         if isinstance(line, LongLine):
-            raise csv.Error("line too long")
+            raise csv.Error(LINE_TOO_LONG)
         self._size += len(line)
         if self._size > MAX_LINE_CHARACTERS and len(self.record) > 1:
             raise csv.Error("a quote is not closed")
@@ -134,7 +135,7 @@ def _malformed(feed: _LineFeed, dialect: Dialect) -> MalformedRecord:
     first = feed.record[0]
     feed.reread_all_but_first()
     if isinstance(first, LongLine):
-        return MalformedRecord("line too long", clip(first.start))
+        return MalformedRecord(LINE_TOO_LONG, clip(first.start))
     if dialect.escape == '"' and '\\"' in first:
         return MalformedRecord("not CSV: a backslash before a quote (see `escape`)", clip(first))
     return MalformedRecord("not CSV: a stray quote (see `quoting`)" if '"' in first else "not CSV", clip(first))

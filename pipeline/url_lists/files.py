@@ -19,7 +19,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.settings.source import Source
-from lotlip_data.manifests.storage_retry import StorageError
+from lotlip_data.manifests.storage_retry import StorageError, client_errors
 from lotlip_data.pipeline.url_lists.rows import ListError, Remark
 
 SAMPLE_BYTES = 1 << 20
@@ -70,6 +70,11 @@ def files_of(source: Source) -> list[str]:
 
 
 def _matches(file: str) -> list[str]:
+    with errors_name(file):
+        return _existing(file)
+
+
+def _existing(file: str) -> list[str]:
     if "*" in file:
         files = storage.list_matching(file)
         if not files:
@@ -122,8 +127,9 @@ def errors_name(file: str) -> Iterator[None]:
         yield
     except UserError:  # also a ValueError
         raise
-    except (OSError, ValueError, KeyError, NotImplementedError, pa.ArrowException) as error:
-        raise ListError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError, KeyError, NotImplementedError, pa.ArrowException, *client_errors()) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ListError(f"{file}: cannot be read: {reason.removeprefix(f'{file}: ')}") from error
 
 
 def open_text(stream: IO[bytes], file: str, remark: Remark) -> tuple[bytes, IO[bytes]]:
@@ -156,7 +162,10 @@ def open_text(stream: IO[bytes], file: str, remark: Remark) -> tuple[bytes, IO[b
 def check_parquet(stream: IO[bytes], file: str) -> None:
     """Raise ListError if the file is known to be of another kind than Parquet. The stream is rewound."""
     head = stream.read(64)
-    stream.seek(0)
+    try:
+        stream.seek(0)
+    except ValueError:
+        raise ListError(f"{file}: its server sends only whole files; download it to read it as Parquet") from None
     if compression := next((name for start, name in _COMPRESSIONS if start.match(head)), None):
         raise ListError(f"{file}: is compressed with {compression}; Parquet is read only decompressed")
     if not head.startswith(_PARQUET):

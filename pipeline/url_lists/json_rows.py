@@ -9,6 +9,7 @@ from lotlip_data.pipeline.url_lists.cells import GARBLED, kind_of, texts_of
 from lotlip_data.pipeline.url_lists.rows import (
     BATCH_ROWS,
     CHUNK_BYTES,
+    LINE_TOO_LONG,
     BadRow,
     Columns,
     ListError,
@@ -63,7 +64,7 @@ def _objects(
     wanted = frozenset(names)
     for number, line in enumerate(lines, 1):
         if isinstance(line, LongLine):
-            reject(BadRow(source, file, number, "line too long", clip(line.start)))
+            reject(BadRow(source, file, number, LINE_TOO_LONG, clip(line.start)))
             continue
         if not line.strip():
             continue

@@ -16,6 +16,8 @@ CHUNK_BYTES = 32 << 20
 """Size of the cells after which a chunk ends, so that long cells do not need more memory than short ones."""
 MAX_LINE_CHARACTERS = 1 << 20
 """A longer line, row of a CSV, or cell of a Parquet file (in bytes) makes its row unusable."""
+LINE_TOO_LONG = "line too long"
+"""The reason of a row whose line is longer."""
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
