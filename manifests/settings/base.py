@@ -21,12 +21,13 @@ from pydantic_core import CoreSchema
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.settings.messages import describe_errors
+from lotlip_data.manifests.settings.plain_values import check_plain_values
 
 
 class Settings(BaseModel):
     """Settings of one section or object."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     virtual_fields: ClassVar[tuple[str, ...]] = ()
     """Keys that a validator of the model replaces by fields. Messages about typos suggest them too."""
@@ -42,6 +43,7 @@ class Settings(BaseModel):
         Raises:
             UserError: With every problem in one line: the setting, what is wrong, and the fix.
         """
+        check_plain_values(settings, where)
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
