@@ -161,10 +161,10 @@ def sizes(values: pa.Array) -> np.ndarray:
         indices = pc.fill_null(values.indices.cast(pa.int64()), len(values.dictionary)).to_numpy()
         return np.append(sizes(values.dictionary), 0)[indices]
     if _is_list(kind):
-        lists = values if pa.types.is_large_list(kind) else values.cast(pa.large_list(kind.value_type))
-        offsets = lists.offsets.to_numpy()
-        ends = np.cumsum(np.append(0, sizes(lists.values)))
-        return ends[offsets[1:]] - ends[offsets[:-1]] + 8 * np.diff(offsets)
+        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
+        element_ends = np.cumsum(np.append(0, sizes(values.flatten())))
+        ends = np.cumsum(lengths)
+        return element_ends[ends] - element_ends[ends - lengths] + 8 * lengths
     if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
         values = values.cast(_plain_type(kind))
     if pa.types.is_large_unicode(values.type) or pa.types.is_unicode(values.type):

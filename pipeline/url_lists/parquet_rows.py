@@ -24,6 +24,7 @@ from lotlip_data.pipeline.url_lists.rows import (
     Columns,
     ListError,
     Reject,
+    Remark,
     positions,
 )
 
@@ -31,13 +32,17 @@ MAX_PAGE_BYTES = 128 << 20
 """Largest page that is decompressed, and largest size of a batch."""
 MAX_ROW_VALUES = 1 << 26
 """Number of elements that the lists of a row group can have more than it has rows."""
-TOO_LARGE = f"its row group has cells of more than {MAX_PAGE_BYTES >> 20} MiB"
+MAX_SHORT_PAGE_BYTES, SHORT_VALUE_BYTES = 1 << 30, 1 << 12
+"""Largest page whose values have at most so many bytes on average: fastparquet writes row groups in one page."""
+TOO_LARGE = "its row group cannot be decompressed in bounded memory"
 _LONG_VALUE_BYTES = 1 << 16
 _READ_BYTES = 1 << 20
 _BYTE_TYPES = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 
 
-def parquet_chunks(stream: IO[bytes], source: str, columns: Columns, file: str, reject: Reject) -> Iterator[Chunk]:
+def parquet_chunks(
+    stream: IO[bytes], source: str, columns: Columns, file: str, reject: Reject, remark: Remark
+) -> Iterator[Chunk]:
     """The rows of a Parquet file.
 
     Args:
@@ -46,6 +51,7 @@ def parquet_chunks(stream: IO[bytes], source: str, columns: Columns, file: str, 
         columns: The requested columns.
         file: Name of the file.
         reject: Receives unusable rows.
+        remark: Receives a sentence about each row group that is left out.
 
     Raises:
         ListError: A column is missing, or has a type that is no text.
@@ -59,8 +65,10 @@ def parquet_chunks(stream: IO[bytes], source: str, columns: Columns, file: str, 
     number = 1
     for group in range(content.num_row_groups):  # one by one, so that the memory of a group is freed
         rows = content.metadata.row_group(group).num_rows
-        batch_rows = _batch_rows(stream, content, group, names)
-        if batch_rows is None:
+        try:
+            batch_rows = _batch_rows(stream, content, group, names)
+        except _TooLargeError as error:
+            remark(f"{file}: row group {group} is left out: {error}")
             for row in range(number, number + rows):
                 reject(BadRow(source, file, row, TOO_LARGE, f"row group {group}"))
             number += rows
@@ -80,44 +88,53 @@ def _check_types(schema: pa.Schema, columns: Columns, file: str) -> None:
             raise ListError(f"{file}: the column {name!r} is {kind}, not a text or a list of texts; choose another")
 
 
-def _batch_rows(stream: IO[bytes], content: pq.ParquetFile, group: int, names: Sequence[str]) -> int | None:
-    """How many rows of a row group can be in memory at once; None if not even its largest page can."""
+class _TooLargeError(Exception):
+    """A row group needs more memory than its rows can be worth. The message says which column and why."""
+
+
+def _batch_rows(stream: IO[bytes], content: pq.ParquetFile, group: int, names: Sequence[str]) -> int:
+    """How many rows of a row group can be in memory at once. Raises _TooLargeError if not even its pages can."""
     metadata = content.metadata.row_group(group)
     rows = max(metadata.num_rows, 1)
     batch_rows = BATCH_ROWS
     for chunk in map(metadata.column, range(metadata.num_columns)):
         if not any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in names):
             continue
-        extra_values = chunk.num_values - rows  # of lists
         value_bytes = _largest_value_bytes(stream, chunk)
-        if value_bytes is None or extra_values > MAX_ROW_VALUES:
-            return None
-        if value_bytes > _LONG_VALUE_BYTES and extra_values * value_bytes > MAX_PAGE_BYTES:
-            return None
+        extra_values = chunk.num_values - rows  # of lists
+        if extra_values > MAX_ROW_VALUES or (
+            value_bytes > _LONG_VALUE_BYTES and extra_values * value_bytes > MAX_PAGE_BYTES
+        ):
+            raise _TooLargeError(f"the lists of the column {chunk.path_in_schema!r} have {chunk.num_values:,} elements")
         batch_rows = min(batch_rows, int(MAX_PAGE_BYTES / max(value_bytes * math.ceil(chunk.num_values / rows), 1)))
     return max(batch_rows, 1)
 
 
-def _largest_value_bytes(stream: IO[bytes], chunk: pq.ColumnChunkMetaData) -> float | None:
-    """The largest mean of the bytes per value among the pages of a column chunk; None if a page is too large.
+def _largest_value_bytes(stream: IO[bytes], chunk: pq.ColumnChunkMetaData) -> float:
+    """The largest mean of the bytes per value among the pages of a column chunk.
 
     A value in a dictionary counts with its own length, because every row can repeat it. In a chunk that fits in memory
-    as a whole, only such values matter.
+    as a whole, only such values matter. Raises _TooLargeError if a page is too large.
     """
     if chunk.physical_type not in _BYTE_TYPES:
         return 8.0
     fits = chunk.total_uncompressed_size <= MAX_PAGE_BYTES
     largest = 0.0
     for page in pages(stream, chunk):
-        if page.uncompressed_bytes > MAX_PAGE_BYTES:
-            return None
+        mean = page.uncompressed_bytes / max(page.values, 1)
+        if page.uncompressed_bytes > (MAX_SHORT_PAGE_BYTES if mean <= SHORT_VALUE_BYTES else MAX_PAGE_BYTES):
+            raise _TooLargeError(
+                f"the column {chunk.path_in_schema!r} has a page of {page.uncompressed_bytes >> 20:,} MiB with "
+                f"{page.values:,} values; at most {MAX_PAGE_BYTES >> 20} MiB are decompressed. If the texts are right, "
+                "write the file again with smaller pages"
+            )
         if page.is_dictionary:
             if page.uncompressed_bytes * BATCH_ROWS > MAX_PAGE_BYTES:
                 largest = float(longest_dictionary_value(stream, page, chunk.compression))
         elif fits:
             break
         else:
-            largest = max(largest, page.uncompressed_bytes / max(page.values, 1))
+            largest = max(largest, mean)
     return largest
 
 

@@ -52,7 +52,7 @@ def read_chunks(
     with errors_name(file), storage.open_read(file) as stream:
         if form == "parquet":
             check_parquet(stream, file)
-            yield from parquet_chunks(stream, source.name, columns, file, reject)
+            yield from parquet_chunks(stream, source.name, columns, file, reject, remark)
             return
         sample, content = open_text(stream, file, remark)
         check_encoding(sample, file)
