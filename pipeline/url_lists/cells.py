@@ -133,6 +133,11 @@ def plain(values: pa.Array) -> pa.Array:
         values = values.storage
     if pa.types.is_run_end_encoded(values.type):
         values = pc.run_end_decode(values)
+    if pa.types.is_list_view(values.type) or pa.types.is_large_list_view(values.type):
+        # Arrow's own cast gives other elements for a slice of list views.
+        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
+        offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int64())
+        return pa.LargeListArray.from_arrays(offsets, plain(values.flatten()), mask=values.is_null())
     kind = _plain_type(values.type)
     return values if kind == values.type else values.cast(kind)
 

@@ -209,3 +209,73 @@ def test_a_published_source_with_a_different_number_of_rows_is_noted(tmp_path: p
         "cc3m: the list has 1 rows, the published list has 3,318,333; check whether this is another edition or only a "
         "part"
     ]
+
+
+def plan_of(path: pathlib.Path, texts: list[Any], **settings: Any) -> Any:
+    rows = ({"url": f"http://{index}.example/", "caption": text} for index, text in enumerate(texts))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return plan_lists(manifest_of({"name": "a", "files": str(path)} | settings))
+
+
+def test_texts_that_are_all_blank_are_a_problem_unless_the_list_has_none(tmp_path: pathlib.Path) -> None:
+    (problem,) = plan_of(tmp_path / "l.jsonl", ["", None, " "]).problems
+    assert problem.startswith("a: all texts are blank: name another column than 'caption' in `text`")
+    assert plan_of(tmp_path / "l.jsonl", ["", None, "a"]).problems == []
+    assert plan_of(tmp_path / "l.jsonl", ["", None, " "], text=None).problems == []
+    (tmp_path / "l.txt").write_text("http://a.example/1\n")
+    assert plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "l.txt")})).problems == []
+
+
+def test_cells_that_are_no_texts_are_a_problem_with_their_share(tmp_path: pathlib.Path) -> None:
+    problems = plan_of(tmp_path / "l.jsonl", ["a", {"en": "b"}, True, "c"]).problems
+    assert problems == [
+        "a: 25.00% of the cells read of the column 'caption' are an object, not a text",
+        "a: 25.00% of the cells read of the column 'caption' are true or false, not a text",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("someone%27s+red+boat", "decode: url"),
+        ("a%20dog%20on%20the%20beach", "decode: url"),
+        ("IMG+red+boat", "decode: url"),
+        ("caf%C3%A9", "decode: url"),
+        ("Tom &amp; Jerry", "decode: html"),
+        ("it&#39;s", "decode: html"),
+        ("['a dog', 'a cat']", "written lists"),
+        ('["a dog"]', "written lists"),
+        ("nan", "words for a missing text"),
+        ("None", "words for a missing text"),
+        ("100% cotton + silk", ""),
+        ("50%off", ""),
+        ("R&D department; A+", ""),
+        ("a [red] boat", ""),
+        ("Nancy", ""),
+    ],
+)
+def test_texts_that_look_encoded_or_missing_are_a_note(tmp_path: pathlib.Path, text: str, hint: str) -> None:
+    notes = plan_of(tmp_path / "l.jsonl", [text, "plain text"]).notes
+    assert ["look like" in note and hint in note for note in notes] == [True] * bool(hint)
+
+
+def test_a_text_that_the_source_decodes_is_no_note(tmp_path: pathlib.Path) -> None:
+    assert plan_of(tmp_path / "l.jsonl", ["a%20red%20boat"], decode="url").notes == []
+    assert plan_of(tmp_path / "l.jsonl", ["Tom &amp; Jerry"], decode="html").notes == []
+
+
+def test_how_a_file_is_read_that_deviates_from_its_format_is_a_note(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "l.csv").write_text("url;caption\nhttp://a.example/1;x\n")
+    (note,) = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "l.csv")})).notes
+    assert note == f"a: {tmp_path}/l.csv: its cells are separated by ';'; set `delimiter` if they are not"
+
+
+def test_a_list_that_is_a_device_or_never_ends_a_line_is_a_problem_at_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (problem,) = plan_lists(manifest_of({"name": "a", "files": "/dev/zero", "format": "csv"})).problems
+    assert problem == "/dev/zero: is not a regular file but a device, a pipe or a socket; save the list as a file"
+    monkeypatch.setattr("lotlip_data.pipeline.planning.lists.MAX_LONG_LINES", 2)
+    (tmp_path / "l.csv").write_text("url,caption\n" + ("x" * (1 << 20) + "\n") * 5)
+    (source,) = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "l.csv")})).sources
+    assert source.invalid == {"line too long": 3}

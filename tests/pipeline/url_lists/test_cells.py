@@ -176,6 +176,28 @@ def test_sizes_of_cells_are_those_of_their_plain_values(values: Any) -> None:
         assert sizes(values.slice(1)).tolist() == expected[1:]
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.string(), pa.string_view(), pa.binary_view(), pa.dictionary(pa.int8(), pa.string())),
+        *(pa.list_(pa.string()), pa.list_view(pa.string()), pa.large_list_view(pa.string_view())),
+        *(pa.list_(pa.string(), 2), pa.list_(pa.string_view())),
+    ],
+    ids=str,
+)
+def test_the_plain_form_of_a_slice_has_its_values(kind: pa.DataType) -> None:
+    is_nested = kind.num_fields > 0
+    cells: list[Any] = (
+        [["a", "b"], ["c", "d"], None, ["e", "f"], ["g", "h"]] if is_nested else ["a", "bc", None, "d", "e"]
+    )
+    values = pa.array(cells, kind)
+    expected = values.to_pylist()
+    for begin, end in ((0, 5), (1, 4), (3, 5)):
+        part = plain(values.slice(begin, end - begin))
+        assert part.to_pylist() == expected[begin:end]
+        assert part.take(pa.array([1, 0])).to_pylist() == [expected[begin + 1], expected[begin]]
+
+
 def test_sizes_of_lists_count_their_elements() -> None:
     lists = pa.array([["abc", "de"], None, [], ["f"]])
     for kind in (lists.type, pa.list_view(pa.string()), pa.large_list(pa.string_view())):
