@@ -36,7 +36,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.data.image_transforms import ImageTransform, load_transform
 from lotlip_data.training.data.tokenizer import TextTokenizer, load_tokenizer
 from lotlip_data.training.models import timm_vit, towers
-from lotlip_data.training.models.lotlip import FORMAT, WEIGHTS, LoTLIP
+from lotlip_data.training.models.lotlip import FORMAT, POOLED_FORMAT, WEIGHTS, LoTLIP
 from lotlip_data.training.models.pretrained import image_config, text_config
 from lotlip_data.training.models.towers import TextSettings
 
@@ -115,7 +115,7 @@ def build_model(
             "give the right --text-tower"
         )
     with torch.device("meta"):
-        model = towers.build(image.to_dict(), text.to_dict(), TextSettings(corners))
+        model = towers.build(towers.describe_parts(image, text, TextSettings(corners)))
     actual = {name: tuple(value.shape) for name, value in to_ours(weights, where).items()}
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     if problems := checkpoint_files.differences(expected, actual):
@@ -219,7 +219,8 @@ def _read_our_config(source: str) -> dict[str, Any] | None:
         config = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file}: is not JSON ({error}); download it again") from error
-    return config if isinstance(config, dict) and config.get("format") == FORMAT and "towers" in config else None
+    is_ours = isinstance(config, dict) and config.get("format") in (FORMAT, POOLED_FORMAT) and "towers" in config
+    return config if is_ours else None
 
 
 def _find_checkpoint(source: str, revision: str | None) -> Path:

@@ -1,16 +1,18 @@
 """Captions with vLLM's asynchronous engine: one request per image, one engine process.
 
-This is the only file that imports vllm, and it is imported only when a vLLM engine is loaded. It relies on three
+This is the only file that imports vllm, and it is imported only when a vLLM engine is loaded. It relies on four
 unstable parts of vLLM; tests/test_third_party_internals.py has a test for each:
 
 - `PixelRequests` builds requests from pixels of our own. vLLM's documented input is an image, which it would
   preprocess itself, so that the two engines would no longer see the same pixels.
 - `BoundUniProcExecutor` and `BoundMultiprocExecutor` extend vLLM's executors.
 - `USAGE` selects vLLM's default number of tokens per step.
+- `_accept_transformers_names` extends the table by which vLLM's LLaVA renames the weights of a checkpoint.
 """
 
 import dataclasses
 import os
+import re
 import threading
 import uuid
 from multiprocessing import active_children, parent_process
@@ -21,6 +23,8 @@ from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, EngineDead, EngineOptions
 from lotlip_data.captioners.engines.preprocessing import Preprocessor
+from lotlip_data.captioners.engines.process_output import ProcessOutput, root_cause
+from lotlip_data.captioners.load_errors import EngineProcessError, shorten
 
 HAS_GPU = torch.cuda.is_available()
 # vLLM reads these when it is imported. Without a GPU, an engine warns a dozen times that there is none.
@@ -29,6 +33,8 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams  # noqa: E402
 from vllm.inputs import embeds_input, mm_input  # noqa: E402
+from vllm.model_executor.models.llava import LlavaForConditionalGeneration  # noqa: E402
+from vllm.model_executor.models.utils import WeightsMapper  # noqa: E402
 from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.usage.usage_lib import UsageContext  # noqa: E402
@@ -47,6 +53,21 @@ PROCESS_EXIT_SECONDS = 5
 USAGE = UsageContext.LLM_CLASS if HAS_GPU else UsageContext.ENGINE_CONTEXT
 
 
+def _accept_transformers_names() -> None:
+    """Let vLLM's LLaVA read checkpoints that transformers 5 has saved, too.
+
+    They lack the part `vision_model` in the names of a CLIP or SigLIP tower, which the hub's checkpoints have. This
+    runs on import, because every process of vLLM that loads weights imports this module for its executor.
+    """
+    tower = re.compile(r"^(?:model\.)?vision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
+    LlavaForConditionalGeneration.hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
+        orig_to_new_regex={tower: "vision_tower.vision_model."}
+    )
+
+
+_accept_transformers_names()
+
+
 class VllmEngine:
     """A model that vLLM runs as a whole. All calls of `caption` must come from one event loop.
 
@@ -57,7 +78,7 @@ class VllmEngine:
         self._preprocessor = preprocessor
         self._sampling = sampling_params(config, preprocessor)
         children_before = active_children()
-        self._llm: AsyncLLMEngine | None = AsyncLLMEngine.from_engine_args(arguments, usage_context=USAGE)
+        self._llm: AsyncLLMEngine | None = _start(arguments)
         self._processes = [child for child in active_children() if child not in children_before]
         self._prepare_requests(config)
         max_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
@@ -98,6 +119,22 @@ class VllmEngine:
                 raise EngineDead(f"vLLM's engine process has died: {error}") from error
             raise CaptionError(f"vLLM: {type(error).__name__}: {error.__cause__ or error}") from error
         return self._preprocessor.decode(tokens)
+
+
+def _start(arguments: AsyncEngineArgs) -> AsyncLLMEngine:
+    """Start vLLM's engine. Raises EngineProcessError if its process fails, and as vLLM does if this process fails."""
+    with ProcessOutput() as output:
+        try:
+            return AsyncLLMEngine.from_engine_args(arguments, usage_context=USAGE)
+        except Exception as error:  # noqa: BLE001 - it is raised below, when the output is complete
+            failure = error
+    text = output.text()
+    failure.add_note(f"Output of the engine's process:\n{text}")
+    if not isinstance(failure, RuntimeError):
+        raise failure
+    raise EngineProcessError(
+        root_cause(text) or f"it ended without an exception ({shorten(str(failure))})"
+    ) from failure
 
 
 class PixelRequests:
@@ -173,6 +210,10 @@ def sampling_params(config: CaptionerConfig, preprocessor: Preprocessor) -> Samp
     return SamplingParams(
         temperature=config.temperature,
         top_p=config.top_p if config.temperature else 1.0,
+        top_k=config.top_k if config.temperature else 0,
+        min_p=config.min_p if config.temperature else 0.0,
+        repetition_penalty=config.repetition_penalty,
+        min_tokens=config.min_new_tokens,
         seed=config.seed if config.temperature else None,
         max_tokens=config.max_new_tokens,
         stop_token_ids=sorted(preprocessor.stop_ids),

@@ -6,8 +6,15 @@ import typer
 
 from lotlip_data.pipeline.cli.common import Json, ManifestFile, RunFolder, command, finish, load_validated_manifest
 
+UpdateManifest = Annotated[
+    bool,
+    typer.Option(
+        "--update-manifest", help="Replace the settings in RUN/manifest.yaml by those of MANIFEST if they differ."
+    ),
+]
 
-def run(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None:
+
+def run(manifest: ManifestFile, run: RunFolder, update_manifest: UpdateManifest = False, json: Json = False) -> None:
     """Run every stage, from URL lists to evaluated models.
 
     Example: lotlip-data run my-images.yaml runs/mine
@@ -15,7 +22,7 @@ def run(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None:
     with command("run", json, run) as console:
         from lotlip_data.pipeline.stages import run_pipeline
 
-        finish(console, run_pipeline(load_validated_manifest(manifest), run))
+        finish(console, run_pipeline(load_validated_manifest(manifest), run, update_manifest=update_manifest), run)
 
 
 def download(
@@ -28,6 +35,7 @@ def download(
         bool,
         typer.Option("--accept-failures", help="Mark shards complete even if none of their images downloaded."),
     ] = False,
+    update_manifest: UpdateManifest = False,
     json: Json = False,
 ) -> None:
     """Download the images of a manifest.
@@ -40,7 +48,14 @@ def download(
         from lotlip_data.pipeline import stages
 
         content = load_validated_manifest(manifest)
-        finish(console, stages.download(content, run, retry_failed=retry_failed, accept_failures=accept_failures))
+        outcome = stages.download(
+            content,
+            run,
+            retry_failed=retry_failed,
+            accept_failures=accept_failures,
+            update_manifest=update_manifest,
+        )
+        finish(console, outcome, run)
 
 
 def recaption(
@@ -72,7 +87,7 @@ def recaption(
 
         options = {"engine": engine, "max_actors": actors, "num_gpus": gpus}
         pool = {name: value for name, value in options.items() if value is not None}
-        finish(console, stages.recaption(run, captioner or (), pool=pool))
+        finish(console, stages.recaption(run, captioner or (), pool=pool), run)
 
 
 def import_captions(
@@ -98,6 +113,16 @@ def import_captions(
             "--format", help="Format of the table: dreamlip, or csv, tsv, jsonl or parquet. Default: by the file name."
         ),
     ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns", metavar="NAMES", help="Names of all columns, with commas, for CSV and TSV without a header."
+        ),
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Replace captions imported before, such as those of a table corrected since."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Join a table of existing captions to the images by URL.
@@ -107,13 +132,32 @@ def import_captions(
     with command("import", json, run) as console:
         from lotlip_data.pipeline import stages
 
-        finish(
-            console,
-            stages.import_captions(run, table, captioner or (), url_column=url_column, table_format=form),
+        names = [name.strip() for name in columns.split(",")] if columns else []
+        outcome = stages.import_captions(
+            run,
+            table,
+            captioner or (),
+            url_column=url_column,
+            table_format=form,
+            column_names=names,
+            replace=replace,
         )
+        finish(console, outcome, run)
 
 
-def shard(run: RunFolder, json: Json = False) -> None:
+def shard(
+    run: RunFolder,
+    captioners: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--captioners",
+            metavar="NAMES",
+            help="Captioners whose texts the dataset has, such as llava,instructblip, in the order of its columns. "
+            "Default: all that the run has captions by, and those of its manifest that have started.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Join images and captions, and write the dataset.
 
     Example: lotlip-data shard runs/mine
@@ -121,7 +165,8 @@ def shard(run: RunFolder, json: Json = False) -> None:
     with command("shard", json, run) as console:
         from lotlip_data.pipeline import stages
 
-        finish(console, stages.shard(run))
+        names = [name.strip() for text in captioners or () for name in text.split(",") if name.strip()]
+        finish(console, stages.shard(run, names), run)
 
 
 def demo(

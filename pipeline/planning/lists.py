@@ -20,7 +20,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.settings.source import Source
-from lotlip_data.pipeline.downloading.http_client import is_public
+from lotlip_data.pipeline.downloading.connection import is_public
 from lotlip_data.pipeline.planning.raw_texts import TextSigns, text_hints
 from lotlip_data.pipeline.planning.storage import MeasuredStorage, StorageEstimate, estimate_storage, format_bytes
 from lotlip_data.pipeline.url_lists import reader

@@ -38,7 +38,9 @@ from lotlip_data.training.models import towers
 from lotlip_data.training.models.pretrained import load_image_tower, load_text_encoder
 from lotlip_data.training.models.towers import TextSettings, TextTower, TwoTowers
 
-FORMAT = 1
+FORMAT, POOLED_FORMAT = 1, 2
+"""Version of config.json. A model whose image feature is no class token has the second, so that earlier releases refuse
+it."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _TRAINING_FILES = (TRAINING_DONE, "metrics.jsonl")
 """Files that a training's folder has and a model's folder does not have."""
@@ -102,7 +104,7 @@ class LoTLIP:
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
         return {
-            "format": FORMAT,
+            "format": FORMAT if self.towers.image.pooling == "class_token" else POOLED_FORMAT,
             "context_length": self.tokenizer.context_length,
             "text_form": self.tokenizer.form,
             "towers": towers.describe(self.towers),
@@ -118,8 +120,7 @@ class LoTLIP:
         """
         config = _read_config(url)
         description = config["towers"]
-        settings = TextSettings(description["corner_tokens"], description["mask"])
-        model = towers.build(description["image"], description["text"], settings)
+        model = towers.build(description)
         with _local_copy(url) as folder:
             try:
                 tokenizer = load_tokenizer(folder)
@@ -139,7 +140,7 @@ class LoTLIP:
                 tokenizer,
                 vocab_size=model.text.vocab_size,
                 context_length=config["context_length"],
-                corner_tokens=settings.corner_tokens,
+                corner_tokens=model.text.settings.corner_tokens,
                 form=config["text_form"],
             ),
             ImageTransform(**config["transform"]),
@@ -156,10 +157,11 @@ def _read_config(url: str) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{url}/{CONFIG}: is not JSON ({error})") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") not in (FORMAT, POOLED_FORMAT):
         reject_training_folder(url)
         raise CheckpointError(
-            f"{url}: not a model of this project, or from an incompatible release (this release reads format {FORMAT})"
+            f"{url}: not a model of this project, or from an incompatible release (this release reads "
+            f"formats {FORMAT} and {POOLED_FORMAT})"
         )
     return config
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 from lotlip_data.training.config import make_config
-from lotlip_data.training.evaluation.models import load_embedder
+from lotlip_data.training.evaluation.models import _needs_quick_gelu, load_embedder
 from lotlip_data.training.models.lotlip import LoTLIP, load_model
 from tests.training.evaluation.tiny_clips import CONTEXT, write_clip, write_open_clip
 from tests.training.run_fixture import write_towers
@@ -78,6 +80,53 @@ def test_a_clip_of_transformers_gives_the_features_of_transformers(clip_folder):
     _assert_close(embedded.features, theirs.text_embeds)
     _assert_close(embedder.embed_images(iter(IMAGES)), theirs.image_embeds)
     assert list(embedded.lengths)[1:] == LENGTHS and embedder.context_length == CONTEXT
+
+
+def test_openai_weights_are_computed_with_quick_gelu_whatever_the_models_name(open_clip_name, monkeypatch):
+    """The tag says with which activation the weights were trained; the weights alone do not."""
+    import open_clip
+    from open_clip import pretrained
+
+    name, weights = open_clip_name.split("/", 1)
+    monkeypatch.setitem(
+        pretrained._PRETRAINED, name, {"openai": {"url": "file", "quick_gelu": True}, "own": {"url": "file"}}
+    )
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *args, **options: weights)
+    expected = open_clip.create_model(name, pretrained=weights, force_quick_gelu=True).eval()
+    tagged = load_embedder(f"open_clip:{name}/openai", "cpu")
+    tokens = open_clip.get_tokenizer(name)(TEXTS)
+    _assert_close(tagged.embed_texts(TEXTS).features, expected.encode_text(tokens))
+    plain = load_embedder(f"open_clip:{name}/own", "cpu")
+    assert (plain.embed_texts(TEXTS).features - tagged.embed_texts(TEXTS).features).abs().max() > 1e-3
+    assert plain.identity == load_embedder(f"open_clip:{open_clip_name}", "cpu").identity != tagged.identity
+
+
+def test_a_file_of_weights_is_computed_as_the_configuration_beside_it_says(open_clip_name, caplog):
+    plain = load_embedder(f"open_clip:{open_clip_name}", "cpu")
+    assert not _needs_quick_gelu("ViT-B-16", "/none/ViT-B-16.pt")
+    assert "computed with GELU; OpenAI's weights need ViT-B-16-quickgelu" in caplog.text
+    config = Path(open_clip_name.split("/", 1)[1]).with_name("open_clip_config.json")
+    config.write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
+    quick = load_embedder(f"open_clip:{open_clip_name}", "cpu")
+    config.unlink()
+    assert quick.identity != plain.identity
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "quick"),
+    [
+        ("ViT-B-16", "openai", True),
+        ("ViT-L-14-336", "openai", True),
+        ("RN50", "yfcc15m", True),
+        ("ViT-B-32", "metaclip_400m", True),
+        ("ViT-B-16", "laion2b_s34b_b88k", False),
+        ("ViT-B-16-quickgelu", "openai", False),  # it computes QuickGELU by itself
+        ("roberta-ViT-B-32", "laion2b_s12b_b32k", False),
+    ],
+)
+def test_the_activation_of_published_weights_is_known_by_their_tag(model, tag, quick):
+    pytest.importorskip("open_clip")
+    assert _needs_quick_gelu(model, tag) == quick
 
 
 def test_the_identity_changes_with_the_weights(open_clip_name, clip_folder, tmp_path):
@@ -158,3 +207,25 @@ def test_a_model_that_does_not_exist_is_an_error(name, message):
         pytest.importorskip("open_clip")
     with pytest.raises(UserError, match=message):
         load_embedder(name, "cpu")
+
+
+def test_a_clip_stored_in_float16_is_evaluated_in_float32(clip_folder, tmp_path):
+    from transformers import CLIPModel
+
+    half = tmp_path / "half"
+    shutil.copytree(clip_folder, half)
+    CLIPModel.from_pretrained(clip_folder, dtype=torch.float16).save_pretrained(half)
+    model = load_embedder(f"clip:{half}", "cpu")
+    assert {weight.dtype for weight in model._model.parameters()} == {torch.float32}
+
+
+def test_a_clip_whose_tokenizer_has_more_words_than_the_model_is_an_error(clip_folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="has the token 'zebra' with number"):
+        load_embedder(f"clip:{folder}", "cpu")
