@@ -174,7 +174,12 @@ def open_caption_table(
     if not columns:
         raise CaptionImportError("name each captioner and its column: --captioner NAME=COLUMN, or --format dreamlip")
     url = url_column or _PRESET_URL_COLUMNS.get(table_format or "", "url")
-    settings = {"name": "import", "files": [storage.normalise(table)], "url": url, "text": next(iter(columns.values()))}
+    settings: dict[str, Any] = {
+        "name": "import",
+        "files": [storage.normalise(table)],
+        "url": url,
+        "text": next(iter(columns.values())),
+    }
     settings |= {"format": None if preset else table_format, "columns": tuple(column_names) or None}
     try:
         source = Source.model_validate(settings)

@@ -107,7 +107,7 @@ _BACKSLASHES = re.compile(r'\\(["\\])?')
 def _quoted_records(lines: Iterator[Line], dialect: Dialect) -> Iterator[Record]:
     feed = _LineFeed(lines, dialect)
     escapes = {"doublequote": False, "escapechar": "\\"} if dialect.escape == "\\" else {"doublequote": True}
-    reader = csv.reader(feed, delimiter=dialect.delimiter, strict=True, **escapes)  # type: ignore[call-overload]
+    reader = csv.reader(feed, delimiter=dialect.delimiter, strict=True, **escapes)
     delimiter = re.escape(dialect.delimiter)
     # Another row in a cell: a URL between a delimiter and the end of a line, or the reverse, or two delimiters.
     url = rf'"?https?://[^\s{delimiter}]*"?'

@@ -149,7 +149,7 @@ def _chunks(
             reject(BadRow(source, file, number + int(row), "cell too long", f"{cell_bytes[row]} bytes in {name!r}"))
         too_long |= cell_bytes > MAX_LINE_CHARACTERS
     kept = np.flatnonzero(~too_long)
-    ends = np.cumsum(sum(by_column.values())[kept])
+    ends = np.cumsum(np.sum(list(by_column.values()), axis=0)[kept])
     begin = 0
     while begin < len(kept):
         before = ends[begin - 1] if begin else 0
