@@ -448,12 +448,29 @@ def _link(scratch: str, path: str) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not _has_hard_links(pathlib.Path(path).parent):
             raise StorageError(
                 f"{path}: this file system has no hard links, so a result cannot be committed exclusively. "
                 "Put the run on another disk, or on S3."
             ) from error
         raise
+    return True
+
+
+def _has_hard_links(folder: pathlib.Path) -> bool:
+    """Whether a file of this folder can be linked. File systems that cannot do it answer with many different errors."""
+    source, target = (folder / f".tmp-{uuid.uuid4().hex}" for _ in range(2))
+    try:
+        source.write_bytes(b"")
+    except OSError:
+        return True  # the folder has another trouble, which the first error is about
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    finally:
+        for file in (source, target):
+            file.unlink(missing_ok=True)
     return True
 
 

@@ -525,6 +525,52 @@ def test_ray_says_timed_out_during_startup() -> None:
         assert text in inspect.getsource(ray._private.node)
 
 
+def test_ray_prints_the_messages_of_its_processes_with_a_function_that_can_be_replaced() -> None:
+    with relied_on(
+        "ray",
+        "print_to_stdstream, or the lines in its argument",
+        file="pipeline/core/ray_cluster.py",
+        mention="print_to_stdstream",
+        fix="Adapt _log_ray_messages: otherwise the state of a process that died fills the screen.",
+    ):
+        import ray._private.worker as worker
+
+        source = inspect.getsource(worker.listen_error_messages)
+        assert "print_to_stdstream(" in source and '"lines": [' in source and "ignore_prefix=" in source
+
+
+def test_ray_knows_the_processes_that_it_has_started_on_this_machine() -> None:
+    with relied_on(
+        "ray",
+        "_global_node, dead_processes or kill_all_processes",
+        file="pipeline/core/ray_watch.py",
+        mention="dead_processes",
+        fix="Adapt local_loss and end_local_processes.",
+    ):
+        import ray._private.ray_constants as constants
+        import ray._private.worker as worker
+        from ray._private.node import Node
+
+        assert worker._global_node is None or isinstance(worker._global_node, Node)
+        assert (constants.PROCESS_TYPE_GCS_SERVER, constants.PROCESS_TYPE_RAYLET) == ("gcs_server", "raylet")
+        assert "process.poll()" in inspect.getsource(Node.dead_processes)
+        options = inspect.signature(Node.kill_all_processes).parameters
+        assert {"check_alive", "allow_graceful", "wait"} <= options.keys()
+
+
+def test_rays_client_of_the_control_service_takes_an_address() -> None:
+    with relied_on(
+        "ray",
+        "ray._raylet.GcsClient",
+        file="pipeline/core/ray_cluster.py",
+        mention="GcsClient(address=",
+        fix="Ask the control service in another way, within PROBE_SECONDS.",
+    ):
+        from ray._raylet import GcsClient
+
+        assert callable(GcsClient)
+
+
 @pytest.mark.parametrize("file", ["pipeline/core/ray_tasks.py", "pipeline/recaptioning/actor_pool.py"])
 def test_ray_task_errors_carry_their_cause(file: str) -> None:
     with relied_on(

@@ -13,13 +13,12 @@ from pydantic import (
 
 from lotlip_data.manifests.catalog import SourceName, published
 from lotlip_data.manifests.row_filter import RowFilter
-from lotlip_data.manifests.settings.base import Settings
+from lotlip_data.manifests.settings.base import Name, Settings
 
 ListFormat = Literal["csv", "tsv", "jsonl", "parquet", "txt"]
 Escape = Literal['"', "\\"]
 Decoding = Literal["url", "html", "none"]
 HashName = Literal["sha256", "md5"]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 
 _FORMATS: dict[str, ListFormat] = {
     ".csv": "csv",

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -94,8 +95,9 @@ def _downloader(
     settings: DownloadSettings, samples_per_shard: int, folder: str, bar: Progress, write_errors: list[OSError]
 ) -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # stops its version check over the network
-    from img2dataset.downloader import Downloader
-    from img2dataset.resizer import Resizer
+    with _temporary_files_in(folder):  # wandb, which img2dataset imports, makes folders that a killed worker leaves
+        from img2dataset.downloader import Downloader
+        from img2dataset.resizer import Resizer
 
     resizer = Resizer(
         image_size=settings.image_size,
@@ -122,6 +124,16 @@ def _downloader(
         user_agent_token=None,  # GuardedOpener sends its own header, and honours X-Robots-Tag
         disallowed_header_directives=None,
     )
+
+
+@contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Put the temporary files that Python code makes meanwhile into `folder`."""
+    earlier, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = earlier
 
 
 class _GuardedWriter:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.checkpoints.weights import differences, read_weights
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.models import timm_vit
@@ -211,4 +212,6 @@ def _load_pretrained(name: str, kind: TowerKind, **options: Any) -> Any:
 
 
 def _unreadable(name: str, kind: TowerKind, error: Exception) -> UserError:
-    return UserError(f"{kind} tower {name!r}: cannot load a model from there ({error})")
+    if answer := hub.explain(error, name):
+        return UserError(f"{kind} tower {answer}")
+    return UserError(f"{kind} tower {name!r}: cannot load a model from there ({' '.join(str(error).split())})")
