@@ -69,6 +69,8 @@ class DownloadSettings(Settings):
     """Largest size of a downloaded file in bytes."""
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     """Largest number of pixels of a downloaded image."""
+    max_decoded_bytes: Annotated[int, Field(ge=1 << 20)] = 512 << 20
+    """Memory that the decoding of one image may take, in bytes. A worker decodes one image at a time."""
     allow_hosts: tuple[Annotated[str, AfterValidator(_check_host)], ...] = ()
     """Hosts, on any port, that are allowed although their address is private or loopback, for intranets and tests."""
     user_agent: Annotated[str, AfterValidator(_check_user_agent)] | None = "lotlip-data"
