@@ -89,7 +89,7 @@ def lasting_streams() -> Iterator[None]:
     _open_closed_streams()
     earlier = sys.stdout, sys.stderr
     out, err = (Stream(stream) for stream in earlier)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield
     finally:

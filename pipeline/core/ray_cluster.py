@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -50,6 +50,28 @@ def available_gpus() -> float | None:
     import torch
 
     return torch.cuda.device_count()
+
+
+def lacking(needed: Mapping[str, float], labels: Mapping[str, str]) -> str:
+    """What no machine of the connected cluster has; empty if one of them has it all.
+
+    Args:
+        needed: Amount by the name of a resource, as Ray spells it.
+        labels: Label → value. Conditions, such as `!spot` or `in(a, b)`, are left to Ray.
+    """
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    plain = {name: value for name, value in labels.items() if not value.startswith(("!", "in("))}
+
+    def suits(node: dict[str, Any]) -> bool:
+        has_resources = all(node["Resources"].get(name, 0) >= amount for name, amount in needed.items())
+        return has_resources and plain.items() <= node.get("Labels", {}).items()
+
+    if any(map(suits, nodes)):
+        return ""
+    amounts = [f"{amount:g} {name}" for name, amount in needed.items() if amount]
+    return ", ".join([*amounts, *(f"the label {name}={value}" for name, value in plain.items())])
 
 
 _session: ContextVar[ExitStack | None] = ContextVar("session", default=None)
