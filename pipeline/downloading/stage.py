@@ -22,7 +22,7 @@ from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.core import ledger
-from lotlip_data.pipeline.core.ledger import fetched_shards
+from lotlip_data.pipeline.core.ledger import ImageMarker, fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, run_ray_tasks
 from lotlip_data.pipeline.downloading import retry
@@ -33,10 +33,7 @@ from lotlip_data.pipeline.url_lists.partition import partition as partition_list
 
 logger = logging.getLogger(__name__)
 
-Marker = dict[str, Any]
-"""The content of a shard's `_stats.json`."""
-
-TaskResult = Marker | dict[str, int]
+TaskResult = ImageMarker | dict[str, int]
 """The marker of a committed shard, or the number of failures per reason of a shard that stays pending."""
 
 
@@ -96,7 +93,7 @@ class DownloadSummary:
             lines.append(f"none of the {self.requested} images downloaded: {_format_counts(self.reasons)}")
         return lines
 
-    def add(self, shard: int, marker: Marker, retried: Collection[str] = ()) -> None:
+    def add(self, shard: int, marker: ImageMarker, retried: Collection[str] = ()) -> None:
         """Add a committed shard, without its failures for the reasons `retried`: another shard retries these rows."""
         self.committed.add(shard)
         self.fetched += marker["successes"]
@@ -241,7 +238,7 @@ def _record(summary: DownloadSummary, shard: int, result: TaskResult | Exception
     logger.info(f"{text}; {len(summary.committed)} of {summary.shards} shards{reasons}", extra=SHOWN_BY_BAR)
 
 
-def _is_marker(result: TaskResult) -> TypeGuard[Marker]:
+def _is_marker(result: TaskResult) -> TypeGuard[ImageMarker]:
     return "tar" in result
 
 

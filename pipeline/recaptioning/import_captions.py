@@ -321,7 +321,7 @@ def _commit(run: Run, configs: Sequence[CaptionerConfig], shard: int, texts: pa.
             _caption_row(config, image, (text_of_uid[image["uid"]] or "") if image["uid"] in text_of_uid else None)
             for image in images
         ]
-        storage.create(run.caption_shard(config.name, shard), encode_rows(rows, config.id))
+        storage.create(run.caption_shard(config.name, shard), encode_rows(rows, captioner=config.id))
         finish_commit(run, config.name, shard)
         captioned = sum(row["text"] is not None for row in rows)
         summary.captions[config.name] += captioned

@@ -1,8 +1,6 @@
 """The rows of a shard: saved in parts while the shard is captioned, then committed, counted and quarantined."""
 
 import asyncio
-import io
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import artifacts, storage
@@ -25,6 +22,8 @@ Row = dict[str, Any]
 """One row of `schema.CAPTIONS`."""
 
 NO_USAGE = Usage()
+_TAR = b"tar"
+"""Key of a part's metadata: the name of the tar that its images are from."""
 
 
 class RecaptionError(UserError):
@@ -45,17 +44,19 @@ class UnitResult:
     won: bool
 
 
-def encode_rows(rows: list[Row], captioner_id: str | None = None) -> bytes:
-    """Encode rows as a Parquet file with the columns `schema.CAPTIONS` and `captioner_id` in its metadata."""
-    metadata = {"captioner": captioner_id} if captioner_id else {}
-    table = pa.Table.from_pylist(rows, schema=CAPTIONS.with_metadata(metadata))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+def encode_rows(rows: list[Row], **metadata: str) -> bytes:
+    """Encode rows as a Parquet file with the columns `schema.CAPTIONS` and this metadata."""
+    return artifacts.encode_parquet(pa.Table.from_pylist(rows, schema=CAPTIONS.with_metadata(metadata)))
 
 
-def read_partial(folder: str) -> tuple[list[Row], float, Usage]:
-    """Read the parts of a shard.
+def read_partial(folder: str, tar: str) -> tuple[list[Row], float, Usage]:
+    """Read the parts of a shard that were made from its tar.
+
+    Parts of another tar are skipped: the shard was downloaded again since. Parts of earlier releases name no tar.
+
+    Args:
+        folder: The parts folder.
+        tar: The name of the tar.
 
     Returns:
         One row per image; when the first part was started, in Unix time (infinity without parts); the usage so far. If
@@ -78,8 +79,10 @@ def read_partial(folder: str) -> tuple[list[Row], float, Usage]:
         except FileNotFoundError:
             continue  # another driver has committed the shard
         remedy = "Remove it; its images are captioned again."
-        for row in artifacts.parse_parquet(content, part, remedy).to_pylist():
-            rows.setdefault(row["uid"], row)
+        table = artifacts.parse_parquet(content, part, remedy)
+        if (table.schema.metadata or {}).get(_TAR, tar.encode()) == tar.encode():
+            for row in table.to_pylist():
+                rows.setdefault(row["uid"], row)
     return list(rows.values()), started_at, usage
 
 
@@ -106,6 +109,8 @@ class PartialResults:
     ) -> None:
         self.rows: list[Row] = []
         """All rows of this attempt, saved or not."""
+        self.tar = ""
+        """The name of the tar that the rows are made from. Set it before the first row is added."""
         self._folder, self._attempt, self._on_saved, self._usage = folder, attempt, on_saved, usage
         self._size, self._slack = size, slack
         self._written_rows = 0
@@ -154,7 +159,8 @@ class PartialResults:
         self._part_started_at, self._recorded_usage = time.time(), usage
         name = f"{self._number:05d}-{self._attempt}-{record.name}.parquet"
         self._number += 1
-        await asyncio.to_thread(lambda: storage.create(storage.join(self._folder, name), encode_rows(new_rows)))
+        part = storage.join(self._folder, name)
+        await asyncio.to_thread(lambda: storage.create(part, encode_rows(new_rows, tar=self.tar)))
         self._on_saved([row["uid"] for row in new_rows])
 
 
@@ -178,9 +184,7 @@ def finish_commit(
     rejected = table.filter(pc.is_valid(table["error"]))
     quarantine = run.quarantine("captions", captioner, f"{shard_name(shard)}.parquet")
     if rejected.num_rows:
-        buffer = pa.BufferOutputStream()
-        pq.write_table(rejected, buffer, compression="zstd")
-        storage.replace(quarantine, buffer.getvalue().to_pybytes())
+        storage.replace(quarantine, artifacts.encode_parquet(rejected))
     else:
         storage.remove(quarantine)  # left by captions that a user has removed
     period = (0, 0) if started_at is None else (started_at, round(time.time()))
@@ -211,7 +215,7 @@ def claim_settings(run: Run, captioner: CaptionerConfig) -> None:
     """
     path = run.captioner_settings(captioner.name)
     settings = captioner.to_dict()
-    content = json.dumps({"id": captioner.id, **settings}, indent=1).encode()
+    content = artifacts.encode_json({"id": captioner.id, **settings}, indent=1)
     if not storage.exists(path) and storage.create(path, content):
         return  # checked first, so that a run with nothing to do needs no write access
     recorded = ledger.captioner_settings(run, captioner.name)

@@ -12,18 +12,15 @@ all sources in the manifest's order ("" if a source has none), and the first exp
 """
 
 import hashlib
-import io
-import json
 import logging
 import pathlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
@@ -101,14 +98,9 @@ def load_partition(run: Run) -> Partition | None:
     """The run's partition, or None if it has none yet. Raises UserError if it is damaged."""
     remedy = f"Remove it; `lotlip-data download MANIFEST {run.url}` rebuilds it from the same lists."
     try:
-        content = artifacts.read_json(run.plan, remedy)
+        return artifacts.read_json(run.plan, remedy, Partition)
     except FileNotFoundError:
         return None
-    names = {entry.name for entry in fields(Partition)}
-    try:
-        return Partition(**{name: value for name, value in content.items() if name in names})
-    except TypeError as error:  # a field is missing
-        raise UserError(f"{run.plan}: not the partition of a run ({error}). {remedy}") from None
 
 
 def partition(manifest: Manifest, run: Run) -> Partition:
@@ -147,7 +139,7 @@ def partition(manifest: Manifest, run: Run) -> Partition:
         counts.close()
         _store_bad_rows(run, counts)
         result = replace(_write_shards(manifest, run, buckets, samplers, counts), stamps=stamps)
-    storage.create(run.plan, json.dumps(asdict(result), indent=2).encode())
+    storage.create(run.plan, artifacts.encode_json(asdict(result), indent=2))
     committed = load_partition(run)  # that of another driver, if it was first
     assert committed is not None
     logger.info(f"{committed.rows} rows: {committed.images} images in {committed.shards} shards")
@@ -195,7 +187,7 @@ class _RowCounts:
         self.filtered: dict[str, Counter[str]] = {}
         self.garbled: Counter[str] = Counter()
         self.bad_rows = bad_rows
-        self._writer = pq.ParquetWriter(bad_rows, _BAD_ROW_SCHEMA)
+        self._writer = artifacts.parquet_writer(bad_rows, _BAD_ROW_SCHEMA)
         self._unwritten: list[dict[str, str | int]] = []
 
     def reject(self, bad_row: reader.BadRow) -> None:
@@ -364,9 +356,7 @@ def _store_shard(run: Run, shard: int, table: pa.Table) -> None:
     """
     if shard >= 10**SHARD_DIGITS:
         raise PartitionError(f"more than {10**SHARD_DIGITS} shards: set `samples_per_shard` higher in the manifest")
-    stream = io.BytesIO()
-    pq.write_table(table.combine_chunks(), stream, compression="zstd")
-    data, url = stream.getvalue(), run.list_shard(shard)
+    data, url = artifacts.encode_parquet(table.combine_chunks()), run.list_shard(shard)
     if not storage.create(url, data) and storage.read_bytes(url) != data and load_partition(run) is None:
         storage.replace(url, data)
 

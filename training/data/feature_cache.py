@@ -129,7 +129,9 @@ def _file_name(shard: ShardFile) -> str:
 
 def _read_images(shard: ShardFile) -> Iterator[Image.Image]:
     """The images of a tar in its order, which is the order of the Parquet rows. Raises DataError for a bad image."""
-    for name, content in tar_reader.iter_members(shard.tar_url, VERIFY_REMEDY, f".{IMAGE_EXTENSION}", DataError):
+    for name, content in tar_reader.iter_members(
+        shard.tar_url, VERIFY_REMEDY, f".{IMAGE_EXTENSION}", DataError, shard.tar.digest
+    ):
         try:
             yield Image.open(io.BytesIO(content)).convert("RGB")
         except (OSError, ValueError) as error:

@@ -1,0 +1,125 @@
+"""The fields of dataset.json and their types, for its reader in `dataset_index.py`.
+
+Other fields are allowed at the top, in the manifest and in the rules, which grow with releases.
+"""
+
+from typing import Any, Literal, NotRequired
+
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
+
+from lotlip_data.manifests.subcaptions import SplitMode
+
+_OPEN, _CLOSED = ConfigDict(extra="allow"), ConfigDict(extra="forbid")
+
+
+class FileEntry(TypedDict):
+    """A `dataset_index.FileRecord`."""
+
+    __pydantic_config__ = _CLOSED  # type: ignore[misc]  # how pydantic configures a TypedDict
+    name: str
+    bytes: int
+    sha256: str
+
+
+class SamplesEntry(TypedDict):
+    """A `dataset_index.ShardFile`, as far as a reader of the samples alone needs it."""
+
+    __pydantic_config__ = _CLOSED  # type: ignore[misc]
+    input: NotRequired[int]
+    split: NotRequired[str]
+    samples: int
+    long_texts: NotRequired[dict[str, int]]
+    tar: FileEntry
+    parquet: FileEntry
+
+
+class OutputEntry(TypedDict):
+    """A `dataset_index.ShardFile`."""
+
+    __pydantic_config__ = _CLOSED  # type: ignore[misc]
+    split: Literal["train", "validation"]
+    samples: int
+    long_texts: dict[str, int]
+    tar: FileEntry
+    parquet: FileEntry
+
+
+class InputEntry(TypedDict):
+    """A `dataset_index.ShardRecord` without its files."""
+
+    __pydantic_config__ = _CLOSED  # type: ignore[misc]
+    shard: int
+    fingerprint: str
+    recipe: str
+    fetched: int
+    samples: int
+    dropped: dict[str, int]
+    dropped_texts: dict[str, dict[str, int]]
+    dropped_list: str | None
+    versions: dict[str, str]
+
+
+class Marker(InputEntry):
+    """The marker of an input shard: a `dataset_index.ShardRecord`."""
+
+    outputs: list[OutputEntry]
+
+
+class Rules(TypedDict):
+    """The filters of the dataset."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    validation: float
+
+
+class Source(TypedDict):
+    """A source of the manifest."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    name: str
+    licence: NotRequired[str | None]
+    homepage: NotRequired[str | None]
+
+
+class ManifestOfRun(TypedDict):
+    """The manifest of the run."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    sources: list[Source]
+    shard: dict[str, Any]
+    clean: dict[str, Any]
+
+
+class SamplesIndex(TypedDict):
+    """dataset.json, as far as a reader of the samples alone needs it."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    captioners: dict[str, str]
+    sub_captions: SplitMode
+    shards: list[SamplesEntry]
+    validation: NotRequired[list[SamplesEntry]]
+
+
+class DatasetIndex(TypedDict):
+    """dataset.json."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    schema_version: int
+    name: str
+    captioners: dict[str, str]
+    sub_captions: SplitMode
+    rules: Rules
+    columns: list[str]
+    fetched: int
+    samples: int
+    bytes: int
+    splits: dict[str, dict[str, int]]
+    long_texts: dict[str, int]
+    dropped: dict[str, int]
+    dropped_texts: dict[str, dict[str, int]]
+    manifest: ManifestOfRun
+    inputs: list[InputEntry]
+    shards: list[SamplesEntry]
+    validation: list[SamplesEntry]
+    replaced: list[str]
