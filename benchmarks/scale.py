@@ -186,17 +186,18 @@ def stage_duplicates(folder: Path, rows: int) -> Any:
     table = near_duplicates.SpilledRows(folder / "sums", rows, "lower", "position")
     for hashes, position in random_hashes(rows):
         table.add(hashes, near_duplicates.spread(hashes), position)
-    assert sum(len(late) for late, _ in near_duplicates.exact_duplicates(table)) == rows // 20
+    assert sum(len(late) for late, _, _ in near_duplicates.exact_duplicates(table)) == rows // 20
 
 
 def stage_near_duplicates(folder: Path, rows: int) -> Any:
     from lotlip_data.pipeline.curation import near_duplicates
 
-    table = near_duplicates.SpilledRows(folder / "hashes", rows, "hash", "position")
+    table = near_duplicates.SpilledRows(folder / "hashes", rows, "hash", "precedence", "position")
     for hashes, position in random_hashes(rows):
-        table.add(near_duplicates.spread(hashes), hashes, position)
+        precedence = near_duplicates.spread(position) >> np.uint64(40)
+        table.add(near_duplicates.spread(hashes), hashes, precedence, position)
     (folder / "near").mkdir()
-    count = sum(len(late) for late, _ in near_duplicates.near_duplicates(table, 4, folder / "near"))
+    count = sum(len(late) for late, _, _ in near_duplicates.near_duplicates(table, 4, folder / "near"))
     assert 0 <= count - rows // 10 <= rows // 10_000, "all constructed near duplicates, and a few random ones"
 
 

@@ -18,7 +18,8 @@ or an empty list in all five for one that is always empty. For the same reason t
 
 quarantine/shard/*.parquet (DROPPED): one row per sample or text that was left out of a shard, with its `reason`.
 `what` is `sample`, `raw` (one of several raw texts) or a captioner (its long text). `detail` is the text, or the key
-or name of the image that a left-out image resembles.
+or name of the image that a left-out image resembles; `distance` is the number of bits that differ between the
+perceptual hashes of these two images, 0 for equal bytes, and null for other reasons.
 
 MEANINGS below describes each column of the dataset; docs/reference/dataset-format.md repeats it.
 """
@@ -103,6 +104,7 @@ DROPPED = pa.schema(
         ("what", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
+        ("distance", pa.int32()),
     ]
 )
 

@@ -27,6 +27,7 @@ def run_blocks(folder: Path, blocks: list[str]) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_the_blocks_before_the_first_stage_run(tmp_path: Path) -> None:
     assert "download(" in BLOCKS[LIGHT] and not any("download(" in block for block in BLOCKS[:LIGHT])
     assert "164" in run_blocks(tmp_path, [*BLOCKS[:LIGHT], STOP_SERVER])

@@ -34,8 +34,8 @@ def make_commands(path: Path) -> set[str]:
 
 
 def jobs() -> dict[str, Any]:
-    found: dict[str, Any] = load(WORKFLOW)["jobs"]
-    return found
+    workflow_jobs: dict[str, Any] = load(WORKFLOW)["jobs"]
+    return workflow_jobs
 
 
 def steps() -> Iterator[dict[str, Any]]:

@@ -66,6 +66,22 @@ def vllm_engine() -> Any:
     return vllm_engine
 
 
+def test_vllm_llava_reads_the_names_of_the_hub_and_of_transformers(vllm_engine: Any) -> None:
+    with relied_on(
+        "vllm",
+        "the renaming of LLaVA's weights",
+        file=VLLM_ENGINE,
+        mention="hf_to_vllm_mapper",
+        fix="Extend the renaming where vLLM now has it.",
+    ):
+        rename = vllm_engine.LlavaForConditionalGeneration.hf_to_vllm_mapper.map_name
+        for part in ("embeddings.class_embedding", "encoder.layers.0.mlp.fc1.bias", "pre_layrnorm.bias"):
+            for tower in ("", "model."):
+                for model in ("", "vision_model."):
+                    assert rename(f"{tower}vision_tower.{model}{part}") == f"vision_tower.vision_model.{part}"
+        assert rename("vision_tower.patch_conv.weight") == "vision_tower.patch_conv.weight"  # Pixtral's
+
+
 def test_vllm_rendered_inputs_can_be_rebuilt_with_other_pixels(vllm_engine: Any) -> None:
     with relied_on(
         "vllm",

@@ -30,6 +30,7 @@ class Preprocessor:
 
     def __init__(self, captioner: ModelSpec, config: CaptionerConfig):
         import transformers
+        from transformers import AutoConfig
 
         self.source = resolve(config.model)
         self.load_options: dict[str, Any] = {
@@ -37,6 +38,7 @@ class Preprocessor:
             "local_files_only": Path(self.source).is_dir(),
         }
         captioner.check(self.source, self.load_options)
+        self._config = AutoConfig.from_pretrained(self.source, **self.load_options)
         # The PIL backend: torchvision need not be installed, and captions do not depend on whether it is.
         processor_class = getattr(transformers, captioner.processor_class)
         self._processor: Any = processor_class.from_pretrained(self.source, backend="pil", **self.load_options)
@@ -78,10 +80,7 @@ class Preprocessor:
 
     def _check_length(self, config: CaptionerConfig) -> None:
         """Raise ValueError if image, prompt and the longest caption exceed the model's number of positions."""
-        from transformers import AutoConfig
-
-        text_config = AutoConfig.from_pretrained(self.source, **self.load_options).get_text_config()
-        positions = getattr(text_config, "max_position_embeddings", None)
+        positions = getattr(self._config.get_text_config(), "max_position_embeddings", None)
         if positions and self.prompt_length + config.max_new_tokens > positions:
             raise ValueError(
                 f"captioner {config.name!r}: max_new_tokens={config.max_new_tokens}: image and prompt take "
@@ -92,13 +91,29 @@ class Preprocessor:
         """Return the end tokens of the checkpoint's generation config and of its tokenizer.
 
         Both, because the configuration of Vicuna v1.1, on which InstructBLIP is built, names another end token than the
-        one that the model writes. InstructBLIP and converted checkpoints may lack a generation config.
+        one that the model writes. A checkpoint without a generation config has the end tokens of its config.json, as in
+        transformers' `generate`.
+
+        Raises:
+            ValueError: There is no end token, or one is not the number of a token.
         """
         from transformers import GenerationConfig
 
         try:
-            eos = GenerationConfig.from_pretrained(self.source, **self.load_options).eos_token_id
+            generation = GenerationConfig.from_pretrained(self.source, **self.load_options)
         except OSError:
-            eos = None
-        configured = [] if eos is None else [eos] if isinstance(eos, int) else eos
-        return frozenset([self.tokenizer.eos_token_id, *configured])
+            generation = GenerationConfig.from_model_config(self._config)
+        configured = generation.eos_token_id
+        tokens = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+        stop_ids = frozenset(token for token in tokens if token is not None)
+        if not stop_ids:
+            raise ValueError(
+                f"{self.source}: names no end token, so no caption would end; set eos_token in tokenizer_config.json, "
+                "or eos_token_id in generation_config.json"
+            )
+        if invalid := [token for token in stop_ids if not isinstance(token, int) or token < 0]:
+            raise ValueError(
+                f"{self.source}: the end token {invalid[0]!r} is not the number of a token; correct eos_token_id in "
+                "generation_config.json or config.json"
+            )
+        return stop_ids

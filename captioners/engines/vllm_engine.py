@@ -1,16 +1,18 @@
 """Captions with vLLM's asynchronous engine: one request per image, one engine process.
 
-This is the only file that imports vllm, and it is imported only when a vLLM engine is loaded. It relies on three
+This is the only file that imports vllm, and it is imported only when a vLLM engine is loaded. It relies on four
 unstable parts of vLLM; tests/test_third_party_internals.py has a test for each:
 
 - `PixelRequests` builds requests from pixels of our own. vLLM's documented input is an image, which it would
   preprocess itself, so that the two engines would no longer see the same pixels.
 - `BoundUniProcExecutor` and `BoundMultiprocExecutor` extend vLLM's executors.
 - `USAGE` selects vLLM's default number of tokens per step.
+- `_accept_transformers_names` extends the table by which vLLM's LLaVA renames the weights of a checkpoint.
 """
 
 import dataclasses
 import os
+import re
 import threading
 import uuid
 from multiprocessing import active_children, parent_process
@@ -29,6 +31,8 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams  # noqa: E402
 from vllm.inputs import embeds_input, mm_input  # noqa: E402
+from vllm.model_executor.models.llava import LlavaForConditionalGeneration  # noqa: E402
+from vllm.model_executor.models.utils import WeightsMapper  # noqa: E402
 from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.usage.usage_lib import UsageContext  # noqa: E402
@@ -45,6 +49,21 @@ PROCESS_EXIT_SECONDS = 5
 # vLLM chooses the number of tokens per step by the usage. For LLM_CLASS, its class for offline work, the number is four
 # to eight times the 2,048 of other users, which are three images of a LLaVA. A CPU is slower with more than those.
 USAGE = UsageContext.LLM_CLASS if HAS_GPU else UsageContext.ENGINE_CONTEXT
+
+
+def _accept_transformers_names() -> None:
+    """Let vLLM's LLaVA read checkpoints that transformers 5 has saved, too.
+
+    They lack the part `vision_model` in the names of a CLIP or SigLIP tower, which the hub's checkpoints have. This
+    runs on import, because every process of vLLM that loads weights imports this module for its executor.
+    """
+    tower = re.compile(r"^(?:model\.)?vision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
+    LlavaForConditionalGeneration.hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
+        orig_to_new_regex={tower: "vision_tower.vision_model."}
+    )
+
+
+_accept_transformers_names()
 
 
 class VllmEngine:

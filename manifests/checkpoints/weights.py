@@ -6,6 +6,7 @@ No code in a checkpoint is executed.
 import errno
 import json
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
             with safe_open(file, framework="pt") as weights:
                 return {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a dict
         except SafetensorError as error:
+            _raise_if_no_weights(file)
             raise UserError(f"{_damaged(file)} ({error})") from error
     content = read_pickle(file)
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
@@ -60,10 +62,14 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def read_pickle(file: Path) -> Any:
-    """The object that torch.save wrote, its tensors mapped from disk. Raises UserError as `read_weights` does."""
+    """The object that torch.save wrote, its tensors mapped from disk. Raises UserError as `read_weights` does.
+
+    Files of torch before 1.6 are no zip archives and cannot be mapped. They are read into memory.
+    """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
+        _raise_if_no_weights(file)
         raise UserError(
             f"{file}: holds code or objects besides tensors, which could be executed on loading; nothing was. "
             "Download the checkpoint from a source that you trust, as safetensors if possible"
@@ -71,7 +77,27 @@ def read_pickle(file: Path) -> Any:
     except (RuntimeError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a truncated zip archive
             raise
+        _raise_if_no_weights(file)
+        if unsupported := next((name for name in _OLD_FORMATS if name in str(error)), None):
+            raise UserError(
+                f"{file}: is a {unsupported}, which cannot be read without executing code in it; save the weights "
+                "again as safetensors"
+            ) from error
         raise UserError(f"{_damaged(file)} ({str(error).splitlines()[0]})") from error
+
+
+_OLD_FORMATS = ("legacy .tar format", "TorchScript archive")
+"""Formats of torch, as its error messages name them, that it does not read with `weights_only`."""
+
+
+def _raise_if_no_weights(file: Path) -> None:
+    """Raise UserError if the file is a pointer of Git LFS or a web page, which was downloaded in place of weights."""
+    with file.open("rb") as stream:
+        start = stream.read(64).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{file}: is a pointer of Git LFS, not the weights; run `git lfs pull` in its folder")
+    if start.startswith((b"<!doctype", b"<html")):
+        raise UserError(f"{file}: is a web page, not the weights; download the file itself")
 
 
 def _damaged(file: Path) -> str:

@@ -34,7 +34,11 @@ class CleanSettings(Settings):
     duplicates: bool = False
     """Leave out images whose downloaded bytes equal those of an earlier image of the run (sha256)."""
     near_duplicates: Distance | None = None
-    """Leave out images whose perceptual hash is within this Hamming distance of an earlier image's; 4 is usual."""
+    """Leave out images whose perceptual hash is within this Hamming distance of another image's, which `keep` names;
+    4 is usual."""
+    keep: Literal["largest", "first"] = "largest"
+    """Which of the images that look alike stays: the one with the most pixels as downloaded (the earliest of equally
+    large ones), or the earliest of the run. Of images with equal bytes, the earliest stays."""
     evaluation_sets: tuple[str, ...] = ()
     """Images that must not be in the dataset: folders, tars, images, or `.txt` lists of images; paths or URLs."""
     evaluation_distance: Distance = 4

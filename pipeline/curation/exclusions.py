@@ -31,7 +31,7 @@ from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.curation import decontamination, near_duplicates
-from lotlip_data.pipeline.curation.filters import Filters, image_rejection, raw_texts
+from lotlip_data.pipeline.curation.filters import Exclusion, Filters, image_rejection, raw_texts
 from lotlip_data.pipeline.curation.near_duplicates import Duplicates, SpilledRows
 from lotlip_data.pipeline.curation.perceptual_hash import find_near, shard_hashes
 from lotlip_data.pipeline.downloading.reader import fetched_rows
@@ -42,7 +42,7 @@ DUPLICATE, NEAR_DUPLICATE, EVALUATION_IMAGE = "duplicate", "near_duplicate", "ev
 _REASONS = (DUPLICATE, NEAR_DUPLICATE)
 """By number, in the order of precedence: equal bytes say more than similar looks."""
 _EVALUATION_NUMBER = len(_REASONS)
-_EXCLUSIONS = pa.schema([("row", pa.uint32()), ("reason", pa.string()), ("of", pa.string())])
+_EXCLUSIONS = pa.schema([("row", pa.uint32()), ("reason", pa.string()), ("of", pa.string()), ("distance", pa.int32())])
 _COLUMNS = ["key", "uid", "sha256", "status", "texts", "sources", "original_width", "original_height"]
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
@@ -53,7 +53,7 @@ class ShardSurvey:
     """The numbers of one shard of n images, of which h have a perceptual hash. All arrays are uint64."""
 
     positions: np.ndarray
-    """[n]: shard · 2³² + row. The order of the positions decides which image is earlier."""
+    """[n]: shard · 2³² + row, in the order of the run."""
     upper: np.ndarray
     """[n]: the first 64 bits of the sha256."""
     lower: np.ndarray
@@ -62,8 +62,10 @@ class ShardSurvey:
     """[h]: the positions of the images with a perceptual hash."""
     hashes: np.ndarray
     """[h]: their perceptual hashes."""
-    evaluation: list[tuple[int, str]]
-    """The images that an evaluation set contains: row, and name in the set."""
+    precedence: np.ndarray
+    """[h]: of images that look alike, the one with the lowest value stays."""
+    evaluation: list[tuple[int, str, int]]
+    """The images that an evaluation set contains: row, name in the set, and Hamming distance of the hashes."""
     row_digits: int
     """The number of digits of the row in a key; 0 if the shard has no images."""
 
@@ -98,16 +100,12 @@ def find_exclusions(run: Run, clean: CleanSettings, rules: Filters) -> tuple[dic
     return dict(artifacts.read_json(index, remedy, dict[int, str])), []
 
 
-def read_list(run: Run, name: str) -> dict[int, tuple[str, str]]:
-    """Read the list of excluded images of one shard.
-
-    Returns:
-        By row of the shard: the reason, and the key or name of the other image.
-    """
+def read_list(run: Run, name: str) -> dict[int, Exclusion]:
+    """Return the excluded images of one shard by their row, from a list that `find_exclusions` names."""
     remedy = f"Remove it and {run.exclusion_index('*')}; `lotlip-data shard` makes them again."
     table = artifacts.read_parquet(run.exclusion_list(name), remedy)
     columns = (table[column].to_pylist() for column in _EXCLUSIONS.names)
-    return {row: (reason, other) for row, reason, other in zip(*columns, strict=True)}
+    return {row: Exclusion(*exclusion) for row, *exclusion in zip(*columns, strict=True)}
 
 
 def survey_shard(
@@ -128,6 +126,7 @@ def survey_shard(
     positions = _positions(shard, rows)
     hash_by_uid = shard_hashes(run, shard, stamp) if images and clean.looks_at_pixels else {}
     hashes = [hash_by_uid.get(image["uid"]) for image in images]
+    is_hashed = np.array([value is not None for value in hashes], bool)
     upper, lower = (
         np.array([int(image["sha256"][start : start + 16], 16) for image in images], np.uint64) for start in (0, 16)
     )
@@ -135,8 +134,9 @@ def survey_shard(
         positions=positions,
         upper=upper,
         lower=lower,
-        hashed=positions[np.array([value is not None for value in hashes], bool)],
+        hashed=positions[is_hashed],
         hashes=np.array([value for value in hashes if value is not None], np.uint64),
+        precedence=_precedence(clean, images)[is_hashed],
         evaluation=_evaluation_images(run, clean, evaluation_id, images, rows, hashes),
         row_digits=len(images[0]["key"]) - len(shard_name(shard)) if images else 0,
     )
@@ -157,6 +157,14 @@ def _positions(shard: int, rows: list[int]) -> np.ndarray:
     return (np.uint64(shard) << np.uint64(_ROW_BITS)) | np.array(rows, np.uint64)
 
 
+def _precedence(clean: CleanSettings, images: list[dict[str, Any]]) -> np.ndarray:
+    """Return uint64 [n]: lower for images with more pixels as downloaded; equal for all if the first image stays."""
+    if clean.keep == "first":
+        return np.zeros(len(images), np.uint64)
+    pixels = np.array([image["original_width"] * image["original_height"] for image in images], np.uint64)
+    return np.iinfo(np.uint64).max - pixels
+
+
 def _evaluation_images(
     run: Run,
     clean: CleanSettings,
@@ -164,18 +172,21 @@ def _evaluation_images(
     images: list[dict[str, Any]],
     rows: list[int],
     hashes: list[int | None],
-) -> list[tuple[int, str]]:
-    """Row and name of each image that an evaluation set contains. Equal bytes go before a near hash."""
+) -> list[tuple[int, str, int]]:
+    """Row, name and distance of each image that an evaluation set contains. Equal bytes go before a near hash."""
     if evaluation_id is None:
         return []
     known = decontamination.read_evaluation_hashes(run, evaluation_id)
     hashed_rows = [row for row, value in zip(rows, hashes, strict=True) if value is not None]
     values = np.array([value for value in hashes if value is not None], np.uint64)
     near = find_near(values, known.hashes, clean.evaluation_distance)
-    name_by_row = {hashed_rows[index]: known.hashed_names[other] for index, other in near}
+    by_row = {
+        hashed_rows[index]: (known.hashed_names[other], int(values[index] ^ known.hashes[other]).bit_count())
+        for index, other in near
+    }
     names = (known.find_sha256(image["sha256"]) for image in images)
-    name_by_row |= {row: name for row, name in zip(rows, names, strict=True) if name is not None}
-    return sorted(name_by_row.items())
+    by_row |= {row: (name, 0) for row, name in zip(rows, names, strict=True) if name is not None}
+    return sorted((row, *entry) for row, entry in by_row.items())
 
 
 def _compare_shards(
@@ -189,7 +200,7 @@ def _compare_shards(
     rows = fetched_images(run, stamps)
     comparison = _Comparison(
         SpilledRows(folder / "digests", rows, "lower", "position"),
-        SpilledRows(folder / "hashes", rows, "hash", "position"),
+        SpilledRows(folder / "hashes", rows, "hash", "precedence", "position"),
         _ExclusionLists(run, folder / "lists", max(stamps, default=0), rows),
     )
     tasks = sorted((shard, digest(stamp)) for shard, stamp in stamps.items())
@@ -200,7 +211,7 @@ def _compare_shards(
         else:
             failed.append(f"shard {shard_name(shard)} could not be surveyed: {one_line(result)}")
             logger.warning(failed[-1])
-    if failed:  # their images might be earlier than any other
+    if failed:  # their images might go before any other
         return {}, failed
     for reason, duplicates in comparison.duplicates(clean, folder / "near"):
         comparison.lists.add_duplicates(reason, *duplicates)
@@ -220,7 +231,7 @@ class _Comparison:
 
     def add(self, shard: int, survey: ShardSurvey) -> None:
         self.digests.add(survey.upper, survey.lower, survey.positions)
-        self.hashes.add(near_duplicates.spread(survey.hashes), survey.hashes, survey.hashed)
+        self.hashes.add(near_duplicates.spread(survey.hashes), survey.hashes, survey.precedence, survey.hashed)
         self.lists.add_evaluation_images(shard, survey)
 
     def duplicates(self, clean: CleanSettings, folder: Path) -> Iterator[tuple[str, Duplicates]]:
@@ -243,7 +254,7 @@ class _ExclusionLists:
         """Excluded images by reason."""
         self._scale = np.uint64((1 << _ROW_BITS) // (last_shard + 1))
         """Spreads the numbers of the shards over 32 bits, so that they fill the buckets evenly."""
-        self._rows = SpilledRows(folder, rows, "position", "reason", "of")
+        self._rows = SpilledRows(folder, rows, "position", "reason", "of", "distance")
         self._evaluation = folder / "evaluation"
         self._evaluation.mkdir()
 
@@ -251,40 +262,42 @@ class _ExclusionLists:
         self._row_digits = max(self._row_digits, survey.row_digits)
         if survey.evaluation:
             (self._evaluation / shard_name(shard)).write_text(json.dumps(survey.evaluation))
-            positions = _positions(shard, [row for row, _ in survey.evaluation])
-            self._add(positions, _EVALUATION_NUMBER, positions)
+            positions = _positions(shard, [row for row, _, _ in survey.evaluation])
+            distances = np.array([distance for _, _, distance in survey.evaluation], np.uint64)
+            self._add(positions, _EVALUATION_NUMBER, positions, distances)
 
-    def add_duplicates(self, reason: str, late: np.ndarray, earlier: np.ndarray) -> None:
-        self._add(late, _REASONS.index(reason), earlier)
+    def add_duplicates(self, reason: str, positions: np.ndarray, of: np.ndarray, distances: np.ndarray) -> None:
+        self._add(positions, _REASONS.index(reason), of, distances)
 
-    def _add(self, positions: np.ndarray, reason: int, of: np.ndarray) -> None:
+    def _add(self, positions: np.ndarray, reason: int, of: np.ndarray, distances: np.ndarray) -> None:
         shards = positions >> np.uint64(_ROW_BITS)
         order = (shards * self._scale) << np.uint64(_ROW_BITS)
-        self._rows.add(order, positions, np.full(len(positions), reason, np.uint64), of)
+        self._rows.add(order, positions, np.full(len(positions), reason, np.uint64), of, distances)
 
     def commit(self) -> dict[int, str]:
         """Commit the lists. Returns their names by shard."""
         lists = {}
-        for _, positions, reasons, of in self._rows:
+        for _, positions, *columns in self._rows:
+            reasons = columns[0]
             order = np.lexsort((reasons, positions))
             shard_of_row = (positions[order] >> np.uint64(_ROW_BITS)).astype(np.int64)
             shards, starts = np.unique(shard_of_row, return_index=True)
             for shard, part in zip(shards.tolist(), np.split(order, starts[1:]), strict=True):
-                lists[shard] = self._commit(shard, positions[part], reasons[part], of[part])
+                lists[shard] = self._commit(shard, positions[part].tolist(), *(each[part].tolist() for each in columns))
         return lists
 
-    def _commit(self, shard: int, positions: np.ndarray, reasons: np.ndarray, of: np.ndarray) -> str:
+    def _commit(self, shard: int, positions: list[int], reasons: list[int], of: list[int], distances: list[int]) -> str:
         """Commit the list of one shard, whose positions are sorted, reasons of one position by precedence."""
         path = self._evaluation / shard_name(shard)
-        name_by_row = dict(json.loads(path.read_text())) if path.exists() else {}
-        rows: dict[int, tuple[str, str]] = {}
-        for position, reason, other in zip(positions.tolist(), reasons.tolist(), of.tolist(), strict=True):
+        name_by_row = {row: name for row, name, _ in json.loads(path.read_text())} if path.exists() else {}
+        rows: dict[int, Exclusion] = {}
+        for position, reason, other, distance in zip(positions, reasons, of, distances, strict=True):
             row = position & _ROW_MASK
             if reason == _EVALUATION_NUMBER:  # goes before the other reasons
-                rows[row] = EVALUATION_IMAGE, name_by_row[row]
+                rows[row] = Exclusion(EVALUATION_IMAGE, name_by_row[row], distance)
             else:
-                rows.setdefault(row, (_REASONS[reason], self._key(other)))
-        self.counts.update(reason for reason, _ in rows.values())
+                rows.setdefault(row, Exclusion(_REASONS[reason], self._key(other), distance))
+        self.counts.update(exclusion.reason for exclusion in rows.values())
         name = f"{shard_name(shard)}-{digest(sorted(rows.items()))}.parquet"
         storage.create(self._run.exclusion_list(name), _encode(rows))
         return name
@@ -293,7 +306,7 @@ class _ExclusionLists:
         return f"{shard_name(position >> _ROW_BITS)}{position & _ROW_MASK:0{self._row_digits}d}"
 
 
-def _encode(rows: dict[int, tuple[str, str]]) -> bytes:
+def _encode(rows: dict[int, Exclusion]) -> bytes:
     """The Parquet file of a list of excluded images."""
-    entries = [{"row": row, "reason": reason, "of": of} for row, (reason, of) in sorted(rows.items())]
+    entries = [{"row": row, **exclusion._asdict()} for row, exclusion in sorted(rows.items())]
     return artifacts.encode_parquet(pa.Table.from_pylist(entries, schema=_EXCLUSIONS))

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lotlip_data.captioners.quality_flags import RULES as FLAGS
 from lotlip_data.captioners.quality_flags import is_non_english
@@ -54,6 +54,16 @@ class Filters:
     def limits_files(self) -> bool:
         """Whether the samples of an input shard may go into several tars per split."""
         return self.max_samples is not None or self.max_bytes is not None
+
+
+class Exclusion(NamedTuple):
+    """Why an image is left out because of another one."""
+
+    reason: str
+    of: str
+    """The key of the other image, or its name in an evaluation set."""
+    distance: int
+    """The number of bits that differ between the perceptual hashes of the two; 0 for equal bytes."""
 
 
 def image_rejection(image: SampleRow, rules: Filters) -> str | None:

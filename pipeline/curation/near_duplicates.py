@@ -1,7 +1,9 @@
-"""Finds images that duplicate an earlier image: equal bytes, or perceptual hashes within a Hamming distance.
+"""Finds images that duplicate another image: equal bytes, or perceptual hashes within a Hamming distance.
 
-An image is left out if *any* earlier image is near it, kept or not. So the decision on an image depends on earlier ones
-only, and adding images to a dataset never changes an earlier decision.
+Of images with equal bytes the earliest stays. Images that look alike are ordered by precedence, then by position, and
+an image is left out if *any* image before it in this order is near it, kept or not. So the decision on an image depends
+on the images before it only: the order of reading does not matter, and a new image changes a decision only if it goes
+before the other image.
 
 Rows are spilled to disk and read one bucket at a time, so memory does not grow with their number. The 64 bits of a hash
 are cut into d + 2 bands. Two hashes at a distance of at most d agree on at least two bands, so it is enough to compare
@@ -22,13 +24,13 @@ from lotlip_data.pipeline.core.external_buckets import ExternalBuckets
 ROWS_PER_BUCKET = 100_000
 BUFFER_BYTES = 4 << 20
 _BITS = 64
-_LATEST = np.iinfo(np.uint64).max
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 """An odd number, so multiplication by it is one to one; it spreads clustered hashes over the buckets."""
 
 U64 = pa.uint64()
-Duplicates = tuple[np.ndarray, np.ndarray]
-"""uint64 [n] both: positions of images to leave out, and for each the position of the earliest image near it."""
+Duplicates = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""uint64 [n] each: positions of images to leave out, for each the position of the first image near it, and the Hamming
+distance between the two."""
 
 
 class SpilledRows:
@@ -80,7 +82,7 @@ def exact_duplicates(rows: SpilledRows) -> Iterator[Duplicates]:
         is_first = np.ones(len(order), dtype=bool)
         is_first[1:] = (upper[1:] != upper[:-1]) | (lower[1:] != lower[:-1])
         earliest = position[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
-        yield position[~is_first], earliest[~is_first]
+        yield position[~is_first], earliest[~is_first], np.zeros(np.count_nonzero(~is_first), np.uint64)
 
 
 def spread(hashes: np.ndarray) -> np.ndarray:
@@ -90,31 +92,53 @@ def spread(hashes: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(rows: SpilledRows, distance: int, folder: Path) -> Iterator[Duplicates]:
-    """Find the images whose hash is near the hash of an earlier image.
+    """Find the images whose hash is near the hash of an image before them, by precedence and then by position.
 
     Images of equal hash are compared as one, so a million blank images cost no more than one.
 
     Args:
-        rows: Columns (spread hash, hash, position).
+        rows: Columns (spread hash, hash, precedence, position). Of two images, the one of the lower precedence stays.
         distance: The largest number of bits that may differ.
         folder: An empty scratch folder.
     """
     count = _spill_distinct(rows, folder / "distinct")
-    candidates = SpilledRows(folder / "better", rows.rows, "hash", "position")  # the same buckets as `rows`
+    columns = ("hash", "precedence", "position", "other_hash")
+    candidates = SpilledRows(folder / "better", rows.rows, *columns)  # the same buckets as `rows`
     for number, bands in enumerate(itertools.combinations(_bands(distance), 2)):
         scratch = folder / f"bands-{number}"
         _compare(_read_distinct(folder / "distinct"), count, np.bitwise_or(*bands), distance, scratch, candidates)
         shutil.rmtree(scratch)
     candidates.flush()
     for number in range(rows.count):
-        _, hashes, position = rows.bucket(number)
-        _, candidate_hashes, candidate_position = candidates.bucket(number)
-        distinct, index = np.unique(np.concatenate([hashes, candidate_hashes]), return_inverse=True)
-        earliest = np.full(len(distinct), _LATEST)
-        np.minimum.at(earliest, index, np.concatenate([position, candidate_position]))
-        earliest = earliest[index[: len(hashes)]]
-        is_late = earliest < position
-        yield position[is_late], earliest[is_late]
+        _, hashes, precedence, position = rows.bucket(number)
+        yield _merge(hashes, precedence, position, candidates.bucket(number)[1:])
+
+
+def _merge(
+    hashes: np.ndarray, precedence: np.ndarray, position: np.ndarray, candidates: list[np.ndarray]
+) -> Duplicates:
+    """Return the duplicates of one bucket.
+
+    Args:
+        hashes: The hashes of the images.
+        precedence: Their precedence.
+        position: Their positions.
+        candidates: Columns (hash, precedence, position, other hash): images near one of these hashes.
+    """
+    own = (hashes, precedence, position, hashes)
+    all_hashes, all_precedence, all_position, other_hashes = map(np.concatenate, zip(own, candidates, strict=True))
+    order = np.lexsort((all_position, all_precedence, all_hashes))
+    _, start, index = np.unique(all_hashes[order], return_index=True, return_inverse=True)
+    first = np.empty(len(order), np.int64)
+    first[order] = order[start[index]]
+    first = first[: len(hashes)]
+    is_late = all_position[first] != position
+    first = first[is_late]
+    return (
+        position[is_late],
+        all_position[first],
+        np.bitwise_count(hashes[is_late] ^ other_hashes[first]).astype(np.uint64),
+    )
 
 
 def _bands(distance: int) -> list[np.uint64]:
@@ -124,26 +148,30 @@ def _bands(distance: int) -> list[np.uint64]:
 
 
 def _spill_distinct(rows: SpilledRows, path: Path) -> int:
-    """Write every hash once, with the first position that has it, to one file. Returns the number of hashes."""
+    """Write every hash once, with the first image that has it, to one file. Returns the number of hashes."""
     count = 0
     with open(path, "wb") as file:
-        for _, hashes, position in rows:
-            order = np.lexsort((position, hashes))
+        for _, hashes, precedence, position in rows:
+            order = np.lexsort((position, precedence, hashes))
             distinct, index = np.unique(hashes[order], return_index=True)
-            np.stack([distinct, position[order][index]], axis=1).tofile(file)
+            first = order[index]
+            np.stack([distinct, precedence[first], position[first]], axis=1).tofile(file)
             count += len(distinct)
     return count
 
 
-def _read_distinct(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The hashes and their first positions, in blocks. Read and not mapped, because mapped pages count as memory."""
+def _read_distinct(path: Path) -> Iterator[list[np.ndarray]]:
+    """Hashes with precedence and position of their first images, in blocks.
+
+    They are read and not mapped, because mapped pages count as memory.
+    """
     with open(path, "rb") as file:
-        while len(pairs := np.fromfile(file, np.uint64, 2 * ROWS_PER_BUCKET)):
-            yield pairs[0::2], pairs[1::2]
+        while len(block := np.fromfile(file, np.uint64, 3 * ROWS_PER_BUCKET)):
+            yield [block[column::3] for column in range(3)]
 
 
 def _compare(
-    distinct: Iterator[tuple[np.ndarray, np.ndarray]],
+    distinct: Iterator[list[np.ndarray]],
     count: int,
     mask: np.uint64,
     distance: int,
@@ -153,29 +181,47 @@ def _compare(
     """Compare all hashes that agree on the bits of `mask`.
 
     Args:
-        distinct: Blocks of hashes and their first positions.
+        distinct: Blocks of columns (hash, precedence, position): each hash with its first image.
         count: The number of hashes.
         mask: The bits of two bands.
         distance: The largest number of bits that may differ.
         folder: A scratch folder, created here.
-        candidates: Receives the hashes with an earlier image near them, and the position of that image.
+        candidates: Receives the hashes with an image before them near them, and this image.
     """
-    table = SpilledRows(folder, count, "hash", "first")
-    for hashes, first in distinct:
-        table.add(spread(hashes & mask), hashes, first)
-    for key, hashes, first in table:
-        order = np.argsort(key, kind="stable")
-        key, hashes, first = key[order], hashes[order], first[order]
-        nearest = first.copy()
-        pairs = np.arange(len(key))
-        for step in itertools.count(1):  # each hash with the one `step` after it, while they share the key
-            pairs = pairs[pairs + step < len(key)]
-            pairs = pairs[key[pairs] == key[pairs + step]]
-            if not len(pairs):
-                break
-            left = pairs[np.bitwise_count(hashes[pairs] ^ hashes[pairs + step]) <= distance]
-            right = left + step
-            nearest[left] = np.minimum(nearest[left], first[right])
-            nearest[right] = np.minimum(nearest[right], first[left])
-        is_late = nearest < first
-        candidates.add(spread(hashes[is_late]), hashes[is_late], nearest[is_late])
+    table = SpilledRows(folder, count, "hash", "precedence", "position")
+    for hashes, precedence, position in distinct:
+        table.add(spread(hashes & mask), hashes, precedence, position)
+    for key, hashes, precedence, position in table:
+        # In this order, the index of a row says which of two images goes before the other.
+        order = np.lexsort((position, precedence))
+        key, hashes, precedence, position = (column[order] for column in (key, hashes, precedence, position))
+        nearest = _first_near(key, hashes, distance)
+        late = np.flatnonzero(nearest < np.arange(len(hashes)))
+        other = nearest[late]
+        candidates.add(spread(hashes[late]), hashes[late], precedence[other], position[other], hashes[other])
+
+
+def _first_near(key: np.ndarray, hashes: np.ndarray, distance: int) -> np.ndarray:
+    """Return, for each hash, the index of the first hash of the same key near it, which may be itself.
+
+    Args:
+        key: uint64 [n].
+        hashes: uint64 [n].
+        distance: The largest number of bits that may differ.
+    """
+    order = np.argsort(key, kind="stable")
+    key, hashes = key[order], hashes[order]
+    nearest = order.copy()
+    pairs = np.arange(len(key))
+    for step in itertools.count(1):  # each hash with the one `step` after it, while they share the key
+        pairs = pairs[pairs + step < len(key)]
+        pairs = pairs[key[pairs] == key[pairs + step]]
+        if not len(pairs):
+            break
+        left = pairs[np.bitwise_count(hashes[pairs] ^ hashes[pairs + step]) <= distance]
+        right = left + step
+        nearest[left] = np.minimum(nearest[left], order[right])
+        nearest[right] = np.minimum(nearest[right], order[left])
+    result = np.empty_like(nearest)
+    result[order] = nearest
+    return result

@@ -16,6 +16,7 @@ from lotlip_data.manifests.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.pipeline.curation.filters import (
     IMAGE_CHANGED,
     TOO_FEW_LONG_TEXTS,
+    Exclusion,
     Filters,
     RawTexts,
     SampleRow,
@@ -26,8 +27,8 @@ from lotlip_data.pipeline.curation.filters import (
 SAMPLE, RAW = "sample", "raw"
 """Values of `what` in `schema.DROPPED`, besides the names of the captioners."""
 
-Drops = Mapping[str, tuple[str, str]]
-"""By key of an image that is left out because of another one: the reason, and the key or name of the other one."""
+Drops = Mapping[str, Exclusion]
+"""By key of an image that is left out because of another one."""
 
 _IMAGE_COLUMNS = ("key", "uid", "url", "sha256", "width", "height", "original_width", "original_height")
 
@@ -110,9 +111,9 @@ class Joined:
                 counts.setdefault(row["what"], Counter())[row["reason"]] += 1
         return counts
 
-    def drop(self, image: SampleRow, what: str, reason: str, detail: str = "") -> None:
+    def drop(self, image: SampleRow, what: str, reason: str, detail: str = "", distance: int | None = None) -> None:
         identity = {name: image[name] for name in ("key", "uid", "url", "sha256")}
-        self.dropped.append(identity | {"what": what, "reason": reason, "detail": detail})
+        self.dropped.append(identity | {"what": what, "reason": reason, "detail": detail, "distance": distance})
 
 
 def join(
@@ -165,15 +166,15 @@ def _add_image(joined: Joined, image: SampleRow, taken: Mapping[str, LongText], 
             dropped_texts.append((name, rejection, long_text.text or ""))
         row |= _text_columns(name, long_text, rejection is None, rules)
     long_texts = sum(row[name] is not None for name in taken)
-    reason, detail = image_rejection(image, rules) or raws.reason, ""
+    reason, detail, distance = image_rejection(image, rules) or raws.reason, "", None
     if reason is None and image["key"] in drops:
-        reason, detail = drops[image["key"]]
+        reason, detail, distance = drops[image["key"]]
     if reason is None and long_texts < rules.min_long_texts:
         reason, detail = TOO_FEW_LONG_TEXTS, str(long_texts)
     if reason is None:
         joined.rows.append(row)
     else:
-        joined.drop(image, SAMPLE, reason, detail)
+        joined.drop(image, SAMPLE, reason, detail, distance)
         # New captions would bring the sample back, so outdated ones are listed. Other texts are dropped with it.
         dropped_texts = [text for text in dropped_texts if reason == TOO_FEW_LONG_TEXTS and text[1] == IMAGE_CHANGED]
     for what, text_reason, text in dropped_texts:

@@ -48,8 +48,8 @@ def test_the_command_prints_a_valid_schema_of_the_draft_it_names() -> None:
 
 
 def test_manifests_are_found_among_the_examples_and_in_the_docs() -> None:
-    found = {str(case.id).partition(":")[0] for case in SHIPPED}
-    assert {"examples/8x80gb.yaml", "examples/endpoint.yaml", "docs/guides/editor.md"} <= found
+    names = {str(case.id).partition(":")[0] for case in SHIPPED}
+    assert {"examples/8x80gb.yaml", "examples/endpoint.yaml", "docs/guides/editor.md"} <= names
 
 
 @pytest.mark.parametrize("content", SHIPPED)

@@ -102,7 +102,8 @@ def test_a_training_killed_and_resumed_ends_with_the_bits_of_an_uninterrupted_on
     assert _metrics(expected) == _metrics(tmp_path) and len(_metrics(expected)) == STEPS
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_stopped_by_a_signal_loses_no_step_and_ends_with_the_bits_of_an_uninterrupted_one(
     run_and_settings, uninterrupted, tmp_path, monkeypatch, number
 ):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lotlip_data.manifests import storage, tar_reader
 from lotlip_data.manifests.dataset_index import ShardFile
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
@@ -98,7 +99,7 @@ class FeatureCache:
             self._tower(self._transform(images).to(device)).cpu()
             for images in batched(_read_images(shard), BATCH_IMAGES)
         ]
-        table = torch.cat(features).to(torch.float16).numpy() if features else np.zeros((0, self._tower.dim))
+        table = self._to_float16(torch.cat(features)) if features else np.zeros((0, self._tower.dim))
         if len(table) != shard.samples:
             raise DataError(
                 f"{shard.tar_url}: has {len(table)} images, but dataset.json lists {shard.samples}. {VERIFY_REMEDY}"
@@ -106,6 +107,21 @@ class FeatureCache:
         buffer = io.BytesIO()
         np.savez(buffer, features=table)
         return buffer.getvalue()
+
+    def _to_float16(self, features_ND: Tensor) -> np.ndarray:
+        """The features as they are stored. Raises UserError if float16 cannot hold one of them."""
+        source = getattr(self._tower.vit.config, "name_or_path", "") or type(self._tower.vit).__name__
+        if not features_ND.isfinite().all():
+            raise UserError(
+                f"image tower {source!r}: its features are not finite (inf or nan); its weights are damaged"
+            )
+        largest = float(features_ND.abs().max())
+        if largest > torch.finfo(torch.float16).max:
+            raise UserError(
+                f"image tower {source!r}: a feature is {largest:,.0f}, and stored features are float16, at most "
+                f"{torch.finfo(torch.float16).max:,.0f}. Set `images: pixels` in the training, which stores no features"
+            )
+        return features_ND.to(torch.float16).numpy()
 
     def _read(self, index: int) -> np.ndarray:
         shard = self._dataset.shards[index]
@@ -120,6 +136,8 @@ class FeatureCache:
             raise DataError(
                 f"{url}: has shape {features.shape} instead of {expected}. Remove it; the next run computes it again."
             )
+        if not np.isfinite(features).all():
+            raise DataError(f"{url}: has values that are inf or nan. Remove it; the next run computes it again.")
         return features
 
 

@@ -68,7 +68,8 @@ class TextTokenizer:
         form: How a text is split into sub-captions.
 
     Raises:
-        ValueError: The tokenizer is not a fast BERT-like one, or the context leaves no room for text.
+        ValueError: The tokenizer is not a fast BERT-like one or has tokens without an embedding, or the context leaves
+            no room for text.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class TextTokenizer:
                 )
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError("tokenizer: is not a fast tokenizer; add a tokenizer.json or a vocab.txt to its folder")
+        check_vocabulary(tokenizer, vocab_size, "tokenizer")
         if context_length < corner_tokens + 3:
             raise ValueError(
                 f"context_length: {context_length} leaves no room for text after [CLS], {corner_tokens} corner tokens "
@@ -147,3 +149,19 @@ def load_tokenizer(folder: str) -> Any:
         return AutoTokenizer.from_pretrained(folder, use_fast=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"text tower {folder!r}: cannot load a tokenizer from there ({error})") from error
+
+
+def check_vocabulary(tokenizer: Any, vocab_size: int, where: str) -> None:
+    """Raise ValueError if the tokenizer has a token that the `vocab_size` word embeddings of its model do not have.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        vocab_size: Number of word embeddings of the model.
+        where: What has the tokenizer, for the message.
+    """
+    token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if number >= vocab_size:
+        raise ValueError(
+            f"{where}: has the token {token!r} with number {number}, but the model has word embeddings for "
+            f"{vocab_size} tokens only; use the tokenizer and the weights of one model, or remove the added tokens"
+        )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
-from lotlip_data.training.data.tokenizer import TextForm
+from lotlip_data.training.data.tokenizer import TextForm, check_vocabulary
 from lotlip_data.training.models import lotlip
 from lotlip_data.training.models.lotlip import LoTLIP
 
@@ -169,7 +169,7 @@ class TransformersClipModel:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         try:
-            loaded: Any = CLIPModel.from_pretrained(name, output_loading_info=True)
+            loaded: Any = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
             self._tokenizer = AutoTokenizer.from_pretrained(name)
             self._processor = AutoImageProcessor.from_pretrained(name, backend="pil")
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -178,6 +178,10 @@ class TransformersClipModel:
         _check_all_weights_loaded(name, loading_info)
         if self._tokenizer("a")["input_ids"] == self._tokenizer("b")["input_ids"]:
             raise UserError(f"clip:{name}: the tokenizer has no vocabulary; add the tokenizer files of this model")
+        try:
+            check_vocabulary(self._tokenizer, int(model.config.text_config.vocab_size), "the tokenizer")
+        except ValueError as error:
+            raise UserError(f"clip:{name}: {error}") from None
         self._model, self._device = model.eval().to(device), device
         self.context_length = int(self._model.config.text_config.max_position_embeddings)
         self.identity = _weights_digest(self._model, str(self._processor), self._tokenizer.backend_tokenizer.to_str())

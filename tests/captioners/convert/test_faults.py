@@ -106,6 +106,7 @@ def convert_until(source, out, steps):
     return quietly(source, out)
 
 
+@pytest.mark.slow
 def test_after_a_kill_at_any_step_it_continues_and_writes_the_same_files(source, expected, tmp_path):
     """In between, the folder is not marked as complete; finished files are kept."""
     for steps in itertools.count():

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineDead
+from lotlip_data.captioners.engines.preprocessing import Preprocessor
+from lotlip_data.captioners.models.llava import Llava
 from lotlip_data.captioners.registry import load_engine
 from tests.captioners import tiny_checkpoints
 
@@ -157,3 +159,34 @@ def test_captions_that_exceed_the_models_positions_are_rejected_before_loading(r
     message = "max_new_tokens=250: image and prompt take 27 of the model's 256 tokens; use at most 229"
     with pytest.raises(ValueError, match=message):
         load_engine(config, "transformers")
+
+
+def test_without_a_generation_config_the_end_tokens_of_the_config_end_a_caption(random_llava, tmp_path, scenes):
+    """As in transformers' `generate`. A turn's end beside the text's is a list of two tokens."""
+    model = tmp_path / "model"
+    shutil.copytree(random_llava, model)
+    (model / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((model / "config.json").read_text())
+    for end_tokens, expected in ((7, {7}), ([7, 9], {7, 9})):
+        config["text_config"]["eos_token_id"] = end_tokens
+        (model / "config.json").write_text(json.dumps(config))
+        loaded = Preprocessor(Llava(), CaptionerConfig(name="x", kind="llava", model=str(model), max_new_tokens=LENGTH))
+        assert loaded.stop_ids == expected | {loaded.tokenizer.eos_token_id}
+
+
+def test_a_model_without_a_usable_end_token_is_refused(random_llava, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(random_llava, model)
+    captioner = CaptionerConfig(name="x", kind="llava", model=str(model), max_new_tokens=LENGTH)
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": "</s>"}))
+    with pytest.raises(ValueError, match="'</s>' is not the number of a token"):
+        Preprocessor(Llava(), captioner)
+    (model / "generation_config.json").unlink()
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((model / name).read_text())
+        for part in (content, content.get("text_config", {})):
+            part.pop("eos_token", None)
+            part["eos_token_id"] = None
+        (model / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="names no end token"):
+        Preprocessor(Llava(), captioner)

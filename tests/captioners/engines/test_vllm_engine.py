@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineDead
 from lotlip_data.captioners.registry import load_engine
@@ -30,10 +31,17 @@ def is_engine(process):
 
 @pytest.fixture(scope="module")
 def checkpoint(random_llava, tmp_path_factory):
-    """A checkpoint whose own generation settings would change every caption if they were used."""
+    """A checkpoint whose own generation settings would change every caption if they were used.
+
+    Its weights have the names that transformers 5 writes, not those of the hub.
+    """
     folder = tmp_path_factory.mktemp("vllm") / "sampling"
     shutil.copytree(random_llava, folder)
     file = folder / "generation_config.json"
+    weights = load_file(folder / "model.safetensors")
+    renamed = {name.replace("vision_tower.vision_model.", "vision_tower."): weights[name] for name in weights}
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
     sampling = {"do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 3.0, "max_new_tokens": 5}
     file.write_text(json.dumps(json.loads(file.read_text()) | sampling))
     return CaptionerConfig(name="x", kind="llava", model=str(folder), max_new_tokens=LENGTH)

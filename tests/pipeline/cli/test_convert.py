@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.captioners.convert import tiny_sharegpt4v
 
 COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli", "convert", "sharegpt4v"]
@@ -21,6 +23,7 @@ def test_help_has_an_example() -> None:
     assert "Example: lotlip-data convert sharegpt4v" in " ".join(answer.stdout.split())
 
 
+@pytest.mark.slow
 def test_it_converts_once_and_reports_an_error_in_one_line(tmp_path: Path) -> None:
     source = tiny_sharegpt4v.write(tmp_path / "x")
     shutil.move(source.parent / "tower", tmp_path / "tuned")

@@ -20,9 +20,9 @@ SETTINGS = {"batch": 16, "epochs": 4000, "warm_up": 2, "context_length": 96, "ch
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def run_and_arguments(tmp_path_factory):
     """A run with a dataset, and the arguments of a training of 12,500 steps, which is stopped after a few."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("training")
     run = pathlib.Path(write_run(folder / "run"))
     (run / "manifest.yaml").write_text("name: x\nsources: [{name: a, files: [a.csv]}]\n")
     settings = {**SETTINGS, **write_towers(folder / "towers")}
@@ -31,44 +31,46 @@ def world(tmp_path_factory):
 
 @contextlib.contextmanager
 def started(run, *arguments):
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background ignore it
+    restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background ignore it
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [*COMMAND, str(run), *arguments]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=restore) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, -signal.SIGTERM, marks=pytest.mark.slow)],
+    [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)],
 )
-def test_the_last_line_of_a_stopped_training_names_the_step_at_which_it_resumes(world, number, code):
-    run, given = world
+def test_the_last_line_of_a_stopped_training_names_the_step_at_which_it_resumes(run_and_arguments, number, code):
+    run, arguments = run_and_arguments
     name = f"by-{number}"
     metrics = run / "train" / name / "metrics.jsonl"
-    with started(run, "--method", "lit", "--name", name, *given) as stopped:
+    with started(run, "--method", "lit", "--name", name, *arguments) as stopped:
         while not metrics.exists() and stopped.poll() is None:  # it is written with the first checkpoint
             time.sleep(0.05)
         stopped.send_signal(number)
-        said, _ = stopped.communicate()
+        output, _ = stopped.communicate()
     assert stopped.returncode == code
-    last = said.splitlines()[-1]
-    found = re.fullmatch(r"by-\d+: stopped; run the same command to resume after step (\d+) of 12500", last)
-    assert found, said
-    assert int(found[1]) == json.loads(metrics.read_text().splitlines()[-1])["step"]  # the last one that was done
-    with started(run, "--method", "lit", "--name", name, *given) as again:
-        on = next(line for line in again.stdout if re.search("resuming|starting again", line))
-    assert f"resuming after step {found[1]} of 12500" in on
+    last = output.splitlines()[-1]
+    match = re.fullmatch(r"by-\d+: stopped; run the same command to resume after step (\d+) of 12500", last)
+    assert match, output
+    assert int(match[1]) == json.loads(metrics.read_text().splitlines()[-1])["step"]  # the last completed step
+    with started(run, "--method", "lit", "--name", name, *arguments) as again:
+        resumed = next(line for line in again.stdout if re.search("resuming|starting again", line))
+    assert f"resuming after step {match[1]} of 12500" in resumed
 
 
-def test_no_resume_leaves_an_existing_training_and_names_the_remedies(world):
-    run, given = world
-    (run / "train" / "there").mkdir(parents=True)
-    (run / "train" / "there" / "done.json").write_text("{}")
-    with started(run, "--method", "lit", "--name", "there", "--no-resume", *given) as asked:
-        said, _ = asked.communicate()
-    assert asked.returncode == 2
-    assert "train/there: already contains a training. Give this training another name, or delete that folder" in said
+def test_no_resume_leaves_an_existing_training_and_names_the_remedies(run_and_arguments):
+    run, arguments = run_and_arguments
+    (run / "train" / "existing").mkdir(parents=True)
+    (run / "train" / "existing" / "done.json").write_text("{}")
+    with started(run, "--method", "lit", "--name", "existing", "--no-resume", *arguments) as refused:
+        output, _ = refused.communicate()
+    assert refused.returncode == 2
+    assert "train/existing: already contains a training." in output
+    assert "Give this training another name, or delete that folder" in output

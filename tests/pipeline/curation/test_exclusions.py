@@ -130,6 +130,47 @@ def test_duplicates_are_left_out_and_the_earliest_stays(tmp_path: Path, ray_clus
     assert verify(run) == [] and shard(manifest, run).nothing_to_do
 
 
+def sized(image: bytes, width: int, height: int) -> tuple[bytes, dict[str, int]]:
+    return image, {"original_width": width, "original_height": height}
+
+
+@pytest.mark.parametrize(("keep", "kept"), [({}, "000010000"), ({"keep": "first"}, "000000000")])
+def test_of_images_that_look_alike_the_largest_stays_unless_the_first_is_to_stay(
+    tmp_path: Path, ray_cluster: None, keep: dict[str, str], kept: str
+) -> None:
+    """The sizes are those of the downloaded images: the stored ones are equally large."""
+    shards: list[list[Any]] = [
+        [sized(stored(noise(0)), 267, 213), sized(stored(noise(1)), 100, 100)],
+        [sized(stored(noise(0), 70), 535, 426), sized(stored(noise(0), 60), 426, 535)],
+    ]
+    run, manifest = run_of(tmp_path, shards, near_duplicates=4, **keep)
+    assert shard(manifest, run).dropped == {"near_duplicate": 2}
+    assert keys(run) == sorted([kept, "000000001"])
+    others = {"000000000", "000010000", "000010001"} - {kept}
+    assert listed(run) == dict.fromkeys(others, ("sample", "near_duplicate", kept))
+    assert verify(run) == []
+
+
+def test_the_list_of_what_was_left_out_has_the_distance_to_the_other_image(tmp_path: Path, ray_cluster: None) -> None:
+    first, again = stored(noise(0)), stored(Image.blend(noise(0), noise(9), 0.15))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.jpg").write_bytes(stored(noise(5)))
+    images = [first, first, again, stored(noise(5), 50), stored(noise(6))]
+    hashes = [perceptual_hash(image) or 0 for image in images]
+    settings: dict[str, Any] = {"duplicates": True, "near_duplicates": 8, "evaluation_distance": 8}
+    run, manifest = run_of(tmp_path / "run", [[*images]], evaluation_sets=[str(tmp_path / "set")], **settings)
+    shard(manifest, run)
+    (path,) = Path(run.quarantine("shard")).iterdir()
+    distances = {row["key"]: row["distance"] for row in pq.read_table(path).to_pylist()}
+    evaluation = perceptual_hash(stored(noise(5))) or 0
+    assert distances == {
+        "000000001": 0,
+        "000000002": (hashes[0] ^ hashes[2]).bit_count(),
+        "000000003": (hashes[3] ^ evaluation).bit_count(),
+    }
+    assert distances["000000002"] > 0
+
+
 def test_new_images_rewrite_no_earlier_shard(tmp_path: Path, ray_cluster: None) -> None:
     run, manifest = run_of(tmp_path, [[stored(noise(0)), stored(noise(1))]], duplicates=True, near_duplicates=4)
     shard(manifest, run)
@@ -258,6 +299,7 @@ def test_invalid_settings_are_rejected(tmp_path: Path) -> None:
         ("{near_duplicates: 9}", "`clean.near_duplicates`"),
         ("{min_words: 9, max_words: 3}", "above `max_words`"),
         ("{language: klingon}", "`clean.language`"),
+        ("{keep: smallest}", "`clean.keep`"),
         ("{dedup: true}", "`clean.dedup`: there is no such setting"),
     ):
         with pytest.raises(ManifestError, match=message):
@@ -273,7 +315,7 @@ def test_exclusions_are_found_once_for_the_same_images_and_settings(tmp_path: Pa
     run, manifest = run_of(tmp_path, [[image, image]], duplicates=True)
     lists, failed = exclusions.find_exclusions(run, manifest.clean, Filters.of(manifest))
     assert (len(lists), failed) == (1, [])
-    assert exclusions.read_list(run, lists[0]) == {1: ("duplicate", "000000000")}
+    assert exclusions.read_list(run, lists[0]) == {1: ("duplicate", "000000000", 0)}
     (index,) = Path(run.clean()).glob("left-out-*.json")
     index.write_text(json.dumps({"0": "as it was"}))
     assert exclusions.find_exclusions(run, manifest.clean, Filters.of(manifest))[0] == {0: "as it was"}

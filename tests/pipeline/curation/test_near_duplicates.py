@@ -1,6 +1,5 @@
 """The duplicates equal those of a comparison of all pairs, for any number of buckets."""
 
-import itertools
 import pathlib
 import time
 
@@ -23,24 +22,37 @@ def clustered_hashes(seed: int, count: int) -> np.ndarray:
     return hashes
 
 
-def find(hashes: np.ndarray, positions: np.ndarray, distance: int, folder: pathlib.Path) -> dict[int, int]:
-    rows = SpilledRows(folder / "rows", len(hashes), "hash", "position")
-    order = np.random.default_rng(1).permutation(len(hashes))
-    for part in np.array_split(order, 3):
-        rows.add(near_duplicates.spread(hashes[part]), hashes[part], positions[part])
-    pairs = [
-        zip(late.tolist(), of.tolist(), strict=True)
-        for late, of in near_duplicates.near_duplicates(rows, distance, folder)
-    ]
-    merged = list(itertools.chain(*pairs))
-    assert len(dict(merged)) == len(merged)
-    return dict(merged)
+def find(
+    hashes: np.ndarray,
+    positions: np.ndarray,
+    distance: int,
+    folder: pathlib.Path,
+    precedence: np.ndarray | None = None,
+    seed: int = 1,
+) -> dict[int, tuple[int, int]]:
+    """Return, by position of an image to leave out, the position of the other image and their distance."""
+    rows = SpilledRows(folder / "rows", len(hashes), "hash", "precedence", "position")
+    precedence = np.zeros(len(hashes), np.uint64) if precedence is None else precedence
+    for part in np.array_split(np.random.default_rng(seed).permutation(len(hashes)), 3):
+        rows.add(near_duplicates.spread(hashes[part]), hashes[part], precedence[part], positions[part])
+    parts = near_duplicates.near_duplicates(rows, distance, folder)
+    merged = [row for part in parts for row in zip(*(column.tolist() for column in part), strict=True)]
+    assert len({position for position, _, _ in merged}) == len(merged)
+    return {position: (of, bits) for position, of, bits in merged}
 
 
-def find_by_all_pairs(hashes: np.ndarray, positions: np.ndarray, distance: int) -> dict[int, int]:
-    near = np.bitwise_count(hashes[:, None] ^ hashes[None, :]) <= distance
-    earliest = np.where(near, positions[None, :], np.iinfo(np.uint64).max).min(axis=1)
-    return {int(mine): int(of) for mine, of in zip(positions, earliest, strict=True) if of < mine}
+def find_by_all_pairs(
+    hashes: np.ndarray, positions: np.ndarray, distance: int, precedence: np.ndarray | None = None
+) -> dict[int, tuple[int, int]]:
+    precedence = np.zeros(len(hashes), np.uint64) if precedence is None else precedence
+    bits = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
+    rank = np.argsort(np.lexsort((positions, precedence)))
+    first = np.where(bits <= distance, rank[None, :], len(hashes)).argmin(axis=1)
+    return {
+        int(positions[row]): (int(positions[other]), int(bits[row, other]))
+        for row, other in enumerate(first.tolist())
+        if other != row
+    }
 
 
 @pytest.mark.parametrize("distance", [0, 1, 3, 4, 8])
@@ -53,6 +65,23 @@ def test_near_duplicates_equal_those_of_all_pairs(
     expected = find_by_all_pairs(hashes, positions, distance)
     assert find(hashes, positions, distance, tmp_path) == expected
     assert 100 < len(expected) < 1500
+
+
+@pytest.mark.parametrize("distance", [0, 2, 4])
+def test_of_near_images_the_one_of_the_lowest_precedence_stays_in_any_order_of_reading(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, distance: int
+) -> None:
+    """The precedence has few values, so that many images of a cluster are equally large."""
+    monkeypatch.setattr(near_duplicates, "ROWS_PER_BUCKET", 100)
+    hashes = clustered_hashes(distance, 1500)
+    rng = np.random.default_rng(3)
+    positions = rng.permutation(1500).astype(np.uint64) << np.uint64(20)
+    precedence = np.iinfo(np.uint64).max - rng.integers(0, 6, 1500).astype(np.uint64)
+    expected = find_by_all_pairs(hashes, positions, distance, precedence)
+    assert expected != find_by_all_pairs(hashes, positions, distance)
+    for seed in range(2):
+        (folder := tmp_path / str(seed)).mkdir()
+        assert find(hashes, positions, distance, folder, precedence, seed) == expected
 
 
 def test_later_images_change_no_decision(tmp_path: pathlib.Path) -> None:
@@ -75,7 +104,7 @@ def test_many_blank_images_are_not_compared_with_one_another(tmp_path: pathlib.P
     """200,000 equal hashes, which would be 20 billion pairs."""
     hashes, positions = np.full(200_000, 1 << 63, np.uint64), np.arange(200_000, dtype=np.uint64)
     started = time.monotonic()
-    assert find(hashes, positions, 4, tmp_path) == dict.fromkeys(range(1, 200_000), 0)
+    assert find(hashes, positions, 4, tmp_path) == dict.fromkeys(range(1, 200_000), (0, 0))
     assert time.monotonic() - started < 300
 
 
@@ -90,7 +119,7 @@ def test_exact_duplicates_point_to_the_earliest_image(
     rows = SpilledRows(tmp_path / "rows", 1000, "lower", "position")
     rows.add(upper, lower.astype(np.uint64), positions)
     duplicates = {
-        int(a): int(b) for late, of in near_duplicates.exact_duplicates(rows) for a, b in zip(late, of, strict=True)
+        int(a): int(b) for late, of, _ in near_duplicates.exact_duplicates(rows) for a, b in zip(late, of, strict=True)
     }
     earliest: dict[tuple[int, int], int] = {}
     for image in sorted(zip(positions.tolist(), upper.tolist(), lower.tolist(), strict=True)):

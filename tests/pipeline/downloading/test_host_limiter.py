@@ -61,6 +61,7 @@ def test_a_host_has_at_most_per_host_parallel_requests(server: RawServer) -> Non
     assert most == 3
 
 
+@pytest.mark.slow
 def test_a_silent_host_is_given_up_and_other_hosts_are_not(server: RawServer) -> None:
     """Forty requests, four at a time, would take 40 seconds. Only a few are made, and the other host is unaffected."""
     other = RawServer()

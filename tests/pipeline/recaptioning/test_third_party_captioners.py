@@ -92,6 +92,7 @@ def test_a_captioner_of_another_installed_package_runs_in_the_actors(tmp_path: P
     assert len({row["text"] for row in rows}) > 1  # the texts depend on the images
 
 
+@pytest.mark.slow
 def test_an_endpoint_captions_a_run_and_its_key_stays_in_the_environment(tmp_path: Path) -> None:
     """One image is refused and quarantined with its reason. The key is in no file of the run and in no output."""
     endpoint = Endpoint()

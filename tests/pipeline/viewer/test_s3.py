@@ -19,6 +19,7 @@ PATHS = ("/", "/?at=1.3", "/?q=number", "/?q=%2229.%22", "/?captioner=llava", "/
 FAULT_RATES = {"refuse": 0.1, "lose": 0.05, "drop": 0.1, "delay": 0.02}
 
 
+@pytest.mark.slow
 def test_a_run_on_s3_has_the_same_pages_as_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local_run, remote_run = dataset_fixture.make(tmp_path / "a run"), Run.at(f"s3://{BUCKET}/a run")
     failed = {"key": "000000001", "uid": "u", "url": "http://images.test/x.jpg", "reason": "timeout", "detail": ""}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -158,3 +159,25 @@ def test_a_model_that_does_not_exist_is_an_error(name, message):
         pytest.importorskip("open_clip")
     with pytest.raises(UserError, match=message):
         load_embedder(name, "cpu")
+
+
+def test_a_clip_stored_in_float16_is_evaluated_in_float32(clip_folder, tmp_path):
+    from transformers import CLIPModel
+
+    half = tmp_path / "half"
+    shutil.copytree(clip_folder, half)
+    CLIPModel.from_pretrained(clip_folder, dtype=torch.float16).save_pretrained(half)
+    model = load_embedder(f"clip:{half}", "cpu")
+    assert {weight.dtype for weight in model._model.parameters()} == {torch.float32}
+
+
+def test_a_clip_whose_tokenizer_has_more_words_than_the_model_is_an_error(clip_folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="has the token 'zebra' with number"):
+        load_embedder(f"clip:{folder}", "cpu")
