@@ -59,13 +59,13 @@ def parse_json(
         has_digest = digests.check_json(text)
         content = json.loads(text)
     except DigestMismatch as error:
-        raise error_type(f"{url}: {error}. {remedy}".rstrip()) from None
+        raise error_type(_message(url, str(error), remedy)) from None
     except (ValueError, RecursionError) as error:
-        raise error_type(f"{url}: not JSON ({error}). {remedy}".rstrip()) from None
+        raise error_type(_message(url, f"not JSON ({error})", remedy)) from None
     if not isinstance(content, dict):
-        raise error_type(f"{url}: not a JSON object. {remedy}".rstrip())
+        raise error_type(_message(url, "not a JSON object", remedy))
     if content.pop(digests.JSON_KEY, None) is not None and not has_digest:
-        raise error_type(f"{url}: its field {digests.JSON_KEY!r} is damaged. {remedy}".rstrip())
+        raise error_type(_message(url, f"its field {digests.JSON_KEY!r} is damaged", remedy))
     return validate(content, url, remedy, schema, error_type)
 
 
@@ -76,12 +76,16 @@ def validate(
     try:
         return _adapter(schema).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        raise error_type(f"{url}: {_describe(error)}. {remedy}".rstrip()) from None
+        raise error_type(_message(url, _describe(error), remedy)) from None
 
 
 @functools.cache
 def _adapter(schema: type[Content]) -> TypeAdapter[Content]:
     return TypeAdapter(schema)
+
+
+def _message(url: str, problem: str, remedy: str) -> str:
+    return f"{url}: {problem}. {remedy}" if remedy else f"{url}: {problem}"
 
 
 def _describe(error: ValidationError) -> str:
@@ -137,7 +141,7 @@ def _read_bytes(url: str, remedy: str, error_type: type[UserError]) -> bytes:
     try:
         return storage.read_bytes(url)
     except FileNotFoundError:
-        raise error_type(f"{url}: is missing, but another file refers to it. {remedy}".rstrip()) from None
+        raise error_type(_message(url, "is missing, but another file refers to it", remedy)) from None
 
 
 def parse_parquet(
@@ -202,10 +206,10 @@ def _damage_explained(url: str, remedy: str, error_type: type[UserError]) -> Ite
     try:
         yield
     except FileNotFoundError:
-        raise error_type(f"{url}: is missing, but another file refers to it. {remedy}".rstrip()) from None
+        raise error_type(_message(url, "is missing, but another file refers to it", remedy)) from None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise error_type(f"{url}: cannot be read ({reason}). {remedy}".rstrip()) from error
+        raise error_type(_message(url, f"cannot be read ({reason})", remedy)) from error
 
 
 def digest(*parts: object) -> str:

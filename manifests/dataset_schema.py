@@ -107,6 +107,7 @@ class DatasetIndex(TypedDict):
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     schema_version: int
     name: str
+    recipe: NotRequired[str]
     captioners: dict[str, str]
     sub_captions: SplitMode
     rules: Rules
@@ -118,6 +119,7 @@ class DatasetIndex(TypedDict):
     long_texts: dict[str, int]
     dropped: dict[str, int]
     dropped_texts: dict[str, dict[str, int]]
+    versions: NotRequired[dict[str, list[str]]]
     manifest: ManifestOfRun
     inputs: list[InputEntry]
     shards: list[SamplesEntry]

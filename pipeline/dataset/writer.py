@@ -46,13 +46,13 @@ class ImageRow(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # how pydantic configures a TypedDict
     uid: str
     url: str
-    sha256: str
+    sha256: str | None
     texts: list[str]
     sources: list[str]
-    width: int
-    height: int
-    original_width: int
-    original_height: int
+    width: int | None
+    height: int | None
+    original_width: int | None
+    original_height: int | None
 
 
 class ImageTar:

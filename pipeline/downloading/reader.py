@@ -71,7 +71,7 @@ def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
         try:
             fields = artifacts.parse_json(meta, f"{sample.key}.json", "", _ImageMember)
         except UserError as error:
-            raise ShardUnreadable(f"{url}: cannot be read ({str(error).strip()}). {remedy}") from None
+            raise ShardUnreadable(f"{url}: cannot be read ({error}). {remedy}") from None
         images += 1
         yield FetchedImage(sample.key, fields["uid"], fields["sha256"], image, dict(fields))
     if images != marker["successes"]:

@@ -142,13 +142,22 @@ class TextTokenizer:
 
 
 def load_tokenizer(folder: str) -> Any:
-    """The fast tokenizer of a local folder or hub id. Raises ValueError if there is none."""
+    """The fast tokenizer of a local folder or hub id. Raises ValueError if there is none, or one without words."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, use_fast=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    except Exception as error:  # the tokenizers library raises plain Exception for a damaged tokenizer.json
         raise ValueError(f"text tower {folder!r}: cannot load a tokenizer from there ({error})") from error
+    if not has_words(tokenizer):
+        raise ValueError(f"text tower {folder!r}: its tokenizer has no vocabulary; add the tokenizer's files")
+    return tokenizer
+
+
+def has_words(tokenizer: Any) -> bool:
+    """Whether the tokenizer tells words apart. Without a vocabulary file, transformers makes one that knows none."""
+    distinct = {tuple(ids) for ids in tokenizer(["a", "b", "the", "of", "1", "."])["input_ids"]}
+    return len(distinct) > 1
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, where: str) -> None:
