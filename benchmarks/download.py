@@ -192,10 +192,13 @@ def main() -> None:
         "--processes", type=int, default=3, help="processes, one after the other (default: %(default)s)"
     )
     parser.add_argument("--tls", action="store_true", help="download over https")
+    parser.add_argument("--smoke", action="store_true", help="try the script: 20 images, one process, one round")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--authority", default="", help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.smoke:
+        vars(options).update(images=20, rounds=1, processes=1)
     if options.serve:
         serve(options.authority)
         return

@@ -1,16 +1,14 @@
-"""Image shards of synthetic scenes, as the download stage commits them, and the tar reader of the compared sides."""
+"""Image shards of synthetic scenes, written by the download stage itself, and the tar reader of the compared sides."""
 
-import hashlib
-import io
-import json
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 
 Member = tuple[str, bytes]
 
 
 def write_run(url: str, shards: int, images: int, pixels: int) -> list[str]:
-    """Write a run with image shards.
+    """Download scenes from a server on loopback into a run.
 
     Args:
         url: The run's folder, which must be local.
@@ -21,38 +19,30 @@ def write_run(url: str, shards: int, images: int, pixels: int) -> list[str]:
     Returns:
         The paths of the tars.
     """
-    from lotlip_data.manifests import storage
-    from lotlip_data.manifests.run_layout import Run, shard_name
-    from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from lotlip_data.manifests.run_layout import Run
+    from lotlip_data.manifests.sample_id import uid_from_url
+    from lotlip_data.manifests.schema import LISTS
+    from lotlip_data.manifests.settings import DownloadSettings
+    from lotlip_data.pipeline.downloading.commit import DownloadTask, fetch_and_commit
+    from lotlip_data.synthetic.http_server import SceneServer
+    from lotlip_data.synthetic.scenes import SPLITS
 
     run, tars = Run.at(url), []
-    for shard in range(shards):
-        scenes = []
-        for row in range(images):
-            content = io.BytesIO()
-            render(sample_scene(SPLITS["images"][shard * images + row]), pixels).save(content, "JPEG", quality=95)
-            scenes.append((f"{shard_name(shard)}{row:04d}", content.getvalue()))
-        stem = f"{shard_name(shard)}-benchmark"
-        tars.append(run.image_file(f"{stem}.tar"))
-        storage.create(tars[-1], _tar(scenes))
-        # The Parquet file is named but not written: recaptioning reads the tar alone.
-        stats = {"tar": f"{stem}.tar", "parquet": f"{stem}.parquet", "count": images, "successes": images}
-        stats["status_dict"] = {"success": images}
-        storage.create(run.image_stats(shard), json.dumps(stats).encode())
+    Path(run.lists).mkdir(parents=True)
+    settings = DownloadSettings(threads=16, per_host=16, allow_hosts=("127.0.0.1",))
+    with SceneServer(pixels=pixels) as server:
+        for shard in range(shards):
+            seeds = SPLITS["images"][shard * images : (shard + 1) * images]
+            urls = [f"{server.url}/scene/{seed}.jpg" for seed in seeds]
+            rows = [{"uid": uid_from_url(url), "url": url, "texts": [""], "sources": ["synthetic"]} for url in urls]
+            pq.write_table(pa.Table.from_pylist(rows, schema=LISTS), run.list_shard(shard))
+            marker = fetch_and_commit(DownloadTask(run, shard, images, settings))
+            assert marker["successes"] == images, marker
+            tars.append(run.image_file(marker["tar"]))
     return tars
-
-
-def _tar(scenes: list[Member]) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
-        for key, image in scenes:
-            digest = hashlib.sha256(image).hexdigest()
-            meta = json.dumps({"key": key, "uid": digest[:32], "sha256": digest}).encode()
-            for ending, data in (("jpg", image), ("json", meta)):
-                member = tarfile.TarInfo(f"{key}.{ending}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    return content.getvalue()
 
 
 def read_tar(path: str) -> Iterator[Member]:

@@ -15,7 +15,6 @@ import io
 import json
 import random
 import statistics
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
 from lotlip_data.manifests import schema
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of
 from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.image_transforms import ImageTransform, random_crop
 from lotlip_data.training.data.loader import Batch, prefetch_batches
@@ -42,7 +40,7 @@ CROP = (0.9, 1.0)
 
 
 def write_run(folder: Path, shards: int, samples: int) -> str:
-    """Write shards like the shard stage: JPEGs with 512 pixels on the shorter side, and texts. Returns the URL."""
+    """Write a run with the writer of the shard stage, whose JPEGs are 512 pixels wide or more. Returns its URL."""
     rng = np.random.default_rng(0)
     run = Run.at(str(folder))
     Path(run.shards).mkdir(parents=True)
@@ -57,30 +55,26 @@ def write_run(folder: Path, shards: int, samples: int) -> str:
     def sentence(words: int) -> str:
         return " ".join(rng.choice(WORDS, words)) + "."
 
-    records = []
+    records, columns = [], schema.dataset(CAPTIONERS)
     for shard in range(shards):
-        rows, tar_path = [], Path(run.shards, f"train-{shard:05d}.tar")
-        with tarfile.open(tar_path, "w") as tar:
+        tar, parquet = (Path(run.shards, f"train-{shard:05d}.{ending}") for ending in ("tar", "parquet"))
+        with SampleWriter(tar, parquet, columns) as writer:
             for index in range(samples):
                 key = f"{shard:05d}{index:04d}"
                 row: dict[str, Any] = {"key": key, "uid": f"{shard:016x}{index:016x}", "url": "u", "source": "s"}
-                row |= {"raw": sentence(15), "sha256": "0" * 64, "width": 640, "height": 512}
+                row |= {"raw": sentence(15), "sha256": "0" * 64, "sources": ["s"]}
+                row |= {
+                    "width": 640,
+                    "height": 512,
+                    "original_width": 640,
+                    "original_height": 512,
+                    "raws": [row["raw"]],
+                }
                 for name in CAPTIONERS:
                     pieces = [sentence(18) for _ in range(6)]
                     row |= {name: " ".join(pieces), f"{name}_sub": pieces, f"{name}_flags": ""}
-                members = (
-                    ("jpg", pictures[index % 16]),
-                    ("txt", row["raw"].encode()),
-                    ("json", json.dumps(row).encode()),
-                )
-                for ending, content in members:
-                    member = tarfile.TarInfo(f"{key}.{ending}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-                rows.append(row)
-        parquet = Path(run.shards, f"train-{shard:05d}.parquet")
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema.dataset(CAPTIONERS)), parquet)
-        files = {path.suffix[1:]: {"name": path.name, "bytes": 0, "sha256": "0" * 64} for path in (tar_path, parquet)}
+                writer.write(row, members(row, pictures[index % 16], columns.names))
+        files = {path.suffix[1:]: vars(record_of(path, path.name)) for path in (tar, parquet)}
         records.append({**files, "samples": samples})
     content = {
         "schema_version": schema.SCHEMA_VERSION,
@@ -163,7 +157,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="samples per batch (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="worker processes, or threads (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="try the script: two shards of 100 samples, one round")
     options = parser.parse_args()
+    if options.smoke:
+        vars(options).update(shards=2, samples=100, batch=8, workers=1, rounds=1)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         run = write_run(Path(scratch, "run"), options.shards, options.samples)

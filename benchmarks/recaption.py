@@ -114,7 +114,11 @@ def parse_arguments() -> argparse.Namespace:
         help="environment made by ray_data_llm_env.sh; without it, ray.data.llm is skipped",
     )
     parser.add_argument("--against", nargs="+", help="compare with these sides only")
-    return parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="try the script: one pair, 32 images, one round")
+    options = parser.parse_args()
+    if options.smoke:
+        vars(options).update(images=32, shards=2, tokens=8, rounds=1, against=["bare_vllm"])
+    return options
 
 
 def make_jobs(options: argparse.Namespace, run: Path, tars: list[str]) -> dict[str, tuple[str, Job, str]]:

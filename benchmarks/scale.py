@@ -72,8 +72,8 @@ def make_run(folder: Path, images: int) -> None:
     from lotlip_data.manifests.manifest import freeze
     from lotlip_data.manifests.run_layout import Run, shard_name
     from lotlip_data.pipeline.core.ledger import WorkRecord
+    from lotlip_data.pipeline.recaptioning.claims import claim_settings
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
-    from lotlip_data.pipeline.recaptioning.results import claim_settings
 
     manifest, run, shards = make_manifest(folder), Run.at(str(folder / "run")), images // SHARD
     freeze(manifest, run)
@@ -315,7 +315,10 @@ def main() -> None:
     parser.add_argument("--folder", help="folder for scratch files (default: the system's temporary folder)")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--smoke", action="store_true", help="try the script: 20,000 and 40,000 rows and images")
     options = parser.parse_args()
+    if options.smoke:
+        vars(options).update(rows=[0.02, 0.04], runs=[0.02, 0.04])
     if options.stage:
         makers: dict[str, Callable[[Path, int], Any]] = {
             "lists": make_lists,

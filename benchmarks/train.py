@@ -216,7 +216,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (default: %(default)s)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="dtype of autocast")
     parser.add_argument("--dropout", type=float, default=0.0, help="dropout probability (default: %(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="try the script: one layer per tower, batches of 4")
     options = parser.parse_args()
+    if options.smoke:
+        vars(options).update(batch=4, pairs=1, layers=1)
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
     towers, rng = make_towers(options.layers, options.dropout), np.random.default_rng(0)

@@ -9,7 +9,9 @@ that differs much from the estimate, set `max_num_seqs` accordingly.
 """
 
 import argparse
+import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,11 @@ from huggingface_hub.errors import StrictDataclassError
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
 from lotlip_data.captioners.registry import get_default, get_kind
+from lotlip_data.manifests.checkpoints.hub import ModelUnavailable, read_config
+from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 BYTES_PER_GIB = 2**30
 BYTES_PER_VALUE = 2
@@ -82,7 +88,8 @@ def read_model_sizes(config: CaptionerConfig) -> ModelSizes | None:
     """Return the sizes of a captioner's model: the known ones of a published checkpoint, else from its config.json.
 
     Returns:
-        None if the hub cannot be reached, or for kinds whose model is unknown, such as an endpoint.
+        None if the hub cannot be reached, if transformers is not installed, or for kinds whose model is unknown, such
+        as an endpoint.
 
     Raises:
         UserError: The config.json belongs to another kind or describes no valid model; the message names the field.
@@ -91,6 +98,14 @@ def read_model_sizes(config: CaptionerConfig) -> ModelSizes | None:
         return None
     if config.model == get_default(config.kind).model:
         return PUBLISHED_SIZES[config.kind]
+    if find_spec("transformers") is None:
+        logger.warning(
+            "captioner %r: the size of %s is not estimated, because transformers is not installed; "
+            "install lotlip-data[full]",
+            config.name,
+            config.model,
+        )
+        return None
     layout = _read_layout(config)
     if layout is None:
         return None
@@ -161,20 +176,15 @@ def format_table(gpu_gib: float, utilization: float) -> str:
 
 
 def _read_layout(config: CaptionerConfig) -> dict[str, Any] | None:
-    """Return the content of config.json; None if the hub cannot be reached."""
-    from transformers import PretrainedConfig
-
-    from lotlip_data.manifests.checkpoints.resolve import resolve
-
-    options = {"revision": config.revision}
+    """Return the content of config.json; None if the model is not on this machine and the hub does not give it."""
     try:
         source = resolve(config.model)
-        get_kind(config.kind).check(source, options)
-        return PretrainedConfig.get_config_dict(source, **options)[0]
-    except OSError as error:
+        get_kind(config.kind).check(source, {"revision": config.revision})
+        return read_config(source, config.revision)
+    except ModelUnavailable as error:
         if not Path(source).is_dir():
             return None
-        raise UserError(f"captioner {config.name!r}: {' '.join(str(error).split())}") from None
+        raise UserError(f"captioner {config.name!r}: {error}") from None
     except ValueError as error:
         raise UserError(f"captioner {config.name!r}: {error}") from None
 

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
+from lotlip_data.captioners.load_errors import explained
 from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.captioners.models.instructblip import InstructBlip
 from lotlip_data.captioners.models.llava import Llava, ShareGPT4V
@@ -70,6 +71,9 @@ def load_engine(config: CaptionerConfig, engine: str = "auto", **options: Any) -
         options: Fields of `EngineOptions`.
 
     Raises:
-        ValueError: A setting is unknown or invalid, or the checkpoint cannot be loaded.
+        UserError: A setting is unknown or invalid, or the checkpoint cannot be loaded as it is.
+        EngineStartError: The engine did not start; another try may succeed.
     """
-    return get_kind(config.kind).load(config, engine, EngineOptions.parse(options, f"captioner {config.name!r}"))
+    resources = EngineOptions.parse(options, f"captioner {config.name!r}")
+    with explained(config):
+        return get_kind(config.kind).load(config, engine, resources)

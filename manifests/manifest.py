@@ -16,25 +16,35 @@ A scale of the LoTLIP paper needs the files of its sources' lists (`lotlip-data 
     files:
       cc3m: [Train_GCC-training.tsv]
 
-A run keeps the manifest that it started with, as `RUN/manifest.yaml`.
+A run has its own copy, `RUN/manifest.yaml`, with every setting spelled out. All stages read their settings there, so
+that is the place to edit them. The settings that decide which images a run holds cannot change.
 """
 
+import json
+import logging
 import pathlib
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from lotlip_data.manifests import catalog, storage
+from lotlip_data.manifests import artifacts, catalog, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.settings.base import Settings
+from lotlip_data.manifests.settings.base import ListEntry, Settings
 from lotlip_data.manifests.settings.captioners import CaptionerEntry, parse_captioner
 from lotlip_data.manifests.settings.dataset import CleanSettings, ShardSettings
 from lotlip_data.manifests.settings.download import DownloadSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry
 from lotlip_data.manifests.settings.source import Name, Source
 from lotlip_data.manifests.settings.training import TrainingEntry
+
+logger = logging.getLogger(__name__)
+
+Entry = TypeVar("Entry", bound=ListEntry)
+
+UPDATE_OPTION = "--update-manifest"
 
 
 class ManifestError(UserError):
@@ -70,8 +80,11 @@ class Manifest(Settings):
     evaluate: tuple[EvaluationEntry, ...] = ()
     """Tasks on which every trained model is evaluated, each a name or settings."""
     evaluation_data: str | None = None
-    """Folder of the evaluation tasks' files, with one folder per task: a path or fsspec URL. A relative path starts at
-    the manifest's folder."""
+    """Folder of the evaluation tasks' files, with one folder per task: a path or fsspec URL."""
+    relative_to: str | None = None
+    """Folder where the relative paths of this manifest start: a path or fsspec URL. Default: the manifest's folder. In
+    `RUN/manifest.yaml`, it is the folder of the manifest that started the run. A model or tower counts as a path if it
+    starts with `./` or `../`."""
 
     virtual_fields = ("scale", "files")
 
@@ -110,10 +123,16 @@ class Manifest(Settings):
         return self
 
     @model_serializer(mode="wrap")
-    def _omit_unused_folder(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `evaluation_data`, earlier releases can read the manifest too."""
+    def _omit_unused_folders(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `evaluation_data` and `relative_to`, earlier releases can read the manifest too."""
         settings: dict[str, Any] = serialize(self)
-        return {name: value for name, value in settings.items() if name != "evaluation_data" or value is not None}
+        optional = ("evaluation_data", "relative_to")
+        return {name: value for name, value in settings.items() if name not in optional or value is not None}
+
+    @property
+    def captioner_names(self) -> list[str]:
+        """Names of the captioners: their folders in a run, and their columns in its dataset."""
+        return [entry.name or str(entry.preset) for entry in self.captioners]
 
     def evaluation_folder(self, entry: EvaluationEntry) -> str:
         """The folder of a published task's files."""
@@ -179,23 +198,48 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def with_absolute_paths(manifest: Manifest, base: str) -> Manifest:
-    """The manifest with relative paths resolved against the folder `base`."""
-
-    def absolute(path: str) -> str:
-        if "://" in path or pathlib.PurePath(path).is_absolute() or path.startswith("~"):
-            return storage.normalise(path)
-        return storage.join(base, path)
-
-    sources = [source.model_copy(update={"files": tuple(map(absolute, source.files))}) for source in manifest.sources]
-    tasks = [
-        entry.model_copy(update={"data": absolute(entry.data)}) if entry.data else entry for entry in manifest.evaluate
+    """The manifest with absolute paths. Relative ones start at its `relative_to`, by default at the folder `base`."""
+    base = _absolute(manifest.relative_to, base) if manifest.relative_to else base
+    sources = [
+        source.model_copy(update={"files": tuple(_absolute(file, base) for file in source.files)})
+        for source in manifest.sources
     ]
-    changes: dict[str, Any] = {"sources": tuple(sources), "evaluate": tuple(tasks)}
-    sets = tuple(map(absolute, manifest.clean.evaluation_sets))
-    changes["clean"] = manifest.clean.model_copy(update={"evaluation_sets": sets})
+    sets = tuple(_absolute(path, base) for path in manifest.clean.evaluation_sets)
+    changes: dict[str, Any] = {
+        "relative_to": base,
+        "sources": tuple(sources),
+        "evaluate": tuple(_with_paths(entry, ("data",), base) for entry in manifest.evaluate),
+        "captioners": tuple(_with_paths(entry, ("model",), base, marked=True) for entry in manifest.captioners),
+        "train": tuple(
+            _with_paths(entry, ("image_tower", "text_tower"), base, marked=True) for entry in manifest.train
+        ),
+        "clean": manifest.clean.model_copy(update={"evaluation_sets": sets}),
+    }
     if manifest.evaluation_data:
-        changes["evaluation_data"] = absolute(manifest.evaluation_data)
+        changes["evaluation_data"] = _absolute(manifest.evaluation_data, base)
     return manifest.model_copy(update=changes)
+
+
+def _absolute(path: str, base: str) -> str:
+    if "://" in path or pathlib.PurePath(path).is_absolute() or path.startswith("~"):
+        return storage.normalise(path)
+    return storage.join(base, path)
+
+
+def _with_paths(entry: Entry, fields: tuple[str, ...], base: str, marked: bool = False) -> Entry:
+    """An entry of a list with absolute paths.
+
+    Args:
+        entry: The entry.
+        fields: Names of its fields that hold paths.
+        base: Folder where relative paths start.
+        marked: Whether a relative path is one only if it starts with `./` or `../`; other values are names.
+    """
+    given = {name: value for name, value in entry.explicit.items() if name in fields and isinstance(value, str)}
+    paths = {name: value for name, value in given.items() if not marked or value.startswith(("./", "../"))}
+    if not paths:
+        return entry
+    return entry.model_copy(update={name: _absolute(value.removeprefix("./"), base) for name, value in paths.items()})
 
 
 def dump(manifest: Manifest) -> str:
@@ -203,48 +247,64 @@ def dump(manifest: Manifest) -> str:
     return yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def freeze(manifest: Manifest, run: Run) -> None:
-    """Store the manifest in the run's folder, or check that it continues the run.
+def freeze(manifest: Manifest, run: Run, update: bool = False) -> None:
+    """Store the manifest in the run's folder, or check that it agrees with the run's.
 
-    The images of a run depend on its lists, their order and the stored size, so these settings cannot change. All
-    others can, and the folder then holds the new settings.
+    The images of a run depend on its lists, their order and the stored size. These settings cannot change once the
+    lists are partitioned. The others can, in `RUN/manifest.yaml`.
+
+    Args:
+        manifest: The manifest that a user gives.
+        run: The run.
+        update: Replace the run's manifest if settings differ that can change.
 
     Raises:
         ManifestError: Naming the settings that differ.
     """
-    text = dump(manifest).encode()
-    if storage.create(run.manifest, text):
+    _check_partitioned(manifest, run, "the manifest given")
+    # Checked first, so that a run with nothing to do needs no write access.
+    if not storage.exists(run.manifest) and storage.create(run.manifest, dump(manifest).encode()):
         return
-    if held_for(manifest, run) != manifest:
-        storage.replace(run.manifest, text)
+    held = held_for(manifest, run, update)
+    changes = _differences(held, manifest)
+    if changes and not update:
+        raise ManifestError(
+            f"{run.manifest} has other settings than the manifest given: {_describe(changes)}. To keep the run's "
+            f"settings, give {run.manifest} as the manifest. To replace them, give {UPDATE_OPTION}."
+        )
+    if changes:
+        storage.replace(run.manifest, dump(manifest).encode())
+        logger.info(f"{run.manifest} now has the settings of the manifest given: {_describe(changes)}")
 
 
-def held_for(manifest: Manifest, run: Run) -> Manifest:
+def held_for(manifest: Manifest, run: Run, update: bool = False) -> Manifest:
     """The manifest in the run's folder, if `manifest` continues the run.
+
+    Args:
+        manifest: The manifest that a user gives.
+        run: The run.
+        update: Allow any difference while the run's lists are not partitioned.
 
     Raises:
         ManifestError: If the run has no manifest, or naming the settings that differ and cannot change.
     """
     held = frozen(run)
-    ours, theirs = _image_settings(manifest), _image_settings(held)
-    if changed := sorted(name for name in ours if ours[name] != theirs[name]):
-        raise ManifestError(
-            f"{run.manifest}: this run was started with another manifest (they differ in {', '.join(changed)}). "
-            "Use another run folder, or the manifest that the run was started with."
-        )
-    return held
-
-
-def _image_settings(manifest: Manifest) -> dict[str, Any]:
-    """The settings that decide which images a run holds, under which keys, and how they are stored."""
-    fixed = {name: getattr(manifest, name) for name in ("name", "seed", "sample", "samples_per_shard")}
-    fixed["sources"] = [source.model_dump(exclude={"licence", "homepage"}) for source in manifest.sources]
-    stored = {f"download.{name}": getattr(manifest.download, name) for name in ("image_size", "quality")}
-    return fixed | stored
+    changes = _differences(_image_settings(held), _image_settings(manifest))
+    if not changes or (update and not storage.exists(run.plan)):
+        return held
+    if storage.exists(run.plan):
+        remedy = "Use another run folder, or the manifest that the run was started with."
+    else:
+        remedy = f"Its lists are not cut into shards yet: give {UPDATE_OPTION} to start it with the manifest given."
+    raise ManifestError(f"{run.manifest}: this run was started with another manifest: {_describe(changes)}. {remedy}")
 
 
 def frozen(run: Run) -> Manifest:
-    """The manifest in the run's folder. Raises ManifestError if there is none."""
+    """The manifest in the run's folder, with absolute paths.
+
+    Raises:
+        ManifestError: There is none, it is not valid, or a setting was edited that cannot change.
+    """
     try:
         text = storage.read_bytes(run.manifest).decode()
     except UnicodeDecodeError as error:
@@ -253,4 +313,67 @@ def frozen(run: Run) -> Manifest:
         raise ManifestError(
             f"{run.url}: no run here (no manifest.yaml). Start one with `lotlip-data download MANIFEST {run.url}`."
         ) from None
-    return parse(text, run.manifest)
+    manifest = parse(text, run.manifest)
+    _check_partitioned(manifest, run, "this file")
+    # A run of an earlier release does not say where relative paths start: they stay relative to the working folder.
+    return with_absolute_paths(manifest, manifest.relative_to) if manifest.relative_to else manifest
+
+
+def image_settings(manifest: Manifest) -> dict[str, Any]:
+    """The settings that decide which images a run holds, for the record in its partition."""
+    return _image_settings(manifest).model_dump(mode="json", exclude_unset=True)
+
+
+def _image_settings(manifest: Manifest) -> Manifest:
+    """The settings that decide which images a run holds, under which keys, and how they are stored."""
+    fixed = {name: getattr(manifest, name) for name in ("name", "seed", "sample", "samples_per_shard")}
+    stored = {name: getattr(manifest.download, name) for name in ("image_size", "quality")}
+    sources = [source.model_copy(update={"licence": None, "homepage": None}) for source in manifest.sources]
+    return Manifest.model_validate(fixed | {"sources": sources, "download": stored})
+
+
+def _check_partitioned(manifest: Manifest, run: Run, where: str) -> None:
+    """Raise ManifestError if the run's lists were cut with other settings than those of the manifest, `where`."""
+    remedy = f"Remove it; `lotlip-data download MANIFEST {run.url}` rebuilds it from the same lists."
+    try:
+        recorded = artifacts.read_json(run.plan, remedy, artifacts.JsonObject).get("settings")
+    except FileNotFoundError:
+        return
+    if not recorded:  # of an earlier release
+        return
+    if changes := _differences(Manifest.parse(recorded, run.plan), _image_settings(manifest), where):
+        raise ManifestError(
+            f"{run.manifest}: this run was started with another manifest: {_describe(changes)}. These settings decide "
+            "which images a run holds and cannot change: restore them, or use another run folder."
+        )
+
+
+def _differences(held: Manifest, given: Manifest, where: str = "the manifest given") -> list[str]:
+    """The settings in which a run's manifest and another one, which `where` names, differ: one text per setting."""
+    ours, theirs = (dict(_flatten(manifest.model_dump(mode="json"))) for manifest in (held, given))
+    names = dict.fromkeys([*ours, *theirs])
+    names.pop("relative_to", None)
+    pairs = ((name, _shown(ours, name), _shown(theirs, name)) for name in names)
+    return [f"`{name}` is {our} in the run, {their} in {where}" for name, our, their in pairs if our != their]
+
+
+_SHOWN_CHANGES = 10
+
+
+def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested settings, each with its name, such as `train.0.lr`."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if not children or not value:
+        yield name, value
+    for key, child in children:
+        yield from _flatten(child, f"{name}.{key}" if name else str(key))
+
+
+def _shown(settings: dict[str, Any], name: str) -> str:
+    """A setting as a message shows it."""
+    return json.dumps(settings[name], ensure_ascii=False) if name in settings else "not set"
+
+
+def _describe(changes: list[str]) -> str:
+    others = len(changes) - _SHOWN_CHANGES
+    return "; ".join(changes[:_SHOWN_CHANGES]) + (f"; and {others} more" if others > 0 else "")

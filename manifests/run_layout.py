@@ -5,7 +5,8 @@ RUN/
   lists/00000.parquet  plan.json               the rows to download, in seeded random order, as shards
   lists/retry-0001.json                        further shards, with the rows that are downloaded again
   images/00000-ATTEMPT.tar .parquet            output of img2dataset; 00000_stats.json names the committed attempt
-  captions/CAPTIONER/00000.parquet             captions of image shard 0; captioner.json; .parts/ with partial results
+  captions/CAPTIONER/00000.parquet             captions of image shard 0; .parts/ with partial results
+  captions/CAPTIONER/captioner.json            the settings that made them; model_files.json: digests of a local model
   images/.ledger/ captions/CAPTIONER/.ledger/  empty objects whose names record the counts and times of each shard
   images/.tries/                               empty objects whose names record downloads without any image
   shards/train-00000.tar .parquet dataset.json the dataset
@@ -13,7 +14,7 @@ RUN/
   quarantine/                                  what could not be processed, with its reason
   train/NAME/                                  configuration, metrics, checkpoints, results on published tasks
   eval/NAME.json                               results on synthetic scenes
-  logs/                                        one folder per invocation
+  logs/                                        one folder per invocation; engines/ with the traces of failed starts
 """
 
 from dataclasses import dataclass
@@ -101,6 +102,10 @@ class Run:
 
     def captioner_settings(self, name: str) -> str:
         return self._in("captions", name, "captioner.json")
+
+    def model_files(self, name: str) -> str:
+        """The digests of the files in the model folder of a captioner."""
+        return self._in("captions", name, "model_files.json")
 
     def caption_shard(self, name: str, shard: int) -> str:
         return self._in("captions", name, f"{shard_name(shard)}.parquet")
@@ -197,6 +202,10 @@ class Run:
 
     def log(self, invocation: str) -> str:
         return self._in("logs", invocation, "log.txt")
+
+    def engine_log(self, captioner: str, attempt: str) -> str:
+        """The whole trace of a failed start of a captioner's engine."""
+        return self._in("logs", "engines", f"{captioner}-{attempt}.txt")
 
     def features(self, *tower: str) -> str:
         """The image features of a tower, one object for each tar; without `tower`, the folder of all towers."""

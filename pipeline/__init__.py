@@ -8,16 +8,27 @@ from typing import TYPE_CHECKING
 from lotlip_data.manifests.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lotlip_data.pipeline.inspection import evaluate, plan, report, stats, status, verify
-    from lotlip_data.pipeline.stages import download, features, import_captions, recaption, run_pipeline, shard, train
+    from lotlip_data.pipeline.inspection import captioners, evaluate, plan, report, stats, status, verify
+    from lotlip_data.pipeline.stages import (
+        download,
+        features,
+        import_captions,
+        recaption,
+        remove_captioner,
+        run_pipeline,
+        shard,
+        train,
+    )
 
 __all__ = [
+    "captioners",
     "download",
     "evaluate",
     "features",
     "import_captions",
     "plan",
     "recaption",
+    "remove_captioner",
     "report",
     "run_pipeline",
     "shard",
@@ -29,7 +40,16 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "inspection": ["evaluate", "plan", "report", "stats", "status", "verify"],
-        "stages": ["download", "features", "import_captions", "recaption", "run_pipeline", "shard", "train"],
+        "inspection": ["captioners", "evaluate", "plan", "report", "stats", "status", "verify"],
+        "stages": [
+            "download",
+            "features",
+            "import_captions",
+            "recaption",
+            "remove_captioner",
+            "run_pipeline",
+            "shard",
+            "train",
+        ],
     },
 )

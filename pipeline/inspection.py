@@ -90,6 +90,15 @@ def status(run: RunLike, *, failures: bool = False) -> Inspection:
     return Inspection(dict(figures), format_text(figures))
 
 
+def captioners(run: RunLike) -> Inspection:
+    """The captioners of a run: what each has captioned, and whether the manifest and the dataset name it."""
+    from lotlip_data.pipeline.recaptioning.stored_captioners import format_text, stored_captioners
+
+    run = open_run(run)
+    stored = stored_captioners(run, frozen(run))
+    return Inspection({entry.name: entry.to_dict() for entry in stored}, format_text(run, stored))
+
+
 def stats(run: RunLike) -> Inspection:
     """The paper's Table 6 for the run's dataset: images, texts, sub-captions and tokens per text, and flags."""
     from lotlip_data.pipeline.dataset.stats import dataset_stats, table

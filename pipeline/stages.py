@@ -12,9 +12,10 @@ Each stage reads what the stage before it committed, skips what it has committed
 The commands of `lotlip-data` and the Python API (docs/guides/notebook.md) both call these functions.
 
 A manifest is given as a path or URL of a YAML file, as a mapping with the same content, or as a `Manifest`. A run is
-given as its folder's path or URL, or as a `Run`. After `download`, the run's folder holds the manifest, and the other
-stages read it there. Every function raises UserError, with what is wrong and how to fix it, for wrong arguments or a
-missing input; a unit that fails is a line in `Outcome.failed` instead.
+given as its folder's path or URL, or as a `Run`. `download` stores the manifest in the run's folder. All stages read
+their settings there, so they are edited there, or replaced with `update_manifest`. Every function raises UserError,
+with what is wrong and how to fix it, for wrong arguments or a missing input; a unit that fails is a line in
+`Outcome.failed` instead.
 """
 
 import json
@@ -25,8 +26,10 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse, with_absolute_paths
+from lotlip_data.manifests.progress import SUMMARY_LINE
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import Outcome
 
@@ -79,21 +82,28 @@ def open_run(run: RunLike) -> Run:
 
 
 def download(
-    manifest: ManifestLike, run: RunLike, *, retry_failed: bool = False, accept_failures: bool = False
+    manifest: ManifestLike,
+    run: RunLike,
+    *,
+    retry_failed: bool = False,
+    accept_failures: bool = False,
+    update_manifest: bool = False,
 ) -> Outcome:
     """Partition the manifest's lists into shards, once, and download every shard that is not downloaded yet.
 
     Args:
-        manifest: The manifest. It is kept in the run's folder for the other stages.
+        manifest: The manifest. It is stored in the run's folder, where the other stages read it.
         run: The run's folder. It is created where it does not exist.
         retry_failed: Download images again that failed for transient reasons.
         accept_failures: Mark shards complete even if none of their images downloaded.
+        update_manifest: Replace the run's manifest if this one has other settings. Without it, that is an error.
     """
     from lotlip_data.pipeline.downloading.failures import format_text
     from lotlip_data.pipeline.downloading.stage import download as download_shards
 
     manifest, run = load_manifest(manifest), open_run(run)
-    freeze(manifest, run)
+    if storage.exists(run.manifest) or storage.exists(run.plan):
+        freeze(manifest, run, update_manifest)  # a new run gets its manifest once the lists are read
     summary = download_shards(manifest, run, retry_failed=retry_failed, accept_failures=accept_failures)
     figures = summary.to_dict()
     lines = [] if summary.nothing_to_do else [f"download: {summary.fetched:,} of {summary.requested:,} images"]
@@ -155,14 +165,36 @@ def import_captions(
     return Outcome(True, [], summary.to_dict(), "import", format_text(summary))
 
 
-def shard(run: RunLike) -> Outcome:
-    """Join images and captions, split the captions into sub-captions, and write the dataset."""
+def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
+    """Join images and captions, split the captions into sub-captions, and write the dataset.
+
+    Args:
+        run: The run's folder.
+        captioners: Captioners whose texts the dataset has, in the order of its columns. Default: all that the run has
+            captions by, and those of its manifest that have started.
+    """
     from lotlip_data.pipeline.dataset.stage import shard as build_dataset
 
     run = open_run(run)
-    summary = build_dataset(frozen(run), run)
+    summary = build_dataset(frozen(run), run, captioners)
     lines = [f"shard: {summary.built:,} shards with {summary.samples:,} samples"] if summary.built else []
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
+
+
+def remove_captioner(run: RunLike, name: str, *, captions: bool = False) -> Outcome:
+    """Remove a captioner and its captions from a run. The dataset changes with the next `shard`.
+
+    Args:
+        run: The run's folder.
+        name: Name of the captioner.
+        captions: Also remove captions. Without it, only a captioner without any caption is removed.
+    """
+    from lotlip_data.pipeline.recaptioning.stored_captioners import remove
+
+    run = open_run(run)
+    frozen(run)
+    lines = remove(run, name, captions)
+    return Outcome(True, [], {"removed": name}, "captioners remove", lines)
 
 
 def features(
@@ -231,7 +263,7 @@ def evaluate_run(run: RunLike) -> Outcome:
 def _logged(lines: list[str]) -> list[str]:
     """The lines of a summary, logged as the last messages of the stage."""
     for line in lines:
-        logger.info(line)
+        logger.info(line, extra=SUMMARY_LINE)
     return lines
 
 
@@ -244,13 +276,23 @@ STAGES: dict[str, Callable[[Run], Outcome]] = {
 """The stages after the download, in their order."""
 
 
-def run_pipeline(manifest: ManifestLike, run: RunLike) -> Outcome:
-    """Call every stage in turn. If a stage fails in part, the next stages use what was completed."""
+def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool = False) -> Outcome:
+    """Call every stage in turn. If a stage fails in part, the next stages use what was completed.
+
+    Args:
+        manifest: The manifest.
+        run: The run's folder. It is created where it does not exist.
+        update_manifest: Replace the run's manifest if this one has other settings. Without it, that is an error.
+    """
     manifest, run = load_manifest(manifest), open_run(run)
-    stages: dict[str, Callable[[Run], Outcome]] = {"download": lambda run: download(manifest, run), **STAGES}
+
+    def start(run: Run) -> Outcome:
+        return download(manifest, run, update_manifest=update_manifest)
+
+    stages: dict[str, Callable[[Run], Outcome]] = {"download": start, **STAGES}
     total = Outcome(did_something=False, stage="run")
     for name, stage in stages.items():
-        logger.info(f"== {name}")
+        logger.info(f"== {name}", extra=SUMMARY_LINE)
         try:
             outcome = stage(run)
         except UserError as error:

@@ -1,7 +1,6 @@
 """The generated pages of the documentation say all that the code knows, and the strict build has no warning."""
 
 import html
-import importlib.util
 import inspect
 import json
 import re
@@ -18,15 +17,12 @@ from pydantic import BaseModel, Field
 
 from lotlip_data.manifests.manifest import Manifest
 from tests.support.paths import ROOT
+from tests.support.tools import load_tool
 
 
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "tools" / "docs_hooks.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("docs_hooks")
 
 
 def commands(app: Any, path: str = "lotlip-data") -> Iterator[tuple[str, Any]]:

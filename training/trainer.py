@@ -273,8 +273,8 @@ class Trainer:
                 values["tokens_per_second"] = values["tokens"] / seconds
                 if metrics:
                     self._record(metrics, done, values)
+                bar.note(f"loss {values['loss']:.3f}")
                 bar.update()
-                bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
                 self._report(step, values, (time.monotonic() - loop_started) / (done - first))
                 if self._stopping:
                     run_on_first(lambda: None, self.group)  # a barrier: all wait for the first process's checkpoint

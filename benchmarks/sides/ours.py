@@ -6,7 +6,7 @@ from serve import Job, Results, serve
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.core.ray_tasks import LOCAL_OBJECT_STORE_BYTES
+from lotlip_data.pipeline.core.ray_cluster import LOCAL_OBJECT_STORE_BYTES
 from lotlip_data.pipeline.recaptioning.actor import CaptionActor
 from lotlip_data.pipeline.recaptioning.actor_pool import UNITS_PER_ACTOR
 from lotlip_data.pipeline.recaptioning.config import PoolSettings

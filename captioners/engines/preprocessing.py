@@ -3,14 +3,13 @@
 All engines share this module, so that they see the same pixels and prompts and can only agree on captions.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec
-from lotlip_data.manifests.checkpoints.resolve import resolve
+from lotlip_data.manifests.checkpoints.hub import find_model
 
 MAX_ASPECT_RATIO = 50
 """Resizing the short side of a more elongated image to the vision tower's input size would take gigabytes."""
@@ -32,10 +31,11 @@ class Preprocessor:
         import transformers
         from transformers import AutoConfig
 
-        self.source = resolve(config.model)
+        folder = find_model(config.model, config.revision)
+        self.source = str(folder or config.model)
         self.load_options: dict[str, Any] = {
             "revision": config.revision,
-            "local_files_only": Path(self.source).is_dir(),
+            "local_files_only": folder is not None,
         }
         captioner.check(self.source, self.load_options)
         self._config = AutoConfig.from_pretrained(self.source, **self.load_options)
@@ -43,6 +43,7 @@ class Preprocessor:
         processor_class = getattr(transformers, captioner.processor_class)
         self._processor: Any = processor_class.from_pretrained(self.source, backend="pil", **self.load_options)
         self.tokenizer = self._processor.tokenizer
+        self._check_patch_size()
         self.text = (config.template or captioner.template).replace("{prompt}", config.prompt)
         self.blank = Image.new("RGB", (64, 64))
         self.prompt = dict(self._processor(images=self.blank, text=self.text, return_tensors="pt"))
@@ -77,6 +78,13 @@ class Preprocessor:
         kept = token_ids if end is None else token_ids[: end + 1]
         text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
         return Caption(text, "length" if end is None else "stop", len(kept))
+
+    def _check_patch_size(self) -> None:
+        """Raise ValueError if the processor needs a patch size to count an image's tokens, and has none."""
+        if hasattr(self._processor, "patch_size") and self._processor.patch_size is None:
+            patch_size = getattr(getattr(self._config, "vision_config", None), "patch_size", None)
+            value = f"{patch_size}, as in config.json's vision_config" if patch_size else "the vision tower's"
+            raise ValueError(f"{self.source}: processor_config.json lacks patch_size; set it to {value}")
 
     def _check_length(self, config: CaptionerConfig) -> None:
         """Raise ValueError if image, prompt and the longest caption exceed the model's number of positions."""

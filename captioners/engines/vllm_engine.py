@@ -23,6 +23,8 @@ from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, EngineDead, EngineOptions
 from lotlip_data.captioners.engines.preprocessing import Preprocessor
+from lotlip_data.captioners.engines.process_output import ProcessOutput, root_cause
+from lotlip_data.captioners.load_errors import EngineProcessError, shorten
 
 HAS_GPU = torch.cuda.is_available()
 # vLLM reads these when it is imported. Without a GPU, an engine warns a dozen times that there is none.
@@ -76,7 +78,7 @@ class VllmEngine:
         self._preprocessor = preprocessor
         self._sampling = sampling_params(config, preprocessor)
         children_before = active_children()
-        self._llm: AsyncLLMEngine | None = AsyncLLMEngine.from_engine_args(arguments, usage_context=USAGE)
+        self._llm: AsyncLLMEngine | None = _start(arguments)
         self._processes = [child for child in active_children() if child not in children_before]
         self._prepare_requests(config)
         max_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
@@ -117,6 +119,22 @@ class VllmEngine:
                 raise EngineDead(f"vLLM's engine process has died: {error}") from error
             raise CaptionError(f"vLLM: {type(error).__name__}: {error.__cause__ or error}") from error
         return self._preprocessor.decode(tokens)
+
+
+def _start(arguments: AsyncEngineArgs) -> AsyncLLMEngine:
+    """Start vLLM's engine. Raises EngineProcessError if its process fails, and as vLLM does if this process fails."""
+    with ProcessOutput() as output:
+        try:
+            return AsyncLLMEngine.from_engine_args(arguments, usage_context=USAGE)
+        except Exception as error:  # noqa: BLE001 - it is raised below, when the output is complete
+            failure = error
+    text = output.text()
+    failure.add_note(f"Output of the engine's process:\n{text}")
+    if not isinstance(failure, RuntimeError):
+        raise failure
+    raise EngineProcessError(
+        root_cause(text) or f"it ended without an exception ({shorten(str(failure))})"
+    ) from failure
 
 
 class PixelRequests:

@@ -1,9 +1,12 @@
 """The base class of captioners: what is particular to one architecture."""
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
+from lotlip_data.manifests.checkpoints.hub import read_config
+from lotlip_data.manifests.checkpoints.resolve import resolve
 
 
 class Captioner:
@@ -15,24 +18,60 @@ class Captioner:
         template: Prompt around `{prompt}`, with `<image>` at the image's position if the tokenizer knows that token.
         model_class: Name of the transformers class that loads the checkpoint and generates.
         needs_gpu: Whether an engine takes a GPU if there is one.
+        loads_model: Whether the setting `model` is loaded here. Off: a server elsewhere knows it by that name.
         processor_class: Name of the transformers class that makes the model's inputs; AutoProcessor takes the one that
             the checkpoint names.
+        model_types: The values of `model_type` in config.json of the checkpoints that `model_class` loads; empty if
+            they are not checked.
         engines: Names of the engines that `load` accepts besides `auto`.
     """
 
     template: ClassVar[str]
     model_class: ClassVar[str]
     needs_gpu: ClassVar[bool] = True
+    loads_model: ClassVar[bool] = True
     processor_class: ClassVar[str] = "AutoProcessor"
+    model_types: ClassVar[tuple[str, ...]] = ()
     engines: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
 
     def check(self, source: str, load_options: dict[str, Any]) -> None:
-        """Raise ValueError with the fix if the checkpoint does not have the layout of this architecture.
+        """Check that the checkpoint has the layout of this architecture. It reads config.json only.
 
         Args:
             source: Local folder or hub id.
             load_options: Keyword arguments for `from_pretrained`, such as `revision`.
+
+        Raises:
+            ValueError: It has not; the message has the fix.
+            ModelUnavailable: There is no such checkpoint.
         """
+        layout = read_config(source, load_options.get("revision"))
+        model_type = layout.get("model_type")
+        if self.model_types and model_type not in self.model_types:
+            raise ValueError(
+                f"{source}: config.json: model_type={model_type!r}: captioners of this kind need "
+                f"{' or '.join(map(repr, self.model_types))}; set `kind` to that of the model, or use another model"
+            )
+        self.check_layout(source, layout)
+
+    def check_layout(self, source: str, layout: Mapping[str, Any]) -> None:
+        """Check what is particular to this architecture.
+
+        Args:
+            source: Local folder or hub id.
+            layout: The content of the checkpoint's config.json.
+
+        Raises:
+            ValueError: The layout does not fit; the message has the fix.
+        """
+
+    def check_model(self, config: CaptionerConfig) -> None:
+        """Check without loading it that the captioner's model can be had and fits. A driver calls this.
+
+        Raises as `check` does. A captioner that no class of transformers loads is not checked.
+        """
+        if hasattr(self, "model_class"):
+            self.check(resolve(config.model), {"revision": config.revision})
 
     def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
         """Load the model into an engine.

@@ -1,5 +1,6 @@
 """InstructBLIP: ViT-g, a Q-Former that also reads the instruction, projection, Vicuna. vLLM runs only the last."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
@@ -14,12 +15,10 @@ class InstructBlip(Captioner):
 
     template = "{prompt}"
     model_class = "InstructBlipForConditionalGeneration"
+    model_types = ("instructblip",)
     processor_class = "InstructBlipProcessor"  # the published checkpoint names the processor for videos
 
-    def check(self, source: str, load_options: dict[str, Any]) -> None:
-        from transformers import PretrainedConfig
-
-        layout, _ = PretrainedConfig.get_config_dict(source, **load_options)
+    def check_layout(self, source: str, layout: Mapping[str, Any]) -> None:
         if "quantization_config" in layout or "quantization_config" in layout.get("text_config", {}):
             raise ValueError(
                 f"{source}: is quantised, and its language model cannot be exported for vLLM; use the checkpoint as "

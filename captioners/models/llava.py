@@ -6,6 +6,7 @@ ShareGPT4V has LLaVA-1.5's architecture with a vision tower of its own. vLLM run
 from typing import Any
 
 from lotlip_data.captioners.models.base import Captioner
+from lotlip_data.manifests.checkpoints.hub import read_config
 
 
 class Llava(Captioner):
@@ -13,6 +14,7 @@ class Llava(Captioner):
 
     template = "USER: <image>\n{prompt} ASSISTANT:"
     model_class = "LlavaForConditionalGeneration"
+    model_types = ("llava",)
 
 
 class ShareGPT4V(Captioner):
@@ -23,13 +25,13 @@ class ShareGPT4V(Captioner):
         "detailed, and polite answers to the human's questions. USER: <image>\n{prompt} ASSISTANT:"
     )
     model_class = "LlavaForConditionalGeneration"
+    model_types = ("llava",)
 
     def check(self, source: str, load_options: dict[str, Any]) -> None:
-        from transformers import PretrainedConfig
-
-        layout, _ = PretrainedConfig.get_config_dict(source, **load_options)
+        layout = read_config(source, load_options.get("revision"))
         if layout.get("model_type") == "share4v":
             raise ValueError(
                 f"{source} has ShareGPT4V's published layout, which neither transformers nor vLLM reads; run "
                 f"`lotlip-data convert sharegpt4v {source} DST` once and set model to DST"
             )
+        super().check(source, load_options)

@@ -44,6 +44,7 @@ class OpenAIEndpoint(Captioner):
 
     template = "<image>{prompt}"
     needs_gpu = False
+    loads_model = False
     engines = ("endpoint",)
 
     def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:

@@ -1,4 +1,4 @@
-"""Find a model: a hub id, a local folder, or the short name of a checkpoint that comes with the project."""
+"""Find a model: a hub id, a local folder, or the short name of a tiny checkpoint of the repository."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -23,5 +23,10 @@ def resolve(model: str) -> str:
     folder = Path(str(files("lotlip_data.synthetic"))) / "checkpoints" / model
     if not folder.is_dir():
         known = ", ".join(sorted(path.name for path in folder.parent.glob(f"{SHIPPED}*")))
-        raise ValueError(f"{model!r}: no such checkpoint comes with the project; known are {known or 'none'}")
+        if not known:
+            raise ValueError(
+                f"{model!r}: the tiny checkpoints are in the repository of lotlip-data and not in its wheel; "
+                "install from a clone with `pip install --editable`, or give the model's folder"
+            )
+        raise ValueError(f"{model!r}: no such checkpoint comes with the project; known are {known}")
     return str(folder)

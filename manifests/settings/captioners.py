@@ -180,6 +180,9 @@ class PoolSettings(SparseSettings):
     """Largest number of captions per unit that a kill of the actor costs, unless more images are in flight."""
     stall_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without a caption, with images waiting, after which an engine counts as hung and is replaced."""
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Largest share of a shard's images (of 32 at least) that may have a reason instead of a caption. A shard with more
+    is not committed but reported; 1 commits every shard."""
     engine: str = "auto"
     """`auto` (vLLM where there is a GPU), `vllm`, `transformers`, or another engine of the captioner's kind."""
     engine_options: EngineOptions = EngineOptions()

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from lotlip_data.manifests.hosts import ascii_host
 from lotlip_data.manifests.settings.base import Settings
 
 
@@ -29,10 +30,17 @@ def _host_of(text: str) -> str | None:
     if re.fullmatch(r"[\da-fA-F.:]+/\d+", text):
         return None  # a network
     try:
-        host = (urlsplit(text if "://" in text else f"//{text}").hostname or "").rstrip(".").encode("idna").decode()
+        host = ascii_host((urlsplit(text if "://" in text else f"//{text}").hostname or "").rstrip("."))
     except ValueError:
         return None
     return host if re.fullmatch(r"[\w.:%-]+", host) else None
+
+
+def _check_user_agent(text: str) -> str:
+    """Accept what an HTTP header can hold. Raises ValueError otherwise."""
+    if not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", text):
+        raise ValueError("a User-Agent header has printable ASCII characters only, and no blank at either end")
+    return text
 
 
 class DownloadSettings(Settings):
@@ -63,7 +71,10 @@ class DownloadSettings(Settings):
     """Largest number of pixels of a downloaded image."""
     allow_hosts: tuple[Annotated[str, AfterValidator(_check_host)], ...] = ()
     """Hosts, on any port, that are allowed although their address is private or loopback, for intranets and tests."""
-    user_agent: str | None = "lotlip-data"
-    """Name of this client in the User-Agent header; an X-Robots-Tag header can address it."""
+    user_agent: Annotated[str, AfterValidator(_check_user_agent)] | None = "lotlip-data"
+    """The User-Agent header. A text with a slash or a blank, such as `MyCrawler/1.0 (+https://example.org/bot)`, is the
+    whole header. A single word is the client's name within a header like that of a browser. null: that of a browser,
+    without a name."""
     respect_robots_tag: bool = True
-    """Reject images whose X-Robots-Tag header forbids their use: noai, noimageai, noindex or noimageindex."""
+    """Reject images whose X-Robots-Tag headers forbid their use: noai, noimageai, noml, noindex, noimageindex, none, or
+    a date in the past after `unavailable_after`."""

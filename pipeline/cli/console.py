@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -57,8 +58,17 @@ class Console:
     def summarise(self, lines: Iterable[str]) -> None:
         """Print the lines of a result, except those that the log has put on the screen already."""
         for line in lines:
-            if not line or line not in self._shown:
+            if not line or not self._was_shown(line):
                 self.print(line)
+
+    def _was_shown(self, line: str) -> bool:
+        """Whether the screen has this line, perhaps without the name of its stage before it."""
+        rest = line.strip()
+        while rest:
+            if rest in self._shown:
+                return True
+            rest = rest.partition(": ")[2]
+        return False
 
     def error(self, line: str) -> None:
         """Print an error, in whichever process it occurred."""
@@ -72,8 +82,10 @@ class Console:
 
     def keep(self, line: str) -> None:
         """Keep a line, with the time, for the log file."""
+        from lotlip_data.pipeline.core.logs import printable
+
         if not self._silent:
-            self._lines.append(f"{time.strftime('%H:%M:%S')} {line}")
+            self._lines.append(f"{time.strftime('%H:%M:%S')} {printable(line)}")
 
     def show(self, line: str) -> None:
         """Put a line on the screen, above a progress bar if there is one."""
@@ -81,10 +93,12 @@ class Console:
             return
         from tqdm import tqdm
 
+        from lotlip_data.pipeline.core.logs import printable
+
         stream = sys.stderr if self._json else sys.stdout
-        tqdm.write(line, file=stream)
+        tqdm.write(printable(line), file=stream)
         stream.flush()
-        self._shown.add(line)
+        self._shown.add(line.strip())
 
     def save(self, run: "Run") -> None:
         """Write the kept lines to a new folder of the run's `logs/`. Does nothing where the folder holds no run."""
@@ -96,7 +110,13 @@ class Console:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Keeps log lines from INFO and shows those of the chosen verbosity."""
+    """Keeps log lines from INFO and shows those of the chosen verbosity.
+
+    Of messages that differ in numbers only, such as one per shard, the screen shows the first SHOWN_OF_A_KIND, and the
+    first one of warnings: the summary counts them. The log file has all of them.
+    """
+
+    SHOWN_OF_A_KIND = 3
 
     def __init__(self, console: Console) -> None:
         from lotlip_data.pipeline.core.logs import PrefixFilter
@@ -107,16 +127,30 @@ class _ConsoleHandler(logging.Handler):
         self.addFilter(PrefixFilter())
         self._plain = logging.Formatter("%(prefix)s%(message)s")
         self._detailed = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(prefix)s%(message)s")
+        self._kinds: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        from lotlip_data.manifests.progress import is_shown_by_bar
+        from lotlip_data.manifests.progress import is_progress_line, is_shown_by_bar, is_summary_line
 
-        if record.levelno >= logging.INFO:
+        is_progress = is_progress_line(record)
+        if record.levelno >= logging.INFO and not is_progress:
             self._console.keep(self._plain.format(record))
         if self._shown is Verbosity.VERBOSE:
             self._console.show(self._detailed.format(record))
         elif record.levelno >= self._shown.value and not is_shown_by_bar(record):
-            self._console.show(self._plain.format(record))
+            line = self._plain.format(record)
+            most = 1 if record.levelno >= logging.WARNING else self.SHOWN_OF_A_KIND
+            if is_progress or is_summary_line(record) or self._is_new(line, most):
+                self._console.show(line)
+
+    def _is_new(self, line: str, most: int) -> bool:
+        """Whether to show a line: `most` of each kind. Another line says that there are more."""
+        from lotlip_data.manifests.wording import kind
+
+        self._kinds[kind(line)] += 1
+        if self._kinds[kind(line)] == most + 1:
+            self._console.show(f"(further lines like `{line[:60]}…` are in the log only)")
+        return self._kinds[kind(line)] <= most
 
 
 @contextlib.contextmanager

@@ -69,7 +69,8 @@ def eval_tables(
     Example: lotlip-data eval-tables models/eval-iiw.json eval-open-clip-ViT-B-16-openai-iiw.json
     """
     with command("eval-tables", False):
+        from lotlip_data.pipeline.core.logs import printable
         from lotlip_data.training.evaluation.evaluate import read_results
         from lotlip_data.training.evaluation.report import tables
 
-        typer.echo(tables(list(map(read_results, results)), "latex" if latex else "markdown"))
+        typer.echo(printable(tables(list(map(read_results, results)), "latex" if latex else "markdown")))

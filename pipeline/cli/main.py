@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from lotlip_data.pipeline.cli import convert, evaluate, inspect, lists, stages, study, synthetic, train
+from lotlip_data.pipeline.cli import captioners, convert, evaluate, inspect, lists, stages, study, synthetic, train
 from lotlip_data.pipeline.cli.command_line import CommandLine
+from lotlip_data.pipeline.cli.common import INVALID
 
 app = CommandLine(
     name="lotlip-data",
@@ -33,6 +34,12 @@ def options(
 ) -> None:
     """The options of `lotlip-data` itself."""
 
+
+FULL_INSTALL = frozenset(
+    {"imagehash", "img2dataset", "pandas", "ray", "safetensors", "scipy", "sentencepiece", "tensorboardX"}
+    | {"torch", "transformers", "webdataset"}
+)
+"""Modules that the extra `full` of pyproject.toml installs and a plain install does not."""
 
 Commands = dict[str, Callable[..., None]]
 
@@ -66,14 +73,25 @@ for panel, commands in {
 }.items():
     for name, function in commands.items():
         app.command(name, rich_help_panel=panel)(function)
+app.add_typer(captioners.app, name="captioners", rich_help_panel="A run and its dataset")
 app.add_typer(convert.app, name="convert", rich_help_panel="Trained models")
 app.add_typer(synthetic.app, name="synthetic", rich_help_panel="Synthetic scenes, offline")
 app.add_typer(synthetic.app, name="world", hidden=True)  # the group's name in earlier releases
 
 
 def main() -> None:
-    """The console script."""
-    app()
+    """The console script. A package that only the extra `full` installs is named in one line if it is missing."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in FULL_INSTALL:
+            raise
+        typer.echo(
+            f"error: this command needs the Python package {package}, which is not installed. "
+            "Install what all commands need: pip install 'lotlip-data[full]'; in a clone: pip install '.[full]'"
+        )
+        raise SystemExit(INVALID) from None
 
 
 if __name__ == "__main__":

@@ -6,8 +6,15 @@ import typer
 
 from lotlip_data.pipeline.cli.common import Json, ManifestFile, RunFolder, command, finish, load_validated_manifest
 
+UpdateManifest = Annotated[
+    bool,
+    typer.Option(
+        "--update-manifest", help="Replace the settings in RUN/manifest.yaml by those of MANIFEST if they differ."
+    ),
+]
 
-def run(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None:
+
+def run(manifest: ManifestFile, run: RunFolder, update_manifest: UpdateManifest = False, json: Json = False) -> None:
     """Run every stage, from URL lists to evaluated models.
 
     Example: lotlip-data run my-images.yaml runs/mine
@@ -15,7 +22,7 @@ def run(manifest: ManifestFile, run: RunFolder, json: Json = False) -> None:
     with command("run", json, run) as console:
         from lotlip_data.pipeline.stages import run_pipeline
 
-        finish(console, run_pipeline(load_validated_manifest(manifest), run))
+        finish(console, run_pipeline(load_validated_manifest(manifest), run, update_manifest=update_manifest))
 
 
 def download(
@@ -28,6 +35,7 @@ def download(
         bool,
         typer.Option("--accept-failures", help="Mark shards complete even if none of their images downloaded."),
     ] = False,
+    update_manifest: UpdateManifest = False,
     json: Json = False,
 ) -> None:
     """Download the images of a manifest.
@@ -40,7 +48,14 @@ def download(
         from lotlip_data.pipeline import stages
 
         content = load_validated_manifest(manifest)
-        finish(console, stages.download(content, run, retry_failed=retry_failed, accept_failures=accept_failures))
+        outcome = stages.download(
+            content,
+            run,
+            retry_failed=retry_failed,
+            accept_failures=accept_failures,
+            update_manifest=update_manifest,
+        )
+        finish(console, outcome)
 
 
 def recaption(
@@ -113,7 +128,19 @@ def import_captions(
         )
 
 
-def shard(run: RunFolder, json: Json = False) -> None:
+def shard(
+    run: RunFolder,
+    captioners: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--captioners",
+            metavar="NAMES",
+            help="Captioners whose texts the dataset has, such as llava,instructblip, in the order of its columns. "
+            "Default: all that the run has captions by, and those of its manifest that have started.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Join images and captions, and write the dataset.
 
     Example: lotlip-data shard runs/mine
@@ -121,7 +148,8 @@ def shard(run: RunFolder, json: Json = False) -> None:
     with command("shard", json, run) as console:
         from lotlip_data.pipeline import stages
 
-        finish(console, stages.shard(run))
+        names = [name.strip() for text in captioners or () for name in text.split(",") if name.strip()]
+        finish(console, stages.shard(run, names))
 
 
 def demo(

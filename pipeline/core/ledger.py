@@ -7,7 +7,7 @@ counts and rates need no request per shard either.
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired
 
@@ -125,13 +125,23 @@ def fetched_images(run: Run, shards: Iterable[int]) -> int:
     Takes one listing. A marker is read only where the shard's entry is missing.
     """
     records = recorded(run.image_ledger)
-    total = 0
-    for shard in shards:
-        if record := records.get(shard):
-            total += record.rows - record.failed
-        else:  # killed between the marker and the entry, which the next download adds
-            total += read_image_stats(run, shard)["successes"]
-    return total
+    return sum(_images(run, shard, records) for shard in shards)
+
+
+def shards_with_images(run: Run) -> list[int]:
+    """The downloaded shards that hold an image, in order: those that captioners work on.
+
+    Takes two listings. A marker is read only where the shard's entry is missing.
+    """
+    records = recorded(run.image_ledger)
+    return [shard for shard in fetched_shards(run) if _images(run, shard, records)]
+
+
+def _images(run: Run, shard: int, records: Mapping[int, WorkRecord]) -> int:
+    if record := records.get(shard):
+        return record.rows - record.failed
+    images: int = read_image_stats(run, shard)["successes"]  # killed between the marker and the entry
+    return images
 
 
 def read_image_stats(run: Run, shard: int) -> ImageMarker:
@@ -230,15 +240,17 @@ def captioned(run: Run, captioner: str) -> list[WorkRecord]:
 
 @dataclass(frozen=True)
 class CaptionProgress:
-    """The downloaded shards, split by whether the captions of one captioner are committed."""
+    """The downloaded shards by their state for one captioner. A shard without images is in neither list."""
 
     done: tuple[int, ...]
+    """Shards whose captions are committed."""
     left: tuple[int, ...]
+    """Shards that are to be captioned."""
 
 
 def caption_progress(run: Run, captioner: str) -> CaptionProgress:
-    """The captioner's progress over the downloaded shards. Two listings."""
-    fetched = fetched_shards(run)
+    """The captioner's progress over the downloaded shards. Three listings."""
+    fetched = shards_with_images(run)
     done = set(captioned_shards(run, captioner))
     return CaptionProgress(
         done=tuple(shard for shard in fetched if shard in done),

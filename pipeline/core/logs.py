@@ -1,7 +1,12 @@
-"""A prefix of log lines, which names the model or captioner that they are about."""
+"""What is common to log lines and printed lines: a prefix, and no character that can control a terminal.
+
+Hosts, file names, texts and messages of servers come from outside. `printable` makes them harmless. It belongs where
+lines leave the program, so that no message needs it where it is written.
+"""
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 
@@ -24,3 +29,17 @@ class PrefixFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.prefix = _PREFIX.get()
         return True
+
+
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""The text with an escape, such as `\x1b`, in place of each character that can control a terminal or mislead.
+
+    These are control characters except line breaks and tabs, bidirectional and invisible formatting characters, and
+    surrogates, which cannot be encoded.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

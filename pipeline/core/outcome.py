@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from lotlip_data.manifests import wording
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.core.logs import printable
 
 
 class _Readable:
@@ -22,7 +24,7 @@ class _Readable:
         return dict(self.figures)
 
     def __repr__(self) -> str:
-        return "\n".join(self.summary)
+        return printable("\n".join(self.summary))
 
 
 @dataclass(repr=False)
@@ -41,9 +43,10 @@ class Outcome(_Readable):
 
     @property
     def summary(self) -> list[str]:
-        """The figures for people, and what failed."""
+        """The figures for people, and what failed: lines that differ in numbers only are one line with their number."""
         if self.failed:
-            return [*self.lines, f"{self.stage}: {len(self.failed)} failed", *(f"  {line}" for line in self.failed)]
+            groups = (f"  {line}" for line in wording.group(self.failed))
+            return [*self.lines, f"{self.stage}: {len(self.failed):,} failed", *groups]
         if not self.did_something:
             return [*self.lines, f"{self.stage}: nothing to do, all of it is done"]
         return self.lines

@@ -1,26 +1,40 @@
-"""Ray tasks over many items, a bounded number at a time, and the Ray cluster that a stage runs on.
+"""Ray tasks over many items, a bounded number at a time."""
 
-The cluster is the one that the environment names, or one that is started on this machine.
-"""
-
-import logging
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+import pickle
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.progress import Snapshot, forward_progress
+from lotlip_data.pipeline.core.ray_cluster import cluster
 
 ATTEMPTS = 3
 """Number of attempts per item if its task dies or raises. A UserError is final: another attempt cannot succeed."""
 
+POLL_SECONDS = 1.0
+"""Interval at which the progress of running tasks is read, where a caller asks for it."""
+MAX_POLLED = 64
+"""Largest number of tasks whose progress is read at a time: one request to Ray's control service for each."""
+_NAMESPACE = b"lotlip_data_progress"
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+OnProgress = Callable[[Sequence[tuple[Item, Snapshot]]], None]
+"""Called with the running items whose tasks have a progress bar, each with its state."""
+
 
 def run_ray_tasks(
-    task: Callable[[Item], Result], items: Iterable[Item], num_gpus: float = 0
+    task: Callable[[Item], Result],
+    items: Iterable[Item],
+    num_gpus: float = 0,
+    on_progress: OnProgress[Item] | None = None,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Run `task(item)` on the cluster for every item. Yields each item with its result or its last exception.
 
@@ -32,96 +46,96 @@ def run_ray_tasks(
         task: Called in a worker process.
         items: The items, which are read as tasks are submitted.
         num_gpus: GPUs that Ray reserves per task. Each task has one CPU.
+        on_progress: Called about once per POLL_SECONDS while tasks run. A task reports what it has done by a
+            `progress_bar` of its own.
     """
     left = iter(items)
     if (first := next(left, None)) is None:
         return
     with cluster():
-        yield from _run(task, first, left, num_gpus)
+        yield from _run(task, first, left, num_gpus, on_progress)
+
+
+@dataclass(frozen=True)
+class _Attempt(Generic[Item]):
+    """One call of a task."""
+
+    item: Item
+    number: int
+    board: str | None
+    """Where the worker puts the state of its progress bar; None where nobody reads it."""
 
 
 def _run(
-    task: Callable[[Item], Result], first: Item, left: Iterator[Item], num_gpus: float
+    task: Callable[[Item], Result],
+    first: Item,
+    left: Iterator[Item],
+    num_gpus: float,
+    on_progress: OnProgress[Item] | None,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     import ray
 
-    def call(item: Item) -> Result:  # Ray takes functions, and `task` may be any callable
-        return task(item)
+    def call(item: Item, board: str | None) -> Result:  # Ray takes functions, and `task` may be any callable
+        with forward_progress(partial(_post, board)) if board else nullcontext():
+            return task(item)
 
     remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(call)
-    running: dict[Any, tuple[Item, int]] = {remote.remote(first): (first, 1)}
+    running: dict[Any, _Attempt[Item]] = {}
+
+    def submit(item: Item, number: int = 1) -> None:
+        board = uuid.uuid4().hex if on_progress else None
+        running[remote.remote(item, board)] = _Attempt(item, number, board)
+
+    submit(first)
     try:
         while running:
             resources = ray.cluster_resources()
             slots = min(resources.get("CPU", 1), resources.get("GPU", 0) / num_gpus if num_gpus else math.inf)
             limit = 2 * max(1, int(slots))
             while len(running) < limit and (item := next(left, None)) is not None:
-                running[remote.remote(item)] = item, 1
-            (ended,), _ = ray.wait(list(running), num_returns=1)
-            item, attempt = running.pop(ended)
+                submit(item)
+            ended, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS if on_progress else None)
+            if on_progress:
+                on_progress(_read_boards(running.values()))
+            if not ended:
+                continue
+            attempt = running.pop(ended[0])
+            _clear(attempt.board)
             try:
-                result = ray.get(ended)
+                result = ray.get(ended[0])
             except ray.exceptions.RayError as error:
                 cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-                if attempt < ATTEMPTS and not isinstance(cause, UserError):
-                    running[remote.remote(item)] = item, attempt + 1
+                if attempt.number < ATTEMPTS and not isinstance(cause, UserError):
+                    submit(attempt.item, attempt.number + 1)
                     continue
                 result = cause if isinstance(cause, Exception) else error
-            yield item, result
+            yield attempt.item, result
     finally:
-        for reference in running:
+        for reference, attempt in running.items():
             ray.cancel(reference, force=True)
+            _clear(attempt.board)
 
 
-LOCAL_OBJECT_STORE_BYTES = 256 << 20  # only small results pass through it, never an image
+def _post(board: str, snapshot: Snapshot) -> None:
+    """Put the state of a worker's bar where the driver reads it: Ray's key-value store, which needs no process."""
+    from ray.experimental.internal_kv import _internal_kv_put
 
-STARTS = 3
-"""Number of attempts to start Ray on this machine. Ray gives up an attempt after half a minute."""
-
-
-@contextmanager
-def cluster() -> Iterator[None]:
-    """Connect to Ray while this is entered.
-
-    Inside `ray job submit`, or if RAY_ADDRESS is set, the cluster is the one named there. Otherwise Ray is started on
-    this machine, and stopped at the end. An existing connection is used and left open.
-    """
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        start_local(object_store_memory=LOCAL_OBJECT_STORE_BYTES)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    _internal_kv_put(board.encode(), pickle.dumps(snapshot), namespace=_NAMESPACE)
 
 
-def start_local(**options: Any) -> None:
-    """Start Ray on this machine, with `options` of `ray.init`. Raises UserError if it does not start in time."""
-    import ray
+def _read_boards(attempts: Iterable[_Attempt[Item]]) -> list[tuple[Item, Snapshot]]:
+    """The states that running tasks have sent."""
+    from ray.experimental.internal_kv import _internal_kv_get
 
-    for _ in range(STARTS):
-        try:
-            ray.init(
-                address="local",  # otherwise ray.init connects to a cluster that another user runs on this machine
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **options,
-            )
-        except Exception as error:  # Ray has no exception type for a timeout at start
-            ray.shutdown()
-            if "timed out during startup" not in str(error):
-                raise
-        else:
-            return
-    raise UserError(
-        f"Ray did not start on this machine in {STARTS} attempts: the machine is too busy, or short of memory. "
-        "/tmp/ray/session_latest/logs has the reason. Set RAY_ADDRESS to use a cluster instead."
-    )
+    states = []
+    for attempt in islice(attempts, MAX_POLLED):
+        if attempt.board and (content := _internal_kv_get(attempt.board.encode(), namespace=_NAMESPACE)):
+            states.append((attempt.item, pickle.loads(content)))
+    return states
+
+
+def _clear(board: str | None) -> None:
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    if board:
+        _internal_kv_del(board.encode(), namespace=_NAMESPACE)

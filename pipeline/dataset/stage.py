@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lotlip_data.manifests import artifacts, dataset_index, schema, storage
+from lotlip_data.manifests import artifacts, dataset_index, schema, storage, wording
 from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.dataset_index import DatasetError, ShardFile, ShardRecord
 from lotlip_data.manifests.iteration import map_ordered
@@ -78,10 +78,10 @@ def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> Shard
     Args:
         manifest: The manifest of the run.
         run: The run.
-        captioners: The captioners whose texts the dataset has. Default: all that the run has captions by.
+        captioners: The captioners whose texts the dataset has. Default: as in `recipe_of`.
 
     Raises:
-        DatasetError: The run has no images or no captions.
+        DatasetError: The run has no images, no captions, or none by one of `captioners`.
     """
     fetched = fetched_shards(run)
     if not fetched:
@@ -91,7 +91,7 @@ def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> Shard
     if earlier is not None and (changes := metadata.recipe_changes(earlier, recipe)):
         logger.info(f"dataset settings changed ({'; '.join(changes)}): affected shards are built again")
     exclusions, unsurveyed = find_exclusions(run, manifest.clean, recipe.rules)
-    ready, missing = _ready_shards(run, fetched, list(recipe.captioners))
+    ready, missing = _ready_shards(run, manifest, fetched, list(recipe.captioners))
     for line in missing:
         logger.info(line)
     tasks = plan_builds(run, recipe, fetched, exclusions)
@@ -109,8 +109,28 @@ def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> Shard
 
 
 def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> Recipe:
-    """The recipe of the run's dataset. Default captioners: all that the run has captions by."""
-    names = captioners or ledger.captioners(run)
+    """The recipe of the run's dataset.
+
+    Args:
+        run: The run.
+        manifest: Its manifest.
+        captioners: The captioners whose texts the dataset has. Default: those that the run has captions by, and those
+            of the manifest that have started.
+
+    Raises:
+        DatasetError: The run has no captions, or none by one of `captioners`.
+    """
+    existing = ledger.captioners(run)
+    if unknown := sorted(set(captioners).difference(existing)):
+        others = f", or name captioners of the run: {', '.join(existing)}" if existing else ""
+        raise DatasetError(
+            f"{run.url}: no captions by {', '.join(unknown)} yet. Run `lotlip-data recaption {run.url}`{others}."
+        )
+    names = list(dict.fromkeys(captioners)) or [
+        name
+        for name in existing
+        if name in manifest.captioner_names or ledger.captioned_shards(run, name)  # a failed start leaves a folder
+    ]
     return Recipe({name: _captioner_id(run, name) for name in names}, Filters.of(manifest))
 
 
@@ -118,7 +138,10 @@ def _captioner_id(run: Run, name: str) -> str:
     try:
         return str(ledger.captioner_settings(run, name)["id"])
     except FileNotFoundError:
-        raise DatasetError(f"{run.url}: no captions by {name} yet. Run `lotlip-data recaption {run.url}`.") from None
+        raise DatasetError(
+            f"{run.captioner_settings(name)}: is missing, so it is not known what made the captions beside it. Restore "
+            f"it from a copy, or remove them: `lotlip-data captioners remove {run.url} {name}`."
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,31 +180,52 @@ def plan_builds(
     return tasks
 
 
-def _ready_shards(run: Run, fetched: Iterable[int], captioners: Sequence[str]) -> tuple[set[int], list[str]]:
+def _ready_shards(
+    run: Run, manifest: Manifest, fetched: Iterable[int], captioners: Sequence[str]
+) -> tuple[set[int], list[str]]:
     """The shards that can be built, and what is missing of the others."""
     fetched = set(fetched)
     planned = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists, ".parquet")}
     ready, missing = set(fetched), []
     if absent := planned - fetched:
         missing.append(f"missing: images of {_format_shards(absent)}: run `lotlip-data download` again")
-    for name in captioners:
-        if absent := fetched - set(captioned_shards(run, name)):
-            command = _caption_command(run, name)
-            missing.append(f"missing: captions by {name} of {_format_shards(absent)}: run {command}")
+    with_images = set(ledger.shards_with_images(run))
+    absent_by_name = {name: with_images - set(captioned_shards(run, name)) for name in captioners}
+    complete = [name for name in captioners if not absent_by_name[name]]
+    for name, absent in absent_by_name.items():
+        if absent:
+            remedy = _remedy(run, manifest, name, complete)
+            missing.append(f"missing: captions by {name} of {_format_shards(absent)}: {remedy}")
             ready -= absent
     return ready, missing
 
 
+def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str]) -> str:
+    """How to get the captions that `name` lacks, or do without: captions by the captioners `complete` exist."""
+    command = _caption_command(run, name)
+    is_imported = _is_imported(run, name)
+    if name in manifest.captioner_names or is_imported:
+        bring = f"run {command}"
+    else:
+        bring = f"name it under `captioners` in {run.manifest} again and run {command}"
+    without = f"`lotlip-data shard {run.url} --captioners {','.join(complete)}`"
+    return f"{bring}; or leave it out with {without}" if complete else bring
+
+
 def _format_shards(shards: set[int]) -> str:
     names = [shard_name(shard) for shard in sorted(shards)[:_LISTED]]
-    return f"{len(shards)} shards ({', '.join(names)}{', …' if len(shards) > _LISTED else ''})"
+    return f"{wording.count(len(shards), 'shard')} ({', '.join(names)}{', …' if len(shards) > _LISTED else ''})"
 
 
 def _caption_command(run: Run, name: str) -> str:
     """The command that makes missing captions by a captioner."""
-    if ledger.captioner_settings(run, name).get("kind") == IMPORTED_KIND:
+    if _is_imported(run, name):
         return "`lotlip-data import` of the same table"
     return f"`lotlip-data recaption {run.url}`"
+
+
+def _is_imported(run: Run, name: str) -> bool:
+    return ledger.captioner_settings(run, name).get("kind") == IMPORTED_KIND
 
 
 def _read_records(run: Run, tasks: Sequence[BuildTask]) -> Iterator[ShardRecord]:
@@ -215,7 +259,8 @@ def _build_all(run: Run, recipe: Recipe, tasks: list[BuildTask], summary: ShardS
     with progress_bar("shard", len(tasks), "shard") as bar:
         for task, result in run_ray_tasks(partial(build_shard, run, recipe), tasks):
             _add_result(summary, task, result, len(tasks))
-            bar.set_postfix_str(f"{summary.samples:,} samples", refresh=False)
+            failed = wording.count(len(summary.failed), "shard")
+            bar.note(f"{summary.samples:,} samples", f"{failed} failed" if summary.failed else "")
             bar.update()
 
 
@@ -226,7 +271,8 @@ def _add_result(summary: ShardSummary, task: BuildTask, result: ShardRecord | Ex
         summary.samples += result.samples
         summary.dropped.update(result.dropped)
         drops = "".join(f", {count} left out ({reason})" for reason, count in result.dropped.items())
-        logger.info(f"shard {name}: {result.samples} samples{drops} ({summary.built} of {total})", extra=SHOWN_BY_BAR)
+        samples, built = wording.count(result.samples, "sample"), wording.count(total, "shard")
+        logger.info(f"shard {name}: {samples}{drops}; {summary.built:,} of {built} done", extra=SHOWN_BY_BAR)
     else:
         reason = one_line(result)
         summary.failed.append(f"shard {name}: {reason}")

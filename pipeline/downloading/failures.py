@@ -55,7 +55,6 @@ _HOST_FAILURES = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, "
 _TRANSIENT = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, HOST_DOWN, HOST_BUSY, NOT_ALLOWED})
 _TRANSIENT_STATUS = frozenset({408, 425, 429})
 _STATUS = re.compile(r"http (\d{3})")
-_ROBOTS_MESSAGE = "Use of image disallowed by X-Robots-Tag directive"  # img2dataset's
 
 
 class FetchError(Exception):
@@ -99,8 +98,6 @@ def is_host_failure(reason: str) -> bool:
 
 def split_message(message: str) -> tuple[str, str]:
     """Split an error message of a downloaded shard into (reason of the vocabulary, detail)."""
-    if message == _ROBOTS_MESSAGE:
-        return ROBOTS, ""
     reason, _, detail = message.partition(": ")
     if reason in VOCABULARY or _STATUS.fullmatch(reason):
         return reason, detail

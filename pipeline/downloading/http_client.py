@@ -5,42 +5,39 @@ that opener. The client reads the whole body itself, so a server that sends a by
 It connects to the address that it has checked, so a name cannot change its address in between. It uses no proxy.
 """
 
-import base64
 import email.utils
 import hashlib
 import http.client
 import io
-import ipaddress
 import random
-import socket
 import ssl
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.message import Message
-from functools import cache
 from types import TracebackType
-from typing import Any
-from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+from urllib.parse import quote, urljoin
 
 from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.downloading import failures
+from lotlip_data.pipeline.downloading.connection import Connector, TimedSocket
+from lotlip_data.pipeline.downloading.consent import agent_names, forbids, user_agent_header
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.host_limiter import HostLimiter
+from lotlip_data.pipeline.downloading.http_response import read_body, read_head
+from lotlip_data.pipeline.downloading.redirect_cookies import RedirectCookies
+from lotlip_data.pipeline.downloading.url_parsing import SAFE_CHARACTERS, Request, parse_url, slashes
 
-MAX_REDIRECTS = 10
+MAX_REDIRECTS = 20
+"""As many as browsers follow."""
+
 BACKOFF_SECONDS = 0.5
 """Pause before the first retry. It doubles with each retry and varies at random by ±50%."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_CHUNK_BYTES = 1 << 16
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-SAFE_CHARACTERS = "/%:=&?~#+!$,;'@()*[]|"
-"""Characters that are not percent-encoded in a path, a query or the target of a redirect."""
-
+_WITHOUT_BODY = frozenset({204, 205})
 
 Hashes = Mapping[str, str]
 """Hash algorithm → lower-case hexadecimal digest."""
@@ -81,25 +78,12 @@ class Response:
         """Nothing to close: the body is in memory."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """A checked URL: whom to connect to, and what to send."""
+@dataclass
+class Redirect:
+    """A response that names another URL, which may be relative."""
 
-    tls: bool
-    host: str
-    """In ASCII, without the brackets of an IPv6 address."""
-    port: int
-    target: str
-    """Path and query, percent-encoded for the request line."""
-    headers: dict[str, str]
-    """Headers that follow from the URL."""
-    credentials: str | None = field(repr=False)
-    """The user and password of the URL, as an `Authorization` header."""
-
-    @property
-    def server(self) -> str:
-        """Host and port: the unit of the host limits."""
-        return f"{self.host}:{self.port}"
+    headers: Message
+    location: str
 
 
 class GuardedOpener:
@@ -108,7 +92,9 @@ class GuardedOpener:
     def __init__(self, settings: DownloadSettings, expected: Mapping[str, Hashes] | None = None) -> None:
         self._settings = settings
         self._expected = expected or {}
-        self._allowed = frozenset(host.lower() for host in settings.allow_hosts)
+        self._headers = {"User-Agent": user_agent_header(settings.user_agent), "Accept-Encoding": "identity"}
+        self._names = agent_names(settings.user_agent)
+        self._connector = Connector(settings.allow_hosts, settings.timeout)
         self._hosts = HostLimiter(settings.per_host, settings.host_failures)
 
     def open(self, url: urllib.request.Request | str, data: None = None, timeout: float | None = None) -> Response:
@@ -120,7 +106,7 @@ class GuardedOpener:
         request = urllib.request.Request(url) if isinstance(url, str) else url
         for attempt in range(self._settings.retries + 1):
             try:
-                fetched = self._follow(request)
+                fetched = self._follow(request.full_url)
                 self._check(request.full_url, fetched.body)
                 return fetched
             except FetchError as error:
@@ -138,19 +124,18 @@ class GuardedOpener:
             if hashlib.new(name, body, usedforsecurity=False).hexdigest() != digits:
                 raise FetchError(failures.WRONG_HASH, name)
 
-    def _follow(self, request: urllib.request.Request) -> Response:
-        """One attempt: the request and its redirects, within `total_timeout` seconds.
+    def _follow(self, url: str) -> Response:
+        """One attempt: the request and its redirects, within `total_timeout` seconds, with the cookies they set.
 
         The time spent waiting for request slots does not count. It is limited to another `total_timeout` seconds.
         """
         remaining = max_wait = self._settings.total_timeout
-        url, headers = request.full_url, dict(request.header_items())
+        cookies = RedirectCookies()
         for hop in range(MAX_REDIRECTS + 1):
             target = parse_url(url)
-            if hop == 0 and target.credentials is not None:
+            headers = {"Host": target.host_header, "Connection": "close", **self._headers, **cookies.header(target.url)}
+            if hop == 0 and target.credentials is not None:  # only for the host in the list
                 headers["Authorization"] = target.credentials
-            elif hop == 1:
-                headers.pop("Authorization", None)  # only for the host in the list
             queued = time.monotonic()
             with self._hosts.slot(target.server, max_wait):
                 started = time.monotonic()
@@ -159,10 +144,11 @@ class GuardedOpener:
             remaining -= time.monotonic() - started
             if isinstance(answer, Response):
                 return answer
-            url = urljoin(url, answer)
+            cookies.store(target.url, answer.headers)
+            url = _join(url, answer.location)
         raise FetchError(failures.TOO_MANY_REDIRECTS, f"more than {MAX_REDIRECTS}")
 
-    def _exchange_and_record(self, target: Request, headers: dict[str, str], deadline: float) -> Response | str:
+    def _exchange_and_record(self, target: Request, headers: dict[str, str], deadline: float) -> "Response | Redirect":
         """As `_exchange`, and record in the host limiter how the host behaves."""
         try:
             answer = self._exchange(target, headers, deadline)
@@ -172,144 +158,33 @@ class GuardedOpener:
         self._hosts.record_answer(target.server)
         return answer
 
-    def _exchange(self, target: Request, headers: dict[str, str], deadline: float) -> Response | str:
-        """One request and its answer: a response, or the target of a redirect."""
+    def _exchange(self, target: Request, headers: dict[str, str], deadline: float) -> "Response | Redirect":
+        """One request and its answer."""
+        lines = [f"GET {target.target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "\r\n"]
         try:
-            with closing(self._connect(target, deadline)) as sock:
-                timed = _TimedSocket(sock, self._settings.timeout, deadline)
-                connection = http.client.HTTPConnection(target.host, target.port)
-                connection.sock = timed  # has what http.client uses of a socket
-                connection.request("GET", target.target, headers=headers | target.headers)
-                return self._answer(connection.getresponse())
+            with closing(self._connector.connect(target, deadline)) as sock:
+                timed = TimedSocket(sock, self._settings.timeout, deadline)
+                timed.sendall("\r\n".join(lines).encode("latin-1"))
+                return self._answer(timed.reader())
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _network_error(error) from error
 
-    def _answer(self, response: http.client.HTTPResponse) -> Response | str:
-        if response.status in _REDIRECTS:
-            if not (location := response.headers.get("Location")):
-                raise FetchError(failures.BAD_REDIRECT, f"status {response.status}")
-            return quote(
-                location.strip(), safe=SAFE_CHARACTERS, encoding="iso-8859-1"
-            )  # raw bytes, whatever their encoding
-        if not 200 <= response.status < 300:
-            raise FetchError(failures.http_reason(response.status), retry_after=_retry_after(response))
-        body = self._body(response)
-        if not body:
-            raise FetchError(failures.EMPTY)
-        return Response(response.headers, body)
-
-    def _body(self, response: http.client.HTTPResponse) -> bytes:
-        limit, content_length = self._settings.max_bytes, response.length
-        if content_length is not None and content_length > limit:
-            raise FetchError(failures.TOO_LARGE, f"{content_length} bytes, more than {limit}")
-        pieces, size = list[bytes](), 0
-        while piece := response.read(content_length or _CHUNK_BYTES):
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                raise FetchError(failures.TOO_LARGE, f"more than {limit} bytes")
-        if content_length is not None and size < content_length:
-            raise FetchError(failures.TRUNCATED, f"received {size} of {content_length} bytes")
-        return b"".join(pieces)
-
-    def _connect(self, target: Request, deadline: float) -> socket.socket:
-        """Connect to the first allowed address of the host that answers."""
-        last_error: OSError | None = None
-        for family, address in self._addresses(target.host, target.port):
-            seconds = _remaining(self._settings.timeout, deadline)
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                sock.settimeout(seconds)
-                sock.connect(address)
-                if target.tls:
-                    return _tls().wrap_socket(sock, server_hostname=target.host)
-                return sock
-            except OSError as error:
-                sock.close()
-                last_error = error
-        assert last_error is not None
-        raise last_error
-
-    def _addresses(self, host: str, port: int) -> list[tuple[int, Any]]:
-        """The allowed socket addresses of `host`: at least one."""
-        try:
-            resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise FetchError(failures.NOT_RESOLVED, error.strerror or "") from error
-        except UnicodeError:  # for example, a label of more than 63 characters
-            raise FetchError(failures.BAD_URL, "host name") from None
-        allowed: list[tuple[int, Any]] = [
-            (family, address)
-            for family, _, _, _, address in resolved
-            if host.lower() in self._allowed or is_public(str(address[0]))
-        ]
-        if not allowed:
-            raise FetchError(
-                failures.NOT_ALLOWED, "not a public address; add hosts of your intranet to `download.allow_hosts`"
+    def _answer(self, stream: io.BufferedReader) -> "Response | Redirect":
+        status, headers = read_head(stream)
+        if status in _REDIRECTS:
+            location = quote(  # raw bytes, whatever their encoding
+                slashes((headers.get("Location") or "").strip()), safe=SAFE_CHARACTERS, encoding="iso-8859-1"
             )
-        return allowed
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """One context per process: reading the certificates takes as long as downloading and storing four images."""
-    return ssl.create_default_context()
-
-
-def is_public(text: str) -> bool:
-    """Whether an IP address is on the public internet. Checks the IPv4 address inside an IPv6 address as well."""
-    address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv6Address):
-        embedded = address.ipv4_mapped or address.sixtofour
-        if address in _NAT64:
-            embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if embedded is not None:
-            address = embedded
-    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
-
-
-class _TimedSocket:
-    """A socket whose every call ends by the deadline of the whole fetch. The owner of `sock` closes it."""
-
-    def __init__(self, sock: socket.socket, timeout: float, deadline: float) -> None:
-        self._sock, self._timeout, self._deadline = sock, timeout, deadline
-
-    def sendall(self, data: bytes) -> None:
-        self._armed().sendall(data)
-
-    def recv_into(self, buffer) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
-        return self._armed().recv_into(buffer)
-
-    def _armed(self) -> socket.socket:
-        """The socket, with the remaining time as its timeout. Setting it is a system call, so only a change sets it."""
-        timeout = _remaining(self._timeout, self._deadline)
-        if timeout != self._sock.gettimeout():
-            self._sock.settimeout(timeout)
-        return self._sock
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self))
-
-    def close(self) -> None:
-        """Do nothing: http.client calls this before it reads the body."""
-
-
-class _Reader(io.RawIOBase):
-    def __init__(self, sock: _TimedSocket) -> None:
-        self._sock = sock
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
-        return self._sock.recv_into(buffer)
-
-
-def _remaining(timeout: float, deadline: float) -> float:
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        raise FetchError(failures.TIMEOUT, "of the whole fetch")
-    return min(timeout, seconds)
+            if not location:
+                raise FetchError(failures.BAD_REDIRECT, f"status {status}")
+            return Redirect(headers, location)
+        if not 200 <= status < 300:
+            raise FetchError(failures.http_reason(status), retry_after=_retry_after(status, headers))
+        if status in _WITHOUT_BODY:
+            raise FetchError(failures.EMPTY)
+        if self._settings.respect_robots_tag and forbids(headers.get_all("X-Robots-Tag", []), self._names):
+            raise FetchError(failures.ROBOTS)
+        return Response(headers, read_body(stream, headers, self._settings.max_bytes))
 
 
 def _is_worth_a_retry(reason: str) -> bool:
@@ -318,10 +193,17 @@ def _is_worth_a_retry(reason: str) -> bool:
     return reason == failures.TRUNCATED or (failures.is_transient(reason) and reason not in excluded)
 
 
-def _retry_after(response: http.client.HTTPResponse) -> float | None:
+def _join(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise FetchError(failures.BAD_URL, "target of a redirect") from None
+
+
+def _retry_after(status: int, headers: Message) -> float | None:
     """Seconds that an overloaded server asks clients to wait; None if it does not say."""
-    text = (response.headers.get("Retry-After") or "").strip()
-    if response.status not in (429, 503) or not text:
+    text = (headers.get("Retry-After") or "").strip()
+    if status not in (429, 503) or not text:
         return None
     if text.isascii() and text.isdigit():
         return float(text[:9])
@@ -346,43 +228,3 @@ def _network_error(error: Exception) -> FetchError:
     if isinstance(error, OSError):
         return FetchError(failures.UNREACHABLE, error.strerror or type(error).__name__)
     return FetchError(failures.BAD_RESPONSE, type(error).__name__)
-
-
-def parse_url(url: str) -> Request:
-    """Check a URL and take it apart.
-
-    Raises:
-        FetchError: The URL is malformed, or its scheme is not http or https.
-    """
-    try:
-        parts = urlsplit(url)
-        port, hostname = parts.port, parts.hostname
-    except ValueError:
-        raise FetchError(failures.BAD_URL) from None
-    if parts.scheme not in ("http", "https"):
-        raise FetchError(failures.BAD_SCHEME, parts.scheme[:20])
-    if not hostname:
-        raise FetchError(failures.BAD_URL, "no host")
-    host, tls = _ascii(hostname), parts.scheme == "https"
-    host_header = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
-    return Request(
-        tls=tls,
-        host=host,
-        port=port or (443 if tls else 80),
-        target=quote(parts.path or "/", safe=SAFE_CHARACTERS)
-        + (f"?{quote(parts.query, safe=SAFE_CHARACTERS)}" if parts.query else ""),
-        headers={"Host": host_header, "Connection": "close"},
-        credentials=None if parts.username is None else _basic(parts),
-    )
-
-
-def _ascii(name: str) -> str:
-    try:
-        return name if name.isascii() else name.encode("idna").decode("ascii")
-    except UnicodeError:
-        raise FetchError(failures.BAD_URL, "host name") from None
-
-
-def _basic(parts: SplitResult) -> str:
-    pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-    return "Basic " + base64.b64encode(pair.encode()).decode()

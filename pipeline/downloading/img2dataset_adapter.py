@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts
+from lotlip_data.manifests.progress import Progress, progress_bar
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, shard_name
 from lotlip_data.manifests.schema import IMAGE_EXTENSION, IMAGES, LISTS
 from lotlip_data.manifests.settings import DownloadSettings
@@ -23,7 +25,6 @@ from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.http_client import guarded_urlopen
 from lotlip_data.pipeline.downloading.image_validation import prepare
 
-ROBOTS_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
 _KEY_ROWS = 10_000  # keys have at least four row digits, however few rows a shard has
 
 
@@ -62,8 +63,8 @@ def fetch(
     source = folder / "rows.arrow"
     with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
         writer.write_table(rows.select(LISTS.names).cast(LISTS))
-    with guarded_urlopen(settings, _expected(rows)):
-        _downloader(settings, samples_per_shard, str(folder)).download_shard((shard, str(source)))
+    with guarded_urlopen(settings, _expected(rows)), progress_bar("download", rows.num_rows, "URL") as bar:
+        _downloader(settings, samples_per_shard, str(folder), bar).download_shard((shard, str(source)))
     parquet = folder / f"{shard_name(shard)}.parquet"
     table = pq.read_table(parquet)
     if table.num_rows != rows.num_rows:
@@ -87,7 +88,7 @@ def _expected(rows: pa.Table) -> dict[str, dict[str, str]]:
     return expected
 
 
-def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str) -> Any:
+def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str, bar: Progress) -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # stops its version check over the network
     from img2dataset.downloader import Downloader
     from img2dataset.resizer import Resizer
@@ -100,7 +101,7 @@ def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str)
         encode_format=IMAGE_EXTENSION,
     )
     return Downloader(
-        sample_writer_class=_writer,
+        sample_writer_class=partial(_writer, bar),
         resizer=GuardedResizer(resizer, settings.max_pixels),
         thread_count=settings.threads,
         save_caption=False,
@@ -114,16 +115,28 @@ def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str)
         verify_hash_type=None,
         encode_format=IMAGE_EXTENSION,
         retries=0,  # GuardedOpener retries: it knows which failures are transient
-        user_agent_token=settings.user_agent,
-        disallowed_header_directives=ROBOTS_DIRECTIVES if settings.respect_robots_tag else None,
+        user_agent_token=None,  # GuardedOpener sends its own header, and honours X-Robots-Tag
+        disallowed_header_directives=None,
     )
 
 
-def _writer(*arguments: Any) -> Any:
-    """img2dataset's writer, with whole seconds as time stamps: fractions cost a kibibyte per file in the tar."""
+def _writer(bar: Progress, *arguments: Any) -> Any:
+    """img2dataset's writer, which counts its rows in `bar`.
+
+    Time stamps are whole seconds: fractions cost a kibibyte per file in the tar.
+    """
     from img2dataset.writer import WebDatasetSampleWriter
 
-    writer = WebDatasetSampleWriter(*arguments)
+    class CountingWriter(WebDatasetSampleWriter):
+        downloaded = 0
+
+        def write(self, image: bytes | None, *arguments: Any) -> None:
+            super().write(image, *arguments)
+            self.downloaded += image is not None
+            bar.note(counts={"downloaded": self.downloaded})
+            bar.update()
+
+    writer = CountingWriter(*arguments)
     writer.tarwriter.mtime = int(time.time())
     return writer
 

@@ -9,16 +9,16 @@ downloaded later, as rows of a new shard (`retry`). `commit` describes one task,
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeGuard
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
-from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
+from lotlip_data.manifests.progress import SHOWN_BY_BAR, Progress, Snapshot, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.core import ledger
@@ -50,6 +50,8 @@ class DownloadSummary:
     """All committed shards. Only sums of their markers are kept, since 100 million images have 10,000 markers."""
     fetched: int = 0
     """Number of images in the committed shards."""
+    tried: int = 0
+    """Number of rows of the committed shards."""
     failures: Failures = field(default_factory=Failures)
     """The failures of all committed shards. An image that is retried counts once its retry has failed."""
     pending: dict[int, str] = field(default_factory=dict)
@@ -64,6 +66,11 @@ class DownloadSummary:
     def shards(self) -> int:
         """Number of shards, those of retries included."""
         return self.partition.shards + sum(retry_round.shards for retry_round in self.rounds)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of all shards, those of retries included."""
+        return self.partition.images + sum(retry_round.rows for retry_round in self.rounds)
 
     @property
     def failed(self) -> int:
@@ -97,6 +104,7 @@ class DownloadSummary:
         """Add a committed shard, without its failures for the reasons `retried`: another shard retries these rows."""
         self.committed.add(shard)
         self.fetched += marker["successes"]
+        self.tried += marker["count"]
         self.failures.add(marker, retried)
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,21 +158,23 @@ def download(
     if retry_failed and _open_retry_round(run, summary):
         summary = _summarize(run, partition)
         retry_round = summary.rounds[-1]
-        logger.info(f"downloading {retry_round.rows} images again, in {retry_round.shards} further shards")
+        again = wording.count(retry_round.rows, "image")
+        logger.info(f"downloading {again} again, in {wording.count(retry_round.shards, 'further shard')}")
     for retry_round in summary.rounds:
         retry.prepare(run, retry_round)
     if summary.committed:
-        logger.info(f"{len(summary.committed)} of {summary.shards} shards are already downloaded")
+        shards = wording.count(summary.shards, "shard")
+        logger.info(f"{len(summary.committed):,} of {shards} {wording.plural(summary.shards, 'is')} already downloaded")
     pending = [shard for shard in range(summary.shards) if shard not in summary.committed]
     tasks = _tasks(manifest, run, partition, pending, accept_failures)
     shards_without_images = []
-    with progress_bar("download", summary.shards, "shard", initial=len(summary.committed)) as bar:
-        for download_task, result in run_ray_tasks(task, tasks):
+    with progress_bar("download", summary.rows, "URL", initial=summary.tried) as bar:
+        bar.note("workers are starting")
+        for download_task, result in run_ray_tasks(task, tasks, on_progress=partial(_show_progress, bar, summary)):
             if not isinstance(result, Exception) and not _is_marker(result):
                 shards_without_images.append(download_task.shard)
             _record(summary, download_task.shard, result)
-            bar.set_postfix_str(f"{summary.fetched:,} images", refresh=False)
-            bar.update(download_task.shard in summary.committed)
+            _show_progress(bar, summary)
     if summary.fetched:  # a run without any image so far lacks the network or the right settings: no try counts
         token = uuid.uuid4().hex[:12]
         for shard in shards_without_images:
@@ -224,6 +234,19 @@ def _tasks(
         yield DownloadTask(run, shard, partition.samples_per_shard, manifest.download, accept)
 
 
+def _show_progress(
+    bar: Progress, summary: DownloadSummary, running: Sequence[tuple[DownloadTask, Snapshot]] = ()
+) -> None:
+    """Count the rows of the committed shards and those that running tasks have tried."""
+    tried = summary.tried + sum(state.done for _, state in running)
+    downloaded = summary.fetched + sum((state.counts or {}).get("downloaded", 0) for _, state in running)
+    pending = f"{wording.count(len(summary.pending), 'shard')} pending" if summary.pending else ""
+    if tried or pending:
+        bar.note(f"{downloaded / tried:.1%} downloaded" if tried else "", pending)
+    bar.advance_to(tried)
+    bar.tick()
+
+
 def _record(summary: DownloadSummary, shard: int, result: TaskResult | Exception) -> None:
     """Add the result of a task to the summary, and log it."""
     where = f"shard {shard_name(shard)}"
@@ -233,9 +256,10 @@ def _record(summary: DownloadSummary, shard: int, result: TaskResult | Exception
         return
     summary.add(shard, result)
     failures = {reason: count for reason, count in result["status_dict"].items() if reason != SUCCESS}
-    text = f"{where}: {result['successes']} of {result['count']} images in {result['seconds']:.1f} s"
+    text = f"{where}: {result['successes']:,} of {result['count']:,} images in {result['seconds']:.1f} s"
     reasons = f" ({_format_counts(failures)})" if failures else ""
-    logger.info(f"{text}; {len(summary.committed)} of {summary.shards} shards{reasons}", extra=SHOWN_BY_BAR)
+    done = f"{len(summary.committed):,} of {wording.count(summary.shards, 'shard')} committed"
+    logger.info(f"{text}{reasons}; {done}", extra=SHOWN_BY_BAR)
 
 
 def _is_marker(result: TaskResult) -> TypeGuard[ImageMarker]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lotlip_data.manifests.manifest import Manifest
-from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
+from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import PAPER_TOWER
 from lotlip_data.pipeline.core.outcome import Outcome, one_line
@@ -56,8 +56,6 @@ def compute_features(run: Run, tower: str, image_size: int | None, gpus: float) 
                 logger.warning(summary.failed[-1])
                 continue
             summary.computed += 1
-            if summary.computed % max(1, len(missing) // 20) == 0:
-                logger.info(f"{summary.computed} of {len(missing)} shards", extra=SHOWN_BY_BAR)
     return summary
 
 

@@ -9,7 +9,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import Workers
-from lotlip_data.pipeline.core.ray_tasks import cluster
+from lotlip_data.pipeline.core.ray_cluster import cluster
 
 if TYPE_CHECKING:
     from lotlip_data.training.trainer import TrainResult

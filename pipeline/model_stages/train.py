@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.progress import SUMMARY_LINE, Progress, Snapshot, progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import TrainingEntry, Workers
 from lotlip_data.pipeline.core.logs import log_prefix
@@ -74,8 +75,9 @@ def train(
             logger.warning(total.failed[-1])
             continue
         if result.did_something:
-            total.lines.append(f"{name}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
-            logger.info(total.lines[-1])
+            steps, seconds = wording.count(result.steps, "step"), wording.duration(result.seconds)
+            total.lines.append(f"{name}: {steps}, loss {result.loss:.3f}, {seconds}")
+            logger.info(total.lines[-1], extra=SUMMARY_LINE)
         total.did_something |= result.did_something
         total.figures[name] = {"steps": result.steps, "loss": result.loss, "seconds": result.seconds}
     return total
@@ -103,7 +105,30 @@ def _train_all(
     )
     for entry in finished:
         yield entry, fit(entry)
-    yield from run_ray_tasks(fit, unfinished)
+    with _Bars() as bars:
+        yield from run_ray_tasks(fit, unfinished, on_progress=bars.show)
+
+
+class _Bars:
+    """One bar per training that runs on a Ray worker, from the first state that it sends."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, Progress] = {}
+
+    def __enter__(self) -> "_Bars":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+    def show(self, running: Sequence[tuple[TrainingEntry, Snapshot]]) -> None:
+        for entry, state in running:
+            name = entry.folder
+            if name not in self._bars:
+                self._bars[name] = progress_bar(name, state.total, state.unit, initial=state.done)
+            self._bars[name].note(*state.notes)
+            self._bars[name].advance_to(state.done)
 
 
 def _fit(run: Run, resume: bool, workers: Workers | None, entry: TrainingEntry) -> "TrainResult":

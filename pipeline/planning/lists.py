@@ -21,7 +21,7 @@ from lotlip_data.manifests.catalog import published
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.settings.source import Source
-from lotlip_data.pipeline.downloading.http_client import is_public
+from lotlip_data.pipeline.downloading.connection import is_public
 from lotlip_data.pipeline.planning.storage import MeasuredStorage, StorageEstimate, estimate_storage, format_bytes
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.reader import BadRow, ListError

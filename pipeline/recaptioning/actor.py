@@ -2,19 +2,58 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
-from lotlip_data.captioners.base import CaptionerConfig, EngineDead
+from lotlip_data.captioners.base import CaptionerConfig, EngineDead, EngineUnreachable
+from lotlip_data.captioners.load_errors import EngineStartError
+from lotlip_data.captioners.model_files import combined_digest
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.checkpoints.hub import HubUnreachable
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core.outcome import one_line
+from lotlip_data.pipeline.recaptioning.claims import check_model, claim_model, local_files
 from lotlip_data.pipeline.recaptioning.config import PoolSettings
 from lotlip_data.pipeline.recaptioning.results import Row, UnitResult
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
 
+MAX_FAILED_STARTS = 5
+"""Failed starts of an engine in a row after which its actor is removed, whatever the reasons."""
+
+REPEATED_STARTS = 2
+"""Failed starts in a row with the same reason after which its actor is removed."""
+
 SAVE_SECONDS = 20.0
 """Time to save finished captions before the watchdog ends the process."""
+
+
+class StartFailed(Exception):
+    """An engine did not start.
+
+    Args:
+        reason: What failed and what to do, in one line.
+        trace: URL of the file with the whole trace; empty if there is none.
+        tries: Number of tries with this reason after which no further one makes sense.
+    """
+
+    def __init__(self, reason: str, trace: str, tries: int) -> None:
+        super().__init__(reason, trace, tries)  # all of them, for pickling
+        self.reason, self.trace, self.tries = reason, trace, tries
+
+    def __str__(self) -> str:
+        return f"{self.reason} (whole trace: {self.trace})" if self.trace else self.reason
+
+
+def _tries(error: Exception) -> int:
+    """How often a start may fail with the same error."""
+    if isinstance(error, HubUnreachable) or isinstance(error.__cause__ or error, OSError | EngineUnreachable):
+        return MAX_FAILED_STARTS  # a network or a server that may come back
+    return 1 if isinstance(error, UserError) else REPEATED_STARTS
 
 
 class CaptionActor:
@@ -24,13 +63,36 @@ class CaptionActor:
         self._run, self._config, self._settings = Run(run_url), config, settings
 
     async def start(self) -> tuple[float, float]:
-        """Start the engine and caption a plain image; return the seconds of each. Raises what the engine raises."""
+        """Start the engine and caption plain images; return the seconds of each.
+
+        Raises:
+            StartFailed: The engine did not start, or the captioner fails on a plain image, or its model has changed
+                since it made the captions of the run.
+        """
+        try:
+            return await self._start()
+        except Exception as error:  # noqa: BLE001 - an engine raises any type, and not every one survives pickling
+            raise await asyncio.to_thread(self._failure, error) from None
+
+    def _failure(self, error: Exception) -> StartFailed:
+        """The exception for the driver. The whole trace goes to the run's `logs/`, unless the message says it all."""
+        reason, trace = str(error) if isinstance(error, EngineStartError) else one_line(error), ""
+        if error.__cause__ or not isinstance(error, UserError):
+            digest = hashlib.sha256(reason.encode()).hexdigest()[:12]  # one file for each reason, whoever fails
+            trace = self._run.engine_log(self._config.name, digest)
+            with contextlib.suppress(OSError, UserError):
+                storage.replace(trace, "".join(traceback.format_exception(error)).encode(errors="replace"))
+        return StartFailed(reason, trace, _tries(error))
+
+    async def _start(self) -> tuple[float, float]:
         import ray
 
         from lotlip_data.captioners.registry import load_engine
 
         started = time.monotonic()
         settings, name = self._settings, self._config.name
+        files = await asyncio.to_thread(local_files, self._config)
+        check_model(self._run, self._config, files)
         engine = load_engine(self._config, settings.engine, **settings.engine_options.explicit)
         loaded = time.monotonic()
         gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
@@ -43,10 +105,13 @@ class CaptionActor:
             settings.concurrency,
             gpus,
             _counters(name),
+            combined_digest(files),
+            settings.max_rejected,
         )
         arguments = (asyncio.get_running_loop(), settings.stall_seconds)
         threading.Thread(target=self._watch, args=arguments, name="watchdog", daemon=True).start()
         await self._worker.warm_up()
+        claim_model(self._run, self._config, files)
         return loaded - started, time.monotonic() - loaded
 
     async def caption(self, shard: int) -> UnitResult:

@@ -23,12 +23,11 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import one_line
-from lotlip_data.pipeline.recaptioning.actor import CaptionActor
+from lotlip_data.pipeline.recaptioning.actor import MAX_FAILED_STARTS, REPEATED_STARTS, CaptionActor, StartFailed
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_per_actor
-from lotlip_data.pipeline.recaptioning.results import UnitResult
+from lotlip_data.pipeline.recaptioning.results import TooManyRejections, UnitResult
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +40,8 @@ UNITS_PER_ACTOR = 2
 MAX_FAILED_UNITS = 10
 """Failed units in a row after which the pool stops."""
 
-MAX_FAILED_STARTS = 5
-"""Failed starts of an engine in a row after which its actor is removed."""
-
 MAX_LOST_STARTS = 10
 """Calls of `start` in a row without an answer, because the actor is dead, after which it is removed."""
-
-PERMANENT_ERRORS = (ValueError, TypeError, ImportError, UserError)
-"""Errors of an engine's start that a retry cannot fix."""
 
 RETRY_SECONDS = 1.0
 """Pause before the next call of `start`: a call to an actor that is being restarted fails at once."""
@@ -77,10 +70,16 @@ class ActorSlot:
     ready: bool = False
     start_at: float | None = 0.0
     """When to call `start`, in monotonic time; None while a call is unanswered and once the engine is ready."""
-    failed_starts: int = 0
-    """Starts in a row at which the engine raised an error."""
+    failures: list[str] = field(default_factory=list)
+    """Reasons of the starts in a row at which the engine raised an error."""
     lost_starts: int = 0
     """Starts in a row at which the actor died."""
+
+    def may_try_again(self, error: Exception | None) -> bool:
+        """Count a failed start. Returns whether another one may succeed."""
+        reason, tries = (error.reason, error.tries) if isinstance(error, StartFailed) else (str(error), REPEATED_STARTS)
+        self.failures.append(reason)
+        return len(self.failures) < MAX_FAILED_STARTS and self.failures.count(reason) < tries
 
 
 @dataclass(eq=False)
@@ -168,6 +167,8 @@ class ActorPool:
         try:
             result: UnitResult = ray.get(reference)
         except RayTaskError as error:
+            if isinstance(error.cause, TooManyRejections):  # another try would end alike
+                return self._give_up(shard, _reason(error))
             self._count_failure([shard])
             return self._requeue(shard, _reason(error))
         except RayActorError as error:
@@ -212,20 +213,19 @@ class ActorPool:
         try:
             load_seconds, warm_up_seconds = ray.get(reference)
         except RayTaskError as error:
-            slot.failed_starts += 1
-            if isinstance(error.cause, PERMANENT_ERRORS) or slot.failed_starts == MAX_FAILED_STARTS:
-                self._remove(slot, _reason(error))
-            else:
+            if slot.may_try_again(error.cause):
                 logger.warning(
                     f"{self.config.name}: the engine did not start ({_reason(error)}); retrying in a new process"
                 )
                 ray.kill(slot.handle, no_restart=False)  # this process may hold remains of the failed start
+            else:
+                self._remove(slot, _reason(error))
         except RayActorError as error:
             slot.lost_starts += 1
             if slot.lost_starts == MAX_LOST_STARTS or isinstance(error, ActorDiedError):
                 self._remove(slot, f"the actor died while its engine was starting ({one_line(error)})")
         else:
-            slot.ready, slot.start_at, slot.failed_starts, slot.lost_starts = True, None, 0, 0
+            slot.ready, slot.start_at, slot.failures, slot.lost_starts = True, None, [], 0
             logger.info(
                 f"{self.config.name}: engine ready: started in {load_seconds:.1f} s, "
                 f"first image in {warm_up_seconds:.1f} s"
@@ -234,8 +234,9 @@ class ActorPool:
     def _remove(self, slot: ActorSlot, reason: str) -> None:
         """Release an actor whose engine does not start. The pool stops if it was the last one."""
         self._release(slot)
-        logger.warning(f"{self.config.name}: an actor is removed: {reason}")
-        if not self.slots:
+        if self.slots:
+            logger.warning(f"{self.config.name}: an actor is removed: {reason}")
+        else:
             self.stop_reason = reason
 
     def _release(self, slot: ActorSlot) -> None:
@@ -255,6 +256,10 @@ class ActorPool:
         if self.failed_attempts[shard] < MAX_ATTEMPTS:
             self.queue.appendleft(shard)
             return None
+        return self._give_up(shard, reason)
+
+    def _give_up(self, shard: int, reason: str) -> FailedUnit:
+        """Report a failed unit. The pool stops after MAX_FAILED_UNITS in a row."""
         self.failed_units += 1
         if self.failed_units == MAX_FAILED_UNITS:
             self.stop_reason = f"{MAX_FAILED_UNITS} shards in a row failed, the last one with: {reason}"
@@ -336,4 +341,6 @@ def _cluster_resources() -> str:
 
 
 def _reason(error: RayTaskError) -> str:
+    if isinstance(error.cause, StartFailed):
+        return str(error.cause)
     return one_line(error.cause if isinstance(error.cause, Exception) else error)

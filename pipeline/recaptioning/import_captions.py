@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig
 from lotlip_data.captioners.quality_flags import find_flags
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
@@ -33,9 +33,9 @@ from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 from lotlip_data.pipeline.recaptioning.caption_table import CaptionImportError, CaptionTable, order_of
+from lotlip_data.pipeline.recaptioning.claims import claim_settings
 from lotlip_data.pipeline.recaptioning.results import (
     Row,
-    claim_settings,
     encode_rows,
     finish_commit,
     finish_pending_commits,
@@ -119,9 +119,9 @@ def import_captions(run: Run, table: CaptionTable) -> ImportSummary:
             for shard, texts in _by_shard(joined, pending_shards):
                 configs = [config for config in table.configs if shard in pending[config.name]]
                 _commit(run, configs, shard, texts, summary)
+                rows, total = wording.count(texts.num_rows, "row"), wording.count(len(pending_shards), "shard")
                 logger.info(
-                    f"shard {shard_name(shard)}: {texts.num_rows} rows of the table "
-                    f"({summary.shards} of {len(pending_shards)} shards)",
+                    f"shard {shard_name(shard)}: {rows} of the table; {summary.shards:,} of {total} done",
                     extra=SHOWN_BY_BAR,
                 )
                 bar.update()

@@ -3,18 +3,21 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
-from lotlip_data.manifests.progress import bars_visible, progress_bar
+from lotlip_data.manifests import wording
+from lotlip_data.manifests.progress import Progress, bars_visible, progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.core.ledger import WorkRecord
 
 REFRESH_SECONDS = 5.0
 """Interval at which the saved parts of unfinished shards are counted: one listing per captioner."""
+REFRESH_SECONDS_WITHOUT_BARS = 60.0
+"""The same where only lines are printed."""
 
 
 class CaptionProgress:
-    """Shows one bar per captioner while this is entered. If bars are not visible, nothing is read from storage.
+    """Shows one bar per captioner while this is entered.
 
     Args:
         run: The run.
@@ -22,44 +25,85 @@ class CaptionProgress:
     """
 
     def __init__(self, run: Run, shards: Mapping[str, Sequence[int]]) -> None:
-        self._run, self._visible = run, bars_visible()
-        self._unfinished = {name: set(numbers) for name, numbers in shards.items()}
-        self._completed = dict.fromkeys(shards, 0)
-        self._bars: dict[str, Any] = {}
+        self._run = run
+        self._bars = {name: _CaptionerBar(run, name, numbers) for name, numbers in shards.items()}
+        self._interval = REFRESH_SECONDS if bars_visible() else REFRESH_SECONDS_WITHOUT_BARS
         self._refreshed_at = time.monotonic()
 
     def __enter__(self) -> "CaptionProgress":
         with ExitStack() as bars:
-            for name, shards in self._unfinished.items() if self._visible else ():
-                images = ledger.fetched_images(self._run, shards)
-                self._bars[name] = bars.enter_context(
-                    progress_bar(name, images, "image", initial=min(images, self._saved(name)))
-                )
+            for bar in self._bars.values():
+                bars.enter_context(bar.open())
             self._exit = bars.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._exit.close()
 
-    def complete(self, name: str, shard: int, images: int) -> None:
+    def complete(self, name: str, shard: int, record: WorkRecord) -> None:
         """Count a shard that is committed."""
-        self._unfinished[name].discard(shard)
-        self._completed[name] += images
-        self._advance(name, self._completed[name])
+        self._bars[name].complete(shard, record)
+
+    def fail(self, name: str) -> None:
+        """Count a shard that failed, or all that a stopped captioner leaves."""
+        self._bars[name].failed_units += 1
+        self._bars[name].show()
 
     def refresh(self) -> None:
-        """Count the images of unfinished shards, at most once per REFRESH_SECONDS."""
-        if not self._bars or time.monotonic() < self._refreshed_at + REFRESH_SECONDS:
-            return
-        self._refreshed_at = time.monotonic()
-        for name in self._bars:
-            self._advance(name, self._completed[name] + self._saved(name))
+        """Count the images of unfinished shards, at most once per interval. The clocks of the bars always move."""
+        due = time.monotonic() >= self._refreshed_at + self._interval
+        if due:
+            self._refreshed_at = time.monotonic()
+        for bar in self._bars.values():
+            if due:
+                bar.show()
+            bar.progress.tick()
 
-    def _saved(self, name: str) -> int:
-        parts = ledger.parts_under_way(self._run, name)
-        return sum(part.rows for shard in self._unfinished[name] for part in parts.get(shard, ()))
 
-    def _advance(self, name: str, images: int) -> None:
-        """Advance the bar to this number of images. It never moves back, although parts vanish at a commit."""
-        if bar := self._bars.get(name):
-            bar.update(max(0, min(images, bar.total) - bar.n))
+class _CaptionerBar:
+    """The bar of one captioner."""
+
+    def __init__(self, run: Run, name: str, shards: Sequence[int]) -> None:
+        self._run, self._name = run, name
+        self._images = ledger.fetched_images(run, shards)
+        self._unfinished = set(shards)
+        self._completed = WorkRecord(0, 0, 0, 0, 0)
+        self.failed_units = 0
+
+    def open(self) -> Progress:
+        earlier = self._sum()
+        self._earlier_tokens, self._started = earlier.tokens, time.monotonic()
+        done = min(self._images, earlier.rows)
+        self.progress = progress_bar(self._name, self._images, "image", initial=done)
+        self.progress.note("the engine is starting")
+        return self.progress
+
+    def complete(self, shard: int, record: WorkRecord) -> None:
+        self._unfinished.discard(shard)
+        self._completed = _add(self._completed, record)
+        self.show()
+
+    def show(self) -> None:
+        total = self._sum()
+        if total.rows or self.failed_units:
+            tokens = (total.tokens - self._earlier_tokens) / max(1.0, time.monotonic() - self._started)
+            self.progress.note(
+                f"{total.rows - total.failed:,} captioned" if total.failed else "",
+                f"{total.failed:,} failed" if total.failed else "",
+                f"{wording.count(self.failed_units, 'shard')} failed" if self.failed_units else "",
+                f"{tokens:,.0f} tokens/s" if tokens >= 1 else "",
+            )
+        self.progress.advance_to(total.rows)
+
+    def _sum(self) -> WorkRecord:
+        """The work on committed shards and on saved parts of the others."""
+        parts = ledger.parts_under_way(self._run, self._name)
+        total = self._completed
+        for shard in self._unfinished:
+            for part in parts.get(shard, ()):
+                total = _add(total, part)
+        return total
+
+
+def _add(first: WorkRecord, second: WorkRecord) -> WorkRecord:
+    return WorkRecord(first.rows + second.rows, first.failed + second.failed, first.tokens + second.tokens, 0, 0)

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run, shard_name
@@ -22,19 +22,27 @@ Row = dict[str, Any]
 """One row of `schema.CAPTIONS`."""
 
 NO_USAGE = Usage()
-_TAR = b"tar"
-"""Key of a part's metadata: the name of the tar that its images are from."""
+
+
+MIN_JUDGED_IMAGES = 32
+"""A shard with fewer images is judged as if it had this many, the further ones captioned."""
+
+MAX_REASON_CHARACTERS = 300
 
 
 class RecaptionError(UserError):
     """The stage cannot start. The message says where, why and how to fix it."""
 
 
+class TooManyRejections(UserError):
+    """So many images of a shard were rejected that the captioner is at fault, not the images."""
+
+
 @dataclass(frozen=True)
 class UnitResult:
     """What one call did for a shard: `rows` in total, `captioned` by this call, `rejected` with a reason.
 
-    `won`: whether this call made the commit.
+    `won`: whether this call made the commit. `tokens`: of all captions of the shard.
     """
 
     shard: int
@@ -42,6 +50,27 @@ class UnitResult:
     captioned: int
     rejected: int
     won: bool
+    tokens: int = 0
+
+
+def exceeds_rejections(rows: list[Row], max_rejected: float) -> bool:
+    """Whether more than the share `max_rejected` of a shard's rows are rejections."""
+    rejected = sum(row["error"] is not None for row in rows)
+    return rejected > max_rejected * max(len(rows), MIN_JUDGED_IMAGES)
+
+
+def check_rejections(rows: list[Row], max_rejected: float, shard: int) -> None:
+    """Raise TooManyRejections, with the commonest reason, if `exceeds_rejections` holds for a shard."""
+    if not exceeds_rejections(rows, max_rejected):
+        return
+    reasons = Counter(row["error"] for row in rows if row["error"] is not None)
+    ((reason, count),) = reasons.most_common(1)
+    raise TooManyRejections(
+        f"shard {shard_name(shard)} is not committed: {reasons.total()} of its {len(rows)} images were rejected, "
+        f"{count} of them with: {reason[:MAX_REASON_CHARACTERS]}. Fix the captioner and start again; the captions are "
+        "kept, and the rejected images are tried again. If the images are at fault, allow a larger share with "
+        "max_rejected in the captioner's pool."
+    )
 
 
 def encode_rows(rows: list[Row], **metadata: str) -> bytes:
@@ -49,18 +78,19 @@ def encode_rows(rows: list[Row], **metadata: str) -> bytes:
     return artifacts.encode_parquet(pa.Table.from_pylist(rows, schema=CAPTIONS.with_metadata(metadata)))
 
 
-def read_partial(folder: str, tar: str) -> tuple[list[Row], float, Usage]:
-    """Read the parts of a shard that were made from its tar.
-
-    Parts of another tar are skipped: the shard was downloaded again since. Parts of earlier releases name no tar.
+def read_partial(folder: str, origin: Mapping[str, str]) -> tuple[list[Row], float, Usage]:
+    """Read the parts of a shard that have this origin.
 
     Args:
         folder: The parts folder.
-        tar: The name of the tar.
+        folder: The parts folder.
+        origin: The `captioner`, with its model, and the `tar`. Parts of another one are ignored; parts of older
+            releases name none.
 
     Returns:
         One row per image; when the first part was started, in Unix time (infinity without parts); the usage so far. If
-        two attempts have a row for one image, the part whose name sorts first counts.
+        two attempts have a row for one image, a caption counts before a rejection, and then the part whose name sorts
+        first.
 
     Raises:
         UserError: A part is damaged.
@@ -70,9 +100,6 @@ def read_partial(folder: str, tar: str) -> tuple[list[Row], float, Usage]:
     for name in storage.list_names(folder):
         if not name.endswith(".parquet"):
             continue
-        if record := WorkRecord.named(name):
-            started_at = min(started_at, record.started)
-            usage += Usage(record.spent / 1000, record.gpu / 1000)
         part = storage.join(folder, name)
         try:
             content = storage.read_bytes(part)
@@ -80,9 +107,16 @@ def read_partial(folder: str, tar: str) -> tuple[list[Row], float, Usage]:
             continue  # another driver has committed the shard
         remedy = "Remove it; its images are captioned again."
         table = artifacts.parse_parquet(content, part, remedy)
-        if (table.schema.metadata or {}).get(_TAR, tar.encode()) == tar.encode():
-            for row in table.to_pylist():
-                rows.setdefault(row["uid"], row)
+        metadata = table.schema.metadata or {}
+        if any(metadata.get(key.encode(), value.encode()) != value.encode() for key, value in origin.items()):
+            continue
+        if record := WorkRecord.named(name):
+            started_at = min(started_at, record.started)
+            usage += Usage(record.spent / 1000, record.gpu / 1000)
+        for row in table.to_pylist():
+            earlier = rows.get(row["uid"])
+            if earlier is None or (earlier["error"] is not None and row["error"] is None):
+                rows[row["uid"]] = row
     return list(rows.values()), started_at, usage
 
 
@@ -96,6 +130,7 @@ class PartialResults:
         slack: Rows that may arrive while a part is being written; further rows wait.
         on_saved: Called with the uids of each part once the storage has it.
         usage: Returns the actor's time for this attempt so far.
+        captioner_id: Identity of the captioner and its model, recorded with each part.
     """
 
     def __init__(
@@ -106,11 +141,12 @@ class PartialResults:
         slack: int,
         on_saved: Callable[[list[str]], None],
         usage: Callable[[], Usage],
+        captioner_id: str,
     ) -> None:
         self.rows: list[Row] = []
         """All rows of this attempt, saved or not."""
-        self.tar = ""
-        """The name of the tar that the rows are made from. Set it before the first row is added."""
+        self.origin = {"captioner": captioner_id}
+        """What the rows are made from, recorded with each part."""
         self._folder, self._attempt, self._on_saved, self._usage = folder, attempt, on_saved, usage
         self._size, self._slack = size, slack
         self._written_rows = 0
@@ -160,7 +196,7 @@ class PartialResults:
         name = f"{self._number:05d}-{self._attempt}-{record.name}.parquet"
         self._number += 1
         part = storage.join(self._folder, name)
-        await asyncio.to_thread(lambda: storage.create(part, encode_rows(new_rows, tar=self.tar)))
+        await asyncio.to_thread(lambda: storage.create(part, encode_rows(new_rows, **self.origin)))
         self._on_saved([row["uid"] for row in new_rows])
 
 
@@ -205,24 +241,3 @@ def finish_pending_commits(run: Run, captioner: str, committed: tuple[int, ...])
     for shard in committed:
         if shard not in recorded:
             finish_commit(run, captioner, shard)
-
-
-def claim_settings(run: Run, captioner: CaptionerConfig) -> None:
-    """Record the captioner's settings in its folder, once, so that captions of different settings never mix.
-
-    Raises:
-        RecaptionError: The folder holds captions made with other settings. The message names them.
-    """
-    path = run.captioner_settings(captioner.name)
-    settings = captioner.to_dict()
-    content = artifacts.encode_json({"id": captioner.id, **settings}, indent=1)
-    if not storage.exists(path) and storage.create(path, content):
-        return  # checked first, so that a run with nothing to do needs no write access
-    recorded = ledger.captioner_settings(run, captioner.name)
-    if recorded["id"] != captioner.id:
-        changed = sorted(name for name, value in settings.items() if recorded.get(name) != value)
-        raise RecaptionError(
-            f"{run.captioner(captioner.name)} holds captions of {recorded['id']}, but the settings now make "
-            f"{captioner.id} (changed: {', '.join(changed)}). Give the captioner another name, or use the settings "
-            f"in {path}."
-        )

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lotlip_data.manifests import wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR
-from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
-from lotlip_data.pipeline.core.ray_tasks import cluster
+from lotlip_data.manifests.run_layout import Run, shard_name
+from lotlip_data.pipeline.core.checks import check_captioner, check_gpus, require
+from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_shards
+from lotlip_data.pipeline.core.ray_cluster import cluster
+from lotlip_data.pipeline.recaptioning.claims import check_model, claim_settings, local_files
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 from lotlip_data.pipeline.recaptioning.progress import CaptionProgress
-from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, claim_settings, finish_pending_commits
+from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, finish_pending_commits
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +61,18 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
         jobs: The captioners, each with its pool.
 
     Raises:
-        RecaptionError: No image is downloaded, or a captioner's folder holds captions made with other settings.
+        RecaptionError: No image is downloaded, or a captioner's folder holds captions made with other settings or
+            by another model.
     """
     if not fetched_shards(run):
         raise RecaptionError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
+    _check_pending(run, jobs)  # before a captioner's name is claimed for settings that do not work
     summary = RecaptionSummary()
     pending: dict[str, list[int]] = {}
     for job in jobs:
         name = job.config.name
         claim_settings(run, job.config)
+        check_model(run, job.config, local_files(job.config), forget=True)
         progress = caption_progress(run, name)
         finish_pending_commits(run, name, progress.done)
         summary.skipped[name] = len(progress.done)
@@ -76,6 +82,13 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
         with cluster():
             _run_jobs(run, pending_jobs, pending, summary)
     return summary
+
+
+def _check_pending(run: Run, jobs: Sequence[CaptionerJob]) -> None:
+    """Raise UserError if a captioner that has work asks for a model or GPUs that are not available."""
+    pending = [job for job in jobs if any(True for _ in caption_progress(run, job.config.name).left)]
+    require(check_gpus(f"captioner {job.config.name!r}", job.pool.num_gpus or 0) for job in pending)
+    require(check_captioner(job.config) for job in pending)
 
 
 def _run_jobs(
@@ -89,18 +102,21 @@ def _run_jobs(
         summary.captions[name] += result.captioned
         summary.rejected[name] += result.rejected
         note = "" if result.won else "; another driver had committed it"
+        images, done = wording.count(result.rows, "image"), wording.count(len(pending[name]), "shard")
         logger.info(
-            f"{name}: shard {result.shard}: {result.rows} images "
-            f"({summary.units[name]} of {len(pending[name])} shards){note}",
+            f"{name}: shard {shard_name(result.shard)}: {images}; {summary.units[name]:,} of {done} done{note}",
             extra=SHOWN_BY_BAR,
         )
-        progress.complete(name, result.shard, result.rows)
+        record = WorkRecord(result.rows, result.rejected, result.tokens, 0, 0)
+        progress.complete(name, result.shard, record)
 
     def on_failed(unit: FailedUnit) -> None:
-        subject = unit.captioner if unit.shard is None else f"{unit.captioner}: shard {unit.shard} failed"
+        subject = unit.captioner if unit.shard is None else f"{unit.captioner}: shard {shard_name(unit.shard)} failed"
         summary.failed.append(f"{subject}: {unit.reason}")
         logger.warning(summary.failed[-1])
+        progress.fail(unit.captioner)
 
+    logger.info(f"starting {wording.count(len(jobs), 'engine')}: {', '.join(job.config.name for job in jobs)}")
     with CaptionProgress(run, {job.config.name: pending[job.config.name] for job in jobs}) as progress:
         pools = [ActorPool(run, job.config, job.pool, deque(pending[job.config.name])) for job in jobs]
         run_pools(pools, on_done, on_failed, progress.refresh)

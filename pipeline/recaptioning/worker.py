@@ -34,6 +34,7 @@ from lotlip_data.pipeline.downloading.reader import (
     fetched_images,
     refetch_remedy,
 )
+from lotlip_data.pipeline.recaptioning.claims import check_settings
 from lotlip_data.pipeline.recaptioning.poison_images import (
     MAX_POISON_IMAGES,
     SMALL_BATCH_SIZE,
@@ -44,7 +45,9 @@ from lotlip_data.pipeline.recaptioning.results import (
     PartialResults,
     Row,
     UnitResult,
+    check_rejections,
     encode_rows,
+    exceeds_rejections,
     finish_commit,
     read_partial,
 )
@@ -55,6 +58,13 @@ THREADS = min(4, os.cpu_count() or 1)
 
 READ_BATCH = 32
 """Images read at a time; as many again are read ahead."""
+
+WARM_UP_SIZES = ((64, 64), (96, 64), (64, 96))
+"""Sizes of the plain images that a captioner must caption before it gets a shard: some fail for one shape only."""
+
+
+class CaptionerBroken(UserError):
+    """The captioner cannot caption even a plain image."""
 
 
 class TooManyDeaths(UserError):
@@ -82,6 +92,8 @@ class CaptionWorker:
         concurrency: Images in flight; None takes the engine's own window.
         gpus: GPUs that the engine holds, for the ledger.
         on_row: Called with every new row.
+        model_digest: Of the model's files, if it is a folder; parts of another model are not used.
+        max_rejected: Share of a shard's images above which rejections are not committed.
     """
 
     run: Run
@@ -92,12 +104,15 @@ class CaptionWorker:
     concurrency: int | None = None
     gpus: float = 0.0
     on_row: Callable[[Row], None] = lambda row: None
+    model_digest: str = ""
+    max_rejected: float = 0.5
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "decode"))
 
     def __post_init__(self) -> None:
         self.window = RequestWindow(self.concurrency or self.engine.window, self.engine.burst)
         self.turn = asyncio.Lock()
         self.meter = UsageMeter(self.gpus)
+        self.parts_id = f"{self.config.id}+{self.model_digest}" if self.model_digest else self.config.id
         self._attempts: set[ShardAttempt] = set()
         self._request_numbers = itertools.count()
         self._sent_at: dict[int, float] = {}
@@ -113,6 +128,8 @@ class CaptionWorker:
             ShardUnreadable: The downloaded shard is damaged. If its tar is not the one that was committed, captions of
                 damaged images may be among those that the parts have, so the parts are removed.
             TooManyDeaths: The engine died on too many images of the shard.
+            TooManyRejections: More than `max_rejected` of the images cannot be captioned.
+            RecaptionError: Another driver has claimed the captioner's name.
             OSError: The storage failed.
         """
         attempt = ShardAttempt(self, shard)
@@ -135,9 +152,21 @@ class CaptionWorker:
             self.meter.leave(attempt.share)
 
     async def warm_up(self) -> None:
-        """Caption a plain image, so that a later death of the engine points to an image. Raises EngineDead."""
-        with contextlib.suppress(CaptionError):
-            await self._timed_caption(self.engine.prepare(Image.new("RGB", (64, 64), "grey")))
+        """Caption plain images, so that a later failure points to an image.
+
+        Raises:
+            CaptionerBroken: One of them cannot be captioned.
+            EngineDead: The engine failed on one of them.
+        """
+        for size in WARM_UP_SIZES:
+            try:
+                await self._timed_caption(self.engine.prepare(Image.new("RGB", size, "grey")))
+            except CaptionError as error:
+                raise CaptionerBroken(
+                    f"captioner {self.config.name!r} cannot caption a plain image of {size[0]}×{size[1]} pixels: "
+                    f"{' '.join(str(error).split())}. Check the files of {self.config.model}, such as "
+                    "processor_config.json, and the captioner's template and max_model_len."
+                ) from error
 
     async def save_after_death(self, cause: str) -> None:
         """The engine is dead: save finished captions, and record the cause for the images in flight."""
@@ -236,7 +265,9 @@ class ShardAttempt:
         size = max(1, worker.part_size // 4)
         slack = max(1, worker.part_size - size - worker.window.size)
         self.share = worker.meter.join()
-        self._parts = PartialResults(self._folder, attempt, size, slack, self._in_flight.remove, self._usage)
+        self._parts = PartialResults(
+            self._folder, attempt, size, slack, self._in_flight.remove, self._usage, worker.parts_id
+        )
         self._uids: set[str] = set()
         """The images of the tar that have been read."""
         self._running: set[asyncio.Task[None]] = set()
@@ -247,10 +278,11 @@ class ShardAttempt:
         if await asyncio.to_thread(storage.exists, self._target):  # by another driver, or before an answer was lost
             return await self._finish(won=False)
         marker = await asyncio.to_thread(read_image_stats, self._run, self.shard)
-        self._parts.tar = marker["tar"]
-        saved, first_started_at, self._earlier_usage = await asyncio.to_thread(
-            read_partial, self._folder, marker["tar"]
-        )
+        self._parts.origin["tar"] = marker["tar"]
+        origin, max_rejected = self._parts.origin, self._worker.max_rejected
+        saved, first_started_at, self._earlier_usage = await asyncio.to_thread(read_partial, self._folder, origin)
+        if exceeds_rejections(saved, max_rejected):  # an earlier attempt was not committed because of them
+            saved = [row for row in saved if row["error"] is None]
         self._started_at = min(self._started_at, first_started_at)
         done = {row["uid"] for row in saved}
         suspects = await asyncio.to_thread(find_suspects, self._folder, done)
@@ -362,6 +394,8 @@ class ShardAttempt:
                 f"{self._run.image_file(marker['tar'])}: {len(rows)} captions or reasons of {len(self._uids)} images, "
                 f"but its marker says {marker['successes']}. {refetch_remedy(self._run, self.shard)}"
             )
+        check_rejections(rows, self._worker.max_rejected, self.shard)
+        await asyncio.to_thread(check_settings, self._run, self._worker.config)
         content = encode_rows(rows, captioner=self._worker.config.id)
         return await self._finish(await asyncio.to_thread(storage.create, self._target, content))
 
@@ -369,7 +403,7 @@ class ShardAttempt:
         usage = self._earlier_usage + self._usage()
         started_at = int(self._started_at)
         record = await asyncio.to_thread(finish_commit, self._run, self._name, self.shard, started_at, usage)
-        return UnitResult(self.shard, record.rows, len(self._parts.rows), record.failed, won)
+        return UnitResult(self.shard, record.rows, len(self._parts.rows), record.failed, won, record.tokens)
 
     def _usage(self) -> Usage:
         """The actor's time for this attempt so far."""

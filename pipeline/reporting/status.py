@@ -44,7 +44,7 @@ class RunStatus(TypedDict):
     images: int
     """Images in these shards."""
     captioned: dict[str, int]
-    """By captioner, the fetched shards whose captions are committed."""
+    """By captioner, the fetched shards whose captions are committed, and those without images."""
     captioners: dict[str, CaptionerStatus]
     dataset: bool
     """Whether dataset.json exists."""
@@ -69,13 +69,14 @@ def get_status(run: Run, now: float | None = None, failures: bool = False) -> Ru
     planned = _planned_shards(run)
     fetched = ledger.fetched_shards(run)
     images = ledger.fetched_images(run, fetched)
+    to_caption = set(ledger.shards_with_images(run))
     names = ledger.captioners(run)
     trained, unfinished, evaluated = _models(run)
     status = RunStatus(
         shards=planned,
         fetched=len(fetched),
         images=images,
-        captioned={name: len(set(fetched).intersection(ledger.captioned_shards(run, name))) for name in names},
+        captioned={name: len(fetched) - len(to_caption - set(ledger.captioned_shards(run, name))) for name in names},
         captioners={name: _captioner_status(run, name, images, now or time.time()) for name in names},
         dataset=storage.exists(run.dataset),
         trained=trained,

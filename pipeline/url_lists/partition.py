@@ -17,6 +17,7 @@ import pathlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.manifest import Manifest, freeze, image_settings
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, Run
 from lotlip_data.manifests.schema import LISTS
 from lotlip_data.manifests.settings.source import Source
@@ -91,6 +92,8 @@ class Partition:
     """Usable rows by source whose text is not in UTF-8: its unreadable bytes are replaced by U+FFFD."""
     stamps: dict[str, str] = field(default_factory=dict)
     """By source, its `reader.stamp_of` when it was read."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The manifest's `image_settings`. Empty for a run of an earlier release."""
     version: int = 1
 
 
@@ -106,6 +109,9 @@ def load_partition(run: Run) -> Partition | None:
 def partition(manifest: Manifest, run: Run) -> Partition:
     """Partition the manifest's lists into shards, unless the run has a partition already, and return it.
 
+    The manifest is stored in the run once all lists are read, before the first shard is written. So a list that cannot
+    be read leaves the run's folder free for a corrected manifest, and drivers with different manifests cannot mix.
+
     After a kill, the next call starts over and writes the same shards. Warnings report lists that are empty or not in
     UTF-8, and lists that have changed since they were partitioned.
 
@@ -116,6 +122,7 @@ def partition(manifest: Manifest, run: Run) -> Partition:
     Raises:
         ListError: A list cannot be read.
         PartitionError: The lists have no usable row, or too many for one run.
+        ManifestError: The run has another manifest.
         UserError: The run's partition is damaged.
     """
     if (existing := load_partition(run)) is not None:
@@ -137,8 +144,13 @@ def partition(manifest: Manifest, run: Run) -> Partition:
             _read_source(source, index, manifest.seed, counts, buckets, samplers.get(source.name))
         buckets.flush()
         counts.close()
+        if counts.sources:
+            freeze(manifest, run)
         _store_bad_rows(run, counts)
-        result = replace(_write_shards(manifest, run, buckets, samplers, counts), stamps=stamps)
+        if not counts.sources:
+            raise PartitionError(_no_image_message(manifest, counts))
+        result = _write_shards(manifest, run, buckets, samplers, counts)
+        result = replace(result, stamps=stamps, settings=image_settings(manifest))
     storage.create(run.plan, artifacts.encode_json(asdict(result), indent=2))
     committed = load_partition(run)  # that of another driver, if it was first
     assert committed is not None
@@ -296,7 +308,7 @@ class SourceSampler:
 def _write_shards(
     manifest: Manifest, run: Run, buckets: ExternalBuckets, samplers: Mapping[str, SourceSampler], counts: _RowCounts
 ) -> Partition:
-    """Write the list shards. Raises PartitionError if there is no image."""
+    """Write the list shards, and remove those that a killed attempt with another manifest left behind them."""
     limit = manifest.sample if manifest.sample is not None else counts.rows
     unique = images = shards = 0
     waiting = LISTS.empty_table()
@@ -319,8 +331,7 @@ def _write_shards(
     if waiting.num_rows:
         _store_shard(run, shards, waiting)
         shards += 1
-    if not images:
-        raise PartitionError(_no_image_message(manifest, counts))
+    _remove_shards_from(run, shards)
     return Partition(
         images=images,
         shards=shards,
@@ -359,6 +370,15 @@ def _store_shard(run: Run, shard: int, table: pa.Table) -> None:
     data, url = artifacts.encode_parquet(table.combine_chunks()), run.list_shard(shard)
     if not storage.create(url, data) and storage.read_bytes(url) != data and load_partition(run) is None:
         storage.replace(url, data)
+
+
+def _remove_shards_from(run: Run, first: int) -> None:
+    """Remove the list shards from number `first` on, while the run has no partition, and so no retries."""
+    if load_partition(run) is None:
+        for name in storage.list_names(run.lists, ".parquet"):
+            number = name.removesuffix(".parquet")
+            if number.isdigit() and int(number) >= first:
+                storage.remove(run.list_file(name))
 
 
 def merge_duplicate_urls(rows: pa.Table, names: list[str]) -> pa.Table:

@@ -22,10 +22,12 @@ import pytest
 
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.recaptioning.test_third_party_captioners import PACKAGE, make
+from tests.support.paths import ROOT
 from tests.support.ports import free_ports
 from tests.support.wheels import build, copy_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+CHECKPOINTS = ROOT / "synthetic" / "checkpoints"
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 CLI = ["python", "-m", "lotlip_data.pipeline.cli"]
 
@@ -113,7 +115,8 @@ def test_a_submitted_job_commits_captions_with_the_code_of_the_wheel(
         assert "/runtime_resources/py_modules_files/" in location.stdout, location.stdout
 
     colour = {"name": "fourth", "kind": "colour", "model": "none", "prompt": "Mean colour:"}
-    run = make(tmp_path / "run", colour)
+    tiny = {"name": "tiny-instructblip", "preset": "tiny-instructblip", "model": str(CHECKPOINTS / "tiny-instructblip")}
+    run = make(tmp_path / "run", colour, tiny)
     for options in ([], ["--captioner", "tiny-instructblip"]):
         done = submit(cluster, wheels, *CLI, "recaption", run.url, *options)
         assert done.returncode == 0, done.stdout + done.stderr

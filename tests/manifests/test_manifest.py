@@ -1,13 +1,25 @@
 """A manifest of six lines is valid; the error of an invalid one names the file, the setting and the fix."""
 
+import json
 import pathlib
 import re
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, freeze, frozen, held_for, load, parse
+from lotlip_data.manifests.manifest import (
+    Manifest,
+    ManifestError,
+    dump,
+    freeze,
+    frozen,
+    held_for,
+    image_settings,
+    load,
+    parse,
+)
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings import DownloadSettings
 
@@ -120,7 +132,7 @@ def test_a_missing_or_binary_manifest_is_named(tmp_path: pathlib.Path) -> None:
             load(str(tmp_path / name))
 
 
-def test_the_lists_and_the_stored_size_of_a_run_cannot_change_and_all_else_can(tmp_path: pathlib.Path) -> None:
+def test_the_lists_and_the_stored_size_of_a_partitioned_run_cannot_change(tmp_path: pathlib.Path) -> None:
     run, manifest = Run.at(str(tmp_path / "a run")), parse(SIX_LINES, "x")
     with pytest.raises(ManifestError, match=r"no run here \(no manifest\.yaml\)"):
         frozen(run)
@@ -131,18 +143,86 @@ def test_the_lists_and_the_stored_size_of_a_run_cannot_change_and_all_else_can(t
     with pytest.raises(ManifestError, match=r"not UTF-8.*save it as UTF-8"):
         frozen(run)
     storage.replace(run.manifest, dump(manifest).encode())
-    for change in ({"seed": 1}, {"samples_per_shard": 7}, {"sample": 5}):
-        with pytest.raises(ManifestError, match=rf"they differ in {next(iter(change))}\)"):
-            freeze(manifest.model_copy(update=change), run)
+    for name, value in {"seed": 1, "samples_per_shard": 7, "sample": 5}.items():
+        for update in (False, True):
+            mark_as_partitioned(run, manifest)
+            with pytest.raises(
+                ManifestError, match=rf"another manifest: `{name}` is .* in the run, {value} in the mani"
+            ):
+                freeze(manifest.model_copy(update={name: value}), run, update)
     smaller = Manifest.model_validate(manifest.model_dump() | {"download": {"image_size": 64}})
-    with pytest.raises(ManifestError, match=r"they differ in download\.image_size\)"):
-        freeze(smaller, run)
-    patient = Manifest.model_validate(manifest.model_dump() | {"download": {"timeout": 99}})
-    assert held_for(patient, run) == manifest == frozen(run)  # `held_for` writes nothing
-    freeze(patient, run)
-    assert frozen(run) == patient
-    licensed = patient.model_copy(update={"sources": (patient.sources[0].model_copy(update={"licence": "CC0"}),)})
-    freeze(licensed, run)
+    with pytest.raises(ManifestError, match=r"`download\.image_size` is \d+ in the run, 64 in the manifest given"):
+        freeze(smaller, run, update=True)
+    licensed = manifest.model_copy(update={"sources": (manifest.sources[0].model_copy(update={"licence": "CC0"}),)})
+    freeze(licensed, run, update=True)
     assert frozen(run) == licensed
-    with pytest.raises(ManifestError, match=r"they differ in sources\)"):
-        freeze(patient.model_copy(update={"sources": (patient.sources[0].model_copy(update={"url": "u"}),)}), run)
+    with pytest.raises(ManifestError, match=r"`sources\.0\.url` is .* in the run, \"u\" in the manifest given"):
+        freeze(manifest.model_copy(update={"sources": (manifest.sources[0].model_copy(update={"url": "u"}),)}), run)
+
+
+def mark_as_partitioned(run: Run, manifest: Manifest) -> None:
+    """Record the settings as a partition of the lists does."""
+    storage.replace(run.plan, json.dumps({"settings": image_settings(manifest)}).encode())
+
+
+def test_a_setting_of_the_run_changes_only_on_request_and_the_difference_is_named(tmp_path: pathlib.Path) -> None:
+    run, manifest = Run.at(str(tmp_path)), parse(SIX_LINES, "x")
+    freeze(manifest, run)
+    edited = manifest.replace(clean={"duplicates": True}, captioners=("llava",))
+    storage.replace(run.manifest, dump(edited).encode())
+    assert held_for(manifest, run) == edited  # reads only
+    difference = r"`clean\.duplicates` is true in the run, false in the manifest given; `captioners\.1` is not set in"
+    with pytest.raises(ManifestError, match=rf"{difference}.*--update-manifest"):
+        freeze(manifest, run)
+    assert frozen(run) == edited
+    freeze(manifest, run, update=True)
+    assert frozen(run) == manifest
+
+
+def test_a_fixed_setting_that_is_edited_in_the_run_is_an_error_in_every_stage(tmp_path: pathlib.Path) -> None:
+    run, manifest = Run.at(str(tmp_path)), parse(SIX_LINES, "x")
+    freeze(manifest, run)
+    mark_as_partitioned(run, manifest)
+    storage.replace(run.manifest, dump(manifest.replace(seed=3)).encode())
+    with pytest.raises(ManifestError, match=r"`seed` is 0 in the run, 3 in this file.*cannot change"):
+        frozen(run)
+    storage.remove(run.manifest)
+    with pytest.raises(ManifestError, match="`seed` is 0 in the run, 3 in the manifest given"):
+        freeze(manifest.replace(seed=3), run)
+    freeze(manifest, run)  # a run whose manifest was removed gets the one that it was started with
+    assert frozen(run) == manifest
+
+
+def test_a_run_without_a_partition_can_be_started_with_another_manifest(tmp_path: pathlib.Path) -> None:
+    run, manifest = Run.at(str(tmp_path)), parse(SIX_LINES, "x")
+    freeze(manifest, run)
+    with pytest.raises(ManifestError, match=r"not cut into shards yet: give --update-manifest"):
+        freeze(manifest.replace(seed=1), run)
+    freeze(manifest.replace(seed=1), run, update=True)
+    assert frozen(run).seed == 1
+
+
+def test_relative_paths_in_the_manifest_of_a_run_start_at_the_folder_of_the_original(tmp_path: pathlib.Path) -> None:
+    folder, run = tmp_path / "mine", Run.at(str(tmp_path / "elsewhere" / "run"))
+    folder.mkdir()
+    (folder / "m.yaml").write_text(
+        f"{SIX_LINES}train: [{{method: lotlip, image_tower: ./tower, text_tower: org/name}}]"
+    )
+    freeze(load(str(folder / "m.yaml")), run)
+    edited = yaml.safe_load(storage.read_bytes(run.manifest)) | {
+        "clean": {"evaluation_sets": ["coco", "/data/iiw", "s3://bucket/dci"]},
+        "captioners": [
+            {"preset": "llava", "model": "../llava"},
+            {"preset": "llava", "name": "b", "model": "org/llava"},
+        ],
+        "evaluation_data": "eval",
+    }
+    storage.replace(run.manifest, yaml.safe_dump(edited).encode())
+    manifest = frozen(run)
+    assert manifest.clean.evaluation_sets == (f"{folder}/coco", "/data/iiw", "s3://bucket/dci")
+    assert manifest.evaluation_data == f"{folder}/eval"
+    assert [entry.model for entry in manifest.captioners] == [f"{folder}/../llava", "org/llava"]
+    assert (manifest.train[0].image_tower, manifest.train[0].text_tower) == (f"{folder}/tower", "org/name")
+    assert manifest.sources[0].files == (f"{folder}/my-images.csv",)
+    (folder / "m.yaml").write_text("relative_to: s3://bucket/lists\n" + SIX_LINES)
+    assert load(str(folder / "m.yaml")).sources[0].files == ("s3://bucket/lists/my-images.csv",)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lotlip_data.pipeline.core.ray_tasks import start_local
+from lotlip_data.pipeline.core.ray_cluster import start_local
 
 
 @pytest.fixture(scope="session")

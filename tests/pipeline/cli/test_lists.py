@@ -44,7 +44,7 @@ def test_plan_of_a_run_requires_an_existing_run_of_this_manifest(tmp_path: Path)
     other = fake_run.make(tmp_path / "other", shards=1, images=2, writers=[]).run
     for run, message in (
         (str(tmp_path / "nothing"), "no run here"),
-        (other.url, "with another manifest (they differ in"),
+        (other.url, "with another manifest: `"),
     ):
         answer = call("plan", str(tmp_path / "m.yaml"), run)
         assert answer.returncode == 2 and message in answer.stdout, answer.stdout

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.pipeline.cli.command_line import CommandLine
-from lotlip_data.pipeline.cli.common import command
+from lotlip_data.pipeline.cli.common import command, finish
 from lotlip_data.pipeline.cli.main import app
+from lotlip_data.pipeline.core.outcome import Outcome
 from tests.pipeline import run_fixture as fake_run
 
 logger = logging.getLogger("lotlip_data.pipeline.example")
@@ -50,7 +51,8 @@ def output(*arguments: str) -> list[str]:
     return ended.output.splitlines()
 
 
-NORMAL = ["an info message", "a shard is done", "a warning", "the result"]
+NORMAL = ["an info message", "a warning", "the result"]
+KEPT = ["an info message", "a shard is done", "a warning", "the result"]
 
 
 @pytest.mark.parametrize("option", ["-q", "--quiet"])
@@ -85,7 +87,7 @@ def test_the_log_file_has_every_message_from_info_in_each_case(tmp_path: Path, o
     run = fake_run.make(tmp_path, shards=1, images=1, writers=()).run
     assert CliRunner().invoke(make_app(run=run.url), ["work", option]).exit_code == 0
     (log,) = tmp_path.glob("logs/*/log.txt")
-    assert [line.split(" ", 1)[1] for line in log.read_text().splitlines()] == NORMAL
+    assert [line.split(" ", 1)[1] for line in log.read_text().splitlines()] == KEPT
 
 
 def test_an_error_is_printed_when_quiet(tmp_path: Path) -> None:
@@ -139,7 +141,51 @@ def test_no_bar_is_drawn_when_quiet_or_for_json(option: str) -> None:
     assert "3/3" not in output_of_a_terminal("work", option)
 
 
-def test_without_a_terminal_the_lines_per_shard_are_printed_and_no_bar() -> None:
-    ended = CliRunner().invoke(make_app(work_with_a_bar), ["work"])
-    assert [line for line in ended.output.splitlines() if line.startswith("shard")] == ["shard 0", "shard 1", "shard 2"]
-    assert "3/3" not in ended.output
+def test_without_a_terminal_lines_stand_for_the_bar_and_the_log_file_has_the_lines_per_shard(tmp_path: Path) -> None:
+    run = fake_run.make(tmp_path, shards=1, images=1, writers=()).run
+    lines = CliRunner().invoke(make_app(work_with_a_bar, run.url), ["work"]).output.splitlines()
+    assert [line.split(" (")[0] for line in lines if line.startswith("example")] == [
+        f"example: {done} of 3 shards" for done in (1, 2, 3)
+    ]
+    assert not any(line.startswith("shard") or "3/3" in line for line in lines)
+    (log,) = tmp_path.glob("logs/*/log.txt")
+    assert "shard 2" in log.read_text() and "example" not in log.read_text()
+
+
+def fail_many_times() -> None:
+    for number in range(10_000):
+        logger.warning(f"shard {number:05}: HTTP 503 after {number} s")
+    logger.warning("shard 00001: the disk is full")
+
+
+def test_warnings_that_differ_in_numbers_only_are_shown_once(tmp_path: Path) -> None:
+    run = fake_run.make(tmp_path, shards=1, images=1, writers=()).run
+    lines = CliRunner().invoke(make_app(fail_many_times, run.url), ["work"]).output.splitlines()
+    assert [line for line in lines if line.startswith("shard")] == [
+        "shard 00000: HTTP 503 after 0 s",
+        "shard 00001: the disk is full",
+    ]
+    assert len(lines) < 10 and any("further lines" in line for line in lines)
+    (log,) = tmp_path.glob("logs/*/log.txt")
+    assert log.read_text().count("HTTP 503") == 10_000
+
+
+def test_a_failure_that_the_log_has_shown_is_not_printed_again_and_the_others_are_one_line() -> None:
+    def fail() -> None:
+        for number in range(3):
+            logger.warning(f"shard {number}: no space left")
+        logger.warning("llava: shard 7 failed: out of memory")
+
+    line = make_app()
+
+    @line.command("failing")
+    def failing() -> None:
+        with command("failing", False) as console:
+            fail()
+            failed = [f"download: shard {number}: no space left" for number in range(3)]
+            finish(console, Outcome(True, [*failed, "recaption: llava: shard 7 failed: out of memory"], stage="run"))
+
+    ended = CliRunner().invoke(line, ["failing"])
+    assert ended.exit_code == 1
+    assert ended.output.count("out of memory") == 1
+    assert "run: 4 failed\n  download: shard 0: no space left (and 2 more lines like this)" in ended.output

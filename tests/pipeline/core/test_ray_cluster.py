@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.core.ray_tasks import STARTS, start_local
+from lotlip_data.pipeline.core.ray_cluster import STARTS, start_local
 
 TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 

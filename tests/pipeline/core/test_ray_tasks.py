@@ -2,12 +2,14 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.progress import Snapshot, progress_bar
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, run_ray_tasks
 
@@ -29,6 +31,26 @@ def test_at_most_two_tasks_per_cpu_are_submitted_at_a_time() -> None:
         assert result == 2 * item
         assert drawn - len(finished) <= 2 * 2
     assert sorted(finished) == list(range(30))
+
+
+def test_the_progress_inside_running_tasks_reaches_the_driver(tmp_path: Path) -> None:
+    def task(item: str) -> str:
+        with progress_bar("work", 4, "row") as bar:
+            bar.note(counts={"good": 3})
+            bar.update(4)
+            while not (tmp_path / item).exists():  # until the driver has seen it
+                time.sleep(0.05)
+        return item
+
+    seen: dict[str, Snapshot] = {}
+
+    def show(running: Sequence[tuple[str, Snapshot]]) -> None:
+        for item, state in running:
+            seen[item] = state
+            (tmp_path / item).touch()
+
+    assert {item for item, _ in run_ray_tasks(task, ["a", "b"], on_progress=show)} == {"a", "b"}
+    assert seen == {item: Snapshot("work", 4, 4, "row", (), {"good": 3}) for item in ("a", "b")}
 
 
 def test_a_task_that_dies_or_raises_is_retried_and_a_user_error_is_not(tmp_path: Path) -> None:

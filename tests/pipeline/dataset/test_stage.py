@@ -16,6 +16,7 @@ from lotlip_data.manifests.dataset_index import DatasetError
 from lotlip_data.manifests.digests import digest_of
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.curation.filters import IMAGE_CHANGED, TOO_FEW_LONG_TEXTS, Filters
 from lotlip_data.pipeline.dataset.join import JoinError
 from lotlip_data.pipeline.dataset.metadata import Recipe
@@ -286,7 +287,7 @@ def test_a_second_call_builds_nothing(tmp_path: Path, ray_cluster: None, caplog:
     caplog.clear()
     summary = shard(fake.manifest, fake.run)
     assert (summary.built, summary.skipped, summary.samples, summary.failed) == (3, 0, 24, [])
-    assert len(caplog.messages) == 3
+    assert sum(message.startswith("shard 0") for message in caplog.messages) == 3
     index = dataset_index.read_index(fake.run)
     assert index["captioners"] == IDS
     assert (index["samples"], index["fetched"]) == (24, 24)
@@ -297,10 +298,10 @@ def test_a_second_call_builds_nothing(tmp_path: Path, ray_cluster: None, caplog:
         file.bytes for record in dataset_index.read_records(fake.run, index) for file in record.files
     )
     assert Manifest.model_validate(index["manifest"]) == fake.manifest
-    before = tree(fake.run.shards)
+    before, messages = tree(fake.run.shards), len(caplog.messages)
     again = shard(fake.manifest, fake.run)
     assert again.nothing_to_do and (again.built, again.skipped) == (0, 3)
-    assert tree(fake.run.shards) == before and len(caplog.messages) == 3
+    assert tree(fake.run.shards) == before and len(caplog.messages) == messages
 
 
 def test_new_shards_are_added_and_earlier_ones_stay(
@@ -314,7 +315,7 @@ def test_new_shards_are_added_and_earlier_ones_stay(
     waiting = shard(fake.manifest, fake.run)
     assert (waiting.built, waiting.skipped) == (0, 2)
     assert waiting.failed == caplog.messages == [
-        f"missing: captions by {name} of 1 shards (00002): run `lotlip-data recaption {fake.run.url}`"
+        f"missing: captions by {name} of 1 shard (00002): run `lotlip-data recaption {fake.run.url}`"
         for name in WRITERS
     ]  # fmt: skip
     assert tree(fake.run.shards) == before
@@ -353,3 +354,44 @@ def test_the_error_names_the_stage_that_must_run_first(tmp_path: Path) -> None:
     strict = fake_run.make(tmp_path / "strict", writers=["llava"], min_long_texts=2)
     with pytest.raises(DatasetError, match=r"`shard\.min_long_texts` is 2, but the run has captions by 1 captioners"):
         shard(strict.manifest, strict.run)
+
+
+def test_a_captioner_that_never_started_and_is_not_in_the_manifest_does_not_block_the_dataset(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    fake = fake_run.make(tmp_path, shards=1)
+    fake_run.claim_captioner(fake.run, "tiny")
+    assert shard(fake.manifest, fake.run).failed == []
+    assert dataset_index.read_index(fake.run)["captioners"] == IDS
+
+
+def test_an_unfinished_captioner_is_named_with_commands_that_bring_its_captions_or_leave_it_out(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    fake = fake_run.make(tmp_path, shards=2, writers=["instructblip", "sharegpt4v"])
+    fake_run.claim_captioner(fake.run, "tiny")
+    fake_run.write_captions(fake.run, "tiny", 0, fake_run.captions_of(fake.run, "llava", 0))
+    fake_run.claim_captioner(fake.run, "llava")  # of the manifest, and its engine did not start
+    without = f"or leave it out with `lotlip-data shard {fake.run.url} --captioners instructblip,sharegpt4v`"
+    recaption = f"run `lotlip-data recaption {fake.run.url}`; {without}"
+    assert shard(fake.manifest, fake.run).failed == [
+        f"missing: captions by llava of 2 shards (00000, 00001): {recaption}",
+        f"missing: captions by tiny of 1 shards (00001): name it under `captioners` in {fake.run.manifest} again and "
+        f"{recaption}",
+    ]
+    summary = shard(fake.manifest, fake.run, ["sharegpt4v", "instructblip"])
+    assert (summary.failed, summary.built) == ([], 2)
+    assert list(dataset_index.read_index(fake.run)["captioners"]) == ["sharegpt4v", "instructblip"]
+    with pytest.raises(
+        DatasetError, match=r"no captions by lava yet.*of the run: instructblip, llava, sharegpt4v, tiny"
+    ):
+        shard(fake.manifest, fake.run, ["lava"])
+
+
+def test_a_shard_without_images_needs_no_captions(tmp_path: Path, ray_cluster: None) -> None:
+    fake = fake_run.make(tmp_path, shards=1)
+    fake_run.write_images(fake.run, 1, [])
+    assert [ledger.caption_progress(fake.run, name).left for name in WRITERS] == [()] * len(WRITERS)
+    summary = shard(fake.manifest, fake.run)
+    assert (summary.failed, summary.built, summary.samples) == ([], 2, 8)
+    assert shard(fake.manifest, fake.run).nothing_to_do

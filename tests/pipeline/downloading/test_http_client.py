@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import http.client
 import pathlib
 import socket
 import ssl
@@ -16,7 +15,9 @@ import pytest
 import trustme
 
 from lotlip_data.manifests.settings import DownloadSettings
-from lotlip_data.pipeline.downloading import http_client
+from lotlip_data.pipeline.downloading import connection, http_client
+from lotlip_data.pipeline.downloading.connection import is_public
+from lotlip_data.pipeline.downloading.consent import BROWSER
 from lotlip_data.pipeline.downloading.failures import (
     VOCABULARY,
     FetchError,
@@ -24,7 +25,7 @@ from lotlip_data.pipeline.downloading.failures import (
     retry_condition,
     split_message,
 )
-from lotlip_data.pipeline.downloading.http_client import GuardedOpener, guarded_urlopen, is_public
+from lotlip_data.pipeline.downloading.http_client import GuardedOpener, guarded_urlopen
 from tests.pipeline.downloading.raw_server import RawServer, ok, redirect
 
 
@@ -110,7 +111,7 @@ def test_the_checked_address_is_the_one_connected_to(server: RawServer, monkeypa
     answers = iter([[(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 80))]])
     connected = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: next(answers))
-    monkeypatch.setattr(http_client, "is_public", lambda address: True)
+    monkeypatch.setattr(connection, "is_public", lambda address: True)
     monkeypatch.setattr(socket.socket, "connect", lambda self, address: connected.append(address) or self.shutdown(2))
     reason_of("http://rebinding.example/x")
     assert connected == [("203.0.113.9", 80)]  # one lookup, whose address is used
@@ -119,10 +120,10 @@ def test_the_checked_address_is_the_one_connected_to(server: RawServer, monkeypa
 def test_redirects_are_followed_up_to_a_limit_with_relative_and_unescaped_targets(server: RawServer) -> None:
     server.serve("/a%20b/%FC.jpg?q=%22", ok(b"found"))
     assert fetch(server.serve("/relative", redirect('a b/\xfc.jpg?q="').decode().encode("latin-1"))) == b"found"
-    for index in range(12):
+    for index in range(22):
         server.serve(f"/hop{index}", redirect(f"/hop{index + 1}"))
-    server.serve("/hop12", ok(b"far"))
-    assert fetch(server.url + "/hop2") == b"far"  # ten redirects
+    server.serve("/hop22", ok(b"far"))
+    assert fetch(server.url + "/hop2") == b"far"  # twenty redirects
     assert reason_of(server.url + "/hop1") == "too many redirects"
     assert reason_of(server.serve("/nowhere", b"HTTP/1.1 302 Found\r\n\r\n")) == "redirect without a target"
 
@@ -187,11 +188,11 @@ def test_https_requires_a_trusted_certificate_for_the_host_name(
     try:
         assert reason_of(named, **settings) == "tls error", "its authority is not trusted yet"
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-        http_client._tls.cache_clear()
+        connection._tls.cache_clear()
         assert fetch(named, **settings) == b"body"
         assert reason_of(unnamed, **settings) == "tls error"
     finally:
-        http_client._tls.cache_clear()
+        connection._tls.cache_clear()
         server.close()
 
 
@@ -210,7 +211,8 @@ def test_each_broken_response_has_its_reason(server: RawServer) -> None:
     cut_chunk = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nxxx"
     assert reason_of(server.serve("/chunk", cut_chunk)) == "truncated"
     assert reason_of(server.serve("/junk", b"\x00\x01\x02\r\n\r\n")) == "malformed response"
-    assert reason_of(server.serve("/long", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000)) == "malformed response"
+    assert reason_of(server.serve("/long", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 300_000)) == "malformed response"
+    assert reason_of(server.serve("/open", b"HTTP/1.1 200 OK\r\nX: y")) == "connection lost"
     assert reason_of(server.serve("/closed", b"")) == "connection lost"
     assert reason_of(server.url.replace("http:", "https:") + "/closed") == "tls error"
 
@@ -276,7 +278,6 @@ def test_credentials_go_to_the_listed_host_only_and_into_no_message(server: RawS
 def test_every_message_has_a_reason_of_the_vocabulary_and_transient_ones_are_known() -> None:
     assert split_message("http 404") == ("http 404", "")
     assert split_message("timeout: of the whole fetch") == ("timeout", "of the whole fetch")
-    assert split_message("Use of image disallowed by X-Robots-Tag directive") == ("refused by x-robots-tag", "")
     assert split_message("Image decoding error") == ("cannot be decoded", "Image decoding error")
     assert split_message("something new: x") == ("other", "something new: x")
     transient = {reason for reason in VOCABULARY if is_transient(reason)}
@@ -290,6 +291,71 @@ def test_every_message_has_a_reason_of_the_vocabulary_and_transient_ones_are_kno
     ]
 
 
-def test_too_many_headers_are_refused(server: RawServer) -> None:
-    many = b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * (http.client._MAXHEADERS + 1) + b"\r\nbody"  # type: ignore[attr-defined]
-    assert reason_of(server.serve("/many", many)) == "malformed response"
+def test_interim_responses_and_odd_heads_are_read_as_browsers_read_them(server: RawServer) -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
+    interim = b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + b"HTTP/1.1 102 Processing\r\n\r\n" + early * 2
+    assert fetch(server.serve("/interim", interim + ok(b"body"))) == b"body"
+    assert fetch(server.serve("/many", ok(b"body", "Set-Cookie: a=b\r\n" * 5000))) == b"body"
+    assert fetch(server.serve("/long", ok(b"body", f"Set-Cookie: {'x' * 200_000}\r\n"))) == b"body"
+    assert fetch(server.serve("/no-reason", b"HTTP/1.1 200\nContent-Length: 4\n\nbody+")) == b"body"
+    assert (
+        fetch(server.serve("/not-a-header", ok(b"body", "nonsense\r\n folded\r\n: empty\r\nA: b\r\n c\r\n"))) == b"body"
+    )
+    assert fetch(server.serve("/twice", ok(b"body", "Content-Length: 4\r\n"))) == b"body"
+    assert reason_of(server.serve("/differ", ok(b"body", "Content-Length: 5\r\n"))) == "malformed response"
+    assert reason_of(server.serve("/switch", b"HTTP/1.1 101 Switching Protocols\r\n\r\n")) == "http 101"
+    assert reason_of(server.serve("/reset", b"HTTP/1.1 205 Reset Content\r\n\r\n")) == "empty body"
+
+
+def test_heads_without_end_are_refused_at_a_limit_of_bytes(server: RawServer) -> None:
+    for path, before, drop in (
+        ("/headers", b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 10_000),
+        ("/header", b"HTTP/1.1 200 OK\r\nX: ", b"y" * 65536),
+        ("/interim", b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000),
+        ("/blank", b"", b"\r\n" * 10_000),
+    ):
+        assert reason_of(server.drip(path, before, drop, 0)) == "malformed response"
+
+
+def test_a_redirect_that_sets_a_cookie_gets_it_back_within_its_own_chain_only(server: RawServer) -> None:
+    def wall(client: socket.socket) -> None:
+        seen = "Cookie: seen=1; b=2\r\n" in server.requests[-1]
+        setting = b"Set-Cookie: seen=1; Path=/\r\nSet-Cookie: b=2\r\nSet-Cookie: c=" + b"x" * 5000 + b"\r\n"
+        client.sendall(ok(b"body") if seen else redirect("/wall").replace(b"\r\n\r\n", b"\r\n" + setting + b"\r\n"))
+
+    server.answers["/wall"] = wall
+    assert [fetch(server.url + "/wall") for _ in range(2)] == [b"body"] * 2
+    assert ["Cookie" in request for request in server.requests] == [False, True] * 2
+    other = RawServer("127.0.0.2")
+    setting = b"\r\nSet-Cookie: secret=1\r\n\r\n"
+    server.serve("/out", redirect(other.serve("/image", ok(b"image"))).replace(b"\r\n\r\n", setting))
+    assert fetch(server.url + "/out", allow_hosts=("127.0.0.1", "127.0.0.2")) == b"image"
+    assert "Cookie" not in other.requests[0]
+    other.close()
+
+
+def test_a_malformed_redirect_target_is_a_malformed_url(server: RawServer) -> None:
+    for index, target in enumerate(("http://[1", "//a:b/", "http://a%1b[0m.example/", "http://\x9b.example/")):
+        assert reason_of(server.serve(f"/{index}", redirect(target))) == "malformed url"
+    server.serve("/x/y", ok(b"body"))
+    assert fetch(server.serve("/back", redirect("\\x\\y"))) == b"body"
+
+
+@pytest.mark.parametrize(
+    "setting, sent",
+    [
+        ("lotlip-data", f"{BROWSER} (compatible; lotlip-data;"),
+        ("Bot/1.0 (+https://example.org; me@example.org)", "Bot/1.0 (+https://example.org; me@example.org)\r\n"),
+        ("curl/8.0", "curl/8.0\r\n"),
+        (None, f"{BROWSER}\r\n"),
+    ],
+)  # fmt: skip
+def test_the_user_agent_is_sent_as_it_is_set(server: RawServer, setting: str | None, sent: str) -> None:
+    fetch(server.serve("/x", ok(b"body")), user_agent=setting)
+    assert f"User-Agent: {sent}" in server.requests[0]
+
+
+def test_a_user_agent_that_no_header_can_hold_is_refused() -> None:
+    for text in ("a\r\nX: y", "", " a", "ä/1"):
+        with pytest.raises(ValueError, match="User-Agent"):
+            DownloadSettings(user_agent=text)

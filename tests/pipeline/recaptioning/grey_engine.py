@@ -93,11 +93,13 @@ def rows(run: Run, shard: int) -> list[dict[str, Any]]:
     return content
 
 
-def caption(run: Run, engine: GreyEngine, *shards: int, part_size: int = 512, gpus: float = 0.0) -> list[Any]:
-    """Caption shards at the same time on one worker. Returns their results."""
+def caption(
+    run: Run, engine: GreyEngine, *shards: int, part_size: int = 512, gpus: float = 0.0, **options: Any
+) -> list[Any]:
+    """Caption shards at the same time on one worker, with further `options` of it. Returns their results."""
 
     async def caption_all() -> list[Any]:
-        worker = CaptionWorker(run, CONFIG, engine, "grey", part_size, gpus=gpus)
+        worker = CaptionWorker(run, CONFIG, engine, "grey", part_size, gpus=gpus, **options)
         return await asyncio.gather(*(worker.caption_shard(shard) for shard in shards))
 
     return asyncio.run(caption_all())

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,10 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.checkpoints.resolve import resolve
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core import checks
 from lotlip_data.pipeline.core.ledger import captioned_shards
+from lotlip_data.pipeline.recaptioning import stage
+from lotlip_data.pipeline.recaptioning.claims import claim_settings
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
-from lotlip_data.pipeline.recaptioning.results import RecaptionError, claim_settings
+from lotlip_data.pipeline.recaptioning.results import RecaptionError
 from lotlip_data.pipeline.recaptioning.stage import recaption
 from tests.pipeline import run_fixture as fake_run
 from tests.support.processes import kill_driver
@@ -91,11 +98,67 @@ def test_an_unreadable_shard_fails_with_its_reason_and_all_others_are_captioned(
 
 def test_a_model_that_cannot_be_loaded_fails_with_its_reason(tmp_path: Path, ray_cluster: None) -> None:
     run = fake_run.make(tmp_path / "run", shards=2, images=4, writers=()).run
+    model = tmp_path / "model"
+    shutil.copytree(resolve("tiny-llava"), model)
+    (model / "tokenizer.json").write_text("{")
+    entry = {"name": "none", "kind": "llava", "model": str(model), "pool": {"max_actors": 2}}
+    started = time.monotonic()
+    (failed,) = recaption(run, resolve_captioners([entry])).failed
+    assert failed.startswith(f"none: 2 shards are not captioned: captioner 'none': {model} does not load: ")
+    (trace,) = Path(run.logs, "engines").iterdir()
+    assert trace.name.startswith("none-") and str(trace) in failed and "Traceback" in trace.read_text()
+    assert time.monotonic() - started < 120  # one try
+
+
+def test_a_model_that_cannot_be_had_is_an_error_before_ray_starts_and_claims_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "cluster", lambda: pytest.fail("Ray starts"))
+    run = fake_run.make(tmp_path / "run", shards=1, images=2, writers=()).run
     (tmp_path / "empty").mkdir()
-    entry = {"name": "none", "kind": "llava", "model": str(tmp_path / "empty")}
-    summary = recaption(run, resolve_captioners([entry]))
-    (failed,) = summary.failed
-    assert failed.startswith("none: 2 shards are not captioned: ") and str(tmp_path / "empty") in failed
+    for model, message in (
+        (tmp_path / "empty", "has no config.json"),
+        (tmp_path / "none", "there is no such folder"),
+        (resolve("tiny-instructblip"), "model_type='instructblip': captioners of this kind need 'llava'"),
+    ):
+        with pytest.raises(UserError, match=f"captioner 'none': .*{re.escape(str(model))}.*{message}.*; "):
+            recaption(run, resolve_captioners([{"name": "none", "kind": "llava", "model": str(model)}]))
+        assert not storage.exists(run.captioner("none"))
+
+
+def test_more_gpus_than_the_machine_has_are_an_error_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "cluster", lambda: pytest.fail("Ray starts"))
+    monkeypatch.setattr(checks, "available_gpus", lambda: 1)
+    run = fake_run.make(tmp_path / "run", shards=1, images=2, writers=()).run
+    with pytest.raises(UserError, match="captioner 'tiny-llava': asks for 2 GPUs, and this machine has 1; "):
+        recaption(run, resolve_captioners(["tiny-llava"], {"num_gpus": 2}))
+
+
+@pytest.mark.slow
+def test_a_captioner_that_fails_on_every_image_commits_nothing_and_captions_all_once_it_is_mended(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    run, mine = fake_run.make(tmp_path / "run", shards=2, images=4, writers=(), pixels=96).run, tmp_path / "mine"
+    shutil.copytree(resolve("tiny-llava"), mine)
+    processor = json.loads((mine / "processor_config.json").read_text())
+    (mine / "processor_config.json").write_text(
+        json.dumps({name: value for name, value in processor.items() if name != "num_additional_image_tokens"})
+    )
+    jobs = resolve_captioners([{"name": "mine", "kind": "llava", "model": str(mine)}])
+    (failed,) = recaption(run, jobs).failed
+    assert failed.startswith("mine: 2 shards are not captioned: captioner 'mine' cannot caption a plain image of ")
+    assert "image tokens" in failed and "processor_config.json" in failed
+    assert captioned_shards(run, "mine") == [] and not storage.exists(run.quarantine("captions", "mine"))
+
+    (mine / "processor_config.json").write_text(json.dumps(processor))
+    summary = recaption(run, jobs)
+    assert (summary.failed, summary.captions["mine"], summary.rejected["mine"]) == ([], 8, 0)
+
+    (mine / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(RecaptionError, match=r"mine has changed .*\(changed: tokenizer_config.json\)"):
+        recaption(run, jobs)
 
 
 def test_captions_of_different_settings_never_mix(tmp_path: Path, ray_cluster: None) -> None:

@@ -1,5 +1,7 @@
 """The caption worker without Ray and without a model: what the engine is asked for, and what is committed."""
 
+import asyncio
+import contextlib
 import io
 import re
 import tarfile
@@ -9,14 +11,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from lotlip_data.captioners.base import EngineDead
+from lotlip_data.captioners.base import CaptionError, EngineDead
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading.reader import ShardUnreadable
-from tests.pipeline.recaptioning.grey_engine import GreyEngine, caption, rows, write_shard
+from lotlip_data.pipeline.recaptioning.results import TooManyRejections
+from lotlip_data.pipeline.recaptioning.worker import CaptionerBroken, CaptionWorker
+from tests.pipeline.recaptioning.grey_engine import CONFIG, GreyEngine, caption, rows, write_shard
 
 
 @pytest.fixture
@@ -181,3 +186,51 @@ def test_the_time_between_a_kill_and_the_next_attempt_does_not_count(run: Run) -
     (record,) = ledger.recorded(run.caption_ledger("grey")).values()
     assert record.ended - record.started >= 86_400
     assert before.seconds - 0.01 <= _actor_seconds(run)[0] <= before.seconds + elapsed + 0.01
+
+
+def test_a_shard_whose_images_are_mostly_rejected_is_reported_and_its_captions_are_kept(run: Run) -> None:
+    """After the captioner is mended, only the rejected images are captioned again."""
+    write_shard(run, 0, list(range(50)))
+    with pytest.raises(TooManyRejections, match=r"30 of its 50 images were rejected, 30 of them with: poi"):
+        caption(run, GreyEngine(poison=tuple(range(30))), 0)
+    assert not storage.exists(run.caption_shard("grey", 0))
+    assert not storage.exists(run.quarantine("captions", "grey", "00000.parquet"))
+    mended = GreyEngine()
+    caption(run, mended, 0)
+    assert sorted(mended.requests) == list(range(30))
+    assert [row["text"] for row in rows(run, 0)] == [f"It is {value}." for value in range(50)]
+
+
+@pytest.mark.parametrize(("images", "rejected", "committed"), [(40, 20, 1), (40, 21, 0), (10, 10, 1), (17, 17, 0)])
+def test_half_of_at_least_32_images_may_be_rejected(run: Run, images: int, rejected: int, committed: int) -> None:
+    write_shard(run, 0, list(range(images)))
+    with contextlib.nullcontext() if committed else pytest.raises(TooManyRejections):
+        caption(run, GreyEngine(poison=tuple(range(rejected))), 0)
+    assert storage.exists(run.caption_shard("grey", 0)) == committed
+
+
+def test_a_larger_share_of_rejections_is_committed_where_the_pool_allows_it(run: Run) -> None:
+    write_shard(run, 0, list(range(40)))
+    (result,) = caption(run, GreyEngine(poison=tuple(range(40))), 0, max_rejected=1.0)
+    assert (result.rows, result.rejected) == (40, 40)
+
+
+class ShapeEngine(GreyEngine):
+    """Cannot caption images that are wider than high."""
+
+    def prepare(self, image: Image.Image) -> int:
+        if image.width > image.height:
+            raise CaptionError("Image features and image tokens\ndo not match")
+        return super().prepare(image)
+
+
+def test_a_captioner_that_fails_on_a_plain_image_of_some_shape_does_not_start(run: Run) -> None:
+    async def warm_up(engine: GreyEngine) -> None:
+        await CaptionWorker(run, CONFIG, engine).warm_up()
+
+    asyncio.run(warm_up(GreyEngine()))
+    message = (
+        r"captioner 'grey' .* of 96×64 pixels: Image features and image tokens do not match\. Check the files of grey"
+    )
+    with pytest.raises(CaptionerBroken, match=message):
+        asyncio.run(warm_up(ShapeEngine()))

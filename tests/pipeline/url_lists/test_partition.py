@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.manifest import Manifest
-from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.manifest import Manifest, ManifestError, freeze, frozen
+from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.schema import LISTS
 from lotlip_data.manifests.settings.source import Source
@@ -262,3 +263,33 @@ def test_a_list_shard_has_the_first_expected_hash_of_its_sources(tmp_path: pathl
     result = partition(manifest.model_copy(update={"sources": (manifest.sources[0], second)}), run)
     (row,) = read_rows(run, result)
     assert (row["sources"], row["expected_sha256"], row["expected_md5"]) == (["s0", "s1"], "a" * 64, None)
+
+
+def test_a_list_that_cannot_be_read_leaves_the_folder_free_for_a_corrected_manifest(tmp_path: pathlib.Path) -> None:
+    manifest, run = make_manifest(tmp_path, make_rows(10)), Run.at(str(tmp_path / "run"))
+    mistyped = manifest.model_copy(update={"sources": (manifest.sources[0].model_copy(update={"url": "ulr"}),)})
+    with pytest.raises(UserError, match="ulr"):
+        partition(mistyped, run)
+    assert not storage.exists(run.manifest)
+    result = partition(manifest, run)
+    assert (result.images, frozen(run)) == (10, manifest)
+
+
+def test_drivers_with_different_manifests_do_not_mix_their_shards(tmp_path: pathlib.Path) -> None:
+    """The second manifest is refused before its first shard is written."""
+    manifest, run = make_manifest(tmp_path, make_rows(10)), Run.at(str(tmp_path / "run"))
+    freeze(manifest, run)  # another driver has read its lists
+    with pytest.raises(ManifestError, match="`seed` is 0 in the run, 1 in the manifest given"):
+        partition(manifest.model_copy(update={"seed": 1}), run)
+    assert storage.list_names(run.lists) == []
+
+
+def test_shards_of_a_killed_attempt_with_another_manifest_do_not_stay(tmp_path: pathlib.Path) -> None:
+    manifest, run = make_manifest(tmp_path, make_rows(250)), Run.at(str(tmp_path / "run"))
+    small = manifest.model_copy(update={"samples_per_shard": 10})
+    partition(small, run)
+    storage.remove(run.plan)  # the attempt is killed before its last write
+    freeze(manifest, run, update=True)
+    result = partition(manifest, run)
+    assert storage.list_names(run.lists, ".parquet") == [f"{shard_name(shard)}.parquet" for shard in range(3)]
+    assert len(read_rows(run, result)) == 250

@@ -1,0 +1,59 @@
+"""What a stage needs is checked in seconds, and what is wrong is an error with the fix."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.core import checks
+from lotlip_data.pipeline.core.checks import Check, Level, check_captioner, check_gpus, check_model, check_ray, require
+
+
+def test_errors_are_raised_together_and_warnings_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    require([Check("a", Level.OK, "works"), Check("b", Level.WARNING, "may fail", "look")])
+    assert caplog.messages == ["b: may fail; look"]
+    with pytest.raises(UserError, match=r"^a: is wrong; mend it\nb: is missing$"):
+        require([Check("a", Level.ERROR, "is wrong", "mend it"), Check("b", Level.ERROR, "is missing")])
+
+
+def test_a_missing_model_folder_is_an_error_here_and_a_warning_where_engines_run_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CaptionerConfig(name="mine", kind="llava", model=str(tmp_path / "none"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert check_captioner(config).level is check_model("image tower", config.model).level is Level.ERROR
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert check_captioner(config).level is check_model("image tower", config.model).level is Level.WARNING
+    assert check_captioner(config.replace(model="tiny-instructblip")).level is Level.ERROR  # wrong on every machine
+    assert check_captioner(config.replace(model="tiny-llava")).level is Level.OK
+
+
+def test_a_captioner_without_a_model_of_transformers_is_not_checked() -> None:
+    assert check_captioner(CaptionerConfig(name="x", kind="openai", model="any name")).level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("asked", "available", "level"),
+    [(0, 0, Level.OK), (1, 0, Level.ERROR), (0.5, 1, Level.OK), (2, 1, Level.ERROR), (8, None, Level.OK)],
+)
+def test_gpus(monkeypatch: pytest.MonkeyPatch, asked: float, available: float | None, level: Level) -> None:
+    monkeypatch.setattr(checks, "available_gpus", lambda: available)
+    assert check_gpus("features", asked).level is level
+
+
+def test_the_address_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("", "local", "auto"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert check_ray().level is Level.OK
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        for prefix in ("", "ray://"):
+            monkeypatch.setenv("RAY_ADDRESS", f"{prefix}127.0.0.1:{port.getsockname()[1]}")
+            assert check_ray().level is Level.ERROR and "no cluster answers" in str(check_ray())
+        port.listen()
+        assert check_ray().level is Level.OK
+    for address in ("head", "head:many", "no-such-host.invalid:6379"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert check_ray().level is Level.ERROR and "RAY_ADDRESS" in str(check_ray())

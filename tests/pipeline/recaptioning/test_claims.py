@@ -1,0 +1,116 @@
+"""Captions of different settings or models never mix, and a captioner that has committed nothing can be mended."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lotlip_data.captioners.base import CaptionerConfig, EngineDead
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.checkpoints.resolve import resolve
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.recaptioning.claims import (
+    check_model,
+    check_settings,
+    claim_model,
+    claim_settings,
+    local_files,
+)
+from lotlip_data.pipeline.recaptioning.results import RecaptionError
+from tests.pipeline.recaptioning.grey_engine import CONFIG, GreyEngine, caption, rows, write_shard
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.at(str(tmp_path / "a run"))
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> CaptionerConfig:
+    """A captioner whose model is a folder of one's own."""
+    shutil.copytree(resolve("tiny-llava"), tmp_path / "mine")
+    return CaptionerConfig(name="mine", kind="llava", model=str(tmp_path / "mine"))
+
+
+def commit_a_shard(run: Run, captioner: str) -> None:
+    storage.create(run.caption_shard(captioner, 0), b"")
+
+
+def test_other_settings_are_accepted_until_a_shard_is_committed(run: Run) -> None:
+    other = CONFIG.model_copy(update={"template": "{prompt} <image>"})
+    claim_settings(run, CONFIG)
+    claim_settings(run, other)
+    assert ledger.captioner_settings(run, "grey")["id"] == other.id
+    commit_a_shard(run, "grey")
+    with pytest.raises(RecaptionError, match=r"changed: template.*Give the captioner another name"):
+        claim_settings(run, CONFIG)
+
+
+def test_captions_of_a_captioner_whose_name_was_claimed_by_other_settings_are_not_committed(run: Run) -> None:
+    write_shard(run, 0, [1, 2])
+    claim_settings(run, CONFIG)
+    claim_settings(run, CONFIG.model_copy(update={"max_new_tokens": 9}))
+    with pytest.raises(RecaptionError, match=r"now belongs to grey@.*Give grey@\w+ another name"):
+        caption(run, GreyEngine(), 0)
+    assert not storage.exists(run.caption_shard("grey", 0))
+
+
+def test_settings_that_a_user_has_removed_do_not_stop_a_commit(run: Run) -> None:
+    check_settings(run, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "processor_config.json", "tokenizer.json", "chat_template.jinja"]
+)
+def test_a_model_folder_that_is_overwritten_after_a_commit_is_refused_with_the_changed_files(
+    run: Run, mine: CaptionerConfig, name: str
+) -> None:
+    claim_model(run, mine, local_files(mine))
+    commit_a_shard(run, "mine")
+    check_model(run, mine, local_files(mine), forget=True)
+    file = Path(mine.model, name)
+    file.write_bytes((file.read_bytes() if file.exists() else b"") + b" ")
+    with pytest.raises(RecaptionError, match=rf"mine has changed .*\(changed: {name}\)"):
+        check_model(run, mine, local_files(mine), forget=True)
+    with pytest.raises(RecaptionError, match="has changed"):
+        claim_model(run, mine, local_files(mine))
+
+
+def test_files_that_cannot_change_a_text_may_change(run: Run, mine: CaptionerConfig) -> None:
+    claim_model(run, mine, local_files(mine))
+    commit_a_shard(run, "mine")
+    Path(mine.model, "README.md").write_text("A model card.")
+    Path(mine.model, "runs").mkdir()
+    Path(mine.model, "runs", "events.json").write_text("{}")
+    check_model(run, mine, local_files(mine), forget=True)
+
+
+def test_a_model_folder_may_be_mended_until_a_shard_is_committed_but_not_by_an_actor(
+    run: Run, mine: CaptionerConfig
+) -> None:
+    claim_model(run, mine, local_files(mine))
+    Path(mine.model, "processor_config.json").write_text("{}")
+    with pytest.raises(RecaptionError, match="has changed"):
+        check_model(run, mine, local_files(mine))
+    check_model(run, mine, local_files(mine), forget=True)
+    claim_model(run, mine, local_files(mine))
+    check_model(run, mine, local_files(mine))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"model": "hub/id"}, {"model": "tiny-none"}, {"model": "/none"}, {"model": ".", "kind": "openai"}]
+)
+def test_models_without_a_local_folder_have_no_files(settings: dict[str, str]) -> None:
+    assert local_files(CONFIG.model_copy(update=settings)) == {}
+
+
+def test_saved_parts_of_another_model_are_not_used(run: Run) -> None:
+    write_shard(run, 0, list(range(60)))
+    with pytest.raises(EngineDead):
+        caption(run, GreyEngine(max_requests=40), 0, part_size=10, model_digest="first")
+    assert storage.list_names(run.caption_parts("grey", 0), ".parquet")
+    second = GreyEngine()
+    caption(run, second, 0, part_size=10, model_digest="second")
+    assert sorted(second.requests) == list(range(60))
+    assert len(rows(run, 0)) == 60
