@@ -144,7 +144,7 @@ class CaptionWorker:
             raise
         except BaseException as error:
             await attempt.withdraw()
-            if isinstance(error.__cause__, DigestMismatch):
+            if isinstance(error, ShardUnreadable) and isinstance(error.__cause__, DigestMismatch):
                 await attempt.discard()
             raise
         finally:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, manifest, storage
 from lotlip_data.manifests.dataset_index import ShardRecord
-from lotlip_data.manifests.digests import digest_of_bytes
+from lotlip_data.manifests.digests import JSON_KEY, digest_of_bytes
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.sample_id import uid_from_url
@@ -135,6 +135,13 @@ def commit_images(run: Run, shard: int, rows: list[Row], members: list[tuple[Row
     digests = {ending: asdict(digest_of_bytes(data)) for ending, data in files.items()}
     stats = {**names, "count": len(rows), "successes": len(members), **counts, "digests": digests}
     storage.create(run.image_stats(shard), artifacts.encode_json(stats))
+
+
+def forget_digests(run: Run, shard: int) -> None:
+    """Change the marker of an image shard to that of an earlier release, which has no digests."""
+    marker = json.loads(storage.read_bytes(run.image_stats(shard)))
+    del marker["digests"], marker[JSON_KEY]
+    storage.replace(run.image_stats(shard), json.dumps(marker).encode())
 
 
 def claim_captioner(run: Run, name: str, version: str = "1") -> None:

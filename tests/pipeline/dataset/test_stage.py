@@ -201,7 +201,7 @@ def test_the_error_for_unusable_captions_names_file_and_command(tmp_path: Path, 
         build(fake.run, recipe(), 0)
     assert remedy in str(error.value)
     Path(url).write_bytes(Path(url).read_bytes()[:-9])
-    with pytest.raises(UserError, match="footer") as damaged:
+    with pytest.raises(UserError, match="does not match its recorded sha256") as damaged:
         build(fake.run, recipe(), 0)
     assert str(damaged.value).startswith(f"{url}: cannot be read") and remedy in str(damaged.value)
 
@@ -246,8 +246,12 @@ def test_a_truncated_or_missing_image_tar_is_an_error(tmp_path: Path) -> None:
     path = Path(fake.run.images, "00000-attempt.tar")
     with tarfile.open(path) as tar:
         end = tar.getmembers()[-2].offset
+    size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:end])
     again = re.escape(f"Remove {fake.run.image_stats(0)} and run `lotlip-data download` again.")
+    with pytest.raises(DamagedShard, match=rf"cannot be read \(it has {end:,} bytes instead of {size:,}\). {again}"):
+        build(fake.run, recipe(), 0)
+    fake_run.forget_digests(fake.run, 0)
     with pytest.raises(DamagedShard, match=f"contains 7 images, but its marker says 8. {again}"):
         build(fake.run, recipe(), 0)
     path.write_bytes(path.read_bytes()[: end - 700])
