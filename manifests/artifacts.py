@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +35,15 @@ def encode_json(content: Any, indent: int | None = None) -> bytes:
     return digests.embed_in_json(json.dumps(content, indent=indent).encode())
 
 
-def read_json(url: str, remedy: str, schema: type[Content], error_type: type[UserError] = UserError) -> Content:
+@overload
+def read_json(url: str, remedy: str) -> JsonObject: ...
+
+
+@overload
+def read_json(url: str, remedy: str, schema: type[Content], error_type: type[UserError] = UserError) -> Content: ...
+
+
+def read_json(url: str, remedy: str, schema: Any = JsonObject, error_type: type[UserError] = UserError) -> Any:
     """The JSON object at `url`, checked as `parse_json` does. Raises FileNotFoundError if there is none."""
     return parse_json(storage.read_bytes(url), url, remedy, schema, error_type)
 

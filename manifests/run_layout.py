@@ -27,7 +27,7 @@ SHARD_DIGITS = 5
 DATASET_JSON = "dataset.json"
 MARKERS = ".done"
 """The folder of the markers in `shards`."""
-TRAINING_DONE, TRAINED_MODEL = "done.json", "model"
+TRAINING_DONE, TRAINED_MODEL, TRAINING_METRICS = "done.json", "model", "metrics.jsonl"
 """Names in the folder of a training, which may lie outside a run."""
 
 
@@ -184,6 +184,10 @@ class Run:
     def training_done(self, name: str) -> str:
         """The result of a training; it exists once the training is finished."""
         return self._in("train", name, TRAINING_DONE)
+
+    def training_metrics(self, name: str) -> str:
+        """The metrics of each step of a training, one JSON object per line."""
+        return self._in("train", name, TRAINING_METRICS)
 
     def trained_model(self, name: str) -> str:
         return self._in("train", name, TRAINED_MODEL)

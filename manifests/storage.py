@@ -6,7 +6,7 @@ see the whole object or none, and no committed object is overwritten. Objects th
 `replace`.
 
 Operations are repeated after transient errors. Final errors, such as a missing object, a missing permission or a full
-disk, are raised at once.
+disk, are raised at once. A write that the disk refuses raises a `DiskError`, which ends a stage.
 
 On a local disk, an object is first written to a scratch file beside it. `remove_stale_scratch` removes the scratch
 files of writers that were killed.
@@ -28,7 +28,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from lotlip_data.manifests.storage_retry import StorageError, with_retries
+from lotlip_data.manifests.storage_retry import StorageError, with_retries, writes
 
 
 def join(base: str, *names: str) -> str:
@@ -251,6 +251,7 @@ def remove(url: str) -> None:
 
 
 @with_retries
+@writes
 def create(url: str, data: bytes) -> bool:
     """Create an object exclusively: commit `data` unless the object exists already.
 
@@ -260,7 +261,8 @@ def create(url: str, data: bytes) -> bool:
 
     Raises:
         StorageError: If the storage cannot create exclusively.
-        OSError: As the storage raises it, for example for a full disk.
+        DiskError: The disk is full or read-only, or this user may not write there.
+        OSError: Other errors, as the storage raises them.
     """
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
@@ -272,6 +274,7 @@ def create(url: str, data: bytes) -> bool:
 
 
 @with_retries
+@writes
 def create_from_file(url: str, local: str, move: bool = False) -> bool:
     """As `create`, with the content of a local file, which can be larger than memory.
 
@@ -292,6 +295,7 @@ def create_from_file(url: str, local: str, move: bool = False) -> bool:
 
 
 @with_retries
+@writes
 def replace(url: str, data: bytes) -> None:
     """Write or overwrite an object that can be recomputed. Results are committed with `create`."""
     fs, path = _open_fs(url)
@@ -304,6 +308,7 @@ def replace(url: str, data: bytes) -> None:
 
 
 @with_retries
+@writes
 def replace_from_file(url: str, local: str) -> None:
     """As `replace`, with the content of the local file `local`, which stays."""
     fs, path = _open_fs(url)
@@ -313,6 +318,23 @@ def replace_from_file(url: str, local: str) -> None:
             pathlib.Path(scratch).replace(path)
     else:
         fs.put_file(local, path)
+
+
+_PROBE_BYTES = 1 << 20
+
+
+def check_writable(folder: str) -> None:
+    """Write a small object to a folder and remove it, before work starts whose results go there.
+
+    Raises:
+        DiskError: The disk is full or read-only, or this user may not write there.
+    """
+    probe = join(folder, f".tmp-{uuid.uuid4().hex}")
+    try:
+        replace(probe, bytes(_PROBE_BYTES if is_local(folder) else 1))
+    finally:
+        with contextlib.suppress(OSError):  # a storage may allow to write and not to remove
+            remove(probe)
 
 
 @contextlib.contextmanager

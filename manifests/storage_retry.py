@@ -1,5 +1,8 @@
 """Retries of storage operations after transient errors, and plain messages for errors that a user must fix.
 
+A write that a full or read-only disk refuses is a `DiskError`. It ends a stage at once: every further shard would meet
+the same disk, after its images were downloaded or captioned in vain.
+
 The clients of object stores retry by themselves; these retries come on top.
 """
 
@@ -14,12 +17,65 @@ import tenacity
 
 from lotlip_data.manifests.errors import UserError
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
 
 class StorageError(UserError):
     """The storage rejected an operation; the message says where and how to fix it."""
 
 
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+class DiskError(OSError):
+    """A folder cannot be written to until a person acts. The message names the folder and the remedy."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+_REFUSALS = {
+    errno.ENOSPC: "the disk is full. Free space on it",
+    errno.EDQUOT: "the quota of the disk is used up. Free space, or have the quota raised",
+    errno.EROFS: "the file system is read-only. Make it writable",
+}
+_DENIALS = {
+    errno.EACCES: "this user may not write there. Make it writable",
+    errno.EPERM: "this user may not write there. Make it writable",
+}
+
+
+def disk_error(error: OSError, folder: str, denials: bool = True) -> DiskError | None:
+    """The error of a write as a DiskError; None if the disk is not its cause.
+
+    Args:
+        error: The error.
+        folder: The folder that was written to.
+        denials: Whether missing permissions count too.
+    """
+    if isinstance(error, DiskError):
+        return error
+    code = error.errno or (errno.EACCES if isinstance(error, PermissionError) else 0)
+    reason = (_REFUSALS | _DENIALS if denials else _REFUSALS).get(code)
+    if reason is None:
+        return None
+    return DiskError(code, f"{folder}: {reason}, then run the same command again: committed work is kept.")
+
+
+def writes(operation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorator: raise a DiskError if the disk refuses to write. The first argument of `operation` is the URL."""
+
+    @functools.wraps(operation)
+    def with_folder(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
+        try:
+            return operation(*arguments, **options)
+        except OSError as error:
+            if refused := disk_error(error, str(arguments[0]).rpartition("/")[0]):
+                raise refused from error
+            raise
+
+    return with_folder
+
+
+_FINAL = (DiskError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FINAL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 
@@ -33,9 +89,6 @@ _retrying = tenacity.retry(
     wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=5),
     reraise=True,
 )
-
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
 
 
 def with_retries(operation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

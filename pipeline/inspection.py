@@ -76,18 +76,23 @@ def _check_speeds(speeds: Mapping[str, float], names: Sequence[str]) -> None:
 
 
 def status(run: RunLike, *, failures: bool = False) -> Inspection:
-    """The progress and the speed of a run, from its folder alone, so on any machine.
+    """The progress and the speed of a run, what is stale, and the next command; from its folder alone.
 
     Args:
         run: The run's folder.
         failures: Also count download failures by reason and host, which reads one file per shard.
     """
-    from lotlip_data.pipeline.reporting.status import format_text, get_status
+    from lotlip_data.pipeline.reporting.next_step import find_not_started, find_stale, next_command
+    from lotlip_data.pipeline.reporting.status import get_status
+    from lotlip_data.pipeline.reporting.status_table import format_table
 
     run = open_run(run)
-    frozen(run)
+    manifest = frozen(run)
     figures = get_status(run, failures=failures)
-    return Inspection(dict(figures), format_text(figures))
+    figures["not_started"] = find_not_started(manifest, figures)
+    figures["stale"] = find_stale(run, manifest, figures)
+    figures["next"] = next_command(run, manifest, figures, figures["stale"])
+    return Inspection(dict(figures), format_table(figures))
 
 
 def captioners(run: RunLike) -> Inspection:
@@ -129,7 +134,9 @@ def report(
     """
     from lotlip_data.pipeline.dataset.stats import dataset_stats
     from lotlip_data.pipeline.reporting.html import render_html
+    from lotlip_data.pipeline.reporting.pictures import pick_pictures
     from lotlip_data.pipeline.reporting.report import build_report
+    from lotlip_data.pipeline.reporting.trainings import read_losses
 
     run = open_run(run)
     page = fspath(out) if out is not None else run.report
@@ -141,7 +148,10 @@ def report(
         table_6 = dataset_stats(run) if stats and figures["dataset"] else None
     except UserError as error:
         figures["problems"].append(str(error))
-    storage.replace(page, render_html(figures, table_6).encode())
+    pictures, picture_problems = pick_pictures(run)
+    losses, loss_problems = read_losses(run)
+    figures["problems"] = list(dict.fromkeys([*figures["problems"], *picture_problems, *loss_problems]))
+    storage.replace(page, render_html(figures, table_6, pictures, losses).encode())
     return Inspection(figures, [f"report: {page}"], figures["problems"])
 
 

@@ -32,6 +32,7 @@ from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse
 from lotlip_data.manifests.progress import SUMMARY_LINE
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import Outcome
+from lotlip_data.pipeline.core.ray_cluster import ray_session
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +146,8 @@ def import_captions(
     *,
     url_column: str | None = None,
     table_format: str | None = None,
+    column_names: Sequence[str] = (),
+    replace: bool = False,
 ) -> Outcome:
     """Join a table of existing captions to the run's images by URL.
 
@@ -154,6 +157,8 @@ def import_captions(
         columns: A captioner's name and its column, as NAME=COLUMN. Not needed for the format `dreamlip`.
         url_column: The column of the URLs. Default: `url`, or `Image Path` for `dreamlip`.
         table_format: `dreamlip`, or `csv`, `tsv`, `jsonl` or `parquet` where the file name does not end so.
+        column_names: Names of all columns, for CSV and TSV without a header.
+        replace: Replace captions that were imported before, such as those of a table that was corrected since.
     """
     from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
     from lotlip_data.pipeline.recaptioning.import_captions import format_text
@@ -161,7 +166,8 @@ def import_captions(
 
     run = open_run(run)
     frozen(run)
-    summary = import_table(run, open_caption_table(fspath(table), columns, url_column, table_format))
+    opened = open_caption_table(fspath(table), columns, url_column, table_format, column_names)
+    summary = import_table(run, opened, replace)
     return Outcome(True, [], summary.to_dict(), "import", format_text(summary))
 
 
@@ -176,7 +182,8 @@ def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
     from lotlip_data.pipeline.dataset.stage import shard as build_dataset
 
     run = open_run(run)
-    summary = build_dataset(frozen(run), run, captioners)
+    with ray_session():
+        summary = build_dataset(frozen(run), run, captioners)
     lines = [f"shard: {summary.built:,} shards with {summary.samples:,} samples"] if summary.built else []
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
 
@@ -211,7 +218,8 @@ def features(
     from lotlip_data.pipeline.model_stages.features import features as compute
 
     run = open_run(run)
-    outcome = compute(frozen(run), run, image_tower, image_size, gpus)
+    with ray_session():
+        outcome = compute(frozen(run), run, image_tower, image_size, gpus)
     lines = [f"features: {name}: {counts['computed']} shards computed" for name, counts in outcome.figures.items()]
     return replace(outcome, stage="features", lines=_logged(lines if outcome.did_something else []))
 
@@ -289,7 +297,11 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
     def start(run: Run) -> Outcome:
         return download(manifest, run, update_manifest=update_manifest)
 
-    stages: dict[str, Callable[[Run], Outcome]] = {"download": start, **STAGES}
+    with ray_session():  # stages that use Ray share one
+        return _run_stages({"download": start, **STAGES}, run)
+
+
+def _run_stages(stages: Mapping[str, Callable[[Run], Outcome]], run: Run) -> Outcome:
     total = Outcome(did_something=False, stage="run")
     for name, stage in stages.items():
         logger.info(f"== {name}", extra=SUMMARY_LINE)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.run_layout import TRAINING_METRICS
 
 
 class TrainingDiverged(UserError):
@@ -25,7 +26,7 @@ class TrainingDiverged(UserError):
 
 def metrics_url(folder: str) -> str:
     """The metrics.jsonl of the training in `folder`."""
-    return storage.join(folder, "metrics.jsonl")
+    return storage.join(folder, TRAINING_METRICS)
 
 
 class Metrics:

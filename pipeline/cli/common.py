@@ -5,7 +5,6 @@ command imports what it needs when it is called.
 """
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,22 +73,40 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
 
 
 def _describe(error: OSError) -> str:
-    """The error in one line. For a folder without write access, it names the folder and not the file in it."""
+    """The error in one line. For a folder that cannot be written to, it names the folder and not the file in it."""
+    from lotlip_data.manifests.storage_retry import DiskError, disk_error
+
+    if isinstance(error, DiskError):
+        return str(error)
     file_name = str(error.filename or "")
     # Path.is_dir raises where access is denied.
     folder = next((str(path) for path in Path(file_name).parents if os.path.isdir(path)), "")  # noqa: PTH112
-    read_only = os.access(folder, os.X_OK) and not os.access(folder, os.W_OK) and not os.path.lexists(file_name)
-    if folder and (error.errno == errno.EROFS or (error.errno in (errno.EACCES, errno.EPERM) and read_only)):
-        return f"{folder}: cannot be written to ({error.strerror}). Make it writable, or use another folder."
+    denied = os.access(folder, os.X_OK) and not os.access(folder, os.W_OK) and not os.path.lexists(file_name)
+    if folder and (refused := disk_error(error, folder, denials=denied)):
+        return str(refused)
     return f"{error}. Committed work is kept; run the same command again to resume."
 
 
-def finish(console: Console, outcome: "Outcome") -> None:
-    """Print the outcome of a command. Exits with 1 where something failed."""
+def finish(console: Console, outcome: "Outcome", run_url: str | None = None) -> None:
+    """Print the outcome of a command, and the next command. Exits with 1 where something failed.
+
+    Args:
+        console: The console of the command.
+        outcome: What the command did.
+        run_url: The run whose next command is named.
+    """
     console.result(outcome.figures)
     console.summarise(outcome.summary)
     if outcome.failed:
         raise typer.Exit(FAILED)
+    if run_url is not None and verbosity.get() is not Verbosity.QUIET:
+        console.print(f"next: {_next_command(run_url)}")
+
+
+def _next_command(run_url: str) -> str:
+    from lotlip_data.pipeline import inspection
+
+    return str(inspection.status(run_url).figures["next"])
 
 
 def load_validated_manifest(path: str) -> "Manifest":

@@ -10,10 +10,11 @@ import enum
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -167,3 +168,37 @@ def show_log(console: Console) -> Iterator[None]:
         package.removeHandler(handler)
         package.setLevel(level)
         package.propagate = propagate
+
+
+@contextlib.contextmanager
+def redrawing(enabled: bool) -> Iterator[Callable[[Console, list[str]], None]]:
+    """Yield a function that shows lines in place of those before; at the end, the last ones stay on the screen.
+
+    Args:
+        enabled: False prints the lines below each other, as it is done where standard output is no terminal.
+    """
+    if not enabled or not sys.stdout.isatty():
+        yield _print_all
+        return
+    last: list[str] = []
+
+    def show(console: Console, lines: list[str]) -> None:
+        last[:] = lines
+        columns, rows = shutil.get_terminal_size()
+        shown = [f"{line[:columns]}\033[K" for line in lines[: rows - 1]]
+        sys.stdout.write("\033[H" + "\n".join(shown) + "\n\033[J")
+        sys.stdout.flush()
+
+    sys.stdout.write("\033[?1049h")  # the terminal's second screen: the first one keeps what it shows
+    try:
+        yield show
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("") from None  # the usual end, about which there is nothing to say
+    finally:
+        sys.stdout.write("\033[?1049l")
+        print("\n".join(last), flush=True)
+
+
+def _print_all(console: Console, lines: list[str]) -> None:
+    for line in lines:
+        console.print(line)

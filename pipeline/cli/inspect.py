@@ -5,11 +5,15 @@ from typing import Annotated
 import typer
 
 from lotlip_data.pipeline.cli.common import FAILED, Json, RunFolder, command
+from lotlip_data.pipeline.cli.console import redrawing
 
 
 def status(
     run: RunFolder,
-    watch: Annotated[bool, typer.Option("--watch", help="Show the status again and again until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Show the status again and again until Ctrl-C."),
+    ] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Interval of --watch, in seconds.")] = 10.0,
     failures: Annotated[
         bool,
@@ -22,21 +26,18 @@ def status(
     Example: lotlip-data status s3://bucket/run --watch
     """
     with command("status", json) as console:
-        import sys
         import time
 
         from lotlip_data.pipeline import inspection
 
-        while True:
-            current = inspection.status(run, failures=failures)
-            if watch and sys.stdout.isatty():
-                print("\033[H\033[2J", end="")
-            console.result(current.figures)
-            for line in current.lines:
-                console.print(line)
-            if not watch:
-                break
-            time.sleep(every)
+        with redrawing(watch and not json) as show:
+            while True:
+                current = inspection.status(run, failures=failures)
+                console.result(current.figures)
+                show(console, current.lines)
+                if not watch:
+                    break
+                time.sleep(every)
 
 
 def stats(run: RunFolder, json: Json = False) -> None:

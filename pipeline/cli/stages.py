@@ -22,7 +22,7 @@ def run(manifest: ManifestFile, run: RunFolder, update_manifest: UpdateManifest 
     with command("run", json, run) as console:
         from lotlip_data.pipeline.stages import run_pipeline
 
-        finish(console, run_pipeline(load_validated_manifest(manifest), run, update_manifest=update_manifest))
+        finish(console, run_pipeline(load_validated_manifest(manifest), run, update_manifest=update_manifest), run)
 
 
 def download(
@@ -55,7 +55,7 @@ def download(
             accept_failures=accept_failures,
             update_manifest=update_manifest,
         )
-        finish(console, outcome)
+        finish(console, outcome, run)
 
 
 def recaption(
@@ -87,7 +87,7 @@ def recaption(
 
         options = {"engine": engine, "max_actors": actors, "num_gpus": gpus}
         pool = {name: value for name, value in options.items() if value is not None}
-        finish(console, stages.recaption(run, captioner or (), pool=pool))
+        finish(console, stages.recaption(run, captioner or (), pool=pool), run)
 
 
 def import_captions(
@@ -113,6 +113,16 @@ def import_captions(
             "--format", help="Format of the table: dreamlip, or csv, tsv, jsonl or parquet. Default: by the file name."
         ),
     ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns", metavar="NAMES", help="Names of all columns, with commas, for CSV and TSV without a header."
+        ),
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Replace captions imported before, such as those of a table corrected since."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Join a table of existing captions to the images by URL.
@@ -122,10 +132,17 @@ def import_captions(
     with command("import", json, run) as console:
         from lotlip_data.pipeline import stages
 
-        finish(
-            console,
-            stages.import_captions(run, table, captioner or (), url_column=url_column, table_format=form),
+        names = [name.strip() for name in columns.split(",")] if columns else []
+        outcome = stages.import_captions(
+            run,
+            table,
+            captioner or (),
+            url_column=url_column,
+            table_format=form,
+            column_names=names,
+            replace=replace,
         )
+        finish(console, outcome, run)
 
 
 def shard(
@@ -149,7 +166,7 @@ def shard(
         from lotlip_data.pipeline import stages
 
         names = [name.strip() for text in captioners or () for name in text.split(",") if name.strip()]
-        finish(console, stages.shard(run, names))
+        finish(console, stages.shard(run, names), run)
 
 
 def demo(

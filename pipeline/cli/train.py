@@ -55,7 +55,7 @@ def train(
             resume=resume,
             on_ray={"workers": workers, "gpus": gpus, "cpus": cpus} if ray else None,
         )
-        finish(console, outcome)
+        finish(console, outcome, run)
 
 
 def _parse_settings(options: list[str], method: str | None) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def features(
     with command("features", json, run) as console:
         from lotlip_data.pipeline import stages
 
-        finish(console, stages.features(run, image_tower, image_size=image_size, gpus=gpus))
+        finish(console, stages.features(run, image_tower, image_size=image_size, gpus=gpus), run)
 
 
 def embed(

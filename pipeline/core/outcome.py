@@ -5,6 +5,7 @@ from typing import Any
 
 from lotlip_data.manifests import wording
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.logs import printable
 
 
@@ -64,8 +65,8 @@ class Inspection(_Readable):
 
 
 def one_line(error: Exception) -> str:
-    """The error in one line: the message of a UserError, and the type and last line of any other exception."""
-    if isinstance(error, UserError):
+    """The error in one line: the message of a UserError or DiskError, and the type and last line of any other one."""
+    if isinstance(error, (UserError, DiskError)):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from lotlip_data.manifests.errors import UserError
@@ -34,9 +35,30 @@ def available_gpus() -> float | None:
     return torch.cuda.device_count()
 
 
+_session: ContextVar[ExitStack | None] = ContextVar("session", default=None)
+"""Ends the connection to Ray of the current `ray_session`."""
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to Ray at most once while this is entered: the first `cluster` connects, and the end disconnects.
+
+    A start of Ray and of its workers takes seconds. A session inside another one is part of it.
+    """
+    if _session.get() is not None:
+        yield
+        return
+    with ExitStack() as session:
+        token = _session.set(session)
+        try:
+            yield
+        finally:
+            _session.reset(token)
+
+
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Connect to Ray while this is entered.
+    """Connect to Ray while this is entered, or to the end of the `ray_session` around it.
 
     Inside `ray job submit`, or if RAY_ADDRESS is set, the cluster is the one named there. Otherwise Ray is started on
     this machine, and stopped at the end. An existing connection is used and left open.
@@ -53,6 +75,10 @@ def cluster() -> Iterator[None]:
     else:
         with waiting_for("starting Ray on this machine"):
             start_local(object_store_memory=LOCAL_OBJECT_STORE_BYTES)
+    if session := _session.get():
+        session.callback(ray.shutdown)
+        yield
+        return
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import Snapshot, forward_progress
+from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.ray_cluster import cluster
 
 ATTEMPTS = 3
@@ -37,6 +38,8 @@ def run_ray_tasks(
     on_progress: OnProgress[Item] | None = None,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Run `task(item)` on the cluster for every item. Yields each item with its result or its last exception.
+
+    A DiskError is raised at once, and the other tasks are cancelled: each of them would end with it too.
 
     Twice as many tasks as the cluster can run are submitted at a time: enough to keep it busy and to let it grow.
     Retries are counted here, since Ray's own retries do not separate an item that kills its worker from a lost node.
@@ -105,6 +108,8 @@ def _run(
                 result = ray.get(ended[0])
             except ray.exceptions.RayError as error:
                 cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+                if isinstance(cause, DiskError):
+                    raise cause from None
                 if attempt.number < ATTEMPTS and not isinstance(cause, UserError):
                     submit(attempt.item, attempt.number + 1)
                     continue

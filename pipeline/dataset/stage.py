@@ -5,7 +5,6 @@ is not built again.
 """
 
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker, captioned_shards, fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
+from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.curation.exclusions import find_exclusions, read_list
 from lotlip_data.pipeline.curation.filters import IMAGE_CHANGED, Filters
 from lotlip_data.pipeline.dataset import metadata
@@ -37,6 +37,7 @@ from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.publish import publish, published
 from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, write_shard
 from lotlip_data.pipeline.downloading.reader import refetch_remedy
+from lotlip_data.pipeline.recaptioning.import_claims import import_command
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +221,7 @@ def _format_shards(shards: set[int]) -> str:
 def _caption_command(run: Run, name: str) -> str:
     """The command that makes missing captions by a captioner."""
     if _is_imported(run, name):
-        return "`lotlip-data import` of the same table"
+        return import_command(run, name)
     return f"`lotlip-data recaption {run.url}`"
 
 
@@ -256,6 +257,8 @@ def _changed_message(run: Run, changed: Mapping[tuple[str, int], int]) -> str:
 
 def _build_all(run: Run, recipe: Recipe, tasks: list[BuildTask], summary: ShardSummary) -> None:
     """Build the shards on Ray and add the results to `summary`."""
+    if tasks:
+        storage.check_writable(run.shards)
     with progress_bar("shard", len(tasks), "shard") as bar:
         for task, result in run_ray_tasks(partial(build_shard, run, recipe), tasks):
             _add_result(summary, task, result, len(tasks))
@@ -290,8 +293,7 @@ def build_shard(run: Run, recipe: Recipe, task: BuildTask) -> ShardRecord:
         UserError: An input cannot be read.
     """
     number = task.shard
-    with tempfile.TemporaryDirectory(prefix="lotlip-data-shard-") as folder:
-        scratch = Path(folder)
+    with scratch_folder("shard") as scratch:
         marker = ledger.read_image_stats(run, number)
         if not marker["successes"]:
             return _commit(run, recipe, task, Joined(), [])

@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +124,11 @@ def _padded(size: int, block: int = tarfile.BLOCKSIZE) -> int:
     return -(-size // block) * block
 
 
+def _member_bytes(sample: Iterable[tuple[str, bytes]]) -> int:
+    """What the members take in a USTAR archive: a header of one block each, and the content in whole blocks."""
+    return sum(tarfile.BLOCKSIZE + _padded(len(content)) for _, content in sample)
+
+
 class SampleWriter:
     """Writes samples to a local WebDataset tar and its Parquet file. A context manager."""
 
@@ -132,15 +137,15 @@ class SampleWriter:
         self._tar = tarfile.TarFile(tar, "w", format=tarfile.USTAR_FORMAT)
         self._parquet = artifacts.parquet_writer(parquet, schema)
         self._rows: list[SampleRow] = []
+        self._tar_bytes = 0
         self.samples = 0
         """The number of samples written so far."""
 
-    def bytes_with(self, sample: Iterable[tuple[str, bytes]]) -> int:
+    def bytes_with(self, sample: Collection[tuple[str, bytes]]) -> int:
         """The size of the finished tar if this sample is its last one."""
-        size = sum(tarfile.BLOCKSIZE + _padded(len(content)) for _, content in sample)
-        return _padded(self._tar.offset + size + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
+        return _padded(self._tar_bytes + _member_bytes(sample) + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
 
-    def write(self, row: SampleRow, sample: Iterable[tuple[str, bytes]]) -> None:
+    def write(self, row: SampleRow, sample: Collection[tuple[str, bytes]]) -> None:
         """Write one sample.
 
         Args:
@@ -151,6 +156,7 @@ class SampleWriter:
             member = tarfile.TarInfo(f"{row['key']}.{extension}")  # TarInfo's defaults: owner 0, mode 0644, time 0
             member.size = len(content)
             self._tar.addfile(member, io.BytesIO(content))
+        self._tar_bytes += _member_bytes(sample)
         self.samples += 1
         self._rows.append(row)
         if len(self._rows) == ROW_GROUP:

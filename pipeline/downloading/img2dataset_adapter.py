@@ -6,7 +6,8 @@ import os
 import pathlib
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -57,20 +58,22 @@ def fetch(
     """Download the images of `rows` (columns `schema.LISTS`) into the empty local `folder`.
 
     Raises:
-        ShardFetchError: Rows got lost, for example because the disk is full.
+        ShardFetchError: Rows got lost.
+        OSError: The folder cannot be written to, for example because the disk is full.
     """
     started = time.time()
     source = folder / "rows.arrow"
     with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
         writer.write_table(rows.select(LISTS.names).cast(LISTS))
+    write_errors: list[OSError] = []
     with guarded_urlopen(settings, _expected(rows)), progress_bar("download", rows.num_rows, "URL") as bar:
-        _downloader(settings, samples_per_shard, str(folder), bar).download_shard((shard, str(source)))
+        _downloader(settings, samples_per_shard, str(folder), bar, write_errors).download_shard((shard, str(source)))
+    if write_errors:
+        raise write_errors[0]
     parquet = folder / f"{shard_name(shard)}.parquet"
     table = pq.read_table(parquet)
     if table.num_rows != rows.num_rows:
-        raise ShardFetchError(
-            f"shard {shard}: only {table.num_rows} of {rows.num_rows} rows were written; is the disk full?"
-        )
+        raise ShardFetchError(f"shard {shard}: only {table.num_rows} of {rows.num_rows} rows were written")
     table = _normalise(table)
     parquet.write_bytes(artifacts.encode_parquet(table))
     stats = json.loads((folder / f"{shard_name(shard)}_stats.json").read_text())
@@ -88,7 +91,9 @@ def _expected(rows: pa.Table) -> dict[str, dict[str, str]]:
     return expected
 
 
-def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str, bar: Progress) -> Any:
+def _downloader(
+    settings: DownloadSettings, samples_per_shard: int, folder: str, bar: Progress, write_errors: list[OSError]
+) -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # stops its version check over the network
     from img2dataset.downloader import Downloader
     from img2dataset.resizer import Resizer
@@ -101,7 +106,7 @@ def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str,
         encode_format=IMAGE_EXTENSION,
     )
     return Downloader(
-        sample_writer_class=partial(_writer, bar),
+        sample_writer_class=partial(_GuardedWriter, bar, write_errors),
         resizer=GuardedResizer(resizer, settings.max_pixels),
         thread_count=settings.threads,
         save_caption=False,
@@ -120,25 +125,53 @@ def _downloader(settings: DownloadSettings, samples_per_shard: int, folder: str,
     )
 
 
-def _writer(bar: Progress, *arguments: Any) -> Any:
-    """img2dataset's writer, which counts its rows in `bar`.
+class _GuardedWriter:
+    """img2dataset's writer, which counts its rows in a progress bar and ends the requests at the first failed write.
 
-    Time stamps are whole seconds: fractions cost a kibibyte per file in the tar.
+    img2dataset itself would go on to request all images of the shard, although none can be stored. The time stamps in
+    the tar are whole seconds: fractions cost a kibibyte per file.
+
+    Args:
+        bar: Shows the rows.
+        errors: Receives the error of a write.
+        arguments: Those of img2dataset's writer.
     """
-    from img2dataset.writer import WebDatasetSampleWriter
 
-    class CountingWriter(WebDatasetSampleWriter):
-        downloaded = 0
+    def __init__(self, bar: Progress, errors: list[OSError], *arguments: Any) -> None:
+        from img2dataset.writer import WebDatasetSampleWriter
 
-        def write(self, image: bytes | None, *arguments: Any) -> None:
-            super().write(image, *arguments)
-            self.downloaded += image is not None
-            bar.note(counts={"downloaded": self.downloaded})
-            bar.update()
+        self._bar, self._errors, self._downloaded = bar, errors, 0
+        self._writer = WebDatasetSampleWriter(*arguments)
+        self._writer.tarwriter.mtime = int(time.time())
 
-    writer = CountingWriter(*arguments)
-    writer.tarwriter.mtime = int(time.time())
-    return writer
+    def write(self, image: bytes | None, *sample: Any) -> None:
+        if self._errors:
+            return
+        with self._stopping_at_errors():
+            self._writer.write(image, *sample)
+            self._downloaded += image is not None
+            self._bar.note(counts={"downloaded": self._downloaded})
+            self._bar.update()
+
+    def close(self) -> None:
+        if not self._errors:
+            with self._stopping_at_errors():
+                self._writer.close()
+
+    @contextmanager
+    def _stopping_at_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._errors.append(error)
+            urllib.request.install_opener(_NoRequests())  # type: ignore[arg-type]  # it has what urlopen uses
+
+
+class _NoRequests:
+    """An opener that sends no request. `guarded_urlopen` removes it at its end."""
+
+    def open(self, *request: Any) -> None:
+        raise OSError("the disk cannot be written to")
 
 
 def _normalise(table: pa.Table) -> pa.Table:

@@ -151,6 +151,7 @@ def download(
         ListError: A list cannot be read.
         PartitionError: The lists have no usable row, or too many.
         UserError: An object of the run is damaged.
+        DiskError: Images cannot be written.
     """
     partition = partition_lists(manifest, run)
     summary = _summarize(run, partition)
@@ -166,6 +167,8 @@ def download(
         shards = wording.count(summary.shards, "shard")
         logger.info(f"{len(summary.committed):,} of {shards} {wording.plural(summary.shards, 'is')} already downloaded")
     pending = [shard for shard in range(summary.shards) if shard not in summary.committed]
+    if pending:
+        storage.check_writable(run.images)
     tasks = _tasks(manifest, run, partition, pending, accept_failures)
     shards_without_images = []
     with progress_bar("download", summary.rows, "URL", initial=summary.tried) as bar:

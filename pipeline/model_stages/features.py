@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
@@ -47,6 +48,8 @@ def compute_features(run: Run, tower: str, image_size: int | None, gpus: float) 
     missing = cache.missing()
     summary = FeaturesSummary(cache.shards - len(missing))
     logger.info(f"image features: {len(missing)} of {cache.shards} shards to compute, in {cache.folder}")
+    if missing:
+        storage.check_writable(cache.folder)
     task = functools.partial(_compute_shard, run.url, tower, image_size)
     with progress_bar("features", len(missing), "shard") as bar:
         for index, answer in run_ray_tasks(task, missing, num_gpus=gpus):

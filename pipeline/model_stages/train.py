@@ -94,6 +94,8 @@ def _train_all(
     fit = partial(_fit, run, resume, workers)
     finished = [entry for entry in entries if storage.exists(run.training_done(entry.folder))]
     unfinished = [entry for entry in entries if entry not in finished]
+    if unfinished:
+        storage.check_writable(run.trainings)
     is_distributed = workers or any(entry.ray for entry in entries) or os.environ.get("WORLD_SIZE", "1") != "1"
     if len(unfinished) <= 1 or is_distributed or torch.cuda.is_available():
         for entry in entries:

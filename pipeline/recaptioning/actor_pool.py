@@ -24,6 +24,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.recaptioning.actor import MAX_FAILED_STARTS, REPEATED_STARTS, CaptionActor, StartFailed
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_per_actor
@@ -159,6 +160,9 @@ class ActorPool:
 
         Returns:
             The result of a finished unit, a failed unit, or None if the answer ends no unit.
+
+        Raises:
+            DiskError: Captions cannot be written, those of other units neither.
         """
         if reference in self.starting:
             self._handle_start(self.starting.pop(reference), reference)
@@ -167,6 +171,8 @@ class ActorPool:
         try:
             result: UnitResult = ray.get(reference)
         except RayTaskError as error:
+            if isinstance(error.cause, DiskError):
+                raise error.cause from None
             if isinstance(error.cause, TooManyRejections):  # another try would end alike
                 return self._give_up(shard, _reason(error))
             self._count_failure([shard])

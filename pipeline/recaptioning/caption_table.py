@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,6 +73,15 @@ class CaptionTable:
             for name, column in self.columns.items()
         ]
 
+    def options(self, name: str) -> list[str]:
+        """The arguments of `lotlip-data import` that import one captioner, without the run."""
+        options = [self.source.files[0], "--captioner", f"{name}={self.columns[name]}", "--url-column", self.source.url]
+        if self.source.format:
+            options += ["--format", self.source.format]
+        if self.source.columns:
+            options += ["--columns", ",".join(self.source.columns)]
+        return options
+
     @property
     def schema(self) -> pa.Schema:
         """The columns of `batches`. `order` is `order_of` the uid, `ordinal` counts the rows of all files from 0."""
@@ -115,7 +124,11 @@ class CaptionTable:
 
 
 def open_caption_table(
-    table: str, captioners: Iterable[str] = (), url_column: str | None = None, table_format: str | None = None
+    table: str,
+    captioners: Iterable[str] = (),
+    url_column: str | None = None,
+    table_format: str | None = None,
+    column_names: Sequence[str] = (),
 ) -> CaptionTable:
     """Describe a table of captions. The files are listed but not read.
 
@@ -124,6 +137,7 @@ def open_caption_table(
         captioners: `NAME=COLUMN` per captioner. Not needed for a preset.
         url_column: Column of the URLs. Default: the preset's, or `url`.
         table_format: Name of a preset, or the format of files whose ending does not say it.
+        column_names: Names of all columns, for CSV and TSV without a header.
 
     Raises:
         CaptionImportError: A file is missing, or the arguments do not fit together.
@@ -136,8 +150,9 @@ def open_caption_table(
         raise CaptionImportError("name each captioner and its column: --captioner NAME=COLUMN, or --format dreamlip")
     url = url_column or _PRESET_URL_COLUMNS.get(table_format or "", "url")
     settings = {"name": "import", "files": [storage.normalise(table)], "url": url, "text": next(iter(columns.values()))}
+    settings |= {"format": None if preset else table_format, "columns": tuple(column_names) or None}
     try:
-        source = Source.model_validate(settings | {"format": None if preset else table_format})
+        source = Source.model_validate(settings)
         caption_table = CaptionTable(source, columns)
         schema.dataset(config.name for config in caption_table.configs)  # raises if a name cannot be a column
         return caption_table

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig
 from lotlip_data.captioners.quality_flags import find_flags
@@ -33,7 +32,8 @@ from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 from lotlip_data.pipeline.recaptioning.caption_table import CaptionImportError, CaptionTable, order_of
-from lotlip_data.pipeline.recaptioning.claims import claim_settings
+from lotlip_data.pipeline.recaptioning.claims import check_settings
+from lotlip_data.pipeline.recaptioning.import_claims import check_claim, claim
 from lotlip_data.pipeline.recaptioning.results import (
     Row,
     encode_rows,
@@ -83,7 +83,7 @@ class ImportSummary:
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
 
 
-def import_captions(run: Run, table: CaptionTable) -> ImportSummary:
+def import_captions(run: Run, table: CaptionTable, replace: bool = False) -> ImportSummary:
     """Commit the table's captions for every downloaded shard that lacks them.
 
     A later call reads the table again only if a shard still lacks captions.
@@ -91,30 +91,30 @@ def import_captions(run: Run, table: CaptionTable) -> ImportSummary:
     Args:
         run: The run, whose images are downloaded.
         table: The table of captions.
+        replace: Replace captions that were imported before, once the table has proved usable.
 
     Raises:
         CaptionImportError: No image is downloaded, or no row matches an image.
         ListError: The table cannot be read.
-        RecaptionError: A captioner's folder holds captions made with other settings.
+        RecaptionError: A captioner's folder holds captions of a model, or of another table.
     """
     fetched = fetched_shards(run)
     if not fetched:
         raise CaptionImportError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
     pending: dict[str, set[int]] = {}
     for config in table.configs:
-        if storage.exists(run.captioner_settings(config.name)):
-            claim_settings(run, config)
+        check_claim(run, table, config, replace)
         progress = caption_progress(run, config.name)
         finish_pending_commits(run, config.name, progress.done)
-        pending[config.name] = set(progress.left)
+        pending[config.name] = {*progress.left, *(progress.done if replace else ())}
     pending_shards = set().union(*pending.values())
     summary = ImportSummary(skipped=len(fetched) - len(pending_shards))
     if not pending_shards:
         return summary
+    storage.check_writable(run.captions)
     with scratch_folder("import") as folder:
         joined = _join(run, table, fetched, pending_shards, folder, summary)
-        for config in table.configs:
-            claim_settings(run, config)
+        claim(run, table, replace)
         with progress_bar("import", len(pending_shards), "shard") as bar:
             for shard, texts in _by_shard(joined, pending_shards):
                 configs = [config for config in table.configs if shard in pending[config.name]]
@@ -232,7 +232,7 @@ class _JoinReport:
         self._rejected: list[dict[str, Any]] = []
 
     def __enter__(self) -> "_JoinReport":
-        self._writer = pq.ParquetWriter(self._local_path, _REPORT_SCHEMA, compression="zstd")
+        self._writer = artifacts.parquet_writer(self._local_path, _REPORT_SCHEMA)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -321,6 +321,7 @@ def _commit(run: Run, configs: Sequence[CaptionerConfig], shard: int, texts: pa.
             _caption_row(config, image, (text_of_uid[image["uid"]] or "") if image["uid"] in text_of_uid else None)
             for image in images
         ]
+        check_settings(run, config)
         storage.create(run.caption_shard(config.name, shard), encode_rows(rows, captioner=config.id))
         finish_commit(run, config.name, shard)
         captioned = sum(row["text"] is not None for row in rows)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lotlip_data.manifests import wording
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core.checks import check_captioner, check_gpus, require
@@ -63,6 +63,7 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
     Raises:
         RecaptionError: No image is downloaded, or a captioner's folder holds captions made with other settings or
             by another model.
+        DiskError: Captions cannot be written.
     """
     if not fetched_shards(run):
         raise RecaptionError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
@@ -79,6 +80,8 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
         pending[name] = list(progress.left)
     pending_jobs = [job for job in jobs if pending[job.config.name]]
     if pending_jobs:
+        for job in pending_jobs:
+            storage.check_writable(run.captioner(job.config.name))
         with cluster():
             _run_jobs(run, pending_jobs, pending, summary)
     return summary

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lotlip_data.manifests.text_stats import BIN
@@ -13,10 +13,14 @@ TEXT_COLOUR = "#010203"
 SERIES_COLOURS = ("#3b7dd8", "#d8743b", "#2f9e6e", "#a05bc4", "#b8912f", "#777777")
 WIDTH_INCHES, FONT_POINTS = 4.6, 11
 """The width of a phone, so that the text appears at its own size there."""
+SMALL_WIDTH_INCHES = 3.2
+"""The width of charts of which three stand side by side on a desktop."""
 LABEL_CHARACTERS = 24
 """Characters per line of a bar's label."""
 SHOWN_SHARE = 0.995
 """Share of the texts that a length chart shows, so that a few very long texts do not compress the rest."""
+MANY_SERIES = 4
+"""With more kinds of text than this, a length chart shows a row for each one instead of overlapping curves."""
 
 
 def bar_chart(counts: Mapping[str, float], label: str, number_format: str = "{:,}") -> str:
@@ -34,30 +38,35 @@ def bar_chart(counts: Mapping[str, float], label: str, number_format: str = "{:,
     positions = range(len(names))
     axes.barh(positions, [counts[name] for name in names], color=SERIES_COLOURS[0])
     axes.set_yticks(positions, labels)
+    axes.set_ylim(-0.6, len(names) - 0.4)
     for position, name in enumerate(names):
         beside_bar = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
         number = number_format.format(counts[name])
         axes.annotate(number, (counts[name], position), color=TEXT_COLOUR, fontsize=FONT_POINTS, **beside_bar)
     axes.set_xlabel(label)
-    axes.locator_params(axis="x", nbins=4)
-    axes.margins(x=0.3)
+    axes.locator_params(axis="x", nbins=4, integer=all(isinstance(count, int) for count in counts.values()))
+    longest_number = max(len(number_format.format(count)) for count in counts.values())
+    axes.set_xlim(0, max(counts.values()) * (1.03 + 0.045 * longest_number) or 1)
     return _to_svg(figure)
 
 
 def length_chart(series: Mapping[str, Mapping[str, Any]], label: str) -> str:
-    """Return one curve per kind of text: the share of the texts in each range of lengths.
+    """Return the lengths of each kind of text: one curve each, or for many kinds, one row each.
 
-    The axis ends where every curve has shown SHOWN_SHARE of its texts.
+    A curve is the share of the texts in each range of lengths. The axis ends where every curve has shown SHOWN_SHARE of
+    its texts. A row has a line from the 5th to the 95th percentile, a bar from the 25th to the 75th, and the median.
 
     Args:
         series: By name, a mapping with `texts` (their number), `tokens_per_text` (their mean length) and `lengths` (a
             histogram as `TextTally.histogram` returns it).
         label: Label of the horizontal axis.
     """
+    if len(series) > MANY_SERIES:
+        return _interval_chart(series, label)
     figure, axes = _new_figure(3.2)
     last_bin = 1
     for (name, texts), colour in zip(series.items(), SERIES_COLOURS * len(series), strict=False):
-        counts = {int(interval.partition("-")[0]) // BIN: count for interval, count in texts["lengths"].items()}
+        counts = _bin_counts(texts["lengths"])
         shares = [counts.get(index, 0) / texts["texts"] for index in range(max(counts) + 1)]
         edges = [BIN * index for index in range(len(shares) + 1)]
         legend = f"{escape_invisible(name)} ({texts['tokens_per_text']:,.0f} on average)"
@@ -70,11 +79,70 @@ def length_chart(series: Mapping[str, Mapping[str, Any]], label: str) -> str:
     return _to_svg(figure)
 
 
-def _new_figure(height: float) -> tuple[Any, Any]:
-    """Return a matplotlib figure of `height` inches, and its axes."""
+def _interval_chart(series: Mapping[str, Mapping[str, Any]], label: str) -> str:
+    """Return one row per kind of text, in the given order from the top; the arguments of `length_chart`."""
+    names = [
+        textwrap.fill(escape_invisible(name), LABEL_CHARACTERS) + f"\n({texts['tokens_per_text']:,.0f} on average)"
+        for name, texts in series.items()
+    ]
+    lines = max(name.count("\n") + 1 for name in names)
+    figure, axes = _new_figure(0.7 + (0.08 + 0.17 * lines) * len(series))
+    for position, texts in enumerate(reversed(series.values())):
+        low, quarter, median, three_quarters, high = _percentiles(texts["lengths"], (0.05, 0.25, 0.5, 0.75, 0.95))
+        axes.plot([low, high], [position, position], color=SERIES_COLOURS[0], linewidth=1.4, solid_capstyle="butt")
+        axes.barh(position, three_quarters - quarter, left=quarter, height=0.5, color=SERIES_COLOURS[0])
+        axes.plot([median, median], [position - 0.32, position + 0.32], color=TEXT_COLOUR, linewidth=2)
+    axes.set_yticks(range(len(series)), reversed(names))
+    axes.tick_params(axis="y", labelsize=FONT_POINTS - 1)
+    axes.set_ylim(-0.7, len(series) - 0.3)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(label)
+    return _to_svg(figure)
+
+
+def loss_chart(steps: Sequence[float], losses: Sequence[float]) -> str:
+    """Return the loss of one training over its steps. Both have the same length, at least 1."""
+    figure, axes = _new_figure(2.1, SMALL_WIDTH_INCHES)
+    axes.plot(steps, losses, color=SERIES_COLOURS[0], linewidth=1.4, marker="." if len(steps) == 1 else None)
+    axes.set_xlim(0, max(steps) or 1)
+    axes.set_xlabel("steps")
+    axes.set_ylabel("loss")
+    axes.locator_params(axis="x", nbins=4)
+    axes.locator_params(axis="y", nbins=5)
+    return _to_svg(figure)
+
+
+def _bin_counts(lengths: Mapping[str, int]) -> dict[int, int]:
+    """Return a histogram of `TextTally.histogram` by the number of the bin."""
+    return {int(interval.partition("-")[0]) // BIN: count for interval, count in lengths.items()}
+
+
+def _percentiles(lengths: Mapping[str, int], shares: Sequence[float]) -> list[float]:
+    """Return the lengths below which these shares of the texts are, interpolated within the bins of a histogram."""
+    counts = _bin_counts(lengths)
+    edges, reached = [0.0], [0.0]
+    for number in sorted(counts):
+        if BIN * number > edges[-1]:
+            edges.append(float(BIN * number))
+            reached.append(reached[-1])
+        edges.append(float(BIN * (number + 1)))
+        reached.append(reached[-1] + counts[number])
+    return [_interpolate(share * reached[-1], reached, edges) for share in shares]
+
+
+def _interpolate(value: float, reached: Sequence[float], edges: Sequence[float]) -> float:
+    index = next(
+        index for index in range(1, len(reached)) if reached[index] >= value and reached[index] > reached[index - 1]
+    )
+    part = (value - reached[index - 1]) / (reached[index] - reached[index - 1])
+    return edges[index - 1] + part * (edges[index] - edges[index - 1])
+
+
+def _new_figure(height: float, width: float = WIDTH_INCHES) -> tuple[Any, Any]:
+    """Return a matplotlib figure of `width` and `height` inches, and its axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=TEXT_COLOUR, labelsize=FONT_POINTS)

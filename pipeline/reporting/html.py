@@ -1,6 +1,6 @@
 """The report as one HTML page that needs neither a network nor scripts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +8,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lotlip_data.pipeline.reporting import charts
 from lotlip_data.pipeline.reporting.escaping import template_value
+from lotlip_data.pipeline.reporting.pictures import CaptionedPicture
 from lotlip_data.pipeline.reporting.report import SAMPLED_SHARDS
 from lotlip_data.pipeline.reporting.status import WINDOW_SECONDS
+from lotlip_data.pipeline.reporting.trainings import LossCurve
 
 TEMPLATES = Path(__file__).parent / "templates"
+LOSS_CHARTS = 12
+"""Number of trainings whose loss is drawn."""
 
 DUPLICATE_LABELS = {
     "url": "rows that repeat an earlier URL",
     "duplicate": "images identical to an earlier one",
-    "near_duplicate": "images that look like an earlier one",
+    "near_duplicate": "images that look like another one",
     "evaluation_image": "images that are in an evaluation set",
 }
 
@@ -30,7 +34,12 @@ METRIC_LABELS = {
 """Labels of names in result files; any other name is shown unchanged."""
 
 
-def render_html(report: dict[str, Any], stats: dict[str, Any] | None = None) -> str:
+def render_html(
+    report: dict[str, Any],
+    stats: dict[str, Any] | None = None,
+    pictures: Sequence[CaptionedPicture] = (),
+    losses: Mapping[str, LossCurve] | None = None,
+) -> str:
     """Return the page.
 
     Captions, reasons and names come from the web and may hold anything: all text is escaped, with invisible characters
@@ -39,6 +48,8 @@ def render_html(report: dict[str, Any], stats: dict[str, Any] | None = None) -> 
     Args:
         report: The result of `report.build_report`.
         stats: The result of `dataset_stats`, for the statistics of Table 6.
+        pictures: Images with their texts, from `pictures.pick_pictures`.
+        losses: The loss of each training, from `trainings.read_losses`.
     """
     pages = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=template_value
@@ -48,22 +59,132 @@ def render_html(report: dict[str, Any], stats: dict[str, Any] | None = None) -> 
         "amount": _format_amount,
         "share": "{:.1%}".format,
         "size": _format_size,
+        "plural": lambda count, unit: f"{count:,} {unit}" + "s" * (count != 1),
     }
-    plan = report["plan"]
+    plan, captioners = report["plan"], report["captioners"]
     return pages.get_template("report.html.j2").render(
         **{name: value for name, value in report.items() if name not in ("trained", "duplicates")},
         **_report_charts(report),
         name=report["run"].rstrip("/").rsplit("/", 1)[-1],
+        pictures=pictures,
+        tiles=list(_tiles(report)),
         sampled_shards=SAMPLED_SHARDS,
-        rate_minutes=WINDOW_SECONDS // 60,
         shown_share=charts.SHOWN_SHARE,
+        many_series=charts.MANY_SERIES,
         row_counts=list(_row_counts(plan)) if plan else [],
+        caption_table=_caption_table(report),
+        flag_table=_flag_table(captioners),
+        examples=list(_examples(captioners)),
+        rejected=[(name, each["rejected"]) for name, each in captioners.items() if each["rejected"]],
         duplicate_rows=[(DUPLICATE_LABELS[name], count) for name, count in report["duplicates"].items()],
         stats=list(_stats_rows(stats)) if stats else None,
         stats_charts=list(_stats_charts(stats)) if stats else [],
+        losses=list(_loss_charts(losses or {})),
         trained=list(report["trained"]),
         model_rows=list(_model_rows(report["trained"])),
     )
+
+
+def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the figures at the top of the page: a number, what it counts, and a remark, which may be empty."""
+    status, failures, dataset = report["status"], report["failures"], report["dataset"]
+    captioners = report["captioners"]
+    images = status["images"]
+    share = f"{failures['fetched'] / failures['asked']:.1%} of the URLs" if failures["asked"] else ""
+    yield f"{images:,}", "images downloaded", share
+    if captioners:
+        texts = sum(each["captioned"] for each in captioners.values())
+        fewest = min(captioners, key=lambda name: captioners[name]["captioned"])
+        covered = f"{captioners[fewest]['captioned'] / max(1, images):.1%} of the images"
+        is_equal = len({each["captioned"] for each in captioners.values()}) == 1
+        remark = f"on {covered} each" if is_equal else f"on at least {covered} (fewest: {fewest})"
+        by = "1 captioner" if len(captioners) == 1 else f"{len(captioners)} captioners"
+        yield f"{texts:,}", f"long texts by {by}", remark
+    if dataset:
+        kept = dataset["samples"] / max(1, dataset["fetched"])
+        yield (
+            f"{dataset['samples']:,}",
+            "samples in the dataset",
+            f"{kept:.1%} of its images, {_format_size(dataset['bytes'])}",
+        )
+    else:
+        yield "–", "samples in the dataset", ""
+    yield _hours_tile(captioners, report["price"])
+    if status["trained"] or status["training"]:
+        unfinished = f"{len(status['training'])} more not finished" if status["training"] else ""
+        yield f"{len(status['trained']):,}", "trained models", unfinished
+
+
+def _hours_tile(captioners: dict[str, Any], price: float | None) -> tuple[str, str, str]:
+    """Return the tile of the time that captioning took: GPU-hours, or actor-hours where no GPU was used."""
+    gpu_hours = sum(each["gpu_hours"] for each in captioners.values())
+    hours = gpu_hours or sum(each["hours"] for each in captioners.values())
+    is_timed = any(each["timed"] for each in captioners.values())
+    cost = (
+        f"cost {_format_amount(gpu_hours * price)} at {price} per GPU-hour" if gpu_hours and price is not None else ""
+    )
+    number = _format_amount(hours) if is_timed else "–"
+    return number, f"{'GPU' if gpu_hours else 'actor'}-hours of captioning", cost
+
+
+def _caption_table(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the figures of the captioners as `head` and `rows`: a column each, or for many captioners a row each."""
+    captioners = report["captioners"]
+    if not captioners:
+        return None
+    figures = [(label, [form(each) for each in captioners.values()]) for label, form in _caption_figures(report)]
+    if len(captioners) <= charts.MANY_SERIES:
+        return {"head": list(captioners), "rows": figures}
+    columns = [values for _, values in figures]
+    rows = [(name, [values[index] for values in columns]) for index, name in enumerate(captioners)]
+    return {"head": [label for label, _ in figures], "rows": rows}
+
+
+def _caption_figures(report: dict[str, Any]) -> Iterator[tuple[str, Callable[[dict[str, Any]], str]]]:
+    """Yield each figure of a captioner: its label, and how it is written."""
+    captioners = list(report["captioners"].values())
+    yield "captioned", lambda each: f"{each['captioned']:,}"
+    yield "without a caption", lambda each: f"{each['failed']:,}"
+    yield "remaining", lambda each: f"{each['left']:,}"
+    yield "tokens", lambda each: _or_dash(each["tokens"], "{:,}".format)
+    if any(each["left"] for each in captioners):
+        label = f"images/s, last {WINDOW_SECONDS // 60} minutes"
+        yield label, lambda each: _format_amount(each["images_per_s"]) if each["left"] else "–"
+    yield "actor-hours", lambda each: _format_amount(each["hours"]) if each["timed"] else "–"
+    if any(each["gpu_hours"] for each in captioners):
+        yield "GPU-hours", lambda each: _format_amount(each["gpu_hours"]) if each["timed"] else "–"
+    if any(each["untimed"] for each in captioners):
+        yield "images without a recorded time", lambda each: f"{each['untimed']:,}"
+    yield "images per actor-hour", lambda each: _or_dash(each["images_per_hour"], lambda rate: f"{round(rate):,}")
+    if report["price"] is not None and any(each["cost"] is not None for each in captioners):
+        yield "GPU cost", lambda each: _or_dash(each["cost"], _format_amount)
+
+
+def _or_dash(value: Any, form: Callable[[Any], str]) -> str:
+    """Return a value as text, or a dash for an unknown or zero value."""
+    return form(value) if value else "–"
+
+
+def _flag_table(captioners: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags that occur as `flags`, and for each captioner its texts and its count of each flag as `rows`."""
+    checked = {name: each for name, each in captioners.items() if each["texts"]}
+    flags = list(dict.fromkeys(flag for each in checked.values() for flag in each["flags"]))
+    rows = [(name, each["texts"], [each["flags"].get(flag, 0) for flag in flags]) for name, each in checked.items()]
+    return {"flags": flags, "rows": rows}
+
+
+def _examples(captioners: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yield captioner, flag and text of the examples; fewer per captioner where there are many."""
+    limit = 1 if len(captioners) > charts.MANY_SERIES else None
+    for name, captioner in captioners.items():
+        for flag, examples in captioner["examples"].items():
+            yield from ((name, flag, example) for example in examples[:limit])
+
+
+def _loss_charts(losses: Mapping[str, LossCurve]) -> Iterator[tuple[str, LossCurve, str]]:
+    """Yield name, curve and chart of each training; without a chart after the first LOSS_CHARTS."""
+    for number, (name, curve) in enumerate(losses.items()):
+        yield name, curve, charts.loss_chart(curve.steps, curve.losses) if number < LOSS_CHARTS else ""
 
 
 def _report_charts(report: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +209,7 @@ def _report_charts(report: dict[str, Any]) -> dict[str, Any]:
         "length_charts": [
             charts.length_chart(series, f"{unit} per text") for unit, series in by_unit.items() if series
         ],
-        "dropped_chart": bars(dataset.get("dropped", {}), "images"),
+        "dropped_chart": bars(dataset.get("dropped", {}), "images left out"),
         "dropped_texts_chart": bars(dropped_texts, "texts left out"),
     }
 

@@ -9,12 +9,28 @@ from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
 from lotlip_data.pipeline.downloading import retry
-from lotlip_data.pipeline.downloading.failures import format_text as format_failures
 from lotlip_data.pipeline.downloading.stage import read_summary
-from lotlip_data.pipeline.url_lists.partition import load_partition
+from lotlip_data.pipeline.reporting.training_status import TrainingStatus, training_status
+from lotlip_data.pipeline.url_lists.partition import Partition, load_partition
 
 WINDOW_SECONDS = 600
-"""Length of the window over which rates are averaged."""
+"""Length of the window over which rates are averaged. A stage without a result in it is not in progress."""
+
+
+class DownloadStatus(TypedDict):
+    """Progress of the download, as `status --json` prints it."""
+
+    urls: int
+    """Rows of all shards, those of retries included."""
+    tried: int
+    """Rows of the downloaded shards."""
+    failed: int
+    """Rows of the downloaded shards without an image, except those that a retry round tries again."""
+    left: int
+    images_per_s: float
+    """URLs tried per second, averaged over the last WINDOW_SECONDS."""
+    seconds_left: int | None
+    """Estimated time to completion; None while nothing is downloaded."""
 
 
 class CaptionerStatus(TypedDict):
@@ -34,6 +50,16 @@ class CaptionerStatus(TypedDict):
     """Estimated time to completion; None while nothing is captioned."""
 
 
+class Stale(TypedDict):
+    """A result that was made from an earlier state of its input, as `status --json` prints it."""
+
+    stage: str
+    """`dataset`, `train` or `eval`."""
+    name: str
+    """The model; empty for the dataset."""
+    reason: str
+
+
 class RunStatus(TypedDict):
     """Progress of a run, as `status --json` prints it."""
 
@@ -43,8 +69,10 @@ class RunStatus(TypedDict):
     """Image shards whose download is committed."""
     images: int
     """Images in these shards."""
+    download: DownloadStatus | None
+    """None before the lists are partitioned."""
     captioned: dict[str, int]
-    """By captioner, the fetched shards whose captions are committed, and those without images."""
+    """By captioner, the fetched shards whose captions are committed."""
     captioners: dict[str, CaptionerStatus]
     dataset: bool
     """Whether dataset.json exists."""
@@ -52,10 +80,18 @@ class RunStatus(TypedDict):
     """Names of the finished training runs."""
     training: list[str]
     """Names of the training runs that are in progress or were stopped."""
+    trainings: dict[str, TrainingStatus]
+    """Progress of the training runs in `training`."""
     evaluated: dict[str, list[str]]
     """By model, the URLs of its result files."""
     failures: NotRequired[dict[str, Any]]
     """Download failures by reason and by host, where these were requested."""
+    not_started: NotRequired[dict[str, list[str]]]
+    """By stage (`recaption`, `train`), the names in the manifest that have no folder in the run yet."""
+    stale: NotRequired[list[Stale]]
+    """What no longer fits its input."""
+    next: NotRequired[str]
+    """The next command to run."""
 
 
 def get_status(run: Run, now: float | None = None, failures: bool = False) -> RunStatus:
@@ -66,24 +102,26 @@ def get_status(run: Run, now: float | None = None, failures: bool = False) -> Ru
         now: Unix time at which the rates are taken. Default: the current time.
         failures: Also count download failures by reason and by host, which reads one marker per fetched shard.
     """
-    planned = _planned_shards(run)
+    now = now or time.time()
+    partition, rounds = load_partition(run), retry.rounds(run)
     fetched = ledger.fetched_shards(run)
     images = ledger.fetched_images(run, fetched)
-    to_caption = set(ledger.shards_with_images(run))
     names = ledger.captioners(run)
     trained, unfinished, evaluated = _models(run)
     status = RunStatus(
-        shards=planned,
+        shards=partition.shards + sum(retry_round.shards for retry_round in rounds) if partition else None,
         fetched=len(fetched),
         images=images,
-        captioned={name: len(fetched) - len(to_caption - set(ledger.captioned_shards(run, name))) for name in names},
-        captioners={name: _captioner_status(run, name, images, now or time.time()) for name in names},
+        download=_download_status(run, partition, rounds, fetched, now) if partition else None,
+        captioned={name: len(set(fetched).intersection(ledger.captioned_shards(run, name))) for name in names},
+        captioners={name: _captioner_status(run, name, images, now) for name in names},
         dataset=storage.exists(run.dataset),
         trained=trained,
         training=unfinished,
+        trainings={name: training_status(run, name, now) for name in unfinished},
         evaluated=evaluated,
     )
-    if failures and planned is not None:
+    if failures and partition is not None:
         status["failures"] = read_summary(run).failures.to_dict()
     return status
 
@@ -108,12 +146,27 @@ def _models(run: Run) -> tuple[list[str], list[str], dict[str, list[str]]]:
     )
 
 
-def _planned_shards(run: Run) -> int | None:
-    """Return the number of shards of the partition and of retry rounds, or None before the lists are partitioned."""
-    partition = load_partition(run)
-    if partition is None:
-        return None
-    return partition.shards + sum(retry_round.shards for retry_round in retry.rounds(run))
+def _download_status(
+    run: Run, partition: Partition, rounds: list[retry.Round], fetched: list[int], now: float
+) -> DownloadStatus:
+    recorded = ledger.recorded(run.image_ledger)
+    records = [recorded[shard] for shard in fetched if shard in recorded]
+    tried = sum(record.rows for record in records)
+    failed = sum(record.failed for record in records)
+    for shard in set(fetched).difference(recorded):  # killed between the marker and the entry
+        marker = ledger.read_image_stats(run, shard)
+        tried, failed = tried + marker["count"], failed + marker["count"] - marker["successes"]
+    retried = sum(retry_round.rows for retry_round in rounds)
+    left = max(0, partition.images + retried - tried)
+    urls_per_s, _ = rates(records, now)
+    return {
+        "urls": partition.images + retried,
+        "tried": tried,
+        "failed": max(0, failed - retried),
+        "left": left,
+        "images_per_s": round(urls_per_s, 3),
+        "seconds_left": round(left / urls_per_s) if urls_per_s else None,
+    }
 
 
 def _captioner_status(run: Run, name: str, images: int, now: float) -> CaptionerStatus:
@@ -137,48 +190,33 @@ def _captioner_status(run: Run, name: str, images: int, now: float) -> Captioner
 def rates(records: Iterable[WorkRecord], now: float, window: float = WINDOW_SECONDS) -> tuple[float, float]:
     """Return images and tokens per second, averaged over a window that ends at `now`.
 
-    The window starts `window` seconds before `now`, or at the first work within these seconds. The work of each record
-    counts as spread evenly over its duration.
+    Only the time in which there was work counts: a pause between two calls does not. The work of each record counts as
+    spread evenly over its duration. The time since the last result counts if it is no longer than the longest record,
+    because the next result may not be due yet.
     """
-    images = tokens = 0.0
-    first_start = now
+    images = tokens = longest = 0.0
+    spans = []
     for record in records:
         start = max(record.started, now - window)
+        end = min(record.ended, now)
         if record.ended <= now - window:
             continue
-        share = (min(record.ended, now) - start) / record.seconds if record.ended > start else 1.0
+        share = (end - start) / record.seconds if record.ended > start else 1.0
         images += share * record.rows
         tokens += share * record.tokens
-        first_start = min(first_start, start)
-    seconds = max(1.0, now - first_start)
+        longest = max(longest, record.seconds)
+        spans.append((start, end))
+    last = max((end for _, end in spans), default=now)
+    if now - last <= longest:
+        spans.append((last, now))
+    seconds = max(1.0, _covered(spans))
     return images / seconds, tokens / seconds
 
 
-def format_text(status: RunStatus) -> list[str]:
-    """Return the lines that `status` prints, from the result of `get_status`."""
-    shards = status["shards"]
-    total = "?" if shards is None else shards
-    lines = ["lists        not partitioned yet" if shards is None else f"lists        partitioned into {shards} shards"]
-    lines.append(f"download     {status['fetched']} of {total} shards, {status['images']} images")
-    lines += format_failures(status["failures"]) if "failures" in status else []
-    for name, captioner in status["captioners"].items():
-        done = f"{status['captioned'][name]} of {status['fetched']} shards"
-        failed = f", {captioner['failed']} failed" if captioner["failed"] else ""
-        images = f"{captioner['captioned']} images captioned{failed}, {captioner['left']} remaining"
-        lines.append(f"recaption    {name}: {done}, {images}{_format_rates(captioner)}")
-    lines.append(f"dataset      {'complete' if status['dataset'] else 'not complete'}")
-    for name in status["trained"]:
-        lines.append(f"train        {name}{', evaluated' if name in status['evaluated'] else ''}")
-    lines += [f"train        {name}: not finished" for name in status["training"]]
-    return lines
-
-
-def _format_rates(captioner: CaptionerStatus) -> str:
-    if not captioner["left"] or captioner["seconds_left"] is None:
-        return ""
-    minutes, seconds = divmod(captioner["seconds_left"], 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"; {captioner['images_per_s']:.1f} images/s, {captioner['tokens_per_s']:.0f} tokens/s, "
-        f"ETA {hours}:{minutes:02d}:{seconds:02d}"
-    )
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The time that lies in at least one of the spans."""
+    covered, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered

@@ -132,6 +132,7 @@ def partition(manifest: Manifest, run: Run) -> Partition:
                 "keeps its partition: if the rows have changed, use another run folder"
             )
         return existing
+    storage.check_writable(run.lists)
     stamps = {source.name: stamp for source in manifest.sources if (stamp := reader.stamp_of(source))}
     with scratch_folder("partition") as folder:
         counts = _RowCounts(folder / "bad.parquet")

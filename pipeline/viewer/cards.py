@@ -54,8 +54,12 @@ class Card:
     @property
     def link(self) -> str | None:
         """The image's own URL if it is an http or https URL, otherwise None."""
-        url = str(self.details["url"] or "")
-        return url if url.lower().startswith(("http://", "https://")) else None
+        return web_link(str(self.details["url"] or ""))
+
+
+def web_link(url: str) -> str | None:
+    """Return a URL that a page may link to: an http or https URL; None for any other text."""
+    return url if url.lower().startswith(("http://", "https://")) else None
 
 
 def make_card(position: Position, row: Mapping[str, Any], captioners: Iterable[str]) -> Card:

@@ -6,6 +6,7 @@ A page ends when it is full or when its time limit is reached. Either way it say
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -62,6 +63,42 @@ class Page:
     """Whether the page is full or the end is reached; False if the time limit ended the page."""
     damaged: list[str] = field(default_factory=list)
     """Files that were skipped because they cannot be read, each with the reason."""
+
+
+@contextmanager
+def open_file(url: str, columns: pa.Schema | None) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file. Raises UserError if it is damaged or has another schema than `columns`."""
+    with artifacts.open_parquet(url, "Run `lotlip-data verify` on the run.") as content:
+        if columns is not None and not content.schema_arrow.equals(columns):
+            names = ", ".join(content.schema_arrow.names)
+            raise ValueError(f"its columns differ from those of the dataset: {names}")
+        yield content
+
+
+def iter_matches(
+    files: Sequence[str], filter_: Filter, names: Sequence[str], columns: pa.Schema | None
+) -> Iterator[Row | str]:
+    """Yield the named columns of every matching row, in order; for a file that cannot be read, the reason as a text.
+
+    Args:
+        files: URLs of the Parquet files, in order.
+        filter_: Which rows match.
+        names: The columns to return, as far as a file has them.
+        columns: The schema of every file; None if files differ.
+    """
+    for url in files:
+        try:
+            with open_file(url, columns) as content:
+                read = [
+                    name for name in dict.fromkeys([*filter_.columns, *names]) if name in content.schema_arrow.names
+                ]
+                for group in range(content.num_row_groups):
+                    table = content.read_row_group(group, columns=read)
+                    if filter_.match is not None:
+                        table = table.filter(pa.array(filter_.match(table)))
+                    yield from table.select([name for name in names if name in read]).to_pylist()
+        except UserError as error:
+            yield str(error)
 
 
 def read_page(
@@ -155,10 +192,7 @@ class _Scan:
         is_first = file == self.start.file
         low = self.start.row if is_first and not self.backwards else 0
         high = self.start.row if is_first and self.backwards else None
-        with artifacts.open_parquet(self.files[file], "Run `lotlip-data verify` on the run.") as content:
-            if self.columns is not None and not content.schema_arrow.equals(self.columns):
-                names = ", ".join(content.schema_arrow.names)
-                raise ValueError(f"its columns differ from those of the dataset: {names}")
+        with open_file(self.files[file], self.columns) as content:
             ranges = _row_ranges(content, low, high)
             for rows in reversed(ranges) if self.backwards else ranges:
                 matches = [(Position(file, row), content_row) for row, content_row in self._matches(content, rows)]

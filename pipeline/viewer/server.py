@@ -2,7 +2,8 @@
 
 A page of another site can still make a browser send requests to loopback. Therefore the server answers only requests
 addressed to loopback's names (DNS rebinding uses another name), accepts changes only from its own pages, and computes
-nothing for another site's page. The browser may load from this server only, and run no script at all; no page has one.
+nothing for another site's page. The browser may load from this server only. The only script that it may run is the file
+`/view.js` of this server: no script in a page, no attribute that runs one, and no text that becomes one.
 """
 
 import contextlib
@@ -20,12 +21,14 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 ALLOWED_HOSTS = ["localhost", LOOPBACK]
+SHUTDOWN_SECONDS = 2
+"""After Ctrl-C, responses that a client has not read by then are cut off."""
 BACKLOG_CONNECTIONS = 128
 """Connections that may wait: a page requests all its images at once, perhaps while models are still loading."""
 _POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; "
 )
-POLICY = _POLICY + "frame-ancestors 'none'"
+POLICY = _POLICY + "frame-ancestors 'none'; script-src 'self'; require-trusted-types-for 'script'"
 FRAMED_POLICY = _POLICY + "frame-ancestors 'self'"
 """For documents that appear in a frame of this server's own pages."""
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
@@ -95,7 +98,15 @@ def listen(port: int) -> socket.socket:
 
 def serve(app: ASGIApp, listening: socket.socket) -> None:
     """Serve an application on a socket from `listen` until Ctrl-C."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off")
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="off",
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
     logger.info(f"view: http://{LOOPBACK}:{listening.getsockname()[1]}/ (press Ctrl-C to stop)")
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])

@@ -55,8 +55,7 @@ plain background, at 96 pixels. It describes coloured shapes even if an image sh
 
 def save_llava(model: LlavaForConditionalGeneration, tokenizer: LlamaTokenizer, prompt: str, folder: Path) -> None:
     """Save in LLaVA-1.5's layout, whose weights `vision_tower.vision_model.…` vLLM and transformers read."""
-    from transformers import LlavaProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
 
     processor = LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": PIXELS}, crop_size={"height": PIXELS, "width": PIXELS}),
@@ -79,8 +78,7 @@ def save_instructblip(
     folder: Path,
 ) -> None:
     """Save in InstructBLIP's layout, with the Q-Former's tokenizer in its own folder."""
-    from transformers import InstructBlipProcessor
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+    from transformers import BlipImageProcessorPil, InstructBlipProcessor
 
     image_processor = BlipImageProcessorPil(size={"height": PIXELS, "width": PIXELS})
     processor = InstructBlipProcessor(

@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.storage_retry import DiskError
 from tests.manifests.concurrent_writers import outputs_of_writers
 
 KINDS = ["local", "memory"]
@@ -204,3 +206,52 @@ def test_paths_become_absolute_and_urls_lose_their_trailing_slash(
     assert storage.join("s3://bucket/run/", "a", "b") == "s3://bucket/run/a/b"
     assert storage.is_local(str(tmp_path))
     assert not storage.is_local("memory://x")
+
+
+REFUSALS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "this user may not write there",
+}
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_a_write_that_the_disk_refuses_is_tried_once_and_names_the_folder(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: str
+) -> None:
+    local, calls = tmp_path / "local", []
+    local.write_bytes(b"content")
+    base = storage.join(base_url(kind, tmp_path), "run")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        calls.append(arguments)
+        raise OSError(code, os.strerror(code))
+
+    for name in ("pipe_file", "put_file"):
+        monkeypatch.setattr(MemoryFileSystem, name, refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
+    url = storage.join(base, "object")
+    writes = [
+        lambda: storage.create(url, b"content"),
+        lambda: storage.create_from_file(url, str(local)),
+        lambda: storage.create_from_file(url, str(local), move=True),
+        lambda: storage.replace(url, b"content"),
+        lambda: storage.replace_from_file(url, str(local)),
+        lambda: storage.check_writable(base),
+    ]
+    for write in writes:
+        calls.clear()
+        with pytest.raises(DiskError, match=rf"^{base}: {REFUSALS[code]}.* run the same command again") as error:
+            write()
+        assert len(calls) == 1 and error.value.errno == code
+        assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)  # as Ray sends it
+    assert local.exists() and storage.list_names(base) == []
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_the_trial_write_leaves_nothing(tmp_path: pathlib.Path, kind: str) -> None:
+    base = base_url(kind, tmp_path)
+    storage.check_writable(base)
+    assert storage.stamps_below(base) == {}

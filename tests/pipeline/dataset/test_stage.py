@@ -380,7 +380,7 @@ def test_an_unfinished_captioner_is_named_with_commands_that_bring_its_captions_
     recaption = f"run `lotlip-data recaption {fake.run.url}`; {without}"
     assert shard(fake.manifest, fake.run).failed == [
         f"missing: captions by llava of 2 shards (00000, 00001): {recaption}",
-        f"missing: captions by tiny of 1 shards (00001): name it under `captioners` in {fake.run.manifest} again and "
+        f"missing: captions by tiny of 1 shard (00001): name it under `captioners` in {fake.run.manifest} again and "
         f"{recaption}",
     ]
     summary = shard(fake.manifest, fake.run, ["sharegpt4v", "instructblip"])

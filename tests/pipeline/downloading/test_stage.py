@@ -1,6 +1,7 @@
 """Every listed image is either downloaded or in quarantine with its reason, exactly once, after any failure."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from img2dataset.writer import WebDatasetSampleWriter
 from PIL import Image
 
 from lotlip_data.manifests import storage
@@ -27,8 +29,10 @@ from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.schema import IMAGES
+from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading.commit import DownloadTask, commit, fetch_and_commit, write_quarantine
+from lotlip_data.pipeline.downloading.http_client import GuardedOpener
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard
 from lotlip_data.pipeline.downloading.stage import DownloadSummary, download, read_summary
 from lotlip_data.pipeline.url_lists.partition import partition
@@ -368,3 +372,31 @@ def test_a_killed_partition_starts_over_and_writes_the_same_shards(tmp_path: pat
     assert partition(manifest, run) == expected
     for shard in range(expected.shards):
         assert storage.read_bytes(run.list_shard(shard)) == storage.read_bytes(undisturbed.list_shard(shard))
+
+
+@pytest.mark.parametrize("failing", ["write", "close"])
+def test_a_full_disk_ends_the_requests_of_a_shard(
+    server: SceneServer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """img2dataset alone would go on with the other images, and lose them."""
+    manifest, run = make_manifest(tmp_path, server.url, 60, samples_per_shard=60), Run.at(str(tmp_path / "run"))
+    manifest = manifest.replace(download=manifest.download.replace(threads=1))
+    requests: list[str] = []
+
+    def refuse(self: object, *arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    open_url = GuardedOpener.open
+
+    def count(self: GuardedOpener, request: Any, *arguments: Any, **options: Any) -> Any:
+        requests.append(request.full_url)
+        return open_url(self, request, *arguments, **options)
+
+    monkeypatch.setattr(WebDatasetSampleWriter, failing, refuse)
+    monkeypatch.setattr(GuardedOpener, "open", count)
+    lists = partition(manifest, run)
+    task = DownloadTask(run, 0, lists.samples_per_shard, manifest.download)
+    with pytest.raises(DiskError, match=r"set TMPDIR to use another folder.*the disk is full"):
+        fetch_and_commit(task)
+    assert len(requests) == 60 if failing == "close" else len(requests) < 10
+    assert ledger.fetched_shards(run) == []

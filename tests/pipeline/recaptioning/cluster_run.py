@@ -27,6 +27,7 @@ from PIL import Image
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.ledger import captioned_shards, fetched_shards
 from lotlip_data.pipeline.downloading.reader import fetched_images
 from tests.support.paths import ROOT
@@ -234,7 +235,11 @@ def main() -> int:
     from lotlip_data.pipeline.recaptioning.stage import recaption
 
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
-    summary = recaption(Run.at(sys.argv[1]), resolve_captioners(json.loads(sys.argv[2])))
+    try:
+        summary = recaption(Run.at(sys.argv[1]), resolve_captioners(json.loads(sys.argv[2])))
+    except DiskError as error:
+        print(json.dumps({"failed": [str(error)]}), flush=True)
+        return 1
     print(json.dumps({"failed": summary.failed, **summary.to_dict()}), flush=True)
     return 1 if summary.failed else 0
 

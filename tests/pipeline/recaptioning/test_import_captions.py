@@ -3,6 +3,8 @@
 import csv
 import json
 import pathlib
+import shutil
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -15,12 +17,22 @@ from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.dataset.stage import shard as build
 from lotlip_data.pipeline.dataset.stats import dataset_stats
 from lotlip_data.pipeline.dataset.verify import verify
+from lotlip_data.pipeline.recaptioning import import_claims
 from lotlip_data.pipeline.recaptioning.caption_table import CaptionImportError, open_caption_table
-from lotlip_data.pipeline.recaptioning.import_captions import import_captions
+from lotlip_data.pipeline.recaptioning.import_captions import ImportSummary, import_captions
+from lotlip_data.pipeline.recaptioning.import_claims import import_command
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
 from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.pipeline.url_lists.reader import ListError
-from tests.pipeline.run_fixture import FakeRun, fetched_rows, make, write_images
+from tests.pipeline.run_fixture import (
+    FakeRun,
+    captions_of,
+    claim_captioner,
+    fetched_rows,
+    make,
+    write_captions,
+    write_images,
+)
 
 COLUMNS = ("Image Path", "raw_caption", "longIB_captions", "longSV_captions", "longLLA_captions")
 
@@ -125,15 +137,111 @@ def test_a_second_import_does_nothing_and_a_later_one_imports_new_shards_only(
     assert (fourth.shards, fourth.skipped, sum(fourth.captions.values())) == (1, 3, 3)
 
 
+def import_mine(run: Run, file: str, column: str = "longIB_captions", replace: bool = False) -> ImportSummary:
+    return import_captions(run, open_caption_table(file, [f"mine={column}"], "Image Path"), replace)
+
+
+def correct(file: str) -> None:
+    """Change the texts of a table, but not its size."""
+    pathlib.Path(file).write_bytes(pathlib.Path(file).read_bytes().replace(b"two sentences", b"2   sentences"))
+
+
+def texts(run: Run) -> set[str]:
+    return {row["text"] for row in captions(run, "mine", 3).values()}
+
+
 def test_another_table_under_the_same_name_is_refused_before_anything_is_written(
     fake: FakeRun, tmp_path: pathlib.Path
 ) -> None:
     urls = [image["url"] for image in images_of(fake.run, 3)]
-    first = open_caption_table(write_dreamlip(tmp_path / "d.csv", urls), ["mine=longIB_captions"], "Image Path")
-    import_captions(fake.run, first)
-    other = open_caption_table(str(tmp_path / "d.csv"), ["mine=longSV_captions"], "Image Path")
-    with pytest.raises(RecaptionError, match=r"holds captions of mine@\w+, but the settings now make mine@\w+"):
-        import_captions(fake.run, other)
+    file = write_dreamlip(tmp_path / "d.csv", urls)
+    import_mine(fake.run, file)
+    before = storage.stamps_below(fake.run.url)
+    reason = r"captions/mine: holds captions that were imported from d\.csv#longIB_captions: "
+    with pytest.raises(RecaptionError, match=rf"{reason}not from this table.*--replace.*another name"):
+        import_mine(fake.run, file, "longSV_captions")
+    correct(file)
+    with pytest.raises(RecaptionError, match=rf"{reason}this table has changed since.*--replace"):
+        import_mine(fake.run, file)
+    assert storage.stamps_below(fake.run.url) == before
+
+
+def test_a_copy_of_the_same_table_is_the_same_table(fake: FakeRun, tmp_path: pathlib.Path) -> None:
+    file = write_dreamlip(tmp_path / "d.csv", [image["url"] for image in images_of(fake.run, 3)])
+    import_mine(fake.run, file)
+    (tmp_path / "elsewhere").mkdir()
+    copy = shutil.copyfile(file, tmp_path / "elsewhere" / "d.csv")
+    assert import_mine(fake.run, str(copy)).skipped == 3
+
+
+def test_a_corrected_table_replaces_the_captions_of_the_first(fake: FakeRun, tmp_path: pathlib.Path) -> None:
+    urls = [image["url"] for image in images_of(fake.run, 3)]
+    file = write_dreamlip(tmp_path / "d.csv", urls)
+    import_mine(fake.run, file)
+    correct(file)
+    summary = import_mine(fake.run, file, replace=True)
+    assert (summary.shards, summary.skipped, summary.captions) == (3, 0, {"mine": 24})
+    assert all("2   sentences" in text for text in texts(fake.run))
+    assert import_mine(fake.run, file).skipped == 3
+    assert get_status(fake.run)["captioners"]["mine"]["done"] == 24
+
+
+def test_a_replacement_that_does_not_fit_the_run_leaves_the_captions(fake: FakeRun, tmp_path: pathlib.Path) -> None:
+    urls = [image["url"] for image in images_of(fake.run, 3)]
+    import_mine(fake.run, write_dreamlip(tmp_path / "d.csv", urls))
+    before = storage.stamps_below(fake.run.captions)
+    with pytest.raises(CaptionImportError, match="none of its 1 rows"):
+        import_mine(fake.run, write_dreamlip(tmp_path / "e.csv", ["http://elsewhere.test/1.jpg"]), replace=True)
+    assert storage.stamps_below(fake.run.captions) == before
+
+
+def test_a_replacement_that_is_killed_is_completed_by_the_next(
+    fake: FakeRun, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captions of the two tables never lie under one record."""
+    urls = [image["url"] for image in images_of(fake.run, 3)]
+    import_mine(fake.run, write_dreamlip(tmp_path / "d.csv", urls))
+    corrected = write_dreamlip(tmp_path / "corrected.csv", urls)
+    writer = sys.modules[import_captions.__module__]
+    for module, name in (
+        (import_claims, "asdict"),
+        (writer, "encode_rows"),
+    ):  # before the record, and the first caption
+
+        def fail(*arguments: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, name, fail)
+            import_mine(fake.run, corrected, replace=True)
+        assert storage.list_names(fake.run.captioner("mine"), ".parquet") == []
+    assert import_mine(fake.run, corrected, replace=True).captions == {"mine": 24}
+
+
+def test_captions_of_a_model_are_never_replaced(fake: FakeRun, tmp_path: pathlib.Path) -> None:
+    urls = [image["url"] for image in images_of(fake.run, 3)]
+    claim_captioner(fake.run, "mine")
+    write_captions(fake.run, "mine", 0, captions_of(fake.run, "llava", 0))
+    with pytest.raises(RecaptionError, match=r"captions that mine@1 made. Give the imported captions another name"):
+        import_mine(fake.run, write_dreamlip(tmp_path / "d.csv", urls), replace=True)
+
+
+def test_a_missing_caption_shard_is_imported_by_the_command_that_shard_names(
+    fake: FakeRun, tmp_path: pathlib.Path
+) -> None:
+    file = write_dreamlip(tmp_path / "d d.csv", [image["url"] for image in images_of(fake.run, 3)])
+    import_mine(fake.run, file)
+    command = import_command(fake.run, "mine")
+    assert command == (
+        f"`lotlip-data import '{file}' {fake.run.url} --captioner mine=longIB_captions --url-column 'Image Path'`"
+    )
+
+
+def test_a_table_without_header_is_read_with_the_names_of_its_columns(fake: FakeRun, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "d.tsv").write_text("".join(f"{image['url']}\tA text.\n" for image in images_of(fake.run, 3)))
+    table = open_caption_table(str(tmp_path / "d.tsv"), ["mine=text"], column_names=["url", "text"])
+    assert import_captions(fake.run, table).captions == {"mine": 24}
+    assert import_command(fake.run, "mine").endswith("--captioner mine=text --url-column url --columns url,text`")
 
 
 def test_a_table_of_other_images_is_refused_and_leaves_no_captioner(fake: FakeRun, tmp_path: pathlib.Path) -> None:

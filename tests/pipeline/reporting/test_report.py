@@ -1,26 +1,34 @@
 """The report is one self-contained page: it shows what the run holds, and runs nothing that comes from the web."""
 
 import json
+import math
 import re
 import shutil
 import unicodedata
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from lotlip_data.manifests import digests, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.text_stats import BIN
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.dataset.stats import dataset_stats
 from lotlip_data.pipeline.reporting import charts, html, report
 from lotlip_data.pipeline.reporting.html import render_html
-from lotlip_data.pipeline.reporting.status import format_text, get_status
+from lotlip_data.pipeline.reporting.pictures import pick_pictures
+from lotlip_data.pipeline.reporting.status import get_status
+from lotlip_data.pipeline.reporting.status_table import format_table
+from lotlip_data.pipeline.reporting.trainings import LossCurve
 from lotlip_data.pipeline.url_lists.partition import Partition
 from tests.pipeline import run_fixture
 
@@ -86,10 +94,53 @@ def visible_text(page: str) -> str:
 
 
 def test_the_page_loads_and_runs_nothing_whatever_captions_contain(run: Run) -> None:
-    page = Page(render_html(report.build_report(run), dataset_stats(run)))
-    assert not {"script", "iframe", "object", "img", "link", "form"} & set(page.tags)
-    assert [attribute for attribute in page.loads if not attribute.startswith(("href=#", "xlink:href=#"))] == []
-    assert page.text.count(HOSTILE) == 2  # as text: in an example of a flag, and in a reason
+    pictures, problems = pick_pictures(run)
+    assert problems == [] and 12 <= len(pictures) <= 24
+    pictures[0] = replace(pictures[0], uid=HOSTILE, raw=HOSTILE, captioner=HOSTILE, long=HOSTILE)
+    page = Page(render_html(report.build_report(run), dataset_stats(run), pictures))
+    assert not {"script", "iframe", "object", "link", "form"} & set(page.tags)
+    inside = ("href=#", "xlink:href=#", "src=data:image/jpeg;base64,")
+    assert [attribute for attribute in page.loads if not attribute.startswith(inside)] == []
+    assert page.tags.count("img") == len(pictures)
+    assert page.text.count(HOSTILE) == 5  # as text: in an example of a flag, in a reason, and below a picture
+
+
+def test_every_section_is_in_the_contents_and_every_link_of_the_contents_has_a_section(run: Run) -> None:
+    curve = LossCurve()
+    curve.add(1, 2.0)
+    page = render_html(report.build_report(run), dataset_stats(run), pick_pictures(run)[0], {"lotlip": curve})
+    sections = re.findall(r'<h2 id="(\w+)">', page)
+    assert re.findall(r'<a href="#(\w+)">', page) == sections and page.count("<h2") == len(sections)
+    assert {"pictures", "captions", "models", "manifest"} <= set(sections)
+    assert "<b><bdi>lotlip</bdi></b>: 2.000 after 1 step<" in page
+
+
+def test_many_captioners_have_a_row_each_and_their_lengths_do_not_overlap(run: Run) -> None:
+    content = report.build_report(run)
+    one = content["captioners"]["llava"]
+    content["captioners"] = {f"captioner-{number}": one for number in range(8)}
+    page = render_html(content)
+    words = visible_text(page)
+    assert (
+        f"captioner-0 {one['captioned']} {one['failed']} {one['left']} " in words
+        and "captioned without a caption remaining" in words
+    )
+    assert (
+        f"{8 * one['captioned']}long texts by 8 captioners on {one['captioned'] / 16:.1%} of the images each" in words
+    )
+    assert page.count('class="totals"') == 1 and words.split("URL lists")[0].count("captioner-") == 0
+    chart = charts.length_chart(content["captioners"], "tokens per text")
+    assert re.findall(r"captioner-(\d)", chart) == [str(number) for number in reversed(range(8))]
+
+
+@given(st.dictionaries(st.integers(0, 40), st.integers(1, 1000), min_size=1))
+def test_percentiles_are_within_the_bins_that_hold_them(counts: dict[int, int]) -> None:
+    lengths = {f"{BIN * number}-{BIN * number + BIN - 1}": count for number, count in counts.items()}
+    texts = np.repeat(sorted(counts), [counts[number] for number in sorted(counts)])
+    for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+        (value,) = charts._percentiles(lengths, (share,))
+        expected = texts[max(0, math.ceil(round(share * len(texts), 9)) - 1)]
+        assert BIN * expected <= value <= BIN * (expected + 1) + 1e-6
 
 
 def test_invisible_characters_are_spelled_out_and_no_text_changes_the_direction_of_another(run: Run) -> None:
@@ -130,7 +181,7 @@ def test_gpu_hours_have_a_cost_and_other_actors_have_hours_only(run: Run, tmp_pa
     shown = {name: [content["captioners"][name][what] for what in ("hours", "gpu_hours", "cost")] for name in hours}
     assert shown == {"llava": [2, 4, 12], "sharegpt4v": [1, 0, None]}
     words = visible_text(render_html(content))
-    assert "4GPU-hours of captioning, cost 12.0 at 3.0 per GPU-hour" in words
+    assert "4GPU-hours of captioning cost 12.0 at 3.0 per GPU-hour" in words
     storage.remove(copy.caption_ledger("llava"))
     words = visible_text(render_html(report.build_report(copy, price=3.0)))
     assert "1actor-hours of captioning" in words and "GPU-hours" not in words and "per GPU-hour" not in words
@@ -210,7 +261,7 @@ def test_duplicates_are_counted_and_a_check_that_did_not_run_is_not_zero(tmp_pat
         "evaluation_image": None,
     }
     words = visible_text(render_html(report.build_report(fixture.run)))
-    assert "images identical to an earlier one 3 images that look like an earlier one –" in words
+    assert "images identical to an earlier one 3 images that look like another one –" in words
     assert report.build_report(run)["duplicates"] == {"url": 2} | dict.fromkeys(
         ("duplicate", "near_duplicate", "evaluation_image")
     )
@@ -268,7 +319,7 @@ def test_a_damaged_file_is_named_with_a_remedy_and_costs_only_its_own_part_of_th
         words = visible_text(Path(copy.url, "report.html").read_text())
         heading = "Files that cannot be read The content of these files is missing from this page and from its totals."
         assert f"{heading} {damaged}: " in words
-        assert "16images downloaded" in words and "Flags of sharegpt4v flag texts share repetition 1" in words
+        assert "16images downloaded" in words and "Flags texts checked repetition" in words
 
 
 @pytest.mark.parametrize(
@@ -314,11 +365,12 @@ def test_images_without_a_caption_are_not_counted_as_captioned_and_have_a_reason
             new_run.caption_ledger(name), 0, ledger.WorkRecord(8, 8 - captioned, tokens=9, started=0, ended=1)
         )
     words = visible_text(render_html(report.build_report(new_run)))
-    assert "0.0%captioned by none" in words and "50.0%captioned by half" in words
-    assert "Images without a caption by none, by reason: poison 8" in words and "by half, by reason: poison 4" in words
-    lines = format_text(get_status(new_run))
-    assert "recaption    none: 1 of 1 shards, 0 images captioned, 8 failed, 0 remaining" in lines
-    assert "recaption    half: 1 of 1 shards, 4 images captioned, 4 failed, 0 remaining" in lines
+    assert "4long texts by 2 captioners on at least 0.0% of the images (fewest: none)" in words
+    assert "captioned 4 0 without a caption 4 8" in words
+    assert "Images without a caption reason images captioner poison 4 half poison 8 none" in words
+    rows = [line.split() for line in format_table(get_status(new_run))]
+    assert ["recaption", "none", "8", "of", "8", "images", "8", "done"] in rows
+    assert ["recaption", "half", "8", "of", "8", "images", "4", "done"] in rows
 
 
 def test_lengths_of_captions_without_token_counts_are_in_words(run: Run, tmp_path: Path) -> None:
@@ -385,8 +437,9 @@ def test_results_beside_a_model_are_reported_and_a_training_run_without_done_jso
         storage.create(url, json.dumps({"retrieval": tasks, "classification": {}}).encode())
     trained = report.build_report(run)["trained"]
     assert trained == {"lotlip": {"retrieval": {"world": {"cut": 0.25}, "iiw": {"cut": 0.5}}, "classification": {}}}
-    lines = format_text(get_status(run))
-    assert "train        lotlip, evaluated" in lines and "train        lit: not finished" in lines
+    rows = [line.split() for line in format_table(get_status(run))]
+    assert ["train", "lotlip", "done"] in rows and ["train", "lit", "step", "0", "stopped"] in rows
+    assert ["eval", "lotlip", "2", "result", "files", "done"] in rows
 
 
 def test_shards_are_sampled_evenly() -> None:

@@ -12,6 +12,8 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.stats import dataset_stats
 from lotlip_data.pipeline.reporting import report
 from lotlip_data.pipeline.reporting.html import render_html
+from lotlip_data.pipeline.reporting.pictures import pick_pictures
+from lotlip_data.pipeline.reporting.trainings import LossCurve
 from tests.pipeline.reporting.test_report import run  # noqa: F401
 from tests.pipeline.viewer.test_browser import CONTRAST, DESKTOP, PHONE, browser, set_display  # noqa: F401
 
@@ -36,7 +38,8 @@ def address(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:  # noqa:
     content = report.build_report(run, price=2.0)
     content["captioners"]["sharegpt4v"]["rejected"] = {"https://a.example/" + "a" * 300: 1}
     content["failures"]["hosts"] = {"a-very-long-name-of-a-host." * 4 + "example": {"http 404": 3, "truncated": 2}}
-    page.write_text(render_html(content, dataset_stats(run)))
+    curves = {name: LossCurve([1.0, 2.0], [3.0, 2.5], 2, 2.5) for name in ("lit", "lotlip", "a-long-name" * 4)}
+    page.write_text(render_html(content, dataset_stats(run), pick_pictures(run)[0], curves))
     return page.as_uri()
 
 
@@ -49,6 +52,26 @@ def test_every_text_is_legible(browser: Any, address: str, size: tuple[int, int]
     assert browser.execute_script(SMALLEST) >= 11
     assert browser.execute_script(CONTRAST) == []
     assert browser.execute_script(TOO_WIDE) == []
+    broken = "return [...document.images].filter(image => !image.naturalWidth).length"
+    assert browser.execute_script(broken) == 0 and browser.execute_script("return document.images.length") >= 12
+
+
+def test_with_many_captioners_the_page_fits_the_window_and_charts_are_legible(
+    browser: Any,  # noqa: F811
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    content, stats = report.build_report(run), dataset_stats(run)
+    names = [f"captioner-with-a-long-name-{number}" for number in range(9)]
+    content["captioners"] = dict.fromkeys(names, content["captioners"]["sharegpt4v"])
+    stats["captioners"] = dict.fromkeys(names, stats["captioners"]["llava"])
+    page = tmp_path / "report.html"
+    page.write_text(render_html(content, stats))
+    for size in (PHONE, DESKTOP):
+        set_display(browser, size)
+        browser.get(page.as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
+        assert browser.execute_script(SMALLEST) >= 10
 
 
 def test_an_a4_print_shows_every_column_of_ten_models(browser: Any, run: Run, tmp_path: Path) -> None:  # noqa: F811

@@ -1,10 +1,14 @@
 """The status of a run comes from the object names in its folder alone: counts, rates, remaining work."""
 
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,10 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
 from lotlip_data.pipeline.recaptioning.results import finish_pending_commits
-from lotlip_data.pipeline.reporting.status import format_text, get_status, rates
+from lotlip_data.pipeline.reporting import training_status
+from lotlip_data.pipeline.reporting.status import get_status, rates
+from lotlip_data.pipeline.reporting.status_table import format_table
+from lotlip_data.pipeline.url_lists.partition import Partition
 from tests.pipeline import run_fixture
 from tests.pipeline.recaptioning.grey_engine import GreyEngine, caption, write_shard
 
@@ -35,6 +42,16 @@ def test_rates_cover_the_window_and_spread_each_record_over_its_duration() -> No
     assert rates([half_inside, inside, long_ago], now=150, window=100) == (100 / 100, 800 / 100)
     assert rates([inside], now=150, window=1000) == (50 / 50, 300 / 50)  # since the first work in the window
     assert rates([inside], now=1151, window=1000) == (0, 0)
+
+
+def test_a_pause_between_two_calls_does_not_lower_the_rate() -> None:
+    """100 images in 100 s, a pause of 300 s, then again: one image per second, not 0.4."""
+    first, second = (WorkRecord(rows=100, failed=0, tokens=500, started=start, ended=start + 100) for start in (0, 400))
+    assert rates([first, second], now=500) == rates([second, first], now=500) == (1, 5)
+    assert rates([first], now=350) == (1, 5)  # stopped: the speed that it had
+    side_by_side = WorkRecord(rows=100, failed=0, tokens=0, started=400, ended=500)
+    assert rates([second, side_by_side], now=500)[0] == 2
+    assert rates([second], now=550)[0] == 100 / 150  # the next result may not be due yet
 
 
 @pytest.fixture
@@ -58,9 +75,10 @@ def test_partial_results_count(run: Run) -> None:
     grey = progress["captioners"]["grey"]
     assert (grey["done"], grey["left"], grey["failed"], grey["tokens"]) == (42, 8, 2, 29 * 5 + 60)
     assert grey["images_per_s"] > 0 and grey["seconds_left"] == pytest.approx(8 / grey["images_per_s"], abs=1)
-    (line,) = [line for line in format_text(progress) if "grey" in line]
-    assert "1 of 2 shards, 40 images captioned, 2 failed, 8 remaining; " in line
-    assert "tokens/s" in line and "ETA 0:0" in line
+    lines = format_table(progress)
+    (row,) = [number for number, line in enumerate(lines) if "grey" in line]
+    assert lines[row].split() == ["recaption", "grey", "42", "of", "50", "images", "2", "running"]
+    assert re.fullmatch(r" +[\d.]+ images/s, [\d.]+ tokens/s, \d+ s left", lines[row + 1])
 
 
 def test_removed_captions_count_as_remaining_and_count_once_after_they_are_rewritten(run: Run) -> None:
@@ -123,9 +141,95 @@ def test_watching_continues_until_interrupted(tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore SIGINT
     )
     assert watching.stdout and watching.stderr
-    lines = [line for _ in range(4) if (line := watching.stderr.readline())]
+    lines = list[str]()
+    while sum(line.startswith("next: ") for line in lines) < 2 and (line := watching.stderr.readline()):
+        lines.append(line)
     watching.send_signal(signal.SIGINT)
     out, _ = watching.communicate(timeout=120)
     assert watching.returncode == 130
-    assert len(lines) == 4 and out.count('"images": 4') > 1
+    assert out.count('"images": 4') > 1
     assert json.JSONDecoder().raw_decode(out)[0]["fetched"] == 1
+
+
+def test_failed_downloads_are_counted_without_an_option_and_retried_ones_are_not(run: Run) -> None:
+    partition = Partition(images=52, shards=2, samples_per_shard=31, rows=52, duplicates=0, invalid={}, sources={})
+    storage.create(run.plan, json.dumps(asdict(partition)).encode())
+    download = get_status(run)["download"]
+    assert download and (download["urls"], download["tried"], download["failed"], download["left"]) == (52, 52, 2, 0)
+    retry_round = {"first": 2, "shards": 1, "rows": 1, "samples_per_shard": 31, "reasons": ["timeout"], "sources": [0]}
+    storage.create(run.retry(1), json.dumps(retry_round).encode())
+    download = get_status(run)["download"]
+    assert download and (download["urls"], download["tried"], download["failed"], download["left"]) == (53, 52, 1, 1)
+
+
+def write_training(run: Run, steps: int, batch: int = 4) -> None:
+    """An unfinished training with the metrics of `steps` steps, of 8 samples per second each."""
+    settings = {"epochs": 2, "batch": batch}
+    storage.create(storage.join(run.train("lotlip"), "config.json"), json.dumps(settings).encode())
+    lines = [{"step": step, "loss": 3.5, "samples_per_second": 8.0} for step in range(1, steps + 1)]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    storage.create(storage.join(run.train("lotlip"), "metrics.jsonl"), content)
+
+
+def test_a_training_has_its_step_and_the_time_left(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 samples, 2 epochs, batches of 4: 200 steps, at 2 steps per second. Only the end of the metrics is read."""
+    summary = {"splits": {"train": {"samples": 400}}}
+    monkeypatch.setattr(training_status, "read_dataset_summary", lambda run: summary)
+    write_training(run, steps=150)
+    monkeypatch.setattr(training_status, "_TAIL_BYTES", 1000)
+    assert get_status(run)["trainings"] == {
+        "lotlip": {"step": 150, "steps": 200, "loss": 3.5, "steps_per_s": 2.0, "seconds_left": 25}
+    }
+    lines = format_table(get_status(run))
+    (row,) = [number for number, line in enumerate(lines) if line.startswith("train")]
+    assert lines[row].split() == ["train", "lotlip", "step", "150", "of", "200", "running"]
+    assert lines[row + 1].strip() == "loss 3.500, 2 steps/s, 25 s left"
+    an_hour_later = get_status(run, now=time.time() + 3600)
+    assert an_hour_later["trainings"]["lotlip"]["seconds_left"] is None
+    assert any(line.startswith("train") and line.endswith("stopped") for line in format_table(an_hour_later))
+
+
+def test_a_training_without_metrics_or_with_a_damaged_file_is_listed(run: Run) -> None:
+    storage.create(storage.join(run.train("lit"), "config.json"), b"{")
+    storage.create(storage.join(run.train("lit"), "metrics.jsonl"), b'{"step": 1}\nnonsense\n[2]\n')
+    assert get_status(run)["trainings"]["lit"] == {
+        "step": 1, "steps": None, "loss": None, "steps_per_s": None, "seconds_left": None
+    }  # fmt: skip
+
+
+def test_no_line_of_the_table_is_longer_than_80_columns(run: Run) -> None:
+    status = get_status(run)
+    captioner = status["captioners"]["grey"] | {"done": 99_999_990, "left": 10_000_000, "failed": 123_456}
+    status["captioners"] = {"grey": captioner, "a-captioner-with-a-rather-long-name": captioner}
+    status["download"] = {"urls": 120_000_000, "tried": 99_999_999, "failed": 20_000_000, "left": 20_000_001} | {
+        "images_per_s": 12_345.6, "seconds_left": 1_000_000
+    }  # fmt: skip
+    status["shards"] = 12_000
+    assert max(map(len, format_table(status))) <= 80
+
+
+def test_watching_on_a_terminal_draws_in_place_and_leaves_the_last_status(tmp_path: Path) -> None:
+    run = run_fixture.make(tmp_path / "run", 1, 4, writers=()).run
+    command = [sys.executable, "-m", "lotlip_data.pipeline.cli", "status", run.url, "--watch", "--every", "0.1"]
+    ours, theirs = pty.openpty()
+    watching = subprocess.Popen(
+        command,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    os.close(theirs)
+    printed = b""
+    while printed.count(b"\033[H") < 3:
+        printed += os.read(ours, 4096)
+    watching.send_signal(signal.SIGINT)
+    while True:
+        try:
+            printed += os.read(ours, 4096)
+        except OSError:  # the program has closed the terminal
+            break
+    os.close(ours)
+    assert watching.wait() == 130
+    drawn, _, left = printed.decode().partition("\033[?1049l")
+    assert drawn.startswith("\033[?1049h\033[H")
+    assert left.count("stage ") == 1 and left.rstrip().splitlines()[-1].startswith("next: ") and "stopped" not in left

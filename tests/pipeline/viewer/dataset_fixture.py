@@ -8,7 +8,7 @@ As a program, it writes a dataset to view, with SAMPLES per shard:
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def make(
     change: Callable[[int, Row], None] = lambda number, row: None,
     picture: Callable[[int], Image.Image] | None = None,
     row_group: int = 4,
+    captioners: Sequence[str] = CAPTIONERS,
 ) -> Run:
     """Return a run that has only a dataset.
 
@@ -42,15 +43,17 @@ def make(
         change: Edits a row in place, from its number over all shards.
         picture: Returns the image of a row by its number. Default: `plain`.
         row_group: Rows per row group of the Parquet files.
+        captioners: Names of the captioners; `change` adds the texts of those that are not in CAPTIONERS.
     """
     run = Run.at(str(folder))
     Path(run.shards).mkdir(parents=True)
-    records = [_shard(run, shard, samples, change, picture or plain, row_group) for shard in range(shards)]
-    describe(run, records)
+    columns = schema.dataset(captioners)
+    records = [_shard(run, shard, samples, change, picture or plain, row_group, columns) for shard in range(shards)]
+    describe(run, records, captioners)
     return run
 
 
-def describe(run: Run, records: list[Row]) -> None:
+def describe(run: Run, records: list[Row], captioners: Sequence[str] = CAPTIONERS) -> None:
     """Write or replace dataset.json; the last of several shards is the validation split."""
     content = {
         "rules": {"validation": 0.0},
@@ -59,7 +62,7 @@ def describe(run: Run, records: list[Row]) -> None:
         **dict.fromkeys(("fetched", "samples", "bytes"), 0),
         "schema_version": schema.SCHEMA_VERSION,
         "name": "fake",
-        "captioners": {name: f"{name}@1" for name in CAPTIONERS},
+        "captioners": {name: f"{name}@1" for name in captioners},
         "sub_captions": "punkt",
         "manifest": {"name": "fake", "sources": [{"name": "web"}, {"name": "books"}], "shard": {}, "clean": {}},
         "shards": records[:-1] or records,
@@ -94,10 +97,9 @@ def jpeg(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def _shard(run: Run, shard: int, samples: int, change: Any, picture: Any, row_group: int) -> Row:
+def _shard(run: Run, shard: int, samples: int, change: Any, picture: Any, row_group: int, columns: Any) -> Row:
     names = [f"train-{shard:05d}.{ending}" for ending in ("tar", "parquet")]
     tar, parquet = (Path(run.shards, name) for name in names)
-    columns = schema.dataset(CAPTIONERS)
     default, dataset_writer.ROW_GROUP = dataset_writer.ROW_GROUP, row_group
     try:
         with SampleWriter(tar, parquet, columns) as writer:

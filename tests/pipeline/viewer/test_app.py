@@ -1,5 +1,6 @@
 """The pages show what is in a run, a bounded part at a time, and a query returns exactly the matching samples."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -20,14 +21,16 @@ from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.cli.main import app
+from lotlip_data.pipeline.dataset.tar_images import OPEN_TARS
 from lotlip_data.pipeline.downloading.commit import QUARANTINE
-from lotlip_data.pipeline.viewer import server
-from lotlip_data.pipeline.viewer.app import SAMPLES_PER_PAGE, View, create_app
+from lotlip_data.pipeline.viewer import scans, server
+from lotlip_data.pipeline.viewer.app import View, create_app
 from lotlip_data.pipeline.viewer.cards import split_spans, unique_words
+from lotlip_data.pipeline.viewer.list_options import DEFAULT_SIZE
 from lotlip_data.pipeline.viewer.paging import START, Filter, read_page
 from lotlip_data.pipeline.viewer.samples import open_samples
+from lotlip_data.pipeline.viewer.scans import Matches
 from lotlip_data.pipeline.viewer.search_form import Query
-from lotlip_data.pipeline.viewer.tar_images import OPEN_TARS
 from tests.pipeline import run_fixture
 from tests.pipeline.viewer import dataset_fixture
 
@@ -113,6 +116,176 @@ def test_a_query_matches_the_same_rows_as_a_plain_loop(run: Run) -> None:
     assert {0, 30} < sizes and len(sizes) > 10
 
 
+def uids_of(page: str) -> list[int]:
+    """Return the numbers of the samples on a page of the list."""
+    return [10 * int(file) + int(row) for file, row in re.findall(r'<article class="card" id="s(\d+)-(\d+)"', page)]
+
+
+def test_a_sorted_list_has_the_order_of_a_plain_sort(tmp_path: Path) -> None:
+    """With equal keys, and rows without a text, which come last."""
+
+    def change(number: int, row: dataset_fixture.Row) -> None:
+        varied(number, row)
+        row |= {"original_width": 100 + number % 7, "original_height": 50 + number % 3}
+
+    rows = []
+    for number in range(30):
+        row = dataset_fixture.row_of(number)
+        change(number, row)
+        rows.append(row)
+    web = client(dataset_fixture.make(tmp_path / "run", change=change))
+
+    def words(number: int, names: tuple[str, ...]) -> int:
+        return max((len(rows[number][name].split()) for name in names if rows[number][name] is not None), default=-1)
+
+    def pixels(number: int) -> int:
+        return int(rows[number]["original_width"] * rows[number]["original_height"])
+
+    both = ("llava", "sharegpt4v")
+    all_numbers = range(30)
+    long = sorted(all_numbers, key=lambda n: -words(n, both))
+    assert uids_of(web.get("/?sort=longest&size=96").text) == long
+    assert uids_of(web.get("/?sort=shortest&size=96").text) == sorted(all_numbers, key=lambda n: words(n, both))
+    assert uids_of(web.get("/?sort=largest&size=96").text) == sorted(all_numbers, key=lambda n: -pixels(n))
+    assert uids_of(web.get("/?sort=smallest&size=96").text) == sorted(all_numbers, key=pixels)
+    missing = [number for number in all_numbers if rows[number]["sharegpt4v"] is None]
+    assert missing and uids_of(web.get("/?sort=shortest&text=sharegpt4v&size=96").text)[-len(missing) :] == missing
+    query = "/?sort=largest&q=red&size=12"
+    red = [number for number in sorted(all_numbers, key=lambda n: -pixels(n)) if number % 3 == 0]
+    assert uids_of(web.get(query).text) == red
+    pages = [uids_of(web.get(f"/?sort=longest&size=12&rank={rank}").text) for rank in (0, 12, 24)]
+    assert [number for page in pages for number in page] == long
+    assert "Samples 13–24 of 30" in web.get("/?sort=longest&size=12&rank=12").text
+    assert uids_of(web.get("/?sort=longest&rank=9999999").text) == long[-1:]
+
+
+def test_a_sorted_list_is_bounded_and_grows_from_page_to_page(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scans, "SORTED_ROWS", 5)
+    assert len(uids_of(client(run).get("/?sort=longest").text)) == 5
+    monkeypatch.undo()
+    web = client(run, seconds=0)
+    sizes = [len(uids_of(web.get("/?sort=longest&size=96").text)) for _ in range(10)]
+    assert sizes == [4, 8, 10, 14, 18, 20, 24, 28, 30, 30]
+
+
+def test_a_scan_holds_a_few_row_groups_whatever_the_number_of_shards(tmp_path: Path) -> None:
+    text, group = "abc " * 20_000, 800_000  # bytes of the raw texts of ten rows
+    run = dataset_fixture.make(tmp_path / "run", 20, 40, lambda number, row: row.update(raw=text), row_group=10)
+    allocated: list[int] = []
+
+    def key(table: pa.Table) -> np.ndarray:
+        allocated.append(pa.total_allocated_bytes())
+        return np.zeros(len(table))
+
+    samples = open_samples(run)
+    before = pa.total_allocated_bytes()
+    matches = Matches(samples.parquets, Filter(), samples.columns, ["raw", "llava"], key)
+    matches.scan.advance(60.0)
+    assert matches.scan.complete and matches.count == 800 and len(matches.positions) == 800
+    assert group <= max(allocated) - before <= 4 * group
+
+
+def test_a_list_tells_how_many_samples_match_and_which_are_shown(run: Run) -> None:
+    web = client(run)
+    assert "Samples 1–24 of 30." in web.get("/").text
+    assert "Samples 13–24 of 30." in web.get("/?at=1.2&size=12").text
+    page = web.get("/?q=book&text=raw").text
+    assert "10 samples shown; 10 samples of 30 match." in page
+    assert "at least" in client(run, seconds=0).get("/?q=book&text=raw").text
+    for size in (12, 24, 48, 96):
+        assert len(uids_of(web.get(f"/?size={size}").text)) == min(size, 30)
+    answer = web.get("/?size=1000000")
+    assert answer.status_code == 400 and "12, 24, 48, 96" in answer.text
+
+
+def test_hidden_captioners_are_not_shown_and_many_are_shortened(tmp_path: Path) -> None:
+    names = [f"captioner-{number}" for number in range(7)]
+
+    def change(number: int, row: dataset_fixture.Row) -> None:
+        for name in names:
+            row |= {name: f"Text by {name}. " * 30, f"{name}_sub": [f"Text by {name}."], f"{name}_flags": ""}
+
+    web = client(dataset_fixture.make(tmp_path / "run", shards=1, change=change, captioners=names))
+    page = web.get("/").text
+    assert page.count('<details class="long"') == 70 and "Click a text" in page
+    shown = web.get("/", params={"captioner": names[2:4]}).text
+    assert set(re.findall(r'data-captioner="(.*?)"', shown)) == set(names[2:4])
+    assert shown.count('<section class="long"') == 20
+    assert 'value="captioner-3" checked' in shown and 'value="captioner-4">' in shown
+    assert "list=captioner%3Dcaptioner-2%26captioner%3Dcaptioner-3" in shown
+    assert web.get("/?show=full").text.count('<section class="long"') == 70
+    assert web.get("/?captioner=nobody").status_code == 400
+
+
+def test_uids_of_a_query_are_those_of_a_plain_loop(run: Run, tmp_path: Path) -> None:
+    web = client(run)
+    for parameters, query in (
+        ("", Query()),
+        ("?q=red", Query("red")),
+        ("?text=llava&flag=none&size=12&sort=longest", Query("", "llava", "none")),
+    ):
+        answer = web.get(f"/uids{parameters}")
+        assert answer.headers["content-disposition"] == 'attachment; filename="uids.txt"'
+        expected = [row["uid"] for row in ROWS if matches(row, query)]
+        assert answer.text.splitlines() == expected and expected
+    damaged = dataset_fixture.make(tmp_path / "run")
+    Path(damaged.shards, "train-00001.parquet").write_bytes(b"no parquet")
+    lines = client(damaged).get("/uids").text.splitlines()
+    assert len(lines) == 21 and lines[10].startswith("# not complete: ") and "train-00001.parquet" in lines[10]
+
+
+def neighbours(page: str) -> list[str | None]:
+    links = (re.search(rf'<a href="/sample/(\d+/\d+)[^"]*" rel="{rel}"', page) for rel in ("prev", "next"))
+    return [match and match[1] for match in links]
+
+
+def test_a_sample_leads_to_the_previous_and_next_sample_of_the_dataset_or_of_its_list(run: Run) -> None:
+    web = client(run)
+    assert neighbours(web.get("/sample/0/0").text) == [None, "0/1"]
+    assert neighbours(web.get("/sample/1/0").text) == ["0/9", "1/1"]
+    assert neighbours(web.get("/sample/2/9").text) == ["2/8", None]
+    assert "Sample 11 of 30" in web.get("/sample/1/0").text
+    link = re.findall(r'href="(/sample/\d+/\d+\?list=[^"]*)"', web.get("/?q=red&size=12").text)[3]
+    page = web.get(link).text
+    assert link.startswith("/sample/0/9?") and neighbours(page) == ["0/6", "1/2"]
+    assert 'href="/?q=red&amp;size=12&amp;at=0.9"' in page
+    following = re.findall(r'<a href="(/sample/1/2[^"]*)" rel="next"', page)[0]
+    assert neighbours(web.get(following).text) == ["0/9", "1/5"]
+    order = uids_of(web.get("/?sort=longest&size=96").text)
+    sorted_page = web.get(f"/sample/{order[3] // 10}/{order[3] % 10}?list=sort%3Dlongest").text
+    assert neighbours(sorted_page) == [f"{number // 10}/{number % 10}" for number in (order[2], order[4])]
+    assert web.get("/sample/0/0?list=sort%3Dnothing").status_code == 400
+
+
+def test_a_sample_can_be_downloaded_with_every_column(run: Run) -> None:
+    answer = client(run).get("/sample/0/3.json")
+    assert answer.headers["content-disposition"].startswith("attachment")
+    row = answer.json()
+    assert (
+        row["uid"] == ROWS[3]["uid"]
+        and row["raws"] == ROWS[3]["raws"]
+        and set(row) == set(open_samples(run).columns.names)
+    )
+    page = client(run).get("/sample/0/3").text
+    assert '<a href="/image/0/3" download="000000003.jpg"' in page and "Copy all texts" in page and "Keys:" in page
+
+
+def test_a_list_without_samples_says_what_to_leave_out(run: Run) -> None:
+    page = client(run).get("/?q=zebra&text=llava&size=12").text
+    assert "No sample meets all conditions" in page and "0 samples of 30 match" in page
+    links = re.findall(r'<li><a href="(.*?)"><bdi>(.*?)</bdi>', page)
+    assert links == [("/?text=llava&amp;size=12", "the words zebra"), ("/?q=zebra&amp;size=12", "in llava only")]
+
+
+def test_the_search_page_says_how_to_start_with_the_models_of_the_run(tmp_path: Path) -> None:
+    run = dataset_fixture.make(tmp_path / "run", shards=1)
+    assert "This run has no finished training" in client(run).get("/search").text
+    for name in ("lit", "lotlip"):
+        storage.create(run.training_done(name), b"{}")
+    page = client(run).get("/search").text
+    assert f"lotlip-data view {run.url} --checkpoint {run.trained_model('lit')} --checkpoint" in page
+
+
 def test_a_quoted_phrase_matches_as_a_whole_and_uids_and_urls_are_searchable(run: Run) -> None:
     samples = open_samples(run)
 
@@ -156,10 +329,10 @@ def test_a_page_opens_only_the_shards_that_it_shows(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(storage, "open_read", lambda url: opened.append(Path(url).name) or real(url))
     web = client(run)
     page = web.get("/")
-    assert page.text.count("<article") == SAMPLES_PER_PAGE
+    assert page.text.count("<article") == DEFAULT_SIZE
     assert opened == [f"train-0000{shard}.parquet" for shard in range(3)]
     opened.clear()
-    assert web.get("/?at=41.3").text.count("<article") == SAMPLES_PER_PAGE
+    assert web.get("/?at=41.3").text.count("<article") == DEFAULT_SIZE
     assert opened == [f"train-000{shard}.parquet" for shard in (41, 42, 43)]
     opened.clear()
     for shard in [*range(2 * OPEN_TARS), *range(OPEN_TARS, 2 * OPEN_TARS)]:
@@ -277,7 +450,7 @@ def test_a_page_makes_one_size_request_for_each_tar_that_it_shows(
     requested: list[str] = []
     real = storage.size
     monkeypatch.setattr(storage, "size", lambda url: requested.append(Path(url).name) or real(url))
-    assert web.get("/?at=41.3").text.count("<article") == SAMPLES_PER_PAGE
+    assert web.get("/?at=41.3").text.count("<article") == DEFAULT_SIZE
     assert requested == [f"train-000{shard}.tar" for shard in (41, 42, 43)]
 
 
@@ -324,7 +497,7 @@ def test_a_run_without_a_dataset_opens_on_its_quarantine_and_names_the_next_comm
     answer = web.get("/sample/0/0")
     assert answer.status_code == 404 and f"Run `lotlip-data shard {run.url}`" in answer.text
     dataset_fixture.make(tmp_path / "run")
-    assert web.get("/").text.count("<article") == SAMPLES_PER_PAGE  # without a restart
+    assert web.get("/").text.count("<article") == DEFAULT_SIZE  # without a restart
     assert "lotlip-data shard" not in web.get("/quarantine").text
 
 
@@ -365,10 +538,105 @@ def test_the_quarantine_shows_every_stage_with_its_reasons(tmp_path: Path) -> No
     web = client(run)
     page = web.get("/quarantine").text
     assert re.findall(r"kind=([\w%]+)", page.split("</nav>")[1]) == ["images", "captions%2Fllava", "shard"]
-    assert page.count("<tr>") == 101 and page.count("http 404") == 50
-    assert web.get("/quarantine?kind=images&reason=TIMEOUT&at=1.0").text.count("<bdi>timeout") == 80
+    assert page.count("<tr>") == 49 and page.count("<bdi>http 404") == 24
+    assert "48 rows shown; 240 rows in 3 files" in page
+    assert web.get("/quarantine?kind=images&reason=TIMEOUT&at=1.0&size=96").text.count("<bdi>timeout") == 80
     assert "the the the" in web.get("/quarantine?kind=shard").text
     assert "cannot be decoded" in web.get("/quarantine?kind=captions/llava&reason=decoded").text
+
+
+def options(page: str, name: str) -> list[str]:
+    """Return the labels of a menu."""
+    menu = re.findall(rf'<select name="{name}".*?</select>', page, re.DOTALL)[0]
+    return re.findall(r"<option[^>]*>(.*?)</option>", menu)
+
+
+def test_the_menu_of_reasons_counts_all_rows_and_each_entry_selects_its_rows(tmp_path: Path) -> None:
+    """One reason has invisible characters, and two differ only beyond the characters of a menu."""
+    run = dataset_fixture.make(tmp_path / "run", shards=1)
+    long = "cannot be read: " + "x" * 300
+    reasons = ["timeout"] * 30 + ["soft\u00adhyphen"] * 20 + [long + "1", long + "2"] + [None]
+    for shard in range(2):
+        rows = [{"key": str(row), "uid": f"{shard}-{row}", "reason": reason} for row, reason in enumerate(reasons)]
+        storage.create(run.quarantine("images", f"0000{shard}.parquet"), run_fixture.parquet(rows, QUARANTINE))
+    web = client(run)
+    page = web.get("/quarantine").text
+    labels = [label.partition("x")[0] for label in options(page, "is")]
+    assert labels == ["all reasons", "timeout (60)", "soft‹U+00AD›hyphen (40)", "cannot be read: "]
+    assert "(4)" in options(page, "is")[3]
+    menu = re.findall(r'<select name="is".*?</select>', page, re.DOTALL)[0]
+    for value, count in zip(re.findall(r'<option value="([^"]+)"', menu), (60, 40, 4), strict=True):
+        shown = web.get("/quarantine", params={"is": value, "size": "96"}).text
+        assert shown.count("<tr>") == count + 1
+        uids = web.get("/quarantine/uids", params={"is": value}).text.split()
+        assert len(set(uids)) == count
+    assert len(web.get("/quarantine/uids?reason=HYPHEN").text.split()) == 40
+    assert len(web.get("/quarantine/uids?reason=TIME").text.split()) == 60
+    assert len(web.get("/quarantine/uids").text.split()) == 106
+
+
+def test_with_no_time_the_reasons_are_counted_over_several_pages(tmp_path: Path) -> None:
+    run = dataset_fixture.make(tmp_path / "run", shards=1)
+    for shard in range(3):
+        rows = [{"key": str(row), "uid": "u", "reason": "timeout"} for row in range(5)]
+        storage.create(run.quarantine("images", f"0000{shard}.parquet"), run_fixture.parquet(rows, QUARANTINE))
+    web = client(run, seconds=0)
+    counts = [options(web.get("/quarantine").text, "is")[1] for _ in range(4)]
+    assert counts == ["timeout (5 so far)", "timeout (10 so far)", "timeout (15 so far)", "timeout (15)"]
+    storage.create(run.quarantine("images", "00003.parquet"), run_fixture.parquet(rows, QUARANTINE))
+    assert options(client(run).get("/quarantine").text, "is")[1] == "timeout (20)"
+
+
+def test_the_quarantine_shows_pictures_and_duplicates_beside_the_image_that_they_are_like(tmp_path: Path) -> None:
+    """The tar of the fixture is not in the order of the keys."""
+    made = run_fixture.make(tmp_path / "run", shards=2, images=4, writers=["llava"])
+    web = client(made.run)
+    rows = {shard: run_fixture.fetched_rows(made.run, shard) for shard in range(2)}
+    late, first = rows[1][2], rows[0][3]
+    dropped = [
+        {**late, "what": "sample", "reason": "near_duplicate", "detail": first["key"], "distance": 3},
+        {**rows[1][0], "what": "sample", "reason": "evaluation_image", "detail": "coco/1.jpg", "distance": 0},
+        {**rows[1][1], "what": "llava", "reason": "repetition", "detail": "the " * 200},
+    ]
+    cells = [{name: row.get(name) for name in schema.DROPPED.names} for row in dropped]
+    storage.create(made.run.quarantine("shard", "00001-abc.parquet"), run_fixture.parquet(cells, schema.DROPPED))
+    page = web.get("/quarantine?kind=shard").text
+    entries = page.split("<article")[1:]
+    pictures = [re.findall(r'<img src="(.*?)"', entry) for entry in entries]
+    keys = [row["key"] for row in (late, first, rows[1][0], rows[1][1])]
+    assert pictures == [
+        [f"/picture/1/{keys[0]}", f"/picture/0/{keys[1]}"],
+        [f"/picture/1/{keys[2]}"],
+        [f"/picture/1/{keys[3]}"],
+    ]
+    assert "distance 3 of 64 bits" in entries[0] and entries[0].count("32 × 32") == 2
+    assert "coco/1.jpg" in entries[1] and "text by llava" in entries[2]
+    assert re.search(r"<summary><bdi>(the ){35}…</bdi></summary><bdi>(the )+</bdi>", entries[2])
+    for row, shard in ((late, 1), (first, 0), (rows[1][0], 1)):
+        answer = web.get(f"/picture/{shard}/{row['key']}")
+        assert answer.headers["content-type"] == "image/jpeg"
+        assert hashlib.sha256(answer.content).hexdigest() == row["sha256"]
+    missing = web.get("/picture/1/999999999")
+    assert missing.status_code == 404 and "has no image 999999999" in missing.text
+    assert web.get("/picture/7/000070000").status_code == 404
+
+
+def test_a_damaged_image_shard_costs_only_its_pictures(tmp_path: Path) -> None:
+    made = run_fixture.make(tmp_path / "run", shards=1, images=4, writers=["llava"])
+    row = run_fixture.fetched_rows(made.run, 0)[0]
+    dropped = {name: row.get(name) for name in schema.DROPPED.names}
+    dropped |= {"what": "sample", "reason": "near_duplicate", "detail": "000000001"}
+    storage.create(made.run.quarantine("shard", "00000-abc.parquet"), run_fixture.parquet([dropped], schema.DROPPED))
+    for name in ("00000-attempt.tar", "00000-attempt.parquet"):
+        Path(made.run.images, name).write_bytes(b"torn")
+    web = client(made.run)
+    page = web.get("/quarantine?kind=shard")
+    assert page.status_code == 200 and page.text.count("<img") == 2
+    answer = web.get(f"/picture/0/{row['key']}")
+    assert answer.status_code == 404 and "lotlip-data download" in answer.text
+    Path(made.run.image_stats(0)).write_bytes(b"{")
+    assert web.get("/quarantine?kind=shard").status_code == 200
+    assert web.get(f"/picture/0/{row['key']}").status_code in (400, 404)
 
 
 def test_the_report_is_served_with_its_own_policy(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pages in a real browser: they work without a script, load from their server only, and are legible.
+"""The pages in a real browser: they load from their server only, are legible, and can be used with the keyboard.
 
 The tests need the system's Chromium and its driver, which `tools/browser.sh` installs (`make test-slow` calls it). If
 LOTLIP_DATA_SCREENSHOTS is set, they save screenshots in the folder that it names.
@@ -21,10 +21,12 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import schema, storage
 from lotlip_data.pipeline.downloading.commit import QUARANTINE
 from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.training.config import make_config
@@ -40,7 +42,18 @@ FLAGS = (
     "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars"
 )
 DESKTOP, PHONE = (1280, 900), (390, 844)
-PATHS = ["/", "/?show=images", "/sample/0/3?of=llava", "/search?text=a+red+ring", "/quarantine", "/nothing"]
+PATHS = [
+    "/",
+    "/?show=images",
+    "/?show=short&sort=longest",
+    "/?q=zebra",
+    "/sample/0/3?of=llava",
+    "/search",
+    "/search?text=a+red+ring",
+    "/quarantine",
+    "/quarantine?kind=captions/llava",
+    "/nothing",
+]
 
 # The visible texts whose contrast with their background (WCAG 2) is below 4.5.
 CONTRAST = r"""
@@ -76,6 +89,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run = dataset_fixture.make(folder / "run", samples=20, change=change, picture=lambda n: render(sample_scene(n), 96))
     rows = [dict.fromkeys(QUARANTINE.names, text) for text in HOSTILE]
     storage.create(run.quarantine("images", "00000.parquet"), run_fixture.parquet(rows, QUARANTINE))
+    seeds = list(range(4))
+    run_fixture.write_images(run, 0, seeds, 96)
+    failed = [{**row, "error": text * 20} for row, text in zip(run_fixture.fetched_rows(run, 0), HOSTILE, strict=False)]
+    captions = [{name: row.get(name) for name in schema.CAPTIONS.names} for row in failed]
+    storage.create(run.quarantine("captions", "llava", "00000.parquet"), run_fixture.parquet(captions, schema.CAPTIONS))
     towers = write_towers(folder / "towers")
     checkpoints = [str(folder / name / "model") for name in ("lit", "lotlip")]
     for url in checkpoints:
@@ -165,7 +183,9 @@ def test_every_page_is_legible_fits_the_window_and_loads_from_its_server_only(
         assert loaded and all(url.startswith(address + "/") for url in loaded)
         messages = [line["message"] for line in browser.get_log("browser") if "/nothing " not in line["message"]]
         assert messages == [], path
-        assert browser.execute_script("return document.scripts.length") == 0
+        assert browser.execute_script("return [...document.scripts].map(script => script.src)") == [
+            f"{address}/view.js"
+        ]
 
 
 def test_a_user_can_browse_filter_page_and_draw_maps(browser: Any, address: str) -> None:
@@ -193,6 +213,55 @@ def test_a_user_can_browse_filter_page_and_draw_maps(browser: Any, address: str)
     maps = browser.find_elements(By.CSS_SELECTOR, ".maps img")
     assert len(maps) == 3 and len({picture.location["y"] for picture in maps}) == 1
     save_screenshot(browser, "maps")
+
+
+def press(browser: Any, key: str) -> None:
+    """Press a key that leads to another page, and wait for it."""
+    browser.execute_script("window.before = true")
+    ActionChains(browser).send_keys(key).perform()
+    is_loaded = "return !window.before && document.readyState == 'complete'"
+    wait = WebDriverWait(browser, 60, ignored_exceptions=[WebDriverException])
+    wait.until(lambda _: browser.execute_script(is_loaded))
+
+
+def test_keys_lead_through_the_samples_of_a_list_and_not_while_a_text_is_typed(browser: Any, address: str) -> None:
+    set_display(browser, DESKTOP)
+    browser.get(f"{address}/?size=12&q=circle")
+    follow(browser, browser.find_elements(By.CSS_SELECTOR, ".picture")[1])
+    first = browser.current_url
+    press(browser, Keys.ARROW_RIGHT)
+    second = browser.current_url
+    assert second != first and "list=" in second
+    press(browser, Keys.ARROW_LEFT)
+    assert browser.current_url == first
+    ActionChains(browser).send_keys("/").perform()
+    assert browser.switch_to.active_element.get_attribute("name") == "text"
+    ActionChains(browser).send_keys("l", Keys.ARROW_LEFT).perform()
+    assert browser.current_url == first and browser.switch_to.active_element.get_attribute("value") == "l"
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    press(browser, "l")
+    assert browser.current_url.startswith(f"{address}/?q=circle&size=12&at=")
+
+
+def test_a_copied_text_is_the_text_without_the_numbers_of_its_sub_captions(browser: Any, address: str) -> None:
+    set_display(browser, DESKTOP)
+    browser.get(f"{address}/sample/0/3")
+    text = browser.execute_async_script(
+        "const done = arguments[0]; let copied = '';"
+        "navigator.clipboard.writeText = async text => { copied = text; };"
+        "document.querySelector('[data-copy=\"#long-2\"]').click(); setTimeout(() => done(copied), 100)"
+    )
+    assert text == dataset_fixture.row_of(3)["sharegpt4v"]
+
+
+def test_a_shortened_text_opens_when_it_is_clicked(browser: Any, address: str) -> None:
+    set_display(browser, PHONE)
+    browser.get(f"{address}/?show=short")
+    text = browser.find_element(By.CSS_SELECTOR, "#s0-14 details.long p")
+    browser.execute_script("arguments[0].append(' and more words'.repeat(60))", text)
+    before = text.size["height"]
+    browser.execute_script("arguments[0].click()", text)
+    assert text.size["height"] > 2 * before
 
 
 def test_an_image_that_cannot_be_loaded_is_replaced_by_text(browser: Any, address: str) -> None:

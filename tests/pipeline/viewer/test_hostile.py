@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.downloading.commit import QUARANTINE
 from lotlip_data.pipeline.viewer.app import View, create_app
@@ -40,16 +40,19 @@ def hostile(number: int, row: dataset_fixture.Row) -> None:
 
 
 class Page(html.parser.HTMLParser):
-    """Collects the tags of a page, their attributes, and its text."""
+    """Collects the tags of a page, their attributes, its scripts, and its text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
+        self.scripts: list[dict[str, str | None]] = []
         self.tags: set[str] = set()
         self.attributes: set[tuple[str, str]] = set()
         self.text = ""
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "script":
+            self.scripts.append(dict(attrs))
         self.tags.add(tag)
         self.attributes |= {(name, value or "") for name, value in attrs}
 
@@ -63,6 +66,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     rows = [dict.fromkeys(QUARANTINE.names, text) for text in HOSTILE]
     storage.create(run.quarantine("images", "00000.parquet"), run_fixture.parquet(rows, QUARANTINE))
     storage.create(run.quarantine("<b>", "0.parquet"), run_fixture.parquet(rows, QUARANTINE))
+    dropped = [
+        dict.fromkeys(schema.DROPPED.names, text)
+        | {"distance": 3, "what": "sample", "reason": "near_duplicate", "key": "000000000"}
+        for text in (*HOSTILE, "000000001", "9" * 24)
+    ]
+    storage.create(run.quarantine("shard", "00000-0.parquet"), run_fixture.parquet(dropped, schema.DROPPED))
     return run
 
 
@@ -77,6 +86,10 @@ PATHS = [
     *(f"/sample/0/{row}" for row in range(10)),
     "/quarantine",
     "/quarantine?kind=%3Cb%3E&reason=%22%3E%3Cscript%3E",
+    "/quarantine?kind=images&is=%3Cscript%3Ealert(1)%3C/script%3E",
+    "/quarantine?kind=shard",
+    "/?show=short&sort=longest",
+    "/sample/0/2?list=q%3D%253Cscript%253E%26show%3Dshort",
     "/?q=%22%3E%3Cscript%3Ealert(1)%3C/script%3E",
     "/?text=%3Cscript%3E",
     "/?flag=%3Cscript%3E",
@@ -89,7 +102,8 @@ PATHS = [
 def test_text_from_the_web_stays_text(web: TestClient, path: str) -> None:
     answer = web.get(path)
     page = Page(answer.text)
-    assert not page.tags & {"script", "iframe", "object", "b-", "i", "h1", "base", "embed", "svg"}
+    assert page.scripts == [{"src": "/view.js", "defer": None}] and "defer></script>" in answer.text
+    assert not page.tags & {"iframe", "object", "b-", "i", "h1", "base", "embed", "svg"}
     for name, value in page.attributes:
         assert not name.startswith("on") and name not in ("style", "srcdoc")
         assert name not in ("href", "src", "action") or value.startswith(("/", "?", "#")), value
@@ -129,16 +143,32 @@ def test_only_http_and_https_urls_become_links(tmp_path: Path) -> None:
     assert linked == [True, True, False, False, False, False, False]
 
 
+@pytest.mark.parametrize("path", ["/sample/0/7.json", "/uids", "/quarantine/uids?kind=images", "/view.js"])
+def test_a_file_to_download_is_never_a_page(web: TestClient, path: str) -> None:
+    answer = web.get(path)
+    assert answer.status_code == 200 and answer.headers["content-type"].partition(";")[0] in (
+        "application/json",
+        "text/plain",
+        "text/javascript",
+    )
+    assert not set(answer.text) & set("\x00\x07\x1b\u202e\u202c\u2066\u00ad\U000e0041")
+    if path != "/view.js":
+        assert answer.headers["content-disposition"].startswith("attachment;")
+        assert web.get(path, headers={"sec-fetch-site": "cross-site", "sec-fetch-dest": "script"}).status_code == 403
+
+
 def test_content_that_is_not_a_jpeg_is_not_served(web: TestClient) -> None:
     answer = web.get("/image/0/1")
     assert answer.status_code == 404 and HTML not in answer.content and "not a JPEG" in answer.text
 
 
 @pytest.mark.parametrize("path", ["/", "/image/0/0", "/image/0/1", "/style.css", "/nothing", "/report", "/quarantine"])
-def test_every_response_forbids_scripts_and_content_sniffing(web: TestClient, path: str) -> None:
+def test_every_response_forbids_foreign_scripts_and_content_sniffing(web: TestClient, path: str) -> None:
     headers = web.get(path).headers
     policy = headers["content-security-policy"]
-    assert policy.startswith("default-src 'none';") and "script-src" not in policy and "unsafe" not in policy
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
+    directives = dict(directive.split(maxsplit=1) for directive in policy.split("; "))
+    assert directives["script-src"] == "'self'" and directives["require-trusted-types-for"] == "'script'"
     assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin"
     assert headers["cross-origin-resource-policy"] == "same-origin" and "server" not in headers
 
@@ -193,6 +223,11 @@ def test_a_page_of_another_site_gets_no_computed_content(web: TestClient, path: 
         "/sample/0/1e3",
         "/quarantine?kind=../../../../etc",
         "/quarantine?kind=/etc",
+        "/quarantine/uids?kind=../../../../etc",
+        "/picture/0/..%2f..%2fetc%2fpasswd",
+        "/picture/0/000000000",
+        f"/picture/0/{'9' * 5000}",
+        "/sample/0/../../etc/passwd.json",
         "/static/../app.py",
         "/..%2fmanifest.yaml",
     ],

@@ -17,7 +17,7 @@ OPEN_TARS = 8
 MAX_IMAGE_BYTES = 100_000_000
 """An image whose header claims more is not read."""
 _REMEDY = "Run `lotlip-data verify` on the run."
-_JPEG_MAGIC = b"\xff\xd8\xff"
+JPEG_MAGIC = b"\xff\xd8\xff"
 
 
 class ImageUnavailableError(UserError):
@@ -72,7 +72,7 @@ class _Tar:
                 raise ImageUnavailableError(f"{self._url}: cannot be read ({error}). {_REMEDY}") from error
             except IndexError as error:
                 raise ImageUnavailableError(f"{self._url}: has no image {row}") from error
-        if not content.startswith(_JPEG_MAGIC):
+        if not content.startswith(JPEG_MAGIC):
             raise ImageUnavailableError(f"{self._url}: image {row} is not a JPEG")
         return content
 

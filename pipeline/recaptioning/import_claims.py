@@ -1,0 +1,124 @@
+"""The table behind an imported captioner, recorded in its folder, so that captions of two tables never mix.
+
+`captioner.json` of an imported captioner has the field `import` beside the settings: an `ImportRecord`. Folders of
+earlier releases lack it.
+"""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.schema import IMPORTED_KIND
+from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.recaptioning.caption_table import CaptionTable
+from lotlip_data.pipeline.recaptioning.results import RecaptionError
+
+FIELD = "import"
+
+
+@dataclass(frozen=True)
+class ImportRecord:
+    """The table that captions were imported from."""
+
+    options: list[str]
+    """The arguments of `lotlip-data import` for this captioner, without the run."""
+    stamps: dict[str, str]
+    """Path of each file → its stamp when it was imported, such as its size and time of change."""
+    sha256: str
+    """Digest of the contents of all files."""
+
+
+def check_claim(run: Run, table: CaptionTable, config: CaptionerConfig, replace: bool) -> None:
+    """Check that the captioner's folder is free, or holds captions of this table.
+
+    Args:
+        run: The run.
+        table: The table of captions.
+        config: The captioner.
+        replace: Whether captions of another table may be replaced.
+
+    Raises:
+        RecaptionError: It holds captions of a model, or of another table that may not be replaced.
+    """
+    folder = run.captioner(config.name)
+    try:
+        recorded = ledger.captioner_settings(run, config.name)
+    except FileNotFoundError:
+        return
+    if recorded.get("kind") != IMPORTED_KIND and ledger.captioned_shards(run, config.name):
+        raise RecaptionError(
+            f"{folder}: holds captions that {recorded['id']} made. Give the imported captions another name."
+        )
+    if replace or (recorded["id"] == config.id and _is_unchanged(table, recorded.get(FIELD))):
+        return
+    if ledger.captioned_shards(run, config.name):
+        change = "this table has changed since" if recorded.get("model") == config.model else "not from this table"
+        raise RecaptionError(
+            f"{folder}: holds captions that were imported from {recorded.get('model')}: {change}. To import this table "
+            "in their place, give --replace. To keep both, give these captions another name."
+        )
+
+
+def _is_unchanged(table: CaptionTable, recorded: dict[str, Any] | None) -> bool:
+    """Whether the table's files have the recorded contents. They are read only if their stamps differ."""
+    if recorded is None:  # of an earlier release, in which the id alone identifies the table
+        return True
+    return recorded["stamps"] == _stamps(table) or recorded["sha256"] == _sha256(table)
+
+
+def claim(run: Run, table: CaptionTable, replace: bool) -> None:
+    """Record the table in the folders of its captioners.
+
+    Args:
+        run: The run.
+        table: The table of captions, which `check_claim` accepts.
+        replace: Remove the captions in these folders first. They go before the record of their table, so a kill leaves
+            no caption under the record of another table.
+    """
+    stamps, sha256 = _stamps(table), _sha256(table)
+    for config in table.configs:
+        name, path = config.name, run.captioner_settings(config.name)
+        if replace:
+            for shard in ledger.captioned_shards(run, name):
+                storage.remove(run.caption_shard(name, shard))
+            ledger.forget_removed(run, name)
+        record = ImportRecord(table.options(name), stamps, sha256)
+        content = {"id": config.id, **config.to_dict(), FIELD: asdict(record)}
+        data = json.dumps(content, indent=1).encode()
+        if not storage.create(path, data) and not ledger.captioned_shards(run, name):
+            storage.replace(path, data)  # of another table, or of a model, without any captions
+            storage.remove(run.parts(name))
+            storage.remove(run.model_files(name))
+
+
+def import_command(run: Run, name: str) -> str:
+    """The command that imports the captions of an imported captioner again."""
+    record = ledger.captioner_settings(run, name).get(FIELD)
+    if record is None:  # of an earlier release
+        return "`lotlip-data import` of the same table"
+    table, *options = record["options"]
+    return f"`lotlip-data import {shlex.join([table, run.url, *options])}`"
+
+
+def _stamps(table: CaptionTable) -> dict[str, str]:
+    return {file: stamp for file in table.files for stamp in storage.stamps_matching(file).values()}
+
+
+def _sha256(table: CaptionTable) -> str:
+    digest = hashlib.sha256()
+    for file in _in_order(table.files):
+        with storage.open_read(file) as stream:
+            digest.update(f"{storage.size(file)} ".encode())
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _in_order(files: Sequence[str]) -> list[str]:
+    return sorted(files, key=lambda file: file.rsplit("/", 1)[-1])

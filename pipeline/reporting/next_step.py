@@ -1,0 +1,142 @@
+"""What of a run no longer fits its input, and the next command to run."""
+
+import shlex
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.dataset_index import SPLITS, read_dataset_summary, read_index
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
+from lotlip_data.manifests.settings.evaluation import SYNTHETIC
+from lotlip_data.manifests.wording import count, plural
+from lotlip_data.pipeline.dataset.metadata import recipe_changes
+from lotlip_data.pipeline.dataset.stage import recipe_of
+from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+from lotlip_data.pipeline.reporting.status import RunStatus, Stale
+from lotlip_data.pipeline.reporting.training_status import training_settings
+
+
+def find_not_started(manifest: Manifest, status: RunStatus) -> dict[str, list[str]]:
+    """By stage, the captioners and trainings of the manifest that have no folder in the run yet."""
+    trainings = {*status["trained"], *status["training"]}
+    return {
+        "recaption": [name for name in _captioner_names(manifest) if name not in status["captioners"]],
+        "train": [entry.folder for entry in manifest.train if entry.folder not in trainings],
+    }
+
+
+def _captioner_names(manifest: Manifest) -> list[str]:
+    try:
+        return [job.config.name for job in resolve_captioners(manifest.captioners)] if manifest.captioners else []
+    except UserError:
+        return []  # `recaption` says what is wrong
+
+
+def find_stale(run: Run, manifest: Manifest, status: RunStatus) -> list[Stale]:
+    """What was made from an earlier state of its input. Reads dataset.json."""
+    stale = list[Stale]()
+    if status["dataset"]:
+        reasons = _dataset_changes(run, manifest, status)
+        stale += [Stale(stage="dataset", name="", reason=reason) for reason in reasons]
+        stale += _stale_trainings(run, status) if status["trained"] else []
+    return stale + _stale_evaluations(run, status)
+
+
+def _dataset_changes(run: Run, manifest: Manifest, status: RunStatus) -> list[str]:
+    try:
+        summary = read_dataset_summary(run)
+        recipe = recipe_of(run, manifest)
+    except UserError as error:
+        return [str(error)]
+    lines = []
+    known = summary["captioners"]
+    if added := [name for name in recipe.captioners if name not in known]:
+        lines.append(f"captions by {', '.join(added)} are not in it")
+    if removed := [name for name in known if name not in recipe.captioners]:
+        lines.append(f"it has captions by {', '.join(removed)}, which the run no longer has")
+    if replaced := [name for name, id in known.items() if recipe.captioners.get(name, id) != id]:
+        lines.append(f"captions by {', '.join(replaced)} were made again with other settings")
+    lines += [change for change in recipe_changes(summary, recipe) if not change.startswith("captioners was")]
+    if missing := status["images"] - summary["fetched"]:
+        text = f"{count(missing, 'downloaded image')} {plural(missing, 'is')} not in it"
+        lines.append(text if missing > 0 else f"it has {count(-missing, 'image')} that the run no longer has")
+    return lines or _newer_inputs(run, list(recipe.captioners))
+
+
+def _newer_inputs(run: Run, captioners: list[str]) -> list[str]:
+    """Captions and images that were written after dataset.json: a build with new inputs always writes it again."""
+    built = _change(run.shards, "dataset.json")
+    lines = []
+    for name in captioners:
+        folder = run.captioner(name)
+        changed = storage.last_change(folder, storage.list_names(folder, ".parquet"))
+        if built is not None and changed is not None and changed > built:
+            lines.append(f"captions by {name} have changed since it was built")
+    changed = storage.last_change(run.images, storage.list_names(run.images, "_stats.json"))
+    if built is not None and changed is not None and changed > built:
+        lines.append("images were downloaded again since it was built")
+    return lines
+
+
+def _stale_trainings(run: Run, status: RunStatus) -> list[Stale]:
+    try:
+        shards = [entry["tar"]["sha256"] for entry in read_index(run)[SPLITS["train"]] if entry["samples"]]
+    except (UserError, KeyError, TypeError):
+        return []  # the dataset itself is damaged
+    reason = "the dataset has changed since; to train on it, give another name or remove the folder"
+    stale = []
+    for name in status["trained"]:
+        recorded = training_settings(run, name).get("dataset")
+        if recorded is not None and recorded != shards:
+            stale.append(Stale(stage="train", name=name, reason=reason))
+    return stale
+
+
+def _stale_evaluations(run: Run, status: RunStatus) -> list[Stale]:
+    """Result files that are older than the training of their model."""
+    stale = []
+    for name in status["trained"]:
+        trained = _change(run.train(name), TRAINING_DONE)
+        for url in status["evaluated"].get(name, []):
+            folder, _, file = url.rpartition("/")
+            evaluated = _change(folder, file)
+            if trained is not None and evaluated is not None and evaluated < trained:
+                reason = f"{run.relative(url)} is of an earlier training; remove it and evaluate again"
+                stale.append(Stale(stage="eval", name=name, reason=reason))
+    return stale
+
+
+def _change(folder: str, name: str) -> float | None:
+    return storage.last_change(folder, [name])
+
+
+def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[Stale]) -> str:
+    """The command that brings the run forward: the first stage that is not complete."""
+    url = shlex.quote(run.url)
+    download = status["download"]
+    if download is None or status["fetched"] < (status["shards"] or 0):
+        return f"lotlip-data download {shlex.quote(run.manifest)} {url}"
+    if (not status["captioners"] and not manifest.captioners) or _has_captions_left(manifest, status):
+        return f"lotlip-data recaption {url}"
+    if not status["dataset"] or any(entry["stage"] == "dataset" for entry in stale):
+        return f"lotlip-data shard {url}"
+    if any(entry.folder not in status["trained"] for entry in manifest.train):
+        return f"lotlip-data train {url}"
+    if _has_evaluations_left(run, manifest, status):
+        return f"lotlip-data run {shlex.quote(run.manifest)} {url}"
+    return f"lotlip-data view {url}"
+
+
+def _has_captions_left(manifest: Manifest, status: RunStatus) -> bool:
+    return any(status["captioned"].get(name, 0) < status["fetched"] for name in _captioner_names(manifest))
+
+
+def _has_evaluations_left(run: Run, manifest: Manifest, status: RunStatus) -> bool:
+    for entry in manifest.train:
+        results = status["evaluated"].get(entry.folder, [])
+        for evaluation in manifest.evaluate:
+            beside_model = storage.join(run.train(entry.folder), f"eval-{evaluation.task}.json")
+            expected = run.evaluation(entry.folder) if evaluation.task == SYNTHETIC else beside_model
+            if expected not in results:
+                return True
+    return False

@@ -1,0 +1,128 @@
+"""The status of a run as a table of at most 80 columns: a row per stage, captioner and model."""
+
+from dataclasses import dataclass
+
+from lotlip_data.manifests.wording import count, duration, rate
+from lotlip_data.pipeline.downloading.failures import format_text as format_failures
+from lotlip_data.pipeline.reporting.status import CaptionerStatus, DownloadStatus, RunStatus
+from lotlip_data.pipeline.reporting.training_status import TrainingStatus
+
+DONE, RUNNING, STOPPED, STALE, NOT_STARTED = "done", "running", "stopped", "stale", "not started"
+
+_STAGE_WIDTH, _NAME_WIDTH, _PROGRESS_WIDTH, _FAILED_WIDTH = 9, 17, 31, 7
+
+
+@dataclass(frozen=True)
+class _Row:
+    stage: str
+    name: str
+    progress: str
+    state: str
+    failed: int | None = None
+    """None if the stage does not count failures."""
+    details: str = ""
+    """Speed and time left, on a line of their own."""
+
+    def lines(self) -> list[str]:
+        failed = "" if self.failed is None else f"{self.failed:,}"
+        if len(self.name) <= _NAME_WIDTH:
+            lines = [_columns(self.stage, self.name, self.progress, failed, self.state)]
+        else:
+            lines = [f"{self.stage:{_STAGE_WIDTH}} {self.name}", _columns("", "", self.progress, failed, self.state)]
+        return [*lines, *([_columns("", "", self.details, "", "")] if self.details else [])]
+
+
+def _columns(stage: str, name: str, progress: str, failed: str, state: str) -> str:
+    cells = (stage.ljust(_STAGE_WIDTH), name.ljust(_NAME_WIDTH), progress.ljust(_PROGRESS_WIDTH))
+    return f"{' '.join(cells)} {failed:>{_FAILED_WIDTH}}  {state}".rstrip()
+
+
+def format_table(status: RunStatus) -> list[str]:
+    """The lines that `status` prints, from the result of `get_status`."""
+    stale = {(entry["stage"], entry["name"]) for entry in status.get("stale", [])}
+    rows = [
+        _lists_row(status),
+        _download_row(status),
+        *(_captioner_row(name, captioner) for name, captioner in status["captioners"].items()),
+        *_not_started(status, "recaption"),
+        _dataset_row(status, stale),
+        *(_Row("train", name, "", STALE if ("train", name) in stale else DONE) for name in status["trained"]),
+        *(_training_row(name, training) for name, training in status["trainings"].items()),
+        *_not_started(status, "train"),
+        *(
+            _Row("eval", name, count(len(urls), "result file"), STALE if ("eval", name) in stale else DONE)
+            for name, urls in status["evaluated"].items()
+        ),
+    ]
+    lines = [_columns("stage", "name", "progress", "failed", "state")]
+    lines += [line for row in rows for line in row.lines()]
+    if "failures" in status:
+        lines += ["", *format_failures(status["failures"])]
+    if entries := status.get("stale"):
+        lines += ["", "stale:"]
+        for entry in entries:
+            lines.append(f"  {' '.join(filter(None, (entry['stage'], entry['name'])))}: {entry['reason']}")
+    if "next" in status:
+        lines += ["", f"next: {status['next']}"]
+    return lines
+
+
+def _not_started(status: RunStatus, stage: str) -> list[_Row]:
+    return [_Row(stage, name, "", NOT_STARTED) for name in status.get("not_started", {}).get(stage, [])]
+
+
+def _lists_row(status: RunStatus) -> _Row:
+    if status["shards"] is None or status["download"] is None:
+        return _Row("lists", "", "", NOT_STARTED)
+    return _Row("lists", "", f"{count(status['download']['urls'], 'URL')}, {count(status['shards'], 'shard')}", DONE)
+
+
+def _download_row(status: RunStatus) -> _Row:
+    download = status["download"]
+    if download is None:
+        return _Row("download", "", "", NOT_STARTED)
+    progress = f"{download['tried']:,} of {count(download['urls'], 'URL')}"
+    shards_left = (status["shards"] or 0) - status["fetched"]
+    state = _state(shards_left, download["tried"], download["images_per_s"])
+    details = [count(status["images"], "image")]
+    if state == RUNNING:
+        details += [rate(download["images_per_s"], "URLs"), *_left(download)]
+    return _Row("download", "", progress, state, download["failed"], ", ".join(details))
+
+
+def _captioner_row(name: str, captioner: CaptionerStatus) -> _Row:
+    total = captioner["done"] + captioner["left"]
+    progress = f"{captioner['done']:,} of {count(total, 'image')}"
+    state = _state(captioner["left"], captioner["done"], captioner["images_per_s"])
+    details = ""
+    if state == RUNNING:
+        speeds = [rate(captioner["images_per_s"], "images"), rate(captioner["tokens_per_s"], "tokens")]
+        details = ", ".join([*speeds, *_left(captioner)])
+    return _Row("recaption", name, progress, state, captioner["failed"], details)
+
+
+def _state(left: int, done: int, speed: float) -> str:
+    if not left:
+        return DONE
+    if not done:
+        return NOT_STARTED
+    return RUNNING if speed else STOPPED
+
+
+def _left(stage: DownloadStatus | CaptionerStatus | TrainingStatus) -> list[str]:
+    return [] if stage["seconds_left"] is None else [f"{duration(stage['seconds_left'])} left"]
+
+
+def _dataset_row(status: RunStatus, stale: set[tuple[str, str]]) -> _Row:
+    if not status["dataset"]:
+        return _Row("dataset", "", "", NOT_STARTED)
+    return _Row("dataset", "", "", STALE if ("dataset", "") in stale else DONE)
+
+
+def _training_row(name: str, training: TrainingStatus) -> _Row:
+    of = f" of {training['steps']:,}" if training["steps"] else ""
+    details = [f"loss {training['loss']:.3f}"] if training["loss"] is not None else []
+    if training["steps_per_s"]:
+        details += [rate(training["steps_per_s"], "steps"), *_left(training)]
+    state = RUNNING if training["steps_per_s"] else STOPPED
+    return _Row("train", name, f"step {training['step']:,}{of}", state, details=", ".join(details))

@@ -1,0 +1,95 @@
+"""The pages of the quarantine: what could not be used, with reasons and pictures."""
+
+import time
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lotlip_data.pipeline.viewer import quarantine
+from lotlip_data.pipeline.viewer.list_options import PAGE_SIZES, Parameters, parse_size
+from lotlip_data.pipeline.viewer.paging import iter_matches
+from lotlip_data.pipeline.viewer.quarantine import Category, reason_filter
+from lotlip_data.pipeline.viewer.sample_pages import uid_file
+from lotlip_data.pipeline.viewer.scans import ReasonCounts
+from lotlip_data.pipeline.viewer.site import Site, page_links
+
+DEFAULT_SIZE = 48
+MENU_REASONS = 100
+"""Number of reasons in the menu, the most frequent first."""
+
+
+class QuarantinePages:
+    """The pages of the quarantine."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def page(self, request: Request) -> Response:
+        """The categories, and one page of one category."""
+        categories = quarantine.list_categories(self._site.run)
+        category = _requested(request, categories)
+        words, reason = (request.query_params.get(name, "").strip() for name in ("reason", "is"))
+        size = parse_size(request.query_params, DEFAULT_SIZE)
+        files = category.files if category else ()
+        page = self._site.read_page(request, files, reason_filter(words, reason), size)
+        deadline = time.monotonic() + self._site.seconds
+        entries = [
+            quarantine.make_entry(row, category, files[position.file], self._site.images, deadline)
+            for position, row in page.rows
+            if category is not None
+        ]
+        parameters: Parameters = [("kind", category.name)] if category else []
+        parameters += [(name, value) for name, value in (("reason", words), ("is", reason)) if value]
+        parameters += [("size", str(size))] if size != DEFAULT_SIZE else []
+        counts = self._count(category)
+        return self._site.render(
+            "quarantine",
+            categories=categories,
+            category=category,
+            counts=counts,
+            menu=counts.counts.most_common(MENU_REASONS) if counts else [],
+            page=page,
+            links=page_links(page, parameters),
+            entries=entries,
+            columns=[name for name in quarantine.COLUMNS if any(name in entry.cells for entry in entries)],
+            short_characters=quarantine.SHORT_CHARACTERS,
+            sizes=PAGE_SIZES,
+            size=size,
+            words=words,
+            reason=reason,
+            parameters=parameters,
+            has_dataset=self._site.has_dataset,
+        )
+
+    def picture(self, request: Request) -> Response:
+        """A downloaded image by its shard and key; always a JPEG."""
+        shard, key = request.path_params["shard"], request.path_params["key"]
+        return Response(self._site.images.image(shard, key), media_type="image/jpeg")
+
+    def uids(self, request: Request) -> Response:
+        """The uids of all rows of a category with a reason, as a file."""
+        category = _requested(request, quarantine.list_categories(self._site.run))
+        words, reason = (request.query_params.get(name, "").strip() for name in ("reason", "is"))
+        files = category.files if category else ()
+        return uid_file(iter_matches(files, reason_filter(words, reason), ["uid"], None))
+
+    def _count(self, category: Category | None) -> ReasonCounts | None:
+        """Continue to count the reasons of a category."""
+        if category is None:
+            return None
+        key = (category.name, category.files, category.stamps)
+        counts = self._site.scans.reasons(key, lambda: ReasonCounts(category.files, quarantine.REASON_COLUMNS))
+        counts.scan.advance(self._site.count_seconds)
+        return counts
+
+
+def _requested(request: Request, categories: list[Category]) -> Category | None:
+    """Return the category that a URL names, or the first one."""
+    name = request.query_params.get("kind", "")
+    if not name:
+        return categories[0] if categories else None
+    category = next((each for each in categories if each.name == name), None)
+    if category is None:
+        raise HTTPException(404)
+    return category
