@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig
 from lotlip_data.captioners.quality_flags import find_flags
-from lotlip_data.manifests import storage, wording
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
