@@ -82,13 +82,14 @@ def validate(
 ) -> Content:
     """`content` as an instance of `schema`. Raises `error_type` if it does not fit. The arguments of `parse_json`."""
     try:
-        return _adapter(schema).validate_json(json.dumps(content), strict=True)
+        validated: Content = _adapter(schema).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise error_type(_message(url, _describe(error), remedy)) from None
+    return validated
 
 
 @functools.cache
-def _adapter(schema: type[Content]) -> TypeAdapter[Content]:
+def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 

@@ -5,7 +5,7 @@ Other fields are allowed at the top, in the manifest and in the rules, which gro
 
 from typing import Any, Literal, NotRequired
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from lotlip_data.manifests.subcaptions import SplitMode
@@ -13,19 +13,19 @@ from lotlip_data.manifests.subcaptions import SplitMode
 _OPEN, _CLOSED = ConfigDict(extra="allow"), ConfigDict(extra="forbid")
 
 
+@with_config(_CLOSED)
 class FileEntry(TypedDict):
     """A `dataset_index.FileRecord`."""
 
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]  # how pydantic configures a TypedDict
     name: str
     bytes: int
     sha256: str
 
 
+@with_config(_CLOSED)
 class SamplesEntry(TypedDict):
     """A `dataset_index.ShardFile`, as far as a reader of the samples alone needs it."""
 
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]
     input: NotRequired[int]
     split: NotRequired[str]
     samples: int
@@ -34,10 +34,10 @@ class SamplesEntry(TypedDict):
     parquet: FileEntry
 
 
+@with_config(_CLOSED)
 class OutputEntry(TypedDict):
     """A `dataset_index.ShardFile`."""
 
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]
     split: Literal["train", "validation"]
     samples: int
     long_texts: dict[str, int]
@@ -45,10 +45,10 @@ class OutputEntry(TypedDict):
     parquet: FileEntry
 
 
+@with_config(_CLOSED)
 class InputEntry(TypedDict):
     """A `dataset_index.ShardRecord` without its files."""
 
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]
     shard: int
     fingerprint: str
     recipe: str
@@ -60,51 +60,52 @@ class InputEntry(TypedDict):
     versions: dict[str, str]
 
 
+@with_config(_CLOSED)
 class Marker(InputEntry):
     """The marker of an input shard: a `dataset_index.ShardRecord`."""
 
     outputs: list[OutputEntry]
 
 
+@with_config(_OPEN)
 class Rules(TypedDict):
     """The filters of the dataset."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
     validation: float
 
 
+@with_config(_OPEN)
 class Source(TypedDict):
     """A source of the manifest."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
     name: str
     licence: NotRequired[str | None]
     homepage: NotRequired[str | None]
 
 
+@with_config(_OPEN)
 class ManifestOfRun(TypedDict):
     """The manifest of the run."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
     sources: list[Source]
     shard: dict[str, Any]
     clean: dict[str, Any]
 
 
+@with_config(_OPEN)
 class SamplesIndex(TypedDict):
     """dataset.json, as far as a reader of the samples alone needs it."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
     captioners: dict[str, str]
     sub_captions: SplitMode
     shards: list[SamplesEntry]
     validation: NotRequired[list[SamplesEntry]]
 
 
+@with_config(_OPEN)
 class DatasetIndex(TypedDict):
     """dataset.json."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
     schema_version: int
     name: str
     recipe: NotRequired[str]

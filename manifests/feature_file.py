@@ -14,7 +14,7 @@ from lotlip_data.manifests.errors import UserError
 
 _MEMBER = "features.npy"
 _REMEDY = "Remove it; the next run computes it again."
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, ArithmeticError)
+_DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, EOFError, RuntimeError, ArithmeticError)
 _DAMAGE += (zipfile.BadZipFile, zlib.error, struct.error)
 """What zipfile raises for damaged archives, depending on the place of the damage."""
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Self
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.digests import Digest, HashingReader
@@ -237,7 +237,7 @@ class _TarHeader(tarfile.TarInfo):
     """A header that raises ReadError if it is damaged or cut off, where tarfile takes it for the end of the tar."""
 
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tar)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage
@@ -26,10 +26,10 @@ from lotlip_data.pipeline.stages import run_pipeline
 logger = logging.getLogger(__name__)
 
 
+@with_config(ConfigDict(extra="allow"))
 class _Scores(TypedDict):
     """The results on synthetic scenes, as far as the demo needs them."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # how pydantic configures a TypedDict
     retrieval: dict[str, dict[str, Any]]
 
 

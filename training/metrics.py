@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, with_config
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -32,10 +32,10 @@ def metrics_url(folder: str) -> str:
     return storage.join(folder, TRAINING_METRICS)
 
 
+@with_config(ConfigDict(extra="allow"))
 class _Line(TypedDict):
     """The values of a step."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # how pydantic configures a TypedDict
     step: int
 
 

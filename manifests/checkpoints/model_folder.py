@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage
@@ -24,30 +24,30 @@ class CheckpointError(UserError):
     """The folder has no model of this project, or a damaged one."""
 
 
+@with_config(ConfigDict(extra="forbid"))
 class Towers(TypedDict):
     """The configurations of both towers for transformers, and the text settings."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]  # how pydantic configures a TypedDict
     image: dict[str, Any]
     text: dict[str, Any]
     corner_tokens: int
     mask: bool
 
 
+@with_config(ConfigDict(extra="forbid"))
 class Transform(TypedDict):
     """The preprocessing of images."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
 
 
+@with_config(ConfigDict(extra="forbid"))
 class ModelConfig(TypedDict):
     """The content of config.json."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     format: int
     context_length: int
     text_form: Literal["authors", "punkt"]

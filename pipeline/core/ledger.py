@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage
@@ -23,10 +23,10 @@ _CAPTION_SHARD = re.compile(r"(\d{5,})\.parquet")
 _RECORD = re.compile(r"rows(\d+)-failed(\d+)-tokens(\d+)-from(\d+)-to(\d+)(?:-spent(\d+)-gpu(\d+))?")
 
 
+@with_config(ConfigDict(extra="allow"))
 class ImageMarker(TypedDict):
     """The marker of a downloaded shard. It also has img2dataset's own statistics."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # how pydantic configures a TypedDict
     count: int
     """Rows of the shard."""
     successes: int
@@ -47,10 +47,10 @@ class ImageMarker(TypedDict):
     """Size and sha256 of both files. Earlier releases do not record them."""
 
 
+@with_config(ConfigDict(extra="allow"))
 class CaptionerRecord(TypedDict):
     """The settings that made the captions in a captioner's folder, and the id that follows from them."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     id: str
 
 

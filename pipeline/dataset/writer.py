@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO
 
 import pyarrow as pa
-from pydantic import ConfigDict
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage, tar_reader
@@ -40,10 +40,10 @@ class DamagedShard(UserError):
     """A tar or a Parquet file that cannot be read or lacks content; the message names it."""
 
 
+@with_config(ConfigDict(extra="allow"))
 class ImageRow(TypedDict):
     """The json member of an image: what the dataset takes from it."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # how pydantic configures a TypedDict
     uid: str
     url: str
     sha256: str | None

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-from pydantic import ConfigDict
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, tar_reader
@@ -19,10 +19,10 @@ class ShardUnreadable(UserError):
     """A downloaded shard cannot be read. The message names the object and the remedy."""
 
 
+@with_config(ConfigDict(extra="allow"))
 class _ImageMember(TypedDict):
     """The json member of an image: a row of `schema.IMAGES`."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # how pydantic configures a TypedDict
     uid: str
     sha256: str
 

@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
+
+from typing_extensions import TypeIs
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
@@ -265,7 +267,7 @@ def _record(summary: DownloadSummary, shard: int, result: TaskResult | Exception
     logger.info(f"{text}{reasons}; {done}", extra=SHOWN_BY_BAR)
 
 
-def _is_marker(result: TaskResult) -> TypeGuard[ImageMarker]:
+def _is_marker(result: TaskResult) -> TypeIs[ImageMarker]:
     return "tar" in result
 
 

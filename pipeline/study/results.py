@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NotRequired
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage
@@ -40,10 +40,10 @@ FAR_APART_FACTOR, FAR_APART_POINTS = 2.0, 10.0
 """Seeds are far apart if the best exceeds the worst by more than this factor and by more than these points."""
 
 
+@with_config(ConfigDict(extra="allow"))
 class _Result(TypedDict):
     """The result of a training of the study."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # how pydantic configures a TypedDict
     key: str
     seed: int
     figures: dict[str, Any]
@@ -179,7 +179,7 @@ def _required_figures(design: Design) -> dict[str, Sequence[str]]:
 
 def _parse_result(text: bytes, where: str, figures: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Parse and check a result. Raises UserError with the place `where` if it is none."""
-    content = dict(artifacts.parse_json(text, where, _REMEDY, _Result))
+    content: dict[str, Any] = dict(artifacts.parse_json(text, where, _REMEDY, _Result))
     for name in figures.get(content["key"], ()):
         if not isinstance(content["figures"].get(name), int | float):
             raise UserError(f"{where}: its figure {name!r} is missing or no number. {_REMEDY}")

@@ -7,7 +7,6 @@ requested image. The most recently used tars and tables stay open.
 import functools
 import threading
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +16,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
 from lotlip_data.manifests.tar_reader import TarMember
 from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.core.ledger import ImageMarker
 from lotlip_data.pipeline.dataset.tar_images import JPEG_MAGIC, MAX_IMAGE_BYTES, ImageUnavailableError
 from lotlip_data.pipeline.downloading.reader import fetched_rows, refetch_remedy
 
@@ -67,14 +67,15 @@ class DownloadedImages:
         _, *values = (table[name][row].as_py() for name in _COLUMNS)
         return ImageFacts(*values)
 
-    def _marker(self, shard: int) -> dict[str, Any]:
+    def _marker(self, shard: int) -> ImageMarker:
         try:
             return ledger.read_image_stats(self._run, shard)
         except FileNotFoundError:
             raise ImageUnavailableError(f"{self._run.image_stats(shard)}: there is no such shard") from None
 
-    def _read_table(self, shard: int, parquet: str) -> pa.Table:
-        return fetched_rows(self._run, shard, {"parquet": parquet}, _COLUMNS)
+    def _read_table(self, shard: int, _parquet: str) -> pa.Table:
+        """The table of a shard. Its name makes sure that the table of an earlier download is not taken from the cache."""
+        return fetched_rows(self._run, shard, self._marker(shard), _COLUMNS)
 
 
 class _KeyedTar:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import ConfigDict
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage
@@ -126,10 +126,10 @@ def evaluate_zero_shot(
     return results
 
 
+@with_config(ConfigDict(extra="allow"))
 class _Results(TypedDict):
     """The results of an evaluation, as far as every reader needs them."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # how pydantic configures a TypedDict
     retrieval: dict[str, dict[str, Any]]
     classification: dict[str, dict[str, Any]]
     settings: dict[str, Any]
