@@ -74,7 +74,7 @@ class DownloadedImages:
             raise ImageUnavailableError(f"{self._run.image_stats(shard)}: there is no such shard") from None
 
     def _read_table(self, shard: int, _parquet: str) -> pa.Table:
-        """The table of a shard. Its name makes sure that the table of an earlier download is not taken from the cache."""
+        """The table of a shard. Its name keeps the table of an earlier download out of the cache."""
         return fetched_rows(self._run, shard, self._marker(shard), _COLUMNS)
 
 
