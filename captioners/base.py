@@ -56,9 +56,17 @@ class CaptionerConfig(CaptionerSettings):
         that greedy decoding ignores, and, so that ids last, settings that came later while they are at their default.
         """
         settings = self.to_dict()
-        greedy = ("top_p", "seed") if self.temperature == 0 else ()
-        later = {"tensor_parallel_size": 1, "request": {}}
-        for field in ("name", *greedy, *(field for field, default in later.items() if settings[field] == default)):
+        greedy = ("top_p", "seed", "top_k", "min_p") if self.temperature == 0 else ()
+        later = {
+            "tensor_parallel_size": 1,
+            "request": {},
+            "repetition_penalty": 1,
+            "top_k": 0,
+            "min_p": 0,
+            "min_new_tokens": 0,
+            "image_fit": "checkpoint",
+        }
+        for field in {"name", *greedy, *(field for field, default in later.items() if settings[field] == default)}:
             del settings[field]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{self.name}@{digest[:12]}"
@@ -83,6 +91,7 @@ class ModelSpec(Protocol):
     template: ClassVar[str]
     model_class: ClassVar[str]
     processor_class: ClassVar[str]
+    uses_chat_template: ClassVar[bool]
 
     def check(self, source: str, load_options: dict[str, Any]) -> None:
         """Raise ValueError with the fix if the checkpoint `source` does not have the layout of this architecture."""

@@ -52,9 +52,10 @@ def explained(config: CaptionerConfig) -> Iterator[None]:
 def explain(error: Exception, config: CaptionerConfig) -> UserError | EngineStartError:
     """The exception to raise in place of one that a library raised while it loaded the captioner."""
     where = f"captioner {config.name!r}"
-    if answer := hub.explain(error, config.model, config.revision):
+    ours = isinstance(error, ValueError) and _is_ours(error)  # it says all, whatever error it was raised from
+    if not ours and (answer := hub.explain(error, config.model, config.revision)):
         return type(answer)(f"{where}: {answer.problem}", answer.remedy)
-    if isinstance(error, UserError) or (isinstance(error, ValueError) and _is_ours(error)):
+    if ours or isinstance(error, UserError):
         return LoadError(str(error) if config.name in str(error) else f"{where}: {error}")
     if isinstance(error, EngineDead):
         return EngineStartError(str(error) if config.name in str(error) else f"{where}: {error}")

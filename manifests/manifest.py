@@ -32,12 +32,13 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from lotlip_data.manifests import artifacts, catalog, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.settings.base import ListEntry, Settings
+from lotlip_data.manifests.settings.base import ListEntry, Name, Settings
 from lotlip_data.manifests.settings.captioners import CaptionerEntry, parse_captioner
 from lotlip_data.manifests.settings.dataset import CleanSettings, ShardSettings
 from lotlip_data.manifests.settings.download import DownloadSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry
-from lotlip_data.manifests.settings.source import Name, Source
+from lotlip_data.manifests.settings.plain_values import MAX_DEPTH
+from lotlip_data.manifests.settings.source import Source
 from lotlip_data.manifests.settings.training import TrainingEntry
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class Manifest(Settings):
 
     def evaluation_folder(self, entry: EvaluationEntry) -> str:
         """The folder of a published task's files."""
-        return entry.data or storage.join(str(self.evaluation_data), entry.task)
+        return entry.data or storage.join(str(self.evaluation_data), entry.name or entry.task)
 
 
 def load(path: str) -> Manifest:
@@ -168,8 +169,11 @@ def parse(text: str, where: str) -> Manifest:
         content = yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise ManifestError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-    except ValueError as error:  # a repeated key, or an impossible date
-        raise ManifestError(f"{where}: {error}") from None
+    except RecursionError:
+        raise ManifestError(f"{where}: nested more than {MAX_DEPTH} deep") from None
+    except (ValueError, OverflowError) as error:  # a repeated key, an impossible date, or a number of 5,000 digits
+        reason = "a number has too many digits" if "set_int_max_str_digits" in str(error) else str(error)
+        raise ManifestError(f"{where}: {reason}") from None
     if not isinstance(content, dict):
         raise ManifestError(f"{where}: a manifest is a mapping with at least `name` and `sources`")
     try:

@@ -6,9 +6,13 @@ paper's counts (Tables 1 and 6), but it also splits "3.5 m" and "Dr. Smith".
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 SplitMode = Literal["punkt", "authors"]
+
+_LIST_MARKER = re.compile(r"[\W_]*(?:\d{1,3}|[A-Za-z])?[\W_]*")
+"""A piece without a word: the `2.`, `(b)`, `-` or `**3.**` before an item of a list."""
 
 _AUTHORS_RULE = re.compile(r"\n|</s>|[.]")
 
@@ -18,19 +22,35 @@ def split(text: str, mode: SplitMode = "punkt") -> list[str]:
 
     Args:
         text: The long text.
-        mode: `punkt` keeps full stops and starts a new sub-caption at every line break; `authors` drops full stops.
+        mode: `punkt` keeps full stops and starts a new sub-caption at every line break. A list's marker, such as `2.`,
+            is the beginning of its item. `authors` drops full stops, and a marker is a sub-caption of its own.
 
     Raises:
         ValueError: For an unknown mode.
     """
     if mode == "punkt":
         tokenizer = _punkt()
-        pieces = [piece for line in text.splitlines() for piece in tokenizer.tokenize(line)]
+        pieces = _with_markers(piece for line in text.splitlines() for piece in tokenizer.tokenize(line))
     elif mode == "authors":
         pieces = _AUTHORS_RULE.split(text)
     else:
         raise ValueError(f"sub-captions: unknown mode {mode!r}; one of {', '.join(get_args(SplitMode))}")
     return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def _with_markers(pieces: Iterable[str]) -> list[str]:
+    """The pieces, each marker of a list joined to its item: the piece after it, or the one before it at the end."""
+    joined: list[str] = []
+    markers: list[str] = []
+    for piece in filter(None, map(str.strip, pieces)):
+        if _LIST_MARKER.fullmatch(piece):
+            markers.append(piece)
+        else:
+            joined.append(" ".join([*markers, piece]))
+            markers = []
+    if markers:
+        joined[-1:] = [" ".join([*joined[-1:], *markers])]
+    return joined
 
 
 @functools.cache

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.models.lotlip import LoTLIP
+from lotlip_data.training.models.pooling import pool, reads_class_token, unmasked_inputs
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,28 @@ class Saliency:
 
 
 def saliency(model: LoTLIP, image: Image.Image, text: str) -> Saliency:
-    """The saliency map of a text over an image. The image tower has to be a ViT with a class token."""
+    """The saliency map of a text over an image.
+
+    Raises:
+        UserError: The image tower's feature is not that of a class token.
+    """
+    tower = model.towers.image
+    if not reads_class_token(tower.pooling, tower.vit.config):
+        raise UserError(
+            f"saliency maps need an image tower with a class token; {type(tower.vit).__name__} has none to look from"
+        )
     encoded = model.tokenizer.encode([text])
     feature = model.embed_tokens(encoded)[0]
-    original = model.towers.image.vit
+    original = tower.vit
     # Only eager attention returns its weights. The copy shares all tensors and has settings of its own.
     shared = itertools.chain(original.parameters(), original.buffers())
     vit = copy.deepcopy(original, {id(tensor): tensor for tensor in shared})
     vit.set_attn_implementation("eager")
     pixels = model.transform([image]).to(next(vit.parameters()).device).requires_grad_()
     with torch.enable_grad():
-        output = vit.eval()(pixel_values=pixels, output_attentions=True)
-        similarity = F.normalize(output.last_hidden_state[0, 0], dim=-1) @ feature.to(pixels.device)
+        inputs = unmasked_inputs(vit.config, pixels)
+        output = vit.eval()(pixel_values=pixels, output_attentions=True, **inputs)
+        similarity = F.normalize(pool(output, tower.pooling)[0], dim=-1) @ feature.to(pixels.device)
         attention = output.attentions[-1]
         (gradient,) = torch.autograd.grad(similarity, attention)
     side = pixels.shape[-1] // vit.config.patch_size

@@ -9,7 +9,13 @@ import torch
 from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec
+from lotlip_data.captioners.engines.prompt import prompt_text
 from lotlip_data.manifests.checkpoints.hub import find_model
+
+BLANK_SIZES = ((64, 64), (96, 64), (64, 128), (16, 16))
+"""Width and height of the blank images that are rendered with the prompt."""
+
+BLANKS = ("black", "white", "grey", "black")
 
 MAX_ASPECT_RATIO = 50
 """Resizing the short side of a more elongated image to the vision tower's input size would take gigabytes."""
@@ -44,10 +50,10 @@ class Preprocessor:
         self._processor: Any = processor_class.from_pretrained(self.source, backend="pil", **self.load_options)
         self.tokenizer = self._processor.tokenizer
         self._check_patch_size()
-        self.text = (config.template or captioner.template).replace("{prompt}", config.prompt)
-        self.blank = Image.new("RGB", (64, 64))
-        self.prompt = dict(self._processor(images=self.blank, text=self.text, return_tensors="pt"))
-        del self.prompt["pixel_values"]
+        self._fit = config.image_fit
+        self.text = prompt_text(captioner, config, self._processor, self.source)
+        self.blank = Image.new("RGB", BLANK_SIZES[0])
+        self.prompt = self._render_prompt(config)
         self.stop_ids = self._read_stop_ids()
         self._check_length(config)
 
@@ -68,7 +74,7 @@ class Preprocessor:
                 f"{image.width}×{image.height} pixels: one side is over {MAX_ASPECT_RATIO} times the other"
             )
         try:
-            return self._processor.image_processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+            return self._processor.image_processor(self._fitted(image), return_tensors="pt")["pixel_values"]
         except Exception as error:  # Pillow decodes lazily and raises many types for a broken file
             raise CaptionError(f"image cannot be read: {type(error).__name__}: {error}") from error
 
@@ -78,6 +84,38 @@ class Preprocessor:
         kept = token_ids if end is None else token_ids[: end + 1]
         text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
         return Caption(text, "length" if end is None else "stop", len(kept))
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        """The image in RGB, made square if the captioner's `image_fit` says so."""
+        image = image.convert("RGB")
+        if self._fit == "checkpoint" or image.width == image.height:
+            return image
+        if self._fit == "crop":
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            return image.crop((left, top, left + side, top + side))
+        mean = getattr(self._processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
+        canvas = Image.new("RGB", (max(image.size),) * 2, tuple(int(255 * value) for value in mean))
+        canvas.paste(image, ((canvas.width - image.width) // 2, (canvas.height - image.height) // 2))
+        return canvas
+
+    def _render_prompt(self, config: CaptionerConfig) -> dict[str, torch.Tensor]:
+        """All inputs of the model except pixels, from blank images of several shapes.
+
+        Raises:
+            ValueError: They differ, so that no image could share them with another.
+        """
+        blanks = [self._fitted(Image.new("RGB", size, color)) for size, color in zip(BLANK_SIZES, BLANKS, strict=True)]
+        first, *others = [dict(self._processor(images=blank, text=self.text, return_tensors="pt")) for blank in blanks]
+        differing = {name for other in others for name in _differing(first, other)}
+        if differing:
+            raise ValueError(
+                f"captioner {config.name!r}: {self.source}: its inputs depend on an image's shape "
+                f"({', '.join(sorted(differing))}), but kind {config.kind!r} gives all images the same prompt; serve "
+                "the model, for example with `vllm serve`, and use kind 'openai'"
+            )
+        del first["pixel_values"]
+        return first
 
     def _check_patch_size(self) -> None:
         """Raise ValueError if the processor needs a patch size to count an image's tokens, and has none."""
@@ -125,3 +163,19 @@ class Preprocessor:
                 "generation_config.json or config.json"
             )
         return stop_ids
+
+
+def _differing(first: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """The inputs in which two images differ beside the values of their pixels."""
+    names = {
+        name
+        for name in first.keys() & other.keys()
+        if _shape(first[name]) != _shape(other[name])
+        or (name != "pixel_values" and not torch.equal(torch.as_tensor(first[name]), torch.as_tensor(other[name])))
+    }
+    return names | (first.keys() ^ other.keys())
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor; None for a list of tensors, one per image, which need not have equal shapes."""
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None

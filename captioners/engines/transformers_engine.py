@@ -24,12 +24,34 @@ class TransformersEngine:
         self._preprocessor = Preprocessor(captioner, config)
         self._model: Any = load_model(captioner.model_class, self._preprocessor, config)
         self._model.generation_config = _generation_config(config, self._preprocessor)
+        self._processors = transformers.LogitsProcessorList()
+        self._skipped = self._preprocessor.prompt_length  # tokens of the output that are not generated
         if hasattr(self._model, "language_model"):  # InstructBLIP's generate delegates to its language model's
-            self._model.language_model.generation_config = self._model.generation_config
+            self._set_up_language_model(self._model.language_model, config)
         torch.manual_seed(config.seed)
         self._batcher = Batcher(self._generate, options.batch_size)
         self.window = 2 * options.batch_size  # so that the next batch is ready when one ends
         self.burst = 1
+
+    def _set_up_language_model(self, language_model: Any, config: CaptionerConfig) -> None:
+        """Let InstructBLIP's language model generate as vLLM does.
+
+        A language model with an encoder starts from a token of its own and repeats nothing of the prompt. Any other one
+        penalizes repetitions of generated tokens only, since vLLM reads embeddings instead of the prompt's tokens.
+        """
+        settings, text = self._model.generation_config, language_model.config
+        language_model.generation_config = settings
+        if text.is_encoder_decoder:
+            start = text.decoder_start_token_id
+            settings.decoder_start_token_id = text.bos_token_id if start is None else start
+            self._skipped = 1
+        elif config.repetition_penalty != 1:
+            settings.repetition_penalty = None
+            self._processors.append(
+                transformers.RepetitionPenaltyLogitsProcessor(
+                    float(config.repetition_penalty), prompt_ignore_length=self._skipped
+                )
+            )
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
         return self._preprocessor.pixels(image)
@@ -47,14 +69,16 @@ class TransformersEngine:
         device, dtype = self._model.device, self._model.dtype
         prompt = {name: tensor.expand(len(pixels), -1).to(device) for name, tensor in self._preprocessor.prompt.items()}
         try:
-            tokens = self._model.generate(pixel_values=torch.cat(pixels).to(device, dtype), **prompt)
+            tokens = self._model.generate(
+                pixel_values=torch.cat(pixels).to(device, dtype), logits_processor=self._processors, **prompt
+            )
         except torch.AcceleratorError as error:  # every later call of this process to the GPU fails too
             raise EngineDead(str(error)) from error
         except torch.OutOfMemoryError as error:
             if len(pixels) > 1:
                 raise  # the batcher then runs the images one by one
             raise EngineDead(f"not even one image fits in memory: {error}") from error
-        return [self._preprocessor.decode(row) for row in tokens[:, self._preprocessor.prompt_length :].tolist()]
+        return [self._preprocessor.decode(row) for row in tokens[:, self._skipped :].tolist()]
 
 
 def load_model(model_class: str, preprocessor: Preprocessor, config: CaptionerConfig, model_config: Any = None) -> Any:
@@ -103,7 +127,14 @@ def _generation_config(config: CaptionerConfig, preprocessor: Preprocessor) -> t
 
     The checkpoint's own must not override them: Vicuna's, for example, turns sampling on.
     """
-    sampling = {"temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.temperature else {}
+    sampling: dict[str, Any] = {}
+    if config.temperature:
+        sampling = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
+        sampling |= {"min_p": config.min_p} if config.min_p else {}
+    if config.min_new_tokens:
+        sampling["min_new_tokens"] = config.min_new_tokens
+    if config.repetition_penalty != 1:
+        sampling["repetition_penalty"] = float(config.repetition_penalty)
     return transformers.GenerationConfig(
         max_new_tokens=config.max_new_tokens,
         do_sample=config.temperature > 0,

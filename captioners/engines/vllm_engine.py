@@ -210,6 +210,10 @@ def sampling_params(config: CaptionerConfig, preprocessor: Preprocessor) -> Samp
     return SamplingParams(
         temperature=config.temperature,
         top_p=config.top_p if config.temperature else 1.0,
+        top_k=config.top_k if config.temperature else 0,
+        min_p=config.min_p if config.temperature else 0.0,
+        repetition_penalty=config.repetition_penalty,
+        min_tokens=config.min_new_tokens,
         seed=config.seed if config.temperature else None,
         max_tokens=config.max_new_tokens,
         stop_token_ids=sorted(preprocessor.stop_ids),

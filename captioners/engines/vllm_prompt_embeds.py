@@ -31,6 +31,7 @@ from lotlip_data.manifests.checkpoints.weights import (
 )
 
 PREFIX = "language_model."
+OUTPUT_MATRIX = "lm_head.weight"
 
 
 class VllmEmbedsEngine(VllmEngine):
@@ -214,7 +215,10 @@ def _write_weights(files: list[Path], folder: Path, config: Any) -> None:
             weight_map |= dict.fromkeys(exported, name)
             shapes |= {new: tuple(tensor.shape) for new, tensor in exported.items()}
             size += sum(tensor.nbytes for tensor in exported.values())
-    if problems := differences(model_shapes(config.architectures[0], config), shapes):
+    expected = model_shapes(config.architectures[0], config)
+    if config.tie_word_embeddings:  # the output matrix is the input matrix, and a file may hold it once
+        expected = {name: shape for name, shape in expected.items() if name in shapes or name != OUTPUT_MATRIX}
+    if problems := differences(expected, shapes):
         raise ValueError(
             f"{files[0].parent}: its language model is incomplete: {'; '.join(problems)}; fetch the checkpoint again"
         )

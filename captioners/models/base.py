@@ -21,6 +21,7 @@ class Captioner:
         loads_model: Whether the setting `model` is loaded here. Off: a server elsewhere knows it by that name.
         processor_class: Name of the transformers class that makes the model's inputs; AutoProcessor takes the one that
             the checkpoint names.
+        uses_chat_template: Whether the checkpoint's own chat template, if it has one, comes before `template`.
         model_types: The values of `model_type` in config.json of the checkpoints that `model_class` loads; empty if
             they are not checked.
         engines: Names of the engines that `load` accepts besides `auto`.
@@ -31,6 +32,7 @@ class Captioner:
     needs_gpu: ClassVar[bool] = True
     loads_model: ClassVar[bool] = True
     processor_class: ClassVar[str] = "AutoProcessor"
+    uses_chat_template: ClassVar[bool] = False
     model_types: ClassVar[tuple[str, ...]] = ()
     engines: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
 from lotlip_data.captioners.models.base import Captioner
+from lotlip_data.manifests.checkpoints.hub import find_model
 
 STORED_QUANTIZATIONS = ("awq", "gptq", "compressed-tensors")
 """Parts of the names of the quantizations that vLLM reads from a checkpoint instead of computing on load."""
@@ -25,12 +26,24 @@ class InstructBlip(Captioner):
                 "published, with quantization: fp8 if vLLM should quantise it on load"
             )
 
+    def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
+        """As `Captioner.load`; `auto` takes transformers for a language model with an encoder, such as Flan-T5."""
+        if engine == "auto" and self._has_encoder(config):
+            engine = "transformers"
+        return super().load(config, engine, options)
+
     def load_vllm(self, config: CaptionerConfig, options: EngineOptions) -> Engine:
         """Load the image half into transformers and the language model into vLLM, linked by prompt embeddings.
 
         Raises:
-            ValueError: The quantization must be stored in the checkpoint, and InstructBLIP's has none.
+            ValueError: The quantization must be stored in the checkpoint, and InstructBLIP's has none. Or the language
+                model has an encoder, such as Flan-T5.
         """
+        if self._has_encoder(config):
+            raise ValueError(
+                f"captioner {config.name!r}: {config.model}: its language model has an encoder, which vLLM does not "
+                "run; use engine='transformers'"
+            )
         if config.quantization and any(method in config.quantization for method in STORED_QUANTIZATIONS):
             raise ValueError(
                 f"captioner {config.name!r}: quantization={config.quantization!r}: InstructBLIP's checkpoint is not "
@@ -39,3 +52,11 @@ class InstructBlip(Captioner):
         from lotlip_data.captioners.engines.vllm_prompt_embeds import VllmEmbedsEngine
 
         return VllmEmbedsEngine(self, config, options)
+
+    @staticmethod
+    def _has_encoder(config: CaptionerConfig) -> bool:
+        from transformers import AutoConfig
+
+        source = str(find_model(config.model, config.revision) or config.model)
+        layout = AutoConfig.from_pretrained(source, revision=config.revision)
+        return bool(layout.get_text_config().is_encoder_decoder)

@@ -10,10 +10,14 @@ from lotlip_data.manifests.checkpoints.hub import read_config
 
 
 class Llava(Captioner):
-    """`llava-hf/llava-1.5-7b-hf` and compatible checkpoints, with the template of its model card."""
+    """`llava-hf/llava-1.5-7b-hf` and compatible checkpoints.
+
+    The template is the checkpoint's chat template, or that of LLaVA-1.5's model card, which is the same text.
+    """
 
     template = "USER: <image>\n{prompt} ASSISTANT:"
     model_class = "LlavaForConditionalGeneration"
+    uses_chat_template = True
     model_types = ("llava",)
 
 

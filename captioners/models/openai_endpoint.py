@@ -31,7 +31,13 @@ FIRST_PAUSE_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 30.0
 MAX_ERROR_CHARACTERS = 500
 MAX_LISTED_MODELS = 10
-SERVER_SETTINGS = {"dtype": "auto", "quantization": None, "tensor_parallel_size": 1, "max_model_len": None}
+SERVER_SETTINGS = {
+    "dtype": "auto",
+    "quantization": None,
+    "tensor_parallel_size": 1,
+    "max_model_len": None,
+    "image_fit": "checkpoint",
+}
 """Settings that only the server can change, with the one value that a configuration may have."""
 
 
@@ -245,8 +251,15 @@ class EndpointEngine:
 
 
 def _body(config: CaptionerConfig) -> dict[str, Any]:
-    """Return the fields of a request that select the model and the sampling."""
+    """Return the fields of a request that select the model and the sampling, named as in vLLM and SGLang.
+
+    A setting that OpenAI's API does not have is sent only if it is not at its default.
+    """
     sampling = {"top_p": config.top_p, "seed": config.seed} if config.temperature else {}
+    further = {"repetition_penalty": (config.repetition_penalty, 1), "min_tokens": (config.min_new_tokens, 0)}
+    if config.temperature:
+        further |= {"top_k": (config.top_k, 0), "min_p": (config.min_p, 0)}
+    sampling |= {name: value for name, (value, default) in further.items() if value != default}
     fields = {"model": config.model, "max_tokens": config.max_new_tokens, "temperature": config.temperature, **sampling}
     return {name: value for name, value in (fields | dict(config.request)).items() if value is not None}
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.storage import replacing
 
@@ -29,21 +30,22 @@ def fetch(model: str, revision: str | None, what: str, patterns: Sequence[str]) 
     Raises:
         UserError: If there is no such folder, or the download fails.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_absolute() or model.startswith(("~", ".")) or model.count("/") > 1:
-        raise UserError(f"{model}: there is no such folder, for {what}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
+        if folder := hub.find_model(model, revision):
+            return folder
+        from huggingface_hub import snapshot_download
+
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise UserError(
-            f"{model}: is no folder here and could not be fetched from the hub, for {what} "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
+    except hub.ModelUnavailable as error:
+        raise _for(what, error) from error
+    except Exception as error:
+        if answer := hub.explain(error, model, revision):
+            raise _for(what, answer) from error
+        raise
+
+
+def _for(what: str, error: hub.ModelUnavailable) -> UserError:
+    return UserError(f"{error.problem}, for {what}; {error.remedy}")
 
 
 def make_target(target: str, sources: dict[str, Path]) -> Path:

@@ -26,6 +26,7 @@ from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSetti
 
 CaptionerPreset = Literal["instructblip", "llava", "sharegpt4v", "tiny-instructblip", "tiny-llava", "tiny-sharegpt4v"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ImageFit = Literal["checkpoint", "pad", "crop"]
 
 
 def _keep_integer(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -61,7 +62,11 @@ class CaptionerOverrides(Settings):
     prompt: str = "Describe the image in detail."
     """Instruction to the model."""
     template: str | None = None
-    """Text around the prompt, with `{prompt}` and `<image>` in it. Default: the template of the kind."""
+    """Text around the prompt, with `{prompt}` and `<image>` in it. Default: for kind `llava` the checkpoint's chat
+    template, if it has one, else the template of the kind."""
+    image_fit: ImageFit = "checkpoint"
+    """How an image that is not square becomes square. `checkpoint`: as the checkpoint's image processor does it. `pad`:
+    padded in the processor's mean colour, as LLaVA-1.5 and ShareGPT4V were trained. `crop`: its centre."""
     max_new_tokens: Count = 256
     """Largest number of tokens of a caption."""
     dtype: Dtype = "auto"
@@ -70,6 +75,15 @@ class CaptionerOverrides(Settings):
     """Sampling temperature; 0 is greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1), WrapValidator(_keep_integer), _UNCHANGED] = 1.0
     """Nucleus sampling: probability mass that is kept. It has no effect at temperature 0."""
+    top_k: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Number of most probable tokens that are kept; 0 keeps all. It has no effect at temperature 0."""
+    min_p: Annotated[float, Field(ge=0, le=1), WrapValidator(_keep_integer), _UNCHANGED] = 0.0
+    """Least probability of a token that is kept, as a share of the largest. It has no effect at temperature 0."""
+    repetition_penalty: Annotated[float, Field(gt=0), WrapValidator(_keep_integer), _UNCHANGED] = 1.0
+    """Factor against tokens that have occurred already, in the prompt too (InstructBLIP: in the caption only); above 1
+    discourages them."""
+    min_new_tokens: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Least number of tokens of a caption."""
     seed: Annotated[int, Field(strict=True)] = 0
     """Seed of the sampling. It has no effect at temperature 0."""
     quantization: str | None = None
@@ -79,7 +93,7 @@ class CaptionerOverrides(Settings):
     max_model_len: Count | None = None
     """Largest number of tokens of image, prompt and caption together. Default: exactly what they need."""
     request: Mapping[str, Any] = Field(default_factory=dict)
-    """Kind `openai` only: further fields of each request, such as `repetition_penalty`; null leaves a field out."""
+    """Kind `openai` only: further fields of each request, such as `stop`; null leaves a field out."""
 
     @field_validator("prompt")
     @classmethod
@@ -105,6 +119,10 @@ class CaptionerSettings(CaptionerOverrides):
 
     @model_validator(mode="after")
     def _leaves_room_for_the_prompt(self) -> "CaptionerSettings":
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"`min_new_tokens`: {self.min_new_tokens} must not exceed max_new_tokens={self.max_new_tokens}"
+            )
         if self.max_model_len is not None and self.max_model_len <= self.max_new_tokens:
             raise ValueError(
                 f"`max_model_len`: {self.max_model_len} must exceed max_new_tokens ({self.max_new_tokens}); "

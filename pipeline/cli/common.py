@@ -5,6 +5,7 @@ command imports what it needs when it is called.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lotlip_data.pipeline.cli.console import Console, Verbosity, show_log, verbosity
+from lotlip_data.pipeline.cli.process import INTERRUPTED, lasting_streams, stopping_on_signals
 
 if TYPE_CHECKING:
     from lotlip_data.manifests.manifest import Manifest
     from lotlip_data.pipeline.core.outcome import Outcome
 
-FAILED, INVALID, INTERRUPTED = 1, 2, 130
-"""Exit codes: a failure, invalid arguments or configuration, and an interruption. Success is 0."""
+FAILED, INVALID = 1, 2
+"""Exit codes: a failure, and invalid arguments or configuration. Success is 0, an interruption INTERRUPTED."""
 
 ManifestFile = Annotated[
     str, typer.Argument(metavar="MANIFEST", help="The manifest, a YAML file: a path or an fsspec URL.")
@@ -49,27 +51,36 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
     console = Console(name, as_json, silent)
     bars = not (as_json or silent or verbosity.get() is Verbosity.QUIET)
     code = 0
-    try:
-        with show_log(console), progress_bars(bars):
+    with lasting_streams(), stopping_on_signals() as stop:
+        try:
+            with show_log(console), progress_bars(bars):
+                if run_url is not None:
+                    remove_stale_scratch(Run.at(run_url).url)
+                yield console
+        except UserError as error:
+            console.error(str(error))
+            code = INVALID
+        except OSError as error:  # a storage, a disk or the network
+            console.error(_describe(error))
+            code = FAILED
+        except KeyboardInterrupt as interrupt:
+            stop.finishing = True
+            if not interrupt.args:  # a training has already said at which step it resumes
+                console.print("stopped. Committed work is kept; run the same command again to resume.")
+            code = INTERRUPTED
+        finally:
             if run_url is not None:
-                remove_stale_scratch(Run.at(run_url).url)
-            yield console
-    except UserError as error:
-        console.error(str(error))
-        code = INVALID
-    except OSError as error:  # a storage, a disk or the network
-        console.error(_describe(error))
-        code = FAILED
-    except KeyboardInterrupt as stop:
-        if not stop.args:  # a training has already said at which step it resumes
-            console.print("stopped. Committed work is kept; run the same command again to resume.")
-        code = INTERRUPTED
-    finally:
-        if run_url is not None:
-            with contextlib.suppress(OSError, UserError):  # the screen has it all
-                console.save(Run.at(run_url))
+                with contextlib.suppress(OSError, UserError):  # the screen has it all
+                    console.save(Run.at(run_url))
     if code:
         raise typer.Exit(code)
+
+
+_WRONG_PATH = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EPERM, errno.EACCES, errno.EXDEV, errno.ENODEV, errno.ENXIO),
+}
+"""What a storage answers for a path that cannot be used, however often it is tried."""
 
 
 def _describe(error: OSError) -> str:
@@ -84,6 +95,9 @@ def _describe(error: OSError) -> str:
     denied = os.access(folder, os.X_OK) and not os.access(folder, os.W_OK) and not os.path.lexists(file_name)
     if folder and (refused := disk_error(error, folder, denials=denied)):
         return str(refused)
+    if error.errno in _WRONG_PATH:
+        advice = "Check the path and its permissions; another try gives the same error."
+        return f"{file_name or error}: {error.strerror}. {advice}"
     return f"{error}. Committed work is kept; run the same command again to resume."
 
 

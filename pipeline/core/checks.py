@@ -9,18 +9,14 @@ import logging
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.registry import get_kind
 from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.core.ray_cluster import available_gpus, cluster_address
+from lotlip_data.pipeline.core.ray_cluster import CONNECT_SECONDS, available_gpus, cluster_address, split_address
 
 logger = logging.getLogger(__name__)
-
-CONNECT_SECONDS = 10.0
-"""Time to reach the head node of a Ray cluster."""
 
 
 class Level(enum.Enum):
@@ -107,21 +103,17 @@ def check_gpus(subject: str, gpus: float) -> Check:
 def check_ray() -> Check:
     """Whether the head node of the cluster in RAY_ADDRESS accepts connections."""
     address = cluster_address()
-    host_and_port = urlsplit(address if "://" in address else f"ray://{address}")
     try:
-        host, port = host_and_port.hostname, host_and_port.port
-    except ValueError:
-        host, port = None, None
-    if address in ("", "local", "auto"):
-        return Check("Ray", Level.OK, address or "started on this machine")
-    fix = "start the cluster, correct RAY_ADDRESS, or unset it to use this machine alone"
-    if not host or not port:
-        return Check("Ray", Level.ERROR, f"RAY_ADDRESS={address!r} is not HOST:PORT", fix)
-    try:
-        with socket.create_connection((host, port), CONNECT_SECONDS):
-            return Check("Ray", Level.OK, address)
+        host_and_port = split_address(address) if address else None
+        if host_and_port:
+            with socket.create_connection(host_and_port, CONNECT_SECONDS):
+                pass
+    except UserError as error:
+        return Check("Ray", Level.ERROR, str(error))
     except OSError as error:
+        fix = "start the cluster, correct RAY_ADDRESS, or unset it to use this machine alone"
         return Check("Ray", Level.ERROR, f"no cluster answers at RAY_ADDRESS={address} ({error})", fix)
+    return Check("Ray", Level.OK, address or "started on this machine")
 
 
 def _unavailable(subject: str, error: hub.ModelUnavailable) -> Check:

@@ -106,6 +106,8 @@ def _run(
             _clear(attempt.board)
             try:
                 result = ray.get(ended[0])
+            except ray.exceptions.LocalRayletDiedError:
+                raise  # the cluster has died, not the task
             except ray.exceptions.RayError as error:
                 cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
                 if isinstance(cause, DiskError):

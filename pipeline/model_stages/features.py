@@ -5,11 +5,12 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import PAPER_TOWER
+from lotlip_data.pipeline.core.checks import check_gpus, require
 from lotlip_data.pipeline.core.outcome import Outcome, one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.model_stages.train import training_config
@@ -47,7 +48,9 @@ def compute_features(run: Run, tower: str, image_size: int | None, gpus: float) 
     cache = _open_cache(run.url, tower, image_size)
     missing = cache.missing()
     summary = FeaturesSummary(cache.shards - len(missing))
-    logger.info(f"image features: {len(missing)} of {cache.shards} shards to compute, in {cache.folder}")
+    logger.info(
+        f"image features: {len(missing):,} of {wording.count(cache.shards, 'shard')} to compute, in {cache.folder}"
+    )
     if missing:
         storage.check_writable(cache.folder)
     task = functools.partial(_compute_shard, run.url, tower, image_size)
@@ -77,11 +80,12 @@ def _open_cache(run: str, tower: str, image_size: int | None) -> "FeatureCache":
     from lotlip_data.training.data.image_transforms import load_transform
     from lotlip_data.training.models.pretrained import load_image_tower
 
+    dataset = open_dataset(run)  # before the hub is asked for the tower
     image_tower = load_image_tower(resolve(tower), image_size=image_size)
     if torch.cuda.is_available():
         image_tower.cuda()
     transform = load_transform(resolve(tower), image_tower.vit.config.image_size)
-    return FeatureCache(open_dataset(run), image_tower, transform)
+    return FeatureCache(dataset, image_tower, transform)
 
 
 def features(
@@ -98,6 +102,7 @@ def features(
             the size of their training.
         gpus: GPUs that Ray reserves per task.
     """
+    require([check_gpus("features", gpus)])
     configs = [training_config(entry) for entry in manifest.train]
     configured = {(config.image_tower, config.image_size) for config in configs if config.images == "features"}
     total = Outcome(did_something=False)

@@ -9,7 +9,8 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import Workers
-from lotlip_data.pipeline.core.ray_cluster import cluster
+from lotlip_data.pipeline.core.checks import check_gpus, require
+from lotlip_data.pipeline.core.ray_cluster import cluster, cluster_address
 
 if TYPE_CHECKING:
     from lotlip_data.training.trainer import TrainResult
@@ -37,11 +38,13 @@ def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Worke
 
     from lotlip_data.training.trainer import read_result
 
+    require([check_gpus(f"training {out.rpartition('/')[2]!r}", workers.gpus)])
     error_url = storage.join(out, _ERROR_FILE)
     storage.remove(error_url)
     use_gpu = workers.gpus > 0
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if use_gpu else {})
     with cluster():
+        _check_resources({name: workers.workers * amount for name, amount in resources.items()})
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"settings": dict(settings), "run": run.url, "out": out},
@@ -53,6 +56,23 @@ def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Worke
     if storage.exists(error_url):
         raise UserError(storage.read_bytes(error_url).decode())
     return read_result(out)
+
+
+def _check_resources(needed: Mapping[str, float]) -> None:
+    """Raise UserError if the workers need more than a machine has that no other machine can join."""
+    import ray
+
+    available = ray.cluster_resources()
+    missing = [
+        f"{amount:g} {name} (it has {available.get(name, 0):g})"
+        for name, amount in needed.items()
+        if amount > available.get(name, 0)
+    ]
+    if missing and not cluster_address():
+        raise UserError(
+            f"the workers of the training need {' and '.join(missing)} of this machine; lower `workers`, or set "
+            "RAY_ADDRESS to a cluster"
+        )
 
 
 def _train_worker(arguments: dict[str, Any]) -> None:

@@ -22,10 +22,11 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from lotlip_data.captioners.base import CaptionerConfig
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.outcome import one_line
+from lotlip_data.pipeline.core.ray_cluster import cluster_address, lacking
 from lotlip_data.pipeline.recaptioning.actor import MAX_FAILED_STARTS, REPEATED_STARTS, CaptionActor, StartFailed
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_per_actor
 from lotlip_data.pipeline.recaptioning.results import TooManyRejections, UnitResult
@@ -136,6 +137,20 @@ class ActorPool:
         )
         self.slots.append(ActorSlot(actor_class.remote(self.run.url, self.config, self.settings)))
 
+    def check_placement(self) -> None:
+        """Stop the pool if no machine can hold an actor and no other machine can come; warn if another one can."""
+        settings = self.settings
+        needed = {"CPU": settings.num_cpus, "GPU": self.num_gpus, **settings.resources}
+        if settings.accelerator_type:
+            needed[f"accelerator_type:{settings.accelerator_type}"] = 0.001
+        if not (missing := lacking(needed, settings.labels)):
+            return
+        reason = f"no machine has what one actor asks for ({missing}); the cluster has {_cluster_resources()}"
+        if cluster_address():
+            logger.warning(f"{self.config.name}: {reason}; waiting for a machine that has it")
+        else:
+            self.stop_reason = f"{reason}. Correct the captioner's `pool`, or set RAY_ADDRESS to a cluster"
+
     def dispatch(self) -> None:
         """Give units to ready actors, evenly, up to UNITS_PER_ACTOR each, and release actors without a unit."""
         if self.queue and not self.slots and not self.stop_reason:
@@ -193,7 +208,7 @@ class ActorPool:
         if not (self.stop_reason and self.queue) or self.slots or self.running:
             return None
         left, self.queue = len(self.queue), deque()
-        return FailedUnit(self.config.name, None, f"{left} shards are not captioned: {self.stop_reason}")
+        return FailedUnit(self.config.name, None, f"{wording.count(left, 'shard')} not captioned: {self.stop_reason}")
 
     def drain(self) -> list[Any]:
         """Ask the actors that hold units to save finished captions. Returns the references of the calls."""
@@ -288,6 +303,8 @@ def run_pools(
         on_tick: Called about once per second, to show the progress of unfinished units.
     """
     try:
+        for pool in pools:
+            pool.check_placement()
         _create_actors(pools)
         waiting_since: float | None = time.monotonic()
         while any(pool.busy for pool in pools):
@@ -318,7 +335,7 @@ def _create_actors(pools: Sequence[ActorPool]) -> None:
     order = sorted(
         (turn >= pool.settings.min_actors, turn, number)
         for number, pool in enumerate(pools)
-        for turn in range(pool.target_size())
+        for turn in range(0 if pool.stop_reason else pool.target_size())
     )
     for _, _, number in order:
         pools[number].add_actor()

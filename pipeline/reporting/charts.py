@@ -87,7 +87,7 @@ def _interval_chart(series: Mapping[str, Mapping[str, Any]], label: str) -> str:
     ]
     lines = max(name.count("\n") + 1 for name in names)
     figure, axes = _new_figure(0.7 + (0.08 + 0.17 * lines) * len(series))
-    for position, texts in enumerate(reversed(series.values())):
+    for position, texts in enumerate(reversed(list(series.values()))):
         low, quarter, median, three_quarters, high = _percentiles(texts["lengths"], (0.05, 0.25, 0.5, 0.75, 0.95))
         axes.plot([low, high], [position, position], color=SERIES_COLOURS[0], linewidth=1.4, solid_capstyle="butt")
         axes.barh(position, three_quarters - quarter, left=quarter, height=0.5, color=SERIES_COLOURS[0])

@@ -47,7 +47,7 @@ def _meta_text_tower(model: LoTLIP) -> TextTower:
     with torch.device("meta"):
         encoder = AutoModel.from_config(AutoConfig.for_model(**description["text"]), attn_implementation="eager")
         settings = TextSettings(description["corner_tokens"], description["mask"])
-        return TextTower(encoder, int(description["image"]["hidden_size"]), settings)
+        return TextTower(encoder, model.towers.image.dim, settings)
 
 
 def _count_flops(tower: TextTower, length: int) -> int:

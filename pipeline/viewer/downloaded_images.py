@@ -6,7 +6,9 @@ requested image. The most recently used tars and tables stay open.
 
 import functools
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -84,20 +86,26 @@ class _KeyedTar:
     def __init__(self, url: str, remedy: str) -> None:
         self._url, self._remedy = url, remedy
         self._lock = threading.Lock()
-        self._open()
-
-    def _open(self) -> None:
         self._members: dict[str, TarMember] = {}
-        self._stream = storage.open_read(self._url)
-        self._headers = tar_reader.scan_members(self._stream, self._url, self._remedy, ImageUnavailableError)
+        self._stream: IO[bytes] | None = None
+        self._headers: Iterator[TarMember] = iter(())
 
     def image(self, key: str) -> bytes:
         with self._lock:
             try:
+                if self._stream is None:
+                    self._stream = storage.open_read(self._url)
+                    self._members.clear()
+                    self._headers = tar_reader.scan_members(
+                        self._stream, self._url, self._remedy, ImageUnavailableError
+                    )
                 member = self._find(key)
                 content = tar_reader.read_member(self._stream, member, self._url, self._remedy, ImageUnavailableError)
+            except ImageUnavailableError:
+                self._stream = None  # the next request opens the tar again
+                raise
             except (OSError, ValueError) as error:
-                self._open()  # the next request starts again
+                self._stream = None
                 raise ImageUnavailableError(f"{self._url}: cannot be read ({error}). {self._remedy}") from error
         if not content.startswith(JPEG_MAGIC):
             raise ImageUnavailableError(f"{self._url}: image {key} is not a JPEG")

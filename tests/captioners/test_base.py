@@ -22,7 +22,11 @@ CHANGES = {
     "tensor_parallel_size": 2,
     "max_model_len": 1024,
     "request": {"repetition_penalty": 1.1},
+    "repetition_penalty": 1.1,
+    "min_new_tokens": 4,
+    "image_fit": "pad",
 }
+SAMPLING = [{"seed": 1}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}]
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -30,19 +34,19 @@ def test_id_changes_with_every_setting_that_can_change_a_text(field):
     assert CONFIG.replace(**{field: CHANGES[field]}).id != CONFIG.id
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"top_p": 0.9}])
+@pytest.mark.parametrize("change", SAMPLING)
 def test_the_id_of_greedy_decoding_ignores_sampling_settings(change):
     assert CONFIG.replace(**change).id == CONFIG.id
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"top_p": 0.9}])
+@pytest.mark.parametrize("change", SAMPLING)
 def test_the_id_of_sampling_covers_its_settings(change):
     sampled = CONFIG.replace(temperature=1.0)
     assert sampled.replace(**change).id != sampled.id
 
 
 def test_the_tests_above_cover_every_setting():
-    considered = {*CHANGES, "name", "seed", "top_p"}
+    considered = {*CHANGES, "name", *(field for change in SAMPLING for field in change)}
     assert considered == set(CaptionerConfig.model_fields)
 
 

@@ -20,10 +20,17 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    PixtralVisionConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 
 WORDS = "USER : ASSISTANT Describe the image in detail . A red green blue circle square star is left right top"
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+VOCABULARY = len(dict.fromkeys(SPECIAL + WORDS.split()))
 SIZE = 32
 PATCH = 8
 
@@ -41,7 +48,7 @@ def write_llava(folder: Path, *, seed: int = 0, end_bias: float = 0.0) -> Path:
             patch_size=PATCH,
             projection_dim=32,
         ),
-        text_config=_llama(len(tokenizer)),
+        text_config=llama(len(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=(SIZE // PATCH) ** 2,
         vision_feature_layer=-2,
@@ -67,8 +74,69 @@ def write_llava(folder: Path, *, seed: int = 0, end_bias: float = 0.0) -> Path:
     return folder
 
 
-def write_instructblip(folder: Path, *, seed: int = 0, end_bias: float = 0.0) -> Path:
-    """An InstructBLIP of hidden size 32 with 4 query tokens."""
+def write_pixtral(folder: Path) -> Path:
+    """A LLaVA whose tower takes images of any shape, as mistral-community/pixtral-12b; `<image>` is its image token."""
+    tokenizer = _write_tokenizer(folder, image_token="<image>")
+    tower = PixtralVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=2 * SIZE,
+        patch_size=PATCH,
+    )
+    config = LlavaConfig(
+        vision_config=tower,
+        text_config=llama(len(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    image_processor = {
+        "image_processor_type": "PixtralImageProcessor",
+        "size": {"longest_edge": 2 * SIZE},
+        "patch_size": {"height": PATCH, "width": PATCH},
+    }
+    processor = {
+        "processor_class": "PixtralProcessor",
+        "image_token": "<image>",
+        "image_break_token": "<unk>",
+        "image_end_token": "</s>",
+        "patch_size": PATCH,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor))
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def write_llava_next(folder: Path) -> Path:
+    """A LLaVA-NeXT, which cuts an image into tiles by its shape."""
+    write_llava(folder)
+    source = LlavaConfig.from_pretrained(folder)
+    config = LlavaNextConfig(
+        vision_config=source.vision_config,
+        text_config=source.text_config,
+        image_token_index=source.image_token_id,
+        image_grid_pinpoints=[[SIZE, 2 * SIZE], [2 * SIZE, SIZE]],
+        vision_feature_select_strategy="default",
+    )
+    LlavaNextForConditionalGeneration(config).save_pretrained(folder)
+    LlavaNextImageProcessorPil(
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        image_grid_pinpoints=config.image_grid_pinpoints,
+    ).save_pretrained(folder)
+    _use_hub_processor_name(folder, "LlavaNextImageProcessor")
+    processor = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps(processor | {"processor_class": "LlavaNextProcessor"}))
+    return folder
+
+
+def write_instructblip(
+    folder: Path, *, seed: int = 0, end_bias: float = 0.0, text_config: PreTrainedConfig | None = None
+) -> Path:
+    """An InstructBLIP of hidden size 32 with 4 query tokens, and a Llama or the model of `text_config`."""
     tokenizer = _write_tokenizer(folder)
     _write_tokenizer(folder / "qformer_tokenizer")
     vision = InstructBlipVisionConfig(
@@ -92,9 +160,10 @@ def write_instructblip(folder: Path, *, seed: int = 0, end_bias: float = 0.0) ->
     config = InstructBlipConfig(
         vision_config=vision,
         qformer_config=qformer,
-        text_config=_llama(len(tokenizer)),
+        text_config=text_config or llama(len(tokenizer)),
         num_query_tokens=4,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=bool(text_config and text_config.tie_word_embeddings),
     )
     torch.manual_seed(seed)
     model = InstructBlipForConditionalGeneration(config)
@@ -108,7 +177,7 @@ def write_instructblip(folder: Path, *, seed: int = 0, end_bias: float = 0.0) ->
     return folder
 
 
-def _llama(vocabulary: int) -> LlamaConfig:
+def llama(vocabulary: int = VOCABULARY, *, tied: bool = False) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=64,
@@ -119,13 +188,12 @@ def _llama(vocabulary: int) -> LlamaConfig:
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
 
 
 def _write_tokenizer(folder: Path, **named: str) -> PreTrainedTokenizerFast:
-    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(special + WORDS.split()))}
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(SPECIAL + WORDS.split()))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])

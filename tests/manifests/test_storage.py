@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.storage_retry import DiskError
+from lotlip_data.manifests.storage_retry import DiskError, StorageError
 from tests.manifests.concurrent_writers import outputs_of_writers
 
 KINDS = ["local", "memory"]
@@ -255,3 +255,32 @@ def test_the_trial_write_leaves_nothing(tmp_path: pathlib.Path, kind: str) -> No
     base = base_url(kind, tmp_path)
     storage.check_writable(base)
     assert storage.stamps_below(base) == {}
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EIO, errno.ENOSYS, errno.EINVAL, errno.EACCES])
+def test_a_file_system_without_hard_links_is_named_whatever_it_answers(
+    code: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StorageError, match="has no hard links"):
+        storage.create(str(tmp_path / "x"), b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_one_link_where_others_work_is_raised_as_it_is(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def fail_for_x(source: str, target: str) -> None:
+        if str(target).endswith("x"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", fail_for_x)
+    with pytest.raises(DiskError, match="may not write there"):
+        storage.create(str(tmp_path / "x"), b"")
+    assert list(tmp_path.iterdir()) == []

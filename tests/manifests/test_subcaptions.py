@@ -23,6 +23,21 @@ def test_the_authors_rule_splits_at_every_full_stop_line_break_and_end_token() -
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("1. A red circle. 2. A blue square.", ["1. A red circle.", "2. A blue square."]),
+        ("It shows:\n1.\nA red circle\n2.\nA blue square", ["It shows:", "1. A red circle", "2. A blue square"]),
+        ("(1) A circle.\n- \nA square.", ["(1) A circle.", "- A square."]),
+        ("A circle. A square. 3.", ["A circle.", "A square. 3."]),  # the list was cut at the token limit
+        ("The year is 2020. He is 5. A cat.", ["The year is 2020.", "He is 5.", "A cat."]),
+        ("7.", ["7."]),
+    ],
+)
+def test_the_marker_of_a_list_is_no_sub_caption_of_its_own(text: str, pieces: list[str]) -> None:
+    assert split(text) == pieces
+
+
 @pytest.mark.parametrize("mode", ["punkt", "authors"])
 def test_a_blank_text_has_no_sub_captions(mode: Any) -> None:
     assert split("", mode) == split(" \n\t\n", mode) == []

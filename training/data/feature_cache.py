@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lotlip_data.manifests import storage, tar_reader
+from lotlip_data.manifests import storage, tar_reader, wording
 from lotlip_data.manifests.dataset_index import ShardFile
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.feature_file import encode_features, read_features
@@ -38,8 +38,14 @@ POLL_SECONDS = 1.0
 
 
 def tower_id(tower: ImageTower, transform: ImageTransform) -> str:
-    """16 hexadecimal digits that identify the weights and the preprocessing."""
+    """16 hexadecimal digits that identify the weights, the preprocessing and the pooling.
+
+    A class token is not named, so that stored features stay valid, but a masked autoencoder's is: earlier releases
+    stored its features with patches masked at random.
+    """
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(transform)).encode())
+    if tower.pooling != "class_token" or tower.vit.config.model_type == "vit_mae":
+        digest.update(tower.pooling.encode())
     for name, value in sorted(tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -75,9 +81,10 @@ class FeatureCache:
         """Compute the features of all missing shards. Several processes divide the shards among themselves."""
         missing = self.missing()
         if missing:
+            shards = wording.count(self.shards, "shard")
             logger.log(
                 logging.INFO if group.is_first else logging.DEBUG,
-                f"image features: {len(missing)} of {self.shards} shards to compute, in {self.folder}",
+                f"image features: {len(missing):,} of {shards} to compute, in {self.folder}",
             )
         for index in missing[group.rank :: group.size]:
             self.compute(index)

@@ -11,9 +11,12 @@ Shapes: N images or texts, D feature dimensions.
 """
 
 import hashlib
+import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +30,8 @@ from lotlip_data.manifests.iteration import batched
 from lotlip_data.training.data.tokenizer import TextForm, check_vocabulary, has_words
 from lotlip_data.training.models import lotlip
 from lotlip_data.training.models.lotlip import LoTLIP
+
+logger = logging.getLogger(__name__)
 
 NAME_PREFIXES = ("open_clip:", "clip:")
 """Prefixes of model names that are not folders or URLs of this project's models."""
@@ -122,13 +127,17 @@ class OpenClipModel:
             ) from None
         model, weights = (name, None) if name.startswith(("hf-hub:", "local-dir:")) else _split_open_clip_name(name)
         with _damage_explained(f"open_clip:{name}"):
-            loaded = open_clip.create_model_and_transforms(model, pretrained=weights, device=device)
+            quick_gelu = weights is not None and _needs_quick_gelu(model, weights)
+            loaded = open_clip.create_model_and_transforms(
+                model, pretrained=weights, device=device, force_quick_gelu=quick_gelu
+            )
             self._tokenize = open_clip.get_tokenizer(model)
         self._model, self._transform, self._device = loaded[0].eval(), loaded[2], device
         self.context_length = int(self._tokenize.context_length)
         self._padding_id = int(self._tokenize([""], context_length=MAX_SPECIAL_TOKENS)[0, -1])
         self._end_id = int(self._tokenize(["a " * MAX_SPECIAL_TOKENS], context_length=MAX_SPECIAL_TOKENS)[0, -1])
-        self.identity = _weights_digest(self._model, repr(self._transform), type(self._tokenize).__name__)
+        settings = [repr(self._transform), type(self._tokenize).__name__, *(["quick_gelu"] if quick_gelu else [])]
+        self.identity = _weights_digest(self._model, *settings)
 
     @torch.no_grad()
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
@@ -234,6 +243,28 @@ def _split_open_clip_name(name: str) -> tuple[str, str]:
             f"write open_clip:{model}/TAG (see open_clip.list_pretrained()) or open_clip:{model}/FILE"
         )
     return model, weights
+
+
+def _needs_quick_gelu(model: str, weights: str) -> bool:
+    """Whether the weights were trained with QuickGELU although open_clip's model of that name computes GELU.
+
+    The tag says so, or the configuration beside a file of weights. Of any other file nothing is known, and the model's
+    name decides: ViT-B-16-quickgelu is ViT-B-16 with QuickGELU.
+    """
+    import open_clip
+
+    model_name = model.replace("/", "-")
+    if (open_clip.get_model_config(model_name) or {}).get("quick_gelu", False):
+        return False
+    if tag := open_clip.get_pretrained_cfg(model_name, weights):
+        return bool(tag.get("quick_gelu", False))
+    try:
+        published = json.loads(Path(weights).with_name("open_clip_config.json").read_text())["model_cfg"]
+        return bool(published.get("quick_gelu", False))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if f"{model_name}-quickgelu" in open_clip.list_models():
+            logger.warning(f"open_clip:{model}/{weights}: computed with GELU; OpenAI's weights need {model}-quickgelu")
+        return False
 
 
 def _check_all_weights_loaded(name: str, loading_info: dict[str, Any]) -> None:

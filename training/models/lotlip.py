@@ -27,7 +27,15 @@ from torch import Tensor
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import model_folder
-from lotlip_data.manifests.checkpoints.model_folder import CONFIG, FORMAT, REMEDY, WEIGHTS, CheckpointError, ModelConfig
+from lotlip_data.manifests.checkpoints.model_folder import (
+    CONFIG,
+    FORMAT,
+    POOLED_FORMAT,
+    REMEDY,
+    WEIGHTS,
+    CheckpointError,
+    ModelConfig,
+)
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
@@ -97,7 +105,7 @@ class LoTLIP:
     def config(self) -> dict[str, Any]:
         """The content of config.json without the digests of the files."""
         return {
-            "format": FORMAT,
+            "format": FORMAT if self.towers.image.pooling == "class_token" else POOLED_FORMAT,
             "context_length": self.tokenizer.context_length,
             "text_form": self.tokenizer.form,
             "towers": towers.describe(self.towers),
@@ -137,7 +145,8 @@ def _read_config(url: str) -> ModelConfig:
     if config is None:
         reject_training_folder(url)
         raise CheckpointError(
-            f"{url}: not a model of this project, or from an incompatible release (this release reads format {FORMAT})"
+            f"{url}: not a model of this project, or from an incompatible release (this release reads "
+            f"formats {FORMAT} and {POOLED_FORMAT})"
         )
     return config
 
@@ -155,13 +164,12 @@ def _build(config: ModelConfig, tokenizer: Any, url: str) -> LoTLIP:
     """The model with fresh weights. Raises CheckpointError if its configuration is none, or of another tokenizer."""
     description, transform = config["towers"], config["transform"]
     try:
-        settings = TextSettings(description["corner_tokens"], description["mask"])
-        model = towers.build(description["image"], description["text"], settings)
+        model = towers.build(description)
         text_tokenizer = TextTokenizer(
             tokenizer,
             vocab_size=model.text.vocab_size,
             context_length=config["context_length"],
-            corner_tokens=settings.corner_tokens,
+            corner_tokens=model.text.settings.corner_tokens,
             form=config["text_form"],
         )
         return LoTLIP(model, text_tokenizer, ImageTransform(**transform))

@@ -1,7 +1,8 @@
 """Loads towers from hub ids and local folders, pre-trained or with fresh weights of the same configuration.
 
-Image towers: any ViT of transformers, and timm's plain ViTs, such as timm/vit_base_patch16_224.augreg_in21k, which the
-authors' code uses. Text towers: any BERT-like encoder of transformers.
+Image towers: the image encoders of transformers that pooling.py lists, and timm's plain ViTs, such as
+timm/vit_base_patch16_224.augreg_in21k, which the authors' code uses. Text towers: any BERT-like encoder of
+transformers.
 """
 
 import copy
@@ -13,18 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.checkpoints.weights import differences, read_weights
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.models import timm_vit
-from lotlip_data.training.models.towers import ImageTower, make_encoder, make_vit, without_pooler
+from lotlip_data.training.models.pooling import Pooling, check_features, pooling_of, without_masking
+from lotlip_data.training.models.towers import ImageTower, make_encoder, make_vit, pooler_argument
 
 TowerKind = Literal["image", "text"]
 
 _POSITIONS = "embeddings.position_embeddings"
 
+_IMAGES_AND_TEXTS = frozenset(("clip", "chinese_clip", "siglip"))
+"""Model types of two towers. Of these the image tower is loaded."""
+
 
 def load_image_tower(name: str, *, pretrained: bool = True, image_size: int | None = None) -> ImageTower:
-    """Load a ViT.
+    """Load an image tower, and try pre-trained ones on a few images.
 
     Args:
         name: A local folder or hub id.
@@ -33,24 +39,32 @@ def load_image_tower(name: str, *, pretrained: bool = True, image_size: int | No
             size the position embeddings are resized.
 
     Raises:
-        UserError: There is no such tower, or it does not fit the image size.
+        UserError: There is no such tower, it does not fit the image size, or it makes no feature of the whole image.
     """
+    where = f"image tower {name!r}"
     config = image_config(name)
+    pooling = pooling_of(config, where)
     if not pretrained:
-        return ImageTower(make_vit(_config_for_size(config, image_size, name)))
+        return ImageTower(make_vit(_config_for_size(config, image_size, name), pooling), pooling)
     if timm_vit.is_timm(_read_config_json(name, "image") or {}):
-        vit = vit_of_timm(_read_image_weights(name), config, f"image tower {name!r}")
+        vit = vit_of_timm(_read_image_weights(name), config, where)
     else:
-        vit = _load_pretrained(name, "image", **without_pooler(config))
-    return ImageTower(_resize_vit(vit, _config_for_size(config, image_size, name)))
+        vit = _load_pretrained(name, "image", config=config, **pooler_argument(config, pooling))
+    tower = ImageTower(_resize_vit(vit, _config_for_size(config, image_size, name), pooling), pooling)
+    check_features(tower, tower.vit.config.image_size, where)
+    return tower
 
 
 def image_config(name: str) -> Any:
-    """The transformers configuration of an image tower (folder or hub id). Raises UserError if there is none."""
+    """The transformers configuration of an image tower (folder or hub id); of a CLIP-like model, its image half's.
+
+    Raises UserError if there is none.
+    """
     config = _read_config_json(name, "image")
     if config and timm_vit.is_timm(config):
         return timm_vit.vit_config(config, f"image tower {name!r}")
-    return _transformers_config(name, "image")
+    config = _transformers_config(name, "image")
+    return without_masking(config.vision_config if config.model_type in _IMAGES_AND_TEXTS else config)
 
 
 def load_text_encoder(name: str, *, pretrained: bool = True) -> Any:
@@ -110,17 +124,16 @@ def _config_for_size(config: Any, image_size: int | None, name: str) -> Any:
     """The configuration for another image size. Raises UserError if that is not a multiple of the patch size."""
     if image_size is None or image_size == config.image_size:
         return config
-    if image_size % config.patch_size:
-        raise UserError(
-            f"image_size: {image_size} is not a multiple of {name}'s patch size of {config.patch_size} pixels"
-        )
+    patch_size = getattr(config, "patch_size", None)
+    if patch_size and image_size % patch_size:
+        raise UserError(f"image_size: {image_size} is not a multiple of {name}'s patch size of {patch_size} pixels")
     config = copy.deepcopy(config)
     config.image_size = image_size
     return config
 
 
-def _resize_vit(vit: Any, config: Any) -> Any:
-    """The same ViT for the image size of `config`. Raises UserError if its positions are not a table."""
+def _resize_vit(vit: Any, config: Any, pooling: Pooling) -> Any:
+    """The same encoder for the image size of `config`. Raises UserError if its positions are not one table."""
     if vit.config.image_size == config.image_size:
         return vit
     weights = vit.state_dict()
@@ -130,7 +143,13 @@ def _resize_vit(vit: Any, config: Any) -> Any:
         )
     grids = (size // config.patch_size for size in (vit.config.image_size, config.image_size))
     weights[_POSITIONS] = resize_positions(weights[_POSITIONS], *grids)
-    resized = make_vit(config)
+    resized = make_vit(config, pooling)
+    expected = {name: tuple(value.shape) for name, value in resized.state_dict().items()}
+    if problems := differences(expected, {name: tuple(value.shape) for name, value in weights.items()}):
+        raise UserError(
+            f"image_size: {type(vit).__name__} has further tables of positions ({'; '.join(problems)}); leave "
+            "image_size out"
+        )
     resized.load_state_dict(weights)
     return resized.eval()
 
@@ -183,7 +202,8 @@ def _load_pretrained(name: str, kind: TowerKind, **options: Any) -> Any:
         model, loading = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise _unreadable(name, kind, error) from error
-    if missing := sorted(key for key in loading["missing_keys"] if not key.startswith("pooler.")):
+    optional = "pooler." if kind == "text" else ()  # an image tower is built with a pooler only if it is used
+    if missing := sorted(key for key in loading["missing_keys"] if not key.startswith(optional)):
         raise UserError(
             f"{kind} tower {name!r}: its files lack {len(missing)} weights, such as {missing[0]}; use config.json and "
             "weights of the same model"
@@ -192,4 +212,6 @@ def _load_pretrained(name: str, kind: TowerKind, **options: Any) -> Any:
 
 
 def _unreadable(name: str, kind: TowerKind, error: Exception) -> UserError:
-    return UserError(f"{kind} tower {name!r}: cannot load a model from there ({error})")
+    if answer := hub.explain(error, name):
+        return UserError(f"{kind} tower {answer}")
+    return UserError(f"{kind} tower {name!r}: cannot load a model from there ({' '.join(str(error).split())})")

@@ -1,4 +1,4 @@
-"""The image tower and the text tower: any ViT and any BERT-like encoder of transformers.
+"""The image tower and the text tower: an image encoder and a BERT-like encoder of transformers.
 
 Shapes, also as suffixes of names:
     N  images or texts
@@ -6,11 +6,12 @@ Shapes, also as suffixes of names:
     L  tokens per row
     K  features per text: 1 + m, [CLS] and m corner tokens
     E  hidden size of the text encoder
-    D  width of a feature: the hidden size of the image tower
+    D  width of a feature: that of the image tower's
 """
 
 import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lotlip_data.training.models.corner_attention import PADDING, attention_mask
+from lotlip_data.training.models.pooling import Pooling, check_pooling, pool, unmasked_inputs
 
 PACKING_TOLERANCE = 1e-4
 """Largest difference of float32 features, relative to the largest feature, that a sum in another order explains."""
@@ -146,17 +148,21 @@ class TextTower(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """A ViT. Its feature is the class token after the final norm, without a projection (authors' code)."""
+    """A ViT or another image encoder. Its feature is pooled as the encoder was trained, without a projection.
 
-    def __init__(self, vit: Any) -> None:
+    For a ViT that is the class token after the final norm (authors' code).
+    """
+
+    def __init__(self, vit: Any, pooling: Pooling = "class_token") -> None:
         super().__init__()
         self.vit = vit
-        self.dim: int = self.vit.config.hidden_size
+        self.pooling = pooling
+        config = vit.config
+        self.dim: int = config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features [N, D], not normalized, of pixels [N, 3, height, width]."""
-        features: Tensor = self.vit(pixel_values=pixels).last_hidden_state[:, 0]
-        return features
+        return pool(self.vit(pixel_values=pixels, **unmasked_inputs(self.vit.config, pixels)), self.pooling)
 
 
 class TwoTowers(nn.Module):
@@ -196,29 +202,40 @@ class TwoTowers(nn.Module):
         self.log_scale.clamp_(0.0, math.log(self.MAX_SCALE))
 
 
-def build(image_config: dict[str, Any], text_config: dict[str, Any], settings: TextSettings) -> TwoTowers:
-    """Towers with fresh weights from two configurations of transformers, given as `config.to_dict()`."""
+def build(description: Mapping[str, Any]) -> TwoTowers:
+    """Towers with fresh weights from what `describe` returned.
+
+    Models of earlier releases have no `pooling`: they read the first token, whatever it was.
+    """
     from transformers import AutoConfig
 
-    image = ImageTower(make_vit(AutoConfig.for_model(**image_config)))
-    text = TextTower(make_encoder(AutoConfig.for_model(**text_config)), image.dim, settings)
+    pooling = check_pooling(description.get("pooling", "class_token"))
+    image = ImageTower(make_vit(AutoConfig.for_model(**description["image"]), pooling), pooling)
+    settings = TextSettings(description["corner_tokens"], description["mask"])
+    text = TextTower(make_encoder(AutoConfig.for_model(**description["text"])), image.dim, settings)
     return TwoTowers(image, text)
 
 
 def describe(towers: TwoTowers) -> dict[str, Any]:
-    """The inverse of `build`: both configurations and the text settings, as JSON holds them."""
-    return {
-        "image": towers.image.vit.config.to_dict(),
-        "text": towers.text.encoder.config.to_dict(),
-        **asdict(towers.text.settings),
-    }
+    """Both configurations, the text settings and the pooling of the image tower, as JSON holds them."""
+    return describe_parts(
+        towers.image.vit.config, towers.text.encoder.config, towers.text.settings, towers.image.pooling
+    )
 
 
-def make_vit(config: Any) -> Any:
-    """The ViT of a configuration of transformers, with fresh weights and without a pooler."""
+def describe_parts(
+    image_config: Any, text_config: Any, settings: TextSettings, pooling: Pooling = "class_token"
+) -> dict[str, Any]:
+    """As `describe`, of towers that are not built. A class token is not named, so that earlier releases read it."""
+    description = {"image": image_config.to_dict(), "text": text_config.to_dict(), **asdict(settings)}
+    return description if pooling == "class_token" else description | {"pooling": pooling}
+
+
+def make_vit(config: Any, pooling: Pooling = "class_token") -> Any:
+    """The image encoder of a configuration of transformers, with fresh weights; with a pooler only if it is used."""
     from transformers import AutoModel
 
-    return AutoModel.from_config(config, **without_pooler(config))
+    return AutoModel.from_config(config, **pooler_argument(config, pooling))
 
 
 def make_encoder(config: Any) -> Any:
@@ -228,10 +245,13 @@ def make_encoder(config: Any) -> Any:
     return AutoModel.from_config(config, attn_implementation="sdpa")
 
 
-def without_pooler(config: Any) -> dict[str, bool]:
-    """The arguments that build a ViT without a pooler. Empty for a ViT class that has no such argument."""
+def pooler_argument(config: Any, pooling: Pooling) -> dict[str, bool]:
+    """The arguments that build an image encoder with or without a pooler. Empty for a class that has no such argument.
+
+    A ViT's pooler is left out: it belongs to no image feature, and most files lack it.
+    """
     from transformers import MODEL_MAPPING
 
     model: Any = MODEL_MAPPING.get(type(config), None)
     has_argument = model is not None and "add_pooling_layer" in inspect.signature(model).parameters
-    return {"add_pooling_layer": False} if has_argument else {}
+    return {"add_pooling_layer": pooling == "pooler"} if has_argument else {}

@@ -270,7 +270,7 @@ def test_missing_or_damaged_files_are_reported(source, tmp_path):
     truncate(shard)
     assert f"{shard}: is damaged or was not fetched whole ({len(whole) - 1000:,} bytes)" in refused(source, out)
     shard.write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 1\n")
-    assert "is damaged or was not fetched whole (50 bytes); fetch it again" in refused(source, out)
+    assert f"{shard}: is a pointer of Git LFS, not the weights; run `git lfs pull`" in refused(source, out)
     shard.unlink()
     assert refused(source, out) == f"{source}: {index.name} names {shard.name}, which is missing; fetch it too"
     shard.write_bytes(whole)
@@ -350,7 +350,7 @@ def test_a_tower_that_cannot_be_fetched_is_reported_with_the_fix(source, tmp_pat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     edit(source / "config.json", mm_vision_tower="Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12")
     message = refused(source, tmp_path / "out")
-    assert message.startswith("Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12: is no folder here and could not be")
+    assert message.startswith("Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12: is not on this machine, and the hub")
     assert message.endswith("fetch it, and give its folder with --vision-tower")
     assert quietly(source, tmp_path / "out", vision_tower=str(source.parent / "tower"))[0]
 
@@ -366,7 +366,8 @@ def test_an_invalid_target_is_rejected(source, tmp_path):
     assert "is a file" in refused(source, tower / "config.json")
     assert "give a folder on this machine" in refused(source, "s3://bucket/models")
     assert refused(tmp_path / "nothing", tmp_path / "out") == (
-        f"{tmp_path / 'nothing'}: there is no such folder, for the checkpoint"
+        f"{tmp_path / 'nothing'}: there is no such folder, for the checkpoint; correct the path, or give the id of a "
+        "model"
     )
     assert "config.json: there is no such file" in refused(source.parent, tmp_path / "out")
 

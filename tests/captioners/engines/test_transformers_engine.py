@@ -6,12 +6,20 @@ import socket
 
 import pytest
 from PIL import Image
+from transformers import (
+    AutoProcessor,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+    LlavaForConditionalGeneration,
+    T5Config,
+)
 
 from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineDead
 from lotlip_data.captioners.engines.preprocessing import Preprocessor
 from lotlip_data.captioners.models.llava import Llava
 from lotlip_data.captioners.registry import load_engine
 from tests.captioners import tiny_checkpoints
+from tests.captioners.tiny_checkpoints import VOCABULARY
 
 LENGTH = 24
 
@@ -103,6 +111,68 @@ def test_the_checkpoints_own_generation_settings_are_ignored(config, engine, sce
 def test_sampling_differs_from_greedy(config, engine, scenes, caption_all):
     sampled = config.replace(temperature=2.0)
     assert caption_all(engine(sampled), scenes(4)) != caption_all(engine(config), scenes(4))
+
+
+def test_repetitions_are_penalized_as_in_transformers(random_llava, engine, scenes, caption_all):
+    config = CaptionerConfig(name="x", kind="llava", model=random_llava, max_new_tokens=LENGTH, repetition_penalty=1.5)
+    processor = AutoProcessor.from_pretrained(random_llava, backend="pil")
+    model = LlavaForConditionalGeneration.from_pretrained(random_llava, dtype="float32").eval()
+    text = "USER: <image>\nDescribe the image in detail. ASSISTANT:"
+    captions = caption_all(engine(config), scenes(4))
+    for image, caption in zip(scenes(4), captions, strict=True):
+        inputs = processor(images=image, text=text, return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=LENGTH, do_sample=False, repetition_penalty=1.5)
+        assert caption.text == processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :])
+    assert captions != caption_all(engine(config.replace(repetition_penalty=1.0)), scenes(4))
+
+
+def test_instructblip_penalizes_repetitions_within_the_caption_only(random_instructblip, engine, scenes, caption_all):
+    """The prompt's words cost nothing: vLLM, which reads embeddings, does not know them."""
+    config = CaptionerConfig(name="x", kind="instructblip", model=random_instructblip, max_new_tokens=LENGTH)
+    greedy = caption_all(engine(config), scenes(8))
+    penalized = caption_all(engine(config.replace(repetition_penalty=1e9)), scenes(8))
+    for first, second in zip(greedy, penalized, strict=True):
+        words = second.text.split()
+        assert words[0] == first.text.split()[0]  # whether or not it is a word of the prompt
+        assert len(set(words)) > len(set(first.text.split()))
+    assert {"Describe", "the", "image"} & {word for caption in penalized for word in caption.text.split()}
+
+
+def test_a_caption_has_at_least_min_new_tokens(tmp_path, engine, scenes, caption_all):
+    model = str(tiny_checkpoints.write_llava(tmp_path / "model", end_bias=2.0))
+    config = CaptionerConfig(name="x", kind="llava", model=model, max_new_tokens=LENGTH)
+    assert min(caption.tokens for caption in caption_all(engine(config), scenes(16))) < 6
+    longer = config.replace(min_new_tokens=6)
+    assert min(caption.tokens for caption in caption_all(engine(longer), scenes(16))) >= 6
+
+
+@pytest.mark.parametrize("change", [{"top_k": 1}, {"min_p": 1.0}])
+def test_sampling_from_the_likeliest_token_is_greedy(change, random_llava, engine, scenes, caption_all):
+    config = CaptionerConfig(name="x", kind="llava", model=random_llava, max_new_tokens=LENGTH)
+    sampled = caption_all(engine(config.replace(temperature=2.0, **change)), scenes(4))
+    assert sampled == caption_all(engine(config), scenes(4))
+
+
+def test_an_instructblip_with_flan_t5_is_captioned_as_transformers_does(tmp_path, scenes, caption_all):
+    """An encoder-decoder starts from its own token, and its output does not repeat the prompt."""
+    size = {"d_model": 64, "d_kv": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    tokens = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2, "vocab_size": VOCABULARY}
+    flan = T5Config(**size, **tokens, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    folder = tiny_checkpoints.write_instructblip(tmp_path, text_config=flan)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    config = CaptionerConfig(name="x", kind="instructblip", model=str(folder), max_new_tokens=LENGTH)
+    loaded = load_engine(config)  # without a GPU, and with one, since vLLM runs no encoder
+    captions = caption_all(loaded, scenes(4))
+    loaded.close()
+    processor = InstructBlipProcessor.from_pretrained(folder, backend="pil")
+    model = InstructBlipForConditionalGeneration.from_pretrained(folder, dtype="float32").eval()
+    for image, caption in zip(scenes(4), captions, strict=True):
+        inputs = processor(images=image, text=config.prompt, return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=LENGTH, do_sample=False)[0, 1:]
+        assert (caption.tokens, caption.text) == (
+            len(tokens),
+            processor.tokenizer.decode(tokens, skip_special_tokens=True).strip(),
+        )
 
 
 def test_prompt_and_template_reach_the_model(config, engine, scenes, caption_all):

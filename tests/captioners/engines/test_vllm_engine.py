@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineDead
+from lotlip_data.captioners.load_errors import LoadError
 from lotlip_data.captioners.registry import load_engine
 from tests.support.processes import title
 
@@ -90,6 +91,7 @@ def test_failures_affect_only_what_they_must(checkpoint, scenes, caption_all, mo
 OWNER = """
 import sys, time
 from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.load_errors import LoadError
 from lotlip_data.captioners.registry import load_engine
 if __name__ == "__main__":
     engine = load_engine(CaptionerConfig(name="x", kind="llava", model=sys.argv[1], max_new_tokens=8), "vllm")
@@ -122,3 +124,19 @@ def test_the_engines_process_ends_with_close_and_with_its_owner(end, random_llav
                 time.sleep(0.1)
         finally:
             owner.kill()
+
+
+def test_the_cause_that_vllm_gives_in_this_process_or_in_its_own_is_in_the_message(random_llava, tmp_path):
+    config = CaptionerConfig(name="mine", kind="llava", model=str(random_llava), max_new_tokens=LENGTH)
+    with pytest.raises(LoadError, match=r"captioner 'mine': .* does not load: .*awq"):
+        load_engine(config.replace(quantization="awq"), "vllm")
+
+    folder = tmp_path / "other"
+    shutil.copytree(random_llava, folder)
+    weights = load_file(folder / "model.safetensors")
+    renamed = {name.replace("multi_modal_projector.", "my_projector."): weights[name] for name in weights}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LoadError, match=r"captioner 'mine': .*/other does not load: .*my_projector") as caught:
+        load_engine(config.replace(model=str(folder)), "vllm")
+    notes = "".join(getattr(caught.value.__cause__.__cause__, "__notes__", []))
+    assert "Traceback" in notes and "my_projector" in notes

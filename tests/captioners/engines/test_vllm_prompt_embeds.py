@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, InstructBlipForConditionalGeneration
+from transformers import AutoModelForCausalLM, InstructBlipForConditionalGeneration, T5Config
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.engines import vllm_prompt_embeds
 from lotlip_data.captioners.engines.vllm_prompt_embeds import export_language_model
 from lotlip_data.captioners.registry import load_engine
+from tests.captioners.tiny_checkpoints import VOCABULARY, llama, write_instructblip
 
 LOCAL = {"revision": None, "local_files_only": True}
 
@@ -103,6 +104,24 @@ def test_a_checkpoint_that_lacks_a_weight_is_rejected(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"is incomplete: 1 weights are missing, such as model.norm.weight; fetch the"):
         export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
     assert not list((tmp_path / "cache" / "language_models").iterdir())
+
+
+def test_a_language_model_with_one_matrix_for_input_and_output_is_whole_without_the_second(tmp_path):
+    folder = write_instructblip(tmp_path / "tied", text_config=llama(tied=True))
+    assert not any("lm_head" in name for name in load_file(folder / "model.safetensors"))
+    exported = export_language_model(str(folder), LOCAL, str(tmp_path / "cache"))
+    stock, loading_info = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
+    assert not loading_info["missing_keys"]
+    assert stock.get_output_embeddings().weight is stock.get_input_embeddings().weight
+
+
+def test_a_language_model_with_an_encoder_is_refused_for_vllm_before_anything_is_loaded(tmp_path):
+    flan = T5Config(vocab_size=VOCABULARY, d_model=64, d_kv=32, d_ff=64, num_layers=1, num_heads=2)
+    folder = write_instructblip(tmp_path, text_config=flan)
+    (folder / "model.safetensors").unlink()
+    config = CaptionerConfig(name="x", kind="instructblip", model=str(folder))
+    with pytest.raises(ValueError, match=r"has an encoder, which vLLM does not run; use engine='transformers'"):
+        load_engine(config, "vllm")
 
 
 @pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])

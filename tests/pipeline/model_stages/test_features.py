@@ -56,6 +56,11 @@ def test_a_missing_tower_is_reported(run_and_towers):
         compute_features(run, "/nowhere/vit", None, 0)
 
 
+def test_a_missing_dataset_is_reported_before_the_tower_is_looked_for(tmp_path):
+    with pytest.raises(UserError, match="dataset"):
+        compute_features(Run.at(str(tmp_path)), "nobody/no-such-tower", None, 0)
+
+
 @pytest.mark.slow
 def test_torchrun_trains_with_the_command_and_only_one_process_logs(run_and_towers):
     run, towers = run_and_towers

@@ -44,6 +44,19 @@ def logged_steps(run, name):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_more_workers_than_the_machine_has_cpus_for_are_an_error_at_once(run_and_towers, tmp_path, monkeypatch):
+    from lotlip_data.manifests.run_layout import Run
+    from lotlip_data.pipeline.model_stages.ray_train import train_on_ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    workers = Workers(workers=100, cpus=2, gpus=0)
+    with pytest.raises(UserError, match=r"need 200 CPU \(it has 2\) of this machine; lower `workers`"):
+        train_on_ray({}, Run.at(str(run_and_towers[0])), str(tmp_path), workers)
+    with pytest.raises(UserError, match="asks for 8 GPUs, and this machine has 0"):
+        train_on_ray({}, Run.at(str(run_and_towers[0])), str(tmp_path), Workers(workers=1, gpus=8))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

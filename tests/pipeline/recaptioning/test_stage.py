@@ -104,7 +104,7 @@ def test_a_model_that_cannot_be_loaded_fails_with_its_reason(tmp_path: Path, ray
     entry = {"name": "none", "kind": "llava", "model": str(model), "pool": {"max_actors": 2}}
     started = time.monotonic()
     (failed,) = recaption(run, resolve_captioners([entry])).failed
-    assert failed.startswith(f"none: 2 shards are not captioned: captioner 'none': {model} does not load: ")
+    assert failed.startswith(f"none: 2 shards not captioned: captioner 'none': {model} does not load: ")
     (trace,) = Path(run.logs, "engines").iterdir()
     assert trace.name.startswith("none-") and str(trace) in failed and "Traceback" in trace.read_text()
     assert time.monotonic() - started < 120  # one try
@@ -124,6 +124,25 @@ def test_a_model_that_cannot_be_had_is_an_error_before_ray_starts_and_claims_no_
         with pytest.raises(UserError, match=f"captioner 'none': .*{re.escape(str(model))}.*{message}.*; "):
             recaption(run, resolve_captioners([{"name": "none", "kind": "llava", "model": str(model)}]))
         assert not storage.exists(run.captioner("none"))
+
+
+@pytest.mark.parametrize(
+    ("pool", "missing"),
+    [
+        ({"resources": {"slot": 1}}, "1 slot"),
+        ({"num_cpus": 1000}, "1000 CPU"),
+        ({"accelerator_type": "H100"}, "accelerator_type:H100"),
+        ({"labels": {"tier": "spot"}}, "the label tier=spot"),
+    ],
+)
+def test_an_actor_that_no_machine_can_hold_stops_its_captioner_at_once(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, pool: dict[str, Any], missing: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    run = fake_run.make(tmp_path / "run", shards=2, images=2, writers=()).run
+    (failed,) = recaption(run, resolve_captioners(["tiny-llava"], pool)).failed
+    assert failed.startswith("tiny-llava: 2 shards are not captioned: no machine has what one actor asks for (")
+    assert missing in failed and "Correct the captioner's `pool`" in failed
 
 
 def test_more_gpus_than_the_machine_has_are_an_error_before_ray_starts(
@@ -148,7 +167,7 @@ def test_a_captioner_that_fails_on_every_image_commits_nothing_and_captions_all_
     )
     jobs = resolve_captioners([{"name": "mine", "kind": "llava", "model": str(mine)}])
     (failed,) = recaption(run, jobs).failed
-    assert failed.startswith("mine: 2 shards are not captioned: captioner 'mine' cannot caption a plain image of ")
+    assert failed.startswith("mine: 2 shards not captioned: captioner 'mine' cannot caption a plain image of ")
     assert "image tokens" in failed and "processor_config.json" in failed
     assert captioned_shards(run, "mine") == [] and not storage.exists(run.quarantine("captions", "mine"))
 

@@ -634,6 +634,9 @@ def test_a_damaged_image_shard_costs_only_its_pictures(tmp_path: Path) -> None:
     assert page.status_code == 200 and page.text.count("<img") == 2
     answer = web.get(f"/picture/0/{row['key']}")
     assert answer.status_code == 404 and "lotlip-data download" in answer.text
+    Path(made.run.images, "00000-attempt.tar").unlink()
+    answer = web.get(f"/picture/0/{row['key']}")
+    assert answer.status_code == 404 and "00000-attempt.tar: cannot be read" in answer.text
     Path(made.run.image_stats(0)).write_bytes(b"{")
     assert web.get("/quarantine?kind=shard").status_code == 200
     assert web.get(f"/picture/0/{row['key']}").status_code in (400, 404)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lotlip_data.manifests.digests import JSON_KEY
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 from lotlip_data.training.config import make_config
-from lotlip_data.training.evaluation.models import load_embedder
+from lotlip_data.training.evaluation.models import _needs_quick_gelu, load_embedder
 from lotlip_data.training.models.lotlip import LoTLIP, load_model
 from tests.training.evaluation.tiny_clips import CONTEXT, write_clip, write_open_clip
 from tests.training.run_fixture import write_towers
@@ -80,6 +81,53 @@ def test_a_clip_of_transformers_gives_the_features_of_transformers(clip_folder):
     _assert_close(embedded.features, theirs.text_embeds)
     _assert_close(embedder.embed_images(iter(IMAGES)), theirs.image_embeds)
     assert list(embedded.lengths)[1:] == LENGTHS and embedder.context_length == CONTEXT
+
+
+def test_openai_weights_are_computed_with_quick_gelu_whatever_the_models_name(open_clip_name, monkeypatch):
+    """The tag says with which activation the weights were trained; the weights alone do not."""
+    import open_clip
+    from open_clip import pretrained
+
+    name, weights = open_clip_name.split("/", 1)
+    monkeypatch.setitem(
+        pretrained._PRETRAINED, name, {"openai": {"url": "file", "quick_gelu": True}, "own": {"url": "file"}}
+    )
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *args, **options: weights)
+    expected = open_clip.create_model(name, pretrained=weights, force_quick_gelu=True).eval()
+    tagged = load_embedder(f"open_clip:{name}/openai", "cpu")
+    tokens = open_clip.get_tokenizer(name)(TEXTS)
+    _assert_close(tagged.embed_texts(TEXTS).features, expected.encode_text(tokens))
+    plain = load_embedder(f"open_clip:{name}/own", "cpu")
+    assert (plain.embed_texts(TEXTS).features - tagged.embed_texts(TEXTS).features).abs().max() > 1e-3
+    assert plain.identity == load_embedder(f"open_clip:{open_clip_name}", "cpu").identity != tagged.identity
+
+
+def test_a_file_of_weights_is_computed_as_the_configuration_beside_it_says(open_clip_name, caplog):
+    plain = load_embedder(f"open_clip:{open_clip_name}", "cpu")
+    assert not _needs_quick_gelu("ViT-B-16", "/none/ViT-B-16.pt")
+    assert "computed with GELU; OpenAI's weights need ViT-B-16-quickgelu" in caplog.text
+    config = Path(open_clip_name.split("/", 1)[1]).with_name("open_clip_config.json")
+    config.write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
+    quick = load_embedder(f"open_clip:{open_clip_name}", "cpu")
+    config.unlink()
+    assert quick.identity != plain.identity
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "quick"),
+    [
+        ("ViT-B-16", "openai", True),
+        ("ViT-L-14-336", "openai", True),
+        ("RN50", "yfcc15m", True),
+        ("ViT-B-32", "metaclip_400m", True),
+        ("ViT-B-16", "laion2b_s34b_b88k", False),
+        ("ViT-B-16-quickgelu", "openai", False),  # it computes QuickGELU by itself
+        ("roberta-ViT-B-32", "laion2b_s12b_b32k", False),
+    ],
+)
+def test_the_activation_of_published_weights_is_known_by_their_tag(model, tag, quick):
+    pytest.importorskip("open_clip")
+    assert _needs_quick_gelu(model, tag) == quick
 
 
 def test_the_identity_changes_with_the_weights(open_clip_name, clip_folder, tmp_path):

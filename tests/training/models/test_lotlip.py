@@ -32,7 +32,7 @@ def test_the_error_for_an_unfinished_training_says_so(tmp_path, name):
     ("content", "message"),
     [
         ("{}", OTHER),
-        ('{"format": 2}', OTHER),
+        ('{"format": 3}', OTHER),
         ("[]", "not a JSON object"),
         ("{", "not JSON"),
         (None, r"has no config\.json"),

@@ -1,0 +1,90 @@
+"""The text that a model reads: the prompt inside a template of the user, the checkpoint or the captioner's kind."""
+
+from typing import Any
+
+from lotlip_data.captioners.base import CaptionerConfig, ModelSpec
+
+
+def prompt_text(captioner: ModelSpec, config: CaptionerConfig, processor: Any, source: str) -> str:
+    """The prompt inside its template.
+
+    The template of the settings comes first, then the checkpoint's chat template if the kind uses one, then the kind's.
+
+    Args:
+        captioner: The kind.
+        config: The prompt, and perhaps a template.
+        processor: The checkpoint's processor, with its tokenizer.
+        source: The checkpoint, for messages.
+
+    Raises:
+        ValueError: The text has no place for the image, or begins with two start tokens.
+    """
+    tokenizer = processor.tokenizer
+    chat_template = processor.chat_template or tokenizer.chat_template
+    if config.template is None and captioner.uses_chat_template and chat_template:
+        text = _chat_turn(config, processor, chat_template, source)
+        if _doubles_start_token(text, tokenizer):
+            text = text.removeprefix(tokenizer.bos_token)
+    else:
+        text = (config.template or captioner.template).replace("{prompt}", config.prompt)
+    if _doubles_start_token(text, tokenizer):
+        raise ValueError(
+            f"captioner {config.name!r}: its template begins with {tokenizer.bos_token}, which the tokenizer adds by "
+            "itself; leave it out"
+        )
+    _check_image_place(captioner, config, processor, text)
+    return text
+
+
+def _chat_turn(config: CaptionerConfig, processor: Any, chat_template: Any, source: str) -> str:
+    """The checkpoint's form of a user's turn with one image and the prompt, up to where the model's answer begins.
+
+    Newer templates take the parts of a turn as a list, templates of text-only models one text.
+
+    Raises:
+        ValueError: The template takes neither, or leaves the image or the prompt out.
+    """
+    from jinja2 import TemplateError
+
+    token = getattr(processor, "image_token", "<image>")
+    parts = [{"type": "image"}, {"type": "text", "text": config.prompt}]
+    problem = "it leaves out the image or the prompt"
+    for content in (parts, f"{token}\n{config.prompt}"):
+        try:
+            text: str = processor.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=_one_template(chat_template),
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            problem = " ".join(str(error).split())
+            continue
+        if text.count(token) == 1 and config.prompt in text:
+            return text
+    raise ValueError(
+        f"captioner {config.name!r}: {source}: its chat template does not fit a turn with one image ({problem}); set "
+        "`template`, such as 'USER: <image>\\n{prompt} ASSISTANT:'"
+    )
+
+
+def _one_template(chat_template: Any) -> str:
+    """The template to use of a checkpoint that has several by name."""
+    if isinstance(chat_template, dict):
+        return str(chat_template.get("default", next(iter(chat_template.values()))))
+    return str(chat_template)
+
+
+def _doubles_start_token(text: str, tokenizer: Any) -> bool:
+    start = tokenizer.bos_token_id
+    return start is not None and tokenizer(text)["input_ids"][:2] == [start, start]
+
+
+def _check_image_place(captioner: ModelSpec, config: CaptionerConfig, processor: Any, text: str) -> None:
+    """Raise ValueError unless the image stands in the text once, where the kind's template has it."""
+    token = getattr(processor, "image_token", None)
+    if "<image>" in captioner.template and isinstance(token, str) and text.count(token) != 1:
+        raise ValueError(
+            f"captioner {config.name!r}: its template has {text.count(token)} times {token}; write it once, where the "
+            "image stands"
+        )
