@@ -629,7 +629,7 @@ def test_clients_of_object_stores_have_base_classes_of_their_errors() -> None:
         "their base classes of errors",
         file="manifests/storage_retry.py",
         mention="BotoCoreError",
-        fix="Adapt _client_errors: otherwise missing credentials end in a traceback.",
+        fix="Adapt client_errors: otherwise missing credentials end in a traceback.",
     ):
         import aiohttp
         from botocore.exceptions import BotoCoreError, NoCredentialsError

@@ -52,9 +52,9 @@ class DownloadSettings(Settings):
     """JPEG quality of stored images."""
     threads: Annotated[int, Field(ge=1)] = 64
     """Number of concurrent downloads per shard."""
-    timeout: Annotated[float, Field(gt=0)] = 10.0
+    timeout: Annotated[float, Field(gt=0, le=86_400)] = 10.0
     """Time limit of one socket operation in seconds."""
-    total_timeout: Annotated[float, Field(gt=0)] = 60.0
+    total_timeout: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     """Time limit of one download in seconds, including redirects and the body."""
     retries: Annotated[int, Field(ge=0)] = 1
     """Number of further attempts after a transient failure. The pause before each grows, or is the one that the server
