@@ -365,9 +365,13 @@ _SHOWN_CHANGES = 10
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested settings, each with its name, such as `train.0.lr`."""
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    if not children or not value:
+    """Nested settings by name, such as `train.0.lr`. A list of plain values counts as one value."""
+    if isinstance(value, dict):
+        children = list(value.items())
+    else:
+        is_plain = not isinstance(value, list) or not any(isinstance(entry, dict) for entry in value)
+        children = [] if is_plain else list(enumerate(value))
+    if not children:
         yield name, value
     for key, child in children:
         yield from _flatten(child, f"{name}.{key}" if name else str(key))

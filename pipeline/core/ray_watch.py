@@ -78,7 +78,7 @@ def local_loss() -> str:
     import ray._private.worker as worker
 
     node = worker._global_node
-    dead = sorted({str(kind) for kind, _ in node.dead_processes()} & set(_CRITICAL)) if node else []
+    dead: list[str] = sorted({str(kind) for kind, _ in node.dead_processes()} & set(_CRITICAL)) if node else []
     return f"Ray has died on this machine: its process {dead[0]} was killed or ran out of memory" if dead else ""
 
 

@@ -26,8 +26,8 @@ from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.http_client import guarded_urlopen
-from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings
 from lotlip_data.pipeline.downloading.images.isolation import Converter, ConverterError, Suspects
+from lotlip_data.pipeline.downloading.images.messages import ConversionSettings
 
 _KEY_ROWS = 10_000  # keys have at least four row digits, however few rows a shard has
 

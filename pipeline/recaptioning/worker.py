@@ -34,7 +34,7 @@ from lotlip_data.pipeline.downloading.reader import (
     fetched_images,
     refetch_remedy,
 )
-from lotlip_data.pipeline.recaptioning.claims import check_settings
+from lotlip_data.pipeline.recaptioning.claims import check_claims
 from lotlip_data.pipeline.recaptioning.poison_images import (
     MAX_POISON_IMAGES,
     SMALL_BATCH_SIZE,
@@ -395,7 +395,7 @@ class ShardAttempt:
                 f"but its marker says {marker['successes']}. {refetch_remedy(self._run, self.shard)}"
             )
         check_rejections(rows, self._worker.max_rejected, self.shard)
-        await asyncio.to_thread(check_settings, self._run, self._worker.config)
+        await asyncio.to_thread(check_claims, self._run, self._worker.config, self._worker.model_digest)
         content = encode_rows(rows, captioner=self._worker.config.id)
         return await self._finish(await asyncio.to_thread(storage.create, self._target, content))
 
