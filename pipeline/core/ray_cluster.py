@@ -1,5 +1,6 @@
 """The Ray cluster that a stage runs on: the one that RAY_ADDRESS names, or one that is started on this machine."""
 
+import atexit
 import logging
 import os
 import signal
@@ -22,7 +23,7 @@ LOCAL_OBJECT_STORE_BYTES = 256 << 20  # only small results pass through it, neve
 
 CONNECT_SECONDS = 10.0
 """Time to reach the head node of a cluster."""
-PROBE_SECONDS = 30.0
+PROBE_SECONDS = 45.0
 """Time for the control service of a cluster to answer."""
 SHUTDOWN_SECONDS = 5.0
 """Time for Ray to let go of a cluster that has died."""
@@ -201,10 +202,22 @@ def split_address(address: str) -> tuple[str, int] | None:
     return host, port
 
 
+_PROBE = """
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import RpcError
+try:
+    GcsClient(address=sys.argv[1])
+except Exception as error:
+    sys.exit(type(error) is RpcError)
+"""
+"""Ends with 1 if nobody answers as Ray's control service does. Any other error, such as a missing token, is an answer,
+which `ray.init` explains."""
+
+
 def _is_control_service(address: str) -> bool:
     """Whether Ray's control service answers at HOST:PORT. Another process asks: Ray's own calls have no limit."""
-    code = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
-    command = [sys.executable, "-c", code, address]
+    command = [sys.executable, "-c", _PROBE, address]
     try:
         return subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, check=False).returncode == 0
     except subprocess.TimeoutExpired:
@@ -224,6 +237,8 @@ def _abandon() -> None:
     shutdown = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
     shutdown.start()
     shutdown.join(SHUTDOWN_SECONDS)
+    if shutdown.is_alive():
+        atexit.unregister(ray.shutdown)  # it would wait again
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import Any
 
 POLL_SECONDS = 2.0
 HEAD_SECONDS = 45.0
@@ -61,13 +62,18 @@ class ClusterWatch:
         while not self._ended.wait(POLL_SECONDS):
             if self._users and (loss := self._find_loss()):
                 self.loss = loss
-                if self._interrupts:
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                if self._interrupts and (number := _interrupting_signal()):
+                    signal.pthread_kill(threading.main_thread().ident or 0, number)
                 if not self._ended.wait(GRACE_SECONDS):
                     print(f"error: {loss}. {RESUME}", file=sys.stderr, flush=True)
                     end_local_processes()
                     os._exit(1)
                 return
+
+
+def _interrupting_signal() -> signal.Signals | None:
+    """A signal that raises an exception in the main thread: one with a handler. SIGINT is ignored in some shells."""
+    return next((number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))), None)
 
 
 RESUME = "Committed work is kept; run the same command again to resume."
@@ -77,7 +83,7 @@ def local_loss() -> str:
     """What has died of the Ray that this process has started."""
     import ray._private.worker as worker
 
-    node = worker._global_node
+    node: Any = worker._global_node
     dead = sorted({str(kind) for kind, _ in node.dead_processes()} & set(_CRITICAL)) if node else []
     return f"Ray has died on this machine: its process {dead[0]} was killed or ran out of memory" if dead else ""
 
@@ -107,5 +113,6 @@ def end_local_processes() -> None:
     """End what is left of the Ray that this process has started, without asking Ray."""
     import ray._private.worker as worker
 
-    if node := worker._global_node:
+    node: Any = worker._global_node
+    if node:
         node.kill_all_processes(check_alive=False, allow_graceful=False, wait=False)
