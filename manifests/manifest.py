@@ -32,12 +32,12 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from lotlip_data.manifests import artifacts, catalog, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.settings.base import ListEntry, Settings
+from lotlip_data.manifests.settings.base import ListEntry, Name, Settings
 from lotlip_data.manifests.settings.captioners import CaptionerEntry, parse_captioner
 from lotlip_data.manifests.settings.dataset import CleanSettings, ShardSettings
 from lotlip_data.manifests.settings.download import DownloadSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry
-from lotlip_data.manifests.settings.source import Name, Source
+from lotlip_data.manifests.settings.source import Source
 from lotlip_data.manifests.settings.training import TrainingEntry
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Manifest(Settings):
 
     def evaluation_folder(self, entry: EvaluationEntry) -> str:
         """The folder of a published task's files."""
-        return entry.data or storage.join(str(self.evaluation_data), entry.task)
+        return entry.data or storage.join(str(self.evaluation_data), entry.name or entry.task)
 
 
 def load(path: str) -> Manifest:

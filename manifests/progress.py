@@ -33,6 +33,8 @@ PROGRESS_LINE = {"progress_line": True}
 
 LINES = 20
 """Number of lines that stand for a bar, if the work takes less than this number of LINE_SECONDS."""
+QUIET_SECONDS = 5.0
+"""Work that takes less has no such lines: its summary follows at once."""
 LINE_SECONDS = 600.0
 """Longest time between two such lines, if there is progress."""
 FORWARD_SECONDS = 1.0
@@ -170,6 +172,8 @@ class Progress:
 
     def _log_if_due(self) -> None:
         now = time.monotonic()
+        if now < self._started + QUIET_SECONDS:
+            return
         if self.done >= self._line_at or now >= self._line_time + LINE_SECONDS:
             self._line_at, self._line_time = self._next_line(self.done), now
             logger.info(self._line(now), extra=PROGRESS_LINE)

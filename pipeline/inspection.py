@@ -4,11 +4,12 @@ The commands of the same names and the Python API (docs/guides/notebook.md) both
 runs are given as to the functions of `stages`.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import frozen, held_for
 from lotlip_data.manifests.run_layout import Run
@@ -17,6 +18,13 @@ from lotlip_data.pipeline.stages import ManifestLike, RunLike, load_manifest, op
 
 if TYPE_CHECKING:
     from lotlip_data.pipeline.planning.hardware import Hardware
+
+logger = logging.getLogger(__name__)
+
+_NOT_PHOTOS = (
+    "no --task is given, so the model is measured on synthetic scenes (simple shapes), which says nothing about "
+    "photographs. For these, give a published task or your own images: --task iiw=FOLDER, --task custom=FOLDER"
+)
 
 
 def plan(
@@ -117,7 +125,11 @@ def verify(run: RunLike) -> Inspection:
     from lotlip_data.pipeline.dataset.verify import verify as find_problems
 
     problems = list(map(str, find_problems(_existing(open_run(run)))))
-    last = f"verify: {len(problems)} problems" if problems else "verify: the dataset is complete and intact"
+    last = (
+        f"verify: {wording.count(len(problems), 'problem')}"
+        if problems
+        else "verify: the dataset is complete and intact"
+    )
     return Inspection({"problems": problems}, [*problems, last], problems)
 
 
@@ -163,39 +175,50 @@ def evaluate(
     out: str | PathLike[str] | None = None,
     allow_partial: bool = False,
     device: str | None = None,
+    name: str | None = None,
 ) -> Inspection:
     """Zero-shot retrieval and classification of a model.
 
     Args:
         model: A trained model's folder, such as RUN/train/lotlip/model; `open_clip:MODEL/WEIGHTS`; `clip:HUB_ID`.
-        tasks: Published tasks as NAME or NAME=FOLDER. Default: unseen synthetic scenes.
+        tasks: Published tasks as NAME or NAME=FOLDER; images and texts of your own as `custom=PATH` or
+            `custom:NAME=PATH`, where PATH is a folder or a table. Default: unseen synthetic scenes.
         data: Root folder of tasks that are given without a folder: DATA/NAME.
         out: The JSON file to write. Default: `eval.json` or `eval-TASKS.json` beside the model's folder.
         allow_partial: Evaluate the part of a task that exists; its figures are marked.
         device: `cpu`, `cuda`, `cuda:1`, …. Default: a GPU where one is available.
+        name: Name of the model in results and tables. Default: RUN/TRAINING, or the name of the folder.
     """
     from lotlip_data.manifests.settings.evaluation import SYNTHETIC, current_task_name
     from lotlip_data.pipeline.model_stages import evaluate as evaluation
 
-    name, file = fspath(model), None if out is None else fspath(out)
+    model, file = fspath(model), None if out is None else fspath(out)
     names = list(map(current_task_name, tasks or [SYNTHETIC]))
     if SYNTHETIC in names and len(names) > 1:
         raise UserError(f"the task {SYNTHETIC} is evaluated alone; name it in a command of its own")
     if names != [SYNTHETIC]:
-        results = evaluation.evaluate_tasks(name, names, fspath(data), file, allow_partial=allow_partial, device=device)
-    else:
-        name = evaluation.resolve_model_name(name)
-        results = evaluation.evaluate_model(name, file or evaluation.default_results_url(name, []), device)
-    return Inspection(results, _scores(results))
+        results = evaluation.evaluate_tasks(
+            model, names, fspath(data), file, allow_partial=allow_partial, device=device, name=name
+        )
+        return Inspection(results, _scores(results))
+    if not tasks:
+        logger.warning(_NOT_PHOTOS)
+    model = evaluation.resolve_model_name(model)
+    results = evaluation.evaluate_model(model, file or evaluation.default_results_url(model, []), device, name)
+    return Inspection(results, [f"synthetic scenes, {line}" for line in _scores(results)])
 
 
 def _scores(results: Mapping[str, Any]) -> list[str]:
-    """One line per task."""
+    """One line per task. A part of a set is marked."""
+    marks = {name: " (partial)" for name, task in results["settings"].get("tasks", {}).items() if task["partial"]}
     retrieval = [
-        f"{name}: text to image R@1 {scores['t2i']['R@1']:.1%}, image to text R@1 {scores['i2t']['R@1']:.1%}"
+        f"{name}{marks.get(name, '')}: text to image R@1 {scores['t2i']['R@1']:.1%}, "
+        f"image to text R@1 {scores['i2t']['R@1']:.1%}"
         for name, scores in results["retrieval"].items()
     ]
-    classification = [f"{name}: top-1 {scores['top1']:.1%}" for name, scores in results["classification"].items()]
+    classification = [
+        f"{name}{marks.get(name, '')}: top-1 {scores['top1']:.1%}" for name, scores in results["classification"].items()
+    ]
     return retrieval + classification
 
 

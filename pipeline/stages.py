@@ -26,7 +26,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse, with_absolute_paths
 from lotlip_data.manifests.progress import SUMMARY_LINE
@@ -184,7 +184,8 @@ def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
     run = open_run(run)
     with ray_session():
         summary = build_dataset(frozen(run), run, captioners)
-    lines = [f"shard: {summary.built:,} shards with {summary.samples:,} samples"] if summary.built else []
+    shards, samples = wording.count(summary.built, "shard"), wording.count(summary.samples, "sample")
+    lines = [f"shard: {shards} with {samples}"] if summary.built else []
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
 
 

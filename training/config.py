@@ -1,5 +1,6 @@
 """Settings of a training: the paper's where it gives them, ours where nobody published any."""
 
+import math
 from typing import Any
 
 from pydantic import ValidationError, model_validator
@@ -7,6 +8,7 @@ from pydantic import ValidationError, model_validator
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.settings.messages import describe_errors, unknown_name
 from lotlip_data.manifests.settings.training import TrainingSettings
+from lotlip_data.manifests.wording import count
 
 _SCRATCH = {"lock_image": False, "pretrained_image": False, "pretrained_text": False, "images": "pixels"}
 
@@ -56,6 +58,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpoint_every": 100,
     },
 }
+
+
+SMALL_STEPS = 50
+"""Steps that the settings proposed for a small dataset aim at."""
 
 
 class ConfigError(UserError):
@@ -111,11 +117,29 @@ class TrainConfig(TrainingSettings):
         steps = int(self.epochs * samples) // self.batch
         if steps == 0:
             raise ConfigError(
-                f"batch: {self.batch} is more than {self.epochs} epochs of {samples} samples give; lower it"
+                f"batch: {self.batch} is more than {self.epochs:g} epochs of {count(samples, 'sample')} give. "
+                f"{self._advice(samples)}"
             )
         if steps <= self.warm_up:
-            raise ConfigError(f"warm_up: {self.warm_up} is not fewer than the training's {steps} steps; lower it")
+            raise ConfigError(
+                f"warm_up: {self.warm_up} is not fewer than the {count(steps, 'step')} of {self.epochs:g} epochs of "
+                f"{count(samples, 'sample')} in batches of {self.batch}. {self._advice(samples)}"
+            )
         return steps
+
+    def _advice(self, samples: int) -> str:
+        """Settings that work for this number of samples: steps enough to learn, and a tenth of them for the warm-up."""
+        batch = max(2, min(self.batch, samples, 2 ** int(math.log2(max(2, self.epochs * samples / SMALL_STEPS)))))
+        steps = int(self.epochs * samples) // batch
+        if not steps:
+            return "Download and caption more images, or raise epochs."
+        settings = {"batch": batch, "warm_up": min(self.warm_up, steps // 10)}
+        options = " ".join(f"--set {name}={value}" for name, value in settings.items())
+        entry = ", ".join(f"{name}: {value}" for name, value in settings.items())
+        return (
+            f"For so few samples, add `{options}` to `lotlip-data train RUN --method {self.method}`, or write "
+            f"`{entry}` in the manifest's training."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings in JSON types."""

@@ -32,6 +32,7 @@ from torch import Tensor
 from lotlip_data.manifests.checkpoints import conversion
 from lotlip_data.manifests.checkpoints import weights as checkpoint_files
 from lotlip_data.manifests.checkpoints.conversion import MARK, RECORD
+from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.data.image_transforms import ImageTransform, load_transform
 from lotlip_data.training.data.tokenizer import TextTokenizer, load_tokenizer
@@ -42,6 +43,8 @@ from lotlip_data.training.models.towers import TextSettings
 
 logger = logging.getLogger(__name__)
 
+LARGEST_EPS = 1e-5
+"""Epsilons of layer normalisations up to this one change features in the last digits only."""
 CONTEXT_LENGTH = 128
 """Context length of the authors' released checkpoints, which do not record it (paper: 128)."""
 
@@ -79,6 +82,7 @@ def convert(
     if (config := _read_our_config(source)) is not None:
         with conversion.explain_full_disk(Path(target)):
             return _export_model(Path(source).expanduser(), config, Path(target).expanduser())
+    image_tower, text_tower = (tower and resolve(tower) for tower in (image_tower, text_tower))
     file = _find_checkpoint(source, revision)
     out = conversion.make_target(target, {"the checkpoint": file.parent})
     with conversion.exclusive_lock(out), conversion.explain_full_disk(out):
@@ -200,6 +204,13 @@ def _require_exportable(source: Path, description: dict[str, Any]) -> None:
     """Raise UserError for a model that the authors' code would compute differently: their layout has no settings."""
     image = description["image"]
     required = {"model_type": "vit", "layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": True}
+    eps = image.get("layer_norm_eps")
+    if isinstance(eps, float) and eps != required["layer_norm_eps"] and eps <= LARGEST_EPS:
+        logger.warning(
+            f"{source}: the image tower's layer_norm_eps is {eps:g}, and the authors' code uses 1e-06: its features "
+            "differ in the last digits there"
+        )
+        image = {**image, "layer_norm_eps": required["layer_norm_eps"]}
     if different := [name for name in required if image.get(name) != required[name]]:
         name = different[0]
         raise UserError(

@@ -9,11 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
+from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.training.models.lotlip import LoTLIP
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,31 @@ class Embedding:
     """One line per image that could not be read, with the reason."""
 
 
+def check_input(out: str, images: str | None = None, texts: str | None = None) -> None:
+    """Check what an embedding reads and writes, which takes a moment, before its model is loaded, which takes longer.
+
+    Args:
+        out: The file to write.
+        images: The folder of images, or None.
+        texts: The file of texts, or None.
+
+    Raises:
+        UserError: As `embed_images` and `embed_texts` do.
+    """
+    _require_new(out)
+    if images is not None:
+        _image_names(images)
+    if texts is not None:
+        _read_lines(texts)
+
+
+def _require_new(out: str) -> None:
+    if storage.is_folder(out):
+        raise UserError(f"{out}: is a folder; name the Parquet file to write")
+    if storage.exists(out):
+        raise UserError(f"{out}: exists already; choose another file or remove it")
+
+
 def embed_images(model: LoTLIP, folder: str, out: str) -> Embedding:
     """Write the features of the images in a folder, in the order of their names.
 
@@ -46,19 +72,26 @@ def embed_images(model: LoTLIP, folder: str, out: str) -> Embedding:
     Raises:
         UserError: The folder has no image, or `out` exists.
     """
-    names = [name for name in storage.list_below(folder) if name.lower().endswith(IMAGE_EXTENSIONS)]
-    if not names:
-        raise UserError(f"{folder}: has no images; supported extensions are {', '.join(IMAGE_EXTENSIONS)}")
+    _require_new(out)
+    names = _image_names(folder)
     failed: list[str] = []
 
     def features() -> Iterator[dict[str, Any]]:
-        for done, part in enumerate(batched(names, BATCH_SIZE)):
-            images = {name: image for name in part if (image := _read_image(folder, name, failed))}
-            yield {"name": list(images), "feature": model.embed_images(images.values())}
-            if done % 100 == 99:
-                logger.info(f"{(done + 1) * BATCH_SIZE} of {len(names)} images")
+        with progress_bar("embed", len(names), "image") as bar:
+            for part in batched(names, BATCH_SIZE):
+                images = {name: image for name in part if (image := _read_image(folder, name, failed))}
+                yield {"name": list(images), "feature": model.embed_images(images.values())}
+                bar.note(f"{len(failed):,} failed" if failed else "")
+                bar.update(len(part))
 
     return Embedding(_write(out, features(), model.towers.image.dim, "name"), failed)
+
+
+def _image_names(folder: str) -> list[str]:
+    names = [name for name in storage.list_below(folder) if name.lower().endswith(IMAGE_EXTENSIONS)]
+    if not names:
+        raise UserError(f"{folder}: has no images; supported extensions are {', '.join(IMAGE_EXTENSIONS)}")
+    return names
 
 
 def _read_image(folder: str, name: str, failed: list[str]) -> Image.Image | None:
@@ -66,6 +99,9 @@ def _read_image(folder: str, name: str, failed: list[str]) -> Image.Image | None
     try:
         with storage.open_read(storage.join(folder, name)) as file:
             return ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+    except UnidentifiedImageError:
+        failed.append(f"{name}: is not an image, or its format is not supported")
+        return None
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         failed.append(f"{name}: {error}")
         return None
@@ -82,21 +118,28 @@ def embed_texts(model: LoTLIP, file: str, out: str) -> Embedding:
     Raises:
         UserError: The file is empty or not UTF-8, or `out` exists.
     """
-    with storage.open_read(file) as stream:
-        try:
-            lines = stream.read().decode().splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file}: not UTF-8 ({error}); convert the file to UTF-8") from error
-    if not lines:
-        raise UserError(f"{file}: has no texts; write one text per line")
+    _require_new(out)
+    lines = _read_lines(file)
     encoded = model.tokenizer.encode(lines)
     if truncated := sum(encoded.truncated):
         logger.warning(
-            f"{truncated} of {len(lines)} texts are longer than {model.tokenizer.context_length} tokens and are "
-            "truncated"
+            f"{truncated:,} of {wording.count(len(lines), 'text')} {wording.plural(truncated, 'is')} longer than "
+            f"{model.tokenizer.context_length} tokens and truncated"
         )
     parts = ({"text": part, "feature": model.embed_texts(part)} for part in batched(lines, 16 * BATCH_SIZE))
     return Embedding(_write(out, parts, model.towers.image.dim, "text"), [])
+
+
+def _read_lines(file: str) -> list[str]:
+    try:
+        lines = storage.read_bytes(file).decode().splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{file}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 ({error}); convert the file to UTF-8") from error
+    if not lines:
+        raise UserError(f"{file}: has no texts; write one text per line")
+    return lines
 
 
 def _write(out: str, parts: Iterable[dict[str, Any]], dim: int, key: str) -> int:
@@ -111,9 +154,6 @@ def _write(out: str, parts: Iterable[dict[str, Any]], dim: int, key: str) -> int
     Returns:
         The number of rows.
     """
-    exists = f"{out}: exists already; choose another file or remove it"
-    if storage.exists(out):
-        raise UserError(exists)
     schema = pa.schema([(key, pa.string()), ("feature", pa.list_(pa.float32(), dim))])
     rows = 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -125,5 +165,5 @@ def _write(out: str, parts: Iterable[dict[str, Any]], dim: int, key: str) -> int
                 writer.write_table(pa.table([pa.array(part[key], pa.string()), feature], schema=schema))
                 rows += len(part[key])
         if not storage.create_from_file(out, str(local)):
-            raise UserError(exists)
+            _require_new(out)
     return rows

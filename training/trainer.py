@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
@@ -79,7 +79,7 @@ def train(config: TrainConfig, run: str, out: str, *, resume: bool = True) -> Tr
         out = storage.normalise(out)
         dataset, finished = run_on_first(lambda: _open(config, run, out, resume), group)
         if finished:
-            _log(f"{out}: already trained ({finished.steps} steps); nothing to do", group)
+            _log(f"{out}: already trained ({wording.count(finished.steps, 'step')}); nothing to do", group)
             return finished
         trainer = Trainer(config, dataset, out, group)
         run_on_first(lambda: _claim_folder(out, config, dataset), group)  # only after the settings have proved usable

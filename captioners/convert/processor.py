@@ -81,6 +81,11 @@ def read_published(source: Path) -> dict[str, Any]:
     config = read_json(file)
     for field, required in _REQUIRED.items():
         value = config.get(field, _DEFAULTS.get(field))
+        if field == "model_type" and value == "llava":
+            raise UserError(
+                f"{file}: this model is in the layout of LLaVA already, so it needs no conversion; caption with it: "
+                f"{{preset: sharegpt4v, name: mine, model: {source}}} in the manifest's `captioners`"
+            )
         if value != required:
             raise UserError(
                 f"{file}: {field} is {value!r}, and only {required!r} can be converted; use ShareGPT4V as published "

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from lotlip_data.captioners.convert import processor
+from lotlip_data.manifests import wording
 from lotlip_data.manifests.checkpoints import conversion
 from lotlip_data.manifests.checkpoints.conversion import MARK, RECORD
 from lotlip_data.manifests.checkpoints.weights import (
@@ -195,7 +196,7 @@ def _convert(folder: Path, tower: Path, published: dict[str, Any], out: Path, re
             logger.info(f"{shard.file}: kept")
         else:
             write_weights(out / shard.file, _read(shard, vocabulary))
-            logger.info(f"{shard.file}: {len(shard.names)} tensors of {shard.source.name}")
+            logger.info(f"{shard.file}: {wording.count(len(shard.names), 'tensor')} of {shard.source.name}")
     processor.write_processor(out, tokenizer, published, tower, config)
     size = sum(_verify(shard, vocabulary, out) for shard in shards)
     write_index(out, {name: shard.file for shard in shards for name in shard.names}, size)

@@ -5,11 +5,12 @@ description, in the JSON schema as in the documentation.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -21,6 +22,9 @@ from pydantic_core import CoreSchema
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.settings.messages import describe_errors
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+"""The name of something that files are named after."""
 
 
 class Settings(BaseModel):

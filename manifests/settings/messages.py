@@ -25,7 +25,7 @@ def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
     messages: dict[str, str] = {}
     for problem in _root_problems(error):
         path, known = _locate(model, problem["loc"])
-        message = _message(problem, known)
+        message = _message(problem, known, model)
         # Each alternative of a union has a problem of its own; the first one says enough. The problem of a whole model
         # has no path: its message names the setting.
         messages.setdefault(path, f"`{path}`: {message}" if path else message)
@@ -91,10 +91,10 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _message(problem: Any, known: list[str]) -> str:
+def _message(problem: Any, known: list[str], model: type[BaseModel]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_setting(str(problem["loc"][-1]), known)
+        return _unknown_setting(str(problem["loc"][-1]), known, model)
     if kind in _MESSAGES:
         return _MESSAGES[kind](_shown(problem["input"]), context)
     if kind == "literal_error":
@@ -104,10 +104,42 @@ def _message(problem: Any, known: list[str]) -> str:
     return f"{_shown(problem['input'])} {problem['msg'].removeprefix('Input ').replace('tuple', 'list')}"
 
 
-def _unknown_setting(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean `{nearest[0]}`?" if nearest else f"known are {', '.join(known)}"
-    return f"there is no such setting; {hint}"
+def _unknown_setting(name: str, known: list[str], model: type[BaseModel]) -> str:
+    """What to write instead: a setting of the same place, or one of this name in another section."""
+    plain = _plain(name)
+    initials = "".join(word[0] for word in plain.split("_") if word)  # learning_rate is lr
+    nearest = (
+        [setting for setting in known if _plain(setting) == plain]
+        or difflib.get_close_matches(plain, known, 1)
+        or [setting for setting in known if setting == initials]
+        or _elsewhere(plain, model)
+    )
+    if nearest:
+        return f"there is no such setting; did you mean {' or '.join(f'`{path}`' for path in nearest[:3])}?"
+    return f"there is no such setting; known are {', '.join(known)}"
+
+
+def _elsewhere(plain: str, model: type[BaseModel]) -> list[str]:
+    """Settings of this name, or nearly this name, in any section."""
+    paths: dict[str, list[str]] = {}
+    for path in _paths_of(model):
+        paths.setdefault(_plain(path.rpartition(".")[2]), []).append(path)
+    nearest = difflib.get_close_matches(plain, paths, 1, cutoff=0.8)
+    return paths[nearest[0]] if nearest else []
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_").strip("_ ")
+
+
+def _paths_of(model: type[BaseModel], path: str = "", depth: int = 3) -> Iterator[str]:
+    """The paths of all settings below a model, such as `download.timeout`; an entry of a list is `train[]`."""
+    for name, field in model.model_fields.items():
+        yield f"{path}{name}"
+        is_list = get_origin(field.annotation) in (list, tuple)
+        if depth:
+            for inner in dict.fromkeys(_models_in(field.annotation)):
+                yield from _paths_of(inner, f"{path}{name}{'[]' * is_list}.", depth - 1)
 
 
 def _not_a_mapping(value: str, context: Any) -> str:

@@ -6,11 +6,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lotlip_data.manifests.catalog import SourceName, published
 from lotlip_data.manifests.row_filter import RowFilter
-from lotlip_data.manifests.settings.base import Settings
+from lotlip_data.manifests.settings.base import Name, Settings
 
 ListFormat = Literal["csv", "tsv", "jsonl", "parquet"]
 HashName = Literal["sha256", "md5"]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 
 _FORMATS: dict[str, ListFormat] = {
     ".csv": "csv",

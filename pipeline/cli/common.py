@@ -5,6 +5,7 @@ command imports what it needs when it is called.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,13 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
         raise typer.Exit(code)
 
 
+_WRONG_PATH = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EPERM, errno.EACCES, errno.EXDEV, errno.ENODEV, errno.ENXIO),
+}
+"""What a storage answers for a path that cannot be used, however often it is tried."""
+
+
 def _describe(error: OSError) -> str:
     """The error in one line. For a folder that cannot be written to, it names the folder and not the file in it."""
     from lotlip_data.manifests.storage_retry import DiskError, disk_error
@@ -87,6 +95,9 @@ def _describe(error: OSError) -> str:
     denied = os.access(folder, os.X_OK) and not os.access(folder, os.W_OK) and not os.path.lexists(file_name)
     if folder and (refused := disk_error(error, folder, denials=denied)):
         return str(refused)
+    if error.errno in _WRONG_PATH:
+        advice = "Check the path and its permissions; another try gives the same error."
+        return f"{file_name or error}: {error.strerror}. {advice}"
     return f"{error}. Committed work is kept; run the same command again to resume."
 
 

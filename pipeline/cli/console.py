@@ -179,6 +179,8 @@ def redrawing(enabled: bool) -> Iterator[Callable[[Console, list[str]], None]]:
     Args:
         enabled: False prints the lines below each other, as it is done where standard output is no terminal.
     """
+    from lotlip_data.pipeline.core.logs import printable
+
     if not enabled or not sys.stdout.isatty():
         yield _print_all
         return
@@ -187,7 +189,7 @@ def redrawing(enabled: bool) -> Iterator[Callable[[Console, list[str]], None]]:
     def show(console: Console, lines: list[str]) -> None:
         last[:] = lines
         columns, rows = shutil.get_terminal_size()
-        shown = [f"{line[:columns]}\033[K" for line in lines[: rows - 1]]
+        shown = [f"{printable(line)[:columns]}\033[K" for line in lines[: rows - 1]]
         sys.stdout.write("\033[H" + "\n".join(shown) + "\n\033[J")
         sys.stdout.flush()
 
@@ -198,7 +200,7 @@ def redrawing(enabled: bool) -> Iterator[Callable[[Console, list[str]], None]]:
         raise KeyboardInterrupt("") from None  # the usual end, about which there is nothing to say
     finally:
         sys.stdout.write("\033[?1049l")
-        print("\n".join(last), flush=True)
+        print(printable("\n".join(last)), flush=True)
 
 
 def _print_all(console: Console, lines: list[str]) -> None:

@@ -21,7 +21,8 @@ def evaluate(
             "-t",
             metavar="NAME[=FOLDER]",
             help="Task and the folder of its files (repeatable): synthetic (default), dci, iiw, sharegpt4v-1k, "
-            "sharegpt4v-10k, urban-1k, docci, mscoco, flickr30k or imagenet.",
+            "sharegpt4v-10k, urban-1k, docci, mscoco, flickr30k or imagenet; or your own images and texts: "
+            "custom=PATH or custom:NAME=PATH, a folder or a table.",
         ),
     ] = None,
     data: Annotated[
@@ -38,21 +39,27 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option(help="Device: cpu, cuda, cuda:1, …. Default: a GPU where there is one.")
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the model in results and tables. Default: RUN/TRAINING, or the folder's name."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure a model's zero-shot retrieval and classification.
 
-    Without --task, the model is evaluated on unseen synthetic scenes.
+    Without --task, the model is evaluated on unseen synthetic scenes, which says nothing about photographs.
 
     Example: lotlip-data eval runs/demo/train/lotlip/model
 
     Example: lotlip-data eval models/lotlip-b16 --task iiw=data/iiw --task mscoco=data/coco
+
+    Example: lotlip-data eval models/lotlip-b16 --task custom:products=data/products.csv
     """
     with command("eval", json) as console:
         from lotlip_data.pipeline import inspection
 
         result = inspection.evaluate(
-            checkpoint, task or (), data=data, out=out, allow_partial=allow_partial, device=device
+            checkpoint, task or (), data=data, out=out, allow_partial=allow_partial, device=device, name=name
         )
         console.summarise(result.lines)
         console.result(result.figures)
@@ -61,6 +68,7 @@ def evaluate(
 def eval_tables(
     results: Annotated[list[str], typer.Argument(help="JSON files that `eval` wrote, of one model or several.")],
     latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX with booktabs instead of Markdown.")] = False,
+    json: Json = False,
 ) -> None:
     """Print evaluations as the paper's Tables 4 and 5.
 
@@ -68,9 +76,10 @@ def eval_tables(
 
     Example: lotlip-data eval-tables models/eval-iiw.json eval-open-clip-ViT-B-16-openai-iiw.json
     """
-    with command("eval-tables", False):
-        from lotlip_data.pipeline.core.logs import printable
+    with command("eval-tables", json) as console:
         from lotlip_data.training.evaluation.evaluate import read_results
-        from lotlip_data.training.evaluation.report import tables
+        from lotlip_data.training.evaluation.report import figures_by_model, tables
 
-        typer.echo(printable(tables(list(map(read_results, results)), "latex" if latex else "markdown")))
+        contents = list(map(read_results, results))
+        console.result(figures_by_model(contents))
+        console.print(tables(contents, "latex" if latex else "markdown"))

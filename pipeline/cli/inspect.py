@@ -56,17 +56,18 @@ def stats(run: RunFolder, json: Json = False) -> None:
             console.print(line)
 
 
-def verify(run: RunFolder) -> None:
+def verify(run: RunFolder, json: Json = False) -> None:
     """Find damaged, missing and foreign dataset files.
 
     Reads every file of the dataset.
 
     Example: lotlip-data verify runs/mine
     """
-    with command("verify", False) as console:
+    with command("verify", json) as console:
         from lotlip_data.pipeline import inspection
 
         check = inspection.verify(run)
+        console.result(check.figures)
         for line in check.lines:
             console.print(line)
         if check.problems:

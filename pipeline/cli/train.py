@@ -118,18 +118,20 @@ def embed(
     """
     with command("embed", json) as console:
         from lotlip_data.manifests.errors import UserError
+        from lotlip_data.manifests.wording import count, group
 
         if (images is None) == (texts is None):
             raise UserError("give either --images FOLDER or --texts FILE")
-        from lotlip_data.training.embed import embed_images, embed_texts
+        from lotlip_data.training.embed import check_input, embed_images, embed_texts
         from lotlip_data.training.models.lotlip import LoTLIP
 
+        check_input(out, images, texts)
         model = LoTLIP.load(checkpoint)
         result = embed_images(model, images, out) if images is not None else embed_texts(model, str(texts), out)
-        console.print(f"{result.written} features of {model.towers.image.dim} numbers in {out}")
+        console.print(f"{count(result.written, 'feature')} of {model.towers.image.dim} numbers in {out}")
         console.result({"written": result.written, "failed": len(result.failed)})
         if result.failed:
-            console.print(f"embed: {len(result.failed)} failed")
-            for reason in result.failed[:20]:
+            console.print(f"embed: {len(result.failed):,} failed")
+            for reason in group(result.failed, shown=20):
                 console.print(f"  {reason}")
             raise typer.Exit(FAILED)

@@ -36,10 +36,16 @@ _UNPRINTABLE = re.compile(
 )
 
 
+_ADDRESS = re.compile(r"(<[\w.<>]+(?: [\w.<>]+)?) at 0x[0-9a-f]+>")
+"""The address in Python's description of an object, such as `<_io.BytesIO object at 0x7f12>`: it tells nobody anything,
+and makes equal messages different."""
+
+
 def printable(text: str) -> str:
     r"""The text with an escape, such as `\x1b`, in place of each character that can control a terminal or mislead.
 
     These are control characters except line breaks and tabs, bidirectional and invisible formatting characters, and
-    surrogates, which cannot be encoded.
+    surrogates, which cannot be encoded. Addresses of Python objects are left out.
     """
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    escaped = _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return _ADDRESS.sub(r"\1>", escaped)

@@ -68,5 +68,5 @@ def one_line(error: Exception) -> str:
     """The error in one line: the message of a UserError or DiskError, and the type and last line of any other one."""
     if isinstance(error, (UserError, DiskError)):
         return str(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in printable(str(error)).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

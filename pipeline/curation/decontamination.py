@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import artifacts, storage, tar_reader
+from lotlip_data.manifests import artifacts, storage, tar_reader, wording
 from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
@@ -83,7 +83,9 @@ def _hash_set(path: str) -> list[dict[str, object]]:
         suffixes = ", ".join(IMAGE_SUFFIXES)
         raise EvaluationSetError(f"{path}: the evaluation set has no image; names of images end in {suffixes}")
     unreadable = sum(row["phash"] is None for row in rows)
-    message = f"evaluation set {path}: {len(rows)} images" + (f", {unreadable} unreadable" if unreadable else "")
+    message = f"evaluation set {path}: {wording.count(len(rows), 'image')}" + (
+        f", {unreadable} unreadable" if unreadable else ""
+    )
     logger.log(logging.WARNING if unreadable else logging.INFO, message)
     return rows
 

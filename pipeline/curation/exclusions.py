@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
@@ -219,7 +219,7 @@ def _compare_shards(
         comparison.lists.add_duplicates(reason, *duplicates)
     lists = comparison.lists.commit()
     counts = ", ".join(f"{count:,} {reason}" for reason, count in comparison.lists.counts.items())
-    logger.info(f"compared {rows:,} images; to be left out: {counts or 'none'}")
+    logger.info(f"compared {wording.count(rows, 'image')}; to be left out: {counts or 'none'}")
     return lists, []
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lotlip_data.manifests.run_layout import DATASET_JSON
+from lotlip_data.manifests.wording import count
 from lotlip_data.pipeline.dataset.metadata import Description
 
 _SIZE_CATEGORIES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
@@ -75,9 +76,9 @@ def _overview(summary: dict[str, Any]) -> list[str]:
     return [
         f"# {summary['name']}",
         "",
-        f"{summary['samples']:,} images, each with the raw texts of its sources and long texts by "
-        f"{len(summary['captioners'])} captioners. Written by lotlip-data. dataset.json lists size, sha256 and counts "
-        "of every file, and the origin of the dataset.",
+        f"{count(summary['samples'], 'image')}, each with the raw texts of its sources and long texts by "
+        f"{count(len(summary['captioners']), 'captioner')}. Written by lotlip-data. dataset.json lists size, "
+        "sha256 and counts of every file, and the origin of the dataset.",
     ]
 
 
@@ -95,24 +96,21 @@ def _captioners(summary: dict[str, Any]) -> list[str]:
     changed = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, False, 0, []))
     counts = summary["long_texts"]
     rows = [f"| {name} | `{id}` | {counts[name]:,} |" for name, id in summary["captioners"].items()]
-    return ["| captioner | id | long texts |", "|---|---|---|", *rows, "", f"Settings: {changed}."]
+    table = ["| captioner | id | long texts |", "|---|---|---|", *rows, ""] if rows else []
+    return [*table, f"Settings: {changed}."]
 
 
 def _left_out(summary: dict[str, Any]) -> list[str]:
     counts_by_kind = {"sample": summary["dropped"]} | summary["dropped_texts"]
-    return [
-        "## Left out",
-        "",
-        f"Of {summary['fetched']:,} images:",
-        "",
-        "| what | reason | count |",
-        "|---|---|---|",
-        *(
-            f"| {kind} | {reason} | {count:,} |"
-            for kind, counts in counts_by_kind.items()
-            for reason, count in counts.items()
-        ),
+    rows = [
+        f"| {kind} | {reason} | {number:,} |"
+        for kind, counts in counts_by_kind.items()
+        for reason, number in counts.items()
     ]
+    images = count(summary["fetched"], "image")
+    if not rows:
+        return ["## Left out", "", f"Nothing: of {images}, all are in the dataset with all their texts."]
+    return ["## Left out", "", f"Of {images}:", "", "| what | reason | count |", "|---|---|---|", *rows]
 
 
 def _sources(description: Description) -> list[str]:

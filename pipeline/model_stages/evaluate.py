@@ -13,15 +13,17 @@ from typing import Any
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
-from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry, current_task_name
+from lotlip_data.manifests.run_layout import TRAINED_MODEL, Run
+from lotlip_data.manifests.settings.evaluation import CUSTOM, SYNTHETIC, EvaluationEntry, current_task_name
 from lotlip_data.manifests.settings.messages import unknown_name
+from lotlip_data.manifests.wording import count
 from lotlip_data.pipeline.core.logs import log_prefix
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
 from lotlip_data.training.evaluation.models import NAME_PREFIXES, load_embedder
 from lotlip_data.training.evaluation.report import tables
 from lotlip_data.training.evaluation.tasks.base import ImageClasses, ImageTexts, Task, is_partial, read_task
+from lotlip_data.training.evaluation.tasks.custom import custom_task
 from lotlip_data.training.evaluation.tasks.registry import TASKS
 from lotlip_data.training.models.lotlip import reject_training_folder
 
@@ -56,13 +58,14 @@ def _evaluate_entry(manifest: Manifest, run: Run, name: str, entry: EvaluationEn
     """Evaluate the model `name` on one task, and add the results or the error to `total`."""
     model = run.trained_model(name)
     is_synthetic = entry.task == SYNTHETIC
-    out = run.evaluation(name) if is_synthetic else default_results_url(model, [entry.task])
+    out = run.evaluation(name) if is_synthetic else default_results_url(model, [entry.label])
     is_new = not storage.exists(out)
     try:
         if is_synthetic:
             results = evaluate_model(model, out)
         else:
-            results = evaluate_tasks(model, [f"{entry.task}={manifest.evaluation_folder(entry)}"], "", out)
+            task = f"{entry.task}:{entry.name}" if entry.name else entry.task
+            results = evaluate_tasks(model, [f"{task}={manifest.evaluation_folder(entry)}"], "", out)
     except UserError as error:
         total.failed.append(f"{name}: {error}")
         return
@@ -72,13 +75,14 @@ def _evaluate_entry(manifest: Manifest, run: Run, name: str, entry: EvaluationEn
     total.figures[name] = results | earlier | by_kind
 
 
-def evaluate_model(model: str, out: str, device: str | None = None) -> dict[str, Any]:
+def evaluate_model(model: str, out: str, device: str | None = None, name: str | None = None) -> dict[str, Any]:
     """Evaluate a model on unseen synthetic scenes.
 
     Args:
         model: See `load_embedder`.
         out: Path or URL of the JSON object for the results.
         device: Torch device. Default: a GPU if there is one.
+        name: Name of the model in the results. Default: `display_name`.
 
     Returns:
         The results, as `evaluate_zero_shot` returns them.
@@ -90,6 +94,7 @@ def evaluate_model(model: str, out: str, device: str | None = None) -> dict[str,
         out,
         retrieval_sets=eval_sets.retrieval_sets(),
         classification_sets=eval_sets.classification_sets(),
+        name=name or display_name(model),
     )
 
 
@@ -101,17 +106,20 @@ def evaluate_tasks(
     *,
     allow_partial: bool = False,
     device: str | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a model on published tasks. All tasks are read before the first one is evaluated.
+    """Evaluate a model on published tasks and sets of one's own. All are read before the first one is evaluated.
 
     Args:
         model: See `load_embedder`.
-        tasks: Tasks as NAME=FOLDER, or as NAME for the folder `data`/NAME.
+        tasks: Tasks as NAME=FOLDER, or as NAME for the folder `data`/NAME; sets of one's own as `custom=PATH` or
+            `custom:NAME=PATH`.
         data: Root folder of tasks that are given without a folder.
         out: Path or URL of the JSON object for the results. Default: `default_results_url`. The tables go beside it,
             with the endings .md and .tex.
         allow_partial: Accept a part of a task, and mark its figures.
         device: Torch device. Default: a GPU if there is one.
+        name: Name of the model in the results. Default: `display_name`.
 
     Returns:
         The results, as `evaluate_zero_shot` returns them.
@@ -137,8 +145,9 @@ def evaluate_tasks(
         url,
         retrieval_sets=[images.in_form(embedder.text_form) for images in task_images if isinstance(images, ImageTexts)],
         classification_sets=[images for images in task_images if isinstance(images, ImageClasses)],
-        about={"name": model, "text_form": embedder.text_form, "tasks": descriptions},
+        about={"text_form": embedder.text_form, "tasks": descriptions},
         allow_partial=allow_partial,
+        name=name or display_name(model),
     )
     _write_tables(url, results)
     _write_left_out(url, task_images, results)
@@ -164,6 +173,19 @@ def canonical_model_name(model: str) -> str:
     return url if "://" in url else os.path.normpath(url)
 
 
+def display_name(model: str) -> str:
+    """The name of a model in results: RUN/TRAINING for a training of a run, otherwise the last part of its path."""
+    name = canonical_model_name(model)
+    if name.startswith(NAME_PREFIXES):
+        return name
+    parts = name.rstrip("/").split("/")
+    if len(parts) > 1 and parts[-1] == TRAINED_MODEL:
+        parts.pop()
+    if len(parts) > 2 and parts[-2] == "train":
+        return f"{parts[-3]}/{parts[-1]}"
+    return parts[-1]
+
+
 def resolve_model_name(model: str) -> str:
     """The canonical name of a model that is to be loaded. Raises UserError for the folder of a training."""
     name = canonical_model_name(model)
@@ -175,10 +197,13 @@ def resolve_model_name(model: str) -> str:
 def _parse_task(argument: str, data: str) -> tuple[Task, str]:
     """The task and its folder. Raises UserError if the task is unknown or generated."""
     name, _, folder = argument.partition("=")
+    kind, _, own_name = name.partition(":")
+    if kind == CUSTOM:
+        return custom_task(folder or storage.join(data, own_name or CUSTOM), own_name)
     if current_task_name(name) == SYNTHETIC:
         raise UserError(f"the task {name} is generated, so it has no folder; write --task {name}")
     if name not in TASKS:
-        raise UserError(f"task {unknown_name(name, [SYNTHETIC, *TASKS])}")
+        raise UserError(f"task {unknown_name(name, [SYNTHETIC, *TASKS, CUSTOM])}")
     return TASKS[name], storage.normalise(folder or storage.join(data, name))
 
 
@@ -189,15 +214,17 @@ def _log_description(images: TaskImages, statistics: dict[str, Any]) -> None:
     if isinstance(images, ImageTexts):
         summary += (
             f", {statistics['texts']:,} texts with {statistics['sub_captions_per_text']:.2f} sub-captions and "
-            f"{statistics['tokens_per_text']:.2f} tokens each on average"
+            f"{statistics['tokens_per_text']:.2f} BERT tokens each on average"
         )
         summary += " (paper: {:.2f} and {:.2f})".format(*task.table_1_row) if task.table_1_row else ""
     logger.info(summary)
     if is_partial(images):
-        missing = f"; {len(images.missing):,} images that its files name are missing" if images.missing else ""
-        logger.warning(f"{task.title}: not the whole published set of {task.images:,} images{missing}")
+        missing = f"; {count(len(images.missing), 'image')} that its files name: missing" if images.missing else ""
+        whole = f"the whole published set of {task.images:,} images" if task.is_published else "the whole set"
+        logger.warning(f"{task.title}: not {whole}{missing}")
     if images.textless:
-        logger.warning(f"{task.title}: {len(images.textless):,} images have no text, for example {images.textless[0]}")
+        without_text = count(len(images.textless), "image")
+        logger.warning(f"{task.title}: {without_text} without a text, for example {images.textless[0]}")
     if repeated := statistics.get("repeated_images"):
         logger.info(f"{task.title}: {repeated:,} records have the same image as an earlier record")
     if images.substituted:
@@ -213,8 +240,8 @@ def _describe(images: TaskImages) -> dict[str, Any]:
     """What the results record about the images and texts of a task."""
     task = images.task
     published = {
-        "images": task.images,
-        "texts": task.images * task.texts_per_image,
+        "images": task.images if task.is_published else None,
+        "texts": task.images * task.texts_per_image if task.is_published else None,
         "row": task.table_1_row and list(task.table_1_row),
     }
     return {
@@ -253,4 +280,4 @@ def _write_left_out(url: str, task_images: Sequence[TaskImages], results: dict[s
     if lines:
         left_out = f"{url.removesuffix('.json')}.left_out.tsv"
         storage.replace(left_out, "".join(lines).encode())
-        logger.info(f"{len(lines):,} images are left out; {left_out} lists them with the reasons")
+        logger.info(f"left out: {count(len(lines), 'image')}; {left_out} lists them with the reasons")

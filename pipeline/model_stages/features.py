@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
@@ -48,7 +48,9 @@ def compute_features(run: Run, tower: str, image_size: int | None, gpus: float) 
     cache = _open_cache(run.url, tower, image_size)
     missing = cache.missing()
     summary = FeaturesSummary(cache.shards - len(missing))
-    logger.info(f"image features: {len(missing)} of {cache.shards} shards to compute, in {cache.folder}")
+    logger.info(
+        f"image features: {len(missing):,} of {wording.count(cache.shards, 'shard')} to compute, in {cache.folder}"
+    )
     if missing:
         storage.check_writable(cache.folder)
     task = functools.partial(_compute_shard, run.url, tower, image_size)

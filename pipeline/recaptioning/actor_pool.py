@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from lotlip_data.captioners.base import CaptionerConfig
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.outcome import one_line
@@ -208,7 +208,7 @@ class ActorPool:
         if not (self.stop_reason and self.queue) or self.slots or self.running:
             return None
         left, self.queue = len(self.queue), deque()
-        return FailedUnit(self.config.name, None, f"{left} shards are not captioned: {self.stop_reason}")
+        return FailedUnit(self.config.name, None, f"{wording.count(left, 'shard')} not captioned: {self.stop_reason}")
 
     def drain(self) -> list[Any]:
         """Ask the actors that hold units to save finished captions. Returns the references of the calls."""

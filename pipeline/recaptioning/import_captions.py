@@ -351,7 +351,8 @@ def format_text(summary: ImportSummary) -> list[str]:
     """The summary as lines of text."""
     if not summary.shards:
         return [f"import: nothing to do: all {summary.skipped} shards have these captions"]
-    lines = [f"{summary.matched:,} of {summary.rows:,} rows have a downloaded image"]
+    rows = wording.count(summary.rows, "row")
+    lines = [f"{summary.matched:,} of {rows} {wording.plural(summary.rows, 'has')} a downloaded image"]
     lines += [f"  {count:,} × {reason}" for reason, count in summary.unmatched.most_common()]
     if summary.report is not None:
         lines.append(f"  {summary.report} lists these rows")

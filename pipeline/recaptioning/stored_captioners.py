@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.dataset_index import read_dataset_summary
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
@@ -87,7 +87,8 @@ def remove(run: Run, name: str, captions: bool) -> list[str]:
         storage.remove(run.caption_shard(name, shard))
     for folder in (run.parts(name), run.caption_ledger(name), run.quarantine("captions", name), run.captioner(name)):
         storage.remove(folder)
-    return [f"removed {name}: captions of {images:,} images in {len(shards):,} committed shards"]
+    where = wording.count(len(shards), "committed shard")
+    return [f"removed {name}: captions of {wording.count(images, 'image')} in {where}"]
 
 
 def format_text(run: Run, stored: Sequence[StoredCaptioner]) -> list[str]:

@@ -135,7 +135,7 @@ def _has_evaluations_left(run: Run, manifest: Manifest, status: RunStatus) -> bo
     for entry in manifest.train:
         results = status["evaluated"].get(entry.folder, [])
         for evaluation in manifest.evaluate:
-            beside_model = storage.join(run.train(entry.folder), f"eval-{evaluation.task}.json")
+            beside_model = storage.join(run.train(entry.folder), f"eval-{evaluation.label}.json")
             expected = run.evaluation(entry.folder) if evaluation.task == SYNTHETIC else beside_model
             if expected not in results:
                 return True

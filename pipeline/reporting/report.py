@@ -6,7 +6,7 @@ and the remedy, and everything else is reported.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
@@ -233,5 +233,16 @@ def _evaluations(evaluated: dict[str, list[str]], problems: list[str]) -> dict[s
                 tasks = content.get(kind)
                 if isinstance(tasks, dict):
                     of_model = results.setdefault(name, {})
-                    of_model[kind] = tasks | of_model.get(kind, {})
+                    marked = {_marked(task, figures, content): figures for task, figures in tasks.items()}
+                    of_model[kind] = marked | of_model.get(kind, {})
     return results
+
+
+def _marked(task: str, figures: Any, content: Mapping[str, Any]) -> str:
+    """The name of a task, marked if a part of its set was measured: such figures are in a row of their own."""
+    settings = content.get("settings")
+    tasks = settings.get("tasks") if isinstance(settings, dict) else None
+    description = tasks.get(task) if isinstance(tasks, dict) else None
+    is_partial = isinstance(description, dict) and description.get("partial")
+    has_damaged = isinstance(figures, dict) and figures.get("damaged")
+    return f"{task} (partial)" if is_partial or has_damaged else task

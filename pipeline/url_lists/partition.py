@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest, freeze, image_settings
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, Run
@@ -163,7 +163,8 @@ def partition(manifest: Manifest, run: Run) -> Partition:
     storage.create(run.plan, json.dumps(asdict(result), indent=2).encode())
     committed = load_partition(run)  # that of another driver, if it was first
     assert committed is not None
-    logger.info(f"{committed.rows} rows: {committed.images} images in {committed.shards} shards")
+    rows, images = wording.count(committed.rows, "row"), wording.count(committed.images, "URL")
+    logger.info(f"{rows}: {images} to download, in {wording.count(committed.shards, 'shard')}")
     return committed
 
 

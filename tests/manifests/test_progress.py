@@ -13,6 +13,7 @@ def test_without_a_terminal_a_bar_is_at_most_twenty_lines_and_the_last_one_says_
     total: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", float("inf"))
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
     with caplog.at_level(logging.INFO), progress_bar("work", total, "shard") as bar:
         for _ in range(total):
             bar.update()
@@ -21,7 +22,10 @@ def test_without_a_terminal_a_bar_is_at_most_twenty_lines_and_the_last_one_says_
     assert lines[-1].startswith(f"work: {total:,} of {total:,} shards (100%), ")
 
 
-def test_a_line_has_the_notes_the_rate_and_the_time_left(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_has_the_notes_the_rate_and_the_time_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
     with caplog.at_level(logging.INFO), progress_bar("llava", 100, "image", initial=40) as bar:
         bar.note("2 failed", "120 tokens/s")
         bar.advance_to(60)

@@ -26,7 +26,7 @@ def read(section: str) -> Manifest:
 
 def test_the_names_of_a_manifest_are_those_that_the_code_knows() -> None:
     assert set(get_args(CaptionerPreset)) == set(DEFAULTS)
-    assert set(get_args(TaskName)) == {"synthetic", *TASKS}
+    assert set(get_args(TaskName)) == {"synthetic", *TASKS, "custom"}
     assert set(get_args(Method)) == set(METHODS) and set(get_args(TrainingPreset)) == set(PRESETS)
 
 
@@ -115,6 +115,11 @@ def test_a_captioners_id_covers_numbers_as_they_are_written(settings: str, ident
             "captioners: [shargpt4v]",
             "`captioners.0.preset`: 'shargpt4v' is unknown; did you mean 'sharegpt4v'? Known are ",
         ),
+        ("samples-per-shard: 3", "`samples-per-shard`: there is no such setting; did you mean `samples_per_shard`?"),
+        ("timeout: 3", "`timeout`: there is no such setting; did you mean `download.timeout`?"),
+        ("near_duplicate: 3", "`near_duplicate`: there is no such setting; did you mean `clean.near_duplicates`?"),
+        ("train: [{method: lotlip, learning_rate: 1}]", "`train.0.learning_rate`: there is no such setting; did you"),
+        ("warmup: 3", "`warmup`: there is no such setting; did you mean `train[].warm_up`?"),
         (
             "captioners: [{preset: llava, promt: x}]",
             "`captioners.0.promt`: there is no such setting; did you mean `prompt`?",

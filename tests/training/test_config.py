@@ -1,5 +1,7 @@
 """A setting that cannot be is refused, with its name and the fix."""
 
+import re
+
 import pytest
 
 from lotlip_data.training.config import METHODS, PRESETS, ConfigError, make_config
@@ -42,5 +44,16 @@ def test_too_few_samples_for_a_batch_or_the_warm_up_are_refused():
     config = make_config(image_tower="x", batch=64, epochs=1, warm_up=2)
     with pytest.raises(ConfigError, match="batch: 64 is more than"):
         config.steps(40)
-    with pytest.raises(ConfigError, match="warm_up: 2 is not fewer than the training's 1 steps"):
+    with pytest.raises(ConfigError, match="warm_up: 2 is not fewer than the 1 step of 1 epochs of 64 samples"):
         config.steps(64)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 36, 170, 1_000, 30_000, 500_000])
+@pytest.mark.parametrize("method", ["lit", "lotlip"])
+def test_the_settings_that_a_small_dataset_gets_proposed_work(samples, method):
+    with pytest.raises(ConfigError) as error:
+        make_config(method=method).steps(samples)
+    assert f"lotlip-data train RUN --method {method}" in str(error.value)
+    proposed = {name: int(value) for name, value in re.findall(r"--set (\w+)=(\d+)", str(error.value))}
+    assert set(proposed) == {"batch", "warm_up"}
+    assert make_config(method=method, **proposed).steps(samples) > proposed["warm_up"]

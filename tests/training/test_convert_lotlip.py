@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.cli.main import app
+from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.training.config import make_config
 from lotlip_data.training.convert_lotlip import convert, read_checkpoint
 from lotlip_data.training.models.lotlip import LoTLIP, load_model
@@ -218,7 +219,7 @@ def test_a_model_that_the_authors_layout_cannot_represent_is_rejected(towers, tm
         convert(str(tmp_path / "ours"), str(tmp_path / "theirs"))
     for part, message in (
         ({"mask": False}, "have no attention mask"),
-        ({"image": {**config["towers"]["image"], "layer_norm_eps": 1e-12}}, "layer_norm_eps is 1e-12"),
+        ({"image": {**config["towers"]["image"], "layer_norm_eps": 1e-2}}, "layer_norm_eps is 0.01"),
     ):
         file.write_text(json.dumps({**config, "towers": {**config["towers"], **part}}))
         with pytest.raises(UserError, match=message):
@@ -229,6 +230,17 @@ def test_a_model_that_the_authors_layout_cannot_represent_is_rejected(towers, tm
     assert "split by punkt" in caplog.messages[0]
     with pytest.raises(UserError, match="exists already"):
         convert(str(tmp_path / "ours"), str(tmp_path / "theirs.pt"))
+
+
+def test_the_tiny_towers_convert_to_the_authors_layout_and_back_by_their_names(tmp_path, caplog):
+    load_model(make_config(preset="demo", context_length=128)).save(str(tmp_path / "ours"))
+    caplog.clear()
+    convert(str(tmp_path / "ours"), str(tmp_path / "theirs.pt"))
+    assert "layer_norm_eps is 1e-12" in caplog.messages[0] and "last digits" in caplog.messages[0]
+    convert(str(tmp_path / "theirs.pt"), str(tmp_path / "back"), image_tower="tiny-vit", text_tower="tiny-bert")
+    scene = render(sample_scene(1), 96)
+    before, after = (LoTLIP.load(str(tmp_path / name)).embed_images([scene]) for name in ("ours", "back"))
+    assert torch.allclose(before, after, atol=1e-4)
 
 
 def test_the_command_converts_and_eval_reads_the_result(towers, tmp_path):

@@ -4,8 +4,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.cli.main import app
 from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.training import embed
 from lotlip_data.training.config import make_config
@@ -52,8 +54,35 @@ def test_features_of_texts_are_in_the_order_of_their_lines(model, tmp_path, capl
     embedding = embed.embed_texts(model, str(tmp_path / "texts.txt"), str(tmp_path / "out.parquet"))
     texts, features = read_features(tmp_path / "out.parquet")
     assert texts == lines and embedding.written == 4
-    assert caplog.messages == ["1 of 4 texts are longer than 96 tokens and are truncated"]
+    assert caplog.messages == ["1 of 4 texts is longer than 96 tokens and truncated"]
     np.testing.assert_allclose(features, model.embed_texts(lines).numpy(), atol=1e-6)
     (tmp_path / "latin.txt").write_bytes(b"\xe4\n")
     with pytest.raises(UserError, match="not UTF-8"):
         embed.embed_texts(model, str(tmp_path / "latin.txt"), str(tmp_path / "b.parquet"))
+
+
+def test_what_would_fail_is_found_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"not an image")
+    (tmp_path / "out.parquet").write_bytes(b"")
+    (tmp_path / "empty.txt").write_text("")
+    for arguments, message in (
+        (("out.parquet", "photos"), "exists already"),
+        (("photos", "photos"), "is a folder"),
+        (("new.parquet", "nowhere"), "has no images"),
+        (("new.parquet", None, "nowhere.txt"), "there is no such file"),
+        (("new.parquet", None, "empty.txt"), "has no texts"),
+    ):
+        paths = (name and str(tmp_path / name) for name in arguments)
+        with pytest.raises(UserError, match=message):
+            embed.check_input(*paths)
+        option = "--images" if len(arguments) == 2 else "--texts"
+        command_line = ["embed", "no-model", str(tmp_path / arguments[0]), option, str(tmp_path / arguments[-1])]
+        ended = CliRunner().invoke(app, command_line)
+        assert ended.exit_code == 2 and message in ended.output
+
+
+def test_the_reason_of_an_unreadable_image_has_no_address(model, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"not an image")
+    embedding = embed.embed_images(model, str(tmp_path), str(tmp_path / "out.parquet"))
+    assert embedding.failed == ["a.jpg: is not an image, or its format is not supported"]

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lotlip_data.manifests import storage, tar_reader
+from lotlip_data.manifests import storage, tar_reader, wording
 from lotlip_data.manifests.dataset_index import ShardFile
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
@@ -81,9 +81,10 @@ class FeatureCache:
         """Compute the features of all missing shards. Several processes divide the shards among themselves."""
         missing = self.missing()
         if missing:
+            shards = wording.count(self.shards, "shard")
             logger.log(
                 logging.INFO if group.is_first else logging.DEBUG,
-                f"image features: {len(missing)} of {self.shards} shards to compute, in {self.folder}",
+                f"image features: {len(missing):,} of {shards} to compute, in {self.folder}",
             )
         for index in missing[group.rank :: group.size]:
             self.compute(index)

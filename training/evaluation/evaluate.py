@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.training.evaluation import metrics
@@ -69,6 +69,7 @@ def evaluate_zero_shot(
     classification_sets: Sequence[ClassificationSet] = (),
     about: Mapping[str, Any] | None = None,
     allow_partial: bool = False,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model and commit the results as a JSON object.
 
@@ -81,6 +82,7 @@ def evaluate_zero_shot(
         classification_sets: Sets to measure top-1 accuracy on.
         about: More settings to record.
         allow_partial: Leave out images that cannot be read, with their texts, and list them in "damaged".
+        name: Name of the model in tables. It may differ from that of an earlier evaluation of the same model.
 
     Returns:
         The results, with shares in [0, 1]. "cut" is the share of texts that are longer than the model's context length,
@@ -100,6 +102,7 @@ def evaluate_zero_shot(
         "context_length": model.context_length,
         "allow_partial": allow_partial,
         "sets": [_describe(image_set) for image_set in (*retrieval_sets, *classification_sets)],
+        **({"name": name} if name else {}),
         **(about or {}),
     }
     if storage.exists(out):
@@ -142,15 +145,23 @@ def read_results(url: str) -> dict[str, Any]:
 def _reuse_results(out: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The results that exist, logged again. Raises UserError if their settings are different."""
     results = read_results(out)
-    if results["settings"] != settings:
+    if _without_name(results["settings"]) != _without_name(settings):
         raise UserError(
             f"{out} contains the evaluation of another model, of other sets or of other images: remove it, or choose "
             "another file"
         )
     logger.info(f"{out}: already evaluated; nothing to do")
+    if results["settings"].get("name") != settings.get("name"):
+        results["settings"]["name"] = settings.get("name")
+        storage.replace(out, (json.dumps(results, indent=1) + "\n").encode())
     for name, figures in (*results["retrieval"].items(), *results["classification"].items()):
         _log_figures(name, figures, results["settings"]["context_length"])
     return results
+
+
+def _without_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide the figures: those but the name of the model."""
+    return {name: value for name, value in settings.items() if name != "name"}
 
 
 class _SetResults:
@@ -243,8 +254,8 @@ def _embed_images(
     damaged_names = [paths[index] if paths else f"image {index}" for index in damaged]
     if damaged and (not allow_partial or not readable):
         raise UserError(
-            f"{image_set.name}: {len(damaged):,} images cannot be read, for example {damaged_names[0]}; download them "
-            "again" + (", or leave them out with --allow-partial" if readable else "")
+            f"{image_set.name}: {wording.count(len(damaged), 'image')} cannot be read, for example {damaged_names[0]}; "
+            "download them again" + (", or leave them out with --allow-partial" if readable else "")
         )
     _check_finite(features, f"{image_set.name}: images")
     return features, readable, damaged_names
@@ -293,7 +304,7 @@ def _log_figures(name: str, figures: Mapping[str, Any], context_length: int) -> 
     else:
         logger.info(f"{name}: top-1 {figures['top1']:.1%} of {figures['classes']} classes")
     logger.info(
-        f"{name}: {figures['cut']:.1%} of the texts are longer than {context_length} tokens; "
+        f"{name}: {figures['cut']:.1%} of the texts are longer than {context_length} tokens of the model's tokenizer; "
         f"{figures['cut_tokens']:.1%} of all their tokens are cut"
     )
 

@@ -34,7 +34,7 @@ SHORT_TASKS = ("imagenet", *TABLE_5_TASKS)
 OURS = "ours"
 """The first cell of each measured row."""
 NOT_MEASURED = "–"
-PARTIAL_NOTE = "With an asterisk (*): measured on a part of the published set"
+PARTIAL_NOTE = "With an asterisk (*): measured on a part of the set"
 _LATEX_ESCAPES = (
     ("\\", "\0"),  # first, because the others contain backslashes
     ("{", r"\{"),
@@ -99,6 +99,11 @@ class TaskResult:
         """The title of the task, or its name."""
         return str(self.settings.get("title", self.task))
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether a part of the task was measured."""
+        return bool(self.settings.get("partial", False) or self.figures["damaged"])
+
     def share(self, *path: str) -> float:
         """A share in [0, 1], such as that at `"t2i", "R@1"`."""
         value: Any = self.figures
@@ -108,8 +113,7 @@ class TaskResult:
 
     def percent(self, *path: str) -> str:
         """A share in percent with two decimals, with `*` if it was measured on a part of the task."""
-        is_partial = bool(self.settings.get("partial", False) or self.figures["damaged"])
-        return f"{100 * self.share(*path):.2f}" + "*" * is_partial
+        return f"{100 * self.share(*path):.2f}" + "*" * self.is_partial
 
     def cut_percents(self) -> tuple[str, str]:
         """The shares of texts and of tokens that were cut. Results of early releases have only the first."""
@@ -146,6 +150,18 @@ def _group_by_model(evaluations: Sequence[Mapping[str, Any]]) -> Models:
             if first.figures != figures:
                 raise UserError(f"{name}: two results of {first.title} have different figures; give only one of them")
     return models
+
+
+def figures_by_model(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of the tables by model and task. `partial` says whether a part of the set was measured.
+
+    Raises:
+        UserError: If two results of one model and task differ.
+    """
+    return {
+        name: {task: {**result.figures, "partial": result.is_partial} for task, result in results.items()}
+        for name, results in _group_by_model(evaluations).items()
+    }
 
 
 def _long_text_table(title: str, head: tuple[str, ...], paper_rows: Sequence[PaperRow], models: Models) -> Table:
@@ -232,7 +248,7 @@ def _statistics_table(models: Models) -> Table:
         for result in results.values()
         if "sub_captions_per_text" in result.settings.get("statistics", {})
     ]
-    columns = ("Task", "Images", "Texts", "Sub-captions per text", "Tokens per text")
+    columns = ("Task", "Images", "Texts", "Sub-captions per text", "BERT tokens per text")
     return Table("Evaluation sets: as read / as published (Table 1)", columns, tuple(dict.fromkeys(rows)))
 
 
@@ -241,11 +257,15 @@ def _statistics_row(settings: Mapping[str, Any]) -> tuple[str, ...]:
     sub_captions, tokens = published.get("row") or (None, None)
     return (
         settings["title"],
-        f"{statistics['images']:,} / {published['images']:,}",
-        f"{statistics['texts']:,} / {published['texts']:,}",
+        f"{statistics['images']:,} / {_whole(published['images'])}",
+        f"{statistics['texts']:,} / {_whole(published['texts'])}",
         f"{statistics['sub_captions_per_text']:.2f} / {_two_decimals(sub_captions)}",
         f"{statistics['tokens_per_text']:.2f} / {_two_decimals(tokens)}",
     )
+
+
+def _whole(value: int | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:,}"
 
 
 def _two_decimals(value: float | None) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import json
 import os
 import resource
 import subprocess
@@ -271,13 +272,28 @@ def test_an_unreadable_file_is_not_reported_as_a_folder_without_write_access(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     (tmp_path / "secret").touch()
-    assert "Permission denied: '" in printed_for(
+    assert f"{tmp_path}/secret: Permission denied. Check the path" in printed_for(
         PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "secret"))
     )
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # a file in a folder without access
-    assert "Permission denied: '" in printed_for(
+    assert f"{tmp_path}/hidden: Permission denied. Check the path" in printed_for(
         PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "hidden"))
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/run"),
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "/dev/null/run"),
+        OSError(errno.ENAMETOOLONG, "File name too long", "/tmp/xxx"),
+    ],
+)
+def test_the_same_command_is_proposed_again_only_where_it_may_succeed(error: OSError) -> None:
+    line = printed_for(error)
+    assert line.startswith(f"error: {error.filename}: {error.strerror}. ") and "resume" not in line
+    assert "run the same command again to resume" in printed_for(TimeoutError(errno.ETIMEDOUT, "timed out"))
+    assert "run the same command again to resume" in printed_for(OSError("the endpoint is busy"))
 
 
 def test_a_run_without_any_downloaded_image_exits_with_1_and_the_reason(tmp_path: Path) -> None:
@@ -289,3 +305,20 @@ def test_a_run_without_any_downloaded_image_exits_with_1_and_the_reason(tmp_path
     answer = call("run", str(tmp_path / "dead.yaml"), str(tmp_path / "a run"))
     assert answer.returncode == 1
     assert "no image downloaded (1 × connection refused)" in answer.stdout
+
+
+def test_verify_and_eval_tables_print_json(tmp_path: Path) -> None:
+    run = fake_run.make(tmp_path / "run", shards=1, images=2, writers=()).run
+    Path(run.dataset).parent.mkdir(parents=True, exist_ok=True)
+    Path(run.dataset).write_text("{")
+    broken = CliRunner().invoke(app, ["verify", run.url, "--json"])
+    assert broken.exit_code in (1, 2) and run.dataset in broken.stderr
+    figures = {"t2i": {"R@1": 0.5, "R@5": 0.6, "R@10": 0.7}, "cut": 0.0, "cut_tokens": 0.0, "damaged": []}
+    content = {"retrieval": {"x": figures | {"i2t": figures["t2i"]}}, "classification": {}}
+    settings = {"model": "0123", "name": "mine", "tasks": {"x": {"partial": True}}}
+    (tmp_path / "eval.json").write_text(json.dumps(content | {"settings": settings}))
+    ended = CliRunner().invoke(app, ["eval-tables", str(tmp_path / "eval.json"), "--json"])
+    assert ended.exit_code == 0
+    (of_task,) = json.loads(ended.stdout)["mine"].values()
+    assert of_task["partial"] is True and of_task["t2i"]["R@1"] == 0.5
+    assert "| mine |" in ended.stderr and "50.00\\*" in ended.stderr

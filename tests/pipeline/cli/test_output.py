@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from lotlip_data.manifests import progress
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.pipeline.cli.command_line import CommandLine
 from lotlip_data.pipeline.cli.common import command, finish
@@ -141,7 +142,10 @@ def test_no_bar_is_drawn_when_quiet_or_for_json(option: str) -> None:
     assert "3/3" not in output_of_a_terminal("work", option)
 
 
-def test_without_a_terminal_lines_stand_for_the_bar_and_the_log_file_has_the_lines_per_shard(tmp_path: Path) -> None:
+def test_without_a_terminal_lines_stand_for_the_bar_and_the_log_file_has_the_lines_per_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
     run = fake_run.make(tmp_path, shards=1, images=1, writers=()).run
     lines = CliRunner().invoke(make_app(work_with_a_bar, run.url), ["work"]).output.splitlines()
     assert [line.split(" (")[0] for line in lines if line.startswith("example")] == [

@@ -12,7 +12,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.cli.command_line import CommandLine
 from lotlip_data.pipeline.cli.common import command
 from lotlip_data.pipeline.core.logs import printable
-from lotlip_data.pipeline.core.outcome import Outcome
+from lotlip_data.pipeline.core.outcome import Outcome, one_line
 
 HOSTILE = "\x1b[31m\x1b]0;title\x07 \x9b1A \r\x08\x7f \u202eevil\u2066 \u200f\u2028 \ud800 é 日本 👨‍👩‍👧 ok"
 HARMLESS = r"\x1b[31m\x1b]0;title\x07 \x9b1A \r\x08\x7f \u202eevil\u2066 \u200f\u2028 \ud800 é 日本 👨‍👩‍👧 ok"
@@ -21,6 +21,19 @@ HARMLESS = r"\x1b[31m\x1b]0;title\x07 \x9b1A \r\x08\x7f \u202eevil\u2066 \u200f\
 def test_control_and_bidirectional_characters_are_shown_as_escapes() -> None:
     assert printable(HOSTILE) == HARMLESS
     assert printable("a\n\tb") == "a\n\tb"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cannot identify <_io.BytesIO object at 0x7f338019ee60>", "cannot identify <_io.BytesIO object>"),
+        ("<function call at 0x7f12>: failed", "<function call>: failed"),
+        ("read at 0x7f12 bytes", "read at 0x7f12 bytes"),
+    ],
+)
+def test_addresses_of_objects_are_left_out(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert one_line(OSError(text)) == f"OSError: {shown}"
 
 
 @pytest.mark.parametrize("as_json", [False, True])

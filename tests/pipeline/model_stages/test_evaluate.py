@@ -86,9 +86,11 @@ def test_a_lotlip_model_is_evaluated_on_every_retrieval_task(data, published, mo
         assert set(measured["t2i"]) == set(measured["i2t"]) == {"R@1", "R@5", "R@10"}
         assert about["statistics"]["texts"] == measured["texts"] and not about["partial"]
     assert results["retrieval"]["dci"]["cut"] == 1.0 and results["retrieval"]["mscoco"]["cut"] == 0.0
-    assert "dci: 100.0% of the texts are longer than 32 tokens; " in result.stderr + result.stdout
+    assert (
+        "dci: 100.0% of the texts are longer than 32 tokens of the model's tokenizer; " in result.stderr + result.stdout
+    )
     text = out.with_suffix(".md").read_text()
-    assert "| 100M | 100M | LoTLIP | 62.10 | 61.06 |" in text and f"| ours |  | **{model}** |" in text
+    assert "| 100M | 100M | LoTLIP | 62.10 | 61.06 |" in text and f"| ours |  | **{model.parent.name}** |" in text
     assert "Table 5" in text and "| Urban-1k | 3 / 3 | 3 / 3 |" in text and out.with_suffix(".tex").exists()
 
 
@@ -282,7 +284,7 @@ def test_every_table_with_a_mark_explains_it(form):
     partial = _evaluation(0.5, ["dci", "iiw"], name="m")
     partial["settings"]["tasks"] = {"iiw": {"partial": True}}
     whole, text = tables([_evaluation(0.5, ["dci", "iiw"], name="m")], form), tables([partial], form)
-    note = "\nWith an asterisk (*): measured on a part of the published set\n"
+    note = "\nWith an asterisk (*): measured on a part of the set\n"
     assert whole.count(note) == 0 and text.count(note) == 3  # Tables 4 and 10, and all figures
     assert text.count("50.00\\*" if form == "markdown" else "50.00*") == 2 + 2 + 6
 
@@ -297,3 +299,57 @@ def test_a_models_name_is_one_cell_also_with_a_vertical_bar():
 def test_latex_escapes_special_characters_in_names():
     text = tables([_evaluation(0.5, ["dci"], name="a_b%#&{~^$\\")], "latex")
     assert r"\textbf{a\_b\%\#\&\{\textasciitilde{}\textasciicircum{}\$\textbackslash{}}" in text
+
+
+def test_a_set_of_ones_own_is_evaluated_and_its_part_is_marked_everywhere(model, tmp_path):
+    for index in range(3):
+        eval_files.write_image(tmp_path / "own" / f"{index}.jpg", index)
+        (tmp_path / "own" / f"{index}.txt").write_text(f"Text {index}.")
+    whole = run(model, "--task", f"custom={tmp_path / 'own'}", "--out", tmp_path / "whole.json", "--name", "mine")
+    assert whole.exit_code == 0, whole.output
+    assert "custom: text to image R@1" in whole.output and "partial" not in whole.output
+    assert "| **mine** |" in (tmp_path / "whole.md").read_text() or "| mine |" in (tmp_path / "whole.md").read_text()
+    (tmp_path / "own" / "0.txt").unlink()
+    refused = run(model, "--task", f"custom:pets={tmp_path / 'own'}", "--out", tmp_path / "part.json")
+    assert refused.exit_code == 2 and "1 image without a text" in refused.output
+    part = run(model, "--task", f"custom:pets={tmp_path / 'own'}", "--out", tmp_path / "part.json", "--allow-partial")
+    assert part.exit_code == 0, part.output
+    assert "custom-pets (partial): text to image R@1" in part.output
+    assert r"\*" in (tmp_path / "part.md").read_text()
+
+
+def test_an_evaluation_without_a_task_says_that_it_measures_synthetic_scenes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clip = f"clip:{write_clip(tmp_path / 'b')}"
+    result = run(clip)
+    assert result.exit_code == 0, result.output
+    assert "no --task is given" in result.output and "says nothing about photographs" in result.output
+    assert "synthetic scenes, long: text to image R@1" in result.output
+    again = run(clip, "-t", "synthetic", "--name", "my clip")
+    assert "no --task" not in again.output and "already evaluated" in again.output
+    [written] = tmp_path.glob("eval-clip-*.json")
+    assert json.loads(written.read_text())["settings"]["name"] == "my clip"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("/data/runs/demo/train/lotlip/model", "demo/lotlip"),
+        ("s3://bucket/demo/train/lotlip/model/", "demo/lotlip"),
+        ("/data/models/lotlip-b16", "lotlip-b16"),
+        ("/data/mine/model", "mine"),
+        ("open_clip:ViT-B-16/openai", "open_clip:ViT-B-16/openai"),
+    ],
+)
+def test_a_model_is_named_by_its_training_or_its_folder(model, name):
+    assert evaluation.display_name(model) == name
+
+
+def test_results_that_name_the_model_by_its_path_are_reused(data, published, model, tmp_path):
+    out = tmp_path / "iiw.json"
+    assert run(model, "--task", f"iiw={data / 'iiw'}", "--out", out).exit_code == 0
+    earlier = json.loads(out.read_text())
+    earlier["settings"]["name"] = str(model)
+    out.write_text(json.dumps(earlier))
+    again = run(model, "--task", f"iiw={data / 'iiw'}", "--out", out)
+    assert again.exit_code == 0 and "already evaluated" in again.output

@@ -104,7 +104,7 @@ def test_a_model_that_cannot_be_loaded_fails_with_its_reason(tmp_path: Path, ray
     entry = {"name": "none", "kind": "llava", "model": str(model), "pool": {"max_actors": 2}}
     started = time.monotonic()
     (failed,) = recaption(run, resolve_captioners([entry])).failed
-    assert failed.startswith(f"none: 2 shards are not captioned: captioner 'none': {model} does not load: ")
+    assert failed.startswith(f"none: 2 shards not captioned: captioner 'none': {model} does not load: ")
     (trace,) = Path(run.logs, "engines").iterdir()
     assert trace.name.startswith("none-") and str(trace) in failed and "Traceback" in trace.read_text()
     assert time.monotonic() - started < 120  # one try
@@ -167,7 +167,7 @@ def test_a_captioner_that_fails_on_every_image_commits_nothing_and_captions_all_
     )
     jobs = resolve_captioners([{"name": "mine", "kind": "llava", "model": str(mine)}])
     (failed,) = recaption(run, jobs).failed
-    assert failed.startswith("mine: 2 shards are not captioned: captioner 'mine' cannot caption a plain image of ")
+    assert failed.startswith("mine: 2 shards not captioned: captioner 'mine' cannot caption a plain image of ")
     assert "image tokens" in failed and "processor_config.json" in failed
     assert captioned_shards(run, "mine") == [] and not storage.exists(run.quarantine("captions", "mine"))
 

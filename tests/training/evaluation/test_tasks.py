@@ -279,7 +279,7 @@ def test_fewer_images_than_published_are_an_error_without_allow_partial(tmp_path
     ) as caught:
         read_task(task, str(tmp_path))
     message = str(caught.value)
-    assert "1 images are missing: for example, there is no " in message and "photos/sa_1.jpg" in message
+    assert "1 image missing: for example, there is no " in message and "photos/sa_1.jpg" in message
     assert "--allow-partial" in message
     task_images = read_task(task, str(tmp_path), allow_partial=True)
     assert len(task_images.paths) == len(task_images.texts) == 2
@@ -369,9 +369,7 @@ def test_a_file_that_is_not_as_published_is_an_error_with_its_location(tmp_path,
 def test_a_missing_annotation_is_a_missing_image(tmp_path):
     published_files.dci(tmp_path)
     (tmp_path / ANNOTATION).unlink()
-    with pytest.raises(
-        TaskDataError, match=r"1 images are missing: for example, there is no .*/100-data.json"
-    ) as caught:
+    with pytest.raises(TaskDataError, match=r"1 image missing: for example, there is no .*/100-data.json") as caught:
         read("dci", tmp_path, 3)
     assert str(caught.value).count(TASKS["dci"].where) == 1
     assert len(read_task(TASKS["dci"], str(tmp_path), allow_partial=True).paths) == 2

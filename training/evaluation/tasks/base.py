@@ -20,6 +20,7 @@ from PIL import Image
 from lotlip_data.manifests import storage, subcaptions
 from lotlip_data.manifests.iteration import DECODE_THREADS, map_ordered
 from lotlip_data.manifests.text_stats import bert_tokens, tally
+from lotlip_data.manifests.wording import count
 from lotlip_data.training.data.tokenizer import TextForm
 from lotlip_data.training.evaluation.tasks.files import Folder, TaskDataError, read_image
 
@@ -66,6 +67,8 @@ class Task:
     """Known checksums, "sha256:…" or "md5:…", of files and archives by path. Archives may be deleted."""
     distinct_images: bool = True
     """Whether no two records have the same image."""
+    is_published: bool = True
+    """False for a set of one's own, whose numbers of images and texts are what is in the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +165,13 @@ def read_task(task: Task, folder: str, *, allow_partial: bool = False) -> ImageT
 
 
 def is_partial(task_images: ImageTexts | ImageClasses) -> bool:
-    """Whether the number of images, of texts, or of images per class differs from the published one."""
+    """Whether the number of images, of texts, or of images per class differs from the published one.
+
+    A set of one's own is partial if an image or its text is missing.
+    """
     task = task_images.task
+    if not task.is_published:
+        return bool(task_images.missing or task_images.textless)
     if isinstance(task_images, ImageTexts) and len(task_images.texts) != task.images * task.texts_per_image:
         return True
     return len(task_images.paths) != task.images or bool(_overfull_classes(task_images))
@@ -256,27 +264,42 @@ def _overfull_classes(task_images: ImageTexts | ImageClasses) -> dict[str, int]:
     names = task_images.class_names
     most = -(-task_images.task.images // len(names))
     counts = Counter(task_images.labels)
-    return {f"{label} ({names[label]})": count for label, count in counts.items() if count > most}
+    return {f"{label} ({names[label]})": images for label, images in counts.items() if images > most}
 
 
 def _incomplete_message(task_images: ImageTexts | ImageClasses, folder: str) -> str:
     """What differs from the published set, where to get it, and how to evaluate it all the same."""
     task = task_images.task
+    if not task.is_published:
+        return _incomplete_own_message(task_images, folder)
     published, existing = f"{task.images:,} images", f"{len(task_images.paths):,}"
     if isinstance(task_images, ImageTexts):
         published += f" with {task.texts_per_image * task.images:,} texts"
         existing += f" with {len(task_images.texts):,}"
     lines = [f"{task.title}: {published} are published, but {folder} has {existing}"]
     if overfull := _overfull_classes(task_images):
-        name, count = next(iter(overfull.items()))
+        name, images = next(iter(overfull.items()))
         lines.append(
-            f"{len(overfull):,} classes have more images than published: for example, class {name} has {count:,}"
+            f"{len(overfull):,} classes have more images than published: for example, class {name} has {images:,}"
         )
     if missing := task_images.missing:
-        lines.append(f"{len(missing):,} images are missing: for example, there is no {missing[0]}")
+        lines.append(f"{count(len(missing), 'image')} missing: for example, there is no {missing[0]}")
     lines.append(task.where)
     if task_images.paths:
         lines.append("To evaluate the images that exist, and to mark the results as partial, add --allow-partial")
+    return "\n".join(lines)
+
+
+def _incomplete_own_message(task_images: ImageTexts | ImageClasses, folder: str) -> str:
+    """What is missing of a set of one's own."""
+    lines = []
+    if missing := task_images.missing:
+        lines.append(f"{count(len(missing), 'text')} without an image: for example, there is no {missing[0]}")
+    if textless := task_images.textless:
+        lines.append(f"{count(len(textless), 'image')} without a text: for example, {textless[0]}")
+    lines = [f"{task_images.task.title}: {folder} has {line}" for line in lines] + [task_images.task.where]
+    if task_images.paths:
+        lines.append("To leave these out, and to mark the results as partial, add --allow-partial")
     return "\n".join(lines)
 
 
