@@ -30,10 +30,12 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of
 from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.image_transforms import ImageTransform, random_crop
-from lotlip_data.training.data.loader import Batch, prefetch_batches
+from lotlip_data.training.data.loader import prefetch_batches
 from lotlip_data.training.data.pixel_reader import PixelReader
 from lotlip_data.training.data.tokenizer import TextTokenizer, join_sub_captions, load_tokenizer
 
+Batch = tuple[torch.Tensor, list[list[int]]]
+"""Pixels of the samples and token ids of all their texts."""
 CAPTIONERS = ("instructblip", "llava", "sharegpt4v")
 WORDS = tuple(f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in "nrst")
 CROP = (0.9, 1.0)
@@ -98,7 +100,7 @@ def ours(run: str, tokenizer: TextTokenizer, batch: int, workers: int, first: in
         samples = batches.samples(step)
         texts = batches.texts(samples)
         all_texts = [text.raw for text in texts] + [long for text in texts for long in text.long]
-        return Batch(pixels.load(samples), tokenizer.encode(all_texts).ids)
+        return pixels.load(samples), tokenizer.encode(all_texts).ids
 
     return prefetch_batches(make, first, first + steps)
 
@@ -130,7 +132,7 @@ def webdataset_batches(run: str, tokenizer: TextTokenizer, batch: int, workers: 
     def collate(samples: list[tuple[torch.Tensor, list[list[int]]]]) -> Batch:
         raw = [ids[0] for _, ids in samples]
         long = [text for _, ids in samples for text in ids[1:]]
-        return Batch(torch.stack([pixels for pixels, _ in samples]), raw + long)
+        return torch.stack([pixels for pixels, _ in samples]), raw + long
 
     dataset = (
         wds.WebDataset(shards, shardshuffle=True)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lotlip_data.training.loss import lotlip_loss
 from lotlip_data.training.models.towers import TextSettings, TwoTowers, build
-from lotlip_data.training.packing import embed_packed
+from lotlip_data.training.packing import embed_packed, pack_texts
 
 CONTEXT, CORNERS, PIXELS, PATCH = 128, 2, 224, 16  # tokens, tokens, pixels, pixels
 PAPER_A100_DAYS = 133  # 100M samples, 10 epochs (paper, Sec. 5)
@@ -88,7 +88,7 @@ def loss_of(form: str, towers: TwoTowers, batch: Batch, dtype: torch.dtype) -> t
             padded = torch.tensor([[*row, *[towers.text.pad_id] * (CONTEXT - len(row))] for row in batch.ids])
             features, computed = towers.text(padded), padded.numel()
         else:
-            packed = embed_packed(towers.text, batch.ids)
+            packed = embed_packed(towers.text, pack_texts(towers.text, batch.ids))
             features, computed = packed.features, packed.computed_tokens
     image = F.normalize(image.float(), dim=-1)
     features = F.normalize(features.float(), dim=-1)

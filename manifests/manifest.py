@@ -37,6 +37,7 @@ from lotlip_data.manifests.settings.captioners import CaptionerEntry, parse_capt
 from lotlip_data.manifests.settings.dataset import CleanSettings, ShardSettings
 from lotlip_data.manifests.settings.download import DownloadSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry
+from lotlip_data.manifests.settings.plain_values import MAX_DEPTH
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.manifests.settings.training import TrainingEntry
 
@@ -168,8 +169,11 @@ def parse(text: str, where: str) -> Manifest:
         content = yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise ManifestError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-    except ValueError as error:  # a repeated key, or an impossible date
-        raise ManifestError(f"{where}: {error}") from None
+    except RecursionError:
+        raise ManifestError(f"{where}: nested more than {MAX_DEPTH} deep") from None
+    except (ValueError, OverflowError) as error:  # a repeated key, an impossible date, or a number of 5,000 digits
+        reason = "a number has too many digits" if "set_int_max_str_digits" in str(error) else str(error)
+        raise ManifestError(f"{where}: {reason}") from None
     if not isinstance(content, dict):
         raise ManifestError(f"{where}: a manifest is a mapping with at least `name` and `sources`")
     try:
@@ -361,9 +365,13 @@ _SHOWN_CHANGES = 10
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested settings, each with its name, such as `train.0.lr`."""
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    if not children or not value:
+    """Nested settings by name, such as `train.0.lr`. A list of plain values counts as one value."""
+    if isinstance(value, dict):
+        children = list(value.items())
+    else:
+        is_plain = not isinstance(value, list) or not any(isinstance(entry, dict) for entry in value)
+        children = [] if is_plain else list(enumerate(value))
+    if not children:
         yield name, value
     for key, child in children:
         yield from _flatten(child, f"{name}.{key}" if name else str(key))

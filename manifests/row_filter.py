@@ -17,6 +17,7 @@ number, makes a comparison unknown. A row with an unknown result is left out, an
 
 import ast
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 2000
 """Largest number of characters of an expression."""
+MAX_DEPTH = 50
+"""Deepest nesting of an expression."""
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?\s*$"
 _COMPARISONS = {
     ast.Lt: "less",
@@ -95,7 +98,7 @@ class RowFilter:
         for rule in self.rules:
             try:
                 value = _evaluate(rule.node, columns)
-            except (pa.ArrowException, TypeError) as error:
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 types = ", ".join(f"{name} is {columns[name].type}" for name in self.columns)
                 raise FilterError(f"`{rule.text}` does not fit the columns ({types}): {_first_line(error)}") from None
             if value.type != pa.bool_():
@@ -108,17 +111,38 @@ def _parse(text: str) -> ast.expr:
     if len(text) > MAX_LENGTH:
         raise FilterError(f"longer than {MAX_LENGTH} characters")
     try:
-        return ast.parse(" ".join(text.split("\n")).strip(), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        tree = ast.parse(" ".join(text.split("\n")).strip(), mode="eval").body
+    except (MemoryError, RecursionError):
+        raise FilterError(f"nested more than {MAX_DEPTH} deep") from None
+    except (SyntaxError, ValueError) as error:
         place = f" at column {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
-        raise FilterError(f"{text.strip()!r} is not an expression{place}: {_first_line(error)}") from None
+        raise FilterError(f"{_short(repr(text.strip()))} is not an expression{place}: {_first_line(error)}") from None
+    level: list[ast.AST] = [tree]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    if level:
+        raise FilterError(f"nested more than {MAX_DEPTH} deep")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):
+            _check_constant(node.value)
+    return tree
+
+
+def _check_constant(value: Any) -> None:
+    """Raises FilterError for a constant that Arrow cannot hold."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise FilterError(f"a number of {len(str(abs(value)))} digits is too large; the limit is 2^63")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FilterError("a number is too large for 64 bits")
+    if isinstance(value, str) and not value.isascii() and value != value.encode("utf-8", "replace").decode():
+        raise FilterError(f"{value!r} has half of a surrogate pair, which is no character")
 
 
 def _check(node: ast.expr, text: str) -> None:
     """Raises FilterError unless the expression uses only the syntax in the module's table."""
 
     def refuse(what: ast.AST, fix: str) -> FilterError:
-        return FilterError(f"`{ast.unparse(what)}` is not possible in a filter: {fix}")
+        return FilterError(f"`{_short(ast.unparse(what))}` is not possible in a filter: {fix}")
 
     def check(node: ast.expr) -> None:
         match node:
@@ -269,7 +293,8 @@ def _of_one_type(left: Any, right: Any) -> tuple[Any, Any]:
     texts = [pa.types.is_string(side.type) or pa.types.is_large_string(side.type) for side in (left, right)]
     if texts[0] == texts[1]:
         return left, right
-    numbers = [pa.types.is_integer(side.type) or pa.types.is_floating(side.type) for side in (left, right)]
+    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    numbers = [any(check(side.type) for check in is_number) for side in (left, right)]
     return (_number(left), _number(right)) if any(numbers) else (left, right)
 
 
@@ -290,6 +315,10 @@ def _text(value: Any) -> Any:
     import pyarrow.compute as pc
 
     return value if pa.types.is_string(value.type) else pc.cast(value, pa.string())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
 def _first_line(error: BaseException) -> str:

@@ -132,6 +132,11 @@ class Run:
         return self._in("images", ".tries")
 
     @property
+    def image_suspects(self) -> str:
+        """One empty object per image that takes much memory and is being decoded, or was when its process died."""
+        return self._in("images", ".suspects")
+
+    @property
     def shards(self) -> str:
         return self._in("shards")
 

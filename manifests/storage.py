@@ -28,6 +28,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from lotlip_data.manifests import storage_http
 from lotlip_data.manifests.storage_retry import StorageError, with_retries, writes
 
 
@@ -45,7 +46,8 @@ def normalise(url: str) -> str:
 
 def _open_fs(url: str) -> tuple[Any, str]:
     try:
-        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        options = storage_http.file_system_options() if storage_http.is_http(url) else {}
+        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
         raise StorageError(
             f"{url}: this storage is not supported here ({error}). Correct the URL, or install the package that fsspec "
@@ -64,6 +66,12 @@ def exists(url: str) -> bool:
 
 
 @with_retries
+def kind(url: str) -> str | None:
+    """`file`, `directory`, or `other` for a device, a pipe or a socket; None if there is nothing."""
+    return _kind(*_open_fs(url))
+
+
+@with_retries
 def is_folder(url: str) -> bool:
     return _kind(*_open_fs(url)) == "directory"
 
@@ -78,7 +86,10 @@ def _kind(fs: Any, path: str) -> str | None:
             mode = pathlib.Path(path).stat().st_mode
             return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
         return str(fs.info(path)["type"])
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError as error:
+        storage_http.raise_unless_absent(error, path)
+        return None
+    except NotADirectoryError:
         return None
 
 
@@ -92,9 +103,9 @@ def read_bytes(url: str) -> bytes:
 
 @with_retries
 def open_read(url: str) -> IO[bytes]:
-    """Open an object as a seekable binary stream."""
+    """Open an object as a binary stream. It is seekable, unless a web server sends only whole files."""
     fs, path = _open_fs(url)
-    stream: IO[bytes] = fs.open(path, "rb")
+    stream: IO[bytes] = storage_http.open_read(fs, path) if storage_http.is_http(path) else fs.open(path, "rb")
     return stream
 
 
@@ -116,6 +127,8 @@ def list_matching(pattern: str) -> list[str]:
     """Sorted paths or URLs of the objects that match. Only `*` is special: it stands for any part of a name."""
     fs, path = _open_fs(pattern)
     paths = sorted(match for match in fs.glob(_escape(path)) if _kind(fs, match) != "directory")
+    if not paths and storage_http.is_http(path):  # fsspec takes a server that does not answer for an empty folder
+        _kind(fs, path.partition("*")[0].rpartition("/")[0] + "/")
     return [fs.unstrip_protocol(match) if "://" in pattern else match for match in paths]
 
 
@@ -215,7 +228,8 @@ def size(url: str) -> int | None:
     fs, path = _open_fs(url)
     try:
         size: int | None = fs.info(path)["size"]
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        storage_http.raise_unless_absent(error, path)
         return None
     return size
 

@@ -35,11 +35,11 @@ class DiskError(OSError):
 _REFUSALS = {
     errno.ENOSPC: "the disk is full. Free space on it",
     errno.EDQUOT: "the quota of the disk is used up. Free space, or have the quota raised",
-    errno.EROFS: "the file system is read-only. Make it writable",
+    errno.EROFS: "the file system is read-only. Make it writable or use another folder",
 }
 _DENIALS = {
-    errno.EACCES: "this user may not write there. Make it writable",
-    errno.EPERM: "this user may not write there. Make it writable",
+    errno.EACCES: "this user may not write there. Make it writable or use another folder",
+    errno.EPERM: "this user may not write there. Make it writable or use another folder",
 }
 
 
@@ -104,7 +104,7 @@ def with_retries(operation: Callable[Parameters, Result]) -> Callable[Parameters
             return operation(*arguments, **options)
         except OSError:
             raise
-        except _client_errors() as error:
+        except client_errors() as error:
             if "Credentials" in type(error).__name__:
                 raise StorageError(
                     f"{arguments[0]}: no credentials for this storage. Set AWS_ACCESS_KEY_ID and "
@@ -116,7 +116,7 @@ def with_retries(operation: Callable[Parameters, Result]) -> Callable[Parameters
     return _retrying(with_clear_errors)
 
 
-def _client_errors() -> tuple[type[Exception], ...]:
+def client_errors() -> tuple[type[Exception], ...]:
     """Error classes of the storage clients that are imported already."""
     names = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"))
     imported = (getattr(sys.modules[module], name) for module, name in names if module in sys.modules)

@@ -393,16 +393,19 @@ def test_img2dataset_downloads_a_shard_into_tar_parquet_and_stats(
         from lotlip_data.manifests.schema import IMAGES, LISTS
         from lotlip_data.manifests.settings import DownloadSettings
         from lotlip_data.pipeline.downloading import img2dataset_adapter
+        from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings
+        from lotlip_data.pipeline.downloading.images.isolation import Converter
 
         install(OneResponse(jpeg()))
         rows = pa.Table.from_pylist([{"url": "http://host/a.jpg"}], schema=LISTS)
         source = tmp_path / "rows.arrow"
         with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
             writer.write_table(rows)
-        downloader = img2dataset_adapter._downloader(
-            DownloadSettings(), 10, str(tmp_path), progress_bar("download", 1, "URL")
-        )
-        downloader.download_shard((7, str(source)))
+        failure = img2dataset_adapter.Failure()
+        with Converter(ConversionSettings()) as converter, progress_bar("download", 1, "URL") as bar:
+            resizer = img2dataset_adapter.IsolatedResizer(converter, failure)
+            downloader = img2dataset_adapter._downloader(DownloadSettings(), 10, str(tmp_path), resizer, bar, failure)
+            downloader.download_shard((7, str(source)))
         stats = json.loads((tmp_path / "00007_stats.json").read_text())
         assert stats["successes"] == 1 and stats["status_dict"] == {"success": 1}
         assert set(IMAGES.names) <= set(pa.parquet.read_schema(tmp_path / "00007.parquet").names)
@@ -410,22 +413,6 @@ def test_img2dataset_downloads_a_shard_into_tar_parquet_and_stats(
             members = tar.getmembers()
         assert [Path(member.name).suffix for member in members] == [".jpg", ".json"]
         assert all(member.mtime == int(member.mtime) and not member.pax_headers for member in members)
-
-
-def test_img2dataset_resizers_return_six_values() -> None:
-    with relied_on(
-        "img2dataset",
-        "the result of Resizer",
-        file=ADAPTER,
-        mention="img2dataset.resizer",
-        fix="Adapt the class that stands for Resizer, and its type of result.",
-    ):
-        from img2dataset.resizer import Resizer
-
-        resizer = Resizer(image_size=16, resize_mode="keep_ratio", resize_only_if_bigger=True, encode_format="jpg")
-        data, *sizes, error = resizer(io.BytesIO(jpeg()))
-        assert data.startswith(b"\xff\xd8") and sizes == [32, 16, 40, 20] and error is None
-        assert resizer(io.BytesIO(b"none"))[0] is None
 
 
 # urllib and http.client
@@ -643,7 +630,7 @@ def test_clients_of_object_stores_have_base_classes_of_their_errors() -> None:
         "their base classes of errors",
         file="manifests/storage_retry.py",
         mention="BotoCoreError",
-        fix="Adapt _client_errors: otherwise missing credentials end in a traceback.",
+        fix="Adapt client_errors: otherwise missing credentials end in a traceback.",
     ):
         import aiohttp
         from botocore.exceptions import BotoCoreError, NoCredentialsError
@@ -659,7 +646,7 @@ def test_pillow_has_a_global_limit_of_pixels_that_can_be_lifted(monkeypatch: pyt
     with relied_on(
         "Pillow",
         "Image.MAX_IMAGE_PIXELS",
-        file="pipeline/downloading/image_validation.py",
+        file="pipeline/downloading/images/source.py",
         mention="Image.MAX_IMAGE_PIXELS",
         fix="Lift the limit in another way: `max_pixels` of the manifest takes its place.",
     ):
@@ -668,23 +655,6 @@ def test_pillow_has_a_global_limit_of_pixels_that_can_be_lifted(monkeypatch: pyt
             Image.open(io.BytesIO(jpeg()))
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
         assert Image.open(io.BytesIO(jpeg())).size == (40, 20)
-
-
-def test_pillow_reads_exif_of_a_png_by_the_base_class_without_decoding_it() -> None:
-    with relied_on(
-        "Pillow",
-        "Image.Image.getexif",
-        file="pipeline/downloading/image_validation.py",
-        mention="Image.Image.getexif",
-        fix="Adapt _orientation: PngImageFile.getexif decodes the whole image.",
-    ):
-        stream = io.BytesIO()
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        Image.new("RGB", (4, 4)).save(stream, "PNG", exif=exif)
-        with Image.open(io.BytesIO(stream.getvalue())) as image:
-            image.load = lambda: pytest.fail("the image was decoded")  # type: ignore[method-assign,assignment]
-            Image.Image.getexif(image)
 
 
 # tarfile

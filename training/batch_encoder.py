@@ -16,11 +16,20 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lotlip_data.training.config import TrainConfig
-from lotlip_data.training.data.loader import Batch
 from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup, all_gather
 from lotlip_data.training.loss import project_on_principal_components
 from lotlip_data.training.models.towers import TwoTowers
-from lotlip_data.training.packing import PackedFeatures, embed_packed
+from lotlip_data.training.packing import PackedFeatures, PackedTexts, embed_packed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The b samples of this process in one step."""
+
+    images: Tensor
+    """float32: features [b, D] of the locked image tower, or pixels [b, 3, height, width]."""
+    texts: PackedTexts
+    """b + b·T texts: the raw texts, then the T long texts of each sample in turn."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class BatchEncoder:
         device = self._towers.log_scale.device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
             image_bD = self._encode_images(batch.images.to(device, non_blocking=True))
-            packed = embed_packed(self._towers.text, batch.ids, config.accumulate)
+            packed = embed_packed(self._towers.text, batch.texts, config.accumulate)
         text = F.normalize(packed.features.float(), dim=-1)  # [b + b·T, 1 + m, D]: raw texts, then long texts
         b = len(image_bD)
         short_bD, long_bTKD = text[:b, 0], text[b:].unflatten(0, (b, long_texts))

@@ -22,6 +22,10 @@ _NAME = re.compile(r"step-(\d{8,})\.ckpt")
 _DIGEST_BYTES = 64  # a sha256 in hexadecimal digits
 
 
+class DamagedCheckpoint(ValueError):
+    """A checkpoint whose content is not what was written."""
+
+
 class CheckpointManager:
     """The checkpoints in a training's folder. Only the latest `keep` of them are kept."""
 
@@ -45,25 +49,34 @@ class CheckpointManager:
             storage.remove(self._url(old))
 
     def load_last(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and state of the newest complete checkpoint, or None. Damaged checkpoints are logged and skipped."""
+        """Step and state of the newest intact checkpoint, or None. Damaged checkpoints are logged and skipped.
+
+        Raises:
+            OSError, UserError: The storage cannot be read. That says nothing about the checkpoints, and a training that
+                started again at step 1 would lose them.
+        """
         for step in reversed(self.steps()):
             try:
                 return step, self.load(step)
-            except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            except DamagedCheckpoint as error:
                 logger.warning(f"skipping a damaged checkpoint: {self._url(step)} ({error})")
         return None
 
     def load(self, step: int) -> dict[str, Any]:
-        """The state of a step.
+        """The state of a step, in the memory of the CPU whatever device it was written on.
 
         Raises:
-            OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError: The checkpoint is missing or damaged.
+            DamagedCheckpoint: The content is not what was written.
+            OSError, UserError: The storage cannot be read.
         """
         data = memoryview(storage.read_bytes(self._url(step)))
         digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
         if hashlib.sha256(content).hexdigest().encode() != bytes(digest):
-            raise ValueError("its content does not match its sha256")
-        state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+            raise DamagedCheckpoint("its content does not match its sha256")
+        try:
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except (ValueError, RuntimeError, EOFError, LookupError, pickle.UnpicklingError) as error:
+            raise DamagedCheckpoint(f"torch cannot read it: {error}") from error
         return state
 
     def remove_all(self) -> None:

@@ -74,6 +74,11 @@ def local_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def cores_per_process() -> int:
+    """CPU cores of this machine for each of its training processes, at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def all_gather(rows: Tensor, group: ProcessGroup) -> Tensor:
     """Concatenate the rows of all processes in rank order: [b, …] → [B, …].
 
@@ -95,9 +100,11 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # Each process gets the sums of its own rows only: an all-reduce would send the sums of all rows to all.
         gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)
-        return gradient[ctx.group.local_rows(len(gradient))], None
+        own_rows = torch.empty_like(gradient[ctx.group.local_rows(len(gradient))])
+        dist.reduce_scatter_tensor(own_rows, gradient)
+        return own_rows, None
 
 
 def all_reduce_sum(values: Tensor, group: ProcessGroup) -> Tensor:

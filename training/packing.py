@@ -26,6 +26,8 @@ from torch.utils.checkpoint import checkpoint
 from lotlip_data.training.models.corner_attention import PADDING
 from lotlip_data.training.models.towers import TextTower
 
+WIDTH_MULTIPLE = 8
+"""Row widths are multiples of it: a GPU's matrix units are slower at others."""
 WIDTH_FACTORS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)
 """The row widths that are tried, as multiples of the longest text."""
 
@@ -42,7 +44,38 @@ class PackedFeatures:
     """Tokens that the tower computed, padding included."""
 
 
-def embed_packed(tower: TextTower, ids: Sequence[Sequence[int]], chunks: int = 1) -> PackedFeatures:
+@dataclass(frozen=True)
+class PackedTexts:
+    """N texts, placed in rows for one text tower. Made on the CPU, ahead of the step that uses it."""
+
+    rows: list[list[int]]
+    """The texts of each row, as indices."""
+    layout: "_Layout"
+    distinct_ids: np.ndarray
+    """int64: the token ids that occur, once each."""
+    inverse: np.ndarray
+    """int64 [R, L]: the index of each token's id in `distinct_ids`."""
+    tokens: int
+    """Tokens of the texts, without padding."""
+
+    def __len__(self) -> int:
+        """N, the number of texts."""
+        return len(self.layout.cls_index)
+
+
+def pack_texts(tower: TextTower, ids: Sequence[Sequence[int]]) -> PackedTexts:
+    """Place texts in rows for the tower `tower`. `ids`: token ids of N texts, without padding."""
+    lengths = [len(text_ids) for text_ids in ids]
+    if tower.supports_packing:
+        rows, width = pack_cheapest(lengths, tower.proj.in_features)
+    else:
+        rows, width = [[text] for text in range(len(ids))], max(lengths)
+    layout = _layout(ids, rows, width, tower.pad_id)
+    distinct_ids, inverse = np.unique(layout.ids, return_inverse=True)
+    return PackedTexts(rows, layout, distinct_ids, inverse.reshape(layout.ids.shape), sum(lengths))
+
+
+def embed_packed(tower: TextTower, texts: PackedTexts, chunks: int = 1) -> PackedFeatures:
     """Features of texts, equal to those of padded texts within the rounding of a sum.
 
     With `chunks` > 1 only about 1 / `chunks` of the tokens is in memory at a time, forward and backward. The forward
@@ -51,33 +84,27 @@ def embed_packed(tower: TextTower, ids: Sequence[Sequence[int]], chunks: int = 1
 
     Args:
         tower: The text tower.
-        ids: Token ids of N texts, without padding.
+        texts: The result of `pack_texts` for this tower.
         chunks: Number of parts in which the rows pass through the tower.
     """
     device = tower.proj.weight.device
-    lengths = [len(text_ids) for text_ids in ids]
-    if tower.supports_packing:
-        rows, width = pack_cheapest(lengths, tower.proj.in_features)
-    else:
-        rows, width = [[text] for text in range(len(ids))], max(lengths)
-    layout = _layout(ids, rows, width, tower.pad_id)
+    rows, layout = texts.rows, texts.layout
+    width = layout.ids.shape[1]
     # One embedding look-up for all chunks: its gradient is as large as the vocabulary, and each look-up would need one.
-    distinct_ids, inverse = np.unique(layout.ids, return_inverse=True)
-    embeddings = tower.encoder.get_input_embeddings()(torch.from_numpy(distinct_ids).to(device))
-    inverse = inverse.reshape(layout.ids.shape)
+    embeddings = tower.encoder.get_input_embeddings()(torch.from_numpy(texts.distinct_ids).to(device))
     rows_per_chunk = -(-len(rows) // chunks)
     features = []
     for first in range(0, len(rows), rows_per_chunk):
         chunk = slice(first, first + rows_per_chunk)
         first_text, end_text = (sum(map(len, rows[:count])) for count in (first, first + rows_per_chunk))
         cls_index = layout.cls_index[first_text:end_text] - first * width
-        arrays = (layout.ids[chunk], inverse[chunk], layout.text[chunk], layout.position[chunk], cls_index)
-        chunk_ids, indices, *placement = (torch.from_numpy(array).to(device) for array in arrays)
+        arrays = (layout.ids[chunk], texts.inverse[chunk], layout.text[chunk], layout.position[chunk], cls_index)
+        chunk_ids, indices, *placement = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
         inputs = (chunk_ids, F.embedding(indices, embeddings), *placement)
         features.append(checkpoint(tower, *inputs, use_reentrant=False) if chunks > 1 else tower(*inputs))
-    order = np.empty(len(ids), dtype=np.int64)
-    order[[text for row in rows for text in row]] = np.arange(len(ids))
-    return PackedFeatures(torch.cat(features)[torch.from_numpy(order).to(device)], sum(lengths), layout.ids.size)
+    order = np.empty(len(texts), dtype=np.int64)
+    order[[text for row in rows for text in row]] = np.arange(len(texts))
+    return PackedFeatures(torch.cat(features)[torch.from_numpy(order).to(device)], texts.tokens, layout.ids.size)
 
 
 def pack_cheapest(lengths: Sequence[int], hidden: int) -> tuple[list[list[int]], int]:
@@ -95,7 +122,8 @@ def pack_cheapest(lengths: Sequence[int], hidden: int) -> tuple[list[list[int]],
         The indices of the texts in each row, and the row width in tokens.
     """
     longest = max(lengths)
-    packings = {width: pack_rows(lengths, width) for width in (round(longest * factor) for factor in WIDTH_FACTORS)}
+    widths = (-(-round(longest * factor) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE for factor in WIDTH_FACTORS)
+    packings = {width: pack_rows(lengths, width) for width in widths}
     width = min(packings, key=lambda width: len(packings[width]) * width * (6 * hidden + 2 * width))
     return packings[width], width
 

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -25,18 +25,19 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
 from lotlip_data.training import distributed
-from lotlip_data.training.batch_encoder import BatchEncoder, BatchFeatures
+from lotlip_data.training.batch_encoder import Batch, BatchEncoder, BatchFeatures
 from lotlip_data.training.checkpointing import CheckpointManager
 from lotlip_data.training.config import CHANGEABLE_ON_RESUME, ConfigError, TrainConfig
 from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.feature_cache import FeatureCache
-from lotlip_data.training.data.loader import Batch, prefetch_batches
+from lotlip_data.training.data.loader import prefetch_batches
 from lotlip_data.training.data.pixel_reader import PixelReader
 from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup, run_on_first
 from lotlip_data.training.loss import Loss, lotlip_loss
 from lotlip_data.training.metrics import DivergenceMonitor, Metrics, TrainingDiverged, memory_gib, metrics_url
 from lotlip_data.training.models.lotlip import load_model
 from lotlip_data.training.models.towers import TwoTowers
+from lotlip_data.training.packing import pack_texts
 from lotlip_data.training.signals import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -77,15 +78,16 @@ def train(config: TrainConfig, run: str, out: str, *, resume: bool = True) -> Tr
     """
     with distributed.process_group() as group:
         out = storage.normalise(out)
-        dataset, finished = run_on_first(lambda: _open(config, run, out, resume), group)
+        resolved = run_on_first(lambda: _resolve_precision(config, out), group)
+        dataset, finished = run_on_first(lambda: _open(resolved, run, out, resume), group)
         if finished:
             _log(f"{out}: already trained ({wording.count(finished.steps, 'step')}); nothing to do", group)
             return finished
-        trainer = Trainer(config, dataset, out, group)
-        run_on_first(lambda: _claim_folder(out, config, dataset), group)  # only after the settings have proved usable
+        trainer = Trainer(resolved, dataset, out, group)
+        run_on_first(lambda: _claim_folder(out, resolved, dataset), group)  # only after the settings have proved usable
         try:
             result = trainer.run()
-            run_on_first(lambda: _finish(config, out, result), group)
+            run_on_first(lambda: _finish(resolved, out, result), group)
         except Exception as error:
             if trainer.stop_signal.received is not None:
                 _log(f"{type(error).__name__}: {error}", group)  # the signal, not this error, ends the process
@@ -154,7 +156,7 @@ class Trainer:
                 seed=config.seed,
                 crop=config.crop_scale,
                 open_shards=open_shards,
-                threads=config.decoders,
+                threads=config.decoders or distributed.cores_per_process(),
             )
 
     def step(self, step: int, batch: Batch) -> dict[str, float]:
@@ -239,7 +241,8 @@ class Trainer:
         raw_then_long = [text.raw for text in texts] + [long for text in texts for long in text.long]
         images = self.images.load(samples)
         images = images.pin_memory() if torch.cuda.is_available() else images
-        return Batch(images, self.model.tokenizer.encode(raw_then_long).ids)
+        ids = self.model.tokenizer.encode(raw_then_long).ids
+        return Batch(images, pack_texts(self.towers.text, ids))
 
     def run(self) -> TrainResult:
         """Run the remaining steps and write the model's folder.
@@ -267,7 +270,8 @@ class Trainer:
         loop_started = step_started = time.monotonic()
         with self.stop_signal, contextlib.closing(metrics) if metrics else contextlib.nullcontext(), bar:
             for step, batch in enumerate(prefetch_batches(self.make_batch, first, self.steps), first):
-                values = self.step(step, batch)
+                with self._explain_out_of_memory(step, batch):
+                    values = self.step(step, batch)
                 done = step + 1
                 seconds, step_started = time.monotonic() - step_started, time.monotonic()
                 values["samples_per_second"] = self.config.batch / seconds
@@ -281,6 +285,19 @@ class Trainer:
                     run_on_first(lambda: None, self.group)  # a barrier: all wait for the first process's checkpoint
                     break
         return done, values["loss"]
+
+    @contextlib.contextmanager
+    def _explain_out_of_memory(self, step: int, batch: Batch) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            accumulate, texts = self.config.accumulate, batch.texts
+            raise ConfigError(
+                f"step {step + 1}: the GPU's memory is too small for a step of {len(batch.images):,} samples per "
+                f"process, with {len(texts):,} texts of {texts.tokens:,} tokens. Set accumulate to {2 * accumulate} "
+                f"(it is {accumulate}), which halves the tokens that are in memory at a time, or set "
+                f"activation_checkpointing ({str(error).splitlines()[0]})"
+            ) from error
 
     def _record(self, metrics: Metrics, done: int, values: dict[str, float]) -> None:
         """Write the metrics and the checkpoint after `done` steps, if they are due."""
@@ -392,6 +409,18 @@ def _open(config: TrainConfig, run: str, out: str, resume: bool) -> tuple[data.D
     if not storage.exists(_done_url(out)):
         return dataset, None
     return dataset, replace(read_result(out), did_something=False)
+
+
+def _resolve_precision(config: TrainConfig, out: str) -> TrainConfig:
+    """Replace the precision `auto` by that of the training in `out`, or else by what this device is fast in."""
+    if config.precision != "auto":
+        return config
+    if storage.exists(_config_url(out)):
+        recorded = artifacts.read_json(_config_url(out), f"Remove {out} and train again.").get("precision")
+    else:
+        recorded = None
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return config.replace(precision=recorded or ("bf16" if has_bf16 else "float32"))
 
 
 def _claim_folder(out: str, config: TrainConfig, dataset: data.Dataset) -> None:

@@ -22,6 +22,7 @@ from pydantic_core import CoreSchema
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.settings.messages import describe_errors
+from lotlip_data.manifests.settings.plain_values import check_plain_values
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 """The name of something that files are named after."""
@@ -30,7 +31,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 class Settings(BaseModel):
     """Settings of one section or object."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     virtual_fields: ClassVar[tuple[str, ...]] = ()
     """Keys that a validator of the model replaces by fields. Messages about typos suggest them too."""
@@ -46,6 +47,7 @@ class Settings(BaseModel):
         Raises:
             UserError: With every problem in one line: the setting, what is wrong, and the fix.
         """
+        check_plain_values(settings, where)
         try:
             return cls.model_validate(settings)
         except ValidationError as error:

@@ -52,9 +52,9 @@ class DownloadSettings(Settings):
     """JPEG quality of stored images."""
     threads: Annotated[int, Field(ge=1)] = 64
     """Number of concurrent downloads per shard."""
-    timeout: Annotated[float, Field(gt=0)] = 10.0
+    timeout: Annotated[float, Field(gt=0, le=86_400)] = 10.0
     """Time limit of one socket operation in seconds."""
-    total_timeout: Annotated[float, Field(gt=0)] = 60.0
+    total_timeout: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     """Time limit of one download in seconds, including redirects and the body."""
     retries: Annotated[int, Field(ge=0)] = 1
     """Number of further attempts after a transient failure. The pause before each grows, or is the one that the server
@@ -69,6 +69,8 @@ class DownloadSettings(Settings):
     """Largest size of a downloaded file in bytes."""
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     """Largest number of pixels of a downloaded image."""
+    max_decoded_bytes: Annotated[int, Field(ge=1 << 20)] = 512 << 20
+    """Memory that the decoding of one image may take, in bytes. A worker decodes one image at a time."""
     allow_hosts: tuple[Annotated[str, AfterValidator(_check_host)], ...] = ()
     """Hosts, on any port, that are allowed although their address is private or loopback, for intranets and tests."""
     user_agent: Annotated[str, AfterValidator(_check_user_agent)] | None = "lotlip-data"

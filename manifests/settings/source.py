@@ -2,13 +2,22 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from lotlip_data.manifests.catalog import SourceName, published
 from lotlip_data.manifests.row_filter import RowFilter
 from lotlip_data.manifests.settings.base import Name, Settings
 
-ListFormat = Literal["csv", "tsv", "jsonl", "parquet"]
+ListFormat = Literal["csv", "tsv", "jsonl", "parquet", "txt"]
+Escape = Literal['"', "\\"]
+Decoding = Literal["url", "html", "none"]
 HashName = Literal["sha256", "md5"]
 
 _FORMATS: dict[str, ListFormat] = {
@@ -18,7 +27,11 @@ _FORMATS: dict[str, ListFormat] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
     ".parquet": "parquet",
+    ".txt": "txt",
 }
+_COMPRESSED_ENDINGS = (".gz", ".zst", ".bz2")
+_ADDED_SETTINGS = ("delimiter", "escape", "quoting", "decode")
+"""Settings that earlier releases do not know."""
 
 
 def _as_list(files: Any) -> Any:
@@ -37,13 +50,25 @@ class Source(Settings):
     ]
     """Files of the list: paths or fsspec URLs, with `*` for many. A relative path starts at the manifest's folder."""
     format: ListFormat | None = None
-    """Format of the files. Default: by their ending."""
+    """Format of the files. Default: by their ending. `txt` is one URL per line, without texts."""
     columns: tuple[str, ...] | None = None
     """Names of the columns, for a CSV or TSV without a header."""
+    delimiter: str | None = None
+    """Character between the cells of a CSV or TSV. Default: the one of `,`, tab, `;` and `|` that separates the columns
+    of the file's first lines."""
+    escape: Escape | None = None
+    r"""How a cell in quotes contains a quote: `"` doubles it, as RFC 4180 says; `\` puts a backslash before it, as
+    Spark does. Default: the one that reads the file's first lines with fewer malformed rows."""
+    quoting: bool | None = None
+    """Whether cells can stand in quotes. If not, a quote is a part of the text. Default: yes in a CSV; in a TSV, only
+    if the file's first lines quote cells as pandas does."""
     url: str = "url"
     """Column of the URLs."""
-    text: str = "caption"
-    """Column of the raw texts."""
+    text: str | None = "caption"
+    """Column of the raw texts. Each element of a list is a raw text of the image. null: the list has no texts."""
+    decode: Decoding = "none"
+    """Encoding of the texts that is removed: `url` (`a%20dog` or `a+dog`, as in YFCC100M) or `html` (`Tom &amp;
+    Jerry`)."""
     filter: str | None = None
     """Expression over the list's columns (`manifests.row_filter`). Only rows for which it is true are used."""
     sample: Annotated[int, Field(ge=1)] | None = None
@@ -75,6 +100,13 @@ class Source(Settings):
     def _check_filter(cls, value: str | None) -> str | None:
         return value if value is None else RowFilter(value).text
 
+    @field_validator("delimiter")
+    @classmethod
+    def _check_delimiter(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 1 or value in '"\\\r\n'):
+            raise ValueError(f"{value!r} is not one character other than a quote, a backslash and a line break")
+        return value
+
     @field_validator("hash")
     @classmethod
     def _check_hash(cls, value: dict[str, HashName]) -> dict[str, HashName]:
@@ -86,26 +118,41 @@ class Source(Settings):
     def _check_format_and_columns(self) -> "Source":
         for file in self.files:
             self.format_of(file)
-        if self.columns is not None and (missing := [name for name in self.needed if name not in self.columns]):
-            raise ValueError(f"`columns` lacks {' and '.join(map(repr, missing))}, which other settings name")
+        if self.columns is not None:
+            if missing := [name for name in self.needed if name not in self.columns]:
+                raise ValueError(f"`columns` lacks {' and '.join(map(repr, missing))}, which other settings name")
+            if repeated := [name for name in self.needed if self.columns.count(name) > 1]:
+                raise ValueError(f"`columns` names {' and '.join(map(repr, repeated))} twice; rename one of them")
         return self
+
+    @model_serializer(mode="wrap")
+    def _omit_unused_settings(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the added settings, earlier releases can read the manifest too."""
+        settings: dict[str, Any] = serialize(self)
+        unused = {name for name in _ADDED_SETTINGS if settings.get(name) in (None, "none")}
+        return {name: value for name, value in settings.items() if name not in unused}
 
     @property
     def needed(self) -> list[str]:
         """The columns of the list that are read, each once: URL, text, and those that `filter` and `hash` name."""
         filtered = [] if self.filter is None else RowFilter(self.filter).columns
-        return list(dict.fromkeys([self.url, self.text, *filtered, *self.hash]))
+        texts = [] if self.text is None else [self.text]
+        return list(dict.fromkeys([self.url, *texts, *filtered, *self.hash]))
 
     def format_of(self, file: str) -> ListFormat:
         """The format of one of the source's files. Raises ValueError if its ending is unknown and `format` not set."""
         list_format = self.format or _format_by_ending(file)
         if list_format is None:
-            raise ValueError(f"the ending of {file!r} is unknown: set `format` to csv, tsv, jsonl or parquet")
+            raise ValueError(f"the ending of {file!r} is unknown: set `format` to csv, tsv, jsonl, parquet or txt")
         return list_format
 
 
 def _format_by_ending(file: str) -> ListFormat | None:
-    stem = file.lower().removesuffix(".gz").removesuffix(".zst")
+    stem = file.lower()
+    if stem.startswith(("http://", "https://")):
+        stem = stem.partition("?")[0]
+    for ending in _COMPRESSED_ENDINGS:
+        stem = stem.removesuffix(ending)
     return _FORMATS.get("." + stem.rsplit(".", 1)[-1])
 
 

@@ -80,8 +80,9 @@ class TrainingSettings(Settings):
     clip_gradient: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
 
-    precision: Literal["float32", "bf16"] = "float32"
-    """Precision of the towers' passes under autocast. Weights, features, loss and optimiser stay in float32."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Precision of the towers' passes under autocast. Weights, features, loss and optimiser stay in float32. `auto`:
+    bf16 on a GPU that has it, float32 elsewhere; a training that resumes keeps the precision that it started with."""
     accumulate: Count = 1
     """Number of pieces in which a worker's texts and images pass through the towers: the memory of one piece, the
     gradient of the whole batch, and a third more computation."""
@@ -90,8 +91,9 @@ class TrainingSettings(Settings):
     compile: bool = False
     """Compile the text tower with torch.compile: at least a minute at the start, faster steps on a GPU."""
 
-    decoders: Count = 4
-    """With `images: pixels`: number of threads per worker that decode images."""
+    decoders: Count | None = None
+    """With `images: pixels`: number of threads per worker that decode images. Default: the machine's cores, shared by
+    its workers."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the order of samples, the choice of texts, crops, dropout and fresh weights."""
     checkpoint_every: Count = 500

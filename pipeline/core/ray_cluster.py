@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import waiting_for
 from lotlip_data.pipeline.core.outcome import one_line
-from lotlip_data.pipeline.core.ray_watch import ClusterLost, ClusterWatch, HeadProbe, end_local_processes, local_loss
+from lotlip_data.pipeline.core.ray_watch import ClusterLost, ClusterProbe, ClusterWatch, end_local_processes, local_loss
 
 LOCAL_OBJECT_STORE_BYTES = 256 << 20  # only small results pass through it, never an image
 
@@ -138,7 +138,7 @@ def _connection() -> Iterator[ClusterWatch]:
         else:
             with waiting_for("starting Ray on this machine"):
                 start_local(object_store_memory=LOCAL_OBJECT_STORE_BYTES)
-    watch = ClusterWatch(_head_probe(address) if address else local_loss)
+    watch = ClusterWatch(_cluster_probe(address) if address else local_loss)
     _watches.append(watch)
     try:
         with watch:
@@ -224,9 +224,22 @@ def _is_control_service(address: str) -> bool:
         return False
 
 
-def _head_probe(address: str) -> Callable[[], str]:
-    host_and_port = split_address(address)
-    return HeadProbe(*host_and_port) if host_and_port else lambda: ""
+def _cluster_probe(address: str) -> Callable[[], str]:
+    """Finds out whether the cluster that this process is connected to lives."""
+    import ray
+
+    context = ray.get_runtime_context()
+    head = split_address(address) or split_address(context.gcs_address)
+    if head is None or "://" in address:  # a client is connected to a server on the head node only
+        return ClusterProbe(head) if head else lambda: ""
+    own = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+    return ClusterProbe(head, (own[0]["NodeManagerAddress"], own[0]["NodeManagerPort"]) if own else None)
+
+
+def check_cluster() -> None:
+    """Raise ClusterLost if the cluster has died: then an error of a task or an actor has no other cause."""
+    if _watches:
+        _watches[-1].check()
 
 
 def _abandon() -> None:

@@ -58,6 +58,12 @@ class ClusterWatch:
         finally:
             self._users -= 1
 
+    def check(self) -> None:
+        """Raise ClusterLost if the cluster has died, without waiting for the next look."""
+        self.loss = self.loss or self._find_loss()
+        if self.loss:
+            raise ClusterLost(self.loss)
+
     def _watch(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
             if self._users and (loss := self._find_loss()):
@@ -88,25 +94,39 @@ def local_loss() -> str:
     return f"Ray has died on this machine: its process {dead[0]} was killed or ran out of memory" if dead else ""
 
 
-class HeadProbe:
-    """Whether the head node of a cluster answers, as `find_loss` of ClusterWatch."""
+class ClusterProbe:
+    """Whether the head node of a cluster and the raylet of this machine answer, as `find_loss` of ClusterWatch.
 
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
+    Args:
+        head: Host and port of the cluster's control service.
+        raylet: Those of the raylet that this process is connected to; None if there is none.
+    """
+
+    def __init__(self, head: tuple[str, int], raylet: tuple[str, int] | None = None) -> None:
+        self._head, self._raylet = head, raylet
         self._last_answer = time.monotonic()
 
     def __call__(self) -> str:
-        try:
-            with socket.create_connection((self._host, self._port), POLL_SECONDS):
-                self._last_answer = time.monotonic()
-        except OSError as error:
-            silent = time.monotonic() - self._last_answer
-            if silent > HEAD_SECONDS:
-                return (
-                    f"the Ray cluster has died: its head node {self._host}:{self._port} has not answered for "
-                    f"{silent:.0f} s ({error})"
-                )
+        if self._raylet and isinstance(_connection_error(self._raylet), ConnectionRefusedError):
+            return "Ray has died on this machine: its process raylet was killed or ran out of memory"
+        error = _connection_error(self._head)
+        if error is None:
+            self._last_answer = time.monotonic()
+        silent = time.monotonic() - self._last_answer
+        if error and silent > HEAD_SECONDS:
+            host, port = self._head
+            return (
+                f"the Ray cluster has died: its head node {host}:{port} has not answered for {silent:.0f} s ({error})"
+            )
         return ""
+
+
+def _connection_error(address: tuple[str, int]) -> OSError | None:
+    try:
+        with socket.create_connection(address, POLL_SECONDS):
+            return None
+    except OSError as error:
+        return error
 
 
 def end_local_processes() -> None:

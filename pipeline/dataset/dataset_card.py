@@ -3,23 +3,43 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
+from lotlip_data.manifests import schema
 from lotlip_data.manifests.run_layout import DATASET_JSON
 from lotlip_data.manifests.wording import count
 from lotlip_data.pipeline.dataset.metadata import Description
 
 _SIZE_CATEGORIES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
+FEATURES = "dataset_info"
+"""The key of the front matter that declares the columns."""
 _NUMBER = re.compile(r"\d+")
 
 
 def card(description: Description) -> str:
     """The content of README.md."""
-    front = yaml.safe_dump(front_matter(description), sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n{_body(description)}{stamp(description)}\n"
+    return f"---\n{_front_text(description)}---\n\n{_body(description)}{stamp(description)}\n"
+
+
+def _front_text(description: Description) -> str:
+    return yaml.safe_dump(front_matter(description), sort_keys=False, allow_unicode=True)
+
+
+def declaring_columns(content: str, description: Description) -> str:
+    """A card of this dataset with the declaration of its columns, which cards of earlier releases lack.
+
+    The text below the front matter stays, with what people added to it.
+    """
+    _, opening, rest = content.partition("---\n")
+    front, closing, body = rest.partition("\n---\n")
+    if not opening or not closing:
+        return card(description)
+    return content if f"\n{FEATURES}:" in front else f"---\n{_front_text(description)}---\n{body}"
 
 
 def stamp(description: Description) -> str:
@@ -40,6 +60,7 @@ def front_matter(description: Description) -> dict[str, Any]:
         "task_categories": ["image-to-text", "zero-shot-image-classification"],
         "tags": ["image-text", "long-captions", "webdataset"],
         "size_categories": [_size_category(summary["samples"])],
+        FEATURES: {"features": features(summary["captioners"])},
         "configs": [
             {
                 "config_name": "default",
@@ -47,6 +68,27 @@ def front_matter(description: Description) -> dict[str, Any]:
             }
         ],
     }
+
+
+def features(captioners: Iterable[str]) -> list[dict[str, Any]]:
+    """The columns of the tars as `datasets` declares them.
+
+    Without them, `datasets` infers the types from five samples, and fails on later texts if these samples have none.
+    """
+    members = [_feature(column) for column in schema.dataset(captioners)]
+    return [
+        {"name": schema.IMAGE_EXTENSION, "dtype": "image"},
+        {"name": "txt", "dtype": "string"},
+        {"name": "json", "struct": members},
+        {"name": "__key__", "dtype": "string"},
+        {"name": "__url__", "dtype": "string"},
+    ]
+
+
+def _feature(column: pa.Field) -> dict[str, Any]:
+    if pa.types.is_list(column.type):
+        return {"name": column.name, "list": str(column.type.value_type)}
+    return {"name": column.name, "dtype": str(column.type)}
 
 
 def _size_category(samples: int) -> str:

@@ -56,10 +56,18 @@ def publish(run: Run, manifest: Manifest, recipe: Recipe, records: Iterable[Shar
         stale = stale_views(run, description)
         for name in stale:
             storage.replace(run.dataset_file(name), VIEWS[name](description))
+        _declare_columns(run, description)
         _remove(run, set(replaced).intersection(existing(run)) if replaced else ())
         if removed := remove_orphans(run, _paths_in(run, index)):
             logger.info(f"removed {removed} files of an abandoned rewrite")
     return changed or bool(stale)
+
+
+def _declare_columns(run: Run, description: Description) -> None:
+    """Complete the card of an earlier release."""
+    content = storage.read_bytes(run.dataset_file(CARD)).decode("utf-8", "surrogateescape")
+    if (complete := dataset_card.declaring_columns(content, description)) != content:
+        storage.replace(run.dataset_file(CARD), complete.encode("utf-8", "surrogateescape"))
 
 
 def _replaced_files(run: Run, index: Path) -> list[str]:

@@ -118,12 +118,13 @@ def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> R
     Args:
         run: The run.
         manifest: Its manifest.
-        captioners: The captioners whose texts the dataset has. Default: those that the run has captions by, and those
-            of the manifest that have started.
+        captioners: The captioners whose texts the dataset has. Default: those of the manifest's `shard.captioners`,
+            otherwise those that the run has captions by and those of the manifest that have started.
 
     Raises:
         DatasetError: The run has no captions, or none by one of `captioners`.
     """
+    captioners = captioners or manifest.shard.captioners
     existing = ledger.captioners(run)
     if unknown := sorted(set(captioners).difference(existing)):
         others = f", or name captioners of the run: {', '.join(existing)}" if existing else ""

@@ -261,13 +261,13 @@ class _Piece:
         self.filled: Counter[str] = Counter()
         """Samples by column that is not null."""
 
-    def is_full(self, sample: Iterable[tuple[str, bytes]], rules: Filters) -> bool:
+    def is_full(self, sample: Collection[tuple[str, bytes]], rules: Filters) -> bool:
         """Whether another sample would exceed the limits of a file."""
         if self.writer.samples == rules.max_samples:
             return True
         return rules.max_bytes is not None and self.writer.bytes_with(sample) > rules.max_bytes
 
-    def write(self, row: SampleRow, sample: Iterable[tuple[str, bytes]]) -> None:
+    def write(self, row: SampleRow, sample: Collection[tuple[str, bytes]]) -> None:
         self.writer.write(row, sample)
         self.filled.update(name for name, value in row.items() if value is not None)
 

@@ -26,6 +26,7 @@ from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, fetch
 from lotlip_data.pipeline.downloading.reader import fetched_rows
+from lotlip_data.pipeline.downloading.suspects import ShardSuspects
 
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("key", "uid", "url", "reason", "detail")])
 """Columns of quarantine/images/NNNNN.parquet: the rows of a committed shard without an image."""
@@ -56,11 +57,13 @@ def fetch_and_commit(task: DownloadTask) -> dict[str, Any] | dict[str, int]:
     url = run.list_shard(shard)
     remedy = f"Remove {url} and {run.plan}; `lotlip-data download` rebuilds both from the same lists."
     rows = artifacts.read_parquet(url, remedy)
+    suspects = ShardSuspects(run, shard)
     with scratch_folder("download") as folder:
-        fetched = fetch(rows, shard, task.samples_per_shard, task.settings, folder)
+        fetched = fetch(rows, shard, task.samples_per_shard, task.settings, folder, suspects)
         if fetched.is_retriable and not task.accept:
             return {reason: count for reason, count in fetched.stats["status_dict"].items() if reason != SUCCESS}
         commit(run, shard, fetched)
+    suspects.clear()
     marker = ledger.read_image_stats(run, shard)
     finish_commit(run, shard, marker)
     return marker

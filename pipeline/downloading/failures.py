@@ -7,13 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from lotlip_data.manifests.schema import SUCCESS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 HTTP = "http"
 """The prefix of an HTTP status, as in `http 404`."""
@@ -35,7 +35,10 @@ EMPTY = "empty body"
 ROBOTS = "refused by x-robots-tag"
 TRUNCATED = "truncated"
 NOT_AN_IMAGE = "not an image"
+NOT_SUPPORTED = "format not supported"
 TOO_MANY_PIXELS = "too many pixels"
+TOO_LONG = "side too long"
+TOO_MUCH_MEMORY = "too much memory"
 UNDECODABLE = "cannot be decoded"
 WRONG_HASH = "hash mismatch"
 HOST_DOWN = "host is down"
@@ -46,7 +49,7 @@ VOCABULARY = frozenset(
     {
         *(TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, TLS, NOT_ALLOWED, BAD_SCHEME, BAD_URL, BAD_RESPONSE),
         *(BAD_REDIRECT, TOO_MANY_REDIRECTS, TOO_LARGE, EMPTY, ROBOTS, TRUNCATED, NOT_AN_IMAGE, TOO_MANY_PIXELS),
-        *(UNDECODABLE, WRONG_HASH, HOST_DOWN, HOST_BUSY, OTHER),
+        *(NOT_SUPPORTED, TOO_LONG, TOO_MUCH_MEMORY, UNDECODABLE, WRONG_HASH, HOST_DOWN, HOST_BUSY, OTHER),
     }
 )
 """All reasons except `http NNN`."""
@@ -111,7 +114,7 @@ MAX_HOSTS_SHOWN = 20
 _MAX_HOSTS_KEPT = 1_000
 
 
-def count_failures(table: pa.Table) -> dict[str, Any]:
+def count_failures(table: "pa.Table") -> dict[str, Any]:
     """Count the failures of one shard, for its marker.
 
     Args:
@@ -121,6 +124,8 @@ def count_failures(table: pa.Table) -> dict[str, Any]:
         `status_dict`: rows per reason, `success` included. `failed_hosts`: failures per host and reason, for the
         `MAX_HOSTS_PER_SHARD` hosts with the most failures.
     """
+    import pyarrow.compute as pc  # here, because the process that converts images does without it
+
     failed = table.filter(pc.not_equal(table["status"], SUCCESS))
     row_reasons = [split_message(message)[0] for message in failed["error_message"].to_pylist()]
     hosts: dict[str, Counter[str]] = {}

@@ -1,5 +1,6 @@
 """Downloads one shard with img2dataset's `Downloader` and our HTTP client. The only file that imports img2dataset."""
 
+import dataclasses
 import io
 import json
 import os
@@ -7,7 +8,7 @@ import pathlib
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,8 @@ from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.http_client import guarded_urlopen
-from lotlip_data.pipeline.downloading.image_validation import prepare
+from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings
+from lotlip_data.pipeline.downloading.images.isolation import Converter, ConverterError, Suspects
 
 _KEY_ROWS = 10_000  # keys have at least four row digits, however few rows a shard has
 
@@ -53,23 +55,43 @@ class FetchedShard:
 
 
 def fetch(
-    rows: pa.Table, shard: int, samples_per_shard: int, settings: DownloadSettings, folder: pathlib.Path
+    rows: pa.Table,
+    shard: int,
+    samples_per_shard: int,
+    settings: DownloadSettings,
+    folder: pathlib.Path,
+    suspects: Suspects | None = None,
 ) -> FetchedShard:
     """Download the images of `rows` (columns `schema.LISTS`) into the empty local `folder`.
 
+    Args:
+        rows: The rows of the shard.
+        shard: Its number.
+        samples_per_shard: The number of rows of a full shard.
+        settings: The settings of the download.
+        folder: Where the files of the shard are written.
+        suspects: The memory of images with which earlier attempts died.
+
     Raises:
         ShardFetchError: Rows got lost.
+        ConverterError: No image can be decoded here.
         OSError: The folder cannot be written to, for example because the disk is full.
     """
     started = time.time()
     source = folder / "rows.arrow"
     with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
         writer.write_table(rows.select(LISTS.names).cast(LISTS))
-    write_errors: list[OSError] = []
-    with guarded_urlopen(settings, _expected(rows)), progress_bar("download", rows.num_rows, "URL") as bar:
-        _downloader(settings, samples_per_shard, str(folder), bar, write_errors).download_shard((shard, str(source)))
-    if write_errors:
-        raise write_errors[0]
+    failure = Failure()
+    with (
+        Converter(_conversion_settings(settings), suspects) as converter,
+        guarded_urlopen(settings, _expected(rows)),
+        progress_bar("download", rows.num_rows, "URL") as bar,
+    ):
+        resizer = IsolatedResizer(converter, failure)
+        downloader = _downloader(settings, samples_per_shard, str(folder), resizer, bar, failure)
+        downloader.download_shard((shard, str(source)))
+    if failure.error is not None:
+        raise failure.error
     parquet = folder / f"{shard_name(shard)}.parquet"
     table = pq.read_table(parquet)
     if table.num_rows != rows.num_rows:
@@ -79,6 +101,11 @@ def fetch(
     stats = json.loads((folder / f"{shard_name(shard)}_stats.json").read_text())
     stats |= failures.count_failures(table) | {"seconds": round(time.time() - started, 3)}
     return FetchedShard(folder / f"{shard_name(shard)}.tar", parquet, table, stats)
+
+
+def _conversion_settings(settings: DownloadSettings) -> ConversionSettings:
+    names = (field.name for field in dataclasses.fields(ConversionSettings))
+    return ConversionSettings(**{name: getattr(settings, name) for name in names})
 
 
 def _expected(rows: pa.Table) -> dict[str, dict[str, str]]:
@@ -91,24 +118,40 @@ def _expected(rows: pa.Table) -> dict[str, dict[str, str]]:
     return expected
 
 
+class Failure:
+    """The first error that is no fault of an image. img2dataset itself would go on to request the rest of the shard."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def record(self, error: Exception) -> None:
+        """Record the first error, and send no further request: no image can be stored."""
+        self.error = self.error or error
+        urllib.request.install_opener(_NoRequests())  # type: ignore[arg-type]  # it has what urlopen uses
+
+
+class _NoRequests:
+    """An opener that sends no request. `guarded_urlopen` removes it at its end."""
+
+    def open(self, *request: Any) -> None:
+        raise OSError("no image can be stored")
+
+
 def _downloader(
-    settings: DownloadSettings, samples_per_shard: int, folder: str, bar: Progress, write_errors: list[OSError]
+    settings: DownloadSettings,
+    samples_per_shard: int,
+    folder: str,
+    resizer: "IsolatedResizer",
+    bar: Progress,
+    failure: Failure,
 ) -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # stops its version check over the network
     with _temporary_files_in(folder):  # wandb, which img2dataset imports, makes folders that a killed worker leaves
         from img2dataset.downloader import Downloader
-        from img2dataset.resizer import Resizer
 
-    resizer = Resizer(
-        image_size=settings.image_size,
-        resize_mode="keep_ratio",
-        resize_only_if_bigger=True,
-        encode_quality=settings.quality,
-        encode_format=IMAGE_EXTENSION,
-    )
     return Downloader(
-        sample_writer_class=partial(_GuardedWriter, bar, write_errors),
-        resizer=GuardedResizer(resizer, settings.max_pixels),
+        sample_writer_class=partial(_GuardedWriter, bar, failure),
+        resizer=resizer,
         thread_count=settings.threads,
         save_caption=False,
         extract_exif=False,
@@ -139,24 +182,23 @@ def _temporary_files_in(folder: str) -> Iterator[None]:
 class _GuardedWriter:
     """img2dataset's writer, which counts its rows in a progress bar and ends the requests at the first failed write.
 
-    img2dataset itself would go on to request all images of the shard, although none can be stored. The time stamps in
-    the tar are whole seconds: fractions cost a kibibyte per file.
+    The time stamps in the tar are whole seconds: fractions cost a kibibyte per file.
 
     Args:
         bar: Shows the rows.
-        errors: Receives the error of a write.
+        failure: Receives the error of a write.
         arguments: Those of img2dataset's writer.
     """
 
-    def __init__(self, bar: Progress, errors: list[OSError], *arguments: Any) -> None:
+    def __init__(self, bar: Progress, failure: Failure, *arguments: Any) -> None:
         from img2dataset.writer import WebDatasetSampleWriter
 
-        self._bar, self._errors, self._downloaded = bar, errors, 0
+        self._bar, self._failure, self._downloaded = bar, failure, 0
         self._writer = WebDatasetSampleWriter(*arguments)
         self._writer.tarwriter.mtime = int(time.time())
 
     def write(self, image: bytes | None, *sample: Any) -> None:
-        if self._errors:
+        if self._failure.error is not None:
             return
         with self._stopping_at_errors():
             self._writer.write(image, *sample)
@@ -165,7 +207,7 @@ class _GuardedWriter:
             self._bar.update()
 
     def close(self) -> None:
-        if not self._errors:
+        if self._failure.error is None:
             with self._stopping_at_errors():
                 self._writer.close()
 
@@ -174,15 +216,7 @@ class _GuardedWriter:
         try:
             yield
         except OSError as error:
-            self._errors.append(error)
-            urllib.request.install_opener(_NoRequests())  # type: ignore[arg-type]  # it has what urlopen uses
-
-
-class _NoRequests:
-    """An opener that sends no request. `guarded_urlopen` removes it at its end."""
-
-    def open(self, *request: Any) -> None:
-        raise OSError("the disk cannot be written to")
+            self._failure.record(error)
 
 
 def _normalise(table: pa.Table) -> pa.Table:
@@ -202,16 +236,21 @@ Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, st
 """img2dataset's convention: stored bytes, width, height, original width, original height, error message."""
 
 
-class GuardedResizer:
-    """Replaces img2dataset's `Resizer`, which is `resizer`: repairs or rejects what the resizer would get wrong."""
+class IsolatedResizer:
+    """Takes the place of img2dataset's `Resizer`: passes each downloaded body to a `Converter`."""
 
-    def __init__(self, resizer: Callable[[io.BytesIO], Resized], max_pixels: int) -> None:
-        self._resizer, self._max_pixels = resizer, max_pixels
+    def __init__(self, converter: Converter, failure: Failure) -> None:
+        self._converter, self._failure = converter, failure
 
     def __call__(self, stream: io.BytesIO, _boxes: None = None) -> Resized:
-        """Resize the downloaded image in `stream`, which stays unchanged. Never raises FetchError."""
-        try:
-            data = prepare(stream.getvalue(), self._max_pixels)
-        except FetchError as error:
-            return None, None, None, None, None, str(error)
-        return self._resizer(io.BytesIO(data))
+        """Convert the downloaded body in `stream`, which stays unchanged."""
+        if self._failure.error is None:
+            try:
+                image = self._converter.convert(stream.getvalue())
+            except FetchError as error:
+                return None, None, None, None, None, str(error)
+            except (ConverterError, OSError) as error:
+                self._failure.record(error)
+            else:
+                return image.body, image.width, image.height, image.original_width, image.original_height, None
+        return None, None, None, None, None, failures.OTHER

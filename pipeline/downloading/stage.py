@@ -124,7 +124,10 @@ class DownloadSummary:
             "shards_not_done": len(self.pending),
             "list": {
                 name: getattr(self.partition, name)
-                for name in ("rows", "duplicates", "invalid", "filtered", "not_drawn", "garbled", "sources")
+                for name in (
+                    *("rows", "duplicates", "invalid", "filtered", "not_drawn"),
+                    *("garbled", "not_texts", "blank", "sources"),
+                )
             },
         }
 

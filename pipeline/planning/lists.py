@@ -4,8 +4,6 @@ The sample of a source is the beginning of a few of its files, evenly spaced. Nu
 marked as estimates. Row counts of Parquet files come from their footers, and lists that were read to the end are exact.
 """
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -18,16 +16,24 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.catalog import published
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.downloading.connection import is_public
+from lotlip_data.pipeline.planning.raw_texts import TextSigns, text_hints
 from lotlip_data.pipeline.planning.storage import MeasuredStorage, StorageEstimate, estimate_storage, format_bytes
 from lotlip_data.pipeline.url_lists import reader
-from lotlip_data.pipeline.url_lists.reader import BadRow, ListError
+from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
+from lotlip_data.pipeline.url_lists.files import errors_name, files_of, open_text
+from lotlip_data.pipeline.url_lists.rows import LINE_TOO_LONG, BadRow
 
 SAMPLED_FILES = 8
 """Maximum number of files sampled per source."""
+MAX_LONG_LINES = 256
+"""Lines of more than 1 MiB after which the rest of a file is not read."""
+SHOWN_REMARKS = 4
+"""Number of remarks on files reported per source."""
 SHOWN_HOSTS = 5
 """Number of hosts reported per source."""
 TOLERATED_SHARE = 0.01
@@ -74,6 +80,16 @@ class SourcePlan:
     private_hosts: list[str] = field(default_factory=list)
     garbled: int = 0
     """Taken rows whose text is not valid UTF-8."""
+    not_texts: dict[str, int] = field(default_factory=dict)
+    """Taken rows whose cell of texts holds something else, by what it is."""
+    blank: int = 0
+    """Taken rows without a text."""
+    signs: dict[str, int] = field(default_factory=dict)
+    """Texts that look as if they were encoded or missing, by sign."""
+    texts: int = 0
+    """Texts that are not blank."""
+    remarks: list[str] = field(default_factory=list)
+    """How files are read that deviate from their format."""
     rows: int | None = None
     """Rows of the whole source; None if the storage reports no sizes."""
     rows_exact: bool = False
@@ -123,7 +139,7 @@ def plan_lists(manifest: Manifest, rows: int = 20_000, measured: MeasuredStorage
         plan = SourcePlan(source.name, source.use)
         try:
             _sample_source(source, plan, rows, uids, allowed_hosts)
-        except ListError as error:
+        except UserError as error:  # of a list, or of the storage that it is on
             problems.append(str(error))
         else:
             notes += _notes(source, plan)
@@ -167,7 +183,10 @@ class _Sample:
         self.hosts: Counter[str] = Counter()
         self.invalid: Counter[str] = Counter()
         self.filtered: Counter[str] = Counter()
-        self.garbled = self.taken = self.duplicates = 0
+        self.defects: Counter[str] = Counter()
+        self.signs = TextSigns()
+        self.remarks: list[str] = []
+        self.taken = self.duplicates = self.blank = 0
 
     @property
     def seen(self) -> int:
@@ -176,7 +195,9 @@ class _Sample:
     def read_file(self, file: str, target: int) -> bool:
         """Read a file until `target` rows are seen in all; return whether the file ended before that."""
         try:
-            for batch in reader.read_file(self._source, file, self._reject, self._filter_out, self._count_garbled):
+            for batch in reader.read_file(
+                self._source, file, self._reject, self._filter_out, self._count_defects, self.remarks.append
+            ):
                 self._add(batch)
                 if self.seen >= target:
                     return False
@@ -191,17 +212,19 @@ class _Sample:
         self.own_uids.update(uids)
         self._all_uids.update(uids)
         self.hosts.update(urlsplit(url).hostname or "" for url in batch["url"].to_pylist())
+        self.blank += reader.blank_rows(batch)
+        self.signs.add(batch["texts"].flatten().to_pylist())
 
     def _reject(self, bad: BadRow) -> None:
         self.invalid[bad.reason] += 1
-        if self.invalid.total() > self._rows:
+        if self.invalid.total() > self._rows or self.invalid[LINE_TOO_LONG] > MAX_LONG_LINES:
             raise _EnoughInvalidRowsError
 
     def _filter_out(self, rule: str, count: int) -> None:
         self.filtered[rule] += count
 
-    def _count_garbled(self, count: int) -> None:
-        self.garbled += count
+    def _count_defects(self, defect: str, rows: int) -> None:
+        self.defects[defect] += rows
 
 
 def _sample_source(source: Source, plan: SourcePlan, rows: int, uids: set[str], allowed_hosts: Collection[str]) -> None:
@@ -217,13 +240,16 @@ def _sample_source(source: Source, plan: SourcePlan, rows: int, uids: set[str], 
     Raises:
         ListError: A file cannot be read.
     """
-    files = reader.files_of(source)
+    files = files_of(source)
     plan.files, plan.columns = len(files), source.needed
     sampled = evenly(files, SAMPLED_FILES)
     sample = _Sample(source, rows, uids)
     rows_per_file = math.ceil(rows / len(sampled))
     ended = sum(sample.read_file(file, (index + 1) * rows_per_file) for index, file in enumerate(sampled))
-    plan.seen, plan.taken, plan.garbled = sample.seen, sample.taken, sample.garbled
+    plan.seen, plan.taken, plan.blank, plan.remarks = sample.seen, sample.taken, sample.blank, sample.remarks
+    plan.garbled = sample.defects.pop(GARBLED, 0)
+    plan.not_texts = dict(sample.defects.most_common())
+    plan.signs, plan.texts = dict(sample.signs.counts), sample.signs.texts
     plan.invalid, plan.filtered = dict(sample.invalid.most_common()), dict(sample.filtered.most_common())
     plan.duplicates, plan.repeats = sample.duplicates, sample.taken - len(sample.own_uids)
     _fill_hosts(plan, sample.hosts, allowed_hosts)
@@ -261,24 +287,13 @@ def _estimate_rows(source: Source, files: list[str], sampled: list[str]) -> tupl
 
 def _rows_in_file(source: Source, file: str, size: int) -> float:
     """Return the rows of one file of `size` bytes, from its footer or from the length of its first rows."""
-    with storage.open_read(file) as stream:
-        file_format = source.format_of(file)
-        if file_format == "parquet":
+    with errors_name(file), storage.open_read(file) as stream:
+        if source.format_of(file) == "parquet":
             return float(pq.ParquetFile(stream).metadata.num_rows)
-        text = b""
-        plain = reader.decompressed(stream, file)
-        while len(text) < MEASURED_BYTES and (block := plain.read(1 << 20)):
-            text += block
+        _, content = open_text(stream, file, lambda sentence: None)
+        text = content.read(MEASURED_BYTES)
         bytes_read = stream.tell()
-    rows = sum(1 for _ in _csv_records(text)) if file_format == "csv" else text.count(b"\n")
-    return rows * size / min(bytes_read, size) if text else 0.0
-
-
-def _csv_records(text: bytes) -> Iterator[object]:
-    try:
-        yield from csv.reader(io.StringIO(text.decode("utf-8", "replace"), newline=""))
-    except csv.Error:  # a quote that is truncated or never closes
-        return
+    return reader.count_rows(source, file, text) * size / min(bytes_read, size) if text else 0.0
 
 
 def _is_private(host: str) -> bool:
@@ -304,7 +319,17 @@ def _defects(source: Source, plan: SourcePlan) -> Iterator[tuple[float, str]]:
         )
     if plan.garbled:
         share = plan.garbled / plan.taken
-        yield share, f"{share:.2%} of the texts read are {reader.GARBLED}"
+        yield share, f"{share:.2%} of the texts read are {GARBLED_REMEDY}"
+    for kind, rows in plan.not_texts.items():
+        share = rows / plan.taken
+        yield share, f"{share:.2%} of the cells read of the column {source.text!r} are {kind}, not a text"
+    if source.text is not None and plan.taken and plan.blank == plan.taken and not _is_bare(source):
+        yield 1.0, reader.all_blank(source)
+
+
+def _is_bare(source: Source) -> bool:
+    """Whether the files of a source have no texts by their format."""
+    return all(source.format_of(file) == "txt" for file in source.files)
 
 
 def _notes(source: Source, plan: SourcePlan) -> list[str]:
@@ -322,6 +347,10 @@ def _notes(source: Source, plan: SourcePlan) -> list[str]:
         notes.append(f"{plan.name}: `sample` is {source.sample:,}, but the list has only about {plan.images:,} images")
     if plan.seen and sum(plan.invalid.values()) > MANY_INVALID_SHARE * plan.seen:
         notes.append(f"{plan.name}: many rows are unusable: {_format_reasons(plan)}")
+    notes += [f"{plan.name}: {remark}" for remark in plan.remarks[:SHOWN_REMARKS]]
+    notes += [f"{plan.name}: {hint}" for hint in text_hints(plan.signs, plan.texts, source)]
+    if MANY_INVALID_SHARE * plan.taken < plan.blank < plan.taken:
+        notes.append(f"{plan.name}: {plan.blank / plan.taken:.0%} of the rows read have no text")
     host, share = next(iter(plan.top_hosts.items()), ("", 0.0))
     if share > DOMINANT_HOST_SHARE and plan.taken >= DOMINANT_HOST_ROWS:
         notes.append(f"{plan.name}: {share:.0%} of the URLs are on {host}, which will limit the download speed")

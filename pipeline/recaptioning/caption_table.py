@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -14,16 +17,12 @@ from lotlip_data.manifests import schema, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.schema import IMPORTED_KIND
 from lotlip_data.manifests.settings.source import Source
-from lotlip_data.pipeline.url_lists.reader import (
-    BadRow,
-    Chunk,
-    Reject,
-    clean,
-    clip,
-    files_of,
-    read_chunks,
-    uid_of_listed_url,
-)
+from lotlip_data.pipeline.url_lists.cells import GARBLED, clean, is_utf8, kind_of, to_list
+from lotlip_data.pipeline.url_lists.files import files_of
+from lotlip_data.pipeline.url_lists.reader import read_chunks, uid_of_listed_url
+from lotlip_data.pipeline.url_lists.rows import BadRow, Chunk, Columns, Reject, clip
+
+logger = logging.getLogger(__name__)
 
 PRESETS: dict[str, dict[str, str]] = {
     "dreamlip": {
@@ -89,19 +88,29 @@ class CaptionTable:
         texts = [(f"text {name}", pa.string()) for name in self.columns]
         return pa.schema([*fixed, ("row", pa.int64()), ("url", pa.string()), *texts])
 
-    def batches(self, reject: Reject) -> Iterator[pa.Table]:
-        """The rows of all files as tables of `schema`. Rows without a usable URL go to `reject` instead."""
-        column_names = list(dict.fromkeys([self.source.url, *self.columns.values()]))
+    def batches(self, reject: Reject, defects: Counter[str]) -> Iterator[pa.Table]:
+        """The rows of all files as tables of `schema`.
+
+        Args:
+            reject: Receives rows without a usable URL.
+            defects: Receives the number of captions by what is wrong with them. A caption that is no text is missing.
+
+        Raises:
+            ListError: A file cannot be read, or lacks a column, or a column holds no texts.
+        """
+        columns = Columns((self.source.url, *self.columns.values()))
         ordinal = 0
         for file_number, file in enumerate(self.files):
-            for chunk in read_chunks(self.source, file, column_names, reject):
-                table = self._to_table(chunk, file_number, ordinal, reject)
+            for chunk in read_chunks(self.source, file, columns, reject, logger.info):
+                table = self._to_table(chunk, file_number, ordinal, reject, defects)
                 ordinal += table.num_rows
                 yield table
 
-    def _to_table(self, chunk: Chunk, file_number: int, ordinal: int, reject: Reject) -> pa.Table:
+    def _to_table(
+        self, chunk: Chunk, file_number: int, ordinal: int, reject: Reject, defects: Counter[str]
+    ) -> pa.Table:
         """Convert a chunk of file number `file_number`, whose first row has the ordinal `ordinal`."""
-        urls = [clean(value) or "" for value in _values(chunk, self.source.url)]
+        urls = [clean(value) or "" for value in to_list(chunk.columns[self.source.url])]
         uids: list[str] = []
         usable: list[int] = []
         for index, url in enumerate(urls):
@@ -109,8 +118,11 @@ class CaptionTable:
                 uids.append(uid_of_listed_url(url))
                 usable.append(index)
             except ValueError as error:
-                reject(BadRow(self.source.name, self.files[file_number], chunk.rows[index], str(error), clip(url)))
-        texts = {column: [clean(value) for value in _values(chunk, column)] for column in set(self.columns.values())}
+                file = clip(self.files[file_number])
+                reject(BadRow(self.source.name, file, chunk.rows[index], str(error), clip(url)))
+        texts = {
+            column: _texts(to_list(chunk.columns[column]), column, defects) for column in set(self.columns.values())
+        }
         columns = [
             pa.array([order_of(uid) for uid in uids], pa.uint64()),
             pa.array(uids, pa.string()),
@@ -121,6 +133,19 @@ class CaptionTable:
             *(pa.array([texts[name][index] for index in usable], pa.string()) for name in self.columns.values()),
         ]
         return pa.table(columns, schema=self.schema)
+
+
+def _texts(cells: list[Any], column: str, defects: Counter[str]) -> list[str | None]:
+    """The captions in a column. Those that are garbled or no text are counted."""
+    texts = []
+    for cell in cells:
+        text = clean(cell)
+        if (kind := kind_of(cell)) is not None:
+            defects[f"{column}: {kind}, not a text"] += 1
+        elif text and "\ufffd" in text and not is_utf8(cell):
+            defects[f"{column}: {GARBLED}"] += 1
+        texts.append(text)
+    return texts
 
 
 def open_caption_table(
@@ -149,7 +174,12 @@ def open_caption_table(
     if not columns:
         raise CaptionImportError("name each captioner and its column: --captioner NAME=COLUMN, or --format dreamlip")
     url = url_column or _PRESET_URL_COLUMNS.get(table_format or "", "url")
-    settings = {"name": "import", "files": [storage.normalise(table)], "url": url, "text": next(iter(columns.values()))}
+    settings: dict[str, Any] = {
+        "name": "import",
+        "files": [storage.normalise(table)],
+        "url": url,
+        "text": next(iter(columns.values())),
+    }
     settings |= {"format": None if preset else table_format, "columns": tuple(column_names) or None}
     try:
         source = Source.model_validate(settings)
@@ -172,9 +202,3 @@ def _parse_captioner(captioner: str) -> tuple[str, str]:
 def order_of(uid: str) -> int:
     """The first 64 bits of a uid. They are uniformly distributed, so buckets of them have about the same size."""
     return int(uid[:16], 16)
-
-
-def _values(chunk: Chunk, column: str) -> list[object]:
-    values = chunk.columns[column]
-    as_list: list[object] = values.to_pylist() if isinstance(values, pa.Array) else values
-    return as_list

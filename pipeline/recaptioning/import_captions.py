@@ -41,7 +41,8 @@ from lotlip_data.pipeline.recaptioning.results import (
     finish_commit,
     finish_pending_commits,
 )
-from lotlip_data.pipeline.url_lists.reader import BadRow, uncompressed_bytes
+from lotlip_data.pipeline.url_lists.files import uncompressed_bytes
+from lotlip_data.pipeline.url_lists.rows import BadRow
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class ImportSummary:
     """Rows with a downloaded image, including images of shards that had these captions."""
     unmatched: Counter[str] = field(default_factory=Counter)
     """Other rows, by reason. `report` lists each of them."""
+    defects: Counter[str] = field(default_factory=Counter)
+    """Captions of the table that are not in UTF-8, or are no text and count as missing, by column and defect."""
     captions: Counter[str] = field(default_factory=Counter)
     """By captioner, the captions that this call committed."""
     without: Counter[str] = field(default_factory=Counter)
@@ -157,7 +160,7 @@ def _join(
         logger.info(f"reading {table.source.files[0]}")
         count = bucket_count(uncompressed_bytes(table.source))
         rows = _make_buckets(folder / "rows", count, table.schema)
-        for batch in table.batches(report.reject):
+        for batch in table.batches(report.reject, summary.defects):
             summary.rows += batch.num_rows
             rows.add(batch)
         rows.flush()
@@ -356,6 +359,7 @@ def format_text(summary: ImportSummary) -> list[str]:
     lines += [f"  {count:,} × {reason}" for reason, count in summary.unmatched.most_common()]
     if summary.report is not None:
         lines.append(f"  {summary.report} lists these rows")
+    lines += [f"  {count:,} captions of the column {defect}" for defect, count in summary.defects.most_common()]
     for name, count in summary.captions.items():
         note = f", listed in quarantine/captions/{name}/" if summary.without[name] else ""
         lines.append(f"{name}: {count:,} captions, {summary.without[name]:,} images without one{note}")

@@ -27,7 +27,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched, prefetch
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.downloading.reader import FetchedImage, fetched_images
-from lotlip_data.pipeline.recaptioning.claims import check_settings
+from lotlip_data.pipeline.recaptioning.claims import check_claims
 from lotlip_data.pipeline.recaptioning.poison_images import (
     MAX_POISON_IMAGES,
     SMALL_BATCH_SIZE,
@@ -366,7 +366,7 @@ class ShardAttempt:
     async def _commit(self, saved: list[Row]) -> UnitResult:
         rows = sorted(saved + self._parts.rows, key=lambda row: row["key"])
         check_rejections(rows, self._worker.max_rejected, self.shard)
-        await asyncio.to_thread(check_settings, self._run, self._worker.config)
+        await asyncio.to_thread(check_claims, self._run, self._worker.config, self._worker.model_digest)
         content = encode_rows(rows, self._worker.config.id)
         return await self._finish(await asyncio.to_thread(storage.create, self._target, content))
 

@@ -16,7 +16,7 @@ import io
 import json
 import logging
 import pathlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -36,6 +36,9 @@ from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.core.external_buckets import ExternalBuckets, bucket_count
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.url_lists import reader
+from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
+from lotlip_data.pipeline.url_lists.files import stamp_of, uncompressed_bytes
+from lotlip_data.pipeline.url_lists.rows import BATCH_ROWS, BadRow
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ _ROW_SCHEMA = pa.schema(
         ("ordinal", pa.int64()),
         ("source", pa.int32()),
         ("url", pa.string()),
-        ("text", pa.string()),
+        ("texts", pa.list_(pa.string())),
         *((kind, pa.string()) for kind in _HASHES),
     ]
 )
@@ -93,8 +96,12 @@ class Partition:
     """Usable rows outside a source's `sample`, by source."""
     garbled: dict[str, int] = field(default_factory=dict)
     """Usable rows by source whose text is not in UTF-8: its unreadable bytes are replaced by U+FFFD."""
+    not_texts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Usable rows whose cell of texts holds something else, which is left out: by source, then by what it is."""
+    blank: dict[str, int] = field(default_factory=dict)
+    """Usable rows without a text, by source. Sources that have no column of texts are not counted."""
     stamps: dict[str, str] = field(default_factory=dict)
-    """By source, its `reader.stamp_of` when it was read."""
+    """By source, its `files.stamp_of` when it was read."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The manifest's `image_settings`. Empty for a run of an earlier release."""
     version: int = 1
@@ -141,10 +148,10 @@ def partition(manifest: Manifest, run: Run) -> Partition:
             )
         return existing
     storage.check_writable(run.lists)
-    stamps = {source.name: stamp for source in manifest.sources if (stamp := reader.stamp_of(source))}
+    stamps = {source.name: stamp for source in manifest.sources if (stamp := stamp_of(source))}
     with scratch_folder("partition") as folder:
         counts = _RowCounts(folder / "bad.parquet")
-        total_bytes = sum(reader.uncompressed_bytes(source) for source in manifest.sources)
+        total_bytes = sum(uncompressed_bytes(source) for source in manifest.sources)
         buckets = ExternalBuckets(folder, bucket_count(total_bytes), _ROW_SCHEMA, external_buckets.BUFFER_BYTES)
         samplers = {
             source.name: SourceSampler(folder, source) for source in manifest.sources if source.sample is not None
@@ -170,7 +177,7 @@ def partition(manifest: Manifest, run: Run) -> Partition:
 
 def _changed_sources(manifest: Manifest, existing: Partition) -> list[str]:
     """Names of the sources whose files have changed since the partition. Missing files do not count."""
-    stamps = {source.name: reader.stamp_of(source) for source in manifest.sources if source.name in existing.stamps}
+    stamps = {source.name: stamp_of(source) for source in manifest.sources if source.name in existing.stamps}
     return [name for name, stamp in stamps.items() if stamp not in (None, existing.stamps[name])]
 
 
@@ -186,7 +193,11 @@ def _read_source(
     logger.info(f"reading the list {source.name}")
     rows_before = counts.rows
     batches = reader.read_source(
-        source, counts.reject, counts.filtered_counter(source.name), counts.garbled_counter(source.name)
+        source,
+        counts.reject,
+        counts.filtered_counter(source.name),
+        counts.defect_counter(source.name),
+        lambda sentence: logger.info(f"{source.name}: {sentence}"),
     )
     for batch in batches:
         buckets.add(counts.with_order(batch, source.name, index, seed))
@@ -194,9 +205,22 @@ def _read_source(
             sampler.add(batch["uid"])
     if counts.rows == rows_before:
         logger.warning(f"{source.name}: no rows in {', '.join(source.files)}")
+    _warn_about_texts(source, counts)
+
+
+def _warn_about_texts(source: Source, counts: "_RowCounts") -> None:
+    """Log which texts of a source are lost."""
+    usable = counts.sources[source.name]
     if garbled := counts.garbled[source.name]:
-        texts = f"{garbled:,} of {counts.sources[source.name]:,} texts"
-        logger.warning(f"{source.name}: {texts} are {reader.GARBLED}, and use another run folder")
+        logger.warning(
+            f"{source.name}: {garbled:,} of {usable:,} texts are {GARBLED_REMEDY}, and use another run folder"
+        )
+    for kind, rows in counts.not_texts[source.name].items():
+        logger.warning(
+            f"{source.name}: {rows:,} of {usable:,} cells of the column {source.text!r} are {kind}, not a text"
+        )
+    if source.text is not None and usable and counts.blank[source.name] == usable:
+        logger.warning(f"{source.name}: {reader.all_blank(source)}")
 
 
 class _RowCounts:
@@ -208,16 +232,18 @@ class _RowCounts:
         self.sources: Counter[str] = Counter()
         self.filtered: dict[str, Counter[str]] = {}
         self.garbled: Counter[str] = Counter()
+        self.not_texts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.blank: Counter[str] = Counter()
         self.bad_rows = bad_rows
         self._writer = pq.ParquetWriter(bad_rows, _BAD_ROW_SCHEMA)
         self._unwritten: list[dict[str, str | int]] = []
 
-    def reject(self, bad_row: reader.BadRow) -> None:
+    def reject(self, bad_row: BadRow) -> None:
         """Count an unusable row."""
         self.rows += 1
         self.invalid[bad_row.reason] += 1
         self._unwritten.append(asdict(bad_row))
-        if len(self._unwritten) == reader.BATCH_ROWS:
+        if len(self._unwritten) == BATCH_ROWS:
             self._write()
 
     def filtered_counter(self, source: str) -> reader.Filtered:
@@ -230,11 +256,12 @@ class _RowCounts:
 
         return count
 
-    def garbled_counter(self, source: str) -> reader.Garbled:
-        """A function that counts the rows of `source` whose text is not in UTF-8."""
+    def defect_counter(self, source: str) -> reader.Defects:
+        """A function that counts the rows of `source` whose text is not in UTF-8, or no text."""
 
-        def count(rows: int) -> None:
-            self.garbled[source] += rows
+        def count(defect: str, rows: int) -> None:
+            counter = self.garbled if defect == GARBLED else self.not_texts[source]
+            counter[source if defect == GARBLED else defect] += rows
 
         return count
 
@@ -248,6 +275,7 @@ class _RowCounts:
         }
         self.rows += count
         self.sources[source] += count
+        self.blank[source] += reader.blank_rows(batch)
         return pa.table(columns, schema=_ROW_SCHEMA)
 
     def close(self) -> None:
@@ -353,6 +381,12 @@ def _write_shards(
         filtered={name: dict(reasons.most_common()) for name, reasons in counts.filtered.items() if reasons},
         not_drawn={name: not_drawn[name] for name in samplers},
         garbled={name: counts.garbled[name] for name in names if counts.garbled[name]},
+        not_texts={name: dict(counts.not_texts[name]) for name in names if counts.not_texts[name]},
+        blank={
+            source.name: blank
+            for source in manifest.sources
+            if source.text is not None and (blank := counts.blank[source.name])
+        },
     )
 
 
@@ -404,6 +438,7 @@ def merge_duplicate_urls(rows: pa.Table, names: list[str]) -> pa.Table:
         A table of `schema.LISTS`.
     """
     rows = rows.sort_by([("order", "ascending"), ("uid", "ascending"), ("ordinal", "ascending")]).combine_chunks()
+    rows = _one_text_per_row(rows)
     # A single thread keeps the order. `first` skips nulls.
     expected = rows.group_by("uid", use_threads=False).aggregate([(kind, "first") for kind in _HASHES])
     rows = rows.filter(pa.array(_distinct(rows)))
@@ -421,6 +456,13 @@ def merge_duplicate_urls(rows: pa.Table, names: list[str]) -> pa.Table:
         ],
         schema=LISTS,
     )
+
+
+def _one_text_per_row(rows: pa.Table) -> pa.Table:
+    """The rows with a column `text` in place of `texts`; a row with several texts is repeated for each."""
+    texts = _combined(rows["texts"])
+    others = rows.drop_columns("texts").take(pc.list_parent_indices(texts))
+    return others.append_column("text", texts.flatten())
 
 
 def _starts(rows: pa.Table) -> np.ndarray:

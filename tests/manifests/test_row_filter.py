@@ -1,5 +1,6 @@
 """A filter is parsed and never executed. It has the same result on typed columns and on text."""
 
+import decimal
 from typing import Any
 
 import pyarrow as pa
@@ -94,3 +95,58 @@ def test_an_invalid_filter_is_an_error_with_its_place_and_the_fix(text: str, mes
 def test_columns_of_the_wrong_type_are_named_with_their_types() -> None:
     with pytest.raises(FilterError, match=r"`s > 3` does not fit the columns \(s is list<item: int64>\)"):
         RowFilter("s > 3").evaluate({"s": pa.array([[1]])})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("(" * 250 + "a" + ")" * 250 + " > 1", "is not an expression|nested"),
+        ("not " * 480 + "(a > 1)", "nested more than 50 deep"),
+        ("-" * 1900 + "a > 1", "nested more than 50 deep"),
+        ("a" + "+a" * 900 + " > 1", "nested more than 50 deep"),
+        ("a if b else " * 100 + "c", "nested more than 50 deep"),
+        ("a > " + "9" * 1900, "a number of 1900 digits is too large"),
+        ("a in [" + "9" * 30 + "]", "a number of 30 digits is too large"),
+        ("a > 1e999", "a number is too large"),
+        ('a == "\\ud800"', "half of a surrogate pair"),
+        ('matches(a, "\\udfff")', "half of a surrogate pair"),
+        ('col("\\ud800") == 1', "half of a surrogate pair"),
+    ],
+)
+def test_nesting_numbers_and_texts_that_cannot_be_evaluated_are_refused(text: str, message: str) -> None:
+    with pytest.raises(FilterError, match=message) as error:
+        RowFilter(text)
+    assert len(str(error.value)) < 300
+
+
+def test_long_chains_of_rules_are_no_nesting() -> None:
+    (*_, (text, holds)) = RowFilter(" and ".join(["a > 1"] * 150)).evaluate({"a": pa.array([1, 2])})
+    assert (text, holds.to_pylist()) == ("a > 1", [False, True])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(pa.array([decimal.Decimal("1.5"), None]), pa.array([2**63, None], pa.uint64()), pa.array([[1], None])),
+        *(pa.array([b"\xff", None]), pa.nulls(2), pa.array([{"x": 1}, None]), pa.array([0, None], pa.date32())),
+        *(pa.array([0, None], pa.timestamp("s")), pa.array([0, None], pa.duration("s")), pa.array([True, None])),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_columns_of_every_type_are_evaluated_or_refused(values: pa.Array) -> None:
+    for text in (
+        "a >= 1",
+        'a == "x"',
+        "len(a) > 1",
+        "a in [1, 2]",
+        "a is not None",
+        "not a",
+        "-a > 1",
+        "lower(a) == 'x'",
+    ):
+        try:
+            ((_, holds),) = RowFilter(text).evaluate({"a": values})
+        except FilterError as error:
+            assert "does not fit the columns" in str(error) or "not true or false" in str(error)
+        else:
+            assert len(holds) == 2

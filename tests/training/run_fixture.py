@@ -16,8 +16,7 @@ from lotlip_data.manifests import schema, subcaptions
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text, raw_text
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
-from lotlip_data.training.batch_encoder import BatchFeatures
-from lotlip_data.training.data.loader import Batch
+from lotlip_data.training.batch_encoder import Batch, BatchFeatures
 from lotlip_data.training.loss import Loss, lotlip_loss
 from lotlip_data.training.trainer import Trainer
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lotlip_data.training import packing
 from lotlip_data.training.models.towers import TextSettings, TextTower
-from lotlip_data.training.packing import embed_packed, pack_cheapest, pack_rows
+from lotlip_data.training.packing import embed_packed, pack_cheapest, pack_rows, pack_texts
 from tests.training.models import reference
 from tests.training.models.reference import META, expected
 from tests.training.peak_memory import peak_memory
@@ -52,7 +52,7 @@ def assert_same(actual, expected):
 def test_packed_features_of_the_golden_texts_are_the_authors(corners, attention):
     ids = reference.tokenizer(corners).encode(META["texts"]).ids
     with torch.no_grad():
-        embedded = embed_packed(TOWERS[corners, attention], ids)
+        embedded = embed_packed(TOWERS[corners, attention], pack_texts(TOWERS[corners, attention], ids))
     torch.testing.assert_close(embedded.features, expected(f"m{corners}.features"), **TOLERANCE)
     assert embedded.tokens == sum(map(len, ids)) <= embedded.computed_tokens < 128 * len(ids)
 
@@ -62,7 +62,7 @@ def test_packed_features_of_the_golden_texts_are_the_authors(corners, attention)
 @given(lengths=st.lists(st.integers(6, 128), min_size=1, max_size=9), chunks=st.integers(1, 4))
 def test_features_and_gradients_equal_the_padded_ones_for_any_lengths(corners, attention, lengths, chunks):
     tower, ids = TOWERS[corners, attention], texts(corners, lengths)
-    expected_features, features = padded(tower, ids), embed_packed(tower, ids, chunks).features
+    expected_features, features = padded(tower, ids), embed_packed(tower, pack_texts(tower, ids), chunks).features
     torch.testing.assert_close(features, expected_features, **TOLERANCE)
     assert_same(gradients(tower, features), gradients(tower, expected_features))
 
@@ -97,7 +97,7 @@ def test_any_encoder_gives_packed_texts_the_features_of_single_texts(model, pack
     tower = TextTower(getattr(transformers, f"{model}Model")(config), 16, TextSettings(corners)).eval()
     ids = [[3, *range(200, 200 + corners), *range(5, 5 + length), 4] for length in (5, 30, 9, 44, 12, 7)]
     with torch.no_grad():
-        embedded = embed_packed(tower, ids)
+        embedded = embed_packed(tower, pack_texts(tower, ids))
         torch.testing.assert_close(
             embedded.features, torch.cat([tower(torch.tensor([row])) for row in ids]), **TOLERANCE
         )
@@ -112,7 +112,7 @@ def test_a_row_can_have_more_padding_than_the_encoder_has_positions(monkeypatch)
     monkeypatch.setattr(packing, "pack_cheapest", lambda lengths, hidden: ([[0, 1], [2]], 64))
     with torch.no_grad():
         alone = torch.cat([tower(torch.tensor([row])) for row in ids])
-        torch.testing.assert_close(embed_packed(tower, ids).features, alone, **TOLERANCE)
+        torch.testing.assert_close(embed_packed(tower, pack_texts(tower, ids)).features, alone, **TOLERANCE)
 
 
 def test_the_check_for_packing_leaves_the_tower_unchanged():
@@ -126,7 +126,7 @@ def test_the_check_for_packing_leaves_the_tower_unchanged():
 def test_dropout_is_the_same_when_a_chunk_is_computed_again():
     """The output is linear in the last weights, so their gradient shows the features of the backward pass."""
     tower = reference.text_tower(2, "sdpa").train()
-    embedded = embed_packed(tower, texts(2, [9, 30, 31, 80]), chunks=3)
+    embedded = embed_packed(tower, pack_texts(tower, texts(2, [9, 30, 31, 80])), chunks=3)
     first = embedded.features.detach()
     torch.manual_seed(99)  # the generator can change between the two passes
     embedded.features.square().sum().backward()
@@ -141,7 +141,14 @@ def test_chunks_bound_the_memory_of_both_passes():
 
     def peak(chunks):
         with peak_memory() as memory:
-            embed_packed(tower, ids, chunks).features.square().sum().backward()
+            embed_packed(tower, pack_texts(tower, ids), chunks).features.square().sum().backward()
         return memory.peak
 
     assert peak(8) < peak(1) / 3
+
+
+def test_rows_have_widths_that_matrix_units_compute_fast():
+    for lengths in ([9], [31, 30, 80], [128] * 5, [77, 5, 5, 5]):
+        rows, width = pack_cheapest(lengths, 768)
+        assert width % 8 == 0 and width >= max(lengths)
+        assert all(sum(lengths[text] for text in row) <= width for row in rows)

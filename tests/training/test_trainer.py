@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import pytest
@@ -319,3 +320,47 @@ def test_a_flipped_bit_in_cached_features_is_detected(run_and_settings, tmp_path
             train(config, run, str(tmp_path / "b"))
     finally:
         file.write_bytes(content)
+
+
+def test_a_gpu_that_is_too_small_for_a_step_is_an_error_that_says_what_to_set(run_and_settings, tmp_path, monkeypatch):
+    run, settings = run_and_settings
+
+    def out_of_memory(self, step, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90.00 GiB.\nMore lines")
+
+    monkeypatch.setattr(Trainer, "step", out_of_memory)
+    with pytest.raises(ConfigError, match=r"step 1: .* tokens\. Set accumulate to 2 \(it is 1\).*90\.00 GiB") as raised:
+        train(make_config(**settings), run, str(tmp_path / "t"))
+    assert "More lines" not in str(raised.value)
+
+
+def test_texts_are_packed_in_the_threads_that_read_ahead(run_and_settings, tmp_path, monkeypatch):
+    """Packing on the main thread would make the GPU wait in every step."""
+    run, settings = run_and_settings
+    threads, pack = set(), trainer.pack_texts
+
+    def record_thread(tower, ids):
+        threads.add(threading.current_thread())
+        return pack(tower, ids)
+
+    monkeypatch.setattr(trainer, "pack_texts", record_thread)
+    train(make_config(**{**settings, "epochs": 1}), run, str(tmp_path / "t"))
+    assert threads and threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize(("has_gpu", "has_bf16", "expected"), [(0, 0, "float32"), (1, 1, "bf16"), (1, 0, "float32")])
+def test_the_precision_auto_is_the_fast_one_of_the_device(has_gpu, has_bf16, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(has_gpu))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bool(has_bf16))
+    assert trainer._resolve_precision(make_config(), str(tmp_path)).precision == expected
+    assert trainer._resolve_precision(make_config(precision="bf16"), str(tmp_path)).precision == "bf16"
+
+
+def test_a_training_keeps_the_precision_that_it_started_with(run_and_settings, tmp_path, monkeypatch):
+    run, settings = run_and_settings
+    config = make_config(**{**settings, "epochs": 1})
+    train(config, run, str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["precision"] == "float32"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert trainer._resolve_precision(config, str(tmp_path)).precision == "float32"

@@ -1,28 +1,18 @@
-"""Prefetches batches: while a step computes, the next batches are read, decoded and tokenized.
+"""Prefetches batches: while a step computes, the next batches are read, decoded, tokenized and packed.
 
 The batch of a step is a pure function of the step (see `dataset.Batches`). Batches that were prefetched when a process
 was killed are simply computed again.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TypeVar
 
 from lotlip_data.manifests.iteration import map_ordered
 
+Batch = TypeVar("Batch")
+
 PREFETCH_BATCHES = 2
 """Batches that are ready or in progress: while the images of one are decoded, the texts of the next are tokenized."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The b samples of this process in one step."""
-
-    images: Tensor
-    """float32: features [b, D] of the locked image tower, or pixels [b, 3, height, width]."""
-    ids: list[list[int]]
-    """Token ids of b + b·T texts: the raw texts, then the T long texts of each sample in turn."""
 
 
 def prefetch_batches(make_batch: Callable[[int], Batch], first: int, end: int) -> Iterator[Batch]:

@@ -109,6 +109,21 @@ def test_additions_to_a_card_stay_and_damaged_metadata_is_written_again(
     assert publish(*published) and croissant.read_text() == text and verify(run) == []
 
 
+def test_a_card_of_an_earlier_release_gets_the_declaration_of_the_columns_and_keeps_additions(
+    published: tuple[Run, Manifest, metadata.Recipe, list[dataset_index.ShardRecord]],
+) -> None:
+    readme = Path(published[0].shards, "README.md")
+    current = readme.read_text()
+    front = yaml.safe_load(current.split("---\n")[1])
+    del front["dataset_info"]
+    body = current.split("---\n", 2)[2] + "\nAn addition.\n"
+    readme.write_text(f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}")
+    assert verify(published[0]) == []
+    publish(*published)
+    assert readme.read_text() == current + "\nAn addition.\n"
+    readme.write_text(current)
+
+
 def test_a_licence_that_is_added_later_changes_the_card_and_the_metadata(
     published: tuple[Run, Manifest, metadata.Recipe, list[dataset_index.ShardRecord]],
 ) -> None:

@@ -382,6 +382,8 @@ def test_an_unfinished_captioner_is_named_with_commands_that_bring_its_captions_
     summary = shard(fake.manifest, fake.run, ["sharegpt4v", "instructblip"])
     assert (summary.failed, summary.built) == ([], 2)
     assert list(dataset_index.read_index(fake.run)["captioners"]) == ["sharegpt4v", "instructblip"]
+    kept = fake.manifest.replace(shard=fake.manifest.shard.replace(captioners=("sharegpt4v", "instructblip")))
+    assert shard(kept, fake.run).built == 0 and Manifest.parse(kept.model_dump()) == kept
     with pytest.raises(
         DatasetError, match=r"no captions by lava yet.*of the run: instructblip, llava, sharegpt4v, tiny"
     ):

@@ -114,6 +114,35 @@ def test_hugging_face_datasets_reads_the_tars(folder: Path, tmp_path: Path, offl
         assert sample["txt"] == raw_text(scene)
 
 
+def test_hugging_face_datasets_reads_texts_that_the_first_samples_of_a_split_lack(
+    tmp_path: Path, offline: None
+) -> None:
+    """By the card, and of single tars with the columns that the card declares."""
+    import datasets
+
+    fake = fake_run.make(tmp_path / "a run", shards=SHARDS, images=IMAGES, pixels=PIXELS)
+    rows = fake_run.captions_of(fake.run, "llava", 0)
+    for row in rows:
+        row |= {"text": None, "error": "poison"}
+    fake_run.write_captions(fake.run, "llava", 0, rows)
+    recipe = Recipe({name: f"{name}@1" for name in WRITERS}, Filters())
+    publish(fake.run, fake.manifest, recipe, [fake_run.build(fake.run, recipe, shard) for shard in range(SHARDS)])
+    loaded = datasets.load_dataset(fake.run.shards, split="train", cache_dir=str(tmp_path / "cache"))
+    columns = datasets.load_dataset_builder(fake.run.shards).info.features
+    direct = datasets.load_dataset(
+        "webdataset",
+        data_files=tars(Path(fake.run.shards)),
+        split="train",
+        features=columns,
+        cache_dir=str(tmp_path / "direct"),
+    )
+    for table in (loaded, direct):
+        texts = [sample["llava"] for sample in table["json"]]
+        assert sum(text is None for text in texts) == IMAGES
+        assert sum(bool(text) for text in texts) == IMAGES
+        assert table[0]["jpg"].size == (PIXELS, PIXELS)
+
+
 def test_hugging_face_datasets_reads_the_parquets(folder: Path, tmp_path: Path, offline: None) -> None:
     import datasets
 

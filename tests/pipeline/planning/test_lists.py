@@ -13,7 +13,9 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.planning.lists import format_text, plan_lists
 from lotlip_data.pipeline.url_lists import reader
+from lotlip_data.pipeline.url_lists.cells import GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.partition import partition
+from lotlip_data.pipeline.url_lists.rows import BATCH_ROWS
 
 
 def manifest_of(*sources: dict[str, Any], **settings: Any) -> Manifest:
@@ -61,15 +63,16 @@ def test_a_long_list_is_read_in_part_and_its_rows_are_estimated_within_10_percen
         if name.endswith("gz"):
             file.write_bytes(gzip.compress((tmp_path / "l.jsonl").read_bytes(), 1))
     chunk_rows = list[int]()
-    chunk_class = reader.Chunk
+    read_chunks = reader.read_chunks
 
-    def record_chunk(rows: Any, columns: Any) -> Any:
-        chunk_rows.append(len(rows))
-        return chunk_class(rows, columns)
+    def count_rows(*arguments: Any) -> Any:
+        for chunk in read_chunks(*arguments):
+            chunk_rows.append(len(chunk.rows))
+            yield chunk
 
-    monkeypatch.setattr(reader, "Chunk", record_chunk)
+    monkeypatch.setattr(reader, "read_chunks", count_rows)
     (source,) = plan_lists(manifest_of({"name": "a", "files": str(file)}), rows=1000).sources
-    assert sum(chunk_rows) == reader.BATCH_ROWS
+    assert sum(chunk_rows) == BATCH_ROWS
     assert source.rows is not None
     assert abs(source.rows - count) <= (0 if source.rows_exact else 0.1 * count)
     assert source.rows_exact == name.endswith("parquet")
@@ -86,7 +89,7 @@ def test_a_filter_that_keeps_nothing_and_an_invalid_file_are_found_without_readi
         ),
         rows=1000,
     )
-    assert plan.sources[0].seen == reader.BATCH_ROWS
+    assert plan.sources[0].seen == BATCH_ROWS
     assert plan.sources[1].seen == 1001
     assert plan.problems[0] == "a: none of the 8192 rows read is usable: 8192 × fails len(caption) > 99"
     assert plan.problems[1].startswith("b: none of the 1001 rows read is usable: 1001 × not a JSON object")
@@ -183,7 +186,7 @@ def test_texts_that_are_not_utf8_are_a_problem_with_their_share(tmp_path: pathli
     rows = "".join(f"http://a.example/{index}.jpg,{'é' if index % 4 else 'e'}\n" for index in range(20))
     for encoding, problems in (
         ("utf-8", []),
-        ("latin-1", [f"a: 75.00% of the texts read are {reader.GARBLED}"]),
+        ("latin-1", [f"a: 75.00% of the texts read are {GARBLED_REMEDY}"]),
     ):
         (tmp_path / "a.csv").write_bytes(("url,caption\n" + rows).encode(encoding))
         plan = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "a.csv")}))
@@ -206,3 +209,73 @@ def test_a_published_source_with_a_different_number_of_rows_is_noted(tmp_path: p
         "cc3m: the list has 1 rows, the published list has 3,318,333; check whether this is another edition or only a "
         "part"
     ]
+
+
+def plan_of(path: pathlib.Path, texts: list[Any], **settings: Any) -> Any:
+    rows = ({"url": f"http://{index}.example/", "caption": text} for index, text in enumerate(texts))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return plan_lists(manifest_of({"name": "a", "files": str(path)} | settings))
+
+
+def test_texts_that_are_all_blank_are_a_problem_unless_the_list_has_none(tmp_path: pathlib.Path) -> None:
+    (problem,) = plan_of(tmp_path / "l.jsonl", ["", None, " "]).problems
+    assert problem.startswith("a: all texts are blank: name another column than 'caption' in `text`")
+    assert plan_of(tmp_path / "l.jsonl", ["", None, "a"]).problems == []
+    assert plan_of(tmp_path / "l.jsonl", ["", None, " "], text=None).problems == []
+    (tmp_path / "l.txt").write_text("http://a.example/1\n")
+    assert plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "l.txt")})).problems == []
+
+
+def test_cells_that_are_no_texts_are_a_problem_with_their_share(tmp_path: pathlib.Path) -> None:
+    problems = plan_of(tmp_path / "l.jsonl", ["a", {"en": "b"}, True, "c"]).problems
+    assert problems == [
+        "a: 25.00% of the cells read of the column 'caption' are an object, not a text",
+        "a: 25.00% of the cells read of the column 'caption' are true or false, not a text",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("someone%27s+red+boat", "decode: url"),
+        ("a%20dog%20on%20the%20beach", "decode: url"),
+        ("IMG+red+boat", "decode: url"),
+        ("caf%C3%A9", "decode: url"),
+        ("Tom &amp; Jerry", "decode: html"),
+        ("it&#39;s", "decode: html"),
+        ("['a dog', 'a cat']", "written lists"),
+        ('["a dog"]', "written lists"),
+        ("nan", "words for a missing text"),
+        ("None", "words for a missing text"),
+        ("100% cotton + silk", ""),
+        ("50%off", ""),
+        ("R&D department; A+", ""),
+        ("a [red] boat", ""),
+        ("Nancy", ""),
+    ],
+)
+def test_texts_that_look_encoded_or_missing_are_a_note(tmp_path: pathlib.Path, text: str, hint: str) -> None:
+    notes = plan_of(tmp_path / "l.jsonl", [text, "plain text"]).notes
+    assert ["look like" in note and hint in note for note in notes] == [True] * bool(hint)
+
+
+def test_a_text_that_the_source_decodes_is_no_note(tmp_path: pathlib.Path) -> None:
+    assert plan_of(tmp_path / "l.jsonl", ["a%20red%20boat"], decode="url").notes == []
+    assert plan_of(tmp_path / "l.jsonl", ["Tom &amp; Jerry"], decode="html").notes == []
+
+
+def test_how_a_file_is_read_that_deviates_from_its_format_is_a_note(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "l.csv").write_text("url;caption\nhttp://a.example/1;x\n")
+    (note,) = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "l.csv")})).notes
+    assert note == f"a: {tmp_path}/l.csv: its cells are separated by ';'; set `delimiter` if they are not"
+
+
+def test_a_list_that_is_a_device_or_never_ends_a_line_is_a_problem_at_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (problem,) = plan_lists(manifest_of({"name": "a", "files": "/dev/zero", "format": "csv"})).problems
+    assert problem == "/dev/zero: is not a regular file but a device, a pipe or a socket; save the list as a file"
+    monkeypatch.setattr("lotlip_data.pipeline.planning.lists.MAX_LONG_LINES", 2)
+    (tmp_path / "l.csv").write_text("url,caption\n" + ("x" * (1 << 20) + "\n") * 5)
+    (source,) = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "l.csv")})).sources
+    assert source.invalid == {"line too long": 3}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import pathlib
 import shutil
 import sys
@@ -23,7 +24,7 @@ from lotlip_data.pipeline.recaptioning.import_captions import ImportSummary, imp
 from lotlip_data.pipeline.recaptioning.import_claims import import_command
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
 from lotlip_data.pipeline.reporting.status import get_status
-from lotlip_data.pipeline.url_lists.reader import ListError
+from lotlip_data.pipeline.url_lists.rows import ListError
 from tests.pipeline.run_fixture import (
     FakeRun,
     captions_of,
@@ -292,3 +293,20 @@ def test_a_run_with_a_single_shard_can_be_imported_into(tmp_path: pathlib.Path) 
         fake.run, open_caption_table(write_dreamlip(tmp_path / "d.csv", urls), table_format="dreamlip")
     )
     assert (summary.matched, summary.shards, summary.report) == (4, 1, None)
+
+
+def test_captions_that_are_no_texts_are_missing_and_counted_and_a_column_of_lists_is_an_error(
+    fake: FakeRun, tmp_path: pathlib.Path
+) -> None:
+    rows = images_of(fake.run, 3)
+    cells: list[Any] = ["A text.", ["A list."], {"en": "An object."}, math.nan, *["Another text."] * (len(rows) - 4)]
+    lines = [json.dumps({"url": row["url"], "t": cell}) for row, cell in zip(rows, cells, strict=True)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    summary = import_captions(fake.run, open_caption_table(str(tmp_path / "t.jsonl"), ["mine=t"]))
+    assert summary.defects == {"t: a list, not a text": 1, "t: an object, not a text": 1}
+    assert summary.captions["mine"] == sum(
+        isinstance(cell, str) and row["status"] == "success" for row, cell in zip(rows, cells, strict=True)
+    )
+    pq.write_table(pa.table({"url": [row["url"] for row in rows], "t": [["a"]] * len(rows)}), tmp_path / "t.parquet")
+    with pytest.raises(ListError, match=r"t\.parquet: the column 't' is list<.*>, not a text"):
+        import_captions(fake.run, open_caption_table(str(tmp_path / "t.parquet"), ["other=t"]))

@@ -19,6 +19,7 @@ from lotlip_data.manifests.schema import LISTS
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.url_lists.partition import Partition, PartitionError, load_partition, partition
+from lotlip_data.pipeline.url_lists.rows import ListError
 from tests.support.logs import captured_messages
 
 Rows = list[tuple[str, str]]
@@ -263,6 +264,49 @@ def test_a_list_shard_has_the_first_expected_hash_of_its_sources(tmp_path: pathl
     result = partition(manifest.model_copy(update={"sources": (manifest.sources[0], second)}), run)
     (row,) = read_rows(run, result)
     assert (row["sources"], row["expected_sha256"], row["expected_md5"]) == (["s0", "s1"], "a" * 64, None)
+
+
+def test_every_text_of_a_row_is_a_text_of_its_image(tmp_path: pathlib.Path) -> None:
+    """Rows with lists of texts, with one text, and from another source are merged; each text stands once per source."""
+    urls = [f"http://a.example/{index}" for index in range(3)]
+    captions = [["a", "b"], ["c"], None]
+    pq.write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_text(f"url,caption\n{urls[0]},b\n{urls[1]},c\n{urls[0]},d\n")
+    files = (("one", "a.parquet"), ("two", "b.csv"))
+    sources = [{"name": name, "files": [str(tmp_path / file)]} for name, file in files]
+    manifest = Manifest.model_validate({"name": "test", "sources": sources})
+    run = Run.at(str(tmp_path / "run"))
+    result = partition(manifest, run)
+    rows = {row["url"]: list(zip(row["sources"], row["texts"], strict=True)) for row in read_rows(run, result)}
+    assert rows == {
+        urls[0]: [("one", "a"), ("one", "b"), ("two", "b"), ("two", "d")],
+        urls[1]: [("one", "c"), ("two", "c")],
+        urls[2]: [("one", "")],
+    }
+    assert (result.images, result.rows, result.duplicates, result.blank) == (3, 6, 3, {"one": 1})
+
+
+def test_texts_that_are_lost_have_a_warning_with_their_number(tmp_path: pathlib.Path) -> None:
+    objects = ['{"url": "http://a.example/1", "caption": {"en": "x"}}']
+    blanks = ['{"url": "http://a.example/2", "caption": ""}', '{"url": "http://a.example/3", "caption": null}']
+    texts = ['{"url": "http://a.example/4", "caption": "x"}']
+
+    def counts_of(lines: list[str]) -> tuple[Partition, list[str]]:
+        (tmp_path / "l.jsonl").write_text("\n".join(lines))
+        source = {"name": "mine", "files": [str(tmp_path / "l.jsonl")]}
+        manifest = Manifest.model_validate({"name": "test", "sources": [source]})
+        with captured_messages() as messages:
+            result = partition(manifest, Run.at(str(tmp_path / f"run {len(lines)}")))
+        return result, [line for line in messages if line.startswith("mine: ")]
+
+    result, warnings = counts_of([*objects, *blanks, *texts])
+    assert (result.not_texts, result.blank) == ({"mine": {"an object": 1}}, {"mine": 3})
+    assert warnings == ["mine: 1 of 4 cells of the column 'caption' are an object, not a text"]
+    result, warnings = counts_of(blanks)
+    assert (result.not_texts, result.blank) == ({}, {"mine": 2})
+    assert len(warnings) == 1 and "all texts are blank" in warnings[0]
+    with pytest.raises(ListError, match="every cell of the column 'caption' is an object"):
+        counts_of(objects)
 
 
 def test_a_list_that_cannot_be_read_leaves_the_folder_free_for_a_corrected_manifest(tmp_path: pathlib.Path) -> None:

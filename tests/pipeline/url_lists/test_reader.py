@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,9 @@ import pytest
 
 from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.settings.source import Source
-from lotlip_data.pipeline.url_lists.reader import BadRow, ListError, read_source
+from lotlip_data.pipeline.url_lists.cells import GARBLED
+from lotlip_data.pipeline.url_lists.reader import read_source
+from lotlip_data.pipeline.url_lists.rows import BadRow, ListError
 
 ROWS = [
     ("http://a.example/1.jpg", "a dog, on the beach"),
@@ -46,7 +49,7 @@ def read_all(*files: str, **settings: object) -> tuple[list[tuple[str, str]], li
     source = Source.model_validate({"name": "mine", "files": files} | settings)
     rows = [row for batch in read_source(source, bad.append) for row in batch.to_pylist()]
     assert all(row["uid"] == uid_from_url(row["url"]) for row in rows)
-    return [(row["url"], row["text"]) for row in rows], bad
+    return [(row["url"], "|".join(row["texts"])) for row in rows], bad
 
 
 @pytest.mark.parametrize(
@@ -117,24 +120,23 @@ def test_rows_whose_text_is_not_in_utf8_are_kept_and_counted(tmp_path: pathlib.P
         cells = [b"http://a.example/%d" % index + mark + text for index, text in enumerate(texts)]
         data = b"\n".join([b"url" + mark + b"caption", *cells])
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
-    counted = list[int]()
+    counted = Counter[str]()
     source = Source(name="mine", files=(str(tmp_path / name),))
-    batches = list(read_source(source, pytest.fail, garbled=counted.append))
-    assert [text for batch in batches for text in batch["text"].to_pylist()] == [
-        *("plain", "un caf\ufffd", "na\ufffdve", "☕ \ufffd"),
+    batches = list(read_source(source, pytest.fail, defects=lambda defect, rows: counted.update({defect: rows})))
+    assert [texts for batch in batches for texts in batch["texts"].to_pylist()] == [
+        *(["plain"], ["un caf\ufffd"], ["na\ufffdve"], ["☕ \ufffd"]),
     ]
-    assert sum(counted) == 2
+    assert counted == {GARBLED: 2}
 
 
-def test_an_unclosed_quote_loses_a_bounded_part_of_the_list(tmp_path: pathlib.Path) -> None:
+def test_an_unclosed_quote_costs_its_own_row_only(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "l.csv"
     rows = [f"http://a.example/{index}.jpg,text {index}" for index in range(20_000)]
     rows[10] = 'http://a.example/10.jpg,"never closed'
     file.write_text("\n".join(["url,caption", *rows]))
     kept, bad = read_all(str(file))
-    assert [row.reason for row in bad] == ["not CSV"]
-    assert len(kept) > 15_000
-    assert kept[-1] == ("http://a.example/19999.jpg", "text 19999")
+    assert [(row.row, row.reason) for row in bad] == [(11, "not CSV: a stray quote (see `quoting`)")]
+    assert [text for _, text in kept] == [f"text {index}" for index in range(20_000) if index != 10]
 
 
 def test_bad_json_lines_are_rejected_and_unusual_values_are_read(tmp_path: pathlib.Path) -> None:
@@ -150,7 +152,7 @@ def test_bad_json_lines_are_rejected_and_unusual_values_are_read(tmp_path: pathl
         ("http://a.example/3", "half a pair \ufffd"),
     ]
     reasons = {row.row: row.reason for row in bad}
-    assert reasons == dict.fromkeys((2, 3, 8), "not a JSON object") | dict.fromkeys((5, 7), "no URL")
+    assert reasons == dict.fromkeys((2, 3, 8), "not a JSON object") | {5: "no URL", 7: "the URL is a list"}
 
 
 def test_patterns_match_many_files_and_brackets_in_folder_names_are_literal(tmp_path: pathlib.Path) -> None:
@@ -189,7 +191,7 @@ def test_a_list_without_rows_or_content_gives_no_rows(tmp_path: pathlib.Path) ->
 
 def test_unreadable_files_are_an_error_with_the_file_and_the_reason(tmp_path: pathlib.Path) -> None:
     complete = gzip.compress(b"url,caption\n" + b"http://a.example/1.jpg,x\n" * 10_000)
-    (tmp_path / "broken.csv.gz").write_bytes(b"not gzip at all")
+    (tmp_path / "broken.csv.gz").write_bytes(complete[:12] + b"not deflated")
     (tmp_path / "cut.csv.gz").write_bytes(complete[:-20])
     (tmp_path / "wide.csv").write_bytes("url,caption\n".encode("utf-16"))
     (tmp_path / "empty.parquet").write_bytes(b"")

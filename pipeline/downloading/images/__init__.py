@@ -1,0 +1,1 @@
+"""Turns a downloaded body into the JPEG that is stored: the picture that browsers show, in sRGB, upright, resized."""

@@ -1,0 +1,98 @@
+"""The process that converts images for `isolation.Converter`: one after another, within limits of memory and CPU time.
+
+It reads bodies from a socket and answers each with messages: `Cost`, if the decoding takes much memory, which the
+other side has to acknowledge; then `Converted` or `Failed`. It ends when the other side closes the socket.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import cv2
+
+from lotlip_data.pipeline.downloading.failures import FetchError
+from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings, Converted, convert
+
+MAX_CPU_SECONDS = 60
+"""CPU time that one image may take. Hostile files exist whose decoding takes hours."""
+
+HEAVY_BYTES = 64 << 20
+"""Images whose decoding takes more memory than this are announced with `Cost`."""
+
+_RESERVE_BYTES = 256 << 20
+"""Memory of this process beside the images that it decodes."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The process has started."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The decoding of the image is about to take this much memory, in bytes."""
+
+    memory: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The image cannot be stored. `message`: the text of the FetchError."""
+
+    message: str
+
+
+def main() -> None:
+    """Convert the images that arrive at the socket whose descriptor is the first argument. The second: the settings."""
+    descriptor, settings = int(sys.argv[1]), ConversionSettings(**json.loads(sys.argv[2]))
+    cv2.setNumThreads(1)
+    _silence()
+    _limit_memory(settings.max_decoded_bytes)
+    with contextlib.suppress(OSError):  # the kernel should end this process first when memory runs out
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    with Connection(descriptor) as connection, contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt):
+        connection.send(Ready())
+        while True:
+            connection.send(_convert(connection, connection.recv_bytes(), settings))
+
+
+def _convert(connection: Connection, data: bytes, settings: ConversionSettings) -> Converted | Failed:
+    def announce(memory: int) -> None:
+        if memory > HEAVY_BYTES:
+            connection.send(Cost(memory))
+            connection.recv_bytes()
+
+    _limit_cpu_time()
+    try:
+        return convert(data, settings, announce)
+    except FetchError as error:
+        return Failed(str(error))
+
+
+def _limit_cpu_time() -> None:
+    """End this process with SIGXCPU if it works longer from now on."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(usage.ru_utime + usage.ru_stime) + MAX_CPU_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+
+
+def _limit_memory(image_bytes: int) -> None:
+    """Let allocations fail beyond what the images may take, and what this process takes already."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    used = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData"))
+    limit = used + image_bytes + image_bytes // 4 + _RESERVE_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _silence() -> None:
+    """Discard what decoders print about damaged files."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)

@@ -1,0 +1,164 @@
+"""Reads Parquet files with bounded memory, whatever their cells expand to.
+
+A row group whose pages are too large to be decompressed is left out, row by row with a reason. Of others, a batch has
+as few rows as its largest cells demand, and a row with a cell above the limit is unusable.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lotlip_data.manifests import storage
+from lotlip_data.pipeline.url_lists.cells import is_text_type, is_value_type, plain, sizes
+from lotlip_data.pipeline.url_lists.parquet_pages import longest_dictionary_value, pages
+from lotlip_data.pipeline.url_lists.rows import (
+    BATCH_ROWS,
+    CHUNK_BYTES,
+    MAX_LINE_CHARACTERS,
+    BadRow,
+    Chunk,
+    Columns,
+    ListError,
+    Reject,
+    Remark,
+    positions,
+)
+
+MAX_PAGE_BYTES = 128 << 20
+"""Largest page that is decompressed, and largest size of a batch."""
+MAX_ROW_VALUES = 1 << 26
+"""Number of elements that the lists of a row group can have more than it has rows."""
+MAX_SHORT_PAGE_BYTES, SHORT_VALUE_BYTES = 1 << 30, 1 << 12
+"""Largest page whose values have at most so many bytes on average: fastparquet writes row groups in one page."""
+TOO_LARGE = "its row group cannot be decompressed in bounded memory"
+_LONG_VALUE_BYTES = 1 << 16
+_READ_BYTES = 1 << 20
+_BYTE_TYPES = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
+
+
+def parquet_chunks(
+    stream: IO[bytes], source: str, columns: Columns, file: str, reject: Reject, remark: Remark
+) -> Iterator[Chunk]:
+    """The rows of a Parquet file.
+
+    Args:
+        stream: The file, seekable.
+        source: Name of the source, for unusable rows.
+        columns: The requested columns.
+        file: Name of the file.
+        reject: Receives unusable rows.
+        remark: Receives a sentence about each row group that is left out.
+
+    Raises:
+        ListError: A column is missing, or has a type that is no text.
+    """
+    # Pre-buffering would keep all data until the end of the file, and without a buffer each column chunk is held whole.
+    # A remote file would be read several times in pieces that alternate between columns.
+    buffer_size = _READ_BYTES if storage.is_local(file) else 0
+    content = pq.ParquetFile(stream, pre_buffer=False, buffer_size=buffer_size)
+    names = columns.names
+    _check_types(content.schema_arrow, columns, file)
+    number = 1
+    for group in range(content.num_row_groups):  # one by one, so that the memory of a group is freed
+        rows = content.metadata.row_group(group).num_rows
+        try:
+            batch_rows = _batch_rows(stream, content, group, names)
+        except _TooLargeError as error:
+            remark(f"{file}: row group {group} is left out: {error}")
+            for row in range(number, number + rows):
+                reject(BadRow(source, file, row, TOO_LARGE, f"row group {group}"))
+            number += rows
+            continue
+        for batch in content.iter_batches(batch_rows, row_groups=[group], columns=names):
+            yield from _chunks(batch, number, source, names, file, reject)
+            number += batch.num_rows
+
+
+def _check_types(schema: pa.Schema, columns: Columns, file: str) -> None:
+    positions(columns.names, schema.names, file, ". If the list has no texts, set `text: null`")
+    for name in columns.names:
+        kind = schema.field(name).type
+        if name in columns.values and not is_value_type(kind):
+            raise ListError(f"{file}: the column {name!r} is {kind}, not a text; choose another column")
+        if name in columns.texts and not is_text_type(kind):
+            raise ListError(f"{file}: the column {name!r} is {kind}, not a text or a list of texts; choose another")
+
+
+class _TooLargeError(Exception):
+    """A row group needs more memory than its rows can be worth. The message says which column and why."""
+
+
+def _batch_rows(stream: IO[bytes], content: pq.ParquetFile, group: int, names: Sequence[str]) -> int:
+    """How many rows of a row group can be in memory at once. Raises _TooLargeError if not even its pages can."""
+    metadata = content.metadata.row_group(group)
+    rows = max(metadata.num_rows, 1)
+    batch_rows = BATCH_ROWS
+    for chunk in map(metadata.column, range(metadata.num_columns)):
+        if not any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in names):
+            continue
+        value_bytes = _largest_value_bytes(stream, chunk)
+        extra_values = chunk.num_values - rows  # of lists
+        if extra_values > MAX_ROW_VALUES or (
+            value_bytes > _LONG_VALUE_BYTES and extra_values * value_bytes > MAX_PAGE_BYTES
+        ):
+            raise _TooLargeError(f"the lists of the column {chunk.path_in_schema!r} have {chunk.num_values:,} elements")
+        batch_rows = min(batch_rows, int(MAX_PAGE_BYTES / max(value_bytes * math.ceil(chunk.num_values / rows), 1)))
+    return max(batch_rows, 1)
+
+
+def _largest_value_bytes(stream: IO[bytes], chunk: pq.ColumnChunkMetaData) -> float:
+    """The largest mean of the bytes per value among the pages of a column chunk.
+
+    A value in a dictionary counts with its own length, because every row can repeat it. In a chunk that fits in memory
+    as a whole, only such values matter. Raises _TooLargeError if a page is too large.
+    """
+    if chunk.physical_type not in _BYTE_TYPES:
+        return 8.0
+    fits = chunk.total_uncompressed_size <= MAX_PAGE_BYTES
+    largest = 0.0
+    for page in pages(stream, chunk):
+        mean = page.uncompressed_bytes / max(page.values, 1)
+        if page.uncompressed_bytes > (MAX_SHORT_PAGE_BYTES if mean <= SHORT_VALUE_BYTES else MAX_PAGE_BYTES):
+            raise _TooLargeError(
+                f"the column {chunk.path_in_schema!r} has a page of {page.uncompressed_bytes >> 20:,} MiB with "
+                f"{page.values:,} values; at most {MAX_PAGE_BYTES >> 20} MiB are decompressed. If the texts are right, "
+                "write the file again with smaller pages"
+            )
+        if page.is_dictionary:
+            if page.uncompressed_bytes * BATCH_ROWS > MAX_PAGE_BYTES:
+                largest = float(longest_dictionary_value(stream, page, chunk.compression))
+        elif fits:
+            break
+        else:
+            largest = max(largest, mean)
+    return largest
+
+
+def _chunks(
+    batch: pa.RecordBatch, number: int, source: str, names: Sequence[str], file: str, reject: Reject
+) -> Iterator[Chunk]:
+    """A batch, whose first row is number `number`, in chunks of about `CHUNK_BYTES`, without its unusable rows."""
+    by_column = {name: sizes(batch.column(name)) for name in names}
+    too_long = np.zeros(batch.num_rows, bool)
+    for name, cell_bytes in by_column.items():
+        for row in np.flatnonzero((cell_bytes > MAX_LINE_CHARACTERS) & ~too_long):
+            reject(BadRow(source, file, number + int(row), "cell too long", f"{cell_bytes[row]} bytes in {name!r}"))
+        too_long |= cell_bytes > MAX_LINE_CHARACTERS
+    kept = np.flatnonzero(~too_long)
+    ends = np.cumsum(np.sum(list(by_column.values()), axis=0)[kept])
+    begin = 0
+    while begin < len(kept):
+        before = ends[begin - 1] if begin else 0
+        end = max(int(np.searchsorted(ends, before + CHUNK_BYTES, "right")), begin + 1)
+        rows = kept[begin:end]
+        if rows[-1] - rows[0] + 1 == len(rows):
+            part = batch.slice(int(rows[0]), len(rows))
+            columns = {name: plain(part.column(name)) for name in names}
+        else:
+            columns = {name: plain(batch.column(name)).take(pa.array(rows)) for name in names}
+        yield Chunk([number + int(row) for row in rows], columns)
+        begin = end

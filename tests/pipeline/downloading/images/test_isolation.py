@@ -1,0 +1,144 @@
+"""An image that kills its decoder, or takes too much of the machine, costs nothing but itself."""
+
+import contextlib
+import hashlib
+import io
+import os
+import pathlib
+import resource
+import signal
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.downloading.failures import FetchError, is_transient
+from lotlip_data.pipeline.downloading.images import isolation
+from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings
+from lotlip_data.pipeline.downloading.images.isolation import Converter, ConverterError
+from lotlip_data.pipeline.downloading.suspects import ShardSuspects
+from tests.pipeline.downloading.images.test_conversion import chunk, encoded, picture
+
+GOOD = encoded(picture(), "JPEG")
+
+KILLED_BY = """
+import os, signal
+from lotlip_data.pipeline.downloading.images import converter_process as process
+convert = process.convert
+def hostile(data, settings, announce):
+    if data.startswith(b"die "):
+        announce(1 << 30)
+        os.kill(os.getpid(), int(data[4:]))
+    if data.startswith(b"spin"):
+        while True:
+            pass
+    if data.startswith(b"fill"):
+        kept = []
+        while True:
+            kept.append(bytes(1 << 24))
+    return convert(data, settings, announce)
+process.convert = hostile
+process.MAX_CPU_SECONDS = 1
+process.main()
+"""
+"""The program of the process, in which certain bodies act as images that exploit a defect of a decoder would."""
+
+
+@pytest.fixture
+def hostile_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "_PROGRAM", KILLED_BY)
+
+
+def refusal(converter: Converter, data: bytes) -> FetchError:
+    with pytest.raises(FetchError) as error:
+        converter.convert(data)
+    return error.value
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_an_image_that_kills_the_decoder_twice_is_rejected_and_its_neighbours_are_stored(
+    hostile_decoder: None, number: int
+) -> None:
+    with Converter(ConversionSettings()) as converter:
+        before = converter.convert(GOOD)
+        error = refusal(converter, b"die %d" % number)
+        assert (
+            str(error)
+            == f"cannot be decoded: ended the process that decodes it 2 times, the last time with status -{number}"
+        )
+        assert not is_transient(error.reason)
+        assert converter.convert(GOOD) == before
+
+
+def test_an_image_that_takes_too_long_is_rejected_at_once(hostile_decoder: None) -> None:
+    with Converter(ConversionSettings()) as converter:
+        assert refusal(converter, b"spin").reason == "cannot be decoded"
+        assert converter.convert(GOOD)
+
+
+def test_a_decoder_cannot_take_more_memory_than_the_budget(hostile_decoder: None) -> None:
+    with Converter(ConversionSettings(max_decoded_bytes=64 << 20)) as converter:
+        assert refusal(converter, b"fill")
+        assert converter.convert(GOOD)
+
+
+def test_messages_of_decoders_stay_out_of_the_output_and_no_descriptor_leaks(capfd: pytest.CaptureFixture[str]) -> None:
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - not a folder on a disk
+
+    before = count()
+    for _ in range(3):
+        with Converter(ConversionSettings()) as converter, contextlib.suppress(FetchError):
+            converter.convert(GOOD[:300] + bytes(50) + GOOD[300:])
+    assert count() <= before
+    assert capfd.readouterr() == ("", "")
+    assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY, "the limit is the process's own"
+
+
+def test_a_process_that_does_not_start_is_no_fault_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "_PROGRAM", "raise SystemExit(3)")
+    with Converter(ConversionSettings()) as converter, pytest.raises(ConverterError, match="does not start"):
+        converter.convert(GOOD)
+
+
+def heavy_png(side: int) -> bytes:
+    """A small PNG with transparency whose pixels take 4 × side² bytes."""
+    compressor = zlib.compressobj(9)
+    pixels = b"".join(compressor.compress(bytes(1 + 4 * side)) for _ in range(side)) + compressor.flush()
+    header = side.to_bytes(4, "big") * 2 + b"\x08\x06\0\0\0"
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_an_image_beyond_the_budget_is_rejected_before_it_is_decoded() -> None:
+    data = heavy_png(5000)
+    with Converter(ConversionSettings(max_decoded_bytes=64 << 20)) as converter:
+        message = "too much memory: 5000 × 5000 png takes 119 MiB to decode; `download.max_decoded_bytes` is the limit"
+        assert str(refusal(converter, data)) == message
+    with Converter(ConversionSettings()) as converter:
+        result = converter.convert(data)
+    assert (result.width, result.original_width) == (512, 5000)
+    assert np.asarray(Image.open(io.BytesIO(result.body))).min() > 250  # transparent: white
+
+
+def test_an_image_with_which_two_attempts_at_its_shard_died_is_rejected(tmp_path: pathlib.Path) -> None:
+    run, data = Run(str(tmp_path)), heavy_png(5000)
+    sha256 = hashlib.sha256(data).hexdigest()
+    blocks = []
+    for death in range(2):
+        suspects = ShardSuspects(run, 7)
+        assert suspects.deaths(sha256) == death
+        blocks.append(suspects.decoding(sha256))
+        blocks[-1].__enter__()  # never left: the process died inside
+    suspects = ShardSuspects(run, 7)
+    with Converter(ConversionSettings(), suspects) as converter:
+        message = "too much memory: 2 attempts at its shard ended while they decoded it, which takes 119 MiB"
+        assert str(refusal(converter, data)) == message
+        assert converter.convert(GOOD)
+        assert converter.convert(heavy_png(4999)).width == 512
+    with Converter(ConversionSettings(), ShardSuspects(run, 8)) as converter:
+        assert converter.convert(data).width == 512, "the names of a shard concern no other shard"
+    assert len(os.listdir(run.image_suspects)) == 2  # noqa: PTH208
+    suspects.clear()
+    assert os.listdir(run.image_suspects) == []  # noqa: PTH208

@@ -1,0 +1,139 @@
+"""Lists are regular files or URLs of text or Parquet, compressed as their content says; others are named."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import pathlib
+import pickle
+import socket
+import zipfile
+
+import pyarrow as pa
+import pyarrow.feather
+import pytest
+
+from lotlip_data.manifests.settings.source import Source
+from lotlip_data.pipeline.url_lists import text_lines
+from lotlip_data.pipeline.url_lists.files import files_of
+from lotlip_data.pipeline.url_lists.rows import ListError
+from tests.pipeline.url_lists.read_lists import read_list
+
+CONTENT = b"url,caption\nhttp://a.example/1,a\n"
+ROWS = [("http://a.example/1", "a")]
+COMPRESSED = {
+    "csv": CONTENT,
+    "gz": gzip.compress(CONTENT),
+    "zst": pa.compress(CONTENT, "zstd", asbytes=True),
+    "bz2": bz2.compress(CONTENT),
+}
+
+
+@pytest.mark.parametrize("named", COMPRESSED)
+@pytest.mark.parametrize("kind", COMPRESSED)
+def test_the_content_decides_how_a_file_is_compressed(tmp_path: pathlib.Path, named: str, kind: str) -> None:
+    file = tmp_path / ("l.csv" if named == "csv" else f"l.csv.{named}")
+    file.write_bytes(COMPRESSED[kind])
+    result = read_list(file)
+    assert result.rows == ROWS
+    assert [("unlike its name" in remark) for remark in result.remarks] == [True] * (named != kind)
+
+
+def test_members_of_a_gzip_file_follow_each_other(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "l.csv.gz").write_bytes(COMPRESSED["gz"] + gzip.compress(b"http://a.example/2,b\n"))
+    assert read_list(tmp_path / "l.csv.gz").rows == [*ROWS, ("http://a.example/2", "b")]
+
+
+def archive() -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as file:
+        file.writestr("l.csv", CONTENT)
+    return data.getvalue()
+
+
+def feather() -> bytes:
+    data = io.BytesIO()
+    pyarrow.feather.write_feather(pa.table({"url": ["http://a.example/1"]}), data)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (archive(), "is a ZIP archive or an Excel workbook"),
+        (lzma.compress(CONTENT), "is compressed with xz; decompress it with `unxz`"),
+        (gzip.compress(gzip.compress(CONTENT)), "is compressed twice"),
+        (feather(), r"is an Arrow IPC \(Feather\) file; write it as Parquet"),
+        (pickle.dumps({"a": 1}), "is a Python pickle"),
+        (b"PAR1" + bytes(100), "is a Parquet file; set `format: parquet`"),
+        (b"SQLite format 3\x00", "is an SQLite database"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer.*git lfs pull"),
+        (b"\n <!DOCTYPE html>\n<html>", "is an HTML or XML page, not a list; does its URL need a login?"),
+        (b'<?xml version="1.0"?><Error/>', "is an HTML or XML page"),
+        (CONTENT.decode().encode("utf-16"), "is UTF-16; convert it to UTF-8"),
+        (CONTENT.decode().encode("utf-16-be"), "is UTF-16; convert it to UTF-8"),
+        (CONTENT.decode().encode("utf-16-le"), "is UTF-16; convert it to UTF-8"),
+        (CONTENT.decode().encode("utf-32"), "is UTF-32; convert it to UTF-8"),
+        (bytes(100_000), "is not a text file: it consists largely of NUL bytes"),
+    ],
+)
+@pytest.mark.parametrize("name", ["l.csv", "l.jsonl", "l.txt"])
+def test_files_of_other_kinds_are_named(tmp_path: pathlib.Path, content: bytes, message: str, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ListError, match=rf"{name}: {message}"):
+        read_list(tmp_path / name)
+
+
+def test_parquet_of_another_kind_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "l.parquet").write_bytes(gzip.compress(b"PAR1"))
+    with pytest.raises(ListError, match="is compressed with gzip; Parquet is read only decompressed"):
+        read_list(tmp_path / "l.parquet")
+    (tmp_path / "l.parquet").write_bytes(archive())
+    with pytest.raises(ListError, match="is a ZIP archive"):
+        read_list(tmp_path / "l.parquet")
+    (tmp_path / "l.parquet").write_bytes(CONTENT)
+    with pytest.raises(ListError, match="cannot be read: Parquet magic bytes not found"):
+        read_list(tmp_path / "l.parquet")
+
+
+def test_devices_pipes_and_sockets_are_never_opened(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket.csv"))
+    (tmp_path / "link.csv").symlink_to("/dev/zero")
+    (tmp_path / "link2.csv").symlink_to(tmp_path / "pipe.csv")
+    for file in (*sorted(tmp_path.iterdir()), "/dev/zero", "/dev/urandom", "/dev/null"):
+        with pytest.raises(ListError, match=f"{file}: is not a regular file but a device, a pipe or a socket"):
+            files_of(Source(name="mine", files=(str(file),), format="csv"))
+    with pytest.raises(ListError, match="is not a regular file"):
+        files_of(Source(name="mine", files=(f"{tmp_path}/*.csv",)))
+
+
+def test_links_to_regular_files_are_read(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.csv").write_bytes(CONTENT)
+    (tmp_path / "b.csv").symlink_to(tmp_path / "a.csv")
+    assert read_list(tmp_path / "b.csv").rows == ROWS
+    (tmp_path / "c.csv").symlink_to(tmp_path / "missing.csv")
+    with pytest.raises(ListError, match=r"c\.csv: there is no such file"):
+        read_list(tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.tsv", "l.jsonl", "l.txt"])
+@pytest.mark.parametrize("filler", [b"x", b"\n", b" \n"])
+def test_a_file_without_rows_ends_after_a_bounded_part(
+    tmp_path: pathlib.Path, name: str, filler: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_lines, "MAX_SKIPPED_CHARACTERS", 2 << 20)
+    content = b"url,caption\n" + filler * (4 << 20)
+    (tmp_path / name).write_bytes(gzip.compress(content, 1))
+    with pytest.raises(ListError, match=r"has more than 2 MiB"):
+        read_list(tmp_path / name, format=name.split(".")[1], text=None, delimiter=",")
+
+
+def test_a_file_whose_name_is_not_in_utf8_is_read_and_its_bad_rows_are_reported(tmp_path: pathlib.Path) -> None:
+    file = os.fsdecode(bytes(tmp_path) + b"/\xff.csv")
+    pathlib.Path(file).write_bytes(CONTENT + b",no url\n")
+    result = read_list(tmp_path / "*.csv")
+    assert result.rows == ROWS
+    assert [row.file for row in result.bad] == [f"{tmp_path}/\ufffd.csv"]
