@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig
 from lotlip_data.captioners.quality_flags import find_flags
-from lotlip_data.manifests import storage, wording
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
@@ -236,7 +235,7 @@ class _JoinReport:
         self._rejected: list[dict[str, Any]] = []
 
     def __enter__(self) -> "_JoinReport":
-        self._writer = pq.ParquetWriter(self._local_path, _REPORT_SCHEMA, compression="zstd")
+        self._writer = artifacts.parquet_writer(self._local_path, _REPORT_SCHEMA)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -326,7 +325,7 @@ def _commit(run: Run, configs: Sequence[CaptionerConfig], shard: int, texts: pa.
             for image in images
         ]
         check_settings(run, config)
-        storage.create(run.caption_shard(config.name, shard), encode_rows(rows, config.id))
+        storage.create(run.caption_shard(config.name, shard), encode_rows(rows, captioner=config.id))
         finish_commit(run, config.name, shard)
         captioned = sum(row["text"] is not None for row in rows)
         summary.captions[config.name] += captioned
