@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from lotlip_data.pipeline.cli import captioners, convert, evaluate, inspect, lists, stages, study, synthetic, train
+from lotlip_data.pipeline.cli import (
+    captioners,
+    convert,
+    evaluate,
+    inspect,
+    lists,
+    readiness,
+    stages,
+    study,
+    synthetic,
+    train,
+)
 from lotlip_data.pipeline.cli.command_line import CommandLine
 from lotlip_data.pipeline.cli.common import INVALID
 
@@ -43,7 +54,12 @@ FULL_INSTALL = frozenset(
 
 Commands = dict[str, Callable[..., None]]
 
-PLANNING: Commands = {"sources": lists.sources, "manifest-schema": lists.manifest_schema, "plan": lists.plan}
+PLANNING: Commands = {
+    "doctor": readiness.doctor,
+    "sources": lists.sources,
+    "manifest-schema": lists.manifest_schema,
+    "plan": lists.plan,
+}
 STAGES: Commands = {
     "run": stages.run,
     "download": stages.download,

@@ -89,7 +89,10 @@ def light(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Light:
 
 @pytest.mark.parametrize(
     "arguments",
-    ["sources", "manifest-schema", "plan m.yaml", "status run", "stats run", "verify run", "report run", "view --help"],
+    [
+        *("sources", "manifest-schema", "plan m.yaml", "doctor m.yaml --run run"),
+        *("status run", "stats run", "verify run", "report run", "view --help"),
+    ],
 )
 def test_commands_that_only_look_need_neither_torch_nor_ray(arguments: str, light: Light) -> None:
     process = light(RUN_COMMAND, arguments)
