@@ -101,10 +101,10 @@ def doctor(manifest: ManifestLike | None = None, run: RunLike | None = None, *, 
 
     existing = None if run is None else open_run(run)
     if manifest is not None:
-        needs = load_manifest(manifest)
-    else:
-        needs = frozen(existing) if existing and storage.exists(existing.manifest) else None
-    diagnosis = diagnose(needs, existing, ray)
+        manifest = load_manifest(manifest)
+    elif existing and storage.exists(existing.manifest):
+        manifest = frozen(existing)
+    diagnosis = diagnose(manifest, existing, ray)
     return Inspection(diagnosis.to_dict(), diagnosis.lines(), diagnosis.problems)
 
 

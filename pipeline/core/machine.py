@@ -53,8 +53,8 @@ def check_python() -> Check:
     """Whether this is a version of Python that the project is tested with."""
     version = platform.python_version()
     try:
-        tested = metadata.metadata(PROJECT).get("Requires-Python", "")
-    except metadata.PackageNotFoundError:  # the code was sent to a node without its metadata
+        tested = metadata.metadata(PROJECT)["Requires-Python"] or ""
+    except (KeyError, metadata.PackageNotFoundError):  # the code was sent to a node without its metadata
         tested = ""
     if tested and not SpecifierSet(tested).contains(version, prereleases=True):
         finding = f"{version} at {sys.executable} is not tested ({tested} is)"

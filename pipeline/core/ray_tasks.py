@@ -148,7 +148,8 @@ def run_on_every_node(task: Callable[[Mapping[str, float]], Result], seconds: fl
         for node, address in zip(nodes, addresses, strict=True):
             is_shared = addresses.count(address) > 1  # several nodes on one machine, in tests
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            remote: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)(call)
+            options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": place}
+            remote: Any = ray.remote(**options)(call)
             running[remote.remote(node["Resources"])] = f"{address} ({node['NodeID'][:8]})" if is_shared else address
         ended, late = ray.wait(list(running), num_returns=len(running), timeout=seconds)
         results: dict[str, Result | Exception] = {}
