@@ -1,8 +1,13 @@
 """The text that a model reads: the prompt inside a template of the user, the checkpoint or the captioner's kind."""
 
+import datetime
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, ModelSpec
+
+FIXED_DATE = datetime.datetime(2024, 7, 26)
+"""The day that templates such as Llama 3.2's write into the prompt: a prompt must not change from day to day. It is the
+day that Llama 3.1's template has."""
 
 
 def prompt_text(captioner: ModelSpec, config: CaptionerConfig, processor: Any, source: str) -> str:
@@ -56,6 +61,7 @@ def _chat_turn(config: CaptionerConfig, processor: Any, chat_template: Any, sour
                 chat_template=_one_template(chat_template),
                 add_generation_prompt=True,
                 tokenize=False,
+                strftime_now=FIXED_DATE.strftime,
             )
         except (TemplateError, TypeError, ValueError) as error:
             problem = " ".join(str(error).split())

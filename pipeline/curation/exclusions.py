@@ -8,7 +8,6 @@ take part, so no image is left out because of an image that the filters leave ou
 Everything in RUN/clean follows from the images and the settings, and can be removed at any time.
 """
 
-import io
 import json
 import logging
 from collections import Counter
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.artifacts import digest
@@ -97,9 +95,9 @@ def find_exclusions(run: Run, clean: CleanSettings, rules: Filters) -> tuple[dic
             lists, failed = _compare_shards(run, clean, survey, stamps, folder)
         if failed:
             return lists, failed
-        storage.create(index, json.dumps(lists).encode())
-    lists_by_name = artifacts.read_json(index, "Remove it and run `lotlip-data shard`, which writes it again.")
-    return {int(shard): name for shard, name in lists_by_name.items()}, []
+        storage.create(index, artifacts.encode_json(lists))
+    remedy = "Remove it and run `lotlip-data shard`, which writes it again."
+    return dict(artifacts.read_json(index, remedy, dict[int, str])), []
 
 
 def read_list(run: Run, name: str) -> dict[int, Exclusion]:
@@ -311,6 +309,4 @@ class _ExclusionLists:
 def _encode(rows: dict[int, Exclusion]) -> bytes:
     """The Parquet file of a list of excluded images."""
     entries = [{"row": row, **exclusion._asdict()} for row, exclusion in sorted(rows.items())]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(entries, schema=_EXCLUSIONS), buffer)
-    return buffer.getvalue()
+    return artifacts.encode_parquet(pa.Table.from_pylist(entries, schema=_EXCLUSIONS))

@@ -79,7 +79,7 @@ def dataset_stats(run: Run, count_tokens: CountTokens | None = None) -> dict[str
 def _batches(run: Run, file: ShardFile, captioners: Sequence[str]) -> Iterator[pa.RecordBatch]:
     columns = ["sources", "raws", *(name + suffix for name in captioners for suffix in ("", SUB_SUFFIX, FLAGS_SUFFIX))]
     remedy = f"`lotlip-data verify {run.url}` says what to do."
-    return artifacts.iter_parquet(file.parquet_url, remedy, columns, BATCH_ROWS, DatasetError)
+    return artifacts.iter_parquet(file.parquet_url, remedy, columns, BATCH_ROWS, DatasetError, file.parquet.digest)
 
 
 def _count_images(

@@ -17,7 +17,7 @@ from lotlip_data.manifests.checkpoints.hub import HubUnreachable
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import one_line
-from lotlip_data.pipeline.recaptioning.claims import check_model, claim_model, local_files
+from lotlip_data.pipeline.recaptioning.claims import check_model, claim_model, origin
 from lotlip_data.pipeline.recaptioning.config import PoolSettings
 from lotlip_data.pipeline.recaptioning.results import Row, UnitResult
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
@@ -91,8 +91,8 @@ class CaptionActor:
 
         started = time.monotonic()
         settings, name = self._settings, self._config.name
-        files = await asyncio.to_thread(local_files, self._config)
-        check_model(self._run, self._config, files)
+        model = await asyncio.to_thread(origin, self._config, settings.engine_options)
+        check_model(self._run, self._config, model)
         engine = load_engine(self._config, settings.engine, **settings.engine_options.explicit)
         loaded = time.monotonic()
         gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
@@ -105,13 +105,13 @@ class CaptionActor:
             settings.concurrency,
             gpus,
             _counters(name),
-            combined_digest(files),
+            combined_digest(model),
             settings.max_rejected,
         )
         arguments = (asyncio.get_running_loop(), settings.stall_seconds)
         threading.Thread(target=self._watch, args=arguments, name="watchdog", daemon=True).start()
         await self._worker.warm_up()
-        claim_model(self._run, self._config, files)
+        claim_model(self._run, self._config, model)
         return loaded - started, time.monotonic() - loaded
 
     async def caption(self, shard: int) -> UnitResult:

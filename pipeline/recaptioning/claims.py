@@ -4,8 +4,8 @@ import contextlib
 import json
 import logging
 
-from lotlip_data.captioners.base import CaptionerConfig
-from lotlip_data.captioners.model_files import changed_files, model_files
+from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
+from lotlip_data.captioners.model_files import changed_files, combined_digest, model_files
 from lotlip_data.captioners.registry import get_kind
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.run_layout import Run
@@ -15,6 +15,25 @@ from lotlip_data.pipeline.recaptioning.results import RecaptionError
 logger = logging.getLogger(__name__)
 
 MAX_NAMED_FILES = 5
+
+TEXT_ARGUMENTS = frozenset(
+    (
+        "dtype",
+        "hf_overrides",
+        "kv_cache_dtype",
+        "load_format",
+        "logits_processors",
+        "max_model_len",
+        "mm_processor_kwargs",
+        "model",
+        "quantization",
+        "revision",
+        "speculative_config",
+        "tensor_parallel_size",
+        "tokenizer",
+    )
+)
+"""Arguments of vLLM (`engine_args`) that can change a text. A captioner's id covers no engine option."""
 
 
 def claim_settings(run: Run, captioner: CaptionerConfig) -> None:
@@ -27,7 +46,7 @@ def claim_settings(run: Run, captioner: CaptionerConfig) -> None:
     """
     path = run.captioner_settings(captioner.name)
     settings = captioner.to_dict()
-    content = json.dumps({"id": captioner.id, **settings}, indent=1).encode()
+    content = artifacts.encode_json({"id": captioner.id, **settings}, indent=1)
     if not storage.exists(path) and storage.create(path, content):
         return  # checked first, so that a run with nothing to do needs no write access
     recorded = ledger.captioner_settings(run, captioner.name)
@@ -50,65 +69,85 @@ def claim_settings(run: Run, captioner: CaptionerConfig) -> None:
     )
 
 
-def check_settings(run: Run, captioner: CaptionerConfig) -> None:
-    """Check before a commit that the folder is still claimed for these settings.
-
-    Raises:
-        RecaptionError: Another driver has claimed it for other settings, before this captioner committed anything.
-    """
-    try:
-        recorded = ledger.captioner_settings(run, captioner.name)["id"]
-    except FileNotFoundError:
-        return  # the user has removed it
-    if recorded != captioner.id:
-        raise RecaptionError(
-            f"{run.captioner(captioner.name)} now belongs to {recorded}, which another command has started. Give "
-            f"{captioner.id} another name."
-        )
-
-
-def local_files(captioner: CaptionerConfig) -> dict[str, str]:
-    """The digests of the captioner's model folder; empty where this machine has no such folder."""
-    if not get_kind(captioner.kind).loads_model:
-        return {}
-    with contextlib.suppress(ValueError):  # a shipped checkpoint that does not exist: the engine's start says so
-        return model_files(captioner.model)
-    return {}
-
-
-def claim_model(run: Run, captioner: CaptionerConfig, files: dict[str, str]) -> None:
-    """Record the model's files, once a captioner works.
+def check_claims(run: Run, captioner: CaptionerConfig, model_digest: str) -> None:
+    """Check before a commit that the folder is still claimed for these settings and this model.
 
     Args:
         run: The run.
         captioner: The captioner.
-        files: From `local_files`.
+        model_digest: From `combined_digest`.
+
+    Raises:
+        RecaptionError: Another driver has claimed it for others, before this captioner committed anything.
+    """
+    with contextlib.suppress(FileNotFoundError):  # a record that a user has removed
+        recorded = ledger.captioner_settings(run, captioner.name)["id"]
+        if recorded != captioner.id:
+            raise RecaptionError(
+                f"{run.captioner(captioner.name)} now belongs to {recorded}, which another command has started. Give "
+                f"{captioner.id} another name."
+            )
+        if model_digest and combined_digest(_recorded_origin(run, captioner)) != model_digest:
+            raise RecaptionError(
+                f"{run.captioner(captioner.name)} now belongs to another model in {captioner.model}, with which "
+                "another command has started. Give one of them another name."
+            )
+
+
+def origin(captioner: CaptionerConfig, options: EngineOptions) -> dict[str, str]:
+    """What makes the texts beside the settings: digests of the model's files, and arguments of vLLM that change texts.
+
+    The files are missing where this machine does not have the model's folder.
+    """
+    arguments = {
+        f"engine_args.{name}": json.dumps(value, sort_keys=True, default=str)
+        for name, value in options.engine_args.items()
+        if name in TEXT_ARGUMENTS
+    }
+    if not get_kind(captioner.kind).loads_model:
+        return arguments
+    with contextlib.suppress(ValueError):  # a shipped checkpoint that does not exist: the engine's start says so
+        return model_files(captioner.model) | arguments
+    return arguments
+
+
+def claim_model(run: Run, captioner: CaptionerConfig, current: dict[str, str]) -> None:
+    """Record what makes the texts, once a captioner works.
+
+    Args:
+        run: The run.
+        captioner: The captioner.
+        current: From `origin`.
 
     Raises:
         RecaptionError: Another model is recorded.
     """
-    if not files or storage.create(run.model_files(captioner.name), json.dumps(files, indent=1).encode()):
+    if storage.create(run.model_files(captioner.name), artifacts.encode_json(current, indent=1)):
         return
-    check_model(run, captioner, files)
+    check_model(run, captioner, current)
 
 
-def check_model(run: Run, captioner: CaptionerConfig, files: dict[str, str], *, forget: bool = False) -> None:
-    """Compare the model's files with the recorded ones, if there are both.
+def check_model(run: Run, captioner: CaptionerConfig, current: dict[str, str], *, forget: bool = False) -> None:
+    """Compare what makes the texts with what is recorded.
 
     Args:
         run: The run.
         captioner: The captioner.
-        files: From `local_files`.
-        forget: Drop the record of other files if no shard is committed. Only for the driver, before any actor starts.
+        current: From `origin`.
+        forget: Drop another record if no shard is committed. Only for the driver, before any actor starts.
 
     Raises:
         RecaptionError: They differ. The message names the files.
     """
     path = run.model_files(captioner.name)
-    if not files or not storage.exists(path):
+    try:
+        recorded = _recorded_origin(run, captioner)
+    except FileNotFoundError:
         return
-    recorded = artifacts.read_json(path, f"Remove it; the files of {captioner.model} are then recorded anew.")
-    if not (changed := changed_files(recorded, files)):
+    changed = changed_files(recorded, current)
+    if not any(_is_file(name) for name in current):  # this machine does not have the folder
+        changed = [name for name in changed if not _is_file(name)]
+    if not changed:
         return
     if forget and not ledger.captioned_shards(run, captioner.name):
         storage.remove(path)
@@ -117,5 +156,14 @@ def check_model(run: Run, captioner: CaptionerConfig, files: dict[str, str], *, 
     raise RecaptionError(
         f"captioner {captioner.name!r}: {captioner.model} has changed since it made the captions in "
         f"{run.captioner(captioner.name)} (changed: {names}). Give the captioner of the changed model another name, or "
-        f"put the old files back. If the change cannot alter a text, remove {path}."
+        f"put back what was there. If the change cannot alter a text, remove {path}."
     )
+
+
+def _recorded_origin(run: Run, captioner: CaptionerConfig) -> dict[str, str]:
+    path, remedy = run.model_files(captioner.name), f"Remove it; the files of {captioner.model} are then recorded anew."
+    return artifacts.read_json(path, remedy, dict[str, str])
+
+
+def _is_file(name: str) -> bool:
+    return not name.startswith("engine_args.")

@@ -12,7 +12,7 @@ from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core.checks import check_captioner, check_gpus, require
 from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_shards
 from lotlip_data.pipeline.core.ray_cluster import cluster
-from lotlip_data.pipeline.recaptioning.claims import check_model, claim_settings, local_files
+from lotlip_data.pipeline.recaptioning.claims import check_model, claim_settings, origin
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 from lotlip_data.pipeline.recaptioning.progress import CaptionProgress
 from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, finish_pending_commits
@@ -73,7 +73,7 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
     for job in jobs:
         name = job.config.name
         claim_settings(run, job.config)
-        check_model(run, job.config, local_files(job.config), forget=True)
+        check_model(run, job.config, origin(job.config, job.pool.engine_options), forget=True)
         progress = caption_progress(run, name)
         finish_pending_commits(run, name, progress.done)
         summary.skipped[name] = len(progress.done)

@@ -23,8 +23,14 @@ from typing import Any, Protocol
 
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
-from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings, Converted
-from lotlip_data.pipeline.downloading.images.converter_process import MAX_CPU_SECONDS, Cost, Failed, Ready
+from lotlip_data.pipeline.downloading.images.messages import (
+    MAX_CPU_SECONDS,
+    ConversionSettings,
+    Converted,
+    Cost,
+    Failed,
+    Ready,
+)
 
 MAX_DEATHS = 2
 """Deaths with an image after which it is rejected."""

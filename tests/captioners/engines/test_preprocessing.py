@@ -48,6 +48,7 @@ def test_without_a_chat_template_the_kinds_template_is_used(model: Path) -> None
     [
         (PARTS, f"[user] <image> {PROMPT} [assistant]"),
         ("{{ bos_token }}" + PARTS, f"[user] <image> {PROMPT} [assistant]"),  # the tokenizer adds the start token
+        ("{{ strftime_now('%d %b %Y') }} " + PARTS, f"26 Jul 2024 [user] <image> {PROMPT} [assistant]"),
         (TEXT_ONLY, f"[user] <image>\n{PROMPT} [model]"),
     ],
 )

@@ -85,9 +85,11 @@ def commit_download(run: Run, shard: int, images: int, tar: int, parquet: int) -
 
 
 def write_dataset_json(run: Run, **counts: int) -> None:
-    maps = ("captioners", "rules", "splits", "long_texts", "dropped", "dropped_texts", "manifest")
+    maps = ("captioners", "splits", "long_texts", "dropped", "dropped_texts")
     lists = ("columns", "shards", "validation", "inputs", "replaced")
     content = {name: {} for name in maps} | {name: [] for name in lists} | counts
+    content |= {"name": "fake", "sub_captions": "punkt", "rules": {"validation": 0.0}}
+    content |= {"manifest": {"sources": [], "shard": {}, "clean": {}}}
     storage.create(run.dataset, json.dumps({"schema_version": SCHEMA_VERSION} | content).encode())
 
 

@@ -5,20 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from lotlip_data.captioners.base import CaptionerConfig, EngineDead
+from lotlip_data.captioners.base import CaptionerConfig, EngineDead, EngineOptions
+from lotlip_data.captioners.model_files import combined_digest
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.recaptioning.claims import (
+    check_claims,
     check_model,
-    check_settings,
     claim_model,
     claim_settings,
-    local_files,
+    origin,
 )
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
 from tests.pipeline.recaptioning.grey_engine import CONFIG, GreyEngine, caption, rows, write_shard
+
+NO_OPTIONS = EngineOptions()
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def test_captions_of_a_captioner_whose_name_was_claimed_by_other_settings_are_no
 
 
 def test_settings_that_a_user_has_removed_do_not_stop_a_commit(run: Run) -> None:
-    check_settings(run, CONFIG)
+    check_claims(run, CONFIG, "")
 
 
 @pytest.mark.parametrize(
@@ -66,43 +69,69 @@ def test_settings_that_a_user_has_removed_do_not_stop_a_commit(run: Run) -> None
 def test_a_model_folder_that_is_overwritten_after_a_commit_is_refused_with_the_changed_files(
     run: Run, mine: CaptionerConfig, name: str
 ) -> None:
-    claim_model(run, mine, local_files(mine))
+    claim_model(run, mine, origin(mine, NO_OPTIONS))
     commit_a_shard(run, "mine")
-    check_model(run, mine, local_files(mine), forget=True)
+    check_model(run, mine, origin(mine, NO_OPTIONS), forget=True)
     file = Path(mine.model, name)
     file.write_bytes((file.read_bytes() if file.exists() else b"") + b" ")
     with pytest.raises(RecaptionError, match=rf"mine has changed .*\(changed: {name}\)"):
-        check_model(run, mine, local_files(mine), forget=True)
+        check_model(run, mine, origin(mine, NO_OPTIONS), forget=True)
     with pytest.raises(RecaptionError, match="has changed"):
-        claim_model(run, mine, local_files(mine))
+        claim_model(run, mine, origin(mine, NO_OPTIONS))
 
 
 def test_files_that_cannot_change_a_text_may_change(run: Run, mine: CaptionerConfig) -> None:
-    claim_model(run, mine, local_files(mine))
+    claim_model(run, mine, origin(mine, NO_OPTIONS))
     commit_a_shard(run, "mine")
     Path(mine.model, "README.md").write_text("A model card.")
     Path(mine.model, "runs").mkdir()
     Path(mine.model, "runs", "events.json").write_text("{}")
-    check_model(run, mine, local_files(mine), forget=True)
+    check_model(run, mine, origin(mine, NO_OPTIONS), forget=True)
 
 
 def test_a_model_folder_may_be_mended_until_a_shard_is_committed_but_not_by_an_actor(
     run: Run, mine: CaptionerConfig
 ) -> None:
-    claim_model(run, mine, local_files(mine))
+    claim_model(run, mine, origin(mine, NO_OPTIONS))
     Path(mine.model, "processor_config.json").write_text("{}")
     with pytest.raises(RecaptionError, match="has changed"):
-        check_model(run, mine, local_files(mine))
-    check_model(run, mine, local_files(mine), forget=True)
-    claim_model(run, mine, local_files(mine))
-    check_model(run, mine, local_files(mine))
+        check_model(run, mine, origin(mine, NO_OPTIONS))
+    check_model(run, mine, origin(mine, NO_OPTIONS), forget=True)
+    claim_model(run, mine, origin(mine, NO_OPTIONS))
+    check_model(run, mine, origin(mine, NO_OPTIONS))
 
 
 @pytest.mark.parametrize(
     "settings", [{"model": "hub/id"}, {"model": "tiny-none"}, {"model": "/none"}, {"model": ".", "kind": "openai"}]
 )
 def test_models_without_a_local_folder_have_no_files(settings: dict[str, str]) -> None:
-    assert local_files(CONFIG.model_copy(update=settings)) == {}
+    assert origin(CONFIG.model_copy(update=settings), NO_OPTIONS) == {}
+
+
+def test_arguments_of_vllm_that_can_change_a_text_are_noticed(run: Run, mine: CaptionerConfig) -> None:
+    resources = EngineOptions(engine_args={"max_num_batched_tokens": 4096})
+    claim_model(run, mine, origin(mine, resources))
+    commit_a_shard(run, "mine")
+    check_model(run, mine, origin(mine, NO_OPTIONS))
+    smaller_cache = EngineOptions(engine_args={"kv_cache_dtype": "fp8"})
+    with pytest.raises(RecaptionError, match=r"\(changed: engine_args.kv_cache_dtype\)"):
+        check_model(run, mine, origin(mine, smaller_cache))
+
+
+def test_a_driver_without_the_models_folder_compares_nothing_of_it(run: Run, mine: CaptionerConfig) -> None:
+    claim_model(run, mine, origin(mine, NO_OPTIONS))
+    commit_a_shard(run, "mine")
+    shutil.rmtree(mine.model)
+    check_model(run, mine, origin(mine, NO_OPTIONS), forget=True)
+
+
+def test_captions_of_a_model_that_is_no_longer_recorded_are_not_committed(run: Run) -> None:
+    write_shard(run, 0, [1, 2])
+    claim_settings(run, CONFIG)
+    claim_model(run, CONFIG, {"model.safetensors": "second"})
+    with pytest.raises(RecaptionError, match="now belongs to another model in grey"):
+        caption(run, GreyEngine(), 0, model_digest=combined_digest({"model.safetensors": "first"}))
+    caption(run, GreyEngine(), 0, model_digest=combined_digest({"model.safetensors": "second"}))
 
 
 def test_saved_parts_of_another_model_are_not_used(run: Run) -> None:

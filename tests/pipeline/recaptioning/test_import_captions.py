@@ -209,7 +209,7 @@ def test_a_replacement_that_is_killed_is_completed_by_the_next(
         (writer, "encode_rows"),
     ):  # before the record, and the first caption
 
-        def fail(*arguments: object) -> None:
+        def fail(*arguments: object, **metadata: object) -> None:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -7,6 +7,8 @@ import os
 import pathlib
 import resource
 import signal
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -16,8 +18,8 @@ from PIL import Image
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.downloading.failures import FetchError, is_transient
 from lotlip_data.pipeline.downloading.images import isolation
-from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings
 from lotlip_data.pipeline.downloading.images.isolation import Converter, ConverterError
+from lotlip_data.pipeline.downloading.images.messages import ConversionSettings
 from lotlip_data.pipeline.downloading.suspects import ShardSuspects
 from tests.pipeline.downloading.images.test_conversion import chunk, encoded, picture
 
@@ -142,3 +144,8 @@ def test_an_image_with_which_two_attempts_at_its_shard_died_is_rejected(tmp_path
     assert len(os.listdir(run.image_suspects)) == 2  # noqa: PTH208
     suspects.clear()
     assert os.listdir(run.image_suspects) == []  # noqa: PTH208
+
+
+def test_neither_the_worker_nor_a_light_install_needs_opencv_to_read_a_run() -> None:
+    code = "import sys, lotlip_data.pipeline.downloading.stage; sys.exit('cv2' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
