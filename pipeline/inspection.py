@@ -49,8 +49,9 @@ def plan(
         assumptions: Print every assumption too. `figures` has them in each case.
     """
     from lotlip_data.pipeline.planning import cost as plan_cost
-    from lotlip_data.pipeline.planning import lists as plan_lists
+    from lotlip_data.pipeline.planning import lists_text
     from lotlip_data.pipeline.planning.hardware import Hardware
+    from lotlip_data.pipeline.planning.lists import plan_lists
     from lotlip_data.pipeline.planning.storage import measure_storage
     from lotlip_data.pipeline.planning.throughput import Speed, measure_speed
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
@@ -63,8 +64,8 @@ def plan(
     jobs = resolve_captioners(manifest.captioners)
     _check_speeds(speeds or {}, [job.config.name for job in jobs])
     measured = measure_storage(existing) if existing else None
-    lists = plan_lists.plan_lists(manifest, rows, measured, hardware, existing)
-    lines, details = plan_lists.format_text(lists), plan_lists.format_assumptions(lists)
+    lists = plan_lists(manifest, rows, measured, hardware, existing)
+    lines, details = lists_text.format_text(lists), lists_text.format_assumptions(lists)
     known = {name: Speed(value, "as given") for name, value in (speeds or {}).items()}
     for job in jobs if measure else []:
         if job.config.name not in known:
