@@ -340,7 +340,7 @@ def _check_partitioned(manifest: Manifest, run: Run, where: str) -> None:
     """Raise ManifestError if the run's lists were cut with other settings than those of the manifest, `where`."""
     remedy = f"Remove it; `lotlip-data download MANIFEST {run.url}` rebuilds it from the same lists."
     try:
-        recorded = artifacts.read_json(run.plan, remedy).get("settings")
+        recorded = artifacts.read_json(run.plan, remedy, artifacts.JsonObject).get("settings")
     except FileNotFoundError:
         return
     if not recorded:  # of an earlier release

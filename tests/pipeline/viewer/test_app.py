@@ -698,7 +698,8 @@ def test_a_port_in_use_is_reported_before_models_are_loaded(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "message"), [("manifest", "not an object"), ("sub_captions", "a field is missing or has the wrong type")]
+    ("field", "message"),
+    [("manifest", "the field `manifest` is missing"), ("sub_captions", "the field `sub_captions` is missing")],
 )
 def test_a_dataset_json_without_a_field_is_rejected(tmp_path: Path, field: str, message: str) -> None:
     run = dataset_fixture.make(tmp_path / "run", shards=1)
