@@ -54,6 +54,7 @@ class Preprocessor:
         self.text = prompt_text(captioner, config, self._processor, self.source)
         self.blank = Image.new("RGB", BLANK_SIZES[0])
         self.prompt = self._render_prompt(config)
+        self._check_vocabulary()
         self.stop_ids = self._read_stop_ids()
         self._check_length(config)
 
@@ -123,6 +124,18 @@ class Preprocessor:
             patch_size = getattr(getattr(self._config, "vision_config", None), "patch_size", None)
             value = f"{patch_size}, as in config.json's vision_config" if patch_size else "the vision tower's"
             raise ValueError(f"{self.source}: processor_config.json lacks patch_size; set it to {value}")
+
+    def _check_vocabulary(self) -> None:
+        """Raise ValueError if a token of the prompt has no word embedding. The image's placeholder needs none."""
+        placeholder = getattr(self._config, "image_token_id", None)
+        for name, part in (("input_ids", "text_config"), ("qformer_input_ids", "qformer_config")):
+            vocabulary = getattr(getattr(self._config, part, None), "vocab_size", None)
+            tokens = set(self.prompt[name].flatten().tolist()) - {placeholder} if name in self.prompt else set()
+            if vocabulary and tokens and max(tokens) >= vocabulary:
+                raise ValueError(
+                    f"{self.source}: the prompt has the token {max(tokens)}, but {part} has word embeddings for "
+                    f"{vocabulary} tokens only; use the tokenizer and the weights of one model"
+                )
 
     def _check_length(self, config: CaptionerConfig) -> None:
         """Raise ValueError if image, prompt and the longest caption exceed the model's number of positions."""

@@ -260,3 +260,27 @@ def test_a_model_without_a_usable_end_token_is_refused(random_llava, tmp_path):
         (model / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="names no end token"):
         Preprocessor(Llava(), captioner)
+
+
+def test_a_prompt_with_a_token_that_has_no_word_embedding_is_refused(random_llava, tmp_path):
+    from transformers import AutoTokenizer
+
+    model = tmp_path / "model"
+    shutil.copytree(random_llava, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(model)
+    captioner = CaptionerConfig(name="x", kind="llava", model=str(model), max_new_tokens=LENGTH)
+    Preprocessor(Llava(), captioner)  # only tokens that occur need an embedding
+    with pytest.raises(ValueError, match=r"the prompt has the token \d+, but text_config has word embeddings for"):
+        Preprocessor(Llava(), captioner.replace(prompt="Describe the zebra ."))
+
+
+def test_a_processor_without_the_patch_size_is_refused_with_the_value_to_set(random_llava, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(random_llava, model)
+    file = model / "processor_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "patch_size"}))
+    config = CaptionerConfig(name="x", kind="llava", model=str(model), max_new_tokens=LENGTH)
+    with pytest.raises(ValueError, match=f"{model}: processor_config.json lacks patch_size; set it to 8, as in"):
+        Preprocessor(Llava(), config)
