@@ -32,7 +32,7 @@ from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 from lotlip_data.pipeline.recaptioning.caption_table import CaptionImportError, CaptionTable, order_of
-from lotlip_data.pipeline.recaptioning.claims import check_settings
+from lotlip_data.pipeline.recaptioning.claims import check_claims
 from lotlip_data.pipeline.recaptioning.import_claims import check_claim, claim
 from lotlip_data.pipeline.recaptioning.results import (
     Row,
@@ -324,7 +324,7 @@ def _commit(run: Run, configs: Sequence[CaptionerConfig], shard: int, texts: pa.
             _caption_row(config, image, (text_of_uid[image["uid"]] or "") if image["uid"] in text_of_uid else None)
             for image in images
         ]
-        check_settings(run, config)
+        check_claims(run, config, "")
         storage.create(run.caption_shard(config.name, shard), encode_rows(rows, captioner=config.id))
         finish_commit(run, config.name, shard)
         captioned = sum(row["text"] is not None for row in rows)

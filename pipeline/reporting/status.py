@@ -210,11 +210,11 @@ def rates(records: Iterable[WorkRecord], now: float, window: float = WINDOW_SECO
     last = max((end for _, end in spans), default=now)
     if now - last <= longest:
         spans.append((last, now))
-    seconds = max(1.0, _covered(spans))
+    seconds = max(1.0, covered(spans))
     return images / seconds, tokens / seconds
 
 
-def _covered(spans: Iterable[tuple[float, float]]) -> float:
+def covered(spans: Iterable[tuple[float, float]]) -> float:
     """The time that lies in at least one of the spans."""
     covered, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
