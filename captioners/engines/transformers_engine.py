@@ -109,7 +109,7 @@ def load_model(model_class: str, preprocessor: Preprocessor, config: CaptionerCo
     if mismatched := sorted(loading_info["mismatched_keys"]):
         name, stored, expected = mismatched[0]
         raise ValueError(
-            f"{preprocessor.source}: {len(mismatched)} weights have other shapes than config.json says, such as {name}: "
+            f"{preprocessor.source}: {len(mismatched)} weights do not have the shapes of config.json, such as {name}: "
             f"{tuple(stored)} instead of {tuple(expected)}; use config.json and weights of one model"
         )
     return model.eval().to("cuda" if has_gpu else "cpu")
