@@ -8,15 +8,17 @@ The layout serves only to save memory: `read_dataset_summary` and `iter_entries`
 """
 
 import dataclasses
-import io
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lotlip_data.manifests import artifacts, schema, storage
+from lotlip_data.manifests import artifacts, digests, schema, storage
+from lotlip_data.manifests.dataset_schema import DatasetIndex, Marker, SamplesIndex
+from lotlip_data.manifests.digests import Digest, DigestMismatch
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import DATASET_JSON as DATASET_JSON
 from lotlip_data.manifests.run_layout import MARKERS as MARKERS
@@ -31,15 +33,10 @@ SHARD_LISTS = (INPUTS, *SPLITS.values())
 LIST_END = " ]"
 """The line after the last entry of a list."""
 
-_LIST_STARTS = {f' "{name}": [\n' for name in (*SHARD_LISTS, REPLACED)}
-INDEX_FIELDS: dict[str, type] = {
-    **dict.fromkeys(("captioners", "rules", "splits", "long_texts", "dropped", "dropped_texts", "manifest"), dict),
-    **dict.fromkeys(("columns", "shards", "inputs"), list),
-    **dict.fromkeys(("fetched", "samples", "bytes"), int),
-}
-"""The fields of dataset.json that are checked when it is read, with their types."""
-SAMPLE_FIELDS: dict[str, type] = {"captioners": dict, "sub_captions": str, SPLITS["train"]: list}
-"""The fields that a reader of the samples alone needs."""
+Index = TypeVar("Index", DatasetIndex, SamplesIndex)
+
+_LIST_STARTS = {f' "{name}": [\n'.encode() for name in (*SHARD_LISTS, REPLACED)}
+_SHA256_LINE = re.compile(rb' "' + digests.JSON_KEY.encode() + rb'": "([0-9a-f]{64})"\n')
 _MARKER = re.compile(r"(\d{5,})-([0-9a-f]{12})\.json")
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -57,6 +54,10 @@ class FileRecord:
     bytes: int
     """Its size."""
     sha256: str
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(self.bytes, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -165,21 +166,26 @@ def done_shards(run: Run) -> list[tuple[int, str]]:
 
 def read_record(run: Run, shard: int, fingerprint: str) -> ShardRecord:
     """The content of a committed marker. Raises DatasetError if it is damaged."""
-    url, remedy = marker(run, shard, fingerprint), _rebuild_remedy(run)
-    content = artifacts.parse_json(storage.read_bytes(url), url, remedy, error_type=DatasetError)
-    try:
-        return ShardRecord.from_dict(content, run.shards)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{url}: a field is missing or has the wrong type ({error}). {remedy}") from None
+    url = marker(run, shard, fingerprint)
+    content = artifacts.read_json(url, _rebuild_remedy(run), Marker, DatasetError)
+    return ShardRecord.from_dict(content, run.shards)
 
 
-def read_index(run: Run, fields: Mapping[str, type] = INDEX_FIELDS) -> dict[str, Any]:
-    """The content of dataset.json. Raises DatasetError if it is missing or damaged, or lacks one of the `fields`."""
+def read_index(run: Run) -> dict[str, Any]:
+    """The content of dataset.json. Raises DatasetError if it is missing or damaged."""
+    return dict(_parse_index(run, _read(run), DatasetIndex))
+
+
+def read_samples_index(run: Run) -> dict[str, Any]:
+    """As `read_index`, for a dataset.json that need not have more than the captioners and the shards."""
+    return dict(_parse_index(run, _read(run), SamplesIndex))
+
+
+def _read(run: Run) -> bytes:
     try:
-        text = storage.read_bytes(run.dataset)
+        return storage.read_bytes(run.dataset)
     except FileNotFoundError:
         raise _missing(run) from None
-    return _parse_index(run, text, fields)
 
 
 def shard_files(run: Run, content: Mapping[str, Any]) -> list[ShardFile]:
@@ -187,22 +193,17 @@ def shard_files(run: Run, content: Mapping[str, Any]) -> list[ShardFile]:
 
     Raises DatasetError if an entry is damaged or names a file outside the folder of the dataset.
     """
-    try:
-        entries = [(split, entry) for split, name in SPLITS.items() for entry in content.get(name, ())]
-        files = [
-            ShardFile.from_dict({"split": split, "long_texts": {}} | entry, run.shards)
-            for split, entry in entries
-            if entry["samples"]
-        ]
-        for file in (file for shard_file in files for file in shard_file.files):
-            if not _FILE_NAME.fullmatch(file.name):
-                raise DatasetError(f"{run.dataset}: names a file outside its folder: {file.name!r}")
-            if not _SHA256.fullmatch(file.sha256):
-                raise DatasetError(f"{run.dataset}: has no sha256 of {file.name}. {_rebuild_remedy(run)}")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(
-            f"{run.dataset}: a field is missing or has the wrong type ({error!r}). {_rebuild_remedy(run)}"
-        ) from error
+    files = [
+        ShardFile.from_dict({"split": split, "long_texts": {}} | entry, run.shards)
+        for split, name in SPLITS.items()
+        for entry in content.get(name, ())
+        if entry["samples"]
+    ]
+    for file in (file for shard_file in files for file in shard_file.files):
+        if not _FILE_NAME.fullmatch(file.name):
+            raise DatasetError(f"{run.dataset}: names a file outside its folder: {file.name!r}")
+        if not _SHA256.fullmatch(file.sha256):
+            raise DatasetError(f"{run.dataset}: has no sha256 of {file.name}. {_rebuild_remedy(run)}")
     return files
 
 
@@ -213,49 +214,75 @@ def read_dataset_summary(run: Run) -> dict[str, Any]:
     except FileNotFoundError:
         raise _missing(run) from None
     with stream:
-        lines = _lines(io.TextIOWrapper(stream, "utf-8", errors="surrogateescape"))
-        text = "".join(line for is_entry, line in lines if not is_entry)
-    return _parse_index(run, text, INDEX_FIELDS)
+        try:
+            text = _without_entries(stream)
+        except DigestMismatch as error:
+            raise DatasetError(f"{run.dataset}: {error}. {_rebuild_remedy(run)}") from None
+    return dict(_parse_index(run, text, DatasetIndex))
+
+
+def _without_entries(stream: Iterable[bytes]) -> bytes:
+    """dataset.json without the entries of its lists, and without its sha256, with which it is compared."""
+    sha256, kept = hashlib.sha256(), list[bytes]()
+    line = b""
+    for is_entry, next_line in _lines(stream):
+        if match := _SHA256_LINE.fullmatch(next_line):
+            kept[-1] = line = line.rstrip().removesuffix(b",")
+            sha256.update(line)
+            if sha256.hexdigest().encode() != match[1]:
+                raise DigestMismatch(digests.MISMATCH)
+            line = b""
+            continue
+        sha256.update(line)
+        line = next_line
+        if not is_entry:
+            kept.append(line)
+    return b"".join(kept)
 
 
 def read_records(run: Run, content: Mapping[str, Any]) -> list[ShardRecord]:
-    """The input shards with their files, from the content of dataset.json."""
-    outputs: dict[int, list[dict[str, Any]]] = {entry["shard"]: [] for entry in content[INPUTS]}
-    for name in SPLITS.values():
-        for output in content[name]:
-            outputs[output["input"]].append(output)
-    return [
-        ShardRecord.from_dict(entry | {"outputs": outputs[entry["shard"]]}, run.shards) for entry in content[INPUTS]
-    ]
+    """The input shards with their files, from the content of dataset.json. Raises DatasetError if they do not fit."""
+    outputs: dict[int, list[Any]] = {entry["shard"]: [] for entry in content[INPUTS]}
+    try:
+        for name in SPLITS.values():
+            for output in content[name]:
+                outputs[output["input"]].append(output)
+        return [
+            ShardRecord.from_dict(entry | {"outputs": outputs[entry["shard"]]}, run.shards) for entry in content[INPUTS]
+        ]
+    except KeyError as error:
+        raise DatasetError(
+            f"{run.dataset}: an entry of its files has no {error}, or one that is none of `{INPUTS}`. "
+            f"{_rebuild_remedy(run)}"
+        ) from None
 
 
 def iter_entries(index: Path) -> Iterator[Any]:
     """The entries of all lists of a local dataset.json with one entry per line, one list after the other."""
-    with open(index, encoding="utf-8") as file:
+    with open(index, "rb") as file:
         for is_entry, line in _lines(file):
             if is_entry:
-                yield json.loads(line.rstrip(",\n"))
+                yield json.loads(line.rstrip(b",\n"))
 
 
-def _lines(file: Iterable[str]) -> Iterator[tuple[bool, str]]:
+def _lines(file: Iterable[bytes]) -> Iterator[tuple[bool, bytes]]:
     """Each line, and whether it is an entry of a list."""
     in_list = False
     for line in file:
-        in_list = in_list and not line.startswith(LIST_END)
+        in_list = in_list and not line.startswith(LIST_END.encode())
         yield in_list, line
         in_list = in_list or line in _LIST_STARTS
 
 
-def _parse_index(run: Run, text: str | bytes, fields: Mapping[str, type]) -> dict[str, Any]:
+def _parse_index(run: Run, text: bytes, fields: type[Index]) -> Index:
     remedy = _rebuild_remedy(run)
-    content = artifacts.parse_json(text, run.dataset, remedy, error_type=DatasetError)
+    content = artifacts.parse_json(text, run.dataset, remedy, artifacts.JsonObject, DatasetError)
     if (version := content.get("schema_version")) != schema.SCHEMA_VERSION:
         raise DatasetError(
             f"{run.dataset}: has schema version {version}, but this release reads version {schema.SCHEMA_VERSION}. "
             f"Remove {run.shards} and run `lotlip-data shard {run.url}`."
         )
-    artifacts.check_fields(content, run.dataset, remedy, fields, DatasetError)
-    return content
+    return artifacts.validate(content, run.dataset, remedy, fields, DatasetError)
 
 
 def _missing(run: Run) -> DatasetError:

@@ -340,7 +340,7 @@ def _check_partitioned(manifest: Manifest, run: Run, where: str) -> None:
     """Raise ManifestError if the run's lists were cut with other settings than those of the manifest, `where`."""
     remedy = f"Remove it; `lotlip-data download MANIFEST {run.url}` rebuilds it from the same lists."
     try:
-        recorded = artifacts.read_json(run.plan, remedy).get("settings")
+        recorded = artifacts.read_json(run.plan, remedy, artifacts.JsonObject).get("settings")
     except FileNotFoundError:
         return
     if not recorded:  # of an earlier release
@@ -365,9 +365,13 @@ _SHOWN_CHANGES = 10
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested settings, each with its name, such as `train.0.lr`."""
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    if not children or not value:
+    """Nested settings by name, such as `train.0.lr`. A list of plain values counts as one value."""
+    if isinstance(value, dict):
+        children = list(value.items())
+    else:
+        is_plain = not isinstance(value, list) or not any(isinstance(entry, dict) for entry in value)
+        children = [] if is_plain else list(enumerate(value))
+    if not children:
         yield name, value
     for key, child in children:
         yield from _flatten(child, f"{name}.{key}" if name else str(key))

@@ -35,11 +35,11 @@ class DiskError(OSError):
 _REFUSALS = {
     errno.ENOSPC: "the disk is full. Free space on it",
     errno.EDQUOT: "the quota of the disk is used up. Free space, or have the quota raised",
-    errno.EROFS: "the file system is read-only. Make it writable",
+    errno.EROFS: "the file system is read-only. Make it writable or use another folder",
 }
 _DENIALS = {
-    errno.EACCES: "this user may not write there. Make it writable",
-    errno.EPERM: "this user may not write there. Make it writable",
+    errno.EACCES: "this user may not write there. Make it writable or use another folder",
+    errno.EPERM: "this user may not write there. Make it writable or use another folder",
 }
 
 

@@ -12,23 +12,27 @@ Only plain files are members. Links, devices, folders and sparse files are skipp
 outside itself nor claim content that it does not hold.
 
 If a tar is damaged or missing, the error is of the caller's `error_type`, names the tar and ends with the caller's
-`remedy`. Other errors of the storage, such as a lost connection, are raised as OSError.
+`remedy`. A damaged header is damage, not the end of the tar. If the caller has the tar's digest, every bit is compared
+with it: by a stream at its end, by `open_seekable` before it returns. Other errors of the storage, such as a lost
+connection, are raised as OSError.
 """
 
 import array
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Self
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.digests import Digest, HashingReader
 from lotlip_data.manifests.errors import UserError
 
 _COPY_BYTES = 1 << 22
+_STREAM_BYTES = 1 << 18
+"""Bytes that a stream reads at a time."""
 
 
 class TarMember(NamedTuple):
@@ -55,7 +59,11 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def iter_members(
-    url: str, remedy: str, suffixes: str | tuple[str, ...] = "", error_type: type[UserError] = UserError
+    url: str,
+    remedy: str,
+    suffixes: str | tuple[str, ...] = "",
+    error_type: type[UserError] = UserError,
+    recorded: Digest | None = None,
 ) -> Iterator[tuple[str, bytes]]:
     """Stream the members of a tar, which may be compressed.
 
@@ -64,27 +72,31 @@ def iter_members(
         remedy: What to do if the tar is damaged or missing; the end of the error message.
         suffixes: Only members whose name, in lower case, ends with one of them.
         error_type: The type of the error for a damaged or missing tar.
+        recorded: The digest of the tar in the marker that names it. It is compared after the last member, so the caller
+            must not commit what it makes of the members before the iterator has ended.
 
     Yields:
         Name and content of each member, in the order of the tar.
     """
-    with (
-        _damage_explained(url, remedy, error_type),
-        storage.open_read(url) as stream,
-        tarfile.open(fileobj=stream, mode="r|*") as tar,
-    ):
-        for member in _plain_files(tar):
-            if member.name.lower().endswith(suffixes) and (content := tar.extractfile(member)) is not None:
-                yield member.name, content.read()
+    with _damage_explained(url, remedy, error_type), storage.open_read(url) as stream:
+        reader = stream if recorded is None else HashingReader(stream)
+        with tarfile.open(fileobj=reader, mode="r|*", bufsize=_STREAM_BYTES, tarinfo=_TarHeader) as tar:  # type: ignore[call-overload]
+            for member in _plain_files(tar):
+                if member.name.lower().endswith(suffixes) and (content := tar.extractfile(member)) is not None:
+                    yield member.name, content.read()
+        if recorded is not None and isinstance(reader, HashingReader):
+            recorded.check(reader.read_to_end())
 
 
-def iter_samples(url: str, remedy: str, error_type: type[UserError] = UserError) -> Iterator[TarSample]:
+def iter_samples(
+    url: str, remedy: str, error_type: type[UserError] = UserError, recorded: Digest | None = None
+) -> Iterator[TarSample]:
     """Stream the samples of a tar: neighboring members of the same key, in any order. The arguments of `iter_members`.
 
     A key whose members are not neighbors gives several samples. Raises `error_type` if a sample has a member twice.
     """
     sample = None
-    for name, content in iter_members(url, remedy, error_type=error_type):
+    for name, content in iter_members(url, remedy, error_type=error_type, recorded=recorded):
         key, extension = split_name(name)
         if sample is None or key != sample.key:
             if sample is not None:
@@ -108,7 +120,10 @@ def scan_members(
         remedy: What to do if the tar is damaged; the end of the error message.
         error_type: The type of the error for a damaged tar.
     """
-    with _damage_explained(url, remedy, error_type), tarfile.open(fileobj=stream, mode="r:") as tar:
+    with (
+        _damage_explained(url, remedy, error_type),
+        tarfile.open(fileobj=stream, mode="r:", tarinfo=_TarHeader) as tar,
+    ):
         for member in _plain_files(tar):
             yield TarMember(member.name, member.offset_data, member.size)
 
@@ -178,24 +193,55 @@ class TarIndex:
 
 
 @contextmanager
-def open_seekable(url: str, folder: Path | None = None) -> Iterator[IO[bytes]]:
+def open_seekable(
+    url: str,
+    folder: Path | None = None,
+    *,
+    remedy: str = "",
+    error_type: type[UserError] = UserError,
+    recorded: Digest | None = None,
+) -> Iterator[IO[bytes]]:
     """A stream over an object in which seeking is cheap: the local file, or an unnamed copy of a remote object.
 
     Args:
         url: The object, as a path or URL.
         folder: Where the copy is made. Default: the system's temporary folder.
+        remedy: What to do if the object is damaged; the end of the error message.
+        error_type: The type of the error for a damaged object.
+        recorded: The digest of the object in the marker that names it; None compares nothing.
 
     Raises:
         FileNotFoundError: There is no such object.
+        UserError: `error_type`, if the object does not match its digest.
     """
     if storage.is_local(url):
         with Path(storage.normalise(url)).open("rb") as file:
+            if recorded is not None:
+                with _damage_explained(url, remedy, error_type):
+                    recorded.check(HashingReader(file).read_to_end())
+                file.seek(0)
             yield file
         return
     with storage.open_read(url) as source, tempfile.TemporaryFile(dir=folder) as copy:
-        shutil.copyfileobj(source, copy, _COPY_BYTES)
+        reader = HashingReader(source)
+        while chunk := reader.read(_COPY_BYTES):
+            copy.write(chunk)
+        if recorded is not None:
+            with _damage_explained(url, remedy, error_type):
+                recorded.check(reader.read_to_end())
         copy.seek(0)
         yield copy
+
+
+class _TarHeader(tarfile.TarInfo):
+    """A header that raises ReadError if it is damaged or cut off, where tarfile takes it for the end of the tar."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"{error} at byte {tar.offset:,}") from None
 
 
 def _plain_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -4,7 +4,6 @@ Only the scenes and the size of the models differ from a real run. No stage know
 `summary_lines` makes a table of what the stages committed.
 """
 
-import json
 import logging
 import socket
 import time
@@ -12,6 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
@@ -22,6 +24,14 @@ from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.pipeline.stages import run_pipeline
 
 logger = logging.getLogger(__name__)
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Scores(TypedDict):
+    """The results on synthetic scenes, as far as the demo needs them."""
+
+    retrieval: dict[str, dict[str, Any]]
+
 
 _AGAIN = "Remove it and run `lotlip-data demo` again."
 
@@ -68,8 +78,8 @@ def demo(run: Run, images: int) -> Outcome:
         return outcome
     if outcome.did_something or not storage.exists(result):
         figures = {**_figures(run), "seconds": round(time.monotonic() - began, 1)}
-        storage.replace(result, json.dumps(figures, indent=1).encode())
-    outcome.figures = artifacts.read_json(result, _AGAIN)
+        storage.replace(result, artifacts.encode_json(figures, indent=1))
+    outcome.figures = artifacts.read_json(result, _AGAIN, artifacts.JsonObject)
     outcome.lines = summary_lines(outcome.figures, run)
     return outcome
 
@@ -146,7 +156,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 def _recall(run: Run, method: str) -> dict[str, dict[str, float]]:
     """R@1 in % on long and short texts, in both directions."""
-    scores = artifacts.read_json(run.evaluation(method), _AGAIN, {"retrieval": dict})["retrieval"]
+    scores = artifacts.read_json(run.evaluation(method), _AGAIN, _Scores)["retrieval"]
     return {name: {way: 100 * scores[name][way]["R@1"] for way in ("t2i", "i2t")} for name in ("long", "short")}
 
 

@@ -35,6 +35,7 @@ def plan(
     hardware: "Hardware | Mapping[str, Any] | None" = None,
     speeds: Mapping[str, float] | None = None,
     measure: int = 0,
+    assumptions: bool = False,
 ) -> Inspection:
     """What a manifest would download, caption, store and cost, from a sample of each of its lists. Writes nothing.
 
@@ -45,10 +46,12 @@ def plan(
         hardware: The cluster, as `Hardware` or a mapping of its fields, such as {"gpus": 32, "price": 2.5}.
         speeds: Images per second of one actor, by captioner.
         measure: Caption this many images here with each captioner without a given speed, to measure it. 0: do not.
+        assumptions: Print every assumption too. `figures` has them in each case.
     """
     from lotlip_data.pipeline.planning import cost as plan_cost
-    from lotlip_data.pipeline.planning import lists as plan_lists
+    from lotlip_data.pipeline.planning import lists_text
     from lotlip_data.pipeline.planning.hardware import Hardware
+    from lotlip_data.pipeline.planning.lists import plan_lists
     from lotlip_data.pipeline.planning.storage import measure_storage
     from lotlip_data.pipeline.planning.throughput import Speed, measure_speed
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
@@ -60,8 +63,9 @@ def plan(
         held_for(manifest, existing)
     jobs = resolve_captioners(manifest.captioners)
     _check_speeds(speeds or {}, [job.config.name for job in jobs])
-    lists = plan_lists.plan_lists(manifest, rows, measure_storage(existing) if existing else None)
-    lines = plan_lists.format_text(lists)
+    measured = measure_storage(existing) if existing else None
+    lists = plan_lists(manifest, rows, measured, hardware, existing)
+    lines, details = lists_text.format_text(lists), lists_text.format_assumptions(lists)
     known = {name: Speed(value, "as given") for name, value in (speeds or {}).items()}
     for job in jobs if measure else []:
         if job.config.name not in known:
@@ -70,6 +74,9 @@ def plan(
     if lists.images or existing:
         cost = plan_cost.plan_cost(lists.images or 0, jobs, hardware, known, existing, lists.shards)
         lines += plan_cost.format_text(cost)
+        details += plan_cost.format_assumptions(cost)
+    if details:
+        lines += details if assumptions else [f"assumptions  {len(details)}, shown with --assumptions"]
     figures = lists.to_dict() | {"captioning": cost.to_dict() if cost else None}
     return Inspection(figures, lines, lists.problems)
 

@@ -176,8 +176,8 @@ def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
 
     Args:
         run: The run's folder.
-        captioners: Captioners whose texts the dataset has, in the order of its columns. Default: all that the run has
-            captions by, and those of its manifest that have started.
+        captioners: Captioners whose texts the dataset has, in the order of its columns. Default: `shard.captioners` of
+            the run's manifest, otherwise all that the run has captions by and those of the manifest that have started.
     """
     from lotlip_data.pipeline.dataset.stage import shard as build_dataset
 

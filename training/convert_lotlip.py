@@ -18,7 +18,6 @@ Names of the tensors:
     text.transformer.embeddings.position_ids    dropped: 0, 1, 2, …, which old versions of transformers save
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -29,15 +28,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lotlip_data.manifests.checkpoints import conversion
+from lotlip_data.manifests import artifacts
+from lotlip_data.manifests.checkpoints import conversion, model_folder
 from lotlip_data.manifests.checkpoints import weights as checkpoint_files
 from lotlip_data.manifests.checkpoints.conversion import MARK, RECORD
+from lotlip_data.manifests.checkpoints.model_folder import WEIGHTS, ModelConfig, Towers
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.data.image_transforms import ImageTransform, load_transform
 from lotlip_data.training.data.tokenizer import TextTokenizer, load_tokenizer
 from lotlip_data.training.models import timm_vit, towers
-from lotlip_data.training.models.lotlip import FORMAT, POOLED_FORMAT, WEIGHTS, LoTLIP
+from lotlip_data.training.models.lotlip import LoTLIP
 from lotlip_data.training.models.pretrained import image_config, text_config
 from lotlip_data.training.models.towers import TextSettings
 
@@ -155,18 +156,19 @@ def _import_checkpoint(file: Path, out: Path, image_tower: str | None, text_towe
         "text_tower": text_tower,
         "position_ids": positions,
     }
-    if (out / RECORD).exists() and json.loads((out / RECORD).read_text()) != record:
+    if (out / RECORD).exists() and _read_record(out) != record:
         raise UserError(f"{out}: has a conversion of other or changed files; delete it, or choose another folder")
     if (out / MARK).exists():
         logger.info(f"{out}: already converted; nothing to do")
         return False
-    conversion.write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
+    conversion.write_text(out / RECORD, artifacts.encode_json(record, indent=2).decode())
     checkpoint_files.write_weights(out / WEIGHTS, to_ours(weights, str(file)))
     written = checkpoint_files.read_weights(out / WEIGHTS)
     if not equal_bits(to_authors(written, str(out), positions), weights):
         raise UserError(f"{out / WEIGHTS}: differs from {file}; delete it and run the command again")
-    model.tokenizer.tokenizer.save_pretrained(out)
-    conversion.write_text(out / MARK, json.dumps(model.config(), indent=1))
+    names = {WEIGHTS, *(Path(file).name for file in model.tokenizer.tokenizer.save_pretrained(out))}
+    names = {name for name in names if (out / name).is_file()}
+    conversion.write_text(out / MARK, model_folder.encode_config(model.config(), out, names).decode())
     logger.info(
         f"{out}: done, {len(weights)} tensors, each compared with its source; "
         f"{model.towers.text.settings.corner_tokens} corner tokens, images of {model.transform.size} pixels"
@@ -174,18 +176,26 @@ def _import_checkpoint(file: Path, out: Path, image_tower: str | None, text_towe
     return True
 
 
-def _export_model(source: Path, config: dict[str, Any], target: Path) -> bool:
+def _read_record(folder: Path) -> dict[str, Any]:
+    """The content of conversion.json; empty if there is none."""
+    file = folder / RECORD
+    remedy = "Remove the folder and convert again."
+    return artifacts.read_json(str(file), remedy, artifacts.JsonObject) if file.exists() else {}
+
+
+def _export_model(source: Path, config: ModelConfig, target: Path) -> bool:
     """Convert the model folder `source` into a file of the authors' layout."""
     if target.suffix not in (".pt", ".safetensors"):
         raise UserError(f"{target}: the file of an authors' checkpoint ends in .pt or .safetensors; rename the target")
     if target.exists():
         raise UserError(f"{target}: exists already; choose another file or remove it")
+    model_folder.check_files(str(source), config, str(source))
     _require_exportable(source, config["towers"])
     if config["text_form"] != "authors":
         logger.warning(
             f"{source}: its texts are split by {config['text_form']}, but the authors' code splits them at '. '"
         )
-    record = json.loads((source / RECORD).read_text()) if (source / RECORD).exists() else {}
+    record = _read_record(source)
     weights = checkpoint_files.read_weights(source / WEIGHTS)
     renamed = to_authors(weights, str(source), record.get("position_ids", 0))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +210,7 @@ def _export_model(source: Path, config: dict[str, Any], target: Path) -> bool:
     return True
 
 
-def _require_exportable(source: Path, description: dict[str, Any]) -> None:
+def _require_exportable(source: Path, description: Towers) -> None:
     """Raise UserError for a model that the authors' code would compute differently: their layout has no settings."""
     image = description["image"]
     required = {"model_type": "vit", "layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": True}
@@ -221,17 +231,12 @@ def _require_exportable(source: Path, description: dict[str, Any]) -> None:
         raise UserError(f"{source}: its corner tokens have no attention mask, but the authors' layout always has it")
 
 
-def _read_our_config(source: str) -> dict[str, Any] | None:
+def _read_our_config(source: str) -> ModelConfig | None:
     """The config.json of a model folder of this project, or None for any other source."""
     file = Path(source).expanduser() / MARK
     if not file.is_file():
         return None
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: is not JSON ({error}); download it again") from error
-    is_ours = isinstance(config, dict) and config.get("format") in (FORMAT, POOLED_FORMAT) and "towers" in config
-    return config if is_ours else None
+    return model_folder.parse_config(file.read_bytes(), str(file))
 
 
 def _find_checkpoint(source: str, revision: str | None) -> Path:

@@ -8,14 +8,17 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ConfigDict, with_config
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import TRAINING_METRICS
 
@@ -27,6 +30,20 @@ class TrainingDiverged(UserError):
 def metrics_url(folder: str) -> str:
     """The metrics.jsonl of the training in `folder`."""
     return storage.join(folder, TRAINING_METRICS)
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Line(TypedDict):
+    """The values of a step."""
+
+    step: int
+
+
+def _read_lines(url: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl. Raises UserError if one is damaged."""
+    lines = enumerate(storage.read_bytes(url).splitlines(), 1)
+    remedy = "Correct or remove this line."
+    return [dict(artifacts.parse_json(line, f"{url}, line {number}", remedy, _Line)) for number, line in lines]
 
 
 class Metrics:
@@ -51,10 +68,9 @@ class Metrics:
             start = SessionLog(status=SessionLog.START)  # TensorBoard drops earlier values of these steps
             self._events.write_event(Event(wall_time=time.time(), step=steps_done + 1, session_log=start))
         self._next_flush = time.monotonic() + self.FLUSH_SECONDS
-        self._lines: list[dict[str, float]] = []
+        self._lines: list[dict[str, Any]] = []
         if steps_done and storage.exists(self._url):
-            lines = map(json.loads, storage.read_bytes(self._url).decode().splitlines())
-            self._lines = [line for line in lines if line["step"] <= steps_done]
+            self._lines = [line for line in _read_lines(self._url) if line["step"] <= steps_done]
 
     def add(self, step: int, **values: float) -> None:
         """Record the values of a step. They are written at the next `flush`."""

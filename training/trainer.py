@@ -7,7 +7,6 @@ then model/ and done.json.
 """
 
 import contextlib
-import json
 import logging
 import math
 import time
@@ -396,7 +395,7 @@ def require_new(out: str) -> None:
 
 def read_result(out: str) -> TrainResult:
     """The result of the finished training in `out`."""
-    return TrainResult(**artifacts.read_json(_done_url(out), f"Remove {out} and train again."))
+    return artifacts.read_json(_done_url(out), f"Remove {out} and train again.", TrainResult)
 
 
 def _open(config: TrainConfig, run: str, out: str, resume: bool) -> tuple[data.Dataset, TrainResult | None]:
@@ -428,9 +427,9 @@ def _claim_folder(out: str, config: TrainConfig, dataset: data.Dataset) -> None:
     url = _config_url(out)
     settings = {**config.to_dict(), "dataset": [shard.sha256 for shard in dataset.shards]}
     # `exists` first: a finished training can be on a disk that is read-only.
-    if not storage.exists(url) and storage.create(url, json.dumps(settings, indent=1).encode()):
+    if not storage.exists(url) and storage.create(url, artifacts.encode_json(settings, indent=1)):
         return
-    recorded = artifacts.read_json(url, f"Remove {out} and train again.")
+    recorded = artifacts.read_json(url, f"Remove {out} and train again.", artifacts.JsonObject)
     different = [
         name
         for name in {**recorded, **settings}
@@ -448,7 +447,7 @@ def _claim_folder(out: str, config: TrainConfig, dataset: data.Dataset) -> None:
 
 def _finish(config: TrainConfig, out: str, result: TrainResult) -> None:
     content = {name: value for name, value in asdict(result).items() if name != "did_something"}
-    storage.create(_done_url(out), json.dumps(content, indent=1).encode())
+    storage.create(_done_url(out), artifacts.encode_json(content, indent=1))
     CheckpointManager(out, config.keep_checkpoints).remove_all()
 
 

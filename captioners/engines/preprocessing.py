@@ -48,12 +48,19 @@ class Preprocessor:
         # The PIL backend: torchvision need not be installed, and captions do not depend on whether it is.
         processor_class = getattr(transformers, captioner.processor_class)
         self._processor: Any = processor_class.from_pretrained(self.source, backend="pil", **self.load_options)
+        for part in ("tokenizer", "image_processor"):
+            if not hasattr(self._processor, part):
+                raise ValueError(
+                    f"{self.source}: has no processor with a {part} but a {type(self._processor).__name__}; check its "
+                    "processor_config.json, such as processor_class, and preprocessor_config.json"
+                )
         self.tokenizer = self._processor.tokenizer
         self._check_patch_size()
         self._fit = config.image_fit
         self.text = prompt_text(captioner, config, self._processor, self.source)
         self.blank = Image.new("RGB", BLANK_SIZES[0])
         self.prompt = self._render_prompt(config)
+        self._check_vocabulary()
         self.stop_ids = self._read_stop_ids()
         self._check_length(config)
 
@@ -124,6 +131,18 @@ class Preprocessor:
             value = f"{patch_size}, as in config.json's vision_config" if patch_size else "the vision tower's"
             raise ValueError(f"{self.source}: processor_config.json lacks patch_size; set it to {value}")
 
+    def _check_vocabulary(self) -> None:
+        """Raise ValueError if a token of the prompt has no word embedding. The image's placeholder needs none."""
+        placeholder = getattr(self._config, "image_token_id", None)
+        for name, part in (("input_ids", "text_config"), ("qformer_input_ids", "qformer_config")):
+            vocabulary = getattr(getattr(self._config, part, None), "vocab_size", None)
+            tokens = set(self.prompt[name].flatten().tolist()) - {placeholder} if name in self.prompt else set()
+            if vocabulary and tokens and max(tokens) >= vocabulary:
+                raise ValueError(
+                    f"{self.source}: the prompt has the token {max(tokens)}, but {part} has word embeddings for "
+                    f"{vocabulary} tokens only; use the tokenizer and the weights of one model"
+                )
+
     def _check_length(self, config: CaptionerConfig) -> None:
         """Raise ValueError if image, prompt and the longest caption exceed the model's number of positions."""
         positions = getattr(self._config.get_text_config(), "max_position_embeddings", None)
@@ -144,10 +163,12 @@ class Preprocessor:
             ValueError: There is no end token, or one is not the number of a token.
         """
         from transformers import GenerationConfig
+        from transformers.utils.hub import cached_file
 
-        try:
+        name = "generation_config.json"
+        if cached_file(self.source, name, _raise_exceptions_for_missing_entries=False, **self.load_options):
             generation = GenerationConfig.from_pretrained(self.source, **self.load_options)
-        except OSError:
+        else:
             generation = GenerationConfig.from_model_config(self._config)
         configured = generation.eos_token_id
         tokens = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]

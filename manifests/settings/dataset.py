@@ -1,10 +1,11 @@
 """The manifest's `shard` and `clean` sections: the form of the dataset, and what is left out of it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from lotlip_data.manifests.settings.base import Settings
+from lotlip_data.manifests.settings.captioners import CaptionerName
 from lotlip_data.manifests.subcaptions import SplitMode
 
 MAX_DISTANCE = 8
@@ -26,6 +27,15 @@ class ShardSettings(Settings):
     """Largest number of samples per tar. A shard with more becomes several tars."""
     max_bytes: Annotated[int, Field(ge=1)] | None = None
     """Largest size of a tar in bytes. A larger sample gets a tar of its own."""
+    captioners: tuple[CaptionerName, ...] = ()
+    """Captioners whose texts the dataset has, in the order of its columns. Default: all that the run has captions by,
+    and those of the manifest that have started."""
+
+    @model_serializer(mode="wrap")
+    def _omit_default_captioners(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `captioners`, earlier releases can read the section too."""
+        settings: dict[str, Any] = serialize(self)
+        return {name: value for name, value in settings.items() if name != "captioners" or value}
 
 
 class CleanSettings(Settings):

@@ -45,7 +45,9 @@ def plan(
         ),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Approximate number of rows to read per source.")] = 20_000,
-    gpus: Annotated[int, typer.Option(help="Number of GPUs in the cluster.")] = Hardware.gpus,
+    gpus: Annotated[
+        int | None, typer.Option(help="Number of GPUs in the cluster. Default: unknown, so no estimate in days.")
+    ] = Hardware.gpus,
     gpu_gib: Annotated[float, typer.Option(help="Memory per GPU in GiB, as torch reports it.")] = Hardware.gpu_gib,
     tflops: Annotated[
         float, typer.Option(help="Peak per GPU in 16-bit TFLOP/s, for captioners of unknown speed.")
@@ -62,6 +64,13 @@ def plan(
         int,
         typer.Option(min=0, help="Number of images to caption here, to measure each captioner without --speed."),
     ] = 0,
+    download_speed: Annotated[
+        float | None,
+        typer.Option(help="URLs that the cluster downloads per second. Default: as in RUN, otherwise assumed."),
+    ] = Hardware.download_speed,
+    assumptions: Annotated[
+        bool, typer.Option("--assumptions", help="Show every assumption, the columns and the hosts too.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Estimate a manifest's images, storage, hours and cost.
@@ -77,9 +86,12 @@ def plan(
             load_validated_manifest(manifest),
             run,
             rows=rows,
-            hardware=Hardware(gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, mfu=mfu, price=price),
+            hardware=Hardware(
+                gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, mfu=mfu, price=price, download_speed=download_speed
+            ),
             speeds=_parse_speeds(speed or []),
             measure=time,
+            assumptions=assumptions,
         )
         for line in result.lines:
             console.print(line)

@@ -28,12 +28,16 @@ class Stop:
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[Stop]:
-    """Handle SIGTERM and SIGINT by a `Stop` while this is entered. Another thread than the main one has no signals."""
+    """Handle SIGTERM and SIGINT by a `Stop` while this is entered, except one that is ignored, as after `nohup`.
+
+    Another thread than the main one has no signals.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    handled = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    earlier = {number: signal.signal(number, stop) for number in handled}
     try:
         yield stop
     finally:

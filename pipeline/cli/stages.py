@@ -153,7 +153,7 @@ def shard(
             "--captioners",
             metavar="NAMES",
             help="Captioners whose texts the dataset has, such as llava,instructblip, in the order of its columns. "
-            "Default: all that the run has captions by, and those of its manifest that have started.",
+            "Default: `shard.captioners` of the run's manifest, otherwise all that the run has captions by.",
         ),
     ] = None,
     json: Json = False,

@@ -9,15 +9,49 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NotRequired
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests.digests import Digest
 from lotlip_data.manifests.run_layout import Run, shard_name
 
 _IMAGE_MARKER = re.compile(r"(\d{5,})_stats\.json")
 _CAPTION_SHARD = re.compile(r"(\d{5,})\.parquet")
-_IMAGE_STATS = {"count": int, "successes": int, "tar": str, "parquet": str, "status_dict": dict}
 _RECORD = re.compile(r"rows(\d+)-failed(\d+)-tokens(\d+)-from(\d+)-to(\d+)(?:-spent(\d+)-gpu(\d+))?")
+
+
+@with_config(ConfigDict(extra="allow"))
+class ImageMarker(TypedDict):
+    """The marker of a downloaded shard. It also has img2dataset's own statistics."""
+
+    count: int
+    """Rows of the shard."""
+    successes: int
+    """Images of the shard."""
+    tar: str
+    """The name of the tar in `images`."""
+    parquet: str
+    """The name of the Parquet file in `images`."""
+    status_dict: dict[str, int]
+    """Rows by `success` or reason of the failure."""
+    failed_hosts: NotRequired[dict[str, dict[str, int]]]
+    """Failures by host and reason."""
+    start_time: NotRequired[float]
+    """Unix time in seconds, as is `end_time`."""
+    end_time: NotRequired[float]
+    seconds: NotRequired[float]
+    digests: NotRequired[dict[Literal["tar", "parquet"], Digest]]
+    """Size and sha256 of both files. Earlier releases do not record them."""
+
+
+@with_config(ConfigDict(extra="allow"))
+class CaptionerRecord(TypedDict):
+    """The settings that made the captions in a captioner's folder, and the id that follows from them."""
+
+    id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +144,10 @@ def _images(run: Run, shard: int, records: Mapping[int, WorkRecord]) -> int:
     return images
 
 
-def read_image_stats(run: Run, shard: int) -> dict[str, Any]:
+def read_image_stats(run: Run, shard: int) -> ImageMarker:
     """The marker of a downloaded shard. Raises FileNotFoundError if it is missing, and UserError if it is damaged."""
     remedy = "Remove it; `lotlip-data download` then downloads the shard again."
-    return artifacts.read_json(run.image_stats(shard), remedy, _IMAGE_STATS)
+    return artifacts.read_json(run.image_stats(shard), remedy, ImageMarker)
 
 
 def image_stamps(run: Run) -> dict[int, str]:
@@ -129,7 +163,7 @@ def captioner_settings(run: Run, name: str) -> dict[str, Any]:
     Raises FileNotFoundError if the captioner has no folder, and UserError if the settings file is damaged.
     """
     remedy = f"Remove it, and recaption as {name!r} with the settings of the captions beside it."
-    return artifacts.read_json(run.captioner_settings(name), remedy, {"id": str})
+    return dict(artifacts.read_json(run.captioner_settings(name), remedy, CaptionerRecord))
 
 
 def captioned_shards(run: Run, captioner: str) -> list[int]:

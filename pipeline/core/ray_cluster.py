@@ -1,5 +1,6 @@
 """The Ray cluster that a stage runs on: the one that RAY_ADDRESS names, or one that is started on this machine."""
 
+import atexit
 import logging
 import os
 import signal
@@ -16,13 +17,13 @@ from urllib.parse import urlsplit
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import waiting_for
 from lotlip_data.pipeline.core.outcome import one_line
-from lotlip_data.pipeline.core.ray_watch import ClusterLost, ClusterWatch, HeadProbe, end_local_processes, local_loss
+from lotlip_data.pipeline.core.ray_watch import ClusterLost, ClusterProbe, ClusterWatch, end_local_processes, local_loss
 
 LOCAL_OBJECT_STORE_BYTES = 256 << 20  # only small results pass through it, never an image
 
 CONNECT_SECONDS = 10.0
 """Time to reach the head node of a cluster."""
-PROBE_SECONDS = 30.0
+PROBE_SECONDS = 45.0
 """Time for the control service of a cluster to answer."""
 SHUTDOWN_SECONDS = 5.0
 """Time for Ray to let go of a cluster that has died."""
@@ -137,7 +138,7 @@ def _connection() -> Iterator[ClusterWatch]:
         else:
             with waiting_for("starting Ray on this machine"):
                 start_local(object_store_memory=LOCAL_OBJECT_STORE_BYTES)
-    watch = ClusterWatch(_head_probe(address) if address else local_loss)
+    watch = ClusterWatch(_cluster_probe(address) if address else local_loss)
     _watches.append(watch)
     try:
         with watch:
@@ -201,19 +202,44 @@ def split_address(address: str) -> tuple[str, int] | None:
     return host, port
 
 
+_PROBE = """
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import RpcError
+try:
+    GcsClient(address=sys.argv[1])
+except Exception as error:
+    sys.exit(type(error) is RpcError)
+"""
+"""Ends with 1 if nobody answers as Ray's control service does. Any other error, such as a missing token, is an answer,
+which `ray.init` explains."""
+
+
 def _is_control_service(address: str) -> bool:
     """Whether Ray's control service answers at HOST:PORT. Another process asks: Ray's own calls have no limit."""
-    code = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
-    command = [sys.executable, "-c", code, address]
+    command = [sys.executable, "-c", _PROBE, address]
     try:
         return subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, check=False).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 
 
-def _head_probe(address: str) -> Callable[[], str]:
-    host_and_port = split_address(address)
-    return HeadProbe(*host_and_port) if host_and_port else lambda: ""
+def _cluster_probe(address: str) -> Callable[[], str]:
+    """Finds out whether the cluster that this process is connected to lives."""
+    import ray
+
+    context = ray.get_runtime_context()
+    head = split_address(address) or split_address(context.gcs_address)
+    if head is None or "://" in address:  # a client is connected to a server on the head node only
+        return ClusterProbe(head) if head else lambda: ""
+    own = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+    return ClusterProbe(head, (own[0]["NodeManagerAddress"], own[0]["NodeManagerPort"]) if own else None)
+
+
+def check_cluster() -> None:
+    """Raise ClusterLost if the cluster has died: then an error of a task or an actor has no other cause."""
+    if _watches:
+        _watches[-1].check()
 
 
 def _abandon() -> None:
@@ -224,6 +250,8 @@ def _abandon() -> None:
     shutdown = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
     shutdown.start()
     shutdown.join(SHUTDOWN_SECONDS)
+    if shutdown.is_alive():
+        atexit.unregister(ray.shutdown)  # it would wait again
 
 
 @contextmanager

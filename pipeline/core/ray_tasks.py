@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import Snapshot, forward_progress
 from lotlip_data.manifests.storage_retry import DiskError
-from lotlip_data.pipeline.core.ray_cluster import cluster
+from lotlip_data.pipeline.core.ray_cluster import check_cluster, cluster
 
 ATTEMPTS = 3
 """Number of attempts per item if its task dies or raises. A UserError is final: another attempt cannot succeed."""
@@ -109,6 +109,8 @@ def _run(
             except ray.exceptions.LocalRayletDiedError:
                 raise  # the cluster has died, not the task
             except ray.exceptions.RayError as error:
+                if not isinstance(error, ray.exceptions.RayTaskError):
+                    check_cluster()
                 cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
                 if isinstance(cause, DiskError):
                     raise cause from None

@@ -6,13 +6,11 @@ bytes and by their perceptual hashes.
 """
 
 import hashlib
-import io
 import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, storage, tar_reader, wording
 from lotlip_data.manifests.artifacts import digest
@@ -65,9 +63,7 @@ def evaluation_images(run: Run, sets: Sequence[str]) -> EvaluationImages:
     url = run.evaluation_hashes(id)
     if not storage.exists(url):
         rows = [row for path in sets for row in _hash_set(path)]
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=_HASHES), buffer, compression="zstd")
-        storage.create(url, buffer.getvalue())
+        storage.create(url, artifacts.encode_parquet(pa.Table.from_pylist(rows, schema=_HASHES)))
     return read_evaluation_hashes(run, id)
 
 

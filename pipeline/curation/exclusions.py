@@ -8,7 +8,6 @@ take part, so no image is left out because of an image that the filters leave ou
 Everything in RUN/clean follows from the images and the settings, and can be removed at any time.
 """
 
-import io
 import json
 import logging
 from collections import Counter
@@ -20,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.artifacts import digest
+from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.manifests.settings import CleanSettings
@@ -97,9 +96,9 @@ def find_exclusions(run: Run, clean: CleanSettings, rules: Filters) -> tuple[dic
             lists, failed = _compare_shards(run, clean, survey, stamps, folder)
         if failed:
             return lists, failed
-        storage.create(index, json.dumps(lists).encode())
-    lists_by_name = artifacts.read_json(index, "Remove it and run `lotlip-data shard`, which writes it again.")
-    return {int(shard): name for shard, name in lists_by_name.items()}, []
+        storage.create(index, artifacts.encode_json(lists))
+    remedy = "Remove it and run `lotlip-data shard`, which writes it again."
+    return dict(artifacts.read_json(index, remedy, dict[int, str])), []
 
 
 def read_list(run: Run, name: str) -> dict[int, Exclusion]:
@@ -207,12 +206,14 @@ def _compare_shards(
     )
     tasks = sorted((shard, digest(stamp)) for shard, stamp in stamps.items())
     failed = []
-    for (shard, _), result in run_ray_tasks(survey, tasks):
-        if isinstance(result, ShardSurvey):
-            comparison.add(shard, result)
-        else:
-            failed.append(f"shard {shard_name(shard)} could not be surveyed: {one_line(result)}")
-            logger.warning(failed[-1])
+    with progress_bar("compare images", len(tasks), "shard") as bar:
+        for (shard, _), result in run_ray_tasks(survey, tasks):
+            if isinstance(result, ShardSurvey):
+                comparison.add(shard, result)
+            else:
+                failed.append(f"shard {shard_name(shard)} could not be surveyed: {one_line(result)}")
+                logger.warning(failed[-1])
+            bar.update()
     if failed:  # their images might go before any other
         return {}, failed
     for reason, duplicates in comparison.duplicates(clean, folder / "near"):
@@ -311,6 +312,4 @@ class _ExclusionLists:
 def _encode(rows: dict[int, Exclusion]) -> bytes:
     """The Parquet file of a list of excluded images."""
     entries = [{"row": row, **exclusion._asdict()} for row, exclusion in sorted(rows.items())]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(entries, schema=_EXCLUSIONS), buffer)
-    return buffer.getvalue()
+    return artifacts.encode_parquet(pa.Table.from_pylist(entries, schema=_EXCLUSIONS))

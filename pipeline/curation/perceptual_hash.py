@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.run_layout import Run
@@ -52,9 +51,7 @@ def shard_hashes(run: Run, shard: int, stamp: str) -> dict[str, int | None]:
     url = run.image_hashes(shard, stamp)
     if not storage.exists(url):
         rows = [{"uid": image.uid, "phash": perceptual_hash(image.image)} for image in fetched_images(run, shard)]
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=HASHES), buffer, compression="zstd")
-        storage.create(url, buffer.getvalue())
+        storage.create(url, artifacts.encode_parquet(pa.Table.from_pylist(rows, schema=HASHES)))
     table = artifacts.read_parquet(url, f"Remove {url}; `lotlip-data shard` makes it again.")
     return dict(zip(table["uid"].to_pylist(), table["phash"].to_pylist(), strict=True))
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from lotlip_data.manifests import schema, storage
+from lotlip_data.manifests import digests, schema, storage
 from lotlip_data.manifests.dataset_index import (
     INPUTS,
     LIST_END,
@@ -167,7 +167,7 @@ class _Totals:
         for what, counts in record.dropped_texts.items():
             self.dropped_texts[what].update(counts)
         for name in PACKAGES:
-            self.versions[name].add(record.versions[name])
+            self.versions[name].add(record.versions.get(name, "unknown"))
 
     def summary(self, manifest: Manifest, recipe: Recipe) -> dict[str, Any]:
         """dataset.json without its lists."""
@@ -243,28 +243,37 @@ def write_index(
 
 
 def finish_index(index: Path, replaced: Iterable[str]) -> None:
-    """Complete a dataset.json with the list of the files of earlier versions, as paths relative to the run."""
+    """Complete a dataset.json with the files of earlier versions, as paths relative to the run, and its sha256."""
     with open(index, "a", encoding="utf-8") as file:
         file.write(f',\n "{REPLACED}": [')
         entries = _ListWriter(file)
         for path in replaced:
             entries.add(path)
-        file.write(f"\n{LIST_END}\n}}\n")
+        file.write(f"\n{LIST_END}")
+    sha256 = digests.digest_of_file(index).sha256
+    with open(index, "ab") as file_end:
+        file_end.write(digests.json_end(sha256))
 
 
 def replaced_if_unchanged(run: Run, index: Path) -> list[str] | None:
-    """The `replaced` list of the run's dataset.json if the rest of it equals the unfinished `index`, else None."""
+    """The `replaced` list of the run's dataset.json if the rest of it equals the unfinished `index`, else None.
+
+    It is also None if dataset.json does not match its sha256.
+    """
     try:
         stream = storage.open_read(run.dataset)
     except FileNotFoundError:
         return None
+    sha256 = hashlib.sha256()
     with stream, open(index, "rb") as new:
         while chunk := new.read(1 << 20):
             if stream.read(len(chunk)) != chunk:
                 return None
-        rest = stream.read().decode().lstrip(",")
+            sha256.update(chunk)
+        rest = stream.read()
     try:
-        replaced: list[str] = json.loads("{" + rest)[REPLACED]
+        digests.check_json(rest, sha256)
+        replaced: list[str] = json.loads(b"{" + rest.lstrip(b","))[REPLACED]
     except (ValueError, KeyError):
         return None
     return replaced

@@ -4,8 +4,6 @@ A shard is identified by a fingerprint of everything that it is built from. If t
 is not built again.
 """
 
-import io
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, dataset_index, schema, storage, wording
 from lotlip_data.manifests.artifacts import digest
@@ -28,7 +25,7 @@ from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import IMPORTED_KIND
 from lotlip_data.manifests.tar_reader import open_seekable
 from lotlip_data.pipeline.core import ledger
-from lotlip_data.pipeline.core.ledger import captioned_shards, fetched_shards
+from lotlip_data.pipeline.core.ledger import ImageMarker, captioned_shards, fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.core.scratch import scratch_folder
@@ -118,12 +115,13 @@ def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> R
     Args:
         run: The run.
         manifest: Its manifest.
-        captioners: The captioners whose texts the dataset has. Default: those that the run has captions by, and those
-            of the manifest that have started.
+        captioners: The captioners whose texts the dataset has. Default: those of the manifest's `shard.captioners`,
+            otherwise those that the run has captions by and those of the manifest that have started.
 
     Raises:
         DatasetError: The run has no captions, or none by one of `captioners`.
     """
+    captioners = captioners or manifest.shard.captioners
     existing = ledger.captioners(run)
     if unknown := sorted(set(captioners).difference(existing)):
         others = f", or name captioners of the run: {', '.join(existing)}" if existing else ""
@@ -309,11 +307,13 @@ def build_shard(run: Run, recipe: Recipe, task: BuildTask) -> ShardRecord:
         return _commit(run, recipe, task, joined, files)
 
 
-def _open_images(run: Run, number: int, marker: Mapping[str, Any], scratch: Path, open_files: ExitStack) -> ImageTar:
+def _open_images(run: Run, number: int, marker: ImageMarker, scratch: Path, open_files: ExitStack) -> ImageTar:
     """The images of a downloaded shard. Raises DamagedShard if they are missing, damaged or too few."""
     url, remedy = run.image_file(marker["tar"]), refetch_remedy(run, number)
     try:
-        stream = open_files.enter_context(open_seekable(url, scratch))
+        recorded = marker.get("digests", {}).get("tar")
+        opened = open_seekable(url, scratch, remedy=remedy, error_type=DamagedShard, recorded=recorded)
+        stream = open_files.enter_context(opened)
     except FileNotFoundError:
         raise DamagedShard(f"{url}: is missing. {remedy}") from None
     images = ImageTar(stream, url, remedy)
@@ -347,11 +347,10 @@ def _commit(run: Run, recipe: Recipe, task: BuildTask, joined: Joined, files: Se
     dropped_list = None
     if joined.dropped:
         dropped_list = f"shard/{shard_name(task.shard)}-{task.fingerprint}.parquet"
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(joined.dropped, schema=schema.DROPPED), buffer, compression="zstd")
-        storage.create(run.quarantine(dropped_list), buffer.getvalue())
+        rows = pa.Table.from_pylist(joined.dropped, schema=schema.DROPPED)
+        storage.create(run.quarantine(dropped_list), artifacts.encode_parquet(rows))
     record = metadata.make_record(task.shard, task.fingerprint, recipe, joined, files, dropped_list)
     marker = dataset_index.marker(run, task.shard, task.fingerprint)
-    if storage.create(marker, json.dumps(record.to_dict()).encode()):
+    if storage.create(marker, artifacts.encode_json(record.to_dict())):
         return record
     return dataset_index.read_record(run, task.shard, task.fingerprint)  # of another driver, which was first

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from lotlip_data.manifests import artifacts, dataset_index
 from lotlip_data.manifests.dataset_index import DatasetError, ShardFile
+from lotlip_data.manifests.progress import track
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.manifests.text_stats import CountTokens, TextTally, bert_tokens
@@ -66,7 +67,7 @@ def dataset_stats(run: Run, count_tokens: CountTokens | None = None) -> dict[str
     content = dataset_index.read_index(run)
     captioners = list(content["captioners"])
     total, sources = SourceTally(), defaultdict[str, SourceTally](SourceTally)
-    for file in dataset_index.shard_files(run, content):
+    for file in track(dataset_index.shard_files(run, content), "stats", "file"):
         for batch in _batches(run, file, captioners):
             tallies = _count_images(batch, total, sources)
             _count_raw_texts(batch, total, sources, count_tokens)
@@ -79,7 +80,7 @@ def dataset_stats(run: Run, count_tokens: CountTokens | None = None) -> dict[str
 def _batches(run: Run, file: ShardFile, captioners: Sequence[str]) -> Iterator[pa.RecordBatch]:
     columns = ["sources", "raws", *(name + suffix for name in captioners for suffix in ("", SUB_SUFFIX, FLAGS_SUFFIX))]
     remedy = f"`lotlip-data verify {run.url}` says what to do."
-    return artifacts.iter_parquet(file.parquet_url, remedy, columns, BATCH_ROWS, DatasetError)
+    return artifacts.iter_parquet(file.parquet_url, remedy, columns, BATCH_ROWS, DatasetError, file.parquet.digest)
 
 
 def _count_images(

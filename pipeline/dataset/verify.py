@@ -4,7 +4,6 @@ Damaged, missing, swapped and foreign files are reported, each with what to do a
 """
 
 import contextlib
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -15,12 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, dataset_index, schema, storage, tar_reader
 from lotlip_data.manifests.dataset_index import REPLACED, DatasetError, FileRecord, ShardFile, ShardRecord
+from lotlip_data.manifests.digests import digest_of
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import frozen
+from lotlip_data.manifests.progress import track
 from lotlip_data.manifests.run_layout import DATASET_JSON, MARKERS, Run
 from lotlip_data.pipeline.core.external_buckets import ExternalBuckets
 from lotlip_data.pipeline.curation.filters import split_of
@@ -28,7 +28,6 @@ from lotlip_data.pipeline.dataset.join import SAMPLE
 from lotlip_data.pipeline.dataset.metadata import Description
 from lotlip_data.pipeline.dataset.publish import VIEWS, existing, paths_of, stale_views
 from lotlip_data.pipeline.dataset.stage import recipe_of
-from lotlip_data.pipeline.dataset.writer import digest_of
 
 _VIEWS_AND_INDEX = (DATASET_JSON, MARKERS, *VIEWS)
 """What is in `shards/` besides the shards."""
@@ -67,7 +66,7 @@ def verify(run: Run) -> list[Problem]:
     owners = {file.sha256: file.name for record in records for file in record.files}
     with tempfile.TemporaryDirectory(prefix="lotlip-data-verify-") as scratch:
         uids = ExternalBuckets(Path(scratch), 1 + samples // _UIDS_PER_BUCKET, _UIDS, _BUFFER_BYTES)
-        for record in records:
+        for record in track(records, "verify", "shard"):
             problems += _check_dropped_list(run, record)
             for output in record.outputs:
                 damage = [problem for file in output.files for problem in _check_file(run, record, file, owners)]
@@ -166,15 +165,16 @@ def _check_dropped_list(run: Run, record: ShardRecord) -> list[Problem]:
         return []
     where = run.quarantine(record.dropped_list)
     try:
-        with storage.open_read(where) as stream:
-            rows = pq.read_table(stream, columns=["what", "reason"]).to_pylist()
+        content = storage.read_bytes(where)
     except FileNotFoundError:
         return [Problem(where, f"missing. {_rebuild(run, record)}")]
-    except (OSError, ValueError) as error:
-        return [Problem(where, f"damaged ({error}): remove it. {_rebuild(run, record)}")]
+    try:
+        rows = artifacts.parse_parquet(content, where, f"Remove it. {_rebuild(run, record)}", ["what", "reason"])
+    except UserError as error:
+        return [Problem(where, str(error).removeprefix(f"{where}: "))]
     counts_by_kind = {SAMPLE: record.dropped} | record.dropped_texts
     counts = {(what, reason): n for what, reasons in counts_by_kind.items() for reason, n in reasons.items()}
-    if Counter((row["what"], row["reason"]) for row in rows) == Counter(counts):
+    if Counter((row["what"], row["reason"]) for row in rows.to_pylist()) == Counter(counts):
         return []
     return [Problem(where, f"differs from the counts of the marker. {_rebuild(run, record)}")]
 
@@ -183,17 +183,17 @@ def _check_file(run: Run, record: ShardRecord, file: FileRecord, owners: dict[st
     """Bytes and sha256 of a file. `owners`: the names of all files by sha256, to recognize swapped files."""
     where = run.dataset_file(file.name)
     try:
-        size, sha256 = digest_of(where)
+        digest = digest_of(where)
     except FileNotFoundError:
         return [Problem(where, f"missing. {_rebuild(run, record)}")]
-    if sha256 == file.sha256:
+    if digest == file.digest:
         return []
-    if sha256 in owners:
-        what = f"has the content of {owners[sha256]}"
-    elif size != file.bytes:
-        what = f"damaged: it has {size} bytes, not {file.bytes}"
+    if digest.sha256 in owners:
+        what = f"has the content of {owners[digest.sha256]}"
+    elif digest.bytes != file.bytes:
+        what = f"damaged: it has {digest.bytes} bytes, not {file.bytes}"
     else:
-        what = f"damaged: its sha256 is {sha256}, not {file.sha256}"
+        what = f"damaged: its sha256 is {digest.sha256}, not {file.sha256}"
     return [Problem(where, f"{what}. {_rebuild(run, record)}")]
 
 
@@ -222,9 +222,10 @@ def _check_samples(
 
 def _compare_tar(run: Run, record: ShardRecord, output: ShardFile, rows: list[tuple[str, str]]) -> list[Problem]:
     """The samples of a tar against `rows`: key and uid of each row of its Parquet file, in order."""
-    problems, samples = [], []
-    for sample in tar_reader.iter_samples(output.tar_url, f"{_rebuild(run, record)}."):
-        samples.append((sample.key, json.loads(sample.members.get("json", b"{}")).get("uid", "")))
+    problems, samples, remedy = [], [], f"{_rebuild(run, record)}."
+    for sample in tar_reader.iter_samples(output.tar_url, remedy):
+        member = artifacts.parse_json(sample.members.get("json", b"{}"), output.tar_url, remedy, artifacts.JsonObject)
+        samples.append((sample.key, member.get("uid", "")))
         if sample.members.keys() != schema.EXTENSIONS:
             members = ", ".join(sorted(sample.members))
             problems.append(Problem(output.tar_url, f"sample {sample.key} has the members {members}"))

@@ -19,10 +19,12 @@ from types import TracebackType
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
-from lotlip_data.manifests import storage, tar_reader
+from lotlip_data.manifests import artifacts, storage, tar_reader
 from lotlip_data.manifests.dataset_index import SPLITS, FileRecord, ShardFile
+from lotlip_data.manifests.digests import digest_of, digest_of_file
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import shard_name
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
@@ -32,11 +34,25 @@ from lotlip_data.pipeline.dataset.metadata import Recipe
 
 ROW_GROUP = 1000
 """Rows of a row group in the Parquet files."""
-_CHUNK_BYTES = 1 << 22
 
 
 class DamagedShard(UserError):
     """A tar or a Parquet file that cannot be read or lacks content; the message names it."""
+
+
+@with_config(ConfigDict(extra="allow"))
+class ImageRow(TypedDict):
+    """The json member of an image: what the dataset takes from it."""
+
+    uid: str
+    url: str
+    sha256: str | None
+    texts: list[str]
+    sources: list[str]
+    width: int | None
+    height: int | None
+    original_width: int | None
+    original_height: int | None
 
 
 class ImageTar:
@@ -72,9 +88,10 @@ class ImageTar:
             self._images[key] = member
             return
         try:
-            self.metas[key] = json.loads(self._read(member)) | {"key": key}
-        except (ValueError, TypeError) as error:
-            raise self._damaged(f"{member.name} is not a JSON object ({error})") from error
+            row = artifacts.parse_json(self._read(member), member.name, "", ImageRow)
+        except UserError as error:
+            raise self._damaged(str(error)) from None
+        self.metas[key] = dict(row) | {"key": key}
 
     def image(self, key: str) -> bytes:
         """The stored bytes of one image."""
@@ -118,7 +135,7 @@ class SampleWriter:
     def __init__(self, tar: Path, parquet: Path, schema: pa.Schema) -> None:
         self._schema = schema
         self._tar = tarfile.TarFile(tar, "w", format=tarfile.USTAR_FORMAT)
-        self._parquet = pq.ParquetWriter(parquet, schema, compression="zstd")
+        self._parquet = artifacts.parquet_writer(parquet, schema)
         self._rows: list[SampleRow] = []
         self._tar_bytes = 0
         self.samples = 0
@@ -161,25 +178,10 @@ class SampleWriter:
         self._parquet.close()
 
 
-def _digest(stream: IO[bytes]) -> tuple[int, str]:
-    """Size in bytes and sha256 of a stream, read in chunks."""
-    size, sha256 = 0, hashlib.sha256()
-    while chunk := stream.read(_CHUNK_BYTES):
-        size += len(chunk)
-        sha256.update(chunk)
-    return size, sha256.hexdigest()
-
-
-def digest_of(url: str) -> tuple[int, str]:
-    """Size in bytes and sha256 of an object. Raises FileNotFoundError if there is none."""
-    with storage.open_read(url) as stream:
-        return _digest(stream)
-
-
 def record_of(local: Path, name: str) -> FileRecord:
     """The record of a local file that is to be committed as `name`."""
-    with local.open("rb") as stream:
-        return FileRecord(name, *_digest(stream))
+    digest = digest_of_file(local)
+    return FileRecord(name, digest.bytes, digest.sha256)
 
 
 def is_there(folder: str, file: FileRecord) -> bool | None:
@@ -188,7 +190,7 @@ def is_there(folder: str, file: FileRecord) -> bool | None:
     size = storage.size(url)
     if size is None:
         return None
-    return size == file.bytes and digest_of(url) == (file.bytes, file.sha256)
+    return size == file.bytes and digest_of(url) == file.digest
 
 
 def commit_files(folder: str, stems: Sequence[str], paths: Sequence[Path]) -> list[FileRecord]:
@@ -261,13 +263,13 @@ class _Piece:
         self.filled: Counter[str] = Counter()
         """Samples by column that is not null."""
 
-    def is_full(self, sample: Iterable[tuple[str, bytes]], rules: Filters) -> bool:
+    def is_full(self, sample: Collection[tuple[str, bytes]], rules: Filters) -> bool:
         """Whether another sample would exceed the limits of a file."""
         if self.writer.samples == rules.max_samples:
             return True
         return rules.max_bytes is not None and self.writer.bytes_with(sample) > rules.max_bytes
 
-    def write(self, row: SampleRow, sample: Iterable[tuple[str, bytes]]) -> None:
+    def write(self, row: SampleRow, sample: Collection[tuple[str, bytes]]) -> None:
         self.writer.write(row, sample)
         self.filled.update(name for name, value in row.items() if value is not None)
 

@@ -4,24 +4,22 @@ An attempt uploads its tar and its Parquet under unique names. Last, it creates 
 Of two attempts at one shard the first wins; the other removes its files.
 """
 
-import io
-import json
 import re
 import uuid
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests.digests import digest_of_file
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.core.ledger import ImageMarker
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, fetch
@@ -47,7 +45,7 @@ class DownloadTask:
     """Whether to commit the shard even if none of its images downloads."""
 
 
-def fetch_and_commit(task: DownloadTask) -> dict[str, Any] | dict[str, int]:
+def fetch_and_commit(task: DownloadTask) -> ImageMarker | dict[str, int]:
     """Download one shard, commit it, and return its marker.
 
     If no image downloads and a failure is transient (the server or the network is down), nothing is committed unless
@@ -69,7 +67,7 @@ def fetch_and_commit(task: DownloadTask) -> dict[str, Any] | dict[str, int]:
     return marker
 
 
-def finish_commit(run: Run, shard: int, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:
+def finish_commit(run: Run, shard: int, marker: ImageMarker, retried: Collection[str] = ()) -> None:
     """Write the quarantine and the ledger entry of a committed shard. Idempotent."""
     write_quarantine(run, shard, marker, retried)
     failed = marker["count"] - marker["successes"]
@@ -81,18 +79,21 @@ def finish_commit(run: Run, shard: int, marker: Mapping[str, Any], retried: Coll
 def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
     """Make `fetched` the shard's result, unless it has one; moves its files. Returns whether this attempt won."""
     attempt = f"{shard_name(shard)}-{uuid.uuid4().hex[:12]}"
-    marker = fetched.stats | {"tar": f"{attempt}.tar", "parquet": f"{attempt}.parquet"}
-    urls = [run.image_file(marker["tar"]), run.image_file(marker["parquet"])]
-    for url, local in zip(urls, (fetched.tar, fetched.parquet), strict=True):
+    files = {"tar": fetched.tar, "parquet": fetched.parquet}
+    names = {kind: f"{attempt}.{kind}" for kind in files}
+    digests = {kind: asdict(digest_of_file(file)) for kind, file in files.items()}
+    urls = [run.image_file(name) for name in names.values()]
+    for url, local in zip(urls, files.values(), strict=True):
         storage.create_from_file(url, str(local), move=True)
-    if storage.create(run.image_stats(shard), json.dumps(marker, indent=2).encode()):
+    marker = fetched.stats | names | {"digests": digests}
+    if storage.create(run.image_stats(shard), artifacts.encode_json(marker, indent=2)):
         return True
     for url in urls:
         storage.remove(url)
     return False
 
 
-def write_quarantine(run: Run, shard: int, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:
+def write_quarantine(run: Run, shard: int, marker: ImageMarker, retried: Collection[str] = ()) -> None:
     """Write the rows without an image to the quarantine, unless they are there already.
 
     Rows with a reason in `retried` are left out: another shard retries them.
@@ -106,12 +107,10 @@ def quarantine_parquet(failed: pa.Table, retried: Collection[str]) -> bytes:
     """Encode `failed_rows` as a quarantine Parquet, without the rows with a reason in `retried`."""
     if retried:
         failed = failed.filter(pc.invert(pc.is_in(failed["reason"], pa.array(sorted(retried), pa.string()))))
-    stream = io.BytesIO()
-    pq.write_table(failed.select(QUARANTINE.names).cast(QUARANTINE), stream)
-    return stream.getvalue()
+    return artifacts.encode_parquet(failed.select(QUARANTINE.names).cast(QUARANTINE))
 
 
-def failed_rows(run: Run, shard: int, marker: Mapping[str, Any], columns: list[str]) -> pa.Table:
+def failed_rows(run: Run, shard: int, marker: ImageMarker, columns: list[str]) -> pa.Table:
     """The rows of a committed shard without an image: `columns` of `schema.IMAGES`, then `reason` and `detail`."""
     table = fetched_rows(run, shard, marker, [*columns, "status", "error_message"])
     failed = table.filter(pc.not_equal(table["status"], SUCCESS))

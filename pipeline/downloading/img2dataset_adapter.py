@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lotlip_data.manifests import artifacts
 from lotlip_data.manifests.progress import Progress, progress_bar
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, shard_name
 from lotlip_data.manifests.schema import IMAGE_EXTENSION, IMAGES, LISTS
@@ -25,8 +26,8 @@ from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.http_client import guarded_urlopen
-from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings
 from lotlip_data.pipeline.downloading.images.isolation import Converter, ConverterError, Suspects
+from lotlip_data.pipeline.downloading.images.messages import ConversionSettings
 
 _KEY_ROWS = 10_000  # keys have at least four row digits, however few rows a shard has
 
@@ -97,7 +98,7 @@ def fetch(
     if table.num_rows != rows.num_rows:
         raise ShardFetchError(f"shard {shard}: only {table.num_rows} of {rows.num_rows} rows were written")
     table = _normalise(table)
-    pq.write_table(table, parquet, compression="zstd")
+    parquet.write_bytes(artifacts.encode_parquet(table))
     stats = json.loads((folder / f"{shard_name(shard)}_stats.json").read_text())
     stats |= failures.count_failures(table) | {"seconds": round(time.time() - started, 3)}
     return FetchedShard(folder / f"{shard_name(shard)}.tar", parquet, table, stats)

@@ -1,20 +1,30 @@
 """Reads a downloaded image shard: the tar that its marker names, one image in memory at a time, and its Parquet."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, tar_reader
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
 from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.core.ledger import ImageMarker
 
 
 class ShardUnreadable(UserError):
     """A downloaded shard cannot be read. The message names the object and the remedy."""
+
+
+@with_config(ConfigDict(extra="allow"))
+class _ImageMember(TypedDict):
+    """The json member of an image: a row of `schema.IMAGES`."""
+
+    uid: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -33,20 +43,25 @@ def refetch_remedy(run: Run, shard: int) -> str:
     return f"Remove {run.image_stats(shard)} and run `lotlip-data download` again."
 
 
-def fetched_rows(run: Run, shard: int, marker: Mapping[str, Any], columns: Sequence[str]) -> pa.Table:
+def fetched_rows(run: Run, shard: int, marker: ImageMarker, columns: Sequence[str]) -> pa.Table:
     """These columns of `schema.IMAGES`, for every row of the shard. Raises what `artifacts.read_parquet` raises."""
-    return artifacts.read_parquet(run.image_file(marker["parquet"]), refetch_remedy(run, shard), columns)
+    url, recorded = run.image_file(marker["parquet"]), marker.get("digests", {}).get("parquet")
+    return artifacts.read_parquet(url, refetch_remedy(run, shard), columns, recorded=recorded)
 
 
 def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
     """The images of one shard in the order of its tar.
 
-    Raises ShardUnreadable where the tar or one of its members is missing or damaged, as `ledger.read_image_stats` does
-    for the marker, and what the storage raises.
+    The tar's digest and number of images are compared with the marker after the last image, so the caller must not
+    commit what it makes of the images before the iterator has ended.
+
+    Raises ShardUnreadable where the tar or one of its members is missing, damaged or not what the marker says, as
+    `ledger.read_image_stats` does for the marker, and what the storage raises.
     """
     marker = ledger.read_image_stats(run, shard)
     url, remedy = run.image_file(marker["tar"]), refetch_remedy(run, shard)
-    for sample in tar_reader.iter_samples(url, remedy, ShardUnreadable):
+    images = 0
+    for sample in tar_reader.iter_samples(url, remedy, ShardUnreadable, marker.get("digests", {}).get("tar")):
         image, meta = sample.members.get(IMAGE_EXTENSION), sample.members.get("json")
         if image is None and meta is None:
             continue
@@ -54,7 +69,10 @@ def fetched_images(run: Run, shard: int) -> Iterator[FetchedImage]:
             lacking = "image" if image is None else "json member"
             raise ShardUnreadable(f"{url}: sample {sample.key} has no {lacking}. {remedy}")
         try:
-            fields = artifacts.parse_json(meta, f"{sample.key}.json", "", {"uid": str, "sha256": str})
+            fields = artifacts.parse_json(meta, f"{sample.key}.json", "", _ImageMember)
         except UserError as error:
-            raise ShardUnreadable(f"{url}: cannot be read ({str(error).strip()}). {remedy}") from None
-        yield FetchedImage(sample.key, str(fields["uid"]), str(fields["sha256"]), image, fields)
+            raise ShardUnreadable(f"{url}: cannot be read ({error}). {remedy}") from None
+        images += 1
+        yield FetchedImage(sample.key, fields["uid"], fields["sha256"], image, dict(fields))
+    if images != marker["successes"]:
+        raise ShardUnreadable(f"{url}: contains {images} images, but its marker says {marker['successes']}. {remedy}")

@@ -8,8 +8,6 @@ rows. Everything else is derived from it and from committed shards, so after a k
 the same shards. A row of a round is pending, not failed: it leaves the quarantine before it can be downloaded.
 """
 
-import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +15,6 @@ from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
@@ -48,8 +45,7 @@ def rounds(run: Run) -> list[Round]:
     every_round = []
     for name in storage.list_names(run.lists):
         if name.startswith("retry-"):
-            content = artifacts.read_json(run.list_file(name), _RESTORE)
-            every_round.append(Round(**content | {key: tuple(content[key]) for key in ("reasons", "sources")}))
+            every_round.append(artifacts.read_json(run.list_file(name), _RESTORE, Round))
     return every_round
 
 
@@ -89,7 +85,7 @@ def open_round(run: Run, before: list[Round], first: int, samples_per_shard: int
     if first + shards > 10**SHARD_DIGITS:
         raise UserError(f"{run.url}: a run holds at most {10**SHARD_DIGITS} shards, retries included")
     content = asdict(Round(first, shards, rows, samples_per_shard, tuple(sorted(counts)), tuple(sources)))
-    storage.create(run.retry(len(before) + 1), json.dumps(content).encode())
+    storage.create(run.retry(len(before) + 1), artifacts.encode_json(content))
     return True
 
 
@@ -131,6 +127,4 @@ def _failed(run: Run, retry_round: Round) -> Iterator[tuple[int, pa.Table]]:
 
 
 def _store(run: Run, shard: int, rows: pa.Table) -> None:
-    stream = io.BytesIO()
-    pq.write_table(rows.cast(LISTS).combine_chunks(), stream, compression="zstd")
-    storage.create(run.list_shard(shard), stream.getvalue())
+    storage.create(run.list_shard(shard), artifacts.encode_parquet(rows.cast(LISTS).combine_chunks()))

@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
+
+from typing_extensions import TypeIs
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
@@ -22,7 +24,7 @@ from lotlip_data.manifests.progress import SHOWN_BY_BAR, Progress, Snapshot, pro
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.core import ledger
-from lotlip_data.pipeline.core.ledger import fetched_shards
+from lotlip_data.pipeline.core.ledger import ImageMarker, fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, run_ray_tasks
 from lotlip_data.pipeline.downloading import retry
@@ -33,10 +35,7 @@ from lotlip_data.pipeline.url_lists.partition import partition as partition_list
 
 logger = logging.getLogger(__name__)
 
-Marker = dict[str, Any]
-"""The content of a shard's `_stats.json`."""
-
-TaskResult = Marker | dict[str, int]
+TaskResult = ImageMarker | dict[str, int]
 """The marker of a committed shard, or the number of failures per reason of a shard that stays pending."""
 
 
@@ -103,7 +102,7 @@ class DownloadSummary:
             lines.append(f"none of the {self.requested} images downloaded: {_format_counts(self.reasons)}")
         return lines
 
-    def add(self, shard: int, marker: Marker, retried: Collection[str] = ()) -> None:
+    def add(self, shard: int, marker: ImageMarker, retried: Collection[str] = ()) -> None:
         """Add a committed shard, without its failures for the reasons `retried`: another shard retries these rows."""
         self.committed.add(shard)
         self.fetched += marker["successes"]
@@ -271,7 +270,7 @@ def _record(summary: DownloadSummary, shard: int, result: TaskResult | Exception
     logger.info(f"{text}{reasons}; {done}", extra=SHOWN_BY_BAR)
 
 
-def _is_marker(result: TaskResult) -> TypeGuard[Marker]:
+def _is_marker(result: TaskResult) -> TypeIs[ImageMarker]:
     return "tar" in result
 
 

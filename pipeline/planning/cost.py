@@ -21,9 +21,11 @@ from lotlip_data.captioners.gpu_memory import (
 )
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.wording import count, plural
+from lotlip_data.manifests.wording import size as format_bytes
 from lotlip_data.pipeline.planning import throughput
 from lotlip_data.pipeline.planning.hardware import Hardware
-from lotlip_data.pipeline.planning.storage import estimate_images, format_bytes
+from lotlip_data.pipeline.planning.storage import estimate_images
 from lotlip_data.pipeline.planning.throughput import Speed
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_per_actor
 from lotlip_data.pipeline.reporting.status import RunStatus, get_status
@@ -70,6 +72,9 @@ class CostPlan:
     money: float | None
     """Price of the GPU-hours; None without GPUs."""
     days: float | None
+    """None if a speed or the number of GPUs is unknown."""
+    gpus: int | None
+    """GPUs of the cluster, as given."""
     assumes: list[str]
     """The assumptions of each captioner, and those that hold for all."""
 
@@ -131,6 +136,7 @@ def plan_cost(
         gpu_hours=total_gpu_hours,
         money=sum(money) if total_gpu_hours is not None and money else None,
         days=_days(costs, hardware.gpus),
+        gpus=hardware.gpus,
         assumes=[
             *filter(None, [images_assumption]),
             *(f"{cost.name}: {assumption}" for cost in costs for assumption in cost.assumes),
@@ -161,22 +167,24 @@ def _speed(
 ) -> Speed:
     """Return the known speed, the run's, or an estimate, in this order."""
     speed = speeds.get(job.config.name) or (throughput.run_speed(job, run) if run else None)
-    gpus = gpus_per_actor(job.config, job.pool, hardware.gpus)
+    gpus = gpus_per_actor(job.config, job.pool, _gpus(hardware))
     return speed or throughput.estimate_speed(job, sizes, hardware, gpus, work.caption_tokens)
 
 
 def _captioner_cost(
     job: CaptionerJob, sizes: ModelSizes | None, hardware: Hardware, speed: Speed, work: _Workload
 ) -> CaptionerCost:
-    gpus = 0.0 if speed.on_cpu else gpus_per_actor(job.config, job.pool, hardware.gpus)
+    gpus = 0.0 if speed.on_cpu else gpus_per_actor(job.config, job.pool, _gpus(hardware))
     actors, actor_limit = _concurrent_actors(job, hardware, gpus, work.shards)
     actor_hours = None if speed.images_per_s is None else work.remaining / speed.images_per_s / 3600
     gpu_hours = None if actor_hours is None else actor_hours * gpus
     memory = concurrent_captions(job, sizes, gpus, hardware.gpu_gib, work.caption_tokens) if sizes else None
     gpus_each = f"{gpus:g}" if gpus else "no"
+    is_unlimited = bool(gpus) and hardware.gpus is None and not job.pool.max_actors
+    actor_count = "as many actors as there are GPUs for them," if is_unlimited else count(actors, "concurrent actor")
     assumes = [
         _caption_assumption(work, sizes),
-        f"{actors} concurrent actor{'' if actors == 1 else 's'} with {gpus_each} GPU each{actor_limit}",
+        f"{actor_count} with {gpus_each} GPU each{actor_limit}",
         *_idle_gpu_assumption(job, gpus),
         *([memory[1]] if memory else []),
     ]
@@ -198,20 +206,25 @@ def _captioner_cost(
     )
 
 
+def _gpus(hardware: Hardware) -> float:
+    """GPUs of the cluster, as the default of `num_gpus` depends on them: a cluster of unknown size has some."""
+    return float("inf") if hardware.gpus is None else hardware.gpus
+
+
 def _gpu_price(gpu_hours: float | None, gpus: float, price: float | None) -> float | None:
     return gpu_hours * price if gpu_hours is not None and gpus and price is not None else None
 
 
 def _concurrent_actors(job: CaptionerJob, hardware: Hardware, gpus: float, shards: int | None) -> tuple[int, str]:
     """Return the number of concurrent actors, limited by the pool, the GPUs and the shards; and the limit as text."""
-    most_on_gpus = int(hardware.gpus / gpus) if gpus else None
+    most_on_gpus = int(hardware.gpus / gpus) if gpus and hardware.gpus is not None else None
     if most_on_gpus == 0:
         raise UserError(f"--gpus {hardware.gpus}: one actor of {job.config.name} needs {gpus:g}; use at least as many")
     requested = max(job.pool.min_actors, job.pool.max_actors or most_on_gpus or 1)
     most = min(requested, most_on_gpus or requested)
     if not shards or shards >= most:
         return most, ""
-    left = "1 shard is left" if shards == 1 else f"{shards:,} shards are left"
+    left = f"{count(shards, 'shard')} {plural(shards, 'is')} left"
     remedy = f"smaller shards (`samples_per_shard`) would occupy up to {most:,} actors"
     return shards, f", because each actor needs its own shard and {left}; {remedy}"
 
@@ -234,11 +247,13 @@ def _idle_gpu_assumption(job: CaptionerJob, gpus: float) -> list[str]:
     ]
 
 
-def _days(costs: Sequence[CaptionerCost], gpus: int) -> float | None:
-    """Return the days until all captioners finish, or None if a speed is unknown.
+def _days(costs: Sequence[CaptionerCost], gpus: int | None) -> float | None:
+    """Return the days until all captioners finish, or None if a speed or the number of GPUs is unknown.
 
     This is the longer of two times: all GPUs working on all captioners, and the slowest captioner's own actors.
     """
+    if gpus is None and any(cost.gpus for cost in costs):
+        return None
     hours = [(cost.actor_hours, cost) for cost in costs if cost.actor_hours is not None]
     if len(hours) < len(costs):
         return None
@@ -254,11 +269,12 @@ def _common_assumptions(hardware: Hardware, origins: set[str]) -> list[str]:
         hardware: The cluster.
         origins: The origins of the captioners' speeds (`Speed.origin`).
     """
+    gpus = "GPUs of unknown number" if hardware.gpus is None else count(hardware.gpus, "GPU")
     lines = [
         "hours, cost and days cover captioning only, without download, dataset, training, engine start-up and work "
         "that is lost to kills",
-        f"{hardware.gpus} GPUs that are busy as long as there are actors for them; the actors of a captioner share its "
-        "images evenly; captioners without a GPU run at the same time",
+        f"{gpus} that {plural(hardware.gpus or 2, 'is')} busy as long as there are actors for them; the actors of a "
+        "captioner share its images evenly; captioners without a GPU run at the same time",
         f"{CAPTION_BYTES} bytes per stored caption",
     ]
     if "estimate" in origins:
@@ -281,18 +297,30 @@ def _common_assumptions(hardware: Hardware, origins: set[str]) -> list[str]:
 def format_text(plan: CostPlan) -> list[str]:
     """Return the lines that `plan` prints."""
     lines = [line for cost in plan.captioners for line in _captioner_lines(cost)]
-    if plan.gpu_hours is None or plan.days is None:
-        lines.append("captioning   hours and days unknown, because a speed is unknown")
-    else:
-        gpu_hours, days = _format_amount(plan.gpu_hours), _format_amount(plan.days)
-        lines.append(f"captioning   {gpu_hours} GPU-hours{_format_money(plan.money)}, {days} days")
-    return lines + [f"assumption   {assumption}" for assumption in plan.assumes]
+    if plan.gpu_hours is None:
+        return [*lines, "captioning   hours and days unknown, because a speed is unknown"]
+    total = f"captioning   {_format_amount(plan.gpu_hours)} GPU-hours{_format_money(plan.money)}"
+    if plan.days is None:
+        return [*lines, f"{total}; the days depend on the number of GPUs: give --gpus"]
+    on = f" on {count(plan.gpus, 'GPU')}" if plan.gpus and plan.gpu_hours else ""
+    return [*lines, f"{total}, {_format_amount(plan.days)} days{on}"]
+
+
+def format_assumptions(plan: CostPlan) -> list[str]:
+    """Return the lines that `plan --assumptions` adds."""
+    fits = [
+        f"{cost.name}: {count(cost.sequences, 'caption')} fit in the GPU memory of one actor at the same time"
+        for cost in plan.captioners
+        if cost.sequences is not None
+    ]
+    return [f"assumption   {assumption}" for assumption in [*fits, *plan.assumes]]
 
 
 def _captioner_lines(cost: CaptionerCost) -> list[str]:
     done = f" ({cost.done:,} done)" if cost.done else ""
     captions = f"{format_bytes(cost.caption_bytes)} of captions"
-    lines = [f"{cost.name:12} {cost.images:,} images{done}, {cost.tokens:,} tokens, {captions}"]
+    images = count(cost.images, "image")
+    lines = [f"{cost.name:12} {images}{done}, {cost.tokens:,} tokens, {captions}"]
     if cost.images_per_s is None or cost.actor_hours is None or cost.gpu_hours is None:
         lines.append(f"             speed {cost.speed}")
     else:
@@ -300,8 +328,6 @@ def _captioner_lines(cost: CaptionerCost) -> list[str]:
         unit, hours = ("GPU-hours", cost.gpu_hours) if cost.gpus else ("hours without a GPU", cost.actor_hours)
         total = f"{_format_amount(hours)} {unit}{_format_money(cost.money)}"
         lines.append(f"             {rate} images/s per actor ({cost.speed}): {total}")
-    if cost.sequences is not None:
-        lines.append(f"             {cost.sequences:,} captions fit in the GPU memory of one actor at the same time")
     return lines
 
 

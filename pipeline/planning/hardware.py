@@ -15,7 +15,8 @@ class Hardware:
     `tflops` and `mfu` are used only where no speed is given or measured.
     """
 
-    gpus: int = 8
+    gpus: int | None = None
+    """Number of GPUs; None if it is not known: then there is no estimate in days."""
     gpu_gib: float = 79.1
     """Memory of one GPU in GiB, as torch reports it."""
     tflops: float = 312.0
@@ -25,15 +26,19 @@ class Hardware:
     is reported for 7B models."""
     price: float | None = None
     """Price per GPU-hour."""
+    download_speed: float | None = None
+    """URLs that the cluster downloads per second; None if it is not known."""
 
     def __post_init__(self) -> None:
         def require(condition: bool, name: str, remedy: str) -> None:
             if not condition:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: {remedy}")
 
-        require(0 <= self.gpus <= MAX_SETTING, "gpus", f"must be between 0 and {MAX_SETTING:,}")
+        require(self.gpus is None or 0 <= self.gpus <= MAX_SETTING, "gpus", f"must be between 0 and {MAX_SETTING:,}")
         require(1 <= self.gpu_gib <= MAX_SETTING, "gpu_gib", f"must be between 1 and {MAX_SETTING:,}")
         require(0.001 <= self.tflops <= MAX_SETTING, "tflops", f"must be between 0.001 and {MAX_SETTING:,}")
         require(0.001 <= self.mfu <= 1, "mfu", "must be a share between 0.001 and 1")
+        is_valid_speed = self.download_speed is None or 0.001 <= self.download_speed <= MAX_SETTING
+        require(is_valid_speed, "download_speed", f"must be between 0.001 and {MAX_SETTING:,}")
         is_valid_price = self.price is None or 0 <= self.price <= MAX_SETTING
         require(is_valid_price, "price", f"must be between 0 and {MAX_SETTING:,}")

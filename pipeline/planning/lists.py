@@ -19,10 +19,13 @@ from lotlip_data.manifests.catalog import published
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.downloading.connection import is_public
+from lotlip_data.pipeline.planning.download import DownloadEstimate, estimate_download
+from lotlip_data.pipeline.planning.hardware import Hardware
 from lotlip_data.pipeline.planning.raw_texts import TextSigns, text_hints
-from lotlip_data.pipeline.planning.storage import MeasuredStorage, StorageEstimate, estimate_storage, format_bytes
+from lotlip_data.pipeline.planning.storage import MeasuredStorage, StorageEstimate, estimate_storage
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.files import errors_name, files_of, open_text
@@ -97,7 +100,7 @@ class SourcePlan:
     read_whole: bool = False
     """Whether all files were read to the end."""
     images: int | None = None
-    """Estimated images of the whole source, limited to its `sample`; without `repeats` if it was read to the end."""
+    """Estimated images of the whole source, limited to its `sample`, without the share of `duplicates`."""
 
 
 @dataclass
@@ -110,6 +113,8 @@ class ListsPlan:
     samples_per_shard: int
     shards: int | None
     storage: StorageEstimate
+    download: DownloadEstimate | None
+    """None if the number of images is unknown."""
     problems: list[str]
     """What prevents the manifest from running."""
     notes: list[str]
@@ -119,13 +124,21 @@ class ListsPlan:
         return asdict(self)
 
 
-def plan_lists(manifest: Manifest, rows: int = 20_000, measured: MeasuredStorage | None = None) -> ListsPlan:
+def plan_lists(
+    manifest: Manifest,
+    rows: int = 20_000,
+    measured: MeasuredStorage | None = None,
+    hardware: Hardware | None = None,
+    run: Run | None = None,
+) -> ListsPlan:
     """Read a sample of each source and estimate images, shards and storage.
 
     Args:
         manifest: The manifest.
         rows: Approximate number of rows to read per source.
         measured: The storage of an existing run of this manifest.
+        hardware: The cluster, for the speed of the download.
+        run: The existing run; its speed is used, and what it has downloaded counts as done.
 
     Returns:
         The plan. A list that cannot be read is one of its `problems` and not an error.
@@ -157,6 +170,7 @@ def plan_lists(manifest: Manifest, rows: int = 20_000, measured: MeasuredStorage
         samples_per_shard=manifest.samples_per_shard,
         shards=None if images is None else math.ceil(images / manifest.samples_per_shard),
         storage=estimate_storage(manifest, images, measured),
+        download=estimate_download(manifest, images, hardware or Hardware(), run),
         problems=problems,
         notes=notes,
     )
@@ -256,7 +270,8 @@ def _sample_source(source: Source, plan: SourcePlan, rows: int, uids: set[str], 
     plan.read_whole = ended == len(files)
     plan.rows, plan.rows_exact = (plan.seen, True) if plan.read_whole else _estimate_rows(source, files, sampled)
     if plan.rows is not None and plan.seen:
-        plan.images = len(sample.own_uids) if plan.read_whole else round(plan.rows * plan.taken / plan.seen)
+        new = sample.taken - sample.duplicates
+        plan.images = new if plan.read_whole else round(plan.rows * new / plan.seen)
     elif plan.rows == 0:
         plan.images = 0
     if plan.images is not None and source.sample is not None:
@@ -338,7 +353,7 @@ def _notes(source: Source, plan: SourcePlan) -> list[str]:
         expected = published(source.use)
         if not 0.9 < plan.rows / expected.rows < 1.1:
             notes.append(
-                f"{plan.name}: the list has {_format_rows(plan)} rows, the published list has {expected.rows:,}; check "
+                f"{plan.name}: the list has {format_rows(plan)} rows, the published list has {expected.rows:,}; check "
                 "whether this is another edition or only a part"
             )
         if expected.ours and source.filter == expected.source.get("filter"):
@@ -357,7 +372,8 @@ def _notes(source: Source, plan: SourcePlan) -> list[str]:
     return notes
 
 
-def _format_rows(plan: SourcePlan) -> str:
+def format_rows(plan: SourcePlan) -> str:
+    """The rows of a source as text, marked where they are an estimate."""
     if plan.rows is None:
         return "?"
     return f"{plan.rows:,}" if plan.rows_exact else f"about {plan.rows:,}"
@@ -365,39 +381,3 @@ def _format_rows(plan: SourcePlan) -> str:
 
 def _format_reasons(plan: SourcePlan) -> str:
     return ", ".join(f"{count} × {reason}" for reason, count in (plan.invalid | plan.filtered).items())
-
-
-def format_text(plan: ListsPlan) -> list[str]:
-    """Return the lines that `plan` prints."""
-    lines = [line for source in plan.sources for line in _source_lines(source)]
-    if plan.images is not None:
-        partly_read = not all(source.read_whole for source in plan.sources)
-        repeats = ", as do URLs repeated within a source that was not read to the end" if partly_read else ""
-        lines.append(
-            f"total        about {plan.images:,} images (estimate; URLs shared by sources count more than once"
-            f"{repeats}), {plan.shards:,} shards of {plan.samples_per_shard:,}"
-        )
-    estimate = plan.storage
-    if estimate["images"] is not None and estimate["dataset"] is not None:
-        images, dataset = format_bytes(estimate["images"]), format_bytes(estimate["dataset"])
-        lines.append(f"storage      images {images}, dataset {dataset} (estimate)")
-        lines.append(f"             assuming that {estimate['assumes']}")
-    lines += [f"note         {note}" for note in plan.notes]
-    lines += [f"problem      {problem}" for problem in plan.problems]
-    return lines
-
-
-def _source_lines(plan: SourcePlan) -> list[str]:
-    files = f"{plan.files:,} file{'' if plan.files == 1 else 's'}"
-    lines = [f"{plan.name:12} {files}, {_format_rows(plan)} rows, {plan.seen:,} rows read"]
-    if not plan.seen:
-        return lines
-    unusable, filtered = sum(plan.invalid.values()), sum(plan.filtered.values())
-    lines.append(f"             columns {', '.join(plan.columns)}")
-    lines.append(f"             {plan.taken / plan.seen:.1%} kept, {unusable} unusable, {filtered} filtered out")
-    lines += [f"             {count:,} × {reason}" for reason, count in (plan.invalid | plan.filtered).items()]
-    hosts = ", ".join(f"{host} {share:.1%}" for host, share in plan.top_hosts.items())
-    lines.append(f"             {plan.duplicates:,} duplicates among the kept rows, {plan.hosts:,} hosts: {hosts}")
-    if plan.images is not None:
-        lines.append(f"             about {plan.images:,} images")
-    return lines

@@ -11,6 +11,7 @@ from lotlip_data.manifests.dataset_index import read_dataset_summary
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.wording import count
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading import retry
 from lotlip_data.pipeline.url_lists.partition import load_partition
@@ -75,7 +76,7 @@ def estimate_storage(
 
 def _from_measured(measured: MeasuredStorage) -> StorageEstimate:
     image_bytes, dataset_bytes = measured.image_bytes, measured.dataset_bytes
-    shards = f"{measured.sampled_shards} downloaded shard{'' if measured.sampled_shards == 1 else 's'}"
+    shards = count(measured.sampled_shards, "downloaded shard")
     dataset = f"{TEXT_BYTES:,} bytes of texts (assumed); the dataset holds a second copy of the images"
     if dataset_bytes is not None:
         dataset = f"{round(dataset_bytes):,} bytes in the dataset, as in the run's existing dataset"
@@ -89,15 +90,6 @@ def _from_measured(measured: MeasuredStorage) -> StorageEstimate:
             f"{dataset}"
         ),
     }
-
-
-def format_bytes(count: float) -> str:
-    """Return a number of bytes with a decimal unit: 1,234 is "1 kB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
 
 
 def estimate_images(run: Run) -> tuple[int, str] | None:

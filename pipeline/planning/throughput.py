@@ -28,6 +28,8 @@ WARM_UP_IMAGES = 8
 """Images captioned before the measurement starts."""
 SCENE_PIXELS = 512
 """Width and height of the images of a measurement."""
+PREPARE_SECONDS = 0.01
+"""Time of one CPU to decode, resize and normalise an image. It bounds the estimated speed of small models."""
 ENGINE_ERRORS = (CaptionError, ValueError, TypeError, ImportError, OSError, RuntimeError)
 """What an engine raises if it cannot load or cannot caption an ordinary image."""
 
@@ -138,7 +140,10 @@ def estimate_speed(
         return Speed(None, f"unknown: {reason}; use --speed", origin="unknown")
     used = gpus - idle_gpus(job, gpus)
     images_per_s = estimate_images_per_s(sizes, used, hardware, caption_tokens)
-    return Speed(images_per_s, "estimated from the model's size", origin="estimate")
+    most = job.pool.num_cpus / PREPARE_SECONDS
+    if images_per_s > most:
+        return Speed(most, "estimated: as fast as its CPUs prepare images", origin="estimate")
+    return Speed(images_per_s, f"estimated for GPUs of {hardware.tflops:g} TFLOP/s", origin="estimate")
 
 
 def idle_gpus(job: CaptionerJob, gpus: float) -> float:

@@ -26,7 +26,7 @@ from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.outcome import one_line
-from lotlip_data.pipeline.core.ray_cluster import cluster_address, lacking
+from lotlip_data.pipeline.core.ray_cluster import check_cluster, cluster_address, lacking
 from lotlip_data.pipeline.recaptioning.actor import MAX_FAILED_STARTS, REPEATED_STARTS, CaptionActor, StartFailed
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_per_actor
 from lotlip_data.pipeline.recaptioning.results import TooManyRejections, UnitResult
@@ -193,6 +193,7 @@ class ActorPool:
             self._count_failure([shard])
             return self._requeue(shard, _reason(error))
         except RayActorError as error:
+            check_cluster()
             if slot.ready:  # the first answer of a dead actor counts for all units that it held
                 self._count_failure([shard, *(other for holder, other in self.running.values() if holder is slot)])
                 logger.warning(f"{self.config.name}: an actor died while it captioned shard {shard}; Ray restarts it")
@@ -242,6 +243,7 @@ class ActorPool:
             else:
                 self._remove(slot, _reason(error))
         except RayActorError as error:
+            check_cluster()
             slot.lost_starts += 1
             if slot.lost_starts == MAX_LOST_STARTS or isinstance(error, ActorDiedError):
                 self._remove(slot, f"the actor died while its engine was starting ({one_line(error)})")

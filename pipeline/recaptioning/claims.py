@@ -46,7 +46,7 @@ def claim_settings(run: Run, captioner: CaptionerConfig) -> None:
     """
     path = run.captioner_settings(captioner.name)
     settings = captioner.to_dict()
-    content = json.dumps({"id": captioner.id, **settings}, indent=1).encode()
+    content = artifacts.encode_json({"id": captioner.id, **settings}, indent=1)
     if not storage.exists(path) and storage.create(path, content):
         return  # checked first, so that a run with nothing to do needs no write access
     recorded = ledger.captioner_settings(run, captioner.name)
@@ -122,7 +122,7 @@ def claim_model(run: Run, captioner: CaptionerConfig, current: dict[str, str]) -
     Raises:
         RecaptionError: Another model is recorded.
     """
-    if storage.create(run.model_files(captioner.name), json.dumps(current, indent=1).encode()):
+    if storage.create(run.model_files(captioner.name), artifacts.encode_json(current, indent=1)):
         return
     check_model(run, captioner, current)
 
@@ -161,8 +161,8 @@ def check_model(run: Run, captioner: CaptionerConfig, current: dict[str, str], *
 
 
 def _recorded_origin(run: Run, captioner: CaptionerConfig) -> dict[str, str]:
-    path = run.model_files(captioner.name)
-    return artifacts.read_json(path, f"Remove it; the files of {captioner.model} are then recorded anew.")
+    path, remedy = run.model_files(captioner.name), f"Remove it; the files of {captioner.model} are then recorded anew."
+    return artifacts.read_json(path, remedy, dict[str, str])
 
 
 def _is_file(name: str) -> bool:

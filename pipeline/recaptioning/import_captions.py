@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig
 from lotlip_data.captioners.quality_flags import find_flags
-from lotlip_data.manifests import storage, wording
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
@@ -33,7 +32,7 @@ from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 from lotlip_data.pipeline.recaptioning.caption_table import CaptionImportError, CaptionTable, order_of
-from lotlip_data.pipeline.recaptioning.claims import check_settings
+from lotlip_data.pipeline.recaptioning.claims import check_claims
 from lotlip_data.pipeline.recaptioning.import_claims import check_claim, claim
 from lotlip_data.pipeline.recaptioning.results import (
     Row,
@@ -236,7 +235,7 @@ class _JoinReport:
         self._rejected: list[dict[str, Any]] = []
 
     def __enter__(self) -> "_JoinReport":
-        self._writer = pq.ParquetWriter(self._local_path, _REPORT_SCHEMA, compression="zstd")
+        self._writer = artifacts.parquet_writer(self._local_path, _REPORT_SCHEMA)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -325,8 +324,8 @@ def _commit(run: Run, configs: Sequence[CaptionerConfig], shard: int, texts: pa.
             _caption_row(config, image, (text_of_uid[image["uid"]] or "") if image["uid"] in text_of_uid else None)
             for image in images
         ]
-        check_settings(run, config)
-        storage.create(run.caption_shard(config.name, shard), encode_rows(rows, config.id))
+        check_claims(run, config, "")
+        storage.create(run.caption_shard(config.name, shard), encode_rows(rows, captioner=config.id))
         finish_commit(run, config.name, shard)
         captioned = sum(row["text"] is not None for row in rows)
         summary.captions[config.name] += captioned

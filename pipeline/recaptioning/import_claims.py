@@ -5,14 +5,13 @@ earlier releases lack it.
 """
 
 import hashlib
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMPORTED_KIND
 from lotlip_data.pipeline.core import ledger
@@ -90,7 +89,7 @@ def claim(run: Run, table: CaptionTable, replace: bool) -> None:
             ledger.forget_removed(run, name)
         record = ImportRecord(table.options(name), stamps, sha256)
         content = {"id": config.id, **config.to_dict(), FIELD: asdict(record)}
-        data = json.dumps(content, indent=1).encode()
+        data = artifacts.encode_json(content, indent=1)
         if not storage.create(path, data) and not ledger.captioned_shards(run, name):
             storage.replace(path, data)  # of another table, or of a model, without any captions
             storage.remove(run.parts(name))

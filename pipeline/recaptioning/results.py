@@ -1,16 +1,14 @@
 """The rows of a shard: saved in parts while the shard is captioned, then committed, counted and quarantined."""
 
 import asyncio
-import io
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
@@ -75,22 +73,19 @@ def check_rejections(rows: list[Row], max_rejected: float, shard: int) -> None:
     )
 
 
-def encode_rows(rows: list[Row], captioner_id: str) -> bytes:
-    """Encode rows as a Parquet file with the columns `schema.CAPTIONS` and `captioner_id` in its metadata."""
-    metadata = {"captioner": captioner_id}
-    table = pa.Table.from_pylist(rows, schema=CAPTIONS.with_metadata(metadata))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+def encode_rows(rows: list[Row], **metadata: str) -> bytes:
+    """Encode rows as a Parquet file with the columns `schema.CAPTIONS` and this metadata."""
+    return artifacts.encode_parquet(pa.Table.from_pylist(rows, schema=CAPTIONS.with_metadata(metadata)))
 
 
-def read_partial(folder: str, captioner_id: str) -> tuple[list[Row], float, Usage]:
-    """Read the parts of a shard.
+def read_partial(folder: str, origin: Mapping[str, str]) -> tuple[list[Row], float, Usage]:
+    """Read the parts of a shard that have this origin.
 
     Args:
         folder: The parts folder.
-        captioner_id: Identity of the captioner and its model. Parts of another one are ignored; those of older releases
-            name none.
+        folder: The parts folder.
+        origin: The `captioner`, with its model, and the `tar`. Parts of another one are ignored; parts of older
+            releases name none.
 
     Returns:
         One row per image; when the first part was started, in Unix time (infinity without parts); the usage so far. If
@@ -112,7 +107,8 @@ def read_partial(folder: str, captioner_id: str) -> tuple[list[Row], float, Usag
             continue  # another driver has committed the shard
         remedy = "Remove it; its images are captioned again."
         table = artifacts.parse_parquet(content, part, remedy)
-        if (table.schema.metadata or {}).get(b"captioner", captioner_id.encode()) != captioner_id.encode():
+        metadata = table.schema.metadata or {}
+        if any(metadata.get(key.encode(), value.encode()) != value.encode() for key, value in origin.items()):
             continue
         if record := WorkRecord.named(name):
             started_at = min(started_at, record.started)
@@ -149,8 +145,10 @@ class PartialResults:
     ) -> None:
         self.rows: list[Row] = []
         """All rows of this attempt, saved or not."""
+        self.origin = {"captioner": captioner_id}
+        """What the rows are made from, recorded with each part."""
         self._folder, self._attempt, self._on_saved, self._usage = folder, attempt, on_saved, usage
-        self._size, self._slack, self._captioner_id = size, slack, captioner_id
+        self._size, self._slack = size, slack
         self._written_rows = 0
         self._number = 0
         self._part_started_at, self._recorded_usage = time.time(), Usage()
@@ -198,7 +196,7 @@ class PartialResults:
         name = f"{self._number:05d}-{self._attempt}-{record.name}.parquet"
         self._number += 1
         part = storage.join(self._folder, name)
-        await asyncio.to_thread(lambda: storage.create(part, encode_rows(new_rows, self._captioner_id)))
+        await asyncio.to_thread(lambda: storage.create(part, encode_rows(new_rows, **self.origin)))
         self._on_saved([row["uid"] for row in new_rows])
 
 
@@ -222,9 +220,7 @@ def finish_commit(
     rejected = table.filter(pc.is_valid(table["error"]))
     quarantine = run.quarantine("captions", captioner, f"{shard_name(shard)}.parquet")
     if rejected.num_rows:
-        buffer = pa.BufferOutputStream()
-        pq.write_table(rejected, buffer, compression="zstd")
-        storage.replace(quarantine, buffer.getvalue().to_pybytes())
+        storage.replace(quarantine, artifacts.encode_parquet(rejected))
     else:
         storage.remove(quarantine)  # left by captions that a user has removed
     period = (0, 0) if started_at is None else (started_at, round(time.time()))

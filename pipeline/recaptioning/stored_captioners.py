@@ -78,17 +78,17 @@ def remove(run: Run, name: str, captions: bool) -> list[str]:
         raise RecaptionError(f"{run.url}: has no captioner {name!r}; it has {', '.join(names) or 'none'}")
     shards = ledger.captioned_shards(run, name)
     images = sum(record.rows - record.failed for record in ledger.captioned(run, name))
+    held = f"{wording.count(images, 'image')} in {wording.count(len(shards), 'committed shard')}"
     if (shards or images) and not captions:
         raise RecaptionError(
-            f"{run.captioner(name)}: has captions of {images:,} images in {len(shards):,} committed shards. To remove "
-            f"them too, give --captions. To leave them out of the dataset only, use `lotlip-data shard --captioners`."
+            f"{run.captioner(name)}: has captions of {held}. To remove them too, give --captions. To leave them out of "
+            "the dataset only, use `lotlip-data shard --captioners`."
         )
     for shard in shards:
         storage.remove(run.caption_shard(name, shard))
     for folder in (run.parts(name), run.caption_ledger(name), run.quarantine("captions", name), run.captioner(name)):
         storage.remove(folder)
-    where = wording.count(len(shards), "committed shard")
-    return [f"removed {name}: captions of {wording.count(images, 'image')} in {where}"]
+    return [f"removed {name} with captions of {held}" if images or shards else f"removed {name}, which had no captions"]
 
 
 def format_text(run: Run, stored: Sequence[StoredCaptioner]) -> list[str]:

@@ -23,10 +23,17 @@ from PIL import Image
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, Engine, EngineDead, EngineUnreachable
 from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.digests import DigestMismatch
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched, prefetch
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.pipeline.downloading.reader import FetchedImage, fetched_images
+from lotlip_data.pipeline.core.ledger import ImageMarker, read_image_stats
+from lotlip_data.pipeline.downloading.reader import (
+    FetchedImage,
+    ShardUnreadable,
+    fetched_images,
+    refetch_remedy,
+)
 from lotlip_data.pipeline.recaptioning.claims import check_claims
 from lotlip_data.pipeline.recaptioning.poison_images import (
     MAX_POISON_IMAGES,
@@ -118,7 +125,8 @@ class CaptionWorker:
 
         Raises:
             EngineDead: No image can be captioned any more.
-            ShardUnreadable: The downloaded shard is damaged.
+            ShardUnreadable: The downloaded shard is damaged. If its tar is not the one that was committed, captions of
+                damaged images may be among those that the parts have, so the parts are removed.
             TooManyDeaths: The engine died on too many images of the shard.
             TooManyRejections: More than `max_rejected` of the images cannot be captioned.
             RecaptionError: Another driver has claimed the captioner's name.
@@ -134,8 +142,10 @@ class CaptionWorker:
         except EngineDead as error:
             await self.save_after_death(str(error))
             raise
-        except BaseException:
+        except BaseException as error:
             await attempt.withdraw()
+            if isinstance(error, ShardUnreadable) and isinstance(error.__cause__, DigestMismatch):
+                await attempt.discard()
             raise
         finally:
             self._attempts.discard(attempt)
@@ -258,6 +268,8 @@ class ShardAttempt:
         self._parts = PartialResults(
             self._folder, attempt, size, slack, self._in_flight.remove, self._usage, worker.parts_id
         )
+        self._uids: set[str] = set()
+        """The images of the tar that have been read."""
         self._running: set[asyncio.Task[None]] = set()
         self.task = asyncio.create_task(self.caption())
 
@@ -265,8 +277,10 @@ class ShardAttempt:
         """Caption and commit the shard."""
         if await asyncio.to_thread(storage.exists, self._target):  # by another driver, or before an answer was lost
             return await self._finish(won=False)
-        parts_id, max_rejected = self._worker.parts_id, self._worker.max_rejected
-        saved, first_started_at, self._earlier_usage = await asyncio.to_thread(read_partial, self._folder, parts_id)
+        marker = await asyncio.to_thread(read_image_stats, self._run, self.shard)
+        self._parts.origin["tar"] = marker["tar"]
+        origin, max_rejected = self._parts.origin, self._worker.max_rejected
+        saved, first_started_at, self._earlier_usage = await asyncio.to_thread(read_partial, self._folder, origin)
         if exceeds_rejections(saved, max_rejected):  # an earlier attempt was not committed because of them
             saved = [row for row in saved if row["error"] is None]
         self._started_at = min(self._started_at, first_started_at)
@@ -287,7 +301,7 @@ class ShardAttempt:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
         await self._parts.close()
-        return await self._commit(saved)
+        return await self._commit(saved, marker)
 
     async def record_death(self, cause: str) -> None:
         """Save finished captions, and record the cause of the engine's death for the images in flight."""
@@ -302,6 +316,11 @@ class ShardAttempt:
             await self._parts.save()
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self._in_flight.withdraw)
+
+    async def discard(self) -> None:
+        """Remove the parts."""
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(storage.remove, self._folder)
 
     async def _submit_all(self, excluded: set[str]) -> None:
         def batches() -> Iterator[list[Prepared]]:
@@ -361,13 +380,23 @@ class ShardAttempt:
             await self._parts.save()
 
     def _images(self, is_wanted: Callable[[str], bool]) -> Iterator[FetchedImage]:
-        return (image for image in fetched_images(self._run, self.shard) if is_wanted(image.uid))
+        for image in fetched_images(self._run, self.shard):
+            self._uids.add(image.uid)
+            if is_wanted(image.uid):
+                yield image
 
-    async def _commit(self, saved: list[Row]) -> UnitResult:
-        rows = sorted(saved + self._parts.rows, key=lambda row: row["key"])
+    async def _commit(self, saved: list[Row], marker: ImageMarker) -> UnitResult:
+        """Commit one row per image of the tar. Raises ShardUnreadable if an image has none, or two."""
+        rows = [row for row in saved + self._parts.rows if row["uid"] in self._uids]
+        rows.sort(key=lambda row: row["key"])
+        if not len(rows) == len(self._uids) == marker["successes"]:
+            raise ShardUnreadable(
+                f"{self._run.image_file(marker['tar'])}: {len(rows)} captions or reasons of {len(self._uids)} images, "
+                f"but its marker says {marker['successes']}. {refetch_remedy(self._run, self.shard)}"
+            )
         check_rejections(rows, self._worker.max_rejected, self.shard)
         await asyncio.to_thread(check_claims, self._run, self._worker.config, self._worker.model_digest)
-        content = encode_rows(rows, self._worker.config.id)
+        content = encode_rows(rows, captioner=self._worker.config.id)
         return await self._finish(await asyncio.to_thread(storage.create, self._target, content))
 
     async def _finish(self, won: bool) -> UnitResult:

@@ -227,7 +227,7 @@ def _evaluations(evaluated: dict[str, list[str]], problems: list[str]) -> dict[s
     results: dict[str, Any] = {}
     for name, urls in evaluated.items():
         for url in urls:
-            read = partial(artifacts.read_json, url, "Remove it and evaluate again.")
+            read = partial(artifacts.read_json, url, "Remove it and evaluate again.", artifacts.JsonObject)
             content: dict[str, Any] = _or_problem(problems, {}, read)
             for kind in ("retrieval", "classification"):
                 tasks = content.get(kind)

@@ -72,7 +72,7 @@ class RunStatus(TypedDict):
     download: DownloadStatus | None
     """None before the lists are partitioned."""
     captioned: dict[str, int]
-    """By captioner, the fetched shards whose captions are committed."""
+    """By captioner, the fetched shards whose captions are committed, and those without images."""
     captioners: dict[str, CaptionerStatus]
     dataset: bool
     """Whether dataset.json exists."""
@@ -106,6 +106,7 @@ def get_status(run: Run, now: float | None = None, failures: bool = False) -> Ru
     partition, rounds = load_partition(run), retry.rounds(run)
     fetched = ledger.fetched_shards(run)
     images = ledger.fetched_images(run, fetched)
+    to_caption = set(ledger.shards_with_images(run))
     names = ledger.captioners(run)
     trained, unfinished, evaluated = _models(run)
     status = RunStatus(
@@ -113,7 +114,7 @@ def get_status(run: Run, now: float | None = None, failures: bool = False) -> Ru
         fetched=len(fetched),
         images=images,
         download=_download_status(run, partition, rounds, fetched, now) if partition else None,
-        captioned={name: len(set(fetched).intersection(ledger.captioned_shards(run, name))) for name in names},
+        captioned={name: len(fetched) - len(to_caption - set(ledger.captioned_shards(run, name))) for name in names},
         captioners={name: _captioner_status(run, name, images, now) for name in names},
         dataset=storage.exists(run.dataset),
         trained=trained,
@@ -209,11 +210,11 @@ def rates(records: Iterable[WorkRecord], now: float, window: float = WINDOW_SECO
     last = max((end for _, end in spans), default=now)
     if now - last <= longest:
         spans.append((last, now))
-    seconds = max(1.0, _covered(spans))
+    seconds = max(1.0, covered(spans))
     return images / seconds, tokens / seconds
 
 
-def _covered(spans: Iterable[tuple[float, float]]) -> float:
+def covered(spans: Iterable[tuple[float, float]]) -> float:
     """The time that lies in at least one of the spans."""
     covered, reached = 0.0, float("-inf")
     for start, end in sorted(spans):

@@ -12,19 +12,16 @@ all sources in the manifest's order ("" if a source has none), and the first exp
 """
 
 import hashlib
-import io
-import json
 import logging
 import pathlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.errors import UserError
@@ -111,14 +108,9 @@ def load_partition(run: Run) -> Partition | None:
     """The run's partition, or None if it has none yet. Raises UserError if it is damaged."""
     remedy = f"Remove it; `lotlip-data download MANIFEST {run.url}` rebuilds it from the same lists."
     try:
-        content = artifacts.read_json(run.plan, remedy)
+        return artifacts.read_json(run.plan, remedy, Partition)
     except FileNotFoundError:
         return None
-    names = {entry.name for entry in fields(Partition)}
-    try:
-        return Partition(**{name: value for name, value in content.items() if name in names})
-    except TypeError as error:  # a field is missing
-        raise UserError(f"{run.plan}: not the partition of a run ({error}). {remedy}") from None
 
 
 def partition(manifest: Manifest, run: Run) -> Partition:
@@ -167,7 +159,7 @@ def partition(manifest: Manifest, run: Run) -> Partition:
             raise PartitionError(_no_image_message(manifest, counts))
         result = _write_shards(manifest, run, buckets, samplers, counts)
         result = replace(result, stamps=stamps, settings=image_settings(manifest))
-    storage.create(run.plan, json.dumps(asdict(result), indent=2).encode())
+    storage.create(run.plan, artifacts.encode_json(asdict(result), indent=2))
     committed = load_partition(run)  # that of another driver, if it was first
     assert committed is not None
     rows, images = wording.count(committed.rows, "row"), wording.count(committed.images, "URL")
@@ -235,7 +227,7 @@ class _RowCounts:
         self.not_texts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.blank: Counter[str] = Counter()
         self.bad_rows = bad_rows
-        self._writer = pq.ParquetWriter(bad_rows, _BAD_ROW_SCHEMA)
+        self._writer = artifacts.parquet_writer(bad_rows, _BAD_ROW_SCHEMA)
         self._unwritten: list[dict[str, str | int]] = []
 
     def reject(self, bad_row: BadRow) -> None:
@@ -411,9 +403,7 @@ def _store_shard(run: Run, shard: int, table: pa.Table) -> None:
     """
     if shard >= 10**SHARD_DIGITS:
         raise PartitionError(f"more than {10**SHARD_DIGITS} shards: set `samples_per_shard` higher in the manifest")
-    stream = io.BytesIO()
-    pq.write_table(table.combine_chunks(), stream, compression="zstd")
-    data, url = stream.getvalue(), run.list_shard(shard)
+    data, url = artifacts.encode_parquet(table.combine_chunks()), run.list_shard(shard)
     if not storage.create(url, data) and storage.read_bytes(url) != data and load_partition(run) is None:
         storage.replace(url, data)
 

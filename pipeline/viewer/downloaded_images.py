@@ -8,7 +8,7 @@ import functools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +18,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
 from lotlip_data.manifests.tar_reader import TarMember
 from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.core.ledger import ImageMarker
 from lotlip_data.pipeline.dataset.tar_images import JPEG_MAGIC, MAX_IMAGE_BYTES, ImageUnavailableError
 from lotlip_data.pipeline.downloading.reader import fetched_rows, refetch_remedy
 
@@ -68,14 +69,15 @@ class DownloadedImages:
         _, *values = (table[name][row].as_py() for name in _COLUMNS)
         return ImageFacts(*values)
 
-    def _marker(self, shard: int) -> dict[str, Any]:
+    def _marker(self, shard: int) -> ImageMarker:
         try:
             return ledger.read_image_stats(self._run, shard)
         except FileNotFoundError:
             raise ImageUnavailableError(f"{self._run.image_stats(shard)}: there is no such shard") from None
 
-    def _read_table(self, shard: int, parquet: str) -> pa.Table:
-        return fetched_rows(self._run, shard, {"parquet": parquet}, _COLUMNS)
+    def _read_table(self, shard: int, _parquet: str) -> pa.Table:
+        """The table of a shard. Its name keeps the table of an earlier download out of the cache."""
+        return fetched_rows(self._run, shard, self._marker(shard), _COLUMNS)
 
 
 class _KeyedTar:

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from lotlip_data.captioners.quality_flags import RULES
 from lotlip_data.manifests import dataset_index, schema
-from lotlip_data.manifests.dataset_index import DatasetError, ShardFile
+from lotlip_data.manifests.dataset_index import ShardFile
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.subcaptions import SplitMode
 
@@ -45,16 +45,11 @@ def open_samples(run: Run) -> Samples:
         DatasetError: There is no dataset, or dataset.json is damaged or names a file outside its folder.
     """
     content = dataset_index.read_index(run)
-    try:
-        return Samples(
-            name=str(content["name"]),
-            captioners=tuple(content["captioners"]),
-            sources=tuple(source["name"] for source in content["manifest"]["sources"]),
-            flags=tuple(RULES),
-            sub_captions=content["sub_captions"],
-            files=tuple(dataset_index.shard_files(run, content)),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(
-            f"{run.dataset}: a field is missing or has the wrong type ({error!r}). Run `lotlip-data shard`."
-        ) from error
+    return Samples(
+        name=content["name"],
+        captioners=tuple(content["captioners"]),
+        sources=tuple(source["name"] for source in content["manifest"]["sources"]),
+        flags=tuple(RULES),
+        sub_captions=content["sub_captions"],
+        files=tuple(dataset_index.shard_files(run, content)),
+    )

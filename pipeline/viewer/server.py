@@ -28,7 +28,7 @@ BACKLOG_CONNECTIONS = 128
 _POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; "
 )
-POLICY = _POLICY + "frame-ancestors 'none'; script-src 'self'; require-trusted-types-for 'script'"
+POLICY = _POLICY + "script-src 'self'; require-trusted-types-for 'script'; frame-ancestors 'none'"
 FRAMED_POLICY = _POLICY + "frame-ancestors 'self'"
 """For documents that appear in a frame of this server's own pages."""
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from lotlip_data.pipeline.viewer.models import Models
 
 TEMPLATES = Path(__file__).parent / "templates"
-COUNT_SECONDS = 1.0
-"""Time limit for counting rows on one page; the next page continues."""
+COUNT_SHARE = 0.25
+"""Share of the time limit of a page that is spent on counting all rows; the next page continues."""
 
 
 class Site:
@@ -41,7 +41,7 @@ class Site:
 
     def __init__(self, run: Run, models: "Models | None", seconds: float) -> None:
         self.run, self.models, self.seconds = run, models, seconds
-        self.count_seconds = min(seconds, COUNT_SECONDS)
+        self.count_seconds = COUNT_SHARE * seconds
         self.tars, self.images, self.scans = TarImages(), DownloadedImages(run), ScanCache()
         self._open_samples = functools.lru_cache(1)(lambda stamp: open_samples(run))
         self._templates = Environment(

@@ -10,6 +10,7 @@ import fsspec
 import pytest
 
 from lotlip_data.manifests import storage, tar_reader
+from lotlip_data.manifests.digests import digest_of
 from lotlip_data.manifests.errors import UserError
 
 MIB = 1 << 20
@@ -94,6 +95,38 @@ def test_a_damaged_tar_is_named_with_its_remedy(tmp_path: Path, read: Callable[[
         Path(url).write_bytes(damage)
         with pytest.raises(DamagedError, match=rf"^{url}: (cannot be read \(|ends within ).*Build it again\.$"):
             read(url)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_damaged_header_is_not_the_end_of_the_tar(tmp_path: Path, read: Callable[[str], list[bytes]]) -> None:
+    """tarfile stops there without an error, and the members after it would be lost."""
+    url = write_tar(tmp_path / "a.tar")
+    whole = Path(url).read_bytes()
+    for header in (1024, 2048, 3072):
+        for position in (header, header + 130, header + 150, header + 300):  # name, size, checksum, group
+            damaged = bytearray(whole)
+            damaged[position] ^= 4
+            Path(url).write_bytes(damaged)
+            with pytest.raises(DamagedError, match=rf"^{url}: cannot be read \(.*at byte {header:,}\)"):
+                read(url)
+
+
+def test_every_flipped_bit_is_noticed_with_the_digest_of_the_tar(tmp_path: Path) -> None:
+    url = write_tar(tmp_path / "a.tar")
+    recorded = digest_of(url)
+    assert len(list(tar_reader.iter_members(url, REMEDY, ".jpg", recorded=recorded))) == 2
+    whole = Path(url).read_bytes()
+    for position in range(0, len(whole), 37):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        Path(url).write_bytes(damaged)
+        with pytest.raises(DamagedError, match=rf"^{url}: cannot be read \(.*Build it again\.$"):
+            list(tar_reader.iter_members(url, REMEDY, ".jpg", DamagedError, recorded))
+        with (
+            pytest.raises(DamagedError, match="does not match its recorded sha256"),
+            tar_reader.open_seekable(url, remedy=REMEDY, error_type=DamagedError, recorded=recorded),
+        ):
+            pass
 
 
 def test_a_missing_tar_is_named_with_its_remedy(tmp_path: Path) -> None:

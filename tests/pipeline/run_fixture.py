@@ -11,15 +11,16 @@ import random
 import sys
 import tarfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lotlip_data.manifests import manifest, storage
+from lotlip_data.manifests import artifacts, manifest, storage
 from lotlip_data.manifests.dataset_index import ShardRecord
+from lotlip_data.manifests.digests import JSON_KEY, digest_of_bytes
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.sample_id import uid_from_url
@@ -127,17 +128,26 @@ def commit_images(run: Run, shard: int, rows: list[Row], members: list[tuple[Row
                 member = tarfile.TarInfo(f"{row['key']}.{ending}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    storage.create(storage.join(run.images, names["tar"]), content.getvalue())
-    storage.create(storage.join(run.images, names["parquet"]), parquet(rows, IMAGES))
+    files = {"tar": content.getvalue(), "parquet": parquet(rows, IMAGES)}
+    for ending, data in files.items():
+        storage.create(storage.join(run.images, names[ending]), data)
     counts = count_failures(pa.Table.from_pylist(rows, schema=IMAGES))
-    stats = {**names, "count": len(rows), "successes": len(members), **counts}
-    storage.create(run.image_stats(shard), json.dumps(stats).encode())
+    digests = {ending: asdict(digest_of_bytes(data)) for ending, data in files.items()}
+    stats = {**names, "count": len(rows), "successes": len(members), **counts, "digests": digests}
+    storage.create(run.image_stats(shard), artifacts.encode_json(stats))
+
+
+def forget_digests(run: Run, shard: int) -> None:
+    """Change the marker of an image shard to that of an earlier release, which has no digests."""
+    marker = json.loads(storage.read_bytes(run.image_stats(shard)))
+    del marker["digests"], marker[JSON_KEY]
+    storage.replace(run.image_stats(shard), json.dumps(marker).encode())
 
 
 def claim_captioner(run: Run, name: str, version: str = "1") -> None:
     """Write the settings file of a captioner's folder."""
     settings = {"id": f"{name}@{version}", "name": name}
-    storage.create(run.captioner_settings(name), json.dumps(settings).encode())
+    storage.create(run.captioner_settings(name), artifacts.encode_json(settings))
 
 
 def fetched_rows(run: Run, shard: int) -> list[Row]:
@@ -177,9 +187,7 @@ def write_captions(run: Run, name: str, shard: int, rows: list[Row]) -> None:
 
 def parquet(rows: list[Row], schema: pa.Schema) -> bytes:
     """Encode rows as Parquet."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
-    return buffer.getvalue()
+    return artifacts.encode_parquet(pa.Table.from_pylist(rows, schema=schema))
 
 
 def _shard(url: str) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
+from lotlip_data.manifests.digests import JSON_KEY
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.synthetic.scenes import render, sample_scene
@@ -215,6 +216,7 @@ def test_a_model_that_the_authors_layout_cannot_represent_is_rejected(towers, tm
     load_model(make_config(**towers[0], method="lotlip", context_length=128)).save(str(tmp_path / "ours"))
     file = tmp_path / "ours" / "config.json"
     config = json.loads(file.read_text())
+    del config[JSON_KEY]
     with pytest.raises(UserError, match=r"ends in \.pt or \.safetensors"):
         convert(str(tmp_path / "ours"), str(tmp_path / "theirs"))
     for part, message in (

@@ -66,7 +66,7 @@ def open_dataset(run: str) -> Dataset:
         DatasetError: There is no dataset, its dataset.json is damaged, or the training split is empty.
     """
     layout = Run.at(run)
-    content = dataset_index.read_index(layout, dataset_index.SAMPLE_FIELDS)
+    content = dataset_index.read_samples_index(layout)
     shards = tuple(file for file in dataset_index.shard_files(layout, content) if file.split == "train")
     if not shards:
         raise DataError(f"{layout.dataset}: the dataset has no samples to train on")
@@ -173,7 +173,7 @@ class TextReader:
 
     def _read(self, index: int) -> list[TextRow]:
         shard = self._dataset.shards[index]
-        table = artifacts.read_parquet(shard.parquet_url, VERIFY_REMEDY, self._columns, DataError)
+        table = artifacts.read_parquet(shard.parquet_url, VERIFY_REMEDY, self._columns, DataError, shard.parquet.digest)
         if len(table) != shard.samples:
             raise DataError(
                 f"{shard.parquet_url}: has {len(table)} samples, but dataset.json lists {shard.samples}. "

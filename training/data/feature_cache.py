@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch import Tensor
 from lotlip_data.manifests import storage, tar_reader, wording
 from lotlip_data.manifests.dataset_index import ShardFile
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.feature_file import encode_features, read_features
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
@@ -75,7 +75,7 @@ class FeatureCache:
     def missing(self) -> list[int]:
         """The indices of the shards that have no features yet."""
         names = set(storage.list_names(self.folder))
-        return [index for index, shard in enumerate(self._dataset.shards) if _file_name(shard) not in names]
+        return [index for index, shard in enumerate(self._dataset.shards) if file_name(shard) not in names]
 
     def fill(self, group: ProcessGroup = SINGLE_PROCESS) -> None:
         """Compute the features of all missing shards. Several processes divide the shards among themselves."""
@@ -97,7 +97,7 @@ class FeatureCache:
         storage.create(self._url(shard), self._compute(shard))
 
     def _url(self, shard: ShardFile) -> str:
-        return storage.join(self.folder, _file_name(shard))
+        return storage.join(self.folder, file_name(shard))
 
     @torch.no_grad()
     def _compute(self, shard: ShardFile) -> bytes:
@@ -111,9 +111,7 @@ class FeatureCache:
             raise DataError(
                 f"{shard.tar_url}: has {len(table)} images, but dataset.json lists {shard.samples}. {VERIFY_REMEDY}"
             )
-        buffer = io.BytesIO()
-        np.savez(buffer, features=table)
-        return buffer.getvalue()
+        return encode_features(table)
 
     def _to_float16(self, features_ND: Tensor) -> np.ndarray:
         """The features as they are stored. Raises UserError if float16 cannot hold one of them."""
@@ -132,29 +130,18 @@ class FeatureCache:
 
     def _read(self, index: int) -> np.ndarray:
         shard = self._dataset.shards[index]
-        url = self._url(shard)
-        try:
-            with np.load(io.BytesIO(storage.read_bytes(url))) as content:
-                features: np.ndarray = content["features"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{url}: cannot be read ({error}). Remove it; the next run computes it again.") from error
-        expected = (shard.samples, self._tower.dim)
-        if features.shape != expected:
-            raise DataError(
-                f"{url}: has shape {features.shape} instead of {expected}. Remove it; the next run computes it again."
-            )
-        if not np.isfinite(features).all():
-            raise DataError(f"{url}: has values that are inf or nan. Remove it; the next run computes it again.")
-        return features
+        return read_features(self._url(shard), (shard.samples, self._tower.dim), DataError)
 
 
-def _file_name(shard: ShardFile) -> str:
+def file_name(shard: ShardFile) -> str:
     return f"{shard.sha256[:32]}.npz"
 
 
 def _read_images(shard: ShardFile) -> Iterator[Image.Image]:
     """The images of a tar in its order, which is the order of the Parquet rows. Raises DataError for a bad image."""
-    for name, content in tar_reader.iter_members(shard.tar_url, VERIFY_REMEDY, f".{IMAGE_EXTENSION}", DataError):
+    for name, content in tar_reader.iter_members(
+        shard.tar_url, VERIFY_REMEDY, f".{IMAGE_EXTENSION}", DataError, shard.tar.digest
+    ):
         try:
             yield Image.open(io.BytesIO(content)).convert("RGB")
         except (OSError, ValueError) as error:

@@ -75,7 +75,7 @@ class ImageTar:
     def __init__(self, shard: ShardFile) -> None:
         url, suffix = shard.tar_url, f".{IMAGE_EXTENSION}"
         try:
-            with open_seekable(url) as file:
+            with open_seekable(url, remedy=VERIFY_REMEDY, error_type=DataError, recorded=shard.tar.digest) as file:
                 self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # outlives the file
                 self._index = TarIndex(file, url, VERIFY_REMEDY, suffix, DataError)
                 images = len(self._index)

@@ -142,13 +142,22 @@ class TextTokenizer:
 
 
 def load_tokenizer(folder: str) -> Any:
-    """The fast tokenizer of a local folder or hub id. Raises ValueError if there is none."""
+    """The fast tokenizer of a local folder or hub id. Raises ValueError if there is none, or one without words."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, use_fast=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    except Exception as error:  # the tokenizers library raises plain Exception for a damaged tokenizer.json
         raise ValueError(f"text tower {folder!r}: cannot load a tokenizer from there ({error})") from error
+    if not has_words(tokenizer):
+        raise ValueError(f"text tower {folder!r}: its tokenizer has no vocabulary; add the tokenizer's files")
+    return tokenizer
+
+
+def has_words(tokenizer: Any) -> bool:
+    """Whether the tokenizer knows words. Without a vocabulary file, transformers makes one that knows none."""
+    ids = tokenizer("a photo of the number 1.", add_special_tokens=False)["input_ids"]
+    return bool(set(ids).difference(tokenizer.all_special_ids))
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, where: str) -> None:

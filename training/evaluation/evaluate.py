@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.errors import UserError
@@ -122,9 +124,18 @@ def evaluate_zero_shot(
         results["seconds"] = round(results["seconds"] + figures.pop("seconds"), 2)
         results[kind][image_set.name] = figures
         _log_figures(image_set.name, figures, model.context_length)
-    storage.create(out, (json.dumps(results, indent=1) + "\n").encode())
+    storage.create(out, artifacts.encode_json(results, indent=1))
     storage.remove(set_results.folder)
     return results
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Results(TypedDict):
+    """The results of an evaluation, as far as every reader needs them."""
+
+    retrieval: dict[str, dict[str, Any]]
+    classification: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
 
 
 def read_results(url: str) -> dict[str, Any]:
@@ -134,12 +145,9 @@ def read_results(url: str) -> dict[str, Any]:
         UserError: If the file cannot be read or does not contain such results.
     """
     try:
-        results = json.loads(storage.read_bytes(url))
-    except (OSError, ValueError) as error:
+        return dict(artifacts.read_json(url, "Name a JSON file that `lotlip-data eval` wrote.", _Results))
+    except OSError as error:
         raise UserError(f"{url}: no results of an evaluation can be read ({error})") from error
-    if not isinstance(results, dict) or not {"retrieval", "classification", "settings"} <= set(results):
-        raise UserError(f"{url}: not the results of an evaluation; name a JSON file that `lotlip-data eval` wrote")
-    return results
 
 
 def _reuse_results(out: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,8 +192,8 @@ class _SetResults:
         if not storage.exists(url):
             start = time.monotonic()
             figures = measure()
-            storage.create(url, json.dumps(figures | {"seconds": time.monotonic() - start}).encode())
-        return artifacts.read_json(url, "Remove it; the next run evaluates this set again.")
+            storage.create(url, artifacts.encode_json(figures | {"seconds": time.monotonic() - start}))
+        return artifacts.read_json(url, "Remove it; the next run evaluates this set again.", artifacts.JsonObject)
 
 
 def _retrieve(model: Embedder, pairs: RetrievalSet, allow_partial: bool) -> dict[str, Any]:

@@ -13,8 +13,8 @@ Shapes: N images or texts, D feature dimensions.
 import hashlib
 import json
 import logging
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,13 +22,12 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
-from lotlip_data.training.data.tokenizer import TextForm, check_vocabulary
+from lotlip_data.training.data.tokenizer import TextForm, check_vocabulary, has_words
 from lotlip_data.training.models import lotlip
 from lotlip_data.training.models.lotlip import LoTLIP
 
@@ -127,14 +126,12 @@ class OpenClipModel:
                 f"open_clip:{name}: open_clip is not installed; pip install open-clip-torch==3.3.0"
             ) from None
         model, weights = (name, None) if name.startswith(("hf-hub:", "local-dir:")) else _split_open_clip_name(name)
-        quick_gelu = weights is not None and _needs_quick_gelu(model, weights)
-        try:
+        with _damage_explained(f"open_clip:{name}"):
+            quick_gelu = weights is not None and _needs_quick_gelu(model, weights)
             loaded = open_clip.create_model_and_transforms(
                 model, pretrained=weights, device=device, force_quick_gelu=quick_gelu
             )
             self._tokenize = open_clip.get_tokenizer(model)
-        except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-            raise UserError(f"open_clip:{name}: cannot be loaded ({_first_line(error)})") from error
         self._model, self._transform, self._device = loaded[0].eval(), loaded[2], device
         self.context_length = int(self._tokenize.context_length)
         self._padding_id = int(self._tokenize([""], context_length=MAX_SPECIAL_TOKENS)[0, -1])
@@ -177,15 +174,13 @@ class TransformersClipModel:
     def __init__(self, name: str, device: str) -> None:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        try:
+        with _damage_explained(f"clip:{name}"):
             loaded: Any = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
             self._tokenizer = AutoTokenizer.from_pretrained(name)
             self._processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise UserError(f"clip:{name}: cannot be loaded ({_first_line(error)})") from error
         model, loading_info = loaded
         _check_all_weights_loaded(name, loading_info)
-        if self._tokenizer("a")["input_ids"] == self._tokenizer("b")["input_ids"]:
+        if not has_words(self._tokenizer):
             raise UserError(f"clip:{name}: the tokenizer has no vocabulary; add the tokenizer files of this model")
         try:
             check_vocabulary(self._tokenizer, int(model.config.text_config.vocab_size), "the tokenizer")
@@ -214,6 +209,18 @@ class TransformersClipModel:
             texts, padding=True, truncation=True, max_length=self.context_length, return_tensors="pt"
         )
         return self._model.get_text_features(**encoded.to(self._device)).pooler_output
+
+
+@contextmanager
+def _damage_explained(name: str) -> Iterator[None]:
+    """Turn every error of loading the model `name` into a UserError of one line.
+
+    Libraries raise errors of any type for files of unknown origin: a damaged tokenizer.json raises a plain Exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{name}: cannot be loaded ({_first_line(error)})") from error
 
 
 def _embed_in_batches(items: Iterable[Any], embed: Callable[[list[Any]], Tensor]) -> Tensor:

@@ -5,14 +5,13 @@
     similarity = model.embed_images([picture]) @ model.embed_texts(["A long text. Of several sentences."]).T
 
 The folder has config.json (the configurations of both towers for transformers, the corner tokens, the text form, the
-preprocessing), model.safetensors and the tokenizer's files. Loading needs nothing else.
+preprocessing, the digests of the other files), model.safetensors and the tokenizer's files. Loading needs nothing else.
 
 Shapes: N images or texts, D width of a feature.
 """
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +26,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.checkpoints import model_folder
+from lotlip_data.manifests.checkpoints.model_folder import (
+    CONFIG,
+    FORMAT,
+    POOLED_FORMAT,
+    REMEDY,
+    WEIGHTS,
+    CheckpointError,
+    ModelConfig,
+)
 from lotlip_data.manifests.checkpoints.resolve import resolve
-from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
 from lotlip_data.training.config import ConfigError, TrainConfig
@@ -38,16 +46,8 @@ from lotlip_data.training.models import towers
 from lotlip_data.training.models.pretrained import load_image_tower, load_text_encoder
 from lotlip_data.training.models.towers import TextSettings, TextTower, TwoTowers
 
-FORMAT, POOLED_FORMAT = 1, 2
-"""Version of config.json. A model whose image feature is no class token has the second, so that earlier releases refuse
-it."""
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _TRAINING_FILES = (TRAINING_DONE, "metrics.jsonl")
 """Files that a training's folder has and a model's folder does not have."""
-
-
-class CheckpointError(UserError):
-    """The folder has no model of this project, or a damaged one."""
 
 
 @dataclass
@@ -97,12 +97,13 @@ class LoTLIP:
             self.tokenizer.tokenizer.save_pretrained(folder)
             weights = {name: value.detach().contiguous() for name, value in self.towers.state_dict().items()}
             save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-            for path in sorted(folder.iterdir()):
-                storage.replace(storage.join(url, path.name), path.read_bytes())
-        storage.replace(storage.join(url, CONFIG), json.dumps(self.config(), indent=1).encode())
+            names = sorted(path.name for path in folder.iterdir())
+            for name in names:
+                storage.replace_from_file(storage.join(url, name), str(folder / name))
+            storage.replace(storage.join(url, CONFIG), model_folder.encode_config(self.config(), folder, names))
 
     def config(self) -> dict[str, Any]:
-        """The content of config.json."""
+        """The content of config.json without the digests of the files."""
         return {
             "format": FORMAT if self.towers.image.pooling == "class_token" else POOLED_FORMAT,
             "context_length": self.tokenizer.context_length,
@@ -116,54 +117,67 @@ class LoTLIP:
         """Load the model of a folder (a local path or fsspec URL), in evaluation mode.
 
         Raises:
-            CheckpointError: The folder has no model, or a file of it is damaged.
+            CheckpointError: The folder has no model, or a file of it is missing or damaged.
         """
         config = _read_config(url)
-        description = config["towers"]
-        model = towers.build(description)
         with _local_copy(url) as folder:
+            model_folder.check_files(folder, config, url)
+            model = _build(config, _load_tokenizer(folder, url), url)
             try:
-                tokenizer = load_tokenizer(folder)
-            except ValueError as error:  # transformers' own message is long and about its hub
-                raise CheckpointError(
-                    f"{url}: cannot read the tokenizer; copy the tokenizer's files into this folder"
-                ) from error
-            try:
-                model.load_state_dict(load_file(pathlib.Path(folder, WEIGHTS)))
+                model.towers.load_state_dict(load_file(pathlib.Path(folder, WEIGHTS)))
             except (OSError, RuntimeError, SafetensorError) as error:
                 raise CheckpointError(
                     f"{url}/{WEIGHTS}: cannot read the weights, or they do not match {CONFIG} ({error})"
                 ) from error
-        return cls(
-            model.eval(),
-            TextTokenizer(
-                tokenizer,
-                vocab_size=model.text.vocab_size,
-                context_length=config["context_length"],
-                corner_tokens=model.text.settings.corner_tokens,
-                form=config["text_form"],
-            ),
-            ImageTransform(**config["transform"]),
-        )
+        model.towers.eval()
+        return model
 
 
-def _read_config(url: str) -> dict[str, Any]:
+def _read_config(url: str) -> ModelConfig:
     try:
-        config = json.loads(storage.read_bytes(storage.join(url, CONFIG)))
+        content = storage.read_bytes(storage.join(url, CONFIG))
     except (FileNotFoundError, NotADirectoryError):
         reject_training_folder(url)
         raise CheckpointError(
             f"{url}: has no {CONFIG}, so it is not a model; give the `model` folder of a training"
         ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{url}/{CONFIG}: is not JSON ({error})") from error
-    if not isinstance(config, dict) or config.get("format") not in (FORMAT, POOLED_FORMAT):
+    config = model_folder.parse_config(content, storage.join(url, CONFIG))
+    if config is None:
         reject_training_folder(url)
         raise CheckpointError(
             f"{url}: not a model of this project, or from an incompatible release (this release reads "
             f"formats {FORMAT} and {POOLED_FORMAT})"
         )
     return config
+
+
+def _load_tokenizer(folder: str, url: str) -> Any:
+    try:
+        return load_tokenizer(folder)
+    except ValueError as error:  # transformers' own message is long and about its hub
+        raise CheckpointError(
+            f"{url}: cannot read the tokenizer; copy the tokenizer's files into this folder"
+        ) from error
+
+
+def _build(config: ModelConfig, tokenizer: Any, url: str) -> LoTLIP:
+    """The model with fresh weights. Raises CheckpointError if its configuration is none, or of another tokenizer."""
+    description, transform = config["towers"], config["transform"]
+    try:
+        model = towers.build(description)
+        text_tokenizer = TextTokenizer(
+            tokenizer,
+            vocab_size=model.text.vocab_size,
+            context_length=config["context_length"],
+            corner_tokens=model.text.settings.corner_tokens,
+            form=config["text_form"],
+        )
+        return LoTLIP(model, text_tokenizer, ImageTransform(**transform))
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{url}: the settings in {CONFIG} do not fit together or to the tokenizer ({reason}). {REMEDY}"
+        ) from error
 
 
 def reject_training_folder(url: str) -> None:

@@ -8,7 +8,6 @@ pixels are converted in strips.
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -18,6 +17,7 @@ from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.images import jpeg
 from lotlip_data.pipeline.downloading.images.color import UNCHANGED, Converter, converter
+from lotlip_data.pipeline.downloading.images.messages import ConversionSettings, Converted
 from lotlip_data.pipeline.downloading.images.source import Source, decoding_error, read_source
 
 MAX_SIDE = 65_500
@@ -27,27 +27,6 @@ _STRIP_PIXELS = 1 << 20
 
 Pixels = np.ndarray
 """uint8: H × W (grey), or H × W × 3 (blue, green, red)."""
-
-
-@dataclass(frozen=True)
-class ConversionSettings:
-    """The settings of the manifest's `download` section that a conversion depends on."""
-
-    image_size: int = 512
-    quality: int = 95
-    max_pixels: int = 100_000_000
-    max_decoded_bytes: int = 512 << 20
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A stored image. Sizes are those of the upright image, in pixels."""
-
-    body: bytes
-    width: int
-    height: int
-    original_width: int
-    original_height: int
 
 
 def convert(data: bytes, settings: ConversionSettings, before_decoding: Callable[[int], None]) -> Converted:

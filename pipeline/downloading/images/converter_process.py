@@ -9,42 +9,25 @@ import json
 import os
 import resource
 import sys
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import cv2
 
 from lotlip_data.pipeline.downloading.failures import FetchError
-from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings, Converted, convert
-
-MAX_CPU_SECONDS = 60
-"""CPU time that one image may take. Hostile files exist whose decoding takes hours."""
-
-HEAVY_BYTES = 64 << 20
-"""Images whose decoding takes more memory than this are announced with `Cost`."""
+from lotlip_data.pipeline.downloading.images.conversion import convert
+from lotlip_data.pipeline.downloading.images.messages import (
+    HEAVY_BYTES,
+    MAX_CPU_SECONDS,
+    ConversionSettings,
+    Converted,
+    Cost,
+    Failed,
+    Ready,
+)
 
 _RESERVE_BYTES = 256 << 20
 """Memory of this process beside the images that it decodes."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The process has started."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The decoding of the image is about to take this much memory, in bytes."""
-
-    memory: int
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The image cannot be stored. `message`: the text of the FetchError."""
-
-    message: str
 
 
 def main() -> None:

@@ -264,7 +264,10 @@ def test_the_error_for_a_folder_without_write_access_names_it(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root has write access everywhere
     line = printed_for(OSError(code, os.strerror(code), str(tmp_path / name)))
-    assert line.startswith(f"error: {tmp_path}: ") and "Make it writable, then run the same command again" in line
+    assert (
+        line.startswith(f"error: {tmp_path}: ")
+        and "Make it writable or use another folder, then run the same command again" in line
+    )
 
 
 def test_an_unreadable_file_is_not_reported_as_a_folder_without_write_access(

@@ -13,7 +13,7 @@ import pytest
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.core import ray_cluster, ray_watch
-from lotlip_data.pipeline.core.ray_watch import ClusterWatch, HeadProbe
+from lotlip_data.pipeline.core.ray_watch import ClusterLost, ClusterProbe, ClusterWatch
 
 COMMAND = """
 import time
@@ -89,12 +89,24 @@ def test_a_loss_interrupts_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_head_node_is_lost_only_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
-        probe = HeadProbe(*port.getsockname())
+        probe = ClusterProbe(port.getsockname())
         assert probe() == ""
         monkeypatch.setattr(ray_watch, "HEAD_SECONDS", -1.0)
         assert "has not answered for" in probe()
         port.listen()
         assert probe() == ""
+
+
+def test_a_raylet_is_lost_at_once_and_an_error_meanwhile_is_not_blamed_on_a_task() -> None:
+    with socket.socket() as head, socket.socket() as raylet:
+        for port in (head, raylet):
+            port.bind(("127.0.0.1", 0))
+        head.listen()
+        watch = ClusterWatch(ClusterProbe(head.getsockname(), raylet.getsockname()))
+        with pytest.raises(ClusterLost, match="its process raylet was killed"):
+            watch.check()
+        raylet.listen()
+        ClusterWatch(ClusterProbe(head.getsockname(), raylet.getsockname())).check()
 
 
 @pytest.mark.parametrize(

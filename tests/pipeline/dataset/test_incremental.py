@@ -61,7 +61,7 @@ def test_a_new_captioner_replaces_the_dataset_once_all_shards_are_built(tmp_path
     before = storage.read_bytes(fake.run.dataset)
     caption(fake, "sharegpt4v", [0, 1])
     waiting = build(fake)
-    assert waiting.built == 2 and "captions by sharegpt4v of 1 shards (00002)" in waiting.failed[0]
+    assert waiting.built == 2 and "captions by sharegpt4v of 1 shard (00002)" in waiting.failed[0]
     assert storage.read_bytes(fake.run.dataset) == before and len(check_whole(fake.run)) == 2
     assert [problem.what.partition(",")[0] for problem in verify(fake.run)] == ["built"] * 2
     caption(fake, "sharegpt4v", [2])

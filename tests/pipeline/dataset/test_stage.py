@@ -13,11 +13,11 @@ import pytest
 
 from lotlip_data.manifests import dataset_index, schema, storage, subcaptions
 from lotlip_data.manifests.dataset_index import DatasetError
+from lotlip_data.manifests.digests import digest_of
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.curation.filters import IMAGE_CHANGED, TOO_FEW_LONG_TEXTS, Filters
-from lotlip_data.pipeline.dataset import writer as shard_files
 from lotlip_data.pipeline.dataset.join import JoinError
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.stage import read_captions, shard
@@ -201,7 +201,7 @@ def test_the_error_for_unusable_captions_names_file_and_command(tmp_path: Path, 
         build(fake.run, recipe(), 0)
     assert remedy in str(error.value)
     Path(url).write_bytes(Path(url).read_bytes()[:-9])
-    with pytest.raises(UserError, match="footer") as damaged:
+    with pytest.raises(UserError, match="does not match its recorded sha256") as damaged:
         build(fake.run, recipe(), 0)
     assert str(damaged.value).startswith(f"{url}: cannot be read") and remedy in str(damaged.value)
 
@@ -246,8 +246,12 @@ def test_a_truncated_or_missing_image_tar_is_an_error(tmp_path: Path) -> None:
     path = Path(fake.run.images, "00000-attempt.tar")
     with tarfile.open(path) as tar:
         end = tar.getmembers()[-2].offset
+    size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:end])
     again = re.escape(f"Remove {fake.run.image_stats(0)} and run `lotlip-data download` again.")
+    with pytest.raises(DamagedShard, match=rf"cannot be read \(it has {end:,} bytes instead of {size:,}\). {again}"):
+        build(fake.run, recipe(), 0)
+    fake_run.forget_digests(fake.run, 0)
     with pytest.raises(DamagedShard, match=f"contains 7 images, but its marker says 8. {again}"):
         build(fake.run, recipe(), 0)
     path.write_bytes(path.read_bytes()[: end - 700])
@@ -279,7 +283,7 @@ def test_other_content_under_the_name_of_a_shard_stays(tmp_path: Path) -> None:
     Path(fake.run.shards, again.tar.name).write_bytes(b"torn, too")
     storage.remove(dataset_index.marker(fake.run, *dataset_index.done_shards(fake.run)[0]))
     assert build(fake.run, recipe(), 0).outputs == (again,)
-    assert shard_files.digest_of(f"{fake.run.shards}/{again.tar.name}") == (again.tar.bytes, again.tar.sha256)
+    assert digest_of(f"{fake.run.shards}/{again.tar.name}") == again.tar.digest
 
 
 def test_a_second_call_builds_nothing(tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -382,6 +386,8 @@ def test_an_unfinished_captioner_is_named_with_commands_that_bring_its_captions_
     summary = shard(fake.manifest, fake.run, ["sharegpt4v", "instructblip"])
     assert (summary.failed, summary.built) == ([], 2)
     assert list(dataset_index.read_index(fake.run)["captioners"]) == ["sharegpt4v", "instructblip"]
+    kept = fake.manifest.replace(shard=fake.manifest.shard.replace(captioners=("sharegpt4v", "instructblip")))
+    assert shard(kept, fake.run).built == 0 and Manifest.parse(kept.model_dump()) == kept
     with pytest.raises(
         DatasetError, match=r"no captions by lava yet.*of the run: instructblip, llava, sharegpt4v, tiny"
     ):

@@ -11,15 +11,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from lotlip_data.manifests import dataset_index
+from lotlip_data.manifests import artifacts, dataset_index, digests
 from lotlip_data.manifests.dataset_index import DatasetError
+from lotlip_data.manifests.digests import digest_of
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata
 from lotlip_data.pipeline.dataset.publish import publish as publish_dataset
 from lotlip_data.pipeline.dataset.stage import shard
 from lotlip_data.pipeline.dataset.verify import verify
-from lotlip_data.pipeline.dataset.writer import digest_of
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.run_fixture import FakeRun
 
@@ -116,15 +116,20 @@ def test_foreign_files_are_reported(run: Run) -> None:
     }
 
 
+def with_another_count(path: Path) -> bytes:
+    """The marker at `path` with another number of samples, and the sha256 that fits."""
+    content = json.loads(path.read_text())
+    del content[digests.JSON_KEY]
+    return artifacts.encode_json(content | {"samples": 9})
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
         (lambda path: path.unlink(), "is missing"),
         (lambda path: path.write_text("{"), "damaged"),
-        (
-            lambda path: path.write_text(path.read_text().replace('"samples": 8', '"samples": 9')),
-            "differs from the entry",
-        ),
+        (lambda path: path.write_text(path.read_text().replace('"samples": 8', '"samples": 9')), "damaged"),
+        (lambda path: path.write_bytes(with_another_count(path)), "differs from the entry"),
     ],
 )
 def test_a_marker_that_is_missing_damaged_or_different_is_reported(
@@ -151,9 +156,9 @@ def rewrite(run: Run, number: int, name: str, content: bytes) -> None:
     index = dataset_index.read_index(run)
     records = dataset_index.read_records(run, index)
     (output,) = records[number].outputs
-    size, sha256 = digest_of(f"{run.shards}/{name}")
+    digest = digest_of(f"{run.shards}/{name}")
     field = name.rsplit(".", 1)[-1]
-    file = dataclasses.replace(getattr(output, field), bytes=size, sha256=sha256)
+    file = dataclasses.replace(getattr(output, field), bytes=digest.bytes, sha256=digest.sha256)
     records[number] = dataclasses.replace(records[number], outputs=(dataclasses.replace(output, **{field: file}),))
     marker(run, number).write_text(json.dumps(records[number].to_dict()))
     for entry in (item for key in dataset_index.SPLITS.values() for item in index[key] if item[field]["name"] == name):

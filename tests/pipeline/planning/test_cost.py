@@ -23,7 +23,7 @@ from lotlip_data.pipeline.url_lists.partition import Partition
 from tests.captioners.test_gpu_memory import out_of_reach
 from tests.pipeline import run_fixture
 
-HARDWARE = Hardware()
+HARDWARE = Hardware(gpus=8)
 
 
 def estimate(
@@ -44,7 +44,7 @@ def estimate(
 
 def test_a_worked_example_with_all_its_assumptions() -> None:
     """3 million images at 10 per second are 83.33 GPU-hours, or 10.42 hours on 8 GPUs."""
-    cost = estimate(3_000_000, 10.0, Hardware(price=2.0))
+    cost = estimate(3_000_000, 10.0, Hardware(gpus=8, price=2.0))
     (captioner,) = cost.captioners
     assert captioner.gpu_hours == pytest.approx(83.333, abs=0.001) and cost.money == pytest.approx(166.667, abs=0.001)
     assert cost.days == pytest.approx(83.3333 / 8 / 24, abs=1e-5)
@@ -64,9 +64,28 @@ def test_a_worked_example_with_all_its_assumptions() -> None:
     ]
 
 
+def test_without_a_number_of_gpus_there_are_gpu_hours_and_no_days() -> None:
+    cost = estimate(3_000_000, 10.0, Hardware(price=2.0))
+    assert cost.gpu_hours == pytest.approx(83.333, abs=0.001) and cost.money == pytest.approx(166.667, abs=0.001)
+    assert cost.days is None and cost.gpus is None
+    assert format_text(cost)[-1] == (
+        "captioning   83.33 GPU-hours, cost 166.67; the days depend on the number of GPUs: give --gpus"
+    )
+    assert "llava: as many actors as there are GPUs for them, with 1 GPU each" in cost.assumes
+    assert format_text(estimate(3_000_000, 10.0))[-1] == "captioning   83.33 GPU-hours, 0.43 days on 8 GPUs"
+    assert estimate(864, 0.01, Hardware(), pool={"num_gpus": 0}).days == pytest.approx(1)  # needs none
+
+
+@pytest.mark.parametrize("preset", ["tiny-llava", "tiny-sharegpt4v", "tiny-instructblip"])
+def test_the_estimated_speed_of_a_tiny_model_is_that_of_preparing_its_images(preset: str) -> None:
+    (captioner,) = estimate(1000, None, preset=preset, pool={"num_cpus": 2}).captioners
+    assert captioner.images_per_s == 2 / throughput.PREPARE_SECONDS
+    assert "CPUs prepare images" in captioner.speed
+
+
 def test_an_estimated_speed_states_the_peak_and_the_utilisation() -> None:
     """2 × 7,063,427,072 parameters × 776 tokens = 10.96 TFLOP; half of 200 TFLOP/s: 9.12 images per second."""
-    cost = estimate(1000, None, Hardware(tflops=200, mfu=0.5))
+    cost = estimate(1000, None, Hardware(gpus=8, tflops=200, mfu=0.5))
     assert cost.captioners[0].images_per_s == pytest.approx(9.122, abs=0.001)
     assert [line for line in cost.assumes if line.startswith("estimated")] == [
         "estimated speeds: GPUs with a peak of 200 TFLOP/s, a model FLOPs utilisation of 0.5, and 2 FLOP per parameter "
@@ -126,7 +145,7 @@ def test_fewer_actors_than_fit_on_the_cluster_take_longer() -> None:
 
 def test_a_captioner_without_a_gpu_takes_days_but_no_gpu_hours_or_money_and_has_no_estimated_speed() -> None:
     """864 images at 0.01 per second are 24 actor-hours: one day with one actor, half a day with two."""
-    cost = estimate(864, 0.01, Hardware(price=2.0), pool={"num_gpus": 0, "max_actors": 2})
+    cost = estimate(864, 0.01, Hardware(gpus=8, price=2.0), pool={"num_gpus": 0, "max_actors": 2})
     assert (cost.gpu_hours, cost.money, cost.days) == (0, None, pytest.approx(0.5))
     assert cost.captioners[0].money is None and cost.captioners[0].actor_hours == pytest.approx(24)
     assert any(": 24.00 hours without a GPU" in line for line in format_text(cost))
@@ -197,7 +216,7 @@ def test_speeds_and_hours_are_shown_as_plain_numbers() -> None:
 
 def test_a_speed_measured_on_a_cpu_gives_no_gpu_hours() -> None:
     speeds = {"llava": Speed(0.01, "measured", on_cpu=True)}
-    cost = plan_cost(864, resolve_captioners(["llava"]), Hardware(price=2.0), speeds)
+    cost = plan_cost(864, resolve_captioners(["llava"]), Hardware(gpus=8, price=2.0), speeds)
     assert (cost.gpu_hours, cost.days) == (0, pytest.approx(1)) and cost.captioners[0].sequences is None
 
 
@@ -250,7 +269,7 @@ def partial_run(folder: Path, gpus: int = 1) -> Run:
 
 def test_only_the_remaining_images_of_a_run_count_at_its_measured_speed(tmp_path: Path) -> None:
     run = partial_run(tmp_path / "run")
-    cost = plan_cost(10**9, resolve_captioners(["tiny-llava"]), Hardware(price=3600), {}, run, shards=10**6)
+    cost = plan_cost(10**9, resolve_captioners(["tiny-llava"]), Hardware(gpus=8, price=3600), {}, run, shards=10**6)
     (captioner,) = cost.captioners
     assert (captioner.images, captioner.done, captioner.images_per_s) == (16, 8, 2.0)
     assert captioner.tokens == 1600
@@ -265,7 +284,7 @@ def test_a_run_without_gpus_gives_no_gpu_hours_or_money(tmp_path: Path, pool: di
     """16 images at 2 per second take 8 seconds; without GPUs there is one actor."""
     run = partial_run(tmp_path / "run", gpus=0)
     jobs = resolve_captioners([{"preset": "tiny-llava", "pool": pool}])
-    cost = plan_cost(0, jobs, Hardware(price=2.0), {}, run)
+    cost = plan_cost(0, jobs, Hardware(gpus=8, price=2.0), {}, run)
     (captioner,) = cost.captioners
     assert (cost.gpu_hours, cost.money, captioner.gpus, captioner.sequences) == (0, None, 0, None)
     assert cost.days == pytest.approx(8 / 3600 / 24) and captioner.actors == 1

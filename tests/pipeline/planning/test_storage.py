@@ -12,7 +12,8 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import SCHEMA_VERSION
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading.retry import Round
-from lotlip_data.pipeline.planning.lists import format_text, plan_lists
+from lotlip_data.pipeline.planning.lists import plan_lists
+from lotlip_data.pipeline.planning.lists_text import format_text
 from lotlip_data.pipeline.planning.storage import (
     SAMPLED_SHARDS,
     MeasuredStorage,
@@ -85,9 +86,11 @@ def commit_download(run: Run, shard: int, images: int, tar: int, parquet: int) -
 
 
 def write_dataset_json(run: Run, **counts: int) -> None:
-    maps = ("captioners", "rules", "splits", "long_texts", "dropped", "dropped_texts", "manifest")
+    maps = ("captioners", "splits", "long_texts", "dropped", "dropped_texts")
     lists = ("columns", "shards", "validation", "inputs", "replaced")
     content = {name: {} for name in maps} | {name: [] for name in lists} | counts
+    content |= {"name": "fake", "sub_captions": "punkt", "rules": {"validation": 0.0}}
+    content |= {"manifest": {"sources": [], "shard": {}, "clean": {}}}
     storage.create(run.dataset, json.dumps({"schema_version": SCHEMA_VERSION} | content).encode())
 
 

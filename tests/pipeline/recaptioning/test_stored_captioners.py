@@ -33,7 +33,7 @@ def test_the_list_names_every_captioner_with_its_shards_and_whether_the_manifest
 
 
 def test_captions_are_removed_only_on_request_and_nothing_of_others_is(fake: FakeRun) -> None:
-    with pytest.raises(RecaptionError, match=r"captions of .* images in 1 committed shards.*--captions"):
+    with pytest.raises(RecaptionError, match=r"captions of .* images in 1 committed shard\..*--captions"):
         remove(fake.run, "sharegpt4v", captions=False)
     assert ledger.captioned_shards(fake.run, "sharegpt4v") == [0]
     others = storage.list_below(fake.run.captioner("llava"))

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import io
+import json
 import re
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from PIL import Image
 
 from lotlip_data.captioners.base import CaptionError, EngineDead
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.digests import digest_of_file
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
@@ -91,6 +94,55 @@ def test_a_truncated_tar_is_named_and_nothing_is_committed(run: Run) -> None:
     with pytest.raises(ShardUnreadable, match=r"0-a\.tar: cannot be read"):
         caption(run, GreyEngine(), 0)
     assert not storage.exists(run.caption_shard("grey", 0))
+
+
+def test_part_of_a_shard_is_never_committed_as_the_whole(run: Run) -> None:
+    """Of a tar without a digest: a damaged header in the middle, and a tar with fewer images than its marker says."""
+    write_shard(run, 0, list(range(45)))
+    tar = Path(run.images) / "0-a.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: 20 * 2048 + 1] + b"?" + whole[20 * 2048 + 2 :])
+    with pytest.raises(ShardUnreadable, match=r"0-a\.tar: cannot be read \(bad checksum at byte .*Remove "):
+        caption(run, GreyEngine(), 0)
+    write_shard(run, 1, list(range(20)))
+    other = Path(run.images) / "1-a.tar"
+    other.rename(tar)
+    with pytest.raises(ShardUnreadable, match=r"0-a\.tar: contains 20 images, but its marker says 45\. Remove "):
+        caption(run, GreyEngine(), 0)
+    assert not storage.exists(run.caption_shard("grey", 0))
+
+
+def add_digest(run: Run) -> Path:
+    """Record the digest of the tar of shard 0 in its marker. Returns the tar."""
+    tar, marker = Path(run.images) / "0-a.tar", Path(run.image_stats(0))
+    digest = asdict(digest_of_file(tar))
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"digests": {"tar": digest}}))
+    return tar
+
+
+def test_no_caption_of_a_damaged_image_is_kept(run: Run) -> None:
+    """The damage is noticed at the end of the tar, when captions are saved already."""
+    write_shard(run, 0, list(range(40)))
+    tar = add_digest(run)
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:520] + bytes([whole[520] ^ 1]) + whole[521:])
+    with pytest.raises(ShardUnreadable, match=r"0-a\.tar: cannot be read \(its content does not match"):
+        caption(run, GreyEngine(), 0, part_size=10)
+    assert not storage.exists(run.caption_shard("grey", 0))
+    tar.write_bytes(whole)
+    (result,) = caption(run, GreyEngine(), 0, part_size=10)
+    assert (result.rows, result.captioned) == (40, 40)
+
+
+def test_captions_of_a_tar_that_was_downloaded_again_are_not_reused(run: Run) -> None:
+    write_shard(run, 0, list(range(40)))
+    with pytest.raises(EngineDead):
+        caption(run, GreyEngine(max_requests=30), 0, part_size=10)
+    marker = Path(run.image_stats(0))
+    marker.write_text(marker.read_text().replace("0-a.tar", "0-b.tar"))
+    (Path(run.images) / "0-a.tar").rename(Path(run.images) / "0-b.tar")
+    (result,) = caption(run, GreyEngine(), 0, part_size=10)
+    assert (result.rows, result.captioned) == (40, 40)
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"tar": "0-a.tar"}'])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import digests, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.run_layout import Run
@@ -325,10 +325,10 @@ def test_a_damaged_file_is_named_with_a_remedy_and_costs_only_its_own_part_of_th
 @pytest.mark.parametrize(
     ("name", "field", "value", "message"),
     [
-        ("dataset", "manifest", None, "'manifest' is missing or not an object"),
-        ("dataset", "samples", "8", "'samples' is missing or not a whole number"),
-        ("dataset", "shards", {}, "'shards' is missing or not a list"),
-        ("image_stats", "successes", None, "'successes' is missing or not a whole number"),
+        ("dataset", "manifest", None, "`manifest` is wrong: should be an object"),
+        ("dataset", "samples", "8", "`samples` is wrong: should be a valid integer"),
+        ("dataset", "shards", {}, "`shards` is wrong: should be a valid array"),
+        ("image_stats", "successes", None, "`successes` is wrong: should be a valid integer"),
     ],
 )
 def test_a_missing_or_mistyped_field_is_named_with_its_file(
@@ -337,6 +337,7 @@ def test_a_missing_or_mistyped_field_is_named_with_its_file(
     copy = damaged_copy(run, tmp_path)
     damaged = {"dataset": copy.dataset, "image_stats": copy.image_stats(0)}[name]
     content = json.loads(storage.read_bytes(damaged))
+    content.pop(digests.JSON_KEY, None)
     storage.replace(damaged, json.dumps(content | {field: value}).encode())
     result = CliRunner().invoke(app, ["report", copy.url])
     assert result.exit_code == 1

@@ -233,3 +233,11 @@ def test_watching_on_a_terminal_draws_in_place_and_leaves_the_last_status(tmp_pa
     drawn, _, left = printed.decode().partition("\033[?1049l")
     assert drawn.startswith("\033[?1049h\033[H")
     assert left.count("stage ") == 1 and left.rstrip().splitlines()[-1].startswith("next: ") and "stopped" not in left
+
+
+def test_a_shard_without_images_has_no_captions_left(run: Run) -> None:
+    before = get_status(run)
+    run_fixture.write_images(run, 2, [])
+    after = get_status(run)
+    assert after["fetched"] == before["fetched"] + 1
+    assert {name: shards - before["captioned"][name] for name, shards in after["captioned"].items()} == {"grey": 1}

@@ -56,14 +56,15 @@ def make(
 def describe(run: Run, records: list[Row], captioners: Sequence[str] = CAPTIONERS) -> None:
     """Write or replace dataset.json; the last of several shards is the validation split."""
     content = {
-        **{name: {} for name in ("rules", "splits", "long_texts", "dropped", "dropped_texts")},
-        **{name: [] for name in ("columns", "inputs")},
+        "rules": {"validation": 0.0},
+        **{name: {} for name in ("splits", "long_texts", "dropped", "dropped_texts")},
+        **{name: [] for name in ("columns", "inputs", "replaced")},
         **dict.fromkeys(("fetched", "samples", "bytes"), 0),
         "schema_version": schema.SCHEMA_VERSION,
         "name": "fake",
         "captioners": {name: f"{name}@1" for name in captioners},
         "sub_captions": "punkt",
-        "manifest": {"name": "fake", "sources": [{"name": "web"}, {"name": "books"}]},
+        "manifest": {"name": "fake", "sources": [{"name": "web"}, {"name": "books"}], "shard": {}, "clean": {}},
         "shards": records[:-1] or records,
         "validation": records[-1:] if records[:-1] else [],
     }

@@ -621,6 +621,19 @@ def test_the_quarantine_shows_pictures_and_duplicates_beside_the_image_that_they
     assert web.get("/picture/7/000070000").status_code == 404
 
 
+def test_a_list_of_an_earlier_release_without_distances_still_shows_pairs(tmp_path: Path) -> None:
+    made = run_fixture.make(tmp_path / "run", shards=1, images=4, writers=["llava"])
+    first, late = run_fixture.fetched_rows(made.run, 0)[:2]
+    names = [name for name in schema.DROPPED.names if name != "distance"]
+    dropped = {**late, "what": "sample", "reason": "near_duplicate", "detail": first["key"]}
+    table = run_fixture.parquet(
+        [{name: dropped[name] for name in names}], pa.schema([schema.DROPPED.field(name) for name in names])
+    )
+    storage.create(made.run.quarantine("shard", "00000-abc.parquet"), table)
+    page = client(made.run).get("/quarantine?kind=shard").text
+    assert page.count("<img") == 2 and "distance" not in page
+
+
 def test_a_damaged_image_shard_costs_only_its_pictures(tmp_path: Path) -> None:
     made = run_fixture.make(tmp_path / "run", shards=1, images=4, writers=["llava"])
     row = run_fixture.fetched_rows(made.run, 0)[0]
@@ -685,7 +698,8 @@ def test_a_port_in_use_is_reported_before_models_are_loaded(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "message"), [("manifest", "not an object"), ("sub_captions", "a field is missing or has the wrong type")]
+    ("field", "message"),
+    [("manifest", "the field `manifest` is missing"), ("sub_captions", "the field `sub_captions` is missing")],
 )
 def test_a_dataset_json_without_a_field_is_rejected(tmp_path: Path, field: str, message: str) -> None:
     run = dataset_fixture.make(tmp_path / "run", shards=1)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from lotlip_data.manifests.digests import JSON_KEY
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 from lotlip_data.training.config import make_config
@@ -154,6 +155,11 @@ def test_the_identity_of_a_model_of_this_project_changes_with_the_tokenizer(tmp_
     words = tokenizer["model"]["vocab"]
     words["red"], words["blue"] = words["blue"], words["red"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"tokenizer\.json: is damaged"):
+        load_embedder(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    del config[JSON_KEY], config["files"]  # as a model of an earlier release
+    (folder / "config.json").write_text(json.dumps(config))
     assert load_embedder(str(folder)).identity != before
 
 

@@ -30,7 +30,13 @@ def test_the_error_for_an_unfinished_training_says_so(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{}", OTHER), ('{"format": 3}', OTHER), ("[]", OTHER), ("{", "is not JSON"), (None, r"has no config\.json")],
+    [
+        ("{}", OTHER),
+        ('{"format": 3}', OTHER),
+        ("[]", "not a JSON object"),
+        ("{", "not JSON"),
+        (None, r"has no config\.json"),
+    ],
 )
 def test_the_error_for_any_other_folder_does_not_call_it_a_training(tmp_path, content, message):
     if content is not None:

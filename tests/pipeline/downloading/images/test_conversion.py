@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from lotlip_data.pipeline.downloading.failures import FetchError, split_message
-from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings, Converted, convert
+from lotlip_data.pipeline.downloading.images.conversion import convert
+from lotlip_data.pipeline.downloading.images.messages import ConversionSettings, Converted
 from tests.support.paths import ROOT
 
 SIZE = (120, 80)
@@ -187,7 +188,8 @@ def test_too_many_pixels_are_refused_before_decoding() -> None:
     """A PNG of under 1 MB that decodes to 768 MB takes almost no memory and time, measured in its own process."""
     code = """
 import sys, time
-from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings, convert
+from lotlip_data.pipeline.downloading.images.conversion import convert
+from lotlip_data.pipeline.downloading.images.messages import ConversionSettings
 from lotlip_data.pipeline.downloading.failures import FetchError
 from tests.pipeline.peak_memory import peak_memory_bytes
 data = sys.stdin.buffer.read()

@@ -7,6 +7,8 @@ import os
 import pathlib
 import resource
 import signal
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -16,8 +18,8 @@ from PIL import Image
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.downloading.failures import FetchError, is_transient
 from lotlip_data.pipeline.downloading.images import isolation
-from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings
 from lotlip_data.pipeline.downloading.images.isolation import Converter, ConverterError
+from lotlip_data.pipeline.downloading.images.messages import ConversionSettings
 from lotlip_data.pipeline.downloading.suspects import ShardSuspects
 from tests.pipeline.downloading.images.test_conversion import chunk, encoded, picture
 
@@ -31,6 +33,8 @@ def hostile(data, settings, announce):
     if data.startswith(b"die "):
         announce(1 << 30)
         os.kill(os.getpid(), int(data[4:]))
+    if data.startswith(b"killed"):
+        os.kill(os.getpid(), signal.SIGKILL)
     if data.startswith(b"spin"):
         while True:
             pass
@@ -57,19 +61,21 @@ def refusal(converter: Converter, data: bytes) -> FetchError:
     return error.value
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+@pytest.mark.parametrize("number, reason", [(signal.SIGSEGV, "cannot be decoded"), (signal.SIGKILL, "too much memory")])
 def test_an_image_that_kills_the_decoder_twice_is_rejected_and_its_neighbours_are_stored(
-    hostile_decoder: None, number: int
+    hostile_decoder: None, number: int, reason: str
 ) -> None:
     with Converter(ConversionSettings()) as converter:
         before = converter.convert(GOOD)
         error = refusal(converter, b"die %d" % number)
-        assert (
-            str(error)
-            == f"cannot be decoded: ended the process that decodes it 2 times, the last time with status -{number}"
-        )
+        assert str(error) == f"{reason}: ended the process that decodes it 2 times, last with status -{number}"
         assert not is_transient(error.reason)
         assert converter.convert(GOOD) == before
+
+
+def test_an_image_that_takes_little_memory_is_not_blamed_for_kills(hostile_decoder: None) -> None:
+    with Converter(ConversionSettings()) as converter, pytest.raises(ConverterError, match="memory is short"):
+        converter.convert(b"killed")
 
 
 def test_an_image_that_takes_too_long_is_rejected_at_once(hostile_decoder: None) -> None:
@@ -142,3 +148,8 @@ def test_an_image_with_which_two_attempts_at_its_shard_died_is_rejected(tmp_path
     assert len(os.listdir(run.image_suspects)) == 2  # noqa: PTH208
     suspects.clear()
     assert os.listdir(run.image_suspects) == []  # noqa: PTH208
+
+
+def test_neither_the_worker_nor_a_light_install_needs_opencv_to_read_a_run() -> None:
+    code = "import sys, lotlip_data.pipeline.downloading.stage; sys.exit('cv2' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

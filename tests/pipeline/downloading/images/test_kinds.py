@@ -8,7 +8,8 @@ from PIL import Image
 
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.images import kinds
-from lotlip_data.pipeline.downloading.images.conversion import ConversionSettings, convert
+from lotlip_data.pipeline.downloading.images.conversion import convert
+from lotlip_data.pipeline.downloading.images.messages import ConversionSettings
 
 
 def refusal(data: bytes) -> str:
