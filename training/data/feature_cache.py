@@ -24,6 +24,7 @@ from lotlip_data.manifests.dataset_index import ShardFile
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.feature_file import encode_features, file_name, read_features
 from lotlip_data.manifests.iteration import batched
+from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
 from lotlip_data.training.data.dataset import VERIFY_REMEDY, DataError, Dataset, SampleRef, shard_cache
@@ -86,8 +87,11 @@ class FeatureCache:
                 logging.INFO if group.is_first else logging.DEBUG,
                 f"image features: {len(missing):,} of {shards} to compute, in {self.folder}",
             )
-        for index in missing[group.rank :: group.size]:
-            self.compute(index)
+        own = missing[group.rank :: group.size]
+        with progress_bar("features", len(own), "shard", visible=group.is_first and bool(own)) as bar:
+            for index in own:
+                self.compute(index)
+                bar.update()
         while group.size > 1 and self.missing():  # not a barrier of torch.distributed: a barrier times out
             time.sleep(POLL_SECONDS)
 

@@ -218,7 +218,7 @@ def test_a_file_that_is_not_weights_is_an_error(open_clip_name, tmp_path):
         ("open_clip:ViT-B-16", "names no weights"),
         ("open_clip:no-such-model/openai", "cannot be loaded"),
         ("open_clip:ViT-B-32/no-such-tag", "cannot be loaded"),
-        ("clip:/no/such/folder", "cannot be loaded"),
+        ("clip:/no/such/folder", "/no/such/folder: is neither a folder here nor the id of a model"),
         ("/no/such/folder", "so it is not a model"),
     ],
 )
