@@ -72,8 +72,9 @@ def parse_json(
         raise error_type(_message(url, f"not JSON ({error})", remedy)) from None
     if not isinstance(content, dict):
         raise error_type(_message(url, "not a JSON object", remedy))
-    if content.pop(digests.JSON_KEY, None) is not None and not has_digest:
+    if not has_digest and any(map(digests.is_nearly_json_key, content)):
         raise error_type(_message(url, f"its field {digests.JSON_KEY!r} is damaged", remedy))
+    content.pop(digests.JSON_KEY, None)
     return validate(content, url, remedy, schema, error_type)
 
 
@@ -82,7 +83,8 @@ def validate(
 ) -> Content:
     """`content` as an instance of `schema`. Raises `error_type` if it does not fit. The arguments of `parse_json`."""
     try:
-        validated: Content = _adapter(schema).validate_json(json.dumps(content), strict=True)
+        adapter = _adapter(schema)  # type: ignore[arg-type]  # for mypy, a type is not hashable
+        validated: Content = adapter.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise error_type(_message(url, _describe(error), remedy)) from None
     return validated

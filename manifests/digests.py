@@ -119,6 +119,11 @@ def check_json(content: bytes, before: "hashlib._Hash | None" = None) -> bool:
     return True
 
 
+def is_nearly_json_key(name: str) -> bool:
+    """Whether a field is that of the sha256, or has a name that differs from it by one character."""
+    return len(name) == len(JSON_KEY) and sum(map(str.__ne__, name, JSON_KEY)) <= 1
+
+
 def embed_in_parquet(content: bytes) -> bytes:
     """Add the sha256 of a Parquet file to the file, between its pages and its footer, where no reader looks."""
     footer = _footer_start(content)

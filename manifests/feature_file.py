@@ -12,11 +12,17 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.digests import MISMATCH, DigestMismatch
 from lotlip_data.manifests.errors import UserError
 
+ENDING = ".npz"
 _MEMBER = "features.npy"
 _REMEDY = "Remove it; the next run computes it again."
 _DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, EOFError, RuntimeError, ArithmeticError)
 _DAMAGE += (zipfile.BadZipFile, zlib.error, struct.error)
 """What zipfile raises for damaged archives, depending on the place of the damage."""
+
+
+def file_name(tar_sha256: str) -> str:
+    """The name of the file with the features of a tar."""
+    return f"{tar_sha256[:32]}{ENDING}"
 
 
 def encode_features(features_ND: np.ndarray) -> bytes:
@@ -29,12 +35,14 @@ def encode_features(features_ND: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def read_features(url: str, shape: tuple[int, int | None], error_type: type[UserError] = UserError) -> np.ndarray:
+def read_features(
+    url: str, shape: tuple[int | None, int | None], error_type: type[UserError] = UserError
+) -> np.ndarray:
     """Read the features [N, D] of the images of a tar.
 
     Args:
         url: The file, as a path or URL.
-        shape: N and D; None accepts any D.
+        shape: N and D; None accepts any value.
         error_type: The type of the error for a missing or damaged file.
 
     Raises:
@@ -44,9 +52,9 @@ def read_features(url: str, shape: tuple[int, int | None], error_type: type[User
         features_ND = _decode(storage.read_bytes(url))
     except _DAMAGE as error:
         raise error_type(f"{url}: cannot be read ({error}). {_REMEDY}") from error
-    expected = (shape[0], features_ND.shape[-1] if shape[1] is None and features_ND.ndim else shape[1])
-    if features_ND.shape != expected:
-        raise error_type(f"{url}: has shape {features_ND.shape} instead of {expected}. {_REMEDY}")
+    actual = features_ND.shape
+    if len(actual) != 2 or any(size not in (None, length) for size, length in zip(shape, actual, strict=True)):
+        raise error_type(f"{url}: has shape {actual} instead of {shape}. {_REMEDY}")
     if not np.isfinite(features_ND).all():
         raise error_type(f"{url}: has values that are inf or nan. {_REMEDY}")
     return features_ND

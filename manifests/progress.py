@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from lotlip_data.manifests import wording
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 SHOWN_BY_BAR = {"shown_by_bar": True}
 """`extra` of a log line that repeats what a progress bar shows."""
@@ -220,6 +222,14 @@ def progress_bar(
         visible: False where another process shows the same bar.
     """
     return Progress(description, total, unit, initial, visible)
+
+
+def track(items: Sequence[Item], description: str, unit: str) -> Iterator[Item]:
+    """Yield the items, with a bar that counts those that are done."""
+    with progress_bar(description, len(items), unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 @contextlib.contextmanager

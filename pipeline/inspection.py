@@ -49,8 +49,9 @@ def plan(
         assumptions: Print every assumption too. `figures` has them in each case.
     """
     from lotlip_data.pipeline.planning import cost as plan_cost
-    from lotlip_data.pipeline.planning import lists as plan_lists
+    from lotlip_data.pipeline.planning import lists_text
     from lotlip_data.pipeline.planning.hardware import Hardware
+    from lotlip_data.pipeline.planning.lists import plan_lists
     from lotlip_data.pipeline.planning.storage import measure_storage
     from lotlip_data.pipeline.planning.throughput import Speed, measure_speed
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
@@ -63,8 +64,8 @@ def plan(
     jobs = resolve_captioners(manifest.captioners)
     _check_speeds(speeds or {}, [job.config.name for job in jobs])
     measured = measure_storage(existing) if existing else None
-    lists = plan_lists.plan_lists(manifest, rows, measured, hardware, existing)
-    lines, details = plan_lists.format_text(lists), plan_lists.format_assumptions(lists)
+    lists = plan_lists(manifest, rows, measured, hardware, existing)
+    lines, details = lists_text.format_text(lists), lists_text.format_assumptions(lists)
     known = {name: Speed(value, "as given") for name, value in (speeds or {}).items()}
     for job in jobs if measure else []:
         if job.config.name not in known:
@@ -146,16 +147,18 @@ def stats(run: RunLike) -> Inspection:
 
 
 def verify(run: RunLike) -> Inspection:
-    """Read the dataset back. `problems` names what is damaged, missing or foreign, and the remedy."""
-    from lotlip_data.pipeline.dataset.verify import verify as find_problems
+    """Read every file of the run that a later stage reads, and compare it with its recorded sha256.
 
-    problems = list(map(str, find_problems(_existing(open_run(run)))))
-    last = (
-        f"verify: {wording.count(len(problems), 'problem')}"
-        if problems
-        else "verify: the dataset is complete and intact"
-    )
-    return Inspection({"problems": problems}, [*problems, last], problems)
+    Lists, images, captions, the dataset, features and models. `problems` names what is damaged, missing or foreign, and
+    the remedy. A run without its earlier files, such as a copied dataset, is verified as far as it goes.
+    """
+    from lotlip_data.pipeline.verification.run import verify_run
+
+    check = verify_run(_existing(open_run(run)))
+    problems = check.problems
+    last = wording.count(len(problems), "problem") if problems else "everything is complete and intact"
+    lines = [*(tally.line() for tally in check.tallies), *problems, f"verify: {last}"]
+    return Inspection(check.to_dict(), lines, problems)
 
 
 def report(

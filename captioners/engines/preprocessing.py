@@ -48,6 +48,12 @@ class Preprocessor:
         # The PIL backend: torchvision need not be installed, and captions do not depend on whether it is.
         processor_class = getattr(transformers, captioner.processor_class)
         self._processor: Any = processor_class.from_pretrained(self.source, backend="pil", **self.load_options)
+        for part in ("tokenizer", "image_processor"):
+            if not hasattr(self._processor, part):
+                raise ValueError(
+                    f"{self.source}: has no processor with a {part} but a {type(self._processor).__name__}; check its "
+                    "processor_config.json, such as processor_class, and preprocessor_config.json"
+                )
         self.tokenizer = self._processor.tokenizer
         self._check_patch_size()
         self._fit = config.image_fit
@@ -157,10 +163,12 @@ class Preprocessor:
             ValueError: There is no end token, or one is not the number of a token.
         """
         from transformers import GenerationConfig
+        from transformers.utils.hub import cached_file
 
-        try:
+        name = "generation_config.json"
+        if cached_file(self.source, name, _raise_exceptions_for_missing_entries=False, **self.load_options):
             generation = GenerationConfig.from_pretrained(self.source, **self.load_options)
-        except OSError:
+        else:
             generation = GenerationConfig.from_model_config(self._config)
         configured = generation.eos_token_id
         tokens = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]

@@ -25,7 +25,7 @@ def prompt_text(captioner: ModelSpec, config: CaptionerConfig, processor: Any, s
         ValueError: The text has no place for the image, or begins with two start tokens.
     """
     tokenizer = processor.tokenizer
-    chat_template = processor.chat_template or tokenizer.chat_template
+    chat_template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     if config.template is None and captioner.uses_chat_template and chat_template:
         text = _chat_turn(config, processor, chat_template, source)
         if _doubles_start_token(text, tokenizer):

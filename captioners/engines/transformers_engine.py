@@ -101,10 +101,17 @@ def load_model(model_class: str, preprocessor: Preprocessor, config: CaptionerCo
             config=model_config,
             dtype=dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, with their names
             **preprocessor.load_options,
         )
     if missing := sorted(loading_info["missing_keys"]):
         raise ValueError(f"{preprocessor.source}: lacks {len(missing)} weights of {model_class}, such as {missing[0]}")
+    if mismatched := sorted(loading_info["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        raise ValueError(
+            f"{preprocessor.source}: {len(mismatched)} weights do not have the shapes of config.json, such as {name}: "
+            f"{tuple(stored)} instead of {tuple(expected)}; use config.json and weights of one model"
+        )
     return model.eval().to("cuda" if has_gpu else "cpu")
 
 

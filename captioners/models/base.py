@@ -24,6 +24,7 @@ class Captioner:
         uses_chat_template: Whether the checkpoint's own chat template, if it has one, comes before `template`.
         model_types: The values of `model_type` in config.json of the checkpoints that `model_class` loads; empty if
             they are not checked.
+        layout_parts: Fields of config.json that must hold the settings of a part of the model.
         engines: Names of the engines that `load` accepts besides `auto`.
     """
 
@@ -34,6 +35,7 @@ class Captioner:
     processor_class: ClassVar[str] = "AutoProcessor"
     uses_chat_template: ClassVar[bool] = False
     model_types: ClassVar[tuple[str, ...]] = ()
+    layout_parts: ClassVar[tuple[str, ...]] = ()
     engines: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
 
     def check(self, source: str, load_options: dict[str, Any]) -> None:
@@ -54,6 +56,12 @@ class Captioner:
                 f"{source}: config.json: model_type={model_type!r}: captioners of this kind need "
                 f"{' or '.join(map(repr, self.model_types))}; set `kind` to that of the model, or use another model"
             )
+        for part in self.layout_parts:
+            if not isinstance(layout.get(part), dict):  # transformers would take a model of 7B parameters instead
+                raise ValueError(
+                    f"{source}: config.json: {part}={layout.get(part)!r}: must hold the settings of that part of the "
+                    "model; download the file again"
+                )
         self.check_layout(source, layout)
 
     def check_layout(self, source: str, layout: Mapping[str, Any]) -> None:

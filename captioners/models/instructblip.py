@@ -17,6 +17,7 @@ class InstructBlip(Captioner):
     template = "{prompt}"
     model_class = "InstructBlipForConditionalGeneration"
     model_types = ("instructblip",)
+    layout_parts = ("vision_config", "qformer_config", "text_config")
     processor_class = "InstructBlipProcessor"  # the published checkpoint names the processor for videos
 
     def check_layout(self, source: str, layout: Mapping[str, Any]) -> None:

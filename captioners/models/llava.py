@@ -19,6 +19,7 @@ class Llava(Captioner):
     model_class = "LlavaForConditionalGeneration"
     uses_chat_template = True
     model_types = ("llava",)
+    layout_parts = ("vision_config", "text_config")
 
 
 class ShareGPT4V(Captioner):
@@ -30,6 +31,7 @@ class ShareGPT4V(Captioner):
     )
     model_class = "LlavaForConditionalGeneration"
     model_types = ("llava",)
+    layout_parts = ("vision_config", "text_config")
 
     def check(self, source: str, load_options: dict[str, Any]) -> None:
         layout = read_config(source, load_options.get("revision"))

@@ -118,6 +118,9 @@ class Source(Settings):
     def _check_format_and_columns(self) -> "Source":
         for file in self.files:
             self.format_of(file)
+        written = [name for name in ("delimiter", "escape", "quoting") if getattr(self, name) is not None]
+        if written and not any(self.format_of(file) in ("csv", "tsv") for file in self.files):
+            raise ValueError(f"`{written[0]}` is a setting of CSV and TSV files only; remove it, or set `format`")
         if self.columns is not None:
             if missing := [name for name in self.needed if name not in self.columns]:
                 raise ValueError(f"`columns` lacks {' and '.join(map(repr, missing))}, which other settings name")

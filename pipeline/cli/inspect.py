@@ -57,9 +57,9 @@ def stats(run: RunFolder, json: Json = False) -> None:
 
 
 def verify(run: RunFolder, json: Json = False) -> None:
-    """Find damaged, missing and foreign dataset files.
+    """Find damaged, missing and foreign files of a run.
 
-    Reads every file of the dataset.
+    Reads lists, images, captions, dataset, features and models, and compares each file with its recorded sha256.
 
     Example: lotlip-data verify runs/mine
     """

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.artifacts import digest
+from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.manifests.settings import CleanSettings
@@ -205,12 +206,14 @@ def _compare_shards(
     )
     tasks = sorted((shard, digest(stamp)) for shard, stamp in stamps.items())
     failed = []
-    for (shard, _), result in run_ray_tasks(survey, tasks):
-        if isinstance(result, ShardSurvey):
-            comparison.add(shard, result)
-        else:
-            failed.append(f"shard {shard_name(shard)} could not be surveyed: {one_line(result)}")
-            logger.warning(failed[-1])
+    with progress_bar("compare images", len(tasks), "shard") as bar:
+        for (shard, _), result in run_ray_tasks(survey, tasks):
+            if isinstance(result, ShardSurvey):
+                comparison.add(shard, result)
+            else:
+                failed.append(f"shard {shard_name(shard)} could not be surveyed: {one_line(result)}")
+                logger.warning(failed[-1])
+            bar.update()
     if failed:  # their images might go before any other
         return {}, failed
     for reason, duplicates in comparison.duplicates(clean, folder / "near"):

@@ -204,7 +204,7 @@ def _ready_shards(
 
 def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str]) -> str:
     """How to get the captions that `name` lacks, or do without: captions by the captioners `complete` exist."""
-    command = _caption_command(run, name)
+    command = caption_command(run, name)
     is_imported = _is_imported(run, name)
     if name in manifest.captioner_names or is_imported:
         bring = f"run {command}"
@@ -219,7 +219,7 @@ def _format_shards(shards: set[int]) -> str:
     return f"{wording.count(len(shards), 'shard')} ({', '.join(names)}{', …' if len(shards) > _LISTED else ''})"
 
 
-def _caption_command(run: Run, name: str) -> str:
+def caption_command(run: Run, name: str) -> str:
     """The command that makes missing captions by a captioner."""
     if _is_imported(run, name):
         return import_command(run, name)
@@ -248,7 +248,7 @@ def _changed_message(run: Run, changed: Mapping[tuple[str, int], int]) -> str:
     files = [run.caption_shard(*key) for key in sorted(changed)]
     others = len(files) - _LISTED
     more = f" (and {others} more, see `dropped_texts` in {run.dataset})" if others > 0 else ""
-    commands = dict.fromkeys(_caption_command(run, name) for name, _ in sorted(changed))
+    commands = dict.fromkeys(caption_command(run, name) for name, _ in sorted(changed))
     return (
         f"{sum(changed.values()):,} captions are left out ({IMAGE_CHANGED}): their images were downloaded again since "
         f"and have changed. To caption them again, remove {', '.join(files[:_LISTED])}{more}, run "
@@ -329,7 +329,7 @@ def read_captions(run: Run, name: str, number: int) -> Captions:
     url = run.caption_shard(name, number)
 
     def remedy() -> str:
-        return f"Remove {url}, and run {_caption_command(run, name)} again."
+        return f"Remove {url}, and run {caption_command(run, name)} again."
 
     return Captions(artifacts.read_parquet(url, remedy(), ["uid", "sha256", "text", "flags"]), url, remedy)
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from lotlip_data.manifests import artifacts, dataset_index
 from lotlip_data.manifests.dataset_index import DatasetError, ShardFile
+from lotlip_data.manifests.progress import track
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.manifests.text_stats import CountTokens, TextTally, bert_tokens
@@ -66,7 +67,7 @@ def dataset_stats(run: Run, count_tokens: CountTokens | None = None) -> dict[str
     content = dataset_index.read_index(run)
     captioners = list(content["captioners"])
     total, sources = SourceTally(), defaultdict[str, SourceTally](SourceTally)
-    for file in dataset_index.shard_files(run, content):
+    for file in track(dataset_index.shard_files(run, content), "stats", "file"):
         for batch in _batches(run, file, captioners):
             tallies = _count_images(batch, total, sources)
             _count_raw_texts(batch, total, sources, count_tokens)

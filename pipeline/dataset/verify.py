@@ -20,6 +20,7 @@ from lotlip_data.manifests.dataset_index import REPLACED, DatasetError, FileReco
 from lotlip_data.manifests.digests import digest_of
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import frozen
+from lotlip_data.manifests.progress import track
 from lotlip_data.manifests.run_layout import DATASET_JSON, MARKERS, Run
 from lotlip_data.pipeline.core.external_buckets import ExternalBuckets
 from lotlip_data.pipeline.curation.filters import split_of
@@ -65,7 +66,7 @@ def verify(run: Run) -> list[Problem]:
     owners = {file.sha256: file.name for record in records for file in record.files}
     with tempfile.TemporaryDirectory(prefix="lotlip-data-verify-") as scratch:
         uids = ExternalBuckets(Path(scratch), 1 + samples // _UIDS_PER_BUCKET, _UIDS, _BUFFER_BYTES)
-        for record in records:
+        for record in track(records, "verify", "shard"):
             problems += _check_dropped_list(run, record)
             for output in record.outputs:
                 damage = [problem for file in output.files for problem in _check_file(run, record, file, owners)]

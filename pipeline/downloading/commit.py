@@ -53,8 +53,7 @@ def fetch_and_commit(task: DownloadTask) -> ImageMarker | dict[str, int]:
     """
     run, shard = task.run, task.shard
     url = run.list_shard(shard)
-    remedy = f"Remove {url} and {run.plan}; `lotlip-data download` rebuilds both from the same lists."
-    rows = artifacts.read_parquet(url, remedy)
+    rows = artifacts.read_parquet(url, list_remedy(run, shard))
     suspects = ShardSuspects(run, shard)
     with scratch_folder("download") as folder:
         fetched = fetch(rows, shard, task.samples_per_shard, task.settings, folder, suspects)
@@ -65,6 +64,11 @@ def fetch_and_commit(task: DownloadTask) -> ImageMarker | dict[str, int]:
     marker = ledger.read_image_stats(run, shard)
     finish_commit(run, shard, marker)
     return marker
+
+
+def list_remedy(run: Run, shard: int) -> str:
+    """The remedy for a damaged list shard."""
+    return f"Remove {run.list_shard(shard)} and {run.plan}; `lotlip-data download` rebuilds both from the same lists."
 
 
 def finish_commit(run: Run, shard: int, marker: ImageMarker, retried: Collection[str] = ()) -> None:

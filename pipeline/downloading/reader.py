@@ -43,8 +43,8 @@ def refetch_remedy(run: Run, shard: int) -> str:
     return f"Remove {run.image_stats(shard)} and run `lotlip-data download` again."
 
 
-def fetched_rows(run: Run, shard: int, marker: ImageMarker, columns: Sequence[str]) -> pa.Table:
-    """These columns of `schema.IMAGES`, for every row of the shard. Raises what `artifacts.read_parquet` raises."""
+def fetched_rows(run: Run, shard: int, marker: ImageMarker, columns: Sequence[str] | None) -> pa.Table:
+    """These columns of `schema.IMAGES`, or all, for every row of the shard. Raises what `read_parquet` raises."""
     url, recorded = run.image_file(marker["parquet"]), marker.get("digests", {}).get("parquet")
     return artifacts.read_parquet(url, refetch_remedy(run, shard), columns, recorded=recorded)
 

@@ -25,7 +25,7 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading.commit import failed_rows, quarantine_parquet
 from lotlip_data.pipeline.downloading.failures import is_transient
 
-_RESTORE = "It records which images are retried. Restore it from a copy, or start a new run."
+RESTORE = "It records which images are retried. Restore it from a copy, or start a new run."
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def rounds(run: Run) -> list[Round]:
     every_round = []
     for name in storage.list_names(run.lists):
         if name.startswith("retry-"):
-            every_round.append(artifacts.read_json(run.list_file(name), _RESTORE, Round))
+            every_round.append(artifacts.read_json(run.list_file(name), RESTORE, Round))
     return every_round
 
 

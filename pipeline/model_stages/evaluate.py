@@ -17,6 +17,7 @@ from lotlip_data.manifests.run_layout import TRAINED_MODEL, Run
 from lotlip_data.manifests.settings.evaluation import CUSTOM, SYNTHETIC, EvaluationEntry, current_task_name
 from lotlip_data.manifests.settings.messages import unknown_name
 from lotlip_data.manifests.wording import count
+from lotlip_data.pipeline.core.checks import check_model, require
 from lotlip_data.pipeline.core.logs import log_prefix
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
@@ -131,6 +132,8 @@ def evaluate_tasks(
     folders = [_parse_task(argument, data) for argument in tasks]
     if len({task.name for task, _ in folders}) < len(folders):
         raise UserError("a task is named twice; name each task once")
+    if model.startswith("clip:"):  # before the images of the tasks are read
+        require([check_model("model", model.removeprefix("clip:"))])
     task_images: list[TaskImages] = []
     descriptions: dict[str, dict[str, Any]] = {}
     for task, folder in folders:

@@ -21,8 +21,6 @@ from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.source import Source
-from lotlip_data.manifests.wording import count, duration, rate
-from lotlip_data.manifests.wording import size as format_bytes
 from lotlip_data.pipeline.downloading.connection import is_public
 from lotlip_data.pipeline.planning.download import DownloadEstimate, estimate_download
 from lotlip_data.pipeline.planning.hardware import Hardware
@@ -355,7 +353,7 @@ def _notes(source: Source, plan: SourcePlan) -> list[str]:
         expected = published(source.use)
         if not 0.9 < plan.rows / expected.rows < 1.1:
             notes.append(
-                f"{plan.name}: the list has {_format_rows(plan)} rows, the published list has {expected.rows:,}; check "
+                f"{plan.name}: the list has {format_rows(plan)} rows, the published list has {expected.rows:,}; check "
                 "whether this is another edition or only a part"
             )
         if expected.ours and source.filter == expected.source.get("filter"):
@@ -374,7 +372,8 @@ def _notes(source: Source, plan: SourcePlan) -> list[str]:
     return notes
 
 
-def _format_rows(plan: SourcePlan) -> str:
+def format_rows(plan: SourcePlan) -> str:
+    """The rows of a source as text, marked where they are an estimate."""
     if plan.rows is None:
         return "?"
     return f"{plan.rows:,}" if plan.rows_exact else f"about {plan.rows:,}"
@@ -382,55 +381,3 @@ def _format_rows(plan: SourcePlan) -> str:
 
 def _format_reasons(plan: SourcePlan) -> str:
     return ", ".join(f"{count} × {reason}" for reason, count in (plan.invalid | plan.filtered).items())
-
-
-def format_text(plan: ListsPlan) -> list[str]:
-    """Return the lines that `plan` prints."""
-    lines = [line for source in plan.sources for line in _source_lines(source)]
-    if plan.images is not None:
-        is_exact = all(source.read_whole for source in plan.sources)
-        number = f"{plan.images:,}" if is_exact else f"about {plan.images:,}"
-        shards = f"{count(plan.shards or 0, 'shard')} of {plan.samples_per_shard:,}"
-        lines.append(f"images       {number} without duplicates, in {shards}, if every URL works")
-    estimate = plan.storage
-    if estimate["images"] is not None and estimate["dataset"] is not None:
-        images, dataset = format_bytes(estimate["images"]), format_bytes(estimate["dataset"])
-        lines.append(f"storage      images {images}, dataset {dataset} (estimate)")
-    if plan.download is not None:
-        seconds, speed = plan.download["seconds"], rate(plan.download["urls_per_s"], "URLs")
-        left = f"{duration(seconds)} at {speed} ({plan.download['source']})" if plan.download["urls"] else "done"
-        lines.append(f"download     {left}")
-    lines += [f"note         {note}" for note in plan.notes]
-    lines += [f"problem      {problem}" for problem in plan.problems]
-    return lines
-
-
-def _source_lines(plan: SourcePlan) -> list[str]:
-    lines = [f"{plan.name:12} {count(plan.files, 'file')}, {_format_rows(plan)} rows, {plan.seen:,} rows read"]
-    if not plan.seen:
-        return lines
-    shares = [f"{plan.taken / plan.seen:.1%} usable and kept"]
-    if plan.taken:
-        shares += [f"{plan.duplicates / plan.taken:.1%} of these duplicates", count(plan.hosts, "host")]
-    lines.append(f"             {', '.join(shares)}")
-    lines += [f"             {number:,} × {reason}" for reason, number in (plan.invalid | plan.filtered).items()]
-    return lines
-
-
-def format_assumptions(plan: ListsPlan) -> list[str]:
-    """Return the lines that `plan --assumptions` adds."""
-    lines = []
-    for source in plan.sources:
-        hosts = ", ".join(f"{host} {share:.1%}" for host, share in source.top_hosts.items())
-        if source.seen:
-            lines.append(f"detail       {source.name}: columns {', '.join(source.columns)}; hosts {hosts}")
-        if source.images is not None and not source.read_whole:
-            lines.append(
-                f"assumption   {source.name}: the other rows are like those read; duplicates between rows that were "
-                "not read are not known, and make the number of images smaller"
-            )
-    if plan.storage["images"] is not None:
-        lines.append(f"assumption   storage: {plan.storage['assumes']}")
-    if plan.download is not None:
-        lines.append(f"assumption   download: {plan.download['assumes']}")
-    return lines

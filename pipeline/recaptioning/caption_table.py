@@ -20,7 +20,7 @@ from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.url_lists.cells import GARBLED, clean, is_utf8, kind_of, to_list
 from lotlip_data.pipeline.url_lists.files import files_of
 from lotlip_data.pipeline.url_lists.reader import read_chunks, uid_of_listed_url
-from lotlip_data.pipeline.url_lists.rows import BadRow, Chunk, Columns, Reject, clip
+from lotlip_data.pipeline.url_lists.rows import BadRow, Chunk, Columns, MissingColumnError, Reject, clip
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +101,20 @@ class CaptionTable:
         columns = Columns((self.source.url, *self.columns.values()))
         ordinal = 0
         for file_number, file in enumerate(self.files):
-            for chunk in read_chunks(self.source, file, columns, reject, logger.info):
-                table = self._to_table(chunk, file_number, ordinal, reject, defects)
-                ordinal += table.num_rows
-                yield table
+            try:
+                for chunk in read_chunks(self.source, file, columns, reject, logger.info):
+                    table = self._to_table(chunk, file_number, ordinal, reject, defects)
+                    ordinal += table.num_rows
+                    yield table
+            except MissingColumnError as error:
+                raise MissingColumnError(error.finding, self._hint(error.column), error.column) from None
+
+    def _hint(self, column: str) -> str:
+        """The options of `import` that name a column that the table lacks."""
+        option = "the column of each captioner's texts with --captioner NAME=COLUMN"
+        if column == self.source.url:
+            option = "the column of the URLs with --url-column"
+        return f". Name {option}. If the table has no header, name all columns with --columns"
 
     def _to_table(
         self, chunk: Chunk, file_number: int, ordinal: int, reject: Reject, defects: Counter[str]

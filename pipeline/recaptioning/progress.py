@@ -44,10 +44,9 @@ class CaptionProgress:
         """Count a shard that is committed."""
         self._bars[name].complete(shard, record)
 
-    def fail(self, name: str) -> None:
-        """Count a shard that failed, or all that a stopped captioner leaves."""
-        self._bars[name].failed_units += 1
-        self._bars[name].show()
+    def fail(self, name: str, shard: int | None) -> None:
+        """Count a shard that failed, or without `shard` all that a stopped captioner leaves."""
+        self._bars[name].fail(shard)
 
     def refresh(self) -> None:
         """Count the images of unfinished shards, at most once per interval. The clocks of the bars always move."""
@@ -68,7 +67,7 @@ class _CaptionerBar:
         self._images = ledger.fetched_images(run, shards)
         self._unfinished = set(shards)
         self._completed = WorkRecord(0, 0, 0, 0, 0)
-        self.failed_units = 0
+        self._failed = set[int]()
 
     def open(self) -> Progress:
         earlier = self._sum()
@@ -83,14 +82,18 @@ class _CaptionerBar:
         self._completed = _add(self._completed, record)
         self.show()
 
+    def fail(self, shard: int | None) -> None:
+        self._failed |= self._unfinished if shard is None else {shard}
+        self.show()
+
     def show(self) -> None:
         total = self._sum()
-        if total.rows or self.failed_units:
+        if total.rows or self._failed:
             tokens = (total.tokens - self._earlier_tokens) / max(1.0, time.monotonic() - self._started)
             self.progress.note(
                 f"{total.rows - total.failed:,} captioned" if total.failed else "",
                 f"{total.failed:,} failed" if total.failed else "",
-                f"{wording.count(self.failed_units, 'shard')} failed" if self.failed_units else "",
+                f"{wording.count(len(self._failed), 'shard')} failed" if self._failed else "",
                 f"{tokens:,.0f} tokens/s" if tokens >= 1 else "",
             )
         self.progress.advance_to(total.rows)

@@ -117,7 +117,7 @@ def _run_jobs(
         subject = unit.captioner if unit.shard is None else f"{unit.captioner}: shard {shard_name(unit.shard)} failed"
         summary.failed.append(f"{subject}: {unit.reason}")
         logger.warning(summary.failed[-1])
-        progress.fail(unit.captioner)
+        progress.fail(unit.captioner, unit.shard)
 
     logger.info(f"starting {wording.count(len(jobs), 'engine')}: {', '.join(job.config.name for job in jobs)}")
     with CaptionProgress(run, {job.config.name: pending[job.config.name] for job in jobs}) as progress:

@@ -68,6 +68,9 @@ def texts_of(value: Any, decode: Callable[[str], str] | None = None) -> tuple[li
         value: A value, or a list of values.
         decode: Removes an encoding of the texts.
     """
+    if type(value) is str and decode is None:  # nearly all cells
+        text = clean(value)
+        return [text] if text else [], GARBLED if text and "\ufffd" in text and not is_utf8(value) else None
     defect = None
     texts: dict[str, None] = {}
     for part in value if isinstance(value, list) else (value,):

@@ -22,6 +22,7 @@ from lotlip_data.pipeline.url_lists.rows import (
 from lotlip_data.pipeline.url_lists.text_lines import Line, LongLine
 
 NO_HEADER_HINT = ". If its first row is not a header, name the columns in `columns`"
+BARE_HINT = ". If it is a list of bare URLs, set `format: txt`"
 NO_TEXTS_HINT = ". If the list has no texts, set `text: null`"
 
 csv.field_size_limit(MAX_LINE_CHARACTERS)  # of the whole process: the module has no other limit
@@ -171,7 +172,9 @@ def delimited_rows(
             return
         if isinstance(header, MalformedRecord):
             raise ListError(f"{file}: its first row is no header: {header.reason}: {clip(header.content, 100)!r}")
-        places = positions(columns, [name.strip() for name in header], file, NO_HEADER_HINT + NO_TEXTS_HINT)
+        is_bare = header[0].strip().startswith(("http://", "https://"))
+        hint = BARE_HINT if is_bare and len(header) == 1 else NO_HEADER_HINT + NO_TEXTS_HINT
+        places = positions(columns, [name.strip() for name in header], file, hint)
         width = len(header)
     else:
         places, width = positions(columns, names, file), len(names)

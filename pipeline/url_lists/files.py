@@ -127,7 +127,7 @@ def errors_name(file: str) -> Iterator[None]:
         yield
     except UserError:  # also a ValueError
         raise
-    except (OSError, ValueError, KeyError, NotImplementedError, pa.ArrowException, *client_errors()) as error:
+    except (OSError, ValueError, pa.ArrowException, *client_errors()) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ListError(f"{file}: cannot be read: {reason.removeprefix(f'{file}: ')}") from error
 

@@ -61,7 +61,7 @@ def json_rows(lines: Iterator[Line], source: str, columns: Columns, file: str, r
 def _objects(
     lines: Iterator[Line], source: str, names: Sequence[str], file: str, reject: Reject
 ) -> Iterator[tuple[Row, dict[str, Any]]]:
-    wanted = frozenset(names)
+    keys = [json.dumps(name, ensure_ascii=False) for name in names]
     for number, line in enumerate(lines, 1):
         if isinstance(line, LongLine):
             reject(BadRow(source, file, number, LINE_TOO_LONG, clip(line.start)))
@@ -69,20 +69,26 @@ def _objects(
         if not line.strip():
             continue
         content = _parse(line)
-        if content is None:
+        if not isinstance(content, dict):
             reject(BadRow(source, file, number, _NOT_AN_OBJECT, clip(line)))
-        elif isinstance(content, _RepeatingObject) and content.repeated & wanted:
+        elif any(line.count(key) > 1 for key in keys) and _repeats(line, names):
             reject(BadRow(source, file, number, "a column stands twice", clip(line)))
         else:
             yield (number, tuple(content.get(name) for name in names), len(line)), content
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: str) -> Any:
+    """The value in a line; None if it is not JSON."""
     try:
-        content = json.loads(line, object_pairs_hook=_to_object)
+        return json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+
+
+def _repeats(line: str, names: Sequence[str]) -> bool:
+    """Whether a key of the object in a line stands twice in it."""
+    content = json.loads(line, object_pairs_hook=_to_object)
+    return isinstance(content, _RepeatingObject) and not content.repeated.isdisjoint(names)
 
 
 def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -121,17 +127,10 @@ def check_beginning(lines: Sequence[str], file: str) -> None:
     first = next((line.strip() for line in lines if line.strip()), "")
     remedy = "it must be JSON lines, with one object per line and no commas between them"
     if first.startswith("["):
-        content = _parse_any(first)
+        content = _parse(first)
         if content is None or (isinstance(content, list) and any(isinstance(part, dict) for part in content)):
             raise ListError(
                 f"{file}: is one JSON array; {remedy}. Convert it, for example with `jq -c '.[]' OLD.json > NEW.jsonl`"
             )
     elif first == "{" or (first.startswith("{") and first.endswith("[")):
         raise ListError(f"{file}: is one JSON object over many lines; {remedy}")
-
-
-def _parse_any(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

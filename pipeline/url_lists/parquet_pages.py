@@ -1,7 +1,8 @@
-"""Reads the headers of a Parquet file's pages, to know the size of its cells before any of them is decompressed.
+"""Reads the footer of a Parquet file and the headers of its pages, to know sizes before anything is decompressed.
 
-pyarrow decompresses whole pages, and a page of a few kilobytes can hold a text of gigabytes. The headers are Thrift
-structs in the compact protocol, each before the page that it describes.
+pyarrow decompresses whole pages, and a page of a few kilobytes can hold a text of gigabytes. It does not show the
+headers of pages, and a damaged footer ends the process when its properties of columns are read. Footer and headers are
+Thrift structs in the compact protocol; each header stands before the page that it describes.
 """
 
 import struct
@@ -10,13 +11,72 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 _HEADER_BYTES = 1 << 16
+_TRAILER = struct.Struct("<I4s")
+_CODECS = ("uncompressed", "snappy", "gzip", "lzo", "brotli", "lz4", "zstd", "lz4_raw")
+_BYTE_TYPES = (6, 7)
+"""Physical types of byte arrays: of variable and of fixed length."""
 _DICTIONARY_PAGE = 2
-_TYPE, _UNCOMPRESSED, _COMPRESSED = 1, 2, 3
-_PAGE_STRUCTS = (5, 7, 8)
-"""Fields with the properties of a data page, a dictionary page and a data page of version 2: field 1 is its values."""
+_DAMAGES = (
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    StopIteration,
+    struct.error,
+    RecursionError,
+    UnicodeDecodeError,
+)
+
+
+@dataclass(frozen=True)
+class ColumnChunk:
+    """The values of one column in one row group, as the footer describes them."""
+
+    path: str
+    """The column, with the fields and list elements in it: `caption.list.element`."""
+    holds_bytes: bool
+    """Whether its values are texts or bytes, whose size varies."""
+    codec: str
+    values: int
+    uncompressed_bytes: int
+    compressed_bytes: int
+    place: int
+    """Offset of its first page in the file."""
+
+
+def column_chunks(stream: IO[bytes]) -> list[list[ColumnChunk]]:
+    """The column chunks of each row group of a file.
+
+    Raises:
+        OSError: The footer is damaged.
+    """
+    end = stream.seek(0, 2)
+    stream.seek(end - _TRAILER.size)
+    try:
+        length, _ = _TRAILER.unpack(stream.read(_TRAILER.size))
+        stream.seek(end - _TRAILER.size - length)
+        footer = _CompactReader(stream.read(length)).fields()
+        return [[_column_chunk(chunk[3]) for chunk in group[1]] for group in footer.get(4, ())]
+    except _DAMAGES as error:
+        raise OSError("the footer of the Parquet file is damaged") from error
+
+
+def _column_chunk(fields: dict[int, Any]) -> ColumnChunk:
+    """A column chunk from the struct ColumnMetaData of the Parquet format."""
+    chunk = ColumnChunk(
+        path=".".join(part.decode() for part in fields[3]),
+        holds_bytes=fields[1] in _BYTE_TYPES,
+        codec=_CODECS[fields[4]],
+        values=fields[5],
+        uncompressed_bytes=fields[6],
+        compressed_bytes=fields[7],
+        place=min(fields[9], fields.get(11) or fields[9]),
+    )
+    if min(chunk.values, chunk.uncompressed_bytes, chunk.compressed_bytes, chunk.place) < 0:
+        raise ValueError("a negative size")
+    return chunk
 
 
 @dataclass(frozen=True)
@@ -31,39 +91,38 @@ class Page:
     is_dictionary: bool
 
 
-def pages(stream: IO[bytes], chunk: pq.ColumnChunkMetaData) -> Iterator[Page]:
+def pages(stream: IO[bytes], chunk: ColumnChunk) -> Iterator[Page]:
     """The pages of a column chunk. Only their headers are read.
 
     Raises:
         OSError: The headers are damaged.
     """
-    place = chunk.data_page_offset
-    if chunk.has_dictionary_page and chunk.dictionary_page_offset is not None:
-        place = min(place, chunk.dictionary_page_offset)
-    end = place + chunk.total_compressed_size
+    place = chunk.place
+    end = place + chunk.compressed_bytes
     while place < end:
         stream.seek(place)
         try:
             header = _CompactReader(stream.read(min(_HEADER_BYTES, end - place)))
             fields = header.fields()
-            properties = next(fields[name] for name in _PAGE_STRUCTS if name in fields)
-            sizes = fields[_COMPRESSED], fields[_UNCOMPRESSED]
-            page = Page(place + header.place, *sizes, properties[1], fields[_TYPE] == _DICTIONARY_PAGE)
+            # Data pages, dictionary pages and data pages of version 2 have a struct each; its first field is the count.
+            counts = next(fields[number] for number in (5, 7, 8) if number in fields)
+            sizes = fields[3], fields[2]
+            page = Page(place + header.place, *sizes, counts[1], fields[1] == _DICTIONARY_PAGE)
             if min(sizes) < 0:
                 raise ValueError("a negative size")
-        except (IndexError, KeyError, TypeError, ValueError, StopIteration) as error:
+        except _DAMAGES as error:
             raise OSError(f"the page header at byte {place} is damaged") from error
         yield page
         place = page.place + page.compressed_bytes
 
 
-def longest_dictionary_value(stream: IO[bytes], page: Page, compression: str) -> int:
+def longest_dictionary_value(stream: IO[bytes], page: Page, codec: str) -> int:
     """The length in bytes of the longest value in a dictionary page of byte arrays, or a bound of it."""
     stream.seek(page.place)
     data = stream.read(page.compressed_bytes)
-    if compression != "UNCOMPRESSED":
+    if codec != "uncompressed":
         try:
-            data = pa.Codec(compression.lower()).decompress(data, page.uncompressed_bytes, asbytes=True)
+            data = pa.Codec(codec).decompress(data, page.uncompressed_bytes, asbytes=True)
         except (ValueError, NotImplementedError, OSError):  # for example LZ4 as Hadoop frames it
             return page.uncompressed_bytes
     longest = place = 0
@@ -89,25 +148,33 @@ class _CompactReader:
             fields[number] = self._value(kind)
         return fields
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, is_element: bool = False) -> Any:
         if kind in (1, 2):
-            return kind == 1
+            return self._byte() == 1 if is_element else kind == 1
         if kind == 3:
             return self._byte()
         if kind in (4, 5, 6):
             return self._zigzag()
         if kind == 7:
-            return self._skip(8)
+            return self._bytes(8)
         if kind == 8:
-            return self._skip(self._varint())
+            return self._bytes(self._varint())
+        if kind in (9, 10):
+            return self._list()
         if kind == 12:
             return self.fields()
-        raise KeyError(f"page headers have no Thrift type {kind}")
+        raise KeyError(f"Parquet files have no Thrift type {kind}")
 
-    def _skip(self, length: int) -> None:
+    def _list(self) -> list[Any]:
+        byte = self._byte()
+        length = byte >> 4 if byte >> 4 != 15 else self._varint()
+        return [self._value(byte & 15, is_element=True) for _ in range(length)]
+
+    def _bytes(self, length: int) -> bytes:
         self.place += length
         if self.place > len(self._data):
             raise IndexError
+        return self._data[self.place - length : self.place]
 
     def _byte(self) -> int:
         self.place += 1

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline.url_lists.cells import is_text_type, is_value_type, plain, sizes
-from lotlip_data.pipeline.url_lists.parquet_pages import longest_dictionary_value, pages
+from lotlip_data.pipeline.url_lists.parquet_pages import ColumnChunk, column_chunks, longest_dictionary_value, pages
 from lotlip_data.pipeline.url_lists.rows import (
     BATCH_ROWS,
     CHUNK_BYTES,
@@ -37,7 +37,6 @@ MAX_SHORT_PAGE_BYTES, SHORT_VALUE_BYTES = 1 << 30, 1 << 12
 TOO_LARGE = "its row group cannot be decompressed in bounded memory"
 _LONG_VALUE_BYTES = 1 << 16
 _READ_BYTES = 1 << 20
-_BYTE_TYPES = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 
 
 def parquet_chunks(
@@ -60,13 +59,14 @@ def parquet_chunks(
     # A remote file would be read several times in pieces that alternate between columns.
     buffer_size = _READ_BYTES if storage.is_local(file) else 0
     content = pq.ParquetFile(stream, pre_buffer=False, buffer_size=buffer_size)
+    chunks_of_groups = column_chunks(stream)
     names = columns.names
     _check_types(content.schema_arrow, columns, file)
     number = 1
     for group in range(content.num_row_groups):  # one by one, so that the memory of a group is freed
         rows = content.metadata.row_group(group).num_rows
         try:
-            batch_rows = _batch_rows(stream, content, group, names)
+            batch_rows = _batch_rows(stream, chunks_of_groups[group], rows, names)
         except _TooLargeError as error:
             remark(f"{file}: row group {group} is left out: {error}")
             for row in range(number, number + rows):
@@ -92,45 +92,45 @@ class _TooLargeError(Exception):
     """A row group needs more memory than its rows can be worth. The message says which column and why."""
 
 
-def _batch_rows(stream: IO[bytes], content: pq.ParquetFile, group: int, names: Sequence[str]) -> int:
-    """How many rows of a row group can be in memory at once. Raises _TooLargeError if not even its pages can."""
-    metadata = content.metadata.row_group(group)
-    rows = max(metadata.num_rows, 1)
+def _batch_rows(stream: IO[bytes], chunks: Sequence[ColumnChunk], rows: int, names: Sequence[str]) -> int:
+    """How many of the `rows` of a row group can be in memory at once. Raises _TooLargeError if no page can be."""
     batch_rows = BATCH_ROWS
-    for chunk in map(metadata.column, range(metadata.num_columns)):
-        if not any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in names):
+    for chunk in chunks:
+        if not rows or not any(f"{chunk.path}.".startswith(f"{name}.") for name in names):
             continue
+        if rows > chunk.values:
+            raise OSError(f"the column {chunk.path!r} has {chunk.values} values for {rows} rows")
         value_bytes = _largest_value_bytes(stream, chunk)
-        extra_values = chunk.num_values - rows  # of lists
+        extra_values = chunk.values - rows  # of lists
         if extra_values > MAX_ROW_VALUES or (
             value_bytes > _LONG_VALUE_BYTES and extra_values * value_bytes > MAX_PAGE_BYTES
         ):
-            raise _TooLargeError(f"the lists of the column {chunk.path_in_schema!r} have {chunk.num_values:,} elements")
-        batch_rows = min(batch_rows, int(MAX_PAGE_BYTES / max(value_bytes * math.ceil(chunk.num_values / rows), 1)))
+            raise _TooLargeError(f"the lists of the column {chunk.path!r} have {chunk.values:,} elements")
+        batch_rows = min(batch_rows, int(MAX_PAGE_BYTES / max(value_bytes * math.ceil(chunk.values / rows), 1)))
     return max(batch_rows, 1)
 
 
-def _largest_value_bytes(stream: IO[bytes], chunk: pq.ColumnChunkMetaData) -> float:
+def _largest_value_bytes(stream: IO[bytes], chunk: ColumnChunk) -> float:
     """The largest mean of the bytes per value among the pages of a column chunk.
 
     A value in a dictionary counts with its own length, because every row can repeat it. In a chunk that fits in memory
     as a whole, only such values matter. Raises _TooLargeError if a page is too large.
     """
-    if chunk.physical_type not in _BYTE_TYPES:
+    if not chunk.holds_bytes:
         return 8.0
-    fits = chunk.total_uncompressed_size <= MAX_PAGE_BYTES
+    fits = chunk.uncompressed_bytes <= MAX_PAGE_BYTES
     largest = 0.0
     for page in pages(stream, chunk):
         mean = page.uncompressed_bytes / max(page.values, 1)
         if page.uncompressed_bytes > (MAX_SHORT_PAGE_BYTES if mean <= SHORT_VALUE_BYTES else MAX_PAGE_BYTES):
             raise _TooLargeError(
-                f"the column {chunk.path_in_schema!r} has a page of {page.uncompressed_bytes >> 20:,} MiB with "
+                f"the column {chunk.path!r} has a page of {page.uncompressed_bytes >> 20:,} MiB with "
                 f"{page.values:,} values; at most {MAX_PAGE_BYTES >> 20} MiB are decompressed. If the texts are right, "
                 "write the file again with smaller pages"
             )
         if page.is_dictionary:
             if page.uncompressed_bytes * BATCH_ROWS > MAX_PAGE_BYTES:
-                largest = float(longest_dictionary_value(stream, page, chunk.compression))
+                largest = float(longest_dictionary_value(stream, page, chunk.codec))
         elif fits:
             break
         else:

@@ -241,6 +241,8 @@ def _digest(value: Any, kind: HashName) -> str | None:
     if isinstance(value, bytes) and len(value) == HASH_DIGITS[kind] // 2:
         return value.hex()
     digits = (clean(value) or "").lower()
+    if kind_of(value) is not None:
+        raise ValueError(f"malformed {kind}")
     if digits and (len(digits) != HASH_DIGITS[kind] or digits.strip("0123456789abcdef")):
         raise ValueError(f"malformed {kind}")
     return digits or None

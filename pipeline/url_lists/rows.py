@@ -25,6 +25,14 @@ class ListError(UserError):
     """A list file cannot be read. The message names the file and the fix."""
 
 
+class MissingColumnError(ListError):
+    """A file lacks a requested column. The message is the finding and a hint for the manifest of a list."""
+
+    def __init__(self, finding: str, hint: str = "", column: str = "") -> None:
+        super().__init__(finding + hint)
+        self.finding, self.column = finding, column
+
+
 @dataclass(frozen=True)
 class BadRow:
     """An unusable row. `row` counts from 1, without the header. `content` may be shortened."""
@@ -99,7 +107,8 @@ def positions(columns: Iterable[str], names: Sequence[str], file: str, hint: str
         hint: End of the message about a missing column.
 
     Raises:
-        ListError: A requested column is missing, or the file has it twice.
+        MissingColumnError: A requested column is missing.
+        ListError: The file has it twice.
     """
     for column in columns:
         if column not in names:
@@ -107,7 +116,8 @@ def positions(columns: Iterable[str], names: Sequence[str], file: str, hint: str
             same = [name for name in names if name.lower() == column.lower()]
             nearest = same or difflib.get_close_matches(column, names, 1, 0.8)
             suggestion = f" (did you mean {clip(nearest[0], 60)!r}?)" if nearest else ""
-            raise ListError(f"{file}: has no column {column!r}{suggestion}; its columns are {shown}{hint}")
+            finding = f"{file}: has no column {column!r}{suggestion}; its columns are {shown}"
+            raise MissingColumnError(finding, hint, column)
         if names.count(column) > 1:
             places = " and ".join(str(place) for place, name in enumerate(names, 1) if name == column)
             raise ListError(

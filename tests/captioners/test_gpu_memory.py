@@ -18,10 +18,6 @@ SMALL = ModelSizes(parameters=2**29, layers=16, kv_heads=4, head_size=4, image_t
 """1 GiB of weights, 1 KiB of cache per token."""
 
 
-def out_of_reach(*_: object, **__: object) -> None:
-    raise OSError("offline")
-
-
 def config_of(folder: Path, kind: str = "llava", **changes: Any) -> CaptionerConfig:
     """A captioner with a copy of the tiny checkpoint's config.json and `changes` to it; None removes a field."""
     layout = json.loads(Path(resolve(f"tiny-{kind}"), "config.json").read_text())
@@ -68,7 +64,7 @@ def test_the_sizes_of_a_checkpoint_are_read_from_its_config() -> None:
 def test_without_the_hub_a_published_model_has_its_known_sizes_and_any_other_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("transformers.PretrainedConfig.get_config_dict", out_of_reach)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert gpu_memory.read_model_sizes(get_default("llava")) == gpu_memory.LLAVA
     assert gpu_memory.read_model_sizes(CaptionerConfig(name="mine", kind="llava", model="me/my-llava")) is None
     assert gpu_memory.read_model_sizes(CaptionerConfig(name="far", kind="openai", model="any")) is None

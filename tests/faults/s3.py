@@ -5,6 +5,7 @@ FAULTS is a JSON file that can change at any time, with the keys:
   lose    share of requests that are executed and then answered 500 InternalError
   drop    share of requests whose connection is closed, half of them before and half after they are executed
   delay   maximum delay of an answer, in seconds
+  unconditional  if not 0, conditional requests are executed without their condition, as some servers do
 The nth request has the same fault in every run. Requests are served one at a time, since a conditional put is atomic on
 S3 and not in moto. When the server stops, it writes the number of each fault to FAULTS + ".log".
 """
@@ -43,6 +44,8 @@ class FaultInjector:
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         shares = json.loads(self._faults.read_text()) if self._faults.exists() else {}
         time.sleep(random.random() * shares.get("delay", 0))
+        if shares.get("unconditional"):
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         fault = self._draw(shares)
         if fault == "refuse" or fault == "drop before":
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))

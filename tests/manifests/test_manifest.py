@@ -273,6 +273,7 @@ def test_values_that_no_setting_can_have_are_one_line_with_their_place(section: 
         ("delimiter: '\"'", "is not one character other than a quote"),
         ("escape: x", "`sources.0.escape`: 'x' is unknown"),
         ("decode: rot13", "`sources.0.decode`: 'rot13' is unknown"),
+        ("format: jsonl\n    quoting: false", "`quoting` is a setting of CSV and TSV files only"),
         ("columns: [image_url, alt, alt]", "`columns` names 'alt' twice; rename one of them"),
     ],
 )

@@ -54,3 +54,24 @@ def test_the_bars_of_a_worker_go_to_its_driver_and_not_to_a_screen(
         bar.update()
     assert sent == [Snapshot("download", done, 2, "URL", (), {"downloaded": 1}) for done in (1, 2)]
     assert not caplog.messages
+
+
+def test_tracked_items_come_in_order_and_are_counted_once_they_are_done(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO):
+        assert list(progress.track("abc", "verify", "file")) == ["a", "b", "c"]
+    assert [line.split(" (")[0] for line in caplog.messages] == [f"verify: {done} of 3 files" for done in (1, 2, 3)]
+
+
+def test_the_clock_of_a_bar_starts_again_after_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 s of waiting before the first unit, then 10 units in 5 s: 2 per second."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress_bar("work", 10, "shard") as bar:
+        with progress.waiting_for("starting Ray"):
+            now[0] += 100
+        now[0] += 5
+        bar.done = 10
+        assert bar._line(now[0]).endswith("2 shards/s")

@@ -10,6 +10,7 @@ import fsspec
 import pytest
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.storage_retry import StorageError
 from tests.faults.s3 import BUCKET, SECRET, fault_counts, s3_server
 from tests.manifests.concurrent_writers import outputs_of_writers
 
@@ -28,6 +29,21 @@ def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()  # it has the endpoint of an earlier test
+
+
+def test_a_storage_that_ignores_conditional_requests_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server(tmp_path, unconditional=1) as environment:
+        use(environment, monkeypatch)
+        with pytest.raises(StorageError, match=rf"^{RUN}/images: this storage ignores conditional requests"):
+            storage.check_writable(f"{RUN}/images")
+        assert storage.list_below(RUN) == []
+
+
+def test_a_storage_that_honours_conditional_requests_is_accepted(s3: dict[str, str]) -> None:
+    storage.check_writable(f"{RUN}/images")
+    assert storage.list_below(RUN) == []
 
 
 def test_a_created_object_does_not_change(s3: dict[str, str], tmp_path: Path) -> None:

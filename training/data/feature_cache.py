@@ -22,8 +22,9 @@ from torch import Tensor
 from lotlip_data.manifests import storage, tar_reader, wording
 from lotlip_data.manifests.dataset_index import ShardFile
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.feature_file import encode_features, read_features
+from lotlip_data.manifests.feature_file import encode_features, file_name, read_features
 from lotlip_data.manifests.iteration import batched
+from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import IMAGE_EXTENSION
 from lotlip_data.training.data.dataset import VERIFY_REMEDY, DataError, Dataset, SampleRef, shard_cache
@@ -75,7 +76,7 @@ class FeatureCache:
     def missing(self) -> list[int]:
         """The indices of the shards that have no features yet."""
         names = set(storage.list_names(self.folder))
-        return [index for index, shard in enumerate(self._dataset.shards) if file_name(shard) not in names]
+        return [index for index, shard in enumerate(self._dataset.shards) if file_name(shard.sha256) not in names]
 
     def fill(self, group: ProcessGroup = SINGLE_PROCESS) -> None:
         """Compute the features of all missing shards. Several processes divide the shards among themselves."""
@@ -86,8 +87,11 @@ class FeatureCache:
                 logging.INFO if group.is_first else logging.DEBUG,
                 f"image features: {len(missing):,} of {shards} to compute, in {self.folder}",
             )
-        for index in missing[group.rank :: group.size]:
-            self.compute(index)
+        own = missing[group.rank :: group.size]
+        with progress_bar("features", len(own), "shard", visible=group.is_first and bool(own)) as bar:
+            for index in own:
+                self.compute(index)
+                bar.update()
         while group.size > 1 and self.missing():  # not a barrier of torch.distributed: a barrier times out
             time.sleep(POLL_SECONDS)
 
@@ -97,7 +101,7 @@ class FeatureCache:
         storage.create(self._url(shard), self._compute(shard))
 
     def _url(self, shard: ShardFile) -> str:
-        return storage.join(self.folder, file_name(shard))
+        return storage.join(self.folder, file_name(shard.sha256))
 
     @torch.no_grad()
     def _compute(self, shard: ShardFile) -> bytes:
@@ -131,10 +135,6 @@ class FeatureCache:
     def _read(self, index: int) -> np.ndarray:
         shard = self._dataset.shards[index]
         return read_features(self._url(shard), (shard.samples, self._tower.dim), DataError)
-
-
-def file_name(shard: ShardFile) -> str:
-    return f"{shard.sha256[:32]}.npz"
 
 
 def _read_images(shard: ShardFile) -> Iterator[Image.Image]:

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.training.data.tokenizer import TextForm, check_vocabulary, has_words
@@ -220,6 +221,8 @@ def _damage_explained(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if answer := hub.explain(error, name.removeprefix("clip:")):
+            raise UserError(str(answer)) from error
         raise UserError(f"{name}: cannot be loaded ({_first_line(error)})") from error
 
 

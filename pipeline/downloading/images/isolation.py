@@ -1,7 +1,8 @@
 """Converts images in a process of their own, so that an image that kills its decoder costs nothing but itself.
 
 The process has limits of memory and CPU time, and the kernel ends it first when the machine runs out of memory. If it
-dies, it is started again and the image is tried once more, alone. An image with which it dies twice is rejected.
+dies, it is started again and the image is tried once more, alone. An image with which it dies twice is rejected, unless
+the kernel killed the process with an image that takes little memory.
 
 The whole worker can die too, for example when Ray's memory monitor ends it. So an image that takes much memory is named
 in the run's storage while it is decoded. A later attempt at the shard finds the name, and rejects an image with which
@@ -35,11 +36,14 @@ from lotlip_data.pipeline.downloading.images.messages import (
 MAX_DEATHS = 2
 """Deaths with an image after which it is rejected."""
 
+MAX_KILLS = 4
+"""Kills by the kernel, with an image that takes little memory, after which the images are not to blame."""
+
 _PROGRAM = "from lotlip_data.pipeline.downloading.images.converter_process import main; main()"
 
 
 class ConverterError(RuntimeError):
-    """The process does not start; the images are not to blame."""
+    """The process does not start, or does not live; the images are not to blame."""
 
 
 class Suspects(Protocol):
@@ -81,9 +85,10 @@ class Converter:
 
         Raises:
             FetchError: It is no image, damaged, beyond a limit, or kills the process.
-            ConverterError: The process does not start.
+            ConverterError: The process does not start, or the kernel kills it again and again.
         """
-        for death in range(1, MAX_DEATHS + 1):
+        deaths = kills = 0
+        while True:
             process = self._process = self._process or _Process(self._settings)
             process.wait_until_ready()
             try:
@@ -91,18 +96,24 @@ class Converter:
             except (EOFError, ConnectionError):
                 self._process = None
                 status = process.close()
-                if status == -signal.SIGXCPU:
-                    detail = f"takes more than {MAX_CPU_SECONDS} seconds of CPU time"
-                    raise FetchError(failures.UNDECODABLE, detail) from None
-                if death == MAX_DEATHS:
-                    detail = f"ended the process that decodes it {death} times, the last time with status {status}"
-                    raise FetchError(failures.UNDECODABLE, detail) from None
-        raise AssertionError("unreachable")
+            if status == -signal.SIGXCPU:
+                raise FetchError(failures.UNDECODABLE, f"takes more than {MAX_CPU_SECONDS} seconds of CPU time")
+            if status == -signal.SIGKILL and not process.announced:
+                kills += 1  # by the kernel, because others take the memory
+                if kills > MAX_KILLS:
+                    raise ConverterError("the process that decodes images is killed again and again: memory is short")
+                continue
+            deaths += 1
+            if deaths == MAX_DEATHS:
+                reason = failures.TOO_MUCH_MEMORY if status == -signal.SIGKILL else failures.UNDECODABLE
+                raise FetchError(reason, f"ended the process that decodes it {deaths} times, last with status {status}")
 
     def _exchange(self, process: "_Process", data: bytes) -> Converted:
+        process.announced = False
         process.connection.send_bytes(data)
         with contextlib.ExitStack() as stack:
             while isinstance(answer := process.connection.recv(), Cost):
+                process.announced = True
                 sha256 = hashlib.sha256(data).hexdigest()
                 if (deaths := self._suspects.deaths(sha256)) >= MAX_DEATHS:
                     process.close()
@@ -146,6 +157,8 @@ class _Process:
             )
         self.connection: Any = Connection(ours.detach())
         self._is_ready = False
+        self.announced = False
+        """Whether the image takes much memory."""
 
     def wait_until_ready(self) -> None:
         """Wait until it has started. Raises ConverterError if it does not."""

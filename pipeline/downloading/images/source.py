@@ -112,7 +112,7 @@ def read_source(data: bytes) -> Source:
 
         pillow_heif.register_heif_opener()
     image = _open_jpeg(data) if kind.name == "jpeg" else _open(data, kind.name)
-    profiles = [image.info["icc_profile"]] if image.info.get("icc_profile") else _nclx_profile(data, kind.name)
+    profiles = [image.info["icc_profile"]] if image.info.get("icc_profile") else _other_profiles(data, kind.name)
     return Source(kind.name, data, image, profiles, _orientation(image, kind.name))
 
 
@@ -185,13 +185,29 @@ def _exif_orientation(content: bytes) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _nclx_profile(data: bytes, kind: str) -> list[bytes]:
+def _other_profiles(data: bytes, kind: str) -> list[bytes]:
+    """Profiles that Pillow does not read: those of BMP, AVIF and HEIC files."""
+    if kind == "bmp":
+        return _bmp_profile(data)
+    return _nclx_profile(data) if kind in ("avif", "heic") else []
+
+
+def _bmp_profile(data: bytes) -> list[bytes]:
+    """The profile at the end of a BMP file whose header is of version 5."""
+    header = data[14 : 14 + 124]
+    if len(header) < 124 or int.from_bytes(header[:4], "little") < 124 or header[56:60] != b"DEBM":
+        return []
+    start, size = 14 + int.from_bytes(header[112:116], "little"), int.from_bytes(header[116:120], "little")
+    return [data[start : start + size]]
+
+
+def _nclx_profile(data: bytes) -> list[bytes]:
     """The profile of the code points that an AVIF or HEIC file states for its colours.
 
     Browsers take the curves of television, and unspecified ones, as that of sRGB here.
     """
     at = data.find(b"colrnclx", 0, 1 << 16) + 8
-    if kind not in ("avif", "heic") or at < 8:
+    if at < 8:
         return []
     primaries, transfer = int.from_bytes(data[at : at + 2], "big"), int.from_bytes(data[at + 2 : at + 4], "big")
     primaries, transfer = 1 if primaries == 2 else primaries, 13 if transfer in _TELEVISION else transfer

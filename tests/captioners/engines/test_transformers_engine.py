@@ -16,6 +16,7 @@ from transformers import (
 
 from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineDead
 from lotlip_data.captioners.engines.preprocessing import Preprocessor
+from lotlip_data.captioners.load_errors import LoadError
 from lotlip_data.captioners.models.llava import Llava
 from lotlip_data.captioners.registry import load_engine
 from tests.captioners import tiny_checkpoints
@@ -274,6 +275,45 @@ def test_a_prompt_with_a_token_that_has_no_word_embedding_is_refused(random_llav
     Preprocessor(Llava(), captioner)  # only tokens that occur need an embedding
     with pytest.raises(ValueError, match=r"the prompt has the token \d+, but text_config has word embeddings for"):
         Preprocessor(Llava(), captioner.replace(prompt="Describe the zebra ."))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("generation_config.json", "{", "generation_config.json"),
+        ("processor_config.json", '{"processor_class": "NoSuchProcessor"}', "has no processor with a"),
+    ],
+)
+def test_a_damaged_file_of_a_model_is_an_error_and_not_ignored(random_llava, tmp_path, file, content, message):
+    model = tmp_path / "model"
+    shutil.copytree(random_llava, model)
+    (model / file).write_text(content)
+    for other in ("preprocessor_config.json",) if file == "processor_config.json" else ():
+        (model / other).unlink(missing_ok=True)
+    config = CaptionerConfig(name="mine", kind="llava", model=str(model), max_new_tokens=LENGTH)
+    with pytest.raises(LoadError, match=f"captioner 'mine': .*{model}.*{message}"):
+        load_engine(config, "transformers")
+
+
+def test_weights_of_other_shapes_than_the_config_says_are_named(random_llava, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(random_llava, model)
+    layout = json.loads((model / "config.json").read_text())
+    layout["text_config"]["intermediate_size"] += 8
+    (model / "config.json").write_text(json.dumps(layout))
+    with pytest.raises(LoadError, match=r"weights do not have the shapes of config.json, such as \S+mlp\.\S+: \("):
+        load_engine(CaptionerConfig(name="mine", kind="llava", model=str(model), max_new_tokens=LENGTH), "transformers")
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_a_config_without_a_part_is_refused_before_a_model_of_the_default_size_is_made(random_llava, tmp_path, part):
+    model = tmp_path / "model"
+    shutil.copytree(random_llava, model)
+    layout = json.loads((model / "config.json").read_text())
+    del layout[part]
+    (model / "config.json").write_text(json.dumps(layout))
+    with pytest.raises(LoadError, match=f"{part}=None: must hold the settings"):
+        load_engine(CaptionerConfig(name="mine", kind="llava", model=str(model)), "transformers")
 
 
 def test_a_processor_without_the_patch_size_is_refused_with_the_value_to_set(random_llava, tmp_path):

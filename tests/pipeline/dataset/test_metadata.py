@@ -2,7 +2,7 @@
 
 import json
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -78,6 +78,49 @@ def test_a_damaged_dataset_json_is_reported_and_stays(tmp_path: Path, damage: st
     with pytest.raises(dataset_index.DatasetError, match=r"dataset\.json: (not JSON|has schema version 1)"):
         dataset_index.read_dataset_summary(run)
     assert Path(run.dataset).read_text() == damage
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("shards", 0, "tar", "sha256"), r"`shards\.0\.tar\.sha256` is missing"),
+        (("shards", 0, "samples"), r"`shards\.0\.samples` is missing"),
+        (("inputs", 1, "dropped_texts"), r"`inputs\.1\.dropped_texts` is missing"),
+        (("manifest", "sources", 0, "name"), r"`manifest\.sources\.0\.name` is missing"),
+        (("manifest", "clean"), r"`manifest\.clean` is missing"),
+        (("rules", "validation"), r"`rules\.validation` is missing"),
+        (("replaced",), "`replaced` is missing"),
+    ],
+)
+def test_a_wrong_inner_key_of_a_dataset_json_without_a_digest_is_named(
+    tmp_path: Path, path: tuple[str | int, ...], message: str
+) -> None:
+    run = Run.at(str(tmp_path))
+    publish(run, make_manifest(), RECIPE, records(3))
+    content = json.loads(Path(run.dataset).read_text())
+    del content[digests.JSON_KEY]
+    *parents, name = path
+    parent = content
+    for step in parents:
+        parent = parent[step]
+    parent[f"{name}x"] = parent.pop(name)
+    Path(run.dataset).write_text(json.dumps(content))
+    with pytest.raises(dataset_index.DatasetError, match=rf"dataset\.json: the field {message}\. Remove it and run"):
+        dataset_index.read_index(run)
+
+
+@pytest.mark.parametrize("read", [dataset_index.read_index, dataset_index.read_dataset_summary])
+def test_a_flipped_bit_of_dataset_json_is_an_error(tmp_path: Path, read: Callable[[Run], object]) -> None:
+    """Also for the reader that skips the entries, and for the writer, which removes what the old version lists."""
+    run, file = Run.at(str(tmp_path)), tmp_path / "shards" / "dataset.json"
+    publish(run, make_manifest(), RECIPE, records(3))
+    content = file.read_bytes()
+    for position in range(3, len(content) - 4, 41):
+        file.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(dataset_index.DatasetError, match=r"dataset\.json: "):
+            read(run)
+        with pytest.raises(dataset_index.DatasetError, match=r"dataset\.json: "):
+            publish(run, make_manifest(), RECIPE, records(3))
 
 
 def test_memory_grows_by_less_than_two_kilobytes_per_shard(tmp_path: Path) -> None:

@@ -320,7 +320,8 @@ def test_heads_without_end_are_refused_at_a_limit_of_bytes(server: RawServer) ->
 def test_a_redirect_that_sets_a_cookie_gets_it_back_within_its_own_chain_only(server: RawServer) -> None:
     def wall(client: socket.socket) -> None:
         seen = "Cookie: seen=1; b=2\r\n" in server.requests[-1]
-        setting = b"Set-Cookie: seen=1; Path=/\r\nSet-Cookie: b=2\r\nSet-Cookie: c=" + b"x" * 5000 + b"\r\n"
+        cookies = [b"seen=1; Path=/; Domain=127.0.0.1", b"b=2", b"c=" + b"x" * 5000]
+        setting = b"".join(b"Set-Cookie: " + cookie + b"\r\n" for cookie in cookies)
         client.sendall(ok(b"body") if seen else redirect("/wall").replace(b"\r\n\r\n", b"\r\n" + setting + b"\r\n"))
 
     server.answers["/wall"] = wall

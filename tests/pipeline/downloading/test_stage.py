@@ -1,5 +1,6 @@
 """Every listed image is either downloaded or in quarantine with its reason, exactly once, after any failure."""
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -35,10 +36,13 @@ from lotlip_data.pipeline.downloading.commit import DownloadTask, commit, fetch_
 from lotlip_data.pipeline.downloading.http_client import GuardedOpener
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard
 from lotlip_data.pipeline.downloading.stage import DownloadSummary, download, read_summary
+from lotlip_data.pipeline.downloading.suspects import ShardSuspects
 from lotlip_data.pipeline.url_lists.partition import partition
 from lotlip_data.synthetic.http_server import SceneServer, scene_bytes, seed_from_url
 from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.synthetic.url_list import FAULTS, write_list, write_manifest
+from tests.pipeline.downloading.images.test_isolation import heavy_png
+from tests.pipeline.downloading.raw_server import RawServer, ok
 
 REASONS = {
     "dead": "http 404",
@@ -221,6 +225,40 @@ def test_a_task_that_dies_is_retried_and_does_not_affect_other_shards(
     assert re.match("shard 00001: its task failed 3 times: .*died", dead)
     assert full == "shard 00003: its task failed 3 times: OSError: the disk is full"
     assert download(manifest, run).done == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_image_that_ends_its_worker_costs_only_itself(tmp_path: pathlib.Path) -> None:
+    """As with Ray's memory monitor, which ends the worker and not the process that decodes."""
+    server = RawServer()
+    heavy = server.serve("/heavy.png", ok(heavy_png(5000)))
+    urls = [server.serve(f"/{index}.jpg", ok(scene_bytes(index))) for index in range(4)]
+    (tmp_path / "list.csv").write_text("\n".join(["url,caption", *(f"{url},text" for url in [*urls, heavy])]))
+    write_manifest(str(tmp_path / "manifest.yaml"), "list.csv", download=SETTINGS)
+    manifest, run = load(str(tmp_path / "manifest.yaml")), Run.at(str(tmp_path / "run"))
+
+    def fragile_task(task: DownloadTask) -> dict[str, Any]:
+        decoding = ShardSuspects.decoding
+
+        @contextlib.contextmanager
+        def fatal(suspects: ShardSuspects, sha256: str) -> Iterator[None]:
+            with decoding(suspects, sha256):
+                os.kill(os.getpid(), signal.SIGKILL)
+                yield
+
+        ShardSuspects.decoding = fatal  # type: ignore[method-assign]
+        try:
+            return fetch_and_commit(task)
+        finally:
+            ShardSuspects.decoding = decoding  # type: ignore[method-assign]
+
+    summary = download(manifest, run, task=fragile_task)
+    server.close()
+    assert (summary.fetched, summary.reasons, summary.failed_shards) == (4, {"too much memory": 1}, [])
+    (failure,) = pq.read_table(run.quarantine("images")).to_pylist()
+    assert (failure["url"], failure["detail"].split(" ")[:2]) == (heavy, ["2", "attempts"])
+    assert storage.list_names(run.image_suspects) == []
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -353,3 +353,8 @@ def test_results_that_name_the_model_by_its_path_are_reused(data, published, mod
     out.write_text(json.dumps(earlier))
     again = run(model, "--task", f"iiw={data / 'iiw'}", "--out", out)
     assert again.exit_code == 0 and "already evaluated" in again.output
+
+
+def test_a_model_that_does_not_exist_is_named_before_the_images_of_a_task_are_read(tmp_path):
+    with pytest.raises(UserError, match="model: /no/such/clip: there is no such folder"):
+        evaluation.evaluate_tasks("clip:/no/such/clip", ["iiw"], str(tmp_path), None)

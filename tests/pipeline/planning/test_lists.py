@@ -11,7 +11,8 @@ import pytest
 
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.planning.lists import format_assumptions, format_text, plan_lists
+from lotlip_data.pipeline.planning.lists import plan_lists
+from lotlip_data.pipeline.planning.lists_text import format_assumptions, format_text
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.cells import GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.partition import partition

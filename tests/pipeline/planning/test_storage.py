@@ -12,7 +12,8 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.schema import SCHEMA_VERSION
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading.retry import Round
-from lotlip_data.pipeline.planning.lists import format_text, plan_lists
+from lotlip_data.pipeline.planning.lists import plan_lists
+from lotlip_data.pipeline.planning.lists_text import format_text
 from lotlip_data.pipeline.planning.storage import (
     SAMPLED_SHARDS,
     MeasuredStorage,

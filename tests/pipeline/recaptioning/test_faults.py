@@ -16,6 +16,7 @@ from PIL import Image
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.ledger import captioned_shards
+from lotlip_data.pipeline.recaptioning.worker import WARM_UP_SIZES
 from tests.faults.captioner import hash_of
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.recaptioning.cluster_run import (
@@ -35,8 +36,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 MODEL = "tiny-instructblip"
 NAME = "one"
 SHARDS, IMAGES = 6, 24
-WARM_UP = hash_of(Image.new("RGB", (64, 64), "grey"))
-"""The hash of the image that warms up every engine."""
+WARM_UP = {hash_of(Image.new("RGB", size, "grey")) for size in WARM_UP_SIZES}
+"""The hashes of the images that warm up every engine."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def saved_parts(run: Run) -> list[str]:
 def finished(faults: Path) -> int:
     """Number of captions of the run's images that engines have finished."""
     log = faults / "log"
-    return sum(name != WARM_UP for name in log.read_text().split()) if log.exists() else 0
+    return sum(name not in WARM_UP for name in log.read_text().split()) if log.exists() else 0
 
 
 def hold(faults: Path, *images: Image.Image) -> list[Path]:
@@ -96,6 +97,24 @@ def hold(faults: Path, *images: Image.Image) -> list[Path]:
 def release(notes: list[Path]) -> None:
     for note in notes:
         note.unlink()
+
+
+def test_a_captioner_that_fails_on_most_images_commits_no_shard_and_each_is_tried_once(
+    cluster: Nodes, faults: Path, run: Run, images: dict[str, Image.Image], texts: dict[str, str]
+) -> None:
+    """It captions plain images, so its start succeeds. Once it is mended, it captions all images."""
+    notes = [faults / f"fail-{hash_of(image)}" for image in images.values()]
+    for note in notes:
+        note.touch()
+    summary = cluster.driver(run, [entry(faults)]).end()
+    assert summary["code"] == 1 and captioned_shards(run, NAME) == []
+    assert len(summary["failed"]) == SHARDS
+    reason = f"{IMAGES} of its {IMAGES} images were rejected, {IMAGES} of them with: the request failed"
+    assert all(reason in line for line in summary["failed"])
+    for note in notes:
+        note.unlink()
+    assert cluster.driver(run, [entry(faults)]).end()["code"] == 0
+    assert_exactly_once(run, NAME, texts)
 
 
 def test_killed_actors(cluster: Nodes, faults: Path, run: Run, texts: dict[str, str]) -> None:

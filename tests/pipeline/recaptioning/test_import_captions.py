@@ -310,3 +310,20 @@ def test_captions_that_are_no_texts_are_missing_and_counted_and_a_column_of_list
     pq.write_table(pa.table({"url": [row["url"] for row in rows], "t": [["a"]] * len(rows)}), tmp_path / "t.parquet")
     with pytest.raises(ListError, match=r"t\.parquet: the column 't' is list<.*>, not a text"):
         import_captions(fake.run, open_caption_table(str(tmp_path / "t.parquet"), ["other=t"]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "url", "option"),
+    [
+        (["mine=longIB_captions"], "url", "Name the column of the URLs with --url-column"),
+        (["mine=longIB_caption"], "Image Path", "Name the column of each .* with --captioner NAME=COLUMN"),
+    ],
+)
+def test_a_column_that_the_table_lacks_is_named_with_the_option_that_selects_it(
+    fake: FakeRun, tmp_path: pathlib.Path, columns: list[str], url: str, option: str
+) -> None:
+    file = write_dreamlip(tmp_path / "d.csv", ["http://images.test/1.jpg"])
+    with pytest.raises(
+        ListError, match=rf"d\.csv: has no column .* its columns are 'Image Path', .*\. {option}.*--columns$"
+    ):
+        import_captions(fake.run, open_caption_table(file, columns, url))

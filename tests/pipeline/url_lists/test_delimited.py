@@ -128,6 +128,10 @@ def test_a_list_of_bare_urls_has_no_header_and_no_texts(tmp_path: pathlib.Path) 
     result = read_list(file)
     assert result.texts == [(url(0), [""]), (f"{url(1)}?a=1,2\tx", [""])]
     assert result.reasons == [(4, "not an http or https URL")]
+    file = write(tmp_path / "l.csv", f"{url(0)}\n{url(1)}\n")
+    with pytest.raises(ListError, match="If it is a list of bare URLs, set `format: txt`"):
+        read_list(file)
+    assert [row[0] for row in read_list(file, format="txt").rows] == [url(0), url(1)]
 
 
 def test_null_bytes_are_a_part_of_the_text(tmp_path: pathlib.Path) -> None:

@@ -114,6 +114,9 @@ def test_links_to_regular_files_are_read(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.csv").write_bytes(CONTENT)
     (tmp_path / "b.csv").symlink_to(tmp_path / "a.csv")
     assert read_list(tmp_path / "b.csv").rows == ROWS
+    (tmp_path / "d.csv").symlink_to(tmp_path / "d.csv")
+    with pytest.raises(ListError, match=r"d\.csv: cannot be read: .*symbolic links"):
+        read_list(tmp_path / "d.csv")
     (tmp_path / "c.csv").symlink_to(tmp_path / "missing.csv")
     with pytest.raises(ListError, match=r"c\.csv: there is no such file"):
         read_list(tmp_path / "c.csv")
@@ -128,7 +131,7 @@ def test_a_file_without_rows_ends_after_a_bounded_part(
     content = b"url,caption\n" + filler * (4 << 20)
     (tmp_path / name).write_bytes(gzip.compress(content, 1))
     with pytest.raises(ListError, match=r"has more than 2 MiB"):
-        read_list(tmp_path / name, format=name.split(".")[1], text=None, delimiter=",")
+        read_list(tmp_path / name, text=None)
 
 
 def test_a_file_whose_name_is_not_in_utf8_is_read_and_its_bad_rows_are_reported(tmp_path: pathlib.Path) -> None:

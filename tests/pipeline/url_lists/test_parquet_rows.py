@@ -1,6 +1,8 @@
 """Parquet lists are read in bounded memory, whatever their cells expand to, and a long cell costs its own row."""
 
+import contextlib
 import pathlib
+import random
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lotlip_data.pipeline.url_lists import parquet_rows
-from lotlip_data.pipeline.url_lists.parquet_pages import pages
+from lotlip_data.pipeline.url_lists.parquet_pages import column_chunks, pages
 from lotlip_data.pipeline.url_lists.parquet_rows import TOO_LARGE
 from lotlip_data.pipeline.url_lists.rows import MAX_LINE_CHARACTERS, ListError
 from tests.pipeline.url_lists.read_lists import read_list
@@ -72,18 +74,40 @@ def test_lists_that_repeat_a_long_text_are_left_out(tmp_path: pathlib.Path) -> N
     assert (result.rows, result.reasons) == ([], [(1, TOO_LARGE)])
 
 
-def test_the_pages_of_a_column_are_read_from_their_headers(tmp_path: pathlib.Path) -> None:
+def test_footer_and_pages_are_read_as_pyarrow_describes_them(tmp_path: pathlib.Path) -> None:
     texts = [f"text {index:06d}" for index in range(50_000)]
-    for options in ({}, {"use_dictionary": False}, {"data_page_version": "2.0"}, {"write_page_index": True}):
-        path = write(tmp_path / "l.parquet", texts, data_page_size=10_000, write_page_checksum=True, **options)
-        chunk = pq.ParquetFile(path).metadata.row_group(0).column(1)
-        with open(path, "rb") as stream:
-            found = list(pages(stream, chunk))
-        assert sum(page.values for page in found if not page.is_dictionary) == len(texts)
-        assert sum(page.is_dictionary for page in found) == chunk.has_dictionary_page
-        assert sum(page.uncompressed_bytes for page in found) <= chunk.total_uncompressed_size
-        assert sum(page.compressed_bytes for page in found) <= chunk.total_compressed_size
-        assert len(found) > 2
+    nested = [[text] for text in texts]
+    for captions in (texts, nested):
+        for options in ({}, {"use_dictionary": False}, {"data_page_version": "2.0"}, {"write_page_index": True}):
+            more: dict[str, object] = {"data_page_size": 10_000, "write_page_checksum": True, "row_group_size": 20_000}
+            path = write(tmp_path / "l.parquet", captions, **more, **options)
+            metadata = pq.ParquetFile(path).metadata
+            with open(path, "rb") as stream:
+                groups = column_chunks(stream)
+                assert len(groups) == metadata.num_row_groups == 3
+                for number, chunks in enumerate(groups):
+                    chunk, expected = chunks[1], metadata.row_group(number).column(1)
+                    assert (chunk.path, chunk.values, chunk.holds_bytes, chunk.codec) == (
+                        *(expected.path_in_schema, expected.num_values, True, expected.compression.lower()),
+                    )
+                    assert chunk.uncompressed_bytes == expected.total_uncompressed_size
+                    listed = list(pages(stream, chunk))
+                    assert sum(page.values for page in listed if not page.is_dictionary) == expected.num_values
+                    assert sum(page.is_dictionary for page in listed) == expected.has_dictionary_page
+                    assert sum(page.uncompressed_bytes for page in listed) <= expected.total_uncompressed_size
+                    assert sum(page.compressed_bytes for page in listed) <= expected.total_compressed_size
+
+
+def test_a_damaged_file_is_read_or_refused_and_never_ends_the_process(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "l.parquet", [f"text {index}" for index in range(20)])
+    content = path.read_bytes()
+    rng = random.Random(5)
+    for _ in range(300):
+        data = bytearray(content)
+        data[rng.randrange(4, len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        with contextlib.suppress(ListError):
+            read_list(path)
 
 
 def test_a_column_that_stands_twice_is_an_error_that_names_it(tmp_path: pathlib.Path) -> None:

@@ -254,6 +254,10 @@ def test_a_filter_that_does_not_fit_its_list_is_an_error_with_the_file_and_the_c
             read_all(str(tmp_path / "l.parquet"), filter=rule)
 
 
+CELLS = (f'"{"a" * 64}"', "null", "NaN", "true", '{"a": 1}')
+"""Hashes in JSON: one, two that are missing, and two that are none."""
+
+
 def test_expected_hashes_are_read_in_lower_case_and_a_malformed_one_rejects_its_row(tmp_path: pathlib.Path) -> None:
     lines = [f"http://a.example/1,x,{'AB' * 32},{'c' * 32}", "http://a.example/2,x,,", "http://a.example/3,x,abc,"]
     (tmp_path / "l.csv").write_text("\n".join(["url,caption,sha,md", *lines]))
@@ -262,3 +266,12 @@ def test_expected_hashes_are_read_in_lower_case_and_a_malformed_one_rejects_its_
     rows = [row for batch in read_source(source, bad.append) for row in batch.to_pylist()]
     assert [(row["expected_sha256"], row["expected_md5"]) for row in rows] == [("ab" * 32, "c" * 32), (None, None)]
     assert [(row.row, row.reason) for row in bad] == [(3, "malformed sha256")]
+    lines = [
+        f'{{"url": "http://a.example/{index}", "caption": "x", "sha": {cell}}}' for index, cell in enumerate(CELLS)
+    ]
+    (tmp_path / "l.jsonl").write_text("\n".join(lines))
+    bad.clear()
+    source = Source(name="mine", files=(str(tmp_path / "l.jsonl"),), hash={"sha": "sha256"})
+    rows = [row for batch in read_source(source, bad.append) for row in batch.to_pylist()]
+    assert [row["expected_sha256"] for row in rows] == ["a" * 64, None, None]
+    assert [(row.row, row.reason) for row in bad] == [(4, "malformed sha256"), (5, "malformed sha256")]

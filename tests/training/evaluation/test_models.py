@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -163,12 +164,25 @@ def test_the_identity_of_a_model_of_this_project_changes_with_the_tokenizer(tmp_
     assert load_embedder(str(folder)).identity != before
 
 
+def _replace_weights(folder, content):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+
+
+def _damage_tokenizer(file):
+    file.write_text(file.read_text().replace('"model"', '"modem"', 1))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: _without_text_encoder(folder / "model.safetensors"), "weights of a CLIPModel are missing"),
         (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "tokenizer"),
         (lambda folder: os.truncate(folder / "model.safetensors", 1000), "cannot be loaded"),
+        (lambda folder: _replace_weights(folder, pickle.dumps(print)), "cannot be loaded"),
+        (lambda folder: _replace_weights(folder, b"PK\x03\x04 and no archive"), "cannot be loaded"),
+        (lambda folder: _damage_tokenizer(folder / "tokenizer.json"), "cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "clip", "text_config": 3}'), "cannot be"),
     ],
 )
 def test_an_incomplete_clip_is_an_error(tmp_path, damage, message):
@@ -204,7 +218,7 @@ def test_a_file_that_is_not_weights_is_an_error(open_clip_name, tmp_path):
         ("open_clip:ViT-B-16", "names no weights"),
         ("open_clip:no-such-model/openai", "cannot be loaded"),
         ("open_clip:ViT-B-32/no-such-tag", "cannot be loaded"),
-        ("clip:/no/such/folder", "cannot be loaded"),
+        ("clip:/no/such/folder", "/no/such/folder: is neither a folder here nor the id of a model"),
         ("/no/such/folder", "so it is not a model"),
     ],
 )

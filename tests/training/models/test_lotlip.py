@@ -1,10 +1,14 @@
 """`LoTLIP.load` of a folder that is not a model says what the folder is and which one to give."""
 
 import json
+import shutil
 
 import pytest
 
-from lotlip_data.training.models.lotlip import CheckpointError, LoTLIP
+from lotlip_data.manifests.digests import JSON_KEY
+from lotlip_data.training.config import make_config
+from lotlip_data.training.models.lotlip import CheckpointError, LoTLIP, load_model
+from tests.training.run_fixture import write_towers
 
 OTHER = "not a model of this project, or from an incompatible release"
 
@@ -52,3 +56,52 @@ def test_a_model_of_another_release_is_not_taken_for_a_training(tmp_path):
         (tmp_path / name).write_text("{}")
     with pytest.raises(CheckpointError, match=OTHER):
         LoTLIP.load(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A saved model."""
+    folder = tmp_path_factory.mktemp("saved")
+    load_model(make_config(**write_towers(folder / "towers"), context_length=16)).save(str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.mark.parametrize("is_recorded", [True, False], ids=["with digests", "of an earlier release"])
+def test_a_model_without_its_tokenizer_is_refused(saved, tmp_path, is_recorded):
+    """Its texts would all be the same to it."""
+    model = shutil.copytree(saved, tmp_path / "model")
+    if not is_recorded:
+        config = json.loads((model / "config.json").read_text())
+        del config[JSON_KEY], config["files"]
+        (model / "config.json").write_text(json.dumps(config))
+        LoTLIP.load(str(model))
+    for file in model.glob("*token*"):
+        file.unlink()
+    message = "is missing, but config.json names it" if is_recorded else "cannot read the tokenizer; copy the"
+    with pytest.raises(CheckpointError, match=message):
+        LoTLIP.load(str(model))
+
+
+def test_a_flipped_bit_in_any_file_of_a_model_is_named(saved, tmp_path):
+    model = shutil.copytree(saved, tmp_path / "model")
+    for file in sorted(model.iterdir()):
+        content = file.read_bytes()
+        for position in range(len(content) // 7, len(content) - 1, max(1, len(content) // 3)):
+            file.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+            with pytest.raises(CheckpointError, match=rf"{file}: (is damaged|its content|not JSON)"):
+                LoTLIP.load(str(model))
+        file.write_bytes(content)
+    LoTLIP.load(str(model))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("context_length", "16"), ("text_form", "other"), ("towers", {"image": {}}), ("transform", None), ("more", 1)],
+)
+def test_a_wrong_field_of_config_json_is_named(saved, tmp_path, field, value):
+    model = shutil.copytree(saved, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {field: value}
+    del config[JSON_KEY]
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"config\.json: the field `{field}[^`]*` is (wrong|missing|unknown)"):
+        LoTLIP.load(str(model))

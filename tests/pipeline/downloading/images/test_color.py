@@ -198,3 +198,15 @@ def test_bright_scenes_are_shown_on_the_scale_of_an_ordinary_display() -> None:
         data = encoded(image, "PNG")
         level = stored(data[:33] + coded(9, transfer) + data[33:]).convert("RGB").getpixel((20, 20))
         assert 180 < min(level) <= max(level) < 195  # type: ignore[type-var]
+
+
+def test_the_profile_of_a_bmp_is_applied() -> None:
+    rows = np.asarray(PICTURE)[::-1, :, ::-1].tobytes()
+    header = struct.pack("<IiiHHIIiiII", 124, *PICTURE.size, 1, 24, 0, len(rows), 2835, 2835, 0, 0)
+    header += bytes(16) + b"DEBM" + bytes(48) + struct.pack("<IIII", 4, 124 + len(rows), len(icc.DISPLAY_P3), 0)
+    start = 14 + len(header)
+    data = b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + header + rows
+    expected = np.asarray(stored(png_with(P3_CHUNK), quality=100).convert("RGB"), float)
+    assert len(header) == 124
+    assert colour_distance(stored(data + icc.DISPLAY_P3, quality=100), expected) < 0.5
+    assert stored(data) == stored(png_with())

@@ -33,6 +33,8 @@ def hostile(data, settings, announce):
     if data.startswith(b"die "):
         announce(1 << 30)
         os.kill(os.getpid(), int(data[4:]))
+    if data.startswith(b"killed"):
+        os.kill(os.getpid(), signal.SIGKILL)
     if data.startswith(b"spin"):
         while True:
             pass
@@ -59,19 +61,21 @@ def refusal(converter: Converter, data: bytes) -> FetchError:
     return error.value
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+@pytest.mark.parametrize("number, reason", [(signal.SIGSEGV, "cannot be decoded"), (signal.SIGKILL, "too much memory")])
 def test_an_image_that_kills_the_decoder_twice_is_rejected_and_its_neighbours_are_stored(
-    hostile_decoder: None, number: int
+    hostile_decoder: None, number: int, reason: str
 ) -> None:
     with Converter(ConversionSettings()) as converter:
         before = converter.convert(GOOD)
         error = refusal(converter, b"die %d" % number)
-        assert (
-            str(error)
-            == f"cannot be decoded: ended the process that decodes it 2 times, the last time with status -{number}"
-        )
+        assert str(error) == f"{reason}: ended the process that decodes it 2 times, last with status -{number}"
         assert not is_transient(error.reason)
         assert converter.convert(GOOD) == before
+
+
+def test_an_image_that_takes_little_memory_is_not_blamed_for_kills(hostile_decoder: None) -> None:
+    with Converter(ConversionSettings()) as converter, pytest.raises(ConverterError, match="memory is short"):
+        converter.convert(b"killed")
 
 
 def test_an_image_that_takes_too_long_is_rejected_at_once(hostile_decoder: None) -> None:

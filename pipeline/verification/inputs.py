@@ -1,0 +1,107 @@
+"""Verifies what the dataset is made of: lists, downloaded images, captions and the lists of excluded images."""
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.run_layout import Run, shard_name
+from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.dataset.stage import caption_command
+from lotlip_data.pipeline.downloading import retry
+from lotlip_data.pipeline.downloading.commit import list_remedy
+from lotlip_data.pipeline.downloading.reader import fetched_images, fetched_rows, refetch_remedy
+from lotlip_data.pipeline.url_lists.partition import load_partition
+from lotlip_data.pipeline.verification.tally import Tally
+
+
+def verify_lists(run: Run) -> Tally:
+    """The partition, the rounds of retries, and the lists of shards. Lists of downloaded shards may be missing."""
+    tally = Tally("lists")
+    shards = 0
+    with tally.reading():
+        partition = load_partition(run)
+        if partition is None:
+            return Tally("lists")
+        tally.note_json(run.plan)
+        shards = partition.shards + sum(each.shards for each in retry.rounds(run))
+    for name in storage.list_names(run.lists, ".json"):
+        if run.list_file(name) != run.plan:
+            tally.read_json(run.list_file(name), retry.RESTORE)
+    fetched, existing = set(ledger.fetched_shards(run)), set(storage.list_names(run.lists, ".parquet"))
+    for shard in range(shards):
+        if shard not in fetched or f"{shard_name(shard)}.parquet" in existing:
+            tally.read_parquet(run.list_shard(shard), list_remedy(run, shard))
+    return tally
+
+
+def verify_images(run: Run) -> Tally:
+    """The marker, the tar and the table of every downloaded shard."""
+    tally = Tally("images")
+    for shard in ledger.fetched_shards(run):
+        tally.files += 2  # the marker and the table; `reading` counts the tar
+        with tally.reading():
+            marker = ledger.read_image_stats(run, shard)
+            tally.note_json(run.image_stats(shard))
+            tally.unrecorded += 2 * ("digests" not in marker)
+            for _ in fetched_images(run, shard):
+                pass
+            rows = fetched_rows(run, shard, marker, None).num_rows
+            if rows != marker["count"]:
+                url = run.image_file(marker["parquet"])
+                raise UserError(
+                    f"{url}: has {rows} rows, but its marker says {marker['count']}. {refetch_remedy(run, shard)}"
+                )
+    return tally
+
+
+def verify_captions(run: Run) -> Tally:
+    """The settings, the committed captions and the saved parts of every captioner."""
+    tally = Tally("captions")
+    fetched = set(ledger.fetched_shards(run))
+    for name in ledger.captioners(run):
+        settings = run.captioner_settings(name)
+        if storage.exists(settings):
+            with tally.reading():
+                ledger.captioner_settings(run, name)
+                tally.note_json(settings)
+        if storage.exists(run.model_files(name)):
+            tally.read_json(run.model_files(name), "Remove it; it is then recorded anew.", dict[str, str])
+        for shard in ledger.captioned_shards(run, name):
+            url = run.caption_shard(name, shard)
+            rows = tally.read_parquet(url, f"Remove it and run {_command(run, name)}.")
+            if rows is not None and shard in fetched:
+                _check_count(run, tally, shard, url, rows, _command(run, name))
+        for path in storage.list_below(run.parts(name)):
+            if path.endswith(".parquet"):
+                tally.read_parquet(storage.join(run.parts(name), path), "Remove it; its images are captioned again.")
+    return tally
+
+
+def _command(run: Run, name: str) -> str:
+    try:
+        return caption_command(run, name)
+    except (UserError, FileNotFoundError):  # its settings are damaged, which is a problem of its own
+        return f"`lotlip-data recaption {run.url}`"
+
+
+def _check_count(run: Run, tally: Tally, shard: int, url: str, rows: int, command: str) -> None:
+    """Compare the number of captions of a shard with that of its images."""
+    try:
+        images = ledger.read_image_stats(run, shard)["successes"]
+    except UserError:
+        return  # a problem of the images
+    if rows != images:
+        tally.problems.append(
+            f"{url}: has captions or reasons of {rows} images, but the shard has {images}. Remove it and run {command}."
+        )
+
+
+def verify_clean(run: Run) -> Tally:
+    """The hashes and the lists of excluded images, all of which can be computed again."""
+    tally = Tally("excluded images")
+    remedy = f"Remove {run.clean()} and run `lotlip-data shard {run.url}`."
+    for path in storage.list_below(run.clean()):
+        url = run.clean(path)
+        if path.endswith(".parquet"):
+            tally.read_parquet(url, remedy)
+        elif path.endswith(".json"):
+            tally.read_json(url, remedy)
+    return tally
