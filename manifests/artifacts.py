@@ -83,7 +83,8 @@ def validate(
 ) -> Content:
     """`content` as an instance of `schema`. Raises `error_type` if it does not fit. The arguments of `parse_json`."""
     try:
-        validated: Content = _adapter(schema).validate_json(json.dumps(content), strict=True)
+        adapter = _adapter(schema)  # type: ignore[arg-type]  # for mypy, a type is not hashable
+        validated: Content = adapter.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise error_type(_message(url, _describe(error), remedy)) from None
     return validated

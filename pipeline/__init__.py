@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lotlip_data.manifests.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lotlip_data.pipeline.inspection import captioners, evaluate, plan, report, stats, status, verify
+    from lotlip_data.pipeline.inspection import captioners, doctor, evaluate, plan, report, stats, status, verify
     from lotlip_data.pipeline.stages import (
         download,
         features,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "captioners",
+    "doctor",
     "download",
     "evaluate",
     "features",
@@ -40,7 +41,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "inspection": ["captioners", "evaluate", "plan", "report", "stats", "status", "verify"],
+        "inspection": ["captioners", "doctor", "evaluate", "plan", "report", "stats", "status", "verify"],
         "stages": [
             "download",
             "features",

@@ -1,4 +1,4 @@
-"""Functions that read a manifest, a run or a model: plan, status, stats, verify, report and evaluate.
+"""Functions that read a manifest, a run or a model: plan, doctor, status, stats, verify, report and evaluate.
 
 The commands of the same names and the Python API (docs/guides/notebook.md) both call these functions. Manifests and
 runs are given as to the functions of `stages`.
@@ -88,6 +88,25 @@ def _check_speeds(speeds: Mapping[str, float], names: Sequence[str]) -> None:
             raise UserError(
                 f"--speed {name}={speed:g}: give NAME=IMAGES, 0.000001 to 1,000,000 images per second of one of {known}"
             )
+
+
+def doctor(manifest: ManifestLike | None = None, run: RunLike | None = None, *, ray: bool = False) -> Inspection:
+    """Whether this machine, a cluster, a manifest's models and a run's storage are ready. Downloads no weights.
+
+    Args:
+        manifest: Also check what this manifest needs: the files of its lists, its models, GPUs and engines.
+        run: Also check the storage of this run, and what its manifest needs if none is given.
+        ray: Check every node of the cluster in RAY_ADDRESS too, or start Ray on this machine.
+    """
+    from lotlip_data.pipeline.readiness.doctor import diagnose
+
+    existing = None if run is None else open_run(run)
+    if manifest is not None:
+        manifest = load_manifest(manifest)
+    elif existing and storage.exists(existing.manifest):
+        manifest = frozen(existing)
+    diagnosis = diagnose(manifest, existing, ray)
+    return Inspection(diagnosis.to_dict(), diagnosis.lines(), diagnosis.problems)
 
 
 def status(run: RunLike, *, failures: bool = False) -> Inspection:

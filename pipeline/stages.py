@@ -293,42 +293,17 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
         run: The run's folder. It is created where it does not exist.
         update_manifest: Replace the run's manifest if this one has other settings. Without it, that is an error.
     """
+    from lotlip_data.pipeline.core.findings import require
+    from lotlip_data.pipeline.readiness.manifest_checks import check_models
+
     manifest, run = load_manifest(manifest), open_run(run)
 
     def start(run: Run) -> Outcome:
         return download(manifest, run, update_manifest=update_manifest)
 
-    _check_models(manifest, run)  # before hours of downloads
+    require(check_models(manifest, run))  # before hours of downloads
     with ray_session():  # stages that use Ray share one
         return _run_stages({"download": start, **STAGES}, run)
-
-
-def _check_models(manifest: Manifest, run: Run) -> None:
-    """Check that the models that the run has not used yet can be had, and the GPUs that its captioners ask for.
-
-    It reads config.json of captioners and asks the hub for the towers of trainings; it loads no model.
-
-    Raises:
-        UserError: One line for each captioner or tower that would fail.
-    """
-    from lotlip_data.pipeline.core.checks import check_captioner, check_gpus, check_model, require
-    from lotlip_data.pipeline.core.ledger import captioned_shards
-    from lotlip_data.pipeline.model_stages.train import training_config
-    from lotlip_data.pipeline.recaptioning.config import resolve_captioners
-
-    jobs = resolve_captioners(manifest.captioners) if manifest.captioners else []
-    new_jobs = [job for job in jobs if not captioned_shards(run, job.config.name)]
-    new_trainings = [entry for entry in manifest.train if not storage.exists(run.training_done(entry.folder))]
-    configs = [training_config(entry) for entry in new_trainings]
-    towers = {("image tower", config.image_tower) for config in configs}
-    towers |= {("text tower", config.text_tower) for config in configs}
-    require(
-        [
-            *(check_gpus(f"captioner {job.config.name!r}", job.pool.num_gpus or 0) for job in new_jobs),
-            *(check_captioner(job.config) for job in new_jobs),
-            *(check_model(subject, model) for subject, model in sorted(towers)),
-        ]
-    )
 
 
 def _run_stages(stages: Mapping[str, Callable[[Run], Outcome]], run: Run) -> Outcome:

@@ -83,6 +83,20 @@ class Captioner:
         if hasattr(self, "model_class"):
             self.check(resolve(config.model), {"revision": config.revision})
 
+    def check_options(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> None:
+        """Check, without loading anything, what the engine needs where it runs: packages, an address, a key.
+
+        Args:
+            config: Model, prompt and sampling.
+            engine: One of `engines`, or `auto`.
+            options: Resources that the engine may use.
+
+        Raises:
+            ValueError: Something is missing; the message has the fix.
+        """
+        if engine == "vllm":
+            require_vllm()
+
     def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
         """Load the model into an engine.
 

@@ -53,7 +53,7 @@ class OpenAIEndpoint(Captioner):
     loads_model = False
     engines = ("endpoint",)
 
-    def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
+    def check_options(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> None:
         where = f"captioner {config.name!r}"
         if engine not in ("auto", "endpoint"):
             raise ValueError(f"{where}: engine={engine!r}: use auto or endpoint for captioner kind {config.kind!r}")
@@ -64,12 +64,15 @@ class OpenAIEndpoint(Captioner):
             raise ValueError(f"{where}: endpoint is missing: give its URL, such as http://host:8000/v1")
         if not importlib.util.find_spec("openai"):
             raise ValueError(f"{where}: the openai package is not installed; pip install 'lotlip-data[openai]'")
-        key = os.environ.get(options.api_key_env) if options.api_key_env else None
-        if options.api_key_env and not key:
+        if options.api_key_env and not os.environ.get(options.api_key_env):
             raise ValueError(
                 f"{where}: api_key_env={options.api_key_env!r}: that environment variable is not set where the "
                 "engine runs; on a cluster, set it on the nodes that hold the captioner's actors"
             )
+
+    def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
+        self.check_options(config, engine, options)
+        key = os.environ[options.api_key_env] if options.api_key_env else None
         return EndpointEngine(config, options, config.template or self.template, key)
 
 

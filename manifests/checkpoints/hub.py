@@ -69,13 +69,27 @@ def find_model(model: str, revision: str | None = None) -> Path | None:
         HfApi().model_info(source, revision=revision, timeout=TIMEOUT_SECONDS)
     except Exception as error:
         explained = explain(error, model, revision) or HubUnreachable(
-            f"{model}: asking the hub ({_endpoint()}) failed ({type(error).__name__}: {_reason(error)})",
+            f"{model}: asking the hub ({endpoint()}) failed ({type(error).__name__}: {_reason(error)})",
             _CHECK_NETWORK,
         )
         if isinstance(explained, HubUnreachable) and (cached := _cached_folder(source, revision)):
             return cached
         raise explained from error
     return None
+
+
+def check_reachable() -> None:
+    """Raise HubUnreachable if the hub does not answer, or if the environment forbids asking it (HF_HUB_OFFLINE)."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import get_session
+
+    try:
+        status = get_session().get(f"{endpoint()}/api/models?limit=1", timeout=TIMEOUT_SECONDS).status_code
+    except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
+        problem = f"the hub ({endpoint()}) cannot be reached ({_reason(error)})"
+        raise HubUnreachable(problem, f"{_CHECK_NETWORK}, or use models that are on this machine") from error
+    if status == 429 or status >= 500:
+        raise HubUnreachable(f"the hub ({endpoint()}) answers with HTTP {status}", "try again later, or set HF_TOKEN")
 
 
 def read_config(model: str, revision: str | None = None) -> dict[str, Any]:
@@ -132,7 +146,7 @@ def _explain_cause(error: BaseException, model: str, revision: str | None) -> Mo
     if isinstance(error, errors.GatedRepoError):
         return ModelUnavailable(
             f"{model}: its owner grants access on request only",
-            f"accept the terms at {_endpoint()}/{model} and set HF_TOKEN to a token of that account",
+            f"accept the terms at {endpoint()}/{model} and set HF_TOKEN to a token of that account",
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return ModelUnavailable(f"{model}: the hub has no revision {revision!r} of it", "correct `revision`")
@@ -144,7 +158,7 @@ def _explain_cause(error: BaseException, model: str, revision: str | None) -> Mo
     no_answer = isinstance(error, errors.HTTPError) and not isinstance(error, errors.HfHubHTTPError)
     if no_answer or isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
         return HubUnreachable(
-            f"{model}: is not on this machine, and the hub ({_endpoint()}) cannot be reached ({_reason(error)})",
+            f"{model}: is not on this machine, and the hub ({endpoint()}) cannot be reached ({_reason(error)})",
             f"{_CHECK_NETWORK}, or give the folder of a downloaded copy",
         )
     if isinstance(error, errors.EntryNotFoundError):
@@ -168,8 +182,8 @@ def _explain_status(error: Any, model: str) -> ModelUnavailable:
     if status == 429:
         return HubUnreachable(f"{model}: the hub limits the number of requests (HTTP 429)", "wait, or set HF_TOKEN")
     if status is not None and status < 500:
-        return ModelUnavailable(f"{model}: the hub ({_endpoint()}) answers with HTTP {status}", "check HF_ENDPOINT")
-    return HubUnreachable(f"{model}: the hub ({_endpoint()}) fails (HTTP {status})", "try again later")
+        return ModelUnavailable(f"{model}: the hub ({endpoint()}) answers with HTTP {status}", "check HF_ENDPOINT")
+    return HubUnreachable(f"{model}: the hub ({endpoint()}) fails (HTTP {status})", "try again later")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -188,11 +202,21 @@ def _reason(error: BaseException) -> str:
     return next((text for text in reversed(texts) if text), type(error).__name__)[:200]
 
 
+def is_on_hub(model: str) -> bool:
+    """Whether the name of a model is a hub id, and neither a folder nor the short name of a shipped checkpoint."""
+    try:
+        source = resolve(model)
+    except ValueError:
+        return False
+    return not Path(source).is_dir() and not _is_path(source)
+
+
 def _is_path(name: str) -> bool:
     return name.startswith(("/", "~", ".")) or name.count("/") > 1
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """The URL of the hub."""
     from huggingface_hub import constants
 
     return constants.ENDPOINT

@@ -31,8 +31,6 @@ from lotlip_data.manifests.digests import Digest, HashingReader
 from lotlip_data.manifests.errors import UserError
 
 _COPY_BYTES = 1 << 22
-_STREAM_BYTES = 1 << 18
-"""Bytes that a stream reads at a time."""
 
 
 class TarMember(NamedTuple):
@@ -80,7 +78,7 @@ def iter_members(
     """
     with _damage_explained(url, remedy, error_type), storage.open_read(url) as stream:
         reader = stream if recorded is None else HashingReader(stream)
-        with tarfile.open(fileobj=reader, mode="r|*", bufsize=_STREAM_BYTES, tarinfo=_TarHeader) as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=reader, mode="r|*", tarinfo=_TarHeader) as tar:  # type: ignore[call-overload]
             for member in _plain_files(tar):
                 if member.name.lower().endswith(suffixes) and (content := tar.extractfile(member)) is not None:
                     yield member.name, content.read()

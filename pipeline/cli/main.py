@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from lotlip_data.pipeline.cli import captioners, convert, evaluate, inspect, lists, stages, study, synthetic, train
+from lotlip_data.pipeline.cli import (
+    captioners,
+    convert,
+    evaluate,
+    inspect,
+    lists,
+    readiness,
+    stages,
+    study,
+    synthetic,
+    train,
+)
 from lotlip_data.pipeline.cli.command_line import CommandLine
 from lotlip_data.pipeline.cli.common import INVALID
 
@@ -36,14 +47,19 @@ def options(
 
 
 FULL_INSTALL = frozenset(
-    {"imagehash", "img2dataset", "pandas", "ray", "safetensors", "scipy", "sentencepiece", "tensorboardX"}
+    {"cv2", "imagehash", "img2dataset", "pandas", "ray", "safetensors", "scipy", "sentencepiece", "tensorboardX"}
     | {"torch", "transformers", "webdataset"}
 )
 """Modules that the extra `full` of pyproject.toml installs and a plain install does not."""
 
 Commands = dict[str, Callable[..., None]]
 
-PLANNING: Commands = {"sources": lists.sources, "manifest-schema": lists.manifest_schema, "plan": lists.plan}
+PLANNING: Commands = {
+    "doctor": readiness.doctor,
+    "sources": lists.sources,
+    "manifest-schema": lists.manifest_schema,
+    "plan": lists.plan,
+}
 STAGES: Commands = {
     "run": stages.run,
     "download": stages.download,

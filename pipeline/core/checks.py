@@ -1,68 +1,36 @@
 """Cheap checks of what a stage needs: models, the hub, GPUs and Ray. A stage runs them before anything slow starts.
 
 Each check is one function. It returns what it found with a level and, where something is wrong, the fix, so that a
-command can list them all. `require` raises the errors among them.
+command can list them all. `findings.require` raises the errors among them.
 """
 
-import enum
-import logging
 import socket
-from collections.abc import Iterable
-from dataclasses import dataclass
+import uuid
+from pathlib import Path
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.registry import get_kind
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.core.findings import Check, Level
+from lotlip_data.pipeline.core.gpus import check_gpu_driver
+from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_cluster import CONNECT_SECONDS, available_gpus, cluster_address, split_address
 
-logger = logging.getLogger(__name__)
 
+def check_captioner(config: CaptionerConfig, on_node: bool = False) -> Check:
+    """Whether the captioner's model can be had and has the layout of its kind. It reads config.json only.
 
-class Level(enum.Enum):
-    """How serious a finding is."""
-
-    OK = "ok"
-    WARNING = "warning"
-    """It may fail, or is not known here."""
-    ERROR = "error"
-    """It would fail."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one check found."""
-
-    subject: str
-    """What was checked, such as `captioner 'llava'`."""
-    level: Level
-    finding: str
-    fix: str = ""
-    """What to do about it; empty if all is well."""
-
-    def __str__(self) -> str:
-        return f"{self.subject}: {self.finding}{'; ' if self.fix else ''}{self.fix}"
-
-
-def require(checks: Iterable[Check]) -> None:
-    """Log the warnings. Raises UserError, with one line for each error, if there is one."""
-    errors = []
-    for check in checks:
-        if check.level is Level.ERROR:
-            errors.append(str(check))
-        elif check.level is Level.WARNING:
-            logger.warning(str(check))
-    if errors:
-        raise UserError("\n".join(errors))
-
-
-def check_captioner(config: CaptionerConfig) -> Check:
-    """Whether the captioner's model can be had and has the layout of its kind. It reads config.json only."""
+    Args:
+        config: The captioner.
+        on_node: Whether its engine would run in this place, so that what is missing here is an error on a cluster too.
+    """
     subject = f"captioner {config.name!r}"
     try:
         get_kind(config.kind).check_model(config)
     except hub.ModelUnavailable as error:
-        return _unavailable(subject, error)
+        return _unavailable(subject, error, on_node)
     except ValueError as error:
         return Check(subject, Level.ERROR, str(error))
     return Check(subject, Level.OK, config.model)
@@ -91,6 +59,9 @@ def check_gpus(subject: str, gpus: float) -> Check:
     available = available_gpus() if gpus else None
     if available is None or gpus <= available:
         return Check(subject, Level.OK, f"{gpus:g} GPUs")
+    driver = check_gpu_driver()
+    if driver.level is not Level.OK:  # why there are fewer
+        return Check(subject, Level.ERROR, f"asks for {gpus:g} GPUs; {driver.finding}", driver.fix)
     return Check(
         subject,
         Level.ERROR,
@@ -116,9 +87,56 @@ def check_ray() -> Check:
     return Check("Ray", Level.OK, address or "started on this machine")
 
 
-def _unavailable(subject: str, error: hub.ModelUnavailable) -> Check:
+def check_hub() -> Check:
+    """Whether the hub answers. Without it, models must be in its cache or in folders."""
+    try:
+        hub.check_reachable()
+    except hub.HubUnreachable as error:
+        return Check("hub", Level.WARNING, error.problem, error.remedy)
+    return Check("hub", Level.OK, f"{hub.endpoint()} answers")
+
+
+def check_storage(subject: str, folder: str) -> Check:
+    """Whether this process may write to a folder, and whether its storage creates an object only once.
+
+    Both are tried with an object that is removed again. A local folder that does not exist yet is not created.
+
+    Args:
+        subject: What the folder is, such as `run`.
+        folder: A path or URL.
+    """
+    try:
+        if storage.is_local(folder):
+            folder = _existing_folder(folder)
+        probe = storage.join(folder, f".tmp-{uuid.uuid4().hex}")
+        try:
+            overwritten = storage.create(probe, b"1") and storage.create(probe, b"2")
+        finally:
+            storage.remove(probe)
+    except (UserError, OSError) as error:
+        return Check(subject, Level.ERROR, one_line(error), "" if isinstance(error, UserError) else _STORAGE_FIX)
+    if overwritten:
+        return Check(
+            subject,
+            Level.ERROR,
+            f"the storage of {folder} ignores If-None-Match, so two commands could overwrite each other's results",
+            "use a storage with conditional writes, such as Amazon S3, MinIO from 2024 on, or a disk",
+        )
+    return Check(subject, Level.OK, f"{folder} can be written to, and objects are created only once")
+
+
+_STORAGE_FIX = "check the bucket, the credentials and AWS_ENDPOINT_URL"
+
+
+def _existing_folder(folder: str) -> str:
+    """The folder, or the nearest one above it that exists."""
+    path = Path(storage.normalise(folder))
+    return str(next(parent for parent in (path, *path.parents) if parent.exists()))
+
+
+def _unavailable(subject: str, error: hub.ModelUnavailable, on_node: bool = False) -> Check:
     """On a cluster, the machines of the engines may have a folder or a network that this machine does not have."""
-    elsewhere = bool(cluster_address()) and isinstance(error, hub.HubUnreachable | hub.NoFolder)
+    elsewhere = bool(cluster_address()) and not on_node and isinstance(error, hub.HubUnreachable | hub.NoFolder)
     level = Level.WARNING if elsewhere else Level.ERROR
     finding = f"on this machine, {error.problem}" if elsewhere else error.problem
     return Check(subject, level, finding, error.remedy)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,9 +49,18 @@ def available_gpus() -> float | None:
     ray = sys.modules.get("ray")
     if ray and ray.is_initialized():
         return max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if not find_spec("torch"):
+        return None
     import torch
 
     return torch.cuda.device_count()
+
+
+def cluster_gpus() -> float:
+    """The GPUs of the connected cluster, as Ray counts them."""
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0))
 
 
 def lacking(needed: Mapping[str, float], labels: Mapping[str, str]) -> str:

@@ -1,9 +1,9 @@
-"""Ray tasks over many items, a bounded number at a time."""
+"""Ray tasks: over many items, a bounded number at a time, and one on every node."""
 
 import math
 import pickle
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -123,6 +123,46 @@ def _run(
         for reference, attempt in running.items():
             ray.cancel(reference, force=True)
             _clear(attempt.board)
+
+
+def run_on_every_node(task: Callable[[Mapping[str, float]], Result], seconds: float) -> dict[str, Result | Exception]:
+    """Run `task(resources)` once on every node of the cluster, also on those whose CPUs and GPUs are in use.
+
+    Args:
+        task: Called in a worker process on each node, with the node's resources as Ray counts them.
+        seconds: Time for all nodes together.
+
+    Returns:
+        Address of the node → its result or exception; a TimeoutError for a node that has not answered.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def call(resources: Mapping[str, float]) -> Result:  # Ray takes functions, and `task` may be any callable
+        return task(resources)
+
+    with cluster():
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        addresses = [node["NodeManagerAddress"] for node in nodes]
+        running: dict[Any, str] = {}
+        for node, address in zip(nodes, addresses, strict=True):
+            is_shared = addresses.count(address) > 1  # several nodes on one machine, in tests
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": place}
+            remote: Any = ray.remote(**options)(call)
+            running[remote.remote(node["Resources"])] = f"{address} ({node['NodeID'][:8]})" if is_shared else address
+        ended, late = ray.wait(list(running), num_returns=len(running), timeout=seconds)
+        results: dict[str, Result | Exception] = {}
+        for reference in ended:
+            try:
+                results[running[reference]] = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+                results[running[reference]] = cause if isinstance(cause, Exception) else error
+        for reference in late:
+            ray.cancel(reference, force=True)
+            results[running[reference]] = TimeoutError(f"no answer within {seconds:g} seconds")
+        return {address: results[address] for address in running.values()}
 
 
 def _post(board: str, snapshot: Snapshot) -> None:

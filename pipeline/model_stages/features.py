@@ -10,7 +10,8 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import PAPER_TOWER
-from lotlip_data.pipeline.core.checks import check_gpus, require
+from lotlip_data.pipeline.core.checks import check_gpus
+from lotlip_data.pipeline.core.findings import require
 from lotlip_data.pipeline.core.outcome import Outcome, one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.model_stages.train import training_config

@@ -9,7 +9,8 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import Workers
-from lotlip_data.pipeline.core.checks import check_gpus, require
+from lotlip_data.pipeline.core.checks import check_gpus
+from lotlip_data.pipeline.core.findings import require
 from lotlip_data.pipeline.core.ray_cluster import cluster, cluster_address
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ from typing import Any
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.pipeline.core.checks import check_captioner, check_gpus, require
+from lotlip_data.pipeline.core.findings import require
 from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_shards
 from lotlip_data.pipeline.core.ray_cluster import cluster
 from lotlip_data.pipeline.recaptioning.claims import check_model, claim_settings, origin
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
+from lotlip_data.pipeline.recaptioning.job_checks import check_jobs
 from lotlip_data.pipeline.recaptioning.progress import CaptionProgress
 from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, finish_pending_commits
 
@@ -90,8 +91,7 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
 def _check_pending(run: Run, jobs: Sequence[CaptionerJob]) -> None:
     """Raise UserError if a captioner that has work asks for a model or GPUs that are not available."""
     pending = [job for job in jobs if any(True for _ in caption_progress(run, job.config.name).left)]
-    require(check_gpus(f"captioner {job.config.name!r}", job.pool.num_gpus or 0) for job in pending)
-    require(check_captioner(job.config) for job in pending)
+    require(check_jobs(pending))
 
 
 def _run_jobs(

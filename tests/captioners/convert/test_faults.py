@@ -332,7 +332,7 @@ def test_tensors_that_do_not_belong_together_are_reported(source, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model_type", "llava", "model_type is 'llava', and only 'share4v' can be converted"),
+        ("model_type", "llava", "in the layout of LLaVA already, so it needs no conversion"),
         ("mm_projector_type", "linear", "mm_projector_type is 'linear', and only 'mlp2x_gelu' can be converted"),
         ("mm_use_im_start_end", True, "mm_use_im_start_end is True, and only False can be converted"),
         ("mm_vision_select_feature", "cls_patch", "mm_vision_select_feature is 'cls_patch', and only 'patch'"),

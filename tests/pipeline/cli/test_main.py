@@ -33,6 +33,7 @@ COMMANDS = (
     "stats",
     "verify",
     "captioners",
+    "doctor",
     "sources",
     "manifest-schema",
     "plan",

@@ -1,5 +1,6 @@
 """The death of a Ray cluster is one sentence, soon; so is a cluster that cannot be reached."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -44,14 +45,18 @@ def driver() -> Iterator["subprocess.Popen[str]"]:
         text=True,
         env=ENVIRONMENT,
     )
-    assert process.stdout and "a task ended\n" in iter(process.stdout.readline, "")
-    children = psutil.Process(process.pid).children(recursive=True)
-    yield process
-    process.kill()
-    process.wait()
-    for child in children:
-        if child.is_running():
-            child.kill()
+    children: list[psutil.Process] = []
+    try:
+        assert process.stdout and "a task ended\n" in iter(process.stdout.readline, "")
+        yield process
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 @pytest.mark.slow

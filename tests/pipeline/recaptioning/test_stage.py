@@ -141,7 +141,7 @@ def test_an_actor_that_no_machine_can_hold_stops_its_captioner_at_once(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     run = fake_run.make(tmp_path / "run", shards=2, images=2, writers=()).run
     (failed,) = recaption(run, resolve_captioners(["tiny-llava"], pool)).failed
-    assert failed.startswith("tiny-llava: 2 shards are not captioned: no machine has what one actor asks for (")
+    assert failed.startswith("tiny-llava: 2 shards not captioned: no machine has what one actor asks for (")
     assert missing in failed and "Correct the captioner's `pool`" in failed
 
 

@@ -68,7 +68,7 @@ class ColourEngine:
 def make(folder: Path, *captioners: dict[str, Any]) -> Run:
     """A run with two shards of eight images, whose manifest names the captioners."""
     fake = fake_run.make(folder, shards=2, images=8, writers=())
-    manifest.freeze(fake.manifest.replace(captioners=captioners), fake.run)
+    manifest.freeze(fake.manifest.replace(captioners=captioners), fake.run, update=True)
     return fake.run
 
 

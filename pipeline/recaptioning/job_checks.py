@@ -1,0 +1,44 @@
+"""Whether a captioner can run: its GPUs, its model and the options of its engine. Nothing is loaded."""
+
+from collections.abc import Iterable, Iterator
+
+from lotlip_data.captioners.registry import get_kind
+from lotlip_data.pipeline.core.checks import check_captioner, check_gpus
+from lotlip_data.pipeline.core.findings import Check, Level
+from lotlip_data.pipeline.core.gpus import check_gpu_driver
+from lotlip_data.pipeline.core.ray_cluster import cluster_address
+from lotlip_data.pipeline.recaptioning.config import CaptionerJob
+
+
+def check_jobs(jobs: Iterable[CaptionerJob], on_node: bool = False) -> Iterator[Check]:
+    """Check captioners before their engines start.
+
+    Args:
+        jobs: The captioners.
+        on_node: Whether their engines would run in this place. Otherwise what is missing here is only a warning if
+            RAY_ADDRESS names a cluster, whose nodes may have it.
+    """
+    jobs = list(jobs)
+    if not on_node:
+        for job in jobs:
+            if job.pool.num_gpus:
+                yield check_gpus(f"captioner {job.config.name!r}", job.pool.num_gpus)
+        if not cluster_address() and any(job.pool.num_gpus is None and _takes_gpu(job) for job in jobs):
+            yield check_gpu_driver()
+    for job in jobs:
+        yield check_captioner(job.config, on_node)
+        yield from _check_options(job, on_node)
+
+
+def _check_options(job: CaptionerJob, on_node: bool) -> Iterator[Check]:
+    """Whether the engine is installed, and has the address and the key of its endpoint."""
+    try:
+        get_kind(job.config.kind).check_options(job.config, job.pool.engine, job.pool.engine_options)
+    except ValueError as error:
+        level = Level.WARNING if cluster_address() and not on_node else Level.ERROR
+        subject = f"captioner {job.config.name!r}"
+        yield Check(subject, level, str(error).removeprefix(f"{subject}: "))
+
+
+def _takes_gpu(job: CaptionerJob) -> bool:
+    return get_kind(job.config.kind).needs_gpu
