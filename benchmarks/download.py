@@ -37,10 +37,10 @@ import pyarrow.parquet as pq
 import trustme
 from PIL import Image
 
+from lotlip_data.manifests.formats.schema import LISTS
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.sample_id import uid_from_url
-from lotlip_data.manifests.schema import LISTS
 from lotlip_data.manifests.settings import DownloadSettings
+from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.pipeline.downloading.commit import DownloadTask, fetch_and_commit
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (500, 375))

@@ -22,10 +22,10 @@ def write_run(url: str, shards: int, images: int, pixels: int) -> list[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from lotlip_data.manifests.formats.schema import LISTS
     from lotlip_data.manifests.run_layout import Run
-    from lotlip_data.manifests.sample_id import uid_from_url
-    from lotlip_data.manifests.schema import LISTS
     from lotlip_data.manifests.settings import DownloadSettings
+    from lotlip_data.manifests.sources.sample_id import uid_from_url
     from lotlip_data.pipeline.downloading.commit import DownloadTask, fetch_and_commit
     from lotlip_data.synthetic.http_server import SceneServer
     from lotlip_data.synthetic.scenes import SPLITS

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lotlip_data.manifests import schema
+from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of
 from lotlip_data.training.data import dataset as data

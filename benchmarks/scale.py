@@ -112,8 +112,8 @@ def make_run(folder: Path, images: int) -> None:
 
 def _make_markers(run: Any, manifest: Any, shards: int) -> None:
     """Write the markers of one committed dataset shard per image shard."""
-    from lotlip_data.manifests import dataset_index
-    from lotlip_data.manifests.dataset_index import FileRecord
+    from lotlip_data.manifests.formats import dataset_index
+    from lotlip_data.manifests.formats.dataset_index import FileRecord
     from lotlip_data.pipeline.core.ledger import captioners
     from lotlip_data.pipeline.curation.filters import Filters
     from lotlip_data.pipeline.dataset import metadata

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from lotlip_data.manifests.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lotlip_data.manifests.dataset_index import read_index
     from lotlip_data.manifests.errors import UserError
+    from lotlip_data.manifests.formats.dataset_index import read_index
     from lotlip_data.manifests.manifest import Manifest
     from lotlip_data.manifests.run_layout import Run
 
@@ -14,7 +14,7 @@ __all__ = ["Manifest", "Run", "UserError", "read_index"]
 __getattr__ = lazy_exports(
     __name__,
     {
-        "dataset_index": ["read_index"],
+        "formats.dataset_index": ["read_index"],
         "errors": ["UserError"],
         "manifest": ["Manifest"],
         "run_layout": ["Run"],

@@ -6,8 +6,8 @@ pydantic derives the schema from the models. What only validators know is added 
 
 from typing import Any
 
-from lotlip_data.manifests.catalog import SOURCES, scales
 from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.sources.catalog import SOURCES, scales
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -29,7 +29,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from lotlip_data.manifests import artifacts, catalog, storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.base import ListEntry, Name, Settings
@@ -40,6 +40,7 @@ from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry
 from lotlip_data.manifests.settings.plain_values import MAX_DEPTH
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.manifests.settings.training import TrainingEntry
+from lotlip_data.manifests.sources import catalog
 
 logger = logging.getLogger(__name__)
 

@@ -389,8 +389,8 @@ def test_img2dataset_downloads_a_shard_into_tar_parquet_and_stats(
         mention="tarwriter.mtime",
         fix="Adapt the adapter's `fetch`, `_downloader` and `_writer`.",
     ):
+        from lotlip_data.manifests.formats.schema import IMAGES, LISTS
         from lotlip_data.manifests.progress import progress_bar
-        from lotlip_data.manifests.schema import IMAGES, LISTS
         from lotlip_data.manifests.settings import DownloadSettings
         from lotlip_data.pipeline.downloading import img2dataset_adapter
         from lotlip_data.pipeline.downloading.images.isolation import Converter
@@ -676,7 +676,7 @@ def test_tarfile_goes_on_after_its_list_of_members_was_emptied() -> None:
         relied_on(
             "tarfile",
             "TarFile.members",
-            file="manifests/tar_reader.py",
+            file="manifests/formats/tar_reader.py",
             mention=".members = []",
             fix="Read members in another way that keeps no header of each.",
         ),

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from lotlip_data.manifests.hosts import ascii_host
 from lotlip_data.manifests.settings.base import Settings
+from lotlip_data.manifests.sources.hosts import ascii_host
 
 
 def _check_host(text: str) -> str:

@@ -11,9 +11,9 @@ from pydantic import (
     model_validator,
 )
 
-from lotlip_data.manifests.catalog import SourceName, published
-from lotlip_data.manifests.row_filter import RowFilter
 from lotlip_data.manifests.settings.base import Name, Settings
+from lotlip_data.manifests.sources.catalog import SourceName, published
+from lotlip_data.manifests.sources.row_filter import RowFilter
 
 ListFormat = Literal["csv", "tsv", "jsonl", "parquet", "txt"]
 Escape = Literal['"', "\\"]
@@ -70,7 +70,7 @@ class Source(Settings):
     """Encoding of the texts that is removed: `url` (`a%20dog` or `a+dog`, as in YFCC100M) or `html` (`Tom &amp;
     Jerry`)."""
     filter: str | None = None
-    """Expression over the list's columns (`manifests.row_filter`). Only rows for which it is true are used."""
+    """Expression over the list's columns (`manifests.sources.row_filter`). Only rows for which it is true are used."""
     sample: Annotated[int, Field(ge=1)] | None = None
     """Number of images of this source to use, drawn with its `seed`. Default: all."""
     seed: int = 0

@@ -8,7 +8,7 @@ from lotlip_data.pipeline.cli.common import FAILED, Json, ManifestFile, command,
 from lotlip_data.pipeline.planning.hardware import Hardware
 
 if TYPE_CHECKING:
-    from lotlip_data.manifests.catalog import Published
+    from lotlip_data.manifests.sources.catalog import Published
 
 
 def sources(json: Json = False) -> None:
@@ -114,7 +114,7 @@ def _parse_speeds(options: list[str]) -> dict[str, float]:
 
 def figures() -> dict[str, Any]:
     """The catalog by source and by scale; the `images` of a scale are the paper's."""
-    from lotlip_data.manifests.catalog import SOURCES, published, scales
+    from lotlip_data.manifests.sources.catalog import SOURCES, published, scales
 
     catalog = {name: published(name) for name in SOURCES}
     return {
@@ -128,7 +128,7 @@ def figures() -> dict[str, Any]:
 
 def format_text() -> list[str]:
     """The catalog as a table, and below it a paragraph about each source."""
-    from lotlip_data.manifests.catalog import SOURCES, published
+    from lotlip_data.manifests.sources.catalog import SOURCES, published
 
     catalog = [published(name) for name in SOURCES]
     lines = [f"{'source':10}{'rows published':>16}{'images (Table 6)':>18}{'tokens per text':>17}  format"]

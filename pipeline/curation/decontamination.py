@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from lotlip_data.manifests import artifacts, storage, tar_reader, wording
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import tar_reader
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.curation.perceptual_hash import perceptual_hash
 

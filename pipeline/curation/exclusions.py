@@ -22,9 +22,9 @@ import pyarrow as pa
 
 from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.artifacts import digest
+from lotlip_data.manifests.formats.schema import SUCCESS
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.manifests.settings import CleanSettings
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import fetched_images, image_stamps

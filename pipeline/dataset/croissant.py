@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lotlip_data.manifests import schema
+from lotlip_data.manifests.formats import schema
 from lotlip_data.pipeline.dataset.metadata import Description
 
 _CONTEXT = {

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from lotlip_data.manifests import schema
+from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.run_layout import DATASET_JSON
 from lotlip_data.manifests.wording import count
 from lotlip_data.pipeline.dataset.metadata import Description

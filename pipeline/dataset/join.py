@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from lotlip_data.manifests import subcaptions
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.schema import FLAGS_SUFFIX, SUB_SUFFIX
+from lotlip_data.manifests.formats.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.pipeline.curation.filters import (
     IMAGE_CHANGED,
     TOO_FEW_LONG_TEXTS,

@@ -27,8 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from lotlip_data.manifests import digests, schema, storage
-from lotlip_data.manifests.dataset_index import (
+from lotlip_data.manifests import digests, storage
+from lotlip_data.manifests.formats import schema
+from lotlip_data.manifests.formats.dataset_index import (
     INPUTS,
     LIST_END,
     REPLACED,

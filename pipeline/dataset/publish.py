@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lotlip_data.manifests import dataset_index, storage
-from lotlip_data.manifests.dataset_index import CARD, CROISSANT, REPLACED, ShardRecord
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import dataset_index
+from lotlip_data.manifests.formats.dataset_index import CARD, CROISSANT, REPLACED, ShardRecord
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.scratch import scratch_folder

@@ -15,15 +15,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from lotlip_data.manifests import artifacts, dataset_index, schema, storage, wording
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.artifacts import digest
-from lotlip_data.manifests.dataset_index import DatasetError, ShardFile, ShardRecord
+from lotlip_data.manifests.formats import dataset_index, schema
+from lotlip_data.manifests.formats.dataset_index import DatasetError, ShardFile, ShardRecord
+from lotlip_data.manifests.formats.schema import IMPORTED_KIND
+from lotlip_data.manifests.formats.tar_reader import open_seekable
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.schema import IMPORTED_KIND
-from lotlip_data.manifests.tar_reader import open_seekable
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker, captioned_shards, fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line

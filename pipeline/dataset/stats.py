@@ -12,11 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from lotlip_data.manifests import artifacts, dataset_index
-from lotlip_data.manifests.dataset_index import DatasetError, ShardFile
+from lotlip_data.manifests import artifacts
+from lotlip_data.manifests.formats import dataset_index
+from lotlip_data.manifests.formats.dataset_index import DatasetError, ShardFile
+from lotlip_data.manifests.formats.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.manifests.progress import track
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.manifests.text_stats import CountTokens, TextTally, bert_tokens
 
 BATCH_ROWS = 1000

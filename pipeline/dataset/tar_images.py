@@ -9,8 +9,8 @@ import threading
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.schema import IMAGE_EXTENSION
-from lotlip_data.manifests.tar_reader import TarIndex
+from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION
+from lotlip_data.manifests.formats.tar_reader import TarIndex
 
 OPEN_TARS = 8
 """Number of tars that stay open."""

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lotlip_data.manifests import artifacts, dataset_index, schema, storage, tar_reader
-from lotlip_data.manifests.dataset_index import REPLACED, DatasetError, FileRecord, ShardFile, ShardRecord
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.digests import digest_of
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import dataset_index, schema, tar_reader
+from lotlip_data.manifests.formats.dataset_index import REPLACED, DatasetError, FileRecord, ShardFile, ShardRecord
 from lotlip_data.manifests.manifest import frozen
 from lotlip_data.manifests.progress import track
 from lotlip_data.manifests.run_layout import DATASET_JSON, MARKERS, Run

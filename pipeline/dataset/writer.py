@@ -22,13 +22,14 @@ import pyarrow as pa
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from lotlip_data.manifests import artifacts, storage, tar_reader
-from lotlip_data.manifests.dataset_index import SPLITS, FileRecord, ShardFile
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.digests import digest_of, digest_of_file
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import tar_reader
+from lotlip_data.manifests.formats.dataset_index import SPLITS, FileRecord, ShardFile
+from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION
+from lotlip_data.manifests.formats.tar_reader import TarMember
 from lotlip_data.manifests.run_layout import shard_name
-from lotlip_data.manifests.schema import IMAGE_EXTENSION
-from lotlip_data.manifests.tar_reader import TarMember
 from lotlip_data.pipeline.curation.filters import Filters, SampleRow, split_of
 from lotlip_data.pipeline.dataset.metadata import Recipe
 

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.digests import digest_of_file
+from lotlip_data.manifests.formats.schema import SUCCESS
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker

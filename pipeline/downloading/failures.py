@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from lotlip_data.manifests.schema import SUCCESS
+from lotlip_data.manifests.formats.schema import SUCCESS
 
 if TYPE_CHECKING:
     import pyarrow as pa

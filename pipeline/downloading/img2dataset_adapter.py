@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts
+from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION, IMAGES, LISTS
 from lotlip_data.manifests.progress import Progress, progress_bar
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, shard_name
-from lotlip_data.manifests.schema import IMAGE_EXTENSION, IMAGES, LISTS
 from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError

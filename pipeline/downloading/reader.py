@@ -7,10 +7,11 @@ import pyarrow as pa
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from lotlip_data.manifests import artifacts, tar_reader
+from lotlip_data.manifests import artifacts
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import tar_reader
+from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.schema import IMAGE_EXTENSION
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker
 

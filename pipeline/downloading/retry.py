@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.schema import LISTS
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, Run, shard_name
-from lotlip_data.manifests.schema import LISTS
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading.commit import failed_rows, quarantine_parquet
 from lotlip_data.pipeline.downloading.failures import is_transient

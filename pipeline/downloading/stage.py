@@ -18,11 +18,11 @@ from typing_extensions import TypeIs
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.schema import SUCCESS
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, Progress, Snapshot, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker, fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line

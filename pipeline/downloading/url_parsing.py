@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from lotlip_data.manifests.hosts import ascii_host
+from lotlip_data.manifests.sources.hosts import ascii_host
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 

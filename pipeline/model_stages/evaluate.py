@@ -17,7 +17,8 @@ from lotlip_data.manifests.run_layout import TRAINED_MODEL, Run
 from lotlip_data.manifests.settings.evaluation import CUSTOM, SYNTHETIC, EvaluationEntry, current_task_name
 from lotlip_data.manifests.settings.messages import unknown_name
 from lotlip_data.manifests.wording import count
-from lotlip_data.pipeline.core.checks import check_model, require
+from lotlip_data.pipeline.core.checks import check_model
+from lotlip_data.pipeline.core.findings import require
 from lotlip_data.pipeline.core.logs import log_prefix
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot

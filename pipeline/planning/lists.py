@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.catalog import published
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.source import Source
+from lotlip_data.manifests.sources.catalog import published
 from lotlip_data.pipeline.downloading.connection import is_public
 from lotlip_data.pipeline.planning.download import DownloadEstimate, estimate_download
 from lotlip_data.pipeline.planning.hardware import Hardware

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.dataset_index import read_dataset_summary
+from lotlip_data.manifests.formats.dataset_index import read_dataset_summary
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run

@@ -13,9 +13,10 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from lotlip_data.captioners.base import CaptionerConfig
-from lotlip_data.manifests import schema, storage
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.schema import IMPORTED_KIND
+from lotlip_data.manifests.formats import schema
+from lotlip_data.manifests.formats.schema import IMPORTED_KIND
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.url_lists.cells import GARBLED, clean, is_utf8, kind_of, to_list
 from lotlip_data.pipeline.url_lists.files import files_of

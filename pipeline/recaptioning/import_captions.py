@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 from lotlip_data.captioners.base import Caption, CaptionerConfig
 from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.manifests import artifacts, storage, wording
+from lotlip_data.manifests.formats.schema import SUCCESS
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.core import external_buckets, ledger
 from lotlip_data.pipeline.core.external_buckets import ExternalBuckets, bucket_count
 from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards

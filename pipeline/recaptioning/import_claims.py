@@ -12,8 +12,8 @@ from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests.formats.schema import IMPORTED_KIND
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.schema import IMPORTED_KIND
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.recaptioning.caption_table import CaptionTable
 from lotlip_data.pipeline.recaptioning.results import RecaptionError

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.schema import CAPTIONS
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.schema import CAPTIONS
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
 from lotlip_data.pipeline.recaptioning.usage import Usage

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lotlip_data.manifests import storage, wording
-from lotlip_data.manifests.dataset_index import read_dataset_summary
+from lotlip_data.manifests.formats.dataset_index import read_dataset_summary
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger

@@ -3,8 +3,8 @@
 import shlex
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.dataset_index import SPLITS, read_dataset_summary, read_index
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.dataset_index import SPLITS, read_dataset_summary, read_index
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC

@@ -8,9 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from lotlip_data.manifests import artifacts, dataset_index, storage
-from lotlip_data.manifests.dataset_index import ShardFile
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import dataset_index
+from lotlip_data.manifests.formats.dataset_index import ShardFile
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger

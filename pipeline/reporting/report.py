@@ -13,8 +13,8 @@ from importlib import metadata
 from typing import Any, TypedDict, TypeVar
 
 from lotlip_data.manifests import artifacts, storage
-from lotlip_data.manifests.dataset_index import read_dataset_summary
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.dataset_index import read_dataset_summary
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.text_stats import TextTally

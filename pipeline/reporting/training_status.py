@@ -6,8 +6,8 @@ from statistics import fmean
 from typing import Any, TypedDict
 
 from lotlip_data.manifests import artifacts, storage
-from lotlip_data.manifests.dataset_index import read_dataset_summary
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.dataset_index import read_dataset_summary
 from lotlip_data.manifests.run_layout import TRAINING_METRICS, Run
 
 _TAIL_BYTES = 1 << 16

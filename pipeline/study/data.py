@@ -21,9 +21,10 @@ from typing import Any
 
 from PIL import Image
 
-from lotlip_data.manifests import schema, storage, subcaptions
+from lotlip_data.manifests import storage, subcaptions
+from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.sample_id import uid_from_url
+from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of
 from lotlip_data.pipeline.study.experiments import DATA_VERSIONS, LIT, SCALES, Design, Experiment, Gallery, Texts
 from lotlip_data.synthetic.caption_writers import raw_text

@@ -25,9 +25,9 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.schema import LISTS
 from lotlip_data.manifests.manifest import Manifest, freeze, image_settings
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, Run
-from lotlip_data.manifests.schema import LISTS
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.core.external_buckets import ExternalBuckets, bucket_count

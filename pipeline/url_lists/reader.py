@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.row_filter import FilterError, RowFilter
-from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.settings.source import HashName, Source
+from lotlip_data.manifests.sources.row_filter import FilterError, RowFilter
+from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.pipeline.url_lists.cells import clean, decoder, kind_of, texts_of, to_list
 from lotlip_data.pipeline.url_lists.delimited import Dialect, delimited_rows, records
 from lotlip_data.pipeline.url_lists.dialects import detect_dialect, separator_line
@@ -112,8 +112,8 @@ def read_source(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of all files of the source, in order, as batches of `SCHEMA`.
 
-    URLs are stripped; the uid is that of `manifests.sample_id`. A row has at least one text; a missing one is "".
-    Hashes are in lower case, null if the list has none. Undecodable parts of a text are U+FFFD.
+    URLs are stripped; the uid is that of `manifests.sources.sample_id`. A row has at least one text; a missing one is
+    "". Hashes are in lower case, null if the list has none. Undecodable parts of a text are U+FFFD.
 
     Args:
         source: The source.

@@ -2,9 +2,10 @@
 
 import hashlib
 
-from lotlip_data.manifests import artifacts, dataset_index, feature_file, storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.checkpoints import model_folder
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import dataset_index, feature_file
 from lotlip_data.manifests.run_layout import TRAINING_METRICS, Run
 from lotlip_data.pipeline.verification.tally import Tally
 

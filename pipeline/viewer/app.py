@@ -27,8 +27,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.dataset_index import DatasetError
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.dataset_index import DatasetError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.tar_images import ImageUnavailableError
 from lotlip_data.pipeline.reporting import html

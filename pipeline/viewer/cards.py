@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lotlip_data.manifests.schema import FLAGS_SUFFIX, SUB_SUFFIX
+from lotlip_data.manifests.formats.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.pipeline.viewer.paging import Position
 
 DETAILS = ("uid", "url", "sha256", "key", "width", "height", "original_width", "original_height", "source")

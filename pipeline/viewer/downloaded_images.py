@@ -13,10 +13,11 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lotlip_data.manifests import storage, tar_reader
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import tar_reader
+from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION
+from lotlip_data.manifests.formats.tar_reader import TarMember
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.schema import IMAGE_EXTENSION
-from lotlip_data.manifests.tar_reader import TarMember
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker
 from lotlip_data.pipeline.dataset.tar_images import JPEG_MAGIC, MAX_IMAGE_BYTES, ImageUnavailableError

@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from lotlip_data.manifests.dataset_index import ShardFile
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.dataset_index import ShardFile
 from lotlip_data.pipeline.dataset.tar_images import ImageUnavailableError, tar_problem
 from lotlip_data.pipeline.reporting.escaping import escape_invisible
 from lotlip_data.pipeline.viewer.cards import Card, make_card, select_text

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from lotlip_data.captioners.quality_flags import RULES
-from lotlip_data.manifests import dataset_index, schema
-from lotlip_data.manifests.dataset_index import ShardFile
+from lotlip_data.manifests.formats import dataset_index, schema
+from lotlip_data.manifests.formats.dataset_index import ShardFile
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.subcaptions import SplitMode
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.schema import FLAGS_SUFFIX
+from lotlip_data.manifests.formats.schema import FLAGS_SUFFIX
 from lotlip_data.pipeline.viewer.paging import Filter
 from lotlip_data.pipeline.viewer.samples import Samples
 

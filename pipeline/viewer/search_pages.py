@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.dataset_index import DatasetError
+from lotlip_data.manifests.formats.dataset_index import DatasetError
 from lotlip_data.pipeline.viewer import server
 from lotlip_data.pipeline.viewer.cards import Card, make_card
 from lotlip_data.pipeline.viewer.paging import START, Filter, read_page

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.dataset_index import DatasetError
+from lotlip_data.manifests.formats.dataset_index import DatasetError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.tar_images import TarImages
 from lotlip_data.pipeline.reporting.escaping import form_value, template_value

@@ -13,7 +13,8 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from lotlip_data.manifests import dataset_index, storage
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.dataset.verify import verify

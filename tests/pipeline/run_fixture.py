@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, manifest, storage
-from lotlip_data.manifests.dataset_index import ShardRecord
 from lotlip_data.manifests.digests import JSON_KEY, digest_of_bytes
+from lotlip_data.manifests.formats.dataset_index import ShardRecord
+from lotlip_data.manifests.formats.schema import CAPTIONS, IMAGES, LISTS, SUCCESS
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.sample_id import uid_from_url
-from lotlip_data.manifests.schema import CAPTIONS, IMAGES, LISTS, SUCCESS
+from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.stage import build_shard, plan_builds
 from lotlip_data.pipeline.downloading.failures import count_failures

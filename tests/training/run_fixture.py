@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
 
-from lotlip_data.manifests import schema, subcaptions
+from lotlip_data.manifests import subcaptions
+from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text, raw_text
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene

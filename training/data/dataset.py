@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from lotlip_data.manifests import artifacts, dataset_index
-from lotlip_data.manifests.dataset_index import DatasetError, ShardFile
+from lotlip_data.manifests import artifacts
+from lotlip_data.manifests.formats import dataset_index
+from lotlip_data.manifests.formats.dataset_index import DatasetError, ShardFile
+from lotlip_data.manifests.formats.schema import SUB_SUFFIX
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.schema import SUB_SUFFIX
 from lotlip_data.manifests.subcaptions import SplitMode
 from lotlip_data.training.data.tokenizer import join_sub_captions
 

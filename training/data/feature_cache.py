@@ -19,14 +19,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lotlip_data.manifests import storage, tar_reader, wording
-from lotlip_data.manifests.dataset_index import ShardFile
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.feature_file import encode_features, file_name, read_features
+from lotlip_data.manifests.formats import tar_reader
+from lotlip_data.manifests.formats.dataset_index import ShardFile
+from lotlip_data.manifests.formats.feature_file import encode_features, file_name, read_features
+from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.schema import IMAGE_EXTENSION
 from lotlip_data.training.data.dataset import VERIFY_REMEDY, DataError, Dataset, SampleRef, shard_cache
 from lotlip_data.training.data.image_transforms import ImageTransform
 from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup

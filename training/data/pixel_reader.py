@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lotlip_data.manifests.dataset_index import ShardFile
-from lotlip_data.manifests.schema import IMAGE_EXTENSION
-from lotlip_data.manifests.tar_reader import TarIndex, open_seekable
+from lotlip_data.manifests.formats.dataset_index import ShardFile
+from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION
+from lotlip_data.manifests.formats.tar_reader import TarIndex, open_seekable
 from lotlip_data.training.data.dataset import VERIFY_REMEDY, DataError, Dataset, SampleRef, shard_cache
 from lotlip_data.training.data.image_transforms import ImageTransform, random_crop
 

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from lotlip_data.manifests import dataset_index, storage
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.manifests.manifest import Manifest, ManifestError, load, parse
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.curation import decontamination, exclusions, filters

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lotlip_data.manifests import dataset_index, schema
+from lotlip_data.manifests.formats import dataset_index, schema
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.curation.filters import Filters

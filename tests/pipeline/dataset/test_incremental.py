@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lotlip_data.manifests import dataset_index, storage
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.dataset import publish, stage

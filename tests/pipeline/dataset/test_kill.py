@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lotlip_data.manifests import dataset_index, storage
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.pipeline.dataset import verify
 from lotlip_data.pipeline.dataset.stage import shard
 from tests.pipeline import run_fixture as fake_run

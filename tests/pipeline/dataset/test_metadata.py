@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lotlip_data.manifests import dataset_index, digests, storage
-from lotlip_data.manifests.dataset_index import FileRecord, ShardFile, ShardRecord
+from lotlip_data.manifests import digests, storage
+from lotlip_data.manifests.formats import dataset_index
+from lotlip_data.manifests.formats.dataset_index import FileRecord, ShardFile, ShardRecord
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lotlip_data.manifests import dataset_index
-from lotlip_data.manifests.dataset_index import ShardFile
+from lotlip_data.manifests.formats import dataset_index
+from lotlip_data.manifests.formats.dataset_index import ShardFile
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.sample_id import uid_from_url
+from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.pipeline.curation.filters import Filters, split_of
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.publish import publish

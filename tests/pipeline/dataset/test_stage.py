@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lotlip_data.manifests import dataset_index, schema, storage, subcaptions
-from lotlip_data.manifests.dataset_index import DatasetError
+from lotlip_data.manifests import storage, subcaptions
 from lotlip_data.manifests.digests import digest_of
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import dataset_index, schema
+from lotlip_data.manifests.formats.dataset_index import DatasetError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.curation.filters import IMAGE_CHANGED, TOO_FEW_LONG_TEXTS, Filters

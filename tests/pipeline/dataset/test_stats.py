@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lotlip_data.manifests import subcaptions
-from lotlip_data.manifests.dataset_index import DatasetError
+from lotlip_data.manifests.formats.dataset_index import DatasetError
 from lotlip_data.manifests.text_stats import bert_tokens, tally
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata

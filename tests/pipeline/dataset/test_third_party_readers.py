@@ -13,9 +13,9 @@ import pytest
 from braceexpand import braceexpand
 from PIL import Image
 
-from lotlip_data.manifests import schema
-from lotlip_data.manifests.dataset_index import SPLITS as SPLITS_JSON
-from lotlip_data.manifests.dataset_index import read_index
+from lotlip_data.manifests.formats import schema
+from lotlip_data.manifests.formats.dataset_index import SPLITS as SPLITS_JSON
+from lotlip_data.manifests.formats.dataset_index import read_index
 from lotlip_data.manifests.subcaptions import split
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset.dataset_card import braces

@@ -11,9 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from lotlip_data.manifests import artifacts, dataset_index, digests
-from lotlip_data.manifests.dataset_index import DatasetError
+from lotlip_data.manifests import artifacts, digests
 from lotlip_data.manifests.digests import digest_of
+from lotlip_data.manifests.formats import dataset_index
+from lotlip_data.manifests.formats.dataset_index import DatasetError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata

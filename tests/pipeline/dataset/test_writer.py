@@ -7,8 +7,9 @@ from typing import Any
 
 import fsspec
 
-from lotlip_data.manifests import dataset_index, storage
-from lotlip_data.manifests.dataset_index import ShardRecord
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import dataset_index
+from lotlip_data.manifests.formats.dataset_index import ShardRecord
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset.metadata import Recipe

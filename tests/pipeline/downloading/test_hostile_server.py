@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lotlip_data.manifests.sample_id import uid_from_url
-from lotlip_data.manifests.schema import LISTS
+from lotlip_data.manifests.formats.schema import LISTS
 from lotlip_data.manifests.settings import DownloadSettings
+from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, fetch
 from lotlip_data.synthetic.http_server import scene_bytes
 from tests.pipeline.downloading.raw_server import RawServer, ok, redirect

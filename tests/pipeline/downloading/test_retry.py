@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats.schema import IMAGES, LISTS
 from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.schema import IMAGES, LISTS
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading import failures, retry
 from lotlip_data.pipeline.downloading.commit import commit, finish_commit

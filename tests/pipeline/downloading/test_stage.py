@@ -26,10 +26,10 @@ from img2dataset.writer import WebDatasetSampleWriter
 from PIL import Image
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats.schema import IMAGES
 from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.sample_id import uid_from_url
-from lotlip_data.manifests.schema import IMAGES
+from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading.commit import DownloadTask, commit, fetch_and_commit, write_quarantine

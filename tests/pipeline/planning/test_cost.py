@@ -20,7 +20,6 @@ from lotlip_data.pipeline.planning.hardware import Hardware
 from lotlip_data.pipeline.planning.throughput import Speed
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 from lotlip_data.pipeline.url_lists.partition import Partition
-from tests.captioners.test_gpu_memory import out_of_reach
 from tests.pipeline import run_fixture
 
 HARDWARE = Hardware(gpus=8)
@@ -244,7 +243,7 @@ def test_an_estimated_speed_follows_the_formula() -> None:
 def test_without_the_hub_published_models_are_estimated_and_other_models_need_a_speed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("transformers.PretrainedConfig.get_config_dict", out_of_reach)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     known, other = resolve_captioners(["llava", {"preset": "llava", "name": "mine", "model": "me/my-llava"}])
     cost = plan_cost(1000, [known, other], Hardware(), {})
     assert cost.gpu_hours is None and "use --speed" in cost.captioners[1].speed

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats.schema import SCHEMA_VERSION
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.schema import SCHEMA_VERSION
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading.retry import Round
 from lotlip_data.pipeline.planning.lists import plan_lists

@@ -14,8 +14,8 @@ from PIL import Image
 
 from lotlip_data.captioners.base import Caption, Engine
 from lotlip_data.captioners.registry import get_default, load_engine
+from lotlip_data.manifests.formats.schema import SUCCESS
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.schema import SUCCESS
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.peak_memory import peak_memory_bytes

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lotlip_data.manifests import dataset_index, storage
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.stage import shard

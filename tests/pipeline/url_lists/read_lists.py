@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.settings.source import Source
+from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.pipeline.url_lists.reader import read_source
 from lotlip_data.pipeline.url_lists.rows import BadRow
 

@@ -12,11 +12,11 @@ import pytest
 
 from lotlip_data.manifests import digests, storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.schema import LISTS
 from lotlip_data.manifests.manifest import Manifest, ManifestError, freeze, frozen
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.sample_id import uid_from_url
-from lotlip_data.manifests.schema import LISTS
 from lotlip_data.manifests.settings.source import Source
+from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.url_lists.partition import Partition, PartitionError, load_partition, partition
 from lotlip_data.pipeline.url_lists.rows import ListError

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lotlip_data.manifests.sample_id import uid_from_url
 from lotlip_data.manifests.settings.source import Source
+from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.pipeline.url_lists.cells import GARBLED
 from lotlip_data.pipeline.url_lists.reader import read_source
 from lotlip_data.pipeline.url_lists.rows import BadRow, ListError

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lotlip_data.manifests import artifacts, digests, feature_file, storage
+from lotlip_data.manifests import artifacts, digests, storage
 from lotlip_data.manifests.checkpoints import model_folder
 from lotlip_data.manifests.digests import digest_of_bytes
+from lotlip_data.manifests.formats import feature_file
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata

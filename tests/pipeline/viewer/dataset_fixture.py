@@ -14,7 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from lotlip_data.manifests import schema, storage, subcaptions
+from lotlip_data.manifests import storage, subcaptions
+from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset import writer as dataset_writer
 from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from lotlip_data.manifests import schema, storage
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.dataset.tar_images import OPEN_TARS

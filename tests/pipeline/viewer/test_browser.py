@@ -26,7 +26,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from lotlip_data.manifests import schema, storage
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import schema
 from lotlip_data.pipeline.downloading.commit import QUARANTINE
 from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.training.config import make_config

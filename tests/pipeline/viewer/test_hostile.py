@@ -8,7 +8,8 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
-from lotlip_data.manifests import schema, storage
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.downloading.commit import QUARANTINE
 from lotlip_data.pipeline.viewer.app import View, create_app

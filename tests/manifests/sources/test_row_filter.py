@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lotlip_data.manifests.row_filter import FilterError, RowFilter
+from lotlip_data.manifests.sources.row_filter import FilterError, RowFilter
 
 COLUMNS: dict[str, list[Any]] = {
     "n": [1, 2, None, 4],

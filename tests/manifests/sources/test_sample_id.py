@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lotlip_data.manifests import sample_id
-from lotlip_data.manifests.sample_id import normalise_url, uid_from_url
+from lotlip_data.manifests.sources import sample_id
+from lotlip_data.manifests.sources.sample_id import normalise_url, uid_from_url
 
 HOST = st.from_regex(r"[a-z0-9]{1,8}(\.[a-z0-9]{1,8}){0,3}", fullmatch=True)
 REST = st.text(alphabet=string.ascii_letters + string.digits + "/%~._-=é ü", max_size=20).map(str.strip)

@@ -9,9 +9,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from lotlip_data.manifests import storage, tar_reader
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.digests import digest_of
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import tar_reader
 
 MIB = 1 << 20
 REMEDY = "Build it again."

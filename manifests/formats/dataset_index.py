@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lotlip_data.manifests import artifacts, digests, schema, storage
-from lotlip_data.manifests.dataset_schema import DatasetIndex, Marker, SamplesIndex
+from lotlip_data.manifests import artifacts, digests, storage
 from lotlip_data.manifests.digests import Digest, DigestMismatch
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import schema
+from lotlip_data.manifests.formats.dataset_schema import DatasetIndex, Marker, SamplesIndex
 from lotlip_data.manifests.run_layout import DATASET_JSON as DATASET_JSON
 from lotlip_data.manifests.run_layout import MARKERS as MARKERS
 from lotlip_data.manifests.run_layout import Run, shard_name

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lotlip_data.manifests.hosts import ascii_host
 from lotlip_data.manifests.settings import DownloadSettings
+from lotlip_data.manifests.sources.hosts import ascii_host
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.url_parsing import parse_url
 

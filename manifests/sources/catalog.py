@@ -1,4 +1,4 @@
-"""The published sources and the paper's scales, from the YAML files in `manifests/sources/`.
+"""The published sources and the paper's scales, from the YAML files beside this module.
 
 The lists themselves are not part of the project. Each source says where to get its list.
 """
@@ -78,6 +78,6 @@ def sources_of(scale: Any, files: Any) -> list[dict[str, Any]]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    text = (resources.files("lotlip_data.manifests") / "sources" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (resources.files("lotlip_data.manifests.sources") / f"{name}.yaml").read_text(encoding="utf-8")
     content: dict[str, Any] = yaml.safe_load(text)
     return content

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lotlip_data.manifests.catalog import SOURCES, published, scales
 from lotlip_data.manifests.manifest import ManifestError, dump, parse
+from lotlip_data.manifests.sources.catalog import SOURCES, published, scales
 
 TABLE_6 = {
     "cc3m": (3_018_175, 11.29),
