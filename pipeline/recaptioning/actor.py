@@ -18,7 +18,13 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.gpus import require_assigned
 from lotlip_data.pipeline.core.outcome import one_line
-from lotlip_data.pipeline.recaptioning.claims import check_model, claim_model, origin
+from lotlip_data.pipeline.recaptioning.claims import (
+    check_model,
+    claim_model,
+    claim_revision,
+    origin,
+    with_claimed_revision,
+)
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, engine_options
 from lotlip_data.pipeline.recaptioning.results import Row, UnitResult
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
@@ -97,8 +103,10 @@ class CaptionActor:
             await asyncio.to_thread(require_assigned, gpus, f"captioner {name!r}")
         model = await asyncio.to_thread(origin, self._config, settings.engine_options)
         check_model(self._run, self._config, model)
-        options = engine_options(self._config, settings, gpus)
-        engine = load_engine(self._config, settings.engine, **options.explicit)
+        claim_revision(self._run, self._config)  # the driver may not reach the hub
+        config = with_claimed_revision(self._run, self._config)
+        options = engine_options(config, settings, gpus)
+        engine = load_engine(config, settings.engine, **options.explicit)
         loaded = time.monotonic()
         self._worker = CaptionWorker(
             self._run,
