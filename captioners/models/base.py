@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
@@ -96,6 +97,20 @@ class Captioner:
         """
         if engine == "vllm":
             require_vllm()
+
+    def prepare_files(self, config: CaptionerConfig, folder: Path, engine: str, options: EngineOptions) -> list[str]:
+        """Convert or export what the engine reads in place of the model's files, before the first start.
+
+        Args:
+            config: Model, prompt and sampling.
+            folder: The model's files on this machine.
+            engine: One of `engines`, or `auto`.
+            options: Resources that the engine may use.
+
+        Returns:
+            What was done and what the user must set, one line each.
+        """
+        return []
 
     def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
         """Load the model into an engine.

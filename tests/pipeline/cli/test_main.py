@@ -34,6 +34,7 @@ COMMANDS = (
     "verify",
     "captioners",
     "doctor",
+    "fetch-models",
     "sources",
     "manifest-schema",
     "plan",
