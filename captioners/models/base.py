@@ -150,9 +150,11 @@ class Captioner:
 
 def default_engine() -> str:
     """Return `vllm` if it is installed and there is a GPU, else `transformers`."""
+    if not importlib.util.find_spec("vllm"):
+        return "transformers"
     import torch
 
-    return "vllm" if torch.cuda.is_available() and importlib.util.find_spec("vllm") else "transformers"
+    return "vllm" if torch.cuda.is_available() else "transformers"
 
 
 def require_vllm() -> None:

@@ -88,16 +88,12 @@ def ask_torch() -> TorchGpus:
     """Ask torch, in another process, for the GPUs of this machine."""
     if not util.find_spec("torch"):
         return TorchGpus()
-    environment = dict(os.environ)
-    if not environment.get("CUDA_VISIBLE_DEVICES", "unset"):
-        del environment["CUDA_VISIBLE_DEVICES"]  # Ray hides the GPUs from a task that has reserved none
     try:
         process = subprocess.run(
             [sys.executable, "-c", _PROBE],
             capture_output=True,
             text=True,
             timeout=PROBE_SECONDS,
-            env=environment,
             check=False,
         )
         if process.returncode == 0:
