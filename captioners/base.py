@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 from PIL import Image
 
+from lotlip_data.manifests import wording
 from lotlip_data.manifests.settings.captioners import CaptionerSettings
 from lotlip_data.manifests.settings.captioners import EngineOptions as EngineOptions
 
@@ -85,6 +86,27 @@ class CaptionerConfig(CaptionerSettings):
         return cls.parse(settings)
 
 
+@dataclass(frozen=True)
+class Capacity:
+    """What an engine has become with its settings on its machine.
+
+    Attributes:
+        dtype: Precision of the weights, such as `bfloat16`.
+        device: Name of the GPU, or `the CPU`.
+        sequences: Largest number of captions that it generates at a time.
+        cache_tokens: Number of tokens that the KV cache holds; None if it has no fixed size.
+    """
+
+    dtype: str
+    device: str
+    sequences: int
+    cache_tokens: int | None = None
+
+    def __str__(self) -> str:
+        cache = "" if self.cache_tokens is None else f", KV cache of {self.cache_tokens:,} tokens"
+        return f"{self.dtype} on {self.device}{cache}, up to {wording.count(self.sequences, 'caption')} at a time"
+
+
 class ModelSpec(Protocol):
     """The part of `models.base.Captioner` that an engine reads; that class documents each attribute."""
 
@@ -99,6 +121,8 @@ class ModelSpec(Protocol):
 
 class Engine(Protocol):
     """A loaded captioner. All calls of `caption` come from one event loop.
+
+    An engine may have an attribute `capacity`, a `Capacity`, which is shown and recorded when it has started.
 
     Attributes:
         window: Number of `caption` calls in flight that keep the engine busy.

@@ -15,7 +15,7 @@ RUN/
   quarantine/                                  what could not be processed, with its reason
   train/NAME/                                  configuration, metrics, checkpoints, results on published tasks
   eval/NAME.json                               results on synthetic scenes
-  logs/                                        one folder per invocation; engines/ with the traces of failed starts
+  logs/                                        one folder per invocation; engines/ with the starts of engines and traces
 """
 
 from dataclasses import dataclass
@@ -220,6 +220,10 @@ class Run:
     def engine_log(self, captioner: str, attempt: str) -> str:
         """The whole trace of a failed start of a captioner's engine."""
         return self._in("logs", "engines", f"{captioner}-{attempt}.txt")
+
+    def engine_start(self, captioner: str, host: str, time: int, process: int) -> str:
+        """Model, precision, capacity and start seconds of one start of an engine."""
+        return self._in("logs", "engines", f"{captioner}-{host}-{time}-{process}.json")
 
     def features(self, *tower: str) -> str:
         """The image features of a tower, one object for each tar; without `tower`, the folder of all towers."""

@@ -8,7 +8,7 @@ import torch
 import transformers
 from PIL import Image
 
-from lotlip_data.captioners.base import Caption, CaptionerConfig, EngineOptions, ModelSpec
+from lotlip_data.captioners.base import Capacity, Caption, CaptionerConfig, EngineOptions, ModelSpec
 from lotlip_data.captioners.engines.batcher import Batcher
 from lotlip_data.captioners.engines.preprocessing import Preprocessor
 
@@ -32,6 +32,12 @@ class TransformersEngine:
         self._batcher = Batcher(self._generate, options.batch_size, self._preprocessor.blank_pixels)
         self.window = 2 * options.batch_size  # so that the next batch is ready when one ends
         self.burst = 1
+        device = self._model.device
+        self.capacity = Capacity(
+            str(self._model.dtype).removeprefix("torch."),
+            torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
+            options.batch_size,
+        )
 
     def _set_up_language_model(self, language_model: Any, config: CaptionerConfig) -> None:
         """Let InstructBLIP's language model generate as vLLM does.

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, EngineDead, EngineOptions
+from lotlip_data.captioners.base import Capacity, Caption, CaptionerConfig, CaptionError, EngineDead, EngineOptions
 from lotlip_data.captioners.engines.preprocessing import Preprocessor
 from lotlip_data.captioners.engines.process_output import ProcessOutput, root_cause
 from lotlip_data.captioners.load_errors import EngineProcessError, shorten
@@ -86,6 +86,7 @@ class VllmEngine:
         max_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
         spare = max(MIN_SPARE_REQUESTS, min(max_seqs // 2, MAX_SPARE_REQUESTS))
         self.window, self.burst = max_seqs + spare, spare // 2
+        self.capacity = _capacity(self._llm)
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
         return self._preprocessor.pixels(image)
@@ -137,6 +138,16 @@ def _start(arguments: AsyncEngineArgs) -> AsyncLLMEngine:
     raise EngineProcessError(
         root_cause(text) or f"it ended without an exception ({shorten(str(failure))})"
     ) from failure
+
+
+def _capacity(llm: AsyncLLMEngine) -> Capacity:
+    settings = llm.vllm_config
+    return Capacity(
+        str(settings.model_config.dtype).removeprefix("torch."),
+        torch.cuda.get_device_name() if HAS_GPU else "the CPU",
+        settings.scheduler_config.max_num_seqs,
+        (settings.cache_config.num_gpu_blocks or 0) * settings.cache_config.block_size,
+    )
 
 
 class PixelRequests:

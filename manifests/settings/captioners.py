@@ -198,6 +198,9 @@ class PoolSettings(SparseSettings):
     """Largest number of captions per unit that a kill of the actor costs, unless more images are in flight."""
     stall_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without a caption, with images waiting, after which an engine counts as hung and is replaced."""
+    start_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds for the start of an engine, with the download of its model, after which it counts as hung and is tried
+    again in a new process."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Largest share of a shard's images (of 32 at least) that may have a reason instead of a caption. A shard with more
     is not committed but reported; 1 commits every shard."""

@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
+import platform
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
-from lotlip_data.captioners.base import CaptionerConfig, EngineDead, EngineUnreachable
+from lotlip_data.captioners.base import Capacity, CaptionerConfig, EngineDead, EngineUnreachable
 from lotlip_data.captioners.load_errors import EngineStartError
 from lotlip_data.captioners.model_files import combined_digest
 from lotlip_data.manifests import storage
@@ -56,6 +59,24 @@ class StartFailed(Exception):
         return f"{self.reason} (whole trace: {self.trace})" if self.trace else self.reason
 
 
+@dataclass(frozen=True)
+class StartReport:
+    """A start of an engine that succeeded."""
+
+    model: str
+    host: str
+    gpus: float
+    load_seconds: float
+    warm_up_seconds: float
+    """Time until plain images had their captions."""
+    capacity: Capacity | None
+    """None for an engine that does not report it."""
+
+    def __str__(self) -> str:
+        model = f"{self.model}, {self.capacity}" if self.capacity else self.model
+        return f"started in {self.load_seconds:.1f} s, first image in {self.warm_up_seconds:.1f} s; {model}"
+
+
 def _tries(error: Exception) -> int:
     """How often a start may fail with the same error."""
     if isinstance(error, HubUnreachable) or isinstance(error.__cause__ or error, OSError | EngineUnreachable):
@@ -68,16 +89,21 @@ class CaptionActor:
 
     def __init__(self, run_url: str, config: CaptionerConfig, settings: PoolSettings) -> None:
         self._run, self._config, self._settings = Run(run_url), config, settings
+        self._starting: asyncio.Future[StartReport] | None = None
 
-    async def start(self) -> tuple[float, float]:
-        """Start the engine and caption plain images; return the seconds of each.
+    async def placed(self) -> None:
+        """Answer, and thereby say that Ray has found room for this process."""
+
+    async def start(self) -> StartReport:
+        """Start the engine and caption plain images. Further calls, after an answer was lost, wait for the same start.
 
         Raises:
             StartFailed: The engine did not start, or the captioner fails on a plain image, or its model has changed
                 since it made the captions of the run.
         """
         try:
-            return await self._start()
+            self._starting = self._starting or asyncio.ensure_future(self._start())
+            return await asyncio.shield(self._starting)
         except Exception as error:  # noqa: BLE001 - an engine raises any type, and not every one survives pickling
             raise await asyncio.to_thread(self._failure, error) from None
 
@@ -91,7 +117,7 @@ class CaptionActor:
                 storage.replace(trace, "".join(traceback.format_exception(error)).encode(errors="replace"))
         return StartFailed(reason, trace, _tries(error))
 
-    async def _start(self) -> tuple[float, float]:
+    async def _start(self) -> StartReport:
         import ray
 
         from lotlip_data.captioners.registry import get_kind, load_engine
@@ -124,7 +150,22 @@ class CaptionActor:
         threading.Thread(target=self._watch, args=arguments, name="watchdog", daemon=True).start()
         await self._worker.warm_up()
         claim_model(self._run, self._config, model)
-        return loaded - started, time.monotonic() - loaded
+        report = StartReport(
+            self._config.model,
+            platform.node(),
+            gpus,
+            round(loaded - started, 1),
+            round(time.monotonic() - loaded, 1),
+            getattr(engine, "capacity", None),
+        )
+        await asyncio.to_thread(self._record, report)
+        return report
+
+    def _record(self, report: StartReport) -> None:
+        now = int(time.time())
+        target = self._run.engine_start(self._config.name, report.host, now, os.getpid())
+        with contextlib.suppress(OSError, UserError):  # like a log, it is not worth an engine
+            storage.replace(target, json.dumps({"started_at": now, **asdict(report)}, indent=2).encode())
 
     async def caption(self, shard: int) -> UnitResult:
         """Caption and commit one shard. If the engine dies, the process ends, and Ray restarts the actor."""

@@ -6,6 +6,7 @@ of one captioner:
 - Only an actor whose engine is ready gets a unit.
 - A unit whose actor died returns to the queue.
 - An actor without a unit, while the queue is empty, releases its GPU at once.
+- An actor that was removed, because its engine did not start, is asked for again while another engine works.
 
 The pools create their actors in turns, so they share the cluster. With fewer GPUs than pools, they run one after
 another.
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, RuntimeEnvSetupError
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import storage, wording
@@ -27,7 +28,13 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_cluster import check_cluster, cluster_address, lacking
-from lotlip_data.pipeline.recaptioning.actor import MAX_FAILED_STARTS, REPEATED_STARTS, CaptionActor, StartFailed
+from lotlip_data.pipeline.recaptioning.actor import (
+    MAX_FAILED_STARTS,
+    REPEATED_STARTS,
+    CaptionActor,
+    StartFailed,
+    StartReport,
+)
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_per_actor
 from lotlip_data.pipeline.recaptioning.results import TooManyRejections, UnitResult
 
@@ -43,10 +50,16 @@ MAX_FAILED_UNITS = 10
 """Failed units in a row after which the pool stops."""
 
 MAX_LOST_STARTS = 10
-"""Calls of `start` in a row without an answer, because the actor is dead, after which it is removed."""
+"""Starts of an engine in a row at which the process died, after which its actor is removed."""
 
 RETRY_SECONDS = 1.0
-"""Pause before the next call of `start`: a call to an actor that is being restarted fails at once."""
+"""Pause before an actor is called again: a call to an actor that is being restarted fails at once."""
+
+MAX_REPLACEMENTS = 5
+"""Times in a row that removed actors are asked for again, without any engine becoming ready in between."""
+
+REPLACE_SECONDS = 60.0
+"""Pause between two of these."""
 
 DRAIN_SECONDS = 20.0
 """Time for actors to save finished captions when the run stops early."""
@@ -71,7 +84,9 @@ class ActorSlot:
     handle: Any
     ready: bool = False
     start_at: float | None = 0.0
-    """When to call `start`, in monotonic time; None while a call is unanswered and once the engine is ready."""
+    """When to call the actor, in monotonic time; None while a call is unanswered and once the engine is ready."""
+    deadline: float = float("inf")
+    """Until when a call of `start` must be answered, in monotonic time."""
     failures: list[str] = field(default_factory=list)
     """Reasons of the starts in a row at which the engine raised an error."""
     lost_starts: int = 0
@@ -94,6 +109,8 @@ class ActorPool:
     queue: deque[int]
     """Shards that no actor holds."""
     slots: list[ActorSlot] = field(default_factory=list)
+    placing: dict[Any, ActorSlot] = field(default_factory=dict)
+    """Reference of a call of `placed` → its actor. It waits in Ray until there is room for the actor."""
     starting: dict[Any, ActorSlot] = field(default_factory=dict)
     """Reference of a call of `start` → its actor."""
     running: dict[Any, tuple[ActorSlot, int]] = field(default_factory=dict)
@@ -104,6 +121,10 @@ class ActorPool:
     """By shard: the names in its parts folder at its last failure."""
     failed_units: int = 0
     """Failed units in a row."""
+    replacements: int = 0
+    """Times in a row that removed actors were asked for again."""
+    replace_at: float = 0.0
+    """When they may be asked for again, in monotonic time."""
     stop_reason: str = ""
     """Why the pool starts no further actor; empty while it works."""
 
@@ -156,6 +177,7 @@ class ActorPool:
         """Give units to ready actors, evenly, up to UNITS_PER_ACTOR each, and release actors without a unit."""
         if self.queue and not self.slots and not self.stop_reason:
             self.add_actor()  # the last actor was released before a unit returned to the queue
+        self._end_hung_starts()
         self._request_starts()
         held = Counter(slot for slot, _ in self.running.values())
         for load in range(UNITS_PER_ACTOR):
@@ -167,12 +189,13 @@ class ActorPool:
         if not self.queue:
             for slot in [slot for slot in self.slots if not held[slot]]:
                 self._release(slot)
+        self._replace_removed()
 
     def collect(self, reference: Any) -> UnitResult | FailedUnit | None:
         """Handle the answer to one call.
 
         Args:
-            reference: A key of `starting` or `running` whose answer has arrived.
+            reference: A key of `placing`, `starting` or `running` whose answer has arrived.
 
         Returns:
             The result of a finished unit, a failed unit, or None if the answer ends no unit.
@@ -180,6 +203,9 @@ class ActorPool:
         Raises:
             DiskError: Captions cannot be written, those of other units neither.
         """
+        if reference in self.placing:
+            self._handle_placement(self.placing.pop(reference), reference)
+            return None
         if reference in self.starting:
             self._handle_start(self.starting.pop(reference), reference)
             return None
@@ -225,8 +251,57 @@ class ActorPool:
     def _request_starts(self) -> None:
         for slot in self.slots:
             if not slot.ready and slot.start_at is not None and slot.start_at <= time.monotonic():
-                self.starting[slot.handle.start.remote()] = slot
+                self.placing[slot.handle.placed.remote()] = slot
                 slot.start_at = None
+
+    def _handle_placement(self, slot: ActorSlot, reference: Any) -> None:
+        """Start the engine of an actor that has room; call it again later while Ray restarts it."""
+        if slot not in self.slots:
+            return
+        try:
+            ray.get(reference)
+        except ActorUnavailableError:  # the wait for a machine may take hours, and is no failed start
+            check_cluster()
+            slot.start_at = time.monotonic() + RETRY_SECONDS
+        except (RayActorError, RuntimeEnvSetupError) as error:
+            check_cluster()
+            self._remove(slot, f"the actor died before its engine started ({one_line(error)})")
+        else:
+            self.starting[slot.handle.start.remote()] = slot
+            slot.deadline = time.monotonic() + self.settings.start_seconds
+
+    def _end_hung_starts(self) -> None:
+        """Count starts without an answer in time as failed, and end their processes."""
+        for reference, slot in list(self.starting.items()):
+            if slot.deadline <= time.monotonic():
+                del self.starting[reference]
+                reason = f"the engine did not start within {self.settings.start_seconds:,g} s (`start_seconds`)"
+                if slot in self.slots:
+                    self._count_failed_start(slot, StartFailed(reason, "", REPEATED_STARTS), reason)
+
+    def _count_failed_start(self, slot: ActorSlot, error: Exception | None, reason: str) -> None:
+        """Plan another start in a new process, or remove the actor."""
+        if slot.may_try_again(error):
+            logger.warning(f"{self.config.name}: the engine did not start ({reason}); retrying in a new process")
+            ray.kill(slot.handle, no_restart=False)  # this process may hold remains of the failed start
+            slot.start_at = time.monotonic() + RETRY_SECONDS
+        else:
+            self._remove(slot, reason)
+
+    def _replace_removed(self) -> None:
+        """Ask for removed actors again, while another engine of the pool works: a fault of all would remove it too."""
+        if time.monotonic() < self.replace_at or not self.queue or not any(slot.ready for slot in self.slots):
+            return
+        self.replace_at = time.monotonic() + REPLACE_SECONDS
+        missing = self.target_size() - len(self.slots)
+        if missing > 0 and self.replacements < MAX_REPLACEMENTS:
+            self.replacements += 1
+            logger.info(
+                f"{self.config.name}: asking for {wording.count(missing, 'further actor')} "
+                f"(attempt {self.replacements} of {MAX_REPLACEMENTS})"
+            )
+            for _ in range(missing):
+                self.add_actor()
 
     def _handle_start(self, slot: ActorSlot, reference: Any) -> None:
         """Mark the actor ready, plan another start, or remove the actor."""
@@ -234,15 +309,9 @@ class ActorPool:
             return
         slot.start_at = time.monotonic() + RETRY_SECONDS
         try:
-            load_seconds, warm_up_seconds = ray.get(reference)
+            report: StartReport = ray.get(reference)
         except RayTaskError as error:
-            if slot.may_try_again(error.cause):
-                logger.warning(
-                    f"{self.config.name}: the engine did not start ({_reason(error)}); retrying in a new process"
-                )
-                ray.kill(slot.handle, no_restart=False)  # this process may hold remains of the failed start
-            else:
-                self._remove(slot, _reason(error))
+            self._count_failed_start(slot, error.cause, _reason(error))
         except RayActorError as error:
             check_cluster()
             slot.lost_starts += 1
@@ -250,10 +319,8 @@ class ActorPool:
                 self._remove(slot, f"the actor died while its engine was starting ({one_line(error)})")
         else:
             slot.ready, slot.start_at, slot.failures, slot.lost_starts = True, None, [], 0
-            logger.info(
-                f"{self.config.name}: engine ready: started in {load_seconds:.1f} s, "
-                f"first image in {warm_up_seconds:.1f} s"
-            )
+            self.replacements = 0
+            logger.info(f"{self.config.name}: engine ready: {report}")
 
     def _remove(self, slot: ActorSlot, reason: str) -> None:
         """Release an actor whose engine does not start. The pool stops if it was the last one."""
@@ -346,7 +413,7 @@ def _create_actors(pools: Sequence[ActorPool]) -> None:
 
 def _collect_answers(pools: Sequence[ActorPool]) -> Iterator[tuple[ActorPool, UnitResult | FailedUnit]]:
     """Wait about a second at most for answers, and yield the units that they end."""
-    owner = {reference: pool for pool in pools for reference in (*pool.starting, *pool.running)}
+    owner = {reference: pool for pool in pools for reference in (*pool.placing, *pool.starting, *pool.running)}
     if owner:
         answered, _ = ray.wait(list(owner), num_returns=1, timeout=1.0)
     else:

@@ -68,6 +68,9 @@ def test_failures_affect_only_what_they_must(checkpoint, scenes, caption_all, mo
     expected = caption_all(plain, scenes(16))
     plain.close()
     engine = load_engine(checkpoint, "vllm")
+    capacity = engine.capacity
+    assert (capacity.dtype, capacity.device, capacity.sequences) == ("float32", "the CPU", 64)
+    assert capacity.cache_tokens and capacity.cache_tokens > capacity.sequences * LENGTH
     assert caption_all(engine, scenes(16)) == expected
 
     # An image that cannot be preprocessed, and a request that vLLM rejects: each fails alone.

@@ -1,0 +1,148 @@
+"""Starts of engines: lost actors come back, a hung start ends, and waiting for a machine is no failure.
+
+The actors are real. Their engines are not: files in the run's folder choose what happens.
+"""
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorUnavailableError
+
+from lotlip_data.captioners.base import Capacity
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.recaptioning import actor_pool
+from lotlip_data.pipeline.recaptioning.actor import StartFailed, StartReport
+from lotlip_data.pipeline.recaptioning.actor_pool import ActorPool, ActorSlot, FailedUnit, run_pools
+from lotlip_data.pipeline.recaptioning.config import PoolSettings, resolve_captioners
+from lotlip_data.pipeline.recaptioning.results import UnitResult
+
+
+class FakeActor:
+    """Logs its starts. The first start finds no file; later ones do what a file says: `fail` always, `fail-once`."""
+
+    def __init__(self, folder: str, config: Any, settings: Any) -> None:
+        self._folder = Path(folder)
+
+    async def placed(self) -> None:
+        pass
+
+    async def start(self) -> StartReport:
+        with open(self._folder / "starts", "a") as log:
+            log.write(f"{os.getpid()}\n")
+        if self._take("hang-once"):
+            await asyncio.sleep(10_000)
+        if not self._take("first") and (self._take("fail-once") or (self._folder / "fail").exists()):
+            raise StartFailed("no GPU", "", 1)
+        return StartReport("model", "host", 0.0, 1.0, 2.0, Capacity("bfloat16", "H100", 128, 98_304))
+
+    async def caption(self, shard: int) -> UnitResult:
+        """Wait until there were as many starts as the file `needed` says."""
+        needed = int((self._folder / "needed").read_text())
+        while len((self._folder / "starts").read_text().split()) < needed:
+            await asyncio.sleep(0.05)
+        return UnitResult(shard, 1, 1, 0, True, 1)
+
+    async def drain(self) -> None:
+        pass
+
+    def _take(self, name: str) -> bool:
+        try:
+            (self._folder / name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ActorPool]:
+    """`make_pool(files, needed, **settings)`: a pool of fake actors with 12 units."""
+    monkeypatch.setattr(actor_pool, "CaptionActor", FakeActor)
+    monkeypatch.setattr(actor_pool, "REPLACE_SECONDS", 0.0)
+
+    def make(files: tuple[str, ...], needed: int, **settings: Any) -> ActorPool:
+        for name in files:
+            (tmp_path / name).touch()
+        (tmp_path / "needed").write_text(str(needed))
+        (job,) = resolve_captioners(["tiny-llava"])
+        pool = PoolSettings(num_cpus=0, num_gpus=0, **settings)
+        return ActorPool(Run(str(tmp_path)), job.config, pool, deque(range(12)))
+
+    return make
+
+
+def work_off(pool: ActorPool) -> tuple[list[int], list[FailedUnit], int]:
+    """The finished shards, the failed units and the number of starts."""
+    done: list[int] = []
+    failed: list[FailedUnit] = []
+    run_pools([pool], lambda name, result: done.append(result.shard), failed.append)
+    return sorted(done), failed, len(Path(pool.run.url, "starts").read_text().split())
+
+
+def test_an_actor_whose_engine_did_not_start_is_asked_for_again_while_another_works(
+    make_pool: Callable[..., ActorPool],
+) -> None:
+    done, failed, starts = work_off(make_pool(("first", "fail-once"), 3, max_actors=2))
+    assert (done, failed, starts) == (list(range(12)), [], 3)
+
+
+@pytest.mark.slow
+def test_it_is_asked_for_again_a_limited_number_of_times(make_pool: Callable[..., ActorPool]) -> None:
+    most = 2 + actor_pool.MAX_REPLACEMENTS
+    done, failed, starts = work_off(make_pool(("first", "fail"), most, max_actors=2))
+    assert (done, failed, starts) == (list(range(12)), [], most)
+
+
+@pytest.mark.slow
+def test_a_fault_of_all_actors_ends_the_pool_without_replacements(make_pool: Callable[..., ActorPool]) -> None:
+    done, (failed,), starts = work_off(make_pool(("fail",), 1, max_actors=2))
+    assert done == [] and starts == 2 and "no GPU" in failed.reason
+
+
+@pytest.mark.slow
+def test_a_start_that_hangs_ends_at_its_deadline_and_is_tried_in_a_new_process(
+    make_pool: Callable[..., ActorPool], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    pool = make_pool(("hang-once",), 1, max_actors=1)
+    hung = False
+
+    def expire() -> None:
+        """Move the deadline to the past as soon as the engine hangs."""
+        nonlocal hung
+        if pool.starting and not hung and Path(pool.run.url, "starts").exists():
+            hung = True
+            pool.slots[0].deadline = time.monotonic()
+
+    done: list[int] = []
+    run_pools([pool], lambda name, result: done.append(result.shard), lambda unit: None, expire)
+    processes = Path(pool.run.url, "starts").read_text().split()
+    assert sorted(done) == list(range(12)) and len(set(processes)) == 2
+    assert "did not start within 3,600 s (`start_seconds`)" in caplog.text
+    assert (
+        "engine ready: started in 1.0 s, first image in 2.0 s; model, bfloat16 on H100, KV cache of 98,304 tokens, "
+        "up to 128 captions at a time" in caplog.text
+    )
+
+
+def test_waiting_for_ray_to_restart_an_actor_is_no_lost_start(
+    make_pool: Callable[..., ActorPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray waits for a machine with room, which may take longer than any number of tries."""
+
+    def unavailable(reference: Any) -> None:
+        raise ActorUnavailableError("it is restarting", b"0" * 16)
+
+    monkeypatch.setattr(actor_pool.ray, "get", unavailable)
+    pool = make_pool((), 0)
+    slot = ActorSlot(None)
+    pool.slots.append(slot)
+    for number in range(5 * actor_pool.MAX_LOST_STARTS):
+        pool.placing[number] = slot
+        assert pool.collect(number) is None
+    assert pool.slots == [slot] and slot.lost_starts == 0 and slot.start_at is not None and not pool.stop_reason
