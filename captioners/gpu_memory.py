@@ -4,8 +4,8 @@
     python -m lotlip_data.captioners.gpu_memory --gpu-gib 39.4   # a GPU of 40 GB
 
 Sizes are those of the published architectures, or are read from a model's config.json. WORKING_MEMORY_GIB is an
-assumption: vLLM measures this memory when it starts, and the line "engine ready" has the tokens of the resulting cache. If
-that differs much from the estimate, set `max_num_seqs` accordingly.
+assumption: vLLM measures this memory when it starts, and the line "engine ready" has the tokens of the resulting
+cache. If that differs much from the estimate, set `max_num_seqs` accordingly.
 """
 
 import argparse
