@@ -6,7 +6,8 @@ RUN/
   lists/retry-0001.json                        further shards, with the rows that are downloaded again
   images/00000-ATTEMPT.tar .parquet            output of img2dataset; 00000_stats.json names the committed attempt
   captions/CAPTIONER/00000.parquet             captions of image shard 0; .parts/ with partial results
-  captions/CAPTIONER/captioner.json            the settings that made them; model_files.json: digests of a local model
+  captions/CAPTIONER/captioner.json            the settings that made them; model_files.json: digests of a local model;
+                                               model_revision.json: the commit of one on the hub
   images/.ledger/ captions/CAPTIONER/.ledger/  empty objects whose names record the counts and times of each shard
   images/.tries/                               empty objects whose names record downloads without any image
   shards/train-00000.tar .parquet dataset.json the dataset
@@ -106,6 +107,10 @@ class Run:
     def model_files(self, name: str) -> str:
         """The digests of the files in the model folder of a captioner."""
         return self._in("captions", name, "model_files.json")
+
+    def model_revision(self, name: str) -> str:
+        """The commit of a captioner's model on the hub that the run uses."""
+        return self._in("captions", name, "model_revision.json")
 
     def caption_shard(self, name: str, shard: int) -> str:
         return self._in("captions", name, f"{shard_name(shard)}.parquet")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lotlip_data.pipeline.stages import (
         download,
         features,
+        fetch_models,
         import_captions,
         recaption,
         remove_captioner,
@@ -26,6 +27,7 @@ __all__ = [
     "download",
     "evaluate",
     "features",
+    "fetch_models",
     "import_captions",
     "plan",
     "recaption",
@@ -45,6 +47,7 @@ __getattr__ = lazy_exports(
         "stages": [
             "download",
             "features",
+            "fetch_models",
             "import_captions",
             "recaption",
             "remove_captioner",

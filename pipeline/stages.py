@@ -21,7 +21,7 @@ with what is wrong and how to fix it, for wrong arguments or a missing input; a 
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,29 @@ def _plain(value: Any) -> Any:
 def open_run(run: RunLike) -> Run:
     """The run in this folder, which may not exist yet. Raises UserError where a file is in its place."""
     return run if isinstance(run, Run) else Run.at(fspath(run))
+
+
+def fetch_models(manifest: ManifestLike, *, ray: bool = False) -> Outcome:
+    """Download, convert and export the models of a manifest. Later commands on this machine need no hub for them.
+
+    The files go to the hub's cache (HF_HOME, HF_HUB_CACHE); what is there already stays as it is.
+
+    Args:
+        manifest: The manifest.
+        ray: Do it on every node of the cluster in RAY_ADDRESS, with the same commits.
+    """
+    from lotlip_data.pipeline.readiness.fetch import Fetched, Fetcher, fetch_everywhere, needs_of, pinned
+
+    needs = needs_of(load_manifest(manifest))
+    by_machine = fetch_everywhere(pinned(needs)) if ray else {"here": Fetcher(needs)()}
+    figures: dict[str, Any] = {}
+    lines, failed = [], []
+    for machine, models in by_machine.items():
+        place = "" if machine == "here" else f"{machine}: "
+        lines += [place + model.line() for model in models if isinstance(model, Fetched)]
+        failed += [place + reason for reason in models if isinstance(reason, str)]
+        figures[machine] = [asdict(model) for model in models if isinstance(model, Fetched)]
+    return Outcome(bool(lines), failed, figures, "fetch-models", lines)
 
 
 def download(

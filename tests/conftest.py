@@ -1,10 +1,15 @@
 """For all tests: property tests have no deadline and fixed examples; `--unit` selects the tests of `make check`."""
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A shell without job control starts jobs in the background with SIGINT ignored, and their children would ignore it too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine may take its time, and examples are the same in each run.
 settings.register_profile("untimed", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

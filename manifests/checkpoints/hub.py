@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lotlip_data.manifests.checkpoints.fetched import commit_of, fetched_folder, is_commit
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.errors import UserError
 
@@ -63,6 +64,8 @@ def find_model(model: str, revision: str | None = None) -> Path | None:
         return Path(source)
     if _is_path(source):
         raise NoFolder(f"{model}: there is no such folder", "correct the path, or give the id of a model")
+    if folder := fetched_folder(source, revision):
+        return folder
     from huggingface_hub import HfApi
 
     try:
@@ -76,6 +79,33 @@ def find_model(model: str, revision: str | None = None) -> Path | None:
             return cached
         raise explained from error
     return None
+
+
+def find_commit(model: str, revision: str | None = None) -> str | None:
+    """The commit that a revision of a hub's model is now, or was when it was downloaded.
+
+    Args:
+        model: As in `find_model`.
+        revision: Revision on the hub.
+
+    Returns:
+        None for a model in a folder, and where neither this machine nor the hub says it.
+    """
+    if not is_on_hub(model):
+        return None
+    if is_commit(revision):
+        return revision
+    if folder := fetched_folder(model, revision):
+        return commit_of(folder)
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(model, revision=revision, timeout=TIMEOUT_SECONDS).sha
+    except Exception as error:
+        if not explain(error, model, revision):
+            raise
+    cached = _cached_folder(model, revision)
+    return commit_of(cached) if cached else None
 
 
 def check_reachable() -> None:

@@ -56,6 +56,7 @@ Commands = dict[str, Callable[..., None]]
 
 PLANNING: Commands = {
     "doctor": readiness.doctor,
+    "fetch-models": readiness.fetch_models,
     "sources": lists.sources,
     "manifest-schema": lists.manifest_schema,
     "plan": lists.plan,

@@ -4,7 +4,9 @@ from typing import Annotated
 
 import typer
 
-from lotlip_data.pipeline.cli.common import FAILED, Json, command
+from lotlip_data.pipeline.cli.common import FAILED, Json, ManifestFile, command, finish
+
+_COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 def doctor(
@@ -40,8 +42,28 @@ def doctor(
         diagnosis = inspection.doctor(manifest, run, ray=ray)
         console.result(diagnosis.figures)
         for line in diagnosis.lines:
-            console.print(line)
+            console.print(line, _COLOURS[line.partition(" ")[0]])
         warnings = diagnosis.figures["counts"]["warning"]
         console.print(f"doctor: {count(len(diagnosis.problems), 'error')}, {count(warnings, 'warning')}")
         if diagnosis.problems:
             raise typer.Exit(FAILED)
+
+
+def fetch_models(
+    manifest: ManifestFile,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Download on every node of the cluster in RAY_ADDRESS, the same commits.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Download a manifest's models, so that runs need no hub.
+
+    The files go to the hub's cache (HF_HOME or HF_HUB_CACHE names another folder). ShareGPT4V is converted, and
+    InstructBLIP's language model exported where vLLM runs it. An interrupted download resumes.
+
+    Example: lotlip-data fetch-models my-images.yaml
+    """
+    with command("fetch-models", json) as console:
+        from lotlip_data.pipeline import stages
+
+        finish(console, stages.fetch_models(manifest, ray=ray))

@@ -8,6 +8,8 @@ from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
 from lotlip_data.captioners.model_files import changed_files, combined_digest, model_files
 from lotlip_data.captioners.registry import get_kind
 from lotlip_data.manifests import artifacts, storage
+from lotlip_data.manifests.checkpoints import hub
+from lotlip_data.manifests.checkpoints.fetched import is_commit
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
@@ -59,6 +61,7 @@ def claim_settings(run: Run, captioner: CaptionerConfig) -> None:
         )
         storage.replace(path, content)
         storage.remove(run.model_files(captioner.name))
+        storage.remove(run.model_revision(captioner.name))
         storage.remove(run.parts(captioner.name))
         return
     changed = sorted(name for name, value in settings.items() if recorded.get(name) != value)
@@ -92,6 +95,35 @@ def check_claims(run: Run, captioner: CaptionerConfig, model_digest: str) -> Non
                 f"{run.captioner(captioner.name)} now belongs to another model in {captioner.model}, with which "
                 "another command has started. Give one of them another name."
             )
+
+
+def claim_revision(run: Run, captioner: CaptionerConfig) -> None:
+    """Record, once, which commit of its model on the hub the captioner uses in this run: a branch can move meanwhile.
+
+    Nothing is recorded if the settings name a commit or a folder, or where neither the hub nor its cache is at hand.
+    """
+    path = run.model_revision(captioner.name)
+    if is_commit(captioner.revision) or not get_kind(captioner.kind).loads_model or not hub.is_on_hub(captioner.model):
+        return
+    if storage.exists(path) or not (commit := hub.find_commit(captioner.model, captioner.revision)):
+        return
+    if storage.create(path, artifacts.encode_json({"model": captioner.model, "revision": commit}, indent=1)):
+        logger.info(f"{captioner.name}: this run uses commit {commit} of {captioner.model}, as {path} records")
+
+
+def with_claimed_revision(run: Run, captioner: CaptionerConfig) -> CaptionerConfig:
+    """The configuration to load the engine with: with the recorded commit in place of a branch.
+
+    Its id differs; captions are made in the name of the captioner as it is.
+    """
+    path = run.model_revision(captioner.name)
+    try:
+        recorded = artifacts.read_json(path, "Remove it; the newest commit is then recorded.", dict[str, str])
+    except FileNotFoundError:
+        return captioner
+    if is_commit(captioner.revision) or recorded.get("model") != captioner.model:
+        return captioner
+    return captioner.replace(revision=recorded.get("revision"))
 
 
 def origin(captioner: CaptionerConfig, options: EngineOptions) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lotlip_data.manifests import storage, wording
@@ -12,7 +12,13 @@ from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core.findings import require
 from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_shards
 from lotlip_data.pipeline.core.ray_cluster import cluster
-from lotlip_data.pipeline.recaptioning.claims import check_model, claim_settings, origin
+from lotlip_data.pipeline.recaptioning.claims import (
+    check_model,
+    claim_revision,
+    claim_settings,
+    origin,
+    with_claimed_revision,
+)
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 from lotlip_data.pipeline.recaptioning.job_checks import check_jobs
 from lotlip_data.pipeline.recaptioning.progress import CaptionProgress
@@ -74,6 +80,7 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
     for job in jobs:
         name = job.config.name
         claim_settings(run, job.config)
+        claim_revision(run, job.config)
         check_model(run, job.config, origin(job.config, job.pool.engine_options), forget=True)
         progress = caption_progress(run, name)
         finish_pending_commits(run, name, progress.done)
@@ -91,7 +98,7 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
 def _check_pending(run: Run, jobs: Sequence[CaptionerJob]) -> None:
     """Raise UserError if a captioner that has work asks for a model or GPUs that are not available."""
     pending = [job for job in jobs if any(True for _ in caption_progress(run, job.config.name).left)]
-    require(check_jobs(pending))
+    require(check_jobs(replace(job, config=with_claimed_revision(run, job.config)) for job in pending))
 
 
 def _run_jobs(

@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 0.05,
     "warm_up": 30,
     "decoders": 1,
+    "precision": "float32",  # the same on every machine
     "checkpoint_every": 50,
     "keep_checkpoints": 1,
 }

@@ -64,6 +64,8 @@ def verify_captions(run: Run) -> Tally:
                 tally.note_json(settings)
         if storage.exists(run.model_files(name)):
             tally.read_json(run.model_files(name), "Remove it; it is then recorded anew.", dict[str, str])
+        if storage.exists(run.model_revision(name)):
+            tally.read_json(run.model_revision(name), "Remove it; the newest commit is then recorded.", dict[str, str])
         for shard in ledger.captioned_shards(run, name):
             url = run.caption_shard(name, shard)
             rows = tally.read_parquet(url, f"Remove it and run {_command(run, name)}.")

@@ -116,6 +116,21 @@ def test_the_guides_name_every_example_and_no_missing_one() -> None:
     assert names == {f"examples/{path.name}" for path in EXAMPLES.iterdir() if path.is_file()}
 
 
+def test_the_kuberay_job_can_write_to_the_caches_of_its_node() -> None:
+    """A hostPath folder belongs to root, and Ray's image runs as another user."""
+    job = yaml.safe_load((EXAMPLES / "rayjob.yaml").read_text())
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    template = group["template"]["spec"]
+    (worker,), (init,) = template["containers"], template["initContainers"]
+    (cache,) = [volume["name"] for volume in template["volumes"] if "hostPath" in volume]
+    (mount,) = [mount["mountPath"] for mount in worker["volumeMounts"] if mount["name"] == cache]
+    assert init["command"] == ["chown", "1000:1000", mount] and init["securityContext"] == {"runAsUser": 0}
+    assert init["volumeMounts"] == [{"name": cache, "mountPath": mount}] and init["image"] == worker["image"]
+    folders = {entry["name"]: entry["value"] for entry in worker["env"]}
+    assert folders.keys() == {"HF_HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR"}
+    assert all(folder.startswith(f"{mount}/") for folder in folders.values())
+
+
 def test_the_kuberay_job_runs_a_valid_command_on_nodes_that_fit_its_actors(
     big_manifest: tuple[Manifest, list[CaptionerJob]],
 ) -> None:

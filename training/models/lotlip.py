@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import model_folder
+from lotlip_data.manifests.checkpoints.fetched import fetched_folder
 from lotlip_data.manifests.checkpoints.model_folder import (
     CONFIG,
     FORMAT,
@@ -218,7 +219,9 @@ def load_model(config: TrainConfig) -> LoTLIP:
         UserError: A tower cannot be loaded.
         ConfigError: The context length exceeds the text tower's positions.
     """
-    image_tower, text_tower = resolve(config.image_tower), resolve(config.text_tower)
+    image_tower, text_tower = (
+        str(fetched_folder(tower) or tower) for tower in map(resolve, (config.image_tower, config.text_tower))
+    )
     image = load_image_tower(image_tower, pretrained=config.pretrained_image, image_size=config.image_size)
     settings = TextSettings(config.corner_tokens, config.corner_mask)
     text = TextTower(load_text_encoder(text_tower, pretrained=config.pretrained_text), image.dim, settings)

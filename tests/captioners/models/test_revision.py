@@ -93,7 +93,8 @@ def captions(hub, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_the_pinned_revision_writes_the_captions(engine, kind, captions):
     kinds = (kind,) if engine == "vllm" else KINDS  # vLLM takes half a minute to start each of four engines
     from_pin, from_pinned_folder, from_main, from_main_folder = captions(engine, kinds)[kind]

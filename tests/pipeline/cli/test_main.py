@@ -34,6 +34,7 @@ COMMANDS = (
     "verify",
     "captioners",
     "doctor",
+    "fetch-models",
     "sources",
     "manifest-schema",
     "plan",
@@ -129,7 +130,9 @@ def test_a_wrong_argument_exits_with_2_and_one_line_with_the_remedy(tmp_path: Pa
 
 def test_an_empty_list_is_an_error_that_names_the_list(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("url,caption\n")
-    (tmp_path / "empty.yaml").write_text("name: empty\nsources: [{name: web, files: [empty.csv]}]\n")
+    (tmp_path / "empty.yaml").write_text(
+        "name: empty\nsources: [{name: web, files: [empty.csv]}]\ncaptioners: [tiny-llava]\ntrain: []\n"
+    )
     answer = call("run", str(tmp_path / "empty.yaml"), str(tmp_path / "a run"))
     assert answer.returncode == 2
     assert "no rows" in answer.stdout and "empty.csv" in answer.stdout
@@ -303,7 +306,7 @@ def test_the_same_command_is_proposed_again_only_where_it_may_succeed(error: OSE
 def test_a_run_without_any_downloaded_image_exits_with_1_and_the_reason(tmp_path: Path) -> None:
     (tmp_path / "dead.jsonl").write_text('{"url": "http://127.0.0.1:9/1.jpg", "caption": "x"}\n')
     (tmp_path / "dead.yaml").write_text(
-        "name: dead\nsources: [{name: web, files: [dead.jsonl]}]\ncaptioners: [tiny-llava]\n"
+        "name: dead\nsources: [{name: web, files: [dead.jsonl]}]\ncaptioners: [tiny-llava]\ntrain: []\n"
         "download: {allow_hosts: [127.0.0.1], timeout: 2, retries: 0}\n"
     )
     answer = call("run", str(tmp_path / "dead.yaml"), str(tmp_path / "a run"))

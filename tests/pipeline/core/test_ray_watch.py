@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+import ray
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.core import ray_cluster, ray_watch
@@ -118,6 +119,7 @@ def test_a_raylet_is_lost_at_once_and_an_error_meanwhile_is_not_blamed_on_a_task
     "address", ["127.0.0.1:{closed}", "ray://127.0.0.1:{closed}", "no-such-host.invalid:6379", "x"]
 )
 def test_an_address_without_a_cluster_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # the cluster of other tests may be there
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
         monkeypatch.setenv("RAY_ADDRESS", address.format(closed=port.getsockname()[1]))

@@ -104,6 +104,7 @@ print(json.dumps({"memory": peak_memory_bytes() - before, "seconds": time.monoto
 """
 
 
+@pytest.mark.slow
 def test_a_shard_of_hostile_urls_takes_bounded_memory_and_time(tmp_path: pathlib.Path, server: RawServer) -> None:
     """The huge PNG, a decompressed bomb or an endless body would each take more memory than the bound."""
     expected = hostile_urls(server)

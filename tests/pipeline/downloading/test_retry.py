@@ -326,6 +326,7 @@ def test_the_failures_table_is_bounded_and_keeps_the_worst_host() -> None:
     assert any("worst.example (1,000 × http 404, 500 × timeout)" in line for line in failures.format_text(figures))
 
 
+@pytest.mark.slow
 def test_the_summary_of_a_run_keeps_the_sums_of_its_markers_and_not_the_markers(tmp_path: pathlib.Path) -> None:
     """Under 1 kB per shard. A marker with 100 failed hosts is about 4 kB, and more as Python objects.
 

@@ -19,6 +19,7 @@ def run_and_towers(tmp_path):
     return Run.at(write_run(tmp_path / "run", (5, 3, 4))), write_towers(tmp_path / "towers", dropout=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_existing_features_are_not_computed_again_and_a_training_reads_them(run_and_towers, tmp_path, caplog):
     from lotlip_data.training.config import make_config

@@ -8,6 +8,7 @@ import pytest
 from lotlip_data.captioners.base import CaptionerConfig, EngineDead, EngineOptions
 from lotlip_data.captioners.model_files import combined_digest
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
@@ -15,8 +16,10 @@ from lotlip_data.pipeline.recaptioning.claims import (
     check_claims,
     check_model,
     claim_model,
+    claim_revision,
     claim_settings,
     origin,
+    with_claimed_revision,
 )
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
 from tests.pipeline.recaptioning.grey_engine import CONFIG, GreyEngine, caption, rows, write_shard
@@ -143,3 +146,37 @@ def test_saved_parts_of_another_model_are_not_used(run: Run) -> None:
     caption(run, second, 0, part_size=10, model_digest="second")
     assert sorted(second.requests) == list(range(60))
     assert len(rows(run, 0)) == 60
+
+
+HUB_CONFIG = CaptionerConfig(name="far", kind="llava", model="someone/llava")
+
+
+def test_a_run_keeps_the_commit_of_its_first_start_when_the_branch_moves(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = ["a" * 40, "b" * 40]
+    monkeypatch.setattr(hub, "find_commit", lambda model, revision: commits.pop(0))
+    assert with_claimed_revision(run, HUB_CONFIG) == HUB_CONFIG
+    for _ in range(2):
+        claim_revision(run, HUB_CONFIG)
+        loaded = with_claimed_revision(run, HUB_CONFIG)
+        assert loaded == HUB_CONFIG.model_copy(update={"revision": "a" * 40})
+    assert commits == ["b" * 40]
+
+
+def test_no_commit_is_recorded_for_a_commit_a_folder_or_an_unknown_branch(
+    run: Run, mine: CaptionerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "find_commit", lambda model, revision: None)
+    for config in (HUB_CONFIG, HUB_CONFIG.replace(revision="c" * 40), mine):
+        claim_revision(run, config)
+        assert not storage.exists(run.model_revision(config.name))
+        assert with_claimed_revision(run, config) == config
+
+
+def test_settings_that_replace_others_get_a_commit_of_their_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "find_commit", lambda model, revision: "a" * 40)
+    claim_settings(run, HUB_CONFIG)
+    claim_revision(run, HUB_CONFIG)
+    claim_settings(run, HUB_CONFIG.replace(model="someone/other"))
+    assert not storage.exists(run.model_revision("far"))

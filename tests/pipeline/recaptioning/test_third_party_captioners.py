@@ -76,6 +76,7 @@ def rows_of(run: Run, captioner: str) -> list[dict[str, Any]]:
     return [row for shard in (0, 1) for row in pq.read_table(run.caption_shard(captioner, shard)).to_pylist()]
 
 
+@pytest.mark.slow
 def test_a_captioner_of_another_installed_package_runs_in_the_actors(tmp_path: Path) -> None:
     """The package is built and installed by pip. No file of the project names it."""
     for name, text in PACKAGE.items():

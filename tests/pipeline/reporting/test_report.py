@@ -245,6 +245,7 @@ def test_the_longest_half_percent_of_the_texts_do_not_compress_a_chart() -> None
     assert "raw texts (25 on average)" in drawn and "16000" not in drawn
 
 
+@pytest.mark.slow
 def test_duplicates_are_counted_and_a_check_that_did_not_run_is_not_zero(tmp_path: Path, run: Run) -> None:
     """The second shard repeats images of the first under other URLs."""
     fixture = run_fixture.make(tmp_path / "run", shards=1, clean={"duplicates": True}, writers=["llava"])

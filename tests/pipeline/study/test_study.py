@@ -358,12 +358,12 @@ def test_each_token_limit_has_its_own_flops_even_if_trainings_are_shared() -> No
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"a": 1}', "the field 'key' is missing"),
-        ('{"key": "x", "seed": "0"}', "the field 'seed' is missing or not a whole number"),
+        ('{"a": 1}', "the field `key` is missing"),
+        ('{"key": "x", "seed": "0"}', "the field `seed` is wrong"),
         ('{"key": "04670a', "not JSON"),
         ("", "not JSON"),
         (f'{{"key": "{LIT.key(DESIGN)}", "seed": 0, "figures": {{}}}}', "its figure 'person.t2i.R@1' is missing"),
-        ('{"key": "x", "seed": 0, "figures": {}, "seconds": "9"}', "not the result of a training"),
+        ('{"key": "x", "seed": 0, "figures": {}, "seconds": "9"}', "the field `seconds` is wrong"),
     ],
 )
 def test_a_damaged_result_is_reported_before_any_training(tmp_path: Path, line: str, message: str) -> None:

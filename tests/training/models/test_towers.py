@@ -59,6 +59,7 @@ def test_features_are_timms(tmp_path, sizes, form):
     assert largest_difference(tower, vit, 32) <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_features_are_timms_at_the_size_of_vit_b_16(tmp_path):
     vit = random_timm(img_size=224, patch_size=16, embed_dim=768, depth=12, num_heads=12)
     folder = write_timm(tmp_path / "vit", vit, None)
