@@ -51,12 +51,16 @@ def check_trainings(entries: Sequence[TrainingEntry], where: str) -> None:
         raise UserError(f"{where}: `train`: {', '.join(repeated)} is named twice; give one of them another `name`")
 
 
+def towers(entries: Iterable[TrainingEntry]) -> list[tuple[str, str]]:
+    """What each tower of the trainings is, and its model, each pair once."""
+    configs = [training_config(entry) for entry in entries]
+    pairs = {("image tower", config.image_tower) for config in configs}
+    return sorted(pairs | {("text tower", config.text_tower) for config in configs})
+
+
 def check_towers(entries: Iterable[TrainingEntry]) -> list[Check]:
     """Whether the towers of the trainings can be had. It asks the hub once per tower, and loads none."""
-    configs = [training_config(entry) for entry in entries]
-    models = {("image tower", config.image_tower) for config in configs}
-    models |= {("text tower", config.text_tower) for config in configs}
-    return [check_model(subject, model) for subject, model in sorted(models)]
+    return [check_model(subject, model) for subject, model in towers(entries)]
 
 
 def train(
