@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 if TYPE_CHECKING:
     from lotlip_data.manifests.run_layout import Run
 
@@ -50,11 +52,11 @@ class Console:
         self._shown: set[str] = set()
         self._json = json_output
 
-    def print(self, line: str = "") -> None:
-        """Print one line of a result for people."""
+    def print(self, line: str = "", colour: str = "") -> None:
+        """Print one line of a result for people, with its first word in a colour where the screen is a terminal."""
         if not self._silent:
             self.keep(line)
-            self.show(line)
+            self.show(line, colour)
 
     def summarise(self, lines: Iterable[str]) -> None:
         """Print the lines of a result, except those that the log has put on the screen already."""
@@ -90,7 +92,7 @@ class Console:
         if not self._silent:
             self._lines.append(f"{time.strftime('%H:%M:%S')} {printable(line)}")
 
-    def show(self, line: str) -> None:
+    def show(self, line: str, colour: str = "") -> None:
         """Put a line on the screen, above a progress bar if there is one."""
         if self._silent:
             return
@@ -99,7 +101,11 @@ class Console:
         from lotlip_data.pipeline.core.logs import printable
 
         stream = sys.stderr if self._json else sys.stdout
-        tqdm.write(printable(line), file=stream)
+        text = printable(line)
+        if colour and stream.isatty() and not os.environ.get("NO_COLOR"):
+            word, space, rest = text.partition(" ")
+            text = typer.style(word, fg=colour) + space + rest
+        tqdm.write(text, file=stream)
         stream.flush()
         self._shown.add(line.strip())
 

@@ -6,6 +6,8 @@ import typer
 
 from lotlip_data.pipeline.cli.common import FAILED, Json, ManifestFile, command, finish
 
+_COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
+
 
 def doctor(
     manifest: Annotated[
@@ -40,7 +42,7 @@ def doctor(
         diagnosis = inspection.doctor(manifest, run, ray=ray)
         console.result(diagnosis.figures)
         for line in diagnosis.lines:
-            console.print(line)
+            console.print(line, _COLOURS[line.partition(" ")[0]])
         warnings = diagnosis.figures["counts"]["warning"]
         console.print(f"doctor: {count(len(diagnosis.problems), 'error')}, {count(warnings, 'warning')}")
         if diagnosis.problems:

@@ -1,5 +1,7 @@
 """All checks that take seconds: of this machine, the nodes of a cluster, and what a manifest and a run need."""
 
+import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,7 +57,8 @@ class NodeCheck:
             resources: The node's resources as Ray counts them.
         """
         gpus = resources.get("GPU", 0.0)
-        checks = [*check_same_versions(self.driver), *_check_host(self.jobs), *_check_rays_gpus(gpus)]
+        with _gpus_visible():
+            checks = [*check_same_versions(self.driver), *_check_host(self.jobs), *_check_rays_gpus(gpus)]
         checks += check_node(self.jobs, gpus, self.cluster_gpus)
         return [*checks, check_storage("run", self.run)] if self.run else checks
 
@@ -141,6 +144,19 @@ def _check_needs(manifest: Manifest | None, run: Run | None) -> Iterator[Check]:
         yield from check_models(manifest, run)
     if run is not None:
         yield check_storage("run", run.url)
+
+
+@contextlib.contextmanager
+def _gpus_visible() -> Iterator[None]:
+    """Undo that Ray hides all GPUs from a task that has reserved none."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    if hidden:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    try:
+        yield
+    finally:
+        if hidden:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _check_rays_gpus(gpus: float) -> Iterator[Check]:

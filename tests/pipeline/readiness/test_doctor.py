@@ -1,6 +1,7 @@
 """`doctor` names what is wrong with a machine, the nodes of a cluster, a manifest and a run, one line per check."""
 
 import json
+import os
 from pathlib import Path
 
 import fsspec
@@ -76,6 +77,21 @@ def test_the_gpus_that_ray_counts_are_those_that_torch_sees(
         monkeypatch.setattr(module, "ask_torch", lambda: TorchGpus("2.14.0", "13.0", [("H100", 2**36)] * seen))
     checks = NodeCheck([], None, versions(), counted)({"GPU": counted})
     assert {check.level for check in checks if check.subject == "Ray's GPUs"} == {level}
+
+
+def test_gpus_that_ray_hides_from_the_task_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus.InstalledGpus, "detect", classmethod(lambda cls: InstalledGpus(1, True, "580.95.05")))
+
+    def ask_torch() -> TorchGpus:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+        return TorchGpus("2.14.0", "13.0", [] if hidden else [("H100", 2**36)])
+
+    for module in (gpus, doctor):
+        monkeypatch.setattr(module, "ask_torch", ask_torch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    checks = NodeCheck([], None, versions(), 1)({"GPU": 1})
+    assert {check.level for check in checks if "GPUs" in check.subject} == {Level.OK}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_only_nodes_that_can_hold_an_engine_need_its_model() -> None:

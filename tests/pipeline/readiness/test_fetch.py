@@ -2,22 +2,28 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.checkpoints.fetched import fetched_folder
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.core.checks import check_captioner
 from lotlip_data.pipeline.core.findings import Level
+from lotlip_data.pipeline.core.ledger import captioned_shards
 from lotlip_data.pipeline.readiness import fetch
 from lotlip_data.pipeline.readiness.fetch import Need, files_to_download, pinned
+from tests.pipeline import run_fixture
 from tests.support.fake_hub import FakeHub, fake_hub
 
 MODEL, COMMIT, NEXT_COMMIT = "someone/llava", "a" * 40, "b" * 40
@@ -107,3 +113,35 @@ def test_weights_come_in_one_format() -> None:
         *("qformer_tokenizer/vocab.txt", "tokenizer.model"),
     ]
     assert files_to_download(["pytorch_model.bin", "config.json"]) == ["config.json", "pytorch_model.bin"]
+
+
+def test_every_node_gets_the_models(ray_cluster: None, tmp_path: Path) -> None:
+    ended = CliRunner().invoke(app, ["fetch-models", write_manifest(tmp_path, "tiny-llava"), "--ray", "--json"])
+    assert ended.exit_code == 0, ended.output
+    (models,) = json.loads(ended.stdout).values()
+    assert [model["model"] for model in models] == ["tiny-llava", "tiny-vit", "tiny-bert"]
+
+
+@pytest.mark.slow
+def test_a_run_uses_the_fetched_commit_and_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = run_fixture.make(tmp_path / "run", shards=1, writers=[])
+    entry = {"name": "mine", "kind": "llava", "model": MODEL}
+    content = yaml.safe_load(storage.read_bytes(fake.run.manifest)) | {"captioners": [entry]}
+    storage.replace(fake.run.manifest, yaml.safe_dump(content).encode())
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def call(*arguments: str) -> None:
+        command = [sys.executable, "-m", "lotlip_data.pipeline.cli", *arguments]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+    with fake_hub() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        running.models[MODEL] = (COMMIT, Path(resolve("tiny-llava")))
+        call("fetch-models", write_manifest(tmp_path))
+        running.models[MODEL] = (NEXT_COMMIT, running.models[MODEL][1])
+        running.requests.clear()
+        call("recaption", fake.run.url, "--engine", "transformers")
+        assert running.requests == []
+    assert json.loads(storage.read_bytes(fake.run.model_revision("mine")))["revision"] == COMMIT
+    assert captioned_shards(fake.run, "mine")
