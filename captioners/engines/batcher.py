@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+import torch
+
 from lotlip_data.captioners.base import CaptionError, EngineDead
 
 Item = TypeVar("Item")
@@ -18,12 +20,28 @@ class Batcher(Generic[Item, Result]):
     """Awaiting `batcher(item)` returns the result of `run([…, item, …])` for that item.
 
     A batch starts once it has `size` items, or `linger_seconds` after its first item. If a batch raises, its items run
-    one by one, and only those that raise again fail, with CaptionError. If `run` raises EngineDead, all waiting and
-    later calls raise EngineDead.
+    one by one, and only those that raise again fail, with CaptionError.
+
+    A failure of the device must not be taken for one of the item. These end the engine, so that all waiting and later
+    calls raise EngineDead: an AcceleratorError, after which every call of the process to its GPU fails; memory that is
+    too small for one item; any error of an item if `blank` raises an error after it; and EngineDead itself.
+
+    Args:
+        run: Returns one result per item, in the order of the items.
+        size: Largest number of items in a batch.
+        blank: Returns an item that `run` can always process.
+        linger_seconds: Time to wait for further items of a batch.
     """
 
-    def __init__(self, run: Callable[[list[Item]], list[Result]], size: int, *, linger_seconds: float = 0.01):
-        self._run, self._size, self._linger_seconds = run, size, linger_seconds
+    def __init__(
+        self,
+        run: Callable[[list[Item]], list[Result]],
+        size: int,
+        blank: Callable[[], Item],
+        *,
+        linger_seconds: float = 0.01,
+    ):
+        self._run, self._size, self._blank, self._linger_seconds = run, size, blank, linger_seconds
         self._queue: queue.SimpleQueue[tuple[Item, asyncio.Future[Result]] | None] = queue.SimpleQueue()
         self._dead: EngineDead | None = None
         self._lock = threading.Lock()  # no item may enter the queue after `_die` has emptied it
@@ -83,16 +101,32 @@ class Batcher(Generic[Item, Result]):
                 raise EngineDead(f"{len(results)} results for {len(batch)} images: they cannot be matched")
         except EngineDead:
             raise
+        except torch.AcceleratorError as error:
+            raise EngineDead(str(error)) from error
         except Exception as error:  # noqa: BLE001 - an image that breaks the model must not fail the rest of its batch
             if len(batch) > 1:
                 for entry in batch:
                     self._run_batch([entry])
             else:
-                reason = error if isinstance(error, CaptionError) else CaptionError(f"{type(error).__name__}: {error}")
-                _settle(batch[0][1], error=reason)
+                _settle(batch[0][1], error=self._reason(error))
             return
         for (_, future), result in zip(batch, results, strict=True):
             _settle(future, result=result)
+
+    def _reason(self, error: Exception) -> CaptionError:
+        """The reason for which one item fails. Raises EngineDead if the error is not due to the item."""
+        if isinstance(error, CaptionError):
+            return error
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise EngineDead(f"not even one image fits in memory: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        try:
+            self._run([self._blank()])
+        except Exception as other:
+            raise EngineDead(
+                f"{reason}; after that, a blank image fails too: {type(other).__name__}: {other}"
+            ) from other
+        return CaptionError(reason)
 
     def _die(self, error: EngineDead) -> None:
         with self._lock:

@@ -85,6 +85,10 @@ class Preprocessor:
         except Exception as error:  # Pillow decodes lazily and raises many types for a broken file
             raise CaptionError(f"image cannot be read: {type(error).__name__}: {error}") from error
 
+    def blank_pixels(self) -> torch.Tensor:
+        """Return the pixels of a black image, as `pixels` does."""
+        return self.pixels(self.blank)
+
     def decode(self, token_ids: list[int]) -> Caption:
         """Return the caption of generated token ids; those after the first end token are padding."""
         end = next((i for i, token in enumerate(token_ids) if token in self.stop_ids), None)

@@ -8,7 +8,7 @@ import torch
 import transformers
 from PIL import Image
 
-from lotlip_data.captioners.base import Caption, CaptionerConfig, EngineDead, EngineOptions, ModelSpec
+from lotlip_data.captioners.base import Caption, CaptionerConfig, EngineOptions, ModelSpec
 from lotlip_data.captioners.engines.batcher import Batcher
 from lotlip_data.captioners.engines.preprocessing import Preprocessor
 
@@ -29,7 +29,7 @@ class TransformersEngine:
         if hasattr(self._model, "language_model"):  # InstructBLIP's generate delegates to its language model's
             self._set_up_language_model(self._model.language_model, config)
         torch.manual_seed(config.seed)
-        self._batcher = Batcher(self._generate, options.batch_size)
+        self._batcher = Batcher(self._generate, options.batch_size, self._preprocessor.blank_pixels)
         self.window = 2 * options.batch_size  # so that the next batch is ready when one ends
         self.burst = 1
 
@@ -68,16 +68,9 @@ class TransformersEngine:
         """Caption a batch of images, each (1, 3, H, W). All images share one prompt, so nothing is padded."""
         device, dtype = self._model.device, self._model.dtype
         prompt = {name: tensor.expand(len(pixels), -1).to(device) for name, tensor in self._preprocessor.prompt.items()}
-        try:
-            tokens = self._model.generate(
-                pixel_values=torch.cat(pixels).to(device, dtype), logits_processor=self._processors, **prompt
-            )
-        except torch.AcceleratorError as error:  # every later call of this process to the GPU fails too
-            raise EngineDead(str(error)) from error
-        except torch.OutOfMemoryError as error:
-            if len(pixels) > 1:
-                raise  # the batcher then runs the images one by one
-            raise EngineDead(f"not even one image fits in memory: {error}") from error
+        tokens = self._model.generate(
+            pixel_values=torch.cat(pixels).to(device, dtype), logits_processor=self._processors, **prompt
+        )
         return [self._preprocessor.decode(row) for row in tokens[:, self._skipped :].tolist()]
 
 

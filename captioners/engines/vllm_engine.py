@@ -28,6 +28,8 @@ from lotlip_data.captioners.load_errors import EngineProcessError, shorten
 
 HAS_GPU = torch.cuda.is_available()
 # vLLM reads these when it is imported. Without a GPU, an engine warns a dozen times that there is none.
+# A forked process cannot use CUDA once its parent has, and the line above, `plan --time` and a vision half all use it.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if HAS_GPU else "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineOptions, ModelSpec
@@ -57,7 +56,7 @@ class VllmEmbedsEngine(VllmEngine):
             gpu_memory_utilization=options.gpu_memory_utilization - vision_share,
         )
         super().__init__(config, preprocessor, arguments)
-        self._embed = Batcher(self._embeddings, options.batch_size)
+        self._embed = Batcher(self._embeddings, options.batch_size, preprocessor.blank_pixels)
 
     def close(self) -> None:
         super().close()
@@ -80,7 +79,7 @@ class VllmEmbedsEngine(VllmEngine):
         """Measure the share of the GPU's memory that a full batch takes in this process; vLLM must leave it free."""
         if not torch.cuda.is_available():
             return 0.0
-        self._embeddings([preprocessor.pixels(Image.new("RGB", (64, 64)))] * batch_size)
+        self._embeddings([preprocessor.blank_pixels()] * batch_size)
         return torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(0).total_memory
 
 

@@ -50,6 +50,7 @@ class OpenAIEndpoint(Captioner):
 
     template = "<image>{prompt}"
     needs_gpu = False
+    uses_torch = False
     loads_model = False
     engines = ("endpoint",)
 

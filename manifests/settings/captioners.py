@@ -142,7 +142,7 @@ class EngineOptions(SparseSettings):
     """Number of captions that vLLM generates at a time (default: 128 on a GPU, 64 without one). Kind `openai`: number
     of requests in flight (default: 64)."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """vLLM's share of the GPU's memory, at most 1."""
+    """vLLM's share of the GPU's memory, at most 1. An actor with a part of a GPU gets at most 0.9 of that part."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory of the attention cache in GiB. Default: what is left of vLLM's share; 0.25 GiB without a GPU."""
     cache_dir: str = "~/.cache/lotlip-data"

@@ -5,7 +5,9 @@ driver that hangs costs a time limit.
 """
 
 import json
+import math
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from importlib import util
 from pathlib import Path
 
 from lotlip_data.manifests import wording
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.core.findings import Check, Level
 
 PROBE_SECONDS = 120.0
@@ -146,6 +149,38 @@ def check_gpu_driver(installed: InstalledGpus | None = None, torch: TorchGpus | 
             "look at the others with nvidia-smi",
         )
     return Check(SUBJECT, Level.OK, finding)
+
+
+def require_assigned(gpus: float, user: str) -> None:
+    """Check that torch sees the GPUs that Ray reserved for this process. It would compute on the CPU without a word.
+
+    This process touches CUDA, as it is about to compute on it.
+
+    Args:
+        gpus: Number of GPUs that Ray reserved; 0 needs none.
+        user: What they are for, such as "captioner 'llava'".
+
+    Raises:
+        UserError: torch sees fewer.
+    """
+    if not gpus:
+        return
+    import torch
+
+    needed = math.ceil(gpus)
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if visible >= needed:
+        return
+    problem = f"{user}: Ray reserved {wording.count(needed, 'GPU')} on {platform.node()}, but torch sees {visible}"
+    installed = InstalledGpus.detect()
+    if not installed.present:
+        raise UserError(
+            f"{problem}: torch {torch.__version__} (CUDA {torch.version.cuda}) finds no NVIDIA GPU or driver there; "
+            "start Ray on that machine with --num-gpus=0, or use the CPU with `num_gpus: 0`"
+        )
+    check = check_gpu_driver(installed)
+    fix = check.fix or "see whether nvidia-smi lists the GPUs, and whether CUDA_VISIBLE_DEVICES names existing ones"
+    raise UserError(f"{problem}: {check.finding}; {fix}")
 
 
 def _none_usable(installed: InstalledGpus, torch: TorchGpus, driver: str) -> Check:

@@ -27,7 +27,7 @@ from lotlip_data.pipeline.planning import throughput
 from lotlip_data.pipeline.planning.hardware import Hardware
 from lotlip_data.pipeline.planning.storage import estimate_images
 from lotlip_data.pipeline.planning.throughput import Speed
-from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_per_actor
+from lotlip_data.pipeline.recaptioning.config import CaptionerJob, engine_options, gpus_per_actor
 from lotlip_data.pipeline.reporting.status import RunStatus, get_status
 
 CAPTION_BYTES = 500
@@ -344,8 +344,8 @@ def concurrent_captions(
 ) -> tuple[int, str] | None:
     """Return the captions that fit in the GPU memory of one actor, and what this number assumes.
 
-    An actor with a fraction of a GPU uses at most the same fraction of its memory, whatever `gpu_memory_utilization`
-    is, because other actors use the rest.
+    An actor with a fraction of a GPU uses at most the same fraction of vLLM's usual share of its memory, whatever
+    `gpu_memory_utilization` is, because other actors use the rest.
 
     Args:
         job: The captioner with its pool.
@@ -360,7 +360,7 @@ def concurrent_captions(
     if not gpus or job.pool.engine == "transformers":
         return None
     options, spread = job.pool.engine_options, job.config.tensor_parallel_size
-    utilization = min(options.gpu_memory_utilization, gpus / spread)
+    utilization = engine_options(job.config, job.pool, gpus).gpu_memory_utilization
     fit = max_sequences(sizes, gpu_gib, utilization, spread, options.kv_cache_gib, caption_tokens)
     if options.kv_cache_gib is None:
         is_configured = utilization == options.gpu_memory_utilization

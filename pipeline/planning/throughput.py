@@ -21,7 +21,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.planning.hardware import Hardware
-from lotlip_data.pipeline.recaptioning.config import CaptionerJob
+from lotlip_data.pipeline.recaptioning.config import CaptionerJob, engine_options
 from lotlip_data.synthetic.scenes import render, sample_scene
 
 WARM_UP_IMAGES = 8
@@ -63,9 +63,10 @@ def measure_speed(job: CaptionerJob, count: int) -> Speed:
     images = [render(sample_scene(seed), SCENE_PIXELS) for seed in range(count)]
     needs_gpu = get_kind(job.config.kind).needs_gpu
     has_gpu = needs_gpu and torch.cuda.is_available()
-    with _actor_threads(job.pool.num_cpus) as threads:
+    with _actor_threads(job.pool.num_cpus, has_gpu) as threads:
         try:
-            engine = load_engine(job.config, job.pool.engine, **job.pool.engine_options.explicit)
+            options = engine_options(job.config, job.pool, job.pool.num_gpus or 0.0)
+            engine = load_engine(job.config, job.pool.engine, **options.explicit)
             try:
                 seconds = asyncio.run(_time_captions(engine, job.pool.concurrency or engine.window, images))
             finally:
@@ -95,15 +96,15 @@ async def _time_captions(engine: Engine, window: int, images: list[Image.Image])
 
 
 @contextlib.contextmanager
-def _actor_threads(num_cpus: float) -> Iterator[int]:
-    """Use as many threads as Ray gives an actor: OMP_NUM_THREADS if it is set, otherwise the number of its CPUs.
+def _actor_threads(num_cpus: float, has_gpu: bool) -> Iterator[int]:
+    """Use as many threads as an actor has: one with a GPU, else OMP_NUM_THREADS, else the number of its CPUs.
 
     Subprocesses inherit the setting.
     """
     import torch
 
     torch_threads, environment = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    threads = int(environment) if environment else max(1, int(num_cpus))
+    threads = 1 if has_gpu else int(environment) if environment else max(1, int(num_cpus))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     try:

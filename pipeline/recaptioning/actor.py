@@ -16,6 +16,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints.hub import HubUnreachable
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core.gpus import require_assigned
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.recaptioning.claims import (
     check_model,
@@ -24,7 +25,7 @@ from lotlip_data.pipeline.recaptioning.claims import (
     origin,
     with_claimed_revision,
 )
-from lotlip_data.pipeline.recaptioning.config import PoolSettings
+from lotlip_data.pipeline.recaptioning.config import PoolSettings, engine_options
 from lotlip_data.pipeline.recaptioning.results import Row, UnitResult
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
 
@@ -93,17 +94,20 @@ class CaptionActor:
     async def _start(self) -> tuple[float, float]:
         import ray
 
-        from lotlip_data.captioners.registry import load_engine
+        from lotlip_data.captioners.registry import get_kind, load_engine
 
         started = time.monotonic()
         settings, name = self._settings, self._config.name
+        gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
+        if get_kind(self._config.kind).uses_torch:
+            await asyncio.to_thread(require_assigned, gpus, f"captioner {name!r}")
         model = await asyncio.to_thread(origin, self._config, settings.engine_options)
         check_model(self._run, self._config, model)
         claim_revision(self._run, self._config)  # the driver may not reach the hub
         config = with_claimed_revision(self._run, self._config)
-        engine = load_engine(config, settings.engine, **settings.engine_options.explicit)
+        options = engine_options(config, settings, gpus)
+        engine = load_engine(config, settings.engine, **options.explicit)
         loaded = time.monotonic()
-        gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
         self._worker = CaptionWorker(
             self._run,
             self._config,

@@ -133,6 +133,7 @@ class ActorPool:
             resources=dict(self.settings.resources),
             label_selector=dict(self.settings.labels),
             max_concurrency=2 * UNITS_PER_ACTOR + 2,
+            runtime_env=_runtime_env(self.num_gpus),
             max_restarts=-1,  # a run of weeks loses many actors; the pool counts the failures that end it
         )
         self.slots.append(ActorSlot(actor_class.remote(self.run.url, self.config, self.settings)))
@@ -357,6 +358,15 @@ def _collect_answers(pools: Sequence[ActorPool]) -> Iterator[tuple[ActorPool, Un
     for pool in pools:
         if abandoned := pool.abandon():
             yield pool, abandoned
+
+
+def _runtime_env(num_gpus: float) -> dict[str, Any]:
+    """The runtime environment of an actor.
+
+    Ray sets OMP_NUM_THREADS to the actor's CPUs. Those serve its decoding threads where a GPU computes: more threads of
+    torch would only spin while they wait.
+    """
+    return {"env_vars": {"OMP_NUM_THREADS": "1"}} if num_gpus else {}
 
 
 def _cluster_resources() -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.registry import get_default, get_kind
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.settings.captioners import CaptionerEntry, PoolSettings, parse_captioner
+from lotlip_data.manifests.settings.captioners import CaptionerEntry, EngineOptions, PoolSettings, parse_captioner
 from lotlip_data.manifests.settings.messages import unknown_name
 
 
@@ -85,6 +85,24 @@ def _check_engine(job: CaptionerJob) -> None:
     config, engine = job.config, job.pool.engine
     if engine not in (known := ("auto", *get_kind(config.kind).engines)):
         raise ValueError(f"captioner {config.name!r}: `engine`: {unknown_name(engine, known)}")
+
+
+def engine_options(config: CaptionerConfig, pool: PoolSettings, gpus: float) -> EngineOptions:
+    """The options of an actor's engine. Its share of a GPU's memory is at most that of the GPU which Ray reserves.
+
+    Ray does not divide the memory of a GPU between its actors. vLLM fails to start if its share is not free, and the
+    actors' own processes need memory too, so the shares of all actors of a GPU add up to the default of one.
+
+    Args:
+        config: The captioner.
+        pool: Its pool.
+        gpus: GPUs that Ray reserves per actor.
+    """
+    options, part = pool.engine_options, gpus / config.tensor_parallel_size
+    if not 0 < part < 1:
+        return options
+    most = round(part * EngineOptions().gpu_memory_utilization, 4)
+    return options.replace(gpu_memory_utilization=min(options.gpu_memory_utilization, most))
 
 
 def gpus_per_actor(config: CaptionerConfig, pool: PoolSettings, cluster_gpus: float) -> float:

@@ -36,6 +36,7 @@ class Faulty(Captioner):
     """The captioner kind `faulty`."""
 
     template = "{prompt}"
+    uses_torch = False  # the GPUs of a test's cluster may exist in Ray's accounting only
 
     def load(self, config: CaptionerConfig, engine: str, resources: EngineOptions) -> Engine:
         options = dict(resources.engine_args)

@@ -3,8 +3,17 @@
 import asyncio
 import threading
 
+import pytest
+import torch
+
 from lotlip_data.captioners.base import CaptionError, EngineDead
 from lotlip_data.captioners.engines.batcher import Batcher
+
+BLANK = 1000
+
+
+def blank():
+    return BLANK
 
 
 def gather(batcher, items):
@@ -27,7 +36,7 @@ def gather_at_once(size, items, cancelled=()):
         arrived.wait(20)
         return [10 * item for item in items]
 
-    batcher = Batcher(run, size)
+    batcher = Batcher(run, size, blank)
 
     async def main():
         first = asyncio.create_task(batcher(-1))
@@ -56,7 +65,7 @@ def test_an_item_that_fails_fails_no_other():
             raise RuntimeError("poison")
         return items
 
-    batcher = Batcher(run, 8, linger_seconds=60.0)
+    batcher = Batcher(run, 8, blank, linger_seconds=60.0)
     results = gather(batcher, range(8))
     batcher.close()
     assert [r for r in results if not isinstance(r, Exception)] == [0, 1, 2, 4, 5, 6, 7]
@@ -67,9 +76,63 @@ def test_an_engines_failure_reaches_waiting_and_later_calls():
     def run(items):
         raise EngineDead("gone")
 
-    batcher = Batcher(run, 2)
+    batcher = Batcher(run, 2, blank)
     assert all(isinstance(result, EngineDead) for result in gather(batcher, range(6)))
     assert all(isinstance(result, EngineDead) for result in gather(batcher, range(2)))
+    batcher.close()
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_sick_gpu_ends_the_engine_and_rejects_no_image(size):
+    """A batch, or a single image, hits the error; the images before it keep their results."""
+    runs = []
+
+    def run(items):
+        runs.append(items)
+        if 5 in items:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return items
+
+    batcher = Batcher(run, size, blank, linger_seconds=60.0 if size > 1 else 0.01)
+    results = gather(batcher, range(8))
+    batcher.close()
+    dead = [result for result in results if isinstance(result, EngineDead)]
+    assert results[:4] == [0, 1, 2, 3] and dead and "illegal memory access" in str(dead[0])
+    assert not any(isinstance(result, CaptionError) for result in results) and isinstance(results[5], EngineDead)
+    assert runs.count(runs[-1]) == 1  # the GPU is not tried again
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED"),
+        ValueError("probability tensor contains inf or nan"),
+    ],
+)
+def test_an_error_that_a_blank_image_raises_too_is_not_the_images(error):
+    def run(items):
+        raise error
+
+    batcher = Batcher(run, 2, blank)
+    results = gather(batcher, range(5))
+    assert all(isinstance(result, EngineDead) and str(error) in str(result) for result in results)
+    batcher.close()
+
+
+def test_a_batch_that_does_not_fit_in_memory_runs_one_by_one_and_an_image_that_does_not_ends_the_engine():
+    limit = [1]
+
+    def run(items):
+        if len(items) > limit[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return items
+
+    batcher = Batcher(run, 4, blank, linger_seconds=60.0)
+    assert gather(batcher, range(4)) == [0, 1, 2, 3]
+    limit[0] = 0
+    results = gather(batcher, range(4))
+    assert all(isinstance(result, EngineDead) and "not even one image fits" in str(result) for result in results)
     batcher.close()
 
 
@@ -81,7 +144,7 @@ def test_close_releases_waiting_calls():
         go_on.wait(20)
         return items
 
-    batcher = Batcher(run, 1)
+    batcher = Batcher(run, 1, blank)
 
     async def main():
         calls = [asyncio.ensure_future(batcher(item)) for item in range(3)]
@@ -103,6 +166,6 @@ def test_a_cancelled_item_is_not_run():
 
 
 def test_a_wrong_number_of_results_ends_the_engine():
-    batcher = Batcher(lambda items: items[:1], 2, linger_seconds=60.0)
+    batcher = Batcher(lambda items: items[:1], 2, blank, linger_seconds=60.0)
     assert all(isinstance(result, EngineDead) for result in gather(batcher, range(2)))
     batcher.close()

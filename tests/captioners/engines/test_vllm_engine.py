@@ -48,6 +48,20 @@ def checkpoint(random_llava, tmp_path_factory):
     return CaptionerConfig(name="x", kind="llava", model=str(folder), max_new_tokens=LENGTH)
 
 
+def test_engine_processes_are_spawned_because_a_fork_cannot_use_a_gpu_that_its_parent_has_used():
+    """As `plan --time` does, this script looks for GPUs before vLLM is imported. Nothing else sets the method."""
+    script = (
+        "import os, torch; torch.cuda.is_available(); "
+        "import lotlip_data.captioners.engines.vllm_engine; "
+        "from vllm.utils.system_utils import get_mp_context; print(get_mp_context().get_start_method())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_WORKER_MULTIPROC_METHOD"}
+    answer = subprocess.run(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert answer.stdout.split()[-1] == "spawn"
+
+
 def test_failures_affect_only_what_they_must(checkpoint, scenes, caption_all, monkeypatch):
     """One engine serves all cases, from the smallest damage to the largest."""
     plain = load_engine(checkpoint, "transformers")

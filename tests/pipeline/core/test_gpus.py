@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.core import gpus
 from lotlip_data.pipeline.core.findings import Level
-from lotlip_data.pipeline.core.gpus import InstalledGpus, TorchGpus, ask_torch, check_gpu_driver
+from lotlip_data.pipeline.core.gpus import InstalledGpus, TorchGpus, ask_torch, check_gpu_driver, require_assigned
 
 OLD_DRIVER = InstalledGpus(8, True, "535.104.05")
 NEW_DRIVER = InstalledGpus(8, True, "580.95.05")
@@ -84,3 +86,34 @@ def test_torch_is_asked_in_a_process_of_its_own() -> None:
     answer = ask_torch()
     assert (answer.torch, answer.cuda) == (torch.__version__, torch.version.cuda)
     assert len(answer.gpus) == torch.cuda.device_count()
+
+
+@pytest.mark.parametrize(
+    ("installed", "seen", "words"),
+    [
+        (InstalledGpus(0, False, ""), TorchGpus(), ("--num-gpus=0", "`num_gpus: 0`", f"(CUDA {torch.version.cuda})")),
+        (InstalledGpus(0, True, "580.95.05"), TorchGpus(), ("driver 580.95.05", "docker run --gpus all")),
+        (OLD_DRIVER, TorchGpus("2.14.0", "13.0"), ("(CUDA 13.0)", "driver 535.104.05", "580.65.06 or newer")),
+        (NEW_DRIVER, TorchGpus("2.14.0+cpu"), ("built without CUDA", "lotlip-data[gpu]")),
+        (NEW_DRIVER, TorchGpus("2.14.0", "13.0", [H100]), (H100[0], "nvidia-smi")),
+    ],
+)
+def test_a_process_with_a_reserved_gpu_that_torch_does_not_see_ends_instead_of_using_the_cpu(
+    installed: InstalledGpus, seen: TorchGpus, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(InstalledGpus, "detect", lambda: installed)
+    monkeypatch.setattr(gpus, "ask_torch", lambda: seen)
+    with pytest.raises(UserError, match=r"captioner 'x': Ray reserved 1 GPU on .*, but torch sees 0: ") as error:
+        require_assigned(0.5, "captioner 'x'")
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_process_needs_to_see_as_many_gpus_as_ray_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for reserved in (0, 0.5, 1):
+        require_assigned(reserved, "x")
+    with pytest.raises(UserError, match=r"Ray reserved 2 GPUs on .*, but torch sees 1"):
+        require_assigned(2, "x")

@@ -97,8 +97,8 @@ def test_an_estimated_speed_states_the_peak_and_the_utilisation() -> None:
     [
         # (0.45 × 79.1 − 6 − 13.16) GiB / 0.5 MiB / 776 tokens = 43.4
         ({"pool": {"engine_options": {"gpu_memory_utilization": 0.45}}}, 32),
-        # (0.5 × 79.1 − 6 − 13.16) GiB / 0.5 MiB / 776 tokens = 53.8: another actor uses the other half
-        ({"pool": {"num_gpus": 0.5}}, 48),
+        # the same: another actor uses the other half of 0.9
+        ({"pool": {"num_gpus": 0.5}}, 32),
         # (2 × (0.9 × 79.1 − 6) − 13.16) GiB / 0.5 MiB / 776 tokens = 309.4
         ({"tensor_parallel_size": 2}, 304),
         ({"tensor_parallel_size": 2, "pool": {"num_gpus": 2}}, 304),
@@ -118,7 +118,7 @@ def test_concurrent_captions_state_the_limiting_setting() -> None:
         (line,) = (line for line in estimate(1000, 10.0, pool=pool).assumes if "memory:" in line)
         return line
 
-    assert "1 × (0.5 (limited by num_gpus) × 79.1 GiB" in memory(num_gpus=0.5)
+    assert "1 × (0.45 (limited by num_gpus) × 79.1 GiB" in memory(num_gpus=0.5)
     assert "1 × (0.4 (gpu_memory_utilization) ×" in memory(num_gpus=0.5, engine_options={"gpu_memory_utilization": 0.4})
     assert "1 × 20 GiB of KV cache (kv_cache_gib);" in memory(engine_options={"kv_cache_gib": 20})
 

@@ -88,6 +88,7 @@ def test_the_device_is_a_named_gpu_or_an_endpoint(loaded: dict[str, Any], monkey
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
     speed = throughput.measure_speed(resolve_captioners(["tiny-llava"])[0], 4)
     assert not speed.on_cpu and speed.source == "measured with 4 images on NVIDIA A100"
+    assert (loaded["threads"], loaded["omp"]) == (1, "1")  # as in an actor with a GPU
     endpoint = {"endpoint": "http://127.0.0.1:1/v1"}
     remote = {"name": "remote", "kind": "openai", "model": "x", "pool": {"engine_options": endpoint}}
     speed = throughput.measure_speed(resolve_captioners([remote])[0], 4)

@@ -26,10 +26,11 @@ def cluster(tmp_path: Path) -> Iterator[Nodes]:
 
 
 def test_three_pools_that_each_want_a_gpu_run_in_turn_on_one(cluster: Nodes, tmp_path: Path) -> None:
-    """No pool setting is given except the engine. Every captioner generates the texts that it generates alone."""
+    """Nothing but the engine is set for the pools. Every captioner generates the texts that it generates alone."""
     run = fake_run.make(tmp_path / "run", 2, 8, writers=(), pixels=96).run
     cluster.add(num_cpus=4, num_gpus=1)
-    driver = cluster.driver(run, [{"preset": name, "pool": {"engine": "transformers"}} for name in TINY])
+    pool = {"engine": "transformers", "engine_options": {"engine_args": {"faults": str(tmp_path)}}}
+    driver = cluster.driver(run, [{"name": name, "kind": "faulty", "model": name, "pool": pool} for name in TINY])
     assert driver.end()["code"] == 0
     events = re.findall(r"^(tiny-[a-z0-9]+): (engine ready|shard \d)", driver.log.read_text(), re.MULTILINE)
     turns = [name for name, _ in groupby(name for name, _ in events)]
@@ -42,14 +43,26 @@ def test_three_pools_that_each_want_a_gpu_run_in_turn_on_one(cluster: Nodes, tmp
         assert {row["uid"]: row["text"] for row in rows(run, name)} == undisturbed(images, name)
 
 
+def test_an_actor_whose_reserved_gpu_torch_does_not_see_ends_the_pool_with_the_reason(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    """It would caption on the CPU, in float32, and hold the GPU."""
+    run = fake_run.make(tmp_path / "run", 1, 4, writers=(), pixels=96).run
+    cluster.add(num_cpus=4, num_gpus=1)
+    summary = cluster.driver(run, [{"preset": TINY[0], "pool": {"engine": "transformers"}}]).end()
+    assert summary["code"] == 1 and len(summary["failed"]) == 1
+    assert re.search(r"Ray reserved 1 GPU on .*, but torch sees 0.*num_gpus: 0", summary["failed"][0])
+
+
 def test_a_finished_pool_releases_its_gpu_to_the_others(cluster: Nodes, tmp_path: Path) -> None:
     """Two pools share two GPUs. One pool has a single shard, so the other pool has both GPUs in the end.
 
     Its first image waits until the second engine is ready, so that there are shards left for it.
     """
     run = fake_run.make(tmp_path / "run", SHARDS, 12, writers=(), pixels=96).run
-    little = {"preset": TINY[2], "name": "little", "pool": {"engine": "transformers"}}
     options = {"engine_args": {"faults": str(tmp_path)}}
+    little_pool = {"engine": "transformers", "engine_options": options}
+    little = {"name": "little", "kind": "faulty", "model": TINY[2], "pool": little_pool}
     pool = {"engine": "transformers", "concurrency": 1, "engine_options": options}
     much = {"name": "much", "kind": "faulty", "model": TINY[1], "pool": pool}
     hold = tmp_path / f"hold-{hash_of(next(iter(decoded(run).values())))}"
@@ -71,12 +84,13 @@ def test_an_actor_waits_for_a_node_with_the_requested_resources(cluster: Nodes, 
     cluster.add(num_cpus=2)
     pool = {
         "engine": "transformers",
+        "engine_options": {"engine_args": {"faults": str(tmp_path)}},
         "resources": {"captioner_slot": 1},
         "accelerator_type": "A100",
         "num_gpus": 0.5,
         "labels": {"tier": "spot"},
     }
-    driver = cluster.driver(run, [{"preset": TINY[2], "pool": pool}])
+    driver = cluster.driver(run, [{"name": TINY[2], "kind": "faulty", "model": TINY[2], "pool": pool}])
     wait_for(lambda: "no engine is ready after 30 s" in driver.log.read_text(), "warning about the wait")
     assert cluster.actors() == [] and driver.running()
     cluster.add(

@@ -5,7 +5,12 @@ from typing import Any
 import pytest
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.recaptioning.config import gpus_per_actor, resolve_captioners, select_captioners
+from lotlip_data.pipeline.recaptioning.config import (
+    engine_options,
+    gpus_per_actor,
+    resolve_captioners,
+    select_captioners,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +28,30 @@ def test_an_actor_reserves_all_gpus_of_its_engine(entry: dict, cluster_gpus: flo
     """If Ray reserved one GPU for an engine on two, it would give the second GPU to another actor."""
     (job,) = resolve_captioners([entry])
     assert gpus_per_actor(job.config, job.pool, cluster_gpus) == gpus
+
+
+@pytest.mark.parametrize(
+    ("settings", "spread", "gpus", "share"),
+    [
+        ({}, 1, 0.0, 0.9),
+        ({}, 1, 1.0, 0.9),
+        ({"gpu_memory_utilization": 0.95}, 1, 1.0, 0.95),
+        ({}, 1, 0.5, 0.45),
+        ({"gpu_memory_utilization": 0.5}, 1, 0.5, 0.45),
+        ({"gpu_memory_utilization": 0.3}, 1, 0.5, 0.3),
+        ({}, 1, 1 / 3, 0.3),
+        ({}, 2, 1.0, 0.45),
+        ({}, 2, 2.0, 0.9),
+        ({}, 1, 2.0, 0.9),
+    ],
+)
+def test_the_engines_of_actors_that_share_a_gpu_share_its_memory(
+    settings: dict[str, float], spread: int, gpus: float, share: float
+) -> None:
+    """With the default share of a whole GPU, the second of two actors at half a GPU would never start."""
+    pool = {"engine_options": settings}
+    (job,) = resolve_captioners([{"preset": "llava", "tensor_parallel_size": spread, "pool": pool}])
+    assert engine_options(job.config, job.pool, gpus).gpu_memory_utilization == pytest.approx(share)
 
 
 @pytest.mark.parametrize("pool", [5, "x", ["engine"]])
