@@ -244,6 +244,7 @@ def missing_open_clip_weights(name: str) -> str | None:
 
     if name.startswith("local-dir:"):
         return None
+    files: tuple[str, ...]
     if name.startswith("hf-hub:"):
         files, repository = ("open_clip_config.json",), name.removeprefix("hf-hub:")
     else:
