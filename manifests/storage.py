@@ -17,7 +17,6 @@ import errno
 import os
 import pathlib
 import re
-import shutil
 import stat
 import time
 import uuid
@@ -29,6 +28,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from lotlip_data.manifests import storage_http
+from lotlip_data.manifests.storage_local import link, place_durably, scratch_beside, write_durably
 from lotlip_data.manifests.storage_retry import StorageError, with_retries, writes
 
 
@@ -280,9 +280,9 @@ def create(url: str, data: bytes) -> bool:
     """
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
-        with _scratch_beside(path) as scratch:
-            _write_durably(scratch, data)
-            return _link(scratch, path)
+        with scratch_beside(path) as scratch:
+            write_durably(scratch, data)
+            return link(scratch, path)
     created = _create_remotely(fs, path, lambda: fs.pipe_file(path, data, mode="create"))
     return created or bool(fs.cat_file(path) == data)
 
@@ -299,9 +299,9 @@ def create_from_file(url: str, local: str, move: bool = False) -> bool:
     """
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
-        with _scratch_beside(path) as scratch:
-            _place_durably(local, scratch, move)
-            created = _link(scratch, path)
+        with scratch_beside(path) as scratch:
+            place_durably(local, scratch, move)
+            created = link(scratch, path)
         if move:
             pathlib.Path(local).unlink()  # otherwise a later write to it would change the object
         return created
@@ -314,8 +314,8 @@ def replace(url: str, data: bytes) -> None:
     """Write or overwrite an object that can be recomputed. Results are committed with `create`."""
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
-        with _scratch_beside(path) as scratch:
-            _write_durably(scratch, data)
+        with scratch_beside(path) as scratch:
+            write_durably(scratch, data)
             pathlib.Path(scratch).replace(path)
     else:
         fs.pipe_file(path, data)
@@ -327,8 +327,8 @@ def replace_from_file(url: str, local: str) -> None:
     """As `replace`, with the content of the local file `local`, which stays."""
     fs, path = _open_fs(url)
     if isinstance(fs, LocalFileSystem):
-        with _scratch_beside(path) as scratch:
-            _place_durably(local, scratch)
+        with scratch_beside(path) as scratch:
+            place_durably(local, scratch)
             pathlib.Path(scratch).replace(path)
     else:
         fs.put_file(local, path)
@@ -418,74 +418,6 @@ def _already_exists(error: OSError) -> bool:
         return True
     text = str(error)
     return any(sign in text for sign in ("PreconditionFailed", "At least one of the pre-conditions", "412", "409"))
-
-
-@contextlib.contextmanager
-def _scratch_beside(path: str) -> Iterator[str]:
-    """A path for a scratch file in the folder of `path`. The file is removed at the end if it still exists."""
-    folder = pathlib.Path(path).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".tmp-{uuid.uuid4().hex}"
-    try:
-        yield str(scratch)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _write_durably(path: str, data: bytes) -> None:
-    with open(path, "xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _place_durably(local: str, path: str, move: bool = False) -> None:
-    """Copy the file `local` to `path`. With `move`, make a hard link instead if both are on one disk."""
-    if not (move and _is_linked(local, path)):
-        with open(local, "rb") as source, open(path, "xb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
-    with open(path, "rb") as placed:
-        os.fsync(placed.fileno())
-
-
-def _is_linked(local: str, path: str) -> bool:
-    try:
-        os.link(local, path)
-    except OSError:  # another disk, or a file system without hard links
-        return False
-    return True
-
-
-def _link(scratch: str, path: str) -> bool:
-    try:
-        os.link(scratch, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not _has_hard_links(pathlib.Path(path).parent):
-            raise StorageError(
-                f"{path}: this file system has no hard links, so a result cannot be committed exclusively. "
-                "Put the run on another disk, or on S3."
-            ) from error
-        raise
-    return True
-
-
-def _has_hard_links(folder: pathlib.Path) -> bool:
-    """Whether a file of this folder can be linked. File systems that cannot do it answer with many different errors."""
-    source, target = (folder / f".tmp-{uuid.uuid4().hex}" for _ in range(2))
-    try:
-        source.write_bytes(b"")
-    except OSError:
-        return True  # the folder has another trouble, which the first error is about
-    try:
-        os.link(source, target)
-    except OSError:
-        return False
-    finally:
-        for file in (source, target):
-            file.unlink(missing_ok=True)
-    return True
 
 
 _SCRATCH = re.compile(r"\.tmp-[0-9a-f]{32}")

@@ -137,8 +137,8 @@ class TrainConfig(TrainingSettings):
         options = " ".join(f"--set {name}={value}" for name, value in settings.items())
         entry = ", ".join(f"{name}: {value}" for name, value in settings.items())
         return (
-            f"For so few samples, add `{options}` to `lotlip-data train RUN --method {self.method}`, or write "
-            f"`{entry}` in the manifest's training."
+            f"For so few samples, run `lotlip-data train RUN --method {self.method} {options}`, with `--preset` and "
+            f"the other options as before, or write `{entry}` in the manifest's training."
         )
 
     def to_dict(self) -> dict[str, Any]:

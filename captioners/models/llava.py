@@ -3,6 +3,7 @@
 ShareGPT4V has LLaVA-1.5's architecture with a vision tower of its own. vLLM runs both as a whole.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class ShareGPT4V(Captioner):
             return []
         from lotlip_data.captioners.convert.sharegpt4v import convert
 
-        name = f"{config.model.strip('/').rpartition('/')[2]}-{(commit_of(folder) or 'local')[:12]}"
+        version = commit_of(folder) or hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
+        name = f"{Path(config.model).name}-{version[:12]}"
         target = Path(options.cache_dir).expanduser() / "converted" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         convert(str(folder), str(target))

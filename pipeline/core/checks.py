@@ -58,17 +58,21 @@ def check_gpus(subject: str, gpus: float) -> Check:
     """
     available = available_gpus() if gpus else None
     if available is None or gpus <= available:
-        return Check(subject, Level.OK, f"{gpus:g} GPUs")
+        return Check(subject, Level.OK, _gpu_count(gpus))
     driver = check_gpu_driver()
     if driver.level is not Level.OK:  # why there are fewer
-        return Check(subject, Level.ERROR, f"asks for {gpus:g} GPUs; {driver.finding}", driver.fix)
+        return Check(subject, Level.ERROR, f"asks for {_gpu_count(gpus)}; {driver.finding}", driver.fix)
     return Check(
         subject,
         Level.ERROR,
-        f"asks for {gpus:g} GPUs, and this machine has {available:g}",
-        "ask for at most these, or set RAY_ADDRESS to a cluster that has more; if the machine has more GPUs, see "
+        f"asks for {_gpu_count(gpus)}, and this machine has {available:g}",
+        "ask for no more than that, or set RAY_ADDRESS to a cluster that has more; if the machine has more GPUs, see "
         "whether torch.cuda.is_available() and CUDA_VISIBLE_DEVICES show them",
     )
+
+
+def _gpu_count(gpus: float) -> str:
+    return f"{gpus:g} {'GPU' if gpus == 1 else 'GPUs'}"
 
 
 def check_ray() -> Check:
@@ -84,7 +88,7 @@ def check_ray() -> Check:
     except OSError as error:
         fix = "start the cluster, correct RAY_ADDRESS, or unset it to use this machine alone"
         return Check("Ray", Level.ERROR, f"no cluster answers at RAY_ADDRESS={address} ({error})", fix)
-    return Check("Ray", Level.OK, address or "started on this machine")
+    return Check("Ray", Level.OK, address or "no RAY_ADDRESS, so stages start Ray on this machine")
 
 
 def check_hub() -> Check:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from lotlip_data.manifests import wording
 from lotlip_data.manifests.formats.schema import SUCCESS
 
 if TYPE_CHECKING:
@@ -160,8 +161,8 @@ class Failures:
     def to_dict(self) -> dict[str, Any]:
         """`reasons`: count per reason, most frequent first. `hosts`: the worst hosts, with counts per reason."""
         return {
-            "reasons": dict(self.reasons.most_common()),
-            "hosts": {host: dict(self.hosts[host].most_common()) for host in self._worst_hosts(MAX_HOSTS_SHOWN)},
+            "reasons": _ranked(self.reasons),
+            "hosts": {host: _ranked(self.hosts[host]) for host in self._worst_hosts(MAX_HOSTS_SHOWN)},
         }
 
 
@@ -169,7 +170,7 @@ def format_text(figures: Mapping[str, Any]) -> list[str]:
     """Format `Failures.to_dict()` as lines of text. Returns no line if nothing failed."""
     if not figures["reasons"]:
         return []
-    lines = [f"{sum(figures['reasons'].values()):,} images failed to download:"]
+    lines = [f"{wording.count(sum(figures['reasons'].values()), 'image')} failed to download:"]
     for reason, count in figures["reasons"].items():
         lines.append(f"  {count:>11,}  {reason}{_hint(reason)}")
     lines.append("hosts with the most failures:")
@@ -183,6 +184,11 @@ def _hint(reason: str) -> str:
     if reason == NOT_ALLOWED:
         return " (private address; if the host is yours, add it to `download.allow_hosts` and use --retry-failed)"
     return " (transient: use --retry-failed)" if is_transient(reason) else ""
+
+
+def _ranked(counts: Counter[str]) -> dict[str, int]:
+    """The largest count first; equal counts by name, so that two calls say the same."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _without(counts: Mapping[str, int], excluded: Collection[str]) -> dict[str, int]:

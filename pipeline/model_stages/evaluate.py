@@ -22,7 +22,7 @@ from lotlip_data.pipeline.core.findings import require
 from lotlip_data.pipeline.core.logs import log_prefix
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
-from lotlip_data.training.evaluation.models import NAME_PREFIXES, load_embedder
+from lotlip_data.training.evaluation.models import NAME_PREFIXES, load_embedder, missing_open_clip_weights
 from lotlip_data.training.evaluation.report import tables
 from lotlip_data.training.evaluation.tasks.base import ImageClasses, ImageTexts, Task, is_partial, read_task
 from lotlip_data.training.evaluation.tasks.custom import custom_task
@@ -91,6 +91,7 @@ def evaluate_model(model: str, out: str, device: str | None = None, name: str | 
     """
     from lotlip_data.synthetic import eval_sets
 
+    _check_model(model)
     return evaluate_zero_shot(
         load_embedder(model, device),
         out,
@@ -133,8 +134,7 @@ def evaluate_tasks(
     folders = [_parse_task(argument, data) for argument in tasks]
     if len({task.name for task, _ in folders}) < len(folders):
         raise UserError("a task is named twice; name each task once")
-    if model.startswith("clip:"):  # before the images of the tasks are read
-        require([check_model("model", model.removeprefix("clip:"))])
+    _check_model(model)  # before the images of the tasks are read
     task_images: list[TaskImages] = []
     descriptions: dict[str, dict[str, Any]] = {}
     for task, folder in folders:
@@ -196,6 +196,15 @@ def resolve_model_name(model: str) -> str:
     if not name.startswith(NAME_PREFIXES):
         reject_training_folder(name)
     return name
+
+
+def _check_model(model: str) -> None:
+    """Raises UserError if a model of the hub cannot be had, or open_clip knows no such model."""
+    kind, _, name = model.partition(":")
+    if kind == "clip":
+        require([check_model("model", name)])
+    elif kind == "open_clip" and (weights := missing_open_clip_weights(name)):
+        require([check_model(f"model {model}", weights)])
 
 
 def _parse_task(argument: str, data: str) -> tuple[Task, str]:

@@ -10,7 +10,7 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import PAPER_TOWER
-from lotlip_data.pipeline.core.checks import check_gpus
+from lotlip_data.pipeline.core.checks import check_gpus, check_model
 from lotlip_data.pipeline.core.findings import require
 from lotlip_data.pipeline.core.outcome import Outcome, one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
@@ -46,6 +46,10 @@ def compute_features(run: Run, tower: str, image_size: int | None, gpus: float) 
     Raises:
         UserError: The run has no dataset, or the tower cannot be loaded.
     """
+    from lotlip_data.training.data.dataset import open_dataset
+
+    open_dataset(run.url)  # before the hub is asked for the tower
+    require([check_model("image tower", tower)])
     cache = _open_cache(run.url, tower, image_size)
     missing = cache.missing()
     summary = FeaturesSummary(cache.shards - len(missing))

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import SUMMARY_LINE, Progress, Snapshot, progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import TrainingEntry, Workers
+from lotlip_data.pipeline.core.checks import check_model
+from lotlip_data.pipeline.core.findings import Check, require
 from lotlip_data.pipeline.core.logs import log_prefix
 from lotlip_data.pipeline.core.outcome import Outcome, one_line
 
@@ -47,6 +49,18 @@ def check_trainings(entries: Sequence[TrainingEntry], where: str) -> None:
     names = [entry.folder for entry in entries]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{where}: `train`: {', '.join(repeated)} is named twice; give one of them another `name`")
+
+
+def towers(entries: Iterable[TrainingEntry]) -> list[tuple[str, str]]:
+    """What each tower of the trainings is, and its model, each pair once."""
+    configs = [training_config(entry) for entry in entries]
+    pairs = {("image tower", config.image_tower) for config in configs}
+    return sorted(pairs | {("text tower", config.text_tower) for config in configs})
+
+
+def check_towers(entries: Iterable[TrainingEntry]) -> list[Check]:
+    """Whether the towers of the trainings can be had. It asks the hub once per tower, and loads none."""
+    return [check_model(subject, model) for subject, model in towers(entries)]
 
 
 def train(
@@ -90,11 +104,14 @@ def _train_all(
     import torch
 
     from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
+    from lotlip_data.training.data.dataset import open_dataset
 
     fit = partial(_fit, run, resume, workers)
     finished = [entry for entry in entries if storage.exists(run.training_done(entry.folder))]
     unfinished = [entry for entry in entries if entry not in finished]
     if unfinished:
+        open_dataset(run.url)  # before the hub is asked
+        require(check_towers(unfinished))
         storage.check_writable(run.trainings)
     is_distributed = workers or any(entry.ray for entry in entries) or os.environ.get("WORLD_SIZE", "1") != "1"
     if len(unfinished) <= 1 or is_distributed or torch.cuda.is_available():

@@ -14,7 +14,8 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import waiting_for
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_on_every_node
-from lotlip_data.pipeline.readiness.manifest_checks import captioner_jobs, towers
+from lotlip_data.pipeline.model_stages.train import towers
+from lotlip_data.pipeline.readiness.manifest_checks import captioner_jobs
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 
 logger = logging.getLogger(__name__)

@@ -3,18 +3,16 @@
 `lotlip-data run` calls `check_models` before the download, and `lotlip-data doctor` all of them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.manifests.settings.training import TrainingEntry
-from lotlip_data.pipeline.core.checks import check_model
 from lotlip_data.pipeline.core.findings import Check, Level
 from lotlip_data.pipeline.core.ledger import captioned_shards
 from lotlip_data.pipeline.core.outcome import one_line
-from lotlip_data.pipeline.model_stages.train import training_config
+from lotlip_data.pipeline.model_stages.train import check_towers
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_per_actor, resolve_captioners
 from lotlip_data.pipeline.recaptioning.job_checks import check_jobs
 from lotlip_data.pipeline.url_lists.files import files_of
@@ -33,7 +31,7 @@ def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
     jobs = [job for job in jobs if run is None or not captioned_shards(run, job.config.name)]
     yield from check_jobs(jobs)
     entries = [entry for entry in manifest.train if run is None or not storage.exists(run.training_done(entry.folder))]
-    yield from (check_model(subject, model) for subject, model in towers(entries))
+    yield from check_towers(entries)
 
 
 def check_lists(manifest: Manifest) -> Iterator[Check]:
@@ -63,10 +61,3 @@ def check_node(jobs: Sequence[CaptionerJob], node_gpus: float, cluster_gpus: flo
 def captioner_jobs(manifest: Manifest) -> list[CaptionerJob]:
     """The captioners of a manifest; none where all captions are imported."""
     return resolve_captioners(manifest.captioners) if manifest.captioners else []
-
-
-def towers(entries: Iterable[TrainingEntry]) -> list[tuple[str, str]]:
-    """What each tower of the trainings is, and its model, each pair once."""
-    configs = [training_config(entry) for entry in entries]
-    pairs = {("image tower", config.image_tower) for config in configs}
-    return sorted(pairs | {("text tower", config.text_tower) for config in configs})

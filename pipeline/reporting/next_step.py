@@ -1,12 +1,14 @@
 """What of a run no longer fits its input, and the next command to run."""
 
 import shlex
+from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats.dataset_index import SPLITS, read_dataset_summary, read_index
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
+from lotlip_data.manifests.settings.dataset import CleanSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC
 from lotlip_data.manifests.wording import count, plural
 from lotlip_data.pipeline.dataset.metadata import recipe_changes
@@ -57,10 +59,22 @@ def _dataset_changes(run: Run, manifest: Manifest, status: RunStatus) -> list[st
     if replaced := [name for name, id in known.items() if recipe.captioners.get(name, id) != id]:
         lines.append(f"captions by {', '.join(replaced)} were made again with other settings")
     lines += [change for change in recipe_changes(summary, recipe) if not change.startswith("captioners was")]
+    lines += _comparison_changes(summary["manifest"].get("clean", {}), manifest.clean)
     if missing := status["images"] - summary["fetched"]:
         text = f"{count(missing, 'downloaded image')} {plural(missing, 'is')} not in it"
         lines.append(text if missing > 0 else f"it has {count(-missing, 'image')} that the run no longer has")
     return lines or _newer_inputs(run, list(recipe.captioners))
+
+
+def _comparison_changes(built: dict[str, Any], clean: CleanSettings) -> list[str]:
+    """The settings that leave out images because of other images, where they differ from those of the build."""
+    now = clean.model_dump(mode="json")
+    names = ["duplicates", "near_duplicates", "evaluation_sets"]
+    if built.get("near_duplicates") is not None and clean.near_duplicates is not None:
+        names.append("keep")
+    if built.get("evaluation_sets") and clean.evaluation_sets:
+        names.append("evaluation_distance")
+    return [f"{name} was {built[name]}, is {now[name]}" for name in names if name in built and built[name] != now[name]]
 
 
 def _newer_inputs(run: Run, captioners: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lotlip_data.pipeline.url_lists.rows import (
     LINE_TOO_LONG,
     MAX_LINE_CHARACTERS,
+    NO_TEXTS_HINT,
     BadRow,
     ListError,
     Reject,
@@ -23,7 +24,6 @@ from lotlip_data.pipeline.url_lists.text_lines import Line, LongLine
 
 NO_HEADER_HINT = ". If its first row is not a header, name the columns in `columns`"
 BARE_HINT = ". If it is a list of bare URLs, set `format: txt`"
-NO_TEXTS_HINT = ". If the list has no texts, set `text: null`"
 
 csv.field_size_limit(MAX_LINE_CHARACTERS)  # of the whole process: the module has no other limit
 

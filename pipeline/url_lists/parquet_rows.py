@@ -19,6 +19,7 @@ from lotlip_data.pipeline.url_lists.rows import (
     BATCH_ROWS,
     CHUNK_BYTES,
     MAX_LINE_CHARACTERS,
+    NO_TEXTS_HINT,
     BadRow,
     Chunk,
     Columns,
@@ -79,7 +80,7 @@ def parquet_chunks(
 
 
 def _check_types(schema: pa.Schema, columns: Columns, file: str) -> None:
-    positions(columns.names, schema.names, file, ". If the list has no texts, set `text: null`")
+    positions(columns.names, schema.names, file, NO_TEXTS_HINT)
     for name in columns.names:
         kind = schema.field(name).type
         if name in columns.values and not is_value_type(kind):

@@ -18,6 +18,9 @@ MAX_LINE_CHARACTERS = 1 << 20
 """A longer line, row of a CSV, or cell of a Parquet file (in bytes) makes its row unusable."""
 LINE_TOO_LONG = "line too long"
 """The reason of a row whose line is longer."""
+NO_TEXTS_HINT = (
+    ". Name other columns in `url`, `text` or `filter` of this source. If the list has no texts, set `text: null`"
+)
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 

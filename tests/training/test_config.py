@@ -35,6 +35,11 @@ def test_the_error_names_the_setting_and_the_fix(settings, message):
         make_config(**{"image_tower": "x", **settings})
 
 
+def test_the_proposed_command_keeps_the_preset_in_mind():
+    with pytest.raises(ConfigError, match="with `--preset` and the other options as before"):
+        make_config(preset="demo").steps(28)
+
+
 def test_steps_are_full_batches_of_all_epochs_together():
     config = make_config(image_tower="x", batch=64, epochs=3, warm_up=2)
     assert config.steps(100) == 300 // 64

@@ -10,6 +10,7 @@ clip:openai/clip-vit-base-patch16     a CLIPModel of transformers: a hub id or a
 Shapes: N images or texts, D feature dimensions.
 """
 
+import difflib
 import hashlib
 import json
 import logging
@@ -120,12 +121,7 @@ class OpenClipModel:
     text_form: TextForm = "authors"
 
     def __init__(self, name: str, device: str) -> None:
-        try:
-            import open_clip
-        except ImportError:
-            raise UserError(
-                f"open_clip:{name}: open_clip is not installed; pip install open-clip-torch==3.3.0"
-            ) from None
+        open_clip = _import_open_clip(name)
         model, weights = (name, None) if name.startswith(("hf-hub:", "local-dir:")) else _split_open_clip_name(name)
         with _damage_explained(f"open_clip:{name}"):
             quick_gelu = weights is not None and _needs_quick_gelu(model, weights)
@@ -235,6 +231,46 @@ def _embed_in_batches(items: Iterable[Any], embed: Callable[[list[Any]], Tensor]
 
     features = list(batches())
     return torch.cat(features) if features else torch.zeros(0, 1)
+
+
+def missing_open_clip_weights(name: str) -> str | None:
+    """The hub id of the weights that open_clip downloads for a model; None if they are on this machine.
+
+    Raises:
+        UserError: open_clip knows no such model or no such weights of it, or is not installed.
+    """
+    open_clip = _import_open_clip(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    if name.startswith("local-dir:"):
+        return None
+    files: tuple[str, ...]
+    if name.startswith("hf-hub:"):
+        files, repository = ("open_clip_config.json",), name.removeprefix("hf-hub:")
+    else:
+        model, weights = _split_open_clip_name(name)
+        if model not in (models := open_clip.list_models()):
+            nearest = difflib.get_close_matches(model, models, 3)
+            suggestion = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+            raise UserError(f"open_clip:{name}: open_clip has no model {model!r}{suggestion}")
+        tag = open_clip.get_pretrained_cfg(model, weights)
+        if not tag and not Path(weights).exists():
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+            raise UserError(
+                f"open_clip:{name}: {weights!r} is neither a file nor a tag of {model}; its tags are {tags}"
+            )
+        files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        repository = "/".join((tag or {}).get("hf_hub", "").split("/")[:2])
+    is_cached = any(isinstance(try_to_load_from_cache(repository, file), str) for file in files if repository)
+    return None if is_cached else repository or None
+
+
+def _import_open_clip(name: str) -> Any:
+    try:
+        import open_clip
+    except ImportError:
+        raise UserError(f"open_clip:{name}: open_clip is not installed; pip install open-clip-torch==3.3.0") from None
+    return open_clip
 
 
 def _split_open_clip_name(name: str) -> tuple[str, str]:

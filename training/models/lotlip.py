@@ -39,7 +39,7 @@ from lotlip_data.manifests.checkpoints.model_folder import (
 )
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.iteration import batched
-from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
+from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE, Run
 from lotlip_data.training.config import ConfigError, TrainConfig
 from lotlip_data.training.data.image_transforms import ImageTransform, load_transform
 from lotlip_data.training.data.tokenizer import EncodedTexts, TextTokenizer, load_tokenizer
@@ -182,10 +182,14 @@ def _build(config: ModelConfig, tokenizer: Any, url: str) -> LoTLIP:
 
 
 def reject_training_folder(url: str) -> None:
-    """Raise CheckpointError if `url` is the folder of a training, which is easily confused with its model folder."""
+    """Raise CheckpointError if `url` is no folder, or that of a run or a training, easily confused with its model."""
     names, model = storage.list_names(url), storage.join(url, TRAINED_MODEL)
     if WEIGHTS in names:
         return
+    if not names:
+        raise CheckpointError(f"{url}: there is no such folder, or it is empty")
+    if storage.exists(Run(url).manifest):
+        raise CheckpointError(f"{url}: is a run; give the folder of one of its models, {url}/train/NAME/model")
     if storage.exists(storage.join(model, CONFIG)):
         raise CheckpointError(f"{url}: is not a model, but its subfolder `model` is one; give {model}")
     if set(_TRAINING_FILES) & set(names):

@@ -56,7 +56,7 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch, asked: float, available: float | 
 def test_too_few_gpus_are_explained_by_the_state_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "available_gpus", lambda: 0)
     monkeypatch.setattr(checks, "check_gpu_driver", lambda: Check("GPUs", Level.ERROR, "old driver", "update it"))
-    assert str(check_gpus("features", 1)) == "features: asks for 1 GPUs; old driver; update it"
+    assert str(check_gpus("features", 1)) == "features: asks for 1 GPU; old driver; update it"
 
 
 def test_the_storage_of_a_run_is_tried_without_leaving_anything(tmp_path: Path) -> None:

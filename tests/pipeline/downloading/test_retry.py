@@ -356,3 +356,12 @@ def test_retried_failures_are_not_counted_in_their_first_shard() -> None:
     hosts = {"a": counts, "b": {"timeout": 1}}
     counted.add({"status_dict": {"success": 1} | counts, "failed_hosts": hosts}, {"timeout"})
     assert counted.to_dict() == {"reasons": {"http 404": 1}, "hosts": {"a": {"http 404": 1}}}
+
+
+def test_reasons_with_equal_counts_are_ordered_by_name() -> None:
+    counted = Failures()
+    for reasons in ({"truncated": 1, "http 404": 1}, {"timeout": 2}):
+        counted.add({"status_dict": reasons, "failed_hosts": {"a.example": reasons}})
+    figures = counted.to_dict()
+    assert list(figures["reasons"]) == ["timeout", "http 404", "truncated"] == list(figures["hosts"]["a.example"])
+    assert failures.format_text({"reasons": {"truncated": 1}, "hosts": {}})[0] == "1 image failed to download:"

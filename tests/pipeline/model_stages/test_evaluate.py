@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import huggingface_hub.constants
 import pytest
 from typer.testing import CliRunner
 
@@ -219,6 +220,11 @@ def test_a_file_without_evaluation_results_is_refused(tmp_path):
     assert result.exit_code == 2 and "Name a JSON file that `lotlip-data eval` wrote" in result.output
 
 
+def test_a_missing_file_of_results_is_named():
+    result = CliRunner().invoke(app, ["eval-tables", "/no/such.json"])
+    assert result.exit_code == 2 and "/no/such.json: there is no such file; name a JSON file" in result.output
+
+
 def _evaluation(share, tasks, **settings):
     recalls = {way: {f"R@{k}": share for k in (1, 5, 10)} for way in ("t2i", "i2t")}
     scores = {**recalls, "images": 2, "texts": 2, "cut": 0.25, "cut_tokens": 0.1, "damaged": []}
@@ -356,6 +362,30 @@ def test_results_that_name_the_model_by_its_path_are_reused(data, published, mod
     assert again.exit_code == 0 and "already evaluated" in again.output, again.output
 
 
-def test_a_model_that_does_not_exist_is_named_before_the_images_of_a_task_are_read(tmp_path):
-    with pytest.raises(UserError, match="model: /no/such/clip: there is no such folder"):
-        evaluation.evaluate_tasks("clip:/no/such/clip", ["iiw"], str(tmp_path), None)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("clip:/no/such/clip", "model: /no/such/clip: there is no such folder"),
+        ("/no/such/model", "/no/such/model: there is no such folder, or it is empty"),
+        ("open_clip:ViT-B16/openai", "open_clip has no model 'ViT-B16'; did you mean ViT-B-16"),
+        ("open_clip:ViT-B-16/opena", "'opena' is neither a file nor a tag of ViT-B-16; its tags are openai, "),
+        ("open_clip:ViT-B-16/openai", "timm/vit_base_patch16_clip_224.openai: .* the hub .* cannot be reached"),
+        ("open_clip:hf-hub:someone/clip", "someone/clip: .* the hub .* cannot be reached"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_named_before_the_images_of_a_task_are_read(
+    name, message, tmp_path, monkeypatch, caplog
+):
+    if name.startswith("open_clip:"):
+        pytest.importorskip("open_clip")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(UserError, match=message):
+        evaluation.evaluate_tasks(name, ["iiw"], str(tmp_path), None)
+    assert "Retrying" not in caplog.text
+
+
+def test_a_run_in_place_of_its_model_is_told(tmp_path):
+    (tmp_path / "manifest.yaml").write_text("name: mine")
+    with pytest.raises(UserError, match=r"is a run; give the folder of one of its models, .*/train/NAME/model"):
+        evaluation.evaluate_tasks(str(tmp_path), ["iiw"], str(tmp_path), None)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,6 +24,8 @@ from lotlip_data.pipeline.core.findings import Level
 from lotlip_data.pipeline.core.ledger import captioned_shards
 from lotlip_data.pipeline.readiness import fetch
 from lotlip_data.pipeline.readiness.fetch import Need, files_to_download, pinned
+from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+from tests.captioners.convert import tiny_sharegpt4v
 from tests.pipeline import run_fixture
 from tests.support.fake_hub import FakeHub, fake_hub
 
@@ -145,3 +148,26 @@ def test_a_run_uses_the_fetched_commit_and_asks_no_hub(tmp_path: Path, monkeypat
         assert running.requests == []
     assert json.loads(storage.read_bytes(fake.run.model_revision("mine")))["revision"] == COMMIT
     assert captioned_shards(fake.run, "mine")
+
+
+def needs(folder: Path, **entry: Any) -> Need:
+    """What one captioner needs, with a cache of its own in `folder`."""
+    pool = {"engine": entry.pop("engine", "auto"), "engine_options": {"cache_dir": str(folder / "cache")}}
+    (job,) = resolve_captioners([{**entry, "pool": pool}])
+    return Need("captioner", job.config.model, None, job)
+
+
+def test_the_published_layout_of_sharegpt4v_is_converted_and_the_model_to_set_is_named(tmp_path: Path) -> None:
+    published = tiny_sharegpt4v.write(tmp_path / "published")
+    fetched = fetch.fetch(needs(tmp_path, preset="sharegpt4v", model=str(published)))
+    (converted,) = (tmp_path / "cache" / "converted").iterdir()
+    assert fetched.notes == (f"converted; set `model: {converted}` of this captioner",)
+    assert check_captioner(CaptionerConfig(name="x", kind="sharegpt4v", model=str(converted))).level is Level.OK
+
+
+def test_the_language_model_of_instructblip_is_exported_where_vllm_runs_it(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    assert fetch.fetch(needs(tmp_path, preset="tiny-instructblip", engine="transformers")).notes == ()
+    fetched = fetch.fetch(needs(tmp_path, preset="tiny-instructblip", engine="vllm"))
+    (exported,) = (tmp_path / "cache" / "language_models").iterdir()
+    assert fetched.notes == (f"its language model is exported for vLLM: {exported}",)

@@ -89,6 +89,21 @@ def test_a_dataset_built_with_other_settings_or_images_is_stale(tmp_path: Path, 
     assert ("dataset", "1 downloaded image is not in it") in stale_of(run)
 
 
+def test_a_dataset_built_before_images_were_compared_is_stale_until_shard_compares_them(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    run = make_run(tmp_path / "run")
+    shard(MANIFEST, run)
+    compared = MANIFEST.replace(clean={"near_duplicates": 4})
+    assert stale_of(run, compared) == [("dataset", "near_duplicates was None, is 4")]
+    assert next_of(run, compared) == "shard"
+    shard(compared, run)
+    assert stale_of(run, compared) == []
+    kept_first = MANIFEST.replace(clean={"near_duplicates": 4, "keep": "first"})
+    assert stale_of(run, kept_first) == [("dataset", "keep was largest, is first")]
+    assert stale_of(run, MANIFEST.replace(clean={"near_duplicates": 4, "evaluation_distance": 2})) == []  # no set
+
+
 def test_a_damaged_dataset_is_named_and_the_status_is_shown_all_the_same(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     storage.create(run.dataset, b"{")
