@@ -156,6 +156,15 @@ def load(path: str) -> Manifest:
     return with_absolute_paths(parse(text, path), storage.normalise(path).rpartition("/")[0])
 
 
+def _describe_syntax_error(error: yaml.YAMLError) -> str:
+    """Line, column and problem, and for a tab, which is the usual one, the fix."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    fix = "; indent with spaces, not with tabs" if "'\\t'" in (error.problem or "") else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}{fix}"
+
+
 def parse(text: str, where: str) -> Manifest:
     """Validate the manifest in a YAML text.
 
@@ -169,7 +178,7 @@ def parse(text: str, where: str) -> Manifest:
     try:
         content = yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise ManifestError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+        raise ManifestError(f"{where}: not YAML: {_describe_syntax_error(error)}") from None
     except RecursionError:
         raise ManifestError(f"{where}: nested more than {MAX_DEPTH} deep") from None
     except (ValueError, OverflowError) as error:  # a repeated key, an impossible date, or a number of 5,000 digits

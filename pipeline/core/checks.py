@@ -88,7 +88,7 @@ def check_ray() -> Check:
     except OSError as error:
         fix = "start the cluster, correct RAY_ADDRESS, or unset it to use this machine alone"
         return Check("Ray", Level.ERROR, f"no cluster answers at RAY_ADDRESS={address} ({error})", fix)
-    return Check("Ray", Level.OK, address or "started on this machine")
+    return Check("Ray", Level.OK, address or "no RAY_ADDRESS, so stages start Ray on this machine")
 
 
 def check_hub() -> Check:

@@ -115,7 +115,9 @@ def recipe_changes(summary: dict[str, Any], recipe: Recipe) -> list[str]:
     new = json.loads(json.dumps({"captioners": recipe.captioners} | dataclasses.asdict(recipe.rules)))
     old = {"captioners": summary["captioners"]} | summary["rules"]
     if list(new["captioners"].items()) != list(old["captioners"].items()):
-        new["captioners"], old["captioners"] = (", ".join(side["captioners"].values()) for side in (new, old))
+        same_names = list(new["captioners"]) == list(old["captioners"])  # then only the ids differ
+        for side in (new, old):
+            side["captioners"] = ", ".join(side["captioners"].values() if same_names else side["captioners"])
     return [f"{name} was {old.get(name)}, is {value}" for name, value in new.items() if value != old.get(name)]
 
 

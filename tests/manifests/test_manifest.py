@@ -51,7 +51,9 @@ def test_a_dumped_manifest_reads_back_equal() -> None:
     [
         ("name: x", "m.yaml: `sources`: is missing"),
         ("- a list", "m.yaml: a manifest is a mapping with at least `name` and `sources`"),
-        ("name: [", "m.yaml: not YAML: "),
+        ("name: [", "m.yaml: not YAML: line 1, column 8: "),
+        ("name: x\nsources:\n\t- {name: y}", "m.yaml: not YAML: line 3, column 1: found character '\\t' that"),
+        ("name: x\nsources:\n\t- {name: y}", "; indent with spaces, not with tabs"),
         ("", "m.yaml: a manifest is a mapping"),
         (SIX_LINES + "sede: 1", "m.yaml: `sede`: there is no such setting"),
         (

@@ -146,6 +146,8 @@ def read_results(url: str) -> dict[str, Any]:
     """
     try:
         return dict(artifacts.read_json(url, "Name a JSON file that `lotlip-data eval` wrote.", _Results))
+    except FileNotFoundError:
+        raise UserError(f"{url}: there is no such file; name a JSON file that `lotlip-data eval` wrote") from None
     except OSError as error:
         raise UserError(f"{url}: no results of an evaluation can be read ({error})") from error
 

@@ -220,6 +220,11 @@ def test_a_file_without_evaluation_results_is_refused(tmp_path):
     assert result.exit_code == 2 and "Name a JSON file that `lotlip-data eval` wrote" in result.output
 
 
+def test_a_missing_file_of_results_is_named():
+    result = CliRunner().invoke(app, ["eval-tables", "/no/such.json"])
+    assert result.exit_code == 2 and "/no/such.json: there is no such file; name a JSON file" in result.output
+
+
 def _evaluation(share, tasks, **settings):
     recalls = {way: {f"R@{k}": share for k in (1, 5, 10)} for way in ("t2i", "i2t")}
     scores = {**recalls, "images": 2, "texts": 2, "cut": 0.25, "cut_tokens": 0.1, "damaged": []}

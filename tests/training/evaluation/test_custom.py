@@ -111,11 +111,13 @@ def test_a_malformed_table_is_an_error_that_names_the_line(tmp_path, content, me
 
 def test_a_folder_without_a_set_is_an_error_that_says_what_a_set_is(tmp_path):
     write_images(tmp_path / "images")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "one.csv").write_text("x")
     (tmp_path / "two.csv").write_text("x")
     for folder, message in (
         ("images", "has neither text files nor a table"),
-        ("nothing", "has no images"),
+        ("nothing", "nothing: there is no such folder"),
+        ("empty", "empty: has no images"),
         ("", "has 2 tables (one.csv, two.csv)"),
         ("three.csv", "there is no such file"),
     ):

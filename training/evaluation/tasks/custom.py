@@ -88,8 +88,9 @@ def _read_files(folder: Folder) -> list[Record]:
     images = {path.rpartition(".")[0]: path for path in paths if path.lower().endswith(IMAGE_EXTENSIONS)}
     texts = {path.rpartition(".")[0] for path in paths if path.lower().endswith(".txt")}
     if not images or not texts:
-        missing = "no images" if not images else "neither text files nor a table"
-        raise TaskDataError(f"{folder.url}: has {missing}\n{WHERE}")
+        missing = "has no images" if not images else "has neither text files nor a table"
+        finding = missing if paths or storage.is_folder(folder.url) else "there is no such folder"
+        raise TaskDataError(f"{folder.url}: {finding}\n{WHERE}")
     records = []
     for stem in sorted(images.keys() | texts):
         candidates = (images[stem],) if stem in images else tuple(stem + ending for ending in IMAGE_EXTENSIONS)
