@@ -16,7 +16,7 @@ A scale of the LoTLIP paper needs the files of its sources' lists (`lotlip-data 
     files:
       cc3m: [Train_GCC-training.tsv]
 
-A run has its own copy, `RUN/manifest.yaml`, with every setting spelled out. All stages read their settings there, so
+A run has its own copy, `RUN/manifest.yaml`, with most defaults written out. All stages read their settings there, so
 that is the place to edit them. The settings that decide which images a run holds cannot change.
 """
 
