@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotlip_data.training.loss import lotlip_loss
-from lotlip_data.training.models.towers import TextSettings, TwoTowers, build
+from lotlip_data.training.models.towers import TwoTowers, build
 from lotlip_data.training.packing import embed_packed, pack_texts
 
 CONTEXT, CORNERS, PIXELS, PATCH = 128, 2, 224, 16  # tokens, tokens, pixels, pixels
@@ -63,7 +63,8 @@ def make_towers(layers: int, dropout: float) -> TwoTowers:
     torch.manual_seed(0)
     bert = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "num_hidden_layers": layers}
     vit = {"image_size": PIXELS, "patch_size": PATCH, "num_hidden_layers": layers}
-    towers = build({"model_type": "vit", **vit}, {"model_type": "bert", **bert}, TextSettings(CORNERS))
+    description = {"image": {"model_type": "vit", **vit}, "text": {"model_type": "bert", **bert}}
+    towers = build(description | {"corner_tokens": CORNERS, "mask": True})
     towers.image.requires_grad_(False).eval()
     towers.text.train()
     return towers

@@ -70,7 +70,7 @@ def test_a_killed_driver_loses_no_commit_and_the_next_one_gives_the_texts_of_a_c
     assert len({row["uid"] for row in captions(killed)}) == len(captions(killed)) == SHARDS * IMAGES
 
     third = subprocess.run([*COMMAND, killed.url, "-c", CAPTIONER], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    assert (third.returncode, third.stdout) == (0, "recaption: nothing to do, all of it is done\n")
+    assert third.returncode == 0 and third.stdout.startswith("recaption: nothing to do, all of it is done\nnext: ")
 
 
 @pytest.mark.slow

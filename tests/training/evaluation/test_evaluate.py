@@ -39,6 +39,7 @@ def test_results_are_committed_and_not_computed_again(model, tmp_path):
     assert results["classification"]["colour-shape"]["classes"] == 64
     with captured_messages() as second:
         assert evaluate_zero_shot(model, str(out), **sets) == results
+    first = [line for line in first if not line.endswith(" left")]  # progress, which depends on the machine's load
     assert second == [f"{out}: already evaluated; nothing to do", *first]
     t2i, cut = (results["retrieval"]["long"][name] for name in ("t2i", "cut_tokens"))
     assert first[0].startswith(f"long: text to image R@1 {t2i['R@1']:.1%}, image to text R@1 ")
