@@ -64,7 +64,7 @@ def test_a_second_signal_ends_the_winding_down() -> None:
 @pytest.mark.parametrize("redirection", [">/dev/full", "2>/dev/full >/dev/full", ">&-", ">&- 2>&-", "| head -1"])
 def test_output_that_cannot_be_written_does_not_end_the_command(tmp_path: Path, redirection: str) -> None:
     (tmp_path / "command.py").write_text(COMMAND)
-    line = f"{sys.executable} command.py done {redirection}; echo ${{PIPESTATUS[0]}} >code"
+    line = f"'{sys.executable}' command.py done {redirection}; echo ${{PIPESTATUS[0]}} >code"
     errors = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=True).stderr
     assert (tmp_path / "done").read_text() == "done"
     assert (tmp_path / "code").read_text() == "0\n"
@@ -73,7 +73,7 @@ def test_output_that_cannot_be_written_does_not_end_the_command(tmp_path: Path, 
 
 def test_a_closed_stream_gives_its_number_to_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "command.py").write_text(COMMAND)
-    subprocess.run(["bash", "-c", f"{sys.executable} {tmp_path}/command.py {tmp_path}/done >&-"], check=True)
+    subprocess.run(["bash", "-c", f"'{sys.executable}' {tmp_path}/command.py {tmp_path}/done >&-"], check=True)
     assert (tmp_path / "done").read_text() == "done"  # and not the lines of the command
 
 

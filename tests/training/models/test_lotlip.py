@@ -43,6 +43,7 @@ def test_the_error_for_an_unfinished_training_says_so(tmp_path, name):
     ],
 )
 def test_the_error_for_any_other_folder_does_not_call_it_a_training(tmp_path, content, message):
+    (tmp_path / "other.txt").write_text("")
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=message) as error:
