@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineOptions, ModelSpec
@@ -111,8 +112,8 @@ def export_language_model(source: str, load_options: dict[str, Any], cache_dir: 
     """Export the language model of an InstructBLIP checkpoint as a stock checkpoint, unless that has been done.
 
     The same checkpoint maps to the same folder, a changed one to another. Weights are copied from memory-mapped files,
-    so memory does not grow with their size. The folder appears as a whole, so several actors of a machine may call this
-    at once.
+    so memory does not grow with their size. Several actors of a machine may call this at once: one of them writes the
+    tens of gigabytes, and the others wait. What a killed process left is removed.
 
     Args:
         source: Local folder or hub id.
@@ -125,9 +126,19 @@ def export_language_model(source: str, load_options: dict[str, Any], cache_dir: 
     checkpoint = _fetch(source, load_options)
     files = weight_files(checkpoint)
     target = Path(cache_dir).expanduser() / "language_models" / _content_key(checkpoint, files)
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    locks = target.parent.with_name("locks")
+    for folder in (target.parent, locks):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{target.name}.lock"):  # held by a living process only
+        if not target.is_dir():
+            _export(checkpoint, files, target)
+    return target
+
+
+def _export(checkpoint: Path, files: list[Path], target: Path) -> None:
+    """Write the language model to the folder `target`, which appears as a whole. The caller holds the folder's lock."""
+    for killed in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(killed, ignore_errors=True)
     unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         config = _text_config(checkpoint)
@@ -135,12 +146,8 @@ def export_language_model(source: str, load_options: dict[str, Any], cache_dir: 
         config.save_pretrained(unfinished)
         unfinished.chmod(0o755)
         unfinished.rename(target)
-    except OSError:
-        if not target.is_dir():  # else another actor has finished first
-            raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return target
 
 
 def stock_name(name: str) -> str | None:

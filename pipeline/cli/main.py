@@ -47,7 +47,17 @@ def options(
 
 
 FULL_INSTALL = frozenset(
-    {"cv2", "imagehash", "img2dataset", "pandas", "ray", "safetensors", "scipy", "sentencepiece", "tensorboardX"}
+    {
+        "cv2",
+        "imagehash",
+        "img2dataset",
+        "pandas",
+        "ray",
+        "safetensors",
+        "scipy",
+        "sentencepiece",
+        "tensorboardX",
+    }
     | {"torch", "transformers", "webdataset"}
 )
 """Modules that the extra `full` of pyproject.toml installs and a plain install does not."""

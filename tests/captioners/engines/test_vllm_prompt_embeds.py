@@ -58,12 +58,29 @@ def test_the_export_is_made_once_and_again_when_the_checkpoint_changes(checkpoin
     assert export_language_model(str(checkpoint), LOCAL, cache) != folder
 
 
-def test_concurrent_exports_give_one_complete_folder(checkpoint, tmp_path):
+def test_concurrent_exports_write_once_and_give_one_complete_folder(checkpoint, tmp_path, monkeypatch):
+    cache, writes, write = str(tmp_path / "cache"), [], vllm_prompt_embeds.write_weights
+
+    def count(*arguments, **settings):
+        writes.append(arguments)
+        return write(*arguments, **settings)
+
+    monkeypatch.setattr(vllm_prompt_embeds, "write_weights", count)
+    export_language_model(str(checkpoint), LOCAL, str(tmp_path / "alone"))
+    expected = len(writes)
     with ThreadPoolExecutor(8) as threads:
-        cache = str(tmp_path / "cache")
         folders = set(threads.map(lambda _: export_language_model(str(checkpoint), LOCAL, cache), range(8)))
-    assert len(folders) == 1
+    assert len(folders) == 1 and len(writes) == 2 * expected
     assert [path.name for path in Path(cache, "language_models").iterdir()] == [folders.pop().name]
+
+
+def test_what_a_killed_export_left_is_removed(checkpoint, tmp_path):
+    name = export_language_model(str(checkpoint), LOCAL, str(tmp_path / "alone")).name
+    left = tmp_path / "cache" / "language_models" / f".{name}-a1b2"
+    left.mkdir(parents=True)
+    (left / "model-00001.safetensors").write_bytes(b"half a file")
+    export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+    assert [path.name for path in left.parent.iterdir()] == [name]
 
 
 def test_a_failed_export_leaves_no_files(checkpoint, tmp_path, monkeypatch):
