@@ -27,6 +27,10 @@ class EngineDead(RuntimeError):
     """The engine has failed and every later call will fail too. The caller must replace it."""
 
 
+class BlankImageFailed(EngineDead):
+    """The engine has failed on an image, and then on a blank one, with errors that are not the device's."""
+
+
 class EngineUnreachable(EngineDead):
     """A remote engine does not answer. No image caused this failure."""
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from lotlip_data.captioners.base import CaptionError, EngineDead
+from lotlip_data.captioners.base import BlankImageFailed, CaptionError, EngineDead
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -122,8 +122,10 @@ class Batcher(Generic[Item, Result]):
         reason = f"{type(error).__name__}: {error}"
         try:
             self._run([self._blank()])
+        except torch.AcceleratorError as other:
+            raise EngineDead(str(other)) from other
         except Exception as other:
-            raise EngineDead(
+            raise BlankImageFailed(
                 f"{reason}; after that, a blank image fails too: {type(other).__name__}: {other}"
             ) from other
         return CaptionError(reason)

@@ -20,7 +20,15 @@ from typing import Any
 
 from PIL import Image
 
-from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, Engine, EngineDead, EngineUnreachable
+from lotlip_data.captioners.base import (
+    BlankImageFailed,
+    Caption,
+    CaptionerConfig,
+    CaptionError,
+    Engine,
+    EngineDead,
+    EngineUnreachable,
+)
 from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.digests import DigestMismatch
@@ -161,7 +169,7 @@ class CaptionWorker:
         for size in WARM_UP_SIZES:
             try:
                 await self._timed_caption(self.engine.prepare(Image.new("RGB", size, "grey")))
-            except CaptionError as error:
+            except (CaptionError, BlankImageFailed) as error:
                 raise CaptionerBroken(
                     f"captioner {self.config.name!r} cannot caption a plain image of {size[0]}×{size[1]} pixels: "
                     f"{' '.join(str(error).split())}. Check the files of {self.config.model}, such as "
