@@ -330,7 +330,7 @@ def test_the_failures_table_is_bounded_and_keeps_the_worst_host() -> None:
 def test_the_summary_of_a_run_keeps_the_sums_of_its_markers_and_not_the_markers(tmp_path: pathlib.Path) -> None:
     """Under 1 kB per shard. A marker with 100 failed hosts is about 4 kB, and more as Python objects.
 
-    Three thousand shards are added, since the peak varies by about 200 kB with the number of markers that are read ahead.
+    Three thousand shards are added: the peak varies by about 200 kB with the number of markers that are read ahead.
     """
     peaks = []
     for shards in (100, 3100):
