@@ -348,7 +348,7 @@ def check_writable(folder: str) -> None:
     probe = join(folder, f".tmp-{uuid.uuid4().hex}")
     try:
         replace(probe, bytes(_PROBE_BYTES if is_local(folder) else 1))
-        if not is_local(folder) and _is_overwritten(probe):
+        if not is_local(folder) and create(probe, b"again"):
             raise StorageError(
                 f"{folder}: this storage ignores conditional requests (If-None-Match), so a committed result could be "
                 "overwritten. Put the run on storage that honours them, such as Amazon S3, MinIO or a local disk."
@@ -376,13 +376,6 @@ def replacing(file: pathlib.Path) -> Iterator[pathlib.Path]:
         part.rename(file)
     finally:
         part.unlink(missing_ok=True)
-
-
-@writes
-def _is_overwritten(url: str) -> bool:
-    """Whether the storage creates an object again that exists."""
-    fs, path = _open_fs(url)
-    return _create_remotely(fs, path, lambda: fs.pipe_file(path, b"again", mode="create"))
 
 
 def _create_remotely(fs: Any, path: str, write: Callable[[], object]) -> bool:

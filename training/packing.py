@@ -55,6 +55,8 @@ class PackedTexts:
     """int64: the token ids that occur, once each."""
     inverse: np.ndarray
     """int64 [R, L]: the index of each token's id in `distinct_ids`."""
+    order: np.ndarray
+    """int64 [N]: where each text stands among the texts of the rows."""
     tokens: int
     """Tokens of the texts, without padding."""
 
@@ -72,7 +74,9 @@ def pack_texts(tower: TextTower, ids: Sequence[Sequence[int]]) -> PackedTexts:
         rows, width = [[text] for text in range(len(ids))], max(lengths)
     layout = _layout(ids, rows, width, tower.pad_id)
     distinct_ids, inverse = np.unique(layout.ids, return_inverse=True)
-    return PackedTexts(rows, layout, distinct_ids, inverse.reshape(layout.ids.shape), sum(lengths))
+    order = np.empty(len(ids), dtype=np.int64)
+    order[[text for row in rows for text in row]] = np.arange(len(ids))
+    return PackedTexts(rows, layout, distinct_ids, inverse.reshape(layout.ids.shape), order, sum(lengths))
 
 
 def embed_packed(tower: TextTower, texts: PackedTexts, chunks: int = 1) -> PackedFeatures:
@@ -102,9 +106,8 @@ def embed_packed(tower: TextTower, texts: PackedTexts, chunks: int = 1) -> Packe
         chunk_ids, indices, *placement = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
         inputs = (chunk_ids, F.embedding(indices, embeddings), *placement)
         features.append(checkpoint(tower, *inputs, use_reentrant=False) if chunks > 1 else tower(*inputs))
-    order = np.empty(len(texts), dtype=np.int64)
-    order[[text for row in rows for text in row]] = np.arange(len(texts))
-    return PackedFeatures(torch.cat(features)[torch.from_numpy(order).to(device)], texts.tokens, layout.ids.size)
+    in_order = torch.cat(features)[torch.from_numpy(texts.order).to(device)]
+    return PackedFeatures(in_order, texts.tokens, layout.ids.size)
 
 
 def pack_cheapest(lengths: Sequence[int], hidden: int) -> tuple[list[list[int]], int]:

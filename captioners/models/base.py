@@ -80,7 +80,7 @@ class Captioner:
         """
 
     def check_model(self, config: CaptionerConfig) -> None:
-        """Check without loading it that the captioner's model can be had and fits. A driver calls this.
+        """Check without loading it that the captioner's model is available and fits. A driver calls this.
 
         Raises as `check` does. A captioner that no class of transformers loads is not checked.
         """

@@ -1,4 +1,4 @@
-"""Finds out whether a model can be had, before anything slow starts, and says in one sentence why not.
+"""Finds out whether a model is available, before anything slow starts, and says in one sentence why not.
 
 This module imports neither torch nor transformers, so a driver can afford it.
 """
@@ -19,7 +19,7 @@ _CHECK_NETWORK = "check the network, the proxy and HF_ENDPOINT"
 
 
 class ModelUnavailable(UserError):
-    """A model cannot be had.
+    """A model is not available.
 
     Args:
         problem: The model's name and the reason.

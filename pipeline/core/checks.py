@@ -15,12 +15,13 @@ from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.core.findings import Check, Level
 from lotlip_data.pipeline.core.gpus import check_gpu_driver
+from lotlip_data.pipeline.core.machine import existing_path
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_cluster import CONNECT_SECONDS, available_gpus, cluster_address, split_address
 
 
 def check_captioner(config: CaptionerConfig, on_node: bool = False) -> Check:
-    """Whether the captioner's model can be had and has the layout of its kind. It reads config.json only.
+    """Whether the captioner's model is available and has the layout of its kind. It reads config.json only.
 
     Args:
         config: The captioner.
@@ -37,7 +38,7 @@ def check_captioner(config: CaptionerConfig, on_node: bool = False) -> Check:
 
 
 def check_model(subject: str, model: str, revision: str | None = None) -> Check:
-    """Whether a model, such as a tower, can be had.
+    """Whether a model, such as a tower, is available.
 
     Args:
         subject: What needs it, such as `image tower`.
@@ -111,7 +112,7 @@ def check_storage(subject: str, folder: str) -> Check:
     """
     try:
         if storage.is_local(folder):
-            folder = _existing_folder(folder)
+            folder = str(existing_path(Path(storage.normalise(folder))))
         probe = storage.join(folder, f".tmp-{uuid.uuid4().hex}")
         try:
             overwritten = storage.create(probe, b"1") and storage.create(probe, b"2")
@@ -130,12 +131,6 @@ def check_storage(subject: str, folder: str) -> Check:
 
 
 _STORAGE_FIX = "check the bucket, the credentials and AWS_ENDPOINT_URL"
-
-
-def _existing_folder(folder: str) -> str:
-    """The folder, or the nearest one above it that exists."""
-    path = Path(storage.normalise(folder))
-    return str(next(parent for parent in (path, *path.parents) if parent.exists()))
 
 
 def _unavailable(subject: str, error: hub.ModelUnavailable, on_node: bool = False) -> Check:

@@ -156,9 +156,7 @@ def check_folder(purpose: str, path: str, needed_gib: float) -> Check:
         needed_gib: Free space that is enough, in GiB.
     """
     folder, subject = Path(path).expanduser(), f"disk for {purpose}"
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    existing = existing_path(folder)
     if not existing.is_dir():
         return Check(subject, Level.ERROR, f"{existing} is a file", "remove it, or choose another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -171,6 +169,11 @@ def check_folder(purpose: str, path: str, needed_gib: float) -> Check:
     level = Level.ERROR if free < FULL_GIB else Level.WARNING
     fix = f"free space: {max(needed_gib, FULL_GIB):g} GiB may be needed; or choose a folder on another disk"
     return Check(subject, level, finding, fix)
+
+
+def existing_path(path: Path) -> Path:
+    """The path, or the nearest one above it that exists."""
+    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def hub_cache() -> Path:

@@ -199,7 +199,7 @@ def resolve_model_name(model: str) -> str:
 
 
 def _check_model(model: str) -> None:
-    """Raises UserError if a model of the hub cannot be had, or open_clip knows no such model."""
+    """Raises UserError if a model of the hub is not available, or open_clip knows no such model."""
     kind, _, name = model.partition(":")
     if kind == "clip":
         require([check_model("model", name)])

@@ -59,7 +59,7 @@ def towers(entries: Iterable[TrainingEntry]) -> list[tuple[str, str]]:
 
 
 def check_towers(entries: Iterable[TrainingEntry]) -> list[Check]:
-    """Whether the towers of the trainings can be had. It asks the hub once per tower, and loads none."""
+    """Whether the towers of the trainings are available. It asks the hub once per tower, and loads none."""
     return [check_model(subject, model) for subject, model in towers(entries)]
 
 

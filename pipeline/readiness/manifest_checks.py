@@ -19,7 +19,7 @@ from lotlip_data.pipeline.url_lists.files import files_of
 
 
 def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
-    """Whether models can be had, and as many GPUs as each captioner asks for.
+    """Whether models are available, and as many GPUs as each captioner asks for.
 
     It reads config.json of captioners and asks the hub for the towers of trainings; it loads no model.
 

@@ -13,14 +13,13 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lotlip_data.manifests import storage
 from lotlip_data.manifests.formats import tar_reader
 from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION
 from lotlip_data.manifests.formats.tar_reader import TarMember
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker
-from lotlip_data.pipeline.dataset.tar_images import JPEG_MAGIC, MAX_IMAGE_BYTES, ImageUnavailableError
+from lotlip_data.pipeline.dataset.tar_images import ImageUnavailableError, OpenTar
 from lotlip_data.pipeline.downloading.reader import fetched_rows, refetch_remedy
 
 OPEN_SHARDS = 16
@@ -44,7 +43,7 @@ class DownloadedImages:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._tars = functools.lru_cache(OPEN_SHARDS)(_KeyedTar)
+        self._tars = functools.lru_cache(OPEN_SHARDS)(_TarOfKeys)
         self._tables = functools.lru_cache(OPEN_SHARDS)(self._read_table)
         self._lock = threading.Lock()
 
@@ -81,46 +80,32 @@ class DownloadedImages:
         return fetched_rows(self._run, shard, self._marker(shard), _COLUMNS)
 
 
-class _KeyedTar:
-    """One tar with the members that have been read so far, by key."""
+class _Headers:
+    """The members of an open tar that have been read so far, by key, and those to come."""
 
-    def __init__(self, url: str, remedy: str) -> None:
-        self._url, self._remedy = url, remedy
-        self._lock = threading.Lock()
+    def __init__(self, stream: IO[bytes], headers: Iterator[TarMember]) -> None:
+        self.stream, self._headers = stream, headers
         self._members: dict[str, TarMember] = {}
-        self._stream: IO[bytes] | None = None
-        self._headers: Iterator[TarMember] = iter(())
 
-    def image(self, key: str) -> bytes:
-        with self._lock:
-            try:
-                if self._stream is None:
-                    self._stream = storage.open_read(self._url)
-                    self._members.clear()
-                    self._headers = tar_reader.scan_members(
-                        self._stream, self._url, self._remedy, ImageUnavailableError
-                    )
-                member = self._find(key)
-                content = tar_reader.read_member(self._stream, member, self._url, self._remedy, ImageUnavailableError)
-            except ImageUnavailableError:
-                self._stream = None  # the next request opens the tar again
-                raise
-            except (OSError, ValueError) as error:
-                self._stream = None
-                raise ImageUnavailableError(f"{self._url}: cannot be read ({error}). {self._remedy}") from error
-        if not content.startswith(JPEG_MAGIC):
-            raise ImageUnavailableError(f"{self._url}: image {key} is not a JPEG")
-        return content
-
-    def _find(self, key: str) -> TarMember:
+    def find(self, key: str) -> TarMember:
+        """Return the image of a key. Raises KeyError if the tar has none."""
         while key not in self._members:
             member = next(self._headers, None)
             if member is None:
-                raise ImageUnavailableError(f"{self._url}: has no image {key}")
+                raise KeyError(key)
             name, extension = tar_reader.split_name(member.name)
             if extension == IMAGE_EXTENSION:
                 self._members[name] = member
-        member = self._members[key]
-        if member.size > MAX_IMAGE_BYTES:
-            raise ImageUnavailableError(f"{self._url}: image {key} claims {member.size:,} bytes")
-        return member
+        return self._members[key]
+
+
+class _TarOfKeys(OpenTar[_Headers, str]):
+    """A tar of downloaded images."""
+
+    def _open(self, stream: IO[bytes]) -> _Headers:
+        return _Headers(stream, tar_reader.scan_members(stream, self._url, self._remedy, ImageUnavailableError))
+
+    def _read(self, index: _Headers, name: str) -> bytes:
+        member = index.find(name)
+        self._check_size(name, member.size)
+        return tar_reader.read_member(index.stream, member, self._url, self._remedy, ImageUnavailableError)

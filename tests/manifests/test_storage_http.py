@@ -1,4 +1,4 @@
-"""A web server that refuses, fails or does not answer is told as such, and only 404 and 410 mean a missing file."""
+"""A web server that refuses, fails or does not answer is named as such, and only 404 and 410 mean a missing file."""
 
 import http.server
 import threading

@@ -1,4 +1,4 @@
-"""Why torch uses no GPU is told with the versions of torch, CUDA and the driver, and with what to do."""
+"""The message that torch uses no GPU names the versions of torch, CUDA and the driver, and says what to do."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A body that is not stored is told by what it is: not an image, or an image of a format that is not supported."""
+"""The reason for a body that is not stored says what it is: no image, or an image of an unsupported format."""
 
 import io
 import struct
