@@ -6,7 +6,7 @@ a driver process reads configurations without loading torch.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -75,6 +75,11 @@ class CaptionerConfig(CaptionerSettings):
             del settings[field]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{self.name}@{digest[:12]}"
+
+    @property
+    def texts(self) -> tuple[Self, ...]:
+        """The configuration of each text that an image gets. Engines read prompts and sampling settings from these."""
+        return (self,)
 
     def to_dict(self) -> dict[str, Any]:
         return self.model_dump()
@@ -157,3 +162,37 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model and end every process and thread of the engine. A second call does nothing."""
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """One text that an image is to get.
+
+    Attributes:
+        config: One of the captioner's `texts`: prompt, sampling and output settings.
+        prompt: Its prompt, with the fields of the sample filled in.
+    """
+
+    config: CaptionerConfig
+    prompt: str
+
+
+class MultiTextEngine(Engine, Protocol):
+    """An engine that makes several texts of an image from one preprocessing, with prompts that differ by image.
+
+    Attributes:
+        special_texts: Texts that mean something else to the model than what they say, such as special tokens and the
+            role names of its template. No field of a sample may bring one into a prompt.
+    """
+
+    special_texts: frozenset[str]
+
+    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[Any]:
+        """Preprocess one decoded image once, for several texts. Any thread may call this.
+
+        Returns:
+            The input of `caption` for each request, in order.
+
+        Raises:
+            CaptionError: This image cannot be captioned.
+        """
