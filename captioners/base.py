@@ -70,6 +70,16 @@ class CaptionerConfig(CaptionerSettings):
             "min_p": 0,
             "min_new_tokens": 0,
             "image_fit": "checkpoint",
+            "system": None,
+            "chat_template_kwargs": {},
+            "min_pixels": None,
+            "max_pixels": None,
+            "size": {},
+            "stop": [],
+            "trust_remote_code": False,
+            "lora": None,
+            "lora_revision": None,
+            "strip": None,
         }
         for field in {"name", *greedy, *(field for field, default in later.items() if settings[field] == default)}:
             del settings[field]
@@ -82,7 +92,7 @@ class CaptionerConfig(CaptionerSettings):
         return (self,)
 
     def to_dict(self) -> dict[str, Any]:
-        return self.model_dump()
+        return self.model_dump(mode="json")  # as it is recorded: with lists, not tuples
 
     @classmethod
     def parse(cls, settings: Any, where: str = "") -> Self:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -23,7 +23,7 @@ class TransformersEngine:
             )
         self._preprocessor = Preprocessor(captioner, config)
         self._model: Any = load_model(captioner.model_class, self._preprocessor, config)
-        self._model.generation_config = _generation_config(config, self._preprocessor)
+        self._model.generation_config = generation_config(config, self._preprocessor.stop_ids)
         self._processors = transformers.LogitsProcessorList()
         self._skipped = self._preprocessor.prompt_length  # tokens of the output that are not generated
         if hasattr(self._model, "language_model"):  # InstructBLIP's generate delegates to its language model's
@@ -80,12 +80,19 @@ class TransformersEngine:
         return [self._preprocessor.decode(row) for row in tokens[:, self._skipped :].tolist()]
 
 
-def load_model(model_class: str, preprocessor: Preprocessor, config: CaptionerConfig, model_config: Any = None) -> Any:
+class Checkpoint(Protocol):
+    """Local folder or hub id of a checkpoint, and keyword arguments for `from_pretrained`."""
+
+    source: str
+    load_options: dict[str, Any]
+
+
+def load_model(model_class: str, checkpoint: Checkpoint, config: CaptionerConfig, model_config: Any = None) -> Any:
     """Load a checkpoint in evaluation mode, on the GPU if there is one.
 
     Args:
         model_class: Name of the transformers class.
-        preprocessor: Names the checkpoint.
+        checkpoint: Where the checkpoint is, and how it is loaded.
         config: Names the dtype; `auto` is the checkpoint's own on a GPU and float32 without one.
         model_config: Replaces the checkpoint's config.json.
 
@@ -96,19 +103,19 @@ def load_model(model_class: str, preprocessor: Preprocessor, config: CaptionerCo
     dtype = ("auto" if has_gpu else "float32") if config.dtype == "auto" else config.dtype
     with _quiet():
         model, loading_info = getattr(transformers, model_class).from_pretrained(
-            preprocessor.source,
+            checkpoint.source,
             config=model_config,
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported below, with their names
-            **preprocessor.load_options,
+            **checkpoint.load_options,
         )
     if missing := sorted(loading_info["missing_keys"]):
-        raise ValueError(f"{preprocessor.source}: lacks {len(missing)} weights of {model_class}, such as {missing[0]}")
+        raise ValueError(f"{checkpoint.source}: lacks {len(missing)} weights of {model_class}, such as {missing[0]}")
     if mismatched := sorted(loading_info["mismatched_keys"]):
         name, stored, expected = mismatched[0]
         raise ValueError(
-            f"{preprocessor.source}: {len(mismatched)} weights do not have the shapes of config.json, such as {name}: "
+            f"{checkpoint.source}: {len(mismatched)} weights do not have the shapes of config.json, such as {name}: "
             f"{tuple(stored)} instead of {tuple(expected)}; use config.json and weights of one model"
         )
     return model.eval().to("cuda" if has_gpu else "cpu")
@@ -128,7 +135,7 @@ def _quiet() -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-def _generation_config(config: CaptionerConfig, preprocessor: Preprocessor) -> transformers.GenerationConfig:
+def generation_config(config: CaptionerConfig, stop_ids: frozenset[int]) -> transformers.GenerationConfig:
     """Return the generation config of the captioner's settings alone.
 
     The checkpoint's own must not override them: Vicuna's, for example, turns sampling on.
@@ -144,7 +151,7 @@ def _generation_config(config: CaptionerConfig, preprocessor: Preprocessor) -> t
     return transformers.GenerationConfig(
         max_new_tokens=config.max_new_tokens,
         do_sample=config.temperature > 0,
-        eos_token_id=sorted(preprocessor.stop_ids),
-        pad_token_id=min(preprocessor.stop_ids),  # rows are cut at their end token, so the padding is never read
+        eos_token_id=sorted(stop_ids),
+        pad_token_id=min(stop_ids),  # rows are cut at their end token, so the padding is never read
         **sampling,
     )

@@ -25,6 +25,16 @@ CHANGES = {
     "repetition_penalty": 1.1,
     "min_new_tokens": 4,
     "image_fit": "pad",
+    "system": "You describe images.",
+    "chat_template_kwargs": {"enable_thinking": False},
+    "min_pixels": 3136,
+    "max_pixels": 1_000_000,
+    "size": {"longest_edge": 768},
+    "stop": ["\n\n"],
+    "trust_remote_code": True,
+    "lora": "someone/adapter",
+    "lora_revision": "main",
+    "strip": ["preamble"],
 }
 SAMPLING = [{"seed": 1}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}]
 
