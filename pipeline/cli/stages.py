@@ -67,7 +67,8 @@ def recaption(
             "-c",
             metavar="NAME",
             help="Captioner to run (repeatable): one of the run's manifest with its settings, otherwise a preset. The "
-            "name of a text, such as qwen_long, selects that text of a captioner alone. Default: all captioners of the manifest.",
+            "name of a text, such as qwen_long, selects that text of a captioner alone. Default: all captioners of the "
+            "manifest.",
         ),
     ] = None,
     engine: Annotated[
