@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from PIL import Image
+from pydantic import model_validator
 
 from lotlip_data.manifests import wording
-from lotlip_data.manifests.settings.captioners import CaptionerSettings
+from lotlip_data.manifests.settings.captioners import CaptionerSettings, TextEntry, text_name
 from lotlip_data.manifests.settings.captioners import EngineOptions as EngineOptions
 
 FinishReason = Literal["stop", "length"]
@@ -80,6 +81,7 @@ class CaptionerConfig(CaptionerSettings):
             "lora": None,
             "lora_revision": None,
             "strip": None,
+            "prompts": {},
         }
         for field in {"name", *greedy, *(field for field, default in later.items() if settings[field] == default)}:
             del settings[field]
@@ -88,11 +90,28 @@ class CaptionerConfig(CaptionerSettings):
 
     @property
     def texts(self) -> tuple[Self, ...]:
-        """The configuration of each text that an image gets. Engines read prompts and sampling settings from these."""
-        return (self,)
+        """The configuration of each text that an image gets. Engines read prompts and sampling settings from these.
+
+        It is the captioner itself, or with `prompts` one captioner for each, whose id covers no other prompt.
+        """
+        return tuple(self._text(key, entry) for key, entry in self.prompts.items()) or (self,)
+
+    def _text(self, key: str, entry: TextEntry) -> Self:
+        shared = {name: value for name, value in self.explicit.items() if name != "prompts"}
+        return self.parse(shared | entry.explicit | {"name": text_name(self.name, key)}, f"`prompts.{key}`")
+
+    @model_validator(mode="after")
+    def _has_valid_texts(self) -> Self:
+        for key, entry in self.prompts.items():
+            self._text(key, entry)
+        return self
 
     def to_dict(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")  # as it is recorded: with lists, not tuples
+        """All settings, with those at their default; of `prompt` and `prompts`, the one that has an effect."""
+        settings = self.model_dump(mode="json")  # as it is recorded: with lists, not tuples
+        if self.prompts:
+            del settings["prompt"]
+        return settings
 
     @classmethod
     def parse(cls, settings: Any, where: str = "") -> Self:

@@ -5,11 +5,6 @@ from typing import Any
 from lotlip_data.captioners.base import CaptionerConfig, ModelSpec
 from lotlip_data.captioners.engines.prompt import FIXED_DATE
 
-ROLE_NAMES = frozenset(
-    ("USER:", "User:", "Human:", "ASSISTANT:", "Assistant:", "SYSTEM:", "System:", "[INST]", "[/INST]")
-)
-"""Names that templates without special tokens give to the roles."""
-
 FORMS = ((True, True), (False, True), (False, False))
 """Whether a system turn, and the user's, is a list of parts. Templates differ in which they take."""
 
@@ -103,14 +98,6 @@ class ChatPrompt:
         if start is None or not text.startswith(self._tokenizer.bos_token):
             return False
         return bool(self._tokenizer(text)["input_ids"][:2] == [start, start])
-
-
-def special_texts(processor: Any) -> frozenset[str]:
-    """The texts that mean something else to a model than what they say: special tokens, and names of roles."""
-    tokenizer = processor.tokenizer
-    added = {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()}
-    named = {value for name, value in vars(processor).items() if name.endswith("_token") and isinstance(value, str)}
-    return frozenset({*map(str, tokenizer.all_special_tokens), *added, *named, *ROLE_NAMES} - {""})
 
 
 def _chat_template(processor: Any) -> str | None:

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec, TextRequest
-from lotlip_data.captioners.engines.chat_prompt import ChatPrompt, special_texts
+from lotlip_data.captioners.engines.chat_prompt import ChatPrompt
 from lotlip_data.captioners.engines.images import check_shape, fitted
 from lotlip_data.captioners.engines.processor_loading import load_processor
+from lotlip_data.captioners.engines.prompt import special_texts
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
 from lotlip_data.manifests.checkpoints.hub import find_model
 
@@ -36,7 +37,7 @@ SPARE_TOKENS = 1.05
 
 
 @dataclass(frozen=True)
-class PreparedText:
+class ProcessedText:
     """One text that an image is to get, and the inputs of the model for it."""
 
     config: CaptionerConfig
@@ -75,21 +76,34 @@ class ProcessorInputs:
         self.images_kwargs = size_limits(config, self.source, self.processor.image_processor)
         self.prompt = ChatPrompt(captioner, config, self.processor, self.source)
         self.stop_ids = read_stop_ids(self.source, self.load_options, self.model_config, self.tokenizer)
-        self.special_texts = special_texts(self.processor)
+        templates = [self.text(TextRequest(text, text.prompt)).replace(text.prompt, " ") for text in config.texts]
+        self.special_texts = special_texts(self.tokenizer, templates) | _placeholders(self.processor)
         self.shared_images = SharedImages(self.processor.image_processor)
         self.positions: int | None = getattr(self.model_config.get_text_config(), "max_position_embeddings", None)
-        self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.stop_ids)
+        self.pad_id: int = (
+            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.stop_ids)
+        )
         self._check_blank()
 
-    def prepare(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[PreparedText]:
+    def prepare(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[ProcessedText | CaptionError]:
         """Return the inputs for each text of an image. The image processor runs once.
 
+        Returns:
+            One entry per request, in order; the reason in place of a text that cannot be made.
+
         Raises:
-            CaptionError: The image cannot be decoded, is too elongated, or has too many tokens.
+            CaptionError: The image cannot be decoded, or is too elongated.
         """
         picture = self.picture(image)
+
+        def prepare(request: TextRequest) -> ProcessedText | CaptionError:
+            try:
+                return ProcessedText(request.config, self._fields(picture, request))
+            except CaptionError as error:
+                return error
+
         with self.shared_images.of_one_image():
-            return [PreparedText(request.config, self._fields(picture, request)) for request in requests]
+            return list(map(prepare, requests))
 
     def picture(self, image: Image.Image) -> Image.Image:
         """Return the image in RGB and in the shape that the captioner's `image_fit` says.
@@ -111,16 +125,21 @@ class ProcessorInputs:
         """Return the caption of generated tokens; those after the first end token are padding."""
         return decode(token_ids, self.tokenizer, self.stop_ids, config.stop)
 
-    def blank(self) -> PreparedText:
+    def blank(self) -> ProcessedText:
         """Return the inputs for a black image and the captioner's first text."""
         config = self._config.texts[0]
-        return self.prepare(Image.new("RGB", BLANK_SIZE), [TextRequest(config, config.prompt)])[0]
+        return ProcessedText(config, self._fields(Image.new("RGB", BLANK_SIZE), TextRequest(config, config.prompt)))
 
-    def max_prompt_tokens(self) -> int:
-        """Return the number of tokens that image and prompt take at most, by the shapes of PROBE_RATIOS."""
-        requests = [TextRequest(config, config.prompt) for config in self._config.texts]
-        texts = max(len(self.tokenizer(self.text(request))["input_ids"]) for request in requests)
-        return texts + max_image_tokens(self.processor, self.images_kwargs)
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the largest image, the prompt and the caption together, of the captioner's longest text.
+
+        The model's number of positions limits it.
+        """
+        image = max_image_tokens(self.processor, self.images_kwargs)
+        prompts = ((text, self.text(TextRequest(text, text.prompt))) for text in self._config.texts)
+        tokens = max(len(self.tokenizer(prompt)["input_ids"]) + text.max_new_tokens for text, prompt in prompts)
+        return min(image + tokens, self.positions or image + tokens)
 
     def _fields(self, picture: Image.Image, request: TextRequest) -> Fields:
         try:
@@ -155,6 +174,12 @@ class ProcessorInputs:
                 f"{self.source}: the prompt has the token {largest}, but the model has word embeddings for "
                 f"{vocabulary} tokens only; use the tokenizer and the weights of one model"
             )
+
+
+def _placeholders(processor: Any) -> frozenset[str]:
+    """The texts at which a processor puts tokens of an image."""
+    named = (value for name, value in vars(processor).items() if name.endswith("_token") and isinstance(value, str))
+    return frozenset(text for text in named if text.strip())
 
 
 class SharedImages:

@@ -13,13 +13,15 @@ from lotlip_data.captioners.base import (
     Capacity,
     Caption,
     CaptionerConfig,
+    CaptionError,
     EngineOptions,
     ModelSpec,
     TextRequest,
 )
+from lotlip_data.captioners.engines.adapters import adapter_folder
 from lotlip_data.captioners.engines.batcher import Batcher
-from lotlip_data.captioners.engines.processor_inputs import Fields, PreparedText, ProcessorInputs, collate
-from lotlip_data.captioners.engines.transformers_engine import generation_config, load_model
+from lotlip_data.captioners.engines.processor_inputs import Fields, ProcessedText, ProcessorInputs, collate
+from lotlip_data.captioners.engines.transformers_engine import SAMPLING, generation_config, load_model
 
 
 class ProcessorEngine:
@@ -48,24 +50,27 @@ class ProcessorEngine:
             options.batch_size,
         )
 
-    def prepare(self, image: Image.Image) -> PreparedText:
-        return self.prepare_texts(image, [TextRequest(self._config, self._config.prompt)])[0]
+    def prepare(self, image: Image.Image) -> ProcessedText | CaptionError:
+        text = self._config.texts[0]
+        return self.prepare_texts(image, [TextRequest(text, text.prompt)])[0]
 
-    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[PreparedText]:
+    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[ProcessedText | CaptionError]:
         return self._inputs.prepare(image, requests)
 
-    async def caption(self, prepared: PreparedText) -> Caption:
+    async def caption(self, prepared: ProcessedText | CaptionError) -> Caption:
+        if isinstance(prepared, CaptionError):
+            raise prepared
         return await self._batcher(prepared)
 
     def close(self) -> None:
         self._batcher.close()
         self._model = None
 
-    def _generate(self, texts: list[PreparedText]) -> list[Caption]:
+    def _generate(self, texts: list[ProcessedText]) -> list[Caption]:
         """Generate a batch of texts; those with other sampling settings, or other inputs, are batches of their own."""
         groups: dict[Any, list[int]] = defaultdict(list)
         for index, text in enumerate(texts):
-            groups[(_sampling_key(text.config), *text.fields)].append(index)
+            groups[(_sampling(text.config), *text.fields)].append(index)
         captions: dict[int, Caption] = {}
         for indices in groups.values():
             members = [texts[index] for index in indices]
@@ -106,10 +111,9 @@ class _StopStrings(transformers.StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)
 
 
-def _sampling_key(config: CaptionerConfig) -> str:
+def _sampling(config: CaptionerConfig) -> tuple[Any, ...]:
     """Equal for texts that one call of `generate` can make."""
-    settings = config.to_dict()
-    return repr([settings[name] for name in sorted(settings) if name not in ("name", "prompt", "system", "template")])
+    return tuple(getattr(config, name) for name in (*SAMPLING, "stop"))
 
 
 def check_architecture(config: CaptionerConfig, inputs: ProcessorInputs) -> None:
@@ -130,4 +134,4 @@ def _load_adapter(model: Any, config: CaptionerConfig) -> None:
             f"captioner {config.name!r}: lora: engine='transformers' needs the package peft; pip install peft, or use "
             "engine='vllm'"
         )
-    model.load_adapter(config.lora, revision=config.lora_revision)
+    model.load_adapter(adapter_folder(config))

@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, EngineOptions, ModelSpec, TextRequest
+from lotlip_data.captioners.engines.adapters import vllm_arguments
 from lotlip_data.captioners.engines.processor_inputs import ProcessorInputs
-from lotlip_data.captioners.engines.vllm_engine import VllmEngine, engine_args, lora_arguments, sampling_params
+from lotlip_data.captioners.engines.vllm_engine import VllmEngine, engine_args
 from lotlip_data.captioners.load_errors import shorten
 
 
@@ -32,31 +33,29 @@ class VllmProcessorEngine(VllmEngine):
     def __init__(self, captioner: ModelSpec, config: CaptionerConfig, options: EngineOptions):
         self._config = config
         self._inputs = ProcessorInputs(captioner, config)
-        self.special_texts = self._inputs.special_texts
-        longest = max(text.max_new_tokens for text in config.texts)
-        several = len(config.texts) > 1
         arguments = engine_args(
             config,
             options,
             self._inputs,
-            max_model_len=config.max_model_len or self._max_model_len(longest),
             trust_remote_code=config.trust_remote_code,
             mm_processor_kwargs=self._inputs.images_kwargs or None,
-            limit_mm_per_prompt={"image": 1, "video": 0, "audio": 0},
-            enable_prefix_caching=several,
-            **lora_arguments(config),
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            **vllm_arguments(config),
         )
         super().__init__(config, self._inputs, arguments)
 
-    def prepare(self, image: Image.Image) -> RenderedText:
-        return self.prepare_texts(image, [TextRequest(self._config, self._config.prompt)])[0]
+    def prepare(self, image: Image.Image) -> RenderedText | CaptionError:
+        text = self._config.texts[0]
+        return self.prepare_texts(image, [TextRequest(text, text.prompt)])[0]
 
-    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[RenderedText]:
+    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[RenderedText | CaptionError]:
         picture, name = self._inputs.picture(image), uuid.uuid4().hex
         with self._inputs.shared_images.of_one_image():
-            return [RenderedText(request.config, self._render(picture, request, name)) for request in requests]
+            return [self._render(picture, request, name) for request in requests]
 
-    async def caption(self, prepared: RenderedText) -> Caption:
+    async def caption(self, prepared: RenderedText | CaptionError) -> Caption:
+        if isinstance(prepared, CaptionError):
+            raise prepared
         return await self._generate(prepared.request, prepared.config)
 
     def _prepare_requests(self, config: CaptionerConfig) -> None:
@@ -65,11 +64,17 @@ class VllmProcessorEngine(VllmEngine):
         processor: Any = self._llm.renderer.get_mm_processor().info.get_hf_processor()
         processor.image_processor = self._inputs.processor.image_processor
 
-    def _render(self, picture: Image.Image, request: TextRequest, name: str) -> Any:
-        """Return vLLM's input for one text of an image. `name` stands for the image, which no other request has."""
+    def _render(self, picture: Image.Image, request: TextRequest, name: str) -> RenderedText | CaptionError:
+        """Return vLLM's input for one text of an image, or the reason why there is none.
+
+        Args:
+            picture: The image.
+            request: The text.
+            name: Stands for the image; the texts of an image share it, so that vLLM encodes the image once.
+        """
         llm = self._llm
         if llm is None:
-            raise CaptionError("the engine was closed")
+            return CaptionError("the engine was closed")
         prompt = {
             "prompt_token_ids": self._inputs.tokenizer(self._inputs.text(request))["input_ids"],
             "multi_modal_data": {"image": picture},
@@ -77,12 +82,7 @@ class VllmProcessorEngine(VllmEngine):
         }
         try:
             (rendered,) = llm.renderer.render_cmpl([prompt])  # type: ignore[list-item]
-        except Exception as error:  # a processor raises many types for a picture that it does not accept
+        except Exception as error:  # noqa: BLE001 - a processor raises many types for a picture that it does not accept
             cause = error.__cause__ or error
-            raise CaptionError(f"image cannot be preprocessed: {type(cause).__name__}: {shorten(str(cause))}") from error
-        return rendered
-
-    def _max_model_len(self, longest: int) -> int:
-        """The tokens of the largest image, the longest prompt and the longest text, within the model's positions."""
-        needed = self._inputs.max_prompt_tokens() + longest
-        return min(needed, self._inputs.positions or needed)
+            return CaptionError(f"image cannot be preprocessed: {type(cause).__name__}: {shorten(str(cause))}")
+        return RenderedText(request.config, rendered)

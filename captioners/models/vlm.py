@@ -62,8 +62,8 @@ def check_remote_code(config: CaptionerConfig, layout: Mapping[str, Any]) -> Non
         return
     raise ValueError(
         f"captioner {config.name!r}: {config.model} is no model of the installed transformers "
-        f"(model_type={layout.get('model_type')!r}): it brings Python code of its own, which would run with your rights. "
-        "If you trust it, set trust_remote_code: true and `revision` to a commit that you have read"
+        f"(model_type={layout.get('model_type')!r}): it brings Python code of its own, which would run with your "
+        "rights. If you trust it, set trust_remote_code: true and `revision` to a commit that you have read"
     )
 
 

@@ -14,10 +14,10 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-WORDS = (
-    "Describe the image in detail . You are helpful answer user assistant USER ASSISTANT : A red green blue circle "
-    "square star is left right top below above large small dark bright two three sky tree house dog cat bird water road"
-).split()
+WORDS = """
+Describe the image in detail . You are helpful answer user assistant USER ASSISTANT : A red green blue circle square
+star is left right top below above large small dark bright two three sky tree house dog cat bird water road
+"""
 BASE = ["<pad>", "<s>", "</s>", "<unk>"]
 PATCH = 8
 
@@ -350,7 +350,7 @@ def _tokenizer(
         adds_start: Whether it adds the start token by itself.
         named: Special tokens that the processor reads from attributes of the tokenizer.
     """
-    entries = dict.fromkeys([*BASE, *special, *WORDS])
+    entries = dict.fromkeys([*BASE, *special, *WORDS.split()])
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if adds_start:
