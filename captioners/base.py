@@ -44,11 +44,13 @@ class Caption:
         text: Generated text without special tokens and surrounding white space.
         finish_reason: `stop` if the model wrote its end token, `length` if it reached a token limit.
         tokens: Number of generated tokens, including the end token; 0 if an endpoint does not report it.
+        stripped: Whether something that the model wrote was removed from the text.
     """
 
     text: str
     finish_reason: FinishReason
     tokens: int
+    stripped: bool = False
 
 
 class CaptionerConfig(CaptionerSettings):

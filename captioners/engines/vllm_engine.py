@@ -7,7 +7,7 @@ unstable parts of vLLM; tests/test_third_party_internals.py has a test for each:
   preprocess itself, so that the two engines would no longer see the same pixels.
 - `BoundUniProcExecutor` and `BoundMultiprocExecutor` extend vLLM's executors.
 - `USAGE` selects vLLM's default number of tokens per step.
-- `_accept_transformers_names` extends the table by which vLLM's LLaVA renames the weights of a checkpoint.
+- `_accept_transformers_names` extends the tables by which vLLM's LLaVA and its like rename the weights of a checkpoint.
 """
 
 import dataclasses
@@ -47,7 +47,11 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams  # noqa: E402
 from vllm.inputs import embeds_input, mm_input  # noqa: E402
 from vllm.lora.request import LoRARequest  # noqa: E402
+from vllm.model_executor.models.gemma3_mm import Gemma3ForConditionalGeneration  # noqa: E402
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration  # noqa: E402
+from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration  # noqa: E402
+from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditionalGeneration  # noqa: E402
+from vllm.model_executor.models.paligemma import PaliGemmaForConditionalGeneration  # noqa: E402
 from vllm.model_executor.models.utils import WeightsMapper  # noqa: E402
 from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
@@ -70,15 +74,21 @@ USAGE = UsageContext.LLM_CLASS if HAS_GPU else UsageContext.ENGINE_CONTEXT
 
 
 def _accept_transformers_names() -> None:
-    """Let vLLM's LLaVA read checkpoints that transformers 5 has saved, too.
+    """Let vLLM's LLaVA and its like read checkpoints that transformers 5 has saved, too.
 
     They lack the part `vision_model` in the names of a CLIP or SigLIP tower, which the hub's checkpoints have. This
     runs on import, because every process of vLLM that loads weights imports this module for its executor.
     """
     tower = re.compile(r"^(?:model\.)?vision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
-    LlavaForConditionalGeneration.hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
-        orig_to_new_regex={tower: "vision_tower.vision_model."}
-    )
+    renamed = WeightsMapper(orig_to_new_regex={tower: "vision_tower.vision_model."})
+    for model in (
+        LlavaForConditionalGeneration,
+        LlavaNextForConditionalGeneration,
+        LlavaOnevisionForConditionalGeneration,
+        Gemma3ForConditionalGeneration,
+        PaliGemmaForConditionalGeneration,
+    ):
+        model.hf_to_vllm_mapper = model.hf_to_vllm_mapper | renamed
 
 
 _accept_transformers_names()

@@ -52,7 +52,8 @@ def _qwen2_5_vl(folder: Path) -> None:
     vision |= {"out_hidden_size": 64, "window_size": 2 * PATCH * 2, "fullatt_block_indexes": [1]}
     config = transformers.Qwen2_5_VLConfig(
         vision_config=vision,
-        text_config=_text(tokens) | {"rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
+        text_config=_text(tokens)
+        | {"rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}},
         **_qwen_ids(tokens),
     )
     _save(transformers.Qwen2_5_VLForConditionalGeneration(config), folder)
