@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSettings
+from lotlip_data.manifests.settings.prompt_syntax import fields_of
 
 CaptionerPreset = Literal["instructblip", "llava", "sharegpt4v", "tiny-instructblip", "tiny-llava", "tiny-sharegpt4v"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -60,7 +61,12 @@ class CaptionerOverrides(Settings):
     revision: Annotated[str | None, WrapValidator(_allow_integer), _UNCHANGED] = None
     """Revision of the model on the hub. For kind `openai`: a label of your own for what the endpoint serves."""
     prompt: str = "Describe the image in detail."
-    """Instruction to the model."""
+    """Instruction to the model. In the place of `{raw}`, `{source}`, `{width}` and other fields, each image gets the
+    columns of its own sample."""
+    prompt_without_raw: str | None = None
+    """Instruction for images without a raw text, if `prompt` has `{raw}`. Default: `prompt` with an empty text."""
+    max_field_characters: Annotated[int, Field(strict=True, ge=20)] = 500
+    """Largest number of characters that a field of a prompt gets. A longer text is cut between two words."""
     template: str | None = None
     """Text around the prompt, with `{prompt}` and `<image>` in it. Default: for kind `llava` the checkpoint's chat
     template, if it has one, else the template of the kind."""
@@ -108,6 +114,15 @@ class CaptionerOverrides(Settings):
         if template is not None and "{prompt}" not in template:
             raise ValueError(f"{template!r} must contain {{prompt}}")
         return template
+
+    @model_validator(mode="after")
+    def _replaces_a_prompt_with_raw(self) -> "CaptionerOverrides":
+        fallback = self.prompt_without_raw
+        if fallback is not None and not fallback.strip():
+            raise ValueError("`prompt_without_raw`: is empty; say what the model should describe, or leave it out")
+        if fallback is not None and {"raw", "raws"}.intersection(fields_of(fallback)):
+            raise ValueError("`prompt_without_raw`: is for images without a raw text; leave out {raw} and {raws}")
+        return self
 
 
 class CaptionerSettings(CaptionerOverrides):
