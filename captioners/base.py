@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from PIL import Image
+from pydantic import model_validator
 
 from lotlip_data.manifests import wording
-from lotlip_data.manifests.settings.captioners import CaptionerSettings
+from lotlip_data.manifests.settings.captioners import CaptionerSettings, TextEntry, text_name
 from lotlip_data.manifests.settings.captioners import EngineOptions as EngineOptions
 from lotlip_data.manifests.settings.prompt_syntax import uses_braces
 
@@ -59,8 +60,8 @@ class CaptionerConfig(CaptionerSettings):
         """`name@` and 12 hex digits of the sha256 over every setting that can change the text.
 
         Several GPUs to one model count, since they add numbers up in another order. Left out are the sampling settings
-        that greedy decoding ignores, the length of fields if the prompt has none, and, so that ids last, settings that
-        came later while they are at their default.
+        that greedy decoding ignores, those of fields that the prompt does not have, and, so that ids last, settings
+        that came later while they are at their default.
         """
         settings = self.to_dict()
         greedy = ("top_p", "seed", "top_k", "min_p") if self.temperature == 0 else ()
@@ -72,10 +73,13 @@ class CaptionerConfig(CaptionerSettings):
             "min_p": 0,
             "min_new_tokens": 0,
             "image_fit": "checkpoint",
+            "prompts": {},
             "prompt_without_raw": None,
         }
-        if not uses_braces(self.prompt, self.prompt_without_raw):
+        if not uses_braces(*self.prompts_of_images):
             later["max_field_characters"] = self.max_field_characters
+        if len(self.prompts_of_images) == 1:
+            later["prompt_without_raw"] = self.prompt_without_raw
         for field in {"name", *greedy, *(field for field, default in later.items() if settings[field] == default)}:
             del settings[field]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -83,11 +87,28 @@ class CaptionerConfig(CaptionerSettings):
 
     @property
     def texts(self) -> tuple[Self, ...]:
-        """The configuration of each text that an image gets. Engines read prompts and sampling settings from these."""
-        return (self,)
+        """The configuration of each text that an image gets. Engines read prompts and sampling settings from these.
+
+        It is the captioner itself, or with `prompts` one captioner for each, whose id covers no other prompt.
+        """
+        return tuple(self._text(key, entry) for key, entry in self.prompts.items()) or (self,)
+
+    def _text(self, key: str, entry: TextEntry) -> Self:
+        shared = {name: value for name, value in self.explicit.items() if name != "prompts"}
+        return self.parse(shared | entry.explicit | {"name": text_name(self.name, key)}, f"`prompts.{key}`")
+
+    @model_validator(mode="after")
+    def _has_valid_texts(self) -> Self:
+        for key, entry in self.prompts.items():
+            self._text(key, entry)
+        return self
 
     def to_dict(self) -> dict[str, Any]:
-        return self.model_dump()
+        """All settings, with those at their default; of `prompt` and `prompts`, the one that has an effect."""
+        settings = self.model_dump()
+        if self.prompts:
+            del settings["prompt"]
+        return settings
 
     @classmethod
     def parse(cls, settings: Any, where: str = "") -> Self:

@@ -102,8 +102,7 @@ def longest_prompts(config: CaptionerConfig) -> list[str]:
     limit = config.max_field_characters
     return [
         "".join((text * limit)[:limit] if is_field else part for part, is_field in split_prompt(prompt))
-        for prompt in (config.prompt, config.prompt_without_raw)
-        if prompt
+        for prompt in config.prompts_of_images
         for text in _MANY_TOKENS
     ]
 

@@ -18,6 +18,9 @@ FIELDS = {
 }
 """The columns of a sample that a prompt can hold, and their meanings."""
 
+RAW_FIELDS = frozenset(("raw", "raws"))
+"""Fields that are empty for an image without a raw text."""
+
 _BRACES = re.compile(r"\{\{(?P<text>[A-Za-z_][A-Za-z0-9_]*)\}\}|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -41,6 +44,12 @@ def fields_of(*prompts: str | None) -> tuple[str, ...]:
     """The names of the fields in any of these prompts, in alphabetical order."""
     parts = [part for prompt in prompts if prompt for part in split_prompt(prompt)]
     return tuple(sorted({part for part, is_field in parts if is_field}))
+
+
+def possible_prompts(prompt: str, prompt_without_raw: str | None) -> tuple[str, ...]:
+    """The prompts that an image can get: the second one only if the first one has a raw text."""
+    has_raw = not RAW_FIELDS.isdisjoint(fields_of(prompt))
+    return (prompt, prompt_without_raw) if has_raw and prompt_without_raw else (prompt,)
 
 
 def unknown_fields(prompt: str) -> tuple[str, ...]:

@@ -13,13 +13,12 @@ from lotlip_data.captioners.base import CaptionerConfig, Engine, TextRequest
 from lotlip_data.captioners.prompt_fields import FieldValue, clean, fill
 from lotlip_data.captioners.quality_flags import WITHOUT_RAW_TEXT
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.settings.prompt_syntax import FIELDS, fields_of, uses_braces
+from lotlip_data.manifests.settings.prompt_syntax import FIELDS, RAW_FIELDS, fields_of, possible_prompts, uses_braces
 
 Meta = Mapping[str, Any]
 """The json member of a downloaded image: a row of `schema.IMAGES`."""
 
 _NUMBERS = ("width", "height", "original_width", "original_height")
-_RAW_FIELDS = frozenset(("raw", "raws"))
 
 
 class PromptsNotSupported(UserError):
@@ -58,7 +57,7 @@ class PromptFiller:
         """
         self._special_texts: frozenset[str] = getattr(engine, "special_texts", frozenset())
         for config in texts:
-            if _has_braces(config) and not hasattr(engine, "prepare_texts"):
+            if uses_braces(*config.prompts_of_images) and not hasattr(engine, "prepare_texts"):
                 raise PromptsNotSupported(
                     f"captioner {config.name!r}: its prompt has fields in braces, but the engine of kind "
                     f"{config.kind!r} takes one prompt for all images. Remove them from the prompt, or use another "
@@ -68,17 +67,17 @@ class PromptFiller:
 
     def request(self, config: CaptionerConfig, meta: Meta) -> SampleRequest:
         """The request for one of the captioner's texts on one image."""
-        if not _has_braces(config):
+        prompts = config.prompts_of_images
+        if not uses_braces(*prompts):
             return SampleRequest(config, config.prompt)
         values = field_values(meta)
-        lacks_raw = not clean(values["raw"], config.max_field_characters)
-        has_raw = not _RAW_FIELDS.isdisjoint(fields_of(config.prompt))
-        prompt = config.prompt_without_raw if lacks_raw and has_raw and config.prompt_without_raw else config.prompt
+        has_raw = not RAW_FIELDS.isdisjoint(fields_of(config.prompt))
+        lacks_raw = has_raw and not clean(values["raw"], config.max_field_characters)
         return SampleRequest(
             config,
-            fill(prompt, values, self._special_texts, config.max_field_characters),
-            fields_digest(prompt_fields(config), meta),
-            (WITHOUT_RAW_TEXT,) if lacks_raw and has_raw else (),
+            fill(prompts[-1] if lacks_raw else prompts[0], values, self._special_texts, config.max_field_characters),
+            fields_digest(fields_of(*prompts), meta),
+            (WITHOUT_RAW_TEXT,) if lacks_raw else (),
         )
 
     def sample_request(self, config: CaptionerConfig) -> SampleRequest:
@@ -88,10 +87,9 @@ class PromptFiller:
         return self.request(config, {"texts": [words], "sources": [words], "url": words, **numbers})
 
 
-def prompt_fields(settings: CaptionerConfig | Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the fields in the prompts of a captioner, given as its configuration or its recorded settings."""
-    recorded = settings if isinstance(settings, Mapping) else settings.to_dict()
-    return fields_of(recorded.get("prompt"), recorded.get("prompt_without_raw"))
+def recorded_fields(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the fields in the prompts of a captioner whose recorded settings these are."""
+    return fields_of(*possible_prompts(settings.get("prompt", ""), settings.get("prompt_without_raw")))
 
 
 def fields_digest(names: Sequence[str], meta: Meta) -> str | None:
@@ -121,7 +119,3 @@ def field_values(meta: Meta) -> dict[str, FieldValue]:
     }
     assert values.keys() == FIELDS.keys()
     return values
-
-
-def _has_braces(config: CaptionerConfig) -> bool:
-    return uses_braces(config.prompt, config.prompt_without_raw)
