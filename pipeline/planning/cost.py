@@ -12,13 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lotlip_data.captioners.gpu_memory import (
-    CAPTION_TOKENS,
-    WORKING_MEMORY_GIB,
-    ModelSizes,
-    max_sequences,
-    read_model_sizes,
-)
+from lotlip_data.captioners.gpu_memory import read_model_sizes
+from lotlip_data.captioners.sizing import CAPTION_TOKENS, WORKING_MEMORY_GIB, ModelSizes, max_sequences
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.wording import count, plural

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import io
 import itertools
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from lotlip_data.captioners.base import (
     EngineUnreachable,
 )
 from lotlip_data.captioners.quality_flags import find_flags
+from lotlip_data.captioners.sizing import reading_defaults
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.digests import DigestMismatch
 from lotlip_data.manifests.errors import UserError
@@ -60,12 +60,6 @@ from lotlip_data.pipeline.recaptioning.results import (
     read_partial,
 )
 from lotlip_data.pipeline.recaptioning.usage import Usage, UsageMeter
-
-THREADS = min(4, os.cpu_count() or 1)
-"""Threads that decode and resize images."""
-
-READ_BATCH = 32
-"""Images read at a time; as many again are read ahead."""
 
 WARM_UP_SIZES = ((64, 64), (96, 64), (64, 96))
 """Sizes of the plain images that a captioner must caption before it gets a shard: some fail for one shape only."""
@@ -102,6 +96,8 @@ class CaptionWorker:
         on_row: Called with every new row.
         model_digest: Of the model's files, if it is a folder; parts of another model are not used.
         max_rejected: Share of a shard's images above which rejections are not committed.
+        decoders: Number of threads that decode and resize images.
+        read_batch: Number of images that are read at a time; as many again are read ahead.
     """
 
     run: Run
@@ -114,9 +110,11 @@ class CaptionWorker:
     on_row: Callable[[Row], None] = lambda row: None
     model_digest: str = ""
     max_rejected: float = 0.5
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "decode"))
+    decoders: int = field(default_factory=lambda: reading_defaults().decoders)
+    read_batch: int = field(default_factory=lambda: reading_defaults().read_batch)
 
     def __post_init__(self) -> None:
+        self.threads = ThreadPoolExecutor(self.decoders, "decode")
         self.window = RequestWindow(self.concurrency or self.engine.window, self.engine.burst)
         self.turn = asyncio.Lock()
         self.meter = UsageMeter(self.gpus)
@@ -200,7 +198,7 @@ class CaptionWorker:
 
         Each thread gets one slice: handing over work takes longer than decoding a small image.
         """
-        slice_size = -(-len(images) // THREADS)
+        slice_size = -(-len(images) // self.decoders)
         slices = [images[start : start + slice_size] for start in range(0, len(images), slice_size)]
         return [prepared for batch in self.threads.map(self._prepare_slice, slices) for prepared in batch]
 
@@ -332,7 +330,7 @@ class ShardAttempt:
 
     async def _submit_all(self, excluded: set[str]) -> None:
         def batches() -> Iterator[list[Prepared]]:
-            for batch in batched(self._images(lambda uid: uid not in excluded), READ_BATCH):
+            for batch in batched(self._images(lambda uid: uid not in excluded), self._worker.read_batch):
                 self._in_flight.add(image.uid for image in batch)  # before a decoder that can crash sees them
                 yield self._worker.prepare(batch)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lotlip_data.captioners.gpu_memory import ModelSizes
+from lotlip_data.captioners.sizing import ModelSizes
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
