@@ -1,6 +1,6 @@
 """Removes from a model's output what is not the text that was asked for: reasoning, preambles, closings and markdown.
 
-`quality_flags` has a flag for each. The setting `strip` of a captioner says which are removed; others only get the flag.
+`quality_flags` has a flag for each. The setting `strip` of a captioner says which of them are removed.
 """
 
 import dataclasses

@@ -227,7 +227,7 @@ def test_vllm_takes_a_prompt_of_embeddings_alone(vllm_engine: Any) -> None:
         import torch
 
         request = vllm_engine.embeds_request(torch.zeros(2, 3))
-        assert request.keys() == {"type", "prompt_embeds"} and request["type"] == "embeds"
+        assert request["type"] == "embeds" and request["is_token_ids"] == [False, False]
 
 
 # transformers

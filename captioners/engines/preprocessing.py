@@ -95,28 +95,28 @@ class Preprocessor:
                 )
         self.tokenizer = self._processor.tokenizer
         self._check_patch_size()
-        self._captioner, self._config, self._fit = captioner, config, config.image_fit
+        self._captioner, self._texts, self._fit = captioner, config.texts, config.image_fit
         self.blank = Image.new("RGB", BLANK_SIZES[0])
         self._check_shapes(config)
         self._prompt_processor = copy.copy(self._processor)
         self._prompt_processor.image_processor = _Fixed(self._processor.image_processor, self.blank)
-        self._prompts = {_prompt_key(text, text.prompt): self._render(text, text.prompt) for text in config.texts}
-        self.first = self._prompts[_prompt_key(config.texts[0], config.texts[0].prompt)]
-        templates = [self._prompt(text, text.prompt).text.replace(text.prompt, " ") for text in config.texts]
+        self._prompts = {_prompt_key(text, text.prompt): self._render(text, text.prompt) for text in self._texts}
+        self.first = self._prompts[_prompt_key(self._texts[0], self._texts[0].prompt)]
+        templates = [self._prompt(text, text.prompt).text.replace(text.prompt, " ") for text in self._texts]
         self.special_texts = special_texts(self.tokenizer, templates)
         self.stop_ids = read_stop_ids(self.source, self.load_options, self._model_config, self.tokenizer)
         self.positions: int | None = getattr(self._model_config.get_text_config(), "max_position_embeddings", None)
-        for text in config.texts:
+        for text in self._texts:
             self._check_length(text)
 
     @property
     def longest(self) -> int:
         """Number of tokens of image, prompt and caption together of the captioner's longest text."""
-        return max(self._prompt(text, text.prompt).length + text.max_new_tokens for text in self._config.texts)
+        return max(self._prompt(text, text.prompt).length + text.max_new_tokens for text in self._texts)
 
     def prepare(self, image: Image.Image, limit: int | None) -> PreparedText:
         """As `prepare_texts` for the captioner's first text alone. Raises CaptionError if it cannot be made."""
-        text = self._config.texts[0]
+        text = self._texts[0]
         (prepared,) = self.prepare_texts(image, [TextRequest(text, text.prompt)], limit)
         if isinstance(prepared, CaptionError):
             raise prepared
@@ -164,7 +164,7 @@ class Preprocessor:
 
     def blank_text(self) -> PreparedText:
         """Return the first text of a black image."""
-        return PreparedText(self.pixels(self.blank), self.first, self._config.texts[0])
+        return PreparedText(self.pixels(self.blank), self.first, self._texts[0])
 
     def decode(self, token_ids: list[int], config: CaptionerConfig) -> Caption:
         """Return the caption of generated token ids; those after the first end token are padding."""
@@ -191,7 +191,7 @@ class Preprocessor:
         Raises:
             ValueError: They differ, so that no image could share its prompt with another.
         """
-        text = prompt_text(self._captioner, config.texts[0], config.texts[0].prompt, self._processor, self.source)
+        text = prompt_text(self._captioner, self._texts[0], self._texts[0].prompt, self._processor, self.source)
         blanks = [self._fitted(Image.new("RGB", size, color)) for size, color in zip(BLANK_SIZES, BLANKS, strict=True)]
         first, *others = [dict(self._processor(images=blank, text=text, return_tensors="pt")) for blank in blanks]
         differing = {name for other in others for name in _differing(first, other)}

@@ -64,6 +64,8 @@ MAX_SPARE_REQUESTS = 64
 """At most this many requests, and at least half as many, wait in vLLM, so that one is ready when a caption ends."""
 MIN_SPARE_REQUESTS = 8
 CPU_CACHE_GIB = 0.25
+UNUSED_TOKEN = 0
+"""Stands for the tokens of a prompt of embeddings. It is the unknown word or the padding, which no caption contains."""
 RENDERED_PROMPTS = 64
 """Prompts that vLLM has rendered and that are kept, for models whose tokens it makes in another way than we do."""
 PROCESS_EXIT_SECONDS = 5
@@ -288,8 +290,14 @@ def _exit_after_parent() -> None:
 
 
 def embeds_request(embeds_LD: torch.Tensor) -> Any:
-    """Return vLLM's input for a prompt that consists of embeddings, (L, D), from its first token to its last."""
-    return embeds_input(prompt_embeds=embeds_LD)
+    """Return vLLM's input for a prompt that consists of embeddings, (L, D), from its first token to its last.
+
+    Its token ids are given too. Without them, vLLM's penalty on repetitions reads those of an earlier request.
+    """
+    length = len(embeds_LD)
+    return embeds_input(
+        prompt_embeds=embeds_LD, prompt_token_ids=[UNUSED_TOKEN] * length, is_token_ids=[False] * length
+    )
 
 
 def sampling_params(config: CaptionerConfig, preprocessor: ModelInputs) -> SamplingParams:

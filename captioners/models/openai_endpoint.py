@@ -126,7 +126,7 @@ class EndpointEngine:
         self._where = f"captioner {config.name!r}: {options.endpoint}"
         self._key, self._key_name = key, options.api_key_env
         self._outage_seconds = options.outage_seconds
-        self._config, self._template = config, template
+        self._config, self._text, self._template = config, config.texts[0], template
         self._bodies: dict[str, dict[str, Any]] = {}
         self.special_texts = TOKENS_OF_POPULAR_MODELS | role_texts([template])
         self._blank = self.prepare(Image.new("RGB", (64, 64), "white"))
@@ -144,8 +144,7 @@ class EndpointEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def prepare(self, image: Image.Image) -> _Turn:
-        text = self._config.texts[0]
-        return self.prepare_texts(image, [TextRequest(text, text.prompt)])[0]
+        return self.prepare_texts(image, [TextRequest(self._text, self._text.prompt)])[0]
 
     def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[_Turn]:
         url = _data_url(image)

@@ -11,24 +11,12 @@ from lotlip_data.captioners.base import CaptionerConfig, CaptionError, TextReque
 from lotlip_data.captioners.engines.mixed_batches import SharedVision, padded
 from lotlip_data.captioners.registry import load_engine
 
-PROMPTS = {"long": "Describe the image in detail.", "short": "A circle ?", "place": "Describe the star left . right ."}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "long": {"max_new_tokens": 24},
-    "short": {"max_new_tokens": 9, "min_new_tokens": 4},
-    "place": {"max_new_tokens": 24, "repetition_penalty": 1.3},
+PROMPTS = {
+    "long": {"prompt": "Describe the image in detail."},
+    "short": {"prompt": "A circle ?", "max_new_tokens": 9, "min_new_tokens": 4},
+    "place": {"prompt": "Describe the star left . right .", "repetition_penalty": 1.3},
 }
-
-
-class Group(CaptionerConfig):
-    """A captioner of three texts."""
-
-    @property
-    def texts(self) -> tuple[Any, ...]:
-        own = {name: value for name, value in self.to_dict().items() if name in CaptionerConfig.model_fields}
-        return tuple(
-            CaptionerConfig.from_dict(own | {"name": f"{self.name}_{text}", "prompt": prompt} | SETTINGS[text])
-            for text, prompt in PROMPTS.items()
-        )
+SETTINGS: dict[str, Any] = {"name": "several", "prompts": PROMPTS, "max_new_tokens": 24, "dtype": "float32"}
 
 
 async def caption_texts(engine: Any, images: list[Image.Image], texts: Any) -> list[list[Any]]:
@@ -45,7 +33,7 @@ async def caption_texts(engine: Any, images: list[Image.Image], texts: Any) -> l
 def several(request):
     """A captioner of three texts with prompts of different lengths."""
     model = request.getfixturevalue("random_instructblip" if request.param == "instructblip" else "random_llava")
-    return Group(name="several", kind=request.param, model=model, max_new_tokens=24, dtype="float32")
+    return CaptionerConfig(kind=request.param, model=model, **SETTINGS)
 
 
 def one_by_one(several, engine_name, images, caption_all, **options):
@@ -156,13 +144,32 @@ def test_a_model_without_a_known_image_encoder_encodes_each_row():
 
 
 @pytest.mark.slow
-def test_vllm_reuses_what_the_texts_of_an_image_have_in_common(random_llava, scenes, runner):
-    """vLLM's own counters: the image's tokens are read from the cache for the second and the third text."""
-    several = Group(name="several", kind="llava", model=random_llava, max_new_tokens=24, dtype="float32")
-    engine = load_engine(several, "vllm", engine_args={"block_size": 16, "disable_log_stats": False})
-    runner.run(caption_texts(engine, scenes(8), several.texts))
+def test_vllm_reads_what_the_texts_of_an_image_have_in_common_once(random_llava, scenes, runner):
+    """vLLM's own counters: the first block of tokens, with some of the image's, is in the cache for two of three texts.
+
+    Another image's block has the same tokens, but not the same image.
+    """
     from vllm.v1.metrics.reader import get_metrics_snapshot
 
+    template = "Describe the image in detail . " * 4 + "<image> {prompt}"
+    several = CaptionerConfig(kind="llava", model=random_llava, template=template, **SETTINGS)
+    engine = load_engine(several, "vllm", engine_args={"block_size": 32, "disable_log_stats": False})
+    runner.run(caption_texts(engine, scenes(8), several.texts))
     counters = {metric.name: getattr(metric, "value", None) for metric in get_metrics_snapshot()}
     engine.close()
-    assert counters["vllm:prefix_cache_hits"] > 0
+    assert counters["vllm:prefix_cache_hits"] == 8 * 2 * 32
+
+
+@pytest.mark.slow
+def test_a_penalty_on_repetitions_reads_no_tokens_of_earlier_requests(
+    random_instructblip, scenes, caption_all, tmp_path
+):
+    """A prompt of embeddings has no tokens, and the place in vLLM's batch where they would stand has been used."""
+    settings = {"model": random_instructblip, "max_new_tokens": 24, "repetition_penalty": 1.3, "dtype": "float32"}
+    config = CaptionerConfig(name="x", kind="instructblip", **settings)
+    captions = {}
+    for name, options in {"transformers": {}, "vllm": {"max_num_seqs": 4, "cache_dir": str(tmp_path)}}.items():
+        engine = load_engine(config, name, **options)
+        captions[name] = caption_all(engine, scenes(32))
+        engine.close()
+    assert captions["vllm"] == captions["transformers"]
