@@ -27,6 +27,8 @@ class Preprocessor:
     Attributes:
         source: Local folder or hub id of the checkpoint.
         load_options: Keyword arguments (`revision`, `local_files_only`) for every `from_pretrained` call on `source`.
+        architecture: Class of transformers that loads the checkpoint.
+        model_config: The checkpoint's config.json.
         text: The prompt inside its template.
         prompt: (1, L) tensor by name: all inputs of the model except pixels. The image's placeholder tokens are
             expanded.
@@ -44,7 +46,8 @@ class Preprocessor:
             "local_files_only": folder is not None,
         }
         captioner.check(self.source, self.load_options)
-        self._config = AutoConfig.from_pretrained(self.source, **self.load_options)
+        self.architecture: Any = getattr(transformers, captioner.model_class)
+        self.model_config = AutoConfig.from_pretrained(self.source, **self.load_options)
         # The PIL backend: torchvision need not be installed, and captions do not depend on whether it is.
         processor_class = getattr(transformers, captioner.processor_class)
         self._processor: Any = processor_class.from_pretrained(self.source, backend="pil", **self.load_options)
@@ -131,15 +134,15 @@ class Preprocessor:
     def _check_patch_size(self) -> None:
         """Raise ValueError if the processor needs a patch size to count an image's tokens, and has none."""
         if hasattr(self._processor, "patch_size") and self._processor.patch_size is None:
-            patch_size = getattr(getattr(self._config, "vision_config", None), "patch_size", None)
+            patch_size = getattr(getattr(self.model_config, "vision_config", None), "patch_size", None)
             value = f"{patch_size}, as in config.json's vision_config" if patch_size else "the vision tower's"
             raise ValueError(f"{self.source}: processor_config.json lacks patch_size; set it to {value}")
 
     def _check_vocabulary(self) -> None:
         """Raise ValueError if a token of the prompt has no word embedding. The image's placeholder needs none."""
-        placeholder = getattr(self._config, "image_token_id", None)
+        placeholder = getattr(self.model_config, "image_token_id", None)
         for name, part in (("input_ids", "text_config"), ("qformer_input_ids", "qformer_config")):
-            vocabulary = getattr(getattr(self._config, part, None), "vocab_size", None)
+            vocabulary = getattr(getattr(self.model_config, part, None), "vocab_size", None)
             tokens = set(self.prompt[name].flatten().tolist()) - {placeholder} if name in self.prompt else set()
             if vocabulary and tokens and max(tokens) >= vocabulary:
                 raise ValueError(
@@ -149,7 +152,7 @@ class Preprocessor:
 
     def _check_length(self, config: CaptionerConfig) -> None:
         """Raise ValueError if image, prompt and the longest caption exceed the model's number of positions."""
-        positions = getattr(self._config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(self.model_config.get_text_config(), "max_position_embeddings", None)
         if positions and self.prompt_length + config.max_new_tokens > positions:
             raise ValueError(
                 f"captioner {config.name!r}: max_new_tokens={config.max_new_tokens}: image and prompt take "
@@ -173,7 +176,7 @@ class Preprocessor:
         if cached_file(self.source, name, _raise_exceptions_for_missing_entries=False, **self.load_options):
             generation = GenerationConfig.from_pretrained(self.source, **self.load_options)
         else:
-            generation = GenerationConfig.from_model_config(self._config)
+            generation = GenerationConfig.from_model_config(self.model_config)
         configured = generation.eos_token_id
         tokens = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
         stop_ids = frozenset(token for token in tokens if token is not None)
