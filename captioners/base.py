@@ -6,14 +6,15 @@ a driver process reads configurations without loading torch.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from PIL import Image
+from pydantic import model_validator
 
 from lotlip_data.manifests import wording
-from lotlip_data.manifests.settings.captioners import CaptionerSettings
+from lotlip_data.manifests.settings.captioners import CaptionerSettings, TextEntry, text_name
 from lotlip_data.manifests.settings.captioners import EngineOptions as EngineOptions
 
 FinishReason = Literal["stop", "length"]
@@ -70,15 +71,41 @@ class CaptionerConfig(CaptionerSettings):
             "min_p": 0,
             "min_new_tokens": 0,
             "image_fit": "checkpoint",
+<<<<<<< HEAD
             "kv_cache_dtype": "auto",
+=======
+            "prompts": {},
+>>>>>>> main
         }
         for field in {"name", *greedy, *(field for field, default in later.items() if settings[field] == default)}:
             del settings[field]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{self.name}@{digest[:12]}"
 
+    @property
+    def texts(self) -> tuple[Self, ...]:
+        """The configuration of each text that an image gets. Engines read prompts and sampling settings from these.
+
+        It is the captioner itself, or with `prompts` one captioner for each, whose id covers no other prompt.
+        """
+        return tuple(self._text(key, entry) for key, entry in self.prompts.items()) or (self,)
+
+    def _text(self, key: str, entry: TextEntry) -> Self:
+        shared = {name: value for name, value in self.explicit.items() if name != "prompts"}
+        return self.parse(shared | entry.explicit | {"name": text_name(self.name, key)}, f"`prompts.{key}`")
+
+    @model_validator(mode="after")
+    def _has_valid_texts(self) -> Self:
+        for key, entry in self.prompts.items():
+            self._text(key, entry)
+        return self
+
     def to_dict(self) -> dict[str, Any]:
-        return self.model_dump()
+        """All settings, with those at their default; of `prompt` and `prompts`, the one that has an effect."""
+        settings = self.model_dump()
+        if self.prompts:
+            del settings["prompt"]
+        return settings
 
     @classmethod
     def parse(cls, settings: Any, where: str = "") -> Self:
@@ -168,3 +195,37 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model and end every process and thread of the engine. A second call does nothing."""
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """One text that an image is to get.
+
+    Attributes:
+        config: One of the captioner's `texts`: prompt, sampling and output settings.
+        prompt: Its prompt, with the fields of the sample filled in.
+    """
+
+    config: CaptionerConfig
+    prompt: str
+
+
+class MultiTextEngine(Engine, Protocol):
+    """An engine that makes several texts of an image from one preprocessing, with prompts that differ by image.
+
+    Attributes:
+        special_texts: Texts that mean something else to the model than what they say, such as special tokens and the
+            role names of its template. No field of a sample may bring one into a prompt.
+    """
+
+    special_texts: frozenset[str]
+
+    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[Any]:
+        """Preprocess one decoded image once, for several texts. Any thread may call this.
+
+        Returns:
+            The input of `caption` for each request, in order.
+
+        Raises:
+            CaptionError: This image cannot be captioned.
+        """

@@ -145,16 +145,15 @@ def recaption(
 
     Args:
         run: The run's folder.
-        captioners: Names of captioners, those of the run's manifest before presets, or settings as in a manifest.
-            Default: all captioners of the run's manifest.
+        captioners: Names of captioners, or of single texts of captioners that make several: those of the run's
+            manifest before presets. Or settings as in a manifest. Default: all captioners of the run's manifest.
         pool: Settings of every captioner's pool, such as `max_actors`; they override the manifest's.
     """
-    from lotlip_data.pipeline.recaptioning.config import resolve_captioners, select_captioners
+    from lotlip_data.pipeline.recaptioning.config import select_captioners
     from lotlip_data.pipeline.recaptioning.stage import recaption as caption_shards
 
     run = open_run(run)
-    entries = select_captioners(frozen(run).captioners, captioners)
-    summary = caption_shards(run, resolve_captioners(entries, pool))
+    summary = caption_shards(run, select_captioners(frozen(run).captioners, captioners, pool))
     lines = [
         f"recaption: {name}: {summary.captions[name]:,} images captioned, {summary.rejected[name]:,} rejected"
         for name in summary.units

@@ -4,6 +4,7 @@
       - llava                                   # a preset: the published LLaVA-1.5
       - {preset: llava, name: llava-fp8, quantization: fp8}
       - {name: mine, kind: llava, model: /models/mine, pool: {max_actors: 8, num_gpus: 1}}
+      - {preset: llava, name: both, prompts: {long: Describe the image in detail., title: Give the image a title.}}
 
 `kind` is an open set: another package adds one through an entry point, so `captioners.registry` checks it.
 """
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -46,32 +48,27 @@ def _is_integer(value: Any) -> bool:
 
 _UNCHANGED = PlainSerializer(lambda value: value)
 CaptionerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+def _is_no_ending(name: str) -> str:
+    if re.fullmatch(r"(.*_)?(sub|flags)", name):
+        raise ValueError(f"{name!r}: columns of sub-captions and of flags end like this; choose another name")
+    return name
+
+
+TextName = Annotated[CaptionerName, AfterValidator(_is_no_ending)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 
 
-class CaptionerOverrides(Settings):
-    """Settings of a captioner that decide which text an image gets."""
+class TextSettings(Settings):
+    """Settings that can differ between the texts of one captioner: the prompt, and how its answer is generated."""
 
-    name: CaptionerName | None = None
-    """Name of the folder of its captions, and of its column in the dataset."""
-    kind: Annotated[str, Field(min_length=1)] | None = None
-    """Architecture: `llava`, `sharegpt4v`, `instructblip`, `openai`, or a kind that an installed package adds."""
-    model: Annotated[str, Field(min_length=1)] | None = None
-    """Hub id, local folder, or short name of a checkpoint that comes with the project, such as `tiny-llava`."""
-    revision: Annotated[str | None, WrapValidator(_allow_integer), _UNCHANGED] = None
-    """Revision of the model on the hub. For kind `openai`: a label of your own for what the endpoint serves."""
     prompt: str = "Describe the image in detail."
     """Instruction to the model."""
-    template: str | None = None
-    """Text around the prompt, with `{prompt}` and `<image>` in it. Default: for kind `llava` the checkpoint's chat
-    template, if it has one, else the template of the kind."""
-    image_fit: ImageFit = "checkpoint"
-    """How an image that is not square becomes square. `checkpoint`: as the checkpoint's image processor does it. `pad`:
-    padded in the processor's mean colour, as LLaVA-1.5 and ShareGPT4V were trained. `crop`: its centre."""
     max_new_tokens: Count = 256
     """Largest number of tokens of a caption."""
-    dtype: Dtype = "auto"
-    """Precision of all weights. `auto`: float32 without a GPU; with one, that of the checkpoint's language model."""
+    min_new_tokens: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Least number of tokens of a caption."""
     temperature: Annotated[float, Field(ge=0), WrapValidator(_keep_integer), _UNCHANGED] = 0.0
     """Sampling temperature; 0 is greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1), WrapValidator(_keep_integer), _UNCHANGED] = 1.0
@@ -83,19 +80,8 @@ class CaptionerOverrides(Settings):
     repetition_penalty: Annotated[float, Field(gt=0), WrapValidator(_keep_integer), _UNCHANGED] = 1.0
     """Factor against tokens that have occurred already, in the prompt too (InstructBLIP: in the caption only); above 1
     discourages them."""
-    min_new_tokens: Annotated[int, Field(strict=True, ge=0)] = 0
-    """Least number of tokens of a caption."""
     seed: Annotated[int, Field(strict=True)] = 0
     """Seed of the sampling. It has no effect at temperature 0."""
-    quantization: str | None = None
-    """Quantization as vLLM names it, such as `awq`, `gptq` or `fp8`; the checkpoint must fit."""
-    kv_cache_dtype: CacheDtype = "auto"
-    """Precision of vLLM's attention cache. `auto`: that of the weights. `fp8`: 8 bits. `fp8_hopper`: 8 bits on GPUs of
-    compute capability 9.0 (Hopper) or newer, and that of the weights on others."""
-    tensor_parallel_size: Count = 1
-    """Number of GPUs that one copy of the model is spread over."""
-    max_model_len: Count | None = None
-    """Largest number of tokens of image, prompt and caption together. Default: exactly what they need."""
     request: Mapping[str, Any] = Field(default_factory=dict)
     """Kind `openai` only: further fields of each request, such as `stop`; null leaves a field out."""
 
@@ -105,6 +91,59 @@ class CaptionerOverrides(Settings):
         if not prompt.strip():
             raise ValueError("is empty; say what the model should describe")
         return prompt
+
+
+class TextEntry(TextSettings, ListEntry):
+    """One of the texts that a captioner gives an image: its prompt, or its prompt and settings.
+
+    A setting that is not given is the captioner's.
+    """
+
+    prompt: str
+    """Instruction to the model."""
+
+    shorthand = "prompt"
+
+
+class CaptionerOverrides(TextSettings):
+    """Settings of a captioner that decide which text an image gets."""
+
+    name: CaptionerName | None = None
+    """Name of the folder of its captions, and of its column in the dataset; with `prompts`, the start of these names.
+    """
+    kind: Annotated[str, Field(min_length=1)] | None = None
+    """Architecture: `llava`, `sharegpt4v`, `instructblip`, `openai`, or a kind that an installed package adds."""
+    model: Annotated[str, Field(min_length=1)] | None = None
+    """Hub id, local folder, or short name of a checkpoint that comes with the project, such as `tiny-llava`."""
+    revision: Annotated[str | None, WrapValidator(_allow_integer), _UNCHANGED] = None
+    """Revision of the model on the hub. For kind `openai`: a label of your own for what the endpoint serves."""
+    template: str | None = None
+    """Text around the prompt, with `{prompt}` and `<image>` in it. Default: for kind `llava` the checkpoint's chat
+    template, if it has one, else the template of the kind."""
+    image_fit: ImageFit = "checkpoint"
+    """How an image that is not square becomes square. `checkpoint`: as the checkpoint's image processor does it. `pad`:
+    padded in the processor's mean colour, as LLaVA-1.5 and ShareGPT4V were trained. `crop`: its centre."""
+    dtype: Dtype = "auto"
+    """Precision of all weights. `auto`: float32 without a GPU; with one, that of the checkpoint's language model."""
+    quantization: str | None = None
+    """Quantization as vLLM names it, such as `awq`, `gptq` or `fp8`; the checkpoint must fit."""
+    kv_cache_dtype: CacheDtype = "auto"
+    """Precision of vLLM's attention cache. `auto`: that of the weights. `fp8`: 8 bits. `fp8_hopper`: 8 bits on GPUs of
+    compute capability 9.0 (Hopper) or newer, and that of the weights on others."""
+    tensor_parallel_size: Count = 1
+    """Number of GPUs that one copy of the model is spread over."""
+    max_model_len: Count | None = None
+    """Largest number of tokens of image, prompt and caption together. Default: exactly what they need."""
+    prompts: Mapping[TextName, TextEntry] = Field(default_factory=dict)
+    """In place of `prompt`: several texts for each image, by name. Each is a captioner of its own in the run and in the
+    dataset, `qwen_long` for the text `long` of the captioner `qwen`, but one engine makes them all and reads each image
+    once. A text is its prompt, or a mapping of its prompt and of settings that override the captioner's."""
+
+    @model_validator(mode="after")
+    def _has_one_prompt_or_several(self) -> "CaptionerOverrides":
+        if self.prompts and "prompt" in self.model_fields_set:
+            raise ValueError("`prompt`: has no effect beside `prompts`; move it there and give it a name")
+        return self
 
     @field_validator("template")
     @classmethod
@@ -123,6 +162,8 @@ class CaptionerSettings(CaptionerOverrides):
 
     @model_validator(mode="after")
     def _leaves_room_for_the_prompt(self) -> "CaptionerSettings":
+        if self.prompts:  # whose texts are checked one by one
+            return self
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"`min_new_tokens`: {self.min_new_tokens} must not exceed max_new_tokens={self.max_new_tokens}"
@@ -248,9 +289,29 @@ class CaptionerEntry(CaptionerOverrides, ListEntry):
         return self
 
     @property
+    def label(self) -> str:
+        """The captioner's name."""
+        return self.name or str(self.preset)
+
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        """The names of its texts: their folders in a run, and their columns in its dataset."""
+        return tuple(text_name(self.label, key) for key in self.prompts) or (self.label,)
+
+    @property
     def overrides(self) -> dict[str, Any]:
         """The settings that the entry gives, without `preset` and `pool`."""
         return {name: value for name, value in self.explicit.items() if name not in ("preset", "pool")}
+
+
+def text_name(captioner: str, key: str) -> str:
+    """The name of one of a captioner's texts: of its folder and its column.
+
+    Args:
+        captioner: Name of the captioner.
+        key: The text's name in `prompts`.
+    """
+    return f"{captioner}_{key}"
 
 
 def parse_captioner(entry: str | Mapping[str, Any] | CaptionerEntry) -> CaptionerEntry:

@@ -27,6 +27,7 @@ CHANGES = {
     "image_fit": "pad",
     "kv_cache_dtype": "fp8",
 }
+PROMPTS = {"long": "Describe it.", "tags": {"prompt": "Tag it.", "max_new_tokens": 48}}
 SAMPLING = [{"seed": 1}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}]
 
 
@@ -47,7 +48,7 @@ def test_the_id_of_sampling_covers_its_settings(change):
 
 
 def test_the_tests_above_cover_every_setting():
-    considered = {*CHANGES, "name", *(field for change in SAMPLING for field in change)}
+    considered = {*CHANGES, "name", "prompts", *(field for change in SAMPLING for field in change)}
     assert considered == set(CaptionerConfig.model_fields)
 
 
@@ -56,9 +57,19 @@ def test_id_is_the_name_and_12_hex_digits_and_never_changes_between_releases():
     assert CONFIG.id == "llava@8573270c1f8f"
 
 
+def test_a_text_of_several_is_the_captioner_of_that_prompt_alone_whatever_other_prompts_there_are():
+    long, tags = CONFIG.replace(prompts=PROMPTS).texts
+    assert long == CONFIG.replace(name="llava_long", prompt="Describe it.")
+    assert tags == CONFIG.replace(name="llava_tags", prompt="Tag it.", max_new_tokens=48)
+    assert long.id == "llava_long@05563039174b"
+    assert CONFIG.replace(prompts={"more": "Say more.", "long": "Describe it."}).texts[1].id == long.id
+    assert CONFIG.replace(prompts=PROMPTS).id != CONFIG.id
+    assert CONFIG.texts == (CONFIG,)
+
+
 def test_to_dict_and_back_is_the_identity():
-    config = CONFIG.replace(**CHANGES)
-    assert CaptionerConfig.from_dict(config.to_dict()) == config
+    for config in (CONFIG.replace(**CHANGES), CONFIG.replace(prompts=PROMPTS)):
+        assert CaptionerConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(
@@ -77,6 +88,28 @@ def test_to_dict_and_back_is_the_identity():
         ({"top_p": 0.0}, "captioner 'llava': `top_p`: 0.0 is too small; it must be above 0"),
         ({"template": "USER:"}, "captioner 'llava': `template`: 'USER:' must contain {prompt}"),
         ({"prompt": " "}, "captioner 'llava': `prompt`: is empty; say what the model should describe"),
+        (
+            {"prompt": "What is this?", "prompts": PROMPTS},
+            "captioner 'llava': `prompt`: has no effect beside `prompts`; move it there and give it a name",
+        ),
+        (
+            {"prompts": {"Long": "Describe it."}},
+            "captioner 'llava': `prompts.Long`: 'Long' may contain only lowercase letters, digits, - and _",
+        ),
+        (
+            {"prompts": {"long_sub": "Describe it."}},
+            "captioner 'llava': `prompts.long_sub`: 'long_sub': columns of sub-captions and of flags end like this; "
+            "choose another name",
+        ),
+        ({"prompts": {"long": {}}}, "captioner 'llava': `prompts.long.prompt`: is missing"),
+        (
+            {"prompts": {"long": " "}},
+            "captioner 'llava': `prompts.long.prompt`: is empty; say what the model should describe",
+        ),
+        (
+            {"prompts": {"long": {"prompt": "x", "min_new_tokens": 300}}},
+            "captioner 'llava': `prompts.long`: `min_new_tokens`: 300 must not exceed max_new_tokens=256",
+        ),
         (
             {"tensor_parallel_size": 0},
             "captioner 'llava': `tensor_parallel_size`: 0 is too small; it must be at least 1",
