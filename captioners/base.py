@@ -71,11 +71,8 @@ class CaptionerConfig(CaptionerSettings):
             "min_p": 0,
             "min_new_tokens": 0,
             "image_fit": "checkpoint",
-<<<<<<< HEAD
             "kv_cache_dtype": "auto",
-=======
             "prompts": {},
->>>>>>> main
         }
         for field in {"name", *greedy, *(field for field, default in later.items() if settings[field] == default)}:
             del settings[field]

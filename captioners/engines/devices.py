@@ -53,7 +53,7 @@ def defaults_of(
         _sizes(preprocessor, language_only) if gpu else None,
         Precision(config.dtype, own_dtype, config.quantization, config.kv_cache_dtype),
         Share(options.gpu_memory_utilization, config.tensor_parallel_size, options.kv_cache_gib),
-        min(CAPTION_TOKENS, config.max_new_tokens),
+        min(CAPTION_TOKENS, max(text.max_new_tokens for text in config.texts)),
     )
 
 

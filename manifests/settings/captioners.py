@@ -2,7 +2,7 @@
 
     captioners:
       - llava                                   # a preset: the published LLaVA-1.5
-      - {preset: llava, name: llava-fp8, quantization: fp8}
+      - {preset: llava, name: llava-pad, image_fit: pad}
       - {name: mine, kind: llava, model: /models/mine, pool: {max_actors: 8, num_gpus: 1}}
       - {preset: llava, name: both, prompts: {long: Describe the image in detail., title: Give the image a title.}}
 
@@ -26,7 +26,17 @@ from pydantic import (
 
 from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSettings
 
-CaptionerPreset = Literal["instructblip", "llava", "sharegpt4v", "tiny-instructblip", "tiny-llava", "tiny-sharegpt4v"]
+CaptionerPreset = Literal[
+    "instructblip",
+    "llava",
+    "sharegpt4v",
+    "instructblip-fp8",
+    "llava-fp8",
+    "sharegpt4v-fp8",
+    "tiny-instructblip",
+    "tiny-llava",
+    "tiny-sharegpt4v",
+]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CacheDtype = Literal["auto", "fp8", "fp8_hopper"]
 ImageFit = Literal["checkpoint", "pad", "crop"]
@@ -126,7 +136,7 @@ class CaptionerOverrides(TextSettings):
     dtype: Dtype = "auto"
     """Precision of all weights. `auto`: float32 without a GPU; with one, that of the checkpoint's language model."""
     quantization: str | None = None
-    """Quantization as vLLM names it, such as `awq`, `gptq` or `fp8`; the checkpoint must fit."""
+    """Quantization as vLLM names it, such as `awq`, `gptq` or `fp8_per_channel`; the checkpoint must fit."""
     kv_cache_dtype: CacheDtype = "auto"
     """Precision of vLLM's attention cache. `auto`: that of the weights. `fp8`: 8 bits. `fp8_hopper`: 8 bits on GPUs of
     compute capability 9.0 (Hopper) or newer, and that of the weights on others."""
