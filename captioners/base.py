@@ -16,6 +16,7 @@ from pydantic import model_validator
 from lotlip_data.manifests import wording
 from lotlip_data.manifests.settings.captioners import CaptionerSettings, TextEntry, text_name
 from lotlip_data.manifests.settings.captioners import EngineOptions as EngineOptions
+from lotlip_data.manifests.settings.prompt_syntax import uses_braces
 
 FinishReason = Literal["stop", "length"]
 
@@ -59,7 +60,8 @@ class CaptionerConfig(CaptionerSettings):
         """`name@` and 12 hex digits of the sha256 over every setting that can change the text.
 
         Several GPUs to one model count, since they add numbers up in another order. Left out are the sampling settings
-        that greedy decoding ignores, and, so that ids last, settings that came later while they are at their default.
+        that greedy decoding ignores, those of fields that the prompt does not have, and, so that ids last, settings
+        that came later while they are at their default.
         """
         settings = self.to_dict()
         greedy = ("top_p", "seed", "top_k", "min_p") if self.temperature == 0 else ()
@@ -73,7 +75,12 @@ class CaptionerConfig(CaptionerSettings):
             "image_fit": "checkpoint",
             "kv_cache_dtype": "auto",
             "prompts": {},
+            "prompt_without_raw": None,
         }
+        if not uses_braces(*self.prompts_of_images):
+            later["max_field_characters"] = self.max_field_characters
+        if len(self.prompts_of_images) == 1:
+            later["prompt_without_raw"] = self.prompt_without_raw
         for field in {"name", *greedy, *(field for field, default in later.items() if settings[field] == default)}:
             del settings[field]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -200,7 +207,7 @@ class TextRequest:
 
     Attributes:
         config: One of the captioner's `texts`: prompt, sampling and output settings.
-        prompt: Its prompt, with the fields of the sample filled in.
+        prompt: Its prompt, with the columns of the sample in place of its fields.
     """
 
     config: CaptionerConfig

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSettings
+from lotlip_data.manifests.settings.prompt_syntax import RAW_FIELDS, fields_of, possible_prompts
 
 CaptionerPreset = Literal[
     "instructblip",
@@ -74,7 +75,12 @@ class TextSettings(Settings):
     """Settings that can differ between the texts of one captioner: the prompt, and how its answer is generated."""
 
     prompt: str = "Describe the image in detail."
-    """Instruction to the model."""
+    """Instruction to the model. In the place of `{raw}`, `{source}`, `{width}` and other fields, each image gets the
+    columns of its own sample."""
+    prompt_without_raw: str | None = None
+    """Instruction for images without a raw text, if `prompt` has `{raw}`. Default: `prompt` with an empty text."""
+    max_field_characters: Annotated[int, Field(strict=True, ge=20)] = 500
+    """Largest number of characters that a field of a prompt gets. A longer text is cut between two words."""
     max_new_tokens: Count = 256
     """Largest number of tokens of a caption."""
     min_new_tokens: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -95,12 +101,24 @@ class TextSettings(Settings):
     request: Mapping[str, Any] = Field(default_factory=dict)
     """Kind `openai` only: further fields of each request, such as `stop`; null leaves a field out."""
 
-    @field_validator("prompt")
+    @field_validator("prompt", "prompt_without_raw")
     @classmethod
-    def _has_words(cls, prompt: str) -> str:
-        if not prompt.strip():
+    def _has_words(cls, prompt: str | None) -> str | None:
+        if prompt is not None and not prompt.strip():
             raise ValueError("is empty; say what the model should describe")
         return prompt
+
+    @field_validator("prompt_without_raw")
+    @classmethod
+    def _has_no_raw_text(cls, prompt: str | None) -> str | None:
+        if RAW_FIELDS.intersection(fields_of(prompt)):
+            raise ValueError("is for images without a raw text; leave out {raw} and {raws}")
+        return prompt
+
+    @property
+    def prompts_of_images(self) -> tuple[str, ...]:
+        """The prompts that an image can get, before their fields are filled in."""
+        return possible_prompts(self.prompt, self.prompt_without_raw)
 
 
 class TextEntry(TextSettings, ListEntry):
@@ -110,7 +128,7 @@ class TextEntry(TextSettings, ListEntry):
     """
 
     prompt: str
-    """Instruction to the model."""
+    """Instruction to the model, with fields as in the captioner's `prompt`."""
 
     shorthand = "prompt"
 
@@ -160,6 +178,8 @@ class CaptionerOverrides(TextSettings):
     def _holds_the_prompt(cls, template: str | None) -> str | None:
         if template is not None and "{prompt}" not in template:
             raise ValueError(f"{template!r} must contain {{prompt}}")
+        if fields := fields_of(template):
+            raise ValueError(f"{template!r} cannot have fields; put {{{fields[0]}}} into `prompt`")
         return template
 
 

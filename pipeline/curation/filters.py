@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lotlip_data.captioners.quality_flags import RULES as FLAGS
-from lotlip_data.captioners.quality_flags import is_non_english
+from lotlip_data.captioners.quality_flags import FLAGS, is_non_english
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.subcaptions import SplitMode

@@ -49,6 +49,7 @@ from lotlip_data.pipeline.recaptioning.poison_images import (
     InFlightLog,
     find_suspects,
 )
+from lotlip_data.pipeline.recaptioning.prompts import PromptFiller, SampleRequest
 from lotlip_data.pipeline.recaptioning.results import (
     PartialResults,
     Row,
@@ -79,6 +80,7 @@ class Prepared:
 
     fetched: FetchedImage
     input: Any
+    request: SampleRequest
 
 
 @dataclass
@@ -117,6 +119,7 @@ class CaptionWorker:
         self.threads = ThreadPoolExecutor(self.decoders, "decode")
         self.window = RequestWindow(self.concurrency or self.engine.window, self.engine.burst)
         self.turn = asyncio.Lock()
+        self._filler = PromptFiller((self.config,), self.engine)
         self.meter = UsageMeter(self.gpus)
         self.parts_id = f"{self.config.id}+{self.model_digest}" if self.model_digest else self.config.id
         self._attempts: set[ShardAttempt] = set()
@@ -164,9 +167,10 @@ class CaptionWorker:
             CaptionerBroken: One of them cannot be captioned.
             EngineDead: The engine failed on one of them.
         """
+        request = self._filler.sample_request(self.config)
         for size in WARM_UP_SIZES:
             try:
-                await self._timed_caption(self.engine.prepare(Image.new("RGB", size, "grey")))
+                await self._timed_caption(self._prepare_image(Image.new("RGB", size, "grey"), request))
             except (CaptionError, BlankImageFailed) as error:
                 raise CaptionerBroken(
                     f"captioner {self.config.name!r} cannot caption a plain image of {size[0]}×{size[1]} pixels: "
@@ -203,17 +207,24 @@ class CaptionWorker:
         return [prepared for batch in self.threads.map(self._prepare_slice, slices) for prepared in batch]
 
     def _prepare_slice(self, images: Sequence[FetchedImage]) -> list[Prepared]:
-        return [Prepared(image, self._prepare_image(image.image)) for image in images]
+        return [self._prepare_fetched(image) for image in images]
 
-    def _prepare_image(self, content: bytes) -> Any:
+    def _prepare_fetched(self, fetched: FetchedImage) -> Prepared:
+        request = self._filler.request(self.config, fetched.meta)
         try:
-            return self.engine.prepare(_decode(content))
+            return Prepared(fetched, self._prepare_image(_decode(fetched.image), request), request)
         except CaptionError as error:
-            return error
+            return Prepared(fetched, error, request)
+
+    def _prepare_image(self, image: Image.Image, request: SampleRequest) -> Any:
+        if not hasattr(self.engine, "prepare_texts"):
+            return self.engine.prepare(image)
+        (prepared,) = self.engine.prepare_texts(image, [request])
+        return prepared
 
     async def caption_row(self, image: Prepared) -> Row:
         """The row of one image, with its caption or the reason for its absence."""
-        row = self._blank_row(image.fetched)
+        row = self._blank_row(image.fetched, image.request)
         try:
             if isinstance(image.input, CaptionError):
                 raise image.input
@@ -224,16 +235,18 @@ class CaptionWorker:
             "text": caption.text,
             "finish_reason": caption.finish_reason,
             "tokens": caption.tokens,
-            "flags": find_flags(caption, self.config),
+            "flags": [*find_flags(caption, image.request.as_read), *image.request.flags],
         }
 
     def rejection_row(self, fetched: FetchedImage, reason: str) -> Row:
         """The row of an image that is not sent to the engine."""
-        return self._blank_row(fetched) | {"error": reason}
+        request = self._filler.request(self.config, fetched.meta)
+        return self._blank_row(fetched, request) | {"error": reason}
 
-    def _blank_row(self, fetched: FetchedImage) -> Row:
+    def _blank_row(self, fetched: FetchedImage, request: SampleRequest) -> Row:
         empty: Row = {"text": None, "finish_reason": None, "tokens": None, "flags": [], "error": None}
-        return {"key": fetched.key, "uid": fetched.uid, "sha256": fetched.sha256, "engine": self.engine_name} | empty
+        origin = {"key": fetched.key, "uid": fetched.uid, "sha256": fetched.sha256, "engine": self.engine_name}
+        return origin | empty | {"fields_sha256": request.fields_sha256}
 
     async def _timed_caption(self, prepared: Any) -> Caption:
         """As `engine.caption`, watched by `silent_for`."""

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tarfile
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -60,7 +61,14 @@ class GreyEngine:
         pass
 
 
-def write_shard(run: Run, shard: int, values: list[int], broken: tuple[int, ...] = ()) -> None:
+def write_shard(
+    run: Run,
+    shard: int,
+    values: list[int],
+    broken: tuple[int, ...] = (),
+    meta: Callable[[int], dict[str, Any]] = lambda value: {},
+    attempt: str = "a",
+) -> None:
     """Write an image shard whose tar has its samples in reverse order of the keys.
 
     Args:
@@ -68,6 +76,8 @@ def write_shard(run: Run, shard: int, values: list[int], broken: tuple[int, ...]
         shard: The shard.
         values: Grey values, one image each.
         broken: Those of `values` whose image cannot be decoded.
+        meta: From a value to further fields of the image's json member.
+        attempt: Ends the name of the tar. The shard of an earlier attempt is replaced.
     """
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
@@ -75,14 +85,15 @@ def write_shard(run: Run, shard: int, values: list[int], broken: tuple[int, ...]
             encoded = io.BytesIO()
             Image.new("RGB", (8, 8), (value,) * 3).save(encoded, "PNG")
             image = b"junk" if value in broken else encoded.getvalue()
-            meta = json.dumps({"uid": f"u{value}", "sha256": f"s{value}"}).encode()
-            for ending, data in (("jpg", image), ("json", meta)):
-                member = tarfile.TarInfo(f"{shard:05d}{value:04d}.{ending}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    storage.create(storage.join(run.images, f"{shard}-a.tar"), content.getvalue())
-    marker = {"tar": f"{shard}-a.tar", "parquet": f"{shard}-a.parquet", "status_dict": {"success": len(values)}}
-    storage.create(
+            member = json.dumps({"uid": f"u{value}", "sha256": f"s{value}", **meta(value)}).encode()
+            for ending, data in (("jpg", image), ("json", member)):
+                info = tarfile.TarInfo(f"{shard:05d}{value:04d}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    name = f"{shard}-{attempt}"
+    storage.create(storage.join(run.images, f"{name}.tar"), content.getvalue())
+    marker = {"tar": f"{name}.tar", "parquet": f"{name}.parquet", "status_dict": {"success": len(values)}}
+    storage.replace(
         run.image_stats(shard), json.dumps(marker | {"count": len(values), "successes": len(values)}).encode()
     )
 
