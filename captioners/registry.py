@@ -31,7 +31,7 @@ _MODELS = {
     "sharegpt4v": "Lin-Chen/ShareGPT4V-7B",
 }
 
-_FP8 = {"quantization": FP8_PER_CHANNEL, "kv_cache_dtype": "fp8_hopper"}
+_FP8: dict[str, Any] = {"quantization": FP8_PER_CHANNEL, "kv_cache_dtype": "fp8_hopper"}
 
 DEFAULTS: dict[str, CaptionerConfig] = {
     **{kind: CaptionerConfig(name=kind, kind=kind, model=model) for kind, model in _MODELS.items()},
