@@ -228,7 +228,8 @@ class MultiTextEngine(Engine, Protocol):
         """Preprocess one decoded image once, for several texts. Any thread may call this.
 
         Returns:
-            The input of `caption` for each request, in order.
+            The input of `caption` for each request, in order; a CaptionError in place of a text that cannot be made,
+            such as one whose prompt is too long.
 
         Raises:
             CaptionError: This image cannot be captioned.

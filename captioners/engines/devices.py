@@ -65,5 +65,5 @@ def _sizes(preprocessor: Preprocessor, language_only: bool) -> ModelSizes | None
         return None
     if language_only:
         sizes = replace(sizes, parameters=sizes.parameters - sizes.image_parameters, image_parameters=0)
-    own_prompt = preprocessor.prompt_length - sizes.image_tokens
+    own_prompt = preprocessor.first.length - sizes.image_tokens
     return replace(sizes, prompt_tokens=max(sizes.prompt_tokens, own_prompt))

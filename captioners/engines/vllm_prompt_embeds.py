@@ -1,4 +1,4 @@
-"""InstructBLIP in vLLM: transformers computes the prompt's embeddings, in batches, and vLLM runs the language model.
+"""InstructBLIP in vLLM: transformers computes the prompts' embeddings, in batches, and vLLM runs the language model.
 
 vLLM has no InstructBLIP. It runs the language model alone, from a stock checkpoint that is exported once from the
 InstructBLIP checkpoint, and takes embeddings instead of tokens as prompts.
@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lotlip_data.captioners.base import CaptionerConfig, EngineOptions, ModelSpec
 from lotlip_data.captioners.engines.batcher import Batcher
 from lotlip_data.captioners.engines.devices import current_gpu, defaults_of
-from lotlip_data.captioners.engines.preprocessing import Preprocessor
+from lotlip_data.captioners.engines.mixed_batches import SharedVision, distinct_images, padded
+from lotlip_data.captioners.engines.preprocessing import PreparedText, Preprocessor, Prompt
 from lotlip_data.captioners.engines.transformers_engine import load_model
 from lotlip_data.captioners.engines.vllm_engine import VllmEngine, embeds_request, engine_args
 from lotlip_data.captioners.sizing import language_dtype, resolve_dtype
@@ -49,7 +50,7 @@ class VllmEmbedsEngine(VllmEngine):
         model_config = AutoConfig.from_pretrained(preprocessor.source, **preprocessor.load_options)
         model_config.text_config.num_hidden_layers = 0  # only its token embeddings are needed in this process
         self._vision: Any = load_model(captioner.model_class, preprocessor, config, model_config)
-        self._prompt = {name: tensor.to(self._vision.device) for name, tensor in preprocessor.prompt.items()}
+        self._shared = SharedVision(self._vision)
         dtype = export_dtype(config, preprocessor.model_config)
         language_model = export_language_model(preprocessor.source, preprocessor.load_options, options.cache_dir, dtype)
         batch_size = options.batch_size or defaults_of(config, options, preprocessor).batch_size
@@ -64,9 +65,10 @@ class VllmEmbedsEngine(VllmEngine):
             skip_tokenizer_init=True,
             enable_prompt_embeds=True,
             limit_mm_per_prompt=None,
+            enable_prefix_caching=False,  # the image's embeddings depend on the prompt
         )
         super().__init__(config, preprocessor, arguments)
-        self._embed = Batcher(self._embeddings, batch_size, preprocessor.blank_pixels)
+        self._embed = Batcher(self._embeddings, batch_size, preprocessor.blank_text)
         self.capacity = replace(self.capacity, batch_size=batch_size)
 
     def close(self) -> None:
@@ -77,25 +79,30 @@ class VllmEmbedsEngine(VllmEngine):
     def _prepare_requests(self, config: CaptionerConfig) -> None:
         """Do nothing: requests share no prompt, since the embeddings are a request's whole content."""
 
-    async def _request(self, pixels: torch.Tensor) -> Any:
-        return embeds_request(await self._embed(pixels))
+    async def _request(self, prepared: PreparedText) -> Any:
+        return embeds_request(await self._embed(prepared))
 
     @torch.inference_mode()
-    def _embeddings(self, pixels: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return (L, D) prompt embeddings for each image, (1, 3, H, W)."""
-        batch = torch.cat(pixels).to(self._vision.device, self._vision.dtype)
-        return list(prompt_embeddings(self._vision, batch, self._prompt).cpu())
+    def _embeddings(self, batch: list[PreparedText]) -> list[torch.Tensor]:
+        """Return (L, D) prompt embeddings for each text. The image encoder runs once for each image."""
+        device, dtype = self._vision.device, self._vision.dtype
+        images, rows = distinct_images(batch)
+        with self._shared.images(torch.cat(images).to(device, dtype)) as shared:
+            shared.rows = rows
+            pixels_BCHW = torch.cat([prepared.pixels for prepared in batch]).to(device, dtype)
+            prompts = [prepared.prompt for prepared in batch]
+            return [embeds_LD.cpu() for embeds_LD in prompt_embeddings(self._vision, pixels_BCHW, prompts)]
 
     def _vision_gpu_share(self, preprocessor: Preprocessor, batch_size: int) -> float:
         """Measure the share of the GPU's memory that a full batch takes in this process; vLLM must leave it free."""
         if not torch.cuda.is_available():
             return 0.0
-        self._embeddings([preprocessor.blank_pixels()] * batch_size)
+        self._embeddings([preprocessor.blank_text() for _ in range(batch_size)])
         return torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(0).total_memory
 
 
-def prompt_embeddings(model: Any, pixels_BCHW: Any, prompt: dict[str, Any]) -> Any:
-    """Return (B, L, D): what InstructBLIP's language model reads for B images under one prompt.
+def prompt_embeddings(model: Any, pixels_BCHW: Any, prompts: Sequence[Prompt]) -> list[Any]:
+    """Return (L, D) for each of B images and its prompt: what InstructBLIP's language model reads.
 
     The computation is that of InstructBLIP's `generate`: the prompt's token embeddings, with the projected query tokens
     at the positions of the image.
@@ -103,19 +110,20 @@ def prompt_embeddings(model: Any, pixels_BCHW: Any, prompt: dict[str, Any]) -> A
     Args:
         model: InstructBlipForConditionalGeneration; its language model's layers are not used.
         pixels_BCHW: Preprocessed images.
-        prompt: (1, …) tensors by name, from `Preprocessor.prompt`.
+        prompts: The prompt of each image.
     """
-    count = len(pixels_BCHW)
-    ids_BL = prompt["input_ids"].expand(count, -1)
+    inputs = padded([prompt.inputs for prompt in prompts])
+    ids_BL = inputs["input_ids"].to(pixels_BCHW.device)
     image_features = model.get_image_features(
         pixels_BCHW,
-        qformer_input_ids=prompt["qformer_input_ids"].expand(count, -1),
-        qformer_attention_mask=prompt["qformer_attention_mask"].expand(count, -1),
+        qformer_input_ids=inputs["qformer_input_ids"].to(pixels_BCHW.device),
+        qformer_attention_mask=inputs["qformer_attention_mask"].to(pixels_BCHW.device),
         return_dict=True,
     ).pooler_output
     embeds_BLD = model.get_input_embeddings()(ids_BL)
     is_image_BL1 = (ids_BL == model.config.image_token_id).unsqueeze(-1)
-    return embeds_BLD.masked_scatter(is_image_BL1, image_features.to(embeds_BLD.dtype))
+    embeds_BLD = embeds_BLD.masked_scatter(is_image_BL1, image_features.to(embeds_BLD.dtype))
+    return [embeds_LD[-prompt.length :] for embeds_LD, prompt in zip(embeds_BLD, prompts, strict=True)]
 
 
 def export_dtype(config: CaptionerConfig, model_config: Any) -> str:

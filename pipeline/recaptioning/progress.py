@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import reduce
 
 from lotlip_data.manifests import wording
 from lotlip_data.manifests.progress import Progress, bars_visible, progress_bar
@@ -55,39 +56,50 @@ class CaptionProgress:
             self._refreshed_at = time.monotonic()
         for bar in self._bars.values():
             if due:
-                bar.show()
+                bar.refresh()
             bar.progress.tick()
 
 
 class _CaptionerBar:
-    """The bar of one captioner."""
+    """The bar of one captioner.
+
+    A listing of the parts of all shards in progress takes seconds on an object storage, so only `refresh` makes one. A
+    shard that ends meanwhile takes its parts out of the last listing.
+    """
 
     def __init__(self, run: Run, name: str, shards: Sequence[int]) -> None:
         self._run, self._name = run, name
         self._images = ledger.fetched_images(run, shards)
         self._unfinished = set(shards)
-        self._completed = WorkRecord(0, 0, 0, 0, 0)
+        self._total = _NOTHING
+        """The work on committed shards and on the parts in `_parts`."""
+        self._parts: dict[int, WorkRecord] = {}
+        """By unfinished shard, the work on its parts at the last listing."""
         self._failed = set[int]()
 
     def open(self) -> Progress:
-        earlier = self._sum()
-        self._earlier_tokens, self._started = earlier.tokens, time.monotonic()
-        done = min(self._images, earlier.rows)
+        self._list_parts()
+        self._earlier_tokens, self._started = self._total.tokens, time.monotonic()
+        done = min(self._images, self._total.rows)
         self.progress = progress_bar(self._name, self._images, "image", initial=done)
         self.progress.note("the engine is starting")
         return self.progress
 
     def complete(self, shard: int, record: WorkRecord) -> None:
         self._unfinished.discard(shard)
-        self._completed = _add(self._completed, record)
-        self.show()
+        self._total = _add(_subtract(self._total, self._parts.pop(shard, _NOTHING)), record)
+        self._show()
 
     def fail(self, shard: int | None) -> None:
         self._failed |= self._unfinished if shard is None else {shard}
-        self.show()
+        self._show()
 
-    def show(self) -> None:
-        total = self._sum()
+    def refresh(self) -> None:
+        self._list_parts()
+        self._show()
+
+    def _show(self) -> None:
+        total = self._total
         if total.rows or self._failed:
             tokens = (total.tokens - self._earlier_tokens) / max(1.0, time.monotonic() - self._started)
             self.progress.note(
@@ -98,15 +110,21 @@ class _CaptionerBar:
             )
         self.progress.advance_to(total.rows)
 
-    def _sum(self) -> WorkRecord:
-        """The work on committed shards and on saved parts of the others."""
-        parts = ledger.parts_under_way(self._run, self._name)
-        total = self._completed
-        for shard in self._unfinished:
-            for part in parts.get(shard, ()):
-                total = _add(total, part)
-        return total
+    def _list_parts(self) -> None:
+        for part in self._parts.values():
+            self._total = _subtract(self._total, part)
+        listed = ledger.parts_under_way(self._run, self._name)
+        self._parts = {shard: reduce(_add, listed[shard]) for shard in listed.keys() & self._unfinished}
+        for part in self._parts.values():
+            self._total = _add(self._total, part)
+
+
+_NOTHING = WorkRecord(0, 0, 0, 0, 0)
 
 
 def _add(first: WorkRecord, second: WorkRecord) -> WorkRecord:
     return WorkRecord(first.rows + second.rows, first.failed + second.failed, first.tokens + second.tokens, 0, 0)
+
+
+def _subtract(first: WorkRecord, second: WorkRecord) -> WorkRecord:
+    return WorkRecord(first.rows - second.rows, first.failed - second.failed, first.tokens - second.tokens, 0, 0)
