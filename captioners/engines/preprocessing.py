@@ -6,7 +6,7 @@ All engines share this module, so that they see the same pixels and prompts and 
 import copy
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, 
 from lotlip_data.captioners.engines.images import check_shape, fitted
 from lotlip_data.captioners.engines.prompt import prompt_text, special_texts
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
+from lotlip_data.captioners.sizing import ModelSizes, sizes_of
 from lotlip_data.manifests.checkpoints.hub import find_model
 
 BLANK_SIZES = ((64, 64), (96, 64), (64, 128), (16, 16))
@@ -66,6 +67,8 @@ class Preprocessor:
     Attributes:
         source: Local folder or hub id of the checkpoint.
         load_options: Keyword arguments (`revision`, `local_files_only`) for every `from_pretrained` call on `source`.
+        architecture: Class of transformers that loads the checkpoint.
+        model_config: The checkpoint's config.json.
         first: The prompt of the captioner's first text.
         positions: Number of tokens that the language model can read and write; None if it has no limit.
         special_texts: As in `MultiTextEngine`.
@@ -83,7 +86,8 @@ class Preprocessor:
             "local_files_only": folder is not None,
         }
         captioner.check(self.source, self.load_options)
-        self._model_config = AutoConfig.from_pretrained(self.source, **self.load_options)
+        self.architecture: Any = getattr(transformers, captioner.model_class)
+        self.model_config = AutoConfig.from_pretrained(self.source, **self.load_options)
         # The PIL backend: torchvision need not be installed, and captions do not depend on whether it is.
         processor_class = getattr(transformers, captioner.processor_class)
         self._processor: Any = processor_class.from_pretrained(self.source, backend="pil", **self.load_options)
@@ -104,8 +108,8 @@ class Preprocessor:
         self.first = self._prompts[_prompt_key(self._texts[0], self._texts[0].prompt)]
         templates = [self._prompt(text, text.prompt).text.replace(text.prompt, " ") for text in self._texts]
         self.special_texts = special_texts(self.tokenizer, templates)
-        self.stop_ids = read_stop_ids(self.source, self.load_options, self._model_config, self.tokenizer)
-        self.positions: int | None = getattr(self._model_config.get_text_config(), "max_position_embeddings", None)
+        self.stop_ids = read_stop_ids(self.source, self.load_options, self.model_config, self.tokenizer)
+        self.positions: int | None = getattr(self.model_config.get_text_config(), "max_position_embeddings", None)
         for text in self._texts:
             self._check_length(text)
 
@@ -166,6 +170,11 @@ class Preprocessor:
         """Return the first text of a black image."""
         return PreparedText(self.pixels(self.blank), self.first, self._texts[0])
 
+    def sizes(self) -> ModelSizes:
+        """The sizes of the model, with the captioner's first prompt."""
+        sizes = sizes_of(self.architecture, self.model_config)
+        return replace(sizes, prompt_tokens=max(sizes.prompt_tokens, self.first.length - sizes.image_tokens))
+
     def decode(self, token_ids: list[int], config: CaptionerConfig) -> Caption:
         """Return the caption of generated token ids; those after the first end token are padding."""
         return decode(token_ids, self.tokenizer, self.stop_ids, config.stop)
@@ -205,15 +214,15 @@ class Preprocessor:
     def _check_patch_size(self) -> None:
         """Raise ValueError if the processor needs a patch size to count an image's tokens, and has none."""
         if hasattr(self._processor, "patch_size") and self._processor.patch_size is None:
-            patch_size = getattr(getattr(self._model_config, "vision_config", None), "patch_size", None)
+            patch_size = getattr(getattr(self.model_config, "vision_config", None), "patch_size", None)
             value = f"{patch_size}, as in config.json's vision_config" if patch_size else "the vision tower's"
             raise ValueError(f"{self.source}: processor_config.json lacks patch_size; set it to {value}")
 
     def _check_vocabulary(self, inputs: dict[str, torch.Tensor]) -> None:
         """Raise ValueError if a token of the prompt has no word embedding. The image's placeholder needs none."""
-        placeholder = getattr(self._model_config, "image_token_id", None)
+        placeholder = getattr(self.model_config, "image_token_id", None)
         for name, part in (("input_ids", "text_config"), ("qformer_input_ids", "qformer_config")):
-            vocabulary = getattr(getattr(self._model_config, part, None), "vocab_size", None)
+            vocabulary = getattr(getattr(self.model_config, part, None), "vocab_size", None)
             tokens = set(inputs[name].flatten().tolist()) - {placeholder} if name in inputs else set()
             if vocabulary and tokens and max(tokens) >= vocabulary:
                 raise ValueError(

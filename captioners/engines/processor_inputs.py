@@ -19,6 +19,8 @@ from lotlip_data.captioners.engines.images import check_shape, fitted
 from lotlip_data.captioners.engines.processor_loading import load_processor
 from lotlip_data.captioners.engines.prompt import special_texts
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
+from lotlip_data.captioners.sizing import ModelSizes
+from lotlip_data.captioners.vlm_sizing import TYPICAL_SIDES, image_tokens, vlm_sizes
 from lotlip_data.manifests.checkpoints.hub import find_model
 
 Fields = dict[str, Any]
@@ -141,6 +143,13 @@ class ProcessorInputs:
         tokens = max(len(self.tokenizer(prompt)["input_ids"]) + text.max_new_tokens for text, prompt in prompts)
         return min(image + tokens, self.positions or image + tokens)
 
+    def sizes(self) -> ModelSizes:
+        """The sizes of the model, with an image of TYPICAL_SIDES and the captioner's first prompt."""
+        text = self._config.texts[0]
+        prompt = len(self.tokenizer(self.text(TextRequest(text, text.prompt)))["input_ids"])
+        (tokens,) = image_tokens(self.processor, self.images_kwargs, [TYPICAL_SIDES])
+        return vlm_sizes(self.model_config, tokens, prompt)
+
     def _fields(self, picture: Image.Image, request: TextRequest) -> Fields:
         try:
             inputs = self.processor(
@@ -256,26 +265,6 @@ def max_image_tokens(processor: Any, images_kwargs: dict[str, Any]) -> int:
     sides = [(PROBE_SIDE, round(PROBE_SIDE * ratio)) for ratio in PROBE_RATIOS]
     sizes = [*sides, *((short, long) for long, short in sides)]
     return int(SPARE_TOKENS * max(image_tokens(processor, images_kwargs, sizes))) + 1
-
-
-def image_tokens(processor: Any, images_kwargs: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the number of tokens of an image of each size.
-
-    Args:
-        processor: A checkpoint's processor.
-        images_kwargs: From `size_limits`.
-        sizes: Height and width in pixels.
-    """
-    count = getattr(processor, "_get_num_multimodal_tokens", None)
-    if count:
-        return list(count(image_sizes=[list(size) for size in sizes], **images_kwargs)["num_image_tokens"])
-    text = str(getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>"))
-    images = [Image.new("RGB", (width, height)) for height, width in sizes]
-    lengths = [
-        processor(images=[image], text=[text], return_tensors="pt", **images_kwargs)["input_ids"].shape[1]
-        for image in images
-    ]
-    return lengths
 
 
 def collate(items: Sequence[Fields], pad_id: int) -> Fields:

@@ -19,8 +19,10 @@ from lotlip_data.captioners.base import (
     TextRequest,
 )
 from lotlip_data.captioners.engines.batcher import Batcher
+from lotlip_data.captioners.engines.devices import current_gpu, defaults_of, device_name
 from lotlip_data.captioners.engines.mixed_batches import SharedVision, distinct_images, padded
 from lotlip_data.captioners.engines.preprocessing import PreparedText, Preprocessor
+from lotlip_data.captioners.sizing import language_dtype, resolve_dtype
 
 SAMPLING = (
     *("max_new_tokens", "min_new_tokens", "repetition_penalty"),
@@ -33,24 +35,21 @@ class TransformersEngine:
     """Greedy float32 captions do not depend on which images and prompts share a batch; sampled captions do."""
 
     def __init__(self, captioner: ModelSpec, config: CaptionerConfig, options: EngineOptions):
-        if config.quantization or config.tensor_parallel_size > 1:
+        if config.quantization or config.tensor_parallel_size > 1 or config.kv_cache_dtype != "auto":
             raise ValueError(
-                f"captioner {config.name!r}: quantization and tensor_parallel_size need engine='vllm'; leave them out"
+                f"captioner {config.name!r}: quantization, kv_cache_dtype and tensor_parallel_size need engine='vllm'; "
+                "leave them out"
             )
         self._preprocessor = Preprocessor(captioner, config)
         self._model: Any = load_model(captioner.model_class, self._preprocessor, config)
         self._vision = SharedVision(self._model)
         self.special_texts = self._preprocessor.special_texts
         torch.manual_seed(config.seed)
-        self._batcher = Batcher(self._generate, options.batch_size, self._preprocessor.blank_text)
-        self.window = 2 * options.batch_size  # so that the next batch is ready when one ends
+        batch_size = options.batch_size or defaults_of(config, options, self._preprocessor).batch_size
+        self._batcher = Batcher(self._generate, batch_size, self._preprocessor.blank_text)
+        self.window = 2 * batch_size  # so that the next batch is ready when one ends
         self.burst = 1
-        device = self._model.device
-        self.capacity = Capacity(
-            str(self._model.dtype).removeprefix("torch."),
-            torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
-            options.batch_size,
-        )
+        self.capacity = Capacity(str(self._model.dtype).removeprefix("torch."), device_name(), batch_size)
 
     def prepare(self, image: Image.Image) -> PreparedText:
         return self._preprocessor.prepare(image, self._preprocessor.positions)
@@ -122,10 +121,11 @@ class TransformersEngine:
 
 
 class Checkpoint(Protocol):
-    """Local folder or hub id of a checkpoint, and keyword arguments for `from_pretrained`."""
+    """A checkpoint: its local folder or hub id, keyword arguments for `from_pretrained`, and its config.json."""
 
     source: str
     load_options: dict[str, Any]
+    model_config: Any
 
 
 def load_model(model_class: str, checkpoint: Checkpoint, config: CaptionerConfig, model_config: Any = None) -> Any:
@@ -134,14 +134,14 @@ def load_model(model_class: str, checkpoint: Checkpoint, config: CaptionerConfig
     Args:
         model_class: Name of the transformers class.
         checkpoint: Where the checkpoint is, and how it is loaded.
-        config: Names the dtype; `auto` is the checkpoint's own on a GPU and float32 without one.
+        config: Names the dtype of all weights; `auto` is the language model's on a GPU and float32 without one.
         model_config: Replaces the checkpoint's config.json.
 
     Raises:
         ValueError: The checkpoint lacks weights; transformers would initialise them at random and continue.
     """
-    has_gpu = torch.cuda.is_available()
-    dtype = ("auto" if has_gpu else "float32") if config.dtype == "auto" else config.dtype
+    gpu = current_gpu()
+    dtype = resolve_dtype(config.dtype, language_dtype(checkpoint.model_config), gpu)
     with _quiet():
         model, loading_info = getattr(transformers, model_class).from_pretrained(
             checkpoint.source,
@@ -159,7 +159,7 @@ def load_model(model_class: str, checkpoint: Checkpoint, config: CaptionerConfig
             f"{checkpoint.source}: {len(mismatched)} weights do not have the shapes of config.json, such as {name}: "
             f"{tuple(stored)} instead of {tuple(expected)}; use config.json and weights of one model"
         )
-    return model.eval().to("cuda" if has_gpu else "cpu")
+    return model.eval().to("cuda" if gpu else "cpu")
 
 
 @contextmanager

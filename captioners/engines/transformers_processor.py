@@ -20,6 +20,7 @@ from lotlip_data.captioners.base import (
 )
 from lotlip_data.captioners.engines.adapters import adapter_folder
 from lotlip_data.captioners.engines.batcher import Batcher
+from lotlip_data.captioners.engines.devices import defaults_of, device_name
 from lotlip_data.captioners.engines.processor_inputs import Fields, ProcessedText, ProcessorInputs, collate
 from lotlip_data.captioners.engines.transformers_engine import SAMPLING, generation_config, load_model
 
@@ -40,15 +41,11 @@ class ProcessorEngine:
         if config.lora:
             _load_adapter(self._model, config)
         torch.manual_seed(config.seed)
-        self._batcher = Batcher(self._generate, options.batch_size, self._inputs.blank)
-        self.window = 2 * options.batch_size  # so that the next batch is ready when one ends
+        batch_size = options.batch_size or defaults_of(config, options, self._inputs).batch_size
+        self._batcher = Batcher(self._generate, batch_size, self._inputs.blank)
+        self.window = 2 * batch_size  # so that the next batch is ready when one ends
         self.burst = 1
-        device = self._model.device
-        self.capacity = Capacity(
-            str(self._model.dtype).removeprefix("torch."),
-            torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
-            options.batch_size,
-        )
+        self.capacity = Capacity(str(self._model.dtype).removeprefix("torch."), device_name(), batch_size)
 
     def prepare(self, image: Image.Image) -> ProcessedText | CaptionError:
         text = self._config.texts[0]

@@ -33,9 +33,11 @@ from lotlip_data.captioners.base import (
     TextRequest,
 )
 from lotlip_data.captioners.engines.adapters import adapter_folder
+from lotlip_data.captioners.engines.devices import defaults_of, device_name
 from lotlip_data.captioners.engines.preprocessing import PreparedText, Preprocessor, Prompt
 from lotlip_data.captioners.engines.process_output import ProcessOutput, root_cause
 from lotlip_data.captioners.load_errors import EngineProcessError, shorten
+from lotlip_data.captioners.sizing import ModelSizes
 
 HAS_GPU = torch.cuda.is_available()
 # vLLM reads these when it is imported. Without a GPU, an engine warns a dozen times that there is none.
@@ -45,6 +47,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if HAS_GPU else "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams  # noqa: E402
+from vllm.config.quantization import ONLINE_QUANT_SHORTHAND_NAMES  # noqa: E402
 from vllm.inputs import embeds_input, mm_input  # noqa: E402
 from vllm.lora.request import LoRARequest  # noqa: E402
 from vllm.model_executor.models.gemma3_mm import Gemma3ForConditionalGeneration  # noqa: E402
@@ -59,11 +62,12 @@ from vllm.usage.usage_lib import UsageContext  # noqa: E402
 from vllm.v1.executor import UniProcExecutor  # noqa: E402
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor  # noqa: E402
 
-DEFAULT_MAX_SEQS = 128 if HAS_GPU else 64
 MAX_SPARE_REQUESTS = 64
 """At most this many requests, and at least half as many, wait in vLLM, so that one is ready when a caption ends."""
 MIN_SPARE_REQUESTS = 8
 CPU_CACHE_GIB = 0.25
+UNQUANTIZED = ("*vision*", "*visual*", "*projector*")
+"""Patterns of the names of layers outside the language model."""
 UNUSED_TOKEN = 0
 """Stands for the tokens of a prompt of embeddings. It is the unknown word or the padding, which no caption contains."""
 RENDERED_PROMPTS = 64
@@ -100,11 +104,14 @@ class ModelInputs(Protocol):
     """What an engine reads of the inputs of its model; `Preprocessor` documents each."""
 
     source: str
+    model_config: Any
     stop_ids: frozenset[int]
     special_texts: frozenset[str]
 
     @property
     def longest(self) -> int: ...
+
+    def sizes(self) -> ModelSizes: ...
 
     def decode(self, token_ids: list[int], config: CaptionerConfig) -> Caption: ...
 
@@ -128,7 +135,7 @@ class VllmEngine:
         max_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
         spare = max(MIN_SPARE_REQUESTS, min(max_seqs // 2, MAX_SPARE_REQUESTS))
         self.window, self.burst = max_seqs + spare, spare // 2
-        self.capacity = _capacity(self._llm)
+        self.capacity = _capacity(self._llm, config.quantization)
 
     def prepare(self, image: Image.Image) -> PreparedText:
         return self._preprocessor.prepare(image, self._limit)
@@ -194,13 +201,16 @@ def _start(arguments: AsyncEngineArgs) -> AsyncLLMEngine:
     ) from failure
 
 
-def _capacity(llm: AsyncLLMEngine) -> Capacity:
+def _capacity(llm: AsyncLLMEngine, quantization: str | None) -> Capacity:
     settings = llm.vllm_config
+    cache_dtype = settings.cache_config.cache_dtype
     return Capacity(
         str(settings.model_config.dtype).removeprefix("torch."),
-        torch.cuda.get_device_name() if HAS_GPU else "the CPU",
+        device_name(),
         settings.scheduler_config.max_num_seqs,
         (settings.cache_config.num_gpu_blocks or 0) * settings.cache_config.block_size,
+        quantization,
+        cache_dtype if cache_dtype.startswith("fp8") else None,
     )
 
 
@@ -318,8 +328,20 @@ def sampling_params(config: CaptionerConfig, preprocessor: ModelInputs) -> Sampl
     )
 
 
+def quantization_config(config: CaptionerConfig) -> dict[str, Any] | None:
+    """What vLLM leaves as it is if it quantises on load: image tower and projector, which are small and sensitive."""
+    if config.quantization in ONLINE_QUANT_SHORTHAND_NAMES:
+        return {"ignore": list(UNQUANTIZED)}
+    return None
+
+
 def engine_args(
-    config: CaptionerConfig, options: EngineOptions, preprocessor: ModelInputs, **overrides: Any
+    config: CaptionerConfig,
+    options: EngineOptions,
+    preprocessor: ModelInputs,
+    *,
+    language_only: bool = False,
+    **overrides: Any,
 ) -> AsyncEngineArgs:
     """Return vLLM's arguments for one captioner.
 
@@ -327,18 +349,22 @@ def engine_args(
         config: Model, prompt and sampling.
         options: Resources; its `engine_args` win over all others.
         preprocessor: Names the checkpoint and the length of its prompt.
+        language_only: Whether vLLM loads the language model only.
         overrides: Arguments in which the architecture differs from one that vLLM runs as a whole.
     """
+    defaults = defaults_of(config, options, preprocessor, language_only=language_only)
     one_process = config.tensor_parallel_size == 1
     arguments: dict[str, Any] = {
         "model": preprocessor.source,
         "revision": config.revision,
-        "dtype": config.dtype if HAS_GPU or config.dtype != "auto" else "float32",
+        "dtype": defaults.dtype,
         "quantization": config.quantization,
+        "quantization_config": quantization_config(config),
+        "kv_cache_dtype": defaults.kv_cache_dtype,
         "tensor_parallel_size": config.tensor_parallel_size,
         "distributed_executor_backend": BoundUniProcExecutor if one_process else BoundMultiprocExecutor,
         "max_model_len": config.max_model_len or preprocessor.longest,
-        "max_num_seqs": options.max_num_seqs or DEFAULT_MAX_SEQS,
+        "max_num_seqs": options.max_num_seqs or defaults.max_num_seqs,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "seed": config.seed,
         "generation_config": "vllm",  # not the checkpoint's

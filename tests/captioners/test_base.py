@@ -35,6 +35,7 @@ CHANGES = {
     "lora": "someone/adapter",
     "lora_revision": "main",
     "strip": ["preamble"],
+    "kv_cache_dtype": "fp8",
 }
 PROMPTS = {"long": "Describe it.", "tags": {"prompt": "Tag it.", "max_new_tokens": 48}}
 SAMPLING = [{"seed": 1}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}]

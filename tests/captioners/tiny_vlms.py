@@ -5,7 +5,7 @@ large variance, so that the next token is never a near tie and a text depends on
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ star is left right top below above large small dark bright two three sky tree ho
 """
 BASE = ["<pad>", "<s>", "</s>", "<unk>"]
 PATCH = 8
+NEWLINES = ["\n" * count for count in range(1, 5)]
+"""Tokens that vLLM looks up in Gemma 3's vocabulary, although no prompt of these tests has one."""
 
 CHATML = (
     "{% for message in messages %}<|im_start|> {{ message['role'] }} "
@@ -173,7 +175,7 @@ def _gemma3(folder: Path) -> None:
         "image_token": "<image_soft_token>",
     }
     template = TURNS.replace("IMAGE", "<start_of_image>")
-    tokens = _tokenizer(folder, special, template, "Gemma3Processor", eos="<end_of_turn>", **named)
+    tokens = _tokenizer(folder, special, template, "Gemma3Processor", NEWLINES, eos="<end_of_turn>", **named)
     config = transformers.Gemma3Config(
         vision_config=_siglip(4),
         text_config=_text(tokens)
@@ -336,6 +338,7 @@ def _tokenizer(
     special: list[str],
     template: str | None,
     processor: str,
+    further: Sequence[str] = (),
     eos: str = "</s>",
     adds_start: bool = True,
     **named: str,
@@ -347,11 +350,12 @@ def _tokenizer(
         special: Special tokens of the family.
         template: Its chat template.
         processor: Name of its processor.
+        further: Further entries of its vocabulary.
         eos: Its end token.
         adds_start: Whether it adds the start token by itself.
         named: Special tokens that the processor reads from attributes of the tokenizer.
     """
-    entries = dict.fromkeys([*BASE, *special, *WORDS.split()])
+    entries = dict.fromkeys([*BASE, *special, *further, *WORDS.split()])
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if adds_start:
