@@ -34,6 +34,15 @@ CaptionerPreset = Literal[
     "instructblip-fp8",
     "llava-fp8",
     "sharegpt4v-fp8",
+    "qwen3-vl-4b",
+    "qwen3-vl-8b",
+    "qwen2.5-vl-7b",
+    "internvl3-8b",
+    "smolvlm2",
+    "gemma-3-4b",
+    "joycaption",
+    "llava-onevision",
+    "llava-1.6",
     "tiny-instructblip",
     "tiny-llava",
     "tiny-sharegpt4v",
@@ -70,6 +79,11 @@ def _is_no_ending(name: str) -> str:
 
 TextName = Annotated[CaptionerName, AfterValidator(_is_no_ending)]
 Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+def preset_name(preset: str) -> str:
+    """The name of a captioner that is called after its preset: names have no dot, since files are named after them."""
+    return preset.replace(".", "-")
 
 
 class TextSettings(Settings):
@@ -347,7 +361,7 @@ class CaptionerEntry(CaptionerOverrides, ListEntry):
     @property
     def label(self) -> str:
         """The captioner's name."""
-        return self.name or str(self.preset)
+        return self.name or preset_name(str(self.preset))
 
     @property
     def text_names(self) -> tuple[str, ...]:
