@@ -45,11 +45,13 @@ class Caption:
         text: Generated text without special tokens and surrounding white space.
         finish_reason: `stop` if the model wrote its end token, `length` if it reached a token limit.
         tokens: Number of generated tokens, including the end token; 0 if an endpoint does not report it.
+        stripped: Whether something that the model wrote was removed from the text.
     """
 
     text: str
     finish_reason: FinishReason
     tokens: int
+    stripped: bool = False
 
 
 class CaptionerConfig(CaptionerSettings):
@@ -73,6 +75,17 @@ class CaptionerConfig(CaptionerSettings):
             "min_p": 0,
             "min_new_tokens": 0,
             "image_fit": "checkpoint",
+            "system": None,
+            "chat_template_kwargs": {},
+            "min_pixels": None,
+            "max_pixels": None,
+            "size": {},
+            "stop": [],
+            "trust_remote_code": False,
+            "lora": None,
+            "lora_revision": None,
+            "strip": None,
+            "kv_cache_dtype": "auto",
             "prompts": {},
             "prompt_without_raw": None,
         }
@@ -105,7 +118,7 @@ class CaptionerConfig(CaptionerSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, with those at their default; of `prompt` and `prompts`, the one that has an effect."""
-        settings = self.model_dump()
+        settings = self.model_dump(mode="json")  # as it is recorded: with lists, not tuples
         if self.prompts:
             del settings["prompt"]
         return settings
@@ -130,16 +143,26 @@ class Capacity:
         device: Name of the GPU, or `the CPU`.
         sequences: Largest number of captions that it generates at a time.
         cache_tokens: Number of tokens that the KV cache holds; None if it has no fixed size.
+        quantization: Quantization of the language model, as vLLM names it.
+        cache_dtype: Precision of the KV cache; None if it is that of the weights.
+        batch_size: Number of images that an image half outside vLLM takes at a time; None if there is none.
     """
 
     dtype: str
     device: str
     sequences: int
     cache_tokens: int | None = None
+    quantization: str | None = None
+    cache_dtype: str | None = None
+    batch_size: int | None = None
 
     def __str__(self) -> str:
-        cache = "" if self.cache_tokens is None else f", KV cache of {self.cache_tokens:,} tokens"
-        return f"{self.dtype} on {self.device}{cache}, up to {wording.count(self.sequences, 'caption')} at a time"
+        precision = f"{self.dtype} with {self.quantization} weights" if self.quantization else self.dtype
+        kind = f"{self.cache_dtype} KV cache" if self.cache_dtype else "KV cache"
+        cache = "" if self.cache_tokens is None else f", {kind} of {self.cache_tokens:,} tokens"
+        batch = f", {wording.count(self.batch_size, 'image')} per batch of the image half" if self.batch_size else ""
+        at_a_time = f"up to {wording.count(self.sequences, 'caption')} at a time"
+        return f"{precision} on {self.device}{cache}, {at_a_time}{batch}"
 
 
 class ModelSpec(Protocol):

@@ -216,6 +216,23 @@ def test_vllm_engines_tell_whether_they_have_failed_and_what_they_were_configure
         assert "timeout" in inspect.signature(AsyncLLMEngine.shutdown).parameters
 
 
+def test_vllm_names_the_quantizations_that_it_computes_on_load(vllm_engine: Any) -> None:
+    with relied_on(
+        "vllm",
+        "ONLINE_QUANT_SHORTHAND_NAMES",
+        file=VLLM_ENGINE,
+        mention="ONLINE_QUANT_SHORTHAND_NAMES",
+        fix="Adapt quantization_config and FP8_PER_CHANNEL, or image towers are quantised too.",
+    ):
+        from vllm.config.quantization import ONLINE_QUANT_SHORTHAND_NAMES, resolve_quantization_config
+
+        from lotlip_data.captioners.sizing import FP8_PER_CHANNEL
+
+        assert FP8_PER_CHANNEL in ONLINE_QUANT_SHORTHAND_NAMES
+        config = resolve_quantization_config(FP8_PER_CHANNEL, {"ignore": ["*vision*"]})
+        assert config is not None and config.linear and config.ignore == ["*vision*"]
+
+
 def test_vllm_takes_a_prompt_of_embeddings_alone(vllm_engine: Any) -> None:
     with relied_on(
         "vllm",

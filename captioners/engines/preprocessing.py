@@ -6,24 +6,24 @@ All engines share this module, so that they see the same pixels and prompts and 
 import copy
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec, TextRequest
+from lotlip_data.captioners.engines.images import check_shape, fitted
 from lotlip_data.captioners.engines.prompt import prompt_text
+from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
 from lotlip_data.captioners.prompt_fields import longest_prompts, special_texts_of
+from lotlip_data.captioners.sizing import ModelSizes, sizes_of
 from lotlip_data.manifests.checkpoints.hub import find_model
 
 BLANK_SIZES = ((64, 64), (96, 64), (64, 128), (16, 16))
 """Width and height of the blank images that are rendered with the prompt."""
 
 BLANKS = ("black", "white", "grey", "black")
-
-MAX_ASPECT_RATIO = 50
-"""Resizing the short side of a more elongated image to the vision tower's input size would take gigabytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,8 @@ class Preprocessor:
     Attributes:
         source: Local folder or hub id of the checkpoint.
         load_options: Keyword arguments (`revision`, `local_files_only`) for every `from_pretrained` call on `source`.
+        architecture: Class of transformers that loads the checkpoint.
+        model_config: The checkpoint's config.json.
         first: The prompt of the captioner's first text.
         positions: Number of tokens that the language model can read and write; None if it has no limit.
         special_texts: As in `MultiTextEngine`.
@@ -85,7 +87,8 @@ class Preprocessor:
             "local_files_only": folder is not None,
         }
         captioner.check(self.source, self.load_options)
-        self._model_config = AutoConfig.from_pretrained(self.source, **self.load_options)
+        self.architecture: Any = getattr(transformers, captioner.model_class)
+        self.model_config = AutoConfig.from_pretrained(self.source, **self.load_options)
         # The PIL backend: torchvision need not be installed, and captions do not depend on whether it is.
         processor_class = getattr(transformers, captioner.processor_class)
         self._processor: Any = processor_class.from_pretrained(self.source, backend="pil", **self.load_options)
@@ -106,8 +109,8 @@ class Preprocessor:
         self._prompts = {_prompt_key(text, text.prompt): self._prompt(text, text.prompt) for text in self._texts}
         self.first = self._prompts[_prompt_key(self._texts[0], self._texts[0].prompt)]
         self.special_texts = self._special_texts()
-        self.stop_ids = self._read_stop_ids()
-        self.positions: int | None = getattr(self._model_config.get_text_config(), "max_position_embeddings", None)
+        self.stop_ids = read_stop_ids(self.source, self.load_options, self.model_config, self.tokenizer)
+        self.positions: int | None = getattr(self.model_config.get_text_config(), "max_position_embeddings", None)
         for text in self._texts:
             self._check_length(text)
 
@@ -163,11 +166,7 @@ class Preprocessor:
         Raises:
             CaptionError: The image cannot be decoded, or is too elongated.
         """
-        short, long = sorted(image.size)
-        if short == 0 or long > MAX_ASPECT_RATIO * short:
-            raise CaptionError(
-                f"{image.width}×{image.height} pixels: one side is over {MAX_ASPECT_RATIO} times the other"
-            )
+        check_shape(image)
         try:
             return self._processor.image_processor(self._fitted(image), return_tensors="pt")["pixel_values"]
         except Exception as error:  # Pillow decodes lazily and raises many types for a broken file
@@ -177,26 +176,18 @@ class Preprocessor:
         """Return the first text of a black image."""
         return PreparedText(self.pixels(self.blank), self.first, self._texts[0])
 
-    def decode(self, token_ids: list[int]) -> Caption:
+    def sizes(self) -> ModelSizes:
+        """The sizes of the model, with the captioner's first prompt."""
+        sizes = sizes_of(self.architecture, self.model_config)
+        return replace(sizes, prompt_tokens=max(sizes.prompt_tokens, self.first.length - sizes.image_tokens))
+
+    def decode(self, token_ids: list[int], config: CaptionerConfig) -> Caption:
         """Return the caption of generated token ids; those after the first end token are padding."""
-        end = next((i for i, token in enumerate(token_ids) if token in self.stop_ids), None)
-        kept = token_ids if end is None else token_ids[: end + 1]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
-        return Caption(text, "length" if end is None else "stop", len(kept))
+        return decode(token_ids, self.tokenizer, self.stop_ids, config.stop)
 
     def _fitted(self, image: Image.Image) -> Image.Image:
         """The image in RGB, made square if the captioner's `image_fit` says so."""
-        image = image.convert("RGB")
-        if self._fit == "checkpoint" or image.width == image.height:
-            return image
-        if self._fit == "crop":
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            return image.crop((left, top, left + side, top + side))
-        mean = getattr(self._processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
-        canvas = Image.new("RGB", (max(image.size),) * 2, tuple(int(255 * value) for value in mean))
-        canvas.paste(image, ((canvas.width - image.width) // 2, (canvas.height - image.height) // 2))
-        return canvas
+        return fitted(image, self._fit, self._processor.image_processor)
 
     def _prompt(self, config: CaptionerConfig, prompt: str) -> Prompt:
         """The prompt of one text. Raises ValueError if the model cannot read it."""
@@ -238,15 +229,15 @@ class Preprocessor:
     def _check_patch_size(self) -> None:
         """Raise ValueError if the processor needs a patch size to count an image's tokens, and has none."""
         if hasattr(self._processor, "patch_size") and self._processor.patch_size is None:
-            patch_size = getattr(getattr(self._model_config, "vision_config", None), "patch_size", None)
+            patch_size = getattr(getattr(self.model_config, "vision_config", None), "patch_size", None)
             value = f"{patch_size}, as in config.json's vision_config" if patch_size else "the vision tower's"
             raise ValueError(f"{self.source}: processor_config.json lacks patch_size; set it to {value}")
 
     def _check_vocabulary(self, inputs: dict[str, torch.Tensor]) -> None:
         """Raise ValueError if a token of the prompt has no word embedding. The image's placeholder needs none."""
-        placeholder = getattr(self._model_config, "image_token_id", None)
+        placeholder = getattr(self.model_config, "image_token_id", None)
         for name, part in (("input_ids", "text_config"), ("qformer_input_ids", "qformer_config")):
-            vocabulary = getattr(getattr(self._model_config, part, None), "vocab_size", None)
+            vocabulary = getattr(getattr(self.model_config, part, None), "vocab_size", None)
             tokens = set(inputs[name].flatten().tolist()) - {placeholder} if name in inputs else set()
             if vocabulary and tokens and max(tokens) >= vocabulary:
                 raise ValueError(
@@ -262,39 +253,6 @@ class Preprocessor:
                 f"captioner {config.name!r}: max_new_tokens={config.max_new_tokens}: image and prompt take "
                 f"{length} of the model's {positions} tokens; use at most {positions - length}"
             )
-
-    def _read_stop_ids(self) -> frozenset[int]:
-        """Return the end tokens of the checkpoint's generation config and of its tokenizer.
-
-        Both, because the configuration of Vicuna v1.1, on which InstructBLIP is built, names another end token than the
-        one that the model writes. A checkpoint without a generation config has the end tokens of its config.json, as in
-        transformers' `generate`.
-
-        Raises:
-            ValueError: There is no end token, or one is not the number of a token.
-        """
-        from transformers import GenerationConfig
-        from transformers.utils.hub import cached_file
-
-        name = "generation_config.json"
-        if cached_file(self.source, name, _raise_exceptions_for_missing_entries=False, **self.load_options):
-            generation = GenerationConfig.from_pretrained(self.source, **self.load_options)
-        else:
-            generation = GenerationConfig.from_model_config(self._model_config)
-        configured = generation.eos_token_id
-        tokens = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
-        stop_ids = frozenset(token for token in tokens if token is not None)
-        if not stop_ids:
-            raise ValueError(
-                f"{self.source}: names no end token, so no caption would end; set eos_token in tokenizer_config.json, "
-                "or eos_token_id in generation_config.json"
-            )
-        if invalid := [token for token in stop_ids if not isinstance(token, int) or token < 0]:
-            raise ValueError(
-                f"{self.source}: the end token {invalid[0]!r} is not the number of a token; correct eos_token_id in "
-                "generation_config.json or config.json"
-            )
-        return stop_ids
 
 
 class _Fixed:

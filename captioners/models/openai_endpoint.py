@@ -45,6 +45,7 @@ MAX_LISTED_MODELS = 10
 SERVER_SETTINGS = {
     "dtype": "auto",
     "quantization": None,
+    "kv_cache_dtype": "auto",
     "tensor_parallel_size": 1,
     "max_model_len": None,
     "image_fit": "checkpoint",
