@@ -1,4 +1,7 @@
-"""Progress bars of the recaption stage: images per captioner, including the saved images of unfinished shards."""
+"""Progress bars of the recaption stage, one per captioner: images, or captions if it makes several texts for each.
+
+Saved captions of unfinished shards count.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -21,12 +24,13 @@ class CaptionProgress:
 
     Args:
         run: The run.
-        shards: By captioner, the shards to caption.
+        shards: By captioner and by text, the shards to caption.
     """
 
-    def __init__(self, run: Run, shards: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, run: Run, shards: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
         self._run = run
-        self._bars = {name: _CaptionerBar(run, name, numbers) for name, numbers in shards.items()}
+        self._bars = {name: _CaptionerBar(run, name, texts) for name, texts in shards.items()}
+        self._bar_of = {text: self._bars[name] for name, texts in shards.items() for text in texts}
         self._interval = REFRESH_SECONDS if bars_visible() else REFRESH_SECONDS_WITHOUT_BARS
         self._refreshed_at = time.monotonic()
 
@@ -40,13 +44,13 @@ class CaptionProgress:
     def __exit__(self, *error: object) -> None:
         self._exit.close()
 
-    def complete(self, name: str, shard: int, record: WorkRecord) -> None:
-        """Count a shard that is committed."""
-        self._bars[name].complete(shard, record)
+    def complete(self, text: str, shard: int, record: WorkRecord) -> None:
+        """Count a text of a shard that is committed."""
+        self._bar_of[text].complete(text, shard, record)
 
-    def fail(self, name: str, shard: int | None) -> None:
-        """Count a shard that failed, or without `shard` all that a stopped captioner leaves."""
-        self._bars[name].fail(shard)
+    def fail(self, text: str, shard: int | None) -> None:
+        """Count a text of a shard that failed, or without `shard` of all shards that a stopped captioner leaves."""
+        self._bar_of[text].fail(text, shard)
 
     def refresh(self) -> None:
         """Count the images of unfinished shards, at most once per interval. The clocks of the bars always move."""
@@ -60,30 +64,37 @@ class CaptionProgress:
 
 
 class _CaptionerBar:
-    """The bar of one captioner."""
+    """The bar of one captioner.
 
-    def __init__(self, run: Run, name: str, shards: Sequence[int]) -> None:
+    Args:
+        run: The run.
+        name: The captioner.
+        shards: By text, the shards to caption.
+    """
+
+    def __init__(self, run: Run, name: str, shards: Mapping[str, Sequence[int]]) -> None:
         self._run, self._name = run, name
-        self._images = ledger.fetched_images(run, shards)
-        self._unfinished = set(shards)
+        self._unit = "image" if len(shards) == 1 else "caption"
+        self._captions = sum(ledger.fetched_images(run, numbers) for numbers in shards.values())
+        self._unfinished = {text: set(numbers) for text, numbers in shards.items()}
         self._completed = WorkRecord(0, 0, 0, 0, 0)
         self._failed = set[int]()
 
     def open(self) -> Progress:
         earlier = self._sum()
         self._earlier_tokens, self._started = earlier.tokens, time.monotonic()
-        done = min(self._images, earlier.rows)
-        self.progress = progress_bar(self._name, self._images, "image", initial=done)
+        done = min(self._captions, earlier.rows)
+        self.progress = progress_bar(self._name, self._captions, self._unit, initial=done)
         self.progress.note("the engine is starting")
         return self.progress
 
-    def complete(self, shard: int, record: WorkRecord) -> None:
-        self._unfinished.discard(shard)
+    def complete(self, text: str, shard: int, record: WorkRecord) -> None:
+        self._unfinished[text].discard(shard)
         self._completed = _add(self._completed, record)
         self.show()
 
-    def fail(self, shard: int | None) -> None:
-        self._failed |= self._unfinished if shard is None else {shard}
+    def fail(self, text: str, shard: int | None) -> None:
+        self._failed |= self._unfinished[text] if shard is None else {shard}
         self.show()
 
     def show(self) -> None:
@@ -100,11 +111,12 @@ class _CaptionerBar:
 
     def _sum(self) -> WorkRecord:
         """The work on committed shards and on saved parts of the others."""
-        parts = ledger.parts_under_way(self._run, self._name)
         total = self._completed
-        for shard in self._unfinished:
-            for part in parts.get(shard, ()):
-                total = _add(total, part)
+        for text, shards in self._unfinished.items():
+            parts = ledger.parts_under_way(self._run, text) if shards else {}
+            for shard in shards:
+                for part in parts.get(shard, ()):
+                    total = _add(total, part)
         return total
 
 

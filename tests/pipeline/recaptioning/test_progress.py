@@ -32,7 +32,7 @@ def save_part(run: Run, shard: int, record: WorkRecord) -> None:
 def test_saved_parts_and_committed_shards_count_once_and_failures_are_named(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO), CaptionProgress(run, {"llava": [0, 1]}) as shown:
+    with caplog.at_level(logging.INFO), CaptionProgress(run, {"llava": {"llava": [0, 1]}}) as shown:
         save_part(run, 0, WorkRecord(20, 2, 2_000, 0, 10))
         shown.refresh()
         shown.complete("llava", 0, WorkRecord(50, 4, 5_000, 0, 10))
@@ -44,7 +44,7 @@ def test_saved_parts_and_committed_shards_count_once_and_failures_are_named(
 
 def test_a_stopped_captioner_has_all_its_shards_failed(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     save_part(run, 1, WorkRecord(10, 0, 0, 0, 10))
-    with caplog.at_level(logging.INFO), CaptionProgress(run, {"llava": [0, 1]}) as shown:
+    with caplog.at_level(logging.INFO), CaptionProgress(run, {"llava": {"llava": [0, 1]}}) as shown:
         shown.fail("llava", None)
         save_part(run, 0, WorkRecord(20, 0, 0, 0, 10))
         shown.refresh()
