@@ -70,7 +70,7 @@ class ShardAttempt:
                 await self._reject(suspects.poison)
                 await self._try_alone(suspects.single, 1)
                 await self._try_alone(suspects.small_batch, SMALL_BATCH_SIZE)
-                tried = suspects.small_batch | suspects.single | suspects.poison.keys()
+                tried = {*suspects.small_batch, *suspects.single, *suspects.poison}
                 await self._submit_all(tried | suspects.deferred)
                 await self._try_alone(suspects.deferred, 1)
             while self._running:
