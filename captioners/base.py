@@ -16,6 +16,7 @@ from pydantic import model_validator
 from lotlip_data.manifests import wording
 from lotlip_data.manifests.settings.captioners import CaptionerSettings, TextEntry, text_name
 from lotlip_data.manifests.settings.captioners import EngineOptions as EngineOptions
+from lotlip_data.manifests.settings.prompt_syntax import uses_braces
 
 FinishReason = Literal["stop", "length"]
 
@@ -59,7 +60,8 @@ class CaptionerConfig(CaptionerSettings):
         """`name@` and 12 hex digits of the sha256 over every setting that can change the text.
 
         Several GPUs to one model count, since they add numbers up in another order. Left out are the sampling settings
-        that greedy decoding ignores, and, so that ids last, settings that came later while they are at their default.
+        that greedy decoding ignores, those of fields that the prompt does not have, and, so that ids last, settings
+        that came later while they are at their default.
         """
         settings = self.to_dict()
         greedy = ("top_p", "seed", "top_k", "min_p") if self.temperature == 0 else ()
@@ -71,8 +73,14 @@ class CaptionerConfig(CaptionerSettings):
             "min_p": 0,
             "min_new_tokens": 0,
             "image_fit": "checkpoint",
+            "kv_cache_dtype": "auto",
             "prompts": {},
+            "prompt_without_raw": None,
         }
+        if not uses_braces(*self.prompts_of_images):
+            later["max_field_characters"] = self.max_field_characters
+        if len(self.prompts_of_images) == 1:
+            later["prompt_without_raw"] = self.prompt_without_raw
         for field in {"name", *greedy, *(field for field, default in later.items() if settings[field] == default)}:
             del settings[field]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -123,16 +131,26 @@ class Capacity:
         device: Name of the GPU, or `the CPU`.
         sequences: Largest number of captions that it generates at a time.
         cache_tokens: Number of tokens that the KV cache holds; None if it has no fixed size.
+        quantization: Quantization of the language model, as vLLM names it.
+        cache_dtype: Precision of the KV cache; None if it is that of the weights.
+        batch_size: Number of images that an image half outside vLLM takes at a time; None if there is none.
     """
 
     dtype: str
     device: str
     sequences: int
     cache_tokens: int | None = None
+    quantization: str | None = None
+    cache_dtype: str | None = None
+    batch_size: int | None = None
 
     def __str__(self) -> str:
-        cache = "" if self.cache_tokens is None else f", KV cache of {self.cache_tokens:,} tokens"
-        return f"{self.dtype} on {self.device}{cache}, up to {wording.count(self.sequences, 'caption')} at a time"
+        precision = f"{self.dtype} with {self.quantization} weights" if self.quantization else self.dtype
+        kind = f"{self.cache_dtype} KV cache" if self.cache_dtype else "KV cache"
+        cache = "" if self.cache_tokens is None else f", {kind} of {self.cache_tokens:,} tokens"
+        batch = f", {wording.count(self.batch_size, 'image')} per batch of the image half" if self.batch_size else ""
+        at_a_time = f"up to {wording.count(self.sequences, 'caption')} at a time"
+        return f"{precision} on {self.device}{cache}, {at_a_time}{batch}"
 
 
 class ModelSpec(Protocol):
@@ -189,7 +207,7 @@ class TextRequest:
 
     Attributes:
         config: One of the captioner's `texts`: prompt, sampling and output settings.
-        prompt: Its prompt, with the fields of the sample filled in.
+        prompt: Its prompt, with the columns of the sample in place of its fields.
     """
 
     config: CaptionerConfig
@@ -210,8 +228,8 @@ class MultiTextEngine(Engine, Protocol):
         """Preprocess one decoded image once, for several texts. Any thread may call this.
 
         Returns:
-            The input of `caption` for each request, in order; in place of a text that this image cannot get, the
-            CaptionError that says why.
+            The input of `caption` for each request, in order; a CaptionError in place of a text that cannot be made,
+            such as one whose prompt is too long.
 
         Raises:
             CaptionError: This image cannot be captioned.

@@ -28,7 +28,12 @@ _BULLET = re.compile(r"^\s*[-*•]\s+\S", re.MULTILINE)
 
 
 def find_flags(caption: Caption, config: CaptionerConfig) -> list[str]:
-    """Return the names of the rules that hold for a caption, in the order of `RULES`."""
+    """Return the names of the rules that hold for a caption, in the order of `RULES`.
+
+    Args:
+        caption: The caption.
+        config: The captioner's configuration, with the prompt that the model has read.
+    """
     return [name for name, holds in RULES.items() if holds(caption, config)]
 
 
@@ -84,6 +89,12 @@ def is_non_english(text: str) -> bool:
 
 RULES = {rule.__name__: rule for rule in (truncated, repetition, empty, prompt_echo, list_artifact, non_english)}
 """Rule by flag name, in the order in which flags are recorded."""
+
+WITHOUT_RAW_TEXT = "without_raw_text"
+"""Flag of a caption whose prompt has the raw text of an image that has none."""
+
+FLAGS = (*RULES, WITHOUT_RAW_TEXT)
+"""All flags."""
 
 
 def _words(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
     captioners:
       - llava                                   # a preset: the published LLaVA-1.5
-      - {preset: llava, name: llava-fp8, quantization: fp8}
+      - {preset: llava, name: llava-pad, image_fit: pad}
       - {name: mine, kind: llava, model: /models/mine, pool: {max_actors: 8, num_gpus: 1}}
       - {preset: llava, name: both, prompts: {long: Describe the image in detail., title: Give the image a title.}}
 
@@ -25,9 +25,21 @@ from pydantic import (
 )
 
 from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSettings
+from lotlip_data.manifests.settings.prompt_syntax import RAW_FIELDS, fields_of, possible_prompts
 
-CaptionerPreset = Literal["instructblip", "llava", "sharegpt4v", "tiny-instructblip", "tiny-llava", "tiny-sharegpt4v"]
+CaptionerPreset = Literal[
+    "instructblip",
+    "llava",
+    "sharegpt4v",
+    "instructblip-fp8",
+    "llava-fp8",
+    "sharegpt4v-fp8",
+    "tiny-instructblip",
+    "tiny-llava",
+    "tiny-sharegpt4v",
+]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+CacheDtype = Literal["auto", "fp8", "fp8_hopper"]
 ImageFit = Literal["checkpoint", "pad", "crop"]
 
 
@@ -63,7 +75,12 @@ class TextSettings(Settings):
     """Settings that can differ between the texts of one captioner: the prompt, and how its answer is generated."""
 
     prompt: str = "Describe the image in detail."
-    """Instruction to the model."""
+    """Instruction to the model. In the place of `{raw}`, `{source}`, `{width}` and other fields, each image gets the
+    columns of its own sample."""
+    prompt_without_raw: str | None = None
+    """Instruction for images without a raw text, if `prompt` has `{raw}`. Default: `prompt` with an empty text."""
+    max_field_characters: Annotated[int, Field(strict=True, ge=20)] = 500
+    """Largest number of characters that a field of a prompt gets. A longer text is cut between two words."""
     max_new_tokens: Count = 256
     """Largest number of tokens of a caption."""
     min_new_tokens: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -84,12 +101,24 @@ class TextSettings(Settings):
     request: Mapping[str, Any] = Field(default_factory=dict)
     """Kind `openai` only: further fields of each request, such as `stop`; null leaves a field out."""
 
-    @field_validator("prompt")
+    @field_validator("prompt", "prompt_without_raw")
     @classmethod
-    def _has_words(cls, prompt: str) -> str:
-        if not prompt.strip():
+    def _has_words(cls, prompt: str | None) -> str | None:
+        if prompt is not None and not prompt.strip():
             raise ValueError("is empty; say what the model should describe")
         return prompt
+
+    @field_validator("prompt_without_raw")
+    @classmethod
+    def _has_no_raw_text(cls, prompt: str | None) -> str | None:
+        if RAW_FIELDS.intersection(fields_of(prompt)):
+            raise ValueError("is for images without a raw text; leave out {raw} and {raws}")
+        return prompt
+
+    @property
+    def prompts_of_images(self) -> tuple[str, ...]:
+        """The prompts that an image can get, before their fields are filled in."""
+        return possible_prompts(self.prompt, self.prompt_without_raw)
 
 
 class TextEntry(TextSettings, ListEntry):
@@ -99,7 +128,7 @@ class TextEntry(TextSettings, ListEntry):
     """
 
     prompt: str
-    """Instruction to the model."""
+    """Instruction to the model, with fields as in the captioner's `prompt`."""
 
     shorthand = "prompt"
 
@@ -123,9 +152,12 @@ class CaptionerOverrides(TextSettings):
     """How an image that is not square becomes square. `checkpoint`: as the checkpoint's image processor does it. `pad`:
     padded in the processor's mean colour, as LLaVA-1.5 and ShareGPT4V were trained. `crop`: its centre."""
     dtype: Dtype = "auto"
-    """Precision of the weights. `auto`: float32 without a GPU, the checkpoint's own precision with one."""
+    """Precision of all weights. `auto`: float32 without a GPU; with one, that of the checkpoint's language model."""
     quantization: str | None = None
-    """Quantization as vLLM names it, such as `awq`, `gptq` or `fp8`; the checkpoint must fit."""
+    """Quantization as vLLM names it, such as `awq`, `gptq` or `fp8_per_channel`; the checkpoint must fit."""
+    kv_cache_dtype: CacheDtype = "auto"
+    """Precision of vLLM's attention cache. `auto`: that of the weights. `fp8`: 8 bits. `fp8_hopper`: 8 bits on GPUs of
+    compute capability 9.0 (Hopper) or newer, and that of the weights on others."""
     tensor_parallel_size: Count = 1
     """Number of GPUs that one copy of the model is spread over."""
     max_model_len: Count | None = None
@@ -146,6 +178,8 @@ class CaptionerOverrides(TextSettings):
     def _holds_the_prompt(cls, template: str | None) -> str | None:
         if template is not None and "{prompt}" not in template:
             raise ValueError(f"{template!r} must contain {{prompt}}")
+        if fields := fields_of(template):
+            raise ValueError(f"{template!r} cannot have fields; put {{{fields[0]}}} into `prompt`")
         return template
 
 
@@ -177,11 +211,12 @@ class EngineOptions(SparseSettings):
 
     model_config = ConfigDict(hide_input_in_errors=True)  # an endpoint's URL can hold a password by mistake
 
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Number of images per forward pass of transformers, and of InstructBLIP's vision half in vLLM."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Number of images per forward pass of transformers, and of InstructBLIP's vision half in vLLM. Default: 32 on a
+    GPU, or as many captions as fit in its memory if they are fewer; 16 without one."""
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
-    """Number of captions that vLLM generates at a time (default: 128 on a GPU, 64 without one). Kind `openai`: number
-    of requests in flight (default: 64)."""
+    """Number of captions that vLLM generates at a time. Default: as many as fit in the memory of the GPU that is there,
+    1,024 at most; 64 without one. Kind `openai`: number of requests in flight (default: 64)."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """vLLM's share of the GPU's memory, at most 1. An actor with a part of a GPU gets at most 0.9 of that part."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
@@ -235,6 +270,12 @@ class PoolSettings(SparseSettings):
     """Labels of the nodes that may hold an actor, such as `{ray.io/market-type: spot}`."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """Number of images in flight in an engine. Default: what the engine recommends."""
+    decoders: Annotated[int, Field(ge=1)] | None = None
+    """Threads that decode and resize images. Default: four, or the actor's part of the machine's cores if it is
+    smaller: the actors on its GPUs share them."""
+    read_batch: Annotated[int, Field(ge=1)] | None = None
+    """Images that are read at a time; as many again are read ahead. Default: 64 for an engine on a GPU, 128 if it has
+    more than 256 captions in hand, 32 without a GPU."""
     part_size: Annotated[int, Field(ge=2)] = 512
     """Largest number of captions per unit that a kill of the actor costs, unless more images are in flight."""
     stall_seconds: Annotated[float, Field(gt=0)] = 600.0

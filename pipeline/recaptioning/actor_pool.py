@@ -157,19 +157,7 @@ class ActorPool:
 
     def add_actor(self) -> None:
         """Create an actor. Ray places it as soon as there is room."""
-        actor_class: Any = ray.remote(CaptionActor)
-        actor_class = actor_class.options(
-            num_cpus=self.settings.num_cpus,
-            num_gpus=self.num_gpus,
-            accelerator_type=self.settings.accelerator_type,
-            resources=dict(self.settings.resources),
-            label_selector=dict(self.settings.labels),
-            max_concurrency=2 * UNITS_PER_ACTOR + 2,
-            runtime_env=_runtime_env(self.num_gpus),
-            max_restarts=-1,  # a run of weeks loses many actors; the pool counts the failures that end it
-        )
-        names = sorted({name for texts in self.texts.values() for name in texts})
-        self.slots.append(ActorSlot(actor_class.remote(self.run.url, self.config, self.settings, names)))
+        self.slots.append(ActorSlot(create_actor(self)))
 
     def check_placement(self) -> None:
         """Stop the pool if no machine can hold an actor and no other machine can come; warn if another one can."""
@@ -298,7 +286,7 @@ class ActorPool:
         """Plan another start in a new process, or remove the actor."""
         if slot.may_try_again(error):
             logger.warning(f"{self.config.name}: the engine did not start ({reason}); retrying in a new process")
-            ray.kill(slot.handle, no_restart=False)  # this process may hold remains of the failed start
+            end_actor(slot.handle, restart=True)  # this process may hold remains of the failed start
             slot.start_at = time.monotonic() + RETRY_SECONDS
         else:
             self._remove(slot, reason)
@@ -347,7 +335,7 @@ class ActorPool:
 
     def _release(self, slot: ActorSlot) -> None:
         self.slots.remove(slot)
-        ray.kill(slot.handle)
+        end_actor(slot.handle)
 
     def _count_failure(self, shards: Sequence[int]) -> None:
         """Count one failure of the units that one actor held. New parts of any of them restart the count of all."""
@@ -398,6 +386,29 @@ class ActorPool:
             if left:
                 yield FailedUnit(text, None, f"{wording.count(len(left), 'shard')} not captioned: {reason}", (text,))
         self.queue = deque(shard for shard in self.queue if self.texts[shard])
+
+
+def create_actor(pool: ActorPool) -> Any:
+    """Create an actor of a pool. Returns its handle."""
+    settings, num_gpus = pool.settings, pool.num_gpus
+    actor_class: Any = ray.remote(CaptionActor)
+    actor_class = actor_class.options(
+        num_cpus=settings.num_cpus,
+        num_gpus=num_gpus,
+        accelerator_type=settings.accelerator_type,
+        resources=dict(settings.resources),
+        label_selector=dict(settings.labels),
+        max_concurrency=2 * UNITS_PER_ACTOR + 2,
+        runtime_env=_runtime_env(num_gpus),
+        max_restarts=-1,  # a run of weeks loses many actors; the pool counts the failures that end it
+    )
+    names = sorted({name for texts in pool.texts.values() for name in texts})
+    return actor_class.remote(pool.run.url, pool.config, settings, names)
+
+
+def end_actor(handle: Any, restart: bool = False) -> None:
+    """End the process of an actor. Ray starts it again in a new process if `restart` is set."""
+    ray.kill(handle, no_restart=not restart)
 
 
 def run_pools(
@@ -457,7 +468,9 @@ def _collect_answers(pools: Sequence[ActorPool]) -> Iterator[tuple[ActorPool, li
     """Wait about a second at most for answers, and yield what they end."""
     owner = {reference: pool for pool in pools for reference in (*pool.placing, *pool.starting, *pool.running)}
     if owner:
-        answered, _ = ray.wait(list(owner), num_returns=1, timeout=1.0)
+        ray.wait(list(owner), num_returns=1, timeout=1.0)
+        # All that are there: a call looks at every reference, and there are two for each GPU of the cluster.
+        answered, _ = ray.wait(list(owner), num_returns=len(owner), timeout=0)
     else:
         answered = []
         time.sleep(0.2)

@@ -6,6 +6,7 @@ Saved captions of unfinished shards count.
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import reduce
 
 from lotlip_data.manifests import wording
 from lotlip_data.manifests.progress import Progress, bars_visible, progress_bar
@@ -59,12 +60,15 @@ class CaptionProgress:
             self._refreshed_at = time.monotonic()
         for bar in self._bars.values():
             if due:
-                bar.show()
+                bar.refresh()
             bar.progress.tick()
 
 
 class _CaptionerBar:
     """The bar of one captioner.
+
+    A listing of the parts of all shards in progress takes seconds on an object storage, so only `refresh` makes one. A
+    shard that ends meanwhile takes its parts out of the last listing.
 
     Args:
         run: The run.
@@ -77,28 +81,35 @@ class _CaptionerBar:
         self._unit = "image" if len(shards) == 1 else "caption"
         self._captions = sum(ledger.fetched_images(run, numbers) for numbers in shards.values())
         self._unfinished = {text: set(numbers) for text, numbers in shards.items()}
-        self._completed = WorkRecord(0, 0, 0, 0, 0)
+        self._total = _NOTHING
+        """The work on committed shards and on the parts in `_parts`."""
+        self._parts: dict[tuple[str, int], WorkRecord] = {}
+        """By text and unfinished shard, the work on its parts at the last listing."""
         self._failed = set[int]()
 
     def open(self) -> Progress:
-        earlier = self._sum()
-        self._earlier_tokens, self._started = earlier.tokens, time.monotonic()
-        done = min(self._captions, earlier.rows)
+        self._list_parts()
+        self._earlier_tokens, self._started = self._total.tokens, time.monotonic()
+        done = min(self._captions, self._total.rows)
         self.progress = progress_bar(self._name, self._captions, self._unit, initial=done)
         self.progress.note("the engine is starting")
         return self.progress
 
     def complete(self, text: str, shard: int, record: WorkRecord) -> None:
         self._unfinished[text].discard(shard)
-        self._completed = _add(self._completed, record)
-        self.show()
+        self._total = _add(_subtract(self._total, self._parts.pop((text, shard), _NOTHING)), record)
+        self._show()
 
     def fail(self, text: str, shard: int | None) -> None:
         self._failed |= self._unfinished[text] if shard is None else {shard}
-        self.show()
+        self._show()
 
-    def show(self) -> None:
-        total = self._sum()
+    def refresh(self) -> None:
+        self._list_parts()
+        self._show()
+
+    def _show(self) -> None:
+        total = self._total
         if total.rows or self._failed:
             tokens = (total.tokens - self._earlier_tokens) / max(1.0, time.monotonic() - self._started)
             self.progress.note(
@@ -109,16 +120,23 @@ class _CaptionerBar:
             )
         self.progress.advance_to(total.rows)
 
-    def _sum(self) -> WorkRecord:
-        """The work on committed shards and on saved parts of the others."""
-        total = self._completed
+    def _list_parts(self) -> None:
+        for part in self._parts.values():
+            self._total = _subtract(self._total, part)
+        self._parts = {}
         for text, shards in self._unfinished.items():
-            parts = ledger.parts_under_way(self._run, text) if shards else {}
-            for shard in shards:
-                for part in parts.get(shard, ()):
-                    total = _add(total, part)
-        return total
+            listed = ledger.parts_under_way(self._run, text) if shards else {}
+            self._parts |= {(text, shard): reduce(_add, listed[shard]) for shard in listed.keys() & shards}
+        for part in self._parts.values():
+            self._total = _add(self._total, part)
+
+
+_NOTHING = WorkRecord(0, 0, 0, 0, 0)
 
 
 def _add(first: WorkRecord, second: WorkRecord) -> WorkRecord:
     return WorkRecord(first.rows + second.rows, first.failed + second.failed, first.tokens + second.tokens, 0, 0)
+
+
+def _subtract(first: WorkRecord, second: WorkRecord) -> WorkRecord:
+    return WorkRecord(first.rows - second.rows, first.failed - second.failed, first.tokens - second.tokens, 0, 0)

@@ -171,7 +171,7 @@ class ShardAttempt:
             async for batch in prefetch(batched(self._images(poison.__contains__), SMALL_BATCH_SIZE)):
                 for image in batch:
                     for config in self._lacking(image.uid):
-                        await self._add_row(config, self._worker.rejection_row(image, poison[image.uid]))
+                        await self._add_row(config, self._worker.rejection_row(image, config, poison[image.uid]))
 
     async def _try_alone(self, suspects: frozenset[str], batch_size: int) -> None:
         """Send suspects `batch_size` at a time with nothing else in flight, and save each batch before the next."""

@@ -26,7 +26,6 @@ from lotlip_data.captioners.base import (
     Engine,
     EngineDead,
     EngineUnreachable,
-    TextRequest,
     prepare_texts,
 )
 from lotlip_data.captioners.quality_flags import find_flags
@@ -35,6 +34,7 @@ from lotlip_data.manifests.digests import DigestMismatch
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.downloading.reader import FetchedImage, ShardUnreadable
+from lotlip_data.pipeline.recaptioning.prompts import PromptFiller, SampleRequest
 from lotlip_data.pipeline.recaptioning.results import Row
 from lotlip_data.pipeline.recaptioning.shard_attempt import ShardAttempt
 from lotlip_data.pipeline.recaptioning.shard_text import PartSettings, ShardOutcome, ShardText
@@ -59,7 +59,7 @@ class Prepared:
     """
 
     fetched: FetchedImage
-    request: TextRequest
+    request: SampleRequest
     input: Any
 
 
@@ -99,8 +99,9 @@ class CaptionWorker:
         self.threads = ThreadPoolExecutor(self.decoders, "decode")
         self.window = RequestWindow(self.concurrency or self.engine.window, self.engine.burst)
         self.turn = asyncio.Lock()
-        self.meter = UsageMeter(self.gpus)
         self._texts = self.config.texts
+        self._filler = PromptFiller(self._texts, self.engine)
+        self.meter = UsageMeter(self.gpus)
         self._attempts: set[ShardAttempt] = set()
         self._request_numbers = itertools.count()
         self._sent_at: dict[int, float] = {}
@@ -158,9 +159,9 @@ class CaptionWorker:
                 await self._caption_plain_image(size, text)
 
     async def _caption_plain_image(self, size: tuple[int, int], text: CaptionerConfig) -> None:
-        image = Image.new("RGB", size, "grey")
+        image, request = Image.new("RGB", size, "grey"), self._filler.sample_request(text)
         try:
-            (prepared,) = prepare_texts(self.engine, self.config, image, [TextRequest(text, text.prompt)])
+            (prepared,) = prepare_texts(self.engine, self.config, image, [request])
             await self._timed_caption(prepared)
         except (CaptionError, BlankImageFailed) as error:
             raise CaptionerBroken(
@@ -216,7 +217,7 @@ class CaptionWorker:
         return [prepared for fetched, texts in images for prepared in self._prepare_image(fetched, texts)]
 
     def _prepare_image(self, fetched: FetchedImage, texts: Sequence[CaptionerConfig]) -> list[Prepared]:
-        requests = [TextRequest(config, config.prompt) for config in texts]
+        requests = [self._filler.request(config, fetched.meta) for config in texts]
         inputs: Sequence[Any]
         try:
             inputs = prepare_texts(self.engine, self.config, _decode(fetched.image), requests)
@@ -226,7 +227,7 @@ class CaptionWorker:
 
     async def caption_row(self, prepared: Prepared) -> Row:
         """The row of one text of an image, with the caption or the reason for its absence."""
-        row = self._blank_row(prepared.fetched)
+        row = self._blank_row(prepared.fetched, prepared.request)
         try:
             caption = await self._timed_caption(prepared.input)
         except CaptionError as error:
@@ -235,16 +236,18 @@ class CaptionWorker:
             "text": caption.text,
             "finish_reason": caption.finish_reason,
             "tokens": caption.tokens,
-            "flags": find_flags(caption, prepared.request.config),
+            "flags": [*find_flags(caption, prepared.request.as_read), *prepared.request.flags],
         }
 
-    def rejection_row(self, fetched: FetchedImage, reason: str) -> Row:
-        """The row of an image that is not sent to the engine."""
-        return self._blank_row(fetched) | {"error": reason}
+    def rejection_row(self, fetched: FetchedImage, config: CaptionerConfig, reason: str) -> Row:
+        """The row of one text of an image that is not sent to the engine."""
+        request = self._filler.request(config, fetched.meta)
+        return self._blank_row(fetched, request) | {"error": reason}
 
-    def _blank_row(self, fetched: FetchedImage) -> Row:
+    def _blank_row(self, fetched: FetchedImage, request: SampleRequest) -> Row:
         empty: Row = {"text": None, "finish_reason": None, "tokens": None, "flags": [], "error": None}
-        return {"key": fetched.key, "uid": fetched.uid, "sha256": fetched.sha256, "engine": self.engine_name} | empty
+        origin = {"key": fetched.key, "uid": fetched.uid, "sha256": fetched.sha256, "engine": self.engine_name}
+        return origin | empty | {"fields_sha256": request.fields_sha256}
 
     async def _timed_caption(self, prepared: Any) -> Caption:
         """As `engine.caption`, watched by `silent_for`. Raises a CaptionError that is in the place of the input."""

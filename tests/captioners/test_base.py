@@ -25,6 +25,7 @@ CHANGES = {
     "repetition_penalty": 1.1,
     "min_new_tokens": 4,
     "image_fit": "pad",
+    "kv_cache_dtype": "fp8",
 }
 PROMPTS = {"long": "Describe it.", "tags": {"prompt": "Tag it.", "max_new_tokens": 48}}
 SAMPLING = [{"seed": 1}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}]
@@ -46,8 +47,29 @@ def test_the_id_of_sampling_covers_its_settings(change):
     assert sampled.replace(**change).id != sampled.id
 
 
+@pytest.mark.parametrize(
+    ("prompt", "counts"), [("Describe {raw}.", True), ("Describe {{raw}}.", True), ('As {"a": 1} and {text}.', False)]
+)
+def test_the_id_covers_the_length_of_fields_if_the_prompt_has_any(prompt, counts):
+    config = CONFIG.replace(prompt=prompt)
+    assert (config.replace(max_field_characters=20).id != config.id) == counts
+
+
+@pytest.mark.parametrize(("prompt", "counts"), [("Describe {raw}.", True), ("Describe {width}.", False)])
+def test_the_id_covers_the_prompt_without_a_raw_text_if_the_other_one_has_it(prompt, counts):
+    config = CONFIG.replace(prompt=prompt)
+    assert (config.replace(prompt_without_raw="Describe it.").id != config.id) == counts
+
+
+def test_prompts_with_fields_have_other_ids_than_the_same_prompts_before_fields_existed():
+    """The second prompt has no field, so its id is that of earlier releases; the first one means something else now."""
+    assert CONFIG.replace(prompt='Answer as {"text": "…"} or {x}.').id == "llava@d264bb5416ba"
+    assert CONFIG.replace(prompt="Repeat {raw}.").id != "llava@a6111bbae5e9"
+
+
 def test_the_tests_above_cover_every_setting():
-    considered = {*CHANGES, "name", "prompts", *(field for change in SAMPLING for field in change)}
+    sampling = {field for change in SAMPLING for field in change}
+    considered = {*CHANGES, *sampling, "name", "prompts", "max_field_characters", "prompt_without_raw"}
     assert considered == set(CaptionerConfig.model_fields)
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -63,7 +63,14 @@ class GreyEngine:
         pass
 
 
-def write_shard(run: Run, shard: int, values: list[int], broken: tuple[int, ...] = ()) -> None:
+def write_shard(
+    run: Run,
+    shard: int,
+    values: list[int],
+    broken: tuple[int, ...] = (),
+    meta: Callable[[int], dict[str, Any]] = lambda value: {},
+    attempt: str = "a",
+) -> None:
     """Write an image shard whose tar has its samples in reverse order of the keys.
 
     Args:
@@ -71,6 +78,8 @@ def write_shard(run: Run, shard: int, values: list[int], broken: tuple[int, ...]
         shard: The shard.
         values: Grey values, one image each.
         broken: Those of `values` whose image cannot be decoded.
+        meta: From a value to further fields of the image's json member.
+        attempt: Ends the name of the tar. The shard of an earlier attempt is replaced.
     """
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
@@ -78,14 +87,15 @@ def write_shard(run: Run, shard: int, values: list[int], broken: tuple[int, ...]
             encoded = io.BytesIO()
             Image.new("RGB", (8, 8), (value,) * 3).save(encoded, "PNG")
             image = b"junk" if value in broken else encoded.getvalue()
-            meta = json.dumps({"uid": f"u{value}", "sha256": f"s{value}"}).encode()
-            for ending, data in (("jpg", image), ("json", meta)):
-                member = tarfile.TarInfo(f"{shard:05d}{value:04d}.{ending}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    storage.create(storage.join(run.images, f"{shard}-a.tar"), content.getvalue())
-    marker = {"tar": f"{shard}-a.tar", "parquet": f"{shard}-a.parquet", "status_dict": {"success": len(values)}}
-    storage.create(
+            member = json.dumps({"uid": f"u{value}", "sha256": f"s{value}", **meta(value)}).encode()
+            for ending, data in (("jpg", image), ("json", member)):
+                info = tarfile.TarInfo(f"{shard:05d}{value:04d}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    name = f"{shard}-{attempt}"
+    storage.create(storage.join(run.images, f"{name}.tar"), content.getvalue())
+    marker = {"tar": f"{name}.tar", "parquet": f"{name}.parquet", "status_dict": {"success": len(values)}}
+    storage.replace(
         run.image_stats(shard), json.dumps(marker | {"count": len(values), "successes": len(values)}).encode()
     )
 
@@ -100,7 +110,7 @@ def outcomes(
     run: Run,
     engine: GreyEngine,
     *shards: int,
-    config: CaptionerConfig = CONFIG,
+    config: CaptionerConfig | None = None,
     names: Sequence[str] = (),
     part_size: int = 512,
     **options: Any,
@@ -111,14 +121,14 @@ def outcomes(
         run: The run.
         engine: The engine.
         shards: The shards.
-        config: The captioner.
+        config: The captioner. Default: CONFIG.
         names: Names of its texts to make; none for all.
         part_size: As of `CaptionWorker`.
         options: Further arguments of `CaptionWorker`.
     """
 
     async def caption_all() -> list[ShardOutcome]:
-        worker = CaptionWorker(run, config, engine, "grey", part_size, **options)
+        worker = CaptionWorker(run, config or CONFIG, engine, "grey", part_size, **options)
         return await asyncio.gather(*(worker.caption_shard(shard, names) for shard in shards))
 
     return asyncio.run(caption_all())
