@@ -30,6 +30,7 @@ from lotlip_data.captioners.base import (
 )
 from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.captioners.sizing import reading_defaults
+from lotlip_data.captioners.text_cleaning import clean
 from lotlip_data.manifests.digests import DigestMismatch
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
@@ -229,7 +230,7 @@ class CaptionWorker:
         """The row of one text of an image, with the caption or the reason for its absence."""
         row = self._blank_row(prepared.fetched, prepared.request)
         try:
-            caption = await self._timed_caption(prepared.input)
+            caption = clean(await self._timed_caption(prepared.input), prepared.request.config)
         except CaptionError as error:
             return row | {"error": str(error)}
         return row | {
