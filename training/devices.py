@@ -28,7 +28,7 @@ def local_device() -> torch.device:
     """The device of this process: the one of `on_device`, or its current GPU, or the CPU where there is no GPU."""
     if _assigned is not None:
         return _assigned
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pick_device(name: str | None) -> torch.device:
