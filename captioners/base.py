@@ -73,6 +73,7 @@ class CaptionerConfig(CaptionerSettings):
             "min_p": 0,
             "min_new_tokens": 0,
             "image_fit": "checkpoint",
+            "kv_cache_dtype": "auto",
             "prompts": {},
             "prompt_without_raw": None,
         }
@@ -130,16 +131,26 @@ class Capacity:
         device: Name of the GPU, or `the CPU`.
         sequences: Largest number of captions that it generates at a time.
         cache_tokens: Number of tokens that the KV cache holds; None if it has no fixed size.
+        quantization: Quantization of the language model, as vLLM names it.
+        cache_dtype: Precision of the KV cache; None if it is that of the weights.
+        batch_size: Number of images that an image half outside vLLM takes at a time; None if there is none.
     """
 
     dtype: str
     device: str
     sequences: int
     cache_tokens: int | None = None
+    quantization: str | None = None
+    cache_dtype: str | None = None
+    batch_size: int | None = None
 
     def __str__(self) -> str:
-        cache = "" if self.cache_tokens is None else f", KV cache of {self.cache_tokens:,} tokens"
-        return f"{self.dtype} on {self.device}{cache}, up to {wording.count(self.sequences, 'caption')} at a time"
+        precision = f"{self.dtype} with {self.quantization} weights" if self.quantization else self.dtype
+        kind = f"{self.cache_dtype} KV cache" if self.cache_dtype else "KV cache"
+        cache = "" if self.cache_tokens is None else f", {kind} of {self.cache_tokens:,} tokens"
+        batch = f", {wording.count(self.batch_size, 'image')} per batch of the image half" if self.batch_size else ""
+        at_a_time = f"up to {wording.count(self.sequences, 'caption')} at a time"
+        return f"{precision} on {self.device}{cache}, {at_a_time}{batch}"
 
 
 class ModelSpec(Protocol):
@@ -217,7 +228,8 @@ class MultiTextEngine(Engine, Protocol):
         """Preprocess one decoded image once, for several texts. Any thread may call this.
 
         Returns:
-            The input of `caption` for each request, in order.
+            The input of `caption` for each request, in order; a CaptionError in place of a text that cannot be made,
+            such as one whose prompt is too long.
 
         Raises:
             CaptionError: This image cannot be captioned.

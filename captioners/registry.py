@@ -13,6 +13,7 @@ from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.captioners.models.instructblip import InstructBlip
 from lotlip_data.captioners.models.llava import Llava, ShareGPT4V
 from lotlip_data.captioners.models.openai_endpoint import OpenAIEndpoint
+from lotlip_data.captioners.sizing import FP8_PER_CHANNEL
 from lotlip_data.manifests.settings.messages import unknown_name
 
 ENTRY_POINTS = "lotlip_data.captioners"
@@ -30,11 +31,18 @@ _MODELS = {
     "sharegpt4v": "Lin-Chen/ShareGPT4V-7B",
 }
 
+_FP8: dict[str, Any] = {"quantization": FP8_PER_CHANNEL, "kv_cache_dtype": "fp8_hopper"}
+
 DEFAULTS: dict[str, CaptionerConfig] = {
     **{kind: CaptionerConfig(name=kind, kind=kind, model=model) for kind, model in _MODELS.items()},
+    **{
+        f"{kind}-fp8": CaptionerConfig(name=f"{kind}-fp8", kind=kind, model=model, **_FP8)
+        for kind, model in _MODELS.items()
+    },
     **{f"tiny-{kind}": CaptionerConfig(name=f"tiny-{kind}", kind=kind, model=f"tiny-{kind}") for kind in _MODELS},
 }
-"""Configuration by short name: the three published models, and tiny models that are trained on synthetic scenes."""
+"""Configuration by short name: the three published models, the same in FP8, which write other texts, and tiny models
+that are trained on synthetic scenes."""
 
 
 @cache

@@ -1,6 +1,8 @@
 """The text that a model reads: the prompt inside a template of the user, the checkpoint or the captioner's kind."""
 
 import datetime
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, ModelSpec
@@ -9,15 +11,46 @@ FIXED_DATE = datetime.datetime(2024, 7, 26)
 """The day that templates such as Llama 3.2's write into the prompt: a prompt must not change from day to day. It is the
 day that Llama 3.1's template has."""
 
+_ROLES = "USER: User: ASSISTANT: Assistant: SYSTEM: System: HUMAN: Human: GPT: AI: [INST] [/INST] <<SYS>> <</SYS>> ###"
+_TOKENS = (
+    "<s> </s> <unk> <pad> <bos> <eos> <image> <img> </img> <IMG_CONTEXT> [IMG] [IMG_BREAK] [IMG_END] <think> </think> "
+    "<|image|> <|im_start|> <|im_end|> <|end|> <|endoftext|> <|begin_of_text|> <|end_of_text|> <|start_header_id|> "
+    "<|end_header_id|> <|eot_id|> <|user|> <|assistant|> <|system|> <|vision_start|> <|vision_end|> <|image_pad|> "
+    "<start_of_turn> <end_of_turn> <start_of_image> <end_of_image> <end_of_utterance> <fake_token_around_image>"
+)
+ROLES = frozenset(_ROLES.split())
+"""Names of roles in templates of popular models."""
+TOKENS_OF_POPULAR_MODELS = frozenset(_TOKENS.split())
+"""Special tokens, for a model whose tokenizer is not on this machine."""
 
-def prompt_text(captioner: ModelSpec, config: CaptionerConfig, processor: Any, source: str) -> str:
+_ROLE_OF_TEMPLATE = re.compile(r"(?<!\S)(?:\w[\w-]*:|\[/?\w+\]|</?\S+>|#{2,})(?!\S)")
+
+
+def special_texts(tokenizer: Any, templates: Iterable[str]) -> frozenset[str]:
+    """Texts that mean something else to a model than what they say: special tokens, and names of roles.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        templates: Templates without the prompts, as the model reads them.
+    """
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values())
+    return frozenset(text for text in (*added, *tokenizer.all_special_tokens) if text.strip()) | role_texts(templates)
+
+
+def role_texts(templates: Iterable[str]) -> frozenset[str]:
+    """Names of roles: those of popular models, and what looks like one in these templates."""
+    return ROLES.union(*map(_ROLE_OF_TEMPLATE.findall, templates))
+
+
+def prompt_text(captioner: ModelSpec, config: CaptionerConfig, prompt: str, processor: Any, source: str) -> str:
     """The prompt inside its template.
 
     The template of the settings comes first, then the checkpoint's chat template if the kind uses one, then the kind's.
 
     Args:
         captioner: The kind.
-        config: The prompt, and perhaps a template.
+        config: Its name, and perhaps a template.
+        prompt: The prompt, with the fields of a sample filled in.
         processor: The checkpoint's processor, with its tokenizer.
         source: The checkpoint, for messages.
 
@@ -27,11 +60,11 @@ def prompt_text(captioner: ModelSpec, config: CaptionerConfig, processor: Any, s
     tokenizer = processor.tokenizer
     chat_template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     if config.template is None and captioner.uses_chat_template and chat_template:
-        text = _chat_turn(config, processor, chat_template, source)
+        text = _chat_turn(config, prompt, processor, chat_template, source)
         if _doubles_start_token(text, tokenizer):
             text = text.removeprefix(tokenizer.bos_token)
     else:
-        text = (config.template or captioner.template).replace("{prompt}", config.prompt)
+        text = (config.template or captioner.template).replace("{prompt}", prompt)
     if _doubles_start_token(text, tokenizer):
         raise ValueError(
             f"captioner {config.name!r}: its template begins with {tokenizer.bos_token}, which the tokenizer adds by "
@@ -41,7 +74,7 @@ def prompt_text(captioner: ModelSpec, config: CaptionerConfig, processor: Any, s
     return text
 
 
-def _chat_turn(config: CaptionerConfig, processor: Any, chat_template: Any, source: str) -> str:
+def _chat_turn(config: CaptionerConfig, prompt: str, processor: Any, chat_template: Any, source: str) -> str:
     """The checkpoint's form of a user's turn with one image and the prompt, up to where the model's answer begins.
 
     Newer templates take the parts of a turn as a list, templates of text-only models one text.
@@ -52,9 +85,9 @@ def _chat_turn(config: CaptionerConfig, processor: Any, chat_template: Any, sour
     from jinja2 import TemplateError
 
     token = getattr(processor, "image_token", "<image>")
-    parts = [{"type": "image"}, {"type": "text", "text": config.prompt}]
+    parts = [{"type": "image"}, {"type": "text", "text": prompt}]
     problem = "it leaves out the image or the prompt"
-    for content in (parts, f"{token}\n{config.prompt}"):
+    for content in (parts, f"{token}\n{prompt}"):
         try:
             text: str = processor.tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}],
@@ -66,7 +99,7 @@ def _chat_turn(config: CaptionerConfig, processor: Any, chat_template: Any, sour
         except (TemplateError, TypeError, ValueError) as error:
             problem = " ".join(str(error).split())
             continue
-        if text.count(token) == 1 and config.prompt in text:
+        if text.count(token) == 1 and prompt.strip() in text:
             return text
     raise ValueError(
         f"captioner {config.name!r}: {source}: its chat template does not fit a turn with one image ({problem}); set "

@@ -2,7 +2,7 @@
 
     captioners:
       - llava                                   # a preset: the published LLaVA-1.5
-      - {preset: llava, name: llava-fp8, quantization: fp8}
+      - {preset: llava, name: llava-pad, image_fit: pad}
       - {name: mine, kind: llava, model: /models/mine, pool: {max_actors: 8, num_gpus: 1}}
       - {preset: llava, name: both, prompts: {long: Describe the image in detail., title: Give the image a title.}}
 
@@ -27,8 +27,19 @@ from pydantic import (
 from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSettings
 from lotlip_data.manifests.settings.prompt_syntax import RAW_FIELDS, fields_of, possible_prompts
 
-CaptionerPreset = Literal["instructblip", "llava", "sharegpt4v", "tiny-instructblip", "tiny-llava", "tiny-sharegpt4v"]
+CaptionerPreset = Literal[
+    "instructblip",
+    "llava",
+    "sharegpt4v",
+    "instructblip-fp8",
+    "llava-fp8",
+    "sharegpt4v-fp8",
+    "tiny-instructblip",
+    "tiny-llava",
+    "tiny-sharegpt4v",
+]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+CacheDtype = Literal["auto", "fp8", "fp8_hopper"]
 ImageFit = Literal["checkpoint", "pad", "crop"]
 
 
@@ -141,9 +152,12 @@ class CaptionerOverrides(TextSettings):
     """How an image that is not square becomes square. `checkpoint`: as the checkpoint's image processor does it. `pad`:
     padded in the processor's mean colour, as LLaVA-1.5 and ShareGPT4V were trained. `crop`: its centre."""
     dtype: Dtype = "auto"
-    """Precision of the weights. `auto`: float32 without a GPU, the checkpoint's own precision with one."""
+    """Precision of all weights. `auto`: float32 without a GPU; with one, that of the checkpoint's language model."""
     quantization: str | None = None
-    """Quantization as vLLM names it, such as `awq`, `gptq` or `fp8`; the checkpoint must fit."""
+    """Quantization as vLLM names it, such as `awq`, `gptq` or `fp8_per_channel`; the checkpoint must fit."""
+    kv_cache_dtype: CacheDtype = "auto"
+    """Precision of vLLM's attention cache. `auto`: that of the weights. `fp8`: 8 bits. `fp8_hopper`: 8 bits on GPUs of
+    compute capability 9.0 (Hopper) or newer, and that of the weights on others."""
     tensor_parallel_size: Count = 1
     """Number of GPUs that one copy of the model is spread over."""
     max_model_len: Count | None = None
@@ -197,11 +211,12 @@ class EngineOptions(SparseSettings):
 
     model_config = ConfigDict(hide_input_in_errors=True)  # an endpoint's URL can hold a password by mistake
 
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Number of images per forward pass of transformers, and of InstructBLIP's vision half in vLLM."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Number of images per forward pass of transformers, and of InstructBLIP's vision half in vLLM. Default: 32 on a
+    GPU, or as many captions as fit in its memory if they are fewer; 16 without one."""
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
-    """Number of captions that vLLM generates at a time (default: 128 on a GPU, 64 without one). Kind `openai`: number
-    of requests in flight (default: 64)."""
+    """Number of captions that vLLM generates at a time. Default: as many as fit in the memory of the GPU that is there,
+    1,024 at most; 64 without one. Kind `openai`: number of requests in flight (default: 64)."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """vLLM's share of the GPU's memory, at most 1. An actor with a part of a GPU gets at most 0.9 of that part."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
@@ -255,6 +270,12 @@ class PoolSettings(SparseSettings):
     """Labels of the nodes that may hold an actor, such as `{ray.io/market-type: spot}`."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """Number of images in flight in an engine. Default: what the engine recommends."""
+    decoders: Annotated[int, Field(ge=1)] | None = None
+    """Threads that decode and resize images. Default: four, or the actor's part of the machine's cores if it is
+    smaller: the actors on its GPUs share them."""
+    read_batch: Annotated[int, Field(ge=1)] | None = None
+    """Images that are read at a time; as many again are read ahead. Default: 64 for an engine on a GPU, 128 if it has
+    more than 256 captions in hand, 32 without a GPU."""
     part_size: Annotated[int, Field(ge=2)] = 512
     """Largest number of captions per unit that a kill of the actor costs, unless more images are in flight."""
     stall_seconds: Annotated[float, Field(gt=0)] = 600.0

@@ -12,14 +12,15 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from lotlip_data.captioners.base import Capacity, CaptionerConfig, EngineDead, EngineUnreachable
+from lotlip_data.captioners.base import Capacity, CaptionerConfig, Engine, EngineDead, EngineUnreachable
 from lotlip_data.captioners.load_errors import EngineStartError
 from lotlip_data.captioners.model_files import combined_digest
+from lotlip_data.captioners.sizing import ReadingDefaults, reading_defaults
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints.hub import HubUnreachable
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.core.gpus import require_assigned
+from lotlip_data.pipeline.core.gpus import InstalledGpus, require_assigned
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.recaptioning.claims import (
     check_model,
@@ -71,10 +72,13 @@ class StartReport:
     """Time until plain images had their captions."""
     capacity: Capacity | None
     """None for an engine that does not report it."""
+    reading: ReadingDefaults
+    """How images are read for the engine."""
 
     def __str__(self) -> str:
         model = f"{self.model}, {self.capacity}" if self.capacity else self.model
-        return f"started in {self.load_seconds:.1f} s, first image in {self.warm_up_seconds:.1f} s; {model}"
+        seconds = f"started in {self.load_seconds:.1f} s, first image in {self.warm_up_seconds:.1f} s"
+        return f"{seconds}; {model}; {self.reading}"
 
 
 def _tries(error: Exception) -> int:
@@ -134,6 +138,7 @@ class CaptionActor:
         options = engine_options(config, settings, gpus)
         engine = load_engine(config, settings.engine, **options.explicit)
         loaded = time.monotonic()
+        reading = _reading(settings, gpus, engine)
         self._worker = CaptionWorker(
             self._run,
             self._config,
@@ -145,6 +150,8 @@ class CaptionActor:
             _counters(name),
             combined_digest(model),
             settings.max_rejected,
+            reading.decoders,
+            reading.read_batch,
         )
         arguments = (asyncio.get_running_loop(), settings.stall_seconds)
         threading.Thread(target=self._watch, args=arguments, name="watchdog", daemon=True).start()
@@ -157,6 +164,7 @@ class CaptionActor:
             round(loaded - started, 1),
             round(time.monotonic() - loaded, 1),
             getattr(engine, "capacity", None),
+            reading,
         )
         await asyncio.to_thread(self._record, report)
         return report
@@ -188,6 +196,19 @@ class CaptionActor:
         with contextlib.suppress(TimeoutError, OSError):
             saving.result(SAVE_SECONDS)
         os._exit(1)
+
+
+def _reading(settings: PoolSettings, gpus: float, engine: Engine) -> ReadingDefaults:
+    """How images are read for an engine: the pool's settings, or what follows from the machine and the engine.
+
+    Args:
+        settings: The pool's settings.
+        gpus: GPUs that Ray reserved for the actor.
+        engine: The engine.
+    """
+    machine_gpus = max(1, InstalledGpus.detect().devices) if gpus else 0
+    defaults = reading_defaults(gpus=machine_gpus, sequences=engine.window)
+    return ReadingDefaults(settings.decoders or defaults.decoders, settings.read_batch or defaults.read_batch)
 
 
 def _counters(captioner: str) -> Callable[[Row], None]:

@@ -25,6 +25,7 @@ CHANGES = {
     "repetition_penalty": 1.1,
     "min_new_tokens": 4,
     "image_fit": "pad",
+    "kv_cache_dtype": "fp8",
 }
 PROMPTS = {"long": "Describe it.", "tags": {"prompt": "Tag it.", "max_new_tokens": 48}}
 SAMPLING = [{"seed": 1}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}]

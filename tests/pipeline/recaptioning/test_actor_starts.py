@@ -15,6 +15,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from lotlip_data.captioners.base import Capacity
+from lotlip_data.captioners.sizing import ReadingDefaults
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.recaptioning import actor_pool
 from lotlip_data.pipeline.recaptioning.actor import StartFailed, StartReport
@@ -39,7 +40,9 @@ class FakeActor:
             await asyncio.sleep(10_000)
         if not self._take("first") and (self._take("fail-once") or (self._folder / "fail").exists()):
             raise StartFailed("no GPU", "", 1)
-        return StartReport("model", "host", 0.0, 1.0, 2.0, Capacity("bfloat16", "H100", 128, 98_304))
+        return StartReport(
+            "model", "host", 0.0, 1.0, 2.0, Capacity("bfloat16", "H100", 128, 98_304), ReadingDefaults(4, 64)
+        )
 
     async def caption(self, shard: int) -> UnitResult:
         """Wait until there were as many starts as the file `needed` says."""
@@ -126,7 +129,7 @@ def test_a_start_that_hangs_ends_at_its_deadline_and_is_tried_in_a_new_process(
     assert "did not start within 3,600 s (`start_seconds`)" in caplog.text
     assert (
         "engine ready: started in 1.0 s, first image in 2.0 s; model, bfloat16 on H100, KV cache of 98,304 tokens, "
-        "up to 128 captions at a time" in caplog.text
+        "up to 128 captions at a time; 4 decoding threads, 64 images read at a time" in caplog.text
     )
 
 
