@@ -12,7 +12,6 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from itertools import dropwhile, groupby
-from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests.settings.prompt_syntax import split_prompt
@@ -23,7 +22,7 @@ FieldValue = str | int | list[str] | None
 KNOWN_MARKERS = frozenset(
     (
         # Role names
-        *("user:", "assistant:", "system:", "human:", "instruction:", "response:"),
+        *("user:", "assistant:", "system:", "human:", "gpt:", "instruction:", "response:", "###"),
         # Qwen, InternVL, Llama 3, Phi and others write each of their tokens between these.
         *("<|", "|>"),
         # Llama 2, Vicuna, Mistral, Pixtral
@@ -52,9 +51,6 @@ _HIDDEN_LETTERS_AND_MARKS = frozenset(
     map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x3164, 0xFFA0, *range(0xFE00, 0xFE10)))
 ) | frozenset(map(chr, range(0xE0000, 0xE1000)))
 """Of Unicode's Default_Ignorable_Code_Point, the characters outside `_HIDDEN_CATEGORIES`, and the block of tags."""
-
-_ROLE_NAME = re.compile(r"[^\W\d_][^\W_]*\s*:")
-_BRACKETED = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 
 
 def fill(prompt: str, fields: Mapping[str, FieldValue], special_texts: frozenset[str], max_characters: int) -> str:
@@ -100,25 +96,12 @@ def clean(value: FieldValue, max_characters: int) -> str:
 def longest_prompts(config: CaptionerConfig) -> list[str]:
     """Prompts of which one needs at least as many tokens as any that an image can get, whatever the tokenizer."""
     limit = config.max_field_characters
-    return [
+    prompts = (
         "".join((text * limit)[:limit] if is_field else part for part, is_field in split_prompt(prompt))
         for prompt in config.prompts_of_images
         for text in _MANY_TOKENS
-    ]
-
-
-def special_texts_of(*tokenizers: Any, template: str = "") -> frozenset[str]:
-    """The `special_texts` of an engine.
-
-    Args:
-        tokenizers: The tokenizers that read the prompt. Their added tokens count, except for plain words.
-        template: The text around the prompt. Role names in it (`USER:`), and what stands in angle or square brackets,
-            count.
-    """
-    tokens = {str(token) for tokenizer in tokenizers for token in tokenizer.get_added_vocab()}
-    tokens |= {str(token) for tokenizer in tokenizers for token in tokenizer.all_special_tokens}
-    marks = {match[0] for pattern in (_ROLE_NAME, _BRACKETED) for match in pattern.finditer(template)}
-    return frozenset(text for text in tokens | marks if not _key(text).isalnum())
+    )
+    return list(dict.fromkeys(prompts))
 
 
 def _neutralise(characters: list[str], is_foreign: list[bool], special_texts: frozenset[str]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec, TextRequest
 from lotlip_data.captioners.engines.prompt import prompt_text, special_texts
+from lotlip_data.captioners.prompt_fields import longest_prompts
 from lotlip_data.manifests.checkpoints.hub import find_model
 
 BLANK_SIZES = ((64, 64), (96, 64), (64, 128), (16, 16))
@@ -115,8 +116,13 @@ class Preprocessor:
 
     @property
     def longest(self) -> int:
-        """Number of tokens of image, prompt and caption together of the captioner's longest text."""
-        return max(self._prompt(text, text.prompt).length + text.max_new_tokens for text in self._texts)
+        """Number of tokens of image, prompt and caption together of the captioner's longest text, fields filled in.
+
+        It is at most the model's own limit.
+        """
+        prompts = ((text, prompt) for text in self._texts for prompt in longest_prompts(text))
+        longest = max(self._prompt(text, prompt).length + text.max_new_tokens for text, prompt in prompts)
+        return min(longest, self.positions or longest)
 
     def prepare(self, image: Image.Image, limit: int | None) -> PreparedText:
         """As `prepare_texts` for the captioner's first text alone. Raises CaptionError if it cannot be made."""
@@ -148,6 +154,7 @@ class Preprocessor:
             try:
                 prompt = self._prompt(request.config, request.prompt)
                 _check_room(prompt, request.config, limit)
+                self._check_qformer_length(prompt)
             except ValueError as error:
                 return CaptionError(str(error))
             return PreparedText(pixels, prompt, request.config, image_id)
@@ -249,6 +256,15 @@ class Preprocessor:
             raise ValueError(
                 f"captioner {config.name!r}: max_new_tokens={config.max_new_tokens}: image and prompt take "
                 f"{length} of the model's {positions} tokens; use at most {positions - length}"
+            )
+
+    def _check_qformer_length(self, prompt: Prompt) -> None:
+        """Raise ValueError if a prompt exceeds the positions of InstructBLIP's Q-Former, which reads it, too."""
+        part = getattr(self.model_config, "qformer_config", None)
+        tokens = prompt.inputs["qformer_input_ids"].shape[1] if "qformer_input_ids" in prompt.inputs else 0
+        if part is not None and tokens > part.max_position_embeddings:
+            raise ValueError(
+                f"the prompt takes {tokens} tokens, but the Q-Former reads {part.max_position_embeddings}; shorten it"
             )
 
     def _read_stop_ids(self) -> frozenset[int]:

@@ -11,35 +11,25 @@ FIXED_DATE = datetime.datetime(2024, 7, 26)
 """The day that templates such as Llama 3.2's write into the prompt: a prompt must not change from day to day. It is the
 day that Llama 3.1's template has."""
 
-_ROLES = "USER: User: ASSISTANT: Assistant: SYSTEM: System: HUMAN: Human: GPT: AI: [INST] [/INST] <<SYS>> <</SYS>> ###"
-_TOKENS = (
-    "<s> </s> <unk> <pad> <bos> <eos> <image> <img> </img> <IMG_CONTEXT> [IMG] [IMG_BREAK] [IMG_END] <think> </think> "
-    "<|image|> <|im_start|> <|im_end|> <|end|> <|endoftext|> <|begin_of_text|> <|end_of_text|> <|start_header_id|> "
-    "<|end_header_id|> <|eot_id|> <|user|> <|assistant|> <|system|> <|vision_start|> <|vision_end|> <|image_pad|> "
-    "<start_of_turn> <end_of_turn> <start_of_image> <end_of_image> <end_of_utterance> <fake_token_around_image>"
-)
-ROLES = frozenset(_ROLES.split())
-"""Names of roles in templates of popular models."""
-TOKENS_OF_POPULAR_MODELS = frozenset(_TOKENS.split())
-"""Special tokens, for a model whose tokenizer is not on this machine."""
-
 _ROLE_OF_TEMPLATE = re.compile(r"(?<!\S)(?:\w[\w-]*:|\[/?\w+\]|</?\S+>|#{2,})(?!\S)")
 
 
 def special_texts(tokenizer: Any, templates: Iterable[str]) -> frozenset[str]:
     """Texts that mean something else to a model than what they say: special tokens, and names of roles.
 
+    `prompt_fields.KNOWN_MARKERS` count for every model. Tokens that have been added for plain words do not count.
+
     Args:
         tokenizer: The model's tokenizer.
         templates: Templates without the prompts, as the model reads them.
     """
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values())
-    return frozenset(text for text in (*added, *tokenizer.all_special_tokens) if text.strip()) | role_texts(templates)
+    tokens = {*map(str, tokenizer.added_tokens_decoder.values()), *tokenizer.all_special_tokens}
+    return role_texts(templates).union(text for text in tokens if text.strip() and not "".join(text.split()).isalnum())
 
 
 def role_texts(templates: Iterable[str]) -> frozenset[str]:
-    """Names of roles: those of popular models, and what looks like one in these templates."""
-    return ROLES.union(*map(_ROLE_OF_TEMPLATE.findall, templates))
+    """What looks like the name of a role in these templates."""
+    return frozenset().union(*map(_ROLE_OF_TEMPLATE.findall, templates))
 
 
 def prompt_text(captioner: ModelSpec, config: CaptionerConfig, prompt: str, processor: Any, source: str) -> str:

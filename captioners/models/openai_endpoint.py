@@ -26,7 +26,7 @@ from lotlip_data.captioners.base import (
     EngineUnreachable,
     TextRequest,
 )
-from lotlip_data.captioners.engines.prompt import TOKENS_OF_POPULAR_MODELS, role_texts
+from lotlip_data.captioners.engines.prompt import role_texts
 from lotlip_data.captioners.models.base import Captioner
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class EndpointEngine:
         self._outage_seconds = options.outage_seconds
         self._config, self._text, self._template = config, config.texts[0], template
         self._bodies: dict[str, dict[str, Any]] = {}
-        self.special_texts = TOKENS_OF_POPULAR_MODELS | role_texts([template])
+        self.special_texts = role_texts([template])
         self._blank = self.prepare(Image.new("RGB", (64, 64), "white"))
         self._last_reply = self._outage_end = 0.0  # times on the monotonic clock
         self._probe_lock = asyncio.Lock()
