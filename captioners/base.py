@@ -45,11 +45,13 @@ class Caption:
         text: Generated text without special tokens and surrounding white space.
         finish_reason: `stop` if the model wrote its end token, `length` if it reached a token limit.
         tokens: Number of generated tokens, including the end token; 0 if an endpoint does not report it.
+        stripped: Whether something that the model wrote was removed from the text.
     """
 
     text: str
     finish_reason: FinishReason
     tokens: int
+    stripped: bool = False
 
 
 class CaptionerConfig(CaptionerSettings):
@@ -73,6 +75,16 @@ class CaptionerConfig(CaptionerSettings):
             "min_p": 0,
             "min_new_tokens": 0,
             "image_fit": "checkpoint",
+            "system": None,
+            "chat_template_kwargs": {},
+            "min_pixels": None,
+            "max_pixels": None,
+            "size": {},
+            "stop": [],
+            "trust_remote_code": False,
+            "lora": None,
+            "lora_revision": None,
+            "strip": None,
             "kv_cache_dtype": "auto",
             "prompts": {},
             "prompt_without_raw": None,
@@ -106,7 +118,7 @@ class CaptionerConfig(CaptionerSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, with those at their default; of `prompt` and `prompts`, the one that has an effect."""
-        settings = self.model_dump()
+        settings = self.model_dump(mode="json")  # as it is recorded: with lists, not tuples
         if self.prompts:
             del settings["prompt"]
         return settings

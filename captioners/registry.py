@@ -13,6 +13,7 @@ from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.captioners.models.instructblip import InstructBlip
 from lotlip_data.captioners.models.llava import Llava, ShareGPT4V
 from lotlip_data.captioners.models.openai_endpoint import OpenAIEndpoint
+from lotlip_data.captioners.models.vlm import Vlm
 from lotlip_data.captioners.sizing import FP8_PER_CHANNEL
 from lotlip_data.manifests.settings.messages import unknown_name
 
@@ -23,6 +24,7 @@ _KINDS: dict[str, type[Captioner]] = {
     "llava": Llava,
     "openai": OpenAIEndpoint,
     "sharegpt4v": ShareGPT4V,
+    "vlm": Vlm,
 }
 
 _MODELS = {

@@ -1,11 +1,11 @@
 """The GPU that an engine of this process computes on, and what the engine does on it by default."""
 
 from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
-from lotlip_data.captioners.engines.preprocessing import Preprocessor
 from lotlip_data.captioners.sizing import (
     CAPTION_TOKENS,
     EngineDefaults,
@@ -15,8 +15,16 @@ from lotlip_data.captioners.sizing import (
     Share,
     engine_defaults,
     language_dtype,
-    sizes_of,
 )
+
+
+class SizedInputs(Protocol):
+    """What the defaults of an engine depend on of the inputs of its model."""
+
+    model_config: Any
+
+    def sizes(self) -> ModelSizes:
+        """The sizes of the model, with the prompt of its captioner."""
 
 
 def current_gpu() -> Gpu | None:
@@ -34,36 +42,35 @@ def device_name() -> str:
 
 
 def defaults_of(
-    config: CaptionerConfig, options: EngineOptions, preprocessor: Preprocessor, *, language_only: bool = False
+    config: CaptionerConfig, options: EngineOptions, inputs: SizedInputs, *, language_only: bool = False
 ) -> EngineDefaults:
     """What an engine of this process does for options that are not set.
 
     Args:
         config: Model, prompt and sampling.
         options: Resources that the engine may use.
-        preprocessor: Names the checkpoint.
+        inputs: Those of the model.
         language_only: Whether the engine loads the language model only.
 
     Raises:
         UserError: The GPU does not have the precision that the settings name.
     """
-    gpu, own_dtype = current_gpu(), language_dtype(preprocessor.model_config)
+    gpu, own_dtype = current_gpu(), language_dtype(inputs.model_config)
     return engine_defaults(
         gpu,
-        _sizes(preprocessor, language_only) if gpu else None,
+        _sizes(inputs, language_only) if gpu else None,
         Precision(config.dtype, own_dtype, config.quantization, config.kv_cache_dtype),
         Share(options.gpu_memory_utilization, config.tensor_parallel_size, options.kv_cache_gib),
         min(CAPTION_TOKENS, max(text.max_new_tokens for text in config.texts)),
     )
 
 
-def _sizes(preprocessor: Preprocessor, language_only: bool) -> ModelSizes | None:
+def _sizes(inputs: SizedInputs, language_only: bool) -> ModelSizes | None:
     """The sizes of what an engine loads, with the prompt of its captioner; None if config.json does not say them."""
     try:
-        sizes = sizes_of(preprocessor.architecture, preprocessor.model_config)
+        sizes = inputs.sizes()
     except Exception:  # noqa: BLE001 - an estimate is not worth an engine, and transformers raises any type
         return None
     if language_only:
         sizes = replace(sizes, parameters=sizes.parameters - sizes.image_parameters, image_parameters=0)
-    own_prompt = preprocessor.first.length - sizes.image_tokens
-    return replace(sizes, prompt_tokens=max(sizes.prompt_tokens, own_prompt))
+    return sizes

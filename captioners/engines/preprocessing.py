@@ -6,24 +6,24 @@ All engines share this module, so that they see the same pixels and prompts and 
 import copy
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec, TextRequest
+from lotlip_data.captioners.engines.images import check_shape, fitted
 from lotlip_data.captioners.engines.prompt import prompt_text, special_texts
+from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
 from lotlip_data.captioners.prompt_fields import longest_prompts
+from lotlip_data.captioners.sizing import ModelSizes, sizes_of
 from lotlip_data.manifests.checkpoints.hub import find_model
 
 BLANK_SIZES = ((64, 64), (96, 64), (64, 128), (16, 16))
 """Width and height of the blank images that are rendered with the prompt."""
 
 BLANKS = ("black", "white", "grey", "black")
-
-MAX_ASPECT_RATIO = 50
-"""Resizing the short side of a more elongated image to the vision tower's input size would take gigabytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ class Preprocessor:
         self.first = self._prompts[_prompt_key(self._texts[0], self._texts[0].prompt)]
         templates = [self._prompt(text, text.prompt).text.replace(text.prompt, " ") for text in self._texts]
         self.special_texts = special_texts(self.tokenizer, templates)
-        self.stop_ids = self._read_stop_ids()
+        self.stop_ids = read_stop_ids(self.source, self.load_options, self.model_config, self.tokenizer)
         self.positions: int | None = getattr(self.model_config.get_text_config(), "max_position_embeddings", None)
         for text in self._texts:
             self._check_length(text)
@@ -167,11 +167,7 @@ class Preprocessor:
         Raises:
             CaptionError: The image cannot be decoded, or is too elongated.
         """
-        short, long = sorted(image.size)
-        if short == 0 or long > MAX_ASPECT_RATIO * short:
-            raise CaptionError(
-                f"{image.width}×{image.height} pixels: one side is over {MAX_ASPECT_RATIO} times the other"
-            )
+        check_shape(image)
         try:
             return self._processor.image_processor(self._fitted(image), return_tensors="pt")["pixel_values"]
         except Exception as error:  # Pillow decodes lazily and raises many types for a broken file
@@ -181,26 +177,18 @@ class Preprocessor:
         """Return the first text of a black image."""
         return PreparedText(self.pixels(self.blank), self.first, self._texts[0])
 
-    def decode(self, token_ids: list[int]) -> Caption:
+    def sizes(self) -> ModelSizes:
+        """The sizes of the model, with the captioner's first prompt."""
+        sizes = sizes_of(self.architecture, self.model_config)
+        return replace(sizes, prompt_tokens=max(sizes.prompt_tokens, self.first.length - sizes.image_tokens))
+
+    def decode(self, token_ids: list[int], config: CaptionerConfig) -> Caption:
         """Return the caption of generated token ids; those after the first end token are padding."""
-        end = next((i for i, token in enumerate(token_ids) if token in self.stop_ids), None)
-        kept = token_ids if end is None else token_ids[: end + 1]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
-        return Caption(text, "length" if end is None else "stop", len(kept))
+        return decode(token_ids, self.tokenizer, self.stop_ids, config.stop)
 
     def _fitted(self, image: Image.Image) -> Image.Image:
         """The image in RGB, made square if the captioner's `image_fit` says so."""
-        image = image.convert("RGB")
-        if self._fit == "checkpoint" or image.width == image.height:
-            return image
-        if self._fit == "crop":
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            return image.crop((left, top, left + side, top + side))
-        mean = getattr(self._processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
-        canvas = Image.new("RGB", (max(image.size),) * 2, tuple(int(255 * value) for value in mean))
-        canvas.paste(image, ((canvas.width - image.width) // 2, (canvas.height - image.height) // 2))
-        return canvas
+        return fitted(image, self._fit, self._processor.image_processor)
 
     def _prompt(self, config: CaptionerConfig, prompt: str) -> Prompt:
         """The prompt of one text. Raises ValueError if the model cannot read it."""
@@ -266,39 +254,6 @@ class Preprocessor:
             raise ValueError(
                 f"the prompt takes {tokens} tokens, but the Q-Former reads {part.max_position_embeddings}; shorten it"
             )
-
-    def _read_stop_ids(self) -> frozenset[int]:
-        """Return the end tokens of the checkpoint's generation config and of its tokenizer.
-
-        Both, because the configuration of Vicuna v1.1, on which InstructBLIP is built, names another end token than the
-        one that the model writes. A checkpoint without a generation config has the end tokens of its config.json, as in
-        transformers' `generate`.
-
-        Raises:
-            ValueError: There is no end token, or one is not the number of a token.
-        """
-        from transformers import GenerationConfig
-        from transformers.utils.hub import cached_file
-
-        name = "generation_config.json"
-        if cached_file(self.source, name, _raise_exceptions_for_missing_entries=False, **self.load_options):
-            generation = GenerationConfig.from_pretrained(self.source, **self.load_options)
-        else:
-            generation = GenerationConfig.from_model_config(self.model_config)
-        configured = generation.eos_token_id
-        tokens = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
-        stop_ids = frozenset(token for token in tokens if token is not None)
-        if not stop_ids:
-            raise ValueError(
-                f"{self.source}: names no end token, so no caption would end; set eos_token in tokenizer_config.json, "
-                "or eos_token_id in generation_config.json"
-            )
-        if invalid := [token for token in stop_ids if not isinstance(token, int) or token < 0]:
-            raise ValueError(
-                f"{self.source}: the end token {invalid[0]!r} is not the number of a token; correct eos_token_id in "
-                "generation_config.json or config.json"
-            )
-        return stop_ids
 
 
 class _Fixed:

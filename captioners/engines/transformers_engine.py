@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -84,14 +84,15 @@ class TransformersEngine:
         """Caption texts with equal sampling."""
         device, dtype, config = self._model.device, self._model.dtype, batch[0].config
         prompts = {name: rows.to(device) for name, rows in padded([text.prompt.inputs for text in batch]).items()}
-        settings, processors = _generation_config(config, self._preprocessor), transformers.LogitsProcessorList()
+        settings = generation_config(config, self._preprocessor.stop_ids)
+        processors = transformers.LogitsProcessorList()
         skipped = prompts["input_ids"].shape[1]  # tokens of the output that are not generated
         if hasattr(self._model, "language_model"):  # InstructBLIP's generate delegates to its language model's
             skipped = self._set_up_language_model(settings, processors, skipped)
         self._model.generation_config = settings
         pixels = torch.cat([text.pixels for text in batch]).to(device, dtype)
         tokens = self._model.generate(pixel_values=pixels, logits_processor=processors, **prompts)
-        return [self._preprocessor.decode(row) for row in tokens[:, skipped:].tolist()]
+        return [self._preprocessor.decode(row, config) for row in tokens[:, skipped:].tolist()]
 
     def _set_up_language_model(
         self, settings: transformers.GenerationConfig, processors: transformers.LogitsProcessorList, prompt_length: int
@@ -119,12 +120,20 @@ class TransformersEngine:
         return prompt_length
 
 
-def load_model(model_class: str, preprocessor: Preprocessor, config: CaptionerConfig, model_config: Any = None) -> Any:
+class Checkpoint(Protocol):
+    """A checkpoint: its local folder or hub id, keyword arguments for `from_pretrained`, and its config.json."""
+
+    source: str
+    load_options: dict[str, Any]
+    model_config: Any
+
+
+def load_model(model_class: str, checkpoint: Checkpoint, config: CaptionerConfig, model_config: Any = None) -> Any:
     """Load a checkpoint in evaluation mode, on the GPU if there is one.
 
     Args:
         model_class: Name of the transformers class.
-        preprocessor: Names the checkpoint.
+        checkpoint: Where the checkpoint is, and how it is loaded.
         config: Names the dtype of all weights; `auto` is the language model's on a GPU and float32 without one.
         model_config: Replaces the checkpoint's config.json.
 
@@ -132,22 +141,22 @@ def load_model(model_class: str, preprocessor: Preprocessor, config: CaptionerCo
         ValueError: The checkpoint lacks weights; transformers would initialise them at random and continue.
     """
     gpu = current_gpu()
-    dtype = resolve_dtype(config.dtype, language_dtype(preprocessor.model_config), gpu)
+    dtype = resolve_dtype(config.dtype, language_dtype(checkpoint.model_config), gpu)
     with _quiet():
         model, loading_info = getattr(transformers, model_class).from_pretrained(
-            preprocessor.source,
+            checkpoint.source,
             config=model_config,
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported below, with their names
-            **preprocessor.load_options,
+            **checkpoint.load_options,
         )
     if missing := sorted(loading_info["missing_keys"]):
-        raise ValueError(f"{preprocessor.source}: lacks {len(missing)} weights of {model_class}, such as {missing[0]}")
+        raise ValueError(f"{checkpoint.source}: lacks {len(missing)} weights of {model_class}, such as {missing[0]}")
     if mismatched := sorted(loading_info["mismatched_keys"]):
         name, stored, expected = mismatched[0]
         raise ValueError(
-            f"{preprocessor.source}: {len(mismatched)} weights do not have the shapes of config.json, such as {name}: "
+            f"{checkpoint.source}: {len(mismatched)} weights do not have the shapes of config.json, such as {name}: "
             f"{tuple(stored)} instead of {tuple(expected)}; use config.json and weights of one model"
         )
     return model.eval().to("cuda" if gpu else "cpu")
@@ -167,7 +176,7 @@ def _quiet() -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-def _generation_config(config: CaptionerConfig, preprocessor: Preprocessor) -> transformers.GenerationConfig:
+def generation_config(config: CaptionerConfig, stop_ids: frozenset[int]) -> transformers.GenerationConfig:
     """Return the generation config of the captioner's settings alone.
 
     The checkpoint's own must not override them: Vicuna's, for example, turns sampling on.
@@ -183,7 +192,7 @@ def _generation_config(config: CaptionerConfig, preprocessor: Preprocessor) -> t
     return transformers.GenerationConfig(
         max_new_tokens=config.max_new_tokens,
         do_sample=config.temperature > 0,
-        eos_token_id=sorted(preprocessor.stop_ids),
-        pad_token_id=min(preprocessor.stop_ids),  # rows are cut at their end token, so the padding is never read
+        eos_token_id=sorted(stop_ids),
+        pad_token_id=min(stop_ids),  # rows are cut at their end token, so the padding is never read
         **sampling,
     )

@@ -7,7 +7,7 @@ unstable parts of vLLM; tests/test_third_party_internals.py has a test for each:
   preprocess itself, so that the two engines would no longer see the same pixels.
 - `BoundUniProcExecutor` and `BoundMultiprocExecutor` extend vLLM's executors.
 - `USAGE` selects vLLM's default number of tokens per step.
-- `_accept_transformers_names` extends the table by which vLLM's LLaVA renames the weights of a checkpoint.
+- `_accept_transformers_names` extends the tables by which vLLM's LLaVA and its like rename the weights of a checkpoint.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import threading
 import uuid
 from collections.abc import Sequence
 from multiprocessing import active_children, parent_process
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -32,10 +32,12 @@ from lotlip_data.captioners.base import (
     EngineOptions,
     TextRequest,
 )
+from lotlip_data.captioners.engines.adapters import adapter_folder
 from lotlip_data.captioners.engines.devices import defaults_of, device_name
 from lotlip_data.captioners.engines.preprocessing import PreparedText, Preprocessor, Prompt
 from lotlip_data.captioners.engines.process_output import ProcessOutput, root_cause
 from lotlip_data.captioners.load_errors import EngineProcessError, shorten
+from lotlip_data.captioners.sizing import ModelSizes
 
 HAS_GPU = torch.cuda.is_available()
 # vLLM reads these when it is imported. Without a GPU, an engine warns a dozen times that there is none.
@@ -47,7 +49,12 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams  # noqa: E402
 from vllm.config.quantization import ONLINE_QUANT_SHORTHAND_NAMES  # noqa: E402
 from vllm.inputs import embeds_input, mm_input  # noqa: E402
+from vllm.lora.request import LoRARequest  # noqa: E402
+from vllm.model_executor.models.gemma3_mm import Gemma3ForConditionalGeneration  # noqa: E402
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration  # noqa: E402
+from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration  # noqa: E402
+from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditionalGeneration  # noqa: E402
+from vllm.model_executor.models.paligemma import PaliGemmaForConditionalGeneration  # noqa: E402
 from vllm.model_executor.models.utils import WeightsMapper  # noqa: E402
 from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
@@ -73,18 +80,40 @@ USAGE = UsageContext.LLM_CLASS if HAS_GPU else UsageContext.ENGINE_CONTEXT
 
 
 def _accept_transformers_names() -> None:
-    """Let vLLM's LLaVA read checkpoints that transformers 5 has saved, too.
+    """Let vLLM's LLaVA and its like read checkpoints that transformers 5 has saved, too.
 
     They lack the part `vision_model` in the names of a CLIP or SigLIP tower, which the hub's checkpoints have. This
     runs on import, because every process of vLLM that loads weights imports this module for its executor.
     """
     tower = re.compile(r"^(?:model\.)?vision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
-    LlavaForConditionalGeneration.hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
-        orig_to_new_regex={tower: "vision_tower.vision_model."}
-    )
+    renamed = WeightsMapper(orig_to_new_regex={tower: "vision_tower.vision_model."})
+    for model in (
+        LlavaForConditionalGeneration,
+        LlavaNextForConditionalGeneration,
+        LlavaOnevisionForConditionalGeneration,
+        Gemma3ForConditionalGeneration,
+        PaliGemmaForConditionalGeneration,
+    ):
+        model.hf_to_vllm_mapper = model.hf_to_vllm_mapper | renamed
 
 
 _accept_transformers_names()
+
+
+class ModelInputs(Protocol):
+    """What an engine reads of the inputs of its model; `Preprocessor` documents each."""
+
+    source: str
+    model_config: Any
+    stop_ids: frozenset[int]
+    special_texts: frozenset[str]
+
+    @property
+    def longest(self) -> int: ...
+
+    def sizes(self) -> ModelSizes: ...
+
+    def decode(self, token_ids: list[int], config: CaptionerConfig) -> Caption: ...
 
 
 class VllmEngine:
@@ -93,10 +122,11 @@ class VllmEngine:
     Any thread may call `close`.
     """
 
-    def __init__(self, config: CaptionerConfig, preprocessor: Preprocessor, arguments: AsyncEngineArgs):
-        self._preprocessor = preprocessor
+    def __init__(self, config: CaptionerConfig, preprocessor: ModelInputs, arguments: AsyncEngineArgs):
+        self._preprocessor: Any = preprocessor
         self._sampling = {text.id: sampling_params(text, preprocessor) for text in config.texts}
         self.special_texts = preprocessor.special_texts
+        self._adapter = LoRARequest("adapter", 1, adapter_folder(config)) if config.lora else None
         children_before = active_children()
         self._llm: AsyncLLMEngine | None = _start(arguments)
         self._processes = [child for child in active_children() if child not in children_before]
@@ -116,7 +146,7 @@ class VllmEngine:
     async def caption(self, prepared: PreparedText | CaptionError) -> Caption:
         if isinstance(prepared, CaptionError):
             raise prepared
-        return await self._generate(await self._request(prepared), self._sampling_of(prepared.config))
+        return await self._generate(await self._request(prepared), prepared.config)
 
     def close(self) -> None:
         llm, self._llm = self._llm, None
@@ -140,18 +170,19 @@ class VllmEngine:
             sampling = self._sampling[config.id] = sampling_params(config, self._preprocessor)
         return sampling
 
-    async def _generate(self, request: Any, sampling: SamplingParams) -> Caption:
+    async def _generate(self, request: Any, config: CaptionerConfig) -> Caption:
         llm = self._llm
         if llm is None:
             raise EngineDead("the engine was closed")
         try:
-            async for output in llm.generate(request, sampling, uuid.uuid4().hex):
+            sampling = self._sampling_of(config)
+            async for output in llm.generate(request, sampling, uuid.uuid4().hex, lora_request=self._adapter):
                 tokens = list(output.outputs[0].token_ids)
         except Exception as error:
             if llm.errored:
                 raise EngineDead(f"vLLM's engine process has died: {error}") from error
             raise CaptionError(f"vLLM: {type(error).__name__}: {error.__cause__ or error}") from error
-        return self._preprocessor.decode(tokens)
+        return self._preprocessor.decode(tokens, config)
 
 
 def _start(arguments: AsyncEngineArgs) -> AsyncLLMEngine:
@@ -279,7 +310,7 @@ def embeds_request(embeds_LD: torch.Tensor) -> Any:
     )
 
 
-def sampling_params(config: CaptionerConfig, preprocessor: Preprocessor) -> SamplingParams:
+def sampling_params(config: CaptionerConfig, preprocessor: ModelInputs) -> SamplingParams:
     """Return vLLM's sampling parameters; all are set, so that no generation_config of a checkpoint overrides them."""
     return SamplingParams(
         temperature=config.temperature,
@@ -291,7 +322,8 @@ def sampling_params(config: CaptionerConfig, preprocessor: Preprocessor) -> Samp
         seed=config.seed if config.temperature else None,
         max_tokens=config.max_new_tokens,
         stop_token_ids=sorted(preprocessor.stop_ids),
-        detokenize=False,
+        stop=list(config.stop),
+        detokenize=bool(config.stop),  # only the strings need the text there
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
@@ -306,7 +338,7 @@ def quantization_config(config: CaptionerConfig) -> dict[str, Any] | None:
 def engine_args(
     config: CaptionerConfig,
     options: EngineOptions,
-    preprocessor: Preprocessor,
+    preprocessor: ModelInputs,
     *,
     language_only: bool = False,
     **overrides: Any,

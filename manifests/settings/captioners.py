@@ -41,6 +41,7 @@ CaptionerPreset = Literal[
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CacheDtype = Literal["auto", "fp8", "fp8_hopper"]
 ImageFit = Literal["checkpoint", "pad", "crop"]
+Removal = Literal["reasoning", "preamble", "closing", "markdown"]
 
 
 def _keep_integer(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -81,6 +82,14 @@ class TextSettings(Settings):
     """Instruction for images without a raw text, if `prompt` has `{raw}`. Default: `prompt` with an empty text."""
     max_field_characters: Annotated[int, Field(strict=True, ge=20)] = 500
     """Largest number of characters that a field of a prompt gets. A longer text is cut between two words."""
+    system: str | None = None
+    """Kind `vlm` only: the system prompt, which comes before the user's turn in the checkpoint's chat template."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Kind `vlm` only: strings that end a caption, such as `["\\n\\n"]`. They are not part of it."""
+    strip: tuple[Removal, ...] | None = None
+    """What is removed from a model's output: `reasoning` (`<think>…</think>`), `preamble` ("Sure, here is…"), `closing`
+    ("Let me know if…") and `markdown`. Default: `[reasoning]` for kind `vlm`, `[]` for the others. Captions from which
+    something was removed have the flag `stripped`."""
     max_new_tokens: Count = 256
     """Largest number of tokens of a caption."""
     min_new_tokens: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -140,17 +149,34 @@ class CaptionerOverrides(TextSettings):
     """Name of the folder of its captions, and of its column in the dataset; with `prompts`, the start of these names.
     """
     kind: Annotated[str, Field(min_length=1)] | None = None
-    """Architecture: `llava`, `sharegpt4v`, `instructblip`, `openai`, or a kind that an installed package adds."""
+    """Architecture: `vlm` for any vision-language model, `llava`, `sharegpt4v`, `instructblip`, `openai`, or a kind
+    that an installed package adds."""
     model: Annotated[str, Field(min_length=1)] | None = None
     """Hub id, local folder, or short name of a checkpoint that comes with the project, such as `tiny-llava`."""
     revision: Annotated[str | None, WrapValidator(_allow_integer), _UNCHANGED] = None
     """Revision of the model on the hub. For kind `openai`: a label of your own for what the endpoint serves."""
     template: str | None = None
-    """Text around the prompt, with `{prompt}` and `<image>` in it. Default: for kind `llava` the checkpoint's chat
-    template, if it has one, else the template of the kind."""
+    """Text around the prompt, with `{prompt}` and `<image>` in it. Default: for kinds `llava` and `vlm` the
+    checkpoint's chat template, if it has one, else the template of the kind."""
     image_fit: ImageFit = "checkpoint"
     """How an image that is not square becomes square. `checkpoint`: as the checkpoint's image processor does it. `pad`:
     padded in the processor's mean colour, as LLaVA-1.5 and ShareGPT4V were trained. `crop`: its centre."""
+    chat_template_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    """Kind `vlm` only: variables of the checkpoint's chat template, such as `{enable_thinking: false}`."""
+    min_pixels: Count | None = None
+    """Kind `vlm` only: smallest number of pixels of an image that the model reads; a smaller image is enlarged. For
+    models whose image processor has such a limit, such as Qwen3-VL."""
+    max_pixels: Count | None = None
+    """Kind `vlm` only: largest number of pixels of an image that the model reads; a larger image is reduced. For models
+    whose image processor has such a limit, such as Qwen3-VL."""
+    size: Mapping[str, Count] = Field(default_factory=dict)
+    """Kind `vlm` only: replaces entries of the image processor's `size`, such as `{longest_edge: 768}` for SmolVLM2."""
+    trust_remote_code: bool = False
+    """Kind `vlm` only: whether Python code of the model's repository may run. It runs with all your rights."""
+    lora: Annotated[str, Field(min_length=1)] | None = None
+    """Kind `vlm` only: hub id or local folder of a LoRA adapter of the model, in PEFT's format."""
+    lora_revision: Annotated[str | None, WrapValidator(_allow_integer), _UNCHANGED] = None
+    """Revision of the adapter on the hub."""
     dtype: Dtype = "auto"
     """Precision of all weights. `auto`: float32 without a GPU; with one, that of the checkpoint's language model."""
     quantization: str | None = None

@@ -30,6 +30,7 @@ from lotlip_data.captioners.base import (
 )
 from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.captioners.sizing import reading_defaults
+from lotlip_data.captioners.text_cleaning import clean
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.digests import DigestMismatch
 from lotlip_data.manifests.errors import UserError
@@ -228,7 +229,7 @@ class CaptionWorker:
         try:
             if isinstance(image.input, CaptionError):
                 raise image.input
-            caption = await self._timed_caption(image.input)
+            caption = clean(await self._timed_caption(image.input), image.request.config)
         except CaptionError as error:
             return row | {"error": str(error)}
         return row | {
