@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from itertools import dropwhile, groupby
 
-from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.base import CaptionerConfig, TextRequest
 from lotlip_data.manifests.settings.prompt_syntax import split_prompt
 
 FieldValue = str | int | list[str] | None
@@ -43,7 +43,7 @@ KNOWN_MARKERS = frozenset(
 )
 """Texts with which the families of models mark tokens, turns and places of images. No field has one of them."""
 
-_MANY_TOKENS = ("\U00012037", "%", "&-")
+_MANY_TOKENS = ("\U00012037", "%", "a-")
 """Texts that need many tokens per character: where a tokenizer knows bytes, four; where it knows words only, one."""
 
 _HIDDEN_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co"))
@@ -93,15 +93,16 @@ def clean(value: FieldValue, max_characters: int) -> str:
     return text[: end if end > 0 else max_characters].rstrip()
 
 
-def longest_prompts(config: CaptionerConfig) -> list[str]:
-    """Prompts of which one needs at least as many tokens as any that an image can get, whatever the tokenizer."""
-    limit = config.max_field_characters
-    prompts = (
-        "".join((text * limit)[:limit] if is_field else part for part, is_field in split_prompt(prompt))
-        for prompt in config.prompts_of_images
-        for text in _MANY_TOKENS
-    )
-    return list(dict.fromkeys(prompts))
+def longest_requests(config: CaptionerConfig) -> list[TextRequest]:
+    """Requests of which one needs at least as many tokens as any of a sample, whatever the tokenizer."""
+
+    def filled(prompt: str, text: str) -> str:
+        limit = config.max_field_characters
+        return "".join((text * limit)[:limit] if is_field else part for part, is_field in split_prompt(prompt))
+
+    pairs = ((prompt, text) for prompt in config.prompts_of_images for text in _MANY_TOKENS)
+    texts = dict.fromkeys((filled(prompt, text), filled(config.system or "", text)) for prompt, text in pairs)
+    return [TextRequest(config, prompt, system or None) for prompt, system in texts]
 
 
 def _neutralise(characters: list[str], is_foreign: list[bool], special_texts: frozenset[str]) -> None:

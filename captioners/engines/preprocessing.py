@@ -16,7 +16,7 @@ from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, 
 from lotlip_data.captioners.engines.images import check_shape, fitted
 from lotlip_data.captioners.engines.prompt import prompt_text, special_texts
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
-from lotlip_data.captioners.prompt_fields import longest_prompts
+from lotlip_data.captioners.prompt_fields import longest_requests
 from lotlip_data.captioners.sizing import ModelSizes, sizes_of
 from lotlip_data.manifests.checkpoints.hub import find_model
 
@@ -120,8 +120,10 @@ class Preprocessor:
 
         It is at most the model's own limit.
         """
-        prompts = ((text, prompt) for text in self._texts for prompt in longest_prompts(text))
-        longest = max(self._prompt(text, prompt).length + text.max_new_tokens for text, prompt in prompts)
+        requests = (request for text in self._texts for request in longest_requests(text))
+        longest = max(
+            self._prompt(request.config, request.prompt).length + request.config.max_new_tokens for request in requests
+        )
         return min(longest, self.positions or longest)
 
     def prepare(self, image: Image.Image, limit: int | None) -> PreparedText:

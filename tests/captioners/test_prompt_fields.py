@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.engines.prompt import role_texts, special_texts
-from lotlip_data.captioners.prompt_fields import clean, fill, longest_prompts
+from lotlip_data.captioners.prompt_fields import clean, fill, longest_requests
 from lotlip_data.manifests.settings.prompt_syntax import fields_of, unknown_fields
 
 FAMILIES = {
@@ -191,7 +191,7 @@ def test_several_texts_are_joined_and_share_the_length() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(raw=st.text(max_size=80))
-def test_no_filled_prompt_needs_more_tokens_than_the_longest_prompts(kind: str, raw: str) -> None:
+def test_no_filled_prompt_needs_more_tokens_than_the_longest_requests(kind: str, raw: str) -> None:
     config = CaptionerConfig(
         name="a",
         kind="vlm",
@@ -202,7 +202,7 @@ def test_no_filled_prompt_needs_more_tokens_than_the_longest_prompts(kind: str, 
     )
     tokenizer = tokenizer_of("qwen", kind)
     filled = fill(config.prompt, {"raw": raw, "source": raw}, special_texts(tokenizer, []), 50)
-    longest = longest_prompts(config)
+    longest = [request.prompt for request in longest_requests(config)]
     assert len(filled) <= max(map(len, longest))
     assert len(tokenizer(filled)["input_ids"]) <= max(len(tokenizer(prompt)["input_ids"]) for prompt in longest)
 
