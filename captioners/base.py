@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
 from PIL import Image
 from pydantic import model_validator
@@ -248,3 +248,24 @@ class MultiTextEngine(Engine, Protocol):
         Raises:
             CaptionError: This image cannot be captioned.
         """
+
+
+def prepare_texts(
+    engine: Engine, config: CaptionerConfig, image: Image.Image, requests: Sequence[TextRequest]
+) -> list[Any]:
+    """The engine's inputs for some texts of an image. Any thread may call this.
+
+    A captioner with one prompt that is the same for all images needs no more than `Engine.prepare`.
+
+    Args:
+        engine: The engine.
+        config: The captioner that it was loaded as.
+        image: A decoded image.
+        requests: The texts that the image is to get.
+
+    Raises:
+        CaptionError: This image cannot be captioned.
+    """
+    if not config.prompts and [request.prompt for request in requests] == [config.prompt]:
+        return [engine.prepare(image)]
+    return cast(MultiTextEngine, engine).prepare_texts(image, requests)

@@ -12,6 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from itertools import dropwhile, groupby
+from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, TextRequest
 from lotlip_data.manifests.settings.prompt_syntax import split_prompt
@@ -45,6 +46,9 @@ KNOWN_MARKERS = frozenset(
 
 _MANY_TOKENS = ("\U00012037", "%", "a-")
 """Texts that need many tokens per character: where a tokenizer knows bytes, four; where it knows words only, one."""
+
+_ROLE_NAME = re.compile(r"[^\W\d_][^\W_]*\s*:")
+_BRACKETED = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 
 _HIDDEN_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co"))
 _HIDDEN_LETTERS_AND_MARKS = frozenset(
@@ -103,6 +107,20 @@ def longest_requests(config: CaptionerConfig) -> list[TextRequest]:
     pairs = ((prompt, text) for prompt in config.prompts_of_images for text in _MANY_TOKENS)
     texts = dict.fromkeys((filled(prompt, text), filled(config.system or "", text)) for prompt, text in pairs)
     return [TextRequest(config, prompt, system or None) for prompt, system in texts]
+
+
+def special_texts_of(*tokenizers: Any, template: str = "") -> frozenset[str]:
+    """The `special_texts` of an engine.
+
+    Args:
+        tokenizers: The tokenizers that read the prompt. Their added tokens count, except for plain words.
+        template: The text around the prompt. Role names in it (`USER:`), and what stands in angle or square brackets,
+            count.
+    """
+    tokens = {str(token) for tokenizer in tokenizers for token in tokenizer.get_added_vocab()}
+    tokens |= {str(token) for tokenizer in tokenizers for token in tokenizer.all_special_tokens}
+    marks = {match[0] for pattern in (_ROLE_NAME, _BRACKETED) for match in pattern.finditer(template)}
+    return frozenset(text for text in tokens | marks if not _key(text).isalnum())
 
 
 def _neutralise(characters: list[str], is_foreign: list[bool], special_texts: frozenset[str]) -> None:

@@ -17,9 +17,8 @@ from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, 
 from lotlip_data.captioners.engines.chat_prompt import ChatPrompt
 from lotlip_data.captioners.engines.images import check_shape, fitted
 from lotlip_data.captioners.engines.processor_loading import load_processor
-from lotlip_data.captioners.engines.prompt import special_texts
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
-from lotlip_data.captioners.prompt_fields import longest_requests
+from lotlip_data.captioners.prompt_fields import longest_requests, special_texts_of
 from lotlip_data.captioners.sizing import ModelSizes
 from lotlip_data.captioners.vlm_sizing import TYPICAL_SIDES, image_tokens, vlm_sizes
 from lotlip_data.manifests.checkpoints.hub import find_model
@@ -80,7 +79,9 @@ class ProcessorInputs:
         self.prompt = ChatPrompt(captioner, config, self.processor, self.source)
         self.stop_ids = read_stop_ids(self.source, self.load_options, self.model_config, self.tokenizer)
         templates = [self.text(TextRequest(text, text.prompt)).replace(text.prompt, " ") for text in config.texts]
-        self.special_texts = special_texts(self.tokenizer, templates) | _placeholders(self.processor)
+        self.special_texts = special_texts_of(self.tokenizer, template=" ".join(templates)) | _placeholders(
+            self.processor
+        )
         self.shared_images = SharedImages(self.processor.image_processor)
         self.positions: int | None = getattr(self.model_config.get_text_config(), "max_position_embeddings", None)
         self.pad_id: int = (

@@ -1,8 +1,6 @@
 """The text that a model reads: the prompt inside a template of the user, the checkpoint or the captioner's kind."""
 
 import datetime
-import re
-from collections.abc import Iterable
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, ModelSpec
@@ -10,26 +8,6 @@ from lotlip_data.captioners.base import CaptionerConfig, ModelSpec
 FIXED_DATE = datetime.datetime(2024, 7, 26)
 """The day that templates such as Llama 3.2's write into the prompt: a prompt must not change from day to day. It is the
 day that Llama 3.1's template has."""
-
-_ROLE_OF_TEMPLATE = re.compile(r"(?<!\S)(?:\w[\w-]*:|\[/?\w+\]|</?\S+>|#{2,})(?!\S)")
-
-
-def special_texts(tokenizer: Any, templates: Iterable[str]) -> frozenset[str]:
-    """Texts that mean something else to a model than what they say: special tokens, and names of roles.
-
-    `prompt_fields.KNOWN_MARKERS` count for every model. Tokens that have been added for plain words do not count.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        templates: Templates without the prompts, as the model reads them.
-    """
-    tokens = {*map(str, tokenizer.added_tokens_decoder.values()), *tokenizer.all_special_tokens}
-    return role_texts(templates).union(text for text in tokens if text.strip() and not "".join(text.split()).isalnum())
-
-
-def role_texts(templates: Iterable[str]) -> frozenset[str]:
-    """What looks like the name of a role in these templates."""
-    return frozenset().union(*map(_ROLE_OF_TEMPLATE.findall, templates))
 
 
 def prompt_text(captioner: ModelSpec, config: CaptionerConfig, prompt: str, processor: Any, source: str) -> str:

@@ -12,8 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from lotlip_data.captioners.base import CaptionerConfig
-from lotlip_data.captioners.engines.prompt import role_texts, special_texts
-from lotlip_data.captioners.prompt_fields import clean, fill, longest_requests
+from lotlip_data.captioners.prompt_fields import clean, fill, longest_requests, special_texts_of
 from lotlip_data.manifests.settings.prompt_syntax import fields_of, unknown_fields
 
 FAMILIES = {
@@ -118,7 +117,7 @@ PROMPT = 'The alt text is "{raw}", of {source}: {raw}{source}. Describe <the ima
 @given(raw=HOSTILE, source=HOSTILE)
 def test_no_raw_text_brings_a_special_token_into_a_prompt(family: str, kind: str, raw: str, source: str) -> None:
     tokenizer, template = tokenizer_of(family, kind), FAMILIES[family][1]
-    special = special_texts(tokenizer, [template.replace("{prompt}", " ")])
+    special = special_texts_of(tokenizer, template=template)
     filled = fill(PROMPT, {"raw": raw, "source": source}, special, 200)
     harmless = fill(PROMPT, {"raw": "word", "source": "word"}, special, 200)
     both = [special_ids(tokenizer, template.replace("{prompt}", prompt)) for prompt in (filled, harmless)]
@@ -128,7 +127,9 @@ def test_no_raw_text_brings_a_special_token_into_a_prompt(family: str, kind: str
 @given(raw=HOSTILE, source=HOSTILE)
 def test_no_raw_text_poses_as_a_role_or_has_a_token_of_a_known_family(raw: str, source: str) -> None:
     """Also for an engine that has no tokenizer."""
-    filled = fill("{raw}{source}", {"raw": raw, "source": source}, role_texts(["Questioner: {prompt}"]), 200)
+    filled = fill(
+        "{raw}{source}", {"raw": raw, "source": source}, special_texts_of(template="Questioner: {prompt}"), 200
+    )
     plain = re.sub(r"\s", "", unicodedata.normalize("NFKC", filled)).lower()
     forbidden = ["user:", "assistant:", "human:", "system:", "questioner:", "<|", "|>", "[inst]", "<image>", "</s>"]
     assert not [text for text in forbidden if text in plain]
@@ -201,7 +202,7 @@ def test_no_filled_prompt_needs_more_tokens_than_the_longest_requests(kind: str,
         prompt_without_raw="-",
     )
     tokenizer = tokenizer_of("qwen", kind)
-    filled = fill(config.prompt, {"raw": raw, "source": raw}, special_texts(tokenizer, []), 50)
+    filled = fill(config.prompt, {"raw": raw, "source": raw}, special_texts_of(tokenizer), 50)
     longest = [request.prompt for request in longest_requests(config)]
     assert len(filled) <= max(map(len, longest))
     assert len(tokenizer(filled)["input_ids"]) <= max(len(tokenizer(prompt)["input_ids"]) for prompt in longest)
@@ -210,4 +211,4 @@ def test_no_filled_prompt_needs_more_tokens_than_the_longest_requests(kind: str,
 def test_plain_words_of_a_vocabulary_are_not_special() -> None:
     tokenizer = tokenizer_of("qwen", "byte-level")
     tokenizer.add_tokens(["dog"])
-    assert fill("{raw}", {"raw": "a hot dog"}, special_texts(tokenizer, []), 200) == "a hot dog"
+    assert fill("{raw}", {"raw": "a hot dog"}, special_texts_of(tokenizer), 200) == "a hot dog"
