@@ -118,6 +118,8 @@ class ProcessorInputs:
         check_shape(image)
         try:
             return fitted(image, self._config.image_fit, self.processor.image_processor)
+        except MemoryError:  # the machine's failure, not the image's
+            raise
         except Exception as error:  # Pillow decodes lazily and raises many types for a broken file
             raise CaptionError(f"image cannot be read: {type(error).__name__}: {error}") from error
 
@@ -160,6 +162,8 @@ class ProcessorInputs:
             inputs = self.processor(
                 images=[picture], text=[self.text(request)], return_tensors="pt", **self.images_kwargs
             )
+        except MemoryError:  # the machine's failure, not the image's
+            raise
         except Exception as error:  # a processor raises many types for a picture that it does not accept
             raise CaptionError(f"image cannot be preprocessed: {type(error).__name__}: {error}") from error
         fields = {name: value for name, value in inputs.items() if name != "labels"}
