@@ -100,6 +100,7 @@ class Machine:
         from lotlip_data.manifests.run_layout import shard_name
         from lotlip_data.pipeline.core.ledger import WorkRecord
         from lotlip_data.pipeline.recaptioning.results import UnitResult
+        from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
 
         started, parts = int(time.time()), Path(self._run.caption_parts(name, shard))
         target, tokens = Path(self._run.caption_shard(name, shard)), CAPTION_TOKENS * IMAGES_PER_SHARD
@@ -117,7 +118,7 @@ class Machine:
         entry.parent.mkdir(exist_ok=True)
         entry.touch()
         shutil.rmtree(parts, ignore_errors=True)
-        return UnitResult(shard, IMAGES_PER_SHARD, IMAGES_PER_SHARD, 0, won, tokens)
+        return ShardOutcome([UnitResult(name, shard, IMAGES_PER_SHARD, IMAGES_PER_SHARD, 0, won, tokens)], {})
 
     async def end(self, number: int) -> None:
         """Free the GPU of an actor that its pool has released."""
@@ -142,7 +143,7 @@ class Handle:
     def end(self) -> None:
         self._machine.end.remote(self._number)
 
-    def _caption(self, shard: int) -> Any:
+    def _caption(self, shard: int, texts: Any) -> Any:
         idle = self._idle_seconds if self._idle_calls > 0 else 0.0
         self._idle_calls -= 1
         return self._machine.caption.remote(self._name, idle, shard)
@@ -204,9 +205,9 @@ def simulated_actors(run: Any, options: argparse.Namespace, meter: "Meter") -> I
     collect = actor_pool.ActorPool.collect
 
     def count(pool: Any, reference: Any) -> Any:
-        result = collect(pool, reference)
-        meter.units += isinstance(result, actor_pool.UnitResult)
-        return result
+        results = collect(pool, reference)
+        meter.units += sum(isinstance(result, actor_pool.UnitResult) for result in results)
+        return results
 
     with (
         patch.object(actor_pool, "create_actor", create),

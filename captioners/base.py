@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
 from PIL import Image
 from pydantic import model_validator
@@ -89,7 +89,7 @@ class CaptionerConfig(CaptionerSettings):
             "prompts": {},
             "prompt_without_raw": None,
         }
-        if not uses_braces(*self.prompts_of_images):
+        if not uses_braces(*self.instructions):
             later["max_field_characters"] = self.max_field_characters
         if len(self.prompts_of_images) == 1:
             later["prompt_without_raw"] = self.prompt_without_raw
@@ -220,10 +220,12 @@ class TextRequest:
     Attributes:
         config: One of the captioner's `texts`: prompt, sampling and output settings.
         prompt: Its prompt, with the columns of the sample in place of its fields.
+        system: Its system prompt likewise. None: that of the configuration, which has no fields.
     """
 
     config: CaptionerConfig
     prompt: str
+    system: str | None = None
 
 
 class MultiTextEngine(Engine, Protocol):
@@ -246,3 +248,24 @@ class MultiTextEngine(Engine, Protocol):
         Raises:
             CaptionError: This image cannot be captioned.
         """
+
+
+def prepare_texts(
+    engine: Engine, config: CaptionerConfig, image: Image.Image, requests: Sequence[TextRequest]
+) -> list[Any]:
+    """The engine's inputs for some texts of an image. Any thread may call this.
+
+    A captioner with one prompt that is the same for all images needs no more than `Engine.prepare`.
+
+    Args:
+        engine: The engine.
+        config: The captioner that it was loaded as.
+        image: A decoded image.
+        requests: The texts that the image is to get.
+
+    Raises:
+        CaptionError: This image cannot be captioned.
+    """
+    if not config.prompts and [request.prompt for request in requests] == [config.prompt]:
+        return [engine.prepare(image)]
+    return cast(MultiTextEngine, engine).prepare_texts(image, requests)

@@ -15,6 +15,7 @@ from lotlip_data.captioners.models.llava import Llava, ShareGPT4V
 from lotlip_data.captioners.models.openai_endpoint import OpenAIEndpoint
 from lotlip_data.captioners.models.vlm import Vlm
 from lotlip_data.captioners.presets import PRESETS
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.settings.messages import unknown_name
 
 ENTRY_POINTS = "lotlip_data.captioners"
@@ -67,4 +68,11 @@ def load_engine(config: CaptionerConfig, engine: str = "auto", **options: Any) -
     """
     resources = EngineOptions.parse(options, f"captioner {config.name!r}")
     with explained(config):
-        return get_kind(config.kind).load(config, engine, resources)
+        loaded = get_kind(config.kind).load(config, engine, resources)
+    if config.prompts and not hasattr(loaded, "prepare_texts"):
+        loaded.close()
+        raise UserError(
+            f"captioner {config.name!r}: `prompts`: the engine of kind {config.kind!r} makes one text for each image; "
+            "write one captioner for each prompt"
+        )
+    return loaded

@@ -84,6 +84,8 @@ class VllmProcessorEngine(VllmEngine):
         }
         try:
             (rendered,) = llm.renderer.render_cmpl([prompt])  # type: ignore[list-item]
+        except MemoryError:  # the machine's failure, not the image's
+            raise
         except Exception as error:  # noqa: BLE001 - a processor raises many types for a picture that it does not accept
             cause = error.__cause__ or error
             return CaptionError(f"image cannot be preprocessed: {type(cause).__name__}: {shorten(str(cause))}")

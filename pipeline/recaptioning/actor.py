@@ -9,7 +9,7 @@ import platform
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from lotlip_data.captioners.base import Capacity, CaptionerConfig, Engine, EngineDead, EngineUnreachable
@@ -30,7 +30,8 @@ from lotlip_data.pipeline.recaptioning.claims import (
     with_claimed_revision,
 )
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, engine_options
-from lotlip_data.pipeline.recaptioning.results import Row, UnitResult
+from lotlip_data.pipeline.recaptioning.results import Row
+from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
 
 MAX_FAILED_STARTS = 5
@@ -89,10 +90,18 @@ def _tries(error: Exception) -> int:
 
 
 class CaptionActor:
-    """One process with one engine."""
+    """One process with one engine.
 
-    def __init__(self, run_url: str, config: CaptionerConfig, settings: PoolSettings) -> None:
+    Args:
+        run_url: The run.
+        config: The captioner.
+        settings: Its pool.
+        texts: Names of the captioner's texts that are wanted.
+    """
+
+    def __init__(self, run_url: str, config: CaptionerConfig, settings: PoolSettings, texts: Sequence[str]) -> None:
         self._run, self._config, self._settings = Run(run_url), config, settings
+        self._texts = [text for text in config.texts if text.name in texts]
         self._starting: asyncio.Future[StartReport] | None = None
 
     async def placed(self) -> None:
@@ -132,9 +141,7 @@ class CaptionActor:
         if get_kind(self._config.kind).uses_torch:
             await asyncio.to_thread(require_assigned, gpus, f"captioner {name!r}")
         model = await asyncio.to_thread(origin, self._config, settings.engine_options)
-        check_model(self._run, self._config, model)
-        claim_revision(self._run, self._config)  # the driver may not reach the hub
-        config = with_claimed_revision(self._run, self._config)
+        config = self._claim(model)
         options = engine_options(config, settings, gpus)
         engine = load_engine(config, settings.engine, **options.explicit)
         loaded = time.monotonic()
@@ -147,7 +154,7 @@ class CaptionActor:
             settings.part_size,
             settings.concurrency,
             gpus,
-            _counters(name),
+            _counters(),
             combined_digest(model),
             settings.max_rejected,
             reading.decoders,
@@ -155,8 +162,9 @@ class CaptionActor:
         )
         arguments = (asyncio.get_running_loop(), settings.stall_seconds)
         threading.Thread(target=self._watch, args=arguments, name="watchdog", daemon=True).start()
-        await self._worker.warm_up()
-        claim_model(self._run, self._config, model)
+        await self._worker.warm_up([text.name for text in self._texts])
+        for text in self._texts:
+            claim_model(self._run, text, model)
         report = StartReport(
             self._config.model,
             platform.node(),
@@ -169,16 +177,24 @@ class CaptionActor:
         await asyncio.to_thread(self._record, report)
         return report
 
+    def _claim(self, model: dict[str, str]) -> CaptionerConfig:
+        """Compare the model with the one of earlier captions. Returns the configuration to load the engine with."""
+        together = [text.name for text in self._config.texts]
+        for text in self._texts:
+            check_model(self._run, text, model)
+            claim_revision(self._run, text, together)  # the driver may not reach the hub
+        return with_claimed_revision(self._run, self._config, [text.name for text in self._texts])
+
     def _record(self, report: StartReport) -> None:
         now = int(time.time())
         target = self._run.engine_start(self._config.name, report.host, now, os.getpid())
         with contextlib.suppress(OSError, UserError):  # like a log, it is not worth an engine
             storage.replace(target, json.dumps({"started_at": now, **asdict(report)}, indent=2).encode())
 
-    async def caption(self, shard: int) -> UnitResult:
-        """Caption and commit one shard. If the engine dies, the process ends, and Ray restarts the actor."""
+    async def caption(self, shard: int, texts: Sequence[str]) -> ShardOutcome:
+        """Caption and commit these texts of a shard. If the engine dies, the process ends; Ray restarts the actor."""
         try:
-            return await self._worker.caption_shard(shard)
+            return await self._worker.caption_shard(shard, texts)
         except EngineDead:
             os._exit(1)
 
@@ -211,15 +227,15 @@ def _reading(settings: PoolSettings, gpus: float, engine: Engine) -> ReadingDefa
     return ReadingDefaults(settings.decoders or defaults.decoders, settings.read_batch or defaults.read_batch)
 
 
-def _counters(captioner: str) -> Callable[[Row], None]:
-    """Ray metrics per captioner. The ledger has the same figures for committed shards."""
+def _counters() -> Callable[[str, Row], None]:
+    """Ray metrics by the name of the text. The ledger has the same figures for committed shards."""
     from ray.util import metrics
 
     kinds = ("lotlip_captions", "lotlip_rejections", "lotlip_caption_tokens")
     captions, rejections, tokens = (metrics.Counter(name, tag_keys=("captioner",)) for name in kinds)
 
-    def count(row: Row) -> None:
-        tags = {"captioner": captioner}
+    def count(name: str, row: Row) -> None:
+        tags = {"captioner": name}
         (captions if row["error"] is None else rejections).inc(1, tags)
         if row["tokens"]:
             tokens.inc(row["tokens"], tags)
