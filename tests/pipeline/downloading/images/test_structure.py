@@ -172,7 +172,7 @@ WHOLE: dict[str, tuple[str, Damage]] = {
     "an animation without frames": ("PNG", lambda: png(chunk(b"acTL", struct.pack(">II", 3, 0)))),
     "text between the pixels": ("PNG", lambda: split_pixels(chunk(b"tEXt", b"a\0b"))),
     "a frame without an animation": ("PNG", lambda: png(after=frame(0) + END)),
-    "an animation without its frame": ("PNG", lambda: png(chunk(b"acTL", bytes([0, 0, 0, 1] * 2)), after=frame(0))),
+    "an animation without its frame": ("PNG", lambda: png(chunk(b"acTL", bytes(3) + b"\1" * 5), after=frame(0) + END)),
     "an animation cut in its second frame": ("PNG", lambda: animated("PNG")[: animated("PNG").find(b"fdAT") + 99]),
     "cut EXIF": ("WEBP", lambda: webp_with_exif()[:-30]),
     "no EXIF although announced": ("WEBP", lambda: webp_with_exif().partition(b"EXIF")[0]),
