@@ -113,6 +113,7 @@ def _quoted_records(lines: Iterator[Line], dialect: Dialect) -> Iterator[Record]
     # Another row in a cell: a URL between a delimiter and the end of a line, or the reverse, or two delimiters.
     url = rf'"?https?://[^\s{delimiter}]*"?'
     other_row = re.compile(rf"{delimiter}{url}(?=[\r\n{delimiter}])|(?:^|[\r\n]){url}{delimiter}", re.I)
+    only_urls = re.compile(r"https?://[^\r\n]*[\r\n]+\s*https?://", re.I)  # a row that has no other cell
     while True:
         feed.start_record()
         try:
@@ -123,7 +124,9 @@ def _quoted_records(lines: Iterator[Line], dialect: Dialect) -> Iterator[Record]
             yield _malformed(feed, dialect)
             continue
         if len(feed.record) > 1 and any(
-            "://" in cell and other_row.search(cell) for cell in cells if "\n" in cell or "\r" in cell
+            "://" in cell and (other_row.search(cell) or only_urls.match(cell))
+            for cell in cells
+            if "\n" in cell or "\r" in cell
         ):
             yield _malformed(feed, dialect)
         elif len(cells) == 1 and not cells[0].strip():

@@ -26,7 +26,7 @@ from lotlip_data.pipeline.url_lists.files import check_parquet, errors_name, fil
 from lotlip_data.pipeline.url_lists.json_rows import check_beginning, json_rows
 from lotlip_data.pipeline.url_lists.parquet_rows import parquet_chunks
 from lotlip_data.pipeline.url_lists.rows import BadRow, Chunk, Columns, ListError, Reject, Remark, chunked, clip
-from lotlip_data.pipeline.url_lists.text_lines import check_encoding, sample_lines, text_lines
+from lotlip_data.pipeline.url_lists.text_lines import check_bare_urls, check_encoding, sample_lines, text_lines
 
 
 def _no_remark(sentence: str) -> None:
@@ -63,6 +63,7 @@ def read_chunks(
         else:
             names = source.columns
             if form == "txt":
+                check_bare_urls(beginning, file)
                 names, dialect = (source.url,), Dialect("\n", quoting=False)
             else:
                 dialect = detect_dialect(source, form, beginning, columns.names, file, remark)

@@ -123,6 +123,24 @@ def test_a_missing_column_suggests_the_same_name_in_other_letters_and_lists_with
     assert read_list(file, url="URL", text=None).texts == [(url(0), [""])]
 
 
+def test_a_list_of_bare_urls_with_a_second_cell_is_refused(tmp_path: pathlib.Path) -> None:
+    for line in (f"{url(0)}\ta dog", f" {url(0)} \t"):
+        expected = "most of its lines have more after the URL" if "dog" in line else None
+        file = write(tmp_path / "l.txt", f"\n{line}\n" * 3 + f"{url(1)}\n" * 2)
+        if expected is None:
+            assert [row[0] for row in read_list(file).rows] == [url(0)] * 3 + [url(1)] * 2
+            continue
+        with pytest.raises(ListError, match=rf"l\.txt: {expected}, separated by a tab; set `format: tsv`"):
+            read_list(file)
+
+
+def test_a_quote_that_joins_rows_of_one_column_costs_only_its_own_row(tmp_path: pathlib.Path) -> None:
+    file = write(tmp_path / "l.csv", f'url\n{url(0)}\n"{url(1)}\n{url(2)}\n{url(3)}"\n{url(4)}\n')
+    result = read_list(file, text=None)
+    assert [row[0] for row in result.rows] == [url(0), url(2), f'{url(3)}"', url(4)]
+    assert result.reasons == [(2, "not CSV: a stray quote (see `quoting`)")]
+
+
 def test_a_list_of_bare_urls_has_no_header_and_no_texts(tmp_path: pathlib.Path) -> None:
     file = write(tmp_path / "l.txt", f"{url(0)}\r\n\r\n{url(1)}?a=1,2\tx\r\nnot a url\r\n")
     result = read_list(file)
