@@ -29,7 +29,7 @@ from lotlip_data.captioners.base import (
     EngineDead,
     EngineUnreachable,
 )
-from lotlip_data.captioners.quality_flags import find_flags
+from lotlip_data.captioners.quality_flags import empty, find_flags
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.digests import DigestMismatch
 from lotlip_data.manifests.errors import UserError
@@ -57,6 +57,7 @@ from lotlip_data.pipeline.recaptioning.results import (
     encode_rows,
     exceeds_rejections,
     finish_commit,
+    is_lost,
     read_partial,
 )
 from lotlip_data.pipeline.recaptioning.usage import Usage, UsageMeter
@@ -163,18 +164,25 @@ class CaptionWorker:
         """Caption plain images, so that a later failure points to an image.
 
         Raises:
-            CaptionerBroken: One of them cannot be captioned.
+            CaptionerBroken: One of them cannot be captioned, or no caption has a word.
             EngineDead: The engine failed on one of them.
         """
+        captions = list[Caption]()
         for size in WARM_UP_SIZES:
             try:
-                await self._timed_caption(self.engine.prepare(Image.new("RGB", size, "grey")))
+                captions.append(await self._timed_caption(self.engine.prepare(Image.new("RGB", size, "grey"))))
             except (CaptionError, BlankImageFailed) as error:
                 raise CaptionerBroken(
                     f"captioner {self.config.name!r} cannot caption a plain image of {size[0]}×{size[1]} pixels: "
                     f"{' '.join(str(error).split())}. Check the files of {self.config.model}, such as "
                     "processor_config.json, and the captioner's template and max_model_len."
                 ) from error
+        if all(empty(caption, self.config) for caption in captions):
+            raise CaptionerBroken(
+                f"captioner {self.config.name!r} gives plain images captions without a word, such as "
+                f"{captions[0].text[:40]!r}. Check the weights of {self.config.model}, which may be damaged or not "
+                "finite in this precision (dtype), and the captioner's template and end tokens."
+            )
 
     async def save_after_death(self, cause: str) -> None:
         """The engine is dead: save finished captions, and record the cause for the images in flight."""
@@ -290,7 +298,7 @@ class ShardAttempt:
         origin, max_rejected = self._parts.origin, self._worker.max_rejected
         saved, first_started_at, self._earlier_usage = await asyncio.to_thread(read_partial, self._folder, origin)
         if exceeds_rejections(saved, max_rejected):  # an earlier attempt was not committed because of them
-            saved = [row for row in saved if row["error"] is None]
+            saved = [row for row in saved if not is_lost(row)]
         self._started_at = min(self._started_at, first_started_at)
         done = {row["uid"] for row in saved}
         suspects = await asyncio.to_thread(find_suspects, self._folder, done)
