@@ -330,8 +330,8 @@ class PoolSettings(SparseSettings):
     """Seconds for the start of an engine, with the download of its model, after which it counts as hung and is tried
     again in a new process."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Largest share of a shard's images (of 32 at least) that may have a reason instead of a caption. A shard with more
-    is not committed but reported; 1 commits every shard."""
+    """Largest share of a shard's images (of 32 at least) that may have a reason instead of a caption, or a caption
+    without a word. A shard with more is not committed but reported; 1 commits every shard."""
     engine: str = "auto"
     """`auto` (vLLM where there is a GPU), `vllm`, `transformers`, or another engine of the captioner's kind."""
     engine_options: EngineOptions = EngineOptions()
