@@ -25,8 +25,13 @@ class FakeEngine:
     def __init__(self, fails: bool = False):
         self.fails, self.captions, self.in_progress, self.peak, self.closed = fails, 0, 0, 0, False
 
+    special_texts = frozenset[str]()
+
     def prepare(self, image: Any) -> Any:
         return image
+
+    def prepare_texts(self, image: Any, requests: Any) -> Any:
+        return [(image, request.prompt) for request in requests]
 
     async def caption(self, prepared: Any) -> None:
         if self.fails:
@@ -81,6 +86,14 @@ def test_a_fraction_of_a_cpu_is_one_thread_and_the_environment_takes_precedence(
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     throughput.measure_speed(job, 4)
     assert (loaded["threads"], os.environ["OMP_NUM_THREADS"]) == (2, "2")
+
+
+def test_an_image_is_captioned_with_all_its_texts(loaded: dict[str, Any]) -> None:
+    prompts = {"long": "Describe it.", "knowing": "Describe it, knowing: {raw}"}
+    (job,) = resolve_captioners([{"preset": "tiny-llava", "prompts": prompts}])
+    throughput.measure_speed(job, 4)
+    engine = loaded["engine"]
+    assert (engine.captions, engine.peak) == (2 * (4 + 4), 2)  # window 3: one image with two texts at a time
 
 
 def test_the_device_is_a_named_gpu_or_an_endpoint(loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
