@@ -14,8 +14,9 @@ from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec, TextRequest
 from lotlip_data.captioners.engines.images import check_shape, fitted
-from lotlip_data.captioners.engines.prompt import prompt_text, special_texts
+from lotlip_data.captioners.engines.prompt import prompt_text
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
+from lotlip_data.captioners.prompt_fields import longest_requests, special_texts_of
 from lotlip_data.captioners.sizing import ModelSizes, sizes_of
 from lotlip_data.manifests.checkpoints.hub import find_model
 
@@ -103,11 +104,11 @@ class Preprocessor:
         self.blank = Image.new("RGB", BLANK_SIZES[0])
         self._check_shapes(config)
         self._prompt_processor = copy.copy(self._processor)
+        self._prompts: dict[tuple[str | None, str], Prompt] = {}
         self._prompt_processor.image_processor = _Fixed(self._processor.image_processor, self.blank)
-        self._prompts = {_prompt_key(text, text.prompt): self._render(text, text.prompt) for text in self._texts}
+        self._prompts = {_prompt_key(text, text.prompt): self._prompt(text, text.prompt) for text in self._texts}
         self.first = self._prompts[_prompt_key(self._texts[0], self._texts[0].prompt)]
-        templates = [self._prompt(text, text.prompt).text.replace(text.prompt, " ") for text in self._texts]
-        self.special_texts = special_texts(self.tokenizer, templates)
+        self.special_texts = self._special_texts()
         self.stop_ids = read_stop_ids(self.source, self.load_options, self.model_config, self.tokenizer)
         self.positions: int | None = getattr(self.model_config.get_text_config(), "max_position_embeddings", None)
         for text in self._texts:
@@ -115,8 +116,15 @@ class Preprocessor:
 
     @property
     def longest(self) -> int:
-        """Number of tokens of image, prompt and caption together of the captioner's longest text."""
-        return max(self._prompt(text, text.prompt).length + text.max_new_tokens for text in self._texts)
+        """Largest number of tokens of image, prompt and caption together, with fields of the largest length.
+
+        It is at most the model's own limit.
+        """
+        requests = (request for text in self._texts for request in longest_requests(text))
+        needed = max(
+            self._prompt(request.config, request.prompt).length + request.config.max_new_tokens for request in requests
+        )
+        return min(needed, self.positions or needed)
 
     def prepare(self, image: Image.Image, limit: int | None) -> PreparedText:
         """As `prepare_texts` for the captioner's first text alone. Raises CaptionError if it cannot be made."""
@@ -148,6 +156,7 @@ class Preprocessor:
             try:
                 prompt = self._prompt(request.config, request.prompt)
                 _check_room(prompt, request.config, limit)
+                self._check_qformer_length(prompt)
             except ValueError as error:
                 return CaptionError(str(error))
             return PreparedText(pixels, prompt, request.config, image_id)
@@ -185,14 +194,23 @@ class Preprocessor:
 
     def _prompt(self, config: CaptionerConfig, prompt: str) -> Prompt:
         """The prompt of one text. Raises ValueError if the model cannot read it."""
-        return self._prompts.get(_prompt_key(config, prompt)) or self._render(config, prompt)
+        known = self._prompts.get(_prompt_key(config, prompt))
+        if known is None:
+            known = self._render(config, prompt)
+            self._check_vocabulary(known.inputs)
+        return known
 
     def _render(self, config: CaptionerConfig, prompt: str) -> Prompt:
         text = prompt_text(self._captioner, config, prompt, self._processor, self.source)
         inputs = dict(self._prompt_processor(images=self.blank, text=text, return_tensors="pt"))
         del inputs["pixel_values"]
-        self._check_vocabulary(inputs)
         return Prompt(text, inputs)
+
+    def _special_texts(self) -> frozenset[str]:
+        """The special tokens of all tokenizers, and the marks in the templates around the prompts."""
+        tokenizers = [self.tokenizer, *filter(None, [getattr(self._processor, "qformer_tokenizer", None)])]
+        templates = (self._prompt(text, text.prompt).text.replace(text.prompt, " ") for text in self._texts)
+        return special_texts_of(*tokenizers, template=" ".join(templates))
 
     def _check_shapes(self, config: CaptionerConfig) -> None:
         """Make the inputs of the first text for blank images of several shapes.
@@ -237,6 +255,15 @@ class Preprocessor:
             raise ValueError(
                 f"captioner {config.name!r}: max_new_tokens={config.max_new_tokens}: image and prompt take "
                 f"{length} of the model's {positions} tokens; use at most {positions - length}"
+            )
+
+    def _check_qformer_length(self, prompt: Prompt) -> None:
+        """Raise ValueError if a prompt exceeds the positions of InstructBLIP's Q-Former, which reads it, too."""
+        part = getattr(self.model_config, "qformer_config", None)
+        tokens = prompt.inputs["qformer_input_ids"].shape[1] if "qformer_input_ids" in prompt.inputs else 0
+        if part is not None and tokens > part.max_position_embeddings:
+            raise ValueError(
+                f"the prompt takes {tokens} tokens, but the Q-Former reads {part.max_position_embeddings}; shorten it"
             )
 
 

@@ -17,8 +17,8 @@ from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, 
 from lotlip_data.captioners.engines.chat_prompt import ChatPrompt
 from lotlip_data.captioners.engines.images import check_shape, fitted
 from lotlip_data.captioners.engines.processor_loading import load_processor
-from lotlip_data.captioners.engines.prompt import special_texts
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
+from lotlip_data.captioners.prompt_fields import longest_requests, special_texts_of
 from lotlip_data.captioners.sizing import ModelSizes
 from lotlip_data.captioners.vlm_sizing import TYPICAL_SIDES, image_tokens, vlm_sizes
 from lotlip_data.manifests.checkpoints.hub import find_model
@@ -79,7 +79,9 @@ class ProcessorInputs:
         self.prompt = ChatPrompt(captioner, config, self.processor, self.source)
         self.stop_ids = read_stop_ids(self.source, self.load_options, self.model_config, self.tokenizer)
         templates = [self.text(TextRequest(text, text.prompt)).replace(text.prompt, " ") for text in config.texts]
-        self.special_texts = special_texts(self.tokenizer, templates) | _placeholders(self.processor)
+        self.special_texts = special_texts_of(self.tokenizer, template=" ".join(templates)) | _placeholders(
+            self.processor
+        )
         self.shared_images = SharedImages(self.processor.image_processor)
         self.positions: int | None = getattr(self.model_config.get_text_config(), "max_position_embeddings", None)
         self.pad_id: int = (
@@ -121,7 +123,7 @@ class ProcessorInputs:
 
     def text(self, request: TextRequest) -> str:
         """Return the text of a request in its template, with one placeholder for the image."""
-        return self.prompt.render(request.config, request.prompt)
+        return self.prompt.render(request)
 
     def decode(self, token_ids: Sequence[int], config: CaptionerConfig) -> Caption:
         """Return the caption of generated tokens; those after the first end token are padding."""
@@ -136,11 +138,14 @@ class ProcessorInputs:
     def longest(self) -> int:
         """Number of tokens of the largest image, the prompt and the caption together, of the captioner's longest text.
 
+        Its fields have the largest length.
         The model's number of positions limits it.
         """
         image = max_image_tokens(self.processor, self.images_kwargs)
-        prompts = ((text, self.text(TextRequest(text, text.prompt))) for text in self._config.texts)
-        tokens = max(len(self.tokenizer(prompt)["input_ids"]) + text.max_new_tokens for text, prompt in prompts)
+        requests = (request for text in self._config.texts for request in longest_requests(text))
+        tokens = max(
+            len(self.tokenizer(self.text(request))["input_ids"]) + request.config.max_new_tokens for request in requests
+        )
         return min(image + tokens, self.positions or image + tokens)
 
     def sizes(self) -> ModelSizes:

@@ -1,8 +1,6 @@
 """The text that a model reads: the prompt inside a template of the user, the checkpoint or the captioner's kind."""
 
 import datetime
-import re
-from collections.abc import Iterable
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, ModelSpec
@@ -10,36 +8,6 @@ from lotlip_data.captioners.base import CaptionerConfig, ModelSpec
 FIXED_DATE = datetime.datetime(2024, 7, 26)
 """The day that templates such as Llama 3.2's write into the prompt: a prompt must not change from day to day. It is the
 day that Llama 3.1's template has."""
-
-_ROLES = "USER: User: ASSISTANT: Assistant: SYSTEM: System: HUMAN: Human: GPT: AI: [INST] [/INST] <<SYS>> <</SYS>> ###"
-_TOKENS = (
-    "<s> </s> <unk> <pad> <bos> <eos> <image> <img> </img> <IMG_CONTEXT> [IMG] [IMG_BREAK] [IMG_END] <think> </think> "
-    "<|image|> <|im_start|> <|im_end|> <|end|> <|endoftext|> <|begin_of_text|> <|end_of_text|> <|start_header_id|> "
-    "<|end_header_id|> <|eot_id|> <|user|> <|assistant|> <|system|> <|vision_start|> <|vision_end|> <|image_pad|> "
-    "<start_of_turn> <end_of_turn> <start_of_image> <end_of_image> <end_of_utterance> <fake_token_around_image>"
-)
-ROLES = frozenset(_ROLES.split())
-"""Names of roles in templates of popular models."""
-TOKENS_OF_POPULAR_MODELS = frozenset(_TOKENS.split())
-"""Special tokens, for a model whose tokenizer is not on this machine."""
-
-_ROLE_OF_TEMPLATE = re.compile(r"(?<!\S)(?:\w[\w-]*:|\[/?\w+\]|</?\S+>|#{2,})(?!\S)")
-
-
-def special_texts(tokenizer: Any, templates: Iterable[str]) -> frozenset[str]:
-    """Texts that mean something else to a model than what they say: special tokens, and names of roles.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        templates: Templates without the prompts, as the model reads them.
-    """
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values())
-    return frozenset(text for text in (*added, *tokenizer.all_special_tokens) if text.strip()) | role_texts(templates)
-
-
-def role_texts(templates: Iterable[str]) -> frozenset[str]:
-    """Names of roles: those of popular models, and what looks like one in these templates."""
-    return ROLES.union(*map(_ROLE_OF_TEMPLATE.findall, templates))
 
 
 def prompt_text(captioner: ModelSpec, config: CaptionerConfig, prompt: str, processor: Any, source: str) -> str:

@@ -26,8 +26,8 @@ from lotlip_data.captioners.base import (
     EngineUnreachable,
     TextRequest,
 )
-from lotlip_data.captioners.engines.prompt import TOKENS_OF_POPULAR_MODELS, role_texts
 from lotlip_data.captioners.models.base import Captioner
+from lotlip_data.captioners.prompt_fields import special_texts_of
 
 if TYPE_CHECKING:
     import openai
@@ -129,7 +129,7 @@ class EndpointEngine:
         self._outage_seconds = options.outage_seconds
         self._config, self._text, self._template = config, config.texts[0], template
         self._bodies: dict[str, dict[str, Any]] = {}
-        self.special_texts = TOKENS_OF_POPULAR_MODELS | role_texts([template])
+        self.special_texts = special_texts_of(template=template)
         self._blank = self.prepare(Image.new("RGB", (64, 64), "white"))
         self._last_reply = self._outage_end = 0.0  # times on the monotonic clock
         self._probe_lock = asyncio.Lock()

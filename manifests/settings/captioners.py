@@ -83,7 +83,8 @@ class TextSettings(Settings):
     max_field_characters: Annotated[int, Field(strict=True, ge=20)] = 500
     """Largest number of characters that a field of a prompt gets. A longer text is cut between two words."""
     system: str | None = None
-    """Kind `vlm` only: the system prompt, which comes before the user's turn in the checkpoint's chat template."""
+    """Kind `vlm` only: the system prompt, which comes before the user's turn in the checkpoint's chat template. It can
+    have fields, as `prompt`."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Kind `vlm` only: strings that end a caption, such as `["\\n\\n"]`. They are not part of it."""
     strip: tuple[Removal, ...] | None = None
@@ -128,6 +129,11 @@ class TextSettings(Settings):
     def prompts_of_images(self) -> tuple[str, ...]:
         """The prompts that an image can get, before their fields are filled in."""
         return possible_prompts(self.prompt, self.prompt_without_raw)
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """All texts of the settings that can have fields: the prompts, and the system prompt if there is one."""
+        return (*self.prompts_of_images, *([self.system] if self.system else []))
 
 
 class TextEntry(TextSettings, ListEntry):
