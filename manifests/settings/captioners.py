@@ -301,7 +301,7 @@ class PoolSettings(SparseSettings):
     labels: Mapping[str, str] = Field(default_factory=dict)
     """Labels of the nodes that may hold an actor, such as `{ray.io/market-type: spot}`."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
-    """Number of images in flight in an engine. Default: what the engine recommends."""
+    """Number of captions in flight in an engine. Default: what the engine recommends."""
     decoders: Annotated[int, Field(ge=1)] | None = None
     """Threads that decode and resize images. Default: four, or the actor's part of the machine's cores if it is
     smaller: the actors on its GPUs share them."""
@@ -309,7 +309,8 @@ class PoolSettings(SparseSettings):
     """Images that are read at a time; as many again are read ahead. Default: 64 for an engine on a GPU, 128 if it has
     more than 256 captions in hand, 32 without a GPU."""
     part_size: Annotated[int, Field(ge=2)] = 512
-    """Largest number of captions per unit that a kill of the actor costs, unless more images are in flight."""
+    """Largest number of captions of one text per unit that a kill of the actor costs, unless more captions are in
+    flight."""
     stall_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without a caption, with images waiting, after which an engine counts as hung and is replaced."""
     start_seconds: Annotated[float, Field(gt=0)] = 3600.0
