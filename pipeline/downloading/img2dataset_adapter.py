@@ -1,5 +1,6 @@
 """Downloads one shard with img2dataset's `Downloader` and our HTTP client. The only file that imports img2dataset."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -9,6 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +29,7 @@ from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.http_client import guarded_urlopen
 from lotlip_data.pipeline.downloading.images.isolation import Converter, ConverterError, Suspects
-from lotlip_data.pipeline.downloading.images.messages import ConversionSettings
+from lotlip_data.pipeline.downloading.images.messages import ConversionSettings, Converted
 
 _KEY_ROWS = 10_000  # keys have at least four row digits, however few rows a shard has
 
@@ -83,12 +85,10 @@ def fetch(
     with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
         writer.write_table(rows.select(LISTS.names).cast(LISTS))
     failure = Failure()
-    with (
-        Converter(_conversion_settings(settings), suspects) as converter,
-        guarded_urlopen(settings, _expected(rows)),
-        progress_bar("download", rows.num_rows, "URL") as bar,
-    ):
+    with Converter(_conversion_settings(settings), suspects) as converter, contextlib.ExitStack() as stack:
         resizer = IsolatedResizer(converter, failure)
+        stack.enter_context(guarded_urlopen(settings, _expected(rows), resizer.start))
+        bar = stack.enter_context(progress_bar("download", rows.num_rows, "URL"))
         downloader = _downloader(settings, samples_per_shard, str(folder), resizer, bar, failure)
         downloader.download_shard((shard, str(source)))
     if failure.error is not None:
@@ -238,16 +238,28 @@ Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, st
 
 
 class IsolatedResizer:
-    """Takes the place of img2dataset's `Resizer`: passes each downloaded body to a `Converter`."""
+    """Takes the place of img2dataset's `Resizer`: passes each downloaded body to a `Converter`.
+
+    img2dataset calls it in one thread, which writes the files too. So that the converter does not wait for this thread,
+    `start` submits each body as soon as it is received.
+    """
 
     def __init__(self, converter: Converter, failure: Failure) -> None:
         self._converter, self._failure = converter, failure
+        self._started: dict[int, tuple[bytes, Future[Converted]]] = {}
+        """By the identity of the body, which stays its own while it is stored here."""
+
+    def start(self, body: bytes) -> None:
+        """Submit a body that img2dataset will pass on. Any thread may call it."""
+        self._started[id(body)] = (body, self._converter.submit(body))
 
     def __call__(self, stream: io.BytesIO, _boxes: None = None) -> Resized:
-        """Convert the downloaded body in `stream`, which stays unchanged."""
+        """The converted image of the downloaded body in `stream`, which stays unchanged."""
+        body = stream.getvalue()  # no copy: the object that `start` received
+        _, conversion = self._started.pop(id(body), None) or (body, self._converter.submit(body))
         if self._failure.error is None:
             try:
-                image = self._converter.convert(stream.getvalue())
+                image = conversion.result()
             except FetchError as error:
                 return None, None, None, None, None, str(error)
             except (ConverterError, OSError) as error:
