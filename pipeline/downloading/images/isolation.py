@@ -194,7 +194,7 @@ class _Process:
         }
         with theirs:
             self._popen = subprocess.Popen(
-                command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+                command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0
             )
         self._connection: Any = Connection(ours.detach())
         self.is_ready = False
