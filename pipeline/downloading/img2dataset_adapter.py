@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import tarfile
 import tempfile
 import time
 import urllib.request
@@ -32,6 +33,8 @@ from lotlip_data.pipeline.downloading.images.isolation import Converter, Convert
 from lotlip_data.pipeline.downloading.images.messages import ConversionSettings, Converted
 
 _KEY_ROWS = 10_000  # keys have at least four row digits, however few rows a shard has
+_WHOLE_FILE = 1 << 30
+"""Bytes per write to the tar: more than an image has."""
 
 
 class ShardFetchError(RuntimeError):
@@ -151,7 +154,7 @@ def _downloader(
         from img2dataset.downloader import Downloader
 
     return Downloader(
-        sample_writer_class=partial(_GuardedWriter, bar, failure),
+        sample_writer_class=partial(_ShardWriter, bar, failure),
         resizer=resizer,
         thread_count=settings.threads,
         save_caption=False,
@@ -180,37 +183,64 @@ def _temporary_files_in(folder: str) -> Iterator[None]:
         tempfile.tempdir = earlier
 
 
-class _GuardedWriter:
-    """img2dataset's writer, which counts its rows in a progress bar and ends the requests at the first failed write.
+class _ShardWriter:
+    """Takes the place of img2dataset's `WebDatasetSampleWriter`: writes the same files in less time.
 
-    The time stamps in the tar are whole seconds: fractions cost a kibibyte per file.
+    It counts its rows in a progress bar, and ends the requests at the first failed write. The time stamps in the tar
+    are whole seconds: fractions would cost a kibibyte per file.
 
     Args:
         bar: Shows the rows.
         failure: Receives the error of a write.
-        arguments: Those of img2dataset's writer.
+        shard: Its number.
+        folder: Where the files are written.
+        _save_caption: Not used, nor are `_digits`: arguments of img2dataset's writer.
+        schema: The columns of the Parquet file.
+        extension: That of an image.
     """
 
-    def __init__(self, bar: Progress, failure: Failure, *arguments: Any) -> None:
-        from img2dataset.writer import WebDatasetSampleWriter
+    def __init__(
+        self,
+        bar: Progress,
+        failure: Failure,
+        shard: int,
+        folder: str,
+        _save_caption: bool,
+        _digits: int,
+        schema: pa.Schema,
+        extension: str,
+    ) -> None:
+        from img2dataset.writer import BufferedParquetWriter
 
-        self._bar, self._failure, self._downloaded = bar, failure, 0
-        self._writer = WebDatasetSampleWriter(*arguments)
-        self._writer.tarwriter.mtime = int(time.time())
+        self._bar, self._failure, self._extension, self._downloaded = bar, failure, extension, 0
+        self._mtime = int(time.time())
+        stem = f"{folder}/{shard_name(shard)}"
+        self._rows = BufferedParquetWriter(f"{stem}.parquet", schema)
+        self._tar = tarfile.open(f"{stem}.tar", "w", format=tarfile.USTAR_FORMAT, copybufsize=_WHOLE_FILE)
 
-    def write(self, image: bytes | None, *sample: Any) -> None:
+    def write(self, image: bytes | None, key: str, _caption: None, row: dict[str, Any]) -> None:
         if self._failure.error is not None:
             return
         with self._stopping_at_errors():
-            self._writer.write(image, *sample)
-            self._downloaded += image is not None
+            if image is not None:
+                self._add(f"{key}.{self._extension}", image)
+                self._add(f"{key}.json", json.dumps(row, indent=4).encode())
+                self._downloaded += 1
+            self._rows.write(row)
             self._bar.note(counts={"downloaded": self._downloaded})
             self._bar.update()
+
+    def _add(self, name: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size, member.mtime, member.mode = len(content), self._mtime, 0o444
+        member.uname = member.gname = "bigdata"
+        self._tar.addfile(member, io.BytesIO(content))
 
     def close(self) -> None:
         if self._failure.error is None:
             with self._stopping_at_errors():
-                self._writer.close()
+                self._rows.close()
+                self._tar.close()
 
     @contextmanager
     def _stopping_at_errors(self) -> Iterator[None]:

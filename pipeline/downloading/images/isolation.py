@@ -200,6 +200,11 @@ class _Process:
         self.is_ready = False
 
     @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._popen.pid
+
+    @property
     def is_open(self) -> bool:
         """Whether `close` has not been called."""
         return not self._connection.closed
