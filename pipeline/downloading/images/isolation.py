@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Protocol
@@ -34,8 +34,10 @@ from lotlip_data.pipeline.downloading.images.messages import (
     ConversionSettings,
     Converted,
     Cost,
+    Done,
     Failed,
     Ready,
+    SharedFile,
 )
 
 MAX_DEATHS = 2
@@ -155,8 +157,8 @@ class Converter:
                     raise FetchError(failures.TOO_MUCH_MEMORY, f"{detail}, which takes {answer.memory >> 20} MiB")
                 stack.enter_context(self._suspects.decoding(sha256))
                 process.acknowledge()
-        assert isinstance(answer, Converted | Failed)
-        return answer
+        assert isinstance(answer, Done | Failed)
+        return answer if isinstance(answer, Failed) else process.take_image(answer)
 
     def __enter__(self) -> "Converter":
         return self
@@ -173,7 +175,7 @@ class _DiedError(Exception):
 
 
 class _Process:
-    """One `converter_process` and the socket to it."""
+    """One `converter_process`, the socket to it, and the file for its images."""
 
     def __init__(self, settings: ConversionSettings) -> None:
         self.kind = _PROGRAM, settings
@@ -183,7 +185,9 @@ class _Process:
         self.announced = False
         """Whether its current image takes much memory."""
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), json.dumps(asdict(settings))]
+        self._file = SharedFile()
+        descriptors = [theirs.fileno(), self._file.descriptor]
+        command = [sys.executable, "-c", _PROGRAM, *map(str, descriptors), json.dumps(asdict(settings))]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "OPENBLAS_NUM_THREADS": "1",
@@ -194,7 +198,7 @@ class _Process:
         }
         with theirs:
             self._popen = subprocess.Popen(
-                command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0
+                command, env=environment, pass_fds=descriptors, stdin=subprocess.DEVNULL, process_group=0
             )
         self._connection: Any = Connection(ours.detach())
         self.is_ready = False
@@ -229,7 +233,12 @@ class _Process:
         """Send an image. Raises _DiedError."""
         self.announced = False
         self.images += 1
-        self._send(data)
+        self._file.put(data)
+        self._send(len(data).to_bytes(8, "big"))
+
+    def take_image(self, done: Done) -> Converted:
+        """The converted image that a message announces."""
+        return replace(done.image, body=self._file.take(done.size))
 
     def acknowledge(self) -> None:
         """Tell the process to go on after a `Cost`. Raises _DiedError."""
@@ -250,7 +259,9 @@ class _Process:
 
     def close(self) -> int:
         """End the process. Returns its status, which is negative for a signal."""
-        self._connection.close()
+        if self.is_open:
+            self._connection.close()
+            self._file.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._popen.wait(timeout=5)
         self._popen.kill()
