@@ -216,7 +216,9 @@ class _ShardWriter:
         self._mtime = int(time.time())
         stem = f"{folder}/{shard_name(shard)}"
         self._rows = BufferedParquetWriter(f"{stem}.parquet", schema)
-        self._tar = tarfile.open(f"{stem}.tar", "w", format=tarfile.USTAR_FORMAT, copybufsize=_WHOLE_FILE)
+        self._tar = tarfile.open(  # noqa: SIM115 - `close` closes it
+            f"{stem}.tar", "w", format=tarfile.USTAR_FORMAT, copybufsize=_WHOLE_FILE
+        )
 
     def write(self, image: bytes | None, key: str, _caption: None, row: dict[str, Any]) -> None:
         if self._failure.error is not None:

@@ -1,7 +1,7 @@
 """The process that converts images for `isolation.Converter`: one after another, within limits of memory and CPU time.
 
-It reads the sizes of bodies from a socket, the bodies from a `SharedFile`, and answers each with messages: `Cost`, if the
-decoding takes much memory, which the other side has to acknowledge; then `Done` or `Failed`. It ends when the other
+It reads the sizes of bodies from a socket and the bodies from a `SharedFile`. It answers each with messages: `Cost`, if
+the decoding takes much memory, which the other side has to acknowledge; then `Done` or `Failed`. It ends when the other
 side closes the socket.
 """
 

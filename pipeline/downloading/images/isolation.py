@@ -8,8 +8,8 @@ The whole worker can die too, for example when Ray's memory monitor ends it. So 
 in the run's storage while it is decoded. A later attempt at the shard finds the name, and rejects an image with which
 two attempts died.
 
-The threads that download do not wait for conversions: one thread passes the images to the process, in the order in which
-they arrive. The process stays for the next shard of this worker.
+The threads that download do not wait for conversions: one thread passes the images to the process, in the order of
+their arrival. The process stays for the next shard of this worker.
 """
 
 import atexit
