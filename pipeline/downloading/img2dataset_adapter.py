@@ -216,9 +216,7 @@ class _ShardWriter:
         self._mtime = int(time.time())
         stem = f"{folder}/{shard_name(shard)}"
         self._rows = BufferedParquetWriter(f"{stem}.parquet", schema)
-        self._tar = tarfile.open(  # noqa: SIM115 - `close` closes it
-            f"{stem}.tar", "w", format=tarfile.USTAR_FORMAT, copybufsize=_WHOLE_FILE
-        )
+        self._tar = tarfile.TarFile(f"{stem}.tar", "w", format=tarfile.USTAR_FORMAT, copybufsize=_WHOLE_FILE)
 
     def write(self, image: bytes | None, key: str, _caption: None, row: dict[str, Any]) -> None:
         if self._failure.error is not None:
@@ -288,7 +286,8 @@ class IsolatedResizer:
     def __call__(self, stream: io.BytesIO, _boxes: None = None) -> Resized:
         """The converted image of the downloaded body in `stream`, which stays unchanged."""
         body = stream.getvalue()  # no copy: the object that `start` received
-        _, conversion = self._started.pop(id(body), None) or (body, self._converter.submit(body))
+        started = self._started.pop(id(body), None)
+        conversion = started[1] if started is not None else self._converter.submit(body)
         if self._failure.error is None:
             try:
                 image = conversion.result()

@@ -274,8 +274,11 @@ _idle: list[_Process] = []
 
 def _take_idle(settings: ConversionSettings) -> _Process | None:
     """The idle process, if it is of the kind that is needed."""
-    process = _idle.pop() if _idle else None
-    if process is None or (process.kind == (_PROGRAM, settings) and process.is_alive):
+    try:
+        process = _idle.pop()
+    except IndexError:
+        return None
+    if process.kind == (_PROGRAM, settings) and process.is_alive:
         return process
     process.close()
     return None

@@ -71,7 +71,13 @@ class SharedFile:
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
-        self.descriptor = os.memfd_create("lotlip-data-image") if descriptor is None else descriptor
+        owned = os.memfd_create("lotlip-data-image") if descriptor is None else descriptor
+        self._file = open(owned, "r+b", buffering=0)  # noqa: SIM115 - `close` closes it
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the file."""
+        return self._file.fileno()
 
     def put(self, data: bytes) -> None:
         """Replace the content. Raises OSError if memory is short."""
@@ -87,4 +93,4 @@ class SharedFile:
 
     def close(self) -> None:
         """Close the file. Its memory is free once both processes have closed it."""
-        os.close(self.descriptor)
+        self._file.close()
