@@ -133,8 +133,13 @@ class Manifest(Settings):
 
     @property
     def captioner_names(self) -> list[str]:
-        """Names of the captioners: their folders in a run, and their columns in its dataset."""
-        return [entry.name or str(entry.preset) for entry in self.captioners]
+        """Names of the texts that the captioners make: their folders in a run, and their columns in its dataset."""
+        return [name for names in self.captioner_texts.values() for name in names]
+
+    @property
+    def captioner_texts(self) -> dict[str, tuple[str, ...]]:
+        """By captioner, the names of its texts: its own name alone, unless it makes several texts for each image."""
+        return {entry.label: entry.text_names for entry in self.captioners}
 
     def evaluation_folder(self, entry: EvaluationEntry) -> str:
         """The folder of a published task's files."""

@@ -145,16 +145,15 @@ def recaption(
 
     Args:
         run: The run's folder.
-        captioners: Names of captioners, those of the run's manifest before presets, or settings as in a manifest.
-            Default: all captioners of the run's manifest.
+        captioners: Names of captioners, or of single texts of captioners that make several: those of the run's
+            manifest before presets. Or settings as in a manifest. Default: all captioners of the run's manifest.
         pool: Settings of every captioner's pool, such as `max_actors`; they override the manifest's.
     """
-    from lotlip_data.pipeline.recaptioning.config import resolve_captioners, select_captioners
+    from lotlip_data.pipeline.recaptioning.config import select_captioners
     from lotlip_data.pipeline.recaptioning.stage import recaption as caption_shards
 
     run = open_run(run)
-    entries = select_captioners(frozen(run).captioners, captioners)
-    summary = caption_shards(run, resolve_captioners(entries, pool))
+    summary = caption_shards(run, select_captioners(frozen(run).captioners, captioners, pool))
     lines = [
         f"recaption: {name}: {summary.captions[name]:,} images captioned, {summary.rejected[name]:,} rejected"
         for name in summary.units
@@ -229,7 +228,7 @@ def remove_captioner(run: RunLike, name: str, *, captions: bool = False) -> Outc
 
 
 def features(
-    run: RunLike, image_tower: str | None = None, *, image_size: int | None = None, gpus: float = 0
+    run: RunLike, image_tower: str | None = None, *, image_size: int | None = None, gpus: float | None = None
 ) -> Outcome:
     """Compute the features of the dataset's images by a locked image tower, on Ray. A training computes missing ones.
 
@@ -237,7 +236,7 @@ def features(
         run: The run's folder.
         image_tower: A folder or hub id. Default: the towers of the manifest's trainings, otherwise the paper's.
         image_size: Side of the square images in pixels. Default: the tower's.
-        gpus: GPUs per task.
+        gpus: GPUs per task. Default: half a GPU where the cluster has GPUs, else none.
     """
     from lotlip_data.pipeline.model_stages.features import features as compute
 

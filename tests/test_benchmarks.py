@@ -16,10 +16,11 @@ KEYS = {
     },
     "train": {"pixels_3", "cached_3", "pixels_1", "cached_1"},
     "loader": {"ours_vs_webdataset"},
+    "cluster": {"driver_share", "driver_rss_growth_mb", "shards_per_second", "units_per_second", "measured_share"},
     "scale": {"stages", "growth", "peak_mib", "peak_growth", "bounds", "extrapolated_core_hours_of_100M"},
 }
 RAN = {"download": "ours_vs_img2dataset", "recaption": "ours_vs_bare_vllm", "train": "pixels_3"}
-RAN |= {"loader": "ours_vs_webdataset", "scale": "peak_growth"}
+RAN |= {"loader": "ours_vs_webdataset", "scale": "peak_growth", "cluster": "driver_share"}
 
 
 def test_every_benchmark_has_a_smoke_test() -> None:
@@ -36,3 +37,5 @@ def test_a_benchmark_runs_and_prints_its_figures(name: str) -> None:
     figures = json.loads(process.stdout.splitlines()[-1])
     assert KEYS[name] <= set(figures)
     assert figures[RAN[name]] > 0
+    if name == "cluster":
+        assert all(figures[key] <= bound for key, bound in figures["bounds"].items()), figures

@@ -209,7 +209,7 @@ def manifest_page() -> str:
         heading = f"`{path}`" if path else "Top level"
         parts += [f"## {heading} {{ #{_slug(model.__name__)} }}", _paragraphs(inspect.getdoc(model) or "")]
         described = _descriptions(model)
-        rows = [_setting_row(name, field, described) for name, field in model.model_fields.items()]
+        rows = [_setting_row(name, field, described) for name, field in _fields(model)]
         parts.append(_table(["Setting", "Type", "Default", "Description"], rows))
     example = (ROOT / "examples" / "8x80gb.yaml").read_text(encoding="utf-8")
     parts += ["## Example", "`examples/8x80gb.yaml`, for 100 million images:", _fence("yaml", example.rstrip())]
@@ -237,6 +237,15 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models_in(argument)
+
+
+def _fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """The fields that a model declares itself, then those of its base classes, nearest first."""
+    seen: set[str] = set()
+    for owner in model.__mro__:
+        names = [name for name in inspect.get_annotations(owner) if name in model.model_fields and name not in seen]
+        seen.update(names)
+        yield from ((name, model.model_fields[name]) for name in names)
 
 
 def _descriptions(model: type[BaseModel]) -> dict[str, str]:

@@ -9,7 +9,8 @@ has the same keys. `key` joins the members of a tar, `sha256` is the hash of the
 
 captions/CAPTIONER/NNNNN.parquet (CAPTIONS): one row per downloaded image of shard NNNNN, sorted by `key`. Without a
 caption, `text`, `finish_reason` and `tokens` are null and `error` says why. `tokens` is the number of generated
-tokens; it is null for an imported caption, whose `engine` is `imported`.
+tokens; it is null for an imported caption, whose `engine` is `imported`. `fields_sha256` is the hash of the columns of
+the sample that the prompt has; it is null if the prompt has none, and files of older releases lack it.
 
 shards/train-NNNNN.parquet (`dataset`): one row per sample, in the order of the tar; the json member of a sample has
 the same keys and values. Samples with the fewest missing long texts come first; among these, the order is by `key`.
@@ -75,6 +76,7 @@ CAPTIONS = pa.schema(
         ("flags", _TEXTS),
         ("error", pa.string()),
         ("engine", pa.string()),
+        ("fields_sha256", pa.string()),
     ]
 )
 

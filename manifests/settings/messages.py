@@ -63,6 +63,8 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
         if in_union:
             in_union = False
             continue
+        if step == "[key]":  # the problem is a key of a mapping, which is the step before
+            continue
         path.append(str(step))
         if isinstance(step, int):
             continue

@@ -66,8 +66,9 @@ def recaption(
             "--captioner",
             "-c",
             metavar="NAME",
-            help="Captioner to run (repeatable): one of the run's manifest with its settings, otherwise a preset. "
-            "Default: all captioners of the manifest.",
+            help="Captioner to run (repeatable): one of the run's manifest with its settings, otherwise a preset. The "
+            "name of a text, such as qwen_long, selects that text of a captioner alone. Default: all captioners of the "
+            "manifest.",
         ),
     ] = None,
     engine: Annotated[

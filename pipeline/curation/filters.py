@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lotlip_data.captioners.quality_flags import RULES as FLAGS
-from lotlip_data.captioners.quality_flags import is_non_english
+from lotlip_data.captioners.quality_flags import FLAGS, is_non_english
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.subcaptions import SplitMode
@@ -22,6 +21,8 @@ TOO_FEW_LONG_TEXTS = "too_few_long_texts"
 """Reason to leave out a sample: it has fewer long texts than `min_long_texts`."""
 IMAGE_CHANGED = "image_changed"
 """Reason to leave out a long text: it is of other bytes than the image, which was downloaded again since."""
+PROMPT_CHANGED = "prompt_changed"
+"""Reason to leave out a long text: its prompt has columns of the sample, such as the raw text, that changed since."""
 
 
 @dataclass(frozen=True)

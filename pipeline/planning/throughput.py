@@ -14,8 +14,9 @@ from typing import Literal
 from PIL import Image
 
 from lotlip_data.captioners.base import CaptionError, Engine
-from lotlip_data.captioners.gpu_memory import CAPTION_TOKENS, PUBLISHED_SIZES, ModelSizes
+from lotlip_data.captioners.gpu_memory import PUBLISHED_SIZES
 from lotlip_data.captioners.registry import get_kind, load_engine
+from lotlip_data.captioners.sizing import CAPTION_TOKENS, ModelSizes
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger

@@ -1,5 +1,7 @@
 """Pools of Ray actors that work through queues of (captioner, shard) units. Only this file schedules Ray actors.
 
+A unit is all texts of a captioner that a shard lacks: an actor makes them from one reading of its images.
+
 Ray places the actors, restarts them where there is room, and asks its autoscaler for nodes. Each pool keeps the queue
 of one captioner:
 
@@ -36,7 +38,8 @@ from lotlip_data.pipeline.recaptioning.actor import (
     StartReport,
 )
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_per_actor
-from lotlip_data.pipeline.recaptioning.results import TooManyRejections, UnitResult
+from lotlip_data.pipeline.recaptioning.results import UnitResult
+from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ UNITS_PER_ACTOR = 2
 """Units that an actor holds, so that its engine does not drain where one ends and the next begins."""
 
 MAX_FAILED_UNITS = 10
-"""Failed units in a row after which the pool stops."""
+"""Failed units in a row after which a text is not tried any more. Without any text left, the pool stops."""
 
 MAX_LOST_STARTS = 10
 """Starts of an engine in a row at which the process died, after which its actor is removed."""
@@ -73,8 +76,11 @@ class FailedUnit:
     """A shard that failed. Without a shard: all units that a stopped pool leaves."""
 
     captioner: str
+    """Name of the captioner, or of its one text that failed."""
     shard: int | None
     reason: str
+    texts: tuple[str, ...]
+    """Names of the texts that failed."""
 
 
 @dataclass(eq=False)
@@ -106,7 +112,9 @@ class ActorPool:
     run: Run
     config: CaptionerConfig
     settings: PoolSettings
-    queue: deque[int]
+    texts: dict[int, tuple[str, ...]]
+    """By shard, the names of the texts that it lacks."""
+    queue: deque[int] = field(default_factory=deque)
     """Shards that no actor holds."""
     slots: list[ActorSlot] = field(default_factory=list)
     placing: dict[Any, ActorSlot] = field(default_factory=dict)
@@ -119,14 +127,17 @@ class ActorPool:
     """By shard: failures in a row without progress in between."""
     saved_parts: dict[int, list[str]] = field(default_factory=dict)
     """By shard: the names in its parts folder at its last failure."""
-    failed_units: int = 0
-    """Failed units in a row."""
+    failed_units: Counter[str] = field(default_factory=Counter)
+    """By text, failed units in a row."""
     replacements: int = 0
     """Times in a row that removed actors were asked for again."""
     replace_at: float = 0.0
     """When they may be asked for again, in monotonic time."""
     stop_reason: str = ""
     """Why the pool starts no further actor; empty while it works."""
+
+    def __post_init__(self) -> None:
+        self.queue = self.queue or deque(self.texts)
 
     @property
     def busy(self) -> bool:
@@ -144,20 +155,22 @@ class ActorPool:
         limit = self.settings.max_actors or (int(gpus / self.num_gpus) if self.num_gpus else 1)
         return min(max(self.settings.min_actors, limit), len(self.queue))
 
+    @property
+    def wish(self) -> str:
+        """What the pool asks the cluster for, or why it asks for nothing."""
+        if self.stop_reason:
+            return "no actor"
+        settings, size = self.settings, self.target_size()
+        amounts = {"GPU": self.num_gpus, "CPU": settings.num_cpus, **settings.resources}
+        each = [f"{amount:g} {name}" for name, amount in amounts.items() if amount]
+        each += [f"a GPU of type {settings.accelerator_type}"] if settings.accelerator_type else []
+        each += [f"the label {name}={value}" for name, value in settings.labels.items()]
+        every = " each" if size > 1 else ""
+        return f"{wording.count(size, 'actor')}" + (f" with {', '.join(each)}{every}" if each else "")
+
     def add_actor(self) -> None:
         """Create an actor. Ray places it as soon as there is room."""
-        actor_class: Any = ray.remote(CaptionActor)
-        actor_class = actor_class.options(
-            num_cpus=self.settings.num_cpus,
-            num_gpus=self.num_gpus,
-            accelerator_type=self.settings.accelerator_type,
-            resources=dict(self.settings.resources),
-            label_selector=dict(self.settings.labels),
-            max_concurrency=2 * UNITS_PER_ACTOR + 2,
-            runtime_env=_runtime_env(self.num_gpus),
-            max_restarts=-1,  # a run of weeks loses many actors; the pool counts the failures that end it
-        )
-        self.slots.append(ActorSlot(actor_class.remote(self.run.url, self.config, self.settings)))
+        self.slots.append(ActorSlot(create_actor(self)))
 
     def check_placement(self) -> None:
         """Stop the pool if no machine can hold an actor and no other machine can come; warn if another one can."""
@@ -184,39 +197,37 @@ class ActorPool:
             for slot in self.slots:
                 if self.queue and slot.ready and held[slot] <= load:
                     shard = self.queue.popleft()
-                    self.running[slot.handle.caption.remote(shard)] = (slot, shard)
+                    self.running[slot.handle.caption.remote(shard, self.texts[shard])] = (slot, shard)
                     held[slot] += 1
         if not self.queue:
             for slot in [slot for slot in self.slots if not held[slot]]:
                 self._release(slot)
         self._replace_removed()
 
-    def collect(self, reference: Any) -> UnitResult | FailedUnit | None:
+    def collect(self, reference: Any) -> list[UnitResult | FailedUnit]:
         """Handle the answer to one call.
 
         Args:
             reference: A key of `placing`, `starting` or `running` whose answer has arrived.
 
         Returns:
-            The result of a finished unit, a failed unit, or None if the answer ends no unit.
+            What the answer ends: a result for each finished text of a unit, and failed units.
 
         Raises:
             DiskError: Captions cannot be written, those of other units neither.
         """
         if reference in self.placing:
             self._handle_placement(self.placing.pop(reference), reference)
-            return None
+            return []
         if reference in self.starting:
             self._handle_start(self.starting.pop(reference), reference)
-            return None
+            return []
         slot, shard = self.running.pop(reference)
         try:
-            result: UnitResult = ray.get(reference)
+            outcome: ShardOutcome = ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, DiskError):
                 raise error.cause from None
-            if isinstance(error.cause, TooManyRejections):  # another try would end alike
-                return self._give_up(shard, _reason(error))
             self._count_failure([shard])
             return self._requeue(shard, _reason(error))
         except RayActorError as error:
@@ -228,15 +239,20 @@ class ActorPool:
             return self._requeue(shard, one_line(error))
         self.failed_attempts.pop(shard, None)
         self.saved_parts.pop(shard, None)
-        self.failed_units = 0
-        return result
+        for result in outcome.done:
+            self.failed_units.pop(result.captioner, None)
+        refused = outcome.refused.items()  # another try would end alike
+        failed = [unit for name, reason in refused for unit in self._give_up(name, shard, reason, (name,))]
+        return [*outcome.done, *failed]
 
     def abandon(self) -> FailedUnit | None:
         """All units that are left, if the pool has no actor and starts none."""
         if not (self.stop_reason and self.queue) or self.slots or self.running:
             return None
-        left, self.queue = len(self.queue), deque()
-        return FailedUnit(self.config.name, None, f"{wording.count(left, 'shard')} not captioned: {self.stop_reason}")
+        left = wording.count(len(self.queue), "shard")
+        names = sorted({name for shard in self.queue for name in self.texts[shard]})
+        self.queue.clear()
+        return FailedUnit(self.config.name, None, f"{left} not captioned: {self.stop_reason}", tuple(names))
 
     def drain(self) -> list[Any]:
         """Ask the actors that hold units to save finished captions. Returns the references of the calls."""
@@ -283,7 +299,7 @@ class ActorPool:
         """Plan another start in a new process, or remove the actor."""
         if slot.may_try_again(error):
             logger.warning(f"{self.config.name}: the engine did not start ({reason}); retrying in a new process")
-            ray.kill(slot.handle, no_restart=False)  # this process may hold remains of the failed start
+            end_actor(slot.handle, restart=True)  # this process may hold remains of the failed start
             slot.start_at = time.monotonic() + RETRY_SECONDS
         else:
             self._remove(slot, reason)
@@ -332,35 +348,85 @@ class ActorPool:
 
     def _release(self, slot: ActorSlot) -> None:
         self.slots.remove(slot)
-        ray.kill(slot.handle)
+        end_actor(slot.handle)
 
     def _count_failure(self, shards: Sequence[int]) -> None:
         """Count one failure of the units that one actor held. New parts of any of them restart the count of all."""
-        parts = {shard: storage.list_names(self.run.caption_parts(self.config.name, shard)) for shard in shards}
+        parts = {shard: self._parts(shard) for shard in shards}
         progressed = any(self.saved_parts.get(shard) != names for shard, names in parts.items())
         self.saved_parts.update(parts)
         for shard in shards:
             self.failed_attempts[shard] = 1 if progressed else self.failed_attempts[shard] + 1
 
-    def _requeue(self, shard: int, reason: str) -> FailedUnit | None:
+    def _parts(self, shard: int) -> list[str]:
+        """What the storage has of a unit that is not finished."""
+        folders = [self.run.caption_parts(name, shard) for name in self.texts[shard]]
+        return [name for folder in folders for name in storage.list_names(folder)]
+
+    def _requeue(self, shard: int, reason: str) -> list[UnitResult | FailedUnit]:
         """Return the unit to the queue, or report it after MAX_ATTEMPTS failures in a row without progress."""
         if self.failed_attempts[shard] < MAX_ATTEMPTS:
             self.queue.appendleft(shard)
-            return None
-        return self._give_up(shard, reason)
+            return []
+        return [*self._give_up(self.config.name, shard, reason, self.texts[shard])]
 
-    def _give_up(self, shard: int, reason: str) -> FailedUnit:
-        """Report a failed unit. The pool stops after MAX_FAILED_UNITS in a row."""
-        self.failed_units += 1
-        if self.failed_units == MAX_FAILED_UNITS:
-            self.stop_reason = f"{MAX_FAILED_UNITS} shards in a row failed, the last one with: {reason}"
+    def _give_up(self, name: str, shard: int, reason: str, texts: tuple[str, ...]) -> Iterator[FailedUnit]:
+        """Report texts of a shard that failed. A text that failed in MAX_FAILED_UNITS in a row is not tried any more.
+
+        Args:
+            name: The captioner, or its text.
+            shard: The shard.
+            reason: Why it failed.
+            texts: Names of the texts that failed.
+        """
+        yield FailedUnit(name, shard, reason, texts)
+        self.failed_units.update(texts)
+        stopped = tuple(text for text in texts if self.failed_units[text] == MAX_FAILED_UNITS)
+        if stopped:
+            yield from self._stop(stopped, f"{MAX_FAILED_UNITS} shards in a row failed, the last one with: {reason}")
+
+    def _stop(self, texts: tuple[str, ...], reason: str) -> Iterator[FailedUnit]:
+        """Leave texts out of the units in the queue. The pool stops if they are all that is left."""
+        unfinished = [*self.queue, *(shard for _, shard in self.running.values())]
+        if {name for shard in unfinished for name in self.texts[shard]}.issubset(texts):
+            self.stop_reason = reason
             self.shutdown()
-        return FailedUnit(self.config.name, shard, reason)
+            return
+        for text in texts:
+            left = [shard for shard in self.queue if text in self.texts[shard]]
+            for shard in left:
+                self.texts[shard] = tuple(name for name in self.texts[shard] if name != text)
+            if left:
+                yield FailedUnit(text, None, f"{wording.count(len(left), 'shard')} not captioned: {reason}", (text,))
+        self.queue = deque(shard for shard in self.queue if self.texts[shard])
+
+
+def create_actor(pool: ActorPool) -> Any:
+    """Create an actor of a pool. Returns its handle."""
+    settings, num_gpus = pool.settings, pool.num_gpus
+    actor_class: Any = ray.remote(CaptionActor)
+    actor_class = actor_class.options(
+        num_cpus=settings.num_cpus,
+        num_gpus=num_gpus,
+        accelerator_type=settings.accelerator_type,
+        resources=dict(settings.resources),
+        label_selector=dict(settings.labels),
+        max_concurrency=2 * UNITS_PER_ACTOR + 2,
+        runtime_env=_runtime_env(num_gpus),
+        max_restarts=-1,  # a run of weeks loses many actors; the pool counts the failures that end it
+    )
+    names = sorted({name for texts in pool.texts.values() for name in texts})
+    return actor_class.remote(pool.run.url, pool.config, settings, names)
+
+
+def end_actor(handle: Any, restart: bool = False) -> None:
+    """End the process of an actor. Ray starts it again in a new process if `restart` is set."""
+    ray.kill(handle, no_restart=not restart)
 
 
 def run_pools(
     pools: Sequence[ActorPool],
-    on_done: Callable[[str, UnitResult], None],
+    on_done: Callable[[str, Sequence[UnitResult]], None],
     on_failed: Callable[[FailedUnit], None],
     on_tick: Callable[[], None] = lambda: None,
 ) -> None:
@@ -368,30 +434,34 @@ def run_pools(
 
     Args:
         pools: The pools, which share the cluster.
-        on_done: Called once with the captioner's name and the result of each finished unit.
+        on_done: Called once with the captioner's name and the results of the texts that one unit has finished.
         on_failed: Called once for each failed unit.
         on_tick: Called about once per second, to show the progress of unfinished units.
     """
     try:
         for pool in pools:
             pool.check_placement()
+        for pool in pools:
+            logger.info(f"{pool.config.name}: asks for {pool.wish}; the cluster has {_cluster_resources()}")
         _create_actors(pools)
         waiting_since: float | None = time.monotonic()
         while any(pool.busy for pool in pools):
             for pool in pools:
                 pool.dispatch()
             on_tick()
-            for pool, result in _collect_answers(pools):
-                if isinstance(result, FailedUnit):
-                    on_failed(result)
-                else:
-                    on_done(pool.config.name, result)
+            for pool, results in _collect_answers(pools):
+                if done := [result for result in results if isinstance(result, UnitResult)]:
+                    on_done(pool.config.name, done)
+                for failed in [result for result in results if isinstance(result, FailedUnit)]:
+                    on_failed(failed)
             if any(slot.ready for pool in pools for slot in pool.slots):
                 waiting_since = None
             elif waiting_since and time.monotonic() - waiting_since > WAIT_WARNING_SECONDS:
                 waiting_since = None
+                wishes = "; ".join(f"{pool.config.name} asks for {pool.wish}" for pool in pools if pool.busy)
                 logger.warning(
-                    f"no engine is ready after {WAIT_WARNING_SECONDS:.0f} s; the cluster has {_cluster_resources()}"
+                    f"no engine is ready after {WAIT_WARNING_SECONDS:.0f} s: {wishes}; the cluster has "
+                    f"{_cluster_resources()}"
                 )
     finally:
         if draining := [reference for pool in pools for reference in pool.drain()]:
@@ -411,20 +481,22 @@ def _create_actors(pools: Sequence[ActorPool]) -> None:
         pools[number].add_actor()
 
 
-def _collect_answers(pools: Sequence[ActorPool]) -> Iterator[tuple[ActorPool, UnitResult | FailedUnit]]:
-    """Wait about a second at most for answers, and yield the units that they end."""
+def _collect_answers(pools: Sequence[ActorPool]) -> Iterator[tuple[ActorPool, list[UnitResult | FailedUnit]]]:
+    """Wait about a second at most for answers, and yield what they end."""
     owner = {reference: pool for pool in pools for reference in (*pool.placing, *pool.starting, *pool.running)}
     if owner:
-        answered, _ = ray.wait(list(owner), num_returns=1, timeout=1.0)
+        ray.wait(list(owner), num_returns=1, timeout=1.0)
+        # All that are there: a call looks at every reference, and there are two for each GPU of the cluster.
+        answered, _ = ray.wait(list(owner), num_returns=len(owner), timeout=0)
     else:
         answered = []
         time.sleep(0.2)
     for reference in answered:
-        if result := owner[reference].collect(reference):
-            yield owner[reference], result
+        if results := owner[reference].collect(reference):
+            yield owner[reference], results
     for pool in pools:
         if abandoned := pool.abandon():
-            yield pool, abandoned
+            yield pool, [abandoned]
 
 
 def _runtime_env(num_gpus: float) -> dict[str, Any]:

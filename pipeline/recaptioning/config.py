@@ -2,13 +2,14 @@
 
 captioners:
   - llava                                   # the published LLaVA-1.5
-  - {preset: llava, name: llava-fp8, quantization: fp8}
+  - {preset: llava, name: llava-pad, image_fit: pad}
   - {name: mine, kind: llava, model: /models/mine, pool: {max_actors: 8, num_gpus: 1}}
+  - {preset: llava, name: both, prompts: {long: Describe the image in detail., title: Give the image a title.}}
 """
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig
@@ -20,15 +21,23 @@ from lotlip_data.manifests.settings.messages import unknown_name
 
 @dataclass(frozen=True)
 class CaptionerJob:
-    """A captioner and the settings of its pool."""
+    """A captioner, the settings of its pool, and which of its texts are wanted."""
 
     config: CaptionerConfig
     pool: PoolSettings
+    selected: tuple[str, ...] = ()
+    """Names of the texts to make; empty for all that the captioner makes."""
+
+    @property
+    def texts(self) -> tuple[CaptionerConfig, ...]:
+        """The configurations of the texts to make."""
+        return tuple(text for text in self.config.texts if not self.selected or text.name in self.selected)
 
 
-def resolve_captioners(
-    entries: Iterable[str | Mapping[str, Any] | CaptionerEntry], pool: Mapping[str, Any] | None = None
-) -> list[CaptionerJob]:
+Entry = str | Mapping[str, Any] | CaptionerEntry
+
+
+def resolve_captioners(entries: Iterable[Entry], pool: Mapping[str, Any] | None = None) -> list[CaptionerJob]:
     """Resolve entries into captioners and their pools.
 
     Args:
@@ -38,37 +47,78 @@ def resolve_captioners(
     Raises:
         UserError: A name is unknown, a setting is invalid, two captioners have the same name, or there is no entry.
     """
-    jobs = [_resolve(parse_captioner(entry), pool or {}) for entry in entries]
-    names = [job.config.name for job in jobs]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"captioners: {', '.join(repeated)} is named twice; give one of them another `name`")
-    if not jobs:
-        raise UserError("captioners: the list is empty; name at least one captioner")
-    return jobs
+    return _checked([_resolve(parse_captioner(entry), pool or {}) for entry in entries])
 
 
 def select_captioners(
-    entries: Iterable[str | Mapping[str, Any] | CaptionerEntry], chosen: Iterable[str | Mapping[str, Any]]
-) -> list[str | Mapping[str, Any] | CaptionerEntry]:
-    """The entries to run: `chosen`, or all of the manifest's if `chosen` is empty.
+    entries: Iterable[Entry], chosen: Iterable[str | Mapping[str, Any]], pool: Mapping[str, Any] | None = None
+) -> list[CaptionerJob]:
+    """The captioners to run: `chosen`, or all of the manifest's if `chosen` is empty.
 
     Args:
         entries: The manifest's `captioners`.
-        chosen: Names or settings. A name selects the manifest's captioner of that name with its settings. If there is
-            none, it selects the preset of that name.
+        chosen: Names or settings. A name selects the manifest's captioner of that name with its settings, or one text
+            of a captioner that makes several. If there is neither, it selects the preset of that name.
+        pool: As for `resolve_captioners`.
+
+    Raises:
+        UserError: As `resolve_captioners`.
     """
     entries, chosen = list(entries), list(chosen)
     if not chosen:
-        return entries
-    by_name: dict[str, str | Mapping[str, Any] | CaptionerEntry] = {}
+        return resolve_captioners(entries, pool)
+    by_name: dict[str, CaptionerJob] = {}
     for entry in entries:
         with contextlib.suppress(UserError):  # an entry that is not chosen may be one that cannot run here
-            by_name[resolve_captioners([entry])[0].config.name] = entry
-    return [by_name.get(entry, entry) if isinstance(entry, str) else entry for entry in chosen]
+            (job,) = resolve_captioners([entry], pool)
+            texts = job.config.texts if job.config.prompts else ()
+            by_name |= {text.name: replace(job, selected=(text.name,)) for text in texts} | {job.config.name: job}
+    return _checked(
+        _merged(
+            (by_name.get(choice) if isinstance(choice, str) else None) or _resolve(parse_captioner(choice), pool or {})
+            for choice in chosen
+        )
+    )
+
+
+def _merged(jobs: Iterable[CaptionerJob]) -> list[CaptionerJob]:
+    """The jobs, with one in place of several that select texts of the same captioner."""
+    merged: list[CaptionerJob] = []
+    for job in jobs:
+        place = next((n for n, other in enumerate(merged) if job.config.prompts and other.config == job.config), None)
+        if place is None:
+            merged.append(job)
+        else:
+            earlier = merged[place].selected
+            selected = (*earlier, *job.selected) if earlier and job.selected else ()
+            merged[place] = replace(job, selected=selected)
+    return merged
+
+
+def _checked(jobs: list[CaptionerJob]) -> list[CaptionerJob]:
+    """The jobs. Raises UserError if there is none, or if two captioners or texts have the same name."""
+    if not jobs:
+        raise UserError("captioners: the list is empty; name at least one captioner")
+    owners: dict[str, str] = {}
+    for job in jobs:
+        name = job.config.name
+        texts = [text.name for text in job.config.texts] if job.config.prompts else []
+        for taken, owner in [(name, name), *((text, f"{text}, a text of {name}") for text in texts)]:
+            if taken not in owners:
+                owners[taken] = owner
+            elif owners[taken] == owner:
+                raise UserError(f"captioners: {owner} is named twice; give one of them another `name`")
+            else:
+                raise UserError(
+                    f"captioners: {owners[taken]}, and {owner}, have the same name {taken}; give one another `name`"
+                )
+    return jobs
 
 
 def _resolve(entry: CaptionerEntry, pool: Mapping[str, Any]) -> CaptionerJob:
     preset = get_default(entry.preset).to_dict() if entry.preset else {}
+    if entry.prompts:
+        preset.pop("prompt", None)
     try:
         config = CaptionerConfig.from_dict(preset | entry.overrides)
         settings = entry.pool or PoolSettings()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from lotlip_data.captioners.quality_flags import RULES
+from lotlip_data.captioners.quality_flags import FLAGS
 from lotlip_data.manifests.formats import dataset_index, schema
 from lotlip_data.manifests.formats.dataset_index import ShardFile
 from lotlip_data.manifests.run_layout import Run
@@ -49,7 +49,7 @@ def open_samples(run: Run) -> Samples:
         name=content["name"],
         captioners=tuple(content["captioners"]),
         sources=tuple(source["name"] for source in content["manifest"]["sources"]),
-        flags=tuple(RULES),
+        flags=FLAGS,
         sub_captions=content["sub_captions"],
         files=tuple(dataset_index.shard_files(run, content)),
     )

@@ -25,7 +25,19 @@ CHANGES = {
     "repetition_penalty": 1.1,
     "min_new_tokens": 4,
     "image_fit": "pad",
+    "system": "You describe images.",
+    "chat_template_kwargs": {"enable_thinking": False},
+    "min_pixels": 3136,
+    "max_pixels": 1_000_000,
+    "size": {"longest_edge": 768},
+    "stop": ["\n\n"],
+    "trust_remote_code": True,
+    "lora": "someone/adapter",
+    "lora_revision": "main",
+    "strip": ["preamble"],
+    "kv_cache_dtype": "fp8",
 }
+PROMPTS = {"long": "Describe it.", "tags": {"prompt": "Tag it.", "max_new_tokens": 48}}
 SAMPLING = [{"seed": 1}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}]
 
 
@@ -45,8 +57,29 @@ def test_the_id_of_sampling_covers_its_settings(change):
     assert sampled.replace(**change).id != sampled.id
 
 
+@pytest.mark.parametrize(
+    ("prompt", "counts"), [("Describe {raw}.", True), ("Describe {{raw}}.", True), ('As {"a": 1} and {text}.', False)]
+)
+def test_the_id_covers_the_length_of_fields_if_the_prompt_has_any(prompt, counts):
+    config = CONFIG.replace(prompt=prompt)
+    assert (config.replace(max_field_characters=20).id != config.id) == counts
+
+
+@pytest.mark.parametrize(("prompt", "counts"), [("Describe {raw}.", True), ("Describe {width}.", False)])
+def test_the_id_covers_the_prompt_without_a_raw_text_if_the_other_one_has_it(prompt, counts):
+    config = CONFIG.replace(prompt=prompt)
+    assert (config.replace(prompt_without_raw="Describe it.").id != config.id) == counts
+
+
+def test_prompts_with_fields_have_other_ids_than_the_same_prompts_before_fields_existed():
+    """The second prompt has no field, so its id is that of earlier releases; the first one means something else now."""
+    assert CONFIG.replace(prompt='Answer as {"text": "…"} or {x}.').id == "llava@d264bb5416ba"
+    assert CONFIG.replace(prompt="Repeat {raw}.").id != "llava@a6111bbae5e9"
+
+
 def test_the_tests_above_cover_every_setting():
-    considered = {*CHANGES, "name", *(field for change in SAMPLING for field in change)}
+    sampling = {field for change in SAMPLING for field in change}
+    considered = {*CHANGES, *sampling, "name", "prompts", "max_field_characters", "prompt_without_raw"}
     assert considered == set(CaptionerConfig.model_fields)
 
 
@@ -55,9 +88,19 @@ def test_id_is_the_name_and_12_hex_digits_and_never_changes_between_releases():
     assert CONFIG.id == "llava@8573270c1f8f"
 
 
+def test_a_text_of_several_is_the_captioner_of_that_prompt_alone_whatever_other_prompts_there_are():
+    long, tags = CONFIG.replace(prompts=PROMPTS).texts
+    assert long == CONFIG.replace(name="llava_long", prompt="Describe it.")
+    assert tags == CONFIG.replace(name="llava_tags", prompt="Tag it.", max_new_tokens=48)
+    assert long.id == "llava_long@05563039174b"
+    assert CONFIG.replace(prompts={"more": "Say more.", "long": "Describe it."}).texts[1].id == long.id
+    assert CONFIG.replace(prompts=PROMPTS).id != CONFIG.id
+    assert CONFIG.texts == (CONFIG,)
+
+
 def test_to_dict_and_back_is_the_identity():
-    config = CONFIG.replace(**CHANGES)
-    assert CaptionerConfig.from_dict(config.to_dict()) == config
+    for config in (CONFIG.replace(**CHANGES), CONFIG.replace(prompts=PROMPTS)):
+        assert CaptionerConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(
@@ -76,6 +119,28 @@ def test_to_dict_and_back_is_the_identity():
         ({"top_p": 0.0}, "captioner 'llava': `top_p`: 0.0 is too small; it must be above 0"),
         ({"template": "USER:"}, "captioner 'llava': `template`: 'USER:' must contain {prompt}"),
         ({"prompt": " "}, "captioner 'llava': `prompt`: is empty; say what the model should describe"),
+        (
+            {"prompt": "What is this?", "prompts": PROMPTS},
+            "captioner 'llava': `prompt`: has no effect beside `prompts`; move it there and give it a name",
+        ),
+        (
+            {"prompts": {"Long": "Describe it."}},
+            "captioner 'llava': `prompts.Long`: 'Long' may contain only lowercase letters, digits, - and _",
+        ),
+        (
+            {"prompts": {"long_sub": "Describe it."}},
+            "captioner 'llava': `prompts.long_sub`: 'long_sub': columns of sub-captions and of flags end like this; "
+            "choose another name",
+        ),
+        ({"prompts": {"long": {}}}, "captioner 'llava': `prompts.long.prompt`: is missing"),
+        (
+            {"prompts": {"long": " "}},
+            "captioner 'llava': `prompts.long.prompt`: is empty; say what the model should describe",
+        ),
+        (
+            {"prompts": {"long": {"prompt": "x", "min_new_tokens": 300}}},
+            "captioner 'llava': `prompts.long`: `min_new_tokens`: 300 must not exceed max_new_tokens=256",
+        ),
         (
             {"tensor_parallel_size": 0},
             "captioner 'llava': `tensor_parallel_size`: 0 is too small; it must be at least 1",

@@ -6,16 +6,11 @@ from typing import Any
 
 import pytest
 
-from lotlip_data.captioners import gpu_memory
+from lotlip_data.captioners import gpu_memory, sizing
 from lotlip_data.captioners.base import CaptionerConfig
-from lotlip_data.captioners.gpu_memory import ModelSizes
 from lotlip_data.captioners.registry import get_default
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.errors import UserError
-
-KIB_PER_GIB = 2**20
-SMALL = ModelSizes(parameters=2**29, layers=16, kv_heads=4, head_size=4, image_tokens=30, prompt_tokens=10)
-"""1 GiB of weights, 1 KiB of cache per token."""
 
 
 def config_of(folder: Path, kind: str = "llava", **changes: Any) -> CaptionerConfig:
@@ -28,27 +23,6 @@ def config_of(folder: Path, kind: str = "llava", **changes: Any) -> CaptionerCon
         json.dumps({name: value for name, value in layout.items() if value is not None})
     )
     return CaptionerConfig(name="mine", kind=kind, model=str(folder))
-
-
-def test_the_cache_takes_what_weights_and_working_memory_leave() -> None:
-    """(0.5 × 40 − 6 − 1) GiB of 1 KiB per token; captions of 30 + 10 + 140 tokens: 75,730 of them, in steps of 16."""
-    assert gpu_memory.kv_cache_tokens(SMALL, 40, 0.5) == 13 * KIB_PER_GIB
-    assert gpu_memory.max_sequences(SMALL, 40, 0.5) == 75_728
-    assert gpu_memory.max_sequences(SMALL, 40, 0.5, caption_tokens=60.5) == 135_632  # of 100.5 tokens: 135,636.7
-    assert gpu_memory.max_sequences(SMALL, 10, 0.5) == 0
-
-
-def test_on_several_gpus_each_has_its_own_working_memory_and_the_weights_exist_once() -> None:
-    """2 × (0.5 × 40 − 6) − 1 GiB; with an explicit cache size, 2 × 3 GiB."""
-    assert gpu_memory.kv_cache_tokens(SMALL, 40, 0.5, gpus=2) == 27 * KIB_PER_GIB
-    assert gpu_memory.kv_cache_tokens(SMALL, 40, 0.5, gpus=2, cache_gib=3) == 6 * KIB_PER_GIB
-
-
-def test_with_more_gpus_than_heads_each_head_is_on_several_gpus() -> None:
-    """8 × (0.5 × 40 − 6) − 1 GiB; 4 heads on 8 GPUs exist twice, so a token takes 2 KiB. Or 8 × 3 GiB."""
-    assert gpu_memory.kv_cache_tokens(SMALL, 40, 0.5, gpus=4) == 55 * KIB_PER_GIB
-    assert gpu_memory.kv_cache_tokens(SMALL, 40, 0.5, gpus=8) == 111 * KIB_PER_GIB // 2
-    assert gpu_memory.kv_cache_tokens(SMALL, 40, 0.5, gpus=8, cache_gib=3) == 12 * KIB_PER_GIB
 
 
 def test_the_sizes_of_a_checkpoint_are_read_from_its_config() -> None:
@@ -65,7 +39,7 @@ def test_without_the_hub_a_published_model_has_its_known_sizes_and_any_other_non
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert gpu_memory.read_model_sizes(get_default("llava")) == gpu_memory.LLAVA
+    assert gpu_memory.read_model_sizes(get_default("llava")) == sizing.LLAVA
     assert gpu_memory.read_model_sizes(CaptionerConfig(name="mine", kind="llava", model="me/my-llava")) is None
     assert gpu_memory.read_model_sizes(CaptionerConfig(name="far", kind="openai", model="any")) is None
 

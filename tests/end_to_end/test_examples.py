@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lotlip_data.captioners import gpu_memory
+from lotlip_data.captioners import gpu_memory, sizing
 from lotlip_data.manifests.manifest import Manifest, load
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, resolve_captioners
 from tests.pipeline import run_fixture as fake_run
@@ -42,15 +42,40 @@ def test_every_example_manifest_loads_with_its_captioners() -> None:
     assert captioners == {"8x80gb.yaml": ["llava", "sharegpt4v", "instructblip"], "endpoint.yaml": ["qwen3-vl"]}
 
 
-def test_max_num_seqs_of_the_big_manifest_is_what_fits_in_gpu_memory(
+def test_the_guide_has_what_the_engines_of_the_big_manifest_choose_on_its_gpus(
     big_manifest: tuple[Manifest, list[CaptionerJob]],
 ) -> None:
+    guide, gpu = (GUIDES / "gpu-sizing.md").read_text(), sizing.Gpu("NVIDIA H100 80GB HBM3", 84_930_000_000, (9, 0))
     for job in big_manifest[1]:
         options = job.pool.engine_options
-        expected = gpu_memory.max_sequences(
-            gpu_memory.PUBLISHED_SIZES[job.config.kind], 79.1, options.gpu_memory_utilization
-        )
-        assert options.max_num_seqs == expected
+        assert options.max_num_seqs is None and options.batch_size is None
+        sizes, share = gpu_memory.PUBLISHED_SIZES[job.config.kind], sizing.Share(options.gpu_memory_utilization)
+        defaults = sizing.engine_defaults(gpu, sizes, sizing.Precision(own_dtype="float16"), share)
+        assert f"{defaults.max_num_seqs} for {sizing_name(job.config.kind)}" in guide
+
+
+def sizing_name(kind: str) -> str:
+    """The guide's name of a kind."""
+    return "InstructBLIP" if kind == "instructblip" else "LLaVA and ShareGPT4V"
+
+
+def test_the_guides_table_of_gpus_is_what_engines_choose() -> None:
+    """Each row: memory in GiB as torch reports it, then captions at a time of LLaVA, LLaVA in FP8 and InstructBLIP."""
+    rows = re.findall(
+        r"^\| [^|]+ \| ([\d.]+) \| ([\d,]+) \| ([\d,]+|–) \| ([\d,]+) \|$",
+        (GUIDES / "gpu-sizing.md").read_text(),
+        re.MULTILINE,
+    )
+    plain = sizing.Precision(own_dtype="float16")
+    fp8 = sizing.Precision("auto", "float16", sizing.FP8_PER_CHANNEL, "fp8_hopper")
+    for gib, *expected in rows:
+        gpu = sizing.Gpu("", int(float(gib) * 2**30), (8, 0) if expected[1] == "–" else (9, 0))
+        cases = [(sizing.LLAVA, plain), (sizing.LLAVA, fp8), (sizing.INSTRUCTBLIP, plain)]
+        for (model, precision), number in zip(cases, expected, strict=True):
+            if number != "–":
+                chosen = sizing.engine_defaults(gpu, model, precision, sizing.Share()).max_num_seqs
+                assert f"{chosen:,}" == number, (gib, model)
+    assert len(rows) == 4
 
 
 def test_trainings_of_the_big_manifest_are_valid(big_manifest: tuple[Manifest, list[CaptionerJob]]) -> None:
@@ -67,9 +92,9 @@ def test_max_sequences_fit_in_gpu_memory_and_16_more_do_not(gib: float, utilizat
 
         def used_bytes(captions: int, model: Any = model) -> float:
             cache = captions * model.sequence_tokens() * model.kv_bytes_per_token
-            return 2 * model.parameters + cache + gpu_memory.WORKING_MEMORY_GIB * 2**30
+            return 2 * model.parameters + cache + sizing.WORKING_MEMORY_GIB * 2**30
 
-        count = gpu_memory.max_sequences(model, gib, utilization)
+        count = sizing.max_sequences(model, gib, utilization)
         assert count == 0 or used_bytes(count) <= utilization * gib * 2**30
         assert used_bytes(count + 16) > utilization * gib * 2**30
 
@@ -90,7 +115,7 @@ def test_published_sizes_are_those_of_the_architectures() -> None:
         instructblip = InstructBlipForConditionalGeneration(
             InstructBlipConfig(text_config=LlamaConfig(vocab_size=32_001))
         )
-    for model, sizes in ((llava, gpu_memory.LLAVA), (instructblip, gpu_memory.INSTRUCTBLIP)):
+    for model, sizes in ((llava, sizing.LLAVA), (instructblip, sizing.INSTRUCTBLIP)):
         assert sum(weights.numel() for weights in model.parameters()) == sizes.parameters
         text = model.config.text_config
         shape = (text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
@@ -102,13 +127,11 @@ def test_the_guide_shows_the_output_of_the_script() -> None:
     printed = subprocess.run(SIZING, capture_output=True, text=True, check=True)
     guide = (GUIDES / "gpu-sizing.md").read_text()
     assert printed.stdout in guide
-    llava, cache_tokens = gpu_memory.LLAVA, gpu_memory.kv_cache_tokens(gpu_memory.LLAVA, 79.1, 0.9)
+    llava, cache_tokens = sizing.LLAVA, sizing.kv_cache_tokens(sizing.LLAVA, 79.1, 0.9)
     used_gib, cache_gib = 128 * llava.sequence_tokens() / 2048, cache_tokens / 2048
     assert f"128 × {llava.sequence_tokens()} tokens × 0.5 MiB = {used_gib:.1f} GiB of {cache_gib:.1f}." in guide
     assert f"With captions of 256 tokens each, {cache_tokens // llava.sequence_tokens(256)} fit" in guide
-    assert (
-        f"{gpu_memory.INSTRUCTBLIP.sequence_tokens()} tokens per caption instead of {llava.sequence_tokens()}" in guide
-    )
+    assert f"{sizing.INSTRUCTBLIP.sequence_tokens()} tokens per caption instead of {llava.sequence_tokens()}" in guide
 
 
 def test_the_guides_name_every_example_and_no_missing_one() -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tarfile
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -19,6 +20,8 @@ from PIL import Image
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, EngineDead
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.recaptioning.results import UnitResult
+from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
 
 CONFIG = CaptionerConfig(name="grey", kind="llava", model="grey")
@@ -60,7 +63,14 @@ class GreyEngine:
         pass
 
 
-def write_shard(run: Run, shard: int, values: list[int], broken: tuple[int, ...] = ()) -> None:
+def write_shard(
+    run: Run,
+    shard: int,
+    values: list[int],
+    broken: tuple[int, ...] = (),
+    meta: Callable[[int], dict[str, Any]] = lambda value: {},
+    attempt: str = "a",
+) -> None:
     """Write an image shard whose tar has its samples in reverse order of the keys.
 
     Args:
@@ -68,6 +78,8 @@ def write_shard(run: Run, shard: int, values: list[int], broken: tuple[int, ...]
         shard: The shard.
         values: Grey values, one image each.
         broken: Those of `values` whose image cannot be decoded.
+        meta: From a value to further fields of the image's json member.
+        attempt: Ends the name of the tar. The shard of an earlier attempt is replaced.
     """
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
@@ -75,14 +87,15 @@ def write_shard(run: Run, shard: int, values: list[int], broken: tuple[int, ...]
             encoded = io.BytesIO()
             Image.new("RGB", (8, 8), (value,) * 3).save(encoded, "PNG")
             image = b"junk" if value in broken else encoded.getvalue()
-            meta = json.dumps({"uid": f"u{value}", "sha256": f"s{value}"}).encode()
-            for ending, data in (("jpg", image), ("json", meta)):
-                member = tarfile.TarInfo(f"{shard:05d}{value:04d}.{ending}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    storage.create(storage.join(run.images, f"{shard}-a.tar"), content.getvalue())
-    marker = {"tar": f"{shard}-a.tar", "parquet": f"{shard}-a.parquet", "status_dict": {"success": len(values)}}
-    storage.create(
+            member = json.dumps({"uid": f"u{value}", "sha256": f"s{value}", **meta(value)}).encode()
+            for ending, data in (("jpg", image), ("json", member)):
+                info = tarfile.TarInfo(f"{shard:05d}{value:04d}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    name = f"{shard}-{attempt}"
+    storage.create(storage.join(run.images, f"{name}.tar"), content.getvalue())
+    marker = {"tar": f"{name}.tar", "parquet": f"{name}.parquet", "status_dict": {"success": len(values)}}
+    storage.replace(
         run.image_stats(shard), json.dumps(marker | {"count": len(values), "successes": len(values)}).encode()
     )
 
@@ -93,16 +106,39 @@ def rows(run: Run, shard: int) -> list[dict[str, Any]]:
     return content
 
 
-def caption(
-    run: Run, engine: GreyEngine, *shards: int, part_size: int = 512, gpus: float = 0.0, **options: Any
-) -> list[Any]:
-    """Caption shards at the same time on one worker, with further `options` of it. Returns their results."""
+def outcomes(
+    run: Run,
+    engine: GreyEngine,
+    *shards: int,
+    config: CaptionerConfig | None = None,
+    names: Sequence[str] = (),
+    part_size: int = 512,
+    **options: Any,
+) -> list[ShardOutcome]:
+    """Caption shards at the same time on one worker, with further `options` of it. Returns what became of each.
 
-    async def caption_all() -> list[Any]:
-        worker = CaptionWorker(run, CONFIG, engine, "grey", part_size, gpus=gpus, **options)
-        return await asyncio.gather(*(worker.caption_shard(shard) for shard in shards))
+    Args:
+        run: The run.
+        engine: The engine.
+        shards: The shards.
+        config: The captioner. Default: CONFIG.
+        names: Names of its texts to make; none for all.
+        part_size: As of `CaptionWorker`.
+        options: Further arguments of `CaptionWorker`.
+    """
+
+    async def caption_all() -> list[ShardOutcome]:
+        worker = CaptionWorker(run, config or CONFIG, engine, "grey", part_size, **options)
+        return await asyncio.gather(*(worker.caption_shard(shard, names) for shard in shards))
 
     return asyncio.run(caption_all())
+
+
+def caption(run: Run, engine: GreyEngine, *shards: int, **options: Any) -> list[UnitResult]:
+    """As `outcomes`, where every text of every shard is committed: the results of all of them."""
+    ended = outcomes(run, engine, *shards, **options)
+    assert not any(outcome.refused for outcome in ended)
+    return [result for outcome in ended for result in outcome.done]
 
 
 class CrashingEngine(GreyEngine):

@@ -78,7 +78,7 @@ def test_a_name_selects_the_manifests_captioner_of_that_name_before_the_preset()
         {"preset": "llava", "name": "mine", "max_new_tokens": 77},
         {"preset": "llava", "seed": 5},
     ]
-    selected = resolve_captioners(select_captioners(entries, ["mine", "llava", "tiny-llava"]))
+    selected = select_captioners(entries, ["mine", "llava", "tiny-llava"])
     assert [(job.config.name, job.config.model) for job in selected] == [
         ("mine", "llava-hf/llava-1.5-7b-hf"),
         ("llava", "llava-hf/llava-1.5-7b-hf"),
@@ -89,9 +89,80 @@ def test_a_name_selects_the_manifests_captioner_of_that_name_before_the_preset()
 
 def test_without_a_name_all_captioners_of_the_manifest_are_selected() -> None:
     entries = ["instructblip", {"preset": "llava", "name": "mine"}]
-    assert select_captioners(entries, []) == entries
-    assert select_captioners([], ["tiny-llava"]) == ["tiny-llava"]
+    assert select_captioners(entries, []) == resolve_captioners(entries)
+    assert select_captioners([], ["tiny-llava"]) == resolve_captioners(["tiny-llava"])
 
 
 def test_another_captioner_can_be_selected_if_one_of_the_manifest_cannot_run_here() -> None:
-    assert select_captioners([{"name": "x", "kind": "not-installed", "model": "m"}, "llava"], ["llava"]) == ["llava"]
+    entries = [{"name": "x", "kind": "not-installed", "model": "m"}, "llava"]
+    assert select_captioners(entries, ["llava"]) == resolve_captioners(["llava"])
+
+
+QWEN = {
+    "name": "qwen",
+    "kind": "llava",
+    "model": "m",
+    "max_new_tokens": 200,
+    "prompts": {"long": "Describe it.", "short": "Name it.", "tags": {"prompt": "Tag it.", "max_new_tokens": 48}},
+}
+
+
+def test_a_captioner_with_prompts_is_one_job_whose_texts_have_names_and_settings_of_their_own() -> None:
+    (job,) = resolve_captioners([QWEN])
+    assert [(text.name, text.prompt, text.max_new_tokens) for text in job.texts] == [
+        ("qwen_long", "Describe it.", 200),
+        ("qwen_short", "Name it.", 200),
+        ("qwen_tags", "Tag it.", 48),
+    ]
+
+
+def test_a_preset_can_make_several_texts() -> None:
+    (job,) = resolve_captioners([{"preset": "llava", "prompts": {"long": "Describe it."}}])
+    assert [(text.name, text.kind, text.prompt) for text in job.texts] == [("llava_long", "llava", "Describe it.")]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "names"),
+    [
+        (["qwen"], ["qwen_long", "qwen_short", "qwen_tags"]),
+        (["qwen_tags"], ["qwen_tags"]),
+        (["qwen_tags", "qwen_long"], ["qwen_long", "qwen_tags"]),
+        (["qwen_tags", "qwen"], ["qwen_long", "qwen_short", "qwen_tags"]),
+        (["qwen", "qwen_tags"], ["qwen_long", "qwen_short", "qwen_tags"]),
+        ([], ["qwen_long", "qwen_short", "qwen_tags"]),
+    ],
+)
+def test_a_name_selects_a_captioner_with_all_its_texts_or_one_text(chosen: list[str], names: list[str]) -> None:
+    """However texts are selected, one engine makes them, and it is loaded for all texts of the captioner."""
+    (job,) = select_captioners([QWEN], chosen)
+    assert [text.name for text in job.texts] == names
+    assert len(job.config.texts) == 3
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            [QWEN, {**QWEN, "name": "qwen_long", "prompts": {"x": "X."}}],
+            "qwen_long, a text of qwen, and qwen_long, have the same name qwen_long",
+        ),
+        (
+            ["llava", {"preset": "llava", "prompts": {"long": "X."}}],
+            "llava is named twice",
+        ),
+        (
+            [{"preset": "llava", "name": "llava_long"}, {"preset": "llava", "prompts": {"long": "X."}}],
+            "llava_long, and llava_long, a text of llava, have the same name llava_long",
+        ),
+        (
+            [
+                {"preset": "llava", "name": "a", "prompts": {"b_c": "X."}},
+                {"preset": "llava", "name": "a_b", "prompts": {"c": "Y."}},
+            ],
+            "a_b_c, a text of a, and a_b_c, a text of a_b, have the same name a_b_c",
+        ),
+    ],
+)
+def test_two_texts_or_captioners_of_one_name_are_refused(entries: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"captioners: {message}"):
+        resolve_captioners(entries)
