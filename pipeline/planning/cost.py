@@ -15,6 +15,7 @@ from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.gpu_memory import read_model_sizes
+from lotlip_data.captioners.presets import licence_of
 from lotlip_data.captioners.sizing import CAPTION_TOKENS, WORKING_MEMORY_GIB, ModelSizes, max_sequences
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
@@ -38,6 +39,8 @@ class CaptionerCost:
     name: str
     texts: int
     """Texts that each image gets."""
+    licence: str | None
+    """Of the model, if it is that of a preset."""
     images: int
     """Images that remain to be captioned: those that lack one of the texts."""
     done: int
@@ -228,6 +231,7 @@ def _captioner_cost(
     return CaptionerCost(
         name=job.config.name,
         texts=len(work.texts),
+        licence=licence_of(job.config),
         images=work.remaining,
         done=work.done,
         tokens=round(work.tokens),
@@ -379,6 +383,8 @@ def _captioner_lines(cost: CaptionerCost) -> list[str]:
         total = f"{_format_amount(hours)} {unit}{_format_money(cost.money)}"
         each = f" with all {cost.texts} texts" if cost.texts > 1 else ""
         lines.append(f"             {rate} images/s per actor{each} ({cost.speed}): {total}")
+    if cost.licence:
+        lines.append(f"             licence of the model: {cost.licence}")
     return lines
 
 
