@@ -34,6 +34,15 @@ CaptionerPreset = Literal[
     "instructblip-fp8",
     "llava-fp8",
     "sharegpt4v-fp8",
+    "qwen3-vl-4b",
+    "qwen3-vl-8b",
+    "qwen2.5-vl-7b",
+    "internvl3-8b",
+    "smolvlm2",
+    "gemma-3-4b",
+    "joycaption",
+    "llava-onevision",
+    "llava-1.6",
     "tiny-instructblip",
     "tiny-llava",
     "tiny-sharegpt4v",
@@ -70,6 +79,11 @@ def _is_no_ending(name: str) -> str:
 
 TextName = Annotated[CaptionerName, AfterValidator(_is_no_ending)]
 Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+def preset_name(preset: str) -> str:
+    """The name of a captioner that is called after its preset: names have no dot, since files are named after them."""
+    return preset.replace(".", "-")
 
 
 class TextSettings(Settings):
@@ -316,8 +330,8 @@ class PoolSettings(SparseSettings):
     """Seconds for the start of an engine, with the download of its model, after which it counts as hung and is tried
     again in a new process."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Largest share of a shard's images (of 32 at least) that may have a reason instead of a caption. A shard with more
-    is not committed but reported; 1 commits every shard."""
+    """Largest share of a shard's images (of 32 at least) that may have a reason instead of a caption, or a caption
+    without a word. A shard with more is not committed but reported; 1 commits every shard."""
     engine: str = "auto"
     """`auto` (vLLM where there is a GPU), `vllm`, `transformers`, or another engine of the captioner's kind."""
     engine_options: EngineOptions = EngineOptions()
@@ -353,7 +367,7 @@ class CaptionerEntry(CaptionerOverrides, ListEntry):
     @property
     def label(self) -> str:
         """The captioner's name."""
-        return self.name or str(self.preset)
+        return self.name or preset_name(str(self.preset))
 
     @property
     def text_names(self) -> tuple[str, ...]:
