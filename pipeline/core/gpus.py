@@ -183,6 +183,14 @@ def require_assigned(gpus: float, user: str) -> None:
     raise UserError(f"{problem}: {check.finding}; {fix}")
 
 
+def hide_gpus() -> None:
+    """Let this process, which has not touched CUDA yet, and its children compute on the CPU.
+
+    Ray leaves all GPUs of the machine visible to an actor or a task that reserved none.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def _none_usable(installed: InstalledGpus, torch: TorchGpus, driver: str) -> Check:
     """torch is built with CUDA and sees no GPU: hidden ones, an old driver, or whatever torch says."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -52,6 +52,7 @@ class FaultyEngine:
     def __init__(self, engine: Engine, faults: Path) -> None:
         self._engine, self._faults = engine, faults
         self.window, self.burst = engine.window, engine.burst
+        self.capacity = getattr(engine, "capacity", None)
         self._hung = False
 
     def prepare(self, image: Image.Image) -> tuple[str, Any]:

@@ -1,0 +1,42 @@
+"""Actors of a pool on a Ray of this machine, in a process of their own.
+
+As a program, `python -m tests.gpu.actors_process RUN CAPTIONER COUNT GPUS` starts COUNT actors and prints their start
+reports as JSON. CAPTIONER is an entry of a manifest. GPUS: logical GPUs of Ray; `auto` are those that it finds.
+"""
+
+import json
+import sys
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+START_SECONDS = 600.0
+
+
+def main() -> None:
+    import ray
+
+    from lotlip_data.manifests.run_layout import Run
+    from lotlip_data.pipeline.core.ray_cluster import cluster, start_local
+    from lotlip_data.pipeline.recaptioning.actor_pool import ActorPool, create_actor, end_actor
+    from lotlip_data.pipeline.recaptioning.claims import claim_settings
+    from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+
+    url, captioner, count, gpus = sys.argv[1:]
+    run, (job,) = Run.at(url), resolve_captioners([json.loads(captioner)])
+    if gpus != "auto":
+        start_local(num_cpus=4, num_gpus=int(gpus))
+    with cluster() if gpus == "auto" else nullcontext():
+        claim_settings(run, job.config)
+        pool = ActorPool(run, job.config, job.pool, deque([0]))
+        actors: list[Any] = [create_actor(pool) for _ in range(int(count))]
+        reports = ray.get([actor.start.remote() for actor in actors], timeout=START_SECONDS)
+        print(json.dumps([asdict(report) for report in reports]))
+        for actor in actors:
+            end_actor(actor)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
