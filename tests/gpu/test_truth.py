@@ -13,8 +13,9 @@ from tests.gpu.scale import GIB, Scale, both
 
 FLOAT32_AGREEMENT, HALF_AGREEMENT = 0.99, 0.90
 """Least share of equal texts: a near tie between two tokens may fall either way, in 16 bit more often."""
-SCARCE_CAPTIONS = 3
-"""Captions that fit in the cache at a time when preemption is forced."""
+SCARCE_CAPTIONS, SCARCE_TOKENS = 2, 128
+"""Captions that fit in the cache at their greatest length when preemption is forced, and that length. More of them
+start, since they are short at first."""
 AT_ONCE = {"gpu": 8, "tiny": 2}
 """Engines that run at the same time."""
 RUNNERS = ("V1", "V2")
@@ -31,11 +32,11 @@ def jobs_of(scale: Scale) -> dict[str, tuple[Job, Mapping[str, str]]]:
     exact, half = {"dtype": "float32"}, {"dtype": scale.dtype}
     jobs: dict[str, tuple[Job, Mapping[str, str]]] = {}
 
-    def add(name: str, kind: str, engine: str, precision: dict[str, str], runner: str = "", **options: Any) -> None:
-        environment = dict(EXACT) if precision == exact else {}
+    def add(name: str, kind: str, engine: str, settings: dict[str, Any], runner: str = "", **options: Any) -> None:
+        environment = dict(EXACT) if settings["dtype"] == "float32" else {}
         if runner:
             environment["VLLM_USE_V2_MODEL_RUNNER"] = str(int(runner == "V2"))
-        captioner = get_default(f"tiny-{kind}").to_dict() | precision
+        captioner = get_default(f"tiny-{kind}").to_dict() | settings
         resources = {"gpu_memory_utilization": 0.1, "kv_cache_gib": 0.25, **options} if engine == "vllm" else {}
         jobs[name] = (Job(captioner, engine, resources, scale.texts, scale.pixels), environment)
 
@@ -47,17 +48,19 @@ def jobs_of(scale: Scale) -> dict[str, tuple[Job, Mapping[str, str]]]:
         add("instructblip V2", "instructblip", "vllm", exact, "V2")
     add("llava 16 bit transformers", "llava", "transformers", half)
     add("llava 16 bit", "llava", "vllm", half)
-    scarce = {"engine_args": {"disable_log_stats": False}}  # it counts preemptions only with its statistics
-    add("llava scarce", "llava", "vllm", exact, kv_cache_gib=scarce_cache_gib(), max_num_seqs=16, **scarce)
+    # vLLM counts preemptions only with its statistics. A caption takes a further block several times before it ends.
+    arguments = {"disable_log_stats": False, "block_size": 32}
+    scarce = {"kv_cache_gib": scarce_cache_gib(), "max_num_seqs": 16, "engine_args": arguments}
+    add("llava scarce", "llava", "vllm", exact | {"max_new_tokens": SCARCE_TOKENS}, **scarce)
     return jobs
 
 
 def scarce_cache_gib() -> float:
-    """The cache for SCARCE_CAPTIONS captions of the greatest length, in float32."""
+    """The cache for SCARCE_CAPTIONS captions of SCARCE_TOKENS tokens, in float32."""
     config = get_default("tiny-llava").replace(dtype="float32")
     sizes = read_model_sizes(config)
     assert sizes
-    tokens = sizes.image_tokens + sizes.prompt_tokens + config.max_new_tokens
+    tokens = sizes.image_tokens + sizes.prompt_tokens + SCARCE_TOKENS
     return SCARCE_CAPTIONS * tokens * sizes.stored_as("float32", None, "auto").kv_bytes_per_token / GIB
 
 
