@@ -1,10 +1,12 @@
 """Actors of a pool on a Ray of this machine, in a process of their own.
 
 As a program, `python -m tests.gpu.actors_process RUN CAPTIONER COUNT GPUS` starts COUNT actors and prints their start
-reports as JSON. CAPTIONER is an entry of a manifest. GPUS: logical GPUs of Ray; `auto` are those that it finds.
+reports as JSON, each with some environment variables of its actor. CAPTIONER is an entry of a manifest. GPUS is the
+number of logical GPUs of Ray; `auto` are those that it finds.
 """
 
 import json
+import os
 import sys
 from collections import deque
 from contextlib import nullcontext
@@ -12,6 +14,10 @@ from dataclasses import asdict
 from typing import Any
 
 START_SECONDS = 600.0
+
+
+def _environment(actor: Any, names: tuple[str, ...]) -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in names}
 
 
 def main() -> None:
@@ -32,7 +38,10 @@ def main() -> None:
         pool = ActorPool(run, job.config, job.pool, deque([0]))
         actors: list[Any] = [create_actor(pool) for _ in range(int(count))]
         reports = ray.get([actor.start.remote() for actor in actors], timeout=START_SECONDS)
-        print(json.dumps([asdict(report) for report in reports]))
+        names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+        variables = ray.get([actor.__ray_call__.remote(_environment, names) for actor in actors])
+        both = zip(reports, variables, strict=True)
+        print(json.dumps([{**asdict(report), "environment": values} for report, values in both]))
         for actor in actors:
             end_actor(actor)
     ray.shutdown()

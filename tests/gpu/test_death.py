@@ -78,7 +78,7 @@ def start_actors(scale: Scale, folder: Path, name: str, count: int, **pool: Any)
     """Start actors of a captioner in Ray. Returns their start reports."""
     captioner = {"preset": name, "pool": pool}
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    if not scale.on_gpu:  # torch does not see logical GPUs, and this kind does not ask it
+    if not scale.on_gpu and pool["num_gpus"]:  # torch does not see logical GPUs, and this kind does not ask it
         options = pool.get("engine_options", {}) | {"engine_args": {"faults": str(folder)}}
         captioner = {"name": name, "kind": "faulty", "model": name, "pool": pool | {"engine_options": options}}
         paths = [str(ROOT / "tests" / "faults"), str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -105,6 +105,7 @@ def test_two_actors_of_half_a_gpu_run_at_the_same_time(scale: Scale, figures: di
     reports = start_actors(scale, tmp_path, "tiny-llava", 2, num_gpus=0.5, engine="vllm", engine_options=options)
     figures["half_gpu_cache_tokens"] = [report["capacity"]["cache_tokens"] for report in reports]
     assert [report["gpus"] for report in reports] == [0.5, 0.5]
+    assert {report["environment"]["OMP_NUM_THREADS"] for report in reports} == {"1"}, "more threads would only spin"
     assert all(tokens > 0 for tokens in figures["half_gpu_cache_tokens"])
 
 
@@ -113,6 +114,7 @@ def test_an_actor_without_a_gpu_computes_on_the_cpu(scale: Scale, figures: dict[
     reports = start_actors(scale, tmp_path, "tiny-llava", 1, num_gpus=0, engine="transformers")
     figures["device_without_gpu"] = reports[0]["capacity"]["device"]
     assert (reports[0]["gpus"], reports[0]["capacity"]["device"]) == (0.0, "the CPU")
+    assert reports[0]["environment"]["CUDA_VISIBLE_DEVICES"] == ""
 
 
 @both(slow=True)
