@@ -89,9 +89,11 @@ class Machine:
     async def start(self, name: str) -> Any:
         """Report an engine that has started."""
         from lotlip_data.captioners.base import Capacity
+        from lotlip_data.captioners.sizing import reading_defaults
         from lotlip_data.pipeline.recaptioning.actor import StartReport
 
-        return StartReport(name, "simulated", 1.0, 60.0, 1.0, Capacity("bfloat16", "simulated", 128, 98_304))
+        capacity = Capacity("bfloat16", "simulated", 128, 98_304)
+        return StartReport(name, "simulated", 1.0, 60.0, 1.0, capacity, reading_defaults())
 
     async def caption(self, name: str, idle_seconds: float, shard: int) -> Any:
         """Caption a shard in two parts, then commit it. Leaves the names that a worker leaves in the run's folder."""
@@ -100,6 +102,8 @@ class Machine:
         from lotlip_data.manifests.run_layout import shard_name
         from lotlip_data.pipeline.core.ledger import WorkRecord
         from lotlip_data.pipeline.recaptioning.results import UnitResult
+        from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
+        from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
 
         started, parts = int(time.time()), Path(self._run.caption_parts(name, shard))
         target, tokens = Path(self._run.caption_shard(name, shard)), CAPTION_TOKENS * IMAGES_PER_SHARD
@@ -117,7 +121,7 @@ class Machine:
         entry.parent.mkdir(exist_ok=True)
         entry.touch()
         shutil.rmtree(parts, ignore_errors=True)
-        return UnitResult(shard, IMAGES_PER_SHARD, IMAGES_PER_SHARD, 0, won, tokens)
+        return ShardOutcome([UnitResult(name, shard, IMAGES_PER_SHARD, IMAGES_PER_SHARD, 0, won, tokens)], {})
 
     async def end(self, number: int) -> None:
         """Free the GPU of an actor that its pool has released."""
@@ -142,7 +146,7 @@ class Handle:
     def end(self) -> None:
         self._machine.end.remote(self._number)
 
-    def _caption(self, shard: int) -> Any:
+    def _caption(self, shard: int, texts: Any) -> Any:
         idle = self._idle_seconds if self._idle_calls > 0 else 0.0
         self._idle_calls -= 1
         return self._machine.caption.remote(self._name, idle, shard)
@@ -204,9 +208,9 @@ def simulated_actors(run: Any, options: argparse.Namespace, meter: "Meter") -> I
     collect = actor_pool.ActorPool.collect
 
     def count(pool: Any, reference: Any) -> Any:
-        result = collect(pool, reference)
-        meter.units += isinstance(result, actor_pool.UnitResult)
-        return result
+        results = collect(pool, reference)
+        meter.units += sum(isinstance(result, actor_pool.UnitResult) for result in results)
+        return results
 
     with (
         patch.object(actor_pool, "create_actor", create),

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
 from PIL import Image
 from pydantic import model_validator
@@ -45,11 +45,13 @@ class Caption:
         text: Generated text without special tokens and surrounding white space.
         finish_reason: `stop` if the model wrote its end token, `length` if it reached a token limit.
         tokens: Number of generated tokens, including the end token; 0 if an endpoint does not report it.
+        stripped: Whether something that the model wrote was removed from the text.
     """
 
     text: str
     finish_reason: FinishReason
     tokens: int
+    stripped: bool = False
 
 
 class CaptionerConfig(CaptionerSettings):
@@ -73,10 +75,21 @@ class CaptionerConfig(CaptionerSettings):
             "min_p": 0,
             "min_new_tokens": 0,
             "image_fit": "checkpoint",
+            "system": None,
+            "chat_template_kwargs": {},
+            "min_pixels": None,
+            "max_pixels": None,
+            "size": {},
+            "stop": [],
+            "trust_remote_code": False,
+            "lora": None,
+            "lora_revision": None,
+            "strip": None,
+            "kv_cache_dtype": "auto",
             "prompts": {},
             "prompt_without_raw": None,
         }
-        if not uses_braces(*self.prompts_of_images):
+        if not uses_braces(*self.instructions):
             later["max_field_characters"] = self.max_field_characters
         if len(self.prompts_of_images) == 1:
             later["prompt_without_raw"] = self.prompt_without_raw
@@ -105,7 +118,7 @@ class CaptionerConfig(CaptionerSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, with those at their default; of `prompt` and `prompts`, the one that has an effect."""
-        settings = self.model_dump()
+        settings = self.model_dump(mode="json")  # as it is recorded: with lists, not tuples
         if self.prompts:
             del settings["prompt"]
         return settings
@@ -130,16 +143,26 @@ class Capacity:
         device: Name of the GPU, or `the CPU`.
         sequences: Largest number of captions that it generates at a time.
         cache_tokens: Number of tokens that the KV cache holds; None if it has no fixed size.
+        quantization: Quantization of the language model, as vLLM names it.
+        cache_dtype: Precision of the KV cache; None if it is that of the weights.
+        batch_size: Number of images that an image half outside vLLM takes at a time; None if there is none.
     """
 
     dtype: str
     device: str
     sequences: int
     cache_tokens: int | None = None
+    quantization: str | None = None
+    cache_dtype: str | None = None
+    batch_size: int | None = None
 
     def __str__(self) -> str:
-        cache = "" if self.cache_tokens is None else f", KV cache of {self.cache_tokens:,} tokens"
-        return f"{self.dtype} on {self.device}{cache}, up to {wording.count(self.sequences, 'caption')} at a time"
+        precision = f"{self.dtype} with {self.quantization} weights" if self.quantization else self.dtype
+        kind = f"{self.cache_dtype} KV cache" if self.cache_dtype else "KV cache"
+        cache = "" if self.cache_tokens is None else f", {kind} of {self.cache_tokens:,} tokens"
+        batch = f", {wording.count(self.batch_size, 'image')} per batch of the image half" if self.batch_size else ""
+        at_a_time = f"up to {wording.count(self.sequences, 'caption')} at a time"
+        return f"{precision} on {self.device}{cache}, {at_a_time}{batch}"
 
 
 class ModelSpec(Protocol):
@@ -197,10 +220,12 @@ class TextRequest:
     Attributes:
         config: One of the captioner's `texts`: prompt, sampling and output settings.
         prompt: Its prompt, with the columns of the sample in place of its fields.
+        system: Its system prompt likewise. None: that of the configuration, which has no fields.
     """
 
     config: CaptionerConfig
     prompt: str
+    system: str | None = None
 
 
 class MultiTextEngine(Engine, Protocol):
@@ -217,8 +242,30 @@ class MultiTextEngine(Engine, Protocol):
         """Preprocess one decoded image once, for several texts. Any thread may call this.
 
         Returns:
-            The input of `caption` for each request, in order.
+            The input of `caption` for each request, in order; a CaptionError in place of a text that cannot be made,
+            such as one whose prompt is too long.
 
         Raises:
             CaptionError: This image cannot be captioned.
         """
+
+
+def prepare_texts(
+    engine: Engine, config: CaptionerConfig, image: Image.Image, requests: Sequence[TextRequest]
+) -> list[Any]:
+    """The engine's inputs for some texts of an image. Any thread may call this.
+
+    A captioner with one prompt that is the same for all images needs no more than `Engine.prepare`.
+
+    Args:
+        engine: The engine.
+        config: The captioner that it was loaded as.
+        image: A decoded image.
+        requests: The texts that the image is to get.
+
+    Raises:
+        CaptionError: This image cannot be captioned.
+    """
+    if not config.prompts and [request.prompt for request in requests] == [config.prompt]:
+        return [engine.prepare(image)]
+    return cast(MultiTextEngine, engine).prepare_texts(image, requests)

@@ -9,6 +9,7 @@ from collections import defaultdict
 from itertools import pairwise
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig
+from lotlip_data.captioners.text_cleaning import without_closing, without_markdown, without_preamble, without_reasoning
 
 MIN_LOOP_WORDS = 9
 MIN_LOOP_REPEATS = 3
@@ -72,6 +73,31 @@ def list_artifact(caption: Caption, config: CaptionerConfig) -> bool:
     return _SECOND_ITEM.search(caption.text) is not None or len(_BULLET.findall(caption.text)) > 1
 
 
+def reasoning(caption: Caption, config: CaptionerConfig) -> bool:
+    """The caption holds a model's reasoning (`<think>…</think>`)."""
+    return without_reasoning(caption.text) != caption.text
+
+
+def preamble(caption: Caption, config: CaptionerConfig) -> bool:
+    """A sentence that announces the caption precedes it, such as "Sure, here is a description:"."""
+    return without_preamble(caption.text) != caption.text
+
+
+def closing(caption: Caption, config: CaptionerConfig) -> bool:
+    """Sentences that address the reader follow the caption, such as "Let me know if you need more." """
+    return without_closing(caption.text) != caption.text
+
+
+def markdown(caption: Caption, config: CaptionerConfig) -> bool:
+    """The caption has marks of headings, lists, emphasis, code or links."""
+    return without_markdown(caption.text) != caption.text
+
+
+def stripped(caption: Caption, config: CaptionerConfig) -> bool:
+    """Something that the model wrote was removed, as the captioner's `strip` says."""
+    return caption.stripped
+
+
 def non_english(caption: Caption, config: CaptionerConfig) -> bool:
     """The caption is not English, as `is_non_english` defines it."""
     return is_non_english(caption.text)
@@ -87,7 +113,22 @@ def is_non_english(text: str) -> bool:
     return len(words) >= MIN_ENGLISH_WORDS and function_words < MIN_FUNCTION_WORD_SHARE * len(words)
 
 
-RULES = {rule.__name__: rule for rule in (truncated, repetition, empty, prompt_echo, list_artifact, non_english)}
+RULES = {
+    rule.__name__: rule
+    for rule in (
+        truncated,
+        repetition,
+        empty,
+        prompt_echo,
+        list_artifact,
+        non_english,
+        reasoning,
+        preamble,
+        closing,
+        markdown,
+        stripped,
+    )
+}
 """Rule by flag name, in the order in which flags are recorded."""
 
 WITHOUT_RAW_TEXT = "without_raw_text"

@@ -13,6 +13,9 @@ from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.captioners.models.instructblip import InstructBlip
 from lotlip_data.captioners.models.llava import Llava, ShareGPT4V
 from lotlip_data.captioners.models.openai_endpoint import OpenAIEndpoint
+from lotlip_data.captioners.models.vlm import Vlm
+from lotlip_data.captioners.sizing import FP8_PER_CHANNEL
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.settings.messages import unknown_name
 
 ENTRY_POINTS = "lotlip_data.captioners"
@@ -22,6 +25,7 @@ _KINDS: dict[str, type[Captioner]] = {
     "llava": Llava,
     "openai": OpenAIEndpoint,
     "sharegpt4v": ShareGPT4V,
+    "vlm": Vlm,
 }
 
 _MODELS = {
@@ -30,11 +34,18 @@ _MODELS = {
     "sharegpt4v": "Lin-Chen/ShareGPT4V-7B",
 }
 
+_FP8: dict[str, Any] = {"quantization": FP8_PER_CHANNEL, "kv_cache_dtype": "fp8_hopper"}
+
 DEFAULTS: dict[str, CaptionerConfig] = {
     **{kind: CaptionerConfig(name=kind, kind=kind, model=model) for kind, model in _MODELS.items()},
+    **{
+        f"{kind}-fp8": CaptionerConfig(name=f"{kind}-fp8", kind=kind, model=model, **_FP8)
+        for kind, model in _MODELS.items()
+    },
     **{f"tiny-{kind}": CaptionerConfig(name=f"tiny-{kind}", kind=kind, model=f"tiny-{kind}") for kind in _MODELS},
 }
-"""Configuration by short name: the three published models, and tiny models that are trained on synthetic scenes."""
+"""Configuration by short name: the three published models, the same in FP8, which write other texts, and tiny models
+that are trained on synthetic scenes."""
 
 
 @cache
@@ -76,4 +87,11 @@ def load_engine(config: CaptionerConfig, engine: str = "auto", **options: Any) -
     """
     resources = EngineOptions.parse(options, f"captioner {config.name!r}")
     with explained(config):
-        return get_kind(config.kind).load(config, engine, resources)
+        loaded = get_kind(config.kind).load(config, engine, resources)
+    if config.prompts and not hasattr(loaded, "prepare_texts"):
+        loaded.close()
+        raise UserError(
+            f"captioner {config.name!r}: `prompts`: the engine of kind {config.kind!r} makes one text for each image; "
+            "write one captioner for each prompt"
+        )
+    return loaded

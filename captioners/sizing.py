@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lotlip_data.manifests import wording
 from lotlip_data.manifests.errors import UserError
 
 BYTES_PER_GIB = 2**30
@@ -16,9 +17,14 @@ WORKING_MEMORY_GIB = 6.0
 """Activations, CUDA graphs, two CUDA contexts (the actor's and the engine's) and the allocator's slack."""
 CAPTION_TOKENS = 140
 """Length of a typical caption; the paper's long texts average 136 tokens."""
+PROMPT_TOKENS_WITHOUT_ROLES = 40
+"""Of InstructBLIP's prompt, which has no names of roles around it, as an upper estimate."""
 SEQUENCE_MULTIPLE = 16
 
 CPU_SEQUENCES, CPU_BATCH_SIZE, CPU_READ_BATCH = 64, 16, 32
+GPU_READ_BATCH, LARGE_READ_BATCH = 64, 128
+LARGE_WINDOW = 256
+"""Number of captions in hand above which an engine gets the larger batches."""
 MAX_SEQUENCES = 1024
 """vLLM's own default on the largest GPUs. More captions at a time gain nothing, and each takes memory of the host."""
 MIN_SEQUENCES = 8
@@ -35,6 +41,10 @@ FP8_WEIGHTS_CAPABILITY = (8, 9)
 """Ada: the oldest GPUs that multiply in FP8."""
 FP8_CACHE_CAPABILITY = (9, 0)
 """Hopper: the oldest GPUs whose attention reads a cache in FP8 as fast as one in 16 bit."""
+
+FP8_PER_CHANNEL = "fp8_per_channel"
+"""vLLM's quantization on load with a scale per output channel, and one per token for activations. It has no form in
+which only the weights are in FP8, so older GPUs do not run it."""
 
 _BYTES_OF_QUANTIZED_WEIGHT = {"fp8": 1.0, "int8": 1.0, "awq": 0.6, "gptq": 0.6, "fp4": 0.6, "bitsandbytes": 0.6}
 """By a part of vLLM's name of a quantization. 4 bits have scales besides."""
@@ -62,10 +72,6 @@ class Gpu:
     @property
     def has_bfloat16(self) -> bool:
         return self.capability >= BFLOAT16_CAPABILITY
-
-    @property
-    def has_fp8_weights(self) -> bool:
-        return self.capability >= FP8_WEIGHTS_CAPABILITY
 
     @property
     def has_fp8_cache(self) -> bool:
@@ -135,7 +141,9 @@ class ModelSizes:
 
 LLAVA = ModelSizes(parameters=7_063_427_072, image_parameters=324_487_168)
 """LLaVA-1.5-7B and ShareGPT4V-7B: CLIP ViT-L/14-336 (576 patches), projector, Vicuna-7B."""
-INSTRUCTBLIP = ModelSizes(parameters=7_913_209_856, image_parameters=1_174_786_048, image_tokens=32, prompt_tokens=40)
+INSTRUCTBLIP = ModelSizes(
+    parameters=7_913_209_856, image_parameters=1_174_786_048, image_tokens=32, prompt_tokens=PROMPT_TOKENS_WITHOUT_ROLES
+)
 """ViT-g and Q-Former (2.3 GB, in the actor's process next to the engine's), Vicuna-7B; 32 query tokens per image."""
 
 
@@ -161,6 +169,7 @@ def sizes_of(architecture: Any, config: Any) -> ModelSizes:
     heads, layers = positive("text_config", "num_attention_heads"), positive("text_config", "num_hidden_layers")
     hidden_size, image_size = positive("text_config", "hidden_size"), positive("vision_config", "image_size")
     patches = (image_size // positive("vision_config", "patch_size")) ** 2
+    query_tokens = getattr(config, "num_query_tokens", None)
     with torch.device("meta"):
         weights = dict(architecture(config).named_parameters())
     return ModelSizes(
@@ -168,7 +177,8 @@ def sizes_of(architecture: Any, config: Any) -> ModelSizes:
         layers=layers,
         kv_heads=getattr(config.text_config, "num_key_value_heads", None) or heads,
         head_size=getattr(config.text_config, "head_dim", None) or hidden_size // heads,
-        image_tokens=getattr(config, "num_query_tokens", None) or patches,
+        image_tokens=query_tokens or patches,
+        prompt_tokens=PROMPT_TOKENS_WITHOUT_ROLES if query_tokens else ModelSizes.prompt_tokens,
         image_parameters=sum(weight.numel() for name, weight in weights.items() if not _is_language(name)),
     )
 
@@ -293,7 +303,7 @@ def engine_defaults(
     """
     dtype = resolve_dtype(precision.dtype, precision.own_dtype, gpu)
     cache_dtype = _resolve_cache_dtype(precision.kv_cache_dtype, gpu)
-    if precision.quantization and "fp8" in precision.quantization:
+    if precision.quantization == FP8_PER_CHANNEL:
         _require(gpu, FP8_WEIGHTS_CAPABILITY, f"quantization: {precision.quantization}")
     if gpu is None:
         return EngineDefaults(dtype, cache_dtype, CPU_SEQUENCES, CPU_BATCH_SIZE)
@@ -356,6 +366,10 @@ class ReadingDefaults:
     decoders: int
     read_batch: int
 
+    def __str__(self) -> str:
+        threads, images = wording.count(self.decoders, "decoding thread"), wording.count(self.read_batch, "image")
+        return f"{threads}, {images} read at a time"
+
 
 def reading_defaults(cores: int | None = None, gpus: int = 0, sequences: int = 0) -> ReadingDefaults:
     """How a worker reads images for its engine.
@@ -363,20 +377,18 @@ def reading_defaults(cores: int | None = None, gpus: int = 0, sequences: int = 0
     Args:
         cores: CPU cores that this process may use. Default: ask the operating system.
         gpus: Number of GPUs of the machine, whose actors share the cores; 0 for an engine that has no GPU.
-        sequences: Number of captions that the engine generates at a time.
+        sequences: Number of captions that the engine has in hand.
     """
     cores = cores or len(os.sched_getaffinity(0))
     decoders = max(1, min(MAX_DECODERS, cores // max(1, gpus)))
     if not gpus:
         return ReadingDefaults(decoders, CPU_READ_BATCH)
-    return ReadingDefaults(decoders, 128 if sequences > 128 else 64)
+    return ReadingDefaults(decoders, LARGE_READ_BATCH if sequences > LARGE_WINDOW else GPU_READ_BATCH)
 
 
 def _resolve_cache_dtype(setting: str, gpu: Gpu | None) -> str:
     if setting == "fp8_hopper":
         return "fp8" if gpu and gpu.has_fp8_cache else "auto"
-    if setting == "fp8":
-        _require(gpu, FP8_WEIGHTS_CAPABILITY, "kv_cache_dtype: fp8")
     return setting
 
 

@@ -150,14 +150,15 @@ def verify(run: RunLike) -> Inspection:
     """Read every file of the run that a later stage reads, and compare it with its recorded sha256.
 
     Lists, images, captions, the dataset, features and models. `problems` names what is damaged, missing or foreign, and
-    the remedy. A run without its earlier files, such as a copied dataset, is verified as far as it goes.
+    the remedy. `lines` and the figures also have notes: captions of samples that have changed since. A run without its
+    earlier files, such as a copied dataset, is verified as far as it goes.
     """
     from lotlip_data.pipeline.verification.run import verify_run
 
     check = verify_run(_existing(open_run(run)))
     problems = check.problems
     last = wording.count(len(problems), "problem") if problems else "everything is complete and intact"
-    lines = [*(tally.line() for tally in check.tallies), *problems, f"verify: {last}"]
+    lines = [*(tally.line() for tally in check.tallies), *check.notes, *problems, f"verify: {last}"]
     return Inspection(check.to_dict(), lines, problems)
 
 

@@ -124,23 +124,34 @@ def test_vllm_rendered_inputs_can_be_rebuilt_with_other_pixels(vllm_engine: Any)
     ):
         import torch
         from vllm.engine.protocol import EngineClient
-        from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, MultiModalKwargsItem
+        from vllm.multimodal.inputs import (
+            MultiModalBatchedField,
+            MultiModalFieldElem,
+            MultiModalKwargsItem,
+            PlaceholderRange,
+        )
         from vllm.multimodal.inputs import MultiModalKwargsItems as Items
         from vllm.renderers import BaseRenderer
+
+        from lotlip_data.captioners.engines.preprocessing import PreparedText, Prompt
 
         assert "renderer" in EngineClient.__annotations__
         assert list(inspect.signature(BaseRenderer.render_cmpl).parameters)[:2] == ["self", "prompts"]
         blank = MultiModalFieldElem(data=torch.zeros(3, 2, 2, dtype=torch.bfloat16), field=MultiModalBatchedField())
         rendered = {
             "mm_kwargs": Items({"image": [MultiModalKwargsItem({"pixel_values": blank})]}),
-            "mm_placeholders": {"image": []},
-            "prompt_token_ids": [1, 2],
+            "mm_placeholders": {"image": [PlaceholderRange(offset=1, length=2)]},
+            "prompt_token_ids": [1, 9, 9, 2],
         }
         llm = SimpleNamespace(renderer=SimpleNamespace(render_cmpl=lambda prompts: [rendered]))
-        preprocessor = SimpleNamespace(text="", blank=None, tokenizer=lambda text: {"input_ids": [1]})
+        prompt = Prompt("", {"input_ids": torch.tensor([[1, 9, 9, 2]])})
+        preprocessor = SimpleNamespace(first=prompt, blank=None, tokenizer=lambda text: {"input_ids": [1]})
         requests = vllm_engine.PixelRequests(SimpleNamespace(name="x"), preprocessor, llm)
-        request = requests.build(torch.ones(1, 3, 2, 2))
+        other = Prompt("", {"input_ids": torch.tensor([[1, 3, 3, 9, 9, 4]])})
+        request = requests.build(PreparedText(torch.ones(1, 3, 2, 2), other, SimpleNamespace(), "an image"))
         assert request.keys() == {"type", "prompt_token_ids", "mm_kwargs", "mm_hashes", "mm_placeholders"}
+        assert request["prompt_token_ids"] == [1, 3, 3, 9, 9, 4] and request["mm_hashes"] == {"image": ["an image"]}
+        assert request["mm_placeholders"] == {"image": [PlaceholderRange(offset=3, length=2)]}
         (element,) = request["mm_kwargs"]["image"]
         data = element.get_data()["pixel_values"]
         assert data.dtype == torch.bfloat16 and bool((data == 1).all())
@@ -205,6 +216,23 @@ def test_vllm_engines_tell_whether_they_have_failed_and_what_they_were_configure
         assert "timeout" in inspect.signature(AsyncLLMEngine.shutdown).parameters
 
 
+def test_vllm_names_the_quantizations_that_it_computes_on_load(vllm_engine: Any) -> None:
+    with relied_on(
+        "vllm",
+        "ONLINE_QUANT_SHORTHAND_NAMES",
+        file=VLLM_ENGINE,
+        mention="ONLINE_QUANT_SHORTHAND_NAMES",
+        fix="Adapt quantization_config and FP8_PER_CHANNEL, or image towers are quantised too.",
+    ):
+        from vllm.config.quantization import ONLINE_QUANT_SHORTHAND_NAMES, resolve_quantization_config
+
+        from lotlip_data.captioners.sizing import FP8_PER_CHANNEL
+
+        assert FP8_PER_CHANNEL in ONLINE_QUANT_SHORTHAND_NAMES
+        config = resolve_quantization_config(FP8_PER_CHANNEL, {"ignore": ["*vision*"]})
+        assert config is not None and config.linear and config.ignore == ["*vision*"]
+
+
 def test_vllm_takes_a_prompt_of_embeddings_alone(vllm_engine: Any) -> None:
     with relied_on(
         "vllm",
@@ -216,7 +244,7 @@ def test_vllm_takes_a_prompt_of_embeddings_alone(vllm_engine: Any) -> None:
         import torch
 
         request = vllm_engine.embeds_request(torch.zeros(2, 3))
-        assert request.keys() == {"type", "prompt_embeds"} and request["type"] == "embeds"
+        assert request["type"] == "embeds" and request["is_token_ids"] == [False, False]
 
 
 # transformers
@@ -238,6 +266,7 @@ def test_transformers_computes_instructblips_prompt_embeddings(tmp_path: Path) -
         import torch
         from transformers import InstructBlipForConditionalGeneration
 
+        from lotlip_data.captioners.engines.preprocessing import Prompt
         from lotlip_data.captioners.engines.vllm_prompt_embeds import prompt_embeddings
 
         model = InstructBlipForConditionalGeneration.from_pretrained(checkpoint)
@@ -249,8 +278,9 @@ def test_transformers_computes_instructblips_prompt_embeddings(tmp_path: Path) -
             "qformer_attention_mask": torch.ones(1, 2, dtype=torch.long),
         }
         with torch.no_grad():
-            embeds_BLD = prompt_embeddings(model, torch.zeros(2, 3, 32, 32), prompt)
-        assert embeds_BLD.shape == (2, ids.shape[1], model.config.text_config.hidden_size)
+            embeds = prompt_embeddings(model, torch.zeros(2, 3, 32, 32), [Prompt("", prompt)] * 2)
+        size = (ids.shape[1], model.config.text_config.hidden_size)
+        assert [embeds_LD.shape for embeds_LD in embeds] == [size, size]
         assert model.language_model.generation_config is not None
 
 

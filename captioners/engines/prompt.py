@@ -10,14 +10,15 @@ FIXED_DATE = datetime.datetime(2024, 7, 26)
 day that Llama 3.1's template has."""
 
 
-def prompt_text(captioner: ModelSpec, config: CaptionerConfig, processor: Any, source: str) -> str:
+def prompt_text(captioner: ModelSpec, config: CaptionerConfig, prompt: str, processor: Any, source: str) -> str:
     """The prompt inside its template.
 
     The template of the settings comes first, then the checkpoint's chat template if the kind uses one, then the kind's.
 
     Args:
         captioner: The kind.
-        config: The prompt, and perhaps a template.
+        config: Its name, and perhaps a template.
+        prompt: The prompt, with the fields of a sample filled in.
         processor: The checkpoint's processor, with its tokenizer.
         source: The checkpoint, for messages.
 
@@ -27,11 +28,11 @@ def prompt_text(captioner: ModelSpec, config: CaptionerConfig, processor: Any, s
     tokenizer = processor.tokenizer
     chat_template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     if config.template is None and captioner.uses_chat_template and chat_template:
-        text = _chat_turn(config, processor, chat_template, source)
+        text = _chat_turn(config, prompt, processor, chat_template, source)
         if _doubles_start_token(text, tokenizer):
             text = text.removeprefix(tokenizer.bos_token)
     else:
-        text = (config.template or captioner.template).replace("{prompt}", config.prompt)
+        text = (config.template or captioner.template).replace("{prompt}", prompt)
     if _doubles_start_token(text, tokenizer):
         raise ValueError(
             f"captioner {config.name!r}: its template begins with {tokenizer.bos_token}, which the tokenizer adds by "
@@ -41,7 +42,7 @@ def prompt_text(captioner: ModelSpec, config: CaptionerConfig, processor: Any, s
     return text
 
 
-def _chat_turn(config: CaptionerConfig, processor: Any, chat_template: Any, source: str) -> str:
+def _chat_turn(config: CaptionerConfig, prompt: str, processor: Any, chat_template: Any, source: str) -> str:
     """The checkpoint's form of a user's turn with one image and the prompt, up to where the model's answer begins.
 
     Newer templates take the parts of a turn as a list, templates of text-only models one text.
@@ -52,9 +53,9 @@ def _chat_turn(config: CaptionerConfig, processor: Any, chat_template: Any, sour
     from jinja2 import TemplateError
 
     token = getattr(processor, "image_token", "<image>")
-    parts = [{"type": "image"}, {"type": "text", "text": config.prompt}]
+    parts = [{"type": "image"}, {"type": "text", "text": prompt}]
     problem = "it leaves out the image or the prompt"
-    for content in (parts, f"{token}\n{config.prompt}"):
+    for content in (parts, f"{token}\n{prompt}"):
         try:
             text: str = processor.tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}],
@@ -66,7 +67,7 @@ def _chat_turn(config: CaptionerConfig, processor: Any, chat_template: Any, sour
         except (TemplateError, TypeError, ValueError) as error:
             problem = " ".join(str(error).split())
             continue
-        if text.count(token) == 1 and config.prompt in text:
+        if text.count(token) == 1 and prompt.strip() in text:
             return text
     raise ValueError(
         f"captioner {config.name!r}: {source}: its chat template does not fit a turn with one image ({problem}); set "

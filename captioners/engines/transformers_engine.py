@@ -1,68 +1,65 @@
 """Captions with transformers: micro-batches of `generate` on a worker thread. It runs wherever torch runs."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
 from PIL import Image
 
-from lotlip_data.captioners.base import Capacity, Caption, CaptionerConfig, EngineOptions, ModelSpec
+from lotlip_data.captioners.base import (
+    Capacity,
+    Caption,
+    CaptionerConfig,
+    CaptionError,
+    EngineOptions,
+    ModelSpec,
+    TextRequest,
+)
 from lotlip_data.captioners.engines.batcher import Batcher
-from lotlip_data.captioners.engines.preprocessing import Preprocessor
+from lotlip_data.captioners.engines.devices import current_gpu, defaults_of, device_name
+from lotlip_data.captioners.engines.mixed_batches import SharedVision, distinct_images, padded
+from lotlip_data.captioners.engines.preprocessing import PreparedText, Preprocessor
+from lotlip_data.captioners.sizing import language_dtype, resolve_dtype
+
+SAMPLING = (
+    *("max_new_tokens", "min_new_tokens", "repetition_penalty"),
+    *("temperature", "top_p", "top_k", "min_p"),
+)
+"""Settings that all rows of a call of `generate` have in common."""
 
 
 class TransformersEngine:
-    """Greedy float32 captions do not depend on which images share a batch; sampled captions do."""
+    """Greedy float32 captions do not depend on which images and prompts share a batch; sampled captions do."""
 
     def __init__(self, captioner: ModelSpec, config: CaptionerConfig, options: EngineOptions):
-        if config.quantization or config.tensor_parallel_size > 1:
+        if config.quantization or config.tensor_parallel_size > 1 or config.kv_cache_dtype != "auto":
             raise ValueError(
-                f"captioner {config.name!r}: quantization and tensor_parallel_size need engine='vllm'; leave them out"
+                f"captioner {config.name!r}: quantization, kv_cache_dtype and tensor_parallel_size need engine='vllm'; "
+                "leave them out"
             )
         self._preprocessor = Preprocessor(captioner, config)
         self._model: Any = load_model(captioner.model_class, self._preprocessor, config)
-        self._model.generation_config = _generation_config(config, self._preprocessor)
-        self._processors = transformers.LogitsProcessorList()
-        self._skipped = self._preprocessor.prompt_length  # tokens of the output that are not generated
-        if hasattr(self._model, "language_model"):  # InstructBLIP's generate delegates to its language model's
-            self._set_up_language_model(self._model.language_model, config)
+        self._vision = SharedVision(self._model)
+        self.special_texts = self._preprocessor.special_texts
         torch.manual_seed(config.seed)
-        self._batcher = Batcher(self._generate, options.batch_size, self._preprocessor.blank_pixels)
-        self.window = 2 * options.batch_size  # so that the next batch is ready when one ends
+        batch_size = options.batch_size or defaults_of(config, options, self._preprocessor).batch_size
+        self._batcher = Batcher(self._generate, batch_size, self._preprocessor.blank_text)
+        self.window = 2 * batch_size  # so that the next batch is ready when one ends
         self.burst = 1
-        device = self._model.device
-        self.capacity = Capacity(
-            str(self._model.dtype).removeprefix("torch."),
-            torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
-            options.batch_size,
-        )
+        self.capacity = Capacity(str(self._model.dtype).removeprefix("torch."), device_name(), batch_size)
 
-    def _set_up_language_model(self, language_model: Any, config: CaptionerConfig) -> None:
-        """Let InstructBLIP's language model generate as vLLM does.
+    def prepare(self, image: Image.Image) -> PreparedText:
+        return self._preprocessor.prepare(image, self._preprocessor.positions)
 
-        A language model with an encoder starts from a token of its own and repeats nothing of the prompt. Any other one
-        penalizes repetitions of generated tokens only, since vLLM reads embeddings instead of the prompt's tokens.
-        """
-        settings, text = self._model.generation_config, language_model.config
-        language_model.generation_config = settings
-        if text.is_encoder_decoder:
-            start = text.decoder_start_token_id
-            settings.decoder_start_token_id = text.bos_token_id if start is None else start
-            self._skipped = 1
-        elif config.repetition_penalty != 1:
-            settings.repetition_penalty = None
-            self._processors.append(
-                transformers.RepetitionPenaltyLogitsProcessor(
-                    float(config.repetition_penalty), prompt_ignore_length=self._skipped
-                )
-            )
+    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[PreparedText | CaptionError]:
+        return self._preprocessor.prepare_texts(image, requests, self._preprocessor.positions)
 
-    def prepare(self, image: Image.Image) -> torch.Tensor:
-        return self._preprocessor.pixels(image)
-
-    async def caption(self, prepared: torch.Tensor) -> Caption:
+    async def caption(self, prepared: PreparedText | CaptionError) -> Caption:
+        if isinstance(prepared, CaptionError):
+            raise prepared
         return await self._batcher(prepared)
 
     def close(self) -> None:
@@ -70,48 +67,99 @@ class TransformersEngine:
         self._model = None
 
     @torch.inference_mode()
-    def _generate(self, pixels: list[torch.Tensor]) -> list[Caption]:
-        """Caption a batch of images, each (1, 3, H, W). All images share one prompt, so nothing is padded."""
-        device, dtype = self._model.device, self._model.dtype
-        prompt = {name: tensor.expand(len(pixels), -1).to(device) for name, tensor in self._preprocessor.prompt.items()}
-        tokens = self._model.generate(
-            pixel_values=torch.cat(pixels).to(device, dtype), logits_processor=self._processors, **prompt
-        )
-        return [self._preprocessor.decode(row) for row in tokens[:, self._skipped :].tolist()]
+    def _generate(self, batch: list[PreparedText]) -> list[Caption]:
+        """Caption a batch of texts. Their images are encoded once, then those with equal sampling are generated."""
+        images, numbers = distinct_images(batch)
+        rows_by_sampling = defaultdict(list)
+        for row, text in enumerate(batch):
+            rows_by_sampling[tuple(getattr(text.config, name) for name in SAMPLING)].append(row)
+        captions: dict[int, Caption] = {}
+        with self._vision.images(torch.cat(images).to(self._model.device, self._model.dtype)) as shared:
+            for rows in rows_by_sampling.values():
+                shared.rows = [numbers[row] for row in rows]
+                captions |= zip(rows, self._generate_rows([batch[row] for row in rows]), strict=True)
+        return [captions[row] for row in range(len(batch))]
+
+    def _generate_rows(self, batch: list[PreparedText]) -> list[Caption]:
+        """Caption texts with equal sampling."""
+        device, dtype, config = self._model.device, self._model.dtype, batch[0].config
+        prompts = {name: rows.to(device) for name, rows in padded([text.prompt.inputs for text in batch]).items()}
+        settings = generation_config(config, self._preprocessor.stop_ids)
+        processors = transformers.LogitsProcessorList()
+        skipped = prompts["input_ids"].shape[1]  # tokens of the output that are not generated
+        if hasattr(self._model, "language_model"):  # InstructBLIP's generate delegates to its language model's
+            skipped = self._set_up_language_model(settings, processors, skipped)
+        self._model.generation_config = settings
+        pixels = torch.cat([text.pixels for text in batch]).to(device, dtype)
+        tokens = self._model.generate(pixel_values=pixels, logits_processor=processors, **prompts)
+        return [self._preprocessor.decode(row, config) for row in tokens[:, skipped:].tolist()]
+
+    def _set_up_language_model(
+        self, settings: transformers.GenerationConfig, processors: transformers.LogitsProcessorList, prompt_length: int
+    ) -> int:
+        """Let InstructBLIP's language model generate as vLLM does.
+
+        A language model with an encoder starts from a token of its own and repeats nothing of the prompt. Any other one
+        penalizes repetitions of generated tokens only, since vLLM reads embeddings instead of the prompt's tokens.
+
+        Returns:
+            The number of tokens of its output that are not generated.
+        """
+        language_model, penalty = self._model.language_model, settings.repetition_penalty
+        language_model.generation_config = settings
+        text = language_model.config
+        if text.is_encoder_decoder:
+            start = text.decoder_start_token_id
+            settings.decoder_start_token_id = text.bos_token_id if start is None else start
+            return 1
+        if penalty not in (None, 1):
+            settings.repetition_penalty = None
+            processors.append(
+                transformers.RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=prompt_length)
+            )
+        return prompt_length
 
 
-def load_model(model_class: str, preprocessor: Preprocessor, config: CaptionerConfig, model_config: Any = None) -> Any:
+class Checkpoint(Protocol):
+    """A checkpoint: its local folder or hub id, keyword arguments for `from_pretrained`, and its config.json."""
+
+    source: str
+    load_options: dict[str, Any]
+    model_config: Any
+
+
+def load_model(model_class: str, checkpoint: Checkpoint, config: CaptionerConfig, model_config: Any = None) -> Any:
     """Load a checkpoint in evaluation mode, on the GPU if there is one.
 
     Args:
         model_class: Name of the transformers class.
-        preprocessor: Names the checkpoint.
-        config: Names the dtype; `auto` is the checkpoint's own on a GPU and float32 without one.
+        checkpoint: Where the checkpoint is, and how it is loaded.
+        config: Names the dtype of all weights; `auto` is the language model's on a GPU and float32 without one.
         model_config: Replaces the checkpoint's config.json.
 
     Raises:
         ValueError: The checkpoint lacks weights; transformers would initialise them at random and continue.
     """
-    has_gpu = torch.cuda.is_available()
-    dtype = ("auto" if has_gpu else "float32") if config.dtype == "auto" else config.dtype
+    gpu = current_gpu()
+    dtype = resolve_dtype(config.dtype, language_dtype(checkpoint.model_config), gpu)
     with _quiet():
         model, loading_info = getattr(transformers, model_class).from_pretrained(
-            preprocessor.source,
+            checkpoint.source,
             config=model_config,
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported below, with their names
-            **preprocessor.load_options,
+            **checkpoint.load_options,
         )
     if missing := sorted(loading_info["missing_keys"]):
-        raise ValueError(f"{preprocessor.source}: lacks {len(missing)} weights of {model_class}, such as {missing[0]}")
+        raise ValueError(f"{checkpoint.source}: lacks {len(missing)} weights of {model_class}, such as {missing[0]}")
     if mismatched := sorted(loading_info["mismatched_keys"]):
         name, stored, expected = mismatched[0]
         raise ValueError(
-            f"{preprocessor.source}: {len(mismatched)} weights do not have the shapes of config.json, such as {name}: "
+            f"{checkpoint.source}: {len(mismatched)} weights do not have the shapes of config.json, such as {name}: "
             f"{tuple(stored)} instead of {tuple(expected)}; use config.json and weights of one model"
         )
-    return model.eval().to("cuda" if has_gpu else "cpu")
+    return model.eval().to("cuda" if gpu else "cpu")
 
 
 @contextmanager
@@ -128,7 +176,7 @@ def _quiet() -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-def _generation_config(config: CaptionerConfig, preprocessor: Preprocessor) -> transformers.GenerationConfig:
+def generation_config(config: CaptionerConfig, stop_ids: frozenset[int]) -> transformers.GenerationConfig:
     """Return the generation config of the captioner's settings alone.
 
     The checkpoint's own must not override them: Vicuna's, for example, turns sampling on.
@@ -144,7 +192,7 @@ def _generation_config(config: CaptionerConfig, preprocessor: Preprocessor) -> t
     return transformers.GenerationConfig(
         max_new_tokens=config.max_new_tokens,
         do_sample=config.temperature > 0,
-        eos_token_id=sorted(preprocessor.stop_ids),
-        pad_token_id=min(preprocessor.stop_ids),  # rows are cut at their end token, so the padding is never read
+        eos_token_id=sorted(stop_ids),
+        pad_token_id=min(stop_ids),  # rows are cut at their end token, so the padding is never read
         **sampling,
     )

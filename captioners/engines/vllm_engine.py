@@ -1,4 +1,4 @@
-"""Captions with vLLM's asynchronous engine: one request per image, one engine process.
+"""Captions with vLLM's asynchronous engine: one request per text of an image, one engine process.
 
 This is the only file that imports vllm, and it is imported only when a vLLM engine is loaded. It relies on four
 unstable parts of vLLM; tests/test_third_party_internals.py has a test for each:
@@ -7,24 +7,37 @@ unstable parts of vLLM; tests/test_third_party_internals.py has a test for each:
   preprocess itself, so that the two engines would no longer see the same pixels.
 - `BoundUniProcExecutor` and `BoundMultiprocExecutor` extend vLLM's executors.
 - `USAGE` selects vLLM's default number of tokens per step.
-- `_accept_transformers_names` extends the table by which vLLM's LLaVA renames the weights of a checkpoint.
+- `_accept_transformers_names` extends the tables by which vLLM's LLaVA and its like rename the weights of a checkpoint.
 """
 
 import dataclasses
+import functools
 import os
 import re
 import threading
 import uuid
+from collections.abc import Sequence
 from multiprocessing import active_children, parent_process
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
-from lotlip_data.captioners.base import Capacity, Caption, CaptionerConfig, CaptionError, EngineDead, EngineOptions
-from lotlip_data.captioners.engines.preprocessing import Preprocessor
+from lotlip_data.captioners.base import (
+    Capacity,
+    Caption,
+    CaptionerConfig,
+    CaptionError,
+    EngineDead,
+    EngineOptions,
+    TextRequest,
+)
+from lotlip_data.captioners.engines.adapters import adapter_folder
+from lotlip_data.captioners.engines.devices import defaults_of, device_name
+from lotlip_data.captioners.engines.preprocessing import PreparedText, Preprocessor, Prompt
 from lotlip_data.captioners.engines.process_output import ProcessOutput, root_cause
 from lotlip_data.captioners.load_errors import EngineProcessError, shorten
+from lotlip_data.captioners.sizing import ModelSizes
 
 HAS_GPU = torch.cuda.is_available()
 # vLLM reads these when it is imported. Without a GPU, an engine warns a dozen times that there is none.
@@ -34,8 +47,14 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if HAS_GPU else "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams  # noqa: E402
+from vllm.config.quantization import ONLINE_QUANT_SHORTHAND_NAMES  # noqa: E402
 from vllm.inputs import embeds_input, mm_input  # noqa: E402
+from vllm.lora.request import LoRARequest  # noqa: E402
+from vllm.model_executor.models.gemma3_mm import Gemma3ForConditionalGeneration  # noqa: E402
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration  # noqa: E402
+from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration  # noqa: E402
+from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditionalGeneration  # noqa: E402
+from vllm.model_executor.models.paligemma import PaliGemmaForConditionalGeneration  # noqa: E402
 from vllm.model_executor.models.utils import WeightsMapper  # noqa: E402
 from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
@@ -43,11 +62,16 @@ from vllm.usage.usage_lib import UsageContext  # noqa: E402
 from vllm.v1.executor import UniProcExecutor  # noqa: E402
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor  # noqa: E402
 
-DEFAULT_MAX_SEQS = 128 if HAS_GPU else 64
 MAX_SPARE_REQUESTS = 64
 """At most this many requests, and at least half as many, wait in vLLM, so that one is ready when a caption ends."""
 MIN_SPARE_REQUESTS = 8
 CPU_CACHE_GIB = 0.25
+UNQUANTIZED = ("*vision*", "*visual*", "*projector*")
+"""Patterns of the names of layers outside the language model."""
+UNUSED_TOKEN = 0
+"""Stands for the tokens of a prompt of embeddings. It is the unknown word or the padding, which no caption contains."""
+RENDERED_PROMPTS = 64
+"""Prompts that vLLM has rendered and that are kept, for models whose tokens it makes in another way than we do."""
 PROCESS_EXIT_SECONDS = 5
 
 # vLLM chooses the number of tokens per step by the usage. For LLM_CLASS, its class for offline work, the number is four
@@ -56,18 +80,40 @@ USAGE = UsageContext.LLM_CLASS if HAS_GPU else UsageContext.ENGINE_CONTEXT
 
 
 def _accept_transformers_names() -> None:
-    """Let vLLM's LLaVA read checkpoints that transformers 5 has saved, too.
+    """Let vLLM's LLaVA and its like read checkpoints that transformers 5 has saved, too.
 
     They lack the part `vision_model` in the names of a CLIP or SigLIP tower, which the hub's checkpoints have. This
     runs on import, because every process of vLLM that loads weights imports this module for its executor.
     """
     tower = re.compile(r"^(?:model\.)?vision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
-    LlavaForConditionalGeneration.hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
-        orig_to_new_regex={tower: "vision_tower.vision_model."}
-    )
+    renamed = WeightsMapper(orig_to_new_regex={tower: "vision_tower.vision_model."})
+    for model in (
+        LlavaForConditionalGeneration,
+        LlavaNextForConditionalGeneration,
+        LlavaOnevisionForConditionalGeneration,
+        Gemma3ForConditionalGeneration,
+        PaliGemmaForConditionalGeneration,
+    ):
+        model.hf_to_vllm_mapper = model.hf_to_vllm_mapper | renamed
 
 
 _accept_transformers_names()
+
+
+class ModelInputs(Protocol):
+    """What an engine reads of the inputs of its model; `Preprocessor` documents each."""
+
+    source: str
+    model_config: Any
+    stop_ids: frozenset[int]
+    special_texts: frozenset[str]
+
+    @property
+    def longest(self) -> int: ...
+
+    def sizes(self) -> ModelSizes: ...
+
+    def decode(self, token_ids: list[int], config: CaptionerConfig) -> Caption: ...
 
 
 class VllmEngine:
@@ -76,23 +122,31 @@ class VllmEngine:
     Any thread may call `close`.
     """
 
-    def __init__(self, config: CaptionerConfig, preprocessor: Preprocessor, arguments: AsyncEngineArgs):
-        self._preprocessor = preprocessor
-        self._sampling = sampling_params(config, preprocessor)
+    def __init__(self, config: CaptionerConfig, preprocessor: ModelInputs, arguments: AsyncEngineArgs):
+        self._preprocessor: Any = preprocessor
+        self._sampling = {text.id: sampling_params(text, preprocessor) for text in config.texts}
+        self.special_texts = preprocessor.special_texts
+        self._adapter = LoRARequest("adapter", 1, adapter_folder(config)) if config.lora else None
         children_before = active_children()
         self._llm: AsyncLLMEngine | None = _start(arguments)
         self._processes = [child for child in active_children() if child not in children_before]
         self._prepare_requests(config)
+        self._limit = self._llm.vllm_config.model_config.max_model_len
         max_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
         spare = max(MIN_SPARE_REQUESTS, min(max_seqs // 2, MAX_SPARE_REQUESTS))
         self.window, self.burst = max_seqs + spare, spare // 2
-        self.capacity = _capacity(self._llm)
+        self.capacity = _capacity(self._llm, config.quantization)
 
-    def prepare(self, image: Image.Image) -> torch.Tensor:
-        return self._preprocessor.pixels(image)
+    def prepare(self, image: Image.Image) -> PreparedText:
+        return self._preprocessor.prepare(image, self._limit)
 
-    async def caption(self, prepared: torch.Tensor) -> Caption:
-        return await self._generate(await self._request(prepared))
+    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[PreparedText | CaptionError]:
+        return self._preprocessor.prepare_texts(image, requests, self._limit)
+
+    async def caption(self, prepared: PreparedText | CaptionError) -> Caption:
+        if isinstance(prepared, CaptionError):
+            raise prepared
+        return await self._generate(await self._request(prepared), prepared.config)
 
     def close(self) -> None:
         llm, self._llm = self._llm, None
@@ -106,22 +160,29 @@ class VllmEngine:
         assert self._llm
         self._requests = PixelRequests(config, self._preprocessor, self._llm)
 
-    async def _request(self, pixels: torch.Tensor) -> Any:
-        """Return vLLM's input for one image, given as (1, 3, H, W)."""
-        return self._requests.build(pixels)
+    async def _request(self, prepared: PreparedText) -> Any:
+        """Return vLLM's input for one text of an image."""
+        return self._requests.build(prepared)
 
-    async def _generate(self, request: Any) -> Caption:
+    def _sampling_of(self, config: CaptionerConfig) -> SamplingParams:
+        """The sampling of a text, made once."""
+        if (sampling := self._sampling.get(config.id)) is None:
+            sampling = self._sampling[config.id] = sampling_params(config, self._preprocessor)
+        return sampling
+
+    async def _generate(self, request: Any, config: CaptionerConfig) -> Caption:
         llm = self._llm
         if llm is None:
             raise EngineDead("the engine was closed")
         try:
-            async for output in llm.generate(request, self._sampling, uuid.uuid4().hex):
+            sampling = self._sampling_of(config)
+            async for output in llm.generate(request, sampling, uuid.uuid4().hex, lora_request=self._adapter):
                 tokens = list(output.outputs[0].token_ids)
         except Exception as error:
             if llm.errored:
                 raise EngineDead(f"vLLM's engine process has died: {error}") from error
             raise CaptionError(f"vLLM: {type(error).__name__}: {error.__cause__ or error}") from error
-        return self._preprocessor.decode(tokens)
+        return self._preprocessor.decode(tokens, config)
 
 
 def _start(arguments: AsyncEngineArgs) -> AsyncLLMEngine:
@@ -140,29 +201,30 @@ def _start(arguments: AsyncEngineArgs) -> AsyncLLMEngine:
     ) from failure
 
 
-def _capacity(llm: AsyncLLMEngine) -> Capacity:
+def _capacity(llm: AsyncLLMEngine, quantization: str | None) -> Capacity:
     settings = llm.vllm_config
+    cache_dtype = settings.cache_config.cache_dtype
     return Capacity(
         str(settings.model_config.dtype).removeprefix("torch."),
-        torch.cuda.get_device_name() if HAS_GPU else "the CPU",
+        device_name(),
         settings.scheduler_config.max_num_seqs,
         (settings.cache_config.num_gpu_blocks or 0) * settings.cache_config.block_size,
+        quantization,
+        cache_dtype if cache_dtype.startswith("fp8") else None,
     )
 
 
 class PixelRequests:
-    """Builds vLLM's input for the prompt and one image from preprocessed pixels.
+    """Builds vLLM's input for a prompt and one image from preprocessed pixels.
 
-    vLLM renders the prompt with a blank image once; each request replaces only the pixels. Rendering each image anew
-    would double the work outside the engine's process.
+    vLLM renders the captioner's first prompt with a blank image once; each request replaces the pixels and the prompt's
+    tokens. Rendering each image anew would double the work outside the engine's process.
     """
 
     def __init__(self, config: CaptionerConfig, preprocessor: Preprocessor, llm: AsyncLLMEngine):
-        prompt = {
-            "prompt_token_ids": preprocessor.tokenizer(preprocessor.text)["input_ids"],
-            "multi_modal_data": {"image": preprocessor.blank},
-        }
-        (rendered,) = llm.renderer.render_cmpl([prompt])  # type: ignore[list-item]
+        self._preprocessor, self._llm = preprocessor, llm
+        self._render = functools.lru_cache(RENDERED_PROMPTS)(self._render_prompt)
+        rendered = self._render(preprocessor.first)
         (image,) = rendered["mm_kwargs"]["image"]
         if list(image) != ["pixel_values"]:
             raise ValueError(
@@ -170,18 +232,42 @@ class PixelRequests:
                 "supported; use engine='transformers'"
             )
         self._pixel_values = image["pixel_values"]
-        self._token_ids = rendered["prompt_token_ids"]
-        self._placeholders = rendered["mm_placeholders"]
+        (self._place,) = rendered["mm_placeholders"]["image"]
+        self._image_token = rendered["prompt_token_ids"][self._place.offset]
+        self._reads_our_tokens = self._tokens(preprocessor.first) == rendered["prompt_token_ids"]
 
-    def build(self, pixels: torch.Tensor) -> Any:
-        """Return the input for one image, (1, 3, H, W). Its hash is random, since each image is seen once."""
-        element = dataclasses.replace(self._pixel_values, data=pixels[0].to(self._pixel_values.data.dtype))
+    def build(self, prepared: PreparedText) -> Any:
+        """Return the input for one text of an image. The texts of an image share its hash, so it is encoded once."""
+        pixels = prepared.pixels[0].to(self._pixel_values.data.dtype)
+        element = dataclasses.replace(self._pixel_values, data=pixels)
+        token_ids, placeholders = self._layout(prepared.prompt)
         return mm_input(
-            self._token_ids,
+            token_ids,
             MultiModalKwargsItems({"image": [MultiModalKwargsItem({"pixel_values": element})]}),
-            {"image": [uuid.uuid4().hex]},
-            self._placeholders,
+            {"image": [prepared.image_id]},
+            placeholders,
         )
+
+    def _layout(self, prompt: Prompt) -> tuple[list[int], Any]:
+        """The tokens of a prompt, and the place of the image among them."""
+        if not self._reads_our_tokens:
+            rendered = self._render(prompt)
+            return rendered["prompt_token_ids"], rendered["mm_placeholders"]
+        tokens = self._tokens(prompt)
+        return tokens, {"image": [dataclasses.replace(self._place, offset=tokens.index(self._image_token))]}
+
+    def _render_prompt(self, prompt: Prompt) -> Any:
+        """vLLM's own input for a prompt and a blank image."""
+        request = {
+            "prompt_token_ids": self._preprocessor.tokenizer(prompt.text)["input_ids"],
+            "multi_modal_data": {"image": self._preprocessor.blank},
+        }
+        (rendered,) = self._llm.renderer.render_cmpl([request])  # type: ignore[list-item]
+        return rendered
+
+    @staticmethod
+    def _tokens(prompt: Prompt) -> list[int]:
+        return prompt.inputs["input_ids"][0].tolist()
 
 
 class _DiesWithParent:
@@ -214,11 +300,17 @@ def _exit_after_parent() -> None:
 
 
 def embeds_request(embeds_LD: torch.Tensor) -> Any:
-    """Return vLLM's input for a prompt that consists of embeddings, (L, D), from its first token to its last."""
-    return embeds_input(prompt_embeds=embeds_LD)
+    """Return vLLM's input for a prompt that consists of embeddings, (L, D), from its first token to its last.
+
+    Its token ids are given too. Without them, vLLM's penalty on repetitions reads those of an earlier request.
+    """
+    length = len(embeds_LD)
+    return embeds_input(
+        prompt_embeds=embeds_LD, prompt_token_ids=[UNUSED_TOKEN] * length, is_token_ids=[False] * length
+    )
 
 
-def sampling_params(config: CaptionerConfig, preprocessor: Preprocessor) -> SamplingParams:
+def sampling_params(config: CaptionerConfig, preprocessor: ModelInputs) -> SamplingParams:
     """Return vLLM's sampling parameters; all are set, so that no generation_config of a checkpoint overrides them."""
     return SamplingParams(
         temperature=config.temperature,
@@ -230,13 +322,26 @@ def sampling_params(config: CaptionerConfig, preprocessor: Preprocessor) -> Samp
         seed=config.seed if config.temperature else None,
         max_tokens=config.max_new_tokens,
         stop_token_ids=sorted(preprocessor.stop_ids),
-        detokenize=False,
+        stop=list(config.stop),
+        detokenize=bool(config.stop),  # only the strings need the text there
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
+def quantization_config(config: CaptionerConfig) -> dict[str, Any] | None:
+    """What vLLM leaves as it is if it quantises on load: image tower and projector, which are small and sensitive."""
+    if config.quantization in ONLINE_QUANT_SHORTHAND_NAMES:
+        return {"ignore": list(UNQUANTIZED)}
+    return None
+
+
 def engine_args(
-    config: CaptionerConfig, options: EngineOptions, preprocessor: Preprocessor, **overrides: Any
+    config: CaptionerConfig,
+    options: EngineOptions,
+    preprocessor: ModelInputs,
+    *,
+    language_only: bool = False,
+    **overrides: Any,
 ) -> AsyncEngineArgs:
     """Return vLLM's arguments for one captioner.
 
@@ -244,24 +349,28 @@ def engine_args(
         config: Model, prompt and sampling.
         options: Resources; its `engine_args` win over all others.
         preprocessor: Names the checkpoint and the length of its prompt.
+        language_only: Whether vLLM loads the language model only.
         overrides: Arguments in which the architecture differs from one that vLLM runs as a whole.
     """
+    defaults = defaults_of(config, options, preprocessor, language_only=language_only)
     one_process = config.tensor_parallel_size == 1
     arguments: dict[str, Any] = {
         "model": preprocessor.source,
         "revision": config.revision,
-        "dtype": config.dtype if HAS_GPU or config.dtype != "auto" else "float32",
+        "dtype": defaults.dtype,
         "quantization": config.quantization,
+        "quantization_config": quantization_config(config),
+        "kv_cache_dtype": defaults.kv_cache_dtype,
         "tensor_parallel_size": config.tensor_parallel_size,
         "distributed_executor_backend": BoundUniProcExecutor if one_process else BoundMultiprocExecutor,
-        "max_model_len": config.max_model_len or preprocessor.prompt_length + config.max_new_tokens,
-        "max_num_seqs": options.max_num_seqs or DEFAULT_MAX_SEQS,
+        "max_model_len": config.max_model_len or preprocessor.longest,
+        "max_num_seqs": options.max_num_seqs or defaults.max_num_seqs,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "seed": config.seed,
         "generation_config": "vllm",  # not the checkpoint's
         "limit_mm_per_prompt": {"image": 1},
-        "mm_processor_cache_gb": 0,  # each image is seen once
-        "enable_prefix_caching": False,
+        "mm_processor_cache_gb": 0,  # each image is preprocessed once
+        "enable_prefix_caching": len(config.texts) > 1,  # the texts of an image begin alike, other images do not
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }

@@ -1,4 +1,4 @@
-"""InstructBLIP in vLLM: transformers computes the prompt's embeddings, in batches, and vLLM runs the language model.
+"""InstructBLIP in vLLM: transformers computes the prompts' embeddings, in batches, and vLLM runs the language model.
 
 vLLM has no InstructBLIP. It runs the language model alone, from a stock checkpoint that is exported once from the
 InstructBLIP checkpoint, and takes embeddings instead of tokens as prompts.
@@ -9,6 +9,9 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineOptions, ModelSpec
 from lotlip_data.captioners.engines.batcher import Batcher
-from lotlip_data.captioners.engines.preprocessing import Preprocessor
+from lotlip_data.captioners.engines.devices import current_gpu, defaults_of
+from lotlip_data.captioners.engines.mixed_batches import SharedVision, distinct_images, padded
+from lotlip_data.captioners.engines.preprocessing import PreparedText, Preprocessor, Prompt
 from lotlip_data.captioners.engines.transformers_engine import load_model
 from lotlip_data.captioners.engines.vllm_engine import VllmEngine, embeds_request, engine_args
+from lotlip_data.captioners.sizing import language_dtype, resolve_dtype
 from lotlip_data.manifests.checkpoints.weights import (
     differences,
     model_shapes,
@@ -32,6 +38,8 @@ from lotlip_data.manifests.checkpoints.weights import (
 
 PREFIX = "language_model."
 OUTPUT_MATRIX = "lm_head.weight"
+MAX_COPIED_BYTES = 1 << 30
+"""Converted weights that are held in memory before they are written."""
 
 
 class VllmEmbedsEngine(VllmEngine):
@@ -42,22 +50,26 @@ class VllmEmbedsEngine(VllmEngine):
         model_config = AutoConfig.from_pretrained(preprocessor.source, **preprocessor.load_options)
         model_config.text_config.num_hidden_layers = 0  # only its token embeddings are needed in this process
         self._vision: Any = load_model(captioner.model_class, preprocessor, config, model_config)
-        self._prompt = {name: tensor.to(self._vision.device) for name, tensor in preprocessor.prompt.items()}
-        language_model = export_language_model(preprocessor.source, preprocessor.load_options, options.cache_dir)
-        vision_share = self._vision_gpu_share(preprocessor, options.batch_size)
+        self._shared = SharedVision(self._vision)
+        dtype = export_dtype(config, preprocessor.model_config)
+        language_model = export_language_model(preprocessor.source, preprocessor.load_options, options.cache_dir, dtype)
+        batch_size = options.batch_size or defaults_of(config, options, preprocessor).batch_size
+        vision_share = self._vision_gpu_share(preprocessor, batch_size)
         arguments = engine_args(
             config,
-            options,
+            options.replace(gpu_memory_utilization=round(options.gpu_memory_utilization - vision_share, 4)),
             preprocessor,
+            language_only=True,
             model=str(language_model),
             revision=None,
             skip_tokenizer_init=True,
             enable_prompt_embeds=True,
             limit_mm_per_prompt=None,
-            gpu_memory_utilization=options.gpu_memory_utilization - vision_share,
+            enable_prefix_caching=False,  # the image's embeddings depend on the prompt
         )
         super().__init__(config, preprocessor, arguments)
-        self._embed = Batcher(self._embeddings, options.batch_size, preprocessor.blank_pixels)
+        self._embed = Batcher(self._embeddings, batch_size, preprocessor.blank_text)
+        self.capacity = replace(self.capacity, batch_size=batch_size)
 
     def close(self) -> None:
         super().close()
@@ -67,25 +79,30 @@ class VllmEmbedsEngine(VllmEngine):
     def _prepare_requests(self, config: CaptionerConfig) -> None:
         """Do nothing: requests share no prompt, since the embeddings are a request's whole content."""
 
-    async def _request(self, pixels: torch.Tensor) -> Any:
-        return embeds_request(await self._embed(pixels))
+    async def _request(self, prepared: PreparedText) -> Any:
+        return embeds_request(await self._embed(prepared))
 
     @torch.inference_mode()
-    def _embeddings(self, pixels: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return (L, D) prompt embeddings for each image, (1, 3, H, W)."""
-        batch = torch.cat(pixels).to(self._vision.device, self._vision.dtype)
-        return list(prompt_embeddings(self._vision, batch, self._prompt).cpu())
+    def _embeddings(self, batch: list[PreparedText]) -> list[torch.Tensor]:
+        """Return (L, D) prompt embeddings for each text. The image encoder runs once for each image."""
+        device, dtype = self._vision.device, self._vision.dtype
+        images, rows = distinct_images(batch)
+        with self._shared.images(torch.cat(images).to(device, dtype)) as shared:
+            shared.rows = rows
+            pixels_BCHW = torch.cat([prepared.pixels for prepared in batch]).to(device, dtype)
+            prompts = [prepared.prompt for prepared in batch]
+            return [embeds_LD.cpu() for embeds_LD in prompt_embeddings(self._vision, pixels_BCHW, prompts)]
 
     def _vision_gpu_share(self, preprocessor: Preprocessor, batch_size: int) -> float:
         """Measure the share of the GPU's memory that a full batch takes in this process; vLLM must leave it free."""
         if not torch.cuda.is_available():
             return 0.0
-        self._embeddings([preprocessor.blank_pixels()] * batch_size)
+        self._embeddings([preprocessor.blank_text() for _ in range(batch_size)])
         return torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(0).total_memory
 
 
-def prompt_embeddings(model: Any, pixels_BCHW: Any, prompt: dict[str, Any]) -> Any:
-    """Return (B, L, D): what InstructBLIP's language model reads for B images under one prompt.
+def prompt_embeddings(model: Any, pixels_BCHW: Any, prompts: Sequence[Prompt]) -> list[Any]:
+    """Return (L, D) for each of B images and its prompt: what InstructBLIP's language model reads.
 
     The computation is that of InstructBLIP's `generate`: the prompt's token embeddings, with the projected query tokens
     at the positions of the image.
@@ -93,56 +110,65 @@ def prompt_embeddings(model: Any, pixels_BCHW: Any, prompt: dict[str, Any]) -> A
     Args:
         model: InstructBlipForConditionalGeneration; its language model's layers are not used.
         pixels_BCHW: Preprocessed images.
-        prompt: (1, …) tensors by name, from `Preprocessor.prompt`.
+        prompts: The prompt of each image.
     """
-    count = len(pixels_BCHW)
-    ids_BL = prompt["input_ids"].expand(count, -1)
+    inputs = padded([prompt.inputs for prompt in prompts])
+    ids_BL = inputs["input_ids"].to(pixels_BCHW.device)
     image_features = model.get_image_features(
         pixels_BCHW,
-        qformer_input_ids=prompt["qformer_input_ids"].expand(count, -1),
-        qformer_attention_mask=prompt["qformer_attention_mask"].expand(count, -1),
+        qformer_input_ids=inputs["qformer_input_ids"].to(pixels_BCHW.device),
+        qformer_attention_mask=inputs["qformer_attention_mask"].to(pixels_BCHW.device),
         return_dict=True,
     ).pooler_output
     embeds_BLD = model.get_input_embeddings()(ids_BL)
     is_image_BL1 = (ids_BL == model.config.image_token_id).unsqueeze(-1)
-    return embeds_BLD.masked_scatter(is_image_BL1, image_features.to(embeds_BLD.dtype))
+    embeds_BLD = embeds_BLD.masked_scatter(is_image_BL1, image_features.to(embeds_BLD.dtype))
+    return [embeds_LD[-prompt.length :] for embeds_LD, prompt in zip(embeds_BLD, prompts, strict=True)]
 
 
-def export_language_model(source: str, load_options: dict[str, Any], cache_dir: str) -> Path:
+def export_dtype(config: CaptionerConfig, model_config: Any) -> str:
+    """The precision in which this machine's engines of a captioner read its exported language model."""
+    return resolve_dtype(config.dtype, language_dtype(model_config), current_gpu())
+
+
+def export_language_model(source: str, load_options: dict[str, Any], cache_dir: str, dtype: str = "auto") -> Path:
     """Export the language model of an InstructBLIP checkpoint as a stock checkpoint, unless that has been done.
 
-    The same checkpoint maps to the same folder, a changed one to another. Weights are copied from memory-mapped files,
-    so memory does not grow with their size. Several actors of a machine may call this at once: one of them writes the
-    tens of gigabytes, and the others wait. What a killed process left is removed.
+    The same checkpoint and precision map to the same folder, others to another. Weights are copied from memory-mapped
+    files, and converted a part at a time, so memory does not grow with their size. Several actors of a machine may
+    call this at once: one of them writes the tens of gigabytes, and the others wait. What a killed process left is
+    removed.
 
     Args:
         source: Local folder or hub id.
         load_options: `revision` and `local_files_only`, as in `Preprocessor.load_options`.
         cache_dir: Folder that holds exported language models.
+        dtype: Precision of the exported weights: those of a wider one are converted, others stay as they are. `auto`
+            converts none.
 
     Raises:
         ValueError: Weights are missing, or the language model is not decoder-only.
     """
     checkpoint = _fetch(source, load_options)
     files = weight_files(checkpoint)
-    target = Path(cache_dir).expanduser() / "language_models" / _content_key(checkpoint, files)
+    target = Path(cache_dir).expanduser() / "language_models" / _content_key(checkpoint, files, dtype)
     locks = target.parent.with_name("locks")
     for folder in (target.parent, locks):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{target.name}.lock"):  # held by a living process only
         if not target.is_dir():
-            _export(checkpoint, files, target)
+            _export(checkpoint, files, target, dtype)
     return target
 
 
-def _export(checkpoint: Path, files: list[Path], target: Path) -> None:
+def _export(checkpoint: Path, files: list[Path], target: Path, dtype: str) -> None:
     """Write the language model to the folder `target`, which appears as a whole. The caller holds the folder's lock."""
     for killed in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(killed, ignore_errors=True)
     unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         config = _text_config(checkpoint)
-        _write_weights(files, unfinished, config)
+        _write_weights(files, unfinished, config, dtype)
         config.save_pretrained(unfinished)
         unfinished.chmod(0o755)
         unfinished.rename(target)
@@ -160,10 +186,12 @@ def stock_name(name: str) -> str | None:
     return name.removeprefix(PREFIX)
 
 
-def _content_key(checkpoint: Path, files: list[Path]) -> str:
-    """Return 16 hex digits that change with the checkpoint's folder and its weight files."""
+def _content_key(checkpoint: Path, files: list[Path], dtype: str) -> str:
+    """Return 16 hex digits that change with the checkpoint's folder, its weight files, and a conversion of them."""
     stats = [(file.name, file.stat()) for file in files]
     identity = [str(checkpoint.resolve()), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
+    if dtype not in ("auto", "float32"):  # float32 converts no weights in practice
+        identity.append(dtype)
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
@@ -199,28 +227,28 @@ def _text_config(checkpoint: Path) -> Any:
     except ValueError as error:
         raise ValueError(reason) from error
     text.architectures = [type(model).__name__]
-    text.dtype = text.dtype or whole.dtype
     return text
 
 
-def _write_weights(files: list[Path], folder: Path, config: Any) -> None:
-    """Write the language model's tensors, one output file per weight file that has any, and their index.
+def _write_weights(files: list[Path], folder: Path, config: Any, dtype: str) -> None:
+    """Write the language model's tensors and their index, and set the precision of its configuration to theirs.
 
     Raises:
         ValueError: The tensors are not those of the model that `config` describes.
     """
     weight_map: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    size = 0
+    sizes: Counter[torch.dtype] = Counter()
     for file in files:
         weights = read_weights(file)
         exported = {new: weights[old] for old in weights if (new := stock_name(old)) is not None}
-        if exported:
-            name = f"{file.stem}.safetensors"
-            write_weights(folder / name, exported)
-            weight_map |= dict.fromkeys(exported, name)
-            shapes |= {new: tuple(tensor.shape) for new, tensor in exported.items()}
-            size += sum(tensor.nbytes for tensor in exported.values())
+        for number, part in enumerate(_converted(exported, dtype)):
+            name = f"{file.stem}-{number}.safetensors" if number else f"{file.stem}.safetensors"
+            write_weights(folder / name, part)
+            weight_map |= dict.fromkeys(part, name)
+            shapes |= {new: tuple(tensor.shape) for new, tensor in part.items()}
+            for tensor in part.values():
+                sizes[tensor.dtype] += tensor.nbytes
     expected = model_shapes(config.architectures[0], config)
     if config.tie_word_embeddings:  # the output matrix is the input matrix, and a file may hold it once
         expected = {name: shape for name, shape in expected.items() if name in shapes or name != OUTPUT_MATRIX}
@@ -228,4 +256,25 @@ def _write_weights(files: list[Path], folder: Path, config: Any) -> None:
         raise ValueError(
             f"{files[0].parent}: its language model is incomplete: {'; '.join(problems)}; fetch the checkpoint again"
         )
-    write_index(folder, weight_map, size)
+    write_index(folder, weight_map, sizes.total())
+    config.dtype = max(sizes, key=lambda kind: sizes[kind])
+
+
+def _converted(weights: Mapping[str, torch.Tensor], dtype: str) -> Iterator[dict[str, torch.Tensor]]:
+    """The weights, those of a wider precision than `dtype` converted to it, in parts of bounded memory."""
+    part: dict[str, torch.Tensor] = {}
+    copied = 0
+    for name, tensor in weights.items():
+        if _is_wider(tensor, dtype):
+            tensor = tensor.to(getattr(torch, dtype))
+            copied += tensor.nbytes
+        part[name] = tensor
+        if copied > MAX_COPIED_BYTES:
+            yield part
+            part, copied = {}, 0
+    if part:
+        yield part
+
+
+def _is_wider(tensor: torch.Tensor, dtype: str) -> bool:
+    return dtype != "auto" and tensor.is_floating_point() and tensor.itemsize > getattr(torch, dtype).itemsize

@@ -9,6 +9,12 @@ from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
 from lotlip_data.manifests.checkpoints.hub import read_config
 from lotlip_data.manifests.checkpoints.resolve import resolve
 
+VLM_SETTINGS = (
+    *("system", "chat_template_kwargs", "min_pixels", "max_pixels", "size"),
+    *("stop", "trust_remote_code", "lora", "lora_revision"),
+)
+"""Settings that no kind reads but `vlm`, and kinds of other packages that say so."""
+
 
 class Captioner:
     """One architecture. To add one, subclass this in a few lines and register it (see `captioners/registry.py`).
@@ -29,6 +35,7 @@ class Captioner:
             they are not checked.
         layout_parts: Fields of config.json that must hold the settings of a part of the model.
         engines: Names of the engines that `load` accepts besides `auto`.
+        reads_all_settings: Whether the kind reads the settings that the documentation gives to kind `vlm` only.
     """
 
     template: ClassVar[str]
@@ -41,6 +48,7 @@ class Captioner:
     model_types: ClassVar[tuple[str, ...]] = ()
     layout_parts: ClassVar[tuple[str, ...]] = ()
     engines: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
+    reads_all_settings: ClassVar[bool] = False
 
     def check(self, source: str, load_options: dict[str, Any]) -> None:
         """Check that the checkpoint has the layout of this architecture. It reads config.json only.
@@ -87,6 +95,19 @@ class Captioner:
         if hasattr(self, "model_class"):
             self.check(resolve(config.model), {"revision": config.revision})
 
+    def check_settings(self, config: CaptionerConfig) -> None:
+        """Check that the kind reads every setting that the configuration gives.
+
+        Raises:
+            ValueError: It does not read one; the message names it.
+        """
+        defaults = type(config).model_fields
+        for field in () if self.reads_all_settings else VLM_SETTINGS:
+            if getattr(config, field) != defaults[field].get_default(call_default_factory=True):
+                raise ValueError(f"captioner {config.name!r}: {field}: only kind 'vlm' has this setting; leave it out")
+        if config.request and "endpoint" not in self.engines:
+            raise ValueError(f"captioner {config.name!r}: request: only kind 'openai' sends requests; leave it out")
+
     def check_options(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> None:
         """Check, without loading anything, what the engine needs where it runs: packages, an address, a key.
 
@@ -126,8 +147,7 @@ class Captioner:
         Raises:
             ValueError: The engine is unknown or not installed, or a setting or the checkpoint does not fit it.
         """
-        if config.request:
-            raise ValueError(f"captioner {config.name!r}: request: only kind 'openai' sends requests; leave it out")
+        self.check_settings(config)
         if engine == "auto":
             engine = default_engine()
         if engine == "transformers":

@@ -62,9 +62,13 @@ class InstructBlip(Captioner):
         if self._has_encoder(config):
             return []
         require_vllm()
-        from lotlip_data.captioners.engines.vllm_prompt_embeds import export_language_model
+        from transformers import AutoConfig
 
-        exported = export_language_model(str(folder), {"revision": None, "local_files_only": True}, options.cache_dir)
+        from lotlip_data.captioners.engines.vllm_prompt_embeds import export_dtype, export_language_model
+
+        dtype = export_dtype(config, AutoConfig.from_pretrained(folder, local_files_only=True))
+        load_options = {"revision": None, "local_files_only": True}
+        exported = export_language_model(str(folder), load_options, options.cache_dir, dtype)
         return [f"its language model is exported for vLLM: {exported}"]
 
     @staticmethod

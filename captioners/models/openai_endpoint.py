@@ -11,12 +11,23 @@ import importlib.util
 import io
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, Engine, EngineOptions, EngineUnreachable
+from lotlip_data.captioners.base import (
+    Caption,
+    CaptionerConfig,
+    CaptionError,
+    Engine,
+    EngineOptions,
+    EngineUnreachable,
+    TextRequest,
+)
 from lotlip_data.captioners.models.base import Captioner
+from lotlip_data.captioners.prompt_fields import special_texts_of
 
 if TYPE_CHECKING:
     import openai
@@ -34,6 +45,7 @@ MAX_LISTED_MODELS = 10
 SERVER_SETTINGS = {
     "dtype": "auto",
     "quantization": None,
+    "kv_cache_dtype": "auto",
     "tensor_parallel_size": 1,
     "max_model_len": None,
     "image_fit": "checkpoint",
@@ -81,8 +93,31 @@ class _InvalidReplyError(Exception):
     """A reply with HTTP status 200 that is not a chat completion."""
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """The user's turn of one request.
+
+    Attributes:
+        url: The image, as a data URL.
+        template: Text, image and text, with the prompt in one of the texts.
+        prompt: The prompt.
+        config: Sampling.
+    """
+
+    url: str
+    template: str
+    prompt: str
+    config: CaptionerConfig
+
+    def content(self) -> list[dict[str, Any]]:
+        """The parts of the message."""
+        before, *after = self.template.replace("{prompt}", self.prompt).split("<image>", 1)
+        parts = [_text_part(before), {"type": "image_url", "image_url": {"url": self.url}}, *map(_text_part, after)]
+        return [part for part in parts if part.get("text") != ""]
+
+
 class EndpointEngine:
-    """Sends one request per image to one endpoint. All calls of `caption` come from one event loop."""
+    """Sends one request per text of an image to one endpoint. All calls of `caption` come from one event loop."""
 
     def __init__(self, config: CaptionerConfig, options: EngineOptions, template: str, key: str | None):
         import openai
@@ -92,9 +127,10 @@ class EndpointEngine:
         self._where = f"captioner {config.name!r}: {options.endpoint}"
         self._key, self._key_name = key, options.api_key_env
         self._outage_seconds = options.outage_seconds
-        self._body = _body(config)
-        self._turn = template.replace("{prompt}", config.prompt).split("<image>", 1)
-        self._blank = _data_url(Image.new("RGB", (64, 64), "white"))
+        self._config, self._text, self._template = config, config.texts[0], template
+        self._bodies: dict[str, dict[str, Any]] = {}
+        self.special_texts = special_texts_of(template=template)
+        self._blank = self.prepare(Image.new("RGB", (64, 64), "white"))
         self._last_reply = self._outage_end = 0.0  # times on the monotonic clock
         self._probe_lock = asyncio.Lock()
         settings: dict[str, Any] = {
@@ -108,10 +144,14 @@ class EndpointEngine:
         self._client: openai.AsyncOpenAI | None = openai.AsyncOpenAI(**settings, max_retries=CLIENT_RETRIES)
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def prepare(self, image: Image.Image) -> str:
-        return _data_url(image)
+    def prepare(self, image: Image.Image) -> _Turn:
+        return self.prepare_texts(image, [TextRequest(self._text, self._text.prompt)])[0]
 
-    async def caption(self, prepared: str) -> Caption:
+    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[_Turn]:
+        url = _data_url(image)
+        return [_Turn(url, self._template, request.prompt, request.config) for request in requests]
+
+    async def caption(self, prepared: _Turn) -> Caption:
         self._loop = asyncio.get_running_loop()
         start, attempts, pause = time.monotonic(), 0, FIRST_PAUSE_SECONDS
         while True:
@@ -139,12 +179,12 @@ class EndpointEngine:
             with contextlib.suppress(RuntimeError):  # the loop has just closed, and its connections with it
                 asyncio.run_coroutine_threadsafe(client.close(), self._loop)
 
-    async def _send(self, url: str, **client_options: Any) -> Caption:
-        """Send one request for one image, given as a data URL."""
+    async def _send(self, turn: _Turn, **client_options: Any) -> Caption:
+        """Send one request for one text of an image."""
         if self._client is None:
             raise EngineUnreachable(f"{self._where}: the engine was closed")
         client = self._client.with_options(**client_options) if client_options else self._client
-        reply = await client.chat.completions.create(**self._request(url))
+        reply = await client.chat.completions.create(**self._request(turn))
         try:
             return _caption(reply)
         finally:
@@ -208,7 +248,7 @@ class EndpointEngine:
             fix = f"check the key in {name}" if name else "set api_key_env to the environment variable of its key"
             return f"{self._where} denies access; {fix}: {description}"
         if status == 404:
-            return f"{self._where} has no model {self._body['model']!r}, or is not the base URL (…/v1): {description}"
+            return f"{self._where} has no model {self._config.model!r}, or is not the base URL (…/v1): {description}"
         rejected = status is not None and status < 500 and status not in (408, 409, 429)
         if isinstance(error, _InvalidReplyError) or rejected:
             return f"{self._where} does not caption a blank image; does its model take images? {description}"
@@ -238,13 +278,11 @@ class EndpointEngine:
                     continue
                 return
 
-    def _request(self, url: str) -> dict[str, Any]:
-        before, *after = self._turn
-        parts = [_text_part(before), {"type": "image_url", "image_url": {"url": url}}, *map(_text_part, after)]
-        content = [part for part in parts if part.get("text") != ""]
-        message = {"role": "user", "content": content}
+    def _request(self, turn: _Turn) -> dict[str, Any]:
+        body = self._bodies.get(turn.config.id) or self._bodies.setdefault(turn.config.id, _body(turn.config))
+        message = {"role": "user", "content": turn.content()}
         # All fields go through extra_body: the client's own arguments are those of one API, and servers have more.
-        return {"model": self._body["model"], "messages": [message], "extra_body": self._body}
+        return {"model": body["model"], "messages": [message], "extra_body": body}
 
     def _describe(self, error: Exception) -> str:
         """Return the error in one line, without the key, which some servers repeat."""

@@ -2,7 +2,7 @@
 
     captioners:
       - llava                                   # a preset: the published LLaVA-1.5
-      - {preset: llava, name: llava-fp8, quantization: fp8}
+      - {preset: llava, name: llava-pad, image_fit: pad}
       - {name: mine, kind: llava, model: /models/mine, pool: {max_actors: 8, num_gpus: 1}}
       - {preset: llava, name: both, prompts: {long: Describe the image in detail., title: Give the image a title.}}
 
@@ -27,9 +27,21 @@ from pydantic import (
 from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSettings
 from lotlip_data.manifests.settings.prompt_syntax import RAW_FIELDS, fields_of, possible_prompts
 
-CaptionerPreset = Literal["instructblip", "llava", "sharegpt4v", "tiny-instructblip", "tiny-llava", "tiny-sharegpt4v"]
+CaptionerPreset = Literal[
+    "instructblip",
+    "llava",
+    "sharegpt4v",
+    "instructblip-fp8",
+    "llava-fp8",
+    "sharegpt4v-fp8",
+    "tiny-instructblip",
+    "tiny-llava",
+    "tiny-sharegpt4v",
+]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+CacheDtype = Literal["auto", "fp8", "fp8_hopper"]
 ImageFit = Literal["checkpoint", "pad", "crop"]
+Removal = Literal["reasoning", "preamble", "closing", "markdown"]
 
 
 def _keep_integer(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -70,6 +82,15 @@ class TextSettings(Settings):
     """Instruction for images without a raw text, if `prompt` has `{raw}`. Default: `prompt` with an empty text."""
     max_field_characters: Annotated[int, Field(strict=True, ge=20)] = 500
     """Largest number of characters that a field of a prompt gets. A longer text is cut between two words."""
+    system: str | None = None
+    """Kind `vlm` only: the system prompt, which comes before the user's turn in the checkpoint's chat template. It can
+    have fields, as `prompt`."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Kind `vlm` only: strings that end a caption, such as `["\\n\\n"]`. They are not part of it."""
+    strip: tuple[Removal, ...] | None = None
+    """What is removed from a model's output: `reasoning` (`<think>…</think>`), `preamble` ("Sure, here is…"), `closing`
+    ("Let me know if…") and `markdown`. Default: `[reasoning]` for kind `vlm`, `[]` for the others. Captions from which
+    something was removed have the flag `stripped`."""
     max_new_tokens: Count = 256
     """Largest number of tokens of a caption."""
     min_new_tokens: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -109,6 +130,11 @@ class TextSettings(Settings):
         """The prompts that an image can get, before their fields are filled in."""
         return possible_prompts(self.prompt, self.prompt_without_raw)
 
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """All texts of the settings that can have fields: the prompts, and the system prompt if there is one."""
+        return (*self.prompts_of_images, *([self.system] if self.system else []))
+
 
 class TextEntry(TextSettings, ListEntry):
     """One of the texts that a captioner gives an image: its prompt, or its prompt and settings.
@@ -129,21 +155,41 @@ class CaptionerOverrides(TextSettings):
     """Name of the folder of its captions, and of its column in the dataset; with `prompts`, the start of these names.
     """
     kind: Annotated[str, Field(min_length=1)] | None = None
-    """Architecture: `llava`, `sharegpt4v`, `instructblip`, `openai`, or a kind that an installed package adds."""
+    """Architecture: `vlm` for any vision-language model, `llava`, `sharegpt4v`, `instructblip`, `openai`, or a kind
+    that an installed package adds."""
     model: Annotated[str, Field(min_length=1)] | None = None
     """Hub id, local folder, or short name of a checkpoint that comes with the project, such as `tiny-llava`."""
     revision: Annotated[str | None, WrapValidator(_allow_integer), _UNCHANGED] = None
     """Revision of the model on the hub. For kind `openai`: a label of your own for what the endpoint serves."""
     template: str | None = None
-    """Text around the prompt, with `{prompt}` and `<image>` in it. Default: for kind `llava` the checkpoint's chat
-    template, if it has one, else the template of the kind."""
+    """Text around the prompt, with `{prompt}` and `<image>` in it. Default: for kinds `llava` and `vlm` the
+    checkpoint's chat template, if it has one, else the template of the kind."""
     image_fit: ImageFit = "checkpoint"
     """How an image that is not square becomes square. `checkpoint`: as the checkpoint's image processor does it. `pad`:
     padded in the processor's mean colour, as LLaVA-1.5 and ShareGPT4V were trained. `crop`: its centre."""
+    chat_template_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    """Kind `vlm` only: variables of the checkpoint's chat template, such as `{enable_thinking: false}`."""
+    min_pixels: Count | None = None
+    """Kind `vlm` only: smallest number of pixels of an image that the model reads; a smaller image is enlarged. For
+    models whose image processor has such a limit, such as Qwen3-VL."""
+    max_pixels: Count | None = None
+    """Kind `vlm` only: largest number of pixels of an image that the model reads; a larger image is reduced. For models
+    whose image processor has such a limit, such as Qwen3-VL."""
+    size: Mapping[str, Count] = Field(default_factory=dict)
+    """Kind `vlm` only: replaces entries of the image processor's `size`, such as `{longest_edge: 768}` for SmolVLM2."""
+    trust_remote_code: bool = False
+    """Kind `vlm` only: whether Python code of the model's repository may run. It runs with all your rights."""
+    lora: Annotated[str, Field(min_length=1)] | None = None
+    """Kind `vlm` only: hub id or local folder of a LoRA adapter of the model, in PEFT's format."""
+    lora_revision: Annotated[str | None, WrapValidator(_allow_integer), _UNCHANGED] = None
+    """Revision of the adapter on the hub."""
     dtype: Dtype = "auto"
-    """Precision of the weights. `auto`: float32 without a GPU, the checkpoint's own precision with one."""
+    """Precision of all weights. `auto`: float32 without a GPU; with one, that of the checkpoint's language model."""
     quantization: str | None = None
-    """Quantization as vLLM names it, such as `awq`, `gptq` or `fp8`; the checkpoint must fit."""
+    """Quantization as vLLM names it, such as `awq`, `gptq` or `fp8_per_channel`; the checkpoint must fit."""
+    kv_cache_dtype: CacheDtype = "auto"
+    """Precision of vLLM's attention cache. `auto`: that of the weights. `fp8`: 8 bits. `fp8_hopper`: 8 bits on GPUs of
+    compute capability 9.0 (Hopper) or newer, and that of the weights on others."""
     tensor_parallel_size: Count = 1
     """Number of GPUs that one copy of the model is spread over."""
     max_model_len: Count | None = None
@@ -197,11 +243,12 @@ class EngineOptions(SparseSettings):
 
     model_config = ConfigDict(hide_input_in_errors=True)  # an endpoint's URL can hold a password by mistake
 
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Number of images per forward pass of transformers, and of InstructBLIP's vision half in vLLM."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Number of images per forward pass of transformers, and of InstructBLIP's vision half in vLLM. Default: 32 on a
+    GPU, or as many captions as fit in its memory if they are fewer; 16 without one."""
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
-    """Number of captions that vLLM generates at a time (default: 128 on a GPU, 64 without one). Kind `openai`: number
-    of requests in flight (default: 64)."""
+    """Number of captions that vLLM generates at a time. Default: as many as fit in the memory of the GPU that is there,
+    1,024 at most; 64 without one. Kind `openai`: number of requests in flight (default: 64)."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """vLLM's share of the GPU's memory, at most 1. An actor with a part of a GPU gets at most 0.9 of that part."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
@@ -255,6 +302,12 @@ class PoolSettings(SparseSettings):
     """Labels of the nodes that may hold an actor, such as `{ray.io/market-type: spot}`."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """Number of images in flight in an engine. Default: what the engine recommends."""
+    decoders: Annotated[int, Field(ge=1)] | None = None
+    """Threads that decode and resize images. Default: four, or the actor's part of the machine's cores if it is
+    smaller: the actors on its GPUs share them."""
+    read_batch: Annotated[int, Field(ge=1)] | None = None
+    """Images that are read at a time; as many again are read ahead. Default: 64 for an engine on a GPU, 128 if it has
+    more than 256 captions in hand, 32 without a GPU."""
     part_size: Annotated[int, Field(ge=2)] = 512
     """Largest number of captions per unit that a kill of the actor costs, unless more images are in flight."""
     stall_seconds: Annotated[float, Field(gt=0)] = 600.0

@@ -48,7 +48,13 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option(help="Number of GPUs in the cluster. Default: unknown, so no estimate in days.")
     ] = Hardware.gpus,
-    gpu_gib: Annotated[float, typer.Option(help="Memory per GPU in GiB, as torch reports it.")] = Hardware.gpu_gib,
+    gpu_gib: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory per GPU in GiB, as torch reports it. Default: that of this machine's GPUs, or "
+            f"{Hardware.gpu_gib:g} without one."
+        ),
+    ] = None,
     tflops: Annotated[
         float, typer.Option(help="Peak per GPU in 16-bit TFLOP/s, for captioners of unknown speed.")
     ] = Hardware.tflops,
@@ -81,13 +87,19 @@ def plan(
     """
     with command("plan", json) as console:
         from lotlip_data.pipeline import inspection
+        from lotlip_data.pipeline.core.gpus import smallest_gpu_gib
 
         result = inspection.plan(
             load_validated_manifest(manifest),
             run,
             rows=rows,
             hardware=Hardware(
-                gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, mfu=mfu, price=price, download_speed=download_speed
+                gpus=gpus,
+                gpu_gib=smallest_gpu_gib() or Hardware.gpu_gib if gpu_gib is None else gpu_gib,
+                tflops=tflops,
+                mfu=mfu,
+                price=price,
+                download_speed=download_speed,
             ),
             speeds=_parse_speeds(speed or []),
             measure=time,

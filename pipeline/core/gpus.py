@@ -106,6 +106,12 @@ def ask_torch() -> TorchGpus:
         return TorchGpus("torch", "unknown", problem=f"no answer within {PROBE_SECONDS:g} seconds")
 
 
+def smallest_gpu_gib() -> float | None:
+    """Memory of the smallest GPU of this machine in GiB, as torch reports it; None without one."""
+    gpus = ask_torch().gpus if InstalledGpus.detect().devices else []
+    return min((memory for _, memory in gpus), default=0) / 2**30 or None
+
+
 def check_gpu_driver(installed: InstalledGpus | None = None, torch: TorchGpus | None = None) -> Check:
     """Whether torch can use the NVIDIA GPUs of this machine. Without any, it takes milliseconds.
 

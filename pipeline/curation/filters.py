@@ -21,6 +21,8 @@ TOO_FEW_LONG_TEXTS = "too_few_long_texts"
 """Reason to leave out a sample: it has fewer long texts than `min_long_texts`."""
 IMAGE_CHANGED = "image_changed"
 """Reason to leave out a long text: it is of other bytes than the image, which was downloaded again since."""
+PROMPT_CHANGED = "prompt_changed"
+"""Reason to leave out a long text: its prompt has columns of the sample, such as the raw text, that changed since."""
 
 
 @dataclass(frozen=True)

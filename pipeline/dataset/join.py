@@ -14,7 +14,6 @@ from lotlip_data.manifests import subcaptions
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.pipeline.curation.filters import (
-    IMAGE_CHANGED,
     TOO_FEW_LONG_TEXTS,
     Exclusion,
     Filters,
@@ -23,6 +22,7 @@ from lotlip_data.pipeline.curation.filters import (
     image_rejection,
     raw_texts,
 )
+from lotlip_data.pipeline.dataset.outdated import OUTDATED, outdated_reason
 
 SAMPLE, RAW = "sample", "raw"
 """Values of `what` in `schema.DROPPED`, besides the names of the captioners."""
@@ -43,30 +43,36 @@ class LongText(NamedTuple):
     text: str | None
     """None if the image has no caption."""
     flags: list[str]
-    is_outdated: bool
-    """Whether the caption is of other bytes, which the image's URL served when it was downloaded before."""
+    outdated: str | None
+    """Why the caption is not of the sample as it is now, as `outdated_reason` says; None if it is."""
 
     def rejection(self, rules: Filters) -> str | None:
         """Why the text is left out; None if it is not, or if there is no text."""
-        if self.is_outdated:
-            return IMAGE_CHANGED
+        if self.outdated is not None:
+            return self.outdated
         return None if self.text is None else next((flag for flag in self.flags if flag in rules.drop_flags), None)
 
 
 class Captions:
     """The captions of one shard by one captioner, as Arrow columns with an index by uid."""
 
-    def __init__(self, table: pa.Table, url: str, remedy: Callable[[], str]) -> None:
+    def __init__(self, table: pa.Table, url: str, remedy: Callable[[], str], fields: tuple[str, ...] = ()) -> None:
         """Args:
-        table: The captions, with the columns `uid`, `sha256`, `text` and `flags` of `schema.CAPTIONS`.
+        table: The captions, with the columns `uid`, `sha256`, `text` and `flags` of `schema.CAPTIONS`. Without the
+            column `fields_sha256` it is not known what the prompts had.
         url: The name of the captions in errors.
         remedy: Returns what to do if they do not fit the images; the end of an error message.
+        fields: Names of the fields in the captioner's prompt.
 
         Raises:
             JoinError: A uid occurs twice.
         """
         self.url, self.remedy = url, remedy
-        self._columns = {name: table[name].combine_chunks() for name in ("sha256", "text", "flags")}
+        if "fields_sha256" not in table.column_names:
+            table = table.append_column("fields_sha256", pa.nulls(len(table), pa.string()))
+        names = ("sha256", "text", "flags", "fields_sha256")
+        self._columns = {name: table[name].combine_chunks() for name in names}
+        self._fields = fields
         self._rows = {uid: row for row, uid in enumerate(table["uid"].to_pylist())}
         self.unused = set(self._rows)
         """The uids that `take` has not been called for."""
@@ -82,8 +88,8 @@ class Captions:
             name = f"image {image['key']} (uid {uid}, {image['url']})"
             raise JoinError(f"{self.url} has no row for {name}. {self.remedy()}")
         self.unused.discard(uid)
-        sha256, text, flags = (column[row].as_py() for column in self._columns.values())
-        return LongText(text, flags or [], sha256 != image["sha256"])
+        sha256, text, flags, fields_sha256 = (column[row].as_py() for column in self._columns.values())
+        return LongText(text, flags or [], outdated_reason(sha256, fields_sha256, image, self._fields))
 
 
 @dataclass
@@ -95,7 +101,7 @@ class Joined:
     rows: list[SampleRow] = field(default_factory=list)
     dropped: list[SampleRow] = field(default_factory=list)
     """Rows of `schema.DROPPED`, by key: whole samples, texts of samples that stay, and texts that a sample lacks
-    because its image has changed."""
+    because they are outdated."""
 
     @property
     def drops(self) -> Counter[str]:
@@ -121,7 +127,8 @@ def join(
 ) -> Joined:
     """Join the images of one shard with their captions, by uid and sha256.
 
-    A caption of other bytes than the image's is left out, with the reason that the image has changed.
+    A caption of other bytes than the image's is left out, with the reason that the image has changed, and so is one
+    whose prompt had other columns of the sample than it has now.
 
     Args:
         images: The json members of the shard's tar.
@@ -176,7 +183,7 @@ def _add_image(joined: Joined, image: SampleRow, taken: Mapping[str, LongText], 
     else:
         joined.drop(image, SAMPLE, reason, detail, distance)
         # New captions would bring the sample back, so outdated ones are listed. Other texts are dropped with it.
-        dropped_texts = [text for text in dropped_texts if reason == TOO_FEW_LONG_TEXTS and text[1] == IMAGE_CHANGED]
+        dropped_texts = [text for text in dropped_texts if reason == TOO_FEW_LONG_TEXTS and text[1] in OUTDATED]
     for what, text_reason, text in dropped_texts:
         joined.drop(image, what, text_reason, text)
 
@@ -195,7 +202,7 @@ def _text_columns(captioner: str, long_text: LongText, is_kept: bool, rules: Fil
     """The columns of one captioner. A text without any sub-caption (blank, or only full stops) counts as no text."""
     text = long_text.text if is_kept else None
     pieces = subcaptions.split(text or "", rules.sub_captions)
-    flags = [] if long_text.is_outdated else long_text.flags
+    flags = [] if long_text.outdated else long_text.flags
     return {
         captioner: text if pieces else None,
         captioner + SUB_SUFFIX: pieces,

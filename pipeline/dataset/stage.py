@@ -19,7 +19,6 @@ from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.artifacts import digest
 from lotlip_data.manifests.formats import dataset_index, schema
 from lotlip_data.manifests.formats.dataset_index import DatasetError, ShardFile, ShardRecord
-from lotlip_data.manifests.formats.schema import IMPORTED_KIND
 from lotlip_data.manifests.formats.tar_reader import open_seekable
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
@@ -31,19 +30,17 @@ from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.curation.exclusions import find_exclusions, read_list
-from lotlip_data.pipeline.curation.filters import IMAGE_CHANGED, Filters
+from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata
 from lotlip_data.pipeline.dataset.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.dataset.metadata import Recipe
+from lotlip_data.pipeline.dataset.outdated import LISTED, OutdatedCaptions, caption_command, is_imported
 from lotlip_data.pipeline.dataset.publish import publish, published
 from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, write_shard
 from lotlip_data.pipeline.downloading.reader import refetch_remedy
-from lotlip_data.pipeline.recaptioning.import_claims import import_command
+from lotlip_data.pipeline.recaptioning.prompts import recorded_fields
 
 logger = logging.getLogger(__name__)
-
-_LISTED = 5
-"""Names that a message lists; of the others it has the number."""
 
 
 @dataclass
@@ -103,10 +100,10 @@ def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> Shard
     del done, earlier  # most of the memory of a large run
     _build_all(run, recipe, [] if unsurveyed else [task for task in pending if task.shard in ready], summary)
     if not summary.failed:
-        changed: Counter[tuple[str, int]] = Counter()
-        summary.published = publish(run, manifest, recipe, _count_changed(changed, _read_records(run, tasks)))
-        if changed:
-            logger.info(_changed_message(run, changed))
+        outdated = OutdatedCaptions()
+        summary.published = publish(run, manifest, recipe, _count_outdated(outdated, _read_records(run, tasks)))
+        for line in outdated.messages(run, "are left out", f", see `dropped_texts` in {run.dataset}"):
+            logger.info(line)
     return summary
 
 
@@ -206,8 +203,7 @@ def _ready_shards(
 def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str]) -> str:
     """How to get the captions that `name` lacks, or do without: captions by the captioners `complete` exist."""
     command = caption_command(run, name)
-    is_imported = _is_imported(run, name)
-    if name in manifest.captioner_names or is_imported:
+    if name in manifest.captioner_names or is_imported(run, name):
         bring = f"run {command}"
     else:
         bring = f"name it under `captioners` in {run.manifest} again and run {command}"
@@ -216,45 +212,20 @@ def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str]) ->
 
 
 def _format_shards(shards: set[int]) -> str:
-    names = [shard_name(shard) for shard in sorted(shards)[:_LISTED]]
-    return f"{wording.count(len(shards), 'shard')} ({', '.join(names)}{', …' if len(shards) > _LISTED else ''})"
-
-
-def caption_command(run: Run, name: str) -> str:
-    """The command that makes missing captions by a captioner."""
-    if _is_imported(run, name):
-        return import_command(run, name)
-    return f"`lotlip-data recaption {run.url}`"
-
-
-def _is_imported(run: Run, name: str) -> bool:
-    return ledger.captioner_settings(run, name).get("kind") == IMPORTED_KIND
+    names = [shard_name(shard) for shard in sorted(shards)[:LISTED]]
+    return f"{wording.count(len(shards), 'shard')} ({', '.join(names)}{', …' if len(shards) > LISTED else ''})"
 
 
 def _read_records(run: Run, tasks: Sequence[BuildTask]) -> Iterator[ShardRecord]:
     return map_ordered(lambda task: dataset_index.read_record(run, task.shard, task.fingerprint), tasks)
 
 
-def _count_changed(changed: Counter[tuple[str, int]], records: Iterable[ShardRecord]) -> Iterator[ShardRecord]:
-    """The records, as they come. Counts the captions of changed images, by captioner and shard, in `changed`."""
+def _count_outdated(outdated: OutdatedCaptions, records: Iterable[ShardRecord]) -> Iterator[ShardRecord]:
+    """The records, as they come. Counts the outdated captions that they leave out."""
     for record in records:
         for what, counts in record.dropped_texts.items():
-            if IMAGE_CHANGED in counts:
-                changed[what, record.shard] += counts[IMAGE_CHANGED]
+            outdated.add(what, record.shard, counts)
         yield record
-
-
-def _changed_message(run: Run, changed: Mapping[tuple[str, int], int]) -> str:
-    """What to do about captions that were left out because their images changed."""
-    files = [run.caption_shard(*key) for key in sorted(changed)]
-    others = len(files) - _LISTED
-    more = f" (and {others} more, see `dropped_texts` in {run.dataset})" if others > 0 else ""
-    commands = dict.fromkeys(caption_command(run, name) for name, _ in sorted(changed))
-    return (
-        f"{sum(changed.values()):,} captions are left out ({IMAGE_CHANGED}): their images were downloaded again since "
-        f"and have changed. To caption them again, remove {', '.join(files[:_LISTED])}{more}, run "
-        f"{' and '.join(commands)}, then `lotlip-data shard {run.url}`"
-    )
 
 
 def _build_all(run: Run, recipe: Recipe, tasks: list[BuildTask], summary: ShardSummary) -> None:
@@ -332,7 +303,10 @@ def read_captions(run: Run, name: str, number: int) -> Captions:
     def remedy() -> str:
         return f"Remove {url}, and run {caption_command(run, name)} again."
 
-    return Captions(artifacts.read_parquet(url, remedy(), ["uid", "sha256", "text", "flags"]), url, remedy)
+    fields = recorded_fields(ledger.captioner_settings(run, name))
+    # Files of earlier releases lack the hash, and a missing column cannot be asked for.
+    columns = None if fields else ["uid", "sha256", "text", "flags"]
+    return Captions(artifacts.read_parquet(url, remedy(), columns), url, remedy, fields)
 
 
 def _read_drops(run: Run, task: BuildTask, keys: Iterable[str]) -> Drops:

@@ -334,6 +334,10 @@ def _format_money(amount: float | None) -> str:
     return "" if amount is None else f", cost {amount:,.2f}"
 
 
+def _bits(width: float) -> str:
+    return f"{8 * width:g}-bit"
+
+
 def concurrent_captions(
     job: CaptionerJob, sizes: ModelSizes, gpus: float, gpu_gib: float, caption_tokens: float
 ) -> tuple[int, str] | None:
@@ -355,6 +359,8 @@ def concurrent_captions(
     if not gpus or job.pool.engine == "transformers":
         return None
     options, spread = job.pool.engine_options, job.config.tensor_parallel_size
+    config = job.config
+    sizes = sizes.stored_as(config.dtype, config.quantization, config.kv_cache_dtype)
     utilization = engine_options(job.config, job.pool, gpus).gpu_memory_utilization
     fit = max_sequences(sizes, gpu_gib, utilization, spread, options.kv_cache_gib, caption_tokens)
     if options.kv_cache_gib is None:
@@ -362,12 +368,12 @@ def concurrent_captions(
         origin = "gpu_memory_utilization" if is_configured else "limited by num_gpus"
         memory = (
             f"{spread} × ({utilization:g} ({origin}) × {gpu_gib:g} GiB − {WORKING_MEMORY_GIB:g} GiB of working memory) "
-            f"− {sizes.weights_gib:.1f} GiB of 16-bit weights"
+            f"− {sizes.weights_gib:.1f} GiB of {config.quantization or _bits(sizes.weight_bytes)} weights"
         )
     else:
         memory = f"{spread} × {options.kv_cache_gib:g} GiB of KV cache (kv_cache_gib)"
     per_caption = (
-        f"{sizes.kv_bytes_per_token / 2**20:.3g} MiB of 16-bit KV cache per token, "
+        f"{sizes.kv_bytes_per_token / 2**20:.3g} MiB of {_bits(sizes.cache_bytes)} KV cache per token, "
         f"{sizes.sequence_tokens(caption_tokens):,.0f} tokens per caption"
     )
     return fit, f"memory: {memory}; {per_caption}"

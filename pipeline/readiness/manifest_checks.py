@@ -1,4 +1,4 @@
-"""Checks of what a manifest needs: the files of its lists, models, GPUs and engines.
+"""Checks of what a manifest needs: the files of its lists, models, GPUs and engines, and what its prompts may hold.
 
 `lotlip-data run` calls `check_models` before the download, and `lotlip-data doctor` all of them.
 """
@@ -14,12 +14,12 @@ from lotlip_data.pipeline.core.ledger import captioned_shards
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.model_stages.train import check_towers
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_per_actor, resolve_captioners
-from lotlip_data.pipeline.recaptioning.job_checks import check_jobs
+from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts
 from lotlip_data.pipeline.url_lists.files import files_of
 
 
 def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
-    """Whether models are available, and as many GPUs as each captioner asks for.
+    """Whether prompts are valid, models available, and as many GPUs as each captioner asks for.
 
     It reads config.json of captioners and asks the hub for the towers of trainings; it loads no model.
 
@@ -29,6 +29,7 @@ def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
     """
     jobs = captioner_jobs(manifest)
     jobs = [job for job in jobs if run is None or not captioned_shards(run, job.config.name)]
+    yield from check_prompts(text for job in jobs for text in job.config.texts)
     yield from check_jobs(jobs)
     entries = [entry for entry in manifest.train if run is None or not storage.exists(run.training_done(entry.folder))]
     yield from check_towers(entries)

@@ -9,17 +9,18 @@ import platform
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from lotlip_data.captioners.base import Capacity, CaptionerConfig, EngineDead, EngineUnreachable
+from lotlip_data.captioners.base import Capacity, CaptionerConfig, Engine, EngineDead, EngineUnreachable
 from lotlip_data.captioners.load_errors import EngineStartError
 from lotlip_data.captioners.model_files import combined_digest
+from lotlip_data.captioners.sizing import ReadingDefaults, reading_defaults
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints.hub import HubUnreachable
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.core.gpus import hide_gpus, require_assigned
+from lotlip_data.pipeline.core.gpus import InstalledGpus, hide_gpus, require_assigned
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.recaptioning.claims import (
     check_model,
@@ -29,7 +30,8 @@ from lotlip_data.pipeline.recaptioning.claims import (
     with_claimed_revision,
 )
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, engine_options
-from lotlip_data.pipeline.recaptioning.results import Row, UnitResult
+from lotlip_data.pipeline.recaptioning.results import Row
+from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
 
 MAX_FAILED_STARTS = 5
@@ -71,10 +73,13 @@ class StartReport:
     """Time until plain images had their captions."""
     capacity: Capacity | None
     """None for an engine that does not report it."""
+    reading: ReadingDefaults
+    """How images are read for the engine."""
 
     def __str__(self) -> str:
         model = f"{self.model}, {self.capacity}" if self.capacity else self.model
-        return f"started in {self.load_seconds:.1f} s, first image in {self.warm_up_seconds:.1f} s; {model}"
+        seconds = f"started in {self.load_seconds:.1f} s, first image in {self.warm_up_seconds:.1f} s"
+        return f"{seconds}; {model}; {self.reading}"
 
 
 def _tries(error: Exception) -> int:
@@ -85,10 +90,18 @@ def _tries(error: Exception) -> int:
 
 
 class CaptionActor:
-    """One process with one engine."""
+    """One process with one engine.
 
-    def __init__(self, run_url: str, config: CaptionerConfig, settings: PoolSettings) -> None:
+    Args:
+        run_url: The run.
+        config: The captioner.
+        settings: Its pool.
+        texts: Names of the captioner's texts that are wanted.
+    """
+
+    def __init__(self, run_url: str, config: CaptionerConfig, settings: PoolSettings, texts: Sequence[str]) -> None:
         self._run, self._config, self._settings = Run(run_url), config, settings
+        self._texts = [text for text in config.texts if text.name in texts]
         self._starting: asyncio.Future[StartReport] | None = None
 
     async def placed(self) -> None:
@@ -130,12 +143,11 @@ class CaptionActor:
                 hide_gpus()
             await asyncio.to_thread(require_assigned, gpus, f"captioner {name!r}")
         model = await asyncio.to_thread(origin, self._config, settings.engine_options)
-        check_model(self._run, self._config, model)
-        claim_revision(self._run, self._config)  # the driver may not reach the hub
-        config = with_claimed_revision(self._run, self._config)
+        config = self._claim(model)
         options = engine_options(config, settings, gpus)
         engine = load_engine(config, settings.engine, **options.explicit)
         loaded = time.monotonic()
+        reading = _reading(settings, gpus, engine)
         self._worker = CaptionWorker(
             self._run,
             self._config,
@@ -144,14 +156,17 @@ class CaptionActor:
             settings.part_size,
             settings.concurrency,
             gpus,
-            _counters(name),
+            _counters(),
             combined_digest(model),
             settings.max_rejected,
+            reading.decoders,
+            reading.read_batch,
         )
         arguments = (asyncio.get_running_loop(), settings.stall_seconds)
         threading.Thread(target=self._watch, args=arguments, name="watchdog", daemon=True).start()
-        await self._worker.warm_up()
-        claim_model(self._run, self._config, model)
+        await self._worker.warm_up([text.name for text in self._texts])
+        for text in self._texts:
+            claim_model(self._run, text, model)
         report = StartReport(
             self._config.model,
             platform.node(),
@@ -159,9 +174,18 @@ class CaptionActor:
             round(loaded - started, 1),
             round(time.monotonic() - loaded, 1),
             getattr(engine, "capacity", None),
+            reading,
         )
         await asyncio.to_thread(self._record, report)
         return report
+
+    def _claim(self, model: dict[str, str]) -> CaptionerConfig:
+        """Compare the model with the one of earlier captions. Returns the configuration to load the engine with."""
+        together = [text.name for text in self._config.texts]
+        for text in self._texts:
+            check_model(self._run, text, model)
+            claim_revision(self._run, text, together)  # the driver may not reach the hub
+        return with_claimed_revision(self._run, self._config, [text.name for text in self._texts])
 
     def _record(self, report: StartReport) -> None:
         now = int(time.time())
@@ -169,10 +193,10 @@ class CaptionActor:
         with contextlib.suppress(OSError, UserError):  # like a log, it is not worth an engine
             storage.replace(target, json.dumps({"started_at": now, **asdict(report)}, indent=2).encode())
 
-    async def caption(self, shard: int) -> UnitResult:
-        """Caption and commit one shard. If the engine dies, the process ends, and Ray restarts the actor."""
+    async def caption(self, shard: int, texts: Sequence[str]) -> ShardOutcome:
+        """Caption and commit these texts of a shard. If the engine dies, the process ends; Ray restarts the actor."""
         try:
-            return await self._worker.caption_shard(shard)
+            return await self._worker.caption_shard(shard, texts)
         except EngineDead:
             os._exit(1)
 
@@ -192,15 +216,28 @@ class CaptionActor:
         os._exit(1)
 
 
-def _counters(captioner: str) -> Callable[[Row], None]:
-    """Ray metrics per captioner. The ledger has the same figures for committed shards."""
+def _reading(settings: PoolSettings, gpus: float, engine: Engine) -> ReadingDefaults:
+    """How images are read for an engine: the pool's settings, or what follows from the machine and the engine.
+
+    Args:
+        settings: The pool's settings.
+        gpus: GPUs that Ray reserved for the actor.
+        engine: The engine.
+    """
+    machine_gpus = max(1, InstalledGpus.detect().devices) if gpus else 0
+    defaults = reading_defaults(gpus=machine_gpus, sequences=engine.window)
+    return ReadingDefaults(settings.decoders or defaults.decoders, settings.read_batch or defaults.read_batch)
+
+
+def _counters() -> Callable[[str, Row], None]:
+    """Ray metrics by the name of the text. The ledger has the same figures for committed shards."""
     from ray.util import metrics
 
     kinds = ("lotlip_captions", "lotlip_rejections", "lotlip_caption_tokens")
     captions, rejections, tokens = (metrics.Counter(name, tag_keys=("captioner",)) for name in kinds)
 
-    def count(row: Row) -> None:
-        tags = {"captioner": captioner}
+    def count(name: str, row: Row) -> None:
+        tags = {"captioner": name}
         (captions if row["error"] is None else rejections).inc(1, tags)
         if row["tokens"]:
             tokens.inc(row["tokens"], tags)

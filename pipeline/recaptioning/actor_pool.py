@@ -1,5 +1,7 @@
 """Pools of Ray actors that work through queues of (captioner, shard) units. Only this file schedules Ray actors.
 
+A unit is all texts of a captioner that a shard lacks: an actor makes them from one reading of its images.
+
 Ray places the actors, restarts them where there is room, and asks its autoscaler for nodes. Each pool keeps the queue
 of one captioner:
 
@@ -36,7 +38,8 @@ from lotlip_data.pipeline.recaptioning.actor import (
     StartReport,
 )
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_per_actor
-from lotlip_data.pipeline.recaptioning.results import TooManyRejections, UnitResult
+from lotlip_data.pipeline.recaptioning.results import UnitResult
+from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ UNITS_PER_ACTOR = 2
 """Units that an actor holds, so that its engine does not drain where one ends and the next begins."""
 
 MAX_FAILED_UNITS = 10
-"""Failed units in a row after which the pool stops."""
+"""Failed units in a row after which a text is not tried any more. Without any text left, the pool stops."""
 
 MAX_LOST_STARTS = 10
 """Starts of an engine in a row at which the process died, after which its actor is removed."""
@@ -73,8 +76,11 @@ class FailedUnit:
     """A shard that failed. Without a shard: all units that a stopped pool leaves."""
 
     captioner: str
+    """Name of the captioner, or of its one text that failed."""
     shard: int | None
     reason: str
+    texts: tuple[str, ...]
+    """Names of the texts that failed."""
 
 
 @dataclass(eq=False)
@@ -106,7 +112,9 @@ class ActorPool:
     run: Run
     config: CaptionerConfig
     settings: PoolSettings
-    queue: deque[int]
+    texts: dict[int, tuple[str, ...]]
+    """By shard, the names of the texts that it lacks."""
+    queue: deque[int] = field(default_factory=deque)
     """Shards that no actor holds."""
     slots: list[ActorSlot] = field(default_factory=list)
     placing: dict[Any, ActorSlot] = field(default_factory=dict)
@@ -119,14 +127,17 @@ class ActorPool:
     """By shard: failures in a row without progress in between."""
     saved_parts: dict[int, list[str]] = field(default_factory=dict)
     """By shard: the names in its parts folder at its last failure."""
-    failed_units: int = 0
-    """Failed units in a row."""
+    failed_units: Counter[str] = field(default_factory=Counter)
+    """By text, failed units in a row."""
     replacements: int = 0
     """Times in a row that removed actors were asked for again."""
     replace_at: float = 0.0
     """When they may be asked for again, in monotonic time."""
     stop_reason: str = ""
     """Why the pool starts no further actor; empty while it works."""
+
+    def __post_init__(self) -> None:
+        self.queue = self.queue or deque(self.texts)
 
     @property
     def busy(self) -> bool:
@@ -173,39 +184,37 @@ class ActorPool:
             for slot in self.slots:
                 if self.queue and slot.ready and held[slot] <= load:
                     shard = self.queue.popleft()
-                    self.running[slot.handle.caption.remote(shard)] = (slot, shard)
+                    self.running[slot.handle.caption.remote(shard, self.texts[shard])] = (slot, shard)
                     held[slot] += 1
         if not self.queue:
             for slot in [slot for slot in self.slots if not held[slot]]:
                 self._release(slot)
         self._replace_removed()
 
-    def collect(self, reference: Any) -> UnitResult | FailedUnit | None:
+    def collect(self, reference: Any) -> list[UnitResult | FailedUnit]:
         """Handle the answer to one call.
 
         Args:
             reference: A key of `placing`, `starting` or `running` whose answer has arrived.
 
         Returns:
-            The result of a finished unit, a failed unit, or None if the answer ends no unit.
+            What the answer ends: a result for each finished text of a unit, and failed units.
 
         Raises:
             DiskError: Captions cannot be written, those of other units neither.
         """
         if reference in self.placing:
             self._handle_placement(self.placing.pop(reference), reference)
-            return None
+            return []
         if reference in self.starting:
             self._handle_start(self.starting.pop(reference), reference)
-            return None
+            return []
         slot, shard = self.running.pop(reference)
         try:
-            result: UnitResult = ray.get(reference)
+            outcome: ShardOutcome = ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, DiskError):
                 raise error.cause from None
-            if isinstance(error.cause, TooManyRejections):  # another try would end alike
-                return self._give_up(shard, _reason(error))
             self._count_failure([shard])
             return self._requeue(shard, _reason(error))
         except RayActorError as error:
@@ -217,15 +226,20 @@ class ActorPool:
             return self._requeue(shard, one_line(error))
         self.failed_attempts.pop(shard, None)
         self.saved_parts.pop(shard, None)
-        self.failed_units = 0
-        return result
+        for result in outcome.done:
+            self.failed_units.pop(result.captioner, None)
+        refused = outcome.refused.items()  # another try would end alike
+        failed = [unit for name, reason in refused for unit in self._give_up(name, shard, reason, (name,))]
+        return [*outcome.done, *failed]
 
     def abandon(self) -> FailedUnit | None:
         """All units that are left, if the pool has no actor and starts none."""
         if not (self.stop_reason and self.queue) or self.slots or self.running:
             return None
-        left, self.queue = len(self.queue), deque()
-        return FailedUnit(self.config.name, None, f"{wording.count(left, 'shard')} not captioned: {self.stop_reason}")
+        left = wording.count(len(self.queue), "shard")
+        names = sorted({name for shard in self.queue for name in self.texts[shard]})
+        self.queue.clear()
+        return FailedUnit(self.config.name, None, f"{left} not captioned: {self.stop_reason}", tuple(names))
 
     def drain(self) -> list[Any]:
         """Ask the actors that hold units to save finished captions. Returns the references of the calls."""
@@ -325,26 +339,53 @@ class ActorPool:
 
     def _count_failure(self, shards: Sequence[int]) -> None:
         """Count one failure of the units that one actor held. New parts of any of them restart the count of all."""
-        parts = {shard: storage.list_names(self.run.caption_parts(self.config.name, shard)) for shard in shards}
+        parts = {shard: self._parts(shard) for shard in shards}
         progressed = any(self.saved_parts.get(shard) != names for shard, names in parts.items())
         self.saved_parts.update(parts)
         for shard in shards:
             self.failed_attempts[shard] = 1 if progressed else self.failed_attempts[shard] + 1
 
-    def _requeue(self, shard: int, reason: str) -> FailedUnit | None:
+    def _parts(self, shard: int) -> list[str]:
+        """What the storage has of a unit that is not finished."""
+        folders = [self.run.caption_parts(name, shard) for name in self.texts[shard]]
+        return [name for folder in folders for name in storage.list_names(folder)]
+
+    def _requeue(self, shard: int, reason: str) -> list[UnitResult | FailedUnit]:
         """Return the unit to the queue, or report it after MAX_ATTEMPTS failures in a row without progress."""
         if self.failed_attempts[shard] < MAX_ATTEMPTS:
             self.queue.appendleft(shard)
-            return None
-        return self._give_up(shard, reason)
+            return []
+        return [*self._give_up(self.config.name, shard, reason, self.texts[shard])]
 
-    def _give_up(self, shard: int, reason: str) -> FailedUnit:
-        """Report a failed unit. The pool stops after MAX_FAILED_UNITS in a row."""
-        self.failed_units += 1
-        if self.failed_units == MAX_FAILED_UNITS:
-            self.stop_reason = f"{MAX_FAILED_UNITS} shards in a row failed, the last one with: {reason}"
+    def _give_up(self, name: str, shard: int, reason: str, texts: tuple[str, ...]) -> Iterator[FailedUnit]:
+        """Report texts of a shard that failed. A text that failed in MAX_FAILED_UNITS in a row is not tried any more.
+
+        Args:
+            name: The captioner, or its text.
+            shard: The shard.
+            reason: Why it failed.
+            texts: Names of the texts that failed.
+        """
+        yield FailedUnit(name, shard, reason, texts)
+        self.failed_units.update(texts)
+        stopped = tuple(text for text in texts if self.failed_units[text] == MAX_FAILED_UNITS)
+        if stopped:
+            yield from self._stop(stopped, f"{MAX_FAILED_UNITS} shards in a row failed, the last one with: {reason}")
+
+    def _stop(self, texts: tuple[str, ...], reason: str) -> Iterator[FailedUnit]:
+        """Leave texts out of the units in the queue. The pool stops if they are all that is left."""
+        unfinished = [*self.queue, *(shard for _, shard in self.running.values())]
+        if {name for shard in unfinished for name in self.texts[shard]}.issubset(texts):
+            self.stop_reason = reason
             self.shutdown()
-        return FailedUnit(self.config.name, shard, reason)
+            return
+        for text in texts:
+            left = [shard for shard in self.queue if text in self.texts[shard]]
+            for shard in left:
+                self.texts[shard] = tuple(name for name in self.texts[shard] if name != text)
+            if left:
+                yield FailedUnit(text, None, f"{wording.count(len(left), 'shard')} not captioned: {reason}", (text,))
+        self.queue = deque(shard for shard in self.queue if self.texts[shard])
 
 
 def create_actor(pool: ActorPool) -> Any:
@@ -361,7 +402,8 @@ def create_actor(pool: ActorPool) -> Any:
         runtime_env=_runtime_env(num_gpus),
         max_restarts=-1,  # a run of weeks loses many actors; the pool counts the failures that end it
     )
-    return actor_class.remote(pool.run.url, pool.config, settings)
+    names = sorted({name for texts in pool.texts.values() for name in texts})
+    return actor_class.remote(pool.run.url, pool.config, settings, names)
 
 
 def end_actor(handle: Any, restart: bool = False) -> None:
@@ -371,7 +413,7 @@ def end_actor(handle: Any, restart: bool = False) -> None:
 
 def run_pools(
     pools: Sequence[ActorPool],
-    on_done: Callable[[str, UnitResult], None],
+    on_done: Callable[[str, Sequence[UnitResult]], None],
     on_failed: Callable[[FailedUnit], None],
     on_tick: Callable[[], None] = lambda: None,
 ) -> None:
@@ -379,7 +421,7 @@ def run_pools(
 
     Args:
         pools: The pools, which share the cluster.
-        on_done: Called once with the captioner's name and the result of each finished unit.
+        on_done: Called once with the captioner's name and the results of the texts that one unit has finished.
         on_failed: Called once for each failed unit.
         on_tick: Called about once per second, to show the progress of unfinished units.
     """
@@ -392,11 +434,11 @@ def run_pools(
             for pool in pools:
                 pool.dispatch()
             on_tick()
-            for pool, result in _collect_answers(pools):
-                if isinstance(result, FailedUnit):
-                    on_failed(result)
-                else:
-                    on_done(pool.config.name, result)
+            for pool, results in _collect_answers(pools):
+                if done := [result for result in results if isinstance(result, UnitResult)]:
+                    on_done(pool.config.name, done)
+                for failed in [result for result in results if isinstance(result, FailedUnit)]:
+                    on_failed(failed)
             if any(slot.ready for pool in pools for slot in pool.slots):
                 waiting_since = None
             elif waiting_since and time.monotonic() - waiting_since > WAIT_WARNING_SECONDS:
@@ -422,8 +464,8 @@ def _create_actors(pools: Sequence[ActorPool]) -> None:
         pools[number].add_actor()
 
 
-def _collect_answers(pools: Sequence[ActorPool]) -> Iterator[tuple[ActorPool, UnitResult | FailedUnit]]:
-    """Wait about a second at most for answers, and yield the units that they end."""
+def _collect_answers(pools: Sequence[ActorPool]) -> Iterator[tuple[ActorPool, list[UnitResult | FailedUnit]]]:
+    """Wait about a second at most for answers, and yield what they end."""
     owner = {reference: pool for pool in pools for reference in (*pool.placing, *pool.starting, *pool.running)}
     if owner:
         ray.wait(list(owner), num_returns=1, timeout=1.0)
@@ -433,11 +475,11 @@ def _collect_answers(pools: Sequence[ActorPool]) -> Iterator[tuple[ActorPool, Un
         answered = []
         time.sleep(0.2)
     for reference in answered:
-        if result := owner[reference].collect(reference):
-            yield owner[reference], result
+        if results := owner[reference].collect(reference):
+            yield owner[reference], results
     for pool in pools:
         if abandoned := pool.abandon():
-            yield pool, abandoned
+            yield pool, [abandoned]
 
 
 def _runtime_env(num_gpus: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+from collections.abc import Sequence
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
 from lotlip_data.captioners.model_files import changed_files, combined_digest, model_files
@@ -97,33 +98,61 @@ def check_claims(run: Run, captioner: CaptionerConfig, model_digest: str) -> Non
             )
 
 
-def claim_revision(run: Run, captioner: CaptionerConfig) -> None:
+def claim_revision(run: Run, captioner: CaptionerConfig, others: Sequence[str] = ()) -> None:
     """Record, once, which commit of its model on the hub the captioner uses in this run: a branch can move meanwhile.
 
     Nothing is recorded if the settings name a commit or a folder, or where neither the hub nor its cache is at hand.
+
+    Args:
+        run: The run.
+        captioner: The captioner.
+        others: Captioners that the same engine makes. If one of them has a commit, it is taken.
     """
     path = run.model_revision(captioner.name)
     if is_commit(captioner.revision) or not get_kind(captioner.kind).loads_model or not hub.is_on_hub(captioner.model):
         return
-    if storage.exists(path) or not (commit := hub.find_commit(captioner.model, captioner.revision)):
+    if storage.exists(path):
         return
-    if storage.create(path, artifacts.encode_json({"model": captioner.model, "revision": commit}, indent=1)):
+    known = filter(None, (_recorded_commit(run, name, captioner.model) for name in others))
+    commit = next(known, None) or hub.find_commit(captioner.model, captioner.revision)
+    if commit and storage.create(path, artifacts.encode_json({"model": captioner.model, "revision": commit}, indent=1)):
         logger.info(f"{captioner.name}: this run uses commit {commit} of {captioner.model}, as {path} records")
 
 
-def with_claimed_revision(run: Run, captioner: CaptionerConfig) -> CaptionerConfig:
+def with_claimed_revision(run: Run, captioner: CaptionerConfig, texts: Sequence[str] = ()) -> CaptionerConfig:
     """The configuration to load the engine with: with the recorded commit in place of a branch.
 
     Its id differs; captions are made in the name of the captioner as it is.
+
+    Args:
+        run: The run.
+        captioner: The captioner.
+        texts: Names of the texts that the engine makes, if it makes several.
+
+    Raises:
+        RecaptionError: Texts that the same engine is to make have different commits.
     """
-    path = run.model_revision(captioner.name)
+    if is_commit(captioner.revision):
+        return captioner
+    names = texts or [captioner.name]
+    commits = {name: commit for name in names if (commit := _recorded_commit(run, name, captioner.model))}
+    if len(set(commits.values())) > 1:
+        shown = ", ".join(f"{commit} in {run.model_revision(name)}" for name, commit in commits.items())
+        raise RecaptionError(
+            f"captioner {captioner.name!r}: its texts were made with different commits of {captioner.model} ({shown}), "
+            "and one engine has one of them. Select texts of one commit with --captioner, or write a captioner for each"
+        )
+    return captioner.replace(revision=next(iter(commits.values()))) if commits else captioner
+
+
+def _recorded_commit(run: Run, name: str, model: str) -> str | None:
+    """The commit of a model that a captioner's folder records; None if it records none, or one of another model."""
+    path = run.model_revision(name)
     try:
         recorded = artifacts.read_json(path, "Remove it; the newest commit is then recorded.", dict[str, str])
     except FileNotFoundError:
-        return captioner
-    if is_commit(captioner.revision) or recorded.get("model") != captioner.model:
-        return captioner
-    return captioner.replace(revision=recorded.get("revision"))
+        return None
+    return recorded.get("revision") if recorded.get("model") == model else None
 
 
 def origin(captioner: CaptionerConfig, options: EngineOptions) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 captioners:
   - llava                                   # the published LLaVA-1.5
-  - {preset: llava, name: llava-fp8, quantization: fp8}
+  - {preset: llava, name: llava-pad, image_fit: pad}
   - {name: mine, kind: llava, model: /models/mine, pool: {max_actors: 8, num_gpus: 1}}
   - {preset: llava, name: both, prompts: {long: Describe the image in detail., title: Give the image a title.}}
 """

@@ -1,8 +1,10 @@
-"""Whether a captioner can run: its GPUs, its model and the options of its engine. Nothing is loaded."""
+"""Whether a captioner can run: its prompts, its GPUs, its model and the options of its engine. Nothing is loaded."""
 
 from collections.abc import Iterable, Iterator
 
+from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.registry import get_kind
+from lotlip_data.manifests.settings.prompt_syntax import FIELDS, unknown_fields
 from lotlip_data.pipeline.core.checks import check_captioner, check_gpus
 from lotlip_data.pipeline.core.findings import Check, Level
 from lotlip_data.pipeline.core.gpus import check_gpu_driver
@@ -28,6 +30,23 @@ def check_jobs(jobs: Iterable[CaptionerJob], on_node: bool = False) -> Iterator[
     for job in jobs:
         yield check_captioner(job.config, on_node)
         yield from _check_options(job, on_node)
+
+
+def check_prompts(texts: Iterable[CaptionerConfig]) -> Iterator[Check]:
+    """Whether each `{name}` in a prompt is a column of a sample.
+
+    Captioners of earlier releases, whose prompts have no fields, may have others: leave out those that have captions.
+
+    Args:
+        texts: The captioners, each with one prompt.
+    """
+    known = ", ".join(f"{{{name}}}" for name in FIELDS)
+    for config in texts:
+        unknown = dict.fromkeys(name for prompt in config.instructions for name in unknown_fields(prompt))
+        for name in unknown:
+            finding = f"prompt: {{{name}}} is no column of a sample; the columns are {known}"
+            fix = f"for the text {{{name}}} itself, write {{{{{name}}}}}"
+            yield Check(f"captioner {config.name!r}", Level.ERROR, finding, fix)
 
 
 def _check_options(job: CaptionerJob, on_node: bool) -> Iterator[Check]:

@@ -10,7 +10,7 @@ would hit it again. An image that has died alone twice is poison.
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lotlip_data.manifests import storage
@@ -41,16 +41,17 @@ class Suspects:
     """Not to be tried again: uid → reason."""
 
 
-def find_suspects(folder: str, saved: set[str]) -> Suspects:
-    """Read what dead attempts left in a shard's parts folder.
+def find_suspects(folders: Sequence[str], saved: set[str]) -> Suspects:
+    """Read what dead attempts left in the parts folders of a shard.
 
     Args:
-        folder: The parts folder.
-        saved: The uids that the parts hold.
+        folders: The parts folders, one for each text that is not committed.
+        saved: The uids that the parts of all texts hold.
     """
     attempts, causes = [], []
-    for name in storage.list_names(folder):
-        if name.startswith(_PREFIX) and (log := _read(storage.join(folder, name))):
+    paths = (storage.join(folder, name) for folder in folders for name in storage.list_names(folder, ".json"))
+    for path in paths:
+        if path.rpartition("/")[2].startswith(_PREFIX) and (log := _read(path)):
             uids, cause = log
             attempts.append(uids)
             causes.append(cause)

@@ -1,4 +1,7 @@
-"""Progress bars of the recaption stage: images per captioner, including the saved images of unfinished shards."""
+"""Progress bars of the recaption stage, one per captioner: images, or captions if it makes several texts for each.
+
+Saved captions of unfinished shards count.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -22,12 +25,13 @@ class CaptionProgress:
 
     Args:
         run: The run.
-        shards: By captioner, the shards to caption.
+        shards: By captioner and by text, the shards to caption.
     """
 
-    def __init__(self, run: Run, shards: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, run: Run, shards: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
         self._run = run
-        self._bars = {name: _CaptionerBar(run, name, numbers) for name, numbers in shards.items()}
+        self._bars = {name: _CaptionerBar(run, name, texts) for name, texts in shards.items()}
+        self._bar_of = {text: self._bars[name] for name, texts in shards.items() for text in texts}
         self._interval = REFRESH_SECONDS if bars_visible() else REFRESH_SECONDS_WITHOUT_BARS
         self._refreshed_at = time.monotonic()
 
@@ -41,13 +45,13 @@ class CaptionProgress:
     def __exit__(self, *error: object) -> None:
         self._exit.close()
 
-    def complete(self, name: str, shard: int, record: WorkRecord) -> None:
-        """Count a shard that is committed."""
-        self._bars[name].complete(shard, record)
+    def complete(self, text: str, shard: int, record: WorkRecord) -> None:
+        """Count a text of a shard that is committed."""
+        self._bar_of[text].complete(text, shard, record)
 
-    def fail(self, name: str, shard: int | None) -> None:
-        """Count a shard that failed, or without `shard` all that a stopped captioner leaves."""
-        self._bars[name].fail(shard)
+    def fail(self, text: str, shard: int | None) -> None:
+        """Count a text of a shard that failed, or without `shard` of all shards that a stopped captioner leaves."""
+        self._bar_of[text].fail(text, shard)
 
     def refresh(self) -> None:
         """Count the images of unfinished shards, at most once per interval. The clocks of the bars always move."""
@@ -65,33 +69,39 @@ class _CaptionerBar:
 
     A listing of the parts of all shards in progress takes seconds on an object storage, so only `refresh` makes one. A
     shard that ends meanwhile takes its parts out of the last listing.
+
+    Args:
+        run: The run.
+        name: The captioner.
+        shards: By text, the shards to caption.
     """
 
-    def __init__(self, run: Run, name: str, shards: Sequence[int]) -> None:
+    def __init__(self, run: Run, name: str, shards: Mapping[str, Sequence[int]]) -> None:
         self._run, self._name = run, name
-        self._images = ledger.fetched_images(run, shards)
-        self._unfinished = set(shards)
+        self._unit = "image" if len(shards) == 1 else "caption"
+        self._captions = sum(ledger.fetched_images(run, numbers) for numbers in shards.values())
+        self._unfinished = {text: set(numbers) for text, numbers in shards.items()}
         self._total = _NOTHING
         """The work on committed shards and on the parts in `_parts`."""
-        self._parts: dict[int, WorkRecord] = {}
-        """By unfinished shard, the work on its parts at the last listing."""
+        self._parts: dict[tuple[str, int], WorkRecord] = {}
+        """By text and unfinished shard, the work on its parts at the last listing."""
         self._failed = set[int]()
 
     def open(self) -> Progress:
         self._list_parts()
         self._earlier_tokens, self._started = self._total.tokens, time.monotonic()
-        done = min(self._images, self._total.rows)
-        self.progress = progress_bar(self._name, self._images, "image", initial=done)
+        done = min(self._captions, self._total.rows)
+        self.progress = progress_bar(self._name, self._captions, self._unit, initial=done)
         self.progress.note("the engine is starting")
         return self.progress
 
-    def complete(self, shard: int, record: WorkRecord) -> None:
-        self._unfinished.discard(shard)
-        self._total = _add(_subtract(self._total, self._parts.pop(shard, _NOTHING)), record)
+    def complete(self, text: str, shard: int, record: WorkRecord) -> None:
+        self._unfinished[text].discard(shard)
+        self._total = _add(_subtract(self._total, self._parts.pop((text, shard), _NOTHING)), record)
         self._show()
 
-    def fail(self, shard: int | None) -> None:
-        self._failed |= self._unfinished if shard is None else {shard}
+    def fail(self, text: str, shard: int | None) -> None:
+        self._failed |= self._unfinished[text] if shard is None else {shard}
         self._show()
 
     def refresh(self) -> None:
@@ -113,8 +123,10 @@ class _CaptionerBar:
     def _list_parts(self) -> None:
         for part in self._parts.values():
             self._total = _subtract(self._total, part)
-        listed = ledger.parts_under_way(self._run, self._name)
-        self._parts = {shard: reduce(_add, listed[shard]) for shard in listed.keys() & self._unfinished}
+        self._parts = {}
+        for text, shards in self._unfinished.items():
+            listed = ledger.parts_under_way(self._run, text) if shards else {}
+            self._parts |= {(text, shard): reduce(_add, listed[shard]) for shard in listed.keys() & shards}
         for part in self._parts.values():
             self._total = _add(self._total, part)
 

@@ -34,17 +34,14 @@ class RecaptionError(UserError):
     """The stage cannot start. The message says where, why and how to fix it."""
 
 
-class TooManyRejections(UserError):
-    """So many images of a shard were rejected that the captioner is at fault, not the images."""
-
-
 @dataclass(frozen=True)
 class UnitResult:
-    """What one call did for a shard: `rows` in total, `captioned` by this call, `rejected` with a reason.
+    """What one call did for a text of a shard: `rows` in total, `captioned` by this call, `rejected` with a reason.
 
     `won`: whether this call made the commit. `tokens`: of all captions of the shard.
     """
 
+    captioner: str
     shard: int
     rows: int
     captioned: int
@@ -59,13 +56,16 @@ def exceeds_rejections(rows: list[Row], max_rejected: float) -> bool:
     return rejected > max_rejected * max(len(rows), MIN_JUDGED_IMAGES)
 
 
-def check_rejections(rows: list[Row], max_rejected: float, shard: int) -> None:
-    """Raise TooManyRejections, with the commonest reason, if `exceeds_rejections` holds for a shard."""
+def rejections(rows: list[Row], max_rejected: float, shard: int) -> str:
+    """Why a shard's rows must not be committed, with the commonest reason of its rejections; empty if they may.
+
+    So many images are rejected that the captioner is at fault, not the images.
+    """
     if not exceeds_rejections(rows, max_rejected):
-        return
+        return ""
     reasons = Counter(row["error"] for row in rows if row["error"] is not None)
     ((reason, count),) = reasons.most_common(1)
-    raise TooManyRejections(
+    return (
         f"shard {shard_name(shard)} is not committed: {reasons.total()} of its {len(rows)} images were rejected, "
         f"{count} of them with: {reason[:MAX_REASON_CHARACTERS]}. Fix the captioner and start again; the captions are "
         "kept, and the rejected images are tried again. If the images are at fault, allow a larger share with "
@@ -82,7 +82,6 @@ def read_partial(folder: str, origin: Mapping[str, str]) -> tuple[list[Row], flo
     """Read the parts of a shard that have this origin.
 
     Args:
-        folder: The parts folder.
         folder: The parts folder.
         origin: The `captioner`, with its model, and the `tar`. Parts of another one are ignored; parts of older
             releases name none.
@@ -130,7 +129,7 @@ class PartialResults:
         slack: Rows that may arrive while a part is being written; further rows wait.
         on_saved: Called with the uids of each part once the storage has it.
         usage: Returns the actor's time for this attempt so far.
-        captioner_id: Identity of the captioner and its model, recorded with each part.
+        origin: What the rows are made from, recorded with each part: the `captioner`, with its model, and the `tar`.
     """
 
     def __init__(
@@ -141,13 +140,12 @@ class PartialResults:
         slack: int,
         on_saved: Callable[[list[str]], None],
         usage: Callable[[], Usage],
-        captioner_id: str,
+        origin: Mapping[str, str],
     ) -> None:
         self.rows: list[Row] = []
         """All rows of this attempt, saved or not."""
-        self.origin = {"captioner": captioner_id}
-        """What the rows are made from, recorded with each part."""
         self._folder, self._attempt, self._on_saved, self._usage = folder, attempt, on_saved, usage
+        self._origin = origin
         self._size, self._slack = size, slack
         self._written_rows = 0
         self._number = 0
@@ -196,7 +194,7 @@ class PartialResults:
         name = f"{self._number:05d}-{self._attempt}-{record.name}.parquet"
         self._number += 1
         part = storage.join(self._folder, name)
-        await asyncio.to_thread(lambda: storage.create(part, encode_rows(new_rows, **self.origin)))
+        await asyncio.to_thread(lambda: storage.create(part, encode_rows(new_rows, **self._origin)))
         self._on_saved([row["uid"] for row in new_rows])
 
 

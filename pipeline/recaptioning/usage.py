@@ -1,4 +1,4 @@
-"""How much actor and GPU time each shard takes. An actor works on several shards, but its time is counted once."""
+"""How much actor and GPU time each text of a shard takes. An actor works on several, but its time is counted once."""
 
 import time
 from dataclasses import dataclass
@@ -25,13 +25,16 @@ class Usage:
 
 @dataclass(eq=False)
 class UsageShare:
-    """One shard's share of the actor's time, in seconds. It grows while the shard is active."""
+    """The share of one text of a shard in the actor's time, in seconds. It grows while the text is active."""
 
     seconds: float = 0.0
 
 
 class UsageMeter:
-    """Divides time evenly among the active shards, so that their shares add up to the time with any active shard.
+    """Divides time evenly among the active texts of shards, so that their shares add up to the time with any active.
+
+    The texts of one captioner are made together, so each has the same share of the time in which its image was read,
+    prepared and encoded for all of them.
 
     Args:
         gpus: GPUs of the actor.
@@ -43,18 +46,18 @@ class UsageMeter:
         self._counted_until = time.monotonic()
 
     def join(self) -> UsageShare:
-        """Start the share of a shard that becomes active."""
+        """Start the share of a text that becomes active."""
         self._advance()
         self._active.add(share := UsageShare())
         return share
 
     def leave(self, share: UsageShare) -> None:
-        """The shard is no longer active. Its share stops growing."""
+        """The text is no longer active. Its share stops growing."""
         self._advance()
         self._active.discard(share)
 
     def usage_of(self, share: UsageShare) -> Usage:
-        """The usage of a shard until now."""
+        """The usage of a text until now."""
         self._advance()
         return Usage(share.seconds, share.seconds * self._gpus)
 

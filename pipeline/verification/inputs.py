@@ -1,15 +1,29 @@
 """Verifies what the dataset is made of: lists, downloaded images, captions and the lists of excluded images."""
 
+import contextlib
+from collections import Counter
+
+import pyarrow.compute as pc
+
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.schema import SUCCESS
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core import ledger
-from lotlip_data.pipeline.dataset.stage import caption_command
+from lotlip_data.pipeline.dataset.outdated import OutdatedCaptions, caption_command
+from lotlip_data.pipeline.dataset.stage import read_captions
 from lotlip_data.pipeline.downloading import retry
 from lotlip_data.pipeline.downloading.commit import list_remedy
 from lotlip_data.pipeline.downloading.reader import fetched_images, fetched_rows, refetch_remedy
 from lotlip_data.pipeline.url_lists.partition import load_partition
 from lotlip_data.pipeline.verification.tally import Tally
+
+READ_ROWS = 1000
+SAMPLE_COLUMNS = (
+    *("key", "uid", "url", "sha256", "status", "texts", "sources"),
+    *("width", "height", "original_width", "original_height"),
+)
+"""The columns of an image that a caption is compared with."""
 
 
 def verify_lists(run: Run) -> Tally:
@@ -54,7 +68,7 @@ def verify_images(run: Run) -> Tally:
 
 def verify_captions(run: Run) -> Tally:
     """The settings, the committed captions and the saved parts of every captioner."""
-    tally = Tally("captions")
+    tally, outdated = Tally("captions"), OutdatedCaptions()
     fetched = set(ledger.fetched_shards(run))
     for name in ledger.captioners(run):
         settings = run.captioner_settings(name)
@@ -71,10 +85,21 @@ def verify_captions(run: Run) -> Tally:
             rows = tally.read_parquet(url, f"Remove it and run {_command(run, name)}.")
             if rows is not None and shard in fetched:
                 _check_count(run, tally, shard, url, rows, _command(run, name))
+                with contextlib.suppress(UserError, FileNotFoundError):  # damage is a problem of its own
+                    outdated.add(name, shard, _outdated(run, name, shard))
         for path in storage.list_below(run.parts(name)):
             if path.endswith(".parquet"):
                 tally.read_parquet(storage.join(run.parts(name), path), "Remove it; its images are captioned again.")
+    tally.notes += outdated.messages(run, "are outdated")
     return tally
+
+
+def _outdated(run: Run, name: str, shard: int) -> Counter[str]:
+    """The captions of a shard whose samples have changed since, by reason."""
+    captions, marker = read_captions(run, name, shard), ledger.read_image_stats(run, shard)
+    rows = fetched_rows(run, shard, marker, SAMPLE_COLUMNS).filter(pc.field("status") == SUCCESS)
+    images = (image for batch in rows.to_batches(READ_ROWS) for image in batch.to_pylist())
+    return Counter(reason for image in images if (reason := captions.take(image).outdated))
 
 
 def _command(run: Run, name: str) -> str:

@@ -25,10 +25,15 @@ class RunCheck:
         """One line per problem, with the remedy."""
         return [problem for tally in self.tallies for problem in tally.problems]
 
+    @property
+    def notes(self) -> list[str]:
+        """One line per note."""
+        return [note for tally in self.tallies for note in tally.notes]
+
     def to_dict(self) -> dict[str, Any]:
         """The figures of `verify --json`."""
         read = {tally.kind: {"files": tally.files, "not_recorded": tally.unrecorded} for tally in self.tallies}
-        return {"problems": self.problems, "read": read}
+        return {"problems": self.problems, "notes": self.notes, "read": read}
 
 
 def verify_run(run: Run) -> RunCheck:

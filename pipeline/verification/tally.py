@@ -20,6 +20,8 @@ class Tally:
     """Files without a recorded digest, of earlier releases. They were read as far as they can be checked."""
     problems: list[str] = field(default_factory=list)
     """One line per problem, with the remedy."""
+    notes: list[str] = field(default_factory=list)
+    """What is intact and has no effect, such as an outdated caption, with the way to renew it."""
 
     @contextmanager
     def reading(self, recorded: bool = True) -> Iterator[None]:

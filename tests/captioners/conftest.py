@@ -34,7 +34,14 @@ def scenes():
 
 
 @pytest.fixture(scope="session")
-def caption_all():
+def runner():
+    """One event loop for all tests: vLLM's engine is bound to that of its first call."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def caption_all(runner):
     """`caption_all(engine, images)`: each image's Caption or exception, in order; at most `window` calls at once."""
 
     async def run(engine, images):
@@ -46,5 +53,4 @@ def caption_all():
 
         return await asyncio.gather(*map(caption, images), return_exceptions=True)
 
-    with asyncio.Runner() as runner:  # one event loop for all tests: vLLM's engine is bound to that of its first call
-        yield lambda engine, images: runner.run(run(engine, images))
+    return lambda engine, images: runner.run(run(engine, images))

@@ -25,6 +25,17 @@ CHANGES = {
     "repetition_penalty": 1.1,
     "min_new_tokens": 4,
     "image_fit": "pad",
+    "system": "You describe images.",
+    "chat_template_kwargs": {"enable_thinking": False},
+    "min_pixels": 3136,
+    "max_pixels": 1_000_000,
+    "size": {"longest_edge": 768},
+    "stop": ["\n\n"],
+    "trust_remote_code": True,
+    "lora": "someone/adapter",
+    "lora_revision": "main",
+    "strip": ["preamble"],
+    "kv_cache_dtype": "fp8",
 }
 PROMPTS = {"long": "Describe it.", "tags": {"prompt": "Tag it.", "max_new_tokens": 48}}
 SAMPLING = [{"seed": 1}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}]

@@ -29,7 +29,7 @@ def test_templates_equal_those_of_the_tiny_models_training(kind):
 
 def test_an_unknown_name_is_reported_with_the_known_ones():
     with pytest.raises(
-        ValueError, match="captioner 'blip' is unknown; known are instructblip, llava, sharegpt4v, tiny-"
+        ValueError, match="captioner 'blip' is unknown; known are instructblip, instructblip-fp8, llava, llava-fp8, "
     ):
         registry.get_default("blip")
     with pytest.raises(
@@ -67,3 +67,12 @@ class CountingEngine:
     monkeypatch.syspath_prepend(str(tmp_path))
     engine = load_engine(CaptionerConfig(name="mine", kind="counter", model="none", prompt="Width:"))
     assert caption_all(engine, scenes(1)) == [Caption("Width: 96", "stop", 2)]
+
+
+def test_the_presets_in_fp8_are_captioners_of_their_own():
+    for kind in ("llava", "sharegpt4v", "instructblip"):
+        plain, fp8 = registry.get_default(kind), registry.get_default(f"{kind}-fp8")
+        assert (fp8.model, fp8.kind, fp8.name) == (plain.model, kind, f"{kind}-fp8")
+        assert (fp8.quantization, fp8.kv_cache_dtype) == ("fp8_per_channel", "fp8_hopper")
+        assert (plain.quantization, plain.kv_cache_dtype) == (None, "auto")
+        assert fp8.id != fp8.replace(quantization=None).id != fp8.replace(quantization=None, kv_cache_dtype="auto").id

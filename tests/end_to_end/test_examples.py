@@ -42,15 +42,40 @@ def test_every_example_manifest_loads_with_its_captioners() -> None:
     assert captioners == {"8x80gb.yaml": ["llava", "sharegpt4v", "instructblip"], "endpoint.yaml": ["qwen3-vl"]}
 
 
-def test_max_num_seqs_of_the_big_manifest_is_what_fits_in_gpu_memory(
+def test_the_guide_has_what_the_engines_of_the_big_manifest_choose_on_its_gpus(
     big_manifest: tuple[Manifest, list[CaptionerJob]],
 ) -> None:
+    guide, gpu = (GUIDES / "gpu-sizing.md").read_text(), sizing.Gpu("NVIDIA H100 80GB HBM3", 84_930_000_000, (9, 0))
     for job in big_manifest[1]:
         options = job.pool.engine_options
-        expected = sizing.max_sequences(
-            gpu_memory.PUBLISHED_SIZES[job.config.kind], 79.1, options.gpu_memory_utilization
-        )
-        assert options.max_num_seqs == expected
+        assert options.max_num_seqs is None and options.batch_size is None
+        sizes, share = gpu_memory.PUBLISHED_SIZES[job.config.kind], sizing.Share(options.gpu_memory_utilization)
+        defaults = sizing.engine_defaults(gpu, sizes, sizing.Precision(own_dtype="float16"), share)
+        assert f"{defaults.max_num_seqs} for {sizing_name(job.config.kind)}" in guide
+
+
+def sizing_name(kind: str) -> str:
+    """The guide's name of a kind."""
+    return "InstructBLIP" if kind == "instructblip" else "LLaVA and ShareGPT4V"
+
+
+def test_the_guides_table_of_gpus_is_what_engines_choose() -> None:
+    """Each row: memory in GiB as torch reports it, then captions at a time of LLaVA, LLaVA in FP8 and InstructBLIP."""
+    rows = re.findall(
+        r"^\| [^|]+ \| ([\d.]+) \| ([\d,]+) \| ([\d,]+|–) \| ([\d,]+) \|$",
+        (GUIDES / "gpu-sizing.md").read_text(),
+        re.MULTILINE,
+    )
+    plain = sizing.Precision(own_dtype="float16")
+    fp8 = sizing.Precision("auto", "float16", sizing.FP8_PER_CHANNEL, "fp8_hopper")
+    for gib, *expected in rows:
+        gpu = sizing.Gpu("", int(float(gib) * 2**30), (8, 0) if expected[1] == "–" else (9, 0))
+        cases = [(sizing.LLAVA, plain), (sizing.LLAVA, fp8), (sizing.INSTRUCTBLIP, plain)]
+        for (model, precision), number in zip(cases, expected, strict=True):
+            if number != "–":
+                chosen = sizing.engine_defaults(gpu, model, precision, sizing.Share()).max_num_seqs
+                assert f"{chosen:,}" == number, (gib, model)
+    assert len(rows) == 4
 
 
 def test_trainings_of_the_big_manifest_are_valid(big_manifest: tuple[Manifest, list[CaptionerJob]]) -> None:

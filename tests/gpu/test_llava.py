@@ -8,6 +8,7 @@ import pytest
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
 from lotlip_data.captioners.gpu_memory import read_model_sizes
+from lotlip_data.captioners.registry import get_default
 from lotlip_data.captioners.sizing import FP8_WEIGHTS_CAPABILITY, kv_cache_tokens
 from tests.captioners import tiny_checkpoints
 from tests.gpu import shapes
@@ -19,7 +20,8 @@ CACHE_TOLERANCE = 0.15
 """Largest deviation of the cache from the estimate, as a share of it."""
 MAX_CPU_MS_PER_IMAGE = 100.0
 """An engine on a GPU gets 8 cores; 24 images a second may take a third of them."""
-FP8 = {"quantization": "fp8_per_channel"}
+FP8_SETTINGS = ("quantization", "kv_cache_dtype")
+"""In which the preset for FP8 differs."""
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,9 @@ def test_llava_starts_and_captions_at_7b_shapes(
 def test_llava_in_fp8_has_a_larger_cache(scale: Scale, checkpoint: Any, figures: dict[str, Any]) -> None:
     if reason := fp8_skip_reason(_capability()):
         pytest.skip(reason)
-    answer = run(job(scale, checkpoint(scale), windows=(None,), **FP8))
+    preset = get_default("llava-fp8").to_dict()
+    fp8 = {name: preset[name] for name in FP8_SETTINGS}
+    answer = run(job(scale, checkpoint(scale), windows=(None,), **fp8))
     figures |= {
         "fp8_start_seconds": answer.start_seconds,
         "fp8_cache_tokens": answer.capacity["cache_tokens"],

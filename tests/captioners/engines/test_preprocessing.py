@@ -40,7 +40,7 @@ def load(model: Path, captioner: Captioner | None = None, **settings: Any) -> Pr
 
 
 def test_without_a_chat_template_the_kinds_template_is_used(model: Path) -> None:
-    assert load(model).text == f"USER: <image>\n{PROMPT} ASSISTANT:"
+    assert load(model).first.text == f"USER: <image>\n{PROMPT} ASSISTANT:"
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_without_a_chat_template_the_kinds_template_is_used(model: Path) -> None
 def test_kind_llava_uses_the_checkpoints_chat_template(model: Path, chat_template: str, text: str) -> None:
     (model / "chat_template.jinja").write_text(chat_template)
     loaded = load(model)
-    assert loaded.text == text
+    assert loaded.first.text == text
     start = loaded.tokenizer.bos_token_id
-    assert loaded.prompt["input_ids"][0].tolist().count(start) == 1
+    assert loaded.first.inputs["input_ids"][0].tolist().count(start) == 1
 
 
 def test_the_settings_template_and_that_of_sharegpt4v_come_before_the_checkpoints(model: Path) -> None:
     (model / "chat_template.jinja").write_text(PARTS)
-    assert load(model, template="<image> {prompt}").text == f"<image> {PROMPT}"
-    assert load(model, ShareGPT4V()).text == ShareGPT4V.template.replace("{prompt}", PROMPT)
+    assert load(model, template="<image> {prompt}").first.text == f"<image> {PROMPT}"
+    assert load(model, ShareGPT4V()).first.text == ShareGPT4V.template.replace("{prompt}", PROMPT)
 
 
 @pytest.mark.parametrize("chat_template", ["{{ raise_exception('no images') }}", "{{ messages[0]['role'] }}: hello"])
@@ -116,7 +116,7 @@ def test_models_whose_prompt_depends_on_an_images_shape_are_refused(
 
 def test_other_models_give_all_images_one_prompt(model: Path, random_instructblip: str) -> None:
     for loaded in (load(model), load(Path(random_instructblip), InstructBlip())):
-        assert "pixel_values" not in loaded.prompt
+        assert "pixel_values" not in loaded.first.inputs
         assert loaded.pixels(Image.new("RGB", (200, 40))).shape == (1, 3, 32, 32)
 
 

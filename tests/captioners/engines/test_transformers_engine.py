@@ -5,24 +5,31 @@ import shutil
 import socket
 
 import pytest
+import torch
 from PIL import Image
 from transformers import (
     AutoProcessor,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
     LlavaForConditionalGeneration,
+    PreTrainedModel,
     T5Config,
 )
 
-from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineDead
+from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineDead, EngineOptions
+from lotlip_data.captioners.engines import devices, transformers_engine
 from lotlip_data.captioners.engines.preprocessing import Preprocessor
+from lotlip_data.captioners.engines.transformers_engine import load_model
 from lotlip_data.captioners.load_errors import LoadError
+from lotlip_data.captioners.models.instructblip import InstructBlip
 from lotlip_data.captioners.models.llava import Llava
 from lotlip_data.captioners.registry import load_engine
+from lotlip_data.captioners.sizing import Gpu
 from tests.captioners import tiny_checkpoints
 from tests.captioners.tiny_checkpoints import VOCABULARY
 
 LENGTH = 24
+H100 = Gpu("NVIDIA H100 80GB HBM3", 84_930_000_000, (9, 0))
 
 
 @pytest.fixture(params=["llava", "sharegpt4v", "instructblip"])
@@ -213,9 +220,70 @@ def test_missing_weights_are_reported(random_llava, tmp_path):
         )
 
 
-def test_quantization_needs_vllm(random_llava):
+@pytest.mark.parametrize("change", [{"quantization": "awq"}, {"kv_cache_dtype": "fp8"}, {"tensor_parallel_size": 2}])
+def test_settings_of_vllm_need_vllm(random_llava, change):
     with pytest.raises(ValueError, match="need engine='vllm'"):
-        load_engine(CaptionerConfig(name="x", kind="llava", model=random_llava, quantization="awq"), "transformers")
+        load_engine(CaptionerConfig(name="x", kind="llava", model=random_llava, **change), "transformers")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that is only said to exist; models stay where they are."""
+    monkeypatch.setattr(devices, "current_gpu", lambda: H100)
+    monkeypatch.setattr(transformers_engine, "current_gpu", lambda: H100)
+    monkeypatch.setattr(PreTrainedModel, "to", lambda model, device: model)
+
+
+def declare(folder, copy, whole, language):
+    """A copy of a checkpoint whose config.json says these precisions of the whole and of its language model."""
+    shutil.copytree(folder, copy)
+    layout = json.loads((copy / "config.json").read_text())
+    for part, dtype in ((layout, whole), (layout["text_config"], language)):
+        part.pop("dtype", None)
+        if dtype:
+            part["dtype"] = dtype
+    (copy / "config.json").write_text(json.dumps(layout))
+    return str(copy)
+
+
+@pytest.mark.parametrize(
+    ("whole", "language", "expected"),
+    [
+        ("float32", "float16", torch.float16),
+        ("float16", None, torch.float16),
+        ("float16", "bfloat16", torch.bfloat16),
+        ("float16", "float32", torch.float32),
+        (None, None, torch.float32),
+    ],
+)
+def test_on_a_gpu_the_whole_model_has_the_precision_of_its_language_model(
+    gpu, whole, language, expected, random_instructblip, tmp_path
+):
+    """The hub's InstructBLIP says float32 for the whole and float16 for the language model, and its files are float32.
+
+    Without any precision in config.json, it is that of the weights. transformers keeps the query tokens in float32.
+    """
+    model = declare(random_instructblip, tmp_path / "model", whole, language)
+    config = CaptionerConfig(name="x", kind="instructblip", model=model, max_new_tokens=8)
+    loaded = load_model(InstructBlip.model_class, Preprocessor(InstructBlip(), config), config)
+    assert {weight.dtype for name, weight in loaded.named_parameters() if name != "query_tokens"} == {expected}
+
+
+def test_the_batch_follows_from_the_gpu(gpu, random_llava):
+    config = CaptionerConfig(name="x", kind="llava", model=random_llava, max_new_tokens=8)
+    assert devices.defaults_of(config, EngineOptions(), Preprocessor(Llava(), config)).batch_size == 32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_image_half_of_instructblip_computes_in_16_bit(dtype, random_instructblip, scenes, caption_all):
+    config = CaptionerConfig(name="x", kind="instructblip", model=random_instructblip, max_new_tokens=8)
+    captions = {}
+    for kind in (dtype, "float32"):
+        engine = load_engine(config.replace(dtype=kind), "transformers")
+        captions[kind] = [caption.text for caption in caption_all(engine, scenes(8))]
+        engine.close()
+    agreeing = sum(first == second for first, second in zip(captions[dtype], captions["float32"], strict=True))
+    assert agreeing >= 6
 
 
 def test_sharegpt4vs_published_layout_is_rejected_with_the_command_to_run(tmp_path):

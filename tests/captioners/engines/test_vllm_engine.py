@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineDead
+from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineDead, EngineOptions
+from lotlip_data.captioners.engines.preprocessing import Preprocessor
 from lotlip_data.captioners.load_errors import LoadError
-from lotlip_data.captioners.registry import load_engine
+from lotlip_data.captioners.registry import get_default, get_kind, load_engine
+from lotlip_data.captioners.sizing import Gpu
 from tests.support.processes import title
 
 pytestmark = pytest.mark.slow
@@ -60,6 +62,43 @@ def test_engine_processes_are_spawned_because_a_fork_cannot_use_a_gpu_that_its_p
         [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
     assert answer.stdout.split()[-1] == "spawn"
+
+
+def test_arguments_follow_from_the_gpu_that_is_there(random_instructblip, random_llava, monkeypatch):
+    """The language model's precision, the captions that fit, and FP8 outside the image tower."""
+    from lotlip_data.captioners.engines import devices, vllm_engine
+
+    gpu = Gpu("NVIDIA H100 80GB HBM3", 84_930_000_000, (9, 0))
+    monkeypatch.setattr(devices, "current_gpu", lambda: gpu)
+
+    def arguments(name, model, **options):
+        config = get_default(name).replace(model=model, max_new_tokens=8)
+        return vllm_engine.engine_args(config, EngineOptions(**options), Preprocessor(get_kind(config.kind), config))
+
+    plain, fp8 = arguments("llava", random_llava), arguments("llava-fp8", random_llava)
+    assert (plain.dtype, plain.max_num_seqs) == ("float32", 1024)
+    assert (plain.quantization, plain.kv_cache_dtype) == (None, "auto")
+    assert (fp8.quantization, fp8.kv_cache_dtype) == ("fp8_per_channel", "fp8")
+    assert plain.quantization_config is None and fp8.quantization_config.linear is not None
+    layers = {
+        "vision_tower.vision_model.encoder.layers.0.self_attn.qkv_proj": False,
+        "multi_modal_projector.linear_1": False,
+        "language_model.model.layers.0.self_attn.qkv_proj": True,
+        "language_model.model.layers.0.mlp.down_proj": True,
+    }
+    assert {name: is_quantized(fp8.quantization_config, name) for name in layers} == layers
+    explicit = arguments("instructblip", random_instructblip, max_num_seqs=7)
+    assert explicit.max_num_seqs == 7
+
+
+def is_quantized(arguments, layer):
+    """Whether vLLM quantises a linear layer of this name when it loads the model."""
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.quantization.online.base import OnlineQuantizationConfig
+
+    config = OnlineQuantizationConfig(arguments)
+    config.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    return config.resolve_quant_method_cls(LinearBase, layer) is not None
 
 
 def test_failures_affect_only_what_they_must(checkpoint, scenes, caption_all, monkeypatch):
@@ -109,7 +148,8 @@ OWNER = """
 import sys, time
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.load_errors import LoadError
-from lotlip_data.captioners.registry import load_engine
+from lotlip_data.captioners.registry import get_default, get_kind, load_engine
+from lotlip_data.captioners.sizing import Gpu
 if __name__ == "__main__":
     engine = load_engine(CaptionerConfig(name="x", kind="llava", model=sys.argv[1], max_new_tokens=8), "vllm")
     print("ready", flush=True)

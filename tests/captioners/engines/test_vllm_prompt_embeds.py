@@ -47,6 +47,32 @@ def test_the_export_is_a_stock_checkpoint_with_every_weight_unchanged(checkpoint
     assert all(torch.equal(weight, expected[name]) for name, weight in stock.state_dict().items())
 
 
+def test_the_export_has_the_precision_that_is_asked_for_and_is_never_widened(checkpoint, tmp_path, monkeypatch):
+    """In several parts, since few converted weights may be in memory at a time."""
+    monkeypatch.setattr(vllm_prompt_embeds, "MAX_COPIED_BYTES", 20_000)
+    whole = InstructBlipForConditionalGeneration.from_pretrained(checkpoint).language_model.state_dict()
+    folders = {}
+    for dtype in ("auto", "float32", "float16", "bfloat16"):
+        folders[dtype] = export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"), dtype)
+        stock = AutoModelForCausalLM.from_pretrained(folders[dtype], dtype="auto")
+        expected = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+        assert stock.config.dtype == expected
+        assert all(torch.equal(weight, whole[name].to(expected)) for name, weight in stock.state_dict().items())
+    assert len(list(folders["float16"].glob("*.safetensors"))) > 2
+    assert folders["auto"] == folders["float32"] and len(set(folders.values())) == 3
+    narrow = export_language_model(str(in_float16(checkpoint, tmp_path)), LOCAL, str(tmp_path / "cache"), "float32")
+    assert AutoModelForCausalLM.from_pretrained(narrow, dtype="auto").config.dtype == torch.float16
+
+
+def in_float16(checkpoint, tmp_path):
+    """The checkpoint, saved in float16."""
+    folder = tmp_path / "half"
+    shutil.copytree(checkpoint, folder)
+    for file in folder.glob("*.safetensors"):
+        save_file({name: weight.half() for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    return folder
+
+
 def test_the_export_is_made_once_and_again_when_the_checkpoint_changes(checkpoint, tmp_path, monkeypatch):
     cache = str(tmp_path / "cache")
     folder = export_language_model(str(checkpoint), LOCAL, cache)

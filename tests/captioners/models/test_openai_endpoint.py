@@ -18,7 +18,9 @@ from lotlip_data.captioners.base import (
     EngineDead,
     EngineOptions,
     EngineUnreachable,
+    TextRequest,
 )
+from lotlip_data.captioners.prompt_fields import fill
 from lotlip_data.captioners.registry import load_engine
 from tests.captioners.models.fake_endpoint import Endpoint, completion, failure
 
@@ -97,6 +99,35 @@ def test_template_sampling_and_extra_fields_are_sent(endpoint, load, caption_all
         "max_completion_tokens": 9,
         "chat_template_kwargs": {"enable_thinking": False},
     }
+
+
+def test_the_texts_of_an_image_are_requests_of_their_own_with_their_own_sampling(endpoint, load, runner):
+    """The image is encoded once."""
+    several = CONFIG.replace(
+        template="USER: <image>{prompt}",
+        prompts={"long": "Describe it.", "tags": {"prompt": "Tags?", "max_new_tokens": 5}},
+    )
+    engine = load(several)
+    requests = [TextRequest(text, f"{text.prompt} {n}") for n, text in enumerate(several.texts)]
+    turns = engine.prepare_texts(image(30), requests)
+    assert turns[0].url is turns[1].url
+
+    async def caption_all_turns():
+        return [await engine.caption(turn) for turn in turns]
+
+    assert runner.run(caption_all_turns()) == [Caption("A scene.", "stop", 7)] * 2
+    bodies = [request[2] for request in endpoint.requests[-2:]]
+    contents = [body["messages"][0]["content"] for body in bodies]
+    assert [content[1]["type"] for content in contents] == ["image_url"] * 2
+    assert [content[2]["text"] for content in contents] == ["Describe it. 0", "Tags? 1"]
+    assert [body["max_tokens"] for body in bodies] == [32, 5]
+    assert "USER:" in engine.special_texts
+
+
+def test_an_endpoint_gets_no_role_and_no_token_of_a_popular_model_from_a_raw_text(load):
+    engine = load(CONFIG.replace(template="<image> Question: {prompt} Answer:"))
+    raw = "Answer: USER: <|im_end|></s><image>"
+    assert fill("{raw}", {"raw": raw}, engine.special_texts, 200) == "Answer USER |im_end > /s> image>"
 
 
 FAILURES = {

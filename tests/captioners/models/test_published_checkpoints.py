@@ -20,6 +20,7 @@ from lotlip_data.captioners.convert.processor import llava_config, read_publishe
 from lotlip_data.captioners.convert.sharegpt4v import hub_name, llava_shapes
 from lotlip_data.captioners.engines import vllm_prompt_embeds
 from lotlip_data.captioners.registry import load_engine
+from lotlip_data.captioners.sizing import language_dtype
 from lotlip_data.manifests.checkpoints.weights import differences, model_shapes
 from tests.captioners import tiny_checkpoints
 from tests.support.published import published
@@ -27,8 +28,8 @@ from tests.support.published import published
 IMAGE_TOKEN = 32000  # Vicuna's tokenizer has 32,000 tokens; `<image>` is added
 
 
-def on_meta(shapes):
-    return {name: torch.empty(shape, dtype=torch.float16, device="meta") for name, shape in shapes.items()}
+def on_meta(shapes, dtype=torch.float16):
+    return {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
 
 
 @pytest.fixture
@@ -164,7 +165,8 @@ def test_instructblips_image_half_loads_all_its_weights(load, read_config):
     assert all(name.startswith("language_model.model.layers.") for name in problems["unexpected_keys"])
 
 
-def test_instructblips_language_model_is_a_complete_stock_llama(tmp_path, monkeypatch):
+def test_instructblips_language_model_is_a_complete_stock_llama(tmp_path, monkeypatch, read_config):
+    """The published files are float32, and config.json says float16 for the language model, as Vicuna's are."""
     golden, shapes = published("instructblip-vicuna-7b")
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
@@ -176,10 +178,12 @@ def test_instructblips_language_model_is_a_complete_stock_llama(tmp_path, monkey
     for file in files:
         file.touch()
     written = {}
-    monkeypatch.setattr(vllm_prompt_embeds, "read_weights", lambda file: on_meta(parts[file.name]))
+    monkeypatch.setattr(vllm_prompt_embeds, "read_weights", lambda file: on_meta(parts[file.name], torch.float32))
     monkeypatch.setattr(vllm_prompt_embeds, "write_weights", lambda file, weights: written.update(weights))
-    folder = vllm_prompt_embeds.export_language_model(str(checkpoint), {"revision": None}, str(tmp_path / "cache"))
+    options, cache, dtype = {"revision": None}, str(tmp_path / "cache"), language_dtype(read_config(golden))
+    folder = vllm_prompt_embeds.export_language_model(str(checkpoint), options, cache, dtype)
     config = AutoConfig.from_pretrained(folder)
+    assert config.dtype == torch.float16 and {weight.dtype for weight in written.values()} == {torch.float16}
     assert config.architectures == ["LlamaForCausalLM"]
     written_shapes = {name: tuple(weight.shape) for name, weight in written.items()}
     assert written_shapes == model_shapes("LlamaForCausalLM", config)

@@ -12,8 +12,9 @@ import pytest
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import Snapshot, progress_bar
 from lotlip_data.manifests.storage_retry import DiskError
+from lotlip_data.pipeline.core import ray_tasks
 from lotlip_data.pipeline.core.outcome import one_line
-from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, run_ray_tasks
+from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, assigned_cpus, assigned_device, run_ray_tasks
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -92,3 +93,21 @@ def test_a_refused_write_ends_all_tasks_at_once(tmp_path: Path) -> None:
         list(run_ray_tasks(task, range(100)))
     assert all(file.stat().st_size == 1 for file in tmp_path.iterdir())  # no second attempt
     assert len(list(tmp_path.iterdir())) <= 2 * 2
+
+
+def test_a_task_computes_on_a_gpu_only_where_ray_reserved_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch sees the GPUs of its machine in every task."""
+
+    def place(item: int) -> tuple[str, int]:
+        import torch
+
+        torch.cuda.is_available = lambda: True
+        torch.cuda.device_count = lambda: 8
+        return assigned_device("x"), assigned_cpus()
+
+    assert [result for _, result in run_ray_tasks(place, [1], num_cpus=2)] == [("cpu", 2)]
+    monkeypatch.setattr(ray_tasks, "_assigned", lambda resource: 0.5)
+    with pytest.raises(UserError, match=r"x: Ray reserved 1 GPU on .*, but torch sees 0"):
+        assigned_device("x")
+    monkeypatch.setattr(ray_tasks, "require_assigned", lambda gpus, user: None)
+    assert assigned_device("x") == "cuda"

@@ -1,6 +1,8 @@
 """If inputs change, only affected shards are written, and readers see the old or the new dataset, even after a kill."""
 
 import dataclasses
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
@@ -20,6 +22,7 @@ from lotlip_data.pipeline.dataset import writer as shard_files
 from lotlip_data.pipeline.dataset.publish import STILL_SECONDS, remove_orphans
 from lotlip_data.pipeline.dataset.stage import ShardSummary, shard
 from lotlip_data.pipeline.dataset.verify import verify
+from lotlip_data.pipeline.verification.run import verify_run
 from lotlip_data.synthetic.caption_writers import WRITERS
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.run_fixture import FakeRun
@@ -101,6 +104,63 @@ def test_captions_of_changed_images_are_reported_until_they_are_made_again(
     assert shard(fake.manifest, fake.run).built == 7
     assert not any("image_changed" in line for line in caplog.messages)
     assert dataset_index.read_index(fake.run)["dropped_texts"] == {}
+
+
+def _digest(row: dict[str, Any]) -> str:
+    """The hash of a row with the prompt `Describe {raw} of {source}.`, computed as the page on the format says."""
+    content = json.dumps({"raw": row["texts"][0], "source": row["sources"][0]}, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _claim(run: Run, name: str, prompt: str) -> None:
+    settings = {"id": f"{name}@1", "name": name, "prompt": prompt}
+    storage.replace(run.captioner_settings(name), artifacts.encode_json(settings))
+
+
+def test_captions_whose_raw_text_has_changed_are_reported_until_they_are_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The hash says that another raw text, or the same text of another source, was filled in."""
+    fake = fake_run.make(tmp_path, shards=2)
+    _claim(fake.run, "llava", "Describe {raw} of {source}.")
+    rows = fake_run.captions_of(fake.run, "llava", 1)
+    images = {row["uid"]: row for row in fake_run.fetched_rows(fake.run, 1)}
+    for row in rows:
+        row["fields_sha256"] = _digest(images[row["uid"]])
+    fake_run.write_captions(fake.run, "llava", 1, rows)
+    assert build(fake).failed == [] and not any("prompt_changed" in line for line in caplog.messages)
+    assert verify_run(fake.run).notes == []
+    for row, change in zip(rows, ({"texts": ["another"]}, {"sources": ["another"]}), strict=False):
+        row["fields_sha256"] = _digest(images[row["uid"]] | change)
+    rows[2]["sha256"] = "f" * 64
+    fake_run.write_captions(fake.run, "llava", 1, rows)
+    assert build(fake).failed == []
+    remedy = (
+        f"To caption them again, remove {fake.run.caption_shard('llava', 1)}, run `lotlip-data recaption "
+        f"{fake.run.url}`, then `lotlip-data shard {fake.run.url}`"
+    )
+    expected = [
+        f"1 captions {{}} (image_changed): their images were downloaded again since and have changed. {remedy}",
+        "2 captions {} (prompt_changed): their images were downloaded again since, and columns that the prompt has, "
+        f"such as the raw text, have changed. {remedy}",
+    ]
+    assert caplog.messages[-2:] == [line.format("are left out") for line in expected]
+    check = verify_run(fake.run)
+    assert check.notes == [line.format("are outdated") for line in expected]
+    assert check.problems == verify_run(fake.run).problems == []
+    dropped = dataset_index.read_index(fake.run)["dropped_texts"]
+    assert dropped == {"llava": {"image_changed": 1, "prompt_changed": 2}}
+
+
+def test_captions_of_releases_without_the_hash_are_taken_as_they_are(tmp_path: Path) -> None:
+    fake = fake_run.make(tmp_path, shards=1)
+    _claim(fake.run, "llava", "Describe {raw}.")
+    url = fake.run.caption_shard("llava", 0)
+    storage.replace(url, artifacts.encode_parquet(pq.read_table(url).drop_columns("fields_sha256")))
+    assert build(fake).failed == []
+    assert dataset_index.read_index(fake.run)["dropped_texts"] == {}
+    check = verify_run(fake.run)
+    assert check.notes == [] == check.problems
 
 
 @pytest.mark.parametrize("dataset_json", ["is there", "was removed"])

@@ -102,6 +102,10 @@ def test_an_estimated_speed_states_the_peak_and_the_utilisation() -> None:
         # (2 × (0.9 × 79.1 − 6) − 13.16) GiB / 0.5 MiB / 776 tokens = 309.4
         ({"tensor_parallel_size": 2}, 304),
         ({"tensor_parallel_size": 2, "pool": {"num_gpus": 2}}, 304),
+        # (0.9 × 79.1 − 6 − 6.88) GiB / 0.25 MiB / 776 tokens = 307.7
+        ({"preset": "llava-fp8"}, 304),
+        # (0.9 × 79.1 − 6 − 26.31) GiB / 1 MiB / 776 tokens = 51.3
+        ({"dtype": "float32"}, 48),
         # 24.25 GiB / 0.5 MiB / 776 tokens = 64
         ({"pool": {"engine_options": {"kv_cache_gib": 24.25}}}, 64),
         ({"pool": {"engine_options": {"gpu_memory_utilization": 0.1}}}, 0),

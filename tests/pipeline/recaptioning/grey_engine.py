@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -20,6 +20,8 @@ from PIL import Image
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, EngineDead
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.recaptioning.results import UnitResult
+from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
 from lotlip_data.pipeline.recaptioning.worker import CaptionWorker
 
 CONFIG = CaptionerConfig(name="grey", kind="llava", model="grey")
@@ -104,16 +106,39 @@ def rows(run: Run, shard: int) -> list[dict[str, Any]]:
     return content
 
 
-def caption(
-    run: Run, engine: GreyEngine, *shards: int, part_size: int = 512, gpus: float = 0.0, **options: Any
-) -> list[Any]:
-    """Caption shards at the same time on one worker, with further `options` of it. Returns their results."""
+def outcomes(
+    run: Run,
+    engine: GreyEngine,
+    *shards: int,
+    config: CaptionerConfig | None = None,
+    names: Sequence[str] = (),
+    part_size: int = 512,
+    **options: Any,
+) -> list[ShardOutcome]:
+    """Caption shards at the same time on one worker, with further `options` of it. Returns what became of each.
 
-    async def caption_all() -> list[Any]:
-        worker = CaptionWorker(run, CONFIG, engine, "grey", part_size, gpus=gpus, **options)
-        return await asyncio.gather(*(worker.caption_shard(shard) for shard in shards))
+    Args:
+        run: The run.
+        engine: The engine.
+        shards: The shards.
+        config: The captioner. Default: CONFIG.
+        names: Names of its texts to make; none for all.
+        part_size: As of `CaptionWorker`.
+        options: Further arguments of `CaptionWorker`.
+    """
+
+    async def caption_all() -> list[ShardOutcome]:
+        worker = CaptionWorker(run, config or CONFIG, engine, "grey", part_size, **options)
+        return await asyncio.gather(*(worker.caption_shard(shard, names) for shard in shards))
 
     return asyncio.run(caption_all())
+
+
+def caption(run: Run, engine: GreyEngine, *shards: int, **options: Any) -> list[UnitResult]:
+    """As `outcomes`, where every text of every shard is committed: the results of all of them."""
+    ended = outcomes(run, engine, *shards, **options)
+    assert not any(outcome.refused for outcome in ended)
+    return [result for outcome in ended for result in outcome.done]
 
 
 class CrashingEngine(GreyEngine):

@@ -54,7 +54,7 @@ async def caption_shards(worker: CaptionWorker, sizes: list[int]) -> list[int]:
     """Caption the shards one after another. Returns the peak memory after each, in bytes."""
     peaks = []
     for shard, size in enumerate(sizes):
-        result = await worker.caption_shard(shard)
+        (result,) = (await worker.caption_shard(shard)).done
         assert (result.captioned, result.rejected) == (size, 0)
         peaks.append(peak_memory_bytes())
     return peaks

@@ -6,7 +6,6 @@ The actors are real. Their engines are not: files in the run's folder choose wha
 import asyncio
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,20 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from lotlip_data.captioners.base import Capacity
+from lotlip_data.captioners.sizing import ReadingDefaults
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.recaptioning import actor_pool
 from lotlip_data.pipeline.recaptioning.actor import StartFailed, StartReport
 from lotlip_data.pipeline.recaptioning.actor_pool import ActorPool, ActorSlot, FailedUnit, run_pools
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, resolve_captioners
 from lotlip_data.pipeline.recaptioning.results import UnitResult
+from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
 
 
 class FakeActor:
     """Logs its starts. The first start finds no file; later ones do what a file says: `fail` always, `fail-once`."""
 
-    def __init__(self, folder: str, config: Any, settings: Any) -> None:
+    def __init__(self, folder: str, config: Any, settings: Any, texts: Any) -> None:
         self._folder = Path(folder)
 
     async def placed(self) -> None:
@@ -39,14 +40,20 @@ class FakeActor:
             await asyncio.sleep(10_000)
         if not self._take("first") and (self._take("fail-once") or (self._folder / "fail").exists()):
             raise StartFailed("no GPU", "", 1)
-        return StartReport("model", "host", 0.0, 1.0, 2.0, Capacity("bfloat16", "H100", 128, 98_304))
+        return StartReport(
+            "model", "host", 0.0, 1.0, 2.0, Capacity("bfloat16", "H100", 128, 98_304), ReadingDefaults(4, 64)
+        )
 
-    async def caption(self, shard: int) -> UnitResult:
+    async def caption(self, shard: int, texts: Any) -> ShardOutcome:
         """Wait until there were as many starts as the file `needed` says."""
         needed = int((self._folder / "needed").read_text())
         while len((self._folder / "starts").read_text().split()) < needed:
             await asyncio.sleep(0.05)
-        return UnitResult(shard, 1, 1, 0, True, 1)
+        refused = {name: "it fails" for name in texts if (self._folder / f"refuse-{name}").exists()}
+        with open(self._folder / "asked", "a") as log:
+            log.writelines(f"{name} {shard}\n" for name in texts)
+        done = [UnitResult(name, shard, 1, 1, 0, True, 1) for name in texts if name not in refused]
+        return ShardOutcome(done, refused)
 
     async def drain(self) -> None:
         pass
@@ -71,7 +78,7 @@ def make_pool(tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
         (tmp_path / "needed").write_text(str(needed))
         (job,) = resolve_captioners(["tiny-llava"])
         pool = PoolSettings(num_cpus=0, num_gpus=0, **settings)
-        return ActorPool(Run(str(tmp_path)), job.config, pool, deque(range(12)))
+        return ActorPool(Run(str(tmp_path)), job.config, pool, dict.fromkeys(range(12), ("tiny-llava",)))
 
     return make
 
@@ -80,7 +87,7 @@ def work_off(pool: ActorPool) -> tuple[list[int], list[FailedUnit], int]:
     """The finished shards, the failed units and the number of starts."""
     done: list[int] = []
     failed: list[FailedUnit] = []
-    run_pools([pool], lambda name, result: done.append(result.shard), failed.append)
+    run_pools([pool], lambda name, results: done.extend(result.shard for result in results), failed.append)
     return sorted(done), failed, len(Path(pool.run.url, "starts").read_text().split())
 
 
@@ -120,13 +127,13 @@ def test_a_start_that_hangs_ends_at_its_deadline_and_is_tried_in_a_new_process(
             pool.slots[0].deadline = time.monotonic()
 
     done: list[int] = []
-    run_pools([pool], lambda name, result: done.append(result.shard), lambda unit: None, expire)
+    run_pools([pool], lambda name, results: done.extend(result.shard for result in results), lambda unit: None, expire)
     processes = Path(pool.run.url, "starts").read_text().split()
     assert sorted(done) == list(range(12)) and len(set(processes)) == 2
     assert "did not start within 3,600 s (`start_seconds`)" in caplog.text
     assert (
         "engine ready: started in 1.0 s, first image in 2.0 s; model, bfloat16 on H100, KV cache of 98,304 tokens, "
-        "up to 128 captions at a time" in caplog.text
+        "up to 128 captions at a time; 4 decoding threads, 64 images read at a time" in caplog.text
     )
 
 
@@ -144,5 +151,34 @@ def test_waiting_for_ray_to_restart_an_actor_is_no_lost_start(
     pool.slots.append(slot)
     for number in range(5 * actor_pool.MAX_LOST_STARTS):
         pool.placing[number] = slot
-        assert pool.collect(number) is None
+        assert pool.collect(number) == []
     assert pool.slots == [slot] and slot.lost_starts == 0 and slot.start_at is not None and not pool.stop_reason
+
+
+def test_a_text_that_is_refused_for_many_shards_in_a_row_is_left_out_and_the_others_go_on(
+    make_pool: Callable[..., ActorPool],
+) -> None:
+    pool = make_pool(("refuse-qwen_tags",), 1)
+    pool.texts |= dict.fromkeys(range(30), ("qwen_long", "qwen_tags"))
+    pool.queue.extend(range(12, 30))
+    done, failed, _ = work_off(pool)
+    assert done == list(range(30))
+    assert {(unit.captioner, unit.texts) for unit in failed} == {("qwen_tags", ("qwen_tags",))}
+    *refused, rest = sorted(failed, key=lambda unit: unit.shard is None)
+    assert {unit.reason for unit in refused} == {"it fails"} and rest.shard is None
+    left = 30 - len(refused)
+    assert rest.reason == f"{left} shards not captioned: 10 shards in a row failed, the last one with: it fails"
+    asked = Path(pool.run.url, "asked").read_text()
+    assert asked.count("qwen_long") == 30 and asked.count("qwen_tags") == len(refused) < 15
+
+
+def test_a_pool_whose_every_text_is_refused_for_many_shards_in_a_row_stops(
+    make_pool: Callable[..., ActorPool],
+) -> None:
+    pool = make_pool(("refuse-a", "refuse-b"), 1)
+    pool.texts |= dict.fromkeys(range(30), ("a", "b"))
+    pool.queue.extend(range(12, 30))
+    done, failed, _ = work_off(pool)
+    assert done == []
+    assert sorted(unit.captioner for unit in failed if unit.shard is None) == ["a", "b"]
+    assert len(Path(pool.run.url, "asked").read_text().split("\n")) < 30

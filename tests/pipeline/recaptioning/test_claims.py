@@ -180,3 +180,27 @@ def test_settings_that_replace_others_get_a_commit_of_their_own(run: Run, monkey
     claim_revision(run, HUB_CONFIG)
     claim_settings(run, HUB_CONFIG.replace(model="someone/other"))
     assert not storage.exists(run.model_revision("far"))
+
+
+def test_a_text_that_is_added_later_gets_the_commit_of_the_texts_that_the_same_engine_makes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = ["a" * 40, "b" * 40]
+    monkeypatch.setattr(hub, "find_commit", lambda model, revision: commits.pop(0))
+    captioner = HUB_CONFIG.replace(prompts={"long": "Describe.", "tags": "Tag."})
+    long, tags = captioner.texts
+    claim_revision(run, long)
+    claim_revision(run, tags, [long.name, tags.name])
+    loaded = with_claimed_revision(run, captioner, [long.name, tags.name])
+    assert loaded == captioner.replace(revision="a" * 40) and commits == ["b" * 40]
+
+
+def test_texts_of_different_commits_are_not_made_by_one_engine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = ["a" * 40, "b" * 40]
+    monkeypatch.setattr(hub, "find_commit", lambda model, revision: commits.pop(0))
+    captioner = HUB_CONFIG.replace(prompts={"long": "Describe.", "tags": "Tag."})
+    for text in captioner.texts:
+        claim_revision(run, text)
+    assert with_claimed_revision(run, captioner, ["far_tags"]).revision == "b" * 40
+    with pytest.raises(RecaptionError, match=r"'far': its texts were made with different commits .*far_tags"):
+        with_claimed_revision(run, captioner, ["far_long", "far_tags"])

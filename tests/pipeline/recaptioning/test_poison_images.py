@@ -10,7 +10,7 @@ import pytest
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.recaptioning.poison_images import SMALL_BATCH_SIZE, InFlightLog, Suspects, find_suspects
-from lotlip_data.pipeline.recaptioning.worker import TooManyDeaths
+from lotlip_data.pipeline.recaptioning.shard_attempt import TooManyDeaths
 from tests.pipeline.recaptioning.grey_engine import CrashingEngine, caption, rows, write_shard
 
 KILLED = 9
@@ -98,24 +98,24 @@ def test_a_death_in_a_batch_does_not_count_as_a_death_alone_once_the_others_are_
     for attempt in ("one", "two"):
         InFlightLog(folder, attempt).add(["u1", "u2", "u3"])
     InFlightLog(folder, "three").add(["u3"])
-    assert find_suspects(folder, {"u1", "u2"}).deferred == {"u3"}
+    assert find_suspects([folder], {"u1", "u2"}).deferred == {"u3"}
 
 
 def test_suspects_are_tried_in_smaller_and_smaller_batches(run: Run) -> None:
     folder = run.caption_parts("grey", 0)
     many = [f"u{value}" for value in range(40)]
     InFlightLog(folder, "one").add(many)
-    assert find_suspects(folder, set()).small_batch == set(many)
+    assert find_suspects([folder], set()).small_batch == set(many)
     InFlightLog(folder, "two").add(many[:SMALL_BATCH_SIZE])
-    suspects = find_suspects(folder, {"u1"})
+    suspects = find_suspects([folder], {"u1"})
     assert suspects.single == set(many[:SMALL_BATCH_SIZE]) - {"u1"}
     assert suspects.small_batch == set(many[SMALL_BATCH_SIZE:])
     for attempt, group in (("three", "single"), ("four", "deferred")):
-        assert "u2" in getattr(find_suspects(folder, {"u1"}), group)
+        assert "u2" in getattr(find_suspects([folder], {"u1"}), group)
         log = InFlightLog(folder, attempt)
         log.add(["u2"])
         log.record_death("it hung")
-    suspects = find_suspects(folder, {"u1"})
+    suspects = find_suspects([folder], {"u1"})
     assert list(suspects.poison) == ["u2"] and suspects.poison["u2"].endswith("it hung")
 
 
@@ -124,12 +124,12 @@ def test_an_attempt_that_is_withdrawn_leaves_no_suspects(run: Run) -> None:
     log.add(["u1"])
     log.withdraw()
     log.add(["u2"])
-    assert find_suspects(run.caption_parts("grey", 0), set()) == Suspects()
+    assert find_suspects([run.caption_parts("grey", 0)], set()) == Suspects()
 
 
 def test_a_torn_log_names_no_suspects(run: Run) -> None:
     storage.replace(storage.join(run.caption_parts("grey", 0), "suspects-torn.json"), b'{"uids": [')
-    assert find_suspects(run.caption_parts("grey", 0), set()) == Suspects()
+    assert find_suspects([run.caption_parts("grey", 0)], set()) == Suspects()
 
 
 def test_an_engine_that_dies_with_many_images_is_reported_instead_of_the_images(run: Run, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def save_part(run: Run, shard: int, record: WorkRecord) -> None:
 def test_saved_parts_and_committed_shards_count_once_and_failures_are_named(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO), CaptionProgress(run, {"llava": [0, 1]}) as shown:
+    with caplog.at_level(logging.INFO), CaptionProgress(run, {"llava": {"llava": [0, 1]}}) as shown:
         save_part(run, 0, WorkRecord(20, 2, 2_000, 0, 10))
         shown.refresh()
         shown.complete("llava", 0, WorkRecord(50, 4, 5_000, 0, 10))
@@ -44,7 +44,7 @@ def test_saved_parts_and_committed_shards_count_once_and_failures_are_named(
 
 def test_a_stopped_captioner_has_all_its_shards_failed(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     save_part(run, 1, WorkRecord(10, 0, 0, 0, 10))
-    with caplog.at_level(logging.INFO), CaptionProgress(run, {"llava": [0, 1]}) as shown:
+    with caplog.at_level(logging.INFO), CaptionProgress(run, {"llava": {"llava": [0, 1]}}) as shown:
         shown.fail("llava", None)
         save_part(run, 0, WorkRecord(20, 0, 0, 0, 10))
         shown.refresh()
@@ -60,7 +60,7 @@ def test_a_shard_that_ends_between_two_refreshes_counts_once_and_costs_no_listin
     monkeypatch.setattr(ledger, "parts_under_way", lambda *where: listings.append(where) or list_parts(*where))
     for shard in (0, 1):
         save_part(run, shard, WorkRecord(20, 0, 0, 0, 10))
-    with caplog.at_level(logging.INFO), CaptionProgress(run, {"llava": [0, 1]}) as shown:
+    with caplog.at_level(logging.INFO), CaptionProgress(run, {"llava": {"llava": [0, 1]}}) as shown:
         shown.complete("llava", 0, WorkRecord(50, 0, 0, 0, 10))  # its parts are still there
         assert len(listings) == 1
         shown.refresh()
@@ -68,3 +68,14 @@ def test_a_shard_that_ends_between_two_refreshes_counts_once_and_costs_no_listin
     assert len(listings) == 2
     counts = [message.partition(" of ")[0] for message in caplog.messages]
     assert counts == ["llava: 70", "llava: 100"]
+
+
+def test_the_texts_of_one_captioner_have_one_bar_of_captions(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        caplog.at_level(logging.INFO),
+        CaptionProgress(run, {"qwen": {"qwen_long": [0, 1], "qwen_tags": [1]}}) as shown,
+    ):
+        shown.complete("qwen_long", 1, WorkRecord(50, 0, 5_000, 0, 10))
+        shown.complete("qwen_tags", 1, WorkRecord(50, 2, 500, 0, 10))
+    assert caplog.messages[0].startswith("qwen: 50 of 150 captions (33%)")
+    assert caplog.messages[-1].startswith("qwen: 100 of 150 captions (67%), 98 captioned, 2 failed, ")

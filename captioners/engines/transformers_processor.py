@@ -1,0 +1,134 @@
+"""Texts of any vision-language model with transformers: micro-batches of `generate` on a worker thread."""
+
+import importlib.util
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+
+from lotlip_data.captioners.base import (
+    Capacity,
+    Caption,
+    CaptionerConfig,
+    CaptionError,
+    EngineOptions,
+    ModelSpec,
+    TextRequest,
+)
+from lotlip_data.captioners.engines.adapters import adapter_folder
+from lotlip_data.captioners.engines.batcher import Batcher
+from lotlip_data.captioners.engines.devices import defaults_of, device_name
+from lotlip_data.captioners.engines.processor_inputs import Fields, ProcessedText, ProcessorInputs, collate
+from lotlip_data.captioners.engines.transformers_engine import SAMPLING, generation_config, load_model
+
+
+class ProcessorEngine:
+    """Greedy float32 texts do not depend on which images share a batch; sampled texts do."""
+
+    def __init__(self, captioner: ModelSpec, config: CaptionerConfig, options: EngineOptions):
+        if config.quantization or config.tensor_parallel_size > 1:
+            raise ValueError(
+                f"captioner {config.name!r}: quantization and tensor_parallel_size need engine='vllm'; leave them out"
+            )
+        self._config = config
+        self._inputs = ProcessorInputs(captioner, config)
+        self.special_texts = self._inputs.special_texts
+        check_architecture(config, self._inputs)
+        self._model: Any = load_model(captioner.model_class, self._inputs, config)
+        if config.lora:
+            _load_adapter(self._model, config)
+        torch.manual_seed(config.seed)
+        batch_size = options.batch_size or defaults_of(config, options, self._inputs).batch_size
+        self._batcher = Batcher(self._generate, batch_size, self._inputs.blank)
+        self.window = 2 * batch_size  # so that the next batch is ready when one ends
+        self.burst = 1
+        self.capacity = Capacity(str(self._model.dtype).removeprefix("torch."), device_name(), batch_size)
+
+    def prepare(self, image: Image.Image) -> ProcessedText | CaptionError:
+        text = self._config.texts[0]
+        return self.prepare_texts(image, [TextRequest(text, text.prompt)])[0]
+
+    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[ProcessedText | CaptionError]:
+        return self._inputs.prepare(image, requests)
+
+    async def caption(self, prepared: ProcessedText | CaptionError) -> Caption:
+        if isinstance(prepared, CaptionError):
+            raise prepared
+        return await self._batcher(prepared)
+
+    def close(self) -> None:
+        self._batcher.close()
+        self._model = None
+
+    def _generate(self, texts: list[ProcessedText]) -> list[Caption]:
+        """Generate a batch of texts; those with other sampling settings, or other inputs, are batches of their own."""
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for index, text in enumerate(texts):
+            groups[(_sampling(text.config), *text.fields)].append(index)
+        captions: dict[int, Caption] = {}
+        for indices in groups.values():
+            members = [texts[index] for index in indices]
+            rows = self._tokens(members[0].config, [member.fields for member in members])
+            for index, row in zip(indices, rows, strict=True):
+                captions[index] = self._inputs.decode(row, texts[index].config)
+        return [captions[index] for index in range(len(texts))]
+
+    @torch.inference_mode()
+    def _tokens(self, config: CaptionerConfig, items: list[Fields]) -> list[list[int]]:
+        """Return the generated tokens of each text."""
+        inputs = {name: self._on_device(value) for name, value in collate(items, self._inputs.pad_id).items()}
+        stopping = transformers.StoppingCriteriaList()
+        prompt_length = inputs["input_ids"].shape[1]
+        if config.stop:
+            stopping.append(_StopStrings(self._inputs, config, prompt_length))
+        tokens = self._model.generate(
+            **inputs, generation_config=generation_config(config, self._inputs.stop_ids), stopping_criteria=stopping
+        )
+        return [row[prompt_length:] for row in tokens.tolist()]
+
+    def _on_device(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._on_device(part) for part in value]
+        dtype = self._model.dtype if value.is_floating_point() else value.dtype
+        return value.to(self._model.device, dtype)
+
+
+class _StopStrings(transformers.StoppingCriteria):
+    """Ends each text at its first stop string."""
+
+    def __init__(self, inputs: ProcessorInputs, config: CaptionerConfig, prompt_length: int):
+        self._inputs, self._config, self._prompt_length = inputs, config, prompt_length
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        rows = input_ids[:, self._prompt_length :].tolist()
+        ended = [self._inputs.decode(row, self._config).finish_reason == "stop" for row in rows]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def _sampling(config: CaptionerConfig) -> tuple[Any, ...]:
+    """Equal for texts that one call of `generate` can make."""
+    return tuple(getattr(config, name) for name in (*SAMPLING, "stop"))
+
+
+def check_architecture(config: CaptionerConfig, inputs: ProcessorInputs) -> None:
+    """Raise ValueError if transformers has no class that reads images and texts for this type of model."""
+    known = type(inputs.model_config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    auto_map = getattr(inputs.model_config, "auto_map", None) or {}
+    if not known and not (config.trust_remote_code and "AutoModelForImageTextToText" in auto_map):
+        raise ValueError(
+            f"captioner {config.name!r}: {config.model}: transformers {transformers.__version__} has no model for "
+            f"images and texts of type {inputs.model_config.model_type!r}; use engine='vllm'"
+        )
+
+
+def _load_adapter(model: Any, config: CaptionerConfig) -> None:
+    """Add a LoRA adapter to a model. Raises ValueError with the fix if the package for it is missing."""
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError(
+            f"captioner {config.name!r}: lora: engine='transformers' needs the package peft; pip install peft, or use "
+            "engine='vllm'"
+        )
+    model.load_adapter(adapter_folder(config))

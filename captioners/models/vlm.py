@@ -1,0 +1,73 @@
+"""Any vision-language model: transformers' image-text-to-text models, and those that vLLM runs.
+
+Nothing here is particular to one family: the checkpoint's processor makes the inputs, and its chat template the prompt.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
+from lotlip_data.captioners.models.base import Captioner, default_engine, require_vllm
+from lotlip_data.manifests.checkpoints.hub import read_config
+from lotlip_data.manifests.checkpoints.resolve import resolve
+
+logger = logging.getLogger(__name__)
+
+
+class Vlm(Captioner):
+    """`template` is for checkpoints without a chat template, such as PaliGemma's."""
+
+    template = "<image>{prompt}"
+    model_class = "AutoModelForImageTextToText"
+    uses_chat_template = True
+    reads_all_settings = True
+
+    def check_model(self, config: CaptionerConfig) -> None:
+        source = resolve(config.model)
+        check_remote_code(config, read_config(source, config.revision))
+        self.check(source, {"revision": config.revision})
+
+    def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
+        check_remote_code(config, read_config(resolve(config.model), config.revision))
+        if config.trust_remote_code:
+            logger.warning(
+                f"captioner {config.name!r}: trust_remote_code: Python code from the repository of {config.model} runs "
+                "with your rights: it can read, change and send whatever you can. Set `revision` to a commit that you "
+                "have read"
+            )
+        self.check_settings(config)
+        if engine == "auto":
+            engine = default_engine()
+        if engine == "transformers":
+            from lotlip_data.captioners.engines.transformers_processor import ProcessorEngine
+
+            return ProcessorEngine(self, config, options)
+        if engine == "vllm":
+            require_vllm()
+            from lotlip_data.captioners.engines.vllm_processor import VllmProcessorEngine
+
+            return VllmProcessorEngine(self, config, options)
+        raise ValueError(f"engine={engine!r}: use auto, vllm or transformers for captioner kind {config.kind!r}")
+
+
+def check_remote_code(config: CaptionerConfig, layout: Mapping[str, Any]) -> None:
+    """Raise ValueError if a model needs code of its own repository, which the settings do not allow.
+
+    Args:
+        config: The captioner.
+        layout: The content of the checkpoint's config.json.
+    """
+    if config.trust_remote_code or not layout.get("auto_map") or _is_known(str(layout.get("model_type"))):
+        return
+    raise ValueError(
+        f"captioner {config.name!r}: {config.model} is no model of the installed transformers "
+        f"(model_type={layout.get('model_type')!r}): it brings Python code of its own, which would run with your "
+        "rights. If you trust it, set trust_remote_code: true and `revision` to a commit that you have read"
+    )
+
+
+def _is_known(model_type: str) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return model_type in CONFIG_MAPPING_NAMES

@@ -1,0 +1,102 @@
+"""Every family of vision-language models gets the texts that it gets from its own processor and model, one by one.
+
+The reference is written here with transformers alone: one image at a time, no batch, no padding, no code of an engine.
+"""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.registry import load_engine
+from tests.captioners import tiny_vlms
+
+PROMPT = "Describe the image in detail."
+TOKENS = 24
+MECHANISMS = ("qwen2.5-vl", "idefics3", "llava-next", "mistral3")
+"""Flat patches with a grid, tiles with masks, tiles with the image's size, and images of any shape."""
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """`checkpoint(family)`: the folder of its tiny checkpoint."""
+    folders = {}
+
+    def write(family):
+        if family == "smolvlm":
+            pytest.importorskip("num2words")
+        if family not in folders:
+            folders[family] = tiny_vlms.write(family, tmp_path_factory.mktemp("vlm") / family)
+        return str(folders[family])
+
+    return write
+
+
+def mixed_images(count):
+    """Coarse random patterns of 24 to 200 pixels a side, so that families cut, pad and reduce them differently."""
+    generator = np.random.default_rng(7)
+    images = []
+    for _ in range(count):
+        width, height = generator.integers(24, 200, 2)
+        blocks = generator.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        images.append(Image.fromarray(blocks).resize((int(width), int(height)), Image.Resampling.NEAREST))
+    return images
+
+
+def plain_generate(folder, images, max_new_tokens=TOKENS):
+    """Text and number of tokens of each image, with transformers alone."""
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    processor.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    end = {processor.tokenizer.eos_token_id, *np.atleast_1d(model.generation_config.eos_token_id).tolist()}
+    if processor.tokenizer.chat_template:
+        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
+        template = processor.tokenizer.chat_template
+        text = processor.apply_chat_template(turn, chat_template=template, add_generation_prompt=True, tokenize=False)
+        text = text.removeprefix("<s>")
+    else:
+        text = f"<image>{PROMPT}"
+    texts = []
+    for image in images:
+        inputs = processor(images=[image], text=[text], return_tensors="pt")
+        inputs.pop("labels", None)
+        output = model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(end), pad_token_id=0
+        )
+        tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
+        texts.append((processor.tokenizer.decode(tokens, skip_special_tokens=True).strip(), len(tokens)))
+    return texts
+
+
+def captioner(folder, **settings):
+    return CaptionerConfig(
+        **{"name": "x", "kind": "vlm", "model": folder, "max_new_tokens": TOKENS, "dtype": "float32"} | settings
+    )
+
+
+def engine_texts(caption_all, config, engine, images, **options):
+    loaded = load_engine(config, engine, **options)
+    captions = caption_all(loaded, images)
+    loaded.close()
+    assert [caption for caption in captions if isinstance(caption, Exception)] == []
+    return [(caption.text, caption.tokens) for caption in captions]
+
+
+def check_transformers(folder, caption_all, count):
+    images = mixed_images(count)
+    expected = plain_generate(folder, images)
+    assert engine_texts(caption_all, captioner(folder), "transformers", images, batch_size=8) == expected
+    assert len({text for text, _ in expected}) > 0.7 * count  # texts depend on the images
+
+
+@pytest.mark.parametrize("family", MECHANISMS)
+def test_transformers_texts_do_not_depend_on_the_batch(family, checkpoint, caption_all):
+    check_transformers(checkpoint(family), caption_all, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", tiny_vlms.FAMILIES)
+def test_transformers_gives_the_texts_of_plain_generate(family, checkpoint, caption_all):
+    check_transformers(checkpoint(family), caption_all, 64)

@@ -1,0 +1,64 @@
+"""A prompt with a `{name}` that is no column of a sample is named before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.settings.captioners import PoolSettings
+from lotlip_data.pipeline.readiness.manifest_checks import check_models
+from lotlip_data.pipeline.recaptioning.config import CaptionerJob
+from lotlip_data.pipeline.recaptioning.job_checks import check_prompts
+from lotlip_data.pipeline.recaptioning.stage import recaption
+from tests.pipeline import run_fixture
+from tests.pipeline.recaptioning.grey_engine import CONFIG, GreyEngine, caption, write_shard
+
+MESSAGE = (
+    "captioner 'grey': prompt: {alt} is no column of a sample; the columns are {raw}, {raws}, {source}, {sources}, "
+    "{url}, {width}, {height}, {original_width}, {original_height}; for the text {alt} itself, write {{alt}}"
+)
+
+
+def config(**settings: object) -> CaptionerConfig:
+    return CONFIG.replace(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "messages"),
+    [
+        ({"prompt": "Describe {alt} of {source} and {alt}."}, [MESSAGE]),
+        ({"prompt": "Describe {raw}.", "prompt_without_raw": "Describe {alt}."}, [MESSAGE]),
+        ({"prompts": {"a": "Describe it.", "b": "{alt}"}}, [MESSAGE.replace("'grey'", "'grey_b'")]),
+        ({"prompt": '{{alt}} {raw}: {"a": 1}, { alt }, {a b}, {0}, {}, {"a": {}}, {a: {raw}}'}, []),
+    ],
+)
+def test_an_unknown_field_is_named_with_the_known_ones(settings: dict[str, object], messages: list[str]) -> None:
+    assert [str(check) for check in check_prompts(config(**settings).texts)] == messages
+
+
+def test_recaption_and_run_name_it_before_anything_starts(tmp_path: Path) -> None:
+    run = Run.at(str(tmp_path / "run"))
+    write_shard(run, 0, [1, 2])
+    with pytest.raises(UserError) as error:
+        recaption(run, [CaptionerJob(config(prompt="Describe {alt}."), PoolSettings())])
+    assert str(error.value) == MESSAGE
+    manifest = run_fixture.make_manifest()
+    entry = {"name": "grey", "kind": "llava", "model": "grey", "prompt": "Describe {alt}."}
+    manifest = type(manifest).parse(manifest.explicit | {"captioners": [entry]}, "manifest")
+    assert MESSAGE in map(str, check_models(manifest, run))
+
+
+def test_a_captioner_of_a_run_that_has_captions_keeps_its_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release without fields has made them, with the braces as text."""
+    from tests.pipeline.recaptioning import grey_engine
+
+    earlier = config(prompt="Describe {alt}.")
+    monkeypatch.setattr(grey_engine, "CONFIG", earlier)
+    run = Run.at(str(tmp_path / "run"))
+    write_shard(run, 0, [1, 2])
+    caption(run, GreyEngine(), 0)
+    assert recaption(run, [CaptionerJob(earlier, PoolSettings())]).nothing_to_do
