@@ -103,7 +103,6 @@ class Machine:
         from lotlip_data.pipeline.core.ledger import WorkRecord
         from lotlip_data.pipeline.recaptioning.results import UnitResult
         from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
-        from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
 
         started, parts = int(time.time()), Path(self._run.caption_parts(name, shard))
         target, tokens = Path(self._run.caption_shard(name, shard)), CAPTION_TOKENS * IMAGES_PER_SHARD
