@@ -8,7 +8,6 @@ number of logical GPUs of Ray; `auto` are those that it finds.
 import json
 import os
 import sys
-from collections import deque
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -35,7 +34,7 @@ def main() -> None:
         start_local(num_cpus=4, num_gpus=int(gpus))
     with cluster() if gpus == "auto" else nullcontext():
         claim_settings(run, job.config)
-        pool = ActorPool(run, job.config, job.pool, deque([0]))
+        pool = ActorPool(run, job.config, job.pool, {0: (job.config.name,)})
         actors: list[Any] = [create_actor(pool) for _ in range(int(count))]
         reports = ray.get([actor.start.remote() for actor in actors], timeout=START_SECONDS)
         names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
