@@ -115,9 +115,9 @@ def test_llava_at_7b_shapes_has_the_published_sizes_and_a_text_for_every_token(t
     config = CaptionerConfig(name="x", kind="llava", model=str(shapes.write_llava(tmp_path)))
     assert read_model_sizes(config) == LLAVA
     preprocessor = Preprocessor(get_kind("llava"), config)
-    assert 576 < preprocessor.prompt_length <= 576 + LLAVA.prompt_tokens
+    assert 576 < preprocessor.first.length <= 576 + LLAVA.prompt_tokens
     tokens = [token for token in range(4, 32_064) if token not in preprocessor.stop_ids][::977]
-    assert preprocessor.decode(tokens).tokens == len(tokens)
+    assert preprocessor.decode(tokens, config).tokens == len(tokens)
 
 
 def test_instructblip_at_7b_shapes_is_a_sparse_file_with_the_published_sizes(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_instructblip_at_7b_shapes_is_a_sparse_file_with_the_published_sizes(tmp
     assert sizes.parameters == pytest.approx(INSTRUCTBLIP.parameters, rel=1e-3)  # the vocabulary is padded by 63 tokens
     weights = read_weights(file)
     assert weights["query_tokens"].shape == (1, 32, 768) and not weights["query_tokens"].any()
-    assert Preprocessor(get_kind("instructblip"), config).prompt_length <= 32 + INSTRUCTBLIP.prompt_tokens
+    assert Preprocessor(get_kind("instructblip"), config).first.length <= 32 + INSTRUCTBLIP.prompt_tokens
 
 
 def test_fp8_is_skipped_on_gpus_that_cannot_multiply_in_it() -> None:
