@@ -172,6 +172,8 @@ class Preprocessor:
         check_shape(image)
         try:
             return self._processor.image_processor(self._fitted(image), return_tensors="pt")["pixel_values"]
+        except MemoryError:  # the machine's failure, not the image's
+            raise
         except Exception as error:  # Pillow decodes lazily and raises many types for a broken file
             raise CaptionError(f"image cannot be read: {type(error).__name__}: {error}") from error
 

@@ -1,10 +1,13 @@
 """Ray tasks: over many items, a bounded number at a time, and one on every node."""
 
 import math
+import os
 import pickle
+import platform
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -14,10 +17,17 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import Snapshot, forward_progress
 from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.gpus import require_assigned
+from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_cluster import check_cluster, cluster
 
 ATTEMPTS = 3
 """Number of attempts per item if its task dies or raises. A UserError is final: another attempt cannot succeed."""
+
+MAX_CALLS_ON_GPU = 64
+"""Tasks on a GPU after which their process ends, and with it what it holds of the GPU's memory."""
+
+EXIT_SECONDS = 1.0
+"""Time for the answer of a task to leave its process before it ends."""
 
 POLL_SECONDS = 1.0
 """Interval at which the progress of running tasks is read, where a caller asks for it."""
@@ -86,7 +96,10 @@ def _run(
         with forward_progress(partial(_post, board)) if board else nullcontext():
             return task(item)
 
-    remote: Any = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(call)
+    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 0}
+    if num_gpus:  # by default, Ray starts a process for each task on a GPU, and each would load its model anew
+        options["max_calls"] = MAX_CALLS_ON_GPU
+    remote: Any = ray.remote(**options)(call)
     running: dict[Any, _Attempt[Item]] = {}
 
     def submit(item: Item, number: int = 1) -> None:
@@ -149,6 +162,34 @@ def assigned_device(user: str) -> str:
 def assigned_cpus() -> int:
     """CPUs that Ray reserved for the task that calls this, at least 1."""
     return max(1, int(_assigned("CPU")))
+
+
+@contextmanager
+def device_failures(user: str) -> Iterator[None]:
+    """End this process of Ray's soon after an error of its GPU, from which no call of the process recovers.
+
+    Otherwise the tasks that follow in the process would fail too, and quickly, so that it would take all that are left.
+
+    Args:
+        user: What computes on the GPU, for error messages.
+
+    Raises:
+        RuntimeError: The GPU has failed.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        end_process(EXIT_SECONDS)
+        raise RuntimeError(f"{user}: a GPU of {platform.node()} has failed ({one_line(error)})") from None
+
+
+def end_process(seconds: float) -> None:
+    """End this process after some time, in which it answers."""
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _assigned(resource: str) -> float:

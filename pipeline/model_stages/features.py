@@ -14,7 +14,7 @@ from lotlip_data.pipeline.core.checks import check_gpus, check_model
 from lotlip_data.pipeline.core.findings import require
 from lotlip_data.pipeline.core.outcome import Outcome, one_line
 from lotlip_data.pipeline.core.ray_cluster import cluster, cpus_per_gpu
-from lotlip_data.pipeline.core.ray_tasks import assigned_cpus, assigned_device, run_ray_tasks
+from lotlip_data.pipeline.core.ray_tasks import assigned_cpus, assigned_device, device_failures, run_ray_tasks
 from lotlip_data.pipeline.model_stages.train import training_config
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def task_resources(gpus: float | None, cpus_per_gpu: float | None) -> tuple[floa
 
 def _compute_shard(run: str, tower: str, image_size: int | None, index: int) -> None:
     device, threads = assigned_device("features"), assigned_cpus()
-    _open_cache(run, tower, image_size, device, threads).compute(index)
+    with device_failures("features"):
+        _open_cache(run, tower, image_size, device, threads).compute(index)
 
 
 @functools.lru_cache(maxsize=1)

@@ -152,10 +152,11 @@ class _Bars:
 
 def _fit_in_task(run: Run, resume: bool, entry: TrainingEntry) -> "TrainResult":
     """Train one model in a Ray task, on the device that Ray reserved for it."""
-    from lotlip_data.pipeline.core.ray_tasks import assigned_device
+    from lotlip_data.pipeline.core.ray_tasks import assigned_device, device_failures
     from lotlip_data.training.devices import on_device
 
-    with on_device(assigned_device(f"training {entry.folder!r}")):
+    subject = f"training {entry.folder!r}"
+    with device_failures(subject), on_device(assigned_device(subject)):
         return _fit(run, resume, None, entry)
 
 

@@ -3,11 +3,14 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import Snapshot, progress_bar
@@ -111,3 +114,31 @@ def test_a_task_computes_on_a_gpu_only_where_ray_reserved_one(monkeypatch: pytes
         assigned_device("x")
     monkeypatch.setattr(ray_tasks, "require_assigned", lambda gpus, user: None)
     assert assigned_device("x") == "cuda"
+
+
+def test_a_process_whose_gpu_has_failed_ends_so_that_the_next_task_gets_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No call of a process to its GPU succeeds after such an error."""
+    ends: list[float] = []
+    monkeypatch.setattr(ray_tasks, "end_process", ends.append)
+    message = r"features: a GPU of .* has failed \(.*illegal memory access"
+    with pytest.raises(RuntimeError, match=message), ray_tasks.device_failures("features"):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    assert ends == [ray_tasks.EXIT_SECONDS]
+    with pytest.raises(ValueError, match="a bad tar"), ray_tasks.device_failures("features"):
+        raise ValueError("a bad tar")
+    assert len(ends) == 1
+
+
+@pytest.mark.slow
+def test_tasks_on_a_gpu_share_a_process_and_with_it_their_model() -> None:
+    """On a Ray of its own, whose one GPU exists in Ray's accounting only."""
+    script = (
+        "import os, ray; from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks; "
+        "ray.init(address='local', num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False); "
+        "print(len({pid for _, pid in run_ray_tasks(lambda item: os.getpid(), range(6), num_gpus=1)}))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    answer = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.split()[-1] == "1"
