@@ -141,6 +141,11 @@ class Manifest(Settings):
         """By captioner, the names of its texts: its own name alone, unless it makes several texts for each image."""
         return {entry.label: entry.text_names for entry in self.captioners}
 
+    @property
+    def several_texts(self) -> dict[str, tuple[str, ...]]:
+        """By captioner that makes more than one text for each image, the names of these texts."""
+        return {name: texts for name, texts in self.captioner_texts.items() if len(texts) > 1}
+
     def evaluation_folder(self, entry: EvaluationEntry) -> str:
         """The folder of a published task's files."""
         return entry.data or storage.join(str(self.evaluation_data), entry.name or entry.task)

@@ -4,6 +4,7 @@ Weights have a large variance, so that the next token is never a near tie and a 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ PATCH = 8
 
 def write_llava(folder: Path, *, seed: int = 0, end_bias: float = 0.0) -> Path:
     """A LLaVA of hidden size 32 with 16 image tokens."""
-    tokenizer = _write_tokenizer(folder, image_token="<image>")
+    tokenizer = write_tokenizer(folder, image_token="<image>")
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=32,
@@ -76,7 +77,7 @@ def write_llava(folder: Path, *, seed: int = 0, end_bias: float = 0.0) -> Path:
 
 def write_pixtral(folder: Path) -> Path:
     """A LLaVA whose tower takes images of any shape, as mistral-community/pixtral-12b; `<image>` is its image token."""
-    tokenizer = _write_tokenizer(folder, image_token="<image>")
+    tokenizer = write_tokenizer(folder, image_token="<image>")
     tower = PixtralVisionConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -137,8 +138,8 @@ def write_instructblip(
     folder: Path, *, seed: int = 0, end_bias: float = 0.0, text_config: PreTrainedConfig | None = None
 ) -> Path:
     """An InstructBLIP of hidden size 32 with 4 query tokens, and a Llama or the model of `text_config`."""
-    tokenizer = _write_tokenizer(folder)
-    _write_tokenizer(folder / "qformer_tokenizer")
+    tokenizer = write_tokenizer(folder)
+    write_tokenizer(folder / "qformer_tokenizer")
     vision = InstructBlipVisionConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -192,8 +193,11 @@ def llama(vocabulary: int = VOCABULARY, *, tied: bool = False) -> LlamaConfig:
     )
 
 
-def _write_tokenizer(folder: Path, **named: str) -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(SPECIAL + WORDS.split()))}
+def write_tokenizer(
+    folder: Path, words: Sequence[str] = (*SPECIAL, *WORDS.split()), **named: str
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, whose first four are those of SPECIAL. `named`: attributes that name a token."""
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
