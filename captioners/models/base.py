@@ -119,6 +119,7 @@ class Captioner:
         Raises:
             ValueError: Something is missing; the message has the fix.
         """
+        check_structured(config, engine)
         if engine == "vllm":
             require_vllm()
 
@@ -150,6 +151,7 @@ class Captioner:
         self.check_settings(config)
         if engine == "auto":
             engine = default_engine()
+        check_structured(config, engine)
         if engine == "transformers":
             from lotlip_data.captioners.engines.transformers_engine import TransformersEngine
 
@@ -175,6 +177,16 @@ def default_engine() -> str:
     import torch
 
     return "vllm" if torch.cuda.is_available() else "transformers"
+
+
+def check_structured(config: CaptionerConfig, engine: str) -> None:
+    """Raise ValueError with the fix if a text must have a form that the engine cannot enforce."""
+    for text in config.texts if engine == "transformers" else ():
+        if text.structured is not None:
+            raise ValueError(
+                f"captioner {text.name!r}: structured: engine='transformers' cannot enforce the form of a text; use "
+                "engine='vllm', or serve the model and use kind 'openai'"
+            )
 
 
 def require_vllm() -> None:
