@@ -32,6 +32,7 @@ from typing import Any
 
 import certifi
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import trustme
@@ -147,8 +148,9 @@ SIDES = {"ours": download_ours, "img2dataset": download_img2dataset}
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of its children that have ended, such as the one that decodes our images."""
-    return sum(os.times()[:4])
+    """CPU time of this process and of its children, such as the one that decodes our images."""
+    living = (child.cpu_times() for child in psutil.Process().children())
+    return sum(os.times()[:4]) + sum(times.user + times.system for times in living)
 
 
 def run_worker(url: str, images: int, threads: int) -> None:

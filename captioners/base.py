@@ -90,7 +90,7 @@ class CaptionerConfig(CaptionerSettings):
             "prompt_without_raw": None,
             "structured": None,
         }
-        if not uses_braces(*self.prompts_of_images):
+        if not uses_braces(*self.instructions):
             later["max_field_characters"] = self.max_field_characters
         if len(self.prompts_of_images) == 1:
             later["prompt_without_raw"] = self.prompt_without_raw
@@ -223,10 +223,12 @@ class TextRequest:
     Attributes:
         config: One of the captioner's `texts`: prompt, sampling and output settings.
         prompt: Its prompt, with the columns of the sample in place of its fields.
+        system: Its system prompt likewise. None: that of the configuration, which has no fields.
     """
 
     config: CaptionerConfig
     prompt: str
+    system: str | None = None
 
 
 class MultiTextEngine(Engine, Protocol):

@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
+from lotlip_data.captioners.presets import PRESETS, VLM_SIZES
 from lotlip_data.captioners.registry import get_default, get_kind
 from lotlip_data.captioners.sizing import INSTRUCTBLIP, LLAVA, ModelSizes, kv_cache_tokens, max_sequences, sizes_of
 from lotlip_data.manifests.checkpoints.hub import ModelUnavailable, read_config
@@ -46,9 +47,11 @@ def read_model_sizes(config: CaptionerConfig) -> ModelSizes | None:
     Raises:
         UserError: The config.json belongs to another kind or describes no valid model; the message names the field.
     """
-    if config.kind not in PUBLISHED_SIZES:
+    if config.kind not in (*PUBLISHED_SIZES, "vlm"):
         return None
-    if config.model == get_default(config.kind).model:
+    if sizes := VLM_SIZES.get(config.model):
+        return sizes
+    if config.kind in PUBLISHED_SIZES and config.model == get_default(config.kind).model:
         return PUBLISHED_SIZES[config.kind]
     if find_spec("transformers") is None:
         logger.warning(
@@ -62,6 +65,8 @@ def read_model_sizes(config: CaptionerConfig) -> ModelSizes | None:
     if layout is None:
         return None
     try:
+        if config.kind == "vlm":
+            return _vlm_sizes(config)
         return _sizes_from_layout(get_kind(config.kind).model_class, layout)
     except INVALID_CONFIG_ERRORS as error:
         readable = isinstance(error, UserError | StrictDataclassError)
@@ -71,11 +76,12 @@ def read_model_sizes(config: CaptionerConfig) -> ModelSizes | None:
 
 def format_table(gpu_gib: float, utilization: float) -> str:
     """Return a table of the published models on one GPU: weights, cache and `max_num_seqs`."""
-    rows = ["captioner     weights  KV a token  cache            a caption   max_num_seqs"]
-    for name, model in PUBLISHED_SIZES.items():
+    rows = ["captioner       weights  KV a token  cache            a caption   max_num_seqs"]
+    vlms = {name: VLM_SIZES[config.model] for name, config in PRESETS.items() if config.model in VLM_SIZES}
+    for name, model in (PUBLISHED_SIZES | vlms).items():
         cache_tokens = kv_cache_tokens(model, gpu_gib, utilization)
         rows.append(
-            f"{name:<13} {model.weights_gib:4.1f} GiB  {model.kv_bytes_per_token / 2**20:.1f} MiB     "
+            f"{name:<15} {model.weights_gib:4.1f} GiB  {model.kv_bytes_per_token / 2**20:.1f} MiB     "
             f"{cache_tokens:>7,} tokens  {model.sequence_tokens():>4} tokens  "
             f"{max_sequences(model, gpu_gib, utilization):>6}"
         )
@@ -94,6 +100,17 @@ def _read_layout(config: CaptionerConfig) -> dict[str, Any] | None:
         raise UserError(f"captioner {config.name!r}: {error}") from None
     except ValueError as error:
         raise UserError(f"captioner {config.name!r}: {error}") from None
+
+
+def _vlm_sizes(config: CaptionerConfig) -> ModelSizes | None:
+    """Return the sizes of a vision-language model, with the tokens of a typical image by its own processor."""
+    from lotlip_data.captioners.engines.processor_inputs import ProcessorInputs
+
+    try:
+        return ProcessorInputs(get_kind(config.kind), config).sizes()
+    except (OSError, ImportError, ModelUnavailable) as error:
+        logger.warning("captioner %r: the size of %s is not estimated: %s", config.name, config.model, error)
+        return None
 
 
 def _sizes_from_layout(model_class: str, layout: dict[str, Any]) -> ModelSizes:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from itertools import dropwhile, groupby
 from typing import Any
 
-from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.base import CaptionerConfig, TextRequest
 from lotlip_data.manifests.settings.prompt_syntax import split_prompt
 
 FieldValue = str | int | list[str] | None
@@ -23,7 +23,7 @@ FieldValue = str | int | list[str] | None
 KNOWN_MARKERS = frozenset(
     (
         # Role names
-        *("user:", "assistant:", "system:", "human:", "instruction:", "response:"),
+        *("user:", "assistant:", "system:", "human:", "gpt:", "instruction:", "response:", "###"),
         # Qwen, InternVL, Llama 3, Phi and others write each of their tokens between these.
         *("<|", "|>"),
         # Llama 2, Vicuna, Mistral, Pixtral
@@ -44,17 +44,17 @@ KNOWN_MARKERS = frozenset(
 )
 """Texts with which the families of models mark tokens, turns and places of images. No field has one of them."""
 
-_MANY_TOKENS = ("\U00012037", "%", "&-", "a.")
+_MANY_TOKENS = ("\U00012037", "%", "a-")
 """Texts that need many tokens per character: where a tokenizer knows bytes, four; where it knows words only, one."""
+
+_ROLE_NAME = re.compile(r"[^\W\d_][^\W_]*\s*:")
+_BRACKETED = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 
 _HIDDEN_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co"))
 _HIDDEN_LETTERS_AND_MARKS = frozenset(
     map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x3164, 0xFFA0, *range(0xFE00, 0xFE10)))
 ) | frozenset(map(chr, range(0xE0000, 0xE1000)))
 """Of Unicode's Default_Ignorable_Code_Point, the characters outside `_HIDDEN_CATEGORIES`, and the block of tags."""
-
-_ROLE_NAME = re.compile(r"[^\W\d_][^\W_]*\s*:")
-_BRACKETED = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 
 
 def fill(prompt: str, fields: Mapping[str, FieldValue], special_texts: frozenset[str], max_characters: int) -> str:
@@ -97,14 +97,16 @@ def clean(value: FieldValue, max_characters: int) -> str:
     return text[: end if end > 0 else max_characters].rstrip()
 
 
-def longest_prompts(config: CaptionerConfig) -> list[str]:
-    """Prompts of which one needs at least as many tokens as any that an image can get, whatever the tokenizer."""
-    limit = config.max_field_characters
-    return [
-        "".join((text * limit)[:limit] if is_field else part for part, is_field in split_prompt(prompt))
-        for prompt in config.prompts_of_images
-        for text in _MANY_TOKENS
-    ]
+def longest_requests(config: CaptionerConfig) -> list[TextRequest]:
+    """Requests of which one needs at least as many tokens as any of a sample, whatever the tokenizer."""
+
+    def filled(prompt: str, text: str) -> str:
+        limit = config.max_field_characters
+        return "".join((text * limit)[:limit] if is_field else part for part, is_field in split_prompt(prompt))
+
+    pairs = ((prompt, text) for prompt in config.prompts_of_images for text in _MANY_TOKENS)
+    texts = dict.fromkeys((filled(prompt, text), filled(config.system or "", text)) for prompt, text in pairs)
+    return [TextRequest(config, prompt, system or None) for prompt, system in texts]
 
 
 def special_texts_of(*tokenizers: Any, template: str = "") -> frozenset[str]:

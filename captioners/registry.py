@@ -14,7 +14,7 @@ from lotlip_data.captioners.models.instructblip import InstructBlip
 from lotlip_data.captioners.models.llava import Llava, ShareGPT4V
 from lotlip_data.captioners.models.openai_endpoint import OpenAIEndpoint
 from lotlip_data.captioners.models.vlm import Vlm
-from lotlip_data.captioners.sizing import FP8_PER_CHANNEL
+from lotlip_data.captioners.presets import PRESETS
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.settings.messages import unknown_name
 
@@ -27,25 +27,6 @@ _KINDS: dict[str, type[Captioner]] = {
     "sharegpt4v": ShareGPT4V,
     "vlm": Vlm,
 }
-
-_MODELS = {
-    "instructblip": "Salesforce/instructblip-vicuna-7b",
-    "llava": "llava-hf/llava-1.5-7b-hf",
-    "sharegpt4v": "Lin-Chen/ShareGPT4V-7B",
-}
-
-_FP8: dict[str, Any] = {"quantization": FP8_PER_CHANNEL, "kv_cache_dtype": "fp8_hopper"}
-
-DEFAULTS: dict[str, CaptionerConfig] = {
-    **{kind: CaptionerConfig(name=kind, kind=kind, model=model) for kind, model in _MODELS.items()},
-    **{
-        f"{kind}-fp8": CaptionerConfig(name=f"{kind}-fp8", kind=kind, model=model, **_FP8)
-        for kind, model in _MODELS.items()
-    },
-    **{f"tiny-{kind}": CaptionerConfig(name=f"tiny-{kind}", kind=kind, model=f"tiny-{kind}") for kind in _MODELS},
-}
-"""Configuration by short name: the three published models, the same in FP8, which write other texts, and tiny models
-that are trained on synthetic scenes."""
 
 
 @cache
@@ -67,9 +48,9 @@ def get_kind(kind: str) -> Captioner:
 
 def get_default(name: str) -> CaptionerConfig:
     """Return the configuration of a short name. Raises ValueError, which lists the known names, for any other."""
-    if name not in DEFAULTS:
-        raise ValueError(f"captioner {unknown_name(name, sorted(DEFAULTS))}")
-    return DEFAULTS[name]
+    if name not in PRESETS:
+        raise ValueError(f"captioner {unknown_name(name, sorted(PRESETS))}")
+    return PRESETS[name]
 
 
 def load_engine(config: CaptionerConfig, engine: str = "auto", **options: Any) -> Engine:

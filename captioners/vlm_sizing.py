@@ -10,6 +10,16 @@ from lotlip_data.captioners.sizing import CAPTION_TOKENS, ModelSizes
 TYPICAL_SIDES = (480, 640)
 """Height and width of the picture whose tokens stand for those of any: models differ in how tokens depend on it."""
 
+PROBE_SIDES = tuple(round(32 * 1.15**step) for step in range(36))
+"""Sides, up to 4,262 pixels, of the images whose tokens are counted: any processor reduces a larger picture. The number
+of tokens does not grow with a picture alone. Those that cut it into tiles reduce a large one below a smaller one."""
+
+SLOW_PROBE_SIDES = (64, 384, 1024, 4096)
+"""The same for a processor that cannot count tokens without preprocessing an image."""
+
+SPARE_TOKENS = 1.05
+"""A shape between these can have some more tokens than any of them."""
+
 
 def vlm_sizes(config: Any, image_tokens: int, prompt_tokens: int = ModelSizes.prompt_tokens) -> ModelSizes:
     """Return the sizes of the model that a configuration describes. It is built on the device `meta`, without memory.
@@ -41,22 +51,44 @@ def vlm_sizes(config: Any, image_tokens: int, prompt_tokens: int = ModelSizes.pr
     )
 
 
-def image_tokens(processor: Any, images_kwargs: dict[str, Any], sides: Sequence[tuple[int, int]]) -> list[int]:
+def image_tokens(processor: Any, sides: Sequence[tuple[int, int]]) -> list[int]:
     """Return the number of tokens of an image of each size.
 
     Args:
-        processor: A checkpoint's processor.
-        images_kwargs: Keyword arguments for its image processor, such as size limits.
+        processor: A checkpoint's processor, with its size limits.
         sides: Height and width in pixels.
     """
+    return _counted_tokens(processor, sides) or _preprocessed_tokens(processor, sides)
+
+
+def max_image_tokens(processor: Any) -> int:
+    """Return the largest number of tokens of an image, over images of many shapes, and some to spare."""
+    tokens = _counted_tokens(processor, _shapes(PROBE_SIDES)) or _preprocessed_tokens(
+        processor, _shapes(SLOW_PROBE_SIDES)
+    )
+    return int(SPARE_TOKENS * max(tokens)) + 1
+
+
+def _shapes(sides: Sequence[int]) -> list[tuple[int, int]]:
+    pairs = ((height, width) for height in sides for width in sides)
+    return [(height, width) for height, width in pairs if max(height, width) <= 50 * min(height, width)]
+
+
+def _counted_tokens(processor: Any, sides: Sequence[tuple[int, int]]) -> list[int] | None:
+    """The number of tokens by the processor's own arithmetic; None if it has none, or none for its image processor."""
     count = getattr(processor, "_get_num_multimodal_tokens", None)
-    if count:
-        return list(count(image_sizes=[list(size) for size in sides], **images_kwargs)["num_image_tokens"])
+    try:
+        return list(count(image_sizes=[list(size) for size in sides])["num_image_tokens"]) if count else None
+    except (TypeError, LookupError, AttributeError):  # LLaVA's expects a size of crops, which a SigLIP tower lacks
+        return None
+
+
+def _preprocessed_tokens(processor: Any, sides: Sequence[tuple[int, int]]) -> list[int]:
     from PIL import Image
 
     text = str(getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>"))
-    images = [Image.new("RGB", (width, height)) for height, width in sides]
-    inputs = [processor(images=[image], text=[text], return_tensors="pt", **images_kwargs) for image in images]
+    images = (Image.new("RGB", (width, height)) for height, width in sides)
+    inputs = (processor(images=[image], text=[text], return_tensors="pt") for image in images)
     return [fields["input_ids"].shape[1] for fields in inputs]
 
 

@@ -45,6 +45,19 @@ def raise_unless_absent(error: FileNotFoundError, url: str) -> None:
         return
     if isinstance(cause, TimeoutError):
         raise StorageError(f"{url}: the server does not answer within {READ_SECONDS:g} seconds") from cause
+    import aiohttp
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    if isinstance(cause, aiohttp.TooManyRedirects):
+        raise StorageError(
+            f"{url}: the server redirects too often. Check the URL, and whether it needs a login."
+        ) from cause
+    if isinstance(cause, aiohttp.NonHttpUrlRedirectClientError):
+        raise StorageError(f"{url}: the server redirects to a URL that is not http or https: {cause}") from cause
+    if isinstance(cause.__cause__, HttpProcessingError):
+        raise StorageError(
+            f"{url}: the answer of the server is not valid HTTP: {_one_line(cause.__cause__)}"
+        ) from cause
     status = getattr(cause, "status", None)
     if status in _ABSENT:
         return
@@ -55,7 +68,11 @@ def raise_unless_absent(error: FileNotFoundError, url: str) -> None:
         raise StorageError(f"{answer}. Check the URL, and whether it needs a login.") from cause
     if isinstance(cause, ValueError):
         raise StorageError(f"{url}: is not a valid URL") from cause
-    raise ConnectionError(f"{url}: the server cannot be reached: {cause}") from cause
+    raise ConnectionError(f"{url}: the server cannot be reached: {_one_line(cause)}") from cause
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def open_read(fs: Any, url: str) -> IO[bytes]:

@@ -111,13 +111,17 @@ def with_retries(operation: Callable[Parameters, Result]) -> Callable[Parameters
                     "AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give the machine a role. For a storage other than "
                     "Amazon's, set AWS_ENDPOINT_URL to its URL."
                 ) from error
-            raise ConnectionError(f"{arguments[0]}: {error}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConnectionError(f"{arguments[0]}: {reason}") from error
 
     return _retrying(with_clear_errors)
 
 
 def client_errors() -> tuple[type[Exception], ...]:
     """Error classes of the storage clients that are imported already."""
-    names = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"))
+    names = (
+        *(("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError")),
+        *(("httpx", "HTTPError"), ("httpx2", "HTTPError")),  # of huggingface_hub, for hf:// URLs
+    )
     imported = (getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
     return (http.client.HTTPException, *imported)

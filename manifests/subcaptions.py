@@ -11,8 +11,8 @@ from typing import Literal, get_args
 
 SplitMode = Literal["punkt", "authors"]
 
-_LIST_MARKER = re.compile(r"[\W_]*(?:\d{1,3}|[A-Za-z])?[\W_]*")
-"""A piece without a word: the `2.`, `(b)`, `-` or `**3.**` before an item of a list."""
+_LIST_MARKER = re.compile(r"[\W_]*(?:\d{1,3}|[A-Za-z]|[IVX]{1,5}|[ivx]{1,5}|[\u2160-\u217f])?[\W_]*")
+"""A piece without a word: the `2.`, `(b)`, `iv.`, `-` or `**3.**` before an item of a list."""
 
 _AUTHORS_RULE = re.compile(r"\n|</s>|[.]")
 

@@ -228,7 +228,7 @@ def remove_captioner(run: RunLike, name: str, *, captions: bool = False) -> Outc
 
 
 def features(
-    run: RunLike, image_tower: str | None = None, *, image_size: int | None = None, gpus: float = 0
+    run: RunLike, image_tower: str | None = None, *, image_size: int | None = None, gpus: float | None = None
 ) -> Outcome:
     """Compute the features of the dataset's images by a locked image tower, on Ray. A training computes missing ones.
 
@@ -236,7 +236,7 @@ def features(
         run: The run's folder.
         image_tower: A folder or hub id. Default: the towers of the manifest's trainings, otherwise the paper's.
         image_size: Side of the square images in pixels. Default: the tower's.
-        gpus: GPUs per task.
+        gpus: GPUs per task. Default: half a GPU where the cluster has GPUs, else none.
     """
     from lotlip_data.pipeline.model_stages.features import features as compute
 

@@ -69,11 +69,6 @@ def process_group() -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
-def local_device() -> torch.device:
-    """The device of this process: its current GPU, or the CPU where there is no GPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def cores_per_process() -> int:
     """CPU cores of this machine for each of its training processes, at least 1."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

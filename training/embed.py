@@ -9,12 +9,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.iteration import batched
+from lotlip_data.manifests.iteration import DECODE_THREADS, batched, map_ordered
 from lotlip_data.manifests.progress import progress_bar
+from lotlip_data.training.devices import in_16_bit
 from lotlip_data.training.models.lotlip import LoTLIP
 
 logger = logging.getLogger(__name__)
@@ -76,15 +79,29 @@ def embed_images(model: LoTLIP, folder: str, out: str) -> Embedding:
     names = _image_names(folder)
     failed: list[str] = []
 
+    def read(name: str) -> Tensor | str:
+        image = _read_image(folder, name)
+        return image if isinstance(image, str) else model.transform([image])
+
     def features() -> Iterator[dict[str, Any]]:
+        pixels = map_ordered(read, names, DECODE_THREADS, window=2 * BATCH_SIZE)
         with progress_bar("embed", len(names), "image") as bar:
-            for part in batched(names, BATCH_SIZE):
-                images = {name: image for name in part if (image := _read_image(folder, name, failed))}
-                yield {"name": list(images), "feature": model.embed_images(images.values())}
+            for part in batched(zip(names, pixels, strict=True), BATCH_SIZE):
+                failed.extend(f"{name}: {reason}" for name, reason in part if isinstance(reason, str))
+                decoded = {name: image for name, image in part if not isinstance(image, str)}
+                yield {"name": list(decoded), "feature": _embed(model, list(decoded.values()))}
                 bar.note(f"{len(failed):,} failed" if failed else "")
                 bar.update(len(part))
 
     return Embedding(_write(out, features(), model.towers.image.dim, "name"), failed)
+
+
+def _embed(model: LoTLIP, pixels: list[Tensor]) -> Tensor:
+    """Unit float32 features [N, D] of N images, each (1, 3, size, size). A GPU computes in 16 bit."""
+    if not pixels:
+        return torch.zeros(0, model.towers.image.dim)
+    with in_16_bit(model.device):
+        return model.embed_pixels(torch.cat(pixels))
 
 
 def _image_names(folder: str) -> list[str]:
@@ -94,17 +111,15 @@ def _image_names(folder: str) -> list[str]:
     return names
 
 
-def _read_image(folder: str, name: str, failed: list[str]) -> Image.Image | None:
-    """The image in RGB, upright. If it cannot be read: None, and the reason is appended to `failed`."""
+def _read_image(folder: str, name: str) -> Image.Image | str:
+    """The image in RGB, upright, or the reason for which it cannot be read."""
     try:
         with storage.open_read(storage.join(folder, name)) as file:
             return ImageOps.exif_transpose(Image.open(file)).convert("RGB")
     except UnidentifiedImageError:
-        failed.append(f"{name}: is not an image, or its format is not supported")
-        return None
+        return "is not an image, or its format is not supported"
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        failed.append(f"{name}: {error}")
-        return None
+        return str(error)
 
 
 def embed_texts(model: LoTLIP, file: str, out: str) -> Embedding:
@@ -126,8 +141,14 @@ def embed_texts(model: LoTLIP, file: str, out: str) -> Embedding:
             f"{truncated:,} of {wording.count(len(lines), 'text')} {wording.plural(truncated, 'is')} longer than "
             f"{model.tokenizer.context_length} tokens and truncated"
         )
-    parts = ({"text": part, "feature": model.embed_texts(part)} for part in batched(lines, 16 * BATCH_SIZE))
-    return Embedding(_write(out, parts, model.towers.image.dim, "text"), [])
+
+    def parts() -> Iterator[dict[str, Any]]:
+        for part in batched(lines, 16 * BATCH_SIZE):
+            with in_16_bit(model.device):
+                feature = model.embed_texts(part)
+            yield {"text": part, "feature": feature}
+
+    return Embedding(_write(out, parts(), model.towers.image.dim, "text"), [])
 
 
 def _read_lines(file: str) -> list[str]:

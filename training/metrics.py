@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import TRAINING_METRICS
+from lotlip_data.training.devices import local_device
 
 
 class TrainingDiverged(UserError):
@@ -141,7 +142,7 @@ class DivergenceMonitor:
 
 def memory_gib() -> float:
     """Peak memory of this process in GiB: GPU memory where there is a GPU, else resident memory."""
-    if torch.cuda.is_available():
+    if local_device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     bytes_per_unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 2**30

@@ -31,6 +31,7 @@ from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.feature_cache import FeatureCache
 from lotlip_data.training.data.loader import prefetch_batches
 from lotlip_data.training.data.pixel_reader import PixelReader
+from lotlip_data.training.devices import local_device
 from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup, run_on_first
 from lotlip_data.training.loss import Loss, lotlip_loss
 from lotlip_data.training.metrics import DivergenceMonitor, Metrics, TrainingDiverged, memory_gib, metrics_url
@@ -106,7 +107,7 @@ class Trainer:
         self.steps = config.steps(dataset.samples)
         torch.manual_seed(config.seed)
         self.model = load_model(config)
-        self.towers = self.model.towers.to(distributed.local_device())
+        self.towers = self.model.towers.to(local_device())
         self.towers.lock(image=config.lock_image, text=False)
         self.towers.eval()
         distributed.broadcast_from_first(list(self.towers.state_dict().values()), group)
@@ -239,7 +240,7 @@ class Trainer:
         texts = self.batches.texts(samples)
         raw_then_long = [text.raw for text in texts] + [long for text in texts for long in text.long]
         images = self.images.load(samples)
-        images = images.pin_memory() if torch.cuda.is_available() else images
+        images = images.pin_memory() if local_device().type == "cuda" else images
         ids = self.model.tokenizer.encode(raw_then_long).ids
         return Batch(images, pack_texts(self.towers.text, ids))
 
@@ -418,7 +419,7 @@ def _resolve_precision(config: TrainConfig, out: str) -> TrainConfig:
         recorded = artifacts.read_json(_config_url(out), f"Remove {out} and train again.").get("precision")
     else:
         recorded = None
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 = local_device().type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return config.replace(precision=recorded or ("bf16" if has_bf16 else "float32"))
 
 

@@ -2,11 +2,14 @@
 
 from typing import Any
 
-from lotlip_data.captioners.base import CaptionerConfig, ModelSpec
+from lotlip_data.captioners.base import CaptionerConfig, ModelSpec, TextRequest
 from lotlip_data.captioners.engines.prompt import FIXED_DATE
 
 FORMS = ((True, True), (False, True), (False, False))
 """Whether a system turn, and the user's, is a list of parts. Templates differ in which they take."""
+
+PART = "{'type':"
+"""What a part looks like in the text of a template that takes none."""
 
 
 class ChatPrompt:
@@ -21,20 +24,17 @@ class ChatPrompt:
         self.image = str(getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>"))
         self._chat_template = _chat_template(processor)
 
-    def render(self, config: CaptionerConfig, prompt: str) -> str:
+    def render(self, request: TextRequest) -> str:
         """Return the text for one prompt, up to where the model's answer begins.
-
-        Args:
-            config: Its template, system prompt and variables of the chat template.
-            prompt: The prompt, with the fields of the sample filled in.
 
         Raises:
             ValueError: The template has no place for the image, the prompt or the system prompt.
         """
-        if config.template is not None or not self._chat_template:
-            text = self._plain(config, prompt)
+        if request.config.template is not None or not self._chat_template:
+            text = self._plain(request.config, request.prompt)
         else:
-            text = self._chat(config, prompt)
+            system = request.config.system if request.system is None else request.system
+            text = self._chat(request.config, request.prompt, system)
         if self._doubles_start_token(text):
             text = text.removeprefix(self._tokenizer.bos_token)
         return text
@@ -56,7 +56,7 @@ class ChatPrompt:
         before, after = template.split("<image>")
         return before.replace("{prompt}", prompt) + self.image + after.replace("{prompt}", prompt)
 
-    def _chat(self, config: CaptionerConfig, prompt: str) -> str:
+    def _chat(self, config: CaptionerConfig, prompt: str, system: str | None) -> str:
         """The chat template's text."""
         from jinja2 import TemplateError
 
@@ -64,7 +64,7 @@ class ChatPrompt:
         for form in FORMS:
             try:
                 text: str = self._tokenizer.apply_chat_template(
-                    self._messages(config, prompt, *form),
+                    self._messages(prompt, system, *form),
                     chat_template=self._chat_template,
                     add_generation_prompt=True,
                     tokenize=False,
@@ -74,8 +74,10 @@ class ChatPrompt:
             except (TemplateError, TypeError, ValueError) as error:
                 problem = " ".join(str(error).split())
                 continue
-            says_all = prompt.strip() in text and (config.system or "").strip() in text
-            if text.count(self.image) == 1 and says_all and "{'type':" not in text:
+            instructions = (prompt.strip(), (system or "").strip())
+            says_all = all(instruction in text for instruction in instructions)
+            shows_parts = text.count(PART) > sum(instruction.count(PART) for instruction in instructions)
+            if text.count(self.image) == 1 and says_all and not shows_parts:
                 return text
         raise ValueError(
             f"captioner {config.name!r}: {self._source}: its chat template does not fit a turn with one image "
@@ -83,14 +85,14 @@ class ChatPrompt:
         )
 
     def _messages(
-        self, config: CaptionerConfig, prompt: str, system_in_parts: bool, user_in_parts: bool
+        self, prompt: str, system: str | None, system_in_parts: bool, user_in_parts: bool
     ) -> list[dict[str, Any]]:
         part = {"type": "text", "text": prompt}
         user: Any = [{"type": "image"}, part] if user_in_parts else f"{self.image}\n{prompt}"
         turns = [{"role": "user", "content": user}]
-        if config.system:
-            system: Any = [{"type": "text", "text": config.system}] if system_in_parts else config.system
-            turns.insert(0, {"role": "system", "content": system})
+        if system:
+            content: Any = [{"type": "text", "text": system}] if system_in_parts else system
+            turns.insert(0, {"role": "system", "content": content})
         return turns
 
     def _doubles_start_token(self, text: str) -> bool:

@@ -16,7 +16,7 @@ from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, 
 from lotlip_data.captioners.engines.images import check_shape, fitted
 from lotlip_data.captioners.engines.prompt import prompt_text
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
-from lotlip_data.captioners.prompt_fields import longest_prompts, special_texts_of
+from lotlip_data.captioners.prompt_fields import longest_requests, special_texts_of
 from lotlip_data.captioners.sizing import ModelSizes, sizes_of
 from lotlip_data.manifests.checkpoints.hub import find_model
 
@@ -116,11 +116,13 @@ class Preprocessor:
 
     @property
     def longest(self) -> int:
-        """Largest number of tokens of image, prompt and caption together, with fields of the largest length."""
+        """Largest number of tokens of image, prompt and caption together, with fields of the largest length.
+
+        It is at most the model's own limit.
+        """
+        requests = (request for text in self._texts for request in longest_requests(text))
         needed = max(
-            self._render(text, prompt).length + text.max_new_tokens
-            for text in self._texts
-            for prompt in dict.fromkeys(longest_prompts(text))
+            self._prompt(request.config, request.prompt).length + request.config.max_new_tokens for request in requests
         )
         return min(needed, self.positions or needed)
 
@@ -154,6 +156,7 @@ class Preprocessor:
             try:
                 prompt = self._prompt(request.config, request.prompt)
                 _check_room(prompt, request.config, limit)
+                self._check_qformer_length(prompt)
             except ValueError as error:
                 return CaptionError(str(error))
             return PreparedText(pixels, prompt, request.config, image_id)
@@ -169,6 +172,8 @@ class Preprocessor:
         check_shape(image)
         try:
             return self._processor.image_processor(self._fitted(image), return_tensors="pt")["pixel_values"]
+        except MemoryError:  # the machine's failure, not the image's
+            raise
         except Exception as error:  # Pillow decodes lazily and raises many types for a broken file
             raise CaptionError(f"image cannot be read: {type(error).__name__}: {error}") from error
 
@@ -252,6 +257,15 @@ class Preprocessor:
             raise ValueError(
                 f"captioner {config.name!r}: max_new_tokens={config.max_new_tokens}: image and prompt take "
                 f"{length} of the model's {positions} tokens; use at most {positions - length}"
+            )
+
+    def _check_qformer_length(self, prompt: Prompt) -> None:
+        """Raise ValueError if a prompt exceeds the positions of InstructBLIP's Q-Former, which reads it, too."""
+        part = getattr(self.model_config, "qformer_config", None)
+        tokens = prompt.inputs["qformer_input_ids"].shape[1] if "qformer_input_ids" in prompt.inputs else 0
+        if part is not None and tokens > part.max_position_embeddings:
+            raise ValueError(
+                f"the prompt takes {tokens} tokens, but the Q-Former reads {part.max_position_embeddings}; shorten it"
             )
 
 

@@ -18,24 +18,15 @@ from lotlip_data.captioners.engines.chat_prompt import ChatPrompt
 from lotlip_data.captioners.engines.images import check_shape, fitted
 from lotlip_data.captioners.engines.processor_loading import load_processor
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
-from lotlip_data.captioners.prompt_fields import special_texts_of
+from lotlip_data.captioners.prompt_fields import longest_requests, special_texts_of
 from lotlip_data.captioners.sizing import ModelSizes
-from lotlip_data.captioners.vlm_sizing import TYPICAL_SIDES, image_tokens, vlm_sizes
+from lotlip_data.captioners.vlm_sizing import TYPICAL_SIDES, image_tokens, max_image_tokens, vlm_sizes
 from lotlip_data.manifests.checkpoints.hub import find_model
 
 Fields = dict[str, Any]
 """Inputs of a model by name: tensors with a batch dimension, or lists of one tensor per image."""
 
 BLANK_SIZE = (64, 64)
-
-PROBE_SIDE = 4096
-"""Pixels of the long side of the shapes that `max_image_tokens` tries: a larger picture is reduced by any processor."""
-
-PROBE_RATIOS = (1.0, 0.8, 0.75, 2 / 3, 0.5625, 0.5, 0.4, 1 / 3, 0.25, 0.2, 0.1)
-"""Short side over long side of these shapes."""
-
-SPARE_TOKENS = 1.05
-"""A shape between these can have some more tokens than any of them."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +67,9 @@ class ProcessorInputs:
         self.processor = load_processor(self.source, self.load_options, self.model_config)
         self.tokenizer = self.processor.tokenizer
         self.images_kwargs = size_limits(config, self.source, self.processor.image_processor)
+        if self.images_kwargs:
+            own_size = self.processor.image_processor.size
+            self.processor.image_processor.size = type(own_size)(**self.images_kwargs["size"])
         self.prompt = ChatPrompt(captioner, config, self.processor, self.source)
         self.stop_ids = read_stop_ids(self.source, self.load_options, self.model_config, self.tokenizer)
         templates = [self.text(TextRequest(text, text.prompt)).replace(text.prompt, " ") for text in config.texts]
@@ -118,12 +112,14 @@ class ProcessorInputs:
         check_shape(image)
         try:
             return fitted(image, self._config.image_fit, self.processor.image_processor)
+        except MemoryError:  # the machine's failure, not the image's
+            raise
         except Exception as error:  # Pillow decodes lazily and raises many types for a broken file
             raise CaptionError(f"image cannot be read: {type(error).__name__}: {error}") from error
 
     def text(self, request: TextRequest) -> str:
         """Return the text of a request in its template, with one placeholder for the image."""
-        return self.prompt.render(request.config, request.prompt)
+        return self.prompt.render(request)
 
     def decode(self, token_ids: Sequence[int], config: CaptionerConfig) -> Caption:
         """Return the caption of generated tokens; those after the first end token are padding."""
@@ -138,18 +134,21 @@ class ProcessorInputs:
     def longest(self) -> int:
         """Number of tokens of the largest image, the prompt and the caption together, of the captioner's longest text.
 
+        Its fields have the largest length.
         The model's number of positions limits it.
         """
-        image = max_image_tokens(self.processor, self.images_kwargs)
-        prompts = ((text, self.text(TextRequest(text, text.prompt))) for text in self._config.texts)
-        tokens = max(len(self.tokenizer(prompt)["input_ids"]) + text.max_new_tokens for text, prompt in prompts)
+        image = max_image_tokens(self.processor)
+        requests = (request for text in self._config.texts for request in longest_requests(text))
+        tokens = max(
+            len(self.tokenizer(self.text(request))["input_ids"]) + request.config.max_new_tokens for request in requests
+        )
         return min(image + tokens, self.positions or image + tokens)
 
     def sizes(self) -> ModelSizes:
         """The sizes of the model, with an image of TYPICAL_SIDES and the captioner's first prompt."""
         text = self._config.texts[0]
         prompt = len(self.tokenizer(self.text(TextRequest(text, text.prompt)))["input_ids"])
-        (tokens,) = image_tokens(self.processor, self.images_kwargs, [TYPICAL_SIDES])
+        (tokens,) = image_tokens(self.processor, [TYPICAL_SIDES])
         return vlm_sizes(self.model_config, tokens, prompt)
 
     def _fields(self, picture: Image.Image, request: TextRequest) -> Fields:
@@ -157,6 +156,8 @@ class ProcessorInputs:
             inputs = self.processor(
                 images=[picture], text=[self.text(request)], return_tensors="pt", **self.images_kwargs
             )
+        except MemoryError:  # the machine's failure, not the image's
+            raise
         except Exception as error:  # a processor raises many types for a picture that it does not accept
             raise CaptionError(f"image cannot be preprocessed: {type(error).__name__}: {error}") from error
         fields = {name: value for name, value in inputs.items() if name != "labels"}
@@ -260,13 +261,6 @@ def _limits_pixels(image_processor: Any) -> bool:
     """Whether `shortest_edge` and `longest_edge` of an image processor's size are numbers of pixels, as in Qwen's."""
     accepted = getattr(image_processor, "valid_kwargs", None)
     return "max_pixels" in getattr(accepted, "__annotations__", {})
-
-
-def max_image_tokens(processor: Any, images_kwargs: dict[str, Any]) -> int:
-    """Return the largest number of tokens of an image, over the shapes of PROBE_RATIOS, and some to spare."""
-    sides = [(PROBE_SIDE, round(PROBE_SIDE * ratio)) for ratio in PROBE_RATIOS]
-    sizes = [*sides, *((short, long) for long, short in sides)]
-    return int(SPARE_TOKENS * max(image_tokens(processor, images_kwargs, sizes))) + 1
 
 
 def collate(items: Sequence[Fields], pad_id: int) -> Fields:

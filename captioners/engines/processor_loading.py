@@ -42,18 +42,36 @@ def load_processor(source: str, load_options: dict[str, Any], model_config: Any)
     return processor
 
 
+def names_normalization(source: str, load_options: dict[str, Any]) -> bool:
+    """Whether a checkpoint's files have the mean and the deviation of its pixels.
+
+    Otherwise the image processor's class has them, where vLLM does not look if it normalises on the GPU.
+    """
+    settings: dict[str, Any] = {}
+    for name in reversed(CONFIG_FILES):
+        content = _read_json(source, name, load_options)
+        settings |= content | content.get("image_processor", {})
+    return "image_mean" in settings and "image_std" in settings
+
+
 def _processor_name(source: str, load_options: dict[str, Any], model_config: Any) -> str | None:
     """The name of the processor's class: the checkpoint's word, or transformers' for this type of model."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    for name in CONFIG_FILES:
+        if isinstance(processor := _read_json(source, name, load_options).get("processor_class"), str):
+            return processor
+    return PROCESSOR_MAPPING_NAMES.get(model_config.model_type)
+
+
+def _read_json(source: str, name: str, load_options: dict[str, Any]) -> dict[str, Any]:
+    """The content of one of a checkpoint's files; empty if there is none."""
     from transformers.utils.hub import cached_file
 
     hub_options = {name: value for name, value in load_options.items() if name != "trust_remote_code"}
-    for name in CONFIG_FILES:
-        file = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub_options)
-        content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-        if isinstance(content, dict) and isinstance(processor := content.get("processor_class"), str):
-            return processor
-    return PROCESSOR_MAPPING_NAMES.get(model_config.model_type)
+    file = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub_options)
+    content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _for_images(processor_class: Any) -> Any:

@@ -35,11 +35,6 @@ class TransformersEngine:
     """Greedy float32 captions do not depend on which images and prompts share a batch; sampled captions do."""
 
     def __init__(self, captioner: ModelSpec, config: CaptionerConfig, options: EngineOptions):
-        if config.quantization or config.tensor_parallel_size > 1 or config.kv_cache_dtype != "auto":
-            raise ValueError(
-                f"captioner {config.name!r}: quantization, kv_cache_dtype and tensor_parallel_size need engine='vllm'; "
-                "leave them out"
-            )
         self._preprocessor = Preprocessor(captioner, config)
         self._model: Any = load_model(captioner.model_class, self._preprocessor, config)
         self._vision = SharedVision(self._model)

@@ -15,6 +15,7 @@ from PIL import Image
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, EngineOptions, ModelSpec, TextRequest
 from lotlip_data.captioners.engines.adapters import vllm_arguments
 from lotlip_data.captioners.engines.processor_inputs import ProcessorInputs
+from lotlip_data.captioners.engines.processor_loading import names_normalization
 from lotlip_data.captioners.engines.vllm_engine import VllmEngine, engine_args
 from lotlip_data.captioners.load_errors import shorten
 
@@ -40,6 +41,7 @@ class VllmProcessorEngine(VllmEngine):
             trust_remote_code=config.trust_remote_code,
             mm_processor_kwargs=self._inputs.images_kwargs or None,
             limit_mm_per_prompt={"image": 1, "video": 0},
+            **_normalization(self._inputs),
             **vllm_arguments(config),
         )
         super().__init__(config, self._inputs, arguments)
@@ -82,7 +84,14 @@ class VllmProcessorEngine(VllmEngine):
         }
         try:
             (rendered,) = llm.renderer.render_cmpl([prompt])  # type: ignore[list-item]
+        except MemoryError:  # the machine's failure, not the image's
+            raise
         except Exception as error:  # noqa: BLE001 - a processor raises many types for a picture that it does not accept
             cause = error.__cause__ or error
             return CaptionError(f"image cannot be preprocessed: {type(cause).__name__}: {shorten(str(cause))}")
         return RenderedText(request.config, rendered)
+
+
+def _normalization(inputs: ProcessorInputs) -> dict[str, Any]:
+    """vLLM's argument by which the processor normalises pixels: only if vLLM would not find out how to do it later."""
+    return {} if names_normalization(inputs.source, inputs.load_options) else {"mm_device_do_normalize": False}

@@ -1,7 +1,7 @@
 """The base class of captioners: what is particular to one architecture."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -119,9 +119,10 @@ class Captioner:
         Raises:
             ValueError: Something is missing; the message has the fix.
         """
-        check_structured(config, engine)
         if engine == "vllm":
             require_vllm()
+        if "transformers" in self.engines and any(_vllm_settings(config)):
+            require_engine(config, default_engine() if engine == "auto" else engine)
 
     def prepare_files(self, config: CaptionerConfig, folder: Path, engine: str, options: EngineOptions) -> list[str]:
         """Convert or export what the engine reads in place of the model's files, before the first start.
@@ -151,7 +152,7 @@ class Captioner:
         self.check_settings(config)
         if engine == "auto":
             engine = default_engine()
-        check_structured(config, engine)
+        require_engine(config, engine)
         if engine == "transformers":
             from lotlip_data.captioners.engines.transformers_engine import TransformersEngine
 
@@ -179,14 +180,33 @@ def default_engine() -> str:
     return "vllm" if torch.cuda.is_available() else "transformers"
 
 
-def check_structured(config: CaptionerConfig, engine: str) -> None:
-    """Raise ValueError with the fix if a text must have a form that the engine cannot enforce."""
-    for text in config.texts if engine == "transformers" else ():
-        if text.structured is not None:
-            raise ValueError(
-                f"captioner {text.name!r}: structured: engine='transformers' cannot enforce the form of a text; use "
-                "engine='vllm', or serve the model and use kind 'openai'"
-            )
+def require_engine(config: CaptionerConfig, engine: str) -> None:
+    """Check that an engine has what the configuration asks for.
+
+    Args:
+        config: Model, prompt and sampling.
+        engine: Name of the engine that runs it.
+
+    Raises:
+        ValueError: The engine is transformers, and a setting needs vLLM.
+    """
+    if engine == "transformers" and (settings := list(_vllm_settings(config))):
+        raise ValueError(
+            f"captioner {config.name!r}: {' and '.join(settings)}: only vLLM has this, and `auto` takes vLLM where "
+            "it is installed and there is a GPU; leave it out to run transformers"
+        )
+
+
+def _vllm_settings(config: CaptionerConfig) -> Iterator[str]:
+    """The settings, as they are written, that only vLLM has."""
+    if config.quantization:
+        yield f"quantization: {config.quantization}"
+    if config.kv_cache_dtype != "auto":
+        yield f"kv_cache_dtype: {config.kv_cache_dtype}"
+    if config.tensor_parallel_size > 1:
+        yield f"tensor_parallel_size: {config.tensor_parallel_size}"
+    if any(text.structured is not None for text in config.texts):
+        yield "structured"
 
 
 def require_vllm() -> None:

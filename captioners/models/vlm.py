@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
-from lotlip_data.captioners.models.base import Captioner, check_structured, default_engine, require_vllm
+from lotlip_data.captioners.models.base import Captioner, default_engine, require_engine, require_vllm
 from lotlip_data.manifests.checkpoints.hub import read_config
 from lotlip_data.manifests.checkpoints.resolve import resolve
 
@@ -39,7 +39,7 @@ class Vlm(Captioner):
         self.check_settings(config)
         if engine == "auto":
             engine = default_engine()
-        check_structured(config, engine)
+        require_engine(config, engine)
         if engine == "transformers":
             from lotlip_data.captioners.engines.transformers_processor import ProcessorEngine
 

@@ -35,6 +35,15 @@ CaptionerPreset = Literal[
     "instructblip-fp8",
     "llava-fp8",
     "sharegpt4v-fp8",
+    "qwen3-vl-4b",
+    "qwen3-vl-8b",
+    "qwen2.5-vl-7b",
+    "internvl3-8b",
+    "smolvlm2",
+    "gemma-3-4b",
+    "joycaption",
+    "llava-onevision",
+    "llava-1.6",
     "tiny-instructblip",
     "tiny-llava",
     "tiny-sharegpt4v",
@@ -73,6 +82,11 @@ TextName = Annotated[CaptionerName, AfterValidator(_is_no_ending)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 
 
+def preset_name(preset: str) -> str:
+    """The name of a captioner that is called after its preset: names have no dot, since files are named after them."""
+    return preset.replace(".", "-")
+
+
 class TextSettings(Settings):
     """Settings that can differ between the texts of one captioner: the prompt, and how its answer is generated."""
 
@@ -84,7 +98,8 @@ class TextSettings(Settings):
     max_field_characters: Annotated[int, Field(strict=True, ge=20)] = 500
     """Largest number of characters that a field of a prompt gets. A longer text is cut between two words."""
     system: str | None = None
-    """Kind `vlm` only: the system prompt, which comes before the user's turn in the checkpoint's chat template."""
+    """Kind `vlm` only: the system prompt, which comes before the user's turn in the checkpoint's chat template. It can
+    have fields, as `prompt`."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Kind `vlm` only: strings that end a caption, such as `["\\n\\n"]`. They are not part of it."""
     strip: tuple[Removal, ...] | None = None
@@ -133,6 +148,11 @@ class TextSettings(Settings):
     def prompts_of_images(self) -> tuple[str, ...]:
         """The prompts that an image can get, before their fields are filled in."""
         return possible_prompts(self.prompt, self.prompt_without_raw)
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """All texts of the settings that can have fields: the prompts, and the system prompt if there is one."""
+        return (*self.prompts_of_images, *([self.system] if self.system else []))
 
 
 class TextEntry(TextSettings, ListEntry):
@@ -317,8 +337,8 @@ class PoolSettings(SparseSettings):
     """Seconds for the start of an engine, with the download of its model, after which it counts as hung and is tried
     again in a new process."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Largest share of a shard's images (of 32 at least) that may have a reason instead of a caption. A shard with more
-    is not committed but reported; 1 commits every shard."""
+    """Largest share of a shard's images (of 32 at least) that may have a reason instead of a caption, or a caption
+    without a word. A shard with more is not committed but reported; 1 commits every shard."""
     engine: str = "auto"
     """`auto` (vLLM where there is a GPU), `vllm`, `transformers`, or another engine of the captioner's kind."""
     engine_options: EngineOptions = EngineOptions()
@@ -354,7 +374,7 @@ class CaptionerEntry(CaptionerOverrides, ListEntry):
     @property
     def label(self) -> str:
         """The captioner's name."""
-        return self.name or str(self.preset)
+        return self.name or preset_name(str(self.preset))
 
     @property
     def text_names(self) -> tuple[str, ...]:

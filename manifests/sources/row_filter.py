@@ -11,8 +11,9 @@
 | `len(x)`, `lower(x)`, `matches(x, "pattern")` | number of characters, lowercase text, whether an RE2 pattern matches |
 
 Nothing is executed: the expression is parsed, and only this syntax is accepted. Text that is compared with a number is
-read as a number, because columns of CSV, TSV and some JSON lines are text. A missing value, or text that is not a
-number, makes a comparison unknown. A row with an unknown result is left out, and counted by that reason.
+read as a number, because columns of CSV, TSV and some JSON lines are text. In the same way, text is read as True or
+False where one of these is needed. A missing value, or text that is neither, makes the result unknown. A row with an
+unknown result is left out, and counted by that reason.
 """
 
 import ast
@@ -97,7 +98,7 @@ class RowFilter:
         results = []
         for rule in self.rules:
             try:
-                value = _evaluate(rule.node, columns)
+                value = _truth(_evaluate(rule.node, columns))
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 types = ", ".join(f"{name} is {columns[name].type}" for name in self.columns)
                 raise FilterError(f"`{rule.text}` does not fit the columns ({types}): {_first_line(error)}") from None
@@ -177,7 +178,7 @@ def _check_comparison(op: ast.cmpop, other: ast.expr, check: Callable, refuse: C
     if isinstance(op, ast.In | ast.NotIn):
         if not isinstance(other, ast.List | ast.Tuple) or not other.elts:
             raise refuse(other, '`in` needs a list of constants, such as ["a", "b"]')
-        kinds = {type(part.value) if isinstance(part, ast.Constant) else None for part in other.elts}
+        kinds = {type(_listed(part)) for part in other.elts}
         if not (kinds <= {str} or kinds <= {int, float}):
             raise refuse(other, "`in` needs a list of texts or a list of numbers")
     elif isinstance(op, ast.Is | ast.IsNot):
@@ -187,6 +188,16 @@ def _check_comparison(op: ast.cmpop, other: ast.expr, check: Callable, refuse: C
         if isinstance(other, ast.Constant) and other.value is None:
             raise refuse(other, "write `is None` or `is not None`")
         check(other)
+
+
+def _listed(part: ast.expr) -> Any:
+    """The constant that stands in the list of `in`, possibly with a sign. None for anything else."""
+    match part:
+        case ast.Constant(value=value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+    return None
 
 
 def _check_call(node: ast.Call, check: Callable, refuse: Callable) -> None:
@@ -237,9 +248,9 @@ def _evaluate(node: ast.AST, columns: "Mapping[str, pa.Array]") -> Any:
             return pa.scalar(value)
         case ast.BoolOp(op=op, values=parts):
             join = pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene
-            return functools.reduce(join, (_evaluate(part, columns) for part in parts))
+            return functools.reduce(join, (_truth(_evaluate(part, columns)) for part in parts))
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return pc.invert(_evaluate(operand, columns))
+            return pc.invert(_truth(_evaluate(operand, columns)))
         case ast.UnaryOp(operand=operand):
             return pc.negate(_number(_evaluate(operand, columns)))
         case ast.BinOp(op=op, left=left, right=right):
@@ -265,7 +276,7 @@ def _compare(left: ast.expr, ops: list[ast.cmpop], others: list[ast.expr], colum
         if isinstance(op, ast.Is | ast.IsNot):
             holds = pc.is_null(value) if isinstance(op, ast.Is) else pc.is_valid(value)
         elif isinstance(op, ast.In | ast.NotIn):
-            among = _is_among(value, [part.value for part in other.elts])  # type: ignore[attr-defined]
+            among = _is_among(value, [_listed(part) for part in other.elts])  # type: ignore[attr-defined]
             holds = among if isinstance(op, ast.In) else pc.invert(among)
         else:
             right = _evaluate(other, columns)
@@ -280,22 +291,67 @@ def _is_among(value: Any, constants: list[Any]) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    texts = isinstance(constants[0], str)
-    value = _text(value) if texts else _number(value)
-    known = pa.array(constants, pa.string() if texts else pa.float64())
+    if pa.types.is_integer(value.type) and all(isinstance(constant, int) for constant in constants):
+        kind = pa.uint64() if pa.types.is_uint64(value.type) else pa.int64()
+        value, constants = pc.cast(value, kind), [each for each in constants if each >= 0 or kind == pa.int64()]
+    elif isinstance(constants[0], str):
+        value, kind = _text(value), pa.string()
+    else:
+        value, kind = _number(value), pa.float64()
+    known = pa.array(constants, kind)
     return pc.if_else(pc.is_null(value), pa.scalar(None, pa.bool_()), pc.is_in(value, value_set=known))
 
 
 def _of_one_type(left: Any, right: Any) -> tuple[Any, Any]:
-    """Both sides; text is read as numbers if the other side is a number."""
+    """Both sides in types that can be compared: text is read as what the other side is, and numbers lose no digits."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kinds = (left.type, right.type)
+    if any(map(pa.types.is_boolean, kinds)):
+        return _truth(left), _truth(right)
+    if not any(map(_is_number_type, kinds)):
+        return left, right
+    if all(map(pa.types.is_integer, kinds)):
+        if any(map(pa.types.is_uint64, kinds)):  # with a signed number, the common type of Arrow cannot hold it
+            return pc.cast(left, pa.decimal128(20)), pc.cast(right, pa.decimal128(20))
+        return left, right
+    if all(map(_is_number_type, kinds)) and not any(map(pa.types.is_floating, kinds)):
+        return left, right
+    has_other_type = not all(_is_number_type(kind) or _is_text_type(kind) for kind in kinds)
+    return (left, right) if has_other_type else (_number(left), _number(right))
+
+
+def _is_number_type(kind: Any) -> bool:
     import pyarrow as pa
 
-    texts = [pa.types.is_string(side.type) or pa.types.is_large_string(side.type) for side in (left, right)]
-    if texts[0] == texts[1]:
-        return left, right
-    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
-    numbers = [any(check(side.type) for check in is_number) for side in (left, right)]
-    return (_number(left), _number(right)) if any(numbers) else (left, right)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _is_text_type(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _truth(value: Any) -> Any:
+    """The values as True and False; null for text that is neither. Values of other types are returned as they are.
+
+    Raises TypeError for texts of which none is True or False: this is not the column that was meant.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_null(value.type):
+        return pc.cast(value, pa.bool_())
+    if not _is_text_type(value.type):
+        return value
+    word = pc.utf8_lower(pc.utf8_trim_whitespace(value))
+    is_true, is_false = pc.equal(word, "true"), pc.equal(word, "false")
+    truth = pc.if_else(pc.or_(is_true, is_false), is_true, pa.scalar(None, pa.bool_()))
+    if isinstance(value, pa.Array) and truth.null_count == len(value) > value.null_count:
+        raise TypeError("it gives texts, none of which is True or False: compare it with something")
+    return truth
 
 
 def _number(value: Any) -> Any:
@@ -303,7 +359,7 @@ def _number(value: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_string(value.type) or pa.types.is_large_string(value.type):
+    if _is_text_type(value.type):
         is_number = pc.match_substring_regex(value, _NUMBER)
         value = pc.utf8_trim_whitespace(pc.if_else(is_number, value, pa.scalar(None, value.type)))
         value = pc.utf8_ltrim(value, "+")

@@ -85,7 +85,10 @@ def features(
     image_size: Annotated[
         int | None, typer.Option(help="Side of the square images in pixels. Default: the tower's.")
     ] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="Number of GPUs per task.")] = 0,
+    gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="Number of GPUs per task. Default: half a GPU where the cluster has GPUs, else 0."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compute the locked image tower's features in advance.
@@ -93,7 +96,7 @@ def features(
     Optional: a training computes missing features itself. On many images, with few GPUs for training, this is faster.
     It uses Ray.
 
-    Example: lotlip-data features runs/mine --gpus 1
+    Example: lotlip-data features runs/mine --gpus 0.5
     """
     with command("features", json, run) as console:
         from lotlip_data.pipeline import stages
@@ -108,6 +111,9 @@ def embed(
     ],
     images: Annotated[str | None, typer.Option(help="Folder of images; its folders are included.")] = None,
     texts: Annotated[str | None, typer.Option(help="Text file with one text per line.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device: cpu, cuda, cuda:1, …. Default: a GPU where there is one.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a trained model's features of images or texts.
@@ -122,11 +128,14 @@ def embed(
 
         if (images is None) == (texts is None):
             raise UserError("give either --images FOLDER or --texts FILE")
+        from lotlip_data.training.devices import pick_device
         from lotlip_data.training.embed import check_input, embed_images, embed_texts
         from lotlip_data.training.models.lotlip import LoTLIP
 
         check_input(out, images, texts)
+        place = pick_device(device)
         model = LoTLIP.load(checkpoint)
+        model.towers.to(place)
         result = embed_images(model, images, out) if images is not None else embed_texts(model, str(texts), out)
         console.print(f"{count(result.written, 'feature')} of {model.towers.image.dim} numbers in {out}")
         console.result({"written": result.written, "failed": len(result.failed)})

@@ -157,6 +157,23 @@ def check_gpu_driver(installed: InstalledGpus | None = None, torch: TorchGpus | 
     return Check(SUBJECT, Level.OK, finding)
 
 
+def use_assigned(gpus: float, user: str) -> None:
+    """Let this process, which Ray started for one actor, compute on the GPUs that Ray reserved for it and no others.
+
+    Args:
+        gpus: Number of GPUs that Ray reserved. With 0, all GPUs are hidden from this process and those that it starts:
+            Ray hides none, and the actors of a machine would all compute on its first one.
+        user: What they are for, such as "captioner 'llava'".
+
+    Raises:
+        UserError: As `require_assigned` does.
+    """
+    if gpus:
+        require_assigned(gpus, user)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def require_assigned(gpus: float, user: str) -> None:
     """Check that torch sees the GPUs that Ray reserved for this process. It would compute on the CPU without a word.
 

@@ -63,6 +63,14 @@ def cluster_gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0))
 
 
+def cpus_per_gpu() -> float | None:
+    """CPUs for each GPU of the machine of the connected cluster that has the fewest; None if no machine has GPUs."""
+    import ray
+
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return min((each.get("CPU", 0) / each["GPU"] for each in resources if each.get("GPU")), default=None)
+
+
 def lacking(needed: Mapping[str, float], labels: Mapping[str, str]) -> str:
     """What no machine of the connected cluster has; empty if one of them has it all.
 

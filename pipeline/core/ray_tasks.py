@@ -1,10 +1,13 @@
 """Ray tasks: over many items, a bounded number at a time, and one on every node."""
 
 import math
+import os
 import pickle
+import platform
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -13,10 +16,18 @@ from typing import Any, Generic, TypeVar
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import Snapshot, forward_progress
 from lotlip_data.manifests.storage_retry import DiskError
+from lotlip_data.pipeline.core.gpus import require_assigned
+from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_cluster import check_cluster, cluster
 
 ATTEMPTS = 3
 """Number of attempts per item if its task dies or raises. A UserError is final: another attempt cannot succeed."""
+
+MAX_CALLS_ON_GPU = 64
+"""Tasks on a GPU after which their process ends, and with it what it holds of the GPU's memory."""
+
+EXIT_SECONDS = 1.0
+"""Time for the answer of a task to leave its process before it ends."""
 
 POLL_SECONDS = 1.0
 """Interval at which the progress of running tasks is read, where a caller asks for it."""
@@ -36,6 +47,7 @@ def run_ray_tasks(
     items: Iterable[Item],
     num_gpus: float = 0,
     on_progress: OnProgress[Item] | None = None,
+    num_cpus: int = 1,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Run `task(item)` on the cluster for every item. Yields each item with its result or its last exception.
 
@@ -48,15 +60,16 @@ def run_ray_tasks(
     Args:
         task: Called in a worker process.
         items: The items, which are read as tasks are submitted.
-        num_gpus: GPUs that Ray reserves per task. Each task has one CPU.
+        num_gpus: GPUs that Ray reserves per task. A task finds its device with `assigned_device`.
         on_progress: Called about once per POLL_SECONDS while tasks run. A task reports what it has done by a
             `progress_bar` of its own.
+        num_cpus: CPUs that Ray reserves per task.
     """
     left = iter(items)
     if (first := next(left, None)) is None:
         return
     with cluster():
-        yield from _run(task, first, left, num_gpus, on_progress)
+        yield from _run(task, first, left, num_gpus, on_progress, num_cpus)
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ def _run(
     left: Iterator[Item],
     num_gpus: float,
     on_progress: OnProgress[Item] | None,
+    num_cpus: int,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     import ray
 
@@ -82,7 +96,10 @@ def _run(
         with forward_progress(partial(_post, board)) if board else nullcontext():
             return task(item)
 
-    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(call)
+    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 0}
+    if num_gpus:  # by default, Ray starts a process for each task on a GPU, and each would load its model anew
+        options["max_calls"] = MAX_CALLS_ON_GPU
+    remote: Any = ray.remote(**options)(call)
     running: dict[Any, _Attempt[Item]] = {}
 
     def submit(item: Item, number: int = 1) -> None:
@@ -93,7 +110,8 @@ def _run(
     try:
         while running:
             resources = ray.cluster_resources()
-            slots = min(resources.get("CPU", 1), resources.get("GPU", 0) / num_gpus if num_gpus else math.inf)
+            gpu_slots = resources.get("GPU", 0) / num_gpus if num_gpus else math.inf
+            slots = min(resources.get("CPU", 1) / num_cpus, gpu_slots)
             limit = 2 * max(1, int(slots))
             while len(running) < limit and (item := next(left, None)) is not None:
                 submit(item)
@@ -123,6 +141,61 @@ def _run(
         for reference, attempt in running.items():
             ray.cancel(reference, force=True)
             _clear(attempt.board)
+
+
+def assigned_device(user: str) -> str:
+    """`cuda` if Ray reserved a GPU for the task that calls this, else `cpu`. Both the name of torch.
+
+    torch sees the GPUs of its machine also where Ray reserved none, and all such tasks would compute on the first one.
+
+    Args:
+        user: What the GPU is for, for error messages.
+
+    Raises:
+        UserError: Ray reserved a GPU, and torch does not see it.
+    """
+    gpus = _assigned("GPU")
+    require_assigned(gpus, user)
+    return "cuda" if gpus else "cpu"
+
+
+def assigned_cpus() -> int:
+    """CPUs that Ray reserved for the task that calls this, at least 1."""
+    return max(1, int(_assigned("CPU")))
+
+
+@contextmanager
+def device_failures(user: str) -> Iterator[None]:
+    """End this process of Ray's soon after an error of its GPU, from which no call of the process recovers.
+
+    Otherwise the tasks that follow in the process would fail too, and quickly, so that it would take all that are left.
+
+    Args:
+        user: What computes on the GPU, for error messages.
+
+    Raises:
+        RuntimeError: The GPU has failed.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        end_process(EXIT_SECONDS)
+        raise RuntimeError(f"{user}: a GPU of {platform.node()} has failed ({one_line(error)})") from None
+
+
+def end_process(seconds: float) -> None:
+    """End this process after some time, in which it answers."""
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+def _assigned(resource: str) -> float:
+    import ray
+
+    return float(ray.get_runtime_context().get_assigned_resources().get(resource, 0))
 
 
 def run_on_every_node(task: Callable[[Mapping[str, float]], Result], seconds: float) -> dict[str, Result | Exception]:

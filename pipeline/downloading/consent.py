@@ -61,7 +61,7 @@ def _forbids(header: str, names: frozenset[str]) -> bool:
                 text = name
             else:  # the name of a client
                 addressed, text = name in names, match[2]
-        if addressed and not FORBIDDING.isdisjoint(re.split(r"[\s;]+", text.lower())):
+        if addressed and not FORBIDDING.isdisjoint(re.findall(r"[\w-]+", text.lower())):
             return True
     return False
 
@@ -69,9 +69,10 @@ def _forbids(header: str, names: frozenset[str]) -> bool:
 def _is_past(text: str) -> bool:
     """Whether a date of RFC 822, RFC 850 or ISO 8601 is in the past. False if it is no such date."""
     now = datetime.datetime.now(datetime.UTC)
-    for parse in (datetime.datetime.fromisoformat, email.utils.parsedate_to_datetime):
+    rfc = email.utils.parsedate_to_datetime
+    for parse, form in ((datetime.datetime.fromisoformat, text), (rfc, text), (rfc, f"{text} 00:00:00")):
         try:
-            date = parse(text)
+            date = parse(form)
         except (ValueError, OverflowError):
             continue
         return (date if date.tzinfo else date.replace(tzinfo=datetime.UTC)) < now

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lotlip_data.manifests import wording
-from lotlip_data.manifests.formats.schema import SUCCESS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -125,7 +124,9 @@ def count_failures(table: "pa.Table") -> dict[str, Any]:
         `status_dict`: rows per reason, `success` included. `failed_hosts`: failures per host and reason, for the
         `MAX_HOSTS_PER_SHARD` hosts with the most failures.
     """
-    import pyarrow.compute as pc  # here, because the process that converts images does without it
+    import pyarrow.compute as pc  # here, because the process that converts images does without pyarrow
+
+    from lotlip_data.manifests.formats.schema import SUCCESS
 
     failed = table.filter(pc.not_equal(table["status"], SUCCESS))
     row_reasons = [split_message(message)[0] for message in failed["error_message"].to_pylist()]
@@ -148,6 +149,8 @@ class Failures:
 
     def add(self, marker: Mapping[str, Any], retried: Collection[str] = ()) -> None:
         """Add the failures of one shard, without the reasons in `retried`: another shard retries those rows."""
+        from lotlip_data.manifests.formats.schema import SUCCESS  # imports pyarrow
+
         self.reasons.update(_without(marker["status_dict"], {*retried, SUCCESS}))
         for host, counts in marker.get("failed_hosts", {}).items():
             if remaining := _without(counts, retried):

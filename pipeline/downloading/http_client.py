@@ -13,7 +13,7 @@ import random
 import ssl
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from email.message import Message
@@ -44,15 +44,21 @@ Hashes = Mapping[str, str]
 
 
 @contextmanager
-def guarded_urlopen(settings: DownloadSettings, expected: Mapping[str, Hashes] | None = None) -> Iterator[None]:
+def guarded_urlopen(
+    settings: DownloadSettings,
+    expected: Mapping[str, Hashes] | None = None,
+    received: Callable[[bytes], None] = lambda body: None,
+) -> Iterator[None]:
     """While the block runs, every `urllib.request.urlopen` of this process uses a `GuardedOpener`.
 
     Args:
         settings: Limits and allowed hosts.
         expected: URL → hashes that the body must have.
+        received: Called with each body, by the thread that fetched it.
     """
     previous = urllib.request._opener  # type: ignore[attr-defined]  # there is no public way to read it
-    urllib.request.install_opener(GuardedOpener(settings, expected))  # type: ignore[arg-type]  # it has what urlopen uses
+    opener = GuardedOpener(settings, expected, received)
+    urllib.request.install_opener(opener)  # type: ignore[arg-type]  # it has what urlopen uses
     try:
         yield
     finally:
@@ -89,9 +95,15 @@ class Redirect:
 class GuardedOpener:
     """An opener for `urllib.request.install_opener`. Threads share it. It keeps state per host only."""
 
-    def __init__(self, settings: DownloadSettings, expected: Mapping[str, Hashes] | None = None) -> None:
+    def __init__(
+        self,
+        settings: DownloadSettings,
+        expected: Mapping[str, Hashes] | None = None,
+        received: Callable[[bytes], None] = lambda body: None,
+    ) -> None:
         self._settings = settings
         self._expected = expected or {}
+        self._received = received
         self._headers = {"User-Agent": user_agent_header(settings.user_agent), "Accept-Encoding": "identity"}
         self._names = agent_names(settings.user_agent)
         self._connector = Connector(settings.allow_hosts, settings.timeout)
@@ -108,7 +120,7 @@ class GuardedOpener:
             try:
                 fetched = self._follow(request.full_url)
                 self._check(request.full_url, fetched.body)
-                return fetched
+                break
             except FetchError as error:
                 if attempt == self._settings.retries or not _is_worth_a_retry(error.reason):
                     raise
@@ -116,7 +128,8 @@ class GuardedOpener:
                     time.sleep(BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
                 elif error.retry_after > self._settings.total_timeout:  # the host limiter applies shorter pauses
                     raise
-        raise AssertionError("unreachable")
+        self._received(fetched.body)
+        return fetched
 
     def _check(self, url: str, body: bytes) -> None:
         """Raise FetchError if the body does not have the hashes that the list expects."""

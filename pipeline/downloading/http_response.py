@@ -13,6 +13,7 @@ MAX_HEAD_BYTES = 256 << 10
 """Bytes of status line and headers, those of interim responses (1xx) included. Browsers have the same limit."""
 
 _CHUNK_BYTES = 1 << 16
+_CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _STATUS_LINE = re.compile(rb"HTTP(?:/[\d.]+)?[ \t]+(\d{3})(?!\d)", re.IGNORECASE)
 _SWITCHING_PROTOCOLS = 101
 
@@ -73,37 +74,39 @@ def read_body(stream: io.BufferedReader, headers: Message, max_bytes: int) -> by
         FetchError: The body is longer than `max_bytes`, incomplete, or empty.
         http.client.HTTPException: Its chunks are malformed.
     """
-    response = http.client.HTTPResponse(_Replay(_framing(headers), stream), method="GET")  # type: ignore[arg-type]
-    response.begin()
-    content_length = response.length
-    if content_length is not None and content_length > max_bytes:
-        raise FetchError(failures.TOO_LARGE, f"{content_length} bytes, more than {max_bytes}")
+    encodings = ",".join(headers.get_all("Transfer-Encoding", [])).lower().split(",")
+    is_chunked = encodings[-1].strip() == "chunked"
+    length = None if is_chunked else _content_length(headers)
+    if length is not None and length > max_bytes:
+        raise FetchError(failures.TOO_LARGE, f"{length} bytes, more than {max_bytes}")
+    source: io.BufferedIOBase = _chunked(stream) if is_chunked else stream
     pieces, size = list[bytes](), 0
-    while piece := response.read(content_length or _CHUNK_BYTES):
+    while piece := source.read(_CHUNK_BYTES if length is None else length - size):
         pieces.append(piece)
         size += len(piece)
         if size > max_bytes:
             raise FetchError(failures.TOO_LARGE, f"more than {max_bytes} bytes")
-    if content_length is not None and size < content_length:
-        raise FetchError(failures.TRUNCATED, f"received {size} of {content_length} bytes")
+    if length is not None and size < length:
+        raise FetchError(failures.TRUNCATED, f"received {size} of {length} bytes")
     if not size:
         raise FetchError(failures.EMPTY)
     return b"".join(pieces)
 
 
-def _framing(headers: Message) -> bytes:
-    """A head that has only what says where the body ends, for the standard library's parser."""
-    encodings = ",".join(headers.get_all("Transfer-Encoding", [])).lower().split(",")
+def _content_length(headers: Message) -> int | None:
+    """The length that the head states. None: the body ends with the connection."""
     lengths = {length.strip() for value in headers.get_all("Content-Length", []) for length in value.split(",")}
-    if encodings[-1].strip() == "chunked":
-        framing = "Transfer-Encoding: chunked\r\n"
-    elif len(lengths) > 1:
+    if len(lengths) > 1:
         raise FetchError(failures.BAD_RESPONSE, "several different Content-Length headers")
-    else:
-        framing = "".join(
-            f"Content-Length: {length}\r\n" for length in lengths if length.isascii() and length.isdigit()
-        )
-    return f"HTTP/1.1 200 OK\r\n{framing}\r\n".encode()
+    text = lengths.pop() if lengths else ""
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _chunked(stream: io.BufferedReader) -> http.client.HTTPResponse:
+    """The standard library's reader of a body in chunks, whose head has been read."""
+    response = http.client.HTTPResponse(_Replay(_CHUNKED_HEAD, stream), method="GET")  # type: ignore[arg-type]
+    response.begin()
+    return response
 
 
 class _Replay(io.RawIOBase):

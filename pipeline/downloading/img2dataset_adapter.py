@@ -1,14 +1,17 @@
 """Downloads one shard with img2dataset's `Downloader` and our HTTP client. The only file that imports img2dataset."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
 import pathlib
+import tarfile
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +30,11 @@ from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.http_client import guarded_urlopen
 from lotlip_data.pipeline.downloading.images.isolation import Converter, ConverterError, Suspects
-from lotlip_data.pipeline.downloading.images.messages import ConversionSettings
+from lotlip_data.pipeline.downloading.images.messages import ConversionSettings, Converted
 
 _KEY_ROWS = 10_000  # keys have at least four row digits, however few rows a shard has
+_WHOLE_FILE = 1 << 30
+"""Bytes per write to the tar: more than an image has."""
 
 
 class ShardFetchError(RuntimeError):
@@ -83,12 +88,10 @@ def fetch(
     with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
         writer.write_table(rows.select(LISTS.names).cast(LISTS))
     failure = Failure()
-    with (
-        Converter(_conversion_settings(settings), suspects) as converter,
-        guarded_urlopen(settings, _expected(rows)),
-        progress_bar("download", rows.num_rows, "URL") as bar,
-    ):
+    with Converter(_conversion_settings(settings), suspects) as converter, contextlib.ExitStack() as stack:
         resizer = IsolatedResizer(converter, failure)
+        stack.enter_context(guarded_urlopen(settings, _expected(rows), resizer.start))
+        bar = stack.enter_context(progress_bar("download", rows.num_rows, "URL"))
         downloader = _downloader(settings, samples_per_shard, str(folder), resizer, bar, failure)
         downloader.download_shard((shard, str(source)))
     if failure.error is not None:
@@ -151,7 +154,7 @@ def _downloader(
         from img2dataset.downloader import Downloader
 
     return Downloader(
-        sample_writer_class=partial(_GuardedWriter, bar, failure),
+        sample_writer_class=partial(_ShardWriter, bar, failure),
         resizer=resizer,
         thread_count=settings.threads,
         save_caption=False,
@@ -180,37 +183,64 @@ def _temporary_files_in(folder: str) -> Iterator[None]:
         tempfile.tempdir = earlier
 
 
-class _GuardedWriter:
-    """img2dataset's writer, which counts its rows in a progress bar and ends the requests at the first failed write.
+class _ShardWriter:
+    """Takes the place of img2dataset's `WebDatasetSampleWriter`: writes the same files in less time.
 
-    The time stamps in the tar are whole seconds: fractions cost a kibibyte per file.
+    It counts its rows in a progress bar, and ends the requests at the first failed write. The time stamps in the tar
+    are whole seconds: fractions would cost a kibibyte per file.
 
     Args:
         bar: Shows the rows.
         failure: Receives the error of a write.
-        arguments: Those of img2dataset's writer.
+        shard: Its number.
+        folder: Where the files are written.
+        _save_caption: Not used, nor are `_digits`: arguments of img2dataset's writer.
+        schema: The columns of the Parquet file.
+        extension: That of an image.
     """
 
-    def __init__(self, bar: Progress, failure: Failure, *arguments: Any) -> None:
-        from img2dataset.writer import WebDatasetSampleWriter
+    def __init__(
+        self,
+        bar: Progress,
+        failure: Failure,
+        shard: int,
+        folder: str,
+        _save_caption: bool,
+        _digits: int,
+        schema: pa.Schema,
+        extension: str,
+    ) -> None:
+        from img2dataset.writer import BufferedParquetWriter
 
-        self._bar, self._failure, self._downloaded = bar, failure, 0
-        self._writer = WebDatasetSampleWriter(*arguments)
-        self._writer.tarwriter.mtime = int(time.time())
+        self._bar, self._failure, self._extension, self._downloaded = bar, failure, extension, 0
+        self._mtime = int(time.time())
+        stem = f"{folder}/{shard_name(shard)}"
+        self._rows = BufferedParquetWriter(f"{stem}.parquet", schema)
+        self._tar = tarfile.TarFile(f"{stem}.tar", "w", format=tarfile.USTAR_FORMAT, copybufsize=_WHOLE_FILE)
 
-    def write(self, image: bytes | None, *sample: Any) -> None:
+    def write(self, image: bytes | None, key: str, _caption: None, row: dict[str, Any]) -> None:
         if self._failure.error is not None:
             return
         with self._stopping_at_errors():
-            self._writer.write(image, *sample)
-            self._downloaded += image is not None
+            if image is not None:
+                self._add(f"{key}.{self._extension}", image)
+                self._add(f"{key}.json", json.dumps(row, indent=4).encode())
+                self._downloaded += 1
+            self._rows.write(row)
             self._bar.note(counts={"downloaded": self._downloaded})
             self._bar.update()
+
+    def _add(self, name: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size, member.mtime, member.mode = len(content), self._mtime, 0o444
+        member.uname = member.gname = "bigdata"
+        self._tar.addfile(member, io.BytesIO(content))
 
     def close(self) -> None:
         if self._failure.error is None:
             with self._stopping_at_errors():
-                self._writer.close()
+                self._rows.close()
+                self._tar.close()
 
     @contextmanager
     def _stopping_at_errors(self) -> Iterator[None]:
@@ -238,16 +268,29 @@ Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, st
 
 
 class IsolatedResizer:
-    """Takes the place of img2dataset's `Resizer`: passes each downloaded body to a `Converter`."""
+    """Takes the place of img2dataset's `Resizer`: passes each downloaded body to a `Converter`.
+
+    img2dataset calls it in one thread, which writes the files too. So that the converter does not wait for this thread,
+    `start` submits each body as soon as it is received.
+    """
 
     def __init__(self, converter: Converter, failure: Failure) -> None:
         self._converter, self._failure = converter, failure
+        self._started: dict[int, tuple[bytes, Future[Converted]]] = {}
+        """By the identity of the body, which stays its own while it is stored here."""
+
+    def start(self, body: bytes) -> None:
+        """Submit a body that img2dataset will pass on. Any thread may call it."""
+        self._started[id(body)] = (body, self._converter.submit(body))
 
     def __call__(self, stream: io.BytesIO, _boxes: None = None) -> Resized:
-        """Convert the downloaded body in `stream`, which stays unchanged."""
+        """The converted image of the downloaded body in `stream`, which stays unchanged."""
+        body = stream.getvalue()  # no copy: the object that `start` received
+        started = self._started.pop(id(body), None)
+        conversion = started[1] if started is not None else self._converter.submit(body)
         if self._failure.error is None:
             try:
-                image = self._converter.convert(stream.getvalue())
+                image = conversion.result()
             except FetchError as error:
                 return None, None, None, None, None, str(error)
             except (ConverterError, OSError) as error:

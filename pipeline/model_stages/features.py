@@ -13,13 +13,19 @@ from lotlip_data.manifests.settings.training import PAPER_TOWER
 from lotlip_data.pipeline.core.checks import check_gpus, check_model
 from lotlip_data.pipeline.core.findings import require
 from lotlip_data.pipeline.core.outcome import Outcome, one_line
-from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
+from lotlip_data.pipeline.core.ray_cluster import cluster, cpus_per_gpu
+from lotlip_data.pipeline.core.ray_tasks import assigned_cpus, assigned_device, device_failures, run_ray_tasks
 from lotlip_data.pipeline.model_stages.train import training_config
 
 if TYPE_CHECKING:
     from lotlip_data.training.data.feature_cache import FeatureCache
 
 logger = logging.getLogger(__name__)
+
+GPUS_PER_TASK = 0.5
+"""Two tasks on a GPU: while one reads its tar and writes its features, the other computes."""
+MAX_CPUS = 8
+"""CPUs of a task on a GPU, at most: more decoding threads only wait for the interpreter."""
 
 
 @dataclass
@@ -34,14 +40,14 @@ class FeaturesSummary:
     """One line with the reason per shard whose features could not be computed."""
 
 
-def compute_features(run: Run, tower: str, image_size: int | None, gpus: float) -> FeaturesSummary:
+def compute_features(run: Run, tower: str, image_size: int | None, gpus: float | None) -> FeaturesSummary:
     """Compute the missing features that trainings with this image tower read.
 
     Args:
         run: The run with the dataset.
         tower: Folder or hub id of the image tower.
         image_size: Side of the square images in pixels; None takes the tower's.
-        gpus: GPUs that Ray reserves per task.
+        gpus: GPUs that Ray reserves per task. Default: GPUS_PER_TASK where the cluster has GPUs, else none.
 
     Raises:
         UserError: The run has no dataset, or the tower cannot be loaded.
@@ -56,11 +62,14 @@ def compute_features(run: Run, tower: str, image_size: int | None, gpus: float) 
     logger.info(
         f"image features: {len(missing):,} of {wording.count(cache.shards, 'shard')} to compute, in {cache.folder}"
     )
-    if missing:
-        storage.check_writable(cache.folder)
+    if not missing:
+        return summary
+    storage.check_writable(cache.folder)
     task = functools.partial(_compute_shard, run.url, tower, image_size)
-    with progress_bar("features", len(missing), "shard") as bar:
-        for index, answer in run_ray_tasks(task, missing, num_gpus=gpus):
+    with cluster(), progress_bar("features", len(missing), "shard") as bar:
+        num_gpus, num_cpus = task_resources(gpus, cpus_per_gpu())
+        logger.info(f"a task has {num_gpus:g} of a GPU and {wording.count(num_cpus, 'CPU')}")
+        for index, answer in run_ray_tasks(task, missing, num_gpus=num_gpus, num_cpus=num_cpus):
             bar.update()
             if isinstance(answer, Exception):
                 summary.failed.append(f"shard {index}: {one_line(answer)}")
@@ -70,15 +79,35 @@ def compute_features(run: Run, tower: str, image_size: int | None, gpus: float) 
     return summary
 
 
+def task_resources(gpus: float | None, cpus_per_gpu: float | None) -> tuple[float, int]:
+    """GPUs and CPUs of a task. A task on a GPU gets the CPUs that belong to its part, since decoding takes longest.
+
+    Args:
+        gpus: GPUs that are asked for; None for the default.
+        cpus_per_gpu: CPUs of a machine for each of its GPUs; None if no machine has GPUs.
+    """
+    if gpus is None:
+        gpus = GPUS_PER_TASK if cpus_per_gpu is not None else 0
+    return gpus, max(1, min(MAX_CPUS, int(gpus * cpus_per_gpu))) if gpus and cpus_per_gpu else 1
+
+
 def _compute_shard(run: str, tower: str, image_size: int | None, index: int) -> None:
-    _open_cache(run, tower, image_size).compute(index)
+    device, threads = assigned_device("features"), assigned_cpus()
+    with device_failures("features"):
+        _open_cache(run, tower, image_size, device, threads).compute(index)
 
 
 @functools.lru_cache(maxsize=1)
-def _open_cache(run: str, tower: str, image_size: int | None) -> "FeatureCache":
-    """The features of the run's dataset, with the tower loaded. A process loads it once for all its shards."""
-    import torch
+def _open_cache(run: str, tower: str, image_size: int | None, device: str = "cpu", threads: int = 1) -> "FeatureCache":
+    """The features of the run's dataset, with the tower loaded. A process loads it once for all its shards.
 
+    Args:
+        run: The run's folder.
+        tower: Folder or hub id of the image tower.
+        image_size: Side of the square images in pixels; None takes the tower's.
+        device: Where the tower computes.
+        threads: Number of threads that decode images.
+    """
     from lotlip_data.manifests.checkpoints.resolve import resolve
     from lotlip_data.training.data.dataset import open_dataset
     from lotlip_data.training.data.feature_cache import FeatureCache
@@ -87,14 +116,13 @@ def _open_cache(run: str, tower: str, image_size: int | None) -> "FeatureCache":
 
     dataset = open_dataset(run)  # before the hub is asked for the tower
     image_tower = load_image_tower(resolve(tower), image_size=image_size)
-    if torch.cuda.is_available():
-        image_tower.cuda()
+    image_tower.to(device)
     transform = load_transform(resolve(tower), image_tower.vit.config.image_size)
-    return FeatureCache(dataset, image_tower, transform)
+    return FeatureCache(dataset, image_tower, transform, threads=threads)
 
 
 def features(
-    manifest: Manifest, run: Run, tower: str | None = None, image_size: int | None = None, gpus: float = 0
+    manifest: Manifest, run: Run, tower: str | None = None, image_size: int | None = None, gpus: float | None = None
 ) -> Outcome:
     """Compute the features of the dataset's images.
 
@@ -105,9 +133,9 @@ def features(
             or the paper's tower if there is none.
         image_size: Side of the square images in pixels; None takes the tower's. Towers of the manifest's trainings keep
             the size of their training.
-        gpus: GPUs that Ray reserves per task.
+        gpus: GPUs that Ray reserves per task. Default: as in `compute_features`.
     """
-    require([check_gpus("features", gpus)])
+    require([check_gpus("features", gpus or 0)])
     configs = [training_config(entry) for entry in manifest.train]
     configured = {(config.image_tower, config.image_size) for config in configs if config.images == "features"}
     total = Outcome(did_something=False)

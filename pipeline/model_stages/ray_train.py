@@ -11,6 +11,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import Workers
 from lotlip_data.pipeline.core.checks import check_gpus
 from lotlip_data.pipeline.core.findings import require
+from lotlip_data.pipeline.core.gpus import require_assigned
 from lotlip_data.pipeline.core.ray_cluster import cluster, cluster_address
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def train_on_ray(settings: Mapping[str, Any], run: Run, out: str, workers: Worke
         _check_resources({name: workers.workers * amount for name, amount in resources.items()})
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"settings": dict(settings), "run": run.url, "out": out},
+            train_loop_config={"settings": dict(settings), "run": run.url, "out": out, "use_gpu": use_gpu},
             scaling_config=ScalingConfig(num_workers=workers.workers, use_gpu=use_gpu, resources_per_worker=resources),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=1800),
             run_config=RunConfig(name="ray", storage_path=out, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
@@ -78,17 +79,22 @@ def _check_resources(needed: Mapping[str, float]) -> None:
 
 def _train_worker(arguments: dict[str, Any]) -> None:
     """One worker. A UserError is written to a file for the driver, so that Ray does not restart the workers in vain."""
-    import ray.train
+    import ray.train.torch
     import torch
 
     from lotlip_data.training.config import make_config
+    from lotlip_data.training.devices import on_device
     from lotlip_data.training.trainer import train
 
-    if torch.cuda.is_available():
-        torch.cuda.set_device(ray.train.torch.get_device())
     if ray.train.get_context().get_world_rank() == 0:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     try:
-        train(make_config(**arguments["settings"]), arguments["run"], arguments["out"])
+        device = torch.device("cpu")
+        if arguments["use_gpu"]:
+            require_assigned(1, f"training {arguments['out'].rpartition('/')[2]!r}")
+            device = ray.train.torch.get_device()
+            torch.cuda.set_device(device)
+        with on_device(device):
+            train(make_config(**arguments["settings"]), arguments["run"], arguments["out"])
     except UserError as error:
         storage.replace(storage.join(arguments["out"], _ERROR_FILE), str(error).encode())

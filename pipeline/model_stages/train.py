@@ -125,7 +125,7 @@ def _train_all(
     for entry in finished:
         yield entry, fit(entry)
     with _Bars() as bars:
-        yield from run_ray_tasks(fit, unfinished, on_progress=bars.show)
+        yield from run_ray_tasks(partial(_fit_in_task, run, resume), unfinished, on_progress=bars.show)
 
 
 class _Bars:
@@ -148,6 +148,16 @@ class _Bars:
                 self._bars[name] = progress_bar(name, state.total, state.unit, initial=state.done)
             self._bars[name].note(*state.notes)
             self._bars[name].advance_to(state.done)
+
+
+def _fit_in_task(run: Run, resume: bool, entry: TrainingEntry) -> "TrainResult":
+    """Train one model in a Ray task, on the device that Ray reserved for it."""
+    from lotlip_data.pipeline.core.ray_tasks import assigned_device, device_failures
+    from lotlip_data.training.devices import on_device
+
+    subject = f"training {entry.folder!r}"
+    with device_failures(subject), on_device(assigned_device(subject)):
+        return _fit(run, resume, None, entry)
 
 
 def _fit(run: Run, resume: bool, workers: Workers | None, entry: TrainingEntry) -> "TrainResult":

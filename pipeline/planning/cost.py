@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lotlip_data.captioners.gpu_memory import read_model_sizes
+from lotlip_data.captioners.presets import licence_of
 from lotlip_data.captioners.sizing import CAPTION_TOKENS, WORKING_MEMORY_GIB, ModelSizes, max_sequences
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
@@ -34,6 +35,8 @@ class CaptionerCost:
     """The cost of one captioner, as `plan --json` prints it. A number that cannot be estimated is None."""
 
     name: str
+    licence: str | None
+    """Of the model, if it is that of a preset."""
     images: int
     """Images that remain to be captioned."""
     done: int
@@ -185,6 +188,7 @@ def _captioner_cost(
     ]
     return CaptionerCost(
         name=job.config.name,
+        licence=licence_of(job.config),
         images=work.remaining,
         done=work.done,
         tokens=round(work.remaining * work.caption_tokens),
@@ -323,6 +327,8 @@ def _captioner_lines(cost: CaptionerCost) -> list[str]:
         unit, hours = ("GPU-hours", cost.gpu_hours) if cost.gpus else ("hours without a GPU", cost.actor_hours)
         total = f"{_format_amount(hours)} {unit}{_format_money(cost.money)}"
         lines.append(f"             {rate} images/s per actor ({cost.speed}): {total}")
+    if cost.licence:
+        lines.append(f"             licence of the model: {cost.licence}")
     return lines
 
 

@@ -20,7 +20,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints.hub import HubUnreachable
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.core.gpus import InstalledGpus, require_assigned
+from lotlip_data.pipeline.core.gpus import InstalledGpus, use_assigned
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.recaptioning.claims import (
     check_model,
@@ -139,7 +139,7 @@ class CaptionActor:
         settings, name = self._settings, self._config.name
         gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
         if get_kind(self._config.kind).uses_torch:
-            await asyncio.to_thread(require_assigned, gpus, f"captioner {name!r}")
+            await asyncio.to_thread(use_assigned, gpus, f"captioner {name!r}")
         model = await asyncio.to_thread(origin, self._config, settings.engine_options)
         config = self._claim(model)
         options = engine_options(config, settings, gpus)

@@ -155,6 +155,19 @@ class ActorPool:
         limit = self.settings.max_actors or (int(gpus / self.num_gpus) if self.num_gpus else 1)
         return min(max(self.settings.min_actors, limit), len(self.queue))
 
+    @property
+    def wish(self) -> str:
+        """What the pool asks the cluster for, or why it asks for nothing."""
+        if self.stop_reason:
+            return "no actor"
+        settings, size = self.settings, self.target_size()
+        amounts = {"GPU": self.num_gpus, "CPU": settings.num_cpus, **settings.resources}
+        each = [f"{amount:g} {name}" for name, amount in amounts.items() if amount]
+        each += [f"a GPU of type {settings.accelerator_type}"] if settings.accelerator_type else []
+        each += [f"the label {name}={value}" for name, value in settings.labels.items()]
+        every = " each" if size > 1 else ""
+        return f"{wording.count(size, 'actor')}" + (f" with {', '.join(each)}{every}" if each else "")
+
     def add_actor(self) -> None:
         """Create an actor. Ray places it as soon as there is room."""
         self.slots.append(ActorSlot(create_actor(self)))
@@ -428,6 +441,8 @@ def run_pools(
     try:
         for pool in pools:
             pool.check_placement()
+        for pool in pools:
+            logger.info(f"{pool.config.name}: asks for {pool.wish}; the cluster has {_cluster_resources()}")
         _create_actors(pools)
         waiting_since: float | None = time.monotonic()
         while any(pool.busy for pool in pools):
@@ -443,8 +458,10 @@ def run_pools(
                 waiting_since = None
             elif waiting_since and time.monotonic() - waiting_since > WAIT_WARNING_SECONDS:
                 waiting_since = None
+                wishes = "; ".join(f"{pool.config.name} asks for {pool.wish}" for pool in pools if pool.busy)
                 logger.warning(
-                    f"no engine is ready after {WAIT_WARNING_SECONDS:.0f} s; the cluster has {_cluster_resources()}"
+                    f"no engine is ready after {WAIT_WARNING_SECONDS:.0f} s: {wishes}; the cluster has "
+                    f"{_cluster_resources()}"
                 )
     finally:
         if draining := [reference for pool in pools for reference in pool.drain()]:

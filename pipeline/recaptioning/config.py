@@ -15,7 +15,13 @@ from typing import Any
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.registry import get_default, get_kind
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.settings.captioners import CaptionerEntry, EngineOptions, PoolSettings, parse_captioner
+from lotlip_data.manifests.settings.captioners import (
+    CaptionerEntry,
+    EngineOptions,
+    PoolSettings,
+    parse_captioner,
+    preset_name,
+)
 from lotlip_data.manifests.settings.messages import unknown_name
 
 
@@ -75,7 +81,8 @@ def select_captioners(
             by_name |= {text.name: replace(job, selected=(text.name,)) for text in texts} | {job.config.name: job}
     return _checked(
         _merged(
-            (by_name.get(choice) if isinstance(choice, str) else None) or _resolve(parse_captioner(choice), pool or {})
+            (by_name.get(preset_name(choice)) if isinstance(choice, str) else None)
+            or _resolve(parse_captioner(choice), pool or {})
             for choice in chosen
         )
     )

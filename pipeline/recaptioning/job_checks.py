@@ -42,7 +42,7 @@ def check_prompts(texts: Iterable[CaptionerConfig]) -> Iterator[Check]:
     """
     known = ", ".join(f"{{{name}}}" for name in FIELDS)
     for config in texts:
-        unknown = dict.fromkeys(name for prompt in config.prompts_of_images for name in unknown_fields(prompt))
+        unknown = dict.fromkeys(name for prompt in config.instructions for name in unknown_fields(prompt))
         for name in unknown:
             finding = f"prompt: {{{name}}} is no column of a sample; the columns are {known}"
             fix = f"for the text {{{name}}} itself, write {{{{{name}}}}}"

@@ -57,7 +57,7 @@ class PromptFiller:
         """
         self._special_texts: frozenset[str] = getattr(engine, "special_texts", frozenset())
         for config in texts:
-            if uses_braces(*config.prompts_of_images) and not hasattr(engine, "prepare_texts"):
+            if uses_braces(*config.instructions) and not hasattr(engine, "prepare_texts"):
                 raise PromptsNotSupported(
                     f"captioner {config.name!r}: its prompt has fields in braces, but the engine of kind "
                     f"{config.kind!r} takes one prompt for all images. Remove them from the prompt, or use another "
@@ -67,17 +67,21 @@ class PromptFiller:
 
     def request(self, config: CaptionerConfig, meta: Meta) -> SampleRequest:
         """The request for one of the captioner's texts on one image."""
-        prompts = config.prompts_of_images
-        if not uses_braces(*prompts):
+        if not uses_braces(*config.instructions):
             return SampleRequest(config, config.prompt)
         values = field_values(meta)
-        has_raw = not RAW_FIELDS.isdisjoint(fields_of(config.prompt))
-        lacks_raw = has_raw and not clean(values["raw"], config.max_field_characters)
+        lacks_raw = not clean(values["raw"], config.max_field_characters)
+        uses_raw = not RAW_FIELDS.isdisjoint(fields_of(*config.instructions))
+
+        def filled(prompt: str) -> str:
+            return fill(prompt, values, self._special_texts, config.max_field_characters)
+
         return SampleRequest(
             config,
-            fill(prompts[-1] if lacks_raw else prompts[0], values, self._special_texts, config.max_field_characters),
-            fields_digest(fields_of(*prompts), meta),
-            (WITHOUT_RAW_TEXT,) if lacks_raw else (),
+            filled(config.prompts_of_images[-1 if lacks_raw else 0]),
+            filled(config.system) if config.system else None,
+            fields_digest(fields_of(*config.instructions), meta),
+            (WITHOUT_RAW_TEXT,) if lacks_raw and uses_raw else (),
         )
 
     def sample_request(self, config: CaptionerConfig) -> SampleRequest:
@@ -89,7 +93,8 @@ class PromptFiller:
 
 def recorded_fields(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the fields in the prompts of a captioner whose recorded settings these are."""
-    return fields_of(*possible_prompts(settings.get("prompt", ""), settings.get("prompt_without_raw")))
+    prompts = possible_prompts(settings.get("prompt", ""), settings.get("prompt_without_raw"))
+    return fields_of(*prompts, settings.get("system"))
 
 
 def fields_digest(names: Sequence[str], meta: Meta) -> str | None:

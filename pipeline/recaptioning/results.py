@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lotlip_data.captioners.quality_flags import empty
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats.schema import CAPTIONS
@@ -28,6 +29,8 @@ MIN_JUDGED_IMAGES = 32
 """A shard with fewer images is judged as if it had this many, the further ones captioned."""
 
 MAX_REASON_CHARACTERS = 300
+
+NO_WORD = "a caption without a word, as damaged weights or too low a precision give"
 
 
 class RecaptionError(UserError):
@@ -50,9 +53,14 @@ class UnitResult:
     tokens: int = 0
 
 
+def is_lost(row: Row) -> bool:
+    """Whether an image has no caption, or one without a word, as a model with damaged weights gives to every image."""
+    return row["error"] is not None or empty.__name__ in (row["flags"] or ())
+
+
 def exceeds_rejections(rows: list[Row], max_rejected: float) -> bool:
-    """Whether more than the share `max_rejected` of a shard's rows are rejections."""
-    rejected = sum(row["error"] is not None for row in rows)
+    """Whether more than the share `max_rejected` of a shard's rows are rejections, or have captions without a word."""
+    rejected = sum(map(is_lost, rows))
     return rejected > max_rejected * max(len(rows), MIN_JUDGED_IMAGES)
 
 
@@ -63,7 +71,7 @@ def rejections(rows: list[Row], max_rejected: float, shard: int) -> str:
     """
     if not exceeds_rejections(rows, max_rejected):
         return ""
-    reasons = Counter(row["error"] for row in rows if row["error"] is not None)
+    reasons = Counter(row["error"] or NO_WORD for row in rows if is_lost(row))
     ((reason, count),) = reasons.most_common(1)
     return (
         f"shard {shard_name(shard)} is not committed: {reasons.total()} of its {len(rows)} images were rejected, "

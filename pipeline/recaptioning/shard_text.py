@@ -17,6 +17,7 @@ from lotlip_data.pipeline.recaptioning.results import (
     encode_rows,
     exceeds_rejections,
     finish_commit,
+    is_lost,
     read_partial,
     rejections,
 )
@@ -95,7 +96,7 @@ class ShardText:
         origin = {"captioner": f"{self.config.id}+{digest}" if digest else self.config.id, "tar": tar}
         saved, first_started_at, self._earlier_usage = await asyncio.to_thread(read_partial, self.folder, origin)
         if exceeds_rejections(saved, self._settings.max_rejected):  # an earlier attempt was refused because of them
-            saved = [row for row in saved if row["error"] is None]
+            saved = [row for row in saved if not is_lost(row)]
         self._started_at = min(self._started_at, first_started_at)
         self._saved, self.saved_uids = saved, {row["uid"] for row in saved}
         self._parts = PartialResults(self.folder, attempt, size, slack, on_saved, self._usage, origin)

@@ -28,7 +28,7 @@ from lotlip_data.captioners.base import (
     EngineUnreachable,
     prepare_texts,
 )
-from lotlip_data.captioners.quality_flags import find_flags
+from lotlip_data.captioners.quality_flags import empty, find_flags, truncated
 from lotlip_data.captioners.sizing import reading_defaults
 from lotlip_data.captioners.text_cleaning import clean
 from lotlip_data.manifests.digests import DigestMismatch
@@ -152,18 +152,24 @@ class CaptionWorker:
             names: Names of the texts to try. Default: all texts of the captioner.
 
         Raises:
-            CaptionerBroken: One of them cannot be captioned.
+            CaptionerBroken: One of them cannot be captioned, or all captions are full of tokens without a word.
             EngineDead: The engine failed on one of them.
         """
-        for size in WARM_UP_SIZES:
-            for text in self._named(names):
-                await self._caption_plain_image(size, text)
+        captions = [
+            await self._caption_plain_image(size, text) for size in WARM_UP_SIZES for text in self._named(names)
+        ]
+        if all(truncated(caption, self.config) and empty(caption, self.config) for caption in captions):
+            raise CaptionerBroken(
+                f"captioner {self.config.name!r} gives plain images captions without a word, such as "
+                f"{captions[0].text[:40]!r}. Check the weights of {self.config.model}, which may be damaged or not "
+                "finite in this precision (dtype), and the captioner's template."
+            )
 
-    async def _caption_plain_image(self, size: tuple[int, int], text: CaptionerConfig) -> None:
+    async def _caption_plain_image(self, size: tuple[int, int], text: CaptionerConfig) -> Caption:
         image, request = Image.new("RGB", size, "grey"), self._filler.sample_request(text)
         try:
             (prepared,) = prepare_texts(self.engine, self.config, image, [request])
-            await self._timed_caption(prepared)
+            return await self._timed_caption(prepared)
         except (CaptionError, BlankImageFailed) as error:
             raise CaptionerBroken(
                 f"captioner {text.name!r} cannot caption a plain image of {size[0]}×{size[1]} pixels: "

@@ -1,7 +1,8 @@
 """Reads CSV, TSV and lists of bare URLs.
 
 A row that is malformed costs no other row: after a quote that is not closed, reading goes on at the next line. A cell
-over several lines that contains another row's URL is such a quote, even if a later quote happens to close it.
+over several lines that contains another row's URL is such a quote, even if a later quote happens to close it. The line
+with that later quote is malformed, too: it may be the rest of a text that holds a URL.
 """
 
 import csv
@@ -74,6 +75,8 @@ class _LineFeed:
         self._lines, self._again = lines, list[Line]()
         self._has_escape = dialect.escape == "\\"
         self.record: list[Line] = []
+        self.is_reread = False
+        """Whether the current record begins with a line that was part of a malformed one."""
         self._size = 0
 
     def __iter__(self) -> "_LineFeed":
@@ -95,7 +98,7 @@ class _LineFeed:
 
     def start_record(self) -> None:
         """Forget the lines of the record before."""
-        self.record, self._size = [], 0
+        self.record, self._size, self.is_reread = [], 0, bool(self._again)
 
     def reread_all_but_first(self) -> None:
         """Read the lines of the current record again, except for the first."""
@@ -113,6 +116,7 @@ def _quoted_records(lines: Iterator[Line], dialect: Dialect) -> Iterator[Record]
     # Another row in a cell: a URL between a delimiter and the end of a line, or the reverse, or two delimiters.
     url = rf'"?https?://[^\s{delimiter}]*"?'
     other_row = re.compile(rf"{delimiter}{url}(?=[\r\n{delimiter}])|(?:^|[\r\n]){url}{delimiter}", re.I)
+    only_urls = re.compile(r"https?://[^\r\n]*[\r\n]+\s*https?://", re.I)  # a row that has no other cell
     while True:
         feed.start_record()
         try:
@@ -123,9 +127,13 @@ def _quoted_records(lines: Iterator[Line], dialect: Dialect) -> Iterator[Record]
             yield _malformed(feed, dialect)
             continue
         if len(feed.record) > 1 and any(
-            "://" in cell and other_row.search(cell) for cell in cells if "\n" in cell or "\r" in cell
+            "://" in cell and (other_row.search(cell) or only_urls.match(cell))
+            for cell in cells
+            if "\n" in cell or "\r" in cell
         ):
             yield _malformed(feed, dialect)
+        elif feed.is_reread and len(feed.record) == 1 and str(feed.record[0]).count('"') % 2:
+            yield _malformed(feed, dialect)  # the line with the quote that seemed to end the cell, or the end of a text
         elif len(cells) == 1 and not cells[0].strip():
             yield []
         else:

@@ -47,7 +47,10 @@ def detect_dialect(
     quoting = source.quoting
     if quoting is None:
         quoting = form == "csv" or delimiter != "\t" or source.escape is not None
-        if not quoting and _is_quoted(lines, delimiter, () if source.columns else columns):
+        if not quoting and source.columns is None and _has_quoted_header(lines, delimiter, columns):
+            quoting = True
+            remark(f"{file}: its cells are quoted; set `quoting: false` if the quotes are text")
+        elif not quoting and _is_quoted(lines, delimiter, () if source.columns else columns):
             quoting = True
             remark(f'{file}: its cells are quoted, with "" for a quote; set `quoting: false` if the quotes are text')
     escape = source.escape or '"'
@@ -70,6 +73,12 @@ def _delimiter(names: Sequence[str] | None, usual: str, lines: Sequence[str], co
     sample = [line for line in lines if line.strip()][:_SAMPLED_RECORDS]
     shares = {mark: sum(len(_split(line, mark)) == len(names) for line in sample) for mark in candidates}
     return usual if 2 * shares[usual] >= len(sample) else max(candidates, key=shares.__getitem__)
+
+
+def _has_quoted_header(lines: Sequence[str], delimiter: str, columns: Sequence[str]) -> bool:
+    """Whether the first line names the columns only if its quotes are removed."""
+    header = next((line.rstrip("\r\n") for line in lines if line.strip()), "")
+    return not set(columns) <= set(header.split(delimiter)) and set(columns) <= set(_split(header, delimiter))
 
 
 def _split(line: str, delimiter: str) -> list[str]:

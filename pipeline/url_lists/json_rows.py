@@ -61,7 +61,7 @@ def json_rows(lines: Iterator[Line], source: str, columns: Columns, file: str, r
 def _objects(
     lines: Iterator[Line], source: str, names: Sequence[str], file: str, reject: Reject
 ) -> Iterator[tuple[Row, dict[str, Any]]]:
-    keys = [json.dumps(name, ensure_ascii=False) for name in names]
+    keys = [{json.dumps(name, ensure_ascii=False), json.dumps(name)} for name in names]
     for number, line in enumerate(lines, 1):
         if isinstance(line, LongLine):
             reject(BadRow(source, file, number, LINE_TOO_LONG, clip(line.start)))
@@ -71,7 +71,7 @@ def _objects(
         content = _parse(line)
         if not isinstance(content, dict):
             reject(BadRow(source, file, number, _NOT_AN_OBJECT, clip(line)))
-        elif any(line.count(key) > 1 for key in keys) and _repeats(line, names):
+        elif any(sum(map(line.count, forms)) > 1 for forms in keys) and _repeats(line, names):
             reject(BadRow(source, file, number, "a column stands twice", clip(line)))
         else:
             yield (number, tuple(content.get(name) for name in names), len(line)), content

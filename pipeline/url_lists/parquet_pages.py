@@ -18,6 +18,10 @@ _CODECS = ("uncompressed", "snappy", "gzip", "lzo", "brotli", "lz4", "zstd", "lz
 _BYTE_TYPES = (6, 7)
 """Physical types of byte arrays: of variable and of fixed length."""
 _DICTIONARY_PAGE = 2
+_DELTA_BYTE_ARRAY = 7
+_ENCODINGS = {5: 2, 7: 2, 8: 4}
+"""Structs of a page header by number, for data pages, dictionary pages and data pages of version 2: the number of their
+field for the encoding. Their first field is the number of values."""
 _DAMAGES = (
     IndexError,
     KeyError,
@@ -44,6 +48,8 @@ class ColumnChunk:
     compressed_bytes: int
     place: int
     """Offset of its first page in the file."""
+    has_prefixes: bool = False
+    """Whether values can be written as prefixes of the value before, so that they can be longer than their page."""
 
 
 def column_chunks(stream: IO[bytes]) -> list[list[ColumnChunk]]:
@@ -73,6 +79,7 @@ def _column_chunk(fields: dict[int, Any]) -> ColumnChunk:
         uncompressed_bytes=fields[6],
         compressed_bytes=fields[7],
         place=min(fields[9], fields.get(11) or fields[9]),
+        has_prefixes=_DELTA_BYTE_ARRAY in fields[2],
     )
     if min(chunk.values, chunk.uncompressed_bytes, chunk.compressed_bytes, chunk.place) < 0:
         raise ValueError("a negative size")
@@ -89,6 +96,8 @@ class Page:
     uncompressed_bytes: int
     values: int
     is_dictionary: bool
+    has_prefixes: bool = False
+    """As that of `ColumnChunk`. A single value is not longer than the page."""
 
 
 def pages(stream: IO[bytes], chunk: ColumnChunk) -> Iterator[Page]:
@@ -104,10 +113,12 @@ def pages(stream: IO[bytes], chunk: ColumnChunk) -> Iterator[Page]:
         try:
             header = _CompactReader(stream.read(min(_HEADER_BYTES, end - place)))
             fields = header.fields()
-            # Data pages, dictionary pages and data pages of version 2 have a struct each; its first field is the count.
-            counts = next(fields[number] for number in (5, 7, 8) if number in fields)
+            content, encoding = next(
+                (fields[number], field) for number, field in _ENCODINGS.items() if number in fields
+            )
             sizes = fields[3], fields[2]
-            page = Page(place + header.place, *sizes, counts[1], fields[1] == _DICTIONARY_PAGE)
+            is_dictionary, has_prefixes = fields[1] == _DICTIONARY_PAGE, content.get(encoding) == _DELTA_BYTE_ARRAY
+            page = Page(place + header.place, *sizes, content[1], is_dictionary, has_prefixes)
             if min(sizes) < 0:
                 raise ValueError("a negative size")
         except _DAMAGES as error:

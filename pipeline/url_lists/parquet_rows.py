@@ -5,7 +5,7 @@ as few rows as its largest cells demand, and a row with a cell above the limit i
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 import numpy as np
@@ -63,11 +63,12 @@ def parquet_chunks(
     chunks_of_groups = column_chunks(stream)
     names = columns.names
     _check_types(content.schema_arrow, columns, file)
+    widths = {name: _fixed_bytes(content.schema_arrow.field(name).type) for name in names}
     number = 1
     for group in range(content.num_row_groups):  # one by one, so that the memory of a group is freed
         rows = content.metadata.row_group(group).num_rows
         try:
-            batch_rows = _batch_rows(stream, chunks_of_groups[group], rows, names)
+            batch_rows = _batch_rows(stream, chunks_of_groups[group], rows, widths)
         except _TooLargeError as error:
             remark(f"{file}: row group {group} is left out: {error}")
             for row in range(number, number + rows):
@@ -93,15 +94,36 @@ class _TooLargeError(Exception):
     """A row group needs more memory than its rows can be worth. The message says which column and why."""
 
 
-def _batch_rows(stream: IO[bytes], chunks: Sequence[ColumnChunk], rows: int, names: Sequence[str]) -> int:
-    """How many of the `rows` of a row group can be in memory at once. Raises _TooLargeError if no page can be."""
+def _fixed_bytes(kind: pa.DataType) -> int:
+    """The largest size that a type demands of each value, even of a missing one: that of bytes of a fixed length."""
+    parts = [_fixed_bytes(kind.field(index).type) for index in range(kind.num_fields)]
+    if pa.types.is_dictionary(kind):
+        parts.append(_fixed_bytes(kind.value_type))
+    if isinstance(kind, pa.BaseExtensionType):
+        parts.append(_fixed_bytes(kind.storage_type))
+    return max([kind.byte_width if pa.types.is_fixed_size_binary(kind) else 0, *parts])
+
+
+def _batch_rows(stream: IO[bytes], chunks: Sequence[ColumnChunk], rows: int, widths: Mapping[str, int]) -> int:
+    """How many rows of a row group can be in memory at once.
+
+    Args:
+        stream: The file.
+        chunks: The column chunks of the row group.
+        rows: Its rows.
+        widths: `_fixed_bytes` of each requested column.
+
+    Raises:
+        _TooLargeError: A page is too large to be decompressed.
+    """
     batch_rows = BATCH_ROWS
     for chunk in chunks:
-        if not rows or not any(f"{chunk.path}.".startswith(f"{name}.") for name in names):
+        width = max((width for name, width in widths.items() if f"{chunk.path}.".startswith(f"{name}.")), default=None)
+        if not rows or width is None:
             continue
         if rows > chunk.values:
             raise OSError(f"the column {chunk.path!r} has {chunk.values} values for {rows} rows")
-        value_bytes = _largest_value_bytes(stream, chunk)
+        value_bytes = max(_largest_value_bytes(stream, chunk), width)
         extra_values = chunk.values - rows  # of lists
         if extra_values > MAX_ROW_VALUES or (
             value_bytes > _LONG_VALUE_BYTES and extra_values * value_bytes > MAX_PAGE_BYTES
@@ -114,8 +136,9 @@ def _batch_rows(stream: IO[bytes], chunks: Sequence[ColumnChunk], rows: int, nam
 def _largest_value_bytes(stream: IO[bytes], chunk: ColumnChunk) -> float:
     """The largest mean of the bytes per value among the pages of a column chunk.
 
-    A value in a dictionary counts with its own length, because every row can repeat it. In a chunk that fits in memory
-    as a whole, only such values matter. Raises _TooLargeError if a page is too large.
+    A value in a dictionary counts with its own length, because every row can repeat it; so can rows of a page with
+    prefixes. In a chunk that fits in memory as a whole, only such values matter. Raises _TooLargeError if a page is too
+    large.
     """
     if not chunk.holds_bytes:
         return 8.0
@@ -132,10 +155,12 @@ def _largest_value_bytes(stream: IO[bytes], chunk: ColumnChunk) -> float:
         if page.is_dictionary:
             if page.uncompressed_bytes * BATCH_ROWS > MAX_PAGE_BYTES:
                 largest = float(longest_dictionary_value(stream, page, chunk.codec))
-        elif fits:
-            break
-        else:
+        elif page.has_prefixes:
+            largest = max(largest, float(page.uncompressed_bytes))
+        elif not fits:
             largest = max(largest, mean)
+        elif not chunk.has_prefixes:
+            break
     return largest
 
 

@@ -26,7 +26,7 @@ from lotlip_data.pipeline.url_lists.files import check_parquet, errors_name, fil
 from lotlip_data.pipeline.url_lists.json_rows import check_beginning, json_rows
 from lotlip_data.pipeline.url_lists.parquet_rows import parquet_chunks
 from lotlip_data.pipeline.url_lists.rows import BadRow, Chunk, Columns, ListError, Reject, Remark, chunked, clip
-from lotlip_data.pipeline.url_lists.text_lines import check_encoding, sample_lines, text_lines
+from lotlip_data.pipeline.url_lists.text_lines import check_bare_urls, check_encoding, sample_lines, text_lines
 
 
 def _no_remark(sentence: str) -> None:
@@ -63,6 +63,7 @@ def read_chunks(
         else:
             names = source.columns
             if form == "txt":
+                check_bare_urls(beginning, file)
                 names, dialect = (source.url,), Dialect("\n", quoting=False)
             else:
                 dialect = detect_dialect(source, form, beginning, columns.names, file, remark)
@@ -188,15 +189,30 @@ def _filter(chunk: Chunk, keep: RowFilter, file: str, source: Source, filtered: 
 def _typed(values: list[Any] | pa.Array) -> pa.Array:
     """A column for a filter: Parquet's own type; numbers or booleans if all values are such; otherwise text."""
     if isinstance(values, pa.Array):
-        # A missing number is NaN in the files of some writers.
-        is_missing = pc.is_nan(values) if pa.types.is_floating(values.type) else None
-        return values if is_missing is None else pc.if_else(is_missing, pa.scalar(None, values.type), values)
+        return _typed_array(values)
     kinds = {type(value) for value in values if value is not None}
-    if kinds and kinds <= {int, float}:
+    if not kinds:
+        return pa.nulls(len(values))
+    if kinds == {int} and all(value is None or -(2**63) <= value < 2**63 for value in values):
+        return pa.array(values, pa.int64())
+    if kinds <= {int, float}:
         return pa.array([_float(value) for value in values], pa.float64())
     if kinds == {bool}:
         return pa.array(values, pa.bool_())
-    return pa.array([clean(value) or None for value in values], pa.string())
+    return pa.array([str(value) if isinstance(value, bool) else clean(value) or None for value in values], pa.string())
+
+
+def _typed_array(values: pa.Array) -> pa.Array:
+    kind = values.type
+    if pa.types.is_floating(kind):  # a missing number is NaN in the files of some writers
+        return pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if not any(check(kind) for check in (*texts, pa.types.is_fixed_size_binary)):
+        return values
+    try:  # some writers store texts as bytes, and some declare bytes that are not UTF-8 as texts
+        return values.cast(pa.large_binary()).cast(pa.large_string())
+    except pa.ArrowInvalid:
+        return pa.array([clean(value) for value in to_list(values)], pa.large_string())
 
 
 def _float(value: int | float | None) -> float | None:

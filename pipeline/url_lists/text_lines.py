@@ -5,7 +5,8 @@ Lines end with LF or CR LF; with CR alone if the beginning of the file has no LF
 """
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -22,6 +23,7 @@ _MARKS = (
     (b"\xfe\xff", "UTF-16"),
 )
 _NUL_SHARE = 0.1
+_SECOND_CELL = re.compile(r"https?://[^\t]*\t", re.I)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ def check_encoding(sample: bytes, file: str) -> None:
         if max(start[::2].count(0), start[1::2].count(0)) > 0.9 * start.count(0) and start.count(0) < 0.6 * len(start):
             raise ListError(f"{file}: is UTF-16; convert it to UTF-8")
         raise ListError(f"{file}: is not a text file: it consists largely of NUL bytes")
+
+
+def check_bare_urls(lines: Sequence[str], file: str) -> None:
+    """Raise ListError if most of the first lines of a list of bare URLs have something else after the URL."""
+    stripped = [line.strip() for line in lines]
+    if 2 * sum(bool(_SECOND_CELL.match(line)) for line in stripped) > sum(map(bool, stripped)):
+        raise ListError(
+            f"{file}: most of its lines have more after the URL, separated by a tab; set `format: tsv` and `columns`"
+        )
 
 
 def sample_lines(sample: bytes) -> list[str]:

@@ -49,7 +49,11 @@ def verify_lists(run: Run) -> Tally:
 def verify_images(run: Run) -> Tally:
     """The marker, the tar and the table of every downloaded shard."""
     tally = Tally("images")
-    for shard in ledger.fetched_shards(run):
+    fetched = ledger.fetched_shards(run)
+    for shard in sorted(set(ledger.recorded(run.image_ledger)).difference(fetched)):
+        remedy = "Run `lotlip-data download` again."
+        tally.note_missing(run.image_stats(shard), f"but the shard was downloaded. {remedy}")
+    for shard in fetched:
         tally.files += 2  # the marker and the table; `reading` counts the tar
         with tally.reading():
             marker = ledger.read_image_stats(run, shard)
@@ -80,7 +84,14 @@ def verify_captions(run: Run) -> Tally:
             tally.read_json(run.model_files(name), "Remove it; it is then recorded anew.", dict[str, str])
         if storage.exists(run.model_revision(name)):
             tally.read_json(run.model_revision(name), "Remove it; the newest commit is then recorded.", dict[str, str])
-        for shard in ledger.captioned_shards(run, name):
+        captioned = ledger.captioned_shards(run, name)
+        if captioned and not storage.exists(settings):
+            remedy = f"Put it back from a copy, or remove {run.captioner(name)} and caption again."
+            tally.note_missing(settings, f"but there are captions beside it. {remedy}")
+        for shard in sorted(set(ledger.recorded(run.caption_ledger(name))).difference(captioned)):
+            remedy = f"Run {_command(run, name)}."
+            tally.note_missing(run.caption_shard(name, shard), f"but the shard was captioned. {remedy}")
+        for shard in captioned:
             url = run.caption_shard(name, shard)
             rows = tally.read_parquet(url, f"Remove it and run {_command(run, name)}.")
             if rows is not None and shard in fetched:

@@ -50,7 +50,7 @@ def verify_trainings(run: Run) -> Tally:
             _verify_metrics(tally, storage.join(folder, TRAINING_METRICS))
         for checkpoint in storage.list_names(storage.join(folder, "checkpoints"), ".ckpt"):
             _verify_checkpoint(tally, storage.join(folder, "checkpoints", checkpoint))
-        _verify_model(tally, run.trained_model(name), remedy)
+        _verify_model(tally, run.trained_model(name), remedy, storage.exists(run.training_done(name)))
     for file in storage.list_names(run.evaluations, ".json"):
         tally.read_json(storage.join(run.evaluations, file), "Remove it and evaluate again.")
     return tally
@@ -70,14 +70,17 @@ def _verify_checkpoint(tally: Tally, url: str) -> None:
             raise UserError(f"{url}: its content does not match its sha256. Remove it; training resumes earlier.")
 
 
-def _verify_model(tally: Tally, url: str, remedy: str) -> None:
+def _verify_model(tally: Tally, url: str, remedy: str, is_finished: bool) -> None:
     """The model of a training, which is missing while the training is not finished."""
+    config_file = storage.join(url, model_folder.CONFIG)
     try:
-        content = storage.read_bytes(storage.join(url, model_folder.CONFIG))
+        content = storage.read_bytes(config_file)
     except FileNotFoundError:
+        if is_finished:
+            tally.note_missing(config_file, f"but the training is finished. {remedy}")
         return
     with tally.reading():
-        config = model_folder.parse_config(content, storage.join(url, model_folder.CONFIG))
+        config = model_folder.parse_config(content, config_file)
         if config is None:
             raise UserError(f"{url}: is not a model of this release. {remedy}")
         tally.unrecorded += "files" not in config

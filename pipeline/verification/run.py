@@ -6,6 +6,7 @@ from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.verify import verify as verify_dataset_files
 from lotlip_data.pipeline.verification.inputs import verify_captions, verify_clean, verify_images, verify_lists
@@ -62,4 +63,7 @@ def verify_dataset(run: Run) -> Tally:
             tally.problems += map(str, verify_dataset_files(run))
         except UserError as error:
             tally.problems.append(str(error))
+    elif dataset_index.done_shards(run):
+        remedy = f"Run `lotlip-data shard {run.url}`, which keeps them."
+        tally.note_missing(run.dataset, f"but shards of a dataset are built. {remedy}")
     return tally

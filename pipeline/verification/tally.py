@@ -33,6 +33,11 @@ class Tally:
         except UserError as error:
             self.problems.append(str(error))
 
+    def note_missing(self, url: str, reason: str) -> None:
+        """Note a file that must exist because of other files."""
+        self.files += 1
+        self.problems.append(f"{url}: is missing, {reason}")
+
     def note_json(self, url: str) -> None:
         """Note whether a JSON object that has been read has a digest."""
         self.unrecorded += not digests.check_json(storage.read_bytes(url))

@@ -59,7 +59,8 @@ def _qwen2_5_vl(folder: Path) -> None:
         **_qwen_ids(tokens),
     )
     _save(transformers.Qwen2_5_VLForConditionalGeneration(config), folder)
-    _qwen_images(folder, "Qwen2_5_VLProcessor")
+    mean_and_deviation = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    _qwen_images(folder, "Qwen2_5_VLProcessor", mean_and_deviation)
 
 
 def _qwen3_vl(folder: Path) -> None:
@@ -73,7 +74,7 @@ def _qwen3_vl(folder: Path) -> None:
         **_qwen_ids(tokens),
     )
     _save(transformers.Qwen3VLForConditionalGeneration(config), folder)
-    _qwen_images(folder, "Qwen3VLProcessor")
+    _qwen_images(folder, "Qwen3VLProcessor", {})
 
 
 def _qwen_tokens(folder: Path, processor: str) -> PreTrainedTokenizerFast:
@@ -89,7 +90,7 @@ def _qwen_ids(tokens: PreTrainedTokenizerFast) -> dict[str, Any]:
     return ids | pads | {"tie_word_embeddings": False}
 
 
-def _qwen_images(folder: Path, processor: str) -> None:
+def _qwen_images(folder: Path, processor: str, further: dict[str, Any]) -> None:
     images = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": processor,
@@ -98,7 +99,7 @@ def _qwen_images(folder: Path, processor: str) -> None:
         "temporal_patch_size": 2,
         "merge_size": 2,
     }
-    _json(folder / "preprocessor_config.json", images)
+    _json(folder / "preprocessor_config.json", images | further)
 
 
 def _internvl(folder: Path) -> None:

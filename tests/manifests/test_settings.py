@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from lotlip_data.captioners.registry import DEFAULTS
+from lotlip_data.captioners import presets
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, freeze, frozen, held_for, parse
 from lotlip_data.manifests.run_layout import Run
@@ -25,7 +25,7 @@ def read(section: str) -> Manifest:
 
 
 def test_the_names_of_a_manifest_are_those_that_the_code_knows() -> None:
-    assert set(get_args(CaptionerPreset)) == set(DEFAULTS)
+    assert set(get_args(CaptionerPreset)) == set(presets.PRESETS)
     assert set(get_args(TaskName)) == {"synthetic", *TASKS, "custom"}
     assert set(get_args(Method)) == set(METHODS) and set(get_args(TrainingPreset)) == set(PRESETS)
 

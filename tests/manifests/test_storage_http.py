@@ -12,6 +12,9 @@ from lotlip_data.manifests.storage_retry import StorageError
 ROWS = b"url,caption\n" + b"".join(b"http://a.example/%d,%s\n" % (index, b"x" * 200) for index in range(60_000))
 
 
+_REDIRECTS = {"/circle": "/circle", "/elsewhere": "file:///etc/passwd"}
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers `/status/NNN` with that status, and other paths with `ROWS`. It knows no ranges."""
 
@@ -25,6 +28,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, with_body: bool) -> None:
         type(self).requests += 1
+        if self.path == "/garbage":
+            self.wfile.write(b"\x00\x01 garbage\r\n\r\n")
+            self.close_connection = True
+            return
+        if self.path in _REDIRECTS:
+            self.send_response(302)
+            self.send_header("Location", _REDIRECTS[self.path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if self.path == "/silent":
             threading.Event().wait(1)
             return
@@ -70,6 +83,20 @@ def test_a_refusal_is_final_and_told(server: str, status: int, phrase: str) -> N
         with pytest.raises(StorageError, match=rf"/l\.csv: the server answers {status} {phrase}\. Check the URL"):
             operation(url)
     assert Handler.requests == 6
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/circle", "the server redirects too often"),
+        ("/elsewhere", "the server redirects to a URL that is not http or https: file:///etc/passwd"),
+        ("/garbage", "the answer of the server is not valid HTTP: .*garbage"),
+    ],
+)
+def test_an_answer_that_leads_nowhere_is_final_and_told_in_one_line(server: str, path: str, message: str) -> None:
+    with pytest.raises(StorageError, match=f"{path}: {message}") as error:
+        storage.kind(server + path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

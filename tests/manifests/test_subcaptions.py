@@ -31,6 +31,7 @@ def test_the_authors_rule_splits_at_every_full_stop_line_break_and_end_token() -
         ("(1) A circle.\n- \nA square.", ["(1) A circle.", "- A square."]),
         ("A circle. A square. 3.", ["A circle.", "A square. 3."]),  # the list was cut at the token limit
         ("The year is 2020. He is 5. A cat.", ["The year is 2020.", "He is 5.", "A cat."]),
+        ("I. A circle. II. A square. viii. A star.", ["I. A circle.", "II. A square.", "viii. A star."]),
         ("7.", ["7."]),
     ],
 )

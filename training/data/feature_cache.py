@@ -7,6 +7,7 @@ Shapes: N images, D width of a feature.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -25,17 +26,20 @@ from lotlip_data.manifests.formats import tar_reader
 from lotlip_data.manifests.formats.dataset_index import ShardFile
 from lotlip_data.manifests.formats.feature_file import encode_features, file_name, read_features
 from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION
-from lotlip_data.manifests.iteration import batched
+from lotlip_data.manifests.iteration import batched, map_ordered
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.training.data.dataset import VERIFY_REMEDY, DataError, Dataset, SampleRef, shard_cache
 from lotlip_data.training.data.image_transforms import ImageTransform
-from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup
+from lotlip_data.training.devices import in_16_bit
+from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup, cores_per_process
 from lotlip_data.training.models.towers import ImageTower
 
 logger = logging.getLogger(__name__)
 
 BATCH_IMAGES = 64
+MAX_THREADS = 8
+"""Threads that decode images for one GPU, at most: more only wait for the interpreter."""
 POLL_SECONDS = 1.0
 
 
@@ -57,10 +61,27 @@ def tower_id(tower: ImageTower, transform: ImageTransform) -> str:
 class FeatureCache:
     """The locked tower's features of a dataset: float16 in storage, not normalized."""
 
-    def __init__(self, dataset: Dataset, tower: ImageTower, transform: ImageTransform, open_shards: int = 3) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        tower: ImageTower,
+        transform: ImageTransform,
+        open_shards: int = 3,
+        threads: int | None = None,
+    ) -> None:
+        """
+        Args:
+            dataset: The samples.
+            tower: The locked tower, on the device that it computes on.
+            transform: Size, normalization and interpolation of its images.
+            open_shards: Number of shards whose features stay in memory.
+            threads: Number of threads that decode images. Default: this process's cores, MAX_THREADS at most, for a
+                GPU; one where the tower uses the cores.
+        """
         self._dataset = dataset
         self._tower = tower
         self._transform = transform
+        self._threads = threads
         self.shard = shard_cache(self._read, open_shards)
         """float16 [samples, D] of a shard by its index, in the order of its rows. Raises DataError for a bad file."""
         self.folder = Run(dataset.url).features(tower_id(tower, transform))
@@ -107,16 +128,34 @@ class FeatureCache:
     @torch.no_grad()
     def _compute(self, shard: ShardFile) -> bytes:
         device = next(self._tower.parameters()).device
-        features = [
-            self._tower(self._transform(images).to(device)).cpu()
-            for images in batched(_read_images(shard), BATCH_IMAGES)
-        ]
+        threads = self._threads or (min(MAX_THREADS, cores_per_process()) if device.type == "cuda" else 1)
+        pixels = map_ordered(  # the next batch is decoded while the tower computes
+            functools.partial(self._pixels, shard), _read_images(shard), threads, window=max(2 * BATCH_IMAGES, threads)
+        )
+        features = [self._features(torch.stack(part).to(device)) for part in batched(pixels, BATCH_IMAGES)]
         table = self._to_float16(torch.cat(features)) if features else np.zeros((0, self._tower.dim))
         if len(table) != shard.samples:
             raise DataError(
                 f"{shard.tar_url}: has {len(table)} images, but dataset.json lists {shard.samples}. {VERIFY_REMEDY}"
             )
         return encode_features(table)
+
+    def _pixels(self, shard: ShardFile, member: tuple[str, bytes]) -> Tensor:
+        """float32 [3, size, size] of a tar's member. Raises DataError if it cannot be decoded."""
+        name, content = member
+        try:
+            image = Image.open(io.BytesIO(content)).convert("RGB")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{shard.tar_url}: {name} cannot be decoded ({error}). {VERIFY_REMEDY}") from error
+        return self._transform.normalize(self._transform.center_crop(image))
+
+    def _features(self, pixels_NCHW: Tensor) -> Tensor:
+        """float32 [N, D] on the CPU. A GPU computes in 16 bit, and in 32 what exceeds the range of 16."""
+        with in_16_bit(pixels_NCHW.device):
+            features_ND = self._tower(pixels_NCHW).float()
+        if not features_ND.isfinite().all():
+            features_ND = self._tower(pixels_NCHW).float()
+        return features_ND.cpu()
 
     def _to_float16(self, features_ND: Tensor) -> np.ndarray:
         """The features as they are stored. Raises UserError if float16 cannot hold one of them."""
@@ -138,12 +177,6 @@ class FeatureCache:
         return read_features(self._url(shard), (shard.samples, self._tower.dim), DataError)
 
 
-def _read_images(shard: ShardFile) -> Iterator[Image.Image]:
-    """The images of a tar in its order, which is the order of the Parquet rows. Raises DataError for a bad image."""
-    for name, content in tar_reader.iter_members(
-        shard.tar_url, VERIFY_REMEDY, f".{IMAGE_EXTENSION}", DataError, shard.tar.digest
-    ):
-        try:
-            yield Image.open(io.BytesIO(content)).convert("RGB")
-        except (OSError, ValueError) as error:
-            raise DataError(f"{shard.tar_url}: {name} cannot be decoded ({error}). {VERIFY_REMEDY}") from error
+def _read_images(shard: ShardFile) -> Iterator[tuple[str, bytes]]:
+    """Name and content of a tar's images in its order, which is the order of the Parquet rows."""
+    yield from tar_reader.iter_members(shard.tar_url, VERIFY_REMEDY, f".{IMAGE_EXTENSION}", DataError, shard.tar.digest)

@@ -30,6 +30,7 @@ from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.training.data.tokenizer import TextForm, check_vocabulary, has_words
+from lotlip_data.training.devices import pick_device
 from lotlip_data.training.models import lotlip
 from lotlip_data.training.models.lotlip import LoTLIP
 
@@ -84,11 +85,7 @@ def load_embedder(name: str, device: str | None = None) -> Embedder:
     Raises:
         UserError: If the device cannot be used, or if the model does not exist, is incomplete or damaged.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # AssertionError if torch is built without CUDA
-        raise UserError(f"device {device!r}: cannot be used ({_first_line(error)}); use cpu") from error
+    device = str(pick_device(device))
     kind, colon, model = name.partition(":")
     if colon and kind == "open_clip":
         return OpenClipModel(model, device)

@@ -65,9 +65,14 @@ class LoTLIP:
     @torch.no_grad()
     def embed_images(self, images: Iterable[Image.Image], batch: int = 64) -> Tensor:
         """Image features, float32 [N, D] with unit rows. A generator works too: it is read `batch` images at a time."""
+        features = [self.embed_pixels(self.transform(part)) for part in batched(images, batch)]
+        return torch.cat(features) if features else torch.zeros(0, self.towers.image.dim)
+
+    @torch.no_grad()
+    def embed_pixels(self, pixels_NCHW: Tensor) -> Tensor:
+        """As `embed_images`, for images that `transform` has made pixels of."""
         self.towers.eval()
-        features = [self.towers.image(self.transform(part).to(self._device)).cpu() for part in batched(images, batch)]
-        return F.normalize(torch.cat(features), dim=-1) if features else torch.zeros(0, self.towers.image.dim)
+        return F.normalize(self.towers.image(pixels_NCHW.to(self.device)).float().cpu(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str], batch: int = 64) -> Tensor:
         """[CLS] features of texts, float32 [N, D] with unit rows.
@@ -83,12 +88,13 @@ class LoTLIP:
         features = torch.zeros(len(encoded.ids), self.towers.image.dim)
         by_length = sorted(range(len(encoded.ids)), key=lambda index: len(encoded.ids[index]))
         for indices in batched(by_length, batch):  # batches of texts of similar length need little padding
-            ids = self.tokenizer.pad([encoded.ids[index] for index in indices]).to(self._device)
-            features[indices] = self.towers.text(ids)[:, 0].cpu()
+            ids = self.tokenizer.pad([encoded.ids[index] for index in indices]).to(self.device)
+            features[indices] = self.towers.text(ids)[:, 0].float().cpu()
         return F.normalize(features, dim=-1)
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """The device of the towers."""
         return next(self.towers.parameters()).device
 
     def save(self, url: str) -> None:

@@ -64,7 +64,21 @@ def image_config(name: str) -> Any:
     if config and timm_vit.is_timm(config):
         return timm_vit.vit_config(config, f"image tower {name!r}")
     config = _transformers_config(name, "image")
-    return without_masking(config.vision_config if config.model_type in _IMAGES_AND_TEXTS else config)
+    config = without_masking(config.vision_config if config.model_type in _IMAGES_AND_TEXTS else config)
+    _check_inputs(config, f"image tower {name!r}")
+    return config
+
+
+def _check_inputs(config: Any, where: str) -> None:
+    """Raise UserError unless the tower takes square images of three channels. Sides that are pairs become numbers."""
+    for side in ("image_size", "patch_size"):
+        value = getattr(config, side, None)
+        if isinstance(value, list | tuple):
+            if len(set(value)) != 1:
+                raise UserError(f"{where}: its {side} is {'×'.join(map(str, value))}; use a tower for square images")
+            setattr(config, side, value[0])
+    if getattr(config, "num_channels", 3) != 3:
+        raise UserError(f"{where}: takes images of {config.num_channels} channels; use a tower for RGB images")
 
 
 def load_text_encoder(name: str, *, pretrained: bool = True) -> Any:

@@ -77,6 +77,7 @@ def _stored_pixels(source: Source, image_size: int) -> Pixels:
     mode = _base_mode(source.image.mode)
     to_srgb = converter(source.profiles, mode)
     if source.suits_opencv and (pixels := _decode_with_opencv(source)) is not None:
+        _check_last_pixel(pixels, source)
         pixels = _resize(pixels, image_size, source)
         return pixels if to_srgb is UNCHANGED else _convert_pixels(pixels, to_srgb)
     return _resize(_decode_with_pillow(source, to_srgb, image_size), image_size, source)
@@ -95,10 +96,30 @@ def _add_end(source: Source) -> None:
     start = jpeg.without_end(source.data)
     if not jpeg.has_all_scans(start):
         raise FetchError(failures.TRUNCATED)
+    _check_pixels_before_end(start)
+    source.replace_data(start + jpeg.END)
+
+
+def _check_pixels_before_end(start: bytes) -> None:
+    """Raise FetchError if pixels of a JPEG depend on what stands between its data and its end mark.
+
+    Args:
+        start: The file without its end mark.
+    """
     decoded = (_imdecode(start + filler + jpeg.END) for filler in jpeg.FILLERS)
     if len({None if pixels is None else zlib.crc32(pixels.tobytes()) for pixels in decoded}) != 1:
         raise FetchError(failures.TRUNCATED)
-    source.replace_data(start + jpeg.END)
+
+
+def _check_last_pixel(pixels: Pixels, source: Source) -> None:
+    """Raise FetchError if the last rows of a JPEG are missing, although it has an end mark.
+
+    libjpeg fills them with the middle of the range, which Pillow inverts in CMYK. Whether such a corner is part of the
+    image is found by decoding the file again.
+    """
+    is_grey = source.kind == "jpeg" and np.isin(pixels[-1, -1], (127, 128)).all()
+    if is_grey and (start := jpeg.before_end(source.data)):
+        _check_pixels_before_end(start)
 
 
 def _decode_with_opencv(source: Source) -> Pixels | None:
@@ -127,15 +148,28 @@ def _decode_with_pillow(source: Source, to_srgb: Converter, image_size: int) -> 
     factor = source.reduction(image_size)
     image = _load(source, factor)
     width, height = image.size  # of a JPEG, reduced already
+    _check_last_pixel(np.asarray(image.crop((width - 1, height - 1, width, height))), source)
     factor = 1 if image.size != source.size else factor
     pixels = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
     rows = max(1, _STRIP_PIXELS // width // factor) * factor
     base = _base_mode(image.mode)
     for top in range(0, height, rows):
         strip = _as_rgb(image.crop((0, top, width, min(height, top + rows))), base, to_srgb)
+        if source.frame is not None:
+            strip = _with_blank_margin(strip, source.frame, top)
         reduced = np.asarray(strip.reduce(factor) if factor > 1 else strip)
         pixels[top // factor : top // factor + len(reduced)] = reduced[:, :, ::-1]
     return pixels
+
+
+def _with_blank_margin(strip: Image.Image, frame: tuple[int, int, int, int], top: int) -> Image.Image:
+    """Rows of an image from `top` on, white outside its first frame."""
+    left, upper, right, lower = frame
+    box = (max(left, 0), max(upper - top, 0), min(right, strip.width), min(lower - top, strip.height))
+    canvas = Image.new("RGB", strip.size, "white")
+    if box[0] < box[2] and box[1] < box[3]:
+        canvas.paste(strip.crop(box), box[:2])
+    return canvas
 
 
 def _load(source: Source, factor: int) -> Image.Image:
@@ -149,7 +183,17 @@ def _load(source: Source, factor: int) -> Image.Image:
             raise
         source.replace_data(source.png.with_checksum())
         source.image.load()
+    if _may_lack_rows(source) and source.png is not None and not source.png.has_all_rows():
+        raise FetchError(failures.TRUNCATED)
     return source.image
+
+
+def _may_lack_rows(source: Source) -> bool:
+    """Whether the last row of a PNG is zero throughout, as Pillow leaves a row that the file lacks."""
+    if source.png is None or source.png.has_default_image:
+        return False
+    width, height = source.image.size
+    return not np.asarray(source.image.crop((0, height - 1, width, height))).any()
 
 
 def _as_rgb(strip: Image.Image, base: str, to_srgb: Converter) -> Image.Image:

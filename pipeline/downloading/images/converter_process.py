@@ -1,7 +1,8 @@
 """The process that converts images for `isolation.Converter`: one after another, within limits of memory and CPU time.
 
-It reads bodies from a socket and answers each with messages: `Cost`, if the decoding takes much memory, which the
-other side has to acknowledge; then `Converted` or `Failed`. It ends when the other side closes the socket.
+It reads the sizes of bodies from a socket and the bodies from a `SharedFile`. It answers each with messages: `Cost`, if
+the decoding takes much memory, which the other side has to acknowledge; then `Done` or `Failed`. It ends when the other
+side closes the socket.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import json
 import os
 import resource
 import sys
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,8 +24,10 @@ from lotlip_data.pipeline.downloading.images.messages import (
     ConversionSettings,
     Converted,
     Cost,
+    Done,
     Failed,
     Ready,
+    SharedFile,
 )
 
 _RESERVE_BYTES = 256 << 20
@@ -31,8 +35,9 @@ _RESERVE_BYTES = 256 << 20
 
 
 def main() -> None:
-    """Convert the images that arrive at the socket whose descriptor is the first argument. The second: the settings."""
-    descriptor, settings = int(sys.argv[1]), ConversionSettings(**json.loads(sys.argv[2]))
+    """Convert the images that arrive. Arguments: the descriptors of the socket and the file, and the settings."""
+    descriptor, file = int(sys.argv[1]), SharedFile(int(sys.argv[2]))
+    settings = ConversionSettings(**json.loads(sys.argv[3]))
     cv2.setNumThreads(1)
     _silence()
     _limit_memory(settings.max_decoded_bytes)
@@ -41,10 +46,15 @@ def main() -> None:
     with Connection(descriptor) as connection, contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt):
         connection.send(Ready())
         while True:
-            connection.send(_convert(connection, connection.recv_bytes(), settings))
+            data = file.take(int.from_bytes(connection.recv_bytes(), "big"))
+            answer = _convert(connection, data, settings)
+            if isinstance(answer, Converted):
+                file.put(answer.body)
+                answer = Done(replace(answer, body=b""), len(answer.body))
+            connection.send(answer)
 
 
-def _convert(connection: Connection, data: bytes, settings: ConversionSettings) -> Converted | Failed:
+def _convert(connection: Connection, data: bytes, settings: ConversionSettings) -> Converted | Failed | Done:
     def announce(memory: int) -> None:
         if memory > HEAVY_BYTES:
             connection.send(Cost(memory))

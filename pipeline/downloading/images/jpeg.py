@@ -85,6 +85,12 @@ def has_all_scans(data: bytes) -> bool:
     return bool(exact) and all(len(coefficients) > _LAST_COEFFICIENT for coefficients in exact.values())
 
 
+def before_end(data: bytes) -> bytes | None:
+    """The data before the end mark. None if it cannot be told where that is."""
+    end = next((segment for segment in segments(data) if segment.marker == END[1]), None)
+    return None if end is None else data[: end.start]
+
+
 def without_end(data: bytes) -> bytes:
     """The data without the half of an end mark at its end."""
     return data.rstrip(b"\xff")

@@ -18,6 +18,10 @@ _END = b"\0\0\0\0IEND\xaeB`\x82"
 _MAX_PROFILE_BYTES = 16 << 20
 _HEADER_BYTES = 13
 _PIECE_BYTES = 1 << 18
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Channels per pixel by colour type."""
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""The passes of an interlaced image: the first column and row, and the steps to the next ones."""
 _SRGB_GAMMA = 45455
 _SIGNIFICANT_SHARE = 0.05
 _SRGB_CHROMATICITIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
@@ -39,6 +43,8 @@ class Png:
     exif: bytes = b""
     color: dict[bytes, bytes] = field(default_factory=dict)
     """The first chunk of each kind that describes the colours, with a right CRC."""
+    frames: int = 0
+    """Number of frames of the animation, as its acTL chunk states it. 0 for a still image."""
     frames_before_pixels: int = 0
     frames_after_pixels: int = 0
     """Frames of an animation, by where they are announced."""
@@ -52,7 +58,7 @@ class Png:
     @property
     def has_default_image(self) -> bool:
         """Whether it is an animation whose first frame is not the image in the IDAT chunks."""
-        return self.frames_after_pixels > 0 and not self.frames_before_pixels
+        return self.frames > 0 and self.frames_after_pixels > 0 and not self.frames_before_pixels
 
     @property
     def bits(self) -> int:
@@ -97,6 +103,27 @@ class Png:
                 end = min(start + _PIECE_BYTES, len(stream)) - len(decompressor.unused_data)
                 break
         return self.file(stream[:end] + checksum.to_bytes(4, "big"))
+
+    def has_all_rows(self) -> bool:
+        """Whether the compressed pixels hold every row. Decompresses them, piece by piece.
+
+        Raises:
+            zlib.error: The compressed pixels are damaged.
+        """
+        decompressor, missing = zlib.decompressobj(), self._uncompressed_bytes()
+        for piece in self.pixels:
+            waiting: bytes | memoryview = piece
+            while waiting and missing > 0 and not decompressor.eof:
+                missing -= len(decompressor.decompress(waiting, _PIECE_BYTES))
+                waiting = decompressor.unconsumed_tail
+        return missing <= 0
+
+    def _uncompressed_bytes(self) -> int:
+        """Size of all rows, each with the byte that names its filter."""
+        (width, height), bits = self.size, self.bits * _CHANNELS.get(self.color_type, 1)
+        passes = _ADAM7 if self.header[12] else ((0, 0, 1, 1),)
+        sides = ((-(-(width - x) // x_step), -(-(height - y) // y_step)) for x, y, x_step, y_step in passes)
+        return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sides if columns > 0 and rows > 0)
 
     def profiles(self) -> list[bytes]:
         """ICC profiles that say how the colours are meant, the one with precedence first. Empty for sRGB."""
@@ -147,6 +174,8 @@ def _add_ancillary(png: Png, name: bytes, content: memoryview) -> None:
         png.transparency = bytes(content)
     elif name == b"eXIf" and not png.pixels:  # browsers ignore one after the pixels
         png.exif = png.exif or bytes(content)
+    elif name == b"acTL" and not png.pixels and len(content) == 8:
+        png.frames = int.from_bytes(content[:4], "big")
     elif name == b"fcTL" and png.pixels:
         png.frames_after_pixels += 1
     elif name == b"fcTL":

@@ -1,8 +1,8 @@
 """Reads the header of an image: its size, its colours, its orientation, and what its decoding costs in memory."""
 
 import io
+import struct
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
 
@@ -23,7 +23,8 @@ _PILLOW_FORMATS = {
     "jpeg2000": ("JPEG2000",),
     "heic": ("HEIF",),
 }
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _SHORT = 0x0112, 3
+_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _TELEVISION = frozenset({1, 2, 6, 14, 15})
 
 _OPENCV_BYTES = {"jpeg": 6, "png": 7, "webp": 8}
@@ -48,6 +49,8 @@ class Source:
     orientation: int = 1
     """The EXIF orientation, 1 to 8, that decoders do not apply."""
     png: Png | None = None
+    frame: tuple[int, int, int, int] | None = None
+    """Where the first frame of an animation is: left, top, right and bottom. None: everywhere. The rest is blank."""
 
     def __post_init__(self) -> None:
         self.size = self.image.size  # before the image is reduced
@@ -113,7 +116,8 @@ def read_source(data: bytes) -> Source:
         pillow_heif.register_heif_opener()
     image = _open_jpeg(data) if kind.name == "jpeg" else _open(data, kind.name)
     profiles = [image.info["icc_profile"]] if image.info.get("icc_profile") else _other_profiles(data, kind.name)
-    return Source(kind.name, data, image, profiles, _orientation(image, kind.name))
+    frame = _frame(image) if kind.name == "gif" else None
+    return Source(kind.name, data, image, profiles, _orientation(image, kind.name), frame=frame)
 
 
 def decoding_error(data: bytes, error: Exception) -> FetchError:
@@ -150,17 +154,35 @@ def _png_source(data: bytes) -> Source:
     chunks = read_png(data)
     if not chunks.pixels:
         raise FetchError(failures.TRUNCATED)
-    file = data if chunks.has_default_image else chunks.file()
+    profiles, orientation = chunks.profiles(), _tiff_orientation(chunks.exif)
+    if chunks.has_default_image:
+        try:
+            image = _open(data, "png")
+            image.seek(1)  # the first frame follows the default image
+        except (EOFError, SyntaxError):
+            chunks.frames = 0  # without a frame, the default image is shown
+        else:
+            return Source("png", data, image, profiles, orientation, chunks, _frame(image))
+    file = chunks.file()
     image = _open(file, "png")
-    if chunks.has_default_image:  # the first frame follows it
-        image.seek(1)
-    elif chunks.bits == 16 and isinstance(transparent := image.info.get("transparency"), tuple):
+    transparent = image.info.get("transparency")
+    if chunks.bits == 16 and isinstance(transparent, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in transparent)  # Pillow reads RGB with 8 bits
-    return Source("png", file, image, chunks.profiles(), _exif_orientation(chunks.exif), chunks)
+    elif chunks.bits < 8 and isinstance(transparent, int) and chunks.color_type == 0:
+        highest = (1 << chunks.bits) - 1
+        image.info["transparency"] = (transparent & highest) * (255 // highest)  # Pillow reads grey with 8 bits
+    return Source("png", file, image, profiles, orientation, chunks)
+
+
+def _frame(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """Where an image that is not decoded yet has pixels; None if they fill it."""
+    box = image.tile[0][1] if image.tile else None  # type: ignore[attr-defined]
+    return None if box in (None, (0, 0, *image.size)) else box
 
 
 def _webp_source(data: bytes) -> Source:
     file = webp.repaired(data)
+    file = webp.with_alpha(file) if webp.is_animated(file) else file
     image = _open(file, "webp")
     profiles = [image.info["icc_profile"]] if image.info.get("icc_profile") else []
     return Source("webp", file, image, profiles)  # browsers ignore the EXIF orientation of WebP
@@ -173,16 +195,25 @@ def _orientation(image: Image.Image, kind: str) -> int:
 
 
 def _exif_orientation(content: bytes) -> int:
-    """The orientation in an EXIF block, 1 to 8; 1 if there is none or it cannot be read."""
-    if not content:
+    """The orientation in an EXIF block as it is in JPEG files, 1 to 8; 1 if there is none or it cannot be read."""
+    return _tiff_orientation(content[6:] if content.startswith(b"Exif\0") else content)
+
+
+def _tiff_orientation(content: bytes) -> int:
+    """The orientation in the first directory of an EXIF block. As in browsers, a value of another type is none."""
+    order = _BYTE_ORDERS.get(content[:4])
+    if order is None:
         return 1
     try:
-        exif = Image.Exif()
-        exif.load(content)
-        value: Any = exif.get(_ORIENTATION_TAG, 1)
-    except Exception:  # noqa: BLE001 - a broken EXIF block does not spoil the pixels
-        return 1
-    return value if value in range(1, 9) else 1
+        (start,) = struct.unpack_from(f"{order}I", content, 4)
+        (count,) = struct.unpack_from(f"{order}H", content, start)
+        for entry in range(count):
+            *kind, value = struct.unpack_from(f"{order}HHIH", content, start + 2 + 12 * entry)
+            if kind == [_ORIENTATION_TAG, _SHORT, 1]:
+                return int(value) if value in range(1, 9) else 1
+    except struct.error:  # a broken EXIF block does not spoil the pixels
+        pass
+    return 1
 
 
 def _other_profiles(data: bytes, kind: str) -> list[bytes]:

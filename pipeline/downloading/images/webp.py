@@ -6,7 +6,7 @@ from collections.abc import Iterator
 _PICTURES = frozenset({b"VP8 ", b"VP8L", b"ANMF"})
 _ORDER = (b"VP8X", b"ICCP", b"ANIM", b"ALPH", *sorted(_PICTURES))
 _EXIF_AND_XMP = 0x0C
-_ANIMATION = 0x02
+_ANIMATION, _ALPHA = 0x02, 0x10
 
 
 class TruncatedError(ValueError):
@@ -16,6 +16,11 @@ class TruncatedError(ValueError):
 def is_animated(data: bytes) -> bool:
     """Whether the file has several pictures."""
     return data[12:16] == b"VP8X" and len(data) > 20 and bool(data[20] & _ANIMATION)
+
+
+def with_alpha(data: bytes) -> bytes:
+    """An animation as one that has transparent pixels, which are where its first picture does not reach."""
+    return data[:20] + bytes([data[20] | _ALPHA]) + data[21:]
 
 
 def repaired(data: bytes) -> bytes:

@@ -144,3 +144,15 @@ def test_images_are_padded_as_llava_pads_them_or_cropped(model: Path, size: tupl
     for image_fit, fitted in expected.items():
         pixels = processor(fitted, return_tensors="pt")["pixel_values"]
         assert torch.equal(load(model, image_fit=image_fit).pixels(image), pixels)
+
+
+def test_a_machine_that_is_short_of_memory_rejects_no_image(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image is tried again with its shard; as an image that cannot be read, it would be committed."""
+    loaded = load(model)
+
+    def fail(image: Image.Image, mode: str) -> Image.Image:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(MemoryError):
+        loaded.pixels(Image.new("L", (64, 64)))

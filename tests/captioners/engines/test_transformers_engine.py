@@ -222,7 +222,8 @@ def test_missing_weights_are_reported(random_llava, tmp_path):
 
 @pytest.mark.parametrize("change", [{"quantization": "awq"}, {"kv_cache_dtype": "fp8"}, {"tensor_parallel_size": 2}])
 def test_settings_of_vllm_need_vllm(random_llava, change):
-    with pytest.raises(ValueError, match="need engine='vllm'"):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"captioner 'x': {name}: {value}: only vLLM has this"):
         load_engine(CaptionerConfig(name="x", kind="llava", model=random_llava, **change), "transformers")
 
 

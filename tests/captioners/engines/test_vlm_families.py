@@ -9,8 +9,8 @@ import torch
 import transformers
 from PIL import Image
 
-from lotlip_data.captioners.base import CaptionerConfig
-from lotlip_data.captioners.registry import load_engine
+from lotlip_data.captioners.base import CaptionerConfig, TextRequest
+from lotlip_data.captioners.registry import get_kind, load_engine
 from tests.captioners import tiny_vlms
 
 PROMPT = "Describe the image in detail."
@@ -100,3 +100,44 @@ def test_transformers_texts_do_not_depend_on_the_batch(family, checkpoint, capti
 @pytest.mark.parametrize("family", tiny_vlms.FAMILIES)
 def test_transformers_gives_the_texts_of_plain_generate(family, checkpoint, caption_all):
     check_transformers(checkpoint(family), caption_all, 64)
+
+
+VLLM_DIFFERS = ("gemma3", "paligemma")
+"""Families that vLLM itself computes in another way than transformers."""
+
+
+def plain_vllm(folder, images):
+    """Text and number of tokens of each image, with vLLM's own class for offline work."""
+    from vllm import LLM, SamplingParams
+
+    from lotlip_data.captioners.engines.processor_inputs import ProcessorInputs
+    from lotlip_data.captioners.engines.vllm_engine import BoundUniProcExecutor  # it also reads transformers' names
+
+    inputs = ProcessorInputs(get_kind("vlm"), captioner(folder))
+    tokens = inputs.tokenizer(inputs.text(TextRequest(captioner(folder), PROMPT)))["input_ids"]
+    llm = LLM(
+        folder,
+        dtype="float32",
+        max_model_len=inputs.longest,
+        max_num_seqs=16,
+        enforce_eager=True,
+        kv_cache_memory_bytes=2**27,
+        distributed_executor_backend=BoundUniProcExecutor,
+        limit_mm_per_prompt={"image": 1, "video": 0},
+    )
+    sampling = SamplingParams(temperature=0, max_tokens=TOKENS, stop_token_ids=sorted(inputs.stop_ids))
+    prompts = [{"prompt_token_ids": tokens, "multi_modal_data": {"image": image}} for image in images]
+    rows = [list(output.outputs[0].token_ids) for output in llm.generate(prompts, sampling, use_tqdm=False)]
+    llm.llm_engine.engine_core.shutdown()
+    return [(inputs.tokenizer.decode(row, skip_special_tokens=True).strip(), len(row)) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", tiny_vlms.FAMILIES)
+def test_vllm_gives_the_texts_of_plain_generate(family, checkpoint, caption_all):
+    """Where vLLM itself differs from transformers, it gives the texts of plain vLLM."""
+    folder, images = checkpoint(family), mixed_images(64)
+    texts = engine_texts(caption_all, captioner(folder), "vllm", images, max_num_seqs=16)
+    reference = plain_vllm if family in VLLM_DIFFERS else plain_generate
+    assert texts == reference(folder, images)
+    assert len({text for text, _ in texts}) > 0.7 * len(images)

@@ -37,6 +37,7 @@ def evaluate(text: str, as_text: bool = False) -> list[bool | None]:
         ("1 < n < 4", [False, True, None, False]),
         ("n in [1, 4]", [True, False, None, True]),
         ("n not in (1, 4)", [False, True, None, False]),
+        ("n in [-1, 2]", [False, True, None, False]),
         ("n is None or x is None", [False, False, True, True]),
         ("n is not None", [True, True, False, True]),
         ("n * 2 + 1 == 5", [False, True, None, False]),
@@ -62,6 +63,49 @@ def test_text_that_is_not_a_number_makes_a_comparison_unknown() -> None:
     values = pa.array(["1", " 2.5e0 ", "+3", "x", "", "nan", "0x10", "1_000"])
     ((_, holds),) = RowFilter("v >= 1").evaluate({"v": values})
     assert holds.to_pylist() == [True, True, True, None, None, None, None, None]
+
+
+WORDS = ["True", " false ", "x", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("v", [True, False, None, None]),
+        ("not v", [False, True, None, None]),
+        ("v == True", [True, False, None, None]),
+        ("v != True", [False, True, None, None]),
+        ("v == False or v is None", [False, True, None, True]),
+    ],
+)
+def test_text_is_read_as_true_or_false_where_one_of_them_is_needed(text: str, expected: list[bool | None]) -> None:
+    for kind in (pa.string(), pa.large_string()):
+        ((_, holds),) = RowFilter(text).evaluate({"v": pa.array(WORDS, kind)})
+        assert holds.to_pylist() == expected
+    ((_, holds),) = RowFilter(text).evaluate({"v": pa.nulls(2)})
+    assert set(holds.to_pylist()) <= {None, True}
+
+
+def test_a_column_of_other_texts_is_not_read_as_true_or_false() -> None:
+    for text in ("v", "not v", "v == True", "v or v is None"):
+        with pytest.raises(FilterError, match="none of which is True or False: compare it with something"):
+            RowFilter(text).evaluate({"v": pa.array(["a", None])})
+
+
+def test_large_whole_numbers_are_compared_digit_by_digit() -> None:
+    large = 2**53
+    for kind, top in ((pa.int64(), 2**63 - 1), (pa.uint64(), 2**64 - 1)):
+        values = pa.array([large, large + 1, top, None], kind)
+        for text in (
+            f"v == {large + 1}",
+            f"v in [{large + 1}]",
+            f"v in [-1, {large + 1}]",
+            f"{large} < v < {large + 2}",
+        ):
+            ((_, holds),) = RowFilter(text).evaluate({"v": values})
+            assert holds.to_pylist() == [False, True, False, None]
+    ((_, holds),) = RowFilter(f"v >= {large + 1}").evaluate({"v": pa.array([0.5, 1e300])})
+    assert holds.to_pylist() == [False, True]
 
 
 @pytest.mark.parametrize(

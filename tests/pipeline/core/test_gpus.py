@@ -1,5 +1,6 @@
 """The message that torch uses no GPU names the versions of torch, CUDA and the driver, and says what to do."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,14 @@ import torch
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.core import gpus
 from lotlip_data.pipeline.core.findings import Level
-from lotlip_data.pipeline.core.gpus import InstalledGpus, TorchGpus, ask_torch, check_gpu_driver, require_assigned
+from lotlip_data.pipeline.core.gpus import (
+    InstalledGpus,
+    TorchGpus,
+    ask_torch,
+    check_gpu_driver,
+    require_assigned,
+    use_assigned,
+)
 
 OLD_DRIVER = InstalledGpus(8, True, "535.104.05")
 NEW_DRIVER = InstalledGpus(8, True, "580.95.05")
@@ -117,3 +125,15 @@ def test_a_process_needs_to_see_as_many_gpus_as_ray_reserved(monkeypatch: pytest
         require_assigned(reserved, "x")
     with pytest.raises(UserError, match=r"Ray reserved 2 GPUs on .*, but torch sees 1"):
         require_assigned(2, "x")
+
+
+def test_an_actor_without_a_gpu_of_its_own_sees_none_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the process of its engine, which inherits the variable."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    use_assigned(0.0, "x")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    use_assigned(0.5, "x")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"

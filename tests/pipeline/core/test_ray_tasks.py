@@ -3,17 +3,21 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import Snapshot, progress_bar
 from lotlip_data.manifests.storage_retry import DiskError
+from lotlip_data.pipeline.core import ray_tasks
 from lotlip_data.pipeline.core.outcome import one_line
-from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, run_ray_tasks
+from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, assigned_cpus, assigned_device, run_ray_tasks
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -92,3 +96,49 @@ def test_a_refused_write_ends_all_tasks_at_once(tmp_path: Path) -> None:
         list(run_ray_tasks(task, range(100)))
     assert all(file.stat().st_size == 1 for file in tmp_path.iterdir())  # no second attempt
     assert len(list(tmp_path.iterdir())) <= 2 * 2
+
+
+def test_a_task_computes_on_a_gpu_only_where_ray_reserved_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch sees the GPUs of its machine in every task."""
+
+    def place(item: int) -> tuple[str, int]:
+        import torch
+
+        torch.cuda.is_available = lambda: True
+        torch.cuda.device_count = lambda: 8
+        return assigned_device("x"), assigned_cpus()
+
+    assert [result for _, result in run_ray_tasks(place, [1], num_cpus=2)] == [("cpu", 2)]
+    monkeypatch.setattr(ray_tasks, "_assigned", lambda resource: 0.5)
+    with pytest.raises(UserError, match=r"x: Ray reserved 1 GPU on .*, but torch sees 0"):
+        assigned_device("x")
+    monkeypatch.setattr(ray_tasks, "require_assigned", lambda gpus, user: None)
+    assert assigned_device("x") == "cuda"
+
+
+def test_a_process_whose_gpu_has_failed_ends_so_that_the_next_task_gets_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No call of a process to its GPU succeeds after such an error."""
+    ends: list[float] = []
+    monkeypatch.setattr(ray_tasks, "end_process", ends.append)
+    message = r"features: a GPU of .* has failed \(.*illegal memory access"
+    with pytest.raises(RuntimeError, match=message), ray_tasks.device_failures("features"):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    assert ends == [ray_tasks.EXIT_SECONDS]
+    with pytest.raises(ValueError, match="a bad tar"), ray_tasks.device_failures("features"):
+        raise ValueError("a bad tar")
+    assert len(ends) == 1
+
+
+@pytest.mark.slow
+def test_tasks_on_a_gpu_share_a_process_and_with_it_their_model() -> None:
+    """On a Ray of its own, whose one GPU exists in Ray's accounting only."""
+    script = (
+        "import os, ray; from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks; "
+        "ray.init(address='local', num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False); "
+        "print(len({pid for _, pid in run_ray_tasks(lambda item: os.getpid(), range(6), num_gpus=1)}))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    answer = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.split()[-1] == "1"

@@ -21,7 +21,8 @@ NAMES = agent_names("lotlip-data")
         ["all", "noai"], ["googlebot: nofollow", "noindex"], ["*: noindex"], ["googlebot: noindex, lotlip-data: noai"],
         ["Lotlip-Data: nofollow, NOAI"], ["img2dataset: noai"],
         ["lotlip-data: unavailable_after: 25 Jun 2010 15:00:00 PST"],
-        ["lotlip-data:max-snippet:1,noindex"], ["noai: true"], ["  noindex ,"],
+        ["lotlip-data:max-snippet:1,noindex"], ["noai: true"], ["  noindex ,"], ['"noai"'], ["noai."],
+        ["[noai, noimageai]"], ["noai=1"], ["unavailable_after: 25 Jun 2010"],
     ],
 )  # fmt: skip
 def test_a_header_that_forbids_use_is_honoured(headers: list[str]) -> None:

@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from img2dataset.writer import WebDatasetSampleWriter
 from PIL import Image
 
 from lotlip_data.manifests import storage
@@ -412,7 +411,7 @@ def test_a_killed_partition_starts_over_and_writes_the_same_shards(tmp_path: pat
         assert storage.read_bytes(run.list_shard(shard)) == storage.read_bytes(undisturbed.list_shard(shard))
 
 
-@pytest.mark.parametrize("failing", ["write", "close"])
+@pytest.mark.parametrize("failing", ["addfile", "close"])
 def test_a_full_disk_ends_the_requests_of_a_shard(
     server: SceneServer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -430,7 +429,7 @@ def test_a_full_disk_ends_the_requests_of_a_shard(
         requests.append(request.full_url)
         return open_url(self, request, *arguments, **options)
 
-    monkeypatch.setattr(WebDatasetSampleWriter, failing, refuse)
+    monkeypatch.setattr(tarfile.TarFile, failing, refuse)
     monkeypatch.setattr(GuardedOpener, "open", count)
     lists = partition(manifest, run)
     task = DownloadTask(run, 0, lists.samples_per_shard, manifest.download)

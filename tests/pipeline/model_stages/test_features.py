@@ -7,10 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core import ray_tasks
+from lotlip_data.pipeline.model_stages import features
 from lotlip_data.pipeline.model_stages.features import _open_cache, compute_features
+from lotlip_data.training.data.feature_cache import FeatureCache
 from tests.training.run_fixture import write_run, write_towers
 
 
@@ -49,6 +53,39 @@ def test_an_unreadable_shard_fails_and_all_others_are_computed(run_and_towers):
     summary = compute_features(run, towers["image_tower"], None, 0)
     assert summary.computed == 2 and len(summary.failed) == 1
     assert "shard 1" in summary.failed[0] and "train-00001.tar" in summary.failed[0]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus_per_gpu", "expected"),
+    [
+        (None, None, (0, 1)),  # a cluster without GPUs
+        (None, 12.0, (0.5, 6)),
+        (None, 2.0, (0.5, 1)),
+        (None, 64.0, (0.5, 8)),
+        (1, 12.0, (1, 8)),
+        (0, 12.0, (0, 1)),
+        (1, None, (1, 1)),  # GPUs that may come
+    ],
+)
+def test_a_task_gets_half_a_gpu_and_the_cpus_of_its_part_where_there_are_gpus(gpus, cpus_per_gpu, expected):
+    assert features.task_resources(gpus, cpus_per_gpu) == expected
+
+
+def test_a_tower_computes_where_ray_assigned_its_task_and_on_the_driver_on_the_cpu(run_and_towers, monkeypatch):
+    """torch sees the GPUs of a machine also in tasks without one. No real GPU is needed to see where a tower goes."""
+    run, towers = run_and_towers
+    places = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: places.append(str(device)) or module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(FeatureCache, "compute", lambda cache, index: places.append(cache._threads))
+    assigned = {}
+    monkeypatch.setattr(ray_tasks, "_assigned", lambda resource: assigned[resource])
+    for assigned["GPU"], assigned["CPU"] in ((0.0, 1.0), (0.5, 6.0)):
+        features._compute_shard(run.url, towers["image_tower"], None, 0)
+    features._open_cache.cache_clear()
+    features._open_cache(run.url, towers["image_tower"], None)
+    assert places == ["cpu", 1, "cuda", 6, "cpu"]
 
 
 def test_a_missing_tower_is_reported(run_and_towers):

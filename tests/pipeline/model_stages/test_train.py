@@ -4,11 +4,15 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+import torch
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.training import TrainingEntry
+from lotlip_data.pipeline.core import ray_tasks
+from lotlip_data.pipeline.model_stages import train as train_stage
 from lotlip_data.pipeline.model_stages.train import train
+from lotlip_data.training.devices import local_device
 from tests.pipeline.run_fixture import make_manifest
 from tests.training.run_fixture import write_run
 
@@ -38,3 +42,11 @@ def test_towers_that_cannot_be_had_are_named_together_before_a_training_starts(
 def test_a_missing_dataset_is_named_before_the_hub_is_asked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the run has no dataset yet"):
         train(make_manifest(), Run.at(str(tmp_path)), [PAPER])
+
+
+def test_trainings_side_by_side_compute_where_ray_reserved_their_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch sees a GPU of the worker's machine, and Ray gave none to the task."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ray_tasks, "_assigned", lambda resource: 0.0)
+    monkeypatch.setattr(train_stage, "_fit", lambda *arguments: local_device())
+    assert train_stage._fit_in_task(Run.at("/nowhere"), True, PAPER) == torch.device("cpu")

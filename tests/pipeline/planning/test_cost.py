@@ -153,7 +153,7 @@ def test_a_captioner_without_a_gpu_takes_days_but_no_gpu_hours_or_money_and_has_
     assert cost.captioners[0].money is None and cost.captioners[0].actor_hours == pytest.approx(24)
     assert any(": 24.00 hours without a GPU" in line for line in format_text(cost))
     assert estimate(864, 0.01, Hardware(gpus=0)).days == pytest.approx(1)
-    assert format_text(cost)[2] == "captioning   0.00 GPU-hours, 0.50 days"
+    assert format_text(cost)[-1] == "captioning   0.00 GPU-hours, 0.50 days"
     unknown = estimate(864, None, pool={"num_gpus": 0})
     assert (unknown.gpu_hours, unknown.days, unknown.captioners[0].images_per_s) == (None, None, None)
     assert "unknown" in unknown.captioners[0].speed

@@ -5,6 +5,7 @@ The actors are real. Their engines are not: files in the run's folder choose wha
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,27 @@ def work_off(pool: ActorPool) -> tuple[list[int], list[FailedUnit], int]:
     failed: list[FailedUnit] = []
     run_pools([pool], lambda name, results: done.extend(result.shard for result in results), failed.append)
     return sorted(done), failed, len(Path(pool.run.url, "starts").read_text().split())
+
+
+def test_what_a_pool_asks_the_cluster_for_is_shown(
+    make_pool: Callable[..., ActorPool], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    work_off(make_pool((), 1, max_actors=2))
+    assert re.search(r"tiny-llava: asks for 2 actors; the cluster has .*2 CPU", caplog.text)
+
+
+def test_a_pools_wish_has_the_amounts_of_each_actor(make_pool: Callable[..., ActorPool]) -> None:
+    pool = make_pool((), 1)
+    assert pool.wish == "1 actor"
+    pool.settings = PoolSettings(
+        num_gpus=0.5, num_cpus=8, max_actors=64, accelerator_type="H100", resources={"disk": 2}, labels={"zone": "a"}
+    )
+    assert pool.wish == (
+        "12 actors with 0.5 GPU, 8 CPU, 2 disk, a GPU of type H100, the label zone=a each"  # no more than units
+    )
+    pool.stop_reason = "no machine has 8 CPU"
+    assert pool.wish == "no actor"
 
 
 def test_an_actor_whose_engine_did_not_start_is_asked_for_again_while_another_works(

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 
 from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.registry import get_default
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.captioners import PoolSettings
+from lotlip_data.pipeline.core.findings import Level
 from lotlip_data.pipeline.readiness.manifest_checks import check_models
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
-from lotlip_data.pipeline.recaptioning.job_checks import check_prompts
+from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts
 from lotlip_data.pipeline.recaptioning.stage import recaption
 from tests.pipeline import run_fixture
 from tests.pipeline.recaptioning.grey_engine import CONFIG, GreyEngine, caption, write_shard
@@ -62,3 +64,18 @@ def test_a_captioner_of_a_run_that_has_captions_keeps_its_prompt(
     write_shard(run, 0, [1, 2])
     caption(run, GreyEngine(), 0)
     assert recaption(run, [CaptionerJob(earlier, PoolSettings())]).nothing_to_do
+
+
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
+def test_a_setting_that_only_vllm_has_is_named_before_an_engine_starts(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster, whose machines may have GPUs, it is a warning."""
+    job = CaptionerJob(get_default("tiny-llava").replace(quantization="fp8_per_channel"), PoolSettings(engine=engine))
+    levels = {}
+    for address in ("", "head:6379"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        (check,) = (check for check in check_jobs([job]) if "quantization" in check.finding)
+        assert check.finding.startswith("quantization: fp8_per_channel: only vLLM has this")
+        levels[address] = check.level
+    assert levels == {"": Level.ERROR, "head:6379": Level.WARNING}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from lotlip_data.captioners.base import CaptionError, EngineDead
+from lotlip_data.captioners.base import Caption, CaptionError, EngineDead
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.digests import digest_of_file
 from lotlip_data.manifests.errors import UserError
@@ -266,6 +266,48 @@ def test_a_larger_share_of_rejections_is_committed_where_the_pool_allows_it(run:
     assert (result.rows, result.rejected) == (40, 40)
 
 
+class WordlessEngine(GreyEngine):
+    """Gives captions without a word, as a model does whose weights are not finite."""
+
+    def __init__(self, text: str = "!!!!", values: tuple[int, ...] = tuple(range(256))) -> None:
+        super().__init__()
+        self._text, self._values = text, values
+
+    async def caption(self, value: int) -> Caption:
+        caption = await super().caption(value)
+        return Caption(self._text, "length", 4) if value in self._values else caption
+
+
+@pytest.mark.parametrize("text", ["", "!!!!"])
+def test_captions_without_a_word_count_as_rejections(run: Run, text: str) -> None:
+    write_shard(run, 0, list(range(40)))
+    (outcome,) = outcomes(run, WordlessEngine(text, tuple(range(21))), 0)
+    assert "21 of its 40 images were rejected, 21 of them with: a caption without a word" in outcome.refused["grey"]
+    assert not storage.exists(run.caption_shard("grey", 0))
+    mended = WordlessEngine(text, tuple(range(20)))
+    (result,) = caption(run, mended, 0)
+    assert sorted(mended.requests) == list(range(21))
+    assert (result.rows, result.rejected) == (40, 0)
+    assert sum(row["flags"] == ["truncated", "empty"] for row in rows(run, 0)) == 20
+
+
+async def warm_up(run: Run, engine: GreyEngine) -> None:
+    await CaptionWorker(run, CONFIG, engine).warm_up()
+
+
+def test_a_captioner_without_a_word_for_plain_images_does_not_start(run: Run) -> None:
+    with pytest.raises(CaptionerBroken, match=r"captioner 'grey' gives plain images captions without a word.*weights"):
+        asyncio.run(warm_up(run, WordlessEngine()))
+
+
+def test_a_captioner_that_has_nothing_to_say_about_plain_images_starts(run: Run) -> None:
+    class SilentEngine(GreyEngine):
+        async def caption(self, value: int) -> Caption:
+            return Caption("", "stop", 1)
+
+    asyncio.run(warm_up(run, SilentEngine()))
+
+
 class ShapeEngine(GreyEngine):
     """Cannot caption images that are wider than high."""
 
@@ -276,12 +318,9 @@ class ShapeEngine(GreyEngine):
 
 
 def test_a_captioner_that_fails_on_a_plain_image_of_some_shape_does_not_start(run: Run) -> None:
-    async def warm_up(engine: GreyEngine) -> None:
-        await CaptionWorker(run, CONFIG, engine).warm_up()
-
-    asyncio.run(warm_up(GreyEngine()))
+    asyncio.run(warm_up(run, GreyEngine()))
     message = (
         r"captioner 'grey' .* of 96×64 pixels: Image features and image tokens do not match\. Check the files of grey"
     )
     with pytest.raises(CaptionerBroken, match=message):
-        asyncio.run(warm_up(ShapeEngine()))
+        asyncio.run(warm_up(run, ShapeEngine()))

@@ -23,11 +23,9 @@ def write(path: pathlib.Path, text: str) -> pathlib.Path:
     ("header", "lines"),
     [
         ("url,caption", [f'{url(0)},"a dog', f"{url(1)},a cat", f"{url(2)},b"]),
-        ("url,caption", [f'{url(0)},"a dog', f'{url(1)},a cat"', f"{url(2)},b"]),
-        ("caption,url", [f'"a red boat,{url(0)}', f'a dog asleep",{url(1)}', f"a house,{url(2)}"]),
         ("caption,url", [f'"a red, big boat,{url(0)}', f'"a dog",{url(1)}', f"a house,{url(2)}"]),
         ("id,url,caption", [f'0,{url(0)},"a dog', f"1,{url(1)},a cat", f'2,{url(2)},a "b"']),
-        ("caption;url", [f'"a boat;{url(0)}', f'a dog";{url(1)}', f"a house;{url(2)}"]),
+        ("caption;url", [f'"a boat;{url(0)}', f"a dog;{url(1)}", f'"a house";{url(2)}']),
     ],
 )
 def test_a_stray_quote_costs_its_own_row_and_no_text_holds_another_row(
@@ -37,6 +35,24 @@ def test_a_stray_quote_costs_its_own_row_and_no_text_holds_another_row(
     assert [row[0] for row in result.rows] == [url(1), url(2)]
     assert not any("http" in text for _, text in result.rows)
     assert result.reasons == [(1, STRAY)]
+
+
+@pytest.mark.parametrize(
+    ("header", "lines"),
+    [
+        ("url,caption", [f'{url(0)},"a dog', f'{url(1)},a cat"', f"{url(2)},b"]),
+        ("caption,url", [f'"a red boat,{url(0)}', f'a dog asleep",{url(1)}', f"a house,{url(2)}"]),
+        ("caption;url", [f'"a boat;{url(0)}', f'a dog";{url(1)}', f"a house;{url(2)}"]),
+        ("url,caption", [f'{url(0)},"by joe', 'http://joe.example/, with a rope"', f"{url(2)},b"]),
+    ],
+)
+def test_the_line_that_seems_to_close_a_stray_quote_is_counted_and_never_stored(
+    tmp_path: pathlib.Path, header: str, lines: list[str]
+) -> None:
+    """It has a stray quote of its own, or is the rest of a text that holds a URL."""
+    result = read_list(write(tmp_path / "l.csv", "\n".join([header, *lines])))
+    assert [row[0] for row in result.rows] == [url(2)]
+    assert result.reasons == [(1, STRAY), (2, STRAY)]
 
 
 def test_texts_with_line_breaks_stay_whole_wherever_the_url_stands(tmp_path: pathlib.Path) -> None:
@@ -121,6 +137,24 @@ def test_a_missing_column_suggests_the_same_name_in_other_letters_and_lists_with
     with pytest.raises(ListError, match=r"has no column 'url' \(did you mean 'URL'\?\).*set `text: null`"):
         read_list(file)
     assert read_list(file, url="URL", text=None).texts == [(url(0), [""])]
+
+
+def test_a_list_of_bare_urls_with_a_second_cell_is_refused(tmp_path: pathlib.Path) -> None:
+    for line in (f"{url(0)}\ta dog", f" {url(0)} \t"):
+        expected = "most of its lines have more after the URL" if "dog" in line else None
+        file = write(tmp_path / "l.txt", f"\n{line}\n" * 3 + f"{url(1)}\n" * 2)
+        if expected is None:
+            assert [row[0] for row in read_list(file).rows] == [url(0)] * 3 + [url(1)] * 2
+            continue
+        with pytest.raises(ListError, match=rf"l\.txt: {expected}, separated by a tab; set `format: tsv`"):
+            read_list(file)
+
+
+def test_a_quote_that_joins_rows_of_one_column_costs_only_its_own_row(tmp_path: pathlib.Path) -> None:
+    file = write(tmp_path / "l.csv", f'url\n{url(0)}\n"{url(1)}\n{url(2)}\n{url(3)}"\n{url(4)}\n')
+    result = read_list(file, text=None)
+    assert [row[0] for row in result.rows] == [url(0), url(2), url(4)]
+    assert result.reasons == [(2, STRAY), (4, STRAY)]
 
 
 def test_a_list_of_bare_urls_has_no_header_and_no_texts(tmp_path: pathlib.Path) -> None:

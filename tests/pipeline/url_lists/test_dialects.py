@@ -35,6 +35,16 @@ def test_tables_of_pandas_are_read_as_written_with_any_delimiter(
     assert any("separated by" in remark for remark in result.remarks) == (delimiter != usual)
 
 
+def test_a_header_in_quotes_means_that_all_cells_can_be_quoted(tmp_path: pathlib.Path) -> None:
+    lines = [
+        f'"{url}"\t"{text}"' for url, text in (("url", "caption"), (URLS[0], 'a \\"quoted\\" word'), (URLS[1], "b"))
+    ]
+    (tmp_path / "l.tsv").write_text("\n".join(lines))
+    result = read_list(tmp_path / "l.tsv")
+    assert (result.rows, result.bad) == ([(URLS[0], 'a "quoted" word'), (URLS[1], "b")], [])
+    assert [sum(word in remark for remark in result.remarks) for word in ("cells are quoted;", "as Spark")] == [1, 1]
+
+
 def test_the_number_of_columns_decides_the_delimiter_of_a_file_without_header(tmp_path: pathlib.Path) -> None:
     (tmp_path / "l.csv").write_text(written(";", header=False))
     assert read_list(tmp_path / "l.csv", columns=["url", "caption"]).rows == [(url, text.strip()) for url, text in ROWS]

@@ -45,6 +45,15 @@ def test_a_key_that_stands_twice_makes_its_row_unusable_if_it_is_read(tmp_path: 
     assert (result.rows, result.reasons) == ([("http://a.example/1", "c")], [(1, "a column stands twice")])
 
 
+@pytest.mark.parametrize("as_ascii", [False, True])
+def test_a_key_in_another_script_that_stands_twice_is_noticed(tmp_path: pathlib.Path, as_ascii: bool) -> None:
+    lines = [json.dumps({"url": "http://a.example/0", "Überschrift": "a"}, ensure_ascii=as_ascii)]
+    lines.append(lines[0].replace("}", ", " + lines[0].partition(", ")[2]))
+    (tmp_path / "l.jsonl").write_text("\n".join(lines))
+    result = read_list(tmp_path / "l.jsonl", text="Überschrift")
+    assert (result.rows, result.reasons) == ([("http://a.example/0", "a")], [(2, "a column stands twice")])
+
+
 def test_numbers_and_nesting_without_limit_make_only_their_row_unusable(tmp_path: pathlib.Path) -> None:
     lines = [
         '{"url": "http://a.example/0", "caption": ' + "9" * 5000 + "}",

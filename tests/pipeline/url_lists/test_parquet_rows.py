@@ -48,23 +48,51 @@ def test_a_page_that_is_too_large_costs_its_row_group_and_is_named(
     assert "l.parquet: row group 1 is left out: the column 'caption' has a page of 1 MiB with" in remark
 
 
-def test_long_texts_that_rows_repeat_are_read_in_small_batches(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of rows that are read at once, where 1 MiB may be."""
     monkeypatch.setattr(parquet_rows, "MAX_PAGE_BYTES", 1 << 20)
-    sizes = list[int]()
+    batch_sizes = list[int]()
     to_chunks = parquet_rows._chunks
 
     def record(batch: pa.RecordBatch, *arguments: object) -> object:
-        sizes.append(batch.num_rows)
+        batch_sizes.append(batch.num_rows)
         return to_chunks(batch, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(parquet_rows, "_chunks", record)
+    return batch_sizes
+
+
+def test_long_texts_that_rows_repeat_are_read_in_small_batches(tmp_path: pathlib.Path, batch_sizes: list[int]) -> None:
     words = pa.array(["x" * 100_000, "y"])
     captions = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 50, pa.int32()), words)
     result = read_list(write(tmp_path / "l.parquet", captions.cast(pa.string())))
     assert [len(text) for _, text in result.rows] == [100_000, 1] * 50
-    assert max(sizes) == 10
+    assert max(batch_sizes) == 10
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_texts_that_are_written_as_prefixes_of_others_are_read_in_small_batches(
+    tmp_path: pathlib.Path, batch_sizes: list[int], version: str, listed: bool
+) -> None:
+    captions = [f"{'x' * 100_000}{index:03}" for index in range(100)]
+    column = "caption.list.element" if listed else "caption"
+    encoding = {"use_dictionary": False, "column_encoding": {column: "DELTA_BYTE_ARRAY"}, "compression": "none"}
+    content = [[caption] for caption in captions] if listed else captions
+    path = write(tmp_path / "l.parquet", content, data_page_version=version, **encoding)
+    assert path.stat().st_size < 200_000
+    assert [text for _, text in read_list(path).rows] == captions
+    assert max(batch_sizes) <= 10
+
+
+def test_missing_bytes_of_a_great_fixed_length_are_read_in_small_batches(
+    tmp_path: pathlib.Path, batch_sizes: list[int]
+) -> None:
+    for kind in (pa.binary(100_000), pa.list_(pa.binary(100_000))):
+        result = read_list(write(tmp_path / "l.parquet", pa.nulls(100, kind)))
+        assert [text for _, text in result.rows] == [""] * 100
+    assert max(batch_sizes) <= 10
 
 
 def test_lists_that_repeat_a_long_text_are_left_out(tmp_path: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from lotlip_data.manifests.settings.source import Source
 from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.pipeline.url_lists.cells import GARBLED
 from lotlip_data.pipeline.url_lists.reader import read_source
-from lotlip_data.pipeline.url_lists.rows import BadRow, ListError
+from lotlip_data.pipeline.url_lists.rows import BATCH_ROWS, BadRow, ListError
 
 ROWS = [
     ("http://a.example/1.jpg", "a dog, on the beach"),
@@ -241,6 +241,36 @@ def test_a_filter_keeps_the_rows_for_which_it_is_true_and_counts_the_others_by_r
         "fails size >= 256": 1,
         "fails not matches(caption, '(?i)stock')": 1,
     }
+
+
+@pytest.mark.parametrize("rule", ["not unsafe", "unsafe == False", "unsafe != True"])
+def test_a_filter_gives_the_same_rows_wherever_values_of_json_are_missing_or_of_another_type(
+    tmp_path: pathlib.Path, rule: str
+) -> None:
+    values = [False, True, *[None] * (2 * BATCH_ROWS), "unknown", 1, False]
+    lines = [{"url": f"http://a.example/{row}", "caption": "x", "unsafe": value} for row, value in enumerate(values)]
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    counts: Counter[str] = Counter()
+    source = Source(name="mine", files=(str(tmp_path / "l.jsonl"),), filter=rule)
+    batches = read_source(source, pytest.fail, lambda reason, rows: counts.update({reason: rows}))
+    rows = [row["url"] for batch in batches for row in batch.to_pylist()]
+    assert rows == ["http://a.example/0", f"http://a.example/{len(values) - 1}"]
+    assert counts == {f"fails {rule}": 1, f"unknown whether {rule}": 2 * BATCH_ROWS + 2}
+
+
+@pytest.mark.parametrize("rule", ['kind == "x"', "len(kind) < 9", 'lower(kind) in ["x"]', "kind is not None"])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string(), pa.binary_view()])
+def test_a_filter_reads_bytes_as_text_and_a_cell_that_is_not_utf8_costs_no_other(
+    tmp_path: pathlib.Path, rule: str, kind: pa.DataType
+) -> None:
+    cells = pa.array([b"x", b"x" * 9, b"caf\xe9" * 9, None], kind if kind != pa.string() else pa.binary())
+    if kind == pa.string():  # some writers declare bytes as strings without a check
+        cells = pa.Array.from_buffers(pa.string(), 4, cells.buffers())
+    urls = [f"http://a.example/{row}" for row in range(4)]
+    pq.write_table(pa.table({"url": urls, "caption": ["t"] * 4, "kind": cells}), tmp_path / "l.parquet")
+    rows, bad = read_all(str(tmp_path / "l.parquet"), filter=rule)
+    assert [url for url, _ in rows] == (urls[:3] if "None" in rule else urls[:1])
+    assert bad == []
 
 
 def test_a_filter_that_does_not_fit_its_list_is_an_error_with_the_file_and_the_column(tmp_path: pathlib.Path) -> None:

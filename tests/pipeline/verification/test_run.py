@@ -13,6 +13,7 @@ from lotlip_data.manifests.checkpoints import model_folder
 from lotlip_data.manifests.digests import digest_of_bytes
 from lotlip_data.manifests.formats import feature_file
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata
 from lotlip_data.pipeline.dataset.publish import publish
@@ -125,6 +126,31 @@ def test_a_removed_file_of_a_finished_run_is_noticed(run: Run, pattern: str) -> 
     file.unlink()
     (problem,) = verify_run(run).problems
     assert problem.startswith(f"{file}: is missing") and ("Remove" in problem or "again" in problem)
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("images/00001_stats.json", "but the shard was downloaded. Run `lotlip-data download` again."),
+        ("captions/llava/00001.parquet", "but the shard was captioned. Run `lotlip-data recaption"),
+        ("captions/llava/captioner.json", "but there are captions beside it. Put it back from a copy"),
+        ("shards/dataset.json", "but shards of a dataset are built. Run `lotlip-data shard"),
+        ("train/lotlip/model/config.json", "but the training is finished. Remove"),
+    ],
+)
+def test_a_removed_file_that_says_that_work_is_done_is_noticed(run: Run, path: str, remedy: str) -> None:
+    for folder in (run.image_ledger, run.caption_ledger("llava")):
+        for shard in range(2):
+            ledger.record(folder, shard, ledger.WorkRecord(9, 1, 100, 1, 2))
+    assert verify_run(run).problems == []
+    Path(run.url, path).unlink()
+    assert any(problem.startswith(f"{run.url}/{path}: is missing, {remedy}") for problem in verify_run(run).problems)
+
+
+def test_a_training_that_is_not_finished_lacks_nothing(run: Run) -> None:
+    shutil.rmtree(run.trained_model("lotlip"))
+    Path(run.training_done("lotlip")).unlink()
+    assert verify_run(run).problems == []
 
 
 def test_files_of_an_earlier_release_are_read_and_counted_as_not_recorded(run: Run) -> None:

@@ -133,6 +133,26 @@ def test_a_tower_whose_feature_is_not_known_is_refused_by_name(
             load_image_tower(str(tmp_path), pretrained=pretrained)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": [32, 64]}, "its image_size is 32×64; use a tower for square images"),
+        ({"patch_size": [8, 16]}, "its patch_size is 8×16; use a tower for square images"),
+        ({"num_channels": 1}, "takes images of 1 channels; use a tower for RGB images"),
+    ],
+)
+def test_a_tower_for_other_images_than_square_rgb_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    transformers.ViTConfig(**VIT | change).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load_image_tower(str(tmp_path))
+
+
+def test_sides_that_are_given_twice_are_read_as_one(tmp_path: Path) -> None:
+    transformers.ViTConfig(**VIT | {"image_size": [32, 32], "patch_size": [8, 8]}).save_pretrained(tmp_path)
+    tower = load_image_tower(str(tmp_path), pretrained=False, image_size=64)
+    assert tower(torch.rand(1, 3, 64, 64)).shape == (1, 32)
+
+
 def test_a_pooling_head_that_the_files_lack_is_not_drawn_at_random(tmp_path: Path) -> None:
     model = transformers.BeitModel(transformers.BeitConfig(**VIT), add_pooling_layer=False)
     model.save_pretrained(tmp_path)

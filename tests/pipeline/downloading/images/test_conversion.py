@@ -105,6 +105,12 @@ def test_orientations_that_browsers_ignore_are_ignored() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"></x:xmpmeta>'
     assert distance(stored(encoded(picture(), "JPEG", xmp=xmp, quality=95)), picture()) < 3
     png = encoded(picture(), "PNG")
+    for entry in ((0x0112, 4, 1, 6), (0x0112, 3, 2, 6), (0x0112, 3, 1, 9)):
+        block = b"II*\0" + struct.pack("<IHHHIII", 8, 1, *entry, 0)
+        assert distance(stored(png[:33] + chunk(b"eXIf", block) + png[33:]), picture()) < 3
+        segment = struct.pack(">HH", 0xFFE1, len(block) + 8) + b"Exif\0\0" + block
+        jpeg = encoded(picture(), "JPEG", quality=95)
+        assert distance(stored(jpeg[:2] + segment + jpeg[2:]), picture()) < 3
     after_pixels = png[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + png[-12:]
     assert distance(stored(after_pixels), picture()) < 3
 
@@ -144,6 +150,51 @@ def test_transparent_pixels_become_white(mode: str) -> None:
     pixels = np.asarray(stored(data).convert("RGB"))
     assert pixels[:, 70:].min() > 245
     assert pixels[:, :50].mean() < 150
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_grey_of_a_png_becomes_white(bits: int) -> None:
+    header = struct.pack(">IIBBBBB", 16, 8, bits, 0, 0, 0, 0)
+    darkest, next_darkest = bytes(2 * bits), bytes([(0x55, 0x55, 0x11, 1)[bits.bit_length() - 1]]) * 2 * bits
+    for row, grey, is_white in ((darkest, 0, True), (next_darkest, 1, True), (darkest, 1, False)):
+        pixels = chunk(b"IDAT", zlib.compress((b"\0" + row) * 8))
+        data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", struct.pack(">H", grey)) + pixels
+        if bits > 1 or row is darkest:
+            assert np.asarray(stored(data)).mean() == (255 if is_white else 0)
+
+
+def gif(canvas: tuple[int, int], box: tuple[int, int, int, int]) -> bytes:
+    """A GIF with a red frame at `box`: left, top, width and height. The background is blue."""
+    palette = bytes([255, 0, 0, 0, 0, 255])
+    pixels = encoded(Image.new("L", box[2:]), "GIF").partition(b"\x2c")[2][9:]
+    header = b"GIF89a" + struct.pack("<HHBBB", *canvas, 0x80, 1, 0) + palette
+    return header + b"," + struct.pack("<HHHHB", *box, 0) + pixels
+
+
+def webp(canvas: tuple[int, int], box: tuple[int, int, int, int]) -> bytes:
+    """As `gif`: an animated WebP without the mark of transparency, whose background is black."""
+
+    def part(name: bytes, content: bytes) -> bytes:
+        return name + struct.pack("<I", len(content)) + content + bytes(len(content) & 1)
+
+    def sides(*values: int) -> bytes:
+        return b"".join(value.to_bytes(3, "little") for value in values)
+
+    left, top, width, height = box
+    pixels = encoded(Image.new("RGB", (width, height), "red"), "WEBP", lossless=True)[12:]
+    frame = sides(left // 2, top // 2, width - 1, height - 1, 100) + b"\0" + pixels
+    size = sides(canvas[0] - 1, canvas[1] - 1)
+    body = part(b"VP8X", b"\2\0\0\0" + size) + part(b"ANIM", b"\0\0\0\xff\0\0") + part(b"ANMF", frame)
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+@pytest.mark.parametrize("make", [gif, webp])
+@pytest.mark.parametrize("size", [512, 16])
+def test_what_the_first_frame_of_an_animation_does_not_fill_becomes_white(make: Any, size: int) -> None:
+    image = np.asarray(stored(make((64, 48), (8, 10, 20, 30)), size, quality=100).resize((64, 48)), int)
+    shown = np.full((48, 64, 3), 255)
+    shown[10:40, 8:28] = (255, 0, 0)
+    assert np.abs(image - shown).mean() < (12 if size == 16 else 3)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])

@@ -94,10 +94,14 @@ def test_messages_of_decoders_stay_out_of_the_output_and_no_descriptor_leaks(cap
     def count() -> int:
         return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - not a folder on a disk
 
-    before = count()
-    for _ in range(3):
+    def convert_damaged() -> None:
         with Converter(ConversionSettings()) as converter, contextlib.suppress(FetchError):
             converter.convert(GOOD[:300] + bytes(50) + GOOD[300:])
+
+    convert_damaged()  # leaves an idle process
+    before = count()
+    for _ in range(3):
+        convert_damaged()
     assert count() <= before
     assert capfd.readouterr() == ("", "")
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY, "the limit is the process's own"
@@ -148,6 +152,68 @@ def test_an_image_with_which_two_attempts_at_its_shard_died_is_rejected(tmp_path
     assert len(os.listdir(run.image_suspects)) == 2  # noqa: PTH208
     suspects.clear()
     assert os.listdir(run.image_suspects) == []  # noqa: PTH208
+
+
+def process_of(converter: Converter) -> int:
+    """The id of the process that converts."""
+    assert converter.convert(GOOD)
+    return converter._process.pid
+
+
+def test_the_next_shard_of_a_worker_uses_the_same_process_with_its_own_settings() -> None:
+    with Converter(ConversionSettings()) as converter:
+        first = process_of(converter)
+    with Converter(ConversionSettings()) as converter:
+        assert process_of(converter) == first
+    with Converter(ConversionSettings(image_size=16)) as converter:
+        assert process_of(converter) != first
+        assert min(converter.convert(GOOD).width, converter.convert(GOOD).height) == 16
+    assert not pathlib.Path(f"/proc/{first}").exists()
+
+
+def test_a_process_that_the_kernel_ends_between_two_shards_is_replaced() -> None:
+    with Converter(ConversionSettings()) as converter:
+        first = process_of(converter)
+    os.kill(first, signal.SIGKILL)
+    with Converter(ConversionSettings()) as converter:
+        assert process_of(converter) != first
+
+
+def test_a_process_that_has_converted_many_images_ends_with_its_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "MAX_IMAGES", 2)
+    with Converter(ConversionSettings(quality=94)) as converter:
+        first = process_of(converter)
+        assert process_of(converter) == first
+    assert not pathlib.Path(f"/proc/{first}").exists()
+
+
+def test_images_submitted_ahead_of_one_that_kills_the_decoder_are_stored(hostile_decoder: None) -> None:
+    bodies = [encoded(picture().resize((width, 30)), "JPEG") for width in (40, 50, 60, 70)]
+    with Converter(ConversionSettings()) as converter:
+        before = [converter.submit(body) for body in bodies[:2]]
+        hostile = [converter.submit(b"die %d" % signal.SIGSEGV), converter.submit(b"spin")]
+        after = [converter.submit(body) for body in bodies[2:]]
+        assert [conversion.result().width for conversion in (*before, *after)] == [40, 50, 60, 70]
+        assert [isinstance(conversion.exception(), FetchError) for conversion in hostile] == [True, True]
+
+
+class BrokenStorage(isolation.NoSuspects):
+    """A memory of earlier attempts that cannot be reached."""
+
+    def decoding(self, sha256: str) -> contextlib.AbstractContextManager[None]:
+        raise ConnectionResetError("storage")
+
+
+def test_a_failure_of_the_storage_is_not_blamed_on_the_image_and_spoils_no_later_one() -> None:
+    with Converter(ConversionSettings(), BrokenStorage()) as converter:
+        with pytest.raises(ConnectionResetError, match="storage"):
+            converter.convert(heavy_png(5000))
+        assert converter.convert(GOOD) == converter.convert(GOOD)
+
+
+def test_the_process_that_converts_images_does_not_load_pyarrow() -> None:
+    code = "import sys, lotlip_data.pipeline.downloading.images.converter_process; sys.exit('pyarrow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_neither_the_worker_nor_a_light_install_needs_opencv_to_read_a_run() -> None:

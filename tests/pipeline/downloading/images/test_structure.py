@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lotlip_data.pipeline.downloading.images import jpeg
+from lotlip_data.pipeline.downloading.images.png import Png
 from tests.pipeline.downloading.images.test_conversion import chunk, distance, encoded, picture, refusal_message, stored
 
 SIGNATURE, END = b"\x89PNG\r\n\x1a\n", chunk(b"IEND", b"")
@@ -26,7 +27,8 @@ def noisy() -> Image.Image:
 @functools.cache
 def original(kind: str) -> bytes:
     options = {"JPEG": {"quality": 90}, "progressive": {"quality": 90, "progressive": True}, "WEBP": {"quality": 90}}
-    return encoded(noisy(), "JPEG" if kind == "progressive" else kind, **options.get(kind, {}))
+    image = noisy().convert("CMYK") if kind == "CMYK" else noisy()
+    return encoded(image, "JPEG" if kind in ("progressive", "CMYK") else kind, **options.get(kind, {}))
 
 
 def segments(data: bytes) -> list[jpeg.Segment]:
@@ -88,6 +90,33 @@ def split_pixels(between: bytes) -> bytes:
     return png(pixels=chunk(b"IDAT", pixels[:999]) + between + chunk(b"IDAT", pixels[999:]))
 
 
+def frame(number: int) -> bytes:
+    return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, 120, 80, 0, 0, 1, 10, 0, 0))
+
+
+def rows_with(kind: Image.Image, count: int) -> bytes:
+    """A PNG that has only its first rows, with a right checksum."""
+    data = encoded(kind, "PNG", compress_level=0)
+    at = data.find(b"IDAT")
+    pixels = zlib.decompress(data[at + 4 : at + 4 + int.from_bytes(data[at - 4 : at], "big")])
+    kept = pixels[: count * len(pixels) // kind.height]
+    return data[: at - 4] + chunk(b"IDAT", zlib.compress(kept)) + END
+
+
+def cut_with_end(kind: str, length: int) -> bytes:
+    """A JPEG with `length` bytes of its first scan, and an end mark."""
+    data = original(kind)
+    scan = next(segment for segment in segments(data) if segment.marker == 0xDA)
+    return data[: scan.end + length] + jpeg.END
+
+
+def taller() -> bytes:
+    """A JPEG whose header states more rows than the file has."""
+    data = original("JPEG")
+    at = next(segment.start for segment in segments(data) if segment.marker == 0xC0)
+    return data[: at + 5] + struct.pack(">H", 112) + data[at + 7 :]
+
+
 def webp_with_exif() -> bytes:
     exif = Image.Exif()
     exif[0x010E] = "a description" * 20
@@ -142,6 +171,8 @@ WHOLE: dict[str, tuple[str, Damage]] = {
     "more pixels than rows": ("PNG", lambda: png(after=chunk(b"IDAT", b"more") + END)),
     "an animation without frames": ("PNG", lambda: png(chunk(b"acTL", struct.pack(">II", 3, 0)))),
     "text between the pixels": ("PNG", lambda: split_pixels(chunk(b"tEXt", b"a\0b"))),
+    "a frame without an animation": ("PNG", lambda: png(after=frame(0) + END)),
+    "an animation without its frame": ("PNG", lambda: png(chunk(b"acTL", bytes(3) + b"\1" * 5), after=frame(0) + END)),
     "an animation cut in its second frame": ("PNG", lambda: animated("PNG")[: animated("PNG").find(b"fdAT") + 99]),
     "cut EXIF": ("WEBP", lambda: webp_with_exif()[:-30]),
     "no EXIF although announced": ("WEBP", lambda: webp_with_exif().partition(b"EXIF")[0]),
@@ -175,6 +206,12 @@ TRUNCATED: dict[str, Damage] = {
     "the last scan": lambda: original("progressive")[: segments(original("progressive"))[-2].start],
     "the end of a scan": lambda: original("progressive")[: segments(original("progressive"))[-2].start - 9],
     "all scans": lambda: original("JPEG")[: segments(original("JPEG"))[-2].start],
+    "half of the data before an end mark": lambda: cut_with_end("JPEG", len(original("JPEG")) // 2),
+    "most of the first scan before an end mark": lambda: cut_with_end("progressive", 60),
+    "half of the data of four inks before an end mark": lambda: cut_with_end("CMYK", len(original("CMYK")) // 2),
+    "rows that the header of a JPEG states": taller,
+    "rows of an opaque PNG": lambda: rows_with(noisy(), 79),
+    "rows of a transparent PNG": lambda: rows_with(noisy().convert("RGBA"), 40),
     "the last IDAT": lambda: png(pixels=pixels_with(lambda pixels: pixels[:-60]), after=b""),
     "the middle of a PNG": lambda: png(pixels=pixels_with(lambda pixels: pixels[: len(pixels) // 2])),
     "the pixels of a PNG": lambda: png(pixels=b" ", after=b""),
@@ -188,6 +225,32 @@ TRUNCATED: dict[str, Damage] = {
 @pytest.mark.parametrize("missing", TRUNCATED)
 def test_a_file_whose_picture_is_not_whole_is_truncated(missing: str) -> None:
     assert refusal_message(TRUNCATED[missing]()) == "truncated"
+
+
+def test_a_corner_that_is_grey_or_transparent_does_not_count_as_missing() -> None:
+    grey = noisy()
+    grey.paste((128, 128, 128), (0, 60, 120, 80))
+    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 1}):
+        data = encoded(grey, "JPEG", quality=95, **options)
+        assert np.asarray(Image.open(io.BytesIO(data)))[-1, -1].tolist() == [128, 128, 128]
+        assert distance(stored(data), grey) < 5
+    clear = noisy().convert("RGBA")
+    clear.paste((0, 0, 0, 0), (0, 60, 120, 80))
+    for image in (clear, clear.convert("LA"), Image.new("RGBA", (7, 3)), Image.new("1", (9, 5))):
+        assert stored(encoded(image, "PNG")).size == image.size
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("color_type", [0, 2, 3, 4, 6])
+def test_the_size_of_the_rows_of_a_png_is_known(color_type: int, bits: int) -> None:
+    passes = ([(9, 6)], [(2, 1), (1, 1), (3, 1), (2, 2), (5, 1), (4, 3), (9, 3)])
+    pixel = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color_type]
+    for interlaced, images in enumerate(passes):
+        size = sum(rows * (1 + (columns * pixel + 7) // 8) for columns, rows in images)
+        for missing in (0, 1):
+            file = Png(struct.pack(">IIBBBBB", 9, 6, bits, color_type, 0, 0, interlaced))
+            file.pixels.append(memoryview(zlib.compress(bytes(size - missing))))
+            assert file.has_all_rows() == (missing == 0)
 
 
 def test_a_png_that_browsers_refuse_cannot_be_decoded() -> None:
