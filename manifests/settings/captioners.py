@@ -384,10 +384,11 @@ class CaptionerEntry(CaptionerOverrides, ListEntry):
     @property
     def structured_outputs(self) -> dict[str, StructuredOutput | None]:
         """By name of a text, the form that it must have; None if it has none."""
-        texts = {text_name(self.label, key): entry for key, entry in self.prompts.items()}
+        if not self.prompts:
+            return {self.label: self.structured}
         return {
-            name: text.structured if "structured" in text.model_fields_set else self.structured
-            for name, text in (texts or {self.label: self}).items()
+            text_name(self.label, key): text.structured if "structured" in text.model_fields_set else self.structured
+            for key, text in self.prompts.items()
         }
 
     @property

@@ -43,6 +43,7 @@ from lotlip_data.manifests.formats.dataset_index import (
 )
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import DATASET_JSON, Run
+from lotlip_data.manifests.settings.structured import ColumnType
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset.join import Joined
 
@@ -57,7 +58,7 @@ class Recipe:
     captioners: dict[str, str]
     """Ids of the captioners by name, in the order of the columns."""
     rules: Filters
-    json_columns: dict[str, dict[str, str]] = field(default_factory=dict)
+    json_columns: dict[str, dict[str, ColumnType]] = field(default_factory=dict)
     """As `schema.JsonColumns`."""
     schema_version: int = schema.SCHEMA_VERSION
     revision: int = 2
