@@ -44,7 +44,7 @@ KNOWN_MARKERS = frozenset(
 )
 """Texts with which the families of models mark tokens, turns and places of images. No field has one of them."""
 
-_MANY_TOKENS = ("\U00012037", "%", "a-")
+_MANY_TOKENS = ("\U00012037", "%", "a-", "a ")
 """Texts that need many tokens per character: where a tokenizer knows bytes, four; where it knows words only, one."""
 
 _ROLE_NAME = re.compile(r"[^\W\d_][^\W_]*\s*:")

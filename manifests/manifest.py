@@ -148,6 +148,11 @@ class Manifest(Settings):
         forms = {name: form for entry in self.captioners for name, form in entry.structured_outputs.items()}
         return {name: form for name, form in forms.items() if form is not None}
 
+    @property
+    def several_texts(self) -> dict[str, tuple[str, ...]]:
+        """By captioner that makes more than one text for each image, the names of these texts."""
+        return {name: texts for name, texts in self.captioner_texts.items() if len(texts) > 1}
+
     def evaluation_folder(self, entry: EvaluationEntry) -> str:
         """The folder of a published task's files."""
         return entry.data or storage.join(str(self.evaluation_data), entry.name or entry.task)

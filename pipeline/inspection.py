@@ -123,6 +123,7 @@ def status(run: RunLike, *, failures: bool = False) -> Inspection:
     run = open_run(run)
     manifest = frozen(run)
     figures = get_status(run, failures=failures)
+    figures["texts"] = {captioner: list(names) for captioner, names in manifest.several_texts.items()}
     figures["not_started"] = find_not_started(manifest, figures)
     figures["stale"] = find_stale(run, manifest, figures)
     figures["next"] = next_command(run, manifest, figures, figures["stale"])

@@ -216,14 +216,14 @@ def remove_captioner(run: RunLike, name: str, *, captions: bool = False) -> Outc
 
     Args:
         run: The run's folder.
-        name: Name of the captioner.
+        name: Name of the captioner. A captioner with several texts for each image is removed with all of them, a text
+            of it alone.
         captions: Also remove captions. Without it, only a captioner without any caption is removed.
     """
-    from lotlip_data.pipeline.recaptioning.stored_captioners import remove
+    from lotlip_data.pipeline.recaptioning.stored_captioners import remove_all
 
     run = open_run(run)
-    frozen(run)
-    lines = remove(run, name, captions)
+    lines = remove_all(run, frozen(run), name, captions)
     return Outcome(True, [], {"removed": name}, "captioners remove", lines)
 
 

@@ -17,10 +17,12 @@ KEYS = {
     "train": {"pixels_3", "cached_3", "pixels_1", "cached_1"},
     "loader": {"ours_vs_webdataset"},
     "cluster": {"driver_share", "driver_rss_growth_mb", "shards_per_second", "units_per_second", "measured_share"},
+    "one_pass": {"one_pass_vs_passes", "ratios", "pairs"},
     "scale": {"stages", "growth", "peak_mib", "peak_growth", "bounds", "extrapolated_core_hours_of_100M"},
 }
 RAN = {"download": "ours_vs_img2dataset", "recaption": "ours_vs_bare_vllm", "train": "pixels_3"}
 RAN |= {"loader": "ours_vs_webdataset", "scale": "peak_growth", "cluster": "driver_share"}
+RAN |= {"one_pass": "one_pass_vs_passes"}
 
 
 def test_every_benchmark_has_a_smoke_test() -> None:

@@ -20,7 +20,7 @@ def start(job: Job):  # type: ignore[no-untyped-def]
     options = {name: job[name] for name in ("max_num_seqs", "kv_cache_gib")}
     settings = PoolSettings(engine="vllm", engine_options=options | {"cache_dir": job["scratch"]})
     actor = ray.remote(CaptionActor).options(num_cpus=1, max_concurrency=2 * UNITS_PER_ACTOR)
-    actor = actor.remote(run.url, config, settings)
+    actor = actor.remote(run.url, config, settings, [config.name])
     ray.get(actor.start.remote())
 
     def results() -> Results:
@@ -34,12 +34,12 @@ def start(job: Job):  # type: ignore[no-untyped-def]
 
     def caption(number: int):  # type: ignore[no-untyped-def]
         units = list(range(len(job["tars"])))
-        running = [actor.caption.remote(units.pop(0)) for _ in range(min(UNITS_PER_ACTOR, len(units)))]
+        running = [actor.caption.remote(units.pop(0), [config.name]) for _ in range(min(UNITS_PER_ACTOR, len(units)))]
         while running:
             finished, running = ray.wait(running)
             ray.get(finished)
             if units:
-                running.append(actor.caption.remote(units.pop(0)))
+                running.append(actor.caption.remote(units.pop(0), [config.name]))
         return results
 
     return caption

@@ -57,7 +57,7 @@ class VllmEmbedsEngine(VllmEngine):
         vision_share = self._vision_gpu_share(preprocessor, batch_size)
         arguments = engine_args(
             config,
-            options.replace(gpu_memory_utilization=round(options.gpu_memory_utilization - vision_share, 4)),
+            leave_for_vllm(config, options, vision_share),
             preprocessor,
             language_only=True,
             model=str(language_model),
@@ -131,6 +131,27 @@ def prompt_embeddings(model: Any, pixels_BCHW: Any, prompts: Sequence[Prompt]) -
     is_image_BL1 = (ids_BL == model.config.image_token_id).unsqueeze(-1)
     embeds_BLD = embeds_BLD.masked_scatter(is_image_BL1, image_features.to(embeds_BLD.dtype))
     return [embeds_LD[-prompt.length :] for embeds_LD, prompt in zip(embeds_BLD, prompts, strict=True)]
+
+
+def leave_for_vllm(config: CaptionerConfig, options: EngineOptions, vision_share: float) -> EngineOptions:
+    """The options of vLLM's part of the engine.
+
+    Args:
+        config: The captioner.
+        options: Those of the whole engine.
+        vision_share: Share of the GPU's memory that the image half takes.
+
+    Raises:
+        ValueError: The image half takes all that the engine may use.
+    """
+    left = round(options.gpu_memory_utilization - vision_share, 4)
+    if left <= 0:
+        raise ValueError(
+            f"captioner {config.name!r}: ViT-g and Q-Former take {vision_share:.0%} of the GPU's memory, and the "
+            f"engine may use {options.gpu_memory_utilization:.0%} in all; raise gpu_memory_utilization, give the actor "
+            "a larger part of a GPU (`num_gpus`), or lower batch_size"
+        )
+    return options.replace(gpu_memory_utilization=left)
 
 
 def export_dtype(config: CaptionerConfig, model_config: Any) -> str:

@@ -10,7 +10,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -322,7 +322,7 @@ class PoolSettings(SparseSettings):
     labels: Mapping[str, str] = Field(default_factory=dict)
     """Labels of the nodes that may hold an actor, such as `{ray.io/market-type: spot}`."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
-    """Number of images in flight in an engine. Default: what the engine recommends."""
+    """Number of captions in flight in an engine. Default: what the engine recommends."""
     decoders: Annotated[int, Field(ge=1)] | None = None
     """Threads that decode and resize images. Default: four, or the actor's part of the machine's cores if it is
     smaller: the actors on its GPUs share them."""
@@ -330,7 +330,8 @@ class PoolSettings(SparseSettings):
     """Images that are read at a time; as many again are read ahead. Default: 64 for an engine on a GPU, 128 if it has
     more than 256 captions in hand, 32 without a GPU."""
     part_size: Annotated[int, Field(ge=2)] = 512
-    """Largest number of captions per unit that a kill of the actor costs, unless more images are in flight."""
+    """Largest number of captions of one text per unit that a kill of the actor costs, unless more captions are in
+    flight."""
     stall_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without a caption, with images waiting, after which an engine counts as hung and is replaced."""
     start_seconds: Annotated[float, Field(gt=0)] = 3600.0
@@ -405,6 +406,38 @@ def text_name(captioner: str, key: str) -> str:
         key: The text's name in `prompts`.
     """
     return f"{captioner}_{key}"
+
+
+def several_texts(entries: Iterable[Any]) -> dict[str, tuple[str, ...]]:
+    """By captioner that makes more than one text for each image, the names of these texts.
+
+    Args:
+        entries: The entries of a manifest's `captioners`, as JSON has them. Invalid ones are passed over.
+    """
+    texts = {}
+    for entry in entries:
+        prompts = entry.get("prompts") if isinstance(entry, Mapping) else None
+        if isinstance(prompts, Mapping) and len(prompts) > 1:
+            captioner = str(entry.get("name") or entry.get("preset"))
+            texts[captioner] = tuple(text_name(captioner, str(key)) for key in prompts)
+    return texts
+
+
+def by_captioner(names: Iterable[str], texts: Mapping[str, Sequence[str]]) -> list[tuple[str | None, list[str]]]:
+    """Names with those of one captioner together: each captioner that makes several texts with the names of these.
+
+    Args:
+        names: Names of texts. They stay in order; a captioner comes in the place of its first text.
+        texts: From `several_texts`.
+
+    Returns:
+        A captioner that makes one text is None with its one name.
+    """
+    owners = {name: captioner for captioner, own in texts.items() for name in own}
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for name in names:
+        groups.setdefault((name in owners, owners.get(name, name)), []).append(name)
+    return [(captioner if is_owner else None, own) for (is_owner, captioner), own in groups.items()]
 
 
 def parse_captioner(entry: str | Mapping[str, Any] | CaptionerEntry) -> CaptionerEntry:

@@ -28,7 +28,14 @@ def list_captioners(run: RunFolder, json: Json = False) -> None:
 @app.command("remove")
 def remove_captioner(
     run: RunFolder,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the captioner: its folder in RUN/captions.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of the captioner: its folder in RUN/captions. A captioner of the manifest that makes several "
+            "texts for each image is removed with all of them.",
+        ),
+    ],
     captions: Annotated[
         bool, typer.Option("--captions", help="Remove its captions too. Without it, a captioner with captions stays.")
     ] = False,

@@ -114,14 +114,19 @@ def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> R
     Args:
         run: The run.
         manifest: Its manifest.
-        captioners: The captioners whose texts the dataset has. Default: those of the manifest's `shard.captioners`,
-            otherwise those that the run has captions by and those of the manifest that have started.
+        captioners: The captioners whose texts the dataset has; one that makes several texts for each image stands for
+            all of them. Default: those of the manifest's `shard.captioners`, otherwise those that the run has captions
+            by and those of the manifest that have started.
 
     Raises:
         DatasetError: The run has no captions, or none by one of `captioners`.
     """
-    captioners = captioners or manifest.shard.captioners
     existing = ledger.captioners(run)
+    captioners = [
+        text
+        for name in captioners or manifest.shard.captioners
+        for text in ((name,) if name in existing else manifest.captioner_texts.get(name, (name,)))
+    ]
     if unknown := sorted(set(captioners).difference(existing)):
         others = f", or name captioners of the run: {', '.join(existing)}" if existing else ""
         raise DatasetError(

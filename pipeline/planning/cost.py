@@ -1,6 +1,7 @@
 """What captioning will take: tokens, GPU-hours, money and days, each with the assumptions that it is based on.
 
     actor-hours = remaining images / (images per second of one actor) / 3600
+                  (of a captioner with several texts: the mean over its texts, since they share an actor's time)
     GPU-hours   = actor-hours × GPUs per actor
     days        = max(GPU-hours of all captioners / GPUs of the cluster,
                       actor-hours / concurrent actors, of each captioner) / 24
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.gpu_memory import read_model_sizes
 from lotlip_data.captioners.presets import licence_of
 from lotlip_data.captioners.sizing import CAPTION_TOKENS, WORKING_MEMORY_GIB, ModelSizes, max_sequences
@@ -35,16 +37,18 @@ class CaptionerCost:
     """The cost of one captioner, as `plan --json` prints it. A number that cannot be estimated is None."""
 
     name: str
+    texts: int
+    """Texts that each image gets."""
     licence: str | None
     """Of the model, if it is that of a preset."""
     images: int
-    """Images that remain to be captioned."""
+    """Images that remain to be captioned: those that lack one of the texts."""
     done: int
-    """Images that the run has already captioned."""
+    """Images that the run has already captioned, with all texts."""
     tokens: int
     """Tokens of the remaining captions."""
     images_per_s: float | None
-    """Of one actor."""
+    """Of one actor, with all texts."""
     speed: str
     """Where `images_per_s` comes from."""
     gpus: float
@@ -81,8 +85,8 @@ class CostPlan:
 
 
 @dataclass(frozen=True)
-class _Workload:
-    """What one captioner has done and has left."""
+class _TextWork:
+    """What one text of a captioner has done and has left."""
 
     done: int
     """Images captioned."""
@@ -92,8 +96,40 @@ class _Workload:
     """Mean length of a caption."""
     is_counted: bool
     """Whether this length is the mean of finished captions; otherwise it is assumed."""
+
+
+@dataclass(frozen=True)
+class _Workload:
+    """What one captioner has done and has left."""
+
+    texts: tuple[_TextWork, ...]
     shards: int | None
     """Shards to caption; None if their number is unknown."""
+
+    @property
+    def done(self) -> int:
+        """Images captioned, with all texts."""
+        return min(text.done for text in self.texts)
+
+    @property
+    def remaining(self) -> int:
+        """Images that lack a text."""
+        return max(text.remaining for text in self.texts)
+
+    @property
+    def captions(self) -> int:
+        """Captions that remain, of all texts."""
+        return sum(text.remaining for text in self.texts)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of the captions that remain."""
+        return sum(text.remaining * text.caption_tokens for text in self.texts)
+
+    @property
+    def caption_tokens(self) -> tuple[float, ...]:
+        """By text, the mean length of a caption."""
+        return tuple(text.caption_tokens for text in self.texts)
 
 
 def plan_cost(
@@ -121,7 +157,7 @@ def plan_cost(
     images, images_assumption = (estimate_images(run) if run else None) or (images, "")
     costs, origins = [], set[str]()
     for job in jobs:
-        work = _workload(job.config.name, images, shards, status)
+        work = _workload(job, images, shards, status)
         sizes = read_model_sizes(job.config)
         speed = _speed(job, sizes, hardware, speeds, run, work)
         origins.add(speed.origin)
@@ -143,16 +179,21 @@ def plan_cost(
     )
 
 
-def _workload(name: str, images: int, shards: int | None, status: RunStatus | None) -> _Workload:
+def _workload(job: CaptionerJob, images: int, shards: int | None, status: RunStatus | None) -> _Workload:
     """Return what a captioner has left of the run's images and shards, or of `images` and `shards`."""
+    texts = job.config.texts
+    if status is not None and status["shards"] is not None:
+        shards = max(0, status["shards"] - min(status["captioned"].get(text.name, 0) for text in texts))
+    return _Workload(tuple(_text_work(text, images, status) for text in texts), shards)
+
+
+def _text_work(text: CaptionerConfig, images: int, status: RunStatus | None) -> _TextWork:
     done = tokens = 0
-    if status is not None:
-        if name in status["captioners"]:
-            done, tokens = status["captioners"][name]["done"], status["captioners"][name]["tokens"]
-        if status["shards"] is not None:
-            shards = max(0, status["shards"] - status["captioned"].get(name, 0))
+    if status is not None and text.name in status["captioners"]:
+        done, tokens = status["captioners"][text.name]["done"], status["captioners"][text.name]["tokens"]
     mean_tokens = tokens / done if done else 0
-    return _Workload(done, max(0, images - done), mean_tokens or CAPTION_TOKENS, bool(mean_tokens), shards)
+    assumed = min(CAPTION_TOKENS, text.max_new_tokens)
+    return _TextWork(done, max(0, images - done), mean_tokens or assumed, bool(mean_tokens))
 
 
 def _speed(
@@ -174,24 +215,26 @@ def _captioner_cost(
 ) -> CaptionerCost:
     gpus = 0.0 if speed.on_cpu else gpus_per_actor(job.config, job.pool, _gpus(hardware))
     actors, actor_limit = _concurrent_actors(job, hardware, gpus, work.shards)
-    actor_hours = None if speed.images_per_s is None else work.remaining / speed.images_per_s / 3600
+    passes = work.captions / len(work.texts)
+    actor_hours = None if speed.images_per_s is None else passes / speed.images_per_s / 3600
     gpu_hours = None if actor_hours is None else actor_hours * gpus
-    memory = concurrent_captions(job, sizes, gpus, hardware.gpu_gib, work.caption_tokens) if sizes else None
+    memory = concurrent_captions(job, sizes, gpus, hardware.gpu_gib, max(work.caption_tokens)) if sizes else None
     gpus_each = f"{gpus:g}" if gpus else "no"
     is_unlimited = bool(gpus) and hardware.gpus is None and not job.pool.max_actors
     actor_count = "as many actors as there are GPUs for them," if is_unlimited else count(actors, "concurrent actor")
     assumes = [
-        _caption_assumption(work, sizes),
+        _caption_assumption(job, work, sizes),
         f"{actor_count} with {gpus_each} GPU each{actor_limit}",
         *_idle_gpu_assumption(job, gpus),
         *([memory[1]] if memory else []),
     ]
     return CaptionerCost(
         name=job.config.name,
+        texts=len(work.texts),
         licence=licence_of(job.config),
         images=work.remaining,
         done=work.done,
-        tokens=round(work.remaining * work.caption_tokens),
+        tokens=round(work.tokens),
         images_per_s=speed.images_per_s,
         speed=speed.source,
         gpus=gpus,
@@ -200,7 +243,7 @@ def _captioner_cost(
         gpu_hours=gpu_hours,
         money=_gpu_price(gpu_hours, gpus, hardware.price),
         sequences=memory[0] if memory else None,
-        caption_bytes=work.remaining * CAPTION_BYTES,
+        caption_bytes=work.captions * CAPTION_BYTES,
         assumes=assumes,
     )
 
@@ -228,10 +271,21 @@ def _concurrent_actors(job: CaptionerJob, hardware: Hardware, gpus: float, shard
     return shards, f", because each actor needs its own shard and {left}; {remedy}"
 
 
-def _caption_assumption(work: _Workload, sizes: ModelSizes | None) -> str:
-    origin = "mean of the finished captions" if work.is_counted else "assumed"
-    before = f", after {sizes.image_tokens} image tokens and {sizes.prompt_tokens} prompt tokens" if sizes else ""
-    return f"{work.caption_tokens:,.4g} tokens per caption ({origin}){before}"
+def _caption_assumption(job: CaptionerJob, work: _Workload, sizes: ModelSizes | None) -> str:
+    lengths = {(text.caption_tokens, text.is_counted) for text in work.texts}
+    if len(lengths) == 1:
+        shown = f"{_length(work.texts[0])}"
+    else:
+        texts = zip(job.config.prompts, work.texts, strict=True)
+        shown = ", ".join(f"{_length(text)} of {key!r}" for key, text in texts)
+    once = "" if len(work.texts) == 1 else " that all texts share" if throughput.shares_image(job) else " for each text"
+    before = f", after {sizes.image_tokens} image tokens{once} and {sizes.prompt_tokens} prompt tokens" if sizes else ""
+    return shown + before
+
+
+def _length(text: _TextWork) -> str:
+    origin = "mean of the finished captions" if text.is_counted else "assumed"
+    return f"{text.caption_tokens:,.4g} tokens per caption ({origin})"
 
 
 def _idle_gpu_assumption(job: CaptionerJob, gpus: float) -> list[str]:
@@ -319,14 +373,16 @@ def _captioner_lines(cost: CaptionerCost) -> list[str]:
     done = f" ({cost.done:,} done)" if cost.done else ""
     captions = f"{format_bytes(cost.caption_bytes)} of captions"
     images = count(cost.images, "image")
-    lines = [f"{cost.name:12} {images}{done}, {cost.tokens:,} tokens, {captions}"]
+    texts = f" × {cost.texts} texts" if cost.texts > 1 else ""
+    lines = [f"{cost.name:12} {images}{texts}{done}, {cost.tokens:,} tokens, {captions}"]
     if cost.images_per_s is None or cost.actor_hours is None or cost.gpu_hours is None:
         lines.append(f"             speed {cost.speed}")
     else:
         rate = f"{cost.images_per_s:,.0f}" if cost.images_per_s >= 100 else f"{cost.images_per_s:.3g}"
         unit, hours = ("GPU-hours", cost.gpu_hours) if cost.gpus else ("hours without a GPU", cost.actor_hours)
         total = f"{_format_amount(hours)} {unit}{_format_money(cost.money)}"
-        lines.append(f"             {rate} images/s per actor ({cost.speed}): {total}")
+        each = f" with all {cost.texts} texts" if cost.texts > 1 else ""
+        lines.append(f"             {rate} images/s per actor{each} ({cost.speed}): {total}")
     if cost.licence:
         lines.append(f"             licence of the model: {cost.licence}")
     return lines

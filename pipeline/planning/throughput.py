@@ -1,19 +1,21 @@
 """The speed of one actor of a captioner: measured on this machine, taken from a run's ledger, or estimated.
 
 estimated images per second = GPUs × peak FLOP/s × MFU / (2 × parameters × (image + prompt + caption tokens))
+
+A captioner with several texts has a prompt and a caption for each. vLLM reads the image once for all of them.
 """
 
 import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
-from lotlip_data.captioners.base import CaptionError, Engine
+from lotlip_data.captioners.base import CaptionerConfig, CaptionError, Engine, prepare_texts
 from lotlip_data.captioners.gpu_memory import PUBLISHED_SIZES
 from lotlip_data.captioners.registry import get_kind, load_engine
 from lotlip_data.captioners.sizing import CAPTION_TOKENS, ModelSizes
@@ -23,7 +25,9 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.planning.hardware import Hardware
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, engine_options
-from lotlip_data.synthetic.scenes import render, sample_scene
+from lotlip_data.pipeline.recaptioning.prompts import PromptFiller
+from lotlip_data.synthetic.caption_writers import raw_text
+from lotlip_data.synthetic.scenes import Scene, render, sample_scene
 
 WARM_UP_IMAGES = 8
 """Images captioned before the measurement starts."""
@@ -54,22 +58,28 @@ def measure_speed(job: CaptionerJob, count: int) -> Speed:
 
     Args:
         job: The captioner with its pool.
-        count: Number of synthetic images to caption after the warm-up.
+        count: Number of synthetic images to caption, each with all texts, after the warm-up.
 
     Raises:
         UserError: The captioner does not load or caption on this machine.
     """
     import torch
 
-    images = [render(sample_scene(seed), SCENE_PIXELS) for seed in range(count)]
+    scenes = [sample_scene(seed) for seed in range(count)]
     needs_gpu = get_kind(job.config.kind).needs_gpu
     has_gpu = needs_gpu and torch.cuda.is_available()
+    if has_gpu and job.pool.num_gpus == 0:
+        raise UserError(
+            f"--time: the actors of {job.config.name} use no GPU (`num_gpus: 0`), and an engine here would use that of "
+            "this machine; repeat the command with CUDA_VISIBLE_DEVICES= (empty)"
+        )
     with _actor_threads(job.pool.num_cpus, has_gpu) as threads:
         try:
             options = engine_options(job.config, job.pool, job.pool.num_gpus or 0.0)
             engine = load_engine(job.config, job.pool.engine, **options.explicit)
             try:
-                seconds = asyncio.run(_time_captions(engine, job.pool.concurrency or engine.window, images))
+                window = job.pool.concurrency or engine.window
+                seconds = asyncio.run(_time_captions(engine, job.config, window, scenes))
             finally:
                 engine.close()
         except ENGINE_ERRORS as error:
@@ -82,18 +92,28 @@ def measure_speed(job: CaptionerJob, count: int) -> Speed:
     return Speed(count / seconds, source, on_cpu=not has_gpu)
 
 
-async def _time_captions(engine: Engine, window: int, images: list[Image.Image]) -> float:
-    """Return the seconds that the images take, with up to `window` of them in progress."""
-    slots = asyncio.Semaphore(window)
+async def _time_captions(engine: Engine, config: CaptionerConfig, window: int, scenes: list[Scene]) -> float:
+    """Return the seconds that all texts of the scenes take, with up to `window` of these in progress."""
+    texts, samples = config.texts, [(render(scene, SCENE_PIXELS), _meta(scene)) for scene in scenes]
+    slots, filler = asyncio.Semaphore(max(1, window // len(texts))), PromptFiller(texts, engine)
 
-    async def caption(image: Image.Image) -> None:
+    def prepare(image: Image.Image, meta: dict[str, Any]) -> list[Any]:
+        return prepare_texts(engine, config, image, [filler.request(text, meta) for text in texts])
+
+    async def caption(sample: tuple[Image.Image, dict[str, Any]]) -> None:
         async with slots:
-            await engine.caption(await asyncio.to_thread(engine.prepare, image))
+            await asyncio.gather(*map(engine.caption, await asyncio.to_thread(prepare, *sample)))
 
-    await asyncio.gather(*map(caption, images[:WARM_UP_IMAGES]))
+    await asyncio.gather(*map(caption, samples[:WARM_UP_IMAGES]))
     start = time.perf_counter()
-    await asyncio.gather(*map(caption, images))
+    await asyncio.gather(*map(caption, samples))
     return time.perf_counter() - start
+
+
+def _meta(scene: Scene) -> dict[str, Any]:
+    """The columns of the sample of a scene, for prompts that hold some."""
+    sizes = dict.fromkeys(("width", "height", "original_width", "original_height"), SCENE_PIXELS)
+    return {"texts": [raw_text(scene)], "sources": ["synthetic"], "url": "http://images.test/scene.jpg", **sizes}
 
 
 @contextlib.contextmanager
@@ -117,16 +137,23 @@ def _actor_threads(num_cpus: float, has_gpu: bool) -> Iterator[int]:
 
 
 def run_speed(job: CaptionerJob, run: Run) -> Speed | None:
-    """Return the speed that a run's ledger records for a captioner, or None if it records none."""
-    done = ledger.throughput(ledger.recorded(run.caption_ledger(job.config.name)).values())
-    if not done.images_per_s:
+    """Return the speed that a run's ledger records for a captioner, or None if it records none.
+
+    A text without a record counts as long as the captioner's other texts.
+    """
+    names = [text.name for text in job.config.texts]
+    done = [ledger.throughput(ledger.recorded(run.caption_ledger(name)).values()) for name in names]
+    seconds = [1 / text.images_per_s for text in done if text.images_per_s]
+    if not seconds:
         return None
-    source = f"measured in the run, {done.images:,} images"
-    return Speed(done.images_per_s, source, on_cpu=not done.gpu_seconds, origin="run")
+    texts = "" if len(seconds) == len(names) else f" with {len(seconds)} of {len(names)} texts"
+    source = f"measured in the run, {max(text.images for text in done):,} images{texts}"
+    on_cpu = not any(text.gpu_seconds for text in done)
+    return Speed(len(seconds) / sum(seconds) / len(names), source, on_cpu=on_cpu, origin="run")
 
 
 def estimate_speed(
-    job: CaptionerJob, sizes: ModelSizes | None, hardware: Hardware, gpus: float, caption_tokens: float
+    job: CaptionerJob, sizes: ModelSizes | None, hardware: Hardware, gpus: float, caption_tokens: Sequence[float]
 ) -> Speed:
     """Estimate a speed from the model's size; it is unknown for actors without a GPU and for models of unknown size.
 
@@ -135,13 +162,13 @@ def estimate_speed(
         sizes: The sizes of its model, if they are known.
         hardware: The cluster.
         gpus: GPUs per actor.
-        caption_tokens: Mean length of a caption.
+        caption_tokens: By text, the mean length of a caption.
     """
     if sizes is None or not gpus:
         reason = "the size of the model is unknown" if gpus else "actors without a GPU cannot be estimated"
         return Speed(None, f"unknown: {reason}; use --speed", origin="unknown")
     used = gpus - idle_gpus(job, gpus)
-    images_per_s = estimate_images_per_s(sizes, used, hardware, caption_tokens)
+    images_per_s = estimate_images_per_s(sizes, used, hardware, caption_tokens, shares_image(job))
     most = job.pool.num_cpus / PREPARE_SECONDS
     if images_per_s > most:
         return Speed(most, "estimated: as fast as its CPUs prepare images", origin="estimate")
@@ -156,9 +183,29 @@ def idle_gpus(job: CaptionerJob, gpus: float) -> float:
     return max(0.0, gpus - job.config.tensor_parallel_size) if job.config.kind in PUBLISHED_SIZES else 0.0
 
 
+def shares_image(job: CaptionerJob) -> bool:
+    """Whether the engine computes the tokens of an image once for all its texts, as vLLM does."""
+    return job.pool.engine != "transformers"
+
+
 def estimate_images_per_s(
-    sizes: ModelSizes, gpus: float, hardware: Hardware, caption_tokens: float = CAPTION_TOKENS
+    sizes: ModelSizes,
+    gpus: float,
+    hardware: Hardware,
+    caption_tokens: Sequence[float] = (CAPTION_TOKENS,),
+    is_image_shared: bool = True,
 ) -> float:
-    """Return the estimated images per second of one actor, at two operations per parameter and token."""
-    operations_per_image = 2 * sizes.parameters * sizes.sequence_tokens(caption_tokens)
+    """Return the estimated images per second of one actor, at two operations per parameter and token.
+
+    Args:
+        sizes: The sizes of the model.
+        gpus: GPUs per actor.
+        hardware: The cluster.
+        caption_tokens: By text, the mean length of a caption.
+        is_image_shared: Whether the tokens of an image are computed once for all texts.
+    """
+    tokens = sum(map(sizes.sequence_tokens, caption_tokens))
+    if is_image_shared:
+        tokens -= (len(caption_tokens) - 1) * sizes.image_tokens
+    operations_per_image = 2 * sizes.parameters * tokens
     return gpus * hardware.tflops * 1e12 * hardware.mfu / operations_per_image

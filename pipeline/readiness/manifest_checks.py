@@ -28,9 +28,9 @@ def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
         run: Its run, whose finished captioners and trainings are left out.
     """
     jobs = captioner_jobs(manifest)
-    jobs = [job for job in jobs if run is None or not captioned_shards(run, job.config.name)]
-    yield from check_prompts(text for job in jobs for text in job.config.texts)
-    yield from check_jobs(jobs)
+    new = [text for job in jobs for text in job.config.texts if run is None or not captioned_shards(run, text.name)]
+    yield from check_prompts(new)
+    yield from check_jobs(job for job in jobs if any(text in new for text in job.config.texts))
     entries = [entry for entry in manifest.train if run is None or not storage.exists(run.training_done(entry.folder))]
     yield from check_towers(entries)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from lotlip_data.manifests import wording
+from lotlip_data.manifests.settings.captioners import by_captioner
 from lotlip_data.pipeline.reporting import charts
 from lotlip_data.pipeline.reporting.escaping import template_value
 from lotlip_data.pipeline.reporting.pictures import CaptionedPicture
@@ -63,7 +65,7 @@ def render_html(
     }
     plan, captioners = report["plan"], report["captioners"]
     return pages.get_template("report.html.j2").render(
-        **{name: value for name, value in report.items() if name not in ("trained", "duplicates")},
+        **{name: value for name, value in report.items() if name not in ("trained", "duplicates", "texts")},
         **_report_charts(report),
         name=report["run"].rstrip("/").rsplit("/", 1)[-1],
         pictures=pictures,
@@ -73,6 +75,7 @@ def render_html(
         many_series=charts.MANY_SERIES,
         row_counts=list(_row_counts(plan)) if plan else [],
         caption_table=_caption_table(report),
+        shared_times=list(_shared_times(report)),
         flag_table=_flag_table(captioners),
         examples=list(_examples(captioners)),
         rejected=[(name, each["rejected"]) for name, each in captioners.items() if each["rejected"]],
@@ -98,7 +101,10 @@ def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         covered = f"{captioners[fewest]['captioned'] / max(1, images):.1%} of the images"
         is_equal = len({each["captioned"] for each in captioners.values()}) == 1
         remark = f"on {covered} each" if is_equal else f"on at least {covered} (fewest: {fewest})"
-        by = "1 captioner" if len(captioners) == 1 else f"{len(captioners)} captioners"
+        makers = by_captioner(captioners, report["texts"])
+        by = wording.count(len(makers), "captioner") + (
+            f" ({len(captioners)} per image)" if len(makers) < len(captioners) else ""
+        )
         yield f"{texts:,}", f"long texts by {by}", remark
     if dataset:
         kept = dataset["samples"] / max(1, dataset["fetched"])
@@ -134,10 +140,21 @@ def _caption_table(report: dict[str, Any]) -> dict[str, Any] | None:
         return None
     figures = [(label, [form(each) for each in captioners.values()]) for label, form in _caption_figures(report)]
     if len(captioners) <= charts.MANY_SERIES:
-        return {"head": list(captioners), "rows": figures}
+        makers = by_captioner(captioners, report["texts"])
+        groups = [(maker or "", len(names)) for maker, names in makers] if any(maker for maker, _ in makers) else []
+        return {"groups": groups, "head": list(captioners), "rows": figures}
     columns = [values for _, values in figures]
     rows = [(name, [values[index] for values in columns]) for index, name in enumerate(captioners)]
-    return {"head": [label for label, _ in figures], "rows": rows}
+    return {"groups": [], "head": [label for label, _ in figures], "rows": rows}
+
+
+def _shared_times(report: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
+    """Yield captioner, number of texts and images per actor-hour of each captioner that makes several texts."""
+    captioners = report["captioners"]
+    for captioner, names in by_captioner(captioners, report["texts"]):
+        rates = [captioners[name]["images_per_hour"] for name in names]
+        if captioner and all(rates):
+            yield captioner, len(names), round(1 / sum(1 / rate for rate in rates))
 
 
 def _caption_figures(report: dict[str, Any]) -> Iterator[tuple[str, Callable[[dict[str, Any]], str]]]:

@@ -29,9 +29,11 @@ def find_not_started(manifest: Manifest, status: RunStatus) -> dict[str, list[st
 
 def _captioner_names(manifest: Manifest) -> list[str]:
     try:
-        return [job.config.name for job in resolve_captioners(manifest.captioners)] if manifest.captioners else []
+        if manifest.captioners:
+            resolve_captioners(manifest.captioners)
     except UserError:
         return []  # `recaption` says what is wrong
+    return manifest.captioner_names
 
 
 def find_stale(run: Run, manifest: Manifest, status: RunStatus) -> list[Stale]:

@@ -16,7 +16,9 @@ from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats.dataset_index import read_dataset_summary
 from lotlip_data.manifests.iteration import evenly
+from lotlip_data.manifests.manifest import frozen
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.settings.captioners import by_captioner
 from lotlip_data.manifests.text_stats import TextTally
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.curation.exclusions import DUPLICATE, EVALUATION_IMAGE, NEAR_DUPLICATE
@@ -104,7 +106,9 @@ def build_report(run: Run, price: float | None = None) -> dict[str, Any]:
     status, problems = get_status(run), list[str]()
     plan = load_partition(run)
     dataset = _or_problem(problems, None, lambda: _dataset(run))
-    captioners = {name: _captioner(run, name, counts, price, problems) for name, counts in status["captioners"].items()}
+    texts = _several_texts(run)
+    names = [name for _, group in by_captioner(status["captioners"], texts) for name in group]
+    captioners = {name: _captioner(run, name, status["captioners"][name], price, problems) for name in names}
     return {
         "run": run.url,
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -114,12 +118,21 @@ def build_report(run: Run, price: float | None = None) -> dict[str, Any]:
         "status": status,
         "failures": _or_problem(problems, NO_FAILURES, lambda: _failures(run)),
         "captioners": captioners,
+        "texts": {name: list(own) for name, own in texts.items()},
         "duplicates": _duplicates(plan, dataset),
         "dataset": dataset,
         "trained": _evaluations(status["evaluated"], problems),
         "price": price,
         "problems": problems,
     }
+
+
+def _several_texts(run: Run) -> dict[str, tuple[str, ...]]:
+    """By captioner of the run's manifest that makes several texts for each image, their names."""
+    try:
+        return frozen(run).several_texts
+    except UserError:  # the page shows the manifest as it is
+        return {}
 
 
 Result = TypeVar("Result")

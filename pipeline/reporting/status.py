@@ -86,6 +86,8 @@ class RunStatus(TypedDict):
     """By model, the URLs of its result files."""
     failures: NotRequired[dict[str, Any]]
     """Download failures by reason and by host, where these were requested."""
+    texts: NotRequired[dict[str, list[str]]]
+    """By captioner that makes several texts for each image, their names in `captioners`."""
     not_started: NotRequired[dict[str, list[str]]]
     """By stage (`recaption`, `train`), the names in the manifest that have no folder in the run yet."""
     stale: NotRequired[list[Stale]]

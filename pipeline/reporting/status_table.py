@@ -1,7 +1,12 @@
-"""The status of a run as a table of at most 80 columns: a row per stage, captioner and model."""
+"""The status of a run as a table of at most 80 columns: a row per stage, captioner and model.
 
-from dataclasses import dataclass
+A captioner that makes several texts for each image has a row, in which each image counts once, and one for each text.
+"""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from lotlip_data.manifests.settings.captioners import by_captioner
 from lotlip_data.manifests.wording import count, duration, rate
 from lotlip_data.pipeline.downloading.failures import format_text as format_failures
 from lotlip_data.pipeline.reporting.status import CaptionerStatus, DownloadStatus, RunStatus
@@ -43,8 +48,7 @@ def format_table(status: RunStatus) -> list[str]:
     rows = [
         _lists_row(status),
         _download_row(status),
-        *(_captioner_row(name, captioner) for name, captioner in status["captioners"].items()),
-        *_not_started(status, "recaption"),
+        *_captioner_rows(status),
         _dataset_row(status, stale),
         *(_Row("train", name, "", STALE if ("train", name) in stale else DONE) for name in status["trained"]),
         *(_training_row(name, training) for name, training in status["trainings"].items()),
@@ -90,6 +94,24 @@ def _download_row(status: RunStatus) -> _Row:
     return _Row("download", "", progress, state, download["failed"], ", ".join(details))
 
 
+def _captioner_rows(status: RunStatus) -> Iterator[_Row]:
+    captioners, new = status["captioners"], status.get("not_started", {}).get("recaption", [])
+    for captioner, names in by_captioner([*captioners, *new], status.get("texts", {})):
+        if captioner is None:
+            (name,) = names
+            yield (
+                _captioner_row(name, captioners[name])
+                if name in captioners
+                else _Row("recaption", name, "", NOT_STARTED)
+            )
+            continue
+        texts = [captioners.get(name) for name in names]
+        yield _texts_row(captioner, [text for text in texts if text], len(texts), status["images"])
+        for name, text in zip(names, texts, strict=True):
+            row = _captioner_row(name, text) if text else _Row("recaption", name, "", NOT_STARTED)
+            yield replace(row, stage="", name=f"  {name}", details="")
+
+
 def _captioner_row(name: str, captioner: CaptionerStatus) -> _Row:
     total = captioner["done"] + captioner["left"]
     progress = f"{captioner['done']:,} of {count(total, 'image')}"
@@ -99,6 +121,28 @@ def _captioner_row(name: str, captioner: CaptionerStatus) -> _Row:
         speeds = [rate(captioner["images_per_s"], "images"), rate(captioner["tokens_per_s"], "tokens")]
         details = ", ".join([*speeds, *_left(captioner)])
     return _Row("recaption", name, progress, state, captioner["failed"], details)
+
+
+def _texts_row(captioner: str, texts: Sequence[CaptionerStatus], wanted: int, images: int) -> _Row:
+    """The row of a captioner that makes several texts, in which each image counts once.
+
+    Args:
+        captioner: Its name.
+        texts: Those of its texts that have started.
+        wanted: Number of all its texts.
+        images: Images of the run.
+    """
+    if not texts:
+        return _Row("recaption", captioner, f"{wanted} texts", NOT_STARTED)
+    done = min(text["done"] for text in texts) if len(texts) == wanted else 0
+    speed = max(text["images_per_s"] for text in texts)
+    state = _state(max(0, images - done), max(text["done"] for text in texts), speed)
+    details = ""
+    if state == RUNNING:
+        tokens, left = sum(text["tokens_per_s"] for text in texts), [text["seconds_left"] or 0 for text in texts]
+        remaining = [f"{duration(max(left))} left"] if max(left) else []
+        details = ", ".join([rate(speed, "images"), rate(tokens, "tokens"), *remaining])
+    return _Row("recaption", captioner, f"{done:,} of {count(images, 'image')}, {wanted} texts", state, None, details)
 
 
 def _state(left: int, done: int, speed: float) -> str:

@@ -3,14 +3,17 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from lotlip_data.manifests.formats.schema import FLAGS_SUFFIX, SUB_SUFFIX
+from lotlip_data.manifests.settings.captioners import by_captioner
 from lotlip_data.pipeline.viewer.paging import Position
 
 DETAILS = ("uid", "url", "sha256", "key", "width", "height", "original_width", "original_height", "source")
 TEXT_CHARACTERS = 20_000
 """Longest text shown; the rest is left out."""
+NO_SEVERAL_TEXTS: Mapping[str, Sequence[str]] = {}
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
@@ -35,6 +38,8 @@ class LongText:
     """A captioner's text; without spans if the captioner has no text for this image."""
 
     captioner: str
+    maker: str | None
+    """The captioner that makes this text and others for each image; None for a captioner that makes one text."""
     spans: list[Span]
     flags: list[str]
     words: int
@@ -49,7 +54,13 @@ class Card:
     raws: list[tuple[str, str]]
     """Source and raw text of each source."""
     longs: list[LongText]
+    """Those of one captioner are together."""
     details: dict[str, Any]
+
+    @property
+    def groups(self) -> list[tuple[str | None, list[LongText]]]:
+        """The long texts with their makers."""
+        return [(maker, list(longs)) for maker, longs in groupby(self.longs, lambda long: long.maker)]
 
     @property
     def link(self) -> str | None:
@@ -62,16 +73,29 @@ def web_link(url: str) -> str | None:
     return url if url.lower().startswith(("http://", "https://")) else None
 
 
-def make_card(position: Position, row: Mapping[str, Any], captioners: Iterable[str]) -> Card:
-    """Return the card of one row of the dataset's Parquet files."""
+def make_card(
+    position: Position,
+    row: Mapping[str, Any],
+    captioners: Sequence[str],
+    texts_of: Mapping[str, Sequence[str]] = NO_SEVERAL_TEXTS,
+) -> Card:
+    """Return the card of one row of the dataset's Parquet files.
+
+    Args:
+        position: Where the row is.
+        row: The row.
+        captioners: The names of the long texts to show.
+        texts_of: By captioner that makes several texts for each image, their names.
+    """
     texts = {name: row[name] for name in captioners if row[name] is not None}
     unique = unique_words(texts)
     longs = []
-    for name in captioners:
-        text, sub_captions = row[name] or "", row[name + SUB_SUFFIX] or []
-        spans = split_spans(text, sub_captions, unique.get(name, set())) if name in texts else []
-        flags = (row[name + FLAGS_SUFFIX] or "").split()
-        longs.append(LongText(name, spans, flags, len(text.split()), len(sub_captions)))
+    for maker, names in by_captioner(captioners, texts_of):
+        for name in names:
+            text, sub_captions = row[name] or "", row[name + SUB_SUFFIX] or []
+            spans = split_spans(text, sub_captions, unique.get(name, set())) if name in texts else []
+            flags = (row[name + FLAGS_SUFFIX] or "").split()
+            longs.append(LongText(name, maker, spans, flags, len(text.split()), len(sub_captions)))
     pairs = zip(row["sources"] or [row["source"]], row["raws"] or [row["raw"]], strict=False)
     raws = [(source or "", (text or "")[:TEXT_CHARACTERS]) for source, text in pairs]
     return Card(position, raws, longs, {name: row[name] for name in DETAILS})

@@ -97,7 +97,7 @@ class SamplePages:
         else:
             page, links, first = self._page(request, shown)
         captioners = shown.options.shown_captioners(samples)
-        cards = [make_card(position, row, captioners) for position, row in page.rows]
+        cards = [make_card(position, row, captioners, samples.texts) for position, row in page.rows]
         return self._site.render(
             "grid",
             samples=samples,
@@ -122,7 +122,7 @@ class SamplePages:
         """One sample, with its maps if a text is selected."""
         samples = self._site.samples
         file, position, row = self._requested_row(request)
-        card, parameters = make_card(position, row, samples.captioners), dict(request.query_params)
+        card, parameters = make_card(position, row, samples.captioners, samples.texts), dict(request.query_params)
         text = select_text(row, samples.captioners, parameters)
         maps, problems = self._draw_maps(file, position, text) if text else ([], [])
         shown = SampleList.parse(QueryParams(parse_qsl(parameters.get("list", ""))), samples)

@@ -8,6 +8,7 @@ from lotlip_data.captioners.quality_flags import FLAGS
 from lotlip_data.manifests.formats import dataset_index, schema
 from lotlip_data.manifests.formats.dataset_index import ShardFile
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.settings.captioners import several_texts
 from lotlip_data.manifests.subcaptions import SplitMode
 
 
@@ -17,6 +18,9 @@ class Samples:
 
     name: str
     captioners: tuple[str, ...]
+    """Names of the long texts."""
+    texts: dict[str, tuple[str, ...]]
+    """By captioner that makes several texts for each image, their names."""
     sources: tuple[str, ...]
     flags: tuple[str, ...]
     sub_captions: SplitMode
@@ -49,6 +53,7 @@ def open_samples(run: Run) -> Samples:
     return Samples(
         name=content["name"],
         captioners=tuple(content["captioners"]),
+        texts=several_texts(content["manifest"].get("captioners", ())),
         sources=tuple(source["name"] for source in content["manifest"]["sources"]),
         flags=FLAGS,
         sub_captions=content["sub_captions"],

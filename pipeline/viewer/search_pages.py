@@ -72,7 +72,12 @@ class SearchPages:
         hits, problems = [], dict.fromkeys(ranking.damaged)
         for score, position in ranking.best:
             try:
-                hits.append((score, make_card(position, self._site.read_row(samples, position), samples.captioners)))
+                hits.append(
+                    (
+                        score,
+                        make_card(position, self._site.read_row(samples, position), samples.captioners, samples.texts),
+                    )
+                )
             except DatasetError as error:
                 problems[str(error)] = None
         return hits, list(problems)

@@ -76,7 +76,14 @@ def _compatibility() -> Tokenizer:
     return tokenizer
 
 
-KINDS = {"byte-level": _byte_level, "byte-fallback": _byte_fallback, "compatibility": _compatibility}
+def _words() -> Tokenizer:
+    """Words between white space."""
+    tokenizer = Tokenizer(models.WordLevel({"<none>": 0, "a": 1}, unk_token="<none>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+KINDS = {"byte-level": _byte_level, "byte-fallback": _byte_fallback, "compatibility": _compatibility, "words": _words}
 
 
 @cache
@@ -191,7 +198,7 @@ def test_several_texts_are_joined_and_share_the_length() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(raw=st.text(max_size=80))
+@given(raw=st.one_of(st.text(max_size=80), st.text("aé日-&. ", max_size=80)))
 def test_no_filled_prompt_needs_more_tokens_than_the_longest_requests(kind: str, raw: str) -> None:
     config = CaptionerConfig(
         name="a",

@@ -170,6 +170,21 @@ def test_vllm_gives_the_texts_of_transformers(kind, request, scenes):
     assert len({caption.text for caption in texts[0]}) == 3
 
 
+@pytest.mark.slow
+def test_vllm_has_room_for_the_longest_fields_of_a_family(tmp_path):
+    folder = str(tiny_vlms.write("qwen2.5-vl", tmp_path / "model"))
+    settings = {"prompt": "Describe the {raw} .", "system": "You know {raw} .", "max_field_characters": 100}
+    config = CaptionerConfig(name="x", kind="vlm", model=folder, max_new_tokens=12, dtype="float32", **settings)
+    engine = load_engine(config, "vllm")
+    requests = requests_of(config, engine.special_texts, "a " * 100, "red circle")
+
+    async def caption_each():
+        return await asyncio.gather(*map(engine.caption, engine.prepare_texts(IMAGE, requests)))
+
+    assert [caption.tokens for caption in asyncio.run(caption_each())] == [12, 12]
+    engine.close()
+
+
 def test_the_longest_requests_of_a_prompt_without_fields_are_the_prompt():
     config = CaptionerConfig(name="x", kind="vlm", model="x", prompt='As {"a": 1}.', system="Be brief.")
     assert [(request.prompt, request.system) for request in longest_requests(config)] == [('As {"a": 1}.', "Be brief.")]

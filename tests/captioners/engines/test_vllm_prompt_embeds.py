@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, InstructBlipForConditionalGeneration, T5Config
 
-from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
 from lotlip_data.captioners.engines import vllm_prompt_embeds
-from lotlip_data.captioners.engines.vllm_prompt_embeds import export_language_model
+from lotlip_data.captioners.engines.vllm_prompt_embeds import export_language_model, leave_for_vllm
 from lotlip_data.captioners.registry import load_engine
 from tests.captioners.tiny_checkpoints import VOCABULARY, llama, write_instructblip
 
@@ -212,3 +212,11 @@ def test_a_model_that_is_not_decoder_only_or_lacks_weight_files_is_rejected(chec
         weights.unlink()
     with pytest.raises(ValueError, match=r"is one of several|model\.safetensors\.index\.json names .* is missing"):
         export_language_model(str(checkpoint), LOCAL, str(tmp_path / "cache"))
+
+
+def test_an_image_half_that_takes_the_whole_share_of_the_engine_is_named():
+    config = CaptionerConfig(name="x", kind="instructblip", model="x")
+    options = EngineOptions(gpu_memory_utilization=0.2)
+    assert leave_for_vllm(config, options, 0.05).gpu_memory_utilization == 0.15
+    with pytest.raises(ValueError, match=r"captioner 'x': ViT-g and Q-Former take 25% .*use 20% in all; raise"):
+        leave_for_vllm(config, options, 0.25)

@@ -237,11 +237,56 @@ def test_an_estimated_speed_follows_the_formula() -> None:
     """2 × 1e9 parameters × 500 tokens = 1e12; a fifth of 100 TFLOP/s is 2e13: 20 images per second."""
     sizes = ModelSizes(parameters=10**9, image_tokens=300, prompt_tokens=60)
     assert throughput.estimate_images_per_s(
-        sizes, 1, Hardware(tflops=100, mfu=0.2), caption_tokens=140
+        sizes, 1, Hardware(tflops=100, mfu=0.2), caption_tokens=[140]
     ) == pytest.approx(20.0)
     assert throughput.estimate_images_per_s(
-        sizes, 4, Hardware(tflops=100, mfu=0.2), caption_tokens=140
+        sizes, 4, Hardware(tflops=100, mfu=0.2), caption_tokens=[140]
     ) == pytest.approx(80.0)
+
+
+def test_the_texts_of_an_image_share_its_tokens_in_vllm_only() -> None:
+    """300 image tokens and 3 × 60 + 320 tokens of prompts and captions are 800 tokens; without sharing, 1,400."""
+    sizes = ModelSizes(parameters=10**9, image_tokens=300, prompt_tokens=60)
+    hardware, lengths = Hardware(tflops=100, mfu=0.2), [140, 140, 40]
+    assert throughput.estimate_images_per_s(sizes, 1, hardware, lengths) == pytest.approx(20 * 500 / 800)
+    assert throughput.estimate_images_per_s(sizes, 1, hardware, lengths, False) == pytest.approx(20 * 500 / 1400)
+
+
+PROMPTS = {"long": "Describe it.", "title": "Name it.", "tags": {"prompt": "Tag it.", "max_new_tokens": 48}}
+
+
+def test_a_captioner_with_several_texts_is_planned_as_one_with_all_its_tokens() -> None:
+    """36,000 images at 10 per second with three texts each take one actor-hour, and have 108,000 captions."""
+    cost = estimate(36_000, 10.0, prompts=PROMPTS)
+    (captioner,) = cost.captioners
+    assert (captioner.texts, captioner.gpu_hours, captioner.tokens) == (3, 1.0, 36_000 * (140 + 140 + 48))
+    assert captioner.caption_bytes == 108_000 * 500
+    assert format_text(cost)[0] == "llava        36,000 images × 3 texts, 11,808,000 tokens, 54 MB of captions"
+    assert "10 images/s per actor with all 3 texts (as given): 1.00 GPU-hours" in format_text(cost)[1]
+    assert cost.assumes[0] == (
+        "llava: 140 tokens per caption (assumed) of 'long', 140 tokens per caption (assumed) of 'title', 48 tokens per "
+        "caption (assumed) of 'tags', after 576 image tokens that all texts share and 60 prompt tokens"
+    )
+    estimated = [estimate(1, None, **settings).captioners[0].images_per_s for settings in ({}, {"prompts": PROMPTS})]
+    one, three = map(float, filter(None, estimated))
+    assert three == pytest.approx(one * (576 + 60 + 140) / (576 + 3 * 60 + 328))
+
+
+def test_a_text_that_was_added_later_is_what_remains(tmp_path: Path) -> None:
+    """Of 20 images, all have two texts and 10 the third one: a third of the time of 10 images remains."""
+    run = run_fixture.make(tmp_path, shards=2, images=10, writers=()).run
+    storage.create(run.plan, json.dumps(asdict(Partition(22, 2, 11, 22, 0, {}, {}))).encode())
+    for name, shards in (("llava_long", (0, 1)), ("llava_title", (0, 1)), ("llava_tags", (0,))):
+        run_fixture.claim_captioner(run, name)
+        for shard in shards:
+            run_fixture.write_captions(run, name, shard, run_fixture.captions_of(run, "llava", shard))
+            ledger.record(run.caption_ledger(name), shard, ledger.WorkRecord(10, 0, 400, 0, 10, 2_000, 2_000))
+    jobs = resolve_captioners([{"preset": "llava", "prompts": PROMPTS}])
+    (captioner,) = plan_cost(20, jobs, HARDWARE, {}, run).captioners
+    assert (captioner.images, captioner.done, captioner.tokens) == (10, 10, 400)
+    assert captioner.speed == "measured in the run, 20 images"
+    assert captioner.images_per_s == pytest.approx(10 / 6)  # of which each text takes 2 of 6 s
+    assert captioner.actor_hours == pytest.approx(10 * 0.2 / 3600)
 
 
 def test_without_the_hub_published_models_are_estimated_and_other_models_need_a_speed(

@@ -25,8 +25,13 @@ class FakeEngine:
     def __init__(self, fails: bool = False):
         self.fails, self.captions, self.in_progress, self.peak, self.closed = fails, 0, 0, 0, False
 
+    special_texts = frozenset[str]()
+
     def prepare(self, image: Any) -> Any:
         return image
+
+    def prepare_texts(self, image: Any, requests: Any) -> Any:
+        return [(image, request.prompt) for request in requests]
 
     async def caption(self, prepared: Any) -> None:
         if self.fails:
@@ -83,6 +88,14 @@ def test_a_fraction_of_a_cpu_is_one_thread_and_the_environment_takes_precedence(
     assert (loaded["threads"], os.environ["OMP_NUM_THREADS"]) == (2, "2")
 
 
+def test_an_image_is_captioned_with_all_its_texts(loaded: dict[str, Any]) -> None:
+    prompts = {"long": "Describe it.", "knowing": "Describe it, knowing: {raw}"}
+    (job,) = resolve_captioners([{"preset": "tiny-llava", "prompts": prompts}])
+    throughput.measure_speed(job, 4)
+    engine = loaded["engine"]
+    assert (engine.captions, engine.peak) == (2 * (4 + 4), 2)  # window 3: one image with two texts at a time
+
+
 def test_the_device_is_a_named_gpu_or_an_endpoint(loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
@@ -127,3 +140,10 @@ def test_a_captioner_with_a_given_speed_is_not_measured(tmp_path: Any, monkeypat
 def test_a_captioner_is_measured_on_this_machine() -> None:
     (job,) = resolve_captioners([{"preset": "tiny-llava", "pool": {"engine": "transformers"}}])
     assert throughput.measure_speed(job, 16).images_per_s > 0
+
+
+def test_an_engine_that_has_no_gpu_in_its_actors_is_not_timed_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (job,) = resolve_captioners([{"preset": "tiny-llava", "pool": {"num_gpus": 0}}])
+    with pytest.raises(UserError, match=r"--time: the actors of tiny-llava use no GPU .*CUDA_VISIBLE_DEVICES="):
+        throughput.measure_speed(job, 1)

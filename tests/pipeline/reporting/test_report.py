@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from lotlip_data.manifests import digests, storage
+from lotlip_data.manifests import digests, manifest, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import evenly
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.text_stats import BIN
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.core.ledger import WorkRecord
 from lotlip_data.pipeline.dataset.stats import dataset_stats
 from lotlip_data.pipeline.reporting import charts, html, report
 from lotlip_data.pipeline.reporting.html import render_html
@@ -461,3 +462,22 @@ def test_each_model_has_a_column() -> None:
         ("long, texts truncated", ["12.5%", "–"]),
         ("colour, top-1", ["–", "100.0%"]),
     ]
+
+
+def test_the_texts_of_one_captioner_have_one_heading_and_share_its_time(tmp_path: Path) -> None:
+    fake = run_fixture.make(tmp_path / "a run", writers=["llava"])
+    for name in ("qwen_long", "qwen_tags"):
+        run_fixture.claim_captioner(fake.run, name)
+        for shard in (0, 1):
+            run_fixture.write_captions(fake.run, name, shard, run_fixture.captions_of(fake.run, "llava", shard))
+            ledger.record(fake.run.caption_ledger(name), shard, WorkRecord(8, 0, 100, 0, 10, 4_000, 0))
+    prompts = {"long": "Describe it.", "tags": "Tag it."}
+    entry = {"name": "qwen", "kind": "llava", "model": "m", "prompts": prompts}
+    manifest.freeze(fake.manifest.replace(captioners=("llava", entry)), fake.run, update=True)
+    content = report.build_report(fake.run)
+    assert content["texts"] == {"qwen": ["qwen_long", "qwen_tags"]}
+    text = " ".join(Page(render_html(content, [])).text.split())
+    assert "long texts by 2 captioners (3 per image)" in text
+    assert "qwen llava qwen_long qwen_tags" in text
+    # 16 images in 8 s of each text
+    assert "The 2 texts of qwen are made together and share the time: 3,600 images per actor-hour with all" in text

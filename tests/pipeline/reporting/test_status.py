@@ -241,3 +241,37 @@ def test_a_shard_without_images_has_no_captions_left(run: Run) -> None:
     after = get_status(run)
     assert after["fetched"] == before["fetched"] + 1
     assert {name: shards - before["captioned"][name] for name, shards in after["captioned"].items()} == {"grey": 1}
+
+
+def test_a_captioner_with_several_texts_has_a_row_in_which_each_image_counts_once(run: Run) -> None:
+    """One text is complete, one under way, one not started."""
+    now = int(time.time())
+    for name, shards in (("qwen_long", (0, 1)), ("qwen_tags", (0,))):
+        for shard in shards:
+            storage.create(run.caption_shard(name, shard), b"")
+            record = WorkRecord((30, 20)[shard], 1, 100, now - 10, now)
+            ledger.record(run.caption_ledger(name), shard, record)
+    progress = get_status(run, now)
+    progress["texts"] = {"qwen": ["qwen_long", "qwen_tags", "qwen_title"]}
+    progress["not_started"] = {"recaption": ["qwen_title"], "train": []}
+    lines = format_table(progress)
+    (first,) = [number for number, line in enumerate(lines) if line.split()[:2] == ["recaption", "qwen"]]
+    assert lines[first].split() == ["recaption", "qwen", "0", "of", "50", "images,", "3", "texts", "running"]
+    assert re.fullmatch(r" +5 images/s, 30 tokens/s, \d+ s left", lines[first + 1])
+    assert [line.split() for line in lines[first + 2 : first + 5]] == [
+        ["qwen_long", "50", "of", "50", "images", "2", "done"],
+        ["qwen_tags", "30", "of", "50", "images", "1", "running"],
+        ["qwen_title", "not", "started"],
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_captioner_with_several_texts_is_done_when_all_of_them_are(run: Run) -> None:
+    for name in ("qwen_long", "qwen_tags"):
+        for shard, images in ((0, 30), (1, 20)):
+            storage.create(run.caption_shard(name, shard), b"")
+            ledger.record(run.caption_ledger(name), shard, WorkRecord(images, 0, 100, 0, 10))
+    progress = get_status(run)
+    progress["texts"] = {"qwen": ["qwen_long", "qwen_tags"]}
+    (line,) = [line for line in format_table(progress) if line.split()[:2] == ["recaption", "qwen"]]
+    assert line.split() == ["recaption", "qwen", "50", "of", "50", "images,", "2", "texts", "done"]

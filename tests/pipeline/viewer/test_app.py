@@ -707,3 +707,25 @@ def test_a_dataset_json_without_a_field_is_rejected(tmp_path: Path, field: str, 
     content = json.loads(Path(run.dataset).read_text())
     Path(run.dataset).write_text(json.dumps({name: content[name] for name in content if name != field}))
     assert message in client(run).get("/").text
+
+
+def test_the_texts_of_one_captioner_stand_together_under_its_name(tmp_path: Path) -> None:
+    names = ("llava", "qwen_a", "sharegpt4v", "qwen_b")
+
+    def change(number: int, row: dataset_fixture.Row) -> None:
+        for name in ("qwen_a", "qwen_b"):
+            row |= {name: f"{name} says {number}.", f"{name}_sub": [f"{name} says {number}."], f"{name}_flags": ""}
+
+    run = dataset_fixture.make(tmp_path / "run", shards=1, samples=2, change=change, captioners=names)
+    content = json.loads(storage.read_bytes(run.dataset))
+    content["manifest"]["captioners"] = ["llava", {"preset": "llava", "name": "qwen", "prompts": {"a": "A", "b": "B"}}]
+    storage.replace(run.dataset, json.dumps(content).encode())
+    for page in (client(run).get("/").text, client(run).get("/?show=short").text, client(run).get("/sample/0/0").text):
+        card = page.split("<article")[1]
+        assert card.count("<b>qwen</b>, 2 texts") == 1
+        order = re.findall(r'data-captioner="(\w+)"', card)
+        assert order == ["llava", "qwen_a", "qwen_b", "sharegpt4v"]
+        assert card.split("<b>qwen</b>")[1].index('data-captioner="qwen_b"') < card.split("<b>qwen</b>")[1].index(
+            'data-captioner="sharegpt4v"'
+        )
+        assert card.count("<div") == card.count("</div")
