@@ -205,6 +205,8 @@ def _vllm_settings(config: CaptionerConfig) -> Iterator[str]:
         yield f"kv_cache_dtype: {config.kv_cache_dtype}"
     if config.tensor_parallel_size > 1:
         yield f"tensor_parallel_size: {config.tensor_parallel_size}"
+    if any(text.structured is not None for text in config.texts):
+        yield "structured"
 
 
 def require_vllm() -> None:

@@ -68,6 +68,11 @@ def measure_speed(job: CaptionerJob, count: int) -> Speed:
     scenes = [sample_scene(seed) for seed in range(count)]
     needs_gpu = get_kind(job.config.kind).needs_gpu
     has_gpu = needs_gpu and torch.cuda.is_available()
+    if has_gpu and job.pool.num_gpus == 0:
+        raise UserError(
+            f"--time: the actors of {job.config.name} use no GPU (`num_gpus: 0`), and an engine here would use that of "
+            "this machine; repeat the command with CUDA_VISIBLE_DEVICES= (empty)"
+        )
     with _actor_threads(job.pool.num_cpus, has_gpu) as threads:
         try:
             options = engine_options(job.config, job.pool, job.pool.num_gpus or 0.0)

@@ -140,3 +140,10 @@ def test_a_captioner_with_a_given_speed_is_not_measured(tmp_path: Any, monkeypat
 def test_a_captioner_is_measured_on_this_machine() -> None:
     (job,) = resolve_captioners([{"preset": "tiny-llava", "pool": {"engine": "transformers"}}])
     assert throughput.measure_speed(job, 16).images_per_s > 0
+
+
+def test_an_engine_that_has_no_gpu_in_its_actors_is_not_timed_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (job,) = resolve_captioners([{"preset": "tiny-llava", "pool": {"num_gpus": 0}}])
+    with pytest.raises(UserError, match=r"--time: the actors of tiny-llava use no GPU .*CUDA_VISIBLE_DEVICES="):
+        throughput.measure_speed(job, 1)

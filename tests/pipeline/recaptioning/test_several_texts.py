@@ -155,7 +155,9 @@ def test_with_ray_three_texts_are_three_columns_of_the_dataset(run: Run, tmp_pat
 
     code, _, errors = command("recaption")
     assert code == 1
-    assert "qwen: 3 shards not captioned: captioner 'qwen_short' cannot caption a plain image" in " ".join(errors.split())
+    assert "qwen: 3 shards not captioned: captioner 'qwen_short' cannot caption a plain image" in " ".join(
+        errors.split()
+    )
     assert all(ledger.captioned_shards(run, name) == [] for name in NAMES)
     (tmp_path / "fail-qwen_short").unlink()
     (tmp_path / "log").unlink()
