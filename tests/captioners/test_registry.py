@@ -11,6 +11,7 @@ from lotlip_data.captioners import presets, registry
 from lotlip_data.captioners.base import Caption, CaptionerConfig, TextRequest
 from lotlip_data.captioners.load_errors import LoadError
 from lotlip_data.captioners.registry import load_engine
+from lotlip_data.manifests.errors import UserError
 from tests.support.paths import ROOT
 
 
@@ -111,3 +112,27 @@ def test_the_presets_in_fp8_are_captioners_of_their_own():
         assert (fp8.quantization, fp8.kv_cache_dtype) == ("fp8_per_channel", "fp8_hopper")
         assert (plain.quantization, plain.kv_cache_dtype) == (None, "auto")
         assert fp8.id != fp8.replace(quantization=None).id != fp8.replace(quantization=None, kv_cache_dtype="auto").id
+
+
+class OneTextEngine:
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
+def test_an_engine_that_makes_one_text_is_refused_for_several_with_the_fix_and_closed(monkeypatch):
+    engine = OneTextEngine()
+
+    class OneText(registry.Captioner):
+        def load(self, config, engine_name, options):
+            return engine
+
+    monkeypatch.setitem(registry._KINDS, "one-text", OneText)
+    config = CaptionerConfig(name="mine", kind="one-text", model="m", prompts={"long": "Describe.", "tags": "Tag."})
+    with pytest.raises(
+        UserError, match=r"captioner 'mine': `prompts`: .* 'one-text' makes one text .* one captioner for"
+    ):
+        load_engine(config)
+    assert engine.closed
+    assert load_engine(config.texts[0]) is engine
