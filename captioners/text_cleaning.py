@@ -54,9 +54,8 @@ def clean(caption: Caption, config: CaptionerConfig) -> Caption:
 
 def removals(config: CaptionerConfig) -> tuple[Removal, ...]:
     """Return what is removed from a captioner's texts, in the order of `REMOVALS`."""
-    chosen = config.strip
-    if chosen is None:
-        chosen = ("reasoning",) if config.kind == "vlm" else ()
+    by_default: tuple[Removal, ...] = ("reasoning",) if config.kind == "vlm" else ()
+    chosen = by_default if config.strip is None else config.strip
     return tuple(name for name in REMOVALS if name in chosen)
 
 

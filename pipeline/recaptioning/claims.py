@@ -32,6 +32,7 @@ TEXT_ARGUMENTS = frozenset(
         "quantization",
         "revision",
         "speculative_config",
+        "structured_outputs_config",
         "tensor_parallel_size",
         "tokenizer",
     )
