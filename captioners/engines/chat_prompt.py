@@ -16,12 +16,13 @@ class ChatPrompt:
     """Puts prompts into the template of a captioner: that of the settings, the checkpoint's, or the kind's.
 
     Attributes:
-        image: Text at which the processor puts the image's tokens.
+        image: Text at which the processor puts the image's tokens. Empty for BLIP's processors, which put them before
+            the text by themselves.
     """
 
     def __init__(self, captioner: ModelSpec, config: CaptionerConfig, processor: Any, source: str):
         self._captioner, self._tokenizer, self._source = captioner, processor.tokenizer, source
-        self.image = str(getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>"))
+        self.image = "" if hasattr(processor, "num_query_tokens") else image_text(processor)
         self._chat_template = _chat_template(processor)
 
     def render(self, request: TextRequest) -> str:
@@ -100,6 +101,11 @@ class ChatPrompt:
         if start is None or not text.startswith(self._tokenizer.bos_token):
             return False
         return bool(self._tokenizer(text)["input_ids"][:2] == [start, start])
+
+
+def image_text(processor: Any) -> str:
+    """The text that stands for an image: Gemma 3's processor has another one for the tokens that it puts there."""
+    return str(getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>"))
 
 
 def _chat_template(processor: Any) -> str | None:

@@ -49,7 +49,7 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if HAS_GPU else "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
-from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams  # noqa: E402
+from vllm import AsyncEngineArgs, AsyncLLMEngine, ModelRegistry, SamplingParams  # noqa: E402
 from vllm.config.quantization import ONLINE_QUANT_SHORTHAND_NAMES  # noqa: E402
 from vllm.inputs import embeds_input, mm_input  # noqa: E402
 from vllm.lora.request import LoRARequest  # noqa: E402
@@ -141,13 +141,13 @@ class VllmEngine:
         self.window, self.burst = max_seqs + spare, spare // 2
         self.capacity = _capacity(self._llm, config.quantization)
 
-    def prepare(self, image: Image.Image) -> PreparedText:
+    def prepare(self, image: Image.Image) -> Any:
         return self._preprocessor.prepare(image, self._limit)
 
-    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[PreparedText | CaptionError]:
+    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[Any]:
         return self._preprocessor.prepare_texts(image, requests, self._limit)
 
-    async def caption(self, prepared: PreparedText | CaptionError) -> Caption:
+    async def caption(self, prepared: Any) -> Caption:
         if isinstance(prepared, CaptionError):
             raise prepared
         return await self._generate(await self._request(prepared), prepared.config)
@@ -351,6 +351,14 @@ def sampling_params(config: CaptionerConfig, preprocessor: ModelInputs) -> Sampl
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=structured_outputs(config.structured),
     )
+
+
+def runs_natively(model_config: Any) -> bool:
+    """Whether vLLM has an implementation of its own for a model, by the checkpoint's configuration.
+
+    It runs others through transformers' code, if that allows it.
+    """
+    return not set(model_config.architectures or ()).isdisjoint(ModelRegistry.get_supported_archs())
 
 
 def quantization_config(config: CaptionerConfig) -> dict[str, Any] | None:

@@ -154,13 +154,17 @@ class Captioner:
             engine = default_engine()
         require_engine(config, engine)
         if engine == "transformers":
-            from lotlip_data.captioners.engines.transformers_engine import TransformersEngine
-
-            return TransformersEngine(self, config, options)
+            return self.load_transformers(config, options)
         if engine == "vllm":
             require_vllm()
             return self.load_vllm(config, options)
         raise ValueError(f"engine={engine!r}: use auto, vllm or transformers for captioner kind {config.kind!r}")
+
+    def load_transformers(self, config: CaptionerConfig, options: EngineOptions) -> Engine:
+        """Load the model into transformers."""
+        from lotlip_data.captioners.engines.transformers_engine import TransformersEngine
+
+        return TransformersEngine(self, config, options)
 
     def load_vllm(self, config: CaptionerConfig, options: EngineOptions) -> Engine:
         """Load the model into vLLM, which runs it as a whole."""

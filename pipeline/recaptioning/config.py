@@ -140,6 +140,7 @@ def _resolve(entry: CaptionerEntry, pool: Mapping[str, Any]) -> CaptionerJob:
 
 def _check_engine(job: CaptionerJob) -> None:
     config, engine = job.config, job.pool.engine
+    get_kind(config.kind).check_settings(config)
     if engine not in (known := ("auto", *get_kind(config.kind).engines)):
         raise ValueError(f"captioner {config.name!r}: `engine`: {unknown_name(engine, known)}")
 

@@ -72,7 +72,7 @@ def test_a_template_of_the_settings_takes_the_place_of_the_checkpoint_s(model):
         ({"min_pixels": 10**6, "max_pixels": 10**5}, "min_pixels=1000000 exceeds max_pixels=100000"),
         ({"size": {"height": 32}}, "size.height: the `size` of"),
         ({"lora": "someone/adapter"}, "lora: engine='transformers' needs the package peft; pip install peft, or use"),
-        ({"quantization": "fp8"}, "quantization and tensor_parallel_size need engine='vllm'"),
+        ({"quantization": "fp8"}, "quantization: fp8: only vLLM has this"),
     ],
 )
 def test_a_setting_that_cannot_be_followed_is_one_error(settings, message, model, monkeypatch):
