@@ -45,8 +45,13 @@ _LINK = re.compile(r"!?\[([^\]\n]+)\]\([^)\s]+\)")
 
 
 def clean(caption: Caption, config: CaptionerConfig) -> Caption:
-    """Return the caption without what the captioner's `strip` names; the caption itself if it has none of that."""
+    """Return the caption without what the captioner's `strip` names; the caption itself if it has none of that.
+
+    A text of the form that the captioner's `structured` asks for stays as it is: its marks are a part of it.
+    """
     text = caption.text
+    if config.structured is not None and config.structured.accepts(text):
+        return caption
     for removal in removals(config):
         text = REMOVALS[removal](text)
     return caption if text == caption.text else dataclasses.replace(caption, text=text, stripped=True)

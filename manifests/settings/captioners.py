@@ -166,6 +166,14 @@ class TextEntry(TextSettings, ListEntry):
 
     shorthand = "prompt"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_settings_of_the_captioner(cls, entry: Any) -> Any:
+        for name in entry if isinstance(entry, Mapping) else ():
+            if name in CaptionerEntry.model_fields and name not in cls.model_fields:
+                raise ValueError(f"`{name}`: holds for all texts of a captioner; set it beside `prompts`")
+        return entry
+
 
 class CaptionerOverrides(TextSettings):
     """Settings of a captioner that decide which text an image gets."""

@@ -135,6 +135,14 @@ def test_to_dict_and_back_is_the_identity():
             "captioner 'llava': `prompts.long_sub`: 'long_sub': columns of sub-captions and of flags end like this; "
             "choose another name",
         ),
+        (
+            {"prompts": {"long": {"prompt": "Describe it.", "model": "other"}}},
+            "captioner 'llava': `prompts.long`: `model`: holds for all texts of a captioner; set it beside `prompts`",
+        ),
+        (
+            {"prompts": {"long": {"prompt": "Describe it.", "max_tokens": 9}}},
+            "captioner 'llava': `prompts.long.max_tokens`: there is no such setting; did you mean `max_new_tokens`?",
+        ),
         ({"prompts": {"long": {}}}, "captioner 'llava': `prompts.long.prompt`: is missing"),
         (
             {"prompts": {"long": " "}},

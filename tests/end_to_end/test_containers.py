@@ -5,6 +5,7 @@ since the wheels take gigabytes. The base image, COPY, and the start of a contai
 """
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -103,6 +104,14 @@ def test_a_continued_run_instruction_is_one_command(tmp_path: Path) -> None:
     assert dockerfile.run("cat /tmp/b", tmp_path, {"PATH": "/bin:/usr/bin"}).stdout == "from the folder"
 
 
+def registry_settings() -> dict[str, str]:
+    """How this machine reaches its package registry: proxies, certificates, and pip's own settings."""
+    names = re.compile(r"PIP_\w+|SSL_\w+|\w*_CA_BUNDLE|(?:https?|no|all)_proxy", re.IGNORECASE)
+    settings = {name: value for name, value in os.environ.items() if names.fullmatch(name)}
+    own = Path.home() / ".config" / "pip" / "pip.conf"
+    return settings if not own.exists() else {"PIP_CONFIG_FILE": str(own), **settings}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_run_instruction_succeeds_in_a_fresh_environment(tmp_path: Path) -> None:
@@ -117,7 +126,7 @@ def test_every_run_instruction_succeeds_in_a_fresh_environment(tmp_path: Path) -
     wheels.copy_project(project)
     wheels.build(project, tmp_path / "tmp")
     venv.create(environment, with_pip=True)
-    variables = {"PATH": dockerfile.path_with(environment / "bin")}
+    variables = {**registry_settings(), "PATH": dockerfile.path_with(environment / "bin")}
     planned = ""
     for command in of("RUN"):
         if command.startswith("pip install"):
@@ -126,7 +135,9 @@ def test_every_run_instruction_succeeds_in_a_fresh_environment(tmp_path: Path) -
             (wheel,) = (tmp_path / "tmp").glob("*.whl")
             pip = [str(environment / "bin" / "pip"), "install", "-q", "--no-deps", "--no-index", str(wheel)]
             subprocess.run(pip, check=True)
-            variables["PYTHONPATH"] = sysconfig.get_paths()["purelib"]
+            # Unlike PYTHONPATH, it comes after the standard library, of which a package here is an old copy.
+            (library,) = environment.glob("lib/python*/site-packages")
+            (library / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
         else:
             answer = dockerfile.run(command, tmp_path, variables)
         assert answer.returncode == 0, f"RUN {command}\n{answer.stdout[-1500:]}{answer.stderr[-3000:]}"

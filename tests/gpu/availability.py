@@ -51,3 +51,8 @@ def availability(
         return Availability("run", f"{len(seen.gpus)} × {seen.gpus[0][0]}")
     check = check_gpu_driver(present, seen)
     return Availability("fail", f"torch sees no GPU, and there is one: {check.finding}; {check.fix}")
+
+
+def first_gpu_gib() -> float:
+    """Memory of the first GPU that torch sees, in GiB."""
+    return ask_torch().gpus[0][1] / 2**30

@@ -13,8 +13,11 @@ from tests.captioners import tiny_checkpoints
 from tests.gpu import shapes
 from tests.gpu.engine_process import Job, run_together
 from tests.gpu.scale import Scale, both
+from tests.gpu.test_llava import require_memory
 
 ACTORS = 2
+MIN_GPU_GIB = 48.0
+"""Memory of a GPU below which two 7B models in 16 bit have no room for caches."""
 
 
 def job(scale: Scale, model: Path, cache: Path) -> Job:
@@ -31,6 +34,7 @@ def job(scale: Scale, model: Path, cache: Path) -> Job:
 
 @both(slow=True)
 def test_two_actors_share_a_gpu_and_one_export(scale: Scale, figures: dict[str, Any], tmp_path: Path) -> None:
+    require_memory(scale, MIN_GPU_GIB, "two InstructBLIPs at 7B shapes")
     model = tmp_path / "model"
     model.mkdir()
     (shapes if scale.on_gpu else tiny_checkpoints).write_instructblip(model)

@@ -12,14 +12,16 @@ from lotlip_data.captioners.registry import get_default
 from lotlip_data.captioners.sizing import FP8_WEIGHTS_CAPABILITY, kv_cache_tokens
 from tests.captioners import tiny_checkpoints
 from tests.gpu import shapes
-from tests.gpu.availability import gpus_of_nvidia_smi
+from tests.gpu.availability import first_gpu_gib, gpus_of_nvidia_smi
 from tests.gpu.engine_process import Answer, Job, run
-from tests.gpu.scale import GIB, Scale, both, only_gpu
+from tests.gpu.scale import Scale, both, only_gpu
 
 CACHE_TOLERANCE = 0.15
 """Largest deviation of the cache from the estimate, as a share of it."""
-MAX_CPU_MS_PER_IMAGE = 100.0
-"""An engine on a GPU gets 8 cores; 24 images a second may take a third of them."""
+MAX_CORES = 8.0
+"""Cores that an actor on a GPU gets in examples/8x80gb.yaml; its engine must not need more."""
+MIN_GPU_GIB = 20.0
+"""Memory of a GPU below which a 7B model in 16 bit has no room for a cache."""
 FP8_SETTINGS = ("quantization", "kv_cache_dtype")
 """In which the preset for FP8 differs."""
 
@@ -53,13 +55,15 @@ def expected_cache_tokens(scale: Scale, job: Job) -> int:
     assert sizes
     sizes = sizes.stored_as(scale.dtype, config.quantization, "auto")
     utilization = EngineOptions().gpu_memory_utilization
-    return kv_cache_tokens(sizes, _gpu_gib() if scale.on_gpu else 0, utilization, 1, scale.options.get("kv_cache_gib"))
+    return kv_cache_tokens(
+        sizes, first_gpu_gib() if scale.on_gpu else 0, utilization, 1, scale.options.get("kv_cache_gib")
+    )
 
 
-def _gpu_gib() -> float:
-    from lotlip_data.pipeline.core.gpus import ask_torch
-
-    return ask_torch().gpus[0][1] / GIB
+def require_memory(scale: Scale, gib: float, what: str) -> None:
+    """Skip the test if the first GPU has less memory than `what` needs."""
+    if scale.on_gpu and first_gpu_gib() < gib:
+        pytest.skip(f"{what} needs a GPU of {gib:g} GiB; this one has {first_gpu_gib():.1f}")
 
 
 def check_rounds(scale: Scale, answer: Answer) -> None:
@@ -77,8 +81,11 @@ def fp8_skip_reason(capability: tuple[int, int]) -> str:
     return f"FP8 needs a GPU of compute capability {needed} (Ada, Hopper) or newer; this one has {found}"
 
 
-def _capability() -> tuple[int, int]:
-    major, _, minor = gpus_of_nvidia_smi()[0].rpartition(",")[2].strip().partition(".")
+def capability(listed: list[str]) -> tuple[int, int]:
+    """Compute capability of the first GPU that nvidia-smi lists."""
+    if not listed:
+        pytest.skip("nvidia-smi lists no GPU, so its compute capability is not known")
+    major, _, minor = listed[0].rpartition(",")[2].strip().partition(".")
     return int(major), int(minor)
 
 
@@ -86,6 +93,7 @@ def _capability() -> tuple[int, int]:
 def test_llava_starts_and_captions_at_7b_shapes(
     scale: Scale, checkpoint: Any, figures: dict[str, Any], tmp_path: Path
 ) -> None:
+    require_memory(scale, MIN_GPU_GIB, "LLaVA at 7B shapes")
     caches = {
         "VLLM_CACHE_ROOT": str(tmp_path / "vllm"),
         "TRITON_CACHE_DIR": str(tmp_path / "triton"),
@@ -112,6 +120,7 @@ def test_llava_starts_and_captions_at_7b_shapes(
                 "captions_at_a_time": entry.window,
                 "images_per_second": round(entry.images_per_second, 2),
                 "cpu_ms_per_image": round(entry.cpu_ms_per_image, 1),
+                "cores": round(entry.cpu_seconds / entry.seconds, 2),
             }
             for entry in answer.rounds
         ],
@@ -121,13 +130,14 @@ def test_llava_starts_and_captions_at_7b_shapes(
     assert answer.capacity["dtype"] == scale.dtype
     deviation = figures["cache_tokens"] / figures["expected_cache_tokens"] - 1
     assert abs(deviation) <= CACHE_TOLERANCE
-    assert not scale.on_gpu or min(entry.cpu_ms_per_image for entry in answer.rounds) <= MAX_CPU_MS_PER_IMAGE
+    assert max(entry.cpu_seconds / entry.seconds for entry in answer.rounds) <= MAX_CORES
 
 
 @only_gpu
 def test_llava_in_fp8_has_a_larger_cache(scale: Scale, checkpoint: Any, figures: dict[str, Any]) -> None:
-    if reason := fp8_skip_reason(_capability()):
+    if reason := fp8_skip_reason(capability(gpus_of_nvidia_smi())):
         pytest.skip(reason)
+    require_memory(scale, MIN_GPU_GIB, "LLaVA at 7B shapes")
     preset = get_default("llava-fp8").to_dict()
     fp8 = {name: preset[name] for name in FP8_SETTINGS}
     answer = run(job(scale, checkpoint(scale), windows=(None,), **fp8))

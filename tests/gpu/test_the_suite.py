@@ -21,7 +21,7 @@ from tests.gpu.availability import availability
 from tests.gpu.engine_process import Round
 from tests.gpu.results import SECTIONS, Results
 from tests.gpu.scale import GPU, TINY
-from tests.gpu.test_llava import fp8_skip_reason
+from tests.gpu.test_llava import capability, fp8_skip_reason
 from tests.gpu.test_real_weights import check_captions
 from tests.gpu.test_truth import jobs_of, share_of_equal
 from tests.support.paths import ROOT
@@ -134,6 +134,7 @@ def test_instructblip_at_7b_shapes_is_a_sparse_file_with_the_published_sizes(tmp
 
 
 def test_fp8_is_skipped_on_gpus_that_cannot_multiply_in_it() -> None:
+    assert capability(["NVIDIA L4, 23034 MiB, 580.65.06, 8.9"]) == (8, 9)
     assert "8.9" in fp8_skip_reason((8, 0)) and fp8_skip_reason((8, 9)) == fp8_skip_reason((9, 0)) == ""
 
 

@@ -32,9 +32,10 @@ PROMPTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llava", "instructblip"])
+@pytest.mark.parametrize("kind", ["llava", "instructblip", "vlm"])
 def test_vllm_writes_texts_of_the_form_that_each_must_have(kind, tmp_path, scenes, caption_all, runner):
-    model = getattr(tiny_checkpoints, f"write_{kind}")(tmp_path / "model", byte_level=True)
+    write = tiny_checkpoints.write_instructblip if kind == "instructblip" else tiny_checkpoints.write_llava
+    model = write(tmp_path / "model", byte_level=True)
     settings = {"kind": kind, "model": str(model), "max_new_tokens": 20, "dtype": "float32"}
     config = CaptionerConfig(name="x", prompts=PROMPTS, **settings)
     engine = load_engine(config, "vllm", cache_dir=str(tmp_path / "cache"))
