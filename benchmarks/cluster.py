@@ -93,7 +93,7 @@ class Machine:
         from lotlip_data.pipeline.recaptioning.actor import StartReport
 
         capacity = Capacity("bfloat16", "simulated", 128, 98_304)
-        return StartReport(name, "simulated", 1.0, 60.0, 1.0, capacity, reading_defaults())
+        return StartReport(name, "stub", "simulated", 1.0, 60.0, 1.0, capacity, reading_defaults())
 
     async def caption(self, name: str, idle_seconds: float, shard: int) -> Any:
         """Caption a shard in two parts, then commit it. Leaves the names that a worker leaves in the run's folder."""

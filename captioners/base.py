@@ -6,7 +6,7 @@ a driver process reads configurations without loading torch.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
@@ -108,6 +108,15 @@ class CaptionerConfig(CaptionerSettings):
         It is the captioner itself, or with `prompts` one captioner for each, whose id covers no other prompt.
         """
         return tuple(self._text(key, entry) for key, entry in self.prompts.items()) or (self,)
+
+    def only(self, names: Iterable[str]) -> Self:
+        """The captioner with those of its texts that have these names, for an engine that makes no other text.
+
+        The ids of the texts stay as they are.
+        """
+        wanted = set(names)
+        prompts = {key: entry for key, entry in self.prompts.items() if text_name(self.name, key) in wanted}
+        return self.replace(prompts=prompts) if prompts else self
 
     def _text(self, key: str, entry: TextEntry) -> Self:
         shared = {name: value for name, value in self.explicit.items() if name != "prompts"}

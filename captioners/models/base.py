@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
 from lotlip_data.manifests.checkpoints.hub import read_config
+from lotlip_data.manifests.checkpoints.model_files import check_files
 from lotlip_data.manifests.checkpoints.resolve import resolve
 
 VLM_SETTINGS = (
@@ -93,7 +94,10 @@ class Captioner:
         Raises as `check` does. A captioner that no class of transformers loads is not checked.
         """
         if hasattr(self, "model_class"):
-            self.check(resolve(config.model), {"revision": config.revision})
+            source = resolve(config.model)
+            self.check(source, {"revision": config.revision})
+            if Path(source).is_dir():
+                check_files(Path(source), config.model, has_own_code=config.trust_remote_code)
 
     def check_settings(self, config: CaptionerConfig) -> None:
         """Check that the kind reads every setting that the configuration gives.
@@ -122,7 +126,21 @@ class Captioner:
         if engine == "vllm":
             require_vllm()
         if "transformers" in self.engines and any(_vllm_settings(config)):
-            require_engine(config, default_engine() if engine == "auto" else engine)
+            require_engine(config, self.choose_engine(config, engine))
+
+    def choose_engine(self, config: CaptionerConfig, engine: str) -> str:
+        """The name of the engine that `load` takes, which each caption records.
+
+        Args:
+            config: Model, prompt and sampling.
+            engine: One of `engines`, or `auto`.
+        """
+        if engine != "auto":
+            return engine
+        if len(self.engines) == 1:
+            return self.engines[0]
+        default = default_engine()
+        return default if default in self.engines else engine
 
     def prepare_files(self, config: CaptionerConfig, folder: Path, engine: str, options: EngineOptions) -> list[str]:
         """Convert or export what the engine reads in place of the model's files, before the first start.
@@ -150,8 +168,7 @@ class Captioner:
             ValueError: The engine is unknown or not installed, or a setting or the checkpoint does not fit it.
         """
         self.check_settings(config)
-        if engine == "auto":
-            engine = default_engine()
+        engine = self.choose_engine(config, engine)
         require_engine(config, engine)
         if engine == "transformers":
             return self.load_transformers(config, options)
@@ -197,7 +214,8 @@ def require_engine(config: CaptionerConfig, engine: str) -> None:
     if engine == "transformers" and (settings := list(_vllm_settings(config))):
         raise ValueError(
             f"captioner {config.name!r}: {' and '.join(settings)}: only vLLM has this, and `auto` takes vLLM where "
-            "it is installed and there is a GPU; leave it out to run transformers"
+            "it is installed and there is a GPU; give `--engine vllm`, which needs no GPU, or leave it out to run "
+            "transformers"
         )
 
 
@@ -209,8 +227,8 @@ def _vllm_settings(config: CaptionerConfig) -> Iterator[str]:
         yield f"kv_cache_dtype: {config.kv_cache_dtype}"
     if config.tensor_parallel_size > 1:
         yield f"tensor_parallel_size: {config.tensor_parallel_size}"
-    if any(text.structured is not None for text in config.texts):
-        yield "structured"
+    if names := [text.name for text in config.texts if text.structured is not None]:
+        yield f"structured (of {', '.join(names)})" if config.prompts else "structured"
 
 
 def require_vllm() -> None:

@@ -28,11 +28,11 @@ class InstructBlip(Captioner):
                 "published, with quantization: fp8 if vLLM should quantise it on load"
             )
 
-    def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
-        """As `Captioner.load`; `auto` takes transformers for a language model with an encoder, such as Flan-T5."""
+    def choose_engine(self, config: CaptionerConfig, engine: str) -> str:
+        """As `Captioner.choose_engine`; `auto` is transformers for a language model with an encoder (Flan-T5)."""
         if engine == "auto" and self._has_encoder(config):
-            engine = "transformers"
-        return super().load(config, engine, options)
+            return "transformers"
+        return super().choose_engine(config, engine)
 
     def load_vllm(self, config: CaptionerConfig, options: EngineOptions) -> Engine:
         """Load the image half into transformers and the language model into vLLM, linked by prompt embeddings.

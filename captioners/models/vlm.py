@@ -24,9 +24,8 @@ class Vlm(Captioner):
     reads_all_settings = True
 
     def check_model(self, config: CaptionerConfig) -> None:
-        source = resolve(config.model)
-        check_remote_code(config, read_config(source, config.revision))
-        self.check(source, {"revision": config.revision})
+        check_remote_code(config, read_config(resolve(config.model), config.revision))
+        super().check_model(config)
 
     def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
         check_remote_code(config, read_config(config.model, config.revision))

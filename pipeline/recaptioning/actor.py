@@ -66,6 +66,8 @@ class StartReport:
     """A start of an engine that succeeded."""
 
     model: str
+    engine: str
+    """What `auto` stands for here."""
     host: str
     gpus: float
     load_seconds: float
@@ -77,7 +79,7 @@ class StartReport:
     """How images are read for the engine."""
 
     def __str__(self) -> str:
-        model = f"{self.model}, {self.capacity}" if self.capacity else self.model
+        model = f"{self.model} in {self.engine}, {self.capacity}" if self.capacity else f"{self.model} in {self.engine}"
         seconds = f"started in {self.load_seconds:.1f} s, first image in {self.warm_up_seconds:.1f} s"
         return f"{seconds}; {model}; {self.reading}"
 
@@ -143,14 +145,16 @@ class CaptionActor:
         model = await asyncio.to_thread(origin, self._config, settings.engine_options)
         config = self._claim(model)
         options = engine_options(config, settings, gpus)
-        engine = load_engine(config, settings.engine, **options.explicit)
+        config = config.only(text.name for text in self._texts)  # the others may be ones that cannot run here
+        engine_name = get_kind(config.kind).choose_engine(config, settings.engine)
+        engine = load_engine(config, engine_name, **options.explicit)
         loaded = time.monotonic()
         reading = _reading(settings, gpus, engine)
         self._worker = CaptionWorker(
             self._run,
-            self._config,
+            self._config.only(text.name for text in self._texts),
             engine,
-            settings.engine,
+            engine_name,
             settings.part_size,
             settings.concurrency,
             gpus,
@@ -167,6 +171,7 @@ class CaptionActor:
             claim_model(self._run, text, model)
         report = StartReport(
             self._config.model,
+            engine_name,
             platform.node(),
             gpus,
             round(loaded - started, 1),

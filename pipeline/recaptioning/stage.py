@@ -74,7 +74,7 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
     """
     if not fetched_shards(run):
         raise RecaptionError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
-    require(check_prompts(text for job in jobs for text in job.config.texts if not captioned_shards(run, text.name)))
+    require(check_prompts(text for job in jobs for text in job.texts if not captioned_shards(run, text.name)))
     _check_pending(run, jobs)  # before a captioner's name is claimed for settings that do not work
     summary = RecaptionSummary()
     pending: dict[str, list[int]] = {}
@@ -128,7 +128,8 @@ def _check_pending(run: Run, jobs: Sequence[CaptionerJob]) -> None:
     pending = []
     for job in jobs:
         if names := [text.name for text in job.texts if any(True for _ in caption_progress(run, text.name).left)]:
-            pending.append(replace(job, config=with_claimed_revision(run, job.config, names)))
+            config = with_claimed_revision(run, job.config, names).only(names)
+            pending.append(replace(job, config=config))
     require(check_jobs(pending))
 
 

@@ -152,18 +152,19 @@ class CaptionWorker:
             names: Names of the texts to try. Default: all texts of the captioner.
 
         Raises:
-            CaptionerBroken: One of them cannot be captioned, or all captions are full of tokens without a word.
+            CaptionerBroken: One of them cannot be captioned, or all captions of a text are full of tokens without a
+                word.
             EngineDead: The engine failed on one of them.
         """
-        captions = [
-            await self._caption_plain_image(size, text) for size in WARM_UP_SIZES for text in self._named(names)
-        ]
-        if all(truncated(caption, self.config) and empty(caption, self.config) for caption in captions):
-            raise CaptionerBroken(
-                f"captioner {self.config.name!r} gives plain images captions without a word, such as "
-                f"{captions[0].text[:40]!r}. Check the weights of {self.config.model}, which may be damaged or not "
-                "finite in this precision (dtype), and the captioner's template."
-            )
+        for text in self._named(names):
+            captions = [await self._caption_plain_image(size, text) for size in WARM_UP_SIZES]
+            if all(truncated(caption, text) and empty(caption, text) for caption in captions):
+                form = ", and `structured`, whose form the model may not be able to write" if text.structured else ""
+                raise CaptionerBroken(
+                    f"captioner {text.name!r} gives plain images captions without a word, such as "
+                    f"{captions[0].text[:40]!r}. Check the weights of {text.model}, which may be damaged or not "
+                    f"finite in this precision (dtype), and the captioner's template{form}."
+                )
 
     async def _caption_plain_image(self, size: tuple[int, int], text: CaptionerConfig) -> Caption:
         image, request = Image.new("RGB", size, "grey"), self._filler.sample_request(text)

@@ -99,6 +99,14 @@ def test_a_text_of_several_is_the_captioner_of_that_prompt_alone_whatever_other_
     assert CONFIG.texts == (CONFIG,)
 
 
+def test_a_part_of_the_texts_keeps_their_ids():
+    together = CONFIG.replace(prompts=PROMPTS)
+    long, tags = together.texts
+    assert together.only(["llava_tags"]).texts == (tags,)
+    assert together.only(["llava_tags", "llava_long"]).texts == (long, tags)
+    assert CONFIG.only([CONFIG.name]) == CONFIG
+
+
 def test_to_dict_and_back_is_the_identity():
     together = {name: value for name, value in CHANGES.items() if name != "structured"}  # it excludes min_new_tokens
     structured = CONFIG.replace(structured=CHANGES["structured"])

@@ -10,6 +10,7 @@ from PIL import Image
 from lotlip_data.captioners import presets, registry
 from lotlip_data.captioners.base import Caption, CaptionerConfig, TextRequest
 from lotlip_data.captioners.load_errors import LoadError
+from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.captioners.registry import load_engine
 from lotlip_data.manifests.errors import UserError
 from tests.support.paths import ROOT
@@ -103,6 +104,30 @@ def test_the_guides_example_of_a_captioner_works_with_several_texts_and_fields(t
     assert texts == ["The colour is #ff0000", 'As for "{raw}", it is #ff0000']
     with pytest.raises(LoadError, match="structured: kind 'average' cannot enforce it"):
         load_engine(CaptionerConfig(name="x", kind="average", model="none", structured={"choice": ["a"]}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine", "chosen"),
+    [
+        ("vlm", "auto", "transformers"),
+        ("vlm", "vllm", "vllm"),
+        ("llava", "auto", "transformers"),
+        ("openai", "auto", "endpoint"),
+        ("average", "auto", "mine"),
+    ],
+)
+def test_auto_stands_for_an_engine_of_the_kind(kind, engine, chosen, monkeypatch):
+    """Captions record it. Here there is no GPU."""
+    monkeypatch.setattr("lotlip_data.captioners.models.base.default_engine", lambda: "transformers")
+    config = CaptionerConfig(name="x", kind=kind, model="m")
+    captioner = Average() if kind == "average" else registry.get_kind(kind)
+    assert captioner.choose_engine(config, engine) == chosen
+
+
+class Average(Captioner):
+    """A kind of another package with one engine."""
+
+    engines = ("mine",)
 
 
 def test_the_presets_in_fp8_are_captioners_of_their_own():

@@ -42,7 +42,7 @@ class FakeActor:
         if not self._take("first") and (self._take("fail-once") or (self._folder / "fail").exists()):
             raise StartFailed("no GPU", "", 1)
         return StartReport(
-            "model", "host", 0.0, 1.0, 2.0, Capacity("bfloat16", "H100", 128, 98_304), ReadingDefaults(4, 64)
+            "model", "vllm", "host", 0.0, 1.0, 2.0, Capacity("bfloat16", "H100", 128, 98_304), ReadingDefaults(4, 64)
         )
 
     async def caption(self, shard: int, texts: Any) -> ShardOutcome:
@@ -154,8 +154,8 @@ def test_a_start_that_hangs_ends_at_its_deadline_and_is_tried_in_a_new_process(
     assert sorted(done) == list(range(12)) and len(set(processes)) == 2
     assert "did not start within 3,600 s (`start_seconds`)" in caplog.text
     assert (
-        "engine ready: started in 1.0 s, first image in 2.0 s; model, bfloat16 on H100, KV cache of 98,304 tokens, "
-        "up to 128 captions at a time; 4 decoding threads, 64 images read at a time" in caplog.text
+        "engine ready: started in 1.0 s, first image in 2.0 s; model in vllm, bfloat16 on H100, KV cache of 98,304 "
+        "tokens, up to 128 captions at a time; 4 decoding threads, 64 images read at a time" in caplog.text
     )
 
 

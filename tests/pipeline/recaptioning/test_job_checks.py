@@ -1,5 +1,7 @@
 """A prompt with a `{name}` that is no column of a sample is named before anything starts."""
 
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.captioners import PoolSettings
 from lotlip_data.pipeline.core.findings import Level
 from lotlip_data.pipeline.readiness.manifest_checks import check_models
+from lotlip_data.pipeline.recaptioning import stage
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts
 from lotlip_data.pipeline.recaptioning.stage import recaption
@@ -79,3 +82,20 @@ def test_a_setting_that_only_vllm_has_is_named_before_an_engine_starts(
         assert check.finding.startswith("quantization: fp8_per_channel: only vLLM has this")
         levels[address] = check.level
     assert levels == {"": Level.ERROR, "head:6379": Level.WARNING}
+
+
+def test_texts_that_are_not_selected_do_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One has an unknown field, another a form that transformers does not enforce."""
+    monkeypatch.setattr(stage, "cluster", contextlib.nullcontext)
+    monkeypatch.setattr(stage, "_caption", lambda *arguments: None)
+    form = {"prompt": "Tag it.", "structured": {"choice": ["a", "b"]}}
+    prompts = {"long": "Describe {raw}.", "tags": form, "wrong": "Describe {alt}."}
+    several = get_default("tiny-llava").replace(name="tiny", prompts=prompts)
+    run = Run.at(str(tmp_path / "run"))
+    write_shard(run, 0, [1])
+    job = CaptionerJob(several, PoolSettings(engine="transformers"))
+    with pytest.raises(UserError, match=r"captioner 'tiny_wrong': prompt: \{alt\}"):
+        recaption(run, [job])
+    with pytest.raises(UserError, match=r"captioner 'tiny': structured \(of tiny_tags\): only vLLM has this"):
+        recaption(run, [replace(job, selected=("tiny_long", "tiny_tags"))])
+    assert dict(recaption(run, [replace(job, selected=("tiny_long",))]).skipped) == {"tiny_long": 0}

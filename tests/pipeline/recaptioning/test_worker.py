@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +24,8 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading.reader import ShardUnreadable
 from lotlip_data.pipeline.recaptioning.worker import CaptionerBroken, CaptionWorker
 from tests.pipeline.recaptioning.grey_engine import CONFIG, GreyEngine, caption, outcomes, rows, write_shard
+from tests.pipeline.recaptioning.texts_engine import CONFIG as SEVERAL
+from tests.pipeline.recaptioning.texts_engine import TextsEngine
 
 
 @pytest.fixture
@@ -298,6 +301,17 @@ async def warm_up(run: Run, engine: GreyEngine) -> None:
 def test_a_captioner_without_a_word_for_plain_images_does_not_start(run: Run) -> None:
     with pytest.raises(CaptionerBroken, match=r"captioner 'grey' gives plain images captions without a word.*weights"):
         asyncio.run(warm_up(run, WordlessEngine()))
+
+
+def test_a_text_without_a_word_for_plain_images_is_named_whatever_the_other_texts_say(run: Run) -> None:
+    class HalfWordlessEngine(TextsEngine):
+        async def caption(self, prepared: Any) -> Caption:
+            caption = await super().caption(prepared)
+            return Caption("", "length", 4) if prepared[1] == "grey_tags" else caption
+
+    message = r"captioner 'grey_tags' gives plain images captions without a word.*weights"
+    with pytest.raises(CaptionerBroken, match=message):
+        asyncio.run(CaptionWorker(run, SEVERAL, HalfWordlessEngine()).warm_up())
 
 
 def test_a_captioner_that_has_nothing_to_say_about_plain_images_starts(run: Run) -> None:
