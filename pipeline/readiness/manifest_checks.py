@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
@@ -27,10 +28,13 @@ def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
         manifest: The manifest.
         run: Its run, whose finished captioners and trainings are left out.
     """
-    jobs = captioner_jobs(manifest)
-    new = [text for job in jobs for text in job.config.texts if run is None or not captioned_shards(run, text.name)]
-    yield from check_prompts(new)
-    yield from check_jobs(job for job in jobs if any(text in new for text in job.config.texts))
+    jobs = []
+    for job in captioner_jobs(manifest):
+        new = [text for text in job.config.texts if run is None or not captioned_shards(run, text.name)]
+        yield from check_prompts(new)
+        if new:
+            jobs.append(replace(job, config=job.config.only(text.name for text in new)))
+    yield from check_jobs(jobs)
     entries = [entry for entry in manifest.train if run is None or not storage.exists(run.training_done(entry.folder))]
     yield from check_towers(entries)
 

@@ -79,7 +79,7 @@ class StartReport:
     """How images are read for the engine."""
 
     def __str__(self) -> str:
-        model = f"{self.model} in {self.engine}, {self.capacity}" if self.capacity else f"{self.model} in {self.engine}"
+        model = f"{self.model}, engine {self.engine}" + (f", {self.capacity}" if self.capacity else "")
         seconds = f"started in {self.load_seconds:.1f} s, first image in {self.warm_up_seconds:.1f} s"
         return f"{seconds}; {model}; {self.reading}"
 

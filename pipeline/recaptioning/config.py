@@ -15,6 +15,7 @@ from typing import Any
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.registry import get_default, get_kind
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.schema import value_column
 from lotlip_data.manifests.settings.captioners import (
     CaptionerEntry,
     EngineOptions,
@@ -103,14 +104,18 @@ def _merged(jobs: Iterable[CaptionerJob]) -> list[CaptionerJob]:
 
 
 def _checked(jobs: list[CaptionerJob]) -> list[CaptionerJob]:
-    """The jobs. Raises UserError if there is none, or if two captioners or texts have the same name."""
+    """The jobs. Raises UserError if there is none, or if two captioners, texts or columns have the same name."""
     if not jobs:
         raise UserError("captioners: the list is empty; name at least one captioner")
     owners: dict[str, str] = {}
     for job in jobs:
         name = job.config.name
         texts = [text.name for text in job.config.texts] if job.config.prompts else []
-        for taken, owner in [(name, name), *((text, f"{text}, a text of {name}") for text in texts)]:
+        owned = [(name, name), *((text, f"{text}, a text of {name}") for text in texts)]
+        for text in job.config.texts:
+            keys = text.structured.columns if text.structured else ()
+            owned += [(value_column(text.name, key), f"the column of {key!r} of {text.name}") for key in keys]
+        for taken, owner in owned:
             if taken not in owners:
                 owners[taken] = owner
             elif owners[taken] == owner:

@@ -154,8 +154,8 @@ def test_a_start_that_hangs_ends_at_its_deadline_and_is_tried_in_a_new_process(
     assert sorted(done) == list(range(12)) and len(set(processes)) == 2
     assert "did not start within 3,600 s (`start_seconds`)" in caplog.text
     assert (
-        "engine ready: started in 1.0 s, first image in 2.0 s; model in vllm, bfloat16 on H100, KV cache of 98,304 "
-        "tokens, up to 128 captions at a time; 4 decoding threads, 64 images read at a time" in caplog.text
+        "engine ready: started in 1.0 s, first image in 2.0 s; model, engine vllm, bfloat16 on H100, KV cache of "
+        "98,304 tokens, up to 128 captions at a time; 4 decoding threads, 64 images read at a time" in caplog.text
     )
 
 

@@ -139,6 +139,9 @@ def test_a_name_selects_a_captioner_with_all_its_texts_or_one_text(chosen: list[
     assert len(job.config.texts) == 3
 
 
+TAGGED = {"json_schema": {"type": "object", "properties": {"tags": {"type": "string"}}}, "columns": ["tags"]}
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -161,8 +164,16 @@ def test_a_name_selects_a_captioner_with_all_its_texts_or_one_text(chosen: list[
             ],
             "a_b_c, a text of a, and a_b_c, a text of a_b, have the same name a_b_c",
         ),
+        (
+            [{"preset": "llava", "structured": TAGGED}, {"preset": "llava", "name": "llava_tags"}],
+            "the column of 'tags' of llava, and llava_tags, have the same name llava_tags",
+        ),
+        (
+            [{"preset": "llava", "prompts": {"t": {"prompt": "X.", "structured": TAGGED}, "t_tags": "Y."}}],
+            "llava_t_tags, a text of llava, and the column of 'tags' of llava_t, have the same name llava_t_tags",
+        ),
     ],
 )
-def test_two_texts_or_captioners_of_one_name_are_refused(entries: list[Any], message: str) -> None:
+def test_two_captioners_texts_or_columns_of_one_name_are_refused(entries: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=f"captioners: {message}"):
         resolve_captioners(entries)

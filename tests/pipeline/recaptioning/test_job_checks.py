@@ -12,6 +12,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.captioners import PoolSettings
 from lotlip_data.pipeline.core.findings import Level
+from lotlip_data.pipeline.readiness import manifest_checks
 from lotlip_data.pipeline.readiness.manifest_checks import check_models
 from lotlip_data.pipeline.recaptioning import stage
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
@@ -99,3 +100,20 @@ def test_texts_that_are_not_selected_do_not_stop_the_others(tmp_path: Path, monk
     with pytest.raises(UserError, match=r"captioner 'tiny': structured \(of tiny_tags\): only vLLM has this"):
         recaption(run, [replace(job, selected=("tiny_long", "tiny_tags"))])
     assert dict(recaption(run, [replace(job, selected=("tiny_long",))]).skipped) == {"tiny_long": 0}
+
+
+def test_a_text_that_has_captions_needs_no_engine_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can have been made by vLLM before, and the others follow in transformers."""
+    form = {"prompt": "Tag it.", "structured": {"choice": ["a", "b"]}}
+    entry = {
+        "preset": "tiny-llava",
+        "prompts": {"long": "Describe it.", "tags": form},
+        "pool": {"engine": "transformers"},
+    }
+    manifest = run_fixture.make_manifest()
+    manifest = type(manifest).parse(manifest.explicit | {"captioners": [entry], "train": []}, "manifest")
+    run = Run.at(str(tmp_path / "run"))
+    assert Level.ERROR in [check.level for check in check_models(manifest, run)]
+    captioned = {"tiny-llava_tags": [0]}
+    monkeypatch.setattr(manifest_checks, "captioned_shards", lambda run, name: captioned.get(name, []))
+    assert Level.ERROR not in [check.level for check in check_models(manifest, run)]
