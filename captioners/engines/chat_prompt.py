@@ -5,8 +5,9 @@ from typing import Any
 from lotlip_data.captioners.base import CaptionerConfig, ModelSpec, TextRequest
 from lotlip_data.captioners.engines.prompt import FIXED_DATE
 
-FORMS = ((True, True), (False, True), (False, False))
-"""Whether a system turn, and the user's, is a list of parts. Templates differ in which they take."""
+FORMS = (("parts", "parts"), ("text", "parts"), ("text", "image and text"), ("text", "text"))
+"""The forms of a system turn and of the user's turn. Templates differ in which they take: a list of parts, or one text.
+Of those that take one text, some put the image before it by themselves."""
 
 PART = "{'type':"
 """What a part looks like in the text of a template that takes none."""
@@ -85,14 +86,13 @@ class ChatPrompt:
             f"({problem}); set `template`, such as 'USER: <image>\\n{{prompt}} ASSISTANT:'"
         )
 
-    def _messages(
-        self, prompt: str, system: str | None, system_in_parts: bool, user_in_parts: bool
-    ) -> list[dict[str, Any]]:
+    def _messages(self, prompt: str, system: str | None, system_form: str, user_form: str) -> list[dict[str, Any]]:
         part = {"type": "text", "text": prompt}
-        user: Any = [{"type": "image"}, part] if user_in_parts else f"{self.image}\n{prompt}"
+        texts = {"image and text": f"{self.image}\n{prompt}", "text": prompt}
+        user: Any = [{"type": "image"}, part] if user_form == "parts" else texts[user_form]
         turns = [{"role": "user", "content": user}]
         if system:
-            content: Any = [{"type": "text", "text": system}] if system_in_parts else system
+            content: Any = [{"type": "text", "text": system}] if system_form == "parts" else system
             turns.insert(0, {"role": "system", "content": content})
         return turns
 
