@@ -1,5 +1,6 @@
 # make demo       sets everything up and runs the whole job offline, on a CPU, in a few minutes
 # make test       sets up and passes the fast tests;  make test-slow: the long ones;  make test-chaos: twenty random kills
+# make test-gpu   proves the installation on one GPU in a quarter of an hour, and writes build/gpu-results.json
 # make study      the paper's tables and figures, small: four hours on two cores, in any number of goes; writes docs/study/index.md
 # make check      lint and the unit tests, in less than a minute
 # make lint       ruff, mypy and the import contracts
@@ -12,8 +13,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV   ?= .venv
 RUN    ?= runs/demo
 BIN    := $(VENV)/bin
+# The Python of an environment with lotlip-data[gpu,dev], for `make test-gpu`.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: setup demo study test test-slow test-chaos check unit types lint reference docs docs-serve clean
+.PHONY: setup demo study test test-slow test-chaos test-gpu check unit types lint reference docs docs-serve clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready
@@ -38,6 +41,10 @@ test-slow: setup
 
 test-chaos: setup
 	$(BIN)/python -m pytest -s -m chaos
+
+# Where a GPU is, the environment is the user's, with the extra `gpu`; `make setup` installs the CPU build of vLLM.
+test-gpu:
+	$(GPU_PYTHON) -m pytest tests/gpu -m gpu -v --timeout 900
 
 # Lint and unit tests side by side: each takes about one core.
 check: setup

@@ -89,9 +89,11 @@ class Machine:
     async def start(self, name: str) -> Any:
         """Report an engine that has started."""
         from lotlip_data.captioners.base import Capacity
+        from lotlip_data.captioners.sizing import reading_defaults
         from lotlip_data.pipeline.recaptioning.actor import StartReport
 
-        return StartReport(name, "simulated", 1.0, 60.0, 1.0, Capacity("bfloat16", "simulated", 128, 98_304))
+        capacity = Capacity("bfloat16", "simulated", 128, 98_304)
+        return StartReport(name, "simulated", 1.0, 60.0, 1.0, capacity, reading_defaults())
 
     async def caption(self, name: str, idle_seconds: float, shard: int) -> Any:
         """Caption a shard in two parts, then commit it. Leaves the names that a worker leaves in the run's folder."""

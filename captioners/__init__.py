@@ -16,7 +16,10 @@ if TYPE_CHECKING:
         Engine,
         EngineDead,
         EngineOptions,
+        EngineUnreachable,
         ModelSpec,
+        MultiTextEngine,
+        TextRequest,
     )
     from lotlip_data.captioners.models.base import Captioner
     from lotlip_data.captioners.registry import load_engine
@@ -29,13 +32,19 @@ __all__ = [
     "Engine",
     "EngineDead",
     "EngineOptions",
+    "EngineUnreachable",
     "ModelSpec",
+    "MultiTextEngine",
+    "TextRequest",
     "load_engine",
 ]
 __getattr__ = lazy_exports(
     __name__,
     {
-        "base": ["Caption", "CaptionError", "CaptionerConfig", "Engine", "EngineDead", "EngineOptions", "ModelSpec"],
+        "base": [
+            *("Caption", "CaptionError", "CaptionerConfig", "Engine", "EngineDead", "EngineOptions"),
+            *("EngineUnreachable", "ModelSpec", "MultiTextEngine", "TextRequest"),
+        ],
         "models.base": ["Captioner"],
         "registry": ["load_engine"],
     },

@@ -88,11 +88,14 @@ class CaptionerConfig(CaptionerSettings):
             "kv_cache_dtype": "auto",
             "prompts": {},
             "prompt_without_raw": None,
+            "structured": None,
         }
         if not uses_braces(*self.instructions):
             later["max_field_characters"] = self.max_field_characters
         if len(self.prompts_of_images) == 1:
             later["prompt_without_raw"] = self.prompt_without_raw
+        if self.structured is not None:
+            settings["structured"] = self.structured.decisive
         for field in {"name", *greedy, *(field for field, default in later.items() if settings[field] == default)}:
             del settings[field]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ import functools
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import dropwhile, groupby
 from typing import Any
 
@@ -73,7 +73,7 @@ def fill(prompt: str, fields: Mapping[str, FieldValue], special_texts: frozenset
     texts = [clean(fields[part], max_characters) if is_field else part for part, is_field in parts]
     characters = list("".join(texts))
     is_foreign = [is_field for text, (_, is_field) in zip(texts, parts, strict=True) for _ in text]
-    _neutralise(characters, is_foreign, special_texts | KNOWN_MARKERS)
+    _neutralise(characters, is_foreign, special_texts)
     filled, start = [], 0
     for text, (_, is_field) in zip(texts, parts, strict=True):
         content = "".join(characters[start : start + len(text)])
@@ -124,18 +124,17 @@ def special_texts_of(*tokenizers: Any, template: str = "") -> frozenset[str]:
 
 
 def _neutralise(characters: list[str], is_foreign: list[bool], special_texts: frozenset[str]) -> None:
-    """Put a space in the place of foreign characters until no special text holds a foreign character.
+    """Put a space in the place of foreign characters until no special text or known marker holds a foreign character.
 
     A space changes no key, and each step takes a character that does, so this ends, and nothing that it leaves can
     form a new special text.
     """
-    pattern = _pattern(special_texts)
     while True:
-        keys = [_key(character) for character in characters]
-        places = [place for place, key in enumerate(keys) for _ in key]
+        keys = list(map(_key, characters))
+        spans = list(_spans("".join(keys), special_texts))
+        places = [place for place, key in enumerate(keys) for _ in key] if spans else []
         changed = False
-        for match in pattern.finditer("".join(keys)):
-            start, end = match.span(1)
+        for start, end in spans:
             foreign = [place for place in places[start:end] if is_foreign[place]]
             if foreign and not any(characters[place] == " " for place in foreign):
                 mark = next((place for place in foreign if not characters[place].isalnum()), foreign[0])
@@ -145,12 +144,27 @@ def _neutralise(characters: list[str], is_foreign: list[bool], special_texts: fr
             return
 
 
+def _spans(text: str, special_texts: frozenset[str]) -> Iterator[tuple[int, int]]:
+    """Where the keys of special texts and of `KNOWN_MARKERS` stand in a key, also where they overlap.
+
+    A tokenizer can have thousands of special tokens, for which a regular expression takes too long.
+    """
+    keys, lengths_by_start = _keys(special_texts)
+    for start, character in enumerate(text):
+        for length in lengths_by_start.get(character, ()):
+            if text[start : start + length] in keys:
+                yield start, start + length
+                break
+
+
 @functools.lru_cache(maxsize=64)
-def _pattern(special_texts: frozenset[str]) -> re.Pattern[str]:
-    """Finds the keys of special texts, also where they overlap, as group 1."""
-    keys = {"".join(map(_key, text)) for text in special_texts} - {""}
-    longest_first = sorted(keys, key=lambda key: (-len(key), key))
-    return re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))")
+def _keys(special_texts: frozenset[str]) -> tuple[frozenset[str], dict[str, list[int]]]:
+    """The keys of special texts and of `KNOWN_MARKERS`, and their lengths by first character, the longest first."""
+    keys = frozenset("".join(map(_key, text)) for text in special_texts | KNOWN_MARKERS) - {""}
+    lengths: dict[str, set[int]] = {}
+    for key in keys:
+        lengths.setdefault(key[0], set()).add(len(key))
+    return keys, {start: sorted(of_start, reverse=True) for start, of_start in lengths.items()}
 
 
 @functools.lru_cache(maxsize=65536)

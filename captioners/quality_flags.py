@@ -35,7 +35,8 @@ def find_flags(caption: Caption, config: CaptionerConfig) -> list[str]:
         caption: The caption.
         config: The captioner's configuration, with the prompt that the model has read.
     """
-    return [name for name, holds in RULES.items() if holds(caption, config)]
+    skipped = RULES_OF_PROSE if config.structured is not None else ()
+    return [name for name, holds in RULES.items() if name not in skipped and holds(caption, config)]
 
 
 def truncated(caption: Caption, config: CaptionerConfig) -> bool:
@@ -113,6 +114,18 @@ def is_non_english(text: str) -> bool:
     return len(words) >= MIN_ENGLISH_WORDS and function_words < MIN_FUNCTION_WORD_SHARE * len(words)
 
 
+def invalid_json(caption: Caption, config: CaptionerConfig) -> bool:
+    """The caption is no JSON document of its captioner's `structured.json_schema`, such as one that was cut."""
+    structured = config.structured
+    return structured is not None and structured.json_schema is not None and not structured.accepts(caption.text)
+
+
+def no_match(caption: Caption, config: CaptionerConfig) -> bool:
+    """The caption does not match its captioner's `structured.regex`, or is no text of `structured.choice`."""
+    structured = config.structured
+    return structured is not None and structured.json_schema is None and not structured.accepts(caption.text)
+
+
 RULES = {
     rule.__name__: rule
     for rule in (
@@ -127,9 +140,14 @@ RULES = {
         closing,
         markdown,
         stripped,
+        invalid_json,
+        no_match,
     )
 }
 """Rule by flag name, in the order in which flags are recorded."""
+
+RULES_OF_PROSE = frozenset(rule.__name__ for rule in (list_artifact, non_english, preamble, closing, markdown))
+"""Rules for sentences, which a text with `structured` need not have."""
 
 WITHOUT_RAW_TEXT = "without_raw_text"
 """Flag of a caption whose prompt has the raw text of an image that has none."""

@@ -45,8 +45,13 @@ _LINK = re.compile(r"!?\[([^\]\n]+)\]\([^)\s]+\)")
 
 
 def clean(caption: Caption, config: CaptionerConfig) -> Caption:
-    """Return the caption without what the captioner's `strip` names; the caption itself if it has none of that."""
+    """Return the caption without what the captioner's `strip` names; the caption itself if it has none of that.
+
+    A text of the form that the captioner's `structured` asks for stays as it is: its marks are a part of it.
+    """
     text = caption.text
+    if config.structured is not None and config.structured.accepts(text):
+        return caption
     for removal in removals(config):
         text = REMOVALS[removal](text)
     return caption if text == caption.text else dataclasses.replace(caption, text=text, stripped=True)
@@ -54,9 +59,8 @@ def clean(caption: Caption, config: CaptionerConfig) -> Caption:
 
 def removals(config: CaptionerConfig) -> tuple[Removal, ...]:
     """Return what is removed from a captioner's texts, in the order of `REMOVALS`."""
-    chosen = config.strip
-    if chosen is None:
-        chosen = ("reasoning",) if config.kind == "vlm" else ()
+    by_default: tuple[Removal, ...] = ("reasoning",) if config.kind == "vlm" else ()
+    chosen = by_default if config.strip is None else config.strip
     return tuple(name for name in REMOVALS if name in chosen)
 
 

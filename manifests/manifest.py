@@ -39,6 +39,7 @@ from lotlip_data.manifests.settings.download import DownloadSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry
 from lotlip_data.manifests.settings.plain_values import MAX_DEPTH
 from lotlip_data.manifests.settings.source import Source
+from lotlip_data.manifests.settings.structured import StructuredOutput
 from lotlip_data.manifests.settings.training import TrainingEntry
 from lotlip_data.manifests.sources import catalog
 
@@ -140,6 +141,12 @@ class Manifest(Settings):
     def captioner_texts(self) -> dict[str, tuple[str, ...]]:
         """By captioner, the names of its texts: its own name alone, unless it makes several texts for each image."""
         return {entry.label: entry.text_names for entry in self.captioners}
+
+    @property
+    def structured_outputs(self) -> dict[str, StructuredOutput]:
+        """By name of a text, the form that it must have, if it must have one."""
+        forms = {name: form for entry in self.captioners for name, form in entry.structured_outputs.items()}
+        return {name: form for name, form in forms.items() if form is not None}
 
     @property
     def several_texts(self) -> dict[str, tuple[str, ...]]:

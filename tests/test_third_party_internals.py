@@ -233,6 +233,24 @@ def test_vllm_names_the_quantizations_that_it_computes_on_load(vllm_engine: Any)
         assert config is not None and config.linear and config.ignore == ["*vision*"]
 
 
+def test_vllm_checks_the_form_of_a_text_without_a_request(vllm_engine: Any) -> None:
+    with relied_on(
+        "vllm",
+        "SamplingParams.verify",
+        file=VLLM_ENGINE,
+        mention="verify(",
+        fix="Adapt _check_forms: without it, a form that vLLM cannot enforce is an error for each image.",
+    ):
+        from vllm import SamplingParams
+        from vllm.config import StructuredOutputsConfig
+        from vllm.renderers import BaseRenderer
+
+        names = ["self", "model_config", "speculative_config", "structured_outputs_config", "tokenizer"]
+        assert list(inspect.signature(SamplingParams.verify).parameters) == names
+        assert hasattr(BaseRenderer, "tokenizer")
+        assert StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True)
+
+
 def test_vllm_takes_a_prompt_of_embeddings_alone(vllm_engine: Any) -> None:
     with relied_on(
         "vllm",

@@ -5,8 +5,9 @@ from typing import Any
 from lotlip_data.captioners.base import CaptionerConfig, ModelSpec, TextRequest
 from lotlip_data.captioners.engines.prompt import FIXED_DATE
 
-FORMS = ((True, True), (False, True), (False, False))
-"""Whether a system turn, and the user's, is a list of parts. Templates differ in which they take."""
+FORMS = (("parts", "parts"), ("text", "parts"), ("text", "image and text"), ("text", "text"))
+"""The forms of a system turn and of the user's turn. Templates differ in which they take: a list of parts, or one text.
+Of those that take one text, some put the image before it by themselves."""
 
 PART = "{'type':"
 """What a part looks like in the text of a template that takes none."""
@@ -16,12 +17,13 @@ class ChatPrompt:
     """Puts prompts into the template of a captioner: that of the settings, the checkpoint's, or the kind's.
 
     Attributes:
-        image: Text at which the processor puts the image's tokens.
+        image: Text at which the processor puts the image's tokens. Empty for BLIP's processors, which put them before
+            the text by themselves.
     """
 
     def __init__(self, captioner: ModelSpec, config: CaptionerConfig, processor: Any, source: str):
         self._captioner, self._tokenizer, self._source = captioner, processor.tokenizer, source
-        self.image = str(getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>"))
+        self.image = "" if hasattr(processor, "num_query_tokens") else image_text(processor)
         self._chat_template = _chat_template(processor)
 
     def render(self, request: TextRequest) -> str:
@@ -84,14 +86,13 @@ class ChatPrompt:
             f"({problem}); set `template`, such as 'USER: <image>\\n{{prompt}} ASSISTANT:'"
         )
 
-    def _messages(
-        self, prompt: str, system: str | None, system_in_parts: bool, user_in_parts: bool
-    ) -> list[dict[str, Any]]:
+    def _messages(self, prompt: str, system: str | None, system_form: str, user_form: str) -> list[dict[str, Any]]:
         part = {"type": "text", "text": prompt}
-        user: Any = [{"type": "image"}, part] if user_in_parts else f"{self.image}\n{prompt}"
+        texts = {"image and text": f"{self.image}\n{prompt}", "text": prompt}
+        user: Any = [{"type": "image"}, part] if user_form == "parts" else texts[user_form]
         turns = [{"role": "user", "content": user}]
         if system:
-            content: Any = [{"type": "text", "text": system}] if system_in_parts else system
+            content: Any = [{"type": "text", "text": system}] if system_form == "parts" else system
             turns.insert(0, {"role": "system", "content": content})
         return turns
 
@@ -100,6 +101,11 @@ class ChatPrompt:
         if start is None or not text.startswith(self._tokenizer.bos_token):
             return False
         return bool(self._tokenizer(text)["input_ids"][:2] == [start, start])
+
+
+def image_text(processor: Any) -> str:
+    """The text that stands for an image: Gemma 3's processor has another one for the tokens that it puts there."""
+    return str(getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>"))
 
 
 def _chat_template(processor: Any) -> str | None:

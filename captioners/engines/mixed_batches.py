@@ -41,7 +41,7 @@ def _padded(rows: list[torch.Tensor], name: str) -> torch.Tensor:
 def distinct_images(batch: Sequence[PreparedText]) -> tuple[list[torch.Tensor], list[int]]:
     """The pixels of each image of a batch once, and for each text the number of its image among them."""
     numbers: dict[str, int] = {}
-    images = []
+    images: list[torch.Tensor] = []
     for prepared in batch:
         if numbers.setdefault(prepared.image_id, len(images)) == len(images):
             images.append(prepared.pixels)

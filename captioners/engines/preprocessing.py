@@ -227,8 +227,8 @@ class Preprocessor:
         if differing:
             raise ValueError(
                 f"captioner {config.name!r}: {self.source}: its inputs depend on an image's shape "
-                f"({', '.join(sorted(differing))}), but kind {config.kind!r} gives all images the same prompt; serve "
-                "the model, for example with `vllm serve`, and use kind 'openai'"
+                f"({', '.join(sorted(differing))}), but kind {config.kind!r} gives all images the same prompt; use "
+                "kind 'vlm'"
             )
 
     def _check_patch_size(self) -> None:

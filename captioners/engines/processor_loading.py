@@ -77,7 +77,7 @@ def _read_json(source: str, name: str, load_options: dict[str, Any]) -> dict[str
 def _for_images(processor_class: Any) -> Any:
     """A processor's class without the part that reads videos."""
 
-    class ImageProcessor(processor_class):  # type: ignore[misc]
+    class ImageProcessor(processor_class):
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [name for name in super().get_attributes() if "video" not in name]

@@ -29,10 +29,6 @@ class ProcessorEngine:
     """Greedy float32 texts do not depend on which images share a batch; sampled texts do."""
 
     def __init__(self, captioner: ModelSpec, config: CaptionerConfig, options: EngineOptions):
-        if config.quantization or config.tensor_parallel_size > 1:
-            raise ValueError(
-                f"captioner {config.name!r}: quantization and tensor_parallel_size need engine='vllm'; leave them out"
-            )
         self._config = config
         self._inputs = ProcessorInputs(captioner, config)
         self.special_texts = self._inputs.special_texts

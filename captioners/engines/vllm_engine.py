@@ -1,17 +1,19 @@
 """Captions with vLLM's asynchronous engine: one request per text of an image, one engine process.
 
-This is the only file that imports vllm, and it is imported only when a vLLM engine is loaded. It relies on four
+This is the only file that imports vllm, and it is imported only when a vLLM engine is loaded. It relies on five
 unstable parts of vLLM; tests/test_third_party_internals.py has a test for each:
 
 - `PixelRequests` builds requests from pixels of our own. vLLM's documented input is an image, which it would
   preprocess itself, so that the two engines would no longer see the same pixels.
 - `BoundUniProcExecutor` and `BoundMultiprocExecutor` extend vLLM's executors.
 - `USAGE` selects vLLM's default number of tokens per step.
+- `_check_forms` calls `SamplingParams.verify`, as each request does.
 - `_accept_transformers_names` extends the tables by which vLLM's LLaVA and its like rename the weights of a checkpoint.
 """
 
 import dataclasses
 import functools
+import json
 import os
 import re
 import threading
@@ -38,6 +40,7 @@ from lotlip_data.captioners.engines.preprocessing import PreparedText, Preproces
 from lotlip_data.captioners.engines.process_output import ProcessOutput, root_cause
 from lotlip_data.captioners.load_errors import EngineProcessError, shorten
 from lotlip_data.captioners.sizing import ModelSizes
+from lotlip_data.manifests.settings.structured import StructuredOutput
 
 HAS_GPU = torch.cuda.is_available()
 # vLLM reads these when it is imported. Without a GPU, an engine warns a dozen times that there is none.
@@ -46,7 +49,7 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if HAS_GPU else "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
-from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams  # noqa: E402
+from vllm import AsyncEngineArgs, AsyncLLMEngine, ModelRegistry, SamplingParams  # noqa: E402
 from vllm.config.quantization import ONLINE_QUANT_SHORTHAND_NAMES  # noqa: E402
 from vllm.inputs import embeds_input, mm_input  # noqa: E402
 from vllm.lora.request import LoRARequest  # noqa: E402
@@ -57,7 +60,7 @@ from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditio
 from vllm.model_executor.models.paligemma import PaliGemmaForConditionalGeneration  # noqa: E402
 from vllm.model_executor.models.utils import WeightsMapper  # noqa: E402
 from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems  # noqa: E402
-from vllm.sampling_params import RequestOutputKind  # noqa: E402
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams  # noqa: E402
 from vllm.usage.usage_lib import UsageContext  # noqa: E402
 from vllm.v1.executor import UniProcExecutor  # noqa: E402
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor  # noqa: E402
@@ -130,6 +133,7 @@ class VllmEngine:
         children_before = active_children()
         self._llm: AsyncLLMEngine | None = _start(arguments)
         self._processes = [child for child in active_children() if child not in children_before]
+        self._check_forms(config)
         self._prepare_requests(config)
         self._limit = self._llm.vllm_config.model_config.max_model_len
         max_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
@@ -137,13 +141,13 @@ class VllmEngine:
         self.window, self.burst = max_seqs + spare, spare // 2
         self.capacity = _capacity(self._llm, config.quantization)
 
-    def prepare(self, image: Image.Image) -> PreparedText:
+    def prepare(self, image: Image.Image) -> Any:
         return self._preprocessor.prepare(image, self._limit)
 
-    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[PreparedText | CaptionError]:
+    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[Any]:
         return self._preprocessor.prepare_texts(image, requests, self._limit)
 
-    async def caption(self, prepared: PreparedText | CaptionError) -> Caption:
+    async def caption(self, prepared: Any) -> Caption:
         if isinstance(prepared, CaptionError):
             raise prepared
         return await self._generate(await self._request(prepared), prepared.config)
@@ -154,6 +158,26 @@ class VllmEngine:
             llm.shutdown(timeout=0)  # no need to wait for running requests: uncommitted captions are generated again
             for process in self._processes:
                 process.join(PROCESS_EXIT_SECONDS)
+
+    def _check_forms(self, config: CaptionerConfig) -> None:
+        """Raise ValueError, which names the text, if vLLM cannot enforce the form that a text must have."""
+        assert self._llm
+        settings = self._llm.vllm_config
+        for text in config.texts:
+            try:
+                self._sampling_of(text).clone().verify(
+                    settings.model_config,
+                    settings.speculative_config,
+                    settings.structured_outputs_config,
+                    self._llm.renderer.tokenizer,
+                )
+            except Exception as error:
+                self.close()
+                reason = " ".join(str(error).split())
+                raise ValueError(
+                    f"captioner {text.name!r}: structured: vLLM cannot enforce it: {shorten(reason)}; change it, "
+                    "or try another backend: `engine_args: {structured_outputs_config: {backend: guidance}}`"
+                ) from error
 
     def _prepare_requests(self, config: CaptionerConfig) -> None:
         """Prepare what all requests share, once the engine runs."""
@@ -325,7 +349,16 @@ def sampling_params(config: CaptionerConfig, preprocessor: ModelInputs) -> Sampl
         stop=list(config.stop),
         detokenize=bool(config.stop),  # only the strings need the text there
         output_kind=RequestOutputKind.FINAL_ONLY,
+        structured_outputs=structured_outputs(config.structured),
     )
+
+
+def runs_natively(model_config: Any) -> bool:
+    """Whether vLLM has an implementation of its own for a model, by the checkpoint's configuration.
+
+    It runs others through transformers' code, if that allows it.
+    """
+    return not set(model_config.architectures or ()).isdisjoint(ModelRegistry.get_supported_archs())
 
 
 def quantization_config(config: CaptionerConfig) -> dict[str, Any] | None:
@@ -333,6 +366,17 @@ def quantization_config(config: CaptionerConfig) -> dict[str, Any] | None:
     if config.quantization in ONLINE_QUANT_SHORTHAND_NAMES:
         return {"ignore": list(UNQUANTIZED)}
     return None
+
+
+def structured_outputs(structured: StructuredOutput | None) -> StructuredOutputsParams | None:
+    """Return vLLM's form of a text."""
+    if structured is None:
+        return None
+    return StructuredOutputsParams(
+        json=None if structured.json_schema is None else json.dumps(structured.json_schema),
+        regex=structured.regex,
+        choice=None if structured.choice is None else list(structured.choice),
+    )
 
 
 def engine_args(
@@ -374,6 +418,9 @@ def engine_args(
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
+    if any(text.structured for text in config.texts):
+        # A model that may write white space between the parts of a JSON document can go on with it to the last token.
+        arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
     cache_gib = options.kv_cache_gib or (None if HAS_GPU else CPU_CACHE_GIB)
     if cache_gib:
         arguments["kv_cache_memory_bytes"] = int(cache_gib * 2**30)

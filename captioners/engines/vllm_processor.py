@@ -16,8 +16,8 @@ from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, 
 from lotlip_data.captioners.engines.adapters import vllm_arguments
 from lotlip_data.captioners.engines.processor_inputs import ProcessorInputs
 from lotlip_data.captioners.engines.processor_loading import names_normalization
-from lotlip_data.captioners.engines.vllm_engine import VllmEngine, engine_args
-from lotlip_data.captioners.load_errors import shorten
+from lotlip_data.captioners.engines.vllm_engine import VllmEngine, engine_args, runs_natively
+from lotlip_data.captioners.load_errors import describe, shorten
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,16 @@ class VllmProcessorEngine(VllmEngine):
             **_normalization(self._inputs),
             **vllm_arguments(config),
         )
-        super().__init__(config, self._inputs, arguments)
+        try:
+            super().__init__(config, self._inputs, arguments)
+        except Exception as error:
+            if runs_natively(self._inputs.model_config):
+                raise
+            names = ", ".join(self._inputs.model_config.architectures or ["this architecture"])
+            raise ValueError(
+                f"captioner {config.name!r}: {config.model}: vLLM has no model of its own for {names}, and "
+                f"transformers' does not run in it ({describe(error)}); use engine='transformers'"
+            ) from error
 
     def prepare(self, image: Image.Image) -> RenderedText | CaptionError:
         text = self._config.texts[0]

@@ -62,7 +62,7 @@ class VllmEmbedsEngine(VllmEngine):
             language_only=True,
             model=str(language_model),
             revision=None,
-            skip_tokenizer_init=True,
+            **_tokenizer(config, preprocessor),
             enable_prompt_embeds=True,
             limit_mm_per_prompt=None,
             enable_prefix_caching=False,  # the image's embeddings depend on the prompt
@@ -99,6 +99,13 @@ class VllmEmbedsEngine(VllmEngine):
             return 0.0
         self._embeddings([preprocessor.blank_text() for _ in range(batch_size)])
         return torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(0).total_memory
+
+
+def _tokenizer(config: CaptionerConfig, preprocessor: Preprocessor) -> dict[str, Any]:
+    """Arguments for vLLM's tokenizer. It reads and writes numbers only, unless a text must have a form."""
+    if all(text.structured is None for text in config.texts):
+        return {"skip_tokenizer_init": True}
+    return {"tokenizer": preprocessor.source, "tokenizer_revision": config.revision}
 
 
 def prompt_embeddings(model: Any, pixels_BCHW: Any, prompts: Sequence[Prompt]) -> list[Any]:

@@ -154,13 +154,17 @@ class Captioner:
             engine = default_engine()
         require_engine(config, engine)
         if engine == "transformers":
-            from lotlip_data.captioners.engines.transformers_engine import TransformersEngine
-
-            return TransformersEngine(self, config, options)
+            return self.load_transformers(config, options)
         if engine == "vllm":
             require_vllm()
             return self.load_vllm(config, options)
         raise ValueError(f"engine={engine!r}: use auto, vllm or transformers for captioner kind {config.kind!r}")
+
+    def load_transformers(self, config: CaptionerConfig, options: EngineOptions) -> Engine:
+        """Load the model into transformers."""
+        from lotlip_data.captioners.engines.transformers_engine import TransformersEngine
+
+        return TransformersEngine(self, config, options)
 
     def load_vllm(self, config: CaptionerConfig, options: EngineOptions) -> Engine:
         """Load the model into vLLM, which runs it as a whole."""
@@ -205,6 +209,8 @@ def _vllm_settings(config: CaptionerConfig) -> Iterator[str]:
         yield f"kv_cache_dtype: {config.kv_cache_dtype}"
     if config.tensor_parallel_size > 1:
         yield f"tensor_parallel_size: {config.tensor_parallel_size}"
+    if any(text.structured is not None for text in config.texts):
+        yield "structured"
 
 
 def require_vllm() -> None:

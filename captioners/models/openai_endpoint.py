@@ -28,6 +28,7 @@ from lotlip_data.captioners.base import (
 )
 from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.captioners.prompt_fields import special_texts_of
+from lotlip_data.manifests.settings.structured import StructuredOutput
 
 if TYPE_CHECKING:
     import openai
@@ -303,7 +304,23 @@ def _body(config: CaptionerConfig) -> dict[str, Any]:
         further |= {"top_k": (config.top_k, 0), "min_p": (config.min_p, 0)}
     sampling |= {name: value for name, (value, default) in further.items() if value != default}
     fields = {"model": config.model, "max_tokens": config.max_new_tokens, "temperature": config.temperature, **sampling}
+    fields |= _form(config.structured)
     return {name: value for name, value in (fields | dict(config.request)).items() if value is not None}
+
+
+def _form(structured: StructuredOutput | None) -> dict[str, Any]:
+    """Return the fields of a request that enforce the form of a text.
+
+    OpenAI's API, vLLM, SGLang, llama.cpp and others read a JSON schema in the same field. The other fields are vLLM's.
+    """
+    if structured is None:
+        return {}
+    if structured.json_schema is not None:
+        schema = {"name": "caption", "schema": dict(structured.json_schema), "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    if structured.regex is not None:
+        return {"structured_outputs": {"regex": structured.regex}}
+    return {"structured_outputs": {"choice": list(structured.choice or ())}}
 
 
 def _text_part(text: str) -> dict[str, Any]:

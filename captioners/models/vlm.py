@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
-from lotlip_data.captioners.models.base import Captioner, default_engine, require_engine, require_vllm
+from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.manifests.checkpoints.hub import read_config
 from lotlip_data.manifests.checkpoints.resolve import resolve
 
@@ -29,27 +29,24 @@ class Vlm(Captioner):
         self.check(source, {"revision": config.revision})
 
     def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
-        check_remote_code(config, read_config(resolve(config.model), config.revision))
+        check_remote_code(config, read_config(config.model, config.revision))
         if config.trust_remote_code:
             logger.warning(
                 f"captioner {config.name!r}: trust_remote_code: Python code from the repository of {config.model} runs "
                 "with your rights: it can read, change and send whatever you can. Set `revision` to a commit that you "
                 "have read"
             )
-        self.check_settings(config)
-        if engine == "auto":
-            engine = default_engine()
-        require_engine(config, engine)
-        if engine == "transformers":
-            from lotlip_data.captioners.engines.transformers_processor import ProcessorEngine
+        return super().load(config, engine, options)
 
-            return ProcessorEngine(self, config, options)
-        if engine == "vllm":
-            require_vllm()
-            from lotlip_data.captioners.engines.vllm_processor import VllmProcessorEngine
+    def load_transformers(self, config: CaptionerConfig, options: EngineOptions) -> Engine:
+        from lotlip_data.captioners.engines.transformers_processor import ProcessorEngine
 
-            return VllmProcessorEngine(self, config, options)
-        raise ValueError(f"engine={engine!r}: use auto, vllm or transformers for captioner kind {config.kind!r}")
+        return ProcessorEngine(self, config, options)
+
+    def load_vllm(self, config: CaptionerConfig, options: EngineOptions) -> Engine:
+        from lotlip_data.captioners.engines.vllm_processor import VllmProcessorEngine
+
+        return VllmProcessorEngine(self, config, options)
 
 
 def check_remote_code(config: CaptionerConfig, layout: Mapping[str, Any]) -> None:

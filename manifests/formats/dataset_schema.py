@@ -113,6 +113,7 @@ class DatasetIndex(TypedDict):
     sub_captions: SplitMode
     rules: Rules
     columns: list[str]
+    json_columns: NotRequired[dict[str, dict[str, Literal["string", "number", "integer", "boolean", "strings"]]]]
     fetched: int
     samples: int
     bytes: int

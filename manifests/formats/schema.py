@@ -15,7 +15,8 @@ the sample that the prompt has; it is null if the prompt has none, and files of 
 shards/train-NNNNN.parquet (`dataset`): one row per sample, in the order of the tar; the json member of a sample has
 the same keys and values. Samples with the fewest missing long texts come first; among these, the order is by `key`.
 The reason: Hugging Face `datasets` infers the types of a tar from its first five samples, and takes a key that is null
-or an empty list in all five for one that is always empty. For the same reason the flags are one string.
+or an empty list in all five for one that is always empty. For the same reason the flags are one string. A captioner
+whose texts are JSON objects has a further column for each key that its setting `structured.columns` names.
 
 quarantine/shard/*.parquet (DROPPED): one row per sample or text that was left out of a shard, with its `reason`.
 `what` is `sample`, `raw` (one of several raw texts) or a captioner (its long text). `detail` is the text, or the key
@@ -25,7 +26,7 @@ perceptual hashes of these two images, 0 for equal bytes, and null for other rea
 MEANINGS below describes each column of the dataset; docs/reference/dataset-format.md repeats it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
@@ -128,27 +129,56 @@ MEANINGS = {
     "sources": "all sources whose raw text passes the filters",
     "raws": "their raw texts, in the same order",
 }
+VALUE = (
+    "the value of this key in the long text by this captioner, a JSON object; null if the text is flagged or lacks it"
+)
 LONG_TEXT = "the long text by this captioner; null if there is none"
 SUB_CAPTIONS = "the sub-captions of that long text, in order"
 FLAGS = "quality flags of that long text, separated by spaces, usually none; kept if they exclude the text"
 
 
-def meaning(column: str) -> str:
+VALUE_TYPES = {
+    "string": pa.string(),
+    "number": pa.float64(),
+    "integer": pa.int64(),
+    "boolean": pa.bool_(),
+    "strings": _TEXTS,
+}
+"""Types of the columns of a captioner whose texts are JSON objects, by their name in `json_columns` of dataset.json."""
+
+JsonColumns = Mapping[str, Mapping[str, str]]
+"""By captioner whose texts are JSON objects: the keys that have a column, and the names of their types."""
+
+
+def value_column(captioner: str, key: str) -> str:
+    """The column of a key of the JSON objects by a captioner."""
+    return f"{captioner}_{key}"
+
+
+def meaning(column: str, json_columns: JsonColumns | None = None) -> str:
     """The description of a column of the dataset."""
     if column in MEANINGS:
         return MEANINGS[column]
+    if any(column == value_column(name, key) for name, keys in (json_columns or {}).items() for key in keys):
+        return VALUE
     return SUB_CAPTIONS if column.endswith(SUB_SUFFIX) else FLAGS if column.endswith(FLAGS_SUFFIX) else LONG_TEXT
 
 
-def dataset(captioners: Iterable[str]) -> pa.Schema:
+def dataset(captioners: Iterable[str], json_columns: JsonColumns | None = None) -> pa.Schema:
     """The columns of a dataset with these captioners, in this order.
 
+    Args:
+        captioners: Their names.
+        json_columns: The columns of those whose texts are JSON objects.
+
     Raises:
-        ValueError: If a captioner's name is the name of another column or of a tar's member.
+        ValueError: If a captioner's name, or a key's column, is the name of another column or of a tar's member.
     """
     schema = _SAMPLE
     for name in captioners:
-        columns = ((name, pa.string()), (name + SUB_SUFFIX, _TEXTS), (name + FLAGS_SUFFIX, pa.string()))
+        columns = [(name, pa.string()), (name + SUB_SUFFIX, _TEXTS), (name + FLAGS_SUFFIX, pa.string())]
+        keys = (json_columns or {}).get(name, {})
+        columns += [(value_column(name, key), VALUE_TYPES[kind]) for key, kind in keys.items()]
         for column, column_type in columns:
             if column in schema.names or column in EXTENSIONS:
                 raise ValueError(f"captioner {name!r}: the dataset has a column {column!r} already; rename it")

@@ -26,6 +26,7 @@ from pydantic import (
 
 from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSettings
 from lotlip_data.manifests.settings.prompt_syntax import RAW_FIELDS, fields_of, possible_prompts
+from lotlip_data.manifests.settings.structured import StructuredOutput
 
 CaptionerPreset = Literal[
     "instructblip",
@@ -125,6 +126,10 @@ class TextSettings(Settings):
     request: Mapping[str, Any] = Field(default_factory=dict)
     """Kind `openai` only: further fields of each request, such as `stop`; null leaves a field out."""
 
+    structured: StructuredOutput | None = None
+    """The form that the text must have, and what of it becomes columns of the dataset. It needs engine `vllm`, or an
+    endpoint that can enforce it."""
+
     @field_validator("prompt", "prompt_without_raw")
     @classmethod
     def _has_words(cls, prompt: str | None) -> str | None:
@@ -160,6 +165,14 @@ class TextEntry(TextSettings, ListEntry):
     """Instruction to the model, with fields as in the captioner's `prompt`."""
 
     shorthand = "prompt"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_settings_of_the_captioner(cls, entry: Any) -> Any:
+        for name in entry if isinstance(entry, Mapping) else ():
+            if name in CaptionerEntry.model_fields and name not in cls.model_fields:
+                raise ValueError(f"`{name}`: holds for all texts of a captioner; set it beside `prompts`")
+        return entry
 
 
 class CaptionerOverrides(TextSettings):
@@ -244,6 +257,8 @@ class CaptionerSettings(CaptionerOverrides):
             raise ValueError(
                 f"`min_new_tokens`: {self.min_new_tokens} must not exceed max_new_tokens={self.max_new_tokens}"
             )
+        if self.structured is not None and self.min_new_tokens:
+            raise ValueError("`min_new_tokens`: a text with `structured` ends where its form ends; leave it out")
         if self.max_model_len is not None and self.max_model_len <= self.max_new_tokens:
             raise ValueError(
                 f"`max_model_len`: {self.max_model_len} must exceed max_new_tokens ({self.max_new_tokens}); "
@@ -374,6 +389,16 @@ class CaptionerEntry(CaptionerOverrides, ListEntry):
     def text_names(self) -> tuple[str, ...]:
         """The names of its texts: their folders in a run, and their columns in its dataset."""
         return tuple(text_name(self.label, key) for key in self.prompts) or (self.label,)
+
+    @property
+    def structured_outputs(self) -> dict[str, StructuredOutput | None]:
+        """By name of a text, the form that it must have; None if it has none."""
+        if not self.prompts:
+            return {self.label: self.structured}
+        return {
+            text_name(self.label, key): text.structured if "structured" in text.model_fields_set else self.structured
+            for key, text in self.prompts.items()
+        }
 
     @property
     def overrides(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 `{{name}}` stands for the text `{name}`. All other braces, such as those of an example in JSON, are text.
 """
 
+import functools
 import re
 
 FIELDS = {
@@ -24,7 +25,8 @@ RAW_FIELDS = frozenset(("raw", "raws"))
 _BRACES = re.compile(r"\{\{(?P<text>[A-Za-z_][A-Za-z0-9_]*)\}\}|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-def split_prompt(prompt: str) -> list[tuple[str, bool]]:
+@functools.lru_cache(maxsize=256)
+def split_prompt(prompt: str) -> tuple[tuple[str, bool], ...]:
     """The parts of a prompt in order: texts as the model reads them, with False, and names of `FIELDS`, with True.
 
     A `{name}` that is no field is text.
@@ -37,7 +39,7 @@ def split_prompt(prompt: str) -> list[tuple[str, bool]]:
         parts.append((name, True) if name in FIELDS else (f"{{{text}}}" if text else match[0], False))
         end = match.end()
     parts.append((prompt[end:], False))
-    return [(part, is_field) for part, is_field in parts if part]
+    return tuple((part, is_field) for part, is_field in parts if part)
 
 
 def fields_of(*prompts: str | None) -> tuple[str, ...]:

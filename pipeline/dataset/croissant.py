@@ -1,5 +1,6 @@
 """Describes the dataset as Croissant JSON-LD (mlcommons.org/croissant/1.0), for search engines and data loaders."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -45,7 +46,13 @@ _CONTEXT = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-_TYPES = {pa.string(): "sc:Text", pa.int32(): "sc:Integer"}
+_TYPES = {
+    pa.string(): "sc:Text",
+    pa.int32(): "sc:Integer",
+    pa.int64(): "sc:Integer",
+    pa.float64(): "sc:Float",
+    pa.bool_(): "sc:Boolean",
+}
 
 
 def croissant(description: Description) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def croissant(description: Description) -> dict[str, Any]:
         **_origin(description),
         "version": f"{summary['schema_version']}.0.0",
         "distribution": [_file_set(split, names) for split, names in tars.items()],
-        "recordSet": [_record_set(split, schema.dataset(summary["captioners"])) for split in tars],
+        "recordSet": [_record_set(split, summary["captioners"], summary.get("json_columns", {})) for split in tars],
     }
 
 
@@ -85,23 +92,24 @@ def _file_set(split: str, tars: list[str]) -> dict[str, Any]:
     }
 
 
-def _record_set(split: str, columns: pa.Schema) -> dict[str, Any]:
+def _record_set(split: str, captioners: Iterable[str], json_columns: schema.JsonColumns) -> dict[str, Any]:
+    columns = schema.dataset(captioners, json_columns)
     return {
         "@type": "cr:RecordSet",
         "@id": split,
         "name": split,
         "key": {"@id": f"{split}/uid"},
-        "field": [_field(split, column) for column in columns],
+        "field": [_field(split, column, schema.meaning(column.name, json_columns)) for column in columns],
     }
 
 
-def _field(split: str, column: pa.Field) -> dict[str, Any]:
+def _field(split: str, column: pa.Field, description: str) -> dict[str, Any]:
     repeated = pa.types.is_list(column.type)
     return {
         "@type": "cr:Field",
         "@id": f"{split}/{column.name}",
         "name": column.name,
-        "description": schema.meaning(column.name),
+        "description": description,
         "dataType": _TYPES[column.type.value_type if repeated else column.type],
         **({"repeated": True} if repeated else {}),
         "source": {"fileSet": {"@id": f"{split}-parquet"}, "extract": {"column": column.name}},

@@ -60,7 +60,7 @@ def front_matter(description: Description) -> dict[str, Any]:
         "task_categories": ["image-to-text", "zero-shot-image-classification"],
         "tags": ["image-text", "long-captions", "webdataset"],
         "size_categories": [_size_category(summary["samples"])],
-        FEATURES: {"features": features(summary["captioners"])},
+        FEATURES: {"features": features(summary["captioners"], summary.get("json_columns"))},
         "configs": [
             {
                 "config_name": "default",
@@ -70,12 +70,12 @@ def front_matter(description: Description) -> dict[str, Any]:
     }
 
 
-def features(captioners: Iterable[str]) -> list[dict[str, Any]]:
+def features(captioners: Iterable[str], json_columns: schema.JsonColumns | None = None) -> list[dict[str, Any]]:
     """The columns of the tars as `datasets` declares them.
 
     Without them, `datasets` infers the types from five samples, and fails on later texts if these samples have none.
     """
-    members = [_feature(column) for column in schema.dataset(captioners)]
+    members = [_feature(column) for column in schema.dataset(captioners, json_columns)]
     return [
         {"name": schema.IMAGE_EXTENSION, "dtype": "image"},
         {"name": "txt", "dtype": "string"},
@@ -88,7 +88,7 @@ def features(captioners: Iterable[str]) -> list[dict[str, Any]]:
 def _feature(column: pa.Field) -> dict[str, Any]:
     if pa.types.is_list(column.type):
         return {"name": column.name, "list": str(column.type.value_type)}
-    return {"name": column.name, "dtype": str(column.type)}
+    return {"name": column.name, "dtype": "float64" if column.type == pa.float64() else str(column.type)}
 
 
 def _size_category(samples: int) -> str:

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from lotlip_data.captioners.quality_flags import invalid_json
 from lotlip_data.manifests import subcaptions
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.formats.schema import FLAGS_SUFFIX, SUB_SUFFIX
+from lotlip_data.manifests.settings.structured import ColumnType, column_values
 from lotlip_data.pipeline.curation.filters import (
     TOO_FEW_LONG_TEXTS,
     Exclusion,
@@ -56,13 +59,21 @@ class LongText(NamedTuple):
 class Captions:
     """The captions of one shard by one captioner, as Arrow columns with an index by uid."""
 
-    def __init__(self, table: pa.Table, url: str, remedy: Callable[[], str], fields: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        url: str,
+        remedy: Callable[[], str],
+        fields: tuple[str, ...] = (),
+        json_columns: Mapping[str, ColumnType] | None = None,
+    ) -> None:
         """Args:
         table: The captions, with the columns `uid`, `sha256`, `text` and `flags` of `schema.CAPTIONS`. Without the
             column `fields_sha256` it is not known what the prompts had.
         url: The name of the captions in errors.
         remedy: Returns what to do if they do not fit the images; the end of an error message.
         fields: Names of the fields in the captioner's prompt.
+        json_columns: The keys of the texts, which are JSON objects, that are columns of the dataset, and their types.
 
         Raises:
             JoinError: A uid occurs twice.
@@ -73,6 +84,7 @@ class Captions:
         names = ("sha256", "text", "flags", "fields_sha256")
         self._columns = {name: table[name].combine_chunks() for name in names}
         self._fields = fields
+        self.json_columns = json_columns or {}
         self._rows = {uid: row for row, uid in enumerate(table["uid"].to_pylist())}
         self.unused = set(self._rows)
         """The uids that `take` has not been called for."""
@@ -140,6 +152,7 @@ def join(
         JoinError: An image does not have exactly one caption of each captioner, or a caption has no image.
     """
     joined = Joined()
+    json_columns = {name: captions_of_one.json_columns for name, captions_of_one in captions.items()}
     seen: set[str] = set()
     for image in images:
         if image["uid"] in seen:
@@ -151,7 +164,7 @@ def join(
                 f"image {image['key']}: has {len(image['texts'])} raw texts but {len(image['sources'])} sources"
             )
         taken = {name: captions_of_one.take(image) for name, captions_of_one in captions.items()}
-        _add_image(joined, image, taken, rules, drops or {})
+        _add_image(joined, image, taken, rules, drops or {}, json_columns)
     for captions_of_one in captions.values():
         if unused := captions_of_one.unused:
             problem = f"{len(unused)} captions have no image, for example that of uid {min(unused)}"
@@ -162,7 +175,14 @@ def join(
     return joined
 
 
-def _add_image(joined: Joined, image: SampleRow, taken: Mapping[str, LongText], rules: Filters, drops: Drops) -> None:
+def _add_image(
+    joined: Joined,
+    image: SampleRow,
+    taken: Mapping[str, LongText],
+    rules: Filters,
+    drops: Drops,
+    json_columns: Mapping[str, Mapping[str, ColumnType]],
+) -> None:
     """Add one image with its captions to the samples, or to what is left out, for the first reason that applies."""
     raws = raw_texts(image["texts"], image["sources"], rules)
     dropped_texts: list[tuple[str, str, str]] = [(RAW, reason, text) for text, reason in raws.left_out]
@@ -172,6 +192,7 @@ def _add_image(joined: Joined, image: SampleRow, taken: Mapping[str, LongText], 
         if rejection is not None:
             dropped_texts.append((name, rejection, long_text.text or ""))
         row |= _text_columns(name, long_text, rejection is None, rules)
+        row |= _value_columns(name, long_text, row[name], json_columns.get(name, {}))
     long_texts = sum(row[name] is not None for name in taken)
     reason, detail, distance = image_rejection(image, rules) or raws.reason, "", None
     if reason is None and image["key"] in drops:
@@ -208,3 +229,10 @@ def _text_columns(captioner: str, long_text: LongText, is_kept: bool, rules: Fil
         captioner + SUB_SUFFIX: pieces,
         captioner + FLAGS_SUFFIX: " ".join(flags),
     }
+
+
+def _value_columns(captioner: str, long_text: LongText, text: str | None, types: Mapping[str, ColumnType]) -> SampleRow:
+    """The columns of one captioner's keys. A text that is left out, or is no valid JSON, has nulls."""
+    is_valid = invalid_json.__name__ not in long_text.flags
+    values = column_values(text if is_valid else None, types)
+    return {schema.value_column(captioner, key): value for key, value in values.items()}

@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import pyarrow as pa
+
 from lotlip_data.manifests import digests, storage
 from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.formats.dataset_index import (
@@ -41,6 +43,7 @@ from lotlip_data.manifests.formats.dataset_index import (
 )
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import DATASET_JSON, Run
+from lotlip_data.manifests.settings.structured import ColumnType
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset.join import Joined
 
@@ -55,12 +58,14 @@ class Recipe:
     captioners: dict[str, str]
     """Ids of the captioners by name, in the order of the columns."""
     rules: Filters
+    json_columns: dict[str, dict[str, ColumnType]] = field(default_factory=dict)
+    """As `schema.JsonColumns`."""
     schema_version: int = schema.SCHEMA_VERSION
     revision: int = 2
     """Raised when the code writes other bytes for the same inputs; shards of earlier revisions are then built again."""
 
     def __post_init__(self) -> None:
-        schema.dataset(self.captioners)  # refuses a captioner whose name is taken by another column
+        _ = self.columns  # refuses a captioner whose name is taken by another column
         if not self.captioners and self.rules.min_long_texts:
             raise DatasetError("there are no captions yet. Run `lotlip-data recaption` first.")
         if self.rules.min_long_texts > len(self.captioners):
@@ -69,8 +74,18 @@ class Recipe:
                 f"{len(self.captioners)} captioners, so no sample would be left. Lower it, or run more captioners."
             )
 
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns of the dataset. Raises DatasetError if two have one name."""
+        try:
+            return schema.dataset(self.captioners, self.json_columns)
+        except ValueError as error:
+            raise DatasetError(str(error)) from None
+
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """All settings; without columns of JSON objects, as earlier releases have them, so that shards stay."""
+        settings = dataclasses.asdict(self)
+        return {name: value for name, value in settings.items() if name != "json_columns" or value}
 
     @property
     def id(self) -> str:
@@ -112,8 +127,9 @@ def make_record(
 
 def recipe_changes(summary: dict[str, Any], recipe: Recipe) -> list[str]:
     """The settings in which a recipe differs from that of a dataset.json, one text per setting."""
-    new = json.loads(json.dumps({"captioners": recipe.captioners} | dataclasses.asdict(recipe.rules)))
-    old = {"captioners": summary["captioners"]} | summary["rules"]
+    ours = {"captioners": recipe.captioners, "json_columns": recipe.json_columns}
+    new = json.loads(json.dumps(ours | dataclasses.asdict(recipe.rules)))
+    old = {"captioners": summary["captioners"], "json_columns": summary.get("json_columns", {})} | summary["rules"]
     if list(new["captioners"].items()) != list(old["captioners"].items()):
         same_names = list(new["captioners"]) == list(old["captioners"])  # then only the ids differ
         for side in (new, old):
@@ -181,7 +197,8 @@ class _Totals:
             "captioners": recipe.captioners,
             "sub_captions": recipe.rules.sub_captions,
             "rules": dataclasses.asdict(recipe.rules),
-            "columns": schema.dataset(recipe.captioners).names,
+            "columns": recipe.columns.names,
+            **({"json_columns": recipe.json_columns} if recipe.json_columns else {}),
             "fetched": self.fetched,
             "samples": self.samples,
             "bytes": self.bytes,

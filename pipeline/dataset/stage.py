@@ -24,6 +24,7 @@ from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
+from lotlip_data.manifests.settings.structured import ColumnType, StructuredOutput
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker, captioned_shards, fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line
@@ -136,12 +137,32 @@ def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> R
         for name in existing
         if name in manifest.captioner_names or ledger.captioned_shards(run, name)  # a failed start leaves a folder
     ]
-    return Recipe({name: _captioner_id(run, name) for name in names}, Filters.of(manifest))
+    settings = {name: _captioner_settings(run, name) for name in names}
+    columns = {name: json_columns(settings[name], manifest.structured_outputs.get(name)) for name in names}
+    return Recipe(
+        {name: str(recorded["id"]) for name, recorded in settings.items()},
+        Filters.of(manifest),
+        {name: dict(types) for name, types in columns.items() if types},
+    )
 
 
-def _captioner_id(run: Run, name: str) -> str:
+def json_columns(recorded: Mapping[str, Any], wanted: StructuredOutput | None) -> dict[str, ColumnType]:
+    """The keys of a captioner's texts that are columns of the dataset, and their types.
+
+    Args:
+        recorded: The settings that made the texts.
+        wanted: The manifest's setting now. Its columns count if its form is still that of the texts: they can change
+            without new texts.
+    """
+    if not recorded.get("structured"):
+        return {}
+    made = StructuredOutput.parse(recorded["structured"])
+    return (wanted if wanted is not None and wanted.decisive == made.decisive else made).column_types
+
+
+def _captioner_settings(run: Run, name: str) -> dict[str, Any]:
     try:
-        return str(ledger.captioner_settings(run, name)["id"])
+        return ledger.captioner_settings(run, name)
     except FileNotFoundError:
         raise DatasetError(
             f"{run.captioner_settings(name)}: is missing, so it is not known what made the captions beside it. Restore "
@@ -275,12 +296,11 @@ def build_shard(run: Run, recipe: Recipe, task: BuildTask) -> ShardRecord:
         marker = ledger.read_image_stats(run, number)
         if not marker["successes"]:
             return _commit(run, recipe, task, Joined(), [])
-        captions = {name: read_captions(run, name, number) for name in recipe.captioners}
+        captions = {name: read_captions(run, name, number, recipe.json_columns.get(name)) for name in recipe.captioners}
         with ExitStack() as open_files:
             images = _open_images(run, number, marker, scratch, open_files)
             joined = join(images.metas.values(), captions, recipe.rules, _read_drops(run, task, images.metas))
-            columns = schema.dataset(recipe.captioners)
-            files = write_shard(run.shards, number, recipe, joined.rows, images.image, columns, scratch)
+            files = write_shard(run.shards, number, recipe, joined.rows, images.image, recipe.columns, scratch)
         return _commit(run, recipe, task, joined, files)
 
 
@@ -301,8 +321,15 @@ def _open_images(run: Run, number: int, marker: ImageMarker, scratch: Path, open
     return images
 
 
-def read_captions(run: Run, name: str, number: int) -> Captions:
-    """The captions of one shard by one captioner. Raises UserError if they are missing or damaged."""
+def read_captions(run: Run, name: str, number: int, json_columns: Mapping[str, ColumnType] | None = None) -> Captions:
+    """The captions of one shard by one captioner. Raises UserError if they are missing or damaged.
+
+    Args:
+        run: The run.
+        name: Name of the captioner.
+        number: Number of the shard.
+        json_columns: As for `Captions`.
+    """
     url = run.caption_shard(name, number)
 
     def remedy() -> str:
@@ -311,7 +338,7 @@ def read_captions(run: Run, name: str, number: int) -> Captions:
     fields = recorded_fields(ledger.captioner_settings(run, name))
     # Files of earlier releases lack the hash, and a missing column cannot be asked for.
     columns = None if fields else ["uid", "sha256", "text", "flags"]
-    return Captions(artifacts.read_parquet(url, remedy(), columns), url, remedy, fields)
+    return Captions(artifacts.read_parquet(url, remedy(), columns), url, remedy, fields, json_columns)
 
 
 def _read_drops(run: Run, task: BuildTask, keys: Iterable[str]) -> Drops:

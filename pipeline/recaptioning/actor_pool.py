@@ -138,6 +138,7 @@ class ActorPool:
 
     def __post_init__(self) -> None:
         self.queue = self.queue or deque(self.texts)
+        self.text_names = sorted({name for names in self.texts.values() for name in names})
 
     @property
     def busy(self) -> bool:
@@ -415,8 +416,7 @@ def create_actor(pool: ActorPool) -> Any:
         runtime_env=_runtime_env(num_gpus),
         max_restarts=-1,  # a run of weeks loses many actors; the pool counts the failures that end it
     )
-    names = sorted({name for texts in pool.texts.values() for name in texts})
-    return actor_class.remote(pool.run.url, pool.config, settings, names)
+    return actor_class.remote(pool.run.url, pool.config, settings, pool.text_names)
 
 
 def end_actor(handle: Any, restart: bool = False) -> None:

@@ -32,6 +32,7 @@ TEXT_ARGUMENTS = frozenset(
         "quantization",
         "revision",
         "speculative_config",
+        "structured_outputs_config",
         "tensor_parallel_size",
         "tokenizer",
     )
@@ -168,7 +169,8 @@ def origin(captioner: CaptionerConfig, options: EngineOptions) -> dict[str, str]
     if not get_kind(captioner.kind).loads_model:
         return arguments
     with contextlib.suppress(ValueError):  # a shipped checkpoint that does not exist: the engine's start says so
-        return model_files(captioner.model) | arguments
+        adapter = model_files(captioner.lora) if captioner.lora else {}
+        return model_files(captioner.model) | {f"lora/{name}": digest for name, digest in adapter.items()} | arguments
     return arguments
 
 

@@ -126,6 +126,8 @@ def _resolve(entry: CaptionerEntry, pool: Mapping[str, Any]) -> CaptionerJob:
     preset = get_default(entry.preset).to_dict() if entry.preset else {}
     if entry.prompts:
         preset.pop("prompt", None)
+    if entry.model is not None:
+        preset.pop("revision", None)  # a commit of the preset's model
     try:
         config = CaptionerConfig.from_dict(preset | entry.overrides)
         settings = entry.pool or PoolSettings()
@@ -140,6 +142,7 @@ def _resolve(entry: CaptionerEntry, pool: Mapping[str, Any]) -> CaptionerJob:
 
 def _check_engine(job: CaptionerJob) -> None:
     config, engine = job.config, job.pool.engine
+    get_kind(config.kind).check_settings(config)
     if engine not in (known := ("auto", *get_kind(config.kind).engines)):
         raise ValueError(f"captioner {config.name!r}: `engine`: {unknown_name(engine, known)}")
 

@@ -31,11 +31,13 @@ csv.field_size_limit(MAX_LINE_CHARACTERS)  # of the whole process: the module ha
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the cells of a row are written; the fields are those of a manifest's source."""
+    """How the cells of a row are written; the first fields are those of a manifest's source."""
 
     delimiter: str
     escape: str = '"'
     quoting: bool = True
+    has_spaces: bool = False
+    """Whether a space between a delimiter and a quote belongs to neither cell."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ _BACKSLASHES = re.compile(r'\\(["\\])?')
 def _quoted_records(lines: Iterator[Line], dialect: Dialect) -> Iterator[Record]:
     feed = _LineFeed(lines, dialect)
     escapes = {"doublequote": False, "escapechar": "\\"} if dialect.escape == "\\" else {"doublequote": True}
-    reader = csv.reader(feed, delimiter=dialect.delimiter, strict=True, **escapes)
+    spaces = dialect.has_spaces
+    reader = csv.reader(feed, delimiter=dialect.delimiter, skipinitialspace=spaces, strict=True, **escapes)
     delimiter = re.escape(dialect.delimiter)
     # Another row in a cell: a URL between a delimiter and the end of a line, or the reverse, or two delimiters.
     url = rf'"?https?://[^\s{delimiter}]*"?'

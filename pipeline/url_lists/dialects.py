@@ -59,7 +59,10 @@ def detect_dialect(
         if by_escape["\\"] < by_escape['"']:
             escape = "\\"
             remark(f"{file}: a quote in a quoted cell follows a backslash, as Spark writes it; set `escape` if not")
-    return Dialect(delimiter, escape, quoting)
+    has_spaces = quoting and source.columns is None and _has_spaces(lines, delimiter)
+    if has_spaces:
+        remark(f"{file}: a space follows each {delimiter!r}, so a quote after it begins a quoted cell")
+    return Dialect(delimiter, escape, quoting, has_spaces)
 
 
 def _delimiter(names: Sequence[str] | None, usual: str, lines: Sequence[str], columns: Sequence[str]) -> str:
@@ -79,6 +82,15 @@ def _has_quoted_header(lines: Sequence[str], delimiter: str, columns: Sequence[s
     """Whether the first line names the columns only if its quotes are removed."""
     header = next((line.rstrip("\r\n") for line in lines if line.strip()), "")
     return not set(columns) <= set(header.split(delimiter)) and set(columns) <= set(_split(header, delimiter))
+
+
+def _has_spaces(lines: Sequence[str], delimiter: str) -> bool:
+    """Whether the header has a space after each delimiter, and a quote follows such a space."""
+    header = next((line for line in lines if line.strip()), "")
+    cells = header.split(delimiter)[1:]
+    return (
+        bool(cells) and all(cell.startswith(" ") for cell in cells) and any(f'{delimiter} "' in line for line in lines)
+    )
 
 
 def _split(line: str, delimiter: str) -> list[str]:

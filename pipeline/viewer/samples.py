@@ -1,6 +1,6 @@
 """The dataset of a run as the page needs it: what dataset.json says about its files, without their content."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -25,6 +25,7 @@ class Samples:
     flags: tuple[str, ...]
     sub_captions: SplitMode
     files: tuple[ShardFile, ...]
+    json_columns: schema.JsonColumns = field(default_factory=dict)
 
     @property
     def parquets(self) -> list[str]:
@@ -34,7 +35,7 @@ class Samples:
     @property
     def columns(self) -> pa.Schema:
         """The schema of every Parquet file."""
-        return schema.dataset(self.captioners)
+        return schema.dataset(self.captioners, self.json_columns)
 
     @property
     def total(self) -> int:
@@ -57,4 +58,5 @@ def open_samples(run: Run) -> Samples:
         flags=FLAGS,
         sub_captions=content["sub_captions"],
         files=tuple(dataset_index.shard_files(run, content)),
+        json_columns=content.get("json_columns", {}),
     )

@@ -34,6 +34,7 @@ CHANGES = {
     "trust_remote_code": True,
     "lora": "someone/adapter",
     "lora_revision": "main",
+    "structured": {"choice": ["yes", "no"]},
     "strip": ["preamble"],
     "kv_cache_dtype": "fp8",
 }
@@ -99,7 +100,9 @@ def test_a_text_of_several_is_the_captioner_of_that_prompt_alone_whatever_other_
 
 
 def test_to_dict_and_back_is_the_identity():
-    for config in (CONFIG.replace(**CHANGES), CONFIG.replace(prompts=PROMPTS)):
+    together = {name: value for name, value in CHANGES.items() if name != "structured"}  # it excludes min_new_tokens
+    structured = CONFIG.replace(structured=CHANGES["structured"])
+    for config in (CONFIG.replace(**together), structured, CONFIG.replace(prompts=PROMPTS)):
         assert CaptionerConfig.from_dict(config.to_dict()) == config
 
 
@@ -131,6 +134,14 @@ def test_to_dict_and_back_is_the_identity():
             {"prompts": {"long_sub": "Describe it."}},
             "captioner 'llava': `prompts.long_sub`: 'long_sub': columns of sub-captions and of flags end like this; "
             "choose another name",
+        ),
+        (
+            {"prompts": {"long": {"prompt": "Describe it.", "model": "other"}}},
+            "captioner 'llava': `prompts.long`: `model`: holds for all texts of a captioner; set it beside `prompts`",
+        ),
+        (
+            {"prompts": {"long": {"prompt": "Describe it.", "max_tokens": 9}}},
+            "captioner 'llava': `prompts.long.max_tokens`: there is no such setting; did you mean `max_new_tokens`?",
         ),
         ({"prompts": {"long": {}}}, "captioner 'llava': `prompts.long.prompt`: is missing"),
         (

@@ -1,10 +1,18 @@
 """Short names of captioners, and captioners that another package adds."""
 
+import re
+import tomllib
+
 import pytest
+import yaml
+from PIL import Image
 
 from lotlip_data.captioners import presets, registry
-from lotlip_data.captioners.base import Caption, CaptionerConfig
+from lotlip_data.captioners.base import Caption, CaptionerConfig, TextRequest
+from lotlip_data.captioners.load_errors import LoadError
 from lotlip_data.captioners.registry import load_engine
+from lotlip_data.manifests.errors import UserError
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
@@ -69,6 +77,34 @@ class CountingEngine:
     assert caption_all(engine, scenes(1)) == [Caption("Width: 96", "stop", 2)]
 
 
+def test_the_guides_example_of_a_captioner_works_with_several_texts_and_fields(tmp_path, monkeypatch, runner):
+    page = (ROOT / "docs" / "guides" / "write-captioner.md").read_text()
+    blocks = re.findall(r"^```(?:python title=|toml|yaml)[^\n]*\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    code, project, manifest = blocks[:3]
+    (tmp_path / "my_package.py").write_text(code)
+    points = tomllib.loads(project)["project"]["entry-points"][registry.ENTRY_POINTS]
+    metadata = tmp_path / "my_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    lines = [f"[{registry.ENTRY_POINTS}]", *(f"{name} = {target}" for name, target in points.items())]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (entry,) = yaml.safe_load(manifest)["captioners"]
+    config = CaptionerConfig.from_dict(entry)
+    engine = load_engine(config)
+    inputs = engine.prepare_texts(
+        Image.new("RGB", (64, 64), "red"), [TextRequest(text, text.prompt) for text in config.texts]
+    )
+
+    async def captions():
+        return [await engine.caption(prepared) for prepared in inputs]
+
+    texts = [caption.text for caption in runner.run(captions())]
+    assert texts == ["The colour is #ff0000", 'As for "{raw}", it is #ff0000']
+    with pytest.raises(LoadError, match="structured: kind 'average' cannot enforce it"):
+        load_engine(CaptionerConfig(name="x", kind="average", model="none", structured={"choice": ["a"]}))
+
+
 def test_the_presets_in_fp8_are_captioners_of_their_own():
     for kind in ("llava", "sharegpt4v", "instructblip"):
         plain, fp8 = registry.get_default(kind), registry.get_default(f"{kind}-fp8")
@@ -76,3 +112,27 @@ def test_the_presets_in_fp8_are_captioners_of_their_own():
         assert (fp8.quantization, fp8.kv_cache_dtype) == ("fp8_per_channel", "fp8_hopper")
         assert (plain.quantization, plain.kv_cache_dtype) == (None, "auto")
         assert fp8.id != fp8.replace(quantization=None).id != fp8.replace(quantization=None, kv_cache_dtype="auto").id
+
+
+class OneTextEngine:
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
+def test_an_engine_that_makes_one_text_is_refused_for_several_with_the_fix_and_closed(monkeypatch):
+    engine = OneTextEngine()
+
+    class OneText(registry.Captioner):
+        def load(self, config, engine_name, options):
+            return engine
+
+    monkeypatch.setitem(registry._KINDS, "one-text", OneText)
+    config = CaptionerConfig(name="mine", kind="one-text", model="m", prompts={"long": "Describe.", "tags": "Tag."})
+    with pytest.raises(
+        UserError, match=r"captioner 'mine': `prompts`: .* 'one-text' makes one text .* one captioner for"
+    ):
+        load_engine(config)
+    assert engine.closed
+    assert load_engine(config.texts[0]) is engine

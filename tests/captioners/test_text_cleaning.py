@@ -78,3 +78,12 @@ def test_only_what_strip_names_is_removed():
 def test_by_default_only_vision_language_models_lose_their_reasoning():
     assert removals(CONFIG.replace(strip=None)) == ("reasoning",)
     assert removals(CONFIG.replace(strip=None, kind="openai")) == ()
+
+
+def test_a_text_with_a_form_keeps_its_marks_and_another_one_may_get_the_form():
+    config = CONFIG.replace(structured={"json_schema": {"type": "object", "required": ["a"]}})
+    valid = Caption('{"a": "**x** `y` [z](https://z.example)"}', "stop", 1)
+    assert clean(valid, config) is valid
+    assert find_flags(valid, config) == []
+    fenced = clean(Caption('```json\n{"a": 1}\n```', "stop", 1), config)
+    assert fenced.text == '{"a": 1}' and find_flags(fenced, config) == ["stripped"]

@@ -4,11 +4,12 @@ Weights have a large variance, so that the next token is never a near tie and a 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     BlipImageProcessorPil,
     CLIPImageProcessorPil,
@@ -35,9 +36,9 @@ SIZE = 32
 PATCH = 8
 
 
-def write_llava(folder: Path, *, seed: int = 0, end_bias: float = 0.0) -> Path:
-    """A LLaVA of hidden size 32 with 16 image tokens."""
-    tokenizer = _write_tokenizer(folder, image_token="<image>")
+def write_llava(folder: Path, *, seed: int = 0, end_bias: float = 0.0, byte_level: bool = False) -> Path:
+    """A LLaVA of hidden size 32 with 16 image tokens, whose other tokens are words or the 256 bytes."""
+    tokenizer = write_tokenizer(folder, byte_level=byte_level, image_token="<image>")
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=32,
@@ -76,7 +77,7 @@ def write_llava(folder: Path, *, seed: int = 0, end_bias: float = 0.0) -> Path:
 
 def write_pixtral(folder: Path) -> Path:
     """A LLaVA whose tower takes images of any shape, as mistral-community/pixtral-12b; `<image>` is its image token."""
-    tokenizer = _write_tokenizer(folder, image_token="<image>")
+    tokenizer = write_tokenizer(folder, image_token="<image>")
     tower = PixtralVisionConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -134,11 +135,16 @@ def write_llava_next(folder: Path) -> Path:
 
 
 def write_instructblip(
-    folder: Path, *, seed: int = 0, end_bias: float = 0.0, text_config: PreTrainedConfig | None = None
+    folder: Path,
+    *,
+    seed: int = 0,
+    end_bias: float = 0.0,
+    text_config: PreTrainedConfig | None = None,
+    byte_level: bool = False,
 ) -> Path:
     """An InstructBLIP of hidden size 32 with 4 query tokens, and a Llama or the model of `text_config`."""
-    tokenizer = _write_tokenizer(folder)
-    _write_tokenizer(folder / "qformer_tokenizer")
+    tokenizer = write_tokenizer(folder, byte_level=byte_level)
+    write_tokenizer(folder / "qformer_tokenizer", byte_level=byte_level)
     vision = InstructBlipVisionConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -192,10 +198,25 @@ def llama(vocabulary: int = VOCABULARY, *, tied: bool = False) -> LlamaConfig:
     )
 
 
-def _write_tokenizer(folder: Path, **named: str) -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(SPECIAL + WORDS.split()))}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
+def write_tokenizer(
+    folder: Path, words: Sequence[str] = (*SPECIAL, *WORDS.split()), *, byte_level: bool = False, **named: str
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, whose first four are those of SPECIAL, or of bytes.
+
+    Args:
+        folder: The checkpoint.
+        words: The vocabulary.
+        byte_level: Whether the tokens are SPECIAL and the 256 bytes.
+        named: Attributes that name a token.
+    """
+    words = (*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())) if byte_level else words
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    if byte_level:
+        core = Tokenizer(models.BPE(vocabulary, []))
+        core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    else:
+        core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,

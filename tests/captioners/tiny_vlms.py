@@ -223,14 +223,14 @@ def _llava_onevision(folder: Path) -> None:
     template = CHATML.replace("IMAGE", "<image>")
     tokens = _tokenizer(folder, special, template, "LlavaOnevisionProcessor", eos="<|im_end|>", adds_start=False)
     side = 4 * PATCH
-    grid = [[height * side, width * side] for height in range(1, 4) for width in range(1, 4)]
+    grid = [[height * side, width * side] for height in range(1, 5) for width in range(1, 5)]
     config = transformers.LlavaOnevisionConfig(
         vision_config=_siglip(4),
         text_config={"model_type": "qwen2"} | _text(tokens),
         image_token_index=tokens.convert_tokens_to_ids("<image>"),
         video_token_index=tokens.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=grid,
-        vision_aspect_ratio="anyres_max_4",
+        vision_aspect_ratio="anyres_max_9",
         tie_word_embeddings=False,
     )
     _save(transformers.LlavaOnevisionForConditionalGeneration(config), folder)
@@ -238,7 +238,7 @@ def _llava_onevision(folder: Path) -> None:
     images |= {"image_grid_pinpoints": grid, "processor_class": "LlavaOnevisionProcessor"}
     _json(folder / "preprocessor_config.json", images)
     processor = {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": 16, "image_token": "<image>"}
-    processor |= {"vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_4"}
+    processor |= {"vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_9"}
     _json(folder / "processor_config.json", processor)
 
 

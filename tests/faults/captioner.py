@@ -63,6 +63,7 @@ class FaultyEngine:
         self._engine, self._faults = engine, faults
         self.special_texts = engine.special_texts
         self.window, self.burst = engine.window, engine.burst
+        self.capacity = getattr(engine, "capacity", None)
         self._hung = False
 
     def prepare(self, image: Image.Image) -> tuple[str, Any]:

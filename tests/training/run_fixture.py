@@ -5,7 +5,7 @@ import io
 import json
 import pathlib
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -121,16 +121,23 @@ def _tar(rows: list[tuple[dict, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def write_towers(folder: pathlib.Path, dropout: float = 0.1, positions: int = 128) -> dict[str, str]:
-    """Write two untrained towers of width 32. Returns them as settings of a training.
+TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+"""The sizes of ViT-B and BERT-base."""
+
+
+def write_towers(
+    folder: pathlib.Path, dropout: float = 0.1, positions: int = 128, sizes: Mapping[str, int] = TINY
+) -> dict[str, str]:
+    """Write two untrained towers, for images of 96×96 pixels. Returns them as settings of a training.
 
     Args:
         folder: Receives the towers' folders.
         dropout: Dropout of the text tower.
         positions: Number of positions of the text tower.
+        sizes: Sizes of both towers.
     """
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     vit, bert = folder / "vit", folder / "bert"
     ViTModel(ViTConfig(**sizes, image_size=96, patch_size=32), add_pooling_layer=False).save_pretrained(vit)
     words = sorted({word for seed in range(200) for word in _words(seed)})

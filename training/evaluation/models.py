@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 NAME_PREFIXES = ("open_clip:", "clip:")
 """Prefixes of model names that are not folders or URLs of this project's models."""
 BATCH_SIZE = 64
+MIN_DIFFERENCE = 1e-5
+"""Smallest distance of the unit features of two images that have nothing in common."""
 MAX_SPECIAL_TOKENS = 8
 """More special tokens than any tokenizer adds to a text."""
 
@@ -83,15 +85,36 @@ def load_embedder(name: str, device: str | None = None) -> Embedder:
         device: Such as "cpu" or "cuda:1". Default: a GPU if there is one.
 
     Raises:
-        UserError: If the device cannot be used, or if the model does not exist, is incomplete or damaged.
+        UserError: If the device cannot be used, or if the model does not exist, is incomplete or damaged, or cannot
+            embed plain images and texts.
     """
     device = str(pick_device(device))
     kind, colon, model = name.partition(":")
+    embedder: Embedder
     if colon and kind == "open_clip":
-        return OpenClipModel(model, device)
-    if colon and kind == "clip":
-        return TransformersClipModel(model, device)
-    return LoTLIPModel(name, device)
+        embedder = OpenClipModel(model, device)
+    elif colon and kind == "clip":
+        embedder = TransformersClipModel(model, device)
+    else:
+        embedder = LoTLIPModel(name, device)
+    _probe(embedder, name)
+    return embedder
+
+
+def _probe(embedder: Embedder, name: str) -> None:
+    """Embed two images and two texts. Raises UserError if that fails, or if the features say nothing of them."""
+    with _damage_explained(name):
+        gradients = Image.linear_gradient("L"), Image.radial_gradient("L")
+        images = embedder.embed_images(gradient.convert("RGB") for gradient in gradients)
+        texts = embedder.embed_texts(["two red cars", "a dog on a beach"]).features
+    for kind, features in (("images", images), ("texts", texts)):
+        if not features.isfinite().all() or not features.any(dim=1).all():
+            raise UserError(
+                f"{name}: its features of {kind} are zero or not finite numbers, so nothing can be measured; the "
+                "training has diverged or the weights are damaged: use an earlier checkpoint, or get the files again"
+            )
+    if (images[0] - images[1]).norm() < MIN_DIFFERENCE:
+        raise UserError(f"{name}: gives different images the same feature; check the settings of its image processor")
 
 
 class LoTLIPModel:

@@ -92,7 +92,7 @@ def test_a_processor_that_keeps_an_images_shape_is_refused(model: Path) -> None:
     """Without the crop, the number of patches follows the image's shape, and the prompt is made for a square."""
     file = model / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"do_center_crop": False}))
-    with pytest.raises(ValueError, match=r"its inputs depend on an image's shape \(.*pixel_values.*kind 'openai'"):
+    with pytest.raises(ValueError, match=r"its inputs depend on an image's shape \(.*pixel_values.*kind 'vlm'"):
         load(model)
     load(model, image_fit="pad")
 

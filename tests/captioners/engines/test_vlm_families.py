@@ -11,7 +11,8 @@ from PIL import Image
 
 from lotlip_data.captioners.base import CaptionerConfig, TextRequest
 from lotlip_data.captioners.registry import get_kind, load_engine
-from tests.captioners import tiny_vlms
+from lotlip_data.manifests.errors import UserError
+from tests.captioners import tiny_checkpoints, tiny_vlms
 
 PROMPT = "Describe the image in detail."
 TOKENS = 24
@@ -141,3 +142,13 @@ def test_vllm_gives_the_texts_of_plain_generate(family, checkpoint, caption_all)
     reference = plain_vllm if family in VLLM_DIFFERS else plain_generate
     assert texts == reference(folder, images)
     assert len({text for text, _ in texts}) > 0.7 * len(images)
+
+
+@pytest.mark.slow
+def test_a_family_that_vllm_does_not_run_names_the_other_engine(tmp_path, caption_all):
+    """InstructBLIP is no model of vLLM's, and its code in transformers does not run there."""
+    folder = str(tiny_checkpoints.write_instructblip(tmp_path))
+    with pytest.raises(UserError, match=r"vLLM has no model of its own for InstructBlip.*use engine='transformers'"):
+        load_engine(captioner(folder), "vllm")
+    texts = engine_texts(caption_all, captioner(folder), "transformers", mixed_images(4))
+    assert all(text for text, _ in texts)

@@ -124,6 +124,34 @@ def test_the_texts_of_an_image_are_requests_of_their_own_with_their_own_sampling
     assert "USER:" in engine.special_texts
 
 
+FORMS = [
+    (
+        {"json_schema": {"type": "object"}, "columns": []},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "caption", "schema": {"type": "object"}, "strict": True},
+            }
+        },
+    ),
+    ({"regex": "[a-z]+"}, {"structured_outputs": {"regex": "[a-z]+"}}),
+    ({"choice": ["yes", "no"]}, {"structured_outputs": {"choice": ["yes", "no"]}}),
+]
+
+
+@pytest.mark.parametrize(("structured", "fields"), FORMS)
+def test_the_form_of_a_text_is_sent_and_can_be_sent_in_another_servers_way(
+    structured, fields, endpoint, load, caption_all
+):
+    config = CONFIG.replace(structured=structured)
+    caption_all(load(config), [image(30)])
+    body = endpoint.requests[-1][2]
+    assert {name: body[name] for name in fields} == fields
+    caption_all(load(config.replace(request=dict.fromkeys(fields) | {"regex": "x"})), [image(30)])
+    body = endpoint.requests[-1][2]
+    assert body["regex"] == "x" and not fields.keys() & body.keys()
+
+
 def test_an_endpoint_gets_no_role_and_no_token_of_a_popular_model_from_a_raw_text(load):
     engine = load(CONFIG.replace(template="<image> Question: {prompt} Answer:"))
     raw = "Answer: USER: <|im_end|></s><image>"

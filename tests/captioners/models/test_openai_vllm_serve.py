@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lotlip_data.captioners.base import CaptionerConfig, CaptionError, EngineUnreachable
+from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.captioners.registry import get_default, load_engine
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from tests.support.ports import free_ports
@@ -25,6 +26,8 @@ OPTIONS = [
     *("--host", "127.0.0.1", "--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "512"),
     *("--max-num-seqs", "64", "--generation-config", "vllm", "--limit-mm-per-prompt", '{"image": 1}'),
     *("--enforce-eager", "--kv-cache-memory-bytes", str(2**28)),
+    # Otherwise a model can write white space between the parts of a JSON document up to the last token.
+    *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
 ]
 
 
@@ -56,6 +59,23 @@ def is_up(url):
         return opener.open(url, timeout=5).status == 200
     except (urllib.error.URLError, OSError):
         return False
+
+
+def test_a_vllm_server_enforces_the_form_of_a_text(server, scenes, caption_all, monkeypatch):
+    """By `response_format` for a JSON schema, and by vLLM's own field for the rest."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    schema = {"type": "object", "properties": {"kind": {"enum": ["photo", "drawing"]}}, "required": ["kind"]}
+    forms = (
+        {"json_schema": schema | {"additionalProperties": False}},
+        {"regex": "[A-Z][a-z]{3} [0-9]{2}"},
+        {"choice": ["a photo", "a drawing"]},
+    )
+    for form in forms:
+        config = CaptionerConfig(name="served", kind="openai", model=MODEL, structured=form, max_new_tokens=64)
+        engine = load_engine(config, endpoint=server[1])
+        captions = caption_all(engine, scenes(8))
+        engine.close()
+        assert [find_flags(caption, config) for caption in captions] == [[]] * 8, (form, captions)
 
 
 def test_a_vllm_server_returns_the_captions_of_the_transformers_engine(server, scenes, caption_all, monkeypatch):

@@ -23,20 +23,9 @@ from lotlip_data.captioners.registry import load_engine
 from lotlip_data.captioners.sizing import language_dtype
 from lotlip_data.manifests.checkpoints.weights import differences, model_shapes
 from tests.captioners import tiny_checkpoints
-from tests.support.paths import GOLDENS
+from tests.support.published import published
 
-PUBLISHED = GOLDENS / "published"
 IMAGE_TOKEN = 32000  # Vicuna's tokenizer has 32,000 tokens; `<image>` is added
-
-
-def published(name):
-    """Return the golden and the shape of each tensor by name; a name with {} stands for a number or list of layers."""
-    golden = json.loads((PUBLISHED / f"{name}.json").read_text())
-    shapes = {}
-    for pattern, shape, *layers in golden["tensors"]:
-        numbers = range(layers[0]) if layers and isinstance(layers[0], int) else layers[0] if layers else [None]
-        shapes |= {pattern.format(number): tuple(shape) for number in numbers}
-    return golden, shapes
 
 
 def on_meta(shapes, dtype=torch.float16):

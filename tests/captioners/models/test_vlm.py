@@ -48,6 +48,19 @@ def test_the_system_prompt_and_the_prompt_stand_in_the_checkpoint_s_template(fam
     assert "{" not in text
 
 
+TEXTS_ONLY = "{% for m in messages %}{{ m['role'] }} : {{ m['content'] | trim }} {% endfor %}assistant :"
+
+
+@pytest.mark.parametrize("place", ["", "<image> "])
+def test_templates_that_take_one_text_and_those_that_place_the_image_work(place, tmp_path):
+    """JoyCaption's template puts the image before the user's text by itself."""
+    folder = tiny_vlms.write("joycaption", tmp_path / "model")
+    placed = "{% if m['role'] == 'user' %}" + place + "{% endif %}{{ m['content']"
+    (folder / "chat_template.jinja").write_text(TEXTS_ONLY.replace("{{ m['content']", placed))
+    text = text_of(str(folder), system="You are helpful", prompt="A red circle")
+    assert " ".join(text.split()) == "system : You are helpful user : <image> A red circle assistant :"
+
+
 def test_variables_of_the_chat_template_reach_it(model, tmp_path):
     folder = tiny_vlms.write("qwen3-vl", tmp_path / "model")
     file = folder / "chat_template.jinja"
@@ -72,7 +85,7 @@ def test_a_template_of_the_settings_takes_the_place_of_the_checkpoint_s(model):
         ({"min_pixels": 10**6, "max_pixels": 10**5}, "min_pixels=1000000 exceeds max_pixels=100000"),
         ({"size": {"height": 32}}, "size.height: the `size` of"),
         ({"lora": "someone/adapter"}, "lora: engine='transformers' needs the package peft; pip install peft, or use"),
-        ({"quantization": "fp8"}, "quantization and tensor_parallel_size need engine='vllm'"),
+        ({"quantization": "fp8"}, "quantization: fp8: only vLLM has this"),
     ],
 )
 def test_a_setting_that_cannot_be_followed_is_one_error(settings, message, model, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lotlip_data.captioners.base import CaptionerConfig, EngineDead, EngineOptions
-from lotlip_data.captioners.model_files import combined_digest
+from lotlip_data.captioners.model_files import changed_files, combined_digest
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.checkpoints.resolve import resolve
@@ -204,3 +204,13 @@ def test_texts_of_different_commits_are_not_made_by_one_engine(run: Run, monkeyp
     assert with_claimed_revision(run, captioner, ["far_tags"]).revision == "b" * 40
     with pytest.raises(RecaptionError, match=r"'far': its texts were made with different commits .*far_tags"):
         with_claimed_revision(run, captioner, ["far_long", "far_tags"])
+
+
+def test_a_changed_adapter_counts_as_a_changed_model(tmp_path):
+    for name in ("model", "adapter"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    captioner = CaptionerConfig(name="x", kind="vlm", model=str(tmp_path / "model"), lora=str(tmp_path / "adapter"))
+    before = origin(captioner, NO_OPTIONS)
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"r": 8}')
+    assert changed_files(before, origin(captioner, NO_OPTIONS)) == ["lora/adapter_config.json"]

@@ -45,6 +45,16 @@ def test_a_header_in_quotes_means_that_all_cells_can_be_quoted(tmp_path: pathlib
     assert [sum(word in remark for remark in result.remarks) for word in ("cells are quoted;", "as Spark")] == [1, 1]
 
 
+def test_spaces_after_delimiters_belong_to_no_quoted_cell(tmp_path: pathlib.Path) -> None:
+    rows = f'{URLS[0]}, "a, ""b"" c"\n{URLS[1]},  d\n{URLS[2]}, "e\nf"\n'
+    (tmp_path / "l.csv").write_text(f"url, caption\n{rows}")
+    result = read_list(tmp_path / "l.csv")
+    assert (result.rows, result.bad) == ([(URLS[0], 'a, "b" c'), (URLS[1], "d"), (URLS[2], "e\nf")], [])
+    assert any("a space follows each ','" in remark for remark in result.remarks)
+    (tmp_path / "l.csv").write_text(f'url,caption\n{URLS[0]}, "a" b\n')
+    assert read_list(tmp_path / "l.csv").rows == [(URLS[0], '"a" b')]
+
+
 def test_the_number_of_columns_decides_the_delimiter_of_a_file_without_header(tmp_path: pathlib.Path) -> None:
     (tmp_path / "l.csv").write_text(written(";", header=False))
     assert read_list(tmp_path / "l.csv", columns=["url", "caption"]).rows == [(url, text.strip()) for url, text in ROWS]

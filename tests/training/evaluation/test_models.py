@@ -84,6 +84,34 @@ def test_a_clip_of_transformers_gives_the_features_of_transformers(clip_folder):
     assert list(embedded.lengths)[1:] == LENGTHS and embedder.context_length == CONTEXT
 
 
+def _set(file: Path, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def _fill(folder: Path, name: str, value: float):
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = torch.full_like(weights[name], value)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: _set(folder / "preprocessor_config.json", crop_size={"height": 8, "width": 8}), "match model"),
+        (lambda folder: _set(folder / "preprocessor_config.json", image_mean=[0.5]), "mean must have 3 elements"),
+        (lambda folder: _set(folder / "preprocessor_config.json", image_std=[1e38] * 3), "the same feature"),
+        (lambda folder: _fill(folder, "visual_projection.weight", float("nan")), "features of images are zero or not"),
+        (lambda folder: _fill(folder, "text_projection.weight", 0.0), "features of texts are zero or not finite"),
+    ],
+)
+def test_a_model_that_cannot_embed_plain_images_and_texts_is_refused(clip_folder, tmp_path, damage, message):
+    shutil.copytree(clip_folder, tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(UserError, match=message) as error:
+        load_embedder(f"clip:{tmp_path / 'model'}", "cpu")
+    assert "\n" not in str(error.value)
+
+
 def test_openai_weights_are_computed_with_quick_gelu_whatever_the_models_name(open_clip_name, monkeypatch):
     """The tag says with which activation the weights were trained; the weights alone do not."""
     import open_clip
