@@ -10,7 +10,7 @@ from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.sizing import FP8_PER_CHANNEL, ModelSizes
 from lotlip_data.manifests.settings.captioners import preset_name
 
-_MODELS: dict[str, dict[str, str]] = {
+_MODELS: dict[str, dict[str, Any]] = {
     "instructblip": {
         "model": "Salesforce/instructblip-vicuna-7b",
         "revision": "19103d0c5b5263c8a7891012e08573439fb6607f",
