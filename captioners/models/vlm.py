@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
+from lotlip_data.captioners.engines.adapters import adapter_folder
 from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.manifests.checkpoints.hub import read_config
 from lotlip_data.manifests.checkpoints.resolve import resolve
@@ -27,6 +28,8 @@ class Vlm(Captioner):
         source = resolve(config.model)
         check_remote_code(config, read_config(source, config.revision))
         self.check(source, {"revision": config.revision})
+        if config.lora:
+            adapter_folder(config)
 
     def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
         check_remote_code(config, read_config(config.model, config.revision))
