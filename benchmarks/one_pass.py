@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from heavy_models import write_llava
 from recaption import Job, Side, measure, summarise
 
 PROMPTS = {
@@ -29,6 +30,11 @@ TOKENS = {"tiny": {"long": 48, "short": 16, "tags": 16}, "heavy": {"long": 24, "
 """Tokens of each text. Texts have exactly as many, so that both sides do the same work whatever the model writes."""
 IMAGES = {"tiny": 512, "heavy": 32}
 PIXELS = {"tiny": 96, "heavy": 224}
+IMAGE_LLAVA = {
+    "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "text": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
+}
+"""The image tower of CLIP ViT-B/16 and a small Llama."""
 ENGINES = ("vllm", "transformers")
 
 
@@ -48,60 +54,6 @@ def parse_arguments() -> argparse.Namespace:
     if options.smoke:
         vars(options).update(models=["tiny"], engines=["transformers"], images=16, rounds=1)
     return options
-
-
-def write_heavy_model(folder: Path) -> str:
-    """A LLaVA with the image tower of CLIP ViT-B/16, 196 tokens of an image and a small Llama, with random weights."""
-    import torch
-    from safetensors.torch import load_file, save_file
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    from lotlip_data.manifests.checkpoints.resolve import resolve
-
-    tiny, side = Path(resolve("tiny-llava")), PIXELS["heavy"]
-    source = LlavaConfig.from_pretrained(tiny)
-    vision = CLIPVisionConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        image_size=side,
-        patch_size=16,
-    )
-    text = LlamaConfig(
-        vocab_size=source.text_config.vocab_size,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        max_position_embeddings=1024,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=source.text_config.pad_token_id,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=source.image_token_id,
-        image_seq_length=(side // 16) ** 2,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-    torch.manual_seed(0)
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    if not any(name.startswith("vision_tower.vision_model.") for name in weights):  # as on the hub and in vLLM
-        weights = {name.replace("vision_tower.", "vision_tower.vision_model.", 1): w for name, w in weights.items()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for name in ("chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny / name, folder / name)
-    size = {"crop_size": {"height": side, "width": side}, "size": {"shortest_edge": side}}
-    image_processor = json.loads((tiny / "preprocessor_config.json").read_text()) | size
-    processor = json.loads((tiny / "processor_config.json").read_text())
-    processor["image_processor"] |= size
-    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor))
-    (folder / "processor_config.json").write_text(json.dumps(processor))
-    return str(folder)
 
 
 def make_job(model: str, engine: str, run: Path, tars: list[str], options: argparse.Namespace, folder: Path) -> Job:
@@ -143,7 +95,7 @@ def main() -> None:
         folder = work / model
         folder.mkdir()
         if model == "heavy":
-            write_heavy_model(folder / "model")
+            write_llava(folder / "model", PIXELS[model], **IMAGE_LLAVA, dtype="float32")
         tars = write_run(str(folder / "run"), 2, images // 2, PIXELS[model])
         for engine in options.engines:
             print(f"{model} model, {engine}", flush=True)

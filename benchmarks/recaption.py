@@ -1,6 +1,9 @@
-"""Images per second of recaptioning with the tiny models, compared with what a user would have without this project.
+"""Images per second of recaptioning on a CPU, compared with what a user would have without this project.
 
     python benchmarks/recaption.py --ray-data-llm-env build/ray-data-llm
+
+The tiny models show what a pipeline costs per image. With the heavy ones, of 110 to 150 million parameters, the
+engine's own work dominates, as with 7B models on a GPU.
 
 Each side is a process that keeps its engine loaded. The two sides of a pair take turns on the same images, so that
 other load on the machine affects both. A ratio is the median over the rounds of the other side's time divided by ours
@@ -19,37 +22,36 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+from recaption_jobs import RATIOS, WORKLOADS, Job, Sides, Workload, make_sides
 
 HERE = Path(__file__).resolve().parent
-Job = dict[str, Any]
 
-RATIOS = {
-    "ours_vs_bare_vllm": ("ours", ["bare_vllm"]),
-    "ours_vs_ray_data_llm": ("ours", ["ray_data_llm"]),
-    "ours_vs_ray_data_llm_tuned": ("ours", ["ray_data_llm_tuned", "ray_data_llm_engine_only"]),
-    "ours_vs_generate": ("ours", ["generate"]),
-    "instructblip_vs_generate": ("instructblip_ours", ["instructblip_generate", "instructblip_generate_16"]),
-}
-"""Ratio → our side, and the other sides, of which the fastest counts.
-
-Each pair is measured alone, because idle engines take CPU time and memory from the others.
-"""
+ENGINE_PROCESS = "VLLM::"
+"""How vLLM names its own processes."""
+SMOKE_PAIRS = ("bare_vllm", "qwen_bare_vllm")
 
 
 class Side:
-    """A process that captions all images in each round."""
+    """A process that captions all images in each round.
+
+    Attributes:
+        seconds: Seconds of each round.
+        outside_seconds: CPU seconds of each round outside vLLM's engine process; empty if there is no such process.
+        captions: Text and number of tokens by key, of the last round.
+    """
 
     def __init__(self, name: str, script: str, job: Job, work: Path, python: str = sys.executable) -> None:
-        self.name, self.seconds, self.captions = name, [], {}
+        self.name, self.seconds, self.outside_seconds, self.captions = name, [], [], {}
         self.log = work / f"{name}.log"
         file = work / f"{name}.json"
         file.write_text(json.dumps(job | {"scratch": str(work / name)}))
         environment = os.environ | {
-            "PYTHONPATH": f"{HERE}:{HERE / 'sides'}",
+            "PYTHONPATH": f"{HERE}:{HERE / 'sides'}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
             "OMP_NUM_THREADS": "1",
             "RAY_worker_niceness": "0",  # by default, Ray's processes yield to all other load on the machine
         }
@@ -66,14 +68,33 @@ class Side:
         self.start_seconds = self._read_answer()["seconds"]
         self._signal(signal.SIGSTOP)
 
-    def run(self, number: int) -> float:
-        """Run a round and return its seconds. Between rounds the side is stopped: an idle vLLM engine may spin."""
+    def run(self, number: int) -> None:
+        """Run a round. Between rounds the side is stopped: an idle vLLM engine may spin."""
+        before, has_engine = self._cpu_seconds()
         self._signal(signal.SIGCONT)
         print(number, file=self.process.stdin)
-        answer = self._read_answer()
+        self.seconds.append(self._read_answer()["seconds"])
+        after, _ = self._cpu_seconds()
+        self.captions = self._read_answer()["captions"]
         self._signal(signal.SIGSTOP)
-        self.captions = answer["captions"]
-        return answer["seconds"]
+        if has_engine:
+            self.outside_seconds.append(sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items()))
+
+    def _cpu_seconds(self) -> tuple[dict[int, float], bool]:
+        """CPU seconds by process id, without vLLM's engine process; and whether there is such a process."""
+        side = psutil.Process(self.process.pid)
+        seconds: dict[int, float] = {}
+        has_engine = False
+        for process in [*side.children(recursive=True), side]:
+            try:
+                times, command = process.cpu_times(), process.cmdline()
+            except psutil.NoSuchProcess:
+                continue
+            if command and command[0].startswith(ENGINE_PROCESS):
+                has_engine = True
+            else:
+                seconds[process.pid] = times.user + times.system
+        return seconds, has_engine
 
     def _signal(self, number: signal.Signals) -> None:
         """Send a signal to all processes of the side, including those of Ray and the engine."""
@@ -100,88 +121,52 @@ class Side:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1024, help="images per round (default: %(default)s)")
-    parser.add_argument("--shards", type=int, default=4, help="number of tars (default: %(default)s)")
-    parser.add_argument("--pixels", type=int, default=96, help="width and height of the images (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="limit of LLaVA's new tokens (default: %(default)s)")
-    parser.add_argument("--seqs", type=int, default=64, help="vLLM's max_num_seqs, on all sides (default: %(default)s)")
     parser.add_argument(
-        "--rounds", type=int, default=9, help="measured rounds, after one warm-up (default: %(default)s)"
+        "--weight", choices=("tiny", "heavy", "both"), default="both", help="models (default: %(default)s)"
     )
+    defaults = {field: [getattr(load, field) for load in WORKLOADS.values()] for field in vars(WORKLOADS["tiny"])}
+    helps = {
+        "images": "images per round, of which the heavy LLaVA and Qwen2.5-VL read half",
+        "shards": "number of tars",
+        "pixels": "width and height of the images",
+        "tokens": "new tokens of LLaVA, at most, and exactly of the heavy LLaVA and Qwen2.5-VL",
+        "seqs": "vLLM's max_num_seqs, on all sides (heavy InstructBLIP: 64)",
+        "rounds": "measured rounds, after one warm-up",
+    }
+    for field, (tiny, heavy) in defaults.items():
+        default = f"default: {tiny}" + (f"; heavy: {heavy}" if heavy != tiny else "")
+        parser.add_argument(f"--{field}", type=int, help=f"{helps[field]} ({default})")
     parser.add_argument(
         "--ray-data-llm-env",
         type=Path,
         help="environment made by ray_data_llm_env.sh; without it, ray.data.llm is skipped",
     )
-    parser.add_argument("--against", nargs="+", help="compare with these sides only")
-    parser.add_argument("--smoke", action="store_true", help="try the script: one pair, 32 images, one round")
+    parser.add_argument("--against", nargs="+", help="compare with these sides only, such as bare_vllm qwen_bare_vllm")
+    parser.add_argument("--smoke", action="store_true", help="try the script: two pairs, at most 32 images, one round")
     options = parser.parse_args()
-    if options.smoke:
-        vars(options).update(images=32, shards=2, tokens=8, rounds=1, against=["bare_vllm"])
+    options.weights = list(WORKLOADS) if options.weight == "both" else [options.weight]
+    others = [other for weight in options.weights for pairs in RATIOS[weight].values() for _, other in pairs]
+    if options.shards is not None and options.shards < 2:
+        parser.error(f"--shards {options.shards}: use at least 2, since some sides read half of the tars")
+    if unknown := set(options.against or ()) - set(others):
+        parser.error(f"--against {' '.join(sorted(unknown))}: use {', '.join(dict.fromkeys(others))}")
     return options
 
 
-def make_jobs(options: argparse.Namespace, run: Path, tars: list[str]) -> dict[str, tuple[str, Job, str]]:
-    """The script, job and Python interpreter of each side, by name."""
-    from lotlip_data.captioners.registry import get_default, get_kind
-    from lotlip_data.manifests.checkpoints.resolve import resolve
-
-    def job(name: str, tokens: int) -> Job:
-        config = get_default(name).to_dict() | {"max_new_tokens": tokens, "dtype": "float32"}
-        kind = get_kind(config["kind"])
-        return {
-            "run": str(run),
-            "tars": tars,
-            "images": options.images,
-            "captioner": config,
-            "checkpoint": resolve(config["model"]),
-            "model_class": kind.model_class,
-            "text": kind.template.replace("{prompt}", config["prompt"]),
-            "max_num_seqs": options.seqs,
-            "kv_cache_gib": 0.25,
-            "sampling": {"temperature": 0.0, "max_tokens": tokens},
-            "batch_size": options.seqs,
-        }
-
-    blip = job("tiny-instructblip", 256)  # enough for whole captions, as by default
-    llava = job("tiny-llava", options.tokens)
-    llava["captioner"]["max_model_len"] = 64 + options.tokens
-    llava["vllm"] = {
-        "dtype": "float32",
-        "max_model_len": 64 + options.tokens,
-        "max_num_seqs": options.seqs,
-        "kv_cache_memory_bytes": 2**28,
-        "enforce_eager": True,
-        "limit_mm_per_prompt": {"image": 1},
-        "mm_processor_cache_gb": 0,
-        "enable_prefix_caching": False,
-        "disable_log_stats": True,
-        "generation_config": "vllm",
-        "seed": 0,
-    }
-    python, ray_python = (
-        sys.executable,
-        str(options.ray_data_llm_env / "bin/python") if options.ray_data_llm_env else "",
-    )
-    sides = {
-        "ours": ("ours", llava, python),
-        "bare_vllm": ("bare_vllm", llava, python),
-        "ray_data_llm": ("ray_data_llm", llava | {"stages": "default"}, ray_python),
-        "ray_data_llm_tuned": ("ray_data_llm", llava | {"stages": "multimodal"}, ray_python),
-        "ray_data_llm_engine_only": ("ray_data_llm", llava | {"stages": "engine"}, ray_python),
-        "generate": ("generate", llava, python),
-        "instructblip_ours": ("ours", blip, python),
-        "instructblip_generate": ("generate", blip, python),
-        "instructblip_generate_16": ("generate", blip | {"batch_size": 16}, python),
-    }
-    return {name: side for name, side in sides.items() if side[2]}
+def workload(options: argparse.Namespace, weight: str) -> Workload:
+    """How much a round does with the models of a weight."""
+    if options.smoke:
+        return Workload(images=32, shards=2, pixels=96, tokens=8, seqs=16, rounds=1)
+    fields = vars(WORKLOADS[weight])
+    load = Workload(**{name: getattr(options, name) or value for name, value in fields.items()})
+    return replace(load, images=load.images // load.shards * load.shards)
 
 
 def measure(pair: Sequence[Side], rounds: int) -> float:
     """Run a warm-up round, then the measured rounds; both sides take turns. Returns the ratio."""
     for number in range(rounds + 1):
         for side in pair:
-            side.seconds.append(side.run(number))
+            side.run(number)
         times = ", ".join(f"{side.name} {side.seconds[-1]:.2f} s" for side in pair)
         print(f"{'warm-up' if number == 0 else f'round {number}'}: {times}", flush=True)
     ours, other = pair
@@ -190,7 +175,7 @@ def measure(pair: Sequence[Side], rounds: int) -> float:
 
 
 def summarise(pair: Sequence[Side], ratio: float, images: int) -> dict[str, Any]:
-    """The result of a pair: rates per round, their medians, start and warm-up times, the share of equal captions."""
+    """The result of a pair: rates and CPU time per round, start and warm-up times, lengths and equality of captions."""
     ours, other = pair
     equal = sum(other.captions[key][0] == text for key, (text, _) in ours.captions.items())
     return {
@@ -198,6 +183,14 @@ def summarise(pair: Sequence[Side], ratio: float, images: int) -> dict[str, Any]
         "images_per_second": {side.name: round(images / statistics.median(side.seconds[1:]), 1) for side in pair},
         "all_images_per_second": {
             side.name: [round(images / seconds, 1) for seconds in side.seconds[1:]] for side in pair
+        },
+        "cpu_ms_per_image_outside_engine": {
+            side.name: round(1000 * statistics.median(side.outside_seconds[1:]) / images, 2)
+            for side in pair
+            if side.outside_seconds
+        },
+        "tokens_per_caption": {
+            side.name: round(statistics.mean(tokens for _, tokens in side.captions.values()), 1) for side in pair
         },
         "start_seconds": {side.name: round(side.start_seconds, 1) for side in pair},
         "warm_up_seconds": {side.name: round(side.seconds[0], 1) for side in pair},
@@ -208,29 +201,44 @@ def summarise(pair: Sequence[Side], ratio: float, images: int) -> dict[str, Any]
 def main() -> None:
     options = parse_arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the sides end too
-    from images import write_run
-
-    work = Path(tempfile.mkdtemp(prefix="recaption-benchmark-"))
-    tars = write_run(str(work / "run"), options.shards, options.images // options.shards, options.pixels)
     if not options.ray_data_llm_env:
         print("ray.data.llm is skipped: give its environment with --ray-data-llm-env, see README.md", flush=True)
-    side_jobs = make_jobs(options, work / "run", tars)
-    pairs: dict[str, dict[str, Any]] = {}
-    for our_name, others in RATIOS.values():
-        for other in others:
-            if other in side_jobs and other in (options.against or others):
-                pairs[other] = run_pair({name: side_jobs[name] for name in (our_name, other)}, work / other, options)
-    ratios = {
-        key: min((pairs[other]["ratio"] for other in others if other in pairs), default=None)
-        for key, (_, others) in RATIOS.items()
-    }
-    settings = {name: getattr(options, name) for name in ("images", "pixels", "tokens", "seqs", "rounds")}
-    print(json.dumps(ratios | {"pairs": pairs} | settings))
+    work = Path(tempfile.mkdtemp(prefix="recaption-benchmark-"))
+    results = {weight: measure_weight(weight, work / weight, options) for weight in options.weights}
+    heaviest = results[options.weights[-1]]["ratios"]
+    print(json.dumps(heaviest | {"weight": options.weights[-1]} | results))
     shutil.rmtree(work)
 
 
-def run_pair(pair: dict[str, tuple[str, Job, str]], work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Start the two sides of a pair, measure them and end them. `pair`: our side first; `work`: a new folder."""
+def measure_weight(weight: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all pairs of the models of one weight. `work`: a new folder."""
+    from images import write_run
+
+    work.mkdir()
+    load = workload(options, weight)
+    tars = write_run(str(work / "run"), load.shards, load.images // load.shards, load.pixels)
+    ray_python = str(options.ray_data_llm_env / "bin/python") if options.ray_data_llm_env else ""
+    sides = make_sides(weight, load, work, tars, ray_python)
+    wanted = SMOKE_PAIRS if options.smoke else options.against
+    pairs: dict[str, dict[str, Any]] = {}
+    for our_name, other in [pair for pairs_of_ratio in RATIOS[weight].values() for pair in pairs_of_ratio]:
+        if other in sides and other in (wanted or sides):
+            pairs[other] = run_pair({name: sides[name] for name in (our_name, other)}, work / other, load.rounds)
+    ratios = {
+        key: min((pairs[other]["ratio"] for _, other in pairs_of_ratio if other in pairs), default=None)
+        for key, pairs_of_ratio in RATIOS[weight].items()
+    }
+    return {"ratios": ratios, "pairs": pairs} | vars(load)
+
+
+def run_pair(pair: Sides, work: Path, rounds: int) -> dict[str, Any]:
+    """Start the two sides of a pair, measure them and end them.
+
+    Args:
+        pair: The sides, ours first.
+        work: A new folder.
+        rounds: Number of measured rounds.
+    """
     work.mkdir()
     sides: list[Side] = []
     try:
@@ -238,7 +246,7 @@ def run_pair(pair: dict[str, tuple[str, Job, str]], work: Path, options: argpars
             sides.append(Side(name, script, job, work, python))
             print(f"{name}: started in {sides[-1].start_seconds:.1f} s", flush=True)
         time.sleep(5)
-        return summarise(sides, measure(sides, options.rounds), options.images)
+        return summarise(sides, measure(sides, rounds), job["images"])
     finally:
         for side in sides:
             side.close()

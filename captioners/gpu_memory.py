@@ -19,7 +19,15 @@ from huggingface_hub.errors import StrictDataclassError
 from lotlip_data.captioners.base import CaptionerConfig, EngineOptions
 from lotlip_data.captioners.presets import PRESETS, VLM_SIZES
 from lotlip_data.captioners.registry import get_default, get_kind
-from lotlip_data.captioners.sizing import INSTRUCTBLIP, LLAVA, ModelSizes, kv_cache_tokens, max_sequences, sizes_of
+from lotlip_data.captioners.sizing import (
+    INSTRUCTBLIP,
+    LLAVA,
+    MAX_SEQUENCES,
+    ModelSizes,
+    kv_cache_tokens,
+    max_sequences,
+    sizes_of,
+)
 from lotlip_data.manifests.checkpoints.hub import ModelUnavailable, read_config
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.errors import UserError
@@ -83,7 +91,7 @@ def format_table(gpu_gib: float, utilization: float) -> str:
         rows.append(
             f"{name:<15} {model.weights_gib:4.1f} GiB  {model.kv_bytes_per_token / 2**20:.1f} MiB     "
             f"{cache_tokens:>7,} tokens  {model.sequence_tokens():>4} tokens  "
-            f"{max_sequences(model, gpu_gib, utilization):>6}"
+            f"{min(max_sequences(model, gpu_gib, utilization), MAX_SEQUENCES):>6}"
         )
     return "\n".join(rows)
 

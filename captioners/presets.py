@@ -1,7 +1,7 @@
 """Published captioners by short name, with their licences and sizes.
 
-The revisions of vision-language models are commits, so that a preset means the same model next year. Models whose
-revision is not given are recorded with their commit when a run first uses them.
+Revisions are commits, so that a preset means the same model next year. No commit of ShareGPT4V is known here: a run
+records it when it first uses the model.
 """
 
 from typing import Any
@@ -10,10 +10,16 @@ from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.sizing import FP8_PER_CHANNEL, ModelSizes
 from lotlip_data.manifests.settings.captioners import preset_name
 
-_MODELS = {
-    "instructblip": "Salesforce/instructblip-vicuna-7b",
-    "llava": "llava-hf/llava-1.5-7b-hf",
-    "sharegpt4v": "Lin-Chen/ShareGPT4V-7B",
+_MODELS: dict[str, dict[str, Any]] = {
+    "instructblip": {
+        "model": "Salesforce/instructblip-vicuna-7b",
+        "revision": "19103d0c5b5263c8a7891012e08573439fb6607f",
+    },
+    "llava": {
+        "model": "llava-hf/llava-1.5-7b-hf",
+        "revision": "b234b804b114d9e37bb655e11cbbb5f5e971b7a9",
+    },
+    "sharegpt4v": {"model": "Lin-Chen/ShareGPT4V-7B"},
 }
 
 _FP8: dict[str, Any] = {"quantization": FP8_PER_CHANNEL, "kv_cache_dtype": "fp8_hopper"}
@@ -66,10 +72,10 @@ _VLMS: dict[str, dict[str, Any]] = {
 }
 
 PRESETS: dict[str, CaptionerConfig] = {
-    **{kind: CaptionerConfig(name=kind, kind=kind, model=model) for kind, model in _MODELS.items()},
+    **{kind: CaptionerConfig(name=kind, kind=kind, **settings) for kind, settings in _MODELS.items()},
     **{
-        f"{kind}-fp8": CaptionerConfig(name=f"{kind}-fp8", kind=kind, model=model, **_FP8)
-        for kind, model in _MODELS.items()
+        f"{kind}-fp8": CaptionerConfig(name=f"{kind}-fp8", kind=kind, **settings, **_FP8)
+        for kind, settings in _MODELS.items()
     },
     **{name: CaptionerConfig(name=preset_name(name), kind="vlm", **settings) for name, settings in _VLMS.items()},
     **{f"tiny-{kind}": CaptionerConfig(name=f"tiny-{kind}", kind=kind, model=f"tiny-{kind}") for kind in _MODELS},

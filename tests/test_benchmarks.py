@@ -3,16 +3,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from lotlip_data.synthetic.scenes import render, sample_scene
 from tests.support.paths import ROOT
 
 KEYS = {
     "download": {"ours_vs_img2dataset", "cpu_ours_vs_img2dataset", "ours", "img2dataset"},
     "recaption": {
-        *("ours_vs_bare_vllm", "ours_vs_ray_data_llm", "ours_vs_ray_data_llm_tuned", "ours_vs_generate"),
-        *("instructblip_vs_generate", "pairs"),
+        *("ours_vs_bare_vllm", "ours_vs_ray_data_llm", "instructblip_vs_generate"),
+        *("weight", "tiny", "heavy"),
     },
     "train": {"pixels_3", "cached_3", "pixels_1", "cached_1"},
     "loader": {"ours_vs_webdataset"},
@@ -23,11 +25,13 @@ KEYS = {
 RAN = {"download": "ours_vs_img2dataset", "recaption": "ours_vs_bare_vllm", "train": "pixels_3"}
 RAN |= {"loader": "ours_vs_webdataset", "scale": "peak_growth", "cluster": "driver_share"}
 RAN |= {"one_pass": "one_pass_vs_passes"}
+MODULES = {"images", "heavy_models", "recaption_jobs"}
+"""What the scripts import."""
 
 
 def test_every_benchmark_has_a_smoke_test() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "--smoke" in path.read_text()}
-    assert scripts == set(KEYS) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"images"}
+    assert scripts == set(KEYS) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - MODULES
 
 
 @pytest.mark.slow
@@ -41,3 +45,24 @@ def test_a_benchmark_runs_and_prints_its_figures(name: str) -> None:
     assert figures[RAN[name]] > 0
     if name == "cluster":
         assert all(figures[key] <= bound for key, bound in figures["bounds"].items()), figures
+
+
+@pytest.mark.slow
+def test_the_widened_instructblip_writes_the_captions_of_the_tiny_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoProcessor, InstructBlipForConditionalGeneration
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from heavy_models import write_instructblip
+
+    tiny, prompt = str(ROOT / "synthetic/checkpoints/tiny-instructblip"), "Describe the image in detail."
+    images = [render(sample_scene(seed), 96) for seed in (1, 2)]
+    inputs = AutoProcessor.from_pretrained(tiny, backend="pil")(images, [prompt] * 2, return_tensors="pt")
+    tokens = []
+    for folder in (tiny, write_instructblip(tmp_path / "wide", "float32")):
+        model = InstructBlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        tokens.append(model.generate(**inputs, max_new_tokens=24, do_sample=False).tolist())
+    assert tokens[0] == tokens[1]
+    assert 100e6 < sum(weights.numel() for weights in model.parameters()) < 200e6

@@ -247,7 +247,7 @@ def test_vllm_checks_the_form_of_a_text_without_a_request(vllm_engine: Any) -> N
 
         names = ["self", "model_config", "speculative_config", "structured_outputs_config", "tokenizer"]
         assert list(inspect.signature(SamplingParams.verify).parameters) == names
-        assert hasattr(BaseRenderer, "tokenizer")
+        assert hasattr(BaseRenderer, "get_tokenizer")
         assert StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True)
 
 

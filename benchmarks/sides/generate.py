@@ -16,7 +16,9 @@ from serve import Job, Results, serve
 def start(job: Job):  # type: ignore[no-untyped-def]
     torch.set_num_threads(1)
     processor = transformers.AutoProcessor.from_pretrained(job["checkpoint"], backend="pil")
-    model = getattr(transformers, job["model_class"]).from_pretrained(job["checkpoint"], dtype=torch.float32).eval()
+    dtype = getattr(torch, job["captioner"]["dtype"])
+    model = getattr(transformers, job["model_class"]).from_pretrained(job["checkpoint"], dtype=dtype).eval()
+    end = model.generation_config.eos_token_id
     prompt = dict(processor(images=Image.new("RGB", (64, 64)), text=job["text"], return_tensors="pt"))
     del prompt["pixel_values"]  # all other inputs are the same for every image
     length = prompt["input_ids"].shape[1]
@@ -31,23 +33,22 @@ def start(job: Job):  # type: ignore[no-untyped-def]
     @torch.inference_mode()
     def generate(pixels: torch.Tensor) -> list[list[int]]:
         inputs = {name: ids.expand(len(pixels), -1) for name, ids in prompt.items()}
-        return model.generate(pixel_values=pixels, **inputs, **limits)[:, length:].tolist()
+        return model.generate(pixel_values=pixels.to(dtype), **inputs, **limits)[:, length:].tolist()
 
     def caption(number: int):  # type: ignore[no-untyped-def]
         members = chain.from_iterable(map(read_tar, job["tars"]))
-        texts: dict[str, str] = {}
+        texts: Results = {}
         with ThreadPoolExecutor(1) as reader:
             next_batch = reader.submit(read, members)
             while (batch := next_batch.result())[0]:
                 next_batch = reader.submit(read, members)
                 keys, pixels = batch
                 tokens = generate(pixels)
-                texts |= zip(keys, processor.batch_decode(tokens, skip_special_tokens=True), strict=True)
+                decoded = processor.batch_decode(tokens, skip_special_tokens=True)
+                for key, text, row in zip(keys, decoded, tokens, strict=True):
+                    texts[key] = (text.strip(), row.index(end) + 1 if end in row else len(row))
 
-        def results() -> Results:
-            return {key: (text.strip(), 0) for key, text in texts.items()}
-
-        return results
+        return lambda: texts
 
     return caption
 

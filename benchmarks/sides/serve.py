@@ -7,7 +7,8 @@ a side ends with
         serve(start)
 
 `start(job)` loads the engine and returns `run`. `run(number)` captions all images of the job and returns `results`.
-`results()` reads the captions after the measured time: {key: (text, number of tokens)}.
+`results()` reads the captions after the measured time: {key: (text, number of tokens)}. The answer to a round is a line
+with its seconds, and then a line with the captions.
 """
 
 import json
@@ -35,4 +36,5 @@ def serve(start: Start) -> None:
         started = time.perf_counter()
         results = run(int(line))
         seconds = time.perf_counter() - started
-        print(json.dumps({"seconds": seconds, "captions": results()}), file=answers)
+        print(json.dumps({"seconds": seconds}), file=answers)
+        print(json.dumps({"captions": results()}), file=answers)

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.manifests.checkpoints.fetched import fetched_folder
+from lotlip_data.manifests.checkpoints.hub import explain
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The largest ranks of adapters between which vLLM lets one choose."""
@@ -14,20 +16,30 @@ def adapter_folder(config: CaptionerConfig) -> str:
     """Return the local folder of a captioner's adapter, which is downloaded if it is on the hub.
 
     Raises:
+        ModelUnavailable: There is no such folder, or the hub has no such repository or does not answer.
         ValueError: There is no adapter in PEFT's format.
     """
     assert config.lora
     folder = Path(config.lora).expanduser()
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(config.lora, revision=config.lora_revision))
+        folder = fetched_folder(config.lora, config.lora_revision) or _download(config.lora, config.lora_revision)
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(
             f"captioner {config.name!r}: lora={config.lora!r}: has no adapter_config.json, so it is no adapter in "
             "PEFT's format; give the folder or hub id of one"
         )
     return str(folder)
+
+
+def _download(adapter: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(adapter, revision=revision))
+    except Exception as error:
+        if explained := explain(error, adapter, revision):
+            raise explained from error
+        raise
 
 
 def vllm_arguments(config: CaptionerConfig) -> dict[str, Any]:

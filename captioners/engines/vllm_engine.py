@@ -169,7 +169,7 @@ class VllmEngine:
                     settings.model_config,
                     settings.speculative_config,
                     settings.structured_outputs_config,
-                    self._llm.renderer.tokenizer,
+                    self._llm.renderer.get_tokenizer(),
                 )
             except Exception as error:
                 self.close()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
+from lotlip_data.captioners.engines.adapters import adapter_folder
 from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.manifests.checkpoints.hub import read_config
 from lotlip_data.manifests.checkpoints.resolve import resolve
@@ -26,6 +27,8 @@ class Vlm(Captioner):
     def check_model(self, config: CaptionerConfig) -> None:
         check_remote_code(config, read_config(resolve(config.model), config.revision))
         super().check_model(config)
+        if config.lora:
+            adapter_folder(config)
 
     def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
         check_remote_code(config, read_config(config.model, config.revision))

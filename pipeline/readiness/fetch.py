@@ -61,9 +61,14 @@ class Fetched:
 
 
 def needs_of(manifest: Manifest) -> list[Need]:
-    """The models of the captioners and of the trainings' towers."""
+    """The models of the captioners, their adapters, and the models of the trainings' towers."""
     jobs = [job for job in captioner_jobs(manifest) if get_kind(job.config.kind).loads_model]
     needs = [Need(f"captioner {job.config.name!r}", job.config.model, job.config.revision, job) for job in jobs]
+    needs += [
+        Need(f"adapter of captioner {config.name!r}", config.lora, config.lora_revision)
+        for config in (job.config for job in jobs)
+        if config.lora
+    ]
     return needs + [Need(subject, model) for subject, model in towers(manifest.train)]
 
 
@@ -96,7 +101,8 @@ def fetch(need: Need) -> Fetched:
     else:
         folder = fetched_folder(need.model, need.commit or need.revision)
         downloaded = folder is None
-        folder = folder or download(need.model, need.revision, need.commit)
+        needs_code = bool(need.job and need.job.config.trust_remote_code)
+        folder = folder or download(need.model, need.revision, need.commit, with_code=needs_code)
     assert folder is not None  # a model that is not on the hub is in a folder, or an error
     notes = _prepare(need, folder)
     commit = commit_of(folder)
@@ -105,7 +111,7 @@ def fetch(need: Need) -> Fetched:
     return Fetched(need.subject, need.model, str(folder), commit, downloaded, tuple(notes))
 
 
-def download(model: str, revision: str | None, commit: str | None = None) -> Path:
+def download(model: str, revision: str | None, commit: str | None = None, *, with_code: bool = False) -> Path:
     """Download the files of a model that transformers and vLLM read into the hub's cache, with progress bars.
 
     An interrupted download resumes.
@@ -114,6 +120,7 @@ def download(model: str, revision: str | None, commit: str | None = None) -> Pat
         model: A hub id.
         revision: The revision that it is downloaded as. Later commands find it by that revision.
         commit: The commit to download. Default: the one that the revision is now.
+        with_code: Whether the model's own Python code belongs to it.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.hf_api import RepoFile
@@ -122,7 +129,7 @@ def download(model: str, revision: str | None, commit: str | None = None) -> Pat
         commit = commit or HfApi().model_info(model, revision=revision, timeout=hub.TIMEOUT_SECONDS).sha
         tree = HfApi().list_repo_tree(model, recursive=True, revision=commit)
         sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
-        names = files_to_download(sizes)
+        names = files_to_download(sizes, with_code=with_code)
         size = wording.size(sum(sizes[name] for name in names))
         logger.info(f"{model}: {wording.count(len(names), 'file')}, {size}, to the hub's cache")
         folder = Path(snapshot_download(model, revision=commit, allow_patterns=names))
@@ -134,14 +141,18 @@ def download(model: str, revision: str | None, commit: str | None = None) -> Pat
     return folder
 
 
-def files_to_download(names: Iterable[str]) -> list[str]:
-    """Configuration, tokenizer and weights, in safetensors if the model has them; no other formats."""
+def files_to_download(names: Iterable[str], *, with_code: bool = False) -> list[str]:
+    """Configuration, tokenizer and weights, in safetensors if the model has them; no other formats.
+
+    Python code of the model's repository only if `with_code`.
+    """
     names = [name for name in names if PurePosixPath(name).parts[0] not in _OTHER_FORMATS]
     weights = next(
         (found for ending in (".safetensors", ".bin") if (found := [name for name in names if name.endswith(ending)])),
         [],
     )
-    return sorted([*weights, *(name for name in names if name.endswith(_SMALL_FILES))])
+    endings = (*_SMALL_FILES, ".py") if with_code else _SMALL_FILES
+    return sorted([*weights, *(name for name in names if name.endswith(endings))])
 
 
 def _prepare(need: Need, folder: Path) -> list[str]:

@@ -131,6 +131,8 @@ def _resolve(entry: CaptionerEntry, pool: Mapping[str, Any]) -> CaptionerJob:
     preset = get_default(entry.preset).to_dict() if entry.preset else {}
     if entry.prompts:
         preset.pop("prompt", None)
+    if entry.model is not None:
+        preset.pop("revision", None)  # a commit of the preset's model
     try:
         config = CaptionerConfig.from_dict(preset | entry.overrides)
         settings = entry.pool or PoolSettings()

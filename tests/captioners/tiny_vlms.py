@@ -21,7 +21,7 @@ star is left right top below above large small dark bright two three sky tree ho
 BASE = ["<pad>", "<s>", "</s>", "<unk>"]
 PATCH = 8
 NEWLINES = ["\n" * count for count in range(1, 5)]
-"""Tokens that vLLM looks up in Gemma 3's vocabulary, although no prompt of these tests has one."""
+"""Tokens that vLLM looks up in the vocabularies of Gemma 3 and PaliGemma."""
 
 CHATML = (
     "{% for message in messages %}<|im_start|> {{ message['role'] }} "
@@ -243,7 +243,7 @@ def _llava_onevision(folder: Path) -> None:
 
 
 def _paligemma(folder: Path) -> None:
-    tokens = _tokenizer(folder, ["<image>"], None, "PaliGemmaProcessor", adds_start=False)
+    tokens = _tokenizer(folder, ["<image>"], None, "PaliGemmaProcessor", NEWLINES, adds_start=False, ends_lines=True)
     text = _text(tokens) | {"model_type": "gemma", "head_dim": 32, "hidden_activation": "gelu_pytorch_tanh"}
     text |= {"vocab_size": len(tokens) + 1024 + 128}
     config = transformers.PaliGemmaConfig(
@@ -342,6 +342,7 @@ def _tokenizer(
     further: Sequence[str] = (),
     eos: str = "</s>",
     adds_start: bool = True,
+    ends_lines: bool = False,
     **named: str,
 ) -> PreTrainedTokenizerFast:
     """Write a tokenizer of whole words, in which every text has one tokenization.
@@ -354,11 +355,16 @@ def _tokenizer(
         further: Further entries of its vocabulary.
         eos: Its end token.
         adds_start: Whether it adds the start token by itself.
+        ends_lines: Whether the end of a line is a token.
         named: Special tokens that the processor reads from attributes of the tokenizer.
     """
     entries = dict.fromkeys([*BASE, *special, *further, *WORDS.split()])
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if ends_lines:
+        core.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
+        )
     if adds_start:
         core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokens = PreTrainedTokenizerFast(

@@ -93,9 +93,9 @@ def test_a_setting_that_is_given_differs_from_one_that_a_preset_decides() -> Non
 @pytest.mark.parametrize(
     ("settings", "identity"),
     [
-        ("{preset: llava}", "llava@8573270c1f8f"),
-        ("{preset: llava, temperature: 1}", "llava@43d93812caaf"),
-        ("{preset: llava, temperature: 1.0}", "llava@da6a279c8716"),
+        ("{preset: llava, revision: null}", "llava@8573270c1f8f"),
+        ("{preset: llava, revision: null, temperature: 1}", "llava@43d93812caaf"),
+        ("{preset: llava, revision: null, temperature: 1.0}", "llava@da6a279c8716"),
         ("{preset: llava, revision: 2025}", "llava@cc95ad972223"),
     ],
 )

@@ -135,14 +135,15 @@ def captioner(model):
 def test_captions_equal_those_of_the_published_layout(pair, caption_all):
     """The independent forward pass decodes greedily, one token after another."""
     source, converted = pair
-    engine = load_engine(captioner(converted), "transformers")
+    config = captioner(converted)
+    engine = load_engine(config, "transformers")
     images = pictures(2)
     captions = caption_all(engine, images)
     for image, caption in zip(images, captions, strict=True):
         ids = reference.prompt_ids(source)
         for _ in range(LENGTH):
             ids.append(reference.forward(source, engine._preprocessor.pixels(image), ids)[0, -1].argmax().item())
-        assert caption == engine._preprocessor.decode(ids[-LENGTH:])
+        assert caption == engine._preprocessor.decode(ids[-LENGTH:], config)
     engine.close()
     assert captions[0].text != captions[1].text
 

@@ -108,7 +108,7 @@ VLLM_DIFFERS = ("gemma3", "paligemma")
 
 
 def plain_vllm(folder, images):
-    """Text and number of tokens of each image, with vLLM's own class for offline work."""
+    """Text and number of tokens of each image, with vLLM's own class for offline work, and pixels from Pillow."""
     from vllm import LLM, SamplingParams
 
     from lotlip_data.captioners.engines.processor_inputs import ProcessorInputs
@@ -126,6 +126,8 @@ def plain_vllm(folder, images):
         distributed_executor_backend=BoundUniProcExecutor,
         limit_mm_per_prompt={"image": 1, "video": 0},
     )
+    processor = llm.llm_engine.renderer.get_mm_processor().info.get_hf_processor()
+    processor.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     sampling = SamplingParams(temperature=0, max_tokens=TOKENS, stop_token_ids=sorted(inputs.stop_ids))
     prompts = [{"prompt_token_ids": tokens, "multi_modal_data": {"image": image}} for image in images]
     rows = [list(output.outputs[0].token_ids) for output in llm.generate(prompts, sampling, use_tqdm=False)]

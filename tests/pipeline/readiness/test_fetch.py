@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from lotlip_data.captioners.base import CaptionerConfig
+from lotlip_data.captioners.engines.adapters import adapter_folder
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.checkpoints.fetched import fetched_folder
@@ -116,6 +117,38 @@ def test_weights_come_in_one_format() -> None:
         *("qformer_tokenizer/vocab.txt", "tokenizer.model"),
     ]
     assert files_to_download(["pytorch_model.bin", "config.json"]) == ["config.json", "pytorch_model.bin"]
+
+
+def test_code_of_a_model_comes_only_where_the_captioner_trusts_it() -> None:
+    names = ["config.json", "model.safetensors", "modeling_mine.py"]
+    assert files_to_download(names) == names[:2]
+    assert files_to_download(names, with_code=True) == names
+
+
+def test_an_adapter_is_downloaded_too_and_then_found_without_the_hub(served: FakeHub, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"r": 8}')
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    served.models["someone/adapter"] = (NEXT_COMMIT, adapter)
+    (tmp_path / "m.yaml").write_text(
+        "name: m\nsources: [{name: web, files: list.csv}]\n"
+        f"captioners: [{{name: mine, kind: vlm, model: {MODEL}, lora: someone/adapter}}]\n"
+        "train: [{method: lotlip, preset: demo}]\n"
+    )
+    ended = CliRunner().invoke(app, ["fetch-models", str(tmp_path / "m.yaml")])
+    assert ended.exit_code == 0, ended.output
+    assert f"adapter of captioner 'mine': someone/adapter at commit {NEXT_COMMIT} downloaded" in ended.output
+    served.requests.clear()
+    config = CaptionerConfig(name="mine", kind="vlm", model=MODEL, lora="someone/adapter")
+    assert Path(adapter_folder(config)).name == NEXT_COMMIT
+    assert check_captioner(config).level is Level.OK
+    assert served.requests == []
+
+
+def test_an_adapter_that_the_hub_lacks_is_named_before_an_engine_starts(served: FakeHub) -> None:
+    check = check_captioner(CaptionerConfig(name="mine", kind="vlm", model=MODEL, lora="someone/typo"))
+    assert check.level is Level.ERROR and "someone/typo: the hub has no such model" in str(check)
 
 
 def test_every_node_gets_the_models(ray_cluster: None, tmp_path: Path) -> None:

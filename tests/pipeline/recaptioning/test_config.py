@@ -72,6 +72,17 @@ def test_only_an_engine_of_the_captioners_kind_is_accepted() -> None:
         resolve_captioners([served], {"engine": "vllm"})
 
 
+def test_another_model_does_not_get_the_revision_of_its_presets_model() -> None:
+    entries = [
+        {"preset": "llava"},
+        {"preset": "llava", "model": "/models/mine", "name": "folder"},
+        {"preset": "llava", "model": "me/mine", "revision": "v2", "name": "hub"},
+        {"preset": "llava", "revision": None, "name": "branch"},
+    ]
+    commit, *others = (job.config.revision for job in resolve_captioners(entries))
+    assert commit and others == [None, "v2", None]
+
+
 def test_a_name_selects_the_manifests_captioner_of_that_name_before_the_preset() -> None:
     entries = [
         "instructblip",
