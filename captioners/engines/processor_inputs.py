@@ -164,8 +164,9 @@ class ProcessorInputs:
         tokens, longest = fields["input_ids"].shape[1], request.config.max_new_tokens
         if self.positions and tokens + longest > self.positions:
             raise CaptionError(
-                f"image and prompt take {tokens} of the model's {self.positions} tokens, which leaves none of "
-                f"max_new_tokens={longest}; set max_pixels or size, or a smaller max_new_tokens"
+                f"image and prompt take {tokens} of the model's {self.positions} tokens, which leaves too few for "
+                f"max_new_tokens={longest}; set max_pixels or size, a smaller max_new_tokens, or for a prompt with "
+                "fields a smaller max_field_characters"
             )
         return fields
 

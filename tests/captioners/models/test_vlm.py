@@ -187,7 +187,7 @@ def test_an_image_with_too_many_tokens_fails_alone_with_the_remedy(tmp_path):
     small, large = (loaded.prepare(Image.new("RGB", size), requests)[0] for size in ((64, 64), (200, 160)))
     assert not isinstance(small, CaptionError)
     assert "of the model's 40 tokens" in str(large)
-    assert "set max_pixels or size" in str(large)
+    assert "set max_pixels or size" in str(large) and "a smaller max_field_characters" in str(large)
 
 
 def test_a_stop_string_ends_a_caption_and_is_not_part_of_it():
