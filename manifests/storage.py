@@ -45,6 +45,8 @@ def normalise(url: str) -> str:
 
 
 def _open_fs(url: str) -> tuple[Any, str]:
+    if url.startswith("data://"):  # fsspec takes it for a place, but it is a content
+        raise StorageError(f"{url[:80]}: a `data:` URL is not supported here. Save its content as a file.")
     try:
         options = storage_http.file_system_options() if storage_http.is_http(url) else {}
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
@@ -76,6 +78,15 @@ def is_folder(url: str) -> bool:
     return _kind(*_open_fs(url)) == "directory"
 
 
+def _is_of_the_kernel(status: os.stat_result) -> bool:
+    """Whether a file is one of /proc or /sys, such as /proc/kmsg: reading it can wait for ever, or never end."""
+    for folder in ("/proc", "/sys"):
+        with contextlib.suppress(OSError):
+            if status.st_dev == pathlib.Path(folder).stat().st_dev != pathlib.Path("/").stat().st_dev:
+                return True
+    return False
+
+
 def _kind(fs: Any, path: str) -> str | None:
     """`file`, `directory` or `other`; None if the storage answers that nothing is there.
 
@@ -83,8 +94,10 @@ def _kind(fs: Any, path: str) -> str | None:
     """
     try:
         if isinstance(fs, LocalFileSystem):
-            mode = pathlib.Path(path).stat().st_mode
-            return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+            status = pathlib.Path(path).stat()
+            if stat.S_ISDIR(status.st_mode):
+                return "directory"
+            return "file" if stat.S_ISREG(status.st_mode) and not _is_of_the_kernel(status) else "other"
         return str(fs.info(path)["type"])
     except FileNotFoundError as error:
         storage_http.raise_unless_absent(error, path)

@@ -127,6 +127,11 @@ def test_an_unsupported_storage_is_an_error_of_one_line(url: str) -> None:
         storage.exists(url)
 
 
+def test_a_url_that_is_its_own_content_is_refused() -> None:
+    with pytest.raises(storage.StorageError, match=r"^data://text/csv;base64,\w+: a `data:` URL is not supported here"):
+        storage.kind("data://text/csv;base64,dXJs")
+
+
 def test_files_match_a_pattern_in_folders_with_special_characters(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a [1]").mkdir()
     (tmp_path / "a [1]" / "folder.csv").mkdir()
