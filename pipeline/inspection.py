@@ -55,6 +55,7 @@ def plan(
     from lotlip_data.pipeline.planning.storage import measure_storage
     from lotlip_data.pipeline.planning.throughput import Speed, measure_speed
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+    from lotlip_data.pipeline.recaptioning.job_checks import check_prompts, new_texts
 
     if not isinstance(hardware, Hardware):
         hardware = Hardware(**(hardware or {}))
@@ -65,6 +66,7 @@ def plan(
     _check_speeds(speeds or {}, [job.config.name for job in jobs])
     measured = measure_storage(existing) if existing else None
     lists = plan_lists(manifest, rows, measured, hardware, existing)
+    lists.problems += map(str, check_prompts(new_texts(jobs, existing)))
     lines, details = lists_text.format_text(lists), lists_text.format_assumptions(lists)
     known = {name: Speed(value, "as given") for name, value in (speeds or {}).items()}
     for job in jobs if measure else []:

@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.registry import get_kind
+from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.prompt_syntax import FIELDS, unknown_fields
 from lotlip_data.pipeline.core.checks import check_captioner, check_gpus
 from lotlip_data.pipeline.core.findings import Check, Level
 from lotlip_data.pipeline.core.gpus import check_gpu_driver
+from lotlip_data.pipeline.core.ledger import captioned_shards
 from lotlip_data.pipeline.core.ray_cluster import cluster_address
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 
@@ -47,6 +49,11 @@ def check_prompts(texts: Iterable[CaptionerConfig]) -> Iterator[Check]:
             finding = f"prompt: {{{name}}} is no column of a sample; the columns are {known}"
             fix = f"for the text {{{name}}} itself, write {{{{{name}}}}}"
             yield Check(f"captioner {config.name!r}", Level.ERROR, finding, fix)
+
+
+def new_texts(jobs: Iterable[CaptionerJob], run: Run | None) -> Iterator[CaptionerConfig]:
+    """The texts of the jobs of which the run, if there is one, has no captions yet."""
+    return (text for job in jobs for text in job.texts if run is None or not captioned_shards(run, text.name))
 
 
 def _check_options(job: CaptionerJob, on_node: bool) -> Iterator[Check]:

@@ -10,7 +10,7 @@ from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core.findings import require
-from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, captioned_shards, fetched_shards
+from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_shards
 from lotlip_data.pipeline.core.ray_cluster import cluster
 from lotlip_data.pipeline.recaptioning.claims import (
     check_model,
@@ -20,7 +20,7 @@ from lotlip_data.pipeline.recaptioning.claims import (
     with_claimed_revision,
 )
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
-from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts
+from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts, new_texts
 from lotlip_data.pipeline.recaptioning.progress import CaptionProgress
 from lotlip_data.pipeline.recaptioning.results import RecaptionError, UnitResult, finish_pending_commits
 
@@ -74,7 +74,7 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
     """
     if not fetched_shards(run):
         raise RecaptionError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
-    require(check_prompts(text for job in jobs for text in job.texts if not captioned_shards(run, text.name)))
+    require(check_prompts(new_texts(jobs, run)))
     _check_pending(run, jobs)  # before a captioner's name is claimed for settings that do not work
     summary = RecaptionSummary()
     pending: dict[str, list[int]] = {}

@@ -11,6 +11,7 @@ from lotlip_data.captioners.registry import get_default
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.captioners import PoolSettings
+from lotlip_data.pipeline import inspection
 from lotlip_data.pipeline.core.findings import Level
 from lotlip_data.pipeline.readiness import manifest_checks
 from lotlip_data.pipeline.readiness.manifest_checks import check_models
@@ -54,6 +55,14 @@ def test_recaption_and_run_name_it_before_anything_starts(tmp_path: Path) -> Non
     entry = {"name": "grey", "kind": "llava", "model": "grey", "prompt": "Describe {alt}."}
     manifest = type(manifest).parse(manifest.explicit | {"captioners": [entry]}, "manifest")
     assert MESSAGE in map(str, check_models(manifest, run))
+
+
+def test_plan_names_it_as_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("url,caption\nhttp://a.example/1,x\n")
+    entry = {"name": "grey", "kind": "llava", "model": "tiny-llava", "prompt": "Describe {alt}."}
+    sources = [{"name": "a", "files": str(tmp_path / "l.csv")}]
+    planned = inspection.plan({"name": "m", "sources": sources, "captioners": [entry]})
+    assert planned.problems == [MESSAGE]
 
 
 def test_a_captioner_of_a_run_that_has_captions_keeps_its_prompt(
