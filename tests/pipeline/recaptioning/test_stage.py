@@ -84,8 +84,8 @@ def test_more_pools_than_resources_run_in_turn(tmp_path: Path, ray_cluster: None
     assert dict(summary.captions) == dict.fromkeys(names, 8)
     starts = [json.loads(file.read_text()) for file in Path(run.logs, "engines").glob("*.json")]
     assert len(starts) == 3  # one record per actor
-    capacity = {"dtype": "float32", "device": "the CPU", "sequences": 16, "cache_tokens": None}
-    assert all(start["model"] == CAPTIONER and start["capacity"] == capacity for start in starts)
+    capacity = {"dtype": "float32", "device": "the CPU", "sequences": 16}
+    assert all(start["model"] == CAPTIONER and start["capacity"].items() >= capacity.items() for start in starts)
 
 
 def test_an_unreadable_shard_fails_with_its_reason_and_all_others_are_captioned(
