@@ -3,7 +3,7 @@
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, ModelSpec, TextRequest
-from lotlip_data.captioners.engines.prompt import FIXED_DATE
+from lotlip_data.captioners.engines.prompt import apply_chat_template, checkpoint_template, doubles_start_token
 
 FORMS = (("parts", "parts"), ("text", "parts"), ("text", "image and text"), ("text", "text"))
 """The forms of a system turn and of the user's turn. Templates differ in which they take: a list of parts, or one text.
@@ -24,7 +24,7 @@ class ChatPrompt:
     def __init__(self, captioner: ModelSpec, config: CaptionerConfig, processor: Any, source: str):
         self._captioner, self._tokenizer, self._source = captioner, processor.tokenizer, source
         self.image = "" if hasattr(processor, "num_query_tokens") else image_text(processor)
-        self._chat_template = _chat_template(processor)
+        self._chat_template = checkpoint_template(processor)
 
     def render(self, request: TextRequest) -> str:
         """Return the text for one prompt, up to where the model's answer begins.
@@ -36,9 +36,10 @@ class ChatPrompt:
             text = self._plain(request.config, request.prompt)
         else:
             system = request.config.system if request.system is None else request.system
-            text = self._chat(request.config, request.prompt, system)
-        if self._doubles_start_token(text):
-            text = text.removeprefix(self._tokenizer.bos_token)
+            text = self._chat(request.config, self._chat_template, request.prompt, system)
+        start = self._tokenizer.bos_token
+        if start and text.startswith(start) and doubles_start_token(text, self._tokenizer):
+            text = text.removeprefix(start)
         return text
 
     def _plain(self, config: CaptionerConfig, prompt: str) -> str:
@@ -58,20 +59,15 @@ class ChatPrompt:
         before, after = template.split("<image>")
         return before.replace("{prompt}", prompt) + self.image + after.replace("{prompt}", prompt)
 
-    def _chat(self, config: CaptionerConfig, prompt: str, system: str | None) -> str:
+    def _chat(self, config: CaptionerConfig, template: str, prompt: str, system: str | None) -> str:
         """The chat template's text."""
         from jinja2 import TemplateError
 
         problem = "it leaves out the image, the prompt or the system prompt"
         for form in FORMS:
             try:
-                text: str = self._tokenizer.apply_chat_template(
-                    self._messages(prompt, system, *form),
-                    chat_template=self._chat_template,
-                    add_generation_prompt=True,
-                    tokenize=False,
-                    strftime_now=FIXED_DATE.strftime,
-                    **config.chat_template_kwargs,
+                text = apply_chat_template(
+                    self._tokenizer, template, self._messages(prompt, system, *form), **config.chat_template_kwargs
                 )
             except (TemplateError, TypeError, ValueError) as error:
                 problem = " ".join(str(error).split())
@@ -96,21 +92,7 @@ class ChatPrompt:
             turns.insert(0, {"role": "system", "content": content})
         return turns
 
-    def _doubles_start_token(self, text: str) -> bool:
-        start = self._tokenizer.bos_token_id
-        if start is None or not text.startswith(self._tokenizer.bos_token):
-            return False
-        return bool(self._tokenizer(text)["input_ids"][:2] == [start, start])
-
 
 def image_text(processor: Any) -> str:
     """The text that stands for an image: Gemma 3's processor has another one for the tokens that it puts there."""
     return str(getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>"))
-
-
-def _chat_template(processor: Any) -> str | None:
-    """The checkpoint's chat template; the default one of a checkpoint that has several by name."""
-    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
-    if isinstance(template, dict):
-        return str(template.get("default", next(iter(template.values()))))
-    return str(template) if template else None

@@ -25,15 +25,14 @@ def prompt_text(captioner: ModelSpec, config: CaptionerConfig, prompt: str, proc
     Raises:
         ValueError: The text has no place for the image, or begins with two start tokens.
     """
-    tokenizer = processor.tokenizer
-    chat_template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+    tokenizer, chat_template = processor.tokenizer, checkpoint_template(processor)
     if config.template is None and captioner.uses_chat_template and chat_template:
         text = _chat_turn(config, prompt, processor, chat_template, source)
-        if _doubles_start_token(text, tokenizer):
+        if doubles_start_token(text, tokenizer):
             text = text.removeprefix(tokenizer.bos_token)
     else:
         text = (config.template or captioner.template).replace("{prompt}", prompt)
-    if _doubles_start_token(text, tokenizer):
+    if doubles_start_token(text, tokenizer):
         raise ValueError(
             f"captioner {config.name!r}: its template begins with {tokenizer.bos_token}, which the tokenizer adds by "
             "itself; leave it out"
@@ -42,7 +41,7 @@ def prompt_text(captioner: ModelSpec, config: CaptionerConfig, prompt: str, proc
     return text
 
 
-def _chat_turn(config: CaptionerConfig, prompt: str, processor: Any, chat_template: Any, source: str) -> str:
+def _chat_turn(config: CaptionerConfig, prompt: str, processor: Any, chat_template: str, source: str) -> str:
     """The checkpoint's form of a user's turn with one image and the prompt, up to where the model's answer begins.
 
     Newer templates take the parts of a turn as a list, templates of text-only models one text.
@@ -57,13 +56,7 @@ def _chat_turn(config: CaptionerConfig, prompt: str, processor: Any, chat_templa
     problem = "it leaves out the image or the prompt"
     for content in (parts, f"{token}\n{prompt}"):
         try:
-            text: str = processor.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=_one_template(chat_template),
-                add_generation_prompt=True,
-                tokenize=False,
-                strftime_now=FIXED_DATE.strftime,
-            )
+            text = apply_chat_template(processor.tokenizer, chat_template, [{"role": "user", "content": content}])
         except (TemplateError, TypeError, ValueError) as error:
             problem = " ".join(str(error).split())
             continue
@@ -75,14 +68,29 @@ def _chat_turn(config: CaptionerConfig, prompt: str, processor: Any, chat_templa
     )
 
 
-def _one_template(chat_template: Any) -> str:
-    """The template to use of a checkpoint that has several by name."""
-    if isinstance(chat_template, dict):
-        return str(chat_template.get("default", next(iter(chat_template.values()))))
-    return str(chat_template)
+def checkpoint_template(processor: Any) -> str | None:
+    """The checkpoint's chat template; the default one of a checkpoint that has several by name."""
+    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        return str(template.get("default", next(iter(template.values()))))
+    return str(template) if template else None
 
 
-def _doubles_start_token(text: str, tokenizer: Any) -> bool:
+def apply_chat_template(tokenizer: Any, template: str, turns: list[dict[str, Any]], /, **variables: Any) -> str:
+    """The text of a conversation, up to where the model's answer begins, the same every day."""
+    text: str = tokenizer.apply_chat_template(
+        turns,
+        chat_template=template,
+        add_generation_prompt=True,
+        tokenize=False,
+        strftime_now=FIXED_DATE.strftime,
+        **variables,
+    )
+    return text
+
+
+def doubles_start_token(text: str, tokenizer: Any) -> bool:
+    """Whether a text begins with two start tokens, of which the tokenizer adds one by itself."""
     start = tokenizer.bos_token_id
     return start is not None and tokenizer(text)["input_ids"][:2] == [start, start]
 
