@@ -1,9 +1,9 @@
 """Captions with transformers: micro-batches of `generate` on a worker thread. It runs wherever torch runs."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import transformers
@@ -24,6 +24,8 @@ from lotlip_data.captioners.engines.mixed_batches import SharedVision, distinct_
 from lotlip_data.captioners.engines.preprocessing import PreparedText, Preprocessor
 from lotlip_data.captioners.sizing import language_dtype, resolve_dtype
 
+Prepared = TypeVar("Prepared")
+
 SAMPLING = (
     *("max_new_tokens", "min_new_tokens", "repetition_penalty"),
     *("temperature", "top_p", "top_k", "min_p"),
@@ -31,28 +33,31 @@ SAMPLING = (
 """Settings that all rows of a call of `generate` have in common."""
 
 
-class TransformersEngine:
-    """Greedy float32 captions do not depend on which images and prompts share a batch; sampled captions do."""
+class BatchingEngine(Generic[Prepared]):
+    """An engine whose model generates in batches on a thread of its own."""
 
-    def __init__(self, captioner: ModelSpec, config: CaptionerConfig, options: EngineOptions):
-        self._preprocessor = Preprocessor(captioner, config)
-        self._model: Any = load_model(captioner.model_class, self._preprocessor, config)
-        self._vision = SharedVision(self._model)
-        self.special_texts = self._preprocessor.special_texts
-        torch.manual_seed(config.seed)
-        batch_size = options.batch_size or defaults_of(config, options, self._preprocessor).batch_size
-        self._batcher = Batcher(self._generate, batch_size, self._preprocessor.blank_text)
+    def _start(
+        self,
+        model: Any,
+        generate: Callable[[list[Prepared]], list[Caption]],
+        batch_size: int,
+        blank: Callable[[], Prepared],
+    ) -> None:
+        """Take texts from now on.
+
+        Args:
+            model: The loaded model.
+            generate: Captions a batch.
+            batch_size: Largest number of texts in a batch.
+            blank: Returns the input for a blank image.
+        """
+        self._model = model
+        self._batcher = Batcher(generate, batch_size, blank)
         self.window = 2 * batch_size  # so that the next batch is ready when one ends
         self.burst = 1
-        self.capacity = Capacity(str(self._model.dtype).removeprefix("torch."), device_name(), batch_size)
+        self.capacity = Capacity(str(model.dtype).removeprefix("torch."), device_name(), batch_size)
 
-    def prepare(self, image: Image.Image) -> PreparedText:
-        return self._preprocessor.prepare(image, self._preprocessor.positions)
-
-    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[PreparedText | CaptionError]:
-        return self._preprocessor.prepare_texts(image, requests, self._preprocessor.positions)
-
-    async def caption(self, prepared: PreparedText | CaptionError) -> Caption:
+    async def caption(self, prepared: Prepared | CaptionError) -> Caption:
         if isinstance(prepared, CaptionError):
             raise prepared
         return await self._batcher(prepared)
@@ -60,6 +65,25 @@ class TransformersEngine:
     def close(self) -> None:
         self._batcher.close()
         self._model = None
+
+
+class TransformersEngine(BatchingEngine[PreparedText]):
+    """Greedy float32 captions do not depend on which images and prompts share a batch; sampled captions do."""
+
+    def __init__(self, captioner: ModelSpec, config: CaptionerConfig, options: EngineOptions):
+        self._preprocessor = Preprocessor(captioner, config)
+        model = load_model(captioner.model_class, self._preprocessor, config)
+        self._vision = SharedVision(model)
+        self.special_texts = self._preprocessor.special_texts
+        torch.manual_seed(config.seed)
+        batch_size = options.batch_size or defaults_of(config, options, self._preprocessor).batch_size
+        self._start(model, self._generate, batch_size, self._preprocessor.blank_text)
+
+    def prepare(self, image: Image.Image) -> PreparedText:
+        return self._preprocessor.prepare(image, self._preprocessor.positions)
+
+    def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[PreparedText | CaptionError]:
+        return self._preprocessor.prepare_texts(image, requests, self._preprocessor.positions)
 
     @torch.inference_mode()
     def _generate(self, batch: list[PreparedText]) -> list[Caption]:

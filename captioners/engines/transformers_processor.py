@@ -10,7 +10,6 @@ import transformers
 from PIL import Image
 
 from lotlip_data.captioners.base import (
-    Capacity,
     Caption,
     CaptionerConfig,
     CaptionError,
@@ -19,13 +18,12 @@ from lotlip_data.captioners.base import (
     TextRequest,
 )
 from lotlip_data.captioners.engines.adapters import adapter_folder
-from lotlip_data.captioners.engines.batcher import Batcher
-from lotlip_data.captioners.engines.devices import defaults_of, device_name
+from lotlip_data.captioners.engines.devices import defaults_of
 from lotlip_data.captioners.engines.processor_inputs import Fields, ProcessedText, ProcessorInputs, collate
-from lotlip_data.captioners.engines.transformers_engine import SAMPLING, generation_config, load_model
+from lotlip_data.captioners.engines.transformers_engine import SAMPLING, BatchingEngine, generation_config, load_model
 
 
-class ProcessorEngine:
+class ProcessorEngine(BatchingEngine[ProcessedText]):
     """Greedy float32 texts do not depend on which images share a batch; sampled texts do."""
 
     def __init__(self, captioner: ModelSpec, config: CaptionerConfig, options: EngineOptions):
@@ -33,15 +31,12 @@ class ProcessorEngine:
         self._inputs = ProcessorInputs(captioner, config)
         self.special_texts = self._inputs.special_texts
         check_architecture(config, self._inputs)
-        self._model: Any = load_model(captioner.model_class, self._inputs, config)
+        model = load_model(captioner.model_class, self._inputs, config)
         if config.lora:
-            _load_adapter(self._model, config)
+            _load_adapter(model, config)
         torch.manual_seed(config.seed)
         batch_size = options.batch_size or defaults_of(config, options, self._inputs).batch_size
-        self._batcher = Batcher(self._generate, batch_size, self._inputs.blank)
-        self.window = 2 * batch_size  # so that the next batch is ready when one ends
-        self.burst = 1
-        self.capacity = Capacity(str(self._model.dtype).removeprefix("torch."), device_name(), batch_size)
+        self._start(model, self._generate, batch_size, self._inputs.blank)
 
     def prepare(self, image: Image.Image) -> ProcessedText | CaptionError:
         text = self._config.texts[0]
@@ -49,15 +44,6 @@ class ProcessorEngine:
 
     def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[ProcessedText | CaptionError]:
         return self._inputs.prepare(image, requests)
-
-    async def caption(self, prepared: ProcessedText | CaptionError) -> Caption:
-        if isinstance(prepared, CaptionError):
-            raise prepared
-        return await self._batcher(prepared)
-
-    def close(self) -> None:
-        self._batcher.close()
-        self._model = None
 
     def _generate(self, texts: list[ProcessedText]) -> list[Caption]:
         """Generate a batch of texts; those with other sampling settings, or other inputs, are batches of their own."""
