@@ -11,11 +11,10 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.findings import Check, Level
-from lotlip_data.pipeline.core.ledger import captioned_shards
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.model_stages.train import check_towers
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_per_actor, resolve_captioners
-from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts
+from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts, new_texts
 from lotlip_data.pipeline.url_lists.files import files_of
 
 
@@ -30,7 +29,7 @@ def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
     """
     jobs = []
     for job in captioner_jobs(manifest):
-        new = [text for text in job.config.texts if run is None or not captioned_shards(run, text.name)]
+        new = list(new_texts([job], run))
         yield from check_prompts(new)
         if new:
             jobs.append(replace(job, config=job.config.only(text.name for text in new)))

@@ -13,9 +13,8 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.captioners import PoolSettings
 from lotlip_data.pipeline import inspection
 from lotlip_data.pipeline.core.findings import Level
-from lotlip_data.pipeline.readiness import manifest_checks
 from lotlip_data.pipeline.readiness.manifest_checks import check_models
-from lotlip_data.pipeline.recaptioning import stage
+from lotlip_data.pipeline.recaptioning import job_checks, stage
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts
 from lotlip_data.pipeline.recaptioning.stage import recaption
@@ -124,5 +123,5 @@ def test_a_text_that_has_captions_needs_no_engine_any_more(tmp_path: Path, monke
     run = Run.at(str(tmp_path / "run"))
     assert Level.ERROR in [check.level for check in check_models(manifest, run)]
     captioned = {"tiny-llava_tags": [0]}
-    monkeypatch.setattr(manifest_checks, "captioned_shards", lambda run, name: captioned.get(name, []))
+    monkeypatch.setattr(job_checks, "captioned_shards", lambda run, name: captioned.get(name, []))
     assert Level.ERROR not in [check.level for check in check_models(manifest, run)]
