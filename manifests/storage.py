@@ -14,6 +14,7 @@ files of writers that were killed.
 
 import contextlib
 import errno
+import functools
 import os
 import pathlib
 import re
@@ -78,13 +79,11 @@ def is_folder(url: str) -> bool:
     return _kind(*_open_fs(url)) == "directory"
 
 
-def _is_of_the_kernel(status: os.stat_result) -> bool:
-    """Whether a file is one of /proc or /sys, such as /proc/kmsg: reading it can wait for ever, or never end."""
-    for folder in ("/proc", "/sys"):
-        with contextlib.suppress(OSError):
-            if status.st_dev == pathlib.Path(folder).stat().st_dev != pathlib.Path("/").stat().st_dev:
-                return True
-    return False
+@functools.cache
+def _kernel_devices() -> frozenset[int]:
+    """The devices of /proc and /sys, whose files, such as /proc/kmsg, can make a reader wait for ever or never end."""
+    folders = [path for path in map(pathlib.Path, ("/proc", "/sys")) if path.exists()]
+    return frozenset(path.stat().st_dev for path in folders) - {pathlib.Path("/").stat().st_dev}
 
 
 def _kind(fs: Any, path: str) -> str | None:
@@ -97,7 +96,7 @@ def _kind(fs: Any, path: str) -> str | None:
             status = pathlib.Path(path).stat()
             if stat.S_ISDIR(status.st_mode):
                 return "directory"
-            return "file" if stat.S_ISREG(status.st_mode) and not _is_of_the_kernel(status) else "other"
+            return "file" if stat.S_ISREG(status.st_mode) and status.st_dev not in _kernel_devices() else "other"
         return str(fs.info(path)["type"])
     except FileNotFoundError as error:
         storage_http.raise_unless_absent(error, path)
