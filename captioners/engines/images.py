@@ -1,5 +1,7 @@
 """What every engine does to an image before its image processor sees it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -15,6 +17,17 @@ def check_shape(image: Image.Image) -> None:
     short, long = sorted(image.size)
     if short == 0 or long > MAX_ASPECT_RATIO * short:
         raise CaptionError(f"{image.width}×{image.height} pixels: one side is over {MAX_ASPECT_RATIO} times the other")
+
+
+@contextmanager
+def image_errors(failure: str) -> Iterator[None]:
+    """Raise what goes wrong with one image as a CaptionError that begins with `failure`."""
+    try:
+        yield
+    except MemoryError:  # the machine's failure, not the image's
+        raise
+    except Exception as error:  # Pillow decodes lazily; it and the processors raise many types
+        raise CaptionError(f"{failure}: {type(error).__name__}: {error}") from error
 
 
 def fitted(image: Image.Image, fit: str, image_processor: Any) -> Image.Image:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec, TextRequest
-from lotlip_data.captioners.engines.images import check_shape, fitted
+from lotlip_data.captioners.engines.images import check_shape, fitted, image_errors
 from lotlip_data.captioners.engines.prompt import prompt_text
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
 from lotlip_data.captioners.prompt_fields import longest_requests, special_texts_of
@@ -170,12 +170,8 @@ class Preprocessor:
             CaptionError: The image cannot be decoded, or is too elongated.
         """
         check_shape(image)
-        try:
+        with image_errors("image cannot be read"):
             return self._processor.image_processor(self._fitted(image), return_tensors="pt")["pixel_values"]
-        except MemoryError:  # the machine's failure, not the image's
-            raise
-        except Exception as error:  # Pillow decodes lazily and raises many types for a broken file
-            raise CaptionError(f"image cannot be read: {type(error).__name__}: {error}") from error
 
     def blank_text(self) -> PreparedText:
         """Return the first text of a black image."""

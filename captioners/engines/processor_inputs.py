@@ -15,7 +15,7 @@ from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec, TextRequest
 from lotlip_data.captioners.engines.chat_prompt import ChatPrompt
-from lotlip_data.captioners.engines.images import check_shape, fitted
+from lotlip_data.captioners.engines.images import check_shape, fitted, image_errors
 from lotlip_data.captioners.engines.processor_loading import load_processor
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
 from lotlip_data.captioners.prompt_fields import longest_requests, special_texts_of
@@ -110,12 +110,8 @@ class ProcessorInputs:
             CaptionError: The image cannot be decoded, or is too elongated.
         """
         check_shape(image)
-        try:
+        with image_errors("image cannot be read"):
             return fitted(image, self._config.image_fit, self.processor.image_processor)
-        except MemoryError:  # the machine's failure, not the image's
-            raise
-        except Exception as error:  # Pillow decodes lazily and raises many types for a broken file
-            raise CaptionError(f"image cannot be read: {type(error).__name__}: {error}") from error
 
     def text(self, request: TextRequest) -> str:
         """Return the text of a request in its template, with one placeholder for the image."""
@@ -152,14 +148,10 @@ class ProcessorInputs:
         return vlm_sizes(self.model_config, tokens, prompt)
 
     def _fields(self, picture: Image.Image, request: TextRequest) -> Fields:
-        try:
+        with image_errors("image cannot be preprocessed"):
             inputs = self.processor(
                 images=[picture], text=[self.text(request)], return_tensors="pt", **self.images_kwargs
             )
-        except MemoryError:  # the machine's failure, not the image's
-            raise
-        except Exception as error:  # a processor raises many types for a picture that it does not accept
-            raise CaptionError(f"image cannot be preprocessed: {type(error).__name__}: {error}") from error
         fields = {name: value for name, value in inputs.items() if name != "labels"}
         tokens, longest = fields["input_ids"].shape[1], request.config.max_new_tokens
         if self.positions and tokens + longest > self.positions:
