@@ -133,7 +133,11 @@ class VllmEngine:
         children_before = active_children()
         self._llm: AsyncLLMEngine | None = _start(arguments)
         self._processes = [child for child in active_children() if child not in children_before]
-        self._check_forms(config)
+        try:
+            self._check_forms(config)
+        except BaseException:
+            VllmEngine.close(self)  # not that of a subclass, which is not complete yet
+            raise
         self._prepare_requests(config)
         self._limit = self._llm.vllm_config.model_config.max_model_len
         max_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
@@ -164,6 +168,8 @@ class VllmEngine:
         assert self._llm
         settings = self._llm.vllm_config
         for text in config.texts:
+            if text.structured is None:
+                continue  # vLLM has no tokenizer where no text has a form
             try:
                 self._sampling_of(text).clone().verify(
                     settings.model_config,
@@ -172,7 +178,6 @@ class VllmEngine:
                     self._llm.renderer.get_tokenizer(),
                 )
             except Exception as error:
-                self.close()
                 reason = " ".join(str(error).split())
                 raise ValueError(
                     f"captioner {text.name!r}: structured: vLLM cannot enforce it: {shorten(reason)}; change it, "

@@ -130,6 +130,7 @@ def test_an_address_without_a_cluster_is_an_error_at_once(monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_what_answers_at_the_address_must_be_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that accepts connections and is silent."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # the cluster of other tests may be there
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
         port.listen()
