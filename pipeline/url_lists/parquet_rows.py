@@ -115,7 +115,7 @@ def rows_in_memory(
     chunks: Sequence[ColumnChunk],
     rows: int,
     widths: Mapping[str, int],
-    max_page_bytes: int = MAX_PAGE_BYTES,
+    max_page_bytes: int | None = None,
 ) -> int:
     """How many rows of a row group can be in memory at once: at most `BATCH_ROWS`, of about `MAX_PAGE_BYTES`.
 
@@ -124,7 +124,7 @@ def rows_in_memory(
         chunks: The column chunks of the row group.
         rows: Its rows.
         widths: `fixed_bytes` of each requested column.
-        max_page_bytes: Largest page that is decompressed.
+        max_page_bytes: Largest page that is decompressed. Default: `MAX_PAGE_BYTES`.
 
     Raises:
         RowGroupTooLargeError: A page is too large to be decompressed.
@@ -136,7 +136,7 @@ def rows_in_memory(
             continue
         if rows > chunk.values:
             raise ParquetDamageError(f"the column {chunk.path!r} has {chunk.values} values for {rows} rows")
-        value_bytes = max(_largest_value_bytes(stream, chunk, max_page_bytes), width)
+        value_bytes = max(_largest_value_bytes(stream, chunk, max_page_bytes or MAX_PAGE_BYTES), width)
         extra_values = chunk.values - rows  # of lists
         if extra_values > MAX_ROW_VALUES or (
             value_bytes > _LONG_VALUE_BYTES and extra_values * value_bytes > MAX_PAGE_BYTES
