@@ -316,7 +316,7 @@ class _StrictHeader(_TarHeader):
 
 def _check_end(tar: tarfile.TarFile) -> None:
     """Raise ReadError if something other than zeros comes after the end of a streamed tar."""
-    while rest := tar.fileobj.read(_COPY_BYTES):  # type: ignore[union-attr]
+    while rest := tar.fileobj.read(_COPY_BYTES):
         if rest.count(0) < len(rest):
             raise tarfile.ReadError("there is more after the mark of its end; unpack joined tars with `tar -i`")
 
