@@ -125,7 +125,7 @@ class HostLimiter:
         with self._lock:
             state = slot.state
             state.failures, state.has_answered = 0, True
-            is_used = state.in_flight >= int(state.limit)
+            is_used = 2 * state.in_flight > state.limit  # answers that arrive together still let it double
             if is_used and slot.shrinks == state.shrinks and state.limit < self._most:
                 state.limit = min(self._most, state.limit + (1 / state.limit if state.shrinks else 1))
                 state.changed.notify()  # the end of this request notifies another thread

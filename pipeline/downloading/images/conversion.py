@@ -113,7 +113,7 @@ def _check_last_pixel(pixels: Pixels, source: Source) -> None:
     libjpeg fills them with the middle of the range, which Pillow inverts in CMYK. Whether such a corner is part of the
     image is found by decoding the file again.
     """
-    is_grey = source.kind == "jpeg" and np.isin(pixels[-1, -1], (127, 128)).all()
+    is_grey = source.kind == "jpeg" and all(value in (127, 128) for value in pixels[-1, -1].ravel().tolist())
     if is_grey and (start := jpeg.before_end(source.data)):
         _check_pixels_before_end(start)
 
