@@ -70,7 +70,11 @@ def unknown_host(number: int) -> str:
     return f"gone-{number}.invalid"
 
 
-ALL_HOSTS = (*map(live_host, range(HOSTS)), *map(refusing_host, range(DEAD_HOSTS)), *map(silent_host, range(DEAD_HOSTS)))
+ALL_HOSTS = (
+    *map(live_host, range(HOSTS)),
+    *map(refusing_host, range(DEAD_HOSTS)),
+    *map(silent_host, range(DEAD_HOSTS)),
+)
 """All addresses, for the setting `download.allow_hosts`."""
 
 

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, Field, model_validator
 from lotlip_data.manifests.settings.base import Settings
 from lotlip_data.manifests.sources.hosts import ascii_host
 
-
 _PER_HOST = 8
 
 
@@ -54,9 +53,9 @@ class DownloadSettings(Settings):
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of stored images."""
     full_decode: bool = False
-    """Whether JPEGs whose sides shrink by two or more are decoded in full. By default libjpeg reduces them while it
-    decodes, which takes half the time; the stored image differs by less than the coding at quality 95 changes it (a
-    PSNR of 37 dB or more). JPEGs with detail too fine for that are decoded in full in any case."""
+    """Whether JPEGs whose sides shrink by two or more are decoded in full, as img2dataset does. By default libjpeg
+    reduces them while it decodes, which halves the time; the stored image of a photograph has a PSNR of at least 37 dB
+    to that of the full decode. Pictures with too much fine detail for this are decoded in full in any case."""
     threads: Annotated[int, Field(ge=1)] = 64
     """Number of concurrent downloads per shard."""
     timeout: Annotated[float, Field(gt=0, le=86_400)] = 10.0
@@ -67,8 +66,8 @@ class DownloadSettings(Settings):
     """Number of further attempts after a transient failure. The pause before each grows, or is the one that the server
     asks for."""
     per_host: Annotated[int, Field(ge=1)] = _PER_HOST
-    """Number of concurrent downloads from one host per shard at the start. It grows while the host answers, and shrinks,
-    down to one, when the host refuses requests (429, 503), leaves them unanswered or closes connections."""
+    """Number of concurrent downloads from one host per shard at the start. It grows while the host answers. It shrinks,
+    at most to one, when the host refuses requests (429, 503), leaves them unanswered or closes connections."""
     max_per_host: Annotated[int, Field(ge=1)] = 64
     """Largest number of concurrent downloads from one host per shard. In a manifest that sets `per_host` alone, to
     another number than its default, that number is the largest too."""
@@ -95,7 +94,10 @@ class DownloadSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _keep_limit(cls, settings: Any) -> Any:
-        """In a manifest of before `max_per_host`, `per_host` is the largest number. Runs have all defaults in theirs."""
+        """In a manifest of before `max_per_host`, `per_host` is the largest number.
+
+        Its default says nothing: the manifests in runs have all defaults.
+        """
         if not isinstance(settings, dict) or "max_per_host" in settings:
             return settings
         per_host = settings.get("per_host", _PER_HOST)

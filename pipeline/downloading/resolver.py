@@ -1,7 +1,7 @@
 """Looks up the addresses of hosts, and keeps the answers for a short time.
 
-A list names the same host again and again, and the threads of a shard ask for many hosts at once. Each name is looked up
-by one thread, while the others that need it wait for the answer. Different names are looked up at the same time. The
+A list names the same host again and again, and the threads of a shard ask for many hosts at once. Each name is looked
+up by one thread, while the others that need it wait for the answer. Different names are looked up at the same time. The
 cache holds addresses only: whether one may be connected to is checked at each connection.
 """
 

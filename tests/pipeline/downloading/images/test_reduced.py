@@ -1,4 +1,4 @@
-"""A JPEG that is reduced while it is decoded is stored as from its full decode: same size, same picture, same failures."""
+"""A JPEG that is reduced while it is decoded is stored as from its full decode: size, picture and failures."""
 
 import io
 from pathlib import Path
@@ -98,7 +98,9 @@ def test_the_scale_is_that_of_the_image_whatever_its_size(mode: str, reductions:
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_missing_rows_are_found_as_in_the_full_decode(mode: str, options: dict[str, int], reductions: list[int]) -> None:
+def test_missing_rows_are_found_as_in_the_full_decode(
+    mode: str, options: dict[str, int], reductions: list[int]
+) -> None:
     """Cut after any part of the scans, with an end mark or without."""
     data = encoded(smooth(310, 230).convert(mode), "JPEG", quality=90, **options)
     assert outcome(data, 100, full=False) == "stored"
@@ -134,11 +136,12 @@ def test_an_image_that_shrinks_by_less_than_two_is_not_reduced(reductions: list[
     assert stored(data, 116).body == stored(data, 116, full=True).body
     assert not reductions
     assert reduced.factor_for((1027, 1024), (514, 512)) == 1  # one side shrinks by a little less
-    assert [reduced.factor_for((size, size), (512, 512)) for size in (1023, 1024, 4096, 8192, 60_000)] == [1, 2, 4, 8, 8]
+    factors = [reduced.factor_for((side, side), (512, 512)) for side in (1023, 1024, 4096, 8192, 60_000)]
+    assert factors == [1, 2, 4, 8, 8]
 
 
 def test_the_means_are_those_of_squares_of_pixels() -> None:
-    """What the expected difference relies on: libjpeg's reduced decode is the mean of the pixels, not a sharper picture."""
+    """What the expected difference relies on: libjpeg's reduced decode is the mean of the pixels."""
     pixels = np.asarray(Image.open(PHOTOGRAPHS[0]).convert("L"))
     data = encoded(Image.fromarray(pixels), "JPEG", quality=95)
     full = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
