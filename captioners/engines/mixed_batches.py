@@ -3,6 +3,7 @@
 The code works on transformers' models and is the same for all kinds.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -129,8 +130,13 @@ class SharedFeatures:
         owners = [module for module in model.modules() if hasattr(type(module), "get_image_features")]
         if owners:
             inner = owners[-1]  # the outer ones call it
-            self._compute = inner.get_image_features
-            inner.get_image_features = self._features  # type: ignore[assignment]  # torch types attributes as modules
+            self._compute: Any = inner.get_image_features
+
+            @functools.wraps(self._compute)  # `generate` reads the names of its arguments
+            def features(*arguments: Any, **options: Any) -> Any:
+                return self._features(*arguments, **options)
+
+            inner.get_image_features = features  # type: ignore[assignment]  # torch types attributes as modules
 
     @contextmanager
     def of_one_part(self) -> Iterator[None]:
