@@ -58,7 +58,7 @@ def _dreamlip_schema(columns: Columns) -> pa.Schema:
 
 
 def _dreamlip_row(row: Row) -> Row:
-    return {URL: row["url"] or row["file_name"] or row["key"], RAW: row["raw"]} | {
+    return {URL: row["url"] or row["member"] or row["key"], RAW: row["raw"]} | {
         column: row.get(column) for column in DREAMLIP_TEXTS
     }
 

@@ -1,7 +1,8 @@
 """The rows of an export: one per downloaded image, with the names that its owner knows it by, and all of its texts.
 
-    key, container, file_name     where the image comes from: `key` is the key of its sample in a tar of the user's, and
-                                  otherwise that of the run; the other two are null for an image that was downloaded
+    key, container, member        where the image comes from: `key` is the name of the image in its container without
+                                  the extension, or the key of the run where there is none; the other two are null for
+                                  an image that was downloaded
     uid, url, sha256, …, raws     as in the dataset of `shard`; no filter is applied
     TEXT, TEXT_flags, TEXT_reason of each captioner: the text, or null; its flags, separated by spaces; and why there is
                                   no text, empty if there is one
@@ -36,7 +37,7 @@ _COLUMNS = pa.schema(
     [
         _SAMPLE.field("key"),
         ("container", pa.string()),
-        ("file_name", pa.string()),
+        ("member", pa.string()),
         *(field for field in _SAMPLE if field.name != "key"),
     ]
 )
@@ -104,7 +105,7 @@ def _image_columns(image: Mapping[str, Any]) -> Row:
     return {
         "key": original_key(image) or image["key"],
         "container": image.get("container"),
-        "file_name": image.get("member"),
+        "member": image.get("member"),
         **{name: image.get(name) for name in _COPIED},
         "source": source,
         "raw": raw,
@@ -114,15 +115,18 @@ def _image_columns(image: Mapping[str, Any]) -> Row:
 
 
 def original_key(image: Mapping[str, Any]) -> str | None:
-    """The key of an image in the tar that it was read from: the path of its member up to the first dot of its name.
+    """The key of an image that existed before the run: the path of its file up to the dot, or its name in a table.
 
-    None for an image from elsewhere.
+    None for an image that was downloaded, for a row of a table that is known by its number, and for a name that cannot
+    be the key of a sample in a tar.
     """
-    container, member = image.get("container"), image.get("member")
-    if not member or not str(container).lower().endswith(_TAR_ENDINGS):
+    member, container = str(image.get("member") or ""), str(image.get("container") or "")
+    folder, slash, name = member.rpartition("/")
+    key, _, extension = name.partition(".")
+    is_cut = "." in extension and not container.lower().endswith(_TAR_ENDINGS)  # readers of tars end a key at a dot
+    if not key or is_cut or member.isdigit() or member.startswith("/") or ".." in folder.split("/"):
         return None
-    folder, slash, name = str(member).rpartition("/")
-    return folder + slash + name.partition(".")[0]
+    return folder + slash + key
 
 
 def _text_columns(column: str, captions: Captions, image: Mapping[str, Any]) -> Row:

@@ -195,8 +195,8 @@ def _check_distinct(columns: Mapping[str, str]) -> None:
     for name, column in columns.items():
         if other := by_column.get(column):
             raise UserError(
-                f"captioners {other!r} and {name!r}: both have the column {column!r}. Name one of them alone, or another "
-                "column for one: --captioners NAME=COLUMN"
+                f"captioners {other!r} and {name!r}: both have the column {column!r}. Name one of them alone, or "
+                "another column for one: --captioners NAME=COLUMN"
             )
         by_column[column] = name
 
