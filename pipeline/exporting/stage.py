@@ -151,7 +151,7 @@ def export(
     for line in missing:
         logger.info(line)
     tasks = plan_builds(run, content, fetched)
-    pending, gone = _pending(content, tasks)
+    pending, gone = plan_exports(content, tasks)
     summary = ExportSummary(skipped=len(tasks) - len(pending), failed=missing)
     _export_all(content, [task for task in pending if task.build.shard in ready], summary)
     if not summary.failed:
@@ -201,8 +201,13 @@ def _check_distinct(columns: Mapping[str, str]) -> None:
         by_column[column] = name
 
 
-def _pending(content: Export, tasks: Sequence[BuildTask]) -> tuple[list[ExportTask], dict[int, list[str]]]:
-    """The shards to export, and those that the run no longer has, with the fingerprints of their records."""
+def plan_exports(content: Export, tasks: Sequence[BuildTask]) -> tuple[list[ExportTask], dict[int, list[str]]]:
+    """The shards to export, and those that the run no longer has, with the fingerprints of their records.
+
+    Args:
+        content: What is exported.
+        tasks: All shards of the run, with their fingerprints.
+    """
     recorded, existing = content.folder.recorded(), content.folder.existing()
     with_images = set(ledger.shards_with_images(content.run))
     pending = []

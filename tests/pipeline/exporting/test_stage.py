@@ -17,16 +17,20 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline import stages
 from lotlip_data.pipeline.core.outcome import Outcome
+from lotlip_data.pipeline.dataset.stage import plan_builds
 from lotlip_data.pipeline.exporting.folder import ExportFolder
+from lotlip_data.pipeline.exporting.stage import describe, export_shard, plan_exports
 from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
 from lotlip_data.pipeline.recaptioning.import_captions import import_captions
 from lotlip_data.synthetic.caption_writers import long_text
-from tests.faults.s3 import BUCKET, s3_server
+from tests.faults.s3 import BUCKET, fault_counts, s3_server
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.exporting.export_fixture import TRICKY, make
 from tests.pipeline.run_fixture import FakeRun
 from tests.support.paths import ROOT
 from tests.support.processes import kill_driver
+
+FAULT_RATES = {"refuse": 0.1, "lose": 0.05, "drop": 0.1}
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -192,21 +196,32 @@ def test_a_killed_export_leaves_whole_files_and_the_next_one_writes_the_others(t
 
 @pytest.mark.slow
 def test_a_run_on_s3_is_exported_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = fake_run.make(tmp_path / "run", shards=2, images=4)
-    local = tmp_path / "out"
+    """In this process: tests/end_to_end/test_s3.py has Ray's workers too."""
+    fake, local = fake_run.make(tmp_path / "run", shards=2, images=4), tmp_path / "out"
     export(fake, local, "webdataset")
-    with s3_server(tmp_path) as environment:
+    with s3_server(tmp_path, **FAULT_RATES) as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         fsspec.get_filesystem_class("s3").clear_instance_cache()  # or it keeps the endpoint of an earlier test
         run, out = Run.at(f"s3://{BUCKET}/a run"), f"s3://{BUCKET}/out"
         for name in storage.list_below(fake.run.url):
             assert storage.create_from_file(f"{run.url}/{name}", f"{fake.run.url}/{name}")
-        assert stages.export(run, out, "webdataset").figures["rows"] == 8
+        content = describe(fake.manifest, run, out, "webdataset")
+        content.folder.claim(run)
+
+        def export_pending() -> list[int]:
+            pending, gone = plan_exports(content, plan_builds(run, content, [0, 1]))
+            assert gone == {}
+            return [export_shard(content, task).shard for task in pending]
+
+        assert (export_pending(), export_pending()) == ([0, 1], [])
         for name in ("00000.tar", "00001.tar"):
             assert storage.read_bytes(f"{out}/{name}") == (local / name).read_bytes()
-        assert not stages.export(run, out, "webdataset").did_something
         rows = [row | {"text": "new"} for row in fake_run.captions_of(fake.run, "llava", 0)]
-        storage.replace(run.caption_shard("llava", 0), fake_run.parquet(rows, fake_run.CAPTIONS))
-        assert stages.export(run, out, "webdataset").figures["exported"] == 1
+        fake_run.write_captions(run, "llava", 0, rows)
+        assert (export_pending(), export_pending()) == ([0], [])
         assert storage.read_bytes(f"{out}/00000.tar") != (local / "00000.tar").read_bytes()
+        content.folder.claim(run)
+        with pytest.raises(UserError, match="has the export of another run"):
+            content.folder.claim(fake.run)
+    assert sum(fault_counts(tmp_path).values()) >= 5
