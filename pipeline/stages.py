@@ -233,11 +233,13 @@ def export(
         files, rows = wording.count(summary.exported, "shard"), wording.count(summary.rows, "row")
         lines = [f"export: {files} with {rows}"]
         lines += [
-            f"  {name}: {texts:,} texts, {summary.without[name]:,} images without one"
+            f"  {name}: {wording.count(texts, 'text')}, {wording.count(summary.without[name], 'image')} without one"
             for name, texts in summary.texts.items()
         ]
-        lines += [f"  {count:,} texts left out ({reason})" for reason, count in summary.left_out.items()]
-    lines += [f"export: removed {summary.removed:,} files of shards that the run no longer has"] * bool(summary.removed)
+        lines += [f"  {wording.count(n, 'text')} left out ({reason})" for reason, n in summary.left_out.items()]
+    if summary.removed:
+        removed = wording.count(summary.removed, "file")
+        lines.append(f"export: removed {removed} of shards that the run no longer has")
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "export", _logged(lines))
 
 

@@ -41,6 +41,7 @@ from lotlip_data.pipeline.downloading.reader import fetched_images, fetched_rows
 from lotlip_data.pipeline.exporting.folder import ExportFolder, ExportRecord
 from lotlip_data.pipeline.exporting.formats import FORMATS, Format, format_of
 from lotlip_data.pipeline.exporting.rows import Counts, Row, is_complete, join
+from lotlip_data.pipeline.exporting.writers import ROW_GROUP
 
 logger = logging.getLogger(__name__)
 
@@ -274,10 +275,14 @@ def _rows(content: Export, number: int) -> Iterator[tuple[Row, None]]:
     marker = ledger.read_image_stats(content.run, number)
     table = fetched_rows(content.run, number, marker, None)
     table = table.filter(pc.equal(table["status"], SUCCESS)).sort_by("key")
-    images = (image for batch in table.to_batches() for image in batch.to_pylist())
-    rows = list(join(images, _captions(content, number), content.columns))
-    rows.sort(key=lambda row: not is_complete(row, content.columns))
-    yield from ((row, None) for row in rows)
+    images = (image for batch in table.to_batches(ROW_GROUP) for image in batch.to_pylist())
+    incomplete = []
+    for row in join(images, _captions(content, number), content.columns):
+        if is_complete(row, content.columns):
+            yield row, None
+        else:
+            incomplete.append(row)
+    yield from ((row, None) for row in incomplete)
 
 
 def _rows_with_images(content: Export, number: int) -> Iterator[tuple[Row, bytes]]:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import tarfile
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.exporting.export_fixture import TRICKY, by_key, export_one, make
 from tests.pipeline.run_fixture import FakeRun
 
+MIB = 1 << 20
 TEXTS = (*TRICKY, None)
 
 Rows = list[dict[str, Any]]
@@ -107,6 +109,43 @@ def test_images_without_a_text_come_last_and_a_second_export_is_the_same_file(tm
     if file_format == "webdataset":
         with tarfile.open(first) as tar:
             assert {(member.mtime, member.uid, member.mode) for member in tar} == {(0, 0, 0o644)}
+
+
+@pytest.mark.parametrize("file_format", READERS)
+def test_hugging_face_datasets_reads_every_format(
+    tmp_path: Path, file_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    texts = [None] * 6 + [f"text {number}" for number in range(6)]
+    fake = make(tmp_path / "run", texts)
+    _, file = export_one(fake, tmp_path / "out", file_format)
+    builder = {"jsonl": "json"}.get(file_format, file_format)
+    loaded = datasets.load_dataset(builder, data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
+    rows = [sample["json"] for sample in loaded] if file_format == "webdataset" else list(loaded)
+    assert sorted(row["llava"] or "" for row in rows) == sorted(text or "" for text in texts)
+    assert [row["llava_reason"] or "" for row in rows] == [""] * 6 + ["poison"] * 6
+
+
+def test_the_images_of_a_shard_are_never_in_memory_together(tmp_path: Path) -> None:
+    """48 images of 1 MiB each need less than 16 MiB of memory, including the 4 MiB chunks in which files are copied."""
+    fake = fake_run.make(tmp_path / "run", shards=0, writers=())
+    rows: list[dict[str, Any]] = []
+    for number in range(48):
+        row = fake_run.listed_row(f"{number:09d}", f"http://images.test/{3_000_000 + number}.jpg", ["a"], ["web"])
+        rows.append(row | {"status": "success", "sha256": f"{number:064d}", "width": 8, "height": 8})
+    fake_run.commit_images(fake.run, 0, rows, [(row, bytes([number]) * MIB) for number, row in enumerate(rows)])
+    fake_run.claim_captioner(fake.run, "llava")
+    captions = [fake_run.caption(row, "text" if number % 2 else None) for number, row in enumerate(rows)]
+    fake_run.write_captions(fake.run, "llava", 0, captions)
+    export_one(fake, tmp_path / "first", "webdataset")  # so that imports and caches are not measured
+    tracemalloc.start()
+    _, file = export_one(fake, tmp_path / "out", "webdataset")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert file.stat().st_size > 48 * MIB and peak < 16 * MIB
 
 
 def test_flags_are_kept_and_an_outdated_text_is_left_out_with_its_reason(tmp_path: Path) -> None:

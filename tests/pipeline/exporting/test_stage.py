@@ -1,11 +1,16 @@
 """An export writes each shard once, notices what has changed, resumes, and never touches files that are not its own."""
 
+import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow.parquet as pq
@@ -17,9 +22,8 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline import stages
 from lotlip_data.pipeline.core.outcome import Outcome
-from lotlip_data.pipeline.dataset.stage import plan_builds
+from lotlip_data.pipeline.exporting import stage
 from lotlip_data.pipeline.exporting.folder import ExportFolder
-from lotlip_data.pipeline.exporting.stage import describe, export_shard, plan_exports
 from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
 from lotlip_data.pipeline.recaptioning.import_captions import import_captions
 from lotlip_data.synthetic.caption_writers import long_text
@@ -32,7 +36,19 @@ from tests.support.processes import kill_driver
 
 FAULT_RATES = {"refuse": 0.1, "lose": 0.05, "drop": 0.1}
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export in this process, so that a test can stop it at any step. An error of a task is its result."""
+
+    def run_tasks(task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        for item in items:
+            try:
+                yield item, task(item)
+            except UserError as error:
+                yield item, error
+
+    monkeypatch.setattr(stage, "run_ray_tasks", run_tasks)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -50,7 +66,7 @@ def texts(folder: Path, column: str) -> dict[str, str | None]:
     return {row["uid"]: row[column] for table in tables for row in table.to_pylist()}
 
 
-def test_a_second_export_does_nothing_and_a_changed_shard_is_written_again(tmp_path: Path) -> None:
+def test_a_second_export_does_nothing_and_a_changed_shard_is_written_again(tmp_path: Path, without_ray: None) -> None:
     fake, out = fake_run.make(tmp_path / "run", shards=3), tmp_path / "out"
     first = export(fake, out)
     assert (first.figures["exported"], first.figures["rows"], first.failed) == (3, 24, [])
@@ -87,7 +103,9 @@ def test_a_second_export_does_nothing_and_a_changed_shard_is_written_again(tmp_p
     assert "sharegpt4v" not in pq.read_schema(out / "00000.parquet").names
 
 
-def test_missing_captions_are_named_with_what_to_do_and_the_other_shards_are_exported(tmp_path: Path) -> None:
+def test_missing_captions_are_named_with_what_to_do_and_the_other_shards_are_exported(
+    tmp_path: Path, without_ray: None
+) -> None:
     fake, out = fake_run.make(tmp_path / "run", shards=2), tmp_path / "out"
     storage.remove(fake.run.caption_shard("llava", 1))
     outcome = export(fake, out, "jsonl")
@@ -101,7 +119,7 @@ def test_missing_captions_are_named_with_what_to_do_and_the_other_shards_are_exp
     assert list(files(out)) == ["00000.jsonl", "00001.jsonl", "export-jsonl.json"]
 
 
-def test_files_and_folders_that_are_not_of_the_export_stay_as_they_are(tmp_path: Path) -> None:
+def test_files_and_folders_that_are_not_of_the_export_stay_as_they_are(tmp_path: Path, without_ray: None) -> None:
     fake, other = fake_run.make(tmp_path / "run", shards=1), fake_run.make(tmp_path / "other", shards=1)
     out = tmp_path / "out"
     out.mkdir()
@@ -123,7 +141,7 @@ def test_files_and_folders_that_are_not_of_the_export_stay_as_they_are(tmp_path:
     assert export(fake, Path(fake.run.url, "exported")).figures["rows"] == 8
 
 
-def test_a_shard_that_the_run_no_longer_has_is_removed(tmp_path: Path) -> None:
+def test_a_shard_that_the_run_no_longer_has_is_removed(tmp_path: Path, without_ray: None) -> None:
     fake, out = fake_run.make(tmp_path / "run", shards=3), tmp_path / "out"
     export(fake, out)
     for url in (fake.run.image_stats(2), fake.run.list_shard(2)):
@@ -134,7 +152,9 @@ def test_a_shard_that_the_run_no_longer_has_is_removed(tmp_path: Path) -> None:
     assert not export(fake, out).did_something
 
 
-def test_a_damaged_shard_costs_no_other_and_is_exported_once_it_is_there_again(tmp_path: Path) -> None:
+def test_a_damaged_shard_costs_no_other_and_is_exported_once_it_is_there_again(
+    tmp_path: Path, without_ray: None
+) -> None:
     fake, out = fake_run.make(tmp_path / "run", shards=2), tmp_path / "out"
     content = storage.read_bytes(fake.run.caption_shard("llava", 0))
     storage.replace(fake.run.caption_shard("llava", 0), content[:-100])
@@ -146,7 +166,7 @@ def test_a_damaged_shard_costs_no_other_and_is_exported_once_it_is_there_again(t
     assert list(files(out)) == ["00000.parquet", "00001.parquet", "export-parquet.json"]
 
 
-def test_a_csv_of_dreamlip_comes_back_through_import_as_it_was(tmp_path: Path) -> None:
+def test_a_csv_of_dreamlip_comes_back_through_import_as_it_was(tmp_path: Path, without_ray: None) -> None:
     """Texts of any characters; `import` alone strips white space at the ends of a text, as of any table."""
     names = {"instructblip": "dreamlip-instructblip", "llava": "dreamlip-llava", "sharegpt4v": "dreamlip-sharegpt4v"}
     fake = make(tmp_path / "run", (*TRICKY, None), captioners=("llava", "instructblip", "sharegpt4v"))
@@ -164,15 +184,75 @@ def test_a_csv_of_dreamlip_comes_back_through_import_as_it_was(tmp_path: Path) -
         )
         assert mine == theirs
     export(fake, tmp_path / "again", "dreamlip", *names.values())
-    assert (tmp_path / "again" / "00000.csv").read_bytes() == _stripped(tmp_path / "out" / "00000.csv")
+    first, again = (read_csv(tmp_path / folder / "00000.csv") for folder in ("out", "again"))
+    assert again == [{name: text.strip() for name, text in row.items()} for row in first]
 
 
-def _stripped(file: Path) -> bytes:
-    return file.read_bytes().replace(b'"\ttabs\t"', b'"tabs"').replace(b',""', b",")
+def read_csv(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, by URL."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        return sorted(csv.DictReader(stream), key=lambda row: row["Image Path"])
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no code of the stage catches it."""
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise Killed just before the `step`-th change of the storage from now on."""
+    steps = count()
+
+    def killing(change: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if next(steps) >= step:
+                raise Killed
+            return change(*arguments)
+
+        return call
+
+    for name in ("create", "create_from_file", "replace", "remove"):
+        monkeypatch.setattr(storage, name, killing(getattr(storage, name)))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_killed_at_any_step_every_file_is_whole_and_the_next_export_completes_it(
+    tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    """Kill before every change of the storage: of a first export, and of one after captions and shards have changed."""
+    fake = fake_run.make(tmp_path / "run", shards=3, images=3, writers=["llava"])
+    old, new, out = tmp_path / "old", tmp_path / "new", tmp_path / "out"
+    old.mkdir()
+    if not is_first:
+        export(fake, old, "csv")
+        rows = [row | {"text": "new"} for row in fake_run.captions_of(fake.run, "llava", 1)]
+        fake_run.write_captions(fake.run, "llava", 1, rows)
+        for url in (fake.run.image_stats(2), fake.run.list_shard(2)):
+            storage.remove(url)
+    shutil.copytree(old, new)
+    export(fake, new, "csv")
+    whole, before, ended, steps = files(new), files(old), False, 0
+    while not ended:
+        shutil.copytree(old, out)
+        with monkeypatch.context() as patch:
+            kill_at(steps, patch)
+            try:
+                export(fake, out, "csv")
+                ended = True
+            except Killed:
+                steps += 1
+        for name, content in files(out).items():
+            assert name[0] == "." or content in (whole.get(name), before.get(name)), (steps, name)
+        assert export(fake, out, "csv").failed == []
+        assert {name: content for name, content in files(out).items() if name[0] != "."} == whole
+        assert not export(fake, out, "csv").did_something
+        shutil.rmtree(out)
+    assert steps >= 8
 
 
 @pytest.mark.slow
-def test_a_killed_export_leaves_whole_files_and_the_next_one_writes_the_others(tmp_path: Path) -> None:
+def test_a_killed_export_leaves_whole_files_and_the_next_one_writes_the_others(
+    tmp_path: Path, ray_cluster: None
+) -> None:
     fake = fake_run.make(tmp_path / "run", shards=32, images=12)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     export(fake, undisturbed, "webdataset")
@@ -195,7 +275,7 @@ def test_a_killed_export_leaves_whole_files_and_the_next_one_writes_the_others(t
 
 
 @pytest.mark.slow
-def test_a_run_on_s3_is_exported_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_s3_is_exported_to_s3(tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process: tests/end_to_end/test_s3.py has Ray's workers too."""
     fake, local = fake_run.make(tmp_path / "run", shards=2, images=4), tmp_path / "out"
     export(fake, local, "webdataset")
@@ -206,22 +286,15 @@ def test_a_run_on_s3_is_exported_to_s3(tmp_path: Path, monkeypatch: pytest.Monke
         run, out = Run.at(f"s3://{BUCKET}/a run"), f"s3://{BUCKET}/out"
         for name in storage.list_below(fake.run.url):
             assert storage.create_from_file(f"{run.url}/{name}", f"{fake.run.url}/{name}")
-        content = describe(fake.manifest, run, out, "webdataset")
-        content.folder.claim(run)
-
-        def export_pending() -> list[int]:
-            pending, gone = plan_exports(content, plan_builds(run, content, [0, 1]))
-            assert gone == {}
-            return [export_shard(content, task).shard for task in pending]
-
-        assert (export_pending(), export_pending()) == ([0, 1], [])
+        assert stages.export(run, out, "webdataset").figures["exported"] == 2
+        assert not stages.export(run, out, "webdataset").did_something
         for name in ("00000.tar", "00001.tar"):
             assert storage.read_bytes(f"{out}/{name}") == (local / name).read_bytes()
         rows = [row | {"text": "new"} for row in fake_run.captions_of(fake.run, "llava", 0)]
         fake_run.write_captions(run, "llava", 0, rows)
-        assert (export_pending(), export_pending()) == ([0], [])
+        assert stages.export(run, out, "webdataset").figures["exported"] == 1
+        assert not stages.export(run, out, "webdataset").did_something
         assert storage.read_bytes(f"{out}/00000.tar") != (local / "00000.tar").read_bytes()
-        content.folder.claim(run)
         with pytest.raises(UserError, match="has the export of another run"):
-            content.folder.claim(fake.run)
+            stages.export(fake.run, out, "webdataset")
     assert sum(fault_counts(tmp_path).values()) >= 5
