@@ -276,7 +276,7 @@ def test_a_killed_export_leaves_whole_files_and_the_next_one_writes_the_others(
 
 @pytest.mark.slow
 def test_a_run_on_s3_is_exported_to_s3(tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process: tests/end_to_end/test_s3.py has Ray's workers too."""
+    """Texts, exclusive creates and changes are seen there as on a disk, also with errors of the server."""
     fake, local = fake_run.make(tmp_path / "run", shards=2, images=4), tmp_path / "out"
     export(fake, local, "webdataset")
     with s3_server(tmp_path, **FAULT_RATES) as environment:
