@@ -83,8 +83,8 @@ class ExportFolder:
         Raises:
             UserError: It is a file, a folder of the run, or has files or an export of something else.
         """
-        owned = (run.lists, run.images, run.captions, run.shards, run.clean(), run.quarantine(), run.trainings)
-        owned += (run.evaluations, run.logs, run.features())
+        owned = [run.lists, run.images, run.captions, run.shards, run.clean(), run.quarantine(), run.trainings]
+        owned += [run.evaluations, run.logs, run.features()]
         if self.url == run.url or any(f"{self.url}/".startswith(f"{folder}/") for folder in owned):
             raise UserError(f"{self.url}: is a folder of the run itself; name another one with --out")
         if storage.kind(self.url) not in (None, "directory"):
