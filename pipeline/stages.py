@@ -182,9 +182,9 @@ def import_captions(
         column_names: Names of all columns, for CSV and TSV without a header.
         replace: Replace captions that were imported before, such as those of a table that was corrected since.
     """
-    from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
-    from lotlip_data.pipeline.recaptioning.import_captions import format_text
-    from lotlip_data.pipeline.recaptioning.import_captions import import_captions as import_table
+    from lotlip_data.pipeline.recaptioning.importing.caption_table import open_caption_table
+    from lotlip_data.pipeline.recaptioning.importing.stage import format_text
+    from lotlip_data.pipeline.recaptioning.importing.stage import import_captions as import_table
 
     run = open_run(run)
     frozen(run)

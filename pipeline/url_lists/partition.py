@@ -35,6 +35,7 @@ from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.files import stamp_of, uncompressed_bytes
+from lotlip_data.pipeline.url_lists.headers import check_captions
 from lotlip_data.pipeline.url_lists.rows import BATCH_ROWS, BadRow
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,8 @@ def partition(manifest: Manifest, run: Run) -> Partition:
             )
         return existing
     storage.check_writable(run.lists)
+    for source in manifest.sources:
+        check_captions(source)
     stamps = {source.name: stamp for source in manifest.sources if (stamp := stamp_of(source))}
     with scratch_folder("partition") as folder:
         counts = _RowCounts(folder / "bad.parquet")
@@ -209,7 +212,7 @@ def _warn_about_texts(source: Source, counts: "_RowCounts") -> None:
         )
     for kind, rows in counts.not_texts[source.name].items():
         logger.warning(
-            f"{source.name}: {rows:,} of {usable:,} cells of the column {source.text!r} are {kind}, not a text"
+            f"{source.name}: {rows:,} of {usable:,} cells of {reader.text_column(source)} are {kind}, not a text"
         )
     if source.text is not None and usable and counts.blank[source.name] == usable:
         logger.warning(f"{source.name}: {reader.all_blank(source)}")
@@ -465,15 +468,21 @@ def _starts(rows: pa.Table) -> np.ndarray:
 
 
 def _distinct(rows: pa.Table) -> np.ndarray:
-    """False for a row with the source and the text of an earlier row of the same uid; one bool per row."""
+    """Which rows to keep; one bool per row.
+
+    Left out are a row with the source and the text of an earlier row of the same uid, and a row without a text if
+    another one of its source and uid has a text: one file of a list can lack the column of the texts.
+    """
     keep = np.ones(rows.num_rows, bool)
     starts = np.append(_starts(rows), rows.num_rows)
     for index in np.flatnonzero(np.diff(starts) > 1):
         begin, end = int(starts[index]), int(starts[index + 1])
         group = rows.slice(begin, end - begin)
+        pairs = list(zip(group["source"].to_pylist(), group["text"].to_pylist(), strict=True))
+        with_text = {source for source, text in pairs if text}
         seen: set[tuple[int, str]] = set()
-        for offset, pair in enumerate(zip(group["source"].to_pylist(), group["text"].to_pylist(), strict=True)):
-            keep[begin + offset] = pair not in seen
+        for offset, pair in enumerate(pairs):
+            keep[begin + offset] = pair not in seen and (bool(pair[1]) or pair[0] not in with_text)
             seen.add(pair)
     return keep
 
