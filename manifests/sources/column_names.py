@@ -25,8 +25,6 @@ _OTHER_LINKS = frozenset(
     ("page", "thumb", "thumbnail", "license", "licence", "profile", "author", "user", "owner", "home", "homepage")
 )
 """Words in the names of columns with URLs of something else than the image."""
-    ["page", "thumb", "thumbnail", "license", "licence", "profile", "author", "user", "owner", "home", "homepage"]
-)
 _ALT_NAMES = re.compile(r"alt(?:text|caption)?s?|ori?g(?:inal)?(?:text|caption)s?|webtexts?|webcaptions?")
 _PLAIN_TEXT_NAMES = re.compile(r"texts?|captions?|title|description")
 _TEXT_WORDS = re.compile(r"caption|text|recap|descri|long")

@@ -169,8 +169,8 @@ def all_blank(source: Source) -> str:
     """A sentence about a source whose texts are all blank."""
     if source.text == FIND:
         return (
-            "no column's name says that it holds the raw texts, or all of them are blank: name the column in `text`, or "
-            "set `text: null` if the list has no raw texts"
+            "no column's name says that it holds the raw texts, or all of these are blank: name the column in `text`, "
+            "or set `text: null` if the list has no raw texts"
         )
     return (
         f"all texts are blank: name another column than {source.text!r} in `text`, or set `text: null` if the list has "

@@ -197,7 +197,8 @@ class CaptionTable:
                 usable.append(index)
             except ValueError as error:
                 reject(BadRow(file.source.name, clip(file.path), chunk.rows[index], str(error), clip(url)))
-        texts = {
+        texts: dict[str, Sequence[str | None]] = {name: [None] * len(urls) for name in self.names}
+        texts |= {
             name: _texts(to_list(chunk.columns[column]), column, defects)
             for name, column in file.columns.captions.items()
         }
@@ -311,8 +312,6 @@ def open_caption_table(
         schema.dataset(config.name for config in table.configs)  # raises if a name cannot be a column
     except MissingColumnError as error:
         raise _with_options(error, FIND if error.column == "url" else "") from None
-    except UserError:
-        raise
     except ValueError as error:
         raise CaptionImportError(str(error)) from None
     return table

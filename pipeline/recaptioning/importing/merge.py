@@ -18,7 +18,7 @@ class Merged:
     group: np.ndarray
     """Of each row that was merged, the number of its row in `rows`."""
     is_used: np.ndarray
-    """Of each row that was merged, whether it is the first one of its uid by a captioner, or has the text that counts."""
+    """Of each row that was merged, whether it is the first of its uid by a captioner, or has the text that counts."""
     differing: Counter[str] = field(default_factory=Counter)
     """By captioner, the texts that differ from the first one of their uid."""
 

@@ -276,7 +276,7 @@ def test_errors_in_the_arguments_say_how_to_fix_them(fake: FakeRun, tmp_path: pa
         ((file, ["raw=longIB_captions"]), "captioner 'raw': the dataset has a column 'raw' already"),
         ((file, ["Big=longIB_captions"]), "may contain only lowercase letters, digits, - and _"),
         ((str(tmp_path / "d.xls"), ["a=b"]), "the ending of .*d.xls' is unknown"),
-        ((file, [], None, "dreamlab"), "--format dreamlab: use dreamlip, csv, tsv, jsonl, parquet"),
+        ((file, [], None, "dreamlab"), "--format dreamlab: use dreamlip, recap-long, csv, tsv, jsonl, parquet"),
     ):
         with pytest.raises(CaptionImportError, match=message):
             open_caption_table(*arguments)  # type: ignore[arg-type]
