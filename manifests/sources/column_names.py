@@ -28,9 +28,8 @@ _OTHER_LINKS = frozenset(
 _ALT_NAMES = re.compile(r"alt(?:text|caption)?s?|ori?g(?:inal)?(?:text|caption)s?|webtexts?|webcaptions?")
 _PLAIN_TEXT_NAMES = re.compile(r"texts?|captions?|title|description")
 _TEXT_WORDS = re.compile(r"caption|text|recap|descri|long")
-_OTHER_VALUES = frozenset(
-    ("score", "scores", "similarity", "sim", "length", "len", "tokens", "token", "num", "count", "id", "ids", "flag")
-    + ("flags", "prob", "time", "prompt", "sub")
+_OTHER_VALUES = re.compile(
+    r"scores?|similarity|sim|length|len|tokens?|num|count|ids?|flags?|prob|time|prompt|sub", re.IGNORECASE
 )
 """Words in the names of columns that say something about a text and do not hold it."""
 
@@ -161,7 +160,7 @@ def _is_raw(name: str) -> bool:
 
 
 def _is_about_a_text(name: str) -> bool:
-    return not _OTHER_VALUES.isdisjoint(_words(name))
+    return any(map(_OTHER_VALUES.fullmatch, _words(name)))
 
 
 def _only(candidates: Sequence[str], what: str, wanted: str) -> str | None:

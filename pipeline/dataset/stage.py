@@ -129,13 +129,15 @@ def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> R
     ]
     if unknown := sorted(set(captioners).difference(existing)):
         others = f", or name captioners of the run: {', '.join(existing)}" if existing else ""
+        command = "import" if set(unknown) <= set(manifest.imported_names) else "recaption"
         raise DatasetError(
-            f"{run.url}: no captions by {', '.join(unknown)} yet. Run `lotlip-data recaption {run.url}`{others}."
+            f"{run.url}: no captions by {', '.join(unknown)} yet. Run `lotlip-data {command} {run.url}`{others}."
         )
     names = list(dict.fromkeys(captioners)) or [
         name
         for name in existing
-        if name in manifest.captioner_names or ledger.captioned_shards(run, name)  # a failed start leaves a folder
+        if name in (*manifest.captioner_names, *manifest.imported_names)
+        or ledger.captioned_shards(run, name)  # a failed start leaves a folder
     ]
     settings = {name: _captioner_settings(run, name) for name in names}
     columns = {name: json_columns(settings[name], manifest.structured_outputs.get(name)) for name in names}

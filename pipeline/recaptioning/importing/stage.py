@@ -386,9 +386,7 @@ def _caption_row(config: CaptionerConfig, image: Mapping[str, Any], text: str | 
 
 
 def format_text(summary: ImportSummary) -> list[str]:
-    """The summary as lines of text."""
-    if not summary.shards:
-        return [f"import: nothing to do: all {summary.skipped} shards have these captions"]
+    """The summary of a call that committed captions, as lines of text."""
     rows = wording.count(summary.rows, "row")
     lines = [f"{summary.matched:,} of {rows} {wording.plural(summary.rows, 'has')} a downloaded image"]
     lines += [f"  {count:,} × {reason}" for reason, count in summary.unmatched.most_common()]
@@ -396,7 +394,7 @@ def format_text(summary: ImportSummary) -> list[str]:
         lines.append(f"  {summary.report} lists these rows")
     lines += [f"  {count:,} captions of the column {defect}" for defect, count in summary.defects.most_common()]
     lines += [
-        f"  {count:,} captions by {name} differ from the first one of their URL, which counts"
+        f"  {wording.count(count, 'caption')} by {name} left out: another one is the first of the same URL"
         for name, count in summary.differing.most_common()
     ]
     for name, count in summary.captions.items():

@@ -20,8 +20,8 @@ from lotlip_data.pipeline.dataset.stats import dataset_stats
 from lotlip_data.pipeline.dataset.verify import verify
 from lotlip_data.pipeline.recaptioning.importing import claims as import_claims
 from lotlip_data.pipeline.recaptioning.importing.caption_table import CaptionImportError, open_caption_table
-from lotlip_data.pipeline.recaptioning.importing.stage import ImportSummary, import_captions
 from lotlip_data.pipeline.recaptioning.importing.claims import import_command
+from lotlip_data.pipeline.recaptioning.importing.stage import ImportSummary, import_captions
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
 from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.pipeline.url_lists.rows import ListError
