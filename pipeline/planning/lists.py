@@ -273,7 +273,8 @@ def _sample_source(source: Source, plan: SourcePlan, rows: int, uids: set[str], 
     plan.rows, plan.rows_exact = (plan.seen, True) if plan.read_whole else _estimate_rows(source, files, sampled)
     if plan.rows is not None and plan.seen:
         new = sample.taken - sample.duplicates
-        plan.images = new if plan.read_whole else round(_distinct_rows(source, files, plan.rows) * new / plan.seen)
+        estimate = min(plan.rows * new, _distinct_rows(source, files, plan.rows) * sample.taken) / plan.seen
+        plan.images = new if plan.read_whole else round(estimate)
     elif plan.rows == 0:
         plan.images = 0
     if plan.images is not None and source.sample is not None:
