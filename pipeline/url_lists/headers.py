@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.manifests.sources.column_names import FIND, ColumnChoiceError, FoundColumns, find_columns
 from lotlip_data.pipeline.url_lists.dialects import header_names
 from lotlip_data.pipeline.url_lists.files import check_parquet, errors_name, files_of, open_text
 from lotlip_data.pipeline.url_lists.json_rows import check_beginning, object_names
-from lotlip_data.pipeline.url_lists.rows import MissingColumnError, Remark
+from lotlip_data.pipeline.url_lists.rows import ListError, MissingColumnError, Remark
 from lotlip_data.pipeline.url_lists.text_lines import check_encoding, sample_lines
 
 
@@ -67,10 +68,14 @@ def check_captions(source: Source) -> None:
 
     Raises:
         MissingColumnError: One has none.
-        ListError: A file cannot be read.
+        ListError: A file cannot be read, or a captioner has the name of another column of the dataset.
     """
     if not source.captions:
         return
+    try:
+        schema.dataset(source.captions)
+    except ValueError as error:
+        raise ListError(f"source {source.name}: {error}") from None
     files = files_of(source)
     columns = {file: found_columns(source, file) for file in files}
     for captioner, column in source.captions.items():

@@ -209,12 +209,7 @@ class CaptionTable:
             pa.array([file_number] * len(usable), pa.int32()),
             pa.array([chunk.rows[index] for index in usable], pa.int64()),
             pa.array([urls[index] for index in usable], pa.string()),
-            *(
-                pa.array(
-                    [texts[name][index] for index in usable] if name in texts else [None] * len(usable), pa.string()
-                )
-                for name in self.names
-            ),
+            *(pa.array([texts[name][index] for index in usable], pa.string()) for name in self.names),
         ]
         return pa.table(columns, schema=self.schema)
 

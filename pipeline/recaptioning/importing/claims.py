@@ -67,12 +67,21 @@ def check_claim(run: Run, table: CaptionTable, config: CaptionerConfig, replace:
 
 
 def is_replaced(run: Run, table: CaptionTable) -> bool:
-    """Whether a captioner has imported captions, and they are not those that the table has now."""
+    """Whether captions of the manifest's sources are to be replaced by those that the sources have now.
+
+    Captions that another table has brought stay: `check_claim` refuses to mix them.
+
+    Args:
+        run: The run.
+        table: The captions that the sources carry.
+    """
+    names = ledger.captioners(run)
     for config in table.configs:
-        if config.name not in ledger.captioners(run) or not ledger.captioned_shards(run, config.name):
+        if config.name not in names or not ledger.captioned_shards(run, config.name):
             continue
         recorded = ledger.captioner_settings(run, config.name)
-        if recorded.get("kind") == IMPORTED_KIND and not _is_of(table, config, recorded):
+        is_of_sources = recorded.get(FIELD, {}).get("tables") == 0
+        if is_of_sources and not _is_of(table, config, recorded):
             return True
     return False
 

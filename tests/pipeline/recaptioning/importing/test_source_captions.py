@@ -161,6 +161,23 @@ def test_lists_that_are_gone_are_an_error_only_while_captions_are_missing(tmp_pa
         import_captions(run)
 
 
+def test_captions_of_another_table_are_replaced_only_on_request(tmp_path: pathlib.Path) -> None:
+    run, _ = make_run(tmp_path, two_lists(tmp_path))
+    corrected = write_csv(tmp_path / "mine.csv", ("url", "text"), [(url, "Mine.") for url in URLS])
+    import_captions(run, corrected, ["llava=text"])
+    with pytest.raises(RecaptionError, match="imported from mine.csv#text: not from this table.*--replace"):
+        import_captions(run)
+    import_captions(run, replace=True)
+    assert texts(run, "llava")[URLS[0]] == f"LLA {URLS[0]}"
+
+
+def test_a_captioner_cannot_have_the_name_of_another_column_of_the_dataset(tmp_path: pathlib.Path) -> None:
+    write_csv(tmp_path / "l.csv", ("url", "a"), [(url, "A text.") for url in URLS])
+    run, _ = make_run(tmp_path, [{"name": "l", "files": "l.csv", "text": None, "captions": {"raw": "a"}}])
+    with pytest.raises(ListError, match="source l: captioner 'raw': the dataset has a column 'raw' already"):
+        import_captions(run)
+
+
 def test_captions_of_a_model_are_not_replaced(tmp_path: pathlib.Path) -> None:
     run, _ = make_run(tmp_path, two_lists(tmp_path))
     claim_captioner(run, "llava")
