@@ -165,7 +165,7 @@ def test_captions_of_another_table_are_replaced_only_on_request(tmp_path: pathli
     run, _ = make_run(tmp_path, two_lists(tmp_path))
     corrected = write_csv(tmp_path / "mine.csv", ("url", "text"), [(url, "Mine.") for url in URLS])
     import_captions(run, corrected, ["llava=text"])
-    with pytest.raises(RecaptionError, match="imported from mine.csv#text: not from this table.*--replace"):
+    with pytest.raises(RecaptionError, match=r"imported from mine\.csv#text: not from this table.*--replace"):
         import_captions(run)
     import_captions(run, replace=True)
     assert texts(run, "llava")[URLS[0]] == f"LLA {URLS[0]}"
