@@ -386,7 +386,7 @@ def _image_settings(manifest: Manifest) -> Manifest:
     """The settings that decide which images a run holds, under which keys, and how they are stored."""
     fixed = {name: getattr(manifest, name) for name in ("name", "seed", "sample", "samples_per_shard")}
     stored = {name: getattr(manifest.download, name) for name in ("image_size", "quality")}
-    others = {"licence": None, "homepage": None, "captions": {}}
+    others: dict[str, Any] = {"licence": None, "homepage": None, "captions": {}}
     sources = [source.model_copy(update=others) for source in manifest.sources]
     return Manifest.model_validate(fixed | {"sources": sources, "download": stored})
 

@@ -192,7 +192,7 @@ def import_captions(
 
     run = open_run(run)
     manifest = frozen(run)
-    tables = [fspath(table)] if isinstance(table, str | PathLike) else list(map(fspath, table))
+    tables = [fspath(path) for path in ([table] if isinstance(table, str | PathLike) else table)]
     if not tables and (columns or url_column or table_format or column_names):
         raise UserError("these options describe a table: name its file before the run")
     if not tables and not manifest.imported_names:
