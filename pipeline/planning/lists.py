@@ -29,7 +29,7 @@ from lotlip_data.pipeline.planning.storage import MeasuredStorage, StorageEstima
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.files import errors_name, files_of, open_text
-from lotlip_data.pipeline.url_lists.headers import check_captions, found_columns, with_found_columns
+from lotlip_data.pipeline.url_lists.headers import check_captions, found_columns, lacks_texts, with_found_columns
 from lotlip_data.pipeline.url_lists.rows import LINE_TOO_LONG, BadRow
 
 SAMPLED_FILES = 8
@@ -360,7 +360,8 @@ def _defects(source: Source, plan: SourcePlan) -> Iterator[tuple[float, str]]:
     for kind, rows in plan.not_texts.items():
         share = rows / plan.taken
         yield share, f"{share:.2%} of the cells read of {reader.text_column(source)} are {kind}, not a text"
-    if source.text is not None and plan.taken and plan.blank == plan.taken and not _is_bare(source):
+    is_blank = source.text_column is not None and plan.taken and plan.blank == plan.taken and not _is_bare(source)
+    if is_blank or (plan.taken and lacks_texts(source)):
         yield 1.0, reader.all_blank(source)
 
 

@@ -20,6 +20,8 @@ def column_names(source: Source, file: str) -> list[str]:
     if source.columns is not None:
         return list(source.columns)
     form = source.format_of(file)
+    if form == "txt":
+        return ["url"]
     with errors_name(file), storage.open_read(file) as stream:
         if form == "parquet":
             check_parquet(stream, file)
@@ -42,7 +44,7 @@ def found_columns(source: Source, file: str) -> FoundColumns:
     """
     names = column_names(source, file)
     try:
-        return find_columns(names, source.url, source.text, source.captions, file.rsplit("/", 1)[-1])
+        return find_columns(names, source.url_column, source.text_column, source.captions, file.rsplit("/", 1)[-1])
     except ColumnChoiceError as error:
         setting = error.wanted if error.wanted in ("url", "text") else f"captions: {{{error.wanted}: COLUMN}}"
         raise MissingColumnError(f"{file}: {error}", f". Name the column in `{setting}`", error.wanted) from None
@@ -61,6 +63,13 @@ def with_found_columns(source: Source, file: str, remark: Remark = lambda senten
     found = found_columns(source, file)
     remark(f"{file}: {', '.join(f'{role} in {column!r}' for column, role in found.roles().items())}")
     return source.model_copy(update={"url": found.url, "text": found.text})
+
+
+def lacks_texts(source: Source) -> bool:
+    """Whether the column of the raw texts is to be found by its name, and no file of the source has one."""
+    if source.text != FIND or not source.finds_columns:
+        return False
+    return all(found_columns(source, file).text is None for file in files_of(source))
 
 
 def check_captions(source: Source) -> None:

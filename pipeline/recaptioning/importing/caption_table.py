@@ -125,7 +125,7 @@ class CaptionTable:
         if self.command is not None:
             return list(self.command)
         (source,) = self.sources
-        options = ["--captioner", f"{name}={source.captions[name]}", "--url-column", source.url]
+        options = ["--captioner", f"{name}={source.captions[name]}", "--url-column", source.url_column]
         if source.format:
             options += ["--format", source.format]
         if source.columns:
@@ -223,7 +223,7 @@ def _files_of(source: Source, is_given: bool, ignores_raw: bool) -> list[Caption
         ignores_raw: Whether it does not matter which of several columns holds the raw texts.
     """
     if is_given:
-        columns = FoundColumns(source.url, None, source.captions, ())
+        columns = FoundColumns(source.url_column, None, source.captions, ())
         return [CaptionFile(source, path, columns) for path in files_of(source)]
     files = []
     for path in files_of(source):

@@ -101,6 +101,10 @@ def test_another_edition_of_a_list_is_read_with_its_own_header(
             "m.yaml: `captioners`: llava has the name of captions that a source carries; give it another `name`",
         ),
         (
+            "sources: [{name: x, files: 'a-{0..9}.tar', captions: {mine: a}}]",
+            "m.yaml: `sources.0`: `captions` is a setting of lists of URLs only; remove it",
+        ),
+        (
             "sources: [{name: x, files: a.csv, captions: {mine: find}}]",
             "m.yaml: `sources.0.captions`: the column of 'mine' cannot be found by its name",
         ),

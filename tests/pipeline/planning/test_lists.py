@@ -307,3 +307,11 @@ def test_a_captioner_without_a_column_is_a_problem_of_the_plan(tmp_path: pathlib
         {"name": "a", "files": str(tmp_path / "a.csv"), "captions": {"mine": "nope"}, "text": "raw"},
     )
     assert [problem for problem in plan_lists(manifest).problems if "no column 'nope' (mine)" in problem]
+
+
+def test_a_list_without_a_column_of_raw_texts_is_a_problem_unless_it_is_said(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.csv").write_text("url,IB,LLA,SV\nhttp://a.example/1,a,b,c\n")
+    source = {"use": "recap-long-coyo", "files": str(tmp_path / "a.csv")}
+    plan = plan_lists(manifest_of(source))
+    assert [problem for problem in plan.problems if "set `text: null` if the list has no raw texts" in problem]
+    assert plan_lists(manifest_of(source | {"text": None})).problems == []

@@ -354,7 +354,7 @@ def test_files_of_one_captioner_each_are_one_list_whose_rows_merge(tmp_path: pat
         **{url: [f"raw {url}"] for url in urls[:5]},
         urls[5]: [""],
     }
-    assert (result.images, result.rows, result.duplicates) == (6, 13, 7)
+    assert (result.images, result.rows, result.duplicates, result.blank) == (6, 13, 7, {})
 
 
 @pytest.mark.parametrize(
