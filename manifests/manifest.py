@@ -389,7 +389,7 @@ def image_settings(manifest: Manifest) -> dict[str, Any]:
 def _image_settings(manifest: Manifest) -> Manifest:
     """The settings that decide which images a run holds, under which keys, and how they are stored."""
     fixed = {name: getattr(manifest, name) for name in ("name", "seed", "sample", "samples_per_shard")}
-    stored = {name: getattr(manifest.download, name) for name in ("image_size", "quality")}
+    stored = {name: getattr(manifest.download, name) for name in ("image_size", "quality", "full_decode")}
     others: dict[str, Any] = {"licence": None, "homepage": None, "captions": {}}
     sources = [source.model_copy(update=others) for source in manifest.sources]
     return Manifest.model_validate(fixed | {"sources": sources, "download": stored})
@@ -404,6 +404,7 @@ def _check_partitioned(manifest: Manifest, run: Run, where: str) -> None:
         return
     if not recorded:  # of an earlier release
         return
+    recorded.setdefault("download", {}).setdefault("full_decode", manifest.download.full_decode)  # of one without it
     if changes := _differences(Manifest.parse(recorded, run.plan), _image_settings(manifest), where):
         raise ManifestError(
             f"{run.manifest}: this run was started with another manifest: {_describe(changes)}. These settings decide "
