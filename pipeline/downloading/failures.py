@@ -41,6 +41,9 @@ TOO_LONG = "side too long"
 TOO_MUCH_MEMORY = "too much memory"
 UNDECODABLE = "cannot be decoded"
 WRONG_HASH = "hash mismatch"
+REPEATED = "same image twice"
+NO_IMAGE = "no image"
+UNREADABLE_ROW = "row cannot be read"
 HOST_DOWN = "host is down"
 HOST_BUSY = "host is busy"
 OTHER = "other"
@@ -50,6 +53,7 @@ VOCABULARY = frozenset(
         *(TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, TLS, NOT_ALLOWED, BAD_SCHEME, BAD_URL, BAD_RESPONSE),
         *(BAD_REDIRECT, TOO_MANY_REDIRECTS, TOO_LARGE, EMPTY, ROBOTS, TRUNCATED, NOT_AN_IMAGE, TOO_MANY_PIXELS),
         *(NOT_SUPPORTED, TOO_LONG, TOO_MUCH_MEMORY, UNDECODABLE, WRONG_HASH, HOST_DOWN, HOST_BUSY, OTHER),
+        *(REPEATED, NO_IMAGE, UNREADABLE_ROW),
     }
 )
 """All reasons except `http NNN`."""
@@ -132,7 +136,8 @@ def count_failures(table: "pa.Table") -> dict[str, Any]:
     row_reasons = [split_message(message)[0] for message in failed["error_message"].to_pylist()]
     hosts: dict[str, Counter[str]] = {}
     for url, reason in zip(failed["url"].to_pylist(), row_reasons, strict=True):
-        hosts.setdefault(listed_host(url), Counter())[reason] += 1
+        if url is not None:
+            hosts.setdefault(listed_host(url), Counter())[reason] += 1
     worst = sorted(hosts, key=lambda host: (-hosts[host].total(), host))[:MAX_HOSTS_PER_SHARD]
     return {
         "status_dict": {SUCCESS: table.num_rows - len(row_reasons)} | dict(Counter(row_reasons).most_common()),

@@ -103,10 +103,11 @@ def estimate_images(run: Run) -> tuple[int, str] | None:
     partition = load_partition(run)
     if partition is None:
         return None
-    rows = _rows_per_shard(0, partition.shards, partition.images, partition.samples_per_shard)
+    rows = {shard: partition.rows_of(shard) for shard in range(partition.shards)}
     for retry_round in retry.rounds(run):
         rows |= _rows_per_shard(retry_round.first, retry_round.shards, retry_round.rows, retry_round.samples_per_shard)
     downloaded = ledger.fetched_shards(run)
+    rows |= {shard: record.rows for shard, record in ledger.recorded(run.image_ledger).items() if shard in rows}
     images = ledger.fetched_images(run, downloaded)
     tried = sum(rows.get(shard, 0) for shard in downloaded)
     remaining = sum(rows.values()) - tried
@@ -141,7 +142,15 @@ def measure_storage(run: Run) -> MeasuredStorage | None:
 
 
 def _shard_size(run: Run, shard: int) -> tuple[int, int] | None:
-    """Return images and bytes of a downloaded shard; None if a file is missing or the storage reports no sizes."""
+    """Return images and bytes of a downloaded shard; None if a file is missing or the storage reports no sizes.
+
+    Images that stay where they are have the bytes of their container: the dataset holds a copy of them.
+    """
     stats = ledger.read_image_stats(run, shard)
-    tar, parquet = (storage.size(run.image_file(stats[kind])) for kind in ("tar", "parquet"))
-    return None if tar is None or parquet is None else (stats["successes"], tar + parquet)
+    parquet = storage.size(run.image_file(stats["parquet"]))
+    if "tar" in stats:
+        images = storage.size(run.image_file(stats["tar"]))
+    else:
+        digest = stats.get("container_digest")
+        images = digest.bytes if digest is not None else None
+    return None if images is None or parquet is None else (stats["successes"], images + parquet)

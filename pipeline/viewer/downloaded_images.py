@@ -1,6 +1,6 @@
 """The downloaded images of a run by shard and key, whether they are in the dataset or not.
 
-The tars that the download wrote are not in the order of their keys, so the headers of a tar are read once, up to the
+Images that the run does not store are read from their container. The tars that the download wrote are not in the order of their keys, so the headers of a tar are read once, up to the
 requested image. The most recently used tars and tables stay open.
 """
 
@@ -8,23 +8,25 @@ import functools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lotlip_data.manifests.formats import tar_reader
-from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION
+from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION, ORIGIN
 from lotlip_data.manifests.formats.tar_reader import TarMember
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker
 from lotlip_data.pipeline.dataset.tar_images import ImageUnavailableError, OpenTar
-from lotlip_data.pipeline.downloading.reader import fetched_rows, refetch_remedy
+from lotlip_data.pipeline.downloading.images.isolation import ConverterError
+from lotlip_data.pipeline.downloading.reader import ShardUnreadable, fetched_rows, referenced_image, refetch_remedy
 
 OPEN_SHARDS = 16
 """Number of tars and of tables that stay in memory; a table takes about 100 bytes per image."""
-_COLUMNS = ["key", "uid", "original_width", "original_height"]
+_FACTS = ["uid", "original_width", "original_height"]
+_COLUMNS = ["key", "sha256", *_FACTS, *ORIGIN.names]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class DownloadedImages:
     def image(self, shard: int, key: str) -> bytes:
         """Return the JPEG of a key. Raises ImageUnavailableError if there is none."""
         marker = self._marker(shard)
+        if "tar" not in marker:
+            return self._referenced(shard, key, marker)
         with self._lock:  # so that the parallel requests of one page open a tar once
             tar = self._tars(self._run.image_file(marker["tar"]), refetch_remedy(self._run, shard))
         return tar.image(key)
@@ -60,14 +64,23 @@ class DownloadedImages:
         Raises:
             UserError: The table or the marker of the shard is missing or damaged.
         """
-        marker = self._marker(shard)
+        row = self._row(shard, key, self._marker(shard))
+        return None if row is None else ImageFacts(*(row[name] for name in _FACTS))
+
+    def _row(self, shard: int, key: str, marker: ImageMarker) -> dict[str, Any] | None:
         with self._lock:
             table = self._tables(shard, marker["parquet"])
         row = pc.index(table["key"], key).as_py()
-        if row < 0:
-            return None
-        _, *values = (table[name][row].as_py() for name in _COLUMNS)
-        return ImageFacts(*values)
+        return None if row < 0 else {name: table[name][row].as_py() for name in _COLUMNS}
+
+    def _referenced(self, shard: int, key: str, marker: ImageMarker) -> bytes:
+        row = self._row(shard, key, marker)
+        if row is None or row["converted"] is None:
+            raise ImageUnavailableError(f"{self._run.image_stats(shard)}: the shard has no image {key}")
+        try:
+            return referenced_image(self._run, shard, marker, row)
+        except (ShardUnreadable, ConverterError, OSError) as error:
+            raise ImageUnavailableError(str(error)) from error
 
     def _marker(self, shard: int) -> ImageMarker:
         try:

@@ -1,0 +1,44 @@
+"""Reads the rows of a container that its source's filter keeps."""
+
+from collections.abc import Iterator
+
+from lotlip_data.manifests.formats.image_containers import Container
+from lotlip_data.manifests.iteration import batched
+from lotlip_data.manifests.settings.source import Source
+from lotlip_data.manifests.sources.row_filter import RowFilter
+from lotlip_data.pipeline.existing_images.rows import BadRow, ExistingRow, iter_rows
+from lotlip_data.pipeline.url_lists.reader import Filtered, kept_rows
+
+BATCH = 64
+"""Rows that are filtered at a time, with their images in memory."""
+
+
+def _uncounted(reason: str, rows: int) -> None:
+    """Ignore a count."""
+
+
+def usable_rows(
+    container: Container, source: Source, images: bool = True, filtered: Filtered = _uncounted
+) -> Iterator[ExistingRow | BadRow]:
+    """The rows of a container that the filter of its source keeps, and those that cannot be read, in order.
+
+    Args:
+        container: The container.
+        source: Its source.
+        images: Whether to read the bytes of the images too.
+        filtered: Receives the numbers of rows that the filter excludes.
+
+    Raises:
+        UserError: The container is missing or damaged, or its values do not suit the filter.
+    """
+    rows = iter_rows(container, source, images)
+    if source.filter is None:
+        yield from rows
+        return
+    keep = RowFilter(source.filter)
+    where = f"{container.url}: the `filter` of source {source.name}"
+    for batch in batched(rows, BATCH):
+        readable = [row for row in batch if isinstance(row, ExistingRow)]
+        columns = {name: [row.values.get(name) for row in readable] for name in keep.columns}
+        kept = iter(kept_rows(columns, len(readable), keep, where, filtered))
+        yield from (row for row in batch if isinstance(row, BadRow) or next(kept))
