@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from lotlip_data.manifests import artifacts
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import tar_reader
-from lotlip_data.manifests.formats.image_containers import Container, FolderFile, iter_images, read_image
+from lotlip_data.manifests.formats.image_containers import Container, FolderFile
 from lotlip_data.manifests.formats.schema import EXISTING_IMAGES, IMAGE_EXTENSION, ORIGIN, SUCCESS
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
@@ -26,6 +26,7 @@ from lotlip_data.pipeline.core.ledger import ImageMarker
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.images.isolation import Converter
 from lotlip_data.pipeline.downloading.images.messages import ConversionSettings
+from lotlip_data.pipeline.existing_images.reader import iter_images, read_image
 
 _ROWS_IN_MEMORY = 1000
 
@@ -150,7 +151,8 @@ def _with_bytes(
     """
     rows = (row for batch in table.to_batches(_ROWS_IN_MEMORY) for row in batch.to_pylist())
     row = next(rows, None)
-    for image in iter_images(container, remedy, ShardUnreadable, marker.get("container_digest")):
+    recorded = None if container.kind == "folder" else marker.get("container_digest")  # of all files of a folder
+    for image in iter_images(container, remedy, ShardUnreadable, recorded):
         if row is None or image.name != row["member"]:
             continue  # one that is not used
         _check(container, row["member"], row["sha256"], image.image, remedy)

@@ -21,7 +21,7 @@ import pyarrow as pa
 from lotlip_data.manifests import artifacts
 from lotlip_data.manifests.digests import Digest
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.formats.image_containers import Container, digest_of
+from lotlip_data.manifests.formats.image_containers import Container
 from lotlip_data.manifests.formats.schema import EXISTING_IMAGES, SUCCESS
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.progress import Progress, progress_bar
@@ -35,14 +35,14 @@ from lotlip_data.pipeline.downloading.image_tar import ImageTarWriter
 from lotlip_data.pipeline.downloading.images.isolation import Converter, Suspects
 from lotlip_data.pipeline.downloading.images.messages import Converted
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, conversion_settings
-from lotlip_data.pipeline.downloading.reader import read_part
 from lotlip_data.pipeline.existing_images.filtering import BATCH, usable_rows
 from lotlip_data.pipeline.existing_images.partition import ContainerShard, identity
-from lotlip_data.pipeline.existing_images.rows import BadRow, ExistingRow
+from lotlip_data.pipeline.existing_images.rows import ExistingRow, RejectedRow
 
 FAILED = "failed_to_read"
 """`status` of an image that cannot be used."""
 
+_REMEDY = "Restore it, and run `lotlip-data download` again; or leave it out of the manifest, and use another run folder."
 _ROW_DIGITS = 6
 """Digits of the row in a key: how many images a container has is not known before it ends."""
 
@@ -93,7 +93,7 @@ def scan(
     parquet.write_bytes(artifacts.encode_parquet(table))
     stats = {"count": table.num_rows, "successes": rows.images} | failures.count_failures(table)
     stats |= {"filtered": dict(tally.filtered.most_common()), "not_drawn": tally.not_drawn}
-    stats |= _origin(listed.container, source, rows, settings)
+    stats |= _origin(listed.container, source, tally, settings)
     ended = time.time()
     stats |= {"start_time": started, "end_time": ended, "seconds": round(ended - started, 3)}
     return FetchedShard(None if tar is None else stem.with_suffix(".tar"), parquet, table, stats)
@@ -101,34 +101,39 @@ def scan(
 
 @dataclass
 class _Tally:
-    """Rows of a container that are not used."""
+    """Rows of a container that are not used, and its digest once it is read."""
 
     filtered: Counter[str] = field(default_factory=Counter)
     not_drawn: int = 0
+    digest: Digest | None = None
+
+    def note_digest(self, digest: Digest) -> None:
+        self.digest = digest
 
     def count_filtered(self, reason: str, rows: int) -> None:
         self.filtered[reason] += rows
 
 
-def _drawn_rows(listed: ContainerShard, source: Source, tally: _Tally) -> Iterator[ExistingRow | BadRow]:
+def _drawn_rows(listed: ContainerShard, source: Source, tally: _Tally) -> Iterator[ExistingRow | RejectedRow]:
     """The rows of a container that the filter keeps and the sample draws."""
-    for batch in batched(usable_rows(listed.container, source, filtered=tally.count_filtered), BATCH):
+    rows = usable_rows(listed.container, source, True, _REMEDY, tally.count_filtered, tally.note_digest)
+    for batch in batched(rows, BATCH):
         drawn = listed.draws([row.name for row in batch])
         tally.not_drawn += len(batch) - int(drawn.sum())
         yield from (row for row, is_drawn in zip(batch, drawn, strict=True) if is_drawn)
 
 
-def _body(row: ExistingRow | BadRow, settings: DownloadSettings) -> bytes | None:
+def _body(row: ExistingRow | RejectedRow, settings: DownloadSettings) -> bytes | None:
     """The image of a row, if it is to be converted."""
     is_image = isinstance(row, ExistingRow) and row.image and len(row.image) <= settings.max_bytes
     return row.image if is_image else None
 
 
 def _outcome(
-    row: ExistingRow | BadRow, future: "Future[Converted] | None", settings: DownloadSettings
+    row: ExistingRow | RejectedRow, future: "Future[Converted] | None", settings: DownloadSettings
 ) -> Converted | FetchError:
     """The converted image of a row, or why it has none. Raises what the conversion raises beyond a FetchError."""
-    if isinstance(row, BadRow):
+    if isinstance(row, RejectedRow):
         return FetchError(row.reason, row.detail)
     if row.image is None:
         return FetchError(failures.NO_IMAGE)
@@ -160,7 +165,7 @@ class _Rows:
         self.rows: list[Row] = []
         self.images = 0
 
-    def add(self, row: ExistingRow | BadRow, outcome: Converted | FetchError) -> None:
+    def add(self, row: ExistingRow | RejectedRow, outcome: Converted | FetchError) -> None:
         """Add a row with its image, or with the reason why it cannot be used."""
         if len(self.rows) == 10**_ROW_DIGITS:
             raise UserError(f"{self._container}: has more than {10**_ROW_DIGITS:,} images; cut it into smaller files")
@@ -189,7 +194,7 @@ class _Rows:
         self.images += 1
         self.rows.append(content)
 
-    def _content(self, row: ExistingRow | BadRow) -> Row:
+    def _content(self, row: ExistingRow | RejectedRow) -> Row:
         """The columns of a row that do not depend on its image's outcome."""
         content: Row = dict.fromkeys(EXISTING_IMAGES.names)
         content |= {
@@ -222,14 +227,13 @@ def _show(bar: Progress, rows: _Rows) -> None:
     bar.update()
 
 
-def _origin(container: Container, source: Source, rows: _Rows, settings: DownloadSettings) -> dict[str, Any]:
+def _origin(container: Container, source: Source, tally: _Tally, settings: DownloadSettings) -> dict[str, Any]:
     """What the marker says about the container. Images that stay in it are compared with it whenever they are read."""
+    origin = {"container": asdict(replace(container, files=()))}  # the table names them too
     if source.images == "copy":
-        return {"container": asdict(replace(container, files=()))}
-    used = [row["member"] for row in rows.rows if row["status"] == SUCCESS]
-    digest: Digest = digest_of(read_part(container, used))
-    return {
-        "container": asdict(replace(container, files=())),
-        "container_digest": asdict(digest),
+        return origin
+    assert tally.digest is not None
+    return origin | {
+        "container_digest": asdict(tally.digest),
         "conversion": asdict(conversion_settings(settings)),
     }

@@ -23,9 +23,9 @@ from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.core.external_buckets import ExternalBuckets
+from lotlip_data.pipeline.existing_images.containers import containers_of
 from lotlip_data.pipeline.existing_images.filtering import usable_rows
-from lotlip_data.pipeline.existing_images.listing import containers_of
-from lotlip_data.pipeline.existing_images.rows import BadRow
+from lotlip_data.pipeline.existing_images.rows import RejectedRow
 from lotlip_data.pipeline.url_lists.partition import PartitionError, check_shard_number, store_list
 from lotlip_data.pipeline.url_lists.sampling import ALL, SAMPLER_BUCKETS, SAMPLER_BUFFER_BYTES, hashes, sample_key
 
@@ -104,7 +104,7 @@ class ExistingImages:
         containers = []
         for source in self._sources.values():
             logger.info(f"listing the images of {source.name}")
-            of_source = list(containers_of(source, self._manifest.samples_per_shard))
+            of_source = list(containers_of(source, self._manifest.samples_per_shard, self._manifest.seed))
             if not of_source:
                 raise PartitionError(f"{source.name}: no images in {', '.join(source.files)}")
             containers += [(source, container) for container in of_source]
@@ -195,7 +195,7 @@ class ExistingImages:
 def _names_of(source: Source, container: Container) -> list[str]:
     """The images of a container that the source's filter keeps."""
     rows = usable_rows(container, source, images=False)
-    return [row.name for row in rows if not isinstance(row, BadRow)]
+    return [row.name for row in rows if not isinstance(row, RejectedRow)]
 
 
 def _highest_drawn(buckets: Iterable[pa.Table], sample: int) -> int:
