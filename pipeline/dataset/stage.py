@@ -211,7 +211,8 @@ def _ready_shards(
 ) -> tuple[set[int], list[str]]:
     """The shards that can be built, and what is missing of the others."""
     fetched = set(fetched)
-    planned = {int(name.partition(".")[0]) for name in storage.list_names(run.lists) if name.partition(".")[0].isdigit()}
+    stems = (name.partition(".")[0] for name in storage.list_names(run.lists))
+    planned = {int(stem) for stem in stems if stem.isdigit()}
     ready, missing = set(fetched), []
     if absent := planned - fetched:
         missing.append(f"missing: images of {_format_shards(absent)}: run `lotlip-data download` again")

@@ -24,8 +24,8 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading import failures
-from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, fetch
 from lotlip_data.pipeline.downloading.images.isolation import Suspects
+from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, fetch
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 from lotlip_data.pipeline.downloading.scan import scan
 from lotlip_data.pipeline.downloading.suspects import ShardSuspects

@@ -45,7 +45,7 @@ class _ImageMember(TypedDict):
 
 @dataclass(frozen=True)
 class FetchedImage:
-    """One image of a shard. `image`: the stored bytes. `meta`: the row of its Parquet, or the JSON member of its tar."""
+    """One image of a shard. `image`: the stored bytes. `meta`: its row, as in the tar's JSON member or the Parquet."""
 
     key: str
     uid: str

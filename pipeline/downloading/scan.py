@@ -1,6 +1,6 @@
 """Scans a container of images that exist: the same checks and the same rows as after a download, without a request.
 
-    container → rows that filter and sample keep → converter process → Parquet with a row per image (and tar, for a copy)
+    container → rows that filter and sample keep → converter process → Parquet with a row per image; for a copy, a tar
 
 Images that stay where they are go through the conversion too, which finds what cannot be used. Its result is discarded:
 a plain JPEG is later read as it is, and any other image is converted again whenever it is read.
@@ -42,7 +42,9 @@ from lotlip_data.pipeline.existing_images.rows import ExistingRow, RejectedRow
 FAILED = "failed_to_read"
 """`status` of an image that cannot be used."""
 
-_REMEDY = "Restore it, and run `lotlip-data download` again; or leave it out of the manifest, and use another run folder."
+_REMEDY = (
+    "Restore it, and run `lotlip-data download` again; or leave it out of the manifest, and use another run folder."
+)
 _ROW_DIGITS = 6
 """Digits of the row in a key: how many images a container has is not known before it ends."""
 

@@ -219,9 +219,8 @@ def _log_partition(partition: Partition) -> None:
         shards = wording.count(partition.first_container, "shard")
         logger.info(f"{rows}: {images} to download, in {shards}")
     if partition.container_rows:
-        images = wording.count(sum(partition.container_rows), "image")
         containers = wording.count(len(partition.container_rows), "container")
-        logger.info(f"about {images} exist already, in {containers}, each of which becomes a shard")
+        logger.info(f"{containers} of images that exist, each of which becomes a shard")
 
 
 def _changed_sources(manifest: Manifest, existing: Partition) -> list[str]:

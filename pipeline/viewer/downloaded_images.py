@@ -1,7 +1,8 @@
 """The downloaded images of a run by shard and key, whether they are in the dataset or not.
 
-Images that the run does not store are read from their container. The tars that the download wrote are not in the order of their keys, so the headers of a tar are read once, up to the
-requested image. The most recently used tars and tables stay open.
+Images that the run does not store are read from their container. The tars that the download wrote are not in the order
+of their keys, so the headers of a tar are read once, up to the requested image. The most recently used tars and tables
+stay open.
 """
 
 import functools
