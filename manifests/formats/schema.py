@@ -128,7 +128,7 @@ MEANINGS = {
     "key": "joins the members of a tar; not an identity, because it depends on how the lists were cut into shards",
     "uid": "identity of the sample: the first 32 hexadecimal digits of the sha256 of its normalised URL, or of the "
     "image's bytes where it has no URL",
-    "url": "the URL that the image was downloaded from; null for an image that comes from a file without URLs",
+    "url": "the URL that the image was downloaded from; empty for an image that has none",
     "sha256": "sha256 of the downloaded bytes, before resizing",
     "width": "width of the stored image in pixels",
     "height": "height of the stored image in pixels",

@@ -49,21 +49,22 @@ class StorageEstimate(TypedDict):
 
 
 def estimate_storage(
-    manifest: Manifest, images: int | None, measured: MeasuredStorage | None = None
+    manifest: Manifest, images: int | None, measured: MeasuredStorage | None = None, stored: int | None = None
 ) -> StorageEstimate:
     """Estimate the bytes of the images and of the dataset.
 
     Args:
         manifest: The manifest, for its image size.
         images: Number of images, or None if it is unknown.
-        measured: The storage of an existing run. It replaces the other two arguments.
+        measured: The storage of an existing run. It replaces the other arguments.
+        stored: Number of images that the run stores itself; the others stay where they are. Default: all.
     """
     if measured is not None:
         return _from_measured(measured)
     side = manifest.download.image_size
     image_bytes = round(side * side * ASPECT_RATIO * BYTES_PER_PIXEL)
     return {
-        "images": None if images is None else images * image_bytes,
+        "images": None if images is None else (images if stored is None else stored) * image_bytes,
         "dataset": None if images is None else images * (image_bytes + TEXT_BYTES),
         "assumes": (
             f"every URL returns an image of {side} × {round(side * ASPECT_RATIO)} pixels at {BYTES_PER_PIXEL} bytes "
