@@ -43,7 +43,7 @@ UNDECODABLE = "cannot be decoded"
 WRONG_HASH = "hash mismatch"
 REPEATED = "same image twice"
 NO_IMAGE = "no image"
-UNREADABLE_ROW = "row cannot be read"
+UNUSABLE_ROW = "unusable row"
 HOST_DOWN = "host is down"
 HOST_BUSY = "host is busy"
 OTHER = "other"
@@ -53,10 +53,11 @@ VOCABULARY = frozenset(
         *(TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, TLS, NOT_ALLOWED, BAD_SCHEME, BAD_URL, BAD_RESPONSE),
         *(BAD_REDIRECT, TOO_MANY_REDIRECTS, TOO_LARGE, EMPTY, ROBOTS, TRUNCATED, NOT_AN_IMAGE, TOO_MANY_PIXELS),
         *(NOT_SUPPORTED, TOO_LONG, TOO_MUCH_MEMORY, UNDECODABLE, WRONG_HASH, HOST_DOWN, HOST_BUSY, OTHER),
-        *(REPEATED, NO_IMAGE, UNREADABLE_ROW),
+        *(REPEATED, NO_IMAGE, UNUSABLE_ROW, "several images", "duplicate key", "not a plain file", "no such file"),
+        *("a link out of the folder", "unsafe name", "text too long", "text not in UTF-8"),
     }
 )
-"""All reasons except `http NNN`."""
+"""All reasons except `http NNN`. The last ones are those of containers (`existing_images.rows`)."""
 
 _HOST_FAILURES = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, "http 429", "http 503"})
 _TRANSIENT = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, HOST_DOWN, HOST_BUSY, NOT_ALLOWED})
@@ -178,10 +179,12 @@ def format_text(figures: Mapping[str, Any]) -> list[str]:
     """Format `Failures.to_dict()` as lines of text. Returns no line if nothing failed."""
     if not figures["reasons"]:
         return []
-    lines = [f"{wording.count(sum(figures['reasons'].values()), 'image')} failed to download:"]
+    what = "failed to download" if figures["hosts"] else "cannot be used"
+    lines = [f"{wording.count(sum(figures['reasons'].values()), 'image')} {what}:"]
     for reason, count in figures["reasons"].items():
         lines.append(f"  {count:>11,}  {reason}{_hint(reason)}")
-    lines.append("hosts with the most failures:")
+    if figures["hosts"]:
+        lines.append("hosts with the most failures:")
     for host, counts in list(figures["hosts"].items())[:10]:
         details = ", ".join(f"{count:,} × {reason}" for reason, count in counts.items())
         lines.append(f"  {sum(counts.values()):>11,}  {host or 'URLs without a host'} ({details})")

@@ -136,7 +136,9 @@ def _outcome(
 ) -> Converted | FetchError:
     """The converted image of a row, or why it has none. Raises what the conversion raises beyond a FetchError."""
     if isinstance(row, RejectedRow):
-        return FetchError(row.reason, row.detail)
+        if row.reason in failures.VOCABULARY:
+            return FetchError(row.reason, row.detail)
+        return FetchError(failures.UNUSABLE_ROW, ": ".join(filter(None, (row.reason, row.detail))))
     if row.image is None:
         return FetchError(failures.NO_IMAGE)
     if future is None:
