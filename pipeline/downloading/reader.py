@@ -6,8 +6,9 @@ the marker names the container, and each image is compared with its recorded sha
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -179,7 +180,13 @@ def read_part(container: Container, members: Iterable[str]) -> Container:
     return replace(container, files=tuple(FolderFile(name) for name in members))
 
 
-def referenced_image(run: Run, shard: int, marker: ImageMarker, row: dict[str, Any]) -> bytes:
+def referenced_image(
+    run: Run,
+    shard: int,
+    marker: ImageMarker,
+    row: dict[str, Any],
+    read: Callable[[Container, str], bytes] | None = None,
+) -> bytes:
     """One image that is where it lies, as `fetched_images` gives it.
 
     Args:
@@ -187,6 +194,7 @@ def referenced_image(run: Run, shard: int, marker: ImageMarker, row: dict[str, A
         shard: The number of its shard.
         marker: The marker of the shard.
         row: The `member`, the `sha256` and `converted` of the image.
+        read: Reads an image of a container by its name. Default: reads the container up to the image.
 
     Raises:
         ShardUnreadable: It is missing, or is not what was scanned.
@@ -194,7 +202,7 @@ def referenced_image(run: Run, shard: int, marker: ImageMarker, row: dict[str, A
     member, remedy = row["member"], container_remedy(run, shard)
     container = read_part(marker["container"], [member])
     try:
-        content = read_image(container, member, remedy, ShardUnreadable)
+        content = (read or partial(read_image, remedy=remedy, error_type=ShardUnreadable))(container, member)
     except KeyError:
         raise ShardUnreadable(f"{container}: has no image {member} any more. {remedy}") from None
     _check(container, member, row["sha256"], content, remedy)

@@ -7,7 +7,7 @@ stay open.
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lotlip_data.manifests.formats import tar_reader
+from lotlip_data.manifests.formats.image_containers import Container
 from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION, ORIGIN
 from lotlip_data.manifests.formats.tar_reader import TarMember
 from lotlip_data.manifests.run_layout import Run
@@ -47,6 +48,7 @@ class DownloadedImages:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._tars = functools.lru_cache(OPEN_SHARDS)(_TarOfKeys)
+        self._existing_tars = functools.lru_cache(OPEN_SHARDS)(_TarOfNames)
         self._tables = functools.lru_cache(OPEN_SHARDS)(self._read_table)
         self._lock = threading.Lock()
 
@@ -78,10 +80,16 @@ class DownloadedImages:
         row = self._row(shard, key, marker)
         if row is None or row["converted"] is None:
             raise ImageUnavailableError(f"{self._run.image_stats(shard)}: the shard has no image {key}")
+        is_seekable = marker["container"].kind == "tar" and marker["container"].url.lower().endswith(".tar")
         try:
-            return referenced_image(self._run, shard, marker, row)
+            return referenced_image(self._run, shard, marker, row, self._content if is_seekable else None)
         except (ShardUnreadable, ConverterError, OSError) as error:
             raise ImageUnavailableError(str(error)) from error
+
+    def _content(self, container: Container, name: str) -> bytes:
+        with self._lock:
+            tar = self._existing_tars(container.url, "Run `lotlip-data verify` on the run.")
+        return tar.content(name)
 
     def _marker(self, shard: int) -> ImageMarker:
         try:
@@ -95,31 +103,52 @@ class DownloadedImages:
 
 
 class _Headers:
-    """The members of an open tar that have been read so far, by key, and those to come."""
+    """The members of an open tar that have been read so far, by name, and those to come.
 
-    def __init__(self, stream: IO[bytes], headers: Iterator[TarMember]) -> None:
-        self.stream, self._headers = stream, headers
+    Args:
+        stream: The tar.
+        headers: Its members.
+        name_of: The name by which a member is found; None for a member that is no image.
+    """
+
+    def __init__(
+        self, stream: IO[bytes], headers: Iterator[TarMember], name_of: Callable[[TarMember], str | None]
+    ) -> None:
+        self.stream, self._headers, self._name_of = stream, headers, name_of
         self._members: dict[str, TarMember] = {}
 
-    def find(self, key: str) -> TarMember:
-        """Return the image of a key. Raises KeyError if the tar has none."""
-        while key not in self._members:
+    def find(self, wanted: str) -> TarMember:
+        """Return the image of a name. Raises KeyError if the tar has none."""
+        while wanted not in self._members:
             member = next(self._headers, None)
             if member is None:
-                raise KeyError(key)
-            name, extension = tar_reader.split_name(member.name)
-            if extension == IMAGE_EXTENSION:
+                raise KeyError(wanted)
+            if (name := self._name_of(member)) is not None:
                 self._members[name] = member
-        return self._members[key]
+        return self._members[wanted]
+
+
+def _key_of(member: TarMember) -> str | None:
+    key, extension = tar_reader.split_name(member.name)
+    return key if extension == IMAGE_EXTENSION else None
 
 
 class _TarOfKeys(OpenTar[_Headers, str]):
     """A tar of downloaded images."""
 
+    _name_of: Callable[[TarMember], str | None] = staticmethod(_key_of)
+
     def _open(self, stream: IO[bytes]) -> _Headers:
-        return _Headers(stream, tar_reader.scan_members(stream, self._url, self._remedy, ImageUnavailableError))
+        headers = tar_reader.scan_members(stream, self._url, self._remedy, ImageUnavailableError)
+        return _Headers(stream, headers, self._name_of)
 
     def _read(self, index: _Headers, name: str) -> bytes:
         member = index.find(name)
         self._check_size(name, member.size)
         return tar_reader.read_member(index.stream, member, self._url, self._remedy, ImageUnavailableError)
+
+
+class _TarOfNames(_TarOfKeys):
+    """A tar that existed before the run, whose images are found by the names of their members."""
+
+    _name_of = staticmethod(lambda member: member.name)
