@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.digests import digest_of_file
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats.schema import SUCCESS
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.settings import DownloadSettings
@@ -27,7 +28,7 @@ from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.images.isolation import Suspects
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, fetch
 from lotlip_data.pipeline.downloading.reader import fetched_rows
-from lotlip_data.pipeline.downloading.scan import scan
+from lotlip_data.pipeline.downloading.scan import scan, without_images
 from lotlip_data.pipeline.downloading.suspects import ShardSuspects
 from lotlip_data.pipeline.existing_images.partition import read_container_shard
 
@@ -48,7 +49,7 @@ class DownloadTask:
     samples_per_shard: int
     settings: DownloadSettings = field(repr=False)
     accept: bool = False
-    """Whether to commit the shard even if none of its images downloads."""
+    """Whether to commit the shard even if none of its images downloads, or its container is damaged."""
     sources: tuple[Source, ...] | None = field(default=None, repr=False)
     """The image sources of the manifest, if the shard is a container of one of them; None if it is a list of URLs."""
 
@@ -80,7 +81,12 @@ def _fetch(task: DownloadTask, folder: pathlib.Path, suspects: Suspects) -> Fetc
 def _scan(task: DownloadTask, folder: pathlib.Path, suspects: Suspects) -> FetchedShard:
     listed = read_container_shard(task.run, task.shard)
     source = next(source for source in task.sources or () if source.name == listed.source)
-    return scan(listed, source, task.shard, task.settings, folder, suspects)
+    try:
+        return scan(listed, source, task.shard, task.settings, folder, suspects)
+    except UserError as error:
+        if not task.accept:
+            raise
+        return without_images(listed, task.shard, error, folder)
 
 
 def list_remedy(run: Run, shard: int) -> str:

@@ -44,6 +44,7 @@ WRONG_HASH = "hash mismatch"
 REPEATED = "same image twice"
 NO_IMAGE = "no image"
 UNUSABLE_ROW = "unusable row"
+UNUSABLE_CONTAINER = "unusable container"
 HOST_DOWN = "host is down"
 HOST_BUSY = "host is busy"
 OTHER = "other"
@@ -53,7 +54,16 @@ VOCABULARY = frozenset(
         *(TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, TLS, NOT_ALLOWED, BAD_SCHEME, BAD_URL, BAD_RESPONSE),
         *(BAD_REDIRECT, TOO_MANY_REDIRECTS, TOO_LARGE, EMPTY, ROBOTS, TRUNCATED, NOT_AN_IMAGE, TOO_MANY_PIXELS),
         *(NOT_SUPPORTED, TOO_LONG, TOO_MUCH_MEMORY, UNDECODABLE, WRONG_HASH, HOST_DOWN, HOST_BUSY, OTHER),
-        *(REPEATED, NO_IMAGE, UNUSABLE_ROW, "several images", "duplicate key", "not a plain file", "no such file"),
+        *(
+            REPEATED,
+            NO_IMAGE,
+            UNUSABLE_ROW,
+            UNUSABLE_CONTAINER,
+            "several images",
+            "duplicate key",
+            "not a plain file",
+            "no such file",
+        ),
         *("a link out of the folder", "unsafe name", "text too long", "text not in UTF-8"),
     }
 )

@@ -119,6 +119,8 @@ def _referenced_images(run: Run, shard: int, marker: ImageMarker) -> Iterator[Fe
     """The images of a container, in its order, which is that of the keys."""
     table = fetched_rows(run, shard, marker, EXISTING_IMAGES.names)
     table = table.filter(pc.equal(table["status"], SUCCESS))
+    if not table.num_rows:
+        return
     remedy = container_remedy(run, shard)
     with contextlib.ExitStack() as stack:
         rows = _with_bytes(table, read_part(marker["container"], table["member"].to_pylist()), marker, remedy)

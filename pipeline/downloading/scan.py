@@ -42,9 +42,7 @@ from lotlip_data.pipeline.existing_images.rows import ExistingRow, RejectedRow
 FAILED = "failed_to_read"
 """`status` of an image that cannot be used."""
 
-_REMEDY = (
-    "Restore it, and run `lotlip-data download` again; or leave it out of the manifest, and use another run folder."
-)
+_REMEDY = "Restore it and run `lotlip-data download` again, or give --accept-failures to go on without its images."
 _ROW_DIGITS = 6
 """Digits of the row in a key: how many images a container has is not known before it ends."""
 
@@ -77,7 +75,7 @@ def scan(
     started = time.time()
     stem = folder / shard_name(shard)
     tar = ImageTarWriter(stem.with_suffix(".tar")) if source.images == "copy" else None
-    rows = _Rows(listed.container, source, shard, tar)
+    rows = _Rows(listed.container, source.name, shard, tar)
     tally = _Tally()
     with (
         contextlib.ExitStack() as stack,
@@ -90,15 +88,37 @@ def scan(
         for row, future in converter.submit_ahead(bodies):
             rows.add(row, _outcome(row, future, settings))
             _show(bar, rows)
-    table = pa.Table.from_pylist(rows.rows, schema=EXISTING_IMAGES)
-    parquet = stem.with_suffix(".parquet")
-    parquet.write_bytes(artifacts.encode_parquet(table))
-    stats = {"count": table.num_rows, "successes": rows.images} | failures.count_failures(table)
-    stats |= {"filtered": dict(tally.filtered.most_common()), "not_drawn": tally.not_drawn}
+    stats = {"filtered": dict(tally.filtered.most_common()), "not_drawn": tally.not_drawn}
     stats |= _origin(listed.container, source, tally, settings)
+    return _shard(rows, None if tar is None else stem.with_suffix(".tar"), folder, stats, started)
+
+
+def without_images(listed: ContainerShard, shard: int, error: UserError, folder: pathlib.Path) -> FetchedShard:
+    """The shard of a container that cannot be read, as one row without an image. The other arguments are as for `scan`.
+
+    Args:
+        listed: The container.
+        shard: The number of the shard.
+        error: Why it cannot be read.
+        folder: Where the files of the shard are written.
+    """
+    started, rows = time.time(), _Rows(listed.container, listed.source, shard, None)
+    row = RejectedRow(0, "", failures.UNUSABLE_CONTAINER, str(error))
+    rows.add(row, FetchError(row.reason, row.detail))
+    return _shard(rows, None, folder, _reference(listed.container), started)
+
+
+def _shard(
+    rows: "_Rows", tar: pathlib.Path | None, folder: pathlib.Path, stats: dict[str, Any], started: float
+) -> FetchedShard:
+    """Write the Parquet of a shard. `stats` is what its marker says besides the counts and times."""
+    table = pa.Table.from_pylist(rows.rows, schema=EXISTING_IMAGES)
+    parquet = folder / "rows.parquet"
+    parquet.write_bytes(artifacts.encode_parquet(table))
     ended = time.time()
-    stats |= {"start_time": started, "end_time": ended, "seconds": round(ended - started, 3)}
-    return FetchedShard(None if tar is None else stem.with_suffix(".tar"), parquet, table, stats)
+    counts = {"count": table.num_rows, "successes": rows.images} | failures.count_failures(table)
+    times = {"start_time": started, "end_time": ended, "seconds": round(ended - started, 3)}
+    return FetchedShard(tar, parquet, table, stats | counts | times)
 
 
 @dataclass
@@ -157,12 +177,12 @@ class _Rows:
 
     Args:
         container: The container.
-        source: Its source.
+        source: The name of its source.
         shard: The number of the shard.
         tar: Receives the images, if the run stores them.
     """
 
-    def __init__(self, container: Container, source: Source, shard: int, tar: ImageTarWriter | None) -> None:
+    def __init__(self, container: Container, source: str, shard: int, tar: ImageTarWriter | None) -> None:
         self._container, self._source, self._shard, self._tar = container, source, shard, tar
         self._members: dict[str, str] = {}
         """By uid of a usable image, its name in the container."""
@@ -211,7 +231,7 @@ class _Rows:
             sha256 = hashlib.sha256(row.image or b"").hexdigest()
             content |= {"url": row.url, "sha256": sha256, "uid": _uid(row.url, sha256)}
             content["texts"] = list(row.texts) or [""]
-        return content | {"sources": [self._source.name] * len(content["texts"])}
+        return content | {"sources": [self._source] * len(content["texts"])}
 
 
 def _uid(url: str | None, sha256: str) -> str:
@@ -231,9 +251,13 @@ def _show(bar: Progress, rows: _Rows) -> None:
     bar.update()
 
 
+def _reference(container: Container) -> dict[str, Any]:
+    return {"container": asdict(replace(container, files=()))}  # the table names its files too
+
+
 def _origin(container: Container, source: Source, tally: _Tally, settings: DownloadSettings) -> dict[str, Any]:
     """What the marker says about the container. Images that stay in it are compared with it whenever they are read."""
-    origin = {"container": asdict(replace(container, files=()))}  # the table names them too
+    origin = _reference(container)
     if source.images == "copy":
         return origin
     assert tally.digest is not None

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats.schema import EXISTING_IMAGES, SUCCESS
 from lotlip_data.manifests.manifest import Manifest, with_absolute_paths
 from lotlip_data.manifests.run_layout import Run
@@ -169,6 +171,20 @@ def test_a_changed_container_is_one_error_with_its_remedy(tmp_path: Path) -> Non
     tar.unlink()
     with pytest.raises(ShardUnreadable, match=r"a\.tar: is missing"):
         list(fetched_images(run, 0))
+
+
+def test_a_damaged_container_is_pending_until_its_failure_is_accepted(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(1), "b.jpg": jpeg(2)})
+    tar.write_bytes(tar.read_bytes()[:3000])
+    made, run = manifest(tmp_path, {"name": "tars", "files": ["a.tar"], "text": None}), Run.at(str(tmp_path / "run"))
+    partition(made, run, ExistingImages)
+    task = DownloadTask(run, 0, made.samples_per_shard, made.download, sources=made.sources)
+    with pytest.raises(UserError, match=r"a\.tar: .*Restore it .*--accept-failures"):
+        fetch_and_commit(task)
+    assert storage.list_names(run.images) == []
+    marker = fetch_and_commit(replace(task, accept=True))
+    assert marker["status_dict"] == {SUCCESS: 0, failures.UNUSABLE_CONTAINER: 1}
+    assert list(fetched_images(run, 0)) == []
 
 
 def test_a_second_attempt_at_a_container_leaves_nothing(tmp_path: Path) -> None:
