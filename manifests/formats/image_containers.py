@@ -22,7 +22,9 @@ class FolderFile:
     name: str
     """Its path relative to the folder."""
     cells: dict[str, Any] | None = None
-    """Its row in the table of texts: column → value, or for a text the list of all values. None: it has none."""
+    """Its row in the table of texts: column → value. None: the table has no row about it."""
+    problem: tuple[str, str] | None = None
+    """Why that row cannot be used: a reason and its detail."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))

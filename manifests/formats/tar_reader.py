@@ -9,7 +9,7 @@ Nothing else in the project reads the tars of a run:
 
 Memory does not grow with the tar: streaming holds one member or one sample, an index holds 16 bytes per member.
 
-Only plain files have a content. Links, devices, folders and sparse files are skipped, so a hostile tar can neither point
+Only plain files are read. Links, devices, folders and sparse files are skipped, so a hostile tar can neither point
 outside itself nor claim content that it does not hold.
 
 If a tar is damaged or missing, the error is of the caller's `error_type`, names the tar and ends with the caller's

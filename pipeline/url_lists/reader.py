@@ -159,8 +159,8 @@ def blank_rows(batch: pa.RecordBatch) -> int:
 def all_blank(source: Source) -> str:
     """A sentence about a source whose texts are all blank."""
     return (
-        f"all texts are blank: name another column than {source.text_column!r} in `text`, or set `text: null` if the list has "
-        "no texts"
+        f"all texts are blank: name another column than {source.text_column!r} in `text`, or set `text: null` if "
+        "there are none"
     )
 
 
@@ -248,11 +248,8 @@ def _batch(
     chunk: Chunk, source: Source, has_texts: bool, file: str, reject: Reject, defects: Defects
 ) -> pa.RecordBatch:
     urls = to_list(chunk.columns[source.url_column])
-    texts = (
-        to_list(chunk.columns[source.text_column])
-        if has_texts and source.text_column is not None
-        else [None] * len(urls)
-    )
+    column = source.text_column if has_texts else None
+    texts = [None] * len(urls) if column is None else to_list(chunk.columns[column])
     hashes = {kind: to_list(chunk.columns[column]) for column, kind in source.hash.items()}
     decode = decoder(source.decode)
     rows: list[tuple[Any, ...]] = []
