@@ -64,7 +64,8 @@ VOCABULARY = frozenset(
             "not a plain file",
             "no such file",
         ),
-        *("a link out of the folder", "unsafe name", "text too long", "text not in UTF-8"),
+        *("a link out of the folder", "unsafe name", "text too long", "text not in UTF-8", "no key", "no file name"),
+        "not readable",
     }
 )
 """All reasons except `http NNN`. The last ones are those of containers (`existing_images.rows`)."""

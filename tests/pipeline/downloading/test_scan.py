@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -20,6 +22,7 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.commit import DownloadTask, fetch_and_commit, remove_orphans
 from lotlip_data.pipeline.downloading.reader import ShardUnreadable, fetched_images, fetched_rows
+from lotlip_data.pipeline.existing_images import rows
 from lotlip_data.pipeline.existing_images.partition import ExistingImages
 from lotlip_data.pipeline.url_lists.partition import partition
 from lotlip_data.pipeline.viewer.downloaded_images import DownloadedImages
@@ -111,11 +114,45 @@ def test_a_container_has_the_checks_and_the_rows_of_a_download(tmp_path: Path, i
 
 def run_quarantine(run: Run) -> list[str]:
     """The images of shard 0 in the quarantine."""
-    import pyarrow.parquet as pq
-
     table = pq.read_table(run.quarantine("images", "00000.parquet"))
     assert all(table["reason"].to_pylist()) and set(table["container"].to_pylist()) != {None}
     return list(table["member"].to_pylist())
+
+
+@pytest.mark.parametrize("images", ["reference", "copy"])
+def test_tars_tables_and_folders_of_the_same_images_give_the_same_images(tmp_path: Path, images: str) -> None:
+    content = {name: data for name, data in every_kind(tmp_path).items() if name != "twin.jpg"}
+    cells = [{"bytes": data, "path": name} for name, data in content.items()]
+    pq.write_table(
+        pa.table({"image": cells, "caption": [f"text of {name}" for name in content]}), tmp_path / "t.parquet"
+    )
+    (tmp_path / "photos").mkdir()
+    for name, data in content.items():
+        (tmp_path / "photos" / name).write_bytes(data)
+        (tmp_path / "photos" / name).with_suffix(".txt").write_text(f"text of {name}")
+    forms: dict[str, dict[str, Any]] = {
+        "tar": {"files": ["a.tar"]},
+        "table": {"files": ["t.parquet"], "format": "image-table"},
+        "folder": {"files": ["photos"], "format": "image-folder"},
+    }
+    read = {}
+    for form, source in forms.items():
+        (tmp_path / form).mkdir()
+        run, shards = scanned(manifest(tmp_path, {"name": "mine", "images": images, **source}), tmp_path / form)
+        assert shards == [0]
+        viewer, stored = DownloadedImages(run), list(fetched_images(run, 0))
+        assert [viewer.image(0, image.key) for image in stored] == [image.image for image in stored]
+        read[form] = {image.uid: (image.image, image.meta["texts"], image.meta["width"]) for image in stored}
+        failed = [row["error_message"] for row in rows_of(run, 0).values() if row["status"] != SUCCESS]
+        assert sum(failures.split_message(text)[0] != failures.REPEATED for text in failed) == 4, failed
+    assert len(read["tar"]) == 6 and read["tar"] == read["table"] == read["folder"]
+
+
+def test_every_reason_of_a_row_is_in_the_vocabulary() -> None:
+    """So that failures are counted by reason."""
+    texts = {name: value for name, value in vars(rows).items() if name.isupper() and isinstance(value, str)}
+    reasons = {text for name, text in texts.items() if name != "GARBLED"}
+    assert len(reasons) > 10 and reasons <= failures.VOCABULARY
 
 
 def test_a_url_identifies_an_image_and_stands_once_in_a_container(tmp_path: Path) -> None:
