@@ -52,6 +52,8 @@ class ImageMarker(TypedDict):
     """Its size and sha256, if the images stay there."""
     conversion: NotRequired[dict[str, Any]]
     """The settings with which an image that stays there is converted when it is read."""
+    converted: NotRequired[int]
+    """The number of images that are converted whenever they are read."""
     filtered: NotRequired[dict[str, int]]
     """Rows of the container that the source's filter excludes, by rule. They are not in `count`."""
     not_drawn: NotRequired[int]

@@ -145,14 +145,29 @@ def count_failures(table: "pa.Table") -> dict[str, Any]:
     from lotlip_data.manifests.formats.schema import SUCCESS
 
     failed = table.filter(pc.not_equal(table["status"], SUCCESS))
-    row_reasons = [split_message(message)[0] for message in failed["error_message"].to_pylist()]
+    messages = Counter(zip(failed["url"].to_pylist(), failed["error_message"].to_pylist(), strict=True))
+    return count_rows(table.num_rows - failed.num_rows, messages)
+
+
+def count_rows(images: int, failed: Mapping[tuple[str | None, str], int]) -> dict[str, Any]:
+    """As `count_failures`.
+
+    Args:
+        images: The number of rows with an image.
+        failed: The number of other rows by URL, or None, and error message.
+    """
+    from lotlip_data.manifests.formats.schema import SUCCESS  # imports pyarrow
+
+    reasons: Counter[str] = Counter()
     hosts: dict[str, Counter[str]] = {}
-    for url, reason in zip(failed["url"].to_pylist(), row_reasons, strict=True):
+    for (url, message), rows in failed.items():
+        reason, _ = split_message(message)
+        reasons[reason] += rows
         if url is not None:
-            hosts.setdefault(listed_host(url), Counter())[reason] += 1
+            hosts.setdefault(listed_host(url), Counter())[reason] += rows
     worst = sorted(hosts, key=lambda host: (-hosts[host].total(), host))[:MAX_HOSTS_PER_SHARD]
     return {
-        "status_dict": {SUCCESS: table.num_rows - len(row_reasons)} | dict(Counter(row_reasons).most_common()),
+        "status_dict": {SUCCESS: images} | dict(reasons.most_common()),
         "failed_hosts": {host: dict(hosts[host].most_common()) for host in worst},
     }
 

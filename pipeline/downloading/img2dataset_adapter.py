@@ -41,12 +41,12 @@ class ShardFetchError(RuntimeError):
 
 @dataclass(frozen=True)
 class FetchedShard:
-    """A downloaded shard in a local folder. `table`: the rows of its Parquet (`schema.IMAGES`), sorted by key."""
+    """A downloaded shard in a local folder."""
 
     tar: pathlib.Path | None
     """None for images that stay where they are."""
     parquet: pathlib.Path
-    table: pa.Table
+    """The rows (`schema.IMAGES`), sorted by key."""
     stats: dict[str, Any]
     """img2dataset's own statistics, with the counts of `failures.count_failures`."""
 
@@ -103,7 +103,7 @@ def fetch(
     parquet.write_bytes(artifacts.encode_parquet(table))
     stats = json.loads((folder / f"{shard_name(shard)}_stats.json").read_text())
     stats |= failures.count_failures(table) | {"seconds": round(time.time() - started, 3)}
-    return FetchedShard(folder / f"{shard_name(shard)}.tar", parquet, table, stats)
+    return FetchedShard(folder / f"{shard_name(shard)}.tar", parquet, stats)
 
 
 def conversion_settings(settings: DownloadSettings) -> ConversionSettings:

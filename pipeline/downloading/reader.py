@@ -20,7 +20,7 @@ from lotlip_data.manifests import artifacts
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import tar_reader
 from lotlip_data.manifests.formats.image_containers import Container, FolderFile
-from lotlip_data.manifests.formats.schema import EXISTING_IMAGES, IMAGE_EXTENSION, ORIGIN, SUCCESS
+from lotlip_data.manifests.formats.schema import IMAGE_EXTENSION, ORIGIN, SUCCESS
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker
@@ -117,14 +117,12 @@ def _stored_images(run: Run, shard: int, marker: ImageMarker) -> Iterator[Fetche
 
 def _referenced_images(run: Run, shard: int, marker: ImageMarker) -> Iterator[FetchedImage]:
     """The images of a container, in its order, which is that of the keys."""
-    table = fetched_rows(run, shard, marker, EXISTING_IMAGES.names)
-    table = table.filter(pc.equal(table["status"], SUCCESS))
-    if not table.num_rows:
+    if not marker["successes"]:
         return
     remedy = container_remedy(run, shard)
     with contextlib.ExitStack() as stack:
-        rows = _with_bytes(table, read_part(marker["container"], table["member"].to_pylist()), marker, remedy)
-        if not pc.any(table["converted"]).as_py():
+        rows = _with_bytes(run, shard, marker, remedy)
+        if not marker.get("converted"):
             for row, content in rows:
                 yield _fetched(row, content)
             return
@@ -145,16 +143,18 @@ def _not_convertible(container: Container, member: str, error: FetchError, remed
     return f"{container}: image {member} cannot be converted any more ({error}). {remedy}"
 
 
-def _with_bytes(
-    table: pa.Table, container: Container, marker: ImageMarker, remedy: str
-) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """The rows of a shard with the bytes of their images.
+def _with_bytes(run: Run, shard: int, marker: ImageMarker, remedy: str) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """The rows of a shard that have an image, with its bytes.
 
     Raises ShardUnreadable if the container is not what was scanned.
     """
-    rows = (row for batch in table.to_batches(_ROWS_IN_MEMORY) for row in batch.to_pylist())
+    container, recorded = marker["container"], marker.get("container_digest")
+    if container.kind == "folder":
+        table = fetched_rows(run, shard, marker, ["member", "status"])
+        used = table.filter(pc.equal(table["status"], SUCCESS))["member"].to_pylist()
+        container, recorded = read_part(container, used), None  # which is the digest of all files
+    rows = _rows_with_image(run, shard, marker)
     row = next(rows, None)
-    recorded = None if container.kind == "folder" else marker.get("container_digest")  # of all files of a folder
     for image in iter_images(container, remedy, ShardUnreadable, recorded):
         if row is None or image.name != row["member"]:
             continue  # one that is not used
@@ -163,6 +163,13 @@ def _with_bytes(
         row = next(rows, None)
     if row is not None:
         raise ShardUnreadable(f"{container}: has no image {row['member']} any more. {remedy}")
+
+
+def _rows_with_image(run: Run, shard: int, marker: ImageMarker) -> Iterator[dict[str, Any]]:
+    url, recorded = run.image_file(marker["parquet"]), marker.get("digests", {}).get("parquet")
+    remedy = refetch_remedy(run, shard)
+    for batch in artifacts.iter_parquet(url, remedy, None, _ROWS_IN_MEMORY, ShardUnreadable, recorded):
+        yield from (row for row in batch.to_pylist() if row["status"] == SUCCESS)
 
 
 def _check(container: Container, member: str, sha256: str, content: bytes, remedy: str) -> None:

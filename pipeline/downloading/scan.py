@@ -21,10 +21,9 @@ import pyarrow as pa
 from lotlip_data.manifests import artifacts
 from lotlip_data.manifests.digests import Digest
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.formats.image_containers import Container
 from lotlip_data.manifests.formats.schema import EXISTING_IMAGES, SUCCESS
 from lotlip_data.manifests.iteration import batched
-from lotlip_data.manifests.progress import Progress, progress_bar
+from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import shard_name
 from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.manifests.settings.source import Source
@@ -43,6 +42,8 @@ FAILED = "failed_to_read"
 """`status` of an image that cannot be used."""
 
 _REMEDY = "Restore it and run `lotlip-data download` again, or give --accept-failures to go on without its images."
+_ROW_GROUP = 1000
+"""Rows of a row group in the Parquet."""
 _ROW_DIGITS = 6
 """Digits of the row in a key: how many images a container has is not known before it ends."""
 
@@ -73,28 +74,30 @@ def scan(
         OSError: The storage cannot be reached, or the folder cannot be written to.
     """
     started = time.time()
-    stem = folder / shard_name(shard)
-    tar = ImageTarWriter(stem.with_suffix(".tar")) if source.images == "copy" else None
-    rows = _Rows(listed.container, source.name, shard, tar)
     tally = _Tally()
     with (
-        contextlib.ExitStack() as stack,
         Converter(conversion_settings(settings), suspects) as converter,
-        progress_bar("download", listed.container.rows or 0, "image") as bar,
+        progress_bar("download", listed.container.rows, "image") as bar,
+        _ShardFiles(listed, shard, folder, copies=source.images == "copy") as files,
     ):
-        if tar is not None:
-            stack.callback(tar.close)
         bodies = ((row, _body(row, settings)) for row in _drawn_rows(listed, source, tally))
         for row, future in converter.submit_ahead(bodies):
-            rows.add(row, _outcome(row, future, settings))
-            _show(bar, rows)
+            files.add(row, _outcome(row, future, settings))
+            bar.note(counts={"downloaded": files.images})
+            bar.update()
     stats = {"filtered": dict(tally.filtered.most_common()), "not_drawn": tally.not_drawn}
-    stats |= _origin(listed.container, source, tally, settings)
-    return _shard(rows, None if tar is None else stem.with_suffix(".tar"), folder, stats, started)
+    if source.images == "reference":
+        assert tally.digest is not None
+        stats |= {
+            "container_digest": asdict(tally.digest),
+            "conversion": asdict(conversion_settings(settings)),
+            "converted": files.converted,
+        }
+    return files.fetched(stats, started)
 
 
 def without_images(listed: ContainerShard, shard: int, error: UserError, folder: pathlib.Path) -> FetchedShard:
-    """The shard of a container that cannot be read, as one row without an image. The other arguments are as for `scan`.
+    """The shard of a container that cannot be read, as one row without an image.
 
     Args:
         listed: The container.
@@ -102,23 +105,10 @@ def without_images(listed: ContainerShard, shard: int, error: UserError, folder:
         error: Why it cannot be read.
         folder: Where the files of the shard are written.
     """
-    started, rows = time.time(), _Rows(listed.container, listed.source, shard, None)
-    row = RejectedRow(0, "", failures.UNUSABLE_CONTAINER, str(error))
-    rows.add(row, FetchError(row.reason, row.detail))
-    return _shard(rows, None, folder, _reference(listed.container), started)
-
-
-def _shard(
-    rows: "_Rows", tar: pathlib.Path | None, folder: pathlib.Path, stats: dict[str, Any], started: float
-) -> FetchedShard:
-    """Write the Parquet of a shard. `stats` is what its marker says besides the counts and times."""
-    table = pa.Table.from_pylist(rows.rows, schema=EXISTING_IMAGES)
-    parquet = folder / "rows.parquet"
-    parquet.write_bytes(artifacts.encode_parquet(table))
-    ended = time.time()
-    counts = {"count": table.num_rows, "successes": rows.images} | failures.count_failures(table)
-    times = {"start_time": started, "end_time": ended, "seconds": round(ended - started, 3)}
-    return FetchedShard(tar, parquet, table, stats | counts | times)
+    started = time.time()
+    with _ShardFiles(listed, shard, folder, copies=False) as files:
+        files.add(RejectedRow(0, "", "", ""), FetchError(failures.UNUSABLE_CONTAINER, str(error)))
+    return files.fetched({}, started)
 
 
 @dataclass
@@ -172,66 +162,114 @@ def _outcome(
         return error
 
 
-class _Rows:
-    """The rows of a shard: those of its Parquet, and the members of its tar.
+class _ShardFiles:
+    """Writes the Parquet of a shard and, for a copy, its tar. Memory does not grow with the rows, but for their uids.
 
     Args:
-        container: The container.
-        source: The name of its source.
+        listed: The container, and the name of its source.
         shard: The number of the shard.
-        tar: Receives the images, if the run stores them.
+        folder: Where the files are written.
+        copies: Whether the run stores the images.
     """
 
-    def __init__(self, container: Container, source: str, shard: int, tar: ImageTarWriter | None) -> None:
-        self._container, self._source, self._shard, self._tar = container, source, shard, tar
+    def __init__(self, listed: ContainerShard, shard: int, folder: pathlib.Path, copies: bool) -> None:
+        self._listed, self._shard = listed, shard
+        self._tar = folder / f"{shard_name(shard)}.tar" if copies else None
+        self._parquet = folder / f"{shard_name(shard)}.parquet"
         self._members: dict[str, str] = {}
         """By uid of a usable image, its name in the container."""
-        self.rows: list[Row] = []
-        self.images = 0
+        self._unwritten: list[Row] = []
+        self._failures: Counter[tuple[str | None, str]] = Counter()
+        """Rows without an image, by URL, or None, and error message."""
+        self.rows = self.images = self.converted = 0
+
+    def __enter__(self) -> "_ShardFiles":
+        self._tar_writer = None if self._tar is None else ImageTarWriter(self._tar)
+        self._parquet_writer = artifacts.parquet_writer(self._parquet, EXISTING_IMAGES)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._write_rows()
+        self._parquet_writer.close()
+        if self._tar_writer is not None:
+            self._tar_writer.close()
 
     def add(self, row: ExistingRow | RejectedRow, outcome: Converted | FetchError) -> None:
         """Add a row with its image, or with the reason why it cannot be used."""
-        if len(self.rows) == 10**_ROW_DIGITS:
-            raise UserError(f"{self._container}: has more than {10**_ROW_DIGITS:,} images; cut it into smaller files")
         content = self._content(row)
         if not isinstance(outcome, FetchError):
             first = self._members.setdefault(content["uid"], row.name)
             if first != row.name:
                 outcome = FetchError(failures.REPEATED, f"as {first}: both have the uid {content['uid']}")
-        if isinstance(outcome, FetchError):
-            # The uid is that of the usable image, if there is one.
-            uid = _hash(f"{identity(self._container)} {row.name}")
-            self.rows.append(content | {"uid": uid, "status": FAILED, "error_message": str(outcome)})
-            return
-        stored = self._tar is not None
-        is_as_it_is = outcome.is_plain and not stored
-        content |= {
-            "status": SUCCESS,
-            "width": outcome.original_width if is_as_it_is else outcome.width,
-            "height": outcome.original_height if is_as_it_is else outcome.height,
-            "original_width": outcome.original_width,
-            "original_height": outcome.original_height,
-            "converted": None if stored else not outcome.is_plain,
-        }
-        if self._tar is not None:
-            self._tar.add(content["key"], outcome.body, content)
+        content |= self._failure(row, outcome) if isinstance(outcome, FetchError) else self._success(outcome)
+        if isinstance(outcome, Converted) and self._tar_writer is not None:
+            self._tar_writer.add(content["key"], outcome.body, content)
+        self.rows += 1
+        self._unwritten.append(content)
+        if len(self._unwritten) == _ROW_GROUP:
+            self._write_rows()
+
+    def _failure(self, row: ExistingRow | RejectedRow, error: FetchError) -> Row:
+        url = row.url if isinstance(row, ExistingRow) else None
+        self._failures[url, str(error)] += 1
+        uid = _hash(f"{identity(self._listed.container)} {row.name}")  # a usable image may have the uid of the content
+        return {"uid": uid, "status": FAILED, "error_message": str(error)}
+
+    def _success(self, image: Converted) -> Row:
+        is_used_as_it_is = image.is_plain and self._tar is None
         self.images += 1
-        self.rows.append(content)
+        self.converted += not is_used_as_it_is
+        return {
+            "status": SUCCESS,
+            "width": image.original_width if is_used_as_it_is else image.width,
+            "height": image.original_height if is_used_as_it_is else image.height,
+            "original_width": image.original_width,
+            "original_height": image.original_height,
+            "converted": not image.is_plain if self._tar is None else None,
+        }
+
+    def _write_rows(self) -> None:
+        if self._unwritten:
+            self._parquet_writer.write_table(pa.Table.from_pylist(self._unwritten, schema=EXISTING_IMAGES))
+            self._unwritten = []
+
+    def fetched(self, stats: dict[str, Any], started: float) -> FetchedShard:
+        """The shard, once its files are written.
+
+        Args:
+            stats: What its marker says besides counts, times and the container.
+            started: Unix time in seconds.
+        """
+        ended = time.time()
+        return FetchedShard(
+            self._tar,
+            self._parquet,
+            {
+                "count": self.rows,
+                "successes": self.images,
+                **failures.count_rows(self.images, self._failures),
+                "container": asdict(replace(self._listed.container, files=())),  # the table names its files too
+                **stats,
+                "start_time": started,
+                "end_time": ended,
+                "seconds": round(ended - started, 3),
+            },
+        )
 
     def _content(self, row: ExistingRow | RejectedRow) -> Row:
         """The columns of a row that do not depend on its image's outcome."""
         content: Row = dict.fromkeys(EXISTING_IMAGES.names)
         content |= {
-            "key": f"{shard_name(self._shard)}{len(self.rows):0{_ROW_DIGITS}d}",
+            "key": f"{shard_name(self._shard)}{self.rows:0{_ROW_DIGITS}d}",
             "texts": [""],
-            "container": self._container.url,
+            "container": self._listed.container.url,
             "member": row.name,
         }
         if isinstance(row, ExistingRow):
             sha256 = hashlib.sha256(row.image or b"").hexdigest()
             content |= {"url": row.url, "sha256": sha256, "uid": _uid(row.url, sha256)}
             content["texts"] = list(row.texts) or [""]
-        return content | {"sources": [self._source] * len(content["texts"])}
+        return content | {"sources": [self._listed.source] * len(content["texts"])}
 
 
 def _uid(url: str | None, sha256: str) -> str:
@@ -244,24 +282,3 @@ def _uid(url: str | None, sha256: str) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:UID_LENGTH]
-
-
-def _show(bar: Progress, rows: _Rows) -> None:
-    bar.note(counts={"downloaded": rows.images})
-    bar.update()
-
-
-def _reference(container: Container) -> dict[str, Any]:
-    return {"container": asdict(replace(container, files=()))}  # the table names its files too
-
-
-def _origin(container: Container, source: Source, tally: _Tally, settings: DownloadSettings) -> dict[str, Any]:
-    """What the marker says about the container. Images that stay in it are compared with it whenever they are read."""
-    origin = _reference(container)
-    if source.images == "copy":
-        return origin
-    assert tally.digest is not None
-    return origin | {
-        "container_digest": asdict(tally.digest),
-        "conversion": asdict(conversion_settings(settings)),
-    }
