@@ -65,7 +65,7 @@ VOCABULARY = frozenset(
             "no such file",
         ),
         *("a link out of the folder", "unsafe name", "text too long", "text not in UTF-8", "no key", "no file name"),
-        "not readable",
+        *("not readable", "a column stands twice", "not a JSON object"),
     }
 )
 """All reasons except `http NNN`. The last ones are those of containers (`existing_images.rows`)."""

@@ -35,7 +35,7 @@ from lotlip_data.pipeline.downloading.images.isolation import Converter, Suspect
 from lotlip_data.pipeline.downloading.images.messages import Converted
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, conversion_settings
 from lotlip_data.pipeline.existing_images.filtering import BATCH, usable_rows
-from lotlip_data.pipeline.existing_images.partition import ContainerShard, identity
+from lotlip_data.pipeline.existing_images.partition import ContainerShard, image_identity
 from lotlip_data.pipeline.existing_images.rows import ExistingRow, RejectedRow
 
 FAILED = "failed_to_read"
@@ -212,7 +212,7 @@ class _ShardFiles:
     def _failure(self, row: ExistingRow | RejectedRow, error: FetchError) -> Row:
         url = row.url if isinstance(row, ExistingRow) else None
         self._failures[url, str(error)] += 1
-        uid = _hash(f"{identity(self._listed.container)} {row.name}")  # a usable image may have the uid of the content
+        uid = _hash(image_identity(self._listed.container, row.name))  # a usable image may have the uid of the content
         return {"uid": uid, "status": FAILED, "error_message": str(error)}
 
     def _success(self, image: Converted) -> Row:

@@ -7,6 +7,8 @@ are read, unless a `sample` has to be drawn: then the names of all images of the
 that its filter needs. A sample is exact: the images with the lowest hashes of their names, over all containers.
 """
 
+import array
+import json
 import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +17,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from lotlip_data.manifests import artifacts, wording
 from lotlip_data.manifests.formats.image_containers import Container
@@ -27,11 +30,13 @@ from lotlip_data.pipeline.existing_images.containers import containers_of
 from lotlip_data.pipeline.existing_images.filtering import usable_rows
 from lotlip_data.pipeline.existing_images.rows import RejectedRow
 from lotlip_data.pipeline.url_lists.partition import PartitionError, check_shard_number, store_list
+from lotlip_data.pipeline.url_lists.rows import Reject
 from lotlip_data.pipeline.url_lists.sampling import ALL, SAMPLER_BUCKETS, SAMPLER_BUFFER_BYTES, hashes, sample_key
 
 logger = logging.getLogger(__name__)
 
 _COUNT_THREADS = 4
+_CONTAINER = TypeAdapter(Container)
 _RANKS = pa.schema([("order", pa.uint64()), ("rank", pa.uint64()), ("container", pa.int32())])
 """An image that can be drawn: its hash with the seed of its source, and with that of the manifest."""
 
@@ -64,14 +69,56 @@ def list_remedy(run: Run, shard: int) -> str:
     return f"Remove {run.container_list(shard)} and {run.plan}; `lotlip-data download` rebuilds both."
 
 
-def identity(container: Container) -> str:
-    """The name of a container in hashes."""
-    return f"{container.kind} {container.url} {container.first}"
+def image_identity(container: Container, name: str) -> str:
+    """What identifies an image beside all others of its source, however tables and folders are cut into containers."""
+    return f"{container.kind} {container.url} {name}"
 
 
 def _hashes(container: Container, names: Sequence[str], key: str) -> np.ndarray:
-    prefix = identity(container)
-    return hashes(pa.array([f"{prefix} {name}" for name in names], pa.string()), key)
+    return hashes(pa.array([image_identity(container, name) for name in names], pa.string()), key)
+
+
+class _SpilledContainers:
+    """The containers of all sources in a file: those of a large folder hold the names and the texts of its files.
+
+    Args:
+        path: A file to write.
+        seed: The manifest's seed, for their order.
+    """
+
+    def __init__(self, path: pathlib.Path, seed: int) -> None:
+        self._file = path.open("w+b")
+        self._seed = str(seed)
+        self._offsets, self._orders = array.array("Q"), array.array("Q")
+        self._sources: list[str] = []
+        self.rows: list[int | None] = []
+        """By number, the rows of a container; None if it has to be read to know them."""
+
+    def add(self, source: Source, container: Container) -> None:
+        """Add a container; its number is that of the containers before it."""
+        first_file = container.files[0].name if container.files else ""
+        text = f"{source.name} {container.kind} {container.url} {container.first} {first_file}"
+        self._orders.extend(hashes(pa.array([text], pa.string()), self._seed).tolist())
+        self._offsets.append(self._file.tell())
+        self._file.write(json.dumps(asdict(container)).encode() + b"\n")
+        self._sources.append(source.name)
+        self.rows.append(container.rows)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def source(self, number: int) -> str:
+        """The name of a container's source."""
+        return self._sources[number]
+
+    def container(self, number: int) -> Container:
+        """A container by its number."""
+        self._file.seek(self._offsets[number])
+        return _CONTAINER.validate_json(self._file.readline())
+
+    def in_order(self) -> list[int]:
+        """The numbers in seeded order."""
+        return np.argsort(np.array(self._orders, np.uint64), kind="stable").tolist()
 
 
 class ExistingImages:
@@ -80,15 +127,16 @@ class ExistingImages:
     Args:
         manifest: The manifest.
         folder: A scratch folder.
+        reject: Receives the unusable rows of tables about folders.
 
     Raises:
         UserError: A file is missing or damaged, or a source has no file.
     """
 
-    def __init__(self, manifest: Manifest, folder: pathlib.Path) -> None:
+    def __init__(self, manifest: Manifest, folder: pathlib.Path, reject: Reject) -> None:
         self._manifest, self._folder = manifest, folder
         self._sources = {source.name: source for source in manifest.sources if source.is_images}
-        self._containers = self._ordered_containers()
+        self._containers = self._list_containers(reject)
         self._draws: dict[str, ExternalBuckets] = {}
         """By source of which a sample is drawn, its images."""
         self._highest: dict[str, int] = {}
@@ -100,30 +148,27 @@ class ExistingImages:
             if source.sample is not None:
                 self._highest[name] = _highest_drawn(self._draws[name], source.sample)
 
-    def _ordered_containers(self) -> list[tuple[Source, Container]]:
-        containers = []
+    def _list_containers(self, reject: Reject) -> _SpilledContainers:
+        containers = _SpilledContainers(self._folder / "containers.jsonl", self._manifest.seed)
         for source in self._sources.values():
             logger.info(f"listing the images of {source.name}")
-            of_source = list(containers_of(source, self._manifest.samples_per_shard, self._manifest.seed))
-            if not of_source:
+            before = len(containers)
+            for container in containers_of(source, self._manifest.samples_per_shard, self._manifest.seed, reject):
+                containers.add(source, container)
+            if len(containers) == before:
                 raise PartitionError(f"{source.name}: no images in {', '.join(source.files)}")
-            containers += [(source, container) for container in of_source]
-        names = [f"{source.name} {identity(container)}" for source, container in containers]
-        order = np.argsort(hashes(pa.array(names, pa.string()), str(self._manifest.seed)), kind="stable")
-        return [containers[place] for place in order]
+        return containers
 
     def _read_names(self, source: Source) -> ExternalBuckets:
         """The images of a source that its filter keeps."""
-        numbers = [number for number, (owner, _) in enumerate(self._containers) if owner is source]
+        numbers = [number for number in range(len(self._containers)) if self._containers.source(number) == source.name]
         logger.info(f"{source.name}: counting the images of {wording.count(len(numbers), 'container')} for the sample")
         buckets = self._buckets(f"draw-{source.name}", SAMPLER_BUCKETS)
-        read = partial(_names_of, source)
-        containers = [self._containers[number][1] for number in numbers]
-        for number, names in zip(numbers, map_ordered(read, containers, _COUNT_THREADS), strict=True):
-            container = self._containers[number][1]
-            keys = sample_key(source), str(self._manifest.seed)
-            columns = [_hashes(container, names, key) for key in keys]
-            buckets.add(pa.table([*columns, np.full(len(names), number, np.int32)], schema=_RANKS))
+        keys = sample_key(source), str(self._manifest.seed)
+        containers = ((number, self._containers.container(number)) for number in numbers)
+        for number, columns in map_ordered(partial(_hashes_of_names, source, keys), containers, _COUNT_THREADS):
+            owner = np.full(len(columns[0]), number, np.int32)
+            buckets.add(pa.table([*columns, owner], schema=_RANKS))
         buckets.flush()
         return buckets
 
@@ -167,14 +212,17 @@ class ExistingImages:
         """
         drawn = self._drawn_counts(highest_rank)
         rows = []
-        for number, (source, container) in enumerate(self._containers):
-            count = int(drawn[number]) if source.name in self._draws else container.rows
+        for number in self._containers.in_order():
+            source = self._sources[self._containers.source(number)]
+            count = int(drawn[number]) if source.name in self._draws else self._containers.rows[number]
             if count == 0:
                 continue
             shard = first + len(rows)
             check_shard_number(shard)
-            content = asdict(ContainerShard(source.name, container, self._limits(source, highest_rank)))
-            store_list(run, run.container_list(shard), artifacts.encode_json(content))
+            content = ContainerShard(
+                source.name, self._containers.container(number), self._limits(source, highest_rank)
+            )
+            store_list(run, run.container_list(shard), artifacts.encode_json(asdict(content)))
             rows.append(self._manifest.samples_per_shard if count is None else count)
         return rows
 
@@ -192,10 +240,14 @@ class ExistingImages:
         return own | ({} if highest_rank is None else {str(self._manifest.seed): highest_rank})
 
 
-def _names_of(source: Source, container: Container) -> list[str]:
-    """The images of a container that the source's filter keeps."""
+def _hashes_of_names(
+    source: Source, keys: Sequence[str], numbered: tuple[int, Container]
+) -> tuple[int, list[np.ndarray]]:
+    """The hashes, with each of `keys`, of the images of a container that the source's filter keeps."""
+    number, container = numbered
     rows = usable_rows(container, source, images=False)
-    return [row.name for row in rows if not isinstance(row, RejectedRow)]
+    names = [row.name for row in rows if not isinstance(row, RejectedRow)]
+    return number, [_hashes(container, names, key) for key in keys]
 
 
 def _highest_drawn(buckets: Iterable[pa.Table], sample: int) -> int:

@@ -1,6 +1,7 @@
 """What `plan` says about a source of images that exist: its containers, and their rows from a sample of them."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.formats.image_containers import Container
@@ -28,10 +29,11 @@ def sample_containers(source: Source, plan: SourcePlan, rows: int, manifest: Man
     Raises:
         UserError: A container is missing or damaged.
     """
-    containers = list(containers_of(source, manifest.samples_per_shard, manifest.seed))
-    plan.containers, plan.columns = len(containers), source.needed
-    plan.files = len({container.url for container in containers})
-    sampled = evenly(containers, SAMPLED_CONTAINERS)
+    sizes = [(container.url, container.rows) for container in _containers(source, manifest)]
+    plan.containers, plan.columns = len(sizes), source.needed
+    plan.files = len({url for url, _ in sizes})
+    wanted = evenly(range(len(sizes)), SAMPLED_CONTAINERS)
+    sampled = [container for number, container in enumerate(_containers(source, manifest)) if number in wanted]
     sample = _Sample()
     read_rows = 0
     for container in sampled:
@@ -40,25 +42,30 @@ def sample_containers(source: Source, plan: SourcePlan, rows: int, manifest: Man
     plan.seen, plan.taken, plan.blank = sample.seen, sample.taken, sample.blank
     plan.texts = sample.taken - sample.blank
     plan.invalid, plan.filtered = dict(sample.invalid.most_common()), dict(sample.filtered.most_common())
-    known = [container.rows for container in containers if container.rows is not None]
-    plan.read_whole = len(sampled) == len(containers) and (not known or sum(known) == sample.seen)
+    known = [rows for _, rows in sizes if rows is not None]
+    plan.read_whole = len(sampled) == len(sizes) and (not known or sum(known) == sample.seen)
     if plan.read_whole:
         plan.rows, plan.rows_exact = sample.seen, True
-    elif len(known) == len(containers):
+    elif len(known) == len(sizes):
         plan.rows, plan.rows_exact = sum(known), True
     else:
-        plan.rows = _extrapolated(containers, sampled, read_rows)
+        plan.rows = _extrapolated([url for url, _ in sizes], sampled, read_rows)
     if plan.rows is not None:
         plan.images = round(plan.rows * sample.taken / sample.seen) if sample.seen else 0
         plan.images = plan.images if source.sample is None else min(plan.images, source.sample)
 
 
-def _extrapolated(containers: list[Container], sampled: list[Container], rows: int) -> int | None:
+def _containers(source: Source, manifest: Manifest) -> Iterator[Container]:
+    """The containers, one after another: those of a large folder do not fit in memory."""
+    return containers_of(source, manifest.samples_per_shard, manifest.seed)
+
+
+def _extrapolated(urls: list[str], sampled: list[Container], rows: int) -> int | None:
     """The rows of tars, by their sizes; None if the storage reports no sizes."""
-    sizes = [storage.size(container.url) for container in containers]
+    sizes = [storage.size(url) for url in urls]
     if None in sizes:
         return None
-    by_url = {container.url: size or 0 for container, size in zip(containers, sizes, strict=True)}
+    by_url = {url: size or 0 for url, size in zip(urls, sizes, strict=True)}
     read = sum(by_url[container.url] for container in sampled)
     return round(rows * sum(by_url.values()) / read) if read else 0
 

@@ -45,7 +45,7 @@ def check_lists(manifest: Manifest) -> Iterator[Check]:
         subject = f"source {source.name!r}"
         try:
             if source.is_images:
-                containers = list(containers_of(source, manifest.samples_per_shard, manifest.seed))
+                containers = containers_of(source, manifest.samples_per_shard, manifest.seed)
                 files = sorted({container.url for container in containers})
             else:
                 files = files_of(source)

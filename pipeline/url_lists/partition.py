@@ -34,7 +34,7 @@ from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.files import stamp_of, uncompressed_bytes
-from lotlip_data.pipeline.url_lists.rows import BATCH_ROWS, BadRow
+from lotlip_data.pipeline.url_lists.rows import BATCH_ROWS, BadRow, Reject
 from lotlip_data.pipeline.url_lists.sampling import SourceSampler, hashes, split_sample
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def load_partition(run: Run) -> Partition | None:
 def partition(
     manifest: Manifest,
     run: Run,
-    containers: Callable[[Manifest, pathlib.Path], ContainerShards] | None = None,
+    containers: Callable[[Manifest, pathlib.Path, Reject], ContainerShards] | None = None,
 ) -> Partition:
     """Partition the manifest's lists into shards, unless the run has a partition already, and return it.
 
@@ -162,7 +162,7 @@ def partition(
         manifest: The manifest.
         run: The run to write to.
         containers: Finds the containers of the image sources of the manifest, which become the last shards. Arguments:
-            the manifest, and a scratch folder. None if it has no such source.
+            the manifest, a scratch folder, and what receives unusable rows. None if it has no such source.
 
     Raises:
         ListError: A list cannot be read.
@@ -190,8 +190,8 @@ def partition(
         for index, source in lists.items():
             _read_source(source, index, manifest.seed, counts, buckets, samplers.get(source.name))
         buckets.flush()
+        existing = containers(manifest, folder, counts.reject) if containers is not None else None
         counts.close()
-        existing = containers(manifest, folder) if containers is not None else None
         has_images = bool(counts.sources) or not lists
         if has_images:
             freeze(manifest, run)
