@@ -12,9 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lotlip_data.manifests import storage
-from lotlip_data.pipeline.existing_images.rows import LINK_OUT, NO_FILE, NOT_A_FILE, NOT_READABLE, TOO_LARGE, Problem
-
-_CONTENT = Problem(NOT_A_FILE, "a folder, a device, a pipe or a socket")
+from lotlip_data.pipeline.existing_images.rows import (
+    LINK_OUT,
+    NO_FILE,
+    NOT_A_FILE,
+    NOT_READABLE,
+    TOO_LARGE,
+    UNSAFE_NAME,
+    Problem,
+)
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,8 @@ class Folder:
         if not self.follow_links and self._leads_out(path):
             return Problem(LINK_OUT, "set `follow_links: true` to read it")
         try:
-            if storage.kind(path) != "file":  # a pipe would make the reader wait
-                return _CONTENT if os.path.lexists(path) else Problem(NO_FILE)
+            if storage.local_kind(path) != "file":  # a pipe would make the reader wait
+                return Problem(NOT_A_FILE, "a folder, a device, a pipe or a socket")
             with open(path, "rb", opener=_open_without_waiting) as stream:
                 size = os.fstat(stream.fileno()).st_size
                 content = stream.read(min(size, max_bytes) + 1)
@@ -92,6 +98,8 @@ class Folder:
             raise
 
     def _read_remote(self, name: str, max_bytes: int) -> bytes | Problem:
+        if "::" in name or "://" in name:  # fsspec takes it for another place
+            return Problem(UNSAFE_NAME, "the name looks like a URL")
         try:
             with storage.open_read(storage.join(self.url, name)) as stream:
                 return _bounded(stream.read(max_bytes + 1), max_bytes)

@@ -94,7 +94,7 @@ def _groups(
 ) -> Iterator[_Group]:
     group = None
     for member in members:
-        parts = None if _META.search(member.name) else split_name(member.name)
+        parts = None if _META.match(member.name) else split_name(member.name)
         if parts is None:
             continue
         key, extension = parts
