@@ -117,7 +117,7 @@ def test_a_run_of_tars_a_table_a_folder_and_urls_survives_a_kill_of_its_scan(tmp
     shards = ledger.fetched_shards(run)
     assert shards == list(range(8))
     assert {path: path.stat().st_mtime_ns for path in markers} == markers
-    assert planned["lists"]["images"] == 8 * IMAGES + 1  # the names alone do not show the damaged one
+    assert planned["images"] == 8 * IMAGES + 1  # the names alone do not show the damaged one
     check_images(run, shards)
     check_every_stage(run)
     before = files_below(run)
