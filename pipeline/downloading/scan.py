@@ -137,8 +137,9 @@ def _drawn_rows(listed: ContainerShard, source: Source, tally: _Tally) -> Iterat
 
 def _body(row: ExistingRow | RejectedRow, settings: DownloadSettings) -> bytes | None:
     """The image of a row, if it is to be converted."""
-    is_image = isinstance(row, ExistingRow) and row.image and len(row.image) <= settings.max_bytes
-    return row.image if is_image else None
+    if isinstance(row, RejectedRow) or not row.image or len(row.image) > settings.max_bytes:
+        return None
+    return row.image
 
 
 def _outcome(

@@ -211,7 +211,7 @@ class ExistingImages:
             PartitionError: There are too many shards.
         """
         drawn = self._drawn_counts(highest_rank)
-        rows = []
+        rows: list[int] = []
         for number in self._containers.in_order():
             source = self._sources[self._containers.source(number)]
             count = int(drawn[number]) if source.name in self._draws else self._containers.rows[number]

@@ -32,7 +32,7 @@ def sample_containers(source: Source, plan: SourcePlan, rows: int, manifest: Man
     sizes = [(container.url, container.rows) for container in _containers(source, manifest)]
     plan.containers, plan.columns = len(sizes), source.needed
     plan.files = len({url for url, _ in sizes})
-    wanted = evenly(range(len(sizes)), SAMPLED_CONTAINERS)
+    wanted = evenly(list(range(len(sizes))), SAMPLED_CONTAINERS)
     sampled = [container for number, container in enumerate(_containers(source, manifest)) if number in wanted]
     sample = _Sample()
     read_rows = 0

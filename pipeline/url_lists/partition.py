@@ -190,7 +190,7 @@ def partition(
         for index, source in lists.items():
             _read_source(source, index, manifest.seed, counts, buckets, samplers.get(source.name))
         buckets.flush()
-        existing = containers(manifest, folder, counts.reject) if containers is not None else None
+        images = containers(manifest, folder, counts.reject) if containers is not None else None
         counts.close()
         has_images = bool(counts.sources) or not lists
         if has_images:
@@ -198,7 +198,7 @@ def partition(
         _store_bad_rows(run, counts)
         if not has_images:
             raise PartitionError(_no_image_message(lists.values(), counts))
-        result = _write_shards(manifest, run, buckets, samplers, counts, existing)
+        result = _write_shards(manifest, run, buckets, samplers, counts, images)
         result = replace(result, stamps=stamps, settings=image_settings(manifest))
     storage.create(run.plan, artifacts.encode_json(asdict(result), indent=2))
     committed = load_partition(run)  # that of another driver, if it was first
