@@ -167,7 +167,7 @@ def committed_run(folder: pathlib.Path) -> Run:
         pq.write_table(table, scratch / "x.parquet")
         (scratch / "x.tar").write_bytes(b"")
         stats = {"count": 5, "successes": 1} | failures.count_failures(table)
-        commit(run, shard, FetchedShard(scratch / "x.tar", scratch / "x.parquet", table, stats))
+        commit(run, shard, FetchedShard(scratch / "x.tar", scratch / "x.parquet", stats))
         finish_commit(run, shard, ledger.read_image_stats(run, shard))
     return run
 
