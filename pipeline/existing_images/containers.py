@@ -98,8 +98,8 @@ def _saved_files(folder: str) -> list[str]:
     if storage.exists(storage.join(folder, _SPLITS)):
         splits = _read_json(storage.join(folder, _SPLITS)).get("splits")
         if not isinstance(splits, list) or len(splits) != 1:
-            names = ", ".join(map(str, splits)) if isinstance(splits, list) else "none"
-            raise ListError(f"{folder}: has several splits ({names}); name the folder of one, such as {folder}/train")
+            shown = ", ".join(map(str, splits)) if isinstance(splits, list) else "none"
+            raise ListError(f"{folder}: has several splits ({shown}); name the folder of one, such as {folder}/train")
         folder = storage.join(folder, _file_name(splits[0], folder))
     if not storage.exists(storage.join(folder, _STATE)):
         raise ListError(

@@ -116,7 +116,7 @@ def _joined(source: Source, buckets: ExternalBuckets) -> Iterator[FolderFile]:
             cells, problem = json.loads(row)
             file = FolderFile(name, cells, None if problem is None else tuple(problem))
             files[name] = _merged(source, files[name], file) if name in files else file
-        missing = None if source.table is None else {}  # texts are then in the table alone
+        missing: dict[str, Any] | None = None if source.table is None else {}  # texts are then in the table alone
         yield from (file if file.cells is not None else FolderFile(file.name, missing) for file in files.values())
 
 

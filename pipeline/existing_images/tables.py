@@ -138,11 +138,9 @@ def _part_samples(
         name = str(first + row + index) if names is None else clean(names[index]) or ""
         problem = None if names is None else _key_problem(name, keys)
         keys.add(name)
-        image = None
-        if images is not None and problem is None:
-            image = _image_of(images[index])
-            if isinstance(image, Problem):
-                image, problem = None, image
+        image = None if images is None or problem is not None else _image_of(images[index])
+        if isinstance(image, Problem):
+            problem, image = image, None
         own = {column: values[index] for column, values in cells.items()}
         fault = Problem(TEXT_TOO_LONG, f"more than {MAX_TEXT_BYTES:,} bytes") if too_long[index] else None
         yield Sample(row + index, name, image, problem, own, fault)

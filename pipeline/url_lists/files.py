@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import IO, Any
 
 import pyarrow as pa
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
@@ -95,7 +95,7 @@ def _expanded(file: str) -> list[str]:
         raise ListError(too_many)
     try:
         names = list(islice(braceexpand(file, escape=False), MAX_FILES + 1))
-    except UnbalancedBracesError as error:
+    except ValueError as error:  # UnbalancedBracesError, which its types do not have
         raise ListError(f"{file}: its braces cannot be expanded: {error}") from None
     if len(names) > MAX_FILES:
         raise ListError(too_many)
