@@ -1,11 +1,13 @@
 """What of a run no longer fits its input, and the next command to run."""
 
+import contextlib
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.formats.dataset_index import SPLITS, read_dataset_summary, read_index
+from lotlip_data.manifests.formats.dataset_index import CHOSEN, SPLITS, read_dataset_summary, read_index
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
 from lotlip_data.manifests.settings.dataset import CleanSettings
@@ -49,7 +51,7 @@ def find_stale(run: Run, manifest: Manifest, status: RunStatus) -> list[Stale]:
 def _dataset_changes(run: Run, manifest: Manifest, status: RunStatus) -> list[str]:
     try:
         summary = read_dataset_summary(run)
-        recipe = recipe_of(run, manifest)
+        recipe = recipe_of(run, manifest, _chosen_captioners(summary))
     except UserError as error:
         return [str(error)]
     lines = []
@@ -66,6 +68,11 @@ def _dataset_changes(run: Run, manifest: Manifest, status: RunStatus) -> list[st
         text = f"{count(missing, 'downloaded image')} {plural(missing, 'is')} not in it"
         lines.append(text if missing > 0 else f"it has {count(-missing, 'image')} that the run no longer has")
     return lines or _newer_inputs(run, list(recipe.captioners))
+
+
+def _chosen_captioners(summary: Mapping[str, Any]) -> list[str]:
+    """The captioners that `shard --captioners` named; none if the dataset has the default ones."""
+    return list(summary["captioners"]) if summary.get(CHOSEN) else []
 
 
 def _comparison_changes(built: dict[str, Any], clean: CleanSettings) -> list[str]:
@@ -132,7 +139,7 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     download = status["download"]
     if download is None or status["fetched"] < (status["shards"] or 0):
         return f"lotlip-data download {shlex.quote(run.manifest)} {url}"
-    if (not status["captioners"] and not manifest.captioners) or _has_captions_left(manifest, status):
+    if (not status["captioners"] and not manifest.captioners) or _has_captions_left(run, manifest, status):
         return f"lotlip-data recaption {url}"
     if not status["dataset"] or any(entry["stage"] == "dataset" for entry in stale):
         return f"lotlip-data shard {url}"
@@ -143,8 +150,12 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     return f"lotlip-data view {url}"
 
 
-def _has_captions_left(manifest: Manifest, status: RunStatus) -> bool:
-    return any(status["captioned"].get(name, 0) < status["fetched"] for name in _captioner_names(manifest))
+def _has_captions_left(run: Run, manifest: Manifest, status: RunStatus) -> bool:
+    names = _captioner_names(manifest)
+    if status["dataset"]:
+        with contextlib.suppress(UserError):  # a damaged dataset.json is stale
+            names = _chosen_captioners(read_dataset_summary(run)) or names
+    return any(status["captioned"].get(name, 0) < status["fetched"] for name in names)
 
 
 def _has_evaluations_left(run: Run, manifest: Manifest, status: RunStatus) -> bool:

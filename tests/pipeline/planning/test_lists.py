@@ -134,7 +134,7 @@ def test_a_list_that_cannot_be_read_is_a_problem_and_the_others_are_still_read(t
             {"name": "here", "files": write_jsonl(tmp_path / "here.jsonl", 10), "text": "caption"},
         )
     )
-    assert plan.problems == [f"{tmp_path}/gone.csv: there is no such file"]
+    assert plan.problems == [f"gone: {tmp_path}/gone.csv: there is no such file"]
     assert (plan.sources[1].taken, plan.images, plan.shards) == (10, None, None)
     assert any(line.startswith("problem") for line in format_text(plan))
 
