@@ -241,8 +241,8 @@ def require_engine(config: CaptionerConfig, engine: str) -> None:
     if engine == "transformers" and (settings := list(_vllm_settings(config))):
         raise ValueError(
             f"captioner {config.name!r}: {' and '.join(settings)}: only vLLM has this, and `auto` takes vLLM where "
-            "it is installed and there is a GPU; give `--engine vllm`, which needs no GPU, or leave it out to run "
-            "transformers"
+            "it is installed and there is a GPU; give `recaption --engine vllm` or set `pool: {engine: vllm}`, which "
+            "needs no GPU, or leave it out to run transformers"
         )
 
 
