@@ -103,7 +103,12 @@ def test_the_guides_example_of_a_captioner_works_with_several_texts_and_fields(t
 
     texts = [caption.text for caption in runner.run(captions())]
     assert texts == ["The colour is #ff0000", 'As for "{raw}", it is #ff0000']
-    for setting in ({"structured": {"choice": ["a"]}}, {"temperature": 0.7}, {"max_new_tokens": 9}, {"dtype": "float16"}):
+    for setting in (
+        {"structured": {"choice": ["a"]}},
+        {"temperature": 0.7},
+        {"max_new_tokens": 9},
+        {"dtype": "float16"},
+    ):
         (name,) = setting
         with pytest.raises(LoadError, match=f"{name}: kind 'average' does not read this setting; leave it out"):
             load_engine(CaptionerConfig(name="x", kind="average", model="none", **setting))

@@ -114,7 +114,10 @@ def test_what_cannot_be_had_is_one_line_and_costs_no_other_model(served: FakeHub
     [
         ("FOLDER/empty", "has no config.json, so it is not a model; give the folder that has it"),
         ("FOLDER/empty/file", "is a file, and a model is a folder; give the folder that has config.json"),
-        ("s3://bucket/model", "is a URL, and an engine reads a model from the hub or from a folder; copy it to a folder"),
+        (
+            "s3://bucket/model",
+            "is a URL, and an engine reads a model from the hub or from a folder; copy it to a folder",
+        ),
         ("FOLDER/none", "there is no such folder; correct the path"),
     ],
 )
