@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from lotlip_data.captioners.base import CaptionerConfig, CaptionError
+from lotlip_data.captioners.base import CaptionerConfig, CaptionError, TextRequest
 from lotlip_data.captioners.engines.preprocessing import Preprocessor
 from lotlip_data.captioners.engines.processor_inputs import ProcessorInputs
 from lotlip_data.captioners.prompt_fields import KNOWN_MARKERS, longest_requests

@@ -8,9 +8,9 @@ import fsspec
 import pytest
 from typer.testing import CliRunner
 
-from lotlip_data.pipeline.cli.main import app
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.storage_retry import StorageError
+from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.core import gpus
 from lotlip_data.pipeline.core.checks import check_storage
 from lotlip_data.pipeline.core.findings import Check, Level
