@@ -7,6 +7,7 @@ counts and rates need no request per shard either.
 
 import contextlib
 import json
+import math
 import re
 import time
 from collections import Counter
@@ -175,14 +176,14 @@ class Stop:
     """That a call of `recaption` gave a captioner up."""
 
     at: int
-    """Unix time in seconds."""
+    """Unix time in seconds, rounded up: the times at which work ended are rounded."""
     reason: str
 
 
 def record_stop(run: Run, name: str, reason: str) -> None:
     """Record that a captioner was given up. Like a log, it is not worth a failure."""
     with contextlib.suppress(OSError, UserError):
-        storage.replace(run.captioner_stopped(name), artifacts.encode_json(asdict(Stop(int(time.time()), reason))))
+        storage.replace(run.captioner_stopped(name), artifacts.encode_json(asdict(Stop(math.ceil(time.time()), reason))))
 
 
 def stop_of(run: Run, name: str) -> Stop | None:

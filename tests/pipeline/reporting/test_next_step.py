@@ -82,7 +82,7 @@ def test_a_dataset_without_captions_that_came_later_is_stale_and_shard_is_next(
 
 def test_a_dataset_of_chosen_captioners_asks_for_no_other(tmp_path: Path, ray_cluster: None) -> None:
     """Also if one of the others has captions left."""
-    run = make_run(tmp_path / "run", writers=("llava", "mine"))
+    run = make_run(tmp_path / "run", writers=("llava", "instructblip"))
     run_fixture.claim_captioner(run, "later")
     manifest = MANIFEST.replace(captioners=["llava", {"name": "later", "kind": "llava", "model": "m"}])
     shard(manifest, run, ["llava"])
@@ -90,7 +90,7 @@ def test_a_dataset_of_chosen_captioners_asks_for_no_other(tmp_path: Path, ray_cl
     assert stale_of(run, manifest) == [] and next_of(run, manifest) == "train"
     shard(MANIFEST, run)
     assert "captioners_chosen" not in dataset_index.read_dataset_summary(run)
-    shard(MANIFEST, run, ["llava", "mine"])  # the default ones
+    shard(MANIFEST, run, ["instructblip", "llava"])  # the default ones
     assert "captioners_chosen" not in dataset_index.read_dataset_summary(run)
 
 
