@@ -182,8 +182,9 @@ class Stop:
 
 def record_stop(run: Run, name: str, reason: str) -> None:
     """Record that a captioner was given up. Like a log, it is not worth a failure."""
+    stop = Stop(math.ceil(time.time()), reason)
     with contextlib.suppress(OSError, UserError):
-        storage.replace(run.captioner_stopped(name), artifacts.encode_json(asdict(Stop(math.ceil(time.time()), reason))))
+        storage.replace(run.captioner_stopped(name), artifacts.encode_json(asdict(stop)))
 
 
 def stop_of(run: Run, name: str) -> Stop | None:
