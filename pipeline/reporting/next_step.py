@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lotlip_data.manifests import storage
@@ -24,6 +24,7 @@ def find_not_started(manifest: Manifest, status: RunStatus) -> dict[str, list[st
     """By stage, the captioners and trainings of the manifest that have no folder in the run yet."""
     trainings = {*status["trained"], *status["training"]}
     return {
+        "import": [name for name in manifest.imported_names if name not in status["captioners"]],
         "recaption": [name for name in _captioner_names(manifest) if name not in status["captioners"]],
         "train": [entry.folder for entry in manifest.train if entry.folder not in trainings],
     }
@@ -139,7 +140,11 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     download = status["download"]
     if download is None or status["fetched"] < (status["shards"] or 0):
         return f"lotlip-data download {shlex.quote(run.manifest)} {url}"
-    if (not status["captioners"] and not manifest.captioners) or _has_captions_left(run, manifest, status):
+    wanted = _chosen_captioners(_summary(run, status))
+    if _has_captions_left(manifest.imported_names, wanted, status):
+        return f"lotlip-data import {url}"
+    is_uncaptioned = not status["captioners"] and not manifest.captioners
+    if is_uncaptioned or _has_captions_left(_captioner_names(manifest), wanted, status):
         return f"lotlip-data recaption {url}"
     if not status["dataset"] or any(entry["stage"] == "dataset" for entry in stale):
         return f"lotlip-data shard {url}"
@@ -150,11 +155,23 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     return f"lotlip-data view {url}"
 
 
-def _has_captions_left(run: Run, manifest: Manifest, status: RunStatus) -> bool:
-    names = _captioner_names(manifest)
+def _summary(run: Run, status: RunStatus) -> dict[str, Any]:
+    """dataset.json without its lists; empty if there is none, or a damaged one, which is stale."""
     if status["dataset"]:
-        with contextlib.suppress(UserError):  # a damaged dataset.json is stale
-            names = _chosen_captioners(read_dataset_summary(run)) or names
+        with contextlib.suppress(UserError):
+            return read_dataset_summary(run)
+    return {}
+
+
+def _has_captions_left(names: Iterable[str], wanted: Sequence[str], status: RunStatus) -> bool:
+    """Whether a captioner has images left.
+
+    Args:
+        names: The captioners.
+        wanted: The only ones that count, if there are any.
+        status: The status of the run.
+    """
+    names = [name for name in names if not wanted or name in wanted]
     return any(status["captioned"].get(name, 0) < status["fetched"] for name in names)
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from lotlip_data.manifests.settings.source import ListFormat, Source
+from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.url_lists.delimited import Dialect, MalformedRecord, Record, records
 from lotlip_data.pipeline.url_lists.rows import Remark
 
@@ -28,7 +28,7 @@ def separator_line(lines: Sequence[str]) -> str | None:
 
 
 def detect_dialect(
-    source: Source, form: ListFormat, lines: Sequence[str], columns: Sequence[str], file: str, remark: Remark
+    source: Source, form: str, lines: Sequence[str], columns: Sequence[str], file: str, remark: Remark
 ) -> Dialect:
     """How the cells of a file are written.
 
@@ -63,6 +63,21 @@ def detect_dialect(
     if has_spaces:
         remark(f"{file}: a space follows each {delimiter!r}, so a quote after it begins a quoted cell")
     return Dialect(delimiter, escape, quoting, has_spaces)
+
+
+def header_names(source: Source, form: str, lines: Sequence[str]) -> list[str]:
+    """The columns that the first line of a CSV or TSV names; it is cut at the delimiter that gives the most columns.
+
+    Args:
+        source: Its `delimiter` takes precedence.
+        form: `csv` or `tsv`.
+        lines: The first lines of the file.
+    """
+    usual = "," if form == "csv" else "\t"
+    header = next((line for line in lines[bool(separator_line(lines)) :] if line.strip()), "")
+    fixed = source.delimiter or separator_line(lines)
+    candidates = [fixed] if fixed else [usual, *(mark for mark in _DELIMITERS if mark != usual)]
+    return max((_split(header, mark) for mark in candidates), key=len)
 
 
 def _delimiter(names: Sequence[str] | None, usual: str, lines: Sequence[str], columns: Sequence[str]) -> str:

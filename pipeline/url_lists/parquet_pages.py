@@ -23,6 +23,7 @@ _ENCODINGS = {5: 2, 7: 2, 8: 4}
 """Structs of a page header by number, for data pages, dictionary pages and data pages of version 2: the number of their
 field for the encoding. Their first field is the number of values."""
 _DAMAGES = (
+    AttributeError,
     IndexError,
     KeyError,
     TypeError,
@@ -32,6 +33,10 @@ _DAMAGES = (
     RecursionError,
     UnicodeDecodeError,
 )
+
+
+class ParquetDamageError(OSError):
+    """The footer of a file or a header in it is damaged."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def column_chunks(stream: IO[bytes]) -> list[list[ColumnChunk]]:
     """The column chunks of each row group of a file.
 
     Raises:
-        OSError: The footer is damaged.
+        ParquetDamageError: The footer is damaged.
     """
     end = stream.seek(0, 2)
     stream.seek(end - _TRAILER.size)
@@ -66,7 +71,7 @@ def column_chunks(stream: IO[bytes]) -> list[list[ColumnChunk]]:
         footer = _CompactReader(stream.read(length)).fields()
         return [[_column_chunk(chunk[3]) for chunk in group[1]] for group in footer.get(4, ())]
     except _DAMAGES as error:
-        raise OSError("the footer of the Parquet file is damaged") from error
+        raise ParquetDamageError("the footer of the Parquet file is damaged") from error
 
 
 def _column_chunk(fields: dict[int, Any]) -> ColumnChunk:
@@ -104,7 +109,7 @@ def pages(stream: IO[bytes], chunk: ColumnChunk) -> Iterator[Page]:
     """The pages of a column chunk. Only their headers are read.
 
     Raises:
-        OSError: The headers are damaged.
+        ParquetDamageError: The headers are damaged.
     """
     place = chunk.place
     end = place + chunk.compressed_bytes
@@ -122,7 +127,7 @@ def pages(stream: IO[bytes], chunk: ColumnChunk) -> Iterator[Page]:
             if min(sizes) < 0:
                 raise ValueError("a negative size")
         except _DAMAGES as error:
-            raise OSError(f"the page header at byte {place} is damaged") from error
+            raise ParquetDamageError(f"the page header at byte {place} is damaged") from error
         yield page
         place = page.place + page.compressed_bytes
 

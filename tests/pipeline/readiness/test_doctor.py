@@ -158,7 +158,7 @@ def test_the_remedy_of_a_source_is_that_of_its_fault(tmp_path: Path, monkeypatch
 
     manifest = Manifest.parse({"name": "m", "sources": [{"name": "web", "files": str(tmp_path / "no.csv")}]}, "m")
     (missing,) = check_lists(manifest)
-    assert str(missing).endswith("there is no such file; correct `files` of this source")
+    assert str(missing).endswith("there is no such file; correct `files` or the columns of this source")
     monkeypatch.setattr(manifest_checks, "files_of", refuse)
     (refused,) = check_lists(manifest)
     assert str(refused).endswith("Set AWS_PROFILE.")
