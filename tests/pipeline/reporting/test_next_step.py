@@ -52,7 +52,11 @@ def test_the_next_command_is_the_first_stage_that_is_not_complete(tmp_path: Path
     assert next_of(make_run(tmp_path / "partial", shards=1)) == "download RUN/manifest.yaml"
     captionless = make_run(tmp_path / "captionless", writers=())
     assert next_of(captionless) == "recaption"
-    assert find_not_started(MANIFEST, get_status(captionless)) == {"recaption": ["llava"], "train": ["lit"]}
+    assert find_not_started(MANIFEST, get_status(captionless)) == {
+        "import": [],
+        "recaption": ["llava"],
+        "train": ["lit"],
+    }
     run = make_run(tmp_path / "run")
     assert next_of(run) == "shard"
     shard(MANIFEST, run)
