@@ -36,6 +36,19 @@ FAMILIES = {
     "mistral3": Family(),
 }
 
+MODEL_TYPES = {
+    "Qwen/Qwen3-VL-4B-Instruct": "qwen3_vl",
+    "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl",
+    "OpenGVLab/InternVL3-8B-hf": "internvl",
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "smolvlm",
+    "google/gemma-3-4b-it": "gemma3",
+    "fancyfeast/llama-joycaption-beta-one-hf-llava": "llava",
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": "llava_onevision",
+    "llava-hf/llava-v1.6-mistral-7b-hf": "llava_next",
+}
+"""Families of the presets' models (`captioners/presets.py`), which are known without the hub."""
+
 
 def check_pixel_limits(config: CaptionerConfig, model_type: str | None) -> None:
     """Raise ValueError if a captioner sets limits of pixels that its model's family does not have.

@@ -117,20 +117,6 @@ VLM_SIZES = {
 """Sizes of the presets' models, with the tokens of an image of 640×480 pixels."""
 
 
-MODEL_TYPES = {
-    "Qwen/Qwen3-VL-4B-Instruct": "qwen3_vl",
-    "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl",
-    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl",
-    "OpenGVLab/InternVL3-8B-hf": "internvl",
-    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "smolvlm",
-    "google/gemma-3-4b-it": "gemma3",
-    "fancyfeast/llama-joycaption-beta-one-hf-llava": "llava",
-    "llava-hf/llava-onevision-qwen2-7b-ov-hf": "llava_onevision",
-    "llava-hf/llava-v1.6-mistral-7b-hf": "llava_next",
-}
-"""Families of the presets' models (`model_type` in config.json), which are known without the hub."""
-
-
 def licence_of(config: CaptionerConfig) -> str | None:
     """The licence of a captioner's model, if it is that of a preset."""
     return LICENCES.get(config.model)

@@ -10,9 +10,8 @@ from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
 from lotlip_data.captioners.engines.adapters import adapter_folder
-from lotlip_data.captioners.families import check_pixel_limits, packages_of
+from lotlip_data.captioners.families import MODEL_TYPES, check_pixel_limits, packages_of
 from lotlip_data.captioners.models.base import Captioner
-from lotlip_data.captioners.presets import MODEL_TYPES
 from lotlip_data.manifests.checkpoints.hub import ModelUnavailable, read_config
 from lotlip_data.manifests.checkpoints.resolve import resolve
 
