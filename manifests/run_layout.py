@@ -3,6 +3,7 @@
 RUN/
   manifest.yaml                                the frozen manifest
   lists/00000.parquet  plan.json               the rows to download, in seeded random order, as shards
+  lists/00012.json                             the tar, table or folder that the images of a shard are read from
   lists/retry-0001.json                        further shards, with the rows that are downloaded again
   images/00000-ATTEMPT.tar .parquet            output of img2dataset; 00000_stats.json names the committed attempt
   captions/CAPTIONER/00000.parquet             captions of image shard 0; .parts/ with partial results
@@ -70,6 +71,10 @@ class Run:
 
     def list_shard(self, shard: int) -> str:
         return self._in("lists", f"{shard_name(shard)}.parquet")
+
+    def container_list(self, shard: int) -> str:
+        """What a shard reads whose images exist already, in place of its `list_shard`."""
+        return self._in("lists", f"{shard_name(shard)}.json")
 
     @property
     def plan(self) -> str:

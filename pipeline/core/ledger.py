@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.digests import Digest
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.image_containers import Container
 from lotlip_data.manifests.run_layout import Run, shard_name
 
 _IMAGE_MARKER = re.compile(r"(\d{5,})_stats\.json")
@@ -36,8 +37,8 @@ class ImageMarker(TypedDict):
     """Rows of the shard."""
     successes: int
     """Images of the shard."""
-    tar: str
-    """The name of the tar in `images`."""
+    tar: NotRequired[str]
+    """The name of the tar in `images`. Images that stay where they are have none: they are in the `container`."""
     parquet: str
     """The name of the Parquet file in `images`."""
     status_dict: dict[str, int]
@@ -50,6 +51,18 @@ class ImageMarker(TypedDict):
     seconds: NotRequired[float]
     digests: NotRequired[dict[Literal["tar", "parquet"], Digest]]
     """Size and sha256 of both files. Earlier releases do not record them."""
+    container: NotRequired[Container]
+    """Where the images were read from that existed before the run."""
+    container_digest: NotRequired[Digest]
+    """Its size and sha256, if the images stay there."""
+    conversion: NotRequired[dict[str, Any]]
+    """The settings with which an image that stays there is converted when it is read."""
+    converted: NotRequired[int]
+    """The number of images that are converted whenever they are read."""
+    filtered: NotRequired[dict[str, int]]
+    """Rows of the container that the source's filter excludes, by rule. They are not in `count`."""
+    not_drawn: NotRequired[int]
+    """Rows of the container outside the sample. They are not in `count`."""
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -153,6 +166,11 @@ def read_image_stats(run: Run, shard: int) -> ImageMarker:
     """The marker of a downloaded shard. Raises FileNotFoundError if it is missing, and UserError if it is damaged."""
     remedy = "Remove it; `lotlip-data download` then downloads the shard again."
     return artifacts.read_json(run.image_stats(shard), remedy, ImageMarker)
+
+
+def images_file(marker: ImageMarker) -> str:
+    """The name of the file in `images` that changes when the images of a shard are read anew."""
+    return marker["tar"] if "tar" in marker else marker["parquet"]
 
 
 def image_stamps(run: Run) -> dict[int, str]:

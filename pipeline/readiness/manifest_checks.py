@@ -12,6 +12,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.storage_retry import StorageError
 from lotlip_data.pipeline.core.findings import Check, Level
 from lotlip_data.pipeline.core.outcome import one_line
+from lotlip_data.pipeline.existing_images.containers import containers_of
 from lotlip_data.pipeline.model_stages.train import check_towers
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_per_actor, resolve_captioners
 from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts, new_jobs, new_texts
@@ -40,8 +41,12 @@ def check_lists(manifest: Manifest) -> Iterator[Check]:
     for source in manifest.sources:
         subject = f"source {source.name!r}"
         try:
-            files = files_of(source)
-            check_captions(source)
+            if source.is_images:
+                containers = containers_of(source, manifest.samples_per_shard, manifest.seed)
+                files = sorted({container.url for container in containers})
+            else:
+                files = files_of(source)
+                check_captions(source)
         except (UserError, OSError) as error:
             fix = "" if isinstance(error, StorageError) else "correct `files` or the columns of this source"
             yield Check(subject, Level.ERROR, one_line(error), fix)

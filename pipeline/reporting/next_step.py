@@ -23,8 +23,8 @@ from lotlip_data.pipeline.reporting.training_status import training_settings
 def find_not_started(manifest: Manifest, status: RunStatus) -> dict[str, list[str]]:
     """By stage, the captioners and trainings of the manifest that have no folder in the run yet."""
     trainings = {*status["trained"], *status["training"]}
-    return {
-        "import": [name for name in manifest.imported_names if name not in status["captioners"]],
+    imported = [name for name in manifest.imported_names if name not in status["captioners"]]
+    return ({"import": imported} if imported else {}) | {
         "recaption": [name for name in _captioner_names(manifest) if name not in status["captioners"]],
         "train": [entry.folder for entry in manifest.train if entry.folder not in trainings],
     }

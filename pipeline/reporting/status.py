@@ -165,10 +165,11 @@ def _download_status(
         marker = ledger.read_image_stats(run, shard)
         tried, failed = tried + marker["count"], failed + marker["count"] - marker["successes"]
     retried = sum(retry_round.rows for retry_round in rounds)
-    left = max(0, partition.images + retried - tried)
+    rows = partition.rows_with({shard: record.rows for shard, record in recorded.items()}) + retried
+    left = max(0, rows - tried)
     urls_per_s, _ = rates(records, now)
     return {
-        "urls": partition.images + retried,
+        "urls": rows,
         "tried": tried,
         "failed": max(0, failed - retried),
         "left": left,
