@@ -1,7 +1,8 @@
 """What `plan` prints about the lists: a short answer, and on request every assumption."""
 
 from lotlip_data.manifests.wording import count, duration, rate, size
-from lotlip_data.pipeline.planning.lists import ListsPlan, SourcePlan, format_rows
+from lotlip_data.pipeline.planning.lists import ListsPlan, format_rows
+from lotlip_data.pipeline.planning.source_plan import SourcePlan
 
 
 def format_text(plan: ListsPlan) -> list[str]:
@@ -11,6 +12,7 @@ def format_text(plan: ListsPlan) -> list[str]:
         is_exact = all(source.read_whole for source in plan.sources)
         number = f"{plan.images:,}" if is_exact else f"about {plan.images:,}"
         shards = f"{count(plan.shards or 0, 'shard')} of {plan.samples_per_shard:,}"
+        shards += " or one container" if any(source.containers for source in plan.sources) else ""
         lines.append(f"images       {number} without duplicates, in {shards}, if every URL works")
     estimate = plan.storage
     if estimate["images"] is not None and estimate["dataset"] is not None:
@@ -31,7 +33,8 @@ def _source_lines(plan: SourcePlan) -> list[str]:
         return lines
     shares = [f"{plan.taken / plan.seen:.1%} usable and kept"]
     if plan.taken:
-        shares += [f"{plan.duplicates / plan.taken:.1%} of these duplicates", count(plan.hosts, "host")]
+        duplicates = f"{plan.duplicates / plan.taken:.1%} of these duplicates"
+        shares += [count(plan.containers, "container")] if plan.containers else [duplicates, count(plan.hosts, "host")]
     lines.append(f"             {', '.join(shares)}")
     lines += [f"             {number:,} × {reason}" for reason, number in (plan.invalid | plan.filtered).items()]
     return lines
@@ -41,9 +44,10 @@ def format_assumptions(plan: ListsPlan) -> list[str]:
     """Return the lines that `plan --assumptions` adds."""
     lines = []
     for source in plan.sources:
-        hosts = ", ".join(f"{host} {share:.1%}" for host, share in source.top_hosts.items())
+        shares = ", ".join(f"{host} {share:.1%}" for host, share in source.top_hosts.items())
         if source.seen:
-            lines.append(f"detail       {source.name}: columns {', '.join(source.columns)}; hosts {hosts}")
+            hosts = "" if source.containers else f"; hosts {shares}"
+            lines.append(f"detail       {source.name}: columns {', '.join(source.columns) or 'none'}{hosts}")
         if source.images is not None and not source.read_whole:
             lines.append(
                 f"assumption   {source.name}: the other rows are like those read; duplicates between rows that were "
