@@ -1,7 +1,8 @@
 """The shard stage: joins images and captions into the dataset, shard by shard; each shard's marker is created last.
 
 A shard is identified by a fingerprint of everything that it is built from. If the fingerprint has a marker, the shard
-is not built again.
+is not built again. So shards are built as they come while the stages before still work (`following`), and the stage
+itself finds them built.
 """
 
 import logging
@@ -30,6 +31,7 @@ from lotlip_data.pipeline.core.ledger import ImageMarker, captioned_shards, fetc
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.core.scratch import scratch_folder
+from lotlip_data.pipeline.core.upstream import NOT_YET, NotYet, Upstream
 from lotlip_data.pipeline.curation.exclusions import find_exclusions, read_list
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata
@@ -39,6 +41,7 @@ from lotlip_data.pipeline.dataset.outdated import LISTED, OutdatedCaptions, capt
 from lotlip_data.pipeline.dataset.publish import publish, published
 from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, write_shard
 from lotlip_data.pipeline.downloading.reader import refetch_remedy
+from lotlip_data.pipeline.downloading.remaining import missing_images, remaining
 from lotlip_data.pipeline.recaptioning.prompts import recorded_fields
 
 logger = logging.getLogger(__name__)
@@ -69,7 +72,19 @@ class ShardSummary:
         return vars(self) | {"dropped": dict(self.dropped)}  # dataclasses.asdict cannot copy a Counter
 
 
-def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> ShardSummary:
+@dataclass(frozen=True)
+class StagesBefore:
+    """The stages before this one, which may still be at work."""
+
+    images: Upstream
+    """The download."""
+    captions: Upstream
+    """The download and the recaption stage."""
+
+
+def shard(
+    manifest: Manifest, run: Run, captioners: Sequence[str] = (), before: StagesBefore | None = None
+) -> ShardSummary:
     """Build every shard that has images and captions by all captioners, on Ray.
 
     A shard that was built from the same inputs before is skipped. Any other is built beside the files that it
@@ -79,10 +94,94 @@ def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> Shard
         manifest: The manifest of the run.
         run: The run.
         captioners: The captioners whose texts the dataset has. Default: as in `recipe_of`.
+        before: The stages before, if they may still go on: shards are then built as they come. Default: they have
+            ended.
 
     Raises:
         DatasetError: The run has no images, no captions, or none by one of `captioners`.
     """
+    ahead = ShardSummary() if before is None else _build_as_they_come(manifest, run, captioners, before)
+    summary = _build_dataset(manifest, run, captioners)
+    summary.skipped = max(0, summary.skipped - ahead.built)
+    summary.built += ahead.built
+    summary.samples += ahead.samples
+    summary.dropped.update(ahead.dropped)
+    return summary
+
+
+def _build_as_they_come(manifest: Manifest, run: Run, captioners: Sequence[str], before: StagesBefore) -> ShardSummary:
+    """Build the shards that get complete, until the stages before have ended. A shard that fails is tried again then.
+
+    Images can only be compared with each other once all of them are there, so a `clean` section that does so makes the
+    stage wait for the download.
+    """
+    summary = ShardSummary()
+    if manifest.clean.compares_images:
+        logger.info("shard: `clean` compares images with each other, so no shard is written before the last image")
+        before.images.wait()
+    names = wanted_captioners(manifest, captioners)
+    # Until a captioner has committed a shard, its settings can change, and the fingerprints of all shards with them.
+    before.captions.wait(lambda: bool(names) and all(captioned_shards(run, name) for name in names))
+    if before.captions.ended:
+        return summary
+    recipe = recipe_of(run, manifest, captioners)
+    exclusions, unsurveyed = find_exclusions(run, manifest.clean, recipe.rules)
+    if unsurveyed:
+        before.captions.wait()
+        return summary
+    rest = remaining(run)
+    arriving = _arriving(run, recipe, exclusions, before.captions)
+    _build_all(run, recipe, arriving, summary, rest.shards if rest else len(fetched_shards(run)))
+    return summary
+
+
+def missing_captions(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> str:
+    """What the stages before have not committed, such as `captions by llava of 3 shards (00001, …)`; empty for nothing.
+
+    Args:
+        run: The run.
+        manifest: The manifest of the run.
+        captioners: As for `shard`.
+    """
+    if missing := missing_images(run):
+        return missing
+    absent = _absent_captions(run, wanted_captioners(manifest, captioners))
+    return " and ".join(f"captions by {name} of {_format_shards(shards)}" for name, shards in absent.items() if shards)
+
+
+def _complete_shards(run: Run, captioners: Iterable[str]) -> set[int]:
+    """The downloaded shards with captions by all captioners, and those without images."""
+    return set(fetched_shards(run)).difference(*_absent_captions(run, captioners).values())
+
+
+def _absent_captions(run: Run, captioners: Iterable[str]) -> dict[str, set[int]]:
+    """By captioner, the downloaded shards with images that lack its captions."""
+    with_images = set(ledger.shards_with_images(run))
+    return {name: with_images - set(captioned_shards(run, name)) for name in captioners}
+
+
+def _arriving(
+    run: Run, recipe: Recipe, exclusions: Mapping[int, str], upstream: Upstream
+) -> "Iterator[BuildTask | NotYet]":
+    """The builds of shards that have all captions and are not built, as they come. Each is handed out once."""
+    handed_out = set[BuildTask]()
+
+    def new() -> list[BuildTask]:
+        complete = sorted(_complete_shards(run, recipe.captioners))
+        done = set(dataset_index.done_shards(run))
+        tasks = plan_builds(run, recipe, complete, exclusions)
+        return [task for task in tasks if (task.shard, task.fingerprint) not in done and task not in handed_out]
+
+    while not upstream.ended:
+        if upstream.is_due():
+            tasks = upstream.look(new)
+            handed_out.update(tasks)
+            yield from tasks
+        yield NOT_YET
+
+
+def _build_dataset(manifest: Manifest, run: Run, captioners: Sequence[str]) -> ShardSummary:
+    """Build the shards that are not built, and publish the dataset."""
     fetched = fetched_shards(run)
     if not fetched:
         raise DatasetError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
@@ -99,13 +198,27 @@ def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> Shard
     pending = [task for task in tasks if (task.shard, task.fingerprint) not in done]
     summary = ShardSummary(skipped=len(tasks) - len(pending), failed=unsurveyed + missing)
     del done, earlier  # most of the memory of a large run
-    _build_all(run, recipe, [] if unsurveyed else [task for task in pending if task.shard in ready], summary)
+    to_build = [] if unsurveyed else [task for task in pending if task.shard in ready]
+    _build_all(run, recipe, to_build, summary, len(to_build))
     if not summary.failed:
         outdated = OutdatedCaptions()
         summary.published = publish(run, manifest, recipe, _count_outdated(outdated, _read_records(run, tasks)))
         for line in outdated.messages(run, "are left out", f", see `dropped_texts` in {run.dataset}"):
             logger.info(line)
     return summary
+
+
+def wanted_captioners(manifest: Manifest, captioners: Sequence[str] = ()) -> list[str]:
+    """The captioners whose texts each shard of the dataset needs, whether they have started or not.
+
+    Args:
+        manifest: The manifest of the run.
+        captioners: Those that are asked for. Default: as in `recipe_of`.
+    """
+    names = list(captioners or manifest.shard.captioners)
+    if not names:
+        return manifest.captioner_names
+    return [text for name in names for text in manifest.captioner_texts.get(name, (name,))]
 
 
 def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> Recipe:
@@ -215,8 +328,7 @@ def _ready_shards(
     ready, missing = set(fetched), []
     if absent := planned - fetched:
         missing.append(f"missing: images of {_format_shards(absent)}: run `lotlip-data download` again")
-    with_images = set(ledger.shards_with_images(run))
-    absent_by_name = {name: with_images - set(captioned_shards(run, name)) for name in captioners}
+    absent_by_name = _absent_captions(run, captioners)
     complete = [name for name in captioners if not absent_by_name[name]]
     for name, absent in absent_by_name.items():
         if absent:
@@ -254,13 +366,15 @@ def _count_outdated(outdated: OutdatedCaptions, records: Iterable[ShardRecord]) 
         yield record
 
 
-def _build_all(run: Run, recipe: Recipe, tasks: list[BuildTask], summary: ShardSummary) -> None:
-    """Build the shards on Ray and add the results to `summary`."""
-    if tasks:
+def _build_all(
+    run: Run, recipe: Recipe, tasks: Iterable[BuildTask | NotYet], summary: ShardSummary, total: int
+) -> None:
+    """Build the shards on Ray and add the results to `summary`. `total`: number of shards in all."""
+    if total:
         storage.check_writable(run.shards)
-    with progress_bar("shard", len(tasks), "shard") as bar:
-        for task, result in run_ray_tasks(partial(build_shard, run, recipe), tasks):
-            _add_result(summary, task, result, len(tasks))
+    with progress_bar("shard", total, "shard") as bar:
+        for task, result in run_ray_tasks(partial(build_shard, run, recipe), tasks, name="shard"):
+            _add_result(summary, task, result, total)
             failed = wording.count(len(summary.failed), "shard")
             bar.note(f"{summary.samples:,} samples", f"{failed} failed" if summary.failed else "")
             bar.update()

@@ -178,7 +178,8 @@ def download(
     shards_without_images = []
     with progress_bar("download", summary.rows, "URL", initial=summary.tried) as bar:
         bar.note("workers are starting")
-        for download_task, result in run_ray_tasks(task, tasks, on_progress=partial(_show_progress, bar, summary)):
+        show = partial(_show_progress, bar, summary)
+        for download_task, result in run_ray_tasks(task, tasks, on_progress=show, name="download"):
             if not isinstance(result, Exception) and not _is_marker(result):
                 shards_without_images.append(download_task.shard)
             _record(summary, download_task.shard, result)
