@@ -401,12 +401,11 @@ def _stream(download: Callable[[Run], Outcome], manifest: Manifest, run: Run) ->
     if not downloads and not any(caption_progress(run, name).left for name in manifest.captioner_names):
         return {}
     logger.info("== download, recaption and shard, at the same time", extra=SUMMARY_LINE)
-    threads = StageThreads[Outcome]()
 
     def after(*stages: str) -> Upstream:
         return Upstream(lambda: " and ".join(stage for stage in stages if not threads.has_ended(stage)))
 
-    with cluster():  # here, because Ray and signals need the main thread
+    with cluster(), StageThreads[Outcome]() as threads:  # the main thread starts Ray, and gets the signals
         threads.start("download", partial(download, run))
         threads.start("recaption", partial(_recaption, run, upstream=after("download") if downloads else None))
         before = StagesBefore(after("download"), after("download", "recaption"))

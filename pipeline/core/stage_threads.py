@@ -44,13 +44,27 @@ def pause(seconds: float) -> None:
 
 
 class StageThreads(Generic[Result]):
-    """Stages that run at the same time. A UserError ends its stage alone; any other exception stops all of them."""
+    """Stages that run at the same time. A UserError ends its stage alone; any other exception stops all of them.
+
+    Use it in a `with` statement, at whose end no stage runs any more.
+    """
 
     def __init__(self) -> None:
         self._stop = threading.Event()
         self._threads: dict[str, threading.Thread] = {}
         self._results: dict[str, Result | UserError] = {}
         self._error: BaseException | None = None
+
+    def __enter__(self) -> "StageThreads[Result]":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop the stages that still run, and wait for them for STOP_SECONDS at most."""
+        self._stop.set()
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._any_alive() and time.monotonic() < deadline:
+            check_cluster()
+            self._join()
 
     def start(self, name: str, stage: Callable[[], Result]) -> None:
         """Call `stage` in a new thread, with the context variables of this one."""
@@ -78,17 +92,10 @@ class StageThreads(Generic[Result]):
         """Wait for all stages. Returns what each has returned, or its UserError.
 
         Raises:
-            BaseException: What has stopped the stages. They have ended, or were given STOP_SECONDS to do so.
+            BaseException: What has stopped the stages.
         """
-        try:
-            while not self._stop.is_set() and self._any_alive():
-                self._join()
-        finally:
-            self._stop.set()
-            deadline = time.monotonic() + STOP_SECONDS
-            while self._any_alive() and time.monotonic() < deadline:
-                check_cluster()
-                self._join()
+        while self._any_alive() and not self._error:
+            self._join()
         if self._error:
             raise self._error
         return self._results

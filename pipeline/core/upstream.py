@@ -70,8 +70,7 @@ class Upstream:
     def wait(self, until: Callable[[], bool] = lambda: False) -> None:
         """Wait until `until` is true or the stages before have ended."""
         while not (self.look(until) or self.ended):
-            while not self.is_due():
-                pause(min(POLL_SECONDS, max(0.0, self._next_look - time.monotonic())))
+            pause(max(0.0, self._next_look - time.monotonic()))
 
     def _say(self, missing: str, now: float) -> None:
         """Say what the stage waits for: once, and then whenever nothing has come for a while."""
