@@ -172,11 +172,13 @@ def _arriving(
         tasks = plan_builds(run, recipe, complete, exclusions)
         return [task for task in tasks if (task.shard, task.fingerprint) not in done and task not in handed_out]
 
-    while not upstream.ended:
+    while True:
         if upstream.is_due():
             tasks = upstream.look(new)
             handed_out.update(tasks)
             yield from tasks
+        if upstream.ended:
+            return
         yield NOT_YET
 
 
