@@ -70,15 +70,19 @@ def test_a_listing_that_takes_long_is_made_less_often(monkeypatch: pytest.Monkey
 def test_what_is_waited_for_is_said_once_and_again_when_nothing_comes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    now, missing = 0.0, "3 of 12 shards to be downloaded"
-    monkeypatch.setattr(upstream_module.time, "monotonic", lambda: now)
+    missing = "3 of 12 shards to be downloaded"
     upstream = Upstream(lambda: missing, "recaption")
+
+    def look_at(seconds: float) -> None:
+        monkeypatch.setattr(upstream_module.time, "monotonic", lambda: seconds)
+        upstream.look(list)
+
     with caplog.at_level(logging.INFO):
-        for now in (0.0, 100.0, 500.0):
-            upstream.look(list)
+        for seconds in (0.0, 100.0, 500.0):
+            look_at(seconds)
         missing = "2 of 12 shards to be downloaded"  # one has come
-        for now in (550.0, 1100.0, 1160.0, 1170.0):
-            upstream.look(list)
+        for seconds in (550.0, 1100.0, 1160.0, 1170.0):
+            look_at(seconds)
     assert caplog.messages == [
         "recaption: waits for 3 of 12 shards to be downloaded",
         "recaption: still waits for 2 of 12 shards to be downloaded; nothing has come for 10 minutes. Ctrl-C stops the "
