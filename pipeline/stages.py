@@ -243,7 +243,8 @@ def shard(run: RunLike, captioners: Sequence[str] = (), *, follow: bool = False)
         follow: Write each shard as soon as it has all captions, until the download and the captioners are complete.
             They may run in other processes or on other machines, and may start later.
     """
-    from lotlip_data.pipeline.dataset.stage import StagesBefore, missing_captions
+    from lotlip_data.pipeline.dataset.inputs import missing_captions
+    from lotlip_data.pipeline.dataset.stage import StagesBefore
     from lotlip_data.pipeline.downloading.remaining import missing_images
 
     run = open_run(run)

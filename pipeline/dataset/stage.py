@@ -25,7 +25,7 @@ from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.settings.structured import ColumnType, StructuredOutput
+from lotlip_data.manifests.settings.structured import ColumnType
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker, captioned_shards, fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line
@@ -33,15 +33,16 @@ from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.core.upstream import NOT_YET, NotYet, Upstream
 from lotlip_data.pipeline.curation.exclusions import find_exclusions, read_list
-from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata
+from lotlip_data.pipeline.dataset.inputs import complete_shards, ready_shards
 from lotlip_data.pipeline.dataset.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.dataset.metadata import Recipe
-from lotlip_data.pipeline.dataset.outdated import LISTED, OutdatedCaptions, caption_command, is_imported
+from lotlip_data.pipeline.dataset.outdated import OutdatedCaptions, caption_command
 from lotlip_data.pipeline.dataset.publish import publish, published
+from lotlip_data.pipeline.dataset.recipe import recipe_of, wanted_captioners
 from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, write_shard
 from lotlip_data.pipeline.downloading.reader import refetch_remedy
-from lotlip_data.pipeline.downloading.remaining import missing_images, remaining
+from lotlip_data.pipeline.downloading.remaining import remaining
 from lotlip_data.pipeline.recaptioning.prompts import recorded_fields
 
 logger = logging.getLogger(__name__)
@@ -135,31 +136,6 @@ def _build_as_they_come(manifest: Manifest, run: Run, captioners: Sequence[str],
     return summary
 
 
-def missing_captions(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> str:
-    """What the stages before have not committed, such as `captions by llava of 3 shards (00001, …)`; empty for nothing.
-
-    Args:
-        run: The run.
-        manifest: The manifest of the run.
-        captioners: As for `shard`.
-    """
-    if missing := missing_images(run):
-        return missing
-    absent = _absent_captions(run, wanted_captioners(manifest, captioners))
-    return " and ".join(f"captions by {name} of {_format_shards(shards)}" for name, shards in absent.items() if shards)
-
-
-def _complete_shards(run: Run, captioners: Iterable[str]) -> set[int]:
-    """The downloaded shards with captions by all captioners, and those without images."""
-    return set(fetched_shards(run)).difference(*_absent_captions(run, captioners).values())
-
-
-def _absent_captions(run: Run, captioners: Iterable[str]) -> dict[str, set[int]]:
-    """By captioner, the downloaded shards with images that lack its captions."""
-    with_images = set(ledger.shards_with_images(run))
-    return {name: with_images - set(captioned_shards(run, name)) for name in captioners}
-
-
 def _arriving(
     run: Run, recipe: Recipe, exclusions: Mapping[int, str], upstream: Upstream
 ) -> "Iterator[BuildTask | NotYet]":
@@ -167,7 +143,7 @@ def _arriving(
     handed_out = set[BuildTask]()
 
     def new() -> list[BuildTask]:
-        complete = sorted(_complete_shards(run, recipe.captioners))
+        complete = sorted(complete_shards(run, recipe.captioners))
         done = set(dataset_index.done_shards(run))
         tasks = plan_builds(run, recipe, complete, exclusions)
         return [task for task in tasks if (task.shard, task.fingerprint) not in done and task not in handed_out]
@@ -192,7 +168,7 @@ def _build_dataset(manifest: Manifest, run: Run, captioners: Sequence[str]) -> S
     if earlier is not None and (changes := metadata.recipe_changes(earlier, recipe)):
         logger.info(f"dataset settings changed ({'; '.join(changes)}): affected shards are built again")
     exclusions, unsurveyed = find_exclusions(run, manifest.clean, recipe.rules)
-    ready, missing = _ready_shards(run, manifest, fetched, list(recipe.captioners))
+    ready, missing = ready_shards(run, manifest, fetched, list(recipe.captioners))
     for line in missing:
         logger.info(line)
     tasks = plan_builds(run, recipe, fetched, exclusions)
@@ -208,81 +184,6 @@ def _build_dataset(manifest: Manifest, run: Run, captioners: Sequence[str]) -> S
         for line in outdated.messages(run, "are left out", f", see `dropped_texts` in {run.dataset}"):
             logger.info(line)
     return summary
-
-
-def wanted_captioners(manifest: Manifest, captioners: Sequence[str] = ()) -> list[str]:
-    """The captioners whose texts each shard of the dataset needs, whether they have started or not.
-
-    Args:
-        manifest: The manifest of the run.
-        captioners: Those that are asked for. Default: as in `recipe_of`.
-    """
-    names = list(captioners or manifest.shard.captioners)
-    if not names:
-        return manifest.captioner_names
-    return [text for name in names for text in manifest.captioner_texts.get(name, (name,))]
-
-
-def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> Recipe:
-    """The recipe of the run's dataset.
-
-    Args:
-        run: The run.
-        manifest: Its manifest.
-        captioners: The captioners whose texts the dataset has; one that makes several texts for each image stands for
-            all of them. Default: those of the manifest's `shard.captioners`, otherwise those that the run has captions
-            by and those of the manifest that have started.
-
-    Raises:
-        DatasetError: The run has no captions, or none by one of `captioners`.
-    """
-    existing = ledger.captioners(run)
-    captioners = [
-        text
-        for name in captioners or manifest.shard.captioners
-        for text in ((name,) if name in existing else manifest.captioner_texts.get(name, (name,)))
-    ]
-    if unknown := sorted(set(captioners).difference(existing)):
-        others = f", or name captioners of the run: {', '.join(existing)}" if existing else ""
-        raise DatasetError(
-            f"{run.url}: no captions by {', '.join(unknown)} yet. Run `lotlip-data recaption {run.url}`{others}."
-        )
-    names = list(dict.fromkeys(captioners)) or [
-        name
-        for name in existing
-        if name in manifest.captioner_names or ledger.captioned_shards(run, name)  # a failed start leaves a folder
-    ]
-    settings = {name: _captioner_settings(run, name) for name in names}
-    columns = {name: json_columns(settings[name], manifest.structured_outputs.get(name)) for name in names}
-    return Recipe(
-        {name: str(recorded["id"]) for name, recorded in settings.items()},
-        Filters.of(manifest),
-        {name: dict(types) for name, types in columns.items() if types},
-    )
-
-
-def json_columns(recorded: Mapping[str, Any], wanted: StructuredOutput | None) -> dict[str, ColumnType]:
-    """The keys of a captioner's texts that are columns of the dataset, and their types.
-
-    Args:
-        recorded: The settings that made the texts.
-        wanted: The manifest's setting now. Its columns count if its form is still that of the texts: they can change
-            without new texts.
-    """
-    if not recorded.get("structured"):
-        return {}
-    made = StructuredOutput.parse(recorded["structured"])
-    return (wanted if wanted is not None and wanted.decisive == made.decisive else made).column_types
-
-
-def _captioner_settings(run: Run, name: str) -> dict[str, Any]:
-    try:
-        return ledger.captioner_settings(run, name)
-    except FileNotFoundError:
-        raise DatasetError(
-            f"{run.captioner_settings(name)}: is missing, so it is not known what made the captions beside it. Restore "
-            f"it from a copy, or remove them: `lotlip-data captioners remove {run.url} {name}`."
-        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,41 +220,6 @@ def plan_builds(
         excluded = (exclusions or {}).get(shard)
         tasks.append(BuildTask(shard, digest(recipe.id, image, texts, excluded), excluded))
     return tasks
-
-
-def _ready_shards(
-    run: Run, manifest: Manifest, fetched: Iterable[int], captioners: Sequence[str]
-) -> tuple[set[int], list[str]]:
-    """The shards that can be built, and what is missing of the others."""
-    fetched = set(fetched)
-    planned = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists, ".parquet")}
-    ready, missing = set(fetched), []
-    if absent := planned - fetched:
-        missing.append(f"missing: images of {_format_shards(absent)}: run `lotlip-data download` again")
-    absent_by_name = _absent_captions(run, captioners)
-    complete = [name for name in captioners if not absent_by_name[name]]
-    for name, absent in absent_by_name.items():
-        if absent:
-            remedy = _remedy(run, manifest, name, complete)
-            missing.append(f"missing: captions by {name} of {_format_shards(absent)}: {remedy}")
-            ready -= absent
-    return ready, missing
-
-
-def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str]) -> str:
-    """How to get the captions that `name` lacks, or do without: captions by the captioners `complete` exist."""
-    command = caption_command(run, name)
-    if name in manifest.captioner_names or is_imported(run, name):
-        bring = f"run {command}"
-    else:
-        bring = f"name it under `captioners` in {run.manifest} again and run {command}"
-    without = f"`lotlip-data shard {run.url} --captioners {','.join(complete)}`"
-    return f"{bring}; or leave it out with {without}" if complete else bring
-
-
-def _format_shards(shards: set[int]) -> str:
-    names = [shard_name(shard) for shard in sorted(shards)[:LISTED]]
-    return f"{wording.count(len(shards), 'shard')} ({', '.join(names)}{', …' if len(shards) > LISTED else ''})"
 
 
 def _read_records(run: Run, tasks: Sequence[BuildTask]) -> Iterator[ShardRecord]:

@@ -151,16 +151,16 @@ class _Arrivals:
 
     def take(self) -> list[ShardTexts]:
         """By captioner, the shards that have come since the last call and lack texts."""
-        shards = self._list() if self._upstream is None else self._upstream.look(self._list)
-        if self.more and (rest := remaining(self._run)):
+        new = self._list() if self._upstream is None else self._upstream.look(self._list)
+        if not self.more:
+            self.shards_to_come = self.images_to_come = 0
+        return new
+
+    def _list(self) -> list[ShardTexts]:
+        if self._upstream is not None and (rest := remaining(self._run)):
             fetched = fetched_shards(self._run)
             images = fetched_images(self._run, fetched) / len(fetched) if fetched else rest.samples_per_shard
             self.shards_to_come, self.images_to_come = rest.left, round(rest.left * images)
-        else:
-            self.shards_to_come = self.images_to_come = 0
-        return shards
-
-    def _list(self) -> list[ShardTexts]:
         return [self._new(job, seen) for job, seen in zip(self._jobs, self._seen, strict=True)]
 
     def _new(self, job: CaptionerJob, seen: set[int]) -> ShardTexts:
