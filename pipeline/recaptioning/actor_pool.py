@@ -10,7 +10,7 @@ of one captioner:
 - An actor without a unit, while the queue is empty, releases its GPU at once.
 - An actor that was removed, because its engine did not start, is asked for again while another engine works.
 - While further shards may come (`more`), engines start at once and wait for them, and actors leave a CPU to the stages
-  that bring the shards (`idle_actors`).
+  that bring the shards (`actor_slots`).
 
 The pools create their actors in turns, so they share the cluster. With fewer GPUs than pools, they run one after
 another.
@@ -33,15 +33,9 @@ from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_cluster import check_cluster, cluster_address, lacking
 from lotlip_data.pipeline.core.stage_threads import raise_if_stopped
-from lotlip_data.pipeline.recaptioning.actor import (
-    MAX_FAILED_STARTS,
-    REPEATED_STARTS,
-    CaptionActor,
-    StartFailed,
-    StartReport,
-)
+from lotlip_data.pipeline.recaptioning.actor import REPEATED_STARTS, CaptionActor, StartFailed, StartReport
+from lotlip_data.pipeline.recaptioning.actor_slots import ActorSlot, CpuBudget, FailedUnit, IdleActors
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_per_actor
-from lotlip_data.pipeline.recaptioning.idle_actors import CpuBudget, IdleActors
 from lotlip_data.pipeline.recaptioning.results import UnitResult
 from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
 
@@ -73,42 +67,6 @@ DRAIN_SECONDS = 20.0
 
 WAIT_WARNING_SECONDS = 30.0
 """Time without any ready engine after which the cluster's resources are logged."""
-
-
-@dataclass(frozen=True)
-class FailedUnit:
-    """A shard that failed. Without a shard: all units that a stopped pool leaves."""
-
-    captioner: str
-    """Name of the captioner, or of its one text that failed."""
-    shard: int | None
-    reason: str
-    texts: tuple[str, ...]
-    """Names of the texts that failed."""
-
-
-@dataclass(eq=False)
-class ActorSlot:
-    """An actor of a pool and the state of its engine."""
-
-    handle: Any
-    cpus: float = 0.0
-    """CPUs that it reserves."""
-    ready: bool = False
-    start_at: float | None = 0.0
-    """When to call the actor, in monotonic time; None while a call is unanswered and once the engine is ready."""
-    deadline: float = float("inf")
-    """Until when a call of `start` must be answered, in monotonic time."""
-    failures: list[str] = field(default_factory=list)
-    """Reasons of the starts in a row at which the engine raised an error."""
-    lost_starts: int = 0
-    """Starts in a row at which the actor died."""
-
-    def may_try_again(self, error: Exception | None) -> bool:
-        """Count a failed start. Returns whether another one may succeed."""
-        reason, tries = (error.reason, error.tries) if isinstance(error, StartFailed) else (str(error), REPEATED_STARTS)
-        self.failures.append(reason)
-        return len(self.failures) < MAX_FAILED_STARTS and self.failures.count(reason) < tries
 
 
 @dataclass(eq=False)

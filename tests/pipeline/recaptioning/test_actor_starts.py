@@ -17,7 +17,7 @@ from ray.exceptions import ActorUnavailableError
 from lotlip_data.captioners.base import Capacity
 from lotlip_data.captioners.sizing import ReadingDefaults
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.recaptioning import actor_pool, idle_actors
+from lotlip_data.pipeline.recaptioning import actor_pool, actor_slots
 from lotlip_data.pipeline.recaptioning.actor import StartFailed, StartReport
 from lotlip_data.pipeline.recaptioning.actor_pool import ActorPool, ActorSlot, FailedUnit, run_pools
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, resolve_captioners
@@ -240,7 +240,7 @@ def test_an_engine_starts_before_the_first_shard_comes_and_waits_for_further_one
 def test_an_actor_that_was_idle_for_long_is_released_and_asked_for_again_when_a_shard_comes(
     make_pool: Callable[..., ActorPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(idle_actors, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(actor_slots, "IDLE_SECONDS", 0.0)
     pool = make_pool((), 1, max_actors=1)
 
     def has_rested() -> bool:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lotlip_data.pipeline.recaptioning import idle_actors
-from lotlip_data.pipeline.recaptioning.idle_actors import IDLE_SECONDS, YIELD_SECONDS, CpuBudget, IdleActors
+from lotlip_data.pipeline.recaptioning import actor_slots
+from lotlip_data.pipeline.recaptioning.actor_slots import IDLE_SECONDS, YIELD_SECONDS, CpuBudget, IdleActors
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_an_idle_actor_is_released_after_a_while_and_sooner_where_another_pool_w
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(idle_actors.time, "monotonic", lambda: now)
+    monkeypatch.setattr(actor_slots.time, "monotonic", lambda: now)
     idle = IdleActors[str]()
     idle.note(["first", "second"])
     now = YIELD_SECONDS

@@ -1,8 +1,11 @@
-"""What actors hold while further shards may come: their CPUs and GPUs beside the stages that bring the shards."""
+"""The actors of a pool as its driver sees them: the state of their engines, what they hold and for how long."""
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from lotlip_data.pipeline.recaptioning.actor import MAX_FAILED_STARTS, REPEATED_STARTS, StartFailed
 
 Slot = TypeVar("Slot")
 
@@ -12,6 +15,42 @@ YIELD_SECONDS = 30.0
 """The same where another pool waits for room."""
 CPUS_OF_OTHERS = 1.0
 """CPUs of the cluster that actors leave to the tasks of other stages, without which no further shard would come."""
+
+
+@dataclass(frozen=True)
+class FailedUnit:
+    """A shard that failed. Without a shard: all units that a stopped pool leaves."""
+
+    captioner: str
+    """Name of the captioner, or of its one text that failed."""
+    shard: int | None
+    reason: str
+    texts: tuple[str, ...]
+    """Names of the texts that failed."""
+
+
+@dataclass(eq=False)
+class ActorSlot:
+    """An actor of a pool and the state of its engine."""
+
+    handle: Any
+    cpus: float = 0.0
+    """CPUs that it reserves."""
+    ready: bool = False
+    start_at: float | None = 0.0
+    """When to call the actor, in monotonic time; None while a call is unanswered and once the engine is ready."""
+    deadline: float = float("inf")
+    """Until when a call of `start` must be answered, in monotonic time."""
+    failures: list[str] = field(default_factory=list)
+    """Reasons of the starts in a row at which the engine raised an error."""
+    lost_starts: int = 0
+    """Starts in a row at which the actor died."""
+
+    def may_try_again(self, error: Exception | None) -> bool:
+        """Count a failed start. Returns whether another one may succeed."""
+        reason, tries = (error.reason, error.tries) if isinstance(error, StartFailed) else (str(error), REPEATED_STARTS)
+        self.failures.append(reason)
+        return len(self.failures) < MAX_FAILED_STARTS and self.failures.count(reason) < tries
 
 
 class CpuBudget:
