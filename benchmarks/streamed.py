@@ -68,6 +68,7 @@ def write_manifest(folder: Path, urls: list[str], hosts: list[str], images: int,
             "retries": 0,
         },
         "captioners": [captioner | {"name": f"slow-{number}"} for number in range(options.captioners)],
+        "train": [],
     }
     path = folder / "manifest.yaml"
     path.write_text(json.dumps(content))  # JSON is YAML

@@ -1,17 +1,19 @@
 """A run that streams, in one process or in three, killed at any time, gives the dataset of the stages in turn."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 
+from lotlip_data.captioners.registry import get_kind
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.digests import JSON_KEY
 from lotlip_data.manifests.run_layout import Run
@@ -22,16 +24,28 @@ from lotlip_data.synthetic.http_server import SceneServer
 from lotlip_data.synthetic.scenes import SPLITS
 from lotlip_data.synthetic.url_list import write_list, write_manifest
 from tests.faults.s3 import BUCKET, s3_server
+from tests.support.paths import ROOT
 from tests.support.processes import kill_driver
 
 SHARDS, IMAGES = 6, 8
-CAPTIONERS = ("tiny-instructblip", "tiny-llava")
+CAPTIONERS = ("first_long", "first_short", "second_long")
 SECONDS = 600
+FAULTS = ROOT / "tests" / "faults"
+"""Has a captioner that needs no model."""
 
 
-@pytest.fixture(autouse=True)
-def own_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """Processes have a cluster of their own, and find the captioner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join(map(str, filter(None, [FAULTS, ROOT, os.environ.get("PYTHONPATH")])))
+        )
+        patch.syspath_prepend(str(FAULTS))
+        get_kind.cache_clear()
+        yield
+    get_kind.cache_clear()
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -72,6 +86,8 @@ def dataset(run: Run) -> dict[str, bytes]:
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A manifest whose images are served, and the dataset that its stages give in turn."""
     folder = tmp_path_factory.mktemp("input")
+    pool = {"engine_options": {"engine_args": {"faults": str(folder)}}}
+    settings: dict[str, Any] = {"kind": "texts", "model": "m", "pool": pool}
     with SceneServer() as server:
         write_list(str(folder / "images.tsv"), server.url, SPLITS["images"][: SHARDS * IMAGES - 4], {"dead": 4})
         path = str(folder / "images.yaml")
@@ -79,7 +95,11 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Any:
             path,
             "images.tsv",
             samples_per_shard=IMAGES,
-            captioners=[{"preset": name, "pool": {"engine": "transformers"}} for name in CAPTIONERS],
+            captioners=[
+                {"name": "first", "prompts": {"long": "Describe.", "short": "Name."}} | settings,
+                {"name": "second", "prompts": {"long": "Describe it."}} | settings,
+            ],
+            train=[],
         )
         staged = Run.at(str(folder / "staged"))
         with stages.ray_session():
