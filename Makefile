@@ -37,7 +37,7 @@ test: setup
 
 test-slow: setup
 	bash tools/browser.sh
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 4 --dist loadfile --durations 40
 
 test-chaos: setup
 	$(BIN)/python -m pytest -s -m chaos

@@ -231,10 +231,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def with_absolute_paths(manifest: Manifest, base: str) -> Manifest:
     """The manifest with absolute paths. Relative ones start at its `relative_to`, by default at the folder `base`."""
     base = _absolute(manifest.relative_to, base) if manifest.relative_to else base
-    sources = [
-        source.model_copy(update={"files": tuple(_absolute(file, base) for file in source.files)})
-        for source in manifest.sources
-    ]
+    sources = [_with_absolute_files(source, base) for source in manifest.sources]
     sets = tuple(_absolute(path, base) for path in manifest.clean.evaluation_sets)
     changes: dict[str, Any] = {
         "relative_to": base,
@@ -249,6 +246,13 @@ def with_absolute_paths(manifest: Manifest, base: str) -> Manifest:
     if manifest.evaluation_data:
         changes["evaluation_data"] = _absolute(manifest.evaluation_data, base)
     return manifest.model_copy(update=changes)
+
+
+def _with_absolute_files(source: Source, base: str) -> Source:
+    changes: dict[str, Any] = {"files": tuple(_absolute(file, base) for file in source.files)}
+    if source.table is not None:
+        changes["table"] = _absolute(source.table, base)
+    return source.model_copy(update=changes)
 
 
 def _absolute(path: str, base: str) -> str:
