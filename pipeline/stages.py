@@ -2,6 +2,7 @@
 
     partition   lists of URLs → shards of rows, in seeded random order         pipeline/url_lists/partition.py
     download    rows → images, with img2dataset on Ray                         pipeline/downloading/stage.py
+    import      captions that a source's list carries → long texts             pipeline/recaptioning/importing/stage.py
     recaption   images → long texts, on pools of Ray actors                    pipeline/recaptioning/stage.py
     shard       images + texts → the dataset                                   pipeline/dataset/stage.py
     features    the dataset → features of a locked image tower (optional)      pipeline/model_stages/features.py
@@ -203,34 +204,49 @@ def _recaption(
 
 def import_captions(
     run: RunLike,
-    table: str | PathLike[str],
+    table: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     columns: Sequence[str] = (),
     *,
     url_column: str | None = None,
     table_format: str | None = None,
     column_names: Sequence[str] = (),
     replace: bool = False,
+    dry_run: bool = False,
 ) -> Outcome:
-    """Join a table of existing captions to the run's images by URL.
+    """Join existing captions to the run's images by URL: those of a table, or those that the manifest's sources carry.
 
     Args:
         run: The run's folder.
-        table: CSV, TSV, JSON lines or Parquet; `*` in the name stands for many files.
-        columns: A captioner's name and its column, as NAME=COLUMN. Not needed for the format `dreamlip`.
-        url_column: The column of the URLs. Default: `url`, or `Image Path` for `dreamlip`.
-        table_format: `dreamlip`, or `csv`, `tsv`, `jsonl` or `parquet` where the file name does not end so.
+        table: CSV, TSV, JSON lines or Parquet, one file or several; `*` in a name stands for many. Default: the lists
+            of the sources that carry captions, which a list that has changed since replaces.
+        columns: A captioner's name and its column, as NAME=COLUMN. Not needed for `dreamlip` and `recap-long`.
+        url_column: The column of the URLs. Default: `url`, `Image Path` for `dreamlip`, found for `recap-long`.
+        table_format: `dreamlip`; `recap-long`, whose columns are found by their names; or `csv`, `tsv`, `jsonl` or
+            `parquet` where the file name does not end so.
         column_names: Names of all columns, for CSV and TSV without a header.
         replace: Replace captions that were imported before, such as those of a table that was corrected since.
+        dry_run: Only say what is taken from each column.
     """
-    from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
-    from lotlip_data.pipeline.recaptioning.import_captions import format_text
-    from lotlip_data.pipeline.recaptioning.import_captions import import_captions as import_table
+    from lotlip_data.pipeline.recaptioning.importing import stage
+    from lotlip_data.pipeline.recaptioning.importing.caption_table import open_caption_table, open_source_captions
 
     run = open_run(run)
-    frozen(run)
-    opened = open_caption_table(fspath(table), columns, url_column, table_format, column_names)
-    summary = import_table(run, opened, replace)
-    return Outcome(True, [], summary.to_dict(), "import", format_text(summary))
+    manifest = frozen(run)
+    tables = [fspath(path) for path in ([table] if isinstance(table, str | PathLike) else table)]
+    if not tables and (columns or url_column or table_format or column_names):
+        raise UserError("these options describe a table: name its file before the run")
+    if not tables and not manifest.imported_names:
+        raise UserError(f"{run.manifest}: no source carries captions (`captions`); name a table of captions")
+    opened = open_caption_table(tables, columns, url_column, table_format, column_names) if tables else None
+    if dry_run:
+        lines = (opened or open_source_captions(manifest)).describe()
+        return Outcome(True, [], {"columns": lines}, "import", lines)
+    if opened is None and not replace:
+        summary = stage.import_source_captions(manifest, run)
+    else:
+        summary = stage.import_captions(run, opened or open_source_captions(manifest), replace)
+    lines = stage.format_text(summary) if summary.shards else []
+    return Outcome(bool(summary.shards), [], summary.to_dict(), "import", _logged(lines))
 
 
 def shard(run: RunLike, captioners: Sequence[str] = (), *, follow: bool = False) -> Outcome:
@@ -264,6 +280,38 @@ def _shard(run: Run, captioners: Sequence[str] = (), before: "StagesBefore | Non
     shards, samples = wording.count(summary.built, "shard"), wording.count(summary.samples, "sample")
     lines = [f"shard: {shards} with {samples}"] if summary.built else []
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
+
+
+def export(
+    run: RunLike, out: str | PathLike[str], file_format: str = "parquet", *, captioners: Sequence[str] = ()
+) -> Outcome:
+    """Write the captions of a run as plain files, one for each image shard. It needs no dataset.
+
+    Args:
+        run: The run's folder.
+        out: The folder to write to: a path or URL. It is created where it does not exist.
+        file_format: `parquet`, `jsonl`, `csv`, `dreamlip` or `webdataset`.
+        captioners: Captioners whose texts are exported, in the order of their columns: NAME, or NAME=COLUMN for another
+            name of the column. Default: those of the dataset.
+    """
+    from lotlip_data.pipeline.exporting.stage import export as export_captions
+
+    run = open_run(run)
+    with ray_session():
+        summary = export_captions(frozen(run), run, fspath(out), file_format, captioners)
+    lines = []
+    if summary.exported:
+        files, rows = wording.count(summary.exported, "shard"), wording.count(summary.rows, "row")
+        lines = [f"export: {files} with {rows}"]
+        lines += [
+            f"  {name}: {wording.count(texts, 'text')}, {wording.count(summary.without[name], 'image')} without one"
+            for name, texts in summary.texts.items()
+        ]
+        lines += [f"  {wording.count(n, 'text')} left out ({reason})" for reason, n in summary.left_out.items()]
+    if summary.removed:
+        removed = wording.count(summary.removed, "file")
+        lines.append(f"export: removed {removed} of shards that the run no longer has")
+    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "export", _logged(lines))
 
 
 def remove_captioner(run: RunLike, name: str, *, captions: bool = False) -> Outcome:
@@ -354,12 +402,13 @@ def _logged(lines: list[str]) -> list[str]:
 
 
 STAGES: dict[str, Callable[[Run], Outcome]] = {
+    "import": import_captions,
     "recaption": recaption,
     "shard": shard,
     "train": train,
     "evaluate": evaluate_run,
 }
-"""The stages after the download, in their order."""
+"""The stages after the download, in their order. The first two are called as far as the manifest has captions."""
 
 
 def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool = False) -> Outcome:
@@ -387,30 +436,49 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
         _freeze_if_started(manifest, run, update_manifest)
         if not storage.exists(run.plan):
             partition(manifest, run)
-        streamed = _stream(start, manifest, run)
-        return _run_stages({"download": start, **STAGES}, run, streamed)
+        every = {"download": start, **_stages_of(manifest)}
+        return _run_stages(every, run, _stream(every, manifest, run))
 
 
-def _stream(download: Callable[[Run], Outcome], manifest: Manifest, run: Run) -> dict[str, Outcome | UserError]:
-    """Run download, recaption and shard at the same time. Returns their results; empty if two of them are complete."""
+def _stages_of(manifest: Manifest) -> dict[str, Callable[[Run], Outcome]]:
+    """The stages after the download: captions are imported if a source carries some, and made if it has captioners."""
+    unused = {"import": not manifest.imported_names, "recaption": not manifest.captioners}
+    return {name: stage for name, stage in STAGES.items() if not unused.get(name)}
+
+
+def _stream(
+    stages: Mapping[str, Callable[[Run], Outcome]], manifest: Manifest, run: Run
+) -> dict[str, Outcome | UserError]:
+    """Run the stages up to `shard` at the same time. Returns their results; empty if only `shard` has work left.
+
+    Tables of captions are imported once all images are there: each import reads the whole table.
+    """
     from lotlip_data.pipeline.core.ledger import caption_progress
     from lotlip_data.pipeline.core.stage_threads import StageThreads
     from lotlip_data.pipeline.dataset.stage import StagesBefore
     from lotlip_data.pipeline.downloading.remaining import missing_images
 
     downloads = bool(missing_images(run))
-    if not downloads and not any(caption_progress(run, name).left for name in manifest.captioner_names):
+    names = [*manifest.captioner_names, *manifest.imported_names]
+    if not downloads and not any(caption_progress(run, name).left for name in names):
         return {}
-    logger.info("== download, recaption and shard, at the same time", extra=SUMMARY_LINE)
+    before_shard = [name for name in stages if name in ("download", "import", "recaption")]
+    logger.info(f"== {', '.join(before_shard)} and shard, at the same time", extra=SUMMARY_LINE)
 
-    def after(*stages: str) -> Upstream:
-        return Upstream(lambda: " and ".join(stage for stage in stages if not threads.has_ended(stage)))
+    def after(*names: str) -> Upstream:
+        return Upstream(lambda: " and ".join(name for name in names if not threads.has_ended(name)))
+
+    def import_after_download() -> Outcome:
+        after("download").wait()
+        return stages["import"](run)
 
     with cluster(), StageThreads[Outcome]() as threads:  # the main thread starts Ray, and gets the signals
-        threads.start("download", partial(download, run))
-        threads.start("recaption", partial(_recaption, run, upstream=after("download") if downloads else None))
-        before = StagesBefore(after("download"), after("download", "recaption"))
-        threads.start("shard", partial(_shard, run, before=before))
+        threads.start("download", partial(stages["download"], run))
+        if "import" in stages:
+            threads.start("import", import_after_download)
+        if "recaption" in stages:
+            threads.start("recaption", partial(_recaption, run, upstream=after("download") if downloads else None))
+        threads.start("shard", partial(_shard, run, before=StagesBefore(after("download"), after(*before_shard))))
         return threads.results()
 
 

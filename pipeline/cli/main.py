@@ -9,6 +9,7 @@ from lotlip_data.pipeline.cli import (
     captioners,
     convert,
     evaluate,
+    export,
     inspect,
     lists,
     readiness,
@@ -87,6 +88,7 @@ INSPECTION: Commands = {
     "verify": inspect.verify,
     "report": inspect.report,
     "view": inspect.view,
+    "export": export.export,
 }
 MODELS: Commands = {"eval-tables": evaluate.eval_tables, "embed": train.embed}
 DEMO: Commands = {"demo": stages.demo, "study": study.study, "study-page": study.study_page}

@@ -38,9 +38,17 @@ def absent_captions(run: Run, captioners: Iterable[str]) -> dict[str, set[int]]:
 
 
 def ready_shards(
-    run: Run, manifest: Manifest, fetched: Iterable[int], captioners: Sequence[str]
+    run: Run, manifest: Manifest, fetched: Iterable[int], captioners: Sequence[str], command: str
 ) -> tuple[set[int], list[str]]:
-    """The shards that can be built, and what is missing of the others."""
+    """The shards that can be built, and what is missing of the others.
+
+    Args:
+        run: The run.
+        manifest: The manifest of the run.
+        fetched: The downloaded shards.
+        captioners: The captioners whose texts are needed.
+        command: The command line that takes the option `--captioners`, without it.
+    """
     fetched = set(fetched)
     planned = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists, ".parquet")}
     ready, missing = set(fetched), []
@@ -50,20 +58,20 @@ def ready_shards(
     complete = [name for name in captioners if not absent_by_name[name]]
     for name, absent in absent_by_name.items():
         if absent:
-            remedy = _remedy(run, manifest, name, complete)
+            remedy = _remedy(run, manifest, name, complete, command)
             missing.append(f"missing: captions by {name} of {format_shards(absent)}: {remedy}")
             ready -= absent
     return ready, missing
 
 
-def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str]) -> str:
+def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str], command: str) -> str:
     """How to get the captions that `name` lacks, or do without: captions by the captioners `complete` exist."""
-    command = caption_command(run, name)
+    recaption = caption_command(run, name)
     if name in manifest.captioner_names or is_imported(run, name):
-        bring = f"run {command}"
+        bring = f"run {recaption}"
     else:
-        bring = f"name it under `captioners` in {run.manifest} again and run {command}"
-    without = f"`lotlip-data shard {run.url} --captioners {','.join(complete)}`"
+        bring = f"name it under `captioners` in {run.manifest} again and run {recaption}"
+    without = f"`{command} --captioners {','.join(complete)}`"
     return f"{bring}; or leave it out with {without}" if complete else bring
 
 

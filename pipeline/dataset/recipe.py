@@ -21,7 +21,7 @@ def wanted_captioners(manifest: Manifest, captioners: Sequence[str] = ()) -> lis
     """
     names = list(captioners or manifest.shard.captioners)
     if not names:
-        return manifest.captioner_names
+        return [*manifest.captioner_names, *manifest.imported_names]
     return [text for name in names for text in manifest.captioner_texts.get(name, (name,))]
 
 
@@ -38,6 +38,21 @@ def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> R
     Raises:
         DatasetError: The run has no captions, or none by one of `captioners`.
     """
+    names = select_texts(run, manifest, captioners)
+    settings = {name: captioner_settings(run, name) for name in names}
+    columns = {name: json_columns(settings[name], manifest.structured_outputs.get(name)) for name in names}
+    return Recipe(
+        {name: str(recorded["id"]) for name, recorded in settings.items()},
+        Filters.of(manifest),
+        {name: dict(types) for name, types in columns.items() if types},
+    )
+
+
+def select_texts(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> list[str]:
+    """The texts of an image that a dataset or an export has: names of captioners. The arguments of `recipe_of`.
+
+    Raises DatasetError if the run has no captions by one of `captioners`.
+    """
     existing = ledger.captioners(run)
     captioners = [
         text
@@ -46,21 +61,16 @@ def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> R
     ]
     if unknown := sorted(set(captioners).difference(existing)):
         others = f", or name captioners of the run: {', '.join(existing)}" if existing else ""
+        command = "import" if set(unknown) <= set(manifest.imported_names) else "recaption"
         raise DatasetError(
-            f"{run.url}: no captions by {', '.join(unknown)} yet. Run `lotlip-data recaption {run.url}`{others}."
+            f"{run.url}: no captions by {', '.join(unknown)} yet. Run `lotlip-data {command} {run.url}`{others}."
         )
-    names = list(dict.fromkeys(captioners)) or [
+    return list(dict.fromkeys(captioners)) or [
         name
         for name in existing
-        if name in manifest.captioner_names or ledger.captioned_shards(run, name)  # a failed start leaves a folder
+        if name in (*manifest.captioner_names, *manifest.imported_names)
+        or ledger.captioned_shards(run, name)  # a failed start leaves a folder
     ]
-    settings = {name: _captioner_settings(run, name) for name in names}
-    columns = {name: json_columns(settings[name], manifest.structured_outputs.get(name)) for name in names}
-    return Recipe(
-        {name: str(recorded["id"]) for name, recorded in settings.items()},
-        Filters.of(manifest),
-        {name: dict(types) for name, types in columns.items() if types},
-    )
 
 
 def json_columns(recorded: Mapping[str, Any], wanted: StructuredOutput | None) -> dict[str, ColumnType]:
@@ -77,7 +87,8 @@ def json_columns(recorded: Mapping[str, Any], wanted: StructuredOutput | None) -
     return (wanted if wanted is not None and wanted.decisive == made.decisive else made).column_types
 
 
-def _captioner_settings(run: Run, name: str) -> dict[str, Any]:
+def captioner_settings(run: Run, name: str) -> dict[str, Any]:
+    """The settings that made a captioner's captions. Raises DatasetError if they are missing."""
     try:
         return ledger.captioner_settings(run, name)
     except FileNotFoundError:

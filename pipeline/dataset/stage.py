@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -168,7 +168,7 @@ def _build_dataset(manifest: Manifest, run: Run, captioners: Sequence[str]) -> S
     if earlier is not None and (changes := metadata.recipe_changes(earlier, recipe)):
         logger.info(f"dataset settings changed ({'; '.join(changes)}): affected shards are built again")
     exclusions, unsurveyed = find_exclusions(run, manifest.clean, recipe.rules)
-    ready, missing = ready_shards(run, manifest, fetched, list(recipe.captioners))
+    ready, missing = ready_shards(run, manifest, fetched, list(recipe.captioners), f"lotlip-data shard {run.url}")
     for line in missing:
         logger.info(line)
     tasks = plan_builds(run, recipe, fetched, exclusions)
@@ -196,14 +196,26 @@ class BuildTask:
     """The file in `clean/left_out` with the images to leave out because of other images; None if there are none."""
 
 
+class Identified(Protocol):
+    """What is made of the texts of some captioners: the recipe of a dataset, or an export."""
+
+    @property
+    def id(self) -> str:
+        """Identifies all settings that decide the result."""
+
+    @property
+    def captioners(self) -> Mapping[str, str]:
+        """Ids of the captioners by name."""
+
+
 def plan_builds(
-    run: Run, recipe: Recipe, shards: Iterable[int], exclusions: Mapping[int, str] | None = None
+    run: Run, recipe: Identified, shards: Iterable[int], exclusions: Mapping[int, str] | None = None
 ) -> list[BuildTask]:
     """The shards with the fingerprints of recipe, images, captions and exclusions. One listing per folder.
 
     Args:
         run: The run.
-        recipe: The recipe of the dataset.
+        recipe: The recipe of the dataset, or the export.
         shards: Numbers of the input shards.
         exclusions: The file of excluded images by shard, as `find_exclusions` returns it.
     """
@@ -319,7 +331,7 @@ def read_captions(run: Run, name: str, number: int, json_columns: Mapping[str, C
 
     fields = recorded_fields(ledger.captioner_settings(run, name))
     # Files of earlier releases lack the hash, and a missing column cannot be asked for.
-    columns = None if fields else ["uid", "sha256", "text", "flags"]
+    columns = None if fields else ["uid", "sha256", "text", "flags", "error"]
     return Captions(artifacts.read_parquet(url, remedy(), columns), url, remedy, fields, json_columns)
 
 

@@ -39,6 +39,7 @@ COMMANDS = (
     "manifest-schema",
     "plan",
     "import",
+    "export",
     "view",
     "synthetic",
     "convert",
@@ -213,6 +214,7 @@ RUN_COMMANDS = (
     ["report", "RUN"],
     ["view", "RUN"],
     ["import", "captions.csv", "RUN"],
+    ["export", "RUN", "--out", "captions"],
 )
 
 
