@@ -24,8 +24,8 @@ from lotlip_data.pipeline import stages
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.pipeline.exporting import stage
 from lotlip_data.pipeline.exporting.folder import ExportFolder
-from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
-from lotlip_data.pipeline.recaptioning.import_captions import import_captions
+from lotlip_data.pipeline.recaptioning.importing.caption_table import open_caption_table
+from lotlip_data.pipeline.recaptioning.importing.stage import import_captions
 from lotlip_data.synthetic.caption_writers import long_text
 from tests.faults.s3 import BUCKET, fault_counts, s3_server
 from tests.pipeline import run_fixture as fake_run
