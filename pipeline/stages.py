@@ -1,7 +1,7 @@
 """The pipeline: one function per stage, from lists of URLs to an evaluated model. Read this file first.
 
-    partition   lists of URLs → shards of rows, in seeded random order         pipeline/url_lists/partition.py
-    download    rows → images, with img2dataset on Ray                         pipeline/downloading/stage.py
+    partition   lists of URLs, containers → shards, in seeded random order     pipeline/url_lists/partition.py
+    download    rows → images, with img2dataset on Ray; containers → checked   pipeline/downloading/stage.py
     import      captions that a source's list carries → long texts             pipeline/recaptioning/importing/stage.py
     recaption   images → long texts, on pools of Ray actors                    pipeline/recaptioning/stage.py
     shard       images + texts → the dataset                                   pipeline/dataset/stage.py
@@ -121,7 +121,9 @@ def download(
     accept_failures: bool = False,
     update_manifest: bool = False,
 ) -> Outcome:
-    """Partition the manifest's lists into shards, once, and download every shard that is not downloaded yet.
+    """Partition the manifest's sources into shards, once, and download every shard that is not downloaded yet.
+
+    A shard of images that exist is scanned in place of a download.
 
     Args:
         manifest: The manifest. It is stored in the run's folder, where the other stages read it.
@@ -423,8 +425,8 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
         update_manifest: Replace the run's manifest if this one has other settings. Without it, that is an error.
     """
     from lotlip_data.pipeline.core.findings import require
+    from lotlip_data.pipeline.downloading.stage import cut_into_shards
     from lotlip_data.pipeline.readiness.manifest_checks import check_models
-    from lotlip_data.pipeline.url_lists.partition import partition
 
     manifest, run = load_manifest(manifest), open_run(run)
 
@@ -435,7 +437,7 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
     with ray_session():  # stages that use Ray share one
         _freeze_if_started(manifest, run, update_manifest)
         if not storage.exists(run.plan):
-            partition(manifest, run)
+            cut_into_shards(manifest, run)
         every = {"download": start, **_stages_of(manifest)}
         return _run_stages(every, run, _stream(every, manifest, run))
 

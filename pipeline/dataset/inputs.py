@@ -50,7 +50,8 @@ def ready_shards(
         command: The command line that takes the option `--captioners`, without it.
     """
     fetched = set(fetched)
-    planned = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists, ".parquet")}
+    stems = (name.partition(".")[0] for name in storage.list_names(run.lists))
+    planned = {int(stem) for stem in stems if stem.isdigit()}
     ready, missing = set(fetched), []
     if absent := planned - fetched:
         missing.append(f"missing: images of {format_shards(absent)}: run `lotlip-data download` again")

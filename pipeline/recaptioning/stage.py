@@ -13,7 +13,7 @@ from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core.findings import require
-from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_images, fetched_shards
+from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_images, fetched_shards, record_stop
 from lotlip_data.pipeline.core.ray_cluster import cluster
 from lotlip_data.pipeline.core.upstream import Upstream
 from lotlip_data.pipeline.downloading.remaining import remaining
@@ -94,6 +94,7 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob], upstream: Upstream | None 
     if work:
         for name in {name for unit in work for name in unit.names}:
             storage.check_writable(run.captioner(name))
+            storage.remove(run.captioner_stopped(name))
         with cluster():
             _Captioning(run, work, arrivals, summary).run()
     if upstream is not None:
@@ -268,6 +269,8 @@ class _Captioning:
         logger.warning(self._summary.failed[-1])
         for text in unit.texts:
             self._progress.fail(text, unit.shard)
+            if unit.shard is None:
+                record_stop(self._run, text, unit.reason)
 
     def _on_tick(self) -> None:
         if self._arrivals.is_due():

@@ -136,9 +136,27 @@ def test_a_web_server_that_breaks_off_is_an_error_and_not_a_short_tar(server: st
             list(iter_rows(container, own))
 
 
+@pytest.mark.parametrize("name", ["large.parquet", "large.arrow"])
+def test_a_table_on_a_server_that_sends_only_whole_files_is_an_error_with_the_remedy(
+    folder: Path, server: str, name: str
+) -> None:
+    (folder / name).write_bytes((b"PAR1" if name.endswith("parquet") else b"ARROW1") + bytes(6 << 20))
+    with pytest.raises(ListError, match="its server sends only whole files; download it to read it as a table"):
+        list(containers_of(source(f"{server}/{name}", format="image-table"), 10))
+
+
 def test_files_keep_the_order_of_the_manifest_and_patterns_are_sorted(folder: Path) -> None:
     own = Source.parse({"name": "mine", "files": [f"{folder}/{TARS[2]}", f"{folder}/tars/0000{{1,0}}.tar"]})
     assert [Path(each.url).name for each in containers_of(own, 10)] == ["00002.tar", "00001.tar", "00000.tar"]
+
+
+def test_a_file_that_several_patterns_match_is_read_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, settings in (("tars/{*,00001}.tar", {}), ("tables/{t,t}.parquet", {"format": "image-table"})):
+        caplog.clear()
+        containers = list(containers_of(source(folder / name, **settings), 10))
+        assert len({each.url for each in containers}) == len(containers) == (3 if "tars" in name else 1)
+        (warning,) = [record.getMessage() for record in caplog.records]
+        assert warning == "mine: `files` names 1 file twice; each is read once"
 
 
 def test_a_tar_that_is_missing_is_named_before_anything_is_read(folder: Path) -> None:

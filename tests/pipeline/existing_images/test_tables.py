@@ -1,5 +1,7 @@
 """Tables with image bytes: files of datasets and pandas are read in bounded memory, and a bad cell costs its row."""
 
+import datetime
+import decimal
 import io
 import json
 import pathlib
@@ -185,6 +187,13 @@ def test_a_column_that_holds_no_texts_is_an_error(tmp_path: pathlib.Path, column
     path = table_file(tmp_path, pa.table({"image": [b"x"], "caption": ["x"], "object": [{"a": 1}]}))
     with pytest.raises(ListError, match="the column 'object' is struct<a: int64>, not a text"):
         list(containers_of(source(path, format="image-table", **{column: "object"}), 10))
+
+
+def test_a_filter_gets_values_of_every_type(tmp_path: pathlib.Path) -> None:
+    row = {"d": datetime.date(2026, 1, 2), "n": decimal.Decimal("1.5"), "b": True, "x": b"y", "l": [1], "o": {"a": 1}}
+    path = table_file(tmp_path, pa.Table.from_pylist([row | {"image": b"A"}]))
+    (result,) = read(source(path, format="image-table", text=None, filter="d > n or b > x or l > o")).rows
+    assert result.values == {"d": "2026-01-02", "n": "1.5", "b": True, "x": "y", "l": None, "o": None}
 
 
 def test_keys_name_rows_and_faulty_keys_cost_their_rows(tmp_path: pathlib.Path) -> None:
