@@ -7,6 +7,7 @@
     features    the dataset → features of a locked image tower (optional)      pipeline/model_stages/features.py
     train       the dataset → LoTLIP, or a method that it is compared with     training/trainer.py
     evaluate    a trained model → recall and accuracy                          training/evaluation/evaluate.py
+    publish     the dataset → a repository on the Hugging Face Hub (optional)  pipeline/hub/publish.py
 
 Each stage reads what the stage before it committed, skips what it has committed itself, and can be called on its own.
 The commands of `lotlip-data` and the Python API (docs/guides/notebook.md) both call these functions.
@@ -209,6 +210,47 @@ def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
     shards, samples = wording.count(summary.built, "shard"), wording.count(summary.samples, "sample")
     lines = [f"shard: {shards} with {samples}"] if summary.built else []
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
+
+
+def publish(
+    run: RunLike,
+    repository: str,
+    *,
+    private: bool = False,
+    captions_only: bool = False,
+    branch: str = "main",
+    message: str | None = None,
+    stats: bool = True,
+    dry_run: bool = False,
+) -> Outcome:
+    """Publish the dataset on the Hugging Face Hub: what differs is uploaded, and the last commit makes it visible.
+
+    Args:
+        run: The run's folder.
+        repository: The dataset repository as ORG/NAME. It is created where it does not exist.
+        private: Create the repository as a private one. It is an error if it exists and is public.
+        captions_only: Publish the Parquet files without the tars, which hold the images.
+        branch: The branch to publish on. It is created where it does not exist.
+        message: The message of the commits. Default: one that names the dataset.
+        stats: Also publish the statistics of the dataset, for which all of its texts are read.
+        dry_run: Only compare: change nothing.
+
+    Raises:
+        ConnectionError: The Hub does not answer, or asks to wait. The next call continues.
+    """
+    from lotlip_data.pipeline.hub import publish as publish_dataset
+
+    publication = publish_dataset(
+        open_run(run),
+        repository,
+        images=not captions_only,
+        private=private,
+        branch=branch,
+        message=message,
+        with_statistics=stats,
+        dry_run=dry_run,
+    )
+    return Outcome(publication.has_changes, [], publication.to_dict(), "publish", _logged(publication.lines()))
 
 
 def remove_captioner(run: RunLike, name: str, *, captions: bool = False) -> Outcome:

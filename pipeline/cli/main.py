@@ -11,6 +11,7 @@ from lotlip_data.pipeline.cli import (
     evaluate,
     inspect,
     lists,
+    publish,
     readiness,
     stages,
     study,
@@ -85,6 +86,7 @@ INSPECTION: Commands = {
     "status": inspect.status,
     "stats": inspect.stats,
     "verify": inspect.verify,
+    "publish": publish.publish,
     "report": inspect.report,
     "view": inspect.view,
 }

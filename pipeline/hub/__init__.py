@@ -1,0 +1,5 @@
+"""Publishes a dataset on the Hugging Face Hub: only what changed, and visible in one step."""
+
+from lotlip_data.pipeline.hub.publish import Publication, publish
+
+__all__ = ["Publication", "publish"]

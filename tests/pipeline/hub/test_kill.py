@@ -1,0 +1,80 @@
+"""A publication that is killed at any moment is continued by the next one, and readers see no mix of datasets."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from lotlip_data.pipeline.hub import changes
+from lotlip_data.pipeline.hub.publish import publish
+from tests.pipeline import run_fixture as fake_run
+from tests.pipeline.hub.conftest import NAME, SHARDS, assert_all_readable, assert_holds, change_captions
+from tests.support.fake_dataset_hub import FakeDatasetHub, answer
+
+
+def kill(
+    hub: FakeDatasetHub, kind: str, number: int, *, before: bool
+) -> Callable[[list[subprocess.Popen[bytes]]], None]:
+    """Kill the client when its request `number` of a kind arrives, or when that is done and not answered yet."""
+
+    def arm(clients: "list[subprocess.Popen[bytes]]") -> None:
+        count = 0
+
+        def end() -> tuple[int, object, dict[str, str]] | None:
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(clients[0].pid, signal.SIGKILL)
+                clients[0].wait()
+                return answer(0)
+            return None
+
+        if before:
+            hub.faults[kind] = [end] * number
+        else:
+            hub.after[kind] = end
+
+    return arm
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "before"),
+    [("PUT object", 5, True), ("POST commit", 1, True), ("POST commit", 2, True), ("POST commit", 3, False)],
+)
+def test_a_killed_publication_is_continued_and_no_reader_ever_sees_a_mix(
+    hub: FakeDatasetHub, fake: fake_run.FakeRun, monkeypatch: pytest.MonkeyPatch, kind: str, number: int, before: bool
+) -> None:
+    publish(fake.run, NAME)
+    for shard in range(SHARDS):
+        change_captions(fake, shard)
+    hub.uploads.clear()
+    clients = list[subprocess.Popen[bytes]]()
+    arm = kill(hub, kind, number, before=before)
+    code = (
+        "import sys; from lotlip_data.pipeline.hub import changes, publish, transfer;"
+        "from lotlip_data.manifests.run_layout import Run;"
+        "changes.FILES_PER_COMMIT, transfer.GROUP_FILES = 4, 2;"
+        "sys.stdin.readline();"
+        "publish(Run.at(sys.argv[1]), sys.argv[2])"
+    )
+    client = subprocess.Popen([sys.executable, "-c", code, fake.run.url, NAME], stdin=subprocess.PIPE)
+    clients.append(client)
+    arm(clients)
+    assert client.stdin is not None
+    client.stdin.write(b"\n")
+    client.stdin.close()
+    assert client.wait(timeout=300) == -signal.SIGKILL
+    hub.faults.clear()
+    hub.after.clear()
+    repository = hub.repositories[NAME]
+    assert_all_readable(repository)
+
+    monkeypatch.setattr(changes, "FILES_PER_COMMIT", 4)
+    publish(fake.run, NAME)
+    assert set(hub.uploads.values()) == {1}, "content that the Hub had was uploaded again"
+    assert_holds(repository, fake.run)
+    assert_all_readable(repository)
+    assert not publish(fake.run, NAME).has_changes
