@@ -253,6 +253,26 @@ def publish(
     return Outcome(publication.has_changes, [], publication.to_dict(), "publish", _logged(publication.lines()))
 
 
+def publish_progress(
+    run: RunLike, repository: str, *, private: bool = False, branch: str = "main", every: float | None = None
+) -> Outcome:
+    """Show the progress of a run on the card of its repository on the Hugging Face Hub, while the run goes on.
+
+    Args:
+        run: The run's folder.
+        repository: The dataset repository as ORG/NAME. It is created where it does not exist.
+        private: Create the repository as a private one. It is an error if it exists and is public.
+        branch: The branch. It is created where it does not exist.
+        every: Minutes after which the card is written again, until the dataset exists. Default: once.
+    """
+    from lotlip_data.pipeline.hub import publish_progress as write_progress
+
+    url, progress = write_progress(open_run(run), repository, private=private, branch=branch, every=every)
+    figures = {"url": url, "stage": progress.stage, "share": progress.share}
+    lines = [f"publish: the card of {url} shows the progress: {progress.message}"]
+    return Outcome(True, [], figures, "publish", _logged(lines))
+
+
 def remove_captioner(run: RunLike, name: str, *, captions: bool = False) -> Outcome:
     """Remove a captioner and its captions from a run. The dataset changes with the next `shard`.
 

@@ -36,6 +36,17 @@ def publish(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be uploaded and removed, and change nothing.")
     ] = False,
+    progress: Annotated[
+        bool, typer.Option("--progress", help="Only show the progress of the run on the card, while the run goes on.")
+    ] = False,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="MINUTES",
+            help="Minutes after which --progress repeats, until the dataset exists. Default: once.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Publish the dataset on the Hugging Face Hub.
@@ -46,8 +57,17 @@ def publish(
     Example: lotlip-data publish runs/mine my-org/my-captions --captions-only
     """
     with command("publish", json, run) as console:
+        from lotlip_data.manifests.errors import UserError
         from lotlip_data.pipeline import stages
 
+        if every is not None and not progress:
+            raise UserError("--every is the interval of --progress: give both, or neither")
+        if progress:
+            if captions_only or dry_run or message is not None:
+                raise UserError("--progress writes the card alone: leave out --captions-only, --message and --dry-run")
+            outcome = stages.publish_progress(run, repository, private=private, branch=branch, every=every)
+            finish(console, outcome)
+            return
         outcome = stages.publish(
             run,
             repository,

@@ -9,6 +9,8 @@ from lotlip_data.manifests import storage
 from lotlip_data.pipeline.hub.contents import Contents, StoredFile
 from lotlip_data.pipeline.hub.layout import is_shard
 
+PROGRESS = "progress.json"
+"""The progress of the run for a badge, which the dataset replaces."""
 FILES_PER_COMMIT = 500
 """New files of a commit at most. The Hub ends requests that take longer than a minute, and allows some hundred commits
 per hour."""
@@ -41,7 +43,7 @@ class Changes:
     replaced: list[StoredFile]
     """Files that have another content there."""
     deleted: list[str]
-    """Paths of shards of an earlier dataset."""
+    """Paths of shards of an earlier dataset, and of the progress of the run."""
     documents: dict[str, bytes]
 
     def __bool__(self) -> bool:
@@ -75,7 +77,7 @@ def compare(contents: Contents, remote: Mapping[str, RemoteFile]) -> Changes:
     return Changes(
         new=[file for file in changed if file.path not in remote],
         replaced=[file for file in changed if file.path in remote],
-        deleted=sorted(path for path in remote if is_shard(path) and path not in contents.shards),
+        deleted=sorted(path for path in remote if path == PROGRESS or (is_shard(path) and path not in contents.shards)),
         documents={path: data for path, data in contents.documents.items() if not _has_bytes(remote.get(path), data)},
     )
 

@@ -18,7 +18,7 @@ from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.hub.changes import Changes, compare, names
 from lotlip_data.pipeline.hub.contents import STATISTICS, Contents, read_contents, statistics
 from lotlip_data.pipeline.hub.errors import BranchMoved
-from lotlip_data.pipeline.hub.repository import MAIN, Repository, State, addition
+from lotlip_data.pipeline.hub.repository import MAIN, Repository, addition
 from lotlip_data.pipeline.hub.transfer import Transfer
 from lotlip_data.pipeline.reporting.next_step import find_stale
 from lotlip_data.pipeline.reporting.status import get_status
@@ -116,29 +116,18 @@ def publish(
     repository = Repository(name, branch)
     repository.check_token()
     state = repository.find()
-    _check_private(repository, state, private)
+    repository.check_private(state, private)
     for line in [*_outdated(run), *_licences(contents)]:
         logger.warning(line)
     publication = Publication(name, repository.url, dry_run, state.private if state else private)
     if dry_run:
         publication.add(compare(contents, repository.files(state.commit) if state else {}))
         return publication
-    if state is None:
-        repository.create(private)
-    if branch != MAIN and (state is None or state.commit is None):
-        repository.create_branch()
+    repository.prepare(state, private)
     message = message or f"Dataset {contents.description.summary['name']} of lotlip-data"
     _synchronise(run, contents, repository, publication, message, with_statistics)
     _warn_of_history(publication, contents)
     return publication
-
-
-def _check_private(repository: Repository, state: State | None, private: bool) -> None:
-    if private and state and not state.private:
-        raise UserError(
-            f"{repository.name}: exists and is public, so --private cannot keep the dataset private. Make it private "
-            f"in its settings ({repository.url}/settings), or choose another name."
-        )
 
 
 def _synchronise(

@@ -6,6 +6,7 @@ so they are shown without, and its progress bars are not shown.
 
 import contextlib
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 from lotlip_data.manifests.checkpoints.hub import endpoint
 from lotlip_data.manifests.digests import Digest
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.wording import duration
 from lotlip_data.pipeline.hub import errors
 from lotlip_data.pipeline.hub.errors import BranchMoved, Unavailable, explain
@@ -106,13 +108,25 @@ class Repository:
         info = branch or self._call(ask, None)
         return info and State(bool(info.private), branch and branch.sha)
 
-    def create(self, private: bool) -> None:
-        """Create the repository."""
-        self._call(self._api.create_repo, self.name, repo_type=_TYPE, private=private, exist_ok=True)
+    def prepare(self, state: State | None, private: bool) -> None:
+        """Create the repository and the branch where they do not exist.
 
-    def create_branch(self) -> None:
-        """Create the branch from the last commit of the main one."""
-        self._call(self._api.create_branch, self.name, branch=self._branch, repo_type=_TYPE, exist_ok=True)
+        Args:
+            state: The result of `find`.
+            private: Create the repository as a private one.
+        """
+        if state is None:
+            self._call(self._api.create_repo, self.name, repo_type=_TYPE, private=private, exist_ok=True)
+        if self._branch != MAIN and (state is None or state.commit is None):
+            self._call(self._api.create_branch, self.name, branch=self._branch, repo_type=_TYPE, exist_ok=True)
+
+    def check_private(self, state: State | None, private: bool) -> None:
+        """Raise UserError if the repository is public although it shall be private."""
+        if private and state and not state.private:
+            raise UserError(
+                f"{self.name}: exists and is public, so --private cannot keep the dataset private. Make it private in "
+                f"its settings ({self.url}/settings), or choose another name."
+            )
 
     def head(self) -> str:
         """The last commit of the branch. Raises UserError if there is no such repository or branch."""
@@ -126,6 +140,21 @@ class Repository:
             return {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
 
         return self._call(read)
+
+    def read(self, path: str, commit: str) -> bytes | None:
+        """The content of a small file of a commit; None if it has none at this path."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        def download() -> bytes | None:
+            with tempfile.TemporaryDirectory(prefix="lotlip-data-hub-") as folder:
+                options = {"repo_type": _TYPE, "revision": commit, "local_dir": folder, "token": self._api.token}
+                try:
+                    return Path(hf_hub_download(self.name, path, **options)).read_bytes()
+                except RemoteEntryNotFoundError:
+                    return None
+
+        return self._call(download)
 
     def upload(self, additions: Sequence[Any]) -> None:
         """Upload files, which are visible once a commit adds them. Their local copies are no longer needed then."""

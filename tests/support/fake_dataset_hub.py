@@ -86,6 +86,7 @@ class FakeDatasetHub:
         return folder
 
     def handle(self, method: str, target: str, headers: Any, body: bytes) -> Answer:
+        method = "GET" if method == "HEAD" else method
         path = unquote(urlsplit(target).path)
         query = {key: values[0] for key, values in parse_qs(urlsplit(target).query).items()}
         for pattern, kind, handler in _ROUTES:
@@ -131,6 +132,13 @@ class FakeDatasetHub:
         return answer(
             200, entries[start : start + PAGE], **({"Link": following} if len(entries) > start + PAGE else {})
         )
+
+    def file(self, name: str, revision: str, path: str, query: Any, body: bytes) -> Answer:
+        commit = self.repositories[name].at(revision)
+        if commit is None or path not in self.repositories[name].commits[commit]:
+            return answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit or "")
+        data, is_large = self.repositories[name].commits[commit][path]
+        return answer(200, data, ETag=f'"{_oid(data, is_large)}"', X_Repo_Commit=commit)
 
     def preupload(self, name: str, revision: str, query: Any, body: bytes) -> Answer:
         repository = self.repositories[name]
@@ -203,6 +211,7 @@ _ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
     (r"/api/validate-yaml", "POST validate", FakeDatasetHub.validate),
     (rf"/api/datasets/{_REPO}(?:/revision/(.+))?", "GET info", FakeDatasetHub.info),
     (rf"/api/datasets/{_REPO}/tree/([^/]+)", "GET tree", FakeDatasetHub.tree),
+    (rf"/datasets/{_REPO}/resolve/([^/]+)/(.+)", "GET file", FakeDatasetHub.file),
     (rf"/api/datasets/{_REPO}/preupload/(.+)", "POST preupload", FakeDatasetHub.preupload),
     (rf"/api/datasets/{_REPO}/branch/(.+)", "POST branch", FakeDatasetHub.branch),
     (rf"/api/datasets/{_REPO}/commit/(.+)", "POST commit", FakeDatasetHub.commit),
@@ -247,7 +256,7 @@ def fake_dataset_hub() -> Iterator[FakeDatasetHub]:
             if status == 0:  # a lost connection
                 self.close_connection = True
                 return
-            data = json.dumps(content).encode()
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             for name, value in {
                 "Content-Length": str(len(data)),
@@ -256,9 +265,10 @@ def fake_dataset_hub() -> Iterator[FakeDatasetHub]:
             }.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            if self.command != "HEAD":
+                self.wfile.write(data)
 
-        do_GET = do_POST = do_PUT = handle_request
+        do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
         def _body(self) -> bytes:
             if self.headers.get("Transfer-Encoding") != "chunked":
