@@ -7,7 +7,7 @@
     features    the dataset → features of a locked image tower (optional)      pipeline/model_stages/features.py
     train       the dataset → LoTLIP, or a method that it is compared with     training/trainer.py
     evaluate    a trained model → recall and accuracy                          training/evaluation/evaluate.py
-    publish     the dataset → a repository on the Hugging Face Hub (optional)  pipeline/hub/publish.py
+    publish     the dataset → a repository on the Hugging Face Hub (optional)  pipeline/hub/publication.py
 
 Each stage reads what the stage before it committed, skips what it has committed itself, and can be called on its own.
 The commands of `lotlip-data` and the Python API (docs/guides/notebook.md) both call these functions.

@@ -5,6 +5,7 @@ by that of the dataset.
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +17,15 @@ import yaml
 from lotlip_data.manifests.formats.dataset_index import CARD
 from lotlip_data.manifests.manifest import Manifest, frozen
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.wording import duration
 from lotlip_data.pipeline.hub.changes import PROGRESS
+from lotlip_data.pipeline.hub.errors import BranchMoved, Unavailable
 from lotlip_data.pipeline.hub.repository import MAIN, Repository, addition
 from lotlip_data.pipeline.reporting.next_step import find_not_started
 from lotlip_data.pipeline.reporting.status import RunStatus, get_status
 from lotlip_data.pipeline.reporting.status_table import format_table
+
+logger = logging.getLogger(__name__)
 
 START, END = "<!-- progress of the run -->", "<!-- end of the progress -->"
 
@@ -105,9 +110,14 @@ def publish_progress(
     repository.prepare(state, private)
     while True:
         progress = read_progress(run, manifest)
-        _write(repository, progress, manifest, branch)
-        if every is None or progress.is_complete:
-            return repository.url, progress
+        try:
+            _write(repository, progress, manifest, branch)
+            if every is None or progress.is_complete:
+                return repository.url, progress
+        except (Unavailable, BranchMoved) as error:
+            if every is None:
+                raise
+            logger.warning(f"{error}. The next try is in {duration(60 * every)}")
         wait(60 * every)
 
 

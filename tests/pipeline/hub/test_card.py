@@ -9,7 +9,7 @@ import yaml
 from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.hub import layout
-from lotlip_data.pipeline.hub.publish import publish
+from lotlip_data.pipeline.hub.publication import publish
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text
 from lotlip_data.synthetic.scenes import sample_scene
 from tests.pipeline import run_fixture as fake_run

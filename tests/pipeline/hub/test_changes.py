@@ -6,7 +6,7 @@ import pytest
 
 from lotlip_data.manifests.run_layout import DATASET_JSON, Run
 from lotlip_data.pipeline.hub import changes, transfer
-from lotlip_data.pipeline.hub.publish import publish
+from lotlip_data.pipeline.hub.publication import publish
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.hub.conftest import NAME, SHARDS, assert_all_readable, assert_holds, change_captions, shard_names
 from tests.support.fake_dataset_hub import FakeDatasetHub

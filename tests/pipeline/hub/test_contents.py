@@ -8,7 +8,7 @@ import pytest
 
 from lotlip_data.manifests.digests import check_json
 from lotlip_data.manifests.run_layout import DATASET_JSON, Run
-from lotlip_data.pipeline.hub.publish import publish
+from lotlip_data.pipeline.hub.publication import publish
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.hub.conftest import NAME, assert_holds, write_dataset
 from tests.support.fake_dataset_hub import FakeDatasetHub

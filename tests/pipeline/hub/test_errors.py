@@ -10,7 +10,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline import stages
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.hub.errors import Unavailable, readable
-from lotlip_data.pipeline.hub.publish import publish
+from lotlip_data.pipeline.hub.publication import publish
 from tests.pipeline.hub.conftest import NAME
 from tests.support.fake_dataset_hub import TOKEN, FakeDatasetHub, answer
 

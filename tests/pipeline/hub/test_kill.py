@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from lotlip_data.pipeline.hub import changes
-from lotlip_data.pipeline.hub.publish import publish
+from lotlip_data.pipeline.hub.publication import publish
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.hub.conftest import NAME, SHARDS, assert_all_readable, assert_holds, change_captions
 from tests.support.fake_dataset_hub import FakeDatasetHub, answer

@@ -10,7 +10,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.hub.progress_card import END, START, Progress, publish_progress, with_progress
-from lotlip_data.pipeline.hub.publish import publish
+from lotlip_data.pipeline.hub.publication import publish
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.hub.conftest import NAME, assert_holds
 from tests.support.fake_dataset_hub import FakeDatasetHub

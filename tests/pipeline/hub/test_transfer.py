@@ -10,7 +10,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import DATASET_JSON, Run
 from lotlip_data.pipeline.hub import transfer
-from lotlip_data.pipeline.hub.publish import publish
+from lotlip_data.pipeline.hub.publication import publish
 from tests.pipeline.hub.conftest import NAME, assert_holds
 from tests.support.fake_dataset_hub import FakeDatasetHub
 

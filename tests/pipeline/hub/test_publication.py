@@ -6,7 +6,7 @@ import pytest
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.hub.publish import publish
+from lotlip_data.pipeline.hub.publication import publish
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.hub.conftest import IMAGES, NAME, SHARDS, VIEW_NAMES, assert_holds, change_captions, shard_names
 from tests.support.fake_dataset_hub import FakeDatasetHub

@@ -145,15 +145,20 @@ def _synchronise(
             changes.deleted.append(STATISTICS)  # they are of an earlier dataset
         if not changes:
             return
+        if publication.commits and publication.commits[-1] == head:
+            kept_out = names([*(file.path for file in changes.uploads), *changes.documents], LISTED)
+            raise UserError(
+                f"{repository.name}: its .gitignore keeps files of the dataset out: {kept_out}. Correct it and run the "
+                "same command again."
+            )
         publication.add(changes)
         try:
             _commit(run, repository, changes, publication, message, head)
         except BranchMoved as error:
             logger.info(f"{error} Comparing again")
     raise UserError(
-        f"{repository.name}: the branch does not hold the dataset after {ROUNDS} commits: another process commits to "
-        "it, or its .gitignore keeps files out. Let the other process end or correct the .gitignore, and run the same "
-        "command again."
+        f"{repository.name}: others have committed to the branch {ROUNDS} times meanwhile. Let them end, and run the "
+        "same command again."
     )
 
 
