@@ -19,6 +19,7 @@ from lotlip_data.manifests.formats.dataset_index import CARD, CROISSANT, Dataset
 from lotlip_data.manifests.run_layout import DATASET_JSON, Run
 from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.manifests.wording import count
+from lotlip_data.pipeline.dataset import dataset_card
 from lotlip_data.pipeline.dataset.metadata import Description
 from lotlip_data.pipeline.dataset.publish import stale_views
 from lotlip_data.pipeline.dataset.stats import dataset_stats
@@ -89,6 +90,7 @@ def read_contents(run: Run, images: bool) -> Contents:
             f"Run `lotlip-data shard {run.url}`, which writes it again."
         )
     card = storage.read_bytes(run.dataset_file(CARD)).decode("utf-8", "surrogateescape")
+    card = dataset_card.declaring_columns(card, description)  # a card of an earlier release may not
     documents = {
         CARD: published_card(card, description, layout).encode("utf-8", "surrogateescape"),
         CROISSANT: _json(published_croissant(description, layout)),

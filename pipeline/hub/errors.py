@@ -1,5 +1,6 @@
 """What an error of huggingface_hub means for a publication: one line with the remedy, without the token."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -60,7 +61,11 @@ def explain(error: BaseException, repository: str) -> Exception | None:
             return UserError(f"{repository}: is no name of a repository. Give ORG/NAME, such as my-org/my-captions.")
         if isinstance(cause, errors.HfHubHTTPError):
             return _explain_answer(cause, repository)
-        if isinstance(cause, errors.HTTPError):
+        if isinstance(cause, json.JSONDecodeError):
+            return UserError(
+                f"{repository}: {endpoint()} does not answer as a Hub does. Check HF_ENDPOINT and the proxy."
+            )
+        if isinstance(cause, errors.HTTPError | errors.LocalEntryNotFoundError):
             reason = readable(str(cause)) or type(cause).__name__
             return Unavailable(
                 f"{repository}: the Hub ({endpoint()}) cannot be reached ({reason}); check the network, the proxy and "

@@ -44,6 +44,16 @@ def test_text_that_people_added_to_the_card_is_published(hub: FakeDatasetHub, ru
     assert yaml.safe_load(published.split("---\n")[1])["x"] == "y"
 
 
+def test_a_card_of_an_earlier_release_declares_the_columns_when_it_is_published(hub: FakeDatasetHub, run: Run) -> None:
+    card = Path(run.dataset_file("README.md"))
+    written = card.read_text()
+    front = yaml.safe_load(written.split("---\n")[1])
+    del front["dataset_info"]
+    card.write_text(f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n" + written.split("---\n", 2)[2])
+    publish(run, NAME)
+    assert hub.repositories[NAME].files()["README.md"].decode() == written
+
+
 def test_the_shards_of_a_large_dataset_lie_in_folders(
     hub: FakeDatasetHub, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

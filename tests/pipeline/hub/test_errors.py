@@ -138,6 +138,12 @@ def test_a_message_of_the_hub_is_one_short_line() -> None:
     assert len(readable(text)) < 310
 
 
+def test_a_page_in_place_of_the_hub_is_named(hub: FakeDatasetHub, run: Run) -> None:
+    hub.faults["GET whoami"] = [lambda: answer(200, b"<html>Log in</html>")]
+    with pytest.raises(UserError, match=r"does not answer as a Hub does\. Check HF_ENDPOINT and the proxy"):
+        publish(run, NAME)
+
+
 def test_offline_mode_is_named(hub: FakeDatasetHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE forbids to ask the Hub. Unset it"):
