@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -12,32 +11,36 @@ from lotlip_data.pipeline.hub import changes
 from lotlip_data.pipeline.hub.publication import publish
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.hub.conftest import NAME, SHARDS, assert_all_readable, assert_holds, change_captions
-from tests.support.fake_dataset_hub import FakeDatasetHub, answer
+from tests.support.fake_dataset_hub import Answer, FakeDatasetHub, answer
+
+CLIENT = """
+import sys
+from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.hub import changes, publish, transfer
+
+changes.FILES_PER_COMMIT, transfer.GROUP_FILES = 4, 2
+sys.stdin.readline()
+publish(Run.at(sys.argv[1]), sys.argv[2])
+"""
 
 
-def kill(
-    hub: FakeDatasetHub, kind: str, number: int, *, before: bool
-) -> Callable[[list[subprocess.Popen[bytes]]], None]:
+def kill_at(hub: FakeDatasetHub, client: "subprocess.Popen[bytes]", kind: str, number: int, *, before: bool) -> None:
     """Kill the client when its request `number` of a kind arrives, or when that is done and not answered yet."""
+    requests = 0
 
-    def arm(clients: "list[subprocess.Popen[bytes]]") -> None:
-        count = 0
-
-        def end() -> tuple[int, object, dict[str, str]] | None:
-            nonlocal count
-            count += 1
-            if count == number:
-                os.kill(clients[0].pid, signal.SIGKILL)
-                clients[0].wait()
-                return answer(0)
+    def end() -> Answer | None:
+        nonlocal requests
+        requests += 1
+        if requests < number:
             return None
+        os.kill(client.pid, signal.SIGKILL)
+        client.wait()
+        return answer(0)
 
-        if before:
-            hub.faults[kind] = [end] * number
-        else:
-            hub.after[kind] = end
-
-    return arm
+    if before:
+        hub.faults[kind] = [end] * number
+    else:
+        hub.after[kind] = end
 
 
 @pytest.mark.parametrize(
@@ -51,21 +54,10 @@ def test_a_killed_publication_is_continued_and_no_reader_ever_sees_a_mix(
     for shard in range(SHARDS):
         change_captions(fake, shard)
     hub.uploads.clear()
-    clients = list[subprocess.Popen[bytes]]()
-    arm = kill(hub, kind, number, before=before)
-    code = (
-        "import sys; from lotlip_data.pipeline.hub import changes, publish, transfer;"
-        "from lotlip_data.manifests.run_layout import Run;"
-        "changes.FILES_PER_COMMIT, transfer.GROUP_FILES = 4, 2;"
-        "sys.stdin.readline();"
-        "publish(Run.at(sys.argv[1]), sys.argv[2])"
-    )
-    client = subprocess.Popen([sys.executable, "-c", code, fake.run.url, NAME], stdin=subprocess.PIPE)
-    clients.append(client)
-    arm(clients)
-    assert client.stdin is not None
-    client.stdin.write(b"\n")
-    client.stdin.close()
+    client = subprocess.Popen([sys.executable, "-c", CLIENT, fake.run.url, NAME], stdin=subprocess.PIPE)
+    kill_at(hub, client, kind, number, before=before)
+    with client.stdin or pytest.fail("no pipe") as start:
+        start.write(b"\n")
     assert client.wait(timeout=300) == -signal.SIGKILL
     hub.faults.clear()
     hub.after.clear()
