@@ -8,8 +8,10 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.digests import JSON_KEY, Digest, embed_in_json

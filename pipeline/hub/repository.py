@@ -32,6 +32,8 @@ LONGEST_WAIT = 900.0
 SILENCE_SECONDS = 300.0
 """Time without a byte from the Hub after which a request has failed. The library would wait for ever."""
 _TYPE = "dataset"
+_CLIENTS = ("httpx", "httpx2")
+"""The HTTP clients of the library, by release, which log each request with its signed URL."""
 
 
 @dataclass(frozen=True)
@@ -259,10 +261,13 @@ def _library() -> Iterator[None]:
     )
 
     library = logging.getLogger("huggingface_hub")
-    handlers, level, propagate = list(library.handlers), library.level, library.propagate
+    handlers, propagate = list(library.handlers), library.propagate
+    loggers = [library, *map(logging.getLogger, _CLIENTS)]
+    levels = [each.level for each in loggers]
     had_bars = not are_progress_bars_disabled()
     library.handlers, library.propagate = [_Relay()], False
-    library.setLevel(logging.WARNING)
+    for each in loggers:
+        each.setLevel(logging.WARNING)
     if had_bars:
         disable_progress_bars()
     get_session().timeout = SILENCE_SECONDS
@@ -270,6 +275,7 @@ def _library() -> Iterator[None]:
         yield
     finally:
         library.handlers, library.propagate = handlers, propagate
-        library.setLevel(level)
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
         if had_bars:
             enable_progress_bars()

@@ -69,11 +69,12 @@ def shard_names(run: Run, endings: tuple[str, ...] = (".tar", ".parquet")) -> se
     return {name for name in storage.list_names(run.shards) if name.endswith(endings)}
 
 
-def change_captions(fake: fake_run.FakeRun, shard: int) -> None:
-    """Write one caption shard again with other texts, and the dataset."""
+def change_captions(fake: fake_run.FakeRun, *shards: int) -> None:
+    """Write caption shards again with other texts, and the dataset."""
     text = "Another text. It has two sentences."
-    rows = [row | {"text": text} for row in fake_run.captions_of(fake.run, "llava", shard)]
-    fake_run.write_captions(fake.run, "llava", shard, rows)
+    for shard in shards:
+        rows = [row | {"text": text} for row in fake_run.captions_of(fake.run, "llava", shard)]
+        fake_run.write_captions(fake.run, "llava", shard, rows)
     write_dataset(fake.run, fake.manifest)
 
 

@@ -52,8 +52,7 @@ def test_many_files_take_several_commits_of_which_the_last_one_shows_the_dataset
     assert len(first.commits) == -(-len(shard_names(fake.run)) // 2)
     *hidden, shown = [repository.commits[commit] for commit in first.commits]
     assert not any(DATASET_JSON in files or "README.md" in files for files in hidden) and DATASET_JSON in shown
-    for shard in range(SHARDS):
-        change_captions(fake, shard)
+    change_captions(fake, *range(SHARDS))
     assert len(publish(fake.run, NAME).commits) > 1
     assert_holds(repository, fake.run)
     assert_all_readable(repository)

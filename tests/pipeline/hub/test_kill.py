@@ -51,8 +51,7 @@ def test_a_killed_publication_is_continued_and_no_reader_ever_sees_a_mix(
     hub: FakeDatasetHub, fake: fake_run.FakeRun, monkeypatch: pytest.MonkeyPatch, kind: str, number: int, before: bool
 ) -> None:
     publish(fake.run, NAME)
-    for shard in range(SHARDS):
-        change_captions(fake, shard)
+    change_captions(fake, *range(SHARDS))
     hub.uploads.clear()
     client = subprocess.Popen([sys.executable, "-c", CLIENT, fake.run.url, NAME], stdin=subprocess.PIPE)
     kill_at(hub, client, kind, number, before=before)

@@ -55,6 +55,7 @@ def test_an_outdated_dataset_is_named_and_published_as_it_is(
     hub: FakeDatasetHub, fake: fake_run.FakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake_run.claim_captioner(fake.run, "later")
+    fake_run.write_captions(fake.run, "later", 0, fake_run.captions_of(fake.run, "llava", 0))
     publish(fake.run, NAME)
     assert "the dataset is outdated and is published as it is: captions by later are not in it" in caplog.text
     assert_holds(hub.repositories[NAME], fake.run)
