@@ -66,8 +66,10 @@ def read_progress(run: Run, manifest: Manifest) -> Progress:
 def _stage(status: RunStatus) -> tuple[str, float]:
     """The first stage that is not complete, and which share of it is done, rounded down to whole percents."""
     download = status["download"]
-    if download is None or download["left"]:
-        return "download", 0.0 if download is None else _share(download["tried"], download["urls"])
+    if download is None and not status["images"]:
+        return "download", 0.0
+    if download is not None and download["left"]:
+        return "download", _share(download["tried"], download["urls"])
     waiting = status.get("not_started", {}).get("recaption", [])
     done = sum(captioner["done"] for captioner in status["captioners"].values())
     total = status["images"] * (len(status["captioners"]) + len(waiting))

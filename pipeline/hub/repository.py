@@ -145,14 +145,15 @@ class Repository:
 
     def read(self, path: str, commit: str) -> bytes | None:
         """The content of a small file of a commit; None if it has none at this path."""
-        from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
         def download() -> bytes | None:
             with tempfile.TemporaryDirectory(prefix="lotlip-data-hub-") as folder:
-                options = {"repo_type": _TYPE, "revision": commit, "local_dir": folder, "token": self._api.token}
                 try:
-                    return Path(hf_hub_download(self.name, path, **options)).read_bytes()
+                    file = self._api.hf_hub_download(
+                        self.name, path, repo_type=_TYPE, revision=commit, local_dir=folder
+                    )
+                    return Path(file).read_bytes()
                 except RemoteEntryNotFoundError:
                     return None
 

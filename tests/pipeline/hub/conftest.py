@@ -32,6 +32,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDatasetHub]:
 
     with fake_dataset_hub() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         for name, value in {"HF_ENDPOINT": running.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}.items():
             monkeypatch.setenv(name, value)

@@ -32,5 +32,5 @@ def test_a_commit_by_others_in_between_is_not_overwritten(hub: FakeDatasetHub, r
 
 def test_files_that_the_repository_ignores_are_an_error(hub: FakeDatasetHub, run: Run) -> None:
     hub.ignored = ("train-00000.tar",)
-    with pytest.raises(UserError, match=r"its \.gitignore keeps files out"):
+    with pytest.raises(UserError, match=r"its \.gitignore keeps files of the dataset out: train-00000\.tar"):
         publish(run, NAME)
