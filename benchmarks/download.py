@@ -11,7 +11,8 @@ as its own command configures it.
 
 The server is one process that sends pictures from memory. It is a single host instead of the thousands of a real list,
 so both sides may send it as many concurrent requests as they have threads. With `--tls` all downloads use https, like
-most of a real list. The last line of standard output is one JSON object.
+most of a real list. With `--web` the server answers like the web, and both sides have their recommended settings: see
+`download_web.py`. The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -199,18 +200,32 @@ def main() -> None:
         "--processes", type=int, default=3, help="processes, one after the other (default: %(default)s)"
     )
     parser.add_argument("--tls", action="store_true", help="download over https")
+    parser.add_argument("--web", action="store_true", help="download from a server that answers like the web")
+    parser.add_argument(
+        "--cores", type=int, default=os.cpu_count(), help="processes at once with --web (default: %(default)s)"
+    )
     parser.add_argument("--smoke", action="store_true", help="try the script: 20 images, one process, one round")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--authority", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--url", help=argparse.SUPPRESS)
+    for name, kind in (("--url", str), ("--port", int), ("--first", int)):
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    parser.set_defaults(pictures=24)
     options = parser.parse_args()
     if options.smoke:
-        vars(options).update(images=20, rounds=1, processes=1)
+        vars(options).update(images=20, rounds=1, processes=1, pictures=2)
     if options.serve:
         serve(options.authority)
         return
     if options.url:
         run_worker(options.url, options.images, options.threads)
+        return
+    if options.web:
+        import download_web
+
+        if options.port:
+            download_web.run_worker(options.port, options.images, options.first)
+        else:
+            print(json.dumps(download_web.run(options)))
         return
     print(json.dumps(summarise(run_rounds(options), options)))
 

@@ -231,10 +231,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def with_absolute_paths(manifest: Manifest, base: str) -> Manifest:
     """The manifest with absolute paths. Relative ones start at its `relative_to`, by default at the folder `base`."""
     base = _absolute(manifest.relative_to, base) if manifest.relative_to else base
-    sources = [
-        source.model_copy(update={"files": tuple(_absolute(file, base) for file in source.files)})
-        for source in manifest.sources
-    ]
+    sources = [_with_absolute_files(source, base) for source in manifest.sources]
     sets = tuple(_absolute(path, base) for path in manifest.clean.evaluation_sets)
     changes: dict[str, Any] = {
         "relative_to": base,
@@ -249,6 +246,13 @@ def with_absolute_paths(manifest: Manifest, base: str) -> Manifest:
     if manifest.evaluation_data:
         changes["evaluation_data"] = _absolute(manifest.evaluation_data, base)
     return manifest.model_copy(update=changes)
+
+
+def _with_absolute_files(source: Source, base: str) -> Source:
+    changes: dict[str, Any] = {"files": tuple(_absolute(file, base) for file in source.files)}
+    if source.table is not None:
+        changes["table"] = _absolute(source.table, base)
+    return source.model_copy(update=changes)
 
 
 def _absolute(path: str, base: str) -> str:
@@ -358,7 +362,7 @@ def image_settings(manifest: Manifest) -> dict[str, Any]:
 def _image_settings(manifest: Manifest) -> Manifest:
     """The settings that decide which images a run holds, under which keys, and how they are stored."""
     fixed = {name: getattr(manifest, name) for name in ("name", "seed", "sample", "samples_per_shard")}
-    stored = {name: getattr(manifest.download, name) for name in ("image_size", "quality")}
+    stored = {name: getattr(manifest.download, name) for name in ("image_size", "quality", "full_decode")}
     sources = [source.model_copy(update={"licence": None, "homepage": None}) for source in manifest.sources]
     return Manifest.model_validate(fixed | {"sources": sources, "download": stored})
 
@@ -372,6 +376,7 @@ def _check_partitioned(manifest: Manifest, run: Run, where: str) -> None:
         return
     if not recorded:  # of an earlier release
         return
+    recorded.setdefault("download", {}).setdefault("full_decode", manifest.download.full_decode)  # of one without it
     if changes := _differences(Manifest.parse(recorded, run.plan), _image_settings(manifest), where):
         raise ManifestError(
             f"{run.manifest}: this run was started with another manifest: {_describe(changes)}. These settings decide "

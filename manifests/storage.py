@@ -86,18 +86,21 @@ def _kernel_devices() -> frozenset[int]:
     return frozenset(path.stat().st_dev for path in folders) - {pathlib.Path("/").stat().st_dev}
 
 
+def local_kind(path: str) -> str:
+    """As `kind`, for a path on this machine whatever its name looks like. Raises OSError if there is nothing."""
+    status = pathlib.Path(path).stat()
+    if stat.S_ISDIR(status.st_mode):
+        return "directory"
+    return "file" if stat.S_ISREG(status.st_mode) and status.st_dev not in _kernel_devices() else "other"
+
+
 def _kind(fs: Any, path: str) -> str | None:
     """`file`, `directory` or `other`; None if the storage answers that nothing is there.
 
     Errors are raised. fsspec's own `exists` and `isdir` return False for them.
     """
     try:
-        if isinstance(fs, LocalFileSystem):
-            status = pathlib.Path(path).stat()
-            if stat.S_ISDIR(status.st_mode):
-                return "directory"
-            return "file" if stat.S_ISREG(status.st_mode) and status.st_dev not in _kernel_devices() else "other"
-        return str(fs.info(path)["type"])
+        return local_kind(path) if isinstance(fs, LocalFileSystem) else str(fs.info(path)["type"])
     except FileNotFoundError as error:
         storage_http.raise_unless_absent(error, path)
         return None

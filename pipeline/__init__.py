@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lotlip_data.pipeline.inspection import captioners, doctor, evaluate, plan, report, stats, status, verify
     from lotlip_data.pipeline.stages import (
         download,
+        export,
         features,
         fetch_models,
         import_captions,
@@ -28,6 +29,7 @@ __all__ = [
     "doctor",
     "download",
     "evaluate",
+    "export",
     "features",
     "fetch_models",
     "import_captions",
@@ -50,6 +52,7 @@ __getattr__ = lazy_exports(
         "inspection": ["captioners", "doctor", "evaluate", "plan", "report", "stats", "status", "verify"],
         "stages": [
             "download",
+            "export",
             "features",
             "fetch_models",
             "import_captions",

@@ -273,6 +273,38 @@ def publish_progress(
     return Outcome(True, [], figures, "publish", _logged(lines))
 
 
+def export(
+    run: RunLike, out: str | PathLike[str], file_format: str = "parquet", *, captioners: Sequence[str] = ()
+) -> Outcome:
+    """Write the captions of a run as plain files, one for each image shard. It needs no dataset.
+
+    Args:
+        run: The run's folder.
+        out: The folder to write to: a path or URL. It is created where it does not exist.
+        file_format: `parquet`, `jsonl`, `csv`, `dreamlip` or `webdataset`.
+        captioners: Captioners whose texts are exported, in the order of their columns: NAME, or NAME=COLUMN for another
+            name of the column. Default: those of the dataset.
+    """
+    from lotlip_data.pipeline.exporting.stage import export as export_captions
+
+    run = open_run(run)
+    with ray_session():
+        summary = export_captions(frozen(run), run, fspath(out), file_format, captioners)
+    lines = []
+    if summary.exported:
+        files, rows = wording.count(summary.exported, "shard"), wording.count(summary.rows, "row")
+        lines = [f"export: {files} with {rows}"]
+        lines += [
+            f"  {name}: {wording.count(texts, 'text')}, {wording.count(summary.without[name], 'image')} without one"
+            for name, texts in summary.texts.items()
+        ]
+        lines += [f"  {wording.count(n, 'text')} left out ({reason})" for reason, n in summary.left_out.items()]
+    if summary.removed:
+        removed = wording.count(summary.removed, "file")
+        lines.append(f"export: removed {removed} of shards that the run no longer has")
+    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "export", _logged(lines))
+
+
 def remove_captioner(run: RunLike, name: str, *, captions: bool = False) -> Outcome:
     """Remove a captioner and its captions from a run. The dataset changes with the next `shard`.
 

@@ -25,7 +25,7 @@ KEYS = {
 RAN = {"download": "ours_vs_img2dataset", "recaption": "ours_vs_bare_vllm", "train": "pixels_3"}
 RAN |= {"loader": "ours_vs_webdataset", "scale": "peak_growth", "cluster": "driver_share"}
 RAN |= {"one_pass": "one_pass_vs_passes"}
-MODULES = {"images", "heavy_models", "recaption_jobs"}
+MODULES = {"download_web", "images", "heavy_models", "recaption_jobs"}
 """What the scripts import."""
 
 
@@ -45,6 +45,17 @@ def test_a_benchmark_runs_and_prints_its_figures(name: str) -> None:
     assert figures[RAN[name]] > 0
     if name == "cluster":
         assert all(figures[key] <= bound for key, bound in figures["bounds"].items()), figures
+
+
+@pytest.mark.slow
+def test_the_download_from_a_web_like_server_prints_its_figures() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/download.py"), "--web", "--smoke", "--cores", "1"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+    figures = json.loads(process.stdout.splitlines()[-1])
+    assert figures["ours_vs_img2dataset_web"] > 0
+    assert figures["cpu_ours_vs_img2dataset_web"] > 0
+    assert figures["processes"]["1"]["ours"]["stored"] >= figures["processes"]["1"]["img2dataset"]["stored"] > 10
 
 
 @pytest.mark.slow

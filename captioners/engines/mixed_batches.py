@@ -3,12 +3,14 @@
 The code works on transformers' models and is the same for all kinds.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.engines.preprocessing import PreparedText
 
 IMAGE_ENCODERS = ("vision_tower", "vision_model")
@@ -36,6 +38,36 @@ def _padded(rows: list[torch.Tensor], name: str) -> torch.Tensor:
         value = int(row[0, -1]) if name == "input_ids" else 0
         filled.append(torch.nn.functional.pad(row, (0, missing) if on_the_right else (missing, 0), value=value))
     return torch.cat(filled)
+
+
+def parts_by_image(image_ids: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Split a batch of texts into parts with at most `size` images each.
+
+    Args:
+        image_ids: For each text, what it has in common with the other texts of its image.
+        size: Largest number of images of a part.
+
+    Yields:
+        The numbers of the texts of a part, in order.
+    """
+    part: list[int] = []
+    images: set[str] = set()
+    for number, image_id in enumerate(image_ids):
+        if image_id not in images and len(images) == size:
+            yield part
+            part, images = [], set()
+        images.add(image_id)
+        part.append(number)
+    if part:
+        yield part
+
+
+def rows_by_text(configs: Sequence[CaptionerConfig]) -> list[list[int]]:
+    """The rows of a batch by the text that they ask for. One call of `generate` makes those of one text."""
+    rows: dict[str, list[int]] = {}
+    for row, config in enumerate(configs):
+        rows.setdefault(config.id, []).append(row)
+    return list(rows.values())
 
 
 def distinct_images(batch: Sequence[PreparedText]) -> tuple[list[torch.Tensor], list[int]]:
@@ -84,6 +116,55 @@ class SharedVision:
             return self._output
         rows = torch.tensor(self.rows, device=pixel_values.device)
         return _select(self._output, rows)
+
+
+class SharedFeatures:
+    """Lets a model of any family compute the features of its image inputs once for all the texts of a batch's images.
+
+    It takes the place of the model's `get_image_features`. A model without that method is left as it is.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self._last: tuple[Any, Any] | None = None
+        self._active = False
+        owners = [module for module in model.modules() if hasattr(type(module), "get_image_features")]
+        if owners:
+            inner = owners[-1]  # the outer ones call it
+            self._compute: Any = inner.get_image_features
+
+            @functools.wraps(self._compute)  # `generate` reads the names of its arguments
+            def features(*arguments: Any, **options: Any) -> Any:
+                return self._features(*arguments, **options)
+
+            inner.get_image_features = features  # type: ignore[assignment]  # torch types attributes as modules
+
+    @contextmanager
+    def of_one_part(self) -> Iterator[None]:
+        """Within this, a call with the inputs of the last call returns the last result."""
+        self._active = True
+        try:
+            yield
+        finally:
+            self._last, self._active = None, False
+
+    def _features(self, *arguments: Any, **options: Any) -> Any:
+        inputs = (arguments, options)
+        if self._last is not None and _equal(self._last[0], inputs):
+            return self._last[1]
+        features = self._compute(*arguments, **options)
+        if self._active:
+            self._last = (inputs, features)
+        return features
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        return left is right or (left.dtype == right.dtype and torch.equal(left, right))
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(_equal(left[name], right[name]) for name in left)
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    return type(left) is type(right) and bool(left == right)
 
 
 def _select(output: Any, rows: torch.Tensor) -> Any:

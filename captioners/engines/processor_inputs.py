@@ -5,6 +5,7 @@ none of them. It calls the processor for one image at a time, and `collate` join
 """
 
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class ProcessedText:
 
     config: CaptionerConfig
     fields: Fields
+    image_id: str
+    """What the texts of one image have in common, and no other image's."""
 
 
 class ProcessorInputs:
@@ -92,11 +95,11 @@ class ProcessorInputs:
         Raises:
             CaptionError: The image cannot be decoded, or is too elongated.
         """
-        picture = self.picture(image)
+        picture, image_id = self.picture(image), uuid.uuid4().hex
 
         def prepare(request: TextRequest) -> ProcessedText | CaptionError:
             try:
-                return ProcessedText(request.config, self._fields(picture, request))
+                return ProcessedText(request.config, self._fields(picture, request), image_id)
             except CaptionError as error:
                 return error
 
@@ -124,7 +127,8 @@ class ProcessorInputs:
     def blank(self) -> ProcessedText:
         """Return the inputs for a black image and the captioner's first text."""
         config = self._config.texts[0]
-        return ProcessedText(config, self._fields(Image.new("RGB", BLANK_SIZE), TextRequest(config, config.prompt)))
+        fields = self._fields(Image.new("RGB", BLANK_SIZE), TextRequest(config, config.prompt))
+        return ProcessedText(config, fields, uuid.uuid4().hex)
 
     @property
     def longest(self) -> int:

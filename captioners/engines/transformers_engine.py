@@ -1,6 +1,5 @@
 """Captions with transformers: micro-batches of `generate` on a worker thread. It runs wherever torch runs."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,40 +19,52 @@ from lotlip_data.captioners.base import (
 )
 from lotlip_data.captioners.engines.batcher import Batcher
 from lotlip_data.captioners.engines.devices import current_gpu, defaults_of, device_name
-from lotlip_data.captioners.engines.mixed_batches import SharedVision, distinct_images, padded
+from lotlip_data.captioners.engines.mixed_batches import (
+    SharedVision,
+    distinct_images,
+    padded,
+    parts_by_image,
+    rows_by_text,
+)
 from lotlip_data.captioners.engines.preprocessing import PreparedText, Preprocessor
 from lotlip_data.captioners.sizing import language_dtype, resolve_dtype
 
-Prepared = TypeVar("Prepared")
 
-SAMPLING = (
-    *("max_new_tokens", "min_new_tokens", "repetition_penalty"),
-    *("temperature", "top_p", "top_k", "min_p"),
-)
-"""Settings that all rows of a call of `generate` have in common."""
+class BatchInput(Protocol):
+    """What a batch needs to know of its inputs."""
+
+    @property
+    def config(self) -> CaptionerConfig:
+        """The text that is asked for."""
+
+    @property
+    def image_id(self) -> str:
+        """What the texts of one image have in common, and no other image's."""
+
+
+Prepared = TypeVar("Prepared", bound=BatchInput)
 
 
 class BatchingEngine(Generic[Prepared]):
-    """An engine whose model generates in batches on a thread of its own."""
+    """An engine whose model generates in batches on a thread of its own.
 
-    def _start(
-        self,
-        model: Any,
-        generate: Callable[[list[Prepared]], list[Caption]],
-        batch_size: int,
-        blank: Callable[[], Prepared],
-    ) -> None:
+    A batch has all texts of `batch_size` images. The model reads the images once, then makes one text of all of them
+    after the other: so its calls are as large as those of a captioner with one text.
+    """
+
+    def _start(self, model: Any, config: CaptionerConfig, batch_size: int, blank: Callable[[], Prepared]) -> None:
         """Take texts from now on.
 
         Args:
             model: The loaded model.
-            generate: Captions a batch.
-            batch_size: Largest number of texts in a batch.
+            config: The captioner.
+            batch_size: Largest number of images in a batch.
             blank: Returns the input for a blank image.
         """
-        self._model = model
-        self._batcher = Batcher(generate, batch_size, blank)
-        self.window = 2 * batch_size  # so that the next batch is ready when one ends
+        self._model, self._batch_size = model, batch_size
+        texts = batch_size * len(config.texts)
+        self._batcher = Batcher(self._generate, texts, blank)
+        self.window = 2 * texts  # so that the next batch is ready when one ends
         self.burst = 1
         self.capacity = Capacity(str(model.dtype).removeprefix("torch."), device_name(), batch_size)
 
@@ -66,6 +77,17 @@ class BatchingEngine(Generic[Prepared]):
         self._batcher.close()
         self._model = None
 
+    @torch.inference_mode()
+    def _generate(self, batch: list[Prepared]) -> list[Caption]:
+        captions: list[Caption] = []
+        for numbers in parts_by_image([text.image_id for text in batch], self._batch_size):
+            captions += self._generate_part([batch[number] for number in numbers])
+        return captions
+
+    def _generate_part(self, batch: list[Prepared]) -> list[Caption]:
+        """Caption the texts of at most `batch_size` images."""
+        raise NotImplementedError
+
 
 class TransformersEngine(BatchingEngine[PreparedText]):
     """Greedy float32 captions do not depend on which images and prompts share a batch; sampled captions do."""
@@ -77,7 +99,7 @@ class TransformersEngine(BatchingEngine[PreparedText]):
         self.special_texts = self._preprocessor.special_texts
         torch.manual_seed(config.seed)
         batch_size = options.batch_size or defaults_of(config, options, self._preprocessor).batch_size
-        self._start(model, self._generate, batch_size, self._preprocessor.blank_text)
+        self._start(model, config, batch_size, self._preprocessor.blank_text)
 
     def prepare(self, image: Image.Image) -> PreparedText:
         return self._preprocessor.prepare(image, self._preprocessor.positions)
@@ -85,22 +107,17 @@ class TransformersEngine(BatchingEngine[PreparedText]):
     def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[PreparedText | CaptionError]:
         return self._preprocessor.prepare_texts(image, requests, self._preprocessor.positions)
 
-    @torch.inference_mode()
-    def _generate(self, batch: list[PreparedText]) -> list[Caption]:
-        """Caption a batch of texts. Their images are encoded once, then those with equal sampling are generated."""
+    def _generate_part(self, batch: list[PreparedText]) -> list[Caption]:
         images, numbers = distinct_images(batch)
-        rows_by_sampling = defaultdict(list)
-        for row, text in enumerate(batch):
-            rows_by_sampling[tuple(getattr(text.config, name) for name in SAMPLING)].append(row)
         captions: dict[int, Caption] = {}
         with self._vision.images(torch.cat(images).to(self._model.device, self._model.dtype)) as shared:
-            for rows in rows_by_sampling.values():
+            for rows in rows_by_text([text.config for text in batch]):
                 shared.rows = [numbers[row] for row in rows]
                 captions |= zip(rows, self._generate_rows([batch[row] for row in rows]), strict=True)
         return [captions[row] for row in range(len(batch))]
 
     def _generate_rows(self, batch: list[PreparedText]) -> list[Caption]:
-        """Caption texts with equal sampling."""
+        """Make one text of several images."""
         device, dtype, config = self._model.device, self._model.dtype, batch[0].config
         prompts = {name: rows.to(device) for name, rows in padded([text.prompt.inputs for text in batch]).items()}
         settings = generation_config(config, self._preprocessor.stop_ids)

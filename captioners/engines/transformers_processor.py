@@ -1,7 +1,6 @@
 """Texts of any vision-language model with transformers: micro-batches of `generate` on a worker thread."""
 
 import importlib.util
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +18,9 @@ from lotlip_data.captioners.base import (
 )
 from lotlip_data.captioners.engines.adapters import adapter_folder
 from lotlip_data.captioners.engines.devices import defaults_of
+from lotlip_data.captioners.engines.mixed_batches import SharedFeatures, rows_by_text
 from lotlip_data.captioners.engines.processor_inputs import Fields, ProcessedText, ProcessorInputs, collate
-from lotlip_data.captioners.engines.transformers_engine import SAMPLING, BatchingEngine, generation_config, load_model
+from lotlip_data.captioners.engines.transformers_engine import BatchingEngine, generation_config, load_model
 
 
 class ProcessorEngine(BatchingEngine[ProcessedText]):
@@ -36,7 +36,8 @@ class ProcessorEngine(BatchingEngine[ProcessedText]):
             _load_adapter(model, config)
         torch.manual_seed(config.seed)
         batch_size = options.batch_size or defaults_of(config, options, self._inputs).batch_size
-        self._start(model, self._generate, batch_size, self._inputs.blank)
+        self._shared = SharedFeatures(model)
+        self._start(model, config, batch_size, self._inputs.blank)
 
     def prepare(self, image: Image.Image) -> ProcessedText | CaptionError:
         text = self._config.texts[0]
@@ -45,20 +46,16 @@ class ProcessorEngine(BatchingEngine[ProcessedText]):
     def prepare_texts(self, image: Image.Image, requests: Sequence[TextRequest]) -> list[ProcessedText | CaptionError]:
         return self._inputs.prepare(image, requests)
 
-    def _generate(self, texts: list[ProcessedText]) -> list[Caption]:
-        """Generate a batch of texts; those with other sampling settings, or other inputs, are batches of their own."""
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for index, text in enumerate(texts):
-            groups[(_sampling(text.config), *text.fields)].append(index)
+    def _generate_part(self, batch: list[ProcessedText]) -> list[Caption]:
         captions: dict[int, Caption] = {}
-        for indices in groups.values():
-            members = [texts[index] for index in indices]
-            rows = self._tokens(members[0].config, [member.fields for member in members])
-            for index, row in zip(indices, rows, strict=True):
-                captions[index] = self._inputs.decode(row, texts[index].config)
-        return [captions[index] for index in range(len(texts))]
+        with self._shared.of_one_part():
+            for rows in rows_by_text([text.config for text in batch]):
+                for alike in _with_equal_inputs(rows, batch):
+                    tokens = self._tokens(batch[alike[0]].config, [batch[row].fields for row in alike])
+                    for row, generated in zip(alike, tokens, strict=True):
+                        captions[row] = self._inputs.decode(generated, batch[row].config)
+        return [captions[row] for row in range(len(batch))]
 
-    @torch.inference_mode()
     def _tokens(self, config: CaptionerConfig, items: list[Fields]) -> list[list[int]]:
         """Return the generated tokens of each text."""
         inputs = {name: self._on_device(value) for name, value in collate(items, self._inputs.pad_id).items()}
@@ -90,9 +87,12 @@ class _StopStrings(transformers.StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)
 
 
-def _sampling(config: CaptionerConfig) -> tuple[Any, ...]:
-    """Equal for texts that one call of `generate` can make."""
-    return tuple(getattr(config, name) for name in (*SAMPLING, "stop"))
+def _with_equal_inputs(rows: Sequence[int], batch: Sequence[ProcessedText]) -> list[list[int]]:
+    """Rows whose inputs have the same names, which one call of `generate` can take."""
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for row in rows:
+        alike.setdefault(tuple(batch[row].fields), []).append(row)
+    return list(alike.values())
 
 
 def check_architecture(config: CaptionerConfig, inputs: ProcessorInputs) -> None:

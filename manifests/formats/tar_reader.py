@@ -3,12 +3,13 @@
 Nothing else in the project reads the tars of a run:
 
 - `iter_members` and `iter_samples` stream a tar once, from front to back.
+- `stream_members` streams a tar of other tools: it names what is no plain file, and notices a tar that is cut off.
 - `scan_members` reads the headers alone, and `TarIndex` reads members by position, over a seekable stream.
 - `open_seekable` opens such a stream.
 
 Memory does not grow with the tar: streaming holds one member or one sample, an index holds 16 bytes per member.
 
-Only plain files are members. Links, devices, folders and sparse files are skipped, so a hostile tar can neither point
+Only plain files are read. Links, devices, folders and sparse files are skipped, so a hostile tar can neither point
 outside itself nor claim content that it does not hold.
 
 If a tar is damaged or missing, the error is of the caller's `error_type`, names the tar and ends with the caller's
@@ -20,7 +21,7 @@ connection, are raised as OSError.
 import array
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,11 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.digests import Digest, HashingReader
 from lotlip_data.manifests.errors import UserError
 
+MAX_TAR_BYTES = 1 << 38
+"""A member, or a position in a tar, beyond it is damage."""
+
 _COPY_BYTES = 1 << 22
+_MAX_EXTENSION_BYTES, _MAX_GLOBAL_FIELDS = 1 << 20, 100
 
 
 class TarMember(NamedTuple):
@@ -105,6 +110,52 @@ def iter_samples(
         sample.members[extension] = content
     if sample is not None:
         yield sample
+
+
+class StreamedMember(NamedTuple):
+    """A member of `stream_members`."""
+
+    name: str
+    size: int
+    """The size of its content in bytes, as its header gives it."""
+    is_file: bool
+    """Whether it is a plain file. Otherwise it is a link, a device or a sparse file."""
+    content: bytes | None
+    """None: it is no plain file, or was not wanted."""
+
+
+def stream_members(
+    url: str,
+    wanted: Callable[[str, int], bool],
+    remedy: str = "",
+    error_type: type[UserError] = UserError,
+    digested: Callable[[Digest], None] | None = None,
+) -> Iterator[StreamedMember]:
+    """Stream the members of a tar that another tool has written, which may be compressed. Folders are skipped.
+
+    Beyond what `iter_members` notices, it is damage if the tar lacks the mark of its end, because it is then cut off
+    between two members; if something other than zeros comes after it, as in tars that were joined with `cat`; and if a
+    header claims more than `MAX_TAR_BYTES`.
+
+    Args:
+        url: The tar, as a path or URL.
+        wanted: Whether the content of a member is read: a function of its name and its size.
+        remedy: What to do if the tar is damaged or missing; the end of the error message.
+        error_type: The type of the error for a damaged or missing tar.
+        digested: Receives the digest of the whole tar after the last member. A DigestMismatch that it raises is damage.
+    """
+    with _damage_explained(url, remedy, error_type), storage.open_read(url) as stream:
+        reader = stream if digested is None else HashingReader(stream)
+        with tarfile.open(fileobj=reader, mode="r|*", tarinfo=_StrictHeader) as tar:  # type: ignore[call-overload]
+            for member in _headers(tar):
+                if not member.isdir():
+                    is_file = _is_plain_file(member)
+                    reads = is_file and wanted(member.name, member.size)
+                    content = tar.extractfile(member) if reads else None
+                    yield StreamedMember(member.name, member.size, is_file, None if content is None else content.read())
+            _check_end(tar)
+        if digested is not None and isinstance(reader, HashingReader):
+            digested(reader.read_to_end())
 
 
 def scan_members(
@@ -242,12 +293,51 @@ class _TarHeader(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {tar.offset:,}") from None
 
 
-def _plain_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members that are plain files. tarfile's own iterator would keep the header of every member in memory."""
+_EXTENSIONS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+
+
+class _StrictHeader(_TarHeader):
+    """A header that also raises ReadError for a tar without the mark of its end, and for sizes beyond all reason."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if not buf:
+            raise tarfile.ReadError("it ends without the mark of its end, so it is cut off")
+        header = super().frombuf(buf, encoding, errors)
+        is_extension = header.type in _EXTENSIONS
+        # tarfile reads an extension of a header as a whole, and skips a member block by block, also beyond the end.
+        if not 0 <= header.size <= (_MAX_EXTENSION_BYTES if is_extension else MAX_TAR_BYTES):
+            raise tarfile.ReadError(f"a header claims {header.size:,} bytes")
+        return header
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise ReadError if something other than zeros comes after the end of a streamed tar."""
+    while rest := tar.fileobj.read(_COPY_BYTES):
+        if rest.count(0) < len(rest):
+            raise tarfile.ReadError("there is more after the mark of its end; unpack joined tars with `tar -i`")
+
+
+def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """All members. tarfile's own iterator would keep the header of every member in memory."""
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # documented nowhere; from Python 3.13, `stream=True` does this
-        if member.isfile() and not member.issparse():
-            yield member
+        if not 0 <= member.size <= MAX_TAR_BYTES or member.offset > MAX_TAR_BYTES:  # the size may be an extension's
+            raise tarfile.ReadError(f"the header of {member.name!r} claims {member.size:,} bytes")
+        if len(tar.pax_headers) > _MAX_GLOBAL_FIELDS:
+            raise tarfile.ReadError(f"its global headers have more than {_MAX_GLOBAL_FIELDS} fields")
+        yield member
+
+
+def _plain_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    return (member for member in _headers(tar) if _is_plain_file(member))
+
+
+def _is_plain_file(member: tarfile.TarInfo) -> bool:
+    return member.isfile() and not member.issparse()
 
 
 @contextmanager
@@ -256,5 +346,5 @@ def _damage_explained(url: str, remedy: str, error_type: type[UserError]) -> Ite
         yield
     except FileNotFoundError:
         raise error_type(f"{url}: is missing. {remedy}".rstrip()) from None
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, IndexError, RecursionError) as error:  # the last two of tarfile
         raise error_type(f"{url}: cannot be read ({error}). {remedy}".rstrip()) from error

@@ -1,6 +1,9 @@
-"""A source in a manifest: files of URLs and raw texts, how they are read, and which rows are used."""
+"""A source in a manifest: lists of URLs or images that exist, with raw texts; how they are read, which rows are used.
 
-from typing import Annotated, Any, Literal
+A source of images that exist is a source of WebDataset tars, of tables with image bytes, or of a folder of images.
+"""
+
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -16,11 +19,14 @@ from lotlip_data.manifests.sources.catalog import SourceName, published
 from lotlip_data.manifests.sources.row_filter import RowFilter
 
 ListFormat = Literal["csv", "tsv", "jsonl", "parquet", "txt"]
+ImageFormat = Literal["webdataset", "image-table", "image-folder"]
+IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
 Escape = Literal['"', "\\"]
 Decoding = Literal["url", "html", "none"]
 HashName = Literal["sha256", "md5"]
+Storing = Literal["reference", "copy"]
 
-_FORMATS: dict[str, ListFormat] = {
+_FORMATS: dict[str, ListFormat | ImageFormat] = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".jsonl": "jsonl",
@@ -28,10 +34,29 @@ _FORMATS: dict[str, ListFormat] = {
     ".json": "jsonl",
     ".parquet": "parquet",
     ".txt": "txt",
+    ".tar": "webdataset",
+    ".tgz": "webdataset",
+    ".arrow": "image-table",
 }
 _COMPRESSED_ENDINGS = (".gz", ".zst", ".bz2")
-_ADDED_SETTINGS = ("delimiter", "escape", "quoting", "decode")
-"""Settings that earlier releases do not know."""
+_DEFAULT_FILE_NAME = "file_name"
+_IMAGE_SETTINGS: dict[str, Any] = {
+    "image": None,
+    "images": "reference",
+    "key": None,
+    "table": None,
+    "file_name": _DEFAULT_FILE_NAME,
+    "follow_links": False,
+}
+"""Settings of images that exist, with their defaults."""
+_ADDED_SETTINGS: dict[str, Any] = {
+    "delimiter": None,
+    "escape": None,
+    "quoting": None,
+    "decode": "none",
+    **_IMAGE_SETTINGS,
+}
+"""Settings that earlier releases do not know, with their defaults."""
 
 
 def _as_list(files: Any) -> Any:
@@ -39,7 +64,8 @@ def _as_list(files: Any) -> Any:
 
 
 class Source(Settings):
-    """A list of URLs and raw texts. With `use`, the published source decides what is not given."""
+    """A list of URLs and raw texts, or images that exist. With `use`, the published source decides what is not
+    given."""
 
     use: SourceName | None = None
     """A published source whose settings are the defaults: see `lotlip-data sources`."""
@@ -48,9 +74,12 @@ class Source(Settings):
     files: Annotated[
         tuple[str, ...], Field(min_length=1), BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...])
     ]
-    """Files of the list: paths or fsspec URLs, with `*` for many. A relative path starts at the manifest's folder."""
-    format: ListFormat | None = None
-    """Format of the files. Default: by their ending. `txt` is one URL per line, without texts."""
+    """Files of the list, tars, tables or folders: paths or fsspec URLs, with `*` or braces (`{00000..00099}`, `{a,b}`)
+    for many. A relative path starts at the manifest's folder."""
+    format: ListFormat | ImageFormat | None = None
+    """Format of the files. Default: by their ending. `txt` is one URL per line, without texts. Images that exist:
+    `webdataset` (tars), `image-table` (Parquet or Arrow files with image bytes, or folders of `datasets`) and
+    `image-folder`."""
     columns: tuple[str, ...] | None = None
     """Names of the columns, for a CSV or TSV without a header."""
     delimiter: str | None = None
@@ -62,10 +91,35 @@ class Source(Settings):
     quoting: bool | None = None
     """Whether cells can stand in quotes. If not, a quote is a part of the text. Default: yes in a CSV; in a TSV, only
     if the file's first lines quote cells as pandas does."""
-    url: str = "url"
-    """Column of the URLs."""
-    text: str | None = "caption"
-    """Column of the raw texts. Each element of a list is a raw text of the image. null: the list has no texts."""
+    url: str | None = "url"
+    """Column of the URLs. Images that exist need none: the default is then null, and a column or a key of the JSON
+    members (`json.url`) can be named, whose URL identifies the image in place of its content."""
+    text: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = "caption"
+    """Column of the raw texts. Each element of a list is a raw text of the image. null: there are no texts. Of images
+    that exist, several columns can be named. In tars, and in folders without a `table`, a column is the extension of a
+    text file (`txt`, the default) or a key of a JSON file (`json.caption`)."""
+    image: (
+        Annotated[
+            tuple[str, ...],
+            Field(min_length=1),
+            BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...]),
+        ]
+        | None
+    ) = None
+    """Images that exist: the column of a table (default: `image`), or the extensions of image files, such as `jpg`
+    (default: those of all formats that can be read)."""
+    images: Storing = "reference"
+    """Images that exist: whether a run refers to them where they lie (`reference`), or stores them as it stores
+    downloaded images (`copy`)."""
+    key: str | None = None
+    """Column of an `image-table` that names its rows. Default: they are named by their number in the file."""
+    table: str | None = None
+    """Table of an `image-folder` with the texts of its images, in a format of lists: a path or fsspec URL. Default:
+    texts are in files beside the images."""
+    file_name: str = _DEFAULT_FILE_NAME
+    """Column of `table` with the path of each image in the folder."""
+    follow_links: bool = False
+    """Whether symbolic links that lead out of an `image-folder` are followed."""
     decode: Decoding = "none"
     """Encoding of the texts that is removed: `url` (`a%20dog` or `a+dog`, as in YFCC100M) or `html` (`Tom &amp;
     Jerry`)."""
@@ -90,10 +144,19 @@ class Source(Settings):
         source = published(content["use"])
         defaults = {"name": content["use"], "licence": source.licence, "homepage": source.homepage} | source.source
         if _given_format(content) not in (None, defaults.get("format")):  # another edition, for example with a header
-            defaults = {name: value for name, value in defaults.items() if name not in ("format", "columns")}
+            own = ("format", "columns", *(("url", "text", "filter") if _is_of_images(content) else ()))
+            defaults = {name: value for name, value in defaults.items() if name not in own}
         if content.get("columns") is not None:
             defaults.pop("columns", None)
         return defaults | content
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_defaults_of_images(cls, content: Any) -> Any:
+        if not _is_of_images(content):
+            return content
+        text = "caption" if _given_format(content) == "image-table" or content.get("table") is not None else "txt"
+        return {"url": None, "text": text} | content
 
     @field_validator("filter")
     @classmethod
@@ -116,10 +179,18 @@ class Source(Settings):
 
     @model_validator(mode="after")
     def _check_format_and_columns(self) -> "Source":
-        for file in self.files:
-            self.format_of(file)
+        formats: set[str] = {self.format_of(file) for file in self.files}
+        if self.is_images:
+            if len(formats) > 1:
+                named = " and ".join(sorted(formats))
+                raise ValueError(f"`files` has files of the formats {named}; make a source of each")
+            self._check_images()
+        else:
+            self._check_list()
         written = [name for name in ("delimiter", "escape", "quoting") if getattr(self, name) is not None]
-        if written and not any(self.format_of(file) in ("csv", "tsv") for file in self.files):
+        if self.table is not None:
+            formats = {_table_format(self.table)}
+        if written and formats.isdisjoint(("csv", "tsv")):
             raise ValueError(f"`{written[0]}` is a setting of CSV and TSV files only; remove it, or set `format`")
         if self.columns is not None:
             if missing := [name for name in self.needed if name not in self.columns]:
@@ -128,29 +199,97 @@ class Source(Settings):
                 raise ValueError(f"`columns` names {' and '.join(map(repr, repeated))} twice; rename one of them")
         return self
 
+    def _check_list(self) -> None:
+        """Raise ValueError for a setting that a list of URLs cannot have."""
+        if self.url is None:
+            raise ValueError("`url`: a list of URLs needs the column of the URLs. For images that exist, set `format`")
+        if isinstance(self.text, tuple):
+            raise ValueError("`text`: a list of URLs has one column of texts; it can hold lists of texts")
+        if foreign := [name for name, default in _IMAGE_SETTINGS.items() if getattr(self, name) != default]:
+            raise ValueError(
+                f"`{foreign[0]}` is a setting of images that exist; remove it, or set `format` to "
+                f"{', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}"
+            )
+
+    def _check_images(self) -> None:
+        """Raise ValueError for a setting that images of this format cannot have."""
+        form = self.format_of(self.files[0])
+        if self.hash:
+            raise ValueError("`hash` is a setting of lists of URLs only; remove it")
+        if form == "image-table" and len(self.image or ()) > 1:
+            raise ValueError("`image`: one column of images is read of a table; make a source of each")
+        if self.key is not None and form != "image-table":
+            raise ValueError("`key` is a setting of the format image-table only; remove it")
+        if form != "image-folder":
+            for name in ("table", "file_name", "follow_links"):
+                if getattr(self, name) != _IMAGE_SETTINGS[name]:
+                    raise ValueError(f"`{name}` is a setting of the format image-folder only; remove it")
+        if self.columns is not None and self.table is None:
+            raise ValueError("`columns` is a setting of lists of URLs and of `table` only; remove it")
+
     @model_serializer(mode="wrap")
     def _omit_unused_settings(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the added settings, earlier releases can read the manifest too."""
         settings: dict[str, Any] = serialize(self)
-        unused = {name for name in _ADDED_SETTINGS if settings.get(name) in (None, "none")}
+        unused = {name for name, default in _ADDED_SETTINGS.items() if settings.get(name) == default}
         return {name: value for name, value in settings.items() if name not in unused}
 
     @property
+    def is_images(self) -> bool:
+        """Whether the source's images exist, so that nothing is downloaded."""
+        return self.format_of(self.files[0]) in IMAGE_FORMATS
+
+    @property
+    def url_column(self) -> str:
+        """The column of the URLs of a list."""
+        assert self.url is not None  # as `_check_list` has made sure
+        return self.url
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns of the raw texts."""
+        return (self.text,) if isinstance(self.text, str) else self.text or ()
+
+    @property
+    def text_column(self) -> str | None:
+        """The column of the raw texts of a list; None if it has no texts."""
+        return next(iter(self.text_columns), None)
+
+    @property
     def needed(self) -> list[str]:
-        """The columns of the list that are read, each once: URL, text, and those that `filter` and `hash` name."""
+        """The columns that are read, each once: URL, texts, and those that `filter` and `hash` name."""
         filtered = [] if self.filter is None else RowFilter(self.filter).columns
-        texts = [] if self.text is None else [self.text]
-        return list(dict.fromkeys([self.url, *texts, *filtered, *self.hash]))
+        names = [self.file_name] if self.table is not None else []
+        names += [name for name in (self.url, self.key) if name is not None]
+        return list(dict.fromkeys([*names, *self.text_columns, *filtered, *self.hash]))
 
-    def format_of(self, file: str) -> ListFormat:
+    @property
+    def table_list(self) -> "Source":
+        """The table of a folder as a list: in place of URLs, it has the paths of the images."""
+        assert self.table is not None
+        settings = {name: getattr(self, name) for name in ("name", "columns", "delimiter", "escape", "quoting")}
+        return Source(files=(self.table,), url=self.file_name, text=None, **settings)
+
+    def format_of(self, file: str) -> ListFormat | ImageFormat:
         """The format of one of the source's files. Raises ValueError if its ending is unknown and `format` not set."""
-        list_format = self.format or _format_by_ending(file)
-        if list_format is None:
-            raise ValueError(f"the ending of {file!r} is unknown: set `format` to csv, tsv, jsonl, parquet or txt")
-        return list_format
+        known = self.format or _format_by_ending(file)
+        if known is None:
+            raise ValueError(
+                f"the ending of {file!r} is unknown: set `format` to csv, tsv, jsonl, parquet or txt for a list of "
+                "URLs, or to webdataset, image-table or image-folder for images"
+            )
+        return known
 
 
-def _format_by_ending(file: str) -> ListFormat | None:
+def _table_format(table: str) -> ListFormat:
+    """The format of the table of a folder."""
+    form = _format_by_ending(table)
+    if form not in ("csv", "tsv", "jsonl", "parquet"):
+        raise ValueError(f"`table`: the ending of {table!r} is not .csv, .tsv, .jsonl or .parquet; rename it")
+    return form
+
+
+def _format_by_ending(file: str) -> ListFormat | ImageFormat | None:
     stem = file.lower()
     if stem.startswith(("http://", "https://")):
         stem = stem.partition("?")[0]
@@ -166,3 +305,7 @@ def _given_format(content: dict[str, Any]) -> str | None:
     files = content.get("files")
     first = files if isinstance(files, str) else next(iter(files), None) if isinstance(files, list | tuple) else None
     return _format_by_ending(first) if isinstance(first, str) else None
+
+
+def _is_of_images(content: Any) -> bool:
+    return isinstance(content, dict) and _given_format(content) in IMAGE_FORMATS

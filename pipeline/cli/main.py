@@ -9,6 +9,7 @@ from lotlip_data.pipeline.cli import (
     captioners,
     convert,
     evaluate,
+    export,
     inspect,
     lists,
     publish,
@@ -89,6 +90,7 @@ INSPECTION: Commands = {
     "publish": publish.publish,
     "report": inspect.report,
     "view": inspect.view,
+    "export": export.export,
 }
 MODELS: Commands = {"eval-tables": evaluate.eval_tables, "embed": train.embed}
 DEMO: Commands = {"demo": stages.demo, "study": study.study, "study-page": study.study_page}

@@ -48,6 +48,8 @@ class LongText(NamedTuple):
     flags: list[str]
     outdated: str | None
     """Why the caption is not of the sample as it is now, as `outdated_reason` says; None if it is."""
+    error: str | None = None
+    """Why the image has no caption, as the captioner has recorded it."""
 
     def rejection(self, rules: Filters) -> str | None:
         """Why the text is left out; None if it is not, or if there is no text."""
@@ -69,7 +71,7 @@ class Captions:
     ) -> None:
         """Args:
         table: The captions, with the columns `uid`, `sha256`, `text` and `flags` of `schema.CAPTIONS`. Without the
-            column `fields_sha256` it is not known what the prompts had.
+            column `fields_sha256` it is not known what the prompts had, and without `error`, why a text is missing.
         url: The name of the captions in errors.
         remedy: Returns what to do if they do not fit the images; the end of an error message.
         fields: Names of the fields in the captioner's prompt.
@@ -79,9 +81,9 @@ class Captions:
             JoinError: A uid occurs twice.
         """
         self.url, self.remedy = url, remedy
-        if "fields_sha256" not in table.column_names:
-            table = table.append_column("fields_sha256", pa.nulls(len(table), pa.string()))
-        names = ("sha256", "text", "flags", "fields_sha256")
+        for name in {"fields_sha256", "error"}.difference(table.column_names):
+            table = table.append_column(name, pa.nulls(len(table), pa.string()))
+        names = ("sha256", "text", "flags", "fields_sha256", "error")
         self._columns = {name: table[name].combine_chunks() for name in names}
         self._fields = fields
         self.json_columns = json_columns or {}
@@ -100,8 +102,14 @@ class Captions:
             name = f"image {image['key']} (uid {uid}, {image['url']})"
             raise JoinError(f"{self.url} has no row for {name}. {self.remedy()}")
         self.unused.discard(uid)
-        sha256, text, flags, fields_sha256 = (column[row].as_py() for column in self._columns.values())
-        return LongText(text, flags or [], outdated_reason(sha256, fields_sha256, image, self._fields))
+        sha256, text, flags, fields_sha256, error = (column[row].as_py() for column in self._columns.values())
+        return LongText(text, flags or [], outdated_reason(sha256, fields_sha256, image, self._fields), error)
+
+    def check_all_taken(self) -> None:
+        """Raise JoinError if `take` has not been called for a caption: it has no image."""
+        if self.unused:
+            problem = f"{len(self.unused)} captions have no image, for example that of uid {min(self.unused)}"
+            raise JoinError(f"{self.url}: {problem}. {self.remedy()}")
 
 
 @dataclass
@@ -166,9 +174,7 @@ def join(
         taken = {name: captions_of_one.take(image) for name, captions_of_one in captions.items()}
         _add_image(joined, image, taken, rules, drops or {}, json_columns)
     for captions_of_one in captions.values():
-        if unused := captions_of_one.unused:
-            problem = f"{len(unused)} captions have no image, for example that of uid {min(unused)}"
-            raise JoinError(f"{captions_of_one.url}: {problem}. {captions_of_one.remedy()}")
+        captions_of_one.check_all_taken()
     joined.dropped.sort(key=lambda row: (row["key"], row["what"], row["reason"], row["detail"]))
     # Readers infer types from the first samples (see `schema`), so samples with every text come first.
     joined.rows.sort(key=lambda row: (sum(row[name] is None for name in captions), row["key"]))

@@ -51,14 +51,16 @@ class OutdatedCaptions:
         for reason in OUTDATED.keys() & reasons.keys():
             self._counts[reason, captioner, shard] += reasons[reason]
 
-    def messages(self, run: Run, state: str, further: str = "") -> Iterable[str]:
+    def messages(self, run: Run, state: str, further: str = "", command: str | None = None) -> Iterable[str]:
         """One line per reason: how many captions, and what to do.
 
         Args:
             run: The run.
             state: What happens with the captions, such as `are left out`.
             further: Where the files are named that the line does not list.
+            command: The command line that then takes the new captions. Default: `shard`.
         """
+        command = command or f"lotlip-data shard {run.url}"
         for reason, explanation in OUTDATED.items():
             shards = sorted((name, shard) for (each, name, shard) in self._counts if each == reason)
             if not shards:
@@ -70,7 +72,7 @@ class OutdatedCaptions:
             commands = dict.fromkeys(caption_command(run, name) for name, _ in shards)
             yield (
                 f"{total:,} captions {state} ({reason}): {explanation}. To caption them again, remove "
-                f"{', '.join(files[:LISTED])}{more}, run {' and '.join(commands)}, then `lotlip-data shard {run.url}`"
+                f"{', '.join(files[:LISTED])}{more}, run {' and '.join(commands)}, then `{command}`"
             )
 
 

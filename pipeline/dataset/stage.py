@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -91,7 +91,7 @@ def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> Shard
     if earlier is not None and (changes := metadata.recipe_changes(earlier, recipe)):
         logger.info(f"dataset settings changed ({'; '.join(changes)}): affected shards are built again")
     exclusions, unsurveyed = find_exclusions(run, manifest.clean, recipe.rules)
-    ready, missing = _ready_shards(run, manifest, fetched, list(recipe.captioners))
+    ready, missing = ready_shards(run, manifest, fetched, list(recipe.captioners), f"lotlip-data shard {run.url}")
     for line in missing:
         logger.info(line)
     tasks = plan_builds(run, recipe, fetched, exclusions)
@@ -121,6 +121,21 @@ def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> R
     Raises:
         DatasetError: The run has no captions, or none by one of `captioners`.
     """
+    names = select_texts(run, manifest, captioners)
+    settings = {name: captioner_settings(run, name) for name in names}
+    columns = {name: json_columns(settings[name], manifest.structured_outputs.get(name)) for name in names}
+    return Recipe(
+        {name: str(recorded["id"]) for name, recorded in settings.items()},
+        Filters.of(manifest),
+        {name: dict(types) for name, types in columns.items() if types},
+    )
+
+
+def select_texts(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> list[str]:
+    """The texts of an image that a dataset or an export has: names of captioners. The arguments of `recipe_of`.
+
+    Raises DatasetError if the run has no captions by one of `captioners`.
+    """
     existing = ledger.captioners(run)
     captioners = [
         text
@@ -132,18 +147,11 @@ def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> R
         raise DatasetError(
             f"{run.url}: no captions by {', '.join(unknown)} yet. Run `lotlip-data recaption {run.url}`{others}."
         )
-    names = list(dict.fromkeys(captioners)) or [
+    return list(dict.fromkeys(captioners)) or [
         name
         for name in existing
         if name in manifest.captioner_names or ledger.captioned_shards(run, name)  # a failed start leaves a folder
     ]
-    settings = {name: _captioner_settings(run, name) for name in names}
-    columns = {name: json_columns(settings[name], manifest.structured_outputs.get(name)) for name in names}
-    return Recipe(
-        {name: str(recorded["id"]) for name, recorded in settings.items()},
-        Filters.of(manifest),
-        {name: dict(types) for name, types in columns.items() if types},
-    )
 
 
 def json_columns(recorded: Mapping[str, Any], wanted: StructuredOutput | None) -> dict[str, ColumnType]:
@@ -160,7 +168,8 @@ def json_columns(recorded: Mapping[str, Any], wanted: StructuredOutput | None) -
     return (wanted if wanted is not None and wanted.decisive == made.decisive else made).column_types
 
 
-def _captioner_settings(run: Run, name: str) -> dict[str, Any]:
+def captioner_settings(run: Run, name: str) -> dict[str, Any]:
+    """The settings that made a captioner's captions. Raises DatasetError if they are missing."""
     try:
         return ledger.captioner_settings(run, name)
     except FileNotFoundError:
@@ -180,14 +189,26 @@ class BuildTask:
     """The file in `clean/left_out` with the images to leave out because of other images; None if there are none."""
 
 
+class Identified(Protocol):
+    """What is made of the texts of some captioners: the recipe of a dataset, or an export."""
+
+    @property
+    def id(self) -> str:
+        """Identifies all settings that decide the result."""
+
+    @property
+    def captioners(self) -> Mapping[str, str]:
+        """Ids of the captioners by name."""
+
+
 def plan_builds(
-    run: Run, recipe: Recipe, shards: Iterable[int], exclusions: Mapping[int, str] | None = None
+    run: Run, recipe: Identified, shards: Iterable[int], exclusions: Mapping[int, str] | None = None
 ) -> list[BuildTask]:
     """The shards with the fingerprints of recipe, images, captions and exclusions. One listing per folder.
 
     Args:
         run: The run.
-        recipe: The recipe of the dataset.
+        recipe: The recipe of the dataset, or the export.
         shards: Numbers of the input shards.
         exclusions: The file of excluded images by shard, as `find_exclusions` returns it.
     """
@@ -206,10 +227,18 @@ def plan_builds(
     return tasks
 
 
-def _ready_shards(
-    run: Run, manifest: Manifest, fetched: Iterable[int], captioners: Sequence[str]
+def ready_shards(
+    run: Run, manifest: Manifest, fetched: Iterable[int], captioners: Sequence[str], command: str
 ) -> tuple[set[int], list[str]]:
-    """The shards that can be built, and what is missing of the others."""
+    """The shards that can be built, and what is missing of the others.
+
+    Args:
+        run: The run.
+        manifest: The manifest of the run.
+        fetched: The downloaded shards.
+        captioners: The captioners whose texts are needed.
+        command: The command line that takes the option `--captioners`, without it.
+    """
     fetched = set(fetched)
     planned = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists, ".parquet")}
     ready, missing = set(fetched), []
@@ -220,20 +249,20 @@ def _ready_shards(
     complete = [name for name in captioners if not absent_by_name[name]]
     for name, absent in absent_by_name.items():
         if absent:
-            remedy = _remedy(run, manifest, name, complete)
+            remedy = _remedy(run, manifest, name, complete, command)
             missing.append(f"missing: captions by {name} of {_format_shards(absent)}: {remedy}")
             ready -= absent
     return ready, missing
 
 
-def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str]) -> str:
+def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str], command: str) -> str:
     """How to get the captions that `name` lacks, or do without: captions by the captioners `complete` exist."""
-    command = caption_command(run, name)
+    recaption = caption_command(run, name)
     if name in manifest.captioner_names or is_imported(run, name):
-        bring = f"run {command}"
+        bring = f"run {recaption}"
     else:
-        bring = f"name it under `captioners` in {run.manifest} again and run {command}"
-    without = f"`lotlip-data shard {run.url} --captioners {','.join(complete)}`"
+        bring = f"name it under `captioners` in {run.manifest} again and run {recaption}"
+    without = f"`{command} --captioners {','.join(complete)}`"
     return f"{bring}; or leave it out with {without}" if complete else bring
 
 
@@ -337,7 +366,7 @@ def read_captions(run: Run, name: str, number: int, json_columns: Mapping[str, C
 
     fields = recorded_fields(ledger.captioner_settings(run, name))
     # Files of earlier releases lack the hash, and a missing column cannot be asked for.
-    columns = None if fields else ["uid", "sha256", "text", "flags"]
+    columns = None if fields else ["uid", "sha256", "text", "flags", "error"]
     return Captions(artifacts.read_parquet(url, remedy(), columns), url, remedy, fields, json_columns)
 
 

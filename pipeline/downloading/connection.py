@@ -1,6 +1,7 @@
 """Connects to public addresses only, and ends every operation of a socket by a deadline.
 
-The address that is checked is the one that is connected to, so a name cannot change its address in between.
+The address that is checked is the one that is connected to, so a name cannot change its address in between. Every
+connection checks it, whether the name was looked up for it or before.
 """
 
 import io
@@ -10,10 +11,10 @@ import ssl
 import time
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
+from lotlip_data.pipeline.downloading.resolver import Address, Resolver
 from lotlip_data.pipeline.downloading.url_parsing import Request
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -25,16 +26,17 @@ class Connector:
     Args:
         allowed: Hosts that may have a private address.
         timeout: Time limit of one operation in seconds.
+        resolver: Looks up the addresses of hosts.
     """
 
-    def __init__(self, allowed: Iterable[str], timeout: float) -> None:
+    def __init__(self, allowed: Iterable[str], timeout: float, resolver: Resolver) -> None:
         self._allowed = frozenset(host.lower() for host in allowed)
-        self._timeout = timeout
+        self._timeout, self._resolver = timeout, resolver
 
     def connect(self, target: Request, deadline: float) -> socket.socket:
         """Connect to the first allowed address of the host that answers."""
         last_error: OSError | None = None
-        for family, address in self._addresses(target.host, target.port):
+        for family, address in self._addresses(target.host, target.port, deadline):
             seconds = _remaining(self._timeout, deadline)
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
@@ -47,17 +49,18 @@ class Connector:
                 sock.close()
                 last_error = error
         assert last_error is not None
+        self._resolver.forget(target.host)
         raise last_error
 
-    def _addresses(self, host: str, port: int) -> list[tuple[int, Any]]:
+    def _addresses(self, host: str, port: int, deadline: float) -> list[Address]:
         """The allowed socket addresses of `host`: at least one."""
         try:
-            resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            resolved = self._resolver.addresses(host, _remaining(self._timeout, deadline))
         except OSError as error:
             raise FetchError(failures.NOT_RESOLVED, error.strerror or "") from error
-        allowed: list[tuple[int, Any]] = [
-            (family, address)
-            for family, _, _, _, address in resolved
+        allowed: list[Address] = [
+            (family, (address[0], port, *address[2:]))
+            for family, address in resolved
             if host in self._allowed or is_public(str(address[0]))
         ]
         if not allowed:

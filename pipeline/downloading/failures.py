@@ -67,7 +67,14 @@ class FetchError(Exception):
         reason: A member of `VOCABULARY`, or `http NNN`.
         detail: Free text for people. It never quotes the URL, which may hold secrets.
         retry_after: Seconds that the server asks clients to wait before they try again.
+
+    Attributes:
+        is_hopeless: Whether another attempt at once cannot help, whatever the reason.
+        is_free: Whether another attempt does not count as one: the client itself has asked the host for too much.
     """
+
+    is_hopeless = False
+    is_free = False
 
     def __init__(self, reason: str, detail: str = "", retry_after: float | None = None) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)

@@ -9,6 +9,7 @@ import email.utils
 import hashlib
 import http.client
 import io
+import itertools
 import random
 import ssl
 import time
@@ -25,9 +26,10 @@ from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.connection import Connector, TimedSocket
 from lotlip_data.pipeline.downloading.consent import agent_names, forbids, user_agent_header
 from lotlip_data.pipeline.downloading.failures import FetchError
-from lotlip_data.pipeline.downloading.host_limiter import HostLimiter
+from lotlip_data.pipeline.downloading.host_limiter import HostLimiter, Slot
 from lotlip_data.pipeline.downloading.http_response import read_body, read_head
 from lotlip_data.pipeline.downloading.redirect_cookies import RedirectCookies
+from lotlip_data.pipeline.downloading.resolver import Resolver
 from lotlip_data.pipeline.downloading.url_parsing import SAFE_CHARACTERS, Request, parse_url, slashes
 
 MAX_REDIRECTS = 20
@@ -35,6 +37,9 @@ MAX_REDIRECTS = 20
 
 BACKOFF_SECONDS = 0.5
 """Pause before the first retry. It doubles with each retry and varies at random by ±50%."""
+
+MAX_FREE_RETRIES = 4
+"""Further attempts, beside `retries`, at an image that a host refuses because it gets more requests than at first."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WITHOUT_BODY = frozenset({204, 205})
@@ -106,8 +111,8 @@ class GuardedOpener:
         self._received = received
         self._headers = {"User-Agent": user_agent_header(settings.user_agent), "Accept-Encoding": "identity"}
         self._names = agent_names(settings.user_agent)
-        self._connector = Connector(settings.allow_hosts, settings.timeout)
-        self._hosts = HostLimiter(settings.per_host, settings.host_failures)
+        self._connector = Connector(settings.allow_hosts, settings.timeout, Resolver())
+        self._hosts = HostLimiter(settings.per_host, settings.max_per_host, settings.host_failures)
 
     def open(self, url: urllib.request.Request | str, data: None = None, timeout: float | None = None) -> Response:
         """Fetch `url`, with retries where they can help. `timeout` is ignored: the settings have their own.
@@ -116,13 +121,18 @@ class GuardedOpener:
             FetchError: The last attempt failed, or a retry cannot help.
         """
         request = urllib.request.Request(url) if isinstance(url, str) else url
-        for attempt in range(self._settings.retries + 1):
+        retries, free_retries = self._settings.retries, MAX_FREE_RETRIES
+        for attempt in itertools.count():
             try:
                 fetched = self._follow(request.full_url)
                 self._check(request.full_url, fetched.body)
                 break
             except FetchError as error:
-                if attempt == self._settings.retries or not _is_worth_a_retry(error.reason):
+                if error.is_free and free_retries:
+                    free_retries -= 1
+                elif retries and _is_worth_a_retry(error):
+                    retries -= 1
+                else:
                     raise
                 if error.retry_after is None:
                     time.sleep(BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
@@ -150,9 +160,9 @@ class GuardedOpener:
             if hop == 0 and target.credentials is not None:  # only for the host in the list
                 headers["Authorization"] = target.credentials
             queued = time.monotonic()
-            with self._hosts.slot(target.server, max_wait):
+            with self._hosts.slot(target.server, max_wait) as slot:
                 started = time.monotonic()
-                answer = self._exchange_and_record(target, headers, started + remaining)
+                answer = self._exchange_and_record(slot, target, headers, started + remaining)
             max_wait -= started - queued
             remaining -= time.monotonic() - started
             if isinstance(answer, Response):
@@ -161,14 +171,17 @@ class GuardedOpener:
             url = _join(url, answer.location)
         raise FetchError(failures.TOO_MANY_REDIRECTS, f"more than {MAX_REDIRECTS}")
 
-    def _exchange_and_record(self, target: Request, headers: dict[str, str], deadline: float) -> "Response | Redirect":
+    def _exchange_and_record(
+        self, slot: Slot, target: Request, headers: dict[str, str], deadline: float
+    ) -> "Response | Redirect":
         """As `_exchange`, and record in the host limiter how the host behaves."""
         try:
             answer = self._exchange(target, headers, deadline)
         except FetchError as error:
-            self._hosts.record_failure(target.server, error, self._settings.total_timeout)
+            self._hosts.record_failure(slot, error, self._settings.total_timeout)
+            error.is_hopeless, error.is_free = slot.is_hopeless(error), slot.is_refused(error)
             raise
-        self._hosts.record_answer(target.server)
+        self._hosts.record_answer(slot)
         return answer
 
     def _exchange(self, target: Request, headers: dict[str, str], deadline: float) -> "Response | Redirect":
@@ -200,10 +213,12 @@ class GuardedOpener:
         return Response(headers, read_body(stream, headers, self._settings.max_bytes))
 
 
-def _is_worth_a_retry(reason: str) -> bool:
+def _is_worth_a_retry(error: FetchError) -> bool:
     """Whether an immediate retry can help. It hardly ever helps a name that does not resolve, and costs seconds."""
     excluded = (failures.NOT_RESOLVED, failures.HOST_DOWN, failures.HOST_BUSY, failures.NOT_ALLOWED)
-    return reason == failures.TRUNCATED or (failures.is_transient(reason) and reason not in excluded)
+    if error.is_hopeless or error.reason in excluded:
+        return False
+    return error.reason == failures.TRUNCATED or failures.is_transient(error.reason)
 
 
 def _join(url: str, location: str) -> str:

@@ -337,8 +337,8 @@ def _defects(source: Source, plan: SourcePlan) -> Iterator[tuple[float, str]]:
         yield share, f"{share:.2%} of the texts read are {GARBLED_REMEDY}"
     for kind, rows in plan.not_texts.items():
         share = rows / plan.taken
-        yield share, f"{share:.2%} of the cells read of the column {source.text!r} are {kind}, not a text"
-    if source.text is not None and plan.taken and plan.blank == plan.taken and not _is_bare(source):
+        yield share, f"{share:.2%} of the cells read of the column {source.text_column!r} are {kind}, not a text"
+    if source.text_column is not None and plan.taken and plan.blank == plan.taken and not _is_bare(source):
         yield 1.0, reader.all_blank(source)
 
 

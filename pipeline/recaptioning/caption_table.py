@@ -59,7 +59,7 @@ class CaptionTable:
     def configs(self) -> list[CaptionerConfig]:
         """The captioners' configurations. Their ids depend on the columns and on the files' names and sizes."""
         sizes = sorted((file.rsplit("/", 1)[-1], storage.size(file)) for file in self.files)
-        digest = hashlib.sha256(json.dumps([self.source.url, sizes]).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([self.source.url_column, sizes]).encode()).hexdigest()[:12]
         return [
             CaptionerConfig.from_dict(
                 {
@@ -75,7 +75,13 @@ class CaptionTable:
 
     def options(self, name: str) -> list[str]:
         """The arguments of `lotlip-data import` that import one captioner, without the run."""
-        options = [self.source.files[0], "--captioner", f"{name}={self.columns[name]}", "--url-column", self.source.url]
+        options = [
+            self.source.files[0],
+            "--captioner",
+            f"{name}={self.columns[name]}",
+            "--url-column",
+            self.source.url_column,
+        ]
         if self.source.format:
             options += ["--format", self.source.format]
         if self.source.columns:
@@ -99,7 +105,7 @@ class CaptionTable:
         Raises:
             ListError: A file cannot be read, or lacks a column, or a column holds no texts.
         """
-        columns = Columns((self.source.url, *self.columns.values()))
+        columns = Columns((self.source.url_column, *self.columns.values()))
         ordinal = 0
         for file_number, file in enumerate(self.files):
             try:
@@ -113,7 +119,7 @@ class CaptionTable:
     def _hint(self, column: str) -> str:
         """The options of `import` that name a column that the table lacks."""
         option = "the column of each captioner's texts with --captioner NAME=COLUMN"
-        if column == self.source.url:
+        if column == self.source.url_column:
             option = "the column of the URLs with --url-column"
         return f". Name {option}. If the table has no header, name all columns with --columns"
 
@@ -121,7 +127,7 @@ class CaptionTable:
         self, chunk: Chunk, file_number: int, ordinal: int, reject: Reject, defects: Counter[str]
     ) -> pa.Table:
         """Convert a chunk of file number `file_number`, whose first row has the ordinal `ordinal`."""
-        urls = [clean(value) or "" for value in to_list(chunk.columns[self.source.url])]
+        urls = [clean(value) or "" for value in to_list(chunk.columns[self.source.url_column])]
         uids: list[str] = []
         usable: list[int] = []
         for index, url in enumerate(urls):

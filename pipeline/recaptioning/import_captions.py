@@ -172,7 +172,7 @@ def _join(
         raise CaptionImportError(
             f"{table.source.files[0]}: none of its {summary.rows} rows has the URL of an image of {run.url} "
             f"({', '.join(f'{count} × {reason}' for reason, count in summary.unmatched.most_common())}). "
-            f"Does the column {table.source.url!r} hold the URLs that were downloaded?"
+            f"Does the column {table.source.url_column!r} hold the URLs that were downloaded?"
         )
     return joined
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from lotlip_data.manifests.settings.source import ListFormat, Source
+from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.url_lists.delimited import Dialect, MalformedRecord, Record, records
 from lotlip_data.pipeline.url_lists.rows import Remark
 
@@ -28,7 +28,7 @@ def separator_line(lines: Sequence[str]) -> str | None:
 
 
 def detect_dialect(
-    source: Source, form: ListFormat, lines: Sequence[str], columns: Sequence[str], file: str, remark: Remark
+    source: Source, form: str, lines: Sequence[str], columns: Sequence[str], file: str, remark: Remark
 ) -> Dialect:
     """How the cells of a file are written.
 

@@ -7,13 +7,15 @@ are refused with their kind and what to do. A device or a pipe is never opened, 
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from typing import IO, Any
 
 import pyarrow as pa
+from braceexpand import braceexpand
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
@@ -24,6 +26,8 @@ from lotlip_data.pipeline.url_lists.rows import ListError, Remark
 
 SAMPLE_BYTES = 1 << 20
 """Bytes at the beginning of a text file by which its kind, line breaks and delimiter are detected."""
+MAX_FILES = 1_000_000
+"""Largest number of files that the braces in a name can stand for."""
 MAX_BODY_BYTES = 64 << 30
 """Largest body of a URL whose server does not report its size."""
 
@@ -32,6 +36,7 @@ _COMPRESSIONS = (
     (re.compile(rb"\x28\xb5\x2f\xfd"), "zstd"),
     (re.compile(rb"BZh[1-9]1AY&SY"), "bz2"),
 )
+_NUMBERS = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 _COMPRESSED_ENDINGS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _PARQUET = b"PAR1"
 _KINDS = (
@@ -60,16 +65,45 @@ _UNKNOWN_SIZE_BYTES = 1 << 30
 
 
 def files_of(source: Source) -> list[str]:
-    """The source's files, with patterns expanded and sorted.
+    """The source's files, with patterns expanded; those that match one `*` are sorted.
 
     Raises:
         ListError: A name or pattern matches nothing, or matches something that is not a regular file.
         StorageError: A server does not answer, or refuses.
     """
-    return list(chain.from_iterable(_matches(file) for file in source.files))
+    return list(chain.from_iterable(existing_files(file) for file in names_of(source)))
 
 
-def _matches(file: str) -> list[str]:
+def names_of(source: Source) -> list[str]:
+    """The source's files, with braces expanded as bash does it, in their order. They may contain `*`.
+
+    A name with braces that exists stands for itself. Raises ListError for braces that are not closed, or that stand for
+    more than `MAX_FILES` files.
+    """
+    return list(chain.from_iterable(_expanded(file) for file in source.files))
+
+
+def _expanded(file: str) -> list[str]:
+    if "{" not in file:
+        return [file]
+    with errors_name(file):
+        if storage.exists(file):
+            return [file]
+    numbers = [range(*sorted((int(first), int(last)))) for first, last in _NUMBERS.findall(file)]
+    too_many = f"{file}: its braces stand for more than {MAX_FILES:,} files; use several sources"
+    if math.prod(len(each) for each in numbers) > MAX_FILES:
+        raise ListError(too_many)
+    try:
+        names = list(islice(braceexpand(file, escape=False), MAX_FILES + 1))
+    except ValueError as error:  # UnbalancedBracesError, which its types do not have
+        raise ListError(f"{file}: its braces cannot be expanded: {error}") from None
+    if len(names) > MAX_FILES:
+        raise ListError(too_many)
+    return names
+
+
+def existing_files(file: str) -> list[str]:
+    """The files that a name or a pattern with `*` stands for, sorted. Raises what `files_of` raises."""
     with errors_name(file):
         return _existing(file)
 
@@ -111,11 +145,11 @@ def stamp_of(source: Source) -> str | None:
     """
     digest = hashlib.sha256()
     try:
-        for stamps in map_ordered(storage.stamps_matching, source.files):
+        for stamps in map_ordered(storage.stamps_matching, names_of(source)):
             if not stamps:
                 return None
             digest.update(json.dumps(stamps).encode())
-    except (OSError, StorageError):
+    except (OSError, StorageError, ListError):
         return None
     return digest.hexdigest()
 

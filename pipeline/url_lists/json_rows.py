@@ -1,5 +1,6 @@
 """Reads JSON lines: one object per line, whose keys are the columns."""
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -61,20 +62,34 @@ def json_rows(lines: Iterator[Line], source: str, columns: Columns, file: str, r
 def _objects(
     lines: Iterator[Line], source: str, names: Sequence[str], file: str, reject: Reject
 ) -> Iterator[tuple[Row, dict[str, Any]]]:
-    keys = [{json.dumps(name, ensure_ascii=False), json.dumps(name)} for name in names]
+    wanted = tuple(names)
     for number, line in enumerate(lines, 1):
         if isinstance(line, LongLine):
             reject(BadRow(source, file, number, LINE_TOO_LONG, clip(line.start)))
             continue
         if not line.strip():
             continue
-        content = _parse(line)
-        if not isinstance(content, dict):
-            reject(BadRow(source, file, number, _NOT_AN_OBJECT, clip(line)))
-        elif any(sum(map(line.count, forms)) > 1 for forms in keys) and _repeats(line, names):
-            reject(BadRow(source, file, number, "a column stands twice", clip(line)))
+        content = object_of(line, wanted)
+        if isinstance(content, str):
+            reject(BadRow(source, file, number, content, clip(line)))
         else:
             yield (number, tuple(content.get(name) for name in names), len(line)), content
+
+
+def object_of(text: str, names: tuple[str, ...]) -> dict[str, Any] | str:
+    """The JSON object in a text; or the reason why it cannot be used: it is none, or has one of the names twice."""
+    content = _parse(text)
+    if not isinstance(content, dict):
+        return _NOT_AN_OBJECT
+    if any(sum(map(text.count, forms)) > 1 for forms in _spellings(names)) and _repeats(text, names):
+        return "a column stands twice"
+    return content
+
+
+@functools.lru_cache
+def _spellings(names: tuple[str, ...]) -> list[set[str]]:
+    """How each name can stand in JSON."""
+    return [{json.dumps(name, ensure_ascii=False), json.dumps(name)} for name in names]
 
 
 def _parse(line: str) -> Any:

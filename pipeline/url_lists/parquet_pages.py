@@ -34,6 +34,10 @@ _DAMAGES = (
 )
 
 
+class ParquetDamageError(OSError):
+    """The footer of a file or a header in it is damaged."""
+
+
 @dataclass(frozen=True)
 class ColumnChunk:
     """The values of one column in one row group, as the footer describes them."""
@@ -56,7 +60,7 @@ def column_chunks(stream: IO[bytes]) -> list[list[ColumnChunk]]:
     """The column chunks of each row group of a file.
 
     Raises:
-        OSError: The footer is damaged.
+        ParquetDamageError: The footer is damaged.
     """
     end = stream.seek(0, 2)
     stream.seek(end - _TRAILER.size)
@@ -66,7 +70,7 @@ def column_chunks(stream: IO[bytes]) -> list[list[ColumnChunk]]:
         footer = _CompactReader(stream.read(length)).fields()
         return [[_column_chunk(chunk[3]) for chunk in group[1]] for group in footer.get(4, ())]
     except _DAMAGES as error:
-        raise OSError("the footer of the Parquet file is damaged") from error
+        raise ParquetDamageError("the footer of the Parquet file is damaged") from error
 
 
 def _column_chunk(fields: dict[int, Any]) -> ColumnChunk:
@@ -104,7 +108,7 @@ def pages(stream: IO[bytes], chunk: ColumnChunk) -> Iterator[Page]:
     """The pages of a column chunk. Only their headers are read.
 
     Raises:
-        OSError: The headers are damaged.
+        ParquetDamageError: The headers are damaged.
     """
     place = chunk.place
     end = place + chunk.compressed_bytes
@@ -122,7 +126,7 @@ def pages(stream: IO[bytes], chunk: ColumnChunk) -> Iterator[Page]:
             if min(sizes) < 0:
                 raise ValueError("a negative size")
         except _DAMAGES as error:
-            raise OSError(f"the page header at byte {place} is damaged") from error
+            raise ParquetDamageError(f"the page header at byte {place} is damaged") from error
         yield page
         place = page.place + page.compressed_bytes
 

@@ -14,7 +14,13 @@ import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline.url_lists.cells import is_text_type, is_value_type, plain, sizes
-from lotlip_data.pipeline.url_lists.parquet_pages import ColumnChunk, column_chunks, longest_dictionary_value, pages
+from lotlip_data.pipeline.url_lists.parquet_pages import (
+    ColumnChunk,
+    ParquetDamageError,
+    column_chunks,
+    longest_dictionary_value,
+    pages,
+)
 from lotlip_data.pipeline.url_lists.rows import (
     BATCH_ROWS,
     CHUNK_BYTES,
@@ -63,13 +69,13 @@ def parquet_chunks(
     chunks_of_groups = column_chunks(stream)
     names = columns.names
     _check_types(content.schema_arrow, columns, file)
-    widths = {name: _fixed_bytes(content.schema_arrow.field(name).type) for name in names}
+    widths = {name: fixed_bytes(content.schema_arrow.field(name).type) for name in names}
     number = 1
     for group in range(content.num_row_groups):  # one by one, so that the memory of a group is freed
         rows = content.metadata.row_group(group).num_rows
         try:
-            batch_rows = _batch_rows(stream, chunks_of_groups[group], rows, widths)
-        except _TooLargeError as error:
+            batch_rows = rows_in_memory(stream, chunks_of_groups[group], rows, widths)
+        except RowGroupTooLargeError as error:
             remark(f"{file}: row group {group} is left out: {error}")
             for row in range(number, number + rows):
                 reject(BadRow(source, file, row, TOO_LARGE, f"row group {group}"))
@@ -90,31 +96,38 @@ def _check_types(schema: pa.Schema, columns: Columns, file: str) -> None:
             raise ListError(f"{file}: the column {name!r} is {kind}, not a text or a list of texts; choose another")
 
 
-class _TooLargeError(Exception):
+class RowGroupTooLargeError(Exception):
     """A row group needs more memory than its rows can be worth. The message says which column and why."""
 
 
-def _fixed_bytes(kind: pa.DataType) -> int:
+def fixed_bytes(kind: pa.DataType) -> int:
     """The largest size that a type demands of each value, even of a missing one: that of bytes of a fixed length."""
-    parts = [_fixed_bytes(kind.field(index).type) for index in range(kind.num_fields)]
+    parts = [fixed_bytes(kind.field(index).type) for index in range(kind.num_fields)]
     if pa.types.is_dictionary(kind):
-        parts.append(_fixed_bytes(kind.value_type))
+        parts.append(fixed_bytes(kind.value_type))
     if isinstance(kind, pa.BaseExtensionType):
-        parts.append(_fixed_bytes(kind.storage_type))
+        parts.append(fixed_bytes(kind.storage_type))
     return max([kind.byte_width if pa.types.is_fixed_size_binary(kind) else 0, *parts])
 
 
-def _batch_rows(stream: IO[bytes], chunks: Sequence[ColumnChunk], rows: int, widths: Mapping[str, int]) -> int:
-    """How many rows of a row group can be in memory at once.
+def rows_in_memory(
+    stream: IO[bytes],
+    chunks: Sequence[ColumnChunk],
+    rows: int,
+    widths: Mapping[str, int],
+    max_page_bytes: int | None = None,
+) -> int:
+    """How many rows of a row group can be in memory at once: at most `BATCH_ROWS`, of about `MAX_PAGE_BYTES`.
 
     Args:
         stream: The file.
         chunks: The column chunks of the row group.
         rows: Its rows.
-        widths: `_fixed_bytes` of each requested column.
+        widths: `fixed_bytes` of each requested column.
+        max_page_bytes: Largest page that is decompressed. Default: `MAX_PAGE_BYTES`.
 
     Raises:
-        _TooLargeError: A page is too large to be decompressed.
+        RowGroupTooLargeError: A page is too large to be decompressed.
     """
     batch_rows = BATCH_ROWS
     for chunk in chunks:
@@ -122,23 +135,23 @@ def _batch_rows(stream: IO[bytes], chunks: Sequence[ColumnChunk], rows: int, wid
         if not rows or width is None:
             continue
         if rows > chunk.values:
-            raise OSError(f"the column {chunk.path!r} has {chunk.values} values for {rows} rows")
-        value_bytes = max(_largest_value_bytes(stream, chunk), width)
+            raise ParquetDamageError(f"the column {chunk.path!r} has {chunk.values} values for {rows} rows")
+        value_bytes = max(_largest_value_bytes(stream, chunk, max_page_bytes or MAX_PAGE_BYTES), width)
         extra_values = chunk.values - rows  # of lists
         if extra_values > MAX_ROW_VALUES or (
             value_bytes > _LONG_VALUE_BYTES and extra_values * value_bytes > MAX_PAGE_BYTES
         ):
-            raise _TooLargeError(f"the lists of the column {chunk.path!r} have {chunk.values:,} elements")
+            raise RowGroupTooLargeError(f"the lists of the column {chunk.path!r} have {chunk.values:,} elements")
         batch_rows = min(batch_rows, int(MAX_PAGE_BYTES / max(value_bytes * math.ceil(chunk.values / rows), 1)))
     return max(batch_rows, 1)
 
 
-def _largest_value_bytes(stream: IO[bytes], chunk: ColumnChunk) -> float:
+def _largest_value_bytes(stream: IO[bytes], chunk: ColumnChunk, max_page_bytes: int) -> float:
     """The largest mean of the bytes per value among the pages of a column chunk.
 
     A value in a dictionary counts with its own length, because every row can repeat it; so can rows of a page with
-    prefixes. In a chunk that fits in memory as a whole, only such values matter. Raises _TooLargeError if a page is too
-    large.
+    prefixes. In a chunk that fits in memory as a whole, only such values matter. Raises RowGroupTooLargeError if a page
+    is too large.
     """
     if not chunk.holds_bytes:
         return 8.0
@@ -146,11 +159,11 @@ def _largest_value_bytes(stream: IO[bytes], chunk: ColumnChunk) -> float:
     largest = 0.0
     for page in pages(stream, chunk):
         mean = page.uncompressed_bytes / max(page.values, 1)
-        if page.uncompressed_bytes > (MAX_SHORT_PAGE_BYTES if mean <= SHORT_VALUE_BYTES else MAX_PAGE_BYTES):
-            raise _TooLargeError(
+        if page.uncompressed_bytes > (MAX_SHORT_PAGE_BYTES if mean <= SHORT_VALUE_BYTES else max_page_bytes):
+            raise RowGroupTooLargeError(
                 f"the column {chunk.path!r} has a page of {page.uncompressed_bytes >> 20:,} MiB with "
-                f"{page.values:,} values; at most {MAX_PAGE_BYTES >> 20} MiB are decompressed. If the texts are right, "
-                "write the file again with smaller pages"
+                f"{page.values:,} values; at most {max_page_bytes >> 20:,} MiB are decompressed. If its content is "
+                "right, write the file again with smaller pages"
             )
         if page.is_dictionary:
             if page.uncompressed_bytes * BATCH_ROWS > MAX_PAGE_BYTES:

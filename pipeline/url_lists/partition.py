@@ -209,9 +209,9 @@ def _warn_about_texts(source: Source, counts: "_RowCounts") -> None:
         )
     for kind, rows in counts.not_texts[source.name].items():
         logger.warning(
-            f"{source.name}: {rows:,} of {usable:,} cells of the column {source.text!r} are {kind}, not a text"
+            f"{source.name}: {rows:,} of {usable:,} cells of the column {source.text_column!r} are {kind}, not a text"
         )
-    if source.text is not None and usable and counts.blank[source.name] == usable:
+    if source.text_column is not None and usable and counts.blank[source.name] == usable:
         logger.warning(f"{source.name}: {reader.all_blank(source)}")
 
 
@@ -377,7 +377,7 @@ def _write_shards(
         blank={
             source.name: blank
             for source in manifest.sources
-            if source.text is not None and (blank := counts.blank[source.name])
+            if source.text_column is not None and (blank := counts.blank[source.name])
         },
     )
 

@@ -64,7 +64,7 @@ def read_chunks(
             names = source.columns
             if form == "txt":
                 check_bare_urls(beginning, file)
-                names, dialect = (source.url,), Dialect("\n", quoting=False)
+                names, dialect = (source.url_column,), Dialect("\n", quoting=False)
             else:
                 dialect = detect_dialect(source, form, beginning, columns.names, file, remark)
                 if separator_line(beginning):
@@ -137,10 +137,10 @@ def read_file(
 ) -> Iterator[pa.RecordBatch]:
     """As `read_source`, for one file. Batches that the filter empties are yielded too, without rows."""
     keep = None if source.filter is None else RowFilter(source.filter)
-    has_texts = source.text is not None and source.format_of(file) != "txt"
+    has_texts = source.text_column is not None and source.format_of(file) != "txt"
     columns = Columns(
-        values=(source.url, *source.hash),
-        texts=(source.text,) if source.text is not None and has_texts else (),
+        values=(source.url_column, *source.hash),
+        texts=(source.text_column,) if source.text_column is not None and has_texts else (),
         others=() if keep is None else tuple(keep.columns),
     )
     for chunk in read_chunks(source, file, columns, reject, remark):
@@ -159,8 +159,8 @@ def blank_rows(batch: pa.RecordBatch) -> int:
 def all_blank(source: Source) -> str:
     """A sentence about a source whose texts are all blank."""
     return (
-        f"all texts are blank: name another column than {source.text!r} in `text`, or set `text: null` if the list has "
-        "no texts"
+        f"all texts are blank: name another column than {source.text_column!r} in `text`, or set `text: null` if "
+        "there are none"
     )
 
 
@@ -225,8 +225,9 @@ def _float(value: int | float | None) -> float | None:
 def _batch(
     chunk: Chunk, source: Source, has_texts: bool, file: str, reject: Reject, defects: Defects
 ) -> pa.RecordBatch:
-    urls = to_list(chunk.columns[source.url])
-    texts = to_list(chunk.columns[source.text]) if has_texts and source.text is not None else [None] * len(urls)
+    urls = to_list(chunk.columns[source.url_column])
+    column = source.text_column if has_texts else None
+    texts = [None] * len(urls) if column is None else to_list(chunk.columns[column])
     hashes = {kind: to_list(chunk.columns[column]) for column, kind in source.hash.items()}
     decode = decoder(source.decode)
     rows: list[tuple[Any, ...]] = []

@@ -15,18 +15,16 @@ from PIL import Image
 
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
-from lotlip_data.pipeline.downloading.images import jpeg
+from lotlip_data.pipeline.downloading.images import jpeg, reduced
 from lotlip_data.pipeline.downloading.images.color import UNCHANGED, Converter, converter
 from lotlip_data.pipeline.downloading.images.messages import ConversionSettings, Converted
+from lotlip_data.pipeline.downloading.images.reduced import Pixels
 from lotlip_data.pipeline.downloading.images.source import Source, decoding_error, read_source
 
 MAX_SIDE = 65_500
 """Pixels per side that a JPEG file can have, with libjpeg."""
 
 _STRIP_PIXELS = 1 << 20
-
-Pixels = np.ndarray
-"""uint8: H × W (grey), or H × W × 3 (blue, green, red)."""
 
 
 def convert(data: bytes, settings: ConversionSettings, before_decoding: Callable[[int], None]) -> Converted:
@@ -44,7 +42,7 @@ def convert(data: bytes, settings: ConversionSettings, before_decoding: Callable
         source = read_source(data)
         _check_limits(source, settings)
         before_decoding(source.decoded_bytes(settings.image_size))
-        return _encode(_stored_pixels(source, settings.image_size), source, settings)
+        return _encode(_stored_pixels(source, settings), source, settings)
     except FetchError:
         raise
     except Exception as error:  # whatever a hostile file does to a decoder costs only that file
@@ -70,17 +68,15 @@ def _stored_size(width: int, height: int, image_size: int) -> tuple[int, int]:
     return (round(width * scale), round(height * scale)) if scale < 1 else (width, height)
 
 
-def _stored_pixels(source: Source, image_size: int) -> Pixels:
+def _stored_pixels(source: Source, settings: ConversionSettings) -> Pixels:
     """The pixels of the stored image, in sRGB and resized, not yet upright."""
     if source.kind == "jpeg" and not jpeg.has_end(source.data):
         _add_end(source)
     mode = _base_mode(source.image.mode)
     to_srgb = converter(source.profiles, mode)
-    if source.suits_opencv and (pixels := _decode_with_opencv(source)) is not None:
-        _check_last_pixel(pixels, source)
-        pixels = _resize(pixels, image_size, source)
+    if source.suits_opencv and (pixels := _resized_by_opencv(source, settings)) is not None:
         return pixels if to_srgb is UNCHANGED else _convert_pixels(pixels, to_srgb)
-    return _resize(_decode_with_pillow(source, to_srgb, image_size), image_size, source)
+    return _resize(_decode_with_pillow(source, to_srgb, settings.image_size), settings.image_size, source)
 
 
 def _base_mode(mode: str) -> str:
@@ -117,9 +113,36 @@ def _check_last_pixel(pixels: Pixels, source: Source) -> None:
     libjpeg fills them with the middle of the range, which Pillow inverts in CMYK. Whether such a corner is part of the
     image is found by decoding the file again.
     """
-    is_grey = source.kind == "jpeg" and np.isin(pixels[-1, -1], (127, 128)).all()
+    is_grey = source.kind == "jpeg" and all(value in (127, 128) for value in pixels[-1, -1].ravel().tolist())
     if is_grey and (start := jpeg.before_end(source.data)):
         _check_pixels_before_end(start)
+
+
+def _resized_by_opencv(source: Source, settings: ConversionSettings) -> Pixels | None:
+    """The pixels of the stored image, before colours are converted. None if OpenCV cannot decode them; Pillow may."""
+    if source.kind == "jpeg" and not settings.full_decode:
+        pixels = _decode_reduced(source, _stored_size(*source.size, settings.image_size))
+        if pixels is not None:
+            return pixels
+    pixels = _decode_with_opencv(source)
+    if pixels is None:
+        return None
+    _check_last_pixel(pixels, source)
+    return _resize(pixels, settings.image_size, source)
+
+
+def _decode_reduced(source: Source, size: tuple[int, int]) -> Pixels | None:
+    """The pixels of a JPEG, reduced as it is decoded, then resized to `size`. None if that would change the image."""
+    factor = reduced.factor_for(source.size, size)
+    if factor == 1:
+        return None
+    means = _imdecode(source.data, reduced.decoding_flags(factor, source.image.mode == "L"))
+    if means is None or means.shape[1::-1] != reduced.reduced_size(source.size, factor):
+        return None
+    _check_last_pixel(means, source)
+    if reduced.expected_difference(means, source.size, size, factor) > reduced.MAX_DIFFERENCE:
+        return None
+    return reduced.resize(means, source.size, size, factor)
 
 
 def _decode_with_opencv(source: Source) -> Pixels | None:
@@ -132,9 +155,9 @@ def _decode_with_opencv(source: Source) -> Pixels | None:
     return pixels if pixels.ndim == 2 or pixels.shape[2] == 3 else None
 
 
-def _imdecode(data: bytes) -> Pixels | None:
+def _imdecode(data: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> Pixels | None:
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError from error

@@ -18,6 +18,7 @@ class ConversionSettings:
     quality: int = 95
     max_pixels: int = 100_000_000
     max_decoded_bytes: int = 512 << 20
+    full_decode: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from lotlip_data.captioners.base import CaptionerConfig, TextRequest
 from lotlip_data.captioners.registry import get_kind, load_engine
 from lotlip_data.manifests.errors import UserError
 from tests.captioners import tiny_checkpoints, tiny_vlms
+from tests.captioners.engines.test_several_texts import caption_texts
 
 PROMPT = "Describe the image in detail."
 TOKENS = 24
@@ -101,6 +102,28 @@ def test_transformers_texts_do_not_depend_on_the_batch(family, checkpoint, capti
 @pytest.mark.parametrize("family", tiny_vlms.FAMILIES)
 def test_transformers_gives_the_texts_of_plain_generate(family, checkpoint, caption_all):
     check_transformers(checkpoint(family), caption_all, 64)
+
+
+@pytest.mark.parametrize("family", MECHANISMS)
+def test_several_texts_are_those_of_plain_generate_with_one_reading_of_each_image(family, checkpoint, runner):
+    folder, images = checkpoint(family), mixed_images(5)
+    lengths = {"long": TOKENS, "short": 6, "tags": 9}
+    prompts = {name: {"prompt": PROMPT, "max_new_tokens": length} for name, length in lengths.items()}
+    config = captioner(folder, prompts=prompts)
+    engine = load_engine(config, "transformers", batch_size=4)
+    compute, computed = engine._shared._compute, []
+
+    def count(*arguments, **options):
+        computed.append(arguments)
+        return compute(*arguments, **options)
+
+    engine._shared._compute = count
+    texts = runner.run(caption_texts(engine, images, config.texts))
+    engine.close()
+    for number, length in enumerate(lengths.values()):
+        found = [(captions[number].text, captions[number].tokens) for captions in texts]
+        assert found == plain_generate(folder, images, length)
+    assert len(computed) == 2  # of four images, then of one
 
 
 VLLM_DIFFERS = ("gemma3", "paligemma")

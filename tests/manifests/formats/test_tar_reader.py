@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.digests import digest_of
+from lotlip_data.manifests.digests import Digest, digest_of
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import tar_reader
 
@@ -166,3 +166,43 @@ def test_other_errors_of_the_storage_are_raised_as_they_come(tmp_path: Path, mon
     monkeypatch.setattr(storage, "open_read", fail)
     with pytest.raises(ConnectionError):
         read_stream(write_tar(tmp_path / "a.tar"))
+
+
+def stream_names(url: str) -> list[str]:
+    return [member.name for member in tar_reader.stream_members(url, lambda name, size: True, REMEDY, DamagedError)]
+
+
+def test_members_of_other_tools_are_named_with_what_they_are_and_read_where_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, kind in (("link.jpg", tarfile.SYMTYPE), ("folder", tarfile.DIRTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            tar.addfile(member)
+    write_tar(path, MEMBERS[:2], "a")
+    digests: list[Digest] = []
+    wanted = lambda name, size: name.endswith(".jpg") and size == 7  # noqa: E731
+    members = list(tar_reader.stream_members(str(path), wanted, REMEDY, DamagedError, digests.append))
+    assert [(each.name, each.is_file, each.content) for each in members] == [
+        ("link.jpg", False, None),
+        ("0.jpg", True, b"image 0"),
+        ("0.json", True, None),
+    ]
+    assert digests == [digest_of(str(path))]
+
+
+def test_a_tar_of_other_tools_must_have_its_end(tmp_path: Path) -> None:
+    """The readers of a run's own tars compare a digest instead."""
+    url = write_tar(tmp_path / "a.tar")
+    whole = Path(url).read_bytes()
+    Path(url).write_bytes(whole[:2048])
+    assert len(read_stream(url)) == 2
+    with pytest.raises(
+        DamagedError, match=r"a\.tar: cannot be read \(it ends without the mark of its end.*Build it again"
+    ):
+        stream_names(url)
+    Path(url).write_bytes(whole + b"x")
+    with pytest.raises(DamagedError, match="there is more after the mark of its end"):
+        stream_names(url)
+    Path(url).write_bytes(whole + bytes(100_000))
+    assert len(stream_names(url)) == 4

@@ -40,6 +40,7 @@ COMMANDS = (
     "manifest-schema",
     "plan",
     "import",
+    "export",
     "view",
     "synthetic",
     "convert",
@@ -214,6 +215,7 @@ RUN_COMMANDS = (
     ["report", "RUN"],
     ["view", "RUN"],
     ["import", "captions.csv", "RUN"],
+    ["export", "RUN", "--out", "captions"],
 )
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.url_lists import text_lines
-from lotlip_data.pipeline.url_lists.files import files_of
+from lotlip_data.pipeline.url_lists.files import files_of, stamp_of
 from lotlip_data.pipeline.url_lists.rows import ListError
 from tests.pipeline.url_lists.read_lists import read_list
 
@@ -142,3 +142,43 @@ def test_a_file_whose_name_is_not_in_utf8_is_read_and_its_bad_rows_are_reported(
     result = read_list(tmp_path / "*.csv")
     assert result.rows == ROWS
     assert [row.file for row in result.bad] == [f"{tmp_path}/\ufffd.csv"]
+
+
+def test_braces_stand_for_many_files_as_in_bash(tmp_path: pathlib.Path) -> None:
+    names = ["a-08.csv", "a-09.csv", "a-10.csv", "b-x.csv", "b-y.csv"]
+    for name in names:
+        (tmp_path / name).write_bytes(CONTENT)
+    for pattern, expected in (
+        ("a-{08..10}.csv", names[:3]),
+        ("a-{10..08}.csv", names[2::-1]),
+        ("{a-09,b-x}.csv", ["a-09.csv", "b-x.csv"]),
+        ("{b,a}-*.csv", [*names[3:], *names[:3]]),
+    ):
+        matches = [pathlib.Path(file).name for file in files_of(Source(name="x", files=(f"{tmp_path}/{pattern}",)))]
+        assert matches == expected
+    with pytest.raises(ListError, match=r"a-11\.csv: there is no such file"):
+        files_of(Source(name="x", files=(f"{tmp_path}/a-{{08..11}}.csv",)))
+
+
+def test_a_file_whose_name_has_braces_stands_for_itself(tmp_path: pathlib.Path) -> None:
+    for name in ("{a,b}.csv", "a.csv", "b.csv"):
+        (tmp_path / name).write_bytes(CONTENT)
+    assert files_of(Source(name="x", files=(f"{tmp_path}/{{a,b}}.csv",))) == [f"{tmp_path}/{{a,b}}.csv"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{0..99999999999}.csv", "{0..9999}{0..9999}.csv", "{0..999}{0..999}{a,b}.csv", "{a.csv"]
+)
+def test_braces_without_an_end_or_with_too_many_files_are_an_error(tmp_path: pathlib.Path, pattern: str) -> None:
+    with pytest.raises(ListError, match=r"its braces (stand for more than 1,000,000 files|cannot be expanded)"):
+        files_of(Source(name="x", files=(f"{tmp_path}/{pattern}",)))
+
+
+def test_a_change_of_a_file_behind_braces_changes_the_stamp(tmp_path: pathlib.Path) -> None:
+    own = Source(name="x", files=(f"{tmp_path}/{{a,b}}.csv",))
+    assert stamp_of(own) is None
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_bytes(CONTENT)
+    before = stamp_of(own)
+    (tmp_path / "b.csv").write_bytes(CONTENT * 2)
+    assert None not in (before, stamp_of(own)) and before != stamp_of(own)

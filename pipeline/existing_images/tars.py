@@ -1,0 +1,147 @@
+"""Reads WebDataset tars: neighboring members of one key are a sample.
+
+Members without an extension are no samples. Memory holds the files of one sample that are needed, and the keys of the
+tar.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from lotlip_data.manifests.digests import Digest
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import tar_reader
+from lotlip_data.manifests.formats.image_containers import Container
+from lotlip_data.manifests.formats.tar_reader import StreamedMember
+from lotlip_data.pipeline.existing_images.rows import (
+    DUPLICATE,
+    MAX_IMAGE_BYTES,
+    MAX_ROWS,
+    MAX_TEXT_BYTES,
+    NO_IMAGE,
+    NOT_A_FILE,
+    SEVERAL_IMAGES,
+    TEXT_TOO_LONG,
+    TOO_LARGE,
+    Problem,
+    Sample,
+    name_problem,
+)
+from lotlip_data.pipeline.existing_images.side_files import SideFiles, split_name
+
+_META = re.compile(r"__[^/]*__(?:$|/)")
+"""Members that the webdataset library ignores."""
+
+
+@dataclass
+class _Group:
+    """The members of one sample that are needed."""
+
+    key: str
+    image_name: str | None = None
+    image: bytes | None = None
+    texts: dict[str, bytes] = field(default_factory=dict)
+    extensions: set[str] = field(default_factory=set)
+    """The extensions of the needed members."""
+    problem: Problem | None = None
+    cell_problem: Problem | None = None
+
+
+def tar_samples(
+    container: Container,
+    side_files: SideFiles,
+    images: bool,
+    remedy: str,
+    error_type: type[UserError],
+    digested: Callable[[Digest], None] | None,
+) -> Iterator[Sample]:
+    """The samples of a tar, in its order.
+
+    Args:
+        container: The container.
+        side_files: The text members to read.
+        images: Whether to read images.
+        remedy: What to do if the tar is damaged or missing; the end of the error message.
+        error_type: The type of the error for such a tar, and for one with more than `MAX_ROWS` samples.
+        digested: Receives the digest of the tar at its end.
+    """
+    extensions = frozenset(container.image)
+
+    def is_wanted(name: str, size: int) -> bool:
+        extension = _extension(name)
+        if extension in extensions:
+            return images and size <= MAX_IMAGE_BYTES
+        return extension in side_files.extensions and size <= MAX_TEXT_BYTES
+
+    members = tar_reader.stream_members(container.url, is_wanted, remedy, error_type, digested)
+    keys: set[str] = set()
+    for row, group in enumerate(_groups(members, extensions, side_files.extensions)):
+        if row == MAX_ROWS:
+            raise error_type(f"{container.url}: has more than {MAX_ROWS:,} samples; cut it into smaller tars")
+        if group.key in keys:
+            group.problem = Problem(DUPLICATE, "the members of this key are not neighbors, or two samples have it")
+        keys.add(group.key)
+        yield _sample(row, group, side_files)
+
+
+def _extension(name: str) -> str:
+    parts = split_name(name)
+    return "" if parts is None else parts[1]
+
+
+def _groups(
+    members: Iterator[StreamedMember], image_extensions: frozenset[str], text_extensions: frozenset[str]
+) -> Iterator[_Group]:
+    group = None
+    for member in members:
+        parts = None if _META.match(member.name) else split_name(member.name)
+        if parts is None:
+            continue
+        key, extension = parts
+        if group is None or key != group.key:
+            if group is not None:
+                yield group
+            group = _Group(key)
+        if extension in image_extensions or extension in text_extensions:
+            _add(group, member, extension, is_image=extension in image_extensions)
+    if group is not None:
+        yield group
+
+
+def _add(group: _Group, member: StreamedMember, extension: str, is_image: bool) -> None:
+    """Add a needed member to its sample."""
+    problem = None
+    if extension in group.extensions:
+        problem = Problem(DUPLICATE, f"the sample has two members like {member.name}")
+    elif not member.is_file:
+        problem = Problem(NOT_A_FILE, f"{member.name} is a link, a device or a sparse file")
+    elif is_image and member.size > MAX_IMAGE_BYTES:
+        problem = Problem(TOO_LARGE, f"{member.name} has {member.size:,} bytes")
+    elif not is_image and member.size > MAX_TEXT_BYTES:
+        problem = Problem(TEXT_TOO_LONG, f"{member.name} has {member.size:,} bytes")
+    elif is_image and group.image_name is not None:
+        names = f"{group.image_name} and {member.name}"
+        problem = Problem(SEVERAL_IMAGES, f"{names}: name the extension in `image` of the source")
+    group.extensions.add(extension)
+    if is_image:
+        group.problem = group.problem or problem
+        group.image_name = group.image_name or member.name
+        if group.image is None:
+            group.image = member.content
+    else:
+        group.cell_problem = group.cell_problem or problem
+        if member.content is not None:
+            group.texts.setdefault(extension, member.content)
+
+
+def _sample(row: int, group: _Group, side_files: SideFiles) -> Sample:
+    name = group.image_name or group.key
+    problem = name_problem(name) or group.problem
+    if problem is None and group.image_name is None:
+        problem = Problem(NO_IMAGE, "the sample has no member with the extension of an image")
+    if problem is not None:
+        return Sample(row, name, None, problem)
+    cells = side_files.cells(group.texts)
+    if group.cell_problem is not None or isinstance(cells, Problem):
+        return Sample(row, name, group.image, cell_problem=group.cell_problem or cells)  # type: ignore[arg-type]
+    return Sample(row, name, group.image, cells=cells)
