@@ -54,6 +54,8 @@ def explain(error: BaseException, repository: str) -> Exception | None:
     """
     from huggingface_hub import errors
 
+    if type(error) is ValueError:  # an answer of the Hub that the library reports so, such as a faulty card
+        return UserError(f"{repository}: the Hub refuses the files ({readable(str(error))})")
     for cause in _chain(error):
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return UserError(f"{repository}: HF_HUB_OFFLINE forbids to ask the Hub. Unset it.")
@@ -73,8 +75,6 @@ def explain(error: BaseException, repository: str) -> Exception | None:
             )
     if type(error).__module__.partition(".")[0] == "hf_xet" or isinstance(error, RuntimeError):
         return Unavailable(f"{repository}: the upload failed ({readable(str(error))})")
-    if type(error) is ValueError:  # an answer of the Hub that the library reports so, such as a faulty card
-        return UserError(f"{repository}: the Hub refuses the files ({readable(str(error))})")
     return None
 
 

@@ -64,15 +64,18 @@ def read_progress(run: Run, manifest: Manifest) -> Progress:
 
 
 def _stage(status: RunStatus) -> tuple[str, float]:
-    """The first stage that is not complete, and which share of it is done, rounded down to whole percents."""
+    """The first stage that is not complete, and which share of it is done, rounded down to whole percents.
+
+    Captions count by shards.
+    """
     download = status["download"]
     if download is None and not status["images"]:
         return "download", 0.0
     if download is not None and download["left"]:
         return "download", _share(download["tried"], download["urls"])
     waiting = status.get("not_started", {}).get("recaption", [])
-    done = sum(captioner["done"] for captioner in status["captioners"].values())
-    total = status["images"] * (len(status["captioners"]) + len(waiting))
+    done = sum(status["captioned"].values())
+    total = status["fetched"] * (len(status["captioned"]) + len(waiting))
     if done < total:
         return "captions", _share(done, total)
     return "dataset", float(status["dataset"])

@@ -6,6 +6,7 @@ so they are shown without, and its progress bars are not shown.
 
 import contextlib
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ LONGEST_WAIT = 900.0
 SILENCE_SECONDS = 300.0
 """Time without a byte from the Hub after which a request has failed. The library would wait for ever."""
 _TYPE = "dataset"
+_PATH = re.compile(r"(https?://[^/\s'\"]+)/[^\s'\"]*")
 _CLIENTS = ("httpx", "httpx2")
 """The HTTP clients of the library, by release, which log each request with its signed URL."""
 
@@ -118,7 +120,12 @@ class Repository:
             private: Create the repository as a private one.
         """
         if state is None:
-            self._call(self._api.create_repo, self.name, repo_type=_TYPE, private=private, exist_ok=True)
+            try:
+                self._call(self._api.create_repo, self.name, repo_type=_TYPE, private=private)
+            except UserError:  # perhaps it exists now: the answer was lost, or another process was faster
+                if (state := self.find()) is None:
+                    raise
+                self.check_private(state, private)
         if self._branch != MAIN and (state is None or state.commit is None):
             self._call(self._api.create_branch, self.name, branch=self._branch, repo_type=_TYPE, exist_ok=True)
 
@@ -245,10 +252,10 @@ def _wait_after(error: Exception, attempt: int) -> float | None:
 
 
 class _Relay(logging.Handler):
-    """Logs the warnings of the library without the queries of URLs."""
+    """Logs the warnings of the library with the hosts of URLs alone, so that those of many files are of one kind."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logger.info(f"the Hub: {errors.readable(record.getMessage())}")
+        logger.info(f"the Hub: {errors.readable(_PATH.sub(r'\1', record.getMessage()))}")
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def test_a_refused_request_is_one_line(hub: FakeDatasetHub, run: Run, kind: str,
 def test_a_namespace_without_rights_and_a_name_of_another_kind_are_named(hub: FakeDatasetHub, run: Run) -> None:
     with pytest.raises(UserError, match=r"no right to write there .HTTP 403: You don't have the rights"):
         publish(run, "others/captions")
-    with pytest.raises(UserError, match="If the name is that of a model or a Space, choose another one"):
+    with pytest.raises(UserError, match=r"the name is taken .*If it is that of another kind of repository"):
         publish(run, "taken/captions")
 
 
@@ -111,7 +111,7 @@ def test_a_failure_that_passes_costs_nothing(hub: FakeDatasetHub, run: Run, kind
 def test_a_network_that_is_lost_ends_with_exit_code_1_and_the_next_command_continues(
     hub: FakeDatasetHub, run: Run, kind: str
 ) -> None:
-    hub.faults[kind] = [lambda: answer(0)] * 100
+    hub.faults[kind] = [lambda: answer(0)] * 1000
     ended = CliRunner().invoke(app, ["publish", run.url, NAME])
     assert ended.exit_code == 1, ended.output
     assert "cannot be reached" in ended.output and "run the same command again" in ended.output
