@@ -255,7 +255,8 @@ class _Relay(logging.Handler):
     """Logs the warnings of the library with the hosts of URLs alone, so that those of many files are of one kind."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logger.info(f"the Hub: {errors.readable(_PATH.sub(r'\1', record.getMessage()))}")
+        line = errors.readable(_PATH.sub(r"\1", record.getMessage()))
+        logger.info(f"the Hub: {line}")
 
 
 @contextlib.contextmanager
