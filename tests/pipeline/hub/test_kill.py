@@ -43,6 +43,7 @@ def kill_at(hub: FakeDatasetHub, client: "subprocess.Popen[bytes]", kind: str, n
         hub.after[kind] = end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "number", "before"),
     [("PUT object", 5, True), ("POST commit", 1, True), ("POST commit", 2, True), ("POST commit", 3, False)],
