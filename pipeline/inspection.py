@@ -62,7 +62,7 @@ def plan(
     manifest, existing = load_manifest(manifest), None if run is None else open_run(run)
     if existing:
         held_for(manifest, existing)
-    jobs = resolve_captioners(manifest.captioners)
+    jobs = resolve_captioners(manifest.captioners) if manifest.captioners else []
     _check_speeds(speeds or {}, [job.config.name for job in jobs])
     measured = measure_storage(existing) if existing else None
     lists = plan_lists(manifest, rows, measured, hardware, existing)
@@ -75,7 +75,7 @@ def plan(
     cost = None
     if lists.images or existing:
         cost = plan_cost.plan_cost(lists.images or 0, jobs, hardware, known, existing, lists.shards)
-        lines += plan_cost.format_text(cost)
+        lines += plan_cost.format_text(cost, manifest.imported_names)
         details += plan_cost.format_assumptions(cost)
     if details:
         lines += details if assumptions else [f"assumptions  {len(details)}, shown with --assumptions"]
@@ -126,6 +126,7 @@ def status(run: RunLike, *, failures: bool = False) -> Inspection:
     manifest = frozen(run)
     figures = get_status(run, failures=failures)
     figures["texts"] = {captioner: list(names) for captioner, names in manifest.several_texts.items()}
+    figures["imported"] = manifest.imported_names
     figures["not_started"] = find_not_started(manifest, figures)
     figures["stale"] = find_stale(run, manifest, figures)
     figures["next"] = next_command(run, manifest, figures, figures["stale"])

@@ -2,6 +2,7 @@
 
     partition   lists of URLs → shards of rows, in seeded random order         pipeline/url_lists/partition.py
     download    rows → images, with img2dataset on Ray                         pipeline/downloading/stage.py
+    import      captions that a source's list carries → long texts             pipeline/recaptioning/importing/stage.py
     recaption   images → long texts, on pools of Ray actors                    pipeline/recaptioning/stage.py
     shard       images + texts → the dataset                                   pipeline/dataset/stage.py
     features    the dataset → features of a locked image tower (optional)      pipeline/model_stages/features.py
@@ -164,34 +165,49 @@ def recaption(
 
 def import_captions(
     run: RunLike,
-    table: str | PathLike[str],
+    table: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     columns: Sequence[str] = (),
     *,
     url_column: str | None = None,
     table_format: str | None = None,
     column_names: Sequence[str] = (),
     replace: bool = False,
+    dry_run: bool = False,
 ) -> Outcome:
-    """Join a table of existing captions to the run's images by URL.
+    """Join existing captions to the run's images by URL: those of a table, or those that the manifest's sources carry.
 
     Args:
         run: The run's folder.
-        table: CSV, TSV, JSON lines or Parquet; `*` in the name stands for many files.
-        columns: A captioner's name and its column, as NAME=COLUMN. Not needed for the format `dreamlip`.
-        url_column: The column of the URLs. Default: `url`, or `Image Path` for `dreamlip`.
-        table_format: `dreamlip`, or `csv`, `tsv`, `jsonl` or `parquet` where the file name does not end so.
+        table: CSV, TSV, JSON lines or Parquet, one file or several; `*` in a name stands for many. Default: the lists
+            of the sources that carry captions, which a list that has changed since replaces.
+        columns: A captioner's name and its column, as NAME=COLUMN. Not needed for `dreamlip` and `recap-long`.
+        url_column: The column of the URLs. Default: `url`, `Image Path` for `dreamlip`, found for `recap-long`.
+        table_format: `dreamlip`; `recap-long`, whose columns are found by their names; or `csv`, `tsv`, `jsonl` or
+            `parquet` where the file name does not end so.
         column_names: Names of all columns, for CSV and TSV without a header.
         replace: Replace captions that were imported before, such as those of a table that was corrected since.
+        dry_run: Only say what is taken from each column.
     """
-    from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
-    from lotlip_data.pipeline.recaptioning.import_captions import format_text
-    from lotlip_data.pipeline.recaptioning.import_captions import import_captions as import_table
+    from lotlip_data.pipeline.recaptioning.importing import stage
+    from lotlip_data.pipeline.recaptioning.importing.caption_table import open_caption_table, open_source_captions
 
     run = open_run(run)
-    frozen(run)
-    opened = open_caption_table(fspath(table), columns, url_column, table_format, column_names)
-    summary = import_table(run, opened, replace)
-    return Outcome(True, [], summary.to_dict(), "import", format_text(summary))
+    manifest = frozen(run)
+    tables = [fspath(path) for path in ([table] if isinstance(table, str | PathLike) else table)]
+    if not tables and (columns or url_column or table_format or column_names):
+        raise UserError("these options describe a table: name its file before the run")
+    if not tables and not manifest.imported_names:
+        raise UserError(f"{run.manifest}: no source carries captions (`captions`); name a table of captions")
+    opened = open_caption_table(tables, columns, url_column, table_format, column_names) if tables else None
+    if dry_run:
+        lines = (opened or open_source_captions(manifest)).describe()
+        return Outcome(True, [], {"columns": lines}, "import", lines)
+    if opened is None and not replace:
+        summary = stage.import_source_captions(manifest, run)
+    else:
+        summary = stage.import_captions(run, opened or open_source_captions(manifest), replace)
+    lines = stage.format_text(summary) if summary.shards else []
+    return Outcome(bool(summary.shards), [], summary.to_dict(), "import", _logged(lines))
 
 
 def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
@@ -393,12 +409,13 @@ def _logged(lines: list[str]) -> list[str]:
 
 
 STAGES: dict[str, Callable[[Run], Outcome]] = {
+    "import": import_captions,
     "recaption": recaption,
     "shard": shard,
     "train": train,
     "evaluate": evaluate_run,
 }
-"""The stages after the download, in their order."""
+"""The stages after the download, in their order. The first two are called as far as the manifest has captions."""
 
 
 def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool = False) -> Outcome:
@@ -419,7 +436,13 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
 
     require(check_models(manifest, run))  # before hours of downloads
     with ray_session():  # stages that use Ray share one
-        return _run_stages({"download": start, **STAGES}, run)
+        return _run_stages({"download": start, **_stages_of(manifest)}, run)
+
+
+def _stages_of(manifest: Manifest) -> dict[str, Callable[[Run], Outcome]]:
+    """The stages after the download: captions are imported if a source carries some, and made if it has captioners."""
+    unused = {"import": not manifest.imported_names, "recaption": not manifest.captioners}
+    return {name: stage for name, stage in STAGES.items() if not unused.get(name)}
 
 
 def _run_stages(stages: Mapping[str, Callable[[Run], Outcome]], run: Run) -> Outcome:

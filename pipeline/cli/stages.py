@@ -93,9 +93,13 @@ def recaption(
 
 def import_captions(
     table: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="TABLE", help="The table: CSV, TSV, JSON lines or Parquet. `*` in the name stands for many files."
+            metavar="TABLE",
+            default_factory=list,
+            help="Files of the table: CSV, TSV, JSON lines or Parquet; `*` in a name stands for many. Default: the "
+            "lists of the manifest's sources that carry captions.",
+            show_default=False,
         ),
     ],
     run: RunFolder,
@@ -106,12 +110,17 @@ def import_captions(
         ),
     ] = None,
     url_column: Annotated[
-        str | None, typer.Option(help="Column of the image URLs. Default: url, or `Image Path` for dreamlip.")
+        str | None,
+        typer.Option(
+            help="Column of the image URLs. Default: url; `Image Path` for dreamlip; found by its name for recap-long."
+        ),
     ] = None,
     form: Annotated[
         str | None,
         typer.Option(
-            "--format", help="Format of the table: dreamlip, or csv, tsv, jsonl or parquet. Default: by the file name."
+            "--format",
+            help="Format of the table: dreamlip; recap-long, whose columns are found by their names; or csv, tsv, "
+            "jsonl or parquet. Default: by the file name.",
         ),
     ] = None,
     columns: Annotated[
@@ -124,11 +133,16 @@ def import_captions(
         bool,
         typer.Option("--replace", help="Replace captions imported before, such as those of a table corrected since."),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what is taken from each column. Nothing is imported.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Join a table of existing captions to the images by URL.
+    """Join existing captions to the images by URL.
 
-    Example: lotlip-data import cc3m_3long_3short_1raw_captions_url.csv runs/cc3m --format dreamlip
+    Without a TABLE, imports the captions that the lists of the manifest's sources carry.
+
+    Example: lotlip-data import recap-coyo-*.csv runs/coyo --format recap-long
     """
     with command("import", json, run) as console:
         from lotlip_data.pipeline import stages
@@ -142,6 +156,7 @@ def import_captions(
             table_format=form,
             column_names=names,
             replace=replace,
+            dry_run=dry_run,
         )
         finish(console, outcome, run)
 

@@ -67,7 +67,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _ = self.columns  # refuses a captioner whose name is taken by another column
         if not self.captioners and self.rules.min_long_texts:
-            raise DatasetError("there are no captions yet. Run `lotlip-data recaption` first.")
+            raise DatasetError("there are no captions yet. Run `lotlip-data recaption` or `lotlip-data import` first.")
         if self.rules.min_long_texts > len(self.captioners):
             raise DatasetError(
                 f"`shard.min_long_texts` is {self.rules.min_long_texts}, but the run has captions by "

@@ -144,13 +144,15 @@ def select_texts(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -
     ]
     if unknown := sorted(set(captioners).difference(existing)):
         others = f", or name captioners of the run: {', '.join(existing)}" if existing else ""
+        command = "import" if set(unknown) <= set(manifest.imported_names) else "recaption"
         raise DatasetError(
-            f"{run.url}: no captions by {', '.join(unknown)} yet. Run `lotlip-data recaption {run.url}`{others}."
+            f"{run.url}: no captions by {', '.join(unknown)} yet. Run `lotlip-data {command} {run.url}`{others}."
         )
     return list(dict.fromkeys(captioners)) or [
         name
         for name in existing
-        if name in manifest.captioner_names or ledger.captioned_shards(run, name)  # a failed start leaves a folder
+        if name in (*manifest.captioner_names, *manifest.imported_names)
+        or ledger.captioned_shards(run, name)  # a failed start leaves a folder
     ]
 
 

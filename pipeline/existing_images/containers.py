@@ -9,8 +9,9 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
-from lotlip_data.manifests import storage
+from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.formats.image_containers import Container
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.manifests.storage_http import is_http
@@ -50,18 +51,31 @@ def containers_of(
     form = source.format_of(source.files[0])
     if form == "webdataset":
         extensions = tuple(name.removeprefix(".").lower() for name in source.image or IMAGE_EXTENSIONS)
-        yield from (Container("tar", file, image=extensions) for file in files_of(source))
+        yield from (Container("tar", file, image=extensions) for file in _distinct(source, files_of(source)))
     elif form == "image-table":
-        for name in names_of(source):
-            for file in _table_files(name):
-                yield from _table_containers(source, file, samples_per_shard)
+        files = chain.from_iterable(map(_table_files, names_of(source)))
+        for file in _distinct(source, files):
+            yield from _table_containers(source, file, samples_per_shard)
     else:
-        folders = [_folder(name) for name in names_of(source)]
+        folders = list(_distinct(source, map(_folder, names_of(source))))
         if source.table is not None and len(folders) > 1:
             raise ListError(f"{source.name}: has a `table` and {len(folders)} folders; make a source of each folder")
         with _rejecting(source, reject) as counted:
             for folder in folders:
                 yield from folder_containers(source, folder, samples_per_shard, seed, counted)
+
+
+def _distinct(source: Source, files: Iterable[str]) -> Iterator[str]:
+    """The files, each once: several patterns can match one file."""
+    seen: set[str] = set()
+    repeated = 0
+    for file in files:
+        repeated += file in seen
+        if file not in seen:
+            seen.add(file)
+            yield file
+    if repeated:
+        logger.warning(f"{source.name}: `files` names {wording.count(repeated, 'file')} twice; each is read once")
 
 
 @contextmanager

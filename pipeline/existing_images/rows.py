@@ -147,7 +147,10 @@ def _row_of(
 
 
 def _value(cell: Any) -> Any:
-    return clean(cell) if isinstance(cell, bytes) else cell
+    """A cell as a filter takes it: None, a boolean, a number or a text, such as that of a date."""
+    if cell is None or isinstance(cell, bool | int | float | str):
+        return cell
+    return clean(cell) or (None if isinstance(cell, list | dict) else str(cell))
 
 
 def name_problem(name: str) -> Problem | None:

@@ -21,6 +21,8 @@ from lotlip_data.pipeline.url_lists.parquet_rows import RowGroupTooLargeError, f
 MAX_PAGE_BYTES = 1 << 30
 """Largest page of a Parquet file that is decompressed. Writers put up to a thousand images into a page."""
 _READ_BYTES = 1 << 23
+_SHARE = 4
+"""Part of the memory for a batch of a list that a batch of images takes: more rows at once are not faster."""
 _ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
 
 
@@ -69,11 +71,12 @@ class ParquetTable:
             if begin >= end:
                 continue
             try:
-                size = rows_in_memory(self._stream, chunks[group], length, widths, MAX_PAGE_BYTES)
+                rows_at_once = rows_in_memory(self._stream, chunks[group], length, widths, MAX_PAGE_BYTES)
             except RowGroupTooLargeError as error:
                 yield LeftOut(end - begin, f"row group {group}: {error}")
                 continue
             place = 0
+            size = max(rows_at_once // _SHARE, 1)
             for batch in self._file.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False):
                 part = batch.slice(max(begin - place, 0), max(end - max(begin, place), 0))
                 place += batch.num_rows

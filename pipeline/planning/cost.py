@@ -174,7 +174,7 @@ def plan_cost(
         assumes=[
             *filter(None, [images_assumption]),
             *(f"{cost.name}: {assumption}" for cost in costs for assumption in cost.assumes),
-            *_common_assumptions(hardware, origins),
+            *(_common_assumptions(hardware, origins) if costs else []),
         ],
     )
 
@@ -347,9 +347,17 @@ def _common_assumptions(hardware: Hardware, origins: set[str]) -> list[str]:
     return lines
 
 
-def format_text(plan: CostPlan) -> list[str]:
-    """Return the lines that `plan` prints."""
-    lines = [line for cost in plan.captioners for line in _captioner_lines(cost)]
+def format_text(plan: CostPlan, imported: Sequence[str] = ()) -> list[str]:
+    """Return the lines that `plan` prints.
+
+    Args:
+        plan: The plan.
+        imported: The captioners whose captions the lists carry.
+    """
+    lines = [f"captions     {', '.join(imported)}: the lists carry them, nothing to caption"] if imported else []
+    if not plan.captioners:
+        return lines or ["captions     the manifest has no captioner (`captioners: []`): nothing to caption"]
+    lines += [line for cost in plan.captioners for line in _captioner_lines(cost)]
     if plan.gpu_hours is None:
         return [*lines, "captioning   hours and days unknown, because a speed is unknown"]
     total = f"captioning   {_format_amount(plan.gpu_hours)} GPU-hours{_format_money(plan.money)}"

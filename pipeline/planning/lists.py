@@ -29,6 +29,7 @@ from lotlip_data.pipeline.planning.storage import MeasuredStorage, StorageEstima
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.files import errors_name, files_of, open_text
+from lotlip_data.pipeline.url_lists.headers import check_captions, found_columns, lacks_texts, with_found_columns
 from lotlip_data.pipeline.url_lists.rows import LINE_TOO_LONG, BadRow
 
 SAMPLED_FILES = 8
@@ -255,7 +256,8 @@ def _sample_source(source: Source, plan: SourcePlan, rows: int, uids: set[str], 
         ListError: A file cannot be read.
     """
     files = files_of(source)
-    plan.files, plan.columns = len(files), source.needed
+    check_captions(source)
+    plan.files, plan.columns = len(files), with_found_columns(source, files[0]).needed
     sampled = evenly(files, SAMPLED_FILES)
     sample = _Sample(source, rows, uids)
     rows_per_file = math.ceil(rows / len(sampled))
@@ -271,11 +273,31 @@ def _sample_source(source: Source, plan: SourcePlan, rows: int, uids: set[str], 
     plan.rows, plan.rows_exact = (plan.seen, True) if plan.read_whole else _estimate_rows(source, files, sampled)
     if plan.rows is not None and plan.seen:
         new = sample.taken - sample.duplicates
-        plan.images = new if plan.read_whole else round(plan.rows * new / plan.seen)
+        estimate = min(plan.rows * new, _distinct_rows(source, files, plan.rows) * sample.taken) / plan.seen
+        plan.images = new if plan.read_whole else round(estimate)
     elif plan.rows == 0:
         plan.images = 0
     if plan.images is not None and source.sample is not None:
         plan.images = min(plan.images, source.sample)
+
+
+def _distinct_rows(source: Source, files: list[str], rows: int) -> int:
+    """The rows of a source without those that repeat the images of others because they have another captioner's texts.
+
+    Files with the same captioners are one list. Of several such lists, the longest counts.
+
+    Args:
+        source: The source.
+        files: Its files.
+        rows: Rows of all files.
+    """
+    lists: dict[tuple[str, ...], list[str]] = {}
+    for file in files if source.captions else ():
+        lists.setdefault(tuple(found_columns(source, file).captions), []).append(file)
+    if len(lists) < 2:
+        return rows
+    counts = (_estimate_rows(source, part, evenly(part, SAMPLED_FILES))[0] for part in lists.values())
+    return max((count for count in counts if count is not None), default=rows)
 
 
 def _fill_hosts(plan: SourcePlan, hosts: Counter[str], allowed_hosts: Collection[str]) -> None:
@@ -337,8 +359,9 @@ def _defects(source: Source, plan: SourcePlan) -> Iterator[tuple[float, str]]:
         yield share, f"{share:.2%} of the texts read are {GARBLED_REMEDY}"
     for kind, rows in plan.not_texts.items():
         share = rows / plan.taken
-        yield share, f"{share:.2%} of the cells read of the column {source.text_column!r} are {kind}, not a text"
-    if source.text_column is not None and plan.taken and plan.blank == plan.taken and not _is_bare(source):
+        yield share, f"{share:.2%} of the cells read of {reader.text_column(source)} are {kind}, not a text"
+    is_blank = source.text_column is not None and plan.taken and plan.blank == plan.taken and not _is_bare(source)
+    if is_blank or (plan.taken and lacks_texts(source)):
         yield 1.0, reader.all_blank(source)
 
 
@@ -351,9 +374,14 @@ def _notes(source: Source, plan: SourcePlan) -> list[str]:
     notes = []
     if source.use is not None and plan.rows is not None:
         expected = published(source.use)
-        if not 0.9 < plan.rows / expected.rows < 1.1:
+        if expected.rows is not None and not 0.9 < plan.rows / expected.rows < 1.1:
             notes.append(
                 f"{plan.name}: the list has {format_rows(plan)} rows, the published list has {expected.rows:,}; check "
+                "whether this is another edition or only a part"
+            )
+        if expected.rows is None and plan.images is not None and not 0.9 < plan.images / expected.images < 1.1:
+            notes.append(
+                f"{plan.name}: the list has about {plan.images:,} images, the paper had {expected.images:,}; check "
                 "whether this is another edition or only a part"
             )
         if expected.ours and source.filter == expected.source.get("filter"):

@@ -16,6 +16,7 @@ from lotlip_data.pipeline.model_stages.train import check_towers
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_per_actor, resolve_captioners
 from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts, new_texts
 from lotlip_data.pipeline.url_lists.files import files_of
+from lotlip_data.pipeline.url_lists.headers import check_captions
 
 
 def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
@@ -44,8 +45,9 @@ def check_lists(manifest: Manifest) -> Iterator[Check]:
         subject = f"source {source.name!r}"
         try:
             files = files_of(source)
+            check_captions(source)
         except (UserError, OSError) as error:
-            yield Check(subject, Level.ERROR, one_line(error), "correct `files` of this source")
+            yield Check(subject, Level.ERROR, one_line(error), "correct `files` or the columns of this source")
             continue
         yield Check(subject, Level.OK, wording.count(len(files), "file"))
 

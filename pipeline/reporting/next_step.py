@@ -1,6 +1,7 @@
 """What of a run no longer fits its input, and the next command to run."""
 
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from lotlip_data.manifests import storage
@@ -21,7 +22,8 @@ from lotlip_data.pipeline.reporting.training_status import training_settings
 def find_not_started(manifest: Manifest, status: RunStatus) -> dict[str, list[str]]:
     """By stage, the captioners and trainings of the manifest that have no folder in the run yet."""
     trainings = {*status["trained"], *status["training"]}
-    return {
+    imported = [name for name in manifest.imported_names if name not in status["captioners"]]
+    return ({"import": imported} if imported else {}) | {
         "recaption": [name for name in _captioner_names(manifest) if name not in status["captioners"]],
         "train": [entry.folder for entry in manifest.train if entry.folder not in trainings],
     }
@@ -132,7 +134,9 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     download = status["download"]
     if download is None or status["fetched"] < (status["shards"] or 0):
         return f"lotlip-data download {shlex.quote(run.manifest)} {url}"
-    if (not status["captioners"] and not manifest.captioners) or _has_captions_left(manifest, status):
+    if _has_captions_left(manifest.imported_names, status):
+        return f"lotlip-data import {url}"
+    if (not status["captioners"] and not manifest.captioners) or _has_captions_left(_captioner_names(manifest), status):
         return f"lotlip-data recaption {url}"
     if not status["dataset"] or any(entry["stage"] == "dataset" for entry in stale):
         return f"lotlip-data shard {url}"
@@ -143,8 +147,8 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     return f"lotlip-data view {url}"
 
 
-def _has_captions_left(manifest: Manifest, status: RunStatus) -> bool:
-    return any(status["captioned"].get(name, 0) < status["fetched"] for name in _captioner_names(manifest))
+def _has_captions_left(names: Iterable[str], status: RunStatus) -> bool:
+    return any(status["captioned"].get(name, 0) < status["fetched"] for name in names)
 
 
 def _has_evaluations_left(run: Run, manifest: Manifest, status: RunStatus) -> bool:

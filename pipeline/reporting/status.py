@@ -89,7 +89,9 @@ class RunStatus(TypedDict):
     texts: NotRequired[dict[str, list[str]]]
     """By captioner that makes several texts for each image, their names in `captioners`."""
     not_started: NotRequired[dict[str, list[str]]]
-    """By stage (`recaption`, `train`), the names in the manifest that have no folder in the run yet."""
+    """By stage (`import`, `recaption`, `train`), the names in the manifest that have no folder in the run yet."""
+    imported: NotRequired[list[str]]
+    """The captioners whose captions come from the lists of the manifest's sources."""
     stale: NotRequired[list[Stale]]
     """What no longer fits its input."""
     next: NotRequired[str]

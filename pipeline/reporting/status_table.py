@@ -95,15 +95,13 @@ def _download_row(status: RunStatus) -> _Row:
 
 
 def _captioner_rows(status: RunStatus) -> Iterator[_Row]:
-    captioners, new = status["captioners"], status.get("not_started", {}).get("recaption", [])
-    for captioner, names in by_captioner([*captioners, *new], status.get("texts", {})):
+    captioners, new = status["captioners"], status.get("not_started", {})
+    imported, every = status.get("imported", []), [*captioners, *new.get("import", []), *new.get("recaption", [])]
+    for captioner, names in by_captioner(every, status.get("texts", {})):
         if captioner is None:
             (name,) = names
-            yield (
-                _captioner_row(name, captioners[name])
-                if name in captioners
-                else _Row("recaption", name, "", NOT_STARTED)
-            )
+            row = _captioner_row(name, captioners[name]) if name in captioners else _Row("", name, "", NOT_STARTED)
+            yield replace(row, stage="import" if name in imported else "recaption")
             continue
         texts = [captioners.get(name) for name in names]
         yield _texts_row(captioner, [text for text in texts if text], len(texts), status["images"])

@@ -35,6 +35,7 @@ from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.files import stamp_of, uncompressed_bytes
+from lotlip_data.pipeline.url_lists.headers import check_captions, lacks_texts
 from lotlip_data.pipeline.url_lists.rows import BATCH_ROWS, BadRow
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,8 @@ def partition(manifest: Manifest, run: Run) -> Partition:
             )
         return existing
     storage.check_writable(run.lists)
+    for source in manifest.sources:
+        check_captions(source)
     stamps = {source.name: stamp for source in manifest.sources if (stamp := stamp_of(source))}
     with scratch_folder("partition") as folder:
         counts = _RowCounts(folder / "bad.parquet")
@@ -209,9 +212,10 @@ def _warn_about_texts(source: Source, counts: "_RowCounts") -> None:
         )
     for kind, rows in counts.not_texts[source.name].items():
         logger.warning(
-            f"{source.name}: {rows:,} of {usable:,} cells of the column {source.text_column!r} are {kind}, not a text"
+            f"{source.name}: {rows:,} of {usable:,} cells of {reader.text_column(source)} are {kind}, not a text"
         )
-    if source.text_column is not None and usable and counts.blank[source.name] == usable:
+    is_blank = source.text_column is not None and usable and counts.blank[source.name] == usable
+    if is_blank or lacks_texts(source):
         logger.warning(f"{source.name}: {reader.all_blank(source)}")
 
 
@@ -440,7 +444,7 @@ def merge_duplicate_urls(rows: pa.Table, names: list[str]) -> pa.Table:
         [
             _combined(first["uid"]),
             _combined(first["url"]),
-            pa.ListArray.from_arrays(offsets, _combined(rows["text"])),
+            pa.ListArray.from_arrays(offsets, pc.fill_null(_combined(rows["text"]), "")),
             pa.ListArray.from_arrays(offsets, sources),
             *(_combined(expected[f"{kind}_first"]) for kind in _HASHES),
         ],
@@ -465,15 +469,21 @@ def _starts(rows: pa.Table) -> np.ndarray:
 
 
 def _distinct(rows: pa.Table) -> np.ndarray:
-    """False for a row with the source and the text of an earlier row of the same uid; one bool per row."""
+    """Which rows to keep; one bool per row.
+
+    Left out are a row with the source and the text of an earlier row of the same uid, and a row of a file without a
+    column of texts (its text is null) if another one of its source and uid is of a file with such a column.
+    """
     keep = np.ones(rows.num_rows, bool)
     starts = np.append(_starts(rows), rows.num_rows)
     for index in np.flatnonzero(np.diff(starts) > 1):
         begin, end = int(starts[index]), int(starts[index + 1])
         group = rows.slice(begin, end - begin)
+        pairs = list(zip(group["source"].to_pylist(), group["text"].to_pylist(), strict=True))
+        with_text = {source for source, text in pairs if text is not None}
         seen: set[tuple[int, str]] = set()
-        for offset, pair in enumerate(zip(group["source"].to_pylist(), group["text"].to_pylist(), strict=True)):
-            keep[begin + offset] = pair not in seen
+        for offset, pair in enumerate(pairs):
+            keep[begin + offset] = pair not in seen and (pair[1] is not None or pair[0] not in with_text)
             seen.add(pair)
     return keep
 

@@ -38,8 +38,14 @@ def test_every_example_manifest_loads_with_its_captioners() -> None:
     captioners = {}
     for path in sorted(EXAMPLES.glob("*.yaml")):
         if "apiVersion" not in yaml.safe_load(path.read_text()):
-            captioners[path.name] = [job.config.name for job in resolve_captioners(load(str(path)).captioners)]
-    assert captioners == {"8x80gb.yaml": ["llava", "sharegpt4v", "instructblip"], "endpoint.yaml": ["qwen3-vl"]}
+            manifest = load(str(path))
+            jobs = resolve_captioners(manifest.captioners) if manifest.captioners else []
+            captioners[path.name] = [*(job.config.name for job in jobs), *manifest.imported_names]
+    assert captioners == {
+        "100m-recaptioned.yaml": ["instructblip", "llava", "sharegpt4v"],
+        "8x80gb.yaml": ["llava", "sharegpt4v", "instructblip"],
+        "endpoint.yaml": ["qwen3-vl"],
+    }
 
 
 def test_the_guide_has_what_the_engines_of_the_big_manifest_choose_on_its_gpus(

@@ -26,8 +26,8 @@ from lotlip_data.pipeline.downloading.commit import commit, finish_commit
 from lotlip_data.pipeline.downloading.failures import Failures
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard
 from lotlip_data.pipeline.downloading.stage import DownloadSummary, download, read_summary
-from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
-from lotlip_data.pipeline.recaptioning.import_captions import import_captions
+from lotlip_data.pipeline.recaptioning.importing.caption_table import open_caption_table
+from lotlip_data.pipeline.recaptioning.importing.stage import import_captions
 from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.pipeline.url_lists.partition import Partition
 from lotlip_data.synthetic.http_server import scene_bytes

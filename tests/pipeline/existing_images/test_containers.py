@@ -141,6 +141,15 @@ def test_files_keep_the_order_of_the_manifest_and_patterns_are_sorted(folder: Pa
     assert [Path(each.url).name for each in containers_of(own, 10)] == ["00002.tar", "00001.tar", "00000.tar"]
 
 
+def test_a_file_that_several_patterns_match_is_read_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, settings in (("tars/{*,00001}.tar", {}), ("tables/{t,t}.parquet", {"format": "image-table"})):
+        caplog.clear()
+        containers = list(containers_of(source(folder / name, **settings), 10))
+        assert len({each.url for each in containers}) == len(containers) == (3 if "tars" in name else 1)
+        (warning,) = [record.getMessage() for record in caplog.records]
+        assert warning == "mine: `files` names 1 file twice; each is read once"
+
+
 def test_a_tar_that_is_missing_is_named_before_anything_is_read(folder: Path) -> None:
     own = source(f"{folder}/tars/{{00000..00003}}.tar")
     with pytest.raises(ListError, match=r"00003\.tar: there is no such file"):

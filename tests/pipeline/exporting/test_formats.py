@@ -20,8 +20,9 @@ import webdataset
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import schema
 from lotlip_data.pipeline.exporting.formats import DREAMLIP_TEXTS, FORMATS, RAW, URL
-from lotlip_data.pipeline.exporting.rows import HAS_NUL
+from lotlip_data.pipeline.exporting.rows import HAS_NUL, schema_of
 from lotlip_data.pipeline.exporting.stage import describe
+from lotlip_data.pipeline.exporting.writers import TarWriter
 from lotlip_data.synthetic.caption_writers import raw_text
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.exporting.export_fixture import TRICKY, by_key, export_one, make
@@ -222,9 +223,6 @@ def test_the_columns_are_those_of_the_dataset_with_their_types(tmp_path: Path) -
 
 
 def test_long_names_and_folders_fit_into_a_tar(tmp_path: Path) -> None:
-    from lotlip_data.pipeline.exporting.rows import schema_of
-    from lotlip_data.pipeline.exporting.writers import TarWriter
-
     keys = ["a/" + "folder/" * 30 + "image", "é" * 120]
     columns = schema_of({})
     with TarWriter(tmp_path / "a.tar", columns) as writer:
@@ -233,3 +231,18 @@ def test_long_names_and_folders_fit_into_a_tar(tmp_path: Path) -> None:
             writer.write(row, b"jpeg", True)
     with tarfile.open(fileobj=io.BytesIO((tmp_path / "a.tar").read_bytes())) as tar:
         assert tar.getnames() == [f"{key}.{ending}" for key in keys for ending in ("jpg", "json")]
+
+
+def test_samples_with_all_texts_come_first_in_a_tar_and_one_without_a_raw_text_has_no_such_member(
+    tmp_path: Path,
+) -> None:
+    texts = {"none": (None, False), "raw": ("text", False), "caption": (None, True), "both": ("text", True)}
+    columns = schema_of({})
+    with TarWriter(tmp_path / "a.tar", columns) as writer:
+        for key, (raw, is_complete) in texts.items():
+            row = dict.fromkeys(columns.names) | {"key": key, "raw": raw, "sources": [], "raws": []}
+            writer.write(row, b"jpeg", is_complete)
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        names = tar.getnames()
+    assert list(dict.fromkeys(name.partition(".")[0] for name in names)) == ["both", "caption", "raw", "none"]
+    assert [name for name in names if name.endswith("txt")] == ["both.txt", "raw.txt"]

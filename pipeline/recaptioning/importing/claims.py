@@ -15,7 +15,7 @@ from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.formats.schema import IMPORTED_KIND
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
-from lotlip_data.pipeline.recaptioning.caption_table import CaptionTable
+from lotlip_data.pipeline.recaptioning.importing.caption_table import CaptionTable
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
 
 FIELD = "import"
@@ -26,11 +26,13 @@ class ImportRecord:
     """The table that captions were imported from."""
 
     options: list[str]
-    """The arguments of `lotlip-data import` for this captioner, without the run."""
+    """The arguments of `lotlip-data import` for this captioner, without the run: first the files of the table."""
     stamps: dict[str, str]
     """Path of each file → its stamp when it was imported, such as its size and time of change."""
     sha256: str
     """Digest of the contents of all files."""
+    tables: int = 1
+    """How many of the options are files; 0 for captions that the manifest's sources carry."""
 
 
 def check_claim(run: Run, table: CaptionTable, config: CaptionerConfig, replace: bool) -> None:
@@ -54,7 +56,7 @@ def check_claim(run: Run, table: CaptionTable, config: CaptionerConfig, replace:
         raise RecaptionError(
             f"{folder}: holds captions that {recorded['id']} made. Give the imported captions another name."
         )
-    if replace or (recorded["id"] == config.id and _is_unchanged(table, recorded.get(FIELD))):
+    if replace or _is_of(table, config, recorded):
         return
     if ledger.captioned_shards(run, config.name):
         change = "this table has changed since" if recorded.get("model") == config.model else "not from this table"
@@ -62,6 +64,31 @@ def check_claim(run: Run, table: CaptionTable, config: CaptionerConfig, replace:
             f"{folder}: holds captions that were imported from {recorded.get('model')}: {change}. To import this table "
             "in their place, give --replace. To keep both, give these captions another name."
         )
+
+
+def is_replaced(run: Run, table: CaptionTable) -> bool:
+    """Whether captions of the manifest's sources are to be replaced by those that the sources have now.
+
+    Captions that another table has brought stay: `check_claim` refuses to mix them.
+
+    Args:
+        run: The run.
+        table: The captions that the sources carry.
+    """
+    names = ledger.captioners(run)
+    for config in table.configs:
+        if config.name not in names or not ledger.captioned_shards(run, config.name):
+            continue
+        recorded = ledger.captioner_settings(run, config.name)
+        is_of_sources = recorded.get(FIELD, {}).get("tables") == 0
+        if is_of_sources and not _is_of(table, config, recorded):
+            return True
+    return False
+
+
+def _is_of(table: CaptionTable, config: CaptionerConfig, recorded: dict[str, Any]) -> bool:
+    """Whether the recorded captions of a captioner are those that the table has now."""
+    return recorded["id"] == config.id and _is_unchanged(table, recorded.get(FIELD))
 
 
 def _is_unchanged(table: CaptionTable, recorded: dict[str, Any] | None) -> bool:
@@ -87,7 +114,7 @@ def claim(run: Run, table: CaptionTable, replace: bool) -> None:
             for shard in ledger.captioned_shards(run, name):
                 storage.remove(run.caption_shard(name, shard))
             ledger.forget_removed(run, name)
-        record = ImportRecord(table.options(name), stamps, sha256)
+        record = ImportRecord([*table.tables, *table.options(name)], stamps, sha256, len(table.tables))
         content = {"id": config.id, **config.to_dict(), FIELD: asdict(record)}
         data = artifacts.encode_json(content, indent=1)
         if not storage.create(path, data) and not ledger.captioned_shards(run, name):
@@ -101,17 +128,17 @@ def import_command(run: Run, name: str) -> str:
     record = ledger.captioner_settings(run, name).get(FIELD)
     if record is None:  # of an earlier release
         return "`lotlip-data import` of the same table"
-    table, *options = record["options"]
-    return f"`lotlip-data import {shlex.join([table, run.url, *options])}`"
+    options, tables = record["options"], record.get("tables", 1)
+    return f"`lotlip-data import {shlex.join([*options[:tables], run.url, *options[tables:]])}`"
 
 
 def _stamps(table: CaptionTable) -> dict[str, str]:
-    return {file: stamp for file in table.files for stamp in storage.stamps_matching(file).values()}
+    return {file.path: stamp for file in table.files for stamp in storage.stamps_matching(file.path).values()}
 
 
 def _sha256(table: CaptionTable) -> str:
     digest = hashlib.sha256()
-    for file in _in_order(table.files):
+    for file in _in_order([file.path for file in table.files]):
         with storage.open_read(file) as stream:
             digest.update(f"{storage.size(file)} ".encode())
             while chunk := stream.read(1 << 22):
