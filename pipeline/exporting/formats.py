@@ -14,7 +14,7 @@ from lotlip_data.manifests.settings.messages import unknown_name
 from lotlip_data.pipeline.exporting import rows
 from lotlip_data.pipeline.exporting.rows import HAS_NUL, NUL, REASON_SUFFIX, Row
 from lotlip_data.pipeline.exporting.writers import CsvWriter, JsonLinesWriter, ParquetWriter, TarWriter, WriterOf
-from lotlip_data.pipeline.recaptioning.caption_table import PRESETS
+from lotlip_data.pipeline.recaptioning.importing.caption_table import PRESETS
 
 Columns = Mapping[str, str]
 """The column of each captioner's texts, by name of the captioner, in their order."""

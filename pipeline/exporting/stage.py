@@ -166,7 +166,7 @@ def export(
 def describe(manifest: Manifest, run: Run, out: str, file_format: str, captioners: Sequence[str] = ()) -> Export:
     """What an export consists of. The arguments and errors of `export`."""
     chosen = format_of(file_format)
-    named = dict(map(_parse_captioner, captioners))
+    named = _parse_captioners(captioners)
     names = select_texts(run, manifest, list(named))
     if not names:
         raise UserError(f"{run.url}: no captions here yet. Run `lotlip-data recaption {run.url}` first.")
@@ -182,12 +182,16 @@ def describe(manifest: Manifest, run: Run, out: str, file_format: str, captioner
     return Export(run, folder, {name: str(settings[name]["id"]) for name in names}, columns)
 
 
-def _parse_captioner(text: str) -> tuple[str, str]:
-    """The captioner and its column in NAME=COLUMN; the column is empty where only NAME is given."""
-    name, equals, column = text.partition("=")
-    if not name or (equals and not column):
-        raise UserError(f"--captioners {text}: give a captioner's NAME, or NAME=COLUMN")
-    return name, column
+def _parse_captioners(captioners: Iterable[str]) -> dict[str, str]:
+    """The column of each captioner in NAME or NAME=COLUMN; it is empty where only NAME is given."""
+    columns: dict[str, str] = {}
+    for text in captioners:
+        name, equals, column = text.partition("=")
+        if not name or (equals and not column):
+            raise UserError(f"--captioners {text}: give a captioner's NAME, or NAME=COLUMN")
+        if columns.setdefault(name, column) != column:
+            raise UserError(f"--captioners {text}: {name!r} has the column {(columns[name] or name)!r} already")
+    return columns
 
 
 def _check_distinct(columns: Mapping[str, str]) -> None:

@@ -199,6 +199,7 @@ def test_dreamlip_has_the_published_columns_and_the_kind_of_a_captioner_decides_
         ("parquet", ("llava=url",), "captioner 'llava': the export has a column 'url' already"),
         ("parquet", ("llava", "other=llava_flags"), "captioner 'other': the export has a column 'llava_flags' already"),
         ("parquet", ("llava=",), "--captioners llava=: give a captioner's NAME, or NAME=COLUMN"),
+        ("parquet", ("llava=a", "llava=b"), "--captioners llava=b: 'llava' has the column 'a' already"),
         ("parquet", ("nobody",), "no captions by nobody yet"),
         ("parket", (), "--format 'parket' is unknown; did you mean 'parquet'?"),
     ],

@@ -24,8 +24,8 @@ from lotlip_data.pipeline import stages
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.pipeline.exporting import stage
 from lotlip_data.pipeline.exporting.folder import ExportFolder
-from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
-from lotlip_data.pipeline.recaptioning.import_captions import import_captions
+from lotlip_data.pipeline.recaptioning.importing.caption_table import open_caption_table
+from lotlip_data.pipeline.recaptioning.importing.stage import import_captions
 from lotlip_data.synthetic.caption_writers import long_text
 from tests.faults.s3 import BUCKET, fault_counts, s3_server
 from tests.pipeline import run_fixture as fake_run
@@ -133,7 +133,14 @@ def test_files_and_folders_that_are_not_of_the_export_stay_as_they_are(tmp_path:
     with pytest.raises(UserError, match=r"has the export of another run, .*/run\. Name another folder"):
         export(other, out, "csv")
     assert {"00007.tar": b"mine", "cat.jpg": b"mine too"}.items() <= files(out).items()
-    for folder in (fake.run.url, fake.run.captions, f"{fake.run.images}/more", f"{fake.run.url}/train"):
+    (tmp_path / "link").symlink_to(fake.run.lists)
+    for folder in (
+        fake.run.url,
+        tmp_path / "link",
+        fake.run.captions,
+        f"{fake.run.images}/more",
+        f"{fake.run.url}/train",
+    ):
         with pytest.raises(UserError, match="is a folder of the run itself"):
             export(fake, Path(folder))
     with pytest.raises(UserError, match="is a file; name a folder"):
