@@ -15,6 +15,7 @@ from lotlip_data.manifests.wording import count, plural
 from lotlip_data.pipeline.dataset.metadata import recipe_changes
 from lotlip_data.pipeline.dataset.stage import recipe_of
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+from lotlip_data.pipeline.recaptioning.importing.claims import outdated_imports
 from lotlip_data.pipeline.reporting.status import RunStatus, Stale
 from lotlip_data.pipeline.reporting.training_status import training_settings
 
@@ -40,7 +41,8 @@ def _captioner_names(manifest: Manifest) -> list[str]:
 
 def find_stale(run: Run, manifest: Manifest, status: RunStatus) -> list[Stale]:
     """What was made from an earlier state of its input. Reads dataset.json."""
-    stale = list[Stale]()
+    imports = outdated_imports(run, manifest.sources)
+    stale = [Stale(stage="import", name=name, reason=reason) for name, reason in imports.items()]
     if status["dataset"]:
         reasons = _dataset_changes(run, manifest, status)
         stale += [Stale(stage="dataset", name="", reason=reason) for reason in reasons]
@@ -134,7 +136,7 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     download = status["download"]
     if download is None or status["fetched"] < (status["shards"] or 0):
         return f"lotlip-data download {shlex.quote(run.manifest)} {url}"
-    if _has_captions_left(manifest.imported_names, status):
+    if _has_captions_left(manifest.imported_names, status) or any(entry["stage"] == "import" for entry in stale):
         return f"lotlip-data import {url}"
     if (not status["captioners"] and not manifest.captioners) or _has_captions_left(_captioner_names(manifest), status):
         return f"lotlip-data recaption {url}"
