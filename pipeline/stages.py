@@ -1,7 +1,7 @@
 """The pipeline: one function per stage, from lists of URLs to an evaluated model. Read this file first.
 
-    partition   lists of URLs → shards of rows, in seeded random order         pipeline/url_lists/partition.py
-    download    rows → images, with img2dataset on Ray                         pipeline/downloading/stage.py
+    partition   lists of URLs, containers → shards, in seeded random order     pipeline/url_lists/partition.py
+    download    rows → images, with img2dataset on Ray; containers → checked   pipeline/downloading/stage.py
     import      captions that a source's list carries → long texts             pipeline/recaptioning/importing/stage.py
     recaption   images → long texts, on pools of Ray actors                    pipeline/recaptioning/stage.py
     shard       images + texts → the dataset                                   pipeline/dataset/stage.py
@@ -114,7 +114,9 @@ def download(
     accept_failures: bool = False,
     update_manifest: bool = False,
 ) -> Outcome:
-    """Partition the manifest's lists into shards, once, and download every shard that is not downloaded yet.
+    """Partition the manifest's sources into shards, once, and download every shard that is not downloaded yet.
+
+    A shard of images that exist is scanned in place of a download.
 
     Args:
         manifest: The manifest. It is stored in the run's folder, where the other stages read it.

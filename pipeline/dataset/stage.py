@@ -37,8 +37,8 @@ from lotlip_data.pipeline.dataset.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.outdated import LISTED, OutdatedCaptions, caption_command, is_imported
 from lotlip_data.pipeline.dataset.publish import publish, published
-from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, write_shard
-from lotlip_data.pipeline.downloading.reader import refetch_remedy
+from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, SpooledImages, write_shard
+from lotlip_data.pipeline.downloading.reader import fetched_images, refetch_remedy
 from lotlip_data.pipeline.recaptioning.prompts import recorded_fields
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,9 @@ def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> Shard
     _build_all(run, recipe, [] if unsurveyed else [task for task in pending if task.shard in ready], summary)
     if not summary.failed:
         outdated = OutdatedCaptions()
-        summary.published = publish(run, manifest, recipe, _count_outdated(outdated, _read_records(run, tasks)))
+        chosen = bool(captioners) and list(recipe.captioners) != list(recipe_of(run, manifest).captioners)
+        records = _count_outdated(outdated, _read_records(run, tasks))
+        summary.published = publish(run, manifest, recipe, records, chosen=chosen)
         for line in outdated.messages(run, "are left out", f", see `dropped_texts` in {run.dataset}"):
             logger.info(line)
     return summary
@@ -242,7 +244,8 @@ def ready_shards(
         command: The command line that takes the option `--captioners`, without it.
     """
     fetched = set(fetched)
-    planned = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists, ".parquet")}
+    stems = (name.partition(".")[0] for name in storage.list_names(run.lists))
+    planned = {int(stem) for stem in stems if stem.isdigit()}
     ready, missing = set(fetched), []
     if absent := planned - fetched:
         missing.append(f"missing: images of {_format_shards(absent)}: run `lotlip-data download` again")
@@ -335,8 +338,13 @@ def build_shard(run: Run, recipe: Recipe, task: BuildTask) -> ShardRecord:
         return _commit(run, recipe, task, joined, files)
 
 
-def _open_images(run: Run, number: int, marker: ImageMarker, scratch: Path, open_files: ExitStack) -> ImageTar:
-    """The images of a downloaded shard. Raises DamagedShard if they are missing, damaged or too few."""
+def _open_images(
+    run: Run, number: int, marker: ImageMarker, scratch: Path, open_files: ExitStack
+) -> ImageTar | SpooledImages:
+    """The images of a shard. Raises UserError if they are missing, damaged or too few."""
+    if "tar" not in marker:
+        spool = open_files.enter_context((scratch / "images").open("w+b"))
+        return SpooledImages(spool, ((image.meta, image.image) for image in fetched_images(run, number)))
     url, remedy = run.image_file(marker["tar"]), refetch_remedy(run, number)
     try:
         recorded = marker.get("digests", {}).get("tar")

@@ -1,4 +1,4 @@
-"""The progress of a run, read from object names alone: a few listings, also while other machines work on the run."""
+"""The progress of a run, read from object names: a few listings, also while other machines work on the run."""
 
 import time
 from collections.abc import Iterable
@@ -48,6 +48,9 @@ class CaptionerStatus(TypedDict):
     tokens_per_s: float
     seconds_left: int | None
     """Estimated time to completion; None while nothing is captioned."""
+    stopped: str | None
+    """Why the last call of `recaption` gave the captioner up, such as an engine that does not start; None if it did
+    not, or if captions were committed since."""
 
 
 class Stale(TypedDict):
@@ -162,10 +165,11 @@ def _download_status(
         marker = ledger.read_image_stats(run, shard)
         tried, failed = tried + marker["count"], failed + marker["count"] - marker["successes"]
     retried = sum(retry_round.rows for retry_round in rounds)
-    left = max(0, partition.images + retried - tried)
+    rows = partition.rows_with({shard: record.rows for shard, record in recorded.items()}) + retried
+    left = max(0, rows - tried)
     urls_per_s, _ = rates(records, now)
     return {
-        "urls": partition.images + retried,
+        "urls": rows,
         "tried": tried,
         "failed": max(0, failed - retried),
         "left": left,
@@ -189,7 +193,13 @@ def _captioner_status(run: Run, name: str, images: int, now: float) -> Captioner
         "images_per_s": round(images_per_s, 3),
         "tokens_per_s": round(tokens_per_s, 1),
         "seconds_left": round(left / images_per_s) if images_per_s else None,
+        "stopped": _stop_reason(run, name, records) if left else None,
     }
+
+
+def _stop_reason(run: Run, name: str, records: Iterable[WorkRecord]) -> str | None:
+    stop = ledger.stop_of(run, name)
+    return stop.reason if stop and all(record.ended <= stop.at for record in records) else None
 
 
 def rates(records: Iterable[WorkRecord], now: float, window: float = WINDOW_SECONDS) -> tuple[float, float]:
