@@ -69,9 +69,9 @@ class Stale(TypedDict):
     """A result that was made from an earlier state of its input, as `status --json` prints it."""
 
     stage: str
-    """`dataset`, `train` or `eval`."""
+    """`import`, `dataset`, `train` or `eval`."""
     name: str
-    """The model; empty for the dataset."""
+    """The captioner or model; empty for the dataset."""
     reason: str
 
 

@@ -50,7 +50,7 @@ def format_table(status: RunStatus) -> list[str]:
     rows = [
         _lists_row(status),
         _download_row(status),
-        *_captioner_rows(status),
+        *_captioner_rows(status, stale),
         _dataset_row(status, stale),
         *(_Row("train", name, "", STALE if ("train", name) in stale else DONE) for name in status["trained"]),
         *(_training_row(name, training) for name, training in status["trainings"].items()),
@@ -107,7 +107,7 @@ def _download_row(status: RunStatus) -> _Row:
     return _Row("download", "", progress, state, download["failed"], ", ".join(details))
 
 
-def _captioner_rows(status: RunStatus) -> Iterator[_Row]:
+def _captioner_rows(status: RunStatus, stale: set[tuple[str, str]]) -> Iterator[_Row]:
     captioners, new = status["captioners"], status.get("not_started", {})
     more = status["shards"] is not None and status["fetched"] < status["shards"]
     imported, every = status.get("imported", []), [*captioners, *new.get("import", []), *new.get("recaption", [])]
@@ -117,7 +117,8 @@ def _captioner_rows(status: RunStatus) -> Iterator[_Row]:
             row = (
                 _captioner_row(name, captioners[name], more) if name in captioners else _Row("", name, "", NOT_STARTED)
             )
-            yield replace(row, stage="import" if name in imported else "recaption")
+            state = STALE if ("import", name) in stale else row.state
+            yield replace(row, stage="import" if name in imported else "recaption", state=state)
             continue
         texts = [captioners.get(name) for name in names]
         yield _texts_row(captioner, [text for text in texts if text], len(texts), status["images"], more)
