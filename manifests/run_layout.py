@@ -14,6 +14,7 @@ RUN/
   images/.tries/                               empty objects whose names record downloads without any image
   shards/train-00000.tar .parquet dataset.json the dataset
   clean/                                       hashes of the images and the list of exclusions; can be recomputed
+  publish/statistics.json                      statistics of the dataset for the hub; can be recomputed
   quarantine/                                  what could not be processed, with its reason
   train/NAME/                                  configuration, metrics, checkpoints, results on published tasks
   eval/NAME.json                               results on synthetic scenes
@@ -193,6 +194,11 @@ class Run:
 
     def quarantine(self, *names: str) -> str:
         return self._in("quarantine", *names)
+
+    @property
+    def statistics(self) -> str:
+        """The statistics of the dataset that were published last."""
+        return self._in("publish", "statistics.json")
 
     @property
     def trainings(self) -> str:

@@ -14,8 +14,9 @@ from lotlip_data.manifests.settings.dataset import CleanSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC
 from lotlip_data.manifests.wording import count, plural
 from lotlip_data.pipeline.dataset.metadata import recipe_changes
-from lotlip_data.pipeline.dataset.stage import recipe_of
+from lotlip_data.pipeline.dataset.recipe import recipe_of
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+from lotlip_data.pipeline.recaptioning.importing.claims import outdated_imports
 from lotlip_data.pipeline.reporting.status import RunStatus, Stale
 from lotlip_data.pipeline.reporting.training_status import training_settings
 
@@ -41,7 +42,8 @@ def _captioner_names(manifest: Manifest) -> list[str]:
 
 def find_stale(run: Run, manifest: Manifest, status: RunStatus) -> list[Stale]:
     """What was made from an earlier state of its input. Reads dataset.json."""
-    stale = list[Stale]()
+    imports = outdated_imports(run, manifest.sources)
+    stale = [Stale(stage="import", name=name, reason=reason) for name, reason in imports.items()]
     if status["dataset"]:
         reasons = _dataset_changes(run, manifest, status)
         stale += [Stale(stage="dataset", name="", reason=reason) for reason in reasons]
@@ -141,7 +143,8 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     if download is None or status["fetched"] < (status["shards"] or 0):
         return f"lotlip-data download {shlex.quote(run.manifest)} {url}"
     wanted = _chosen_captioners(_summary(run, status))
-    if _has_captions_left(manifest.imported_names, wanted, status):
+    is_outdated = any(entry["stage"] == "import" for entry in stale)
+    if is_outdated or _has_captions_left(manifest.imported_names, wanted, status):
         return f"lotlip-data import {url}"
     is_uncaptioned = not status["captioners"] and not manifest.captioners
     if is_uncaptioned or _has_captions_left(_captioner_names(manifest), wanted, status):
