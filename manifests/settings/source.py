@@ -209,8 +209,8 @@ class Source(Settings):
         formats: set[str] = {self.format_of(file) for file in self.files}
         if self.is_images:
             if len(formats) > 1:
-                named = " and ".join(sorted(formats))
-                raise ValueError(f"`files` has files of the formats {named}; make a source of each")
+                several = " and ".join(sorted(formats))
+                raise ValueError(f"`files` has files of the formats {several}; make a source of each")
             self._check_images()
         else:
             self._check_list()
@@ -220,10 +220,10 @@ class Source(Settings):
         if written and formats.isdisjoint(("csv", "tsv")):
             raise ValueError(f"`{written[0]}` is a setting of CSV and TSV files only; remove it, or set `format`")
         if self.columns is not None:
-            named = [*self.needed, *(column for column in self.captions.values() if column != FIND)]
-            if missing := [name for name in named if name not in self.columns]:
+            wanted = [*self.needed, *(column for column in self.captions.values() if column != FIND)]
+            if missing := [name for name in wanted if name not in self.columns]:
                 raise ValueError(f"`columns` lacks {' and '.join(map(repr, missing))}, which other settings name")
-            if repeated := [name for name in named if self.columns.count(name) > 1]:
+            if repeated := [name for name in wanted if self.columns.count(name) > 1]:
                 raise ValueError(f"`columns` names {' and '.join(map(repr, repeated))} twice; rename one of them")
         return self
 

@@ -7,7 +7,7 @@ marked as estimates. Row counts of Parquet files come from their footers, and li
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,8 +23,10 @@ from lotlip_data.manifests.settings.source import Source
 from lotlip_data.manifests.sources.catalog import published
 from lotlip_data.pipeline.downloading.connection import is_public
 from lotlip_data.pipeline.planning.download import DownloadEstimate, estimate_download
+from lotlip_data.pipeline.planning.existing import sample_containers
 from lotlip_data.pipeline.planning.hardware import Hardware
 from lotlip_data.pipeline.planning.raw_texts import TextSigns, text_hints
+from lotlip_data.pipeline.planning.source_plan import SourcePlan
 from lotlip_data.pipeline.planning.storage import MeasuredStorage, StorageEstimate, estimate_storage
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
@@ -52,56 +54,6 @@ DOMINANT_HOST_ROWS = 100
 
 class _EnoughInvalidRowsError(Exception):
     """So many rows are unusable that the rest of the file need not be read."""
-
-
-@dataclass
-class SourcePlan:
-    """What the sample of one source shows, as `plan --json` prints it. All counts are of the sample, unless noted."""
-
-    name: str
-    use: str | None
-    files: int = 0
-    """Files of the source."""
-    columns: list[str] = field(default_factory=list)
-    seen: int = 0
-    """Rows read."""
-    invalid: dict[str, int] = field(default_factory=dict)
-    """Unusable rows, by reason."""
-    filtered: dict[str, int] = field(default_factory=dict)
-    """Rows that the filter removes, by rule."""
-    taken: int = 0
-    """Rows with a usable URL that the filter keeps."""
-    duplicates: int = 0
-    """Taken rows that repeat the URL of an earlier row, in this source or one before it."""
-    repeats: int = 0
-    """Taken rows that repeat the URL of an earlier row of this source."""
-    hosts: int = 0
-    top_hosts: dict[str, float] = field(default_factory=dict)
-    """The most frequent hosts with their share of the taken rows."""
-    private: int = 0
-    """Taken rows that will not be downloaded, because their URL names this machine or a private network and
-    `download.allow_hosts` does not list the host. No host name is resolved."""
-    private_hosts: list[str] = field(default_factory=list)
-    garbled: int = 0
-    """Taken rows whose text is not valid UTF-8."""
-    not_texts: dict[str, int] = field(default_factory=dict)
-    """Taken rows whose cell of texts holds something else, by what it is."""
-    blank: int = 0
-    """Taken rows without a text."""
-    signs: dict[str, int] = field(default_factory=dict)
-    """Texts that look as if they were encoded or missing, by sign."""
-    texts: int = 0
-    """Texts that are not blank."""
-    remarks: list[str] = field(default_factory=list)
-    """How files are read that deviate from their format."""
-    rows: int | None = None
-    """Rows of the whole source; None if the storage reports no sizes."""
-    rows_exact: bool = False
-    """Whether `rows` is exact, not an estimate."""
-    read_whole: bool = False
-    """Whether all files were read to the end."""
-    images: int | None = None
-    """Estimated images of the whole source, limited to its `sample`, without the share of `duplicates`."""
 
 
 @dataclass
@@ -152,9 +104,12 @@ def plan_lists(
     for source in manifest.sources:
         plan = SourcePlan(source.name, source.use)
         try:
-            _sample_source(source, plan, rows, uids, allowed_hosts)
+            if source.is_images:
+                sample_containers(source, plan, rows, manifest)
+            else:
+                _sample_source(source, plan, rows, uids, allowed_hosts)
         except UserError as error:  # of a list, or of the storage that it is on
-            problems.append(str(error))
+            problems.append(f"{source.name}: {error}")
         else:
             notes += _notes(source, plan)
             for share, defect in _defects(source, plan):
@@ -165,16 +120,34 @@ def plan_lists(
         if manifest.sample > images:
             notes.append(f"`sample` is {manifest.sample:,}, but the lists have only about {images:,} images")
         images = min(images, manifest.sample)
+    pairs = list(zip(manifest.sources, plans, strict=True))
+    listed = _part(images, [plan for source, plan in pairs if not source.is_images], plans)
+    stored = _part(images, [plan for source, plan in pairs if _is_stored(source)], plans)
+    containers = sum(plan.containers for plan in plans)
     return ListsPlan(
         sources=plans,
         images=images,
         samples_per_shard=manifest.samples_per_shard,
-        shards=None if images is None else math.ceil(images / manifest.samples_per_shard),
-        storage=estimate_storage(manifest, images, measured),
-        download=estimate_download(manifest, images, hardware or Hardware(), run),
+        shards=None if listed is None else math.ceil(listed / manifest.samples_per_shard) + containers,
+        storage=estimate_storage(manifest, images, measured, stored),
+        download=estimate_download(manifest, listed, hardware or Hardware(), run),
         problems=problems,
         notes=notes,
     )
+
+
+def _is_stored(source: Source) -> bool:
+    """Whether a run holds a copy of the images of a source, besides that in its dataset."""
+    return not source.is_images or source.images == "copy"
+
+
+def _part(images: int | None, part: list[SourcePlan], plans: list[SourcePlan]) -> int | None:
+    """The images of some of the sources, as a share of all; None if a number is not known."""
+    total = _total_images(plans)
+    own = _total_images(part)
+    if images is None or not total or own is None:
+        return images
+    return round(images * own / total)
 
 
 def _total_images(plans: list[SourcePlan]) -> int | None:

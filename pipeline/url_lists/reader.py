@@ -8,7 +8,7 @@ are counted per rule.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -175,31 +175,53 @@ def all_blank(source: Source) -> str:
             "or set `text: null` if the list has no raw texts"
         )
     return (
-        f"all texts are blank: name another column than {source.text_column!r} in `text`, or set `text: null` if "
-        "there are none"
+        f"all texts are blank: name another column than {' and '.join(map(repr, source.text_columns))} in `text`, or "
+        "set `text: null` if there are none"
     )
 
 
 def _filter(chunk: Chunk, keep: RowFilter, file: str, source: Source, filtered: Filtered) -> Chunk:
-    """The rows for which every rule is true. An excluded row counts for the first rule that it fails."""
-    try:
-        rules = keep.evaluate({name: _typed(chunk.columns[name]) for name in keep.columns})
-    except FilterError as error:
-        raise ListError(f"{file}: the `filter` of source {source.name}: {error}") from None
-    kept = np.ones(len(chunk.rows), bool)
-    for rule, holds in rules:
-        unknown = holds.is_null().to_numpy(zero_copy_only=False)
-        fits = pc.fill_null(holds, False).to_numpy(zero_copy_only=False)
-        for reason, rows in ((f"fails {rule}", ~fits & ~unknown), (f"unknown whether {rule}", unknown)):
-            if count := int(np.count_nonzero(rows & kept)):
-                filtered(reason, count)
-        kept &= fits
+    """The rows for which every rule is true."""
+    kept = kept_rows(chunk.columns, len(chunk.rows), keep, f"{file}: the `filter` of source {source.name}", filtered)
     positions = np.flatnonzero(kept)
     columns = {
         name: values.take(pa.array(positions)) if isinstance(values, pa.Array) else [values[row] for row in positions]
         for name, values in chunk.columns.items()
     }
     return Chunk([chunk.rows[row] for row in positions], columns)
+
+
+def kept_rows(
+    columns: Mapping[str, list[Any] | pa.Array], count: int, keep: RowFilter, where: str, filtered: Filtered
+) -> np.ndarray:
+    """The rows for which every rule of a filter is true. An excluded row counts for the first rule that it fails.
+
+    Args:
+        columns: The columns of the rows that the filter names.
+        count: The number of rows.
+        keep: The filter.
+        where: The file and the filter, for error messages.
+        filtered: Receives the numbers of excluded rows.
+
+    Returns:
+        One bool per row.
+
+    Raises:
+        ListError: The filter does not suit the columns.
+    """
+    try:
+        rules = keep.evaluate({name: _typed(columns[name]) for name in keep.columns})
+    except FilterError as error:
+        raise ListError(f"{where}: {error}") from None
+    kept = np.ones(count, bool)
+    for rule, holds in rules:
+        unknown = holds.is_null().to_numpy(zero_copy_only=False)
+        fits = pc.fill_null(holds, False).to_numpy(zero_copy_only=False)
+        for reason, rows in ((f"fails {rule}", ~fits & ~unknown), (f"unknown whether {rule}", unknown)):
+            if excluded := int(np.count_nonzero(rows & kept)):
+                filtered(reason, excluded)
+        kept &= fits
+    return kept
 
 
 def _typed(values: list[Any] | pa.Array) -> pa.Array:

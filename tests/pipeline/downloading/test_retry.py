@@ -167,7 +167,7 @@ def committed_run(folder: pathlib.Path) -> Run:
         pq.write_table(table, scratch / "x.parquet")
         (scratch / "x.tar").write_bytes(b"")
         stats = {"count": 5, "successes": 1} | failures.count_failures(table)
-        commit(run, shard, FetchedShard(scratch / "x.tar", scratch / "x.parquet", table, stats))
+        commit(run, shard, FetchedShard(scratch / "x.tar", scratch / "x.parquet", stats))
         finish_commit(run, shard, ledger.read_image_stats(run, shard))
     return run
 
@@ -364,4 +364,4 @@ def test_reasons_with_equal_counts_are_ordered_by_name() -> None:
         counted.add({"status_dict": reasons, "failed_hosts": {"a.example": reasons}})
     figures = counted.to_dict()
     assert list(figures["reasons"]) == ["timeout", "http 404", "truncated"] == list(figures["hosts"]["a.example"])
-    assert failures.format_text({"reasons": {"truncated": 1}, "hosts": {}})[0] == "1 image failed to download:"
+    assert failures.format_text({"reasons": {"truncated": 1}, "hosts": {}})[0] == "1 image cannot be used:"
