@@ -36,7 +36,7 @@ from unittest.mock import patch
 CAPTIONERS = ("tiny-llava", "tiny-sharegpt4v", "tiny-instructblip")
 IMAGES_PER_SHARD = 10_000
 GPU_IMAGES_PER_SECOND = 24.0
-"""Of one H100 with LLaVA-1.5 (estimated, docs/guides/gpu-sizing.md)."""
+"""Of one H100 with LLaVA-1.5 (estimated; `plan --tflops 989` says 27)."""
 CAPTION_TOKENS = 140
 KILL_AT = 0.1
 """Share of the units after which a process is killed."""

@@ -8,6 +8,7 @@
     features    the dataset → features of a locked image tower (optional)      pipeline/model_stages/features.py
     train       the dataset → LoTLIP, or a method that it is compared with     training/trainer.py
     evaluate    a trained model → recall and accuracy                          training/evaluation/evaluate.py
+    publish     the dataset → a repository on the Hugging Face Hub (optional)  pipeline/hub/publication.py
 
 Each stage reads what the stage before it committed, skips what it has committed itself, and can be called on its own.
 The commands of `lotlip-data` and the Python API (docs/guides/notebook.md) both call these functions.
@@ -227,6 +228,67 @@ def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
     shards, samples = wording.count(summary.built, "shard"), wording.count(summary.samples, "sample")
     lines = [f"shard: {shards} with {samples}"] if summary.built else []
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
+
+
+def publish(
+    run: RunLike,
+    repository: str,
+    *,
+    private: bool = False,
+    captions_only: bool = False,
+    branch: str = "main",
+    message: str | None = None,
+    stats: bool = True,
+    dry_run: bool = False,
+) -> Outcome:
+    """Publish the dataset on the Hugging Face Hub: what differs is uploaded, and the last commit makes it visible.
+
+    Args:
+        run: The run's folder.
+        repository: The dataset repository as ORG/NAME. It is created where it does not exist.
+        private: Create the repository as a private one. It is an error if it exists and is public.
+        captions_only: Publish the Parquet files without the tars, which hold the images.
+        branch: The branch to publish on. It is created where it does not exist.
+        message: The message of the commits. Default: one that names the dataset.
+        stats: Also publish the statistics of the dataset, for which all of its texts are read.
+        dry_run: Only compare: change nothing.
+
+    Raises:
+        ConnectionError: The Hub does not answer, or asks to wait. The next call continues.
+    """
+    from lotlip_data.pipeline.hub import publish as publish_dataset
+
+    publication = publish_dataset(
+        open_run(run),
+        repository,
+        images=not captions_only,
+        private=private,
+        branch=branch,
+        message=message,
+        with_statistics=stats,
+        dry_run=dry_run,
+    )
+    return Outcome(publication.has_changes, [], publication.to_dict(), "publish", _logged(publication.lines()))
+
+
+def publish_progress(
+    run: RunLike, repository: str, *, private: bool = False, branch: str = "main", every: float | None = None
+) -> Outcome:
+    """Show the progress of a run on the card of its repository on the Hugging Face Hub, while the run goes on.
+
+    Args:
+        run: The run's folder.
+        repository: The dataset repository as ORG/NAME. It is created where it does not exist.
+        private: Create the repository as a private one. It is an error if it exists and is public.
+        branch: The branch. It is created where it does not exist.
+        every: Minutes after which the card is written again, until the dataset exists. Default: once.
+    """
+    from lotlip_data.pipeline.hub import publish_progress as write_progress
+
+    url, progress = write_progress(open_run(run), repository, private=private, branch=branch, every=every)
+    figures = {"url": url, "stage": progress.stage, "share": progress.share}
+    lines = [f"publish: the card of {url} shows the progress: {progress.message}"]
+    return Outcome(True, [], figures, "publish", _logged(lines))
 
 
 def export(

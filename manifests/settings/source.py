@@ -209,8 +209,8 @@ class Source(Settings):
         formats: set[str] = {self.format_of(file) for file in self.files}
         if self.is_images:
             if len(formats) > 1:
-                named = " and ".join(sorted(formats))
-                raise ValueError(f"`files` has files of the formats {named}; make a source of each")
+                several = " and ".join(sorted(formats))
+                raise ValueError(f"`files` has files of the formats {several}; make a source of each")
             self._check_images()
         else:
             self._check_list()

@@ -5,10 +5,14 @@ name holds counts and times (a `WorkRecord`). A saved part of an unfinished shar
 counts and rates need no request per shard either.
 """
 
+import contextlib
+import json
+import math
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NotRequired
 
 from pydantic import ConfigDict, with_config
@@ -16,6 +20,7 @@ from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.digests import Digest
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats.image_containers import Container
 from lotlip_data.manifests.run_layout import Run, shard_name
 
@@ -182,6 +187,31 @@ def captioner_settings(run: Run, name: str) -> dict[str, Any]:
     """
     remedy = f"Remove it, and recaption as {name!r} with the settings of the captions beside it."
     return dict(artifacts.read_json(run.captioner_settings(name), remedy, CaptionerRecord))
+
+
+@dataclass(frozen=True)
+class Stop:
+    """That a call of `recaption` gave a captioner up."""
+
+    at: int
+    """Unix time in seconds, rounded up: the times at which work ended are rounded."""
+    reason: str
+
+
+def record_stop(run: Run, name: str, reason: str) -> None:
+    """Record that a captioner was given up. Like a log, it is not worth a failure."""
+    stop = Stop(math.ceil(time.time()), reason)
+    with contextlib.suppress(OSError, UserError):
+        storage.replace(run.captioner_stopped(name), artifacts.encode_json(asdict(stop)))
+
+
+def stop_of(run: Run, name: str) -> Stop | None:
+    """Why the last call of `recaption` gave a captioner up; None if it did not."""
+    try:
+        content = json.loads(storage.read_bytes(run.captioner_stopped(name)))
+        return Stop(int(content["at"]), str(content["reason"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def captioned_shards(run: Run, captioner: str) -> list[int]:

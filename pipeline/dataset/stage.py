@@ -102,7 +102,9 @@ def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> Shard
     _build_all(run, recipe, [] if unsurveyed else [task for task in pending if task.shard in ready], summary)
     if not summary.failed:
         outdated = OutdatedCaptions()
-        summary.published = publish(run, manifest, recipe, _count_outdated(outdated, _read_records(run, tasks)))
+        chosen = bool(captioners) and list(recipe.captioners) != list(recipe_of(run, manifest).captioners)
+        records = _count_outdated(outdated, _read_records(run, tasks))
+        summary.published = publish(run, manifest, recipe, records, chosen=chosen)
         for line in outdated.messages(run, "are left out", f", see `dropped_texts` in {run.dataset}"):
             logger.info(line)
     return summary

@@ -17,6 +17,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.pipeline.url_lists.files import check_parquet
 from lotlip_data.pipeline.url_lists.parquet_pages import column_chunks
 from lotlip_data.pipeline.url_lists.parquet_rows import RowGroupTooLargeError, fixed_bytes, rows_in_memory
+from lotlip_data.pipeline.url_lists.rows import ListError
 
 MAX_PAGE_BYTES = 1 << 30
 """Largest page of a Parquet file that is decompressed. Writers put up to a thousand images into a page."""
@@ -134,8 +135,11 @@ def open_table(url: str) -> Iterator[Table]:
     """Open a table. Raises ListError for a file of another kind, and what Arrow raises for a damaged one."""
     with storage.open_read(url) as stream:
         head = stream.read(len(_ARROW_FILE))
-        if not head.startswith((_ARROW_FILE, _ARROW_STREAM)):
+        try:
             stream.seek(0)
+        except ValueError:
+            raise ListError(f"{url}: its server sends only whole files; download it to read it as a table") from None
+        if not head.startswith((_ARROW_FILE, _ARROW_STREAM)):
             yield ParquetTable(stream, url)
             return
         is_stream = not head.startswith(_ARROW_FILE)
@@ -143,7 +147,6 @@ def open_table(url: str) -> Iterator[Table]:
             with pa.memory_map(storage.normalise(url)) as mapped:
                 yield ArrowTable(mapped, is_stream)
         else:
-            stream.seek(0)
             yield ArrowTable(pa.PythonFile(stream), is_stream)
 
 

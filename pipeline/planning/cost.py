@@ -206,14 +206,14 @@ def _speed(
 ) -> Speed:
     """Return the known speed, the run's, or an estimate, in this order."""
     speed = speeds.get(job.config.name) or (throughput.run_speed(job, run) if run else None)
-    gpus = gpus_per_actor(job.config, job.pool, _gpus(hardware))
+    gpus = gpus_per_actor(job.config, job.pool, hardware.assumed_gpus)
     return speed or throughput.estimate_speed(job, sizes, hardware, gpus, work.caption_tokens)
 
 
 def _captioner_cost(
     job: CaptionerJob, sizes: ModelSizes | None, hardware: Hardware, speed: Speed, work: _Workload
 ) -> CaptionerCost:
-    gpus = 0.0 if speed.on_cpu else gpus_per_actor(job.config, job.pool, _gpus(hardware))
+    gpus = 0.0 if speed.on_cpu else gpus_per_actor(job.config, job.pool, hardware.assumed_gpus)
     actors, actor_limit = _concurrent_actors(job, hardware, gpus, work.shards)
     passes = work.captions / len(work.texts)
     actor_hours = None if speed.images_per_s is None else passes / speed.images_per_s / 3600
@@ -246,11 +246,6 @@ def _captioner_cost(
         caption_bytes=work.captions * CAPTION_BYTES,
         assumes=assumes,
     )
-
-
-def _gpus(hardware: Hardware) -> float:
-    """GPUs of the cluster, as the default of `num_gpus` depends on them: a cluster of unknown size has some."""
-    return float("inf") if hardware.gpus is None else hardware.gpus
 
 
 def _gpu_price(gpu_hours: float | None, gpus: float, price: float | None) -> float | None:

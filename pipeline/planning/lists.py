@@ -109,7 +109,7 @@ def plan_lists(
             else:
                 _sample_source(source, plan, rows, uids, allowed_hosts)
         except UserError as error:  # of a list, or of the storage that it is on
-            problems.append(str(error))
+            problems.append(f"{source.name}: {error}")
         else:
             notes += _notes(source, plan)
             for share, defect in _defects(source, plan):

@@ -8,17 +8,21 @@ from lotlip_data.pipeline.planning.source_plan import SourcePlan
 def format_text(plan: ListsPlan) -> list[str]:
     """Return the lines that `plan` prints."""
     lines = [line for source in plan.sources for line in _source_lines(source)]
+    has_urls = any(not source.containers for source in plan.sources)
     if plan.images is not None:
         is_exact = all(source.read_whole for source in plan.sources)
         number = f"{plan.images:,}" if is_exact else f"about {plan.images:,}"
         shards = f"{count(plan.shards or 0, 'shard')} of {plan.samples_per_shard:,}"
         shards += " or one container" if any(source.containers for source in plan.sources) else ""
-        lines.append(f"images       {number} without duplicates, in {shards}, if every URL works")
+        condition = "every URL works" if has_urls else "every image is usable"
+        lines.append(f"images       {number} without duplicates, in {shards}, if {condition}")
     estimate = plan.storage
     if estimate["images"] is not None and estimate["dataset"] is not None:
         images, dataset = size(estimate["images"]), size(estimate["dataset"])
         lines.append(f"storage      images {images}, dataset {dataset} (estimate)")
-    if plan.download is not None:
+    if not has_urls:
+        lines.append("download     nothing: the images are checked where they lie")
+    elif plan.download is not None:
         seconds, speed = plan.download["seconds"], rate(plan.download["urls_per_s"], "URLs")
         left = f"{duration(seconds)} at {speed} ({plan.download['source']})" if plan.download["urls"] else "done"
         lines.append(f"download     {left}")
@@ -55,6 +59,6 @@ def format_assumptions(plan: ListsPlan) -> list[str]:
             )
     if plan.storage["images"] is not None:
         lines.append(f"assumption   storage: {plan.storage['assumes']}")
-    if plan.download is not None:
+    if plan.download is not None and any(not source.containers for source in plan.sources):
         lines.append(f"assumption   download: {plan.download['assumes']}")
     return lines

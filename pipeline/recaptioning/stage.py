@@ -10,7 +10,7 @@ from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core.findings import require
-from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_shards
+from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_shards, record_stop
 from lotlip_data.pipeline.core.ray_cluster import cluster
 from lotlip_data.pipeline.recaptioning.claims import (
     check_model,
@@ -93,6 +93,7 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob]) -> RecaptionSummary:
     if work:
         for name in {name for unit in work for name in unit.names}:
             storage.check_writable(run.captioner(name))
+            storage.remove(run.captioner_stopped(name))
         with cluster():
             _caption(run, work, summary)
     return summary
@@ -162,6 +163,8 @@ def _caption(run: Run, work: Sequence[_Work], summary: RecaptionSummary) -> None
         logger.warning(summary.failed[-1])
         for text in unit.texts:
             progress.fail(text, unit.shard)
+            if unit.shard is None:
+                record_stop(run, text, unit.reason)
 
     names = [_described(unit) for unit in work]
     logger.info(f"starting {wording.count(len(names), 'engine')}: {', '.join(names)}")

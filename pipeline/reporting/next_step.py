@@ -1,12 +1,13 @@
 """What of a run no longer fits its input, and the next command to run."""
 
+import contextlib
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.formats.dataset_index import SPLITS, read_dataset_summary, read_index
+from lotlip_data.manifests.formats.dataset_index import CHOSEN, SPLITS, read_dataset_summary, read_index
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
 from lotlip_data.manifests.settings.dataset import CleanSettings
@@ -15,6 +16,7 @@ from lotlip_data.manifests.wording import count, plural
 from lotlip_data.pipeline.dataset.metadata import recipe_changes
 from lotlip_data.pipeline.dataset.stage import recipe_of
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+from lotlip_data.pipeline.recaptioning.importing.claims import outdated_imports
 from lotlip_data.pipeline.reporting.status import RunStatus, Stale
 from lotlip_data.pipeline.reporting.training_status import training_settings
 
@@ -40,7 +42,8 @@ def _captioner_names(manifest: Manifest) -> list[str]:
 
 def find_stale(run: Run, manifest: Manifest, status: RunStatus) -> list[Stale]:
     """What was made from an earlier state of its input. Reads dataset.json."""
-    stale = list[Stale]()
+    imports = outdated_imports(run, manifest.sources)
+    stale = [Stale(stage="import", name=name, reason=reason) for name, reason in imports.items()]
     if status["dataset"]:
         reasons = _dataset_changes(run, manifest, status)
         stale += [Stale(stage="dataset", name="", reason=reason) for reason in reasons]
@@ -51,7 +54,7 @@ def find_stale(run: Run, manifest: Manifest, status: RunStatus) -> list[Stale]:
 def _dataset_changes(run: Run, manifest: Manifest, status: RunStatus) -> list[str]:
     try:
         summary = read_dataset_summary(run)
-        recipe = recipe_of(run, manifest)
+        recipe = recipe_of(run, manifest, _chosen_captioners(summary))
     except UserError as error:
         return [str(error)]
     lines = []
@@ -68,6 +71,11 @@ def _dataset_changes(run: Run, manifest: Manifest, status: RunStatus) -> list[st
         text = f"{count(missing, 'downloaded image')} {plural(missing, 'is')} not in it"
         lines.append(text if missing > 0 else f"it has {count(-missing, 'image')} that the run no longer has")
     return lines or _newer_inputs(run, list(recipe.captioners))
+
+
+def _chosen_captioners(summary: Mapping[str, Any]) -> list[str]:
+    """The captioners that `shard --captioners` named; none if the dataset has the default ones."""
+    return list(summary["captioners"]) if summary.get(CHOSEN) else []
 
 
 def _comparison_changes(built: dict[str, Any], clean: CleanSettings) -> list[str]:
@@ -134,9 +142,12 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     download = status["download"]
     if download is None or status["fetched"] < (status["shards"] or 0):
         return f"lotlip-data download {shlex.quote(run.manifest)} {url}"
-    if _has_captions_left(manifest.imported_names, status):
+    wanted = _chosen_captioners(_summary(run, status))
+    is_outdated = any(entry["stage"] == "import" for entry in stale)
+    if is_outdated or _has_captions_left(manifest.imported_names, wanted, status):
         return f"lotlip-data import {url}"
-    if (not status["captioners"] and not manifest.captioners) or _has_captions_left(_captioner_names(manifest), status):
+    is_uncaptioned = not status["captioners"] and not manifest.captioners
+    if is_uncaptioned or _has_captions_left(_captioner_names(manifest), wanted, status):
         return f"lotlip-data recaption {url}"
     if not status["dataset"] or any(entry["stage"] == "dataset" for entry in stale):
         return f"lotlip-data shard {url}"
@@ -147,7 +158,23 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     return f"lotlip-data view {url}"
 
 
-def _has_captions_left(names: Iterable[str], status: RunStatus) -> bool:
+def _summary(run: Run, status: RunStatus) -> dict[str, Any]:
+    """dataset.json without its lists; empty if there is none, or a damaged one, which is stale."""
+    if status["dataset"]:
+        with contextlib.suppress(UserError):
+            return read_dataset_summary(run)
+    return {}
+
+
+def _has_captions_left(names: Iterable[str], wanted: Sequence[str], status: RunStatus) -> bool:
+    """Whether a captioner has images left.
+
+    Args:
+        names: The captioners.
+        wanted: The only ones that count, if there are any.
+        status: The status of the run.
+    """
+    names = [name for name in names if not wanted or name in wanted]
     return any(status["captioned"].get(name, 0) < status["fetched"] for name in names)
 
 

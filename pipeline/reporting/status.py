@@ -1,4 +1,4 @@
-"""The progress of a run, read from object names alone: a few listings, also while other machines work on the run."""
+"""The progress of a run, read from object names: a few listings, also while other machines work on the run."""
 
 import time
 from collections.abc import Iterable
@@ -48,15 +48,18 @@ class CaptionerStatus(TypedDict):
     tokens_per_s: float
     seconds_left: int | None
     """Estimated time to completion; None while nothing is captioned."""
+    stopped: str | None
+    """Why the last call of `recaption` gave the captioner up, such as an engine that does not start; None if it did
+    not, or if captions were committed since."""
 
 
 class Stale(TypedDict):
     """A result that was made from an earlier state of its input, as `status --json` prints it."""
 
     stage: str
-    """`dataset`, `train` or `eval`."""
+    """`import`, `dataset`, `train` or `eval`."""
     name: str
-    """The model; empty for the dataset."""
+    """The captioner or model; empty for the dataset."""
     reason: str
 
 
@@ -190,7 +193,13 @@ def _captioner_status(run: Run, name: str, images: int, now: float) -> Captioner
         "images_per_s": round(images_per_s, 3),
         "tokens_per_s": round(tokens_per_s, 1),
         "seconds_left": round(left / images_per_s) if images_per_s else None,
+        "stopped": _stop_reason(run, name, records) if left else None,
     }
+
+
+def _stop_reason(run: Run, name: str, records: Iterable[WorkRecord]) -> str | None:
+    stop = ledger.stop_of(run, name)
+    return stop.reason if stop and all(record.ended <= stop.at for record in records) else None
 
 
 def rates(records: Iterable[WorkRecord], now: float, window: float = WINDOW_SECONDS) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def format_table(status: RunStatus) -> list[str]:
     rows = [
         _lists_row(status),
         _download_row(status),
-        *_captioner_rows(status),
+        *_captioner_rows(status, stale),
         _dataset_row(status, stale),
         *(_Row("train", name, "", STALE if ("train", name) in stale else DONE) for name in status["trained"]),
         *(_training_row(name, training) for name, training in status["trainings"].items()),
@@ -66,9 +66,20 @@ def format_table(status: RunStatus) -> list[str]:
         lines += ["", "stale:"]
         for entry in entries:
             lines.append(f"  {' '.join(filter(None, (entry['stage'], entry['name'])))}: {entry['reason']}")
+    if stops := _stops(status):
+        lines += ["", "stopped:", *(f"  recaption {name}: {reason}" for name, reason in stops.items())]
     if "next" in status:
         lines += ["", f"next: {status['next']}"]
     return lines
+
+
+def _stops(status: RunStatus) -> dict[str, str]:
+    """By captioner, why the last call gave it up. Texts with the same reason are one."""
+    names_by_reason: dict[str, list[str]] = {}
+    for name, captioner in status["captioners"].items():
+        if captioner["stopped"]:
+            names_by_reason.setdefault(captioner["stopped"], []).append(name)
+    return {", ".join(names): reason for reason, names in names_by_reason.items()}
 
 
 def _not_started(status: RunStatus, stage: str) -> list[_Row]:
@@ -94,14 +105,15 @@ def _download_row(status: RunStatus) -> _Row:
     return _Row("download", "", progress, state, download["failed"], ", ".join(details))
 
 
-def _captioner_rows(status: RunStatus) -> Iterator[_Row]:
+def _captioner_rows(status: RunStatus, stale: set[tuple[str, str]]) -> Iterator[_Row]:
     captioners, new = status["captioners"], status.get("not_started", {})
     imported, every = status.get("imported", []), [*captioners, *new.get("import", []), *new.get("recaption", [])]
     for captioner, names in by_captioner(every, status.get("texts", {})):
         if captioner is None:
             (name,) = names
             row = _captioner_row(name, captioners[name]) if name in captioners else _Row("", name, "", NOT_STARTED)
-            yield replace(row, stage="import" if name in imported else "recaption")
+            state = STALE if ("import", name) in stale else row.state
+            yield replace(row, stage="import" if name in imported else "recaption", state=state)
             continue
         texts = [captioners.get(name) for name in names]
         yield _texts_row(captioner, [text for text in texts if text], len(texts), status["images"])
@@ -113,7 +125,7 @@ def _captioner_rows(status: RunStatus) -> Iterator[_Row]:
 def _captioner_row(name: str, captioner: CaptionerStatus) -> _Row:
     total = captioner["done"] + captioner["left"]
     progress = f"{captioner['done']:,} of {count(total, 'image')}"
-    state = _state(captioner["left"], captioner["done"], captioner["images_per_s"])
+    state = STOPPED if captioner["stopped"] else _state(captioner["left"], captioner["done"], captioner["images_per_s"])
     details = ""
     if state == RUNNING:
         speeds = [rate(captioner["images_per_s"], "images"), rate(captioner["tokens_per_s"], "tokens")]
@@ -135,6 +147,8 @@ def _texts_row(captioner: str, texts: Sequence[CaptionerStatus], wanted: int, im
     done = min(text["done"] for text in texts) if len(texts) == wanted else 0
     speed = max(text["images_per_s"] for text in texts)
     state = _state(max(0, images - done), max(text["done"] for text in texts), speed)
+    if state == NOT_STARTED and any(text["stopped"] for text in texts):
+        state = STOPPED
     details = ""
     if state == RUNNING:
         tokens, left = sum(text["tokens_per_s"] for text in texts), [text["seconds_left"] or 0 for text in texts]

@@ -175,8 +175,8 @@ def all_blank(source: Source) -> str:
             "or set `text: null` if the list has no raw texts"
         )
     return (
-        f"all texts are blank: name another column than {source.text_column!r} in `text`, or set `text: null` if "
-        "there are none"
+        f"all texts are blank: name another column than {' and '.join(map(repr, source.text_columns))} in `text`, or "
+        "set `text: null` if there are none"
     )
 
 

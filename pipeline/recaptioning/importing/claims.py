@@ -6,14 +6,16 @@ earlier releases lack it.
 
 import hashlib
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.formats.schema import IMPORTED_KIND
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.settings.source import Source
+from lotlip_data.manifests.storage_retry import StorageError
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.recaptioning.importing.caption_table import CaptionTable
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
@@ -33,6 +35,8 @@ class ImportRecord:
     """Digest of the contents of all files."""
     tables: int = 1
     """How many of the options are files; 0 for captions that the manifest's sources carry."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """For captions that the manifest's sources carry: source → the column, as the manifest names it."""
 
 
 def check_claim(run: Run, table: CaptionTable, config: CaptionerConfig, replace: bool) -> None:
@@ -80,10 +84,14 @@ def is_replaced(run: Run, table: CaptionTable) -> bool:
         if config.name not in names or not ledger.captioned_shards(run, config.name):
             continue
         recorded = ledger.captioner_settings(run, config.name)
-        is_of_sources = recorded.get(FIELD, {}).get("tables") == 0
-        if is_of_sources and not _is_of(table, config, recorded):
+        if _is_of_sources(recorded) and not _is_of(table, config, recorded):
             return True
     return False
+
+
+def _is_of_sources(recorded: dict[str, Any]) -> bool:
+    """Whether the recorded captions are those that the manifest's sources carried."""
+    return bool(recorded.get(FIELD, {}).get("tables") == 0)
 
 
 def _is_of(table: CaptionTable, config: CaptionerConfig, recorded: dict[str, Any]) -> bool:
@@ -114,13 +122,74 @@ def claim(run: Run, table: CaptionTable, replace: bool) -> None:
             for shard in ledger.captioned_shards(run, name):
                 storage.remove(run.caption_shard(name, shard))
             ledger.forget_removed(run, name)
-        record = ImportRecord([*table.tables, *table.options(name)], stamps, sha256, len(table.tables))
-        content = {"id": config.id, **config.to_dict(), FIELD: asdict(record)}
-        data = artifacts.encode_json(content, indent=1)
+        columns = {} if table.tables else _columns_of(table.sources, name)
+        record = ImportRecord([*table.tables, *table.options(name)], stamps, sha256, len(table.tables), columns)
+        data = _encode(config, record)
         if not storage.create(path, data) and not ledger.captioned_shards(run, name):
             storage.replace(path, data)  # of another table, or of a model, without any captions
             storage.remove(run.parts(name))
             storage.remove(run.model_files(name))
+
+
+def note_unchanged(run: Run, table: CaptionTable) -> None:
+    """Record files of the sources that were written again with the same contents, and other names for a column."""
+    stamps = _stamps(table)
+    for config in table.configs:
+        try:
+            recorded = ledger.captioner_settings(run, config.name)
+        except FileNotFoundError:
+            continue
+        if recorded["id"] != config.id or not _is_of_sources(recorded):
+            continue
+        record = recorded[FIELD] | {"stamps": stamps, "columns": _columns_of(table.sources, config.name)}
+        if record != recorded[FIELD]:
+            storage.replace(run.captioner_settings(config.name), _encode(config, ImportRecord(**record)))
+
+
+def outdated_imports(run: Run, sources: Sequence[Source]) -> dict[str, str]:
+    """By captioner whose captions the sources carried, why they are to be imported again. Reads no list.
+
+    Lists that are missing or out of reach count as unchanged.
+
+    Args:
+        run: The run.
+        sources: The sources of its manifest.
+    """
+    reasons: dict[str, str] = {}
+    changed: dict[str, bool] = {}
+    for name in dict.fromkeys(name for source in sources for name in source.captions):
+        try:
+            recorded = ledger.captioner_settings(run, name)
+        except FileNotFoundError:
+            continue
+        if not _is_of_sources(recorded):
+            continue
+        record = recorded[FIELD]
+        for file, stamp in record["stamps"].items():
+            if file not in changed:
+                changed[file] = _has_changed(file, stamp)
+        columns = _columns_of(sources, name)
+        if record.get("columns", columns) != columns:
+            reasons[name] = "the manifest names other columns since its captions were imported"
+        elif files := [file for file in record["stamps"] if changed[file]]:
+            reasons[name] = f"{files[0]} has changed since its captions were imported"
+    return reasons
+
+
+def _has_changed(file: str, stamp: str) -> bool:
+    try:
+        current = storage.stamps_matching(file).values()
+    except (OSError, StorageError):
+        return False
+    return bool(current) and stamp not in current
+
+
+def _columns_of(sources: Iterable[Source], name: str) -> dict[str, str]:
+    return {source.name: source.captions[name] for source in sources if name in source.captions}
+
+
+def _encode(config: CaptionerConfig, record: ImportRecord) -> bytes:
+    return artifacts.encode_json({"id": config.id, **config.to_dict(), FIELD: asdict(record)}, indent=1)
 
 
 def import_command(run: Run, name: str) -> str:

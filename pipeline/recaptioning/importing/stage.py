@@ -41,7 +41,7 @@ from lotlip_data.pipeline.recaptioning.importing.caption_table import (
     open_source_captions,
     order_of,
 )
-from lotlip_data.pipeline.recaptioning.importing.claims import check_claim, claim, is_replaced
+from lotlip_data.pipeline.recaptioning.importing.claims import check_claim, claim, is_replaced, note_unchanged
 from lotlip_data.pipeline.recaptioning.importing.merge import merge_rows
 from lotlip_data.pipeline.recaptioning.results import (
     Row,
@@ -164,7 +164,10 @@ def import_source_captions(manifest: Manifest, run: Run) -> ImportSummary:
             raise
         logger.warning(f"the captions stay as they are, because their list cannot be read: {error}")
         return ImportSummary(skipped=len(fetched_shards(run)))
-    return import_captions(run, table, replace=is_replaced(run, table))
+    is_new = is_replaced(run, table)
+    if not is_new:
+        note_unchanged(run, table)
+    return import_captions(run, table, replace=is_new)
 
 
 def _join(

@@ -136,6 +136,15 @@ def test_a_web_server_that_breaks_off_is_an_error_and_not_a_short_tar(server: st
             list(iter_rows(container, own))
 
 
+@pytest.mark.parametrize("name", ["large.parquet", "large.arrow"])
+def test_a_table_on_a_server_that_sends_only_whole_files_is_an_error_with_the_remedy(
+    folder: Path, server: str, name: str
+) -> None:
+    (folder / name).write_bytes((b"PAR1" if name.endswith("parquet") else b"ARROW1") + bytes(6 << 20))
+    with pytest.raises(ListError, match="its server sends only whole files; download it to read it as a table"):
+        list(containers_of(source(f"{server}/{name}", format="image-table"), 10))
+
+
 def test_files_keep_the_order_of_the_manifest_and_patterns_are_sorted(folder: Path) -> None:
     own = Source.parse({"name": "mine", "files": [f"{folder}/{TARS[2]}", f"{folder}/tars/0000{{1,0}}.tar"]})
     assert [Path(each.url).name for each in containers_of(own, 10)] == ["00002.tar", "00001.tar", "00000.tar"]

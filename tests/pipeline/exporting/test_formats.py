@@ -1,6 +1,7 @@
 """Every format gives back the texts of each image as they are, to the readers that people use for it."""
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ import webdataset
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import schema
+from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline.exporting.formats import DREAMLIP_TEXTS, FORMATS, RAW, URL
 from lotlip_data.pipeline.exporting.rows import HAS_NUL, schema_of
 from lotlip_data.pipeline.exporting.stage import describe
@@ -221,6 +223,29 @@ def test_the_columns_are_those_of_the_dataset_with_their_types(tmp_path: Path) -
     assert table.column_names[-6:] == ["other", "other_flags", "other_reason", "short", "short_flags", "short_reason"]
     for field in schema.dataset(()):
         assert table.schema.field(field.name).type == field.type
+
+
+def test_several_texts_of_a_captioner_are_columns_of_their_own(tmp_path: Path) -> None:
+    fake = make(tmp_path / "run", ["a tag", None], captioners=("qwen_tag", "qwen_long", "other"))
+    captioner = {
+        "name": "qwen",
+        "kind": "vlm",
+        "model": "org/model",
+        "prompts": {"long": "Describe it.", "tag": "Tag it."},
+    }
+    settings = fake.manifest.model_dump(mode="json", exclude_unset=True) | {"captioners": [captioner]}
+    fake = dataclasses.replace(fake, manifest=Manifest.model_validate(settings))
+    _, file = export_one(fake, tmp_path / "out", "jsonl", ["qwen"])
+    rows = read_json_lines(file)
+    assert [name for name in rows[0] if name[0] == "q"] == [
+        f"qwen_{text}{ending}" for text in ("long", "tag") for ending in ("", "_flags", "_reason")
+    ]
+    assert [(row["qwen_tag"], row["qwen_tag_reason"]) for row in rows] == [("a tag", ""), (None, "poison")]
+    assert all(row["qwen_long"].startswith("qwen_long on ") for row in rows)
+    with pytest.raises(UserError, match=r"--captioners qwen=text: it makes several texts; name one of them"):
+        describe(fake.manifest, fake.run, str(tmp_path / "out"), "parquet", ["qwen=text"])
+    content = describe(fake.manifest, fake.run, str(tmp_path / "out"), "dreamlip", ["qwen_tag=shortLLA_captions"])
+    assert content.columns == {"qwen_tag": "shortLLA_captions"}
 
 
 def test_long_names_and_folders_fit_into_a_tar(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_list_that_cannot_be_read_is_a_problem_and_the_others_are_still_read(t
             {"name": "here", "files": write_jsonl(tmp_path / "here.jsonl", 10), "text": "caption"},
         )
     )
-    assert plan.problems == [f"{tmp_path}/gone.csv: there is no such file"]
+    assert plan.problems == [f"gone: {tmp_path}/gone.csv: there is no such file"]
     assert (plan.sources[1].taken, plan.images, plan.shards) == (10, None, None)
     assert any(line.startswith("problem") for line in format_text(plan))
 
@@ -274,7 +274,7 @@ def test_a_list_that_is_a_device_or_never_ends_a_line_is_a_problem_at_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (problem,) = plan_lists(manifest_of({"name": "a", "files": "/dev/zero", "format": "csv"})).problems
-    assert problem == "/dev/zero: is not a regular file but a device, a pipe or a socket; save the list as a file"
+    assert problem == "a: /dev/zero: is not a regular file but a device, a pipe or a socket; save the list as a file"
     monkeypatch.setattr("lotlip_data.pipeline.planning.lists.MAX_LONG_LINES", 2)
     (tmp_path / "l.csv").write_text("url,caption\n" + ("x" * (1 << 20) + "\n") * 5)
     (source,) = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "l.csv")})).sources

@@ -4,6 +4,7 @@ The actors are real. Their engines are not: files in the run's folder choose wha
 """
 
 import asyncio
+import errno
 import os
 import re
 import time
@@ -14,11 +15,20 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorUnavailableError
 
-from lotlip_data.captioners.base import Capacity
+from lotlip_data.captioners.base import Capacity, CaptionerConfig, EngineUnreachable
+from lotlip_data.captioners.load_errors import EngineStartError, explained
 from lotlip_data.captioners.sizing import ReadingDefaults
+from lotlip_data.manifests.checkpoints.hub import HubUnreachable
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.recaptioning import actor_pool
-from lotlip_data.pipeline.recaptioning.actor import StartFailed, StartReport
+from lotlip_data.pipeline.recaptioning.actor import (
+    MAX_FAILED_STARTS,
+    REPEATED_STARTS,
+    StartFailed,
+    StartReport,
+    _tries,
+)
 from lotlip_data.pipeline.recaptioning.actor_pool import ActorPool, ActorSlot, FailedUnit, run_pools
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, resolve_captioners
 from lotlip_data.pipeline.recaptioning.results import UnitResult
@@ -90,6 +100,28 @@ def work_off(pool: ActorPool) -> tuple[list[int], list[FailedUnit], int]:
     failed: list[FailedUnit] = []
     run_pools([pool], lambda name, results: done.extend(result.shard for result in results), failed.append)
     return sorted(done), failed, len(Path(pool.run.url, "starts").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("cause", "tries"),
+    [
+        (OSError("/models/mine does not appear to have a file named tokenizer.json"), 1),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/models/mine/model.safetensors"), REPEATED_STARTS),
+        (PermissionError(errno.EACCES, "Permission denied", "/models/mine/config.json"), REPEATED_STARTS),
+        (RuntimeError("CUDA error"), REPEATED_STARTS),
+        (ValueError("a setting"), 1),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), MAX_FAILED_STARTS),
+        (EngineUnreachable("http://host: no answer"), MAX_FAILED_STARTS),
+        (HubUnreachable("m: cannot be reached", "check the network"), MAX_FAILED_STARTS),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_only_a_network_or_a_server_is_tried_five_times(cause: Exception, tries: int) -> None:
+    """A folder that lacks a file is no network that may come back."""
+    config = CaptionerConfig(name="mine", kind="llava", model="/models/mine")
+    with pytest.raises((UserError, EngineStartError)) as caught, explained(config):
+        raise cause
+    assert _tries(caught.value) == tries
 
 
 def test_what_a_pool_asks_the_cluster_for_is_shown(

@@ -121,10 +121,16 @@ def test_a_killed_import_is_completed_by_the_next_and_nothing_is_written_twice(
 def test_a_list_that_has_changed_is_imported_again_and_a_copy_with_another_time_is_not(tmp_path: pathlib.Path) -> None:
     run, _ = make_run(tmp_path, two_lists(tmp_path))
     import_captions(run)
+    write_partition(run)
     file = tmp_path / "one.csv"
     file.write_bytes(file.read_bytes())
+    assert status(run).figures["next"] == f"lotlip-data import {run.url}"
     assert not import_captions(run).did_something
+    assert (status(run).figures["stale"], status(run).figures["next"]) == ([], f"lotlip-data shard {run.url}")
     file.write_bytes(file.read_bytes().replace(b"LLA http", b"New http"))
+    stale = status(run)
+    assert (stale.figures["next"], len(stale.figures["stale"])) == (f"lotlip-data import {run.url}", 3)
+    assert f"  import llava: {file} has changed since its captions were imported" in stale.lines
     outcome = import_captions(run)
     assert outcome.figures["captions"] == {"instructblip": 16, "llava": 16, "sharegpt4v": 16}
     assert texts(run, "llava")[URLS[0]] == f"New {URLS[0]}"
@@ -147,14 +153,29 @@ def test_another_column_in_the_manifest_replaces_the_captions_of_the_first(tmp_p
     (source,) = manifest.sources
     changed = manifest.model_copy(update={"sources": (source.model_copy(update={"captions": {"mine": "b"}}),)})
     manifests.freeze(changed, run, update=True)
+    assert [entry["name"] for entry in status(run).figures["stale"]] == ["mine"]
     import_captions(run)
+    assert status(run).figures["stale"] == []
     assert texts(run, "mine")[URLS[1]] == f"B {URLS[1]}"
+
+
+def test_a_column_that_was_found_can_be_named_later(tmp_path: pathlib.Path) -> None:
+    write_csv(tmp_path / "l.csv", ("url", "LLA"), [(url, f"A {url}") for url in URLS])
+    source = {"name": "l", "files": "l.csv", "url": "find", "text": None, "captions": {"llava": "find"}}
+    run, manifest = make_run(tmp_path, [source])
+    import_captions(run)
+    (found,) = manifest.sources
+    named = manifest.model_copy(update={"sources": (found.model_copy(update={"captions": {"llava": "LLA"}}),)})
+    manifests.freeze(named, run, update=True)
+    assert not import_captions(run).did_something
+    assert status(run).figures["stale"] == []
 
 
 def test_lists_that_are_gone_are_an_error_only_while_captions_are_missing(tmp_path: pathlib.Path) -> None:
     run, _ = make_run(tmp_path, two_lists(tmp_path))
     import_captions(run)
     (tmp_path / "one.csv").unlink()
+    assert status(run).figures["stale"] == []
     assert not import_captions(run).did_something
     storage.remove(run.caption_shard("llava", 1))
     with pytest.raises(ListError, match=r"one\.csv: there is no such file"):
