@@ -196,7 +196,7 @@ def simulated_actors(run: Any, options: argparse.Namespace, meter: "Meter") -> I
     meter.processes = ray.get([machine.process.remote() for machine in machines])
     handles: list[Handle] = []
 
-    def create(pool: Any) -> Handle:
+    def create(pool: Any, num_cpus: float) -> Handle:
         machine = machines[len(handles) % len(machines)]
         handles.append(Handle(machine, len(handles), pool.config.name, options.idle_seconds))
         return handles[-1]

@@ -11,6 +11,8 @@
     publish     the dataset → a repository on the Hugging Face Hub (optional)  pipeline/hub/publication.py
 
 Each stage reads what the stage before it committed, skips what it has committed itself, and can be called on its own.
+Download, recaption and shard also work at the same time: `run_pipeline` starts them together, and `recaption` and
+`shard` follow a download that runs elsewhere (`follow`).
 The commands of `lotlip-data` and the Python API (docs/guides/notebook.md) both call these functions.
 
 A manifest is given as a path or URL of a YAML file, as a mapping with the same content, or as a `Manifest`. A run is
@@ -24,9 +26,10 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
@@ -34,7 +37,11 @@ from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse
 from lotlip_data.manifests.progress import SUMMARY_LINE
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import Outcome
-from lotlip_data.pipeline.core.ray_cluster import ray_session
+from lotlip_data.pipeline.core.ray_cluster import cluster, ray_session
+from lotlip_data.pipeline.core.upstream import Upstream
+
+if TYPE_CHECKING:
+    from lotlip_data.pipeline.dataset.stage import StagesBefore
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +137,7 @@ def download(
     from lotlip_data.pipeline.downloading.stage import download as download_shards
 
     manifest, run = load_manifest(manifest), open_run(run)
-    if storage.exists(run.manifest) or storage.exists(run.plan):
-        freeze(manifest, run, update_manifest)  # a new run gets its manifest once the lists are read
+    _freeze_if_started(manifest, run, update_manifest)
     summary = download_shards(manifest, run, retry_failed=retry_failed, accept_failures=accept_failures)
     figures = summary.to_dict()
     lines = [] if summary.nothing_to_do else [f"download: {summary.fetched:,} of {summary.requested:,} images"]
@@ -139,11 +145,18 @@ def download(
     return Outcome(not summary.nothing_to_do, summary.failed_shards, figures, "download", _logged(lines))
 
 
+def _freeze_if_started(manifest: Manifest, run: Run, update: bool) -> None:
+    """Compare the manifest with the run's. A new run gets its manifest once the lists are read."""
+    if storage.exists(run.manifest) or storage.exists(run.plan):
+        freeze(manifest, run, update)
+
+
 def recaption(
     run: RunLike,
     captioners: Iterable[str | Mapping[str, Any]] = (),
     *,
     pool: Mapping[str, Any] | None = None,
+    follow: bool = False,
 ) -> Outcome:
     """Caption the downloaded images with each captioner.
 
@@ -152,12 +165,39 @@ def recaption(
         captioners: Names of captioners, or of single texts of captioners that make several: those of the run's
             manifest before presets. Or settings as in a manifest. Default: all captioners of the run's manifest.
         pool: Settings of every captioner's pool, such as `max_actors`; they override the manifest's.
+        follow: Caption each shard as soon as it is downloaded, until the download is complete. It may run in another
+            process or on another machine, and may start later.
     """
+    from lotlip_data.pipeline.downloading.remaining import missing_images
+
+    run = open_run(run)
+    upstream = None
+    if follow:
+        _wait_for_run(run, "recaption")
+        if missing_images(run):
+            upstream = Upstream(partial(missing_images, run), "recaption")
+    return _recaption(run, captioners, pool, upstream)
+
+
+def _wait_for_run(run: Run, stage: str) -> None:
+    """Wait until the run has a manifest."""
+
+    def find_missing() -> str:
+        return "" if storage.exists(run.manifest) else f"{run.manifest}, which `lotlip-data download` writes"
+
+    Upstream(find_missing, stage).wait()
+
+
+def _recaption(
+    run: Run,
+    captioners: Iterable[str | Mapping[str, Any]] = (),
+    pool: Mapping[str, Any] | None = None,
+    upstream: Upstream | None = None,
+) -> Outcome:
     from lotlip_data.pipeline.recaptioning.config import select_captioners
     from lotlip_data.pipeline.recaptioning.stage import recaption as caption_shards
 
-    run = open_run(run)
-    summary = caption_shards(run, select_captioners(frozen(run).captioners, captioners, pool))
+    summary = caption_shards(run, select_captioners(frozen(run).captioners, captioners, pool), upstream)
     lines = [
         f"recaption: {name}: {summary.captions[name]:,} images captioned, {summary.rejected[name]:,} rejected"
         for name in summary.units
@@ -212,19 +252,34 @@ def import_captions(
     return Outcome(bool(summary.shards), [], summary.to_dict(), "import", _logged(lines))
 
 
-def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
+def shard(run: RunLike, captioners: Sequence[str] = (), *, follow: bool = False) -> Outcome:
     """Join images and captions, split the captions into sub-captions, and write the dataset.
 
     Args:
         run: The run's folder.
         captioners: Captioners whose texts the dataset has, in the order of its columns. Default: `shard.captioners` of
             the run's manifest, otherwise all that the run has captions by and those of the manifest that have started.
+        follow: Write each shard as soon as it has all captions, until the download and the captioners are complete.
+            They may run in other processes or on other machines, and may start later.
     """
-    from lotlip_data.pipeline.dataset.stage import shard as build_dataset
+    from lotlip_data.pipeline.dataset.inputs import missing_captions
+    from lotlip_data.pipeline.dataset.stage import StagesBefore
+    from lotlip_data.pipeline.downloading.remaining import missing_images
 
     run = open_run(run)
+    before = None
+    if follow:
+        _wait_for_run(run, "shard")
+        find_missing = partial(missing_captions, run, frozen(run), captioners)
+        before = StagesBefore(Upstream(partial(missing_images, run), "shard"), Upstream(find_missing, "shard"))
+    return _shard(run, captioners, before)
+
+
+def _shard(run: Run, captioners: Sequence[str] = (), before: "StagesBefore | None" = None) -> Outcome:
+    from lotlip_data.pipeline.dataset.stage import shard as build_dataset
+
     with ray_session():
-        summary = build_dataset(frozen(run), run, captioners)
+        summary = build_dataset(frozen(run), run, captioners, before)
     shards, samples = wording.count(summary.built, "shard"), wording.count(summary.samples, "sample")
     lines = [f"shard: {shards} with {samples}"] if summary.built else []
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
@@ -421,7 +476,10 @@ STAGES: dict[str, Callable[[Run], Outcome]] = {
 
 
 def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool = False) -> Outcome:
-    """Call every stage in turn. If a stage fails in part, the next stages use what was completed.
+    """Call every stage. If a stage fails in part, the next stages use what was completed.
+
+    Download, recaption and shard work at the same time: a shard is captioned as soon as it is downloaded, and written
+    as soon as it has all captions. Training and evaluation follow.
 
     Args:
         manifest: The manifest.
@@ -429,16 +487,21 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
         update_manifest: Replace the run's manifest if this one has other settings. Without it, that is an error.
     """
     from lotlip_data.pipeline.core.findings import require
+    from lotlip_data.pipeline.downloading.stage import cut_into_shards
     from lotlip_data.pipeline.readiness.manifest_checks import check_models
 
     manifest, run = load_manifest(manifest), open_run(run)
 
     def start(run: Run) -> Outcome:
-        return download(manifest, run, update_manifest=update_manifest)
+        return download(manifest, run)
 
     require(check_models(manifest, run))  # before hours of downloads
     with ray_session():  # stages that use Ray share one
-        return _run_stages({"download": start, **_stages_of(manifest)}, run)
+        _freeze_if_started(manifest, run, update_manifest)
+        if not storage.exists(run.plan):
+            cut_into_shards(manifest, run)
+        every = {"download": start, **_stages_of(manifest)}
+        return _run_stages(every, run, _stream(every, manifest, run))
 
 
 def _stages_of(manifest: Manifest) -> dict[str, Callable[[Run], Outcome]]:
@@ -447,12 +510,56 @@ def _stages_of(manifest: Manifest) -> dict[str, Callable[[Run], Outcome]]:
     return {name: stage for name, stage in STAGES.items() if not unused.get(name)}
 
 
-def _run_stages(stages: Mapping[str, Callable[[Run], Outcome]], run: Run) -> Outcome:
+def _stream(
+    stages: Mapping[str, Callable[[Run], Outcome]], manifest: Manifest, run: Run
+) -> dict[str, Outcome | UserError]:
+    """Run the stages up to `shard` at the same time. Returns their results; empty if only `shard` has work left.
+
+    Tables of captions are imported once all images are there: each import reads the whole table.
+    """
+    from lotlip_data.pipeline.core.ledger import caption_progress
+    from lotlip_data.pipeline.core.stage_threads import StageThreads
+    from lotlip_data.pipeline.dataset.stage import StagesBefore
+    from lotlip_data.pipeline.downloading.remaining import missing_images
+
+    downloads = bool(missing_images(run))
+    names = [*manifest.captioner_names, *manifest.imported_names]
+    if not downloads and not any(caption_progress(run, name).left for name in names):
+        return {}
+    before_shard = [name for name in stages if name in ("download", "import", "recaption")]
+    logger.info(f"== {', '.join(before_shard)} and shard, at the same time", extra=SUMMARY_LINE)
+
+    def after(*names: str) -> Upstream:
+        return Upstream(lambda: " and ".join(name for name in names if not threads.has_ended(name)))
+
+    def import_after_download() -> Outcome:
+        after("download").wait()
+        return stages["import"](run)
+
+    with cluster(), StageThreads[Outcome]() as threads:  # the main thread starts Ray, and gets the signals
+        threads.start("download", partial(stages["download"], run))
+        if "import" in stages:
+            threads.start("import", import_after_download)
+        if "recaption" in stages:
+            threads.start("recaption", partial(_recaption, run, upstream=after("download") if downloads else None))
+        threads.start("shard", partial(_shard, run, before=StagesBefore(after("download"), after(*before_shard))))
+        return threads.results()
+
+
+def _run_stages(
+    stages: Mapping[str, Callable[[Run], Outcome]], run: Run, ended: Mapping[str, Outcome | UserError]
+) -> Outcome:
+    """The outcome of all stages, in their order.
+
+    Args:
+        stages: The stages.
+        run: The run.
+        ended: Results of stages that have run already.
+    """
     total = Outcome(did_something=False, stage="run")
     for name, stage in stages.items():
-        logger.info(f"== {name}", extra=SUMMARY_LINE)
         try:
-            outcome = stage(run)
+            outcome = _call(name, stage, run) if name not in ended else _returned(ended[name])
         except UserError as error:
             if not total.failed:
                 raise
@@ -465,3 +572,15 @@ def _run_stages(stages: Mapping[str, Callable[[Run], Outcome]], run: Run) -> Out
         total.failed += [f"{name}: {line}" for line in outcome.failed]
         total.figures[name] = outcome.figures
     return total
+
+
+def _call(name: str, stage: Callable[[Run], Outcome], run: Run) -> Outcome:
+    logger.info(f"== {name}", extra=SUMMARY_LINE)
+    return stage(run)
+
+
+def _returned(result: Outcome | UserError) -> Outcome:
+    """The result of a stage. Raises it if it is an error."""
+    if isinstance(result, UserError):
+        raise result
+    return result

@@ -6,6 +6,14 @@ import typer
 
 from lotlip_data.pipeline.cli.common import Json, ManifestFile, RunFolder, command, finish, load_validated_manifest
 
+Follow = Annotated[
+    bool,
+    typer.Option(
+        "--follow",
+        help="Work on each shard as soon as the stage before has committed it, wherever that stage runs, and end when "
+        "the stages before are complete.",
+    ),
+]
 UpdateManifest = Annotated[
     bool,
     typer.Option(
@@ -16,6 +24,8 @@ UpdateManifest = Annotated[
 
 def run(manifest: ManifestFile, run: RunFolder, update_manifest: UpdateManifest = False, json: Json = False) -> None:
     """Run every stage, from URL lists to evaluated models.
+
+    Images are captioned while others download, and shards are written while others are captioned.
 
     Example: lotlip-data run my-images.yaml runs/mine
     """
@@ -77,6 +87,7 @@ def recaption(
     ] = None,
     actors: Annotated[int | None, typer.Option(min=1, help="Maximum number of actors per captioner.")] = None,
     gpus: Annotated[float | None, typer.Option(min=0, help="Number of GPUs per actor.")] = None,
+    follow: Follow = False,
     json: Json = False,
 ) -> None:
     """Caption the downloaded images with each captioner.
@@ -88,7 +99,7 @@ def recaption(
 
         options = {"engine": engine, "max_actors": actors, "num_gpus": gpus}
         pool = {name: value for name, value in options.items() if value is not None}
-        finish(console, stages.recaption(run, captioner or (), pool=pool), run)
+        finish(console, stages.recaption(run, captioner or (), pool=pool, follow=follow), run)
 
 
 def import_captions(
@@ -172,6 +183,7 @@ def shard(
             "Default: `shard.captioners` of the run's manifest, otherwise all that the run has captions by.",
         ),
     ] = None,
+    follow: Follow = False,
     json: Json = False,
 ) -> None:
     """Join images and captions, and write the dataset.
@@ -182,7 +194,7 @@ def shard(
         from lotlip_data.pipeline import stages
 
         names = [name.strip() for text in captioners or () for name in text.split(",") if name.strip()]
-        finish(console, stages.shard(run, names), run)
+        finish(console, stages.shard(run, names, follow=follow), run)
 
 
 def demo(

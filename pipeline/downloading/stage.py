@@ -175,8 +175,7 @@ def download(
         UserError: An object of the run is damaged.
         DiskError: Images cannot be written.
     """
-    has_images = any(source.is_images for source in manifest.sources)
-    partition = partition_lists(manifest, run, ExistingImages if has_images else None)
+    partition = cut_into_shards(manifest, run)
     summary = _summarize(run, partition)
     _finish_commits(run, summary)
     if retry_failed and _open_retry_round(run, summary):
@@ -196,7 +195,8 @@ def download(
     shards_without_images = []
     with progress_bar("download", summary.rows, "URL", initial=summary.tried) as bar:
         bar.note("workers are starting")
-        for download_task, result in run_ray_tasks(task, tasks, on_progress=partial(_show_progress, bar, summary)):
+        show = partial(_show_progress, bar, summary)
+        for download_task, result in run_ray_tasks(task, tasks, on_progress=show, name="download"):
             if not isinstance(result, Exception) and not _is_marker(result):
                 shards_without_images.append(download_task.shard)
             _record(summary, download_task.shard, result)
@@ -208,6 +208,12 @@ def download(
             ledger.note_try(run, shard, token)
     remove_orphans(run, summary.committed)
     return summary
+
+
+def cut_into_shards(manifest: Manifest, run: Run) -> Partition:
+    """Partition the lists and the existing images, unless the run has a partition already. Raises as `download`."""
+    has_images = any(source.is_images for source in manifest.sources)
+    return partition_lists(manifest, run, ExistingImages if has_images else None)
 
 
 def read_summary(run: Run) -> DownloadSummary:

@@ -111,6 +111,10 @@ class CaptionActor:
         self._texts = [text for text in config.texts if text.name in texts]
         self._starting: asyncio.Future[StartReport] | None = None
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls the actor."""
+        return f"recaption {self._config.name}"
+
     async def placed(self) -> None:
         """Answer, and thereby say that Ray has found room for this process."""
 

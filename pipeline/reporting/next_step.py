@@ -14,7 +14,7 @@ from lotlip_data.manifests.settings.dataset import CleanSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC
 from lotlip_data.manifests.wording import count, plural
 from lotlip_data.pipeline.dataset.metadata import recipe_changes
-from lotlip_data.pipeline.dataset.stage import recipe_of
+from lotlip_data.pipeline.dataset.recipe import recipe_of
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 from lotlip_data.pipeline.recaptioning.importing.claims import outdated_imports
 from lotlip_data.pipeline.reporting.status import RunStatus, Stale

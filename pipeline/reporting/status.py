@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NotRequired, TypedDict
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats.dataset_index import done_shards
 from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
@@ -53,6 +54,17 @@ class CaptionerStatus(TypedDict):
     not, or if captions were committed since."""
 
 
+class BuildStatus(TypedDict):
+    """Progress of a dataset that is not published yet, as `status --json` prints it."""
+
+    done: int
+    """Shards that are written."""
+    left: int
+    """Shards that are not, those that are still to be downloaded included."""
+    running: bool
+    """Whether a shard was written in the last WINDOW_SECONDS."""
+
+
 class Stale(TypedDict):
     """A result that was made from an earlier state of its input, as `status --json` prints it."""
 
@@ -95,6 +107,8 @@ class RunStatus(TypedDict):
     """By stage (`import`, `recaption`, `train`), the names in the manifest that have no folder in the run yet."""
     imported: NotRequired[list[str]]
     """The captioners whose captions come from the lists of the manifest's sources."""
+    building: NotRequired[BuildStatus]
+    """Where dataset.json does not exist, but some of its shards."""
     stale: NotRequired[list[Stale]]
     """What no longer fits its input."""
     next: NotRequired[str]
@@ -129,6 +143,8 @@ def get_status(run: Run, now: float | None = None, failures: bool = False) -> Ru
         trainings={name: training_status(run, name, now) for name in unfinished},
         evaluated=evaluated,
     )
+    if not status["dataset"] and (building := _build_status(run, status["shards"] or len(fetched), now)):
+        status["building"] = building
     if failures and partition is not None:
         status["failures"] = read_summary(run).failures.to_dict()
     return status
@@ -176,6 +192,15 @@ def _download_status(
         "images_per_s": round(urls_per_s, 3),
         "seconds_left": round(left / urls_per_s) if urls_per_s else None,
     }
+
+
+def _build_status(run: Run, shards: int, now: float) -> BuildStatus | None:
+    names = storage.list_names(run.shard_markers)
+    done = len({shard for shard, _ in done_shards(run)})
+    if not done:
+        return None
+    changed = storage.last_change(run.shard_markers, names) or 0.0
+    return {"done": done, "left": max(0, shards - done), "running": changed > now - WINDOW_SECONDS}
 
 
 def _captioner_status(run: Run, name: str, images: int, now: float) -> CaptionerStatus:

@@ -53,7 +53,6 @@ def test_the_next_command_is_the_first_stage_that_is_not_complete(tmp_path: Path
     captionless = make_run(tmp_path / "captionless", writers=())
     assert next_of(captionless) == "recaption"
     assert find_not_started(MANIFEST, get_status(captionless)) == {
-        "import": [],
         "recaption": ["llava"],
         "train": ["lit"],
     }
