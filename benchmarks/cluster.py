@@ -36,7 +36,7 @@ from unittest.mock import patch
 CAPTIONERS = ("tiny-llava", "tiny-sharegpt4v", "tiny-instructblip")
 IMAGES_PER_SHARD = 10_000
 GPU_IMAGES_PER_SECOND = 24.0
-"""Of one H100 with LLaVA-1.5 (estimated, docs/guides/gpu-sizing.md)."""
+"""Of one H100 with LLaVA-1.5 (estimated; `plan --tflops 989` says 27)."""
 CAPTION_TOKENS = 140
 KILL_AT = 0.1
 """Share of the units after which a process is killed."""
@@ -196,7 +196,7 @@ def simulated_actors(run: Any, options: argparse.Namespace, meter: "Meter") -> I
     meter.processes = ray.get([machine.process.remote() for machine in machines])
     handles: list[Handle] = []
 
-    def create(pool: Any) -> Handle:
+    def create(pool: Any, num_cpus: float) -> Handle:
         machine = machines[len(handles) % len(machines)]
         handles.append(Handle(machine, len(handles), pool.config.name, options.idle_seconds))
         return handles[-1]

@@ -66,7 +66,14 @@ def make_job(model: str, engine: str, run: Path, tars: list[str], options: argpa
     of_engine = (
         {"max_num_seqs": options.seqs, "kv_cache_gib": 0.5} if engine == "vllm" else {"batch_size": options.seqs}
     )
-    return {"run": str(run), "tars": tars, "captioner": captioner, "engine": engine, "options": of_engine}
+    return {
+        "run": str(run),
+        "tars": tars,
+        "captioner": captioner,
+        "engine": engine,
+        "options": of_engine,
+        "identity": "key",
+    }
 
 
 def compare(job: Job, work: Path, images: int, rounds: int) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from lotlip_data.manifests.settings.dataset import CleanSettings, ShardSettings
 from lotlip_data.manifests.settings.download import DownloadSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry
 from lotlip_data.manifests.settings.plain_values import MAX_DEPTH
-from lotlip_data.manifests.settings.source import Source
+from lotlip_data.manifests.settings.source import Source, carries_captions
 from lotlip_data.manifests.settings.structured import StructuredOutput
 from lotlip_data.manifests.settings.training import TrainingEntry
 from lotlip_data.manifests.sources import catalog
@@ -73,7 +73,8 @@ class Manifest(Settings):
     download: DownloadSettings = DownloadSettings()
     """How images are downloaded and stored."""
     captioners: tuple[CaptionerEntry, ...] = tuple(map(parse_captioner, ("instructblip", "llava", "sharegpt4v")))
-    """Captioners, each the name of a preset or settings. Empty: all captions are imported."""
+    """Captioners, each the name of a preset or settings. Empty: all captions are imported; the default if a source
+    carries captions."""
     shard: ShardSettings = ShardSettings()
     """The form of the dataset."""
     clean: CleanSettings = CleanSettings()
@@ -93,13 +94,24 @@ class Manifest(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_scale(cls, content: Any) -> Any:
-        if not isinstance(content, dict) or "scale" not in content:
+    def _expand(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        content = cls._expand_scale(content)
+        sources = content.get("sources")
+        if "captioners" not in content and isinstance(sources, list | tuple) and any(map(carries_captions, sources)):
+            content = content | {"captioners": ()}
+        return content
+
+    @staticmethod
+    def _expand_scale(content: dict[str, Any]) -> dict[str, Any]:
+        if "scale" not in content:
             return content
         if "sources" in content:
             raise ValueError("`scale`: it brings its sources; give `files` by source, or no `scale`")
         others = {name: value for name, value in content.items() if name not in ("scale", "files")}
-        others.setdefault("train", [{"method": "lotlip", "preset": str(content["scale"]).lower()}])
+        preset = str(content["scale"]).lower().removesuffix("-recaptioned")
+        others.setdefault("train", [{"method": "lotlip", "preset": preset}])
         return others | {"sources": catalog.sources_of(content["scale"], content.get("files"))}
 
     @model_validator(mode="after")
@@ -111,6 +123,16 @@ class Manifest(Settings):
         for section, names in sections.items():
             if repeated := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"`{section}` names {', '.join(repeated)} twice")
+        return self
+
+    @model_validator(mode="after")
+    def _check_captions(self) -> "Manifest":
+        if both := [name for name in self.imported_names if name in self.captioner_names]:
+            name = both[0]
+            raise ValueError(
+                f"`captioners`: {name} has the name of captions that a source carries; give it another `name`, write "
+                f"another name in the source's `captions`, or leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -136,6 +158,11 @@ class Manifest(Settings):
     def captioner_names(self) -> list[str]:
         """Names of the texts that the captioners make: their folders in a run, and their columns in its dataset."""
         return [name for names in self.captioner_texts.values() for name in names]
+
+    @property
+    def imported_names(self) -> list[str]:
+        """Names of the captioners whose captions the sources carry, in order."""
+        return list(dict.fromkeys(name for source in self.sources for name in source.captions))
 
     @property
     def captioner_texts(self) -> dict[str, tuple[str, ...]]:
@@ -363,7 +390,8 @@ def _image_settings(manifest: Manifest) -> Manifest:
     """The settings that decide which images a run holds, under which keys, and how they are stored."""
     fixed = {name: getattr(manifest, name) for name in ("name", "seed", "sample", "samples_per_shard")}
     stored = {name: getattr(manifest.download, name) for name in ("image_size", "quality", "full_decode")}
-    sources = [source.model_copy(update={"licence": None, "homepage": None}) for source in manifest.sources]
+    others: dict[str, Any] = {"licence": None, "homepage": None, "captions": {}}
+    sources = [source.model_copy(update=others) for source in manifest.sources]
     return Manifest.model_validate(fixed | {"sources": sources, "download": stored})
 
 

@@ -130,6 +130,14 @@ class Progress:
         if units > 0:
             self.update(units)
 
+    def set_total(self, total: float) -> None:
+        """Replace the number of units in all, of work that grows while it is done."""
+        with self._lock:
+            self.total = total
+            self._line_at = self._next_line(self.done)
+            if self._bar is not None:
+                self._bar.total = total
+
     def note(self, *notes: str, counts: Mapping[str, float] | None = None) -> None:
         """Replace what stands after the count, the most important first, such as `97% downloaded`.
 

@@ -3,15 +3,18 @@
 RUN/
   manifest.yaml                                the frozen manifest
   lists/00000.parquet  plan.json               the rows to download, in seeded random order, as shards
+  lists/00012.json                             the tar, table or folder that the images of a shard are read from
   lists/retry-0001.json                        further shards, with the rows that are downloaded again
   images/00000-ATTEMPT.tar .parquet            output of img2dataset; 00000_stats.json names the committed attempt
   captions/CAPTIONER/00000.parquet             captions of image shard 0; .parts/ with partial results
   captions/CAPTIONER/captioner.json            the settings that made them; model_files.json: digests of a local model;
-                                               model_revision.json: the commit of one on the hub
+                                               model_revision.json: the commit of one on the hub;
+                                               stopped.json: why the last call gave up
   images/.ledger/ captions/CAPTIONER/.ledger/  empty objects whose names record the counts and times of each shard
   images/.tries/                               empty objects whose names record downloads without any image
   shards/train-00000.tar .parquet dataset.json the dataset
   clean/                                       hashes of the images and the list of exclusions; can be recomputed
+  publish/statistics.json                      statistics of the dataset for the hub; can be recomputed
   quarantine/                                  what could not be processed, with its reason
   train/NAME/                                  configuration, metrics, checkpoints, results on published tasks
   eval/NAME.json                               results on synthetic scenes
@@ -70,6 +73,10 @@ class Run:
     def list_shard(self, shard: int) -> str:
         return self._in("lists", f"{shard_name(shard)}.parquet")
 
+    def container_list(self, shard: int) -> str:
+        """What a shard reads whose images exist already, in place of its `list_shard`."""
+        return self._in("lists", f"{shard_name(shard)}.json")
+
     @property
     def plan(self) -> str:
         return self._in("lists", "plan.json")
@@ -111,6 +118,10 @@ class Run:
     def model_revision(self, name: str) -> str:
         """The commit of a captioner's model on the hub that the run uses."""
         return self._in("captions", name, "model_revision.json")
+
+    def captioner_stopped(self, name: str) -> str:
+        """Why the last call of `recaption` gave a captioner up; the next call removes it."""
+        return self._in("captions", name, "stopped.json")
 
     def caption_shard(self, name: str, shard: int) -> str:
         return self._in("captions", name, f"{shard_name(shard)}.parquet")
@@ -183,6 +194,11 @@ class Run:
 
     def quarantine(self, *names: str) -> str:
         return self._in("quarantine", *names)
+
+    @property
+    def statistics(self) -> str:
+        """The statistics of the dataset that were published last."""
+        return self._in("publish", "statistics.json")
 
     @property
     def trainings(self) -> str:

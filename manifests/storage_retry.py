@@ -79,12 +79,13 @@ _FINAL = (DiskError, FileNotFoundError, FileExistsError, PermissionError, IsADir
 _FINAL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 
-def _is_transient(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
+    """Whether the operation that raised an error may succeed if it is tried again."""
     return isinstance(error, OSError) and not isinstance(error, _FINAL) and error.errno not in _FINAL_CODES
 
 
 _retrying = tenacity.retry(
-    retry=tenacity.retry_if_exception(_is_transient),
+    retry=tenacity.retry_if_exception(is_transient),
     stop=tenacity.stop_after_attempt(4),
     wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=5),
     reraise=True,

@@ -13,6 +13,7 @@ from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import frozen, held_for
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.core.findings import Level
 from lotlip_data.pipeline.core.outcome import Inspection
 from lotlip_data.pipeline.stages import ManifestLike, RunLike, load_manifest, open_run
 
@@ -55,18 +56,21 @@ def plan(
     from lotlip_data.pipeline.planning.storage import measure_storage
     from lotlip_data.pipeline.planning.throughput import Speed, measure_speed
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
-    from lotlip_data.pipeline.recaptioning.job_checks import check_prompts, new_texts
+    from lotlip_data.pipeline.recaptioning.job_checks import check_planned, check_prompts, new_jobs, new_texts
 
     if not isinstance(hardware, Hardware):
         hardware = Hardware(**(hardware or {}))
     manifest, existing = load_manifest(manifest), None if run is None else open_run(run)
     if existing:
         held_for(manifest, existing)
-    jobs = resolve_captioners(manifest.captioners)
+    jobs = resolve_captioners(manifest.captioners) if manifest.captioners else []
     _check_speeds(speeds or {}, [job.config.name for job in jobs])
     measured = measure_storage(existing) if existing else None
     lists = plan_lists(manifest, rows, measured, hardware, existing)
-    lists.problems += map(str, check_prompts(new_texts(jobs, existing)))
+    planned = [check for job in new_jobs(jobs, existing) for check in check_planned(job, hardware.assumed_gpus)]
+    lists.problems += [str(check) for check in check_prompts(new_texts(jobs, existing))]
+    lists.problems += [str(check) for check in planned if check.level is Level.ERROR]
+    lists.notes += [str(check) for check in planned if check.level is Level.WARNING]
     lines, details = lists_text.format_text(lists), lists_text.format_assumptions(lists)
     known = {name: Speed(value, "as given") for name, value in (speeds or {}).items()}
     for job in jobs if measure else []:
@@ -75,7 +79,7 @@ def plan(
     cost = None
     if lists.images or existing:
         cost = plan_cost.plan_cost(lists.images or 0, jobs, hardware, known, existing, lists.shards)
-        lines += plan_cost.format_text(cost)
+        lines += plan_cost.format_text(cost, manifest.imported_names)
         details += plan_cost.format_assumptions(cost)
     if details:
         lines += details if assumptions else [f"assumptions  {len(details)}, shown with --assumptions"]
@@ -105,10 +109,18 @@ def doctor(manifest: ManifestLike | None = None, run: RunLike | None = None, *, 
     existing = None if run is None else open_run(run)
     if manifest is not None:
         manifest = load_manifest(manifest)
-    elif existing and storage.exists(existing.manifest):
+    elif existing and _has_manifest(existing):
         manifest = frozen(existing)
     diagnosis = diagnose(manifest, existing, ray)
     return Inspection(diagnosis.to_dict(), diagnosis.lines(), diagnosis.problems)
+
+
+def _has_manifest(run: Run) -> bool:
+    """Whether a run has a manifest that can be reached; the check of its storage says why not."""
+    try:
+        return storage.exists(run.manifest)
+    except (UserError, OSError):
+        return False
 
 
 def status(run: RunLike, *, failures: bool = False) -> Inspection:
@@ -126,6 +138,7 @@ def status(run: RunLike, *, failures: bool = False) -> Inspection:
     manifest = frozen(run)
     figures = get_status(run, failures=failures)
     figures["texts"] = {captioner: list(names) for captioner, names in manifest.several_texts.items()}
+    figures["imported"] = manifest.imported_names
     figures["not_started"] = find_not_started(manifest, figures)
     figures["stale"] = find_stale(run, manifest, figures)
     figures["next"] = next_command(run, manifest, figures, figures["stale"])

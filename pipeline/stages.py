@@ -1,14 +1,18 @@
 """The pipeline: one function per stage, from lists of URLs to an evaluated model. Read this file first.
 
-    partition   lists of URLs → shards of rows, in seeded random order         pipeline/url_lists/partition.py
-    download    rows → images, with img2dataset on Ray                         pipeline/downloading/stage.py
+    partition   lists of URLs, containers → shards, in seeded random order     pipeline/url_lists/partition.py
+    download    rows → images, with img2dataset on Ray; containers → checked   pipeline/downloading/stage.py
+    import      captions that a source's list carries → long texts             pipeline/recaptioning/importing/stage.py
     recaption   images → long texts, on pools of Ray actors                    pipeline/recaptioning/stage.py
     shard       images + texts → the dataset                                   pipeline/dataset/stage.py
     features    the dataset → features of a locked image tower (optional)      pipeline/model_stages/features.py
     train       the dataset → LoTLIP, or a method that it is compared with     training/trainer.py
     evaluate    a trained model → recall and accuracy                          training/evaluation/evaluate.py
+    publish     the dataset → a repository on the Hugging Face Hub (optional)  pipeline/hub/publication.py
 
 Each stage reads what the stage before it committed, skips what it has committed itself, and can be called on its own.
+Download, recaption and shard also work at the same time: `run_pipeline` starts them together, and `recaption` and
+`shard` follow a download that runs elsewhere (`follow`).
 The commands of `lotlip-data` and the Python API (docs/guides/notebook.md) both call these functions.
 
 A manifest is given as a path or URL of a YAML file, as a mapping with the same content, or as a `Manifest`. A run is
@@ -22,9 +26,10 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
@@ -32,7 +37,11 @@ from lotlip_data.manifests.manifest import Manifest, freeze, frozen, load, parse
 from lotlip_data.manifests.progress import SUMMARY_LINE
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core.outcome import Outcome
-from lotlip_data.pipeline.core.ray_cluster import ray_session
+from lotlip_data.pipeline.core.ray_cluster import cluster, ray_session
+from lotlip_data.pipeline.core.upstream import Upstream
+
+if TYPE_CHECKING:
+    from lotlip_data.pipeline.dataset.stage import StagesBefore
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +122,9 @@ def download(
     accept_failures: bool = False,
     update_manifest: bool = False,
 ) -> Outcome:
-    """Partition the manifest's lists into shards, once, and download every shard that is not downloaded yet.
+    """Partition the manifest's sources into shards, once, and download every shard that is not downloaded yet.
+
+    A shard of images that exist is scanned in place of a download.
 
     Args:
         manifest: The manifest. It is stored in the run's folder, where the other stages read it.
@@ -126,8 +137,7 @@ def download(
     from lotlip_data.pipeline.downloading.stage import download as download_shards
 
     manifest, run = load_manifest(manifest), open_run(run)
-    if storage.exists(run.manifest) or storage.exists(run.plan):
-        freeze(manifest, run, update_manifest)  # a new run gets its manifest once the lists are read
+    _freeze_if_started(manifest, run, update_manifest)
     summary = download_shards(manifest, run, retry_failed=retry_failed, accept_failures=accept_failures)
     figures = summary.to_dict()
     lines = [] if summary.nothing_to_do else [f"download: {summary.fetched:,} of {summary.requested:,} images"]
@@ -135,11 +145,18 @@ def download(
     return Outcome(not summary.nothing_to_do, summary.failed_shards, figures, "download", _logged(lines))
 
 
+def _freeze_if_started(manifest: Manifest, run: Run, update: bool) -> None:
+    """Compare the manifest with the run's. A new run gets its manifest once the lists are read."""
+    if storage.exists(run.manifest) or storage.exists(run.plan):
+        freeze(manifest, run, update)
+
+
 def recaption(
     run: RunLike,
     captioners: Iterable[str | Mapping[str, Any]] = (),
     *,
     pool: Mapping[str, Any] | None = None,
+    follow: bool = False,
 ) -> Outcome:
     """Caption the downloaded images with each captioner.
 
@@ -148,12 +165,39 @@ def recaption(
         captioners: Names of captioners, or of single texts of captioners that make several: those of the run's
             manifest before presets. Or settings as in a manifest. Default: all captioners of the run's manifest.
         pool: Settings of every captioner's pool, such as `max_actors`; they override the manifest's.
+        follow: Caption each shard as soon as it is downloaded, until the download is complete. It may run in another
+            process or on another machine, and may start later.
     """
+    from lotlip_data.pipeline.downloading.remaining import missing_images
+
+    run = open_run(run)
+    upstream = None
+    if follow:
+        _wait_for_run(run, "recaption")
+        if missing_images(run):
+            upstream = Upstream(partial(missing_images, run), "recaption")
+    return _recaption(run, captioners, pool, upstream)
+
+
+def _wait_for_run(run: Run, stage: str) -> None:
+    """Wait until the run has a manifest."""
+
+    def find_missing() -> str:
+        return "" if storage.exists(run.manifest) else f"{run.manifest}, which `lotlip-data download` writes"
+
+    Upstream(find_missing, stage).wait()
+
+
+def _recaption(
+    run: Run,
+    captioners: Iterable[str | Mapping[str, Any]] = (),
+    pool: Mapping[str, Any] | None = None,
+    upstream: Upstream | None = None,
+) -> Outcome:
     from lotlip_data.pipeline.recaptioning.config import select_captioners
     from lotlip_data.pipeline.recaptioning.stage import recaption as caption_shards
 
-    run = open_run(run)
-    summary = caption_shards(run, select_captioners(frozen(run).captioners, captioners, pool))
+    summary = caption_shards(run, select_captioners(frozen(run).captioners, captioners, pool), upstream)
     lines = [
         f"recaption: {name}: {summary.captions[name]:,} images captioned, {summary.rejected[name]:,} rejected"
         for name in summary.units
@@ -163,52 +207,143 @@ def recaption(
 
 def import_captions(
     run: RunLike,
-    table: str | PathLike[str],
+    table: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     columns: Sequence[str] = (),
     *,
     url_column: str | None = None,
     table_format: str | None = None,
     column_names: Sequence[str] = (),
     replace: bool = False,
+    dry_run: bool = False,
 ) -> Outcome:
-    """Join a table of existing captions to the run's images by URL.
+    """Join existing captions to the run's images by URL: those of a table, or those that the manifest's sources carry.
 
     Args:
         run: The run's folder.
-        table: CSV, TSV, JSON lines or Parquet; `*` in the name stands for many files.
-        columns: A captioner's name and its column, as NAME=COLUMN. Not needed for the format `dreamlip`.
-        url_column: The column of the URLs. Default: `url`, or `Image Path` for `dreamlip`.
-        table_format: `dreamlip`, or `csv`, `tsv`, `jsonl` or `parquet` where the file name does not end so.
+        table: CSV, TSV, JSON lines or Parquet, one file or several; `*` in a name stands for many. Default: the lists
+            of the sources that carry captions, which a list that has changed since replaces.
+        columns: A captioner's name and its column, as NAME=COLUMN. Not needed for `dreamlip` and `recap-long`.
+        url_column: The column of the URLs. Default: `url`, `Image Path` for `dreamlip`, found for `recap-long`.
+        table_format: `dreamlip`; `recap-long`, whose columns are found by their names; or `csv`, `tsv`, `jsonl` or
+            `parquet` where the file name does not end so.
         column_names: Names of all columns, for CSV and TSV without a header.
         replace: Replace captions that were imported before, such as those of a table that was corrected since.
+        dry_run: Only say what is taken from each column.
     """
-    from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
-    from lotlip_data.pipeline.recaptioning.import_captions import format_text
-    from lotlip_data.pipeline.recaptioning.import_captions import import_captions as import_table
+    from lotlip_data.pipeline.recaptioning.importing import stage
+    from lotlip_data.pipeline.recaptioning.importing.caption_table import open_caption_table, open_source_captions
 
     run = open_run(run)
-    frozen(run)
-    opened = open_caption_table(fspath(table), columns, url_column, table_format, column_names)
-    summary = import_table(run, opened, replace)
-    return Outcome(True, [], summary.to_dict(), "import", format_text(summary))
+    manifest = frozen(run)
+    tables = [fspath(path) for path in ([table] if isinstance(table, str | PathLike) else table)]
+    if not tables and (columns or url_column or table_format or column_names):
+        raise UserError("these options describe a table: name its file before the run")
+    if not tables and not manifest.imported_names:
+        raise UserError(f"{run.manifest}: no source carries captions (`captions`); name a table of captions")
+    opened = open_caption_table(tables, columns, url_column, table_format, column_names) if tables else None
+    if dry_run:
+        lines = (opened or open_source_captions(manifest)).describe()
+        return Outcome(True, [], {"columns": lines}, "import", lines)
+    if opened is None and not replace:
+        summary = stage.import_source_captions(manifest, run)
+    else:
+        summary = stage.import_captions(run, opened or open_source_captions(manifest), replace)
+    lines = stage.format_text(summary) if summary.shards else []
+    return Outcome(bool(summary.shards), [], summary.to_dict(), "import", _logged(lines))
 
 
-def shard(run: RunLike, captioners: Sequence[str] = ()) -> Outcome:
+def shard(run: RunLike, captioners: Sequence[str] = (), *, follow: bool = False) -> Outcome:
     """Join images and captions, split the captions into sub-captions, and write the dataset.
 
     Args:
         run: The run's folder.
         captioners: Captioners whose texts the dataset has, in the order of its columns. Default: `shard.captioners` of
             the run's manifest, otherwise all that the run has captions by and those of the manifest that have started.
+        follow: Write each shard as soon as it has all captions, until the download and the captioners are complete.
+            They may run in other processes or on other machines, and may start later.
     """
-    from lotlip_data.pipeline.dataset.stage import shard as build_dataset
+    from lotlip_data.pipeline.dataset.inputs import missing_captions
+    from lotlip_data.pipeline.dataset.stage import StagesBefore
+    from lotlip_data.pipeline.downloading.remaining import missing_images
 
     run = open_run(run)
+    before = None
+    if follow:
+        _wait_for_run(run, "shard")
+        find_missing = partial(missing_captions, run, frozen(run), captioners)
+        before = StagesBefore(Upstream(partial(missing_images, run), "shard"), Upstream(find_missing, "shard"))
+    return _shard(run, captioners, before)
+
+
+def _shard(run: Run, captioners: Sequence[str] = (), before: "StagesBefore | None" = None) -> Outcome:
+    from lotlip_data.pipeline.dataset.stage import shard as build_dataset
+
     with ray_session():
-        summary = build_dataset(frozen(run), run, captioners)
+        summary = build_dataset(frozen(run), run, captioners, before)
     shards, samples = wording.count(summary.built, "shard"), wording.count(summary.samples, "sample")
     lines = [f"shard: {shards} with {samples}"] if summary.built else []
     return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "shard", _logged(lines))
+
+
+def publish(
+    run: RunLike,
+    repository: str,
+    *,
+    private: bool = False,
+    captions_only: bool = False,
+    branch: str = "main",
+    message: str | None = None,
+    stats: bool = True,
+    dry_run: bool = False,
+) -> Outcome:
+    """Publish the dataset on the Hugging Face Hub: what differs is uploaded, and the last commit makes it visible.
+
+    Args:
+        run: The run's folder.
+        repository: The dataset repository as ORG/NAME. It is created where it does not exist.
+        private: Create the repository as a private one. It is an error if it exists and is public.
+        captions_only: Publish the Parquet files without the tars, which hold the images.
+        branch: The branch to publish on. It is created where it does not exist.
+        message: The message of the commits. Default: one that names the dataset.
+        stats: Also publish the statistics of the dataset, for which all of its texts are read.
+        dry_run: Only compare: change nothing.
+
+    Raises:
+        ConnectionError: The Hub does not answer, or asks to wait. The next call continues.
+    """
+    from lotlip_data.pipeline.hub import publish as publish_dataset
+
+    publication = publish_dataset(
+        open_run(run),
+        repository,
+        images=not captions_only,
+        private=private,
+        branch=branch,
+        message=message,
+        with_statistics=stats,
+        dry_run=dry_run,
+    )
+    return Outcome(publication.has_changes, [], publication.to_dict(), "publish", _logged(publication.lines()))
+
+
+def publish_progress(
+    run: RunLike, repository: str, *, private: bool = False, branch: str = "main", every: float | None = None
+) -> Outcome:
+    """Show the progress of a run on the card of its repository on the Hugging Face Hub, while the run goes on.
+
+    Args:
+        run: The run's folder.
+        repository: The dataset repository as ORG/NAME. It is created where it does not exist.
+        private: Create the repository as a private one. It is an error if it exists and is public.
+        branch: The branch. It is created where it does not exist.
+        every: Minutes after which the card is written again, until the dataset exists. Default: once.
+    """
+    from lotlip_data.pipeline.hub import publish_progress as write_progress
+
+    url, progress = write_progress(open_run(run), repository, private=private, branch=branch, every=every)
+    figures = {"url": url, "stage": progress.stage, "share": progress.share}
+    lines = [f"publish: the card of {url} shows the progress: {progress.message}"]
+    return Outcome(True, [], figures, "publish", _logged(lines))
 
 
 def export(
@@ -331,16 +466,20 @@ def _logged(lines: list[str]) -> list[str]:
 
 
 STAGES: dict[str, Callable[[Run], Outcome]] = {
+    "import": import_captions,
     "recaption": recaption,
     "shard": shard,
     "train": train,
     "evaluate": evaluate_run,
 }
-"""The stages after the download, in their order."""
+"""The stages after the download, in their order. The first two are called as far as the manifest has captions."""
 
 
 def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool = False) -> Outcome:
-    """Call every stage in turn. If a stage fails in part, the next stages use what was completed.
+    """Call every stage. If a stage fails in part, the next stages use what was completed.
+
+    Download, recaption and shard work at the same time: a shard is captioned as soon as it is downloaded, and written
+    as soon as it has all captions. Training and evaluation follow.
 
     Args:
         manifest: The manifest.
@@ -348,24 +487,79 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
         update_manifest: Replace the run's manifest if this one has other settings. Without it, that is an error.
     """
     from lotlip_data.pipeline.core.findings import require
+    from lotlip_data.pipeline.downloading.stage import cut_into_shards
     from lotlip_data.pipeline.readiness.manifest_checks import check_models
 
     manifest, run = load_manifest(manifest), open_run(run)
 
     def start(run: Run) -> Outcome:
-        return download(manifest, run, update_manifest=update_manifest)
+        return download(manifest, run)
 
     require(check_models(manifest, run))  # before hours of downloads
     with ray_session():  # stages that use Ray share one
-        return _run_stages({"download": start, **STAGES}, run)
+        _freeze_if_started(manifest, run, update_manifest)
+        if not storage.exists(run.plan):
+            cut_into_shards(manifest, run)
+        every = {"download": start, **_stages_of(manifest)}
+        return _run_stages(every, run, _stream(every, manifest, run))
 
 
-def _run_stages(stages: Mapping[str, Callable[[Run], Outcome]], run: Run) -> Outcome:
+def _stages_of(manifest: Manifest) -> dict[str, Callable[[Run], Outcome]]:
+    """The stages after the download: captions are imported if a source carries some, and made if it has captioners."""
+    unused = {"import": not manifest.imported_names, "recaption": not manifest.captioners}
+    return {name: stage for name, stage in STAGES.items() if not unused.get(name)}
+
+
+def _stream(
+    stages: Mapping[str, Callable[[Run], Outcome]], manifest: Manifest, run: Run
+) -> dict[str, Outcome | UserError]:
+    """Run the stages up to `shard` at the same time. Returns their results; empty if only `shard` has work left.
+
+    Tables of captions are imported once all images are there: each import reads the whole table.
+    """
+    from lotlip_data.pipeline.core.ledger import caption_progress
+    from lotlip_data.pipeline.core.stage_threads import StageThreads
+    from lotlip_data.pipeline.dataset.stage import StagesBefore
+    from lotlip_data.pipeline.downloading.remaining import missing_images
+
+    downloads = bool(missing_images(run))
+    names = [*manifest.captioner_names, *manifest.imported_names]
+    if not downloads and not any(caption_progress(run, name).left for name in names):
+        return {}
+    before_shard = [name for name in stages if name in ("download", "import", "recaption")]
+    logger.info(f"== {', '.join(before_shard)} and shard, at the same time", extra=SUMMARY_LINE)
+
+    def after(*names: str) -> Upstream:
+        return Upstream(lambda: " and ".join(name for name in names if not threads.has_ended(name)))
+
+    def import_after_download() -> Outcome:
+        after("download").wait()
+        return stages["import"](run)
+
+    with cluster(), StageThreads[Outcome]() as threads:  # the main thread starts Ray, and gets the signals
+        threads.start("download", partial(stages["download"], run))
+        if "import" in stages:
+            threads.start("import", import_after_download)
+        if "recaption" in stages:
+            threads.start("recaption", partial(_recaption, run, upstream=after("download") if downloads else None))
+        threads.start("shard", partial(_shard, run, before=StagesBefore(after("download"), after(*before_shard))))
+        return threads.results()
+
+
+def _run_stages(
+    stages: Mapping[str, Callable[[Run], Outcome]], run: Run, ended: Mapping[str, Outcome | UserError]
+) -> Outcome:
+    """The outcome of all stages, in their order.
+
+    Args:
+        stages: The stages.
+        run: The run.
+        ended: Results of stages that have run already.
+    """
     total = Outcome(did_something=False, stage="run")
     for name, stage in stages.items():
-        logger.info(f"== {name}", extra=SUMMARY_LINE)
         try:
-            outcome = stage(run)
+            outcome = _call(name, stage, run) if name not in ended else _returned(ended[name])
         except UserError as error:
             if not total.failed:
                 raise
@@ -378,3 +572,15 @@ def _run_stages(stages: Mapping[str, Callable[[Run], Outcome]], run: Run) -> Out
         total.failed += [f"{name}: {line}" for line in outcome.failed]
         total.figures[name] = outcome.figures
     return total
+
+
+def _call(name: str, stage: Callable[[Run], Outcome], run: Run) -> Outcome:
+    logger.info(f"== {name}", extra=SUMMARY_LINE)
+    return stage(run)
+
+
+def _returned(result: Outcome | UserError) -> Outcome:
+    """The result of a stage. Raises it if it is an error."""
+    if isinstance(result, UserError):
+        raise result
+    return result

@@ -20,11 +20,13 @@ KEYS = {
     "loader": {"ours_vs_webdataset"},
     "cluster": {"driver_share", "driver_rss_growth_mb", "shards_per_second", "units_per_second", "measured_share"},
     "one_pass": {"one_pass_vs_passes", "ratios", "pairs"},
+    "streamed": {"streamed_vs_longest", "staged_vs_longest", "streamed_seconds", "staged_seconds", "stages", "longest"},
+    "existing": {"existing_vs_ours", "pair"},
     "scale": {"stages", "growth", "peak_mib", "peak_growth", "bounds", "extrapolated_core_hours_of_100M"},
 }
 RAN = {"download": "ours_vs_img2dataset", "recaption": "ours_vs_bare_vllm", "train": "pixels_3"}
 RAN |= {"loader": "ours_vs_webdataset", "scale": "peak_growth", "cluster": "driver_share"}
-RAN |= {"one_pass": "one_pass_vs_passes"}
+RAN |= {"one_pass": "one_pass_vs_passes", "existing": "existing_vs_ours", "streamed": "streamed_vs_longest"}
 MODULES = {"download_web", "images", "heavy_models", "recaption_jobs"}
 """What the scripts import."""
 

@@ -1,4 +1,4 @@
-"""The sides of `one_pass.py`: the worker of a captioner with several texts, in one pass or in a pass for each text.
+"""The sides of `one_pass.py` and `existing.py`: the worker of a captioner, for all its texts or for one after another.
 
 The engine of the passes is loaded as that of a captioner with one text, so vLLM has no prefix cache there.
 """
@@ -30,7 +30,7 @@ def start(job: Job):  # type: ignore[no-untyped-def]
             for shard in range(len(job["tars"])):
                 for row in pq.read_table(run.caption_shard(name, shard)).to_pylist():
                     assert row["error"] is None, row
-                    captions[f"{name}/{row['key']}"] = (row["text"], row["tokens"])
+                    captions[f"{name}/{row[job['identity']]}"] = (row["text"], row["tokens"])
             storage.remove(run.captioner(name))
         return captions
 

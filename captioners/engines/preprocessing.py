@@ -14,7 +14,7 @@ from PIL import Image
 
 from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, ModelSpec, TextRequest
 from lotlip_data.captioners.engines.images import check_shape, fitted, image_errors
-from lotlip_data.captioners.engines.prompt import prompt_text
+from lotlip_data.captioners.engines.prompt import no_room, prompt_text
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
 from lotlip_data.captioners.prompt_fields import longest_requests, special_texts_of
 from lotlip_data.captioners.sizing import ModelSizes, sizes_of
@@ -287,11 +287,8 @@ def _prompt_key(config: CaptionerConfig, prompt: str) -> tuple[str | None, str]:
 def _check_room(prompt: Prompt, config: CaptionerConfig, limit: int | None) -> None:
     """Raise ValueError if a prompt leaves no room for its caption. A `max_model_len` of the user's may cut captions."""
     needed = config.max_new_tokens if config.max_model_len is None else 1
-    if limit and prompt.length + needed > limit:
-        raise ValueError(
-            f"image and prompt take {prompt.length} of {limit} tokens, and the caption needs {needed} "
-            f"(max_new_tokens={config.max_new_tokens}); shorten the prompt"
-        )
+    if problem := no_room(config, prompt.length, limit, needed):
+        raise ValueError(problem)
 
 
 def _differing(first: dict[str, Any], other: dict[str, Any]) -> set[str]:

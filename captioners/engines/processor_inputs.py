@@ -18,6 +18,7 @@ from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, 
 from lotlip_data.captioners.engines.chat_prompt import ChatPrompt
 from lotlip_data.captioners.engines.images import check_shape, fitted, image_errors
 from lotlip_data.captioners.engines.processor_loading import load_processor
+from lotlip_data.captioners.engines.prompt import no_room
 from lotlip_data.captioners.engines.stop_tokens import decode, read_stop_ids
 from lotlip_data.captioners.prompt_fields import longest_requests, special_texts_of
 from lotlip_data.captioners.sizing import ModelSizes
@@ -157,13 +158,9 @@ class ProcessorInputs:
                 images=[picture], text=[self.text(request)], return_tensors="pt", **self.images_kwargs
             )
         fields = {name: value for name, value in inputs.items() if name != "labels"}
-        tokens, longest = fields["input_ids"].shape[1], request.config.max_new_tokens
-        if self.positions and tokens + longest > self.positions:
-            raise CaptionError(
-                f"image and prompt take {tokens} of the model's {self.positions} tokens, which leaves too few for "
-                f"max_new_tokens={longest}; set max_pixels or size, a smaller max_new_tokens, or for a prompt with "
-                "fields a smaller max_field_characters"
-            )
+        needed = request.config.max_new_tokens
+        if problem := no_room(request.config, fields["input_ids"].shape[1], self.positions, needed, resizes=True):
+            raise CaptionError(problem)
         return fields
 
     def _check_blank(self) -> None:

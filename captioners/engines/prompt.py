@@ -4,6 +4,7 @@ import datetime
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, ModelSpec
+from lotlip_data.manifests.settings.prompt_syntax import uses_braces
 
 FIXED_DATE = datetime.datetime(2024, 7, 26)
 """The day that templates such as Llama 3.2's write into the prompt: a prompt must not change from day to day. It is the
@@ -65,6 +66,37 @@ def _chat_turn(config: CaptionerConfig, prompt: str, processor: Any, chat_templa
     raise ValueError(
         f"captioner {config.name!r}: {source}: its chat template does not fit a turn with one image ({problem}); set "
         "`template`, such as 'USER: <image>\\n{prompt} ASSISTANT:'"
+    )
+
+
+def no_room(
+    config: CaptionerConfig, tokens: int, limit: int | None, needed: int, *, resizes: bool = False
+) -> str | None:
+    """Why a caption does not fit behind an image and its prompt, and what to change; None if it fits.
+
+    Args:
+        config: The text.
+        tokens: Number of tokens of image and prompt.
+        limit: Number of tokens that the model, or its engine, reads and writes; None if there is no limit.
+        needed: Number of tokens that the caption needs.
+        resizes: Whether the captioner has settings that make the image smaller.
+    """
+    if not limit or tokens + needed <= limit:
+        return None
+    remedies = ["shorten the prompt"]
+    if uses_braces(*config.instructions):
+        remedies.append("set a smaller max_field_characters")
+    if needed > 1:
+        remedies.append("set a smaller max_new_tokens")
+    if resizes:
+        remedies.append("set max_pixels or size")
+    if config.max_model_len is not None:
+        remedies.append("set a larger max_model_len")
+    *first, last = remedies
+    remedy = f"{', '.join(first)} or {last}" if first else last
+    return (
+        f"image and prompt take {tokens} of {limit} tokens, and the caption needs {needed} "
+        f"(max_new_tokens={config.max_new_tokens}); {remedy}"
     )
 
 

@@ -16,6 +16,7 @@ from lotlip_data.captioners.base import Caption, CaptionerConfig, CaptionError, 
 from lotlip_data.captioners.engines.adapters import vllm_arguments
 from lotlip_data.captioners.engines.processor_inputs import ProcessorInputs
 from lotlip_data.captioners.engines.processor_loading import names_normalization
+from lotlip_data.captioners.engines.prompt import no_room
 from lotlip_data.captioners.engines.vllm_engine import VllmEngine, engine_args, runs_natively
 from lotlip_data.captioners.load_errors import describe, shorten
 
@@ -86,11 +87,14 @@ class VllmProcessorEngine(VllmEngine):
         llm = self._llm
         if llm is None:
             return CaptionError("the engine was closed")
+        tokens = self._inputs.tokenizer(self._inputs.text(request))["input_ids"]
         prompt = {
-            "prompt_token_ids": self._inputs.tokenizer(self._inputs.text(request))["input_ids"],
+            "prompt_token_ids": tokens,
             "multi_modal_data": {"image": picture},
             "multi_modal_uuids": {"image": [name]},
         }
+        if problem := self._no_room(request.config, len(tokens)):  # of the prompt alone
+            return CaptionError(problem)
         try:
             (rendered,) = llm.renderer.render_cmpl([prompt])  # type: ignore[list-item]
         except MemoryError:  # the machine's failure, not the image's
@@ -98,7 +102,14 @@ class VllmProcessorEngine(VllmEngine):
         except Exception as error:  # noqa: BLE001 - a processor raises many types for a picture that it does not accept
             cause = error.__cause__ or error
             return CaptionError(f"image cannot be preprocessed: {type(cause).__name__}: {shorten(str(cause))}")
+        if problem := self._no_room(request.config, len(rendered["prompt_token_ids"])):
+            return CaptionError(problem)
         return RenderedText(request.config, rendered)
+
+    def _no_room(self, config: CaptionerConfig, tokens: int) -> str | None:
+        """Why vLLM would refuse a request, in our words. A `max_model_len` of the user's may cut captions."""
+        needed = config.max_new_tokens if config.max_model_len is None else 1
+        return no_room(config, tokens, self._limit, needed, resizes=True)
 
 
 def _normalization(inputs: ProcessorInputs) -> dict[str, Any]:

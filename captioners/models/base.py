@@ -1,7 +1,7 @@
 """The base class of captioners: what is particular to one architecture."""
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,12 +9,16 @@ from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
 from lotlip_data.manifests.checkpoints.hub import read_config
 from lotlip_data.manifests.checkpoints.model_files import check_files
 from lotlip_data.manifests.checkpoints.resolve import resolve
+from lotlip_data.manifests.wording import plural
 
 VLM_SETTINGS = (
     *("system", "chat_template_kwargs", "min_pixels", "max_pixels", "size"),
     *("stop", "trust_remote_code", "lora", "lora_revision"),
 )
 """Settings that no kind reads but `vlm`, and kinds of other packages that say so."""
+
+COMMON_SETTINGS = ("name", "kind", "model", "revision", "prompts")
+"""Settings that every captioner has."""
 
 
 class Captioner:
@@ -37,6 +41,8 @@ class Captioner:
         layout_parts: Fields of config.json that must hold the settings of a part of the model.
         engines: Names of the engines that `load` accepts besides `auto`.
         reads_all_settings: Whether the kind reads the settings that the documentation gives to kind `vlm` only.
+        settings: Names of the only settings that the kind reads beside those that every captioner has (`name`, `kind`,
+            `model`, `revision`, `prompts`); None: all that its engines have.
     """
 
     template: ClassVar[str]
@@ -50,6 +56,7 @@ class Captioner:
     layout_parts: ClassVar[tuple[str, ...]] = ()
     engines: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
     reads_all_settings: ClassVar[bool] = False
+    settings: ClassVar[tuple[str, ...] | None] = None
 
     def check(self, source: str, load_options: dict[str, Any]) -> None:
         """Check that the checkpoint has the layout of this architecture. It reads config.json only.
@@ -100,17 +107,33 @@ class Captioner:
                 check_files(Path(source), config.model, has_own_code=config.trust_remote_code)
 
     def check_settings(self, config: CaptionerConfig) -> None:
-        """Check that the kind reads every setting that the configuration gives.
+        """Check that the kind reads every setting that the configuration and its texts give. A driver calls this.
 
         Raises:
             ValueError: It does not read one; the message names it.
         """
-        defaults = type(config).model_fields
-        for field in () if self.reads_all_settings else VLM_SETTINGS:
-            if getattr(config, field) != defaults[field].get_default(call_default_factory=True):
-                raise ValueError(f"captioner {config.name!r}: {field}: only kind 'vlm' has this setting; leave it out")
-        if config.request and "endpoint" not in self.engines:
-            raise ValueError(f"captioner {config.name!r}: request: only kind 'openai' sends requests; leave it out")
+        for text in (config, *config.texts):
+            self._check_settings_of(text)
+
+    def _check_settings_of(self, text: CaptionerConfig) -> None:
+        for field in _changed_settings(text):
+            if not self.reads_all_settings and field in VLM_SETTINGS:
+                raise ValueError(f"captioner {text.name!r}: {field}: only kind 'vlm' has this setting; leave it out")
+            if field == "request" and "endpoint" not in self.engines:
+                raise ValueError(f"captioner {text.name!r}: request: only kind 'openai' sends requests; leave it out")
+            if self.settings is not None and field not in (*COMMON_SETTINGS, *self.settings):
+                raise ValueError(
+                    f"captioner {text.name!r}: {field}: kind {text.kind!r} does not read this setting; leave it out"
+                )
+
+    def packages(self, config: CaptionerConfig, engine: str) -> tuple[str, ...]:
+        """The packages that the model needs where its engine runs, and that the project does not require.
+
+        Args:
+            config: Model, prompt and sampling.
+            engine: One of `engines`, or `auto`.
+        """
+        return ()
 
     def check_options(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> None:
         """Check, without loading anything, what the engine needs where it runs: packages, an address, a key.
@@ -127,6 +150,10 @@ class Captioner:
             require_vllm()
         if "transformers" in self.engines and any(_vllm_settings(config)):
             require_engine(config, self.choose_engine(config, engine))
+        if missing := missing_packages(self.packages(config, engine)):
+            raise ValueError(
+                f"captioner {config.name!r}: {config.model} needs {packages_to_install(missing)} where its engine runs"
+            )
 
     def choose_engine(self, config: CaptionerConfig, engine: str) -> str:
         """The name of the engine that `load` takes, which each caption records.
@@ -214,8 +241,8 @@ def require_engine(config: CaptionerConfig, engine: str) -> None:
     if engine == "transformers" and (settings := list(_vllm_settings(config))):
         raise ValueError(
             f"captioner {config.name!r}: {' and '.join(settings)}: only vLLM has this, and `auto` takes vLLM where "
-            "it is installed and there is a GPU; give `--engine vllm`, which needs no GPU, or leave it out to run "
-            "transformers"
+            "it is installed and there is a GPU; give `recaption --engine vllm` or set `pool: {engine: vllm}`, which "
+            "needs no GPU, or leave it out to run transformers"
         )
 
 
@@ -229,6 +256,25 @@ def _vllm_settings(config: CaptionerConfig) -> Iterator[str]:
         yield f"tensor_parallel_size: {config.tensor_parallel_size}"
     if names := [text.name for text in config.texts if text.structured is not None]:
         yield f"structured (of {', '.join(names)})" if config.prompts else "structured"
+
+
+def _changed_settings(config: CaptionerConfig) -> list[str]:
+    """The settings that are not at their default."""
+    return [
+        name
+        for name, field in type(config).model_fields.items()
+        if name not in COMMON_SETTINGS and getattr(config, name) != field.get_default(call_default_factory=True)
+    ]
+
+
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """Those of these packages that are not installed here."""
+    return [name for name in names if not importlib.util.find_spec(name)]
+
+
+def packages_to_install(names: Sequence[str]) -> str:
+    """Packages and how to install them, for a message."""
+    return f"the {plural(len(names), 'package')} {' and '.join(names)}: pip install {' '.join(names)}"
 
 
 def require_vllm() -> None:

@@ -3,14 +3,16 @@
 Nothing here is particular to one family: the checkpoint's processor makes the inputs, and its chat template the prompt.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 from lotlip_data.captioners.base import CaptionerConfig, Engine, EngineOptions
 from lotlip_data.captioners.engines.adapters import adapter_folder
+from lotlip_data.captioners.families import MODEL_TYPES, check_pixel_limits, packages_of
 from lotlip_data.captioners.models.base import Captioner
-from lotlip_data.manifests.checkpoints.hub import read_config
+from lotlip_data.manifests.checkpoints.hub import ModelUnavailable, read_config
 from lotlip_data.manifests.checkpoints.resolve import resolve
 
 logger = logging.getLogger(__name__)
@@ -24,11 +26,21 @@ class Vlm(Captioner):
     uses_chat_template = True
     reads_all_settings = True
 
+    def check_settings(self, config: CaptionerConfig) -> None:
+        super().check_settings(config)
+        check_pixel_limits(config, MODEL_TYPES.get(config.model))
+
     def check_model(self, config: CaptionerConfig) -> None:
-        check_remote_code(config, read_config(resolve(config.model), config.revision))
+        layout = read_config(resolve(config.model), config.revision)
+        check_remote_code(config, layout)
+        check_pixel_limits(config, layout.get("model_type"))
         super().check_model(config)
         if config.lora:
             adapter_folder(config)
+
+    def packages(self, config: CaptionerConfig, engine: str) -> tuple[str, ...]:
+        adapter = ("peft",) if config.lora and self.choose_engine(config, engine) == "transformers" else ()
+        return (*packages_of(_model_type(config)), *adapter)
 
     def load(self, config: CaptionerConfig, engine: str, options: EngineOptions) -> Engine:
         check_remote_code(config, read_config(config.model, config.revision))
@@ -65,6 +77,15 @@ def check_remote_code(config: CaptionerConfig, layout: Mapping[str, Any]) -> Non
         f"(model_type={layout.get('model_type')!r}): it brings Python code of its own, which would run with your "
         "rights. If you trust it, set trust_remote_code: true and `revision` to a commit that you have read"
     )
+
+
+def _model_type(config: CaptionerConfig) -> str | None:
+    """The family of a captioner's model; None where neither this machine nor the hub says it."""
+    if known := MODEL_TYPES.get(config.model):
+        return known
+    with contextlib.suppress(ModelUnavailable, ValueError):  # `check_model` reports it
+        return read_config(resolve(config.model), config.revision).get("model_type")
+    return None
 
 
 def _is_known(model_type: str) -> bool:

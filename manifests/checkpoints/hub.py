@@ -16,6 +16,8 @@ TIMEOUT_SECONDS = 10.0
 """Time for one answer of the hub."""
 CONFIG = "config.json"
 _CHECK_NETWORK = "check the network, the proxy and HF_ENDPOINT"
+_OFFLINE = "HF_HUB_OFFLINE forbids asking the hub"
+_GO_ONLINE = "unset HF_HUB_OFFLINE to download with `lotlip-data fetch-models`"
 
 
 class ModelUnavailable(UserError):
@@ -62,7 +64,14 @@ def find_model(model: str, revision: str | None = None) -> Path | None:
         raise ModelUnavailable(str(error), "correct the name") from None
     if Path(source).is_dir():
         return Path(source)
+    if "://" in source:
+        raise ModelUnavailable(
+            f"{model}: is a URL, and an engine reads a model from the hub or from a folder",
+            "copy it to a folder that every node has, and give that folder",
+        )
     if _is_path(source):
+        if Path(source).is_file():
+            raise ModelUnavailable(f"{model}: is a file, and a model is a folder", f"give the folder that has {CONFIG}")
         raise NoFolder(f"{model}: there is no such folder", "correct the path, or give the id of a model")
     if folder := fetched_folder(source, revision):
         return folder
@@ -115,7 +124,9 @@ def check_reachable() -> None:
 
     try:
         status = get_session().get(f"{endpoint()}/api/models?limit=1", timeout=TIMEOUT_SECONDS).status_code
-    except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
+    except errors.OfflineModeIsEnabled as error:
+        raise HubUnreachable(_OFFLINE, f"{_GO_ONLINE}, or use models that are on this machine") from error
+    except errors.HTTPError as error:
         problem = f"the hub ({endpoint()}) cannot be reached ({_reason(error)})"
         raise HubUnreachable(problem, f"{_CHECK_NETWORK}, or use models that are on this machine") from error
     if status == 429 or status >= 500:
@@ -185,8 +196,12 @@ def _explain_cause(error: BaseException, model: str, revision: str | None) -> Mo
             f"{model}: the hub has no such model, or it is private",
             "correct the name, or set HF_TOKEN to a token that may read it",
         )
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return HubUnreachable(
+            f"{model}: is not on this machine, and {_OFFLINE}", f"{_GO_ONLINE}, or give the folder of a downloaded copy"
+        )
     no_answer = isinstance(error, errors.HTTPError) and not isinstance(error, errors.HfHubHTTPError)
-    if no_answer or isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
+    if no_answer or isinstance(error, errors.LocalEntryNotFoundError):
         return HubUnreachable(
             f"{model}: is not on this machine, and the hub ({endpoint()}) cannot be reached ({_reason(error)})",
             f"{_CHECK_NETWORK}, or give the folder of a downloaded copy",

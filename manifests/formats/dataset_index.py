@@ -28,6 +28,8 @@ from lotlip_data.manifests.run_layout import Run, shard_name
 CARD, CROISSANT = "README.md", "croissant.json"
 SPLITS = {"train": "shards", "validation": "validation"}
 """The splits, and the lists of dataset.json that name their files."""
+CHOSEN = "captioners_chosen"
+"""The field of dataset.json that is true if `shard` was given other captioners than its default."""
 INPUTS, REPLACED = "inputs", "replaced"
 """The lists of input shards and of files of earlier versions in dataset.json."""
 SHARD_LISTS = (INPUTS, *SPLITS.values())

@@ -110,6 +110,7 @@ class DatasetIndex(TypedDict):
     name: str
     recipe: NotRequired[str]
     captioners: dict[str, str]
+    captioners_chosen: NotRequired[bool]
     sub_captions: SplitMode
     rules: Rules
     columns: list[str]

@@ -7,6 +7,11 @@ gives one.
 images/*.parquet (IMAGES): one row per requested URL, as img2dataset writes it; the json member of a downloaded image
 has the same keys. `key` joins the members of a tar, `sha256` is the hash of the downloaded bytes, before resizing.
 
+A shard of images that existed before the run (EXISTING_IMAGES) has three columns more (ORIGIN). `container` is the tar,
+the table or the folder that an image is read from, `member` its name in it, and `converted` says whether the image is
+converted when it is read; it is null for an image that the run stores, as for one without success. The `uid` is that of
+the URL, or the first 32 digits of the sha256 where there is no URL.
+
 captions/CAPTIONER/NNNNN.parquet (CAPTIONS): one row per downloaded image of shard NNNNN, sorted by `key`. Without a
 caption, `text`, `finish_reason` and `tokens` are null and `error` says why. `tokens` is the number of generated
 tokens; it is null for an imported caption, whose `engine` is `imported`. `fields_sha256` is the hash of the columns of
@@ -66,6 +71,10 @@ IMAGES = pa.schema(
     ]
 )
 
+ORIGIN = pa.schema([("container", pa.string()), ("member", pa.string()), ("converted", pa.bool_())])
+
+EXISTING_IMAGES = pa.schema([*IMAGES, *ORIGIN])
+
 CAPTIONS = pa.schema(
     [
         ("key", pa.string()),
@@ -117,8 +126,9 @@ EXTENSIONS = frozenset({IMAGE_EXTENSION, "txt", "json"})
 
 MEANINGS = {
     "key": "joins the members of a tar; not an identity, because it depends on how the lists were cut into shards",
-    "uid": "identity of the sample: the first 32 hexadecimal digits of the sha256 of its normalised URL",
-    "url": "the URL that the image was downloaded from",
+    "uid": "identity of the sample: the first 32 hexadecimal digits of the sha256 of its normalised URL, or of the "
+    "image's bytes where it has no URL",
+    "url": "the URL that the image was downloaded from; empty for an image that has none",
     "sha256": "sha256 of the downloaded bytes, before resizing",
     "width": "width of the stored image in pixels",
     "height": "height of the stored image in pixels",

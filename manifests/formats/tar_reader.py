@@ -122,6 +122,8 @@ class StreamedMember(NamedTuple):
     """Whether it is a plain file. Otherwise it is a link, a device or a sparse file."""
     content: bytes | None
     """None: it is no plain file, or was not wanted."""
+    end: int
+    """Offset of the end of its content in the tar, before compression."""
 
 
 def stream_members(
@@ -146,16 +148,27 @@ def stream_members(
     """
     with _damage_explained(url, remedy, error_type), storage.open_read(url) as stream:
         reader = stream if digested is None else HashingReader(stream)
-        with tarfile.open(fileobj=reader, mode="r|*", tarinfo=_StrictHeader) as tar:  # type: ignore[call-overload]
+        mode = "r:" if digested is None and _can_skip(stream, url) else "r|*"
+        with tarfile.open(fileobj=reader, mode=mode, tarinfo=_StrictHeader) as tar:  # type: ignore[call-overload]
             for member in _headers(tar):
                 if not member.isdir():
                     is_file = _is_plain_file(member)
                     reads = is_file and wanted(member.name, member.size)
                     content = tar.extractfile(member) if reads else None
-                    yield StreamedMember(member.name, member.size, is_file, None if content is None else content.read())
+                    data = None if content is None else content.read()
+                    yield StreamedMember(member.name, member.size, is_file, data, member.offset_data + member.size)
             _check_end(tar)
         if digested is not None and isinstance(reader, HashingReader):
             digested(reader.read_to_end())
+
+
+def _can_skip(stream: IO[bytes], url: str) -> bool:
+    """Whether members can be skipped without reading them: in a tar on this machine that is not compressed."""
+    if not storage.is_local(url):
+        return False
+    head = stream.read(tarfile.BLOCKSIZE)
+    stream.seek(0)
+    return head[257:262] == b"ustar"
 
 
 def scan_members(
@@ -316,7 +329,7 @@ class _StrictHeader(_TarHeader):
 
 def _check_end(tar: tarfile.TarFile) -> None:
     """Raise ReadError if something other than zeros comes after the end of a streamed tar."""
-    while rest := tar.fileobj.read(_COPY_BYTES):
+    while rest := tar.fileobj.read(tarfile.RECORDSIZE):
         if rest.count(0) < len(rest):
             raise tarfile.ReadError("there is more after the mark of its end; unpack joined tars with `tar -i`")
 

@@ -15,7 +15,9 @@ from pydantic import (
 )
 
 from lotlip_data.manifests.settings.base import Name, Settings
-from lotlip_data.manifests.sources.catalog import SourceName, published
+from lotlip_data.manifests.settings.captioners import TextName
+from lotlip_data.manifests.sources.catalog import SOURCES, SourceName, published
+from lotlip_data.manifests.sources.column_names import FIND, FOUND_CAPTIONERS
 from lotlip_data.manifests.sources.row_filter import RowFilter
 
 ListFormat = Literal["csv", "tsv", "jsonl", "parquet", "txt"]
@@ -54,6 +56,7 @@ _ADDED_SETTINGS: dict[str, Any] = {
     "escape": None,
     "quoting": None,
     "decode": "none",
+    "captions": {},
     **_IMAGE_SETTINGS,
 }
 """Settings that earlier releases do not know, with their defaults."""
@@ -61,6 +64,10 @@ _ADDED_SETTINGS: dict[str, Any] = {
 
 def _as_list(files: Any) -> Any:
     return [files] if isinstance(files, str) else files
+
+
+def _by_captioner(captions: Any) -> Any:
+    return dict.fromkeys(FOUND_CAPTIONERS, FIND) if captions == FIND else {} if captions is None else captions
 
 
 class Source(Settings):
@@ -92,12 +99,20 @@ class Source(Settings):
     """Whether cells can stand in quotes. If not, a quote is a part of the text. Default: yes in a CSV; in a TSV, only
     if the file's first lines quote cells as pandas does."""
     url: str | None = "url"
-    """Column of the URLs. Images that exist need none: the default is then null, and a column or a key of the JSON
+    """Column of the URLs. `find`: the one whose name says so, in each file; the default with `captions: find`. Images
+    that exist need none: the default is then null, and a column or a key of the JSON
     members (`json.url`) can be named, whose URL identifies the image in place of its content."""
     text: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = "caption"
     """Column of the raw texts. Each element of a list is a raw text of the image. null: there are no texts. Of images
     that exist, several columns can be named. In tars, and in folders without a `table`, a column is the extension of a
-    text file (`txt`, the default) or a key of a JSON file (`json.caption`)."""
+    text file (`txt`, the default) or a key of a JSON file (`json.caption`). `find` in a list of URLs: as in `url`."""
+    captions: Annotated[
+        dict[TextName, str],
+        BeforeValidator(_by_captioner, json_schema_input_type=Literal["find"] | dict[TextName, str] | None),
+    ] = Field(default_factory=dict)
+    """Captions that a list of URLs carries: captioner → column. They are imported after the download, in place of
+    captioning. A column `find` is found by its name; `captions: find` is `{instructblip: find, llava: find, sharegpt4v:
+    find}`. Files of one list can have the captions of one captioner each."""
     image: (
         Annotated[
             tuple[str, ...],
@@ -139,16 +154,18 @@ class Source(Settings):
     @model_validator(mode="before")
     @classmethod
     def _add_published_settings(cls, content: Any) -> Any:
-        if not isinstance(content, dict) or content.get("use") is None:
+        if not isinstance(content, dict):
             return content
+        if content.get("use") is None:
+            return _with_found_columns(content)
         source = published(content["use"])
         defaults = {"name": content["use"], "licence": source.licence, "homepage": source.homepage} | source.source
         if _given_format(content) not in (None, defaults.get("format")):  # another edition, for example with a header
-            own = ("format", "columns", *(("url", "text", "filter") if _is_of_images(content) else ()))
+            own = ("format", "columns", *(("url", "text", "captions", "filter") if _is_of_images(content) else ()))
             defaults = {name: value for name, value in defaults.items() if name not in own}
         if content.get("columns") is not None:
             defaults.pop("columns", None)
-        return defaults | content
+        return _with_found_columns(defaults | content)
 
     @model_validator(mode="before")
     @classmethod
@@ -177,13 +194,23 @@ class Source(Settings):
             raise ValueError("names two columns of one kind; give at most one column with sha256 and one with md5")
         return value
 
+    @field_validator("captions")
+    @classmethod
+    def _check_captions(cls, value: dict[str, str]) -> dict[str, str]:
+        if unknown := [name for name, column in value.items() if column == FIND and name not in FOUND_CAPTIONERS]:
+            raise ValueError(
+                f"the column of {unknown[0]!r} cannot be found by its name, only those of "
+                f"{', '.join(FOUND_CAPTIONERS)}; name the column"
+            )
+        return value
+
     @model_validator(mode="after")
     def _check_format_and_columns(self) -> "Source":
         formats: set[str] = {self.format_of(file) for file in self.files}
         if self.is_images:
             if len(formats) > 1:
-                named = " and ".join(sorted(formats))
-                raise ValueError(f"`files` has files of the formats {named}; make a source of each")
+                several = " and ".join(sorted(formats))
+                raise ValueError(f"`files` has files of the formats {several}; make a source of each")
             self._check_images()
         else:
             self._check_list()
@@ -193,9 +220,10 @@ class Source(Settings):
         if written and formats.isdisjoint(("csv", "tsv")):
             raise ValueError(f"`{written[0]}` is a setting of CSV and TSV files only; remove it, or set `format`")
         if self.columns is not None:
-            if missing := [name for name in self.needed if name not in self.columns]:
+            wanted = [*self.needed, *(column for column in self.captions.values() if column != FIND)]
+            if missing := [name for name in wanted if name not in self.columns]:
                 raise ValueError(f"`columns` lacks {' and '.join(map(repr, missing))}, which other settings name")
-            if repeated := [name for name in self.needed if self.columns.count(name) > 1]:
+            if repeated := [name for name in wanted if self.columns.count(name) > 1]:
                 raise ValueError(f"`columns` names {' and '.join(map(repr, repeated))} twice; rename one of them")
         return self
 
@@ -205,6 +233,8 @@ class Source(Settings):
             raise ValueError("`url`: a list of URLs needs the column of the URLs. For images that exist, set `format`")
         if isinstance(self.text, tuple):
             raise ValueError("`text`: a list of URLs has one column of texts; it can hold lists of texts")
+        if self.captions and all(self.format_of(file) == "txt" for file in self.files):
+            raise ValueError("`captions` are columns, and a file of the format `txt` has only URLs; set `format`")
         if foreign := [name for name, default in _IMAGE_SETTINGS.items() if getattr(self, name) != default]:
             raise ValueError(
                 f"`{foreign[0]}` is a setting of images that exist; remove it, or set `format` to "
@@ -214,8 +244,9 @@ class Source(Settings):
     def _check_images(self) -> None:
         """Raise ValueError for a setting that images of this format cannot have."""
         form = self.format_of(self.files[0])
-        if self.hash:
-            raise ValueError("`hash` is a setting of lists of URLs only; remove it")
+        for name in ("hash", "captions"):
+            if getattr(self, name):
+                raise ValueError(f"`{name}` is a setting of lists of URLs only; remove it")
         if form == "image-table" and len(self.image or ()) > 1:
             raise ValueError("`image`: one column of images is read of a table; make a source of each")
         if self.key is not None and form != "image-table":
@@ -231,7 +262,10 @@ class Source(Settings):
     def _omit_unused_settings(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the added settings, earlier releases can read the manifest too."""
         settings: dict[str, Any] = serialize(self)
-        unused = {name for name, default in _ADDED_SETTINGS.items() if settings.get(name) == default}
+        brought = published(self.use).source if self.use else {}
+        unused = {
+            name for name, default in _ADDED_SETTINGS.items() if settings.get(name) == default and name not in brought
+        }
         return {name: value for name, value in settings.items() if name not in unused}
 
     @property
@@ -257,11 +291,20 @@ class Source(Settings):
 
     @property
     def needed(self) -> list[str]:
-        """The columns that are read, each once: URL, texts, and those that `filter` and `hash` name."""
+        """The columns that are read, each once: URL, texts, and those that `filter` and `hash` name.
+
+        Columns of a list that are found by their names are not among them.
+        """
         filtered = [] if self.filter is None else RowFilter(self.filter).columns
         names = [self.file_name] if self.table is not None else []
         names += [name for name in (self.url, self.key) if name is not None]
-        return list(dict.fromkeys([*names, *self.text_columns, *filtered, *self.hash]))
+        names = list(dict.fromkeys([*names, *self.text_columns, *filtered, *self.hash]))
+        return [name for name in names if name != FIND or self.is_images]
+
+    @property
+    def finds_columns(self) -> bool:
+        """Whether the column of the URLs of a list, or that of the raw texts, is found by its name."""
+        return FIND in (self.url, self.text) and not self.is_images
 
     @property
     def table_list(self) -> "Source":
@@ -279,6 +322,24 @@ class Source(Settings):
                 "URLs, or to webdataset, image-table or image-folder for images"
             )
         return known
+
+
+def carries_captions(source: Any) -> bool:
+    """Whether a source, or the settings of one, carries captions."""
+    if isinstance(source, Source):
+        return bool(source.captions)
+    if not isinstance(source, dict):
+        return False
+    use = source.get("use")
+    brought = published(use).source.get("captions") if use in SOURCES and not _is_of_images(source) else None
+    return bool(source.get("captions", brought))
+
+
+def _with_found_columns(content: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a source; with `captions: find`, URL and text are found too where they are not given."""
+    if content.get("captions") != FIND:
+        return content
+    return {"url": FIND, "text": FIND} | content
 
 
 def _table_format(table: str) -> ListFormat:

@@ -12,7 +12,18 @@ import yaml
 from lotlip_data.manifests.settings.base import Settings
 from lotlip_data.manifests.settings.messages import unknown_name
 
-SourceName = Literal["cc3m", "cc12m", "yfcc15m", "laion", "coyo"]
+SourceName = Literal[
+    "cc3m",
+    "cc12m",
+    "yfcc15m",
+    "laion",
+    "coyo",
+    "dreamlip-cc3m",
+    "dreamlip-cc12m",
+    "dreamlip-yfcc15m",
+    "recap-long-laion",
+    "recap-long-coyo",
+]
 SOURCES: tuple[str, ...] = get_args(SourceName)
 
 
@@ -25,8 +36,8 @@ class Published(Settings):
     licence: str
     obtain: str
     """Which files to get, and where."""
-    rows: int
-    """Number of rows of the published list."""
+    rows: int | None = None
+    """Number of rows of the published list; None if it is not known to this project."""
     images: int
     """Number of images that the paper's authors had (Table 6)."""
     raw_tokens: float
@@ -47,7 +58,7 @@ def published(name: str) -> Published:
 
 @cache
 def scales() -> dict[str, tuple[str, ...]]:
-    """Scale (`3M`, `12M`, `30M` or `100M`) → names of its sources."""
+    """Scale (such as `3M`, or `3M-recaptioned` for lists that carry captions) → names of its sources."""
     return {scale: tuple(names) for scale, names in _read("scales").items()}
 
 

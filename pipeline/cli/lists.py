@@ -143,21 +143,26 @@ def format_text() -> list[str]:
     from lotlip_data.manifests.sources.catalog import SOURCES, published
 
     catalog = [published(name) for name in SOURCES]
-    lines = [f"{'source':10}{'rows published':>16}{'images (Table 6)':>18}{'tokens per text':>17}  format"]
+    width = max(len(source.name) for source in catalog)
+    lines = [
+        f"{'source':{width}}{'rows published':>16}{'images (Table 6)':>18}{'tokens per text':>17}  format  captions"
+    ]
     lines += [
-        f"{source.name:10}{source.rows:>16,}{source.images:>18,}{source.raw_tokens:>17.2f}"
-        f"  {source.source.get('format', 'any')}"
+        f"{source.name:{width}}{'?' if source.rows is None else f'{source.rows:,}':>16}{source.images:>18,}"
+        f"{source.raw_tokens:>17.2f}  {source.source.get('format', 'any'):6}"
+        f"  {'yes' if 'captions' in source.source else 'no'}"
         for source in catalog
     ]
     lines.append("")
     for scale, content in figures()["scales"].items():
-        lines.append(f"scale {scale:5}{content['images']:>14,} images: {', '.join(content['sources'])}")
+        lines.append(f"scale {scale:16}{content['images']:>14,} images: {', '.join(content['sources'])}")
     for source in catalog:
         lines += ["", *_describe(source)]
     return [
         *lines,
         "",
         "The lists are not part of lotlip-data. In a manifest, write `use: cc3m` in a source, or `scale: 3M`.",
+        "Lists with captions are relabelled releases: `lotlip-data run` imports their captions and captions nothing.",
     ]
 
 

@@ -6,6 +6,14 @@ import typer
 
 from lotlip_data.pipeline.cli.common import Json, ManifestFile, RunFolder, command, finish, load_validated_manifest
 
+Follow = Annotated[
+    bool,
+    typer.Option(
+        "--follow",
+        help="Work on each shard as soon as the stage before has committed it, wherever that stage runs, and end when "
+        "the stages before are complete.",
+    ),
+]
 UpdateManifest = Annotated[
     bool,
     typer.Option(
@@ -16,6 +24,8 @@ UpdateManifest = Annotated[
 
 def run(manifest: ManifestFile, run: RunFolder, update_manifest: UpdateManifest = False, json: Json = False) -> None:
     """Run every stage, from URL lists to evaluated models.
+
+    Images are captioned while others download, and shards are written while others are captioned.
 
     Example: lotlip-data run my-images.yaml runs/mine
     """
@@ -77,6 +87,7 @@ def recaption(
     ] = None,
     actors: Annotated[int | None, typer.Option(min=1, help="Maximum number of actors per captioner.")] = None,
     gpus: Annotated[float | None, typer.Option(min=0, help="Number of GPUs per actor.")] = None,
+    follow: Follow = False,
     json: Json = False,
 ) -> None:
     """Caption the downloaded images with each captioner.
@@ -88,14 +99,18 @@ def recaption(
 
         options = {"engine": engine, "max_actors": actors, "num_gpus": gpus}
         pool = {name: value for name, value in options.items() if value is not None}
-        finish(console, stages.recaption(run, captioner or (), pool=pool), run)
+        finish(console, stages.recaption(run, captioner or (), pool=pool, follow=follow), run)
 
 
 def import_captions(
     table: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="TABLE", help="The table: CSV, TSV, JSON lines or Parquet. `*` in the name stands for many files."
+            metavar="TABLE",
+            default_factory=list,
+            help="Files of the table: CSV, TSV, JSON lines or Parquet; `*` in a name stands for many. Default: the "
+            "lists of the manifest's sources that carry captions.",
+            show_default=False,
         ),
     ],
     run: RunFolder,
@@ -106,12 +121,17 @@ def import_captions(
         ),
     ] = None,
     url_column: Annotated[
-        str | None, typer.Option(help="Column of the image URLs. Default: url, or `Image Path` for dreamlip.")
+        str | None,
+        typer.Option(
+            help="Column of the image URLs. Default: url; `Image Path` for dreamlip; found by its name for recap-long."
+        ),
     ] = None,
     form: Annotated[
         str | None,
         typer.Option(
-            "--format", help="Format of the table: dreamlip, or csv, tsv, jsonl or parquet. Default: by the file name."
+            "--format",
+            help="Format of the table: dreamlip; recap-long, whose columns are found by their names; or csv, tsv, "
+            "jsonl or parquet. Default: by the file name.",
         ),
     ] = None,
     columns: Annotated[
@@ -124,11 +144,16 @@ def import_captions(
         bool,
         typer.Option("--replace", help="Replace captions imported before, such as those of a table corrected since."),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what is taken from each column. Nothing is imported.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Join a table of existing captions to the images by URL.
+    """Join existing captions to the images by URL.
 
-    Example: lotlip-data import cc3m_3long_3short_1raw_captions_url.csv runs/cc3m --format dreamlip
+    Without a TABLE, imports the captions that the lists of the manifest's sources carry.
+
+    Example: lotlip-data import recap-coyo-*.csv runs/coyo --format recap-long
     """
     with command("import", json, run) as console:
         from lotlip_data.pipeline import stages
@@ -142,6 +167,7 @@ def import_captions(
             table_format=form,
             column_names=names,
             replace=replace,
+            dry_run=dry_run,
         )
         finish(console, outcome, run)
 
@@ -157,6 +183,7 @@ def shard(
             "Default: `shard.captioners` of the run's manifest, otherwise all that the run has captions by.",
         ),
     ] = None,
+    follow: Follow = False,
     json: Json = False,
 ) -> None:
     """Join images and captions, and write the dataset.
@@ -167,7 +194,7 @@ def shard(
         from lotlip_data.pipeline import stages
 
         names = [name.strip() for text in captioners or () for name in text.split(",") if name.strip()]
-        finish(console, stages.shard(run, names), run)
+        finish(console, stages.shard(run, names, follow=follow), run)
 
 
 def demo(

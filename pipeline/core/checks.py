@@ -110,6 +110,7 @@ def check_storage(subject: str, folder: str) -> Check:
         subject: What the folder is, such as `run`.
         folder: A path or URL.
     """
+    probe = folder
     try:
         if storage.is_local(folder):
             folder = str(existing_path(Path(storage.normalise(folder))))
@@ -119,7 +120,8 @@ def check_storage(subject: str, folder: str) -> Check:
         finally:
             storage.remove(probe)
     except (UserError, OSError) as error:
-        return Check(subject, Level.ERROR, one_line(error), "" if isinstance(error, UserError) else _STORAGE_FIX)
+        finding = one_line(error).replace(probe, folder)
+        return Check(subject, Level.ERROR, finding, "" if isinstance(error, UserError) else _STORAGE_FIX)
     if overwritten:
         return Check(
             subject,

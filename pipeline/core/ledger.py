@@ -5,10 +5,14 @@ name holds counts and times (a `WorkRecord`). A saved part of an unfinished shar
 counts and rates need no request per shard either.
 """
 
+import contextlib
+import json
+import math
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NotRequired
 
 from pydantic import ConfigDict, with_config
@@ -16,6 +20,8 @@ from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.digests import Digest
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.image_containers import Container
 from lotlip_data.manifests.run_layout import Run, shard_name
 
 _IMAGE_MARKER = re.compile(r"(\d{5,})_stats\.json")
@@ -31,8 +37,8 @@ class ImageMarker(TypedDict):
     """Rows of the shard."""
     successes: int
     """Images of the shard."""
-    tar: str
-    """The name of the tar in `images`."""
+    tar: NotRequired[str]
+    """The name of the tar in `images`. Images that stay where they are have none: they are in the `container`."""
     parquet: str
     """The name of the Parquet file in `images`."""
     status_dict: dict[str, int]
@@ -45,6 +51,18 @@ class ImageMarker(TypedDict):
     seconds: NotRequired[float]
     digests: NotRequired[dict[Literal["tar", "parquet"], Digest]]
     """Size and sha256 of both files. Earlier releases do not record them."""
+    container: NotRequired[Container]
+    """Where the images were read from that existed before the run."""
+    container_digest: NotRequired[Digest]
+    """Its size and sha256, if the images stay there."""
+    conversion: NotRequired[dict[str, Any]]
+    """The settings with which an image that stays there is converted when it is read."""
+    converted: NotRequired[int]
+    """The number of images that are converted whenever they are read."""
+    filtered: NotRequired[dict[str, int]]
+    """Rows of the container that the source's filter excludes, by rule. They are not in `count`."""
+    not_drawn: NotRequired[int]
+    """Rows of the container outside the sample. They are not in `count`."""
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -150,6 +168,11 @@ def read_image_stats(run: Run, shard: int) -> ImageMarker:
     return artifacts.read_json(run.image_stats(shard), remedy, ImageMarker)
 
 
+def images_file(marker: ImageMarker) -> str:
+    """The name of the file in `images` that changes when the images of a shard are read anew."""
+    return marker["tar"] if "tar" in marker else marker["parquet"]
+
+
 def image_stamps(run: Run) -> dict[int, str]:
     """By shard, a stamp that changes when its images are downloaded again. One listing."""
     stamps = storage.list_stamps(run.images, "_stats.json")
@@ -164,6 +187,31 @@ def captioner_settings(run: Run, name: str) -> dict[str, Any]:
     """
     remedy = f"Remove it, and recaption as {name!r} with the settings of the captions beside it."
     return dict(artifacts.read_json(run.captioner_settings(name), remedy, CaptionerRecord))
+
+
+@dataclass(frozen=True)
+class Stop:
+    """That a call of `recaption` gave a captioner up."""
+
+    at: int
+    """Unix time in seconds, rounded up: the times at which work ended are rounded."""
+    reason: str
+
+
+def record_stop(run: Run, name: str, reason: str) -> None:
+    """Record that a captioner was given up. Like a log, it is not worth a failure."""
+    stop = Stop(math.ceil(time.time()), reason)
+    with contextlib.suppress(OSError, UserError):
+        storage.replace(run.captioner_stopped(name), artifacts.encode_json(asdict(stop)))
+
+
+def stop_of(run: Run, name: str) -> Stop | None:
+    """Why the last call of `recaption` gave a captioner up; None if it did not."""
+    try:
+        content = json.loads(storage.read_bytes(run.captioner_stopped(name)))
+        return Stop(int(content["at"]), str(content["reason"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def captioned_shards(run: Run, captioner: str) -> list[int]:

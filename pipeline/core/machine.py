@@ -43,10 +43,10 @@ def check_machine(needed_gib: float = MODEL_GIB, caches: Mapping[str, str] | Non
     yield check_python()
     yield from check_packages()
     yield check_shared_memory()
-    yield check_folder("models of the hub", str(hub_cache()), needed_gib)
+    yield check_folder("models of the hub", str(hub_cache()), needed_gib, "HF_HOME")
     for path, purpose in {**(caches or {}), CACHE_FOLDER: "exported language models"}.items():
-        yield check_folder(purpose, path, FULL_GIB)
-    yield check_folder("temporary files", tempfile.gettempdir(), SCRATCH_GIB)
+        yield check_folder(purpose, path, FULL_GIB, "`engine_options.cache_dir` of the captioners")
+    yield check_folder("temporary files", tempfile.gettempdir(), SCRATCH_GIB, "TMPDIR")
 
 
 def check_python() -> Check:
@@ -147,27 +147,29 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
     return Check("shared memory", Level.OK, f"{folder} has {gib:.0f} GiB")
 
 
-def check_folder(purpose: str, path: str, needed_gib: float) -> Check:
+def check_folder(purpose: str, path: str, needed_gib: float, setting: str) -> Check:
     """Whether a folder, which may not exist yet, can be written to and has enough free space.
 
     Args:
         purpose: What it holds.
         path: The folder; `~` is the user's home.
         needed_gib: Free space that is enough, in GiB.
+        setting: What names another folder for it.
     """
     folder, subject = Path(path).expanduser(), f"disk for {purpose}"
     existing = existing_path(folder)
     if not existing.is_dir():
-        return Check(subject, Level.ERROR, f"{existing} is a file", "remove it, or choose another folder")
+        return Check(subject, Level.ERROR, f"{existing} is a file", f"remove it, or set {setting} to another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        fix = "make it writable for this user, or choose another folder (for models of the hub: HF_HOME)"
+        fix = f"make it writable for this user, or set {setting} to another folder"
         return Check(subject, Level.ERROR, f"this user may not write to {existing}", fix)
     free = shutil.disk_usage(existing).free / 2**30
     finding = f"{folder} has {free:.1f} GiB free"
     if free >= max(needed_gib, FULL_GIB):
         return Check(subject, Level.OK, finding)
     level = Level.ERROR if free < FULL_GIB else Level.WARNING
-    fix = f"free space: {max(needed_gib, FULL_GIB):g} GiB may be needed; or choose a folder on another disk"
+    needed = f"{max(needed_gib, FULL_GIB):g} GiB may be needed"
+    fix = f"remove files ({needed}), or set {setting} to a folder on another disk"
     return Check(subject, level, finding, fix)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 from lotlip_data.manifests.errors import UserError
@@ -19,6 +19,8 @@ from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.gpus import require_assigned
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_cluster import check_cluster, cluster
+from lotlip_data.pipeline.core.stage_threads import pause, raise_if_stopped
+from lotlip_data.pipeline.core.upstream import NOT_YET, NotYet
 
 ATTEMPTS = 3
 """Number of attempts per item if its task dies or raises. A UserError is final: another attempt cannot succeed."""
@@ -30,7 +32,7 @@ EXIT_SECONDS = 1.0
 """Time for the answer of a task to leave its process before it ends."""
 
 POLL_SECONDS = 1.0
-"""Interval at which the progress of running tasks is read, where a caller asks for it."""
+"""Interval at which new items are asked for, and the progress of running tasks is read where a caller asks for it."""
 MAX_POLLED = 64
 """Largest number of tasks whose progress is read at a time: one request to Ray's control service for each."""
 _NAMESPACE = b"lotlip_data_progress"
@@ -44,10 +46,11 @@ OnProgress = Callable[[Sequence[tuple[Item, Snapshot]]], None]
 
 def run_ray_tasks(
     task: Callable[[Item], Result],
-    items: Iterable[Item],
+    items: Iterable[Item | NotYet],
     num_gpus: float = 0,
     on_progress: OnProgress[Item] | None = None,
     num_cpus: int = 1,
+    name: str = "",
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Run `task(item)` on the cluster for every item. Yields each item with its result or its last exception.
 
@@ -59,17 +62,20 @@ def run_ray_tasks(
 
     Args:
         task: Called in a worker process.
-        items: The items, which are read as tasks are submitted.
+        items: The items, which are read as tasks are submitted. NOT_YET stands for an item that may come later.
         num_gpus: GPUs that Ray reserves per task. A task finds its device with `assigned_device`.
         on_progress: Called about once per POLL_SECONDS while tasks run. A task reports what it has done by a
             `progress_bar` of its own.
         num_cpus: CPUs that Ray reserves per task.
+        name: What Ray's dashboard calls the tasks.
     """
+    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 0}
+    if name:
+        options["name"] = name
     left = iter(items)
-    if (first := next(left, None)) is None:
-        return
-    with cluster():
-        yield from _run(task, first, left, num_gpus, on_progress, num_cpus)
+    if first := list(islice(left, 1)):
+        with cluster():
+            yield from _run(task, chain(first, left), options, on_progress)
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,9 @@ class _Attempt(Generic[Item]):
 
 def _run(
     task: Callable[[Item], Result],
-    first: Item,
-    left: Iterator[Item],
-    num_gpus: float,
+    items: Iterator[Item | NotYet],
+    options: dict[str, Any],
     on_progress: OnProgress[Item] | None,
-    num_cpus: int,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     import ray
 
@@ -96,9 +100,8 @@ def _run(
         with forward_progress(partial(_post, board)) if board else nullcontext():
             return task(item)
 
-    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 0}
-    if num_gpus:  # by default, Ray starts a process for each task on a GPU, and each would load its model anew
-        options["max_calls"] = MAX_CALLS_ON_GPU
+    if options["num_gpus"]:  # by default, Ray starts a process for each task on a GPU, and each would load its model
+        options = options | {"max_calls": MAX_CALLS_ON_GPU}
     remote: Any = ray.remote(**options)(call)
     running: dict[Any, _Attempt[Item]] = {}
 
@@ -106,41 +109,63 @@ def _run(
         board = uuid.uuid4().hex if on_progress else None
         running[remote.remote(item, board)] = _Attempt(item, number, board)
 
-    submit(first)
     try:
-        while running:
-            resources = ray.cluster_resources()
-            gpu_slots = resources.get("GPU", 0) / num_gpus if num_gpus else math.inf
-            slots = min(resources.get("CPU", 1) / num_cpus, gpu_slots)
-            limit = 2 * max(1, int(slots))
-            while len(running) < limit and (item := next(left, None)) is not None:
+        while True:
+            raise_if_stopped()
+            limit, more = 2 * _slots(options), False
+            for item in islice(items, max(0, limit - len(running))):
+                more = True
+                if item is NOT_YET:
+                    break
                 submit(item)
-            ended, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS if on_progress else None)
+            if not running:
+                if not more:
+                    return
+                pause(POLL_SECONDS)
+                continue
+            ended, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
             if on_progress:
                 on_progress(_read_boards(running.values()))
             if not ended:
                 continue
             attempt = running.pop(ended[0])
             _clear(attempt.board)
-            try:
-                result = ray.get(ended[0])
-            except ray.exceptions.LocalRayletDiedError:
-                raise  # the cluster has died, not the task
-            except ray.exceptions.RayError as error:
-                if not isinstance(error, ray.exceptions.RayTaskError):
-                    check_cluster()
-                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-                if isinstance(cause, DiskError):
-                    raise cause from None
-                if attempt.number < ATTEMPTS and not isinstance(cause, UserError):
-                    submit(attempt.item, attempt.number + 1)
-                    continue
-                result = cause if isinstance(cause, Exception) else error
-            yield attempt.item, result
+            result = _result(ended[0])
+            is_final = not isinstance(result, Exception) or isinstance(result, UserError)
+            if is_final or attempt.number == ATTEMPTS:
+                yield attempt.item, result
+            else:
+                submit(attempt.item, attempt.number + 1)
     finally:
         for reference, attempt in running.items():
             ray.cancel(reference, force=True)
             _clear(attempt.board)
+
+
+def _slots(options: Mapping[str, Any]) -> int:
+    """Tasks that the cluster can run at a time, at least 1."""
+    import ray
+
+    resources = ray.cluster_resources()
+    gpu_slots = resources.get("GPU", 0) / options["num_gpus"] if options["num_gpus"] else math.inf
+    return max(1, int(min(resources.get("CPU", 1) / options["num_cpus"], gpu_slots)))
+
+
+def _result(reference: Any) -> Any | Exception:
+    """The result of a task that has ended, or its exception. Raises what concerns all tasks."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.LocalRayletDiedError:
+        raise  # the cluster has died, not the task
+    except ray.exceptions.RayError as error:
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            check_cluster()
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        if isinstance(cause, DiskError):
+            raise cause from None
+        return cause if isinstance(cause, Exception) else error
 
 
 def assigned_device(user: str) -> str:

@@ -36,6 +36,7 @@ class ClusterWatch:
         self._find_loss = find_loss
         self._ended = threading.Event()
         self._users = 0
+        self._lock = threading.Lock()
         self._interrupts = threading.current_thread() is threading.main_thread()
         self.loss = ""
         """What has died; empty while the cluster lives."""
@@ -52,11 +53,13 @@ class ClusterWatch:
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Whoever enters this needs the cluster, and is interrupted when it dies."""
-        self._users += 1
+        with self._lock:
+            self._users += 1
         try:
             yield
         finally:
-            self._users -= 1
+            with self._lock:
+                self._users -= 1
 
     def check(self) -> None:
         """Raise ClusterLost if the cluster has died, without waiting for the next look."""

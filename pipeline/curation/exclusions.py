@@ -207,7 +207,7 @@ def _compare_shards(
     tasks = sorted((shard, digest(stamp)) for shard, stamp in stamps.items())
     failed = []
     with progress_bar("compare images", len(tasks), "shard") as bar:
-        for (shard, _), result in run_ray_tasks(survey, tasks):
+        for (shard, _), result in run_ray_tasks(survey, tasks, name="compare images"):
             if isinstance(result, ShardSurvey):
                 comparison.add(shard, result)
             else:

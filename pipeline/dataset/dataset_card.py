@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -61,13 +61,14 @@ def front_matter(description: Description) -> dict[str, Any]:
         "tags": ["image-text", "long-captions", "webdataset"],
         "size_categories": [_size_category(summary["samples"])],
         FEATURES: {"features": features(summary["captioners"], summary.get("json_columns"))},
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": tars} for split, tars in description.tars.items() if tars],
-            }
-        ],
+        "configs": configs(description.tars),
     }
+
+
+def configs(paths: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """The front matter's list of the files of each split that has files."""
+    files = [{"split": split, "path": names} for split, names in paths.items() if names]
+    return [{"config_name": "default", "data_files": files}]
 
 
 def features(captioners: Iterable[str], json_columns: schema.JsonColumns | None = None) -> list[dict[str, Any]]:
@@ -75,14 +76,18 @@ def features(captioners: Iterable[str], json_columns: schema.JsonColumns | None 
 
     Without them, `datasets` infers the types from five samples, and fails on later texts if these samples have none.
     """
-    members = [_feature(column) for column in schema.dataset(captioners, json_columns)]
     return [
         {"name": schema.IMAGE_EXTENSION, "dtype": "image"},
         {"name": "txt", "dtype": "string"},
-        {"name": "json", "struct": members},
+        {"name": "json", "struct": columns(captioners, json_columns)},
         {"name": "__key__", "dtype": "string"},
         {"name": "__url__", "dtype": "string"},
     ]
+
+
+def columns(captioners: Iterable[str], json_columns: schema.JsonColumns | None = None) -> list[dict[str, Any]]:
+    """The columns of the Parquet files as `datasets` declares them."""
+    return [_feature(column) for column in schema.dataset(captioners, json_columns)]
 
 
 def _feature(column: pa.Field) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def _body(description: Description) -> str:
     summary = description.summary
     sections = [
         _overview(summary),
-        _splits(description),
+        splits(description),
         _captioners(summary),
         _left_out(summary),
         _sources(description),
@@ -124,7 +129,8 @@ def _overview(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def _splits(description: Description) -> list[str]:
+def splits(description: Description) -> list[str]:
+    """The lines of the card that list the tars of each split."""
     lines = ["| split | images | shards | for webdataset and open_clip |", "|---|---|---|---|"]
     for split, tars in description.tars.items():
         if tars:

@@ -218,6 +218,7 @@ def _add_image(
 def _image_columns(image: SampleRow, raws: RawTexts) -> SampleRow:
     raw, source = raws.first
     return {name: image[name] for name in _IMAGE_COLUMNS} | {
+        "url": image["url"] or "",  # not null: readers would infer from the first samples that no sample has a URL
         "source": source,
         "raw": raw,
         "sources": [source for _, source in raws.kept],

@@ -32,6 +32,7 @@ import pyarrow as pa
 from lotlip_data.manifests import digests, storage
 from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.formats.dataset_index import (
+    CHOSEN,
     INPUTS,
     LIST_END,
     REPLACED,
@@ -67,7 +68,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _ = self.columns  # refuses a captioner whose name is taken by another column
         if not self.captioners and self.rules.min_long_texts:
-            raise DatasetError("there are no captions yet. Run `lotlip-data recaption` first.")
+            raise DatasetError("there are no captions yet. Run `lotlip-data recaption` or `lotlip-data import` first.")
         if self.rules.min_long_texts > len(self.captioners):
             raise DatasetError(
                 f"`shard.min_long_texts` is {self.rules.min_long_texts}, but the run has captions by "
@@ -188,13 +189,14 @@ class _Totals:
         for name in PACKAGES:
             self.versions[name].add(record.versions.get(name, "unknown"))
 
-    def summary(self, manifest: Manifest, recipe: Recipe) -> dict[str, Any]:
-        """dataset.json without its lists."""
+    def summary(self, manifest: Manifest, recipe: Recipe, chosen: bool) -> dict[str, Any]:
+        """dataset.json without its lists. The arguments are those of `write_index`."""
         return {
             "schema_version": recipe.schema_version,
             "name": manifest.name,
             "recipe": recipe.id,
             "captioners": recipe.captioners,
+            **({CHOSEN: True} if chosen else {}),
             "sub_captions": recipe.rules.sub_captions,
             "rules": dataclasses.asdict(recipe.rules),
             "columns": recipe.columns.names,
@@ -225,7 +227,7 @@ class _ListWriter:
 
 
 def write_index(
-    folder: Path, manifest: Manifest, recipe: Recipe, records: Iterable[ShardRecord]
+    folder: Path, manifest: Manifest, recipe: Recipe, records: Iterable[ShardRecord], *, chosen: bool = False
 ) -> tuple[Description, Path]:
     """Write a local dataset.json, up to its last list, `replaced`.
 
@@ -234,6 +236,7 @@ def write_index(
         manifest: The manifest of the run.
         recipe: The recipe of the dataset.
         records: The markers of all shards, in order; read once.
+        chosen: Whether the command named the captioners, and other ones than the default.
 
     Returns:
         The description of the dataset, and the unfinished dataset.json in `folder`, which `finish_index` completes.
@@ -251,7 +254,7 @@ def write_index(
                 tars[output["split"]].append(output["tar"]["name"])
                 lists[SPLITS[output["split"]]].add({"input": record.shard} | output)
             lists[INPUTS].add(content)
-        summary = json.loads(json.dumps(totals.summary(manifest, recipe)))
+        summary = json.loads(json.dumps(totals.summary(manifest, recipe, chosen)))
         index = files.enter_context(open(folder / DATASET_JSON, "w", encoding="utf-8"))
         index.write(json.dumps(summary, indent=1, ensure_ascii=False).removesuffix("\n}"))
         for name, entries in lists.items():

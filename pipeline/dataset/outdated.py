@@ -8,7 +8,7 @@ from lotlip_data.manifests.formats.schema import IMPORTED_KIND
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.curation.filters import IMAGE_CHANGED, PROMPT_CHANGED
-from lotlip_data.pipeline.recaptioning.import_claims import import_command
+from lotlip_data.pipeline.recaptioning.importing.claims import import_command
 from lotlip_data.pipeline.recaptioning.prompts import fields_digest
 
 OUTDATED = {

@@ -35,7 +35,9 @@ _MARKER = re.compile(r"\d{5,}-[0-9a-f]{12}\.json")
 _DROPPED_LIST = re.compile(r"\d{5,}-[0-9a-f]{12}\.parquet")
 
 
-def publish(run: Run, manifest: Manifest, recipe: Recipe, records: Iterable[ShardRecord]) -> bool:
+def publish(
+    run: Run, manifest: Manifest, recipe: Recipe, records: Iterable[ShardRecord], *, chosen: bool = False
+) -> bool:
     """Write dataset.json and its views, and remove the files that the earlier version named.
 
     Args:
@@ -43,12 +45,13 @@ def publish(run: Run, manifest: Manifest, recipe: Recipe, records: Iterable[Shar
         manifest: The manifest of the run.
         recipe: The recipe of the dataset.
         records: The markers of all shards, in order; read once.
+        chosen: Whether the command named the captioners, and other ones than the default.
 
     Returns:
         Whether anything was written: False if dataset.json and its views are up to date.
     """
     with scratch_folder("publish") as folder:
-        description, index = metadata.write_index(folder, manifest, recipe, records)
+        description, index = metadata.write_index(folder, manifest, recipe, records, chosen=chosen)
         replaced = metadata.replaced_if_unchanged(run, index)
         if changed := replaced is None:
             replaced = _replaced_files(run, index)

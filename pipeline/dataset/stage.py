@@ -1,7 +1,8 @@
 """The shard stage: joins images and captions into the dataset, shard by shard; each shard's marker is created last.
 
 A shard is identified by a fingerprint of everything that it is built from. If the fingerprint has a marker, the shard
-is not built again.
+is not built again. So shards are built as they come while the stages before still work (`following`), and the stage
+itself finds them built.
 """
 
 import logging
@@ -24,21 +25,24 @@ from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
-from lotlip_data.manifests.settings.structured import ColumnType, StructuredOutput
+from lotlip_data.manifests.settings.structured import ColumnType
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker, captioned_shards, fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.core.scratch import scratch_folder
+from lotlip_data.pipeline.core.upstream import NOT_YET, NotYet, Upstream
 from lotlip_data.pipeline.curation.exclusions import find_exclusions, read_list
-from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset import metadata
+from lotlip_data.pipeline.dataset.inputs import complete_shards, ready_shards
 from lotlip_data.pipeline.dataset.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.dataset.metadata import Recipe
-from lotlip_data.pipeline.dataset.outdated import LISTED, OutdatedCaptions, caption_command, is_imported
+from lotlip_data.pipeline.dataset.outdated import OutdatedCaptions, caption_command
 from lotlip_data.pipeline.dataset.publish import publish, published
-from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, write_shard
-from lotlip_data.pipeline.downloading.reader import refetch_remedy
+from lotlip_data.pipeline.dataset.recipe import recipe_of, wanted_captioners
+from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, SpooledImages, write_shard
+from lotlip_data.pipeline.downloading.reader import fetched_images, refetch_remedy
+from lotlip_data.pipeline.downloading.remaining import remaining
 from lotlip_data.pipeline.recaptioning.prompts import recorded_fields
 
 logger = logging.getLogger(__name__)
@@ -69,7 +73,19 @@ class ShardSummary:
         return vars(self) | {"dropped": dict(self.dropped)}  # dataclasses.asdict cannot copy a Counter
 
 
-def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> ShardSummary:
+@dataclass(frozen=True)
+class StagesBefore:
+    """The stages before this one, which may still be at work."""
+
+    images: Upstream
+    """The download."""
+    captions: Upstream
+    """The download and the recaption stage."""
+
+
+def shard(
+    manifest: Manifest, run: Run, captioners: Sequence[str] = (), before: StagesBefore | None = None
+) -> ShardSummary:
     """Build every shard that has images and captions by all captioners, on Ray.
 
     A shard that was built from the same inputs before is skipped. Any other is built beside the files that it
@@ -79,10 +95,71 @@ def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> Shard
         manifest: The manifest of the run.
         run: The run.
         captioners: The captioners whose texts the dataset has. Default: as in `recipe_of`.
+        before: The stages before, if they may still go on: shards are then built as they come. Default: they have
+            ended.
 
     Raises:
         DatasetError: The run has no images, no captions, or none by one of `captioners`.
     """
+    ahead = ShardSummary() if before is None else _build_as_they_come(manifest, run, captioners, before)
+    summary = _build_dataset(manifest, run, captioners)
+    summary.skipped = max(0, summary.skipped - ahead.built)
+    summary.built += ahead.built
+    summary.samples += ahead.samples
+    summary.dropped.update(ahead.dropped)
+    return summary
+
+
+def _build_as_they_come(manifest: Manifest, run: Run, captioners: Sequence[str], before: StagesBefore) -> ShardSummary:
+    """Build the shards that get complete, until the stages before have ended. A shard that fails is tried again then.
+
+    Images can only be compared with each other once all of them are there, so a `clean` section that does so makes the
+    stage wait for the download.
+    """
+    summary = ShardSummary()
+    if manifest.clean.compares_images:
+        logger.info("shard: `clean` compares images with each other, so no shard is written before the last image")
+        before.images.wait()
+    names = wanted_captioners(manifest, captioners)
+    # Until a captioner has committed a shard, its settings can change, and the fingerprints of all shards with them.
+    before.captions.wait(lambda: bool(names) and all(captioned_shards(run, name) for name in names))
+    if before.captions.ended:
+        return summary
+    recipe = recipe_of(run, manifest, captioners)
+    exclusions, unsurveyed = find_exclusions(run, manifest.clean, recipe.rules)
+    if unsurveyed:
+        before.captions.wait()
+        return summary
+    rest = remaining(run)
+    arriving = _arriving(run, recipe, exclusions, before.captions)
+    _build_all(run, recipe, arriving, summary, rest.shards if rest else len(fetched_shards(run)))
+    return summary
+
+
+def _arriving(
+    run: Run, recipe: Recipe, exclusions: Mapping[int, str], upstream: Upstream
+) -> "Iterator[BuildTask | NotYet]":
+    """The builds of shards that have all captions and are not built, as they come. Each is handed out once."""
+    handed_out = set[BuildTask]()
+
+    def new() -> list[BuildTask]:
+        complete = sorted(complete_shards(run, recipe.captioners))
+        done = set(dataset_index.done_shards(run))
+        tasks = plan_builds(run, recipe, complete, exclusions)
+        return [task for task in tasks if (task.shard, task.fingerprint) not in done and task not in handed_out]
+
+    while True:
+        if upstream.is_due():
+            tasks = upstream.look(new)
+            handed_out.update(tasks)
+            yield from tasks
+        if upstream.ended:
+            return
+        yield NOT_YET
+
+
+def _build_dataset(manifest: Manifest, run: Run, captioners: Sequence[str]) -> ShardSummary:
+    """Build the shards that are not built, and publish the dataset."""
     fetched = fetched_shards(run)
     if not fetched:
         raise DatasetError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
@@ -99,84 +176,16 @@ def shard(manifest: Manifest, run: Run, captioners: Sequence[str] = ()) -> Shard
     pending = [task for task in tasks if (task.shard, task.fingerprint) not in done]
     summary = ShardSummary(skipped=len(tasks) - len(pending), failed=unsurveyed + missing)
     del done, earlier  # most of the memory of a large run
-    _build_all(run, recipe, [] if unsurveyed else [task for task in pending if task.shard in ready], summary)
+    to_build = [] if unsurveyed else [task for task in pending if task.shard in ready]
+    _build_all(run, recipe, to_build, summary, len(to_build))
     if not summary.failed:
         outdated = OutdatedCaptions()
-        summary.published = publish(run, manifest, recipe, _count_outdated(outdated, _read_records(run, tasks)))
+        chosen = bool(captioners) and list(recipe.captioners) != list(recipe_of(run, manifest).captioners)
+        records = _count_outdated(outdated, _read_records(run, tasks))
+        summary.published = publish(run, manifest, recipe, records, chosen=chosen)
         for line in outdated.messages(run, "are left out", f", see `dropped_texts` in {run.dataset}"):
             logger.info(line)
     return summary
-
-
-def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> Recipe:
-    """The recipe of the run's dataset.
-
-    Args:
-        run: The run.
-        manifest: Its manifest.
-        captioners: The captioners whose texts the dataset has; one that makes several texts for each image stands for
-            all of them. Default: those of the manifest's `shard.captioners`, otherwise those that the run has captions
-            by and those of the manifest that have started.
-
-    Raises:
-        DatasetError: The run has no captions, or none by one of `captioners`.
-    """
-    names = select_texts(run, manifest, captioners)
-    settings = {name: captioner_settings(run, name) for name in names}
-    columns = {name: json_columns(settings[name], manifest.structured_outputs.get(name)) for name in names}
-    return Recipe(
-        {name: str(recorded["id"]) for name, recorded in settings.items()},
-        Filters.of(manifest),
-        {name: dict(types) for name, types in columns.items() if types},
-    )
-
-
-def select_texts(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> list[str]:
-    """The texts of an image that a dataset or an export has: names of captioners. The arguments of `recipe_of`.
-
-    Raises DatasetError if the run has no captions by one of `captioners`.
-    """
-    existing = ledger.captioners(run)
-    captioners = [
-        text
-        for name in captioners or manifest.shard.captioners
-        for text in ((name,) if name in existing else manifest.captioner_texts.get(name, (name,)))
-    ]
-    if unknown := sorted(set(captioners).difference(existing)):
-        others = f", or name captioners of the run: {', '.join(existing)}" if existing else ""
-        raise DatasetError(
-            f"{run.url}: no captions by {', '.join(unknown)} yet. Run `lotlip-data recaption {run.url}`{others}."
-        )
-    return list(dict.fromkeys(captioners)) or [
-        name
-        for name in existing
-        if name in manifest.captioner_names or ledger.captioned_shards(run, name)  # a failed start leaves a folder
-    ]
-
-
-def json_columns(recorded: Mapping[str, Any], wanted: StructuredOutput | None) -> dict[str, ColumnType]:
-    """The keys of a captioner's texts that are columns of the dataset, and their types.
-
-    Args:
-        recorded: The settings that made the texts.
-        wanted: The manifest's setting now. Its columns count if its form is still that of the texts: they can change
-            without new texts.
-    """
-    if not recorded.get("structured"):
-        return {}
-    made = StructuredOutput.parse(recorded["structured"])
-    return (wanted if wanted is not None and wanted.decisive == made.decisive else made).column_types
-
-
-def captioner_settings(run: Run, name: str) -> dict[str, Any]:
-    """The settings that made a captioner's captions. Raises DatasetError if they are missing."""
-    try:
-        return ledger.captioner_settings(run, name)
-    except FileNotFoundError:
-        raise DatasetError(
-            f"{run.captioner_settings(name)}: is missing, so it is not known what made the captions beside it. Restore "
-            f"it from a copy, or remove them: `lotlip-data captioners remove {run.url} {name}`."
-        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,50 +236,6 @@ def plan_builds(
     return tasks
 
 
-def ready_shards(
-    run: Run, manifest: Manifest, fetched: Iterable[int], captioners: Sequence[str], command: str
-) -> tuple[set[int], list[str]]:
-    """The shards that can be built, and what is missing of the others.
-
-    Args:
-        run: The run.
-        manifest: The manifest of the run.
-        fetched: The downloaded shards.
-        captioners: The captioners whose texts are needed.
-        command: The command line that takes the option `--captioners`, without it.
-    """
-    fetched = set(fetched)
-    planned = {int(name.removesuffix(".parquet")) for name in storage.list_names(run.lists, ".parquet")}
-    ready, missing = set(fetched), []
-    if absent := planned - fetched:
-        missing.append(f"missing: images of {_format_shards(absent)}: run `lotlip-data download` again")
-    with_images = set(ledger.shards_with_images(run))
-    absent_by_name = {name: with_images - set(captioned_shards(run, name)) for name in captioners}
-    complete = [name for name in captioners if not absent_by_name[name]]
-    for name, absent in absent_by_name.items():
-        if absent:
-            remedy = _remedy(run, manifest, name, complete, command)
-            missing.append(f"missing: captions by {name} of {_format_shards(absent)}: {remedy}")
-            ready -= absent
-    return ready, missing
-
-
-def _remedy(run: Run, manifest: Manifest, name: str, complete: Sequence[str], command: str) -> str:
-    """How to get the captions that `name` lacks, or do without: captions by the captioners `complete` exist."""
-    recaption = caption_command(run, name)
-    if name in manifest.captioner_names or is_imported(run, name):
-        bring = f"run {recaption}"
-    else:
-        bring = f"name it under `captioners` in {run.manifest} again and run {recaption}"
-    without = f"`{command} --captioners {','.join(complete)}`"
-    return f"{bring}; or leave it out with {without}" if complete else bring
-
-
-def _format_shards(shards: set[int]) -> str:
-    names = [shard_name(shard) for shard in sorted(shards)[:LISTED]]
-    return f"{wording.count(len(shards), 'shard')} ({', '.join(names)}{', …' if len(shards) > LISTED else ''})"
-
-
 def _read_records(run: Run, tasks: Sequence[BuildTask]) -> Iterator[ShardRecord]:
     return map_ordered(lambda task: dataset_index.read_record(run, task.shard, task.fingerprint), tasks)
 
@@ -283,13 +248,15 @@ def _count_outdated(outdated: OutdatedCaptions, records: Iterable[ShardRecord]) 
         yield record
 
 
-def _build_all(run: Run, recipe: Recipe, tasks: list[BuildTask], summary: ShardSummary) -> None:
-    """Build the shards on Ray and add the results to `summary`."""
-    if tasks:
+def _build_all(
+    run: Run, recipe: Recipe, tasks: Iterable[BuildTask | NotYet], summary: ShardSummary, total: int
+) -> None:
+    """Build the shards on Ray and add the results to `summary`. `total`: number of shards in all."""
+    if total:
         storage.check_writable(run.shards)
-    with progress_bar("shard", len(tasks), "shard") as bar:
-        for task, result in run_ray_tasks(partial(build_shard, run, recipe), tasks):
-            _add_result(summary, task, result, len(tasks))
+    with progress_bar("shard", total, "shard") as bar:
+        for task, result in run_ray_tasks(partial(build_shard, run, recipe), tasks, name="shard"):
+            _add_result(summary, task, result, total)
             failed = wording.count(len(summary.failed), "shard")
             bar.note(f"{summary.samples:,} samples", f"{failed} failed" if summary.failed else "")
             bar.update()
@@ -333,8 +300,13 @@ def build_shard(run: Run, recipe: Recipe, task: BuildTask) -> ShardRecord:
         return _commit(run, recipe, task, joined, files)
 
 
-def _open_images(run: Run, number: int, marker: ImageMarker, scratch: Path, open_files: ExitStack) -> ImageTar:
-    """The images of a downloaded shard. Raises DamagedShard if they are missing, damaged or too few."""
+def _open_images(
+    run: Run, number: int, marker: ImageMarker, scratch: Path, open_files: ExitStack
+) -> ImageTar | SpooledImages:
+    """The images of a shard. Raises UserError if they are missing, damaged or too few."""
+    if "tar" not in marker:
+        spool = open_files.enter_context((scratch / "images").open("w+b"))
+        return SpooledImages(spool, ((image.meta, image.image) for image in fetched_images(run, number)))
     url, remedy = run.image_file(marker["tar"]), refetch_remedy(run, number)
     try:
         recorded = marker.get("digests", {}).get("tar")

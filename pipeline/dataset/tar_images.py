@@ -73,11 +73,18 @@ class OpenTar(ABC, Generic[Index, Name]):
 
     def image(self, name: Name) -> bytes:
         """Return the JPEG of an image. Raises ImageUnavailableError if there is none."""
+        content = self.content(name)
+        if not content.startswith(JPEG_MAGIC):
+            raise ImageUnavailableError(f"{self._url}: image {name} is not a JPEG")
+        return content
+
+    def content(self, name: Name) -> bytes:
+        """Return the file of an image, of whatever format. Raises ImageUnavailableError if there is none."""
         with self._lock:
             try:
                 if self._index is None:
                     self._index = self._open(storage.open_read(self._url))
-                content = self._read(self._index, name)
+                return self._read(self._index, name)
             except ImageUnavailableError:
                 self._index = None
                 raise
@@ -86,9 +93,6 @@ class OpenTar(ABC, Generic[Index, Name]):
                 raise ImageUnavailableError(f"{self._url}: cannot be read ({error}). {self._remedy}") from error
             except LookupError as error:
                 raise ImageUnavailableError(f"{self._url}: has no image {name}") from error
-        if not content.startswith(JPEG_MAGIC):
-            raise ImageUnavailableError(f"{self._url}: image {name} is not a JPEG")
-        return content
 
     @abstractmethod
     def _open(self, stream: IO[bytes]) -> Index:

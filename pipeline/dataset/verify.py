@@ -28,7 +28,7 @@ from lotlip_data.pipeline.curation.filters import split_of
 from lotlip_data.pipeline.dataset.join import SAMPLE
 from lotlip_data.pipeline.dataset.metadata import Description
 from lotlip_data.pipeline.dataset.publish import VIEWS, existing, paths_of, stale_views
-from lotlip_data.pipeline.dataset.stage import recipe_of
+from lotlip_data.pipeline.dataset.recipe import recipe_of
 
 _VIEWS_AND_INDEX = (DATASET_JSON, MARKERS, *VIEWS)
 """What is in `shards/` besides the shards."""

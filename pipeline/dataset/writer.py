@@ -46,7 +46,7 @@ class ImageRow(TypedDict):
     """The json member of an image: what the dataset takes from it."""
 
     uid: str
-    url: str
+    url: str | None
     sha256: str | None
     texts: list[str]
     sources: list[str]
@@ -103,6 +103,31 @@ class ImageTar:
 
     def _damaged(self, problem: str) -> DamagedShard:
         return DamagedShard(f"{self._url}: {problem}. {self._remedy}")
+
+
+class SpooledImages:
+    """The images of a shard that can only be read in their order, copied to a local file.
+
+    Args:
+        stream: An empty file, which stays open as long as images are read.
+        images: The row of each image, as in `ImageTar.metas`, and its bytes.
+    """
+
+    def __init__(self, stream: IO[bytes], images: Iterable[tuple[SampleRow, bytes]]) -> None:
+        self._stream = stream
+        self._spans: dict[str, tuple[int, int]] = {}
+        self.metas: dict[str, SampleRow] = {}
+        """The rows by key."""
+        for row, content in images:
+            self.metas[row["key"]] = row
+            self._spans[row["key"]] = stream.tell(), len(content)
+            stream.write(content)
+
+    def image(self, key: str) -> bytes:
+        """The bytes of one image."""
+        start, size = self._spans[key]
+        self._stream.seek(start)
+        return self._stream.read(size)
 
 
 def members(row: SampleRow, image: bytes, columns: Iterable[str]) -> list[tuple[str, bytes]]:

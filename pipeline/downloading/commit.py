@@ -1,9 +1,10 @@
-"""One shard from its URL list to its commit, as one Ray task.
+"""One shard from its URL list, or from its container of existing images, to its commit, as one Ray task.
 
 An attempt uploads its tar and its Parquet under unique names. Last, it creates the marker that names them, exclusively.
 Of two attempts at one shard the first wins; the other removes its files.
 """
 
+import pathlib
 import re
 import uuid
 from collections.abc import Collection
@@ -15,21 +16,27 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.digests import digest_of_file
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats.schema import SUCCESS
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.settings import DownloadSettings
+from lotlip_data.manifests.settings.source import Source
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading import failures
+from lotlip_data.pipeline.downloading.images.isolation import Suspects
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, fetch
 from lotlip_data.pipeline.downloading.reader import fetched_rows
+from lotlip_data.pipeline.downloading.scan import scan, without_images
 from lotlip_data.pipeline.downloading.suspects import ShardSuspects
+from lotlip_data.pipeline.existing_images.partition import read_container_shard
 
-QUARANTINE = pa.schema([(name, pa.string()) for name in ("key", "uid", "url", "reason", "detail")])
+QUARANTINE = pa.schema(
+    [(name, pa.string()) for name in ("key", "uid", "url", "container", "member", "reason", "detail")]
+)
 """Columns of quarantine/images/NNNNN.parquet: the rows of a committed shard without an image."""
 
-_FILES_PER_ATTEMPT = 2
 _ATTEMPT_FILE = re.compile(r"(\d{5,})-[0-9a-f]+\.(?:tar|parquet)")
 
 
@@ -42,21 +49,21 @@ class DownloadTask:
     samples_per_shard: int
     settings: DownloadSettings = field(repr=False)
     accept: bool = False
-    """Whether to commit the shard even if none of its images downloads."""
+    """Whether to commit the shard even if none of its images downloads, or its container is damaged."""
+    sources: tuple[Source, ...] | None = field(default=None, repr=False)
+    """The image sources of the manifest, if the shard is a container of one of them; None if it is a list of URLs."""
 
 
 def fetch_and_commit(task: DownloadTask) -> ImageMarker | dict[str, int]:
-    """Download one shard, commit it, and return its marker.
+    """Download one shard, or scan its container, commit it, and return its marker.
 
     If no image downloads and a failure is transient (the server or the network is down), nothing is committed unless
     `task.accept` is set. The result is then the number of failures per reason, and the next run retries the shard.
     """
     run, shard = task.run, task.shard
-    url = run.list_shard(shard)
-    rows = artifacts.read_parquet(url, list_remedy(run, shard))
     suspects = ShardSuspects(run, shard)
     with scratch_folder("download") as folder:
-        fetched = fetch(rows, shard, task.samples_per_shard, task.settings, folder, suspects)
+        fetched = _fetch(task, folder, suspects) if task.sources is None else _scan(task, folder, suspects)
         if fetched.is_retriable and not task.accept:
             return {reason: count for reason, count in fetched.stats["status_dict"].items() if reason != SUCCESS}
         commit(run, shard, fetched)
@@ -64,6 +71,22 @@ def fetch_and_commit(task: DownloadTask) -> ImageMarker | dict[str, int]:
     marker = ledger.read_image_stats(run, shard)
     finish_commit(run, shard, marker)
     return marker
+
+
+def _fetch(task: DownloadTask, folder: pathlib.Path, suspects: Suspects) -> FetchedShard:
+    rows = artifacts.read_parquet(task.run.list_shard(task.shard), list_remedy(task.run, task.shard))
+    return fetch(rows, task.shard, task.samples_per_shard, task.settings, folder, suspects)
+
+
+def _scan(task: DownloadTask, folder: pathlib.Path, suspects: Suspects) -> FetchedShard:
+    listed = read_container_shard(task.run, task.shard)
+    source = next(source for source in task.sources or () if source.name == listed.source)
+    try:
+        return scan(listed, source, task.shard, task.settings, folder, suspects)
+    except UserError as error:
+        if not task.accept:
+            raise
+        return without_images(listed, task.shard, error, folder)
 
 
 def list_remedy(run: Run, shard: int) -> str:
@@ -83,7 +106,7 @@ def finish_commit(run: Run, shard: int, marker: ImageMarker, retried: Collection
 def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
     """Make `fetched` the shard's result, unless it has one; moves its files. Returns whether this attempt won."""
     attempt = f"{shard_name(shard)}-{uuid.uuid4().hex[:12]}"
-    files = {"tar": fetched.tar, "parquet": fetched.parquet}
+    files = {"tar": fetched.tar, "parquet": fetched.parquet} if fetched.tar else {"parquet": fetched.parquet}
     names = {kind: f"{attempt}.{kind}" for kind in files}
     digests = {kind: asdict(digest_of_file(file)) for kind, file in files.items()}
     urls = [run.image_file(name) for name in names.values()]
@@ -103,7 +126,7 @@ def write_quarantine(run: Run, shard: int, marker: ImageMarker, retried: Collect
     Rows with a reason in `retried` are left out: another shard retries them.
     """
     if marker["successes"] < marker["count"]:
-        failed = failed_rows(run, shard, marker, ["key", "uid", "url"])
+        failed = failed_rows(run, shard, marker, ["key", "uid", "url", "container", "member"])
         storage.create(run.quarantine("images", f"{shard_name(shard)}.parquet"), quarantine_parquet(failed, retried))
 
 
@@ -130,8 +153,8 @@ def remove_orphans(run: Run, committed: Collection[int]) -> None:
     attempt_files = filter(None, map(_ATTEMPT_FILE.fullmatch, storage.list_names(run.images)))
     for shard, matches in groupby(attempt_files, key=lambda match: int(match[1])):  # names are sorted
         names = [match[0] for match in matches]
-        if shard in committed and len(names) > _FILES_PER_ATTEMPT:
+        if shard in committed and len({name.partition(".")[0] for name in names}) > 1:
             marker = ledger.read_image_stats(run, shard)
             for name in names:
-                if name not in (marker["tar"], marker["parquet"]):
+                if name not in (marker.get("tar"), marker["parquet"]):
                     storage.remove(run.image_file(name))

@@ -41,6 +41,10 @@ TOO_LONG = "side too long"
 TOO_MUCH_MEMORY = "too much memory"
 UNDECODABLE = "cannot be decoded"
 WRONG_HASH = "hash mismatch"
+REPEATED = "same image twice"
+NO_IMAGE = "no image"
+UNUSABLE_ROW = "unusable row"
+UNUSABLE_CONTAINER = "unusable container"
 HOST_DOWN = "host is down"
 HOST_BUSY = "host is busy"
 OTHER = "other"
@@ -50,9 +54,21 @@ VOCABULARY = frozenset(
         *(TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, TLS, NOT_ALLOWED, BAD_SCHEME, BAD_URL, BAD_RESPONSE),
         *(BAD_REDIRECT, TOO_MANY_REDIRECTS, TOO_LARGE, EMPTY, ROBOTS, TRUNCATED, NOT_AN_IMAGE, TOO_MANY_PIXELS),
         *(NOT_SUPPORTED, TOO_LONG, TOO_MUCH_MEMORY, UNDECODABLE, WRONG_HASH, HOST_DOWN, HOST_BUSY, OTHER),
+        *(
+            REPEATED,
+            NO_IMAGE,
+            UNUSABLE_ROW,
+            UNUSABLE_CONTAINER,
+            "several images",
+            "duplicate key",
+            "not a plain file",
+            "no such file",
+        ),
+        *("a link out of the folder", "unsafe name", "text too long", "text not in UTF-8", "no key", "no file name"),
+        *("not readable", "a column stands twice", "not a JSON object"),
     }
 )
-"""All reasons except `http NNN`."""
+"""All reasons except `http NNN`. The last ones are those of containers (`existing_images.rows`)."""
 
 _HOST_FAILURES = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, "http 429", "http 503"})
 _TRANSIENT = frozenset({TIMEOUT, REFUSED, LOST, UNREACHABLE, NOT_RESOLVED, HOST_DOWN, HOST_BUSY, NOT_ALLOWED})
@@ -136,13 +152,29 @@ def count_failures(table: "pa.Table") -> dict[str, Any]:
     from lotlip_data.manifests.formats.schema import SUCCESS
 
     failed = table.filter(pc.not_equal(table["status"], SUCCESS))
-    row_reasons = [split_message(message)[0] for message in failed["error_message"].to_pylist()]
+    messages = Counter(zip(failed["url"].to_pylist(), failed["error_message"].to_pylist(), strict=True))
+    return count_rows(table.num_rows - failed.num_rows, messages)
+
+
+def count_rows(images: int, failed: Mapping[tuple[str | None, str], int]) -> dict[str, Any]:
+    """As `count_failures`.
+
+    Args:
+        images: The number of rows with an image.
+        failed: The number of other rows by URL, or None, and error message.
+    """
+    from lotlip_data.manifests.formats.schema import SUCCESS  # imports pyarrow
+
+    reasons: Counter[str] = Counter()
     hosts: dict[str, Counter[str]] = {}
-    for url, reason in zip(failed["url"].to_pylist(), row_reasons, strict=True):
-        hosts.setdefault(listed_host(url), Counter())[reason] += 1
+    for (url, message), rows in failed.items():
+        reason, _ = split_message(message)
+        reasons[reason] += rows
+        if url is not None:
+            hosts.setdefault(listed_host(url), Counter())[reason] += rows
     worst = sorted(hosts, key=lambda host: (-hosts[host].total(), host))[:MAX_HOSTS_PER_SHARD]
     return {
-        "status_dict": {SUCCESS: table.num_rows - len(row_reasons)} | dict(Counter(row_reasons).most_common()),
+        "status_dict": {SUCCESS: images} | dict(reasons.most_common()),
         "failed_hosts": {host: dict(hosts[host].most_common()) for host in worst},
     }
 
@@ -180,10 +212,12 @@ def format_text(figures: Mapping[str, Any]) -> list[str]:
     """Format `Failures.to_dict()` as lines of text. Returns no line if nothing failed."""
     if not figures["reasons"]:
         return []
-    lines = [f"{wording.count(sum(figures['reasons'].values()), 'image')} failed to download:"]
+    what = "failed to download" if figures["hosts"] else "cannot be used"
+    lines = [f"{wording.count(sum(figures['reasons'].values()), 'image')} {what}:"]
     for reason, count in figures["reasons"].items():
         lines.append(f"  {count:>11,}  {reason}{_hint(reason)}")
-    lines.append("hosts with the most failures:")
+    if figures["hosts"]:
+        lines.append("hosts with the most failures:")
     for host, counts in list(figures["hosts"].items())[:10]:
         details = ", ".join(f"{count:,} × {reason}" for reason, count in counts.items())
         lines.append(f"  {sum(counts.values()):>11,}  {host or 'URLs without a host'} ({details})")

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import pathlib
-import tarfile
 import tempfile
 import time
 import urllib.request
@@ -29,12 +28,11 @@ from lotlip_data.manifests.settings import DownloadSettings
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
 from lotlip_data.pipeline.downloading.http_client import guarded_urlopen
+from lotlip_data.pipeline.downloading.image_tar import ImageTarWriter
 from lotlip_data.pipeline.downloading.images.isolation import Converter, ConverterError, Suspects
 from lotlip_data.pipeline.downloading.images.messages import ConversionSettings, Converted
 
 _KEY_ROWS = 10_000  # keys have at least four row digits, however few rows a shard has
-_WHOLE_FILE = 1 << 30
-"""Bytes per write to the tar: more than an image has."""
 
 
 class ShardFetchError(RuntimeError):
@@ -43,11 +41,12 @@ class ShardFetchError(RuntimeError):
 
 @dataclass(frozen=True)
 class FetchedShard:
-    """A downloaded shard in a local folder. `table`: the rows of its Parquet (`schema.IMAGES`), sorted by key."""
+    """A downloaded shard in a local folder."""
 
-    tar: pathlib.Path
+    tar: pathlib.Path | None
+    """None for images that stay where they are."""
     parquet: pathlib.Path
-    table: pa.Table
+    """The rows (`schema.IMAGES`), sorted by key."""
     stats: dict[str, Any]
     """img2dataset's own statistics, with the counts of `failures.count_failures`."""
 
@@ -88,7 +87,7 @@ def fetch(
     with pa.OSFile(str(source), "wb") as stream, pa.ipc.new_file(stream, LISTS) as writer:
         writer.write_table(rows.select(LISTS.names).cast(LISTS))
     failure = Failure()
-    with Converter(_conversion_settings(settings), suspects) as converter, contextlib.ExitStack() as stack:
+    with Converter(conversion_settings(settings), suspects) as converter, contextlib.ExitStack() as stack:
         resizer = IsolatedResizer(converter, failure)
         stack.enter_context(guarded_urlopen(settings, _expected(rows), resizer.start))
         bar = stack.enter_context(progress_bar("download", rows.num_rows, "URL"))
@@ -104,10 +103,11 @@ def fetch(
     parquet.write_bytes(artifacts.encode_parquet(table))
     stats = json.loads((folder / f"{shard_name(shard)}_stats.json").read_text())
     stats |= failures.count_failures(table) | {"seconds": round(time.time() - started, 3)}
-    return FetchedShard(folder / f"{shard_name(shard)}.tar", parquet, table, stats)
+    return FetchedShard(folder / f"{shard_name(shard)}.tar", parquet, stats)
 
 
-def _conversion_settings(settings: DownloadSettings) -> ConversionSettings:
+def conversion_settings(settings: DownloadSettings) -> ConversionSettings:
+    """The settings of the download that a conversion depends on."""
     names = (field.name for field in dataclasses.fields(ConversionSettings))
     return ConversionSettings(**{name: getattr(settings, name) for name in names})
 
@@ -186,8 +186,7 @@ def _temporary_files_in(folder: str) -> Iterator[None]:
 class _ShardWriter:
     """Takes the place of img2dataset's `WebDatasetSampleWriter`: writes the same files in less time.
 
-    It counts its rows in a progress bar, and ends the requests at the first failed write. The time stamps in the tar
-    are whole seconds: fractions would cost a kibibyte per file.
+    It counts its rows in a progress bar, and ends the requests at the first failed write.
 
     Args:
         bar: Shows the rows.
@@ -196,7 +195,7 @@ class _ShardWriter:
         folder: Where the files are written.
         _save_caption: Not used, nor are `_digits`: arguments of img2dataset's writer.
         schema: The columns of the Parquet file.
-        extension: That of an image.
+        _extension: Not used, as the tar's writer has its own.
     """
 
     def __init__(
@@ -208,33 +207,25 @@ class _ShardWriter:
         _save_caption: bool,
         _digits: int,
         schema: pa.Schema,
-        extension: str,
+        _extension: str,
     ) -> None:
         from img2dataset.writer import BufferedParquetWriter
 
-        self._bar, self._failure, self._extension, self._downloaded = bar, failure, extension, 0
-        self._mtime = int(time.time())
+        self._bar, self._failure, self._downloaded = bar, failure, 0
         stem = f"{folder}/{shard_name(shard)}"
         self._rows = BufferedParquetWriter(f"{stem}.parquet", schema)
-        self._tar = tarfile.TarFile(f"{stem}.tar", "w", format=tarfile.USTAR_FORMAT, copybufsize=_WHOLE_FILE)
+        self._tar = ImageTarWriter(pathlib.Path(f"{stem}.tar"))
 
     def write(self, image: bytes | None, key: str, _caption: None, row: dict[str, Any]) -> None:
         if self._failure.error is not None:
             return
         with self._stopping_at_errors():
             if image is not None:
-                self._add(f"{key}.{self._extension}", image)
-                self._add(f"{key}.json", json.dumps(row, indent=4).encode())
+                self._tar.add(key, image, row)
                 self._downloaded += 1
             self._rows.write(row)
             self._bar.note(counts={"downloaded": self._downloaded})
             self._bar.update()
-
-    def _add(self, name: str, content: bytes) -> None:
-        member = tarfile.TarInfo(name)
-        member.size, member.mtime, member.mode = len(content), self._mtime, 0o444
-        member.uname = member.gname = "bigdata"
-        self._tar.addfile(member, io.BytesIO(content))
 
     def close(self) -> None:
         if self._failure.error is None:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.formats.schema import LISTS
+from lotlip_data.manifests.formats.schema import LISTS, ORIGIN
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.run_layout import SHARD_DIGITS, Run, shard_name
 from lotlip_data.pipeline.core import ledger
@@ -121,7 +121,8 @@ def _failed(run: Run, retry_round: Round) -> Iterator[tuple[int, pa.Table]]:
     """The failed rows of each source shard of the round, in order, a few shards ahead."""
 
     def read(shard: int) -> pa.Table:
-        return failed_rows(run, shard, ledger.read_image_stats(run, shard), [*LISTS.names, "key"])
+        columns = [*LISTS.names, "key", *ORIGIN.names]
+        return failed_rows(run, shard, ledger.read_image_stats(run, shard), columns)
 
     return zip(retry_round.sources, map_ordered(read, retry_round.sources), strict=True)
 

@@ -1,6 +1,7 @@
 """The download stage: every shard of a run is one Ray task, and a bounded number of tasks runs at a time.
 
     lists/00017.parquet → img2dataset behind the HTTP client → images/00017-ATTEMPT.tar .parquet → 00017_stats.json
+    lists/00018.json → a container of existing images, scanned → images/00018-ATTEMPT.parquet → 00018_stats.json
 
 A shard that has its marker (`_stats.json`) is committed and is never downloaded again. Its failed images can be
 downloaded later, as rows of a new shard (`retry`). `commit` describes one task, `http_client` what it may connect to.
@@ -30,6 +31,7 @@ from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, run_ray_tasks
 from lotlip_data.pipeline.downloading import retry
 from lotlip_data.pipeline.downloading.commit import DownloadTask, fetch_and_commit, finish_commit, remove_orphans
 from lotlip_data.pipeline.downloading.failures import Failures, retry_condition
+from lotlip_data.pipeline.existing_images.partition import ExistingImages
 from lotlip_data.pipeline.url_lists.partition import Partition, load_partition
 from lotlip_data.pipeline.url_lists.partition import partition as partition_lists
 
@@ -54,6 +56,12 @@ class DownloadSummary:
     """Number of images in the committed shards."""
     tried: int = 0
     """Number of rows of the committed shards."""
+    container_rows: dict[int, int] = field(default_factory=dict)
+    """By committed shard that is a container, its number of rows."""
+    filtered: Counter[str] = field(default_factory=Counter)
+    """Rows of the committed containers that the filters of their sources exclude, by rule."""
+    not_drawn: int = 0
+    """Rows of the committed containers outside the samples."""
     failures: Failures = field(default_factory=Failures)
     """The failures of all committed shards. An image that is retried counts once its retry has failed."""
     pending: dict[int, str] = field(default_factory=dict)
@@ -61,8 +69,8 @@ class DownloadSummary:
 
     @property
     def requested(self) -> int:
-        """Number of images in the partition."""
-        return self.partition.images
+        """Number of images in the partition; an estimate while containers are pending."""
+        return self.partition.rows_with(self.container_rows)
 
     @property
     def shards(self) -> int:
@@ -72,7 +80,7 @@ class DownloadSummary:
     @property
     def rows(self) -> int:
         """Number of rows of all shards, those of retries included."""
-        return self.partition.images + sum(retry_round.rows for retry_round in self.rounds)
+        return self.requested + sum(retry_round.rows for retry_round in self.rounds)
 
     @property
     def failed(self) -> int:
@@ -107,6 +115,10 @@ class DownloadSummary:
         self.committed.add(shard)
         self.fetched += marker["successes"]
         self.tried += marker["count"]
+        if self.partition.is_container(shard):
+            self.container_rows[shard] = marker["count"]
+        self.filtered.update(marker.get("filtered", {}))
+        self.not_drawn += marker.get("not_drawn", 0)
         self.failures.add(marker, retried)
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,6 +133,11 @@ class DownloadSummary:
             "shards_done": self.done,
             "shards_skipped": self.skipped,
             "shards_not_done": len(self.pending),
+            "containers": {
+                "shards": len(self.partition.container_rows),
+                "filtered": dict(self.filtered.most_common()),
+                "not_drawn": self.not_drawn,
+            },
             "list": {
                 name: getattr(self.partition, name)
                 for name in (
@@ -138,7 +155,7 @@ def download(
     retry_failed: bool = False,
     accept_failures: bool = False,
 ) -> DownloadSummary:
-    """Download every shard that is not committed yet. Partitions the lists first if the run has no partition.
+    """Download, or scan, every shard that is not committed yet. Partitions first if the run has no partition.
 
     A shard stays pending, and the next call tries it again, if its task dies repeatedly, or if none of its images
     downloads and a failure is transient. In the latter case it is committed all the same with `accept_failures`, and
@@ -158,7 +175,7 @@ def download(
         UserError: An object of the run is damaged.
         DiskError: Images cannot be written.
     """
-    partition = partition_lists(manifest, run)
+    partition = cut_into_shards(manifest, run)
     summary = _summarize(run, partition)
     _finish_commits(run, summary)
     if retry_failed and _open_retry_round(run, summary):
@@ -178,10 +195,12 @@ def download(
     shards_without_images = []
     with progress_bar("download", summary.rows, "URL", initial=summary.tried) as bar:
         bar.note("workers are starting")
-        for download_task, result in run_ray_tasks(task, tasks, on_progress=partial(_show_progress, bar, summary)):
+        show = partial(_show_progress, bar, summary)
+        for download_task, result in run_ray_tasks(task, tasks, on_progress=show, name="download"):
             if not isinstance(result, Exception) and not _is_marker(result):
                 shards_without_images.append(download_task.shard)
             _record(summary, download_task.shard, result)
+            bar.set_total(summary.rows)
             _show_progress(bar, summary)
     if summary.fetched:  # a run without any image so far lacks the network or the right settings: no try counts
         token = uuid.uuid4().hex[:12]
@@ -189,6 +208,12 @@ def download(
             ledger.note_try(run, shard, token)
     remove_orphans(run, summary.committed)
     return summary
+
+
+def cut_into_shards(manifest: Manifest, run: Run) -> Partition:
+    """Partition the lists and the existing images, unless the run has a partition already. Raises as `download`."""
+    has_images = any(source.is_images for source in manifest.sources)
+    return partition_lists(manifest, run, ExistingImages if has_images else None)
 
 
 def read_summary(run: Run) -> DownloadSummary:
@@ -235,11 +260,13 @@ def _tasks(
 ) -> Iterator[DownloadTask]:
     """The tasks that download `shards`."""
     tries: Counter[int] = ledger.tries(run)
+    images = tuple(source for source in manifest.sources if source.is_images)
     for shard in shards:
         is_retry = shard >= partition.shards  # always accepted: its rows can be retried again in a further round
         is_last_try = tries[shard] + 1 >= manifest.download.shard_tries
         accept = accept_failures or is_retry or is_last_try
-        yield DownloadTask(run, shard, partition.samples_per_shard, manifest.download, accept)
+        sources = images if partition.is_container(shard) else None
+        yield DownloadTask(run, shard, partition.samples_per_shard, manifest.download, accept, sources)
 
 
 def _show_progress(
@@ -271,7 +298,7 @@ def _record(summary: DownloadSummary, shard: int, result: TaskResult | Exception
 
 
 def _is_marker(result: TaskResult) -> TypeIs[ImageMarker]:
-    return "tar" in result
+    return "parquet" in result
 
 
 def _pending_reason(result: dict[str, int] | Exception) -> str:

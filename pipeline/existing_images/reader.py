@@ -28,7 +28,7 @@ from lotlip_data.pipeline.existing_images.rows import (
 )
 from lotlip_data.pipeline.existing_images.side_files import SideFiles
 from lotlip_data.pipeline.existing_images.tables import TableColumns, table_samples
-from lotlip_data.pipeline.existing_images.tars import tar_samples
+from lotlip_data.pipeline.existing_images.tars import tar_image, tar_samples
 from lotlip_data.pipeline.url_lists.parquet_pages import ParquetDamageError
 from lotlip_data.pipeline.url_lists.rows import ListError
 
@@ -100,15 +100,24 @@ def digest_of(container: Container, remedy: str = "", error_type: type[UserError
 
 
 def read_image(container: Container, name: str, remedy: str = "", error_type: type[UserError] = UserError) -> bytes:
-    """One image by its name. Raises KeyError if the container has no such image, and what `iter_images` raises."""
+    """One image that `iter_images` gives, by its name.
+
+    Raises KeyError if the container has no such image, and what `iter_images` raises.
+    """
+    if container.kind == "tar":
+        with _errors_name(container, remedy, error_type):
+            image = tar_image(container, name, remedy, error_type)
+        if image is None:
+            raise KeyError(name)
+        return image
     part = container
     if container.kind == "folder":
         part = replace(container, files=tuple(file for file in container.files if file.name == name))
     elif container.kind == "table" and container.key is None and name.isdecimal():
         part = replace(container, first=int(name), rows=1)
-    for image in iter_images(part, remedy, error_type):
-        if image.name == name:
-            return image.image
+    for stored in iter_images(part, remedy, error_type):
+        if stored.name == name:
+            return stored.image
     raise KeyError(name)
 
 

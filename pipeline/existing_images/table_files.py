@@ -17,10 +17,13 @@ from lotlip_data.manifests import storage
 from lotlip_data.pipeline.url_lists.files import check_parquet
 from lotlip_data.pipeline.url_lists.parquet_pages import column_chunks
 from lotlip_data.pipeline.url_lists.parquet_rows import RowGroupTooLargeError, fixed_bytes, rows_in_memory
+from lotlip_data.pipeline.url_lists.rows import ListError
 
 MAX_PAGE_BYTES = 1 << 30
 """Largest page of a Parquet file that is decompressed. Writers put up to a thousand images into a page."""
-_READ_BYTES = 1 << 23
+_READ_BYTES, _METADATA_BYTES = 1 << 23, 1 << 16
+_SHARE = 4
+"""Part of the memory for a batch of a list that a batch of images takes: more rows at once are not faster."""
 _ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
 
 
@@ -69,11 +72,12 @@ class ParquetTable:
             if begin >= end:
                 continue
             try:
-                size = rows_in_memory(self._stream, chunks[group], length, widths, MAX_PAGE_BYTES)
+                rows_at_once = rows_in_memory(self._stream, chunks[group], length, widths, MAX_PAGE_BYTES)
             except RowGroupTooLargeError as error:
                 yield LeftOut(end - begin, f"row group {group}: {error}")
                 continue
             place = 0
+            size = max(rows_at_once // _SHARE, 1)
             for batch in self._file.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False):
                 part = batch.slice(max(begin - place, 0), max(end - max(begin, place), 0))
                 place += batch.num_rows
@@ -127,12 +131,24 @@ Table = ParquetTable | ArrowTable
 
 
 @contextmanager
-def open_table(url: str) -> Iterator[Table]:
-    """Open a table. Raises ListError for a file of another kind, and what Arrow raises for a damaged one."""
-    with storage.open_read(url) as stream:
+def open_table(url: str, only_metadata: bool = False) -> Iterator[Table]:
+    """Open a table.
+
+    Args:
+        url: The table, as a path or URL.
+        only_metadata: Whether its rows are not read, so that little is read ahead.
+
+    Raises:
+        ListError: The file is of another kind.
+        ArrowException: It is damaged. Arrow also raises OSError.
+    """
+    with storage.open_read(url, _METADATA_BYTES if only_metadata else _READ_BYTES) as stream:
         head = stream.read(len(_ARROW_FILE))
-        if not head.startswith((_ARROW_FILE, _ARROW_STREAM)):
+        try:
             stream.seek(0)
+        except ValueError:
+            raise ListError(f"{url}: its server sends only whole files; download it to read it as a table") from None
+        if not head.startswith((_ARROW_FILE, _ARROW_STREAM)):
             yield ParquetTable(stream, url)
             return
         is_stream = not head.startswith(_ARROW_FILE)
@@ -140,7 +156,6 @@ def open_table(url: str) -> Iterator[Table]:
             with pa.memory_map(storage.normalise(url)) as mapped:
                 yield ArrowTable(mapped, is_stream)
         else:
-            stream.seek(0)
             yield ArrowTable(pa.PythonFile(stream), is_stream)
 
 

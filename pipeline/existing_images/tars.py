@@ -1,13 +1,15 @@
 """Reads WebDataset tars: neighboring members of one key are a sample.
 
-Members without an extension are no samples. Memory holds the files of one sample that are needed, and the keys of the
-tar.
+Members without an extension are no samples. Memory holds the files of one sample that are needed, and a hash of each
+key.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.digests import Digest
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import tar_reader
@@ -74,14 +76,42 @@ def tar_samples(
         return extension in side_files.extensions and size <= MAX_TEXT_BYTES
 
     members = tar_reader.stream_members(container.url, is_wanted, remedy, error_type, digested)
-    keys: set[str] = set()
+    keys: set[bytes] = set()
     for row, group in enumerate(_groups(members, extensions, side_files.extensions)):
         if row == MAX_ROWS:
             raise error_type(f"{container.url}: has more than {MAX_ROWS:,} samples; cut it into smaller tars")
-        if group.key in keys:
+        key = hashlib.blake2b(group.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if key in keys:
             group.problem = Problem(DUPLICATE, "the members of this key are not neighbors, or two samples have it")
-        keys.add(group.key)
+        keys.add(key)
         yield _sample(row, group, side_files)
+
+
+def tar_image(container: Container, name: str, remedy: str, error_type: type[UserError]) -> bytes | None:
+    """The first member of this name, if it is an image. The arguments of `tar_samples`."""
+
+    def is_wanted(member: str, size: int) -> bool:
+        return member == name and _extension(member) in container.image and size <= MAX_IMAGE_BYTES
+
+    members = tar_reader.stream_members(container.url, is_wanted, remedy, error_type)
+    return next((member.content for member in members if member.content is not None), None)
+
+
+def estimated_samples(url: str, limit: int) -> int | None:
+    """The number of samples of a tar, from the sizes of the first `limit` samples; exact if it has no more.
+
+    None if the storage does not report the size of the tar. Raises UserError for a damaged or missing tar.
+    """
+    size = storage.size(url)
+    count, key, end = 0, None, 0
+    for member in tar_reader.stream_members(url, lambda name, size: False):
+        parts = None if _META.match(member.name) else split_name(member.name)
+        if parts is not None and parts[0] != key:
+            if count == limit:
+                return None if size is None else max(round(count * size / end), count)
+            count, key = count + 1, parts[0]
+        end = member.end
+    return count
 
 
 def _extension(name: str) -> str:

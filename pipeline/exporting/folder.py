@@ -85,7 +85,8 @@ class ExportFolder:
         """
         owned = [run.lists, run.images, run.captions, run.shards, run.clean(), run.quarantine(), run.trainings]
         owned += [run.evaluations, run.logs, run.features()]
-        if self.url == run.url or any(f"{self.url}/".startswith(f"{folder}/") for folder in owned):
+        out = _resolved(self.url)
+        if out == _resolved(run.url) or any(f"{out}/".startswith(f"{_resolved(folder)}/") for folder in owned):
             raise UserError(f"{self.url}: is a folder of the run itself; name another one with --out")
         if storage.kind(self.url) not in (None, "directory"):
             raise UserError(f"{self.url}: is a file; name a folder with --out")
@@ -180,3 +181,8 @@ class ExportFolder:
             return False
         storage.replace(self.index, content)
         return True
+
+
+def _resolved(url: str) -> str:
+    """A local path without links; another URL as it is."""
+    return str(Path(url).resolve()) if storage.is_local(url) else url

@@ -12,14 +12,12 @@ import pyarrow as pa
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.settings.messages import unknown_name
 from lotlip_data.pipeline.exporting import rows
-from lotlip_data.pipeline.exporting.rows import HAS_NUL, REASON_SUFFIX, Row
+from lotlip_data.pipeline.exporting.rows import HAS_NUL, NUL, REASON_SUFFIX, Row
 from lotlip_data.pipeline.exporting.writers import CsvWriter, JsonLinesWriter, ParquetWriter, TarWriter, WriterOf
-from lotlip_data.pipeline.recaptioning.caption_table import PRESETS
+from lotlip_data.pipeline.recaptioning.importing.caption_table import PRESETS
 
 Columns = Mapping[str, str]
 """The column of each captioner's texts, by name of the captioner, in their order."""
-
-NUL = "\0"
 
 URL, RAW = "Image Path", "raw_caption"
 DREAMLIP_TEXTS = tuple(f"{length}{model}_captions" for model in ("IB", "SV", "LLA") for length in ("short", "long"))

@@ -27,6 +27,7 @@ Row = dict[str, Any]
 
 REASON_SUFFIX = "_reason"
 NO_REASON = "the captioner has given no reason"
+NUL = "\0"
 HAS_NUL = "nul_character"
 """Reason why a text is left out of a CSV file: some readers end a text at the character U+0000, which has no escape."""
 LEFT_OUT = frozenset({*OUTDATED, HAS_NUL})
@@ -101,14 +102,14 @@ def join(
 def _image_columns(image: Mapping[str, Any]) -> Row:
     texts, sources = image["texts"] or [], image["sources"] or []
     raws = raw_texts(texts, sources, _NO_FILTERS)
-    raw, source = raws.first if texts else (None, next(iter(sources), None))
+    raw, source = raws.first
     return {
         "key": original_key(image) or image["key"],
         "container": image.get("container"),
         "member": image.get("member"),
         **{name: image.get(name) for name in _COPIED},
-        "source": source,
-        "raw": raw,
+        "source": source or next(iter(sources), None),
+        "raw": raw if raw.strip() else None,
         "sources": [source for _, source in raws.kept],
         "raws": [text for text, _ in raws.kept],
     }
@@ -159,7 +160,7 @@ class Counts:
 
     def add(self, row: Mapping[str, Any]) -> None:
         self.rows += 1
-        if row["raw"] is None and row["raws"]:
+        if row["raw"] is None and any(NUL in text for text in row["raws"]):
             self._leave_out(RAW, HAS_NUL)
         for name, column in self._columns.items():
             if row[column] is not None:

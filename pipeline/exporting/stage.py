@@ -28,15 +28,10 @@ from lotlip_data.pipeline.core.ledger import fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.core.scratch import scratch_folder
+from lotlip_data.pipeline.dataset.inputs import ready_shards
 from lotlip_data.pipeline.dataset.outdated import OutdatedCaptions
-from lotlip_data.pipeline.dataset.stage import (
-    BuildTask,
-    captioner_settings,
-    plan_builds,
-    read_captions,
-    ready_shards,
-    select_texts,
-)
+from lotlip_data.pipeline.dataset.recipe import captioner_settings, select_texts
+from lotlip_data.pipeline.dataset.stage import BuildTask, plan_builds, read_captions
 from lotlip_data.pipeline.downloading.reader import fetched_images, fetched_rows
 from lotlip_data.pipeline.exporting.folder import ExportFolder, ExportRecord
 from lotlip_data.pipeline.exporting.formats import FORMATS, Format, format_of
@@ -166,7 +161,7 @@ def export(
 def describe(manifest: Manifest, run: Run, out: str, file_format: str, captioners: Sequence[str] = ()) -> Export:
     """What an export consists of. The arguments and errors of `export`."""
     chosen = format_of(file_format)
-    named = dict(map(_parse_captioner, captioners))
+    named = _parse_captioners(captioners)
     names = select_texts(run, manifest, list(named))
     if not names:
         raise UserError(f"{run.url}: no captions here yet. Run `lotlip-data recaption {run.url}` first.")
@@ -182,12 +177,16 @@ def describe(manifest: Manifest, run: Run, out: str, file_format: str, captioner
     return Export(run, folder, {name: str(settings[name]["id"]) for name in names}, columns)
 
 
-def _parse_captioner(text: str) -> tuple[str, str]:
-    """The captioner and its column in NAME=COLUMN; the column is empty where only NAME is given."""
-    name, equals, column = text.partition("=")
-    if not name or (equals and not column):
-        raise UserError(f"--captioners {text}: give a captioner's NAME, or NAME=COLUMN")
-    return name, column
+def _parse_captioners(captioners: Iterable[str]) -> dict[str, str]:
+    """The column of each captioner in NAME or NAME=COLUMN; it is empty where only NAME is given."""
+    columns: dict[str, str] = {}
+    for text in captioners:
+        name, equals, column = text.partition("=")
+        if not name or (equals and not column):
+            raise UserError(f"--captioners {text}: give a captioner's NAME, or NAME=COLUMN")
+        if columns.setdefault(name, column) != column:
+            raise UserError(f"--captioners {text}: {name!r} has the column {(columns[name] or name)!r} already")
+    return columns
 
 
 def _check_distinct(columns: Mapping[str, str]) -> None:

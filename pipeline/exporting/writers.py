@@ -136,24 +136,38 @@ class JsonLinesWriter:
 class TarWriter:
     """A WebDataset tar of `{key}.jpg`, `{key}.json` and `{key}.txt`, the raw text if the image has one.
 
-    Hugging Face `datasets` infers the types of a tar from its first samples, so complete samples come first.
+    Hugging Face `datasets` infers members and types of a tar from its first samples, so samples with all texts come
+    first. The others wait in files beside it.
     """
 
     def __init__(self, file: Path, schema: pa.Schema) -> None:
-        self._names = schema.names
-        self._rest = file.with_name(f"{file.name}.rest")
-        self._tar = tarfile.TarFile(file, "w", format=tarfile.PAX_FORMAT)
-        self._incomplete = tarfile.TarFile(self._rest, "w", format=tarfile.PAX_FORMAT)
+        self._file, self._names = file, schema.names
+        self._tar = self._create(file)
+        self._later: dict[int, tarfile.TarFile] = {}
+        """By rank, samples that come after those of a lower rank."""
 
     def write(self, row: Row, image: bytes | None, is_complete: bool) -> None:
         assert image is not None
         members = {IMAGE_EXTENSION: image, "json": _json(row, self._names).encode()}
         if row["raw"] is not None:
             members["txt"] = row["raw"].encode()
+        tar = self._tar_of(2 * (not is_complete) + (row["raw"] is None))
         for extension, content in members.items():
             header = tarfile.TarInfo(f"{row['key']}.{extension}")  # TarInfo's defaults: owner 0, mode 0644, time 0
             header.size = len(content)
-            (self._tar if is_complete else self._incomplete).addfile(header, io.BytesIO(content))
+            tar.addfile(header, io.BytesIO(content))
+
+    def _tar_of(self, rank: int) -> tarfile.TarFile:
+        if rank and rank not in self._later:
+            self._later[rank] = self._create(self._file_of(rank))
+        return self._later[rank] if rank else self._tar
+
+    def _file_of(self, rank: int) -> Path:
+        return self._file.with_name(f"{self._file.name}.{rank}")
+
+    @staticmethod
+    def _create(file: Path) -> tarfile.TarFile:
+        return tarfile.TarFile(file, "w", format=tarfile.PAX_FORMAT)
 
     def __enter__(self) -> Self:
         return self
@@ -161,11 +175,12 @@ class TarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._incomplete.close()
-        if error is None:
-            with tarfile.open(self._rest, "r:") as rest:
-                for member in rest:
-                    self._tar.addfile(member, rest.extractfile(member))
+        for rank, later in sorted(self._later.items()):
+            later.close()
+            if error is None:
+                with tarfile.open(self._file_of(rank), "r:") as samples:
+                    for member in samples:
+                        self._tar.addfile(member, samples.extractfile(member))
         self._tar.close()
 
 

@@ -174,7 +174,7 @@ def plan_cost(
         assumes=[
             *filter(None, [images_assumption]),
             *(f"{cost.name}: {assumption}" for cost in costs for assumption in cost.assumes),
-            *_common_assumptions(hardware, origins),
+            *(_common_assumptions(hardware, origins) if costs else []),
         ],
     )
 
@@ -206,14 +206,14 @@ def _speed(
 ) -> Speed:
     """Return the known speed, the run's, or an estimate, in this order."""
     speed = speeds.get(job.config.name) or (throughput.run_speed(job, run) if run else None)
-    gpus = gpus_per_actor(job.config, job.pool, _gpus(hardware))
+    gpus = gpus_per_actor(job.config, job.pool, hardware.assumed_gpus)
     return speed or throughput.estimate_speed(job, sizes, hardware, gpus, work.caption_tokens)
 
 
 def _captioner_cost(
     job: CaptionerJob, sizes: ModelSizes | None, hardware: Hardware, speed: Speed, work: _Workload
 ) -> CaptionerCost:
-    gpus = 0.0 if speed.on_cpu else gpus_per_actor(job.config, job.pool, _gpus(hardware))
+    gpus = 0.0 if speed.on_cpu else gpus_per_actor(job.config, job.pool, hardware.assumed_gpus)
     actors, actor_limit = _concurrent_actors(job, hardware, gpus, work.shards)
     passes = work.captions / len(work.texts)
     actor_hours = None if speed.images_per_s is None else passes / speed.images_per_s / 3600
@@ -246,11 +246,6 @@ def _captioner_cost(
         caption_bytes=work.captions * CAPTION_BYTES,
         assumes=assumes,
     )
-
-
-def _gpus(hardware: Hardware) -> float:
-    """GPUs of the cluster, as the default of `num_gpus` depends on them: a cluster of unknown size has some."""
-    return float("inf") if hardware.gpus is None else hardware.gpus
 
 
 def _gpu_price(gpu_hours: float | None, gpus: float, price: float | None) -> float | None:
@@ -347,9 +342,17 @@ def _common_assumptions(hardware: Hardware, origins: set[str]) -> list[str]:
     return lines
 
 
-def format_text(plan: CostPlan) -> list[str]:
-    """Return the lines that `plan` prints."""
-    lines = [line for cost in plan.captioners for line in _captioner_lines(cost)]
+def format_text(plan: CostPlan, imported: Sequence[str] = ()) -> list[str]:
+    """Return the lines that `plan` prints.
+
+    Args:
+        plan: The plan.
+        imported: The captioners whose captions the lists carry.
+    """
+    lines = [f"captions     {', '.join(imported)}: the lists carry them, nothing to caption"] if imported else []
+    if not plan.captioners:
+        return lines or ["captions     the manifest has no captioner (`captioners: []`): nothing to caption"]
+    lines += [line for cost in plan.captioners for line in _captioner_lines(cost)]
     if plan.gpu_hours is None:
         return [*lines, "captioning   hours and days unknown, because a speed is unknown"]
     total = f"captioning   {_format_amount(plan.gpu_hours)} GPU-hours{_format_money(plan.money)}"

@@ -29,6 +29,11 @@ class Hardware:
     download_speed: float | None = None
     """URLs that the cluster downloads per second; None if it is not known."""
 
+    @property
+    def assumed_gpus(self) -> float:
+        """GPUs of the cluster, as the default of `num_gpus` depends on them: a cluster of unknown size has some."""
+        return float("inf") if self.gpus is None else self.gpus
+
     def __post_init__(self) -> None:
         def require(condition: bool, name: str, remedy: str) -> None:
             if not condition:

@@ -7,7 +7,7 @@ marked as estimates. Row counts of Parquet files come from their footers, and li
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,12 +23,15 @@ from lotlip_data.manifests.settings.source import Source
 from lotlip_data.manifests.sources.catalog import published
 from lotlip_data.pipeline.downloading.connection import is_public
 from lotlip_data.pipeline.planning.download import DownloadEstimate, estimate_download
+from lotlip_data.pipeline.planning.existing import sample_containers
 from lotlip_data.pipeline.planning.hardware import Hardware
 from lotlip_data.pipeline.planning.raw_texts import TextSigns, text_hints
+from lotlip_data.pipeline.planning.source_plan import SourcePlan
 from lotlip_data.pipeline.planning.storage import MeasuredStorage, StorageEstimate, estimate_storage
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.files import errors_name, files_of, open_text
+from lotlip_data.pipeline.url_lists.headers import check_captions, found_columns, lacks_texts, with_found_columns
 from lotlip_data.pipeline.url_lists.rows import LINE_TOO_LONG, BadRow
 
 SAMPLED_FILES = 8
@@ -51,56 +54,6 @@ DOMINANT_HOST_ROWS = 100
 
 class _EnoughInvalidRowsError(Exception):
     """So many rows are unusable that the rest of the file need not be read."""
-
-
-@dataclass
-class SourcePlan:
-    """What the sample of one source shows, as `plan --json` prints it. All counts are of the sample, unless noted."""
-
-    name: str
-    use: str | None
-    files: int = 0
-    """Files of the source."""
-    columns: list[str] = field(default_factory=list)
-    seen: int = 0
-    """Rows read."""
-    invalid: dict[str, int] = field(default_factory=dict)
-    """Unusable rows, by reason."""
-    filtered: dict[str, int] = field(default_factory=dict)
-    """Rows that the filter removes, by rule."""
-    taken: int = 0
-    """Rows with a usable URL that the filter keeps."""
-    duplicates: int = 0
-    """Taken rows that repeat the URL of an earlier row, in this source or one before it."""
-    repeats: int = 0
-    """Taken rows that repeat the URL of an earlier row of this source."""
-    hosts: int = 0
-    top_hosts: dict[str, float] = field(default_factory=dict)
-    """The most frequent hosts with their share of the taken rows."""
-    private: int = 0
-    """Taken rows that will not be downloaded, because their URL names this machine or a private network and
-    `download.allow_hosts` does not list the host. No host name is resolved."""
-    private_hosts: list[str] = field(default_factory=list)
-    garbled: int = 0
-    """Taken rows whose text is not valid UTF-8."""
-    not_texts: dict[str, int] = field(default_factory=dict)
-    """Taken rows whose cell of texts holds something else, by what it is."""
-    blank: int = 0
-    """Taken rows without a text."""
-    signs: dict[str, int] = field(default_factory=dict)
-    """Texts that look as if they were encoded or missing, by sign."""
-    texts: int = 0
-    """Texts that are not blank."""
-    remarks: list[str] = field(default_factory=list)
-    """How files are read that deviate from their format."""
-    rows: int | None = None
-    """Rows of the whole source; None if the storage reports no sizes."""
-    rows_exact: bool = False
-    """Whether `rows` is exact, not an estimate."""
-    read_whole: bool = False
-    """Whether all files were read to the end."""
-    images: int | None = None
-    """Estimated images of the whole source, limited to its `sample`, without the share of `duplicates`."""
 
 
 @dataclass
@@ -151,9 +104,12 @@ def plan_lists(
     for source in manifest.sources:
         plan = SourcePlan(source.name, source.use)
         try:
-            _sample_source(source, plan, rows, uids, allowed_hosts)
+            if source.is_images:
+                sample_containers(source, plan, rows, manifest)
+            else:
+                _sample_source(source, plan, rows, uids, allowed_hosts)
         except UserError as error:  # of a list, or of the storage that it is on
-            problems.append(str(error))
+            problems.append(f"{source.name}: {error}")
         else:
             notes += _notes(source, plan)
             for share, defect in _defects(source, plan):
@@ -164,16 +120,34 @@ def plan_lists(
         if manifest.sample > images:
             notes.append(f"`sample` is {manifest.sample:,}, but the lists have only about {images:,} images")
         images = min(images, manifest.sample)
+    pairs = list(zip(manifest.sources, plans, strict=True))
+    listed = _part(images, [plan for source, plan in pairs if not source.is_images], plans)
+    stored = _part(images, [plan for source, plan in pairs if _is_stored(source)], plans)
+    containers = sum(plan.containers for plan in plans)
     return ListsPlan(
         sources=plans,
         images=images,
         samples_per_shard=manifest.samples_per_shard,
-        shards=None if images is None else math.ceil(images / manifest.samples_per_shard),
-        storage=estimate_storage(manifest, images, measured),
-        download=estimate_download(manifest, images, hardware or Hardware(), run),
+        shards=None if listed is None else math.ceil(listed / manifest.samples_per_shard) + containers,
+        storage=estimate_storage(manifest, images, measured, stored),
+        download=estimate_download(manifest, listed, hardware or Hardware(), run),
         problems=problems,
         notes=notes,
     )
+
+
+def _is_stored(source: Source) -> bool:
+    """Whether a run holds a copy of the images of a source, besides that in its dataset."""
+    return not source.is_images or source.images == "copy"
+
+
+def _part(images: int | None, part: list[SourcePlan], plans: list[SourcePlan]) -> int | None:
+    """The images of some of the sources, as a share of all; None if a number is not known."""
+    total = _total_images(plans)
+    own = _total_images(part)
+    if images is None or not total or own is None:
+        return images
+    return round(images * own / total)
 
 
 def _total_images(plans: list[SourcePlan]) -> int | None:
@@ -255,7 +229,8 @@ def _sample_source(source: Source, plan: SourcePlan, rows: int, uids: set[str], 
         ListError: A file cannot be read.
     """
     files = files_of(source)
-    plan.files, plan.columns = len(files), source.needed
+    check_captions(source)
+    plan.files, plan.columns = len(files), with_found_columns(source, files[0]).needed
     sampled = evenly(files, SAMPLED_FILES)
     sample = _Sample(source, rows, uids)
     rows_per_file = math.ceil(rows / len(sampled))
@@ -271,11 +246,31 @@ def _sample_source(source: Source, plan: SourcePlan, rows: int, uids: set[str], 
     plan.rows, plan.rows_exact = (plan.seen, True) if plan.read_whole else _estimate_rows(source, files, sampled)
     if plan.rows is not None and plan.seen:
         new = sample.taken - sample.duplicates
-        plan.images = new if plan.read_whole else round(plan.rows * new / plan.seen)
+        estimate = min(plan.rows * new, _distinct_rows(source, files, plan.rows) * sample.taken) / plan.seen
+        plan.images = new if plan.read_whole else round(estimate)
     elif plan.rows == 0:
         plan.images = 0
     if plan.images is not None and source.sample is not None:
         plan.images = min(plan.images, source.sample)
+
+
+def _distinct_rows(source: Source, files: list[str], rows: int) -> int:
+    """The rows of a source without those that repeat the images of others because they have another captioner's texts.
+
+    Files with the same captioners are one list. Of several such lists, the longest counts.
+
+    Args:
+        source: The source.
+        files: Its files.
+        rows: Rows of all files.
+    """
+    lists: dict[tuple[str, ...], list[str]] = {}
+    for file in files if source.captions else ():
+        lists.setdefault(tuple(found_columns(source, file).captions), []).append(file)
+    if len(lists) < 2:
+        return rows
+    counts = (_estimate_rows(source, part, evenly(part, SAMPLED_FILES))[0] for part in lists.values())
+    return max((count for count in counts if count is not None), default=rows)
 
 
 def _fill_hosts(plan: SourcePlan, hosts: Counter[str], allowed_hosts: Collection[str]) -> None:
@@ -337,8 +332,9 @@ def _defects(source: Source, plan: SourcePlan) -> Iterator[tuple[float, str]]:
         yield share, f"{share:.2%} of the texts read are {GARBLED_REMEDY}"
     for kind, rows in plan.not_texts.items():
         share = rows / plan.taken
-        yield share, f"{share:.2%} of the cells read of the column {source.text_column!r} are {kind}, not a text"
-    if source.text_column is not None and plan.taken and plan.blank == plan.taken and not _is_bare(source):
+        yield share, f"{share:.2%} of the cells read of {reader.text_column(source)} are {kind}, not a text"
+    is_blank = source.text_column is not None and plan.taken and plan.blank == plan.taken and not _is_bare(source)
+    if is_blank or (plan.taken and lacks_texts(source)):
         yield 1.0, reader.all_blank(source)
 
 
@@ -351,9 +347,14 @@ def _notes(source: Source, plan: SourcePlan) -> list[str]:
     notes = []
     if source.use is not None and plan.rows is not None:
         expected = published(source.use)
-        if not 0.9 < plan.rows / expected.rows < 1.1:
+        if expected.rows is not None and not 0.9 < plan.rows / expected.rows < 1.1:
             notes.append(
                 f"{plan.name}: the list has {format_rows(plan)} rows, the published list has {expected.rows:,}; check "
+                "whether this is another edition or only a part"
+            )
+        if expected.rows is None and plan.images is not None and not 0.9 < plan.images / expected.images < 1.1:
+            notes.append(
+                f"{plan.name}: the list has about {plan.images:,} images, the paper had {expected.images:,}; check "
                 "whether this is another edition or only a part"
             )
         if expected.ours and source.filter == expected.source.get("filter"):

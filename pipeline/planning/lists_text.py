@@ -1,22 +1,28 @@
 """What `plan` prints about the lists: a short answer, and on request every assumption."""
 
 from lotlip_data.manifests.wording import count, duration, rate, size
-from lotlip_data.pipeline.planning.lists import ListsPlan, SourcePlan, format_rows
+from lotlip_data.pipeline.planning.lists import ListsPlan, format_rows
+from lotlip_data.pipeline.planning.source_plan import SourcePlan
 
 
 def format_text(plan: ListsPlan) -> list[str]:
     """Return the lines that `plan` prints."""
     lines = [line for source in plan.sources for line in _source_lines(source)]
+    has_urls = any(not source.containers for source in plan.sources)
     if plan.images is not None:
         is_exact = all(source.read_whole for source in plan.sources)
         number = f"{plan.images:,}" if is_exact else f"about {plan.images:,}"
         shards = f"{count(plan.shards or 0, 'shard')} of {plan.samples_per_shard:,}"
-        lines.append(f"images       {number} without duplicates, in {shards}, if every URL works")
+        shards += " or one container" if any(source.containers for source in plan.sources) else ""
+        condition = "every URL works" if has_urls else "every image is usable"
+        lines.append(f"images       {number} without duplicates, in {shards}, if {condition}")
     estimate = plan.storage
     if estimate["images"] is not None and estimate["dataset"] is not None:
         images, dataset = size(estimate["images"]), size(estimate["dataset"])
         lines.append(f"storage      images {images}, dataset {dataset} (estimate)")
-    if plan.download is not None:
+    if not has_urls:
+        lines.append("download     nothing: the images are checked where they lie")
+    elif plan.download is not None:
         seconds, speed = plan.download["seconds"], rate(plan.download["urls_per_s"], "URLs")
         left = f"{duration(seconds)} at {speed} ({plan.download['source']})" if plan.download["urls"] else "done"
         lines.append(f"download     {left}")
@@ -31,7 +37,8 @@ def _source_lines(plan: SourcePlan) -> list[str]:
         return lines
     shares = [f"{plan.taken / plan.seen:.1%} usable and kept"]
     if plan.taken:
-        shares += [f"{plan.duplicates / plan.taken:.1%} of these duplicates", count(plan.hosts, "host")]
+        duplicates = f"{plan.duplicates / plan.taken:.1%} of these duplicates"
+        shares += [count(plan.containers, "container")] if plan.containers else [duplicates, count(plan.hosts, "host")]
     lines.append(f"             {', '.join(shares)}")
     lines += [f"             {number:,} × {reason}" for reason, number in (plan.invalid | plan.filtered).items()]
     return lines
@@ -41,9 +48,10 @@ def format_assumptions(plan: ListsPlan) -> list[str]:
     """Return the lines that `plan --assumptions` adds."""
     lines = []
     for source in plan.sources:
-        hosts = ", ".join(f"{host} {share:.1%}" for host, share in source.top_hosts.items())
+        shares = ", ".join(f"{host} {share:.1%}" for host, share in source.top_hosts.items())
         if source.seen:
-            lines.append(f"detail       {source.name}: columns {', '.join(source.columns)}; hosts {hosts}")
+            hosts = "" if source.containers else f"; hosts {shares}"
+            lines.append(f"detail       {source.name}: columns {', '.join(source.columns) or 'none'}{hosts}")
         if source.images is not None and not source.read_whole:
             lines.append(
                 f"assumption   {source.name}: the other rows are like those read; duplicates between rows that were "
@@ -51,6 +59,6 @@ def format_assumptions(plan: ListsPlan) -> list[str]:
             )
     if plan.storage["images"] is not None:
         lines.append(f"assumption   storage: {plan.storage['assumes']}")
-    if plan.download is not None:
+    if plan.download is not None and any(not source.containers for source in plan.sources):
         lines.append(f"assumption   download: {plan.download['assumes']}")
     return lines

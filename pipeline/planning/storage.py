@@ -49,21 +49,22 @@ class StorageEstimate(TypedDict):
 
 
 def estimate_storage(
-    manifest: Manifest, images: int | None, measured: MeasuredStorage | None = None
+    manifest: Manifest, images: int | None, measured: MeasuredStorage | None = None, stored: int | None = None
 ) -> StorageEstimate:
     """Estimate the bytes of the images and of the dataset.
 
     Args:
         manifest: The manifest, for its image size.
         images: Number of images, or None if it is unknown.
-        measured: The storage of an existing run. It replaces the other two arguments.
+        measured: The storage of an existing run. It replaces the other arguments.
+        stored: Number of images that the run stores itself; the others stay where they are. Default: all.
     """
     if measured is not None:
         return _from_measured(measured)
     side = manifest.download.image_size
     image_bytes = round(side * side * ASPECT_RATIO * BYTES_PER_PIXEL)
     return {
-        "images": None if images is None else images * image_bytes,
+        "images": None if images is None else (images if stored is None else stored) * image_bytes,
         "dataset": None if images is None else images * (image_bytes + TEXT_BYTES),
         "assumes": (
             f"every URL returns an image of {side} × {round(side * ASPECT_RATIO)} pixels at {BYTES_PER_PIXEL} bytes "
@@ -103,10 +104,11 @@ def estimate_images(run: Run) -> tuple[int, str] | None:
     partition = load_partition(run)
     if partition is None:
         return None
-    rows = _rows_per_shard(0, partition.shards, partition.images, partition.samples_per_shard)
+    rows = {shard: partition.rows_of(shard) for shard in range(partition.shards)}
     for retry_round in retry.rounds(run):
         rows |= _rows_per_shard(retry_round.first, retry_round.shards, retry_round.rows, retry_round.samples_per_shard)
     downloaded = ledger.fetched_shards(run)
+    rows |= {shard: record.rows for shard, record in ledger.recorded(run.image_ledger).items() if shard in rows}
     images = ledger.fetched_images(run, downloaded)
     tried = sum(rows.get(shard, 0) for shard in downloaded)
     remaining = sum(rows.values()) - tried
@@ -141,7 +143,15 @@ def measure_storage(run: Run) -> MeasuredStorage | None:
 
 
 def _shard_size(run: Run, shard: int) -> tuple[int, int] | None:
-    """Return images and bytes of a downloaded shard; None if a file is missing or the storage reports no sizes."""
+    """Return images and bytes of a downloaded shard; None if a file is missing or the storage reports no sizes.
+
+    Images that stay where they are have the bytes of their container: the dataset holds a copy of them.
+    """
     stats = ledger.read_image_stats(run, shard)
-    tar, parquet = (storage.size(run.image_file(stats[kind])) for kind in ("tar", "parquet"))
-    return None if tar is None or parquet is None else (stats["successes"], tar + parquet)
+    parquet = storage.size(run.image_file(stats["parquet"]))
+    if "tar" in stats:
+        images = storage.size(run.image_file(stats["tar"]))
+    else:
+        digest = stats.get("container_digest")
+        images = digest.bytes if digest is not None else None
+    return None if images is None or parquet is None else (stats["successes"], images + parquet)

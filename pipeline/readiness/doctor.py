@@ -137,13 +137,15 @@ def _check_host(jobs: Sequence[CaptionerJob]) -> Iterator[Check]:
 def _check_needs(manifest: Manifest | None, run: Run | None) -> Iterator[Check]:
     """What a manifest and a run need where the command runs."""
     yield check_ray()
+    storage = None if run is None else check_storage("run", run.url)
+    readable = None if storage is None or storage.level is Level.ERROR else run
     if manifest is None:
         yield check_hub()
     else:
         yield from check_lists(manifest)
-        yield from check_models(manifest, run)
-    if run is not None:
-        yield check_storage("run", run.url)
+        yield from check_models(manifest, readable)
+    if storage is not None:
+        yield storage
 
 
 @contextlib.contextmanager

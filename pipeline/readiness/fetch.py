@@ -37,6 +37,8 @@ class Need:
     job: CaptionerJob | None = None
     commit: str | None = None
     """The commit to download. Default: the one that the revision is now."""
+    is_adapter: bool = False
+    """Whether it is a LoRA adapter of a model."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def needs_of(manifest: Manifest) -> list[Need]:
     jobs = [job for job in captioner_jobs(manifest) if get_kind(job.config.kind).loads_model]
     needs = [Need(f"captioner {job.config.name!r}", job.config.model, job.config.revision, job) for job in jobs]
     needs += [
-        Need(f"adapter of captioner {config.name!r}", config.lora, config.lora_revision)
+        Need(f"adapter of captioner {config.name!r}", config.lora, config.lora_revision, is_adapter=True)
         for config in (job.config for job in jobs)
         if config.lora
     ]
@@ -98,6 +100,8 @@ def fetch(need: Need) -> Fetched:
     """
     if not hub.is_on_hub(need.model):
         folder, downloaded = hub.find_model(need.model), False
+        if not need.is_adapter:
+            hub.read_config(need.model)  # or it is no model, and the name may have a typo
     else:
         folder = fetched_folder(need.model, need.commit or need.revision)
         downloaded = folder is None

@@ -4,18 +4,20 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.storage_retry import StorageError
 from lotlip_data.pipeline.core.findings import Check, Level
 from lotlip_data.pipeline.core.outcome import one_line
+from lotlip_data.pipeline.existing_images.containers import containers_of
 from lotlip_data.pipeline.model_stages.train import check_towers
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, gpus_per_actor, resolve_captioners
-from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts, new_texts
+from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts, new_jobs, new_texts
 from lotlip_data.pipeline.url_lists.files import files_of
+from lotlip_data.pipeline.url_lists.headers import check_captions
 
 
 def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
@@ -27,13 +29,9 @@ def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
         manifest: The manifest.
         run: Its run, whose finished captioners and trainings are left out.
     """
-    jobs = []
-    for job in captioner_jobs(manifest):
-        new = list(new_texts([job], run))
-        yield from check_prompts(new)
-        if new:
-            jobs.append(replace(job, config=job.config.only(text.name for text in new)))
-    yield from check_jobs(jobs)
+    jobs = captioner_jobs(manifest)
+    yield from check_prompts(new_texts(jobs, run))
+    yield from check_jobs(new_jobs(jobs, run))
     entries = [entry for entry in manifest.train if run is None or not storage.exists(run.training_done(entry.folder))]
     yield from check_towers(entries)
 
@@ -43,9 +41,15 @@ def check_lists(manifest: Manifest) -> Iterator[Check]:
     for source in manifest.sources:
         subject = f"source {source.name!r}"
         try:
-            files = files_of(source)
+            if source.is_images:
+                containers = containers_of(source, manifest.samples_per_shard, manifest.seed)
+                files = sorted({container.url for container in containers})
+            else:
+                files = files_of(source)
+                check_captions(source)
         except (UserError, OSError) as error:
-            yield Check(subject, Level.ERROR, one_line(error), "correct `files` of this source")
+            fix = "" if isinstance(error, StorageError) else "correct `files` or the columns of this source"
+            yield Check(subject, Level.ERROR, one_line(error), fix)
             continue
         yield Check(subject, Level.OK, wording.count(len(files), "file"))
 

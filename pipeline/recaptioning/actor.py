@@ -20,6 +20,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints.hub import HubUnreachable
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.storage_retry import is_transient
 from lotlip_data.pipeline.core.gpus import InstalledGpus, use_assigned
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.recaptioning.claims import (
@@ -86,9 +87,13 @@ class StartReport:
 
 def _tries(error: Exception) -> int:
     """How often a start may fail with the same error."""
-    if isinstance(error, HubUnreachable) or isinstance(error.__cause__ or error, OSError | EngineUnreachable):
-        return MAX_FAILED_STARTS  # a network or a server that may come back
-    return 1 if isinstance(error, UserError) else REPEATED_STARTS
+    if isinstance(error, HubUnreachable):
+        return MAX_FAILED_STARTS  # a network that may come back
+    if isinstance(error, UserError):
+        return 1  # whatever it was raised from, such as an OSError about a file of the model
+    cause = error.__cause__ or error
+    is_away = isinstance(cause, EngineUnreachable) or is_transient(cause)
+    return MAX_FAILED_STARTS if is_away else REPEATED_STARTS
 
 
 class CaptionActor:
@@ -105,6 +110,10 @@ class CaptionActor:
         self._run, self._config, self._settings = Run(run_url), config, settings
         self._texts = [text for text in config.texts if text.name in texts]
         self._starting: asyncio.Future[StartReport] | None = None
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls the actor."""
+        return f"recaption {self._config.name}"
 
     async def placed(self) -> None:
         """Answer, and thereby say that Ray has found room for this process."""

@@ -9,6 +9,8 @@ of one captioner:
 - A unit whose actor died returns to the queue.
 - An actor without a unit, while the queue is empty, releases its GPU at once.
 - An actor that was removed, because its engine did not start, is asked for again while another engine works.
+- While further shards may come (`more`), engines start at once and wait for them, and actors leave a CPU to the stages
+  that bring the shards (`actor_slots`).
 
 The pools create their actors in turns, so they share the cluster. With fewer GPUs than pools, they run one after
 another.
@@ -17,7 +19,7 @@ another.
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,13 +32,9 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_cluster import check_cluster, cluster_address, lacking
-from lotlip_data.pipeline.recaptioning.actor import (
-    MAX_FAILED_STARTS,
-    REPEATED_STARTS,
-    CaptionActor,
-    StartFailed,
-    StartReport,
-)
+from lotlip_data.pipeline.core.stage_threads import raise_if_stopped
+from lotlip_data.pipeline.recaptioning.actor import REPEATED_STARTS, CaptionActor, StartFailed, StartReport
+from lotlip_data.pipeline.recaptioning.actor_slots import ActorSlot, CpuBudget, FailedUnit, IdleActors
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, gpus_per_actor
 from lotlip_data.pipeline.recaptioning.results import UnitResult
 from lotlip_data.pipeline.recaptioning.shard_text import ShardOutcome
@@ -71,40 +69,6 @@ WAIT_WARNING_SECONDS = 30.0
 """Time without any ready engine after which the cluster's resources are logged."""
 
 
-@dataclass(frozen=True)
-class FailedUnit:
-    """A shard that failed. Without a shard: all units that a stopped pool leaves."""
-
-    captioner: str
-    """Name of the captioner, or of its one text that failed."""
-    shard: int | None
-    reason: str
-    texts: tuple[str, ...]
-    """Names of the texts that failed."""
-
-
-@dataclass(eq=False)
-class ActorSlot:
-    """An actor of a pool and the state of its engine."""
-
-    handle: Any
-    ready: bool = False
-    start_at: float | None = 0.0
-    """When to call the actor, in monotonic time; None while a call is unanswered and once the engine is ready."""
-    deadline: float = float("inf")
-    """Until when a call of `start` must be answered, in monotonic time."""
-    failures: list[str] = field(default_factory=list)
-    """Reasons of the starts in a row at which the engine raised an error."""
-    lost_starts: int = 0
-    """Starts in a row at which the actor died."""
-
-    def may_try_again(self, error: Exception | None) -> bool:
-        """Count a failed start. Returns whether another one may succeed."""
-        reason, tries = (error.reason, error.tries) if isinstance(error, StartFailed) else (str(error), REPEATED_STARTS)
-        self.failures.append(reason)
-        return len(self.failures) < MAX_FAILED_STARTS and self.failures.count(reason) < tries
-
-
 @dataclass(eq=False)
 class ActorPool:
     """The actors of one captioner and the units that are not finished."""
@@ -114,6 +78,12 @@ class ActorPool:
     settings: PoolSettings
     texts: dict[int, tuple[str, ...]]
     """By shard, the names of the texts that it lacks."""
+    more: bool = False
+    """Whether further shards may come."""
+    expected: int = 0
+    """Number of shards that may still come."""
+    wanted: tuple[str, ...] = ()
+    """Names of the texts that further shards may lack."""
     queue: deque[int] = field(default_factory=deque)
     """Shards that no actor holds."""
     slots: list[ActorSlot] = field(default_factory=list)
@@ -135,15 +105,30 @@ class ActorPool:
     """When they may be asked for again, in monotonic time."""
     stop_reason: str = ""
     """Why the pool starts no further actor; empty while it works."""
+    stopped_texts: set[str] = field(default_factory=set)
+    """Names of the texts that are not tried any more."""
+    idle: IdleActors[ActorSlot] = field(default_factory=IdleActors)
+    budget: CpuBudget | None = None
+    """Shared by the pools of a cluster; None where an actor reserves the CPUs of its settings."""
 
     def __post_init__(self) -> None:
         self.queue = self.queue or deque(self.texts)
-        self.text_names = sorted({name for names in self.texts.values() for name in names})
+        self.text_names = sorted({*self.wanted, *(name for names in self.texts.values() for name in names)})
 
     @property
     def busy(self) -> bool:
-        """Whether a unit is not finished."""
-        return bool(self.queue or self.running)
+        """Whether a unit is not finished, or may still come."""
+        return bool(self.queue or self.running or self.more)
+
+    def extend(self, texts: Mapping[int, tuple[str, ...]], expected: int, more: bool) -> None:
+        """Add units that have come, and set what may still come. A pool that has stopped waits for nothing."""
+        if not self.more:
+            return
+        for shard, names in texts.items():
+            if left := tuple(name for name in names if name not in self.stopped_texts):
+                self.texts[shard] = left
+                self.queue.append(shard)
+        self.more, self.expected = more, expected
 
     @property
     def num_gpus(self) -> float:
@@ -154,7 +139,7 @@ class ActorPool:
         """Number of actors to create: never more than units."""
         gpus = ray.cluster_resources().get("GPU", 0)
         limit = self.settings.max_actors or (int(gpus / self.num_gpus) if self.num_gpus else 1)
-        return min(max(self.settings.min_actors, limit), len(self.queue))
+        return min(max(self.settings.min_actors, limit), len(self.queue) + (self.expected if self.more else 0))
 
     @property
     def wish(self) -> str:
@@ -171,7 +156,8 @@ class ActorPool:
 
     def add_actor(self) -> None:
         """Create an actor. Ray places it as soon as there is room."""
-        self.slots.append(ActorSlot(create_actor(self)))
+        cpus = self.budget.take(self.settings.num_cpus) if self.budget else self.settings.num_cpus
+        self.slots.append(ActorSlot(create_actor(self, cpus), cpus))
 
     def check_placement(self) -> None:
         """Stop the pool if no machine can hold an actor and no other machine can come; warn if another one can."""
@@ -187,10 +173,14 @@ class ActorPool:
         else:
             self.stop_reason = f"{reason}. Correct the captioner's `pool`, or set RAY_ADDRESS to a cluster"
 
-    def dispatch(self) -> None:
-        """Give units to ready actors, evenly, up to UNITS_PER_ACTOR each, and release actors without a unit."""
+    def dispatch(self, is_room_wanted: bool = False) -> None:
+        """Give units to ready actors, evenly, up to UNITS_PER_ACTOR each, and release actors without a unit.
+
+        Args:
+            is_room_wanted: Whether another pool waits for room on the cluster.
+        """
         if self.queue and not self.slots and not self.stop_reason:
-            self.add_actor()  # the last actor was released before a unit returned to the queue
+            self._return_actor()  # the last actor was released before a unit returned to the queue
         self._end_hung_starts()
         self._request_starts()
         held = Counter(slot for slot, _ in self.running.values())
@@ -200,10 +190,23 @@ class ActorPool:
                     shard = self.queue.popleft()
                     self.running[slot.handle.caption.remote(shard, self.texts[shard])] = (slot, shard)
                     held[slot] += 1
-        if not self.queue:
+        self.idle.note(slot for slot in self.slots if slot.ready and not held[slot])
+        if self.queue:
+            if self.idle.released and self.slots and all(held[slot] == UNITS_PER_ACTOR for slot in self.slots):
+                self._return_actor()
+        elif self.more:
+            for slot in self.idle.expired(is_room_wanted):
+                logger.info(f"{self.config.name}: an actor without a shard is released until shards come")
+                self._release(slot)
+        else:
             for slot in [slot for slot in self.slots if not held[slot]]:
                 self._release(slot)
         self._replace_removed()
+
+    def _return_actor(self) -> None:
+        """Ask for an actor in place of one that was released while it was idle."""
+        self.idle.released = max(0, self.idle.released - 1)
+        self.add_actor()
 
     def collect(self, reference: Any) -> list[UnitResult | FailedUnit]:
         """Handle the answer to one call.
@@ -248,11 +251,12 @@ class ActorPool:
 
     def abandon(self) -> FailedUnit | None:
         """All units that are left, if the pool has no actor and starts none."""
-        if not (self.stop_reason and self.queue) or self.slots or self.running:
+        if not (self.stop_reason and self.busy) or self.slots or self.running:
             return None
-        left = wording.count(len(self.queue), "shard")
-        names = sorted({name for shard in self.queue for name in self.texts[shard]})
+        left = _left(len(self.queue), self.more)
+        names = self.text_names if self.more else sorted({name for shard in self.queue for name in self.texts[shard]})
         self.queue.clear()
+        self.more = False
         return FailedUnit(self.config.name, None, f"{left} not captioned: {self.stop_reason}", tuple(names))
 
     def drain(self) -> list[Any]:
@@ -310,7 +314,7 @@ class ActorPool:
         if time.monotonic() < self.replace_at or not self.queue or not any(slot.ready for slot in self.slots):
             return
         self.replace_at = time.monotonic() + REPLACE_SECONDS
-        missing = self.target_size() - len(self.slots)
+        missing = self.target_size() - len(self.slots) - self.idle.released
         if missing > 0 and self.replacements < MAX_REPLACEMENTS:
             self.replacements += 1
             logger.info(
@@ -350,6 +354,8 @@ class ActorPool:
     def _release(self, slot: ActorSlot) -> None:
         self.slots.remove(slot)
         end_actor(slot.handle)
+        if self.budget:
+            self.budget.give_back(slot.cpus)
 
     def _count_failure(self, shards: Sequence[int]) -> None:
         """Count one failure of the units that one actor held. New parts of any of them restart the count of all."""
@@ -389,7 +395,10 @@ class ActorPool:
     def _stop(self, texts: tuple[str, ...], reason: str) -> Iterator[FailedUnit]:
         """Leave texts out of the units in the queue. The pool stops if they are all that is left."""
         unfinished = [*self.queue, *(shard for _, shard in self.running.values())]
-        if {name for shard in unfinished for name in self.texts[shard]}.issubset(texts):
+        names = {name for shard in unfinished for name in self.texts[shard]}
+        to_come = set(self.text_names) - self.stopped_texts if self.more else set()
+        self.stopped_texts.update(texts)
+        if (names | to_come).issubset(texts):
             self.stop_reason = reason
             self.shutdown()
             return
@@ -397,17 +406,23 @@ class ActorPool:
             left = [shard for shard in self.queue if text in self.texts[shard]]
             for shard in left:
                 self.texts[shard] = tuple(name for name in self.texts[shard] if name != text)
-            if left:
-                yield FailedUnit(text, None, f"{wording.count(len(left), 'shard')} not captioned: {reason}", (text,))
+            if left or self.more:
+                yield FailedUnit(text, None, f"{_left(len(left), self.more)} not captioned: {reason}", (text,))
         self.queue = deque(shard for shard in self.queue if self.texts[shard])
 
 
-def create_actor(pool: ActorPool) -> Any:
-    """Create an actor of a pool. Returns its handle."""
+def _left(shards: int, more: bool) -> str:
+    """The shards that a pool or a text leaves."""
+    left = wording.count(shards, "shard")
+    return f"{left}, and those that come later," if more else left
+
+
+def create_actor(pool: ActorPool, num_cpus: float) -> Any:
+    """Create an actor of a pool that reserves this number of CPUs. Returns its handle."""
     settings, num_gpus = pool.settings, pool.num_gpus
     actor_class: Any = ray.remote(CaptionActor)
     actor_class = actor_class.options(
-        num_cpus=settings.num_cpus,
+        num_cpus=num_cpus,
         num_gpus=num_gpus,
         accelerator_type=settings.accelerator_type,
         resources=dict(settings.resources),
@@ -430,14 +445,17 @@ def run_pools(
     on_failed: Callable[[FailedUnit], None],
     on_tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run the pools until no unit is left.
+    """Run the pools until no unit is left and none may come.
 
     Args:
         pools: The pools, which share the cluster.
         on_done: Called once with the captioner's name and the results of the texts that one unit has finished.
         on_failed: Called once for each failed unit.
-        on_tick: Called about once per second, to show the progress of unfinished units.
+        on_tick: Called about once per second, to show the progress of unfinished units and to extend the pools.
     """
+    budget = CpuBudget(lambda: float(ray.cluster_resources().get("CPU", 0)), any(pool.more for pool in pools))
+    for pool in pools:
+        pool.budget = budget
     try:
         for pool in pools:
             pool.check_placement()
@@ -446,8 +464,9 @@ def run_pools(
         _create_actors(pools)
         waiting_since: float | None = time.monotonic()
         while any(pool.busy for pool in pools):
+            raise_if_stopped()
             for pool in pools:
-                pool.dispatch()
+                pool.dispatch(any(other.placing for other in pools if other is not pool))
             on_tick()
             for pool, results in _collect_answers(pools):
                 if done := [result for result in results if isinstance(result, UnitResult)]:

@@ -26,11 +26,12 @@ class CaptionProgress:
     Args:
         run: The run.
         shards: By captioner and by text, the shards to caption.
+        to_come: Number of images that are still to come, as `extend` then counts them.
     """
 
-    def __init__(self, run: Run, shards: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
+    def __init__(self, run: Run, shards: Mapping[str, Mapping[str, Sequence[int]]], to_come: int = 0) -> None:
         self._run = run
-        self._bars = {name: _CaptionerBar(run, name, texts) for name, texts in shards.items()}
+        self._bars = {name: _CaptionerBar(run, name, texts, to_come) for name, texts in shards.items()}
         self._bar_of = {text: self._bars[name] for name, texts in shards.items() for text in texts}
         self._interval = REFRESH_SECONDS if bars_visible() else REFRESH_SECONDS_WITHOUT_BARS
         self._refreshed_at = time.monotonic()
@@ -44,6 +45,10 @@ class CaptionProgress:
 
     def __exit__(self, *error: object) -> None:
         self._exit.close()
+
+    def extend(self, captioner: str, texts: Mapping[int, Sequence[str]], to_come: int) -> None:
+        """Add shards that have come, each with the texts that it lacks, and set the number of images to come."""
+        self._bars[captioner].extend(texts, to_come)
 
     def complete(self, text: str, shard: int, record: WorkRecord) -> None:
         """Count a text of a shard that is committed."""
@@ -74,12 +79,16 @@ class _CaptionerBar:
         run: The run.
         name: The captioner.
         shards: By text, the shards to caption.
+        to_come: Number of images that are still to come.
     """
 
-    def __init__(self, run: Run, name: str, shards: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, run: Run, name: str, shards: Mapping[str, Sequence[int]], to_come: int = 0) -> None:
         self._run, self._name = run, name
         self._unit = "image" if len(shards) == 1 else "caption"
         self._captions = sum(ledger.fetched_images(run, numbers) for numbers in shards.values())
+        """Captions of the shards that have come."""
+        self._to_come = to_come * len(shards)
+        """Captions of the others."""
         self._unfinished = {text: set(numbers) for text, numbers in shards.items()}
         self._total = _NOTHING
         """The work on committed shards and on the parts in `_parts`."""
@@ -90,10 +99,18 @@ class _CaptionerBar:
     def open(self) -> Progress:
         self._list_parts()
         self._earlier_tokens, self._started = self._total.tokens, time.monotonic()
-        done = min(self._captions, self._total.rows)
-        self.progress = progress_bar(self._name, self._captions, self._unit, initial=done)
+        total = self._captions + self._to_come
+        self.progress = progress_bar(self._name, total, self._unit, initial=min(total, self._total.rows))
         self.progress.note("the engine is starting")
         return self.progress
+
+    def extend(self, texts: Mapping[int, Sequence[str]], to_come: int) -> None:
+        for text, unfinished in self._unfinished.items():
+            new = [shard for shard, names in texts.items() if text in names]
+            unfinished.update(new)
+            self._captions += ledger.fetched_images(self._run, new) if new else 0
+        self._to_come = to_come * len(self._unfinished)
+        self.progress.set_total(self._captions + self._to_come)
 
     def complete(self, text: str, shard: int, record: WorkRecord) -> None:
         self._unfinished[text].discard(shard)

@@ -10,7 +10,7 @@ from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched, prefetch
 from lotlip_data.manifests.run_layout import shard_name
-from lotlip_data.pipeline.core.ledger import read_image_stats
+from lotlip_data.pipeline.core.ledger import images_file, read_image_stats
 from lotlip_data.pipeline.downloading.reader import FetchedImage, ShardUnreadable, fetched_images, refetch_remedy
 from lotlip_data.pipeline.recaptioning.poison_images import (
     MAX_POISON_IMAGES,
@@ -49,7 +49,7 @@ class ShardAttempt:
         self._unsaved_texts: dict[str, int] = {}
         """By uid of an image in flight, the number of its texts that are not saved."""
         self._uids: set[str] = set()
-        """The images of the tar that have been read."""
+        """The images of the shard that have been read."""
         self._running: set[asyncio.Task[None]] = set()
         self.task = asyncio.create_task(self.caption())
 
@@ -62,7 +62,7 @@ class ShardAttempt:
         texts = list(self._texts.values())
         self._in_flight = InFlightLog(texts[-1].folder, self._attempt)
         for text in texts:
-            await text.open(self._attempt, marker["tar"], self._note_saved)
+            await text.open(self._attempt, images_file(marker), self._note_saved)
         saved = set.intersection(*(text.saved_uids for text in texts))
         suspects = await asyncio.to_thread(find_suspects, [text.folder for text in texts], saved)
         try:
@@ -81,7 +81,7 @@ class ShardAttempt:
             await asyncio.gather(*self._running, return_exceptions=True)
         for text in texts:
             await text.close()
-        return await self._commit(done, marker["tar"], marker["successes"])
+        return await self._commit(done, images_file(marker), marker["successes"])
 
     async def record_death(self, cause: str) -> None:
         """Save finished captions, and record the cause of the engine's death for the images in flight."""
@@ -192,7 +192,7 @@ class ShardAttempt:
             await text.save()
 
     def _images(self, is_wanted: Callable[[str], bool]) -> Iterator[FetchedImage]:
-        """The images of the tar that are wanted and lack a text."""
+        """The images of the shard that are wanted and lack a text."""
         for image in fetched_images(self._run, self.shard):
             self._uids.add(image.uid)
             if is_wanted(image.uid) and self._lacking(image.uid):
@@ -220,8 +220,8 @@ class ShardAttempt:
                 finished.append(uid)
         self._in_flight.remove(finished)
 
-    async def _commit(self, done: list[UnitResult], tar: str, images: int) -> ShardOutcome:
-        """Commit one row per image of the tar for each text.
+    async def _commit(self, done: list[UnitResult], file: str, images: int) -> ShardOutcome:
+        """Commit one row per image of the shard for each text.
 
         Raises:
             ShardUnreadable: An image has no row, or two.
@@ -230,7 +230,7 @@ class ShardAttempt:
         texts = {text: text.rows_of(self._uids) for text in self._texts.values()}
         if wrong := [rows for rows in texts.values() if not len(rows) == len(self._uids) == images]:
             raise ShardUnreadable(
-                f"{self._run.image_file(tar)}: {len(wrong[0])} captions or reasons of {len(self._uids)} images, "
+                f"{self._run.image_file(file)}: {len(wrong[0])} captions or reasons of {len(self._uids)} images, "
                 f"but its marker says {images}. {refetch_remedy(self._run, self.shard)}"
             )
         refused = {text.name: reason for text, rows in texts.items() if (reason := text.refusal(rows))}

@@ -80,12 +80,12 @@ class ShardText:
         """Whether the text of this shard is committed: by another driver, or before an answer was lost."""
         return await asyncio.to_thread(storage.exists, self._target)
 
-    async def open(self, attempt: str, tar: str, on_saved: Callable[[list[str]], None]) -> None:
+    async def open(self, attempt: str, images: str, on_saved: Callable[[list[str]], None]) -> None:
         """Read the parts that earlier attempts have saved, and get ready for further rows.
 
         Args:
             attempt: Unique name of the attempt.
-            tar: Name of the shard's tar; parts of another one are not used.
+            images: Name of the file with the shard's images; parts of another one are not used.
             on_saved: Called with the uids of each part that the storage has.
         """
         # A kill costs the part that is being written, the slack that arrives meanwhile, and the window: together
@@ -93,7 +93,7 @@ class ShardText:
         size = max(1, self._settings.part_size // 4)
         slack = max(1, self._settings.part_size - size - self._settings.window)
         digest = self._settings.model_digest
-        origin = {"captioner": f"{self.config.id}+{digest}" if digest else self.config.id, "tar": tar}
+        origin = {"captioner": f"{self.config.id}+{digest}" if digest else self.config.id, "tar": images}
         saved, first_started_at, self._earlier_usage = await asyncio.to_thread(read_partial, self.folder, origin)
         if exceeds_rejections(saved, self._settings.max_rejected):  # an earlier attempt was refused because of them
             saved = [row for row in saved if not is_lost(row)]

@@ -40,7 +40,7 @@ def stored_captioners(run: Run, manifest: Manifest) -> list[StoredCaptioner]:
     """The captioners that have a folder in the run, by name."""
     in_dataset = read_dataset_summary(run)["captioners"] if storage.exists(run.dataset) else {}
     return [
-        _stored(run, name, captioner, name in manifest.captioner_names, name in in_dataset)
+        _stored(run, name, captioner, name in (*manifest.captioner_names, *manifest.imported_names), name in in_dataset)
         for captioner, names in by_captioner(ledger.captioners(run), manifest.several_texts)
         for name in names
     ]

@@ -1,19 +1,22 @@
 """What of a run no longer fits its input, and the next command to run."""
 
+import contextlib
 import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.formats.dataset_index import SPLITS, read_dataset_summary, read_index
+from lotlip_data.manifests.formats.dataset_index import CHOSEN, SPLITS, read_dataset_summary, read_index
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
 from lotlip_data.manifests.settings.dataset import CleanSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC
 from lotlip_data.manifests.wording import count, plural
 from lotlip_data.pipeline.dataset.metadata import recipe_changes
-from lotlip_data.pipeline.dataset.stage import recipe_of
+from lotlip_data.pipeline.dataset.recipe import recipe_of
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+from lotlip_data.pipeline.recaptioning.importing.claims import outdated_imports
 from lotlip_data.pipeline.reporting.status import RunStatus, Stale
 from lotlip_data.pipeline.reporting.training_status import training_settings
 
@@ -21,7 +24,8 @@ from lotlip_data.pipeline.reporting.training_status import training_settings
 def find_not_started(manifest: Manifest, status: RunStatus) -> dict[str, list[str]]:
     """By stage, the captioners and trainings of the manifest that have no folder in the run yet."""
     trainings = {*status["trained"], *status["training"]}
-    return {
+    imported = [name for name in manifest.imported_names if name not in status["captioners"]]
+    return ({"import": imported} if imported else {}) | {
         "recaption": [name for name in _captioner_names(manifest) if name not in status["captioners"]],
         "train": [entry.folder for entry in manifest.train if entry.folder not in trainings],
     }
@@ -38,7 +42,8 @@ def _captioner_names(manifest: Manifest) -> list[str]:
 
 def find_stale(run: Run, manifest: Manifest, status: RunStatus) -> list[Stale]:
     """What was made from an earlier state of its input. Reads dataset.json."""
-    stale = list[Stale]()
+    imports = outdated_imports(run, manifest.sources)
+    stale = [Stale(stage="import", name=name, reason=reason) for name, reason in imports.items()]
     if status["dataset"]:
         reasons = _dataset_changes(run, manifest, status)
         stale += [Stale(stage="dataset", name="", reason=reason) for reason in reasons]
@@ -49,7 +54,7 @@ def find_stale(run: Run, manifest: Manifest, status: RunStatus) -> list[Stale]:
 def _dataset_changes(run: Run, manifest: Manifest, status: RunStatus) -> list[str]:
     try:
         summary = read_dataset_summary(run)
-        recipe = recipe_of(run, manifest)
+        recipe = recipe_of(run, manifest, _chosen_captioners(summary))
     except UserError as error:
         return [str(error)]
     lines = []
@@ -66,6 +71,11 @@ def _dataset_changes(run: Run, manifest: Manifest, status: RunStatus) -> list[st
         text = f"{count(missing, 'downloaded image')} {plural(missing, 'is')} not in it"
         lines.append(text if missing > 0 else f"it has {count(-missing, 'image')} that the run no longer has")
     return lines or _newer_inputs(run, list(recipe.captioners))
+
+
+def _chosen_captioners(summary: Mapping[str, Any]) -> list[str]:
+    """The captioners that `shard --captioners` named; none if the dataset has the default ones."""
+    return list(summary["captioners"]) if summary.get(CHOSEN) else []
 
 
 def _comparison_changes(built: dict[str, Any], clean: CleanSettings) -> list[str]:
@@ -132,7 +142,12 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     download = status["download"]
     if download is None or status["fetched"] < (status["shards"] or 0):
         return f"lotlip-data download {shlex.quote(run.manifest)} {url}"
-    if (not status["captioners"] and not manifest.captioners) or _has_captions_left(manifest, status):
+    wanted = _chosen_captioners(_summary(run, status))
+    is_outdated = any(entry["stage"] == "import" for entry in stale)
+    if is_outdated or _has_captions_left(manifest.imported_names, wanted, status):
+        return f"lotlip-data import {url}"
+    is_uncaptioned = not status["captioners"] and not manifest.captioners
+    if is_uncaptioned or _has_captions_left(_captioner_names(manifest), wanted, status):
         return f"lotlip-data recaption {url}"
     if not status["dataset"] or any(entry["stage"] == "dataset" for entry in stale):
         return f"lotlip-data shard {url}"
@@ -143,8 +158,24 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     return f"lotlip-data view {url}"
 
 
-def _has_captions_left(manifest: Manifest, status: RunStatus) -> bool:
-    return any(status["captioned"].get(name, 0) < status["fetched"] for name in _captioner_names(manifest))
+def _summary(run: Run, status: RunStatus) -> dict[str, Any]:
+    """dataset.json without its lists; empty if there is none, or a damaged one, which is stale."""
+    if status["dataset"]:
+        with contextlib.suppress(UserError):
+            return read_dataset_summary(run)
+    return {}
+
+
+def _has_captions_left(names: Iterable[str], wanted: Sequence[str], status: RunStatus) -> bool:
+    """Whether a captioner has images left.
+
+    Args:
+        names: The captioners.
+        wanted: The only ones that count, if there are any.
+        status: The status of the run.
+    """
+    names = [name for name in names if not wanted or name in wanted]
+    return any(status["captioned"].get(name, 0) < status["fetched"] for name in names)
 
 
 def _has_evaluations_left(run: Run, manifest: Manifest, status: RunStatus) -> bool:

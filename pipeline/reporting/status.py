@@ -1,10 +1,11 @@
-"""The progress of a run, read from object names alone: a few listings, also while other machines work on the run."""
+"""The progress of a run, read from object names: a few listings, also while other machines work on the run."""
 
 import time
 from collections.abc import Iterable
 from typing import Any, NotRequired, TypedDict
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats.dataset_index import done_shards
 from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
@@ -48,15 +49,29 @@ class CaptionerStatus(TypedDict):
     tokens_per_s: float
     seconds_left: int | None
     """Estimated time to completion; None while nothing is captioned."""
+    stopped: str | None
+    """Why the last call of `recaption` gave the captioner up, such as an engine that does not start; None if it did
+    not, or if captions were committed since."""
+
+
+class BuildStatus(TypedDict):
+    """Progress of a dataset that is not published yet, as `status --json` prints it."""
+
+    done: int
+    """Shards that are written."""
+    left: int
+    """Shards that are not, those that are still to be downloaded included."""
+    running: bool
+    """Whether a shard was written in the last WINDOW_SECONDS."""
 
 
 class Stale(TypedDict):
     """A result that was made from an earlier state of its input, as `status --json` prints it."""
 
     stage: str
-    """`dataset`, `train` or `eval`."""
+    """`import`, `dataset`, `train` or `eval`."""
     name: str
-    """The model; empty for the dataset."""
+    """The captioner or model; empty for the dataset."""
     reason: str
 
 
@@ -89,7 +104,11 @@ class RunStatus(TypedDict):
     texts: NotRequired[dict[str, list[str]]]
     """By captioner that makes several texts for each image, their names in `captioners`."""
     not_started: NotRequired[dict[str, list[str]]]
-    """By stage (`recaption`, `train`), the names in the manifest that have no folder in the run yet."""
+    """By stage (`import`, `recaption`, `train`), the names in the manifest that have no folder in the run yet."""
+    imported: NotRequired[list[str]]
+    """The captioners whose captions come from the lists of the manifest's sources."""
+    building: NotRequired[BuildStatus]
+    """Where dataset.json does not exist, but some of its shards."""
     stale: NotRequired[list[Stale]]
     """What no longer fits its input."""
     next: NotRequired[str]
@@ -124,6 +143,8 @@ def get_status(run: Run, now: float | None = None, failures: bool = False) -> Ru
         trainings={name: training_status(run, name, now) for name in unfinished},
         evaluated=evaluated,
     )
+    if not status["dataset"] and (building := _build_status(run, status["shards"] or len(fetched), now)):
+        status["building"] = building
     if failures and partition is not None:
         status["failures"] = read_summary(run).failures.to_dict()
     return status
@@ -160,16 +181,26 @@ def _download_status(
         marker = ledger.read_image_stats(run, shard)
         tried, failed = tried + marker["count"], failed + marker["count"] - marker["successes"]
     retried = sum(retry_round.rows for retry_round in rounds)
-    left = max(0, partition.images + retried - tried)
+    rows = partition.rows_with({shard: record.rows for shard, record in recorded.items()}) + retried
+    left = max(0, rows - tried)
     urls_per_s, _ = rates(records, now)
     return {
-        "urls": partition.images + retried,
+        "urls": rows,
         "tried": tried,
         "failed": max(0, failed - retried),
         "left": left,
         "images_per_s": round(urls_per_s, 3),
         "seconds_left": round(left / urls_per_s) if urls_per_s else None,
     }
+
+
+def _build_status(run: Run, shards: int, now: float) -> BuildStatus | None:
+    names = storage.list_names(run.shard_markers)
+    done = len({shard for shard, _ in done_shards(run)})
+    if not done:
+        return None
+    changed = storage.last_change(run.shard_markers, names) or 0.0
+    return {"done": done, "left": max(0, shards - done), "running": changed > now - WINDOW_SECONDS}
 
 
 def _captioner_status(run: Run, name: str, images: int, now: float) -> CaptionerStatus:
@@ -187,7 +218,13 @@ def _captioner_status(run: Run, name: str, images: int, now: float) -> Captioner
         "images_per_s": round(images_per_s, 3),
         "tokens_per_s": round(tokens_per_s, 1),
         "seconds_left": round(left / images_per_s) if images_per_s else None,
+        "stopped": _stop_reason(run, name, records) if left else None,
     }
+
+
+def _stop_reason(run: Run, name: str, records: Iterable[WorkRecord]) -> str | None:
+    stop = ledger.stop_of(run, name)
+    return stop.reason if stop and all(record.ended <= stop.at for record in records) else None
 
 
 def rates(records: Iterable[WorkRecord], now: float, window: float = WINDOW_SECONDS) -> tuple[float, float]:

@@ -13,6 +13,8 @@ from lotlip_data.pipeline.reporting.status import CaptionerStatus, DownloadStatu
 from lotlip_data.pipeline.reporting.training_status import TrainingStatus
 
 DONE, RUNNING, STOPPED, STALE, NOT_STARTED = "done", "running", "stopped", "stale", "not started"
+WAITING = "waiting"
+"""A captioner that has captioned all images so far, while further ones are to be downloaded."""
 
 _STAGE_WIDTH, _NAME_WIDTH, _PROGRESS_WIDTH, _FAILED_WIDTH = 9, 17, 31, 7
 
@@ -48,7 +50,7 @@ def format_table(status: RunStatus) -> list[str]:
     rows = [
         _lists_row(status),
         _download_row(status),
-        *_captioner_rows(status),
+        *_captioner_rows(status, stale),
         _dataset_row(status, stale),
         *(_Row("train", name, "", STALE if ("train", name) in stale else DONE) for name in status["trained"]),
         *(_training_row(name, training) for name, training in status["trainings"].items()),
@@ -66,9 +68,20 @@ def format_table(status: RunStatus) -> list[str]:
         lines += ["", "stale:"]
         for entry in entries:
             lines.append(f"  {' '.join(filter(None, (entry['stage'], entry['name'])))}: {entry['reason']}")
+    if stops := _stops(status):
+        lines += ["", "stopped:", *(f"  recaption {name}: {reason}" for name, reason in stops.items())]
     if "next" in status:
         lines += ["", f"next: {status['next']}"]
     return lines
+
+
+def _stops(status: RunStatus) -> dict[str, str]:
+    """By captioner, why the last call gave it up. Texts with the same reason are one."""
+    names_by_reason: dict[str, list[str]] = {}
+    for name, captioner in status["captioners"].items():
+        if captioner["stopped"]:
+            names_by_reason.setdefault(captioner["stopped"], []).append(name)
+    return {", ".join(names): reason for reason, names in names_by_reason.items()}
 
 
 def _not_started(status: RunStatus, stage: str) -> list[_Row]:
@@ -94,28 +107,33 @@ def _download_row(status: RunStatus) -> _Row:
     return _Row("download", "", progress, state, download["failed"], ", ".join(details))
 
 
-def _captioner_rows(status: RunStatus) -> Iterator[_Row]:
-    captioners, new = status["captioners"], status.get("not_started", {}).get("recaption", [])
-    for captioner, names in by_captioner([*captioners, *new], status.get("texts", {})):
+def _captioner_rows(status: RunStatus, stale: set[tuple[str, str]]) -> Iterator[_Row]:
+    captioners, new = status["captioners"], status.get("not_started", {})
+    more = status["shards"] is not None and status["fetched"] < status["shards"]
+    imported, every = status.get("imported", []), [*captioners, *new.get("import", []), *new.get("recaption", [])]
+    for captioner, names in by_captioner(every, status.get("texts", {})):
         if captioner is None:
             (name,) = names
-            yield (
-                _captioner_row(name, captioners[name])
-                if name in captioners
-                else _Row("recaption", name, "", NOT_STARTED)
+            row = (
+                _captioner_row(name, captioners[name], more) if name in captioners else _Row("", name, "", NOT_STARTED)
             )
+            state = STALE if ("import", name) in stale else row.state
+            yield replace(row, stage="import" if name in imported else "recaption", state=state)
             continue
         texts = [captioners.get(name) for name in names]
-        yield _texts_row(captioner, [text for text in texts if text], len(texts), status["images"])
+        yield _texts_row(captioner, [text for text in texts if text], len(texts), status["images"], more)
         for name, text in zip(names, texts, strict=True):
-            row = _captioner_row(name, text) if text else _Row("recaption", name, "", NOT_STARTED)
+            row = _captioner_row(name, text, more) if text else _Row("recaption", name, "", NOT_STARTED)
             yield replace(row, stage="", name=f"  {name}", details="")
 
 
-def _captioner_row(name: str, captioner: CaptionerStatus) -> _Row:
+def _captioner_row(name: str, captioner: CaptionerStatus, more: bool) -> _Row:
+    """The row of a captioner, or of one of its texts. `more`: whether images are still to be downloaded."""
     total = captioner["done"] + captioner["left"]
     progress = f"{captioner['done']:,} of {count(total, 'image')}"
-    state = _state(captioner["left"], captioner["done"], captioner["images_per_s"])
+    state = _state(captioner["left"], captioner["done"], captioner["images_per_s"], more)
+    if captioner["stopped"]:
+        state = STOPPED
     details = ""
     if state == RUNNING:
         speeds = [rate(captioner["images_per_s"], "images"), rate(captioner["tokens_per_s"], "tokens")]
@@ -123,7 +141,7 @@ def _captioner_row(name: str, captioner: CaptionerStatus) -> _Row:
     return _Row("recaption", name, progress, state, captioner["failed"], details)
 
 
-def _texts_row(captioner: str, texts: Sequence[CaptionerStatus], wanted: int, images: int) -> _Row:
+def _texts_row(captioner: str, texts: Sequence[CaptionerStatus], wanted: int, images: int, more: bool) -> _Row:
     """The row of a captioner that makes several texts, in which each image counts once.
 
     Args:
@@ -131,12 +149,15 @@ def _texts_row(captioner: str, texts: Sequence[CaptionerStatus], wanted: int, im
         texts: Those of its texts that have started.
         wanted: Number of all its texts.
         images: Images of the run.
+        more: Whether images are still to be downloaded.
     """
     if not texts:
         return _Row("recaption", captioner, f"{wanted} texts", NOT_STARTED)
     done = min(text["done"] for text in texts) if len(texts) == wanted else 0
     speed = max(text["images_per_s"] for text in texts)
-    state = _state(max(0, images - done), max(text["done"] for text in texts), speed)
+    state = _state(max(0, images - done), max(text["done"] for text in texts), speed, more)
+    if state == NOT_STARTED and any(text["stopped"] for text in texts):
+        state = STOPPED
     details = ""
     if state == RUNNING:
         tokens, left = sum(text["tokens_per_s"] for text in texts), [text["seconds_left"] or 0 for text in texts]
@@ -145,9 +166,9 @@ def _texts_row(captioner: str, texts: Sequence[CaptionerStatus], wanted: int, im
     return _Row("recaption", captioner, f"{done:,} of {count(images, 'image')}, {wanted} texts", state, None, details)
 
 
-def _state(left: int, done: int, speed: float) -> str:
+def _state(left: int, done: int, speed: float, more: bool = False) -> str:
     if not left:
-        return DONE
+        return WAITING if more else DONE
     if not done:
         return NOT_STARTED
     return RUNNING if speed else STOPPED
@@ -159,7 +180,10 @@ def _left(stage: DownloadStatus | CaptionerStatus | TrainingStatus) -> list[str]
 
 def _dataset_row(status: RunStatus, stale: set[tuple[str, str]]) -> _Row:
     if not status["dataset"]:
-        return _Row("dataset", "", "", NOT_STARTED)
+        if (building := status.get("building")) is None:
+            return _Row("dataset", "", "", NOT_STARTED)
+        progress = f"{building['done']:,} of {count(building['done'] + building['left'], 'shard')}"
+        return _Row("dataset", "", progress, RUNNING if building["running"] else STOPPED)
     return _Row("dataset", "", "", STALE if ("dataset", "") in stale else DONE)
 
 

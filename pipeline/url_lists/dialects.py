@@ -65,6 +65,21 @@ def detect_dialect(
     return Dialect(delimiter, escape, quoting, has_spaces)
 
 
+def header_names(source: Source, form: str, lines: Sequence[str]) -> list[str]:
+    """The columns that the first line of a CSV or TSV names; it is cut at the delimiter that gives the most columns.
+
+    Args:
+        source: Its `delimiter` takes precedence.
+        form: `csv` or `tsv`.
+        lines: The first lines of the file.
+    """
+    usual = "," if form == "csv" else "\t"
+    header = next((line for line in lines[bool(separator_line(lines)) :] if line.strip()), "")
+    fixed = source.delimiter or separator_line(lines)
+    candidates = [fixed] if fixed else [usual, *(mark for mark in _DELIMITERS if mark != usual)]
+    return max((_split(header, mark) for mark in candidates), key=len)
+
+
 def _delimiter(names: Sequence[str] | None, usual: str, lines: Sequence[str], columns: Sequence[str]) -> str:
     """The first delimiter, the usual one before others, that separates the columns."""
     candidates = [usual, *(mark for mark in _DELIMITERS if mark != usual)]

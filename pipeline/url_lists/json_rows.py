@@ -92,6 +92,12 @@ def _spellings(names: tuple[str, ...]) -> list[set[str]]:
     return [{json.dumps(name, ensure_ascii=False), json.dumps(name)} for name in names]
 
 
+def object_names(lines: Sequence[str]) -> list[str]:
+    """The keys of the objects in the first lines of a file."""
+    objects = (content for line in lines[:BATCH_ROWS] if isinstance(content := _parse(line), dict))
+    return list(dict.fromkeys(name for content in objects for name in content))
+
+
 def _parse(line: str) -> Any:
     """The value in a line; None if it is not JSON."""
     try:

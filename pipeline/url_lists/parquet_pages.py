@@ -23,6 +23,7 @@ _ENCODINGS = {5: 2, 7: 2, 8: 4}
 """Structs of a page header by number, for data pages, dictionary pages and data pages of version 2: the number of their
 field for the encoding. Their first field is the number of values."""
 _DAMAGES = (
+    AttributeError,
     IndexError,
     KeyError,
     TypeError,

@@ -11,13 +11,12 @@ A list shard has one row per image, with the columns `schema.LISTS`: its URL as 
 all sources in the manifest's order ("" if a source has none), and the first expected hash of each kind.
 """
 
-import hashlib
 import logging
 import pathlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +34,9 @@ from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.url_lists import reader
 from lotlip_data.pipeline.url_lists.cells import GARBLED, GARBLED_REMEDY
 from lotlip_data.pipeline.url_lists.files import stamp_of, uncompressed_bytes
-from lotlip_data.pipeline.url_lists.rows import BATCH_ROWS, BadRow
+from lotlip_data.pipeline.url_lists.headers import check_captions, lacks_texts
+from lotlip_data.pipeline.url_lists.rows import BATCH_ROWS, BadRow, Reject
+from lotlip_data.pipeline.url_lists.sampling import SourceSampler, hashes, split_sample
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +61,6 @@ _BAD_ROW_SCHEMA = pa.schema(
         ("content", pa.string()),
     ]
 )
-_SAMPLER_SCHEMA = pa.schema([("order", pa.uint64())])
-_SAMPLER_BUCKETS = 256  # of eight bytes per row: 80 MB each for 2.5 billion rows
-_SAMPLER_BUFFER_BYTES = 8 << 20
 
 
 class PartitionError(UserError):
@@ -73,11 +71,13 @@ class PartitionError(UserError):
 class Partition:
     """The partition of a run: the counts in its `lists/plan.json`.
 
-    `images` = rows − Σ invalid − Σ filtered − Σ not_drawn − duplicates, or the manifest's `sample` if that is less.
+    Without containers, `images` = rows − Σ invalid − Σ filtered − Σ not_drawn − duplicates, or the manifest's `sample`
+    if that is less. Containers of images that exist already add their `container_rows`.
     """
 
     images: int
     shards: int
+    """Those of lists, then those of containers."""
     samples_per_shard: int
     rows: int
     """Rows read, unusable ones included."""
@@ -101,7 +101,40 @@ class Partition:
     """By source, its `files.stamp_of` when it was read."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The manifest's `image_settings`. Empty for a run of an earlier release."""
+    container_rows: list[int] = field(default_factory=list)
+    """The rows of each container, which is a shard; `samples_per_shard` for a container that does not tell."""
     version: int = 1
+
+    @property
+    def first_container(self) -> int:
+        """Number of the first shard that is a container; `shards` if none is."""
+        return self.shards - len(self.container_rows)
+
+    def is_container(self, shard: int) -> bool:
+        """Whether the images of a shard exist already. Shards from `shards` on are retries of URLs."""
+        return self.first_container <= shard < self.shards
+
+    def rows_of(self, shard: int) -> int:
+        """The rows of a shard, as far as they are known before it is committed."""
+        if self.is_container(shard):
+            return self.container_rows[shard - self.first_container]
+        listed = self.images - sum(self.container_rows)
+        return min(self.samples_per_shard, listed - shard * self.samples_per_shard)
+
+    def rows_with(self, committed: Mapping[int, int]) -> int:
+        """The rows of all shards, where `committed` shards tell their number of rows."""
+        containers = range(self.first_container, self.shards)
+        return self.images + sum(committed[shard] - self.rows_of(shard) for shard in containers if shard in committed)
+
+
+class ContainerShards(Protocol):
+    """The containers of a manifest's image sources (`existing_images.partition.ExistingImages`)."""
+
+    def ranks(self, number: int, count: int) -> np.ndarray:
+        """The hashes, with the manifest's seed, of the images in the bucket `number` of `count`; uint64."""
+
+    def store(self, run: Run, first: int, highest_rank: int | None) -> list[int]:
+        """Write the containers with an image up to `highest_rank` as shards from `first` on; returns their rows."""
 
 
 def load_partition(run: Run) -> Partition | None:
@@ -113,7 +146,11 @@ def load_partition(run: Run) -> Partition | None:
         return None
 
 
-def partition(manifest: Manifest, run: Run) -> Partition:
+def partition(
+    manifest: Manifest,
+    run: Run,
+    containers: Callable[[Manifest, pathlib.Path, Reject], ContainerShards] | None = None,
+) -> Partition:
     """Partition the manifest's lists into shards, unless the run has a partition already, and return it.
 
     The manifest is stored in the run once all lists are read, before the first shard is written. So a list that cannot
@@ -125,6 +162,8 @@ def partition(manifest: Manifest, run: Run) -> Partition:
     Args:
         manifest: The manifest.
         run: The run to write to.
+        containers: Finds the containers of the image sources of the manifest, which become the last shards. Arguments:
+            the manifest, a scratch folder, and what receives unusable rows. None if it has no such source.
 
     Raises:
         ListError: A list cannot be read.
@@ -140,31 +179,51 @@ def partition(manifest: Manifest, run: Run) -> Partition:
             )
         return existing
     storage.check_writable(run.lists)
-    stamps = {source.name: stamp for source in manifest.sources if (stamp := stamp_of(source))}
+    lists = _lists(manifest)
+    for source in lists.values():
+        check_captions(source)
+    stamps = {source.name: stamp for source in lists.values() if (stamp := stamp_of(source))}
     with scratch_folder("partition") as folder:
         counts = _RowCounts(folder / "bad.parquet")
-        total_bytes = sum(uncompressed_bytes(source) for source in manifest.sources)
+        total_bytes = sum(uncompressed_bytes(source) for source in lists.values())
         buckets = ExternalBuckets(folder, bucket_count(total_bytes), _ROW_SCHEMA, external_buckets.BUFFER_BYTES)
         samplers = {
-            source.name: SourceSampler(folder, source) for source in manifest.sources if source.sample is not None
+            source.name: SourceSampler(folder, source) for source in lists.values() if source.sample is not None
         }
-        for index, source in enumerate(manifest.sources):
+        for index, source in lists.items():
             _read_source(source, index, manifest.seed, counts, buckets, samplers.get(source.name))
         buckets.flush()
+        images = containers(manifest, folder, counts.reject) if containers is not None else None
         counts.close()
-        if counts.sources:
+        has_images = bool(counts.sources) or not lists
+        if has_images:
             freeze(manifest, run)
         _store_bad_rows(run, counts)
-        if not counts.sources:
-            raise PartitionError(_no_image_message(manifest, counts))
-        result = _write_shards(manifest, run, buckets, samplers, counts)
+        if not has_images:
+            raise PartitionError(_no_image_message(lists.values(), counts))
+        result = _write_shards(manifest, run, buckets, samplers, counts, images)
         result = replace(result, stamps=stamps, settings=image_settings(manifest))
     storage.create(run.plan, artifacts.encode_json(asdict(result), indent=2))
     committed = load_partition(run)  # that of another driver, if it was first
     assert committed is not None
-    rows, images = wording.count(committed.rows, "row"), wording.count(committed.images, "URL")
-    logger.info(f"{rows}: {images} to download, in {wording.count(committed.shards, 'shard')}")
+    _log_partition(committed)
     return committed
+
+
+def _lists(manifest: Manifest) -> dict[int, Source]:
+    """The sources that are lists of URLs, by their number in the manifest."""
+    return {index: source for index, source in enumerate(manifest.sources) if not source.is_images}
+
+
+def _log_partition(partition: Partition) -> None:
+    listed = partition.images - sum(partition.container_rows)
+    if listed or not partition.container_rows:
+        rows, images = wording.count(partition.rows, "row"), wording.count(listed, "URL")
+        shards = wording.count(partition.first_container, "shard")
+        logger.info(f"{rows}: {images} to download, in {shards}")
+    if partition.container_rows:
+        containers = wording.count(len(partition.container_rows), "container")
+        logger.info(f"{containers} of images that exist, each of which becomes a shard")
 
 
 def _changed_sources(manifest: Manifest, existing: Partition) -> list[str]:
@@ -209,9 +268,10 @@ def _warn_about_texts(source: Source, counts: "_RowCounts") -> None:
         )
     for kind, rows in counts.not_texts[source.name].items():
         logger.warning(
-            f"{source.name}: {rows:,} of {usable:,} cells of the column {source.text_column!r} are {kind}, not a text"
+            f"{source.name}: {rows:,} of {usable:,} cells of {reader.text_column(source)} are {kind}, not a text"
         )
-    if source.text_column is not None and usable and counts.blank[source.name] == usable:
+    is_blank = source.text_column is not None and usable and counts.blank[source.name] == usable
+    if is_blank or lacks_texts(source):
         logger.warning(f"{source.name}: {reader.all_blank(source)}")
 
 
@@ -287,62 +347,22 @@ def _store_bad_rows(run: Run, counts: _RowCounts) -> None:
         storage.create_from_file(url, str(counts.bad_rows))
 
 
-class SourceSampler:
-    """Draws the `sample` of a source: the images with the lowest hashes of a key that is the source's own.
-
-    Args:
-        folder: The scratch folder, where the sampler has a folder of its own.
-        source: A source with a `sample`.
-    """
-
-    def __init__(self, folder: pathlib.Path, source: Source) -> None:
-        assert source.sample is not None
-        self._sample, self._key = source.sample, f"sample {source.seed}"
-        own_folder = folder / f"sample-{source.name}"
-        own_folder.mkdir()
-        self._buckets = ExternalBuckets(own_folder, _SAMPLER_BUCKETS, _SAMPLER_SCHEMA, _SAMPLER_BUFFER_BYTES)
-        self._limit: int | None = None
-
-    def add(self, uids: pa.Array) -> None:
-        """Add the uids of rows of the source. A uid counts once, however often it is added."""
-        self._buckets.add(pa.table([hashes(uids, self._key)], schema=_SAMPLER_SCHEMA))
-
-    def mask(self, rows: pa.Table, source: int) -> pa.Array:
-        """Which rows to keep: those of other sources, and those that are drawn. Call it after the last `add`.
-
-        Args:
-            rows: Rows with the columns `source` and `uid`.
-            source: The number of this source in the manifest.
-
-        Returns:
-            One bool per row.
-        """
-        if self._limit is None:
-            self._limit = self._highest_drawn_hash()
-        is_own = rows["source"].to_numpy() == source
-        keep = ~is_own
-        keep[is_own] = hashes(rows["uid"].filter(pa.array(is_own)), self._key) <= np.uint64(self._limit)
-        return pa.array(keep)
-
-    def _highest_drawn_hash(self) -> int:
-        self._buckets.flush()
-        left = self._sample
-        for bucket in self._buckets:
-            distinct = np.unique(bucket["order"].to_numpy())
-            if len(distinct) >= left:
-                return int(distinct[left - 1])
-            left -= len(distinct)
-        return 2**64 - 1
-
-
 def _write_shards(
-    manifest: Manifest, run: Run, buckets: ExternalBuckets, samplers: Mapping[str, SourceSampler], counts: _RowCounts
+    manifest: Manifest,
+    run: Run,
+    buckets: ExternalBuckets,
+    samplers: Mapping[str, SourceSampler],
+    counts: _RowCounts,
+    existing: ContainerShards | None,
 ) -> Partition:
     """Write the list shards, and remove those that a killed attempt with another manifest left behind them."""
-    limit = manifest.sample if manifest.sample is not None else counts.rows
+    limit, highest_rank = manifest.sample if manifest.sample is not None else counts.rows, None
     unique = images = shards = 0
     waiting = LISTS.empty_table()
     names = [source.name for source in manifest.sources]
+    if existing is not None and manifest.sample is not None:
+        drawn = {names.index(name): sampler for name, sampler in samplers.items()}
+        limit, highest_rank = split_sample(manifest.sample, buckets, drawn, existing.ranks)
     not_drawn: Counter[str] = Counter()
     for rows in buckets:
         for name, sampler in samplers.items():
@@ -361,22 +381,24 @@ def _write_shards(
     if waiting.num_rows:
         _store_shard(run, shards, waiting)
         shards += 1
-    _remove_shards_from(run, shards)
+    container_rows = existing.store(run, shards, highest_rank) if existing is not None else []
+    _remove_shards_from(run, shards, len(container_rows))
     return Partition(
-        images=images,
-        shards=shards,
+        images=images + sum(container_rows),
+        shards=shards + len(container_rows),
+        container_rows=container_rows,
         samples_per_shard=manifest.samples_per_shard,
         rows=counts.rows,
         duplicates=sum(counts.sources.values()) - not_drawn.total() - unique,
         invalid=dict(sorted(counts.invalid.items())),
-        sources={name: counts.sources[name] for name in names},
+        sources={source.name: counts.sources[source.name] for source in _lists(manifest).values()},
         filtered={name: dict(reasons.most_common()) for name, reasons in counts.filtered.items() if reasons},
         not_drawn={name: not_drawn[name] for name in samplers},
         garbled={name: counts.garbled[name] for name in names if counts.garbled[name]},
         not_texts={name: dict(counts.not_texts[name]) for name in names if counts.not_texts[name]},
         blank={
             source.name: blank
-            for source in manifest.sources
+            for source in _lists(manifest).values()
             if source.text_column is not None and (blank := counts.blank[source.name])
         },
     )
@@ -386,8 +408,8 @@ def _slices(table: pa.Table, length: int, count: int) -> Iterator[pa.Table]:
     return (table.slice(index * length, length) for index in range(count))
 
 
-def _no_image_message(manifest: Manifest, counts: _RowCounts) -> str:
-    files = ", ".join(file for source in manifest.sources for file in source.files)
+def _no_image_message(lists: Iterable[Source], counts: _RowCounts) -> str:
+    files = ", ".join(file for source in lists for file in source.files)
     if not counts.rows:
         return f"no rows in {files}"
     by_reason = counts.invalid + sum(counts.filtered.values(), Counter())
@@ -401,20 +423,37 @@ def _store_shard(run: Run, shard: int, table: pa.Table) -> None:
 
     A different one that a killed attempt left is replaced, which is safe while the run has no partition.
     """
+    check_shard_number(shard)
+    store_list(run, run.list_shard(shard), artifacts.encode_parquet(table.combine_chunks()))
+
+
+def check_shard_number(shard: int) -> None:
+    """Raise PartitionError if a run cannot have so many shards."""
     if shard >= 10**SHARD_DIGITS:
         raise PartitionError(f"more than {10**SHARD_DIGITS} shards: set `samples_per_shard` higher in the manifest")
-    data, url = artifacts.encode_parquet(table.combine_chunks()), run.list_shard(shard)
-    if not storage.create(url, data) and storage.read_bytes(url) != data and load_partition(run) is None:
-        storage.replace(url, data)
 
 
-def _remove_shards_from(run: Run, first: int) -> None:
-    """Remove the list shards from number `first` on, while the run has no partition, and so no retries."""
-    if load_partition(run) is None:
-        for name in storage.list_names(run.lists, ".parquet"):
-            number = name.removesuffix(".parquet")
-            if number.isdigit() and int(number) >= first:
-                storage.remove(run.list_file(name))
+def store_list(run: Run, url: str, content: bytes) -> None:
+    """Write what a shard reads, in place of other content that a killed attempt left."""
+    if not storage.create(url, content) and storage.read_bytes(url) != content and load_partition(run) is None:
+        storage.replace(url, content)
+
+
+def _remove_shards_from(run: Run, lists: int, containers: int) -> None:
+    """Remove what is not of this partition, while the run has none, and so no retries.
+
+    Args:
+        run: The run.
+        lists: Number of its shards of lists, which come first.
+        containers: Number of its containers.
+    """
+    if load_partition(run) is not None:
+        return
+    for name in storage.list_names(run.lists):
+        number, _, ending = name.partition(".")
+        kept = {"parquet": range(lists), "json": range(lists, lists + containers)}.get(ending)
+        if kept is not None and number.isdigit() and int(number) not in kept:
+            storage.remove(run.list_file(name))
 
 
 def merge_duplicate_urls(rows: pa.Table, names: list[str]) -> pa.Table:
@@ -440,7 +479,7 @@ def merge_duplicate_urls(rows: pa.Table, names: list[str]) -> pa.Table:
         [
             _combined(first["uid"]),
             _combined(first["url"]),
-            pa.ListArray.from_arrays(offsets, _combined(rows["text"])),
+            pa.ListArray.from_arrays(offsets, pc.fill_null(_combined(rows["text"]), "")),
             pa.ListArray.from_arrays(offsets, sources),
             *(_combined(expected[f"{kind}_first"]) for kind in _HASHES),
         ],
@@ -465,15 +504,21 @@ def _starts(rows: pa.Table) -> np.ndarray:
 
 
 def _distinct(rows: pa.Table) -> np.ndarray:
-    """False for a row with the source and the text of an earlier row of the same uid; one bool per row."""
+    """Which rows to keep; one bool per row.
+
+    Left out are a row with the source and the text of an earlier row of the same uid, and a row of a file without a
+    column of texts (its text is null) if another one of its source and uid is of a file with such a column.
+    """
     keep = np.ones(rows.num_rows, bool)
     starts = np.append(_starts(rows), rows.num_rows)
     for index in np.flatnonzero(np.diff(starts) > 1):
         begin, end = int(starts[index]), int(starts[index + 1])
         group = rows.slice(begin, end - begin)
+        pairs = list(zip(group["source"].to_pylist(), group["text"].to_pylist(), strict=True))
+        with_text = {source for source, text in pairs if text is not None}
         seen: set[tuple[int, str]] = set()
-        for offset, pair in enumerate(zip(group["source"].to_pylist(), group["text"].to_pylist(), strict=True)):
-            keep[begin + offset] = pair not in seen
+        for offset, pair in enumerate(pairs):
+            keep[begin + offset] = pair not in seen and (pair[1] is not None or pair[0] not in with_text)
             seen.add(pair)
     return keep
 
@@ -482,10 +527,3 @@ def _combined(column: pa.ChunkedArray) -> pa.Array:
     """The column as a single array."""
     combined = column.combine_chunks()
     return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
-
-
-def hashes(uids: pa.Array, key: str) -> np.ndarray:
-    """A uniform hash per uid, uint64. Hashes with different keys are independent."""
-    secret = key.encode()
-    digests = (hashlib.blake2b(uid.encode(), key=secret, digest_size=8).digest() for uid in uids.to_pylist())
-    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)

@@ -8,7 +8,7 @@ are counted per rule.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.settings.source import HashName, Source
+from lotlip_data.manifests.sources.column_names import FIND
 from lotlip_data.manifests.sources.row_filter import FilterError, RowFilter
 from lotlip_data.manifests.sources.sample_id import uid_from_url
 from lotlip_data.pipeline.url_lists.cells import clean, decoder, kind_of, texts_of, to_list
 from lotlip_data.pipeline.url_lists.delimited import Dialect, delimited_rows, records
 from lotlip_data.pipeline.url_lists.dialects import detect_dialect, separator_line
 from lotlip_data.pipeline.url_lists.files import check_parquet, errors_name, files_of, open_text
+from lotlip_data.pipeline.url_lists.headers import with_found_columns
 from lotlip_data.pipeline.url_lists.json_rows import check_beginning, json_rows
 from lotlip_data.pipeline.url_lists.parquet_rows import parquet_chunks
 from lotlip_data.pipeline.url_lists.rows import BadRow, Chunk, Columns, ListError, Reject, Remark, chunked, clip
@@ -77,6 +79,7 @@ def count_rows(source: Source, file: str, text: bytes) -> int:
     """The number of rows, a header included, in the decompressed beginning of a file that is not Parquet."""
     form = source.format_of(file)
     lines = sample_lines(text)
+    source = with_found_columns(source, file)
     if form not in ("csv", "tsv"):
         return sum(not line.isspace() for line in lines)
     dialect = detect_dialect(source, form, lines, source.needed, file, _no_remark)
@@ -114,7 +117,8 @@ def read_source(
     """The rows of all files of the source, in order, as batches of `SCHEMA`.
 
     URLs are stripped; the uid is that of `manifests.sources.sample_id`. A row has at least one text; a missing one is
-    "". Hashes are in lower case, null if the list has none. Undecodable parts of a text are U+FFFD.
+    "", and null in a file that has no column of texts where others of the source can have one. Hashes are in lower
+    case, null if the list has none. Undecodable parts of a text are U+FFFD.
 
     Args:
         source: The source.
@@ -136,6 +140,7 @@ def read_file(
     source: Source, file: str, reject: Reject, filtered: Filtered, defects: Defects, remark: Remark
 ) -> Iterator[pa.RecordBatch]:
     """As `read_source`, for one file. Batches that the filter empties are yielded too, without rows."""
+    is_found, source = source.text == FIND, with_found_columns(source, file, remark)
     keep = None if source.filter is None else RowFilter(source.filter)
     has_texts = source.text_column is not None and source.format_of(file) != "txt"
     columns = Columns(
@@ -146,7 +151,8 @@ def read_file(
     for chunk in read_chunks(source, file, columns, reject, remark):
         if keep is not None:
             chunk = _filter(chunk, keep, file, source, filtered)
-        yield _batch(chunk, source, has_texts, file, reject, defects)
+        no_text = None if is_found and not has_texts else ""
+        yield _batch(chunk, source, has_texts, no_text, file, reject, defects)
 
 
 def blank_rows(batch: pa.RecordBatch) -> int:
@@ -156,34 +162,66 @@ def blank_rows(batch: pa.RecordBatch) -> int:
     return int(pc.sum(pc.and_(single, pc.equal(pc.list_element(texts, 0), ""))).as_py() or 0)
 
 
+def text_column(source: Source) -> str:
+    """The column of a source's raw texts, as messages name it."""
+    return "the column of the raw texts" if source.text == FIND else f"the column {source.text_column!r}"
+
+
 def all_blank(source: Source) -> str:
     """A sentence about a source whose texts are all blank."""
+    if source.text == FIND:
+        return (
+            "no column's name says that it holds the raw texts, or all of these are blank: name the column in `text`, "
+            "or set `text: null` if the list has no raw texts"
+        )
     return (
-        f"all texts are blank: name another column than {source.text_column!r} in `text`, or set `text: null` if "
-        "there are none"
+        f"all texts are blank: name another column than {' and '.join(map(repr, source.text_columns))} in `text`, or "
+        "set `text: null` if there are none"
     )
 
 
 def _filter(chunk: Chunk, keep: RowFilter, file: str, source: Source, filtered: Filtered) -> Chunk:
-    """The rows for which every rule is true. An excluded row counts for the first rule that it fails."""
-    try:
-        rules = keep.evaluate({name: _typed(chunk.columns[name]) for name in keep.columns})
-    except FilterError as error:
-        raise ListError(f"{file}: the `filter` of source {source.name}: {error}") from None
-    kept = np.ones(len(chunk.rows), bool)
-    for rule, holds in rules:
-        unknown = holds.is_null().to_numpy(zero_copy_only=False)
-        fits = pc.fill_null(holds, False).to_numpy(zero_copy_only=False)
-        for reason, rows in ((f"fails {rule}", ~fits & ~unknown), (f"unknown whether {rule}", unknown)):
-            if count := int(np.count_nonzero(rows & kept)):
-                filtered(reason, count)
-        kept &= fits
+    """The rows for which every rule is true."""
+    kept = kept_rows(chunk.columns, len(chunk.rows), keep, f"{file}: the `filter` of source {source.name}", filtered)
     positions = np.flatnonzero(kept)
     columns = {
         name: values.take(pa.array(positions)) if isinstance(values, pa.Array) else [values[row] for row in positions]
         for name, values in chunk.columns.items()
     }
     return Chunk([chunk.rows[row] for row in positions], columns)
+
+
+def kept_rows(
+    columns: Mapping[str, list[Any] | pa.Array], count: int, keep: RowFilter, where: str, filtered: Filtered
+) -> np.ndarray:
+    """The rows for which every rule of a filter is true. An excluded row counts for the first rule that it fails.
+
+    Args:
+        columns: The columns of the rows that the filter names.
+        count: The number of rows.
+        keep: The filter.
+        where: The file and the filter, for error messages.
+        filtered: Receives the numbers of excluded rows.
+
+    Returns:
+        One bool per row.
+
+    Raises:
+        ListError: The filter does not suit the columns.
+    """
+    try:
+        rules = keep.evaluate({name: _typed(columns[name]) for name in keep.columns})
+    except FilterError as error:
+        raise ListError(f"{where}: {error}") from None
+    kept = np.ones(count, bool)
+    for rule, holds in rules:
+        unknown = holds.is_null().to_numpy(zero_copy_only=False)
+        fits = pc.fill_null(holds, False).to_numpy(zero_copy_only=False)
+        for reason, rows in ((f"fails {rule}", ~fits & ~unknown), (f"unknown whether {rule}", unknown)):
+            if excluded := int(np.count_nonzero(rows & kept)):
+                filtered(reason, excluded)
+        kept &= fits
+    return kept
 
 
 def _typed(values: list[Any] | pa.Array) -> pa.Array:
@@ -223,7 +261,13 @@ def _float(value: int | float | None) -> float | None:
 
 
 def _batch(
-    chunk: Chunk, source: Source, has_texts: bool, file: str, reject: Reject, defects: Defects
+    chunk: Chunk,
+    source: Source,
+    has_texts: bool,
+    no_text: str | None,
+    file: str,
+    reject: Reject,
+    defects: Defects,
 ) -> pa.RecordBatch:
     urls = to_list(chunk.columns[source.url_column])
     column = source.text_column if has_texts else None
@@ -240,7 +284,7 @@ def _batch(
             uid = uid_of_listed_url(url)
             expected = [_digest(hashes[kind][index], kind) if kind in hashes else None for kind in HASH_DIGITS]
             row_texts, defect = texts_of(texts[index], decode)
-            rows.append((uid, url, row_texts or [""], *expected))
+            rows.append((uid, url, row_texts or [no_text], *expected))
             if defect is not None:
                 counts[defect] += 1
         except ValueError as error:

@@ -15,6 +15,7 @@ from lotlip_data.pipeline.dataset.stage import read_captions
 from lotlip_data.pipeline.downloading import retry
 from lotlip_data.pipeline.downloading.commit import list_remedy
 from lotlip_data.pipeline.downloading.reader import fetched_images, fetched_rows, refetch_remedy
+from lotlip_data.pipeline.existing_images.partition import list_remedy as container_list_remedy
 from lotlip_data.pipeline.url_lists.partition import load_partition
 from lotlip_data.pipeline.verification.tally import Tally
 
@@ -37,17 +38,23 @@ def verify_lists(run: Run) -> Tally:
         tally.note_json(run.plan)
         shards = partition.shards + sum(each.shards for each in retry.rounds(run))
     for name in storage.list_names(run.lists, ".json"):
-        if run.list_file(name) != run.plan:
+        if name.startswith("retry-"):
             tally.read_json(run.list_file(name), retry.RESTORE)
-    fetched, existing = set(ledger.fetched_shards(run)), set(storage.list_names(run.lists, ".parquet"))
+    fetched, existing = set(ledger.fetched_shards(run)), set(storage.list_names(run.lists))
     for shard in range(shards):
-        if shard not in fetched or f"{shard_name(shard)}.parquet" in existing:
+        is_container = partition.is_container(shard)
+        name = f"{shard_name(shard)}.{'json' if is_container else 'parquet'}"
+        if shard in fetched and name not in existing:
+            continue
+        if is_container:
+            tally.read_json(run.container_list(shard), container_list_remedy(run, shard))
+        else:
             tally.read_parquet(run.list_shard(shard), list_remedy(run, shard))
     return tally
 
 
 def verify_images(run: Run) -> Tally:
-    """The marker, the tar and the table of every downloaded shard."""
+    """The marker, the tar or the container, and the table of every downloaded shard."""
     tally = Tally("images")
     fetched = ledger.fetched_shards(run)
     for shard in sorted(set(ledger.recorded(run.image_ledger)).difference(fetched)):

@@ -27,7 +27,10 @@ DESCRIPTIONS = {
 }
 """By stage, in the order of the pipeline."""
 REASON_COLUMNS = ("reason", "error")
-COLUMNS = ("what", *REASON_COLUMNS, "detail", "content", "url", "uid", "key", "source", "file", "row")
+COLUMNS = (
+    *("what", *REASON_COLUMNS, "detail", "content", "url", "uid", "key"),
+    *("source", "file", "row", "container", "member"),
+)
 """The columns that the page shows, in this order, if a file has them."""
 CELL_CHARACTERS = 2000
 """Longest value shown."""

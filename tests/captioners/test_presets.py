@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import transformers
 
+from lotlip_data.captioners import families
 from lotlip_data.captioners.engines.processor_loading import load_processor
 from lotlip_data.captioners.presets import LICENCES, PRESETS, VLM_SIZES
 from lotlip_data.captioners.vlm_sizing import TYPICAL_SIDES, image_tokens, max_image_tokens, vlm_sizes
@@ -64,6 +65,12 @@ def test_the_sizes_of_a_preset_are_those_of_its_published_configuration(name):
     sizes = VLM_SIZES[PRESETS[name].model]
     assert vlm_sizes(published_config(name), sizes.image_tokens) == sizes
     assert sizes.parameters == pytest.approx(PUBLISHED[name]["parameters"], rel=0.003)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_family_of_a_preset_is_known_without_the_hub(name):
+    family = families.MODEL_TYPES[PRESETS[name].model]
+    assert family == PUBLISHED[name]["config"]["model_type"] and family in families.FAMILIES
 
 
 @pytest.mark.parametrize("name", FAMILIES)

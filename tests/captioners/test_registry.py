@@ -13,6 +13,7 @@ from lotlip_data.captioners.load_errors import LoadError
 from lotlip_data.captioners.models.base import Captioner
 from lotlip_data.captioners.registry import load_engine
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 from tests.support.paths import ROOT
 
 
@@ -102,8 +103,18 @@ def test_the_guides_example_of_a_captioner_works_with_several_texts_and_fields(t
 
     texts = [caption.text for caption in runner.run(captions())]
     assert texts == ["The colour is #ff0000", 'As for "{raw}", it is #ff0000']
-    with pytest.raises(LoadError, match="structured: kind 'average' cannot enforce it"):
-        load_engine(CaptionerConfig(name="x", kind="average", model="none", structured={"choice": ["a"]}))
+    for setting in (
+        {"structured": {"choice": ["a"]}},
+        {"temperature": 0.7},
+        {"max_new_tokens": 9},
+        {"dtype": "float16"},
+    ):
+        (name,) = setting
+        with pytest.raises(LoadError, match=f"{name}: kind 'average' does not read this setting; leave it out"):
+            load_engine(CaptionerConfig(name="x", kind="average", model="none", **setting))
+    several = {"plain": "The colour is", "rich": {"prompt": "It is", "temperature": 0.7}}
+    with pytest.raises(UserError, match="captioner 'x_rich': temperature: kind 'average' does not read this setting"):
+        resolve_captioners([{"name": "x", "kind": "average", "model": "none", "prompts": several}])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ import yaml
 
 from lotlip_data.captioners import gpu_memory, sizing
 from lotlip_data.manifests.manifest import Manifest, load
+from lotlip_data.pipeline.model_stages.train import check_towers
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob, resolve_captioners
+from lotlip_data.pipeline.recaptioning.job_checks import check_planned, check_prompts
 from tests.pipeline import run_fixture as fake_run
 from tests.support.paths import ROOT
 from tests.support.ports import can_be_bound, free_ports
@@ -38,8 +40,24 @@ def test_every_example_manifest_loads_with_its_captioners() -> None:
     captioners = {}
     for path in sorted(EXAMPLES.glob("*.yaml")):
         if "apiVersion" not in yaml.safe_load(path.read_text()):
-            captioners[path.name] = [job.config.name for job in resolve_captioners(load(str(path)).captioners)]
-    assert captioners == {"8x80gb.yaml": ["llava", "sharegpt4v", "instructblip"], "endpoint.yaml": ["qwen3-vl"]}
+            manifest = load(str(path))
+            jobs = resolve_captioners(manifest.captioners) if manifest.captioners else []
+            captioners[path.name] = [*(job.config.name for job in jobs), *manifest.imported_names]
+    assert captioners == {
+        "100m-recaptioned.yaml": ["instructblip", "llava", "sharegpt4v"],
+        "8x80gb.yaml": ["llava", "sharegpt4v", "instructblip"],
+        "endpoint.yaml": ["qwen3-vl"],
+        "qwen3-vl.yaml": ["qwen"],
+    }
+
+
+def test_the_manifest_of_several_texts_can_run_with_vllm_and_keeps_eight_gpus_busy() -> None:
+    manifest = load(str(EXAMPLES / "qwen3-vl.yaml"))
+    (job,) = resolve_captioners(manifest.captioners)
+    assert [text.name for text in job.config.texts] == ["qwen_long", "qwen_known", "qwen_facts"]
+    assert list(check_prompts(job.config.texts)) == [] == list(check_planned(job, 8))
+    assert manifest.sample == 8 * manifest.samples_per_shard
+    assert list(check_towers(manifest.train)) == []
 
 
 def test_the_guide_has_what_the_engines_of_the_big_manifest_choose_on_its_gpus(

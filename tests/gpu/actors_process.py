@@ -35,7 +35,7 @@ def main() -> None:
     with cluster() if gpus == "auto" else nullcontext():
         claim_settings(run, job.config)
         pool = ActorPool(run, job.config, job.pool, {0: (job.config.name,)})
-        actors: list[Any] = [create_actor(pool) for _ in range(int(count))]
+        actors: list[Any] = [create_actor(pool, job.pool.num_cpus) for _ in range(int(count))]
         reports = ray.get([actor.start.remote() for actor in actors], timeout=START_SECONDS)
         names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
         variables = ray.get([actor.__ray_call__.remote(_environment, names) for actor in actors])

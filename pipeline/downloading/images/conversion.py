@@ -8,6 +8,7 @@ pixels are converted in strips.
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -42,7 +43,9 @@ def convert(data: bytes, settings: ConversionSettings, before_decoding: Callable
         source = read_source(data)
         _check_limits(source, settings)
         before_decoding(source.decoded_bytes(settings.image_size))
-        return _encode(_stored_pixels(source, settings), source, settings)
+        is_plain = source.is_plain
+        stored = _encode(_stored_pixels(source, settings), source, settings)
+        return replace(stored, is_plain=is_plain)
     except FetchError:
         raise
     except Exception as error:  # whatever a hostile file does to a decoder costs only that file

@@ -21,11 +21,13 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from lotlip_data.pipeline.downloading import failures
 from lotlip_data.pipeline.downloading.failures import FetchError
@@ -49,10 +51,16 @@ MAX_KILLS = 4
 MAX_IMAGES = 10_000
 """Images that a process converts before it is not kept for another shard."""
 
+_AHEAD = 16
+"""Images that `submit_ahead` keeps waiting."""
+
 _REUSED_BYTES = 32 << 20
 """Blocks of memory up to this size are used again for the next image. The kernel would have to clear new ones."""
 
 _PROGRAM = "from lotlip_data.pipeline.downloading.images.converter_process import main; main()"
+
+
+Item = TypeVar("Item")
 
 
 class ConverterError(RuntimeError):
@@ -107,6 +115,24 @@ class Converter:
             ConverterError: The process does not start, or the kernel kills it again and again.
         """
         return self.submit(data).result()
+
+    def submit_ahead(
+        self, items: Iterable[tuple[Item, bytes | None]]
+    ) -> "Iterator[tuple[Item, Future[Converted] | None]]":
+        """Submit images some images ahead of the consumer.
+
+        Args:
+            items: Each with its image, or with None if there is nothing to convert.
+
+        Yields:
+            Each item with the future of its image, in the order of `items`.
+        """
+        waiting: deque[tuple[Item, Future[Converted] | None]] = deque()
+        for item, data in items:
+            waiting.append((item, None if data is None else self.submit(data)))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft()
+        yield from waiting
 
     def _convert(self, data: bytes) -> Converted:
         if self._error is not None:

@@ -30,6 +30,8 @@ class Converted:
     height: int
     original_width: int
     original_height: int
+    is_plain: bool = False
+    """Whether the file itself can stand for the stored image: `source.Source.is_plain`."""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,13 @@ class Source:
             return opaque and self.png.bits == 8 and not self.png.has_default_image
         return self.kind == "jpeg" and self.image.mode in ("RGB", "L")
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether any decoder reads the file right: a complete upright JPEG, grey or RGB, in sRGB."""
+        if self.kind != "jpeg" or self.image.mode not in ("RGB", "L") or self.orientation != 1:
+            return False
+        return jpeg.has_end(self.data) and color.converter(self.profiles, self.image.mode) is color.UNCHANGED
+
     def reduction(self, image_size: int) -> int:
         """The whole factor by which each side may shrink before the image is resized to `image_size`."""
         return max(1, min(self.size) // (2 * image_size)) if self.pixels > _MANY_PIXELS else 1

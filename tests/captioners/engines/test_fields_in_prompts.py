@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from lotlip_data.captioners.base import CaptionerConfig, CaptionError
+from lotlip_data.captioners.base import CaptionerConfig, CaptionError, TextRequest
 from lotlip_data.captioners.engines.preprocessing import Preprocessor
 from lotlip_data.captioners.engines.processor_inputs import ProcessorInputs
 from lotlip_data.captioners.prompt_fields import KNOWN_MARKERS, longest_requests
@@ -182,6 +182,12 @@ def test_vllm_has_room_for_the_longest_fields_of_a_family(tmp_path):
         return await asyncio.gather(*map(engine.caption, engine.prepare_texts(IMAGE, requests)))
 
     assert [caption.tokens for caption in asyncio.run(caption_each())] == [12, 12]
+    lengths = [*range(1, 600, 40), 5_000]
+    longer = engine.prepare_texts(IMAGE, [TextRequest(config, "a " * length) for length in lengths])
+    refused = [str(text) for text in longer if isinstance(text, CaptionError)]
+    assert 1 < len(refused) < len(lengths)
+    for message in refused:  # in our words, whether the prompt alone is too long or the image with it
+        assert message.startswith("image and prompt take ") and "set a smaller max_field_characters" in message
     engine.close()
 
 

@@ -120,6 +120,13 @@ def test_other_kinds_refuse_the_settings_of_vision_language_models(kind, setting
         get_kind(kind).check_settings(settings)
 
 
+def test_a_setting_of_one_text_is_refused_as_one_of_the_captioner():
+    texts = {"long": "Describe.", "tags": {"prompt": "Tag.", "stop": ["x"]}}
+    settings = CaptionerConfig(name="x", kind="llava", model="some/model", prompts=texts)
+    with pytest.raises(ValueError, match="captioner 'x_tags': stop: only kind 'vlm' has this setting"):
+        get_kind("llava").check_settings(settings)
+
+
 def test_code_of_a_repository_runs_only_if_the_settings_say_so(tmp_path, caplog):
     layout = {"model_type": "molmo_of_mine", "auto_map": {"AutoConfig": "code.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(layout))
@@ -186,8 +193,8 @@ def test_an_image_with_too_many_tokens_fails_alone_with_the_remedy(tmp_path):
     requests = [TextRequest(loaded._config, loaded._config.prompt)]
     small, large = (loaded.prepare(Image.new("RGB", size), requests)[0] for size in ((64, 64), (200, 160)))
     assert not isinstance(small, CaptionError)
-    assert "of the model's 40 tokens" in str(large)
-    assert "set max_pixels or size" in str(large) and "a smaller max_field_characters" in str(large)
+    assert "of 40 tokens, and the caption needs" in str(large)
+    assert "shorten the prompt, set a smaller max_new_tokens or set max_pixels or size" in str(large)
 
 
 def test_a_stop_string_ends_a_caption_and_is_not_part_of_it():

@@ -15,11 +15,16 @@ TABLE_6 = {
 
 
 def test_images_and_tokens_are_those_of_table_6() -> None:
-    assert {name: (published(name).images, published(name).raw_tokens) for name in SOURCES} == TABLE_6
-    assert sum(published(name).images for name in scales()["100M"]) == 102_571_723
+    """A list with captions has the images of the source that it relabels."""
+    relabelled = {name: name.rpartition("-")[2] for name in SOURCES}
+    figures = {name: (published(name).images, published(name).raw_tokens) for name in SOURCES}
+    assert figures == {name: TABLE_6[original] for name, original in relabelled.items()}
+    assert set(TABLE_6) < set(SOURCES) and len(SOURCES) == 2 * len(TABLE_6)
+    for scale in ("100M", "100M-recaptioned"):
+        assert sum(published(name).images for name in scales()[scale]) == 102_571_723
 
 
-@pytest.mark.parametrize("scale", ["3M", "12M", "30M", "100M"])
+@pytest.mark.parametrize("scale", list(scales()))
 def test_every_scale_becomes_its_sources_and_reads_back_from_the_frozen_manifest(scale: str) -> None:
     files = ", ".join(f"{name}: [{name}.{published(name).source.get('format', 'csv')}]" for name in scales()[scale])
     manifest = parse(f"name: x\nscale: {scale}\nfiles: {{{files}}}", "m.yaml")
@@ -27,6 +32,32 @@ def test_every_scale_becomes_its_sources_and_reads_back_from_the_frozen_manifest
     expected = [(published(name).licence, published(name).homepage) for name in scales()[scale]]
     assert [(source.licence, source.homepage) for source in manifest.sources] == expected and all(map(all, expected))
     assert parse(dump(manifest), "frozen") == manifest
+    assert manifest.train[0].preset == scale.partition("-")[0].lower()
+
+
+def test_the_lists_with_captions_make_the_papers_images_without_a_captioner() -> None:
+    for scale, names in scales().items():
+        original, _, suffix = scale.partition("-")
+        assert suffix in ("", "recaptioned")
+        assert tuple(name.rpartition("-")[2] for name in names) == scales()[original]
+        files = ", ".join(f"{name}: {name}.csv" for name in names)
+        manifest = parse(f"name: x\nscale: {scale}\nfiles: {{{files}}}", "m.yaml")
+        imported = ["instructblip", "llava", "sharegpt4v"] if suffix else []
+        assert manifest.imported_names == imported
+        assert bool(manifest.captioners) == (not imported)
+
+
+def test_captions_of_a_published_list_can_be_left_out_or_named_also_in_the_runs_own_manifest() -> None:
+    for captions, names, captioners in (
+        ("null", [], 3),
+        ("{}", [], 3),
+        ("{mine: column}", ["mine"], 0),
+        ("{llava: find}", ["llava"], 0),
+    ):
+        source = f"{{use: recap-long-coyo, files: c.csv, captions: {captions}}}"
+        manifest = parse(f"name: x\nsources: [{source}]", "m")
+        assert (manifest.imported_names, len(manifest.captioners)) == (names, captioners)
+        assert parse(dump(manifest), "frozen") == manifest
 
 
 def test_a_source_that_the_paper_filtered_says_that_the_filter_is_ours() -> None:
@@ -65,6 +96,23 @@ def test_another_edition_of_a_list_is_read_with_its_own_header(
         ("scale: 3m\nfiles: {cc3m: a.tsv}", "m.yaml: `scale`: '3m' is unknown; known are 3M, 12M, 30M, 100M"),
         ("scale: 3M\nfiles: {cc3m: a.tsv, coyo: b}", r"m.yaml: `files`: coyo is not part of scale 3M \(cc3m\)"),
         ("scale: 3M\nsources: []", "m.yaml: `scale`: it brings its sources"),
+        (
+            "sources: [{use: recap-long-coyo, files: c.csv}]\ncaptioners: [llava]",
+            "m.yaml: `captioners`: llava has the name of captions that a source carries; give it another `name`",
+        ),
+        (
+            "sources: [{name: x, files: 'a-{0..9}.tar', captions: {mine: a}}]",
+            "m.yaml: `sources.0`: `captions` is a setting of lists of URLs only; remove it",
+        ),
+        (
+            "sources: [{name: x, files: a.csv, captions: {mine: find}}]",
+            "m.yaml: `sources.0.captions`: the column of 'mine' cannot be found by its name",
+        ),
+        ("sources: [{name: x, files: a.txt, captions: find}]", "m.yaml: `sources.0`: `captions` are columns, and"),
+        (
+            "sources: [{name: x, files: a.csv, columns: [url, caption], captions: {mine: long}}]",
+            "m.yaml: `sources.0`: `columns` lacks 'long', which other settings name",
+        ),
         (
             "sources: [{use: cc2m, files: a.csv}]",
             "m.yaml: `sources.0`: `use`: 'cc2m' is unknown; did you mean .* Known are cc3m",

@@ -22,7 +22,8 @@ def test_sources_lists_every_source_and_scale_and_how_to_obtain_the_lists() -> N
     figures = json.loads(call("sources", "--json").stdout)
     assert figures["scales"]["3M"] == {"sources": ["cc3m"], "images": 3018175}
     assert figures["sources"]["laion"]["source"]["filter"].startswith("similarity >= 0.3")
-    assert "does not say" in figures["sources"]["laion"]["ours"]
+    assert "is not published, but the images are: use `recap-long-laion`" in figures["sources"]["laion"]["ours"]
+    assert "102,571,723 images: dreamlip-cc3m, dreamlip-cc12m" in answer.stdout
 
 
 def test_plan_exits_with_0_or_with_1_if_the_manifest_cannot_run(tmp_path: Path) -> None:
@@ -48,6 +49,23 @@ def test_plan_of_a_run_requires_an_existing_run_of_this_manifest(tmp_path: Path)
     ):
         answer = call("plan", str(tmp_path / "m.yaml"), run)
         assert answer.returncode == 2 and message in answer.stdout, answer.stdout
+
+
+def test_import_shows_the_columns_of_several_tables_and_joins_them(tmp_path: Path) -> None:
+    run = fake_run.make(tmp_path / "run", shards=1, images=2, writers=()).run
+    urls = [row["url"] for row in fake_run.fetched_rows(run, 0)]
+    for name in ("IB", "SV"):
+        (tmp_path / f"{name}.csv").write_text("".join([f"url,{name}\n", *(f"{url},A text.\n" for url in urls)]))
+    tables = [str(tmp_path / f"{name}.csv") for name in ("IB", "SV")]
+    answer = call("import", *tables, run.url, "--format", "recap-long", "--dry-run")
+    assert answer.returncode == 0
+    for line in ("  IB   captions by instructblip", "  SV   captions by sharegpt4v", "no column has captions by llava"):
+        assert line in answer.stdout
+    assert not Path(run.captions).exists()
+    answer = call("import", *tables, run.url, "--format", "recap-long", "--json")
+    assert json.loads(answer.stdout)["captions"] == {"instructblip": 2, "sharegpt4v": 2}
+    answer = call("import", run.url)
+    assert (answer.returncode, "no source carries captions" in answer.stdout) == (2, True)
 
 
 def test_an_import_into_a_missing_run_exits_with_2(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ COMMANDS = (
     "status",
     "stats",
     "verify",
+    "publish",
     "captioners",
     "doctor",
     "fetch-models",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.manifests.errors import UserError
@@ -80,6 +81,18 @@ def test_a_hub_that_does_not_answer_is_a_warning(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port.getsockname()[1]}")
         check = check_hub()
     assert check.level is Level.WARNING and "cannot be reached" in check.finding and "HF_ENDPOINT" in check.fix
+
+
+def test_a_hub_that_the_environment_forbids_is_named_with_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(*arguments: object, **options: object) -> None:
+        raise OfflineModeIsEnabled("offline mode is enabled")
+
+    monkeypatch.setattr("huggingface_hub.utils._http.get_session", forbid)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", forbid)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", forbid)
+    asked = [check_hub(), check_captioner(CaptionerConfig(name="x", kind="llava", model="someone/llava"))]
+    for check in asked:
+        assert "HF_HUB_OFFLINE forbids asking the hub" in check.finding and "unset HF_HUB_OFFLINE" in check.fix
 
 
 def test_the_address_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,15 +98,15 @@ def test_nodes_must_have_the_drivers_python_and_ray(installed: dict[str, str]) -
 )
 def test_free_space(free_gib: float, level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free_gib * 2**30))
-    assert machine.check_folder("models", str(tmp_path / "not" / "yet"), 40).level is level
+    assert machine.check_folder("models", str(tmp_path / "not" / "yet"), 40, "HF_HOME").level is level
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    assert machine.check_folder("models", str(tmp_path / "file" / "models"), 0).level is Level.ERROR
+    assert machine.check_folder("models", str(tmp_path / "file" / "models"), 0, "HF_HOME").level is Level.ERROR
     monkeypatch.setattr(machine.os, "access", lambda path, mode: False)
-    check = machine.check_folder("models", str(tmp_path), 0)
+    check = machine.check_folder("models", str(tmp_path), 0, "HF_HOME")
     assert check.level is Level.ERROR and "HF_HOME" in check.fix
 
 

@@ -18,6 +18,8 @@ from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline.core import ray_tasks
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import ATTEMPTS, assigned_cpus, assigned_device, run_ray_tasks
+from lotlip_data.pipeline.core.stage_threads import StageThreads
+from lotlip_data.pipeline.core.upstream import NOT_YET, NotYet
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -142,3 +144,48 @@ def test_tasks_on_a_gpu_share_a_process_and_with_it_their_model() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     answer = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert answer.stdout.split()[-1] == "1"
+
+
+def test_items_that_come_later_are_run_when_they_come_and_nothing_waits_for_them() -> None:
+    """Each item comes when the result of the one before is there; the last comes long after nothing runs."""
+    finished: list[int] = []
+
+    def items() -> Iterator[int | NotYet]:
+        for item in range(4):
+            yield item
+            while len(finished) <= item:
+                yield NOT_YET
+        yield NOT_YET
+        yield 4
+
+    for item, result in run_ray_tasks(lambda item: item * 2, items(), name="double"):
+        assert result == 2 * item
+        finished.append(item)
+    assert finished == list(range(5))
+
+
+def test_tasks_of_several_stages_run_at_the_same_time_and_are_cancelled_with_them(tmp_path: Path) -> None:
+    """One stage fails while the other has a task that never ends."""
+
+    def hang(item: int) -> None:
+        (tmp_path / "hangs").touch()
+        time.sleep(10_000)
+
+    def stage() -> None:
+        list(run_ray_tasks(hang, [1]))
+
+    def fail() -> None:
+        for _, result in run_ray_tasks(lambda item: (tmp_path / "hangs").exists(), wait_for_the_other()):
+            if result:
+                raise OSError("the disk is full")
+
+    def wait_for_the_other() -> Iterator[int]:
+        while True:
+            yield 1
+
+    with pytest.raises(OSError, match="the disk is full"), StageThreads[None]() as threads:
+        threads.start("download", stage)
+        threads.start("shard", fail)
+        threads.results()
+    assert threads.has_ended("download") and threads.has_ended("shard")
+    assert dict(run_ray_tasks(lambda item: item, [1, 2])) == {1: 1, 2: 2}  # the CPU of the cancelled task is free

@@ -32,7 +32,7 @@ from tests.pipeline.run_fixture import FakeRun
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build shards in this process, so that a test can stop it at any step."""
 
-    def run_tasks(task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    def run_tasks(task: Callable[[Any], Any], items: Iterable[Any], name: str) -> Iterator[tuple[Any, Any]]:
         return ((item, task(item)) for item in items)
 
     monkeypatch.setattr(stage, "run_ray_tasks", run_tasks)

@@ -14,7 +14,7 @@ from lotlip_data.manifests.formats import dataset_index, schema
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline.dataset.metadata import Recipe, recipe_changes
 from lotlip_data.pipeline.dataset.publish import publish, published
-from lotlip_data.pipeline.dataset.stage import recipe_of
+from lotlip_data.pipeline.dataset.recipe import recipe_of
 from lotlip_data.pipeline.dataset.verify import verify
 from lotlip_data.pipeline.viewer.samples import open_samples
 from tests.pipeline import run_fixture as fake_run

@@ -26,8 +26,8 @@ from lotlip_data.pipeline.downloading.commit import commit, finish_commit
 from lotlip_data.pipeline.downloading.failures import Failures
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard
 from lotlip_data.pipeline.downloading.stage import DownloadSummary, download, read_summary
-from lotlip_data.pipeline.recaptioning.caption_table import open_caption_table
-from lotlip_data.pipeline.recaptioning.import_captions import import_captions
+from lotlip_data.pipeline.recaptioning.importing.caption_table import open_caption_table
+from lotlip_data.pipeline.recaptioning.importing.stage import import_captions
 from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.pipeline.url_lists.partition import Partition
 from lotlip_data.synthetic.http_server import scene_bytes
@@ -167,7 +167,7 @@ def committed_run(folder: pathlib.Path) -> Run:
         pq.write_table(table, scratch / "x.parquet")
         (scratch / "x.tar").write_bytes(b"")
         stats = {"count": 5, "successes": 1} | failures.count_failures(table)
-        commit(run, shard, FetchedShard(scratch / "x.tar", scratch / "x.parquet", table, stats))
+        commit(run, shard, FetchedShard(scratch / "x.tar", scratch / "x.parquet", stats))
         finish_commit(run, shard, ledger.read_image_stats(run, shard))
     return run
 
@@ -364,4 +364,4 @@ def test_reasons_with_equal_counts_are_ordered_by_name() -> None:
         counted.add({"status_dict": reasons, "failed_hosts": {"a.example": reasons}})
     figures = counted.to_dict()
     assert list(figures["reasons"]) == ["timeout", "http 404", "truncated"] == list(figures["hosts"]["a.example"])
-    assert failures.format_text({"reasons": {"truncated": 1}, "hosts": {}})[0] == "1 image failed to download:"
+    assert failures.format_text({"reasons": {"truncated": 1}, "hosts": {}})[0] == "1 image cannot be used:"

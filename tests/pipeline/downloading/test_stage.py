@@ -288,7 +288,7 @@ def make_fetched_shard(folder: pathlib.Path, body: bytes) -> FetchedShard:
     pq.write_table(table, folder / "x.parquet")
     (folder / "x.tar").write_bytes(body)
     stats = {"count": 2, "successes": 1, "status_dict": {"success": 1, "http 404": 1}}
-    return FetchedShard(folder / "x.tar", folder / "x.parquet", table, stats)
+    return FetchedShard(folder / "x.tar", folder / "x.parquet", stats)
 
 
 def test_of_two_attempts_at_a_shard_the_first_wins_and_the_second_leaves_no_file(tmp_path: pathlib.Path) -> None:

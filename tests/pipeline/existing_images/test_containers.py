@@ -1,11 +1,13 @@
 """Sources of images on a disk, an S3 server and web servers have the same containers and rows, in the same order."""
 
+import contextlib
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -91,22 +93,33 @@ def test_sources_on_an_s3_server_are_those_of_the_disk(
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder without ranges. `/short/` and `/unsized/` break off in the body; only the first has a size."""
+    """Serves a folder without ranges. `/strict/` refuses names with braces, as S3 refuses those of no object. `/short/`
+    and `/unsized/` break off in the body; only the first has a size."""
+
+    def do_HEAD(self) -> None:
+        self.answer(super().do_HEAD, with_body=False)
 
     def do_GET(self) -> None:
+        self.answer(super().do_GET, with_body=True)
+
+    def answer(self, usual: Callable[[], None], with_body: bool) -> None:
         kind = self.path.split("/")[1]
+        if kind == "strict" and "{" in unquote(self.path):
+            self.send_error(403)
+            return
+        self.path = self.path.removeprefix("/strict")
         if kind not in ("short", "unsized"):
-            super().do_GET()
+            with contextlib.suppress(ConnectionError):  # the client has read enough
+                usual()
             return
         body = (Path(self.directory) / self.path.removeprefix(f"/{kind}/")).read_bytes()
         self.send_response(200)
         if kind == "short":
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2])
+        if with_body:
+            self.wfile.write(body[: len(body) // 2])
         self.close_connection = True
-
-    do_HEAD = do_GET
 
     def log_message(self, *arguments: object) -> None:
         """Log nothing."""
@@ -127,6 +140,11 @@ def test_sources_on_a_web_server_are_those_of_the_disk(folder: Path, server: str
     check_like_local(server, folder, name)
 
 
+def test_braces_are_expanded_on_a_server_that_refuses_unknown_names(server: str) -> None:
+    own = source(f"{server}/strict/tars/{{00000..00002}}.tar")
+    assert [each.url.rpartition("/")[2] for each in containers_of(own, 10)] == ["00000.tar", "00001.tar", "00002.tar"]
+
+
 def test_a_web_server_that_breaks_off_is_an_error_and_not_a_short_tar(server: str) -> None:
     """Where the server reports the size, the connection was lost, which is worth a retry; else the tar is cut off."""
     for kind, error_type in (("short", OSError), ("unsized", UserError)):
@@ -136,9 +154,27 @@ def test_a_web_server_that_breaks_off_is_an_error_and_not_a_short_tar(server: st
             list(iter_rows(container, own))
 
 
+@pytest.mark.parametrize("name", ["large.parquet", "large.arrow"])
+def test_a_table_on_a_server_that_sends_only_whole_files_is_an_error_with_the_remedy(
+    folder: Path, server: str, name: str
+) -> None:
+    (folder / name).write_bytes((b"PAR1" if name.endswith("parquet") else b"ARROW1") + bytes(6 << 20))
+    with pytest.raises(ListError, match="its server sends only whole files; download it to read it as a table"):
+        list(containers_of(source(f"{server}/{name}", format="image-table"), 10))
+
+
 def test_files_keep_the_order_of_the_manifest_and_patterns_are_sorted(folder: Path) -> None:
     own = Source.parse({"name": "mine", "files": [f"{folder}/{TARS[2]}", f"{folder}/tars/0000{{1,0}}.tar"]})
     assert [Path(each.url).name for each in containers_of(own, 10)] == ["00002.tar", "00001.tar", "00000.tar"]
+
+
+def test_a_file_that_several_patterns_match_is_read_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, settings in (("tars/{*,00001}.tar", {}), ("tables/{t,t}.parquet", {"format": "image-table"})):
+        caplog.clear()
+        containers = list(containers_of(source(folder / name, **settings), 10))
+        assert len({each.url for each in containers}) == len(containers) == (3 if "tars" in name else 1)
+        (warning,) = [record.getMessage() for record in caplog.records]
+        assert warning == "mine: `files` names 1 file twice; each is read once"
 
 
 def test_a_tar_that_is_missing_is_named_before_anything_is_read(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Tables with image bytes: files of datasets and pandas are read in bounded memory, and a bad cell costs its row."""
 
+import datetime
+import decimal
 import io
 import json
 import pathlib
@@ -187,6 +189,13 @@ def test_a_column_that_holds_no_texts_is_an_error(tmp_path: pathlib.Path, column
         list(containers_of(source(path, format="image-table", **{column: "object"}), 10))
 
 
+def test_a_filter_gets_values_of_every_type(tmp_path: pathlib.Path) -> None:
+    row = {"d": datetime.date(2026, 1, 2), "n": decimal.Decimal("1.5"), "b": True, "x": b"y", "l": [1], "o": {"a": 1}}
+    path = table_file(tmp_path, pa.Table.from_pylist([row | {"image": b"A"}]))
+    (result,) = read(source(path, format="image-table", text=None, filter="d > n or b > x or l > o")).rows
+    assert result.values == {"d": "2026-01-02", "n": "1.5", "b": True, "x": "y", "l": None, "o": None}
+
+
 def test_keys_name_rows_and_faulty_keys_cost_their_rows(tmp_path: pathlib.Path) -> None:
     keys = ["a", None, "a", "../b", " c ", ""]
     path = table_file(tmp_path, pa.table({"image": [bytes([65 + row]) for row in range(6)], "id": keys}))
@@ -238,32 +247,34 @@ import sys, random
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.existing_images import containers_of, iter_rows
 from tests.pipeline.existing_images.read_containers import source
-path = sys.argv[1]
-own, whole = source(path, format="image-table"), open(path, "rb").read()
 draw = random.Random(0)
-errors = 0
-for _ in range(60):
-    damaged = bytearray(whole)
-    for _ in range(3):
-        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
-    open(path, "wb").write(damaged)
-    try:
-        for container in containers_of(own, 1000):
-            list(iter_rows(container, own))
-    except UserError as error:
-        errors += 1
-        assert path in str(error), error
-print(errors)
+for path in sys.argv[1:]:
+    own, whole = source(path, format="image-table"), open(path, "rb").read()
+    errors = 0
+    for _ in range(25):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        open(path, "wb").write(damaged)
+        try:
+            for container in containers_of(own, 1000):
+                list(iter_rows(container, own))
+        except UserError as error:
+            errors += 1
+            assert path in str(error), error
+    print(errors)
 """
 
 
-@pytest.mark.parametrize("kind", ["stream", "file"])
-def test_flipped_bits_in_an_arrow_file_never_crash_the_process(tmp_path: pathlib.Path, kind: str) -> None:
+@pytest.mark.slow
+def test_flipped_bits_in_a_table_never_end_the_process(tmp_path: pathlib.Path) -> None:
     table = pa.table({"image": pa.array(CELLS * 20, STRUCT), "caption": [f"text {row}" for row in range(80)]})
-    path = table_file(tmp_path, table, kind, 30)
-    done = subprocess.run([sys.executable, "-c", _FUZZ, str(path)], capture_output=True, text=True, check=False)
+    for kind in KINDS:
+        (tmp_path / kind).mkdir()
+    paths = [str(table_file(tmp_path / kind, table, kind, 30)) for kind in KINDS]
+    done = subprocess.run([sys.executable, "-c", _FUZZ, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) > 5
+    assert all(int(errors) > 3 for errors in done.stdout.split())
 
 
 def test_rows_that_are_missing_now_are_an_error(tmp_path: pathlib.Path) -> None:
@@ -318,24 +329,13 @@ print(sum(1 for _ in rows), (peak_memory_bytes() - before) >> 20)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["parquet", "stream"])
-def test_memory_does_not_grow_with_the_rows_of_a_table(tmp_path: pathlib.Path, kind: str) -> None:
-    """600 MB of images in one row group or in batches of 100."""
+def test_memory_does_not_grow_with_the_rows_of_a_table(tmp_path: pathlib.Path) -> None:
+    """300 MB of images in one row group."""
     path = tmp_path / "t.table"
-    schema = pa.schema([("image", pa.binary()), ("caption", pa.string())])
-    random = np.random.default_rng(0)
-    with (
-        pq.ParquetWriter(path, schema, compression="none")
-        if kind == "parquet"
-        else pa.ipc.new_stream(path, schema) as writer
-    ):
-        table = pa.table({"image": [random.bytes(100_000) for _ in range(100)], "caption": ["x"] * 100}, schema)
-        if kind == "parquet":
-            writer.write_table(pa.concat_tables([table] * 60), row_group_size=6000)
-        else:
-            for _ in range(60):
-                writer.write_table(table)
+    images = [np.random.default_rng(0).bytes(100_000)] * 3000
+    table = pa.table({"image": images, "caption": ["x"] * 3000})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_batch_size=100)
     done = subprocess.run([sys.executable, "-c", _PEAK, str(path)], capture_output=True, text=True, check=True)
     rows, mib = map(int, done.stdout.split())
-    assert rows == 5999
-    assert mib < (500 if kind == "parquet" else 700), "a mapped file counts, although it needs no memory"
+    assert rows == 2999
+    assert mib < 150

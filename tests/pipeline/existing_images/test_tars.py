@@ -197,6 +197,16 @@ def test_memory_grows_neither_with_the_images_nor_with_the_other_members(tmp_pat
     assert peak < 2 * MIB
 
 
+def test_memory_does_not_grow_with_the_length_of_names(tmp_path: Path) -> None:
+    own = source(write_tar(tmp_path / "a.tar", [(f"{'x' * 100_000}{row}.jpg", b"x") for row in range(200)]))
+    (container,) = containers_of(own, 1000)
+    tracemalloc.start()
+    reasons = {getattr(row, "reason", None) for row in iter_rows(container, own)}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert reasons == {"unsafe name"} and peak < 4 * MIB
+
+
 def test_a_tar_with_too_many_samples_for_a_shard_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tars, "MAX_ROWS", 3)
     own = source(write_tar(tmp_path / "a.tar", [(f"{row}.jpg", b"x") for row in range(4)]))
@@ -243,3 +253,31 @@ def test_the_settings_of_a_tar_do_not_read_what_they_do_not_need(tmp_path: Path)
     assert read(source(tar)).texts == {"0.jpg": ("text",)}
     with tarfile.open(fileobj=io.BytesIO(tar.read_bytes())) as opened:
         assert len(opened.getnames()) == 3
+
+
+def test_the_samples_of_a_large_tar_are_estimated_from_its_beginning(tmp_path: Path) -> None:
+    members = [(f"{row}.{ending}", bytes(900)) for row in range(400) for ending in ("jpg", "json", "txt")]
+    path = write_tar(tmp_path / "a.tar", [*members, ("__meta__/x.json", b""), ("README", b"")])
+    assert tars.estimated_samples(str(path), 1000) == tars.estimated_samples(str(path), 400) == 400, "exact at the end"
+    estimate = tars.estimated_samples(str(path), 50)
+    assert estimate is not None and abs(estimate - 400) < 10
+    cut(path, path.stat().st_size // 2)
+    assert abs((tars.estimated_samples(str(path), 50) or 0) - 200) < 10, "the rest is not read"
+    with pytest.raises(UserError, match=r"a\.tar: cannot be read"):
+        tars.estimated_samples(str(path), 1000)
+
+
+def test_without_images_a_local_tar_is_skipped_through(tmp_path: Path) -> None:
+    """A gigabyte that is not on the disk, so reading it would take a second."""
+    path = tmp_path / "a.tar"
+    with path.open("wb") as file:
+        for row in range(2):
+            file.write(header(f"{row}.jpg", b"%011o\0" % (1 << 27)))
+            file.seek((row + 1) * (512 + (1 << 27)))
+        file.write(header("1.txt", b"%011o\0" % 4) + b"text".ljust(512, b"\0") + bytes(1024))
+    own = source(path)
+    (container,) = containers_of(own, 10)
+    tracemalloc.start()
+    assert [row.texts for row in iter_rows(container, own, images=False)] == [("",), ("text",)]  # type: ignore[union-attr]
+    assert tracemalloc.get_traced_memory()[1] < MIB
+    tracemalloc.stop()

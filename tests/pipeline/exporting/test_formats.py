@@ -1,6 +1,7 @@
 """Every format gives back the texts of each image as they are, to the readers that people use for it."""
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -19,9 +20,11 @@ import webdataset
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import schema
+from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.pipeline.exporting.formats import DREAMLIP_TEXTS, FORMATS, RAW, URL
-from lotlip_data.pipeline.exporting.rows import HAS_NUL
+from lotlip_data.pipeline.exporting.rows import HAS_NUL, schema_of
 from lotlip_data.pipeline.exporting.stage import describe
+from lotlip_data.pipeline.exporting.writers import TarWriter
 from lotlip_data.synthetic.caption_writers import raw_text
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.exporting.export_fixture import TRICKY, by_key, export_one, make
@@ -198,6 +201,7 @@ def test_dreamlip_has_the_published_columns_and_the_kind_of_a_captioner_decides_
         ("parquet", ("llava=url",), "captioner 'llava': the export has a column 'url' already"),
         ("parquet", ("llava", "other=llava_flags"), "captioner 'other': the export has a column 'llava_flags' already"),
         ("parquet", ("llava=",), "--captioners llava=: give a captioner's NAME, or NAME=COLUMN"),
+        ("parquet", ("llava=a", "llava=b"), "--captioners llava=b: 'llava' has the column 'a' already"),
         ("parquet", ("nobody",), "no captions by nobody yet"),
         ("parket", (), "--format 'parket' is unknown; did you mean 'parquet'?"),
     ],
@@ -221,10 +225,30 @@ def test_the_columns_are_those_of_the_dataset_with_their_types(tmp_path: Path) -
         assert table.schema.field(field.name).type == field.type
 
 
-def test_long_names_and_folders_fit_into_a_tar(tmp_path: Path) -> None:
-    from lotlip_data.pipeline.exporting.rows import schema_of
-    from lotlip_data.pipeline.exporting.writers import TarWriter
+def test_several_texts_of_a_captioner_are_columns_of_their_own(tmp_path: Path) -> None:
+    fake = make(tmp_path / "run", ["a tag", None], captioners=("qwen_tag", "qwen_long", "other"))
+    captioner = {
+        "name": "qwen",
+        "kind": "vlm",
+        "model": "org/model",
+        "prompts": {"long": "Describe it.", "tag": "Tag it."},
+    }
+    settings = fake.manifest.model_dump(mode="json", exclude_unset=True) | {"captioners": [captioner]}
+    fake = dataclasses.replace(fake, manifest=Manifest.model_validate(settings))
+    _, file = export_one(fake, tmp_path / "out", "jsonl", ["qwen"])
+    rows = read_json_lines(file)
+    assert [name for name in rows[0] if name[0] == "q"] == [
+        f"qwen_{text}{ending}" for text in ("long", "tag") for ending in ("", "_flags", "_reason")
+    ]
+    assert [(row["qwen_tag"], row["qwen_tag_reason"]) for row in rows] == [("a tag", ""), (None, "poison")]
+    assert all(row["qwen_long"].startswith("qwen_long on ") for row in rows)
+    with pytest.raises(UserError, match=r"--captioners qwen=text: it makes several texts; name one of them"):
+        describe(fake.manifest, fake.run, str(tmp_path / "out"), "parquet", ["qwen=text"])
+    content = describe(fake.manifest, fake.run, str(tmp_path / "out"), "dreamlip", ["qwen_tag=shortLLA_captions"])
+    assert content.columns == {"qwen_tag": "shortLLA_captions"}
 
+
+def test_long_names_and_folders_fit_into_a_tar(tmp_path: Path) -> None:
     keys = ["a/" + "folder/" * 30 + "image", "é" * 120]
     columns = schema_of({})
     with TarWriter(tmp_path / "a.tar", columns) as writer:
@@ -233,3 +257,18 @@ def test_long_names_and_folders_fit_into_a_tar(tmp_path: Path) -> None:
             writer.write(row, b"jpeg", True)
     with tarfile.open(fileobj=io.BytesIO((tmp_path / "a.tar").read_bytes())) as tar:
         assert tar.getnames() == [f"{key}.{ending}" for key in keys for ending in ("jpg", "json")]
+
+
+def test_samples_with_all_texts_come_first_in_a_tar_and_one_without_a_raw_text_has_no_such_member(
+    tmp_path: Path,
+) -> None:
+    texts = {"none": (None, False), "raw": ("text", False), "caption": (None, True), "both": ("text", True)}
+    columns = schema_of({})
+    with TarWriter(tmp_path / "a.tar", columns) as writer:
+        for key, (raw, is_complete) in texts.items():
+            row = dict.fromkeys(columns.names) | {"key": key, "raw": raw, "sources": [], "raws": []}
+            writer.write(row, b"jpeg", is_complete)
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        names = tar.getnames()
+    assert list(dict.fromkeys(name.partition(".")[0] for name in names)) == ["both", "caption", "raw", "none"]
+    assert [name for name in names if name.endswith("txt")] == ["both.txt", "raw.txt"]

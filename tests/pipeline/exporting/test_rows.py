@@ -58,6 +58,8 @@ def test_two_images_of_one_key_stay_two_samples() -> None:
 def test_an_image_without_a_raw_text_has_null_and_blank_ones_are_skipped() -> None:
     (none,) = join([image(1, texts=[], sources=[])], {}, {})
     assert (none["raw"], none["raws"], none["sources"]) == (None, [], [])
+    (blank,) = join([image(1, texts=[""], sources=["web"])], {}, {})
+    assert (blank["raw"], blank["raws"], blank["source"]) == (None, [""], "web")
     (second,) = join([image(2)], {}, {})
     assert (second["raw"], second["source"], second["raws"]) == ("raw", "second", [" ", "raw"])
 

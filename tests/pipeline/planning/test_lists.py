@@ -134,7 +134,7 @@ def test_a_list_that_cannot_be_read_is_a_problem_and_the_others_are_still_read(t
             {"name": "here", "files": write_jsonl(tmp_path / "here.jsonl", 10), "text": "caption"},
         )
     )
-    assert plan.problems == [f"{tmp_path}/gone.csv: there is no such file"]
+    assert plan.problems == [f"gone: {tmp_path}/gone.csv: there is no such file"]
     assert (plan.sources[1].taken, plan.images, plan.shards) == (10, None, None)
     assert any(line.startswith("problem") for line in format_text(plan))
 
@@ -274,8 +274,44 @@ def test_a_list_that_is_a_device_or_never_ends_a_line_is_a_problem_at_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (problem,) = plan_lists(manifest_of({"name": "a", "files": "/dev/zero", "format": "csv"})).problems
-    assert problem == "/dev/zero: is not a regular file but a device, a pipe or a socket; save the list as a file"
+    assert problem == "a: /dev/zero: is not a regular file but a device, a pipe or a socket; save the list as a file"
     monkeypatch.setattr("lotlip_data.pipeline.planning.lists.MAX_LONG_LINES", 2)
     (tmp_path / "l.csv").write_text("url,caption\n" + ("x" * (1 << 20) + "\n") * 5)
     (source,) = plan_lists(manifest_of({"name": "a", "files": str(tmp_path / "l.csv")})).sources
     assert source.invalid == {"line too long": 3}
+
+
+@pytest.mark.parametrize("has_one_order", [False, True])
+def test_files_of_one_captioner_each_count_their_images_once(tmp_path: pathlib.Path, has_one_order: bool) -> None:
+    """Exactly where the files are read to their end; where they are not, as many as the longest of the lists has."""
+    count = 30_000
+    urls = [f"http://a.example/{index:06d}.jpg" for index in range(count)]
+    others = urls[::-1], urls[count // 2 :] + urls[: count // 2 - 5000]
+    for name, order in zip(("IB", "SV", "LLA"), (urls, *((urls, urls) if has_one_order else others)), strict=True):
+        (tmp_path / f"{name}.csv").write_text(
+            "".join([f"url,raw,{name}\n", *(f"{url},r,{'text' * 9}\n" for url in order)])
+        )
+    manifest = manifest_of({"use": "recap-long-coyo", "files": [str(tmp_path / "*.csv")]})
+    assert plan_lists(manifest, rows=10 * count).images == count
+    estimate = plan_lists(manifest, rows=3_000)
+    assert estimate.images is not None and 0.95 < estimate.images / count < 1.05
+    assert any("the paper had 24,658,004" in note for note in estimate.notes)
+    assert sum("URL in 'url', raw text in 'raw', captions by" in note for note in estimate.notes) == 3
+
+
+def test_a_captioner_without_a_column_is_a_problem_of_the_plan(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.csv").write_text("url,raw,IB,LLA\nhttp://a.example/1,a,b,c\n")
+    plan = plan_lists(manifest_of({"use": "recap-long-coyo", "files": str(tmp_path / "a.csv")}))
+    assert [problem for problem in plan.problems if "no column of the long texts of sharegpt4v" in problem]
+    manifest = manifest_of(
+        {"name": "a", "files": str(tmp_path / "a.csv"), "captions": {"mine": "nope"}, "text": "raw"},
+    )
+    assert [problem for problem in plan_lists(manifest).problems if "no column 'nope' (mine)" in problem]
+
+
+def test_a_list_without_a_column_of_raw_texts_is_a_problem_unless_it_is_said(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.csv").write_text("url,IB,LLA,SV\nhttp://a.example/1,a,b,c\n")
+    source = {"use": "recap-long-coyo", "files": str(tmp_path / "a.csv")}
+    plan = plan_lists(manifest_of(source))
+    assert [problem for problem in plan.problems if "set `text: null` if the list has no raw texts" in problem]
+    assert plan_lists(manifest_of(source | {"text": None})).problems == []

@@ -8,14 +8,17 @@ import fsspec
 import pytest
 from typer.testing import CliRunner
 
+from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.storage_retry import StorageError
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.core import gpus
 from lotlip_data.pipeline.core.checks import check_storage
 from lotlip_data.pipeline.core.findings import Check, Level
 from lotlip_data.pipeline.core.gpus import InstalledGpus, TorchGpus
 from lotlip_data.pipeline.core.machine import versions
-from lotlip_data.pipeline.readiness import doctor
+from lotlip_data.pipeline.readiness import doctor, manifest_checks
 from lotlip_data.pipeline.readiness.doctor import HERE, Diagnosis, NodeCheck
+from lotlip_data.pipeline.readiness.manifest_checks import check_lists
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 from tests.faults.s3 import BUCKET, s3_server
 
@@ -52,6 +55,19 @@ def test_errors_have_one_line_with_the_fix_and_exit_code_1(tmp_path: Path, monke
     assert figures["counts"]["error"] == 3
     assert "there is no such folder" in errors["captioner 'llava'"]["finding"] and errors["captioner 'llava'"]["fix"]
     assert "NOT_SET_ANYWHERE" in errors["captioner 'far'"]["finding"]
+
+
+def test_a_run_that_cannot_be_reached_is_one_error_beside_the_other_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "file").write_text("")
+    for arguments in ([write_manifest(tmp_path, "[tiny-llava]")], []):
+        ended = CliRunner().invoke(app, ["doctor", *arguments, "--run", "nonsense://bucket/run"])
+        lines = ended.output.splitlines()
+        assert ended.exit_code == 1 and len([line for line in lines if line.startswith("error")]) == 1
+        assert any(line.startswith("error    run: ") for line in lines)
+        assert any(line.startswith("ok       Python: ") for line in lines)
 
 
 def test_every_node_is_checked_where_it_is(ray_cluster: None, tmp_path: Path) -> None:
@@ -134,3 +150,15 @@ def test_a_cluster_that_does_not_answer_is_one_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     ended = CliRunner().invoke(app, ["doctor", "--ray"])
     assert ended.exit_code == 1 and ended.output.count("no cluster answers") == 1
+
+
+def test_the_remedy_of_a_source_is_that_of_its_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: object) -> list[str]:
+        raise StorageError("s3://bucket/l.csv: no credentials for this storage. Set AWS_PROFILE.")
+
+    manifest = Manifest.parse({"name": "m", "sources": [{"name": "web", "files": str(tmp_path / "no.csv")}]}, "m")
+    (missing,) = check_lists(manifest)
+    assert str(missing).endswith("there is no such file; correct `files` or the columns of this source")
+    monkeypatch.setattr(manifest_checks, "files_of", refuse)
+    (refused,) = check_lists(manifest)
+    assert str(refused).endswith("Set AWS_PROFILE.")

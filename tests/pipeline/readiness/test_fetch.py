@@ -109,6 +109,26 @@ def test_what_cannot_be_had_is_one_line_and_costs_no_other_model(served: FakeHub
     assert "tiny-vit is here" in ended.output
 
 
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("FOLDER/empty", "has no config.json, so it is not a model; give the folder that has it"),
+        ("FOLDER/empty/file", "is a file, and a model is a folder; give the folder that has config.json"),
+        (
+            "s3://bucket/model",
+            "is a URL, and an engine reads a model from the hub or from a folder; copy it to a folder",
+        ),
+        ("FOLDER/none", "there is no such folder; correct the path"),
+    ],
+)
+def test_what_is_no_folder_of_a_model_is_an_error_with_the_fix(model: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "file").touch()
+    model = model.replace("FOLDER", str(tmp_path))
+    ended = CliRunner().invoke(app, ["fetch-models", write_manifest(tmp_path, model)])
+    assert ended.exit_code == 1 and f"captioner 'mine': {model}: {reason}" in ended.output
+
+
 def test_weights_come_in_one_format() -> None:
     published = ["config.json", "model-1.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "x.h5"]
     extra = ["onnx/model.onnx", "qformer_tokenizer/vocab.txt", "tokenizer.model", "original/params.json"]

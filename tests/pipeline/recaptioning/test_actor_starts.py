@@ -4,6 +4,7 @@ The actors are real. Their engines are not: files in the run's folder choose wha
 """
 
 import asyncio
+import errno
 import os
 import re
 import time
@@ -14,11 +15,20 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorUnavailableError
 
-from lotlip_data.captioners.base import Capacity
+from lotlip_data.captioners.base import Capacity, CaptionerConfig, EngineUnreachable
+from lotlip_data.captioners.load_errors import EngineStartError, explained
 from lotlip_data.captioners.sizing import ReadingDefaults
+from lotlip_data.manifests.checkpoints.hub import HubUnreachable
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.recaptioning import actor_pool
-from lotlip_data.pipeline.recaptioning.actor import StartFailed, StartReport
+from lotlip_data.pipeline.recaptioning import actor_pool, actor_slots
+from lotlip_data.pipeline.recaptioning.actor import (
+    MAX_FAILED_STARTS,
+    REPEATED_STARTS,
+    StartFailed,
+    StartReport,
+    _tries,
+)
 from lotlip_data.pipeline.recaptioning.actor_pool import ActorPool, ActorSlot, FailedUnit, run_pools
 from lotlip_data.pipeline.recaptioning.config import PoolSettings, resolve_captioners
 from lotlip_data.pipeline.recaptioning.results import UnitResult
@@ -90,6 +100,28 @@ def work_off(pool: ActorPool) -> tuple[list[int], list[FailedUnit], int]:
     failed: list[FailedUnit] = []
     run_pools([pool], lambda name, results: done.extend(result.shard for result in results), failed.append)
     return sorted(done), failed, len(Path(pool.run.url, "starts").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("cause", "tries"),
+    [
+        (OSError("/models/mine does not appear to have a file named tokenizer.json"), 1),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/models/mine/model.safetensors"), REPEATED_STARTS),
+        (PermissionError(errno.EACCES, "Permission denied", "/models/mine/config.json"), REPEATED_STARTS),
+        (RuntimeError("CUDA error"), REPEATED_STARTS),
+        (ValueError("a setting"), 1),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), MAX_FAILED_STARTS),
+        (EngineUnreachable("http://host: no answer"), MAX_FAILED_STARTS),
+        (HubUnreachable("m: cannot be reached", "check the network"), MAX_FAILED_STARTS),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_only_a_network_or_a_server_is_tried_five_times(cause: Exception, tries: int) -> None:
+    """A folder that lacks a file is no network that may come back."""
+    config = CaptionerConfig(name="mine", kind="llava", model="/models/mine")
+    with pytest.raises((UserError, EngineStartError)) as caught, explained(config):
+        raise cause
+    assert _tries(caught.value) == tries
 
 
 def test_what_a_pool_asks_the_cluster_for_is_shown(
@@ -204,3 +236,54 @@ def test_a_pool_whose_every_text_is_refused_for_many_shards_in_a_row_stops(
     assert done == []
     assert sorted(unit.captioner for unit in failed if unit.shard is None) == ["a", "b"]
     assert len(Path(pool.run.url, "asked").read_text().split("\n")) < 30
+
+
+def work_off_arrivals(pool: ActorPool, arrivals: list[Callable[[], bool]]) -> tuple[list[int], list[FailedUnit]]:
+    """Run a pool without units. One shard comes each time that the next condition is true, and then no more."""
+    pool.texts.clear()
+    pool.queue.clear()
+    pool.more, pool.expected, pool.text_names = True, len(arrivals), ["tiny-llava"]
+    done: list[int] = []
+    failed: list[FailedUnit] = []
+    conditions = list(arrivals)
+
+    def arrive() -> None:
+        if conditions and conditions[0]():
+            conditions.pop(0)
+            shard = len(arrivals) - len(conditions) - 1
+            pool.extend({shard: ("tiny-llava",)}, len(conditions), bool(conditions))
+
+    run_pools([pool], lambda name, results: done.extend(result.shard for result in results), failed.append, arrive)
+    return done, failed
+
+
+def test_an_engine_starts_before_the_first_shard_comes_and_waits_for_further_ones(
+    make_pool: Callable[..., ActorPool],
+) -> None:
+    pool = make_pool((), 1, max_actors=1)
+
+    def is_idle() -> bool:
+        return any(slot.ready for slot in pool.slots) and not pool.running
+
+    assert work_off_arrivals(pool, [is_idle, is_idle, is_idle]) == ([0, 1, 2], [])
+    assert len(Path(pool.run.url, "starts").read_text().split()) == 1 and not pool.slots
+
+
+def test_an_actor_that_was_idle_for_long_is_released_and_asked_for_again_when_a_shard_comes(
+    make_pool: Callable[..., ActorPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_slots, "IDLE_SECONDS", 0.0)
+    pool = make_pool((), 1, max_actors=1)
+
+    def has_rested() -> bool:
+        return bool(pool.idle.released) and not pool.slots
+
+    assert work_off_arrivals(pool, [has_rested, has_rested]) == ([0, 1], [])
+    assert len(Path(pool.run.url, "starts").read_text().split()) == 3
+
+
+def test_a_pool_whose_engine_does_not_start_does_not_wait_for_shards(make_pool: Callable[..., ActorPool]) -> None:
+    pool = make_pool(("fail",), 1, max_actors=1)
+    done, (failed,) = work_off_arrivals(pool, [lambda: False])
+    assert done == [] and failed.shard is None and failed.texts == ("tiny-llava",)
+    assert failed.reason == "0 shards, and those that come later, not captioned: no GPU"

@@ -13,6 +13,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.captioners import PoolSettings
 from lotlip_data.pipeline import inspection
 from lotlip_data.pipeline.core.findings import Level
+from lotlip_data.pipeline.core.outcome import Inspection
 from lotlip_data.pipeline.readiness.manifest_checks import check_models
 from lotlip_data.pipeline.recaptioning import job_checks, stage
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
@@ -125,3 +126,26 @@ def test_a_text_that_has_captions_needs_no_engine_any_more(tmp_path: Path, monke
     captioned = {"tiny-llava_tags": [0]}
     monkeypatch.setattr(job_checks, "captioned_shards", lambda run, name: captioned.get(name, []))
     assert Level.ERROR not in [check.level for check in check_models(manifest, run)]
+
+
+def plan_of(tmp_path: Path, entry: dict[str, object], **hardware: object) -> Inspection:
+    (tmp_path / "l.csv").write_text("url,caption\nhttp://a.example/1,x\n")
+    sources = [{"name": "a", "files": str(tmp_path / "l.csv")}]
+    return inspection.plan({"name": "m", "sources": sources, "captioners": [entry]}, hardware=hardware)
+
+
+def test_plan_names_what_only_vllm_has_where_vllm_would_not_run(tmp_path: Path) -> None:
+    entry = {"preset": "llava", "structured": {"choice": ["photo", "drawing"]}}
+    assert plan_of(tmp_path, entry, gpus=8).problems == []
+    assert plan_of(tmp_path, entry | {"pool": {"engine": "vllm"}}, gpus=0).problems == []
+    for changed, gpus in (({}, 0), ({"pool": {"engine": "transformers"}}, 8), ({"pool": {"num_gpus": 0}}, 8)):
+        (problem,) = plan_of(tmp_path, entry | changed, gpus=gpus).problems
+        assert problem.startswith("captioner 'llava': structured: only vLLM has this") and "--engine vllm" in problem
+
+
+def test_plan_names_a_package_that_a_model_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_checks, "missing_packages", list)  # as if none was installed
+    planned = plan_of(tmp_path, {"preset": "smolvlm2"})
+    (note,) = [line for line in planned.lines if line.startswith("note") and "smolvlm2" in line]
+    assert "needs the package num2words: pip install num2words on every machine that captions" in note
+    assert planned.problems == []

@@ -52,7 +52,10 @@ def test_the_next_command_is_the_first_stage_that_is_not_complete(tmp_path: Path
     assert next_of(make_run(tmp_path / "partial", shards=1)) == "download RUN/manifest.yaml"
     captionless = make_run(tmp_path / "captionless", writers=())
     assert next_of(captionless) == "recaption"
-    assert find_not_started(MANIFEST, get_status(captionless)) == {"recaption": ["llava"], "train": ["lit"]}
+    assert find_not_started(MANIFEST, get_status(captionless)) == {
+        "recaption": ["llava"],
+        "train": ["lit"],
+    }
     run = make_run(tmp_path / "run")
     assert next_of(run) == "shard"
     shard(MANIFEST, run)
@@ -78,6 +81,20 @@ def test_a_dataset_without_captions_that_came_later_is_stale_and_shard_is_next(
     shard(MANIFEST, run)
     ((stage, reason),) = stale_of(run)
     assert stage == "train" and "the dataset has changed since" in reason
+
+
+def test_a_dataset_of_chosen_captioners_asks_for_no_other(tmp_path: Path, ray_cluster: None) -> None:
+    """Also if one of the others has captions left."""
+    run = make_run(tmp_path / "run", writers=("llava", "instructblip"))
+    run_fixture.claim_captioner(run, "later")
+    manifest = MANIFEST.replace(captioners=["llava", {"name": "later", "kind": "llava", "model": "m"}])
+    shard(manifest, run, ["llava"])
+    assert dataset_index.read_dataset_summary(run)["captioners_chosen"] is True
+    assert stale_of(run, manifest) == [] and next_of(run, manifest) == "train"
+    shard(MANIFEST, run)
+    assert "captioners_chosen" not in dataset_index.read_dataset_summary(run)
+    shard(MANIFEST, run, ["instructblip", "llava"])  # the default ones
+    assert "captioners_chosen" not in dataset_index.read_dataset_summary(run)
 
 
 def test_a_dataset_built_with_other_settings_or_images_is_stale(tmp_path: Path, ray_cluster: None) -> None:

@@ -81,6 +81,25 @@ def test_partial_results_count(run: Run) -> None:
     assert re.fullmatch(r" +[\d.]+ images/s, [\d.]+ tokens/s, \d+ s left", lines[row + 1])
 
 
+def test_a_captioner_that_was_given_up_is_stopped_with_the_reason_until_it_goes_on(run: Run) -> None:
+    reason = "captioner 'grey': the engine did not start: no GPU"
+    for name in ("grey_long", "grey_tags"):
+        storage.create(run.captioner_settings(name), b"{}")
+        ledger.record_stop(run, name, reason)
+    status = get_status(run)
+    status["texts"] = {"grey": ["grey_long", "grey_tags"]}
+    lines = format_table(status)
+    assert [line.split()[-1] for line in lines if "grey" in line and "of 50" in line] == ["running", *["stopped"] * 3]
+    assert lines[-2:] == ["stopped:", f"  recaption grey_long, grey_tags: {reason}"]
+    ledger.record_stop(run, "grey", reason)
+    assert get_status(run)["captioners"]["grey"]["stopped"] == reason
+    now = int(time.time()) + 5
+    storage.create(storage.join(run.caption_parts("grey", 1), f"1-x-{WorkRecord(1, 0, 1, now, now).name}.parquet"), b"")
+    assert get_status(run)["captioners"]["grey"]["stopped"] is None  # another driver goes on
+    storage.replace(run.captioner_stopped("grey_long"), b"damaged")
+    assert get_status(run)["captioners"]["grey_long"]["stopped"] is None
+
+
 def test_removed_captions_count_as_remaining_and_count_once_after_they_are_rewritten(run: Run) -> None:
     """The record of the removed captions, with one more failure, does not count."""
     storage.remove(run.caption_parts("grey", 1))

@@ -338,3 +338,43 @@ def test_shards_of_a_killed_attempt_with_another_manifest_do_not_stay(tmp_path: 
     result = partition(manifest, run)
     assert storage.list_names(run.lists, ".parquet") == [f"{shard_name(shard)}.parquet" for shard in range(3)]
     assert len(read_rows(run, result)) == 250
+
+
+def test_files_of_one_captioner_each_are_one_list_whose_rows_merge(tmp_path: pathlib.Path) -> None:
+    """The files have other orders and columns, each lacks another row, and only the first has raw texts."""
+    urls = [f"http://a.example/{index}.jpg" for index in range(6)]
+    (tmp_path / "r_IB.csv").write_text("".join(["url,raw,IB\n", *(f"{url},raw {url},x\n" for url in urls[:5])]))
+    (tmp_path / "r_SV.csv").write_text("".join(["SV,Image Path\n", *(f"x,{url}\n" for url in urls[:0:-1])]))
+    (tmp_path / "r_LLA.csv").write_text("".join(["\ufeffLLA;URL\n", *(f"x;{url}\n" for url in urls[::2])]))
+    source = {"use": "recap-long-coyo", "files": [str(tmp_path / "r_*.csv")]}
+    manifest = Manifest.model_validate({"name": "test", "sources": [source]})
+    run = Run.at(str(tmp_path / "run"))
+    result = partition(manifest, run)
+    assert {row["url"]: row["texts"] for row in read_rows(run, result)} == {
+        **{url: [f"raw {url}"] for url in urls[:5]},
+        urls[5]: [""],
+    }
+    assert (result.images, result.rows, result.duplicates, result.blank) == (6, 13, 7, {})
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            "url,raw,IB,SV",
+            r"no column of the long texts of llava; the columns of .*r\.csv are 'url', 'raw', 'IB', 'SV'",
+        ),
+        ("link,href,IB,SV,LLA", r"r\.csv: several columns can hold the URLs: 'link', 'href'. Name the column in `url`"),
+        ("raw,IB,SV,LLA", r"r\.csv: no column's name says that it holds the URLs; .*Name the column in `url`"),
+        ("url,IB,SV,LLA,LLA_b", r"r\.csv: several columns .* 'LLA', 'LLA_b'. Name .* `captions: \{llava: COLUMN\}`"),
+    ],
+)
+def test_a_list_whose_columns_cannot_be_found_is_refused_before_the_run_exists(
+    tmp_path: pathlib.Path, header: str, message: str
+) -> None:
+    (tmp_path / "r.csv").write_text(f"{header}\n{','.join(['http://a.example/1'] * len(header.split(',')))}\n")
+    source = {"use": "recap-long-laion", "files": [str(tmp_path / "r.csv")]}
+    run = Run.at(str(tmp_path / "run"))
+    with pytest.raises(ListError, match=message):
+        partition(Manifest.model_validate({"name": "test", "sources": [source]}), run)
+    assert not storage.exists(run.manifest)

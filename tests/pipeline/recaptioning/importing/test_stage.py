@@ -18,10 +18,10 @@ from lotlip_data.pipeline.core import external_buckets
 from lotlip_data.pipeline.dataset.stage import shard as build
 from lotlip_data.pipeline.dataset.stats import dataset_stats
 from lotlip_data.pipeline.dataset.verify import verify
-from lotlip_data.pipeline.recaptioning import import_claims
-from lotlip_data.pipeline.recaptioning.caption_table import CaptionImportError, open_caption_table
-from lotlip_data.pipeline.recaptioning.import_captions import ImportSummary, import_captions
-from lotlip_data.pipeline.recaptioning.import_claims import import_command
+from lotlip_data.pipeline.recaptioning.importing import claims as import_claims
+from lotlip_data.pipeline.recaptioning.importing.caption_table import CaptionImportError, open_caption_table
+from lotlip_data.pipeline.recaptioning.importing.claims import import_command
+from lotlip_data.pipeline.recaptioning.importing.stage import ImportSummary, import_captions
 from lotlip_data.pipeline.recaptioning.results import RecaptionError
 from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.pipeline.url_lists.rows import ListError
@@ -276,7 +276,7 @@ def test_errors_in_the_arguments_say_how_to_fix_them(fake: FakeRun, tmp_path: pa
         ((file, ["raw=longIB_captions"]), "captioner 'raw': the dataset has a column 'raw' already"),
         ((file, ["Big=longIB_captions"]), "may contain only lowercase letters, digits, - and _"),
         ((str(tmp_path / "d.xls"), ["a=b"]), "the ending of .*d.xls' is unknown"),
-        ((file, [], None, "dreamlab"), "--format dreamlab: use dreamlip, csv, tsv, jsonl, parquet"),
+        ((file, [], None, "dreamlab"), "--format dreamlab: use dreamlip, recap-long, csv, tsv, jsonl, parquet"),
     ):
         with pytest.raises(CaptionImportError, match=message):
             open_caption_table(*arguments)  # type: ignore[arg-type]

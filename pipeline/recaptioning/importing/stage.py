@@ -5,8 +5,9 @@
     rows of images/   → uid ─┘
 
 The join is out of core: rows are partitioned into bucket files on the local disk, and one bucket at a time is in
-memory. Each committed shard has one row per image, with its text or the reason why it has none. Rows of the table
-without a downloaded image are counted by reason and listed in quarantine/import/.
+memory. Rows with the same URL are merged, so the captions of each captioner can stand in files of their own. Each
+committed shard has one row per image, with its text or the reason why it has none. Rows of the table without a
+downloaded image are counted by reason and listed in quarantine/import/.
 """
 
 import logging
@@ -24,16 +25,24 @@ from lotlip_data.captioners.base import Caption, CaptionerConfig
 from lotlip_data.captioners.quality_flags import find_flags
 from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.formats.schema import SUCCESS
-from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
+from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.progress import SHOWN_BY_BAR, SUMMARY_LINE, progress_bar
 from lotlip_data.manifests.run_layout import Run, shard_name
+from lotlip_data.manifests.storage_retry import StorageError
 from lotlip_data.pipeline.core import external_buckets, ledger
 from lotlip_data.pipeline.core.external_buckets import ExternalBuckets, bucket_count
 from lotlip_data.pipeline.core.ledger import caption_progress, fetched_shards
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading.reader import fetched_rows
-from lotlip_data.pipeline.recaptioning.caption_table import CaptionImportError, CaptionTable, order_of
 from lotlip_data.pipeline.recaptioning.claims import check_claims
-from lotlip_data.pipeline.recaptioning.import_claims import check_claim, claim
+from lotlip_data.pipeline.recaptioning.importing.caption_table import (
+    CaptionImportError,
+    CaptionTable,
+    open_source_captions,
+    order_of,
+)
+from lotlip_data.pipeline.recaptioning.importing.claims import check_claim, claim, is_replaced, note_unchanged
+from lotlip_data.pipeline.recaptioning.importing.merge import merge_rows
 from lotlip_data.pipeline.recaptioning.results import (
     Row,
     encode_rows,
@@ -41,7 +50,7 @@ from lotlip_data.pipeline.recaptioning.results import (
     finish_pending_commits,
 )
 from lotlip_data.pipeline.url_lists.files import uncompressed_bytes
-from lotlip_data.pipeline.url_lists.rows import BadRow
+from lotlip_data.pipeline.url_lists.rows import BadRow, ListError
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +78,8 @@ class ImportSummary:
     """Other rows, by reason. `report` lists each of them."""
     defects: Counter[str] = field(default_factory=Counter)
     """Captions of the table that are not in UTF-8, or are no text and count as missing, by column and defect."""
+    differing: Counter[str] = field(default_factory=Counter)
+    """By captioner, captions that differ from the first one of their URL, which counts."""
     captions: Counter[str] = field(default_factory=Counter)
     """By captioner, the captions that this call committed."""
     without: Counter[str] = field(default_factory=Counter)
@@ -114,6 +125,8 @@ def import_captions(run: Run, table: CaptionTable, replace: bool = False) -> Imp
     summary = ImportSummary(skipped=len(fetched) - len(pending_shards))
     if not pending_shards:
         return summary
+    for line in table.describe():
+        logger.info(line, extra=SUMMARY_LINE)
     storage.check_writable(run.captions)
     with scratch_folder("import") as folder:
         joined = _join(run, table, fetched, pending_shards, folder, summary)
@@ -129,6 +142,32 @@ def import_captions(run: Run, table: CaptionTable, replace: bool = False) -> Imp
                 )
                 bar.update()
     return summary
+
+
+def import_source_captions(manifest: Manifest, run: Run) -> ImportSummary:
+    """Commit the captions that the manifest's sources carry, for every downloaded shard that lacks them.
+
+    If a list or the choice of its columns has changed since, its captions replace the earlier ones, once the lists have
+    proved usable. Lists that are out of reach are no error while no shard lacks captions.
+
+    Args:
+        manifest: The run's manifest.
+        run: The run, whose images are downloaded.
+
+    Raises:
+        As `import_captions`.
+    """
+    try:
+        table = open_source_captions(manifest)
+    except (ListError, StorageError) as error:
+        if not fetched_shards(run) or any(caption_progress(run, name).left for name in manifest.imported_names):
+            raise
+        logger.warning(f"the captions stay as they are, because their list cannot be read: {error}")
+        return ImportSummary(skipped=len(fetched_shards(run)))
+    is_new = is_replaced(run, table)
+    if not is_new:
+        note_unchanged(run, table)
+    return import_captions(run, table, replace=is_new)
 
 
 def _join(
@@ -156,8 +195,8 @@ def _join(
         CaptionImportError: No row has a downloaded image.
     """
     with _JoinReport(run, table, folder / "report.parquet", summary) as report:
-        logger.info(f"reading {table.source.files[0]}")
-        count = bucket_count(uncompressed_bytes(table.source))
+        logger.info(f"reading {table.label}")
+        count = bucket_count(sum(map(uncompressed_bytes, table.sources)))
         rows = _make_buckets(folder / "rows", count, table.schema)
         for batch in table.batches(report.reject, summary.defects):
             summary.rows += batch.num_rows
@@ -170,9 +209,9 @@ def _join(
         joined = _join_buckets(rows, images, report, pending_shards, folder / "joined")
     if not summary.matched:
         raise CaptionImportError(
-            f"{table.source.files[0]}: none of its {summary.rows} rows has the URL of an image of {run.url} "
+            f"{table.label}: none of its {summary.rows} rows has the URL of an image of {run.url} "
             f"({', '.join(f'{count} × {reason}' for reason, count in summary.unmatched.most_common())}). "
-            f"Does the column {table.source.url_column!r} hold the URLs that were downloaded?"
+            f"Does the column {table.files[0].columns.url!r} hold the URLs that were downloaded?"
         )
     return joined
 
@@ -229,9 +268,9 @@ class _JoinReport:
     """
 
     def __init__(self, run: Run, table: CaptionTable, local_path: pathlib.Path, summary: ImportSummary) -> None:
-        name = "-".join(config.name for config in table.configs)
-        self._target = run.quarantine("import", f"{name}.parquet")
-        self._files, self._local_path, self._summary = table.files, local_path, summary
+        self._target = run.quarantine("import", f"{'-'.join(table.names)}.parquet")
+        self._files, self._names = [file.path for file in table.files], table.names
+        self._local_path, self._summary = local_path, summary
         self._rejected: list[dict[str, Any]] = []
 
     def __enter__(self) -> "_JoinReport":
@@ -260,26 +299,29 @@ class _JoinReport:
         """Match one bucket's rows to its images by uid, and report the others.
 
         Args:
-            rows: Rows of the table. Only the first row of each URL can match.
+            rows: Rows of the table. Those with the same URL are merged.
             images: Rows of `_IMAGE_SCHEMA`.
 
         Returns:
-            The rows with a downloaded image, with the image's `shard` as a further column.
+            One row per URL with a downloaded image, with the image's `shard` as a further column.
         """
         rows = rows.sort_by([("uid", "ascending"), ("ordinal", "ascending")])
-        uids = rows["uid"].to_numpy()
-        first = pa.array(np.append(True, uids[1:] != uids[:-1])[: len(uids)])
-        self._write(rows.filter(pc.invert(first)), REPEATED)
-        rows = rows.filter(first)
+        merged = merge_rows(rows, self._names)
+        self._summary.differing += merged.differing
         images = images.sort_by([("fetched", "descending")])  # a retried image can also have a failed row
-        position = pc.index_in(rows["uid"], value_set=images["uid"].combine_chunks())
-        self._write(rows.filter(pc.is_null(position)), NO_IMAGE)
-        rows, position = rows.filter(pc.is_valid(position)), position.drop_null()
-        image = images.take(position)
-        self._write(rows.filter(pc.invert(image["fetched"])), NOT_FETCHED)
-        rows = rows.append_column("shard", image["shard"]).filter(image["fetched"])
-        self._summary.matched += rows.num_rows
-        return rows
+        position = pc.index_in(merged.rows["uid"], value_set=images["uid"].combine_chunks())
+        image = images.take(position.combine_chunks())
+        is_known = pc.is_valid(position).to_numpy()
+        is_fetched = pc.fill_null(image["fetched"], False).to_numpy()
+        reasons = (
+            (~merged.is_used, REPEATED),
+            (merged.is_used & ~is_known[merged.group], NO_IMAGE),
+            (merged.is_used & (is_known & ~is_fetched)[merged.group], NOT_FETCHED),
+        )
+        for mask, reason in reasons:
+            self._write(rows.filter(pa.array(mask)), reason)
+        self._summary.matched += int(np.count_nonzero(merged.is_used & is_fetched[merged.group]))
+        return merged.rows.append_column("shard", image["shard"]).filter(pa.array(is_fetched))
 
     def _write(self, rows: pa.Table, reason: str) -> None:
         if rows.num_rows:
@@ -320,10 +362,7 @@ def _commit(run: Run, configs: Sequence[CaptionerConfig], shard: int, texts: pa.
     uids = texts["uid"].to_pylist()
     for config in configs:
         text_of_uid = dict(zip(uids, texts[f"text {config.name}"].to_pylist(), strict=True))
-        rows = [
-            _caption_row(config, image, (text_of_uid[image["uid"]] or "") if image["uid"] in text_of_uid else None)
-            for image in images
-        ]
+        rows = [_caption_row(config, image, text_of_uid.get(image["uid"])) for image in images]
         check_claims(run, config, "")
         storage.create(run.caption_shard(config.name, shard), encode_rows(rows, captioner=config.id))
         finish_commit(run, config.name, shard)
@@ -350,15 +389,17 @@ def _caption_row(config: CaptionerConfig, image: Mapping[str, Any], text: str | 
 
 
 def format_text(summary: ImportSummary) -> list[str]:
-    """The summary as lines of text."""
-    if not summary.shards:
-        return [f"import: nothing to do: all {summary.skipped} shards have these captions"]
+    """The summary of a call that committed captions, as lines of text."""
     rows = wording.count(summary.rows, "row")
     lines = [f"{summary.matched:,} of {rows} {wording.plural(summary.rows, 'has')} a downloaded image"]
     lines += [f"  {count:,} × {reason}" for reason, count in summary.unmatched.most_common()]
     if summary.report is not None:
         lines.append(f"  {summary.report} lists these rows")
     lines += [f"  {count:,} captions of the column {defect}" for defect, count in summary.defects.most_common()]
+    lines += [
+        f"  {wording.count(count, 'caption')} by {name} left out: another one is the first of the same URL"
+        for name, count in summary.differing.most_common()
+    ]
     for name, count in summary.captions.items():
         note = f", listed in quarantine/captions/{name}/" if summary.without[name] else ""
         lines.append(f"{name}: {count:,} captions, {summary.without[name]:,} images without one{note}")
