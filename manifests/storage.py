@@ -117,10 +117,18 @@ def read_bytes(url: str) -> bytes:
 
 
 @with_retries
-def open_read(url: str) -> IO[bytes]:
-    """Open an object as a binary stream. It is seekable, unless a web server sends only whole files."""
+def open_read(url: str, ahead: int | None = None) -> IO[bytes]:
+    """Open an object as a binary stream. It is seekable, unless a web server sends only whole files.
+
+    Args:
+        url: The object, as a path or URL.
+        ahead: Bytes that an object store sends beyond those that are read. Default: that of its file system, which can
+            be 50 MB.
+    """
     fs, path = _open_fs(url)
-    stream: IO[bytes] = storage_http.open_read(fs, path) if storage_http.is_http(path) else fs.open(path, "rb")
+    if storage_http.is_http(path):
+        return storage_http.open_read(fs, path)
+    stream: IO[bytes] = fs.open(path, "rb", block_size=ahead)
     return stream
 
 

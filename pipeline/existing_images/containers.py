@@ -9,10 +9,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.formats.image_containers import Container
+from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.settings.source import Source
 from lotlip_data.manifests.storage_http import is_http
 from lotlip_data.pipeline.existing_images.folder_containers import folder_containers
@@ -53,9 +55,9 @@ def containers_of(
         extensions = tuple(name.removeprefix(".").lower() for name in source.image or IMAGE_EXTENSIONS)
         yield from (Container("tar", file, image=extensions) for file in _distinct(source, files_of(source)))
     elif form == "image-table":
-        files = chain.from_iterable(map(_table_files, names_of(source)))
-        for file in _distinct(source, files):
-            yield from _table_containers(source, file, samples_per_shard)
+        files = _distinct(source, chain.from_iterable(map_ordered(_table_files, names_of(source))))
+        of_file = partial(_table_containers, source, samples_per_shard)
+        yield from chain.from_iterable(map_ordered(of_file, files))
     else:
         folders = list(_distinct(source, map(_folder, names_of(source))))
         if source.table is not None and len(folders) > 1:
@@ -142,22 +144,22 @@ def _file_name(name: object, folder: str) -> str:
     return name
 
 
-def _table_containers(source: Source, file: str, samples_per_shard: int) -> Iterator[Container]:
+def _table_containers(source: Source, samples_per_shard: int, file: str) -> list[Container]:
     """The containers of one table. A remote Arrow file is one, because it is read from its beginning."""
     image = DEFAULT_IMAGE_COLUMN if source.image is None else source.image[0]
-    with errors_name(file), open_table(file) as table:
+    container = partial(Container, "table", file, (image,), source.key)
+    with errors_name(file), open_table(file, only_metadata=True) as table:
         check_schema(table.schema, file, source, image)
         if table.is_sequential and not storage.is_local(file):
-            yield Container("table", file, (image,), source.key)
-            return
+            return [container()]
+        containers = []
         first = rows = 0
         for length in _cut(table.part_lengths(), samples_per_shard if table.is_sequential else None):
             if rows and rows + length > samples_per_shard:
-                yield Container("table", file, (image,), source.key, first, rows)
+                containers.append(container(first, rows))
                 first, rows = first + rows, 0
             rows += length
-        if rows:
-            yield Container("table", file, (image,), source.key, first, rows)
+        return [*containers, container(first, rows)] if rows else containers
 
 
 def _cut(lengths: Iterator[int], limit: int | None) -> Iterator[int]:

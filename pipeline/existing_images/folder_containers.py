@@ -57,7 +57,7 @@ def _files(source: Source, folder: str, reject: Reject) -> Iterator[FolderFile]:
     """The files of the folder, without cells, and those of the rows of the table."""
     yield from map(FolderFile, _image_names(source, folder, reject))
     if source.table is not None:
-        yield from _table_rows(source, source.table, reject)
+        yield from _table_rows(source, source.table, folder, reject)
 
 
 def _image_names(source: Source, folder: str, reject: Reject) -> Iterator[str]:
@@ -75,14 +75,14 @@ def _image_names(source: Source, folder: str, reject: Reject) -> Iterator[str]:
         logger.warning(f"{source.name}: {len(links) - _SHOWN_LINKS:,} further links lead out of {folder}")
 
 
-def _table_rows(source: Source, table: str, reject: Reject) -> Iterator[FolderFile]:
+def _table_rows(source: Source, table: str, folder: str, reject: Reject) -> Iterator[FolderFile]:
     texts = source.text_columns
     others = tuple(name for name in columns_of(source) if name not in texts)
     columns = Columns(values=(source.file_name,), texts=texts, others=others)
     for chunk in read_chunks(source.table_list, table, columns, reject):
         cells = {name: to_list(values) for name, values in chunk.columns.items()}
         for index, number in enumerate(chunk.rows):
-            name = _normalised(clean(cells[source.file_name][index]) or "")
+            name = _normalised(clean(cells[source.file_name][index]) or "", folder)
             if not name:
                 reject(BadRow(source.name, clip(table), number, NO_NAME, ""))
                 continue
@@ -91,9 +91,9 @@ def _table_rows(source: Source, table: str, reject: Reject) -> Iterator[FolderFi
             yield FolderFile(name, {name: _plain(cells[name][index]) for name in (*texts, *others)}, problem)
 
 
-def _normalised(name: str) -> str:
-    """A path as the listing has it: some tables begin paths with `./`, or were made on Windows."""
-    return name.replace("\\", "/").removeprefix("./")
+def _normalised(name: str, folder: str) -> str:
+    """A path as the listing has it: some tables begin paths with the folder or `./`, or were made on Windows."""
+    return name.replace("\\", "/").removeprefix(folder.rstrip("/") + "/").removeprefix("./")
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ from lotlip_data.pipeline.url_lists.rows import ListError
 
 MAX_PAGE_BYTES = 1 << 30
 """Largest page of a Parquet file that is decompressed. Writers put up to a thousand images into a page."""
-_READ_BYTES = 1 << 23
+_READ_BYTES, _METADATA_BYTES = 1 << 23, 1 << 16
 _SHARE = 4
 """Part of the memory for a batch of a list that a batch of images takes: more rows at once are not faster."""
 _ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
@@ -131,9 +131,18 @@ Table = ParquetTable | ArrowTable
 
 
 @contextmanager
-def open_table(url: str) -> Iterator[Table]:
-    """Open a table. Raises ListError for a file of another kind, and what Arrow raises for a damaged one."""
-    with storage.open_read(url) as stream:
+def open_table(url: str, only_metadata: bool = False) -> Iterator[Table]:
+    """Open a table.
+
+    Args:
+        url: The table, as a path or URL.
+        only_metadata: Whether its rows are not read, so that little is read ahead.
+
+    Raises:
+        ListError: The file is of another kind.
+        ArrowException: It is damaged. Arrow also raises OSError.
+    """
+    with storage.open_read(url, _METADATA_BYTES if only_metadata else _READ_BYTES) as stream:
         head = stream.read(len(_ARROW_FILE))
         try:
             stream.seek(0)

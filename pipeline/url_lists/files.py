@@ -21,6 +21,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import map_ordered
 from lotlip_data.manifests.settings.source import Source
+from lotlip_data.manifests.storage_http import is_http
 from lotlip_data.manifests.storage_retry import StorageError, client_errors
 from lotlip_data.pipeline.url_lists.rows import ListError, Remark
 
@@ -71,7 +72,7 @@ def files_of(source: Source) -> list[str]:
         ListError: A name or pattern matches nothing, or matches something that is not a regular file.
         StorageError: A server does not answer, or refuses.
     """
-    return list(chain.from_iterable(existing_files(file) for file in names_of(source)))
+    return list(chain.from_iterable(map_ordered(existing_files, names_of(source))))
 
 
 def names_of(source: Source) -> list[str]:
@@ -86,9 +87,8 @@ def names_of(source: Source) -> list[str]:
 def _expanded(file: str) -> list[str]:
     if "{" not in file:
         return [file]
-    with errors_name(file):
-        if storage.exists(file):
-            return [file]
+    if _is_a_name(file):
+        return [file]
     numbers = [range(*sorted((int(first), int(last)))) for first, last in _NUMBERS.findall(file)]
     too_many = f"{file}: its braces stand for more than {MAX_FILES:,} files; use several sources"
     if math.prod(len(each) for each in numbers) > MAX_FILES:
@@ -100,6 +100,14 @@ def _expanded(file: str) -> list[str]:
     if len(names) > MAX_FILES:
         raise ListError(too_many)
     return names
+
+
+def _is_a_name(file: str) -> bool:
+    """Whether a name with braces exists as it is. Servers may refuse to answer for what does not exist."""
+    try:
+        return not is_http(file) and storage.exists(file)
+    except (OSError, StorageError):
+        return False
 
 
 def existing_files(file: str) -> list[str]:

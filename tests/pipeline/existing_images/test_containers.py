@@ -1,11 +1,13 @@
 """Sources of images on a disk, an S3 server and web servers have the same containers and rows, in the same order."""
 
+import contextlib
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -91,22 +93,33 @@ def test_sources_on_an_s3_server_are_those_of_the_disk(
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder without ranges. `/short/` and `/unsized/` break off in the body; only the first has a size."""
+    """Serves a folder without ranges. `/strict/` refuses names with braces, as S3 refuses those of no object. `/short/`
+    and `/unsized/` break off in the body; only the first has a size."""
+
+    def do_HEAD(self) -> None:
+        self.answer(super().do_HEAD, with_body=False)
 
     def do_GET(self) -> None:
+        self.answer(super().do_GET, with_body=True)
+
+    def answer(self, usual: Callable[[], None], with_body: bool) -> None:
         kind = self.path.split("/")[1]
+        if kind == "strict" and "{" in unquote(self.path):
+            self.send_error(403)
+            return
+        self.path = self.path.removeprefix("/strict")
         if kind not in ("short", "unsized"):
-            super().do_GET()
+            with contextlib.suppress(ConnectionError):  # the client has read enough
+                usual()
             return
         body = (Path(self.directory) / self.path.removeprefix(f"/{kind}/")).read_bytes()
         self.send_response(200)
         if kind == "short":
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2])
+        if with_body:
+            self.wfile.write(body[: len(body) // 2])
         self.close_connection = True
-
-    do_HEAD = do_GET
 
     def log_message(self, *arguments: object) -> None:
         """Log nothing."""
@@ -125,6 +138,11 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize("name", list(SETTINGS)[:4])
 def test_sources_on_a_web_server_are_those_of_the_disk(folder: Path, server: str, name: str) -> None:
     check_like_local(server, folder, name)
+
+
+def test_braces_are_expanded_on_a_server_that_refuses_unknown_names(server: str) -> None:
+    own = source(f"{server}/strict/tars/{{00000..00002}}.tar")
+    assert [each.url.rpartition("/")[2] for each in containers_of(own, 10)] == ["00000.tar", "00001.tar", "00002.tar"]
 
 
 def test_a_web_server_that_breaks_off_is_an_error_and_not_a_short_tar(server: str) -> None:

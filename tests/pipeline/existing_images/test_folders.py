@@ -106,6 +106,15 @@ def test_a_table_of_any_list_format_gives_the_texts(folder: pathlib.Path, form: 
     assert [(row.row, row.reason) for row in result.bad_rows] == [(5, "no file name")]
 
 
+def test_a_table_can_have_paths_with_the_folder_in_them(folder: pathlib.Path) -> None:
+    fill(folder, a_jpg=b"A", sub__b_jpg=b"B")
+    table = folder.parent / "texts.csv"
+    table.write_text(f"file_name,caption\n{folder}/a.jpg,one\n{folder}/sub/b.jpg,two\n{folder}/../images/a.jpg,three\n")
+    result = read_folder(folder, table=str(table))
+    assert result.texts == {"a.jpg": ("one",), "sub/b.jpg": ("two",)}
+    assert list(result.reasons.values()) == ["unsafe name"]
+
+
 def test_faulty_cells_of_a_table_cost_their_own_image(folder: pathlib.Path) -> None:
     fill(folder, a_jpg=b"A", b_jpg=b"B", c_jpg=b"C", d_jpg=b"D")
     table = folder.parent / "texts.jsonl"
