@@ -14,6 +14,8 @@ MAX_IMAGE_BYTES = 1 << 28
 """Largest file of an image that is read; `download.max_bytes` may be less."""
 MAX_TEXT_BYTES = MAX_LINE_CHARACTERS
 """Largest file or cell of texts that is read."""
+MAX_NAME_CHARACTERS = 1000
+"""Longest name of an image."""
 MAX_ROWS = 1_000_000
 """Largest number of rows of a container, which is one shard of a run."""
 
@@ -155,6 +157,8 @@ def _value(cell: Any) -> Any:
 
 def name_problem(name: str) -> Problem | None:
     """What is wrong with the name of a file that others may write to a disk or a table; None if nothing is."""
+    if len(name) > MAX_NAME_CHARACTERS:
+        return Problem(UNSAFE_NAME, f"the name has more than {MAX_NAME_CHARACTERS:,} characters")
     if SURROGATES.search(name):
         return Problem(UNSAFE_NAME, "the name is not in UTF-8")
     if name.startswith("/") or ".." in name.split("/") or any(not character.isprintable() for character in name):

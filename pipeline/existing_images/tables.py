@@ -137,7 +137,8 @@ def _part_samples(
     for index in range(part.num_rows):
         name = str(first + row + index) if names is None else clean(names[index]) or ""
         problem = None if names is None else _key_problem(name, keys)
-        keys.add(name)
+        if problem is None and names is not None:
+            keys.add(name)
         image = None if images is None or problem is not None else _image_of(images[index])
         if isinstance(image, Problem):
             problem, image = image, None

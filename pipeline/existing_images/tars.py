@@ -1,9 +1,10 @@
 """Reads WebDataset tars: neighboring members of one key are a sample.
 
-Members without an extension are no samples. Memory holds the files of one sample that are needed, and the keys of the
-tar.
+Members without an extension are no samples. Memory holds the files of one sample that are needed, and a hash of each
+key.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -75,13 +76,14 @@ def tar_samples(
         return extension in side_files.extensions and size <= MAX_TEXT_BYTES
 
     members = tar_reader.stream_members(container.url, is_wanted, remedy, error_type, digested)
-    keys: set[str] = set()
+    keys: set[bytes] = set()
     for row, group in enumerate(_groups(members, extensions, side_files.extensions)):
         if row == MAX_ROWS:
             raise error_type(f"{container.url}: has more than {MAX_ROWS:,} samples; cut it into smaller tars")
-        if group.key in keys:
+        key = hashlib.blake2b(group.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if key in keys:
             group.problem = Problem(DUPLICATE, "the members of this key are not neighbors, or two samples have it")
-        keys.add(group.key)
+        keys.add(key)
         yield _sample(row, group, side_files)
 
 

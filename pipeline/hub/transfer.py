@@ -5,17 +5,19 @@ storage is copied to a scratch folder first, since the Hub's upload protocol rea
 most lie there.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.digests import DigestMismatch, HashingReader
+from lotlip_data.manifests.digests import Digest, DigestMismatch, HashingReader
 from lotlip_data.manifests.formats.dataset_index import DatasetError
 from lotlip_data.manifests.progress import Progress
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.storage_retry import with_retries
 from lotlip_data.manifests.wording import size
 from lotlip_data.pipeline.hub.contents import StoredFile
 from lotlip_data.pipeline.hub.repository import Repository, addition
@@ -80,15 +82,10 @@ class Transfer:
 
     def _prepare(self, file: StoredFile) -> Path:
         """Compare a file with its digest. Returns its path on this machine."""
+        copy = None if self._is_local else self._scratch / file.path.replace("/", "_")
         try:
-            with storage.open_read(file.url) as stream:
-                if self._is_local:
-                    self._check(stream, file)
-                    return Path(file.url)
-                copy = self._scratch / file.path.replace("/", "_")
-                with open(copy, "wb") as target:
-                    self._check(stream, file, target.write)
-                return copy
+            _read(file.url, file.digest, copy, self._stop)
+            return copy or Path(file.url)
         except FileNotFoundError:
             problem = "missing"
         except DigestMismatch as error:
@@ -97,14 +94,26 @@ class Transfer:
             f"{file.url}: {problem}. Nothing of it is published. `lotlip-data verify {self._run.url}` says what to do."
         )
 
-    def _check(self, stream: IO[bytes], file: StoredFile, keep: Callable[[bytes], object] | None = None) -> None:
+
+class _Stopped(Exception):
+    """The upload has failed, so no further file is needed."""
+
+
+@with_retries
+def _read(url: str, digest: Digest, copy: Path | None, stop: threading.Event) -> None:
+    """Compare a file with its digest, and copy it where `copy` is given.
+
+    Raises:
+        DigestMismatch: It is another file.
+    """
+    with storage.open_read(url) as stream, copy.open("wb") if copy else contextlib.nullcontext() as target:
         reader = HashingReader(stream)
         while chunk := reader.read(_CHUNK_BYTES):
-            if self._stop.is_set():
-                raise InterruptedError
-            if keep:
-                keep(chunk)
-        file.digest.check(reader.read_to_end())
+            if stop.is_set():
+                raise _Stopped
+            if target:
+                target.write(chunk)
+        digest.check(reader.read_to_end())
 
 
 def _groups(files: Sequence[StoredFile]) -> Iterator[list[StoredFile]]:

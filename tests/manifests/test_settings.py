@@ -1,5 +1,6 @@
 """A manifest accepts exactly the names that the code knows, and freezes entries as they were written."""
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,7 +9,16 @@ import yaml
 
 from lotlip_data.captioners import presets
 from lotlip_data.manifests import storage
-from lotlip_data.manifests.manifest import Manifest, ManifestError, dump, freeze, frozen, held_for, parse
+from lotlip_data.manifests.manifest import (
+    Manifest,
+    ManifestError,
+    dump,
+    freeze,
+    frozen,
+    held_for,
+    image_settings,
+    parse,
+)
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.captioners import CaptionerPreset
 from lotlip_data.manifests.settings.evaluation import TaskName
@@ -83,6 +93,29 @@ def test_a_run_of_an_earlier_release_continues_with_its_manifest(tmp_path: Path)
     assert held_for(manifest, run) == manifest == frozen(run)
     freeze(manifest, run)
     assert storage.read_bytes(run.manifest) == text  # nothing has changed
+
+
+@pytest.mark.parametrize("full_decode", [False, True])
+def test_a_run_of_before_full_decode_and_max_per_host_continues_with_either_decode(
+    tmp_path: Path, full_decode: bool
+) -> None:
+    manifest, run = read(f"download: {{full_decode: {str(full_decode).lower()}}}"), Run.at(str(tmp_path))
+    held, recorded = yaml.safe_load(dump(manifest)), image_settings(manifest)
+    del recorded["download"]["full_decode"], held["download"]["max_per_host"]
+    if not full_decode:
+        del held["download"]["full_decode"]
+    storage.replace(run.manifest, yaml.safe_dump(held).encode())
+    storage.replace(run.plan, json.dumps({"settings": recorded}).encode())
+    assert held_for(manifest, run) == manifest == frozen(run)
+    freeze(manifest, run)
+
+
+def test_the_decode_of_a_run_cannot_change_once_it_is_recorded(tmp_path: Path) -> None:
+    manifest, run = read(""), Run.at(str(tmp_path))
+    freeze(manifest, run)
+    storage.replace(run.plan, json.dumps({"settings": image_settings(manifest)}).encode())
+    with pytest.raises(ManifestError, match=r"`download\.full_decode` is false in the run, true in the manifest given"):
+        freeze(read("download: {full_decode: true}"), run, update=True)
 
 
 def test_a_setting_that_is_given_differs_from_one_that_a_preset_decides() -> None:

@@ -143,9 +143,8 @@ def _decode_reduced(source: Source, size: tuple[int, int]) -> Pixels | None:
     if means is None or means.shape[1::-1] != reduced.reduced_size(source.size, factor):
         return None
     _check_last_pixel(means, source)
-    if reduced.expected_difference(means, source.size, size, factor) > reduced.MAX_DIFFERENCE:
-        return None
-    return reduced.resize(means, source.size, size, factor)
+    method = reduced.method_for(means, source.size, size, factor)
+    return None if method is None else reduced.resize(means, source.size, size, factor, method)
 
 
 def _decode_with_opencv(source: Source) -> Pixels | None:

@@ -197,6 +197,16 @@ def test_memory_grows_neither_with_the_images_nor_with_the_other_members(tmp_pat
     assert peak < 2 * MIB
 
 
+def test_memory_does_not_grow_with_the_length_of_names(tmp_path: Path) -> None:
+    own = source(write_tar(tmp_path / "a.tar", [(f"{'x' * 100_000}{row}.jpg", b"x") for row in range(200)]))
+    (container,) = containers_of(own, 1000)
+    tracemalloc.start()
+    reasons = {getattr(row, "reason", None) for row in iter_rows(container, own)}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert reasons == {"unsafe name"} and peak < 4 * MIB
+
+
 def test_a_tar_with_too_many_samples_for_a_shard_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tars, "MAX_ROWS", 3)
     own = source(write_tar(tmp_path / "a.tar", [(f"{row}.jpg", b"x") for row in range(4)]))

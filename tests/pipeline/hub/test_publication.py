@@ -75,10 +75,10 @@ def test_a_dry_run_names_the_changes_and_makes_none(hub: FakeDatasetHub, fake: f
 
 
 def test_a_branch_is_created_and_the_main_one_stays(hub: FakeDatasetHub, run: Run) -> None:
-    publish(run, NAME, branch="v2", message="Version 2")
+    publish(run, NAME, branch="release/v2", message="Version 2")
     repository = hub.repositories[NAME]
     assert set(repository.files()) == {".gitattributes"}
-    assert_holds(repository, run, branch="v2")
+    assert_holds(repository, run, branch="release/v2")
     assert repository.messages[-1] == "Version 2"
 
 

@@ -11,6 +11,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.run_layout import DATASET_JSON, Run
 from lotlip_data.pipeline.hub import transfer
 from lotlip_data.pipeline.hub.publication import publish
+from tests.faults.s3 import BUCKET, s3_server
 from tests.pipeline.hub.conftest import NAME, assert_holds
 from tests.support.fake_dataset_hub import FakeDatasetHub
 
@@ -69,3 +70,19 @@ def test_a_run_on_another_storage_is_copied_in_groups_and_nothing_is_left(
         assert list((tmp_path / "scratch").iterdir()) == []
     finally:
         memory.rm("/a run", recursive=True)
+
+
+@pytest.mark.slow
+def test_a_run_on_s3_is_published_while_the_storage_fails_now_and_then(
+    hub: FakeDatasetHub, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = Run.at(f"s3://{BUCKET}/a run")
+    with s3_server(tmp_path, refuse=0.1, drop=0.1) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # or it keeps the endpoint of an earlier test
+        for name in storage.list_below(run.shards):
+            assert storage.create_from_file(remote.dataset_file(name), run.dataset_file(name))
+        publish(remote, NAME)
+        assert_holds(hub.repositories[NAME], run)
+        assert not publish(remote, NAME).has_changes

@@ -48,9 +48,9 @@ def reductions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The factors by which images were reduced and then stored so."""
     used, resize = list[int](), reduced.resize
 
-    def record(means: np.ndarray, size: reduced.Size, target: reduced.Size, factor: int) -> np.ndarray:
+    def record(means: np.ndarray, size: reduced.Size, target: reduced.Size, factor: int, method: int) -> np.ndarray:
         used.append(factor)
-        return resize(means, size, target, factor)
+        return resize(means, size, target, factor, method)
 
     monkeypatch.setattr(reduced, "resize", record)
     return used
