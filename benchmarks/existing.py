@@ -59,7 +59,8 @@ def write_existing(url: str, tars: list[str]) -> None:
 def make_job(options: argparse.Namespace, tars: list[str]) -> Job:
     """What both sides do, without their run."""
     tokens = {"max_new_tokens": options.tokens, "min_new_tokens": options.tokens}
-    captioner = {"name": "tiny", "kind": "llava", "model": "tiny-llava", "dtype": "float32", **tokens}
+    prompts = {"long": {"prompt": "Describe the image in detail.", **tokens}}
+    captioner = {"name": "tiny", "kind": "llava", "model": "tiny-llava", "dtype": "float32", "prompts": prompts}
     of_engine = {"batch_size": options.seqs}
     if options.engine == "vllm":
         of_engine = {"max_num_seqs": options.seqs, "kv_cache_gib": 0.5}

@@ -22,7 +22,7 @@ from lotlip_data.pipeline.url_lists.rows import ListError
 MAX_PAGE_BYTES = 1 << 30
 """Largest page of a Parquet file that is decompressed. Writers put up to a thousand images into a page."""
 _READ_BYTES, _METADATA_BYTES = 1 << 23, 1 << 16
-_SHARE = 4
+_SHARE = 8
 """Part of the memory for a batch of a list that a batch of images takes: more rows at once are not faster."""
 _ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
 
