@@ -4,7 +4,7 @@ The code works on transformers' models and is the same for all kinds.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -130,13 +130,14 @@ class SharedFeatures:
         owners = [module for module in model.modules() if hasattr(type(module), "get_image_features")]
         if owners:
             inner = owners[-1]  # the outer ones call it
-            self._compute: Any = inner.get_image_features
+            compute: Callable[..., Any] = inner.get_image_features  # type: ignore[assignment]  # torch types attributes
+            self._compute = compute
 
-            @functools.wraps(self._compute)  # `generate` reads the names of its arguments
+            @functools.wraps(compute)  # `generate` reads the names of its arguments
             def features(*arguments: Any, **options: Any) -> Any:
                 return self._features(*arguments, **options)
 
-            inner.get_image_features = features  # type: ignore[assignment]  # torch types attributes as modules
+            inner.get_image_features = features  # type: ignore[assignment]
 
     @contextmanager
     def of_one_part(self) -> Iterator[None]:

@@ -221,7 +221,7 @@ class _Captioning:
     def __init__(self, run: Run, work: Sequence[_Work], arrivals: _Arrivals, summary: RecaptionSummary) -> None:
         from lotlip_data.pipeline.recaptioning.actor_pool import ActorPool
 
-        self._arrivals, self._summary = arrivals, summary
+        self._run, self._arrivals, self._summary = run, arrivals, summary
         self._finished = Counter[str]()
         self._totals = Counter({unit.name: len(unit.texts) for unit in work})
         shards = {unit.name: {name: unit.shards(name) for name in unit.names} for unit in work}
