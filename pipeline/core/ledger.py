@@ -63,6 +63,8 @@ class ImageMarker(TypedDict):
     """Rows of the container that the source's filter excludes, by rule. They are not in `count`."""
     not_drawn: NotRequired[int]
     """Rows of the container outside the sample. They are not in `count`."""
+    removed_captions: NotRequired[list[str]]
+    """Captioners whose captions of the shard were removed, because its images were others when it was read before."""
 
 
 @with_config(ConfigDict(extra="allow"))

@@ -4,7 +4,6 @@ An attempt uploads its tar and its Parquet under unique names. Last, it creates 
 Of two attempts at one shard the first wins; the other removes its files.
 """
 
-import logging
 import pathlib
 import re
 import uuid
@@ -38,8 +37,6 @@ QUARANTINE = pa.schema(
     [(name, pa.string()) for name in ("key", "uid", "url", "container", "member", "reason", "detail")]
 )
 """Columns of quarantine/images/NNNNN.parquet: the rows of a committed shard without an image."""
-
-logger = logging.getLogger(__name__)
 
 _ATTEMPT_FILE = re.compile(r"(\d{5,})-[0-9a-f]+\.(?:tar|parquet)")
 
@@ -118,8 +115,8 @@ def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
     for url, local in zip(urls, files.values(), strict=True):
         storage.create_from_file(url, str(local), move=True)
     marker = fetched.stats | names | {"digests": digests}
-    if not storage.exists(run.image_stats(shard)):
-        _forget_earlier_images(run, shard, uids)
+    if not storage.exists(run.image_stats(shard)) and (captioners := _forget_earlier_images(run, shard, uids)):
+        marker["removed_captions"] = captioners
     if storage.create(run.image_stats(shard), artifacts.encode_json(marker, indent=2)):
         return True
     for url in urls:
@@ -127,7 +124,7 @@ def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
     return False
 
 
-def _forget_earlier_images(run: Run, shard: int, uids: Collection[str]) -> None:
+def _forget_earlier_images(run: Run, shard: int, uids: Collection[str]) -> list[str]:
     """Remove what is left of a shard whose marker was removed: its quarantine, and captions of other images.
 
     Called before the new marker exists, so that a kill leaves no captions that do not belong to the images. Captioners
@@ -137,8 +134,12 @@ def _forget_earlier_images(run: Run, shard: int, uids: Collection[str]) -> None:
         run: The run.
         shard: The shard, which is not committed.
         uids: The images that it is about to have.
+
+    Returns:
+        The captioners whose captions are removed.
     """
     storage.remove(run.quarantine("images", f"{shard_name(shard)}.parquet"))
+    removed = []
     for name in ledger.captioners(run):
         url = run.caption_shard(name, shard)
         try:
@@ -146,12 +147,10 @@ def _forget_earlier_images(run: Run, shard: int, uids: Collection[str]) -> None:
         except (FileNotFoundError, UserError):  # damage is a matter of the commands that read captions
             continue
         if set(captions["uid"].to_pylist()) != uids:
-            logger.warning(
-                f"shard {shard_name(shard)} has other images than its captions by {name}, which are removed; the next "
-                "`lotlip-data recaption` or `import` makes them again"
-            )
             storage.remove(url)
             ledger.forget_removed(run, name)
+            removed.append(name)
+    return removed
 
 
 def write_quarantine(run: Run, shard: int, marker: ImageMarker, retried: Collection[str] = ()) -> None:

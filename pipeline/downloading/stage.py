@@ -295,6 +295,11 @@ def _record(summary: DownloadSummary, shard: int, result: TaskResult | Exception
     reasons = f" ({_format_counts(failures)})" if failures else ""
     done = f"{len(summary.committed):,} of {wording.count(summary.shards, 'shard')} committed"
     logger.info(f"{text}{reasons}; {done}", extra=SHOWN_BY_BAR)
+    if captioners := result.get("removed_captions"):
+        logger.warning(
+            f"{where} has other images than before. Its captions by {' and '.join(captioners)} are removed; the next "
+            "`lotlip-data recaption` or `import` makes them again"
+        )
 
 
 def _is_marker(result: TaskResult) -> TypeIs[ImageMarker]:

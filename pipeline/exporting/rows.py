@@ -118,14 +118,13 @@ def _image_columns(image: Mapping[str, Any]) -> Row:
 def original_key(image: Mapping[str, Any]) -> str | None:
     """The key of an image that existed before the run: the path of its file up to the dot, or its name in a table.
 
-    None for an image that was downloaded, for a row of a table that is known by its number, and for a name that cannot
-    be the key of a sample in a tar.
+    None for an image that was downloaded, and for a name that cannot be the key of a sample in a tar.
     """
     member, container = str(image.get("member") or ""), str(image.get("container") or "")
     folder, slash, name = member.rpartition("/")
     key, _, extension = name.partition(".")
     is_cut = "." in extension and not container.lower().endswith(_TAR_ENDINGS)  # readers of tars end a key at a dot
-    if not key or is_cut or member.isdigit() or member.startswith("/") or ".." in folder.split("/"):
+    if not key or is_cut or member.startswith("/") or ".." in folder.split("/"):
         return None
     return folder + slash + key
 

@@ -227,6 +227,8 @@ def test_images_that_are_scanned_anew_keep_no_captions_and_no_quarantine_of_othe
     for shard in shards:
         storage.remove(run.image_stats(shard))  # as the error about a changed container says
         fetch_and_commit(DownloadTask(run, shard, made.samples_per_shard, made.download, sources=made.sources))
+    removed = [ledger.read_image_stats(run, shard).get("removed_captions", []) for shard in (changed, 1 - changed)]
+    assert removed == [["llava"], []]
     assert ledger.captioned_shards(run, "llava") == [1 - changed]  # images that are the same keep their captions
     assert list(ledger.recorded(run.caption_ledger("llava"))) == [1 - changed]
     assert ledger.caption_progress(run, "llava").left == (changed,)

@@ -35,7 +35,7 @@ def captions(images: list[dict[str, Any]], *texts: str | None) -> Captions:
         ("/data/images", "cats/one.jpeg", "cats/one"),
         ("/data/images", "cats/one.v2.jpeg", None),
         ("/data/table.parquet", "coco_17", "coco_17"),
-        ("/data/table.parquet", "17", None),
+        ("/data/table.parquet", "17", "17"),
         ("/data/a.tar", "/etc/passwd.jpg", None),
         ("/data/a.tar", "../up.jpg", None),
         ("/data/a.tar", ".jpg", None),
