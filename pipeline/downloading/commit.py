@@ -4,6 +4,7 @@ An attempt uploads its tar and its Parquet under unique names. Last, it creates 
 Of two attempts at one shard the first wins; the other removes its files.
 """
 
+import logging
 import pathlib
 import re
 import uuid
@@ -13,6 +14,7 @@ from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.digests import digest_of_file
@@ -36,6 +38,8 @@ QUARANTINE = pa.schema(
     [(name, pa.string()) for name in ("key", "uid", "url", "container", "member", "reason", "detail")]
 )
 """Columns of quarantine/images/NNNNN.parquet: the rows of a committed shard without an image."""
+
+logger = logging.getLogger(__name__)
 
 _ATTEMPT_FILE = re.compile(r"(\d{5,})-[0-9a-f]+\.(?:tar|parquet)")
 
@@ -109,15 +113,45 @@ def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
     files = {"tar": fetched.tar, "parquet": fetched.parquet} if fetched.tar else {"parquet": fetched.parquet}
     names = {kind: f"{attempt}.{kind}" for kind in files}
     digests = {kind: asdict(digest_of_file(file)) for kind, file in files.items()}
+    uids = set(pq.read_table(fetched.parquet, columns=["uid"], filters=[("status", "=", SUCCESS)])["uid"].to_pylist())
     urls = [run.image_file(name) for name in names.values()]
     for url, local in zip(urls, files.values(), strict=True):
         storage.create_from_file(url, str(local), move=True)
     marker = fetched.stats | names | {"digests": digests}
+    if not storage.exists(run.image_stats(shard)):
+        _forget_earlier_images(run, shard, uids)
     if storage.create(run.image_stats(shard), artifacts.encode_json(marker, indent=2)):
         return True
     for url in urls:
         storage.remove(url)
     return False
+
+
+def _forget_earlier_images(run: Run, shard: int, uids: Collection[str]) -> None:
+    """Remove what is left of a shard whose marker was removed: its quarantine, and captions of other images.
+
+    Called before the new marker exists, so that a kill leaves no captions that do not belong to the images. Captioners
+    see a shard without captions and caption it again.
+
+    Args:
+        run: The run.
+        shard: The shard, which is not committed.
+        uids: The images that it is about to have.
+    """
+    storage.remove(run.quarantine("images", f"{shard_name(shard)}.parquet"))
+    for name in ledger.captioners(run):
+        url = run.caption_shard(name, shard)
+        try:
+            captions = artifacts.read_parquet(url, f"Remove {url}; its images are captioned again.")
+        except (FileNotFoundError, UserError):  # damage is a matter of the commands that read captions
+            continue
+        if set(captions["uid"].to_pylist()) != uids:
+            logger.warning(
+                f"shard {shard_name(shard)} has other images than its captions by {name}, which are removed; the next "
+                "`lotlip-data recaption` or `import` makes them again"
+            )
+            storage.remove(url)
+            ledger.forget_removed(run, name)
 
 
 def write_quarantine(run: Run, shard: int, marker: ImageMarker, retried: Collection[str] = ()) -> None:

@@ -1,6 +1,5 @@
 """Verifies what the dataset is made of: lists, downloaded images, captions and the lists of excluded images."""
 
-import contextlib
 from collections import Counter
 
 import pyarrow.compute as pc
@@ -10,6 +9,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats.schema import SUCCESS
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.dataset.join import JoinError
 from lotlip_data.pipeline.dataset.outdated import OutdatedCaptions, caption_command
 from lotlip_data.pipeline.dataset.stage import read_captions
 from lotlip_data.pipeline.downloading import retry
@@ -102,9 +102,13 @@ def verify_captions(run: Run) -> Tally:
             url = run.caption_shard(name, shard)
             rows = tally.read_parquet(url, f"Remove it and run {_command(run, name)}.")
             if rows is not None and shard in fetched:
-                _check_count(run, tally, shard, url, rows, _command(run, name))
-                with contextlib.suppress(UserError, FileNotFoundError):  # damage is a problem of its own
+                is_complete = _check_count(run, tally, shard, url, rows, _command(run, name))
+                try:
                     outdated.add(name, shard, _outdated(run, name, shard))
+                except JoinError as error:
+                    tally.problems += [str(error)] if is_complete else []  # else the count is the problem
+                except (UserError, FileNotFoundError):
+                    continue  # damage is a problem of its own
         for path in storage.list_below(run.parts(name)):
             if path.endswith(".parquet"):
                 tally.read_parquet(storage.join(run.parts(name), path), "Remove it; its images are captioned again.")
@@ -127,16 +131,17 @@ def _command(run: Run, name: str) -> str:
         return f"`lotlip-data recaption {run.url}`"
 
 
-def _check_count(run: Run, tally: Tally, shard: int, url: str, rows: int, command: str) -> None:
-    """Compare the number of captions of a shard with that of its images."""
+def _check_count(run: Run, tally: Tally, shard: int, url: str, rows: int, command: str) -> bool:
+    """Compare the number of captions of a shard with that of its images. Returns whether they are known to be equal."""
     try:
         images = ledger.read_image_stats(run, shard)["successes"]
     except UserError:
-        return  # a problem of the images
+        return False  # a problem of the images
     if rows != images:
         tally.problems.append(
             f"{url}: has captions or reasons of {rows} images, but the shard has {images}. Remove it and run {command}."
         )
+    return rows == images
 
 
 def verify_clean(run: Run) -> Tally:

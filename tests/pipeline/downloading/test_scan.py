@@ -26,7 +26,7 @@ from lotlip_data.pipeline.existing_images import rows
 from lotlip_data.pipeline.existing_images.partition import ExistingImages
 from lotlip_data.pipeline.url_lists.partition import partition
 from lotlip_data.pipeline.viewer.downloaded_images import DownloadedImages
-from tests.pipeline import existing_fixture
+from tests.pipeline import existing_fixture, run_fixture
 from tests.pipeline.existing_fixture import encoded, jpeg, oriented_jpeg, picture, write_tar
 
 URL = "http://images.test/b.jpg"
@@ -208,6 +208,29 @@ def test_a_changed_container_is_one_error_with_its_remedy(tmp_path: Path) -> Non
     tar.unlink()
     with pytest.raises(ShardUnreadable, match=r"a\.tar: is missing"):
         list(fetched_images(run, 0))
+
+
+def test_images_that_are_scanned_anew_keep_no_captions_and_no_quarantine_of_others(tmp_path: Path) -> None:
+    members = {"a.jpg": jpeg(1), "b.jpg": jpeg(2), "c.jpg": b"no image"}
+    for name in ("a.tar", "b.tar"):
+        write_tar(tmp_path / name, members)
+    made = manifest(tmp_path, {"name": "tars", "files": ["a.tar", "b.tar"], "text": None})
+    run, shards = scanned(made, tmp_path)
+    run_fixture.claim_captioner(run, "llava")
+    for shard in shards:
+        run_fixture.write_captions(
+            run, "llava", shard, [run_fixture.caption(image, "text") for image in run_fixture.fetched_rows(run, shard)]
+        )
+        ledger.record(run.caption_ledger("llava"), shard, ledger.WorkRecord(2, 0, 2, 1, 2))
+    changed = int(ledger.read_image_stats(run, 1)["container"].url.endswith("b.tar"))
+    write_tar(tmp_path / "b.tar", {"a.jpg": jpeg(1), "b.jpg": jpeg(9)})  # as many images, another one
+    for shard in shards:
+        storage.remove(run.image_stats(shard))  # as the error about a changed container says
+        fetch_and_commit(DownloadTask(run, shard, made.samples_per_shard, made.download, sources=made.sources))
+    assert ledger.captioned_shards(run, "llava") == [1 - changed]  # images that are the same keep their captions
+    assert list(ledger.recorded(run.caption_ledger("llava"))) == [1 - changed]
+    assert ledger.caption_progress(run, "llava").left == (changed,)
+    assert storage.list_names(run.quarantine("images")) == [f"0000{1 - changed}.parquet"]
 
 
 def test_a_damaged_container_is_pending_until_its_failure_is_accepted(tmp_path: Path) -> None:

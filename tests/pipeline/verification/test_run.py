@@ -173,6 +173,13 @@ def test_a_copied_dataset_is_verified_without_its_run(run: Run) -> None:
     assert check.problems == [] and [tally.kind for tally in check.tallies] == ["dataset"]
 
 
+def test_as_many_captions_of_other_images_are_noticed(run: Run) -> None:
+    rows = run_fixture.captions_of(run, "llava", 0)
+    run_fixture.write_captions(run, "llava", 0, [rows[0] | {"uid": "f" * 32}, *rows[1:]])
+    (problem,) = verify_run(run).problems
+    assert "captions/llava/00000.parquet has no row for image" in problem and "Remove" in problem
+
+
 def test_captions_of_part_of_a_shard_are_noticed(run: Run) -> None:
     run_fixture.write_captions(run, "llava", 0, run_fixture.captions_of(run, "llava", 0)[:5])
     (problem,) = verify_run(run).problems
