@@ -281,7 +281,7 @@ def finish_index(index: Path, replaced: Iterable[str]) -> None:
 def replaced_if_unchanged(run: Run, index: Path) -> list[str] | None:
     """The `replaced` list of the run's dataset.json if the rest of it equals the unfinished `index`, else None.
 
-    It is also None if dataset.json does not match its sha256.
+    It is also None if dataset.json does not match its sha256, or if its last fields are not those of an index.
     """
     try:
         stream = storage.open_read(run.dataset)
@@ -295,8 +295,9 @@ def replaced_if_unchanged(run: Run, index: Path) -> list[str] | None:
             sha256.update(chunk)
         rest = stream.read()
     try:
-        digests.check_json(rest, sha256)
-        replaced: list[str] = json.loads(b"{" + rest.lstrip(b","))[REPLACED]
+        digest_field = {digests.JSON_KEY} if digests.check_json(rest, sha256) else set()
+        end: dict[str, Any] = json.loads(b"{" + rest.lstrip(b","))
+        replaced: list[str] = end.pop(REPLACED)
     except (ValueError, KeyError):
         return None
-    return replaced
+    return replaced if end.keys() == digest_field else None

@@ -15,7 +15,7 @@ from lotlip_data.pipeline import inspection
 from lotlip_data.pipeline.core.findings import Level
 from lotlip_data.pipeline.core.outcome import Inspection
 from lotlip_data.pipeline.readiness.manifest_checks import check_models
-from lotlip_data.pipeline.recaptioning import job_checks, stage
+from lotlip_data.pipeline.recaptioning import actor_pool, job_checks, stage
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 from lotlip_data.pipeline.recaptioning.job_checks import check_jobs, check_prompts
 from lotlip_data.pipeline.recaptioning.stage import recaption
@@ -97,7 +97,7 @@ def test_a_setting_that_only_vllm_has_is_named_before_an_engine_starts(
 def test_texts_that_are_not_selected_do_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One has an unknown field, another a form that transformers does not enforce."""
     monkeypatch.setattr(stage, "cluster", contextlib.nullcontext)
-    monkeypatch.setattr(stage, "_caption", lambda *arguments: None)
+    monkeypatch.setattr(actor_pool, "run_pools", lambda *arguments: None)
     form = {"prompt": "Tag it.", "structured": {"choice": ["a", "b"]}}
     prompts = {"long": "Describe {raw}.", "tags": form, "wrong": "Describe {alt}."}
     several = get_default("tiny-llava").replace(name="tiny", prompts=prompts)
