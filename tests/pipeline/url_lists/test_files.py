@@ -63,7 +63,7 @@ def feather() -> bytes:
     [
         (archive(), "is a ZIP archive or an Excel workbook"),
         (lzma.compress(CONTENT), "is compressed with xz; decompress it with `unxz`"),
-        (gzip.compress(gzip.compress(CONTENT)), "is compressed twice"),
+        (gzip.compress(gzip.compress(CONTENT, mtime=0), mtime=0), "is compressed twice"),
         (feather(), r"is an Arrow IPC \(Feather\) file; write it as Parquet"),
         (pickle.dumps({"a": 1}), "is a Python pickle"),
         (b"PAR1" + bytes(100), "is a Parquet file; set `format: parquet`"),
