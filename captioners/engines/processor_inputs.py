@@ -128,7 +128,7 @@ class ProcessorInputs:
     def blank(self) -> ProcessedText:
         """Return the inputs for a black image and the captioner's first text."""
         config = self._config.texts[0]
-        fields = self._fields(Image.new("RGB", BLANK_SIZE), TextRequest(config, config.prompt))
+        fields = self._fields(_blank_image(), TextRequest(config, config.prompt))
         return ProcessedText(config, fields, uuid.uuid4().hex)
 
     @property
@@ -140,9 +140,7 @@ class ProcessorInputs:
         """
         image = max_image_tokens(self.processor)
         requests = (request for text in self._config.texts for request in longest_requests(text))
-        tokens = max(
-            len(self.tokenizer(self.text(request))["input_ids"]) + request.config.max_new_tokens for request in requests
-        )
+        tokens = max(self._text_tokens(request) + request.config.max_new_tokens for request in requests)
         return min(image + tokens, self.positions or image + tokens)
 
     def sizes(self) -> ModelSizes:
@@ -151,6 +149,13 @@ class ProcessorInputs:
         prompt = len(self.tokenizer(self.text(TextRequest(text, text.prompt)))["input_ids"])
         (tokens,) = image_tokens(self.processor, [TYPICAL_SIDES])
         return vlm_sizes(self.model_config, tokens, prompt)
+
+    def _text_tokens(self, request: TextRequest) -> int:
+        """Number of tokens around those of an image. A processor can add some, such as PaliGemma's line break."""
+        text = self.text(request)
+        read = self.processor(images=[_blank_image()], text=[text], return_tensors="pt", **self.images_kwargs)
+        (image,) = image_tokens(self.processor, [BLANK_SIZE])
+        return max(len(self.tokenizer(text)["input_ids"]), read["input_ids"].shape[1] - image)
 
     def _fields(self, picture: Image.Image, request: TextRequest) -> Fields:
         with image_errors("image cannot be preprocessed"):
@@ -180,6 +185,10 @@ class ProcessorInputs:
                 f"{self.source}: the prompt has the token {largest}, but the model has word embeddings for "
                 f"{vocabulary} tokens only; use the tokenizer and the weights of one model"
             )
+
+
+def _blank_image() -> Image.Image:
+    return Image.new("RGB", BLANK_SIZE)
 
 
 def _placeholders(processor: Any) -> frozenset[str]:
