@@ -24,13 +24,13 @@ NOISE_BYTES = GIB // 4
 TINY_CACHE = {"gpu_memory_utilization": 0.2, "kv_cache_gib": 0.05}
 
 
-def memory_used(scale: Scale, session: int = 0) -> int:
-    """Bytes in use on the first GPU; without one, of the processes of a session."""
+def memory_used(scale: Scale, session: int | None = None) -> int:
+    """Bytes in use on the first GPU; without one, of the processes of a session, and 0 before it starts."""
     if scale.on_gpu:
         command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) << 20
     total = 0
-    for process in psutil.process_iter():
+    for process in psutil.process_iter() if session is not None else ():
         try:
             if os.getsid(process.pid) == session:
                 total += process.memory_info().rss
