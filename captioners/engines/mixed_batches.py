@@ -4,13 +4,12 @@ The code works on transformers' models and is the same for all kinds.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from lotlip_data.captioners.base import CaptionerConfig
 from lotlip_data.captioners.engines.preprocessing import PreparedText
 
 IMAGE_ENCODERS = ("vision_tower", "vision_model")
@@ -62,11 +61,11 @@ def parts_by_image(image_ids: Sequence[str], size: int) -> Iterator[list[int]]:
         yield part
 
 
-def rows_by_text(configs: Sequence[CaptionerConfig]) -> list[list[int]]:
-    """The rows of a batch by the text that they ask for. One call of `generate` makes those of one text."""
-    rows: dict[str, list[int]] = {}
-    for row, config in enumerate(configs):
-        rows.setdefault(config.id, []).append(row)
+def rows_by(keys: Iterable[Hashable]) -> list[list[int]]:
+    """The rows of a batch with equal keys, which one call of `generate` makes."""
+    rows: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
     return list(rows.values())
 
 

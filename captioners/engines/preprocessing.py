@@ -285,9 +285,8 @@ def _prompt_key(config: CaptionerConfig, prompt: str) -> tuple[str | None, str]:
 
 
 def _check_room(prompt: Prompt, config: CaptionerConfig, limit: int | None) -> None:
-    """Raise ValueError if a prompt leaves no room for its caption. A `max_model_len` of the user's may cut captions."""
-    needed = config.max_new_tokens if config.max_model_len is None else 1
-    if problem := no_room(config, prompt.length, limit, needed):
+    """Raise ValueError if a prompt leaves no room for its caption."""
+    if problem := no_room(config, prompt.length, limit):
         raise ValueError(problem)
 
 

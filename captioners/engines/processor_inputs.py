@@ -163,8 +163,8 @@ class ProcessorInputs:
                 images=[picture], text=[self.text(request)], return_tensors="pt", **self.images_kwargs
             )
         fields = {name: value for name, value in inputs.items() if name != "labels"}
-        needed = request.config.max_new_tokens
-        if problem := no_room(request.config, fields["input_ids"].shape[1], self.positions, needed, resizes=True):
+        tokens = fields["input_ids"].shape[1]
+        if problem := no_room(request.config, tokens, self.positions, is_whole=True, resizes=True):
             raise CaptionError(problem)
         return fields
 

@@ -70,7 +70,7 @@ def _chat_turn(config: CaptionerConfig, prompt: str, processor: Any, chat_templa
 
 
 def no_room(
-    config: CaptionerConfig, tokens: int, limit: int | None, needed: int, *, resizes: bool = False
+    config: CaptionerConfig, tokens: int, limit: int | None, *, is_whole: bool = False, resizes: bool = False
 ) -> str | None:
     """Why a caption does not fit behind an image and its prompt, and what to change; None if it fits.
 
@@ -78,9 +78,10 @@ def no_room(
         config: The text.
         tokens: Number of tokens of image and prompt.
         limit: Number of tokens that the model, or its engine, reads and writes; None if there is no limit.
-        needed: Number of tokens that the caption needs.
+        is_whole: Whether all tokens of the caption must fit. Otherwise a `max_model_len` of the user's may cut it.
         resizes: Whether the captioner has settings that make the image smaller.
     """
+    needed = config.max_new_tokens if is_whole or config.max_model_len is None else 1
     if not limit or tokens + needed <= limit:
         return None
     remedies = ["shorten the prompt"]

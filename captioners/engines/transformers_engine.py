@@ -24,7 +24,7 @@ from lotlip_data.captioners.engines.mixed_batches import (
     distinct_images,
     padded,
     parts_by_image,
-    rows_by_text,
+    rows_by,
 )
 from lotlip_data.captioners.engines.preprocessing import PreparedText, Preprocessor
 from lotlip_data.captioners.sizing import language_dtype, resolve_dtype
@@ -111,7 +111,7 @@ class TransformersEngine(BatchingEngine[PreparedText]):
         images, numbers = distinct_images(batch)
         captions: dict[int, Caption] = {}
         with self._vision.images(torch.cat(images).to(self._model.device, self._model.dtype)) as shared:
-            for rows in rows_by_text([text.config for text in batch]):
+            for rows in rows_by(text.config.id for text in batch):
                 shared.rows = [numbers[row] for row in rows]
                 captions |= zip(rows, self._generate_rows([batch[row] for row in rows]), strict=True)
         return [captions[row] for row in range(len(batch))]

@@ -18,7 +18,7 @@ from lotlip_data.captioners.base import (
 )
 from lotlip_data.captioners.engines.adapters import adapter_folder
 from lotlip_data.captioners.engines.devices import defaults_of
-from lotlip_data.captioners.engines.mixed_batches import SharedFeatures, rows_by_text
+from lotlip_data.captioners.engines.mixed_batches import SharedFeatures, rows_by
 from lotlip_data.captioners.engines.processor_inputs import Fields, ProcessedText, ProcessorInputs, collate
 from lotlip_data.captioners.engines.transformers_engine import BatchingEngine, generation_config, load_model
 
@@ -49,11 +49,10 @@ class ProcessorEngine(BatchingEngine[ProcessedText]):
     def _generate_part(self, batch: list[ProcessedText]) -> list[Caption]:
         captions: dict[int, Caption] = {}
         with self._shared.of_one_part():
-            for rows in rows_by_text([text.config for text in batch]):
-                for alike in _with_equal_inputs(rows, batch):
-                    tokens = self._tokens(batch[alike[0]].config, [batch[row].fields for row in alike])
-                    for row, generated in zip(alike, tokens, strict=True):
-                        captions[row] = self._inputs.decode(generated, batch[row].config)
+            for rows in rows_by((text.config.id, *text.fields) for text in batch):  # inputs of other names do not mix
+                tokens = self._tokens(batch[rows[0]].config, [batch[row].fields for row in rows])
+                for row, generated in zip(rows, tokens, strict=True):
+                    captions[row] = self._inputs.decode(generated, batch[row].config)
         return [captions[row] for row in range(len(batch))]
 
     def _tokens(self, config: CaptionerConfig, items: list[Fields]) -> list[list[int]]:
@@ -85,14 +84,6 @@ class _StopStrings(transformers.StoppingCriteria):
         rows = input_ids[:, self._prompt_length :].tolist()
         ended = [self._inputs.decode(row, self._config).finish_reason == "stop" for row in rows]
         return torch.tensor(ended, device=input_ids.device)
-
-
-def _with_equal_inputs(rows: Sequence[int], batch: Sequence[ProcessedText]) -> list[list[int]]:
-    """Rows whose inputs have the same names, which one call of `generate` can take."""
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for row in rows:
-        alike.setdefault(tuple(batch[row].fields), []).append(row)
-    return list(alike.values())
 
 
 def check_architecture(config: CaptionerConfig, inputs: ProcessorInputs) -> None:

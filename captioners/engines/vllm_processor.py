@@ -107,9 +107,8 @@ class VllmProcessorEngine(VllmEngine):
         return RenderedText(request.config, rendered)
 
     def _no_room(self, config: CaptionerConfig, tokens: int) -> str | None:
-        """Why vLLM would refuse a request, in our words. A `max_model_len` of the user's may cut captions."""
-        needed = config.max_new_tokens if config.max_model_len is None else 1
-        return no_room(config, tokens, self._limit, needed, resizes=True)
+        """Why vLLM would refuse a request, in our words."""
+        return no_room(config, tokens, self._limit, resizes=True)
 
 
 def _normalization(inputs: ProcessorInputs) -> dict[str, Any]:
