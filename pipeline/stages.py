@@ -363,19 +363,7 @@ def export(
     run = open_run(run)
     with ray_session():
         summary = export_captions(frozen(run), run, fspath(out), file_format, captioners)
-    lines = []
-    if summary.exported:
-        files, rows = wording.count(summary.exported, "shard"), wording.count(summary.rows, "row")
-        lines = [f"export: {files} with {rows}"]
-        lines += [
-            f"  {name}: {wording.count(texts, 'text')}, {wording.count(summary.without[name], 'image')} without one"
-            for name, texts in summary.texts.items()
-        ]
-        lines += [f"  {wording.count(n, 'text')} left out ({reason})" for reason, n in summary.left_out.items()]
-    if summary.removed:
-        removed = wording.count(summary.removed, "file")
-        lines.append(f"export: removed {removed} of shards that the run no longer has")
-    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "export", _logged(lines))
+    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "export", _logged(summary.lines()))
 
 
 def remove_captioner(run: RunLike, name: str, *, captions: bool = False) -> Outcome:
@@ -517,14 +505,14 @@ def _stream(
 
     Tables of captions are imported once all images are there: each import reads the whole table.
     """
-    from lotlip_data.pipeline.core.ledger import caption_progress
     from lotlip_data.pipeline.core.stage_threads import StageThreads
+    from lotlip_data.pipeline.dataset.inputs import absent_captions
     from lotlip_data.pipeline.dataset.stage import StagesBefore
     from lotlip_data.pipeline.downloading.remaining import missing_images
 
     downloads = bool(missing_images(run))
     names = [*manifest.captioner_names, *manifest.imported_names]
-    if not downloads and not any(caption_progress(run, name).left for name in names):
+    if not downloads and not any(absent_captions(run, names).values()):
         return {}
     before_shard = [name for name in stages if name in ("download", "import", "recaption")]
     logger.info(f"== {', '.join(before_shard)} and shard, at the same time", extra=SUMMARY_LINE)

@@ -13,7 +13,15 @@ from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.progress import SHOWN_BY_BAR
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core.findings import require
-from lotlip_data.pipeline.core.ledger import WorkRecord, caption_progress, fetched_images, fetched_shards, record_stop
+from lotlip_data.pipeline.core.ledger import (
+    WorkRecord,
+    caption_progress,
+    captioned_shards,
+    fetched_images,
+    fetched_shards,
+    record_stop,
+    shards_with_images,
+)
 from lotlip_data.pipeline.core.ray_cluster import cluster
 from lotlip_data.pipeline.core.upstream import Upstream
 from lotlip_data.pipeline.downloading.remaining import remaining
@@ -135,8 +143,8 @@ class _Arrivals:
 
     def __init__(self, run: Run, jobs: Sequence[CaptionerJob], upstream: Upstream | None) -> None:
         self._run, self._jobs, self._upstream = run, jobs, upstream
-        self._seen: list[set[int]] = [set() for _ in jobs]
-        """By captioner, the shards that were looked at. Each is handed out once at most."""
+        self._seen: set[int] = set()
+        """The shards that were looked at. Each is handed out once at most."""
         self.shards_to_come = 0
         self.images_to_come = 0
         """An estimate: shards to come are taken to be like those that have come."""
@@ -162,19 +170,17 @@ class _Arrivals:
             fetched = fetched_shards(self._run)
             images = fetched_images(self._run, fetched) / len(fetched) if fetched else rest.samples_per_shard
             self.shards_to_come, self.images_to_come = rest.left, round(rest.left * images)
-        return [self._new(job, seen) for job, seen in zip(self._jobs, self._seen, strict=True)]
+        new = [shard for shard in shards_with_images(self._run) if shard not in self._seen]
+        self._seen.update(new)
+        return [self._lacking(job, new) for job in self._jobs]
 
-    def _new(self, job: CaptionerJob, seen: set[int]) -> ShardTexts:
-        lacking: dict[int, list[str]] = {}
-        looked_at = set[int]()
-        for text in job.texts:
-            progress = caption_progress(self._run, text.name)
-            looked_at.update(progress.done, progress.left)
-            for shard in progress.left:
-                lacking.setdefault(shard, []).append(text.name)
-        new = {shard: tuple(lacking[shard]) for shard in sorted(lacking) if shard not in seen}
-        seen |= looked_at
-        return new
+    def _lacking(self, job: CaptionerJob, shards: Sequence[int]) -> ShardTexts:
+        """Which of these shards lack texts of a captioner."""
+        if not shards:
+            return {}
+        done = {text.name: set(captioned_shards(self._run, text.name)) for text in job.texts}
+        lacking = {shard: tuple(name for name, captioned in done.items() if shard not in captioned) for shard in shards}
+        return {shard: names for shard, names in lacking.items() if names}
 
 
 @dataclass(frozen=True)
