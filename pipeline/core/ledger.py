@@ -6,7 +6,6 @@ counts and rates need no request per shard either.
 """
 
 import contextlib
-import json
 import math
 import re
 import time
@@ -210,9 +209,8 @@ def record_stop(run: Run, name: str, reason: str) -> None:
 def stop_of(run: Run, name: str) -> Stop | None:
     """Why the last call of `recaption` gave a captioner up; None if it did not."""
     try:
-        content = json.loads(storage.read_bytes(run.captioner_stopped(name)))
-        return Stop(int(content["at"]), str(content["reason"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return artifacts.read_json(run.captioner_stopped(name), "", Stop)
+    except (FileNotFoundError, UserError):  # a damaged one is not worth a failure either
         return None
 
 
