@@ -14,7 +14,7 @@ file without a record is exported again.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +158,9 @@ class ExportFolder:
                 storage.remove(url)
             if not storage.create_from_file(url, str(local)) and not is_there(self.url, file):
                 raise UserError(f"{url}: cannot be written: another process keeps writing other content there")
-        content = {**vars(record), "file": file and asdict(file)}
-        storage.create(self._record(record.shard, record.fingerprint), artifacts.encode_json(content))
-        return ExportRecord(**{**vars(record), "file": file})
+        record = replace(record, file=file)
+        storage.create(self._record(record.shard, record.fingerprint), artifacts.encode_json(asdict(record)))
+        return record
 
     def write_index(self, summary: Mapping[str, Any], records: Iterable[ExportRecord]) -> bool:
         """Write the index, unless it is up to date.

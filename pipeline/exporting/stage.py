@@ -112,6 +112,22 @@ class ExportSummary:
     def to_dict(self) -> dict[str, Any]:
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
 
+    def lines(self) -> list[str]:
+        """The result for people."""
+        lines = []
+        if self.exported:
+            files, rows = wording.count(self.exported, "shard"), wording.count(self.rows, "row")
+            lines = [f"export: {files} with {rows}"]
+            lines += [
+                f"  {name}: {wording.count(texts, 'text')}, {wording.count(self.without[name], 'image')} without one"
+                for name, texts in self.texts.items()
+            ]
+            lines += [f"  {wording.count(n, 'text')} left out ({reason})" for reason, n in self.left_out.items()]
+        if self.removed:
+            removed = wording.count(self.removed, "file")
+            lines.append(f"export: removed {removed} of shards that the run no longer has")
+        return lines
+
     def add(self, record: ExportRecord) -> None:
         """Count an exported shard."""
         self.exported += 1
@@ -224,7 +240,7 @@ def _export_all(content: Export, tasks: list[ExportTask], summary: ExportSummary
     if tasks:
         storage.check_writable(content.folder.url)
     with progress_bar("export", len(tasks), "shard") as bar:
-        for task, result in run_ray_tasks(partial(export_shard, content), tasks):
+        for task, result in run_ray_tasks(partial(export_shard, content), tasks, name="export"):
             name = shard_name(task.build.shard)
             if isinstance(result, ExportRecord):
                 summary.add(result)
