@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ def paths_of(run: Run, records: Iterable[ShardRecord]) -> list[str]:
     return [run.relative(url) for url in urls]
 
 
-def _json(content: dict[str, Any]) -> bytes:
+def encode_view(content: Mapping[str, Any]) -> bytes:
+    """Encode what describes a dataset, for people and other tools, as JSON."""
     text = io.StringIO()
     json.dump(content, text, indent=1, ensure_ascii=False)  # `dumps` would hold all pieces of the text at once
     return f"{text.getvalue()}\n".encode()
@@ -116,7 +117,7 @@ def _json(content: dict[str, Any]) -> bytes:
 
 VIEWS: dict[str, Callable[[Description], bytes]] = {
     CARD: lambda description: dataset_card.card(description).encode(),
-    CROISSANT: lambda description: _json(croissant.croissant(description)),
+    CROISSANT: lambda description: encode_view(croissant.croissant(description)),
 }
 """The files that follow from dataset.json, and what writes them."""
 

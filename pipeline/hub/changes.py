@@ -87,9 +87,8 @@ def _has(remote: RemoteFile | None, file: StoredFile) -> bool:
         return False
     if remote.lfs is not None:
         return remote.lfs.sha256 == file.digest.sha256
-    return remote.blob_id == _git_id(
-        storage.read_bytes(file.url)
-    )  # at most 10 MB: the Hub stores others as large files
+    # It has at most 10 MB: the Hub stores others as large files.
+    return remote.blob_id == _git_id(storage.read_bytes(file.url))
 
 
 def _has_bytes(remote: RemoteFile | None, data: bytes) -> bool:

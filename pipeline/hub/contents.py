@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import re
@@ -23,7 +22,7 @@ from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.manifests.wording import count
 from lotlip_data.pipeline.dataset import dataset_card
 from lotlip_data.pipeline.dataset.metadata import Description
-from lotlip_data.pipeline.dataset.publish import stale_views
+from lotlip_data.pipeline.dataset.publish import encode_view, stale_views
 from lotlip_data.pipeline.dataset.stats import dataset_stats
 from lotlip_data.pipeline.hub.card import published_card, published_croissant
 from lotlip_data.pipeline.hub.layout import Layout
@@ -95,7 +94,7 @@ def read_contents(run: Run, images: bool) -> Contents:
     card = dataset_card.declaring_columns(card, description)  # a card of an earlier release may not
     documents = {
         CARD: published_card(card, description, layout).encode("utf-8", "surrogateescape"),
-        CROISSANT: _json(published_croissant(description, layout)),
+        CROISSANT: encode_view(published_croissant(description, layout)),
         DATASET_JSON: _public_index(run, content),
     }
     return Contents(description, layout, shards, documents)
@@ -146,7 +145,7 @@ def statistics(run: Run, contents: Contents) -> bytes:
         stored = _Statistics(dataset=dataset, statistics=dataset_stats(run))
         with contextlib.suppress(DiskError):  # a run that this user may only read
             storage.replace(run.statistics, artifacts.encode_json(stored))
-    return _json(stored["statistics"])
+    return encode_view(stored["statistics"])
 
 
 def _stored_statistics(run: Run) -> _Statistics | None:
@@ -154,9 +153,3 @@ def _stored_statistics(run: Run) -> _Statistics | None:
         return artifacts.read_json(run.statistics, "", _Statistics)
     except (FileNotFoundError, UserError):  # they can be computed again
         return None
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    text = io.StringIO()
-    json.dump(content, text, indent=1, ensure_ascii=False)
-    return f"{text.getvalue()}\n".encode()

@@ -92,7 +92,7 @@ def _explain_answer(error: Any, repository: str) -> Exception:
             f"{repository}: the Hub has no dataset repository of this name that this token may see ({answer}). If the "
             "name is that of a model or a Space, choose another one; otherwise use a token that may read it."
         )
-    if status == 429 or status in TRANSIENT:
+    if status in TRANSIENT:
         return _unavailable(error, repository, answer)
     texts = {
         401: f"the Hub rejects the token ({answer}). {_TOKEN_REMEDY}.",
