@@ -143,7 +143,7 @@ def _forget_earlier_images(run: Run, shard: int, uids: Collection[str]) -> list[
     for name in ledger.captioners(run):
         url = run.caption_shard(name, shard)
         try:
-            captions = artifacts.read_parquet(url, f"Remove {url}; its images are captioned again.")
+            captions = artifacts.read_parquet(url, f"Remove {url}; its images are captioned again.", ["uid"])
         except (FileNotFoundError, UserError):  # damage is a matter of the commands that read captions
             continue
         if set(captions["uid"].to_pylist()) != uids:
