@@ -21,13 +21,12 @@ import functools
 import http.server
 import io
 import re
-import subprocess
 import sys
 import threading
 import time
-from types import TracebackType
 
 from lotlip_data.synthetic.scenes import render, sample_scene
+from lotlip_data.synthetic.server_process import ServerProcess
 
 _PATH = re.compile(r"/(\w+)/(\d+)\.(jpg|png)")
 _MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png"}
@@ -121,7 +120,7 @@ class _Server(http.server.ThreadingHTTPServer):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
-class SceneServer:
+class SceneServer(ServerProcess):
     """A context manager that runs the server in its own process on 127.0.0.1.
 
     Args:
@@ -136,22 +135,11 @@ class SceneServer:
     def __init__(self, delay: float = 5.0, pixels: int = 96, port: int = 0) -> None:
         self.url = ""
         """For example http://127.0.0.1:40001, without a slash at the end; empty before the block is entered."""
-        self._options = ["--delay", str(delay), "--pixels", str(pixels), "--port", str(port), "--with-parent"]
+        options = ("--delay", str(delay), "--pixels", str(pixels), "--port", str(port))
+        super().__init__("scene server", "http_server", *options)
 
-    def __enter__(self) -> "SceneServer":
-        command = [sys.executable, "-m", "lotlip_data.synthetic.http_server", *self._options]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.url = self._process.stdout.readline().strip()
-        if not self.url:
-            raise RuntimeError(f"the scene server did not start; its exit code is {self._process.wait()}")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._process.terminate()
-        self._process.communicate()
+    def started(self, line: str) -> None:
+        self.url = line
 
 
 def main() -> None:

@@ -15,15 +15,15 @@ import io
 import random
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
-from types import TracebackType
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from lotlip_data.synthetic.server_process import ServerProcess
 
 HOSTS = 40
 """Hosts that answer."""
@@ -135,7 +135,7 @@ def photographs(count: int) -> list[bytes]:
     return [photograph(seed, float(size), _SHAPES[seed % len(_SHAPES)]) for seed, size in enumerate(sizes)]
 
 
-class WebServer:
+class WebServer(ServerProcess):
     """A context manager that runs the server in its own process.
 
     Args:
@@ -148,29 +148,14 @@ class WebServer:
     def __init__(self, pictures: int = 24) -> None:
         self.port = 0
         """The port of all hosts; 0 before the block is entered."""
-        self._pictures = pictures
+        super().__init__("web server", "web_server", "--pictures", str(pictures))
+
+    def started(self, line: str) -> None:
+        self.port = int(line)
 
     def urls(self, numbers: Sequence[int]) -> list[str]:
         """The URLs of these numbers."""
         return [f"http://{host_of(number)}:{self.port}/{number}.jpg" for number in numbers]
-
-    def __enter__(self) -> "WebServer":
-        command = [sys.executable, "-m", "lotlip_data.synthetic.web_server", "--pictures", str(self._pictures)]
-        self._process = subprocess.Popen(
-            [*command, "--with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
-        if not line:
-            raise RuntimeError(f"the web server did not start; its exit code is {self._process.wait()}")
-        self.port = int(line)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._process.terminate()
-        self._process.communicate()
 
 
 async def _respond(bodies: list[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
