@@ -48,6 +48,9 @@ from lotlip_data.pipeline.downloading.commit import DownloadTask, fetch_and_comm
 SIZES = ((640, 480), (800, 600), (1024, 768), (500, 375))
 """Width and height in pixels, typical of web lists: most images are larger than the stored size, some are not."""
 
+SHARD_ROWS = 10_000
+"""Rows of a full shard. Keys depend on it, time does not."""
+
 
 def make_pictures() -> list[bytes]:
     """JPEG files of the SIZES, four of each."""
@@ -110,11 +113,12 @@ def download_ours(rows: pa.Table, folder: Path, threads: int) -> None:
     Path(run.lists).mkdir(parents=True)
     pq.write_table(rows, run.list_shard(0))
     settings = DownloadSettings(threads=threads, per_host=threads, allow_hosts=("127.0.0.1",))
-    marker = fetch_and_commit(DownloadTask(run, 0, 10_000, settings))
+    marker = fetch_and_commit(DownloadTask(run, 0, SHARD_ROWS, settings))
     assert marker["successes"] == rows.num_rows, marker
 
 
-def download_img2dataset(rows: pa.Table, folder: Path, threads: int) -> None:
+def fetch_with_img2dataset(rows: pa.Table, folder: Path, threads: int, retries: int) -> int:
+    """Download a shard with img2dataset and the settings of the product. Returns the number of images."""
     from img2dataset.downloader import Downloader
     from img2dataset.resizer import Resizer
     from img2dataset.writer import WebDatasetSampleWriter
@@ -130,17 +134,21 @@ def download_img2dataset(rows: pa.Table, folder: Path, threads: int) -> None:
         output_folder=str(folder),
         column_list=rows.schema.names,
         timeout=10,
-        number_sample_per_shard=10_000,
+        number_sample_per_shard=SHARD_ROWS,
         oom_shard_count=5,
         compute_hash="sha256",
         verify_hash_type=None,
         encode_format="jpg",
-        retries=1,
+        retries=retries,
         user_agent_token=None,
         disallowed_header_directives=["noai", "noimageai", "noindex", "noimageindex"],
     )
     downloader.download_shard((0, str(folder / "rows.arrow")))
-    assert json.loads((folder / "00000_stats.json").read_text())["successes"] == rows.num_rows
+    return int(json.loads((folder / "00000_stats.json").read_text())["successes"])
+
+
+def download_img2dataset(rows: pa.Table, folder: Path, threads: int) -> None:
+    assert fetch_with_img2dataset(rows, folder, threads, retries=1) == rows.num_rows
 
 
 Round = dict[str, dict[str, float]]

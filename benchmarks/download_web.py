@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from download import child_process, cpu_seconds
+from download import SHARD_ROWS, child_process, cpu_seconds, fetch_with_img2dataset
 
 from lotlip_data.manifests.formats.schema import LISTS
 from lotlip_data.manifests.run_layout import Run
@@ -38,9 +38,6 @@ LOOKUP_SECONDS = 0.03
 
 UNKNOWN_SECONDS = 1.0
 """Time until it says that there is no such name."""
-
-SHARD_ROWS = 10_000
-"""Rows of a full shard. Keys depend on it, time does not."""
 
 
 def host_name(address: str) -> str:
@@ -81,31 +78,7 @@ def download_ours(rows: pa.Table, folder: Path) -> int:
 
 
 def download_img2dataset(rows: pa.Table, folder: Path) -> int:
-    from img2dataset.downloader import Downloader
-    from img2dataset.resizer import Resizer
-    from img2dataset.writer import WebDatasetSampleWriter
-
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as stream, pa.ipc.new_file(stream, rows.schema) as writer:
-        writer.write_table(rows)
-    Downloader(
-        sample_writer_class=WebDatasetSampleWriter,
-        resizer=Resizer(512, "keep_ratio", resize_only_if_bigger=True, encode_quality=95, encode_format="jpg"),
-        thread_count=64,
-        save_caption=False,
-        extract_exif=False,
-        output_folder=str(folder),
-        column_list=rows.schema.names,
-        timeout=10,
-        number_sample_per_shard=SHARD_ROWS,
-        oom_shard_count=5,
-        compute_hash="sha256",
-        verify_hash_type=None,
-        encode_format="jpg",
-        retries=0,
-        user_agent_token=None,
-        disallowed_header_directives=["noai", "noimageai", "noindex", "noimageindex"],
-    ).download_shard((0, str(folder / "rows.arrow")))
-    return int(json.loads((folder / "00000_stats.json").read_text())["successes"])
+    return fetch_with_img2dataset(rows, folder, threads=64, retries=0)
 
 
 SIDES = {"ours": download_ours, "img2dataset": download_img2dataset}
