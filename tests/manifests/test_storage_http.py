@@ -8,6 +8,7 @@ import pytest
 
 from lotlip_data.manifests import storage, storage_http
 from lotlip_data.manifests.storage_retry import StorageError
+from tests.support.web_server import serving
 
 ROWS = b"url,caption\n" + b"".join(b"http://a.example/%d,%s\n" % (index, b"x" * 200) for index in range(60_000))
 
@@ -61,12 +62,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
     Handler.requests = 0
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        listener.daemon_threads = True
-        thread = threading.Thread(target=listener.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.server_port}"
-        listener.shutdown()
+    with serving(Handler) as url:
+        yield url
 
 
 @pytest.mark.parametrize("status", [404, 410])

@@ -3,7 +3,6 @@
 import http.server
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.errors import UserError
+from tests.support.web_server import serving
 
 MODEL = "someone/llava"
 Answer = tuple[int, dict[str, str], bytes]
@@ -36,16 +36,12 @@ def answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    use_hub(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path)
-
     def set_answer(status: int, code: str = "", body: bytes = b"{}") -> None:
         current[:] = [(status, {"X-Error-Code": code} if code else {}, body)]
 
-    yield set_answer
-    server.shutdown()
-    server.server_close()
+    with serving(Hub) as url:
+        use_hub(monkeypatch, url, tmp_path)
+        yield set_answer
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:

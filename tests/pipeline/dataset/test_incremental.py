@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from lotlip_data.pipeline.verification.run import verify_run
 from lotlip_data.synthetic.caption_writers import WRITERS
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.run_fixture import FakeRun
+from tests.support.kills import Killed, kill_at
 
 
 @pytest.fixture(autouse=True)
@@ -273,26 +273,6 @@ def test_files_of_an_abandoned_rewrite_are_removed_once_unchanged_for_a_day(
     now_there = {name for name in storage.list_below(fake.run.url) if name.startswith(("shards/", "quarantine/shard/"))}
     assert now_there == kept | {f"shards/{name}" for name in ("dataset.json", "README.md", "croissant.json")}
     assert check_whole(fake.run) and [problem.where[-9:] for problem in verify(fake.run)] == ["/mine.tar", "notes.txt"]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no code of the stage catches it."""
-
-
-def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise Killed just before the `step`-th change of the storage from now on."""
-    steps = count()
-
-    def killing(change: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            if next(steps) >= step:
-                raise Killed
-            return change(*arguments)
-
-        return call
-
-    for name in ("create", "create_from_file", "replace", "replace_from_file", "remove"):
-        monkeypatch.setattr(storage, name, killing(getattr(storage, name)))
 
 
 def test_killed_at_any_step_the_dataset_is_the_old_or_the_new_one(

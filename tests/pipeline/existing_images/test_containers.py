@@ -2,7 +2,6 @@
 
 import contextlib
 import http.server
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from lotlip_data.pipeline.existing_images import containers_of, iter_rows, read_
 from lotlip_data.pipeline.url_lists.rows import ListError
 from tests.faults.s3 import BUCKET, s3_server
 from tests.pipeline.existing_images.read_containers import Result, read, source, write_tar
+from tests.support.web_server import serving
 
 TARS = [f"tars/000{number:02}.tar" for number in range(3)]
 
@@ -128,11 +128,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as listener:
-        listener.daemon_threads = True
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.server_port}"
-        listener.shutdown()
+    with serving(partial(Handler, directory=str(folder))) as url:
+        yield url
 
 
 @pytest.mark.parametrize("name", list(SETTINGS)[:4])

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from tests.faults.s3 import BUCKET, fault_counts, s3_server
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.exporting.export_fixture import TRICKY, make
 from tests.pipeline.run_fixture import FakeRun
+from tests.support.kills import Killed, kill_at
 from tests.support.paths import ROOT
 from tests.support.processes import kill_driver
 
@@ -41,7 +41,7 @@ FAULT_RATES = {"refuse": 0.1, "lose": 0.05, "drop": 0.1}
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export in this process, so that a test can stop it at any step. An error of a task is its result."""
 
-    def run_tasks(task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    def run_tasks(task: Callable[[Any], Any], items: Iterable[Any], name: str) -> Iterator[tuple[Any, Any]]:
         for item in items:
             try:
                 yield item, task(item)
@@ -199,26 +199,6 @@ def read_csv(file: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, by URL."""
     with file.open(newline="", encoding="utf-8") as stream:
         return sorted(csv.DictReader(stream), key=lambda row: row["Image Path"])
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no code of the stage catches it."""
-
-
-def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise Killed just before the `step`-th change of the storage from now on."""
-    steps = count()
-
-    def killing(change: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            if next(steps) >= step:
-                raise Killed
-            return change(*arguments)
-
-        return call
-
-    for name in ("create", "create_from_file", "replace", "remove"):
-        monkeypatch.setattr(storage, name, killing(getattr(storage, name)))
 
 
 @pytest.mark.parametrize("is_first", [True, False])
