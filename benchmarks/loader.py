@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lotlip_data.manifests import subcaptions
 from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of
@@ -32,7 +33,7 @@ from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.image_transforms import ImageTransform, random_crop
 from lotlip_data.training.data.loader import prefetch_batches
 from lotlip_data.training.data.pixel_reader import PixelReader
-from lotlip_data.training.data.tokenizer import TextTokenizer, join_sub_captions, load_tokenizer
+from lotlip_data.training.data.tokenizer import TextTokenizer, load_tokenizer
 
 Batch = tuple[torch.Tensor, list[list[int]]]
 """Pixels of the samples and token ids of all their texts."""
@@ -119,7 +120,7 @@ class SampleMapper:
         for name in random.sample(CAPTIONERS, 3):
             pieces = row[f"{name}_sub"]
             start = random.randrange(len(pieces) - 2)
-            texts.append(join_sub_captions(pieces[start : start + 3], "punkt"))
+            texts.append(subcaptions.join(pieces[start : start + 3], "punkt"))
         return self._transform.normalize(crop), self._tokenizer.encode(texts).ids
 
 

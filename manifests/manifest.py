@@ -38,6 +38,7 @@ from lotlip_data.manifests.settings.dataset import CleanSettings, ShardSettings
 from lotlip_data.manifests.settings.download import DownloadSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC, EvaluationEntry
 from lotlip_data.manifests.settings.plain_values import MAX_DEPTH
+from lotlip_data.manifests.settings.scores import ScorerEntry
 from lotlip_data.manifests.settings.source import Source, carries_captions
 from lotlip_data.manifests.settings.structured import StructuredOutput
 from lotlip_data.manifests.settings.training import TrainingEntry
@@ -77,6 +78,8 @@ class Manifest(Settings):
     carries captions."""
     shard: ShardSettings = ShardSettings()
     """The form of the dataset."""
+    scores: tuple[ScorerEntry, ...] = ()
+    """Scorers of images and texts, each the name of a kind or settings. Their scores are columns of the dataset."""
     clean: CleanSettings = CleanSettings()
     """What is left out of the dataset."""
     train: tuple[TrainingEntry, ...] = (TrainingEntry(method="lotlip"),)
@@ -119,6 +122,7 @@ class Manifest(Settings):
         sections: dict[str, list[str]] = {
             "sources": [source.name for source in self.sources],
             "evaluate": [entry.task for entry in self.evaluate],
+            "scores": [entry.label for entry in self.scores],
         }
         for section, names in sections.items():
             if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -148,11 +152,11 @@ class Manifest(Settings):
         return self
 
     @model_serializer(mode="wrap")
-    def _omit_unused_folders(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `evaluation_data` and `relative_to`, earlier releases can read the manifest too."""
+    def _omit_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `evaluation_data`, `relative_to` and `scores`, earlier releases can read the manifest too."""
         settings: dict[str, Any] = serialize(self)
-        optional = ("evaluation_data", "relative_to")
-        return {name: value for name, value in settings.items() if name not in optional or value is not None}
+        optional = ("evaluation_data", "relative_to", "scores")
+        return {name: value for name, value in settings.items() if name not in optional or value not in (None, [], ())}
 
     @property
     def captioner_names(self) -> list[str]:
@@ -265,6 +269,7 @@ def with_absolute_paths(manifest: Manifest, base: str) -> Manifest:
         "sources": tuple(sources),
         "evaluate": tuple(_with_paths(entry, ("data",), base) for entry in manifest.evaluate),
         "captioners": tuple(_with_paths(entry, ("model",), base, marked=True) for entry in manifest.captioners),
+        "scores": tuple(_with_paths(entry, ("model",), base, marked=True) for entry in manifest.scores),
         "train": tuple(
             _with_paths(entry, ("image_tower", "text_tower"), base, marked=True) for entry in manifest.train
         ),

@@ -12,6 +12,8 @@ RUN/
                                                stopped.json: why the last call gave up
   images/.ledger/ captions/CAPTIONER/.ledger/  empty objects whose names record the counts and times of each shard
   images/.tries/                               empty objects whose names record downloads without any image
+  scores/SCORER/00000-ID.parquet               scores of the images and texts of shard 0; scorer.json: what made them;
+                                               .surveys/: what a scorer that compares shards notes of each
   shards/train-00000.tar .parquet dataset.json the dataset
   clean/                                       hashes of the images and the list of exclusions; can be recomputed
   publish/statistics.json                      statistics of the dataset for the hub; can be recomputed
@@ -136,6 +138,34 @@ class Run:
     def caption_ledger(self, name: str) -> str:
         """One empty object per committed caption shard; its name records counts and times."""
         return self._in("captions", name, ".ledger")
+
+    @property
+    def scores(self) -> str:
+        return self._in("scores")
+
+    def scorer(self, name: str) -> str:
+        return self._in("scores", name)
+
+    def scorer_settings(self, name: str) -> str:
+        """What made the scores in a scorer's folder."""
+        return self._in("scores", name, "scorer.json")
+
+    def score_file(self, name: str, file: str) -> str:
+        """The scores of one shard, by the name of their file."""
+        return self._in("scores", name, file)
+
+    def score_ledger(self, name: str) -> str:
+        """One empty object per scored shard, as in `caption_ledger`."""
+        return self._in("scores", name, ".ledger")
+
+    def score_survey(self, name: str, *file: str) -> str:
+        """What a scorer that compares shards has noted of one of them; without `file`, the folder."""
+        return self._in("scores", name, ".surveys", *file)
+
+    @property
+    def score_limits(self) -> str:
+        """Means, deviations and limits of scores over all shards, one file for each state; can be computed again."""
+        return self._in("scores", ".limits")
 
     @property
     def image_ledger(self) -> str:

@@ -6,7 +6,7 @@ paper's counts (Tables 1 and 6), but it also splits "3.5 m" and "Dr. Smith".
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 SplitMode = Literal["punkt", "authors"]
@@ -36,6 +36,13 @@ def split(text: str, mode: SplitMode = "punkt") -> list[str]:
     else:
         raise ValueError(f"sub-captions: unknown mode {mode!r}; one of {', '.join(get_args(SplitMode))}")
     return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def join(pieces: Sequence[str], mode: SplitMode) -> str:
+    """The text that splits into the sub-captions `pieces` in `mode`. The authors' rule drops full stops."""
+    if mode == "punkt" or not pieces:
+        return " ".join(pieces)
+    return ". ".join(pieces) + "."
 
 
 def _with_markers(pieces: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         recaption,
         remove_captioner,
         run_pipeline,
+        score,
         shard,
         train,
     )
@@ -40,6 +41,7 @@ __all__ = [
     "remove_captioner",
     "report",
     "run_pipeline",
+    "score",
     "shard",
     "stats",
     "status",
@@ -61,6 +63,7 @@ __getattr__ = lazy_exports(
             "recaption",
             "remove_captioner",
             "run_pipeline",
+            "score",
             "shard",
             "train",
         ],

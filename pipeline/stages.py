@@ -4,6 +4,7 @@
     download    rows → images, with img2dataset on Ray; containers → checked   pipeline/downloading/stage.py
     import      captions that a source's list carries → long texts             pipeline/recaptioning/importing/stage.py
     recaption   images → long texts, on pools of Ray actors                    pipeline/recaptioning/stage.py
+    score       images + texts → scores of texts, sub-captions and images      pipeline/scoring/stage.py
     shard       images + texts → the dataset                                   pipeline/dataset/stage.py
     features    the dataset → features of a locked image tower (optional)      pipeline/model_stages/features.py
     train       the dataset → LoTLIP, or a method that it is compared with     training/trainer.py
@@ -252,6 +253,23 @@ def import_captions(
     return Outcome(bool(summary.shards), [], summary.to_dict(), "import", _logged(lines))
 
 
+def score(run: RunLike, scorers: Sequence[str] = (), *, gpus: float | None = None) -> Outcome:
+    """Score the images and texts with each scorer of the manifest's `scores` section.
+
+    Args:
+        run: The run's folder.
+        scorers: Names of the scorers. Default: all of the run's manifest.
+        gpus: GPUs that Ray reserves per task of a scorer with a model. Default: each entry's `gpus`, otherwise half a
+            GPU where the cluster has GPUs.
+    """
+    from lotlip_data.pipeline.scoring.stage import score as score_shards
+
+    run = open_run(run)
+    with ray_session():
+        summary = score_shards(frozen(run), run, scorers, gpus)
+    return Outcome(not summary.nothing_to_do, summary.failed, summary.to_dict(), "score", _logged(summary.lines()))
+
+
 def shard(run: RunLike, captioners: Sequence[str] = (), *, follow: bool = False) -> Outcome:
     """Join images and captions, split the captions into sub-captions, and write the dataset.
 
@@ -263,6 +281,7 @@ def shard(run: RunLike, captioners: Sequence[str] = (), *, follow: bool = False)
             They may run in other processes or on other machines, and may start later.
     """
     from lotlip_data.pipeline.dataset.inputs import missing_captions
+    from lotlip_data.pipeline.dataset.score_limits import missing_scores
     from lotlip_data.pipeline.dataset.stage import StagesBefore
     from lotlip_data.pipeline.downloading.remaining import missing_images
 
@@ -270,7 +289,11 @@ def shard(run: RunLike, captioners: Sequence[str] = (), *, follow: bool = False)
     before = None
     if follow:
         _wait_for_run(run, "shard")
-        find_missing = partial(missing_captions, run, frozen(run), captioners)
+        manifest = frozen(run)
+
+        def find_missing() -> str:
+            return missing_captions(run, manifest, captioners) or missing_scores(run, manifest, captioners)
+
         before = StagesBefore(Upstream(partial(missing_images, run), "shard"), Upstream(find_missing, "shard"))
     return _shard(run, captioners, before)
 
@@ -456,11 +479,13 @@ def _logged(lines: list[str]) -> list[str]:
 STAGES: dict[str, Callable[[Run], Outcome]] = {
     "import": import_captions,
     "recaption": recaption,
+    "score": score,
     "shard": shard,
     "train": train,
     "evaluate": evaluate_run,
 }
-"""The stages after the download, in their order. The first two are called as far as the manifest has captions."""
+"""The stages after the download, in their order. The first three are called as far as the manifest has captions and
+scorers."""
 
 
 def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool = False) -> Outcome:
@@ -493,8 +518,12 @@ def run_pipeline(manifest: ManifestLike, run: RunLike, *, update_manifest: bool 
 
 
 def _stages_of(manifest: Manifest) -> dict[str, Callable[[Run], Outcome]]:
-    """The stages after the download: captions are imported if a source carries some, and made if it has captioners."""
-    unused = {"import": not manifest.imported_names, "recaption": not manifest.captioners}
+    """The stages after the download that the manifest asks for: captions may be imported, made, scored, or not."""
+    unused = {
+        "import": not manifest.imported_names,
+        "recaption": not manifest.captioners,
+        "score": not manifest.scores,
+    }
     return {name: stage for name, stage in STAGES.items() if not unused.get(name)}
 
 
@@ -503,7 +532,8 @@ def _stream(
 ) -> dict[str, Outcome | UserError]:
     """Run the stages up to `shard` at the same time. Returns their results; empty if only `shard` has work left.
 
-    Tables of captions are imported once all images are there: each import reads the whole table.
+    Tables of captions are imported once all images are there: each import reads the whole table. A dataset with scores
+    is written after the stage that makes them, since its limits depend on all scores.
     """
     from lotlip_data.pipeline.core.stage_threads import StageThreads
     from lotlip_data.pipeline.dataset.inputs import absent_captions
@@ -515,7 +545,8 @@ def _stream(
     if not downloads and not any(absent_captions(run, names).values()):
         return {}
     before_shard = [name for name in stages if name in ("download", "import", "recaption")]
-    logger.info(f"== {', '.join(before_shard)} and shard, at the same time", extra=SUMMARY_LINE)
+    together = before_shard if manifest.scores else [*before_shard, "shard"]
+    logger.info(f"== {', '.join(together[:-1])} and {together[-1]}, at the same time", extra=SUMMARY_LINE)
 
     def after(*names: str) -> Upstream:
         return Upstream(lambda: " and ".join(name for name in names if not threads.has_ended(name)))
@@ -530,7 +561,8 @@ def _stream(
             threads.start("import", import_after_download)
         if "recaption" in stages:
             threads.start("recaption", partial(_recaption, run, upstream=after("download") if downloads else None))
-        threads.start("shard", partial(_shard, run, before=StagesBefore(after("download"), after(*before_shard))))
+        if "shard" in together:
+            threads.start("shard", partial(_shard, run, before=StagesBefore(after("download"), after(*before_shard))))
         return threads.results()
 
 

@@ -68,6 +68,15 @@ class Marker(InputEntry):
 
 
 @with_config(_OPEN)
+class ScorerEntry(TypedDict):
+    """A scorer whose scores the dataset has."""
+
+    id: str
+    kind: str
+    scores: Literal["texts", "images"]
+
+
+@with_config(_OPEN)
 class Rules(TypedDict):
     """The filters of the dataset."""
 
@@ -115,6 +124,8 @@ class DatasetIndex(TypedDict):
     rules: Rules
     columns: list[str]
     json_columns: NotRequired[dict[str, dict[str, Literal["string", "number", "integer", "boolean", "strings"]]]]
+    scorers: NotRequired[dict[str, ScorerEntry]]
+    score_limits: NotRequired[dict[str, Any]]
     fetched: int
     samples: int
     bytes: int

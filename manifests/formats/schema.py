@@ -21,7 +21,8 @@ shards/train-NNNNN.parquet (`dataset`): one row per sample, in the order of the 
 the same keys and values. Samples with the fewest missing long texts come first; among these, the order is by `key`.
 The reason: Hugging Face `datasets` infers the types of a tar from its first five samples, and takes a key that is null
 or an empty list in all five for one that is always empty. For the same reason the flags are one string. A captioner
-whose texts are JSON objects has a further column for each key that its setting `structured.columns` names.
+whose texts are JSON objects has a further column for each key that its setting `structured.columns` names. A dataset
+with scores has further columns at the end: those of each captioner's texts, of the raw texts, and of the images.
 
 quarantine/shard/*.parquet (DROPPED): one row per sample or text that was left out of a shard, with its `reason`.
 `what` is `sample`, `raw` (one of several raw texts) or a captioner (its long text). `detail` is the text, or the key
@@ -32,6 +33,7 @@ MEANINGS below describes each column of the dataset; docs/reference/dataset-form
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -43,6 +45,10 @@ SUCCESS = "success"
 IMAGE_EXTENSION = "jpg"
 SUB_SUFFIX = "_sub"
 FLAGS_SUFFIX = "_flags"
+SCORE = "score"
+"""The name of the combined score. No scorer has it."""
+RAW_SCORES = "raws_"
+"""Start of the names of the columns with the scores of the raw texts."""
 
 _TEXTS = pa.list_(pa.string())
 
@@ -160,13 +166,32 @@ JsonColumns = Mapping[str, Mapping[str, str]]
 """By captioner whose texts are JSON objects: the keys that have a column, and the names of their types."""
 
 
+Scorers = Mapping[str, str]
+"""By scorer, what it scores: `texts` or `images`."""
+
+
+def text_score_column(captioner: str, scorer: str) -> str:
+    """The column with the scores of a captioner's texts by a scorer; SCORE is the combined score."""
+    return f"{captioner}_{scorer}"
+
+
+def piece_scores_column(captioner: str, scorer: str) -> str:
+    """The column with the scores of a captioner's sub-captions."""
+    return f"{captioner}{SUB_SUFFIX}_{scorer}s" if scorer == SCORE else f"{captioner}{SUB_SUFFIX}_{scorer}"
+
+
+def raw_scores_column(scorer: str) -> str:
+    """The column with the scores of the raw texts."""
+    return f"{RAW_SCORES}{scorer}s" if scorer == SCORE else f"{RAW_SCORES}{scorer}"
+
+
 def value_column(captioner: str, key: str) -> str:
     """The column of a key of the JSON objects by a captioner."""
     return f"{captioner}_{key}"
 
 
 def meaning(column: str, json_columns: JsonColumns | None = None) -> str:
-    """The description of a column of the dataset."""
+    """The description of a column of the dataset that is not one of `score_columns`."""
     if column in MEANINGS:
         return MEANINGS[column]
     if any(column == value_column(name, key) for name, keys in (json_columns or {}).items() for key in keys):
@@ -174,26 +199,74 @@ def meaning(column: str, json_columns: JsonColumns | None = None) -> str:
     return SUB_CAPTIONS if column.endswith(SUB_SUFFIX) else FLAGS if column.endswith(FLAGS_SUFFIX) else LONG_TEXT
 
 
-def dataset(captioners: Iterable[str], json_columns: JsonColumns | None = None) -> pa.Schema:
+class ScoreColumn(NamedTuple):
+    """A column of the dataset with scores."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+
+
+def score_columns(captioners: Iterable[str], scorers: Scorers) -> list[ScoreColumn]:
+    """The columns with scores of a dataset, in their order."""
+    one, several = pa.float32(), pa.list_(pa.float32())
+    names = [name for name, scores in scorers.items() if scores == "texts"]
+    kinds = [(SCORE, "combined score"), *((name, f"score by {name}") for name in names)] if names else []
+    columns = []
+    for captioner in captioners:
+        for name, what in kinds:
+            text, pieces = text_score_column(captioner, name), piece_scores_column(captioner, name)
+            columns.append(ScoreColumn(text, one, f"{what} of the long text by this captioner; null if there is none"))
+            columns.append(ScoreColumn(pieces, several, f"{what} of each of its sub-captions, in their order"))
+    columns += [ScoreColumn(raw_scores_column(name), several, f"{what} of each of `raws`") for name, what in kinds]
+    images = [name for name, scores in scorers.items() if scores == "images"]
+    return columns + [ScoreColumn(name, one, f"score of the image by {name}; null if there is none") for name in images]
+
+
+def dataset(
+    captioners: Iterable[str], json_columns: JsonColumns | None = None, scorers: Scorers | None = None
+) -> pa.Schema:
     """The columns of a dataset with these captioners, in this order.
 
     Args:
         captioners: Their names.
         json_columns: The columns of those whose texts are JSON objects.
+        scorers: The scorers whose scores the dataset has.
 
     Raises:
-        ValueError: If a captioner's name, or a key's column, is the name of another column or of a tar's member.
+        ValueError: If a captioner's name, a key's column or a scorer's column is the name of another column or of a
+            tar's member.
     """
-    schema = _SAMPLE
+    captioners = list(captioners)
+    columns: list[tuple[str, str, pa.DataType]] = []
     for name in captioners:
-        columns = [(name, pa.string()), (name + SUB_SUFFIX, _TEXTS), (name + FLAGS_SUFFIX, pa.string())]
+        of_one = [(name, pa.string()), (name + SUB_SUFFIX, _TEXTS), (name + FLAGS_SUFFIX, pa.string())]
         keys = (json_columns or {}).get(name, {})
-        columns += [(value_column(name, key), VALUE_TYPES[kind]) for key, kind in keys.items()]
-        for column, column_type in columns:
-            if column in schema.names or column in EXTENSIONS:
-                raise ValueError(f"captioner {name!r}: the dataset has a column {column!r} already; rename it")
-            schema = schema.append(pa.field(column, column_type))
+        of_one += [(value_column(name, key), VALUE_TYPES[kind]) for key, kind in keys.items()]
+        columns += [(f"captioner {name!r}", *column) for column in of_one]
+    scores = score_columns(captioners, scorers or {})
+    columns += [(f"scorer of the column {column.name!r}", column.name, column.type) for column in scores]
+    schema = _SAMPLE
+    for subject, column, column_type in columns:
+        if column in schema.names or column in EXTENSIONS:
+            raise ValueError(f"{subject}: the dataset has a column {column!r} already; rename it")
+        schema = schema.append(pa.field(column, column_type))
     return schema
+
+
+def scorers_of(index: Mapping[str, Any]) -> Scorers:
+    """The scorers whose scores the dataset has that a dataset.json describes."""
+    return {name: scorer["scores"] for name, scorer in index.get("scorers", {}).items()}
+
+
+def score_columns_of(index: Mapping[str, Any]) -> list[ScoreColumn]:
+    """The columns with scores of the dataset that a dataset.json describes."""
+    return score_columns(index["captioners"], scorers_of(index))
+
+
+def dataset_of(index: Mapping[str, Any]) -> pa.Schema:
+    """The columns of the dataset that a dataset.json describes."""
+    return dataset(index["captioners"], index.get("json_columns"), scorers_of(index))
 
 
 IMPORTED_KIND = "imported"

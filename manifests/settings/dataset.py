@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from lotlip_data.manifests.settings.base import Settings
+from lotlip_data.manifests.settings.base import Name, Settings
 from lotlip_data.manifests.settings.captioners import CaptionerName
+from lotlip_data.manifests.settings.scores import ScoreRule
 from lotlip_data.manifests.subcaptions import SplitMode
 
 MAX_DISTANCE = 8
@@ -30,12 +31,14 @@ class ShardSettings(Settings):
     captioners: tuple[CaptionerName, ...] = ()
     """Captioners whose texts the dataset has, in the order of its columns. Default: all that the run has captions by,
     and those of the manifest that have started."""
+    score_weights: dict[Name, float] = {}
+    """By scorer of texts, its weight in the combined score. Default: all alike."""
 
     @model_serializer(mode="wrap")
-    def _omit_default_captioners(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `captioners`, earlier releases can read the section too."""
+    def _omit_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `captioners` and `score_weights`, earlier releases can read the section too."""
         settings: dict[str, Any] = serialize(self)
-        return {name: value for name, value in settings.items() if name != "captioners" or value}
+        return {name: value for name, value in settings.items() if name not in ("captioners", "score_weights") or value}
 
 
 class CleanSettings(Settings):
@@ -66,6 +69,14 @@ class CleanSettings(Settings):
     """Language of a raw text. English: nearly all letters are ASCII, and longer texts have English function words."""
     drop_flags: tuple[str, ...] = ()
     """Leave out long texts with any of these quality flags, such as `repetition`."""
+    scores: tuple[ScoreRule, ...] = ()
+    """Leave out sub-captions, texts or samples because of their scores."""
+
+    @model_serializer(mode="wrap")
+    def _omit_unused_scores(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `scores`, earlier releases can read the section too."""
+        settings: dict[str, Any] = serialize(self)
+        return {name: value for name, value in settings.items() if name != "scores" or value}
 
     @model_validator(mode="after")
     def _check_word_limits(self) -> "CleanSettings":

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from lotlip_data.manifests.settings.base import ListEntry, Name, Settings, SparseSettings
+from lotlip_data.manifests.settings.base import ListEntry, Name, SparseSettings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -69,11 +69,3 @@ class ScoreRule(SparseSettings):
             given = " and ".join(limits) or "none"
             raise ValueError(f"give one of `below`, `above`, `lowest` and `highest`; this rule has {given}")
         return self
-
-
-class ScoreSettings(Settings):
-    """How the scores of one text become one number, the combined score."""
-
-    weights: dict[Name, float] = {}
-    """By scorer, its weight in the combined score, the weighted mean of standardised scores. Default: all scorers of
-    texts alike."""

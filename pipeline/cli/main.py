@@ -78,6 +78,7 @@ STAGES: Commands = {
     "download": stages.download,
     "recaption": stages.recaption,
     "import": stages.import_captions,
+    "score": stages.score,
     "shard": stages.shard,
     "features": train.features,
     "train": train.train,
@@ -97,7 +98,7 @@ DEMO: Commands = {"demo": stages.demo, "study": study.study, "study-page": study
 
 for panel, commands in {
     "Before a run": PLANNING,
-    "Stages, in their order (`run` calls all but import and features)": STAGES,
+    "Stages, in their order (`run` calls all but features)": STAGES,
     "A run and its dataset": INSPECTION,
     "Trained models": MODELS,
     "Synthetic scenes, offline": DEMO,

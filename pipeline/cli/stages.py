@@ -172,6 +172,35 @@ def import_captions(
         finish(console, outcome, run)
 
 
+def score(
+    run: RunFolder,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scorer", metavar="NAME", help="Scorer to run (repeatable). Default: all of the run's manifest."
+        ),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Number of GPUs per task of a scorer with a model. Default: half a GPU where the cluster has GPUs.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score images, texts and sub-captions with each scorer of the manifest.
+
+    The scores are columns of the dataset, and `clean.scores` leaves out what scores badly.
+
+    Example: lotlip-data score runs/mine --scorer similarity --gpus 0.5
+    """
+    with command("score", json, run) as console:
+        from lotlip_data.pipeline import stages
+
+        finish(console, stages.score(run, scorer or (), gpus=gpus), run)
+
+
 def shard(
     run: RunFolder,
     captioners: Annotated[

@@ -88,7 +88,7 @@ def find_exclusions(run: Run, clean: CleanSettings, rules: Filters) -> tuple[dic
     sets = clean.evaluation_sets
     evaluation_id = decontamination.evaluation_images(run, sets).id if sets else None
     stamps = image_stamps(run)
-    settings = clean.model_dump(mode="json", exclude={"drop_flags", "evaluation_sets"})
+    settings = clean.model_dump(mode="json", exclude={"drop_flags", "evaluation_sets", "scores"})
     index = run.exclusion_index(digest(settings, evaluation_id, sorted(stamps.items())))
     if not storage.exists(index):
         survey = partial(survey_shard, run, clean, rules, evaluation_id)

@@ -1,7 +1,7 @@
 """Decides what a sample contains and what is left out: plain functions from the fields of an image to a reason."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,6 +99,8 @@ class RawTexts:
     """Texts that pass the filters, each with its source."""
     left_out: list[tuple[str, str]]
     """The other texts, each with its reason."""
+    kept_indices: list[int]
+    """The places of the kept texts among all."""
 
     @property
     def reason(self) -> str | None:
@@ -112,13 +114,23 @@ class RawTexts:
         return next(not_blank, self.kept[0] if self.kept else ("", ""))
 
 
-def raw_texts(texts: Iterable[str | None], sources: Iterable[str], rules: Filters) -> RawTexts:
-    """Filter the raw texts of one image. `texts[i]` is from `sources[i]`."""
-    result = RawTexts([], [])
-    for text, source in zip(texts, sources, strict=True):
-        reason = text_rejection(text or "", rules)
+def raw_texts(
+    texts: Sequence[str | None], sources: Sequence[str], rules: Filters, rejections: Sequence[str | None] = ()
+) -> RawTexts:
+    """Filter the raw texts of one image. `texts[i]` is from `sources[i]`.
+
+    Args:
+        texts: The texts.
+        sources: Their sources.
+        rules: The filters.
+        rejections: For each text, why it is left out for another reason, or None. Default: none is.
+    """
+    result = RawTexts([], [], [])
+    for index, (text, source) in enumerate(zip(texts, sources, strict=True)):
+        reason = text_rejection(text or "", rules) or (rejections[index] if rejections else None)
         if reason is None:
             result.kept.append((text or "", source))
+            result.kept_indices.append(index)
         else:
             result.left_out.append((text or "", reason))
     return result

@@ -1,6 +1,6 @@
 """Describes the dataset as Croissant JSON-LD (mlcommons.org/croissant/1.0), for search engines and data loaders."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -50,6 +50,7 @@ _TYPES = {
     pa.string(): "sc:Text",
     pa.int32(): "sc:Integer",
     pa.int64(): "sc:Integer",
+    pa.float32(): "sc:Float",
     pa.float64(): "sc:Float",
     pa.bool_(): "sc:Boolean",
 }
@@ -69,7 +70,7 @@ def croissant(description: Description) -> dict[str, Any]:
         **_origin(description),
         "version": f"{summary['schema_version']}.0.0",
         "distribution": [_file_set(split, names) for split, names in tars.items()],
-        "recordSet": [_record_set(split, summary["captioners"], summary.get("json_columns", {})) for split in tars],
+        "recordSet": [_record_set(split, summary) for split in tars],
     }
 
 
@@ -92,14 +93,17 @@ def _file_set(split: str, tars: list[str]) -> dict[str, Any]:
     }
 
 
-def _record_set(split: str, captioners: Iterable[str], json_columns: schema.JsonColumns) -> dict[str, Any]:
-    columns = schema.dataset(captioners, json_columns)
+def _record_set(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    scores = {column.name: column.meaning for column in schema.score_columns_of(summary)}
     return {
         "@type": "cr:RecordSet",
         "@id": split,
         "name": split,
         "key": {"@id": f"{split}/uid"},
-        "field": [_field(split, column, schema.meaning(column.name, json_columns)) for column in columns],
+        "field": [
+            _field(split, column, scores.get(column.name) or schema.meaning(column.name, summary.get("json_columns")))
+            for column in schema.dataset_of(summary)
+        ],
     }
 
 

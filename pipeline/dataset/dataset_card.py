@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
@@ -60,7 +60,7 @@ def front_matter(description: Description) -> dict[str, Any]:
         "task_categories": ["image-to-text", "zero-shot-image-classification"],
         "tags": ["image-text", "long-captions", "webdataset"],
         "size_categories": [_size_category(summary["samples"])],
-        FEATURES: {"features": features(summary["captioners"], summary.get("json_columns"))},
+        FEATURES: {"features": features(summary)},
         "configs": configs(description.tars),
     }
 
@@ -71,29 +71,34 @@ def configs(paths: Mapping[str, list[str]]) -> list[dict[str, Any]]:
     return [{"config_name": "default", "data_files": files}]
 
 
-def features(captioners: Iterable[str], json_columns: schema.JsonColumns | None = None) -> list[dict[str, Any]]:
-    """The columns of the tars as `datasets` declares them.
+def features(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The columns of the tars of the dataset that a dataset.json describes, as `datasets` declares them.
 
     Without them, `datasets` infers the types from five samples, and fails on later texts if these samples have none.
     """
     return [
         {"name": schema.IMAGE_EXTENSION, "dtype": "image"},
         {"name": "txt", "dtype": "string"},
-        {"name": "json", "struct": columns(captioners, json_columns)},
+        {"name": "json", "struct": columns(summary)},
         {"name": "__key__", "dtype": "string"},
         {"name": "__url__", "dtype": "string"},
     ]
 
 
-def columns(captioners: Iterable[str], json_columns: schema.JsonColumns | None = None) -> list[dict[str, Any]]:
-    """The columns of the Parquet files as `datasets` declares them."""
-    return [_feature(column) for column in schema.dataset(captioners, json_columns)]
+def columns(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The columns of the Parquet files of the dataset that a dataset.json describes, as `datasets` declares them."""
+    return [_feature(column) for column in schema.dataset_of(summary)]
 
 
 def _feature(column: pa.Field) -> dict[str, Any]:
     if pa.types.is_list(column.type):
-        return {"name": column.name, "list": str(column.type.value_type)}
-    return {"name": column.name, "dtype": "float64" if column.type == pa.float64() else str(column.type)}
+        return {"name": column.name, "list": _dtype(column.type.value_type)}
+    return {"name": column.name, "dtype": _dtype(column.type)}
+
+
+def _dtype(column_type: pa.DataType) -> str:
+    """The name that `datasets` has for a type: Arrow's own, except for floating-point numbers."""
+    return {"float": "float32", "double": "float64"}.get(str(column_type), str(column_type))
 
 
 def _size_category(samples: int) -> str:

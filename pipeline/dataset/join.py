@@ -26,6 +26,15 @@ from lotlip_data.pipeline.curation.filters import (
     raw_texts,
 )
 from lotlip_data.pipeline.dataset.outdated import OUTDATED, outdated_reason
+from lotlip_data.pipeline.dataset.scores import (
+    NO_SCORES,
+    NO_SUB_CAPTION,
+    NO_TEXT,
+    Scores,
+    ShardScores,
+    TextScores,
+    best,
+)
 
 SAMPLE, RAW = "sample", "raw"
 """Values of `what` in `schema.DROPPED`, besides the names of the captioners."""
@@ -130,7 +139,8 @@ class Joined:
 
     @property
     def text_drops(self) -> dict[str, Counter[str]]:
-        """The number of texts left out of samples that stay: by `raw` or captioner, and by reason."""
+        """The number of texts left out of samples that stay, by reason: of raw texts, of a captioner's texts, and of
+        its sub-captions, whose kind is the name of their column."""
         counts: dict[str, Counter[str]] = {}
         for row in self.dropped:
             if row["what"] != SAMPLE:
@@ -143,7 +153,11 @@ class Joined:
 
 
 def join(
-    images: Iterable[SampleRow], captions: Mapping[str, Captions], rules: Filters, drops: Drops | None = None
+    images: Iterable[SampleRow],
+    captions: Mapping[str, Captions],
+    rules: Filters,
+    drops: Drops | None = None,
+    scores: ShardScores | None = None,
 ) -> Joined:
     """Join the images of one shard with their captions, by uid and sha256.
 
@@ -155,11 +169,14 @@ def join(
         captions: The captions of the shard, by captioner.
         rules: What is left out.
         drops: The images to leave out because of other images.
+        scores: The scores of the images and their texts. Default: the dataset has none.
 
     Raises:
         JoinError: An image does not have exactly one caption of each captioner, or a caption has no image.
+        UserError: The scores are not of these images and texts.
     """
     joined = Joined()
+    scores = scores or ShardScores(NO_SCORES, {})
     json_columns = {name: captions_of_one.json_columns for name, captions_of_one in captions.items()}
     seen: set[str] = set()
     for image in images:
@@ -172,7 +189,7 @@ def join(
                 f"image {image['key']}: has {len(image['texts'])} raw texts but {len(image['sources'])} sources"
             )
         taken = {name: captions_of_one.take(image) for name, captions_of_one in captions.items()}
-        _add_image(joined, image, taken, rules, drops or {}, json_columns)
+        _Image(image, taken, rules, scores, json_columns).add_to(joined, drops or {})
     for captions_of_one in captions.values():
         captions_of_one.check_all_taken()
     joined.dropped.sort(key=lambda row: (row["key"], row["what"], row["reason"], row["detail"]))
@@ -181,38 +198,119 @@ def join(
     return joined
 
 
-def _add_image(
-    joined: Joined,
-    image: SampleRow,
-    taken: Mapping[str, LongText],
-    rules: Filters,
-    drops: Drops,
-    json_columns: Mapping[str, Mapping[str, ColumnType]],
-) -> None:
-    """Add one image with its captions to the samples, or to what is left out, for the first reason that applies."""
-    raws = raw_texts(image["texts"], image["sources"], rules)
-    dropped_texts: list[tuple[str, str, str]] = [(RAW, reason, text) for text, reason in raws.left_out]
-    row = _image_columns(image, raws)
-    for name, long_text in taken.items():
-        rejection = long_text.rejection(rules)
+class _Image:
+    """One image with its texts: what of it is in the dataset, and what is left out."""
+
+    def __init__(
+        self,
+        image: SampleRow,
+        taken: Mapping[str, LongText],
+        rules: Filters,
+        scores: ShardScores,
+        json_columns: Mapping[str, Mapping[str, ColumnType]],
+    ) -> None:
+        self._image, self._taken, self._rules, self._recipe = image, taken, rules, scores.recipe
+        self._json_columns = json_columns
+        self._scores = scores.take(image)
+        self._left_out: list[tuple[str, str, str]] = []
+        """What, reason and text of each text that is left out of the sample."""
+        self._of_texts: list[TextScores] = []
+        """The scores of the long texts that are kept."""
+        self.raws = self._raw_texts()
+        self.row = _image_columns(image, self.raws)
+        self._score_columns: SampleRow = {}
+        for name, long_text in taken.items():
+            self._add_text(name, long_text)
+        if of_raws := self._scores.raws(len(image["texts"])):
+            kept = [of_raws[index] for index in self.raws.kept_indices]
+            for name in self._recipe.names_of_texts:
+                self._score_columns[schema.raw_scores_column(name)] = [of_raw[name] for of_raw in kept]
+        self.row |= self._score_columns | self._scores.image
+
+    def add_to(self, joined: Joined, drops: Drops) -> None:
+        """Add the image to the samples, or to what is left out, for the first reason that applies."""
+        long_texts = sum(self.row[name] is not None for name in self._taken)
+        reason, detail, distance = image_rejection(self._image, self._rules) or self.raws.reason, "", None
+        if reason is None and self._image["key"] in drops:
+            reason, detail, distance = drops[self._image["key"]]
+        reason = reason or self._score_rejection()
+        if reason is None and long_texts < self._rules.min_long_texts:
+            reason, detail = TOO_FEW_LONG_TEXTS, str(long_texts)
+        left_out = self._left_out
+        if reason is None:
+            joined.rows.append(self.row)
+        else:
+            joined.drop(self._image, SAMPLE, reason, detail, distance)
+            # New captions would bring the sample back, so outdated ones are listed. Other texts are dropped with it.
+            left_out = [text for text in left_out if reason == TOO_FEW_LONG_TEXTS and text[1] in OUTDATED]
+        for what, text_reason, text in left_out:
+            joined.drop(self._image, what, text_reason, text)
+
+    def _raw_texts(self) -> RawTexts:
+        texts, sources = self._image["texts"], self._image["sources"]
+        rejections = [self._recipe.rejection("raw", scores) for scores in self._scores.raws(len(texts))]
+        raws = raw_texts(texts, sources, self._rules, rejections)
+        self._left_out += [(RAW, reason, text) for text, reason in raws.left_out]
+        return raws
+
+    def _score_rejection(self) -> str | None:
+        """Why the sample is left out because of its score, or of those of all its long texts."""
+        for limit in self._recipe.limits:
+            if limit.of == "samples":
+                is_of_image = limit.score in self._scores.image
+                value = self._scores.image[limit.score] if is_of_image else best(self._whole_scores(), limit)
+                if reason := limit.rejection(value):
+                    return reason
+        return None
+
+    def _whole_scores(self) -> list[Scores]:
+        return [scores.text for scores in self._of_texts]
+
+    def _add_text(self, captioner: str, long_text: LongText) -> None:
+        """Add the columns of one captioner. A text without any sub-caption (blank, or only full stops) is no text."""
+        rejection = long_text.rejection(self._rules)
+        text = long_text.text if rejection is None else None
+        pieces = subcaptions.split(text or "", self._rules.sub_captions)
+        scores = self._scores.text(captioner, len(pieces)) if pieces else NO_TEXT
+        if pieces:
+            self._of_texts.append(scores)
+            rejection = self._recipe.rejection("texts", scores.text)
+        if rejection is None and captioner not in self._recipe.whole_texts:
+            text, pieces, scores, rejection = self._without_rejected_pieces(captioner, text, pieces, scores)
         if rejection is not None:
-            dropped_texts.append((name, rejection, long_text.text or ""))
-        row |= _text_columns(name, long_text, rejection is None, rules)
-        row |= _value_columns(name, long_text, row[name], json_columns.get(name, {}))
-    long_texts = sum(row[name] is not None for name in taken)
-    reason, detail, distance = image_rejection(image, rules) or raws.reason, "", None
-    if reason is None and image["key"] in drops:
-        reason, detail, distance = drops[image["key"]]
-    if reason is None and long_texts < rules.min_long_texts:
-        reason, detail = TOO_FEW_LONG_TEXTS, str(long_texts)
-    if reason is None:
-        joined.rows.append(row)
-    else:
-        joined.drop(image, SAMPLE, reason, detail, distance)
-        # New captions would bring the sample back, so outdated ones are listed. Other texts are dropped with it.
-        dropped_texts = [text for text in dropped_texts if reason == TOO_FEW_LONG_TEXTS and text[1] in OUTDATED]
-    for what, text_reason, text in dropped_texts:
-        joined.drop(image, what, text_reason, text)
+            self._left_out.append((captioner, rejection, long_text.text or ""))
+            text, pieces, scores = None, [], NO_TEXT
+        flags = [] if long_text.outdated else long_text.flags
+        self.row |= {
+            captioner: text if pieces else None,
+            captioner + SUB_SUFFIX: pieces,
+            captioner + FLAGS_SUFFIX: " ".join(flags),
+        }
+        self.row |= _value_columns(captioner, long_text, self.row[captioner], self._json_columns.get(captioner, {}))
+        for name in self._recipe.names_of_texts:
+            whole = scores.text.get(name) if pieces else None
+            self._score_columns[schema.text_score_column(captioner, name)] = whole
+            of_pieces = [piece[name] for piece in scores.pieces]
+            self._score_columns[schema.piece_scores_column(captioner, name)] = of_pieces
+
+    def _without_rejected_pieces(
+        self, captioner: str, text: str | None, pieces: list[str], scores: TextScores
+    ) -> tuple[str | None, list[str], TextScores, str | None]:
+        """A text without the sub-captions whose scores are beyond a limit, and why it is left out if none is left."""
+        reasons = [self._recipe.rejection("sub_captions", piece) for piece in scores.pieces]
+        if not any(reasons):
+            return text, pieces, scores, None
+        kept = [index for index, reason in enumerate(reasons) if reason is None]
+        if not kept:
+            return text, pieces, scores, NO_SUB_CAPTION
+        self._left_out += [
+            (captioner + SUB_SUFFIX, reason, piece)
+            for piece, reason in zip(pieces, reasons, strict=True)
+            if reason is not None
+        ]
+        pieces = [pieces[index] for index in kept]
+        of_kept = TextScores(scores.text, [scores.pieces[index] for index in kept])
+        return subcaptions.join(pieces, self._rules.sub_captions), pieces, of_kept, None
 
 
 def _image_columns(image: SampleRow, raws: RawTexts) -> SampleRow:
@@ -223,18 +321,6 @@ def _image_columns(image: SampleRow, raws: RawTexts) -> SampleRow:
         "raw": raw,
         "sources": [source for _, source in raws.kept],
         "raws": [text for text, _ in raws.kept],
-    }
-
-
-def _text_columns(captioner: str, long_text: LongText, is_kept: bool, rules: Filters) -> SampleRow:
-    """The columns of one captioner. A text without any sub-caption (blank, or only full stops) counts as no text."""
-    text = long_text.text if is_kept else None
-    pieces = subcaptions.split(text or "", rules.sub_captions)
-    flags = [] if long_text.outdated else long_text.flags
-    return {
-        captioner: text if pieces else None,
-        captioner + SUB_SUFFIX: pieces,
-        captioner + FLAGS_SUFFIX: " ".join(flags),
     }
 
 

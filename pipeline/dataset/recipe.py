@@ -45,6 +45,7 @@ def recipe_of(run: Run, manifest: Manifest, captioners: Sequence[str] = ()) -> R
         {name: str(recorded["id"]) for name, recorded in settings.items()},
         Filters.of(manifest),
         {name: dict(types) for name, types in columns.items() if types},
+        json_captioners=tuple(name for name, recorded in settings.items() if recorded.get("structured")),
     )
 
 

@@ -9,16 +9,15 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from lotlip_data.manifests import artifacts, storage, wording
-from lotlip_data.manifests.artifacts import digest
-from lotlip_data.manifests.formats import dataset_index, schema
+from lotlip_data.manifests.formats import dataset_index, schema, score_file
 from lotlip_data.manifests.formats.dataset_index import DatasetError, ShardFile, ShardRecord
 from lotlip_data.manifests.formats.tar_reader import open_seekable
 from lotlip_data.manifests.iteration import map_ordered
@@ -34,12 +33,15 @@ from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.core.upstream import NOT_YET, NotYet, Upstream
 from lotlip_data.pipeline.curation.exclusions import find_exclusions, read_list
 from lotlip_data.pipeline.dataset import metadata
+from lotlip_data.pipeline.dataset.builds import BuildTask, plan_builds
 from lotlip_data.pipeline.dataset.inputs import complete_shards, ready_shards
 from lotlip_data.pipeline.dataset.join import Captions, Drops, Joined, join
 from lotlip_data.pipeline.dataset.metadata import Recipe
 from lotlip_data.pipeline.dataset.outdated import OutdatedCaptions, caption_command
 from lotlip_data.pipeline.dataset.publish import publish, published
 from lotlip_data.pipeline.dataset.recipe import recipe_of, wanted_captioners
+from lotlip_data.pipeline.dataset.score_limits import resolve_scores
+from lotlip_data.pipeline.dataset.scores import ShardScores
 from lotlip_data.pipeline.dataset.writer import DamagedShard, ImageTar, SpooledImages, write_shard
 from lotlip_data.pipeline.downloading.reader import fetched_images, refetch_remedy
 from lotlip_data.pipeline.downloading.remaining import remaining
@@ -117,6 +119,10 @@ def _build_as_they_come(manifest: Manifest, run: Run, captioners: Sequence[str],
     stage wait for the download.
     """
     summary = ShardSummary()
+    if manifest.scores:
+        logger.info("shard: the dataset has scores, so no shard is written before all captions are scored")
+        before.captions.wait()
+        return summary
     if manifest.clean.compares_images:
         logger.info("shard: `clean` compares images with each other, so no shard is written before the last image")
         before.images.wait()
@@ -169,14 +175,17 @@ def _build_dataset(manifest: Manifest, run: Run, captioners: Sequence[str]) -> S
         logger.info(f"dataset settings changed ({'; '.join(changes)}): affected shards are built again")
     exclusions, unsurveyed = find_exclusions(run, manifest.clean, recipe.rules)
     ready, missing = ready_shards(run, manifest, fetched, list(recipe.captioners), f"lotlip-data shard {run.url}")
-    for line in missing:
+    scores = resolve_scores(run, manifest, recipe.captioners, recipe.json_captioners, ledger.shards_with_images(run))
+    recipe = replace(recipe, scores=scores.recipe)
+    unscored = scores.missing if not missing else []  # what is missing before the scores is missing in them too
+    for line in missing + unscored:
         logger.info(line)
-    tasks = plan_builds(run, recipe, fetched, exclusions)
+    tasks = plan_builds(run, recipe, fetched, exclusions, scores.files)
     done = set(dataset_index.done_shards(run))
     pending = [task for task in tasks if (task.shard, task.fingerprint) not in done]
-    summary = ShardSummary(skipped=len(tasks) - len(pending), failed=unsurveyed + missing)
+    summary = ShardSummary(skipped=len(tasks) - len(pending), failed=unsurveyed + missing + unscored)
     del done, earlier  # most of the memory of a large run
-    to_build = [] if unsurveyed else [task for task in pending if task.shard in ready]
+    to_build = [] if unsurveyed or scores.missing else [task for task in pending if task.shard in ready]
     _build_all(run, recipe, to_build, summary, len(to_build))
     if not summary.failed:
         outdated = OutdatedCaptions()
@@ -186,54 +195,6 @@ def _build_dataset(manifest: Manifest, run: Run, captioners: Sequence[str]) -> S
         for line in outdated.messages(run, "are left out", f", see `dropped_texts` in {run.dataset}"):
             logger.info(line)
     return summary
-
-
-@dataclass(frozen=True, slots=True)
-class BuildTask:
-    """One shard to build."""
-
-    shard: int
-    fingerprint: str
-    exclusions: str | None = None
-    """The file in `clean/left_out` with the images to leave out because of other images; None if there are none."""
-
-
-class Identified(Protocol):
-    """What is made of the texts of some captioners: the recipe of a dataset, or an export."""
-
-    @property
-    def id(self) -> str:
-        """Identifies all settings that decide the result."""
-
-    @property
-    def captioners(self) -> Mapping[str, str]:
-        """Ids of the captioners by name."""
-
-
-def plan_builds(
-    run: Run, recipe: Identified, shards: Iterable[int], exclusions: Mapping[int, str] | None = None
-) -> list[BuildTask]:
-    """The shards with the fingerprints of recipe, images, captions and exclusions. One listing per folder.
-
-    Args:
-        run: The run.
-        recipe: The recipe of the dataset, or the export.
-        shards: Numbers of the input shards.
-        exclusions: The file of excluded images by shard, as `find_exclusions` returns it.
-    """
-    shards = list(shards)
-
-    def stamps(folder: str, ending: str) -> list[str | None]:
-        stamp_by_name = storage.list_stamps(folder, ending)
-        return [stamp_by_name.get(f"{shard_name(shard)}{ending}") for shard in shards]
-
-    images = stamps(run.images, "_stats.json")
-    captions = [stamps(run.captioner(name), ".parquet") for name in recipe.captioners]
-    tasks = []
-    for shard, image, *texts in zip(shards, images, *captions, strict=True):
-        excluded = (exclusions or {}).get(shard)
-        tasks.append(BuildTask(shard, digest(recipe.id, image, texts, excluded), excluded))
-    return tasks
 
 
 def _read_records(run: Run, tasks: Sequence[BuildTask]) -> Iterator[ShardRecord]:
@@ -295,7 +256,10 @@ def build_shard(run: Run, recipe: Recipe, task: BuildTask) -> ShardRecord:
         captions = {name: read_captions(run, name, number, recipe.json_columns.get(name)) for name in recipe.captioners}
         with ExitStack() as open_files:
             images = _open_images(run, number, marker, scratch, open_files)
-            joined = join(images.metas.values(), captions, recipe.rules, _read_drops(run, task, images.metas))
+            drops = _read_drops(run, task, images.metas)
+            tables = {name: score_file.read_scores(run, name, file) for name, file in task.scores}
+            scores = ShardScores(recipe.scores, tables)
+            joined = join(images.metas.values(), captions, recipe.rules, drops, scores)
             files = write_shard(run.shards, number, recipe, joined.rows, images.image, recipe.columns, scratch)
         return _commit(run, recipe, task, joined, files)
 

@@ -206,7 +206,7 @@ def _check_samples(
     Adds the uids of the Parquet file to `uids`.
     """
     table = artifacts.read_parquet(output.parquet_url, f"{_rebuild(run, record)}.")
-    if not table.schema.equals(schema.dataset(content["captioners"], content.get("json_columns"))):
+    if not table.schema.equals(schema.dataset_of(content)):
         names = ", ".join(table.schema.names)
         return [Problem(output.parquet_url, f"has other columns than {run.dataset} says: {names}")]
     rows = list(zip(table["key"].to_pylist(), table["uid"].to_pylist(), strict=True))

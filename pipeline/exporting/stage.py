@@ -28,10 +28,11 @@ from lotlip_data.pipeline.core.ledger import fetched_shards
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.core.scratch import scratch_folder
+from lotlip_data.pipeline.dataset.builds import BuildTask, plan_builds
 from lotlip_data.pipeline.dataset.inputs import ready_shards
 from lotlip_data.pipeline.dataset.outdated import OutdatedCaptions
 from lotlip_data.pipeline.dataset.recipe import captioner_settings, select_texts
-from lotlip_data.pipeline.dataset.stage import BuildTask, plan_builds, read_captions
+from lotlip_data.pipeline.dataset.stage import read_captions
 from lotlip_data.pipeline.downloading.reader import fetched_images, fetched_rows
 from lotlip_data.pipeline.exporting.folder import ExportFolder, ExportRecord
 from lotlip_data.pipeline.exporting.formats import FORMATS, Format, format_of

@@ -39,7 +39,7 @@ def published_card(content: str, description: Description, layout: Layout) -> st
     summary = description.summary
     front_matter = _parse(front) if opening else dataset_card.front_matter(description)
     columns = dataset_card.features if layout.images else dataset_card.columns
-    front_matter[dataset_card.FEATURES] = {"features": columns(summary["captioners"], summary.get("json_columns"))}
+    front_matter[dataset_card.FEATURES] = {"features": columns(summary)}
     front_matter["configs"] = dataset_card.configs(
         {split: [layout.path(name) for name in names] for split, names in layout.data_files(description).items()}
     )

@@ -17,10 +17,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
+from lotlip_data.manifests.formats.score_file import RAW as RAW
 from lotlip_data.manifests.settings.base import Settings
-
-RAW = "raw"
-"""The name of each raw text of an image. The other texts have the name of their captioner."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Samples:
     sub_captions: SplitMode
     files: tuple[ShardFile, ...]
     json_columns: schema.JsonColumns = field(default_factory=dict)
+    scorers: schema.Scorers = field(default_factory=dict)
 
     @property
     def parquets(self) -> list[str]:
@@ -35,7 +36,7 @@ class Samples:
     @property
     def columns(self) -> pa.Schema:
         """The schema of every Parquet file."""
-        return schema.dataset(self.captioners, self.json_columns)
+        return schema.dataset(self.captioners, self.json_columns, self.scorers)
 
     @property
     def total(self) -> int:
@@ -59,4 +60,5 @@ def open_samples(run: Run) -> Samples:
         sub_captions=content["sub_captions"],
         files=tuple(dataset_index.shard_files(run, content)),
         json_columns=content.get("json_columns", {}),
+        scorers=schema.scorers_of(content),
     )

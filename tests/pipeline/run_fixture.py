@@ -25,8 +25,9 @@ from lotlip_data.manifests.formats.schema import CAPTIONS, IMAGES, LISTS, SUCCES
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.manifests.sources.sample_id import uid_from_url
+from lotlip_data.pipeline.dataset.builds import plan_builds
 from lotlip_data.pipeline.dataset.metadata import Recipe
-from lotlip_data.pipeline.dataset.stage import build_shard, plan_builds
+from lotlip_data.pipeline.dataset.stage import build_shard
 from lotlip_data.pipeline.downloading.failures import count_failures
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text, raw_text
 from lotlip_data.synthetic.scenes import SPLITS, Scene, render, sample_scene

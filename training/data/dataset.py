@@ -14,13 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from lotlip_data.manifests import artifacts
+from lotlip_data.manifests import artifacts, subcaptions
 from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.manifests.formats.dataset_index import DatasetError, ShardFile
 from lotlip_data.manifests.formats.schema import SUB_SUFFIX
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.subcaptions import SplitMode
-from lotlip_data.training.data.tokenizer import join_sub_captions
 
 Content = TypeVar("Content")
 
@@ -160,7 +159,7 @@ class TextPicker:
     def _window(self, pieces: list[str], rng: np.random.Generator) -> str:
         count = min(self.sub_captions, len(pieces))
         first = int(rng.integers(len(pieces) - count + 1))
-        return join_sub_captions(pieces[first : first + count], self.mode)
+        return subcaptions.join(pieces[first : first + count], self.mode)
 
 
 class TextReader:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from lotlip_data.manifests import subcaptions
-from lotlip_data.manifests.subcaptions import SplitMode
 
 TextForm = Literal["authors", "punkt"]
 
@@ -30,13 +29,6 @@ def clean_text(text: str) -> str:
     import ftfy
 
     return _WHITESPACE.sub(" ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip()
-
-
-def join_sub_captions(pieces: Sequence[str], mode: SplitMode) -> str:
-    """The text that splits into the sub-captions `pieces` in `mode`. The authors' rule drops full stops."""
-    if mode == "punkt" or not pieces:
-        return " ".join(pieces)
-    return ". ".join(pieces) + "."
 
 
 @dataclass(frozen=True)

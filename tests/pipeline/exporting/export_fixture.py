@@ -7,7 +7,7 @@ from typing import Any
 
 from lotlip_data.manifests import manifest
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.dataset.stage import plan_builds
+from lotlip_data.pipeline.dataset.builds import plan_builds
 from lotlip_data.pipeline.exporting.stage import Export, ExportTask, describe, export, export_shard
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.run_fixture import FakeRun

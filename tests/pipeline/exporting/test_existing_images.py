@@ -13,7 +13,7 @@ import webdataset
 from lotlip_data.manifests import manifest
 from lotlip_data.manifests.manifest import Manifest, with_absolute_paths
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline.dataset.stage import plan_builds
+from lotlip_data.pipeline.dataset.builds import plan_builds
 from lotlip_data.pipeline.downloading.commit import DownloadTask, fetch_and_commit
 from lotlip_data.pipeline.downloading.reader import fetched_images
 from lotlip_data.pipeline.existing_images.partition import ExistingImages

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lotlip_data.manifests.subcaptions import split
-from lotlip_data.training.data.tokenizer import TextTokenizer, clean_text, join_sub_captions
+from lotlip_data.manifests.subcaptions import join, split
+from lotlip_data.training.data.tokenizer import TextTokenizer, clean_text
 from tests.training.models import reference
 
 CLS, SEP = 101, 102
@@ -42,7 +42,7 @@ def test_the_punkt_form_keeps_full_stops_and_does_not_split_after_dr():
 def test_joined_sub_captions_have_the_tokens_of_their_text(mode):
     text = "A red car is parked. Two dogs run. The sky is pale."
     tokenizer = reference.tokenizer(2)
-    assert tokenizer.encode([join_sub_captions(split(text, mode), mode)]) == tokenizer.encode([text])
+    assert tokenizer.encode([join(split(text, mode), mode)]) == tokenizer.encode([text])
 
 
 def test_a_context_without_room_for_text_is_rejected():

@@ -1,0 +1,447 @@
+"""The score stage: every scorer of the manifest gives its numbers to the images and texts of every shard, on Ray.
+
+A shard's scores are one Parquet file per scorer, committed by one exclusive create. Its name identifies the scorer's
+settings, the images and the captions, so scores of an earlier state are not taken for current ones; they are removed
+once the current ones are complete.
+"""
+
+import functools
+import json
+import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from lotlip_data.manifests import artifacts, storage, wording
+from lotlip_data.manifests.artifacts import digest
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import score_file
+from lotlip_data.manifests.formats.schema import SUCCESS
+from lotlip_data.manifests.formats.score_file import RAW, SCORES, ScorerRecord
+from lotlip_data.manifests.iteration import map_ordered
+from lotlip_data.manifests.manifest import Manifest
+from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
+from lotlip_data.manifests.run_layout import Run, shard_name
+from lotlip_data.manifests.settings.scores import ScorerEntry
+from lotlip_data.manifests.subcaptions import split
+from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.core.checks import check_gpus
+from lotlip_data.pipeline.core.findings import require
+from lotlip_data.pipeline.core.ledger import WorkRecord
+from lotlip_data.pipeline.core.outcome import one_line
+from lotlip_data.pipeline.core.ray_cluster import cluster, cpus_per_gpu
+from lotlip_data.pipeline.core.ray_tasks import assigned_device, device_failures, run_ray_tasks
+from lotlip_data.pipeline.core.scratch import scratch_folder
+from lotlip_data.pipeline.dataset.builds import plan_builds
+from lotlip_data.pipeline.dataset.inputs import ready_shards
+from lotlip_data.pipeline.dataset.recipe import captioner_settings, select_texts
+from lotlip_data.pipeline.dataset.score_limits import score_files
+from lotlip_data.pipeline.dataset.stage import read_captions
+from lotlip_data.pipeline.downloading.reader import fetched_images, fetched_rows
+from lotlip_data.pipeline.scoring.base import (
+    DatasetScorer,
+    ImageScores,
+    ImageText,
+    ScoredImage,
+    Scorer,
+    ShardScorer,
+    Survey,
+    TextScore,
+)
+from lotlip_data.pipeline.scoring.registry import load_scorer
+
+logger = logging.getLogger(__name__)
+
+GPUS_PER_TASK = 0.5
+"""GPUs of a task of a scorer with a model, where the cluster has GPUs: while one task reads, the other computes."""
+_ROWS_IN_MEMORY = 1000
+_REMEDY = "Remove it and run `lotlip-data score` again."
+
+
+@dataclass
+class ScoreSummary:
+    """What one call did, by scorer."""
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Shards that an earlier call had scored."""
+    scored: Counter[str] = field(default_factory=Counter)
+    """Shards that this call scored."""
+    images: Counter[str] = field(default_factory=Counter)
+    """Images of these shards."""
+    without: dict[str, Counter[str]] = field(default_factory=dict)
+    """Images of these shards without scores, by reason."""
+    failed: list[str] = field(default_factory=list)
+    """What could not be scored, each with its reason, or what is missing, each with the command that brings it."""
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return not (self.scored or self.failed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts by scorer, as `--json` prints them."""
+        return {
+            name: {
+                "shards_skipped": self.skipped[name],
+                "shards_scored": self.scored[name],
+                "images": self.images[name],
+                "without_scores": dict(self.without.get(name, {})),
+            }
+            for name in self.skipped
+        }
+
+    def lines(self) -> list[str]:
+        """The counts for people."""
+        lines = []
+        for name, shards in self.scored.items():
+            images = wording.count(self.images[name], "image")
+            lines.append(f"score: {name}: {wording.count(shards, 'shard')} with {images}")
+            for reason, count in self.without.get(name, Counter()).most_common():
+                lines.append(f"  {wording.count(count, 'image')} without scores: {reason}")
+        return lines
+
+
+def score(manifest: Manifest, run: Run, names: Sequence[str] = (), gpus: float | None = None) -> ScoreSummary:
+    """Score every shard that has images and captions by all captioners.
+
+    Args:
+        manifest: The manifest of the run.
+        run: The run.
+        names: Scorers to run. Default: all of the manifest.
+        gpus: GPUs that Ray reserves per task of a scorer with a model. Default: each entry's, otherwise GPUS_PER_TASK
+            where the cluster has GPUs.
+
+    Raises:
+        UserError: The run has no images, the manifest has no such scorer, or a model cannot be loaded.
+    """
+    entries = [entry for entry in manifest.scores if not names or entry.label in names]
+    if unknown := sorted(set(names) - {entry.label for entry in entries}):
+        known = ", ".join(entry.label for entry in manifest.scores) or "none"
+        raise UserError(f"there is no scorer {unknown[0]} in {run.manifest}; its `scores` are {known}")
+    if not entries:
+        raise UserError(f"{run.manifest}: has no `scores`; add scorers, such as `scores: [repetition]`")
+    fetched = ledger.fetched_shards(run)
+    if not fetched:
+        raise UserError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
+    captioners = {name: str(captioner_settings(run, name)["id"]) for name in select_texts(run, manifest)}
+    require([check_gpus("score", gpus or 0), *(check_gpus(entry.label, entry.gpus or 0) for entry in entries)])
+    scorings = [_Scoring(run, manifest, entry, captioners, gpus) for entry in entries]  # loads each model once
+    ready, missing = ready_shards(run, manifest, fetched, list(captioners), f"lotlip-data score {run.url}")
+    summary = ScoreSummary(failed=list(missing))
+    for line in missing:
+        logger.info(line)
+    shards = sorted(ready & set(ledger.shards_with_images(run)))
+    for scoring in scorings:
+        scoring.claim()
+        scoring.run_on(shards, summary, complete=not missing)
+    return summary
+
+
+class _Scoring:
+    """One scorer of a run, and its work."""
+
+    def __init__(
+        self, run: Run, manifest: Manifest, entry: ScorerEntry, captioners: Mapping[str, str], gpus: float | None
+    ) -> None:
+        scorer = load_scorer(entry)
+        self._run, self._entry, self._scorer = run, entry, scorer
+        self._gpus = entry.gpus if gpus is None or not entry.model else gpus
+        self.name = entry.label
+        is_of_texts = scorer.scores == "texts"
+        rule = manifest.shard.sub_captions
+        settings = json.loads(json.dumps({"kind": entry.kind, **scorer.identity}))
+        self.record = ScorerRecord(
+            id=digest(settings, rule if is_of_texts else None),
+            kind=entry.kind,
+            scores=scorer.scores,
+            better=scorer.better,
+            dataset_wide=hasattr(scorer, "combine"),
+            sub_captions=rule,
+            captioners=dict(captioners) if is_of_texts else {},
+            settings=settings,
+        )
+
+    def claim(self) -> None:
+        """Write what makes the scores. Scores of other settings stay until those of these are complete."""
+        earlier = score_file.read_scorer(self._run, self.name)
+        if earlier == self.record:
+            return
+        if earlier is not None and earlier.id != self.record.id:
+            logger.info(f"{self.name}: its settings or its model have changed, so all shards are scored again")
+        storage.replace(self._run.scorer_settings(self.name), artifacts.encode_json(asdict(self.record), indent=1))
+
+    def run_on(self, shards: Sequence[int], summary: ScoreSummary, complete: bool) -> None:
+        """Score what is not scored of these shards.
+
+        Args:
+            shards: The shards that have images and all captions.
+            summary: Gets the counts.
+            complete: Whether these are all shards of the run with images.
+        """
+        run, name = self._run, self.name
+        if self.record.dataset_wide and not complete:
+            logger.info(f"{name}: compares all images, so it waits until none is missing")
+            summary.skipped[name] += 0
+            return
+        storage.check_writable(run.scorer(name))
+        wanted = score_files(run, self.record, shards)
+        existing = set(storage.list_names(run.scorer(name), score_file.ENDING))
+        pending = {shard: file for shard, file in wanted.items() if file not in existing}
+        summary.skipped[name] = len(wanted) - len(pending)
+        failures = len(summary.failed)
+        if pending and self.record.dataset_wide:
+            self._compare(shards, pending, summary)
+        elif pending:
+            task = functools.partial(score_shard, run, self._entry, self.record)
+            self._run_tasks(task, list(pending.items()), len(pending), summary)
+        if complete and len(summary.failed) == failures:
+            for file in existing.difference(wanted.values()):
+                storage.remove(run.score_file(name, file))
+
+    def _run_tasks(self, task: Any, items: Iterable[Any], total: int, summary: ScoreSummary) -> None:
+        name = self.name
+        summary.without.setdefault(name, Counter())
+        with cluster(), progress_bar(f"score {name}", total, "shard") as bar:
+            gpus = self._gpus
+            if gpus is None:
+                gpus = GPUS_PER_TASK if self._entry.model and cpus_per_gpu() is not None else 0
+            for (shard, *_), result in run_ray_tasks(task, items, num_gpus=gpus, name=f"score {name}"):
+                bar.update()
+                if isinstance(result, Exception):
+                    summary.failed.append(f"{name}: shard {shard_name(shard)}: {one_line(result)}")
+                    logger.warning(summary.failed[-1])
+                    continue
+                counted = cast(ScoredShard, result)
+                summary.scored[name] += 1
+                summary.images[name] += counted.images
+                summary.without[name].update(counted.without)
+                logger.info(f"{name}: shard {shard_name(shard)} is scored", extra=SHOWN_BY_BAR)
+
+    def _compare(self, shards: Sequence[int], pending: Mapping[int, str], summary: ScoreSummary) -> None:
+        """Survey the shards that are not surveyed, compare all of them, and give each its numbers."""
+        run, name = self._run, self.name
+        stems = {
+            task.shard: f"{shard_name(task.shard)}-{task.fingerprint}" for task in plan_builds(run, self.record, shards)
+        }
+        surveys = _surveys(run, name)
+        left = [(shard, stem) for shard, stem in stems.items() if stem not in surveys]
+        failed = []
+        with progress_bar(f"survey {name}", len(left), "shard") as bar:
+            survey = functools.partial(survey_shard, run, self._entry, self.record)
+            for (shard, _), result in run_ray_tasks(survey, left, name=f"survey {name}"):
+                bar.update()
+                if isinstance(result, Exception):
+                    failed.append(f"{name}: shard {shard_name(shard)} could not be surveyed: {one_line(result)}")
+                    logger.warning(failed[-1])
+        if failed:
+            summary.failed += failed
+            return
+        surveys = _surveys(run, name)
+        current = {shard: surveys[stem] for shard, stem in stems.items()}
+        rows = sum(int(file.removesuffix(score_file.ENDING).rpartition("-")[2]) for file in current.values())
+        scorer = cast(DatasetScorer, self._scorer)
+        with scratch_folder("score") as scratch:
+            folder = scratch / "rows"
+            folder.mkdir()
+            read = map_ordered(lambda item: (item[0], _read_survey(run, name, item[1])), sorted(current.items()))
+            items = _with_files(scorer.combine(read, rows, folder), pending)
+            self._run_tasks(
+                functools.partial(assign_shard, run, self._entry, self.record), items, len(pending), summary
+            )
+        for file in set(surveys.values()).difference(current.values()):
+            storage.remove(run.score_survey(name, file))
+
+
+def _surveys(run: Run, name: str) -> dict[str, str]:
+    """The stored surveys by shard and fingerprint. The name of a file has the number of its rows, too."""
+    files = storage.list_names(run.score_survey(name), score_file.ENDING)
+    return {file.rpartition("-")[0]: file for file in files}
+
+
+def _with_files(
+    numbers: Iterable[tuple[int, np.ndarray]], files: Mapping[int, str]
+) -> Iterator[tuple[int, str, np.ndarray]]:
+    """The shards that are to be scored, each with its file and its numbers: none if it has no texts."""
+    left = dict(files)
+    for shard, of_shard in numbers:
+        if file := left.pop(shard, None):
+            yield shard, file, of_shard
+    for shard, file in left.items():
+        yield shard, file, np.zeros(0)
+
+
+@dataclass(frozen=True)
+class ScoredShard:
+    """What was committed of one shard."""
+
+    images: int
+    without: Counter[str]
+    """Images without scores, by reason."""
+
+
+def score_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: tuple[int, str]) -> ScoredShard:
+    """Score and commit one shard.
+
+    Args:
+        run: The run.
+        entry: The scorer.
+        record: What is committed beside its scores.
+        task: The shard, and the name of the file of its scores.
+    """
+    shard, file = task
+    started = time.time()
+    with _scorer_of_task(entry) as scorer:
+        scores = cast(ShardScorer, scorer).score
+        return _commit(run, entry.label, shard, file, _scored(run, record, shard, scorer, scores), started)
+
+
+def survey_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: tuple[int, str]) -> None:
+    """Survey one shard for a scorer that compares shards, and store the result.
+
+    Args:
+        run: The run.
+        entry: The scorer.
+        record: What is committed beside its scores.
+        task: The shard, and the name of the file without the number of its rows.
+    """
+    shard, stem = task
+    with _scorer_of_task(entry) as scorer:
+        survey = cast(DatasetScorer, scorer).survey(iter_images(run, record, shard, scorer.reads_images))
+    columns = {str(index): pa.array(column, pa.uint64()) for index, column in enumerate(survey.columns)}
+    rows = len(survey.columns[0])
+    storage.create(run.score_survey(entry.label, f"{stem}-{rows}.parquet"), artifacts.encode_parquet(pa.table(columns)))
+
+
+def _read_survey(run: Run, name: str, file: str) -> Survey:
+    table = artifacts.read_parquet(run.score_survey(name, file), _REMEDY)
+    return Survey(tuple(column.to_numpy() for column in table.columns))
+
+
+def assign_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: tuple[int, str, np.ndarray]) -> ScoredShard:
+    """Commit the scores of one shard from its numbers.
+
+    Args:
+        run: The run.
+        entry: The scorer, which compares shards.
+        record: What is committed beside its scores.
+        task: The shard, the name of the file of its scores, and the numbers of the rows of its survey.
+    """
+    shard, file, numbers = task
+    started = time.time()
+    with _scorer_of_task(entry) as scorer:
+        assign = functools.partial(cast(DatasetScorer, scorer).assign, numbers=numbers.tolist())
+        return _commit(run, entry.label, shard, file, _scored(run, record, shard, scorer, assign), started)
+
+
+def iter_images(run: Run, record: ScorerRecord, shard: int, reads_images: bool) -> Iterator[ScoredImage]:
+    """The images of a shard with their texts.
+
+    Args:
+        run: The run.
+        record: The scorer, with the captioners whose texts it scores.
+        shard: The number of the shard.
+        reads_images: Whether the image files are needed.
+    """
+    captions = {name: read_captions(run, name, shard) for name in record.captioners}
+    for meta, content in _fetched(run, shard, reads_images):
+        texts = [ImageText(RAW, text or "") for text in meta["texts"]]
+        for name, of_captioner in captions.items():
+            taken = of_captioner.take(meta)
+            if taken.text is not None and taken.outdated is None:
+                texts.append(ImageText(name, taken.text, tuple(split(taken.text, record.sub_captions))))
+        yield ScoredImage(meta["uid"], meta["sha256"], content, tuple(texts))
+
+
+def _fetched(run: Run, shard: int, reads_images: bool) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+    if reads_images:
+        for image in fetched_images(run, shard):
+            yield image.meta, image.image
+        return
+    marker = ledger.read_image_stats(run, shard)
+    for batch in fetched_rows(run, shard, marker, None).to_batches(_ROWS_IN_MEMORY):
+        for row in batch.to_pylist():
+            if row["status"] == SUCCESS:
+                yield row, b""
+
+
+def _scored(
+    run: Run,
+    record: ScorerRecord,
+    shard: int,
+    scorer: Scorer,
+    scores: Callable[[Iterable[ScoredImage]], Iterator[ImageScores]],
+) -> Iterator[tuple[ScoredImage, ImageScores]]:
+    """The images of a shard with their scores. Raises ValueError if the scorer does not give as many as it should."""
+    waiting: deque[ScoredImage] = deque()
+
+    def read() -> Iterator[ScoredImage]:
+        for image in iter_images(run, record, shard, scorer.reads_images):
+            waiting.append(replace(image, content=b""))
+            yield image
+
+    for of_image in scores(read()):
+        if not waiting:
+            raise ValueError("the scorer gave more scores than there are images")
+        image = waiting.popleft()
+        yield image, _checked(image, of_image, record.scores_texts)
+    if waiting:
+        raise ValueError("the scorer gave fewer scores than there are images")
+
+
+def _checked(image: ScoredImage, scores: ImageScores, of_texts: bool) -> ImageScores:
+    """The scores of an image as they are stored: null for each text of an image without scores."""
+    if scores.error is None and of_texts:
+        counts = [len(text.pieces) for text in scores.texts]
+        if counts != [len(text.pieces) for text in image.texts]:
+            raise ValueError(f"the scorer gave scores of other texts or sub-captions than image {image.uid} has")
+    if scores.error is None:
+        values = [scores.image, *(value for text in scores.texts for value in (text.score, *text.pieces))]
+        if all(value is None or math.isfinite(value) for value in values):
+            return scores
+        scores = ImageScores(error="a score is not a finite number")
+    texts = tuple(TextScore(None, (None,) * len(text.pieces)) for text in image.texts) if of_texts else ()
+    return ImageScores(texts=texts, error=scores.error)
+
+
+def _commit(
+    run: Run, name: str, shard: int, file: str, scored: Iterable[tuple[ScoredImage, ImageScores]], started: float
+) -> ScoredShard:
+    rows, without = [], Counter[str]()
+    for image, scores in scored:
+        texts = [
+            {"name": text.name, "score": of_text.score, "pieces": list(of_text.pieces)}
+            for text, of_text in zip(image.texts, scores.texts, strict=False)
+        ]
+        rows.append(
+            {"uid": image.uid, "sha256": image.sha256, "image": scores.image, "texts": texts, "error": scores.error}
+        )
+        if scores.error is not None:
+            without[scores.error] += 1
+    table = pa.Table.from_pylist(rows, schema=SCORES)
+    storage.create(run.score_file(name, file), artifacts.encode_parquet(table))
+    ended = time.time()
+    work = WorkRecord(len(rows), without.total(), 0, int(started), int(ended), spent=int(1000 * (ended - started)))
+    ledger.record(run.score_ledger(name), shard, work)
+    return ScoredShard(len(rows), without)
+
+
+@contextmanager
+def _scorer_of_task(entry: ScorerEntry) -> Iterator[Scorer]:
+    """The scorer of an entry, loaded once per process, on the device that Ray reserved for the task."""
+    if not entry.model:
+        yield _loaded(json.dumps(entry.explicit), None)
+        return
+    device = assigned_device(f"scorer {entry.label}")
+    with device_failures(f"scorer {entry.label}"):
+        yield _loaded(json.dumps(entry.explicit), device)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(entry: str, device: str | None) -> Scorer:
+    return load_scorer(ScorerEntry.parse(json.loads(entry)), device)
