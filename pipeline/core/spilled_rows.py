@@ -9,6 +9,8 @@ import pyarrow as pa
 from lotlip_data.pipeline.core.external_buckets import ExternalBuckets
 
 ROWS_PER_BUCKET = 100_000
+MAX_BUCKETS = 4096
+"""A bucket is a file. From 410 million rows on, buckets have more than `ROWS_PER_BUCKET` rows."""
 BUFFER_BYTES = 4 << 20
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 """An odd number, so multiplication by it is one to one; it spreads clustered hashes over the buckets."""
@@ -24,18 +26,20 @@ def spread(hashes: np.ndarray) -> np.ndarray:
 class SpilledRows:
     """Rows of uint64 columns on disk, read bucket by bucket; the first column decides the bucket."""
 
-    def __init__(self, folder: Path, rows: int, *columns: str) -> None:
+    def __init__(self, folder: Path, rows: int, *columns: str, buffer_bytes: int = BUFFER_BYTES) -> None:
         """Args:
         folder: Where the rows are spilled; created here.
         rows: The number of rows that are expected; it decides the number of buckets.
         columns: The names of the columns after the first, which is called `order`.
+        buffer_bytes: Bytes of rows that are gathered before they are appended to the buckets. With thousands of
+            buckets, a small buffer makes tiny appends.
         """
         folder.mkdir()
         self.rows = rows
-        self.count = 1 + rows // ROWS_PER_BUCKET
+        self.count = min(1 + rows // ROWS_PER_BUCKET, MAX_BUCKETS)
         """The number of buckets."""
         self._schema = pa.schema([(name, U64) for name in ("order", *columns)])
-        self._buckets = ExternalBuckets(folder, self.count, self._schema, BUFFER_BYTES)
+        self._buckets = ExternalBuckets(folder, self.count, self._schema, buffer_bytes)
 
     def add(self, *columns: np.ndarray) -> None:
         """Add rows: one uint64 array per column, all of the same length."""
@@ -56,3 +60,12 @@ class SpilledRows:
         """The buckets with rows, in order."""
         self.flush()
         return (bucket for number in range(self.count) if len((bucket := self.bucket(number))[0]))
+
+    def drain(self) -> Iterator[list[np.ndarray]]:
+        """The buckets with rows, in order. Each is removed from disk when it has been read."""
+        self.flush()
+        for number in range(self.count):
+            bucket = self.bucket(number)
+            self._buckets.remove(number)
+            if len(bucket[0]):
+                yield bucket

@@ -45,6 +45,8 @@ class ScoredImage:
     """The stored file; empty for a scorer that reads texts alone."""
     texts: tuple[ImageText, ...]
     """The raw texts, then the long texts that exist, in the order of the captioners."""
+    url: str = ""
+    """Where it was downloaded from; empty for an image that has no URL."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ class ImageScores:
 
 
 class Scorer(Protocol):
-    """What all scorers have. Instances are pickled and sent to the tasks, so a model is loaded at the first shard."""
+    """What all scorers have. Instances are pickled and sent to the tasks, so a model is loaded at the first shard.
+
+    A class is called with `model: str | None` and `options`, an instance of its `settings_type`.
+    """
 
     scores: ClassVar[Literal["texts", "images"]]
     """Whether it scores texts and their sub-captions, or images."""
@@ -75,6 +80,8 @@ class Scorer(Protocol):
     """Whether it needs the image files. If not, no image is read."""
     better: ClassVar[Literal["higher", "lower"]]
     """Which scores are better. A combined score counts the lower ones with a minus."""
+    needs_model: ClassVar[bool]
+    """Whether an entry must name a `model`. If not, it must not."""
     settings_type: ClassVar[type[Settings]]
     """What the entry's `options` are validated as."""
 
@@ -119,4 +126,4 @@ class DatasetScorer(Scorer, Protocol):
         """
 
     def assign(self, images: Iterable[ScoredImage], numbers: Sequence[float]) -> Iterator[ImageScores]:
-        """The scores of each image, in order, from the numbers of its shard."""
+        """The scores of each image, in order, from the numbers of its shard. The images have no content here."""
