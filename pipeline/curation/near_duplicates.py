@@ -56,9 +56,9 @@ def near_duplicates(rows: SpilledRows, distance: int, folder: Path) -> Iterator[
     count = _spill_distinct(rows, folder / "distinct")
     columns = ("hash", "precedence", "position", "other_hash")
     candidates = SpilledRows(folder / "better", rows.rows, *columns)  # the same buckets as `rows`
-    for number, bands in enumerate(itertools.combinations(_bands(distance), 2)):
+    for number, pair in enumerate(itertools.combinations(bands(distance), 2)):
         scratch = folder / f"bands-{number}"
-        _compare(_read_distinct(folder / "distinct"), count, np.bitwise_or(*bands), distance, scratch, candidates)
+        _compare(_read_distinct(folder / "distinct"), count, np.bitwise_or(*pair), distance, scratch, candidates)
         shutil.rmtree(scratch)
     candidates.flush()
     for number in range(rows.count):
@@ -93,7 +93,7 @@ def _merge(
     )
 
 
-def _bands(distance: int) -> list[np.uint64]:
+def bands(distance: int) -> list[np.uint64]:
     """Masks of `distance` + 2 bands that cover the 64 bits."""
     edges = np.linspace(0, _BITS, distance + 3).round().astype(int).tolist()
     return [np.uint64(((1 << stop) - 1) ^ ((1 << start) - 1)) for start, stop in itertools.pairwise(edges)]
@@ -162,8 +162,26 @@ def _first_near(key: np.ndarray, hashes: np.ndarray, distance: int) -> np.ndarra
         distance: The largest number of bits that may differ.
     """
     order = np.argsort(key, kind="stable")
-    key, hashes = key[order], hashes[order]
     nearest = order.copy()
+    for left, right in near_pairs(key[order], hashes[order], distance):
+        nearest[left] = np.minimum(nearest[left], order[right])
+        nearest[right] = np.minimum(nearest[right], order[left])
+    result = np.empty_like(nearest)
+    result[order] = nearest
+    return result
+
+
+def near_pairs(key: np.ndarray, hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Find the pairs of hashes of the same key that are near each other.
+
+    Args:
+        key: uint64 [n], sorted.
+        hashes: uint64 [n].
+        distance: The largest number of bits that may differ.
+
+    Yields:
+        Indices of the left and the right hashes of some pairs. Each index stands at most once on each side.
+    """
     pairs = np.arange(len(key))
     for step in itertools.count(1):  # each hash with the one `step` after it, while they share the key
         pairs = pairs[pairs + step < len(key)]
@@ -171,9 +189,4 @@ def _first_near(key: np.ndarray, hashes: np.ndarray, distance: int) -> np.ndarra
         if not len(pairs):
             break
         left = pairs[np.bitwise_count(hashes[pairs] ^ hashes[pairs + step]) <= distance]
-        right = left + step
-        nearest[left] = np.minimum(nearest[left], order[right])
-        nearest[right] = np.minimum(nearest[right], order[left])
-    result = np.empty_like(nearest)
-    result[order] = nearest
-    return result
+        yield left, left + step

@@ -1,6 +1,7 @@
-"""Gathers the numbers of a dataset-wide comparison by shard, on disk."""
+"""What the dataset-wide scorers share: hashes, and the numbers of a comparison gathered by shard, on disk."""
 
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,20 @@ def pack(shards: np.ndarray | int, values: np.ndarray) -> np.ndarray:
 def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The shards and the values that were packed: uint64 [n] each."""
     return packed >> _SHARD_BITS, packed & np.uint64((1 << 32) - 1)
+
+
+def stable_hash(text: str) -> int:
+    """64 bits of a hash of the text that is the same in every process."""
+    return int.from_bytes(blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """A one-to-one function that spreads all bits of uint64 values over all bits (the finaliser of splitmix64)."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) + np.uint64(0x9E3779B97F4A7C15)
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return values ^ (values >> np.uint64(31))
 
 
 class NumbersByShard:

@@ -27,7 +27,6 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -38,7 +37,7 @@ from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.settings.base import Settings
 from lotlip_data.pipeline.core.spilled_rows import SpilledRows
 from lotlip_data.pipeline.scoring.base import RAW, ImageScores, ScoredImage, Survey, TextScore
-from lotlip_data.pipeline.scoring.by_shard import BUFFER_BYTES, NumbersByShard, pack, unpack
+from lotlip_data.pipeline.scoring.by_shard import BUFFER_BYTES, NumbersByShard, mix, pack, stable_hash, unpack
 
 Role = Literal["raw", "text", "sub_caption"]
 ROLES: tuple[Role, ...] = ("raw", "text", "sub_caption")
@@ -210,9 +209,9 @@ class Repetition:
         if len(texts):
             for band in range(self.options.bands):
                 for number in range(band * self.options.band_size, (band + 1) * self.options.band_size):
-                    minima = np.minimum.reduceat(_mix(grams ^ _seed(number)), starts)
-                    keys[:, band] = _mix(keys[:, band] ^ minima)
-                keys[:, band] = _mix(keys[:, band] ^ _seed(-1 - band))
+                    minima = np.minimum.reduceat(mix(grams ^ _seed(number)), starts)
+                    keys[:, band] = mix(keys[:, band] ^ minima)
+                keys[:, band] = mix(keys[:, band] ^ _seed(-1 - band))
         return keys
 
 
@@ -246,16 +245,12 @@ def _texts(image: ScoredImage) -> Iterator[tuple[int, str, str]]:
             yield 2, text.name, piece
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
-
-
-_word_hash = lru_cache(1 << 16)(_hash)
+_word_hash = lru_cache(1 << 16)(stable_hash)
 
 
 def _exact_keys(texts: Sequence[str]) -> np.ndarray:
     """One key per normalised text: uint64 [n, 1]."""
-    return np.fromiter(map(_hash, texts), np.uint64, len(texts))[:, None]
+    return np.fromiter(map(stable_hash, texts), np.uint64, len(texts))[:, None]
 
 
 def _grams(texts: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
@@ -277,21 +272,12 @@ def _grams(texts: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
     begins = np.arange(int(sizes.sum())) + np.repeat(np.arange(len(texts)) * (words - 1), sizes)
     grams = np.zeros(len(begins), np.uint64)
     for offset in range(words):
-        grams = _mix(grams ^ flat[begins + offset])
+        grams = mix(grams ^ flat[begins + offset])
     return grams, starts
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
-    """A one-to-one function that spreads all bits of uint64 values over all bits (the finaliser of splitmix64)."""
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) + np.uint64(0x9E3779B97F4A7C15)
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
-
-
 def _seed(number: int) -> np.uint64:
-    return np.uint64(_hash(f"seed {number}"))
+    return np.uint64(stable_hash(f"seed {number}"))
 
 
 def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
