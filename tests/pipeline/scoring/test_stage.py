@@ -1,6 +1,7 @@
 """Scores are made once for each state of images, captions and settings, and the dataset has them by identity."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,18 @@ def test_an_unknown_scorer_is_named(fake: FakeRun) -> None:
     edit(fake.run, scores=[])
     with pytest.raises(UserError, match="has no `scores`"):
         stages.score(fake.run)
+
+
+@pytest.mark.parametrize("change", [lambda scores: scores[:-1], lambda scores: [*scores, scores[0]], lambda scores: []])
+def test_a_scorer_that_gives_too_few_or_too_many_scores_fails_its_shard(
+    fake: FakeRun, monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Any]], list[Any]]
+) -> None:
+    class Wrong(scorers.WordCount):
+        def score(self, images: Any) -> Any:
+            yield from change(list(super().score(images)))
+
+    monkeypatch.setitem(scorers.SCORERS, "words", Wrong)
+    assert len(stages.score(fake.run, ["words"]).failed) == 3 and files(fake.run) == ["words/scorer.json"]
 
 
 def test_a_scorer_that_gives_other_texts_fails_its_shard(fake: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
