@@ -124,7 +124,7 @@ def test_a_training_with_score_weights_killed_and_resumed_ends_with_the_bits_of_
 
 def test_score_weights_on_a_dataset_without_scores_are_refused_before_the_folder_is_claimed(run_and_settings, tmp_path):
     run, settings = run_and_settings
-    with pytest.raises(UserError, match="the dataset has no scores .*lotlip-data score"):
+    with pytest.raises(UserError, match=r"the dataset has no scores .*lotlip-data score"):
         train(make_config(**{**settings, **WITH_SCORES}), run, str(tmp_path / "t"))
     assert not (tmp_path / "t").exists()
 
