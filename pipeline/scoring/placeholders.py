@@ -12,7 +12,10 @@ since the folder or tar in which an image lies says little about where it came f
 
 Each shard is reduced to its distinct pictures per host, with the number of its images that show each. So a placeholder
 of a million URLs is one row per shard, and memory does not grow with it. Near pictures are searched as in
-`curation.near_duplicates`. For 100 million images with different pictures, this takes 12 GB of disk.
+`curation.near_duplicates`.
+
+Measured at distance 4: 30 million images took 207 s of one core, 416 MiB of memory and 3.3 GB of disk; 2 million took
+359 MiB. 100 million different pictures take 11 GB of disk (calculated).
 """
 
 import itertools

@@ -19,6 +19,7 @@ is one row per shard. The driver sorts the rows by key, adds them up, and gather
 bytes on disk in each of the two steps, and the files of the first are removed while those of the second grow. For 100
 million images, each with a raw text, 3 long texts and 21 sub-captions, there are at most 2.5 billion rows: 40 GB of
 disk, or 160 GB with the 4 bands of `near`. The surveys themselves have as much.
+Measured: 240 million rows took 128 s of one core, 372 MiB of memory and 3.9 GB of disk; 5 million took 346 MiB.
 """
 
 import dataclasses
