@@ -13,6 +13,7 @@ RUN/
   images/.ledger/ captions/CAPTIONER/.ledger/  empty objects whose names record the counts and times of each shard
   images/.tries/                               empty objects whose names record downloads without any image
   scores/SCORER/00000-ID.parquet               scores of the images and texts of shard 0; scorer.json: what made them;
+                                               summary.json: what a scorer tells about the whole run;
                                                .surveys/: what a scorer that compares shards notes of each
   shards/train-00000.tar .parquet dataset.json the dataset
   clean/                                       hashes of the images and the list of exclusions; can be recomputed
@@ -149,6 +150,10 @@ class Run:
     def scorer_settings(self, name: str) -> str:
         """What made the scores in a scorer's folder."""
         return self._in("scores", name, "scorer.json")
+
+    def score_summary(self, name: str) -> str:
+        """What a scorer that compares shards has to tell about the whole run."""
+        return self._in("scores", name, "summary.json")
 
     def score_file(self, name: str, file: str) -> str:
         """The scores of one shard, by the name of their file."""

@@ -10,10 +10,10 @@ A scorer of a kind is a class with the members of `Scorer`. Another package adds
 Higher is better or worse, as the scorer says: the rules of a manifest name the side that is left out.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -126,3 +126,16 @@ class DatasetScorer(Scorer, Protocol):
 
     def assign(self, images: Iterable[ScoredImage], numbers: Sequence[float]) -> Iterator[ImageScores]:
         """The scores of each image, in order, from the numbers of its shard. The images have no content here."""
+
+
+@runtime_checkable
+class Summarises(Protocol):
+    """A dataset-wide scorer that has something to tell people about the whole run."""
+
+    def summarise(self, folder: Path, read_shard: Callable[[int], Iterable[ScoredImage]]) -> dict[str, Any]:
+        """What `report` shows, as JSON. It is stored beside the scores.
+
+        Args:
+            folder: That of `combine`, which has ended.
+            read_shard: The images of a shard, without content.
+        """

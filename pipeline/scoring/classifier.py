@@ -16,7 +16,6 @@ Shapes: N images, D feature dimensions.
 import hashlib
 import io
 import re
-import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -29,10 +28,9 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.settings.base import Settings
 from lotlip_data.pipeline.scoring.base import ImageScores, ScoredImage
+from lotlip_data.pipeline.scoring.image_features import NOT_FINITE, FeatureStore
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from lotlip_data.training.evaluation.models import Embedder
 
 BATCH_SIZE = 64
@@ -65,6 +63,8 @@ class Classifier:
         self.model, self.options, self._device = model, options, device
         self._identity: dict[str, Any] | None = None
         self._loaded: tuple[Embedder, Head] | None = None
+        self.features = FeatureStore()
+        """Where the features of images are kept; the stage sets that of a shard."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -85,14 +85,24 @@ class Classifier:
             self._loaded = self._load(self._device)
         embedder, head = self._loaded
         for batch in batched(images, BATCH_SIZE):
-            decoded = [_decode(image.content) for image in batch]
-            features = _features(embedder, [image for image in decoded if not isinstance(image, str)])
-            values = iter(head.probabilities(features).tolist())
-            for image in decoded:
-                yield ImageScores(error=image) if isinstance(image, str) else _scores(next(values))
+            features = self.features.unit_features(embedder, batch)
+            known = [feature for feature in features if not isinstance(feature, str)]
+            values = iter(head.probabilities(np.stack(known)).tolist() if known else [])
+            for feature in features:
+                yield ImageScores(error=feature) if isinstance(feature, str) else _scores(next(values))
+
+    @property
+    def image_identity(self) -> str:
+        """Identifies the features of images, as they are stored. Loads the model."""
+        if self._loaded is None:
+            self._loaded = self._load(self._device)
+        return self._loaded[0].image_identity
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loaded": None}  # each task loads the model on its own device
+        return self.__dict__ | {
+            "_loaded": None,
+            "features": FeatureStore(),
+        }  # each task loads the model on its own device
 
     def _load(self, device: str | None) -> tuple["Embedder", "Head"]:
         from PIL import Image
@@ -101,7 +111,7 @@ class Classifier:
 
         head = Head.load(self.options)
         embedder = load_embedder(self.model, device)
-        dimensions = _features(embedder, [Image.new("RGB", (64, 64))]).shape[1]
+        dimensions = embedder.image_features([Image.new("RGB", (64, 64))]).shape[1]
         if dimensions != head.inputs:
             raise UserError(
                 f"{self.options.head}: reads {head.inputs} features, but {self.model} has {dimensions}; name the model "
@@ -202,24 +212,7 @@ def _layer(name: str, prefix: str, arrays: dict[str, np.ndarray]) -> Layer:
     return weight.astype(np.float32), bias.astype(np.float32)
 
 
-def _features(embedder: "Embedder", images: Sequence["Image.Image"]) -> np.ndarray:
-    """float32 [N, D]."""
-    return embedder.embed_images(images).numpy()
-
-
-def _decode(content: bytes) -> "Image.Image | str":
-    """The image in RGB, upright; or why it cannot be decoded."""
-    from PIL import Image, ImageOps
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        return f"cannot be decoded: {error}"
-
-
 def _scores(probability: float) -> ImageScores:
     if np.isfinite(probability):
         return ImageScores(image=probability)
-    return ImageScores(error="its features are not finite numbers")
+    return ImageScores(error=NOT_FINITE)

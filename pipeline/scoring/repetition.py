@@ -164,6 +164,11 @@ class Repetition:
                 texts=tuple(TextScore(next(values), tuple(next(values) for _ in range(pieces))) for pieces in shape)
             )
 
+    def summarise(self, folder: Path, read_shard: Callable[[int], Iterable[ScoredImage]]) -> dict[str, Any]:
+        """The most frequent texts, the most frequent first, as `FrequentText`."""
+        frequent = self.frequent_texts(read_frequent(folder), read_shard)
+        return {"frequent": [dataclasses.asdict(text) for text in frequent]}
+
     def frequent_texts(
         self, keys: Sequence[FrequentKey], read_shard: Callable[[int], Iterable[ScoredImage]]
     ) -> list[FrequentText]:

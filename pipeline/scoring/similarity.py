@@ -6,8 +6,6 @@ exceeds the model's limit would be truncated, so it has the mean of its sub-capt
 Shapes: N images or texts, D feature dimensions.
 """
 
-import io
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,14 +15,12 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.settings.base import Settings
 from lotlip_data.pipeline.scoring.base import RAW, ImageScores, ImageText, ScoredImage, TextScore
+from lotlip_data.pipeline.scoring.image_features import NOT_FINITE, FeatureStore
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from lotlip_data.training.evaluation.models import Embedder
 
 IMAGES_AT_A_TIME = 64
-NOT_FINITE = "its features are not finite numbers"
 
 
 class SimilarityOptions(Settings):
@@ -46,6 +42,8 @@ class Similarity:
         self.model, self.options, self._device = model, options or SimilarityOptions(), device
         self._identity: dict[str, Any] | None = None
         self._loaded: Embedder | None = None
+        self.features = FeatureStore()
+        """Where the features of images are kept; the stage sets that of a shard."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -59,20 +57,24 @@ class Similarity:
         if self._loaded is None:
             self._loaded = self._load(self._device)
         for batch in batched(images, IMAGES_AT_A_TIME):
-            features = self.image_features(self._loaded, batch)
+            features = self.features.unit_features(self._loaded, batch)
             readable = [image for image, feature in zip(batch, features, strict=True) if not isinstance(feature, str)]
             texts = TextCosines(self._loaded, readable)
             for image, feature in zip(batch, features, strict=True):
                 yield ImageScores(error=feature) if isinstance(feature, str) else texts.score(image, feature)
 
-    def image_features(self, embedder: "Embedder", images: Sequence[ScoredImage]) -> list[np.ndarray | str]:
-        """For each image its unit feature, float32 [D], or the reason why it has none."""
-        decoded = [decode_image(image.content) for image in images]
-        rows = iter(embedder.embed_images(image for image in decoded if not isinstance(image, str)).numpy())
-        return [image if isinstance(image, str) else next(rows) for image in decoded]
+    @property
+    def image_identity(self) -> str:
+        """Identifies the features of images, as they are stored. Loads the model."""
+        if self._loaded is None:
+            self._loaded = self._load(self._device)
+        return self._loaded.image_identity
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loaded": None}  # each task loads the model on its own device
+        return self.__dict__ | {
+            "_loaded": None,
+            "features": FeatureStore(),
+        }  # each task loads the model on its own device
 
     def _load(self, device: str | None) -> "Embedder":
         from lotlip_data.training.evaluation.models import load_embedder
@@ -108,18 +110,6 @@ class TextCosines:
         if text.name != RAW and score is not None and known and self._lengths[text.text] > self._limit:
             score = sum(known) / len(known)
         return TextScore(score, pieces)
-
-
-def decode_image(content: bytes) -> "Image.Image | str":
-    """The image in RGB, upright; or why it cannot be decoded."""
-    from PIL import Image, ImageOps
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        return f"cannot be decoded: {error}"
 
 
 def _texts_of(image: ScoredImage) -> Iterator[str]:

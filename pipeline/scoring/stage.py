@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.artifacts import digest
@@ -52,9 +53,11 @@ from lotlip_data.pipeline.scoring.base import (
     ScoredImage,
     Scorer,
     ShardScorer,
+    Summarises,
     Survey,
     TextScore,
 )
+from lotlip_data.pipeline.scoring.image_features import FeatureStore, UsesImageFeatures
 from lotlip_data.pipeline.scoring.registry import load_scorer
 
 logger = logging.getLogger(__name__)
@@ -258,6 +261,10 @@ class _Scoring:
             self._run_tasks(
                 functools.partial(assign_shard, run, self._entry, self.record), items, len(pending), summary
             )
+            if isinstance(scorer, Summarises):
+                read_shard = functools.partial(iter_images, run, self.record, reads_images=False)
+                content = scorer.summarise(folder, read_shard)
+                storage.replace(run.score_summary(name), artifacts.encode_json(content, indent=1))
         for file in set(surveys.values()).difference(current.values()):
             storage.remove(run.score_survey(name, file))
 
@@ -313,9 +320,16 @@ def score_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: tuple[
     shard, file = task
     started = time.time()
     with _scorer_of_task(entry) as scorer:
-        images = iter_images(run, record, shard, scorer.reads_images)
+        reads_images = scorer.reads_images
+        if isinstance(scorer, UsesImageFeatures):
+            scorer.features = FeatureStore(run, shard)
+            reads_images = not scorer.features.has_all(scorer.image_identity, _sha256_of_images(run, shard))
+        images = iter_images(run, record, shard, reads_images)
         scored = _scored(images, cast(ShardScorer, scorer).score, record.scores_texts)
-        return _commit(run, entry.label, shard, file, scored, started)
+        committed = _commit(run, entry.label, shard, file, scored, started)
+        if isinstance(scorer, UsesImageFeatures):
+            scorer.features.save()
+        return committed
 
 
 def survey_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: tuple[int, str]) -> None:
@@ -385,6 +399,12 @@ def iter_images(run: Run, record: ScorerRecord, shard: int, reads_images: bool) 
         yield ScoredImage(meta["uid"], meta["sha256"], content, tuple(texts), meta["url"] or "")
 
 
+def _sha256_of_images(run: Run, shard: int) -> list[str]:
+    rows = fetched_rows(run, shard, ledger.read_image_stats(run, shard), ["sha256", "status"])
+    names: list[str] = rows.filter(pc.equal(rows["status"], SUCCESS))["sha256"].to_pylist()
+    return names
+
+
 def _fetched(run: Run, shard: int, reads_images: bool) -> Iterator[tuple[Mapping[str, Any], bytes]]:
     if reads_images:
         for image in fetched_images(run, shard):
@@ -447,6 +467,7 @@ def _commit(
         )
         if scores.error is not None:
             without[scores.error] += 1
+    rows.sort(key=lambda row: str(row["uid"]))  # the order of a tar is not that of its Parquet file
     table = pa.Table.from_pylist(rows, schema=SCORES)
     storage.create(run.score_file(name, file), artifacts.encode_parquet(table))
     ended = time.time()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from lotlip_data.manifests import artifacts, subcaptions
-from lotlip_data.manifests.formats import dataset_index
+from lotlip_data.manifests.formats import dataset_index, schema
 from lotlip_data.manifests.formats.dataset_index import DatasetError, ShardFile
 from lotlip_data.manifests.formats.schema import SUB_SUFFIX
 from lotlip_data.manifests.run_layout import Run
@@ -27,9 +27,6 @@ Content = TypeVar("Content")
 TextRow = dict[str, Any]
 """A row of a Parquet twin: `key`, `raw` (str or None), and for each captioner `NAME_sub` (list[str] or None). If the
 training uses scores, also `NAME_score` (float or None) and `NAME_sub_scores` (list[float | None] or None)."""
-
-SCORE_SUFFIX, SUB_SCORES_SUFFIX = "_score", "_sub_scores"
-"""Ends of the names of the columns with the scores of a captioner's long text and of its sub-captions."""
 
 VERIFY_REMEDY = "Run `lotlip-data verify` on the run."
 
@@ -190,14 +187,15 @@ class TextPicker:
         """A random order of the captioners: the next one is drawn with its weight, of those that are left."""
         if self.scores is None or self.scores.temperature is None:
             return rng.permutation(len(names))
-        weights = log_weights([row[name + SCORE_SUFFIX] for name in names], self.scores.temperature)
+        scores = [row[schema.text_score_column(name, schema.SCORE)] for name in names]
+        weights = log_weights(scores, self.scores.temperature)
         return np.argsort(-(weights + rng.gumbel(size=len(names))), kind="stable")
 
     def _window(self, row: TextRow, name: str, rng: np.random.Generator) -> str:
         pieces = row[name + SUB_SUFFIX]
         scores = None
         if self.scores is not None:
-            scores = row[name + SUB_SCORES_SUFFIX] or [None] * len(pieces)
+            scores = row[schema.piece_scores_column(name, schema.SCORE)] or [None] * len(pieces)
             if self.scores.best is not None:
                 kept = best_indices(scores, self.scores.best)
                 pieces, scores = [pieces[index] for index in kept], [scores[index] for index in kept]
@@ -250,7 +248,8 @@ class TextReader:
         self._captioners = tuple(captioners) if scores else ()
         self._columns = ["key", "raw", *(name + SUB_SUFFIX for name in captioners)]
         if scores:
-            score_columns = [name + end for name in captioners for end in (SCORE_SUFFIX, SUB_SCORES_SUFFIX)]
+            columns = (schema.text_score_column, schema.piece_scores_column)
+            score_columns = [column(name, schema.SCORE) for name in captioners for column in columns]
             _require_columns(dataset, score_columns)
             self._columns += score_columns
         self.shard = shard_cache(self._read, open_shards)
@@ -266,7 +265,7 @@ class TextReader:
             )
         rows: list[TextRow] = table.to_pylist()
         for row, name in itertools.product(rows, self._captioners):
-            pieces, scores = row[name + SUB_SUFFIX], row[name + SUB_SCORES_SUFFIX]
+            pieces, scores = row[name + SUB_SUFFIX], row[schema.piece_scores_column(name, schema.SCORE)]
             if scores is not None and len(scores) != len(pieces or ()):
                 raise DataError(
                     f"{shard.parquet_url}: {row['key']} has {len(scores)} scores for {len(pieces or ())} sub-captions "

@@ -29,12 +29,15 @@ WORDS = ("red", "green", "blue")
 class ColourModel:
     """The feature of an image is its colour, that of a text the colours that it names. It notes what it embeds."""
 
-    identity = "colours"
+    identity = image_identity = "colours"
     text_form = "authors"
 
     def __init__(self, context_length=4):
         self.context_length = context_length
         self.embedded: list[str] = []
+
+    def image_features(self, images):
+        return self.embed_images(images)
 
     def embed_images(self, images):
         colours = [np.asarray(image).reshape(-1, 3).mean(axis=0) for image in images]

@@ -92,7 +92,7 @@ def test_images_without_a_score_have_a_reason_and_cost_no_other_image(
     assert all((score.error or "").startswith("cannot be decoded: cannot identify") for score in scores[1:3])
     broken = features.numpy()[:2].copy()
     broken[1] = np.nan
-    monkeypatch.setattr(classifier, "_features", lambda embedder, images: broken)
+    monkeypatch.setattr(scorer._loaded[0], "image_features", lambda images: torch.from_numpy(broken))
     assert list(scorer.score(map(scored, IMAGES[:2]))) == [
         ImageScores(image=0.5),
         ImageScores(error="its features are not finite numbers"),

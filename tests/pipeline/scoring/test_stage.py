@@ -1,6 +1,7 @@
 """Scores are made once for each state of images, captions and settings, and the dataset has them by identity."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lotlip_data.manifests import manifest, storage, subcaptions
+from lotlip_data.manifests import artifacts, manifest, storage, subcaptions
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import dataset_index, schema, score_file
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline import stages
 from lotlip_data.pipeline.dataset.verify import verify
+from lotlip_data.pipeline.scoring import registry, stage
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.run_fixture import FakeRun
 from tests.pipeline.scoring import scorers
@@ -174,3 +176,25 @@ def test_a_scorer_that_gives_other_texts_fails_its_shard(fake: FakeRun, monkeypa
     outcome = stages.score(fake.run, ["words"])
     assert len(outcome.failed) == 3 and "scores of other texts or sub-captions" in outcome.failed[0]
     assert score_file.read_scorer(fake.run, "words") is not None and files(fake.run) == ["words/scorer.json"]
+
+
+def test_repetition_counts_over_the_run_and_lists_the_most_frequent_texts(
+    fake: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "load_scorer", registry.load_scorer)
+    edit(fake.run, scores=["repetition"])
+    for shard in range(3):
+        texts = fake_run.captions_of(fake.run, "llava", shard)
+        for text in texts:
+            text["text"] = f"The image is a photograph. {text['text']}"
+        fake_run.write_captions(fake.run, "llava", shard, texts)
+    assert stages.score(fake.run).failed == [] and stages.shard(fake.run).failed == []
+    samples = rows(fake.run).values()
+    counts = Counter(piece for row in samples for piece in {p for name in WRITERS for p in row[f"{name}_sub"]})
+    for row in samples:
+        for name in WRITERS:
+            assert row[f"{name}_sub_repetition"] == [counts[piece] for piece in row[f"{name}_sub"]]
+        assert row["llava_sub_repetition"][0] == 24
+    summary = artifacts.read_json(fake.run.score_summary("repetition"), "")
+    most = next(entry for entry in summary["frequent"] if entry["role"] == "sub_caption")
+    assert (most["text"], most["images"]) == ("The image is a photograph.", 24)
