@@ -168,7 +168,14 @@ def test_the_format_page_describes_the_schema() -> None:
     types = [str(column.type).replace("element: ", "").replace("item: ", "") for column in columns]
     meanings = [schema.meaning(name) for name in columns.names]
     assert rows[: len(columns)] == list(zip(columns.names, types, meanings, strict=True))
-    assert [row[0] for row in rows[len(columns) :]] == ["<captioner>_<key>", *schema.DROPPED.names]
+    scores = [
+        (column.name, str(column.type).replace("element: ", "").replace("item: ", ""), column.meaning)
+        for scorers in (("<captioner>", "texts"), ("", "images"))
+        for column in schema.score_columns(filter(None, scorers[:1]), {"<scorer>": scorers[1]})
+    ]
+    assert rows[len(columns)][0] == "<captioner>_<key>"
+    assert rows[len(columns) + 1 :][: len(scores)] == scores
+    assert [row[0] for row in rows[len(columns) + 1 + len(scores) :]] == schema.DROPPED.names
     content = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
     assert content.keys() >= {"schema_version", "shards", "validation", "inputs", "replaced"}
 
