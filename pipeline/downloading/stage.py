@@ -193,7 +193,10 @@ def download(
         storage.check_writable(run.images)
     tasks = _tasks(manifest, run, partition, pending, accept_failures)
     shards_without_images = []
-    with progress_bar("download", summary.rows, "URL", initial=summary.tried) as bar:
+    with (
+        ledger.recording_stop(run.stopped("download")),
+        progress_bar("download", summary.rows, partition.unit, initial=summary.tried) as bar,
+    ):
         bar.note("workers are starting")
         show = partial(_show_progress, bar, summary)
         for download_task, result in run_ray_tasks(task, tasks, on_progress=show, name="download"):
@@ -206,6 +209,8 @@ def download(
         token = uuid.uuid4().hex[:12]
         for shard in shards_without_images:
             ledger.note_try(run, shard, token)
+    if summary.pending:
+        ledger.record_stop(run.stopped("download"), "; ".join(wording.group(summary.failed_shards, shown=1)))
     remove_orphans(run, summary.committed)
     return summary
 
