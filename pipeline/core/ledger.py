@@ -64,7 +64,7 @@ class ImageMarker(TypedDict):
     not_drawn: NotRequired[int]
     """Rows of the container outside the sample. They are not in `count`."""
     removed_captions: NotRequired[list[str]]
-    """Captioners whose captions of the shard were removed, because its images were others when it was read before."""
+    """Captioners with captions that were removed, because images of the shard were others when it was read before."""
 
 
 @with_config(ConfigDict(extra="allow"))

@@ -302,8 +302,8 @@ def _record(summary: DownloadSummary, shard: int, result: TaskResult | Exception
     logger.info(f"{text}{reasons}; {done}", extra=SHOWN_BY_BAR)
     if captioners := result.get("removed_captions"):
         logger.warning(
-            f"{where} has other images than before. Its captions by {' and '.join(captioners)} are removed; the next "
-            "`lotlip-data recaption` or `import` makes them again"
+            f"{where} has other images than before. Captions by {' and '.join(captioners)} of images that have changed "
+            "are removed; the next `lotlip-data recaption` or `import` makes what is missing"
         )
 
 
