@@ -161,7 +161,8 @@ def _texts_row(captioner: str, texts: Sequence[CaptionerStatus], wanted: int, im
     done = min(text["done"] for text in texts) if len(texts) == wanted else 0
     speed = max(text["images_per_s"] for text in texts)
     state = _state(max(0, images - done), max(text["done"] for text in texts), speed, more)
-    if state == NOT_STARTED and any(text["stopped"] for text in texts):
+    unfinished = [text for text in texts if text["left"]]
+    if unfinished and all(text["stopped"] for text in unfinished):
         state = STOPPED
     details = ""
     if state == RUNNING:

@@ -333,6 +333,10 @@ def test_a_captioner_with_several_texts_has_a_row_in_which_each_image_counts_onc
         ["qwen_title", "not", "started"],
     ]
     assert max(map(len, lines)) <= 80
+    progress["captioners"]["qwen_tags"]["stopped"] = "interrupted"
+    assert [line.split()[-1] for line in format_table(progress) if "qwen" in line] == [
+        *("stopped", "done", "stopped", "started"), "interrupted"
+    ]  # fmt: skip
 
 
 def test_a_captioner_with_several_texts_is_done_when_all_of_them_are(run: Run) -> None:
