@@ -14,11 +14,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline import inspection
+from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
+from lotlip_data.pipeline.core.outcome import Inspection
 from lotlip_data.pipeline.recaptioning.results import finish_pending_commits
 from lotlip_data.pipeline.reporting import training_status
 from lotlip_data.pipeline.reporting.status import get_status, rates
@@ -302,6 +306,24 @@ def test_watching_on_a_terminal_draws_in_place_and_leaves_the_last_status(tmp_pa
     drawn, _, left = printed.decode().partition("\033[?1049l")
     assert drawn.startswith("\033[?1049h\033[H")
     assert left.count("stage ") == 1 and left.rstrip().splitlines()[-1].startswith("next: ") and "stopped" not in left
+
+
+def test_watching_goes_on_when_the_storage_answers_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [Inspection({}, ["first"]), OSError("503 SlowDown"), Inspection({}, ["second"]), KeyboardInterrupt()]
+
+    def status(run: str, failures: bool) -> Inspection:
+        result = results.pop(0)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr(inspection, "status", status)
+    watching = CliRunner().invoke(app, ["status", run.url, "--watch", "--every", "0.1"])
+    assert watching.exit_code == 130
+    lines = watching.output.splitlines()
+    assert lines[:5] == ["first", "first", "", "the run cannot be read now: OSError: 503 SlowDown", "second"]
+    results.append(OSError("503 SlowDown"))
+    assert CliRunner().invoke(app, ["status", run.url]).exit_code == 1
 
 
 def test_a_shard_without_images_has_no_captions_left(run: Run) -> None:
