@@ -21,7 +21,8 @@ RUN/
   quarantine/                                  what could not be processed, with its reason
   train/NAME/                                  configuration, metrics, checkpoints, results on published tasks
   eval/NAME.json                               results on synthetic scenes
-  logs/                                        one folder per invocation; engines/ with the starts of engines and traces
+  logs/                                        one folder per invocation; engines/: their starts, and their traces;
+                                               stopped/: why the last call of a stage left work
 """
 
 from dataclasses import dataclass
@@ -267,6 +268,10 @@ class Run:
 
     def log(self, invocation: str) -> str:
         return self._in("logs", invocation, "log.txt")
+
+    def stopped(self, stage: str) -> str:
+        """Why the last call of `download` or `shard` ended before its work was done; the next call removes it."""
+        return self._in("logs", "stopped", f"{stage}.json")
 
     def engine_log(self, captioner: str, attempt: str) -> str:
         """The whole trace of a failed start of a captioner's engine."""
