@@ -5,7 +5,6 @@ key.
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -29,10 +28,7 @@ from lotlip_data.pipeline.existing_images.rows import (
     Sample,
     name_problem,
 )
-from lotlip_data.pipeline.existing_images.side_files import SideFiles, split_name
-
-_META = re.compile(r"__[^/]*__(?:$|/)")
-"""Members that the webdataset library ignores."""
+from lotlip_data.pipeline.existing_images.side_files import META, SideFiles, split_name
 
 
 @dataclass
@@ -105,7 +101,7 @@ def estimated_samples(url: str, limit: int) -> int | None:
     size = storage.size(url)
     count, key, end = 0, None, 0
     for member in tar_reader.stream_members(url, lambda name, size: False):
-        parts = None if _META.match(member.name) else split_name(member.name)
+        parts = None if META.match(member.name) else split_name(member.name)
         if parts is not None and parts[0] != key:
             if count == limit:
                 return None if size is None else max(round(count * size / end), count)
@@ -124,7 +120,7 @@ def _groups(
 ) -> Iterator[_Group]:
     group = None
     for member in members:
-        parts = None if _META.match(member.name) else split_name(member.name)
+        parts = None if META.match(member.name) else split_name(member.name)
         if parts is None:
             continue
         key, extension = parts
