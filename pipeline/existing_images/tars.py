@@ -30,6 +30,8 @@ from lotlip_data.pipeline.existing_images.rows import (
 )
 from lotlip_data.pipeline.existing_images.side_files import META, SideFiles, split_name
 
+_SHOWN_EXTENSIONS = 4
+
 
 @dataclass
 class _Group:
@@ -41,6 +43,8 @@ class _Group:
     texts: dict[str, bytes] = field(default_factory=dict)
     extensions: set[str] = field(default_factory=set)
     """The extensions of the needed members."""
+    first_extensions: list[str] = field(default_factory=list)
+    """Those of the first members, needed or not, for a message."""
     problem: Problem | None = None
     cell_problem: Problem | None = None
 
@@ -128,6 +132,8 @@ def _groups(
             if group is not None:
                 yield group
             group = _Group(key)
+        if len(group.first_extensions) < _SHOWN_EXTENSIONS:
+            group.first_extensions.append(extension)
         if extension in image_extensions or extension in text_extensions:
             _add(group, member, extension, is_image=extension in image_extensions)
     if group is not None:
@@ -164,7 +170,9 @@ def _sample(row: int, group: _Group, side_files: SideFiles) -> Sample:
     name = group.image_name or group.key
     problem = name_problem(name) or group.problem
     if problem is None and group.image_name is None:
-        problem = Problem(NO_IMAGE, "the sample has no member with the extension of an image")
+        extensions = ", ".join(group.first_extensions)
+        detail = f"no member has the extension of an image; they begin at the first dot: {extensions}"
+        problem = Problem(NO_IMAGE, detail)
     if problem is not None:
         return Sample(row, name, None, problem)
     cells = side_files.cells(group.texts)
