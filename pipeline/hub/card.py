@@ -17,9 +17,9 @@ from lotlip_data.pipeline.hub.layout import Layout
 
 WITHOUT_IMAGES = """## Without images
 
-This repository holds the texts without the images, which licences often forbid to publish. Each row has the `url`,
-the `uid` and the `sha256` of its image, so the images can be downloaded again and compared. dataset.json also lists the
-tars that hold the images in the original dataset; they are not here."""
+This repository holds the texts without the images, which licences often forbid to publish. Each row has the `uid` and
+the `sha256` of its image, and the `url` if the image has one, so such images can be downloaded again and compared.
+dataset.json also lists the tars that hold the images in the original dataset; they are not here."""
 
 
 def published_card(content: str, description: Description, layout: Layout) -> str:
