@@ -22,6 +22,23 @@ the `sha256` of its image, and the `url` if the image has one, so such images ca
 dataset.json also lists the tars that hold the images in the original dataset; they are not here."""
 
 
+def card_text(content: bytes, place: str) -> str:
+    """The text of a card, which people edit.
+
+    Args:
+        content: The file.
+        place: Where it is, for the message.
+
+    Raises:
+        UserError: It is not in UTF-8, which the Hub demands.
+    """
+    try:
+        return dataset_card.text_of(content)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{place}: line {line} is not in UTF-8. Save the card in UTF-8.") from None
+
+
 def published_card(content: str, description: Description, layout: Layout) -> str:
     """The card of a repository.
 

@@ -23,7 +23,7 @@ from lotlip_data.pipeline.dataset import dataset_card
 from lotlip_data.pipeline.dataset.metadata import Description
 from lotlip_data.pipeline.dataset.publish import encode_view, stale_views
 from lotlip_data.pipeline.dataset.stats import dataset_stats
-from lotlip_data.pipeline.hub.card import published_card, published_croissant
+from lotlip_data.pipeline.hub.card import card_text, published_card, published_croissant
 from lotlip_data.pipeline.hub.layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def read_contents(run: Run, images: bool) -> Contents:
 
     Raises:
         DatasetError: The dataset is missing, damaged or not complete.
+        UserError: The card is not in UTF-8, or its front matter is no YAML.
     """
     content = dataset_index.read_index(run)
     description = Description.of(content)
@@ -92,11 +93,11 @@ def read_contents(run: Run, images: bool) -> Contents:
             f"{', '.join(map(run.dataset_file, stale))}: missing, or not of the dataset that {run.dataset} describes. "
             f"Run `lotlip-data shard {run.url}`, which writes it again."
         )
-    card = storage.read_bytes(run.dataset_file(CARD)).decode("utf-8", "surrogateescape")
+    card = card_text(storage.read_bytes(run.dataset_file(CARD)), run.dataset_file(CARD))
     card = dataset_card.declaring_columns(card, description)  # a card of an earlier release may not
     secrets = _urls_with_secrets(content["manifest"])
     documents = {
-        CARD: _without(secrets, published_card(card, description, layout).encode("utf-8", "surrogateescape")),
+        CARD: _without(secrets, published_card(card, description, layout).encode()),
         CROISSANT: _without(secrets, encode_view(published_croissant(description, layout))),
         DATASET_JSON: _public_index(run, secrets),
     }
