@@ -529,8 +529,9 @@ def _starts(rows: pa.Table) -> np.ndarray:
 def _distinct(rows: pa.Table) -> np.ndarray:
     """Which rows to keep; one bool per row.
 
-    Left out are a row with the source and the text of an earlier row of the same uid, and a row of a file without a
-    column of texts (its text is null) if another one of its source and uid is of a file with such a column.
+    Left out are a row with the source and the text of an earlier row of the same uid, and a row without a text if
+    another one of its source and uid has one. Rows of files without a column of texts (their text is null) give way to
+    blank texts too.
     """
     keep = np.ones(rows.num_rows, bool)
     starts = np.append(_starts(rows), rows.num_rows)
@@ -538,12 +539,18 @@ def _distinct(rows: pa.Table) -> np.ndarray:
         begin, end = int(starts[index]), int(starts[index + 1])
         group = rows.slice(begin, end - begin)
         pairs = list(zip(group["source"].to_pylist(), group["text"].to_pylist(), strict=True))
-        with_text = {source for source, text in pairs if text is not None}
+        best: dict[int, int] = {}
+        for source, text in pairs:
+            best[source] = max(best.get(source, 0), _rank(text))
         seen: set[tuple[int, str]] = set()
-        for offset, pair in enumerate(pairs):
-            keep[begin + offset] = pair not in seen and (pair[1] is not None or pair[0] not in with_text)
-            seen.add(pair)
+        for offset, (source, text) in enumerate(pairs):
+            keep[begin + offset] = (source, text) not in seen and _rank(text) == best[source]
+            seen.add((source, text))
     return keep
+
+
+def _rank(text: str | None) -> int:
+    return 0 if text is None else 1 if not text else 2
 
 
 def _combined(column: pa.ChunkedArray) -> pa.Array:

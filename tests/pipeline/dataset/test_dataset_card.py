@@ -124,6 +124,25 @@ def test_a_card_of_an_earlier_release_gets_the_declaration_of_the_columns_and_ke
     readme.write_text(current)
 
 
+def test_what_people_added_stays_however_their_editor_saved_the_card(
+    published: tuple[Run, Manifest, metadata.Recipe, list[dataset_index.ShardRecord]],
+) -> None:
+    readme = Path(published[0].shards, "README.md")
+    current = readme.read_bytes()
+    edited = current + b"\nAn addition.\n"
+    try:
+        for content in (edited.replace(b"\n", b"\r\n"), b"\xef\xbb\xbf" + edited, edited + b"caf\xe9\n"):
+            readme.write_bytes(content)
+            assert not publish(*published)
+            assert readme.read_bytes() == content
+        body = edited.split(b"---\n", 2)[2]
+        readme.write_bytes(body)  # the front matter is made again
+        publish(*published)
+        assert readme.read_bytes().endswith(body) and b"\ndataset_info:" in readme.read_bytes()
+    finally:
+        readme.write_bytes(current)
+
+
 def test_a_licence_that_is_added_later_changes_the_card_and_the_metadata(
     published: tuple[Run, Manifest, metadata.Recipe, list[dataset_index.ShardRecord]],
 ) -> None:
