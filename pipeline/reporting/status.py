@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NotRequired, TypedDict
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import score_file
 from lotlip_data.manifests.formats.dataset_index import done_shards
 from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
 from lotlip_data.pipeline.core import ledger
@@ -60,6 +61,20 @@ class CaptionerStatus(TypedDict):
     not, or if captions were committed since."""
 
 
+class ScorerStatus(TypedDict):
+    """Progress of one scorer, as `status --json` prints it."""
+
+    done: int
+    """Images scored, or without scores for a reason."""
+    failed: int
+    """Images without scores."""
+    left: int
+    images_per_s: float
+    """Averaged over the last WINDOW_SECONDS."""
+    seconds_left: int | None
+    """Estimated time to completion; None while nothing is scored."""
+
+
 class BuildStatus(TypedDict):
     """Progress of a dataset that is not published yet, as `status --json` prints it."""
 
@@ -77,9 +92,9 @@ class Stale(TypedDict):
     """A result that was made from an earlier state of its input, as `status --json` prints it."""
 
     stage: str
-    """`import`, `dataset`, `train` or `eval`."""
+    """`import`, `score`, `dataset`, `train` or `eval`."""
     name: str
-    """The captioner or model; empty for the dataset."""
+    """The captioner, scorer or model; empty for the dataset."""
     reason: str
 
 
@@ -112,9 +127,11 @@ class RunStatus(TypedDict):
     texts: NotRequired[dict[str, list[str]]]
     """By captioner that makes several texts for each image, their names in `captioners`."""
     not_started: NotRequired[dict[str, list[str]]]
-    """By stage (`import`, `recaption`, `train`), the names in the manifest that have no folder in the run yet."""
+    """By stage (`import`, `recaption`, `score`, `train`), the names in the manifest without a folder in the run."""
     imported: NotRequired[list[str]]
     """The captioners whose captions come from the lists of the manifest's sources."""
+    scorers: NotRequired[dict[str, ScorerStatus]]
+    """The scorers that have started."""
     building: NotRequired[BuildStatus]
     """Where dataset.json does not exist, but some of its shards."""
     stale: NotRequired[list[Stale]]
@@ -151,6 +168,8 @@ def get_status(run: Run, now: float | None = None, failures: bool = False) -> Ru
         trainings={name: training_status(run, name, now) for name in unfinished},
         evaluated=evaluated,
     )
+    if scorers := score_file.scorers(run):
+        status["scorers"] = {name: _scorer_status(run, name, images, now) for name in scorers}
     if not status["dataset"] and (building := _build_status(run, status["shards"] or len(fetched), now)):
         status["building"] = building
     if failures and partition is not None:
@@ -235,6 +254,21 @@ def _captioner_status(run: Run, name: str, images: int, now: float) -> Captioner
         "tokens_per_s": round(tokens_per_s, 1),
         "seconds_left": round(left / images_per_s) if images_per_s else None,
         "stopped": ledger.stop_of(run.captioner_stopped(name), last) if left else None,
+    }
+
+
+def _scorer_status(run: Run, name: str, images: int, now: float) -> ScorerStatus:
+    scored = {int(file.partition("-")[0]) for file in storage.list_names(run.scorer(name), score_file.ENDING)}
+    records = [record for shard, record in ledger.recorded(run.score_ledger(name)).items() if shard in scored]
+    done = sum(record.rows for record in records)
+    left = max(0, images - done)
+    images_per_s, _ = rates(records, now)
+    return {
+        "done": done,
+        "failed": sum(record.failed for record in records),
+        "left": left,
+        "images_per_s": round(images_per_s, 3),
+        "seconds_left": round(left / images_per_s) if images_per_s else None,
     }
 
 

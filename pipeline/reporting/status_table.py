@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from lotlip_data.manifests.settings.captioners import by_captioner
 from lotlip_data.manifests.wording import count, duration, plural, rate
 from lotlip_data.pipeline.downloading.failures import format_text as format_failures
-from lotlip_data.pipeline.reporting.status import CaptionerStatus, DownloadStatus, RunStatus
+from lotlip_data.pipeline.reporting.status import CaptionerStatus, DownloadStatus, RunStatus, ScorerStatus
 from lotlip_data.pipeline.reporting.training_status import TrainingStatus
 
 DONE, RUNNING, STOPPED, STALE, NOT_STARTED = "done", "running", "stopped", "stale", "not started"
@@ -51,6 +51,7 @@ def format_table(status: RunStatus) -> list[str]:
         _lists_row(status),
         _download_row(status),
         *_captioner_rows(status, stale),
+        *_scorer_rows(status, stale),
         _dataset_row(status, stale),
         *(_Row("train", name, "", STALE if ("train", name) in stale else DONE) for name in status["trained"]),
         *(_training_row(name, training) for name, training in status["trainings"].items()),
@@ -182,6 +183,15 @@ def _state(left: int, done: int, speed: float, more: bool = False) -> str:
 
 def _left(stage: DownloadStatus | CaptionerStatus | TrainingStatus) -> list[str]:
     return [] if stage["seconds_left"] is None else [f"{duration(stage['seconds_left'])} left"]
+
+
+def _scorer_rows(status: RunStatus, stale: set[tuple[str, str]]) -> Iterator[_Row]:
+    for name, scorer in status.get("scorers", {}).items():
+        progress = f"{scorer['done']:,} of {count(scorer['done'] + scorer['left'], 'image')}"
+        state = STALE if ("score", name) in stale else _state(scorer["left"], scorer["done"], scorer["images_per_s"])
+        details = ", ".join([rate(scorer["images_per_s"], "images"), *_left(scorer)]) if state == RUNNING else ""
+        yield _Row("score", name, progress, state, scorer["failed"], details)
+    yield from _not_started(status, "score")
 
 
 def _dataset_row(status: RunStatus, stale: set[tuple[str, str]]) -> _Row:
