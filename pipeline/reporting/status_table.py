@@ -181,7 +181,7 @@ def _state(left: int, done: int, speed: float, more: bool = False) -> str:
     return RUNNING if speed else STOPPED
 
 
-def _left(stage: DownloadStatus | CaptionerStatus | TrainingStatus) -> list[str]:
+def _left(stage: DownloadStatus | CaptionerStatus | ScorerStatus | TrainingStatus) -> list[str]:
     return [] if stage["seconds_left"] is None else [f"{duration(stage['seconds_left'])} left"]
 
 
