@@ -91,21 +91,61 @@ CAPTIONS: dict[str, dict[str, Statements]] = {
 }
 
 
+CHANGED: dict[str, dict[str, list[str]]] = {
+    "astronaut.jpg": {
+        "a": ["A woman in a green space suit smiles at the camera.", "Behind her on the left is a flag of Canada."],
+        "b": ["A model of an aeroplane can be seen behind her."],
+        "c": ["The portrait shows a crying male astronaut."],
+    },
+    "chelsea.jpg": {
+        "a": ["A black cat with short fur looks to the side.", "Its whiskers are short and black."],
+        "b": ["The photograph is a close-up of the tail of a dog."],
+    },
+    "coffee.jpg": {
+        "a": [
+            "A white cup of tea stands on a plate.",
+            "A plastic fork lies on the saucer.",
+            "The table is made of white marble.",
+        ],
+    },
+    "rocket.jpg": {
+        "a": ["A rocket stands on its launch pad at noon."],
+        "b": ["In the morning a plane is ready for landing."],
+        "c": ["The sky behind it is bright blue."],
+    },
+}
+"""Statements that are wrong in a detail, such as a colour: what captioners get wrong most."""
+
+
+def ordered_share(captions: dict[str, dict[str, Statements]], wrong: int) -> float:
+    """The share of pairs of a right and a wrong statement in which the right one has the higher score (AUC)."""
+    images = [
+        scored_image(
+            (PHOTOGRAPHS / name).read_bytes(), **{who: [text for text, _ in said] for who, said in of_image.items()}
+        )
+        for name, of_image in captions.items()
+    ]
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for of_image, scored in zip(captions.values(), Agreement(str(ENCODER)).score(images), strict=True):
+        for said, text in zip(of_image.values(), scored.texts, strict=True):
+            for (_, is_true), score in zip(said, text.pieces, strict=True):
+                assert score is not None
+                scores[is_true].append(score)
+    assert (len(scores[True]), len(scores[False])) == (25, wrong)
+    pairs = list(itertools.product(scores[True], scores[False]))
+    return sum(right > wrong for right, wrong in pairs) / len(pairs)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not ENCODER.is_dir(), reason="the sentence encoder could not be downloaded")
 def test_wrong_statements_about_photographs_score_below_right_ones() -> None:
-    images = [
-        scored_image(
-            (PHOTOGRAPHS / name).read_bytes(), **{who: [text for text, _ in said] for who, said in captions.items()}
-        )
-        for name, captions in CAPTIONS.items()
-    ]
-    right, wrong = [], []
-    for captions, scores in zip(CAPTIONS.values(), Agreement(str(ENCODER)).score(images), strict=True):
-        for said, text in zip(captions.values(), scores.texts, strict=True):
-            for (_, is_true), score in zip(said, text.pieces, strict=True):
-                assert score is not None
-                (right if is_true else wrong).append(score)
-    assert len(wrong) == 12 and len(right) == 25
-    ordered = sum(a > b for a, b in itertools.product(right, wrong)) / (len(right) * len(wrong))
-    assert ordered >= 0.95, f"AUC {ordered:.3f}"
+    """Statements about other things, AUC 1.00 when measured; and those that are wrong in a detail, 0.84."""
+    assert ordered_share(CAPTIONS, 12) >= 0.99
+    changed = {
+        name: {
+            who: [said for said in statements if said[1]] + [(text, False) for text in CHANGED[name].get(who, [])]
+            for who, statements in of_image.items()
+        }
+        for name, of_image in CAPTIONS.items()
+    }
+    assert ordered_share(changed, 13) >= 0.83
