@@ -154,12 +154,24 @@ def captioners(run: RunLike) -> Inspection:
     return Inspection({entry.name: entry.to_dict() for entry in stored}, format_text(run, stored))
 
 
-def stats(run: RunLike) -> Inspection:
-    """The paper's Table 6 for the run's dataset: images, texts, sub-captions and tokens per text, and flags."""
+def stats(run: RunLike, *, labels: str | PathLike[str] | None = None) -> Inspection:
+    """The paper's Table 6 for the run's dataset: images, texts, sub-captions and tokens per text, and flags; and the
+    distribution of each score.
+
+    Args:
+        run: The run's folder.
+        labels: A CSV or Parquet file that says what is correct, with `uid`, `correct` (0 or 1), and where it is about a
+            text `captioner` and `sub_caption` (counted from 0). `calibration` compares each score with it.
+    """
+    from lotlip_data.pipeline.dataset import calibration
     from lotlip_data.pipeline.dataset.stats import dataset_stats, table
 
-    figures = dataset_stats(_existing(open_run(run)))
-    return Inspection(figures, table(figures))
+    run = _existing(open_run(run))
+    compared = None if labels is None else calibration.calibrate(run, fspath(labels))
+    figures = dataset_stats(run)
+    if compared is None:
+        return Inspection(figures, table(figures))
+    return Inspection(figures | {"calibration": compared}, table(figures) + calibration.table(compared))
 
 
 def verify(run: RunLike) -> Inspection:

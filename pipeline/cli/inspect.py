@@ -40,17 +40,28 @@ def status(
                 time.sleep(every)
 
 
-def stats(run: RunFolder, json: Json = False) -> None:
-    """Count the dataset's images, texts and tokens.
+LabelFile = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE",
+        help="CSV or Parquet file of labels: `uid`, `correct` (0 or 1), and of texts `captioner` and `sub_caption` "
+        "(counted from 0). Compares each score with them.",
+    ),
+]
 
-    These are the figures of the paper's Table 6.
 
-    Example: lotlip-data stats runs/mine
+def stats(run: RunFolder, labels: LabelFile = None, json: Json = False) -> None:
+    """Count the dataset's images, texts, tokens and scores.
+
+    These are the figures of the paper's Table 6, and the distribution of each score.
+
+    Example: lotlip-data stats runs/mine --labels labels.csv
     """
     with command("stats", json) as console:
         from lotlip_data.pipeline import inspection
 
-        counts = inspection.stats(run)
+        counts = inspection.stats(run, labels=labels)
         console.result(counts.figures)
         for line in counts.lines:
             console.print(line)

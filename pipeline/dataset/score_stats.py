@@ -156,6 +156,7 @@ def _rows(prefix: str, of_scorer: Mapping[str, Any]) -> list[str]:
 
 def format_score(value: float) -> str:
     """A score with four significant digits, as people read it."""
+    value += 0.0  # not minus zero
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
