@@ -92,18 +92,20 @@ def report(
         float | None, typer.Option(min=0, help="Price per GPU-hour in any currency, for the cost so far.")
     ] = None,
     stats: Annotated[
-        bool, typer.Option(help="Count the whole dataset for Table 6, which takes long on a large dataset.")
+        bool,
+        typer.Option(help="Count the whole dataset for Table 6 and its scores, which takes long on a large dataset."),
     ] = True,
+    labels: LabelFile = None,
     json: Json = False,
 ) -> None:
-    """Write a page about a run: data, failures and cost.
+    """Write a page about a run: data, failures, scores and cost.
 
     Example: lotlip-data report runs/mine --price 2.5
     """
     with command("report", json) as console:
         from lotlip_data.pipeline import inspection
 
-        page = inspection.report(run, out, price=price, stats=stats)
+        page = inspection.report(run, out, price=price, stats=stats, labels=labels)
         for problem in page.problems:
             console.error(problem)
         for line in page.lines:

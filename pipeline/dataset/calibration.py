@@ -159,7 +159,7 @@ def calibrate(run: Run, labels_url: str) -> dict[str, Any]:
     scorers: dict[str, dict[str, Any]] = {}
     for name in [*names_of_texts(schema.scorers_of(content)), *names_of_images(schema.scorers_of(content))]:
         for level in LEVEL_NAMES:
-            pairs = matcher.pairs.get((name, level))  # type: ignore[call-overload]  # a str that is a Level
+            pairs = matcher.pairs.get((name, level))
             if pairs is not None:
                 of_level = compare(np.array(pairs.scores), np.array(pairs.correct), better.get(name, "higher"))
                 scorers.setdefault(name, {})[level] = of_level

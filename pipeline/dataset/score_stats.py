@@ -18,10 +18,16 @@ from lotlip_data.manifests.formats.schema import (
     text_score_column,
 )
 from lotlip_data.pipeline.dataset.score_tally import ScoreTally
+from lotlip_data.pipeline.dataset.scores import Level
 
 COMBINED = "combined"
 """The kind of the combined score."""
-LEVEL_NAMES = {"sub_captions": "sub-captions", "texts": "long texts", "raw": "raw texts", "samples": "samples"}
+LEVEL_NAMES: dict[Level, str] = {
+    "sub_captions": "sub-captions",
+    "texts": "long texts",
+    "raw": "raw texts",
+    "samples": "samples",
+}
 LABEL_WIDTH = 48
 
 
@@ -154,10 +160,10 @@ def _rows(prefix: str, of_scorer: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def format_score(value: float) -> str:
-    """A score with four significant digits, as people read it."""
+def format_score(value: float, digits: int = 4) -> str:
+    """A score with this many significant digits, as people read it."""
     value += 0.0  # not minus zero
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.{digits}g}"
 
 
 def _items(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
