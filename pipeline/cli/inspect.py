@@ -98,7 +98,7 @@ def report(
     labels: LabelFile = None,
     json: Json = False,
 ) -> None:
-    """Write a page about a run: data, failures, scores and cost.
+    """Write a page about a run: data, failures and cost.
 
     Example: lotlip-data report runs/mine --price 2.5
     """

@@ -119,7 +119,11 @@ class Frequent:
         """Take the sub-captions of some samples, string [n], and on how many images each is, float [n]."""
         least = max(2.0, min((each.count for each in self._texts.values()), default=0) if self._is_full else 0)
         table = pa.table({"text": texts, "count": counts})
-        table = table.filter(pc.greater_equal(table["count"], least)).group_by("text").aggregate([("count", "max")])
+        table = (
+            table.filter(pc.greater_equal(table["count"], least))
+            .group_by("text", use_threads=False)
+            .aggregate([("count", "max")])
+        )
         for row in table.to_pylist():
             words = " ".join(_WORDS.findall(row["text"].casefold())) or row["text"]
             if words not in self._texts or row["count_max"] > self._texts[words].count:
