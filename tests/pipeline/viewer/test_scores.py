@@ -218,3 +218,23 @@ def test_the_scores_of_a_dataset_are_those_of_its_index(run: Run) -> None:
     scoring = open_samples(run).scoring
     assert scoring.names == ["score", "similarity", "agreement", "size"]
     assert scoring.reasons() == {"similarity_too_low": "sub-captions with similarity below 0.05"}
+
+
+def test_a_dataset_with_scores_of_images_only_is_searched_by_them(tmp_path: Path) -> None:
+    web = client(dataset_fixture.make(tmp_path / "run", shards=1, scorers={"size": "images"}))
+    page = web.get("/?low=7&show=full").text
+    assert numbers(page) == [7, 8, 9] and 'name="level"' not in page and 'class="sub odd"' in page
+    assert numbers(web.get("/?sort=score-high&show=full").text) == list(range(9, -1, -1))
+    sample = web.get("/sample/0/3").text
+    assert "<th>size</th>" in sample and "Scores of each sub-caption" not in sample
+
+
+def test_without_captioners_the_scores_are_those_of_the_raw_texts(tmp_path: Path) -> None:
+    run = dataset_fixture.make(tmp_path / "run", shards=1, captioners=(), scorers={"similarity": "texts"})
+    web = client(run)
+    values = [dataset_fixture.score_of(number, 7) for number in range(10)]
+    page = web.get("/", params={"low": "0.5", "score": "similarity"}).text
+    assert numbers(page) == [number for number, value in enumerate(values) if value >= 0.5]
+    order = sorted(range(10), key=lambda number: values[number])
+    assert numbers(web.get("/?sort=score-low&score=similarity").text) == order
+    assert numbers(web.get("/?low=0&level=sub_captions").text) == []
