@@ -37,6 +37,7 @@ test: setup
 
 test-slow: setup
 	bash tools/browser.sh
+	VENV="$(VENV)" bash tools/sentence_encoder.sh build/vendor/sentence-encoder
 	$(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 4 --dist loadfile --durations 40
 
 test-chaos: setup

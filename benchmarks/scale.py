@@ -181,21 +181,23 @@ def random_hashes(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def stage_duplicates(folder: Path, rows: int) -> Any:
+    from lotlip_data.pipeline.core.spilled_rows import SpilledRows, spread
     from lotlip_data.pipeline.curation import near_duplicates
 
-    table = near_duplicates.SpilledRows(folder / "sums", rows, "lower", "position")
+    table = SpilledRows(folder / "sums", rows, "lower", "position")
     for hashes, position in random_hashes(rows):
-        table.add(hashes, near_duplicates.spread(hashes), position)
+        table.add(hashes, spread(hashes), position)
     assert sum(len(late) for late, _, _ in near_duplicates.exact_duplicates(table)) == rows // 20
 
 
 def stage_near_duplicates(folder: Path, rows: int) -> Any:
+    from lotlip_data.pipeline.core.spilled_rows import SpilledRows, spread
     from lotlip_data.pipeline.curation import near_duplicates
 
-    table = near_duplicates.SpilledRows(folder / "hashes", rows, "hash", "precedence", "position")
+    table = SpilledRows(folder / "hashes", rows, "hash", "precedence", "position")
     for hashes, position in random_hashes(rows):
-        precedence = near_duplicates.spread(position) >> np.uint64(40)
-        table.add(near_duplicates.spread(hashes), hashes, precedence, position)
+        precedence = spread(position) >> np.uint64(40)
+        table.add(spread(hashes), hashes, precedence, position)
     (folder / "near").mkdir()
     count = sum(len(late) for late, _, _ in near_duplicates.near_duplicates(table, 4, folder / "near"))
     assert 0 <= count - rows // 10 <= rows // 10_000, "all constructed near duplicates, and a few random ones"

@@ -90,8 +90,8 @@ class Manifest(Settings):
     """Folder of the evaluation tasks' files, with one folder per task: a path or fsspec URL."""
     relative_to: str | None = None
     """Folder where the relative paths of this manifest start: a path or fsspec URL. Default: the manifest's folder. In
-    `RUN/manifest.yaml`, it is the folder of the manifest that started the run. A model or tower counts as a path if it
-    starts with `./` or `../`."""
+    `RUN/manifest.yaml`, it is the folder of the manifest that started the run. A model, a tower or a scorer's option
+    counts as a path if it starts with `./` or `../`."""
 
     virtual_fields = ("scale", "files")
 
@@ -269,7 +269,7 @@ def with_absolute_paths(manifest: Manifest, base: str) -> Manifest:
         "sources": tuple(sources),
         "evaluate": tuple(_with_paths(entry, ("data",), base) for entry in manifest.evaluate),
         "captioners": tuple(_with_paths(entry, ("model",), base, marked=True) for entry in manifest.captioners),
-        "scores": tuple(_with_paths(entry, ("model",), base, marked=True) for entry in manifest.scores),
+        "scores": tuple(_with_absolute_options(entry, base) for entry in manifest.scores),
         "train": tuple(
             _with_paths(entry, ("image_tower", "text_tower"), base, marked=True) for entry in manifest.train
         ),
@@ -285,6 +285,17 @@ def _with_absolute_files(source: Source, base: str) -> Source:
     if source.table is not None:
         changes["table"] = _absolute(source.table, base)
     return source.model_copy(update=changes)
+
+
+def _with_absolute_options(entry: ScorerEntry, base: str) -> ScorerEntry:
+    """A scorer with absolute paths, also of files that its options name."""
+    entry = _with_paths(entry, ("model",), base, marked=True)
+    paths = {
+        name: _absolute(value.removeprefix("./"), base)
+        for name, value in entry.options.items()
+        if isinstance(value, str) and value.startswith(("./", "../"))
+    }
+    return entry.model_copy(update={"options": entry.options | paths}) if paths else entry
 
 
 def _absolute(path: str, base: str) -> str:

@@ -13,6 +13,7 @@ RUN/
   images/.ledger/ captions/CAPTIONER/.ledger/  empty objects whose names record the counts and times of each shard
   images/.tries/                               empty objects whose names record downloads without any image
   scores/SCORER/00000-ID.parquet               scores of the images and texts of shard 0; scorer.json: what made them;
+                                               summary.json: what a scorer tells about the whole run;
                                                .surveys/: what a scorer that compares shards notes of each
   shards/train-00000.tar .parquet dataset.json the dataset
   clean/                                       hashes of the images and the list of exclusions; can be recomputed
@@ -20,7 +21,8 @@ RUN/
   quarantine/                                  what could not be processed, with its reason
   train/NAME/                                  configuration, metrics, checkpoints, results on published tasks
   eval/NAME.json                               results on synthetic scenes
-  logs/                                        one folder per invocation; engines/ with the starts of engines and traces
+  logs/                                        one folder per invocation; engines/: their starts, and their traces;
+                                               stopped/: why the last call of a stage left work
 """
 
 from dataclasses import dataclass
@@ -150,6 +152,10 @@ class Run:
         """What made the scores in a scorer's folder."""
         return self._in("scores", name, "scorer.json")
 
+    def score_summary(self, name: str) -> str:
+        """What a scorer that compares shards has to tell about the whole run."""
+        return self._in("scores", name, "summary.json")
+
     def score_file(self, name: str, file: str) -> str:
         """The scores of one shard, by the name of their file."""
         return self._in("scores", name, file)
@@ -262,6 +268,10 @@ class Run:
 
     def log(self, invocation: str) -> str:
         return self._in("logs", invocation, "log.txt")
+
+    def stopped(self, stage: str) -> str:
+        """Why the last call of `download` or `shard` ended before its work was done; the next call removes it."""
+        return self._in("logs", "stopped", f"{stage}.json")
 
     def engine_log(self, captioner: str, attempt: str) -> str:
         """The whole trace of a failed start of a captioner's engine."""

@@ -46,11 +46,13 @@ def plan(
         rows: Approximate number of rows to read per source.
         hardware: The cluster, as `Hardware` or a mapping of its fields, such as {"gpus": 32, "price": 2.5}.
         speeds: Images per second of one actor, by captioner.
-        measure: Caption this many images here with each captioner without a given speed, to measure it. 0: do not.
+        measure: Caption this many images here with each captioner without a given speed, and score them with each
+            scorer without a known speed, to measure it. 0: do not.
         assumptions: Print every assumption too. `figures` has them in each case.
     """
     from lotlip_data.pipeline.planning import cost as plan_cost
     from lotlip_data.pipeline.planning import lists_text
+    from lotlip_data.pipeline.planning import scores as plan_scores
     from lotlip_data.pipeline.planning.hardware import Hardware
     from lotlip_data.pipeline.planning.lists import plan_lists
     from lotlip_data.pipeline.planning.storage import measure_storage
@@ -76,14 +78,21 @@ def plan(
     for job in jobs if measure else []:
         if job.config.name not in known:
             known[job.config.name] = measure_speed(job, measure)
-    cost = None
+    cost, scoring = None, None
     if lists.images or existing:
         cost = plan_cost.plan_cost(lists.images or 0, jobs, hardware, known, existing, lists.shards)
         lines += plan_cost.format_text(cost, manifest.imported_names)
         details += plan_cost.format_assumptions(cost)
+        if manifest.scores:
+            scores = plan_scores.plan_scores(manifest, lists.images or 0, existing, measure)
+            lines += plan_scores.format_text(scores)
+            details += [f"assumption   {assumption}" for assumption in scores.assumes]
+            scoring = scores.to_dict()
     if details:
         lines += details if assumptions else [f"assumptions  {len(details)}, shown with --assumptions"]
     figures = lists.to_dict() | {"captioning": cost.to_dict() if cost else None}
+    if scoring:
+        figures["scoring"] = scoring
     return Inspection(figures, lines, lists.problems)
 
 

@@ -51,12 +51,13 @@ RunLike = Run | str | PathLike[str]
 
 
 def load_manifest(manifest: ManifestLike) -> Manifest:
-    """The manifest, with the captioners and trainings checked too, so that no later stage stops at a typo.
+    """The manifest, with the captioners, scorers and trainings checked too, so that no later stage stops at a typo.
 
     Relative paths start at the YAML file's folder; those of a mapping, at the working folder. Raises UserError.
     """
     from lotlip_data.pipeline.model_stages.train import check_trainings
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
+    from lotlip_data.pipeline.scoring.registry import load_scorer
 
     if isinstance(manifest, Manifest):
         content, where = manifest, "manifest"
@@ -70,6 +71,11 @@ def load_manifest(manifest: ManifestLike) -> Manifest:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     check_trainings(content.train, where)
+    try:
+        for entry in content.scores:
+            load_scorer(entry)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return content
 
 

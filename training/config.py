@@ -38,6 +38,10 @@ CHANGEABLE_ON_RESUME = (
 """Settings that may change when a training resumes. They change results in the last digits only, except that
 `accumulate` also changes what dropout draws."""
 
+LATER_SETTINGS = ("text_weights", "text_temperature", "best_sub_captions")
+"""Settings that trainings of earlier versions do not record. At their defaults they change nothing and are not
+recorded, so that such trainings resume."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper gives epochs and batch size for CC3M and for all five sources. It gives none for the scales between:
     # these have the same 10 epochs, and batches that grow with the data as the paper's do.
@@ -75,6 +79,7 @@ class TrainConfig(TrainingSettings):
     def _check(self) -> "TrainConfig":
         self._check_images()
         self._check_method()
+        self._check_scores()
         return self
 
     def _check_images(self) -> None:
@@ -101,6 +106,20 @@ class TrainConfig(TrainingSettings):
             raise ConfigError("method: register tokens have neither mask nor loss; switch both off, or use lotlip")
         if self.corner_mask and not self.corner_loss:
             raise ConfigError("corner_loss: off with corner_mask on, corners do nothing; switch both off, or neither")
+
+    def _check_scores(self) -> None:
+        if self.text_temperature != 1 and self.text_weights != "score":
+            raise ConfigError("text_temperature: does nothing without text_weights: score; set both, or neither")
+        if self.uses_scores and not (self.long_texts and self.sub_captions):
+            raise ConfigError(
+                "text_weights, best_sub_captions: choose among long texts, and this training has none; remove them, or "
+                "set long_texts and sub_captions to at least 1"
+            )
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether the choice of texts depends on the scores in the dataset."""
+        return self.text_weights == "score" or self.best_sub_captions is not None
 
     def long_texts_of(self, captioners: int) -> int:
         """T, the number of long texts per sample, for this number of captioners; 0 if S, sub_captions, is 0."""
@@ -142,8 +161,13 @@ class TrainConfig(TrainingSettings):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings in JSON types."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        """The settings in JSON types, without those of LATER_SETTINGS that are at their default."""
+        defaults = type(self).model_fields
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+            if name not in LATER_SETTINGS or value != defaults[name].default
+        }
 
 
 def make_config(method: str = "lotlip", preset: str | None = None, **settings: Any) -> TrainConfig:

@@ -143,7 +143,11 @@ class Trainer:
         self.lanes = lanes
         lanes_per_process = lanes // self.group.size
         own_lanes = range(self.group.rank * lanes_per_process, (self.group.rank + 1) * lanes_per_process)
-        picker = data.TextPicker(self.captioners, self.long_texts, config.sub_captions, dataset.sub_captions)
+        scores = None
+        if config.uses_scores:
+            temperature = config.text_temperature if config.text_weights == "score" else None
+            scores = data.ScoreUse(temperature, config.best_sub_captions)
+        picker = data.TextPicker(self.captioners, self.long_texts, config.sub_captions, dataset.sub_captions, scores)
         self.batches = data.Batches(dataset, picker, config.batch, config.seed, lanes=own_lanes, lane_count=lanes)
         open_shards = data.open_shard_count(own_lanes)
         self.images: FeatureCache | PixelReader

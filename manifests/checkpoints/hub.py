@@ -15,6 +15,7 @@ from lotlip_data.manifests.errors import UserError
 TIMEOUT_SECONDS = 10.0
 """Time for one answer of the hub."""
 CONFIG = "config.json"
+BAD_TOKEN = "the token for the hub has characters that no token has"
 _CHECK_NETWORK = "check the network, the proxy and HF_ENDPOINT"
 _OFFLINE = "HF_HUB_OFFLINE forbids asking the hub"
 _GO_ONLINE = "unset HF_HUB_OFFLINE to download with `lotlip-data fetch-models`"
@@ -180,6 +181,8 @@ def explain(error: BaseException, model: str, revision: str | None = None) -> Mo
 def _explain_cause(error: BaseException, model: str, revision: str | None) -> ModelUnavailable | None:
     from huggingface_hub import errors
 
+    if is_about_token(error):
+        return ModelUnavailable(f"{model}: {BAD_TOKEN}", "set HF_TOKEN to a valid one, or unset it")
     if isinstance(error, errors.HFValidationError):
         return ModelUnavailable(
             f"{model}: is neither a folder here nor the id of a model on the hub", "correct the name"
@@ -211,6 +214,13 @@ def _explain_cause(error: BaseException, model: str, revision: str | None) -> Mo
     if isinstance(error, errors.HfHubHTTPError):
         return _explain_status(error, model)
     return None
+
+
+def is_about_token(error: BaseException) -> bool:
+    """Whether an error says that the token cannot be sent, such as a word of some guide that was copied."""
+    from huggingface_hub import get_token
+
+    return isinstance(error, UnicodeEncodeError) and (get_token() or "\0") in error.object
 
 
 def _explain_status(error: Any, model: str) -> ModelUnavailable:

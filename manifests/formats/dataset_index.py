@@ -41,6 +41,7 @@ Index = TypeVar("Index", DatasetIndex, SamplesIndex)
 _LIST_STARTS = {f' "{name}": [\n'.encode() for name in (*SHARD_LISTS, REPLACED)}
 _SHA256_LINE = re.compile(rb' "' + digests.JSON_KEY.encode() + rb'": "([0-9a-f]{64})"\n')
 _MARKER = re.compile(r"(\d{5,})-([0-9a-f]{12})\.json")
+_INPUT_SHARD = re.compile(r"[a-z]+-(\d{5,})[-.]")
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -90,6 +91,12 @@ class ShardFile:
     def from_dict(cls, content: Mapping[str, Any], folder: str) -> "ShardFile":
         tar, parquet = (FileRecord(**content[kind]) for kind in ("tar", "parquet"))
         return cls(content["split"], content["samples"], content["long_texts"], tar, parquet, folder)
+
+    @property
+    def input_shard(self) -> int | None:
+        """The number of the input shard, which the names of the files have; None if they have none."""
+        match = _INPUT_SHARD.match(self.tar.name)
+        return int(match[1]) if match else None
 
     @property
     def files(self) -> tuple[FileRecord, FileRecord]:

@@ -1,8 +1,9 @@
 """Scores of images and texts as they are stored: one Parquet file per scorer and shard, and what made them.
 
-scores/SCORER/NNNNN-ID.parquet (SCORES): one row per image of shard NNNNN. A scorer of images fills `image`, one of
-texts `texts`: the raw texts, whose name is `raw`, then the long texts that exist, by captioner, each with the scores of
-its sub-captions in order. A null is a text without a score, such as a blank one. Without any score, `error` says why.
+scores/SCORER/NNNNN-ID.parquet (SCORES): one row per image of shard NNNNN, in the order of the uids. A scorer of images
+fills `image`, one of texts `texts`: the raw texts, whose name is `raw`, then the long texts that exist, by captioner,
+each with the scores of its sub-captions in order. A null is a text without a score, such as a blank one. Without any
+score, `error` says why.
 
 ID identifies everything that the scores depend on, so scores of other texts or images have another name.
 """

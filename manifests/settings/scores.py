@@ -28,7 +28,7 @@ class ScorerEntry(ListEntry):
 
     shorthand = "kind"
 
-    kind: str
+    kind: Name
     """What is scored: similarity, agreement, repetition, placeholder, classifier, or a kind of another package."""
     name: Name | None = None
     """Name of the scorer's folder in `RUN/scores`, and of its columns. Default: the kind."""

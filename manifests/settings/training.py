@@ -59,6 +59,15 @@ class TrainingSettings(Settings):
     of each captioner."""
     captioners: tuple[str, ...] = ()
     """Captioners whose long texts are used. Default: all of the dataset's (paper, Table 9)."""
+    text_weights: Literal["uniform", "score"] = "uniform"
+    """How a sample's long texts and their sub-captions are drawn: all alike (paper), or with weight
+    exp(score / `text_temperature`), from the scores in the dataset (ours)."""
+    text_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """With `text_weights: score`: the lower, the more often texts with high scores are drawn. Combined scores have
+    variance 1, about."""
+    best_sub_captions: Annotated[int, Field(ge=1)] | None = None
+    """Number of sub-captions of a long text that are used: those with the highest scores in the dataset, in the order
+    of the text. Default: all."""
     reduction: Literal["sum", "mean"] = "sum"
     """Reduction of the loss over texts: the paper's sum, or the mean of the authors' code."""
 

@@ -48,6 +48,7 @@ def command(name: str, as_json: bool, run_url: str | None = None, silent: bool =
     from lotlip_data.manifests.run_layout import Run
     from lotlip_data.manifests.storage import remove_stale_scratch
 
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives a command must not start Ray again
     console = Console(name, as_json, silent)
     bars = not (as_json or silent or verbosity.get() is Verbosity.QUIET)
     code = 0

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,10 @@ import typer
 
 if TYPE_CHECKING:
     from lotlip_data.manifests.run_layout import Run
+
+
+SCREEN_LINES = 20
+"""Lines that stand on the screen for sure. A summary does not repeat them."""
 
 
 class Verbosity(enum.Enum):
@@ -49,7 +53,7 @@ class Console:
         self._silent = silent
         self._folder = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{command}-{os.getpid()}"
         self._lines: list[str] = []
-        self._shown: set[str] = set()
+        self._shown: deque[str] = deque(maxlen=SCREEN_LINES)
         self._json = json_output
 
     def print(self, line: str = "", colour: str = "") -> None:
@@ -59,13 +63,13 @@ class Console:
             self.show(line, colour)
 
     def summarise(self, lines: Iterable[str]) -> None:
-        """Print the lines of a result, except those that the log has put on the screen already."""
+        """Print the lines of a result, except those that the log has just put on the screen."""
         for line in lines:
             if not line or not self._was_shown(line):
                 self.print(line)
 
     def _was_shown(self, line: str) -> bool:
-        """Whether the screen has this line, perhaps without the name of its stage before it."""
+        """Whether the last lines on the screen have this one, perhaps without the name of its stage before it."""
         rest = line.strip()
         while rest:
             if rest in self._shown:
@@ -107,7 +111,7 @@ class Console:
             text = typer.style(word, fg=colour) + space + rest
         tqdm.write(text, file=stream)
         stream.flush()
-        self._shown.add(line.strip())
+        self._shown.append(line.strip())
 
     def save(self, run: "Run") -> None:
         """Write the kept lines to a new folder of the run's `logs/`. Does nothing where the folder holds no run."""

@@ -29,12 +29,21 @@ def status(
         import time
 
         from lotlip_data.pipeline import inspection
+        from lotlip_data.pipeline.core.outcome import one_line
 
         with redrawing(watch and not json) as show:
+            lines: list[str] = []
             while True:
-                current = inspection.status(run, failures=failures)
-                console.result(current.figures)
-                show(console, current.lines)
+                try:
+                    current = inspection.status(run, failures=failures)
+                except OSError as error:  # a storage that may answer again
+                    if not watch:
+                        raise
+                    show(console, [*lines, "", f"the run cannot be read now: {one_line(error)}"])
+                else:
+                    lines = current.lines
+                    console.result(current.figures)
+                    show(console, lines)
                 if not watch:
                     break
                 time.sleep(every)

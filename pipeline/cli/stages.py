@@ -189,9 +189,10 @@ def score(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Score images, texts and sub-captions with each scorer of the manifest.
+    """Score images, texts and sub-captions.
 
-    The scores are columns of the dataset, and `clean.scores` leaves out what scores badly.
+    Each scorer of the manifest gives its scores. They are columns of the dataset, and `clean.scores` leaves out what
+    scores badly.
 
     Example: lotlip-data score runs/mine --scorer similarity --gpus 0.5
     """

@@ -68,6 +68,10 @@ class ExternalBuckets:
         """One bucket by its number, which starts at 0. An empty bucket is a table without rows."""
         return self._read(number) if self._file(number).exists() else self.schema.empty_table()
 
+    def remove(self, number: int) -> None:
+        """Remove the file of a bucket that is no longer needed."""
+        self._file(number).unlink(missing_ok=True)
+
     def _file(self, number: int) -> pathlib.Path:
         return self._folder / f"bucket-{number:05d}.arrow"
 

@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NotRequired
 
@@ -22,6 +22,7 @@ from lotlip_data.manifests.digests import Digest
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats.image_containers import Container
 from lotlip_data.manifests.run_layout import Run, shard_name
+from lotlip_data.pipeline.core.outcome import one_line
 
 _IMAGE_MARKER = re.compile(r"(\d{5,})_stats\.json")
 _CAPTION_SHARD = re.compile(r"(\d{5,})\.parquet")
@@ -63,7 +64,7 @@ class ImageMarker(TypedDict):
     not_drawn: NotRequired[int]
     """Rows of the container outside the sample. They are not in `count`."""
     removed_captions: NotRequired[list[str]]
-    """Captioners whose captions of the shard were removed, because its images were others when it was read before."""
+    """Captioners with captions that were removed, because images of the shard were others when it was read before."""
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -192,26 +193,47 @@ def captioner_settings(run: Run, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Stop:
-    """That a call of `recaption` gave a captioner up."""
+    """That a call of a stage ended before its work was done."""
 
     at: int
     """Unix time in seconds, rounded up: the times at which work ended are rounded."""
     reason: str
 
 
-def record_stop(run: Run, name: str, reason: str) -> None:
-    """Record that a captioner was given up. Like a log, it is not worth a failure."""
+def record_stop(url: str, reason: str) -> None:
+    """Record at `url` why a stage, or one captioner, has stopped. Like a log, it is not worth a failure."""
     stop = Stop(math.ceil(time.time()), reason)
     with contextlib.suppress(OSError, UserError):
-        storage.replace(run.captioner_stopped(name), artifacts.encode_json(asdict(stop)))
+        storage.replace(url, artifacts.encode_json(asdict(stop)))
 
 
-def stop_of(run: Run, name: str) -> Stop | None:
-    """Why the last call of `recaption` gave a captioner up; None if it did not."""
+@contextlib.contextmanager
+def recording_stop(*urls: str) -> Iterator[None]:
+    """Remove the records of earlier stops, and record it if an exception or a signal ends the work in this block."""
+    for url in filter(storage.exists, urls):  # looked up first: a run with nothing to do needs no write access
+        storage.remove(url)
     try:
-        return artifacts.read_json(run.captioner_stopped(name), "", Stop)
+        yield
+    except BaseException as error:
+        reason = one_line(error) if isinstance(error, Exception) else "interrupted"
+        for url in urls:
+            if not storage.exists(url):
+                record_stop(url, reason)
+        raise
+
+
+def stop_of(url: str, last_result: float = 0) -> str | None:
+    """Why the last call has stopped, as `record_stop` recorded it; None if it did not.
+
+    Args:
+        url: Where it is recorded.
+        last_result: Unix time in seconds of the last result. A later one than the stop is that of another call.
+    """
+    try:
+        stop = artifacts.read_json(url, "", Stop)
     except (FileNotFoundError, UserError):  # a damaged one is not worth a failure either
         return None
+    return stop.reason if last_result <= stop.at else None
 
 
 def captioned_shards(run: Run, captioner: str) -> list[int]:

@@ -15,7 +15,7 @@ from lotlip_data.pipeline.core.ray_cluster import check_cluster
 
 Result = TypeVar("Result")
 
-JOIN_SECONDS = 0.2
+WAIT_SECONDS = 0.2
 """Interval at which the main thread looks at its stages."""
 STOP_SECONDS = 60.0
 """Time for stopped stages to end: longer than actors have to save finished captions."""
@@ -51,7 +51,9 @@ class StageThreads(Generic[Result]):
 
     def __init__(self) -> None:
         self._stop = threading.Event()
-        self._threads: dict[str, threading.Thread] = {}
+        self._ended: dict[str, threading.Event] = {}
+        """By stage, whether it has ended. A thread itself does not know: before Python 3.13, one that a signal
+        interrupts in `Thread.join` takes the other thread for ended."""
         self._results: dict[str, Result | UserError] = {}
         self._error: BaseException | None = None
 
@@ -62,18 +64,17 @@ class StageThreads(Generic[Result]):
         """Stop the stages that still run, and wait for them for STOP_SECONDS at most."""
         self._stop.set()
         deadline = time.monotonic() + STOP_SECONDS
-        while self._any_alive() and time.monotonic() < deadline:
+        while self._any_running() and time.monotonic() < deadline:
             check_cluster()
-            self._join()
+            self._wait()
 
     def start(self, name: str, stage: Callable[[], Result]) -> None:
         """Call `stage` in a new thread, with the context variables of this one."""
         token = _stop.set(self._stop)
         context = copy_context()
         _stop.reset(token)
-        thread = threading.Thread(target=context.run, args=(self._run, name, stage), name=name, daemon=True)
-        self._threads[name] = thread
-        thread.start()
+        self._ended[name] = threading.Event()
+        threading.Thread(target=context.run, args=(self._run, name, stage), name=name, daemon=True).start()
 
     def _run(self, name: str, stage: Callable[[], Result]) -> None:
         try:
@@ -83,10 +84,12 @@ class StageThreads(Generic[Result]):
         except BaseException as error:  # noqa: BLE001 - `results` raises it in the main thread
             self._error = self._error or error
             self._stop.set()
+        finally:
+            self._ended[name].set()
 
     def has_ended(self, name: str) -> bool:
         """Whether a stage has ended, in whichever way."""
-        return not self._threads[name].is_alive()
+        return self._ended[name].is_set()
 
     def results(self) -> dict[str, Result | UserError]:
         """Wait for all stages. Returns what each has returned, or its UserError.
@@ -94,18 +97,18 @@ class StageThreads(Generic[Result]):
         Raises:
             BaseException: What has stopped the stages.
         """
-        while self._any_alive() and not self._error:
-            self._join()
+        while self._any_running() and not self._error:
+            self._wait()
         if self._error:
             raise self._error
         return self._results
 
-    def _any_alive(self) -> bool:
-        return any(thread.is_alive() for thread in self._threads.values())
+    def _any_running(self) -> bool:
+        return not all(ended.is_set() for ended in self._ended.values())
 
-    def _join(self) -> None:
+    def _wait(self) -> None:
         """Wait a moment for the first stage that has not ended."""
-        for thread in self._threads.values():
-            if thread.is_alive():
-                thread.join(JOIN_SECONDS)
+        for ended in self._ended.values():
+            if not ended.is_set():
+                ended.wait(WAIT_SECONDS)
                 return

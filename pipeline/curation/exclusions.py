@@ -31,9 +31,10 @@ from lotlip_data.pipeline.core.ledger import fetched_images, image_stamps
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.core.scratch import scratch_folder
+from lotlip_data.pipeline.core.spilled_rows import SpilledRows, spread
 from lotlip_data.pipeline.curation import decontamination, near_duplicates
 from lotlip_data.pipeline.curation.filters import Exclusion, Filters, image_rejection, raw_texts
-from lotlip_data.pipeline.curation.near_duplicates import Duplicates, SpilledRows
+from lotlip_data.pipeline.curation.near_duplicates import Duplicates
 from lotlip_data.pipeline.curation.perceptual_hash import find_near, shard_hashes
 from lotlip_data.pipeline.downloading.reader import fetched_rows
 
@@ -234,7 +235,7 @@ class _Comparison:
 
     def add(self, shard: int, survey: ShardSurvey) -> None:
         self.digests.add(survey.upper, survey.lower, survey.positions)
-        self.hashes.add(near_duplicates.spread(survey.hashes), survey.hashes, survey.precedence, survey.hashed)
+        self.hashes.add(spread(survey.hashes), survey.hashes, survey.precedence, survey.hashed)
         self.lists.add_evaluation_images(shard, survey)
 
     def duplicates(self, clean: CleanSettings, folder: Path) -> Iterator[tuple[str, Duplicates]]:

@@ -17,57 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from lotlip_data.pipeline.core.external_buckets import ExternalBuckets
+from lotlip_data.pipeline.core import spilled_rows
+from lotlip_data.pipeline.core.spilled_rows import SpilledRows, spread
 
-ROWS_PER_BUCKET = 100_000
-BUFFER_BYTES = 4 << 20
 _BITS = 64
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-"""An odd number, so multiplication by it is one to one; it spreads clustered hashes over the buckets."""
 
-U64 = pa.uint64()
 Duplicates = tuple[np.ndarray, np.ndarray, np.ndarray]
 """uint64 [n] each: positions of images to leave out, for each the position of the first image near it, and the Hamming
 distance between the two."""
-
-
-class SpilledRows:
-    """Rows of uint64 columns on disk, read bucket by bucket; the first column decides the bucket."""
-
-    def __init__(self, folder: Path, rows: int, *columns: str) -> None:
-        """Args:
-        folder: Where the rows are spilled; created here.
-        rows: The number of rows that are expected; it decides the number of buckets.
-        columns: The names of the columns after the first, which is called `order`.
-        """
-        folder.mkdir()
-        self.rows = rows
-        self.count = 1 + rows // ROWS_PER_BUCKET
-        """The number of buckets."""
-        self._schema = pa.schema([(name, U64) for name in ("order", *columns)])
-        self._buckets = ExternalBuckets(folder, self.count, self._schema, BUFFER_BYTES)
-
-    def add(self, *columns: np.ndarray) -> None:
-        """Add rows: one uint64 array per column, all of the same length."""
-        if len(columns[0]):
-            arrays = [pa.array(column, U64) for column in columns]
-            self._buckets.add(pa.Table.from_arrays(arrays, schema=self._schema))
-
-    def flush(self) -> None:
-        """Write buffered rows to disk. To be called after the last row is added and before a bucket is read."""
-        self._buckets.flush()
-
-    def bucket(self, number: int) -> list[np.ndarray]:
-        """The columns of a bucket. Objects with the same `rows` have rows of the same `order` in the same bucket."""
-        table = self._buckets.bucket(number)
-        return [table[name].to_numpy() for name in self._schema.names]
-
-    def __iter__(self) -> Iterator[list[np.ndarray]]:
-        """The buckets with rows, in order."""
-        self.flush()
-        return (bucket for number in range(self.count) if len((bucket := self.bucket(number))[0]))
 
 
 def exact_duplicates(rows: SpilledRows) -> Iterator[Duplicates]:
@@ -85,12 +43,6 @@ def exact_duplicates(rows: SpilledRows) -> Iterator[Duplicates]:
         yield position[~is_first], earliest[~is_first], np.zeros(np.count_nonzero(~is_first), np.uint64)
 
 
-def spread(hashes: np.ndarray) -> np.ndarray:
-    """Hashes as evenly distributed values for the first column of SpilledRows; one to one, uint64 in and out."""
-    with np.errstate(over="ignore"):
-        return hashes * _MULTIPLIER
-
-
 def near_duplicates(rows: SpilledRows, distance: int, folder: Path) -> Iterator[Duplicates]:
     """Find the images whose hash is near the hash of an image before them, by precedence and then by position.
 
@@ -104,9 +56,9 @@ def near_duplicates(rows: SpilledRows, distance: int, folder: Path) -> Iterator[
     count = _spill_distinct(rows, folder / "distinct")
     columns = ("hash", "precedence", "position", "other_hash")
     candidates = SpilledRows(folder / "better", rows.rows, *columns)  # the same buckets as `rows`
-    for number, bands in enumerate(itertools.combinations(_bands(distance), 2)):
+    for number, pair in enumerate(itertools.combinations(bands(distance), 2)):
         scratch = folder / f"bands-{number}"
-        _compare(_read_distinct(folder / "distinct"), count, np.bitwise_or(*bands), distance, scratch, candidates)
+        _compare(_read_distinct(folder / "distinct"), count, np.bitwise_or(*pair), distance, scratch, candidates)
         shutil.rmtree(scratch)
     candidates.flush()
     for number in range(rows.count):
@@ -141,7 +93,7 @@ def _merge(
     )
 
 
-def _bands(distance: int) -> list[np.uint64]:
+def bands(distance: int) -> list[np.uint64]:
     """Masks of `distance` + 2 bands that cover the 64 bits."""
     edges = np.linspace(0, _BITS, distance + 3).round().astype(int).tolist()
     return [np.uint64(((1 << stop) - 1) ^ ((1 << start) - 1)) for start, stop in itertools.pairwise(edges)]
@@ -166,7 +118,7 @@ def _read_distinct(path: Path) -> Iterator[list[np.ndarray]]:
     They are read and not mapped, because mapped pages count as memory.
     """
     with open(path, "rb") as file:
-        while len(block := np.fromfile(file, np.uint64, 3 * ROWS_PER_BUCKET)):
+        while len(block := np.fromfile(file, np.uint64, 3 * spilled_rows.ROWS_PER_BUCKET)):
             yield [block[column::3] for column in range(3)]
 
 
@@ -210,8 +162,26 @@ def _first_near(key: np.ndarray, hashes: np.ndarray, distance: int) -> np.ndarra
         distance: The largest number of bits that may differ.
     """
     order = np.argsort(key, kind="stable")
-    key, hashes = key[order], hashes[order]
     nearest = order.copy()
+    for left, right in near_pairs(key[order], hashes[order], distance):
+        nearest[left] = np.minimum(nearest[left], order[right])
+        nearest[right] = np.minimum(nearest[right], order[left])
+    result = np.empty_like(nearest)
+    result[order] = nearest
+    return result
+
+
+def near_pairs(key: np.ndarray, hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Find the pairs of hashes of the same key that are near each other.
+
+    Args:
+        key: uint64 [n], sorted.
+        hashes: uint64 [n].
+        distance: The largest number of bits that may differ.
+
+    Yields:
+        Indices of the left and the right hashes of some pairs. Each index stands at most once on each side.
+    """
     pairs = np.arange(len(key))
     for step in itertools.count(1):  # each hash with the one `step` after it, while they share the key
         pairs = pairs[pairs + step < len(key)]
@@ -219,9 +189,4 @@ def _first_near(key: np.ndarray, hashes: np.ndarray, distance: int) -> np.ndarra
         if not len(pairs):
             break
         left = pairs[np.bitwise_count(hashes[pairs] ^ hashes[pairs + step]) <= distance]
-        right = left + step
-        nearest[left] = np.minimum(nearest[left], order[right])
-        nearest[right] = np.minimum(nearest[right], order[left])
-    result = np.empty_like(nearest)
-    result[order] = nearest
-    return result
+        yield left, left + step

@@ -30,15 +30,20 @@ def _front_text(description: Description) -> str:
     return yaml.safe_dump(front_matter(description), sort_keys=False, allow_unicode=True)
 
 
+def text_of(content: bytes, errors: str = "strict") -> str:
+    """The text of a card, which an editor on Windows may have saved."""
+    return content.decode("utf-8-sig", errors).replace("\r\n", "\n")
+
+
 def declaring_columns(content: str, description: Description) -> str:
     """A card of this dataset with the declaration of its columns, which cards of earlier releases lack.
 
     The text below the front matter stays, with what people added to it.
     """
-    _, opening, rest = content.partition("---\n")
+    before, opening, rest = content.partition("---\n")
     front, closing, body = rest.partition("\n---\n")
-    if not opening or not closing:
-        return card(description)
+    if before or not opening or not closing:
+        return f"---\n{_front_text(description)}---\n\n{content}"
     return content if f"\n{FEATURES}:" in front else f"---\n{_front_text(description)}---\n{body}"
 
 

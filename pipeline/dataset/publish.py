@@ -69,7 +69,7 @@ def publish(
 
 def _declare_columns(run: Run, description: Description) -> None:
     """Complete the card of an earlier release."""
-    content = storage.read_bytes(run.dataset_file(CARD)).decode("utf-8", "surrogateescape")
+    content = dataset_card.text_of(storage.read_bytes(run.dataset_file(CARD)), "surrogateescape")
     if (complete := dataset_card.declaring_columns(content, description)) != content:
         storage.replace(run.dataset_file(CARD), complete.encode("utf-8", "surrogateescape"))
 

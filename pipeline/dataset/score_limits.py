@@ -184,9 +184,9 @@ def _with_numbers(
 ) -> ScoreRecipe:
     """The recipe with the numbers that depend on all scores. They are stored, once for each state of the scores."""
     rules = manifest.clean.scores
-    weights = manifest.shard.score_weights or dict.fromkeys(recipe.of_texts, 1.0)
     signs = {name: 1 if records[name].better == "higher" else -1 for name in recipe.of_texts}
-    signed = {name: signs[name] * weights.get(name, 0.0) for name in recipe.of_texts}
+    weights = manifest.shard.score_weights or {name: 1.0 for name, sign in signs.items() if sign == 1}
+    signed = {name: sign * weights.get(name, 0.0) for name, sign in signs.items()}
     stored = digest(asdict(recipe), signed, [rule.model_dump() for rule in rules], sorted(files.items()))
     url = storage.join(run.score_limits, f"{stored}.json")
     try:

@@ -103,8 +103,11 @@ def shard(
     Raises:
         DatasetError: The run has no images, no captions, or none by one of `captioners`.
     """
-    ahead = ShardSummary() if before is None else _build_as_they_come(manifest, run, captioners, before)
-    summary = _build_dataset(manifest, run, captioners)
+    with ledger.recording_stop(run.stopped("shard")):
+        ahead = ShardSummary() if before is None else _build_as_they_come(manifest, run, captioners, before)
+        summary = _build_dataset(manifest, run, captioners)
+    if summary.failed:
+        ledger.record_stop(run.stopped("shard"), "; ".join(wording.group(summary.failed, shown=1)))
     summary.skipped = max(0, summary.skipped - ahead.built)
     summary.built += ahead.built
     summary.samples += ahead.samples
@@ -119,6 +122,7 @@ def _build_as_they_come(manifest: Manifest, run: Run, captioners: Sequence[str],
     stage wait for the download.
     """
     summary = ShardSummary()
+    storage.check_writable(run.shards)  # now, and not after hours of captioning
     if manifest.scores:
         logger.info("shard: the dataset has scores, so no shard is written before all captions are scored")
         before.captions.wait()

@@ -26,6 +26,7 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import ImageMarker
 from lotlip_data.pipeline.core.scratch import scratch_folder
 from lotlip_data.pipeline.downloading import failures
+from lotlip_data.pipeline.downloading.earlier_captions import Images, remove_captions_of_others
 from lotlip_data.pipeline.downloading.images.isolation import Suspects
 from lotlip_data.pipeline.downloading.img2dataset_adapter import FetchedShard, fetch
 from lotlip_data.pipeline.downloading.reader import fetched_rows
@@ -110,13 +111,16 @@ def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
     files = {"tar": fetched.tar, "parquet": fetched.parquet} if fetched.tar else {"parquet": fetched.parquet}
     names = {kind: f"{attempt}.{kind}" for kind in files}
     digests = {kind: asdict(digest_of_file(file)) for kind, file in files.items()}
-    uids = set(pq.read_table(fetched.parquet, columns=["uid"], filters=[("status", "=", SUCCESS)])["uid"].to_pylist())
+    images = _images(fetched.parquet)
     urls = [run.image_file(name) for name in names.values()]
     for url, local in zip(urls, files.values(), strict=True):
         storage.create_from_file(url, str(local), move=True)
     marker = fetched.stats | names | {"digests": digests}
-    if not storage.exists(run.image_stats(shard)) and (captioners := _forget_earlier_images(run, shard, uids)):
-        marker["removed_captions"] = captioners
+    if not storage.exists(run.image_stats(shard)):  # a marker that was removed has left its quarantine and captions
+        storage.remove(run.quarantine("images", f"{shard_name(shard)}.parquet"))
+        images_file = names.get("tar", names["parquet"])
+        if captioners := remove_captions_of_others(run, shard, images, images_file):
+            marker["removed_captions"] = captioners
     if storage.create(run.image_stats(shard), artifacts.encode_json(marker, indent=2)):
         return True
     for url in urls:
@@ -124,33 +128,10 @@ def commit(run: Run, shard: int, fetched: FetchedShard) -> bool:
     return False
 
 
-def _forget_earlier_images(run: Run, shard: int, uids: Collection[str]) -> list[str]:
-    """Remove what is left of a shard whose marker was removed: its quarantine, and captions of other images.
-
-    Called before the new marker exists, so that a kill leaves no captions that do not belong to the images. Captioners
-    see a shard without captions and caption it again.
-
-    Args:
-        run: The run.
-        shard: The shard, which is not committed.
-        uids: The images that it is about to have.
-
-    Returns:
-        The captioners whose captions are removed.
-    """
-    storage.remove(run.quarantine("images", f"{shard_name(shard)}.parquet"))
-    removed = []
-    for name in ledger.captioners(run):
-        url = run.caption_shard(name, shard)
-        try:
-            captions = artifacts.read_parquet(url, f"Remove {url}; its images are captioned again.", ["uid"])
-        except (FileNotFoundError, UserError):  # damage is a matter of the commands that read captions
-            continue
-        if set(captions["uid"].to_pylist()) != uids:
-            storage.remove(url)
-            ledger.forget_removed(run, name)
-            removed.append(name)
-    return removed
+def _images(parquet: pathlib.Path) -> Images:
+    rows = pq.read_table(parquet, columns=["uid", "sha256", "key"], filters=[("status", "=", SUCCESS)])
+    uids, hashes, keys = (column.to_pylist() for column in rows.columns)
+    return dict(zip(zip(uids, hashes, strict=True), keys, strict=True))
 
 
 def write_quarantine(run: Run, shard: int, marker: ImageMarker, retried: Collection[str] = ()) -> None:

@@ -193,7 +193,10 @@ def download(
         storage.check_writable(run.images)
     tasks = _tasks(manifest, run, partition, pending, accept_failures)
     shards_without_images = []
-    with progress_bar("download", summary.rows, "URL", initial=summary.tried) as bar:
+    with (
+        ledger.recording_stop(run.stopped("download")),
+        progress_bar("download", summary.rows, partition.unit, initial=summary.tried) as bar,
+    ):
         bar.note("workers are starting")
         show = partial(_show_progress, bar, summary)
         for download_task, result in run_ray_tasks(task, tasks, on_progress=show, name="download"):
@@ -206,6 +209,8 @@ def download(
         token = uuid.uuid4().hex[:12]
         for shard in shards_without_images:
             ledger.note_try(run, shard, token)
+    if summary.pending:
+        ledger.record_stop(run.stopped("download"), "; ".join(wording.group(summary.failed_shards, shown=1)))
     remove_orphans(run, summary.committed)
     return summary
 
@@ -297,8 +302,8 @@ def _record(summary: DownloadSummary, shard: int, result: TaskResult | Exception
     logger.info(f"{text}{reasons}; {done}", extra=SHOWN_BY_BAR)
     if captioners := result.get("removed_captions"):
         logger.warning(
-            f"{where} has other images than before. Its captions by {' and '.join(captioners)} are removed; the next "
-            "`lotlip-data recaption` or `import` makes them again"
+            f"{where} has other images than before. Captions by {' and '.join(captioners)} of images that have changed "
+            "are removed; the next `lotlip-data recaption` or `import` makes what is missing"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lotlip_data.manifests import storage
 from lotlip_data.manifests.formats.image_containers import Container, FolderFile
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.settings.source import Source
@@ -93,7 +94,11 @@ def _table_rows(source: Source, table: str, folder: str, reject: Reject) -> Iter
 
 def _normalised(name: str, folder: str) -> str:
     """A path as the listing has it: some tables begin paths with the folder or `./`, or were made on Windows."""
-    return name.replace("\\", "/").removeprefix(folder.rstrip("/") + "/").removeprefix("./")
+    path = name.replace("\\", "/").removeprefix(folder.rstrip("/") + "/").removeprefix("./")
+    if "://" in path or not storage.is_local(folder):  # in an object store, `a//b` is another name than `a/b`
+        return path
+    first, *others = path.split("/")
+    return "/".join([first, *(part for part in others if part not in ("", "."))])
 
 
 def _plain(value: Any) -> Any:

@@ -60,10 +60,21 @@ def _side_cells(folder: Folder, name: str, side_files: SideFiles) -> dict[str, A
     stem = posixpath.splitext(name)[0]
     contents: dict[str, bytes] = {}
     for extension in sorted(side_files.extensions):
-        content = folder.read(f"{stem}.{extension}", MAX_TEXT_BYTES)
+        content = _read_side_file(folder, stem, extension)
         if isinstance(content, bytes):
             contents[extension] = content
-        elif content.reason != NO_FILE:
-            reason = TEXT_TOO_LONG if content.reason == TOO_LARGE else content.reason
-            return Problem(reason, f"the file {stem}.{extension}: {content.detail}".removesuffix(": "))
+        elif content is not None:
+            return content
     return side_files.cells(contents)
+
+
+def _read_side_file(folder: Folder, stem: str, extension: str) -> bytes | Problem | None:
+    """A text file, whose extension can be in upper case, as that of an image can; None if there is none."""
+    for name in (f"{stem}.{extension}", f"{stem}.{extension.upper()}"):
+        content = folder.read(name, MAX_TEXT_BYTES)
+        if isinstance(content, bytes):
+            return content
+        if content.reason != NO_FILE:
+            reason = TEXT_TOO_LONG if content.reason == TOO_LARGE else content.reason
+            return Problem(reason, f"the file {name}: {content.detail}".removesuffix(": "))
+    return None

@@ -196,7 +196,7 @@ class ExistingImages:
             for rows in buckets:
                 yield rows.filter(pa.array(rows["order"].to_numpy() <= highest))
 
-    def store(self, run: Run, first: int, highest_rank: int | None) -> list[int]:
+    def store(self, run: Run, first: int, highest_rank: int | None) -> list[int | None]:
         """Write the containers that have an image to use as shards.
 
         Args:
@@ -205,13 +205,13 @@ class ExistingImages:
             highest_rank: The highest hash, with the manifest's seed, of its sample. None: it has no sample.
 
         Returns:
-            By container that is written, its rows; `samples_per_shard` where they are not known.
+            By container that is written, its rows; None where they are not known.
 
         Raises:
             PartitionError: There are too many shards.
         """
         drawn = self._drawn_counts(highest_rank)
-        rows: list[int] = []
+        rows: list[int | None] = []
         for number in self._containers.in_order():
             source = self._sources[self._containers.source(number)]
             count = int(drawn[number]) if source.name in self._draws else self._containers.rows[number]
@@ -223,7 +223,7 @@ class ExistingImages:
                 source.name, self._containers.container(number), self._limits(source, highest_rank)
             )
             store_list(run, run.container_list(shard), artifacts.encode_json(asdict(content)))
-            rows.append(self._manifest.samples_per_shard if count is None else count)
+            rows.append(count)
         return rows
 
     def _drawn_counts(self, highest_rank: int | None) -> np.ndarray:

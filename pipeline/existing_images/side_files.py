@@ -17,6 +17,9 @@ IMAGE_EXTENSIONS = (
 )
 """Extensions of images of all formats that can be decoded. What an image is, is decided by its content."""
 
+META = re.compile(r"__[^/]*__(?:$|/)")
+"""Matches the names of members of a tar that the webdataset library ignores."""
+
 _JSON_KEY = re.compile(r"((?:[^/]*\.)?json)\.(.+)", re.IGNORECASE)
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -5,7 +5,6 @@ key.
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -29,10 +28,9 @@ from lotlip_data.pipeline.existing_images.rows import (
     Sample,
     name_problem,
 )
-from lotlip_data.pipeline.existing_images.side_files import SideFiles, split_name
+from lotlip_data.pipeline.existing_images.side_files import META, SideFiles, split_name
 
-_META = re.compile(r"__[^/]*__(?:$|/)")
-"""Members that the webdataset library ignores."""
+_SHOWN_EXTENSIONS = 4
 
 
 @dataclass
@@ -45,6 +43,8 @@ class _Group:
     texts: dict[str, bytes] = field(default_factory=dict)
     extensions: set[str] = field(default_factory=set)
     """The extensions of the needed members."""
+    first_extensions: list[str] = field(default_factory=list)
+    """Those of the first members, needed or not, for a message."""
     problem: Problem | None = None
     cell_problem: Problem | None = None
 
@@ -105,7 +105,7 @@ def estimated_samples(url: str, limit: int) -> int | None:
     size = storage.size(url)
     count, key, end = 0, None, 0
     for member in tar_reader.stream_members(url, lambda name, size: False):
-        parts = None if _META.match(member.name) else split_name(member.name)
+        parts = None if META.match(member.name) else split_name(member.name)
         if parts is not None and parts[0] != key:
             if count == limit:
                 return None if size is None else max(round(count * size / end), count)
@@ -124,7 +124,7 @@ def _groups(
 ) -> Iterator[_Group]:
     group = None
     for member in members:
-        parts = None if _META.match(member.name) else split_name(member.name)
+        parts = None if META.match(member.name) else split_name(member.name)
         if parts is None:
             continue
         key, extension = parts
@@ -132,6 +132,8 @@ def _groups(
             if group is not None:
                 yield group
             group = _Group(key)
+        if len(group.first_extensions) < _SHOWN_EXTENSIONS:
+            group.first_extensions.append(extension)
         if extension in image_extensions or extension in text_extensions:
             _add(group, member, extension, is_image=extension in image_extensions)
     if group is not None:
@@ -168,7 +170,9 @@ def _sample(row: int, group: _Group, side_files: SideFiles) -> Sample:
     name = group.image_name or group.key
     problem = name_problem(name) or group.problem
     if problem is None and group.image_name is None:
-        problem = Problem(NO_IMAGE, "the sample has no member with the extension of an image")
+        extensions = ", ".join(group.first_extensions)
+        detail = f"no member has the extension of an image; they begin at the first dot: {extensions}"
+        problem = Problem(NO_IMAGE, detail)
     if problem is not None:
         return Sample(row, name, None, problem)
     cells = side_files.cells(group.texts)

@@ -58,6 +58,8 @@ class ExportFolder:
     format: str
     ending: str
     """The ending of the files, without a dot."""
+    rivals: tuple[str, ...] = ()
+    """The other formats whose files have the same names."""
 
     def name(self, shard: int) -> str:
         return f"{shard_name(shard)}.{self.ending}"
@@ -73,6 +75,9 @@ class ExportFolder:
     @property
     def _records(self) -> str:
         return storage.join(self.url, ".export", self.format)
+
+    def _claim(self, file_format: str) -> str:
+        return storage.join(self.url, ".export", file_format, "claim.json")
 
     def _record(self, shard: int, fingerprint: str) -> str:
         return storage.join(self._records, f"{shard_name(shard)}-{fingerprint}.json")
@@ -90,13 +95,20 @@ class ExportFolder:
             raise UserError(f"{self.url}: is a folder of the run itself; name another one with --out")
         if storage.kind(self.url) not in (None, "directory"):
             raise UserError(f"{self.url}: is a file; name a folder with --out")
-        url = storage.join(self._records, "claim.json")
-        if not storage.exists(url):
-            if taken := self._files():
+        url = self._claim(self.format)
+        is_new = not storage.exists(url)
+        if is_new and (taken := self._files()):
+            raise UserError(
+                f"{storage.join(self.url, min(taken))}: exists, and no export of {run.url} as {self.format} made "
+                "it. Name another folder with --out."
+            )
+        for rival in self.rivals:  # it may have no file yet
+            if storage.exists(self._claim(rival)):
                 raise UserError(
-                    f"{storage.join(self.url, min(taken))}: exists, and no export of {run.url} as {self.format} made "
-                    "it. Name another folder with --out."
+                    f"{self.url}: has an export as {rival}, whose files have the same names. Name another folder with "
+                    "--out."
                 )
+        if is_new:
             storage.create(url, artifacts.encode_json({"run": run.url, "format": self.format}))
         claim = artifacts.read_json(url, "Name another folder with --out.", _Claim)
         if claim["run"] != run.url:

@@ -22,6 +22,7 @@ from lotlip_data.manifests.formats.schema import FLAGS_SUFFIX
 from lotlip_data.pipeline.curation.filters import Filters, raw_texts
 from lotlip_data.pipeline.dataset.join import RAW, Captions, JoinError
 from lotlip_data.pipeline.dataset.outdated import OUTDATED
+from lotlip_data.pipeline.existing_images.side_files import META
 
 Row = dict[str, Any]
 
@@ -124,7 +125,7 @@ def original_key(image: Mapping[str, Any]) -> str | None:
     folder, slash, name = member.rpartition("/")
     key, _, extension = name.partition(".")
     is_cut = "." in extension and not container.lower().endswith(_TAR_ENDINGS)  # readers of tars end a key at a dot
-    if not key or is_cut or member.startswith("/") or ".." in folder.split("/"):
+    if not key or is_cut or member.startswith("/") or ".." in folder.split("/") or META.match(member):
         return None
     return folder + slash + key
 

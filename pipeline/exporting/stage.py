@@ -190,7 +190,8 @@ def describe(manifest: Manifest, run: Run, out: str, file_format: str, captioner
     columns = {name: named.get(name) or default[name] for name in names}
     _check_distinct(columns)
     chosen.schema(columns)  # raises if a column cannot be one
-    folder = ExportFolder(storage.normalise(out), file_format, chosen.ending)
+    rivals = tuple(name for name, other in FORMATS.items() if other.ending == chosen.ending and name != file_format)
+    folder = ExportFolder(storage.normalise(out), file_format, chosen.ending, rivals)
     return Export(run, folder, {name: str(settings[name]["id"]) for name in names}, columns)
 
 

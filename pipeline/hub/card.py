@@ -17,9 +17,26 @@ from lotlip_data.pipeline.hub.layout import Layout
 
 WITHOUT_IMAGES = """## Without images
 
-This repository holds the texts without the images, which licences often forbid to publish. Each row has the `url`,
-the `uid` and the `sha256` of its image, so the images can be downloaded again and compared. dataset.json also lists the
-tars that hold the images in the original dataset; they are not here."""
+This repository holds the texts without the images, which licences often forbid to publish. Each row has the `uid` and
+the `sha256` of its image, and the `url` if the image has one, so such images can be downloaded again and compared.
+dataset.json also lists the tars that hold the images in the original dataset; they are not here."""
+
+
+def card_text(content: bytes, place: str) -> str:
+    """The text of a card, which people edit.
+
+    Args:
+        content: The file.
+        place: Where it is, for the message.
+
+    Raises:
+        UserError: It is not in UTF-8, which the Hub demands.
+    """
+    try:
+        return dataset_card.text_of(content)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{place}: line {line} is not in UTF-8. Save the card in UTF-8.") from None
 
 
 def published_card(content: str, description: Description, layout: Layout) -> str:

@@ -5,10 +5,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from typing_extensions import TypedDict
 
@@ -24,13 +23,16 @@ from lotlip_data.pipeline.dataset import dataset_card
 from lotlip_data.pipeline.dataset.metadata import Description
 from lotlip_data.pipeline.dataset.publish import encode_view, stale_views
 from lotlip_data.pipeline.dataset.stats import dataset_stats
-from lotlip_data.pipeline.hub.card import published_card, published_croissant
+from lotlip_data.pipeline.hub.card import card_text, published_card, published_croissant
 from lotlip_data.pipeline.hub.layout import Layout
 
 logger = logging.getLogger(__name__)
 
 STATISTICS = "statistics.json"
-_SECRET_IN_QUERY = re.compile(r"(^|[&_-])(signature|sig|token|secret|password|key)=", re.IGNORECASE)
+_URL = re.compile(r"[\w+.:-]+://\S+")
+_USER = re.compile(r"(?<=://)[^/?#]*@")
+_QUERY = re.compile(r"[?#].*")
+_SECRET_IN_QUERY = re.compile(r"[?&#][^=&]*(sig|token|secret|pass|pwd|key|auth|cred|policy)[^=&]*=", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def read_contents(run: Run, images: bool) -> Contents:
 
     Raises:
         DatasetError: The dataset is missing, damaged or not complete.
+        UserError: The card is not in UTF-8, or its front matter is no YAML.
     """
     content = dataset_index.read_index(run)
     description = Description.of(content)
@@ -90,12 +93,13 @@ def read_contents(run: Run, images: bool) -> Contents:
             f"{', '.join(map(run.dataset_file, stale))}: missing, or not of the dataset that {run.dataset} describes. "
             f"Run `lotlip-data shard {run.url}`, which writes it again."
         )
-    card = storage.read_bytes(run.dataset_file(CARD)).decode("utf-8", "surrogateescape")
+    card = card_text(storage.read_bytes(run.dataset_file(CARD)), run.dataset_file(CARD))
     card = dataset_card.declaring_columns(card, description)  # a card of an earlier release may not
+    secrets = _urls_with_secrets(content["manifest"])
     documents = {
-        CARD: published_card(card, description, layout).encode("utf-8", "surrogateescape"),
-        CROISSANT: encode_view(published_croissant(description, layout)),
-        DATASET_JSON: _public_index(run, content),
+        CARD: _without(secrets, published_card(card, description, layout).encode()),
+        CROISSANT: _without(secrets, encode_view(published_croissant(description, layout))),
+        DATASET_JSON: _public_index(run, secrets),
     }
     return Contents(description, layout, shards, documents)
 
@@ -111,30 +115,49 @@ def _check_complete(run: Run, shards: Mapping[str, StoredFile]) -> None:
         )
 
 
-def _public_index(run: Run, content: Mapping[str, Any]) -> bytes:
-    """dataset.json without the passwords and signatures in URLs of lists, which everyone could read."""
+def _public_index(run: Run, secrets: Mapping[str, str]) -> bytes:
+    """dataset.json without the passwords and signatures in URLs of the manifest, which everyone could read."""
     data = storage.read_bytes(run.dataset)
-    sources = content["manifest"].get("sources", ())
-    secret = {url: source["name"] for source in sources for url in source.get("files", ()) if _has_secret(url)}
-    if not secret:
+    if not secrets:
         return data
-    logger.warning(
-        f"{DATASET_JSON} is published without the passwords and signatures in the URLs of lists of "
-        f"{', '.join(dict.fromkeys(secret.values()))}"
-    )
+    first, *others = dict.fromkeys(secrets.values())
+    named = f"{first} and {count(len(others), 'other URL')}" if others else first
+    logger.warning(f"{DATASET_JSON} is published without the passwords and signatures in {named}")
     head = data[: data.rindex(f',\n "{JSON_KEY}"'.encode())]
-    for url in secret:
-        parts = urlsplit(url)
-        public = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-        head = head.replace(
-            json.dumps(url, ensure_ascii=False).encode(), json.dumps(public, ensure_ascii=False).encode()
-        )
-    return embed_in_json(head + b"}")
+    return embed_in_json(_without(secrets, head) + b"}")
 
 
-def _has_secret(url: str) -> bool:
-    parts = urlsplit(url) if "://" in url else None
-    return parts is not None and bool(parts.password or _SECRET_IN_QUERY.search(parts.query))
+def _without(secrets: Mapping[str, str], content: bytes) -> bytes:
+    """A document with the public forms of URLs that have secrets. The longest come first: one can begin another."""
+    for url in sorted(secrets, key=len, reverse=True):
+        for encode in (str, _in_json):
+            content = content.replace(encode(url).encode(), encode(secrets[url]).encode())
+    return content
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _urls_with_secrets(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The URLs in a manifest that have a password or a signature → their public forms."""
+    urls = filter(_URL.fullmatch, _texts(manifest))
+    return {url: public for url in urls if (public := _public_url(url)) != url}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+def _public_url(url: str) -> str:
+    """A URL without its user and password, and without a query that seems to have a secret."""
+    url = _USER.sub("", url)
+    return _QUERY.sub("", url) if _SECRET_IN_QUERY.search(url) else url
 
 
 def statistics(run: Run, contents: Contents) -> bytes:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lotlip_data.manifests.checkpoints.hub import endpoint
+from lotlip_data.manifests.checkpoints.hub import BAD_TOKEN, endpoint, is_about_token
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.wording import duration
 
@@ -57,6 +57,8 @@ def explain(error: BaseException, repository: str) -> Exception | None:
     if type(error) is ValueError:  # an answer of the Hub that the library reports so, such as a faulty card
         return UserError(f"{repository}: the Hub refuses the files ({readable(str(error))})")
     for cause in _chain(error):
+        if is_about_token(cause):
+            return UserError(f"{repository}: {BAD_TOKEN}. {_TOKEN_REMEDY}.")
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return UserError(f"{repository}: HF_HUB_OFFLINE forbids to ask the Hub. Unset it.")
         if isinstance(cause, errors.HFValidationError):

@@ -18,6 +18,7 @@ from lotlip_data.manifests.formats.dataset_index import CARD
 from lotlip_data.manifests.manifest import Manifest, frozen
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.wording import duration
+from lotlip_data.pipeline.hub.card import card_text
 from lotlip_data.pipeline.hub.changes import PROGRESS
 from lotlip_data.pipeline.hub.errors import BranchMoved, Unavailable
 from lotlip_data.pipeline.hub.repository import MAIN, Repository, addition
@@ -130,7 +131,8 @@ def _write(repository: Repository, progress: Progress, manifest: Manifest, branc
     head = repository.head()
     card = repository.read(CARD, head)
     badge = f"{repository.url}/resolve/{quote(branch, safe='')}/{PROGRESS}"
-    new = with_progress(card.decode() if card else _first_card(manifest), progress, badge).encode()
+    text = card_text(card, f"{CARD} of {repository.url}") if card else _first_card(manifest)
+    new = with_progress(text, progress, badge).encode()
     if new != card:
         additions = [addition(CARD, new), addition(PROGRESS, progress.badge())]
         repository.commit(additions, [], f"Progress: {progress.message}", head)

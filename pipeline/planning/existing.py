@@ -46,6 +46,8 @@ def sample_containers(source: Source, plan: SourcePlan, rows: int, manifest: Man
     limits = [_limit(container, max(1, rows // len(sampled))) for container in sampled]
     ended = [sample.read(container, source, limit) for container, limit in zip(sampled, limits, strict=True)]
     sample.fill(plan)
+    if source.url is not None and sample.taken and not sample.urls:
+        plan.remarks.append(f"no row read has a URL in {source.url!r} (`url`): images are identified by their content")
     plan.read_whole = all(ended) and len(sampled) == len(lengths)
     known = [length for _, length in lengths if length is not None]
     if plan.read_whole:
@@ -88,7 +90,7 @@ class _Sample:
         self.filtered: Counter[str] = Counter()
         self.defects: Counter[str] = Counter()
         self.signs = TextSigns()
-        self.taken = self.blank = 0
+        self.taken = self.blank = self.urls = 0
 
     @property
     def seen(self) -> int:
@@ -105,6 +107,7 @@ class _Sample:
                 continue
             self.taken += 1
             self.blank += not any(row.texts)
+            self.urls += row.url is not None
             self.signs.add(row.texts)
             if row.defect is not None:
                 self.defects[row.defect] += 1

@@ -15,7 +15,7 @@ from lotlip_data.manifests.progress import waiting_for
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.core.ray_tasks import run_on_every_node
 from lotlip_data.pipeline.model_stages.train import towers
-from lotlip_data.pipeline.readiness.manifest_checks import captioner_jobs
+from lotlip_data.pipeline.readiness.manifest_checks import captioner_jobs, scorer_models
 from lotlip_data.pipeline.recaptioning.config import CaptionerJob
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Fetched:
 
 
 def needs_of(manifest: Manifest) -> list[Need]:
-    """The models of the captioners, their adapters, and the models of the trainings' towers."""
+    """The models of captioners, their adapters, the towers of trainings, and the models of scorers."""
     jobs = [job for job in captioner_jobs(manifest) if get_kind(job.config.kind).loads_model]
     needs = [Need(f"captioner {job.config.name!r}", job.config.model, job.config.revision, job) for job in jobs]
     needs += [
@@ -71,7 +71,7 @@ def needs_of(manifest: Manifest) -> list[Need]:
         for config in (job.config for job in jobs)
         if config.lora
     ]
-    return needs + [Need(subject, model) for subject, model in towers(manifest.train)]
+    return needs + [Need(subject, model) for subject, model in [*towers(manifest.train), *scorer_models(manifest)]]
 
 
 @dataclass

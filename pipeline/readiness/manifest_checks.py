@@ -10,6 +10,7 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.storage_retry import StorageError
+from lotlip_data.pipeline.core.checks import check_model
 from lotlip_data.pipeline.core.findings import Check, Level
 from lotlip_data.pipeline.core.outcome import one_line
 from lotlip_data.pipeline.existing_images.containers import containers_of
@@ -34,6 +35,13 @@ def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
     yield from check_jobs(new_jobs(jobs, run))
     entries = [entry for entry in manifest.train if run is None or not storage.exists(run.training_done(entry.folder))]
     yield from check_towers(entries)
+    yield from (check_model(subject, model) for subject, model in scorer_models(manifest))
+
+
+def scorer_models(manifest: Manifest) -> list[tuple[str, str]]:
+    """What needs a model, and the folder or hub id, of each scorer; those that open_clip finds itself are left out."""
+    named = [(f"scorer {entry.label!r}", entry.model.removeprefix("clip:")) for entry in manifest.scores if entry.model]
+    return [(subject, model) for subject, model in named if ":" not in model]
 
 
 def check_lists(manifest: Manifest) -> Iterator[Check]:

@@ -20,6 +20,7 @@ from lotlip_data.pipeline.core.ledger import (
     fetched_images,
     fetched_shards,
     record_stop,
+    recording_stop,
     shards_with_images,
 )
 from lotlip_data.pipeline.core.ray_cluster import cluster
@@ -100,10 +101,10 @@ def recaption(run: Run, jobs: Sequence[CaptionerJob], upstream: Upstream | None 
     first = arrivals.take()
     work = [_Work(job, texts, arrivals.more) for job, texts in zip(jobs, first, strict=True) if texts or arrivals.more]
     if work:
-        for name in {name for unit in work for name in unit.names}:
+        names = {name for unit in work for name in unit.names}
+        for name in names:
             storage.check_writable(run.captioner(name))
-            storage.remove(run.captioner_stopped(name))
-        with cluster():
+        with recording_stop(*map(run.captioner_stopped, names)), cluster():
             _Captioning(run, work, arrivals, summary).run()
     if upstream is not None:
         _check_images(run)
@@ -276,7 +277,7 @@ class _Captioning:
         for text in unit.texts:
             self._progress.fail(text, unit.shard)
             if unit.shard is None:
-                record_stop(self._run, text, unit.reason)
+                record_stop(self._run.captioner_stopped(text), unit.reason)
 
     def _on_tick(self) -> None:
         if self._arrivals.is_due():

@@ -76,6 +76,7 @@ def render_html(
         **{name: value for name, value in report.items() if name not in ("trained", "duplicates", "texts")},
         **_report_charts(report),
         name=report["run"].rstrip("/").rsplit("/", 1)[-1],
+        row_unit=_row_unit(report),
         pictures=pictures,
         tiles=list(_tiles(report)),
         sampled_shards=SAMPLED_SHARDS,
@@ -97,12 +98,18 @@ def render_html(
     )
 
 
+def _row_unit(report: dict[str, Any]) -> str:
+    """What the rows of the run are: URLs, or images where some of them exist already."""
+    download = report["status"]["download"]
+    return wording.plural(2, download["unit"] if download else "URL")
+
+
 def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield the figures at the top of the page: a number, what it counts, and a remark, which may be empty."""
     status, failures, dataset = report["status"], report["failures"], report["dataset"]
     captioners = report["captioners"]
     images = status["images"]
-    share = f"{failures['fetched'] / failures['asked']:.1%} of the URLs" if failures["asked"] else ""
+    share = f"{failures['fetched'] / failures['asked']:.1%} of the {_row_unit(report)}" if failures["asked"] else ""
     yield f"{images:,}", "images downloaded", share
     if captioners:
         texts = sum(each["captioned"] for each in captioners.values())
@@ -231,7 +238,7 @@ def _report_charts(report: dict[str, Any]) -> dict[str, Any]:
         return charts.bar_chart(counts, label) if counts else ""
 
     return {
-        "failure_chart": bars(report["failures"]["reasons"], "URLs"),
+        "failure_chart": bars(report["failures"]["reasons"], _row_unit(report)),
         "length_charts": [
             charts.length_chart(series, f"{unit} per text") for unit, series in by_unit.items() if series
         ],

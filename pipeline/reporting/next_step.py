@@ -7,14 +7,17 @@ from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import score_file
 from lotlip_data.manifests.formats.dataset_index import CHOSEN, SPLITS, read_dataset_summary, read_index
 from lotlip_data.manifests.manifest import Manifest
 from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
 from lotlip_data.manifests.settings.dataset import CleanSettings
 from lotlip_data.manifests.settings.evaluation import SYNTHETIC
 from lotlip_data.manifests.wording import count, plural
+from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.dataset.metadata import recipe_changes
 from lotlip_data.pipeline.dataset.recipe import recipe_of
+from lotlip_data.pipeline.dataset.score_limits import score_files
 from lotlip_data.pipeline.recaptioning.config import resolve_captioners
 from lotlip_data.pipeline.recaptioning.importing.claims import outdated_imports
 from lotlip_data.pipeline.reporting.status import RunStatus, Stale
@@ -25,8 +28,10 @@ def find_not_started(manifest: Manifest, status: RunStatus) -> dict[str, list[st
     """By stage, the captioners and trainings of the manifest that have no folder in the run yet."""
     trainings = {*status["trained"], *status["training"]}
     imported = [name for name in manifest.imported_names if name not in status["captioners"]]
+    unscored = [entry.label for entry in manifest.scores if entry.label not in status.get("scorers", {})]
     return ({"import": imported} if imported else {}) | {
         "recaption": [name for name in _captioner_names(manifest) if name not in status["captioners"]],
+        **({"score": unscored} if unscored else {}),
         "train": [entry.folder for entry in manifest.train if entry.folder not in trainings],
     }
 
@@ -44,11 +49,51 @@ def find_stale(run: Run, manifest: Manifest, status: RunStatus) -> list[Stale]:
     """What was made from an earlier state of its input. Reads dataset.json."""
     imports = outdated_imports(run, manifest.sources)
     stale = [Stale(stage="import", name=name, reason=reason) for name, reason in imports.items()]
+    stale += _stale_scores(run, manifest)
     if status["dataset"]:
         reasons = _dataset_changes(run, manifest, status)
         stale += [Stale(stage="dataset", name="", reason=reason) for reason in reasons]
         stale += _stale_trainings(run, status) if status["trained"] else []
     return stale + _stale_evaluations(run, status)
+
+
+def _stale_scores(run: Run, manifest: Manifest) -> list[Stale]:
+    """Scorers whose scores of some shards are of other captions, images or settings than those of now."""
+    stale = []
+    shards = ledger.shards_with_images(run) if manifest.scores else []
+    for entry in manifest.scores:
+        try:
+            record = score_file.read_scorer(run, entry.label)
+        except UserError as error:
+            stale.append(Stale(stage="score", name=entry.label, reason=str(error)))
+            continue
+        existing = set(storage.list_names(run.scorer(entry.label), score_file.ENDING))
+        scored = {int(name.partition("-")[0]) for name in existing}
+        wanted = score_files(run, record, shards) if record else {}
+        if changed := sum(shard in scored and name not in existing for shard, name in wanted.items()):
+            reason = f"images or captions of {count(changed, 'shard')} have changed since; score them again"
+            stale.append(Stale(stage="score", name=entry.label, reason=reason))
+    return stale
+
+
+def _score_changes(run: Run, manifest: Manifest, summary: Mapping[str, Any]) -> list[str]:
+    """How the scores and the rules on them differ from those of the build."""
+    built = {name: scorer["id"] for name, scorer in summary.get("scorers", {}).items()}
+    records = {entry.label: score_file.read_scorer(run, entry.label) for entry in manifest.scores}
+    now = {name: record.id if record else "" for name, record in records.items()}
+    lines = []
+    if added := [name for name in now if name not in built]:
+        lines.append(f"scores by {', '.join(added)} are not in it")
+    if removed := [name for name in built if name not in now]:
+        lines.append(f"it has scores by {', '.join(removed)}, which the manifest no longer names")
+    if replaced := [name for name, id in built.items() if now.get(name, id) != id]:
+        lines.append(f"scores by {', '.join(replaced)} were made again with other settings")
+    settings = summary["manifest"]
+    if settings.get("clean", {}).get("scores", []) != manifest.clean.model_dump(mode="json").get("scores", []):
+        lines.append("`clean.scores` has changed")
+    if settings.get("shard", {}).get("score_weights", {}) != manifest.shard.score_weights:
+        lines.append("`shard.score_weights` has changed")
+    return lines
 
 
 def _dataset_changes(run: Run, manifest: Manifest, status: RunStatus) -> list[str]:
@@ -66,6 +111,7 @@ def _dataset_changes(run: Run, manifest: Manifest, status: RunStatus) -> list[st
     if replaced := [name for name, id in known.items() if recipe.captioners.get(name, id) != id]:
         lines.append(f"captions by {', '.join(replaced)} were made again with other settings")
     lines += [change for change in recipe_changes(summary, recipe) if not change.startswith("captioners was")]
+    lines += _score_changes(run, manifest, summary)
     lines += _comparison_changes(summary["manifest"].get("clean", {}), manifest.clean)
     if missing := status["images"] - summary["fetched"]:
         text = f"{count(missing, 'downloaded image')} {plural(missing, 'is')} not in it"
@@ -149,6 +195,8 @@ def next_command(run: Run, manifest: Manifest, status: RunStatus, stale: list[St
     is_uncaptioned = not status["captioners"] and not manifest.captioners
     if is_uncaptioned or _has_captions_left(_captioner_names(manifest), wanted, status):
         return f"lotlip-data recaption {url}"
+    if _has_scores_left(manifest, status, stale):
+        return f"lotlip-data score {url}"
     if not status["dataset"] or any(entry["stage"] == "dataset" for entry in stale):
         return f"lotlip-data shard {url}"
     if any(entry.folder not in status["trained"] for entry in manifest.train):
@@ -164,6 +212,13 @@ def _summary(run: Run, status: RunStatus) -> dict[str, Any]:
         with contextlib.suppress(UserError):
             return read_dataset_summary(run)
     return {}
+
+
+def _has_scores_left(manifest: Manifest, status: RunStatus, stale: list[Stale]) -> bool:
+    scorers = status.get("scorers", {})
+    if any(entry["stage"] == "score" for entry in stale):
+        return True
+    return any(entry.label not in scorers or scorers[entry.label]["left"] for entry in manifest.scores)
 
 
 def _has_captions_left(names: Iterable[str], wanted: Sequence[str], status: RunStatus) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NotRequired, TypedDict
 
 from lotlip_data.manifests import storage
+from lotlip_data.manifests.formats import score_file
 from lotlip_data.manifests.formats.dataset_index import done_shards
 from lotlip_data.manifests.run_layout import TRAINING_DONE, Run
 from lotlip_data.pipeline.core import ledger
@@ -23,6 +24,10 @@ class DownloadStatus(TypedDict):
 
     urls: int
     """Rows of all shards, those of retries included."""
+    estimated: bool
+    """Whether `urls` is an estimate: a tar has to be read to know its rows."""
+    unit: str
+    """What the rows are: `URL`, or `image` where images exist that are not downloaded."""
     tried: int
     """Rows of the downloaded shards."""
     failed: int
@@ -32,6 +37,8 @@ class DownloadStatus(TypedDict):
     """URLs tried per second, averaged over the last WINDOW_SECONDS."""
     seconds_left: int | None
     """Estimated time to completion; None while nothing is downloaded."""
+    stopped: str | None
+    """Why the last call of `download` left shards pending; None if it did not, or if shards were committed since."""
 
 
 class CaptionerStatus(TypedDict):
@@ -54,6 +61,20 @@ class CaptionerStatus(TypedDict):
     not, or if captions were committed since."""
 
 
+class ScorerStatus(TypedDict):
+    """Progress of one scorer, as `status --json` prints it."""
+
+    done: int
+    """Images scored, or without scores for a reason."""
+    failed: int
+    """Images without scores."""
+    left: int
+    images_per_s: float
+    """Averaged over the last WINDOW_SECONDS."""
+    seconds_left: int | None
+    """Estimated time to completion; None while nothing is scored."""
+
+
 class BuildStatus(TypedDict):
     """Progress of a dataset that is not published yet, as `status --json` prints it."""
 
@@ -62,16 +83,18 @@ class BuildStatus(TypedDict):
     left: int
     """Shards that are not, those that are still to be downloaded included."""
     running: bool
-    """Whether a shard was written in the last WINDOW_SECONDS."""
+    """Whether a shard was written in the last WINDOW_SECONDS, and `shard` has not stopped since."""
+    stopped: str | None
+    """Why the last call of `shard` did not complete the dataset; None if it did not stop, or another call goes on."""
 
 
 class Stale(TypedDict):
     """A result that was made from an earlier state of its input, as `status --json` prints it."""
 
     stage: str
-    """`import`, `dataset`, `train` or `eval`."""
+    """`import`, `score`, `dataset`, `train` or `eval`."""
     name: str
-    """The captioner or model; empty for the dataset."""
+    """The captioner, scorer or model; empty for the dataset."""
     reason: str
 
 
@@ -104,9 +127,11 @@ class RunStatus(TypedDict):
     texts: NotRequired[dict[str, list[str]]]
     """By captioner that makes several texts for each image, their names in `captioners`."""
     not_started: NotRequired[dict[str, list[str]]]
-    """By stage (`import`, `recaption`, `train`), the names in the manifest that have no folder in the run yet."""
+    """By stage (`import`, `recaption`, `score`, `train`), the names in the manifest without a folder in the run."""
     imported: NotRequired[list[str]]
     """The captioners whose captions come from the lists of the manifest's sources."""
+    scorers: NotRequired[dict[str, ScorerStatus]]
+    """The scorers that have started."""
     building: NotRequired[BuildStatus]
     """Where dataset.json does not exist, but some of its shards."""
     stale: NotRequired[list[Stale]]
@@ -143,6 +168,8 @@ def get_status(run: Run, now: float | None = None, failures: bool = False) -> Ru
         trainings={name: training_status(run, name, now) for name in unfinished},
         evaluated=evaluated,
     )
+    if scorers := score_file.scorers(run):
+        status["scorers"] = {name: _scorer_status(run, name, images, now) for name in scorers}
     if not status["dataset"] and (building := _build_status(run, status["shards"] or len(fetched), now)):
         status["building"] = building
     if failures and partition is not None:
@@ -181,16 +208,21 @@ def _download_status(
         marker = ledger.read_image_stats(run, shard)
         tried, failed = tried + marker["count"], failed + marker["count"] - marker["successes"]
     retried = sum(retry_round.rows for retry_round in rounds)
-    rows = partition.rows_with({shard: record.rows for shard, record in recorded.items()}) + retried
+    committed = {shard: record.rows for shard, record in recorded.items()}
+    rows = partition.rows_with(committed) + retried
     left = max(0, rows - tried)
+    last = max((record.ended for record in records), default=0)
     urls_per_s, _ = rates(records, now)
     return {
         "urls": rows,
+        "estimated": partition.is_estimate(committed),
+        "unit": partition.unit,
         "tried": tried,
         "failed": max(0, failed - retried),
         "left": left,
         "images_per_s": round(urls_per_s, 3),
         "seconds_left": round(left / urls_per_s) if urls_per_s else None,
+        "stopped": ledger.stop_of(run.stopped("download"), last) if left else None,
     }
 
 
@@ -200,7 +232,9 @@ def _build_status(run: Run, shards: int, now: float) -> BuildStatus | None:
     if not done:
         return None
     changed = storage.last_change(run.shard_markers, names) or 0.0
-    return {"done": done, "left": max(0, shards - done), "running": changed > now - WINDOW_SECONDS}
+    stopped = ledger.stop_of(run.stopped("shard"), changed)
+    is_running = changed > now - WINDOW_SECONDS and stopped is None
+    return {"done": done, "left": max(0, shards - done), "running": is_running, "stopped": stopped}
 
 
 def _captioner_status(run: Run, name: str, images: int, now: float) -> CaptionerStatus:
@@ -209,6 +243,7 @@ def _captioner_status(run: Run, name: str, images: int, now: float) -> Captioner
     failed = sum(record.failed for record in records)
     left = max(0, images - done)
     images_per_s, tokens_per_s = rates(records, now)
+    last = max((record.ended for record in records), default=0)
     return {
         "done": done,
         "captioned": done - failed,
@@ -218,13 +253,23 @@ def _captioner_status(run: Run, name: str, images: int, now: float) -> Captioner
         "images_per_s": round(images_per_s, 3),
         "tokens_per_s": round(tokens_per_s, 1),
         "seconds_left": round(left / images_per_s) if images_per_s else None,
-        "stopped": _stop_reason(run, name, records) if left else None,
+        "stopped": ledger.stop_of(run.captioner_stopped(name), last) if left else None,
     }
 
 
-def _stop_reason(run: Run, name: str, records: Iterable[WorkRecord]) -> str | None:
-    stop = ledger.stop_of(run, name)
-    return stop.reason if stop and all(record.ended <= stop.at for record in records) else None
+def _scorer_status(run: Run, name: str, images: int, now: float) -> ScorerStatus:
+    scored = {int(file.partition("-")[0]) for file in storage.list_names(run.scorer(name), score_file.ENDING)}
+    records = [record for shard, record in ledger.recorded(run.score_ledger(name)).items() if shard in scored]
+    done = sum(record.rows for record in records)
+    left = max(0, images - done)
+    images_per_s, _ = rates(records, now)
+    return {
+        "done": done,
+        "failed": sum(record.failed for record in records),
+        "left": left,
+        "images_per_s": round(images_per_s, 3),
+        "seconds_left": round(left / images_per_s) if images_per_s else None,
+    }
 
 
 def rates(records: Iterable[WorkRecord], now: float, window: float = WINDOW_SECONDS) -> tuple[float, float]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lotlip_data.manifests.settings.captioners import by_captioner
-from lotlip_data.manifests.wording import count, duration, rate
+from lotlip_data.manifests.wording import count, duration, plural, rate
 from lotlip_data.pipeline.downloading.failures import format_text as format_failures
-from lotlip_data.pipeline.reporting.status import CaptionerStatus, DownloadStatus, RunStatus
+from lotlip_data.pipeline.reporting.status import CaptionerStatus, DownloadStatus, RunStatus, ScorerStatus
 from lotlip_data.pipeline.reporting.training_status import TrainingStatus
 
 DONE, RUNNING, STOPPED, STALE, NOT_STARTED = "done", "running", "stopped", "stale", "not started"
@@ -51,6 +51,7 @@ def format_table(status: RunStatus) -> list[str]:
         _lists_row(status),
         _download_row(status),
         *_captioner_rows(status, stale),
+        *_scorer_rows(status, stale),
         _dataset_row(status, stale),
         *(_Row("train", name, "", STALE if ("train", name) in stale else DONE) for name in status["trained"]),
         *(_training_row(name, training) for name, training in status["trainings"].items()),
@@ -69,19 +70,21 @@ def format_table(status: RunStatus) -> list[str]:
         for entry in entries:
             lines.append(f"  {' '.join(filter(None, (entry['stage'], entry['name'])))}: {entry['reason']}")
     if stops := _stops(status):
-        lines += ["", "stopped:", *(f"  recaption {name}: {reason}" for name, reason in stops.items())]
+        lines += ["", "stopped:", *(f"  {name}: {reason}" for name, reason in stops.items())]
     if "next" in status:
         lines += ["", f"next: {status['next']}"]
     return lines
 
 
 def _stops(status: RunStatus) -> dict[str, str]:
-    """By captioner, why the last call gave it up. Texts with the same reason are one."""
+    """By stage and captioners, why the last call has stopped. Captioners with the same reason are one."""
     names_by_reason: dict[str, list[str]] = {}
     for name, captioner in status["captioners"].items():
         if captioner["stopped"]:
             names_by_reason.setdefault(captioner["stopped"], []).append(name)
-    return {", ".join(names): reason for reason, names in names_by_reason.items()}
+    stages = {"download": status["download"], "dataset": status.get("building")}
+    stops = {stage: progress["stopped"] for stage, progress in stages.items() if progress and progress["stopped"]}
+    return stops | {f"recaption {', '.join(names)}": reason for reason, names in names_by_reason.items()}
 
 
 def _not_started(status: RunStatus, stage: str) -> list[_Row]:
@@ -91,19 +94,22 @@ def _not_started(status: RunStatus, stage: str) -> list[_Row]:
 def _lists_row(status: RunStatus) -> _Row:
     if status["shards"] is None or status["download"] is None:
         return _Row("lists", "", "", NOT_STARTED)
-    return _Row("lists", "", f"{count(status['download']['urls'], 'URL')}, {count(status['shards'], 'shard')}", DONE)
+    download, shards = status["download"], count(status["shards"], "shard")
+    rows = "" if download["estimated"] else f"{count(download['urls'], download['unit'])}, "
+    return _Row("lists", "", f"{rows}{shards}", DONE)
 
 
 def _download_row(status: RunStatus) -> _Row:
     download = status["download"]
     if download is None:
         return _Row("download", "", "", NOT_STARTED)
-    progress = f"{download['tried']:,} of {count(download['urls'], 'URL')}"
+    total = f"about {download['urls']:,}" if download["estimated"] else count(download["urls"], download["unit"])
+    progress = f"{download['tried']:,} of {total}"
     shards_left = (status["shards"] or 0) - status["fetched"]
-    state = _state(shards_left, download["tried"], download["images_per_s"])
+    state = STOPPED if download["stopped"] else _state(shards_left, download["tried"], download["images_per_s"])
     details = [count(status["images"], "image")]
     if state == RUNNING:
-        details += [rate(download["images_per_s"], "URLs"), *_left(download)]
+        details += [rate(download["images_per_s"], plural(2, download["unit"])), *_left(download)]
     return _Row("download", "", progress, state, download["failed"], ", ".join(details))
 
 
@@ -156,7 +162,8 @@ def _texts_row(captioner: str, texts: Sequence[CaptionerStatus], wanted: int, im
     done = min(text["done"] for text in texts) if len(texts) == wanted else 0
     speed = max(text["images_per_s"] for text in texts)
     state = _state(max(0, images - done), max(text["done"] for text in texts), speed, more)
-    if state == NOT_STARTED and any(text["stopped"] for text in texts):
+    unfinished = [text for text in texts if text["left"]]
+    if unfinished and all(text["stopped"] for text in unfinished):
         state = STOPPED
     details = ""
     if state == RUNNING:
@@ -174,8 +181,17 @@ def _state(left: int, done: int, speed: float, more: bool = False) -> str:
     return RUNNING if speed else STOPPED
 
 
-def _left(stage: DownloadStatus | CaptionerStatus | TrainingStatus) -> list[str]:
+def _left(stage: DownloadStatus | CaptionerStatus | ScorerStatus | TrainingStatus) -> list[str]:
     return [] if stage["seconds_left"] is None else [f"{duration(stage['seconds_left'])} left"]
+
+
+def _scorer_rows(status: RunStatus, stale: set[tuple[str, str]]) -> Iterator[_Row]:
+    for name, scorer in status.get("scorers", {}).items():
+        progress = f"{scorer['done']:,} of {count(scorer['done'] + scorer['left'], 'image')}"
+        state = STALE if ("score", name) in stale else _state(scorer["left"], scorer["done"], scorer["images_per_s"])
+        details = ", ".join([rate(scorer["images_per_s"], "images"), *_left(scorer)]) if state == RUNNING else ""
+        yield _Row("score", name, progress, state, scorer["failed"], details)
+    yield from _not_started(status, "score")
 
 
 def _dataset_row(status: RunStatus, stale: set[tuple[str, str]]) -> _Row:

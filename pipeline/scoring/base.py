@@ -10,10 +10,10 @@ A scorer of a kind is a class with the members of `Scorer`. Another package adds
 Higher is better or worse, as the scorer says: the rules of a manifest name the side that is left out.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -43,6 +43,8 @@ class ScoredImage:
     """The stored file; empty for a scorer that reads texts alone."""
     texts: tuple[ImageText, ...]
     """The raw texts, then the long texts that exist, in the order of the captioners."""
+    url: str = ""
+    """Where it was downloaded from; empty for an image that has no URL."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,11 @@ class ImageScores:
 
 
 class Scorer(Protocol):
-    """What all scorers have. Instances are pickled and sent to the tasks, so a model is loaded at the first shard."""
+    """What all scorers have. Instances are pickled and sent to the tasks, so a model is loaded at the first shard.
+
+    A class is called with the entry's `model`, its `options` as an instance of `settings_type`, and the `device` where
+    a model computes, such as `cuda`; None is a GPU if there is one.
+    """
 
     scores: ClassVar[Literal["texts", "images"]]
     """Whether it scores texts and their sub-captions, or images."""
@@ -73,6 +79,8 @@ class Scorer(Protocol):
     """Whether it needs the image files. If not, no image is read."""
     better: ClassVar[Literal["higher", "lower"]]
     """Which scores are better. A combined score counts the lower ones with a minus."""
+    needs_model: ClassVar[bool]
+    """Whether an entry must name a `model`. If not, it must not."""
     settings_type: ClassVar[type[Settings]]
     """What the entry's `options` are validated as."""
 
@@ -117,4 +125,17 @@ class DatasetScorer(Scorer, Protocol):
         """
 
     def assign(self, images: Iterable[ScoredImage], numbers: Sequence[float]) -> Iterator[ImageScores]:
-        """The scores of each image, in order, from the numbers of its shard."""
+        """The scores of each image, in order, from the numbers of its shard. The images have no content here."""
+
+
+@runtime_checkable
+class Summarises(Protocol):
+    """A dataset-wide scorer that has something to tell people about the whole run."""
+
+    def summarise(self, folder: Path, read_shard: Callable[[int], Iterable[ScoredImage]]) -> dict[str, Any]:
+        """What `report` shows, as JSON. It is stored beside the scores.
+
+        Args:
+            folder: That of `combine`, which has ended.
+            read_shard: The images of a shard, without content.
+        """

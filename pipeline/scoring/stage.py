@@ -14,10 +14,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.artifacts import digest
@@ -52,9 +53,11 @@ from lotlip_data.pipeline.scoring.base import (
     ScoredImage,
     Scorer,
     ShardScorer,
+    Summarises,
     Survey,
     TextScore,
 )
+from lotlip_data.pipeline.scoring.image_features import FeatureStore, UsesImageFeatures
 from lotlip_data.pipeline.scoring.registry import load_scorer
 
 logger = logging.getLogger(__name__)
@@ -62,6 +65,8 @@ logger = logging.getLogger(__name__)
 GPUS_PER_TASK = 0.5
 """GPUs of a task of a scorer with a model, where the cluster has GPUs: while one task reads, the other computes."""
 _ROWS_IN_MEMORY = 1000
+_UIDS = b"uids"
+"""The metadata of a survey with the uids of its images, in the order in which the scorer got them."""
 _REMEDY = "Remove it and run `lotlip-data score` again."
 
 
@@ -249,11 +254,17 @@ class _Scoring:
         with scratch_folder("score") as scratch:
             folder = scratch / "rows"
             folder.mkdir()
-            read = map_ordered(lambda item: (item[0], _read_survey(run, name, item[1])), sorted(current.items()))
-            items = _with_files(scorer.combine(read, rows, folder), pending)
+            tables = map_ordered(lambda file: _read_survey(run, name, file), current.values())
+            columns = (Survey(tuple(column.to_numpy() for column in table.columns)) for table in tables)
+            numbers = scorer.combine(zip(current, columns, strict=True), rows, folder)
+            items = _with_files(numbers, pending, current)
             self._run_tasks(
                 functools.partial(assign_shard, run, self._entry, self.record), items, len(pending), summary
             )
+            if isinstance(scorer, Summarises):
+                read_shard = functools.partial(iter_images, run, self.record, reads_images=False)
+                content = scorer.summarise(folder, read_shard)
+                storage.replace(run.score_summary(name), artifacts.encode_json(content, indent=1))
         for file in set(surveys.values()).difference(current.values()):
             storage.remove(run.score_survey(name, file))
 
@@ -264,16 +275,28 @@ def _surveys(run: Run, name: str) -> dict[str, str]:
     return {file.rpartition("-")[0]: file for file in files}
 
 
+class AssignTask(NamedTuple):
+    """A shard that gets its numbers."""
+
+    shard: int
+    file: str
+    """The name of the file of its scores."""
+    survey: str
+    """The name of the file of its survey."""
+    numbers: np.ndarray
+    """A number for each row of the survey."""
+
+
 def _with_files(
-    numbers: Iterable[tuple[int, np.ndarray]], files: Mapping[int, str]
-) -> Iterator[tuple[int, str, np.ndarray]]:
-    """The shards that are to be scored, each with its file and its numbers: none if it has no texts."""
+    numbers: Iterable[tuple[int, np.ndarray]], files: Mapping[int, str], surveys: Mapping[int, str]
+) -> Iterator[AssignTask]:
+    """The shards that are to be scored: first those with numbers, then those without any text."""
     left = dict(files)
     for shard, of_shard in numbers:
         if file := left.pop(shard, None):
-            yield shard, file, of_shard
+            yield AssignTask(shard, file, surveys[shard], of_shard)
     for shard, file in left.items():
-        yield shard, file, np.zeros(0)
+        yield AssignTask(shard, file, surveys[shard], np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -297,8 +320,16 @@ def score_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: tuple[
     shard, file = task
     started = time.time()
     with _scorer_of_task(entry) as scorer:
-        scores = cast(ShardScorer, scorer).score
-        return _commit(run, entry.label, shard, file, _scored(run, record, shard, scorer, scores), started)
+        reads_images = scorer.reads_images
+        if isinstance(scorer, UsesImageFeatures):
+            scorer.features = FeatureStore(run, shard)
+            reads_images = not scorer.features.has_all(scorer.image_identity, _sha256_of_images(run, shard))
+        images = iter_images(run, record, shard, reads_images)
+        scored = _scored(images, cast(ShardScorer, scorer).score, record.scores_texts)
+        committed = _commit(run, entry.label, shard, file, scored, started)
+        if isinstance(scorer, UsesImageFeatures):
+            scorer.features.save()
+        return committed
 
 
 def survey_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: tuple[int, str]) -> None:
@@ -311,32 +342,42 @@ def survey_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: tuple
         task: The shard, and the name of the file without the number of its rows.
     """
     shard, stem = task
+    uids: list[str] = []
+
+    def images(scorer: Scorer) -> Iterator[ScoredImage]:
+        for image in iter_images(run, record, shard, scorer.reads_images):
+            uids.append(image.uid)
+            yield image
+
     with _scorer_of_task(entry) as scorer:
-        survey = cast(DatasetScorer, scorer).survey(iter_images(run, record, shard, scorer.reads_images))
+        survey = cast(DatasetScorer, scorer).survey(images(scorer))
     columns = {str(index): pa.array(column, pa.uint64()) for index, column in enumerate(survey.columns)}
-    rows = len(survey.columns[0])
-    storage.create(run.score_survey(entry.label, f"{stem}-{rows}.parquet"), artifacts.encode_parquet(pa.table(columns)))
+    table = pa.table(columns).replace_schema_metadata({_UIDS: " ".join(uids)})
+    file = f"{stem}-{table.num_rows}{score_file.ENDING}"
+    storage.create(run.score_survey(entry.label, file), artifacts.encode_parquet(table))
 
 
-def _read_survey(run: Run, name: str, file: str) -> Survey:
-    table = artifacts.read_parquet(run.score_survey(name, file), _REMEDY)
-    return Survey(tuple(column.to_numpy() for column in table.columns))
+def _read_survey(run: Run, name: str, file: str) -> pa.Table:
+    return artifacts.read_parquet(run.score_survey(name, file), _REMEDY)
 
 
-def assign_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: tuple[int, str, np.ndarray]) -> ScoredShard:
-    """Commit the scores of one shard from its numbers.
+def assign_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: AssignTask) -> ScoredShard:
+    """Commit the scores of one shard from its numbers. No image is read: the survey says in which order they were.
 
     Args:
         run: The run.
         entry: The scorer, which compares shards.
         record: What is committed beside its scores.
-        task: The shard, the name of the file of its scores, and the numbers of the rows of its survey.
+        task: The shard.
     """
-    shard, file, numbers = task
     started = time.time()
+    survey = _read_survey(run, entry.label, task.survey)
+    by_uid = {image.uid: image for image in iter_images(run, record, task.shard, reads_images=False)}
+    images = (by_uid[uid] for uid in survey.schema.metadata[_UIDS].decode().split())
     with _scorer_of_task(entry) as scorer:
-        assign = functools.partial(cast(DatasetScorer, scorer).assign, numbers=numbers.tolist())
-        return _commit(run, entry.label, shard, file, _scored(run, record, shard, scorer, assign), started)
+        assign = functools.partial(cast(DatasetScorer, scorer).assign, numbers=task.numbers.tolist())
+        scored = _scored(images, assign, record.scores_texts)
+        return _commit(run, entry.label, task.shard, task.file, scored, started)
 
 
 def iter_images(run: Run, record: ScorerRecord, shard: int, reads_images: bool) -> Iterator[ScoredImage]:
@@ -355,7 +396,13 @@ def iter_images(run: Run, record: ScorerRecord, shard: int, reads_images: bool) 
             taken = of_captioner.take(meta)
             if taken.text is not None and taken.outdated is None:
                 texts.append(ImageText(name, taken.text, tuple(split(taken.text, record.sub_captions))))
-        yield ScoredImage(meta["uid"], meta["sha256"], content, tuple(texts))
+        yield ScoredImage(meta["uid"], meta["sha256"], content, tuple(texts), meta["url"] or "")
+
+
+def _sha256_of_images(run: Run, shard: int) -> list[str]:
+    rows = fetched_rows(run, shard, ledger.read_image_stats(run, shard), ["sha256", "status"])
+    names: list[str] = rows.filter(pc.equal(rows["status"], SUCCESS))["sha256"].to_pylist()
+    return names
 
 
 def _fetched(run: Run, shard: int, reads_images: bool) -> Iterator[tuple[Mapping[str, Any], bytes]]:
@@ -371,26 +418,23 @@ def _fetched(run: Run, shard: int, reads_images: bool) -> Iterator[tuple[Mapping
 
 
 def _scored(
-    run: Run,
-    record: ScorerRecord,
-    shard: int,
-    scorer: Scorer,
-    scores: Callable[[Iterable[ScoredImage]], Iterator[ImageScores]],
+    images: Iterable[ScoredImage], scores: Callable[[Iterable[ScoredImage]], Iterator[ImageScores]], of_texts: bool
 ) -> Iterator[tuple[ScoredImage, ImageScores]]:
-    """The images of a shard with their scores. Raises ValueError if the scorer does not give as many as it should."""
+    """The images with their scores. Raises ValueError if a scorer does not give as many as it should."""
     waiting: deque[ScoredImage] = deque()
 
     def read() -> Iterator[ScoredImage]:
-        for image in iter_images(run, record, shard, scorer.reads_images):
+        for image in images:
             waiting.append(replace(image, content=b""))
             yield image
 
-    for of_image in scores(read()):
+    left = read()
+    for of_image in scores(left):
         if not waiting:
             raise ValueError("the scorer gave more scores than there are images")
         image = waiting.popleft()
-        yield image, _checked(image, of_image, record.scores_texts)
-    if waiting:
+        yield image, _checked(image, of_image, of_texts)
+    if waiting or next(left, None) is not None:
         raise ValueError("the scorer gave fewer scores than there are images")
 
 
@@ -423,6 +467,7 @@ def _commit(
         )
         if scores.error is not None:
             without[scores.error] += 1
+    rows.sort(key=lambda row: str(row["uid"]))  # the order of a tar is not that of its Parquet file
     table = pa.Table.from_pylist(rows, schema=SCORES)
     storage.create(run.score_file(name, file), artifacts.encode_parquet(table))
     ended = time.time()

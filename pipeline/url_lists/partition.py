@@ -14,7 +14,7 @@ all sources in the manifest's order ("" if a source has none), and the first exp
 import logging
 import pathlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -103,7 +103,15 @@ class Partition:
     """The manifest's `image_settings`. Empty for a run of an earlier release."""
     container_rows: list[int] = field(default_factory=list)
     """The rows of each container, which is a shard; `samples_per_shard` for a container that does not tell."""
+    uncounted: list[int] = field(default_factory=list)
+    """The shards that are containers which do not tell their rows, such as tars. Empty for a run of an earlier release,
+    which had them too."""
     version: int = 1
+
+    @property
+    def unit(self) -> str:
+        """What the rows are: URLs to request, or images where some of them exist already."""
+        return "image" if self.container_rows else "URL"
 
     @property
     def first_container(self) -> int:
@@ -122,9 +130,19 @@ class Partition:
         return min(self.samples_per_shard, listed - shard * self.samples_per_shard)
 
     def rows_with(self, committed: Mapping[int, int]) -> int:
-        """The rows of all shards, where `committed` shards tell their number of rows."""
+        """The rows of all shards, where `committed` shards tell their number of rows.
+
+        The other containers that do not tell are taken to have as many as those that are committed.
+        """
         containers = range(self.first_container, self.shards)
-        return self.images + sum(committed[shard] - self.rows_of(shard) for shard in containers if shard in committed)
+        known = self.images + sum(committed[shard] - self.rows_of(shard) for shard in containers if shard in committed)
+        counted = [committed[shard] for shard in self.uncounted if shard in committed]
+        mean = sum(counted) / len(counted) if counted else self.samples_per_shard
+        return known + round((mean - self.samples_per_shard) * (len(self.uncounted) - len(counted)))
+
+    def is_estimate(self, committed: Collection[int]) -> bool:
+        """Whether `rows_with` is an estimate."""
+        return any(shard not in committed for shard in self.uncounted)
 
 
 class ContainerShards(Protocol):
@@ -133,8 +151,11 @@ class ContainerShards(Protocol):
     def ranks(self, number: int, count: int) -> np.ndarray:
         """The hashes, with the manifest's seed, of the images in the bucket `number` of `count`; uint64."""
 
-    def store(self, run: Run, first: int, highest_rank: int | None) -> list[int]:
-        """Write the containers with an image up to `highest_rank` as shards from `first` on; returns their rows."""
+    def store(self, run: Run, first: int, highest_rank: int | None) -> list[int | None]:
+        """Write the containers with an image up to `highest_rank` as shards from `first` on.
+
+        Returns their rows; None for a container that does not tell.
+        """
 
 
 def load_partition(run: Run) -> Partition | None:
@@ -381,12 +402,14 @@ def _write_shards(
     if waiting.num_rows:
         _store_shard(run, shards, waiting)
         shards += 1
-    container_rows = existing.store(run, shards, highest_rank) if existing is not None else []
+    told = existing.store(run, shards, highest_rank) if existing is not None else []
+    container_rows = [manifest.samples_per_shard if rows is None else rows for rows in told]
     _remove_shards_from(run, shards, len(container_rows))
     return Partition(
         images=images + sum(container_rows),
         shards=shards + len(container_rows),
         container_rows=container_rows,
+        uncounted=[shard for shard, rows in enumerate(told, shards) if rows is None],
         samples_per_shard=manifest.samples_per_shard,
         rows=counts.rows,
         duplicates=sum(counts.sources.values()) - not_drawn.total() - unique,
@@ -506,8 +529,9 @@ def _starts(rows: pa.Table) -> np.ndarray:
 def _distinct(rows: pa.Table) -> np.ndarray:
     """Which rows to keep; one bool per row.
 
-    Left out are a row with the source and the text of an earlier row of the same uid, and a row of a file without a
-    column of texts (its text is null) if another one of its source and uid is of a file with such a column.
+    Left out are a row with the source and the text of an earlier row of the same uid, and a row without a text if
+    another one of its source and uid has one. Rows of files without a column of texts (their text is null) give way to
+    blank texts too.
     """
     keep = np.ones(rows.num_rows, bool)
     starts = np.append(_starts(rows), rows.num_rows)
@@ -515,12 +539,18 @@ def _distinct(rows: pa.Table) -> np.ndarray:
         begin, end = int(starts[index]), int(starts[index + 1])
         group = rows.slice(begin, end - begin)
         pairs = list(zip(group["source"].to_pylist(), group["text"].to_pylist(), strict=True))
-        with_text = {source for source, text in pairs if text is not None}
+        best: dict[int, int] = {}
+        for source, text in pairs:
+            best[source] = max(best.get(source, 0), _rank(text))
         seen: set[tuple[int, str]] = set()
-        for offset, pair in enumerate(pairs):
-            keep[begin + offset] = pair not in seen and (pair[1] is not None or pair[0] not in with_text)
-            seen.add(pair)
+        for offset, (source, text) in enumerate(pairs):
+            keep[begin + offset] = (source, text) not in seen and _rank(text) == best[source]
+            seen.add((source, text))
     return keep
+
+
+def _rank(text: str | None) -> int:
+    return 0 if text is None else 1 if not text else 2
 
 
 def _combined(column: pa.ChunkedArray) -> pa.Array:

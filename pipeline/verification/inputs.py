@@ -6,7 +6,9 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import score_file
 from lotlip_data.manifests.formats.schema import SUCCESS
+from lotlip_data.manifests.formats.score_file import ScorerRecord
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.dataset.join import JoinError
@@ -142,6 +144,20 @@ def _check_count(run: Run, tally: Tally, shard: int, url: str, rows: int, comman
             f"{url}: has captions or reasons of {rows} images, but the shard has {images}. Remove it and run {command}."
         )
     return rows == images
+
+
+def verify_scores(run: Run) -> Tally:
+    """What makes the scores of every scorer, its scores and its surveys."""
+    tally = Tally("scores")
+    for name in score_file.scorers(run):
+        remedy = f"Remove it and run `lotlip-data score {run.url} --scorer {name}`."
+        if storage.exists(run.scorer_settings(name)):
+            tally.read_json(run.scorer_settings(name), remedy, ScorerRecord)
+        for file in storage.list_names(run.scorer(name), score_file.ENDING):
+            tally.read_parquet(run.score_file(name, file), remedy)
+        for file in storage.list_names(run.score_survey(name), score_file.ENDING):
+            tally.read_parquet(run.score_survey(name, file), remedy)
+    return tally
 
 
 def verify_clean(run: Run) -> Tally:

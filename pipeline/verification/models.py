@@ -13,7 +13,10 @@ _CHECKPOINT_DIGEST_BYTES = 64
 
 
 def verify_features(run: Run) -> Tally:
-    """The stored features of every tower. Those of tars that the dataset no longer has are read, too."""
+    """The stored features of every tower, by tar of the dataset and by image shard.
+
+    Those of tars that the dataset no longer has are read, too.
+    """
     tally = Tally("features")
     towers = storage.list_names(run.features())
     samples = _samples_by_feature_file(run) if towers else {}
@@ -23,6 +26,8 @@ def verify_features(run: Run) -> Tally:
             with tally.reading():
                 feature_file.read_features(url, (samples.get(name), None))
                 tally.unrecorded += not feature_file.has_digest(url)
+        for name in storage.list_names(run.features(tower), ".parquet"):
+            tally.read_parquet(run.features(tower, name), "Remove it; `lotlip-data score` computes it again.")
     return tally
 
 

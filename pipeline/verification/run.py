@@ -9,7 +9,13 @@ from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.verify import verify as verify_dataset_files
-from lotlip_data.pipeline.verification.inputs import verify_captions, verify_clean, verify_images, verify_lists
+from lotlip_data.pipeline.verification.inputs import (
+    verify_captions,
+    verify_clean,
+    verify_images,
+    verify_lists,
+    verify_scores,
+)
 from lotlip_data.pipeline.verification.models import verify_features, verify_trainings
 from lotlip_data.pipeline.verification.tally import Tally
 
@@ -46,6 +52,7 @@ def verify_run(run: Run) -> RunCheck:
         verify_lists,
         verify_images,
         verify_captions,
+        verify_scores,
         verify_clean,
         verify_dataset,
         verify_features,

@@ -37,6 +37,8 @@ class Span:
     """By the score of the sub-caption."""
     title: str = ""
     """All of its scores; empty in a dataset without scores."""
+    css: str = ""
+    """Of the tint, or of a sub-caption without one among those that have one; empty where scores tint nothing."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,9 @@ def _scored(span: Span, of_pieces: Sequence[Scores], scoring: Scoring, name: str
     if span.number is None or span.number > len(of_pieces):
         return span
     scores = of_pieces[span.number - 1]
-    return replace(span, tint=scoring.tint(name, scores.get(name)), title=score_sentence(scores))
+    tint = scoring.tint(name, scores.get(name)) if name else None
+    css = tint.css if tint else "unscored" if name else ""
+    return replace(span, tint=tint, title=score_sentence(scores), css=css)
 
 
 def select_text(row: Mapping[str, Any], captioners: Iterable[str], parameters: Mapping[str, str]) -> str | None:

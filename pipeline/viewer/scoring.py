@@ -46,22 +46,26 @@ class Scoring:
         standards: By scorer of texts that the combined score counts: the `mean`, `deviation` and `weight` of the scores
             of sub-captions.
         limits: What was left out because of its score, as in dataset.json.
+        has_combined: Whether there is a combined score: whether any scorer counts in it.
     """
 
     scorers: schema.Scorers = field(default_factory=dict)
     standards: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     limits: Sequence[Mapping[str, Any]] = ()
+    has_combined: bool = True
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Scoring":
         """The scores of the dataset that a dataset.json describes."""
         limits = content.get("score_limits", {})
-        return cls(schema.scorers_of(content), limits.get("standards", {}).get(PIECES, {}), limits.get("limits", ()))
+        standards = limits.get("standards", {})
+        combined = any(standards.values())
+        return cls(schema.scorers_of(content), standards.get(PIECES, {}), limits.get("limits", ()), combined)
 
     @property
     def of_texts(self) -> list[str]:
-        """The combined score and the scorers of texts."""
-        return names_of_texts(self.scorers)
+        """The combined score, if there is one, and the scorers of texts."""
+        return [name for name in names_of_texts(self.scorers) if name != SCORE or self.has_combined]
 
     @property
     def of_images(self) -> list[str]:
@@ -77,8 +81,10 @@ class Scoring:
         return chosen or next(iter(self.names), "")
 
     def tinting(self, chosen: str) -> str:
-        """The score that tints sub-captions: the chosen one, if it is one of texts whose spread is known."""
-        return chosen if chosen in self.standards or not self.of_texts else SCORE
+        """The score that tints sub-captions: the chosen one if its spread is known, else the combined one, if any."""
+        if chosen in self.standards:
+            return chosen
+        return SCORE if SCORE in self.of_texts else ""
 
     def tint(self, name: str, value: float | None) -> Tint | None:
         """How a sub-caption with this score is marked; None if it has none, or if all have the same."""

@@ -7,6 +7,7 @@ import pathlib
 import tarfile
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -58,13 +59,19 @@ def batch_loss(trainer: Trainer, batch: Batch) -> tuple[Loss, BatchFeatures]:
     return loss, features
 
 
-def write_run(folder: pathlib.Path, counts: Sequence[int] = (30, 20), mode: subcaptions.SplitMode = "punkt") -> str:
+def write_run(
+    folder: pathlib.Path,
+    counts: Sequence[int] = (30, 20),
+    mode: subcaptions.SplitMode = "punkt",
+    scores: bool = False,
+) -> str:
     """Write a dataset into `folder`/shards, with texts by all synthetic caption writers.
 
     Args:
         folder: The run's folder.
         counts: Number of samples in each shard.
         mode: How the long texts are split into sub-captions.
+        scores: Whether it has the scores of the long texts and their sub-captions, at random; some are null.
 
     Returns:
         The URL of the run.
@@ -78,6 +85,7 @@ def write_run(folder: pathlib.Path, counts: Sequence[int] = (30, 20), mode: subc
         tar, parquet = f"train-{shard:05d}.tar", f"train-{shard:05d}.parquet"
         pathlib.Path(run.shards, tar).write_bytes(_tar(rows))
         table = pa.Table.from_pylist([row for row, _ in rows], schema=schema.dataset(WRITERS))
+        table = with_scores(table, np.random.default_rng(shard)) if scores else table
         pq.write_table(table, pathlib.Path(run.shards, parquet))
         files = {"tar": _file_record(run, tar), "parquet": _file_record(run, parquet)}
         shards.append({**files, "samples": count})
@@ -90,6 +98,28 @@ def write_run(folder: pathlib.Path, counts: Sequence[int] = (30, 20), mode: subc
     }
     pathlib.Path(run.dataset).write_text(json.dumps(description))
     return run.url
+
+
+def with_scores(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+    """The table with random scores of the long texts and of their sub-captions. About one in ten is null."""
+
+    def score() -> float | None:
+        return None if rng.random() < 0.1 else float(rng.normal())
+
+    for name in WRITERS:
+        pieces = table[f"{name}_sub"].to_pylist()
+        columns = {
+            f"{name}_score": pa.array([score() for _ in pieces], pa.float32()),
+            f"{name}_sub_scores": pa.array(
+                [None if rng.random() < 0.1 else [score() for _ in each or ()] for each in pieces],
+                pa.list_(pa.float32()),
+            ),
+        }
+        for column, values in columns.items():
+            present = column in table.column_names
+            place = table.column_names.index(column) if present else table.num_columns
+            table = table.set_column(place, column, values) if present else table.append_column(column, values)
+    return table
 
 
 def _file_record(run: Run, name: str) -> dict:

@@ -27,6 +27,9 @@ def test_every_method_is_valid_at_every_preset(method, preset):
         ({"method": "lit_long", "corner_tokens": 2}, "use lotlip"),
         ({"long_texts": 0}, "lotlip needs at least 1"),
         ({"text_form": "nltk"}, "`text_form`: 'nltk' is unknown; known are authors, punkt"),
+        ({"text_temperature": 0.5}, "does nothing without text_weights: score"),
+        ({"text_weights": "score", "sub_captions": 0}, "this training has none; remove them"),
+        ({"method": "lit", "best_sub_captions": 2}, "text_weights, best_sub_captions: choose among long texts"),
         ({"captioners": "llava"}, "`captioners`: 'llava' should be a valid list"),
     ],
 )
@@ -62,3 +65,14 @@ def test_the_settings_that_a_small_dataset_gets_proposed_work(samples, method):
     proposed = {name: int(value) for name, value in re.findall(r"--set (\w+)=(\d+)", str(error.value))}
     assert set(proposed) == {"batch", "warm_up"}
     assert make_config(method=method, **proposed).steps(samples) > proposed["warm_up"]
+
+
+def test_settings_of_scores_are_recorded_only_where_they_are_set_so_that_earlier_trainings_resume():
+    names = {"text_weights", "text_temperature", "best_sub_captions"}
+    assert not names & set(make_config(image_tower="x", text_weights="uniform").to_dict())
+    weighted = make_config(image_tower="x", text_weights="score", text_temperature=0.5, best_sub_captions=4).to_dict()
+    assert {name: weighted[name] for name in names} == {
+        "text_weights": "score",
+        "text_temperature": 0.5,
+        "best_sub_captions": 4,
+    }

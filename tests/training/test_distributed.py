@@ -48,7 +48,7 @@ with distributed.process_group() as group:
 @pytest.fixture(scope="module")
 def run_and_towers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return write_run(folder / "run", (30, 20, 13)), write_towers(folder / "towers", dropout=0.0)
+    return write_run(folder / "run", (30, 20, 13), scores=True), write_towers(folder / "towers", dropout=0.0)
 
 
 def start(size, script, *arguments, stderr=None, **variables):
@@ -94,6 +94,8 @@ def test_loss_and_gradients_of_2_and_4_processes_are_those_of_one_for_every_meth
     settings = {method: {**SETTINGS, **towers, "method": method} for method in METHODS}
     settings["accumulate"] = {**SETTINGS, **towers, "accumulate": 2}
     settings["mean"] = {**SETTINGS, **towers, "reduction": "mean"}
+    scores = {"text_weights": "score", "text_temperature": 0.5, "best_sub_captions": 4, "long_texts": 2}
+    settings["scores"] = {**SETTINGS, **towers, **scores}
     settings["accumulate both towers"] = {**settings["lotlip_scratch"], "accumulate": 3}
     for size in (1, 2, 4):
         finish(start(size, FIRST_STEP, run, tmp_path, json.dumps(settings)))

@@ -103,6 +103,32 @@ def test_a_training_killed_and_resumed_ends_with_the_bits_of_an_uninterrupted_on
     assert _metrics(expected) == _metrics(tmp_path) and len(_metrics(expected)) == STEPS
 
 
+WITH_SCORES = {"text_weights": "score", "text_temperature": 0.5, "best_sub_captions": 4, "long_texts": 2}
+
+
+@pytest.mark.slow
+def test_a_training_with_score_weights_killed_and_resumed_ends_with_the_bits_of_an_uninterrupted_one(
+    run_and_settings, tmp_path, monkeypatch
+):
+    run, settings = write_run(tmp_path / "run", scores=True), {**run_and_settings[1], **WITH_SCORES}
+    _train_in_process(run, tmp_path / "a", settings)
+    monkeypatch.setenv("SIGNAL_AFTER", "0 13")
+    monkeypatch.setenv("SIGNAL", str(int(signal.SIGKILL)))
+    assert _train_in_process(run, tmp_path / "b", settings)[1] == -signal.SIGKILL
+    monkeypatch.delenv("SIGNAL_AFTER")
+    lines, _ = _train_in_process(run, tmp_path / "b", settings)
+    assert f"resuming after step 12 of {STEPS}" in lines
+    assert _are_equal(_weights(tmp_path / "a"), _weights(tmp_path / "b"))
+    assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b") and len(_metrics(tmp_path / "a")) == STEPS
+
+
+def test_score_weights_on_a_dataset_without_scores_are_refused_before_the_folder_is_claimed(run_and_settings, tmp_path):
+    run, settings = run_and_settings
+    with pytest.raises(UserError, match=r"the dataset has no scores .*lotlip-data score"):
+        train(make_config(**{**settings, **WITH_SCORES}), run, str(tmp_path / "t"))
+    assert not (tmp_path / "t").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_stopped_by_a_signal_loses_no_step_and_ends_with_the_bits_of_an_uninterrupted_one(

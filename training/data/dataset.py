@@ -7,6 +7,7 @@ Letters: T long texts per sample and step, S consecutive sub-captions per long t
 """
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from lotlip_data.manifests import artifacts, subcaptions
-from lotlip_data.manifests.formats import dataset_index
+from lotlip_data.manifests.formats import dataset_index, schema
 from lotlip_data.manifests.formats.dataset_index import DatasetError, ShardFile
 from lotlip_data.manifests.formats.schema import SUB_SUFFIX
 from lotlip_data.manifests.run_layout import Run
@@ -24,7 +25,8 @@ from lotlip_data.manifests.subcaptions import SplitMode
 Content = TypeVar("Content")
 
 TextRow = dict[str, Any]
-"""A row of a Parquet twin: `key`, `raw` (str or None), and for each captioner `NAME_sub` (list[str] or None)."""
+"""A row of a Parquet twin: `key`, `raw` (str or None), and for each captioner `NAME_sub` (list[str] or None). If the
+training uses scores, also `NAME_score` (float or None) and `NAME_sub_scores` (list[float | None] or None)."""
 
 VERIFY_REMEDY = "Run `lotlip-data verify` on the run."
 
@@ -131,6 +133,16 @@ class SampleTexts:
     long: list[str]
 
 
+@dataclass(frozen=True)
+class ScoreUse:
+    """How the choice of texts uses their scores. A text or sub-caption without a score has the mean weight."""
+
+    temperature: float | None = None
+    """Texts and windows of sub-captions are drawn with weight exp(score / temperature). None: all alike."""
+    best: int | None = None
+    """Only so many sub-captions of a long text are used, those with the highest scores. None: all."""
+
+
 class TextPicker:
     """Picks T long texts of a sample at random, and S consecutive sub-captions of each (paper, Fig. 2).
 
@@ -138,36 +150,108 @@ class TextPicker:
     uses some twice, each time with other sub-captions. A sample without long texts uses its raw text instead.
     """
 
-    def __init__(self, captioners: Sequence[str], long_texts: int, sub_captions: int, mode: SplitMode) -> None:
-        """`long_texts` is T, `sub_captions` is S, `mode` how the dataset's long texts were split."""
+    def __init__(
+        self,
+        captioners: Sequence[str],
+        long_texts: int,
+        sub_captions: int,
+        mode: SplitMode,
+        scores: ScoreUse | None = None,
+    ) -> None:
+        """
+        Args:
+            captioners: Whose long texts are used.
+            long_texts: T.
+            sub_captions: S.
+            mode: How the dataset's long texts were split.
+            scores: How scores are used. None: they are not, and the dataset needs none.
+        """
         self.captioners = list(captioners)
         self.long_texts = long_texts
         self.sub_captions = sub_captions
         self.mode = mode
+        self.scores = scores
 
     def pick(self, row: TextRow, rng: np.random.Generator) -> SampleTexts:
         raw = row["raw"] or ""
         if not self.long_texts:
             return SampleTexts(raw, [])
-        available = [pieces for name in self.captioners if (pieces := row[name + SUB_SUFFIX])]
-        if not available:
+        names = [name for name in self.captioners if row[name + SUB_SUFFIX]]
+        if not names:
             return SampleTexts(raw, [raw] * self.long_texts)
-        rounds = -(-self.long_texts // len(available))
-        picked = np.concatenate([rng.permutation(len(available)) for _ in range(rounds)])[: self.long_texts]
-        return SampleTexts(raw, [self._window(available[index], rng) for index in picked])
+        rounds = -(-self.long_texts // len(names))
+        picked = np.concatenate([self._permutation(row, names, rng) for _ in range(rounds)])[: self.long_texts]
+        return SampleTexts(raw, [self._window(row, names[index], rng) for index in picked])
 
-    def _window(self, pieces: list[str], rng: np.random.Generator) -> str:
+    def _permutation(self, row: TextRow, names: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+        """A random order of the captioners: the next one is drawn with its weight, of those that are left."""
+        if self.scores is None or self.scores.temperature is None:
+            return rng.permutation(len(names))
+        scores = [row[schema.text_score_column(name, schema.SCORE)] for name in names]
+        weights = log_weights(scores, self.scores.temperature)
+        return np.argsort(-(weights + rng.gumbel(size=len(names))), kind="stable")
+
+    def _window(self, row: TextRow, name: str, rng: np.random.Generator) -> str:
+        pieces = row[name + SUB_SUFFIX]
+        scores = None
+        if self.scores is not None:
+            scores = row[schema.piece_scores_column(name, schema.SCORE)] or [None] * len(pieces)
+            if self.scores.best is not None:
+                kept = best_indices(scores, self.scores.best)
+                pieces, scores = [pieces[index] for index in kept], [scores[index] for index in kept]
         count = min(self.sub_captions, len(pieces))
-        first = int(rng.integers(len(pieces) - count + 1))
+        first = self._first_of_window(scores, len(pieces), count, rng)
         return subcaptions.join(pieces[first : first + count], self.mode)
+
+    def _first_of_window(
+        self, scores: Sequence[float | None] | None, pieces: int, count: int, rng: np.random.Generator
+    ) -> int:
+        """Where a window of `count` sub-captions begins. Its weight is the geometric mean of their weights."""
+        if scores is None or self.scores is None or self.scores.temperature is None:
+            return int(rng.integers(pieces - count + 1))
+        weights = log_weights(scores, self.scores.temperature)
+        means = np.lib.stride_tricks.sliding_window_view(weights, count).mean(axis=1)
+        return int(np.argmax(means + rng.gumbel(size=len(means))))  # a draw with weights exp(means)
+
+
+def log_weights(scores: Sequence[float | None], temperature: float) -> np.ndarray:
+    """float64 [N], the logarithms of the weights exp(score / temperature), up to a common summand.
+
+    Args:
+        scores: N scores. None has the mean weight of the others.
+        temperature: Above 0.
+    """
+    values = np.array([np.nan if score is None else score for score in scores], dtype=np.float64) / temperature
+    known = np.isfinite(values)
+    if not known.any():
+        return np.zeros(len(values))
+    values -= values[known].max()
+    return np.where(known, values, np.log(np.exp(values[known]).mean()))
+
+
+def best_indices(scores: Sequence[float | None], count: int) -> list[int]:
+    """The indices of the `count` highest scores, in order. None is as the mean of the others; of equals the first."""
+    values = np.array([np.nan if score is None else score for score in scores], dtype=np.float64)
+    known = np.isfinite(values)
+    values = np.where(known, values, values[known].mean() if known.any() else 0.0)
+    return sorted(np.argsort(-values, kind="stable")[:count].tolist())
 
 
 class TextReader:
     """Reads the texts of a shard from its Parquet twin. The latest shards stay in memory."""
 
-    def __init__(self, dataset: Dataset, captioners: Sequence[str], open_shards: int = 3) -> None:
+    def __init__(
+        self, dataset: Dataset, captioners: Sequence[str], open_shards: int = 3, *, scores: bool = False
+    ) -> None:
+        """`scores`: read the scores of the captioners' texts too. Raises DataError if the dataset has none."""
         self._dataset = dataset
+        self._captioners = tuple(captioners) if scores else ()
         self._columns = ["key", "raw", *(name + SUB_SUFFIX for name in captioners)]
+        if scores:
+            columns = (schema.text_score_column, schema.piece_scores_column)
+            score_columns = [column(name, schema.SCORE) for name in captioners for column in columns]
+            _require_columns(dataset, score_columns)
+            self._columns += score_columns
         self.shard = shard_cache(self._read, open_shards)
         """The rows of a shard, by the index of the shard."""
 
@@ -180,7 +264,26 @@ class TextReader:
                 f"{VERIFY_REMEDY}"
             )
         rows: list[TextRow] = table.to_pylist()
+        for row, name in itertools.product(rows, self._captioners):
+            pieces, scores = row[name + SUB_SUFFIX], row[schema.piece_scores_column(name, schema.SCORE)]
+            if scores is not None and len(scores) != len(pieces or ()):
+                raise DataError(
+                    f"{shard.parquet_url}: {row['key']} has {len(scores)} scores for {len(pieces or ())} sub-captions "
+                    f"of {name}. {VERIFY_REMEDY}"
+                )
         return rows
+
+
+def _require_columns(dataset: Dataset, columns: Sequence[str]) -> None:
+    """Raise DataError if the dataset lacks a column of scores. All shards of a dataset have the same columns."""
+    url = dataset.shards[0].parquet_url
+    with artifacts.open_parquet(url, VERIFY_REMEDY, DataError) as file:
+        names = file.schema_arrow.names
+    if missing := [name for name in columns if name not in names]:
+        raise DataError(
+            f"{url}: the dataset has no scores ({', '.join(missing)}), which text_weights: score and "
+            "best_sub_captions need. Run `lotlip-data score` and `lotlip-data shard`, or remove these settings"
+        )
 
 
 def shard_cache(read: Callable[[int], Content], size: int) -> Callable[[int], Content]:
@@ -212,7 +315,12 @@ class Batches:
     ) -> None:
         """`batch_size` is that of the global batch, a multiple of `lane_count`."""
         self._order = SampleOrder([shard.samples for shard in dataset.shards], seed, lane_count)
-        self._reader = TextReader(dataset, picker.captioners if picker.long_texts else (), open_shard_count(lanes))
+        self._reader = TextReader(
+            dataset,
+            picker.captioners if picker.long_texts else (),
+            open_shard_count(lanes),
+            scores=picker.scores is not None,
+        )
         self._picker = picker
         self._lanes = lanes
         self._samples_per_lane = batch_size // lane_count

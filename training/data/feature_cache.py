@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lotlip_data.manifests import storage, wording
+from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import tar_reader
 from lotlip_data.manifests.formats.dataset_index import ShardFile
@@ -30,6 +30,7 @@ from lotlip_data.manifests.iteration import batched, map_ordered
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.training.data.dataset import VERIFY_REMEDY, DataError, Dataset, SampleRef, shard_cache
+from lotlip_data.training.data.image_features import features_of
 from lotlip_data.training.data.image_transforms import ImageTransform
 from lotlip_data.training.devices import in_16_bit
 from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup, cores_per_process
@@ -84,7 +85,8 @@ class FeatureCache:
         self._threads = threads
         self.shard = shard_cache(self._read, open_shards)
         """float16 [samples, D] of a shard by its index, in the order of its rows. Raises DataError for a bad file."""
-        self.folder = Run(dataset.url).features(tower_id(tower, transform))
+        self._tower_id = tower_id(tower, transform)
+        self.folder = Run(dataset.url).features(self._tower_id)
 
     @property
     def shards(self) -> int:
@@ -120,7 +122,18 @@ class FeatureCache:
     def compute(self, index: int) -> None:
         """Compute and commit the features of one shard."""
         shard = self._dataset.shards[index]
-        storage.create(self._url(shard), self._compute(shard))
+        stored = self._stored(shard)
+        storage.create(self._url(shard), self._compute(shard) if stored is None else encode_features(stored))
+
+    def _stored(self, shard: ShardFile) -> np.ndarray | None:
+        """The features that the score stage has stored of the shard's images, float16 [N, D]; None if it has not."""
+        number = shard.input_shard
+        if number is None or not storage.list_names(self.folder, ".parquet"):
+            return None
+        table = artifacts.read_parquet(
+            shard.parquet_url, VERIFY_REMEDY, ["sha256"], DataError, recorded=shard.parquet.digest
+        )
+        return features_of(Run(self._dataset.url), self._tower_id, number, table["sha256"].to_pylist())
 
     def _url(self, shard: ShardFile) -> str:
         return storage.join(self.folder, file_name(shard.sha256))

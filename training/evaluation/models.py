@@ -11,6 +11,7 @@ Shapes: N images or texts, D feature dimensions.
 """
 
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -29,6 +30,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
+from lotlip_data.training.data.feature_cache import tower_id
 from lotlip_data.training.data.tokenizer import TextForm, check_vocabulary, has_words
 from lotlip_data.training.devices import pick_device
 from lotlip_data.training.models import lotlip
@@ -75,6 +77,13 @@ class Embedder(Protocol):
 
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Unit features and lengths of the texts."""
+
+    @property
+    def image_identity(self) -> str:
+        """Identifies what image features depend on, as a run stores them."""
+
+    def image_features(self, images: Iterable[Image.Image]) -> Tensor:
+        """As `embed_images`, in the form in which a run stores them, which need not be normalised."""
 
 
 def load_embedder(name: str, device: str | None = None) -> Embedder:
@@ -127,6 +136,14 @@ class LoTLIPModel:
         self.context_length = self.model.tokenizer.context_length
         self.text_form: TextForm = self.model.tokenizer.form
 
+    @functools.cached_property
+    def image_identity(self) -> str:
+        """Trainings with this locked tower have it too."""
+        return tower_id(self.model.towers.image, self.model.transform)
+
+    def image_features(self, images: Iterable[Image.Image]) -> Tensor:
+        return self.model.image_features(images, BATCH_SIZE)
+
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
         return self.model.embed_images(images, BATCH_SIZE)
 
@@ -135,7 +152,23 @@ class LoTLIPModel:
         return TextFeatures(self.model.embed_tokens(encoded, BATCH_SIZE), encoded.lengths)
 
 
-class OpenClipModel:
+class _UnitFeatures:
+    """A model whose image features are stored as `embed_images` gives them."""
+
+    identity: str
+
+    @property
+    def image_identity(self) -> str:
+        return self.identity[:16]
+
+    def image_features(self, images: Iterable[Image.Image]) -> Tensor:
+        return self.embed_images(images)
+
+    def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
+        raise NotImplementedError
+
+
+class OpenClipModel(_UnitFeatures):
     """A model of open_clip: MODEL/WEIGHTS (a tag of open_clip or a file), hf-hub:ID or local-dir:FOLDER."""
 
     text_form: TextForm = "authors"
@@ -183,7 +216,7 @@ class OpenClipModel:
         return count + int(self._end_id == self._padding_id)
 
 
-class TransformersClipModel:
+class TransformersClipModel(_UnitFeatures):
     """A CLIPModel of transformers with its tokenizer and image processor: a hub id or a folder."""
 
     text_form: TextForm = "authors"

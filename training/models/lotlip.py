@@ -62,17 +62,23 @@ class LoTLIP:
     tokenizer: TextTokenizer
     transform: ImageTransform
 
-    @torch.no_grad()
     def embed_images(self, images: Iterable[Image.Image], batch: int = 64) -> Tensor:
         """Image features, float32 [N, D] with unit rows. A generator works too: it is read `batch` images at a time."""
-        features = [self.embed_pixels(self.transform(part)) for part in batched(images, batch)]
+        return F.normalize(self.image_features(images, batch), dim=-1)
+
+    def embed_pixels(self, pixels_NCHW: Tensor) -> Tensor:
+        """As `embed_images`, for images that `transform` has made pixels of."""
+        return F.normalize(self._pixel_features(pixels_NCHW), dim=-1)
+
+    def image_features(self, images: Iterable[Image.Image], batch: int = 64) -> Tensor:
+        """As `embed_images`, but not normalised: what the image tower gives, float32 [N, D] on the CPU."""
+        features = [self._pixel_features(self.transform(part)) for part in batched(images, batch)]
         return torch.cat(features) if features else torch.zeros(0, self.towers.image.dim)
 
     @torch.no_grad()
-    def embed_pixels(self, pixels_NCHW: Tensor) -> Tensor:
-        """As `embed_images`, for images that `transform` has made pixels of."""
+    def _pixel_features(self, pixels_NCHW: Tensor) -> Tensor:
         self.towers.eval()
-        return F.normalize(self.towers.image(pixels_NCHW.to(self.device)).float().cpu(), dim=-1)
+        return self.towers.image(pixels_NCHW.to(self.device)).float().cpu()
 
     def embed_texts(self, texts: Sequence[str], batch: int = 64) -> Tensor:
         """[CLS] features of texts, float32 [N, D] with unit rows.

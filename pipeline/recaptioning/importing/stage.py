@@ -207,6 +207,8 @@ def _join(
             images.add(_shard_images(run, shard))
         images.flush()
         joined = _join_buckets(rows, images, report, pending_shards, folder / "joined")
+    if not summary.rows:
+        raise CaptionImportError(f"{table.label}: has no rows")
     if not summary.matched:
         raise CaptionImportError(
             f"{table.label}: none of its {summary.rows} rows has the URL of an image of {run.url} "
@@ -395,12 +397,15 @@ def format_text(summary: ImportSummary) -> list[str]:
     lines += [f"  {count:,} × {reason}" for reason, count in summary.unmatched.most_common()]
     if summary.report is not None:
         lines.append(f"  {summary.report} lists these rows")
-    lines += [f"  {count:,} captions of the column {defect}" for defect, count in summary.defects.most_common()]
+    lines += [
+        f"  {wording.count(count, 'caption')} of the column {defect}" for defect, count in summary.defects.most_common()
+    ]
     lines += [
         f"  {wording.count(count, 'caption')} by {name} left out: another one is the first of the same URL"
         for name, count in summary.differing.most_common()
     ]
     for name, count in summary.captions.items():
         note = f", listed in quarantine/captions/{name}/" if summary.without[name] else ""
-        lines.append(f"{name}: {count:,} captions, {summary.without[name]:,} images without one{note}")
+        without = wording.count(summary.without[name], "image")
+        lines.append(f"{name}: {wording.count(count, 'caption')}, {without} without one{note}")
     return lines

@@ -84,6 +84,14 @@ def test_an_answer_that_is_not_the_hubs(answer: Callable[..., None]) -> None:
         hub.find_model(MODEL)
 
 
+def test_a_token_that_cannot_be_sent(answer: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(200)
+    monkeypatch.setenv("HF_TOKEN", "hf_…")
+    with pytest.raises(hub.ModelUnavailable, match=f"{MODEL}: .*characters that no token has; set HF_TOKEN") as caught:
+        hub.find_model(MODEL)
+    assert not isinstance(caught.value, hub.HubUnreachable) and "hf_" not in str(caught.value)
+
+
 def test_a_model_that_the_hub_has(answer: Callable[..., None]) -> None:
     answer(200, body=json.dumps({"id": MODEL, "siblings": [], "tags": []}).encode())
     assert hub.find_model(MODEL) is None

@@ -17,6 +17,7 @@ from lotlip_data.manifests import progress
 from lotlip_data.manifests.progress import SHOWN_BY_BAR, progress_bar
 from lotlip_data.pipeline.cli.command_line import CommandLine
 from lotlip_data.pipeline.cli.common import command, finish
+from lotlip_data.pipeline.cli.console import SCREEN_LINES
 from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.core.outcome import Outcome
 from tests.pipeline import run_fixture as fake_run
@@ -193,3 +194,17 @@ def test_a_failure_that_the_log_has_shown_is_not_printed_again_and_the_others_ar
     assert ended.exit_code == 1
     assert ended.output.count("out of memory") == 1
     assert "run: 4 failed\n  download: shard 0: no space left (and 2 more lines like this)" in ended.output
+
+
+def test_a_failure_that_has_left_the_screen_stands_in_the_summary_again() -> None:
+    line = make_app()
+
+    @line.command("failing")
+    def failing() -> None:
+        with command("failing", False) as console:
+            logger.warning("llava: out of memory")
+            for word in ("one", "two", "three", "four", "five") * SCREEN_LINES:
+                console.print(f"shard {word} is written")
+            finish(console, Outcome(True, ["recaption: llava: out of memory"], stage="run"))
+
+    assert CliRunner().invoke(line, ["failing"]).output.endswith("run: 1 failed\n  recaption: llava: out of memory\n")

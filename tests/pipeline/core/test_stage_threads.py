@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from contextvars import ContextVar
 
 import pytest
@@ -50,8 +51,8 @@ def test_an_error_of_storage_or_cluster_stops_all_stages_and_is_raised() -> None
 
 
 def test_a_signal_of_the_main_thread_stops_all_stages_and_lets_them_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting, cleaned = threading.Event(), []
-    join = StageThreads._join
+    waiting, cleaned = threading.Event(), list[type[BaseException] | None]()
+    wait = StageThreads._wait
 
     def work() -> None:
         try:
@@ -61,21 +62,30 @@ def test_a_signal_of_the_main_thread_stops_all_stages_and_lets_them_clean_up(mon
             cleaned.append(type(interrupt))
             raise
 
+    def work_and_end_last() -> None:  # the main thread was waiting for this one when the signal came
+        try:
+            work()
+        finally:
+            while not threads.has_ended("recaption"):
+                time.sleep(0.01)
+            time.sleep(0.3)  # such as saving finished captions
+            cleaned.append(None)
+
     def interrupt() -> None:
         waiting.wait()
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    def join_and_say_so(threads: StageThreads[None]) -> None:
+    def wait_and_say_so(threads: StageThreads[None]) -> None:
         waiting.set()
-        join(threads)
+        wait(threads)
 
-    monkeypatch.setattr(StageThreads, "_join", join_and_say_so)
+    monkeypatch.setattr(StageThreads, "_wait", wait_and_say_so)
     with pytest.raises(KeyboardInterrupt), StageThreads[None]() as threads:
-        threads.start("download", work)
+        threads.start("download", work_and_end_last)
         threads.start("recaption", work)
         threading.Thread(target=interrupt).start()
         threads.results()
-    assert cleaned == [Stopped, Stopped]
+    assert cleaned == [Stopped, Stopped, None]
 
 
 def test_a_stage_sees_the_context_of_the_main_thread() -> None:

@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 
+from lotlip_data.pipeline.core import spilled_rows
+from lotlip_data.pipeline.core.spilled_rows import SpilledRows, spread
 from lotlip_data.pipeline.curation import near_duplicates
-from lotlip_data.pipeline.curation.near_duplicates import SpilledRows
 from lotlip_data.pipeline.curation.perceptual_hash import find_near
 
 
@@ -34,7 +35,7 @@ def find(
     rows = SpilledRows(folder / "rows", len(hashes), "hash", "precedence", "position")
     precedence = np.zeros(len(hashes), np.uint64) if precedence is None else precedence
     for part in np.array_split(np.random.default_rng(seed).permutation(len(hashes)), 3):
-        rows.add(near_duplicates.spread(hashes[part]), hashes[part], precedence[part], positions[part])
+        rows.add(spread(hashes[part]), hashes[part], precedence[part], positions[part])
     parts = near_duplicates.near_duplicates(rows, distance, folder)
     merged = [row for part in parts for row in zip(*(column.tolist() for column in part), strict=True)]
     assert len({position for position, _, _ in merged}) == len(merged)
@@ -59,7 +60,7 @@ def find_by_all_pairs(
 def test_near_duplicates_equal_those_of_all_pairs(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, distance: int
 ) -> None:
-    monkeypatch.setattr(near_duplicates, "ROWS_PER_BUCKET", 100)
+    monkeypatch.setattr(spilled_rows, "ROWS_PER_BUCKET", 100)
     hashes = clustered_hashes(distance, 1500)
     positions = np.random.default_rng(2).permutation(1500).astype(np.uint64) << np.uint64(30)
     expected = find_by_all_pairs(hashes, positions, distance)
@@ -72,7 +73,7 @@ def test_of_near_images_the_one_of_the_lowest_precedence_stays_in_any_order_of_r
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, distance: int
 ) -> None:
     """The precedence has few values, so that many images of a cluster are equally large."""
-    monkeypatch.setattr(near_duplicates, "ROWS_PER_BUCKET", 100)
+    monkeypatch.setattr(spilled_rows, "ROWS_PER_BUCKET", 100)
     hashes = clustered_hashes(distance, 1500)
     rng = np.random.default_rng(3)
     positions = rng.permutation(1500).astype(np.uint64) << np.uint64(20)
@@ -112,7 +113,7 @@ def test_many_blank_images_are_not_compared_with_one_another(tmp_path: pathlib.P
 def test_exact_duplicates_point_to_the_earliest_image(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bucket: int
 ) -> None:
-    monkeypatch.setattr(near_duplicates, "ROWS_PER_BUCKET", bucket)
+    monkeypatch.setattr(spilled_rows, "ROWS_PER_BUCKET", bucket)
     rng = np.random.default_rng(0)
     upper, lower = rng.integers(0, 2**64, 40, dtype=np.uint64)[rng.integers(0, 40, 1000)], rng.integers(0, 3, 1000)
     positions = rng.permutation(1000).astype(np.uint64)

@@ -124,6 +124,25 @@ def test_a_card_of_an_earlier_release_gets_the_declaration_of_the_columns_and_ke
     readme.write_text(current)
 
 
+def test_what_people_added_stays_however_their_editor_saved_the_card(
+    published: tuple[Run, Manifest, metadata.Recipe, list[dataset_index.ShardRecord]],
+) -> None:
+    readme = Path(published[0].shards, "README.md")
+    current = readme.read_bytes()
+    edited = current + b"\nAn addition.\n"
+    try:
+        for content in (edited.replace(b"\n", b"\r\n"), b"\xef\xbb\xbf" + edited, edited + b"caf\xe9\n"):
+            readme.write_bytes(content)
+            assert not publish(*published)
+            assert readme.read_bytes() == content
+        body = edited.split(b"---\n", 2)[2]
+        readme.write_bytes(body)  # the front matter is made again
+        publish(*published)
+        assert readme.read_bytes().endswith(body) and b"\ndataset_info:" in readme.read_bytes()
+    finally:
+        readme.write_bytes(current)
+
+
 def test_a_licence_that_is_added_later_changes_the_card_and_the_metadata(
     published: tuple[Run, Manifest, metadata.Recipe, list[dataset_index.ShardRecord]],
 ) -> None:
@@ -168,7 +187,14 @@ def test_the_format_page_describes_the_schema() -> None:
     types = [str(column.type).replace("element: ", "").replace("item: ", "") for column in columns]
     meanings = [schema.meaning(name) for name in columns.names]
     assert rows[: len(columns)] == list(zip(columns.names, types, meanings, strict=True))
-    assert [row[0] for row in rows[len(columns) :]] == ["<captioner>_<key>", *schema.DROPPED.names]
+    scores = [
+        (column.name, str(column.type).replace("element: ", "").replace("item: ", ""), column.meaning)
+        for scorers in (("<captioner>", "texts"), ("", "images"))
+        for column in schema.score_columns(filter(None, scorers[:1]), {"<scorer>": scorers[1]})
+    ]
+    assert rows[len(columns)][0] == "<captioner>_<key>"
+    assert rows[len(columns) + 1 :][: len(scores)] == scores
+    assert [row[0] for row in rows[len(columns) + 1 + len(scores) :]] == schema.DROPPED.names
     content = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
     assert content.keys() >= {"schema_version", "shards", "validation", "inputs", "replaced"}
 

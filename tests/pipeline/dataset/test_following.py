@@ -1,6 +1,7 @@
 """`shard --follow` writes each shard as soon as it has all captions, and ends with the dataset of the plain stage."""
 
 import contextlib
+import errno
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from lotlip_data.manifests import manifest, storage
 from lotlip_data.manifests.digests import JSON_KEY
 from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.manifests.storage_retry import DiskError
 from lotlip_data.pipeline import stages
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
@@ -186,6 +188,19 @@ def test_a_shard_that_cannot_be_built_fails_once_and_is_tried_again_at_the_end(
     assert not stages.shard(run, follow=True).failed
 
 
+def test_a_folder_that_cannot_be_written_to_ends_the_stage_before_the_first_captions(
+    tmp_path: Path, others: Others, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path / "run")
+
+    def refuse(folder: str) -> None:
+        raise DiskError(errno.EROFS, f"{folder}: the file system is read-only")
+
+    monkeypatch.setattr(storage, "check_writable", refuse)
+    with pytest.raises(DiskError, match="shards: the file system is read-only"):
+        stages.shard(run, follow=True)
+
+
 def test_the_status_shows_the_shards_that_are_written_and_captioners_that_wait(tmp_path: Path, others: Others) -> None:
     run = make(tmp_path / "run")
     download(run, 0, IMAGES)
@@ -199,7 +214,7 @@ def test_the_status_shows_the_shards_that_are_written_and_captioners_that_wait(t
         stages.shard(run, follow=True)
     ledger.record(run.caption_ledger("llava"), 0, WorkRecord(IMAGES, 0, 0, 0, 1))
     status = get_status(run)
-    assert status["building"] == {"done": 1, "left": 2, "running": True}
+    assert status["building"] == {"done": 1, "left": 2, "running": False, "stopped": "interrupted"}
     rows = [line.split() for line in format_table(status)]
-    assert ["dataset", "1", "of", "3", "shards", "running"] in rows
+    assert ["dataset", "1", "of", "3", "shards", "stopped"] in rows
     assert ["recaption", "llava", "6", "of", "6", "images", "0", "waiting"] in rows

@@ -14,7 +14,7 @@ from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.pipeline import stages
 from lotlip_data.pipeline.dataset.score_tally import from_ordered, to_ordered
 from tests.pipeline import run_fixture as fake_run
-from tests.pipeline.run_fixture import FakeRun
+from tests.pipeline.run_fixture import SHARD_SECTION, FakeRun
 from tests.pipeline.scoring import scorers
 from tests.pipeline.scoring.test_stage import edit, rows
 
@@ -131,3 +131,24 @@ def test_without_scorers_the_dataset_is_as_before(fake: FakeRun) -> None:
     assert stages.shard(fake.run).failed == []
     index = dataset_index.read_index(fake.run)
     assert "scorers" not in index and "score_limits" not in index and "llava_score" not in index["columns"]
+
+
+def test_counts_have_no_weight_in_the_combined_score_unless_one_is_given(
+    fake: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Letters(scorers.WordCount):
+        better = "lower"
+
+    monkeypatch.setitem(scorers.SCORERS, "letters", Letters)
+    edit(fake.run, scores=[{"kind": "words"}, {"kind": "letters"}])
+    stages.score(fake.run)
+    build(fake)
+    standards = dataset_index.read_index(fake.run)["score_limits"]["standards"]["texts"]
+    assert {name: standard["weight"] for name, standard in standards.items()} == {"words": 1.0}
+    edit(fake.run, shard=SHARD_SECTION | {"min_long_texts": 0, "score_weights": {"words": 3, "letters": 1}})
+    everything = build(fake)
+    standards = dataset_index.read_index(fake.run)["score_limits"]["standards"]["texts"]
+    assert {name: standard["weight"] for name, standard in standards.items()} == {"words": 3.0, "letters": -1.0}
+    for row in everything.values():
+        words = (row["llava_words"] - standards["words"]["mean"]) / standards["words"]["deviation"]
+        assert row["llava_score"] == pytest.approx((3 * words - words) / 4, rel=1e-5, abs=1e-5)

@@ -223,7 +223,7 @@ def test_images_that_are_scanned_anew_keep_no_captions_and_no_quarantine_of_othe
         )
         ledger.record(run.caption_ledger("llava"), shard, ledger.WorkRecord(2, 0, 2, 1, 2))
     changed = int(ledger.read_image_stats(run, 1)["container"].url.endswith("b.tar"))
-    write_tar(tmp_path / "b.tar", {"a.jpg": jpeg(1), "b.jpg": jpeg(9)})  # as many images, another one
+    write_tar(tmp_path / "b.tar", {"0.jpg": jpeg(9), "a.jpg": jpeg(1)})  # as many images, another one
     for shard in shards:
         storage.remove(run.image_stats(shard))  # as the error about a changed container says
         fetch_and_commit(DownloadTask(run, shard, made.samples_per_shard, made.download, sources=made.sources))
@@ -233,6 +233,11 @@ def test_images_that_are_scanned_anew_keep_no_captions_and_no_quarantine_of_othe
     assert list(ledger.recorded(run.caption_ledger("llava"))) == [1 - changed]
     assert ledger.caption_progress(run, "llava").left == (changed,)
     assert storage.list_names(run.quarantine("images")) == [f"0000{1 - changed}.parquet"]
+    _, kept = run_fixture.fetched_rows(run, changed)
+    folder = run.caption_parts("llava", changed)
+    (part,) = storage.list_names(folder)
+    (row,) = pq.read_table(storage.join(folder, part)).to_pylist()
+    assert row["text"] == "text" and all(row[name] == kept[name] for name in ("key", "uid", "sha256"))
 
 
 def test_a_damaged_container_is_pending_until_its_failure_is_accepted(tmp_path: Path) -> None:

@@ -186,8 +186,11 @@ def test_shards_stay_pending_while_the_server_is_down_and_download_when_it_is_ba
         ]
         assert "10 × connection refused); the errors look transient" in down.failed_shards[0]
         assert storage.list_names(run.images) == []
+        stop = ledger.stop_of(run.stopped("download"))
+        assert stop == f"{down.failed_shards[0]} (and 1 more line like this)"
         with SceneServer(port=port):
             up = download(manifest, run)
+    assert ledger.stop_of(run.stopped("download")) is None
     assert (up.fetched, up.failed_shards, up.done) == (15, [], 2)
 
 

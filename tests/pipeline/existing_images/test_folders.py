@@ -47,6 +47,12 @@ def test_images_have_the_texts_beside_them(folder: pathlib.Path) -> None:
     assert read_folder(folder, image="webp").images == {"sub/deep/c.webp": b"C"}
 
 
+def test_an_extension_can_be_in_upper_case_as_in_a_tar(folder: pathlib.Path) -> None:
+    fill(folder, a_JPG=b"A", a_TXT="text a", b_jpg=b"B", b_JSON='{"caption": "b"}', c_JPG=b"C", c_txt="c", c_TXT="no")
+    result = read_folder(folder, text=["txt", "json.caption"])
+    assert result.texts == {"a.JPG": ("text a",), "b.jpg": ("b",), "c.JPG": ("c",)}
+
+
 def test_a_dot_in_a_name_is_a_part_of_it_and_hidden_files_are_skipped(folder: pathlib.Path) -> None:
     (folder / ".cache").mkdir()
     for name in ("photo.v2.jpg", "._photo.jpg", ".cache/x.jpg"):
@@ -109,9 +115,10 @@ def test_a_table_of_any_list_format_gives_the_texts(folder: pathlib.Path, form: 
 def test_a_table_can_have_paths_with_the_folder_in_them(folder: pathlib.Path) -> None:
     fill(folder, a_jpg=b"A", sub__b_jpg=b"B")
     table = folder.parent / "texts.csv"
-    table.write_text(f"file_name,caption\n{folder}/a.jpg,one\n{folder}/sub/b.jpg,two\n{folder}/../images/a.jpg,three\n")
+    names = ("a.jpg", "sub/b.jpg", "../images/a.jpg", "sub//b.jpg", "./sub/./b.jpg")
+    table.write_text("file_name,caption\n" + "".join(f"{folder}/{name},{row}\n" for row, name in enumerate(names)))
     result = read_folder(folder, table=str(table))
-    assert result.texts == {"a.jpg": ("one",), "sub/b.jpg": ("two",)}
+    assert result.texts == {"a.jpg": ("0",), "sub/b.jpg": ("1", "3", "4")}
     assert list(result.reasons.values()) == ["unsafe name"]
 
 

@@ -67,6 +67,7 @@ def mixed(tmp_path: Path) -> list[dict[str, Any]]:
 def test_containers_come_last_in_an_order_that_the_seed_decides(tmp_path: Path, mixed: list[dict[str, Any]]) -> None:
     run, parts = partitioned(tmp_path, mixed)
     assert (parts.shards, parts.first_container, parts.container_rows) == (4 + TARS, 4, [10] * TARS)
+    assert (parts.uncounted, parts.unit) == (list(range(4, 4 + TARS)), "image")
     assert [len(part) for part in used(run, parts)] == [URLS, TARS * IMAGES]
 
     def order(name: str, seed: int) -> list[str]:

@@ -79,6 +79,13 @@ def test_a_fault_of_a_sample_costs_this_sample_alone(
     assert [row.reason for row in result.rejected] == [reason]
 
 
+def test_a_sample_without_an_image_says_which_extensions_it_has(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("v1.0.jpg", b"0"), ("v1.0.txt", b"zero"), ("v1.1.jpg", b"1"), ("v1.1.txt", b"one")])
+    (row,) = read(source(tmp_path / "a.tar")).rejected
+    assert (row.name, row.reason) == ("v1", "no image")
+    assert row.detail.endswith("they begin at the first dot: 0.jpg, 0.txt, 1.jpg, 1.txt")
+
+
 def test_names_that_are_not_in_utf8_cost_their_sample(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
         add(tar, "caf\udce9.jpg", b"a")

@@ -39,6 +39,8 @@ def captions(images: list[dict[str, Any]], *texts: str | None) -> Captions:
         ("/data/a.tar", "/etc/passwd.jpg", None),
         ("/data/a.tar", "../up.jpg", None),
         ("/data/a.tar", ".jpg", None),
+        ("/data/images", "__cats__/one.jpg", None),  # the webdataset library would leave the sample out
+        ("/data/images", "cats/__one__.jpg", "cats/__one__"),
     ],
 )
 def test_the_key_is_that_of_the_image_in_its_container(

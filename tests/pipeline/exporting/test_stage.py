@@ -148,6 +148,16 @@ def test_files_and_folders_that_are_not_of_the_export_stay_as_they_are(tmp_path:
     assert export(fake, Path(fake.run.url, "exported")).figures["rows"] == 8
 
 
+def test_two_formats_with_files_of_the_same_names_never_share_a_folder(tmp_path: Path, without_ray: None) -> None:
+    fake, out = fake_run.make(tmp_path / "run", shards=1), tmp_path / "out"
+    storage.remove(fake.run.caption_shard("llava", 0))
+    assert export(fake, out, "csv", "llava").failed and not files(out)  # no file yet, but the folder is that of CSVs
+    with pytest.raises(UserError, match=r"has an export as csv, whose files have the same names"):
+        export(fake, out, "dreamlip", "sharegpt4v=longSV_captions")
+    export(fake, out, "csv", "sharegpt4v")
+    assert list(files(out)) == ["00000.csv", "export-csv.json"]
+
+
 def test_a_shard_that_the_run_no_longer_has_is_removed(tmp_path: Path, without_ray: None) -> None:
     fake, out = fake_run.make(tmp_path / "run", shards=3), tmp_path / "out"
     export(fake, out)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.hub import layout
@@ -40,8 +41,22 @@ def test_text_that_people_added_to_the_card_is_published(hub: FakeDatasetHub, ru
     assert hub.repositories[NAME].files()["README.md"].decode() == edited
     publish(run, NAME, images=False)
     published = hub.repositories[NAME].files()["README.md"].decode()
+    card.write_bytes(b"\xef\xbb\xbf" + edited.replace("\n", "\r\n").encode())  # as an editor on Windows saves it
+    assert not publish(run, NAME, images=False).has_changes
     assert "Made by the lab." in published and "## Without images" in published
     assert yaml.safe_load(published.split("---\n")[1])["x"] == "y"
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_a_card_that_is_not_in_utf8_is_named_before_anything_is_uploaded(
+    hub: FakeDatasetHub, run: Run, images: bool
+) -> None:
+    card = Path(run.shards, "README.md")
+    card.write_bytes(card.read_bytes() + b"\ncaf\xe9\n")
+    line = len(card.read_bytes().splitlines())
+    with pytest.raises(UserError, match=rf"README\.md: line {line} is not in UTF-8\. Save the card in UTF-8"):
+        publish(run, NAME, images=images)
+    assert hub.requests == []
 
 
 def test_a_card_of_an_earlier_release_declares_the_columns_when_it_is_published(hub: FakeDatasetHub, run: Run) -> None:

@@ -25,19 +25,31 @@ def test_statistics_are_computed_once_per_dataset(
     assert hub.repositories["org/other"].files() == hub.repositories[NAME].files()
 
 
-def test_secrets_in_the_urls_of_lists_are_not_published(
+def test_secrets_in_the_urls_of_the_manifest_are_not_published(
     hub: FakeDatasetHub, fake: fake_run.FakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (source,) = fake.manifest.sources
-    files = ("https://user:pass@lists.test/a.csv", "https://lists.test/b.csv?X-Amz-Signature=abc", "/lists/c.csv?sig=1")
-    secret = fake.manifest.model_copy(update={"sources": (source.model_copy(update={"files": files}),)})
-    write_dataset(fake.run, secret)
+    public = {
+        "https://user:hush@lists.test/a.csv": "https://lists.test/a.csv",
+        "https://hush@lists.test/b.csv": "https://lists.test/b.csv",
+        "https://lists.test/c.csv?v=1&X-Amz-Signature=hush": "https://lists.test/c.csv",
+        'https://lists.test/"d".csv?apikey=hush': 'https://lists.test/"d".csv',
+        "simplecache::https://user:hush@lists.test/e.csv": "simplecache::https://lists.test/e.csv",
+        "https://lists.test/f.csv?v=1": "https://lists.test/f.csv?v=1",
+        "/lists/g.csv?sig=1": "/lists/g.csv?sig=1",
+    }
+    table = {"format": "image-folder", "files": ["/images"], "table": "https://user:hush@lists.test/t.csv"}
+    sources = [{"name": "web", "files": list(public), "format": "csv"}, {"name": "folder"} | table]
+    settings = fake.manifest.model_dump(exclude_unset=True) | {"sources": sources}
+    settings["clean"] = {"evaluation_sets": ["https://lists.test/x.tar?sig=hush"]}  # the card names it too
+    write_dataset(fake.run, fake_run.Manifest.model_validate(settings))
     publish(fake.run, NAME)
-    published = hub.repositories[NAME].files()[DATASET_JSON]
-    (source_entry,) = json.loads(published)["manifest"]["sources"]
-    assert source_entry["files"] == ["https://lists.test/a.csv", "https://lists.test/b.csv", "/lists/c.csv?sig=1"]
-    assert check_json(published)
-    assert "without the passwords and signatures in the URLs of lists of web" in caplog.text
+    published = hub.repositories[NAME].files()
+    assert [path for path, data in published.items() if b"hush" in data] == []
+    web, folder = json.loads(published[DATASET_JSON])["manifest"]["sources"]
+    assert web["files"] == list(public.values())
+    assert folder["table"] == "https://lists.test/t.csv"
+    assert check_json(published[DATASET_JSON])
+    assert "without the passwords and signatures in https://lists.test/a.csv and 6 other URLs" in caplog.text
     assert not publish(fake.run, NAME).has_changes
 
 

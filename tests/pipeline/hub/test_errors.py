@@ -33,6 +33,16 @@ def test_a_missing_token_is_named_before_the_hub_is_asked(
     assert hub.requests == []
 
 
+def test_a_token_that_cannot_be_sent_is_one_line_without_it(
+    hub: FakeDatasetHub, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_…")  # copied from a guide
+    with pytest.raises(UserError, match=r"characters that no token has\. Set HF_TOKEN") as refusal:
+        publish(run, NAME)
+    assert "hf_…" not in str(refusal.value)
+    assert hub.requests == []
+
+
 def test_a_token_that_may_only_read_is_named(hub: FakeDatasetHub, run: Run) -> None:
     hub.role = "read"
     with pytest.raises(UserError, match=r"may only read.*write access"):

@@ -75,6 +75,13 @@ def test_filter_sample_and_texts_count(tars: Path) -> None:
     ]
 
 
+def test_a_column_of_urls_that_no_row_has_is_noted(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.txt", b"t"), ("0.json", b'{"url": "http://a.example/0"}')])
+    for key, noted in (("json.url", False), ("json.urls", True)):
+        notes = plan({"files": f"{tmp_path}/a.tar", "url": key}).notes
+        assert any(f"no row read has a URL in '{key}'" in note for note in notes) is noted
+
+
 def test_a_damaged_or_missing_container_is_a_problem(tars: Path) -> None:
     (tars / "1.tar").write_bytes((tars / "1.tar").read_bytes()[:5000])
     for files, message in (("1.tar", "1.tar: cannot be read ("), ("9.tar", "9.tar: there is no such file")):

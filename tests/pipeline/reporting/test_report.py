@@ -168,6 +168,8 @@ def test_downloads_failures_captions_and_flags_are_reported(run: Run) -> None:
     assert sum(shown["lengths"].values()) == 15
     words = visible_text(render_html(content, dataset_stats(run)))
     assert "16 of 18 URLs returned an image (88.9%)" in words
+    content["status"]["download"]["unit"] = "image"
+    assert "16 of 18 images can be used (88.9%)" in visible_text(render_html(content, dataset_stats(run)))
     assert "all long texts" in words and "repetition" in words
 
 

@@ -14,11 +14,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline import inspection
+from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
+from lotlip_data.pipeline.core.outcome import Inspection
 from lotlip_data.pipeline.recaptioning.results import finish_pending_commits
 from lotlip_data.pipeline.reporting import training_status
 from lotlip_data.pipeline.reporting.status import get_status, rates
@@ -85,19 +89,50 @@ def test_a_captioner_that_was_given_up_is_stopped_with_the_reason_until_it_goes_
     reason = "captioner 'grey': the engine did not start: no GPU"
     for name in ("grey_long", "grey_tags"):
         storage.create(run.captioner_settings(name), b"{}")
-        ledger.record_stop(run, name, reason)
+        ledger.record_stop(run.captioner_stopped(name), reason)
     status = get_status(run)
     status["texts"] = {"grey": ["grey_long", "grey_tags"]}
     lines = format_table(status)
     assert [line.split()[-1] for line in lines if "grey" in line and "of 50" in line] == ["running", *["stopped"] * 3]
     assert lines[-2:] == ["stopped:", f"  recaption grey_long, grey_tags: {reason}"]
-    ledger.record_stop(run, "grey", reason)
+    ledger.record_stop(run.captioner_stopped("grey"), reason)
     assert get_status(run)["captioners"]["grey"]["stopped"] == reason
     now = int(time.time()) + 5
     storage.create(storage.join(run.caption_parts("grey", 1), f"1-x-{WorkRecord(1, 0, 1, now, now).name}.parquet"), b"")
     assert get_status(run)["captioners"]["grey"]["stopped"] is None  # another driver goes on
     storage.replace(run.captioner_stopped("grey_long"), b"damaged")
     assert get_status(run)["captioners"]["grey_long"]["stopped"] is None
+
+
+def test_a_stage_that_ended_early_is_stopped_with_the_reason_until_a_call_goes_on(run: Run) -> None:
+    now = int(time.time())
+    partition = Partition(images=82, shards=3, samples_per_shard=31, rows=82, duplicates=0, invalid={}, sources={})
+    storage.create(run.plan, json.dumps(asdict(partition)).encode())
+    ledger.record(run.image_ledger, 0, WorkRecord(31, 1, 0, now - 10, now))
+    storage.create(run.shard_marker(f"00000-{'0' * 12}.json"), b"")
+
+    def states(at: float) -> list[str]:
+        lines = format_table(get_status(run, at))
+        return [line.split()[-1] for line in lines if line.startswith(("download ", "dataset "))]
+
+    assert states(now) == ["running", "running"]
+    with pytest.raises(KeyboardInterrupt), ledger.recording_stop(run.stopped("shard")):
+        raise KeyboardInterrupt
+    with ledger.recording_stop(run.stopped("download")):
+        pass
+    assert states(now) == ["running", "stopped"]
+    ledger.record_stop(run.stopped("download"), "shard 00002: t.tar: cannot be read")
+    assert states(now) == ["stopped", "stopped"]
+    assert format_table(get_status(run))[-3:] == [
+        "stopped:", "  download: shard 00002: t.tar: cannot be read", "  dataset: interrupted"
+    ]  # fmt: skip
+    ledger.record(run.image_ledger, 1, WorkRecord(21, 1, 0, now, now + 5))
+    os.utime(run.shard_markers + f"/00000-{'0' * 12}.json", (now + 5, now + 5))
+    assert states(now + 5) == ["running", "running"]  # another driver goes on
+    with pytest.raises(OSError, match="full"), ledger.recording_stop(run.stopped("download")):
+        assert not storage.exists(run.stopped("download"))
+        raise OSError("the disk is full")
+    assert ledger.stop_of(run.stopped("download")) == "OSError: the disk is full"
 
 
 def test_removed_captions_count_as_remaining_and_count_once_after_they_are_rewritten(run: Run) -> None:
@@ -221,10 +256,29 @@ def test_no_line_of_the_table_is_longer_than_80_columns(run: Run) -> None:
     captioner = status["captioners"]["grey"] | {"done": 99_999_990, "left": 10_000_000, "failed": 123_456}
     status["captioners"] = {"grey": captioner, "a-captioner-with-a-rather-long-name": captioner}
     status["download"] = {"urls": 120_000_000, "tried": 99_999_999, "failed": 20_000_000, "left": 20_000_001} | {
-        "images_per_s": 12_345.6, "seconds_left": 1_000_000
+        "estimated": False, "unit": "URL", "images_per_s": 12_345.6, "seconds_left": 1_000_000, "stopped": None
     }  # fmt: skip
     status["shards"] = 12_000
     assert max(map(len, format_table(status))) <= 80
+    status["download"] |= {"estimated": True, "unit": "image"}
+    assert max(map(len, format_table(status))) <= 80
+
+
+def test_rows_of_tars_that_are_not_scanned_are_estimated_by_those_that_are(run: Run) -> None:
+    """Three tars, and a table of 10 rows. A list has URLs; images that exist have none."""
+    counts = {"images": 310, "shards": 4, "samples_per_shard": 100, "rows": 0, "duplicates": 0}
+    tars = {"container_rows": [100, 100, 100, 10], "uncounted": [0, 1, 2]}
+    partition = Partition(**counts, invalid={}, sources={}, **tars)
+    storage.create(run.plan, json.dumps(asdict(partition)).encode())
+    lines = format_table(get_status(run))
+    assert lines[1].split() == ["lists", "4", "shards", "done"]
+    assert lines[2].split()[:5] == ["download", "52", "of", "about", str(31 + 21 + 26 + 10)]
+    for shard, images in ((2, 9), (3, 9)):
+        write_shard(run, shard, list(range(100 * shard, 100 * shard + images)))
+        ledger.record(run.image_ledger, shard, WorkRecord(images + 1, 1, 0, 0, 10))
+    lines = format_table(get_status(run))
+    assert lines[1].split() == ["lists", "72", "images,", "4", "shards", "done"]
+    assert lines[2].split()[:5] == ["download", "72", "of", "72", "images"]
 
 
 def test_watching_on_a_terminal_draws_in_place_and_leaves_the_last_status(tmp_path: Path) -> None:
@@ -252,6 +306,24 @@ def test_watching_on_a_terminal_draws_in_place_and_leaves_the_last_status(tmp_pa
     drawn, _, left = printed.decode().partition("\033[?1049l")
     assert drawn.startswith("\033[?1049h\033[H")
     assert left.count("stage ") == 1 and left.rstrip().splitlines()[-1].startswith("next: ") and "stopped" not in left
+
+
+def test_watching_goes_on_when_the_storage_answers_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [Inspection({}, ["first"]), OSError("503 SlowDown"), Inspection({}, ["second"]), KeyboardInterrupt()]
+
+    def status(run: str, failures: bool) -> Inspection:
+        result = results.pop(0)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr(inspection, "status", status)
+    watching = CliRunner().invoke(app, ["status", run.url, "--watch", "--every", "0.1"])
+    assert watching.exit_code == 130
+    lines = watching.output.splitlines()
+    assert lines[:5] == ["first", "first", "", "the run cannot be read now: OSError: 503 SlowDown", "second"]
+    results.append(OSError("503 SlowDown"))
+    assert CliRunner().invoke(app, ["status", run.url]).exit_code == 1
 
 
 def test_a_shard_without_images_has_no_captions_left(run: Run) -> None:
@@ -283,6 +355,10 @@ def test_a_captioner_with_several_texts_has_a_row_in_which_each_image_counts_onc
         ["qwen_title", "not", "started"],
     ]
     assert max(map(len, lines)) <= 80
+    progress["captioners"]["qwen_tags"]["stopped"] = "interrupted"
+    assert [line.split()[-1] for line in format_table(progress) if "qwen" in line] == [
+        *("stopped", "done", "stopped", "started"), "interrupted"
+    ]  # fmt: skip
 
 
 def test_a_captioner_with_several_texts_is_done_when_all_of_them_are(run: Run) -> None:

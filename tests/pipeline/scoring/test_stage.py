@@ -1,18 +1,24 @@
 """Scores are made once for each state of images, captions and settings, and the dataset has them by identity."""
 
 import itertools
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from lotlip_data.manifests import manifest, storage, subcaptions
+from lotlip_data.manifests import artifacts, manifest, storage, subcaptions
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import dataset_index, schema, score_file
 from lotlip_data.manifests.run_layout import Run
-from lotlip_data.pipeline import stages
+from lotlip_data.pipeline import inspection, stages
 from lotlip_data.pipeline.dataset.verify import verify
+from lotlip_data.pipeline.scoring import registry, stage
+from lotlip_data.pipeline.url_lists.partition import Partition
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.run_fixture import FakeRun
 from tests.pipeline.scoring import scorers
@@ -151,6 +157,18 @@ def test_an_unknown_scorer_is_named(fake: FakeRun) -> None:
         stages.score(fake.run)
 
 
+@pytest.mark.parametrize("change", [lambda scores: scores[:-1], lambda scores: [*scores, scores[0]], lambda scores: []])
+def test_a_scorer_that_gives_too_few_or_too_many_scores_fails_its_shard(
+    fake: FakeRun, monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Any]], list[Any]]
+) -> None:
+    class Wrong(scorers.WordCount):
+        def score(self, images: Any) -> Any:
+            yield from change(list(super().score(images)))
+
+    monkeypatch.setitem(scorers.SCORERS, "words", Wrong)
+    assert len(stages.score(fake.run, ["words"]).failed) == 3 and files(fake.run) == ["words/scorer.json"]
+
+
 def test_a_scorer_that_gives_other_texts_fails_its_shard(fake: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(scorers.WordCount):
         def score(self, images: Any) -> Any:
@@ -161,3 +179,52 @@ def test_a_scorer_that_gives_other_texts_fails_its_shard(fake: FakeRun, monkeypa
     outcome = stages.score(fake.run, ["words"])
     assert len(outcome.failed) == 3 and "scores of other texts or sub-captions" in outcome.failed[0]
     assert score_file.read_scorer(fake.run, "words") is not None and files(fake.run) == ["words/scorer.json"]
+
+
+def test_repetition_counts_over_the_run_and_lists_the_most_frequent_texts(
+    fake: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "load_scorer", registry.load_scorer)
+    edit(fake.run, scores=["repetition"])
+    for shard in range(3):
+        texts = fake_run.captions_of(fake.run, "llava", shard)
+        for text in texts:
+            text["text"] = f"The image is a photograph. {text['text']}"
+        fake_run.write_captions(fake.run, "llava", shard, texts)
+    assert stages.score(fake.run).failed == [] and stages.shard(fake.run).failed == []
+    samples = rows(fake.run).values()
+    counts = Counter(piece for row in samples for piece in {p for name in WRITERS for p in row[f"{name}_sub"]})
+    for row in samples:
+        for name in WRITERS:
+            assert row[f"{name}_sub_repetition"] == [counts[piece] for piece in row[f"{name}_sub"]]
+        assert row["llava_sub_repetition"][0] == 24
+    summary = artifacts.read_json(fake.run.score_summary("repetition"), "")
+    most = next(entry for entry in summary["frequent"] if entry["role"] == "sub_caption")
+    assert (most["text"], most["images"]) == ("The image is a photograph.", 24)
+
+
+def next_of(run: Run) -> tuple[str, dict[str, str], list[str]]:
+    """The next command, the state of each scorer, and what is stale."""
+    status = inspection.status(run)
+    states = {line.split()[1]: line.split()[-1] for line in status.summary if line.startswith("score ")}
+    stale = [" ".join((entry["stage"], entry["name"])).strip() for entry in status.figures.get("stale", [])]
+    return status.figures["next"].split()[1], states, stale
+
+
+def test_status_says_what_is_scored_and_what_comes_next(fake: FakeRun) -> None:
+    partition = Partition(images=27, shards=3, samples_per_shard=9, rows=27, duplicates=0, invalid={}, sources={})
+    storage.create(fake.run.plan, json.dumps(asdict(partition)).encode())
+    edit(fake.run, captioners=[{"preset": "tiny-llava", "name": name} for name in WRITERS])
+    assert next_of(fake.run)[:2] == ("score", {"words": "started", "bytes": "started", "rank": "started"})
+    stages.score(fake.run, ["words"])
+    assert next_of(fake.run)[:2] == ("score", {"words": "done", "bytes": "started", "rank": "started"})
+    stages.score(fake.run)
+    assert next_of(fake.run)[0] == "shard"
+    stages.shard(fake.run)
+    assert next_of(fake.run)[1:] == ({"words": "done", "bytes": "done", "rank": "done"}, [])
+    edit(fake.run, clean={"scores": [{"score": "words", "of": "texts", "below": 3}]})
+    assert next_of(fake.run)[0::2] == ("shard", ["dataset"])
+    stages.shard(fake.run)
+    fake_run.write_captions(fake.run, "llava", 2, fake_run.captions_of(fake.run, "sharegpt4v", 2))
+    command, states, stale = next_of(fake.run)
+    assert (command, states["words"], stale[0]) == ("score", "stale", "score words")

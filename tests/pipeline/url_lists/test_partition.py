@@ -102,8 +102,8 @@ def test_equal_urls_become_one_image_with_the_texts_of_all_sources_in_order(tmp_
     result = partition(make_manifest(tmp_path, first, second), run)
     merged, single = sorted(read_rows(run, result), key=lambda row: row["url"])
     assert merged["url"] == "http://a.example/1"
-    assert merged["texts"] == ["one", "again", "one", ""]
-    assert merged["sources"] == ["s0", "s0", "s1", "s1"]
+    assert merged["texts"] == ["one", "again", "one"]  # a blank one beside a text of its source is none
+    assert merged["sources"] == ["s0", "s0", "s1"]
     assert (single["texts"], single["sources"]) == (["two"], ["s1"])
     assert (result.images, result.rows, result.duplicates, result.sources) == (2, 6, 4, {"s0": 3, "s1": 3})
 
@@ -341,8 +341,9 @@ def test_shards_of_a_killed_attempt_with_another_manifest_do_not_stay(tmp_path: 
 
 
 def test_files_of_one_captioner_each_are_one_list_whose_rows_merge(tmp_path: pathlib.Path) -> None:
-    """The files have other orders and columns, each lacks another row, and only the first has raw texts."""
+    """The files have other orders and columns, each lacks another row, and only the first two have raw texts."""
     urls = [f"http://a.example/{index}.jpg" for index in range(6)]
+    (tmp_path / "r_0_IB.csv").write_text("".join(["raw,url,IB\n", *(f",{url},x\n" for url in urls[:3])]))
     (tmp_path / "r_IB.csv").write_text("".join(["url,raw,IB\n", *(f"{url},raw {url},x\n" for url in urls[:5])]))
     (tmp_path / "r_SV.csv").write_text("".join(["SV,Image Path\n", *(f"x,{url}\n" for url in urls[:0:-1])]))
     (tmp_path / "r_LLA.csv").write_text("".join(["\ufeffLLA;URL\n", *(f"x;{url}\n" for url in urls[::2])]))
@@ -354,7 +355,7 @@ def test_files_of_one_captioner_each_are_one_list_whose_rows_merge(tmp_path: pat
         **{url: [f"raw {url}"] for url in urls[:5]},
         urls[5]: [""],
     }
-    assert (result.images, result.rows, result.duplicates, result.blank) == (6, 13, 7, {})
+    assert (result.images, result.rows, result.duplicates, result.blank) == (6, 16, 10, {"recap-long-coyo": 3})
 
 
 @pytest.mark.parametrize(

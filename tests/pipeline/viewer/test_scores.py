@@ -1,6 +1,7 @@
 """The pages show the scores of a dataset that has some, and find and order samples by them over all shards."""
 
 import itertools
+import json
 import math
 import re
 from html import unescape
@@ -211,7 +212,21 @@ def test_a_scorer_of_equal_scores_tints_nothing() -> None:
     standard: dict[str, Any] = {"mean": 1.0, "deviation": 0.0, "weight": 1.0}
     scoring = Scoring({"words": "texts"}, {"words": standard})
     assert scoring.tint("words", 1.0) is None and scoring.tint("score", None) is None
-    assert scoring.tinting("unknown") == "score" and Scoring().tinting("words") == "words"
+    assert scoring.tinting("unknown") == "score" and Scoring().tinting("words") == ""
+
+
+def test_without_a_combined_score_the_first_scorer_is_the_default_and_nothing_is_tinted(tmp_path: Path) -> None:
+    """Counts have no weight in the combined score, so a dataset may have none."""
+    run = dataset_fixture.make(tmp_path / "run", shards=1, scorers={"similarity": "texts"})
+    content = json.loads(Path(run.dataset).read_text()) | {"score_limits": {"standards": {"texts": {}}, "limits": []}}
+    Path(run.dataset).write_text(json.dumps(content))
+    web = client(run)
+    page = web.get("/?low=0.5&show=full").text
+    assert numbers(page) == [n for n in range(10) if max(ROWS_OF_ONE[n]) >= 0.5]
+    assert "combined score" not in page and 'class="sub odd" title="similarity' in page and "unscored" not in page
+
+
+ROWS_OF_ONE = [[dataset_fixture.score_of(number, place) for place in range(2)] for number in range(10)]
 
 
 def test_the_scores_of_a_dataset_are_those_of_its_index(run: Run) -> None:

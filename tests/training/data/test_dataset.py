@@ -1,8 +1,14 @@
 """The order of the samples and the choice of their texts depend on the seed and the position alone."""
 
 import collections
+import dataclasses
+import hashlib
+import math
+import pathlib
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lotlip_data.training.data import dataset as data
@@ -52,6 +58,88 @@ def test_other_long_texts_replace_a_missing_one_and_the_raw_text_replaces_all():
     two = picker.pick(_sample(a=["a."], b=[], c=["c."]), np.random.default_rng(0))
     assert len(two.long) == 3 and set(two.long) == {"a.", "c."}
     assert picker.pick(_sample(a=[], b=[], c=None), np.random.default_rng(0)).long == ["raw"] * 3
+
+
+def _scored(**scores):
+    """A sample with sub-captions "NAME0.", "NAME1.", … for each captioner, with these scores."""
+    sample = {"raw": "raw"}
+    for name, (text, pieces) in scores.items():
+        sample |= {f"{name}_sub": [f"{name}{index}." for index in range(len(pieces))]}
+        sample |= {f"{name}_score": text, f"{name}_sub_scores": pieces}
+    return sample
+
+
+def _shares(picker, sample, draws=4000):
+    texts = collections.Counter(picker.pick(sample, np.random.default_rng([1, seed])).long[0] for seed in range(draws))
+    return {text: number / draws for text, number in texts.items()}
+
+
+def test_texts_are_drawn_with_weight_exp_of_score_by_temperature_and_no_score_is_the_mean_weight():
+    picker = data.TextPicker("abc", 1, 1, "punkt", data.ScoreUse(temperature=0.5))
+    sample = _scored(a=(0.5, [None]), b=(0.0, [0.3]), c=(None, [0.1]))
+    e = math.e
+    weights = {"a0.": e, "b0.": 1, "c0.": (e + 1) / 2}
+    expected = {text: weight / sum(weights.values()) for text, weight in weights.items()}
+    assert _shares(picker, sample) == pytest.approx(expected, abs=0.03)
+
+
+def test_windows_are_drawn_with_the_geometric_mean_of_the_weights_of_their_sub_captions():
+    picker = data.TextPicker("a", 1, 2, "punkt", data.ScoreUse(temperature=1.0))
+    shares = _shares(picker, _scored(a=(None, [2.0, 0.0, -2.0])))
+    first, second = math.exp(1), math.exp(-1)
+    expected = {"a0. a1.": first / (first + second), "a1. a2.": second / (first + second)}
+    assert shares == pytest.approx(expected, abs=0.03)
+
+
+def test_texts_without_any_score_are_drawn_alike():
+    picker = data.TextPicker("ab", 1, 1, "punkt", data.ScoreUse(temperature=0.1))
+    sample = _scored(a=(None, [None, None]), b=(None, [None, None])) | {"b_sub_scores": None}
+    assert _shares(picker, sample) == pytest.approx(dict.fromkeys(("a0.", "a1.", "b0.", "b1."), 0.25), abs=0.03)
+
+
+def test_weighted_long_texts_are_of_different_captioners_where_there_are_enough():
+    picker = data.TextPicker("abc", 3, 1, "punkt", data.ScoreUse(temperature=0.01))
+    sample = _scored(a=(0.0, [0.0]), b=(5.0, [0.0]), c=(-5.0, [0.0]))
+    assert picker.pick(sample, np.random.default_rng(0)).long == ["b0.", "a0.", "c0."]
+
+
+def test_only_the_best_sub_captions_are_used_in_the_order_of_the_text():
+    picker = data.TextPicker("a", 1, 3, "punkt", data.ScoreUse(best=2))
+    assert _shares(picker, _scored(a=(None, [0.9, 0.1, 0.2, 0.8]))) == {"a0. a3.": 1}
+    # None is as the mean of the others, and of equal scores the first counts.
+    assert _shares(picker, _scored(a=(None, [0.0, None, 1.0, 1.0, 1.0]))) == {"a2. a3.": 1}
+    assert _shares(picker, _scored(a=(None, [None, 0.0, 1.0]))) == {"a0. a2.": 1}
+
+
+def test_a_sample_with_scores_is_drawn_as_ever_where_scores_are_not_used():
+    plain, sample = data.TextPicker("ab", 2, 1, "punkt"), _scored(a=(9.0, [9.0, 0.0]), b=(0.0, [0.0, 9.0]))
+    without = {name: value for name, value in sample.items() if "score" not in name}
+    for seed in range(50):
+        picks = [plain.pick(each, np.random.default_rng(seed)) for each in (sample, without)]
+        assert picks[0] == picks[1]
+
+
+def test_a_dataset_without_scores_is_one_error_that_names_the_settings_and_the_commands(tmp_path):
+    dataset = data.open_dataset(write_run(tmp_path, (3,)))
+    with pytest.raises(data.DataError, match=r"no scores \(llava_score, llava_sub_scores\).*lotlip-data score"):
+        data.TextReader(dataset, ["llava"], scores=True)
+
+
+def test_scores_that_do_not_match_their_sub_captions_are_damage(tmp_path):
+    dataset = data.open_dataset(write_run(tmp_path, (3,), scores=True))
+    assert set(data.TextReader(dataset, ["llava"], scores=True).shard(0)[0]) == {
+        "key", "raw", "llava_sub", "llava_score", "llava_sub_scores"
+    }  # fmt: skip
+    path = pathlib.Path(dataset.shards[0].parquet_url)
+    table = pq.read_table(path)
+    short = pa.array([[0.5]] * 3, pa.list_(pa.float32()))
+    pq.write_table(table.set_column(table.column_names.index("llava_sub_scores"), "llava_sub_scores", short), path)
+    content, shard = path.read_bytes(), dataset.shards[0]
+    sha256 = hashlib.sha256(content).hexdigest()
+    shard = dataclasses.replace(shard, parquet=dataclasses.replace(shard.parquet, bytes=len(content), sha256=sha256))
+    reader = data.TextReader(dataclasses.replace(dataset, shards=(shard,)), ["llava"], scores=True)
+    with pytest.raises(data.DataError, match=r"has 1 scores for \d sub-captions of llava"):
+        reader.shard(0)
 
 
 def test_without_long_texts_only_the_raw_text_is_read(tmp_path):

@@ -1,0 +1,161 @@
+"""Measures how far captioners agree: `agreement`, which finds statements that one captioner alone makes.
+
+The score of a sub-caption is its support by the long texts of the other captioners of the image. The support by one of
+them is the largest cosine of the sub-caption's feature with the features of that text's sub-captions. Of several other
+captioners the best support counts, or the mean. The score of a long text is the mean of its sub-captions' scores. A raw
+text has the support of all long texts. The images are not read, so an error that captioners share is not found.
+
+The model is an encoder of sentences (see `sentence_encoder`), or the text tower of a model that `lotlip-data eval`
+loads. A LoTLIP that was trained on the captions has learned which words of different captioners mean the same.
+
+Shapes: P sub-captions of an image, D feature dimensions.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from lotlip_data.manifests import storage
+from lotlip_data.manifests.checkpoints.model_folder import CONFIG, CheckpointError, parse_config
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.iteration import batched
+from lotlip_data.manifests.settings.base import Settings
+from lotlip_data.pipeline.scoring.base import RAW, ImageScores, ImageText, ScoredImage, TextScore
+
+IMAGES_AT_A_TIME = 64
+NOT_FINITE = "a text's features are not finite numbers"
+NO_OTHER = "fewer than two captioners have a text"
+
+
+class AgreementOptions(Settings):
+    """Options of the kind `agreement`."""
+
+    others: Literal["best", "mean"] = "best"
+    """Whose support counts: that of the captioner who agrees best, or the mean of all others."""
+
+
+class TextEncoder(Protocol):
+    """What makes features of texts."""
+
+    @property
+    def identity(self) -> str:
+        """A digest of everything that features depend on."""
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        """float32 [N, D] with unit rows, a tensor on the CPU."""
+
+
+class Agreement:
+    """Scores raw texts, long texts and sub-captions by their support, a cosine from -1 to 1."""
+
+    scores: ClassVar[Literal["texts", "images"]] = "texts"
+    reads_images: ClassVar[bool] = False
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+    needs_model: ClassVar[bool] = True
+    settings_type: ClassVar[type[Settings]] = AgreementOptions
+
+    def __init__(self, model: str | None, options: AgreementOptions | None = None, device: str | None = None) -> None:
+        if model is None:
+            raise UserError("agreement needs a model: an encoder of sentences, or a model as for `lotlip-data eval`")
+        self.model, self.options, self._device = model, options or AgreementOptions(), device
+        self._identity: dict[str, Any] | None = None
+        self._loaded: TextEncoder | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The digest of the model, and the options. The first call loads the model, on the CPU."""
+        if self._identity is None:
+            encoder = self._loaded or load_text_encoder(self.model, "cpu")
+            self._identity = {"version": 1, "model": encoder.identity, "others": self.options.others}
+        return self._identity
+
+    def score(self, images: Iterable[ScoredImage]) -> Iterator[ImageScores]:
+        """See ShardScorer. An image without two long texts of different captioners gets the reason."""
+        if self._loaded is None:
+            self._loaded = load_text_encoder(self.model, self._device)
+        for batch in batched(images, IMAGES_AT_A_TIME):
+            texts = list(dict.fromkeys(text for image in batch for text in _texts_of(image)))
+            features = np.asarray(self._loaded.embed(texts)) if texts else np.zeros((0, 1))
+            feature_of = dict(zip(texts, features, strict=True))
+            for image in batch:
+                yield self._score(image, feature_of)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_loaded": None}  # each task loads the model on its own device
+
+    def _score(self, image: ScoredImage, feature_of: dict[str, np.ndarray]) -> ImageScores:
+        pieces = {text.name: _pieces(text) for text in image.texts if text.name != RAW}
+        features = {name: np.stack([feature_of[piece] for piece in of]) for name, of in pieces.items() if of}
+        if len(features) < 2:
+            return ImageScores(error=NO_OTHER)
+        if not all(np.isfinite(feature_of[text]).all() for text in _texts_of(image)):
+            return ImageScores(error=NOT_FINITE)
+        return ImageScores(texts=tuple(self._score_text(text, features, feature_of) for text in image.texts))
+
+    def _score_text(
+        self, text: ImageText, features: dict[str, np.ndarray], feature_of: dict[str, np.ndarray]
+    ) -> TextScore:
+        if text.name == RAW:
+            if not text.text.strip():
+                return TextScore(None)
+            return TextScore(float(self._support(feature_of[text.text][None], list(features.values()))[0]))
+        own = features.get(text.name)
+        if own is None:
+            return TextScore(None, (None,) * len(text.pieces))
+        support = self._support(own, [others for name, others in features.items() if name != text.name])
+        scores = iter(support.tolist())
+        return TextScore(float(support.mean()), tuple(next(scores) if piece.strip() else None for piece in text.pieces))
+
+    def _support(self, own_PD: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+        """[P], the support of P sub-captions by other texts, given as the features of their sub-captions."""
+        support = np.stack([(own_PD @ other.T).max(axis=1) for other in others])
+        return support.max(axis=0) if self.options.others == "best" else support.mean(axis=0)
+
+
+def load_text_encoder(name: str, device: str | None = None) -> TextEncoder:
+    """The encoder of sentences or the text tower of that name.
+
+    Raises:
+        UserError: There is no such model, or it cannot embed texts.
+    """
+    from lotlip_data.pipeline.scoring.sentence_encoder import SentenceEncoder
+    from lotlip_data.training.evaluation.models import NAME_PREFIXES
+
+    if name.startswith(NAME_PREFIXES) or _is_lotlip(name):
+        return _TextTower(name, device)
+    return SentenceEncoder(name, device)
+
+
+class _TextTower:
+    """The text tower of a model of images and texts."""
+
+    def __init__(self, name: str, device: str | None) -> None:
+        from lotlip_data.training.evaluation.models import load_embedder
+
+        self._embedder = load_embedder(name, device)
+        self.identity = self._embedder.identity
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        return self._embedder.embed_texts(texts).features
+
+
+def _is_lotlip(name: str) -> bool:
+    """Whether it is the folder of a model of this project, also a damaged one."""
+    url = storage.join(storage.normalise(name), CONFIG)
+    try:
+        return parse_config(storage.read_bytes(url), url) is not None
+    except CheckpointError:
+        return True
+    except OSError:
+        return "://" in name
+
+
+def _pieces(text: ImageText) -> list[str]:
+    return [piece for piece in text.pieces if piece.strip()]
+
+
+def _texts_of(image: ScoredImage) -> Iterator[str]:
+    """What is embedded of an image: the raw texts and the sub-captions that are not blank."""
+    for text in image.texts:
+        yield from [text.text] * bool(text.text.strip()) if text.name == RAW else _pieces(text)
