@@ -163,12 +163,24 @@ def captioners(run: RunLike) -> Inspection:
     return Inspection({entry.name: entry.to_dict() for entry in stored}, format_text(run, stored))
 
 
-def stats(run: RunLike) -> Inspection:
-    """The paper's Table 6 for the run's dataset: images, texts, sub-captions and tokens per text, and flags."""
+def stats(run: RunLike, *, labels: str | PathLike[str] | None = None) -> Inspection:
+    """The paper's Table 6 for the run's dataset: images, texts, sub-captions and tokens per text, and flags; and the
+    distribution of each score.
+
+    Args:
+        run: The run's folder.
+        labels: A CSV or Parquet file that says what is correct, with `uid`, `correct` (0 or 1), and where it is about a
+            text `captioner` and `sub_caption` (counted from 0). `calibration` compares each score with it.
+    """
+    from lotlip_data.pipeline.dataset import calibration
     from lotlip_data.pipeline.dataset.stats import dataset_stats, table
 
-    figures = dataset_stats(_existing(open_run(run)))
-    return Inspection(figures, table(figures))
+    run = _existing(open_run(run))
+    compared = None if labels is None else calibration.calibrate(run, fspath(labels))
+    figures = dataset_stats(run)
+    if compared is None:
+        return Inspection(figures, table(figures))
+    return Inspection(figures | {"calibration": compared}, table(figures) + calibration.table(compared))
 
 
 def verify(run: RunLike) -> Inspection:
@@ -188,7 +200,12 @@ def verify(run: RunLike) -> Inspection:
 
 
 def report(
-    run: RunLike, out: str | PathLike[str] | None = None, *, price: float | None = None, stats: bool = True
+    run: RunLike,
+    out: str | PathLike[str] | None = None,
+    *,
+    price: float | None = None,
+    stats: bool = True,
+    labels: str | PathLike[str] | None = None,
 ) -> Inspection:
     """Write one self-contained HTML page about a run: URLs, downloads, failures, captions, dataset and cost.
 
@@ -196,28 +213,36 @@ def report(
         run: The run's folder.
         out: The file to write. Default: RUN/report.html.
         price: Price per GPU-hour in any currency, for the cost so far.
-        stats: Also count the whole dataset for Table 6, which takes long on a large dataset.
+        stats: Also count the whole dataset for Table 6 and the distributions of scores, and look for the best and the
+            worst texts, which takes long on a large dataset.
+        labels: A file of labels, as for `stats`, with which the scores are compared.
     """
+    from lotlip_data.pipeline.dataset.calibration import calibrate
     from lotlip_data.pipeline.dataset.stats import dataset_stats
     from lotlip_data.pipeline.reporting.html import render_html
     from lotlip_data.pipeline.reporting.pictures import pick_pictures
     from lotlip_data.pipeline.reporting.report import build_report
+    from lotlip_data.pipeline.reporting.score_examples import find_examples
     from lotlip_data.pipeline.reporting.trainings import read_losses
 
     run = open_run(run)
     page = fspath(out) if out is not None else run.report
     if storage.is_folder(page):
         raise UserError(f"{page}: is a folder; name the file to write")
+    compared = None if labels is None else calibrate(run, fspath(labels))
     figures = build_report(run, price)
-    table_6 = None
+    table_6 = examples = None
     try:
         table_6 = dataset_stats(run) if stats and figures["dataset"] else None
+        examples = find_examples(run) if table_6 and "scores" in table_6 else None
     except UserError as error:
         figures["problems"].append(str(error))
+    figures["problems"] += examples.problems if examples else []
+    figures |= {"calibration": compared} if compared else {}
     pictures, picture_problems = pick_pictures(run)
     losses, loss_problems = read_losses(run)
     figures["problems"] = list(dict.fromkeys([*figures["problems"], *picture_problems, *loss_problems]))
-    storage.replace(page, render_html(figures, table_6, pictures, losses).encode())
+    storage.replace(page, render_html(figures, table_6, pictures, losses, examples, compared).encode())
     return Inspection(figures, [f"report: {page}"], figures["problems"])
 
 

@@ -49,17 +49,28 @@ def status(
                 time.sleep(every)
 
 
-def stats(run: RunFolder, json: Json = False) -> None:
-    """Count the dataset's images, texts and tokens.
+LabelFile = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE",
+        help="CSV or Parquet file of labels: `uid`, `correct` (0 or 1), and of texts `captioner` and `sub_caption` "
+        "(counted from 0). Compares each score with them.",
+    ),
+]
 
-    These are the figures of the paper's Table 6.
 
-    Example: lotlip-data stats runs/mine
+def stats(run: RunFolder, labels: LabelFile = None, json: Json = False) -> None:
+    """Count the dataset's images, texts, tokens and scores.
+
+    These are the figures of the paper's Table 6, and the distribution of each score.
+
+    Example: lotlip-data stats runs/mine --labels labels.csv
     """
     with command("stats", json) as console:
         from lotlip_data.pipeline import inspection
 
-        counts = inspection.stats(run)
+        counts = inspection.stats(run, labels=labels)
         console.result(counts.figures)
         for line in counts.lines:
             console.print(line)
@@ -90,8 +101,10 @@ def report(
         float | None, typer.Option(min=0, help="Price per GPU-hour in any currency, for the cost so far.")
     ] = None,
     stats: Annotated[
-        bool, typer.Option(help="Count the whole dataset for Table 6, which takes long on a large dataset.")
+        bool,
+        typer.Option(help="Count the whole dataset for Table 6 and its scores, which takes long on a large dataset."),
     ] = True,
+    labels: LabelFile = None,
     json: Json = False,
 ) -> None:
     """Write a page about a run: data, failures and cost.
@@ -101,7 +114,7 @@ def report(
     with command("report", json) as console:
         from lotlip_data.pipeline import inspection
 
-        page = inspection.report(run, out, price=price, stats=stats)
+        page = inspection.report(run, out, price=price, stats=stats, labels=labels)
         for problem in page.problems:
             console.error(problem)
         for line in page.lines:

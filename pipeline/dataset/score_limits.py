@@ -33,6 +33,7 @@ from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.dataset.builds import plan_builds
 from lotlip_data.pipeline.dataset.inputs import format_shards
 from lotlip_data.pipeline.dataset.recipe import recipe_of
+from lotlip_data.pipeline.dataset.score_tally import HALF_BITS, Moments, from_ordered, to_ordered
 from lotlip_data.pipeline.dataset.scores import (
     NO_SCORES,
     TEXT_LEVELS,
@@ -47,9 +48,7 @@ logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-_HALF_BITS = 16
-_HALF = 1 << _HALF_BITS
-_SIGN = np.uint32(1 << 31)
+_HALF = 1 << HALF_BITS
 DIGITS = 6
 """Significant digits of means, deviations and limits: what is written is what applies."""
 
@@ -213,40 +212,10 @@ def _over_shards(
             yield answer
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Count, mean and sum of squared deviations of some numbers."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> "_Moments":
-        values = values[np.isfinite(values)].astype(np.float64)
-        if not len(values):
-            return cls()
-        mean = float(values.mean())
-        return cls(len(values), mean, float(((values - mean) ** 2).sum()))
-
-    def __add__(self, other: "_Moments") -> "_Moments":
-        count = self.count + other.count
-        if not count:
-            return self
-        difference = other.mean - self.mean
-        mean = self.mean + difference * other.count / count
-        squares = self.squares + other.squares + difference**2 * self.count * other.count / count
-        return _Moments(count, mean, squares)
-
-    @property
-    def deviation(self) -> float:
-        return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
-
-
 def _standards(
     run: Run, recipe: ScoreRecipe, weights: Mapping[str, float], files: Mapping[int, ScoreFiles]
 ) -> dict[str, dict[str, Standard]]:
-    totals = {(level, name): _Moments() for level in TEXT_LEVELS for name in recipe.of_texts}
+    totals = {(level, name): Moments() for level in TEXT_LEVELS for name in recipe.of_texts}
     for moments in _over_shards("standardise scores", partial(shard_moments, run, recipe), files):
         for key, of_shard in moments.items():
             totals[key] += of_shard
@@ -264,10 +233,10 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def shard_moments(run: Run, recipe: ScoreRecipe, task: tuple[int, ScoreFiles]) -> dict[tuple[Level, str], _Moments]:
+def shard_moments(run: Run, recipe: ScoreRecipe, task: tuple[int, ScoreFiles]) -> dict[tuple[Level, str], Moments]:
     """Count, mean and squared deviations of the scores of one shard, by level and scorer. Needs no Ray."""
     values = _Values(run, recipe, task[1])
-    return {(level, name): _Moments.of(values.of(name, level)) for level in TEXT_LEVELS for name in recipe.of_texts}
+    return {(level, name): Moments.of(values.of(name, level)) for level in TEXT_LEVELS for name in recipe.of_texts}
 
 
 def _limits(
@@ -309,7 +278,7 @@ def _quantiles(
         if number is None:
             limits.append(None)
             continue
-        bits = (number << _HALF_BITS) | int(np.searchsorted(np.cumsum(counts), rank, side="right"))
+        bits = (number << HALF_BITS) | int(np.searchsorted(np.cumsum(counts), rank, side="right"))
         limits.append(float(from_ordered(np.array([bits], np.uint32))[0]))
     return limits
 
@@ -361,22 +330,11 @@ def shard_counts(
     for rule, number in zip(rules, bins, strict=True):
         scores = values.of(rule.score, rule.of, highest=rule.lowest is not None)
         bits = to_ordered(scores[np.isfinite(scores)])
-        halves = bits >> np.uint32(_HALF_BITS)
+        halves = bits >> np.uint32(HALF_BITS)
         if number is not None:
             halves = bits[halves == number] & np.uint32(_HALF - 1)
         result.append(np.unique(halves, return_counts=True))
     return result
-
-
-def to_ordered(values: np.ndarray) -> np.ndarray:
-    """float32 [n] as uint32 [n] of the same order."""
-    bits = values.astype(np.float32).view(np.uint32)
-    return np.where(bits & _SIGN, ~bits, bits | _SIGN)
-
-
-def from_ordered(bits: np.ndarray) -> np.ndarray:
-    """The float32 [n] of which `to_ordered` made the uint32 [n]."""
-    return np.where(bits & _SIGN, bits ^ _SIGN, ~bits).astype(np.uint32).view(np.float32)
 
 
 class _Values:

@@ -2,7 +2,7 @@
 
 Images, texts, sub-captions per text and BERT tokens per text. Tokens are those of the WordPiece tokenizer of
 bert-base-uncased, without special tokens. The Parquet files are read in batches. An image that several sources list
-counts for each of them, and once in the total.
+counts for each of them, and once in the total. The scores of a dataset that has some are counted in the same pass.
 """
 
 from collections import defaultdict
@@ -19,6 +19,8 @@ from lotlip_data.manifests.formats.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.manifests.progress import track
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.text_stats import CountTokens, TextTally, bert_tokens
+from lotlip_data.pipeline.dataset import score_stats
+from lotlip_data.pipeline.dataset.score_stats import ScoreTallies
 
 BATCH_ROWS = 1000
 
@@ -59,7 +61,8 @@ def dataset_stats(run: Run, count_tokens: CountTokens | None = None) -> dict[str
         `images`, and for all long texts `texts`, `sub_captions_per_text`, `tokens_per_text` (the paper's row) and
         `lengths`. The same per captioner under `captioners`, with the number of each flag. The same for the first raw
         text of each sample under `raw`, without sub-captions. All of that per source under `sources`. What was left
-        out, by reason, under `dropped` and `dropped_texts`.
+        out, by reason, under `dropped` and `dropped_texts`. Of a dataset with scores also `scores`, by scorer, and
+        `score_limits`, as `ScoreTallies.to_dict` has them.
 
     Raises:
         DatasetError: There is no dataset, or a file cannot be read.
@@ -67,19 +70,23 @@ def dataset_stats(run: Run, count_tokens: CountTokens | None = None) -> dict[str
     count_tokens = count_tokens or bert_tokens()
     content = dataset_index.read_index(run)
     captioners = list(content["captioners"])
-    total, sources = SourceTally(), defaultdict[str, SourceTally](SourceTally)
+    total, sources, scores = SourceTally(), defaultdict[str, SourceTally](SourceTally), ScoreTallies(content)
     for file in track(dataset_index.shard_files(run, content), "stats", "file"):
-        for batch in _batches(run, file, captioners):
+        for batch in _batches(run, file, captioners, scores.columns):
             tallies = _count_images(batch, total, sources)
             _count_raw_texts(batch, total, sources, count_tokens)
             _count_long_texts(batch, captioners, tallies, count_tokens)
+            scores.add(batch)
     by_source = {name: sources[name].to_dict(captioners) for name in sorted(sources)}
     left_out = {name: content[name] for name in ("fetched", "dropped", "dropped_texts")}
-    return {**total.to_dict(captioners), "sources": by_source, **left_out}
+    return {**total.to_dict(captioners), "sources": by_source, **left_out, **scores.to_dict()}
 
 
-def _batches(run: Run, file: ShardFile, captioners: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _batches(
+    run: Run, file: ShardFile, captioners: Sequence[str], score_columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
     columns = ["sources", "raws", *(name + suffix for name in captioners for suffix in ("", SUB_SUFFIX, FLAGS_SUFFIX))]
+    columns += score_columns
     remedy = f"`lotlip-data verify {run.url}` says what to do."
     return artifacts.iter_parquet(file.parquet_url, remedy, columns, BATCH_ROWS, DatasetError, file.parquet.digest)
 
@@ -143,7 +150,7 @@ def table(stats: dict[str, Any]) -> list[str]:
     lines.append(f"left out of {stats['fetched']:,} images: {_format_counts(stats['dropped'])}")
     for what, counts in stats["dropped_texts"].items():
         lines.append(f"texts left out ({what}): {_format_counts(counts)}")
-    return lines
+    return lines + score_stats.table(stats)
 
 
 def _rows(prefix: str, stats: dict[str, Any]) -> list[str]:

@@ -19,6 +19,12 @@ LABEL_CHARACTERS = 24
 """Characters per line of a bar's label."""
 SHOWN_SHARE = 0.995
 """Share of the texts that a length chart shows, so that a few very long texts do not compress the rest."""
+LINE_STYLES = ("-", "--", "-.", ":")
+"""Of the curves of a chart, which nobody has to tell apart by colour alone."""
+WIDE_RANGE = 100.0
+"""Scores above 0 whose extremes differ by this factor are drawn on a logarithmic axis."""
+SHOWN_PERCENTILES = (1, 99)
+"""Between which a chart of scores extends, so that a few extreme scores do not compress the rest."""
 MANY_SERIES = 4
 """With more kinds of text than this, a length chart shows a row for each one instead of overlapping curves."""
 
@@ -81,22 +87,104 @@ def length_chart(series: Mapping[str, Mapping[str, Any]], label: str) -> str:
 
 def _interval_chart(series: Mapping[str, Mapping[str, Any]], label: str) -> str:
     """Return one row per kind of text, in the given order from the top; the arguments of `length_chart`."""
-    names = [
-        textwrap.fill(escape_invisible(name), LABEL_CHARACTERS) + f"\n({texts['tokens_per_text']:,.0f} on average)"
+    rows = {
+        f"{textwrap.fill(escape_invisible(name), LABEL_CHARACTERS)}\n({texts['tokens_per_text']:,.0f} on average)": (
+            _percentiles(texts["lengths"], (0.05, 0.25, 0.5, 0.75, 0.95))
+        )
         for name, texts in series.items()
-    ]
-    lines = max(name.count("\n") + 1 for name in names)
-    figure, axes = _new_figure(0.7 + (0.08 + 0.17 * lines) * len(series))
-    for position, texts in enumerate(reversed(list(series.values()))):
-        low, quarter, median, three_quarters, high = _percentiles(texts["lengths"], (0.05, 0.25, 0.5, 0.75, 0.95))
+    }
+    figure, axes = _rows_of_percentiles(rows)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(label)
+    return _to_svg(figure)
+
+
+def _rows_of_percentiles(rows: Mapping[str, Sequence[float]]) -> tuple[Any, Any]:
+    """Return a figure and its axes with a row per label, from the top: the 5th, 25th, 50th, 75th, 95th percentile."""
+    lines = max(label.count("\n") + 1 for label in rows)
+    figure, axes = _new_figure(0.7 + (0.08 + 0.17 * lines) * len(rows))
+    for position, (low, quarter, median, three_quarters, high) in enumerate(reversed(list(rows.values()))):
         axes.plot([low, high], [position, position], color=SERIES_COLOURS[0], linewidth=1.4, solid_capstyle="butt")
         axes.barh(position, three_quarters - quarter, left=quarter, height=0.5, color=SERIES_COLOURS[0])
         axes.plot([median, median], [position - 0.32, position + 0.32], color=TEXT_COLOUR, linewidth=2)
-    axes.set_yticks(range(len(series)), reversed(names))
+    axes.set_yticks(range(len(rows)), reversed(list(rows)))
     axes.tick_params(axis="y", labelsize=FONT_POINTS - 1)
-    axes.set_ylim(-0.7, len(series) - 0.3)
-    axes.set_xlim(left=0)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    return figure, axes
+
+
+def score_chart(series: Mapping[str, Mapping[str, Any]], label: str, limits: Sequence[float] = ()) -> str:
+    """Return the distribution of scores: the share of them below each score, one curve each; for many, a row each.
+
+    A row has a line from the 5th to the 95th percentile, a bar from the 25th to the 75th, and the median.
+
+    Args:
+        series: By name, a summary of `ScoreTally.to_dict` with `percentiles` and at least one score.
+        label: Label of the horizontal axis.
+        limits: Scores that are marked by vertical lines.
+    """
+    low, high = (
+        pick(summary["percentiles"][percent] for summary in series.values())
+        for pick, percent in zip((min, max), SHOWN_PERCENTILES, strict=True)
+    )
+    if len(series) > MANY_SERIES:
+        figure, axes = _rows_of_percentiles(
+            {
+                textwrap.fill(escape_invisible(name), LABEL_CHARACTERS): [
+                    summary["percentiles"][percent] for percent in (5, 25, 50, 75, 95)
+                ]
+                for name, summary in series.items()
+            }
+        )
+    else:
+        figure, axes = _new_figure(3.2)
+        for number, (name, summary) in enumerate(series.items()):
+            style = {"color": SERIES_COLOURS[number], "linestyle": LINE_STYLES[number], "linewidth": 1.6}
+            axes.plot(summary["percentiles"], range(101), label=escape_invisible(name), **style)
+        axes.set_ylabel("% with a lower score")
+        axes.set_ylim(0, 100)
+        figure.legend(loc="outside upper left", frameon=False, fontsize=FONT_POINTS, labelcolor=TEXT_COLOUR)
+    low, high = min([low, *limits]), max([high, *limits])
+    is_wide = low > 0 and high / low > WIDE_RANGE
+    if is_wide:
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.2, high * 1.2)
+    else:
+        margin = 0.03 * (high - low) or 1.0
+        axes.set_xlim(low - margin, high + margin)
+        axes.locator_params(axis="x", nbins=5)
+    for limit in limits:
+        axes.axvline(limit, color=TEXT_COLOUR, linewidth=1, linestyle=(0, (1, 2)))
     axes.set_xlabel(label)
+    return _to_svg(figure)
+
+
+def roc_chart(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Return ROC curves by name: points (share of the wrong, share of the correct), from (0, 0) to (1, 1)."""
+    figure, axes = _new_figure(4.4)
+    axes.plot([0, 1], [0, 1], color=TEXT_COLOUR, linewidth=0.8, linestyle=":")
+    for number, (name, points) in enumerate(curves.items()):
+        style = {"color": SERIES_COLOURS[number % len(SERIES_COLOURS)], "linestyle": LINE_STYLES[number % 4]}
+        axes.plot(*zip(*points, strict=True), label=escape_invisible(name), linewidth=1.6, **style)
+    axes.set_xlabel("share of the wrong ones kept")
+    axes.set_ylabel("share of the correct ones kept")
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=FONT_POINTS, labelcolor=TEXT_COLOUR)
+    return _to_svg(figure)
+
+
+def reliability_chart(rows: Sequence[Mapping[str, Any]], label: str) -> str:
+    """Return the share of correct labels by score, with its interval of 95%: rows of `calibration_table`."""
+    figure, axes = _new_figure(2.6, SMALL_WIDTH_INCHES)
+    scores, shares = ([row[name] for row in rows] for name in ("mean", "share"))
+    below = [row["share"] - row["low"] for row in rows]
+    above = [row["high"] - row["share"] for row in rows]
+    axes.errorbar(scores, shares, [below, above], color=SERIES_COLOURS[0], marker="o", markersize=4, linewidth=1.4)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel(label)
+    axes.set_ylabel("share correct")
+    axes.locator_params(axis="x", nbins=4)
     return _to_svg(figure)
 
 

@@ -8,10 +8,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lotlip_data.manifests import wording
 from lotlip_data.manifests.settings.captioners import by_captioner
+from lotlip_data.pipeline.dataset.score_stats import format_score
 from lotlip_data.pipeline.reporting import charts
 from lotlip_data.pipeline.reporting.escaping import template_value
 from lotlip_data.pipeline.reporting.pictures import CaptionedPicture
 from lotlip_data.pipeline.reporting.report import SAMPLED_SHARDS
+from lotlip_data.pipeline.reporting.score_examples import ScoreExamples
+from lotlip_data.pipeline.reporting.score_section import score_section
 from lotlip_data.pipeline.reporting.status import WINDOW_SECONDS
 from lotlip_data.pipeline.reporting.trainings import LossCurve
 
@@ -41,6 +44,8 @@ def render_html(
     stats: dict[str, Any] | None = None,
     pictures: Sequence[CaptionedPicture] = (),
     losses: Mapping[str, LossCurve] | None = None,
+    examples: ScoreExamples | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page.
 
@@ -52,6 +57,8 @@ def render_html(
         stats: The result of `dataset_stats`, for the statistics of Table 6.
         pictures: Images with their texts, from `pictures.pick_pictures`.
         losses: The loss of each training, from `trainings.read_losses`.
+        examples: The best and the worst texts, from `score_examples.find_examples`.
+        calibration: What labels say about the scores, from `calibration.calibrate`.
     """
     pages = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=template_value
@@ -60,6 +67,7 @@ def render_html(
         "number": "{:,}".format,
         "amount": _format_amount,
         "share": "{:.1%}".format,
+        "score": format_score,
         "size": _format_size,
         "plural": lambda count, unit: f"{count:,} {unit}" + "s" * (count != 1),
     }
@@ -82,6 +90,7 @@ def render_html(
         rejected=[(name, each["rejected"]) for name, each in captioners.items() if each["rejected"]],
         duplicate_rows=[(DUPLICATE_LABELS[name], count) for name, count in report["duplicates"].items()],
         stats=list(_stats_rows(stats)) if stats else None,
+        scores=score_section(stats, examples, calibration),
         stats_charts=list(_stats_charts(stats)) if stats else [],
         losses=list(_loss_charts(losses or {})),
         trained=list(report["trained"]),

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,17 +60,22 @@ def pick_pictures(run: Run) -> tuple[list[CaptionedPicture], list[str]]:
     return pictures, list(problems)
 
 
-def make_thumbnail(content: bytes) -> tuple[str, int, int]:
-    """Return an image as a `data:` URL of at most about PICTURE_BYTES · 4/3 bytes, with its width and height.
+def make_thumbnail(content: bytes, side: int = SIDE_PIXELS, most: int = PICTURE_BYTES) -> tuple[str, int, int]:
+    """Return an image as a `data:` URL of at most about `most` · 4/3 bytes, with its width and height.
+
+    Args:
+        content: The image file.
+        side: The longer side of the picture.
+        most: The size for which its quality is lowered.
 
     Raises:
         ValueError: The image cannot be decoded.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            image.draft("RGB", (SIDE_PIXELS, SIDE_PIXELS))
+            image.draft("RGB", (side, side))
             small = image.convert("RGB")
-        small.thumbnail((SIDE_PIXELS, SIDE_PIXELS))
+        small.thumbnail((side, side))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be decoded ({error})") from error
     encoded = b""
@@ -78,7 +83,7 @@ def make_thumbnail(content: bytes) -> tuple[str, int, int]:
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=quality, optimize=True)
         encoded = buffer.getvalue()
-        if len(encoded) <= PICTURE_BYTES:
+        if len(encoded) <= most:
             break
     return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}", small.width, small.height
 
@@ -97,7 +102,7 @@ def _from_dataset(run: Run) -> Iterator[CaptionedPicture | str]:
     for file, count in zip(chosen, _shares(len(chosen)), strict=True):
         rows = evenly(list(range(min(file.samples, ROWS_FROM_START))), count)
         try:
-            for row, texts in _read_rows(file, rows, captioners):
+            for row, texts in read_rows(file, rows, ["uid", "raw", *captioners]):
                 picture = make_thumbnail(tars.image(file.tar_url, row))
                 yield _captioned(picture, texts, captioners, number)
                 number += 1
@@ -112,16 +117,16 @@ def _shares(files: int) -> list[int]:
     return [PICTURES // files + (number < PICTURES % files) for number in range(files)] if files else []
 
 
-def _read_rows(file: ShardFile, rows: list[int], captioners: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield rows of a Parquet file of the dataset with their numbers."""
-    columns = ["uid", "raw", *captioners]
+def read_rows(file: ShardFile, rows: Sequence[int], columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield rows of a Parquet file of the dataset, in ascending order, with their numbers."""
+    names = list(columns)
     with artifacts.open_parquet(file.parquet_url, "Run `lotlip-data verify` on the run.") as content:
         first = 0
         for group in range(content.num_row_groups):
             end = first + content.metadata.row_group(group).num_rows
             wanted = [row - first for row in rows if first <= row < end]
             if wanted:
-                table = content.read_row_group(group, columns=columns).select(columns).take(wanted)
+                table = content.read_row_group(group, columns=names).select(names).take(wanted)
                 yield from zip((first + row for row in wanted), table.to_pylist(), strict=True)
             first = end
 
@@ -132,7 +137,7 @@ def _captioned(
     """Return a picture with the text of one captioner: of another one for each picture, as far as there are texts."""
     names = [name for name in captioners if texts.get(name)]
     name = names[number % len(names)] if names else ""
-    raw, long = _cut(texts.get("raw"), RAW_CHARACTERS), _cut(texts.get(name) if name else "", LONG_CHARACTERS)
+    raw, long = shortened(texts.get("raw"), RAW_CHARACTERS), shortened(texts.get(name) if name else "", LONG_CHARACTERS)
     return CaptionedPicture(*picture, str(texts["uid"]), raw, name, long)
 
 
@@ -156,6 +161,7 @@ def _first_images(run: Run, shard: int, count: int) -> Iterator[FetchedImage]:
         yield image
 
 
-def _cut(text: Any, characters: int) -> str:
+def shortened(text: Any, characters: int) -> str:
+    """A text without the white space at its ends, of at most this many characters."""
     words = str(text or "").strip()
     return words if len(words) <= characters else words[: characters - 1].rstrip() + "…"

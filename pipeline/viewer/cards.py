@@ -1,14 +1,16 @@
-"""One sample as the page shows it: sub-captions marked, words that only one captioner uses underlined."""
+"""One sample as the page shows it: sub-captions marked, words that only one captioner uses underlined, scores."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 from lotlip_data.manifests.formats.schema import FLAGS_SUFFIX, SUB_SUFFIX
 from lotlip_data.manifests.settings.captioners import by_captioner
+from lotlip_data.pipeline.dataset.scores import Scores
 from lotlip_data.pipeline.viewer.paging import Position
+from lotlip_data.pipeline.viewer.scoring import NO_SCORING, Scoring, Tint, score_sentence
 
 DETAILS = ("uid", "url", "sha256", "key", "width", "height", "original_width", "original_height", "source")
 TEXT_CHARACTERS = 20_000
@@ -31,6 +33,12 @@ class Span:
 
     number: int | None
     words: list[Word]
+    tint: Tint | None = None
+    """By the score of the sub-caption."""
+    title: str = ""
+    """All of its scores; empty in a dataset without scores."""
+    css: str = ""
+    """Of the tint, or of a sub-caption without one among those that have one; empty where scores tint nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,9 @@ class LongText:
     flags: list[str]
     words: int
     sub_captions: int
+    scores: Scores = field(default_factory=dict)
+    piece_scores: list[Scores] = field(default_factory=list)
+    """Of each sub-caption; empty in a dataset without scores."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +67,21 @@ class Card:
     longs: list[LongText]
     """Those of one captioner are together."""
     details: dict[str, Any]
+    raw_scores: list[Scores] = field(default_factory=list)
+    """Of each raw text; empty in a dataset without scores."""
+    image_scores: Scores = field(default_factory=dict)
 
     @property
     def groups(self) -> list[tuple[str | None, list[LongText]]]:
         """The long texts with their makers."""
         return [(maker, list(longs)) for maker, longs in groupby(self.longs, lambda long: long.maker)]
+
+    @property
+    def score_rows(self) -> list[tuple[str, Scores]]:
+        """The scores of the image, of each raw text and of each long text, with their names."""
+        rows = [("image", self.image_scores)] if self.image_scores else []
+        rows += [(f"raw text ({source})", s) for (source, _), s in zip(self.raws, self.raw_scores, strict=False)]
+        return rows + [(long.captioner, long.scores) for long in self.longs if long.scores and long.spans]
 
     @property
     def link(self) -> str | None:
@@ -78,6 +99,8 @@ def make_card(
     row: Mapping[str, Any],
     captioners: Sequence[str],
     texts_of: Mapping[str, Sequence[str]] = NO_SEVERAL_TEXTS,
+    scoring: Scoring = NO_SCORING,
+    score: str = "",
 ) -> Card:
     """Return the card of one row of the dataset's Parquet files.
 
@@ -86,6 +109,8 @@ def make_card(
         row: The row.
         captioners: The names of the long texts to show.
         texts_of: By captioner that makes several texts for each image, their names.
+        scoring: The scores that the dataset has.
+        score: The score that tints the sub-captions, if it can (`Scoring.tinting`).
     """
     texts = {name: row[name] for name in captioners if row[name] is not None}
     unique = unique_words(texts)
@@ -94,11 +119,25 @@ def make_card(
         for name in names:
             text, sub_captions = row[name] or "", row[name + SUB_SUFFIX] or []
             spans = split_spans(text, sub_captions, unique.get(name, set())) if name in texts else []
+            scores, of_pieces = scoring.of_text(row, name), scoring.of_pieces(row, name)
+            if scores:
+                spans = [_scored(span, of_pieces, scoring, scoring.tinting(score)) for span in spans]
             flags = (row[name + FLAGS_SUFFIX] or "").split()
-            longs.append(LongText(name, maker, spans, flags, len(text.split()), len(sub_captions)))
+            longs.append(LongText(name, maker, spans, flags, len(text.split()), len(sub_captions), scores, of_pieces))
     pairs = zip(row["sources"] or [row["source"]], row["raws"] or [row["raw"]], strict=False)
     raws = [(source or "", (text or "")[:TEXT_CHARACTERS]) for source, text in pairs]
-    return Card(position, raws, longs, {name: row[name] for name in DETAILS})
+    details = {name: row[name] for name in DETAILS}
+    return Card(position, raws, longs, details, scoring.of_raws(row), scoring.of_image(row))
+
+
+def _scored(span: Span, of_pieces: Sequence[Scores], scoring: Scoring, name: str) -> Span:
+    """A sub-caption with its tint and its scores."""
+    if span.number is None or span.number > len(of_pieces):
+        return span
+    scores = of_pieces[span.number - 1]
+    tint = scoring.tint(name, scores.get(name)) if name else None
+    css = tint.css if tint else "unscored" if name else ""
+    return replace(span, tint=tint, title=score_sentence(scores), css=css)
 
 
 def select_text(row: Mapping[str, Any], captioners: Iterable[str], parameters: Mapping[str, str]) -> str | None:

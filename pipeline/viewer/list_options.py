@@ -1,8 +1,8 @@
 """How the list of samples is shown: which texts, in which order, how many on a page, and by which captioners."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ from starlette.datastructures import QueryParams
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.viewer.samples import Samples
-from lotlip_data.pipeline.viewer.search_form import RAW, Query
+from lotlip_data.pipeline.viewer.search_form import RAW, Query, score_column, scored_texts
 
 SHOWN = {"": "images and texts", "full": "images and full texts", "short": "images and short texts", "images": "images"}
 """Values of `show` with their labels. By default, texts are shortened if there are many captioners."""
@@ -23,18 +23,20 @@ Parameters = list[tuple[str, str]]
 
 
 class Order(NamedTuple):
-    """An order of the list: its label, and whether it compares lengths of texts (else sizes of images)."""
+    """An order of the list: its label, and what it compares."""
 
     label: str
-    by_text: bool
+    by: Literal["words", "pixels", "score"]
     descending: bool
 
 
 ORDERS = {
-    "longest": Order("longest text first", True, True),
-    "shortest": Order("shortest text first", True, False),
-    "largest": Order("largest image first", False, True),
-    "smallest": Order("smallest image first", False, False),
+    "longest": Order("longest text first", "words", True),
+    "shortest": Order("shortest text first", "words", False),
+    "largest": Order("largest image first", "pixels", True),
+    "smallest": Order("smallest image first", "pixels", False),
+    "score-high": Order("highest score first", "score", True),
+    "score-low": Order("lowest score first", "score", False),
 }
 """Orders by the value of `sort`; the default is the order of the dataset."""
 
@@ -57,7 +59,7 @@ class ListOptions:
             UserError: A value is not one of the allowed values.
         """
         show = _one_of("show", parameters.get("show", ""), tuple(SHOWN))
-        sort = _one_of("sort", parameters.get("sort", ""), ("", *ORDERS))
+        sort = _one_of("sort", parameters.get("sort", ""), ("", *orders(samples)))
         chosen = {_one_of("captioner", name, samples.captioners) for name in parameters.getlist("captioner")}
         captioners = tuple(name for name in samples.captioners if name in chosen)
         is_all = len(captioners) == len(samples.captioners)
@@ -79,6 +81,11 @@ class ListOptions:
         return self.show == "short" or (not self.show and len(self.shown_captioners(samples)) > MANY_CAPTIONERS)
 
 
+def orders(samples: Samples) -> Mapping[str, Order]:
+    """The orders of a dataset. One without scores has none by score."""
+    return {name: order for name, order in ORDERS.items() if order.by != "score" or samples.scoring.names}
+
+
 def parse_size(parameters: QueryParams, default: int) -> int:
     """Return the number of rows per page that a URL asks for. Raises UserError if it is not one of PAGE_SIZES."""
     sizes = tuple(map(str, PAGE_SIZES))
@@ -90,15 +97,42 @@ def sort_key(sort: str, query: Query, samples: Samples) -> tuple[list[str], Call
 
     Args:
         sort: One of ORDERS.
-        query: Its `text` says which text is measured; by default, the longest one of all captioners.
+        query: Its `text` says which text is measured; by default, the longest one of all captioners. Of several scores
+            of a sample, the highest one counts, or the lowest one if that is first.
         samples: The dataset.
     """
     order = ORDERS[sort]
     sign = -1.0 if order.descending else 1.0
-    if not order.by_text:
+    if order.by == "score":
+        columns = _score_columns(query, samples)
+        return columns, lambda table: sign * _extreme(table, columns, order.descending)
+    if order.by == "pixels":
         return ["original_width", "original_height"], lambda table: sign * _pixels(table)
     columns = [query.text] if query.text in (RAW, *samples.captioners) else list(samples.captioners) or [RAW]
     return columns, lambda table: sign * _words(table, columns)
+
+
+def _score_columns(query: Query, samples: Samples) -> list[str]:
+    """The columns with the score that a query chooses."""
+    score = samples.scoring.name(query.score)
+    if score in samples.scoring.of_images:
+        return [score]
+    names = (query.text,) if query.text in (RAW, *samples.captioners) else scored_texts(samples)
+    columns = [score_column(name, score, query.level) for name in names]
+    return [column for column in columns if column is not None]
+
+
+def _extreme(table: pa.Table, columns: Sequence[str], highest: bool) -> np.ndarray:
+    """Return float [rows]: the highest or the lowest of the numbers in these columns; NaN if there is none."""
+    pick = np.fmax if highest else np.fmin
+    extreme = np.full(len(table), np.nan)
+    for name in columns:
+        if not pa.types.is_list(table[name].type):
+            extreme = pick(extreme, _floats(table[name]))
+            continue
+        lists = table[name].combine_chunks()
+        pick.at(extreme, pc.list_parent_indices(lists).to_numpy(), _floats(pc.list_flatten(lists)))
+    return extreme
 
 
 def _pixels(table: pa.Table) -> np.ndarray:
@@ -112,8 +146,8 @@ def _words(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
     return np.fmax.reduce(counts)
 
 
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(pc.cast(column, pa.float64()).to_numpy(), dtype=float)
+def _floats(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(pc.fill_null(pc.cast(column, pa.float64()), np.nan), dtype=float)
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:

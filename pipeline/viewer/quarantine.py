@@ -11,8 +11,10 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.schema import SUB_SUFFIX
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.curation.exclusions import DUPLICATE, NEAR_DUPLICATE
+from lotlip_data.pipeline.dataset.join import RAW, SAMPLE
 from lotlip_data.pipeline.viewer.cards import web_link
 from lotlip_data.pipeline.viewer.downloaded_images import DownloadedImages
 from lotlip_data.pipeline.viewer.paging import Filter
@@ -119,14 +121,23 @@ def list_categories(run: Run) -> list[Category]:
     ]
 
 
-def reason_filter(words: str, label: str = "") -> Filter:
+def what_label(what: str) -> str:
+    """A value of `what` in words: what was left out of the dataset."""
+    if what in (SAMPLE, RAW):
+        return {SAMPLE: "whole sample", RAW: "raw text"}[what]
+    captioner = what.removesuffix(SUB_SUFFIX)
+    return f"text by {what}" if captioner == what else f"sub-caption by {captioner}"
+
+
+def reason_filter(words: str, label: str = "", what: str = "") -> Filter:
     """Return a filter of rows.
 
     Args:
         words: A part of the reason, in any letter case. Empty: any reason.
         label: The label of the reason (`reason_label`). Empty: any reason.
+        what: What was left out. Empty: anything.
     """
-    if not words and not label:
+    if not words and not label and not what:
         return Filter()
 
     def match_column(column: pa.ChunkedArray) -> np.ndarray:
@@ -141,9 +152,12 @@ def reason_filter(words: str, label: str = "") -> Filter:
 
     def match(table: pa.Table) -> np.ndarray:
         columns = [table[name] for name in REASON_COLUMNS if name in table.column_names]
-        return np.any([match_column(column) for column in columns], axis=0) if columns else np.zeros(len(table), bool)
+        is_match = np.any([match_column(column) for column in columns], axis=0) if columns else None
+        if is_match is None or (what and "what" not in table.column_names):
+            return np.zeros(len(table), bool)
+        return is_match & np.asarray(pc.fill_null(pc.equal(table["what"], what), False)) if what else is_match
 
-    return Filter(REASON_COLUMNS, match)
+    return Filter((*REASON_COLUMNS, "what") if what else REASON_COLUMNS, match)
 
 
 def make_entry(
@@ -163,7 +177,7 @@ def make_entry(
     if not category.has_pictures or match is None or not _KEY.fullmatch(key):
         return Entry(cells)
     shard = int(match[1])
-    is_whole = category.stage == "shard" and cells.get("what") == "sample"
+    is_whole = category.stage == "shard" and cells.get("what") == SAMPLE
     pictures = [_picture(images, shard, key, "left out" if is_whole else "", deadline)]
     other = cells.get("detail", "")
     digits = len(key) - len(shard_name(shard))  # of the row, equal in all keys of a run

@@ -6,11 +6,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.dataset_index import DatasetError
+from lotlip_data.manifests.formats.schema import SUB_SUFFIX
+from lotlip_data.pipeline.dataset.join import RAW, SAMPLE
 from lotlip_data.pipeline.viewer import quarantine
 from lotlip_data.pipeline.viewer.list_options import PAGE_SIZES, Parameters, parse_size
 from lotlip_data.pipeline.viewer.paging import iter_matches
 from lotlip_data.pipeline.viewer.quarantine import Category, reason_filter
 from lotlip_data.pipeline.viewer.sample_pages import uid_file
+from lotlip_data.pipeline.viewer.samples import Samples
 from lotlip_data.pipeline.viewer.scans import ReasonCounts
 from lotlip_data.pipeline.viewer.site import Site, page_links
 
@@ -30,9 +35,11 @@ class QuarantinePages:
         categories = quarantine.list_categories(self._site.run)
         category = _requested(request, categories)
         words, reason = (request.query_params.get(name, "").strip() for name in ("reason", "is"))
+        whats = self._whats(category)
+        what = _requested_what(request, whats)
         size = parse_size(request.query_params, DEFAULT_SIZE)
         files = category.files if category else ()
-        page = self._site.read_page(request, files, reason_filter(words, reason), size)
+        page = self._site.read_page(request, files, reason_filter(words, reason, what), size)
         deadline = time.monotonic() + self._site.seconds
         entries = [
             quarantine.make_entry(row, category, files[position.file], self._site.images, deadline)
@@ -40,7 +47,7 @@ class QuarantinePages:
             if category is not None
         ]
         parameters: Parameters = [("kind", category.name)] if category else []
-        parameters += [(name, value) for name, value in (("reason", words), ("is", reason)) if value]
+        parameters += [(name, value) for name, value in (("reason", words), ("is", reason), ("what", what)) if value]
         parameters += [("size", str(size))] if size != DEFAULT_SIZE else []
         counts = self._count(category)
         return self._site.render(
@@ -58,6 +65,10 @@ class QuarantinePages:
             size=size,
             words=words,
             reason=reason,
+            what=what,
+            whats={each: quarantine.what_label(each) for each in whats},
+            what_label=quarantine.what_label,
+            limits=self._limits(category),
             parameters=parameters,
             has_dataset=self._site.has_dataset,
         )
@@ -70,9 +81,33 @@ class QuarantinePages:
     def uids(self, request: Request) -> Response:
         """The uids of all rows of a category with a reason, as a file."""
         category = _requested(request, quarantine.list_categories(self._site.run))
+        what = _requested_what(request, self._whats(category))
         words, reason = (request.query_params.get(name, "").strip() for name in ("reason", "is"))
         files = category.files if category else ()
-        return uid_file(iter_matches(files, reason_filter(words, reason), ["uid"], None))
+        return uid_file(iter_matches(files, reason_filter(words, reason, what), ["uid"], None))
+
+    def _whats(self, category: Category | None) -> list[str]:
+        """What may have been left out of a dataset with scores: the values of `what` that can be chosen."""
+        samples = self._scored_samples(category)
+        if samples is None:
+            return []
+        names = [part for name in samples.captioners for part in (name, name + SUB_SUFFIX)]
+        return [SAMPLE, RAW, *names]
+
+    def _limits(self, category: Category | None) -> list[str]:
+        """The limits of scores, as sentences."""
+        samples = self._scored_samples(category)
+        return [] if samples is None else list(dict.fromkeys(samples.scoring.reasons().values()))
+
+    def _scored_samples(self, category: Category | None) -> Samples | None:
+        """The dataset, if it has scores and the category is about it."""
+        if category is None or category.stage != "shard" or not self._site.has_dataset:
+            return None
+        try:
+            samples = self._site.samples
+        except DatasetError:  # the quarantine of a damaged dataset can be read
+            return None
+        return samples if samples.scoring.names else None
 
     def _count(self, category: Category | None) -> ReasonCounts | None:
         """Continue to count the reasons of a category."""
@@ -82,6 +117,14 @@ class QuarantinePages:
         counts = self._site.scans.reasons(key, lambda: ReasonCounts(category.files, quarantine.REASON_COLUMNS))
         counts.scan.advance(self._site.count_seconds)
         return counts
+
+
+def _requested_what(request: Request, whats: list[str]) -> str:
+    """Return what a URL asks for, or nothing in a dataset without scores."""
+    what = request.query_params.get("what", "").strip() if whats else ""
+    if what and what not in whats:
+        raise UserError(f"what: {what!r} is unknown; choose one of {', '.join(whats)}")
+    return what
 
 
 def _requested(request: Request, categories: list[Category]) -> Category | None:

@@ -16,10 +16,11 @@ from lotlip_data.manifests.formats.dataset_index import ShardFile
 from lotlip_data.pipeline.dataset.tar_images import ImageUnavailableError, tar_problem
 from lotlip_data.pipeline.reporting.escaping import escape_invisible
 from lotlip_data.pipeline.viewer.cards import Card, make_card, select_text
-from lotlip_data.pipeline.viewer.list_options import ORDERS, PAGE_SIZES, SHOWN, ListOptions, Parameters, sort_key
+from lotlip_data.pipeline.viewer.list_options import PAGE_SIZES, SHOWN, ListOptions, Parameters, orders, sort_key
 from lotlip_data.pipeline.viewer.paging import Filter, Page, Position, Row, iter_matches, read_page
 from lotlip_data.pipeline.viewer.samples import Samples
 from lotlip_data.pipeline.viewer.scans import SORTED_ROWS, Matches
+from lotlip_data.pipeline.viewer.scoring import TINTS
 from lotlip_data.pipeline.viewer.search_form import Query
 from lotlip_data.pipeline.viewer.site import Site, page_links
 
@@ -33,6 +34,8 @@ SENTENCES = {
     "source": "the source {}",
     "least": "at least {} words",
     "most": "at most {} words",
+    "low": "a score of at least {}",
+    "high": "a score of at most {}",
 }
 """The conditions of a query, for a list without samples."""
 
@@ -63,7 +66,7 @@ class SampleList:
     @property
     def needs_scan(self) -> bool:
         """Whether the number or the order of the samples is known only after all of them have been read."""
-        return bool(self.query.parameters or self.options.sort)
+        return bool(self.query.conditions or self.options.sort)
 
     def start_scan(self) -> Matches:
         """Return a scan that counts the samples and, if the list has an order, sorts them."""
@@ -74,7 +77,7 @@ class SampleList:
         """Return a sentence for each condition of the query, and the parameters of the list without it."""
         return [
             (SENTENCES[name].format(value), urlencode([pair for pair in self.parameters if pair[0] != name]))
-            for name, value in self.query.parameters.items()
+            for name, value in self.query.conditions.items()
         ]
 
 
@@ -97,14 +100,19 @@ class SamplePages:
         else:
             page, links, first = self._page(request, shown)
         captioners = shown.options.shown_captioners(samples)
-        cards = [make_card(position, row, captioners, samples.texts) for position, row in page.rows]
+        cards = [
+            make_card(position, row, captioners, samples.texts, samples.scoring, shown.query.score)
+            for position, row in page.rows
+        ]
         return self._site.render(
             "grid",
             samples=samples,
             query=shown.query,
             options=shown.options,
             captioners=captioners,
-            choices={"show": SHOWN, "size": PAGE_SIZES, "sort": ORDERS, "sorted_rows": SORTED_ROWS},
+            scoring=samples.scoring,
+            tints=TINTS,
+            choices={"show": SHOWN, "size": PAGE_SIZES, "sort": orders(samples), "sorted_rows": SORTED_ROWS},
             cards=cards,
             page=page,
             links=links,
@@ -122,14 +130,18 @@ class SamplePages:
         """One sample, with its maps if a text is selected."""
         samples = self._site.samples
         file, position, row = self._requested_row(request)
-        card, parameters = make_card(position, row, samples.captioners, samples.texts), dict(request.query_params)
+        parameters = dict(request.query_params)
         text = select_text(row, samples.captioners, parameters)
         maps, problems = self._draw_maps(file, position, text) if text else ([], [])
         shown = SampleList.parse(QueryParams(parse_qsl(parameters.get("list", ""))), samples)
+        card = make_card(position, row, samples.captioners, samples.texts, samples.scoring, shown.query.score)
         previous, following = self._neighbours(shown, position)
         return self._site.render(
             "sample",
             card=card,
+            scoring=samples.scoring,
+            score=shown.query.score,
+            tints=TINTS,
             file=file,
             number=_number_of(samples, position),
             total=samples.total,
@@ -222,7 +234,7 @@ class SamplePages:
             if position in positions:
                 rank = positions.index(position)
                 return positions[rank - 1] if rank else None, next(iter(positions[rank + 1 :]), None)
-        if not shown.query.parameters:
+        if not shown.query.conditions:
             return _previous(samples, position), _next(samples, position)
         seconds, files, filter_ = self._site.seconds / 2, samples.parquets, shown.filter
         after = _next(samples, position)

@@ -10,6 +10,7 @@ from lotlip_data.manifests.formats.dataset_index import ShardFile
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings.captioners import several_texts
 from lotlip_data.manifests.subcaptions import SplitMode
+from lotlip_data.pipeline.viewer.scoring import NO_SCORING, Scoring
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Samples:
     sub_captions: SplitMode
     files: tuple[ShardFile, ...]
     json_columns: schema.JsonColumns = field(default_factory=dict)
-    scorers: schema.Scorers = field(default_factory=dict)
+    scoring: Scoring = NO_SCORING
 
     @property
     def parquets(self) -> list[str]:
@@ -36,7 +37,7 @@ class Samples:
     @property
     def columns(self) -> pa.Schema:
         """The schema of every Parquet file."""
-        return schema.dataset(self.captioners, self.json_columns, self.scorers)
+        return schema.dataset(self.captioners, self.json_columns, self.scoring.scorers)
 
     @property
     def total(self) -> int:
@@ -60,5 +61,5 @@ def open_samples(run: Run) -> Samples:
         sub_captions=content["sub_captions"],
         files=tuple(dataset_index.shard_files(run, content)),
         json_columns=content.get("json_columns", {}),
-        scorers=schema.scorers_of(content),
+        scoring=Scoring.of(content),
     )

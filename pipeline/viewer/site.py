@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.formats.dataset_index import DatasetError
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.dataset.score_stats import score_title
 from lotlip_data.pipeline.dataset.tar_images import TarImages
 from lotlip_data.pipeline.reporting.escaping import form_value, template_value
 from lotlip_data.pipeline.viewer.downloaded_images import DownloadedImages
@@ -21,6 +22,7 @@ from lotlip_data.pipeline.viewer.list_options import Parameters
 from lotlip_data.pipeline.viewer.paging import START, Filter, Page, Position, Row, read_page
 from lotlip_data.pipeline.viewer.samples import Samples, open_samples
 from lotlip_data.pipeline.viewer.scans import ScanCache
+from lotlip_data.pipeline.viewer.scoring import score_number, score_sentence
 
 if TYPE_CHECKING:
     from lotlip_data.pipeline.viewer.models import Models
@@ -51,6 +53,9 @@ class Site:
             "number": "{:,}".format,
             "query": urlencode,
             "form_value": form_value,
+            "score": score_number,
+            "score_title": score_title,
+            "score_sentence": score_sentence,
             "plural": lambda count, unit: f"{count:,} {unit}" + "s" * (count != 1),
         }
         self._templates.globals |= {"run": run.url, "has_models": models is not None}

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as npst
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import dataset_index
 from lotlip_data.pipeline import stages
-from lotlip_data.pipeline.dataset.score_limits import from_ordered, to_ordered
+from lotlip_data.pipeline.dataset.score_tally import from_ordered, to_ordered
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.run_fixture import SHARD_SECTION, FakeRun
 from tests.pipeline.scoring import scorers

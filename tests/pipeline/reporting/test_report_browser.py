@@ -3,19 +3,23 @@
 It needs the same browser as `tests/pipeline/viewer/test_browser.py`.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lotlip_data.manifests.run_layout import Run
+from lotlip_data.pipeline.dataset.calibration import calibrate
 from lotlip_data.pipeline.dataset.stats import dataset_stats
 from lotlip_data.pipeline.reporting import report
 from lotlip_data.pipeline.reporting.html import render_html
 from lotlip_data.pipeline.reporting.pictures import pick_pictures
+from lotlip_data.pipeline.reporting.score_examples import find_examples
 from lotlip_data.pipeline.reporting.trainings import LossCurve
-from tests.pipeline.reporting.test_report import run  # noqa: F401
-from tests.pipeline.viewer.test_browser import CONTRAST, DESKTOP, PHONE, browser, set_display  # noqa: F401
+from tests.pipeline.reporting.test_report import HOSTILE, run  # noqa: F401
+from tests.pipeline.viewer import dataset_fixture
+from tests.pipeline.viewer.test_browser import CONTRAST, DESKTOP, PHONE, browser, save_screenshot, set_display  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +58,48 @@ def test_every_text_is_legible(browser: Any, address: str, size: tuple[int, int]
     assert browser.execute_script(TOO_WIDE) == []
     broken = "return [...document.images].filter(image => !image.naturalWidth).length"
     assert browser.execute_script(broken) == 0 and browser.execute_script("return document.images.length") >= 12
+
+
+@pytest.fixture(scope="module")
+def scored_address(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:  # noqa: F811
+    """A page with the section on scores, with hostile texts and labels."""
+    folder = tmp_path_factory.mktemp("scored")
+
+    def change(number: int, row: dataset_fixture.Row) -> None:
+        row["llava_sub"] = [HOSTILE * 4 + str(number), *row["llava_sub"][1:]]
+
+    scored = dataset_fixture.make(folder / "run", change=change, scorers=dataset_fixture.SCORERS)
+    content = json.loads(Path(scored.dataset).read_text())
+    content["scorers"]["agreement"]["kind"] = "repetition"
+    Path(scored.dataset).write_text(json.dumps(content))
+    labels = folder / "labels.csv"
+    rows = "".join(f"{number:032x},llava,0,{number % 2}\n" for number in range(30))
+    labels.write_text("uid,captioner,sub_caption,correct\n" + rows)
+    figures, stats = report.build_report(run), dataset_stats(scored)
+    page = folder / "report.html"
+    page.write_text(render_html(figures, stats, (), {}, find_examples(scored), calibrate(scored, str(labels))))
+    return page.as_uri()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("size", [PHONE, DESKTOP])
+def test_the_section_on_scores_is_legible(
+    browser: Any,  # noqa: F811
+    scored_address: str,
+    size: tuple[int, int],
+    dark: bool,
+) -> None:
+    set_display(browser, size, dark)
+    browser.get(scored_address)
+    browser.execute_script("document.querySelector('#scores').scrollIntoView()")
+    save_screenshot(browser, f"report-scores-{size[0]}-{dark}")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
+    assert browser.execute_script(SMALLEST) >= 11
+    assert browser.execute_script(CONTRAST) == []
+    assert browser.execute_script(TOO_WIDE) == []
+    broken = "return [...document.images].filter(image => !image.naturalWidth).length"
+    assert browser.execute_script(broken) == 0 and browser.execute_script("return document.images.length") >= 24
+    assert browser.execute_script("return document.scripts.length") == 0
 
 
 def test_with_many_captioners_the_page_fits_the_window_and_charts_are_legible(

@@ -8,7 +8,7 @@ As a program, it writes a dataset to view, with SAMPLES per shard:
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,16 @@ from lotlip_data.pipeline.dataset.writer import SampleWriter, members, record_of
 
 CAPTIONERS = ("llava", "sharegpt4v")
 COLOURS = ("red", "green", "blue")
+SCORERS = {"similarity": "texts", "agreement": "texts", "size": "images"}
+STANDARDS = {
+    "similarity": {"mean": 0.5, "deviation": 0.25, "weight": 1.0},
+    "agreement": {"mean": 0.0, "deviation": 2.0, "weight": -1.0},
+}
+"""Of the scores of sub-captions."""
+LIMITS = ({"score": "similarity", "of": "sub_captions", "minimum": 0.05, "maximum": None},)
 
 Row = dict[str, Any]
+NO_SCORERS: Mapping[str, str] = {}
 
 
 def make(
@@ -34,6 +42,7 @@ def make(
     picture: Callable[[int], Image.Image] | None = None,
     row_group: int = 4,
     captioners: Sequence[str] = CAPTIONERS,
+    scorers: Mapping[str, str] | None = None,
 ) -> Run:
     """Return a run that has only a dataset.
 
@@ -45,16 +54,25 @@ def make(
         picture: Returns the image of a row by its number. Default: `plain`.
         row_group: Rows per row group of the Parquet files.
         captioners: Names of the captioners; `change` adds the texts of those that are not in CAPTIONERS.
+        scorers: The scorers, such as SCORERS; `change` may replace the scores by `add_scores`. Default: none.
     """
     run = Run.at(str(folder))
     Path(run.shards).mkdir(parents=True)
-    columns = schema.dataset(captioners)
-    records = [_shard(run, shard, samples, change, picture or plain, row_group, columns) for shard in range(shards)]
-    describe(run, records, captioners)
+    columns = schema.dataset(captioners, scorers=scorers)
+
+    def edit(number: int, row: Row) -> None:
+        if scorers:
+            add_scores(number, row)
+        change(number, row)
+
+    records = [_shard(run, shard, samples, edit, picture or plain, row_group, columns) for shard in range(shards)]
+    describe(run, records, captioners, scorers or {})
     return run
 
 
-def describe(run: Run, records: list[Row], captioners: Sequence[str] = CAPTIONERS) -> None:
+def describe(
+    run: Run, records: list[Row], captioners: Sequence[str] = CAPTIONERS, scorers: Mapping[str, str] = NO_SCORERS
+) -> None:
     """Write or replace dataset.json; the last of several shards is the validation split."""
     content = {
         "rules": {"validation": 0.0},
@@ -69,6 +87,9 @@ def describe(run: Run, records: list[Row], captioners: Sequence[str] = CAPTIONER
         "shards": records[:-1] or records,
         "validation": records[-1:] if records[:-1] else [],
     }
+    if scorers:
+        content["scorers"] = {name: {"id": name, "kind": name, "scores": scores} for name, scores in scorers.items()}
+        content["score_limits"] = {"standards": {"sub_captions": STANDARDS}, "limits": list(LIMITS)}
     storage.replace(run.dataset, json.dumps(content).encode())
 
 
@@ -86,6 +107,23 @@ def row_of(number: int) -> Row:
     for name, text in texts.items():
         row |= {name: text, f"{name}_sub": subcaptions.split(text), f"{name}_flags": ""}
     return row
+
+
+def score_of(number: int, item: int = 0) -> float:
+    """A score of a text or sub-caption: a multiple of 1/64 between 0 and 1, which no other row of 61 has."""
+    return (17 * number + 5 * item) % 61 / 64
+
+
+def add_scores(number: int, row: Row) -> None:
+    """Add the scores by SCORERS to a row of `row_of`."""
+    for place, name in enumerate(CAPTIONERS):
+        for scorer, factor in (("score", -4.0), ("similarity", 1.0), ("agreement", 8.0)):
+            pieces = [factor * score_of(number, place + item) for item in range(len(row[f"{name}_sub"]))]
+            row[schema.text_score_column(name, scorer)] = factor * score_of(number, place)
+            row[schema.piece_scores_column(name, scorer)] = pieces
+    for scorer in ("score", "similarity", "agreement"):
+        row[schema.raw_scores_column(scorer)] = [score_of(number, 7)]
+    row["size"] = float(number % 10)
 
 
 def plain(number: int) -> Image.Image:

@@ -28,6 +28,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.formats import schema
+from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.downloading.commit import QUARANTINE
 from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.training.config import make_config
@@ -54,6 +55,15 @@ PATHS = [
     "/quarantine",
     "/quarantine?kind=captions/llava",
     "/nothing",
+]
+
+SCORED_PATHS = [
+    "/",
+    "/?show=images",
+    "/?show=short&sort=score-low&score=agreement",
+    "/?low=-1.5&high=-0.5&level=sub_captions",
+    "/sample/0/3",
+    "/quarantine?what=llava_sub",
 ]
 
 # The visible texts whose contrast with their background (WCAG 2) is below 4.5.
@@ -99,8 +109,37 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     checkpoints = [str(folder / name / "model") for name in ("lit", "lotlip")]
     for url in checkpoints:
         load_model(make_config(**towers, context_length=64)).save(url)
-    command = [sys.executable, "-m", "lotlip_data.pipeline.cli", "view", run.url, "--port", "0"]
-    command += [part for url in checkpoints for part in ("--checkpoint", url)]
+    with serving(run, *(part for url in checkpoints for part in ("--checkpoint", url))) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server for a run with scores and hostile texts, without models."""
+
+    def change(number: int, row: dataset_fixture.Row) -> None:
+        if number % 5 == 0:
+            text = HOSTILE[number % len(HOSTILE)]
+            row |= {"raw": text, "raws": [text], "llava": text * 3, "llava_sub": [text]}
+            row |= {f"llava_sub_{end}": [0.25] for end in ("scores", "similarity", "agreement")}
+
+    folder = tmp_path_factory.mktemp("view")
+    run = dataset_fixture.make(folder / "scored", samples=20, change=change, scorers=dataset_fixture.SCORERS)
+    dropped = [
+        dict.fromkeys(schema.DROPPED.names)
+        | {"key": "000000001", "what": "llava_sub", "reason": reason, "detail": text}
+        for reason, text in zip(("similarity_too_low", "agreement_too_high"), HOSTILE, strict=False)
+    ]
+    storage.create(run.quarantine("shard", "00000.parquet"), run_fixture.parquet(dropped, schema.DROPPED))
+    run_fixture.write_images(run, 0, list(range(4)), 96)
+    with serving(run) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def serving(run: Run, *options: str) -> Iterator[str]:
+    """The address of `view` for a run."""
+    command = [sys.executable, "-m", "lotlip_data.pipeline.cli", "view", run.url, "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stdout is not None
@@ -167,12 +206,25 @@ def test_every_page_is_legible_fits_the_window_and_loads_from_its_server_only(
     browser: Any, address: str, size: Any, dark: bool
 ) -> None:
     set_display(browser, size, dark)
-    for path in PATHS:
+    check_pages(browser, address, PATHS, f"{'phone' if size == PHONE else 'desktop'}-{'dark' if dark else 'light'}")
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_page_of_a_dataset_with_scores_is_legible_and_fits_the_window(
+    browser: Any, scored: str, size: Any, dark: bool
+) -> None:
+    set_display(browser, size, dark)
+    name = f"scores-{'phone' if size == PHONE else 'desktop'}-{'dark' if dark else 'light'}"
+    check_pages(browser, scored, SCORED_PATHS, name)
+
+
+def check_pages(browser: Any, address: str, paths: list[str], name: str) -> None:
+    """Assert that pages are legible, fit the window and load from their server only."""
+    for path in paths:
         browser.get(address + path)
         wait_for_images(browser)
-        save_screenshot(
-            browser, f"{'phone' if size == PHONE else 'desktop'}-{'dark' if dark else 'light'}-{PATHS.index(path)}"
-        )
+        save_screenshot(browser, f"{name}-{paths.index(path)}")
         broken = browser.execute_script(
             "return [...document.images].filter(image => !image.naturalWidth).map(image => image.src)"
         )
@@ -214,6 +266,27 @@ def test_a_user_can_browse_filter_page_and_draw_maps(browser: Any, address: str)
     maps = browser.find_elements(By.CSS_SELECTOR, ".maps img")
     assert len(maps) == 3 and len({picture.location["y"] for picture in maps}) == 1
     save_screenshot(browser, "maps")
+
+
+def test_a_user_can_sort_and_filter_by_a_score_and_see_it(browser: Any, scored: str) -> None:
+    set_display(browser, DESKTOP)
+    browser.get(scored)
+    Select(browser.find_element(By.NAME, "score")).select_by_value("similarity")
+    browser.find_element(By.NAME, "high").send_keys("0.25")
+    browser.find_element(By.CSS_SELECTOR, "details.display summary").click()
+    Select(browser.find_element(By.NAME, "sort")).select_by_value("score-low")
+    follow(browser, browser.find_element(By.CSS_SELECTOR, "form.query button"))
+    tags = browser.find_elements(By.CSS_SELECTOR, "article.card .long .score")
+    lowest = [min(float(tag.text.split()[-1]) for tag in tags[first : first + 2]) for first in range(0, len(tags), 2)]
+    assert lowest == sorted(lowest) and 0 <= lowest[0] < lowest[-1] <= 0.25
+    colour = "return getComputedStyle(arguments[0]).backgroundColor"
+    spans = [browser.find_elements(By.CSS_SELECTOR, f"article .sub.{css}") for css in ("t0", "t4")]
+    assert all(spans) and len({browser.execute_script(colour, each[0]) for each in spans}) == 2
+    assert spans[0][0].find_element(By.CSS_SELECTOR, ".number").text.endswith("−−")
+    assert "similarity" in spans[0][0].get_attribute("title")
+    follow(browser, browser.find_element(By.CSS_SELECTOR, "article.card .picture"))
+    assert "score%3Dsimilarity" in browser.current_url
+    assert browser.find_element(By.CSS_SELECTOR, "table.scores th:nth-child(2)").text == "combined score"
 
 
 def press(browser: Any, key: str) -> None:
