@@ -58,6 +58,36 @@ class ScorerRecord:
         return self.scores == "texts"
 
 
+@dataclass(frozen=True)
+class FrequentText:
+    """A text that many images have, as its first image has it."""
+
+    role: Literal["raw", "text", "sub_caption"]
+    text: str
+    images: int
+    name: str
+    """RAW, or the captioner of the example."""
+    uid: str
+    """An image that has the text."""
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """summary.json: what a scorer that compares shards tells people about the whole run."""
+
+    frequent: list[FrequentText]
+    """The most frequent texts, from the most frequent one on."""
+
+
+def read_summary(run: Run, name: str) -> ScoreSummary | None:
+    """What a scorer tells about the whole run; None if it tells nothing. Raises UserError if it is damaged."""
+    url = run.score_summary(name)
+    try:
+        return artifacts.read_json(url, f"Remove {url}; `lotlip-data score` writes it with new scores.", ScoreSummary)
+    except FileNotFoundError:
+        return None
+
+
 def scorers(run: Run) -> list[str]:
     """Names of the scorers that have a folder in the run, sorted."""
     return [name for name in storage.list_names(run.scores) if not name.startswith(".")]

@@ -4,7 +4,6 @@ Two passes: the first one keeps the places of the lowest and the highest scores 
 them; the second one reads these samples. Texts come from the web.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +14,10 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests import artifacts
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.manifests.formats import dataset_index, schema
+from lotlip_data.manifests.formats import dataset_index, schema, score_file
 from lotlip_data.manifests.formats.dataset_index import DatasetError, ShardFile
 from lotlip_data.manifests.formats.schema import SCORE, SUB_SUFFIX, piece_scores_column, text_score_column
+from lotlip_data.manifests.formats.score_file import FrequentText
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.calibration import better_scores
 from lotlip_data.pipeline.dataset.score_stats import names_of_images, score_title
@@ -30,12 +30,9 @@ CANDIDATES = 24
 """Places kept of each list, so that texts that repeat another one can be passed over."""
 FREQUENT = 20
 """Most frequent sub-captions shown."""
-REPETITION = "repetition"
-"""The kind of scorer whose scores are numbers of images."""
 BATCH_ROWS = 1000
 TEXT_CHARACTERS = 320
 THUMBNAIL_SIDE, THUMBNAIL_BYTES = 128, 8_000
-_WORDS = re.compile(r"\w+")
 
 Place = tuple[int, int, int]
 """A file, a row of it, and of a list the item."""
@@ -66,15 +63,6 @@ class ExampleList:
     labels: tuple[str, str] = ("best", "worst")
 
 
-@dataclass(frozen=True)
-class FrequentText:
-    """A sub-caption that many images have."""
-
-    count: float
-    captioner: str
-    text: str
-
-
 @dataclass
 class ScoreExamples:
     """The examples of a dataset with scores."""
@@ -82,7 +70,7 @@ class ScoreExamples:
     captioners: dict[str, list[ExampleList]] = field(default_factory=dict)
     images: list[ExampleList] = field(default_factory=list)
     frequent: dict[str, list[FrequentText]] = field(default_factory=dict)
-    """By scorer of the kind REPETITION."""
+    """By scorer that counts texts, the most frequent sub-captions, those included that the dataset leaves out."""
     problems: list[str] = field(default_factory=list)
     """Files that cannot be read, each with its remedy."""
 
@@ -109,37 +97,6 @@ class Extremes:
         return [(file, row, item) for file, row, item in self._ends[highest][1].tolist()]
 
 
-class Frequent:
-    """The sub-captions with the highest counts. Texts that differ in case and punctuation are one."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, FrequentText] = {}
-
-    def add(self, captioner: str, texts: pa.Array, counts: pa.Array) -> None:
-        """Take the sub-captions of some samples, string [n], and on how many images each is, float [n]."""
-        least = max(2.0, min((each.count for each in self._texts.values()), default=0) if self._is_full else 0)
-        table = pa.table({"text": texts, "count": counts})
-        table = (
-            table.filter(pc.greater_equal(table["count"], least))
-            .group_by("text", use_threads=False)
-            .aggregate([("count", "max")])
-        )
-        for row in table.to_pylist():
-            words = " ".join(_WORDS.findall(row["text"].casefold())) or row["text"]
-            if words not in self._texts or row["count_max"] > self._texts[words].count:
-                self._texts[words] = FrequentText(row["count_max"], captioner, shortened(row["text"], TEXT_CHARACTERS))
-        self._texts = dict(sorted(self._texts.items(), key=lambda item: (-item[1].count, item[0]))[:FREQUENT])
-
-    @property
-    def _is_full(self) -> bool:
-        return len(self._texts) == FREQUENT
-
-    @property
-    def texts(self) -> list[FrequentText]:
-        """From the most frequent one on."""
-        return list(self._texts.values())
-
-
 def find_examples(run: Run) -> ScoreExamples:
     """The examples of the run's dataset; none of a dataset without scores.
 
@@ -154,13 +111,11 @@ class _Finder:
 
     def __init__(self, run: Run, content: Mapping[str, Any]) -> None:
         scorers = schema.scorers_of(content)
-        self._content, self._better = content, better_scores(run, content)
+        self._run, self._content, self._better = run, content, better_scores(run, content)
         self._files = dataset_index.shard_files(run, content)
         self._captioners = list(content["captioners"]) if "texts" in scorers.values() else []
         self._images = names_of_images(scorers)
-        self._repetitions = [name for name, each in content["scorers"].items() if each["kind"] == REPETITION]
         self._extremes: dict[str, Extremes] = {}
-        self._frequent = {name: Frequent() for name in self._repetitions}
         self._remedy = f"`lotlip-data verify {run.url}` says what to do."
         self._reader = _ExampleReader(self._files)
 
@@ -171,7 +126,15 @@ class _Finder:
                 self._scan(number, file)
             except UserError as error:
                 problems[str(error)] = None
-        found = ScoreExamples(frequent={name: each.texts for name, each in self._frequent.items() if each.texts})
+        found = ScoreExamples()
+        for name in self._content["scorers"]:
+            try:
+                summary = score_file.read_summary(self._run, name)
+            except UserError as error:
+                problems[str(error)] = None
+                continue
+            texts = [text for text in summary.frequent if text.role == "sub_caption"] if summary else []
+            found.frequent |= {name: texts[:FREQUENT]} if texts else {}
         for name in self._captioners:
             columns = {
                 "sub-captions": (piece_scores_column(name, SCORE), name + SUB_SUFFIX),
@@ -184,22 +147,14 @@ class _Finder:
         return found
 
     def _scan(self, number: int, file: ShardFile) -> None:
-        """Read the scores of a file, and the sub-captions where they are counted."""
+        """Read the scores of a file."""
         columns = [piece_scores_column(name, SCORE) for name in self._captioners]
         columns += [text_score_column(name, SCORE) for name in self._captioners] + self._images
-        pairs = [
-            (name, scorer, name + SUB_SUFFIX, piece_scores_column(name, scorer))
-            for name in self._captioners
-            for scorer in self._repetitions
-        ]
-        read = list(dict.fromkeys([*columns, *(column for _, _, *both in pairs for column in both)]))
         digest, first = file.parquet.digest, 0
-        batches = artifacts.iter_parquet(file.parquet_url, self._remedy, read, BATCH_ROWS, DatasetError, digest)
+        batches = artifacts.iter_parquet(file.parquet_url, self._remedy, columns, BATCH_ROWS, DatasetError, digest)
         for batch in batches:
             for column in columns:
                 self._extremes.setdefault(column, Extremes()).add(*_placed(batch[column], number, first))
-            for captioner, scorer, texts, counts in pairs:
-                self._frequent[scorer].add(captioner, *(pc.list_flatten(batch[each]) for each in (texts, counts)))
             first += len(batch)
 
     def _list(self, title: str, score_column: str, text_column: str, score: str) -> ExampleList:

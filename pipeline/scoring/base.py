@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from lotlip_data.manifests.formats.score_file import RAW as RAW
+from lotlip_data.manifests.formats.score_file import ScoreSummary
 from lotlip_data.manifests.settings.base import Settings
 
 
@@ -132,8 +133,8 @@ class DatasetScorer(Scorer, Protocol):
 class Summarises(Protocol):
     """A dataset-wide scorer that has something to tell people about the whole run."""
 
-    def summarise(self, folder: Path, read_shard: Callable[[int], Iterable[ScoredImage]]) -> dict[str, Any]:
-        """What `report` shows, as JSON. It is stored beside the scores.
+    def summarise(self, folder: Path, read_shard: Callable[[int], Iterable[ScoredImage]]) -> ScoreSummary:
+        """What `report` shows. It is stored beside the scores.
 
         Args:
             folder: That of `combine`, which has ended.

@@ -34,6 +34,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from lotlip_data.manifests.formats.score_file import FrequentText, ScoreSummary
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.settings.base import Settings
 from lotlip_data.pipeline.core.spilled_rows import SpilledRows
@@ -83,19 +84,6 @@ class FrequentKey:
     """How many images have it."""
     shard: int
     """The first shard that has it."""
-
-
-@dataclass(frozen=True)
-class FrequentText:
-    """A text that many images have, as its first image has it."""
-
-    role: Role
-    text: str
-    images: int
-    name: str
-    """RAW, or the captioner of the example."""
-    uid: str
-    """An image that has the text."""
 
 
 class Repetition:
@@ -164,10 +152,9 @@ class Repetition:
                 texts=tuple(TextScore(next(values), tuple(next(values) for _ in range(pieces))) for pieces in shape)
             )
 
-    def summarise(self, folder: Path, read_shard: Callable[[int], Iterable[ScoredImage]]) -> dict[str, Any]:
-        """The most frequent texts, the most frequent first, as `FrequentText`."""
-        frequent = self.frequent_texts(read_frequent(folder), read_shard)
-        return {"frequent": [dataclasses.asdict(text) for text in frequent]}
+    def summarise(self, folder: Path, read_shard: Callable[[int], Iterable[ScoredImage]]) -> ScoreSummary:
+        """The most frequent texts."""
+        return ScoreSummary(self.frequent_texts(read_frequent(folder), read_shard))
 
     def frequent_texts(
         self, keys: Sequence[FrequentKey], read_shard: Callable[[int], Iterable[ScoredImage]]

@@ -264,7 +264,7 @@ class _Scoring:
             if isinstance(scorer, Summarises):
                 read_shard = functools.partial(iter_images, run, self.record, reads_images=False)
                 content = scorer.summarise(folder, read_shard)
-                storage.replace(run.score_summary(name), artifacts.encode_json(content, indent=1))
+                storage.replace(run.score_summary(name), artifacts.encode_json(asdict(content), indent=1))
         for file in set(surveys.values()).difference(current.values()):
             storage.remove(run.score_survey(name, file))
 

@@ -8,7 +8,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import score_file
 from lotlip_data.manifests.formats.schema import SUCCESS
-from lotlip_data.manifests.formats.score_file import ScorerRecord
+from lotlip_data.manifests.formats.score_file import ScorerRecord, ScoreSummary
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.dataset.join import JoinError
@@ -153,6 +153,8 @@ def verify_scores(run: Run) -> Tally:
         remedy = f"Remove it and run `lotlip-data score {run.url} --scorer {name}`."
         if storage.exists(run.scorer_settings(name)):
             tally.read_json(run.scorer_settings(name), remedy, ScorerRecord)
+        if storage.exists(run.score_summary(name)):
+            tally.read_json(run.score_summary(name), remedy, ScoreSummary)
         for file in storage.list_names(run.scorer(name), score_file.ENDING):
             tally.read_parquet(run.score_file(name, file), remedy)
         for file in storage.list_names(run.score_survey(name), score_file.ENDING):

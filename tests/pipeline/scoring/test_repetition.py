@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats.score_file import FrequentText
 from lotlip_data.pipeline.core import spilled_rows
 from lotlip_data.pipeline.scoring import repetition
 from lotlip_data.pipeline.scoring.base import RAW, ImageScores, ScoredImage, TextScore
 from lotlip_data.pipeline.scoring.repetition import (
-    FrequentText,
     Repetition,
     RepetitionOptions,
     normalised,
