@@ -1,9 +1,11 @@
 """Measures how far captioners agree: `agreement`, which finds statements that one captioner alone makes.
 
 The score of a sub-caption is its support by the long texts of the other captioners of the image. The support by one of
-them is the largest cosine of the sub-caption's feature with the features of that text's sub-captions. Of several other
-captioners the best support counts, or the mean. The score of a long text is the mean of its sub-captions' scores. A raw
-text has the support of all long texts. The images are not read, so an error that captioners share is not found.
+them is 1 - angle / 90°, with the smallest angle between the sub-caption's feature and those of that text's
+sub-captions: 1 for equal features, 0 for orthogonal ones. (Cosines of sub-captions that mean the same are all close to
+1; angles tell them apart.) Of several other captioners the best support counts, or the mean. The score of a long text
+is the mean of its sub-captions' scores. A raw text has the support of all long texts. The images are not read, so an
+error that captioners share is not found.
 
 The model is an encoder of sentences (see `sentence_encoder`), or the text tower of a model that `lotlip-data eval`
 loads. A LoTLIP that was trained on the captions has learned which words of different captioners mean the same.
@@ -47,7 +49,7 @@ class TextEncoder(Protocol):
 
 
 class Agreement:
-    """Scores raw texts, long texts and sub-captions by their support, a cosine from -1 to 1."""
+    """Scores raw texts, long texts and sub-captions by their support, from -1 to 1."""
 
     scores: ClassVar[Literal["texts", "images"]] = "texts"
     reads_images: ClassVar[bool] = False
@@ -109,7 +111,8 @@ class Agreement:
 
     def _support(self, own_PD: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
         """[P], the support of P sub-captions by other texts, given as the features of their sub-captions."""
-        support = np.stack([(own_PD @ other.T).max(axis=1) for other in others])
+        cosines = np.stack([(own_PD @ other.T).max(axis=1) for other in others])
+        support = 1 - np.arccos(np.clip(cosines, -1, 1)) / (np.pi / 2)
         return support.max(axis=0) if self.options.others == "best" else support.mean(axis=0)
 
 

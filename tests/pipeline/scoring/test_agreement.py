@@ -18,8 +18,6 @@ from lotlip_data.pipeline.scoring.base import TextScore
 from lotlip_data.pipeline.scoring.sentence_encoder import SentenceEncoder
 from tests.pipeline.scoring.models_fixture import ColourModel, scored_image
 
-HALF = 0.5**0.5
-
 
 @pytest.fixture
 def model(monkeypatch):
@@ -32,8 +30,9 @@ def _score(*images, others="best"):
     return list(Agreement("m", AgreementOptions(others=others)).score(images))
 
 
-@pytest.mark.parametrize(("others", "red", "blue"), [("best", 1, 1), ("mean", (1 + HALF) / 2, 0.5)])
+@pytest.mark.parametrize(("others", "red", "blue"), [("best", 1, 1), ("mean", (1 + 0.5) / 2, 0.5)])
 def test_of_other_captioners_the_best_or_the_mean_support_counts(model, others, red, blue):
+    # The angle of red and of red and green is 45°, that of red and blue 90°.
     image = scored_image(a=["red", "blue"], b=["red", "blue"], c=["green", "red green"])
     (scores,) = _score(image, others=others)
     assert scores.texts[0].pieces == pytest.approx((red, blue))
@@ -42,7 +41,7 @@ def test_of_other_captioners_the_best_or_the_mean_support_counts(model, others, 
 
 def test_the_own_text_is_no_support(model):
     (scores,) = _score(scored_image(a=["red", "red"], b=["blue"]))
-    assert scores.texts == (TextScore(0.0, (0.0, 0.0)), TextScore(0.0, (0.0,)))
+    assert scores.texts == (*(TextScore(pytest.approx(0), (pytest.approx(0),) * count) for count in (2, 1)),)
 
 
 def test_a_raw_text_has_the_support_of_all_long_texts_and_a_blank_one_none(model):
@@ -192,5 +191,5 @@ def test_a_real_encoder_finds_the_statements_that_one_captioner_alone_makes():
     )
     (scores,) = Agreement(str(folder)).score([image])
     supported = [*scores.texts[0].pieces, *scores.texts[1].pieces[:2], *scores.texts[2].pieces]
-    assert scores.texts[1].pieces[2] < 0.25 < 0.5 < min(supported)
+    assert scores.texts[1].pieces[2] < 0.2 < 0.3 < min(supported)
     assert np.isfinite(supported).all()

@@ -1,0 +1,131 @@
+"""How well scores find wrong sub-captions: the area under the ROC curve.
+
+A sub-caption is wrong if the writer would not write it about the scene as it is. A statement is a sub-caption that
+describes an object; the error rate is that of statements. The other sub-captions count objects or name rows, sizes and
+colours, and are wrong if an error changes these.
+
+Shapes: N sub-captions.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lotlip_data.pipeline.scoring.agreement import Agreement
+from lotlip_data.pipeline.scoring.base import ImageScores, ImageText, ScoredImage, ShardScorer, TextScore
+from lotlip_data.pipeline.scoring.combined import Moments, combine
+from lotlip_data.pipeline.scoring.similarity import Similarity
+from lotlip_data.pipeline.study.scores.data import Texts, sub_captions
+from lotlip_data.synthetic.caption_facts import text_facts
+from lotlip_data.synthetic.scenes import Scene
+
+if TYPE_CHECKING:
+    from lotlip_data.training.evaluation.models import Embedder
+
+
+def auc(scores: np.ndarray, wrong: np.ndarray) -> float | None:
+    """The probability that a right sub-caption has a higher score than a wrong one. Equal scores count half.
+
+    Args:
+        scores: float [N].
+        wrong: bool [N].
+
+    Returns:
+        None if all are right, or all are wrong.
+    """
+    if wrong.all() or not wrong.any():
+        return None
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks = ((ends - counts + 1 + ends) / 2)[place]  # equal scores share their mean rank
+    right = int((~wrong).sum())
+    return float((ranks[~wrong].sum() - right * (right + 1) / 2) / (right * (len(wrong) - right)))
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """The combined scores of all texts, and those of each scorer for all sub-captions."""
+
+    by_text: list[dict[str, tuple[float, list[float]]]]
+    """For each scene, by writer: the score of the text and those of its sub-captions."""
+    by_scorer: dict[str, np.ndarray]
+    """By scorer, float64 [N], in the order of scenes, writers and sub-captions; `combined` among them."""
+
+
+class _StoredSimilarity(Similarity):
+    """Similarity with image features that are there already. Image i has the uid i."""
+
+    def __init__(self, model: str, features: np.ndarray) -> None:
+        super().__init__(model, None, "cpu")
+        self._features = features
+
+    def image_features(self, embedder: "Embedder", images: Sequence[ScoredImage]) -> list[np.ndarray | str]:
+        return [self._features[int(image.uid)] for image in images]
+
+
+def score_texts(model: str, texts: Sequence[Texts], features: np.ndarray, weights: dict[str, float]) -> TextScores:
+    """Score all texts by the scorers of the product with a trained model.
+
+    Args:
+        model: The model's folder.
+        texts: For each scene the sub-captions of each writer.
+        features: float32 [scenes, D], unit features of the images by the model's image tower.
+        weights: The weights of the scorers in the combined score.
+    """
+    images = [_image(index, by_writer) for index, by_writer in enumerate(texts)]
+    scorers: dict[str, ShardScorer] = {
+        "similarity": _StoredSimilarity(model, features),
+        "agreement": Agreement(model, None, "cpu"),
+    }
+    scored = {name: list(scorer.score(images)) for name, scorer in scorers.items()}
+    pieces = {name: _floats(each for text in _texts(of) for each in text.pieces) for name, of in scored.items()}
+    whole = {name: _floats(text.score for text in _texts(of)) for name, of in scored.items()}
+    moments = {name: Moments() for name in scored}
+    for name, values in pieces.items():
+        moments[name].add(values)
+    combined = combine(pieces, moments, weights, ())
+    of_piece, of_text = iter(combined.tolist()), iter(combine(whole, moments, weights, ()).tolist())
+    by_text = [
+        {writer: (next(of_text), [next(of_piece) for _ in of]) for writer, of in by_writer.items()}
+        for by_writer in texts
+    ]
+    return TextScores(by_text, pieces | {"combined": combined})
+
+
+def labels(scenes: Sequence[Scene], texts: Sequence[Texts]) -> tuple[np.ndarray, np.ndarray]:
+    """bool [N] each: whether a sub-caption is wrong, and whether it is a statement."""
+    wrong, statement = [], []
+    for scene, by_writer in zip(scenes, texts, strict=True):
+        for writer, truth in sub_captions(scene, 0.0).items():
+            wrong += [piece not in truth for piece in by_writer[writer]]
+            statement += [bool(text_facts(piece)) for piece in by_writer[writer]]
+    return np.array(wrong), np.array(statement)
+
+
+def detection_figures(scores: TextScores, wrong: np.ndarray, statement: np.ndarray) -> dict[str, float | None]:
+    """Per scorer the AUC of all sub-captions and of statements; and the shares of both that are wrong, in percent."""
+    figures: dict[str, float | None] = {
+        "wrong.all": 100 * float(wrong.mean()),
+        "wrong.statements": 100 * float(wrong[statement].mean()),
+    }
+    for name, values in scores.by_scorer.items():
+        figures[f"auc.{name}.all"] = auc(values, wrong)
+        figures[f"auc.{name}.statements"] = auc(values[statement], wrong[statement])
+    return figures
+
+
+def _image(index: int, texts: Texts) -> ScoredImage:
+    long = (ImageText(writer, ". ".join(pieces) + ".", tuple(pieces)) for writer, pieces in texts.items())
+    return ScoredImage(str(index), "", b"", tuple(long))
+
+
+def _texts(images: Iterable[ImageScores]) -> Iterator[TextScore]:
+    for image in images:
+        assert image.error is None, image.error
+        yield from image.texts
+
+
+def _floats(values: Iterable[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values])
