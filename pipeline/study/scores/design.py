@@ -1,7 +1,7 @@
 """What the study of scores computes, as data.
 
-A cell is one training: a seed, an error rate of the captioners, and an arm. The training of the arm `all` is also the
-model that scores the texts of its seed and rate; the other two arms use these scores.
+A cell is one training: a seed, an error rate of the captioners, and a role. The `scorer` is trained on all texts and
+scores them. The other roles are the arms that are compared; two of them use the scores.
 """
 
 import hashlib
@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args
 from lotlip_data.pipeline.study.experiments import SETTINGS, Gallery
 from lotlip_data.training.config import METHODS, TrainConfig, make_config
 
-Arm = Literal["all", "filtered", "weighted"]
-"""Texts of a training: all alike; without the lowest-scored sub-captions; or drawn with weights by score."""
-ARMS: tuple[Arm, ...] = get_args(Arm)
+Role = Literal["scorer", "all", "filtered", "weighted"]
+"""`scorer`, or the texts of a training: all alike; without the lowest-scored sub-captions; or drawn with weights."""
+ROLES: tuple[Role, ...] = get_args(Role)
+ARMS = ROLES[1:]
 SCORERS = ("similarity", "agreement", "combined")
 RATES = (0.0, 0.1, 0.2, 0.4)
 """Shares of the statements in which one attribute is wrong, the same for all captioners."""
@@ -27,6 +28,8 @@ class ScoresDesign:
     """What all cells have in common. The defaults were chosen on development scenes."""
 
     settings: dict[str, Any] = field(default_factory=lambda: dict(SETTINGS))
+    scorer: dict[str, Any] = field(default_factory=lambda: {"epochs": 15})
+    """Settings of the scorer that differ."""
     text_layers: int = 1
     """Layers of the text tower: the first ones of the study's tower."""
     scenes: int = 2400
@@ -43,16 +46,21 @@ class ScoresDesign:
         """The weights of the scorers in the combined score."""
         return {"similarity": self.similarity_weight, "agreement": 1 - self.similarity_weight}
 
-    def config(self, arm: Arm, seed: int, text_tower: str) -> TrainConfig:
+    def config(self, role: Role, seed: int, text_tower: str) -> TrainConfig:
         """The configuration of a training."""
         settings = self.settings | METHODS["lotlip"] | {"text_tower": text_tower}
-        if arm == "weighted":
+        if role == "scorer":
+            settings |= self.scorer
+        if role == "weighted":
             settings |= {"text_weights": "score", "text_temperature": self.temperature}
         return make_config("lotlip", seed=seed, **settings)
 
-    def key(self, arm: Arm) -> str:
-        """12 hexadecimal digits that identify everything that an arm computes, except seed and error rate."""
-        parts: list[Any] = [VERSION, self.text_layers, self.scenes, [self.gallery.groups, self.gallery.twins]]
-        parts += [self.config("all", 0, "").to_dict(), self.similarity_weight]
-        parts += {"all": [], "filtered": ["dropped", self.dropped], "weighted": ["temperature", self.temperature]}[arm]
+    def key(self, role: Role) -> str:
+        """12 hexadecimal digits that identify everything that a role computes, except seed and error rate."""
+        parts: list[Any] = [VERSION, role, self.text_layers, self.scenes, [self.gallery.groups, self.gallery.twins]]
+        parts.append(self.config(role, 0, "").to_dict())
+        if role != "all":
+            parts += [self.similarity_weight, self.config("scorer", 0, "").to_dict()]
+        if role == "filtered":
+            parts.append(self.dropped)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

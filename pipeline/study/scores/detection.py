@@ -49,7 +49,7 @@ class TextScores:
     """The combined scores of all texts, and those of each scorer for all sub-captions."""
 
     by_text: list[dict[str, tuple[float, list[float]]]]
-    """For each scene, by writer: the score of the text and those of its sub-captions."""
+    """For each scene, by writer: the mean score of the text's sub-captions, and their scores."""
     by_scorer: dict[str, np.ndarray]
     """By scorer, float64 [N], in the order of scenes, writers and sub-captions; `combined` among them."""
 
@@ -80,18 +80,17 @@ def score_texts(model: str, texts: Sequence[Texts], features: np.ndarray, weight
         "agreement": Agreement(model, None, "cpu"),
     }
     scored = {name: list(scorer.score(images)) for name, scorer in scorers.items()}
-    pieces = {name: _floats(each for text in _texts(of) for each in text.pieces) for name, of in scored.items()}
-    whole = {name: _floats(text.score for text in _texts(of)) for name, of in scored.items()}
+    by_scorer = {name: _floats(each for text in _texts(of) for each in text.pieces) for name, of in scored.items()}
     moments = {name: Moments() for name in scored}
-    for name, values in pieces.items():
+    for name, values in by_scorer.items():
         moments[name].add(values)
-    combined = combine(pieces, moments, weights, ())
-    of_piece, of_text = iter(combined.tolist()), iter(combine(whole, moments, weights, ()).tolist())
+    combined = combine(by_scorer, moments, weights, ())
+    rest = iter(combined.tolist())
     by_text = [
-        {writer: (next(of_text), [next(of_piece) for _ in of]) for writer, of in by_writer.items()}
+        {writer: _with_mean([next(rest) for _ in pieces]) for writer, pieces in by_writer.items()}
         for by_writer in texts
     ]
-    return TextScores(by_text, pieces | {"combined": combined})
+    return TextScores(by_text, by_scorer | {"combined": combined})
 
 
 def labels(scenes: Sequence[Scene], texts: Sequence[Texts]) -> tuple[np.ndarray, np.ndarray]:
@@ -116,9 +115,13 @@ def detection_figures(scores: TextScores, wrong: np.ndarray, statement: np.ndarr
     return figures
 
 
+def _with_mean(scores: list[float]) -> tuple[float, list[float]]:
+    return sum(scores) / len(scores), scores
+
+
 def _image(index: int, texts: Texts) -> ScoredImage:
-    long = (ImageText(writer, ". ".join(pieces) + ".", tuple(pieces)) for writer, pieces in texts.items())
-    return ScoredImage(str(index), "", b"", tuple(long))
+    """The sub-captions of a scene alone: whole texts need no score."""
+    return ScoredImage(str(index), "", b"", tuple(ImageText(name, "", tuple(of)) for name, of in texts.items()))
 
 
 def _texts(images: Iterable[ImageScores]) -> Iterator[TextScore]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline.study.scores import data
-from lotlip_data.pipeline.study.scores.design import ARMS, RATES, Arm, ScoresDesign
+from lotlip_data.pipeline.study.scores.design import RATES, ROLES, Role, ScoresDesign
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class ImagesJob:
 
 @dataclass(frozen=True)
 class CellJob:
-    """Trains and evaluates an arm at an error rate; `all` scores the texts too."""
+    """Trains and evaluates at an error rate; the scorer scores the texts too."""
 
     seed: int
     rate: float
-    arm: Arm
+    role: Role
 
     def is_done(self, study: str, design: ScoresDesign) -> bool:
         return storage.exists(result_url(study, design, self))
 
     def prerequisite(self) -> "ImagesJob | CellJob":
         """The job that must be done before this one."""
-        return ImagesJob(self.seed) if self.arm == "all" else CellJob(self.seed, self.rate, "all")
+        return ImagesJob(self.seed) if self.role in ("scorer", "all") else CellJob(self.seed, self.rate, "scorer")
 
     def run(self, study: str, design: ScoresDesign) -> None:
         """Train and evaluate with the product's own functions, store the result and remove the model."""
@@ -61,15 +61,15 @@ class CellJob:
         texts = [data.sub_captions(scene, self.rate) for scene in scenes]
         run, figures = self._dataset(study, design, texts)
         out = storage.join(study, "scores-work", _name(design, self))
-        trained = train(design.config(self.arm, self.seed, data.text_tower(study, design)), run, out)
+        trained = train(design.config(self.role, self.seed, data.text_tower(study, design)), run, out)
         figures |= _retrieval_figures(study, design, self.seed, trained.model)
-        if self.arm == "all":
+        if self.role == "scorer":
             figures |= self._score(study, design, trained.model, run, texts)
         content = {
-            "key": design.key(self.arm),
+            "key": design.key(self.role),
             "seed": self.seed,
             "rate": self.rate,
-            "arm": self.arm,
+            "role": self.role,
             "steps": trained.steps,
             "loss": trained.loss,
             "seconds": round(time.process_time() - started, 1),
@@ -82,11 +82,11 @@ class CellJob:
         self, study: str, design: ScoresDesign, texts: Sequence[data.Texts]
     ) -> tuple[str, dict[str, float | None]]:
         """The dataset of the training, and figures about it."""
-        if self.arm == "all":
+        if self.role in ("scorer", "all"):
             return data.write_dataset(study, design, self.seed, f"{self.rate:g}/all", texts), {}
         scored = json.loads(self._scores_file(study, design).read_text())
-        if self.arm == "weighted":
-            name = f"{self.rate:g}/scored-{design.key('all')}"
+        if self.role == "weighted":
+            name = f"{self.rate:g}/scored-{design.key('scorer')}"
             return data.write_dataset(study, design, self.seed, name, texts, scored), {}
         kept, figures = self._without_lowest(design, texts, scored)
         name = f"{self.rate:g}/filtered-{design.key('filtered')}"
@@ -123,17 +123,17 @@ class CellJob:
         return detection_figures(scores, *labels(data.training_scenes(self.seed, design.scenes), texts))
 
     def _scores_file(self, study: str, design: ScoresDesign) -> Path:
-        return data.folder(study, design, self.seed) / f"{self.rate:g}" / f"scores-{design.key('all')}.json"
+        return data.folder(study, design, self.seed) / f"{self.rate:g}" / f"scores-{design.key('scorer')}.json"
 
     def __str__(self) -> str:
-        return f"{self.arm}, errors {self.rate:.0%}, seed {self.seed}"
+        return f"{self.role}, errors {self.rate:.0%}, seed {self.seed}"
 
 
 ScoresJob = ImagesJob | CellJob
 
 
 def _name(design: ScoresDesign, job: CellJob) -> str:
-    return f"{design.key(job.arm)}-{job.seed}-{job.rate:g}"
+    return f"{design.key(job.role)}-{job.seed}-{job.rate:g}"
 
 
 def result_url(study: str, design: ScoresDesign, job: CellJob) -> str:
@@ -141,12 +141,12 @@ def result_url(study: str, design: ScoresDesign, job: CellJob) -> str:
     return storage.join(study, "scores-results", f"{_name(design, job)}.json")
 
 
-def plan_jobs(seeds: Sequence[int], rates: Sequence[float] = RATES, arms: Sequence[Arm] = ARMS) -> list[ScoresJob]:
+def plan_jobs(seeds: Sequence[int], rates: Sequence[float] = RATES, roles: Sequence[Role] = ROLES) -> list[ScoresJob]:
     """All jobs in the order in which they should run: one seed after another, so that complete seeds are compared."""
     jobs: list[ScoresJob] = []
     for seed in seeds:
         jobs.append(ImagesJob(seed))
-        jobs += [CellJob(seed, rate, arm) for arm in arms for rate in rates]
+        jobs += [CellJob(seed, rate, role) for role in roles for rate in rates]
     return jobs
 
 

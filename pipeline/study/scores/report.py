@@ -8,14 +8,14 @@ from typing import Any
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.wording import count
 from lotlip_data.pipeline.study.plots import INK, RED, SERIES_COLOURS, new_figure, to_svg
-from lotlip_data.pipeline.study.scores.design import ARMS, RATES, SCORERS, Arm, ScoresDesign
+from lotlip_data.pipeline.study.scores.design import ARMS, RATES, ROLES, SCORERS, Role, ScoresDesign
 from lotlip_data.pipeline.study.scores.results import ScoresResults, format_lines
 from lotlip_data.pipeline.study.significance import Difference
 
 TARGET_AUC = 0.85
 """The AUC of the combined score that the study set out to reach."""
 _NOT_RUN = "–"
-_GAINING: tuple[Arm, ...] = ("filtered", "weighted")
+_GAINING: tuple[Role, ...] = ("filtered", "weighted")
 _COLOURS = dict(zip(SCORERS, (*SERIES_COLOURS, RED), strict=True))
 
 
@@ -42,9 +42,10 @@ def render_page(results: ScoresResults, design: ScoresDesign, seeds: int) -> str
     return environment.from_string(source).render(
         design=design,
         settings=design.settings,
+        scorer=design.settings | design.scorer,
         gallery=design.gallery,
         layers=count(design.text_layers, "layer") if design.text_layers > 1 else "layer",
-        trainings=seeds * len(RATES) * len(ARMS),
+        trainings=seeds * len(RATES) * len(ROLES),
         last_seed=seeds - 1,
         progress=_progress(results, seeds),
         detection_table=_detection_table(results),
@@ -56,9 +57,9 @@ def render_page(results: ScoresResults, design: ScoresDesign, seeds: int) -> str
 
 
 def _progress(results: ScoresResults, seeds: int) -> str:
-    done, planned = len(results.contents), seeds * len(RATES) * len(ARMS)
+    done, planned = len(results.contents), seeds * len(RATES) * len(ROLES)
     has_all = "All trainings have run" if done == planned else "Not all trainings have run yet"
-    what = f"{seeds} seeds × {len(RATES)} error rates × {len(ARMS)} arms"
+    what = f"{seeds} seeds × {len(RATES)} error rates × ({len(ARMS)} arms and a scorer)"
     return f"{has_all}: {done} of {planned} ({what}), {results.hours:.1f} hours of one core."
 
 
@@ -66,10 +67,10 @@ def _detection_table(results: ScoresResults) -> str:
     head = ["errors", "seeds", *(f"{scorer}, statements" for scorer in SCORERS)]
     lines = [[*head, *(f"{scorer}, all sub-captions" for scorer in SCORERS), "wrong sub-captions, %"]]
     for rate in RATES:
-        cells = [f"{rate:.0%}", str(len(results.values("all", rate, "wrong.all")) or _NOT_RUN)]
+        cells = [f"{rate:.0%}", str(len(results.values("scorer", rate, "wrong.all")) or _NOT_RUN)]
         for kind in ("statements", "all"):
-            cells += [_spread(results.values("all", rate, f"auc.{scorer}.{kind}"), 3) for scorer in SCORERS]
-        lines.append([*cells, _spread(results.values("all", rate, "wrong.all"))])
+            cells += [_spread(results.values("scorer", rate, f"auc.{scorer}.{kind}"), 3) for scorer in SCORERS]
+        lines.append([*cells, _spread(results.values("scorer", rate, "wrong.all"))])
     return _table(lines)
 
 
@@ -80,7 +81,7 @@ def _detection_sentences(results: ScoresResults) -> list[str]:
             (scorer, kind): fmean(values)
             for scorer in SCORERS
             for kind in ("statements", "all")
-            if (values := results.values("all", rate, f"auc.{scorer}.{kind}").values())
+            if (values := results.values("scorer", rate, f"auc.{scorer}.{kind}").values())
         }
         if not means:
             continue
@@ -150,7 +151,7 @@ def _training_sentences(results: ScoresResults) -> list[str]:
 def _filter_table(results: ScoresResults) -> str:
     lines = [["errors", "sub-captions kept, %", "wrong statements before, %", "wrong statements after, %"]]
     for rate in RATES:
-        before, after = (results.values(arm, rate, "wrong.statements") for arm in ("all", "filtered"))
+        before, after = (results.values(arm, rate, "wrong.statements") for arm in ("scorer", "filtered"))
         kept = results.values("filtered", rate, "kept")
         lines.append([f"{rate:.0%}", *map(_spread, (kept, before, after))])
     return _table(lines)
@@ -186,7 +187,7 @@ def plot_detection(results: ScoresResults) -> str:
     figure, panels = new_figure(2, 2.6, share_y=True)
     for panel, kind in zip(panels, ("statements", "all"), strict=True):
         for scorer in SCORERS:
-            points = {rate: results.values("all", rate, f"auc.{scorer}.{kind}") for rate in RATES}
+            points = {rate: results.values("scorer", rate, f"auc.{scorer}.{kind}") for rate in RATES}
             _plot(panel, {rate: list(values.values()) for rate, values in points.items() if values}, scorer)
         panel.axhline(TARGET_AUC, color=INK, linewidth=0.6, linestyle=":")
         panel.set_title({"statements": "AUC, statements", "all": "AUC, all sub-captions"}[kind], fontsize=8, color=INK)

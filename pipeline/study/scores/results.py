@@ -1,4 +1,4 @@
-"""The results of the study of scores, by arm, error rate and seed."""
+"""The results of the study of scores, by role, error rate and seed."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from lotlip_data.manifests import artifacts, storage
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study.data import FIRST_DEVELOPMENT_SEED
 from lotlip_data.pipeline.study.results import METRICS
-from lotlip_data.pipeline.study.scores.design import ARMS, Arm, ScoresDesign
+from lotlip_data.pipeline.study.scores.design import ROLES, Role, ScoresDesign
 from lotlip_data.pipeline.study.significance import Difference, mean_difference
 
 _REMEDY = "Remove it, and `lotlip-data study-scores` repeats this training."
@@ -24,7 +24,7 @@ class _Result(TypedDict):
     key: str
     seed: int
     rate: float
-    arm: Arm
+    role: Role
     figures: dict[str, float | None]
     seconds: float
 
@@ -38,25 +38,25 @@ class ScoresResults:
     """
 
     def __init__(self, contents: Iterable[Mapping[str, Any]], design: ScoresDesign) -> None:
-        keys = {design.key(arm) for arm in ARMS}
+        keys = {design.key(role) for role in ROLES}
         chosen = [each for each in contents if each["key"] in keys and each["seed"] < FIRST_DEVELOPMENT_SEED]
-        self.contents = sorted(chosen, key=lambda each: (each["seed"], each["rate"], ARMS.index(each["arm"])))
+        self.contents = sorted(chosen, key=lambda each: (each["seed"], each["rate"], ROLES.index(each["role"])))
         self.hours = sum(each["seconds"] for each in self.contents) / 3600
 
-    def values(self, arm: Arm, rate: float, figure: str) -> dict[int, float]:
+    def values(self, role: Role, rate: float, figure: str) -> dict[int, float]:
         """A figure, or the metric `long` of the study, by seed. Seeds without it are left out."""
         values: dict[int, float] = {}
         for content in self.contents:
-            if (content["arm"], content["rate"]) == (arm, rate):
+            if (content["role"], content["rate"]) == (role, rate):
                 parts = [content["figures"].get(name) for name in METRICS.get(figure, (figure,))]
                 known = [part for part in parts if part is not None]
                 if len(known) == len(parts):
                     values[content["seed"]] = sum(known) / len(known)
         return values
 
-    def gain(self, arm: Arm, rate: float) -> Difference | None:
-        """The gain of an arm over `all` in long-text retrieval, paired by seed; None for fewer than three seeds."""
-        own, plain = (self.values(each, rate, "long") for each in (arm, "all"))
+    def gain(self, role: Role, rate: float) -> Difference | None:
+        """The gain of a role over `all` in long-text retrieval, paired by seed; None for fewer than three seeds."""
+        own, plain = (self.values(each, rate, "long") for each in (role, "all"))
         return mean_difference([own[seed] - plain[seed] for seed in sorted(own.keys() & plain.keys())])
 
 

@@ -11,7 +11,7 @@ import pytest
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study.experiments import SETTINGS, Gallery
 from lotlip_data.pipeline.study.scores import data
-from lotlip_data.pipeline.study.scores.design import ARMS, RATES, SCORERS, ScoresDesign
+from lotlip_data.pipeline.study.scores.design import ARMS, RATES, ROLES, SCORERS, ScoresDesign
 from lotlip_data.pipeline.study.scores.detection import auc, labels
 from lotlip_data.pipeline.study.scores.jobs import CellJob, ImagesJob, plan_jobs, result_url
 from lotlip_data.pipeline.study.scores.main import rebuild_scores_page
@@ -24,6 +24,7 @@ from tests.support.paths import ROOT
 
 SMALL = ScoresDesign(
     settings=SETTINGS | {"epochs": 1, "batch": 16, "warm_up": 1, "checkpoint_every": 1},
+    scorer={"epochs": 2},
     scenes=48,
     gallery=Gallery(groups=4, twins=3),
 )
@@ -66,19 +67,24 @@ def test_auc_is_the_probability_that_a_right_sub_caption_scores_higher() -> None
     assert auc(scores, np.zeros(300, bool)) is auc(scores, np.ones(300, bool)) is None
 
 
-def test_results_are_keyed_by_what_an_arm_computes() -> None:
+def test_results_are_keyed_by_what_a_role_computes() -> None:
     design = ScoresDesign()
-    assert len({design.key(arm) for arm in ARMS}) == 3
-    for change, same in (({"dropped": 0.3}, ("all", "weighted")), ({"temperature": 0.2}, ("all", "filtered"))):
+    assert len({design.key(role) for role in ROLES}) == len(ROLES)
+    changes: list[tuple[dict, set[str]]] = [
+        ({"dropped": 0.3}, {"filtered"}),
+        ({"temperature": 0.2}, {"weighted"}),
+        ({"scorer": {"epochs": 99}}, {"scorer", "filtered", "weighted"}),
+        ({"similarity_weight": 0.3}, {"scorer", "filtered", "weighted"}),
+        ({"scenes": 100}, set(ROLES)),
+    ]
+    for change, others in changes:
         changed = dataclasses.replace(design, **change)
-        assert {arm for arm in ARMS if changed.key(arm) == design.key(arm)} == set(same)
-    changed = dataclasses.replace(design, scenes=100)
-    assert not any(changed.key(arm) == design.key(arm) for arm in ARMS)
+        assert {role for role in ROLES if changed.key(role) != design.key(role)} == others
 
 
 def test_scores_come_before_the_trainings_that_use_them() -> None:
     jobs = plan_jobs(range(8))
-    assert len(jobs) == 8 * (1 + len(RATES) * len(ARMS)) == len(set(jobs))
+    assert len(jobs) == 8 * (1 + len(RATES) * len(ROLES)) == len(set(jobs))
     for position, job in enumerate(jobs):
         first = job.prerequisite()
         assert first is None or first in jobs[:position]
@@ -87,14 +93,16 @@ def test_scores_come_before_the_trainings_that_use_them() -> None:
 @pytest.mark.slow
 def test_arms_have_equal_images_steps_and_seeds_and_differ_in_their_texts_alone(tmp_path: Path) -> None:
     study, results = str(tmp_path), {}
-    for job in (ImagesJob(50), *(CellJob(50, 0.4, arm) for arm in ARMS)):
+    for job in (ImagesJob(50), *(CellJob(50, 0.4, role) for role in ROLES)):
         assert not job.is_done(study, SMALL)
         job.run(study, SMALL)
         assert job.is_done(study, SMALL)
         if isinstance(job, CellJob):
-            results[job.arm] = json.loads(Path(result_url(study, SMALL, job)).read_text())
-    assert {(each["steps"], each["seed"], each["rate"]) for each in results.values()} == {(3, 50, 0.4)}
-    figures = results["all"]["figures"]
+            results[job.role] = json.loads(Path(result_url(study, SMALL, job)).read_text())
+    assert {(each["steps"], each["seed"], each["rate"]) for role, each in results.items() if role in ARMS} == {
+        (3, 50, 0.4)
+    }
+    figures = results["scorer"]["figures"]
     assert all(0 <= figures[f"auc.{scorer}.{kind}"] <= 1 for scorer in SCORERS for kind in ("all", "statements"))
     assert figures["wrong.statements"] == pytest.approx(40, abs=8)
     assert results["filtered"]["figures"]["kept"] == pytest.approx(80, abs=1)
@@ -114,11 +122,11 @@ def test_arms_have_equal_images_steps_and_seeds_and_differ_in_their_texts_alone(
     assert not any("_score" in name for name in tables["all"].column_names)
 
 
-def _result(seed: int, rate: float, arm: str, recall: float, **figures: float | None) -> dict:
+def _result(seed: int, rate: float, role: str, recall: float, **figures: float | None) -> dict:
     names = ("person.t2i.R@1", "person.i2t.R@1", "sharegpt4v.t2i.R@1", "sharegpt4v.i2t.R@1")
     figures |= dict.fromkeys(names, recall)
-    key = ScoresDesign().key(arm)
-    return {"key": key, "seed": seed, "rate": rate, "arm": arm, "figures": figures, "seconds": 36.0}
+    key = ScoresDesign().key(role)
+    return {"key": key, "seed": seed, "rate": rate, "role": role, "figures": figures, "seconds": 36.0}
 
 
 def _results(gains: dict[str, list[float]]) -> list[dict]:
@@ -127,7 +135,8 @@ def _results(gains: dict[str, list[float]]) -> list[dict]:
     aucs |= {"auc.combined.all": 0.8, "auc.combined.statements": 0.88, "wrong.all": 15.0, "wrong.statements": 20.0}
     contents = []
     for seed in range(4):
-        contents.append(_result(seed, 0.2, "all", 10.0 + seed, **aucs))
+        contents.append(_result(seed, 0.2, "scorer", 0.0, **aucs))
+        contents.append(_result(seed, 0.2, "all", 10.0 + seed))
         contents += [_result(seed, 0.2, arm, 10.0 + seed + values[seed]) for arm, values in gains.items()]
     return contents
 
@@ -135,7 +144,9 @@ def _results(gains: dict[str, list[float]]) -> list[dict]:
 def test_the_page_says_what_gains_what_loses_and_what_the_noise_hides() -> None:
     contents = _results({"filtered": [3.0, 4.0, 3.0, 4.0], "weighted": [-2.0, 3.0, -1.0, 1.0]})
     page = render_page(ScoresResults(contents, ScoresDesign()), ScoresDesign(), 8)
-    assert "Not all trainings have run yet: 12 of 96 (8 seeds × 4 error rates × 3 arms), 0.1 hours" in page
+    assert (
+        "Not all trainings have run yet: 16 of 128 (8 seeds × 4 error rates × (3 arms and a scorer)), 0.2 hours" in page
+    )
     assert "| 20% | 4 | 11.5 ± 1.3 | 15.0 ± 1.6 | 11.8 ± 2.9 | +3.5 [+2.6, +4.4] | +0.2 [-3.3, +3.8] |" in page
     assert "`filtered` against `all`: it gains outside the noise at 20% errors (+3.5 [+2.6, +4.4])." in page
     assert "`weighted` against `all`: it shows no difference beyond the noise at 20% errors" in page
@@ -149,7 +160,7 @@ def test_results_of_development_seeds_and_of_other_designs_are_not_shown() -> No
     contents = _results({"filtered": [0.0] * 4, "weighted": [0.0] * 4})
     others = [contents[0] | {"seed": 50}, contents[0] | {"key": "0" * 12}]
     results = ScoresResults([*others, *contents], ScoresDesign())
-    assert len(results.contents) == 12 and results.values("all", 0.2, "long") == {0: 10, 1: 11, 2: 12, 3: 13}
+    assert len(results.contents) == 16 and results.values("all", 0.2, "long") == {0: 10, 1: 11, 2: 12, 3: 13}
 
 
 def test_equal_results_give_equal_pages_and_a_page_is_rebuilt_from_its_results(tmp_path: Path) -> None:
