@@ -36,6 +36,8 @@ class ScoresDesign:
     gallery: Gallery = field(default_factory=Gallery)
     similarity_weight: float = 0.1
     """Weight of similarity in the combined score; agreement has the rest."""
+    neighbours: int = 30
+    """Option of agreement: the support of so many like sub-captions is subtracted."""
     dropped: float = 0.2
     """Share of the sub-captions, those with the lowest combined scores, that the arm `filtered` leaves out."""
     temperature: float = 0.5
@@ -60,7 +62,7 @@ class ScoresDesign:
         parts: list[Any] = [VERSION, role, self.text_layers, self.scenes, [self.gallery.groups, self.gallery.twins]]
         parts.append(self.config(role, 0, "").to_dict())
         if role != "all":
-            parts += [self.similarity_weight, self.config("scorer", 0, "").to_dict()]
+            parts += [self.similarity_weight, self.neighbours, self.config("scorer", 0, "").to_dict()]
         if role == "filtered":
             parts.append(self.dropped)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

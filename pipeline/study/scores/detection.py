@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lotlip_data.pipeline.scoring.agreement import Agreement
+from lotlip_data.pipeline.scoring.agreement import Agreement, AgreementOptions
 from lotlip_data.pipeline.scoring.base import ImageScores, ImageText, ScoredImage, ShardScorer, TextScore
 from lotlip_data.pipeline.scoring.combined import Moments, combine
 from lotlip_data.pipeline.scoring.similarity import Similarity
@@ -65,7 +65,9 @@ class _StoredSimilarity(Similarity):
         return [self._features[int(image.uid)] for image in images]
 
 
-def score_texts(model: str, texts: Sequence[Texts], features: np.ndarray, weights: dict[str, float]) -> TextScores:
+def score_texts(
+    model: str, texts: Sequence[Texts], features: np.ndarray, weights: dict[str, float], neighbours: int
+) -> TextScores:
     """Score all texts by the scorers of the product with a trained model.
 
     Args:
@@ -73,11 +75,12 @@ def score_texts(model: str, texts: Sequence[Texts], features: np.ndarray, weight
         texts: For each scene the sub-captions of each writer.
         features: float32 [scenes, D], unit features of the images by the model's image tower.
         weights: The weights of the scorers in the combined score.
+        neighbours: The option of agreement.
     """
     images = [_image(index, by_writer) for index, by_writer in enumerate(texts)]
     scorers: dict[str, ShardScorer] = {
         "similarity": _StoredSimilarity(model, features),
-        "agreement": Agreement(model, None, "cpu"),
+        "agreement": Agreement(model, AgreementOptions(neighbours=neighbours), "cpu"),
     }
     scored = {name: list(scorer.score(images)) for name, scorer in scorers.items()}
     by_scorer = {name: _floats(each for text in _texts(of) for each in text.pieces) for name, of in scored.items()}

@@ -118,7 +118,7 @@ class CellJob:
         """Score the texts for the other arms. Returns the figures of detection."""
         from lotlip_data.pipeline.study.scores.detection import detection_figures, labels, score_texts
 
-        scores = score_texts(model, texts, data.dataset_features(run), design.weights)
+        scores = score_texts(model, texts, data.dataset_features(run), design.weights, design.neighbours)
         storage.replace(str(self._scores_file(study, design)), json.dumps(scores.by_text).encode())
         return detection_figures(scores, *labels(data.training_scenes(self.seed, design.scenes), texts))
 

@@ -65,6 +65,28 @@ def test_features_that_are_not_finite_are_the_reason_of_their_image_alone(model)
     assert [image.error for image in _score(*images)] == [NOT_FINITE, None]
 
 
+def _relative(*images, neighbours):
+    return list(Agreement("m", AgreementOptions(neighbours=neighbours)).score(images))
+
+
+def test_with_neighbours_the_mean_support_of_like_sub_captions_of_other_images_is_subtracted(model):
+    # Only `a` writes about green. Its red is supported in two images of three.
+    images = [scored_image(raw=["red"], a=["red", "green"], b=["red"]) for _ in range(2)]
+    images.append(scored_image(a=["red", " ", "green"], b=["blue"]))
+    first, second, third = _relative(*images, neighbours=2)
+    assert first == second and first.texts[1].pieces == pytest.approx((1 - 0.5, 0))
+    assert third.texts[0].pieces == (pytest.approx(0 - 1), None, pytest.approx(0))
+    assert third.texts[0].score == pytest.approx(-0.5) and third.texts[1].score == pytest.approx(-1)
+    assert first.texts[0].score == pytest.approx(0)  # raw texts are compared with raw texts
+
+
+def test_without_like_sub_captions_nothing_is_subtracted_and_reasons_stay(model):
+    images = [scored_image(a=["red"], b=["red"]), scored_image(a=["red"])]
+    alone, single = _relative(*images, neighbours=30)
+    assert alone.texts[0].pieces == pytest.approx((1,)) and single.error == NO_OTHER
+    assert _relative(neighbours=30) == []
+
+
 def test_each_distinct_text_of_a_batch_is_embedded_once(model):
     _score(*[scored_image(raw=["red"], a=["red", "blue"], b=["blue"])] * 3)
     assert sorted(model.embedded) == ["blue", "red"]
@@ -72,7 +94,7 @@ def test_each_distinct_text_of_a_batch_is_embedded_once(model):
 
 def test_a_scorer_travels_without_its_model_and_its_identity_has_model_and_options(model):
     scorer = Agreement("m", AgreementOptions(others="mean"))
-    assert scorer.identity == {"version": 1, "model": "colours", "others": "mean"}
+    assert scorer.identity == {"version": 1, "model": "colours", "others": "mean", "neighbours": 0}
     list(scorer.score([scored_image(a=["red"], b=["red"])]))
     copy = pickle.loads(pickle.dumps(scorer))
     assert copy._loaded is None and copy.identity == scorer.identity
