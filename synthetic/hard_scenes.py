@@ -74,9 +74,15 @@ def near_twins(scene: Scene, seeds: Sequence[int]) -> list[Scene]:
     return list(twins.values())
 
 
-def misread(scene: Scene, writer: str) -> Scene:
-    """The scene as the captioner `writer` describes it: with errors, which are the same in every call."""
-    errors = CAPTIONER_ERRORS[writer]
+def misread(scene: Scene, writer: str, errors: ErrorRates | None = None) -> Scene:
+    """The scene as the captioner `writer` describes it: with errors, which are the same in every call.
+
+    Args:
+        scene: The scene.
+        writer: The captioner. Errors of different captioners are independent.
+        errors: How often it errs. Default: its rates in CAPTIONER_ERRORS.
+    """
+    errors = errors or CAPTIONER_ERRORS[writer]
     rng = np.random.default_rng([scene.seed, 5, WRITERS.index(writer)])
     objects = scene.objects
     for index in range(len(objects)):

@@ -94,7 +94,12 @@ INSPECTION: Commands = {
     "export": export.export,
 }
 MODELS: Commands = {"eval-tables": evaluate.eval_tables, "embed": train.embed}
-DEMO: Commands = {"demo": stages.demo, "study": study.study, "study-page": study.study_page}
+DEMO: Commands = {
+    "demo": stages.demo,
+    "study": study.study,
+    "study-page": study.study_page,
+    "study-scores": study.study_scores,
+}
 
 for panel, commands in {
     "Before a run": PLANNING,

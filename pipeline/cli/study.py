@@ -58,3 +58,43 @@ def study_page(
         from lotlip_data.pipeline.study.main import rebuild_page
 
         rebuild_page(results, out, seeds)
+
+
+SCORES_SEEDS = 8
+
+
+def study_scores(
+    folder: Annotated[str, typer.Argument(metavar="[DIR]", help="The study's folder on this machine.")] = "runs/scores",
+    out: Annotated[
+        str | None, typer.Option(help="Folder for the page, study/scores.md. Default: the study's folder.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, max=1e6, help="Minutes after which to stop; the next call resumes. Default: no limit."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=3, max=10, help="Number of seeds.")] = SCORES_SEEDS,
+    processes: Annotated[int, typer.Option(min=1, help="Number of trainings at a time, of one thread each.")] = 2,
+    results: Annotated[
+        str | None, typer.Option(help="Run nothing; write the page from this scores.jsonl of an earlier call.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure on synthetic scenes whether scores find wrong sub-captions, and whether trainings gain.
+
+    It can be stopped at any time; the same command resumes it.
+
+    Example: lotlip-data study-scores runs/scores --minutes 30
+    """
+    with command("study-scores", json) as console:
+        from lotlip_data.pipeline.study.scores.main import rebuild_scores_page, run_scores_study
+
+        if results is not None:
+            rebuild_scores_page(results, out or folder, seeds)
+            console.result({"done": 0, "left": 0, "failed": []})
+            return
+        progress = run_scores_study(folder, out or folder, minutes, seeds, processes)
+        console.result({"done": progress.done, "left": progress.left, "failed": list(progress.failed)})
+        for line in progress.failed:
+            console.error(line)
+        if progress.failed:
+            raise typer.Exit(FAILED)

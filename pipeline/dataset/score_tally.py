@@ -8,6 +8,8 @@ import numpy as np
 
 HALF_BITS = 16
 _SIGN = np.uint32(1 << 31)
+_ROUNDING = 1e-9
+"""Scores that differ by less, relative to their mean, are equal."""
 QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 """The percentiles that a summary names."""
 
@@ -50,7 +52,9 @@ class Moments:
 
     @property
     def deviation(self) -> float:
-        return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
+        """The standard deviation; 0 without scores, and if all are equal but for rounding."""
+        deviation = float(np.sqrt(self.squares / self.count)) if self.count else 0.0
+        return deviation if deviation > _ROUNDING * abs(self.mean) else 0.0
 
 
 @dataclass

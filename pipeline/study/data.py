@@ -100,8 +100,8 @@ def evaluation_sets(seed: int, texts: Texts, gallery: Gallery) -> tuple[list[Ret
         have long texts of groups of a scene and its near twins. `unrelated` has as many `detailed` texts of unrelated
         scenes. `short` has texts of the salient object, all different.
     """
-    seeds = iter(scene_seeds(seed)[TRAINING_SCENES_PER_SEED:])
-    grouped = tuple(scene for _ in range(gallery.groups) for scene in _twin_group(seeds, gallery.twins))
+    seeds = evaluation_seeds(seed)
+    grouped = twin_groups(seeds, gallery)
     pictures = tuple(map(render, grouped))
     writers = ("detailed",) if texts == "detailed" else ("person", "sharegpt4v")
     sets = [RetrievalSet(name, pictures, tuple(crowded_text(scene, name) for scene in grouped)) for name in writers]
@@ -116,6 +116,16 @@ def evaluation_sets(seed: int, texts: Texts, gallery: Gallery) -> tuple[list[Ret
         descriptions = tuple(crowded_text(scene, texts) for scene in unrelated)
         sets.insert(1, RetrievalSet("unrelated", tuple(map(render, unrelated)), descriptions))
     return sets, _classification_set(classified)
+
+
+def evaluation_seeds(seed: int) -> Iterator[int]:
+    """The seeds of the scenes for evaluation, in order. The first ones are those of the groups of near twins."""
+    return iter(scene_seeds(seed)[TRAINING_SCENES_PER_SEED:])
+
+
+def twin_groups(seeds: Iterator[int], gallery: Gallery) -> tuple[Scene, ...]:
+    """The groups of a scene and its near twins, one group after another, from the next seeds."""
+    return tuple(scene for _ in range(gallery.groups) for scene in _twin_group(seeds, gallery.twins))
 
 
 def _twin_group(seeds: Iterator[int], twins: int) -> list[Scene]:
@@ -155,11 +165,11 @@ def write_datasets(study: str, design: Design, texts: Texts, seed: int) -> None:
     assert len(seeds) <= TRAINING_SCENES_PER_SEED, "no training scene is an evaluation scene"
     starts = range(0, len(seeds), design.scenes // SHARDS_AT_SCALE_1)
     records = [
-        _write_shard(Path(largest.shards), number, seeds[start : start + starts.step], texts)
+        write_shard(Path(largest.shards), number, seeds[start : start + starts.step], texts)
         for number, start in enumerate(starts)
     ]
-    _write_index(largest, records, texts)
-    _cache_features(largest.url, design)
+    write_index(largest, records, texts)
+    cache_features(largest.url, design)
     for scale in scales[:-1]:
         _link_first_shards(largest, Run.at(str(folder / str(scale))), records[: SHARDS_AT_SCALE_1 * scale], texts)
     (folder / "done").touch()
@@ -170,7 +180,7 @@ def writers_of(texts: Texts) -> tuple[str, ...]:
     return ("detailed",) if texts == "detailed" else tuple(CAPTIONER_ERRORS)
 
 
-def _write_shard(folder: Path, number: int, seeds: Sequence[int], texts: Texts) -> dict[str, Any]:
+def write_shard(folder: Path, number: int, seeds: Sequence[int], texts: Texts) -> dict[str, Any]:
     """Write a shard, unless it exists, and return its record for dataset.json."""
     stem, writers = f"train-{number:05d}", writers_of(texts)
     tar, parquet, record = (folder / f"{stem}{ending}" for ending in (".tar", ".parquet", ".json"))
@@ -207,8 +217,8 @@ def _sample(seed: int, key: str, writers: Sequence[str]) -> tuple[dict[str, Any]
     return row, image
 
 
-def _write_index(run: Run, records: Sequence[dict[str, Any]], texts: Texts) -> None:
-    """Write dataset.json."""
+def write_index(run: Run, records: Sequence[dict[str, Any]], texts: Texts) -> None:
+    """Write dataset.json of a run in a folder, with the records of `write_shard`."""
     content = {
         "schema_version": schema.SCHEMA_VERSION,
         "captioners": {name: f"{name}-writer" for name in writers_of(texts)},
@@ -219,7 +229,7 @@ def _write_index(run: Run, records: Sequence[dict[str, Any]], texts: Texts) -> N
     Path(run.dataset).write_text(json.dumps(content))
 
 
-def _cache_features(url: str, design: Design) -> None:
+def cache_features(url: str, design: Design) -> None:
     """Compute the locked tower's features, so that no training has to."""
     from lotlip_data.training.data.dataset import open_dataset
     from lotlip_data.training.data.feature_cache import FeatureCache
@@ -239,4 +249,4 @@ def _link_first_shards(source: Run, target: Run, records: Sequence[dict[str, Any
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.exists():
             os.link(original, link)
-    _write_index(target, records, texts)
+    write_index(target, records, texts)

@@ -25,6 +25,9 @@ class DataJob:
     def is_done(self, study: str, design: Design) -> bool:
         return data.is_written(study, design, self.texts, self.seed)
 
+    def prerequisite(self) -> None:
+        """The job that must be done before this one: none."""
+
     def run(self, study: str, design: Design) -> None:
         data.write_datasets(study, design, self.texts, self.seed)
 
@@ -45,6 +48,10 @@ class TrainingJob:
 
     def is_done(self, study: str, design: Design) -> bool:
         return storage.exists(result_url(study, self.name(design)))
+
+    def prerequisite(self) -> DataJob:
+        """The job that must be done before this one."""
+        return DataJob(self.experiment.texts, self.seed)
 
     def run(self, study: str, design: Design) -> None:
         """Train and evaluate with the product's own functions, store the result and remove the model."""
@@ -95,11 +102,6 @@ def plan_jobs(experiments: Iterable[Experiment], seeds: Iterable[int]) -> list[J
             jobs.setdefault(DataJob(experiment.texts, seed))
             jobs.setdefault(TrainingJob(experiment, seed))
     return list(jobs)
-
-
-def prerequisite(job: Job) -> DataJob | None:
-    """The job that must be done before this one."""
-    return DataJob(job.experiment.texts, job.seed) if isinstance(job, TrainingJob) else None
 
 
 def _evaluate(model: str, job: TrainingJob, design: Design) -> dict[str, float]:

@@ -27,7 +27,7 @@ def plot(table: Table, results: Results) -> str:
     """
     metrics = [*table.metrics, *(["flops"] if table.name == "figure-4" else [])]
     height = 2.6 if table.x else 0.8 + 0.3 * len(table.rows)
-    figure, panels = _new_figure(len(metrics), height, share_y=not table.x)
+    figure, panels = new_figure(len(metrics), height, share_y=not table.x)
     for panel, metric in zip(panels, metrics, strict=True):
         if table.x:
             _plot_curves(panel, table, results, metric)
@@ -35,7 +35,7 @@ def plot(table: Table, results: Results) -> str:
             _plot_dots(panel, table.rows, results, metric)
     if len(table.series) > 1:
         panels[0].legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _plot_dots(panel: Any, rows: Sequence[TableRow], results: Results, metric: str) -> None:
@@ -88,7 +88,8 @@ def _plot_curve(
     )
 
 
-def _new_figure(panels: int, height: float, share_y: bool) -> tuple[Any, Sequence[Any]]:
+def new_figure(panels: int, height: float, share_y: bool) -> tuple[Any, Sequence[Any]]:
+    """A figure with panels side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.1 * panels + (1.2 if share_y else 0), height), layout="constrained", facecolor="white")
@@ -100,7 +101,8 @@ def _new_figure(panels: int, height: float, share_y: bool) -> tuple[Any, Sequenc
     return figure, axes
 
 
-def _svg(figure: Any) -> str:
+def to_svg(figure: Any) -> str:
+    """The figure as SVG, the same bytes for the same figure."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()

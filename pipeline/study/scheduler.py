@@ -18,15 +18,25 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
+from typing import Any, Protocol
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.study.experiments import Design
-from lotlip_data.pipeline.study.jobs import Job, prerequisite
 
 logger = logging.getLogger(__name__)
 
 MAX_WAIT_SECONDS = 3600.0
 """The operating system rejects waits of months."""
+
+
+class Job(Protocol):
+    """A piece of work of a study, which is pickled and sent to a process. `design` is the study's."""
+
+    def is_done(self, study: str, design: Any) -> bool: ...
+
+    def prerequisite(self) -> "Job | None":
+        """The job that must be done before this one."""
+
+    def run(self, study: str, design: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class RunSummary:
     """The failed jobs with their errors."""
 
 
-def run_jobs(study: str, design: Design, jobs: Sequence[Job], processes: int, seconds: float | None) -> RunSummary:
+def run_jobs(study: str, design: Any, jobs: Sequence[Job], processes: int, seconds: float | None) -> RunSummary:
     """Run the jobs that are not done yet.
 
     Args:
@@ -66,7 +76,7 @@ def run_jobs(study: str, design: Design, jobs: Sequence[Job], processes: int, se
 class _Scheduler:
     """The parent of the worker processes. It knows which worker has which job, and what is pending."""
 
-    def __init__(self, study: str, design: Design, pending: list[Job], deadline: float | None) -> None:
+    def __init__(self, study: str, design: Any, pending: list[Job], deadline: float | None) -> None:
         self._study, self._design, self._pending, self._deadline = study, design, pending, deadline
         self._total, self._done, self._errors = len(pending), 0, dict[Job, str]()
         self._job_of_worker: dict[Connection, Job | None] = {}
@@ -105,7 +115,7 @@ class _Scheduler:
         return any(self._job_of_worker.values())
 
     def _is_ready(self, job: Job) -> bool:
-        first = prerequisite(job)
+        first = job.prerequisite()
         return first is None or first.is_done(self._study, self._design)
 
     def _wait(self) -> bool:
@@ -138,7 +148,7 @@ class _Scheduler:
         logger.info(f"{self._done + len(self._errors)}/{self._total} {job}{': ' + error if error else ''}")
 
 
-def _run_worker(connection: Connection, study: str, design: Design) -> None:
+def _run_worker(connection: Connection, study: str, design: Any) -> None:
     """Run the jobs that arrive, and answer each with None or its error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that every `finally` runs

@@ -22,6 +22,9 @@ class FakeJob:
     name: str
     outcome: str = "done"
 
+    def prerequisite(self) -> None:
+        return None
+
     def is_done(self, study: str, design: object) -> bool:
         return Path(study, f"{self.name}.done").exists()
 
