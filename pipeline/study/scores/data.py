@@ -29,7 +29,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.writer import record_of
 from lotlip_data.pipeline.study import data as study_data
 from lotlip_data.pipeline.study.experiments import Design
-from lotlip_data.pipeline.study.scores.design import VERSION, ScoresDesign
+from lotlip_data.pipeline.study.scores.design import VERSION, Role, ScoresDesign
 from lotlip_data.synthetic.caption_writers import WRITERS
 from lotlip_data.synthetic.hard_scenes import ErrorRates, crowded_scene, crowded_text, misread
 from lotlip_data.synthetic.scenes import Scene, render
@@ -81,7 +81,7 @@ def _write_gallery_features(study: str, design: ScoresDesign, seed: int) -> None
     """Write unit features of the images of the evaluation, by the locked tower."""
     from lotlip_data.training.models.lotlip import load_model
 
-    model = load_model(design.config("all", seed, text_tower(study, design)))
+    model = load_model(design.config("all", seed, text_tower(study, design, "all")))
     features = model.embed_images(map(render, gallery_scenes(design, seed))).numpy()
     storage.replace(str(folder(study, design, seed) / GALLERY), encode_features(features))
 
@@ -101,16 +101,17 @@ def has_images(study: str, design: ScoresDesign, seed: int) -> bool:
     return (folder(study, design, seed) / GALLERY).exists()
 
 
-def text_tower(study: str, design: ScoresDesign) -> str:
+def text_tower(study: str, design: ScoresDesign, role: Role) -> str:
     """The folder of the text tower, which is written if it is missing: the first layers of the study's."""
-    target = Path(study, "scores-data", f"bert-{design.text_layers}")
+    layers = design.layers(role)
+    target = Path(study, "scores-data", f"bert-{layers}")
     if not target.exists():
         from transformers import AutoModel, AutoTokenizer
 
         source = resolve(design.settings["text_tower"])
         model: Any = AutoModel.from_pretrained(source)
-        model.encoder.layer = model.encoder.layer[: design.text_layers]
-        model.config.num_hidden_layers = design.text_layers
+        model.encoder.layer = model.encoder.layer[:layers]
+        model.config.num_hidden_layers = layers
         part = target.with_name(f"{target.name}.part-{os.getpid()}")
         model.save_pretrained(part)
         AutoTokenizer.from_pretrained(source).save_pretrained(part)

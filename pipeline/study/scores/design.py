@@ -28,10 +28,10 @@ class ScoresDesign:
     """What all cells have in common. The defaults were chosen on development scenes."""
 
     settings: dict[str, Any] = field(default_factory=lambda: dict(SETTINGS))
-    scorer: dict[str, Any] = field(default_factory=lambda: {"epochs": 15})
-    """Settings of the scorer that differ."""
     text_layers: int = 1
-    """Layers of the text tower: the first ones of the study's tower."""
+    """Layers of the arms' text towers: the first ones of the study's tower."""
+    scorer_layers: int = 3
+    """Layers of the scorer's text tower: all of the study's tower."""
     scenes: int = 2400
     gallery: Gallery = field(default_factory=Gallery)
     similarity_weight: float = 0.1
@@ -48,21 +48,23 @@ class ScoresDesign:
         """The weights of the scorers in the combined score."""
         return {"similarity": self.similarity_weight, "agreement": 1 - self.similarity_weight}
 
+    def layers(self, role: Role) -> int:
+        """Layers of the text tower of a training."""
+        return self.scorer_layers if role == "scorer" else self.text_layers
+
     def config(self, role: Role, seed: int, text_tower: str) -> TrainConfig:
         """The configuration of a training."""
         settings = self.settings | METHODS["lotlip"] | {"text_tower": text_tower}
-        if role == "scorer":
-            settings |= self.scorer
         if role == "weighted":
             settings |= {"text_weights": "score", "text_temperature": self.temperature}
         return make_config("lotlip", seed=seed, **settings)
 
     def key(self, role: Role) -> str:
         """12 hexadecimal digits that identify everything that a role computes, except seed and error rate."""
-        parts: list[Any] = [VERSION, role, self.text_layers, self.scenes, [self.gallery.groups, self.gallery.twins]]
+        parts: list[Any] = [VERSION, role, self.layers(role), self.scenes, [self.gallery.groups, self.gallery.twins]]
         parts.append(self.config(role, 0, "").to_dict())
         if role != "all":
-            parts += [self.similarity_weight, self.neighbours, self.config("scorer", 0, "").to_dict()]
+            parts += [self.similarity_weight, self.neighbours, self.scorer_layers]
         if role == "filtered":
             parts.append(self.dropped)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

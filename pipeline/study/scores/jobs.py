@@ -61,7 +61,7 @@ class CellJob:
         texts = [data.sub_captions(scene, self.rate) for scene in scenes]
         run, figures = self._dataset(study, design, texts)
         out = storage.join(study, "scores-work", _name(design, self))
-        trained = train(design.config(self.role, self.seed, data.text_tower(study, design)), run, out)
+        trained = train(design.config(self.role, self.seed, data.text_tower(study, design, self.role)), run, out)
         figures |= _retrieval_figures(study, design, self.seed, trained.model)
         if self.role == "scorer":
             figures |= self._score(study, design, trained.model, run, texts)

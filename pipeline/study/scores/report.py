@@ -42,9 +42,9 @@ def render_page(results: ScoresResults, design: ScoresDesign, seeds: int) -> str
     return environment.from_string(source).render(
         design=design,
         settings=design.settings,
-        scorer=design.settings | design.scorer,
         gallery=design.gallery,
-        layers=count(design.text_layers, "layer") if design.text_layers > 1 else "layer",
+        layers=count(design.text_layers, "layer"),
+        scorer_layers=count(design.scorer_layers, "layer"),
         trainings=seeds * len(RATES) * len(ROLES),
         last_seed=seeds - 1,
         progress=_progress(results, seeds),

@@ -24,7 +24,6 @@ from tests.support.paths import ROOT
 
 SMALL = ScoresDesign(
     settings=SETTINGS | {"epochs": 1, "batch": 16, "warm_up": 1, "checkpoint_every": 1},
-    scorer={"epochs": 2},
     scenes=48,
     gallery=Gallery(groups=4, twins=3),
 )
@@ -73,8 +72,9 @@ def test_results_are_keyed_by_what_a_role_computes() -> None:
     changes: list[tuple[dict, set[str]]] = [
         ({"dropped": 0.3}, {"filtered"}),
         ({"temperature": 0.2}, {"weighted"}),
-        ({"scorer": {"epochs": 99}}, {"scorer", "filtered", "weighted"}),
+        ({"scorer_layers": 2}, {"scorer", "filtered", "weighted"}),
         ({"similarity_weight": 0.3}, {"scorer", "filtered", "weighted"}),
+        ({"text_layers": 2}, {"all", "filtered", "weighted"}),
         ({"scenes": 100}, set(ROLES)),
     ]
     for change, others in changes:
