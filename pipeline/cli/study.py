@@ -79,7 +79,9 @@ def study_scores(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure on synthetic scenes whether scores find wrong sub-captions, and whether trainings gain.
+    """Measure whether scores find wrong captions, and help.
+
+    On synthetic scenes with stated errors of captioners.
 
     It can be stopped at any time; the same command resumes it.
 
