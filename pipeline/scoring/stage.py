@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, cast
@@ -209,6 +209,7 @@ class _Scoring:
         existing = set(storage.list_names(run.scorer(name), score_file.ENDING))
         pending = {shard: file for shard, file in wanted.items() if file not in existing}
         summary.skipped[name] = len(wanted) - len(pending)
+        self._renew_records(pending, wanted)
         failures = len(summary.failed)
         if pending and self.record.dataset_wide:
             self._compare(shards, pending, summary)
@@ -218,6 +219,17 @@ class _Scoring:
         if complete and len(summary.failed) == failures:
             for file in existing.difference(wanted.values()):
                 storage.remove(run.score_file(name, file))
+
+    def _renew_records(self, pending: Collection[int], wanted: Mapping[int, str]) -> None:
+        """Remove the records of earlier scores, and add those of a driver that was killed before it added them."""
+        ledger.forget(self._run.score_ledger(self.name), pending)
+        recorded = ledger.recorded(self._run.score_ledger(self.name))
+        for shard, file in wanted.items():
+            if shard not in pending and shard not in recorded:
+                scores = score_file.read_scores(self._run, self.name, file)
+                now = int(time.time())
+                without = len(scores) - scores["error"].null_count
+                ledger.record(self._run.score_ledger(self.name), shard, WorkRecord(len(scores), without, 0, now, now))
 
     def _run_tasks(self, task: Any, items: Iterable[Any], total: int, summary: ScoreSummary) -> None:
         name = self.name
