@@ -301,7 +301,7 @@ def _with_absolute_options(entry: ScorerEntry, base: str) -> ScorerEntry:
 def _absolute(path: str, base: str) -> str:
     if "://" in path or pathlib.PurePath(path).is_absolute() or path.startswith("~"):
         return storage.normalise(path)
-    return storage.join(base, path)
+    return storage.normalise(storage.join(base, path.removeprefix("./")))  # as a second pass leaves it
 
 
 def _with_paths(entry: Entry, fields: tuple[str, ...], base: str, marked: bool = False) -> Entry:

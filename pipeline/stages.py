@@ -55,6 +55,7 @@ def load_manifest(manifest: ManifestLike) -> Manifest:
 
     Relative paths start at the YAML file's folder; those of a mapping, at the working folder. Raises UserError.
     """
+    from lotlip_data.pipeline.dataset.score_rules import check_columns, check_rules
     from lotlip_data.pipeline.model_stages.train import check_trainings
     from lotlip_data.pipeline.recaptioning.config import resolve_captioners
     from lotlip_data.pipeline.scoring.registry import load_scorer
@@ -72,8 +73,9 @@ def load_manifest(manifest: ManifestLike) -> Manifest:
         raise UserError(f"{where}: {error}") from None
     check_trainings(content.train, where)
     try:
-        for entry in content.scores:
-            load_scorer(entry)
+        scorers = {entry.label: load_scorer(entry) for entry in content.scores}
+        check_rules(content, scorers)
+        check_columns(content, scorers, [*content.captioner_names, *content.imported_names])
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return content

@@ -105,4 +105,9 @@ def read_scorer(run: Run, name: str) -> ScorerRecord | None:
 def read_scores(run: Run, name: str, file: str) -> pa.Table:
     """The scores in a file, with the columns of SCORES. Raises UserError if it is missing or damaged."""
     url = run.score_file(name, file)
-    return artifacts.read_parquet(url, f"Remove {url} and run `lotlip-data score` again.")
+    return artifacts.read_parquet(url, remedy(url), SCORES.names)
+
+
+def remedy(url: str) -> str:
+    """How to get a file of scores back. Without the removal, `score` takes it for one that is made."""
+    return f"Remove {url} and run `lotlip-data score` again."

@@ -31,9 +31,10 @@ class ShardSettings(Settings):
     captioners: tuple[CaptionerName, ...] = ()
     """Captioners whose texts the dataset has, in the order of its columns. Default: all that the run has captions by,
     and those of the manifest that have started."""
-    score_weights: dict[Name, float] = {}
-    """By scorer of texts, its weight in the combined score. Default: all alike whose higher scores are better; counts,
-    such as those of `repetition`, have no weight then."""
+    score_weights: dict[Name, Annotated[float, Field(ge=0)]] = {}
+    """By scorer of texts, its weight in the combined score, in which lower scores count with a minus where they are
+    better. Default: all alike whose higher scores are better; counts, such as those of `repetition`, have no weight
+    then."""
 
     @model_serializer(mode="wrap")
     def _omit_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

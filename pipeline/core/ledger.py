@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NotRequired
 
@@ -263,6 +263,14 @@ def recorded(ledger: str) -> dict[int, WorkRecord]:
             other = records.get(int(shard), work)
             records[int(shard)] = max(other, work, key=lambda entry: (entry.spent, entry.ended))
     return records
+
+
+def forget(ledger: str, shards: Collection[int]) -> None:
+    """Remove the entries of shards whose work is done again from the ledger folder of a stage."""
+    for name in storage.list_names(ledger):
+        shard = name.partition("-")[0]
+        if shard.isdigit() and int(shard) in shards:
+            storage.remove(storage.join(ledger, name))
 
 
 def forget_removed(run: Run, captioner: str) -> None:

@@ -176,7 +176,7 @@ def join(
         UserError: The scores are not of these images and texts.
     """
     joined = Joined()
-    scores = scores or ShardScores(NO_SCORES, {})
+    scores = scores or ShardScores(NO_SCORES, {}, {})
     json_columns = {name: captions_of_one.json_columns for name, captions_of_one in captions.items()}
     seen: set[str] = set()
     for image in images:

@@ -33,6 +33,7 @@ from lotlip_data.pipeline.core.ray_tasks import run_ray_tasks
 from lotlip_data.pipeline.dataset.builds import plan_builds
 from lotlip_data.pipeline.dataset.inputs import format_shards
 from lotlip_data.pipeline.dataset.recipe import recipe_of
+from lotlip_data.pipeline.dataset.score_rules import check_rules, combined_weights
 from lotlip_data.pipeline.dataset.score_tally import HALF_BITS, Moments, from_ordered, to_ordered
 from lotlip_data.pipeline.dataset.scores import (
     NO_SCORES,
@@ -94,14 +95,13 @@ def resolve_scores(
         UserError: A rule names a scorer that the manifest does not have, or that scores something else.
     """
     if not manifest.scores:
-        if manifest.clean.scores:
-            raise UserError("`clean.scores`: the manifest has no `scores`; add the scorers that the rules name")
+        check_rules(manifest, {})
         return ResolvedScores(NO_SCORES, {}, [])
     found = _find_files(run, manifest, captioners, shards)
     infos = {name: ScorerInfo(record.id, record.kind, record.scores) for name, record in found.records.items()}
     recipe = ScoreRecipe(scorers=infos, whole_texts=tuple(sorted(json_captioners)))
     if not found.missing:
-        _check_rules(manifest, found.records)
+        check_rules(manifest, found.records)
         recipe = _with_numbers(run, manifest, recipe, found.records, found.files)
     remedy = f"run `lotlip-data score {run.url}`"
     return ResolvedScores(recipe, found.files, [f"missing: {what}: {remedy}" for what in found.missing])
@@ -156,23 +156,7 @@ def missing_scores(run: Run, manifest: Manifest, captioners: Sequence[str] = ())
     return " and ".join(missing)
 
 
-def _check_rules(manifest: Manifest, records: Mapping[str, ScorerRecord]) -> None:
-    of_texts = [name for name, record in records.items() if record.scores_texts]
-    if unknown := sorted(set(manifest.shard.score_weights) - set(of_texts)):
-        raise UserError(f"`shard.score_weights`: {unknown[0]} is no scorer of texts; they are {', '.join(of_texts)}")
-    for place, rule in enumerate(manifest.clean.scores):
-        where = f"`clean.scores.{place}`"
-        if rule.score != SCORE and rule.score not in records:
-            known = ", ".join([*records, *([SCORE] if of_texts else [])])
-            raise UserError(f"{where}: there is no scorer {rule.score}; the manifest has {known}")
-        is_of_texts = rule.score in of_texts or (rule.score == SCORE and bool(of_texts))
-        if rule.score == SCORE and not of_texts:
-            raise UserError(f"{where}: the manifest has no scorer of texts, so there is no combined score")
-        if rule.of != "samples" and not is_of_texts:
-            raise UserError(f"{where}: {rule.score} scores images, so the rule is `of: samples`")
-
-
-_REMEDY = "Remove it and run `lotlip-data shard`, which writes it again."
+REMEDY = "Remove it and run `lotlip-data shard`, which writes it again."
 
 
 def _with_numbers(
@@ -184,13 +168,11 @@ def _with_numbers(
 ) -> ScoreRecipe:
     """The recipe with the numbers that depend on all scores. They are stored, once for each state of the scores."""
     rules = manifest.clean.scores
-    signs = {name: 1 if records[name].better == "higher" else -1 for name in recipe.of_texts}
-    weights = manifest.shard.score_weights or {name: 1.0 for name, sign in signs.items() if sign == 1}
-    signed = {name: sign * weights.get(name, 0.0) for name, sign in signs.items()}
+    signed = combined_weights(manifest, records)
     stored = digest(asdict(recipe), signed, [rule.model_dump() for rule in rules], sorted(files.items()))
     url = storage.join(run.score_limits, f"{stored}.json")
     try:
-        return artifacts.read_json(url, _REMEDY, ScoreRecipe)
+        return artifacts.read_json(url, REMEDY, ScoreRecipe)
     except FileNotFoundError:
         pass
     if recipe.of_texts:
@@ -343,8 +325,15 @@ class _Values:
     def __init__(self, run: Run, recipe: ScoreRecipe, files: ScoreFiles) -> None:
         self._recipe = recipe
         tables = {name: score_file.read_scores(run, name, file) for name, file in files.items()}
-        order = next(iter(tables.values()))["uid"]
-        self._tables = {name: table.take(pc.index_in(order, table["uid"])) for name, table in tables.items()}
+        first = next(iter(tables))
+        order = tables[first]["uid"]
+        self._tables = {}
+        for name, table in tables.items():
+            places = pc.index_in(order, table["uid"])
+            if places.null_count or len(table) != len(order):  # numbers of wrong scores would be stored
+                both = " and ".join(run.score_file(scorer, files[scorer]) for scorer in (first, name))
+                raise UserError(f"{both}: have different images. Remove both and run `lotlip-data score` again.")
+            self._tables[name] = table.take(places)
 
     def of(self, score: str, level: Level, highest: bool = True) -> np.ndarray:
         """float64 [n]: the scores by a scorer, or the combined ones, of everything of a level.

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.formats import score_file
 from lotlip_data.manifests.formats.schema import SCORE
 from lotlip_data.manifests.formats.score_file import RAW
 
@@ -141,10 +142,13 @@ class SampleScores:
         recipe: The recipe.
         rows: By scorer, the row of the image in its file of scores.
         where: The image, for errors.
+        files: By scorer, its file of scores, for errors.
     """
 
-    def __init__(self, recipe: ScoreRecipe, rows: Mapping[str, Mapping[str, Any]], where: str) -> None:
-        self._recipe, self._where = recipe, where
+    def __init__(
+        self, recipe: ScoreRecipe, rows: Mapping[str, Mapping[str, Any]], where: str, files: Mapping[str, str]
+    ) -> None:
+        self._recipe, self._where, self._files = recipe, where, files
         self.image: Scores = {name: row["image"] for name, row in rows.items() if name not in recipe.of_texts}
         self._texts: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
         for name in recipe.of_texts:
@@ -177,9 +181,10 @@ class SampleScores:
         """From a list of scores by scorer, the scores of each item."""
         for name, values in scores.items():
             if values and len(values) != count:
+                file = self._files[name]
                 raise UserError(
-                    f"scores by {name}: {self._where} has {count} texts or sub-captions, but scores of {len(values)}. "
-                    "Run `lotlip-data score` again."
+                    f"{file}: {self._where} has {count} texts or sub-captions, but scores of {len(values)}. "
+                    f"{score_file.remedy(file)}"
                 )
         return [{name: values[index] if values else None for name, values in scores.items()} for index in range(count)]
 
@@ -193,10 +198,11 @@ class ShardScores:
     Args:
         recipe: The recipe.
         tables: By scorer, the scores of the shard, with the columns of `score_file.SCORES`.
+        files: By scorer, the file of these scores, for errors.
     """
 
-    def __init__(self, recipe: ScoreRecipe, tables: Mapping[str, pa.Table]) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: ScoreRecipe, tables: Mapping[str, pa.Table], files: Mapping[str, str]) -> None:
+        self.recipe, self._files = recipe, files
         self._rows = {name: {row["uid"]: row for row in table.to_pylist()} for name, table in tables.items()}
 
     def take(self, image: Mapping[str, Any]) -> SampleScores:
@@ -205,9 +211,10 @@ class ShardScores:
         rows = {}
         for name, by_uid in self._rows.items():
             if image["uid"] not in by_uid:
-                raise UserError(f"scores by {name}: none for {where}. Run `lotlip-data score` again.")
+                file = self._files[name]
+                raise UserError(f"{file}: has no scores of {where}. {score_file.remedy(file)}")
             rows[name] = by_uid[image["uid"]]
-        return SampleScores(self.recipe, rows, where)
+        return SampleScores(self.recipe, rows, where, self._files)
 
 
 def best(level_scores: Iterable[Scores], limit: Limit) -> float | None:

@@ -262,7 +262,8 @@ def build_shard(run: Run, recipe: Recipe, task: BuildTask) -> ShardRecord:
             images = _open_images(run, number, marker, scratch, open_files)
             drops = _read_drops(run, task, images.metas)
             tables = {name: score_file.read_scores(run, name, file) for name, file in task.scores}
-            scores = ShardScores(recipe.scores, tables)
+            files_of_scores = {name: run.score_file(name, file) for name, file in task.scores}
+            scores = ShardScores(recipe.scores, tables, files_of_scores)
             joined = join(images.metas.values(), captions, recipe.rules, drops, scores)
             files = write_shard(run.shards, number, recipe, joined.rows, images.image, recipe.columns, scratch)
         return _commit(run, recipe, task, joined, files)

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, cast
@@ -44,6 +44,7 @@ from lotlip_data.pipeline.dataset.builds import plan_builds
 from lotlip_data.pipeline.dataset.inputs import ready_shards
 from lotlip_data.pipeline.dataset.recipe import captioner_settings, select_texts
 from lotlip_data.pipeline.dataset.score_limits import score_files
+from lotlip_data.pipeline.dataset.score_rules import check_columns, check_rules
 from lotlip_data.pipeline.dataset.stage import read_captions
 from lotlip_data.pipeline.downloading.reader import fetched_images, fetched_rows
 from lotlip_data.pipeline.scoring.base import (
@@ -123,7 +124,8 @@ def score(manifest: Manifest, run: Run, names: Sequence[str] = (), gpus: float |
             where the cluster has GPUs.
 
     Raises:
-        UserError: The run has no images, the manifest has no such scorer, or a model cannot be loaded.
+        UserError: The run has no images, the manifest has no such scorer, a rule or a name is wrong, or a model cannot
+            be loaded.
     """
     entries = [entry for entry in manifest.scores if not names or entry.label in names]
     if unknown := sorted(set(names) - {entry.label for entry in entries}):
@@ -136,7 +138,10 @@ def score(manifest: Manifest, run: Run, names: Sequence[str] = (), gpus: float |
         raise UserError(f"{run.url}: no images here yet. Run `lotlip-data download` first.")
     captioners = {name: str(captioner_settings(run, name)["id"]) for name in select_texts(run, manifest)}
     require([check_gpus("score", gpus or 0), *(check_gpus(entry.label, entry.gpus or 0) for entry in entries)])
-    scorings = [_Scoring(run, manifest, entry, captioners, gpus) for entry in entries]  # loads each model once
+    scorers = {entry.label: load_scorer(entry) for entry in manifest.scores}
+    check_rules(manifest, scorers)
+    check_columns(manifest, scorers, captioners)
+    scorings = [_Scoring(run, manifest, entry, scorers[entry.label], captioners, gpus) for entry in entries]
     ready, missing = ready_shards(run, manifest, fetched, list(captioners), f"lotlip-data score {run.url}")
     summary = ScoreSummary(failed=list(missing))
     for line in missing:
@@ -152,15 +157,20 @@ class _Scoring:
     """One scorer of a run, and its work."""
 
     def __init__(
-        self, run: Run, manifest: Manifest, entry: ScorerEntry, captioners: Mapping[str, str], gpus: float | None
+        self,
+        run: Run,
+        manifest: Manifest,
+        entry: ScorerEntry,
+        scorer: ShardScorer | DatasetScorer,
+        captioners: Mapping[str, str],
+        gpus: float | None,
     ) -> None:
-        scorer = load_scorer(entry)
         self._run, self._entry, self._scorer = run, entry, scorer
         self._gpus = entry.gpus if gpus is None or not entry.model else gpus
         self.name = entry.label
         is_of_texts = scorer.scores == "texts"
         rule = manifest.shard.sub_captions
-        settings = json.loads(json.dumps({"kind": entry.kind, **scorer.identity}))
+        settings = json.loads(json.dumps({"kind": entry.kind, **scorer.identity}))  # loads the model
         self.record = ScorerRecord(
             id=digest(settings, rule if is_of_texts else None),
             kind=entry.kind,
@@ -199,6 +209,7 @@ class _Scoring:
         existing = set(storage.list_names(run.scorer(name), score_file.ENDING))
         pending = {shard: file for shard, file in wanted.items() if file not in existing}
         summary.skipped[name] = len(wanted) - len(pending)
+        self._renew_records(pending, wanted)
         failures = len(summary.failed)
         if pending and self.record.dataset_wide:
             self._compare(shards, pending, summary)
@@ -208,6 +219,17 @@ class _Scoring:
         if complete and len(summary.failed) == failures:
             for file in existing.difference(wanted.values()):
                 storage.remove(run.score_file(name, file))
+
+    def _renew_records(self, pending: Collection[int], wanted: Mapping[int, str]) -> None:
+        """Remove the records of earlier scores, and add those of a driver that was killed before it added them."""
+        ledger.forget(self._run.score_ledger(self.name), pending)
+        recorded = ledger.recorded(self._run.score_ledger(self.name))
+        for shard, file in wanted.items():
+            if shard not in pending and shard not in recorded:
+                scores = score_file.read_scores(self._run, self.name, file)
+                now = int(time.time())
+                without = len(scores) - scores["error"].null_count
+                ledger.record(self._run.score_ledger(self.name), shard, WorkRecord(len(scores), without, 0, now, now))
 
     def _run_tasks(self, task: Any, items: Iterable[Any], total: int, summary: ScoreSummary) -> None:
         name = self.name

@@ -11,8 +11,10 @@ from lotlip_data.manifests.formats.schema import SUCCESS
 from lotlip_data.manifests.formats.score_file import ScorerRecord, ScoreSummary
 from lotlip_data.manifests.run_layout import Run, shard_name
 from lotlip_data.pipeline.core import ledger
+from lotlip_data.pipeline.dataset import score_limits
 from lotlip_data.pipeline.dataset.join import JoinError
 from lotlip_data.pipeline.dataset.outdated import OutdatedCaptions, caption_command
+from lotlip_data.pipeline.dataset.scores import ScoreRecipe
 from lotlip_data.pipeline.dataset.stage import read_captions
 from lotlip_data.pipeline.downloading import retry
 from lotlip_data.pipeline.downloading.commit import list_remedy
@@ -147,7 +149,7 @@ def _check_count(run: Run, tally: Tally, shard: int, url: str, rows: int, comman
 
 
 def verify_scores(run: Run) -> Tally:
-    """What makes the scores of every scorer, its scores and its surveys."""
+    """What makes the scores of every scorer, its scores and its surveys; and the limits that follow from all scores."""
     tally = Tally("scores")
     for name in score_file.scorers(run):
         remedy = f"Remove it and run `lotlip-data score {run.url} --scorer {name}`."
@@ -156,9 +158,11 @@ def verify_scores(run: Run) -> Tally:
         if storage.exists(run.score_summary(name)):
             tally.read_json(run.score_summary(name), remedy, ScoreSummary)
         for file in storage.list_names(run.scorer(name), score_file.ENDING):
-            tally.read_parquet(run.score_file(name, file), remedy)
+            tally.read_parquet(run.score_file(name, file), remedy, score_file.SCORES.names)
         for file in storage.list_names(run.score_survey(name), score_file.ENDING):
             tally.read_parquet(run.score_survey(name, file), remedy)
+    for file in storage.list_names(run.score_limits, ".json"):
+        tally.read_json(storage.join(run.score_limits, file), score_limits.REMEDY, ScoreRecipe)
     return tally
 
 

@@ -1,6 +1,6 @@
 """Counts what was read of one kind of file, and collects the problems."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,12 +49,15 @@ class Tally:
             parse_json(content, url, remedy, schema)
             self.unrecorded += not digests.check_json(content)
 
-    def read_parquet(self, url: str, remedy: str) -> int | None:
-        """Read and count a Parquet file that has its own digest. Returns its number of rows; None if it is damaged."""
+    def read_parquet(self, url: str, remedy: str, columns: Sequence[str] | None = None) -> int | None:
+        """Read and count a Parquet file that has its own digest and these columns.
+
+        Returns its number of rows; None if it is damaged.
+        """
         rows = None
         with self.reading():
             content = self._content(url, remedy)
-            rows = parse_parquet(content, url, remedy).num_rows
+            rows = parse_parquet(content, url, remedy, columns).num_rows
             self.unrecorded += not digests.check_parquet(content)
         return rows
 

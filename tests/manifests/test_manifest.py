@@ -19,6 +19,7 @@ from lotlip_data.manifests.manifest import (
     image_settings,
     load,
     parse,
+    with_absolute_paths,
 )
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.settings import DownloadSettings
@@ -309,3 +310,12 @@ def test_a_source_is_written_without_the_settings_that_it_does_not_use() -> None
 def test_the_ending_of_a_file_says_its_format(file: str, list_format: str) -> None:
     (source,) = parse(SIX_LINES.replace("my-images.csv", f"'{file}'"), "m.yaml").sources
     assert source.format_of(file) == list_format
+
+
+@pytest.mark.parametrize("base", ["/lists", "s3://bucket/lists"])
+@pytest.mark.parametrize("path", ["web.csv", "./web.csv", "../web.csv", "images/", "./images/", "./t{0..3}*.csv"])
+def test_a_path_that_is_absolute_stays_as_it_is_so_that_a_run_accepts_its_own_manifest(base: str, path: str) -> None:
+    given = Manifest.model_validate({"name": "own", "sources": [{"name": "web", "files": [path], "format": "csv"}]})
+    once = with_absolute_paths(given, base)
+    assert with_absolute_paths(once, base) == once
+    assert "/./" not in once.sources[0].files[0]

@@ -228,3 +228,24 @@ def test_status_says_what_is_scored_and_what_comes_next(fake: FakeRun) -> None:
     fake_run.write_captions(fake.run, "llava", 2, fake_run.captions_of(fake.run, "sharegpt4v", 2))
     command, states, stale = next_of(fake.run)
     assert (command, states["words"], stale[0]) == ("score", "stale", "score words")
+
+
+def test_status_counts_the_scores_that_exist_after_a_kill_before_the_record_and_after_new_captions(
+    fake: FakeRun,
+) -> None:
+    edit(fake.run, scores=[{"kind": "bytes"}, {"kind": "words"}])
+    stages.score(fake.run)
+    expected = inspection.status(fake.run).figures["scorers"]
+    for entry in Path(fake.run.score_ledger("bytes")).glob("00001-*"):
+        entry.unlink()  # a kill between the scores and their record
+    assert inspection.status(fake.run).figures["scorers"]["bytes"]["left"] == 8
+    stages.score(fake.run)
+    counted = inspection.status(fake.run).figures["scorers"]["bytes"]
+    assert [counted[key] for key in ("done", "failed", "left")] == [
+        expected["bytes"][key] for key in ("done", "failed", "left")
+    ]
+    (slow,) = Path(fake.run.score_ledger("words")).glob("00002-*")
+    slow.rename(slow.with_name(slow.name.replace("failed0", "failed8").rpartition("-spent")[0] + "-spent99999-gpu0"))
+    fake_run.write_captions(fake.run, "llava", 2, fake_run.captions_of(fake.run, "sharegpt4v", 2))
+    stages.score(fake.run)
+    assert inspection.status(fake.run).figures["scorers"]["words"]["failed"] == 0
