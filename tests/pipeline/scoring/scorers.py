@@ -13,7 +13,7 @@ from lotlip_data.manifests.settings.base import Settings
 from lotlip_data.manifests.settings.scores import ScorerEntry
 from lotlip_data.pipeline.dataset import score_limits
 from lotlip_data.pipeline.dataset import stage as dataset_stage
-from lotlip_data.pipeline.scoring import stage
+from lotlip_data.pipeline.scoring import registry, shards, stage
 from lotlip_data.pipeline.scoring.base import ImageScores, ScoredImage, Survey, TextScore
 
 
@@ -102,9 +102,18 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(entry: ScorerEntry, device: str | None = None) -> Any:
         return SCORERS[entry.kind]()
 
-    monkeypatch.setattr(stage, "load_scorer", load)
+    for module in (stage, shards):
+        monkeypatch.setattr(module, "load_scorer", load)
     monkeypatch.setattr(stage, "cluster", nullcontext)
     monkeypatch.setattr(stage, "cpus_per_gpu", lambda: None)
     for module in (stage, score_limits, dataset_stage):
         monkeypatch.setattr(module, "run_ray_tasks", run_tasks)
-    stage._loaded.cache_clear()
+    shards._loaded.cache_clear()
+
+
+def use_real_scorers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load the scorers that entries name, instead of SCORERS; models compute on the CPU."""
+    for module in (stage, shards):
+        monkeypatch.setattr(module, "load_scorer", registry.load_scorer)
+    monkeypatch.setattr(shards, "assigned_device", lambda user: "cpu")
+    shards._loaded.cache_clear()

@@ -11,7 +11,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.formats import score_file
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline import stages
-from lotlip_data.pipeline.scoring import registry, stage
+from lotlip_data.pipeline.scoring import shards
 from lotlip_data.training.config import make_config
 from lotlip_data.training.data.dataset import open_dataset
 from lotlip_data.training.data.feature_cache import FeatureCache
@@ -42,8 +42,7 @@ def fake(tmp_path: Path, model: str, without_ray: None, monkeypatch: pytest.Monk
     np.savez(head, weight=np.ones((1, width), np.float32), bias=np.zeros(1, np.float32))
     classifier = {"kind": "classifier", "model": model, "options": {"head": str(head)}}
     edit(made.run, scores=[{"kind": "similarity", "model": model}, classifier])
-    monkeypatch.setattr(stage, "load_scorer", registry.load_scorer)
-    monkeypatch.setattr(stage, "assigned_device", lambda user: "cpu")
+    scorers.use_real_scorers(monkeypatch)
     return made
 
 
@@ -65,7 +64,7 @@ def test_a_second_scorer_with_the_model_and_new_captions_read_no_image(
     assert stages.score(fake.run, ["similarity"]).failed == []
     before = scores(fake.run, "similarity")
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "fetched_images", refuse)
+        patch.setattr(shards, "fetched_images", refuse)
         assert stages.score(fake.run, ["classifier"]).failed == []
         shutil.rmtree(fake.run.scorer("similarity"))
         assert stages.score(fake.run, ["similarity"]).failed == []

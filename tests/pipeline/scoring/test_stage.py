@@ -17,7 +17,6 @@ from lotlip_data.manifests.formats import dataset_index, schema, score_file
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline import inspection, stages
 from lotlip_data.pipeline.dataset.verify import verify
-from lotlip_data.pipeline.scoring import registry, stage
 from lotlip_data.pipeline.url_lists.partition import Partition
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.run_fixture import FakeRun
@@ -184,7 +183,7 @@ def test_a_scorer_that_gives_other_texts_fails_its_shard(fake: FakeRun, monkeypa
 def test_repetition_counts_over_the_run_and_lists_the_most_frequent_texts(
     fake: FakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "load_scorer", registry.load_scorer)
+    scorers.use_real_scorers(monkeypatch)
     edit(fake.run, scores=["repetition"])
     for shard in range(3):
         texts = fake_run.captions_of(fake.run, "llava", shard)
