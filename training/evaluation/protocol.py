@@ -74,8 +74,9 @@ def transformers_preprocessing(settings: Mapping[str, Any]) -> dict[str, str]:
     mean, std = (
         (settings.get(name) or ()) if settings.get("do_normalize") else () for name in ("image_mean", "image_std")
     )
-    resample = Image.Resampling(settings.get("resample") or Image.Resampling.BICUBIC).name.lower()
-    return describe_preprocessing((width, height), mode, resample, mean, std)
+    resample = settings.get("resample")
+    interpolation = Image.Resampling.BICUBIC if resample is None else Image.Resampling(resample)
+    return describe_preprocessing((width, height), mode, interpolation.name.lower(), mean, std)
 
 
 def _channels(values: Sequence[float]) -> str:

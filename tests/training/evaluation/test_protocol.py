@@ -41,6 +41,7 @@ def test_equal_preprocessing_of_three_libraries_is_stated_equally():
         ({"size": {"shortest_edge": 256}}, "resizing", "shorter side to 256, bicubic"),
         ({"do_resize": False}, "resizing", "no resizing, bicubic"),
         ({"resample": 2}, "resizing", "shorter side, center crop, bilinear"),
+        ({"resample": 0}, "resizing", "shorter side, center crop, nearest"),
         ({"do_normalize": False}, "normalisation", "none"),
         ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, "normalisation", "mean 0.5, std 0.5"),
     ],
