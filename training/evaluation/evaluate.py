@@ -269,7 +269,7 @@ def _queries_digest(image_set: ImageSet, readable: list[int]) -> str:
 def _protocol(model: Embedder, image_set: ImageSet, figures: Mapping[str, Any]) -> dict[str, Any]:
     """The protocol of a set: see `protocol.py`. Models without `preprocessing` state none."""
     return {
-        "token_limit": model.context_length,
+        "context_length": model.context_length,
         **getattr(model, "preprocessing", {}),
         "text_form": getattr(image_set, "text_form", "published"),
         **{name: figures[name] for name in ("images", "texts", "prompts") if name in figures},

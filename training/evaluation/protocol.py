@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 LABELS = {
-    "token_limit": "token limit",
+    "context_length": "context length",
     "resolution": "resolution",
     "resizing": "resizing",
     "normalisation": "normalisation",

@@ -38,8 +38,9 @@ SHORT_COLUMNS = (
 )
 SHORT_TASKS = ("imagenet", *TABLE_5_TASKS)
 DIRECTIONS_NOTE = (
-    "The paper's rows have the column names of its first version. A later version and the authors' README "
-    "(github.com/wuw2019/LoTLIP at 301b906) give the same figures with I2T first"
+    "The paper's rows have the column names of the paper as it was read. The authors' README "
+    "(github.com/wuw2019/LoTLIP at 301b906) gives the same figures of CLIP and of the released model with the "
+    "directions exchanged: I2T first"
 )
 INTERVALS_NOTE = "In brackets: 95% interval, by a bootstrap over the queries"
 CLUSTERS_NOTE = "; the texts of one image are drawn together"

@@ -138,7 +138,7 @@ def test_two_models_are_compared_by_their_files_or_by_their_names(data, publishe
     compared = json.loads(shown.stdout)
     assert compared["models"] == ["x", "y"] and len(compared["differences"]) == 6
     assert all(each["paired"] and each["verdict"] == "not decided" for each in compared["differences"])
-    assert compared["missing"] == compared["warnings"] == []  # same preprocessing, token limit and texts
+    assert compared["missing"] == compared["warnings"] == []  # same preprocessing, context length and texts
     latex = CliRunner().invoke(app, ["eval-tables", "--compare", "x.json", "y.json", "--latex"]).stdout
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1
 
@@ -158,12 +158,12 @@ def test_what_cannot_be_compared_is_an_error_that_names_it(tmp_path, monkeypatch
 def test_different_protocols_in_one_table_are_a_warning(tmp_path):
     paths = []
     for name, limit in (("x", 77), ("y", 248)):
-        evaluation = _evaluation(0.5, ["dci"], name=name) | {"protocol": {"dci": {"token_limit": limit}}}
+        evaluation = _evaluation(0.5, ["dci"], name=name) | {"protocol": {"dci": {"context_length": limit}}}
         evaluation["settings"]["model"] = name
         paths.append(tmp_path / f"{name}.json")
         paths[-1].write_text(json.dumps(evaluation))
     ended = CliRunner().invoke(app, ["eval-tables", *map(str, paths)])
-    warning = "Measured with different protocols, dci: token limit 77 (x) / 248 (y)"
+    warning = "Measured with different protocols, dci: context length 77 (x) / 248 (y)"
     assert (
         ended.exit_code == 0 and ended.stdout.count(f"\n\n{warning}\n") == 4
     )  # Tables 4, 10, later models, all figures

@@ -23,7 +23,7 @@ def _retrieval(name, t2i, i2t, texts_per_image=1, queries="q", task="dci", **pro
         "retrieval": {task: figures | {"intervals": outcomes.intervals()}},
         "classification": {},
         "outcomes": {task: outcomes.encode()},
-        "protocol": {task: {"token_limit": 77, **protocol}},
+        "protocol": {task: {"context_length": 77, **protocol}},
         "settings": {"model": name, "name": name, "tasks": {task: {"title": task.upper()}}},
     }
 
@@ -84,8 +84,8 @@ def test_other_queries_give_an_unpaired_interval_and_a_warning():
 
 
 def test_different_protocols_are_a_warning():
-    pair = _retrieval("a", _hits(), _hits()), _retrieval("b", _hits(), _hits(), token_limit=248)
-    assert _compare(*pair).warnings == ("Measured with different protocols, DCI: token limit 77 (a) / 248 (b)",)
+    pair = _retrieval("a", _hits(), _hits()), _retrieval("b", _hits(), _hits(), context_length=248)
+    assert _compare(*pair).warnings == ("Measured with different protocols, DCI: context length 77 (a) / 248 (b)",)
 
 
 def test_results_of_earlier_releases_are_named_with_the_remedy():

@@ -226,7 +226,7 @@ def test_results_have_the_outcome_of_each_query_and_intervals_from_them(tmp_path
 def test_results_state_their_protocol(tmp_path):
     sets = {"retrieval_sets": [_Pairs("some")], "classification_sets": [_Classes()]}
     protocol = evaluate_zero_shot(_Random(0), str(tmp_path / "x.json"), **sets)["protocol"]
-    common = {"token_limit": 8, **_Random.preprocessing, "text_form": "published"}
+    common = {"context_length": 8, **_Random.preprocessing, "text_form": "published"}
     assert protocol["some"] == {**common, "images": 6, "texts": 12}
     assert protocol["c"] == {**common, "images": 4, "texts": 4, "prompts": protocol["c"]["prompts"]}
 

@@ -55,8 +55,8 @@ def test_open_clips_sizes_of_two_sides_are_height_and_width():
 
 
 def test_each_field_that_differs_is_named_with_its_models():
-    protocol = {"token_limit": 77, "resolution": "224 x 224", "images": 5}
-    other = protocol | {"token_limit": 248}
+    protocol = {"context_length": 77, "resolution": "224 x 224", "images": 5}
+    other = protocol | {"context_length": 248}
     assert protocol_differences({"a": protocol, "b": protocol}) == []
-    assert protocol_differences({"a": protocol, "b": other, "c": protocol}) == ["token limit 77 (a, c) / 248 (b)"]
+    assert protocol_differences({"a": protocol, "b": other, "c": protocol}) == ["context length 77 (a, c) / 248 (b)"]
     assert protocol_differences({"a": {"images": 5}, "old": {}}) == ["images 5 (a) / not stated (old)"]
