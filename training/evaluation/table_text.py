@@ -43,7 +43,8 @@ def write(table: Table, form: Format) -> str:
 
 def to_markdown(table: Table) -> str:
     """A Markdown table below its title, with its notes."""
-    lines = [f"### {table.title}", "", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    head = "| " + " | ".join(map(_escape_markdown, table.columns)) + " |"
+    lines = [f"### {table.title}", "", head, "|" + "---|" * len(table.columns)]
     lines += ["| " + " | ".join(map(_escape_markdown, row)) + " |" for row in table.rows]
     for note in _notes(table):
         lines += ["", note]

@@ -126,6 +126,13 @@ def test_accuracies_are_compared():
     assert "| imagenet | Acc. |" in comparison.text() and "imagenet & Acc. &" in comparison.text("latex")
 
 
+def test_a_models_name_is_one_cell_also_with_a_vertical_bar():
+    names = ("a|1", "b")
+    results = [group_by_model([_retrieval(name, _hits(), _hits())])[name] for name in names]
+    lines = [line for line in compare(*results, names).text().splitlines() if line.startswith("|")]
+    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1 and len(lines) == 4
+
+
 def test_of_two_equal_results_of_a_model_the_one_with_outcomes_is_taken():
     new = _retrieval("a", _hits(), _hits())
     old = {**new, "outcomes": {}, "retrieval": {"dci": {**new["retrieval"]["dci"]}}}
