@@ -289,16 +289,11 @@ def evaluate(
 
 def _scores(results: Mapping[str, Any]) -> list[str]:
     """One line per task. A part of a set is marked."""
+    from lotlip_data.training.evaluation.evaluate import headline
+
     marks = {name: " (partial)" for name, task in results["settings"].get("tasks", {}).items() if task["partial"]}
-    retrieval = [
-        f"{name}{marks.get(name, '')}: text to image R@1 {scores['t2i']['R@1']:.1%}, "
-        f"image to text R@1 {scores['i2t']['R@1']:.1%}"
-        for name, scores in results["retrieval"].items()
-    ]
-    classification = [
-        f"{name}{marks.get(name, '')}: top-1 {scores['top1']:.1%}" for name, scores in results["classification"].items()
-    ]
-    return retrieval + classification
+    by_task = {**results["retrieval"], **results["classification"]}
+    return [f"{name}{marks.get(name, '')}: {headline(figures)}" for name, figures in by_task.items()]
 
 
 def _existing(run: Run) -> Run:

@@ -11,8 +11,9 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -22,19 +23,22 @@ from typing_extensions import TypedDict
 from lotlip_data.manifests import artifacts, storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.progress import progress_bar
-from lotlip_data.training.evaluation import metrics
+from lotlip_data.training.evaluation import bootstrap, metrics
 from lotlip_data.training.evaluation.models import Embedder
+from lotlip_data.training.evaluation.outcomes import Outcomes, retrieval_outcomes
 
 logger = logging.getLogger(__name__)
 
 _DIGESTED_ATTRIBUTES = ("texts", "image_of_text", "labels", "class_names", "templates")
+_DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
+_BOOTSTRAP = {"level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES, "seed": bootstrap.SEED}
 
 
 class ImageSet(Protocol):
     """What retrieval and classification sets have in common.
 
-    A set can also have `paths`, the paths of its images for messages, and `stamp`, a text that changes when its images
-    change.
+    A set can also have `paths`, the paths of its images for messages; `stamp`, a text that changes when its images
+    change; `queries`, a digest of its images and texts that does not depend on where they are; and `text_form`.
     """
 
     @property
@@ -88,11 +92,15 @@ def evaluate_zero_shot(
 
     Returns:
         The results, with shares in [0, 1]. "cut" is the share of texts that are longer than the model's context length,
-        "cut_tokens" the share of the tokens of all texts that lie beyond it.
+        "cut_tokens" the share of the tokens of all texts that lie beyond it. "intervals" has the 95% interval of each
+        share (`bootstrap.py`), "outcomes" the outcome of each query (`outcomes.py`), "protocol" what two results must
+        share to be comparable (`protocol.py`).
 
-            {"retrieval": {SET: {"t2i": {"R@1": …, "R@5": …, "R@10": …}, "i2t": {…}, "images": N, "texts": M, "cut": …,
-             "cut_tokens": …, "damaged": […]}},
-             "classification": {SET: {"top1": …, "images": N, "classes": C, "cut": …, "cut_tokens": …, "damaged": […]}},
+            {"retrieval": {SET: {"t2i": {"R@1": …, "R@5": …, "R@10": …}, "i2t": {…}, "intervals": {"t2i": {"R@1":
+             [LOW, HIGH], …}, …}, "images": N, "texts": M, "cut": …, "cut_tokens": …, "damaged": […]}},
+             "classification": {SET: {"top1": …, "intervals": {"top1": [LOW, HIGH]}, "images": N, "classes": C, "cut":
+             …, "cut_tokens": …, "damaged": […]}},
+             "outcomes": {SET: {…}}, "protocol": {SET: {…}}, "bootstrap": {"level": 0.95, "resamples": …, "seed": …},
              "settings": {…}, "made_with": {…}, "seconds": …}
 
     Raises:
@@ -109,9 +117,9 @@ def evaluate_zero_shot(
     }
     if storage.exists(out):
         return _reuse_results(out, settings)
-    results: dict[str, Any] = {"retrieval": {}, "classification": {}, "settings": settings}
-    results |= {"made_with": _versions(), "seconds": 0.0}
-    set_results = _SetResults(f"{out}.parts", [model.identity, model.context_length, allow_partial])
+    results: dict[str, Any] = {"retrieval": {}, "classification": {}, "outcomes": {}, "protocol": {}}
+    results |= {"bootstrap": _BOOTSTRAP, "settings": settings, "made_with": _versions(), "seconds": 0.0}
+    set_results = _SetResults(f"{out}.parts", [model.identity, model.context_length, allow_partial, _BOOTSTRAP])
     measurements: list[tuple[str, ImageSet, Callable[[], dict[str, Any]]]] = [
         *(("retrieval", pairs, functools.partial(_retrieve, model, pairs, allow_partial)) for pairs in retrieval_sets),
         *(
@@ -122,6 +130,8 @@ def evaluate_zero_shot(
     for kind, image_set, measure in measurements:
         figures = set_results.read_or_measure(image_set, measure)
         results["seconds"] = round(results["seconds"] + figures.pop("seconds"), 2)
+        for part in ("outcomes", "protocol"):
+            results[part][image_set.name] = figures.pop(part)
         results[kind][image_set.name] = figures
         _log_figures(image_set.name, figures, model.context_length)
     storage.create(out, artifacts.encode_json(results, indent=1))
@@ -136,6 +146,9 @@ class _Results(TypedDict):
     retrieval: dict[str, dict[str, Any]]
     classification: dict[str, dict[str, Any]]
     settings: dict[str, Any]
+    outcomes: NotRequired[dict[str, dict[str, Any]]]
+    """Results of early releases have none, and no protocol."""
+    protocol: NotRequired[dict[str, dict[str, Any]]]
 
 
 def read_results(url: str) -> dict[str, Any]:
@@ -161,6 +174,8 @@ def _reuse_results(out: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             "another file"
         )
     logger.info(f"{out}: already evaluated; nothing to do")
+    if "outcomes" not in results:
+        logger.warning(f"{out}: from an earlier release, without intervals; to have them, remove it and evaluate again")
     if results["settings"].get("name") != settings.get("name"):
         results["settings"]["name"] = settings.get("name")
         storage.replace(out, (json.dumps(results, indent=1) + "\n").encode())
@@ -209,8 +224,12 @@ def _retrieve(model: Embedder, pairs: RetrievalSet, allow_partial: bool) -> dict
             texts.append(text)
             image_rows.append(row_of_image[image])
     text_features, cut = _embed_texts(model, pairs, texts)
-    recall: dict[str, Any] = metrics.recall(image_features, text_features, image_rows)
-    return recall | {"images": len(image_features), "texts": len(texts), **cut, "damaged": damaged}
+    hits = metrics.recall_hits(image_features, text_features, image_rows)
+    outcomes = retrieval_outcomes(hits, image_rows, _queries_digest(pairs, readable))
+    figures: dict[str, Any] = metrics.shares(hits)
+    figures |= {"images": len(image_features), "texts": len(texts), **cut, "damaged": damaged}
+    protocol = _protocol(model, pairs, figures)
+    return figures | {"intervals": outcomes.intervals(), "outcomes": outcomes.encode(), "protocol": protocol}
 
 
 def _classify(model: Embedder, classes: ClassificationSet, allow_partial: bool) -> dict[str, Any]:
@@ -227,8 +246,34 @@ def _classify(model: Embedder, classes: ClassificationSet, allow_partial: bool) 
     compared = sorted(first_class.values())
     row_of_class = {label: row for row, label in enumerate(compared)}
     labels = [row_of_class.get(classes.labels[image], -1) for image in readable]
-    top1 = metrics.accuracy(image_features, class_features[compared], labels)
-    return {"top1": top1, "images": len(image_features), "classes": class_count, **cut, "damaged": damaged}
+    hits = metrics.accuracy_hits(image_features, class_features[compared], labels)
+    outcomes = Outcomes(_queries_digest(classes, readable), {("top1",): hits.numpy()}, np.zeros(0, np.int64))
+    figures: dict[str, Any] = {
+        "top1": metrics.share(hits),
+        "images": len(image_features),
+        "classes": class_count,
+        **cut,
+    }
+    prompts_digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:8]
+    protocol = _protocol(model, classes, figures | {"texts": len(prompts), "prompts": prompts_digest})
+    figures |= {"damaged": damaged, "intervals": outcomes.intervals()}
+    return figures | {"outcomes": outcomes.encode(), "protocol": protocol}
+
+
+def _queries_digest(image_set: ImageSet, readable: list[int]) -> str:
+    """A digest of the queries: the images that can be read, and their texts or classes, wherever they are."""
+    identity = getattr(image_set, "queries", None) or _digest(_content(image_set))
+    return _digest([identity, readable])
+
+
+def _protocol(model: Embedder, image_set: ImageSet, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol of a set: see `protocol.py`. Models without `preprocessing` state none."""
+    return {
+        "context_length": model.context_length,
+        **getattr(model, "preprocessing", {}),
+        "text_form": getattr(image_set, "text_form", "published"),
+        **{name: figures[name] for name in ("images", "texts", "prompts") if name in figures},
+    }
 
 
 def _embed_images(
@@ -301,18 +346,41 @@ def _check_finite(features: torch.Tensor, owner: str) -> None:
 
 def _describe(image_set: ImageSet) -> dict[str, Any]:
     """The name of the set and a digest of its texts, its labels and the `stamp` of its images."""
-    content = {name: list(getattr(image_set, name)) for name in _DIGESTED_ATTRIBUTES if hasattr(image_set, name)}
+    content = _content(image_set)
     content["stamp"] = [getattr(image_set, "stamp", None)]
-    return {"name": image_set.name, "digest": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}
+    return {"name": image_set.name, "digest": _digest(content)}
+
+
+def _content(image_set: ImageSet) -> dict[str, list[Any]]:
+    """The texts and labels of a set."""
+    return {name: list(getattr(image_set, name)) for name in _DIGESTED_ATTRIBUTES if hasattr(image_set, name)}
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def headline(figures: Mapping[str, Any]) -> str:
+    """The main figures of a set with their 95% intervals, in one line."""
+    if "t2i" in figures:
+        ways = ((name, _with_interval(figures, way, "R@1")) for way, name in _DIRECTIONS.items())
+        return ", ".join(f"{name} R@1 {figure}" for name, figure in ways)
+    return f"top-1 {_with_interval(figures, 'top1')}"
+
+
+def _with_interval(figures: Mapping[str, Any], *path: str) -> str:
+    """A share in percent, with its interval if there is one."""
+    share: Any = figures
+    interval: Any = figures.get("intervals")
+    for name in path:
+        share, interval = share[name], interval and interval[name]
+    return f"{share:.1%}" + (f" [{interval[0]:.1%}, {interval[1]:.1%}]" if interval else "")
 
 
 def _log_figures(name: str, figures: Mapping[str, Any], context_length: int) -> None:
     """Log the main figures of a set, and the shares of texts and tokens that were cut."""
-    if "t2i" in figures:
-        t2i, i2t = (figures[direction]["R@1"] for direction in ("t2i", "i2t"))
-        logger.info(f"{name}: text to image R@1 {t2i:.1%}, image to text R@1 {i2t:.1%}")
-    else:
-        logger.info(f"{name}: top-1 {figures['top1']:.1%} of {figures['classes']} classes")
+    classes = f" of {figures['classes']} classes" if "classes" in figures else ""
+    logger.info(f"{name}: {headline(figures)}{classes}")
     logger.info(
         f"{name}: {figures['cut']:.1%} of the texts are longer than {context_length} tokens of the model's tokenizer; "
         f"{figures['cut_tokens']:.1%} of all their tokens are cut"

@@ -14,10 +14,10 @@ GALLERY_ROWS_PER_BLOCK = 1024
 """Number of gallery rows that are multiplied at a time, in float64."""
 
 
-def recall(
+def recall_hits(
     image: Tensor, text: Tensor, image_of_text: Sequence[int], ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, dict[str, float]]:
-    """Recall at k, text to image and image to text.
+) -> dict[str, dict[str, Tensor]]:
+    """Whether each query finds its item among the first k, text to image and image to text.
 
     An image may have several texts: it counts as found if any of them is among the first k. Besides the features,
     memory holds SCORES_PER_BLOCK scores and GALLERY_ROWS_PER_BLOCK rows, and does not grow with N × M.
@@ -29,7 +29,7 @@ def recall(
         ks: The values of k.
 
     Returns:
-        For `t2i` and `i2t`: {"R@1": share in [0, 1], …}.
+        For `t2i` and `i2t`: {"R@1": bool [M] or [N], …}.
 
     Raises:
         ValueError: If an image has no text, or if `image_of_text` does not have M items.
@@ -45,19 +45,40 @@ def recall(
         "t2i": _ranks(text, image, text_labels, image_labels),
         "i2t": _ranks(image, text, image_labels, text_labels),
     }
-    return {direction: {f"R@{k}": (rank < k).double().mean().item() for k in ks} for direction, rank in ranks.items()}
+    return {direction: {f"R@{k}": rank < k for k in ks} for direction, rank in ranks.items()}
+
+
+def recall(
+    image: Tensor, text: Tensor, image_of_text: Sequence[int], ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, dict[str, float]]:
+    """Recall at k: the shares in [0, 1] of the hits that `recall_hits` returns for the same arguments."""
+    return shares(recall_hits(image, text, image_of_text, ks))
+
+
+def shares(hits: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
+    """The share of each figure's hits."""
+    return {direction: {name: share(found) for name, found in figures.items()} for direction, figures in hits.items()}
+
+
+def share(hits: Tensor) -> float:
+    """The share of hits, bool [Q], in float64."""
+    return hits.double().mean().item()
 
 
 def accuracy(image: Tensor, classes: Tensor, labels: Sequence[int]) -> float:
-    """Top-1 accuracy in [0, 1].
+    """Top-1 accuracy in [0, 1]: the share of `accuracy_hits` for the same arguments."""
+    return share(accuracy_hits(image, classes, labels))
+
+
+def accuracy_hits(image: Tensor, classes: Tensor, labels: Sequence[int]) -> Tensor:
+    """Whether the class of each image scores highest: bool [N].
 
     Args:
         image: Unit features [N, D].
         classes: Unit features [C, D].
         labels: The index of the class of each image, [N]; −1 for an image that is never right.
     """
-    ranks = _ranks(image, classes, torch.as_tensor(labels), torch.arange(len(classes)))
-    return (ranks == 0).double().mean().item()
+    return _ranks(image, classes, torch.as_tensor(labels), torch.arange(len(classes))) == 0
 
 
 def _ranks(query: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from lotlip_data.manifests.iteration import batched
 from lotlip_data.training.data.feature_cache import tower_id
 from lotlip_data.training.data.tokenizer import TextForm, check_vocabulary, has_words
 from lotlip_data.training.devices import pick_device
+from lotlip_data.training.evaluation import protocol
 from lotlip_data.training.models import lotlip
 from lotlip_data.training.models.lotlip import LoTLIP
 
@@ -71,6 +72,10 @@ class Embedder(Protocol):
     @property
     def text_form(self) -> TextForm:
         """The form of long texts: `authors` as in the authors' evaluation, `punkt` as published."""
+
+    @property
+    def preprocessing(self) -> Mapping[str, str]:
+        """How images are made pixels, as `describe_preprocessing` says it. Results state it."""
 
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
         """Unit float32 features [N, D] on the CPU. The images may come from a generator."""
@@ -135,6 +140,10 @@ class LoTLIPModel:
         self.model.towers.to(device)
         self.context_length = self.model.tokenizer.context_length
         self.text_form: TextForm = self.model.tokenizer.form
+        transform = self.model.transform
+        self.preprocessing: Mapping[str, str] = protocol.describe_preprocessing(
+            (transform.size, transform.size), "shortest", transform.interpolation, transform.mean, transform.std
+        )
 
     @functools.cached_property
     def image_identity(self) -> str:
@@ -186,6 +195,9 @@ class OpenClipModel(_UnitFeatures):
         self.context_length = int(self._tokenize.context_length)
         self._padding_id = int(self._tokenize([""], context_length=MAX_SPECIAL_TOKENS)[0, -1])
         self._end_id = int(self._tokenize(["a " * MAX_SPECIAL_TOKENS], context_length=MAX_SPECIAL_TOKENS)[0, -1])
+        self.preprocessing: Mapping[str, str] = protocol.open_clip_preprocessing(
+            open_clip.get_model_preprocess_cfg(self._model)
+        )
         settings = [repr(self._transform), type(self._tokenize).__name__, *(["quick_gelu"] if quick_gelu else [])]
         self.identity = _weights_digest(self._model, *settings)
 
@@ -238,6 +250,7 @@ class TransformersClipModel(_UnitFeatures):
             raise UserError(f"clip:{name}: {error}") from None
         self._model, self._device = model.eval().to(device), device
         self.context_length = int(self._model.config.text_config.max_position_embeddings)
+        self.preprocessing: Mapping[str, str] = protocol.transformers_preprocessing(self._processor.to_dict())
         self.identity = _weights_digest(self._model, str(self._processor), self._tokenizer.backend_tokenizer.to_str())
 
     @torch.no_grad()

@@ -1,16 +1,21 @@
 """Tables of evaluations in the paper's layout, as Markdown or LaTeX: the paper's rows first, then the measured ones.
 
-Tables 4 and 10 have R@1 on long texts, Tables 5 and 11 have short texts and ImageNet. Two more tables have all figures,
-and the statistics of the sets beside the paper's Table 1. Every table of figures states the shares of texts and tokens
-that were cut. A figure is marked with * if it was measured on a part of a set, or if images were damaged.
+Tables 4 and 10 have R@1 on long texts, Tables 5 and 11 have short texts and ImageNet. A table of later models follows.
+Three more tables have all figures, the protocols, and the statistics of the sets beside the paper's Table 1. Figures
+have their 95% intervals. Every table of figures states the shares of texts and tokens that were cut, and in what the
+protocols of its measured rows differ. A figure is marked with * if it was measured on a part of a set, or if images
+were damaged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from lotlip_data.manifests.errors import UserError
+from lotlip_data.training.evaluation import protocol
 from lotlip_data.training.evaluation.paper_results import (
+    LATER_MODELS,
+    LATER_TASKS,
+    NOT_READ,
     RELEASED,
     TABLE_4,
     TABLE_4_TASKS,
@@ -18,10 +23,11 @@ from lotlip_data.training.evaluation.paper_results import (
     TABLE_5_TASKS,
     TABLE_10,
     TABLE_11,
+    LaterModel,
     PaperRow,
 )
-
-Format = Literal["markdown", "latex"]
+from lotlip_data.training.evaluation.results import NOT_MEASURED, Models, Results, group_by_model
+from lotlip_data.training.evaluation.table_text import OURS, Format, Table, write
 
 BY_TEXTS = ("Short", "Long", "Model")
 BY_SCALE = ("Data", "Image tower", "Model")
@@ -31,24 +37,14 @@ SHORT_COLUMNS = (
     *(f"{title} {direction} R@{k}" for title in ("COCO", "Flickr") for direction in ("I2T", "T2I") for k in (1, 5)),
 )
 SHORT_TASKS = ("imagenet", *TABLE_5_TASKS)
-OURS = "ours"
-"""The first cell of each measured row."""
-NOT_MEASURED = "–"
-PARTIAL_NOTE = "With an asterisk (*): measured on a part of the set"
-_LATEX_ESCAPES = (
-    ("\\", "\0"),  # first, because the others contain backslashes
-    ("{", r"\{"),
-    ("}", r"\}"),
-    ("\0", r"\textbackslash{}"),
-    ("~", r"\textasciitilde{}"),
-    ("^", r"\textasciicircum{}"),
-    ("$", r"\$"),
-    ("_", r"\_"),
-    ("%", r"\%"),
-    ("#", r"\#"),
-    ("&", r"\&"),
-    ("–", "--"),
+DIRECTIONS_NOTE = (
+    "The paper's rows have the column names of the paper as it was read. The authors' README "
+    "(github.com/wuw2019/LoTLIP at 301b906) gives the same figures of CLIP and of the released model with the "
+    "directions exchanged: I2T first"
 )
+INTERVALS_NOTE = "In brackets: 95% interval, by a bootstrap over the queries"
+CLUSTERS_NOTE = "; the texts of one image are drawn together"
+NO_INTERVALS_NOTE = "Without brackets: from an earlier release, which stored no outcome per query; evaluate again"
 
 
 def tables(evaluations: Sequence[Mapping[str, Any]], form: Format = "markdown") -> str:
@@ -61,95 +57,19 @@ def tables(evaluations: Sequence[Mapping[str, Any]], form: Format = "markdown") 
     Raises:
         UserError: If two results of one model and task differ.
     """
-    models = _group_by_model(evaluations)
+    models = group_by_model(evaluations)
     long_rows, short_rows = (*TABLE_4, RELEASED), TABLE_5
     candidates = [
         _long_text_table("Table 4: long texts, R@1", BY_TEXTS, long_rows, models),
         _short_text_table("Table 5: short texts and ImageNet", BY_TEXTS, short_rows, models),
         _long_text_table("Table 10: long texts by the scale of the data, R@1", BY_SCALE, TABLE_10, models),
         _short_text_table("Table 11: short texts and ImageNet by the scale of the data", BY_SCALE, TABLE_11, models),
+        _later_models_table(models),
         _all_figures_table(models),
+        _protocol_table(models),
         _statistics_table(models),
     ]
-    write = _to_markdown if form == "markdown" else _to_latex
-    return "\n".join(write(table) for table in candidates if table.rows)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text cells, with a title and a note below."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """The figures of one model on one task."""
-
-    task: str
-    figures: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    """What is recorded of the task: title, whether it is partial, statistics, published numbers. Empty if unknown."""
-
-    @property
-    def title(self) -> str:
-        """The title of the task, or its name."""
-        return str(self.settings.get("title", self.task))
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether a part of the task was measured."""
-        return bool(self.settings.get("partial", False) or self.figures["damaged"])
-
-    def share(self, *path: str) -> float:
-        """A share in [0, 1], such as that at `"t2i", "R@1"`."""
-        value: Any = self.figures
-        for name in path:
-            value = value[name]
-        return float(value)
-
-    def percent(self, *path: str) -> str:
-        """A share in percent with two decimals, with `*` if it was measured on a part of the task."""
-        return f"{100 * self.share(*path):.2f}" + "*" * self.is_partial
-
-    def cut_percents(self) -> tuple[str, str]:
-        """The shares of texts and of tokens that were cut. Results of early releases have only the first."""
-        tokens = self.figures.get("cut_tokens")
-        return f"{100 * self.figures['cut']:.1f}%", NOT_MEASURED if tokens is None else f"{100 * tokens:.1f}%"
-
-
-Results = Mapping[str, TaskResult]
-"""The results of one model by task."""
-Models = Mapping[str, Results]
-"""The results of all models by the model's name."""
-
-
-def _group_by_model(evaluations: Sequence[Mapping[str, Any]]) -> Models:
-    """The results of each model by its name.
-
-    A model is identified by the digest of its weights, and has the name of its first evaluation. If another model has
-    that name already, the beginning of the digest is added.
-
-    Raises:
-        UserError: If two results of one model and task differ.
-    """
-    models: dict[str, dict[str, TaskResult]] = {}
-    names: dict[str, str] = {}
-    for evaluation in evaluations:
-        settings = evaluation["settings"]
-        digest = settings["model"]
-        name = str(settings.get("name", digest[:12]))
-        name = names.setdefault(digest, name if name not in names.values() else f"{name} ({digest[:8]})")
-        results = models.setdefault(name, {})
-        for task, figures in {**evaluation["retrieval"], **evaluation["classification"]}.items():
-            result = TaskResult(task, figures, settings.get("tasks", {}).get(task, {}))
-            first = results.setdefault(task, result)
-            if first.figures != figures:
-                raise UserError(f"{name}: two results of {first.title} have different figures; give only one of them")
-    return models
+    return "\n".join(write(table, form) for table in candidates if table.rows)
 
 
 def figures_by_model(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -160,13 +80,14 @@ def figures_by_model(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     """
     return {
         name: {task: {**result.figures, "partial": result.is_partial} for task, result in results.items()}
-        for name, results in _group_by_model(evaluations).items()
+        for name, results in group_by_model(evaluations).items()
     }
 
 
 def _long_text_table(title: str, head: tuple[str, ...], paper_rows: Sequence[PaperRow], models: Models) -> Table:
     """A table with the columns of Table 4."""
-    return _comparison(title, (*head, *LONG_COLUMNS), paper_rows, models, TABLE_4_TASKS, _long_text_cells)
+    table = _comparison(title, (*head, *LONG_COLUMNS), paper_rows, models, TABLE_4_TASKS, _long_text_cells)
+    return replace(table, notes=(*table.notes, DIRECTIONS_NOTE))
 
 
 def _short_text_table(title: str, head: tuple[str, ...], paper_rows: Sequence[PaperRow], models: Models) -> Table:
@@ -189,7 +110,7 @@ def _comparison(
         return Table(title, (), ())
     rows = [(row.short, row.long, row.model, *map(_two_decimals, row.values)) for row in paper_rows]
     rows += [(OURS, "", f"**{name}**", *values) for name, values in measured.items()]
-    return Table(title, columns, tuple(rows), _cut_note({name: models[name] for name in measured}, tasks))
+    return Table(title, columns, tuple(rows), _measurement_notes({name: models[name] for name in measured}, tasks))
 
 
 def _long_text_cells(results: Results) -> list[str]:
@@ -212,6 +133,79 @@ def _short_text_cells(results: Results) -> list[str]:
 
 def _percent(results: Results, task: str, *path: str) -> str:
     return results[task].percent(*path) if task in results else NOT_MEASURED
+
+
+def _measurement_notes(models: Models, tasks: Sequence[str]) -> tuple[str, ...]:
+    """What the measured rows of a table need to be read: shares cut, intervals, and differences of protocol."""
+    return _cut_note(models, tasks), *_interval_notes(models, tasks), *_protocol_notes(models, tasks)
+
+
+def _interval_notes(models: Models, tasks: Sequence[str] | None) -> list[str]:
+    """How the intervals are made, and whether any is missing."""
+    shown = [result for results in models.values() for task, result in results.items() if not tasks or task in tasks]
+    with_intervals = [result for result in shown if "intervals" in result.figures]
+    has_clusters = any(result.has_clusters for result in with_intervals)
+    notes = [INTERVALS_NOTE + CLUSTERS_NOTE * has_clusters] if with_intervals else []
+    return notes + [NO_INTERVALS_NOTE] * (len(with_intervals) < len(shown))
+
+
+def _protocol_notes(models: Models, tasks: Sequence[str] | None) -> list[str]:
+    """For each task, or those of `tasks`, in what the protocols of the models differ."""
+    titles = {task: result.title for results in models.values() for task, result in results.items()}
+    notes = []
+    for task, title in titles.items():
+        if tasks and task not in tasks:
+            continue
+        protocols = {name: results[task].protocol for name, results in models.items() if task in results}
+        if differences := protocol.protocol_differences(protocols):
+            notes.append(f"Measured with different protocols, {title}: {'; '.join(differences)}")
+    return notes
+
+
+def _later_models_table(models: Models) -> Table:
+    """Published R@1 of later models on long texts, with their sources, and the measured models."""
+    rows = [
+        (row.training, row.model, *(_later_cell(row, task) for task in LATER_TASKS), row.source) for row in LATER_MODELS
+    ]
+    measured = {}
+    for name, results in models.items():
+        cells = [_both_directions(results, task) for task in LATER_TASKS]
+        if set(cells) != {NOT_MEASURED}:
+            measured[name] = (OURS, f"**{name}**", *cells, "measured")
+    if not measured:
+        return Table("", (), ())
+    titles = [f"{title} I2T / T2I" for title in LATER_TASKS.values()]
+    notes = _measurement_notes({name: models[name] for name in measured}, tuple(LATER_TASKS))
+    return Table(
+        "Later models: long texts, R@1",
+        ("Training", "Model", *titles, "Source"),
+        (*rows, *measured.values()),
+        (NOT_READ, *notes),
+    )
+
+
+def _later_cell(row: LaterModel, task: str) -> str:
+    value = row.values.get(task)
+    return NOT_MEASURED if value is None else value + "†" * (not row.is_read)
+
+
+def _both_directions(results: Results, task: str) -> str:
+    """R@1, image to text and text to image."""
+    if task not in results:
+        return NOT_MEASURED
+    both = " / ".join(results[task].percent(direction, "R@1") for direction in ("i2t", "t2i"))
+    return both.replace("*", "") + "*" * results[task].is_partial
+
+
+def _protocol_table(models: Models) -> Table:
+    """The protocol of each model and task."""
+    rows = tuple(
+        (name, result.title, *(str(result.protocol.get(field, NOT_MEASURED)) for field in protocol.LABELS))
+        for name, results in models.items()
+        for result in results.values()
+        if result.protocol
+    )
+    return Table("Protocols", ("Model", "Task", *map(str.capitalize, protocol.LABELS.values())), rows)
 
 
 def _cut_note(models: Models, tasks: Sequence[str]) -> str:
@@ -237,7 +231,12 @@ def _all_figures_table(models: Models) -> Table:
             rows.append((name, result.title, *cells, *result.cut_percents(), damaged))
     columns = [f"{direction.upper()} {metric}" for direction, metric in metrics]
     columns[0] += " / Acc."
-    return Table("All figures", ("Model", "Task", *columns, "Texts cut", "Tokens cut", "Damaged"), tuple(rows))
+    return Table(
+        "All figures",
+        ("Model", "Task", *columns, "Texts cut", "Tokens cut", "Damaged"),
+        tuple(rows),
+        (*_interval_notes(models, None), *_protocol_notes(models, None)),
+    )
 
 
 def _statistics_table(models: Models) -> Table:
@@ -270,54 +269,3 @@ def _whole(value: int | None) -> str:
 
 def _two_decimals(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.2f}"
-
-
-def _to_markdown(table: Table) -> str:
-    lines = [f"### {table.title}", "", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(map(_escape_markdown, row)) + " |" for row in table.rows]
-    for note in _notes(table):
-        lines += ["", note]
-    return "\n".join([*lines, ""])
-
-
-def _to_latex(table: Table) -> str:
-    """A tabular of booktabs, with a rule between the paper's rows and the measured ones."""
-    lines = [f"% {table.title}", r"\begin{tabular}{" + "l" * len(table.columns) + "}", r"\toprule"]
-    lines.append(_latex_row(table.columns))
-    lines.append(r"\midrule")
-    first_measured = next((index for index, row in enumerate(table.rows) if row[0] == OURS), None)
-    for index, row in enumerate(table.rows):
-        if index == first_measured:
-            lines.append(r"\midrule")
-        lines.append(_latex_row(row))
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    for note in _notes(table):
-        lines += ["", _escape_latex(note)]
-    return "\n".join([*lines, ""])
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(_escape_latex, cells)) + r" \\"
-
-
-def _notes(table: Table) -> list[str]:
-    """The lines below a table: its note, and what * means if a cell is marked."""
-    is_marked = any(_is_marked(cell) for row in table.rows for cell in row)
-    return [*([table.note] if table.note else []), *([PARTIAL_NOTE] if is_marked else [])]
-
-
-def _is_marked(cell: str) -> bool:
-    return cell.endswith("*") and not cell.endswith("**")
-
-
-def _escape_markdown(cell: str) -> str:
-    cell = cell.replace("|", r"\|")
-    return f"{cell[:-1]}\\*" if _is_marked(cell) else cell
-
-
-def _escape_latex(cell: str) -> str:
-    is_bold = cell.startswith("**") and cell.endswith("**") and len(cell) > 4
-    text = cell[2:-2] if is_bold else cell
-    for character, escaped in _LATEX_ESCAPES:
-        text = text.replace(character, escaped)
-    return rf"\textbf{{{text}}}" if is_bold else text

@@ -15,7 +15,15 @@ from lotlip_data.pipeline.cli.main import app
 from lotlip_data.pipeline.model_stages import evaluate as evaluation
 from lotlip_data.pipeline.reporting.status import get_status
 from lotlip_data.training.config import make_config
-from lotlip_data.training.evaluation.paper_results import RELEASED, TABLE_4, TABLE_5, TABLE_10, TABLE_11
+from lotlip_data.training.evaluation.paper_results import (
+    LATER_MODELS,
+    LATER_TASKS,
+    RELEASED,
+    TABLE_4,
+    TABLE_5,
+    TABLE_10,
+    TABLE_11,
+)
 from lotlip_data.training.evaluation.report import tables
 from lotlip_data.training.evaluation.tasks.imagenet import read_classes
 from lotlip_data.training.evaluation.tasks.registry import TASKS
@@ -109,7 +117,79 @@ def test_models_of_open_clip_and_of_transformers_are_evaluated_the_same_way(data
     shown = CliRunner().invoke(app, ["eval-tables", *map(str, written)]).stdout
     assert all(f"**{clip}**" in shown for clip in clips) and "Table 4" not in shown  # no long-text task was evaluated
     latex = CliRunner().invoke(app, ["eval-tables", *map(str, written), "--latex"]).stdout
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 5
+
+
+def test_two_models_are_compared_by_their_files_or_by_their_names(data, published, tmp_path, monkeypatch):
+    """The images lie in another folder for the second model, which changes no query."""
+    pytest.importorskip("open_clip")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data / "mscoco", tmp_path / "elsewhere")
+    clips = [f"open_clip:{write_open_clip(tmp_path / 'a')}", f"clip:{write_clip(tmp_path / 'b')}"]
+    for clip, folder, name in zip(clips, (data / "mscoco", tmp_path / "elsewhere"), "xy", strict=True):
+        ended = run(clip, "--task", f"mscoco={folder}", "--name", name, "--out", f"{name}.json")
+        assert ended.exit_code == 0, ended.output
+    by_file = CliRunner().invoke(app, ["eval-tables", "--compare", "x.json", "y.json"])
+    assert by_file.exit_code == 0 and "### x and y: y minus x" in by_file.stdout
+    assert "the texts of one image are drawn together" in by_file.stdout and "| MSCOCO | T2I R@1 |" in by_file.stdout
+    by_name = CliRunner().invoke(app, ["eval-tables", "x.json", "y.json", "--compare", "x", "y"])
+    assert by_name.stdout == by_file.stdout
+    shown = CliRunner().invoke(app, ["eval-tables", "--compare", "x.json", "y.json", "--json"])
+    compared = json.loads(shown.stdout)
+    assert compared["models"] == ["x", "y"] and len(compared["differences"]) == 6
+    assert all(each["paired"] and each["verdict"] == "not decided" for each in compared["differences"])
+    assert compared["missing"] == compared["warnings"] == []  # same preprocessing, context length and texts
+    latex = CliRunner().invoke(app, ["eval-tables", "--compare", "x.json", "y.json", "--latex"]).stdout
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1
+
+
+def test_what_cannot_be_compared_is_an_error_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.json").write_text(json.dumps(_evaluation(0.5, ["dci"], name="x")))
+    missing = CliRunner().invoke(app, ["eval-tables", "--compare", "x.json", "z"])
+    assert missing.exit_code == 2 and "z: there is no such file; name a JSON file" in missing.output
+    nothing = CliRunner().invoke(app, ["eval-tables"])
+    assert nothing.exit_code == 2 and "or two of them with --compare A B" in nothing.output
+    old = CliRunner().invoke(app, ["eval-tables", "--compare", "x.json", "x.json"])
+    assert old.exit_code == 0 and "x (1) and x (2) have no outcome per query" in old.stdout
+    assert "There is no figure that can be compared" in old.stdout
+
+
+def test_different_protocols_in_one_table_are_a_warning(tmp_path):
+    paths = []
+    for name, limit in (("x", 77), ("y", 248)):
+        evaluation = _evaluation(0.5, ["dci"], name=name) | {"protocol": {"dci": {"context_length": limit}}}
+        evaluation["settings"]["model"] = name
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(evaluation))
+    ended = CliRunner().invoke(app, ["eval-tables", *map(str, paths)])
+    warning = "Measured with different protocols, dci: context length 77 (x) / 248 (y)"
+    assert (
+        ended.exit_code == 0 and ended.stdout.count(f"\n\n{warning}\n") == 4
+    )  # Tables 4, 10, later models, all figures
+    assert "| y | dci | 248 |" in ended.stdout
+
+
+def test_later_models_have_their_sources_and_figures_that_were_not_read_there_are_marked():
+    text = tables([_evaluation(0.5, ["urban-1k"], name="m")])
+    [table] = [part for part in text.split("### ") if part.startswith("Later models")]
+    rows = {line.split(" | ")[1]: line for line in table.splitlines() if line.startswith("| ") and "arXiv" in line}
+    assert len(rows) == len({row.model for row in LATER_MODELS if not row.is_read})
+    assert "93.1 / 93.0†" in rows["DeBias-CLIP B/16"] and rows["DeBias-CLIP B/16"].endswith("| arXiv 2602.22419 |")
+    assert "| 88.80 / 84.80 | – | README of github.com/wuw2019/LoTLIP at 301b906 |" in table
+    assert "With a dagger (†): from notes about the source." in table
+    assert "| ours | **m** | – | – | – | – | 50.00 / 50.00 | – | measured |" in table
+    assert all(row.values.keys() <= LATER_TASKS.keys() and row.source for row in LATER_MODELS)
+    assert r"90.0 / 87.4\textdagger{}" in tables([_evaluation(0.5, ["urban-1k"], name="m")], "latex")
+
+
+def test_cells_have_the_interval_and_the_mark_of_a_part():
+    evaluation = _evaluation(0.5, ["dci"], name="m")
+    evaluation["retrieval"]["dci"]["intervals"] = {way: {"R@1": [0.4, 0.6125]} for way in ("t2i", "i2t")}
+    assert "| ours |  | **m** | 50.00 [40.00, 61.25] | 50.00 [40.00, 61.25] |" in tables([evaluation])
+    assert "In brackets: 95% interval, by a bootstrap over the queries\n" in tables([evaluation])
+    evaluation["settings"]["tasks"] = {"dci": {"partial": True}}
+    assert "| 50.00 [40.00, 61.25]\\* |" in tables([evaluation])
 
 
 def test_any_model_can_be_evaluated_on_synthetic_scenes(tmp_path, monkeypatch):
@@ -241,7 +321,7 @@ def test_results_of_one_model_fill_one_row_with_the_mean_of_the_eight_numbers():
     ]
     separate[1]["settings"]["name"] = "m by another path"  # models are the same if the digests of their weights are
     both = [line for line in tables(separate).splitlines() if line.startswith("| ours |")]
-    assert len(both) == 2  # in Table 4 and in Table 10
+    assert len(both) == 3  # in Table 4, in Table 10, and beside later models
     row = both[:1]
     assert row == ["| ours |  | **m** |" + " 50.00 |" * 4 + " 25.00 |" * 4 + " 37.50 |"]
     missing = tables(separate[:1]).split("### ")[1]
@@ -261,7 +341,11 @@ def test_every_table_shows_the_share_of_texts_and_tokens_beyond_the_context_leng
     unknown = f"25.0{percent} / " + ("–" if form == "markdown" else "--")
     below = "\nCut at the context length (task / texts / tokens): "
     long, short = f"{below}m: dci / {cut}; n: dci / {unknown}, IIW / {cut}\n", f"{below}m: mscoco / {cut}\n"
-    assert (text.count(long), text.count(short), text.count(below)) == (2, 2, 4)  # Tables 4 and 10, and 5 and 11
+    assert (text.count(long), text.count(short), text.count(below)) == (
+        3,
+        2,
+        5,
+    )  # Tables 4, 10 and later models; 5 and 11
     head, row = "Texts cut | Tokens cut | Damaged", "| 25.0% | 10.0% | 0 |"
     if form == "latex":
         head, row = (cells.replace("| ", "& ").replace(" |", "").replace("%", percent) for cells in (head, row))
@@ -294,8 +378,10 @@ def test_every_table_with_a_mark_explains_it(form):
     partial["settings"]["tasks"] = {"iiw": {"partial": True}}
     whole, text = tables([_evaluation(0.5, ["dci", "iiw"], name="m")], form), tables([partial], form)
     note = "\nWith an asterisk (*): measured on a part of the set\n"
-    assert whole.count(note) == 0 and text.count(note) == 3  # Tables 4 and 10, and all figures
-    assert text.count("50.00\\*" if form == "markdown" else "50.00*") == 2 + 2 + 6
+    assert whole.count(note) == 0 and text.count(note) == 4  # Tables 4 and 10, later models, and all figures
+    assert (
+        text.count("50.00\\*" if form == "markdown" else "50.00*") == 2 + 2 + 1 + 6
+    )  # one for both directions beside later models
 
 
 def test_a_models_name_is_one_cell_also_with_a_vertical_bar():

@@ -1,5 +1,6 @@
 """Evaluation reports its figures, keeps finished results, and is never repeated."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 from lotlip_data.training.config import make_config
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot, read_results
 from lotlip_data.training.evaluation.models import TextFeatures, load_embedder
+from lotlip_data.training.evaluation.outcomes import decode_outcomes
 from lotlip_data.training.models.lotlip import load_model
 from tests.support.logs import captured_messages
 from tests.training.run_fixture import write_towers
@@ -42,7 +44,8 @@ def test_results_are_committed_and_not_computed_again(model, tmp_path):
     first = [line for line in first if not line.endswith(" left")]  # progress, which depends on the machine's load
     assert second == [f"{out}: already evaluated; nothing to do", *first]
     t2i, cut = (results["retrieval"]["long"][name] for name in ("t2i", "cut_tokens"))
-    assert first[0].startswith(f"long: text to image R@1 {t2i['R@1']:.1%}, image to text R@1 ")
+    low, high = results["retrieval"]["long"]["intervals"]["t2i"]["R@1"]
+    assert first[0].startswith(f"long: text to image R@1 {t2i['R@1']:.1%} [{low:.1%}, {high:.1%}], image to text R@1 ")
     assert first[1].startswith("long: ") and first[1].endswith(f"; {cut:.1%} of all their tokens are cut")
     assert [line.partition(":")[0] for line in first] == [
         name for name in ("long", "short", "colour-shape") for _ in "ab"
@@ -188,3 +191,74 @@ def test_the_synthetic_sets_have_unseen_scenes_and_distinct_short_texts():
     names = [f"{scene.objects[0].colour} {scene.objects[0].shape}" for scene in classes.scenes]
     assert names == [classes.class_names[label] for label in classes.labels] and len(names) == 128
     assert all(scene.seed in SPLITS["evaluation"] for scene in classes.scenes)
+
+
+class _Random:
+    """A model with random features of images and texts, drawn again for each model."""
+
+    context_length, text_form = 8, "authors"
+    preprocessing = {"resolution": "32 x 32", "resizing": "r", "normalisation": "n"}
+
+    def __init__(self, seed):
+        self.identity, self._random = f"random {seed}", torch.Generator().manual_seed(seed)
+
+    def _features(self, count):
+        return torch.nn.functional.normalize(torch.randn(count, 3, generator=self._random), dim=-1)
+
+    def embed_images(self, images):
+        return self._features(len(list(images)))
+
+    def embed_texts(self, texts):
+        return TextFeatures(self._features(len(texts)), [1] * len(texts))
+
+
+def test_results_have_the_outcome_of_each_query_and_intervals_from_them(tmp_path):
+    sets = {"retrieval_sets": [_Pairs("some")], "classification_sets": [_Classes()]}
+    results = evaluate_zero_shot(_Random(0), str(tmp_path / "x.json"), **sets)
+    for kind, name in (("retrieval", "some"), ("classification", "c")):
+        figures = results[kind][name]
+        outcomes = decode_outcomes(results["outcomes"][name], figures, name)
+        assert figures["intervals"] == outcomes.intervals()
+    assert results["outcomes"]["some"]["texts_per_image"] == "2x6"
+    assert results["bootstrap"] == {"level": 0.95, "resamples": 10_000, "seed": 0}
+
+
+def test_results_state_their_protocol(tmp_path):
+    sets = {"retrieval_sets": [_Pairs("some")], "classification_sets": [_Classes()]}
+    protocol = evaluate_zero_shot(_Random(0), str(tmp_path / "x.json"), **sets)["protocol"]
+    common = {"context_length": 8, **_Random.preprocessing, "text_form": "published"}
+    assert protocol["some"] == {**common, "images": 6, "texts": 12}
+    assert protocol["c"] == {**common, "images": 4, "texts": 4, "prompts": protocol["c"]["prompts"]}
+
+
+def test_two_results_have_the_same_queries_unless_other_images_can_be_read(tmp_path):
+    first, second, part = (
+        evaluate_zero_shot(model, str(tmp_path / f"{index}.json"), retrieval_sets=[pairs], allow_partial=True)
+        for index, (model, pairs) in enumerate(
+            [(_Random(0), _Pairs("a")), (_Random(1), _Pairs("a")), (_Random(0), _Pairs("a", frozenset({2})))]
+        )
+    )
+    queries = [results["outcomes"]["a"]["queries"] for results in (first, second, part)]
+    assert queries[0] == queries[1] != queries[2]
+    assert first["outcomes"]["a"]["t2i"] != second["outcomes"]["a"]["t2i"]
+
+
+def test_results_of_an_earlier_release_are_kept_and_say_how_to_have_intervals(model, tmp_path):
+    out = tmp_path / "x.json"
+    results = evaluate_zero_shot(model, str(out), retrieval_sets=[_Pairs("some")])
+    old = {name: value for name, value in results.items() if name not in ("outcomes", "protocol", "bootstrap")}
+    del old["retrieval"]["some"]["intervals"]
+    out.write_text(json.dumps(old))
+    pairs = _Pairs("some")
+    with captured_messages() as messages:
+        assert evaluate_zero_shot(model, str(out), retrieval_sets=[pairs]) == old
+    assert pairs.reads == 0 and "to have them, remove it and evaluate again" in messages[1]
+    assert messages[2].startswith("some: text to image R@1 ") and "[" not in messages[2]
+
+
+@pytest.mark.parametrize("field", ["outcomes", "protocol"])
+def test_a_file_whose_outcomes_or_protocol_are_no_objects_is_an_error(tmp_path, field):
+    content = {"retrieval": {}, "classification": {}, "settings": {}, field: {"dci": 3}}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"x\.json: the field `{field}\.dci` is wrong"):
+        read_results(str(tmp_path / "x.json"))

@@ -592,6 +592,9 @@ def test_models_of_the_authors_text_form_get_long_texts_as_in_the_authors_evalua
     pieces = subcaptions.split(task_images.texts[0], "authors")
     assert task_images.in_form("authors").texts[0] == ". ".join(pieces) and "\n" not in ". ".join(pieces)
     assert task_images.in_form("punkt").texts == task_images.texts
+    forms = [task_images.in_form(form) for form in ("authors", "punkt")]
+    assert [form.text_form for form in forms] == ["authors", "published"]
+    assert len({form.queries for form in forms}) == 1, "the same queries in another form"
     published_files.karpathy(tmp_path, "dataset_coco.json", "val2014")
     short = read("mscoco", tmp_path, 3)
     assert short.in_form("authors").texts == short.texts

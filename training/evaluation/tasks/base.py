@@ -87,6 +87,9 @@ class TaskImages:
     """Those of `Task.checksums` whose checksum differs."""
     stamp: str = ""
     """A digest of the images' paths in the folder and of their sizes and times (or ETags)."""
+    queries: str = ""
+    """A digest of the names of the images, of their texts as published or their classes, and of the order of all: it
+    is the same wherever the files are, and in each text form."""
 
     @property
     def name(self) -> str:
@@ -104,6 +107,7 @@ class ImageTexts(TaskImages):
 
     texts: tuple[str, ...]
     image_of_text: tuple[int, ...]
+    text_form: Literal["published", "authors"] = "published"
 
     def in_form(self, form: TextForm) -> ImageTexts:
         """The set with its texts as a model of that text form expects them.
@@ -113,9 +117,8 @@ class ImageTexts(TaskImages):
         """
         if self.task.kind != "long" or form != "authors":
             return self
-        return dataclasses.replace(
-            self, texts=tuple(". ".join(subcaptions.split(text, "authors")) for text in self.texts)
-        )
+        texts = tuple(". ".join(subcaptions.split(text, "authors")) for text in self.texts)
+        return dataclasses.replace(self, texts=texts, text_form="authors")
 
     def statistics(self) -> dict[str, Any]:
         """The columns of the paper's Table 1: images, texts, and per text the sub-captions and tokens.
@@ -160,7 +163,10 @@ def read_task(task: Task, folder: str, *, allow_partial: bool = False) -> ImageT
     if not task_images.paths or (is_partial(task_images) and not allow_partial):
         raise TaskDataError(_incomplete_message(task_images, folder))
     return dataclasses.replace(
-        task_images, changed_files=files.changed_files(task.checksums), stamp=_image_stamp(files, located.paths)
+        task_images,
+        changed_files=files.changed_files(task.checksums),
+        stamp=_image_stamp(files, located.paths),
+        queries=_queries_digest(located),
     )
 
 
@@ -254,6 +260,13 @@ def _image_stamp(files: Folder, paths: Sequence[str]) -> str:
 
     stamps = dict(zip(names_by_parent, map_ordered(list_stamps, names_by_parent), strict=True))
     content = [[path, stamps[path.rpartition("/")[0]].get(path.rpartition("/")[2])] for path in paths]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _queries_digest(located: _LocatedRecords) -> str:
+    """See `TaskImages.queries`."""
+    names = (path.rpartition("/")[2] for path in located.paths)
+    content = [[name, record.texts, record.label] for name, record in zip(names, located.records, strict=True)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,151 @@
+"""The outcome of each query of an evaluation, in a compact form that is stored with the results.
+
+The outcomes of a retrieval set and of a classification set are
+
+    {"queries": DIGEST, "texts_per_image": "5x4999 4x1", "t2i": {"R@1": BITS, …}, "i2t": {"R@1": BITS, …}}
+    {"queries": DIGEST, "top1": BITS}
+
+BITS is one bit per query, packed by `numpy.packbits` and written in base64: 17 KB for 100,000 queries. The queries of
+`t2i` are the texts, those of one image after another; all other queries are images. `texts_per_image` has the numbers
+of texts of the images in order, as NUMBERxIMAGES. Two results with the same digest have the same queries.
+"""
+
+import base64
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.training.evaluation.bootstrap import Interval, Values, share_interval
+
+REMEDY = "evaluate this model again"
+_TOLERANCE = 1e-9
+"""The largest difference of a figure and the share of its bits. Both are computed in float64."""
+
+Path = tuple[str, ...]
+"""Where a figure is in the figures of a set: ("t2i", "R@1"), ("i2t", "R@5"), ("top1",), …"""
+Bits = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """The outcomes of one set, read and checked."""
+
+    queries: str
+    """Digest of the queries: their images, texts and order."""
+    hits: Mapping[Path, Bits]
+    """For each figure, whether each query is found."""
+    texts_per_image: Values
+    """[N]; empty for classification."""
+
+    def cluster_sizes(self, path: Path) -> Values:
+        """The number of queries that belong to each image, for the queries of one figure."""
+        return self.texts_per_image if path[0] == "t2i" else np.ones(len(self.hits[path]), np.int64)
+
+    def interval(self, path: Path) -> Interval:
+        """The 95% interval of a figure."""
+        return share_interval(self.hits[path], self.cluster_sizes(path))
+
+    def intervals(self) -> dict[str, Any]:
+        """The intervals of all figures, nested as the figures are."""
+        nested: dict[str, Any] = {}
+        for path in self.hits:
+            place = nested
+            for name in path[:-1]:
+                place = place.setdefault(name, {})
+            place[path[-1]] = list(self.interval(path))
+        return nested
+
+    def encode(self) -> dict[str, Any]:
+        """The form that is stored."""
+        encoded: dict[str, Any] = {"queries": self.queries}
+        if len(self.texts_per_image):
+            encoded["texts_per_image"] = _encode_counts(self.texts_per_image)
+        for path, hits in self.hits.items():
+            place = encoded
+            for name in path[:-1]:
+                place = place.setdefault(name, {})
+            place[path[-1]] = base64.b64encode(np.packbits(hits).tobytes()).decode()
+        return encoded
+
+
+def retrieval_outcomes(
+    hits: Mapping[str, Mapping[str, Tensor]], image_of_text: Sequence[int], queries: str
+) -> Outcomes:
+    """The outcomes of a retrieval set.
+
+    Args:
+        hits: For `t2i` and `i2t` and each figure, whether each query is found: bool [M] or [N].
+        image_of_text: The index of the image of each text, [M].
+        queries: Digest of the queries.
+    """
+    images = np.asarray(image_of_text, np.int64)
+    order = np.argsort(images, kind="stable")
+    arrays: dict[Path, Bits] = {
+        (way, name): found.numpy() for way, figures in hits.items() for name, found in figures.items()
+    }
+    in_order = {path: found[order] if path[0] == "t2i" else found for path, found in arrays.items()}
+    return Outcomes(queries, in_order, np.bincount(images))
+
+
+def decode_outcomes(encoded: Mapping[str, Any], figures: Mapping[str, Any], owner: str) -> Outcomes:
+    """Read the outcomes of a set.
+
+    Args:
+        encoded: As `Outcomes.encode` returns them.
+        figures: The figures of the set, which must be the shares of the outcomes.
+        owner: Beginning of an error message.
+
+    Raises:
+        UserError: If the outcomes are damaged or do not give the figures.
+    """
+    try:
+        texts_per_image = np.zeros(0, np.int64)
+        if "t2i" in figures:
+            texts_per_image = _decode_counts(encoded["texts_per_image"], figures["images"], figures["texts"])
+        hits = {}
+        for path in _figure_paths(figures):
+            count = figures["texts" if path[0] == "t2i" else "images"]
+            hits[path] = _decode_bits(_at(encoded, path), count)
+            if abs(np.count_nonzero(hits[path]) / max(1, count) - _at(figures, path)) > _TOLERANCE:
+                raise ValueError(f"{' '.join(path)} is not the share of its outcomes")
+        return Outcomes(str(encoded["queries"]), hits, texts_per_image)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{owner}: the outcomes per query are damaged ({error}); {REMEDY}") from None
+
+
+def _figure_paths(figures: Mapping[str, Any]) -> list[Path]:
+    if "t2i" not in figures:
+        return [("top1",)]
+    return [(way, name) for way in ("t2i", "i2t") for name in figures[way]]
+
+
+def _at(nested: Mapping[str, Any], path: Path) -> Any:
+    value: Any = nested
+    for name in path:
+        value = value[name]
+    return value
+
+
+def _decode_bits(text: str, count: int) -> Bits:
+    packed = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    if len(packed) != -(-count // 8):
+        raise ValueError(f"{len(packed)} bytes for {count} queries")
+    return np.unpackbits(packed, count=count).astype(np.bool_)
+
+
+def _encode_counts(counts: Values) -> str:
+    return " ".join(f"{number}x{len(list(run))}" for number, run in itertools.groupby(counts.tolist()))
+
+
+def _decode_counts(text: str, images: int, texts: int) -> Values:
+    runs = np.array([list(map(int, run.split("x"))) for run in text.split()], np.int64).reshape(-1, 2)
+    numbers, lengths = runs.T
+    if (runs < 1).any() or (lengths.sum(), numbers @ lengths) != (images, texts):
+        raise ValueError(f"texts_per_image is not that of {images} images with {texts} texts")
+    return np.repeat(numbers, lengths)
