@@ -137,6 +137,6 @@ class Summarises(Protocol):
         """What `report` shows. It is stored beside the scores.
 
         Args:
-            folder: That of `combine`, which has ended.
+            folder: That of `combine`, which has given its first shard.
             read_shard: The images of a shard, without content.
         """

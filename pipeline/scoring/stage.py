@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from typing import Any, cast
 
 import numpy as np
@@ -270,14 +271,15 @@ class _Scoring:
             tables = map_ordered(lambda file: read_survey(run, name, file), current.values())
             columns = (Survey(tuple(column.to_numpy() for column in table.columns)) for table in tables)
             numbers = scorer.combine(zip(current, columns, strict=True), rows, folder)
-            items = _with_files(numbers, pending, current)
-            self._run_tasks(
-                functools.partial(assign_shard, run, self._entry, self.record), items, len(pending), summary
-            )
-            if isinstance(scorer, Summarises):
+            first = list(islice(numbers, 1))  # the shards are compared now
+            if isinstance(scorer, Summarises):  # before the scores are complete, so that no kill leaves them without it
                 read_shard = functools.partial(iter_images, run, self.record, reads_images=False)
                 content = scorer.summarise(folder, read_shard)
                 storage.replace(run.score_summary(name), artifacts.encode_json(asdict(content), indent=1))
+            items = _with_files(chain(first, numbers), pending, current)
+            self._run_tasks(
+                functools.partial(assign_shard, run, self._entry, self.record), items, len(pending), summary
+            )
         for file in set(surveys.values()).difference(current.values()):
             storage.remove(run.score_survey(name, file))
 

@@ -17,6 +17,7 @@ from lotlip_data.manifests.formats import dataset_index, schema, score_file
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline import inspection, stages
 from lotlip_data.pipeline.dataset.verify import verify
+from lotlip_data.pipeline.scoring import stage
 from lotlip_data.pipeline.url_lists.partition import Partition
 from tests.pipeline import run_fixture as fake_run
 from tests.pipeline.run_fixture import FakeRun
@@ -248,3 +249,22 @@ def test_status_counts_the_scores_that_exist_after_a_kill_before_the_record_and_
     fake_run.write_captions(fake.run, "llava", 2, fake_run.captions_of(fake.run, "sharegpt4v", 2))
     stages.score(fake.run)
     assert inspection.status(fake.run).figures["scorers"]["words"]["failed"] == 0
+
+
+def test_a_kill_before_the_last_scores_loses_no_summary(fake: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorers.use_real_scorers(monkeypatch)
+    edit(fake.run, scores=["repetition"])
+    commits = itertools.count()
+
+    def commit(*arguments: Any) -> Any:
+        if next(commits) == 2:
+            raise Killed
+        return committed(*arguments)
+
+    committed = stage.assign_shard
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "assign_shard", commit)
+        with pytest.raises(Killed):
+            stages.score(fake.run)
+    assert storage.exists(fake.run.score_summary("repetition"))
+    assert stages.score(fake.run).figures["repetition"]["shards_scored"] == 1
